@@ -1,0 +1,72 @@
+"""The entry scripts' shared frame: Hydra composes, one call works, and the exit status tells how it ended.
+
+0: done. 1: a failure while working. 2: bad input, told in one line on stderr without a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from losslens.errors import InputError
+
+# Set before any library reads them. TRL tells its makers about every trainer otherwise.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# PEFT still asks transformers by the old name.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def run(script: str, task: Callable[[DictConfig], None], at_end: Callable[[], int] = lambda: 0) -> None:
+    """Runs `task` once for each job that the command line asks for, and exits.
+
+    Args:
+        script: Path of the entry script; `conf/<its name>.yaml` beside it is its configuration.
+        task: Takes a job's configuration.
+        at_end: Called after the last job; its value is the exit status.
+    """
+    path = Path(script).resolve()
+    refused: list[str] = []
+
+    def job(config: DictConfig) -> None:
+        # Not raised through Hydra, which would end a sweep with a report of its own.
+        try:
+            task(config)
+        except (InputError, OmegaConfBaseException) as error:
+            _tell(path, error, refused)
+
+    # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        hydra.main(version_base="1.3", config_path=str(path.parent / "conf"), config_name=path.stem)(job)()
+        status = at_end() or (2 if refused else 0)
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        _tell(path, error, refused)
+        status = 2
+    except KeyboardInterrupt:
+        print(f"{path.name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _tell(path: Path, error: Exception, told: list[str]) -> None:
+    """Prints an error on one line, once."""
+    line = _one_line(error)
+    if line not in told:
+        print(f"{path.name}: {line}", file=sys.stderr, flush=True)
+        told.append(line)
+
+
+def _one_line(error: Exception) -> str:
+    """An error's text on one line; Hydra puts the useful half into the cause."""
+    text = str(error)
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        text = f"{text}: {error.__cause__}"
+    return " ".join(text.partition("Config search path:")[0].split())

@@ -1,0 +1,212 @@
+"""Everything a user can set, typed and checked. Nothing here imports torch.
+
+The values and their meaning stand in `conf/`; these models say which values are allowed. A value that is not ends in
+one line that names its field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from losslens.errors import InputError
+
+# `${package:tiny/student}` in a config file: a folder that is installed with losslens.
+OmegaConf.register_new_resolver("package", lambda path: str(files("losslens") / path), replace=True)
+
+T = TypeVar("T")
+Schema = TypeVar("Schema", bound=BaseModel)
+FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no field that is not declared, no value of another type."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class LearningRate(Section):
+    """Learning rates of `lr=conventional` and `lr=matched`."""
+
+    name: FolderName
+    base: float = Field(gt=0, allow_inf_nan=False)
+    pairwise_factor: float = Field(gt=0, allow_inf_nan=False)
+
+
+class LoraRank(Section):
+    """Size of the adapter."""
+
+    r: int = Field(ge=1)
+    alpha: float | None = Field(gt=0, allow_inf_nan=False)
+    dropout: float = Field(ge=0, lt=1)
+
+    @property
+    def scale_numerator(self) -> float:
+        """LoRA's alpha: twice the rank unless it is set."""
+        return 2 * self.r if self.alpha is None else self.alpha
+
+
+class Model(Section):
+    """The base that is trained, and the teacher that may write the rollouts."""
+
+    name: FolderName
+    path: str
+    revision: str | None
+    teacher: str | None
+    teacher_revision: str | None
+    target_modules: list[str] = Field(min_length=1)
+    lr: float = Field(gt=0, allow_inf_nan=False)
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    device: str
+    trust_remote_code: bool
+
+
+class Data(Section):
+    """The problems: where they come from, and how many."""
+
+    name: FolderName
+    source: dict[str, Any]
+    train: int = Field(ge=1)
+    eval: int = Field(ge=1)
+    seed: int = Field(ge=0)
+
+
+class Rollouts(Section):
+    """How the rollouts are sampled."""
+
+    policy: Literal["teacher", "base"]
+    k: int = Field(ge=1)
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    top_p: float = Field(gt=0, le=1)
+    max_tokens: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    batch_size: int = Field(ge=1)
+    path: str | None
+
+
+class Optim(Section):
+    """The optimiser and its schedule."""
+
+    max_steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    micro_batch: int | None = Field(ge=1)
+    scheduler: str
+    warmup: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0, allow_inf_nan=False)
+    max_grad_norm: float = Field(gt=0, allow_inf_nan=False)
+    gradient_checkpointing: bool
+    log_steps: int = Field(ge=1)
+    save_steps: int = Field(ge=1)
+
+    @model_validator(mode="after")
+    def _micro_batches_fill_the_batch(self) -> Self:
+        if self.batch_size % self.examples_at_once:
+            raise ValueError(f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}")
+        return self
+
+    @property
+    def examples_at_once(self) -> int:
+        """Examples in one forward pass."""
+        return self.micro_batch or self.batch_size
+
+
+class Evaluation(Section):
+    """Greedy decoding of the held-out problems."""
+
+    max_tokens: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+
+
+class Logger(Section):
+    """Where metrics go besides `metrics.jsonl`."""
+
+    name: Literal["wandb", "none"]
+    mode: Literal["offline", "online"] = "offline"
+    project: str = "losslens"
+    entity: str | None = None
+
+
+class RolloutConfig(Section):
+    """The configuration of `rollout.py`: `conf/rollout.yaml`."""
+
+    output_dir: Path
+    model: Model
+    data: Data
+    rollouts: Rollouts
+
+
+class TrainConfig(RolloutConfig):
+    """The configuration of `train.py`: `conf/train.yaml`. `method` is checked by the method's own class."""
+
+    sweep: FolderName
+    seed: int = Field(ge=0, lt=2**32)
+    init_seed: int = Field(ge=0, lt=2**32)
+    method: dict[str, Any]
+    lr: LearningRate
+    lora_rank: LoraRank
+    optim: Optim
+    evaluation: Evaluation
+    logger: Logger
+
+
+class EvaluateConfig(Section):
+    """The configuration of `evaluate.py`: `conf/evaluate.yaml`."""
+
+    sweep: FolderName
+    output_dir: Path
+    benchmark: Data
+    evaluation: Evaluation
+
+
+class AnalyzeConfig(Section):
+    """The configuration of `analyze.py`: `conf/analyze.yaml`."""
+
+    sweep: FolderName | list[FolderName]
+    output_dir: Path
+
+    @property
+    def sweeps(self) -> list[str]:
+        """The sweeps to gather, at least one."""
+        return [self.sweep] if isinstance(self.sweep, str) else list(self.sweep)
+
+
+def parse(schema: type[Schema], config: DictConfig) -> Schema:
+    """`config`, resolved and checked against `schema`.
+
+    Raises:
+        InputError: A value is missing, unknown, of another type or out of its range.
+    """
+    return _checked("", partial(schema.model_validate, OmegaConf.to_container(config, resolve=True)))
+
+
+def build(field: str, section: dict[str, Any]) -> Any:
+    """The object that a section of the configuration describes: its `_target_`, called with its other values.
+
+    Raises:
+        InputError: There is no such class, or it does not take these values.
+    """
+    values = dict(section)
+    try:
+        target = get_class(values.pop("_target_"))
+    except (KeyError, ValueError, TypeError, ImportError) as error:
+        raise InputError(f"{field}._target_: {str(error).splitlines()[0]}") from error
+    return _checked(field, partial(target, **values))
+
+
+def _checked(field: str, make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in (field, *first["loc"]) if part != "")
+        given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
+        raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}{given}") from error
+    except TypeError as error:
+        raise InputError(f"{field}: {error}") from error

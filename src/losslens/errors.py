@@ -1,0 +1,9 @@
+"""The one exception that is the user's to mend."""
+
+
+class InputError(Exception):
+    """Bad input: a configuration value, a file or a folder that cannot be used.
+
+    Its text is one line that names the field or the file. The entry scripts print it without a traceback and end
+    with exit status 2.
+    """

@@ -1,0 +1,85 @@
+"""Greedy pass@1 on held-out problems, one outcome a problem, on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from losslens.errors import InputError
+from losslens.files import atomic_file
+from losslens.problems import Problem, ProblemSource
+
+SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample", pa.int64()),
+        ("completion", pa.string()),
+        ("answer", pa.string()),  # read out of the completion; null when there is none
+        ("correct", pa.bool_()),
+    ]
+)
+_KEY = b"losslens.evaluation"
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    source: ProblemSource,
+    problems: list[Problem],
+    *,
+    max_tokens: int,
+    batch_size: int,
+    description: str,
+) -> pd.DataFrame:
+    """One greedy completion of each problem and its verdict; columns as in `SCHEMA`."""
+    from losslens.generation import generate_greedy
+
+    completions = generate_greedy(
+        model,
+        tokenizer,
+        [problem.prompt for problem in problems],
+        max_new_tokens=max_tokens,
+        batch_size=batch_size,
+        description=description,
+    )
+    verdicts = [source.verify(problem, c.text) for problem, c in zip(problems, completions, strict=True)]
+    return pd.DataFrame(
+        {
+            "problem_id": [problem.id for problem in problems],
+            "sample": 0,
+            "completion": [completion.text for completion in completions],
+            "answer": [verdict.answer for verdict in verdicts],
+            "correct": [verdict.correct for verdict in verdicts],
+        }
+    )
+
+
+def write_outcomes(outcomes: pd.DataFrame, file: Path, key: str) -> None:
+    """Writes outcomes; `key` says what they are the outcomes of (adapter, problems, decoding)."""
+    table = pa.Table.from_pandas(outcomes, schema=SCHEMA, preserve_index=False)
+    with atomic_file(file) as temporary:
+        pq.write_table(table.replace_schema_metadata({_KEY: key.encode()}), temporary)
+
+
+def is_scored(file: Path, key: str) -> bool:
+    """Whether `file` holds the outcomes that `key` names."""
+    try:
+        return (pq.read_schema(file).metadata or {}).get(_KEY) == key.encode()
+    except (OSError, pa.ArrowInvalid):
+        return False
+
+
+def read_outcomes(file: Path) -> pd.DataFrame:
+    """The outcomes in `file`.
+
+    Raises:
+        InputError: It cannot be read or lacks a column.
+    """
+    try:
+        return pq.read_table(file, columns=SCHEMA.names).to_pandas()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: not a readable outcome file ({str(error).splitlines()[0]})") from error

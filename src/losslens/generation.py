@@ -1,0 +1,172 @@
+"""Completions from a causal language model: greedy, independent of the batch size, or sampled and seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+# Two logits nearer than this may swap places when the same sequence is computed in another batch shape. Measured on
+# the tiny student in float32: batching moves a logit by less than 5e-5. See `generate_greedy`.
+_CLOSE_CALL = {torch.float32: 1e-3, torch.float64: 1e-9}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        text: The decoded completion without special tokens.
+        tokens: Number of tokens, the end-of-sequence token included.
+        finished: Whether the model ended it; False when it was cut at the token limit.
+    """
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
+    """Token ids of `prompt` as a user's turn, up to where the assistant's turn begins.
+
+    A tokenizer without a chat template gets the bare text.
+    """
+    if tokenizer.chat_template is None:
+        return tokenizer(prompt)["input_ids"]
+    return tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_dict=False
+    )
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str, finished: bool) -> list[int]:
+    """Token ids of `completion`, with the end-of-sequence token unless it was cut off before its end."""
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return [*ids, tokenizer.eos_token_id] if finished else ids
+
+
+def generate_greedy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    description: str = "greedy",
+) -> list[Completion]:
+    """Greedy completions of `prompts`, the same whatever `batch_size` is.
+
+    Matrix products round differently in different shapes, so a greedy choice between two almost equal logits can
+    depend on the batch. Whenever a sequence met such a close call, its prompt is decoded again alone, without
+    padding: that result depends on nothing but the model and the prompt. In half precision, where batching moves
+    logits by more than any useful threshold, no such promise is made.
+    """
+    threshold = _CLOSE_CALL.get(model.dtype, 0.0)
+    config = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    completions: list[Completion] = []
+    close_calls: list[int] = []
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    for indices in _batches(encoded, batch_size, description):
+        batch, gaps = _generate(model, tokenizer, [encoded[i] for i in indices], max_new_tokens, config)
+        completions.extend(batch)
+        close_calls.extend(i for i, gap in zip(indices, gaps, strict=True) if gap < threshold)
+    if batch_size > 1:
+        for i in close_calls:
+            [completions[i]], _ = _generate(model, tokenizer, [encoded[i]], max_new_tokens, config)
+    return completions
+
+
+def generate_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    *,
+    samples: int,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    description: str = "sample",
+) -> list[list[Completion]]:
+    """`samples` independent completions of each of `prompts`, in their order.
+
+    The result depends on `seed` and on `batch_size`, not on the state of the global generator, which is put back.
+    """
+    config = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
+    completions: list[Completion] = []
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        for indices in _batches(encoded, batch_size, description):
+            batch, _ = _generate(model, tokenizer, [encoded[i] for i in indices], max_new_tokens, config)
+            completions.extend(batch)
+    return [completions[i : i + samples] for i in range(0, len(completions), samples)]
+
+
+def _batches(encoded: Sequence[list[int]], batch_size: int, description: str) -> list[range]:
+    starts = range(0, len(encoded), batch_size)
+    ranges = [range(start, min(start + batch_size, len(encoded))) for start in starts]
+    return tqdm(ranges, desc=description, unit="batch", leave=False, dynamic_ncols=True)
+
+
+class _TopTwoGap(LogitsProcessor):
+    """Notes, for each sequence, the smallest gap between its two largest logits at any step it was still open."""
+
+    def __init__(self, prompt_length: int, eos_ids: torch.Tensor) -> None:
+        self.prompt_length = prompt_length
+        self.eos_ids = eos_ids
+        self.smallest: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        top = scores.topk(2, dim=-1).values
+        gap = top[:, 0] - top[:, 1]
+        if self.smallest is None:
+            self.smallest = gap
+        else:
+            closed = torch.isin(input_ids[:, self.prompt_length :], self.eos_ids).any(dim=1)
+            self.smallest = torch.where(closed, self.smallest, torch.minimum(self.smallest, gap))
+        return scores
+
+
+@torch.inference_mode()
+def _generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: list[list[int]],
+    max_new_tokens: int,
+    config: dict[str, float | int | bool],
+) -> tuple[list[Completion], list[float]]:
+    """One batch, padded on the left; the completions and each one's smallest gap between its top two logits."""
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    width = max(len(ids) for ids in encoded)
+    input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in encoded])
+    mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
+    declared = model.generation_config.eos_token_id
+    eos_ids = sorted({tokenizer.eos_token_id, *([declared] if isinstance(declared, int) else declared or [])})
+    gaps = _TopTwoGap(width, torch.tensor(eos_ids, device=model.device))
+    output = model.generate(
+        input_ids=input_ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        # Every field that a model's own generation_config could set otherwise is set here.
+        generation_config=GenerationConfig(
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad_id,
+            eos_token_id=eos_ids,
+            repetition_penalty=1.0,
+            num_beams=1,
+            **config,
+        ),
+        logits_processor=LogitsProcessorList([gaps]),
+    )
+    completions = []
+    for ids in output[:, width:].tolist():
+        end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
+        text = tokenizer.decode(ids if end is None else ids[:end], skip_special_tokens=True)
+        completions.append(Completion(text, len(ids) if end is None else end + 1, end is not None))
+    assert gaps.smallest is not None
+    return completions, gaps.smallest.tolist()

@@ -1,0 +1,145 @@
+"""One job of `train.py`: rollouts, training and evaluation of one run, each only when it is still to do."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from losslens import provenance
+from losslens.config import TrainConfig, build
+from losslens.errors import InputError
+from losslens.evaluation import read_outcomes
+from losslens.files import write_json
+from losslens.logger import logged
+from losslens.methods import Method, Pairwise
+from losslens.models import adapter_sha256, initial_adapter, load_model
+from losslens.rollouts.frozen import counts
+from losslens.rollouts.sampling import frozen_rollouts
+from losslens.runs import Run, base_identity, base_source, learning_rate, lora_settings, run_identity, run_of
+from losslens.scoring import score_base, score_run
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        run: Name of the run, or of what could not be started.
+        state: `completed`, `skipped` (it was completed before) or `failed`.
+        accuracy: Greedy pass@1 on the sweep's benchmark; None when there is none.
+        error: One line; empty unless it failed.
+        exit_status: 0, 1 for a failure while working, 2 for bad input.
+    """
+
+    run: str
+    state: str
+    accuracy: float | None = None
+    error: str = ""
+    exit_status: int = 0
+
+
+def train_job(config: TrainConfig) -> Outcome:
+    """Trains and scores the run that `config` describes, and scores the base; skips what is done.
+
+    A failure is written to the run's `status.json` and told in the outcome, so that the other jobs of a sweep go on.
+    """
+    try:
+        method: Method = build("method", config.method)
+        run = run_of(config, isinstance(method, Pairwise))
+    except InputError as error:
+        return Outcome(config.method.get("name", "?"), "failed", error=str(error), exit_status=2)
+    with run.lock():
+        try:
+            return _train_and_score(config, method, run)
+        except InputError as error:
+            run.set_state("failed", error=str(error))
+            return Outcome(run.name, "failed", error=str(error), exit_status=2)
+        except KeyboardInterrupt:
+            run.set_state("preempted", error="interrupted from the keyboard")
+            raise
+        except Exception as error:
+            message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else 'no message'}"
+            (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            run.set_state("failed", error=message, traceback="error.txt")
+            return Outcome(run.name, "failed", error=f"{message} (see {run.folder / 'error.txt'})", exit_status=1)
+
+
+def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
+    trained_before = _is_completed(run)
+    if not trained_before:
+        _train(config, method, run)
+    evaluation = config.evaluation
+    score_base(config.output_dir / config.sweep, config.model, config.data, evaluation)
+    score_run(run, config.model, config.data, evaluation)
+    (run.folder / "error.txt").unlink(missing_ok=True)
+    outcomes = read_outcomes(run.evaluation(config.data.name))
+    return Outcome(run.name, "skipped" if trained_before else "completed", float(outcomes["correct"].mean()))
+
+
+def _is_completed(run: Run) -> bool:
+    status = run.status
+    if status.get("state") != "completed":
+        return False
+    if adapter_sha256(run.adapter) != status.get("adapter_sha256"):
+        raise InputError(
+            f"{run.adapter}: not the adapter that was trained (its sha256 is not the one in status.json); "
+            f"delete {run.folder} to train it again"
+        )
+    return True
+
+
+def _train(config: TrainConfig, method: Method, run: Run) -> None:
+    """Trains the run, making rollouts and initial adapter first when they are missing."""
+    started = datetime.now(UTC)
+    run.set_state("running", step=0, max_steps=config.optim.max_steps)
+    rollouts = frozen_rollouts(config)
+    from losslens.training.dataset import tokenise
+    from losslens.training.run import TrainingPlan, train_run
+
+    base = load_model(base_source(config.model))
+    initial = initial_adapter(
+        config.output_dir, base_identity(config.model), base.model, lora_settings(config), config.init_seed
+    )
+    plan = TrainingPlan(
+        method=method,
+        learning_rate=learning_rate(config, isinstance(method, Pairwise)),
+        lora=lora_settings(config),
+        initial_adapter=initial,
+        optim=config.optim,
+        seed=config.seed,
+    )
+    manifest: dict[str, Any] = {
+        "run": run.name,
+        "method": method.name,
+        "learning_rate": plan.learning_rate,
+        "config": config.model_dump(mode="json"),
+        "identity": run_identity(config, isinstance(method, Pairwise)),
+        "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **counts(rollouts.table)},
+        "base": base_identity(config.model),
+        "initial_adapter": {"folder": initial.name, "sha256": adapter_sha256(initial)},
+        "precision": str(base.model.dtype),
+        "device": str(base.model.device),
+        "versions": provenance.versions(),
+        "code": provenance.code(),
+        "machine": provenance.machine(),
+        "started": started.isoformat(timespec="seconds"),
+    }
+    write_json(run.folder / "manifest.json", manifest)
+
+    def note(step: int, values: dict[str, float]) -> None:
+        run.set_state("running", step=step, max_steps=config.optim.max_steps, loss=values["train/loss"])
+        log(step, values)
+
+    tags = [method.name, f"r{config.lora_rank.r}", config.model.name]
+    with logged(config.logger, run.folder, config.sweep, tags, manifest["identity"]) as log:
+        facts = train_run(plan, base, tokenise(rollouts.table, base.tokenizer), run.folder, note)
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(run.folder / "manifest.json", {**manifest, "training": facts, "ended": ended})
+    run.set_state(
+        "completed",
+        step=config.optim.max_steps,
+        max_steps=config.optim.max_steps,
+        adapter_sha256=adapter_sha256(run.adapter),
+    )

@@ -1,0 +1,240 @@
+"""The base model, its tokenizer, and the one initial adapter that every method starts from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from losslens.errors import InputError
+from losslens.files import atomic_folder, digest, read_json, sha256_of, sha256_of_folder, write_json
+
+# torch, transformers and peft are imported where they are needed: a sweep that is finished must not wait for them.
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
+_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model is loaded from.
+
+    Attributes:
+        field: The configuration field that names it, for error messages.
+        path: A local folder or a hub id.
+        revision: Commit, tag or branch of a hub id.
+        dtype: Precision of the weights; `auto` is float32 on the CPU and bfloat16 on CUDA.
+        device: A torch device; `auto` is CUDA where there is one.
+        trust_remote_code: Whether code that comes with the model may run.
+    """
+
+    field: str
+    path: str
+    revision: str | None
+    dtype: str
+    device: str
+    trust_remote_code: bool
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory with its tokenizer."""
+
+    model: Any
+    tokenizer: Any
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter that is trained: rank, alpha, dropout and the modules it is put on."""
+
+    r: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...]
+
+    def peft_config(self) -> Any:
+        """The same as PEFT's `LoraConfig`."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=list(self.target_modules),
+            task_type="CAUSAL_LM",
+        )
+
+
+@lru_cache(maxsize=8)
+def model_identity(field: str, path: str, revision: str | None) -> dict[str, str | None]:
+    """What tells this model from another, wherever it lies: the content of a folder, or a hub id and its revision.
+
+    Raises:
+        InputError: `path` is neither a folder with a model in it nor the form of a hub id.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{field}={path}: no config.json in this folder")
+        return {"sha256": sha256_of_folder(folder, _MODEL_FILES)}
+    if not _HUB_ID.match(path):
+        raise InputError(f"{field}={path}: no such folder")
+    return {"hub_id": path, "revision": revision}
+
+
+@lru_cache(maxsize=1)
+def load_model(source: ModelSource) -> LoadedModel:
+    """Loads a model and its tokenizer; the last one stays in memory and is given again.
+
+    Raises:
+        InputError: There is no such model, it cannot be read, or the device is not there.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name if source.device == "auto" else source.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"model.device={source.device}: {str(error).splitlines()[0]}") from error
+    if source.dtype == "auto":
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    else:
+        dtype = getattr(torch, source.dtype)
+    options = {"revision": source.revision, "trust_remote_code": source.trust_remote_code}
+    options = {key: value for key, value in options.items() if value}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
+        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
+    except Exception as error:  # transformers raises whatever the broken file happened to raise
+        raise InputError(f"{source.field}={source.path}: {str(error).strip().splitlines()[0]}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{source.field}={source.path}: the tokenizer has no end-of-sequence token")
+    return LoadedModel(model.to(device).eval(), tokenizer)
+
+
+def initial_adapter(
+    output_dir: Path, base_identity: dict[str, str | None], base: Any, settings: LoraSettings, init_seed: int
+) -> Path:
+    """The folder of the initial adapter of (base, LoRA settings, `init_seed`); made when it is missing.
+
+    A is drawn as PEFT draws it (Kaiming-uniform) from a generator seeded with `init_seed`, B is 0. All runs load this
+    one file: A would otherwise depend on precision and on the order in which modules are visited.
+
+    Raises:
+        InputError: The folder's content is not what was written, or no module has one of the target names.
+    """
+    import torch
+    from filelock import FileLock
+    from peft import get_peft_model
+
+    key = digest({"base": base_identity, "lora": settings, "init_seed": init_seed, "dtype": str(base.dtype)}, 12)
+    folder = output_dir / "init" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{key}.lock"):
+        if not folder.is_dir():
+            with atomic_folder(folder) as temporary, as_it_was(base), torch.random.fork_rng():
+                torch.manual_seed(init_seed)
+                try:
+                    adapter = get_peft_model(base, settings.peft_config())
+                except ValueError as error:
+                    raise InputError(f"model.target_modules: {str(error).splitlines()[0]}") from error
+                save_adapter(adapter, temporary)
+                write_json(
+                    temporary / "manifest.json",
+                    {"sha256": adapter_sha256(temporary), "init_seed": init_seed, "base": base_identity},
+                )
+    if adapter_sha256(folder) != read_json(folder / "manifest.json").get("sha256"):
+        raise InputError(f"{folder}: the initial adapter is not what was written; delete this folder to make it again")
+    return folder
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Puts the weights of the adapter in `folder` into the adapter that `model` carries, exactly.
+
+    Raises:
+        InputError: The adapter does not fit the model.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    outcome = set_peft_model_state_dict(model, weights)
+    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    if missing or outcome.unexpected_keys:
+        raise InputError(f"{folder}: the adapter does not fit the base ({(missing + outcome.unexpected_keys)[0]})")
+
+
+@contextmanager
+def carrying(base: Any, folder: Path) -> Iterator[Any]:
+    """The base with the adapter in `folder` on it, for scoring; afterwards the base is as it was."""
+    from peft import PeftModel
+
+    with as_it_was(base):
+        yield PeftModel.from_pretrained(base, folder).eval()
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Writes a plain PEFT folder whose files depend on nothing but the adapter."""
+    model.save_pretrained(folder)
+    # PEFT keeps the target modules as a set, whose order differs from process to process.
+    config = read_json(folder / "adapter_config.json")
+    config["target_modules"] = sorted(config["target_modules"])
+    write_json(folder / "adapter_config.json", config)
+
+
+def adapter_sha256(folder: Path) -> str:
+    """The SHA-256 of an adapter's weights.
+
+    Raises:
+        InputError: There are none.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    return sha256_of(file)
+
+
+@contextmanager
+def as_it_was(base: Any) -> Iterator[Any]:
+    """Lends the base out and takes back exactly what was lent.
+
+    PEFT replaces modules and freezes parameters, TRL replaces `forward`, disables dropout and edits the
+    configuration. None of it may reach the next run.
+    """
+    import copy
+
+    # A module keeps parameters, children, hooks and buffers in dictionaries that are edited in place.
+    modules = [
+        (
+            module,
+            {name: (value, dict(value) if isinstance(value, dict) else None) for name, value in vars(module).items()},
+        )
+        for module in base.modules()
+    ]
+    parameters = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
+    settings = [(holder, copy.deepcopy(vars(holder))) for holder in (base.config, base.generation_config)]
+    try:
+        yield base
+    finally:
+        for module, attributes in modules:
+            vars(module).clear()
+            for name, (value, content) in attributes.items():
+                vars(module)[name] = value
+                if content is not None:
+                    value.clear()
+                    value.update(content)
+        for parameter, requires_grad in parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = None
+        for holder, content in settings:
+            vars(holder).clear()
+            vars(holder).update(content)

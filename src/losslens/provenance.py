@@ -1,0 +1,46 @@
+"""What a result came from: package versions, the commit of the code, the machine and the scheduler's job."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "reasoning-gym", "numpy")
+_SCHEDULER = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that a result depends on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
+
+
+@lru_cache(maxsize=1)
+def code() -> dict[str, str | None]:
+    """The commit of the checkout that losslens runs from, and what differs from it; None outside a checkout."""
+    root = Path(__file__).parent
+    return {"commit": _git(root, "rev-parse", "HEAD"), "dirty_diff": _git(root, "diff", "HEAD")}
+
+
+def machine() -> dict[str, Any]:
+    """Host, processor count and the scheduler's ids."""
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "scheduler": {name: os.environ[name] for name in _SCHEDULER if name in os.environ},
+    }
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        outcome = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return outcome.stdout.strip()

@@ -1,0 +1,1 @@
+"""Rollouts: sampled once, verified, frozen, and never made twice."""

@@ -1,0 +1,132 @@
+"""The frozen set: a parquet file and a manifest, in a folder that is named after its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from losslens.errors import InputError
+from losslens.files import atomic_folder, read_json, write_json
+
+SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("prompt", pa.string()),  # the user's turn, before the chat template
+        ("completion", pa.string()),  # without special tokens
+        ("reward", pa.float64()),  # 1 right, 0 wrong
+        ("answer", pa.string()),  # the problem's reference answer
+        ("sample", pa.int64()),  # number of the rollout within its prompt
+        ("source", pa.string()),  # who wrote it
+        ("tokens", pa.int64()),  # length, the end-of-sequence token included
+        ("finished", pa.bool_()),  # False: cut at the token limit
+    ]
+)
+
+
+@dataclass(frozen=True)
+class FrozenRollouts:
+    """Rollouts as they lie on disk.
+
+    Attributes:
+        folder: Where.
+        table: One row a rollout, with the columns of `SCHEMA`.
+        manifest: Who made them and how, and their counts.
+    """
+
+    folder: Path
+    table: pd.DataFrame
+    manifest: dict[str, Any]
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the content."""
+        return self.manifest["sha256"]
+
+
+def content_sha256(table: pd.DataFrame) -> str:
+    """The SHA-256 of the rows as JSON lines, columns in the order of `SCHEMA`: the same for any writer of parquet."""
+    digest = hashlib.sha256()
+    for row in table[SCHEMA.names].itertuples(index=False):
+        digest.update(json.dumps(list(row), ensure_ascii=True).encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def counts(table: pd.DataFrame) -> dict[str, int | float]:
+    """Rows, prompts, share of right rollouts, share of mixed groups, and rollouts that were cut off."""
+    right = table["reward"] > 0
+    groups = right.groupby(table["problem_id"])
+    mixed = groups.any() & ~groups.all()
+    return {
+        "rollouts": len(table),
+        "prompts": int(groups.ngroups),
+        "share_right": float(right.mean()),
+        "share_mixed_groups": float(mixed.mean()),
+        "truncated": int((~table["finished"]).sum()),
+        "tokens": int(table["tokens"].sum()),
+    }
+
+
+def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any]) -> Path:
+    """Writes `<parent>/<name>-<hash>/` and returns it.
+
+    Args:
+        table: One row a rollout, with the columns of `SCHEMA`.
+        parent: The folder that holds frozen rollouts.
+        name: What the folder's name begins with.
+        manifest: Who made them and how; counts and hash are added.
+    """
+    table = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
+    # Read back as `load` will see it, so that the hash is that of what is on disk.
+    content = table.to_pandas()
+    sha256 = content_sha256(content)
+    folder = parent / f"{name}-{sha256[:12]}"
+    with atomic_folder(folder) as temporary:
+        pq.write_table(table, temporary / "rollouts.parquet")
+        write_json(temporary / "manifest.json", {**manifest, **counts(content), "sha256": sha256})
+    return folder
+
+
+def load(folder: Path) -> FrozenRollouts:
+    """The frozen rollouts in `folder`, after checking that they are what was frozen.
+
+    Raises:
+        InputError: A file is missing, cannot be read, lacks a column, or does not have the content it was frozen with.
+    """
+    file = folder / "rollouts.parquet"
+    if not folder.is_dir():
+        raise InputError(f"rollouts.path={folder}: no such folder")
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or "sha256" not in manifest:
+        raise InputError(f"{folder / 'manifest.json'}: no sha256 in it")
+    try:
+        table = pq.read_table(file)
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{file}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    if missing:
+        raise InputError(f"{file}: no column {missing[0]!r}")
+    try:
+        content = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise InputError(f"{file}: {str(error).splitlines()[0]}") from error
+    if content_sha256(content) != manifest["sha256"]:
+        raise InputError(f"{file}: not the content that was frozen (its hash is not the manifest's sha256)")
+    return FrozenRollouts(folder, content, manifest)
+
+
+def find(parent: Path, key: str) -> Path | None:
+    """The folder below `parent` whose rollouts were made with the settings that hash to `key`."""
+    for manifest in sorted(parent.glob("*/manifest.json")):
+        if read_json(manifest).get("key") == key:
+            return manifest.parent
+    return None

@@ -1,0 +1,124 @@
+"""Samples rollouts, verifies them and freezes them, unless that was done before."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+from omegaconf import DictConfig
+
+from losslens.config import RolloutConfig, build, parse
+from losslens.errors import InputError
+from losslens.files import digest, read_json
+from losslens.models import ModelSource, load_model, model_identity
+from losslens.provenance import versions
+from losslens.rollouts.frozen import FrozenRollouts, counts, find, freeze, load
+
+
+def rollouts_identity(config: RolloutConfig) -> dict[str, Any]:
+    """What tells these rollouts from others: their content when a folder is given, else how they are sampled.
+
+    Raises:
+        InputError: The writer's model or the folder is not there.
+    """
+    if config.rollouts.path is not None:
+        return {"sha256": read_json(Path(config.rollouts.path) / "manifest.json").get("sha256")}
+    writer = _writer(config)
+    return {
+        "source": config.data.source,
+        "prompts": config.data.train,
+        "seed": config.data.seed,
+        "writer": model_identity(writer.field, writer.path, writer.revision),
+        "sampling": config.rollouts.model_dump(exclude={"path"}),
+        "dtype": config.model.dtype,
+    }
+
+
+def frozen_rollouts(config: RolloutConfig) -> FrozenRollouts:
+    """The rollouts that `config` asks for; sampled, verified and frozen first when they are missing.
+
+    Of several processes that ask at once, one makes them and the others wait.
+
+    Raises:
+        InputError: What is on disk is damaged, or the configuration cannot be followed.
+    """
+    if config.rollouts.path is not None:
+        return load(Path(config.rollouts.path))
+    parent = config.output_dir / "rollouts"
+    parent.mkdir(parents=True, exist_ok=True)
+    key = digest(rollouts_identity(config), 16)
+    with FileLock(parent / f".{key}.lock"):
+        folder = find(parent, key) or _make(config, parent, key)
+    return load(folder)
+
+
+def _writer(config: RolloutConfig) -> ModelSource:
+    model = config.model
+    if config.rollouts.policy == "base":
+        field, path, revision = "model.path", model.path, model.revision
+    elif model.teacher is None:
+        raise InputError("rollouts.policy=teacher: model.teacher names none; set it, or take rollouts.policy=base")
+    else:
+        field, path, revision = "model.teacher", model.teacher, model.teacher_revision
+    return ModelSource(field, path, revision, model.dtype, model.device, model.trust_remote_code)
+
+
+def _make(config: RolloutConfig, parent: Path, key: str) -> Path:
+    from losslens.generation import generate_samples
+
+    source = build("data.source", config.data.source)
+    problems = source.problems("train", config.data.train, config.data.seed)
+    writer = _writer(config)
+    loaded = load_model(writer)
+    sampling = config.rollouts
+    started = datetime.now(UTC)
+    completions = generate_samples(
+        loaded.model,
+        loaded.tokenizer,
+        [problem.prompt for problem in problems],
+        samples=sampling.k,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        max_new_tokens=sampling.max_tokens,
+        batch_size=sampling.batch_size,
+        seed=sampling.seed,
+        description=f"rollouts from the {sampling.policy}",
+    )
+    rows = [
+        {
+            "problem_id": problem.id,
+            "prompt": problem.prompt,
+            "completion": completion.text,
+            "reward": float(source.verify(problem, completion.text).correct),
+            "answer": problem.answer,
+            "sample": number,
+            "source": sampling.policy,
+            "tokens": completion.tokens,
+            "finished": completion.finished,
+        }
+        for problem, group in zip(problems, completions, strict=True)
+        for number, completion in enumerate(group)
+    ]
+    manifest = {
+        "key": key,
+        "policy": sampling.policy,
+        "writer": writer.path,
+        "identity": rollouts_identity(config),
+        "device": str(loaded.model.device),
+        "dtype": str(loaded.model.dtype),
+        "made": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+        "versions": versions(),
+    }
+    return freeze(pd.DataFrame(rows), parent, config.data.name, manifest)
+
+
+def rollout_job(config: DictConfig) -> None:
+    """What `rollout.py` does: finds or makes the rollouts and says what they are like."""
+    rollouts = frozen_rollouts(parse(RolloutConfig, config))
+    print(rollouts.folder)
+    for name, value in counts(rollouts.table).items():
+        print(f"  {name.replace('_', ' ')}: {f'{value:.1%}' if isinstance(value, float) else value}")

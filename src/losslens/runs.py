@@ -1,0 +1,147 @@
+"""A run on disk: who it is, where it lies, what state it is in, and which runs a sweep holds. Nothing imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+
+from losslens.config import Model, TrainConfig
+from losslens.errors import InputError
+from losslens.files import digest, read_json, write_json
+from losslens.models import LoraSettings, ModelSource, model_identity
+from losslens.rollouts.sampling import rollouts_identity
+
+State = Literal["running", "preempted", "failed", "completed"]
+
+# Part of every identity: raised when the same configuration begins to mean another adapter.
+_IDENTITY_VERSION = 1
+_NOT_SCIENCE = {"micro_batch", "gradient_checkpointing", "log_steps", "save_steps"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder. What lies in it is described in the README."""
+
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter."""
+        return self.folder / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where unfinished training is kept."""
+        return self.folder / "checkpoints"
+
+    def evaluation(self, benchmark: str) -> Path:
+        """The outcome of each problem of `benchmark`."""
+        return self.folder / "eval" / f"{benchmark}.parquet"
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The content of `status.json`; empty when the run was never started."""
+        file = self.folder / "status.json"
+        return read_json(file) if file.exists() else {}
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The content of `manifest.json`."""
+        return read_json(self.folder / "manifest.json")
+
+    def set_state(self, state: State, **details: Any) -> None:
+        """Writes `status.json` anew."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(self.folder / "status.json", {"state": state, "time": now, **details})
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the run against other processes; waits while another one has it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"{self.name}: another process is at it; waiting", flush=True)
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def lora_settings(config: TrainConfig) -> LoraSettings:
+    """The adapter that `config` describes."""
+    rank = config.lora_rank
+    return LoraSettings(rank.r, rank.scale_numerator, rank.dropout, tuple(sorted(set(config.model.target_modules))))
+
+
+def base_source(model: Model) -> ModelSource:
+    """Where the base is loaded from."""
+    return ModelSource("model.path", model.path, model.revision, model.dtype, model.device, model.trust_remote_code)
+
+
+def base_identity(model: Model) -> dict[str, str | None]:
+    """What tells the base from another."""
+    return model_identity("model.path", model.path, model.revision)
+
+
+def learning_rate(config: TrainConfig, pairwise: bool) -> float:
+    """The peak learning rate of a method: `lr.base`, for pairwise methods times `lr.pairwise_factor`."""
+    return config.lr.base * (config.lr.pairwise_factor if pairwise else 1.0)
+
+
+def run_identity(config: TrainConfig, pairwise: bool) -> dict[str, Any]:
+    """All that decides what the adapter will be, and nothing else: no path, no name, no launcher, no logger.
+
+    Raises:
+        InputError: The model or the rollouts that are named are not there.
+    """
+    return {
+        "version": _IDENTITY_VERSION,
+        "method": config.method,
+        "learning_rate": learning_rate(config, pairwise),
+        "lora": lora_settings(config),
+        "base": base_identity(config.model),
+        "dtype": config.model.dtype,
+        "rollouts": rollouts_identity(config),
+        "optim": config.optim.model_dump(exclude=_NOT_SCIENCE),
+        "seed": config.seed,
+        "init_seed": config.init_seed,
+    }
+
+
+def run_of(config: TrainConfig, pairwise: bool) -> Run:
+    """The folder of the run that `config` describes: the same configuration always gives the same one."""
+    identity = digest(run_identity(config, pairwise), 8)
+    parts = (config.method["name"], config.lr.name, f"r{config.lora_rank.r}", config.model.name, f"s{config.seed}")
+    return Run(config.output_dir / config.sweep / "-".join([*parts, identity]))
+
+
+def base_run(sweep: Path, model: Model) -> Run:
+    """The run, of no training, in which the base of a sweep is scored."""
+    return Run(sweep / f"base-{model.name}-{digest(base_identity(model), 8)}")
+
+
+def runs_of(output_dir: Path, sweep: str) -> list[Run]:
+    """Every run of a sweep that was ever started, the base first, then by name.
+
+    Raises:
+        InputError: There is no such sweep.
+    """
+    folder = output_dir / sweep
+    if not folder.is_dir():
+        raise InputError(f"sweep={sweep}: no folder {folder}")
+    runs = [Run(file.parent) for file in folder.glob("*/status.json")]
+    return sorted(runs, key=lambda run: (not run.name.startswith("base-"), run.name))

@@ -1,0 +1,45 @@
+"""What `train.py` does with a command line: its jobs one by one, then one table of all runs."""
+
+from __future__ import annotations
+
+import sys
+
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from losslens.config import TrainConfig, parse
+from losslens.job import Outcome, train_job
+
+
+class Sweep:
+    """The jobs of one command and how they ended."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.sweep = ""
+
+    def job(self, config: DictConfig) -> None:
+        """Runs one job and says in a line how it ended."""
+        checked = parse(TrainConfig, config)
+        self.sweep = checked.sweep
+        outcome = train_job(checked)
+        if outcome.state == "failed":
+            if outcome.error not in {earlier.error for earlier in self.outcomes}:
+                print(f"train.py: {outcome.error}", file=sys.stderr, flush=True)
+        else:
+            print(f"{outcome.run}: {outcome.state}, accuracy {outcome.accuracy:.1%}", flush=True)
+        self.outcomes.append(outcome)
+
+    def end(self) -> int:
+        """Prints the table of a sweep; the exit status is 1 if a run failed at work, 2 if only input was bad."""
+        if len(self.outcomes) > 1:
+            table = Table("run", "state", "accuracy", "error", title=f"sweep {self.sweep}")
+            for outcome in self.outcomes:
+                accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.1%}"
+                table.add_row(outcome.run, outcome.state, accuracy, outcome.error)
+            Console(soft_wrap=not sys.stdout.isatty()).print(table)
+        if self.sweep and not any(outcome.exit_status for outcome in self.outcomes):
+            print(f"Compare the weights:  python analyze.py sweep={self.sweep}")
+        statuses = {outcome.exit_status for outcome in self.outcomes}
+        return 1 if 1 in statuses else max(statuses, default=0)

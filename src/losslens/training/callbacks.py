@@ -1,0 +1,106 @@
+"""What is shown and written while a run trains."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+# Names under which the trainers report, and ours.
+_RENAMED = {"learning_rate": "lr", "mean_token_accuracy": "token_accuracy"}
+_DROPPED = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
+
+
+class ProgressBar(TrainerCallback):
+    """One bar a run, with the latest loss."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+
+    def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.description,
+            unit="step",
+            leave=False,
+            dynamic_ncols=True,
+        )
+
+    def on_step_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self, _: TrainingArguments, __: TrainerState, ___: TrainerControl, logs: dict[str, float], **____: Any
+    ) -> None:
+        if "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.bar.close()
+
+
+class Metrics(TrainerCallback):
+    """Writes one line of `metrics.jsonl` a logged step, and hands the same numbers on.
+
+    Args:
+        file: The file. A run that goes on from a checkpoint keeps the lines up to it.
+        examples_per_epoch: Rows that make one epoch, for the column `epoch`.
+        hand_on: Called with the step and its numbers.
+    """
+
+    def __init__(self, file: Path, examples_per_epoch: float, hand_on: Callable[[int, dict[str, float]], None]) -> None:
+        self.file = file
+        self.examples_per_epoch = examples_per_epoch
+        self.hand_on = hand_on
+
+    def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
+        kept: list[str] = []
+        if self.file.exists() and state.global_step:
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _step(line) <= state.global_step]
+        # The trainers count tokens from 0 whenever they start.
+        self.tokens_before = json.loads(kept[-1])["train/num_tokens"] if kept else 0.0
+        self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        _: TrainerControl,
+        logs: dict[str, float],
+        **__: Any,
+    ) -> None:
+        values = {f"train/{_RENAMED.get(k, k)}": float(v) for k, v in logs.items() if k not in _DROPPED}
+        if "train/loss" not in values:
+            return
+        examples = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        values["train/num_tokens"] += self.tokens_before
+        values["train/epoch"] = examples / self.examples_per_epoch
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **values}) + "\n")
+        self.hand_on(state.global_step, values)
+
+
+class StopWhenNotFinite(TrainerCallback):
+    """Ends a run whose loss or gradient is no longer a number: nothing after it would mean anything."""
+
+    def on_log(
+        self, _: TrainingArguments, state: TrainerState, __: TrainerControl, logs: dict[str, float], **___: Any
+    ) -> None:
+        for name in ("loss", "grad_norm"):
+            if name in logs and not math.isfinite(float(logs[name])):
+                raise FloatingPointError(f"{name} is {logs[name]} at step {state.global_step}: the run diverged")
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinity for one that was cut off in the middle."""
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return math.inf

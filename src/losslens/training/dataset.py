@@ -1,0 +1,73 @@
+"""One tokenised set of rollouts for all methods, and the one order in which they meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from losslens.generation import encode_completion, encode_prompt
+from losslens.methods import Pairwise, Pointwise
+
+
+def tokenise(rollouts: pd.DataFrame, tokenizer: Any) -> pd.DataFrame:
+    """The rollouts with `prompt_ids`, `completion_ids` and the number of their `group` (their prompt) beside them."""
+    prompts = {prompt: encode_prompt(tokenizer, prompt) for prompt in rollouts["prompt"].unique()}
+    completions = [
+        encode_completion(tokenizer, text, finished)
+        for text, finished in zip(rollouts["completion"], rollouts["finished"], strict=True)
+    ]
+    return rollouts.assign(
+        prompt_ids=[prompts[prompt] for prompt in rollouts["prompt"]],
+        completion_ids=completions,
+        group=pd.factorize(rollouts["problem_id"])[0],
+    )
+
+
+def pointwise_dataset(tokenised: pd.DataFrame, method: Pointwise) -> Dataset:
+    """One row a rollout that `method` learns from: `input_ids`, `labels` and what the loss needs."""
+    rows = method.rows(tokenised)
+    advantages = method.advantages(rows["reward"].to_numpy(), rows["group"].to_numpy())
+    columns = (rows["prompt_ids"], rows["completion_ids"], rows["reward"], advantages, rows["group"])
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": prompt + completion,
+                "labels": [-100] * len(prompt) + completion,
+                "reward": reward,
+                "advantage": float(advantage),
+                "group": group,
+            }
+            for prompt, completion, reward, advantage, group in zip(*columns, strict=True)
+        ]
+    )
+
+
+def pairwise_dataset(tokenised: pd.DataFrame, method: Pairwise) -> Dataset:
+    """One row a pair: `prompt_ids`, `chosen_ids`, `rejected_ids`."""
+    prompts, completions = list(tokenised["prompt_ids"]), list(tokenised["completion_ids"])
+    return Dataset.from_list(
+        [
+            {"prompt_ids": prompts[right], "chosen_ids": completions[right], "rejected_ids": completions[wrong]}
+            for right, wrong in method.pair_rows(tokenised)
+        ]
+    )
+
+
+def schedule(rows: int, examples: int, seed: int) -> np.ndarray:
+    """Which row is met when: `examples` row numbers, each epoch a new permutation drawn from (`seed`, epoch).
+
+    It depends on the number of rows alone, so all methods that train on the same rows meet them in the same order,
+    and every batch is full.
+    """
+    epochs = -(-examples // rows)
+    order = [np.random.default_rng([seed, epoch]).permutation(rows) for epoch in range(epochs)]
+    return np.concatenate(order)[:examples]
+
+
+def in_order(dataset: Dataset, order: Sequence[int] | np.ndarray) -> Dataset:
+    """`dataset` with its rows as `order` says, some of them several times."""
+    return dataset.select(order)

@@ -1,0 +1,66 @@
+"""The trainer of every loss on pairs of a right and a wrong rollout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from datasets import Dataset
+from trl import DPOTrainer
+
+from losslens.methods import Pairwise
+
+
+class PairwiseTrainer(DPOTrainer):
+    """TRL's `DPOTrainer` on pre-tokenised pairs, with the loss of a `Pairwise` method.
+
+    The reference is the base: the adapter switched off. TRL's other losses (`loss_type`) run as TRL has them.
+
+    Args:
+        method: The loss.
+        **options: As for `DPOTrainer`; the dataset holds `prompt_ids`, `chosen_ids` and `rejected_ids`.
+    """
+
+    def __init__(self, method: Pairwise, **options: Any) -> None:
+        self.method = method
+        super().__init__(**options)
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+        if self.loss_types != ["sigmoid"]:
+            return super()._compute_loss(model, inputs, return_outputs)
+        assert not return_outputs
+        mask = inputs["completion_mask"]
+        outputs = model(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            labels=inputs["input_ids"].masked_fill(mask == 0, -100),
+            use_cache=False,
+            fused_lm_head=True,
+        )
+        chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
+        reference_chosen, reference_rejected = self.compute_ref_log_probs(model, inputs)
+        loss = self.method.loss(chosen, rejected, reference_chosen, reference_rejected).mean()
+
+        metrics = self._metrics["train"]
+        with torch.no_grad():
+            scored = outputs.label_mask.sum()
+            chosen_rewards = self.beta * (chosen - reference_chosen)
+            rejected_rewards = self.beta * (rejected - reference_rejected)
+            margins = chosen_rewards - rejected_rewards
+            for name, value in (
+                ("entropy", outputs.entropy.sum() / scored),
+                ("rewards/chosen", chosen_rewards.mean()),
+                ("rewards/rejected", rejected_rewards.mean()),
+                ("rewards/margins", margins.mean()),
+                ("rewards/accuracies", (margins > 0).float().mean()),
+                ("logps/chosen", chosen.mean()),
+                ("logps/rejected", rejected.mean()),
+                ("completion_tokens", scored),
+            ):
+                metrics[name].append(value.item())
+        self._total_train_tokens += inputs["attention_mask"].sum().item()
+        metrics["num_tokens"] = [self._total_train_tokens]
+        return loss

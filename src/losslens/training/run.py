@@ -1,0 +1,193 @@
+"""Trains one run from the base and the initial adapter to the finished adapter, or on from its last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate.state import AcceleratorState
+from transformers import TrainerCallback
+from trl import DPOConfig, SFTConfig
+
+from losslens.config import Optim
+from losslens.files import atomic_folder
+from losslens.methods import Method, Pairwise, Pointwise
+from losslens.models import LoadedModel, LoraSettings, as_it_was, load_adapter, save_adapter
+from losslens.training.callbacks import Metrics, ProgressBar, StopWhenNotFinite
+from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
+from losslens.training.lm_head import score_selected_positions
+from losslens.training.pairwise import PairwiseTrainer
+from losslens.training.pointwise import PointwiseTrainer
+
+Trainer = PointwiseTrainer | PairwiseTrainer
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """All that decides a run, besides the base and the rollouts.
+
+    Attributes:
+        method: The loss.
+        learning_rate: Peak learning rate.
+        lora: The adapter.
+        initial_adapter: Folder of the adapter to start from.
+        optim: Optimiser, schedule, batch.
+        seed: Seed of the order of the rows (and of LoRA dropout).
+    """
+
+    method: Method
+    learning_rate: float
+    lora: LoraSettings
+    initial_adapter: Path
+    optim: Optim
+    seed: int
+
+
+def make_trainer(
+    plan: TrainingPlan,
+    base: LoadedModel,
+    tokenised: pd.DataFrame,
+    output_dir: Path,
+    callbacks: list[TrainerCallback],
+    selected_head: bool | None = None,
+) -> tuple[Trainer, int]:
+    """The trainer of `plan` with the initial adapter in place, and the number of rows in one of its epochs.
+
+    Args:
+        plan: What to train.
+        base: The base; it is changed, so lend it with `as_it_was`.
+        tokenised: The rollouts, from `tokenise`.
+        output_dir: Where checkpoints go.
+        callbacks: Added to the trainer's own.
+        selected_head: Whether `score_selected_positions` takes the place of TRL's fused head; by default off CUDA.
+
+    Raises:
+        InputError: The rollouts hold nothing that the method could learn from.
+    """
+    method = plan.method
+    if isinstance(method, Pairwise):
+        dataset = pairwise_dataset(tokenised, method)
+    else:
+        assert isinstance(method, Pointwise)
+        dataset = pointwise_dataset(tokenised, method)
+    on_cuda = base.model.device.type == "cuda"
+    optim = plan.optim
+    arguments = {
+        "output_dir": str(output_dir),
+        "learning_rate": plan.learning_rate,
+        "max_steps": optim.max_steps,
+        "per_device_train_batch_size": optim.examples_at_once,
+        "gradient_accumulation_steps": optim.batch_size // optim.examples_at_once,
+        "lr_scheduler_type": optim.scheduler,
+        "warmup_steps": optim.warmup,
+        "weight_decay": optim.weight_decay,
+        "max_grad_norm": optim.max_grad_norm,
+        "gradient_checkpointing": optim.gradient_checkpointing,
+        "logging_steps": optim.log_steps,
+        "logging_nan_inf_filter": False,
+        "save_steps": optim.save_steps,
+        "save_total_limit": 1,
+        "train_sampling_strategy": "sequential",
+        "max_length": None,
+        "seed": plan.seed,
+        "bf16": base.model.dtype == torch.bfloat16,
+        "fp16": base.model.dtype == torch.float16,
+        "use_cpu": not on_cuda,
+        "dataloader_pin_memory": on_cuda,
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    options = {
+        "model": base.model,
+        "processing_class": base.tokenizer,
+        "peft_config": plan.lora.peft_config(),
+        "train_dataset": in_order(dataset, schedule(len(dataset), optim.max_steps * optim.batch_size, plan.seed)),
+        "callbacks": callbacks,
+    }
+    trainer: Trainer
+    if isinstance(method, Pairwise):
+        pairwise = DPOConfig(**arguments, **method.trainer_options())
+        trainer = PairwiseTrainer(method, args=pairwise, **options)
+    else:
+        pointwise = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
+        trainer = PointwiseTrainer(method, args=pointwise, **options)
+    if selected_head if selected_head is not None else not on_cuda:
+        score_selected_positions(trainer.model.get_base_model())
+    load_adapter(trainer.model, plan.initial_adapter)
+    return trainer, len(dataset)
+
+
+def train_run(
+    plan: TrainingPlan,
+    base: LoadedModel,
+    tokenised: pd.DataFrame,
+    folder: Path,
+    hand_on: Callable[[int, dict[str, float]], None],
+) -> dict[str, Any]:
+    """Trains `plan` in `folder`: checkpoints below it while it works, `adapter/` at the end.
+
+    Args:
+        plan: What to train.
+        base: The base; it is the same afterwards.
+        tokenised: The rollouts, from `tokenise`.
+        folder: The run's folder.
+        hand_on: Called with each logged step and its numbers.
+
+    Returns:
+        Steps, rows an epoch, epochs, the step gone on from, seconds, and peak GPU memory.
+
+    Raises:
+        InputError: The rollouts hold nothing that the method could learn from.
+        FloatingPointError: The loss or its gradient is not finite.
+    """
+    checkpoints = folder / "checkpoints"
+    started = time.monotonic()
+    # One process trains runs of different precision one after another; accelerate keeps the first one's.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    with as_it_was(base.model):
+        progress: list[TrainerCallback] = [ProgressBar(folder.name), StopWhenNotFinite()]
+        trainer, rows = make_trainer(plan, base, tokenised, checkpoints, progress)
+        trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
+        last = last_checkpoint(checkpoints)
+        _quiet(trainer)
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        with atomic_folder(folder / "adapter") as temporary:
+            save_adapter(trainer.model, temporary)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return {
+        "steps": plan.optim.max_steps,
+        "rows": rows,
+        "epochs": plan.optim.max_steps * plan.optim.batch_size / rows,
+        "resumed_from": 0 if last is None else int(last.name.rpartition("-")[2]),
+        "seconds": round(time.monotonic() - started, 2),
+        "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
+    }
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The latest checkpoint that was written to its end; half-written ones are removed."""
+    complete = []
+    for checkpoint in folder.glob("checkpoint-*"):
+        try:
+            # The trainer writes this file after all others.
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            complete.append(checkpoint)
+        except (OSError, json.JSONDecodeError):
+            shutil.rmtree(checkpoint)
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _quiet(trainer: Trainer) -> None:
+    """The bar and `metrics.jsonl` say what the trainer would print."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
+    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)
