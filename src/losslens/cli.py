@@ -20,8 +20,8 @@ from losslens.errors import InputError
 
 # Set before any library reads them. TRL tells its makers about every trainer otherwise.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-# PEFT still asks transformers by the old name.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+# TRL and PEFT still ask transformers by the old name.
+warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def run(script: str, task: Callable[[DictConfig], None], at_end: Callable[[], int] = lambda: 0) -> None:

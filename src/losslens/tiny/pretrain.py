@@ -29,6 +29,7 @@ from losslens.generation import encode_completion, encode_prompt, generate_greed
 from losslens.problems import Problem
 from losslens.problems.reasoning_gym import ReasoningGym
 
+SEED = 1
 DIFFICULTY = {"min_terms": 3, "max_terms": 6, "min_digits": 1, "max_digits": 1}
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -137,7 +138,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = RECIPES[args.role]
     source = ReasoningGym("chain_sum", DIFFICULTY)
-    problems = source.problems("pretrain", args.problems or recipe.problems, seed=1)
+    problems = source.problems("pretrain", args.problems or recipe.problems, seed=SEED)
     random.seed(0)
     torch.manual_seed(0)
 

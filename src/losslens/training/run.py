@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import pandas as pd
 import torch
 from accelerate.state import AcceleratorState
 from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig
 
 from losslens.config import Optim
@@ -121,6 +121,8 @@ def make_trainer(
         trainer = PointwiseTrainer(method, args=pointwise, **options)
     if selected_head if selected_head is not None else not on_cuda:
         score_selected_positions(trainer.model.get_base_model())
+    # The bar and `metrics.jsonl` say what the trainer would print.
+    trainer.remove_callback(PrinterCallback)
     load_adapter(trainer.model, plan.initial_adapter)
     return trainer, len(dataset)
 
@@ -157,7 +159,6 @@ def train_run(
         trainer, rows = make_trainer(plan, base, tokenised, checkpoints, progress)
         trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
         last = last_checkpoint(checkpoints)
-        _quiet(trainer)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
         with atomic_folder(folder / "adapter") as temporary:
             save_adapter(trainer.model, temporary)
@@ -183,11 +184,3 @@ def last_checkpoint(folder: Path) -> Path | None:
         except (OSError, json.JSONDecodeError):
             shutil.rmtree(checkpoint)
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-
-
-def _quiet(trainer: Trainer) -> None:
-    """The bar and `metrics.jsonl` say what the trainer would print."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    logging.getLogger("transformers.trainer").setLevel(logging.ERROR)

@@ -1,0 +1,36 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: help setup sweep test lint bench clean
+.DEFAULT_GOAL := help
+
+help:  ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+setup: $(VENV)/.installed  ## .venv with the pinned packages
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+sweep: setup  ## the six-method sweep on the embedded default, SFT at another initial adapter, and the analysis
+	$(RUN) train.py -m method=sft,rft,dft,rift,grpo,dpo
+	$(RUN) train.py method=sft init_seed=1
+	$(RUN) analyze.py sweep=main
+
+test: setup  ## all tests
+	$(RUN) -m pytest
+
+lint: setup  ## linter, formatter, type checker
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: setup  ## speed and memory, measured on this machine
+	$(RUN) benchmarks/training.py
+
+clean:  ## remove what tools left behind, never outputs/
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -prune -not -path './$(VENV)/*' -exec rm -rf {} +

@@ -1,0 +1,123 @@
+"""What tests share: the tiny student, a small frozen set of rollouts, and the entry scripts as subprocesses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from losslens.config import Optim
+from losslens.methods import Method
+from losslens.models import LoadedModel, LoraSettings, ModelSource, initial_adapter, load_model
+from losslens.problems.reasoning_gym import ReasoningGym
+from losslens.rollouts.frozen import freeze
+from losslens.tiny import pretrain
+from losslens.training.dataset import tokenise
+from losslens.training.run import TrainingPlan
+
+ROOT = Path(__file__).parents[1]
+TINY = Path(pretrain.__file__).parent
+LORA = LoraSettings(r=4, alpha=8.0, dropout=0.0, target_modules=("k_proj", "o_proj", "q_proj", "v_proj"))
+OPTIM: dict[str, Any] = {
+    "max_steps": 10,
+    "batch_size": 32,
+    "micro_batch": None,
+    "scheduler": "cosine",
+    "warmup": 0.05,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "gradient_checkpointing": False,
+    "log_steps": 5,
+    "save_steps": 100,
+}
+
+
+def base_source(**changes: Any) -> ModelSource:
+    options: dict[str, Any] = {"revision": None, "dtype": "float32", "device": "cpu", "trust_remote_code": False}
+    return ModelSource("model.path", **{"path": str(TINY / "student"), **options, **changes})
+
+
+@pytest.fixture(scope="session")
+def base() -> LoadedModel:
+    torch.manual_seed(0)
+    return load_model(base_source())
+
+
+@pytest.fixture(scope="session")
+def source() -> ReasoningGym:
+    return ReasoningGym("chain_sum", pretrain.DIFFICULTY)
+
+
+@pytest.fixture(scope="session")
+def rollouts(source: ReasoningGym) -> pd.DataFrame:
+    """Forty prompts with four rollouts each: worked solutions, of which about a third end in another number."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for problem in source.problems("train", 40, seed=3):
+        for sample in range(4):
+            text = pretrain.worked_solution(problem)
+            if rng.random() < 0.35:
+                wrong = int(problem.answer) + int(rng.integers(1, 5))
+                text = text.replace(f"= {problem.answer}\n<answer>{problem.answer}<", f"= {wrong}\n<answer>{wrong}<")
+            rows.append(
+                {
+                    "problem_id": problem.id,
+                    "prompt": problem.prompt,
+                    "completion": text,
+                    "reward": float(source.verify(problem, text).correct),
+                    "answer": problem.answer,
+                    "sample": sample,
+                    "source": "test",
+                    "tokens": len(text),
+                    "finished": True,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="session")
+def tokenised(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
+    return tokenise(rollouts, base.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def initial(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return initial_adapter(tmp_path_factory.mktemp("init"), {"sha256": "test"}, base.model, LORA, init_seed=7)
+
+
+@pytest.fixture
+def make_plan(initial: Path):
+    """Makes a training plan for a method; keywords change the optimiser's settings."""
+
+    def make(method: Method, learning_rate: float = 1e-3, **optim: Any) -> TrainingPlan:
+        return TrainingPlan(method, learning_rate, LORA, initial, Optim(**{**OPTIM, **optim}), seed=5)
+
+    return make
+
+
+@pytest.fixture
+def frozen(rollouts: pd.DataFrame, tmp_path: Path) -> Path:
+    """The rollouts of the tests, frozen."""
+    return freeze(rollouts, tmp_path / "rollouts", "test", {"policy": "test"})
+
+
+def script(name: str, *arguments: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
+    """Runs an entry script from the project's root; `check` is the exit status it must end with, None for any."""
+    outcome = subprocess.run(
+        [sys.executable, name, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        **options,
+    )
+    if check is not None:
+        assert outcome.returncode == check, f"{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
+    return outcome

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from losslens.errors import InputError
+from losslens.files import atomic_file, atomic_folder, digest, read_json, sha256_of, write_json
+
+
+def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "sub" / "file"
+    with pytest.raises(RuntimeError), atomic_file(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert list(file.parent.iterdir()) == []
+    write_json(file, {"x": 1})
+    with pytest.raises(RuntimeError), atomic_file(file) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(file) == {"x": 1}
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
+        (temporary / "file").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    for text in ("first", "second"):
+        with atomic_folder(folder) as temporary:
+            (temporary / "file").write_text(text)
+    assert (folder / "file").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_broken_json_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_json(tmp_path / "none.json")
+    (tmp_path / "half.json").write_text('{"x": ')
+    with pytest.raises(InputError, match=r"half\.json: not JSON"):
+        read_json(tmp_path / "half.json")
+
+
+def test_digests(tmp_path: Path) -> None:
+    @dataclass
+    class Point:
+        x: int
+
+    assert digest({"a": 1, "b": 2}, 8) == digest({"b": 2, "a": 1}, 8) != digest({"a": 1, "b": 3}, 8)
+    assert digest(Point(1), 8) == digest({"x": 1}, 8)
+    (tmp_path / "empty").touch()
+    assert sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")  # of nothing, as is well known

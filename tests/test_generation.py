@@ -1,0 +1,81 @@
+"""Greedy answers do not depend on the batch; samples depend on the seed alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from losslens import generation
+from losslens.generation import generate_greedy, generate_samples
+from losslens.models import LoadedModel
+from losslens.problems.reasoning_gym import ReasoningGym
+
+
+@pytest.fixture(scope="module")
+def prompts(source: ReasoningGym) -> list[str]:
+    return [problem.prompt for problem in source.problems("eval", 40, seed=4)]
+
+
+def greedy(base: LoadedModel, prompts: list[str], batch_size: int, max_new_tokens: int = 64) -> list:
+    return generate_greedy(base.model, base.tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+
+def test_greedy_is_the_same_in_any_batch(base: LoadedModel, prompts: list[str]) -> None:
+    alone = greedy(base, prompts, 1)
+    for batch_size in (3, 16, 40):
+        assert greedy(base, prompts, batch_size) == alone
+    assert greedy(base, prompts[::-1], 16) == alone[::-1]
+
+
+def test_a_close_call_is_decided_alone(base: LoadedModel, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With batches that are made to compute something else, only the answers decided alone can be right."""
+    alone = greedy(base, prompts, 1)
+    honest = generation._generate
+
+    def disturbed(model, tokenizer, encoded, *rest):
+        if len(encoded) > 1:
+            encoded = [ids[:-8] + ids[-7:] for ids in encoded]
+        return honest(model, tokenizer, encoded, *rest)
+
+    monkeypatch.setattr(generation, "_generate", disturbed)
+    assert greedy(base, prompts, 16) != alone
+    monkeypatch.setitem(generation._CLOSE_CALL, torch.float32, float("inf"))
+    assert greedy(base, prompts, 16) == alone
+
+
+def test_batching_moves_logits_by_far_less_than_a_close_call(base: LoadedModel, prompts: list[str]) -> None:
+    encoded = [generation.encode_prompt(base.tokenizer, prompt) for prompt in prompts]
+    width = max(map(len, encoded))
+    pad = base.tokenizer.pad_token_id
+    with torch.inference_mode():
+        padded = base.model(
+            input_ids=torch.tensor([[pad] * (width - len(ids)) + ids for ids in encoded]),
+            attention_mask=torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded]),
+            position_ids=torch.tensor([[0] * (width - len(ids)) + list(range(len(ids))) for ids in encoded]),
+        ).logits[:, -1]
+        single = torch.cat([base.model(input_ids=torch.tensor([ids])).logits[:, -1] for ids in encoded])
+    assert (padded - single).abs().max() < generation._CLOSE_CALL[torch.float32] / 10
+
+
+def test_a_completion_that_is_cut_is_not_finished(base: LoadedModel, prompts: list[str]) -> None:
+    cut, whole = greedy(base, prompts[:4], 4, max_new_tokens=5), greedy(base, prompts[:4], 4)
+    assert [(c.finished, c.tokens) for c in cut] == [(False, 5)] * 4
+    assert all(c.finished for c in whole)
+    assert all(w.text.startswith(c.text) for c, w in zip(cut, whole, strict=True))
+
+
+def test_samples_follow_the_seed(base: LoadedModel, prompts: list[str]) -> None:
+    def sample(seed: int, temperature: float = 1.0) -> list:
+        options = {"samples": 3, "temperature": temperature, "top_p": 1.0, "max_new_tokens": 48, "batch_size": 8}
+        return generate_samples(base.model, base.tokenizer, prompts[:6], seed=seed, **options)
+
+    state = torch.random.get_rng_state()
+    first = sample(0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(3)
+    assert sample(0) == first
+    assert sample(1) != first
+    assert [len(group) for group in first] == [3] * 6
+    assert len({c.text for group in first for c in group}) > 6
+    cold = sample(0, temperature=1e-4)
+    assert [[c.text for c in group] for group in cold] == [[c.text] * 3 for c in greedy(base, prompts[:6], 6, 48)]

@@ -1,0 +1,133 @@
+"""Factor-space geometry against the dense computation, and what must not change it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
+
+from losslens.errors import InputError
+from losslens.geometry.deltas import Delta, open_adapter
+from losslens.geometry.measures import cosine, effective_rank, inner_product, singular_values, stable_rank
+from losslens.models import LoadedModel, as_it_was, save_adapter
+
+SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
+
+
+def random_delta(rng: np.random.Generator, out: int, into: int, rank: int) -> Delta:
+    return Delta(rng.standard_normal((out, rank)), rng.standard_normal((rank, into)), float(rng.uniform(0.1, 3)))
+
+
+def dense(delta: Delta) -> np.ndarray:
+    return delta.scale * delta.b @ delta.a
+
+
+@given(SHAPES)
+@settings(deadline=None)
+def test_equals_the_dense_computation(shape: tuple[int, int, int, int, int]) -> None:
+    out, into, rank, other_rank, seed = shape
+    rng = np.random.default_rng(seed)
+    first, second = random_delta(rng, out, into, rank), random_delta(rng, out, into, other_rank)
+    full, other = dense(first), dense(second)
+    size = np.linalg.norm(full) * np.linalg.norm(other)
+    assert abs(inner_product(first, second) - np.sum(full * other)) < 1e-12 * size
+    assert abs(inner_product(first, second) - inner_product(second, first)) < 1e-12 * size
+    values = singular_values(first)
+    assert np.allclose(values, np.linalg.svd(full, compute_uv=False)[:rank], rtol=1e-10)
+    assert math.isclose(inner_product(first, first), np.sum(values**2), rel_tol=1e-10)
+
+
+@given(SHAPES)
+@settings(deadline=None)
+def test_a_change_of_gauge_changes_nothing(shape: tuple[int, int, int, int, int]) -> None:
+    """B → BG, A → G⁻¹A leaves ΔW as it is."""
+    out, into, rank, _, seed = shape
+    rng = np.random.default_rng(seed)
+    delta, other = random_delta(rng, out, into, rank), random_delta(rng, out, into, rank)
+    gauge = np.linalg.qr(rng.standard_normal((rank, rank)))[0] * rng.uniform(0.5, 2, rank)
+    moved = Delta(delta.b @ gauge, np.linalg.inv(gauge) @ delta.a, delta.scale)
+    assert math.isclose(inner_product(moved, other), inner_product(delta, other), rel_tol=1e-9, abs_tol=1e-9)
+    assert np.allclose(singular_values(moved), singular_values(delta))
+
+
+def test_by_hand() -> None:
+    """ΔW₁ = 2·e₁e₁ᵀ + 2·e₂e₂ᵀ, ΔW₂ = 3·e₁e₁ᵀ: inner product 6, norms √8 and 3, cosine 6/(3·√8) = 1/√2."""
+    eye = np.eye(4)
+    first = Delta(eye[:, :2], eye[:2], 2.0)
+    second = Delta(eye[:, :1], eye[:1], 3.0)
+    assert inner_product(first, second) == 6
+    assert cosine(6, math.sqrt(8), 3) == pytest.approx(1 / math.sqrt(2))
+    assert singular_values(first) == pytest.approx([2, 2])
+    assert effective_rank(np.array([2.0, 2.0])) == pytest.approx(2)
+    assert stable_rank(np.array([2.0, 2.0])) == pytest.approx(2)
+    # σ = 3, 1: shares ¾, ¼; entropy ln 4 − ¾·ln 3; exp of it 4/3^¾. Stable rank (9 + 1)/9.
+    assert effective_rank(np.array([3.0, 1.0])) == pytest.approx(4 / 3**0.75)
+    assert stable_rank(np.array([3.0, 1.0])) == pytest.approx(10 / 9)
+
+
+def test_an_update_of_zero_has_no_direction() -> None:
+    zero = np.zeros(3)
+    assert math.isnan(effective_rank(zero))
+    assert math.isnan(stable_rank(zero))
+    assert math.isnan(cosine(0.0, 0.0, 1.0))
+
+
+class TestAdapterFolders:
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {},
+            {"use_rslora": True},
+            {"alpha_pattern": {"q_proj": 3}},
+            {"rank_pattern": {"layers.1.self_attn.q_proj": 2}},
+        ],
+    )
+    def test_the_update_is_what_peft_would_merge(self, options: dict, base: LoadedModel, tmp_path: Path) -> None:
+        config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options)
+        with as_it_was(base.model):
+            model = get_peft_model(base.model, config)
+            save_adapter(model, tmp_path)
+            deltas = {
+                name.removeprefix("base_model.model."): module.get_delta_weight("default").double().numpy()
+                for name, module in model.named_modules()
+                if hasattr(module, "get_delta_weight")
+            }
+        with open_adapter(tmp_path) as adapter:
+            assert adapter.modules == sorted(deltas)
+            for name, expected in deltas.items():
+                assert np.allclose(dense(adapter[name]), expected, atol=1e-6)
+
+    def write(self, folder: Path, **weights: torch.Tensor) -> None:
+        save_file(
+            {name.replace("__", "."): value for name, value in weights.items()}, folder / "adapter_model.safetensors"
+        )
+        (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2}))
+
+    def test_not_finite(self, tmp_path: Path) -> None:
+        self.write(tmp_path, m__lora_A__weight=torch.tensor([[float("nan")]]), m__lora_B__weight=torch.ones(1, 1))
+        with (
+            open_adapter(tmp_path) as adapter,
+            pytest.raises(InputError, match=r"m.lora_A.weight holds values that are not finite"),
+        ):
+            adapter["m"]
+
+    def test_half_a_module(self, tmp_path: Path) -> None:
+        self.write(tmp_path, m__lora_A__weight=torch.ones(1, 1))
+        with open_adapter(tmp_path) as adapter, pytest.raises(InputError, match="m has no lora_B"):
+            adapter["m"]
+
+    def test_no_adapter(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="not a readable PEFT adapter"), open_adapter(tmp_path):
+            pass
+        self.write(tmp_path, m__lora_A__weight=torch.ones(1, 1))
+        (tmp_path / "adapter_model.safetensors").write_bytes(b"x" * 20)
+        with pytest.raises(InputError, match="not a readable PEFT adapter"), open_adapter(tmp_path):
+            pass

@@ -1,0 +1,76 @@
+"""Problems: the same for the same seed, in splits that share no question, checked by the library's own scorer."""
+
+from __future__ import annotations
+
+import pytest
+
+from losslens.errors import InputError
+from losslens.problems.reasoning_gym import ReasoningGym, split_of
+from losslens.tiny import pretrain
+
+
+def test_the_same_seed_gives_the_same_problems(source: ReasoningGym) -> None:
+    assert source.problems("train", 50, seed=1) == source.problems("train", 50, seed=1)
+    assert source.problems("train", 50, seed=1) != source.problems("train", 50, seed=2)
+    assert source.problems("train", 50, seed=1)[:20] == source.problems("train", 20, seed=1)
+
+
+def test_splits_share_no_question(source: ReasoningGym) -> None:
+    """The default data (seed 0), other seeds of it, and what the tiny models were trained on."""
+    pretraining = max(recipe.problems for recipe in pretrain.RECIPES.values())
+    sets = {
+        "pretrain": {p.prompt for p in source.problems("pretrain", pretraining, pretrain.SEED)},
+        "train": {p.prompt for seed in (0, 1) for p in source.problems("train", 600, seed)},
+        "eval": {p.prompt for seed in (0, 1, 2) for p in source.problems("eval", 500, seed)},
+    }
+    assert not sets["pretrain"] & sets["train"]
+    assert not sets["pretrain"] & sets["eval"]
+    assert not sets["train"] & sets["eval"]
+    for split, questions in sets.items():
+        assert {split_of(question) for question in questions} == {split}
+
+
+def test_problems_are_distinct(source: ReasoningGym) -> None:
+    problems = source.problems("eval", 500, seed=0)
+    assert len({p.prompt for p in problems}) == len({p.id for p in problems}) == 500
+
+
+def test_verify(source: ReasoningGym) -> None:
+    [problem] = source.problems("eval", 1, seed=0)
+    answer = problem.answer
+    right = [
+        f"<answer>{answer}</answer>",
+        f"so <answer> {answer}.0 </answer>",
+        f"<answer>x</answer><answer>{answer}</answer>",
+    ]
+    wrong = [
+        "",
+        answer,
+        "<answer></answer>",
+        f"<answer>{answer}1</answer>",
+        f"<answer>it is {answer}</answer>",
+        f"<answer>{answer}",
+    ]
+    assert [source.verify(problem, text).correct for text in right] == [True] * len(right)
+    assert [source.verify(problem, text).correct for text in wrong] == [False] * len(wrong)
+    assert source.verify(problem, right[1]).answer == f"{answer}.0"
+    assert source.verify(problem, "no tags").answer is None
+
+
+def test_the_worked_solution_is_right(source: ReasoningGym) -> None:
+    for problem in source.problems("pretrain", 200, seed=0):
+        assert source.verify(problem, pretrain.worked_solution(problem)).correct
+
+
+def test_the_instruction_follows_the_question() -> None:
+    source = ReasoningGym("chain_sum", pretrain.DIFFICULTY, instruction="Answer in tags.")
+    assert source.problems("train", 1, seed=0)[0].prompt.endswith("=\nAnswer in tags.")
+
+
+def test_bad_settings_are_refused() -> None:
+    with pytest.raises(InputError, match=r"data\.task=no_such_task"):
+        ReasoningGym("no_such_task", {})
+    with pytest.raises(InputError, match="min_terms"):
+        ReasoningGym("chain_sum", {"min_terms": 0})
+    with pytest.raises(InputError, match=r"only .* distinct problems"):
+        ReasoningGym("chain_sum", {"min_terms": 1, "max_terms": 1, "max_digits": 1}).problems("train", 50, seed=0)

@@ -1,0 +1,146 @@
+"""Frozen rollouts: known by their content, refused when it changed, made once."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hydra import compose, initialize_config_dir
+
+from losslens.config import RolloutConfig, parse
+from losslens.errors import InputError
+from losslens.rollouts.frozen import SCHEMA, content_sha256, counts, freeze, load
+from losslens.rollouts.sampling import frozen_rollouts
+from tests.conftest import ROOT, script
+
+SMALL = ["data.train=12", "rollouts.k=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]
+
+
+def config(output_dir: Path, *overrides: str) -> RolloutConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return parse(RolloutConfig, compose("rollout", [f"output_dir={output_dir}", *SMALL, *overrides]))
+
+
+def test_what_is_frozen_is_loaded(frozen: Path, rollouts: pd.DataFrame) -> None:
+    loaded = load(frozen)
+    assert list(loaded.table.columns) == SCHEMA.names
+    assert loaded.table["completion"].tolist() == rollouts["completion"].tolist()
+    assert frozen.name == f"test-{loaded.sha256[:12]}"
+    assert loaded.manifest["policy"] == "test"
+
+
+def test_the_hash_is_of_the_content(rollouts: pd.DataFrame, frozen: Path, tmp_path: Path) -> None:
+    """Another compression and another manifest are the same rollouts; another order or reward are not."""
+    table = pq.read_table(frozen / "rollouts.parquet")
+    pq.write_table(table, frozen / "rollouts.parquet", compression="gzip", row_group_size=7)
+    load(frozen)
+    assert freeze(rollouts, tmp_path, "test", {"policy": "other"}).name == frozen.name
+    assert content_sha256(rollouts[::-1]) != content_sha256(rollouts)
+    assert content_sha256(rollouts.assign(reward=1.0)) != content_sha256(rollouts)
+
+
+def test_counts() -> None:
+    """Prompt a is mixed, b all right, c all wrong: 3 of 6 right, 1 of 3 mixed, one rollout cut off."""
+    table = pd.DataFrame(
+        {
+            "problem_id": list("aabbcc"),
+            "reward": [1.0, 0, 1, 1, 0, 0],
+            "finished": [True] * 5 + [False],
+            "tokens": [2] * 6,
+        }
+    )
+    assert counts(table) == {
+        "rollouts": 6,
+        "prompts": 3,
+        "share_right": 0.5,
+        "share_mixed_groups": pytest.approx(1 / 3),
+        "truncated": 1,
+        "tokens": 12,
+    }
+
+
+class TestDamage:
+    def test_truncated(self, frozen: Path) -> None:
+        file = frozen / "rollouts.parquet"
+        file.write_bytes(file.read_bytes()[:-100])
+        with pytest.raises(InputError, match=r"rollouts\.parquet: not a readable parquet file"):
+            load(frozen)
+
+    def test_edited(self, frozen: Path, rollouts: pd.DataFrame) -> None:
+        rollouts.assign(reward=1.0).to_parquet(frozen / "rollouts.parquet")
+        with pytest.raises(InputError, match=r"rollouts\.parquet: not the content that was frozen"):
+            load(frozen)
+
+    def test_lacks_a_column(self, frozen: Path, rollouts: pd.DataFrame) -> None:
+        rollouts.drop(columns="reward").to_parquet(frozen / "rollouts.parquet")
+        with pytest.raises(InputError, match=r"rollouts\.parquet: no column 'reward'"):
+            load(frozen)
+
+    def test_wrong_type(self, frozen: Path, rollouts: pd.DataFrame) -> None:
+        rollouts.assign(reward="good").to_parquet(frozen / "rollouts.parquet")
+        with pytest.raises(InputError, match=r"rollouts\.parquet: .*good"):
+            load(frozen)
+
+    def test_no_file(self, frozen: Path) -> None:
+        (frozen / "rollouts.parquet").unlink()
+        with pytest.raises(InputError, match="no such file"):
+            load(frozen)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha'])
+    def test_manifest(self, frozen: Path, text: str) -> None:
+        (frozen / "manifest.json").write_text(text)
+        with pytest.raises(InputError, match=r"manifest\.json"):
+            load(frozen)
+
+
+def test_sampled_verified_and_frozen(tmp_path: Path) -> None:
+    rollouts = frozen_rollouts(config(tmp_path))
+    table, manifest = rollouts.table, rollouts.manifest
+    assert len(table) == 36
+    assert table["problem_id"].nunique() == 12
+    assert table.groupby("problem_id")["sample"].apply(list).tolist() == [[0, 1, 2]] * 12
+    assert set(table["reward"]) <= {0.0, 1.0}
+    answered = table["completion"].str.extract(r"<answer>(.*)</answer>")[0]
+    assert ((answered == table["answer"]) == (table["reward"] == 1)).all()
+    assert manifest["policy"] == "teacher"
+    assert manifest["share_right"] == table["reward"].mean()
+    assert "torch" in manifest["versions"]
+    assert manifest["identity"]["sampling"]["k"] == 3
+
+
+def test_made_once_for_the_same_settings_and_anew_for_others(tmp_path: Path) -> None:
+    first = frozen_rollouts(config(tmp_path))
+    made = (first.folder / "manifest.json").stat().st_mtime_ns
+    assert frozen_rollouts(config(tmp_path)).folder == first.folder
+    assert (first.folder / "manifest.json").stat().st_mtime_ns == made
+    others = [frozen_rollouts(config(tmp_path, o)).folder for o in ("rollouts.seed=1", "rollouts.policy=base")]
+    assert len({first.folder, *others}) == 3
+    again = frozen_rollouts(config(tmp_path / "elsewhere"))
+    assert again.folder.name == first.folder.name
+
+
+def _make(output_dir: Path) -> tuple[str, int]:
+    folder = frozen_rollouts(config(output_dir)).folder
+    return folder.name, (folder / "manifest.json").stat().st_ino
+
+
+def test_two_processes_that_start_at_once_make_them_once(tmp_path: Path) -> None:
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        made = pool.map(_make, [tmp_path, tmp_path], chunksize=1)
+    # The one that came second found the very file of the first: made anew, it would be another file.
+    assert made[0] == made[1]
+    assert len(list((tmp_path / "rollouts").glob("*/manifest.json"))) == 1
+
+
+def test_the_script(tmp_path: Path) -> None:
+    outcome = script("rollout.py", f"output_dir={tmp_path}", *SMALL)
+    assert "share mixed groups" in outcome.stdout
+    [manifest] = (tmp_path / "rollouts").glob("*/manifest.json")
+    assert json.loads(manifest.read_text())["rollouts"] == 36
+    refused = script("rollout.py", f"output_dir={tmp_path}", "model.teacher=null", check=2)
+    assert refused.stderr.strip().count("\n") == 0
+    assert "model.teacher" in refused.stderr

@@ -1,0 +1,212 @@
+"""The whole thing by its commands: six methods, again, killed in the middle, and one that fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from peft import PeftModel
+from safetensors.numpy import load_file
+
+from losslens.analysis import analyse
+from losslens.errors import InputError
+from losslens.files import sha256_of, write_json
+from losslens.models import LoadedModel, as_it_was
+from losslens.runs import runs_of
+from tests.conftest import ROOT, script
+
+METHODS = "method=sft,rft,dft,rift,grpo,dpo"
+SMALL = [
+    "data.train=60", "data.eval=40", "rollouts.max_tokens=64", "evaluation.max_tokens=64",
+    "optim.max_steps=12", "optim.batch_size=8", "optim.save_steps=2", "optim.log_steps=2",
+]  # fmt: skip
+
+
+def command(output_dir: Path, *arguments: str) -> list[str]:
+    return ["train.py", *arguments, f"output_dir={output_dir}", *SMALL]
+
+
+def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
+    """The hash of each run's adapter, by its method."""
+    folder = output_dir / sweep
+    return {
+        file.parents[1].name.split("-")[0]: sha256_of(file)
+        for file in folder.glob("*/adapter/adapter_model.safetensors")
+    }
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a whole sweep."""
+    output_dir = tmp_path_factory.mktemp("sweep")
+    outcome = script(*command(output_dir, "-m", METHODS))
+    assert outcome.stdout.count("completed") >= 6
+    assert "python analyze.py sweep=main" in outcome.stdout
+    return output_dir
+
+
+def test_every_run_is_complete_on_disk(sweep: Path) -> None:
+    runs = runs_of(sweep, "main")
+    assert len(runs) == 7
+    assert script("launch/status.py", "sweep=main", f"output_dir={sweep}").stdout.count("completed") == 7
+    initial = set()
+    for run in runs:
+        outcomes = pd.read_parquet(run.evaluation("arithmetic"))
+        assert list(outcomes.columns) == ["problem_id", "sample", "completion", "answer", "correct"]
+        assert len(outcomes) == 40
+        if run.name.startswith("base-"):
+            continue
+        assert run.status["state"] == "completed"
+        assert run.status["adapter_sha256"] == sha256_of(run.adapter / "adapter_model.safetensors")
+        assert not run.checkpoints.exists()
+        manifest = run.manifest
+        assert {"share_mixed_groups", "share_right", "sha256"} <= manifest["rollouts"].keys()
+        assert {"base", "code", "config", "identity", "machine", "versions", "started", "ended"} <= manifest.keys()
+        initial.add(manifest["initial_adapter"]["sha256"])
+        metrics = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in metrics] == [2, 4, 6, 8, 10, 12]
+        assert all(np.isfinite(line["train/loss"]) for line in metrics)
+    assert len(initial) == 1
+
+
+def test_an_adapter_is_a_plain_peft_folder(sweep: Path, base: LoadedModel) -> None:
+    [folder] = (sweep / "main").glob("sft-*/adapter")
+    with as_it_was(base.model):
+        model = PeftModel.from_pretrained(base.model, folder)
+        assert model.peft_config["default"].r == 8
+        assert model.peft_config["default"].lora_alpha == 16
+    b = [value for name, value in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name]
+    assert all(np.abs(value).max() > 0 for value in b)
+
+
+def test_the_same_sweep_again_trains_nothing(sweep: Path) -> None:
+    before = {file: file.stat().st_mtime_ns for file in (sweep / "main").glob("*/adapter/*")}
+    outcome = script(*command(sweep, "-m", METHODS))
+    assert outcome.stdout.count(": skipped") == 6
+    assert {file: file.stat().st_mtime_ns for file in (sweep / "main").glob("*/adapter/*")} == before
+
+
+def test_killed_in_the_third_run_it_ends_in_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
+    arguments = command(tmp_path, "-m", METHODS)
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("main/dft-*/checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    states = {run.name.split("-")[0]: run.status["state"] for run in runs_of(tmp_path, "main")}
+    assert states == {"base": "completed", "sft": "completed", "rft": "completed", "dft": "running"}
+    outcome = script(*arguments)
+    assert outcome.stdout.count(": skipped") == 2
+    [dft] = (tmp_path / "main").glob("dft-*")
+    assert json.loads((dft / "manifest.json").read_text())["training"]["resumed_from"] >= 2
+    assert adapters(tmp_path) == adapters(sweep)
+
+
+def test_a_run_alone_is_byte_identical_to_the_run_in_a_sweep(sweep: Path) -> None:
+    script(*command(sweep, "method=dpo", "sweep=alone", "logger=none"))
+    assert adapters(sweep, "alone") == {"dpo": adapters(sweep)["dpo"]}
+
+
+def test_seeds_move_what_they_should(sweep: Path) -> None:
+    """`init_seed` moves the initial adapter, `seed` only the order; both the result."""
+    script(*command(sweep, "-m", "seed=42,1", "init_seed=42,1", "sweep=seeds", "logger=none"))
+    runs = [run for run in runs_of(sweep, "seeds") if run.name.startswith("sft")]
+    assert len({run.status["adapter_sha256"] for run in runs}) == 4
+    initial = {run.manifest["config"]["init_seed"]: run.manifest["initial_adapter"]["sha256"] for run in runs}
+    assert len(set(initial.values())) == 2
+    for run in runs:
+        assert run.manifest["initial_adapter"]["sha256"] == initial[run.manifest["config"]["init_seed"]]
+
+
+def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
+    """The rate of the second run is past all bounds: it diverges; the third is trained, and the sweep says so."""
+    arguments = ("-m", "lr.base=1e-3,1e30,2e-3", "optim.max_grad_norm=1e30", "sweep=failing", "logger=none")
+    outcome = script(*command(sweep, *arguments), check=1)
+    states = {run.status["state"]: run for run in runs_of(sweep, "failing") if run.name.startswith("sft")}
+    assert [run.status["state"] for run in runs_of(sweep, "failing")].count("completed") == 3
+    assert "diverged" in states["failed"].status["error"]
+    assert "diverged" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert "Traceback" in (states["failed"].folder / "error.txt").read_text()
+    assert re.search(r"failed", outcome.stdout)
+    again = script(*command(sweep, *arguments), check=1)
+    assert again.stdout.count(": skipped") == 2
+
+
+class TestAnalysis:
+    def test_tables(self, sweep: Path) -> None:
+        """Cosines and norms are those of the dense updates, flattened; accuracies those of the stored outcomes."""
+        outcome = script("analyze.py", f"output_dir={sweep}")
+        folder = sweep / "main" / "analysis"
+        assert str(folder) in outcome.stdout
+        runs, pairs = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "pairs.csv")
+        assert len(runs) == 7
+        assert len(pairs) == 15
+        dense = {}
+        for run in runs_of(sweep, "main"):
+            row = runs[runs["run"] == run.name].iloc[0]
+            outcomes = pd.read_parquet(run.evaluation("arithmetic"))
+            assert row["accuracy"] == outcomes["correct"].mean()
+            assert row["ci_low"] < row["accuracy"] + 1e-9
+            assert row["n"] == 40
+            if row["method"] == "base":
+                assert np.isnan(row["norm"])
+                continue
+            weights = {k: v.astype(np.float64) for k, v in load_file(run.adapter / "adapter_model.safetensors").items()}
+            names = sorted(name for name in weights if "lora_A" in name)
+            deltas = [2 * weights[name.replace("lora_A", "lora_B")] @ weights[name] for name in names]
+            dense[run.name] = np.concatenate([delta.ravel() for delta in deltas])
+            assert row["norm"] == pytest.approx(np.linalg.norm(dense[run.name]), rel=1e-10)
+            values = [np.linalg.svd(delta, compute_uv=False)[:8] for delta in deltas]
+            entropy = [-np.sum(v / v.sum() * np.log(v / v.sum())) for v in values]
+            assert row["effective_rank"] == pytest.approx(np.mean(np.exp(entropy)), rel=1e-8)
+        for _, pair in pairs.iterrows():
+            a, b = dense[pair["run_a"]], dense[pair["run_b"]]
+            assert pair["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-10)
+
+    def test_runs_that_are_not_completed_are_left_out_and_said(self, sweep: Path) -> None:
+        analysis = analyse(runs_of(sweep, "failing"))
+        assert list(analysis.left_out.values()) == ["failed"]
+        assert not set(analysis.runs["run"]) & set(analysis.left_out)
+
+    def test_an_adapter_that_was_changed_is_refused(self, sweep: Path, tmp_path: Path) -> None:
+        runs = runs_of(sweep, "alone") if (sweep / "alone").exists() else runs_of(sweep, "main")[:2]
+        status = runs[-1].status
+        try:
+            write_json(runs[-1].folder / "status.json", {**status, "adapter_sha256": "0" * 64})
+            with pytest.raises(InputError, match="not the adapter that was trained"):
+                analyse(runs)
+        finally:
+            write_json(runs[-1].folder / "status.json", status)
+
+    def test_runs_of_other_rollouts_do_not_compare(self, sweep: Path) -> None:
+        script(*command(sweep, "data.seed=1", "sweep=other", "logger=none"))
+        runs = [*runs_of(sweep, "main"), *runs_of(sweep, "other")]
+        with pytest.raises(InputError, match="another rollouts than"):
+            analyse(runs)
+
+
+def test_evaluate_scores_finished_runs_and_the_base_once_more(sweep: Path) -> None:
+    arguments = ("benchmark=arithmetic_long", "benchmark.eval=20", f"output_dir={sweep}")
+    outcome = script("evaluate.py", *arguments)
+    assert outcome.stdout.count("%") >= 7
+    files = list((sweep / "main").glob("*/eval/arithmetic_long.parquet"))
+    assert len(files) == 7
+    before = {file: file.stat().st_mtime_ns for file in files}
+    script("evaluate.py", *arguments)
+    assert {file: file.stat().st_mtime_ns for file in files} == before
