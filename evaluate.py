@@ -1,7 +1,14 @@
 """Scores finished runs once more: `python evaluate.py sweep=main benchmark=arithmetic_long`. See `--help`."""
 
-from losslens.cli import run
-from losslens.scoring import evaluate_job
+from losslens.cli import Tasks, run
+
+
+def load() -> Tasks:
+    """What this script does."""
+    from losslens.scoring import evaluate_job
+
+    return evaluate_job, lambda: 0
+
 
 if __name__ == "__main__":
-    run(__file__, evaluate_job)
+    run(__file__, load)

@@ -1,7 +1,14 @@
 """Samples, verifies and freezes rollouts: `python rollout.py`. See `--help`."""
 
-from losslens.cli import run
-from losslens.rollouts.sampling import rollout_job
+from losslens.cli import Tasks, run
+
+
+def load() -> Tasks:
+    """What this script does."""
+    from losslens.rollouts.sampling import rollout_job
+
+    return rollout_job, lambda: 0
+
 
 if __name__ == "__main__":
-    run(__file__, rollout_job)
+    run(__file__, load)

@@ -1,9 +1,15 @@
 """Trains one run a job: `python train.py -m method=sft,rft,dft,rift,grpo,dpo`. See `--help`."""
 
-from losslens.cli import run
+from losslens.cli import Tasks, run
 
-if __name__ == "__main__":
+
+def load() -> Tasks:
+    """What this script does."""
     from losslens.sweep import Sweep
 
     sweep = Sweep()
-    run(__file__, sweep.job, sweep.end)
+    return sweep.job, sweep.end
+
+
+if __name__ == "__main__":
+    run(__file__, load)

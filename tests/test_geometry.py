@@ -96,7 +96,7 @@ class TestAdapterFolders:
             model = get_peft_model(base.model, config)
             save_adapter(model, tmp_path)
             deltas = {
-                name.removeprefix("base_model.model."): module.get_delta_weight("default").double().numpy()
+                name.removeprefix("base_model.model."): module.get_delta_weight("default").detach().double().numpy()
                 for name, module in model.named_modules()
                 if hasattr(module, "get_delta_weight")
             }

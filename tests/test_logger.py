@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
 import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
-from wandb.sdk.internal.datastore import DataStore
 
 from losslens.config import Logger
 from losslens.logger import logged
@@ -17,15 +17,23 @@ OFFLINE = Logger(name="wandb")
 
 
 def records(folder: Path) -> list[wandb_internal_pb2.Record]:
-    """What wandb's own reader finds in the offline files below `folder`."""
-    found = []
-    for file in folder.glob("wandb/offline-run-*/*.wandb"):
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            found.append(record)
+    """The records of the offline run below `folder`.
+
+    wandb 0.31 has no reader in Python. Its file is a LevelDB log: 7 bytes of its own, then blocks of 32 KiB with
+    chunks of crc (4 bytes), length (2), kind (1: whole, 2: first, 3: middle, 4: last) and payload.
+    """
+    [file] = folder.glob("wandb/offline-run-*/*.wandb")
+    data, found, parts, position = file.read_bytes(), [], b"", 7
+    while position + 7 <= len(data):
+        if 32768 - position % 32768 < 7:
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", data, position + 4)
+        parts += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):
+            found.append(wandb_internal_pb2.Record.FromString(parts))
+            parts = b""
     return found
 
 

@@ -169,8 +169,8 @@ def _print(analysis: Analysis, folder: Path) -> None:
         table.add_row(
             str(names.index(row["run"])),
             row["run"],
-            f"{row['accuracy']:.1%}",
-            f"{row['ci_low']:.1%} – {row['ci_high']:.1%}",
+            _percent(row["accuracy"]),
+            f"{_percent(row['ci_low'])} … {_percent(row['ci_high'])}",
             _number(row["norm"]),
             _number(row["effective_rank"], 1),
         )
@@ -186,6 +186,10 @@ def _print(analysis: Analysis, folder: Path) -> None:
     for name, state in analysis.left_out.items():
         print(f"left out, {state}: {name}")
     print(folder)
+
+
+def _percent(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.1%}"
 
 
 def _number(value: float, digits: int = 3) -> str:

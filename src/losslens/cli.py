@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+import losslens.config  # noqa: F401 (teaches OmegaConf the interpolations of conf/)
 from losslens.errors import InputError
 
 # Set before any library reads them. TRL tells its makers about every trainer otherwise.
@@ -23,22 +24,26 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 # TRL and PEFT still ask transformers by the old name.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
 
+# What does one job, and what is called after the last one and gives the exit status.
+Tasks = tuple[Callable[[DictConfig], None], Callable[[], int]]
 
-def run(script: str, task: Callable[[DictConfig], None], at_end: Callable[[], int] = lambda: 0) -> None:
-    """Runs `task` once for each job that the command line asks for, and exits.
+
+def run(script: str, load: Callable[[], Tasks]) -> None:
+    """Runs the jobs that the command line asks for, and exits.
 
     Args:
         script: Path of the entry script; `conf/<its name>.yaml` beside it is its configuration.
-        task: Takes a job's configuration.
-        at_end: Called after the last job; its value is the exit status.
+        load: Called when the first job starts, so that `--help` does not wait for its imports.
     """
     path = Path(script).resolve()
     refused: list[str] = []
+    loaded: list[Tasks] = []
 
     def job(config: DictConfig) -> None:
         # Not raised through Hydra, which would end a sweep with a report of its own.
         try:
-            task(config)
+            loaded[:] = loaded or [load()]
+            loaded[0][0](config)
         except (InputError, OmegaConfBaseException) as error:
             _tell(path, error, refused)
 
@@ -46,7 +51,7 @@ def run(script: str, task: Callable[[DictConfig], None], at_end: Callable[[], in
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(path.parent / "conf"), config_name=path.stem)(job)()
-        status = at_end() or (2 if refused else 0)
+        status = max([end() for _, end in loaded], default=0) or (2 if refused else 0)
     except (InputError, HydraException, OmegaConfBaseException) as error:
         _tell(path, error, refused)
         status = 2

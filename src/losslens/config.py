@@ -50,7 +50,7 @@ class LoraRank(Section):
     @property
     def scale_numerator(self) -> float:
         """LoRA's alpha: twice the rank unless it is set."""
-        return 2 * self.r if self.alpha is None else self.alpha
+        return 2.0 * self.r if self.alpha is None else self.alpha
 
 
 class Model(Section):

@@ -51,43 +51,54 @@ def train_job(config: TrainConfig) -> Outcome:
     except InputError as error:
         return Outcome(config.method.get("name", "?"), "failed", error=str(error), exit_status=2)
     with run.lock():
+        completed_before = run.status.get("state") == "completed"
         try:
-            return _train_and_score(config, method, run)
-        except InputError as error:
-            run.set_state("failed", error=str(error))
-            return Outcome(run.name, "failed", error=str(error), exit_status=2)
+            if not _is_trained(run):
+                _train(config, method, run)
+            score_base(config.output_dir / config.sweep, config.model, config.data, config.evaluation)
+            score_run(run, config.model, config.data, config.evaluation)
+            if not completed_before:
+                steps = config.optim.max_steps
+                run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
+                (run.folder / "error.txt").unlink(missing_ok=True)
+            accuracy = float(read_outcomes(run.evaluation(config.data.name))["correct"].mean())
+            return Outcome(run.name, "skipped" if completed_before else "completed", accuracy)
         except KeyboardInterrupt:
-            run.set_state("preempted", error="interrupted from the keyboard")
+            if not completed_before:
+                run.set_state("preempted", error="interrupted from the keyboard")
             raise
         except Exception as error:
-            message = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else 'no message'}"
-            (run.folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            run.set_state("failed", error=message, traceback="error.txt")
-            return Outcome(run.name, "failed", error=f"{message} (see {run.folder / 'error.txt'})", exit_status=1)
+            # What was completed stays so: its adapter is as good as before.
+            return _failed(run, error, note=not completed_before)
 
 
-def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
-    trained_before = _is_completed(run)
-    if not trained_before:
-        _train(config, method, run)
-    evaluation = config.evaluation
-    score_base(config.output_dir / config.sweep, config.model, config.data, evaluation)
-    score_run(run, config.model, config.data, evaluation)
-    (run.folder / "error.txt").unlink(missing_ok=True)
-    outcomes = read_outcomes(run.evaluation(config.data.name))
-    return Outcome(run.name, "skipped" if trained_before else "completed", float(outcomes["correct"].mean()))
+def _failed(run: Run, error: Exception, note: bool) -> Outcome:
+    if isinstance(error, InputError):
+        if note:
+            run.set_state("failed", error=str(error))
+        return Outcome(run.name, "failed", error=str(error), exit_status=2)
+    message = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
+    (run.folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    if note:
+        run.set_state("failed", error=message, traceback="error.txt")
+    return Outcome(run.name, "failed", error=f"{message} (see {run.folder / 'error.txt'})", exit_status=1)
 
 
-def _is_completed(run: Run) -> bool:
-    status = run.status
-    if status.get("state") != "completed":
+def _is_trained(run: Run) -> bool:
+    """Whether the run's adapter is finished.
+
+    Raises:
+        InputError: It is, but it is no longer the one that was trained.
+    """
+    if not run.adapter.is_dir() or not (run.folder / "manifest.json").exists():
         return False
-    if adapter_sha256(run.adapter) != status.get("adapter_sha256"):
+    sha256 = run.manifest.get("adapter_sha256")
+    if sha256 is not None and adapter_sha256(run.adapter) != sha256:
         raise InputError(
-            f"{run.adapter}: not the adapter that was trained (its sha256 is not the one in status.json); "
+            f"{run.adapter}: not the adapter that was trained (its sha256 is not the one in manifest.json); "
             f"delete {run.folder} to train it again"
         )
-    return True
+    return sha256 is not None
 
 
 def _train(config: TrainConfig, method: Method, run: Run) -> None:
@@ -135,11 +146,5 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
     tags = [method.name, f"r{config.lora_rank.r}", config.model.name]
     with logged(config.logger, run.folder, config.sweep, tags, manifest["identity"]) as log:
         facts = train_run(plan, base, tokenise(rollouts.table, base.tokenizer), run.folder, note)
-    ended = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(run.folder / "manifest.json", {**manifest, "training": facts, "ended": ended})
-    run.set_state(
-        "completed",
-        step=config.optim.max_steps,
-        max_steps=config.optim.max_steps,
-        adapter_sha256=adapter_sha256(run.adapter),
-    )
+    ended = {"ended": datetime.now(UTC).isoformat(timespec="seconds"), "adapter_sha256": adapter_sha256(run.adapter)}
+    write_json(run.folder / "manifest.json", {**manifest, "training": facts, **ended})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -112,7 +112,7 @@ def run_identity(config: TrainConfig, pairwise: bool) -> dict[str, Any]:
         "version": _IDENTITY_VERSION,
         "method": config.method,
         "learning_rate": learning_rate(config, pairwise),
-        "lora": lora_settings(config),
+        "lora": asdict(lora_settings(config)),
         "base": base_identity(config.model),
         "dtype": config.model.dtype,
         "rollouts": rollouts_identity(config),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import reasoning_gym
@@ -15,6 +16,7 @@ from losslens.problems import Problem, Split, Verdict
 # question. Seeds alone cannot give this: reasoning-gym draws item i from seed + i, so neighbouring seeds overlap.
 _SPLIT_ENDS: dict[Split, float] = {"pretrain": 0.8, "train": 0.9, "eval": 1.0}
 _DRAWS_PER_PROBLEM = 1000
+_CHUNK = 10_000
 
 
 def split_of(question: str) -> Split:
@@ -42,8 +44,7 @@ class ReasoningGym:
 
     def _dataset(self, seed: int) -> Any:
         try:
-            # Items are made when they are asked for, so the size costs nothing; it only bounds the draws.
-            return reasoning_gym.create_dataset(self.task, seed=seed, size=2**31, **self.difficulty)
+            return reasoning_gym.create_dataset(self.task, seed=seed, size=_CHUNK, **self.difficulty)
         except (ValueError, TypeError, AssertionError) as error:
             raise InputError(f"data.task={self.task}: {str(error).splitlines()[0]}") from error
 
@@ -53,13 +54,10 @@ class ReasoningGym:
         Raises:
             InputError: The task cannot give so many distinct problems.
         """
-        # Far apart, so that the streams of different seeds do not overlap.
-        dataset = self._dataset(seed=seed * 100_000_000)
         found: dict[str, Problem] = {}
-        for draw in range(_DRAWS_PER_PROBLEM * max(size, 1)):
+        for entry in self._draws(seed, _DRAWS_PER_PROBLEM * size):
             if len(found) == size:
                 break
-            entry = dataset[draw]
             question = entry["question"]
             if question in found or split_of(question) != split:
                 continue
@@ -75,6 +73,15 @@ class ReasoningGym:
                 "raise the difficulty or ask for fewer"
             )
         return list(found.values())
+
+    def _draws(self, seed: int, most: int) -> Iterator[dict[str, Any]]:
+        """The first `most` items of the endless stream of `seed`; some tasks prepare a whole dataset, so by chunks."""
+        # Far apart, so that the streams of different seeds do not overlap.
+        start = seed * 100_000_000
+        for offset in range(0, most, _CHUNK):
+            dataset = self._dataset(start + offset)
+            for index in range(min(_CHUNK, most - offset)):
+                yield dataset[index]
 
     def verify(self, problem: Problem, completion: str) -> Verdict:
         """See `ProblemSource.verify`. Partial credit of a scorer counts as wrong."""

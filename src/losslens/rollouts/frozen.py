@@ -103,9 +103,7 @@ def load(folder: Path) -> FrozenRollouts:
     file = folder / "rollouts.parquet"
     if not folder.is_dir():
         raise InputError(f"rollouts.path={folder}: no such folder")
-    manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or "sha256" not in manifest:
-        raise InputError(f"{folder / 'manifest.json'}: no sha256 in it")
+    manifest = read_manifest(folder)
     try:
         table = pq.read_table(file)
     except FileNotFoundError as error:
@@ -124,9 +122,21 @@ def load(folder: Path) -> FrozenRollouts:
     return FrozenRollouts(folder, content, manifest)
 
 
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of the frozen rollouts in `folder`.
+
+    Raises:
+        InputError: There is none, or none with a hash.
+    """
+    manifest = read_json(folder / "manifest.json")
+    if not isinstance(manifest, dict) or "sha256" not in manifest:
+        raise InputError(f"{folder / 'manifest.json'}: no sha256 in it")
+    return manifest
+
+
 def find(parent: Path, key: str) -> Path | None:
     """The folder below `parent` whose rollouts were made with the settings that hash to `key`."""
     for manifest in sorted(parent.glob("*/manifest.json")):
-        if read_json(manifest).get("key") == key:
+        if read_manifest(manifest.parent).get("key") == key:
             return manifest.parent
     return None

@@ -12,10 +12,10 @@ from omegaconf import DictConfig
 
 from losslens.config import RolloutConfig, build, parse
 from losslens.errors import InputError
-from losslens.files import digest, read_json
+from losslens.files import digest
 from losslens.models import ModelSource, load_model, model_identity
 from losslens.provenance import versions
-from losslens.rollouts.frozen import FrozenRollouts, counts, find, freeze, load
+from losslens.rollouts.frozen import FrozenRollouts, counts, find, freeze, load, read_manifest
 
 
 def rollouts_identity(config: RolloutConfig) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def rollouts_identity(config: RolloutConfig) -> dict[str, Any]:
         InputError: The writer's model or the folder is not there.
     """
     if config.rollouts.path is not None:
-        return {"sha256": read_json(Path(config.rollouts.path) / "manifest.json").get("sha256")}
+        return {"sha256": read_manifest(Path(config.rollouts.path))["sha256"]}
     writer = _writer(config)
     return {
         "source": config.data.source,
