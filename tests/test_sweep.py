@@ -179,13 +179,23 @@ class TestAnalysis:
             a, b = dense[pair["run_a"]], dense[pair["run_b"]]
             assert pair["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-10)
 
+    def test_several_sweeps(self, sweep: Path) -> None:
+        """The same run of two sweeps keeps two names, and its update has cosine 1 with itself."""
+        script(*command(sweep, "method=dpo", "sweep=alone", "logger=none"))
+        script("analyze.py", "sweep=[main,alone]", f"output_dir={sweep}")
+        pairs = pd.read_csv(sweep / "main" / "analysis" / "pairs.csv")
+        assert len(pairs) == 21
+        same = pairs[pairs["run_a"].str.startswith("main/dpo") & pairs["run_b"].str.startswith("alone/dpo")]
+        assert same["cosine"].tolist() == pytest.approx([1.0], abs=1e-12)
+        script("analyze.py", f"output_dir={sweep}")
+
     def test_runs_that_are_not_completed_are_left_out_and_said(self, sweep: Path) -> None:
         analysis = analyse(runs_of(sweep, "failing"))
         assert list(analysis.left_out.values()) == ["failed"]
         assert not set(analysis.runs["run"]) & set(analysis.left_out)
 
     def test_an_adapter_that_was_changed_is_refused(self, sweep: Path, tmp_path: Path) -> None:
-        runs = runs_of(sweep, "alone") if (sweep / "alone").exists() else runs_of(sweep, "main")[:2]
+        runs = runs_of(sweep, "main")[:2]
         status = runs[-1].status
         try:
             write_json(runs[-1].folder / "status.json", {**status, "adapter_sha256": "0" * 64})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tqdm import tqdm
 
 from losslens import provenance
@@ -51,8 +52,7 @@ class Analysis:
 def analyze_job(config: DictConfig) -> None:
     """What `analyze.py` does: writes the tables and prints them."""
     checked = parse(AnalyzeConfig, config)
-    runs = [run for sweep in checked.sweeps for run in runs_of(checked.output_dir, sweep)]
-    analysis = analyse(runs)
+    analysis = analyse([run for sweep in checked.sweeps for run in runs_of(checked.output_dir, sweep)])
     folder = checked.output_dir / checked.sweeps[0] / "analysis"
     for name, table in (("runs.csv", analysis.runs), ("pairs.csv", analysis.pairs)):
         with atomic_file(folder / name) as temporary:
@@ -63,8 +63,7 @@ def analyze_job(config: DictConfig) -> None:
             "sweeps": checked.sweeps,
             "runs": sorted(analysis.runs["run"].unique()),
             "left_out": analysis.left_out,
-            "versions": provenance.versions(),
-            "code": provenance.code(),
+            **provenance.here(),
         },
     )
     _print(analysis, folder)
@@ -77,8 +76,9 @@ def analyse(runs: Sequence[Run]) -> Analysis:
         InputError: None is finished, they do not compare (base, rollouts or modules differ), or an adapter is not
             the one that was trained.
     """
-    left_out = {run.name: run.status["state"] for run in runs if run.status["state"] != "completed"}
-    finished = [run for run in runs if run.name not in left_out]
+    names = _names(runs)
+    left_out = {names[run]: run.status["state"] for run in runs if run.status["state"] != "completed"}
+    finished = [run for run in runs if names[run] not in left_out]
     trained = [run for run in finished if run.manifest["method"] != "base"]
     if not trained:
         raise InputError(f"no run is completed{f' ({len(left_out)} are not)' if left_out else ''}")
@@ -89,9 +89,10 @@ def analyse(runs: Sequence[Run]) -> Analysis:
     rows: list[dict[str, Any]] = []
     for run in finished:
         number = trained.index(run) if run in trained else None
-        rows += _run_rows(run, None if number is None else (float(norms[number]), spectra[number]))
+        geometry = None if number is None else (float(norms[number]), spectra[number])
+        rows += [{"run": names[run], **row} for row in _run_rows(run, geometry)]
     pairs = [
-        {"run_a": trained[i].name, "run_b": trained[j].name, "cosine": cosine(gram[i, j], norms[i], norms[j])}
+        {"run_a": names[trained[i]], "run_b": names[trained[j]], "cosine": cosine(gram[i, j], norms[i], norms[j])}
         for i, j in combinations(range(len(trained)), 2)
     ]
     whole_numbers = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
@@ -100,6 +101,12 @@ def analyse(runs: Sequence[Run]) -> Analysis:
         pd.DataFrame(pairs, columns=["run_a", "run_b", "cosine"]),
         left_out,
     )
+
+
+def _names(runs: Sequence[Run]) -> dict[Run, str]:
+    """What each run is called in the tables: its folder, after its sweep's name when there are several sweeps."""
+    several = len({run.folder.parent for run in runs}) > 1
+    return {run: f"{run.folder.parent.name}/{run.name}" if several else run.name for run in runs}
 
 
 def _require_comparable(runs: Sequence[Run]) -> None:
@@ -137,7 +144,7 @@ def _geometry(runs: Sequence[Run]) -> tuple[np.ndarray, list[list[np.ndarray]]]:
 
 def _run_rows(run: Run, geometry: tuple[float, list[np.ndarray]] | None) -> list[dict[str, Any]]:
     manifest = run.manifest
-    row: dict[str, Any] = {"run": run.name, "method": manifest["method"]}
+    row: dict[str, Any] = {"method": manifest["method"]}
     if geometry is not None:
         config = manifest["config"]
         norm, spectra = geometry
@@ -162,27 +169,27 @@ def _run_rows(run: Run, geometry: tuple[float, list[np.ndarray]] | None) -> list
 
 
 def _print(analysis: Analysis, folder: Path) -> None:
-    console = Console()
-    names = list(dict.fromkeys(analysis.runs["run"]))
-    table = Table("", "run", "accuracy", "95% interval", "‖ΔW‖", "effective rank", title="runs")
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(analysis.runs["run"]))}
+    table = Table("", Column("run", overflow="fold"), "benchmark", "accuracy", "95% interval", "‖ΔW‖", "eff. rank")
     for _, row in analysis.runs.iterrows():
         table.add_row(
-            str(names.index(row["run"])),
+            str(numbers[row["run"]]),
             row["run"],
+            row["benchmark"],
             _percent(row["accuracy"]),
             f"{_percent(row['ci_low'])} … {_percent(row['ci_high'])}",
             _number(row["norm"]),
             _number(row["effective_rank"], 1),
         )
     console.print(table)
-    trained = [name for name in names if name in set(analysis.pairs["run_a"]) | set(analysis.pairs["run_b"])]
-    if trained:
-        cosines = {frozenset((row.run_a, row.run_b)): row.cosine for row in analysis.pairs.itertuples()}
-        matrix = Table("", *(str(names.index(name)) for name in trained), title="cosine of ΔW")
-        for name in trained:
-            cells = [_number(cosines.get(frozenset((name, other)), 1.0)) for other in trained]
-            matrix.add_row(f"{names.index(name)} {name}", *cells)
-        console.print(matrix)
+    trained = analysis.runs[analysis.runs["method"] != "base"].drop_duplicates("run")
+    cosines = {frozenset((pair.run_a, pair.run_b)): pair.cosine for pair in analysis.pairs.itertuples()}
+    matrix = Table("cosine of ΔW", *(str(numbers[name]) for name in trained["run"]))
+    for name, method in zip(trained["run"], trained["method"], strict=True):
+        cells = [_number(cosines.get(frozenset((name, other)), 1.0)) for other in trained["run"]]
+        matrix.add_row(f"{numbers[name]} {method}", *cells)
+    console.print(matrix)
     for name, state in analysis.left_out.items():
         print(f"left out, {state}: {name}")
     print(folder)

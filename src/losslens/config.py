@@ -64,7 +64,7 @@ class Model(Section):
     target_modules: list[str] = Field(min_length=1)
     lr: float = Field(gt=0, allow_inf_nan=False)
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
-    device: str
+    device: Literal["auto", "cpu", "cuda"]
     trust_remote_code: bool
 
 

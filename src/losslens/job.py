@@ -132,9 +132,7 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
         "initial_adapter": {"folder": initial.name, "sha256": adapter_sha256(initial)},
         "precision": str(base.model.dtype),
         "device": str(base.model.device),
-        "versions": provenance.versions(),
-        "code": provenance.code(),
-        "machine": provenance.machine(),
+        **provenance.here(),
         "started": started.isoformat(timespec="seconds"),
     }
     write_json(run.folder / "manifest.json", manifest)

@@ -14,6 +14,11 @@ _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "
 _SCHEDULER = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
+def here() -> dict[str, Any]:
+    """What a manifest says of where it was written."""
+    return {"versions": versions(), "code": code(), "machine": machine()}
+
+
 def versions() -> dict[str, str]:
     """Python's version and those of the packages that a result depends on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from losslens import provenance
 from losslens.config import Data, EvaluateConfig, Evaluation, Model, build, parse
 from losslens.errors import InputError
 from losslens.evaluation import evaluate, is_scored, read_outcomes, write_outcomes
@@ -37,8 +38,14 @@ def score_base(sweep: Path, model: Model, data: Data, evaluation: Evaluation) ->
     with run.lock():
         _score(run, None, model, data, evaluation)
         if run.status.get("state") != "completed":
-            base = {"base": base_identity(model), "config": {"model": model.model_dump(mode="json")}}
-            write_json(run.folder / "manifest.json", {"run": run.name, "method": "base", **base})
+            manifest = {
+                "run": run.name,
+                "method": "base",
+                "base": base_identity(model),
+                "config": {"model": model.model_dump(mode="json")},
+                **provenance.here(),
+            }
+            write_json(run.folder / "manifest.json", manifest)
             run.set_state("completed")
 
 

@@ -49,8 +49,8 @@ class Recipe:
 
 
 RECIPES = {
-    "student": Recipe(hidden_size=128, layers=5, problems=36_000, epochs=1, learning_rate=1e-3),
-    "teacher": Recipe(hidden_size=192, layers=4, problems=50_000, epochs=1, learning_rate=1e-3),
+    "student": Recipe(hidden_size=128, layers=5, problems=28_000, epochs=1, learning_rate=1e-3),
+    "teacher": Recipe(hidden_size=192, layers=4, problems=32_000, epochs=1, learning_rate=1e-3),
 }
 
 

@@ -160,6 +160,8 @@ def train_run(
         trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
         last = last_checkpoint(checkpoints)
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if not all(parameter.isfinite().all() for parameter in trainer.model.parameters() if parameter.requires_grad):
+            raise FloatingPointError("the adapter holds values that are not finite: the run diverged")
         with atomic_folder(folder / "adapter") as temporary:
             save_adapter(trainer.model, temporary)
     shutil.rmtree(checkpoints, ignore_errors=True)
