@@ -16,7 +16,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from losslens.errors import InputError
+from losslens.errors import InputError, first_line
 
 # `${package:tiny/student}` in a config file: a folder that is installed with losslens.
 OmegaConf.register_new_resolver("package", lambda path: str(files("losslens") / path), replace=True)
@@ -106,9 +106,11 @@ class Optim(Section):
     save_steps: int = Field(ge=1)
 
     @model_validator(mode="after")
-    def _micro_batches_fill_the_batch(self) -> Self:
+    def _steps_and_batches_fit(self) -> Self:
         if self.batch_size % self.examples_at_once:
             raise ValueError(f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}")
+        if self.save_steps % self.log_steps:
+            raise ValueError(f"log_steps={self.log_steps} does not divide save_steps={self.save_steps}")
         return self
 
     @property
@@ -196,7 +198,7 @@ def build(field: str, section: dict[str, Any]) -> Any:
     try:
         target = get_class(values.pop("_target_"))
     except (KeyError, ValueError, TypeError, ImportError) as error:
-        raise InputError(f"{field}._target_: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{field}._target_: {first_line(error)}") from error
     return _checked(field, partial(target, **values))
 
 

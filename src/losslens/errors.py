@@ -7,3 +7,8 @@ class InputError(Exception):
     Its text is one line that names the field or the file. The entry scripts print it without a traceback and end
     with exit status 2.
     """
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its type when it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

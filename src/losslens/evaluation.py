@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from losslens.errors import InputError
+from losslens.errors import InputError, first_line
 from losslens.files import atomic_file
 from losslens.problems import Problem, ProblemSource
 
@@ -82,4 +82,4 @@ def read_outcomes(file: Path) -> pd.DataFrame:
     try:
         return pq.read_table(file, columns=SCHEMA.names).to_pandas()
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: not a readable outcome file ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{file}: not a readable outcome file ({first_line(error)})") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -65,7 +66,7 @@ def generate_greedy(
     logits by more than any useful threshold, no such promise is made.
     """
     threshold = _CLOSE_CALL.get(model.dtype, 0.0)
-    config = {"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0}
+    config: dict[str, Any] = {"do_sample": False}
     completions: list[Completion] = []
     close_calls: list[int] = []
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
@@ -96,7 +97,7 @@ def generate_samples(
 
     The result depends on `seed` and on `batch_size`, not on the state of the global generator, which is put back.
     """
-    config = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    config: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
     completions: list[Completion] = []
     devices = [model.device] if model.device.type == "cuda" else []
@@ -139,30 +140,29 @@ def _generate(
     tokenizer: PreTrainedTokenizerBase,
     encoded: list[list[int]],
     max_new_tokens: int,
-    config: dict[str, float | int | bool],
+    config: dict[str, Any],
 ) -> tuple[list[Completion], list[float]]:
     """One batch, padded on the left; the completions and each one's smallest gap between its top two logits."""
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    pad_id = tokenizer.pad_token_id
     width = max(len(ids) for ids in encoded)
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
     declared = model.generation_config.eos_token_id
     eos_ids = sorted({tokenizer.eos_token_id, *([declared] if isinstance(declared, int) else declared or [])})
     gaps = _TopTwoGap(width, torch.tensor(eos_ids, device=model.device))
-    output = model.generate(
-        input_ids=input_ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        # Every field that a model's own generation_config could set otherwise is set here.
-        generation_config=GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad_id,
-            eos_token_id=eos_ids,
-            repetition_penalty=1.0,
-            num_beams=1,
-            **config,
-        ),
-        logits_processor=LogitsProcessorList([gaps]),
-    )
+    # What a configuration leaves open is filled from the model's own settings: its penalties, its top-k.
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        output = model.generate(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=GenerationConfig(
+                max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=eos_ids, **config
+            ),
+            logits_processor=LogitsProcessorList([gaps]),
+        )
+    finally:
+        model.generation_config = own
     completions = []
     for ids in output[:, width:].tolist():
         end = next((i for i, token in enumerate(ids) if token in eos_ids), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Any
 
 from losslens import provenance
 from losslens.config import TrainConfig, build
-from losslens.errors import InputError
+from losslens.errors import InputError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
 from losslens.logger import logged
@@ -77,7 +78,7 @@ def _failed(run: Run, error: Exception, note: bool) -> Outcome:
         if note:
             run.set_state("failed", error=str(error))
         return Outcome(run.name, "failed", error=str(error), exit_status=2)
-    message = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no message')}"
+    message = f"{type(error).__name__}: {first_line(error)}"
     (run.folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
     if note:
         run.set_state("failed", error=message, traceback="error.txt")
@@ -121,6 +122,10 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
         optim=config.optim,
         seed=config.seed,
     )
+    precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
+    if (run.folder / "manifest.json").exists() and run.manifest.get("precision") != precision:
+        # Half a run in one precision and half in another would be neither.
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
     manifest: dict[str, Any] = {
         "run": run.name,
         "method": method.name,
@@ -130,8 +135,7 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
         "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **counts(rollouts.table)},
         "base": base_identity(config.model),
         "initial_adapter": {"folder": initial.name, "sha256": adapter_sha256(initial)},
-        "precision": str(base.model.dtype),
-        "device": str(base.model.device),
+        "precision": precision,
         **provenance.here(),
         "started": started.isoformat(timespec="seconds"),
     }

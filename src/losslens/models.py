@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from losslens.errors import InputError
+from losslens.errors import InputError, first_line
 from losslens.files import atomic_folder, digest, read_json, sha256_of, sha256_of_folder, write_json
 
 # torch, transformers and peft are imported where they are needed: a sweep that is finished must not wait for them.
@@ -95,6 +95,7 @@ def load_model(source: ModelSource) -> LoadedModel:
         InputError: There is no such model, it cannot be read, or the device is not there.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -104,7 +105,7 @@ def load_model(source: ModelSource) -> LoadedModel:
         device = torch.device(name if source.device == "auto" else source.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"model.device={source.device}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"model.device={source.device}: {first_line(error)}") from error
     if source.dtype == "auto":
         dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     else:
@@ -114,10 +115,13 @@ def load_model(source: ModelSource) -> LoadedModel:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **options)
         model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
-    except Exception as error:  # transformers raises whatever the broken file happened to raise
-        raise InputError(f"{source.field}={source.path}: {str(error).strip().splitlines()[0]}") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError) as error:
+        raise InputError(f"{source.field}={source.path}: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source.field}={source.path}: the tokenizer has no end-of-sequence token")
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so any token will do; TRL would set it for some trainers and not for others.
+        tokenizer.pad_token = tokenizer.eos_token
     return LoadedModel(model.to(device).eval(), tokenizer)
 
 
@@ -126,8 +130,8 @@ def initial_adapter(
 ) -> Path:
     """The folder of the initial adapter of (base, LoRA settings, `init_seed`); made when it is missing.
 
-    A is drawn as PEFT draws it (Kaiming-uniform) from a generator seeded with `init_seed`, B is 0. All runs load this
-    one file: A would otherwise depend on precision and on the order in which modules are visited.
+    A is drawn as PEFT draws it (Kaiming-uniform) after seeding torch with `init_seed`, B is 0. All runs load this one
+    file, so that A cannot differ between trainers. It depends on the base's precision, which is part of the key.
 
     Raises:
         InputError: The folder's content is not what was written, or no module has one of the target names.
@@ -146,7 +150,7 @@ def initial_adapter(
                 try:
                     adapter = get_peft_model(base, settings.peft_config())
                 except ValueError as error:
-                    raise InputError(f"model.target_modules: {str(error).splitlines()[0]}") from error
+                    raise InputError(f"model.target_modules: {first_line(error)}") from error
                 save_adapter(adapter, temporary)
                 write_json(
                     temporary / "manifest.json",

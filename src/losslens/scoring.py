@@ -53,7 +53,10 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     file = run.evaluation(data.name)
     problems_identity = {"source": data.source, "eval": data.eval, "seed": data.seed}
     scored = {"base": base_identity(model), "adapter": None if adapter is None else adapter_sha256(adapter)}
-    key = digest([problems_identity, scored, evaluation.max_tokens, model.dtype], 16)
+    decoding: list[int | str] = [evaluation.max_tokens, model.dtype]
+    if model.dtype in ("bfloat16", "float16"):  # where the batch may change an answer
+        decoding.append(evaluation.batch_size)
+    key = digest([problems_identity, scored, decoding], 16)
     if is_scored(file, key):
         return
     source = build("data.source", data.source)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from losslens.errors import InputError
+from losslens.errors import InputError, first_line
 
 _KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
 
@@ -88,10 +88,13 @@ def open_adapter(folder: Path) -> Iterator[Adapter]:
     """
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
-            yield Adapter(folder, file, config)
+        opened = safe_open(folder / "adapter_model.safetensors", framework="pt")
     except (OSError, json.JSONDecodeError, SafetensorError) as error:
-        raise InputError(f"{folder}: not a readable PEFT adapter ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{folder}: not a readable PEFT adapter ({first_line(error)})") from error
+    if "lora_alpha" not in config:
+        raise InputError(f"{folder / 'adapter_config.json'}: no lora_alpha in it: not a LoRA adapter")
+    with opened as file:
+        yield Adapter(folder, file, config)
 
 
 def _for_module(pattern: dict[str, float] | None, module: str, default: float) -> float:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # The losses of TRL's DPOTrainer that are defined for a pair by itself and need no further setting.
-LossType = Literal["sigmoid", "hinge", "ipo", "robust", "nca_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"]
+LossType = Literal["sigmoid", "hinge", "ipo", "nca_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"]
 
 
 def dpo(

@@ -32,7 +32,7 @@ def group_advantages(
         std_norm: Whether r_i − mean is divided by the group's standard deviation (population), as in
             arXiv 2402.03300. Groups without spread stay at 0.
 
-    Source: arXiv 2402.03300 (eq. 3, outcome supervision); b and the offline form: arXiv 2606.23740.
+    Source: arXiv 2402.03300, §4.1.2 (outcome supervision); b and the offline form: arXiv 2606.23740.
 
     Returns:
         Shape (n,).
@@ -44,7 +44,7 @@ def group_advantages(
     advantage = reward - mean[member]
     if std_norm:
         spread = np.sqrt(np.bincount(member, weights=advantage**2) / size)
-        advantage = np.divide(advantage, spread[member], out=np.zeros_like(advantage), where=spread[member] > 0)
+        advantage = np.divide(advantage, spread[member], out=np.zeros_like(advantage), where=spread[member] > 1e-12)
     if bias_scope == "all":
         return advantage + bias
     all_right = np.bincount(member, weights=reward <= 0) == 0

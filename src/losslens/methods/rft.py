@@ -31,7 +31,7 @@ class Rft(Pointwise):
         wrong: `mask` keeps wrong rollouts in their place with weight 0, so that all pointwise methods see the same
             batches; `filter` drops them before batching.
         deduplicate: Whether only the first of a prompt's identical right completions counts (the source's distinct
-            reasoning paths). The others are treated as `wrong` says.
+            reasoning paths). The others count as wrong: masked or dropped, and among `train/logps/wrong`.
     """
 
     wrong: Literal["mask", "filter"] = "mask"

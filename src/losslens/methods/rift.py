@@ -29,8 +29,8 @@ def rift(
 
     - `token`: −R·π_t. Its gradient is −R·sg(π_t)·∇log π_t, a negative DFT term.
     - `sequence_mean`: −R·exp(mean_t log π_t), the same for each token, so that a rollout counts by its length as in
-      the other forms. The probability of the whole sequence, which the source writes, underflows (200 tokens at a
-      mean of −0.3 nats give 9e-27) and would silently leave RFT.
+      the other forms. The probability of the whole sequence, which the source writes, vanishes beside the other
+      terms (200 tokens at a mean of −0.3 nats give 9e-27) and would silently leave RFT.
     - `naive`: R·ℓ_t, unbounded below.
 
     `affine` is arXiv 2606.23740's form for all rollouts, (1 − λR)·ℓ_t with λ = `affine_lambda`, which that paper does
@@ -69,6 +69,8 @@ class Rift(Pointwise):
     def _warn_of_the_unbounded_form(self) -> Self:
         if self.form == "naive" and self.reward_wrong < 0:
             warnings.warn("method.form=naive is unbounded below: wrong rollouts can run away", stacklevel=2)
+        if self.form == "affine" and self.affine_lambda * self.reward_right > 1:
+            warnings.warn("method.form=affine is unbounded below where λ·R > 1: here for right rollouts", stacklevel=2)
         return self
 
     def loss(self, scored: Scored) -> Tensor:

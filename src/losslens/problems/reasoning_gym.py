@@ -9,7 +9,7 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym.utils import extract_answer
 
-from losslens.errors import InputError
+from losslens.errors import InputError, first_line
 from losslens.problems import Problem, Split, Verdict
 
 # A question belongs to the split that its text hashes into, whatever seed drew it, so that no two splits can share a
@@ -46,7 +46,7 @@ class ReasoningGym:
         try:
             return reasoning_gym.create_dataset(self.task, seed=seed, size=_CHUNK, **self.difficulty)
         except (ValueError, TypeError, AssertionError) as error:
-            raise InputError(f"data.task={self.task}: {str(error).splitlines()[0]}") from error
+            raise InputError(f"data.task={self.task}: {first_line(error)}") from error
 
     def problems(self, split: Split, size: int, seed: int) -> list[Problem]:
         """See `ProblemSource.problems`.

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from losslens.errors import InputError
+from losslens.errors import InputError, first_line
 from losslens.files import atomic_folder, read_json, write_json
 
 SCHEMA = pa.schema(
@@ -109,14 +109,14 @@ def load(folder: Path) -> FrozenRollouts:
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such file") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file}: not a readable parquet file ({str(error).splitlines()[0]})") from error
+        raise InputError(f"{file}: not a readable parquet file ({first_line(error)})") from error
     missing = [name for name in SCHEMA.names if name not in table.column_names]
     if missing:
         raise InputError(f"{file}: no column {missing[0]!r}")
     try:
         content = table.select(SCHEMA.names).cast(SCHEMA).to_pandas()
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{file}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{file}: {first_line(error)}") from error
     if content_sha256(content) != manifest["sha256"]:
         raise InputError(f"{file}: not the content that was frozen (its hash is not the manifest's sha256)")
     return FrozenRollouts(folder, content, manifest)

@@ -7,7 +7,6 @@ Both learn sums with every step written out, from problems of reasoning-gym's `c
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import re
 from dataclasses import dataclass
@@ -184,5 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     main()

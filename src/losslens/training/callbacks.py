@@ -21,6 +21,7 @@ class ProgressBar(TrainerCallback):
 
     def __init__(self, description: str) -> None:
         self.description = description
+        self.bar: tqdm | None = None
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
         self.bar = tqdm(
@@ -33,16 +34,19 @@ class ProgressBar(TrainerCallback):
         )
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
+        assert self.bar is not None
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
         self, _: TrainingArguments, __: TrainerState, ___: TrainerControl, logs: dict[str, float], **____: Any
     ) -> None:
-        if "loss" in logs:
+        if self.bar is not None and "loss" in logs:
             self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self.bar.close()
+    def close(self) -> None:
+        """Takes the bar away, however training ended."""
+        if self.bar is not None:
+            self.bar.close()
 
 
 class Metrics(TrainerCallback):

@@ -9,6 +9,15 @@ import torch
 from transformers import PreTrainedModel
 from trl.trainer.utils import FusedCausalLMOutput
 
+# Names under which architectures keep what TRL's fused head does to the logits and this one does not.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
+
+def has_plain_head(model: PreTrainedModel) -> bool:
+    """Whether the logits are the head's output as it is, neither scaled nor capped (as Granite's and Gemma 2's are)."""
+    config = model.config.get_text_config()
+    return all(getattr(config, name, None) in (None, 1.0) for name in _LOGIT_CHANGES)
+
 
 def score_selected_positions(model: PreTrainedModel) -> None:
     """Makes `model(…, labels=…, fused_lm_head=True)` put only the labelled positions through the language-model head.
@@ -17,7 +26,7 @@ def score_selected_positions(model: PreTrainedModel) -> None:
     prompt and padding included, through the head, and computes each tile again in the backward pass.
 
     Args:
-        model: The causal language model inside the PEFT model; its `forward` is replaced.
+        model: The causal language model inside the PEFT model, with a plain head; its `forward` is replaced.
     """
     plain_forward = type(model).forward
 

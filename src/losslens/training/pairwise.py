@@ -31,6 +31,7 @@ class PairwiseTrainer(DPOTrainer):
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         if self.loss_types != ["sigmoid"]:
             return super()._compute_loss(model, inputs, return_outputs)
+        # DPO itself is not left to TRL, so that what runs is the function that `methods/dpo.py` states and tests.
         assert not return_outputs
         mask = inputs["completion_mask"]
         outputs = model(

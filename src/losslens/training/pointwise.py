@@ -28,7 +28,7 @@ class PointwiseTrainer(SFTTrainer):
     """TRL's `SFTTrainer` with the loss of a `Pointwise` method.
 
     The loss is Σ of the method's terms over all completion tokens, divided by the number of completion tokens of the
-    effective batch (over accumulation and devices), whatever their weight. Prompt tokens never count.
+    effective batch (over accumulation), whatever their weight. Prompt tokens never count.
 
     Args:
         method: The loss.

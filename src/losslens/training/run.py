@@ -18,12 +18,13 @@ from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig
 
 from losslens.config import Optim
+from losslens.errors import InputError
 from losslens.files import atomic_folder
 from losslens.methods import Method, Pairwise, Pointwise
 from losslens.models import LoadedModel, LoraSettings, as_it_was, load_adapter, save_adapter
 from losslens.training.callbacks import Metrics, ProgressBar, StopWhenNotFinite
 from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
-from losslens.training.lm_head import score_selected_positions
+from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.pairwise import PairwiseTrainer
 from losslens.training.pointwise import PointwiseTrainer
 
@@ -67,7 +68,8 @@ def make_trainer(
         tokenised: The rollouts, from `tokenise`.
         output_dir: Where checkpoints go.
         callbacks: Added to the trainer's own.
-        selected_head: Whether `score_selected_positions` takes the place of TRL's fused head; by default off CUDA.
+        selected_head: Whether `score_selected_positions` takes the place of TRL's fused head; by default off CUDA, for
+            models with a plain head.
 
     Raises:
         InputError: The rollouts hold nothing that the method could learn from.
@@ -114,12 +116,15 @@ def make_trainer(
     }
     trainer: Trainer
     if isinstance(method, Pairwise):
-        pairwise = DPOConfig(**arguments, **method.trainer_options())
+        # TRL switches dropout off for DPO alone; here a method's dropout is what `lora_rank.dropout` says, for all.
+        pairwise = DPOConfig(**arguments, disable_dropout=False, **method.trainer_options())
         trainer = PairwiseTrainer(method, args=pairwise, **options)
     else:
         pointwise = SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})
         trainer = PointwiseTrainer(method, args=pointwise, **options)
-    if selected_head if selected_head is not None else not on_cuda:
+    if trainer.args.world_size > 1:
+        raise InputError(f"one run is trained by one process; here are WORLD_SIZE={trainer.args.world_size}")
+    if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
         score_selected_positions(trainer.model.get_base_model())
     # The bar and `metrics.jsonl` say what the trainer would print.
     trainer.remove_callback(PrinterCallback)
@@ -144,7 +149,7 @@ def train_run(
         hand_on: Called with each logged step and its numbers.
 
     Returns:
-        Steps, rows an epoch, epochs, the step gone on from, seconds, and peak GPU memory.
+        Steps, rows an epoch, epochs, the step gone on from, and, since then, seconds and peak GPU memory.
 
     Raises:
         InputError: The rollouts hold nothing that the method could learn from.
@@ -152,14 +157,19 @@ def train_run(
     """
     checkpoints = folder / "checkpoints"
     started = time.monotonic()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     # One process trains runs of different precision one after another; accelerate keeps the first one's.
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
-        progress: list[TrainerCallback] = [ProgressBar(folder.name), StopWhenNotFinite()]
-        trainer, rows = make_trainer(plan, base, tokenised, checkpoints, progress)
+        bar = ProgressBar(folder.name)
+        trainer, rows = make_trainer(plan, base, tokenised, checkpoints, [bar, StopWhenNotFinite()])
         trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
         last = last_checkpoint(checkpoints)
-        trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        try:
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        finally:
+            bar.close()
         if not all(parameter.isfinite().all() for parameter in trainer.model.parameters() if parameter.requires_grad):
             raise FloatingPointError("the adapter holds values that are not finite: the run diverged")
         with atomic_folder(folder / "adapter") as temporary:
