@@ -17,7 +17,6 @@ from losslens.geometry.deltas import Adapter, Delta
 from losslens.geometry.subspaces import (
     _SMALL_ANGLE,
     Array,
-    ThinSvd,
     angles_from_overlap,
     small_angles,
     thin_svd,
