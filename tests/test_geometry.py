@@ -15,8 +15,11 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from losslens.errors import InputError
+from losslens.geometry.comparison import inner_products
 from losslens.geometry.deltas import Delta, open_adapter
-from losslens.geometry.measures import cosine, effective_rank, inner_product, singular_values, stable_rank
+from losslens.geometry.measures import cosine, effective_rank, orthogonal_component, stable_rank
+from losslens.geometry.subspaces import thin_svd
+from losslens.geometry.tables import layer_of
 from losslens.models import LoadedModel, as_it_was, save_adapter
 
 SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
@@ -24,6 +27,14 @@ SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(1, 6), st
 
 def random_delta(rng: np.random.Generator, out: int, into: int, rank: int) -> Delta:
     return Delta(rng.standard_normal((out, rank)), rng.standard_normal((rank, into)), float(rng.uniform(0.1, 3)))
+
+
+def inner_product(first: Delta, second: Delta) -> float:
+    return inner_products([first, second])[0, 1]
+
+
+def singular_values(delta: Delta) -> np.ndarray:
+    return thin_svd(delta).values
 
 
 def dense(delta: Delta) -> np.ndarray:
@@ -65,6 +76,8 @@ def test_by_hand() -> None:
     second = Delta(eye[:, :1], eye[:1], 3.0)
     assert inner_product(first, second) == 6
     assert cosine(6, math.sqrt(8), 3) == pytest.approx(1 / math.sqrt(2))
+    assert orthogonal_component(1 / math.sqrt(2)) == pytest.approx(1 / math.sqrt(2))
+    assert orthogonal_component(1 + 1e-15) == 0
     assert singular_values(first) == pytest.approx([2, 2])
     assert effective_rank(np.array([2.0, 2.0])) == pytest.approx(2)
     assert stable_rank(np.array([2.0, 2.0])) == pytest.approx(2)
@@ -131,3 +144,9 @@ class TestAdapterFolders:
         (tmp_path / "adapter_model.safetensors").write_bytes(b"x" * 20)
         with pytest.raises(InputError, match="not a readable PEFT adapter"), open_adapter(tmp_path):
             pass
+
+
+def test_layers_of_modules() -> None:
+    assert layer_of("model.layers.12.self_attn.q_proj") == 12
+    assert layer_of("transformer.h.3.attn.c_attn") == 3
+    assert layer_of("lm_head") == -1

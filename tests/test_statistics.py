@@ -1,10 +1,19 @@
+"""Statistics against numbers worked out by hand or published."""
+
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from losslens.statistics import wilson_interval
+from losslens.statistics import bootstrap_difference, holm, mcnemar, smallest_p, wilson_interval
+
+
+def outcomes(b: int, c: int, both: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    first = [True] * b + [False] * c + [True] * both
+    second = [False] * b + [True] * c + [True] * both
+    return np.array(first), np.array(second)
 
 
 def test_wilson_interval() -> None:
@@ -19,3 +28,54 @@ def test_wilson_interval_at_the_ends() -> None:
     """0 of 10: from 0 to z²/(n + z²) = 0.2775."""
     assert wilson_interval(0, 10) == pytest.approx((0, 0.27753), abs=1e-5)
     assert wilson_interval(10, 10) == pytest.approx((0.72247, 1), abs=1e-5)
+
+
+class TestMcNemar:
+    def test_nine_against_one(self) -> None:
+        """2·(C(10,0) + C(10,1))/2¹⁰ = 22/1024 = .021484; mid-p takes off C(10,1)/2¹⁰: 12/1024 = .011719."""
+        test = mcnemar(*outcomes(9, 1))
+        assert (test.b, test.c) == (9, 1)
+        assert test.p == pytest.approx(22 / 1024)
+        assert test.mid_p == pytest.approx(12 / 1024)
+        assert mcnemar(*outcomes(1, 9)).p == test.p
+
+    def test_eight_against_none(self) -> None:
+        """2/2⁸ = .0078: the best that 9 against 1 right of 30 can give, above .05/15 = .0033."""
+        assert mcnemar(*outcomes(8, 0)).p == pytest.approx(2 / 256)
+        assert mcnemar(*outcomes(8, 0)).mid_p == pytest.approx(1 / 256)
+        assert smallest_p(30, 9 / 30, 1 / 30) == pytest.approx(2 / 256)
+        assert smallest_p(30, 9 / 30, 1 / 30) > 0.05 / 15
+
+    def test_no_difference(self) -> None:
+        """b = c = 2: p = 1; mid-p 1 − ½·C(4,2)/2⁴ = 1 − 3/16. Nothing discordant: 1."""
+        assert mcnemar(*outcomes(2, 2)).p == 1
+        assert mcnemar(*outcomes(2, 2)).mid_p == pytest.approx(1 - 3 / 16)
+        assert mcnemar(*outcomes(0, 0)).p == mcnemar(*outcomes(0, 0)).mid_p == 1
+
+    @pytest.mark.parametrize(("b", "c"), [(59, 6), (7, 25), (3, 4)])
+    def test_mid_p_by_its_definition(self, b: int, c: int) -> None:
+        """2·[P(X < min) + ½·P(X = min)] of a binomial of b + c at ½."""
+        n, least = b + c, min(b, c)
+        mass = [math.comb(n, k) / 2**n for k in range(least + 1)]
+        assert mcnemar(*outcomes(b, c)).mid_p == pytest.approx(2 * (sum(mass[:-1]) + mass[-1] / 2))
+        assert mcnemar(*outcomes(b, c)).p == pytest.approx(2 * sum(mass))
+
+
+def test_holm() -> None:
+    """.01·4 = .04; .02·3 = .06; .03·2 = .06 (not below the one before); .04·1 → .06."""
+    assert holm([0.02, 0.01, 0.04, 0.03]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([]).shape == (0,)
+
+
+def test_bootstrap_difference() -> None:
+    """A constant difference has no spread; one of ±1 in 400 problems has the normal one, 1.96·sd/√n."""
+    ones = np.ones(50)
+    assert bootstrap_difference(ones, ones * 0.5) == (0.5, 0.5)
+    rng = np.random.default_rng(0)
+    first, second = rng.random(400) < 0.6, rng.random(400) < 0.5
+    difference = first.astype(float) - second
+    low, high = bootstrap_difference(first, second)
+    half = 1.96 * difference.std() / math.sqrt(400)
+    assert (low + high) / 2 == pytest.approx(difference.mean(), abs=0.01)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+    assert bootstrap_difference(first, second) == (low, high)

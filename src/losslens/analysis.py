@@ -1,4 +1,4 @@
-"""Gathers the finished runs of one sweep or several into tables: `runs.csv`, `pairs.csv`."""
+"""Gathers the finished runs of one sweep or several into tables: runs, pairs, layers, modules."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,12 @@ from losslens.config import AnalyzeConfig, parse
 from losslens.errors import InputError
 from losslens.evaluation import read_outcomes
 from losslens.files import atomic_file, write_json
+from losslens.geometry.comparison import compare_modules
 from losslens.geometry.deltas import open_adapter
-from losslens.geometry.measures import cosine, effective_rank, inner_product, singular_values, stable_rank
+from losslens.geometry.tables import GeometryTables, geometry_tables
 from losslens.models import adapter_sha256
 from losslens.runs import Run, runs_of
-from losslens.statistics import wilson_interval
+from losslens.statistics import bootstrap_difference, holm, mcnemar, wilson_interval
 
 RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
@@ -36,16 +36,20 @@ RUN_COLUMNS = (
 
 @dataclass(frozen=True)
 class Analysis:
-    """The tables of one analysis.
+    """The tables of one analysis; their columns stand in the README.
 
     Attributes:
         runs: One row a run and benchmark, the base first.
-        pairs: One row a pair of trained runs: `run_a`, `run_b`, `cosine`.
+        pairs: One row a pair of trained runs.
+        layers: One row a pair and layer.
+        modules: One row a pair and module.
         left_out: Runs that are not completed, with their state.
     """
 
     runs: pd.DataFrame
     pairs: pd.DataFrame
+    layers: pd.DataFrame
+    modules: pd.DataFrame
     left_out: dict[str, str]
 
 
@@ -54,9 +58,11 @@ def analyze_job(config: DictConfig) -> None:
     checked = parse(AnalyzeConfig, config)
     analysis = analyse([run for sweep in checked.sweeps for run in runs_of(checked.output_dir, sweep)])
     folder = checked.output_dir / checked.sweeps[0] / "analysis"
-    for name, table in (("runs.csv", analysis.runs), ("pairs.csv", analysis.pairs)):
-        with atomic_file(folder / name) as temporary:
+    for name, table in (("runs", analysis.runs), ("pairs", analysis.pairs), ("layers", analysis.layers)):
+        with atomic_file(folder / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
+    with atomic_file(folder / "modules.parquet") as temporary:
+        analysis.modules.to_parquet(temporary, index=False)
     write_json(
         folder / "manifest.json",
         {
@@ -69,8 +75,8 @@ def analyze_job(config: DictConfig) -> None:
     _print(analysis, folder)
 
 
-def analyse(runs: Sequence[Run]) -> Analysis:
-    """Compares the finished runs among `runs`.
+def analyse(runs: Sequence[Run], top: int = 10) -> Analysis:
+    """Compares the finished runs among `runs`; `top` leading singular directions span the subspaces compared.
 
     Raises:
         InputError: None is finished, they do not compare (base, rollouts or modules differ), or an adapter is not
@@ -83,22 +89,19 @@ def analyse(runs: Sequence[Run]) -> Analysis:
     if not trained:
         raise InputError(f"no run is completed{f' ({len(left_out)} are not)' if left_out else ''}")
     _require_comparable(trained)
-    gram, spectra = _geometry(trained)
-    norms = np.sqrt(np.diag(gram))
+    geometry = _geometry(trained, [names[run] for run in trained], top)
+    by_run = geometry.runs.set_index("run")
 
     rows: list[dict[str, Any]] = []
     for run in finished:
-        number = trained.index(run) if run in trained else None
-        geometry = None if number is None else (float(norms[number]), spectra[number])
-        rows += [{"run": names[run], **row} for row in _run_rows(run, geometry)]
-    pairs = [
-        {"run_a": names[trained[i]], "run_b": names[trained[j]], "cosine": cosine(gram[i, j], norms[i], norms[j])}
-        for i, j in combinations(range(len(trained)), 2)
-    ]
+        sizes = dict(by_run.loc[names[run]]) if run in trained else {}
+        rows += [{"run": names[run], **row} for row in _run_rows(run, sizes)]
     whole_numbers = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
     return Analysis(
         pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(whole_numbers),
-        pd.DataFrame(pairs, columns=["run_a", "run_b", "cosine"]),
+        geometry.pairs.join(_accuracy_pairs({names[run]: run for run in trained}, geometry.pairs)),
+        geometry.layers,
+        geometry.modules,
         left_out,
     )
 
@@ -123,31 +126,22 @@ def _require_comparable(runs: Sequence[Run]) -> None:
                 raise InputError(f"{run.name}: another {what} than {runs[0].name}; they do not compare")
 
 
-def _geometry(runs: Sequence[Run]) -> tuple[np.ndarray, list[list[np.ndarray]]]:
-    """Inner products of all pairs, shape (runs, runs), and each run's singular values, one array a module."""
-    gram = np.zeros((len(runs), len(runs)))
-    spectra: list[list[np.ndarray]] = [[] for _ in runs]
+def _geometry(runs: Sequence[Run], names: Sequence[str], top: int) -> GeometryTables:
     with ExitStack() as stack:
         adapters = [stack.enter_context(open_adapter(run.adapter)) for run in runs]
         modules = adapters[0].modules
-        for adapter, run in zip(adapters, runs, strict=True):
+        for adapter, name in zip(adapters, names, strict=True):
             if adapter.modules != modules:
-                raise InputError(f"{run.name}: other modules are adapted than in {runs[0].name}; they do not compare")
-        for module in tqdm(modules, desc="geometry", unit="module", leave=False, dynamic_ncols=True):
-            deltas = [adapter[module] for adapter in adapters]
-            for i, delta in enumerate(deltas):
-                spectra[i].append(singular_values(delta))
-                for j in range(i + 1):
-                    gram[i, j] += inner_product(delta, deltas[j])
-    return np.tril(gram) + np.tril(gram, -1).T, spectra
+                raise InputError(f"{name}: other modules are adapted than in {names[0]}; they do not compare")
+        bar = tqdm(modules, desc="geometry", unit="module", leave=False, dynamic_ncols=True)
+        return geometry_tables(list(compare_modules(adapters, bar, top)), names)
 
 
-def _run_rows(run: Run, geometry: tuple[float, list[np.ndarray]] | None) -> list[dict[str, Any]]:
+def _run_rows(run: Run, sizes: dict[str, float]) -> list[dict[str, Any]]:
     manifest = run.manifest
     row: dict[str, Any] = {"method": manifest["method"]}
-    if geometry is not None:
+    if sizes:
         config = manifest["config"]
-        norm, spectra = geometry
         row |= {
             "lr": config["lr"]["name"],
             "learning_rate": manifest["learning_rate"],
@@ -155,17 +149,52 @@ def _run_rows(run: Run, geometry: tuple[float, list[np.ndarray]] | None) -> list
             "model": config["model"]["name"],
             "seed": config["seed"],
             "init_seed": config["init_seed"],
-            "norm": norm,
-            "effective_rank": float(np.mean([effective_rank(values) for values in spectra])),
-            "stable_rank": float(np.mean([stable_rank(values) for values in spectra])),
+            **sizes,
         }
     rows = []
-    for file in sorted(run.folder.glob("eval/*.parquet")):
-        correct = read_outcomes(file)["correct"]
+    for benchmark in _benchmarks(run):
+        correct = read_outcomes(run.evaluation(benchmark))["correct"]
         low, high = wilson_interval(int(correct.sum()), len(correct))
         score = {"accuracy": float(correct.mean()), "n": len(correct), "ci_low": low, "ci_high": high}
-        rows.append({**row, "benchmark": file.stem, **score})
+        rows.append({**row, "benchmark": benchmark, **score})
     return rows or [row]
+
+
+def _benchmarks(run: Run) -> list[str]:
+    return sorted(file.stem for file in run.folder.glob("eval/*.parquet"))
+
+
+def _accuracy_pairs(runs: dict[str, Run], pairs: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `pairs.csv` that compare accuracies on the benchmark of the runs' own data.
+
+    Holm's correction takes all pairs of the table as its family.
+    """
+    benchmark = next(iter(runs.values())).manifest["config"]["data"]["name"]
+    outcomes = {
+        name: read_outcomes(run.evaluation(benchmark)).groupby("problem_id")["correct"].mean()
+        for name, run in runs.items()
+        if benchmark in _benchmarks(run)
+    }
+    rows = []
+    for a, b in zip(pairs["run_a"], pairs["run_b"], strict=True):
+        if a not in outcomes or b not in outcomes or set(outcomes[a].index) != set(outcomes[b].index):
+            raise InputError(f"{a} and {b}: not scored on the same problems of {benchmark}; they do not compare")
+        first, second = outcomes[a].to_numpy(), outcomes[b].reindex(outcomes[a].index).to_numpy()
+        test = mcnemar(first > 0.5, second > 0.5)
+        low, high = bootstrap_difference(first, second)
+        rows.append(
+            {
+                "mcnemar_b": test.b,
+                "mcnemar_c": test.c,
+                "mcnemar_p": test.p,
+                "mcnemar_midp": test.mid_p,
+                "accuracy_diff": float((first - second).mean()),
+                "diff_low": low,
+                "diff_high": high,
+            }
+        )
+    columns = pd.DataFrame(rows, index=pairs.index)
+    return columns.assign(p_holm=holm(columns["mcnemar_p"])) if rows else columns
 
 
 def _print(analysis: Analysis, folder: Path) -> None:

@@ -1,11 +1,77 @@
-"""Statistics of right and wrong answers."""
+"""Statistics of right and wrong answers. Everything is paired on the problem."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binom
+from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """McNemar's test of two runs on the same problems.
+
+    Attributes:
+        b: Problems that only the first run has right.
+        c: Problems that only the second run has right.
+        p: Exact two-sided p: binomial, b of b + c at ½.
+        mid_p: The same with half the weight on the observed table (Lancaster 1961; Fagerland et al. 2013).
+    """
+
+    b: int
+    c: int
+    p: float
+    mid_p: float
 
 
 def wilson_interval(right: int, n: int) -> tuple[float, float]:
     """The 95% Wilson interval of a share of `right` in `n` (Wilson 1927)."""
     low, high = proportion_confint(right, n, alpha=0.05, method="wilson")
+    return float(low), float(high)
+
+
+def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
+    """McNemar's test (1947) of two aligned arrays of outcomes, shape (problems,)."""
+    b, c = int(np.sum(first & ~second)), int(np.sum(~first & second))
+    p = float(statsmodels_mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0
+    # Twice the smaller tail counts the observed table once; mid-p counts it half.
+    mid_p = p - float(binom.pmf(min(b, c), b + c, 0.5)) if b != c else 1 - float(binom.pmf(b, b + c, 0.5)) / 2
+    return McNemar(b, c, p, min(1.0, mid_p) if b + c else 1.0)
+
+
+def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
+    """Holm's step-down correction (1979) over one family of p values, in their order."""
+    return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
+
+
+def smallest_p(n: int, first: float, second: float) -> float:
+    """The smallest exact p that accuracies `first` and `second` on `n` problems could have had.
+
+    It is reached when the run with fewer right answers has none that the other lacks. A test whose smallest possible
+    p is above its threshold is underpowered: it could not have found anything.
+    """
+    difference = round(abs(first - second) * n)
+    return float(min(1.0, 2 * 0.5**difference))
+
+
+def bootstrap_difference(
+    first: NDArray[np.float64], second: NDArray[np.float64], resamples: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """The 95% percentile interval of mean(first) − mean(second), resampling problems.
+
+    Args:
+        first: Each problem's outcome, averaged over its samples, so that they stay together; shape (problems,).
+        second: The same problems of the other run.
+        resamples: Bootstrap samples.
+        seed: Of the generator.
+    """
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    drawn = np.random.default_rng(seed).integers(0, len(difference), (resamples, len(difference)))
+    low, high = np.percentile(difference[drawn].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
