@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from losslens.errors import InputError
-from losslens.runs import runs_of
+from losslens.runs import Run, runs_of
 
 
 def main(arguments: list[str]) -> int:
@@ -21,12 +21,20 @@ def main(arguments: list[str]) -> int:
     except InputError as error:
         print(f"status.py: {error}", file=sys.stderr)
         return 2
-    for run in runs:
+    completed = [_show(run) for run in runs]
+    return 0 if completed and all(completed) else 1
+
+
+def _show(run: Run) -> bool:
+    """Prints a run's line; whether it is completed."""
+    try:
         status = run.status
-        step = f"step {status['step']}/{status['max_steps']}" if "step" in status else ""
-        loss = f"loss {status['loss']:.4f}" if "loss" in status else ""
-        print(f"{run.name:<48} {status['state']:<10} {step:<14} {loss} {status.get('error', '')}".rstrip())
-    return 0 if runs and all(run.status["state"] == "completed" for run in runs) else 1
+    except InputError as error:
+        status = {"state": "damaged", "error": str(error)}
+    step = f"step {status['step']}/{status['max_steps']}" if "step" in status else ""
+    loss = f"loss {status['loss']:.4f}" if "loss" in status else ""
+    print(f"{run.name:<48} {status['state']:<10} {step:<14} {loss} {status.get('error', '')}".rstrip())
+    return status["state"] == "completed"
 
 
 if __name__ == "__main__":

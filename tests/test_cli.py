@@ -49,12 +49,22 @@ def refused(name: str, *arguments: str) -> str:
         (["lora_rank.r=0"], "lora_rank.r"),
         (["lr.base=-0.001"], "lr.base"),
         (["nokey=1"], "nokey"),
+        (["lora_rank=8"], "lora_rank"),
+        (["sweep=rollouts"], "sweep"),
+        (["optim.scheduler=foo"], "optim.scheduler"),
+        (["method.name=../../up"], "method.name"),
+        (["data.source.task=nothing"], "data.source.task"),
         (["lr.base=${nowhere}"], "nowhere"),
         (["-m", "method=sft,dpo", "model.path=/no/such/model"], "model.path=/no/such/model"),
     ],
 )
 def test_bad_input_ends_with_status_2_and_one_line(arguments: list[str], named: str, tmp_path: Path) -> None:
     assert named in refused("train.py", *arguments, f"output_dir={tmp_path}")
+
+
+def test_an_output_folder_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "file" in refused("train.py", f"output_dir={tmp_path / 'file' / 'below'}")
 
 
 def test_a_model_folder_that_holds_no_model(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from wandb.proto import wandb_internal_pb2
 from losslens.config import Logger
 from losslens.logger import logged
 
-OFFLINE = Logger(name="wandb")
+OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None)
 
 
 def records(folder: Path) -> list[wandb_internal_pb2.Record]:
@@ -80,6 +80,6 @@ def test_what_goes_wrong_in_wandb_is_warned_of_once(
 
 
 def test_none_writes_nothing(tmp_path: Path) -> None:
-    with logged(Logger(name="none"), tmp_path, "sweep", [], {}) as log:
+    with logged(OFFLINE.model_copy(update={"name": "none"}), tmp_path, "sweep", [], {}) as log:
         log(1, {"x": 1.0})
     assert list(tmp_path.iterdir()) == []

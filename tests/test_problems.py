@@ -68,7 +68,7 @@ def test_the_instruction_follows_the_question() -> None:
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(InputError, match=r"data\.task=no_such_task"):
+    with pytest.raises(InputError, match=r"data\.source\.task=no_such_task"):
         ReasoningGym("no_such_task", {})
     with pytest.raises(InputError, match="min_terms"):
         ReasoningGym("chain_sum", {"min_terms": 0})

@@ -123,6 +123,27 @@ def test_made_once_for_the_same_settings_and_anew_for_others(tmp_path: Path) -> 
     assert again.folder.name == first.folder.name
 
 
+def test_other_settings_that_give_the_same_rollouts_leave_them_in_place(tmp_path: Path) -> None:
+    """No completion reaches either limit: one folder, made once, known by both settings."""
+    first = frozen_rollouts(config(tmp_path)).folder
+    inode = (first / "rollouts.parquet").stat().st_ino
+    other = config(tmp_path, "rollouts.max_tokens=80")
+    assert frozen_rollouts(other).folder == first
+    made = (first / "manifest.json").read_text()
+    assert frozen_rollouts(config(tmp_path)).folder == frozen_rollouts(other).folder == first
+    assert (first / "manifest.json").read_text() == made
+    assert (first / "rollouts.parquet").stat().st_ino == inode
+
+
+def test_damage_elsewhere_is_passed_over(tmp_path: Path) -> None:
+    folder = frozen_rollouts(config(tmp_path)).folder
+    for name in ("aa-1", ".left-over.tmp"):
+        (folder.parent / name).mkdir()
+        (folder.parent / name / "manifest.json").write_text("{")
+    (folder.parent / ".left-over.tmp" / "manifest.json").write_text((folder / "manifest.json").read_text())
+    assert frozen_rollouts(config(tmp_path)).folder == folder
+
+
 def _make(output_dir: Path) -> tuple[str, int]:
     folder = frozen_rollouts(config(output_dir)).folder
     return folder.name, (folder / "manifest.json").stat().st_ino

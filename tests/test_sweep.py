@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import pandas as pd
 import pytest
 from peft import PeftModel
 from safetensors.numpy import load_file
+from scipy.linalg import subspace_angles
 
 from losslens.analysis import analyse
 from losslens.errors import InputError
-from losslens.files import sha256_of, write_json
+from losslens.files import sha256_of
 from losslens.models import LoadedModel, as_it_was
 from losslens.runs import runs_of
 from tests.conftest import ROOT, script
@@ -102,7 +104,7 @@ def test_killed_in_the_third_run_it_ends_in_the_same_bytes(sweep: Path, tmp_path
         start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("main/dft-*/checkpoints/checkpoint-*/trainer_state.json")):
+    while not list(tmp_path.glob("main/dft-*/checkpoints/checkpoint-*/sealed.json")):
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -148,6 +150,35 @@ def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
     assert again.stdout.count(": skipped") == 2
 
 
+def test_a_run_whose_adapter_is_gone_is_trained_again(sweep: Path) -> None:
+    script(*command(sweep, "method=rft", "sweep=gone", "logger=none"))
+    [run] = [run for run in runs_of(sweep, "gone") if run.name.startswith("rft")]
+    before = run.status["adapter_sha256"]
+    shutil.rmtree(run.adapter)
+    outcome = script(*command(sweep, "method=rft", "sweep=gone", "logger=none"))
+    assert ": completed" in outcome.stdout
+    assert run.status["state"] == "completed"
+    assert run.status["adapter_sha256"] == before
+
+
+def test_bad_input_in_a_sweep_is_a_line_of_its_table(sweep: Path) -> None:
+    """Of four jobs two are refused and one meets a damaged status: told in the table, square brackets and all."""
+    script(*command(sweep, "-m", "method=sft,rft", "sweep=mixed", "logger=none"))
+    [damaged] = [run for run in runs_of(sweep, "mixed") if run.name.startswith("rft")]
+    (damaged.folder / "status.json").write_text('{"sta')
+    arguments = ("method=sft,rft", "optim.weight_decay=0.01,x", "sweep=mixed", "logger=none")
+    outcome = script(*command(sweep, "-m", *arguments), check=2)
+    assert "Traceback" not in outcome.stderr
+    assert "optim.weight_decay" in outcome.stdout
+    assert outcome.stdout.count("failed") == 3
+    assert outcome.stdout.count("skipped") == 2  # in its line, and in the table
+    assert "Compare the weights" not in outcome.stdout
+    status = script("launch/status.py", "sweep=mixed", f"output_dir={sweep}", check=1)
+    assert "damaged" in status.stdout
+    bracketed = script(*command(sweep, "-m", "method=sft,rft", "rollouts.path='/no/[/x]'", "sweep=mixed"), check=2)
+    assert "[/x]" in bracketed.stdout
+
+
 class TestAnalysis:
     def test_tables(self, sweep: Path) -> None:
         """Cosines and norms are those of the dense updates, flattened; accuracies those of the stored outcomes."""
@@ -178,6 +209,21 @@ class TestAnalysis:
         for _, pair in pairs.iterrows():
             a, b = dense[pair["run_a"]], dense[pair["run_b"]]
             assert pair["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-10)
+            assert pair["orthogonal_a_to_b"] ** 2 + pair["cosine"] ** 2 == pytest.approx(1)
+            assert pair["mcnemar_b"] - pair["mcnemar_c"] == pytest.approx(40 * pair["accuracy_diff"])
+        layers, modules = pd.read_csv(folder / "layers.csv"), pd.read_parquet(folder / "modules.parquet")
+        assert len(layers) == 15 * 5
+        assert len(modules) == 15 * 20
+        module = modules.iloc[0]
+        weights = [
+            load_file(next((sweep / "main").glob(f"{module[run]}/adapter/adapter_model.safetensors")))
+            for run in ("run_a", "run_b")
+        ]
+        key = f"base_model.model.{module['module']}.lora_"
+        deltas = [w[f"{key}B.weight"].astype(np.float64) @ w[f"{key}A.weight"] for w in weights]
+        left = [np.linalg.svd(delta)[0][:, :8] for delta in deltas]
+        expected = np.degrees(subspace_angles(*left)[::-1])
+        assert np.allclose(module["angles_left"][:8], expected, atol=1e-6)
 
     def test_several_sweeps(self, sweep: Path) -> None:
         """The same run of two sweeps keeps two names, and its update has cosine 1 with itself."""
@@ -194,15 +240,22 @@ class TestAnalysis:
         assert list(analysis.left_out.values()) == ["failed"]
         assert not set(analysis.runs["run"]) & set(analysis.left_out)
 
-    def test_an_adapter_that_was_changed_is_refused(self, sweep: Path, tmp_path: Path) -> None:
-        runs = runs_of(sweep, "main")[:2]
-        status = runs[-1].status
+    def test_an_adapter_that_was_changed_is_refused(self, sweep: Path) -> None:
+        [config] = (sweep / "main").glob("sft-*/adapter/adapter_config.json")
+        text = config.read_text()
         try:
-            write_json(runs[-1].folder / "status.json", {**status, "adapter_sha256": "0" * 64})
-            with pytest.raises(InputError, match="not the adapter that was trained"):
-                analyse(runs)
+            config.write_text(text.replace('"lora_alpha": 16', '"lora_alpha": 32'))
+            for name in ("analyze.py", "evaluate.py", "train.py"):
+                arguments = command(sweep, "method=sft")[1:] if name == "train.py" else [f"output_dir={sweep}"]
+                assert "not the adapter that was trained" in script(name, *arguments, check=2).stderr
         finally:
-            write_json(runs[-1].folder / "status.json", status)
+            config.write_text(text)
+        script("analyze.py", f"output_dir={sweep}")
+
+    def test_runs_scored_on_other_problems_do_not_compare(self, sweep: Path) -> None:
+        script(*command(sweep, "method=rft", "data.eval=20", "sweep=fewer", "logger=none"))
+        with pytest.raises(InputError, match="scored on other problems"):
+            analyse([*runs_of(sweep, "main"), *runs_of(sweep, "fewer")])
 
     def test_runs_of_other_rollouts_do_not_compare(self, sweep: Path) -> None:
         script(*command(sweep, "data.seed=1", "sweep=other", "logger=none"))

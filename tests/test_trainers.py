@@ -317,10 +317,14 @@ def test_a_run_after_others_is_byte_identical_to_the_run_alone(
     assert adapter_sha256(tmp_path / "0" / "adapter") != adapter_sha256(tmp_path / "2" / "adapter")
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 def test_a_run_cut_short_goes_on_to_the_same_bytes(
-    make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    damaged: bool, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """Cut at step 7 with checkpoints every 3 steps: it goes on from step 6, and the log shows each step once."""
+    """Cut at step 7 with checkpoints every 3 steps: it goes on from step 6, and the log shows each step once.
+
+    A later checkpoint that is half written is passed over, and so is the one of step 6 when it is damaged.
+    """
 
     def cut(step: int, values: dict[str, float]) -> None:
         if step == 7:
@@ -336,8 +340,11 @@ def test_a_run_cut_short_goes_on_to_the_same_bytes(
     half_written = tmp_path / "cut" / "checkpoints" / "checkpoint-9"
     half_written.mkdir()
     (half_written / "trainer_state.json").write_text('{"global_st')
+    if damaged:
+        optimizer = tmp_path / "cut" / "checkpoints" / "checkpoint-6" / "optimizer.pt"
+        optimizer.write_bytes(optimizer.read_bytes()[:-10])
     facts = train_run(plan, base, tokenised, tmp_path / "cut", lambda step, values: None)
-    assert facts["resumed_from"] == 6
+    assert facts["resumed_from"] == (3 if damaged else 6)
     assert adapter_sha256(tmp_path / "cut" / "adapter") == adapter_sha256(tmp_path / "whole" / "adapter")
     whole, resumed = ((tmp_path / folder / "metrics.jsonl").read_text() for folder in ("whole", "cut"))
     assert resumed == whole
@@ -368,16 +375,25 @@ def test_trls_other_pairwise_losses_pass_through(
 
 
 @pytest.mark.parametrize(
-    "method", [Rift(name="rift", reward_wrong=-1.0), Grpo(name="grpo", bias=0.0)], ids=lambda method: method.name
+    ("method", "without"),
+    [
+        (Rift(name="rift", reward_wrong=-5.0), Rift(name="rift", reward_wrong=0.0)),
+        (Grpo(name="grpo", bias=0.0), Rft(name="rft")),
+    ],
+    ids=["rift", "grpo"],
 )
 def test_wrong_rollouts_are_pushed_down(
-    method: Method, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    method: Method, without: Method, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """The sign of the negative terms, seen in training: wrong rollouts lose log-probability from start to end."""
-    seen: dict[int, dict[str, float]] = {}
-    train_run(make_plan(method, max_steps=20, log_steps=1), base, tokenised, tmp_path, seen.__setitem__)
-    wrong = [seen[step]["train/logps/wrong"] for step in range(1, 21)]
-    assert np.mean(wrong[-5:]) < np.mean(wrong[:5]) - 0.05
+    """The sign of the negative terms, seen in training: with them wrong rollouts end less likely than without."""
+    final = []
+    for number, variant in enumerate((method, without)):
+        seen: dict[int, dict[str, float]] = {}
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        train_run(make_plan(variant, max_steps=20, log_steps=5), base, tokenised, folder, seen.__setitem__)
+        final.append(seen[20]["train/logps/wrong"])
+    assert final[0] < final[1] - 0.02
 
 
 def test_rows_are_the_same_for_all_pointwise_methods(tokenised: pd.DataFrame) -> None:

@@ -19,12 +19,11 @@ from tqdm import tqdm
 from losslens import provenance
 from losslens.config import AnalyzeConfig, parse
 from losslens.errors import InputError
-from losslens.evaluation import read_outcomes
+from losslens.evaluation import asked_of, read_outcomes
 from losslens.files import atomic_file, write_json
 from losslens.geometry.comparison import compare_modules
 from losslens.geometry.deltas import open_adapter
 from losslens.geometry.tables import GeometryTables, geometry_tables
-from losslens.models import adapter_sha256
 from losslens.runs import Run, runs_of
 from losslens.statistics import bootstrap_difference, holm, mcnemar, wilson_interval
 
@@ -88,7 +87,7 @@ def analyse(runs: Sequence[Run], top: int = 10) -> Analysis:
     trained = [run for run in finished if run.manifest["method"] != "base"]
     if not trained:
         raise InputError(f"no run is completed{f' ({len(left_out)} are not)' if left_out else ''}")
-    _require_comparable(trained)
+    _require_comparable(finished)
     geometry = _geometry(trained, [names[run] for run in trained], top)
     by_run = geometry.runs.set_index("run")
 
@@ -113,17 +112,25 @@ def _names(runs: Sequence[Run]) -> dict[Run, str]:
 
 
 def _require_comparable(runs: Sequence[Run]) -> None:
-    first = runs[0].manifest
-    for run in runs:
-        if adapter_sha256(run.adapter) != run.status["adapter_sha256"]:
-            raise InputError(f"{run.adapter}: not the adapter that was trained (its sha256 is not that of status.json)")
-        manifest = run.manifest
+    """Refuses runs of another base, other rollouts or other problems than the first one's."""
+    advice = "they do not compare; put them into different sweeps"
+    trained = [run for run in runs if run.manifest["method"] != "base"]
+    for run in trained:
+        if not run.is_trained():
+            raise InputError(f"{run.folder}: no finished adapter in it")
         for what, value, other in (
-            ("base", manifest["base"], first["base"]),
-            ("rollouts", manifest["rollouts"]["sha256"], first["rollouts"]["sha256"]),
+            ("base", run.manifest["base"], trained[0].manifest["base"]),
+            ("rollouts", run.manifest["rollouts"]["sha256"], trained[0].manifest["rollouts"]["sha256"]),
         ):
             if value != other:
-                raise InputError(f"{run.name}: another {what} than {runs[0].name}; they do not compare")
+                raise InputError(f"{run.name}: another {what} than {trained[0].name}; {advice}")
+    asked: dict[str, tuple[str, Run]] = {}
+    for run in runs:
+        for benchmark in _benchmarks(run):
+            this = asked_of(run.evaluation(benchmark))
+            first, other_run = asked.setdefault(benchmark, (this, run))
+            if this != first:
+                raise InputError(f"{run.name}: scored on other problems of {benchmark} than {other_run.name}; {advice}")
 
 
 def _geometry(runs: Sequence[Run], names: Sequence[str], top: int) -> GeometryTables:

@@ -38,8 +38,10 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     path = Path(script).resolve()
     refused: list[str] = []
     loaded: list[Tasks] = []
+    started: list[bool] = []
 
     def job(config: DictConfig) -> None:
+        started.append(True)
         # Not raised through Hydra, which would end a sweep with a report of its own.
         try:
             loaded[:] = loaded or [load()]
@@ -52,7 +54,10 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     try:
         hydra.main(version_base="1.3", config_path=str(path.parent / "conf"), config_name=path.stem)(job)()
         status = max([end() for _, end in loaded], default=0) or (2 if refused else 0)
-    except (InputError, HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        # Before the first job nothing is at work but Hydra, on what the user wrote.
+        if started and not isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
+            raise
         _tell(path, error, refused)
         status = 2
     except KeyboardInterrupt:
@@ -63,13 +68,13 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
 
 def _tell(path: Path, error: Exception, told: list[str]) -> None:
     """Prints an error on one line, once."""
-    line = _one_line(error)
+    line = one_line(error)
     if line not in told:
         print(f"{path.name}: {line}", file=sys.stderr, flush=True)
         told.append(line)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error's text on one line; Hydra puts the useful half into the cause."""
     text = str(error)
     if isinstance(error.__cause__, OmegaConfBaseException):

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from losslens.errors import InputError, first_line
 
@@ -24,6 +24,15 @@ OmegaConf.register_new_resolver("package", lambda path: str(files("losslens") / 
 T = TypeVar("T")
 Schema = TypeVar("Schema", bound=BaseModel)
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+def _not_reserved(name: str) -> str:
+    if name in ("rollouts", "init"):
+        raise ValueError(f"{name} is the name of another folder of output_dir")
+    return name
+
+
+SweepName = Annotated[FolderName, AfterValidator(_not_reserved)]
 
 
 class Section(BaseModel):
@@ -97,7 +106,9 @@ class Optim(Section):
     max_steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     micro_batch: int | None = Field(ge=1)
-    scheduler: str
+    scheduler: Literal[
+        "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+    ]
     warmup: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(gt=0, allow_inf_nan=False)
@@ -130,9 +141,9 @@ class Logger(Section):
     """Where metrics go besides `metrics.jsonl`."""
 
     name: Literal["wandb", "none"]
-    mode: Literal["offline", "online"] = "offline"
-    project: str = "losslens"
-    entity: str | None = None
+    mode: Literal["offline", "online"]
+    project: str
+    entity: str | None
 
 
 class RolloutConfig(Section):
@@ -147,7 +158,7 @@ class RolloutConfig(Section):
 class TrainConfig(RolloutConfig):
     """The configuration of `train.py`: `conf/train.yaml`. `method` is checked by the method's own class."""
 
-    sweep: FolderName
+    sweep: SweepName
     seed: int = Field(ge=0, lt=2**32)
     init_seed: int = Field(ge=0, lt=2**32)
     method: dict[str, Any]
@@ -161,7 +172,7 @@ class TrainConfig(RolloutConfig):
 class EvaluateConfig(Section):
     """The configuration of `evaluate.py`: `conf/evaluate.yaml`."""
 
-    sweep: FolderName
+    sweep: SweepName
     output_dir: Path
     benchmark: Data
     evaluation: Evaluation
@@ -170,13 +181,13 @@ class EvaluateConfig(Section):
 class AnalyzeConfig(Section):
     """The configuration of `analyze.py`: `conf/analyze.yaml`."""
 
-    sweep: FolderName | list[FolderName]
+    sweep: SweepName | Annotated[list[SweepName], Field(min_length=1)]
     output_dir: Path
 
     @property
     def sweeps(self) -> list[str]:
         """The sweeps to gather, at least one."""
-        return [self.sweep] if isinstance(self.sweep, str) else list(self.sweep)
+        return [self.sweep] if isinstance(self.sweep, str) else list(dict.fromkeys(self.sweep))
 
 
 def parse(schema: type[Schema], config: DictConfig) -> Schema:

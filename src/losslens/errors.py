@@ -9,6 +9,6 @@ class InputError(Exception):
     """
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type when it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -22,7 +22,8 @@ SCHEMA = pa.schema(
         ("correct", pa.bool_()),
     ]
 )
-_KEY = b"losslens.evaluation"
+_ASKED = b"losslens.asked"
+_SCORED = b"losslens.scored"
 
 
 def evaluate(
@@ -58,19 +59,33 @@ def evaluate(
     )
 
 
-def write_outcomes(outcomes: pd.DataFrame, file: Path, key: str) -> None:
-    """Writes outcomes; `key` says what they are the outcomes of (adapter, problems, decoding)."""
+def write_outcomes(outcomes: pd.DataFrame, file: Path, asked: str, scored: str) -> None:
+    """Writes outcomes.
+
+    Args:
+        outcomes: Columns as in `SCHEMA`.
+        file: Where.
+        asked: Names the problems and the decoding: outcomes compare where it is the same.
+        scored: Names the model that answered.
+    """
     table = pa.Table.from_pandas(outcomes, schema=SCHEMA, preserve_index=False)
+    metadata = {_ASKED: asked.encode(), _SCORED: scored.encode()}
     with atomic_file(file) as temporary:
-        pq.write_table(table.replace_schema_metadata({_KEY: key.encode()}), temporary)
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
 
 
-def is_scored(file: Path, key: str) -> bool:
-    """Whether `file` holds the outcomes that `key` names."""
+def is_scored(file: Path, asked: str, scored: str) -> bool:
+    """Whether `file` holds, unharmed, the outcomes that these two name."""
     try:
-        return (pq.read_schema(file).metadata or {}).get(_KEY) == key.encode()
+        metadata = pq.read_table(file).schema.metadata or {}
     except (OSError, pa.ArrowInvalid):
         return False
+    return (metadata.get(_ASKED), metadata.get(_SCORED)) == (asked.encode(), scored.encode())
+
+
+def asked_of(file: Path) -> str:
+    """The `asked` that `file` was written with."""
+    return ((pq.read_schema(file).metadata or {}).get(_ASKED) or b"").decode()
 
 
 def read_outcomes(file: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from losslens.methods import Method, Pairwise
 from losslens.models import adapter_sha256, initial_adapter, load_model
 from losslens.rollouts.frozen import counts
 from losslens.rollouts.sampling import frozen_rollouts
-from losslens.runs import Run, base_identity, base_source, learning_rate, lora_settings, run_identity, run_of
+from losslens.runs import Run, State, base_identity, base_source, learning_rate, lora_settings, run_identity, run_of
 from losslens.scoring import score_base, score_run
 
 
@@ -46,60 +46,43 @@ def train_job(config: TrainConfig) -> Outcome:
 
     A failure is written to the run's `status.json` and told in the outcome, so that the other jobs of a sweep go on.
     """
+    name, folder = str(config.method.get("name")), None
     try:
         method: Method = build("method", config.method)
         run = run_of(config, isinstance(method, Pairwise))
+        name, folder = run.name, run.folder
+        with run.lock():
+            return _train_and_score(config, method, run)
     except InputError as error:
-        return Outcome(config.method.get("name", "?"), "failed", error=str(error), exit_status=2)
-    with run.lock():
-        completed_before = run.status.get("state") == "completed"
-        try:
-            if not _is_trained(run):
-                _train(config, method, run)
-            score_base(config.output_dir / config.sweep, config.model, config.data, config.evaluation)
-            score_run(run, config.model, config.data, config.evaluation)
-            if not completed_before:
-                steps = config.optim.max_steps
-                run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
-                (run.folder / "error.txt").unlink(missing_ok=True)
-            accuracy = float(read_outcomes(run.evaluation(config.data.name))["correct"].mean())
-            return Outcome(run.name, "skipped" if completed_before else "completed", accuracy)
-        except KeyboardInterrupt:
-            if not completed_before:
-                run.set_state("preempted", error="interrupted from the keyboard")
-            raise
-        except Exception as error:
-            # What was completed stays so: its adapter is as good as before.
-            return _failed(run, error, note=not completed_before)
+        return Outcome(name, "failed", error=str(error), exit_status=2)
+    except Exception as error:
+        message = f"{type(error).__name__}: {first_line(error)}"
+        if folder is not None and folder.is_dir():
+            (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            message += f" (see {folder / 'error.txt'})"
+        return Outcome(name, "failed", error=message, exit_status=1)
 
 
-def _failed(run: Run, error: Exception, note: bool) -> Outcome:
-    if isinstance(error, InputError):
-        if note:
-            run.set_state("failed", error=str(error))
-        return Outcome(run.name, "failed", error=str(error), exit_status=2)
-    message = f"{type(error).__name__}: {first_line(error)}"
-    (run.folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    if note:
-        run.set_state("failed", error=message, traceback="error.txt")
-    return Outcome(run.name, "failed", error=f"{message} (see {run.folder / 'error.txt'})", exit_status=1)
-
-
-def _is_trained(run: Run) -> bool:
-    """Whether the run's adapter is finished.
-
-    Raises:
-        InputError: It is, but it is no longer the one that was trained.
-    """
-    if not run.adapter.is_dir() or not (run.folder / "manifest.json").exists():
-        return False
-    sha256 = run.manifest.get("adapter_sha256")
-    if sha256 is not None and adapter_sha256(run.adapter) != sha256:
-        raise InputError(
-            f"{run.adapter}: not the adapter that was trained (its sha256 is not the one in manifest.json); "
-            f"delete {run.folder} to train it again"
-        )
-    return sha256 is not None
+def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
+    done_before = run.status.get("state") == "completed" and run.is_trained()
+    try:
+        if not run.is_trained():
+            _train(config, method, run)
+        score_base(config.output_dir / config.sweep, config.model, config.data, config.evaluation)
+        score_run(run, config.model, config.data, config.evaluation)
+    except BaseException as error:
+        # What was completed stays so: its adapter is as good as before.
+        if not done_before:
+            state: State = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
+            kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
+            run.set_state(state, error=kind + first_line(error))
+        raise
+    if not done_before:
+        steps = config.optim.max_steps
+        run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
+        (run.folder / "error.txt").unlink(missing_ok=True)
+    accuracy = float(read_outcomes(run.evaluation(config.data.name))["correct"].mean())
+    return Outcome(run.name, "skipped" if done_before else "completed", accuracy)
 
 
 def _train(config: TrainConfig, method: Method, run: Run) -> None:
@@ -148,5 +131,5 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
     tags = [method.name, f"r{config.lora_rank.r}", config.model.name]
     with logged(config.logger, run.folder, config.sweep, tags, manifest["identity"]) as log:
         facts = train_run(plan, base, tokenise(rollouts.table, base.tokenizer), run.folder, note)
-    ended = {"ended": datetime.now(UTC).isoformat(timespec="seconds"), "adapter_sha256": adapter_sha256(run.adapter)}
-    write_json(run.folder / "manifest.json", {**manifest, "training": facts, **ended})
+    ended = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(run.folder / "manifest.json", {**manifest, "training": facts, "ended": ended, **run.adapter_hashes})

@@ -82,7 +82,7 @@ def model_identity(field: str, path: str, revision: str | None) -> dict[str, str
         if not (folder / "config.json").is_file():
             raise InputError(f"{field}={path}: no config.json in this folder")
         return {"sha256": sha256_of_folder(folder, _MODEL_FILES)}
-    if not _HUB_ID.match(path):
+    if not _HUB_ID.match(path) or ("/" in path and Path(path).parent.is_dir()):
         raise InputError(f"{field}={path}: no such folder")
     return {"hub_id": path, "revision": revision}
 
@@ -139,6 +139,7 @@ def initial_adapter(
     import torch
     from filelock import FileLock
     from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     key = digest({"base": base_identity, "lora": settings, "init_seed": init_seed, "dtype": str(base.dtype)}, 12)
     folder = output_dir / "init" / key
@@ -151,6 +152,8 @@ def initial_adapter(
                     adapter = get_peft_model(base, settings.peft_config())
                 except ValueError as error:
                     raise InputError(f"model.target_modules: {first_line(error)}") from error
+                if isinstance(adapter.get_output_embeddings(), BaseTunerLayer):
+                    raise InputError("model.target_modules: the language-model head cannot be adapted")
                 save_adapter(adapter, temporary)
                 write_json(
                     temporary / "manifest.json",

@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
 from losslens.config import Model, TrainConfig
 from losslens.errors import InputError
-from losslens.files import digest, read_json, write_json
-from losslens.models import LoraSettings, ModelSource, model_identity
+from losslens.files import digest, read_json, sha256_of, write_json
+from losslens.models import LoraSettings, ModelSource, adapter_sha256, model_identity
 from losslens.rollouts.sampling import rollouts_identity
 
 State = Literal["running", "preempted", "failed", "completed"]
@@ -51,14 +51,54 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`; empty when the run was never started."""
+        """The content of `status.json`; empty when the run was never started.
+
+        Raises:
+            InputError: It is damaged.
+        """
         file = self.folder / "status.json"
-        return read_json(file) if file.exists() else {}
+        if not file.exists():
+            return {}
+        status = read_json(file)
+        if not isinstance(status, dict) or status.get("state") not in get_args(State):
+            raise InputError(f"{file}: no state in it; delete it, and the run goes on from what it has")
+        return status
 
     @property
     def manifest(self) -> dict[str, Any]:
         """The content of `manifest.json`."""
         return read_json(self.folder / "manifest.json")
+
+    @property
+    def adapter_hashes(self) -> dict[str, str]:
+        """The SHA-256 of the adapter's weights and of its configuration.
+
+        Raises:
+            InputError: One of them is missing.
+        """
+        config = self.adapter / "adapter_config.json"
+        if not config.is_file():
+            raise InputError(f"{config}: no such file")
+        return {"adapter_sha256": adapter_sha256(self.adapter), "adapter_config_sha256": sha256_of(config)}
+
+    def is_trained(self) -> bool:
+        """Whether the adapter is finished, and still the one that was trained.
+
+        Raises:
+            InputError: It was finished and has changed since.
+        """
+        if not self.adapter.is_dir() or not (self.folder / "manifest.json").exists():
+            return False
+        manifest = self.manifest
+        if not isinstance(manifest, dict) or "adapter_sha256" not in manifest:
+            return False
+        for name, value in self.adapter_hashes.items():
+            if manifest.get(name) != value:
+                raise InputError(
+                    f"{self.adapter}: not the adapter that was trained (its {name} is not the one in manifest.json); "
+                    f"delete {self.folder} to train it again"
+                )
+        return True
 
     def set_state(self, state: State, **details: Any) -> None:
         """Writes `status.json` anew."""

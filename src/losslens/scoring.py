@@ -51,13 +51,12 @@ def score_base(sweep: Path, model: Model, data: Data, evaluation: Evaluation) ->
 
 def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation: Evaluation) -> None:
     file = run.evaluation(data.name)
-    problems_identity = {"source": data.source, "eval": data.eval, "seed": data.seed}
-    scored = {"base": base_identity(model), "adapter": None if adapter is None else adapter_sha256(adapter)}
     decoding: list[int | str] = [evaluation.max_tokens, model.dtype]
     if model.dtype in ("bfloat16", "float16"):  # where the batch may change an answer
         decoding.append(evaluation.batch_size)
-    key = digest([problems_identity, scored, decoding], 16)
-    if is_scored(file, key):
+    asked = digest([{"source": data.source, "eval": data.eval, "seed": data.seed}, decoding], 16)
+    scored = digest([base_identity(model), None if adapter is None else adapter_sha256(adapter)], 16)
+    if is_scored(file, asked, scored):
         return
     source = build("data.source", data.source)
     problems = source.problems("eval", data.eval, data.seed)
@@ -72,7 +71,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
             batch_size=evaluation.batch_size,
             description=f"{run.name} on {data.name}",
         )
-    write_outcomes(outcomes, file, key)
+    write_outcomes(outcomes, file, asked, scored)
 
 
 def evaluate_job(config: DictConfig) -> None:
@@ -82,15 +81,28 @@ def evaluate_job(config: DictConfig) -> None:
     if not runs:
         raise InputError(f"sweep={checked.sweep}: no run is completed")
     table = Table("run", "accuracy", "95% interval", title=f"{checked.benchmark.name} (n = {checked.benchmark.eval})")
+    refused = []
     for run in runs:
-        manifest = run.manifest
-        model = Model.model_validate(manifest["config"]["model"])
-        if manifest["method"] == "base":
-            score_base(run.folder.parent, model, checked.benchmark, checked.evaluation)
-        else:
-            with run.lock():
-                score_run(run, model, checked.benchmark, checked.evaluation)
+        try:
+            _score_again(run, checked)
+        except InputError as error:
+            refused.append(str(error))
+            continue
         correct = read_outcomes(run.evaluation(checked.benchmark.name))["correct"]
         low, high = wilson_interval(int(correct.sum()), len(correct))
         table.add_row(run.name, f"{correct.mean():.1%}", f"{low:.1%} – {high:.1%}")
     Console().print(table)
+    if refused:
+        raise InputError("; ".join(refused))
+
+
+def _score_again(run: Run, config: EvaluateConfig) -> None:
+    manifest = run.manifest
+    model = Model.model_validate(manifest["config"]["model"])
+    if manifest["method"] == "base":
+        score_base(run.folder.parent, model, config.benchmark, config.evaluation)
+        return
+    with run.lock():
+        if not run.is_trained():
+            raise InputError(f"{run.folder}: no finished adapter in it")
+        score_run(run, model, config.benchmark, config.evaluation)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import sys
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from losslens.cli import one_line
 from losslens.config import TrainConfig, parse
+from losslens.errors import InputError
 from losslens.job import Outcome, train_job
 
 
@@ -21,9 +26,13 @@ class Sweep:
 
     def job(self, config: DictConfig) -> None:
         """Runs one job and says in a line how it ended."""
-        checked = parse(TrainConfig, config)
-        self.sweep = checked.sweep
-        outcome = train_job(checked)
+        try:
+            checked = parse(TrainConfig, config)
+            self.sweep = checked.sweep
+            outcome = train_job(checked)
+        except (InputError, OmegaConfBaseException) as error:
+            choices = HydraConfig.get().overrides.task
+            outcome = Outcome(" ".join(choices) or "-", "failed", error=one_line(error), exit_status=2)
         if outcome.state == "failed":
             if outcome.error not in {earlier.error for earlier in self.outcomes}:
                 print(f"train.py: {outcome.error}", file=sys.stderr, flush=True)
@@ -37,9 +46,10 @@ class Sweep:
             table = Table("run", "state", "accuracy", "error", title=f"sweep {self.sweep}")
             for outcome in self.outcomes:
                 accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.1%}"
-                table.add_row(outcome.run, outcome.state, accuracy, outcome.error)
+                # As text: what stands in square brackets would be taken for markup.
+                table.add_row(Text(outcome.run), outcome.state, accuracy, Text(outcome.error))
             Console(soft_wrap=not sys.stdout.isatty()).print(table)
-        if self.sweep and not any(outcome.exit_status for outcome in self.outcomes):
-            print(f"Compare the weights:  python analyze.py sweep={self.sweep}")
         statuses = {outcome.exit_status for outcome in self.outcomes}
+        if statuses == {0}:
+            print(f"Compare the weights:  python analyze.py sweep={self.sweep}")
         return 1 if 1 in statuses else max(statuses, default=0)

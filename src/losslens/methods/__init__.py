@@ -39,7 +39,7 @@ class Scored:
 
 
 class Method(BaseModel):
-    """A loss and its options."""
+    """A loss and its options; a subclass narrows `name` to its own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

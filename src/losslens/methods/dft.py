@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from losslens.methods import Pointwise, Scored
 
@@ -24,6 +24,8 @@ def dft(scored: Scored) -> Tensor:
 
 class Dft(Pointwise):
     """`method=dft`."""
+
+    name: Literal["dft"]
 
     def loss(self, scored: Scored) -> Tensor:
         """See `dft`."""

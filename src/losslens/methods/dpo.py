@@ -50,6 +50,7 @@ class Dpo(Pairwise):
             right × wrong pair.
     """
 
+    name: Literal["dpo"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     loss_type: LossType = "sigmoid"
     pairs: Literal["one", "all"] = "one"

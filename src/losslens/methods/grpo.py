@@ -81,6 +81,7 @@ def grpo(scored: Scored, prob_weight: bool = False, kl_coef: float = 0.0) -> Ten
 class Grpo(Pointwise):
     """`method=grpo`; the options are those of `group_advantages` and `grpo`."""
 
+    name: Literal["grpo"]
     bias: float = Field(default=0.1, allow_inf_nan=False)
     bias_scope: BiasScope = "all"
     std_norm: bool = False

@@ -34,6 +34,7 @@ class Rft(Pointwise):
             reasoning paths). The others count as wrong: masked or dropped, and among `train/logps/wrong`.
     """
 
+    name: Literal["rft"]
     wrong: Literal["mask", "filter"] = "mask"
     deduplicate: bool = False
 

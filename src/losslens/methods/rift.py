@@ -60,6 +60,7 @@ def rift(
 class Rift(Pointwise):
     """`method=rift`; the options are those of `rift`."""
 
+    name: Literal["rift"]
     form: Form = "token"
     reward_right: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     reward_wrong: float = Field(default=-0.2, le=0, allow_inf_nan=False)

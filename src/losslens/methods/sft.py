@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from losslens.methods import Pointwise, Scored
 
@@ -21,6 +21,8 @@ def sft(scored: Scored) -> Tensor:
 
 class Sft(Pointwise):
     """`method=sft`."""
+
+    name: Literal["sft"]
 
     def loss(self, scored: Scored) -> Tensor:
         """See `sft`."""

@@ -46,7 +46,7 @@ class ReasoningGym:
         try:
             return reasoning_gym.create_dataset(self.task, seed=seed, size=_CHUNK, **self.difficulty)
         except (ValueError, TypeError, AssertionError) as error:
-            raise InputError(f"data.task={self.task}: {first_line(error)}") from error
+            raise InputError(f"data.source.task={self.task}: {first_line(error)}") from error
 
     def problems(self, split: Split, size: int, seed: int) -> list[Problem]:
         """See `ProblemSource.problems`.
@@ -69,7 +69,7 @@ class ReasoningGym:
             )
         if len(found) < size:
             raise InputError(
-                f"data.task={self.task}: only {len(found)} distinct problems in split {split!r}, {size} asked for; "
+                f"data.source.task={self.task}: only {len(found)} distinct problems in split {split!r}, not {size}; "
                 "raise the difficulty or ask for fewer"
             )
         return list(found.values())

@@ -81,13 +81,22 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
         table: One row a rollout, with the columns of `SCHEMA`.
         parent: The folder that holds frozen rollouts.
         name: What the folder's name begins with.
-        manifest: Who made them and how; counts and hash are added.
+        manifest: Who made them and how (`keys`: digests of the settings); counts and hash are added.
+
+    Raises:
+        InputError: A folder of this name is there and damaged.
     """
     table = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
     # Read back as `load` will see it, so that the hash is that of what is on disk.
     content = table.to_pandas()
     sha256 = content_sha256(content)
     folder = parent / f"{name}-{sha256[:12]}"
+    if folder.is_dir():
+        # Other settings gave the same content before: that folder stays, and is known by these settings too.
+        known = load(folder).manifest
+        keys = sorted({*known.get("keys", []), *manifest.get("keys", [])})
+        write_json(folder / "manifest.json", {**known, "keys": keys})
+        return folder
     with atomic_folder(folder) as temporary:
         pq.write_table(table, temporary / "rollouts.parquet")
         write_json(temporary / "manifest.json", {**manifest, **counts(content), "sha256": sha256})
@@ -136,7 +145,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def find(parent: Path, key: str) -> Path | None:
     """The folder below `parent` whose rollouts were made with the settings that hash to `key`."""
-    for manifest in sorted(parent.glob("*/manifest.json")):
-        if read_manifest(manifest.parent).get("key") == key:
-            return manifest.parent
+    for file in sorted(parent.glob("[!.]*/manifest.json")):
+        try:
+            manifest = read_manifest(file.parent)
+        except InputError:  # another folder's damage; its own is told when it is loaded
+            continue
+        if key in manifest.get("keys", []):
+            return file.parent
     return None

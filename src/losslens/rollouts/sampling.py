@@ -50,7 +50,7 @@ def frozen_rollouts(config: RolloutConfig) -> FrozenRollouts:
     parent = config.output_dir / "rollouts"
     parent.mkdir(parents=True, exist_ok=True)
     key = digest(rollouts_identity(config), 16)
-    with FileLock(parent / f".{key}.lock"):
+    with FileLock(parent / ".lock"):
         folder = find(parent, key) or _make(config, parent, key)
     return load(folder)
 
@@ -103,7 +103,7 @@ def _make(config: RolloutConfig, parent: Path, key: str) -> Path:
         for number, completion in enumerate(group)
     ]
     manifest = {
-        "key": key,
+        "keys": [key],
         "policy": sampling.policy,
         "writer": writer.path,
         "identity": rollouts_identity(config),

@@ -11,7 +11,11 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from losslens.errors import InputError
+from losslens.files import read_json, sha256_of, write_json
+
 # Names under which the trainers report, and ours.
+_SEAL = "sealed.json"
 _RENAMED = {"learning_rate": "lr", "mean_token_accuracy": "token_accuracy"}
 _DROPPED = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
@@ -89,6 +93,22 @@ class Metrics(TrainerCallback):
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **values}) + "\n")
         self.hand_on(state.global_step, values)
+
+
+class SealCheckpoint(TrainerCallback):
+    """Writes the hashes of a checkpoint's files into it once they are all there."""
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
+        checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        write_json(checkpoint / _SEAL, {file.name: sha256_of(file) for file in checkpoint.iterdir() if file.is_file()})
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint was sealed, and its files are still those that it was sealed with."""
+    try:
+        return all(sha256_of(checkpoint / name) == value for name, value in read_json(checkpoint / _SEAL).items())
+    except (InputError, OSError):
+        return False
 
 
 class StopWhenNotFinite(TrainerCallback):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from losslens.errors import InputError
 from losslens.files import atomic_folder
 from losslens.methods import Method, Pairwise, Pointwise
 from losslens.models import LoadedModel, LoraSettings, as_it_was, load_adapter, save_adapter
-from losslens.training.callbacks import Metrics, ProgressBar, StopWhenNotFinite
+from losslens.training.callbacks import Metrics, ProgressBar, SealCheckpoint, StopWhenNotFinite, is_whole
 from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.pairwise import PairwiseTrainer
@@ -96,7 +95,7 @@ def make_trainer(
         "logging_steps": optim.log_steps,
         "logging_nan_inf_filter": False,
         "save_steps": optim.save_steps,
-        "save_total_limit": 1,
+        "save_total_limit": 2,  # the one before, should the last one be damaged
         "train_sampling_strategy": "sequential",
         "max_length": None,
         "seed": plan.seed,
@@ -163,7 +162,7 @@ def train_run(
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
         bar = ProgressBar(folder.name)
-        trainer, rows = make_trainer(plan, base, tokenised, checkpoints, [bar, StopWhenNotFinite()])
+        trainer, rows = make_trainer(plan, base, tokenised, checkpoints, [bar, StopWhenNotFinite(), SealCheckpoint()])
         trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
         last = last_checkpoint(checkpoints)
         try:
@@ -181,18 +180,18 @@ def train_run(
         "epochs": plan.optim.max_steps * plan.optim.batch_size / rows,
         "resumed_from": 0 if last is None else int(last.name.rpartition("-")[2]),
         "seconds": round(time.monotonic() - started, 2),
+        "threads": torch.get_num_threads(),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
     }
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that was written to its end; half-written ones are removed."""
-    complete = []
+    """The latest checkpoint that is as it was written; those that are not are removed."""
+    whole = []
     for checkpoint in folder.glob("checkpoint-*"):
-        try:
-            # The trainer writes this file after all others.
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-            complete.append(checkpoint)
-        except (OSError, json.JSONDecodeError):
+        if is_whole(checkpoint):
+            whole.append(checkpoint)
+        else:
+            print(f"{checkpoint}: not whole; left out", flush=True)
             shutil.rmtree(checkpoint)
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
