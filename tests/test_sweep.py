@@ -245,8 +245,11 @@ class TestAnalysis:
         text = config.read_text()
         try:
             config.write_text(text.replace('"lora_alpha": 16', '"lora_alpha": 32'))
-            for name in ("analyze.py", "evaluate.py", "train.py"):
-                arguments = command(sweep, "method=sft")[1:] if name == "train.py" else [f"output_dir={sweep}"]
+            for name, *arguments in (
+                ["analyze.py", f"output_dir={sweep}"],
+                ["evaluate.py", "benchmark=arithmetic_long", "benchmark.eval=20", f"output_dir={sweep}"],
+                command(sweep, "method=sft"),
+            ):
                 assert "not the adapter that was trained" in script(name, *arguments, check=2).stderr
         finally:
             config.write_text(text)

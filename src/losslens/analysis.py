@@ -130,7 +130,10 @@ def _require_comparable(runs: Sequence[Run]) -> None:
             this = asked_of(run.evaluation(benchmark))
             first, other_run = asked.setdefault(benchmark, (this, run))
             if this != first:
-                raise InputError(f"{run.name}: scored on other problems of {benchmark} than {other_run.name}; {advice}")
+                raise InputError(
+                    f"{run.name}: scored on other problems of {benchmark}, or decoded otherwise, than {other_run.name}; "
+                    "give both the same data and evaluation settings, in train.py or evaluate.py"
+                )
 
 
 def _geometry(runs: Sequence[Run], names: Sequence[str], top: int) -> GeometryTables:

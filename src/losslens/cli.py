@@ -69,6 +69,11 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
 def _tell(path: Path, error: Exception, told: list[str]) -> None:
     """Prints an error on one line, once."""
     line = one_line(error)
+    if "Config group override must be a string" in line:  # Hydra does not say which
+        groups = path.parent / "conf"
+        pairs = [argument.partition("=") for argument in sys.argv[1:]]
+        numbers = [f"{key}={value}" for key, _, value in pairs if (groups / key).is_dir() and value[:1].isdigit()]
+        line = f"{' '.join(numbers)}: a group takes one of its options by name (see --help), not a number"
     if line not in told:
         print(f"{path.name}: {line}", file=sys.stderr, flush=True)
         told.append(line)
