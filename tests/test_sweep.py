@@ -21,7 +21,7 @@ from scipy.linalg import subspace_angles
 
 from losslens.analysis import analyse
 from losslens.errors import InputError
-from losslens.files import sha256_of
+from losslens.files import sha256_of, write_json
 from losslens.models import LoadedModel, as_it_was
 from losslens.runs import runs_of
 from tests.conftest import ROOT, script
@@ -34,7 +34,7 @@ SMALL = [
 
 
 def command(output_dir: Path, *arguments: str) -> list[str]:
-    return ["train.py", *arguments, f"output_dir={output_dir}", *SMALL]
+    return ["train.py", *SMALL, f"output_dir={output_dir}", *arguments]  # of two values the last one counts
 
 
 def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
@@ -236,9 +236,17 @@ class TestAnalysis:
         script("analyze.py", f"output_dir={sweep}")
 
     def test_runs_that_are_not_completed_are_left_out_and_said(self, sweep: Path) -> None:
-        analysis = analyse(runs_of(sweep, "failing"))
-        assert list(analysis.left_out.values()) == ["failed"]
-        assert not set(analysis.runs["run"]) & set(analysis.left_out)
+        runs = runs_of(sweep, "main")
+        [sft] = [run for run in runs if run.name.startswith("sft")]
+        status = sft.status
+        sft.set_state("failed", error="made up")
+        try:
+            analysis = analyse(runs)
+        finally:
+            write_json(sft.folder / "status.json", status)
+        assert analysis.left_out == {sft.name: "failed"}
+        assert sft.name not in set(analysis.runs["run"])
+        assert len(analysis.pairs) == 10
 
     def test_an_adapter_that_was_changed_is_refused(self, sweep: Path) -> None:
         [config] = (sweep / "main").glob("sft-*/adapter/adapter_config.json")

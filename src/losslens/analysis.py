@@ -131,8 +131,8 @@ def _require_comparable(runs: Sequence[Run]) -> None:
             first, other_run = asked.setdefault(benchmark, (this, run))
             if this != first:
                 raise InputError(
-                    f"{run.name}: scored on other problems of {benchmark}, or decoded otherwise, than {other_run.name}; "
-                    "give both the same data and evaluation settings, in train.py or evaluate.py"
+                    f"{run.name}: scored on other problems of {benchmark} than {other_run.name}, or decoded otherwise; "
+                    "score both with the same data and evaluation settings"
                 )
 
 
