@@ -34,7 +34,9 @@ SMALL = [
 
 
 def command(output_dir: Path, *arguments: str) -> list[str]:
-    return ["train.py", *SMALL, f"output_dir={output_dir}", *arguments]  # of two values the last one counts
+    flags = [argument for argument in arguments if argument == "-m"]
+    overrides = [argument for argument in arguments if argument != "-m"]
+    return ["train.py", *flags, *SMALL, f"output_dir={output_dir}", *overrides]  # of two values the last one counts
 
 
 def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
