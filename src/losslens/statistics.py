@@ -50,16 +50,6 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
 
 
-def smallest_p(n: int, first: float, second: float) -> float:
-    """The smallest exact p that accuracies `first` and `second` on `n` problems could have had.
-
-    It is reached when the run with fewer right answers has none that the other lacks. A test whose smallest possible
-    p is above its threshold is underpowered: it could not have found anything.
-    """
-    difference = round(abs(first - second) * n)
-    return float(min(1.0, 2 * 0.5**difference))
-
-
 def bootstrap_difference(
     first: NDArray[np.float64], second: NDArray[np.float64], resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:

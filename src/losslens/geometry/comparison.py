@@ -14,13 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from losslens.geometry.deltas import Adapter, Delta
-from losslens.geometry.subspaces import (
-    _SMALL_ANGLE,
-    Array,
-    angles_from_overlap,
-    small_angles,
-    thin_svd,
-)
+from losslens.geometry.subspaces import Array, angles_from_overlap, thin_svd, with_small_angles
 
 
 @dataclass(frozen=True)
@@ -94,10 +88,7 @@ def _side(vectors: Sequence[Array], top: int) -> tuple[Array, Array]:
         if k == 0:
             continue
         overlap = overlaps[i, j][: widths[i], : widths[j]]
-        if n not in full:
-            angles[n, :k] = angles_from_overlap(overlap)
         first[n] = abs(overlap[0, 0])
-        small = int(np.sum(angles[n, :k] < _SMALL_ANGLE))
-        if small:
-            angles[n, :small] = small_angles(vectors[i][:, : widths[i]], vectors[j][:, : widths[j]], overlap, small)
+        from_cosines = angles[n] if widths[i] == widths[j] == top else angles_from_overlap(overlap)
+        angles[n, :k] = with_small_angles(from_cosines, vectors[i][:, : widths[i]], vectors[j][:, : widths[j]], overlap)
     return angles, first

@@ -83,29 +83,23 @@ def principal_angles(first: Array, second: Array) -> Array:
         min(k, l) angles in [0, π/2].
     """
     overlap = first.T @ second
-    angles = angles_from_overlap(overlap)
-    small = angles < _SMALL_ANGLE
-    if small.any():
-        angles[small] = small_angles(first, second, overlap, int(small.sum()))
-    return angles
+    return with_small_angles(angles_from_overlap(overlap), first, second, overlap)
 
 
 def angles_from_overlap(overlap: Array) -> Array:
     """Angles from the cosines, the singular values of UᵀV, for a whole batch; shape (…, k, l) to (…, min(k, l)).
 
-    Good to about 1e-15 / θ: angles below 1e-3 are better taken from `small_angles`.
+    Good to about 1e-15 / θ; see `with_small_angles`.
     """
     return np.arccos(np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0))
 
 
-def small_angles(first: Array, second: Array, overlap: Array, count: int) -> Array:
-    """The `count` smallest angles from the sines, the singular values of (I − U·Uᵀ)V."""
+def with_small_angles(angles: Array, first: Array, second: Array, overlap: Array) -> Array:
+    """`angles` with the small ones taken from their sines, the singular values of (I − U·Uᵀ)V."""
+    small = int(np.sum(angles < _SMALL_ANGLE))
+    if not small:
+        return angles
     if first.shape[1] < second.shape[1]:
         first, second, overlap = second, first, overlap.T
     sines = np.linalg.svd(second - first @ overlap, compute_uv=False)
-    return np.arcsin(np.clip(sines[::-1][:count], 0.0, 1.0))
-
-
-def agreement(first: Array, second: Array) -> float:
-    """|⟨u, v⟩| of two unit vectors: 1 the same line, 0 orthogonal."""
-    return float(abs(first @ second))
+    return np.concatenate([np.arcsin(np.clip(sines[::-1][:small], 0.0, 1.0)), angles[small:]])
