@@ -5,7 +5,7 @@ from losslens.cli import Tasks, run
 
 def load() -> Tasks:
     """What this script does."""
-    from losslens.analysis import analyze_job
+    from losslens.analysis.job import analyze_job
 
     return analyze_job, lambda: 0
 

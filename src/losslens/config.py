@@ -27,7 +27,7 @@ FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._
 
 
 def _not_reserved(name: str) -> str:
-    if name in ("rollouts", "init"):
+    if name in ("rollouts", "init", "adapters", "cache"):
         raise ValueError(f"{name} is the name of another folder of output_dir")
     return name
 
@@ -178,16 +178,56 @@ class EvaluateConfig(Section):
     evaluation: Evaluation
 
 
+class HeldOut(Section):
+    """The fixed sequences on which connectivity and CKA are measured."""
+
+    problems: int = Field(ge=4)
+    completions: Path | None
+
+
+class Connectivity(Section):
+    """Linear mode connectivity."""
+
+    points: int = Field(ge=3)
+    loss: Literal["completions", "answer"]
+    resamples: int = Field(ge=100)
+
+
+class Cka(Section):
+    """CKA of hidden states."""
+
+    pooling: Literal["mean", "last"]
+    minibatch: int = Field(ge=4)
+
+
 class AnalyzeConfig(Section):
     """The configuration of `analyze.py`: `conf/analyze.yaml`."""
 
-    sweep: SweepName | Annotated[list[SweepName], Field(min_length=1)]
+    sweep: SweepName | Annotated[list[SweepName], Field(min_length=1)] | None
     output_dir: Path
+    adapters: dict[FolderName, Path]
+    model_path: str | None
+    benchmark: FolderName | None
+    top: int = Field(ge=1)
+    pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
+    reference: str | None
+    family: Literal["all", "reference"]
+    held_out: HeldOut
+    connectivity: Connectivity
+    cka: Cka
+    batch_size: int = Field(ge=1)
 
     @property
     def sweeps(self) -> list[str]:
-        """The sweeps to gather, at least one."""
+        """The sweeps to gather."""
+        if self.sweep is None:
+            return []
         return [self.sweep] if isinstance(self.sweep, str) else list(dict.fromkeys(self.sweep))
+
+    @property
+    def folder(self) -> Path:
+        """Where the analysis is written."""
+        return self.output_dir / (self.sweeps[0] if self.sweeps else "adapters") / "analysis"
 
 
 def parse(schema: type[Schema], config: DictConfig) -> Schema:

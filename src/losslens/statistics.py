@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,26 @@ def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     """Holm's step-down correction (1979) over one family of p values, in their order."""
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
+
+
+def smallest_significant(tests: int, level: float = 0.05) -> int:
+    """The fewest problems by which two runs must differ, all in favour of one, for Holm's first threshold level/tests.
+
+    With b problems right in one run only and none in the other the exact p is 2·2⁻ᵇ, the smallest that any overlap of
+    the two runs' right answers can give at this difference of their scores.
+    """
+    return 1 + math.ceil(math.log2(tests / level) - 1e-12)
+
+
+def verdict(test: McNemar, p_holm: float, tests: int, level: float = 0.05) -> str:
+    """What a comparison says: `a better`, `b better`, `not significant`, or `underpowered`.
+
+    Underpowered: whatever the overlap of the right answers, no outcome with these two scores could have passed Holm's
+    first threshold, so that nothing is said about a difference.
+    """
+    if p_holm <= level:
+        return "a better" if test.b > test.c else "b better"
+    return "underpowered" if abs(test.b - test.c) < smallest_significant(tests, level) else "not significant"
 
 
 def bootstrap_difference(

@@ -1,94 +1,202 @@
-"""Every run against every other, module by module: what `analysis` makes its tables of.
+"""Every run against every other, module by module: what `tables` sums up.
 
-One module's factors of all runs are in memory at a time, so memory grows with the number of runs and not with the
-model. All inner products come from two Gram matrices of the stacked factors, all angles from one Gram matrix of the
-stacked singular vectors a side.
+One module's factors of all runs are in memory at a time (one a worker), so memory grows with the number of runs and
+not with the model. Of a pair only r×r and k×k products of the factors are ever made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
+from functools import partial
+from typing import Protocol
 
 import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
-from losslens.geometry.deltas import Adapter, Delta
-from losslens.geometry.subspaces import Array, angles_from_overlap, thin_svd, with_small_angles
+from losslens.geometry.deltas import Delta
+from losslens.geometry.subspaces import (
+    SMALL_ANGLE,
+    Array,
+    angles_from_overlap,
+    orthonormalise,
+    principal_angles,
+    thin_svd,
+    with_small_angles,
+)
+
+
+# More than four modules in memory at once would cost more than they bring.
+_WORKERS = min(4, torch.get_num_threads())
+
+
+class Updates(Protocol):
+    """The updates of one run, by module: an `Adapter`, or any mapping."""
+
+    def __getitem__(self, module: str, /) -> Delta: ...
 
 
 @dataclass(frozen=True)
-class ModuleComparison:
-    """One module of all runs. N runs, P pairs (i < j, in the order of `itertools.combinations`), k angles.
+class RunGeometry:
+    """One run. M modules.
 
     Attributes:
-        module: Its name.
-        inner: ⟨ΔW_i, ΔW_j⟩, shape (N, N).
-        singular_values: Of each run, descending, null directions left out.
-        angles_left: Principal angles (radians, ascending) between the top-k left singular subspaces, shape (P, k); NaN
+        singular_values: Of each module, descending, NaN past the rank, shape (M, r).
+        drift: Principal angles (radians, ascending) between the row spaces of A and of the initial A, NaN past the
+            rank and where there is no initial adapter, shape (M, r).
+    """
+
+    singular_values: Array
+    drift: Array
+
+
+@dataclass(frozen=True)
+class PairGeometry:
+    """Two runs. M modules, k angles. All of it is the same for (b, a) as for (a, b).
+
+    Attributes:
+        inner: ⟨ΔW_a, ΔW_b⟩, shape (M,).
+        angles_left: Principal angles (radians, ascending) between the top-k left singular subspaces, shape (M, k); NaN
             where a run has fewer directions.
         angles_right: The same on the right.
-        u1: |⟨u_1, u_1'⟩| of the top left singular vectors, shape (P,); NaN where a run has none.
+        u1: |⟨u_1, u_1'⟩| of the top left singular vectors, shape (M,); NaN where a run has none.
         v1: The same on the right.
     """
 
-    module: str
     inner: Array
-    singular_values: list[Array]
     angles_left: Array
     angles_right: Array
     u1: Array
     v1: Array
 
 
-def compare_modules(adapters: Sequence[Adapter], modules: Sequence[str], top: int = 10) -> Iterator[ModuleComparison]:
-    """Compares the adapters in one module after another.
+def pairs_of(count: int, fresh: int) -> list[tuple[int, int]]:
+    """The pairs (i, j), i < j, of `count` runs of which at least one is among the first `fresh`."""
+    return [(i, j) for i in range(fresh) for j in range(i + 1, count)]
+
+
+def compare(
+    adapters: Sequence[Updates],
+    modules: Sequence[str],
+    *,
+    top: int = 10,
+    fresh: int | None = None,
+    initial: Sequence[Updates | None] | None = None,
+    progress: Callable[[Iterable[_Module]], Iterable[_Module]] = iter,
+) -> tuple[list[RunGeometry], dict[tuple[int, int], PairGeometry]]:
+    """Compares the adapters.
 
     Args:
         adapters: The runs; ranks may differ, shapes of ΔW may not.
         modules: Names of the modules.
         top: k, the number of leading singular directions whose subspaces are compared.
+        fresh: Only the first so many runs are measured and compared, with each other and with the rest; by default all.
+        initial: The adapter that each of the fresh runs started from, where it is known.
+        progress: Wraps what is gone through module by module, for a progress bar.
+
+    Returns:
+        Of each fresh run, and of each of `pairs_of(len(adapters), fresh)`.
     """
-    for module in modules:
-        deltas = [adapter[module] for adapter in adapters]
-        svds = [thin_svd(delta) for delta in deltas]
-        angles_left, u1 = _side([svd.left for svd in svds], top)
-        angles_right, v1 = _side([svd.right for svd in svds], top)
-        yield ModuleComparison(
-            module, inner_products(deltas), [svd.values for svd in svds], angles_left, angles_right, u1, v1
+    fresh = len(adapters) if fresh is None else fresh
+    started_from = list(initial) if initial is not None else [None] * fresh
+    measured = list(progress(_in_parallel(partial(_measure, adapters, top, fresh, started_from), modules)))
+    runs = [
+        RunGeometry(_padded([m.singular_values[i] for m in measured]), _padded([m.drift[i] for m in measured]))
+        for i in range(fresh)
+    ]
+    pairs = {
+        pair: PairGeometry(
+            *(
+                np.stack([getattr(m, name)[n] for m in measured])
+                for name in ("inner", "angles_left", "angles_right", "u1", "v1")
+            )
         )
+        for n, pair in enumerate(pairs_of(len(adapters), fresh))
+    }
+    return runs, pairs
 
 
-def inner_products(deltas: Sequence[Delta]) -> Array:
-    """⟨ΔW_i, ΔW_j⟩ = s_i·s_j·Σ[(B_iᵀB_j) ∘ (A_iA_jᵀ)] of all pairs, shape (N, N)."""
-    b = np.concatenate([delta.scale * delta.b for delta in deltas], axis=1)
+@dataclass(frozen=True)
+class _Module:
+    """One module: a list or row for each fresh run, and a row for each pair."""
+
+    singular_values: list[Array]
+    drift: list[Array]
+    inner: Array
+    angles_left: Array
+    angles_right: Array
+    u1: Array
+    v1: Array
+
+
+def _measure(
+    adapters: Sequence[Updates], top: int, fresh: int, initial: Sequence[Updates | None], module: str
+) -> _Module:
+    deltas = [adapter[module] for adapter in adapters]
+    svds = [thin_svd(delta, top) for delta in deltas]
+    angles_left, u1 = _side([svd.left for svd in svds], top, fresh)
+    angles_right, v1 = _side([svd.right for svd in svds], top, fresh)
+    starts = {id(start): orthonormalise(start[module].a.T).q for start in initial if start is not None}
+    drift = [
+        np.zeros(0) if start is None else principal_angles(starts[id(start)], orthonormalise(delta.a.T).q)
+        for start, delta in zip(initial, deltas, strict=False)
+    ]
+    values = [svd.values for svd in svds[:fresh]]
+    return _Module(values, drift, inner_products(deltas, fresh), angles_left, angles_right, u1, v1)
+
+
+def inner_products(deltas: Sequence[Delta], fresh: int) -> Array:
+    """⟨ΔW_i, ΔW_j⟩ = s_i·s_j·Σ[(B_iᵀB_j) ∘ (A_iA_jᵀ)], shape (pairs,), in the order of `pairs_of`."""
+    b = np.concatenate([delta.b for delta in deltas], axis=1)
     a = np.concatenate([delta.a for delta in deltas], axis=0)
-    starts = np.cumsum([0, *(delta.a.shape[0] for delta in deltas[:-1])])
-    products = (b.T @ b) * (a @ a.T)
-    return np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
+    scales = np.array([delta.scale for delta in deltas])
+    starts = np.cumsum([0, *(delta.a.shape[0] for delta in deltas)])
+    rows = []
+    for i in range(min(fresh, len(deltas) - 1)):
+        after = starts[i + 1]
+        products = (deltas[i].b.T @ b[:, after:]) * (deltas[i].a @ a[after:].T)
+        sums = np.add.reduceat(products.sum(axis=0), starts[i + 1 : -1] - after)
+        rows.append(deltas[i].scale * scales[i + 1 :] * sums)
+    return np.concatenate(rows) if rows else np.zeros(0)
 
 
-def _side(vectors: Sequence[Array], top: int) -> tuple[Array, Array]:
-    """Principal angles and first-vector agreement of all pairs, from orthonormal columns of each run."""
-    count, pairs = len(vectors), list(combinations(range(len(vectors)), 2))
-    angles = np.full((len(pairs), top), np.nan)
-    first = np.full(len(pairs), np.nan)
-    widths = [min(top, v.shape[1]) for v in vectors]
-    d = vectors[0].shape[0]
-    stacked = np.zeros((d, count * top))
+def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]:
+    """Principal angles and first-vector agreement of the pairs, from at most `top` orthonormal columns of each run."""
+    pairs = pairs_of(len(vectors), fresh)
+    widths = np.array([v.shape[1] for v in vectors])
+    stacked = np.zeros((vectors[0].shape[0], len(vectors), top))
     for i, v in enumerate(vectors):
-        stacked[:, i * top : i * top + widths[i]] = v[:, : widths[i]]
-    overlaps = (stacked.T @ stacked).reshape(count, top, count, top).transpose(0, 2, 1, 3)
-    full = [n for n, (i, j) in enumerate(pairs) if widths[i] == widths[j] == top]
-    if full:
-        rows, columns = np.array([pairs[n] for n in full]).T
-        angles[full] = angles_from_overlap(overlaps[rows, columns])
+        stacked[:, i, : widths[i]] = v
+    flat = stacked.reshape(len(stacked), -1)
+    overlaps = [
+        (flat[:, i * top : (i + 1) * top].T @ flat[:, (i + 1) * top :]).reshape(top, -1, top).transpose(1, 0, 2)
+        for i in range(min(fresh, len(vectors) - 1))
+    ]
+    overlap = np.concatenate(overlaps) if overlaps else np.zeros((0, top, top))
+    # A missing column is a zero column: its cosines are 0 and come last, and are taken out again.
+    angles = angles_from_overlap(overlap)
+    first = np.abs(overlap[:, 0, 0])
     for n, (i, j) in enumerate(pairs):
         k = min(widths[i], widths[j])
-        if k == 0:
-            continue
-        overlap = overlaps[i, j][: widths[i], : widths[j]]
-        first[n] = abs(overlap[0, 0])
-        from_cosines = angles[n] if widths[i] == widths[j] == top else angles_from_overlap(overlap)
-        angles[n, :k] = with_small_angles(from_cosines, vectors[i][:, : widths[i]], vectors[j][:, : widths[j]], overlap)
+        if k and angles[n, 0] < SMALL_ANGLE:
+            block = overlap[n, : widths[i], : widths[j]]
+            angles[n, :k] = with_small_angles(angles[n, :k], vectors[i], vectors[j], block)
+        angles[n, k:] = np.nan
+        first[n] = first[n] if k else np.nan
     return angles, first
+
+
+def _in_parallel(measure: Callable[[str], _Module], modules: Sequence[str]) -> Iterator[_Module]:
+    """Several modules at once, each on one core: the factors are too thin for one product to fill many."""
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_WORKERS) as pool:
+        yield from pool.map(measure, modules)
+
+
+def _padded(rows: Sequence[Array]) -> Array:
+    """The rows under each other, filled up with NaN."""
+    filled = np.full((len(rows), max((len(row) for row in rows), default=0)), np.nan)
+    for row, values in zip(filled, rows, strict=True):
+        row[: len(values)] = values
+    return filled

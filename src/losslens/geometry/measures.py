@@ -8,7 +8,7 @@ import numpy as np
 def effective_rank(values: np.ndarray) -> float:
     """Exp of the entropy of σ/Σσ (Roy and Vetterli 2007); NaN for an update that is 0."""
     total = values.sum()
-    if total == 0:
+    if not total > 0:
         return float("nan")
     share = values[values > 0] / total
     return float(np.exp(-np.sum(share * np.log(share))))
@@ -16,7 +16,7 @@ def effective_rank(values: np.ndarray) -> float:
 
 def stable_rank(values: np.ndarray) -> float:
     """‖ΔW‖_F²/σ₁²; NaN for an update that is 0."""
-    return float(np.sum(values**2) / values[0] ** 2) if values[0] > 0 else float("nan")
+    return float(np.sum(values**2) / values[0] ** 2) if values.size and values[0] > 0 else float("nan")
 
 
 def cosine(inner: float, norm: float, other_norm: float) -> float:

@@ -14,7 +14,9 @@ Array = NDArray[np.float64]
 # Directions whose singular value is below this share of the largest are rounding, not directions.
 _NULL = 1e-10
 # Below this angle (radians) the cosine has lost too many digits and the sine is taken.
-_SMALL_ANGLE = 1e-3
+SMALL_ANGLE = 1e-3
+# Up to these squared condition numbers one round of Cholesky QR is exact to 1e-10, and two to rounding.
+_ONE_ROUND, _TWO_ROUNDS = 1e6, 1e12
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,9 @@ class ThinSvd:
     """ΔW = `left`·diag(`values`)·`right`ᵀ, null directions left out.
 
     Attributes:
-        left: Left (output) singular vectors in columns, shape (out, rank).
-        values: Singular values, descending, shape (rank,). Empty for an update that is 0.
-        right: Right (input) singular vectors in columns, shape (in, rank).
+        left: Left (output) singular vectors in columns, shape (out, k), k at most the rank.
+        values: All singular values, descending, shape (rank,). Empty for an update that is 0.
+        right: Right (input) singular vectors in columns, shape (in, k).
     """
 
     left: Array
@@ -32,41 +34,58 @@ class ThinSvd:
     right: Array
 
 
-def thin_svd(delta: Delta) -> ThinSvd:
-    """The exact SVD of s·B·A without the product.
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal columns Q = `frame`·`turn` and `r` with Q·`r` = the matrix they were made of.
+
+    Q itself is seldom needed: a few of its combinations are, and `frame @ (turn @ few)` is the cheaper product.
+    """
+
+    frame: Array
+    turn: Array
+    r: Array
+
+    @property
+    def q(self) -> Array:
+        """Q, shape (d, r)."""
+        return self.frame @ self.turn
+
+
+def thin_svd(delta: Delta, top: int | None = None) -> ThinSvd:
+    """The exact SVD of s·B·A without the product; of the vectors the leading `top`, all by default.
 
     With B = Q_b·R_b and Aᵀ = Q_a·R_a it is that of the r×r core s·R_b·R_aᵀ, turned by Q_b and Q_a.
     """
-    q_b, r_b = orthonormalise(delta.b)
-    q_a, r_a = orthonormalise(np.ascontiguousarray(delta.a.T))
-    u, values, vt = np.linalg.svd(delta.scale * r_b @ r_a.T)
+    left, right = orthonormalise(delta.b), orthonormalise(delta.a.T)
+    u, values, vt = np.linalg.svd(delta.scale * left.r @ right.r.T)
     kept = int(np.sum(values > _NULL * values[0])) if values.size and values[0] > 0 else 0
-    return ThinSvd(q_b @ u[:, :kept], values[:kept], q_a @ vt[:kept].T)
+    k = kept if top is None else min(top, kept)
+    return ThinSvd(left.frame @ (left.turn @ u[:, :k]), values[:kept], right.frame @ (right.turn @ vt[:k].T))
 
 
-def orthonormalise(matrix: Array) -> tuple[Array, Array]:
-    """Q with orthonormal columns and R with Q·R = `matrix`, shape (d, r) with d ≥ r; R need not be triangular.
+def orthonormalise(matrix: Array) -> Basis:
+    """An orthonormal basis of the columns of `matrix`, shape (d, r) with d ≥ r.
 
-    Two rounds of Cholesky QR (Yamamoto et al. 2015): as accurate as Householder's while the condition number is below
-    1e7, and several times faster, being all matrix products. Otherwise Householder's.
+    Cholesky QR: R from the r×r Gram matrix, all in matrix products. Its error grows with the square of the condition
+    number, so a second round is made where that is large (Yamamoto et al. 2015), and Householder's QR beyond.
     """
-    q, total = matrix, np.eye(matrix.shape[1])
-    for _ in range(2):
-        try:
-            factor = np.linalg.cholesky(q.T @ q)
-        except np.linalg.LinAlgError:
-            return _householder(matrix)
-        diagonal = np.diag(factor)
-        if diagonal.min() <= 1e-6 * diagonal.max():
-            return _householder(matrix)
-        q = q @ np.linalg.inv(factor).T
-        total = factor.T @ total
-    return q, total
+    gram = matrix.T @ matrix
+    spectrum = np.linalg.eigvalsh(gram)
+    if not spectrum[-1] < _TWO_ROUNDS * spectrum[0]:
+        q, r = np.linalg.qr(matrix)
+        return Basis(q, np.eye(r.shape[0]), r)
+    r, turn = _cholesky(gram)
+    if spectrum[-1] <= _ONE_ROUND * spectrum[0]:
+        return Basis(matrix, turn, r)
+    nearly = matrix @ turn
+    again, turn = _cholesky(nearly.T @ nearly)
+    return Basis(nearly, turn, again @ r)
 
 
-def _householder(matrix: Array) -> tuple[Array, Array]:
-    q, r = np.linalg.qr(matrix)
-    return q, r
+def _cholesky(gram: Array) -> tuple[Array, Array]:
+    """R with RᵀR = `gram`, and its inverse."""
+    r = np.linalg.cholesky(gram).T
+    return r, np.linalg.inv(r)
 
 
 def principal_angles(first: Array, second: Array) -> Array:
@@ -96,7 +115,7 @@ def angles_from_overlap(overlap: Array) -> Array:
 
 def with_small_angles(angles: Array, first: Array, second: Array, overlap: Array) -> Array:
     """`angles` with the small ones taken from their sines, the singular values of (I − U·Uᵀ)V."""
-    small = int(np.sum(angles < _SMALL_ANGLE))
+    small = int(np.sum(angles < SMALL_ANGLE))
     if not small:
         return angles
     if first.shape[1] < second.shape[1]:

@@ -1,17 +1,16 @@
-"""Sums a comparison up: by pair, by pair and layer, by pair and module, and by run."""
+"""Sums a comparison up: by run, by run and module, by pair, by pair and layer, by pair and module."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from losslens.geometry.comparison import ModuleComparison
+from losslens.geometry.comparison import PairGeometry, RunGeometry
 from losslens.geometry.measures import cosine, effective_rank, orthogonal_component, stable_rank
 from losslens.geometry.subspaces import Array
 
@@ -19,11 +18,28 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class GeometryTables:
-    """The geometry of several runs.
+class AgainstBase:
+    """One run against the weights it is added to. M modules.
 
     Attributes:
-        runs: One row a run: norm (‖ΔW‖_F over all modules), effective_rank and stable_rank (means over modules).
+        base_norms: ‖W0‖_F, shape (M,).
+        off_principal: `off_principal_share` of each module, shape (M,).
+    """
+
+    base_norms: Array
+    off_principal: Array
+
+
+@dataclass(frozen=True)
+class GeometryTables:
+    """The geometry of several runs. What has no direction (an update of 0) gives empty cells.
+
+    Attributes:
+        runs: One row a run: norm (‖ΔW‖_F over all modules), relative_norm (‖ΔW‖/‖W0‖ over the adapted modules),
+            effective_rank and stable_rank (means over modules), drift_min and drift_max (medians over modules of the
+            smallest and largest principal angle between A and the initial A, degrees), off_principal (share of ‖ΔW‖²
+            over all modules).
+        run_modules: One row a run and module: the same of one module, with its singular values and all drift angles.
         pairs: One row a pair: cosine, orthogonal components, medians over modules of the smallest and largest
             principal angle on both sides (degrees), means over modules of the agreement of u1 and v1.
         layers: One row a pair and layer: cosine, orthogonal_a_to_b, angle_min_left (median, degrees).
@@ -31,65 +47,57 @@ class GeometryTables:
     """
 
     runs: pd.DataFrame
+    run_modules: pd.DataFrame
     pairs: pd.DataFrame
     layers: pd.DataFrame
     modules: pd.DataFrame
 
 
-def geometry_tables(comparisons: Sequence[ModuleComparison], names: Sequence[str]) -> GeometryTables:
-    """The tables of the runs called `names`. What has no direction (an update of 0) gives empty cells."""
-    pairs = list(combinations(range(len(names)), 2))
-    inner = np.sum([c.inner for c in comparisons], axis=0)
-    by_layer: dict[int, list[ModuleComparison]] = {}
-    for comparison in comparisons:
-        by_layer.setdefault(layer_of(comparison.module), []).append(comparison)
-    left = np.degrees([c.angles_left for c in comparisons])  # (modules, pairs, k)
-    right = np.degrees([c.angles_right for c in comparisons])
-
+def geometry_tables(
+    modules: Sequence[str],
+    runs: Mapping[str, RunGeometry],
+    pairs: Mapping[tuple[str, str], PairGeometry],
+    against_base: Mapping[str, AgainstBase],
+) -> GeometryTables:
+    """The tables of `runs`, by name, and their `pairs`; `against_base` may hold all of the runs or none."""
+    squared = {name: np.nansum(run.singular_values**2, axis=1) for name, run in runs.items()}
+    layers = np.array([layer_of(module) for module in modules])
+    run_rows, run_module_rows = [], []
+    for name, run in runs.items():
+        rows = _run_modules(modules, layers, run, against_base.get(name))
+        run_module_rows += [{"run": name, **row} for row in rows]
+        run_rows.append({"run": name, **_run(run, squared[name], rows, against_base.get(name))})
     pair_rows, layer_rows, module_rows = [], [], []
-    for n, (i, j) in enumerate(pairs):
-        pair = {"run_a": names[i], "run_b": names[j]}
+    for (a, b), pair in pairs.items():
+        names = {"run_a": a, "run_b": b}
+        left, right = np.degrees(pair.angles_left), np.degrees(pair.angles_right)
+        everywhere = np.ones(len(modules), dtype=bool)
         pair_rows.append(
             {
-                **pair,
-                **_cosine_columns(inner, i, j),
-                "u1": _mean([c.u1[n] for c in comparisons]),
-                "v1": _mean([c.v1[n] for c in comparisons]),
-                "angle_min_left": _median(left[:, n, 0]),
-                "angle_max_left": _median(_largest(left[:, n])),
-                "angle_min_right": _median(right[:, n, 0]),
-                "angle_max_right": _median(_largest(right[:, n])),
+                **names,
+                **_cosines(pair, squared[a], squared[b], everywhere),
+                "u1": _mean(pair.u1),
+                "v1": _mean(pair.v1),
+                "angle_min_left": _median(left[:, 0]),
+                "angle_max_left": _median(_largest(left)),
+                "angle_min_right": _median(right[:, 0]),
+                "angle_max_right": _median(_largest(right)),
             }
         )
-        for layer, group in sorted(by_layer.items()):
-            columns = _cosine_columns(np.sum([c.inner for c in group], axis=0), i, j)
+        for layer in np.unique(layers):
+            here = layers == layer
+            columns = _cosines(pair, squared[a], squared[b], here)
             del columns["orthogonal_b_to_a"]
-            smallest = _median(np.degrees([c.angles_left[n, 0] for c in group]))
-            layer_rows.append({**pair, "layer": layer, **columns, "angle_min_left": smallest})
-        for m, c in enumerate(comparisons):
-            norms = np.sqrt(np.diag(c.inner))
-            module_rows.append(
-                {
-                    **pair,
-                    "module": c.module,
-                    "layer": layer_of(c.module),
-                    "cosine": cosine(c.inner[i, j], norms[i], norms[j]),
-                    "u1": c.u1[n],
-                    "v1": c.v1[n],
-                    "angles_left": left[m, n],
-                    "angles_right": right[m, n],
-                }
-            )
-    runs = [
-        {
-            "run": name,
-            "norm": float(np.sqrt(inner[i, i])),
-            "effective_rank": _mean([effective_rank(c.singular_values[i]) for c in comparisons]),
-            "stable_rank": _mean([stable_rank(c.singular_values[i]) for c in comparisons]),
-        }
-        for i, name in enumerate(names)
-    ]
-    return GeometryTables(*(pd.DataFrame(rows) for rows in (runs, pair_rows, layer_rows, module_rows)))
+            layer_rows.append({**names, "layer": int(layer), **columns, "angle_min_left": _median(left[here, 0])})
+        for m, module in enumerate(modules):
+            here = np.arange(len(modules)) == m
+            columns = _cosines(pair, squared[a], squared[b], here)
+            del columns["orthogonal_b_to_a"]
+            agreements = {"u1": pair.u1[m], "v1": pair.v1[m]}
+            angles = {"angles_left": left[m], "angles_right": right[m]}
+            module_rows.append({**names, "module": module, "layer": layers[m], **columns, **agreements, **angles})
+    frames = (run_rows, run_module_rows, pair_rows, layer_rows, module_rows)
+    return GeometryTables(*(pd.DataFrame(rows) for rows in frames))
 
 
 def layer_of(module: str) -> int:
@@ -98,8 +106,48 @@ def layer_of(module: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _cosine_columns(inner: Array, i: int, j: int) -> dict[str, Any]:
-    value = cosine(inner[i, j], np.sqrt(inner[i, i]), np.sqrt(inner[j, j]))
+def _run_modules(
+    modules: Sequence[str], layers: np.ndarray, run: RunGeometry, base: AgainstBase | None
+) -> list[dict[str, Any]]:
+    rows = []
+    for m, module in enumerate(modules):
+        values = _present(run.singular_values[m])
+        drift = np.degrees(_present(run.drift[m]))
+        norm = float(np.sqrt(np.sum(values**2)))
+        rows.append(
+            {
+                "module": module,
+                "layer": int(layers[m]),
+                "norm": norm,
+                "relative_norm": norm / base.base_norms[m] if base else np.nan,
+                "effective_rank": effective_rank(values),
+                "stable_rank": stable_rank(values),
+                "drift_min": drift[0] if drift.size else np.nan,
+                "drift_max": drift[-1] if drift.size else np.nan,
+                "off_principal": base.off_principal[m] if base else np.nan,
+                "singular_values": values,
+                "drift": drift,
+            }
+        )
+    return rows
+
+
+def _run(run: RunGeometry, squared: Array, rows: list[dict[str, Any]], base: AgainstBase | None) -> dict[str, Any]:
+    norm = float(np.sqrt(squared.sum()))
+    columns = {"norm": norm, "relative_norm": np.nan, "off_principal": np.nan}
+    if base:
+        columns["relative_norm"] = norm / float(np.sqrt(np.sum(base.base_norms**2)))
+        columns["off_principal"] = float(np.nansum(base.off_principal * squared)) / norm**2 if norm > 0 else np.nan
+    for name in ("effective_rank", "stable_rank"):
+        columns[name] = _mean([row[name] for row in rows])
+    for name in ("drift_min", "drift_max"):
+        columns[name] = _median([row[name] for row in rows])
+    return columns
+
+
+def _cosines(pair: PairGeometry, squared_a: Array, squared_b: Array, modules: np.ndarray) -> dict[str, Any]:
+    norms = (float(np.sqrt(squared[modules].sum())) for squared in (squared_a, squared_b))
+    value = cosine(float(pair.inner[modules].sum()), *norms)
     # The norm ratio is the same in both directions; both columns stand for readers of either.
     share = orthogonal_component(value)
     return {"cosine": value, "orthogonal_a_to_b": share, "orthogonal_b_to_a": share}
@@ -110,13 +158,15 @@ def _largest(angles: Array) -> Array:
     return np.where(np.isnan(angles[:, 0]), np.nan, np.nanmax(np.nan_to_num(angles, nan=-1.0), axis=1))
 
 
+def _present(values: Array) -> Array:
+    return values[~np.isnan(values)]
+
+
 def _mean(values: Sequence[float] | Array) -> float:
-    kept = np.asarray(values, dtype=np.float64)
-    kept = kept[~np.isnan(kept)]
+    kept = _present(np.asarray(values, dtype=np.float64))
     return float(kept.mean()) if kept.size else float("nan")
 
 
 def _median(values: Sequence[float] | Array) -> float:
-    kept = np.asarray(values, dtype=np.float64)
-    kept = kept[~np.isnan(kept)]
+    kept = _present(np.asarray(values, dtype=np.float64))
     return float(np.median(kept)) if kept.size else float("nan")

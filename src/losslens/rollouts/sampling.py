@@ -14,11 +14,12 @@ from losslens.config import RolloutConfig, build, parse
 from losslens.errors import InputError
 from losslens.files import digest
 from losslens.models import ModelSource, load_model, model_identity
+from losslens.problems import Split
 from losslens.provenance import versions
 from losslens.rollouts.frozen import FrozenRollouts, counts, find, freeze, load, read_manifest
 
 
-def rollouts_identity(config: RolloutConfig) -> dict[str, Any]:
+def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str, Any]:
     """What tells these rollouts from others: their content when a folder is given, else how they are sampled.
 
     Raises:
@@ -28,6 +29,7 @@ def rollouts_identity(config: RolloutConfig) -> dict[str, Any]:
         return {"sha256": read_manifest(Path(config.rollouts.path))["sha256"]}
     writer = _writer(config)
     return {
+        **({} if split == "train" else {"split": split}),
         "source": config.data.source,
         "prompts": config.data.train,
         "seed": config.data.seed,
@@ -37,10 +39,14 @@ def rollouts_identity(config: RolloutConfig) -> dict[str, Any]:
     }
 
 
-def frozen_rollouts(config: RolloutConfig) -> FrozenRollouts:
+def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRollouts:
     """The rollouts that `config` asks for; sampled, verified and frozen first when they are missing.
 
     Of several processes that ask at once, one makes them and the others wait.
+
+    Args:
+        config: Which problems, who writes, and how; `data.train` prompts.
+        split: The problems to draw from.
 
     Raises:
         InputError: What is on disk is damaged, or the configuration cannot be followed.
@@ -49,10 +55,25 @@ def frozen_rollouts(config: RolloutConfig) -> FrozenRollouts:
         return load(Path(config.rollouts.path))
     parent = config.output_dir / "rollouts"
     parent.mkdir(parents=True, exist_ok=True)
-    key = digest(rollouts_identity(config), 16)
+    key = digest(rollouts_identity(config, split), 16)
     with FileLock(parent / ".lock"):
-        folder = find(parent, key) or _make(config, parent, key)
+        folder = find(parent, key) or _make(config, split, parent, key)
     return load(folder)
+
+
+def held_out_rollouts(config: RolloutConfig, problems: int) -> FrozenRollouts:
+    """One rollout of each of the first held-out problems, by the policy and with the settings of the training set.
+
+    Raises:
+        InputError: As for `frozen_rollouts`; or the training set came from a folder, so that its policy is not known.
+    """
+    if config.rollouts.path is not None:
+        raise InputError(f"the rollouts came from {config.rollouts.path}, so the policy that wrote them cannot be asked")
+    changes = {
+        "data": config.data.model_copy(update={"train": problems}),
+        "rollouts": config.rollouts.model_copy(update={"k": 1}),
+    }
+    return frozen_rollouts(config.model_copy(update=changes), "eval")
 
 
 def _writer(config: RolloutConfig) -> ModelSource:
@@ -66,11 +87,11 @@ def _writer(config: RolloutConfig) -> ModelSource:
     return ModelSource(field, path, revision, model.dtype, model.device, model.trust_remote_code)
 
 
-def _make(config: RolloutConfig, parent: Path, key: str) -> Path:
+def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
     from losslens.generation import generate_samples
 
     source = build("data.source", config.data.source)
-    problems = source.problems("train", config.data.train, config.data.seed)
+    problems = source.problems(split, config.data.train, config.data.seed)
     writer = _writer(config)
     loaded = load_model(writer)
     sampling = config.rollouts
@@ -85,7 +106,7 @@ def _make(config: RolloutConfig, parent: Path, key: str) -> Path:
         max_new_tokens=sampling.max_tokens,
         batch_size=sampling.batch_size,
         seed=sampling.seed,
-        description=f"rollouts from the {sampling.policy}",
+        description=f"{'rollouts' if split == 'train' else 'held-out completions'} from the {sampling.policy}",
     )
     rows = [
         {
@@ -106,14 +127,15 @@ def _make(config: RolloutConfig, parent: Path, key: str) -> Path:
         "keys": [key],
         "policy": sampling.policy,
         "writer": writer.path,
-        "identity": rollouts_identity(config),
+        "identity": rollouts_identity(config, split),
         "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype),
         "made": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
         "versions": versions(),
     }
-    return freeze(pd.DataFrame(rows), parent, config.data.name, manifest)
+    name = config.data.name if split == "train" else f"{config.data.name}-heldout"
+    return freeze(pd.DataFrame(rows), parent, name, manifest)
 
 
 def rollout_job(config: DictConfig) -> None:

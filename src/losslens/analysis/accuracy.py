@@ -1,0 +1,202 @@
+"""Accuracies: of every run, of every pair on the same problems, against the base, and over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from losslens.analysis.pairs import Pair, all_pairs
+from losslens.analysis.subjects import Gathered, Subject, benchmarks_of
+from losslens.errors import InputError
+from losslens.evaluation import read_outcomes
+from losslens.runs import Run
+from losslens.statistics import McNemar, bootstrap_difference, holm, mcnemar, verdict, wilson_interval
+
+RUN_COLUMNS = (
+    "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
+    "norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max", "off_principal",
+    "benchmark", "accuracy", "n", "ci_low", "ci_high",
+    "base_diff", "base_diff_low", "base_diff_high", "base_mcnemar_p", "base_mcnemar_midp", "base_p_holm", "base_verdict",
+)  # fmt: skip
+_WHOLE_NUMBERS = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
+
+
+def benchmark_of(gathered: Gathered, asked: str | None) -> str | None:
+    """The benchmark whose outcomes are compared pair by pair; None when there are no runs.
+
+    Raises:
+        InputError: The one asked for is one that a run was not scored on.
+    """
+    runs = [subject.run for subject in gathered.subjects if subject.run]
+    if not runs:
+        return None
+    benchmark = asked or str(runs[0].manifest["config"]["data"]["name"])
+    for run in runs:
+        if benchmark not in benchmarks_of(run):
+            known = f"it was on {', '.join(benchmarks_of(run)) or 'nothing'}"
+            raise InputError(f"{run.name}: not scored on {benchmark}, so it does not compare; {known}")
+    return benchmark
+
+
+def run_table(gathered: Gathered, sizes: pd.DataFrame) -> pd.DataFrame:
+    """One row a run and benchmark, the base first, with the comparison to the base; `sizes` by run, to stand beside."""
+    by_run = sizes.set_index("run")
+    rows: list[dict[str, Any]] = []
+    for name, run in gathered.bases.items():
+        rows += _run_rows(name, run, {"method": "base", "model": run.manifest["config"]["model"]["name"]})
+    for subject in gathered.subjects:
+        facts = {**_facts(subject), **dict(by_run.loc[subject.name])}
+        rows += _run_rows(subject.name, subject.run, facts)
+    _add_base_comparison(rows, gathered)
+    return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
+
+
+def pair_table(gathered: Gathered, benchmark: str | None, family: Sequence[Pair]) -> pd.DataFrame:
+    """One row a pair of subjects: McNemar's test and the difference in accuracy; empty cells where one has no scores.
+
+    Args:
+        gathered: What is compared.
+        benchmark: The problems.
+        family: The pairs that Holm's correction counts; the others get no corrected p.
+    """
+    outcomes = {
+        subject.name: _by_problem(subject.run, benchmark) for subject in gathered.subjects if subject.run and benchmark
+    }
+    rows, tests = [], {}
+    for a, b in all_pairs([subject.name for subject in gathered.subjects]):
+        row: dict[str, Any] = {"run_a": a, "run_b": b}
+        if a in outcomes and b in outcomes:
+            tests[a, b], columns = _compared(a, outcomes[a], b, outcomes[b])
+            row |= columns
+        rows.append(row)
+    _correct(rows, tests, family)
+    columns = [
+        "run_a", "run_b", "mcnemar_b", "mcnemar_c", "mcnemar_p", "mcnemar_midp", "p_holm", "verdict",
+        "accuracy_diff", "diff_low", "diff_high",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
+
+
+def seed_table(gathered: Gathered, runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a configuration and benchmark: how accuracy and norm spread over its seeds, where there are several."""
+    groups = {s.name: s.configuration for s in gathered.subjects}
+    trained = runs[runs["run"].isin(groups) & runs["benchmark"].notna()]
+    rows = []
+    for (_, benchmark), runs_of_one in trained.groupby([trained["run"].map(groups), "benchmark"], sort=False):
+        group = runs_of_one.drop_duplicates(["seed", "init_seed"])
+        if len(group) < 2:
+            continue
+        first = group.iloc[0]
+        rows.append(
+            {
+                **{name: first[name] for name in ("method", "lr", "learning_rate", "rank", "model")},
+                "benchmark": benchmark,
+                "seeds": len(group),
+                "accuracy_mean": group["accuracy"].mean(),
+                "accuracy_std": group["accuracy"].std(ddof=1),
+                "accuracy_min": group["accuracy"].min(),
+                "accuracy_max": group["accuracy"].max(),
+                "norm_mean": group["norm"].mean(),
+                "norm_std": group["norm"].std(ddof=1),
+            }
+        )
+    columns = [
+        "method", "lr", "learning_rate", "rank", "model", "benchmark", "seeds",
+        "accuracy_mean", "accuracy_std", "accuracy_min", "accuracy_max", "norm_mean", "norm_std",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _facts(subject: Subject) -> dict[str, Any]:
+    if subject.run is None:
+        return {"method": "adapter"}
+    manifest = subject.manifest
+    config = manifest["config"]
+    return {
+        "method": manifest["method"],
+        "lr": config["lr"]["name"],
+        "learning_rate": manifest["learning_rate"],
+        "rank": config["lora_rank"]["r"],
+        "model": config["model"]["name"],
+        "seed": config["seed"],
+        "init_seed": config["init_seed"],
+    }
+
+
+def _run_rows(name: str, run: Run | None, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for benchmark in benchmarks_of(run) if run else []:
+        correct = read_outcomes(run.evaluation(benchmark))["correct"]  # type: ignore[union-attr]
+        low, high = wilson_interval(int(correct.sum()), len(correct))
+        score = {"accuracy": float(correct.mean()), "n": len(correct), "ci_low": low, "ci_high": high}
+        rows.append({"run": name, **facts, "benchmark": benchmark, **score})
+    return rows or [{"run": name, **facts}]
+
+
+def _add_base_comparison(rows: list[dict[str, Any]], gathered: Gathered) -> None:
+    """Fills the columns that begin with `base_`; Holm's family are all runs against the base on one benchmark."""
+    runs = {subject.name: subject.run for subject in gathered.subjects}
+    if not gathered.bases:
+        return
+    base = next(iter(gathered.bases.values()))  # of several sweeps each has scored the same one
+    for benchmark in benchmarks_of(base):
+        reference = _by_problem(base, benchmark)
+        scored = [row for row in rows if row.get("benchmark") == benchmark and runs.get(row["run"])]
+        tests = {}
+        compared = []
+        for row in scored:
+            run = runs[row["run"]]
+            assert run is not None
+            name = (row["run"], "the base")
+            tests[name], columns = _compared(row["run"], _by_problem(run, benchmark), "the base", reference)
+            compared.append({"run_a": name[0], "run_b": name[1], **columns})
+        _correct(compared, tests, list(tests))
+        for row, columns in zip(scored, compared, strict=True):
+            for ours, theirs in (
+                ("base_diff", "accuracy_diff"),
+                ("base_diff_low", "diff_low"),
+                ("base_diff_high", "diff_high"),
+                ("base_mcnemar_p", "mcnemar_p"),
+                ("base_mcnemar_midp", "mcnemar_midp"),
+                ("base_p_holm", "p_holm"),
+            ):
+                row[ours] = columns[theirs]
+            row["base_verdict"] = {"a better": "better", "b better": "worse"}.get(
+                columns["verdict"], columns["verdict"]
+            )
+
+
+def _by_problem(run: Run, benchmark: str) -> pd.Series:
+    """Each problem's share of right samples, by its id."""
+    return read_outcomes(run.evaluation(benchmark)).groupby("problem_id")["correct"].mean()
+
+
+def _compared(a: str, first: pd.Series, b: str, second: pd.Series) -> tuple[McNemar, dict[str, Any]]:
+    if set(first.index) != set(second.index):
+        raise InputError(f"{a} and {b}: not scored on the same problems; they do not compare")
+    x, y = first.to_numpy(), second.reindex(first.index).to_numpy()
+    test = mcnemar(x > 0.5, y > 0.5)
+    low, high = bootstrap_difference(x, y)
+    return test, {
+        "mcnemar_b": test.b,
+        "mcnemar_c": test.c,
+        "mcnemar_p": test.p,
+        "mcnemar_midp": test.mid_p,
+        "accuracy_diff": float(np.mean(x - y)),
+        "diff_low": low,
+        "diff_high": high,
+    }
+
+
+def _correct(rows: list[dict[str, Any]], tests: dict[Pair, McNemar], family: Sequence[Pair]) -> None:
+    """Adds Holm's p and the verdict to the rows of the family."""
+    members = [pair for pair in family if pair in tests]
+    corrected = dict(zip(members, holm([tests[pair].p for pair in members]), strict=True))
+    for row in rows:
+        pair = (row["run_a"], row["run_b"])
+        if pair in corrected:
+            row["p_holm"] = float(corrected[pair])
+            row["verdict"] = verdict(tests[pair], row["p_holm"], len(members))

@@ -1,0 +1,243 @@
+"""The measures that need the base in memory: W0, connectivity, CKA. Each forward pass is made once, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from losslens.analysis.cache import Cache
+from losslens.analysis.pairs import Pair
+from losslens.analysis.subjects import Gathered, Subject
+from losslens.config import Cka, Connectivity
+from losslens.errors import InputError
+from losslens.geometry.base_weights import Principal, off_principal_share, principal
+from losslens.geometry.cka import Similarities, cka, minibatches_of, similarities
+from losslens.geometry.connectivity import Curve, SequenceLosses, curve
+from losslens.geometry.deltas import open_adapter
+from losslens.geometry.tables import AgainstBase
+from losslens.models import LoadedModel, ModelSource, load_model
+from losslens.rollouts.frozen import FrozenRollouts
+
+
+@dataclass(frozen=True)
+class CkaOfPair:
+    """CKA of two models on the same sequences; one value a hidden state, the embeddings first.
+
+    Attributes:
+        unbiased: Of all feature dimensions, shape (layers + 1,).
+        without_outlier: Without the base's dimension of largest variance in each layer.
+        outliers: That dimension.
+        n: Number of sequences.
+    """
+
+    unbiased: np.ndarray
+    without_outlier: np.ndarray
+    outliers: np.ndarray
+    n: int
+
+
+class OnTheBase:
+    """Measures adapters on their base. The base is loaded when the first thing that is not known is asked for.
+
+    Args:
+        source: Where the base is.
+        identity: What tells it from another.
+        gathered: The adapters.
+        cache: What was measured before.
+        batch_size: Sequences in one forward pass.
+    """
+
+    def __init__(
+        self, source: ModelSource, identity: dict[str, str | None], gathered: Gathered, cache: Cache, batch_size: int
+    ) -> None:
+        self._source = source
+        self._gathered = gathered
+        self._cache = cache
+        self._batch_size = batch_size
+        self._subjects = {subject.name: subject for subject in gathered.subjects}
+        self._identity = [identity, source.dtype, source.device]
+
+    @property
+    def _base(self) -> LoadedModel:
+        return load_model(self._source)
+
+    def against_base(self, top: int) -> dict[str, AgainstBase]:
+        """Every run against W0."""
+        keys = {name: [self._identity, subject.sha256, top] for name, subject in self._subjects.items()}
+        found = {
+            name: AgainstBase(**known)
+            for name, key in keys.items()
+            if (known := self._cache.load("against_base", key)) is not None
+        }
+        missing = [name for name in keys if name not in found]
+        if missing:
+            norms = np.empty(len(self._gathered.modules))
+            shares = {name: np.empty(len(norms)) for name in missing}
+            with ExitStack() as stack:
+                adapters = {
+                    name: stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in missing
+                }
+                for m, module in enumerate(_bar(self._gathered.modules, "base weights", "module")):
+                    weight = self._principal(module, self._gathered.shapes[m], top)
+                    norms[m] = weight.norm
+                    for name, adapter in adapters.items():
+                        shares[name][m] = off_principal_share(adapter[module], weight)
+            for name in missing:
+                found[name] = AgainstBase(norms, shares[name])
+                self._cache.save("against_base", keys[name], vars(found[name]))
+        return found
+
+    def _principal(self, module: str, shape: tuple[int, int], top: int) -> Principal:
+        key = [self._identity, module, top]
+        known = self._cache.load("principal", key)
+        if known is None:
+            try:
+                weight = self._base.model.get_submodule(module).weight.detach().double().cpu().numpy()
+            except AttributeError as error:
+                raise InputError(f"the base has no module {module} with a weight") from error
+            weight = weight if weight.shape == shape else weight.T  # GPT-2's Conv1D keeps it transposed
+            if weight.shape != shape:
+                raise InputError(f"the adapters do not fit the base: {module} has another shape there")
+            known = vars(principal(weight, top))
+            self._cache.save("principal", key, known)
+        return Principal(float(known["norm"]), known["left"], known["right"])
+
+    def curves(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Connectivity) -> dict[Pair, Curve]:
+        """The loss on the line between the two runs of each pair; the endpoints are measured once a run."""
+        alphas = np.linspace(0, 1, settings.points)
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        about = [self._identity, sequences.key]
+        end_keys = {name: [about, self._subjects[name].sha256] for name in names}
+        line_keys = {
+            pair: [about, settings.points, *sorted(self._subjects[name].sha256 for name in pair)] for pair in pairs
+        }
+        ends = {name: self._cache.load("losses", key) for name, key in end_keys.items()}
+        lines = {pair: self._cache.load("line", key) for pair, key in line_keys.items()}
+        passes = sum(known is None for known in ends.values())
+        passes += sum(known is None for known in lines.values()) * (settings.points - 2)
+        with tqdm(desc="connectivity", unit="pass", total=passes, leave=False, disable=not passes) as bar:
+            for name, key in end_keys.items():
+                if ends[name] is None:
+                    [measured] = self._losses([name], [[1.0]], sequences, bar.update)
+                    ends[name] = vars(measured)
+                    self._cache.save("losses", key, vars(measured))
+            for pair, key in line_keys.items():
+                if lines[pair] is None:
+                    # Kept in the order of the hashes, so that (b, a) finds what (a, b) measured.
+                    ordered = self._in_order(pair)
+                    weights = [[1 - alpha, alpha] for alpha in alphas[1:-1]]
+                    inner = self._losses(ordered, weights, sequences, bar.update)
+                    lines[pair] = {"nll": np.stack([losses.nll for losses in inner])}
+                    self._cache.save("line", key, lines[pair])
+        found = {}
+        for a, b in pairs:
+            inner = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
+            tokens = ends[a]["tokens"]
+            points = [ends[a]["nll"], *inner, ends[b]["nll"]]
+            found[a, b] = curve(alphas, [SequenceLosses(nll, tokens) for nll in points], settings.resamples)
+        return found
+
+    def _in_order(self, pair: Pair) -> Pair:
+        a, b = sorted(pair, key=lambda name: self._subjects[name].sha256)
+        return (a, b) if self._subjects[a].sha256 != self._subjects[b].sha256 else pair
+
+    def _losses(
+        self, names: Sequence[str], weights: Sequence[Sequence[float]], sequences: TeacherForced, done: Callable
+    ) -> list[SequenceLosses]:
+        from losslens.geometry.forward import carrying_line, losses
+
+        tokens = sequences.tokens(self._base.tokenizer)
+        found = []
+        with ExitStack() as stack:
+            adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in names]
+            line = carrying_line(self._base.model, self._gathered.modules, *adapters)
+            model, set_weights = stack.enter_context(line)
+            for at in weights:
+                set_weights(at)
+                found.append(losses(model, tokens, self._batch_size))
+                done()
+        return found
+
+    def ckas(self, pairs: Sequence[Pair], base: str, sequences: TeacherForced, settings: Cka) -> dict[Pair, CkaOfPair]:
+        """CKA of each pair, and of each of its runs with the base (as `base`)."""
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        about = [self._identity, sequences.key, settings.pooling, settings.minibatch]
+        keys = {base: [about, None], **{name: [about, self._subjects[name].sha256] for name in names}}
+        loaded = {name: self._cache.load("similarities", key) for name, key in keys.items()}
+        found = {name: Similarities(**{**known, "n": int(known["n"])}) for name, known in loaded.items() if known}
+        # The base comes first: it says which dimensions are the outliers.
+        for name in _bar([name for name in keys if name not in found], "CKA", "model"):
+            outliers = found[base].outliers if name != base else None
+            found[name] = self._similarities(None if name == base else name, sequences, settings, outliers)
+            self._cache.save("similarities", keys[name], vars(found[name]))
+        outliers = found[base].outliers
+        return {
+            (a, b): CkaOfPair(
+                cka(found[a].whole, found[b].whole),
+                cka(found[a].without_outlier, found[b].without_outlier),
+                outliers,
+                found[a].n,
+            )
+            for a, b in [*pairs, *((name, base) for name in names)]
+        }
+
+    def _similarities(
+        self, name: str | None, sequences: TeacherForced, settings: Cka, outliers: np.ndarray | None
+    ) -> Similarities:
+        from losslens.geometry.forward import carrying_line, hidden_states
+
+        tokens = sequences.tokens(self._base.tokenizer)
+        with ExitStack() as stack:
+            model: Any = self._base.model
+            if name is not None:
+                adapter = stack.enter_context(open_adapter(self._subjects[name].adapter))
+                line = carrying_line(model, self._gathered.modules, adapter)
+                model, set_weights = stack.enter_context(line)
+                set_weights([1.0])
+            features = hidden_states(model, tokens, settings.pooling, self._batch_size)
+            return similarities(minibatches_of(features, settings.minibatch), outliers)
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Fixed held-out completions that every model is shown.
+
+    Attributes:
+        frozen: Where they come from.
+        answer_only: Whether the bare reference answer stands right after the prompt, as in arXiv 2606.23740, instead of
+            the completion.
+    """
+
+    frozen: FrozenRollouts
+    answer_only: bool
+
+    @cached_property
+    def rows(self) -> Any:
+        """The rollouts that are right: what is wrong is nothing to hold a model to."""
+        return self.frozen.table[self.frozen.table["reward"] > 0]
+
+    @property
+    def key(self) -> list[Any]:
+        """What tells these sequences from others."""
+        return [self.frozen.sha256, self.answer_only]
+
+    def tokens(self, tokenizer: Any) -> Any:
+        """The `Sequences`."""
+        from losslens.generation import encode_completion, encode_prompt
+        from losslens.geometry.forward import Sequences
+
+        prompts = [encode_prompt(tokenizer, prompt) for prompt in self.rows["prompt"]]
+        if self.answer_only:
+            return Sequences(prompts, [encode_completion(tokenizer, answer, False) for answer in self.rows["answer"]])
+        finished = zip(self.rows["completion"], self.rows["finished"], strict=True)
+        return Sequences(prompts, [encode_completion(tokenizer, text, end) for text, end in finished])
+
+
+def _bar(steps: Sequence[Any], phase: str, unit: str) -> Any:
+    return tqdm(steps, desc=phase, unit=unit, leave=False, dynamic_ncols=True, disable=not steps)

@@ -1,0 +1,78 @@
+"""Which pairs of runs get the measures that cost forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from losslens.errors import InputError
+
+# Up to so many runs all pairs are measured unless the configuration says otherwise.
+_ALL_UP_TO = 8
+
+Pair = tuple[str, str]
+Choice = Literal["all", "reference", "none"] | list[list[str]] | None
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The pairs that were chosen.
+
+    Attributes:
+        pairs: In the order of the tables.
+        left_out: What was not chosen and why, in one line; empty when nothing was left out.
+    """
+
+    pairs: list[Pair]
+    left_out: str
+
+
+def all_pairs(names: Sequence[str]) -> list[Pair]:
+    """Every pair, in the order of the tables."""
+    return list(combinations(names, 2))
+
+
+def choose(names: Sequence[str], choice: Choice, reference: str) -> Chosen:
+    """The pairs of `names` that `choice` means; see `conf/analyze.yaml`.
+
+    Raises:
+        InputError: A name in the list means no run, or several.
+    """
+    every = all_pairs(names)
+    with_reference = [pair for pair in every if reference in pair]
+    if choice == "all" or (choice is None and len(names) <= _ALL_UP_TO):
+        return Chosen(every, "")
+    if choice is None:
+        why = f"{len(names)} runs, so only the pairs with {reference} (pairs=all measures all {len(every)})"
+        return Chosen(with_reference, why)
+    if choice == "reference":
+        return Chosen(with_reference, f"pairs=reference: only the pairs with {reference}")
+    if choice == "none":
+        return Chosen([], "pairs=none")
+    wanted = {frozenset(find("pairs", name, names) for name in pair) for pair in choice}
+    for pair in wanted:
+        if len(pair) == 1:
+            raise InputError(f"pairs: {next(iter(pair))} is paired with itself")
+    return Chosen([pair for pair in every if frozenset(pair) in wanted], "pairs: only the pairs that are listed")
+
+
+def find(field: str, name: str, names: Sequence[str]) -> str:
+    """The one of `names` that is `name`, or begins with it.
+
+    Raises:
+        InputError: None does, or several do.
+    """
+    found = [name] if name in names else [
+        full for full in names if full.startswith(name) or full.rpartition("/")[2].startswith(name)
+    ]
+    if len(found) != 1:
+        what = f"may be {', '.join(found)}" if found else f"is none of {', '.join(names)}"
+        raise InputError(f"{field}: {name} {what}")
+    return found[0]
+
+
+def default_reference(names: Sequence[str], methods: Sequence[str | None]) -> str:
+    """The first SFT run; the first run where there is none."""
+    return next((name for name, method in zip(names, methods, strict=True) if method == "sft"), names[0])

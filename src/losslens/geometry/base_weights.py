@@ -1,0 +1,51 @@
+"""Updates against the weights W0 that they are added to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse.linalg import svds
+
+from losslens.geometry.deltas import Delta
+from losslens.geometry.subspaces import Array, thin_svd
+
+# Up to this smaller dimension the full SVD is quicker than Lanczos' method.
+_DENSE = 512
+
+
+@dataclass(frozen=True)
+class Principal:
+    """The leading singular directions of one W0.
+
+    Attributes:
+        norm: ‖W0‖_F.
+        left: Top-k left (output) singular vectors in columns, shape (out, k).
+        right: Top-k right (input) singular vectors in columns, shape (in, k).
+    """
+
+    norm: float
+    left: Array
+    right: Array
+
+
+def principal(weight: Array, top: int = 10) -> Principal:
+    """The top-k singular subspaces of W0, shape (out, in), by Lanczos' method (ARPACK) to machine precision."""
+    if min(weight.shape) <= max(_DENSE, top):
+        u, _, vt = np.linalg.svd(weight, full_matrices=False)
+    else:
+        u, values, vt = svds(weight, k=top, v0=np.ones(min(weight.shape)), solver="arpack")
+        order = np.argsort(-values)
+        u, vt = u[:, order], vt[order]
+    return Principal(float(np.linalg.norm(weight)), u[:, :top], vt[:top].T)
+
+
+def off_principal_share(delta: Delta, base: Principal) -> float:
+    """1 − ‖U_kU_kᵀ·ΔW·V_kV_kᵀ‖²/‖ΔW‖²: the share of ‖ΔW‖² outside the top-k singular subspaces of W0.
+
+    U_k and V_k are W0's leading left and right singular vectors. A random update has 1 − k²/(out·in). NaN for an update
+    that is 0.
+    """
+    total = float(np.sum(thin_svd(delta, 0).values ** 2))
+    inside = float(np.sum((delta.scale * (base.left.T @ delta.b) @ (delta.a @ base.right)) ** 2))
+    return 1 - inside / total if total > 0 else float("nan")

@@ -1,0 +1,73 @@
+"""Single tensors out of a safetensors file.
+
+The library maps the whole file into memory, where every page that was ever read stays resident: for many adapters that
+is all of their files at once. Here each tensor is read when it is asked for, and gone when it is dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from safetensors import safe_open
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class TensorFile:
+    """An open safetensors file, for use in a `with` statement; several threads may read from it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: It cannot be read.
+        SafetensorError: It is no whole safetensors file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with safe_open(path, framework="pt"):
+            pass  # the library checks header, bounds and length
+        self._file = path.open("rb")
+        length = int.from_bytes(self._file.read(8), "little")
+        self._header: dict[str, dict[str, Any]] = json.loads(self._file.read(length))
+        self._header.pop("__metadata__", None)
+        self._start = 8 + length
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._file.close()
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._header)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return tuple(self._header[name]["shape"])
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, as it is stored.
+
+        Raises:
+            ValueError: It is not stored as floating-point numbers of 16, 32 or 64 bits.
+            OSError: The file has been cut short since it was opened.
+        """
+        entry = self._header[name]
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{name} is stored as {entry['dtype']}")
+        first, last = entry["data_offsets"]
+        content = bytearray(last - first)
+        if os.preadv(self._file.fileno(), [content], self._start + first) != len(content):
+            raise OSError(f"{name} is cut short")
+        if not math.prod(entry["shape"]):
+            return torch.zeros(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+        return torch.frombuffer(content, dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
