@@ -15,8 +15,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@
 
-sweep: setup  ## the six-method sweep on the embedded default, SFT at another initial adapter, and the analysis
+sweep: setup  ## the six-method sweep on the embedded default, SFT at other seeds for the floors, and the analysis
 	$(RUN) train.py -m method=sft,rft,dft,rift,grpo,dpo
+	$(RUN) train.py method=sft seed=1
 	$(RUN) train.py method=sft init_seed=1
 	$(RUN) analyze.py sweep=main
 

@@ -121,3 +121,26 @@ def script(name: str, *arguments: str, check: int | None = 0, **options: Any) ->
     if check is not None:
         assert outcome.returncode == check, f"{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
     return outcome
+
+
+METHODS = "method=sft,rft,dft,rift,grpo,dpo"
+SMALL = [
+    "data.train=60", "data.eval=40", "rollouts.max_tokens=64", "evaluation.max_tokens=64",
+    "optim.max_steps=12", "optim.batch_size=8", "optim.save_steps=2", "optim.log_steps=2",
+]  # fmt: skip
+
+
+def command(output_dir: Path, *arguments: str) -> list[str]:
+    flags = [argument for argument in arguments if argument == "-m"]
+    overrides = [argument for argument in arguments if argument != "-m"]
+    return ["train.py", *flags, *SMALL, f"output_dir={output_dir}", *overrides]  # of two values the last one counts
+
+
+@pytest.fixture(scope="session")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a whole sweep."""
+    output_dir = tmp_path_factory.mktemp("sweep")
+    outcome = script(*command(output_dir, "-m", METHODS))
+    assert outcome.stdout.count("completed") >= 6
+    assert "python analyze.py sweep=main" in outcome.stdout
+    return output_dir

@@ -25,7 +25,7 @@ FORBIDDEN = {
     "scoring.py": ("losslens.training",),
     "geometry": ("losslens.config", "losslens.runs", "trl", "losslens.training"),
     "statistics.py": ("losslens",),
-    "analysis.py": ("losslens.training", "wandb", "matplotlib"),
+    "analysis": ("losslens.training", "losslens.methods", "wandb", "matplotlib"),
     "logger.py": ("losslens.training", "losslens.geometry", "losslens.analysis"),
 }
 

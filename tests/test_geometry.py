@@ -30,7 +30,7 @@ def random_delta(rng: np.random.Generator, out: int, into: int, rank: int) -> De
 
 
 def inner_product(first: Delta, second: Delta) -> float:
-    return inner_products([first, second])[0, 1]
+    return inner_products([first, second], fresh=1)[0]
 
 
 def singular_values(delta: Delta) -> np.ndarray:
@@ -91,6 +91,20 @@ def test_an_update_of_zero_has_no_direction() -> None:
     assert math.isnan(effective_rank(zero))
     assert math.isnan(stable_rank(zero))
     assert math.isnan(cosine(0.0, 0.0, 1.0))
+    assert math.isnan(orthogonal_component(float("nan")))
+    assert math.isnan(effective_rank(np.zeros(0)))
+    assert math.isnan(stable_rank(np.zeros(0)))
+
+
+def test_the_orthogonal_part_is_what_is_left_of_the_projection() -> None:
+    """‖Δ − (⟨Δ, R⟩/⟨R, R⟩)·R‖/‖Δ‖, densely; its square and the cosine's add up to 1."""
+    rng = np.random.default_rng(5)
+    first, second = random_delta(rng, 30, 20, 4), random_delta(rng, 30, 20, 6)
+    full, other = dense(first), dense(second)
+    value = cosine(inner_product(first, second), float(np.linalg.norm(full)), float(np.linalg.norm(other)))
+    rest = full - np.sum(full * other) / np.sum(other**2) * other
+    assert orthogonal_component(value) == pytest.approx(np.linalg.norm(rest) / np.linalg.norm(full), rel=1e-12)
+    assert orthogonal_component(value) ** 2 + value**2 == pytest.approx(1, abs=1e-15)
 
 
 class TestAdapterFolders:
@@ -124,6 +138,51 @@ class TestAdapterFolders:
         )
         (folder / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2}))
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+    def test_every_precision_is_read_exactly(self, dtype: torch.dtype, tmp_path: Path) -> None:
+        a, b = torch.randn(2, 5).to(dtype), torch.randn(4, 2).to(dtype)
+        self.write(tmp_path, m__lora_A__weight=a, m__lora_B__weight=b)
+        with open_adapter(tmp_path) as adapter:
+            assert np.array_equal(adapter["m"].a, a.double().numpy())
+            assert np.array_equal(adapter["m"].b, b.double().numpy())
+            assert adapter["m"].scale == 1
+            assert adapter.shapes == {"m": (4, 5)}
+            assert adapter.ranks == {"m": 2}
+
+    def test_several_files(self, tmp_path: Path) -> None:
+        """The factors of one module may lie in different files; a missing file is named."""
+        weights = {f"{m}__lora_{f}__weight": torch.randn(3, 3) for m in "mn" for f in "AB"}
+        whole, shards = tmp_path / "whole", tmp_path / "shards"
+        for folder in (whole, shards):
+            folder.mkdir()
+        self.write(whole, **weights)
+        parts = [dict(list(weights.items())[:1]), dict(list(weights.items())[1:])]
+        for number, part in enumerate(parts, 1):
+            self.write(shards, **part)
+            name = f"adapter_model-0000{number}-of-00002.safetensors"
+            (shards / "adapter_model.safetensors").rename(shards / name)
+        with open_adapter(whole) as one, open_adapter(shards) as several:
+            assert one.modules == several.modules == ["m", "n"]
+            for module in "mn":
+                assert np.array_equal(dense(one[module]), dense(several[module]))
+        (shards / "adapter_model-00001-of-00002.safetensors").unlink()
+        with pytest.raises(InputError, match="file 1 of the adapter's 2 is missing"), open_adapter(shards):
+            pass
+
+    def test_what_is_no_lora(self, tmp_path: Path) -> None:
+        self.write(tmp_path, m__weight=torch.ones(1, 1))
+        with pytest.raises(InputError, match=r"m\.weight is no LoRA factor"), open_adapter(tmp_path):
+            pass
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "use_dora": True}))
+        with pytest.raises(InputError, match="DoRA"), open_adapter(tmp_path):
+            pass
+        (tmp_path / "adapter_config.json").write_text(json.dumps([1]))
+        with pytest.raises(InputError, match="no lora_alpha"), open_adapter(tmp_path):
+            pass
+        self.write(tmp_path, m__lora_A__weight=torch.ones(2, 3), m__lora_B__weight=torch.ones(3, 1))
+        with open_adapter(tmp_path) as adapter, pytest.raises(InputError, match="m has factors of shapes"):
+            adapter["m"]
+
     def test_not_finite(self, tmp_path: Path) -> None:
         self.write(tmp_path, m__lora_A__weight=torch.tensor([[float("nan")]]), m__lora_B__weight=torch.ones(1, 1))
         with (
@@ -134,8 +193,8 @@ class TestAdapterFolders:
 
     def test_half_a_module(self, tmp_path: Path) -> None:
         self.write(tmp_path, m__lora_A__weight=torch.ones(1, 1))
-        with open_adapter(tmp_path) as adapter, pytest.raises(InputError, match="m has no lora_B"):
-            adapter["m"]
+        with pytest.raises(InputError, match="m has no lora_B"), open_adapter(tmp_path):
+            pass
 
     def test_no_adapter(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="not a readable PEFT adapter"), open_adapter(tmp_path):

@@ -7,7 +7,15 @@ import math
 import numpy as np
 import pytest
 
-from losslens.statistics import bootstrap_difference, holm, mcnemar, wilson_interval
+from losslens.statistics import (
+    McNemar,
+    bootstrap_difference,
+    holm,
+    mcnemar,
+    smallest_significant,
+    verdict,
+    wilson_interval,
+)
 
 
 def outcomes(b: int, c: int, both: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -77,3 +85,29 @@ def test_bootstrap_difference() -> None:
     assert (low + high) / 2 == pytest.approx(difference.mean(), abs=0.01)
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
     assert bootstrap_difference(first, second) == (low, high)
+
+
+class TestVerdict:
+    def test_the_smallest_difference_that_could_be_significant(self) -> None:
+        """Fifteen pairs: 2·2⁻⁹ = .0039 is above .05/15 = .0033, 2·2⁻¹⁰ = .00195 below. One test: 2·2⁻⁶ = .031."""
+        assert smallest_significant(15) == 10
+        assert smallest_significant(1) == 6
+        # 2·2⁻ᵇ = .05/1.6 = 1/32 exactly at b = 6: a p that equals the threshold passes it.
+        assert smallest_significant(2, 0.0625) == 6
+        for tests in range(1, 200):
+            b = smallest_significant(tests)
+            assert 2.0 * 0.5**b <= 0.05 / tests < 2.0 * 0.5 ** (b - 1)
+
+    def test_nine_right_against_one_of_thirty(self) -> None:
+        """The best case is eight against none, p = 2/2⁸ = .0078: above .05/15, however the right answers overlap."""
+        best = mcnemar(*outcomes(8, 0))
+        assert best.p == pytest.approx(2 / 2**8)
+        assert verdict(best, p_holm=15 * best.p, tests=15) == "underpowered"
+        assert verdict(mcnemar(*outcomes(9, 1)), p_holm=15 * 0.0215, tests=15) == "underpowered"
+        assert verdict(best, p_holm=best.p, tests=1) == "a better"
+
+    def test_enough_problems_and_no_difference(self) -> None:
+        """Sixty against forty: p = .057; that difference could have been significant, and was not."""
+        test = mcnemar(*outcomes(60, 40))
+        assert verdict(test, p_holm=min(1.0, 15 * test.p), tests=15) == "not significant"
+        assert verdict(McNemar(20, 60, 1e-5, 1e-5), p_holm=1.5e-4, tests=15) == "b better"

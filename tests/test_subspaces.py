@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
-from losslens.geometry.comparison import _side, compare_modules, inner_products
+from losslens.geometry.comparison import compare, inner_products, pairs_of
 from losslens.geometry.deltas import Delta
 from losslens.geometry.subspaces import orthonormalise, principal_angles, thin_svd
 
@@ -37,8 +37,12 @@ def test_thin_svd_is_the_dense_one(seed: int, out: int, into: int, rank: int) ->
     svd = thin_svd(delta)
     assert np.allclose(svd.left * svd.values @ svd.right.T, dense(delta), atol=1e-10)
     assert np.allclose(svd.values, np.linalg.svd(dense(delta), compute_uv=False)[:rank], rtol=1e-9)
-    assert np.allclose(svd.left.T @ svd.left, np.eye(rank), atol=1e-13)
-    assert np.allclose(svd.right.T @ svd.right, np.eye(rank), atol=1e-13)
+    assert np.allclose(svd.left.T @ svd.left, np.eye(rank), atol=1e-10)
+    assert np.allclose(svd.right.T @ svd.right, np.eye(rank), atol=1e-10)
+    leading = thin_svd(delta, 2)
+    assert leading.left.shape == (out, min(2, rank))
+    assert np.allclose(leading.left, svd.left[:, :2])
+    assert np.allclose(leading.values, svd.values)
 
 
 def test_null_directions_are_left_out() -> None:
@@ -55,9 +59,9 @@ def test_null_directions_are_left_out() -> None:
 def test_orthonormalise_at_any_condition(condition: float) -> None:
     rng = np.random.default_rng(1)
     matrix = orthonormal(rng, 200, 8) * np.geomspace(1, 1 / condition, 8) @ orthonormal(rng, 8, 8)
-    q, r = orthonormalise(matrix)
-    assert np.allclose(q.T @ q, np.eye(8), atol=1e-13)
-    assert np.allclose(q @ r, matrix, atol=1e-14)
+    basis = orthonormalise(matrix)
+    assert np.allclose(basis.q.T @ basis.q, np.eye(8), atol=1e-10)
+    assert np.allclose(basis.q @ basis.r, matrix, atol=1e-14)
 
 
 @given(SEEDS, st.integers(1, 6), st.integers(1, 6))
@@ -81,33 +85,132 @@ def test_a_known_angle(angle: float) -> None:
     assert found == pytest.approx([0, angle], abs=2e-15 if angle <= 1e-3 else 1e-9)
 
 
-def test_all_pairs_at_once_are_the_pairs_one_by_one() -> None:
-    """Mixed ranks, a run that is 0, and two runs that are almost the same."""
-    rng = np.random.default_rng(3)
-    deltas = [random_delta(rng, 60, 50, rank) for rank in (12, 4, 16, 10)]
-    nearly = Delta(deltas[0].b + 1e-7 * rng.standard_normal((60, 12)), deltas[0].a, deltas[0].scale)
-    deltas += [nearly, Delta(np.zeros((60, 4)), deltas[1].a, 1.0)]
-    svds = [thin_svd(delta) for delta in deltas]
-    for side in ("left", "right"):
-        vectors = [getattr(svd, side) for svd in svds]
-        angles, first = _side(vectors, top=10)
-        for n, (i, j) in enumerate(combinations(range(6), 2)):
-            expected = principal_angles(vectors[i][:, :10], vectors[j][:, :10])
-            assert np.allclose(angles[n, : len(expected)], expected, atol=1e-10)
-            assert np.isnan(angles[n, len(expected) :]).all()
-            if 5 in (i, j):
-                assert np.isnan(first[n])
-            else:
-                assert first[n] == pytest.approx(abs(vectors[i][:, 0] @ vectors[j][:, 0]))
-    inner = inner_products(deltas)
-    assert np.allclose(inner, [[np.sum(dense(x) * dense(y)) for y in deltas] for x in deltas], rtol=1e-10)
+def test_vectors_and_values_of_ill_conditioned_factors() -> None:
+    """B with a condition number of 900, of 1e5 and of 1e9: the SVD of ΔW is the dense one's."""
+    rng = np.random.default_rng(6)
+    for condition in (900.0, 1e5, 1e9):
+        b = orthonormal(rng, 60, 6) * np.geomspace(1, 1 / condition, 6) @ orthonormal(rng, 6, 6)
+        delta = Delta(b, rng.standard_normal((6, 50)), 2.0)
+        u, values, vt = np.linalg.svd(dense(delta))
+        svd = thin_svd(delta)
+        assert np.allclose(svd.values[:4], values[:4], rtol=1e-8)
+        assert np.allclose(svd.values, values[:6], atol=1e-14)
+        for k in range(3):
+            assert abs(svd.left[:, k] @ u[:, k]) == pytest.approx(1, abs=1e-10)
+            assert abs(svd.right[:, k] @ vt[k]) == pytest.approx(1, abs=1e-10)
 
 
-def test_comparison_of_modules() -> None:
-    rng = np.random.default_rng(4)
-    runs = [{"m": random_delta(rng, 40, 30, 6), "n": random_delta(rng, 20, 30, 3)} for _ in range(3)]
-    found = list(compare_modules(runs, ["m", "n"], top=5))  # type: ignore[arg-type]
-    assert [c.module for c in found] == ["m", "n"]
-    assert found[0].angles_left.shape == (3, 5)
-    assert np.isnan(found[1].angles_left[:, 3:]).all()
-    assert found[0].inner[1, 1] == pytest.approx(np.sum(found[0].singular_values[1] ** 2))
+class TestCompare:
+    """All runs at once against each pair by itself, densely."""
+
+    def runs(self) -> list[dict[str, Delta]]:
+        """Mixed shapes and ranks, two runs that are almost the same, and one that is 0."""
+        rng = np.random.default_rng(3)
+        shapes = {"m": (60, 50), "n": (20, 90)}
+        runs = [{m: random_delta(rng, *shape, rank) for m, shape in shapes.items()} for rank in (12, 4, 16, 10)]
+        nearly = {m: Delta(d.b + 1e-7 * rng.standard_normal(d.b.shape), d.a, d.scale) for m, d in runs[0].items()}
+        zero = {m: Delta(np.zeros_like(d.b), d.a, 1.0) for m, d in runs[1].items()}
+        return [*runs, nearly, zero]
+
+    def test_every_pair_is_the_dense_one(self) -> None:
+        runs = self.runs()
+        of_runs, of_pairs = compare(runs, ["m", "n"], top=10)
+        assert list(of_pairs) == pairs_of(6, 6) == list(combinations(range(6), 2))
+        for i, run in enumerate(runs):
+            for m, module in enumerate(("m", "n")):
+                values = of_runs[i].singular_values[m]
+                values = values[~np.isnan(values)]
+                expected = np.linalg.svd(dense(run[module]), compute_uv=False)
+                assert np.allclose(values, expected[expected > 1e-9], rtol=1e-8)
+        for (i, j), pair in of_pairs.items():
+            for m, module in enumerate(("m", "n")):
+                first, second = dense(runs[i][module]), dense(runs[j][module])
+                assert pair.inner[m] == pytest.approx(np.sum(first * second), rel=1e-8, abs=1e-10)
+                if 5 in (i, j):
+                    assert np.isnan(pair.angles_left[m]).all()
+                    assert np.isnan(pair.angles_right[m]).all()
+                    assert np.isnan([pair.u1[m], pair.v1[m]]).all()
+                    continue
+                widths = [min(10, runs[n][module].a.shape[0]) for n in (i, j)]
+                (u1, _, v1), (u2, _, v2) = np.linalg.svd(first), np.linalg.svd(second)
+                left = subspace_angles(u1[:, : widths[0]], u2[:, : widths[1]])[::-1]
+                right = subspace_angles(v1[: widths[0]].T, v2[: widths[1]].T)[::-1]
+                k = min(widths)
+                assert np.allclose(pair.angles_left[m, :k], left, atol=1e-6)
+                assert np.allclose(pair.angles_right[m, :k], right, atol=1e-6)
+                assert np.isnan(pair.angles_left[m, k:]).all()
+                assert pair.u1[m] == pytest.approx(abs(u1[:, 0] @ u2[:, 0]), rel=1e-8)
+                assert pair.v1[m] == pytest.approx(abs(v1[0] @ v2[0]), rel=1e-8)
+
+    @pytest.mark.parametrize("angle", [1e-5, 1e-7])
+    def test_an_angle_of_a_hundred_thousandth(self, angle: float) -> None:
+        """Two runs whose left subspaces differ by `angle` in one direction and whose right ones are the same."""
+        rng = np.random.default_rng(7)
+        u, v = orthonormal(rng, 80, 5), orthonormal(rng, 70, 4)
+        tilted = u[:, :4].copy()
+        tilted[:, 3] = math.cos(angle) * u[:, 3] + math.sin(angle) * u[:, 4]
+        sizes, gauge = np.diag([4.0, 3.0, 2.0, 1.0]), rng.standard_normal((4, 4))
+        first = Delta(u[:, :4] @ sizes @ gauge, np.linalg.inv(gauge) @ v.T, 1.0)
+        second = Delta(tilted @ sizes, v.T, 3.0)
+        _, pairs = compare([{"m": first}, {"m": second}], ["m"], top=4)
+        assert pairs[0, 1].angles_left[0, 3] == pytest.approx(angle, abs=1e-10)
+        assert pairs[0, 1].angles_left[0, :3] == pytest.approx([0, 0, 0], abs=1e-10)
+        assert pairs[0, 1].angles_right[0] == pytest.approx([0, 0, 0, 0], abs=1e-10)
+
+    def test_only_what_is_fresh(self) -> None:
+        runs = self.runs()
+        _, every = compare(runs, ["m", "n"])
+        of_runs, pairs = compare(runs, ["m", "n"], fresh=2)
+        assert len(of_runs) == 2
+        assert list(pairs) == [(0, n) for n in range(1, 6)] + [(1, n) for n in range(2, 6)]
+        for pair, found in pairs.items():
+            for name, values in vars(found).items():
+                assert np.allclose(values, getattr(every[pair], name), rtol=1e-12, atol=1e-14, equal_nan=True)
+
+    def test_drift(self) -> None:
+        """A turned by θ out of the initial row space in one direction; the other directions stay."""
+        rng = np.random.default_rng(8)
+        v = orthonormal(rng, 40, 5)
+        start = rng.standard_normal((4, 4)) @ v[:, :4].T
+        turned = v[:, :4].copy()
+        turned[:, 0] = math.cos(0.3) * v[:, 0] + math.sin(0.3) * v[:, 4]
+        b = rng.standard_normal((30, 4))
+        run, first = {"m": Delta(b, rng.standard_normal((4, 4)) @ turned.T, 1.0)}, {"m": Delta(0 * b, start, 1.0)}
+        of_runs, _ = compare([run, first], ["m"], initial=[first, first])
+        assert of_runs[0].drift[0] == pytest.approx([0, 0, 0, 0.3], abs=1e-9)
+        assert of_runs[1].drift[0] == pytest.approx([0, 0, 0, 0], abs=1e-9)
+        assert compare([run], ["m"])[0][0].drift.shape == (1, 0)
+
+    @given(SEEDS, st.integers(1, 6), st.integers(1, 6))
+    @settings(deadline=None, max_examples=50)
+    def test_what_changes_nothing(self, seed: int, rank: int, other: int) -> None:
+        """B→BG with A→G⁻¹A changes nothing; a factor changes norms only; (a, b) is (b, a); a run is itself."""
+        rng = np.random.default_rng(seed)
+        first, second = random_delta(rng, 25, 20, rank), random_delta(rng, 25, 20, other)
+        gauge = orthonormal(rng, rank, rank) * rng.uniform(0.5, 2, rank)
+        moved = Delta(first.b @ gauge, np.linalg.inv(gauge) @ first.a, first.scale)
+        scaled = Delta(-3 * first.b, first.a, first.scale)
+        runs = [{"m": delta} for delta in (first, second, moved, scaled)]
+        _, pairs = compare(runs, ["m"], top=4)
+        swapped = compare(runs[1::-1], ["m"], top=4)[1][0, 1]
+        gauged, tripled, plain = pairs[1, 2], pairs[1, 3], pairs[0, 1]
+        for name in ("angles_left", "angles_right", "u1", "v1"):
+            expected = getattr(plain, name)
+            for same in (gauged, tripled, swapped):
+                assert np.allclose(getattr(same, name), expected, atol=1e-6, equal_nan=True)
+        for same, factor in ((gauged, 1), (swapped, 1), (tripled, -3)):
+            assert same.inner[0] == pytest.approx(factor * plain.inner[0], rel=1e-9, abs=1e-9)
+        itself = pairs[0, 2]
+        assert itself.u1[0] == pytest.approx(1, abs=1e-9)
+        k = min(rank, 4)
+        if np.linalg.cond(first.b) < 1e3 and k == rank:  # else the top 4 are a choice among near equals
+            assert np.allclose(itself.angles_left[0, :k], 0, atol=1e-7)
+
+
+def test_inner_products_of_several() -> None:
+    rng = np.random.default_rng(9)
+    deltas = [random_delta(rng, 30, 20, rank) for rank in (3, 1, 5)]
+    expected = [np.sum(dense(deltas[i]) * dense(deltas[j])) for i, j in combinations(range(3), 2)]
+    assert np.allclose(inner_products(deltas, 3), expected, rtol=1e-12)
+    assert np.allclose(inner_products(deltas, 1), expected[:2], rtol=1e-12)
+    assert inner_products(deltas[:1], 1).shape == (0,)

@@ -14,29 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pytest
 from peft import PeftModel
 from safetensors.numpy import load_file
-from scipy.linalg import subspace_angles
 
-from losslens.analysis import analyse
-from losslens.errors import InputError
-from losslens.files import sha256_of, write_json
+from losslens.files import sha256_of
 from losslens.models import LoadedModel, as_it_was
 from losslens.runs import runs_of
-from tests.conftest import ROOT, script
-
-METHODS = "method=sft,rft,dft,rift,grpo,dpo"
-SMALL = [
-    "data.train=60", "data.eval=40", "rollouts.max_tokens=64", "evaluation.max_tokens=64",
-    "optim.max_steps=12", "optim.batch_size=8", "optim.save_steps=2", "optim.log_steps=2",
-]  # fmt: skip
-
-
-def command(output_dir: Path, *arguments: str) -> list[str]:
-    flags = [argument for argument in arguments if argument == "-m"]
-    overrides = [argument for argument in arguments if argument != "-m"]
-    return ["train.py", *flags, *SMALL, f"output_dir={output_dir}", *overrides]  # of two values the last one counts
+from tests.conftest import METHODS, ROOT, command, script
 
 
 def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
@@ -46,16 +30,6 @@ def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
         file.parents[1].name.split("-")[0]: sha256_of(file)
         for file in folder.glob("*/adapter/adapter_model.safetensors")
     }
-
-
-@pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a whole sweep."""
-    output_dir = tmp_path_factory.mktemp("sweep")
-    outcome = script(*command(output_dir, "-m", METHODS))
-    assert outcome.stdout.count("completed") >= 6
-    assert "python analyze.py sweep=main" in outcome.stdout
-    return output_dir
 
 
 def test_every_run_is_complete_on_disk(sweep: Path) -> None:
@@ -179,102 +153,6 @@ def test_bad_input_in_a_sweep_is_a_line_of_its_table(sweep: Path) -> None:
     assert "damaged" in status.stdout
     bracketed = script(*command(sweep, "-m", "method=sft,rft", "rollouts.path='/no/[/x]'", "sweep=mixed"), check=2)
     assert "[/x]" in bracketed.stdout
-
-
-class TestAnalysis:
-    def test_tables(self, sweep: Path) -> None:
-        """Cosines and norms are those of the dense updates, flattened; accuracies those of the stored outcomes."""
-        outcome = script("analyze.py", f"output_dir={sweep}")
-        folder = sweep / "main" / "analysis"
-        assert str(folder) in outcome.stdout
-        runs, pairs = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "pairs.csv")
-        assert len(runs) == 7
-        assert len(pairs) == 15
-        dense = {}
-        for run in runs_of(sweep, "main"):
-            row = runs[runs["run"] == run.name].iloc[0]
-            outcomes = pd.read_parquet(run.evaluation("arithmetic"))
-            assert row["accuracy"] == outcomes["correct"].mean()
-            assert row["ci_low"] < row["accuracy"] + 1e-9
-            assert row["n"] == 40
-            if row["method"] == "base":
-                assert np.isnan(row["norm"])
-                continue
-            weights = {k: v.astype(np.float64) for k, v in load_file(run.adapter / "adapter_model.safetensors").items()}
-            names = sorted(name for name in weights if "lora_A" in name)
-            deltas = [2 * weights[name.replace("lora_A", "lora_B")] @ weights[name] for name in names]
-            dense[run.name] = np.concatenate([delta.ravel() for delta in deltas])
-            assert row["norm"] == pytest.approx(np.linalg.norm(dense[run.name]), rel=1e-10)
-            values = [np.linalg.svd(delta, compute_uv=False)[:8] for delta in deltas]
-            entropy = [-np.sum(v / v.sum() * np.log(v / v.sum())) for v in values]
-            assert row["effective_rank"] == pytest.approx(np.mean(np.exp(entropy)), rel=1e-8)
-        for _, pair in pairs.iterrows():
-            a, b = dense[pair["run_a"]], dense[pair["run_b"]]
-            assert pair["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-10)
-            assert pair["orthogonal_a_to_b"] ** 2 + pair["cosine"] ** 2 == pytest.approx(1)
-            assert pair["mcnemar_b"] - pair["mcnemar_c"] == pytest.approx(40 * pair["accuracy_diff"])
-        layers, modules = pd.read_csv(folder / "layers.csv"), pd.read_parquet(folder / "modules.parquet")
-        assert len(layers) == 15 * 5
-        assert len(modules) == 15 * 20
-        module = modules.iloc[0]
-        weights = [
-            load_file(next((sweep / "main").glob(f"{module[run]}/adapter/adapter_model.safetensors")))
-            for run in ("run_a", "run_b")
-        ]
-        key = f"base_model.model.{module['module']}.lora_"
-        deltas = [w[f"{key}B.weight"].astype(np.float64) @ w[f"{key}A.weight"] for w in weights]
-        left = [np.linalg.svd(delta)[0][:, :8] for delta in deltas]
-        expected = np.degrees(subspace_angles(*left)[::-1])
-        assert np.allclose(module["angles_left"][:8], expected, atol=1e-6)
-
-    def test_several_sweeps(self, sweep: Path) -> None:
-        """The same run of two sweeps keeps two names, and its update has cosine 1 with itself."""
-        script(*command(sweep, "method=dpo", "sweep=alone", "logger=none"))
-        script("analyze.py", "sweep=[main,alone]", f"output_dir={sweep}")
-        pairs = pd.read_csv(sweep / "main" / "analysis" / "pairs.csv")
-        assert len(pairs) == 21
-        same = pairs[pairs["run_a"].str.startswith("main/dpo") & pairs["run_b"].str.startswith("alone/dpo")]
-        assert same["cosine"].tolist() == pytest.approx([1.0], abs=1e-12)
-        script("analyze.py", f"output_dir={sweep}")
-
-    def test_runs_that_are_not_completed_are_left_out_and_said(self, sweep: Path) -> None:
-        runs = runs_of(sweep, "main")
-        [sft] = [run for run in runs if run.name.startswith("sft")]
-        status = sft.status
-        sft.set_state("failed", error="made up")
-        try:
-            analysis = analyse(runs)
-        finally:
-            write_json(sft.folder / "status.json", status)
-        assert analysis.left_out == {sft.name: "failed"}
-        assert sft.name not in set(analysis.runs["run"])
-        assert len(analysis.pairs) == 10
-
-    def test_an_adapter_that_was_changed_is_refused(self, sweep: Path) -> None:
-        [config] = (sweep / "main").glob("sft-*/adapter/adapter_config.json")
-        text = config.read_text()
-        try:
-            config.write_text(text.replace('"lora_alpha": 16', '"lora_alpha": 32'))
-            for name, *arguments in (
-                ["analyze.py", f"output_dir={sweep}"],
-                ["evaluate.py", "benchmark=arithmetic_long", "benchmark.eval=20", f"output_dir={sweep}"],
-                command(sweep, "method=sft"),
-            ):
-                assert "not the adapter that was trained" in script(name, *arguments, check=2).stderr
-        finally:
-            config.write_text(text)
-        script("analyze.py", f"output_dir={sweep}")
-
-    def test_runs_scored_on_other_problems_do_not_compare(self, sweep: Path) -> None:
-        script(*command(sweep, "method=rft", "data.eval=20", "sweep=fewer", "logger=none"))
-        with pytest.raises(InputError, match="scored on other problems"):
-            analyse([*runs_of(sweep, "main"), *runs_of(sweep, "fewer")])
-
-    def test_runs_of_other_rollouts_do_not_compare(self, sweep: Path) -> None:
-        script(*command(sweep, "data.seed=1", "sweep=other", "logger=none"))
-        runs = [*runs_of(sweep, "main"), *runs_of(sweep, "other")]
-        with pytest.raises(InputError, match="another rollouts than"):
-            analyse(runs)
 
 
 def test_evaluate_scores_finished_runs_and_the_base_once_more(sweep: Path) -> None:

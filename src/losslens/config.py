@@ -191,6 +191,7 @@ class Connectivity(Section):
     points: int = Field(ge=3)
     loss: Literal["completions", "answer"]
     resamples: int = Field(ge=100)
+    midpoint_problems: int = Field(ge=0)
 
 
 class Cka(Section):
@@ -205,7 +206,7 @@ class AnalyzeConfig(Section):
 
     sweep: SweepName | Annotated[list[SweepName], Field(min_length=1)] | None
     output_dir: Path
-    adapters: dict[FolderName, Path]
+    adapters: dict[FolderName, Path] | None
     model_path: str | None
     benchmark: FolderName | None
     top: int = Field(ge=1)

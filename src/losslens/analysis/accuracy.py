@@ -19,7 +19,8 @@ RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
     "norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max", "off_principal",
     "benchmark", "accuracy", "n", "ci_low", "ci_high",
-    "base_diff", "base_diff_low", "base_diff_high", "base_mcnemar_p", "base_mcnemar_midp", "base_p_holm", "base_verdict",
+    "base_diff", "base_diff_low", "base_diff_high", "base_mcnemar_p", "base_mcnemar_midp", "base_p_holm",
+    "base_verdict",
 )  # fmt: skip
 _WHOLE_NUMBERS = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
 
@@ -65,19 +66,40 @@ def pair_table(gathered: Gathered, benchmark: str | None, family: Sequence[Pair]
     outcomes = {
         subject.name: _by_problem(subject.run, benchmark) for subject in gathered.subjects if subject.run and benchmark
     }
-    rows, tests = [], {}
+    rows: list[dict[str, Any]] = []
+    tests: dict[Pair, McNemar] = {}
     for a, b in all_pairs([subject.name for subject in gathered.subjects]):
-        row: dict[str, Any] = {"run_a": a, "run_b": b}
+        row = {"run_a": a, "run_b": b}
         if a in outcomes and b in outcomes:
             tests[a, b], columns = _compared(a, outcomes[a], b, outcomes[b])
             row |= columns
         rows.append(row)
     _correct(rows, tests, family)
-    columns = [
+    names = [
         "run_a", "run_b", "mcnemar_b", "mcnemar_c", "mcnemar_p", "mcnemar_midp", "p_holm", "verdict",
         "accuracy_diff", "diff_low", "diff_high",
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=columns).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
+    return pd.DataFrame(rows, columns=names).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
+
+
+def midpoint_columns(
+    gathered: Gathered, pair: Pair, benchmark: str | None, correct: pd.Series | None
+) -> dict[str, float]:
+    """The accuracy halfway between two runs, and that of both runs on the same problems."""
+    if correct is None:
+        return {"accuracy_mid": np.nan, "accuracy_mid_a": np.nan, "accuracy_mid_b": np.nan, "accuracy_mid_n": np.nan}
+    runs = {subject.name: subject.run for subject in gathered.subjects}
+    ends = []
+    for name in pair:
+        run = runs[name]
+        known = _by_problem(run, benchmark).reindex(correct.index) if run and benchmark else pd.Series([np.nan])
+        ends.append(float(known.mean(skipna=False)))
+    return {
+        "accuracy_mid": float(correct.mean()),
+        "accuracy_mid_a": ends[0],
+        "accuracy_mid_b": ends[1],
+        "accuracy_mid_n": len(correct),
+    }
 
 
 def seed_table(gathered: Gathered, runs: pd.DataFrame) -> pd.DataFrame:

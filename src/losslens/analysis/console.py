@@ -53,7 +53,7 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
             _number(row["norm"]),
             _percent(row["relative_norm"]),
             _number(row["effective_rank"], 1),
-            f"{_number(row['drift_max'], 1)}°",
+            _degrees(row["drift_max"]),
             _percent(row["off_principal"]),
         )
     return table
@@ -71,26 +71,31 @@ def _cosines(runs: pd.DataFrame, pairs: pd.DataFrame, numbers: Mapping[str, int]
 
 
 def _pairs(pairs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
-    table = Table(
-        "pair", "cosine", "seed floor", "angle left", "null", "barrier (chord)", "95% interval", "CKA last", "min",
-        "accuracy", "95% interval", "p (Holm)", "verdict",
-    )  # fmt: skip
+    title = (
+        "pairs (in brackets: the same method at other seeds); "
+        f"smallest angle of unrelated subspaces {_number(pairs['angle_min_left_null'].min(), 1)}°"
+    )
+    table = Table(title=title, title_justify="left")
+    for heading in (
+        "pair", "cosine", "(seeds)", "angle", "(seeds)", "barrier", "CKA", "accuracy", "95% interval", "p", "verdict",
+    ):  # fmt: skip
+        table.add_column(heading, no_wrap=True)
     for _, row in pairs.iterrows():
-        seed = row["cosine_seed_shared"] if row["shared_initial"] is True else row["cosine_seed_independent"]
+        kind = "shared" if row["shared_initial"] is True else "independent"
+        a, b = str(numbers[row["run_a"]]), str(numbers[row["run_b"]])
+        verdict = "–" if pd.isna(row["verdict"]) else row["verdict"]
         table.add_row(
-            f"{numbers[row['run_a']]}–{numbers[row['run_b']]}",
+            f"{a}–{b}",
             _number(row["cosine"]),
-            _number(seed),
-            f"{_number(row['angle_min_left'], 1)}°",
-            f"{_number(row['angle_min_left_null'], 1)}°",
+            _number(row[f"cosine_seed_{kind}"]),
+            _degrees(row["angle_min_left"]),
+            _degrees(row[f"angle_min_left_seed_{kind}"]),
             _number(row["barrier_chord"]),
-            f"{_number(row['barrier_chord_low'])} … {_number(row['barrier_chord_high'])}",
             _number(row["cka_last"]),
-            _number(row["cka_min"]),
             _percent(row["accuracy_diff"]),
             f"{_percent(row['diff_low'])} … {_percent(row['diff_high'])}",
             _number(row["p_holm"]),
-            "–" if pd.isna(row["verdict"]) else row["verdict"],
+            {"a better": f"{a} better", "b better": f"{b} better"}.get(verdict, verdict),
         )
     return table
 
@@ -101,3 +106,7 @@ def _percent(value: float) -> str:
 
 def _number(value: float, digits: int = 3) -> str:
     return "–" if np.isnan(value) else f"{value:.{digits}f}"
+
+
+def _degrees(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.1f}°"

@@ -63,9 +63,7 @@ def angle_floors(gathered: Gathered, top: int, cache: Cache) -> dict[Pair, tuple
 
     floors = {}
     for a, b in all_pairs([subject.name for subject in gathered.subjects]):
-        widths = [
-            (min(top, r), min(top, s)) for r, s in zip(gathered.ranks[a], gathered.ranks[b], strict=True)
-        ]
+        widths = [(min(top, r), min(top, s)) for r, s in zip(gathered.ranks[a], gathered.ranks[b], strict=True)]
         left, right = (
             floor([(shape[side], *width) for shape, width in zip(gathered.shapes, widths, strict=True)])
             for side in (0, 1)

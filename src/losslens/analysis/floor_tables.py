@@ -74,9 +74,7 @@ def seed_floors(gathered: Gathered, pairs: pd.DataFrame) -> pd.DataFrame:
                 **{name: group[name].mean() for name in MEASURES},
             }
         )
-    return pd.DataFrame(
-        rows, columns=["configuration", "method", "lr", "rank", "model", "initial", "pairs", *MEASURES]
-    )
+    return pd.DataFrame(rows, columns=["configuration", "method", "lr", "rank", "model", "initial", "pairs", *MEASURES])
 
 
 def seed_columns(gathered: Gathered, floors: pd.DataFrame, pair: Pair) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from losslens import provenance
-from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
+from losslens.analysis.accuracy import benchmark_of, midpoint_columns, pair_table, run_table, seed_table
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
 from losslens.analysis.factor_space import angle_floors, geometry
@@ -20,7 +19,7 @@ from losslens.analysis.floor_tables import null_columns, seed_columns, seed_floo
 from losslens.analysis.on_the_base import CkaOfPair, OnTheBase, TeacherForced
 from losslens.analysis.pairs import Chosen, Pair, all_pairs, choose, default_reference, find
 from losslens.analysis.subjects import Gathered, gather
-from losslens.config import AnalyzeConfig, RolloutConfig, parse
+from losslens.config import AnalyzeConfig, Data, Evaluation, RolloutConfig, parse
 from losslens.errors import InputError
 from losslens.files import atomic_file, write_json
 from losslens.geometry.connectivity import Curve
@@ -94,7 +93,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     Raises:
         InputError: There is nothing to compare, or two things do not compare.
     """
-    gathered = gather(config.output_dir, config.sweeps, config.adapters)
+    gathered = gather(config.output_dir, config.sweeps, config.adapters or {})
     names = [subject.name for subject in gathered.subjects]
     methods = [subject.manifest.get("method") for subject in gathered.subjects]
     reference = find("reference", config.reference, names) if config.reference else default_reference(names, methods)
@@ -120,6 +119,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
                 **seed_columns(gathered, floors, pair),
                 **_barrier_columns(based.curves.get(pair)),
                 **_cka_columns(based.ckas.get(pair)),
+                **midpoint_columns(gathered, pair, benchmark, based.midpoints.get(pair)),
             }
             for pair in pairs
         ]
@@ -166,6 +166,7 @@ class _Based:
     against_base: dict[str, AgainstBase]
     curves: dict[Pair, Curve]
     ckas: dict[Pair, CkaOfPair]
+    midpoints: dict[Pair, pd.Series]
     held_out: dict[str, Any]
     left_out: dict[str, str]
 
@@ -180,18 +181,26 @@ def _on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chosen, cach
     except InputError as error:
         if config.model_path is not None:
             raise
-        return _Based({}, {}, {}, {}, {**left_out, "relative norm, off-principal share, connectivity, CKA": str(error)})
+        return _Based(
+            {}, {}, {}, {}, {}, {**left_out, "relative norm, off-principal share, connectivity, CKA": str(error)}
+        )
     if not chosen.pairs:
-        return _Based(against_base, {}, {}, {}, left_out)
+        return _Based(against_base, {}, {}, {}, {}, left_out)
     try:
         completions = _held_out(config, gathered)
     except InputError as error:
         if config.held_out.completions is not None:
             raise
         why = f"no held-out completions: {error}; give held_out.completions=FOLDER"
-        return _Based(against_base, {}, {}, {}, {**left_out, "connectivity, CKA": why})
+        return _Based(against_base, {}, {}, {}, {}, {**left_out, "connectivity, CKA": why})
     answer_only = TeacherForced(completions.frozen, config.connectivity.loss == "answer")
     curves = on_the_base.curves(chosen.pairs, answer_only, config.connectivity)
+    midpoints = {}
+    manifest: dict[str, Any] = next((subject.manifest for subject in gathered.subjects if subject.run), {})
+    if manifest and config.connectivity.midpoint_problems:
+        data = Data(**manifest["config"]["data"])
+        problems = min(config.connectivity.midpoint_problems, data.eval)
+        midpoints = on_the_base.midpoints(chosen.pairs, problems, data, Evaluation(**manifest["config"]["evaluation"]))
     base_name = next(iter(gathered.bases), "base")
     ckas = on_the_base.ckas(chosen.pairs, base_name, completions, config.cka)
     held_out = {
@@ -202,7 +211,7 @@ def _on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chosen, cach
         "connectivity_loss": config.connectivity.loss,
         "cka_pooling": config.cka.pooling,
     }
-    return _Based(against_base, curves, ckas, held_out, left_out)
+    return _Based(against_base, curves, ckas, midpoints, held_out, left_out)
 
 
 def _base(config: AnalyzeConfig, gathered: Gathered) -> tuple[ModelSource, dict[str, str | None]]:
@@ -218,7 +227,9 @@ def _base(config: AnalyzeConfig, gathered: Gathered) -> tuple[ModelSource, dict[
     if manifest and identity != manifest["base"]:
         raise InputError(f"{field}={path}: not the base that the runs were trained on; give model_path=FOLDER")
     options = {name: model.get(name, default) for name, default in (("dtype", "auto"), ("device", "auto"))}
-    return ModelSource(field, path, revision, trust_remote_code=model.get("trust_remote_code", False), **options), identity
+    return ModelSource(
+        field, path, revision, trust_remote_code=model.get("trust_remote_code", False), **options
+    ), identity
 
 
 def _held_out(config: AnalyzeConfig, gathered: Gathered) -> TeacherForced:
@@ -246,9 +257,8 @@ def _held_out(config: AnalyzeConfig, gathered: Gathered) -> TeacherForced:
 
 
 def _barrier_columns(curve: Curve | None) -> dict[str, float]:
-    names = ("barrier_chord", "barrier_chord_low", "barrier_chord_high")
-    names += ("barrier_mean", "barrier_mean_low", "barrier_mean_high")
     values = [*curve.chord, *curve.mean] if curve else [float("nan")] * 6
+    names = [f"barrier_{form}{end}" for form in ("chord", "mean") for end in ("", "_low", "_high")]
     return dict(zip(names, values, strict=True))
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
-from losslens.analysis.cache import Cache
+from losslens.analysis.cache import Arrays, Cache
 from losslens.analysis.pairs import Pair
-from losslens.analysis.subjects import Gathered, Subject
-from losslens.config import Cka, Connectivity
+from losslens.analysis.subjects import Gathered
+from losslens.config import Cka, Connectivity, Data, Evaluation, build
 from losslens.errors import InputError
+from losslens.evaluation import evaluate
 from losslens.geometry.base_weights import Principal, off_principal_share, principal
 from losslens.geometry.cka import Similarities, cka, minibatches_of, similarities
 from losslens.geometry.connectivity import Curve, SequenceLosses, curve
@@ -23,6 +25,8 @@ from losslens.geometry.deltas import open_adapter
 from losslens.geometry.tables import AgainstBase
 from losslens.models import LoadedModel, ModelSource, load_model
 from losslens.rollouts.frozen import FrozenRollouts
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -70,19 +74,13 @@ class OnTheBase:
     def against_base(self, top: int) -> dict[str, AgainstBase]:
         """Every run against W0."""
         keys = {name: [self._identity, subject.sha256, top] for name, subject in self._subjects.items()}
-        found = {
-            name: AgainstBase(**known)
-            for name, key in keys.items()
-            if (known := self._cache.load("against_base", key)) is not None
-        }
+        found = {name: AgainstBase(**known) for name, known in self._known("against_base", keys).items()}
         missing = [name for name in keys if name not in found]
         if missing:
             norms = np.empty(len(self._gathered.modules))
             shares = {name: np.empty(len(norms)) for name in missing}
             with ExitStack() as stack:
-                adapters = {
-                    name: stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in missing
-                }
+                adapters = {name: stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in missing}
                 for m, module in enumerate(_bar(self._gathered.modules, "base weights", "module")):
                     weight = self._principal(module, self._gathered.shapes[m], top)
                     norms[m] = weight.norm
@@ -117,30 +115,70 @@ class OnTheBase:
         line_keys = {
             pair: [about, settings.points, *sorted(self._subjects[name].sha256 for name in pair)] for pair in pairs
         }
-        ends = {name: self._cache.load("losses", key) for name, key in end_keys.items()}
-        lines = {pair: self._cache.load("line", key) for pair, key in line_keys.items()}
-        passes = sum(known is None for known in ends.values())
-        passes += sum(known is None for known in lines.values()) * (settings.points - 2)
+        ends = self._known("losses", end_keys)
+        lines = self._known("line", line_keys)
+        passes = len(end_keys) - len(ends) + (len(line_keys) - len(lines)) * (settings.points - 2)
         with tqdm(desc="connectivity", unit="pass", total=passes, leave=False, disable=not passes) as bar:
-            for name, key in end_keys.items():
-                if ends[name] is None:
-                    [measured] = self._losses([name], [[1.0]], sequences, bar.update)
-                    ends[name] = vars(measured)
-                    self._cache.save("losses", key, vars(measured))
-            for pair, key in line_keys.items():
-                if lines[pair] is None:
+            for name in names:
+                if name not in ends:
+                    [at_end] = self._losses([name], [[1.0]], sequences, bar.update)
+                    ends[name] = {"nll": at_end.nll, "tokens": at_end.tokens}
+                    self._cache.save("losses", end_keys[name], ends[name])
+            for pair in pairs:
+                if pair not in lines:
                     # Kept in the order of the hashes, so that (b, a) finds what (a, b) measured.
-                    ordered = self._in_order(pair)
                     weights = [[1 - alpha, alpha] for alpha in alphas[1:-1]]
-                    inner = self._losses(ordered, weights, sequences, bar.update)
-                    lines[pair] = {"nll": np.stack([losses.nll for losses in inner])}
-                    self._cache.save("line", key, lines[pair])
+                    between = self._losses(self._in_order(pair), weights, sequences, bar.update)
+                    lines[pair] = {"nll": np.stack([losses.nll for losses in between])}
+                    self._cache.save("line", line_keys[pair], lines[pair])
         found = {}
         for a, b in pairs:
-            inner = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
-            tokens = ends[a]["tokens"]
-            points = [ends[a]["nll"], *inner, ends[b]["nll"]]
-            found[a, b] = curve(alphas, [SequenceLosses(nll, tokens) for nll in points], settings.resamples)
+            along = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
+            points = [ends[a]["nll"], *along, ends[b]["nll"]]
+            losses = [SequenceLosses(nll, ends[a]["tokens"]) for nll in points]
+            found[a, b] = curve(alphas, losses, settings.resamples)
+        return found
+
+    def _known(self, kind: str, keys: Mapping[Name, Any]) -> dict[Name, Arrays]:
+        """What the cache has of `keys`."""
+        loaded = {name: self._cache.load(kind, key) for name, key in keys.items()}
+        return {name: arrays for name, arrays in loaded.items() if arrays is not None}
+
+    def midpoints(
+        self, pairs: Sequence[Pair], problems: int, data: Data, evaluation: Evaluation
+    ) -> dict[Pair, pd.Series]:
+        """Whether ½ΔW_a + ½ΔW_b gets each of the first held-out problems right, greedily; by problem id."""
+        from losslens.geometry.forward import carrying_line
+
+        about = [self._identity, data.source, data.seed, problems, evaluation.max_tokens]
+        found = {}
+        source = None
+        for number, pair in enumerate(pairs, 1):
+            key = [about, *sorted(self._subjects[name].sha256 for name in pair)]
+            known = self._cache.load("midpoint", key)
+            if known is None:
+                source = source or build("data.source", data.source)
+                asked = source.problems("eval", problems, data.seed)
+                with ExitStack() as stack:
+                    adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in pair]
+                    line = carrying_line(self._base.model, self._gathered.modules, *adapters)
+                    model, set_weights = stack.enter_context(line)
+                    set_weights([0.5, 0.5])
+                    outcomes = evaluate(
+                        model,
+                        self._base.tokenizer,
+                        source,
+                        asked,
+                        max_tokens=evaluation.max_tokens,
+                        batch_size=evaluation.batch_size,
+                        description=f"midpoint {number} of {len(pairs)}",
+                    )
+                known = {
+                    "problem_id": outcomes["problem_id"].to_numpy(dtype=str),
+                    "correct": outcomes["correct"].to_numpy(dtype=bool),
+                }
+                self._cache.save("midpoint", key, known)
+            found[pair] = pd.Series(known["correct"], index=known["problem_id"])
         return found
 
     def _in_order(self, pair: Pair) -> Pair:
@@ -169,8 +207,10 @@ class OnTheBase:
         names = list(dict.fromkeys(name for pair in pairs for name in pair))
         about = [self._identity, sequences.key, settings.pooling, settings.minibatch]
         keys = {base: [about, None], **{name: [about, self._subjects[name].sha256] for name in names}}
-        loaded = {name: self._cache.load("similarities", key) for name, key in keys.items()}
-        found = {name: Similarities(**{**known, "n": int(known["n"])}) for name, known in loaded.items() if known}
+        found = {
+            name: Similarities(known["whole"], known["without_outlier"], known["outliers"], int(known["n"]))
+            for name, known in self._known("similarities", keys).items()
+        }
         # The base comes first: it says which dimensions are the outliers.
         for name in _bar([name for name in keys if name not in found], "CKA", "model"):
             outliers = found[base].outliers if name != base else None

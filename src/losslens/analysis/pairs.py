@@ -64,9 +64,11 @@ def find(field: str, name: str, names: Sequence[str]) -> str:
     Raises:
         InputError: None does, or several do.
     """
-    found = [name] if name in names else [
-        full for full in names if full.startswith(name) or full.rpartition("/")[2].startswith(name)
-    ]
+    found = (
+        [name]
+        if name in names
+        else [full for full in names if full.startswith(name) or full.rpartition("/")[2].startswith(name)]
+    )
     if len(found) != 1:
         what = f"may be {', '.join(found)}" if found else f"is none of {', '.join(names)}"
         raise InputError(f"{field}: {name} {what}")

@@ -89,7 +89,7 @@ def cka(first: Array, second: Array) -> Array:
 
 
 def minibatches_of(features: Iterable[Array], size: int) -> Iterator[Array]:
-    """Joins features of few sequences, each (L, n, d), to minibatches of `size`; a rest of fewer than 4 joins the last."""
+    """Joins features of few sequences, each (L, n, d), to minibatches of `size`; a rest below 4 joins the last."""
     waiting: list[Array] = []
     for part in features:
         waiting.append(part)

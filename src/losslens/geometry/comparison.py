@@ -27,7 +27,6 @@ from losslens.geometry.subspaces import (
     with_small_angles,
 )
 
-
 # More than four modules in memory at once would cost more than they bring.
 _WORKERS = min(4, torch.get_num_threads())
 

@@ -81,8 +81,10 @@ def curve(alphas: Array, losses: list[SequenceLosses], resamples: int = 1000, se
     loss = nll.sum(axis=1) / tokens.sum()
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     values, samples = barriers(alphas, loss), barriers(alphas, drawn)
-    chord, mean = (
-        (float(value), *map(float, np.percentile(sample, [2.5, 97.5])))
-        for value, sample in zip(values, samples, strict=True)
-    )
+    chord, mean = (_with_interval(value, sample) for value, sample in zip(values, samples, strict=True))
     return Curve(alphas, loss, low, high, chord, mean)
+
+
+def _with_interval(value: Array, samples: Array) -> tuple[float, float, float]:
+    low, high = np.percentile(samples, [2.5, 97.5])
+    return float(value), float(low), float(high)

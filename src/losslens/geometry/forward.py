@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,11 +30,6 @@ class Sequences:
 
     prompts: list[list[int]]
     completions: list[list[int]]
-
-    @property
-    def sha256(self) -> str:
-        """Hash of all token ids."""
-        return hashlib.sha256(json.dumps([self.prompts, self.completions]).encode()).hexdigest()
 
 
 @contextmanager

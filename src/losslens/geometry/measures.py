@@ -25,5 +25,8 @@ def cosine(inner: float, norm: float, other_norm: float) -> float:
 
 
 def orthogonal_component(cosine_value: float) -> float:
-    """‖Δ − Π_ref Δ‖/‖Δ‖ = √(1 − cos²): the share of an update's norm (not energy) that no multiple of another gives."""
-    return float(np.sqrt(max(0.0, 1 - cosine_value**2)))
+    """‖Δ − Π_ref Δ‖/‖Δ‖ = √(1 − cos²): the share of an update's norm (not energy) that no multiple of another gives.
+
+    NaN where the cosine is.
+    """
+    return float(np.sqrt(np.maximum(0.0, 1 - cosine_value**2)))

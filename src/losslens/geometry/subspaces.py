@@ -84,8 +84,9 @@ def orthonormalise(matrix: Array) -> Basis:
 
 def _cholesky(gram: Array) -> tuple[Array, Array]:
     """R with RᵀR = `gram`, and its inverse."""
-    r = np.linalg.cholesky(gram).T
-    return r, np.linalg.inv(r)
+    r: Array = np.linalg.cholesky(gram).T
+    inverse: Array = np.linalg.inv(r)
+    return r, inverse
 
 
 def principal_angles(first: Array, second: Array) -> Array:

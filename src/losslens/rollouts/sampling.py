@@ -68,7 +68,7 @@ def held_out_rollouts(config: RolloutConfig, problems: int) -> FrozenRollouts:
         InputError: As for `frozen_rollouts`; or the training set came from a folder, so that its policy is not known.
     """
     if config.rollouts.path is not None:
-        raise InputError(f"the rollouts came from {config.rollouts.path}, so the policy that wrote them cannot be asked")
+        raise InputError(f"the rollouts came from {config.rollouts.path}, whose writer cannot be asked")
     changes = {
         "data": config.data.model_copy(update={"train": problems}),
         "rollouts": config.rollouts.model_copy(update={"k": 1}),

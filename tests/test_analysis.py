@@ -1,0 +1,504 @@
+"""`analyze.py` on a real sweep: every table, what is refused, what is measured again and what is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from omegaconf import OmegaConf
+from peft import PeftModel
+from safetensors.numpy import load_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file
+from scipy.linalg import subspace_angles
+
+from losslens.analysis import factor_space, on_the_base
+from losslens.analysis.cache import Cache
+from losslens.analysis.job import Analysis, analyse
+from losslens.analysis.pairs import choose, find
+from losslens.config import AnalyzeConfig
+from losslens.errors import InputError
+from losslens.files import write_json
+from losslens.generation import encode_completion, encode_prompt
+from losslens.models import LoadedModel, as_it_was
+from losslens.rollouts.frozen import load
+from losslens.runs import Run, runs_of
+from tests.conftest import ROOT, command, script
+
+# Few passes: three points, few sequences.
+QUICK = ["held_out.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=5", "cka.minibatch=5"]
+CONTRACT = {
+    "runs": "run method lr rank model seed init_seed norm effective_rank stable_rank benchmark accuracy n "
+    "ci_low ci_high",
+    "pairs": "run_a run_b cosine u1 v1 angle_min_left angle_max_left angle_min_right angle_max_right orthogonal_a_to_b "
+    "orthogonal_b_to_a barrier_chord barrier_mean cka_last cka_min mcnemar_b mcnemar_c mcnemar_p mcnemar_midp p_holm "
+    "accuracy_diff diff_low diff_high",
+    "layers": "run_a run_b layer cosine orthogonal_a_to_b angle_min_left",
+    "connectivity": "run_a run_b alpha loss loss_low loss_high",
+    "cka": "run_a run_b layer cka_unbiased n",
+}
+
+
+def settings(output_dir: Path, *overrides: str, **values: Any) -> AnalyzeConfig:
+    """The configuration that `analyze.py` would compose."""
+    config = OmegaConf.load(ROOT / "conf" / "analyze.yaml")
+    del config["defaults"], config["hydra"]
+    given = OmegaConf.from_dotlist([*QUICK, *overrides])
+    plain: Any = OmegaConf.to_container(OmegaConf.merge(config, given))
+    return AnalyzeConfig.model_validate({**plain, "output_dir": output_dir, **values})
+
+
+def of(output_dir: Path, method: str, sweep: str = "main") -> Run:
+    [run] = [run for run in runs_of(output_dir, sweep) if run.name.startswith(f"{method}-")]
+    return run
+
+
+@contextmanager
+def edited(file: Path, **changes: Any) -> Iterator[None]:
+    """A JSON file with other values in it, for a while."""
+    before = file.read_bytes()
+    try:
+        write_json(file, {**json.loads(before), **changes})
+        yield
+    finally:
+        file.write_bytes(before)
+
+
+@pytest.fixture(scope="module")
+def analysis(sweep: Path) -> Analysis:
+    """Of the six methods."""
+    return analyse(settings(sweep))
+
+
+class TestTables:
+    @pytest.mark.parametrize("name", CONTRACT)
+    def test_the_contracts_columns(self, name: str, analysis: Analysis) -> None:
+        table = getattr(analysis.tables, name)
+        assert set(CONTRACT[name].split()) <= set(table.columns)
+        assert not table[CONTRACT[name].split()[-1]].isna().all()
+
+    def test_sizes_and_cosines_are_the_dense_ones(self, sweep: Path, analysis: Analysis) -> None:
+        """Flattened; accuracies are those of the stored outcomes."""
+        runs, pairs = analysis.tables.runs, analysis.tables.pairs
+        assert len(runs) == 7
+        assert len(pairs) == 15
+        dense = {}
+        for run in runs_of(sweep, "main"):
+            row = runs[runs["run"] == run.name].iloc[0]
+            outcomes = pd.read_parquet(run.evaluation("arithmetic"))
+            assert row["accuracy"] == outcomes["correct"].mean()
+            assert row["ci_low"] < row["accuracy"] + 1e-9
+            assert row["n"] == 40
+            if row["method"] == "base":
+                assert np.isnan(row["norm"])
+                assert pd.isna(row["base_diff"])
+                continue
+            weights = {k: v.astype(np.float64) for k, v in load_file(run.adapter / "adapter_model.safetensors").items()}
+            names = sorted(name for name in weights if "lora_A" in name)
+            deltas = [2 * weights[name.replace("lora_A", "lora_B")] @ weights[name] for name in names]
+            dense[run.name] = np.concatenate([delta.ravel() for delta in deltas])
+            assert row["norm"] == pytest.approx(np.linalg.norm(dense[run.name]), rel=1e-10)
+            values = [np.linalg.svd(delta, compute_uv=False)[:8] for delta in deltas]
+            entropy = [-np.sum(v / v.sum() * np.log(v / v.sum())) for v in values]
+            assert row["effective_rank"] == pytest.approx(np.mean(np.exp(entropy)), rel=1e-8)
+            assert row["stable_rank"] == pytest.approx(np.mean([np.sum(v**2) / v[0] ** 2 for v in values]), rel=1e-8)
+        for _, pair in pairs.iterrows():
+            a, b = dense[pair["run_a"]], dense[pair["run_b"]]
+            assert pair["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-10)
+            assert pair["orthogonal_a_to_b"] ** 2 + pair["cosine"] ** 2 == pytest.approx(1)
+            assert pair["mcnemar_b"] - pair["mcnemar_c"] == pytest.approx(40 * pair["accuracy_diff"])
+        assert pairs["p_holm"].min() >= pairs["mcnemar_p"].min()
+        assert set(pairs["verdict"]) <= {"a better", "b better", "not significant", "underpowered"}
+
+    def test_layers_and_modules(self, sweep: Path, analysis: Analysis) -> None:
+        layers, modules = analysis.tables.layers, analysis.tables.modules
+        assert len(layers) == 15 * 5
+        assert len(modules) == 15 * 20
+        row = modules.iloc[0]
+        weights = [
+            load_file(sweep / "main" / row[run] / "adapter" / "adapter_model.safetensors") for run in ("run_a", "run_b")
+        ]
+        key = f"base_model.model.{row['module']}.lora_"
+        deltas = [w[f"{key}B.weight"].astype(np.float64) @ w[f"{key}A.weight"] for w in weights]
+        left = [np.linalg.svd(delta)[0][:, :8] for delta in deltas]
+        assert np.allclose(row["angles_left"][:8], np.degrees(subspace_angles(*left)[::-1]), atol=1e-6)
+        size = np.linalg.norm(deltas[0]) * np.linalg.norm(deltas[1])
+        assert row["cosine"] == pytest.approx(np.sum(deltas[0] * deltas[1]) / size, abs=1e-10)
+
+    def test_against_base_and_initial_adapter(self, sweep: Path, analysis: Analysis, base: LoadedModel) -> None:
+        """‖W0‖ of the loaded base; the drift of A against the initial adapter, densely, in one module."""
+        run = of(sweep, "sft")
+        rows = analysis.tables.run_modules
+        row = rows[rows["run"] == run.name].iloc[7]
+        weight = base.model.get_submodule(row["module"]).weight.detach().double().numpy()
+        assert row["relative_norm"] == pytest.approx(row["norm"] / np.linalg.norm(weight))
+        key = f"base_model.model.{row['module']}.lora_A.weight"
+        start = sweep / "init" / run.manifest["initial_adapter"]["folder"]
+        a, a0 = (load_file(f / "adapter_model.safetensors")[key].astype(float).T for f in (run.adapter, start))
+        assert np.allclose(row["drift"], np.degrees(subspace_angles(a, a0)[::-1]), atol=1e-6)
+        assert row["drift_max"] == row["drift"][-1]
+        whole = analysis.tables.runs.set_index("run").loc[run.name]
+        norms = [
+            np.linalg.norm(base.model.get_submodule(m).weight.detach().double()) for m in analysis.gathered.modules
+        ]
+        assert whole["relative_norm"] == pytest.approx(whole["norm"] / np.linalg.norm(norms))
+        own = rows[rows["run"] == run.name]
+        expected = np.sum(own["off_principal"] * own["norm"] ** 2) / np.sum(own["norm"] ** 2)
+        assert whole["off_principal"] == pytest.approx(expected)
+        assert 0 < whole["off_principal"] < 1
+
+    def test_connectivity_is_the_loss_of_the_models(self, sweep: Path, analysis: Analysis, base: LoadedModel) -> None:
+        """The endpoints' losses from PEFT's own models on the frozen completions that the manifest names."""
+        facts = analysis.facts["held_out"]
+        frozen = load(sweep / "rollouts" / facts["folder"])
+        assert frozen.sha256 == facts["sha256"]
+        right = frozen.table[frozen.table["reward"] > 0]
+        assert len(right) == facts["sequences"] >= 4
+        training = load(sweep / "rollouts" / of(sweep, "sft").manifest["rollouts"]["folder"])
+        assert not set(training.table["problem_id"]) & set(right["problem_id"])
+        curves = analysis.tables.connectivity
+        assert len(curves) == 15 * 3
+        for method in ("sft", "dpo"):
+            run = of(sweep, method)
+            nll = tokens = 0
+            with as_it_was(base.model), torch.no_grad():
+                model = PeftModel.from_pretrained(base.model, run.adapter).eval()
+                for row in right.itertuples():
+                    prompt = encode_prompt(base.tokenizer, row.prompt)
+                    completion = encode_completion(base.tokenizer, row.completion, row.finished)
+                    scores = model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
+                    nll -= sum(float(scores[len(prompt) + i - 1, token]) for i, token in enumerate(completion))
+                    tokens += len(completion)
+            first = curves[(curves["run_a"] == run.name) & (curves["alpha"] == 0)]["loss"]
+            last = curves[(curves["run_b"] == run.name) & (curves["alpha"] == 1)]["loss"]
+            assert np.allclose([*first, *last], nll / tokens, rtol=1e-5)
+        pairs = analysis.tables.pairs.set_index(["run_a", "run_b"])
+        for names, curve in curves.groupby(["run_a", "run_b"]):
+            start, middle, end = curve["loss"]
+            assert pairs.loc[names, "barrier_chord"] == pytest.approx(max(0, middle - (start + end) / 2))
+            assert pairs.loc[names, "barrier_mean"] == pytest.approx(max(start, middle, end) - (start + end) / 2)
+        assert (pairs["accuracy_mid_n"] == 5).all()
+        assert pairs["accuracy_mid"].between(0, 1).all()
+
+    def test_cka_of_every_hidden_state(self, analysis: Analysis) -> None:
+        table = analysis.tables.cka
+        assert len(table) == (15 + 6) * 6  # pairs, and runs against the base; embeddings and five layers
+        assert (table["n"] == analysis.facts["held_out"]["sequences"]).all()
+        assert table[table["layer"] == 0]["cka_unbiased"].tolist() == pytest.approx([1] * 21)
+        assert table["cka_unbiased"].between(0.5, 1 + 1e-9).all()
+        pairs = analysis.tables.pairs.set_index(["run_a", "run_b"])
+        for names, values in table.groupby(["run_a", "run_b"]):
+            if names in pairs.index:
+                assert pairs.loc[names, "cka_last"] == values["cka_unbiased"].iloc[-1]
+                assert pairs.loc[names, "cka_min"] == values["cka_unbiased"].min()
+
+    def test_floors_stand_beside_the_values(self, sweep: Path) -> None:
+        """SFT at another order shares A, at another `init_seed` it does not; other methods have no other seed."""
+        script(*command(sweep, "-m", "seed=42,1", "init_seed=42,1", "sweep=seeds", "logger=none"))
+        config = settings(sweep, "pairs=none", sweep=["main", "seeds"])
+        tables = analyse(config).tables
+        assert len(tables.pairs) == 45
+        floors = tables.floors.set_index("initial")
+        # Of the five, two are one and the same run; it is no repetition of itself.
+        assert floors.loc["shared", "pairs"] == 3
+        assert floors.loc["independent", "pairs"] == 6
+        assert floors.loc["shared", "cosine"] > floors.loc["independent", "cosine"]
+        with_sft = tables.pairs[tables.pairs["run_a"].str.contains("rift") & tables.pairs["run_b"].str.contains("/sft")]
+        assert (with_sft["cosine_seed_shared"] == floors.loc["shared", "cosine"]).all()
+        without = tables.pairs[tables.pairs["run_a"].str.contains("dpo") & tables.pairs["run_b"].str.contains("grpo")]
+        assert without["cosine_seed_shared"].isna().all()
+        assert not tables.pairs.filter(like="_null").isna().any().any()
+        assert tables.pairs["angle_min_left_null"].between(45, 90).all()
+        same = tables.pairs[tables.pairs["run_a"].str.startswith("main/sft") & (tables.pairs["cosine"] > 1 - 1e-9)]
+        assert len(same) == 1
+        assert tables.seeds["seeds"].tolist() == [4]
+        assert tables.seeds["accuracy_min"][0] <= tables.seeds["accuracy_mean"][0] <= tables.seeds["accuracy_max"][0]
+        ours = tables.runs[tables.runs["method"] == "sft"].drop_duplicates(["seed", "init_seed"])
+        assert tables.seeds["accuracy_std"][0] == pytest.approx(np.std(ours["accuracy"], ddof=1))
+
+
+class TestNothingTwice:
+    def test_one_more_run_is_all_that_is_measured(self, sweep: Path, analysis: Analysis, monkeypatch: Any) -> None:
+        """A seventh run: one run and six pairs in factor space, its own passes, six lines; then nothing at all."""
+        seen: dict[str, list] = {"compare": [], "passes": [], "similarities": []}
+        compare, losses, similar = factor_space.compare, on_the_base.OnTheBase._losses, on_the_base.similarities
+
+        def count_compare(adapters: Any, modules: Any, **options: Any) -> Any:
+            seen["compare"].append((len(adapters), options["fresh"]))
+            return compare(adapters, modules, **options)
+
+        def count_losses(self: Any, names: Any, weights: Any, *rest: Any) -> Any:
+            seen["passes"].append((len(names), len(weights)))
+            return losses(self, names, weights, *rest)
+
+        def count_similar(*arguments: Any) -> Any:
+            seen["similarities"].append(1)
+            return similar(*arguments)
+
+        monkeypatch.setattr(factor_space, "compare", count_compare)
+        monkeypatch.setattr(on_the_base.OnTheBase, "_losses", count_losses)
+        monkeypatch.setattr(on_the_base, "similarities", count_similar)
+        again = analyse(settings(sweep))
+        assert seen == {"compare": [], "passes": [], "similarities": []}
+        for name in ("pairs", "connectivity", "cka", "runs"):
+            pd.testing.assert_frame_equal(getattr(again.tables, name), getattr(analysis.tables, name))
+        other = sweep / "other_adapter"
+        shutil.copytree(of(sweep, "sft").adapter, other, dirs_exist_ok=True)
+        weights = load_torch(other / "adapter_model.safetensors")
+        save_file({k: 0.5 * v if "lora_B" in k else v for k, v in weights.items()}, other / "adapter_model.safetensors")
+        config = settings(sweep, adapters={"half": other}, pairs="all")
+        more = analyse(config)
+        assert seen["compare"] == [(7, 1)]
+        assert sorted(seen["passes"]) == [(1, 1), *[(2, 1)] * 6]
+        assert len(seen["similarities"]) == 1
+        pair = more.tables.pairs[more.tables.pairs["run_a"] == of(sweep, "sft").name]
+        assert pair["run_b"].tolist() == ["half"]
+        assert pair["cosine"].tolist() == pytest.approx([1], abs=1e-12)
+        row = more.tables.runs.set_index("run").loc["half"]
+        assert row["norm"] == pytest.approx(0.5 * more.tables.runs.set_index("run").loc[of(sweep, "sft").name, "norm"])
+        assert pd.isna(row["accuracy"])
+        assert pair["p_holm"].isna().all()
+        # The other pairs are what they were.
+        old = more.tables.pairs[more.tables.pairs["run_b"] != "half"].reset_index(drop=True)
+        for column in ("cosine", "angle_min_left", "barrier_chord", "cka_last", "p_holm"):
+            assert np.allclose(old[column], analysis.tables.pairs[column], rtol=1e-12)
+        shutil.rmtree(other)
+
+    def test_a_damaged_cache_is_measured_again(self, tmp_path: Path) -> None:
+        cache = Cache(tmp_path)
+        assert cache.load("kind", [1]) is None
+        cache.save("kind", [1], {"x": np.arange(3.0)})
+        assert cache.load("kind", [1])["x"].tolist() == [0, 1, 2]  # type: ignore[index]
+        assert cache.load("kind", [2]) is None
+        assert cache.load("other", [1]) is None
+        [file] = tmp_path.rglob("*.npz")
+        content = file.read_bytes()
+        for damaged in (content[:100], b"", content.replace(b"\x00\x00\xf0\x3f", b"\x00\x00\xf1\x3f")):
+            file.write_bytes(damaged)
+            assert cache.load("kind", [1]) is None
+        np.savez(file, x=np.array([{}], dtype=object))
+        assert cache.load("kind", [1]) is None  # nothing is unpickled
+
+
+class TestChoosingPairs:
+    NAMES = ("dpo-1", "grpo-1", "rft-1", "sft-1", "sft-2")
+
+    def test_all_up_to_eight(self) -> None:
+        assert len(choose(self.NAMES, None, "sft-1").pairs) == 10
+        nine = [f"run{n}" for n in range(9)]
+        chosen = choose(nine, None, "run3")
+        assert len(chosen.pairs) == 8
+        assert all("run3" in pair for pair in chosen.pairs)
+        assert "pairs=all measures all 36" in chosen.left_out
+        assert len(choose(nine, "all", "run3").pairs) == 36
+
+    def test_reference_none_and_lists(self) -> None:
+        assert choose(self.NAMES, "reference", "rft-1").pairs == [
+            ("dpo-1", "rft-1"), ("grpo-1", "rft-1"), ("rft-1", "sft-1"), ("rft-1", "sft-2"),
+        ]  # fmt: skip
+        assert choose(self.NAMES, "none", "rft-1").pairs == []
+        chosen = choose(self.NAMES, [["sft-2", "dpo"], ["grpo", "rft"]], "rft-1")
+        assert chosen.pairs == [("dpo-1", "sft-2"), ("grpo-1", "rft-1")]
+        assert chosen.left_out
+
+    def test_names_that_mean_no_run_or_several(self) -> None:
+        with pytest.raises(InputError, match="pairs: sft may be sft-1, sft-2"):
+            choose(self.NAMES, [["sft", "dpo"]], "rft-1")
+        with pytest.raises(InputError, match="reference: ppo is none of dpo-1"):
+            find("reference", "ppo", self.NAMES)
+        with pytest.raises(InputError, match="pairs: dpo-1 is paired with itself"):
+            choose(self.NAMES, [["dpo", "dpo-1"]], "rft-1")
+        assert find("pairs", "sft", ["a/rft-1", "a/sft-1"]) == "a/sft-1"
+
+    def test_the_family_of_holm(self, sweep: Path, analysis: Analysis) -> None:
+        few = analyse(settings(sweep, "family=reference", "pairs=none"))
+        corrected = few.tables.pairs[few.tables.pairs["p_holm"].notna()]
+        assert len(corrected) == 5
+        assert all(of(sweep, "sft").name in names for names in corrected[["run_a", "run_b"]].to_numpy().tolist())
+        assert few.facts["holm_family"] == {"pairs": "reference", "tests": 5}
+        assert analysis.facts["holm_family"] == {"pairs": "all", "tests": 15}
+        assert few.tables.pairs["cka_last"].isna().all()
+        assert "pairs=none" in few.left_out.values()
+
+
+class TestRefused:
+    def test_runs_that_are_not_completed_are_left_out_and_said(self, sweep: Path) -> None:
+        sft = of(sweep, "sft")
+        with edited(sft.folder / "status.json", state="failed"):
+            analysis = analyse(settings(sweep, "pairs=none"))
+        assert analysis.left_out[sft.name] == "failed, not completed"
+        assert sft.name not in set(analysis.tables.runs["run"])
+        assert len(analysis.tables.pairs) == 10
+
+    def test_a_completed_run_without_its_adapter(self, sweep: Path) -> None:
+        run = of(sweep, "rft")
+        run.adapter.rename(run.folder / "away")
+        try:
+            with pytest.raises(InputError, match=f"{run.name}: no finished adapter"):
+                analyse(settings(sweep))
+        finally:
+            (run.folder / "away").rename(run.adapter)
+
+    def test_an_adapter_that_was_changed(self, sweep: Path) -> None:
+        run = of(sweep, "sft")
+        with edited(run.adapter / "adapter_config.json", lora_alpha=32):
+            for name, *arguments in (
+                ["analyze.py", f"output_dir={sweep}"],
+                ["evaluate.py", "benchmark=arithmetic_long", "benchmark.eval=20", f"output_dir={sweep}"],
+                command(sweep, "method=sft"),
+            ):
+                outcome = script(name, *arguments, check=2)
+                assert "not the adapter that was trained" in outcome.stderr
+                assert run.name in outcome.stderr
+        with (
+            edited(run.folder / "status.json", adapter_sha256="0"),
+            pytest.raises(InputError, match=f"{run.name}: the adapter_sha256 in status.json"),
+        ):
+            analyse(settings(sweep))
+
+    def test_runs_of_another_base_or_rollouts(self, sweep: Path) -> None:
+        script(*command(sweep, "data.seed=1", "sweep=other", "logger=none"))
+        with pytest.raises(InputError, match="another rollouts than"):
+            analyse(settings(sweep, sweep=["main", "other"]))
+        run = of(sweep, "rft")
+        with (
+            edited(run.folder / "manifest.json", base={"sha256": "0"}),
+            pytest.raises(InputError, match=f"{run.name}: another base than"),
+        ):
+            analyse(settings(sweep))
+
+    def test_runs_scored_on_other_problems(self, sweep: Path) -> None:
+        script(*command(sweep, "method=rft", "data.eval=20", "sweep=fewer", "logger=none"))
+        with pytest.raises(InputError, match="scored on other problems"):
+            analyse(settings(sweep, sweep=["main", "fewer"]))
+        with pytest.raises(InputError, match="not scored on no_such"):
+            analyse(settings(sweep, "benchmark=no_such"))
+
+    def test_other_target_modules(self, sweep: Path) -> None:
+        script(*command(sweep, "model.target_modules=[q_proj]", "sweep=targets", "logger=none"))
+        with pytest.raises(InputError, match="other modules are adapted than in"):
+            analyse(settings(sweep, sweep=["main", "targets"]))
+
+    def test_adapters_made_elsewhere(self, sweep: Path, tmp_path: Path) -> None:
+        """Another shape, a value that is not finite, a name that is taken, no adapter: each in one line."""
+        weights = load_torch(of(sweep, "sft").adapter / "adapter_model.safetensors")
+        key = next(key for key in weights if "lora_A" in key)
+
+        def made(name: str, **changes: torch.Tensor) -> Path:
+            shutil.copytree(of(sweep, "sft").adapter, tmp_path / name)
+            save_file({**weights, **changes}, tmp_path / name / "adapter_model.safetensors")
+            return tmp_path / name
+
+        wide = made("wide", **{key: torch.zeros(8, 5)})
+        broken = made("broken", **{key: torch.full_like(weights[key], float("nan"))})
+        taken = of(sweep, "sft").name
+        for adapters, message in (
+            ({"wide": wide}, r"wide: .* is 64 × 5, in dft-\S+ it is 64 × 128"),
+            ({"broken": broken}, f"{broken}: .* holds values that are not finite"),
+            ({taken: broken}, f"adapters.{taken}: a run is called so already"),
+            ({"gone": tmp_path / "gone"}, "gone: not a readable PEFT adapter"),
+        ):
+            with pytest.raises(InputError, match=message):
+                analyse(settings(sweep, "pairs=none", adapters=adapters))
+        with pytest.raises(InputError, match="name adapters="):
+            analyse(settings(sweep, sweep=None))
+
+    def test_an_untrained_adapter_has_no_direction(self, sweep: Path, tmp_path: Path) -> None:
+        """B = 0: empty cells in the files, and no warning on the way."""
+        start = sweep / "init" / of(sweep, "sft").manifest["initial_adapter"]["folder"]
+        adapters = f"adapters={{untrained: {start}, sft: {of(sweep, 'sft').adapter}}}"
+        outcome = script("analyze.py", "sweep=null", adapters, f"output_dir={tmp_path}")
+        assert "Warning" not in outcome.stderr
+        assert "give model_path=" in outcome.stdout
+        folder = tmp_path / "adapters" / "analysis"
+        pairs = pd.read_csv(folder / "pairs.csv")
+        columns = ["cosine", "u1", "v1", "angle_min_left", "angle_max_right", "orthogonal_a_to_b"]
+        assert pairs.loc[0, columns].isna().all()
+        runs = pd.read_csv(folder / "runs.csv").set_index("run")
+        assert runs.loc["untrained", "norm"] == 0
+        assert runs.loc["untrained", ["effective_rank", "stable_rank"]].isna().all()
+        assert runs.loc["sft", "norm"] > 0
+        assert "nan" not in (folder / "pairs.csv").read_text().lower()
+
+
+class TestTheBase:
+    def test_a_base_that_is_gone_is_said(self, sweep: Path, tmp_path: Path) -> None:
+        """The tables that need no base are written; `model_path` says where it is now, and another base is refused."""
+        copy = tmp_path / "outputs"
+        shutil.copytree(sweep / "main", copy / "main")
+        for manifest in copy.glob("main/*/manifest.json"):
+            content = json.loads(manifest.read_text())
+            content["config"]["model"]["path"] = str(tmp_path / "gone")
+            write_json(manifest, content)
+        without = analyse(settings(copy))
+        assert without.tables.pairs["cosine"].notna().all()
+        assert without.tables.pairs["cka_last"].isna().all()
+        assert without.tables.runs["relative_norm"].isna().all()
+        assert any("no such folder" in why for why in without.left_out.values())
+        model = of(sweep, "sft").manifest["config"]["model"]["path"]
+        found = analyse(settings(copy, "pairs=none", model_path=model))
+        assert found.tables.runs["relative_norm"].notna().sum() == 6
+        with pytest.raises(InputError, match="not the base that the runs were trained on"):
+            analyse(settings(copy, model_path=str(Path(model).parent / "teacher")))
+
+    def test_rollouts_from_a_folder_need_completions(self, sweep: Path, tmp_path: Path) -> None:
+        folder = sweep / "rollouts" / of(sweep, "sft").manifest["rollouts"]["folder"]
+        copy = tmp_path / "outputs"
+        shutil.copytree(sweep / "main", copy / "main")
+        for manifest in copy.glob("main/*/manifest.json"):
+            content = json.loads(manifest.read_text())
+            if "rollouts" in content:
+                content["config"]["rollouts"]["path"] = str(folder)
+                write_json(manifest, content)
+        analysis = analyse(settings(copy))
+        assert any("held_out.completions" in why for why in analysis.left_out.values())
+        assert analysis.tables.pairs["cka_last"].isna().all()
+        [frozen] = (sweep / "rollouts").glob("arithmetic-heldout-*")
+        given = analyse(settings(copy, f"held_out.completions={frozen}", pairs=[["sft", "dpo"]]))
+        assert given.tables.pairs["cka_last"].notna().sum() == 1
+
+    def test_the_answer_alone(self, sweep: Path, base: LoadedModel) -> None:
+        """The paper's form: the bare reference answer right after the prompt."""
+        found = analyse(settings(sweep, "connectivity.loss=answer", pairs=[["sft", "dpo"]]))
+        curve = found.tables.connectivity
+        assert len(curve) == 3
+        frozen = load(sweep / "rollouts" / found.facts["held_out"]["folder"])
+        right = frozen.table[frozen.table["reward"] > 0]
+        run = of(sweep, "dpo")
+        nll = tokens = 0
+        with as_it_was(base.model), torch.no_grad():
+            model = PeftModel.from_pretrained(base.model, run.adapter).eval()
+            for row in right.itertuples():
+                prompt = encode_prompt(base.tokenizer, row.prompt)
+                answer = base.tokenizer(row.answer, add_special_tokens=False)["input_ids"]
+                scores = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+                nll -= sum(float(scores[len(prompt) + i - 1, token]) for i, token in enumerate(answer))
+                tokens += len(answer)
+        end = curve["loss"].iloc[0 if curve["run_a"].iloc[0] == run.name else -1]
+        assert end == pytest.approx(nll / tokens, rel=1e-5)
+
+
+def test_the_command_writes_everything(sweep: Path) -> None:
+    outcome = script("analyze.py", f"output_dir={sweep}", *QUICK)
+    folder = sweep / "main" / "analysis"
+    assert str(folder) in outcome.stdout
+    assert {file.name for file in folder.iterdir()} == {
+        "runs.csv", "pairs.csv", "layers.csv", "connectivity.csv", "cka.csv", "floors.csv", "seeds.csv",
+        "modules.parquet", "run_modules.parquet", "manifest.json",
+    }  # fmt: skip
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["held_out"]["sha256"]
+    assert len(manifest["adapters"]) == 6
+    assert manifest["settings"]["connectivity"]["points"] == 3
+    assert pd.read_csv(folder / "pairs.csv")["barrier_chord"].notna().all()
+    bad = script("analyze.py", f"output_dir={sweep}", "pairs=[[sft,nosuch]]", check=2)
+    assert "pairs: nosuch is none of" in bad.stderr
+    assert script("analyze.py", f"output_dir={sweep}", "cka.minibatch=3", check=2).stderr.count("\n") == 1

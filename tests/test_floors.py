@@ -1,0 +1,84 @@
+"""The floors against drawn updates, densely, and against the angles that are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.linalg import subspace_angles
+
+from losslens.geometry.floors import random_agreement, random_angle_floor, random_angles, random_cosine_bound
+
+
+@pytest.mark.parametrize(("d", "k", "l"), [(40, 10, 10), (40, 4, 10), (12, 10, 4), (12, 8, 8), (10, 10, 10)])
+def test_angles_of_random_subspaces_are_those_of_drawn_ones(d: int, k: int, l: int) -> None:
+    """The mean of each angle over 2000 draws, next to 1000 pairs of orthonormalised Gaussian matrices."""
+    rng = np.random.default_rng(0)
+    found = random_angles(d, k, l, 2000, rng)
+    drawn = [subspace_angles(rng.standard_normal((d, k)), rng.standard_normal((d, l)))[::-1] for _ in range(1000)]
+    assert found.shape == (2000, min(k, l))
+    assert np.all(np.diff(found, axis=1) >= 0)
+    assert np.allclose(found.mean(axis=0), np.mean(drawn, axis=0), atol=0.01)
+    assert np.allclose(found.std(axis=0), np.std(drawn, axis=0), atol=0.01)
+
+
+def test_one_line_against_another_in_the_plane() -> None:
+    """The angle of two random lines in the plane is uniform on [0, 90°]: mean 45°, standard deviation 90/√12."""
+    angles = np.degrees(random_angles(2, 1, 1, 20_000, np.random.default_rng(1)))[:, 0]
+    assert angles.mean() == pytest.approx(45, abs=1)
+    assert angles.std() == pytest.approx(90 / math.sqrt(12), abs=0.5)
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(8, 85), (16, 82), (32, 77)])
+def test_the_smallest_angle_at_the_papers_width(rank: int, expected: float) -> None:
+    """About 85, 82 and 77 degrees for subspaces of 8, 16 and 32 dimensions of ℝ²⁵⁶⁰."""
+    floor = random_angle_floor([(2560, rank, rank)] * 36)
+    assert floor.smallest == pytest.approx(expected, abs=1)
+    assert 89 < floor.largest < 90
+
+
+def test_the_floor_is_a_median_over_modules_and_seeded() -> None:
+    spaces = [(40, 4, 4)] * 3 + [(4000, 4, 4)] * 2
+    floor = random_angle_floor(spaces)
+    assert floor == random_angle_floor(spaces)
+    assert floor != random_angle_floor(spaces, seed=1)
+    # Of five modules the median is one of the three narrow ones.
+    assert floor.smallest == pytest.approx(random_angle_floor(spaces[:3]).smallest, abs=8)
+    assert math.isnan(random_angle_floor([(10, 0, 3)]).smallest)
+
+
+def test_cosine_of_unrelated_updates() -> None:
+    """Of 4000 pairs of random updates on two modules, 95 in 100 stay below the bound, and not many more."""
+    rng = np.random.default_rng(2)
+    shapes = [(12, 9), (6, 15)]
+    norms, cosines = [], []
+    for _ in range(4000):
+        runs = [
+            [
+                rng.standard_normal((o, 3)) @ rng.standard_normal((3, i)) * s
+                for (o, i), s in zip(shapes, (1, 2), strict=True)
+            ]
+            for _ in range(2)
+        ]
+        sizes = [np.array([np.linalg.norm(delta) for delta in run]) for run in runs]
+        inner = sum(np.sum(a * b) for a, b in zip(*runs, strict=True))
+        cosines.append(inner / np.linalg.norm(sizes[0]) / np.linalg.norm(sizes[1]))
+        norms.append(random_cosine_bound(sizes[0], sizes[1], shapes))
+    assert np.mean(np.abs(cosines) < norms) == pytest.approx(0.95, abs=0.015)
+
+
+def test_cosine_bound_by_hand() -> None:
+    """One module: 1.96/√(out·in). Two equal ones of norm 1: 1.96·√(2/100)/2."""
+    assert random_cosine_bound(np.array([3.0]), np.array([5.0]), [(10, 10)]) == pytest.approx(1.95996 / 10, rel=1e-5)
+    ones = np.ones(2)
+    assert random_cosine_bound(ones, ones, [(10, 10)] * 2) == pytest.approx(1.95996 * math.sqrt(0.02) / 2, rel=1e-5)
+    assert math.isnan(random_cosine_bound(np.zeros(1), np.ones(1), [(10, 10)]))
+
+
+def test_agreement_of_random_vectors() -> None:
+    """In the plane E|cos θ| = 2/π; in space ½, since a coordinate of the sphere is uniform."""
+    assert random_agreement([2]) == pytest.approx(2 / math.pi)
+    assert random_agreement([3]) == pytest.approx(0.5)
+    assert random_agreement([2, 3]) == pytest.approx((2 / math.pi + 0.5) / 2)
+    assert random_agreement([4096]) == pytest.approx(math.sqrt(2 / math.pi / 4096), rel=1e-3)
