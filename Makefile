@@ -31,6 +31,7 @@ lint: setup  ## linter, formatter, type checker
 
 bench: setup  ## speed and memory, measured on this machine
 	$(RUN) benchmarks/training.py
+	$(RUN) benchmarks/geometry.py
 
 clean:  ## remove what tools left behind, never outputs/
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis

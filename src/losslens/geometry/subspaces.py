@@ -84,9 +84,8 @@ def orthonormalise(matrix: Array) -> Basis:
 
 def _cholesky(gram: Array) -> tuple[Array, Array]:
     """R with RᵀR = `gram`, and its inverse."""
-    r: Array = np.linalg.cholesky(gram).T
-    inverse: Array = np.linalg.inv(r)
-    return r, inverse
+    r = np.asarray(np.linalg.cholesky(gram).T, dtype=np.float64)
+    return r, np.asarray(np.linalg.inv(r), dtype=np.float64)
 
 
 def principal_angles(first: Array, second: Array) -> Array:

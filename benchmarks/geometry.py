@@ -1,0 +1,173 @@
+"""The whole factor geometry against the dense way, at the shapes of arXiv 2606.23740, from disk to numbers.
+
+36 layers of q (4096×2560), k and v (1024×2560) and o (2560×4096), r = 32: 144 modules. Adapters are drawn: one A for
+all, moved a little in each, and B with decaying columns. Each line of the table is a process of its own, so that its
+peak memory is its own; importing is not counted as time, but as memory.
+
+- ours: `losslens.geometry.comparison.compare`: inner products, singular values, principal angles of the top 10 on both
+  sides, u1, v1, drift of A, for every module and pair, in float64.
+- dense: the same numbers from ΔW = s·B·A in float32, full SVDs, `scipy.linalg.subspace_angles`, flattened products. One
+  layer is measured, and multiplied by 36.
+- files: reading every byte.
+
+Needs 5 GB of disk for the 48 adapters (`--most 12` less).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+LAYERS, RANK, TOP = 36, 32, 10
+SHAPES = {"q_proj": (4096, 2560), "k_proj": (1024, 2560), "v_proj": (1024, 2560), "o_proj": (2560, 4096)}
+COUNTS = (6, 12, 24, 48)
+
+
+def module_name(layer: int, name: str) -> str:
+    return f"model.layers.{layer}.self_attn.{name}"
+
+
+def make(folder: Path, count: int) -> dict[str, Any]:
+    """Adapters 0 … count − 1 and the one they started from."""
+    import torch
+    from safetensors.torch import save_file
+
+    for number in [-1, *range(count)]:
+        start, own = torch.Generator().manual_seed(2**31), torch.Generator().manual_seed(number + 1)
+        weights = {}
+        for layer in range(LAYERS):
+            for name, (out, into) in SHAPES.items():
+                key = f"base_model.model.{module_name(layer, name)}.lora_"
+                a = (2 * torch.rand(RANK, into, generator=start) - 1) / into**0.5
+                b = torch.zeros(out, RANK)
+                if number >= 0:
+                    a += 1e-3 * torch.randn(RANK, into, generator=own)
+                    b = 1e-3 * torch.randn(out, RANK, generator=own) * torch.logspace(0, -1.5, RANK)
+                weights |= {f"{key}A.weight": a, f"{key}B.weight": b}
+        adapter = path_of(folder, number)
+        adapter.mkdir()
+        save_file(weights, adapter / "adapter_model.safetensors")
+        (adapter / "adapter_config.json").write_text(json.dumps({"r": RANK, "lora_alpha": 2 * RANK}))
+    return {}
+
+
+def path_of(folder: Path, number: int) -> Path:
+    return folder / ("initial" if number < 0 else f"adapter{number:02d}")
+
+
+def ours(folder: Path, count: int) -> dict[str, Any]:
+    from losslens.geometry.comparison import compare
+    from losslens.geometry.deltas import open_adapter
+
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        initial = stack.enter_context(open_adapter(path_of(folder, -1)))
+        adapters = [stack.enter_context(open_adapter(path_of(folder, n))) for n in range(count)]
+        runs, pairs = compare(adapters, initial.modules, top=TOP, initial=[initial] * count)
+    seconds = time.perf_counter() - started
+    layer = [initial_module(initial.modules, name) for name in SHAPES]
+    first, other = runs[0], pairs[0, 1]
+    return {
+        "seconds": seconds,
+        "values": [float(v) for m in layer for v in first.singular_values[m]],
+        "inner": [float(other.inner[m]) for m in layer],
+        "angles": [float(v) for m in layer for v in (*other.angles_left[m], *other.angles_right[m])],
+    }
+
+
+def initial_module(modules: list[str], name: str) -> int:
+    return modules.index(module_name(0, name))
+
+
+def dense(folder: Path, count: int) -> dict[str, Any]:
+    import numpy as np
+    from safetensors import safe_open
+    from scipy.linalg import subspace_angles
+
+    found: dict[str, Any] = {"values": [], "inner": [], "angles": []}
+    started = time.perf_counter()
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(safe_open(path_of(folder, n) / "adapter_model.safetensors", framework="np"))
+            for n in range(-1, count)
+        ]
+        for name in SHAPES:
+            key = f"base_model.model.{module_name(0, name)}.lora_"
+            a = [file.get_tensor(f"{key}A.weight") for file in files]
+            deltas = [2 * file.get_tensor(f"{key}B.weight") @ a[n + 1] for n, file in enumerate(files[1:])]
+            svds = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
+            for n in range(count):
+                subspace_angles(a[n + 1].T, a[0].T)
+            for i, j in combinations(range(count), 2):
+                inner = float(deltas[i].ravel() @ deltas[j].ravel())
+                left = subspace_angles(svds[i][0][:, :TOP], svds[j][0][:, :TOP])[::-1]
+                right = subspace_angles(svds[i][2][:TOP].T, svds[j][2][:TOP].T)[::-1]
+                if (i, j) == (0, 1):
+                    found["values"] += svds[0][1][:RANK].tolist()
+                    found["inner"].append(inner)
+                    found["angles"] += [*left.tolist(), *right.tolist()]
+    return {"seconds": LAYERS * (time.perf_counter() - started), **found}
+
+
+def files(folder: Path, count: int) -> dict[str, Any]:
+    started = time.perf_counter()
+    for number in range(-1, count):
+        with (path_of(folder, number) / "adapter_model.safetensors").open("rb") as file:
+            while file.read(1 << 20):
+                pass
+    return {"seconds": time.perf_counter() - started}
+
+
+def measured(way: str, folder: Path, count: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", way, str(folder), str(count)]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(outcome.stdout)
+
+
+def line(way: str, count: int, found: dict[str, Any], note: str = "") -> None:
+    pairs = count * (count - 1) // 2
+    print(f"{way:<18} {count:>8} {pairs:>6} {found['seconds']:>10.1f} {found['peak_mb']:>8.0f}  {note}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--most", type=int, default=COUNTS[-1], help="the most adapters that are compared")
+    most = parser.parse_args().most
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        measured("make", folder, most)
+        print(f"{'way':<18} {'adapters':>8} {'pairs':>6} {'seconds':>10} {'peak MB':>8}")
+        line("files only", 6, measured("files", folder, 6))
+        first = measured("ours", folder, 6)
+        line("ours", 6, first)
+        reference = measured("dense", folder, 6)
+        line("dense, float32", 6, reference, f"one layer of {LAYERS} measured, the others extrapolated")
+        print(
+            f"{reference['seconds'] / first['seconds']:.0f} times faster; largest difference to the dense float32 way:"
+        )
+        for what in ("values", "inner"):
+            pairs = zip(first[what], reference[what], strict=True)
+            scale = max(map(abs, reference[what]))
+            print(f"  {what}: {max(abs(x - y) for x, y in pairs) / scale:.1e} of the largest")
+        print(f"  angles: {max(abs(x - y) for x, y in zip(first['angles'], reference['angles'], strict=True)):.1e} rad")
+        for count in COUNTS[1:]:
+            if count <= most:
+                line("ours", count, measured("ours", folder, count))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        outcome = {"make": make, "ours": ours, "dense": dense, "files": files}[sys.argv[2]](Path(sys.argv[3]), int(sys.argv[4]))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+        print(json.dumps({**outcome, "peak_mb": peak}))
+    else:
+        main()
