@@ -166,7 +166,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        outcome = {"make": make, "ours": ours, "dense": dense, "files": files}[sys.argv[2]](Path(sys.argv[3]), int(sys.argv[4]))
+        way = {"make": make, "ours": ours, "dense": dense, "files": files}[sys.argv[2]]
+        outcome = way(Path(sys.argv[3]), int(sys.argv[4]))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
         print(json.dumps({**outcome, "peak_mb": peak}))
     else:
