@@ -217,6 +217,15 @@ class TestTables:
         assert without["cosine_seed_shared"].isna().all()
         assert not tables.pairs.filter(like="_null").isna().any().any()
         assert tables.pairs["angle_min_left_null"].between(45, 90).all()
+        for table, keys in ((tables.pairs, []), (tables.layers, ["layer"])):
+            # A pair of repetitions is part of its own floor: their mean is that of their values.
+            own = table[table["run_a"].str.contains("/sft") & table["run_b"].str.contains("/sft")]
+            own = own[own["shared_initial"] & (own["cosine"] < 1 - 1e-9)]
+            means = own.groupby(keys)["cosine"].mean() if keys else own["cosine"].mean()
+            assert np.allclose(own["cosine_seed_shared"], own[keys[0]].map(means) if keys else means)
+        assert tables.floors["cka_last"].isna().all()  # pairs=none
+        bound = tables.modules.set_index("module").loc["model.layers.0.self_attn.k_proj", "cosine_null"]
+        assert bound.iloc[0] == pytest.approx(1.96 / np.sqrt(64 * 128), rel=1e-4)
         same = tables.pairs[tables.pairs["run_a"].str.startswith("main/sft") & (tables.pairs["cosine"] > 1 - 1e-9)]
         assert len(same) == 1
         assert tables.seeds["seeds"].tolist() == [4]

@@ -14,10 +14,6 @@ from losslens.analysis.pairs import Pair, all_pairs
 from losslens.analysis.subjects import Gathered, Subject
 from losslens.geometry.comparison import PairGeometry, RunGeometry, compare, pairs_of
 from losslens.geometry.deltas import open_adapter
-from losslens.geometry.floors import AngleFloor, random_angle_floor
-
-# Of the random subspaces.
-_DRAWS, _SEED = 200, 0
 
 
 def geometry(gathered: Gathered, top: int, cache: Cache) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:
@@ -45,31 +41,6 @@ def geometry(gathered: Gathered, top: int, cache: Cache) -> tuple[dict[str, RunG
             pairs[a, b] = pair
             cache.save("pair", _pair_key(by_name[a], by_name[b], top), vars(pair))
     return {name: runs[name] for name in names}, {pair: pairs[pair] for pair in all_pairs(names)}
-
-
-def angle_floors(gathered: Gathered, top: int, cache: Cache) -> dict[Pair, tuple[AngleFloor, AngleFloor]]:
-    """Of every pair the floor of its angles on the left and on the right: random subspaces of its shapes and ranks."""
-    known: dict[tuple, AngleFloor] = {}
-
-    def floor(subspaces: list[tuple[int, int, int]]) -> AngleFloor:
-        key = tuple(subspaces)
-        if key not in known:
-            saved = cache.load("floor", [subspaces, _DRAWS, _SEED])
-            if saved is None:
-                saved = vars(random_angle_floor(subspaces, _DRAWS, _SEED))
-                cache.save("floor", [subspaces, _DRAWS, _SEED], saved)
-            known[key] = AngleFloor(**{name: float(value) for name, value in saved.items()})
-        return known[key]
-
-    floors = {}
-    for a, b in all_pairs([subject.name for subject in gathered.subjects]):
-        widths = [(min(top, r), min(top, s)) for r, s in zip(gathered.ranks[a], gathered.ranks[b], strict=True)]
-        left, right = (
-            floor([(shape[side], *width) for shape, width in zip(gathered.shapes, widths, strict=True)])
-            for side in (0, 1)
-        )
-        floors[a, b] = (left, right)
-    return floors
 
 
 def _fresh(names: Sequence[str], runs: set[str], pairs: set[Pair]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from omegaconf import DictConfig
 from pydantic import ValidationError
@@ -14,8 +15,8 @@ from losslens import provenance
 from losslens.analysis.accuracy import benchmark_of, midpoint_columns, pair_table, run_table, seed_table
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
-from losslens.analysis.factor_space import angle_floors, geometry
-from losslens.analysis.floor_tables import null_columns, seed_columns, seed_floors, shares_initial_adapter
+from losslens.analysis.factor_space import geometry
+from losslens.analysis.floor_tables import Unrelated, floor_table, shares_initial_adapter, with_seed_floors
 from losslens.analysis.on_the_base import CkaOfPair, OnTheBase, TeacherForced
 from losslens.analysis.pairs import Chosen, Pair, all_pairs, choose, default_reference, find
 from losslens.analysis.subjects import Gathered, gather
@@ -23,10 +24,15 @@ from losslens.config import AnalyzeConfig, Data, Evaluation, RolloutConfig, pars
 from losslens.errors import InputError
 from losslens.files import atomic_file, write_json
 from losslens.geometry.connectivity import Curve
-from losslens.geometry.tables import AgainstBase, geometry_tables
+from losslens.geometry.floors import random_agreement, random_cosine_bound
+from losslens.geometry.tables import AgainstBase, geometry_tables, layer_of
 from losslens.models import ModelSource, model_identity
 from losslens.rollouts.frozen import load
 from losslens.rollouts.sampling import held_out_rollouts
+
+# What a pair's weights are compared by, and what the same method at other seeds is the floor of.
+MEASURES = ("cosine", "u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right")
+SEED_MEASURES = (*MEASURES, "barrier_chord", "barrier_mean", "cka_last", "cka_min")
 
 
 @dataclass(frozen=True)
@@ -103,30 +109,16 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     cache = Cache(config.output_dir / "cache")
 
     measured, pairs = geometry(gathered, config.top, cache)
-    angles = angle_floors(gathered, config.top, cache)
     based = _on_the_base(config, gathered, chosen, cache)
     tables = geometry_tables(gathered.modules, measured, pairs, based.against_base)
-
-    shared = [shares_initial_adapter(gathered, pair) for pair in pairs]
-    pair_rows = tables.pairs.assign(shared_initial=shared)
-    floors = seed_floors(gathered, pair_rows)
-    beside = pd.DataFrame(
-        [
-            {
-                "run_a": pair[0],
-                "run_b": pair[1],
-                **null_columns(gathered, measured, pair, angles[pair]),
-                **seed_columns(gathered, floors, pair),
-                **_barrier_columns(based.curves.get(pair)),
-                **_cka_columns(based.ckas.get(pair)),
-                **midpoint_columns(gathered, pair, benchmark, based.midpoints.get(pair)),
-            }
-            for pair in pairs
-        ]
-    )
-    pair_rows = pair_rows.merge(beside, on=["run_a", "run_b"])
-    with tqdm(desc="statistics", total=1, leave=False) as bar:
+    unrelated = Unrelated(gathered, measured, config.top, cache)
+    with tqdm(desc="statistics", total=4, unit="table", leave=False) as bar:
+        pair_rows = _pair_table(gathered, tables.pairs, based, unrelated, benchmark)
+        bar.update()
+        layers = _layer_table(gathered, tables.layers, unrelated)
+        bar.update()
         pair_rows = pair_rows.merge(pair_table(gathered, benchmark, family), on=["run_a", "run_b"])
+        bar.update()
         runs = run_table(gathered, tables.runs)
         bar.update()
     facts = {
@@ -145,18 +137,69 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         Tables(
             runs=runs,
             pairs=pair_rows,
-            layers=tables.layers,
-            modules=tables.modules,
+            layers=layers,
+            modules=_module_table(gathered, tables.modules),
             run_modules=tables.run_modules,
             connectivity=_connectivity_table(based.curves),
             cka=_cka_table(based.ckas),
-            floors=floors.drop(columns="configuration"),
+            floors=floor_table(gathered, pair_rows, SEED_MEASURES),
             seeds=seed_table(gathered, runs),
         ),
         gathered,
         facts,
         left_out,
     )
+
+
+def _pair_table(
+    gathered: Gathered, geometry_rows: pd.DataFrame, based: _Based, unrelated: Unrelated, benchmark: str | None
+) -> pd.DataFrame:
+    """What is measured of each pair, and its floors."""
+    everywhere = range(len(gathered.modules))
+    pairs = list(zip(geometry_rows["run_a"], geometry_rows["run_b"], strict=True))
+    beside = [
+        {
+            "shared_initial": shares_initial_adapter(gathered, pair),
+            **unrelated.columns(pair, everywhere, MEASURES),
+            **_barrier_columns(based.curves.get(pair)),
+            **_cka_columns(based.ckas.get(pair)),
+            **midpoint_columns(gathered, pair, benchmark, based.midpoints.get(pair)),
+        }
+        for pair in pairs
+    ]
+    table = pd.concat([geometry_rows, pd.DataFrame(beside, index=geometry_rows.index)], axis=1)
+    return with_seed_floors(gathered, table, SEED_MEASURES)
+
+
+def _layer_table(gathered: Gathered, layers: pd.DataFrame, unrelated: Unrelated) -> pd.DataFrame:
+    """The layers of each pair, and their floors."""
+    numbers = {
+        layer: [m for m, module in enumerate(gathered.modules) if layer_of(module) == layer]
+        for layer in layers["layer"].unique()
+    }
+    measures = ("cosine", "angle_min_left")
+    pairs = list(zip(layers["run_a"], layers["run_b"], strict=True))
+    beside = [
+        {
+            "shared_initial": shares_initial_adapter(gathered, pair),
+            **unrelated.columns(pair, numbers[layer], measures),
+        }
+        for pair, layer in zip(pairs, layers["layer"], strict=True)
+    ]
+    table = pd.concat([layers, pd.DataFrame(beside, index=layers.index)], axis=1)
+    return with_seed_floors(gathered, table, measures, by=["layer"])
+
+
+def _module_table(gathered: Gathered, modules: pd.DataFrame) -> pd.DataFrame:
+    """The modules of each pair, and what unrelated updates of their shapes would show."""
+    shapes = dict(zip(gathered.modules, gathered.shapes, strict=True))
+    one = np.ones(1)
+    nulls = {
+        "cosine_null": {module: random_cosine_bound(one, one, [shape]) for module, shape in shapes.items()},
+        "u1_null": {module: random_agreement([out]) for module, (out, _) in shapes.items()},
+        "v1_null": {module: random_agreement([into]) for module, (_, into) in shapes.items()},
+    }
+    return modules.assign(**{name: modules["module"].map(values) for name, values in nulls.items()})
 
 
 @dataclass(frozen=True)
