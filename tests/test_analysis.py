@@ -20,7 +20,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from scipy.linalg import subspace_angles
 
-from losslens.analysis import factor_space, on_the_base
+from losslens.analysis import factor_space, passes
 from losslens.analysis.cache import Cache
 from losslens.analysis.job import Analysis, analyse
 from losslens.analysis.pairs import choose, find
@@ -192,7 +192,7 @@ class TestTables:
         table = analysis.tables.cka
         assert len(table) == (15 + 6) * 6  # pairs, and runs against the base; embeddings and five layers
         assert (table["n"] == analysis.facts["held_out"]["sequences"]).all()
-        assert table[table["layer"] == 0]["cka_unbiased"].tolist() == pytest.approx([1] * 21)
+        assert table[table["layer"] == -1]["cka_unbiased"].tolist() == pytest.approx([1] * 21)
         assert table["cka_unbiased"].between(0.5, 1 + 1e-9).all()
         pairs = analysis.tables.pairs.set_index(["run_a", "run_b"])
         for names, values in table.groupby(["run_a", "run_b"]):
@@ -203,42 +203,56 @@ class TestTables:
     def test_floors_stand_beside_the_values(self, sweep: Path) -> None:
         """SFT at another order shares A, at another `init_seed` it does not; other methods have no other seed."""
         script(*command(sweep, "-m", "seed=42,1", "init_seed=42,1", "sweep=seeds", "logger=none"))
-        config = settings(sweep, "pairs=none", sweep=["main", "seeds"])
-        tables = analyse(config).tables
-        assert len(tables.pairs) == 45
+        found = analyse(settings(sweep, "pairs=none", sweep=["main", "seeds"]))
+        tables = found.tables
+        [twice] = [name for name, why in found.left_out.items() if "the same run as main/sft" in why]
+        assert twice.startswith("seeds/sft")
+        assert len(tables.pairs) == 9 * 8 / 2
         floors = tables.floors.set_index("initial")
-        # Of the five, two are one and the same run; it is no repetition of itself.
-        assert floors.loc["shared", "pairs"] == 3
-        assert floors.loc["independent", "pairs"] == 6
+        assert floors.loc["shared", "pairs"] == 2
+        assert floors.loc["independent", "pairs"] == 4
         assert floors.loc["shared", "cosine"] > floors.loc["independent", "cosine"]
-        with_sft = tables.pairs[tables.pairs["run_a"].str.contains("rift") & tables.pairs["run_b"].str.contains("/sft")]
-        assert (with_sft["cosine_seed_shared"] == floors.loc["shared", "cosine"]).all()
-        without = tables.pairs[tables.pairs["run_a"].str.contains("dpo") & tables.pairs["run_b"].str.contains("grpo")]
-        assert without["cosine_seed_shared"].isna().all()
-        assert not tables.pairs.filter(like="_null").isna().any().any()
-        assert tables.pairs["angle_min_left_null"].between(45, 90).all()
-        for table, keys in ((tables.pairs, []), (tables.layers, ["layer"])):
-            # A pair of repetitions is part of its own floor: their mean is that of their values.
-            own = table[table["run_a"].str.contains("/sft") & table["run_b"].str.contains("/sft")]
-            own = own[own["shared_initial"] & (own["cosine"] < 1 - 1e-9)]
-            means = own.groupby(keys)["cosine"].mean() if keys else own["cosine"].mean()
-            assert np.allclose(own["cosine_seed_shared"], own[keys[0]].map(means) if keys else means)
         assert tables.floors["cka_last"].isna().all()  # pairs=none
-        bound = tables.modules.set_index("module").loc["model.layers.0.self_attn.k_proj", "cosine_null"]
-        assert bound.iloc[0] == pytest.approx(1.96 / np.sqrt(64 * 128), rel=1e-4)
-        same = tables.pairs[tables.pairs["run_a"].str.startswith("main/sft") & (tables.pairs["cosine"] > 1 - 1e-9)]
-        assert len(same) == 1
+        pairs = tables.pairs
+        sft = pairs["run_a"].str.contains("/sft") & pairs["run_b"].str.contains("/sft")
+        for table, keys in ((pairs, []), (tables.layers, ["layer"])):
+            ours = table[table["run_a"].str.contains("/sft") & table["run_b"].str.contains("/sft")]
+            for (shared, *_), group in ours.groupby(["shared_initial", *keys]):
+                # A pair of repetitions stands beside the others, not beside itself.
+                others = (group["cosine"].sum() - group["cosine"]) / (len(group) - 1)
+                assert np.allclose(group["cosine_seeds"], others)
+                assert (group["seeds_pairs"] == (1 if shared else 3)).all()
+                mixed = table[table["run_a"].str.contains("/rift") & table["run_b"].str.contains("/sft")]
+                mixed = mixed[(mixed["shared_initial"] == shared)]
+                for key in keys:
+                    mixed = mixed[mixed[key] == group[key].iloc[0]]
+                assert np.allclose(mixed["cosine_seeds"], group["cosine"].mean())
+        without = pairs[pairs["run_a"].str.contains("dpo") & pairs["run_b"].str.contains("grpo")]
+        assert without["cosine_seeds"].isna().all()
+        assert (without["seeds_pairs"] == 0).all()
+        assert not pairs.filter(like="_null").isna().any().any()
+        assert pairs["angle_min_left_null"].between(45, 90).all()
+        # With a shared A of rank 8 all top-8 right subspaces are the same one, whatever the loss.
+        assert (pairs.loc[pairs["shared_initial"], "angle_min_right_null"] < 1e-3).all()
+        assert pairs.loc[~pairs["shared_initial"].astype(bool), "angle_min_right_null"].between(45, 90).all()
+        shared, apart = (pairs[sft & (pairs["shared_initial"] == kind)]["cosine_null"] for kind in (True, False))
+        assert shared.min() > 2 * apart.max()
+        modules = tables.modules[~tables.modules["run_b"].isin(pairs[pairs["shared_initial"]]["run_b"])]
+        bound = modules[modules["module"] == "model.layers.0.self_attn.k_proj"]["cosine_null"]
+        assert np.allclose(bound, 1.96 / np.sqrt(64 * 128), rtol=1e-4)
         assert tables.seeds["seeds"].tolist() == [4]
         assert tables.seeds["accuracy_min"][0] <= tables.seeds["accuracy_mean"][0] <= tables.seeds["accuracy_max"][0]
-        ours = tables.runs[tables.runs["method"] == "sft"].drop_duplicates(["seed", "init_seed"])
+        ours = tables.runs[tables.runs["method"] == "sft"]
         assert tables.seeds["accuracy_std"][0] == pytest.approx(np.std(ours["accuracy"], ddof=1))
+        # The reference is the SFT run that starts as the others do.
+        assert found.facts["reference"] == f"main/{of(sweep, 'sft').name}"
 
 
 class TestNothingTwice:
     def test_one_more_run_is_all_that_is_measured(self, sweep: Path, analysis: Analysis, monkeypatch: Any) -> None:
         """A seventh run: one run and six pairs in factor space, its own passes, six lines; then nothing at all."""
         seen: dict[str, list] = {"compare": [], "passes": [], "similarities": []}
-        compare, losses, similar = factor_space.compare, on_the_base.OnTheBase._losses, on_the_base.similarities
+        compare, losses, similar = factor_space.compare, passes.Passes._losses, passes.similarities
 
         def count_compare(adapters: Any, modules: Any, **options: Any) -> Any:
             seen["compare"].append((len(adapters), options["fresh"]))
@@ -253,8 +267,8 @@ class TestNothingTwice:
             return similar(*arguments)
 
         monkeypatch.setattr(factor_space, "compare", count_compare)
-        monkeypatch.setattr(on_the_base.OnTheBase, "_losses", count_losses)
-        monkeypatch.setattr(on_the_base, "similarities", count_similar)
+        monkeypatch.setattr(passes.Passes, "_losses", count_losses)
+        monkeypatch.setattr(passes, "similarities", count_similar)
         again = analyse(settings(sweep))
         assert seen == {"compare": [], "passes": [], "similarities": []}
         for name in ("pairs", "connectivity", "cka", "runs"):
@@ -283,18 +297,19 @@ class TestNothingTwice:
 
     def test_a_damaged_cache_is_measured_again(self, tmp_path: Path) -> None:
         cache = Cache(tmp_path)
-        assert cache.load("kind", [1]) is None
+        assert cache.load("kind", [1], ["x"]) is None
         cache.save("kind", [1], {"x": np.arange(3.0)})
-        assert cache.load("kind", [1])["x"].tolist() == [0, 1, 2]  # type: ignore[index]
-        assert cache.load("kind", [2]) is None
-        assert cache.load("other", [1]) is None
+        assert cache.load("kind", [1], ["x"])["x"].tolist() == [0, 1, 2]  # type: ignore[index]
+        assert cache.load("kind", [1], ["x", "y"]) is None
+        assert cache.load("kind", [2], ["x"]) is None
+        assert cache.load("other", [1], ["x"]) is None
         [file] = tmp_path.rglob("*.npz")
         content = file.read_bytes()
         for damaged in (content[:100], b"", content.replace(b"\x00\x00\xf0\x3f", b"\x00\x00\xf1\x3f")):
             file.write_bytes(damaged)
-            assert cache.load("kind", [1]) is None
+            assert cache.load("kind", [1], ["x"]) is None
         np.savez(file, x=np.array([{}], dtype=object))
-        assert cache.load("kind", [1]) is None  # nothing is unpickled
+        assert cache.load("kind", [1], ["x"]) is None  # nothing is unpickled
 
 
 class TestChoosingPairs:
@@ -389,7 +404,7 @@ class TestRefused:
         with pytest.raises(InputError, match="scored on other problems"):
             analyse(settings(sweep, sweep=["main", "fewer"]))
         with pytest.raises(InputError, match="not scored on no_such"):
-            analyse(settings(sweep, "benchmark=no_such"))
+            analyse(settings(sweep, "compare_on=no_such"))
 
     def test_other_target_modules(self, sweep: Path) -> None:
         script(*command(sweep, "model.target_modules=[q_proj]", "sweep=targets", "logger=none"))
@@ -412,7 +427,7 @@ class TestRefused:
         for adapters, message in (
             ({"wide": wide}, r"wide: .* is 64 × 5, in dft-\S+ it is 64 × 128"),
             ({"broken": broken}, f"{broken}: .* holds values that are not finite"),
-            ({taken: broken}, f"adapters.{taken}: a run is called so already"),
+            ({taken: broken}, f"adapters.{taken}: a run or the base is called so already"),
             ({"gone": tmp_path / "gone"}, "gone: not a readable PEFT adapter"),
         ):
             with pytest.raises(InputError, match=message):

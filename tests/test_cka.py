@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from losslens.geometry.cka import cka, minibatches_of, similarities, u_centred
+from losslens.geometry.cka import cka, minibatch_sizes, minibatches_of, similarities, u_centred
 
 
 def hsic1(k: np.ndarray, l: np.ndarray) -> float:
@@ -97,12 +97,29 @@ def test_identical_features_have_no_similarity() -> None:
     assert np.isnan(cka(same.whole, same.whole)).all()
 
 
-def test_minibatches() -> None:
-    """Of 16s: 23 sequences in parts of 5 are one of 16 and one of 7; of 19 the rest of 3 joins its minibatch."""
-    parts = [np.full((2, n, 3), float(i)) for i, n in enumerate([5, 5, 5, 5, 3])]
-    assert [b.shape[1] for b in minibatches_of(parts, 16)] == [16, 7]
-    assert [b.shape[1] for b in minibatches_of([*parts[:3], np.zeros((2, 4, 3))], 16)] == [19]
-    assert [b.shape[1] for b in minibatches_of([np.zeros((2, 50, 3))], 16)] == [16, 16, 18]
-    joined = np.concatenate(list(minibatches_of(parts, 16)), axis=1)
-    assert np.array_equal(joined, np.concatenate(parts, axis=1))
-    assert list(minibatches_of([], 16)) == []
+def test_rounding_is_no_similarity() -> None:
+    """The same features in all sequences but for the last digit, as embeddings of one token have: not defined."""
+    rng = np.random.default_rng(4)
+    same = 1 + 1e-15 * rng.standard_normal((1, 8, 3))
+    assert np.isnan(cka(similarities([same]).whole, similarities([features(rng, 1, 8, 3)]).whole)).all()
+
+
+def test_minibatches_are_about_equal() -> None:
+    """A short one would bring the noise of few sequences into the sum."""
+    assert minibatch_sizes(128, 128) == [128]
+    assert minibatch_sizes(133, 128) == [67, 66]
+    assert minibatch_sizes(9, 4) == [5, 4]
+    assert minibatch_sizes(7, 4) == [7]
+    assert minibatch_sizes(4, 1000) == [4]
+    for n in range(4, 60):
+        sizes = minibatch_sizes(n, 10)
+        assert sum(sizes) == n
+        assert min(sizes) >= 4
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_minibatches_are_cut_from_parts() -> None:
+    parts = [np.random.default_rng(n).standard_normal((2, n, 3)) for n in (5, 5, 1, 5, 7)]
+    cut = list(minibatches_of(parts, [12, 4, 7]))
+    assert [batch.shape[1] for batch in cut] == [12, 4, 7]
+    assert np.array_equal(np.concatenate(cut, axis=1), np.concatenate(parts, axis=1))

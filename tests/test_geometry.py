@@ -30,7 +30,7 @@ def random_delta(rng: np.random.Generator, out: int, into: int, rank: int) -> De
 
 
 def inner_product(first: Delta, second: Delta) -> float:
-    return inner_products([first, second], fresh=1)[0]
+    return inner_products([first, second], fresh=1)[0][0]
 
 
 def singular_values(delta: Delta) -> np.ndarray:

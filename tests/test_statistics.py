@@ -12,7 +12,6 @@ from losslens.statistics import (
     bootstrap_difference,
     holm,
     mcnemar,
-    smallest_significant,
     verdict,
     wilson_interval,
 )
@@ -88,26 +87,31 @@ def test_bootstrap_difference() -> None:
 
 
 class TestVerdict:
-    def test_the_smallest_difference_that_could_be_significant(self) -> None:
-        """Fifteen pairs: 2·2⁻⁹ = .0039 is above .05/15 = .0033, 2·2⁻¹⁰ = .00195 below. One test: 2·2⁻⁶ = .031."""
-        assert smallest_significant(15) == 10
-        assert smallest_significant(1) == 6
-        # 2·2⁻ᵇ = .05/1.6 = 1/32 exactly at b = 6: a p that equals the threshold passes it.
-        assert smallest_significant(2, 0.0625) == 6
-        for tests in range(1, 200):
-            b = smallest_significant(tests)
-            assert 2.0 * 0.5**b <= 0.05 / tests < 2.0 * 0.5 ** (b - 1)
-
     def test_nine_right_against_one_of_thirty(self) -> None:
-        """The best case is eight against none, p = 2/2⁸ = .0078: above .05/15, however the right answers overlap."""
+        """Fifteen pairs, so .05/15 = .0033. Eight problems tell them apart at best: 2/2⁸ = .0078. Even ten do not do:
+        9 against 1 has p = 22/1024 = .021, and only 10 against 0 could pass."""
         best = mcnemar(*outcomes(8, 0))
         assert best.p == pytest.approx(2 / 2**8)
         assert verdict(best, p_holm=15 * best.p, tests=15) == "underpowered"
         assert verdict(mcnemar(*outcomes(9, 1)), p_holm=15 * 0.0215, tests=15) == "underpowered"
         assert verdict(best, p_holm=best.p, tests=1) == "a better"
 
+    def test_from_how_many_problems_on(self) -> None:
+        """2·(1 + 13)/2¹³ = .0034 is above .0033, 2·(1 + 14)/2¹⁴ = .0018 is not."""
+        assert verdict(mcnemar(*outcomes(7, 6)), p_holm=1.0, tests=15) == "underpowered"
+        assert verdict(mcnemar(*outcomes(7, 7)), p_holm=1.0, tests=15) == "not significant"
+        assert verdict(mcnemar(*outcomes(4, 4)), p_holm=1.0, tests=1) == "underpowered"  # 18/256 = .07
+        assert verdict(mcnemar(*outcomes(5, 4)), p_holm=1.0, tests=1) == "not significant"  # 20/512 = .039
+
     def test_enough_problems_and_no_difference(self) -> None:
-        """Sixty against forty: p = .057; that difference could have been significant, and was not."""
-        test = mcnemar(*outcomes(60, 40))
-        assert verdict(test, p_holm=min(1.0, 15 * test.p), tests=15) == "not significant"
+        test = mcnemar(*outcomes(300, 295))
+        assert verdict(test, p_holm=1.0, tests=15) == "not significant"
         assert verdict(McNemar(20, 60, 1e-5, 1e-5), p_holm=1.5e-4, tests=15) == "b better"
+        assert verdict(mcnemar(*outcomes(0, 0)), p_holm=1.0, tests=15) == "same answers"
+
+
+def test_several_samples_of_a_problem() -> None:
+    """One of two right on each of six problems against none: b = 6, p = 2/2⁶."""
+    test = mcnemar(np.full(6, 0.5), np.zeros(6))
+    assert (test.b, test.c) == (6, 0)
+    assert test.p == pytest.approx(2 / 64)

@@ -160,6 +160,8 @@ class TestCompare:
     def test_only_what_is_fresh(self) -> None:
         runs = self.runs()
         _, every = compare(runs, ["m", "n"])
+        assert every[0, 1].angles_left.shape == (2, 10)
+        assert compare(runs, ["m", "n"], top=1000)[1][0, 1].angles_left.shape == (2, 16)
         of_runs, pairs = compare(runs, ["m", "n"], fresh=2)
         assert len(of_runs) == 2
         assert list(pairs) == [(0, n) for n in range(1, 6)] + [(1, n) for n in range(2, 6)]
@@ -211,6 +213,8 @@ def test_inner_products_of_several() -> None:
     rng = np.random.default_rng(9)
     deltas = [random_delta(rng, 30, 20, rank) for rank in (3, 1, 5)]
     expected = [np.sum(dense(deltas[i]) * dense(deltas[j])) for i, j in combinations(range(3), 2)]
-    assert np.allclose(inner_products(deltas, 3), expected, rtol=1e-12)
-    assert np.allclose(inner_products(deltas, 1), expected[:2], rtol=1e-12)
-    assert inner_products(deltas[:1], 1).shape == (0,)
+    overlaps = [np.sum((dense(deltas[i]) @ dense(deltas[j]).T) ** 2) for i, j in combinations(range(3), 2)]
+    for found, wanted in zip(inner_products(deltas, 3), (expected, overlaps), strict=True):
+        assert np.allclose(found, wanted, rtol=1e-12)
+    assert np.allclose(inner_products(deltas, 1)[0], expected[:2], rtol=1e-12)
+    assert inner_products(deltas[:1], 1)[0].shape == (0,)

@@ -21,6 +21,9 @@ from losslens.errors import InputError
 
 # Set before any library reads them. TRL tells its makers about every trainer otherwise.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+if not sys.stderr.isatty():
+    # A log needs no picture of each step.
+    os.environ.setdefault("TQDM_MININTERVAL", "10")
 # TRL and PEFT still ask transformers by the old name.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
 
@@ -46,7 +49,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         try:
             loaded[:] = loaded or [load()]
             loaded[0][0](config)
-        except (InputError, OmegaConfBaseException) as error:
+        except (InputError, OmegaConfBaseException, PermissionError, IsADirectoryError, NotADirectoryError) as error:
             _tell(path, error, refused)
 
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.

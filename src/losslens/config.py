@@ -6,6 +6,7 @@ one line that names its field.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
@@ -21,6 +22,7 @@ from losslens.errors import InputError, first_line
 # `${package:tiny/student}` in a config file: a folder that is installed with losslens.
 OmegaConf.register_new_resolver("package", lambda path: str(files("losslens") / path), replace=True)
 
+_TYPE = re.compile(r"\[|^(constrained-)?str$|^function-")
 T = TypeVar("T")
 Schema = TypeVar("Schema", bound=BaseModel)
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -208,7 +210,7 @@ class AnalyzeConfig(Section):
     output_dir: Path
     adapters: dict[FolderName, Path] | None
     model_path: str | None
-    benchmark: FolderName | None
+    compare_on: FolderName | None
     top: int = Field(ge=1)
     pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     reference: str | None
@@ -259,7 +261,8 @@ def _checked(field: str, make: Callable[[], T]) -> T:
         return make()
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in (field, *first["loc"]) if part != "")
+        # Of a choice between types pydantic names the one it tried, for example `list[str]`.
+        where = ".".join(str(part) for part in (field, *first["loc"]) if part != "" and not _TYPE.search(str(part)))
         given = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
         raise InputError(f"{where}: {first['msg'].removeprefix('Value error, ')}{given}") from error
     except TypeError as error:

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend."""
+"""The exceptions that are the user's to mend."""
 
 
 class InputError(Exception):
@@ -7,6 +7,10 @@ class InputError(Exception):
     Its text is one line that names the field or the file. The entry scripts print it without a traceback and end
     with exit status 2.
     """
+
+
+class UnavailableError(InputError):
+    """Something is not there that only a part of the work needs: the rest can go on without, and must say so."""
 
 
 def first_line(error: BaseException) -> str:

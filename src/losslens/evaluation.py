@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from losslens.errors import InputError, first_line
-from losslens.files import atomic_file
+from losslens.files import atomic_file, digest
 from losslens.problems import Problem, ProblemSource
 
 SCHEMA = pa.schema(
@@ -84,8 +84,33 @@ def is_scored(file: Path, asked: str, scored: str) -> bool:
 
 
 def asked_of(file: Path) -> str:
-    """The `asked` that `file` was written with."""
-    return ((pq.read_schema(file).metadata or {}).get(_ASKED) or b"").decode()
+    """The `asked` that `file` was written with.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return _metadata(file, _ASKED)
+
+
+def scored_of(file: Path) -> str:
+    """The `scored` that `file` was written with.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return _metadata(file, _SCORED)
+
+
+def scored_by(base_identity: dict[str, str | None], adapter_sha256: str | None) -> str:
+    """The name of who answers: the base, with an adapter on it unless that is None."""
+    return digest([base_identity, adapter_sha256], 16)
+
+
+def _metadata(file: Path, name: bytes) -> str:
+    try:
+        return ((pq.read_schema(file).metadata or {}).get(name) or b"").decode()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{file}: not a readable outcome file ({first_line(error)})") from error
 
 
 def read_outcomes(file: Path) -> pd.DataFrame:

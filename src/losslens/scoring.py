@@ -12,7 +12,7 @@ from rich.table import Table
 from losslens import provenance
 from losslens.config import Data, EvaluateConfig, Evaluation, Model, build, parse
 from losslens.errors import InputError
-from losslens.evaluation import evaluate, is_scored, read_outcomes, write_outcomes
+from losslens.evaluation import evaluate, is_scored, read_outcomes, scored_by, write_outcomes
 from losslens.files import digest, write_json
 from losslens.models import adapter_sha256, carrying, load_model
 from losslens.runs import Run, base_identity, base_run, base_source, runs_of
@@ -55,7 +55,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     if model.dtype in ("bfloat16", "float16"):  # where the batch may change an answer
         decoding.append(evaluation.batch_size)
     asked = digest([{"source": data.source, "eval": data.eval, "seed": data.seed}, decoding], 16)
-    scored = digest([base_identity(model), None if adapter is None else adapter_sha256(adapter)], 16)
+    scored = scored_by(base_identity(model), None if adapter is None else adapter_sha256(adapter))
     if is_scored(file, asked, scored):
         return
     source = build("data.source", data.source)

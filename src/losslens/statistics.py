@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ class McNemar:
     """McNemar's test of two runs on the same problems.
 
     Attributes:
-        b: Problems that only the first run has right.
+        b: Problems that only the first run has right (of several samples: more often right).
         c: Problems that only the second run has right.
         p: Exact two-sided p: binomial, b of b + c at ½.
         mid_p: The same with half the weight on the observed table (Lancaster 1961; Fagerland et al. 2013).
@@ -31,15 +30,19 @@ class McNemar:
     mid_p: float
 
 
-def wilson_interval(right: int, n: int) -> tuple[float, float]:
+def wilson_interval(right: float, n: int) -> tuple[float, float]:
     """The 95% Wilson interval of a share of `right` in `n` (Wilson 1927)."""
     low, high = proportion_confint(right, n, alpha=0.05, method="wilson")
     return float(low), float(high)
 
 
-def mcnemar(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> McNemar:
-    """McNemar's test (1947) of two aligned arrays of outcomes, shape (problems,)."""
-    b, c = int(np.sum(first & ~second)), int(np.sum(~first & second))
+def mcnemar(first: NDArray[np.float64], second: NDArray[np.float64]) -> McNemar:
+    """McNemar's test (1947) of two aligned arrays of outcomes, shape (problems,).
+
+    Where an outcome is the share of several samples that are right, b and c count the problems on which the first, or
+    the second, has the larger share: the sign test, which McNemar's is for single samples.
+    """
+    b, c = int(np.sum(first > second)), int(np.sum(first < second))
     p = float(statsmodels_mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0
     # Twice the smaller tail counts the observed table once; mid-p counts it half.
     mid_p = p - float(binom.pmf(min(b, c), b + c, 0.5)) if b != c else 1 - float(binom.pmf(b, b + c, 0.5)) / 2
@@ -51,24 +54,19 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
 
 
-def smallest_significant(tests: int, level: float = 0.05) -> int:
-    """The fewest problems by which two runs must differ, all in favour of one, for Holm's first threshold level/tests.
-
-    With b problems right in one run only and none in the other the exact p is 2·2⁻ᵇ, the smallest that any overlap of
-    the two runs' right answers can give at this difference of their scores.
-    """
-    return 1 + math.ceil(math.log2(tests / level) - 1e-12)
-
-
 def verdict(test: McNemar, p_holm: float, tests: int, level: float = 0.05) -> str:
-    """What a comparison says: `a better`, `b better`, `not significant`, or `underpowered`.
+    """What a comparison says: `a better`, `b better`, `not significant`, `underpowered` or `same answers`.
 
-    Underpowered: whatever the overlap of the right answers, no outcome with these two scores could have passed Holm's
-    first threshold, so that nothing is said about a difference.
+    Underpowered: so few problems tell the two runs apart that no outcome of them, or none with a single contrary
+    problem, could have passed Holm's first threshold level/tests: the exact p of (b + c − 1, 1), 2·(1 + b + c)/2ᵇ⁺ᶜ, is
+    above it. Then nothing is said about a difference.
     """
+    discordant = test.b + test.c
+    if discordant == 0:
+        return "same answers"
     if p_holm <= level:
         return "a better" if test.b > test.c else "b better"
-    return "underpowered" if abs(test.b - test.c) < smallest_significant(tests, level) else "not significant"
+    return "underpowered" if 2 * (1 + discordant) / 2.0**discordant > level / tests else "not significant"
 
 
 def bootstrap_difference(

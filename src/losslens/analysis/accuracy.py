@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from losslens.statistics import McNemar, bootstrap_difference, holm, mcnemar, ve
 
 RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
-    "norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max", "off_principal",
-    "benchmark", "accuracy", "n", "ci_low", "ci_high",
+    "norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max",
+    "off_principal", "off_principal_null", "benchmark", "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high", "base_mcnemar_p", "base_mcnemar_midp", "base_p_holm",
     "base_verdict",
 )  # fmt: skip
@@ -31,14 +31,13 @@ def benchmark_of(gathered: Gathered, asked: str | None) -> str | None:
     Raises:
         InputError: The one asked for is one that a run was not scored on.
     """
-    runs = [subject.run for subject in gathered.subjects if subject.run]
-    if not runs:
+    if gathered.first is None:
         return None
-    benchmark = asked or str(runs[0].manifest["config"]["data"]["name"])
-    for run in runs:
-        if benchmark not in benchmarks_of(run):
-            known = f"it was on {', '.join(benchmarks_of(run)) or 'nothing'}"
-            raise InputError(f"{run.name}: not scored on {benchmark}, so it does not compare; {known}")
+    benchmark = asked or gathered.first.benchmark
+    for subject in gathered.subjects:
+        if subject.run and benchmark not in benchmarks_of(subject.run):
+            known = ", ".join(benchmarks_of(subject.run)) or "no benchmark"
+            raise InputError(f"{subject.name}: not scored on {benchmark}, so it does not compare; scored on {known}")
     return benchmark
 
 
@@ -46,8 +45,8 @@ def run_table(gathered: Gathered, sizes: pd.DataFrame) -> pd.DataFrame:
     """One row a run and benchmark, the base first, with the comparison to the base; `sizes` by run, to stand beside."""
     by_run = sizes.set_index("run")
     rows: list[dict[str, Any]] = []
-    for name, run in gathered.bases.items():
-        rows += _run_rows(name, run, {"method": "base", "model": run.manifest["config"]["model"]["name"]})
+    for base in gathered.bases:
+        rows += _run_rows(base.name, base.run, {"method": "base", "model": base.facts.config.model.name})
     for subject in gathered.subjects:
         facts = {**_facts(subject), **dict(by_run.loc[subject.name])}
         rows += _run_rows(subject.name, subject.run, facts)
@@ -68,7 +67,7 @@ def pair_table(gathered: Gathered, benchmark: str | None, family: Sequence[Pair]
     }
     rows: list[dict[str, Any]] = []
     tests: dict[Pair, McNemar] = {}
-    for a, b in all_pairs([subject.name for subject in gathered.subjects]):
+    for a, b in all_pairs(gathered.names):
         row = {"run_a": a, "run_b": b}
         if a in outcomes and b in outcomes:
             tests[a, b], columns = _compared(a, outcomes[a], b, outcomes[b])
@@ -82,33 +81,24 @@ def pair_table(gathered: Gathered, benchmark: str | None, family: Sequence[Pair]
     return pd.DataFrame(rows, columns=names).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
 
 
-def midpoint_columns(
-    gathered: Gathered, pair: Pair, benchmark: str | None, correct: pd.Series | None
-) -> dict[str, float]:
-    """The accuracy halfway between two runs, and that of both runs on the same problems."""
-    if correct is None:
-        return {"accuracy_mid": np.nan, "accuracy_mid_a": np.nan, "accuracy_mid_b": np.nan, "accuracy_mid_n": np.nan}
-    runs = {subject.name: subject.run for subject in gathered.subjects}
-    ends = []
-    for name in pair:
-        run = runs[name]
-        known = _by_problem(run, benchmark).reindex(correct.index) if run and benchmark else pd.Series([np.nan])
-        ends.append(float(known.mean(skipna=False)))
-    return {
-        "accuracy_mid": float(correct.mean()),
-        "accuracy_mid_a": ends[0],
-        "accuracy_mid_b": ends[1],
-        "accuracy_mid_n": len(correct),
-    }
+def midpoint_table(gathered: Gathered, midpoints: Mapping[Pair, pd.Series]) -> pd.DataFrame:
+    """The accuracy halfway between two runs, and that of both on the same problems of their own data, by pair."""
+    scores = {s.name: _by_problem(s.run, s.facts.benchmark) for s in gathered.subjects if s.run and s.facts}
+    rows = []
+    for (a, b), correct in midpoints.items():
+        ends = [scores[name].reindex(correct.index).mean(skipna=False) if name in scores else np.nan for name in (a, b)]
+        accuracies = {"accuracy_mid": correct.mean(), "accuracy_mid_a": ends[0], "accuracy_mid_b": ends[1]}
+        rows.append({"run_a": a, "run_b": b, **accuracies, "accuracy_mid_n": len(correct)})
+    columns = ["run_a", "run_b", "accuracy_mid", "accuracy_mid_a", "accuracy_mid_b", "accuracy_mid_n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def seed_table(gathered: Gathered, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a configuration and benchmark: how accuracy and norm spread over its seeds, where there are several."""
-    groups = {s.name: s.configuration for s in gathered.subjects}
+    groups = {s.name: s.facts.configuration for s in gathered.subjects if s.facts}
     trained = runs[runs["run"].isin(groups) & runs["benchmark"].notna()]
     rows = []
-    for (_, benchmark), runs_of_one in trained.groupby([trained["run"].map(groups), "benchmark"], sort=False):
-        group = runs_of_one.drop_duplicates(["seed", "init_seed"])
+    for (_, benchmark), group in trained.groupby([trained["run"].map(groups), "benchmark"], sort=False):
         if len(group) < 2:
             continue
         first = group.iloc[0]
@@ -133,26 +123,25 @@ def seed_table(gathered: Gathered, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _facts(subject: Subject) -> dict[str, Any]:
-    if subject.run is None:
+    facts = subject.facts
+    if facts is None:
         return {"method": "adapter"}
-    manifest = subject.manifest
-    config = manifest["config"]
     return {
-        "method": manifest["method"],
-        "lr": config["lr"]["name"],
-        "learning_rate": manifest["learning_rate"],
-        "rank": config["lora_rank"]["r"],
-        "model": config["model"]["name"],
-        "seed": config["seed"],
-        "init_seed": config["init_seed"],
+        "method": facts.method,
+        "lr": facts.config.lr.name,
+        "learning_rate": facts.learning_rate,
+        "rank": facts.config.lora_rank.r,
+        "model": facts.model,
+        "seed": facts.config.seed,
+        "init_seed": facts.config.init_seed,
     }
 
 
 def _run_rows(name: str, run: Run | None, facts: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for benchmark in benchmarks_of(run) if run else []:
-        correct = read_outcomes(run.evaluation(benchmark))["correct"]  # type: ignore[union-attr]
-        low, high = wilson_interval(int(correct.sum()), len(correct))
+        correct = _by_problem(run, benchmark)  # type: ignore[arg-type]
+        low, high = wilson_interval(float(correct.sum()), len(correct))
         score = {"accuracy": float(correct.mean()), "n": len(correct), "ci_low": low, "ci_high": high}
         rows.append({"run": name, **facts, "benchmark": benchmark, **score})
     return rows or [{"run": name, **facts}]
@@ -163,7 +152,7 @@ def _add_base_comparison(rows: list[dict[str, Any]], gathered: Gathered) -> None
     runs = {subject.name: subject.run for subject in gathered.subjects}
     if not gathered.bases:
         return
-    base = next(iter(gathered.bases.values()))  # of several sweeps each has scored the same one
+    base = gathered.bases[0].run  # of several sweeps each has scored the same one
     for benchmark in benchmarks_of(base):
         reference = _by_problem(base, benchmark)
         scored = [row for row in rows if row.get("benchmark") == benchmark and runs.get(row["run"])]
@@ -200,7 +189,7 @@ def _compared(a: str, first: pd.Series, b: str, second: pd.Series) -> tuple[McNe
     if set(first.index) != set(second.index):
         raise InputError(f"{a} and {b}: not scored on the same problems; they do not compare")
     x, y = first.to_numpy(), second.reindex(first.index).to_numpy()
-    test = mcnemar(x > 0.5, y > 0.5)
+    test = mcnemar(x, y)
     low, high = bootstrap_difference(x, y)
     return test, {
         "mcnemar_b": test.b,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from losslens.files import atomic_file, digest
 
 # Raised when the same inputs begin to give other numbers.
-_VERSION = 1
+_VERSION = 2
 
 Arrays = dict[str, np.ndarray]
 
@@ -26,12 +27,12 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def load(self, kind: str, key: Any) -> Arrays | None:
-        """What was saved under `key`; None when nothing was, or it is damaged."""
+    def load(self, kind: str, key: Any, names: Iterable[str]) -> Arrays | None:
+        """The arrays called `names` that were saved under `key`; None when none were, or they are damaged."""
         try:
-            with np.load(self._file(kind, key), allow_pickle=False) as content:
-                return dict(content)
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+            with self._file(kind, key).open("rb") as file, np.load(file, allow_pickle=False) as content:
+                return {name: content[name] for name in names}
+        except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile):
             return None
 
     def save(self, kind: str, key: Any, arrays: Arrays) -> None:

@@ -19,7 +19,7 @@ def show(
     runs: pd.DataFrame, pairs: pd.DataFrame, floors: pd.DataFrame, left_out: Mapping[str, str], folder: Path
 ) -> None:
     """Prints runs, cosines and pairs with their floors, what was left out, and where everything lies."""
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(runs["run"]))}
     console.print(_runs(runs, numbers))
     if len(pairs):
@@ -29,9 +29,9 @@ def show(
         print(f"{len(pairs) - _MOST_PAIRS} more pairs: pairs.csv")
     for floor in floors.itertuples():
         print(
-            f"floor: {floor.method} at other seeds, {floor.initial} initial adapter ({floor.pairs} pairs): cosine "
-            f"{_number(floor.cosine)}, smallest angle {_number(floor.angle_min_left, 1)}° left, "
-            f"{_number(floor.angle_min_right, 1)}° right"
+            f"{floor.method} at other seeds, {floor.initial} initial adapter ({floor.pairs} "
+            f"pair{'s' * (floor.pairs > 1)}): cosine {_number(floor.cosine)}, smallest angle "
+            f"{_degrees(floor.angle_min_left)} left, {_degrees(floor.angle_min_right)} right"
         )
     for name, why in left_out.items():
         print(f"left out: {name}: {why}")
@@ -40,13 +40,14 @@ def show(
 
 def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
     table = Table(
-        "", Column("run", overflow="fold"), "benchmark", "accuracy", "95% interval", "‖ΔW‖", "/‖W0‖", "eff. rank",
-        "drift of A", "off-principal",
+        "", Column("run", overflow="fold"), "init", "benchmark", "accuracy", "95% interval", "‖ΔW‖", "of ‖W0‖",
+        "eff. rank", "drift of A", "off-principal (null)",
     )  # fmt: skip
     for _, row in runs.iterrows():
         table.add_row(
             str(numbers[row["run"]]),
             row["run"],
+            "–" if pd.isna(row["init_seed"]) else str(row["init_seed"]),
             "–" if pd.isna(row["benchmark"]) else row["benchmark"],
             _percent(row["accuracy"]),
             f"{_percent(row['ci_low'])} … {_percent(row['ci_high'])}",
@@ -54,7 +55,7 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
             _percent(row["relative_norm"]),
             _number(row["effective_rank"], 1),
             _degrees(row["drift_max"]),
-            _percent(row["off_principal"]),
+            f"{_percent(row['off_principal'])} ({_percent(row['off_principal_null'])})",
         )
     return table
 
@@ -62,36 +63,34 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
 def _cosines(runs: pd.DataFrame, pairs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
     trained = runs[runs["method"] != "base"].drop_duplicates("run")
     cosines = {frozenset((pair.run_a, pair.run_b)): pair.cosine for pair in pairs.itertuples()}
-    title = f"cosine of ΔW; of unrelated updates below {_number(pairs['cosine_null'].max())}"
-    table = Table("", *(str(numbers[name]) for name in trained["run"]), title=title, title_justify="left")
-    for name, method in zip(trained["run"], trained["method"], strict=True):
-        cells = [_number(cosines.get(frozenset((name, other)), 1.0)) for other in trained["run"]]
-        table.add_row(f"{numbers[name]} {method}", *cells)
+    cosines |= {frozenset((row.run,)): 1.0 for row in trained.itertuples() if row.norm > 0}
+    table = Table("", *(str(numbers[name]) for name in trained["run"]), title="cosine of ΔW", title_justify="left")
+    for row in trained.itertuples():
+        cells = [_number(cosines.get(frozenset((row.run, other)), float("nan"))) for other in trained["run"]]
+        seeds = "" if pd.isna(row.seed) else f" s{row.seed} init {row.init_seed}"
+        table.add_row(f"{numbers[row.run]} {row.method}{seeds}", *cells)
     return table
 
 
 def _pairs(pairs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
-    title = (
-        "pairs (in brackets: the same method at other seeds); "
-        f"smallest angle of unrelated subspaces {_number(pairs['angle_min_left_null'].min(), 1)}°"
-    )
+    title = "pairs (in brackets: nothing in common but shapes, ranks and a shared A; the same methods at other seeds)"
     table = Table(title=title, title_justify="left")
     for heading in (
-        "pair", "cosine", "(seeds)", "angle", "(seeds)", "barrier", "CKA", "accuracy", "95% interval", "p", "verdict",
+        "pair", "cosine", "(null, seeds)", "angle left", "(null, seeds)", "barrier", "CKA last", "Δ accuracy",
+        "95% interval", "p (Holm)", "verdict",
     ):  # fmt: skip
         table.add_column(heading, no_wrap=True)
     for _, row in pairs.iterrows():
-        kind = "shared" if row["shared_initial"] is True else "independent"
         a, b = str(numbers[row["run_a"]]), str(numbers[row["run_b"]])
         verdict = "–" if pd.isna(row["verdict"]) else row["verdict"]
         table.add_row(
             f"{a}–{b}",
             _number(row["cosine"]),
-            _number(row[f"cosine_seed_{kind}"]),
+            f"({_number(row['cosine_null'])}, {_number(row['cosine_seeds'])})",
             _degrees(row["angle_min_left"]),
-            _degrees(row[f"angle_min_left_seed_{kind}"]),
+            f"({_degrees(row['angle_min_left_null'])}, {_degrees(row['angle_min_left_seeds'])})",
             _number(row["barrier_chord"]),
-            _number(row["cka_last"]),
+            _number(row["cka_last"], 4),
             _percent(row["accuracy_diff"]),
             f"{_percent(row['diff_low'])} … {_percent(row['diff_high'])}",
             _number(row["p_holm"]),

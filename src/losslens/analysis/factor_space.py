@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import fields
 from typing import Any
 
 from tqdm import tqdm
@@ -18,15 +19,13 @@ from losslens.geometry.deltas import open_adapter
 
 def geometry(gathered: Gathered, top: int, cache: Cache) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:
     """Every run, and every pair of runs; what the cache has is not computed again."""
-    subjects = gathered.subjects
-    names = [subject.name for subject in subjects]
-    by_name = dict(zip(names, subjects, strict=True))
+    names, by_name = gathered.names, gathered.by_name
     runs, pairs = {}, {}
     for name in names:
-        if (known := cache.load("run", _run_key(by_name[name]))) is not None:
+        if (known := cache.load("run", _run_key(by_name[name]), _names_of(RunGeometry))) is not None:
             runs[name] = RunGeometry(**known)
     for a, b in all_pairs(names):
-        if (known := cache.load("pair", _pair_key(by_name[a], by_name[b], top))) is not None:
+        if (known := cache.load("pair", _pair_key(by_name[a], by_name[b], top), _names_of(PairGeometry))) is not None:
             pairs[a, b] = PairGeometry(**known)
     fresh = _fresh(names, set(runs), set(pairs))
     if fresh:
@@ -70,7 +69,11 @@ def _compare(
 
 
 def _run_key(subject: Subject) -> list[Any]:
-    return [subject.sha256, subject.initial_sha256 if subject.initial else None]
+    return [subject.sha256, subject.facts.initial_adapter.sha256 if subject.facts and subject.initial else None]
+
+
+def _names_of(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]
 
 
 def _pair_key(first: Subject, second: Subject, top: int) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,77 +10,115 @@ import pandas as pd
 from losslens.analysis.cache import Cache
 from losslens.analysis.pairs import Pair
 from losslens.analysis.subjects import Gathered
-from losslens.geometry.comparison import RunGeometry
-from losslens.geometry.floors import AngleFloor, random_agreement, random_angle_floor, random_cosine_bound
+from losslens.geometry.comparison import PairGeometry, RunGeometry
+from losslens.geometry.floors import (
+    AngleFloor,
+    random_agreement,
+    random_angle_floor,
+    random_cosine_bound,
+    shared_cosine_bound,
+)
 
 # Of the random subspaces.
 _DRAWS, _SEED = 200, 0
 
 
 class Unrelated:
-    """What two unrelated updates of the same shapes, ranks and singular values would show.
+    """What two updates would show that have nothing in common but their shapes, ranks and singular values.
+
+    Where two runs started from one A they have their inputs in common, whatever their losses: for them the right
+    singular vectors are random within the row space of A only, and the cosine is that of random outputs.
 
     Args:
         gathered: The adapters.
         runs: Their singular values.
+        pairs: Their overlaps.
         top: Number of leading singular directions that are compared.
         cache: Of the drawn subspaces.
     """
 
-    def __init__(self, gathered: Gathered, runs: Mapping[str, RunGeometry], top: int, cache: Cache) -> None:
-        self._shapes = gathered.shapes
+    def __init__(
+        self,
+        gathered: Gathered,
+        runs: Mapping[str, RunGeometry],
+        pairs: Mapping[Pair, PairGeometry],
+        top: int,
+        cache: Cache,
+    ) -> None:
+        self._gathered = gathered
+        self._top = top
+        self._pairs = pairs
         self._norms = {name: np.sqrt(np.nansum(run.singular_values**2, axis=1)) for name, run in runs.items()}
-        self._widths = {
-            name: np.minimum(np.sum(~np.isnan(run.singular_values), axis=1), top) for name, run in runs.items()
-        }
+        ranks = {name: np.sum(~np.isnan(run.singular_values), axis=1) for name, run in runs.items()}
+        self._widths = {name: np.minimum(rank, top) for name, rank in ranks.items()}
         self._cache = cache
         self._drawn: dict[tuple, AngleFloor] = {}
-        self._agreements: dict[tuple, float] = {}
 
     def columns(self, pair: Pair, modules: Sequence[int], measures: Sequence[str]) -> dict[str, float]:
         """`<measure>_null` of a pair over some modules (by number)."""
         a, b = pair
-        shapes = [self._shapes[m] for m in modules]
-        values: dict[str, float] = {}
-        for number, (side, vector) in enumerate((("left", "u1"), ("right", "v1"))):
-            spaces = [
-                (shape[number], int(self._widths[a][m]), int(self._widths[b][m]))
-                for shape, m in zip(shapes, modules, strict=True)
-            ]
-            floor = self._angles(spaces)
+        shapes = [self._gathered.shapes[m] for m in modules]
+        dimensions = {"left": [out for out, _ in shapes], "right": [into for _, into in shapes]}
+        if shares_initial_adapter(self._gathered, pair):
+            dimensions["right"] = [min(self._gathered.ranks[a][m], self._gathered.shapes[m][1]) for m in modules]
+        values: dict[str, float] = {"cosine": self._cosine(pair, modules)}
+        for side, vector in (("left", "u1"), ("right", "v1")):
+            widths = [(int(self._widths[a][m]), int(self._widths[b][m])) for m in modules]
+            floor = self._angles([(d, *width) for d, width in zip(dimensions[side], widths, strict=True)])
             values |= {f"angle_min_{side}": floor.smallest, f"angle_max_{side}": floor.largest}
-            values[vector] = self._agreement(tuple(shape[number] for shape in shapes))
-        values["cosine"] = random_cosine_bound(self._norms[a][modules], self._norms[b][modules], shapes)
+            values[vector] = random_agreement(dimensions[side])
         return {f"{measure}_null": values[measure] for measure in measures}
+
+    def cosines(self, pair: Pair) -> list[float]:
+        """The null of the cosine of each module."""
+        return [self._cosine(pair, [m]) for m in range(len(self._gathered.modules))]
+
+    def off_principal(self, runs: pd.DataFrame) -> pd.DataFrame:
+        """`runs` with the off-principal share of a random update: 1 − k²/(out·in) in each module."""
+        inside = [min(self._top, *shape) ** 2 / (shape[0] * shape[1]) for shape in self._gathered.shapes]
+        shares = [1 - np.average(inside, weights=self._norms[name] ** 2 + 1e-300) for name in runs["run"]]
+        return runs.assign(off_principal_null=np.where(runs["off_principal"].isna(), np.nan, shares))
+
+    def _cosine(self, pair: Pair, modules: Sequence[int]) -> float:
+        norms = [self._norms[name][modules] for name in pair]
+        shapes = [self._gathered.shapes[m] for m in modules]
+        if shares_initial_adapter(self._gathered, pair):
+            return shared_cosine_bound(norms[0], norms[1], self._pairs[pair].right_overlap[modules], shapes)
+        return random_cosine_bound(norms[0], norms[1], shapes)
 
     def _angles(self, spaces: list[tuple[int, int, int]]) -> AngleFloor:
         key = tuple(sorted(spaces))
         if key not in self._drawn:
             about = [key, _DRAWS, _SEED]
-            known = self._cache.load("floor", about)
+            known = self._cache.load("floor", about, ["smallest", "largest"])
             if known is None:
-                known = {name: np.array(value) for name, value in vars(random_angle_floor(key, _DRAWS, _SEED)).items()}
+                floor = random_angle_floor(key, _DRAWS, _SEED)
+                known = {"smallest": np.array(floor.smallest), "largest": np.array(floor.largest)}
                 self._cache.save("floor", about, known)
-            self._drawn[key] = AngleFloor(**{name: float(value) for name, value in known.items()})
+            self._drawn[key] = AngleFloor(float(known["smallest"]), float(known["largest"]))
         return self._drawn[key]
-
-    def _agreement(self, dimensions: tuple[int, ...]) -> float:
-        if dimensions not in self._agreements:
-            self._agreements[dimensions] = random_agreement(dimensions)
-        return self._agreements[dimensions]
 
 
 def shares_initial_adapter(gathered: Gathered, pair: Pair) -> bool | None:
     """Whether both started from the same A; None where that is not known."""
-    initial = {subject.name: subject.initial_sha256 for subject in gathered.subjects}
-    a, b = (initial[name] for name in pair)
-    return None if a is None or b is None else a == b
+    facts = [gathered.by_name[name].facts for name in pair]
+    if facts[0] is None or facts[1] is None:
+        return None
+    return facts[0].initial_adapter.sha256 == facts[1].initial_adapter.sha256
 
 
-def seed_floors(
+def repetitions(gathered: Gathered, pair: Pair) -> bool:
+    """Whether the two runs differ only in their seeds."""
+    facts = [gathered.by_name[name].facts for name in pair]
+    if facts[0] is None or facts[1] is None:
+        return False
+    return facts[0].configuration == facts[1].configuration and facts[0].seeds != facts[1].seeds
+
+
+def with_seeds(
     gathered: Gathered, table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """The mean of `measures` over the pairs of runs that differ only in their seeds.
+    """`table` with, beside each of `measures`, what the two runs' own methods show at other seeds.
 
     Args:
         gathered: The adapters.
@@ -90,63 +127,39 @@ def seed_floors(
         by: Further columns, whose values are kept apart.
 
     Returns:
-        One row a configuration, kind of initial adapter (`shared`, `independent`) and value of `by`, with the number of
-        pairs.
+        The table with `<measure>_seeds`: the mean over the other pairs of runs that differ in their seeds only, have
+        the configuration of run_a or of run_b, and share their initial adapter if this pair does (and do not if it does
+        not); and `seeds_pairs`, how many they are. Empty where there are none.
     """
-    configuration = {subject.name: subject.configuration for subject in gathered.subjects}
-    seeds = {subject.name: subject.seeds for subject in gathered.subjects}
-    same = [
-        configuration[a] is not None and configuration[a] == configuration[b] and seeds[a] != seeds[b]
-        for a, b in zip(table["run_a"], table["run_b"], strict=True)
-    ]
-    repeats = table[np.array(same, dtype=bool)]
-    repeats = repeats.assign(
-        configuration=repeats["run_a"].map(configuration),
-        initial=np.where(repeats["shared_initial"].astype(bool), "shared", "independent"),
-    )
-    grouped = repeats.groupby(["configuration", "initial", *by], sort=False)
-    return grouped[list(measures)].mean().assign(pairs=grouped.size()).reset_index()
-
-
-def with_seed_floors(
-    gathered: Gathered, table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = ()
-) -> pd.DataFrame:
-    """`table` with the seed floor of the two runs' own configurations beside each of `measures`.
-
-    `<measure>_seed_shared` from repetitions that share the initial adapter, `<measure>_seed_independent` from those
-    that do not; where both runs have repetitions, the mean of the two. Empty where neither has.
-    """
-    configuration = {subject.name: subject.configuration for subject in gathered.subjects}
-    floors = seed_floors(gathered, table, measures, by)
-    columns: dict[str, np.ndarray] = {}
-    for kind in ("shared", "independent"):
-        of_kind = floors[floors["initial"] == kind]
-        sides = []
-        for run in ("run_a", "run_b"):
-            keys = table[list(by)].assign(configuration=table[run].map(configuration))
-            found = keys.merge(of_kind, on=["configuration", *by], how="left")
-            sides.append(found[list(measures)].to_numpy(dtype=np.float64))
-        present = ~np.isnan(sides)
-        total = np.where(present, sides, 0.0).sum(axis=0)
-        with np.errstate(invalid="ignore"):
-            means = total / present.sum(axis=0)
-        columns |= {f"{measure}_seed_{kind}": means[:, n] for n, measure in enumerate(measures)}
-    return table.assign(**columns)
+    pairs = list(zip(table["run_a"], table["run_b"], strict=True))
+    configuration = {s.name: s.facts.configuration if s.facts else None for s in gathered.subjects}
+    repeats = table[[repetitions(gathered, pair) for pair in pairs]]
+    values: dict[tuple, list[tuple[Pair, np.ndarray]]] = {}
+    for row, numbers in zip(repeats.to_dict("records"), repeats[list(measures)].to_numpy(dtype=float), strict=True):
+        key = (configuration[row["run_a"]], row["shared_initial"], *(row[name] for name in by))
+        values.setdefault(key, []).append(((row["run_a"], row["run_b"]), numbers))
+    means, counts = np.full((len(table), len(measures)), np.nan), np.zeros(len(table), dtype=int)
+    for n, (pair, row) in enumerate(zip(pairs, table.to_dict("records"), strict=True)):
+        rest = tuple(row[name] for name in by)
+        keys = {(configuration[name], row["shared_initial"], *rest) for name in pair}
+        found = [numbers for key in keys for other, numbers in values.get(key, []) if other != pair]
+        if found:
+            means[n], counts[n] = np.mean(found, axis=0), len(found)
+    columns = {f"{measure}_seeds": means[:, k] for k, measure in enumerate(measures)}
+    return table.assign(**columns, seeds_pairs=counts)
 
 
 def floor_table(gathered: Gathered, pairs: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """`seed_floors` of whole runs, with each configuration's method, lr, rank and model."""
-    floors = seed_floors(gathered, pairs, measures)
-    known: dict[str | None, dict[str, Any]] = {}
-    for subject in gathered.subjects:
-        if subject.configuration and subject.configuration not in known:
-            config = subject.manifest["config"]
-            known[subject.configuration] = {
-                "method": subject.manifest["method"],
-                "lr": config["lr"]["name"],
-                "rank": config["lora_rank"]["r"],
-                "model": config["model"]["name"],
-            }
-    for number, name in enumerate(("method", "lr", "rank", "model")):
-        floors.insert(number, name, [known[configuration][name] for configuration in floors["configuration"]])
-    return floors.drop(columns="configuration")
+    """One row a configuration and kind of initial adapter: the mean of `measures` over its runs at other seeds."""
+    names = ["method", "lr", "rank", "model", "initial", "pairs", *measures]
+    together = list(zip(pairs["run_a"], pairs["run_b"], strict=True))
+    repeats = pairs[[repetitions(gathered, pair) for pair in together]]
+    facts = {s.name: s.facts for s in gathered.subjects if s.facts}
+    configurations = repeats["run_a"].map(lambda name: facts[name].configuration)
+    rows = []
+    for (_, shared), group in repeats.groupby([configurations, "shared_initial"], sort=False):
+        run = facts[group["run_a"].iloc[0]]
+        of_run = {"method": run.method, "lr": run.config.lr.name, "rank": run.config.lora_rank.r, "model": run.model}
+        kind = {"initial": "shared" if shared else "independent", "pairs": len(group)}
+        rows.append({**of_run, **kind, **group[list(measures)].mean()})
+    return pd.DataFrame(rows, columns=names)

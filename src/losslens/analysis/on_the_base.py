@@ -1,283 +1,103 @@
-"""The measures that need the base in memory: W0, connectivity, CKA. Each forward pass is made once, and kept."""
+"""W0, connectivity, CKA: what needs the base. What cannot be had is said, and the rest goes on without it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
-from losslens.analysis.cache import Arrays, Cache
-from losslens.analysis.pairs import Pair
-from losslens.analysis.subjects import Gathered
-from losslens.config import Cka, Connectivity, Data, Evaluation, build
-from losslens.errors import InputError
-from losslens.evaluation import evaluate
-from losslens.geometry.base_weights import Principal, off_principal_share, principal
-from losslens.geometry.cka import Similarities, cka, minibatches_of, similarities
-from losslens.geometry.connectivity import Curve, SequenceLosses, curve
-from losslens.geometry.deltas import open_adapter
+from losslens.analysis.cache import Cache
+from losslens.analysis.held_out import TeacherForced, held_out
+from losslens.analysis.pairs import Chosen, Pair
+from losslens.analysis.passes import CkaOfPair, Passes
+from losslens.analysis.subjects import Gathered, RunFacts
+from losslens.config import AnalyzeConfig, Data, Evaluation
+from losslens.errors import InputError, UnavailableError
+from losslens.geometry.connectivity import Curve
 from losslens.geometry.tables import AgainstBase
-from losslens.models import LoadedModel, ModelSource, load_model
-from losslens.rollouts.frozen import FrozenRollouts
-
-Name = TypeVar("Name", bound=Hashable)
+from losslens.models import ModelSource, model_identity
 
 
-@dataclass(frozen=True)
-class CkaOfPair:
-    """CKA of two models on the same sequences; one value a hidden state, the embeddings first.
-
-    Attributes:
-        unbiased: Of all feature dimensions, shape (layers + 1,).
-        without_outlier: Without the base's dimension of largest variance in each layer.
-        outliers: That dimension.
-        n: Number of sequences.
-    """
-
-    unbiased: np.ndarray
-    without_outlier: np.ndarray
-    outliers: np.ndarray
-    n: int
-
-
+@dataclass
 class OnTheBase:
-    """Measures adapters on their base. The base is loaded when the first thing that is not known is asked for.
-
-    Args:
-        source: Where the base is.
-        identity: What tells it from another.
-        gathered: The adapters.
-        cache: What was measured before.
-        batch_size: Sequences in one forward pass.
-    """
-
-    def __init__(
-        self, source: ModelSource, identity: dict[str, str | None], gathered: Gathered, cache: Cache, batch_size: int
-    ) -> None:
-        self._source = source
-        self._gathered = gathered
-        self._cache = cache
-        self._batch_size = batch_size
-        self._subjects = {subject.name: subject for subject in gathered.subjects}
-        self._identity = [identity, source.dtype, source.device]
-
-    @property
-    def _base(self) -> LoadedModel:
-        return load_model(self._source)
-
-    def against_base(self, top: int) -> dict[str, AgainstBase]:
-        """Every run against W0."""
-        keys = {name: [self._identity, subject.sha256, top] for name, subject in self._subjects.items()}
-        found = {name: AgainstBase(**known) for name, known in self._known("against_base", keys).items()}
-        missing = [name for name in keys if name not in found]
-        if missing:
-            norms = np.empty(len(self._gathered.modules))
-            shares = {name: np.empty(len(norms)) for name in missing}
-            with ExitStack() as stack:
-                adapters = {name: stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in missing}
-                for m, module in enumerate(_bar(self._gathered.modules, "base weights", "module")):
-                    weight = self._principal(module, self._gathered.shapes[m], top)
-                    norms[m] = weight.norm
-                    for name, adapter in adapters.items():
-                        shares[name][m] = off_principal_share(adapter[module], weight)
-            for name in missing:
-                found[name] = AgainstBase(norms, shares[name])
-                self._cache.save("against_base", keys[name], vars(found[name]))
-        return found
-
-    def _principal(self, module: str, shape: tuple[int, int], top: int) -> Principal:
-        key = [self._identity, module, top]
-        known = self._cache.load("principal", key)
-        if known is None:
-            try:
-                weight = self._base.model.get_submodule(module).weight.detach().double().cpu().numpy()
-            except AttributeError as error:
-                raise InputError(f"the base has no module {module} with a weight") from error
-            weight = weight if weight.shape == shape else weight.T  # GPT-2's Conv1D keeps it transposed
-            if weight.shape != shape:
-                raise InputError(f"the adapters do not fit the base: {module} has another shape there")
-            known = vars(principal(weight, top))
-            self._cache.save("principal", key, known)
-        return Principal(float(known["norm"]), known["left"], known["right"])
-
-    def curves(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Connectivity) -> dict[Pair, Curve]:
-        """The loss on the line between the two runs of each pair; the endpoints are measured once a run."""
-        alphas = np.linspace(0, 1, settings.points)
-        names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        about = [self._identity, sequences.key]
-        end_keys = {name: [about, self._subjects[name].sha256] for name in names}
-        line_keys = {
-            pair: [about, settings.points, *sorted(self._subjects[name].sha256 for name in pair)] for pair in pairs
-        }
-        ends = self._known("losses", end_keys)
-        lines = self._known("line", line_keys)
-        passes = len(end_keys) - len(ends) + (len(line_keys) - len(lines)) * (settings.points - 2)
-        with tqdm(desc="connectivity", unit="pass", total=passes, leave=False, disable=not passes) as bar:
-            for name in names:
-                if name not in ends:
-                    [at_end] = self._losses([name], [[1.0]], sequences, bar.update)
-                    ends[name] = {"nll": at_end.nll, "tokens": at_end.tokens}
-                    self._cache.save("losses", end_keys[name], ends[name])
-            for pair in pairs:
-                if pair not in lines:
-                    # Kept in the order of the hashes, so that (b, a) finds what (a, b) measured.
-                    weights = [[1 - alpha, alpha] for alpha in alphas[1:-1]]
-                    between = self._losses(self._in_order(pair), weights, sequences, bar.update)
-                    lines[pair] = {"nll": np.stack([losses.nll for losses in between])}
-                    self._cache.save("line", line_keys[pair], lines[pair])
-        found = {}
-        for a, b in pairs:
-            along = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
-            points = [ends[a]["nll"], *along, ends[b]["nll"]]
-            losses = [SequenceLosses(nll, ends[a]["tokens"]) for nll in points]
-            found[a, b] = curve(alphas, losses, settings.resamples)
-        return found
-
-    def _known(self, kind: str, keys: Mapping[Name, Any]) -> dict[Name, Arrays]:
-        """What the cache has of `keys`."""
-        loaded = {name: self._cache.load(kind, key) for name, key in keys.items()}
-        return {name: arrays for name, arrays in loaded.items() if arrays is not None}
-
-    def midpoints(
-        self, pairs: Sequence[Pair], problems: int, data: Data, evaluation: Evaluation
-    ) -> dict[Pair, pd.Series]:
-        """Whether ½ΔW_a + ½ΔW_b gets each of the first held-out problems right, greedily; by problem id."""
-        from losslens.geometry.forward import carrying_line
-
-        about = [self._identity, data.source, data.seed, problems, evaluation.max_tokens]
-        found = {}
-        source = None
-        for number, pair in enumerate(pairs, 1):
-            key = [about, *sorted(self._subjects[name].sha256 for name in pair)]
-            known = self._cache.load("midpoint", key)
-            if known is None:
-                source = source or build("data.source", data.source)
-                asked = source.problems("eval", problems, data.seed)
-                with ExitStack() as stack:
-                    adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in pair]
-                    line = carrying_line(self._base.model, self._gathered.modules, *adapters)
-                    model, set_weights = stack.enter_context(line)
-                    set_weights([0.5, 0.5])
-                    outcomes = evaluate(
-                        model,
-                        self._base.tokenizer,
-                        source,
-                        asked,
-                        max_tokens=evaluation.max_tokens,
-                        batch_size=evaluation.batch_size,
-                        description=f"midpoint {number} of {len(pairs)}",
-                    )
-                known = {
-                    "problem_id": outcomes["problem_id"].to_numpy(dtype=str),
-                    "correct": outcomes["correct"].to_numpy(dtype=bool),
-                }
-                self._cache.save("midpoint", key, known)
-            found[pair] = pd.Series(known["correct"], index=known["problem_id"])
-        return found
-
-    def _in_order(self, pair: Pair) -> Pair:
-        a, b = sorted(pair, key=lambda name: self._subjects[name].sha256)
-        return (a, b) if self._subjects[a].sha256 != self._subjects[b].sha256 else pair
-
-    def _losses(
-        self, names: Sequence[str], weights: Sequence[Sequence[float]], sequences: TeacherForced, done: Callable
-    ) -> list[SequenceLosses]:
-        from losslens.geometry.forward import carrying_line, losses
-
-        tokens = sequences.tokens(self._base.tokenizer)
-        found = []
-        with ExitStack() as stack:
-            adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in names]
-            line = carrying_line(self._base.model, self._gathered.modules, *adapters)
-            model, set_weights = stack.enter_context(line)
-            for at in weights:
-                set_weights(at)
-                found.append(losses(model, tokens, self._batch_size))
-                done()
-        return found
-
-    def ckas(self, pairs: Sequence[Pair], base: str, sequences: TeacherForced, settings: Cka) -> dict[Pair, CkaOfPair]:
-        """CKA of each pair, and of each of its runs with the base (as `base`)."""
-        names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        about = [self._identity, sequences.key, settings.pooling, settings.minibatch]
-        keys = {base: [about, None], **{name: [about, self._subjects[name].sha256] for name in names}}
-        found = {
-            name: Similarities(known["whole"], known["without_outlier"], known["outliers"], int(known["n"]))
-            for name, known in self._known("similarities", keys).items()
-        }
-        # The base comes first: it says which dimensions are the outliers.
-        for name in _bar([name for name in keys if name not in found], "CKA", "model"):
-            outliers = found[base].outliers if name != base else None
-            found[name] = self._similarities(None if name == base else name, sequences, settings, outliers)
-            self._cache.save("similarities", keys[name], vars(found[name]))
-        outliers = found[base].outliers
-        return {
-            (a, b): CkaOfPair(
-                cka(found[a].whole, found[b].whole),
-                cka(found[a].without_outlier, found[b].without_outlier),
-                outliers,
-                found[a].n,
-            )
-            for a, b in [*pairs, *((name, base) for name in names)]
-        }
-
-    def _similarities(
-        self, name: str | None, sequences: TeacherForced, settings: Cka, outliers: np.ndarray | None
-    ) -> Similarities:
-        from losslens.geometry.forward import carrying_line, hidden_states
-
-        tokens = sequences.tokens(self._base.tokenizer)
-        with ExitStack() as stack:
-            model: Any = self._base.model
-            if name is not None:
-                adapter = stack.enter_context(open_adapter(self._subjects[name].adapter))
-                line = carrying_line(model, self._gathered.modules, adapter)
-                model, set_weights = stack.enter_context(line)
-                set_weights([1.0])
-            features = hidden_states(model, tokens, settings.pooling, self._batch_size)
-            return similarities(minibatches_of(features, settings.minibatch), outliers)
-
-
-@dataclass(frozen=True)
-class TeacherForced:
-    """Fixed held-out completions that every model is shown.
+    """What was measured; empty where it could not be.
 
     Attributes:
-        frozen: Where they come from.
-        answer_only: Whether the bare reference answer stands right after the prompt, as in arXiv 2606.23740, instead of
-            the completion.
+        against_base: Every run against W0.
+        curves: The loss on the line between the runs of each chosen pair.
+        ckas: CKA of each chosen pair, and of its runs with the base.
+        midpoints: Which problems the midpoint of each chosen pair gets right.
+        held_out: What the completions are: for the manifest.
+        left_out: What could not be measured, and why.
     """
 
-    frozen: FrozenRollouts
-    answer_only: bool
-
-    @cached_property
-    def rows(self) -> Any:
-        """The rollouts that are right: what is wrong is nothing to hold a model to."""
-        return self.frozen.table[self.frozen.table["reward"] > 0]
-
-    @property
-    def key(self) -> list[Any]:
-        """What tells these sequences from others."""
-        return [self.frozen.sha256, self.answer_only]
-
-    def tokens(self, tokenizer: Any) -> Any:
-        """The `Sequences`."""
-        from losslens.generation import encode_completion, encode_prompt
-        from losslens.geometry.forward import Sequences
-
-        prompts = [encode_prompt(tokenizer, prompt) for prompt in self.rows["prompt"]]
-        if self.answer_only:
-            return Sequences(prompts, [encode_completion(tokenizer, answer, False) for answer in self.rows["answer"]])
-        finished = zip(self.rows["completion"], self.rows["finished"], strict=True)
-        return Sequences(prompts, [encode_completion(tokenizer, text, end) for text, end in finished])
+    against_base: dict[str, AgainstBase] = field(default_factory=dict)
+    curves: dict[Pair, Curve] = field(default_factory=dict)
+    ckas: dict[Pair, CkaOfPair] = field(default_factory=dict)
+    midpoints: dict[Pair, pd.Series] = field(default_factory=dict)
+    held_out: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
-def _bar(steps: Sequence[Any], phase: str, unit: str) -> Any:
-    return tqdm(steps, desc=phase, unit=unit, leave=False, dynamic_ncols=True, disable=not steps)
+def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chosen, cache: Cache) -> OnTheBase:
+    """Measures all of it, for the chosen pairs.
+
+    Raises:
+        InputError: The base or the completions are not what they should be, or the adapters do not fit.
+    """
+    found = OnTheBase()
+    if chosen.left_out:
+        found.left_out["connectivity, CKA"] = chosen.left_out
+    missing = "relative norm, off-principal share, connectivity, CKA"
+    try:
+        source, identity = _base(config.model_path, gathered.first)
+        passes = Passes(source, identity, gathered, cache, config.batch_size)
+        found.against_base = passes.against_base(config.top)
+        if not chosen.pairs:
+            return found
+        missing = "connectivity, CKA"
+        frozen = held_out(config.held_out, config.output_dir, gathered.first)
+    except UnavailableError as error:
+        found.left_out[missing] = str(error)
+        return found
+    completions = TeacherForced(frozen, answer_only=False)
+    on_the_line = TeacherForced(frozen, config.connectivity.loss == "answer")
+    found.curves = passes.curves(chosen.pairs, on_the_line, config.connectivity)
+    found.midpoints = _midpoints(passes, chosen.pairs, config.connectivity.midpoint_problems, gathered.first)
+    found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
+    found.held_out = {
+        "folder": frozen.folder.name,
+        "sha256": frozen.sha256,
+        "sequences": len(completions.rows),
+        "of": len(frozen.table),
+    }
+    return found
+
+
+def _base(model_path: str | None, run: RunFacts | None) -> tuple[ModelSource, dict[str, str | None]]:
+    """The base of the runs, where they found it or at `model_path`."""
+    model = run.config.model if run else {}
+    path = model_path or model.get("path")
+    if path is None:
+        raise UnavailableError("no run says what the base is; give model_path=FOLDER")
+    field = "model_path" if model_path else "model.path"
+    revision = model.get("revision") if path == model.get("path") else None
+    try:
+        identity = model_identity(field, path, revision)
+    except InputError as error:
+        if model_path:
+            raise
+        raise UnavailableError(f"{error}; give model_path=FOLDER") from error
+    if run and identity != run.base:
+        what = f"{field}={path}: not the base that the runs were trained on"
+        raise InputError(what) if model_path else UnavailableError(f"{what}; give model_path=FOLDER")
+    dtype, device = model.get("dtype", "auto"), model.get("device", "auto")
+    return ModelSource(field, path, revision, dtype, device, model.get("trust_remote_code", False)), identity
+
+
+def _midpoints(passes: Passes, pairs: list[Pair], most: int, run: RunFacts | None) -> dict[Pair, pd.Series]:
+    if run is None or not most:
+        return {}
+    data = Data(**run.config.data)
+    return passes.midpoints(pairs, min(most, data.eval), data, Evaluation(**run.config.evaluation))

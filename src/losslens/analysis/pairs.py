@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
+from losslens.analysis.subjects import Subject
 from losslens.errors import InputError
 
 # Up to so many runs all pairs are measured unless the configuration says otherwise.
@@ -75,6 +77,10 @@ def find(field: str, name: str, names: Sequence[str]) -> str:
     return found[0]
 
 
-def default_reference(names: Sequence[str], methods: Sequence[str | None]) -> str:
-    """The first SFT run; the first run where there is none."""
-    return next((name for name, method in zip(names, methods, strict=True) if method == "sft"), names[0])
+def default_reference(subjects: Sequence[Subject]) -> str:
+    """The SFT run (where there is none: the run) whose seeds most other runs have; the first of several."""
+    facts = {subject.name: subject.facts for subject in subjects if subject.facts}
+    if not facts:
+        return subjects[0].name
+    seeds = Counter(run.seeds for run in facts.values())
+    return max(facts, key=lambda name: (facts[name].method == "sft", seeds[facts[name].seeds]))

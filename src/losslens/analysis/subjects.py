@@ -2,19 +2,119 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from tqdm import tqdm
 
 from losslens.errors import InputError
-from losslens.evaluation import asked_of
+from losslens.evaluation import asked_of, scored_by, scored_of
 from losslens.files import digest, sha256_of_folder
 from losslens.geometry.deltas import open_adapter
 from losslens.models import adapter_sha256
 from losslens.runs import Run, runs_of
 
 _ADVICE = "they do not compare; put them into different sweeps"
+Facts = TypeVar("Facts", bound="_Facts")
+
+
+class _Facts(BaseModel):
+    """A part of a run's manifest; what is not named here is not needed here."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+
+class Named(_Facts):
+    """Anything with a name."""
+
+    name: str
+
+
+class Rank(_Facts):
+    """The size of the adapter."""
+
+    r: int
+
+
+class Frozen(_Facts):
+    """A folder that is known by its content."""
+
+    folder: str
+    sha256: str
+
+
+class RunConfig(_Facts):
+    """The configuration of a run."""
+
+    data: dict[str, Any]
+    evaluation: dict[str, Any]
+    rollouts: dict[str, Any]
+    model: dict[str, Any]
+    lr: Named
+    lora_rank: Rank
+    seed: int
+    init_seed: int
+
+
+class RunFacts(_Facts):
+    """The manifest of a trained run."""
+
+    method: str
+    learning_rate: float
+    base: dict[str, str | None]
+    rollouts: Frozen
+    initial_adapter: Frozen
+    identity: dict[str, Any]
+    config: RunConfig
+    adapter_sha256: str
+    adapter_config_sha256: str
+
+    @property
+    def benchmark(self) -> str:
+        """The benchmark of the run's own data."""
+        return str(self.config.data["name"])
+
+    @property
+    def model(self) -> str:
+        """The base's name."""
+        return str(self.config.model["name"])
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """`seed` and `init_seed`."""
+        return self.config.seed, self.config.init_seed
+
+    @property
+    def configuration(self) -> str:
+        """What it shares with its repetitions at other seeds, as a hash."""
+        return digest({k: v for k, v in self.identity.items() if k not in ("seed", "init_seed")}, 16)
+
+
+class BaseConfig(_Facts):
+    """The configuration under which the base was scored."""
+
+    model: Named
+
+
+class BaseFacts(_Facts):
+    """The manifest of the untrained base."""
+
+    base: dict[str, str | None]
+    config: BaseConfig
+
+
+@dataclass(frozen=True)
+class Base:
+    """The untrained base, as a sweep scored it."""
+
+    name: str
+    run: Run
+    facts: BaseFacts
 
 
 @dataclass(frozen=True)
@@ -27,35 +127,15 @@ class Subject:
         sha256: Hash of its weights and its configuration.
         initial: Folder of the adapter it started from, where that is known and still there.
         run: The run that made it; None for one made elsewhere.
+        facts: The run's manifest; None for one made elsewhere.
     """
 
     name: str
     adapter: Path
     sha256: str
-    initial: Path | None
-    run: Run | None
-
-    @property
-    def manifest(self) -> dict[str, Any]:
-        """The run's manifest; empty for an adapter made elsewhere."""
-        return self.run.manifest if self.run else {}
-
-    @property
-    def initial_sha256(self) -> str | None:
-        """Hash of the adapter it started from, where that is known."""
-        return self.manifest.get("initial_adapter", {}).get("sha256")
-
-    @property
-    def seeds(self) -> tuple[int, int] | None:
-        """`seed` and `init_seed`; None for one made elsewhere."""
-        identity = self.manifest.get("identity")
-        return (identity["seed"], identity["init_seed"]) if identity else None
-
-    @property
-    def configuration(self) -> str | None:
-        """What it shares with its repetitions at other seeds, as a hash; None for one made elsewhere."""
-        identity = self.manifest.get("identity")
-        return digest({k: v for k, v in identity.items() if k not in ("seed", "init_seed")}, 16) if identity else None
+    initial: Path | None = None
+    run: Run | None = None
+    facts: RunFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -67,16 +147,36 @@ class Gathered:
         modules: Names of the adapted modules, the same in all.
         shapes: (out, in) of each module.
         ranks: Of each subject the ranks of its modules.
-        bases: The untrained bases that were scored, by name.
-        left_out: Runs that are not completed, with their state.
+        bases: The untrained base, once a sweep.
+        left_out: What is not compared, and why.
     """
 
     subjects: list[Subject]
     modules: list[str]
     shapes: list[tuple[int, int]]
     ranks: dict[str, list[int]]
-    bases: dict[str, Run]
+    bases: list[Base]
     left_out: dict[str, str]
+
+    @cached_property
+    def by_name(self) -> dict[str, Subject]:
+        """The subjects by name."""
+        return {subject.name: subject for subject in self.subjects}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the subjects."""
+        return [subject.name for subject in self.subjects]
+
+    @property
+    def first(self) -> RunFacts | None:
+        """The manifest of the first run: base, rollouts and problems are those of all. None when there are no runs."""
+        return next((subject.facts for subject in self.subjects if subject.facts), None)
+
+    @property
+    def base_name(self) -> str:
+        """What the untrained base is called in the tables."""
+        return self.bases[0].name if self.bases else "base"
 
 
 def gather(output_dir: Path, sweeps: Sequence[str], adapters: Mapping[str, Path]) -> Gathered:
@@ -84,77 +184,37 @@ def gather(output_dir: Path, sweeps: Sequence[str], adapters: Mapping[str, Path]
 
     Raises:
         InputError: There is nothing to compare; two things do not compare (base, rollouts, modules, shapes, problems
-            differ); an adapter is not the one that was trained, or is damaged.
+            differ); an adapter or its outcomes are not what was trained and scored, or are damaged.
     """
-    runs = [run for sweep in sweeps for run in runs_of(output_dir, sweep)]
-    names = _names(runs)
-    left_out = {names[run]: run.status["state"] for run in runs if run.status["state"] != "completed"}
-    finished = [run for run in runs if names[run] not in left_out]
-    bases = {names[run]: run for run in finished if run.manifest["method"] == "base"}
-    trained = [run for run in finished if names[run] not in bases]
-    if sweeps and not trained and not adapters:
-        raise InputError(f"no run is completed{f' ({len(left_out)} are not)' if left_out else ''}")
+    runs = {_name(run, len(sweeps) > 1): run for sweep in sweeps for run in runs_of(output_dir, sweep)}
+    left_out = _without_status(output_dir, sweeps)
+    finished = {}
+    for name, run in runs.items():
+        state = run.status["state"]
+        if state == "completed":
+            finished[name] = run
+        else:
+            left_out[name] = f"{state}, not completed"
+    bases = [Base(name, run, _facts(run, BaseFacts)) for name, run in finished.items() if run.name.startswith("base-")]
+    trained = {name: run for name, run in finished.items() if not run.name.startswith("base-")}
     if not trained and not adapters:
-        raise InputError("sweep=null: name adapters={name: folder, …} to compare")
-    _require_comparable(trained, list(bases.values()))
-    subjects = [_of_run(names[run], run, output_dir) for run in trained]
-    taken = {*names.values(), *left_out}
+        if not sweeps:
+            raise InputError("sweep=null: name adapters={name: folder, …} to compare")
+        raise InputError(
+            f"sweep={','.join(sweeps)}: no run is completed{f' ({len(left_out)} are not)' * bool(left_out)}"
+        )
+    subjects = [
+        _of_run(name, run, output_dir, left_out)
+        for name, run in tqdm(trained.items(), desc="gathering", unit="run", leave=False, disable=not trained)
+    ]
+    _require_comparable(subjects, bases)
+    subjects = _distinct(subjects, left_out)
     for name, folder in adapters.items():
-        if name in taken:
-            raise InputError(f"adapters.{name}: a run is called so already")
+        if name in {*runs, "base"}:
+            raise InputError(f"adapters.{name}: a run or the base is called so already")
         sha256 = sha256_of_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
-        subjects.append(Subject(name, folder, sha256, None, None))
+        subjects.append(Subject(name, folder, sha256))
     return _with_shapes(subjects, bases, left_out)
-
-
-def _names(runs: Sequence[Run]) -> dict[Run, str]:
-    """What each run is called in the tables: its folder, after its sweep's name when there are several sweeps."""
-    several = len({run.folder.parent for run in runs}) > 1
-    return {run: f"{run.folder.parent.name}/{run.name}" if several else run.name for run in runs}
-
-
-def _of_run(name: str, run: Run, output_dir: Path) -> Subject:
-    manifest = run.manifest
-    initial = output_dir / "init" / manifest["initial_adapter"]["folder"]
-    return Subject(
-        name, run.adapter, digest(run.adapter_hashes, 64), initial if _is_initial(initial, manifest) else None, run
-    )
-
-
-def _is_initial(folder: Path, manifest: dict[str, Any]) -> bool:
-    """Whether the initial adapter of a run is still in `folder`."""
-    try:
-        return adapter_sha256(folder) == manifest["initial_adapter"]["sha256"]
-    except InputError:
-        return False
-
-
-def _require_comparable(trained: Sequence[Run], bases: Sequence[Run]) -> None:
-    """Refuses runs of another base, other rollouts or other problems than the first one's."""
-    for run in trained:
-        if not run.is_trained():
-            raise InputError(f"{run.folder}: no finished adapter in it")
-        if run.status.get("adapter_sha256") != run.manifest["adapter_sha256"]:
-            raise InputError(f"{run.folder}: the adapter_sha256 in status.json is not that of its adapter")
-        for what, value, other in (
-            ("base", run.manifest["base"], trained[0].manifest["base"]),
-            ("rollouts", run.manifest["rollouts"]["sha256"], trained[0].manifest["rollouts"]["sha256"]),
-        ):
-            if value != other:
-                raise InputError(f"{run.name}: another {what} than {trained[0].name}; {_ADVICE}")
-    for run in bases:
-        if trained and run.manifest["base"] != trained[0].manifest["base"]:
-            raise InputError(f"{run.name}: not the base of {trained[0].name}; {_ADVICE}")
-    asked: dict[str, tuple[str, Run]] = {}
-    for run in [*bases, *trained]:
-        for benchmark in benchmarks_of(run):
-            this = asked_of(run.evaluation(benchmark))
-            first, other_run = asked.setdefault(benchmark, (this, run))
-            if this != first:
-                raise InputError(
-                    f"{run.name}: scored on other problems of {benchmark} than {other_run.name}, or decoded otherwise; "
-                    "score both with the same data and evaluation settings"
-                )
 
 
 def benchmarks_of(run: Run) -> list[str]:
@@ -162,7 +222,96 @@ def benchmarks_of(run: Run) -> list[str]:
     return sorted(file.stem for file in run.folder.glob("eval/*.parquet"))
 
 
-def _with_shapes(subjects: list[Subject], bases: dict[str, Run], left_out: dict[str, str]) -> Gathered:
+def _name(run: Run, several: bool) -> str:
+    """What a run is called in the tables: its folder, after its sweep's name when there are several sweeps."""
+    return f"{run.folder.parent.name}/{run.name}" if several else run.name
+
+
+def _without_status(output_dir: Path, sweeps: Sequence[str]) -> dict[str, str]:
+    """Folders that would be runs if they had a status."""
+    missing = {}
+    for sweep in sweeps:
+        for folder in sorted((output_dir / sweep).iterdir()):
+            if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+                raise InputError(f"{folder}: cannot be read")
+            if (folder / "adapter").is_dir() and not (folder / "status.json").exists():
+                missing[_name(Run(folder), len(sweeps) > 1)] = "no status.json in it"
+    return missing
+
+
+def _facts(run: Run, kind: type[Facts]) -> Facts:
+    try:
+        return kind.model_validate(run.manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "it"
+        raise InputError(f"{run.folder / 'manifest.json'}: {where}: {first['msg']}") from error
+
+
+def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> Subject:
+    if not run.is_trained():
+        raise InputError(f"{run.folder}: no finished adapter in it")
+    facts = _facts(run, RunFacts)
+    if run.status.get("adapter_sha256") != facts.adapter_sha256:
+        raise InputError(f"{run.folder}: the adapter_sha256 in status.json is not that of its adapter")
+    initial = None
+    try:
+        initial = _initial(output_dir / "init" / facts.initial_adapter.folder, facts.initial_adapter.sha256)
+    except InputError as error:
+        left_out[f"drift of A in {name}"] = str(error)
+    sha256 = digest([facts.adapter_sha256, facts.adapter_config_sha256], 64)
+    return Subject(name, run.adapter, sha256, initial, run, facts)
+
+
+def _initial(folder: Path, sha256: str) -> Path:
+    if adapter_sha256(folder) != sha256:
+        raise InputError(f"{folder}: not the adapter that the run started from")
+    return folder
+
+
+def _require_comparable(subjects: Sequence[Subject], bases: Sequence[Base]) -> None:
+    """Refuses runs of another base, other rollouts or other problems than the first one's, and others' outcomes."""
+    everyone = [(base.name, base.run, scored_by(base.facts.base, None)) for base in bases]
+    trained = [(subject.name, subject.run, subject.facts) for subject in subjects if subject.run and subject.facts]
+    for name, run, facts in trained:
+        first_name, _, first = trained[0]
+        for what, value, other in (
+            ("base", facts.base, first.base),
+            ("rollouts", facts.rollouts.sha256, first.rollouts.sha256),
+        ):
+            if value != other:
+                raise InputError(f"{name}: another {what} than {first_name}; {_ADVICE}")
+        everyone.append((name, run, scored_by(facts.base, facts.adapter_sha256)))
+    for base in bases:
+        if trained and base.facts.base != trained[0][2].base:
+            raise InputError(f"{base.name}: not the base of {trained[0][0]}; {_ADVICE}")
+    asked: dict[str, tuple[str, str]] = {}
+    for name, run, scored in everyone:
+        for benchmark in benchmarks_of(run):
+            file = run.evaluation(benchmark)
+            if scored_of(file) != scored:
+                raise InputError(f"{file}: not the answers of {name}; delete it, and the same command scores it again")
+            this = asked_of(file)
+            other_asked, other_name = asked.setdefault(benchmark, (this, name))
+            if this != other_asked:
+                raise InputError(
+                    f"{name}: scored on other problems of {benchmark} than {other_name}, or decoded otherwise; "
+                    "score both with the same data and evaluation settings"
+                )
+
+
+def _distinct(subjects: Sequence[Subject], left_out: dict[str, str]) -> list[Subject]:
+    """Each run once, though several sweeps may hold it: twice it would count twice in every family of tests."""
+    kept: dict[tuple[str, tuple[int, int] | None], Subject] = {}
+    for subject in subjects:
+        seeds = subject.facts.seeds if subject.facts else None
+        same = kept.setdefault((subject.sha256, seeds), subject)
+        if same is not subject:
+            left_out[subject.name] = f"the same run as {same.name}"
+    return list(kept.values())
+
+
+def _with_shapes(subjects: list[Subject], bases: list[Base], left_out: dict[str, str]) -> Gathered:
     first = subjects[0]
     ranks = {}
     shapes: dict[str, tuple[int, int]] = {}

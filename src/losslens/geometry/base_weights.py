@@ -31,7 +31,7 @@ class Principal:
 
 def principal(weight: Array, top: int = 10) -> Principal:
     """The top-k singular subspaces of W0, shape (out, in), by Lanczos' method (ARPACK) to machine precision."""
-    if min(weight.shape) <= max(_DENSE, top):
+    if min(weight.shape) <= max(_DENSE, top) or not weight.any():
         u, _, vt = np.linalg.svd(weight, full_matrices=False)
     else:
         u, values, vt = svds(weight, k=top, v0=np.ones(min(weight.shape)), solver="arpack")

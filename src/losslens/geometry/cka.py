@@ -42,8 +42,10 @@ def similarities(minibatches: Iterable[Array], outliers: np.ndarray | None = Non
     whole, without, count = [], [], 0
     for minibatch in minibatches:
         features = minibatch.astype(np.float64)
+        rounding = 1e-12 * np.abs(features).max(axis=(1, 2), keepdims=True)
         # HSIC does not change with an offset, but digits are lost to one.
         features -= features.mean(axis=1, keepdims=True)
+        features[np.abs(features) <= rounding] = 0  # the same in all sequences
         if outliers is None:
             outliers = features.var(axis=1).argmax(axis=1)
         gram = features @ features.transpose(0, 2, 1)
@@ -88,17 +90,26 @@ def cka(first: Array, second: Array) -> Array:
         return np.where(own > 0, np.sum(first * second, axis=1) / np.sqrt(own), np.nan)
 
 
-def minibatches_of(features: Iterable[Array], size: int) -> Iterator[Array]:
-    """Joins features of few sequences, each (L, n, d), to minibatches of `size`; a rest below 4 joins the last."""
-    waiting: list[Array] = []
-    for part in features:
-        waiting.append(part)
-        while sum(w.shape[1] for w in waiting) >= size + 4:
-            joined = np.concatenate(waiting, axis=1)
-            yield joined[:, :size]
-            waiting = [joined[:, size:]]
-    if waiting:
-        yield np.concatenate(waiting, axis=1)
+def minibatch_sizes(n: int, size: int) -> list[int]:
+    """Sizes of minibatches of `n` sequences: about equal, none below 4, at most `size` where that allows it.
+
+    All minibatches weigh the same, so that a short one would bring the noise of few sequences into the sum.
+    """
+    count = max(1, min(-(-n // size), n // 4))
+    return [n // count + (number < n % count) for number in range(count)]
+
+
+def minibatches_of(features: Iterable[Array], sizes: Iterable[int]) -> Iterator[Array]:
+    """Joins features of few sequences, each of shape (L, n, d), to minibatches of `sizes`, which must add up."""
+    parts = iter(features)
+    rest: Array | None = None
+    for size in sizes:
+        waiting = [] if rest is None else [rest]
+        while sum(part.shape[1] for part in waiting) < size:
+            waiting.append(next(parts))
+        joined = np.concatenate(waiting, axis=1)
+        yield joined[:, :size]
+        rest = joined[:, size:]
 
 
 def _flat(gram: Array) -> Array:

@@ -21,7 +21,7 @@ from losslens.geometry.subspaces import (
     SMALL_ANGLE,
     Array,
     angles_from_overlap,
-    orthonormalise,
+    column_space,
     principal_angles,
     thin_svd,
     with_small_angles,
@@ -57,14 +57,16 @@ class PairGeometry:
 
     Attributes:
         inner: ⟨ΔW_a, ΔW_b⟩, shape (M,).
-        angles_left: Principal angles (radians, ascending) between the top-k left singular subspaces, shape (M, k); NaN
-            where a run has fewer directions.
+        right_overlap: ‖ΔW_a·ΔW_bᵀ‖_F², shape (M,): how far the two act on the same inputs, whatever they make of them.
+        angles_left: Principal angles (radians, ascending) between the top-k left singular subspaces, shape (M, k), k at
+            most the largest rank; NaN where a run has fewer directions.
         angles_right: The same on the right.
         u1: |⟨u_1, u_1'⟩| of the top left singular vectors, shape (M,); NaN where a run has none.
         v1: The same on the right.
     """
 
     inner: Array
+    right_overlap: Array
     angles_left: Array
     angles_right: Array
     u1: Array
@@ -107,10 +109,12 @@ def compare(
     ]
     pairs = {
         pair: PairGeometry(
-            *(
-                np.stack([getattr(m, name)[n] for m in measured])
-                for name in ("inner", "angles_left", "angles_right", "u1", "v1")
-            )
+            inner=np.array([m.inner[n] for m in measured]),
+            right_overlap=np.array([m.right_overlap[n] for m in measured]),
+            angles_left=_padded([m.angles_left[n] for m in measured]),
+            angles_right=_padded([m.angles_right[n] for m in measured]),
+            u1=np.array([m.u1[n] for m in measured]),
+            v1=np.array([m.v1[n] for m in measured]),
         )
         for n, pair in enumerate(pairs_of(len(adapters), fresh))
     }
@@ -124,6 +128,7 @@ class _Module:
     singular_values: list[Array]
     drift: list[Array]
     inner: Array
+    right_overlap: Array
     angles_left: Array
     angles_right: Array
     u1: Array
@@ -134,31 +139,40 @@ def _measure(
     adapters: Sequence[Updates], top: int, fresh: int, initial: Sequence[Updates | None], module: str
 ) -> _Module:
     deltas = [adapter[module] for adapter in adapters]
+    top = min(top, max(delta.a.shape[0] for delta in deltas))
     svds = [thin_svd(delta, top) for delta in deltas]
+    inner, right_overlap = inner_products(deltas, fresh)
     angles_left, u1 = _side([svd.left for svd in svds], top, fresh)
     angles_right, v1 = _side([svd.right for svd in svds], top, fresh)
-    starts = {id(start): orthonormalise(start[module].a.T).q for start in initial if start is not None}
+    starts = {id(start): column_space(start[module].a.T) for start in initial if start is not None}
     drift = [
-        np.zeros(0) if start is None else principal_angles(starts[id(start)], orthonormalise(delta.a.T).q)
+        np.zeros(0) if start is None else principal_angles(starts[id(start)], column_space(delta.a.T))
         for start, delta in zip(initial, deltas, strict=False)
     ]
     values = [svd.values for svd in svds[:fresh]]
-    return _Module(values, drift, inner_products(deltas, fresh), angles_left, angles_right, u1, v1)
+    return _Module(values, drift, inner, right_overlap, angles_left, angles_right, u1, v1)
 
 
-def inner_products(deltas: Sequence[Delta], fresh: int) -> Array:
-    """⟨ΔW_i, ΔW_j⟩ = s_i·s_j·Σ[(B_iᵀB_j) ∘ (A_iA_jᵀ)], shape (pairs,), in the order of `pairs_of`."""
+def inner_products(deltas: Sequence[Delta], fresh: int) -> tuple[Array, Array]:
+    """Of the pairs in the order of `pairs_of`: ⟨ΔW_i, ΔW_j⟩ and ‖ΔW_i·ΔW_jᵀ‖_F², each of shape (pairs,).
+
+    s_i·s_j·Σ[(B_iᵀB_j) ∘ C] and (s_i·s_j)²·Σ[(B_iᵀB_i·C) ∘ (C·B_jᵀB_j)] with C = A_iA_jᵀ.
+    """
     b = np.concatenate([delta.b for delta in deltas], axis=1)
     a = np.concatenate([delta.a for delta in deltas], axis=0)
-    scales = np.array([delta.scale for delta in deltas])
+    grams = [delta.b.T @ delta.b for delta in deltas]
     starts = np.cumsum([0, *(delta.a.shape[0] for delta in deltas)])
-    rows = []
+    inner, overlap = [], []
     for i in range(min(fresh, len(deltas) - 1)):
         after = starts[i + 1]
-        products = (deltas[i].b.T @ b[:, after:]) * (deltas[i].a @ a[after:].T)
-        sums = np.add.reduceat(products.sum(axis=0), starts[i + 1 : -1] - after)
-        rows.append(deltas[i].scale * scales[i + 1 :] * sums)
-    return np.concatenate(rows) if rows else np.zeros(0)
+        b_products, a_products = deltas[i].b.T @ b[:, after:], deltas[i].a @ a[after:].T
+        turned = grams[i] @ a_products
+        for j in range(i + 1, len(deltas)):
+            block = slice(starts[j] - after, starts[j + 1] - after)
+            scale = deltas[i].scale * deltas[j].scale
+            inner.append(scale * np.vdot(b_products[:, block], a_products[:, block]))
+            overlap.append(scale**2 * np.vdot(turned[:, block], a_products[:, block] @ grams[j]))
+    return np.array(inner), np.array(overlap)
 
 
 def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from losslens.errors import InputError, first_line
 from losslens.geometry.tensor_file import TensorFile
 
 _SHARD = re.compile(r"^adapter_model-(\d+)-of-(\d+)\.safetensors$")
+# Initialisations that take a part out of the base's weights: the base alone is then not what the update is added to.
+_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
 
 
@@ -62,6 +65,8 @@ class Adapter:
                 if match["factor"] in factors:
                     raise InputError(f"{folder}: {key} stands in two files")
                 factors[match["factor"]] = (file, key)
+        if not self._factors:
+            raise InputError(f"{folder}: no LoRA factor in it")
         for module, factors in self._factors.items():
             for name in "AB":
                 if name not in factors:
@@ -89,7 +94,7 @@ class Adapter:
             InputError: A factor is no matrix of its rank, or holds a value that is not finite.
         """
         a, b = self._read(module, "A"), self._read(module, "B")
-        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.size or not b.size:
             raise InputError(f"{self.folder}: {module} has factors of shapes {b.shape} and {a.shape}")
         rank = a.shape[0]
         alpha = _for_module(self._config.get("alpha_pattern"), module, self._config["lora_alpha"])
@@ -109,7 +114,9 @@ class Adapter:
         except (ValueError, OSError) as error:
             raise InputError(f"{self.folder}: {first_line(error)}") from error
         # A sum is finite only if all its terms are, and needs no array of its own.
-        if not math.isfinite(values.sum()) and not np.isfinite(values).all():
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = values.sum()
+        if not math.isfinite(total) and not np.isfinite(values).all():
             raise InputError(f"{self.folder}: {key} holds values that are not finite")
         return values
 
@@ -125,16 +132,38 @@ def open_adapter(folder: Path) -> Iterator[Adapter]:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: not a readable PEFT adapter ({first_line(error)})") from error
-    if not isinstance(config, dict) or not isinstance(config.get("lora_alpha"), (int, float)):
-        raise InputError(f"{folder / 'adapter_config.json'}: no lora_alpha in it: not a LoRA adapter")
-    if config.get("use_dora"):
-        raise InputError(f"{folder}: a DoRA adapter; its update is not B·A alone")
+    _require_lora(folder / "adapter_config.json", config)
     with ExitStack() as stack:
         try:
             files = [stack.enter_context(TensorFile(file)) for file in _weight_files(folder)]
         except (OSError, SafetensorError) as error:
             raise InputError(f"{folder}: not a readable PEFT adapter ({first_line(error)})") from error
         yield Adapter(folder, files, config)
+
+
+def _require_lora(file: Path, config: Any) -> None:
+    """Refuses a configuration whose scale cannot be read, or whose update is not B·A alone."""
+    if not isinstance(config, dict) or "lora_alpha" not in config:
+        raise InputError(f"{file}: no lora_alpha in it: not a LoRA adapter")
+    if config.get("use_dora"):
+        raise InputError(f"{file}: a DoRA adapter; its update is not B·A alone")
+    initialised = str(config.get("init_lora_weights"))
+    if initialised.startswith(_CHANGE_THE_BASE):
+        raise InputError(
+            f"{file}: init_lora_weights={initialised} changes the base too; save it converted to plain LoRA"
+        )
+    if config.get("alora_invocation_tokens"):
+        raise InputError(f"{file}: an activated LoRA, whose update does not hold for every token")
+    pattern = config.get("alpha_pattern") or {}
+    if not isinstance(pattern, dict):
+        raise InputError(f"{file}: alpha_pattern is no mapping")
+    for name, alpha in {"lora_alpha": config["lora_alpha"], **pattern}.items():
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
+            raise InputError(f"{file}: {name}: {alpha!r} is no finite number")
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise InputError(f"{file}: alpha_pattern: {name!r} is no regular expression ({error})") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:

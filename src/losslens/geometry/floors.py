@@ -46,6 +46,27 @@ def random_cosine_bound(norms_a: Array, norms_b: Array, shapes: Sequence[tuple[i
     return float(_TWO_SIDED_95 * np.sqrt(np.sum((norms_a * norms_b) ** 2 / sizes)) / total)
 
 
+def shared_cosine_bound(
+    norms_a: Array, norms_b: Array, right_overlaps: Array, shapes: Sequence[tuple[int, int]]
+) -> float:
+    """The same bound for two updates that act on the same inputs: right singular vectors as they are, left ones random.
+
+    This is the null for runs that start from one A, which training moves little: B·A and B'·A have their inputs in
+    common whatever B and B' are. For a Haar-random rotation Q of the outputs E⟨ΔW, QΔW'⟩² = ‖ΔW·ΔW'ᵀ‖_F²/out.
+
+    Args:
+        norms_a: ‖ΔW‖_F of each module, shape (M,).
+        norms_b: The same of the other run.
+        right_overlaps: ‖ΔW·ΔW'ᵀ‖_F² of each module, shape (M,).
+        shapes: (out, in) of each module.
+    """
+    total = np.sqrt(np.sum(norms_a**2) * np.sum(norms_b**2))
+    if total == 0:
+        return float("nan")
+    outs = np.array([out for out, _ in shapes], dtype=np.float64)
+    return float(_TWO_SIDED_95 * np.sqrt(np.sum(right_overlaps / outs)) / total)
+
+
 def random_agreement(dimensions: Sequence[int]) -> float:
     """The mean over modules of E|⟨u, u'⟩| for independent unit vectors in ℝᵈ: Γ(d/2)/(√π·Γ((d + 1)/2))."""
     d = np.asarray(dimensions, dtype=np.float64)

@@ -82,6 +82,13 @@ def orthonormalise(matrix: Array) -> Basis:
     return Basis(nearly, turn, again @ r)
 
 
+def column_space(matrix: Array) -> Array:
+    """Orthonormal columns that span those of `matrix`, shape (d, rank): null directions are left out."""
+    basis = orthonormalise(matrix)
+    u, values, _ = np.linalg.svd(basis.r)
+    return basis.frame @ (basis.turn @ u[:, values > _NULL * values.max(initial=0.0)])
+
+
 def _cholesky(gram: Array) -> tuple[Array, Array]:
     """R with RᵀR = `gram`, and its inverse."""
     r = np.asarray(np.linalg.cholesky(gram).T, dtype=np.float64)

@@ -14,6 +14,8 @@ from losslens.geometry.comparison import PairGeometry, RunGeometry
 from losslens.geometry.measures import cosine, effective_rank, orthogonal_component, stable_rank
 from losslens.geometry.subspaces import Array
 
+_COSINES = ("cosine", "orthogonal_a_to_b", "orthogonal_b_to_a")
+_SIDES, _ENDS = ("left", "right"), ("min", "max")
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -96,8 +98,19 @@ def geometry_tables(
             agreements = {"u1": pair.u1[m], "v1": pair.v1[m]}
             angles = {"angles_left": left[m], "angles_right": right[m]}
             module_rows.append({**names, "module": module, "layer": layers[m], **columns, **agreements, **angles})
-    frames = (run_rows, run_module_rows, pair_rows, layer_rows, module_rows)
-    return GeometryTables(*(pd.DataFrame(rows) for rows in frames))
+    keys = ["run_a", "run_b"]
+    return GeometryTables(
+        pd.DataFrame(run_rows),
+        pd.DataFrame(run_module_rows),
+        pd.DataFrame(
+            pair_rows,
+            columns=[*keys, *_COSINES, "u1", "v1", *(f"angle_{end}_{side}" for side in _SIDES for end in _ENDS)],
+        ),
+        pd.DataFrame(layer_rows, columns=[*keys, "layer", *_COSINES[:2], "angle_min_left"]),
+        pd.DataFrame(
+            module_rows, columns=[*keys, "module", "layer", *_COSINES[:2], "u1", "v1", "angles_left", "angles_right"]
+        ),
+    )
 
 
 def layer_of(module: str) -> int:
@@ -148,14 +161,14 @@ def _run(run: RunGeometry, squared: Array, rows: list[dict[str, Any]], base: Aga
 def _cosines(pair: PairGeometry, squared_a: Array, squared_b: Array, modules: np.ndarray) -> dict[str, Any]:
     norms = (float(np.sqrt(squared[modules].sum())) for squared in (squared_a, squared_b))
     value = cosine(float(pair.inner[modules].sum()), *norms)
-    # The norm ratio is the same in both directions; both columns stand for readers of either.
+    # √(1 − cos²) is the same in both directions; both columns stand for readers of either.
     share = orthogonal_component(value)
     return {"cosine": value, "orthogonal_a_to_b": share, "orthogonal_b_to_a": share}
 
 
 def _largest(angles: Array) -> Array:
     """The largest angle of each row; NaN for a row without any."""
-    return np.where(np.isnan(angles[:, 0]), np.nan, np.nanmax(np.nan_to_num(angles, nan=-1.0), axis=1))
+    return np.where(np.isnan(angles[:, 0]), np.nan, np.nan_to_num(angles, nan=-1.0).max(axis=1))
 
 
 def _present(values: Array) -> Array:

@@ -103,15 +103,15 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
     return folder
 
 
-def load(folder: Path) -> FrozenRollouts:
-    """The frozen rollouts in `folder`, after checking that they are what was frozen.
+def load(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
+    """The frozen rollouts in `folder`, after checking that they are what was frozen; `field` named it, for messages.
 
     Raises:
         InputError: A file is missing, cannot be read, lacks a column, or does not have the content it was frozen with.
     """
     file = folder / "rollouts.parquet"
     if not folder.is_dir():
-        raise InputError(f"rollouts.path={folder}: no such folder")
+        raise InputError(f"{field}={folder}: no such folder")
     manifest = read_manifest(folder)
     try:
         table = pq.read_table(file)

@@ -11,7 +11,7 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from losslens.config import RolloutConfig, build, parse
-from losslens.errors import InputError
+from losslens.errors import InputError, UnavailableError
 from losslens.files import digest
 from losslens.models import ModelSource, load_model, model_identity
 from losslens.problems import Split
@@ -65,15 +65,22 @@ def held_out_rollouts(config: RolloutConfig, problems: int) -> FrozenRollouts:
     """One rollout of each of the first held-out problems, by the policy and with the settings of the training set.
 
     Raises:
-        InputError: As for `frozen_rollouts`; or the training set came from a folder, so that its policy is not known.
+        UnavailableError: The training set came from a folder, or its writer's model is not there.
+        InputError: As for `frozen_rollouts`.
     """
     if config.rollouts.path is not None:
-        raise InputError(f"the rollouts came from {config.rollouts.path}, whose writer cannot be asked")
+        why = f"the rollouts came from {config.rollouts.path}, whose writer cannot be asked"
+        raise UnavailableError(f"{why}; give held_out.completions=FOLDER")
     changes = {
         "data": config.data.model_copy(update={"train": problems}),
         "rollouts": config.rollouts.model_copy(update={"k": 1}),
     }
-    return frozen_rollouts(config.model_copy(update=changes), "eval")
+    changed = config.model_copy(update=changes)
+    try:
+        rollouts_identity(changed, "eval")
+    except InputError as error:
+        raise UnavailableError(f"{error}; give held_out.completions=FOLDER") from error
+    return frozen_rollouts(changed, "eval")
 
 
 def _writer(config: RolloutConfig) -> ModelSource:

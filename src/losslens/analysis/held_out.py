@@ -1,0 +1,87 @@
+"""The fixed held-out completions on which every model is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from losslens.analysis.subjects import RunFacts
+from losslens.config import HeldOut, RolloutConfig
+from losslens.errors import InputError, UnavailableError
+from losslens.rollouts.frozen import FrozenRollouts, load
+from losslens.rollouts.sampling import held_out_rollouts
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Held-out completions, or the bare reference answers to the same prompts.
+
+    Attributes:
+        frozen: Where they come from.
+        answer_only: Whether the bare reference answer stands right after the prompt, as in arXiv 2606.23740, instead of
+            the completion.
+    """
+
+    frozen: FrozenRollouts
+    answer_only: bool
+
+    @cached_property
+    def rows(self) -> Any:
+        """The rollouts that are right: what is wrong is nothing to hold a model to."""
+        return self.frozen.table[self.frozen.table["reward"] > 0]
+
+    @property
+    def key(self) -> list[Any]:
+        """What tells these sequences from others."""
+        return [self.frozen.sha256, self.answer_only]
+
+    def tokens(self, tokenizer: Any) -> Any:
+        """The `Sequences`."""
+        from losslens.generation import encode_completion, encode_prompt
+        from losslens.geometry.forward import Sequences
+
+        prompts = [encode_prompt(tokenizer, prompt) for prompt in self.rows["prompt"]]
+        if self.answer_only:
+            return Sequences(prompts, [encode_completion(tokenizer, answer, False) for answer in self.rows["answer"]])
+        finished = zip(self.rows["completion"], self.rows["finished"], strict=True)
+        return Sequences(prompts, [encode_completion(tokenizer, text, end) for text, end in finished])
+
+
+def held_out(settings: HeldOut, output_dir: Path, run: RunFacts | None) -> FrozenRollouts:
+    """The completions that `settings` names; else those that the runs' own policy gives to held-out problems.
+
+    Raises:
+        UnavailableError: Nobody can be asked for them.
+        InputError: They are damaged, were trained on, or too few of them are right.
+    """
+    if settings.completions is not None:
+        frozen = load(settings.completions, "held_out.completions")
+        _require_held_out(frozen, output_dir, run)
+    elif run is None:
+        raise UnavailableError(
+            "adapters made elsewhere do not say what they were trained on; give held_out.completions"
+        )
+    else:
+        config = run.config.model_dump(include={"data", "model", "rollouts"})
+        try:
+            rollout_config = RolloutConfig(output_dir=output_dir, **config)
+        except ValidationError as error:
+            raise UnavailableError("the runs are of another version of LossLens; give held_out.completions") from error
+        frozen = held_out_rollouts(rollout_config, settings.problems)
+    right = int((frozen.table["reward"] > 0).sum())
+    if right < 4:
+        raise InputError(f"{frozen.folder}: {right} completions are right, and at least 4 are needed")
+    return frozen
+
+
+def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | None) -> None:
+    training = output_dir / "rollouts" / run.rollouts.folder if run else None
+    if training is None or not training.is_dir():
+        return  # not here to compare with
+    seen = set(load(training).table["problem_id"]) & set(frozen.table["problem_id"])
+    if seen:
+        raise InputError(f"held_out.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems")
