@@ -116,7 +116,7 @@ class TestTables:
             assert pair["orthogonal_a_to_b"] ** 2 + pair["cosine"] ** 2 == pytest.approx(1)
             assert pair["mcnemar_b"] - pair["mcnemar_c"] == pytest.approx(40 * pair["accuracy_diff"])
         assert pairs["p_holm"].min() >= pairs["mcnemar_p"].min()
-        assert set(pairs["verdict"]) <= {"a better", "b better", "not significant", "underpowered"}
+        assert set(pairs["verdict"]) <= {"a better", "b better", "not significant", "underpowered", "same answers"}
 
     def test_layers_and_modules(self, sweep: Path, analysis: Analysis) -> None:
         layers, modules = analysis.tables.layers, analysis.tables.modules
@@ -295,6 +295,106 @@ class TestNothingTwice:
             assert np.allclose(old[column], analysis.tables.pairs[column], rtol=1e-12)
         shutil.rmtree(other)
 
+    @pytest.mark.parametrize(
+        ("override", "again"),
+        [
+            ("top=3", {"compare"}),
+            ("cka.pooling=last", {"similarities"}),
+            ("cka.minibatch=4", {"similarities"}),
+            ("connectivity.points=5", {"losses"}),
+            ("connectivity.loss=answer", {"losses"}),
+            ("connectivity.midpoint_problems=4", {"midpoints"}),
+            ("connectivity.resamples=200", set()),
+            ("held_out.problems=11", {"losses", "similarities"}),
+        ],
+    )
+    def test_what_a_setting_decides_is_measured_again(
+        self, override: str, again: set[str], sweep: Path, analysis: Analysis, monkeypatch: Any
+    ) -> None:
+        """The first time, and not the second."""
+        seen: list[str] = []
+
+        def counted(name: str, function: Any) -> Any:
+            return lambda *arguments, **options: (seen.append(name), function(*arguments, **options))[1]
+
+        monkeypatch.setattr(factor_space, "compare", counted("compare", factor_space.compare))
+        monkeypatch.setattr(passes, "losses", counted("losses", passes.losses))
+        monkeypatch.setattr(passes, "similarities", counted("similarities", passes.similarities))
+        monkeypatch.setattr(passes, "evaluate", counted("midpoints", passes.evaluate))
+        config = settings(sweep, override, pairs=[["sft", "dpo"]])
+        shutil.rmtree(sweep / "cache.before", ignore_errors=True)
+        shutil.copytree(sweep / "cache", sweep / "cache.before")
+        try:
+            found = analyse(config)
+            assert set(seen) == again
+            seen.clear()
+            pd.testing.assert_frame_equal(analyse(config).tables.pairs, found.tables.pairs)
+            assert not seen
+        finally:
+            shutil.rmtree(sweep / "cache")
+            (sweep / "cache.before").rename(sweep / "cache")
+        if override == "cka.pooling=last":
+            # The last token is the same in every sequence: its embeddings have no similarity, the layers do.
+            embeddings = found.tables.cka[found.tables.cka["layer"] == -1]
+            assert embeddings["cka_unbiased"].isna().all()
+            assert found.tables.pairs["cka_min"].notna().sum() == 1
+
+    def test_a_line_is_the_same_from_either_end(self, sweep: Path, tmp_path: Path, monkeypatch: Any) -> None:
+        """With the names exchanged nothing is measured, and the curve is the reverse."""
+        [frozen] = list((sweep / "rollouts").glob("arithmetic-heldout-*"))[:1]
+        base = of(sweep, "sft").manifest["config"]["model"]["path"]
+        sft, dpo = of(sweep, "sft").adapter, of(sweep, "dpo").adapter
+        overrides = [f"held_out.completions={frozen}", "connectivity.points=5"]
+        first = analyse(settings(tmp_path, *overrides, sweep=None, adapters={"a": sft, "b": dpo}, model_path=base))
+        monkeypatch.setattr(passes, "losses", None)
+        second = analyse(settings(tmp_path, *overrides, sweep=None, adapters={"a": dpo, "b": sft}, model_path=base))
+        forward, backward = first.tables.connectivity["loss"], second.tables.connectivity["loss"]
+        assert forward.tolist() == backward.tolist()[::-1]
+        assert forward[0] != forward[4]
+        assert first.tables.pairs["barrier_mean"][0] == pytest.approx(second.tables.pairs["barrier_mean"][0])
+        # The base stands under its own name, and no adapter may take it.
+        assert set(first.tables.cka["run_b"]) == {"b", "base"}
+        with pytest.raises(InputError, match=r"adapters\.base: a run or the base is called so already"):
+            analyse(settings(tmp_path, sweep=None, adapters={"base": sft}))
+
+    def test_the_midpoint_is_half_of_each(
+        self, sweep: Path, base: LoadedModel, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """The model that answers at ½ has the logits of the base with ½ΔW_a + ½ΔW_b; the base chooses the outliers."""
+        ids, logits, outliers = torch.arange(5, 25)[None], [], []
+        evaluate, similar = passes.evaluate, passes.similarities
+
+        def watched(model: Any, *arguments: Any, **options: Any) -> Any:
+            with torch.no_grad():
+                logits.append(model(ids).logits)
+            return evaluate(model, *arguments, **options)
+
+        def noted(features: Any, chosen: Any) -> Any:
+            outliers.append(chosen)
+            return similar(features, chosen)
+
+        monkeypatch.setattr(passes, "evaluate", watched)
+        monkeypatch.setattr(passes, "similarities", noted)
+        monkeypatch.setattr(passes.Cache, "load", lambda *arguments: None)
+        found = analyse(settings(sweep, pairs=[["sft", "dpo"]]))
+        assert outliers[0] is None
+        table = found.tables.cka.drop_duplicates("layer")
+        for chosen in outliers[1:]:
+            assert chosen.tolist() == table["outlier_dimension"].tolist()
+        weights = [load_torch(of(sweep, m).adapter / "adapter_model.safetensors") for m in ("sft", "dpo")]
+        with as_it_was(base.model), torch.no_grad():
+            before = {}
+            for module in found.gathered.modules:
+                weight = base.model.get_submodule(module).weight
+                before[module] = weight.clone()
+                for w in weights:
+                    key = f"base_model.model.{module}.lora_"
+                    weight += 0.5 * 2 * w[f"{key}B.weight"] @ w[f"{key}A.weight"]
+            expected = base.model(ids).logits
+            for module, weight in before.items():
+                base.model.get_submodule(module).weight.copy_(weight)
+        assert torch.allclose(logits[0], expected, atol=1e-5)
+
     def test_a_damaged_cache_is_measured_again(self, tmp_path: Path) -> None:
         cache = Cache(tmp_path)
         assert cache.load("kind", [1], ["x"]) is None
@@ -406,6 +506,47 @@ class TestRefused:
         with pytest.raises(InputError, match="not scored on no_such"):
             analyse(settings(sweep, "compare_on=no_such"))
 
+    def test_damaged_files(self, sweep: Path) -> None:
+        """Outcomes of another adapter, outcomes cut short, a manifest without what is needed: each in one line."""
+        sft, dpo = of(sweep, "sft"), of(sweep, "dpo")
+        for file, content, message in (
+            (sft.evaluation("arithmetic"), dpo.evaluation("arithmetic").read_bytes(), "not the answers of sft"),
+            (sft.evaluation("arithmetic"), b"PAR1", "not a readable outcome file"),
+            (sft.folder / "manifest.json", b"[]", "manifest.json"),
+        ):
+            before = file.read_bytes()
+            try:
+                file.write_bytes(content)
+                assert message in script("analyze.py", f"output_dir={sweep}", "pairs=none", check=2).stderr
+            finally:
+                file.write_bytes(before)
+        manifest = {k: v for k, v in sft.manifest.items() if k != "rollouts"}
+        before = (sft.folder / "manifest.json").read_bytes()
+        try:
+            write_json(sft.folder / "manifest.json", manifest)
+            with pytest.raises(InputError, match=r"manifest.json: rollouts: Field required"):
+                analyse(settings(sweep))
+        finally:
+            (sft.folder / "manifest.json").write_bytes(before)
+
+    def test_what_is_left_out_is_said(self, sweep: Path, tmp_path: Path) -> None:
+        """A run without a status, and an initial adapter that is gone."""
+        copy = tmp_path / "outputs"
+        shutil.copytree(sweep / "main", copy / "main")
+        [rft] = copy.glob("main/rft-*")
+        (rft / "status.json").unlink()
+        found = analyse(settings(copy, "pairs=none"))
+        assert found.left_out[rft.name] == "no status.json in it"
+        assert sum(name.startswith("drift of A in ") for name in found.left_out) == 5
+        assert found.tables.runs["drift_max"].isna().all()
+
+    def test_completions_that_were_trained_on(self, sweep: Path) -> None:
+        folder = sweep / "rollouts" / of(sweep, "sft").manifest["rollouts"]["folder"]
+        with pytest.raises(InputError, match=r"held_out\.completions=.*: the runs were trained on 60 of its problems"):
+            analyse(settings(sweep, f"held_out.completions={folder}"))
+        with pytest.raises(InputError, match=r"held_out\.completions=/nowhere: no such folder"):
+            analyse(settings(sweep, "held_out.completions=/nowhere"))
+
     def test_other_target_modules(self, sweep: Path) -> None:
         script(*command(sweep, "model.target_modules=[q_proj]", "sweep=targets", "logger=none"))
         with pytest.raises(InputError, match="other modules are adapted than in"):
@@ -444,6 +585,9 @@ class TestRefused:
         assert "give model_path=" in outcome.stdout
         folder = tmp_path / "adapters" / "analysis"
         pairs = pd.read_csv(folder / "pairs.csv")
+        alone = script("analyze.py", "sweep=null", f"adapters={{untrained: {start}}}", f"output_dir={tmp_path}/alone")
+        assert "Warning" not in alone.stderr
+        assert len(pd.read_csv(tmp_path / "alone" / "adapters" / "analysis" / "pairs.csv")) == 0
         columns = ["cosine", "u1", "v1", "angle_min_left", "angle_max_right", "orthogonal_a_to_b"]
         assert pairs.loc[0, columns].isna().all()
         runs = pd.read_csv(folder / "runs.csv").set_index("run")
@@ -523,6 +667,11 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert len(manifest["adapters"]) == 6
     assert manifest["settings"]["connectivity"]["points"] == 3
     assert pd.read_csv(folder / "pairs.csv")["barrier_chord"].notna().all()
+    script("evaluate.py", "benchmark=arithmetic_long", "benchmark.eval=20", f"output_dir={sweep}")
+    script("analyze.py", f"output_dir={sweep}", *QUICK, "compare_on=arithmetic_long", "pairs=[[sft,dpo]]")
+    pairs = pd.read_csv(folder / "pairs.csv")
+    assert pairs["accuracy_mid_a"].notna().sum() == 1
+    assert (pairs["mcnemar_b"] + pairs["mcnemar_c"] <= 20).all()
     bad = script("analyze.py", f"output_dir={sweep}", "pairs=[[sft,nosuch]]", check=2)
     assert "pairs: nosuch is none of" in bad.stderr
     assert script("analyze.py", f"output_dir={sweep}", "cka.minibatch=3", check=2).stderr.count("\n") == 1

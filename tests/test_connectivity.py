@@ -65,6 +65,16 @@ class TestCurve:
         assert found.high[0] - found.low[0] == pytest.approx(2 * half_width, rel=0.15)
         assert found.low[0] < found.loss[0] < found.high[0]
 
+    def test_the_interval_of_a_barrier(self) -> None:
+        """Half of 400 sequences rise by 2 nats a token, half not: the barrier's mean is 1 with error 1/√400 = .05."""
+        tokens = np.full(400, 5)
+        rise = np.where(np.arange(400) % 2, 10.0, 0.0)
+        flat = np.full(400, 3.0)
+        found = curve(np.array([0, 0.5, 1]), [SequenceLosses(flat + n * rise, tokens) for n in (0, 1, 0)])
+        for value, low, high in (found.chord, found.mean):
+            assert value == pytest.approx(1)
+            assert (low, high) == pytest.approx((1 - 1.96 * 0.05, 1 + 1.96 * 0.05), abs=0.02)
+
     def test_seeded(self) -> None:
         rng = np.random.default_rng(2)
         points = [SequenceLosses(rng.random(30), np.full(30, 2)) for _ in range(3)]
@@ -140,6 +150,20 @@ def test_the_endpoints_are_pefts_models(which: int, base: LoadedModel, adapters:
             assert torch.allclose(model(ids).logits, expected, atol=1e-5)
         after = base.model(ids).logits
     assert not torch.allclose(after, expected, atol=1e-2)
+
+
+def test_a_negative_scale(base: LoadedModel) -> None:
+    """s = −2 on one update, 3 on the other, at weights ¼ and ¾: the output moves by the dense sum."""
+    rng = np.random.default_rng(6)
+    module = "model.layers.1.self_attn.o_proj"
+    deltas = [Delta(rng.standard_normal((128, r)), rng.standard_normal((r, 128)), s) for r, s in ((2, -2.0), (3, 3.0))]
+    x = torch.randn(4, 128)
+    plain = base.model.get_submodule(module)(x)
+    with carrying_line(base.model, [module], *({module: d} for d in deltas)) as (model, set_weights), torch.no_grad():
+        set_weights([0.25, 0.75])
+        found = model.get_base_model().get_submodule(module)(x) - plain
+    dense = sum(w * d.scale * d.b @ d.a for w, d in zip((0.25, 0.75), deltas, strict=True))
+    assert torch.allclose(found, x @ torch.from_numpy(dense).float().T, atol=1e-2, rtol=1e-4)
 
 
 def test_an_adapter_of_another_base(base: LoadedModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,8 @@ class TestAdapterFolders:
             {},
             {"use_rslora": True},
             {"alpha_pattern": {"q_proj": 3}},
+            {"alpha_pattern": {"layers.1.self_attn.q_proj": 3, "q_proj": 5, "_proj": 7, "self_attn": 9}},
+            {"alpha_pattern": {r"layers\.[0-2]\..*_proj": -3}},
             {"rank_pattern": {"layers.1.self_attn.q_proj": 2}},
         ],
     )
@@ -168,6 +171,14 @@ class TestAdapterFolders:
         (shards / "adapter_model-00001-of-00002.safetensors").unlink()
         with pytest.raises(InputError, match="file 1 of the adapter's 2 is missing"), open_adapter(shards):
             pass
+        shutil.copy(
+            shards / "adapter_model-00002-of-00002.safetensors", shards / "adapter_model-00001-of-00002.safetensors"
+        )
+        with pytest.raises(InputError, match="stands in two files"), open_adapter(shards):
+            pass
+        (shards / "adapter_model-00002-of-00002.safetensors").unlink()
+        with pytest.raises(InputError, match="file 2 of the adapter's 2 is missing"), open_adapter(shards):
+            pass
 
     def test_what_is_no_lora(self, tmp_path: Path) -> None:
         self.write(tmp_path, m__weight=torch.ones(1, 1))
@@ -183,8 +194,29 @@ class TestAdapterFolders:
         with open_adapter(tmp_path) as adapter, pytest.raises(InputError, match="m has factors of shapes"):
             adapter["m"]
 
-    def test_not_finite(self, tmp_path: Path) -> None:
-        self.write(tmp_path, m__lora_A__weight=torch.tensor([[float("nan")]]), m__lora_B__weight=torch.ones(1, 1))
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"lora_alpha": float("nan")},
+            {"lora_alpha": "3"},
+            {"alpha_pattern": {"q_proj": "3"}},
+            {"alpha_pattern": {"q_proj(": 3}},
+            {"alpha_pattern": [3]},
+            {"init_lora_weights": "pissa_niter_4"},
+            {"alora_invocation_tokens": [1, 2]},
+        ],
+    )
+    def test_configurations_that_say_no_scale_or_another_update(self, changes: dict, tmp_path: Path) -> None:
+        self.write(tmp_path, m__lora_A__weight=torch.ones(1, 1), m__lora_B__weight=torch.ones(1, 1))
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, **changes}))
+        with pytest.raises(InputError, match=r"adapter_config\.json"), open_adapter(tmp_path):
+            pass
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+    def test_not_finite(self, value: str, tmp_path: Path) -> None:
+        factor = torch.tensor([[float(value), -float(value)]])
+        self.write(tmp_path, m__lora_A__weight=factor, m__lora_B__weight=torch.ones(1, 1))
         with (
             open_adapter(tmp_path) as adapter,
             pytest.raises(InputError, match=r"m.lora_A.weight holds values that are not finite"),

@@ -169,6 +169,14 @@ class TestCompare:
             for name, values in vars(found).items():
                 assert np.allclose(values, getattr(every[pair], name), rtol=1e-12, atol=1e-14, equal_nan=True)
 
+    def test_drift_of_a_deficient_a(self) -> None:
+        """Two equal rows, mixed: the row space is the same, and it has two dimensions, not three."""
+        rng = np.random.default_rng(10)
+        a = rng.standard_normal((2, 20))[[0, 1, 1]]
+        b = rng.standard_normal((15, 3))
+        run, first = {"m": Delta(b, rng.standard_normal((3, 3)) @ a, 1.0)}, {"m": Delta(b, a, 1.0)}
+        assert compare([run], ["m"], initial=[first])[0][0].drift[0] == pytest.approx([0, 0], abs=1e-9)
+
     def test_drift(self) -> None:
         """A turned by θ out of the initial row space in one direction; the other directions stay."""
         rng = np.random.default_rng(8)

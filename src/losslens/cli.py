@@ -78,6 +78,10 @@ def _tell(path: Path, error: Exception, told: list[str]) -> None:
         numbers = [f"{key}={value}" for key, _, value in pairs if (groups / key).is_dir() and value[:1].isdigit()]
         line = f"{' '.join(numbers)}: a group takes one of its options by name (see --help), not a number"
     if line not in told:
+        if "tqdm" in sys.modules:
+            # A bar that is still open would stand on the same line.
+            for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+                bar.close()
         print(f"{path.name}: {line}", file=sys.stderr, flush=True)
         told.append(line)
 

@@ -133,7 +133,7 @@ def with_seeds(
     """
     pairs = list(zip(table["run_a"], table["run_b"], strict=True))
     configuration = {s.name: s.facts.configuration if s.facts else None for s in gathered.subjects}
-    repeats = table[[repetitions(gathered, pair) for pair in pairs]]
+    repeats = table[np.array([repetitions(gathered, pair) for pair in pairs], dtype=bool)]
     values: dict[tuple, list[tuple[Pair, np.ndarray]]] = {}
     for row, numbers in zip(repeats.to_dict("records"), repeats[list(measures)].to_numpy(dtype=float), strict=True):
         key = (configuration[row["run_a"]], row["shared_initial"], *(row[name] for name in by))
@@ -153,7 +153,7 @@ def floor_table(gathered: Gathered, pairs: pd.DataFrame, measures: Sequence[str]
     """One row a configuration and kind of initial adapter: the mean of `measures` over its runs at other seeds."""
     names = ["method", "lr", "rank", "model", "initial", "pairs", *measures]
     together = list(zip(pairs["run_a"], pairs["run_b"], strict=True))
-    repeats = pairs[[repetitions(gathered, pair) for pair in together]]
+    repeats = pairs[np.array([repetitions(gathered, pair) for pair in together], dtype=bool)]
     facts = {s.name: s.facts for s in gathered.subjects if s.facts}
     configurations = repeats["run_a"].map(lambda name: facts[name].configuration)
     rows = []

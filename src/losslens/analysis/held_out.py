@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from losslens.analysis.subjects import RunFacts
 from losslens.config import HeldOut, RolloutConfig
 from losslens.errors import InputError, UnavailableError
+from losslens.generation import encode_completion, encode_prompt
+from losslens.geometry.forward import Sequences
 from losslens.rollouts.frozen import FrozenRollouts, load
 from losslens.rollouts.sampling import held_out_rollouts
 
@@ -39,11 +41,8 @@ class TeacherForced:
         """What tells these sequences from others."""
         return [self.frozen.sha256, self.answer_only]
 
-    def tokens(self, tokenizer: Any) -> Any:
-        """The `Sequences`."""
-        from losslens.generation import encode_completion, encode_prompt
-        from losslens.geometry.forward import Sequences
-
+    def tokens(self, tokenizer: Any) -> Sequences:
+        """The token ids."""
         prompts = [encode_prompt(tokenizer, prompt) for prompt in self.rows["prompt"]]
         if self.answer_only:
             return Sequences(prompts, [encode_completion(tokenizer, answer, False) for answer in self.rows["answer"]])

@@ -24,6 +24,7 @@ from losslens.geometry.base_weights import Principal, off_principal_share, princ
 from losslens.geometry.cka import Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.geometry.connectivity import Curve, SequenceLosses, curve
 from losslens.geometry.deltas import open_adapter
+from losslens.geometry.forward import carrying_line, hidden_states, losses
 from losslens.geometry.tables import AgainstBase
 from losslens.models import LoadedModel, ModelSource, load_model
 
@@ -161,8 +162,6 @@ class Passes:
         self, pairs: Sequence[Pair], problems: int, data: Data, evaluation: Evaluation
     ) -> dict[Pair, pd.Series]:
         """Whether ½ΔW_a + ½ΔW_b gets each of the first held-out problems right, greedily; by problem id."""
-        from losslens.geometry.forward import carrying_line
-
         about = [self._identity, data.source, data.seed, problems, evaluation.max_tokens]
         found = {}
         source = None
@@ -201,8 +200,6 @@ class Passes:
     def _losses(
         self, names: Sequence[str], weights: Sequence[Sequence[float]], sequences: TeacherForced, done: Callable
     ) -> list[SequenceLosses]:
-        from losslens.geometry.forward import carrying_line, losses
-
         tokens = sequences.tokens(self._base.tokenizer)
         found = []
         with ExitStack() as stack:
@@ -247,8 +244,6 @@ class Passes:
     def _similarities(
         self, name: str | None, sequences: TeacherForced, settings: Cka, outliers: np.ndarray | None
     ) -> Similarities:
-        from losslens.geometry.forward import carrying_line, hidden_states
-
         tokens = sequences.tokens(self._base.tokenizer)
         with ExitStack() as stack:
             model: Any = self._base.model

@@ -249,9 +249,9 @@ def _facts(run: Run, kind: type[Facts]) -> Facts:
 
 
 def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> Subject:
+    facts = _facts(run, RunFacts)
     if not run.is_trained():
         raise InputError(f"{run.folder}: no finished adapter in it")
-    facts = _facts(run, RunFacts)
     if run.status.get("adapter_sha256") != facts.adapter_sha256:
         raise InputError(f"{run.folder}: the adapter_sha256 in status.json is not that of its adapter")
     initial = None

@@ -21,6 +21,7 @@ from losslens.geometry.tables import layer_of
 # What a pair's weights are compared by: unrelated updates are the null of these, other seeds stand beside all.
 MEASURES = ("cosine", "u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right")
 SEED_MEASURES = (*MEASURES, "barrier_chord", "barrier_mean", "cka_last", "cka_min")
+_BARRIERS = tuple(f"barrier_{form}{end}" for form in ("chord", "mean") for end in ("", "_low", "_high"))
 _LAYER_MEASURES = ("cosine", "angle_min_left")
 
 
@@ -65,7 +66,8 @@ def pair_measures(gathered: Gathered, rows: pd.DataFrame, based: OnTheBase, unre
         }
         for pair in all_pairs(gathered.names)
     ]
-    table = rows.merge(pd.DataFrame(beside, columns=list(beside[0]) if beside else ["run_a", "run_b"]))
+    columns = ["run_a", "run_b", "shared_initial", *(f"{m}_null" for m in MEASURES), *_BARRIERS, "cka_last", "cka_min"]
+    table = rows.merge(pd.DataFrame(beside, columns=columns), on=["run_a", "run_b"])
     table = table.merge(midpoint_table(gathered, based.midpoints), on=["run_a", "run_b"], how="left")
     return with_seeds(gathered, table, SEED_MEASURES)
 
@@ -83,7 +85,9 @@ def layer_measures(gathered: Gathered, layers: pd.DataFrame, unrelated: Unrelate
         for *pair_names, layer in layers[["run_a", "run_b", "layer"]].itertuples(index=False)
         for pair in [(pair_names[0], pair_names[1])]
     ]
-    return with_seeds(gathered, pd.concat([layers, pd.DataFrame(beside)], axis=1), _LAYER_MEASURES, by=["layer"])
+    columns = ["shared_initial", *(f"{measure}_null" for measure in _LAYER_MEASURES)]
+    table = pd.concat([layers, pd.DataFrame(beside, columns=columns)], axis=1)
+    return with_seeds(gathered, table, _LAYER_MEASURES, by=["layer"])
 
 
 def module_measures(gathered: Gathered, modules: pd.DataFrame, unrelated: Unrelated) -> pd.DataFrame:
@@ -123,8 +127,7 @@ def cka_table(ckas: Mapping[Pair, CkaOfPair]) -> pd.DataFrame:
 
 def _barrier_columns(curve: Curve | None) -> dict[str, float]:
     values = [*curve.chord, *curve.mean] if curve else [np.nan] * 6
-    names = [f"barrier_{form}{end}" for form in ("chord", "mean") for end in ("", "_low", "_high")]
-    return dict(zip(names, values, strict=True))
+    return dict(zip(_BARRIERS, values, strict=True))
 
 
 def _cka_columns(found: CkaOfPair | None) -> dict[str, Any]:

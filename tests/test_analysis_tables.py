@@ -1,0 +1,250 @@
+"""The tables from made-up measurements, each cell worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, seed_table
+from losslens.analysis.cache import Cache
+from losslens.analysis.floor_tables import Unrelated
+from losslens.analysis.subjects import Base, BaseFacts, Gathered, RunFacts, Subject
+from losslens.errors import InputError
+from losslens.evaluation import write_outcomes
+from losslens.geometry.comparison import PairGeometry, RunGeometry
+from losslens.geometry.floors import random_agreement, random_angle_floor, random_cosine_bound, shared_cosine_bound
+from losslens.geometry.tables import AgainstBase, geometry_tables
+from losslens.runs import Run
+
+NAN = float("nan")
+
+
+def facts(method: str, seed: int, init: str) -> RunFacts:
+    return RunFacts.model_validate(
+        {
+            "method": method,
+            "learning_rate": 1e-3,
+            "base": {"sha256": "b"},
+            "rollouts": {"folder": "r", "sha256": "r"},
+            "initial_adapter": {"folder": init, "sha256": init},
+            "identity": {"method": method, "seed": seed, "init_seed": 1},
+            "config": {
+                "data": {"name": "quiz"}, "evaluation": {}, "rollouts": {}, "model": {"name": "tiny"},
+                "lr": {"name": "conventional"}, "lora_rank": {"r": 2}, "seed": seed, "init_seed": 1,
+            },
+            "adapter_sha256": "a",
+            "adapter_config_sha256": "c",
+        }
+    )  # fmt: skip
+
+
+def scored(folder: Path, correct: dict[str, list[bool]]) -> Run:
+    """A run with outcomes: of each problem its samples."""
+    rows = [(problem, n, right) for problem, samples in correct.items() for n, right in enumerate(samples)]
+    table = pd.DataFrame(
+        {
+            "problem_id": [row[0] for row in rows],
+            "sample": [row[1] for row in rows],
+            "completion": "",
+            "answer": "",
+            "correct": [row[2] for row in rows],
+        }
+    )
+    write_outcomes(table, folder / "eval" / "quiz.parquet", "asked", "scored")
+    return Run(folder)
+
+
+def gathered(subjects: list[Subject], **values) -> Gathered:
+    shapes = values.get("shapes", [(30, 50)])
+    ranks = {subject.name: values.get("ranks", [2] * len(shapes)) for subject in subjects}
+    modules = [f"model.layers.{n}.m" for n in range(len(shapes))]
+    return Gathered(subjects, modules, shapes, ranks, values.get("bases", []), {})
+
+
+class TestAccuracy:
+    def test_pairs_are_matched_by_problem(self, tmp_path: Path) -> None:
+        """Of p, q, r run x has p and q right, run y r alone, in another order: b = 2, c = 1, difference ⅓."""
+        x = scored(tmp_path / "x", {"p": [True], "q": [True], "r": [False]})
+        y = scored(tmp_path / "y", {"r": [True], "q": [False], "p": [False]})
+        subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        table = pair_table(gathered(subjects), "quiz", [("x", "y")])
+        row = table.iloc[0]
+        assert (row["mcnemar_b"], row["mcnemar_c"]) == (2, 1)
+        assert row["accuracy_diff"] == pytest.approx(1 / 3)
+        assert row["p_holm"] == row["mcnemar_p"] == 1
+        assert row["verdict"] == "underpowered"
+
+    def test_several_samples_stay_together(self, tmp_path: Path) -> None:
+        """x: 2, 1, 0 of two right; y: 1, 1, 1. Better on one problem each; means ½ and ½; n = 3 problems."""
+        x = scored(tmp_path / "x", {"p": [True, True], "q": [True, False], "r": [False, False]})
+        y = scored(tmp_path / "y", {"p": [True, False], "q": [False, True], "r": [True, False]})
+        subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        row = pair_table(gathered(subjects), "quiz", [("x", "y")]).iloc[0]
+        assert (row["mcnemar_b"], row["mcnemar_c"], row["accuracy_diff"]) == (1, 1, 0)
+        runs = run_table(gathered(subjects), pd.DataFrame({"run": ["x", "y"], "norm": [1.0, 2.0]}))
+        assert runs["n"].tolist() == [3, 3]
+        assert runs["accuracy"].tolist() == [0.5, 0.5]
+
+    def test_against_the_base(self, tmp_path: Path) -> None:
+        """Twenty problems: the base has half, x all, y none. 10 against 0: p = 2/2¹⁰; Holm over the two: doubled."""
+        problems = [f"p{n}" for n in range(20)]
+        base = scored(tmp_path / "base", {p: [n < 10] for n, p in enumerate(problems)})
+        x, y = (scored(tmp_path / name, {p: [right] for p in problems}) for name, right in (("x", True), ("y", False)))
+        subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        bases = [Base("base", base, BaseFacts.model_validate({"base": {}, "config": {"model": {"name": "tiny"}}}))]
+        table = run_table(gathered(subjects, bases=bases), pd.DataFrame({"run": ["x", "y"]})).set_index("run")
+        assert table.loc["x", "base_verdict"] == "better"
+        assert table.loc["y", "base_verdict"] == "worse"
+        assert table.loc["x", "base_diff"] == 0.5
+        assert table.loc["y", "base_diff"] == -0.5
+        assert table.loc["x", "base_mcnemar_p"] == pytest.approx(2 / 1024)
+        assert table.loc["x", "base_p_holm"] == pytest.approx(4 / 1024)
+        assert pd.isna(table.loc["base", "base_verdict"])
+
+    def test_the_midpoint_stands_between_its_ends(self, tmp_path: Path) -> None:
+        x = scored(tmp_path / "x", {"p": [True], "q": [True], "r": [False], "s": [True]})
+        y = scored(tmp_path / "y", {"p": [False], "q": [False], "r": [True], "s": [True]})
+        subjects = [Subject(run.name, run.folder, run.name, run=run, facts=facts("sft", 1, "i")) for run in (x, y)]
+        subjects.append(Subject("z", tmp_path, "z"))
+        correct = pd.Series([True, False, False], index=["r", "p", "q"])
+        table = midpoint_table(gathered(subjects), {("x", "y"): correct, ("x", "z"): correct})
+        assert table.loc[0, ["accuracy_mid", "accuracy_mid_a", "accuracy_mid_b"]].tolist() == pytest.approx(
+            [1 / 3, 2 / 3, 1 / 3]
+        )
+        assert table["accuracy_mid_n"].tolist() == [3, 3]
+        assert np.isnan(table.loc[1, "accuracy_mid_b"])
+
+    def test_the_spread_over_seeds(self, tmp_path: Path) -> None:
+        """Accuracies ¼ and ¾: mean ½, standard deviation √(2·(¼)²/1) = .354; norms 1 and 3: √2."""
+        runs = [
+            scored(tmp_path / f"s{n}", {p: [k < right] for k, p in enumerate("pqrs")})
+            for n, right in enumerate((1, 3, 2))
+        ]
+        subjects = [
+            Subject(run.name, run.folder, run.name, run=run, facts=facts(method, n, "i"))
+            for n, (run, method) in enumerate(zip(runs, ("sft", "sft", "dpo"), strict=True))
+        ]
+        them = gathered(subjects)
+        sizes = pd.DataFrame({"run": them.names, "norm": [1.0, 3.0, 9.0]})
+        table = seed_table(them, run_table(them, sizes))
+        assert len(table) == 1
+        row = table.iloc[0]
+        assert (row["method"], row["seeds"], row["accuracy_mean"]) == ("sft", 2, 0.5)
+        assert row["accuracy_std"] == pytest.approx(np.sqrt(0.125))
+        assert row["norm_std"] == pytest.approx(np.sqrt(2))
+        assert (row["accuracy_min"], row["accuracy_max"]) == (0.25, 0.75)
+
+    def test_other_problems(self, tmp_path: Path) -> None:
+        x, y = scored(tmp_path / "x", {"p": [True]}), scored(tmp_path / "y", {"q": [True]})
+        subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        with pytest.raises(InputError, match="x and y: not scored on the same problems"):
+            pair_table(gathered(subjects), "quiz", [("x", "y")])
+
+
+class TestGeometryTables:
+    """Three modules in two layers, two runs."""
+
+    MODULES = ("model.layers.0.q", "model.layers.0.k", "model.layers.1.q")
+
+    def tables(self):
+        runs = {
+            "x": RunGeometry(np.array([[3.0, 4.0], [2.0, NAN], [1.0, 1.0]]), np.radians([[1.0, 2], [3, 4], [8, 9]])),
+            "y": RunGeometry(np.array([[5.0, NAN], [2.0, 2.0], [NAN, NAN]]), np.zeros((3, 0))),
+        }
+        pair = PairGeometry(
+            inner=np.array([10.0, 4.0, 0.0]),
+            right_overlap=np.ones(3),
+            angles_left=np.radians([[10.0, 80.0], [20.0, NAN], [NAN, NAN]]),
+            angles_right=np.radians([[1.0, 2.0], [5.0, NAN], [NAN, NAN]]),
+            u1=np.array([0.2, 0.4, NAN]),
+            v1=np.array([0.5, 0.9, NAN]),
+        )
+        base = {name: AgainstBase(np.array([6.0, 6.0, 7.0]), np.array([0.5, 1.0, NAN])) for name in runs}
+        return geometry_tables(self.MODULES, runs, {("x", "y"): pair}, base)
+
+    def test_runs(self) -> None:
+        """x: ‖ΔW‖² = 25 + 4 + 2 = 31, ‖W0‖ = 11; off-principal (½·25 + 4)/31; drift medians 3° and 4°."""
+        row = self.tables().runs.set_index("run").loc["x"]
+        assert row["norm"] == pytest.approx(np.sqrt(31))
+        assert row["relative_norm"] == pytest.approx(np.sqrt(31) / 11)
+        assert row["off_principal"] == pytest.approx(16.5 / 31)
+        assert (row["drift_min"], row["drift_max"]) == pytest.approx((3, 4))
+        assert row["stable_rank"] == pytest.approx((25 / 9 + 1 + 2) / 3)
+        assert np.isnan(self.tables().runs.set_index("run").loc["y", "drift_max"])
+
+    def test_pairs(self) -> None:
+        """Cosine (10 + 4)/(√31·√33); medians of 10 and 20, of 80 and 20, of 1 and 5, of 2 and 5; means .3 and .7."""
+        row = self.tables().pairs.iloc[0]
+        assert row["cosine"] == pytest.approx(14 / np.sqrt(31 * 33))
+        assert row["orthogonal_a_to_b"] == row["orthogonal_b_to_a"] == pytest.approx(np.sqrt(1 - 14**2 / (31 * 33)))
+        angles = row[["angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right"]].astype(float)
+        assert angles.tolist() == pytest.approx([15, 50, 3, 3.5])
+        assert (row["u1"], row["v1"]) == pytest.approx((0.3, 0.7))
+
+    def test_layers_and_modules(self) -> None:
+        """Layer 0: 14/(√29·√33), median 15°; layer 1 has no direction in y."""
+        layers = self.tables().layers.set_index("layer")
+        assert layers.loc[0, "cosine"] == pytest.approx(14 / np.sqrt(29 * 33))
+        assert layers.loc[0, "angle_min_left"] == pytest.approx(15)
+        assert layers.loc[1, ["cosine", "angle_min_left"]].isna().all()
+        modules = self.tables().modules.set_index("module")
+        assert modules.loc["model.layers.0.k", "cosine"] == pytest.approx(4 / (2 * np.sqrt(8)))
+        assert modules.loc["model.layers.0.q", "angles_left"] == pytest.approx([10, 80])
+        assert modules.loc["model.layers.0.k", "u1"] == 0.4
+
+    def test_one_run_has_no_pairs(self) -> None:
+        runs = {"x": RunGeometry(np.ones((3, 1)), np.zeros((3, 0)))}
+        tables = geometry_tables(self.MODULES, runs, {}, {})
+        assert len(tables.runs) == 1
+        assert len(tables.pairs) == len(tables.layers) == len(tables.modules) == 0
+        assert "cosine" in tables.pairs.columns
+
+
+class TestUnrelated:
+    """Two modules of different shapes; x has three directions, y two; top 2."""
+
+    SHAPES = ((30, 50), (20, 80))
+
+    def columns(self, tmp_path: Path, shared: bool, modules=(0, 1)) -> dict[str, float]:
+        starts = ("i", "i" if shared else "j")
+        subjects = [Subject(n, tmp_path, n, facts=facts("sft", k, starts[k])) for k, n in enumerate("xy")]
+        them = gathered(subjects, shapes=list(self.SHAPES), ranks=[3, 3])
+        runs = {
+            "x": RunGeometry(np.array([[3.0, 2, 1], [1, 1, 1]]), np.zeros((2, 0))),
+            "y": RunGeometry(np.array([[2.0, 1, NAN], [4, 3, NAN]]), np.zeros((2, 0))),
+        }
+        nan = np.full((2, 2), NAN)
+        self.overlap = np.array([7.0, 5.0])
+        pair = PairGeometry(np.zeros(2), self.overlap, nan, nan, nan[0], nan[0])
+        unrelated = Unrelated(them, runs, {("x", "y"): pair}, 2, Cache(tmp_path / "cache"))
+        measures = ("cosine", "u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right")
+        found = unrelated.columns(("x", "y"), list(modules), measures)
+        assert unrelated.columns(("x", "y"), list(modules), measures) == found
+        return found
+
+    def test_independent(self, tmp_path: Path) -> None:
+        found = self.columns(tmp_path, shared=False)
+        norms = np.sqrt([[14, 3], [5, 25]])
+        assert found["cosine_null"] == pytest.approx(random_cosine_bound(norms[0], norms[1], self.SHAPES))
+        assert found["u1_null"] == pytest.approx(random_agreement([30, 20]))
+        assert found["v1_null"] == pytest.approx(random_agreement([50, 80]))
+        left = random_angle_floor([(20, 2, 2), (30, 2, 2)])
+        right = random_angle_floor([(50, 2, 2), (80, 2, 2)])
+        assert (found["angle_min_left_null"], found["angle_max_left_null"]) == (left.smallest, left.largest)
+        assert (found["angle_min_right_null"], found["angle_max_right_null"]) == (right.smallest, right.largest)
+
+    def test_shared(self, tmp_path: Path) -> None:
+        """The right side is random within three dimensions, the left as before."""
+        found = self.columns(tmp_path, shared=True)
+        norms = np.sqrt([[14, 3], [5, 25]])
+        assert found["cosine_null"] == pytest.approx(shared_cosine_bound(*norms, self.overlap, self.SHAPES))
+        assert found["v1_null"] == pytest.approx(0.5)  # of the sphere in three dimensions
+        assert found["angle_min_right_null"] == random_angle_floor([(3, 2, 2)] * 2).smallest
+        assert found["angle_min_left_null"] == random_angle_floor([(20, 2, 2), (30, 2, 2)]).smallest
+
+    def test_one_module(self, tmp_path: Path) -> None:
+        found = self.columns(tmp_path, shared=False, modules=(1,))
+        assert found["cosine_null"] == pytest.approx(1.95996 / np.sqrt(20 * 80), rel=1e-5)
