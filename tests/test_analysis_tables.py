@@ -7,16 +7,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, seed_table
 from losslens.analysis.cache import Cache
-from losslens.analysis.floor_tables import Unrelated
+from losslens.analysis.floor_tables import Unrelated, with_seeds
+from losslens.analysis.passes import Passes
 from losslens.analysis.subjects import Base, BaseFacts, Gathered, RunFacts, Subject
 from losslens.errors import InputError
 from losslens.evaluation import write_outcomes
 from losslens.geometry.comparison import PairGeometry, RunGeometry
 from losslens.geometry.floors import random_agreement, random_angle_floor, random_cosine_bound, shared_cosine_bound
 from losslens.geometry.tables import AgainstBase, geometry_tables
+from losslens.models import LoadedModel, ModelSource
 from losslens.runs import Run
 
 NAN = float("nan")
@@ -248,3 +253,37 @@ class TestUnrelated:
     def test_one_module(self, tmp_path: Path) -> None:
         found = self.columns(tmp_path, shared=False, modules=(1,))
         assert found["cosine_null"] == pytest.approx(1.95996 / np.sqrt(20 * 80), rel=1e-5)
+
+
+def test_other_seeds_that_were_not_all_measured(tmp_path: Path) -> None:
+    """Three runs of one method and another: beside (a, x) stand (a, b), (a, c), (b, c), of whose barriers two exist."""
+    subjects = [Subject(n, tmp_path, n, facts=facts("sft", k, "i")) for k, n in enumerate("abc")]
+    subjects.append(Subject("x", tmp_path, "x", facts=facts("dpo", 0, "i")))
+    table = pd.DataFrame(
+        [("a", "b", 0.9, 1.0), ("a", "c", 0.7, NAN), ("b", "c", 0.5, 4.0), ("a", "x", 0.1, NAN), ("b", "x", 0.2, 7.0)],
+        columns=["run_a", "run_b", "cosine", "barrier"],
+    ).assign(shared_initial=True)
+    found = with_seeds(gathered(subjects), table, ["cosine", "barrier"])
+    assert found["cosine_seeds"].tolist() == pytest.approx([0.6, 0.7, 0.8, 0.7, 0.7])
+    assert found["barrier_seeds"].tolist() == pytest.approx([4, 2.5, 1, 2.5, 2.5])
+    assert found["seeds_pairs"].tolist() == [2, 2, 2, 3, 3]
+
+
+def test_a_square_weight_that_is_kept_transposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPT-2's `c_proj` is a square (in, out) matrix: an update along W0's first singular pair lies inside its top 1."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=30))
+    module = "transformer.h.0.attn.c_proj"
+    u, values, vt = np.linalg.svd(model.get_submodule(module).weight.detach().double().numpy().T)
+    weights = {
+        f"{module}.lora_A.weight": torch.tensor(vt[:1]),
+        f"{module}.lora_B.weight": torch.tensor(u[:, :1].copy()),
+    }
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
+    them = Gathered([Subject("x", tmp_path, "x")], [module], [(16, 16)], {"x": [1]}, [], {})
+    source = ModelSource("model_path", "gpt2", None, "float32", "cpu", False)
+    monkeypatch.setattr(Passes, "_base", LoadedModel(model, None))
+    found = Passes(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8).against_base(1)["x"]
+    assert found.base_norms == pytest.approx(np.linalg.norm(values))
+    assert found.off_principal == pytest.approx(0, abs=1e-6)

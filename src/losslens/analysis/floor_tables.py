@@ -144,7 +144,9 @@ def with_seeds(
         keys = {(configuration[name], row["shared_initial"], *rest) for name in pair}
         found = [numbers for key in keys for other, numbers in values.get(key, []) if other != pair]
         if found:
-            means[n], counts[n] = np.mean(found, axis=0), len(found)
+            present = ~np.isnan(found)  # a barrier or CKA may not have been measured of all
+            sums, counts[n] = np.where(present, found, 0.0).sum(axis=0), len(found)
+            means[n] = np.divide(sums, present.sum(axis=0), out=means[n], where=present.any(axis=0))
     columns = {f"{measure}_seeds": means[:, k] for k, measure in enumerate(measures)}
     return table.assign(**columns, seeds_pairs=counts)
 
