@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -59,6 +62,13 @@ def settings(output_dir: Path, *overrides: str, **values: Any) -> AnalyzeConfig:
 def of(output_dir: Path, method: str, sweep: str = "main") -> Run:
     [run] = [run for run in runs_of(output_dir, sweep) if run.name.startswith(f"{method}-")]
     return run
+
+
+def _with_a_row_twice(file: Path) -> bytes:
+    table = pq.read_table(file)
+    sink = io.BytesIO()
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]).replace_schema_metadata(table.schema.metadata), sink)
+    return sink.getvalue()
 
 
 @contextmanager
@@ -512,14 +522,22 @@ class TestRefused:
         for file, content, message in (
             (sft.evaluation("arithmetic"), dpo.evaluation("arithmetic").read_bytes(), "not the answers of sft"),
             (sft.evaluation("arithmetic"), b"PAR1", "not a readable outcome file"),
-            (sft.folder / "manifest.json", b"[]", "manifest.json"),
+            (sft.evaluation("arithmetic"), _with_a_row_twice(sft.evaluation("arithmetic")), "stands in it twice"),
+            (sft.folder / "manifest.json", b"[]", r"manifest\.json: it: Input should be"),
         ):
             before = file.read_bytes()
             try:
                 file.write_bytes(content)
-                assert message in script("analyze.py", f"output_dir={sweep}", "pairs=none", check=2).stderr
+                with pytest.raises(InputError, match=message):
+                    analyse(settings(sweep, "pairs=none"))
             finally:
                 file.write_bytes(before)
+        nameless = {**sft.manifest["config"], "data": {}}
+        with (
+            edited(sft.folder / "manifest.json", config=nameless),
+            pytest.raises(InputError, match=r"manifest.json: config.data.name: Field required"),
+        ):
+            analyse(settings(sweep))
         manifest = {k: v for k, v in sft.manifest.items() if k != "rollouts"}
         before = (sft.folder / "manifest.json").read_bytes()
         try:
@@ -535,8 +553,11 @@ class TestRefused:
         shutil.copytree(sweep / "main", copy / "main")
         [rft] = copy.glob("main/rft-*")
         (rft / "status.json").unlink()
+        shutil.rmtree(next(copy.glob("main/base-*")))
         found = analyse(settings(copy, "pairs=none"))
         assert found.left_out[rft.name] == "no status.json in it"
+        assert found.left_out["comparison with the base on arithmetic"] == "the base was not scored on it"
+        assert found.tables.runs["base_diff"].isna().all()
         assert sum(name.startswith("drift of A in ") for name in found.left_out) == 5
         assert found.tables.runs["drift_max"].isna().all()
 
@@ -629,7 +650,7 @@ class TestTheBase:
         analysis = analyse(settings(copy))
         assert any("held_out.completions" in why for why in analysis.left_out.values())
         assert analysis.tables.pairs["cka_last"].isna().all()
-        [frozen] = (sweep / "rollouts").glob("arithmetic-heldout-*")
+        frozen = min((sweep / "rollouts").glob("arithmetic-heldout-*"))
         given = analyse(settings(copy, f"held_out.completions={frozen}", pairs=[["sft", "dpo"]]))
         assert given.tables.pairs["cka_last"].notna().sum() == 1
 

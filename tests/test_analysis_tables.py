@@ -25,6 +25,7 @@ from losslens.models import LoadedModel, ModelSource
 from losslens.runs import Run
 
 NAN = float("nan")
+MODEL = {"name": "t", "path": "t", "revision": None, "dtype": "auto", "device": "auto", "trust_remote_code": False}
 
 
 def facts(method: str, seed: int, init: str) -> RunFacts:
@@ -37,7 +38,7 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
             "initial_adapter": {"folder": init, "sha256": init},
             "identity": {"method": method, "seed": seed, "init_seed": 1},
             "config": {
-                "data": {"name": "quiz"}, "evaluation": {}, "rollouts": {}, "model": {"name": "tiny"},
+                "data": {"name": "quiz"}, "evaluation": {}, "rollouts": {}, "model": MODEL,
                 "lr": {"name": "conventional"}, "lora_rank": {"r": 2}, "seed": seed, "init_seed": 1,
             },
             "adapter_sha256": "a",

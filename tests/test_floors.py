@@ -25,6 +25,7 @@ def test_angles_of_random_subspaces_are_those_of_drawn_ones(d: int, k: int, l: i
     drawn = [subspace_angles(rng.standard_normal((d, k)), rng.standard_normal((d, l)))[::-1] for _ in range(1000)]
     assert found.shape == (2000, min(k, l))
     assert np.all(np.diff(found, axis=1) >= 0)
+    assert np.all(found[:, : max(0, k + l - d)] == 0)
     assert np.allclose(found.mean(axis=0), np.mean(drawn, axis=0), atol=0.01)
     assert np.allclose(found.std(axis=0), np.std(drawn, axis=0), atol=0.01)
 

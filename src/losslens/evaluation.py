@@ -117,9 +117,14 @@ def read_outcomes(file: Path) -> pd.DataFrame:
     """The outcomes in `file`.
 
     Raises:
-        InputError: It cannot be read or lacks a column.
+        InputError: It cannot be read, lacks a column or a value, or holds one sample twice.
     """
     try:
-        return pq.read_table(file, columns=SCHEMA.names).to_pandas()
-    except (OSError, pa.ArrowInvalid) as error:
+        outcomes = pq.read_table(file, columns=SCHEMA.names).cast(SCHEMA).to_pandas()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{file}: not a readable outcome file ({first_line(error)})") from error
+    if outcomes[["problem_id", "sample", "correct"]].isna().any(axis=None):
+        raise InputError(f"{file}: an outcome has no problem_id, sample or correct")
+    if outcomes.duplicated(["problem_id", "sample"]).any():
+        raise InputError(f"{file}: a sample of a problem stands in it twice")
+    return outcomes

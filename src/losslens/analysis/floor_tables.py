@@ -59,7 +59,8 @@ class Unrelated:
         a, b = pair
         shapes = [self._gathered.shapes[m] for m in modules]
         dimensions = {"left": [out for out, _ in shapes], "right": [into for _, into in shapes]}
-        if shares_initial_adapter(self._gathered, pair):
+        shared = shares_initial_adapter(self._gathered, pair)
+        if shared:
             dimensions["right"] = [min(self._gathered.ranks[a][m], self._gathered.shapes[m][1]) for m in modules]
         values: dict[str, float] = {"cosine": self._cosine(pair, modules)}
         for side, vector in (("left", "u1"), ("right", "v1")):
@@ -67,6 +68,8 @@ class Unrelated:
             floor = self._angles([(d, *width) for d, width in zip(dimensions[side], widths, strict=True)])
             values |= {f"angle_min_{side}": floor.smallest, f"angle_max_{side}": floor.largest}
             values[vector] = random_agreement(dimensions[side])
+        if shared is None:  # what their inputs have in common is not known, so nothing can be said of the right side
+            values |= {"v1": np.nan, "angle_min_right": np.nan, "angle_max_right": np.nan}
         return {f"{measure}_null": values[measure] for measure in measures}
 
     def cosines(self, pair: Pair) -> list[float]:
@@ -82,7 +85,7 @@ class Unrelated:
     def _cosine(self, pair: Pair, modules: Sequence[int]) -> float:
         norms = [self._norms[name][modules] for name in pair]
         shapes = [self._gathered.shapes[m] for m in modules]
-        if shares_initial_adapter(self._gathered, pair):
+        if shares_initial_adapter(self._gathered, pair) is not False:  # it holds whatever the inputs have in common
             return shared_cosine_bound(norms[0], norms[1], self._pairs[pair].right_overlap[modules], shapes)
         return random_cosine_bound(norms[0], norms[1], shapes)
 

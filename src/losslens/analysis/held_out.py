@@ -71,9 +71,11 @@ def held_out(settings: HeldOut, output_dir: Path, run: RunFacts | None) -> Froze
         except ValidationError as error:
             raise UnavailableError("the runs are of another version of LossLens; give held_out.completions") from error
         frozen = held_out_rollouts(rollout_config, settings.problems)
-    right = int((frozen.table["reward"] > 0).sum())
-    if right < 4:
-        raise InputError(f"{frozen.folder}: {right} completions are right, and at least 4 are needed")
+    right = frozen.table[frozen.table["reward"] > 0]
+    if len(right) < 4:
+        raise InputError(f"{frozen.folder}: {len(right)} completions are right, and at least 4 are needed")
+    if (right["answer"] == "").any() or ((right["completion"] == "") & ~right["finished"]).any():
+        raise InputError(f"{frozen.folder}: a completion or an answer is empty")
     return frozen
 
 

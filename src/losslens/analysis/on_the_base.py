@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from losslens.analysis.cache import Cache
 from losslens.analysis.held_out import TeacherForced, held_out
@@ -64,7 +65,14 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
     completions = TeacherForced(frozen, answer_only=False)
     on_the_line = TeacherForced(frozen, config.connectivity.loss == "answer")
     found.curves = passes.curves(chosen.pairs, on_the_line, config.connectivity)
-    found.midpoints = _midpoints(passes, chosen.pairs, config.connectivity.midpoint_problems, gathered.first)
+    if gathered.first and config.connectivity.midpoint_problems:
+        try:
+            data = Data.model_validate(gathered.first.config.data.model_dump())
+            evaluation = Evaluation.model_validate(gathered.first.config.evaluation)
+            problems = min(config.connectivity.midpoint_problems, data.eval)
+            found.midpoints = passes.midpoints(chosen.pairs, problems, data, evaluation)
+        except ValidationError:
+            found.left_out["accuracy at the midpoint"] = "the runs are of another version of LossLens"
     found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
     found.held_out = {
         "folder": frozen.folder.name,
@@ -77,12 +85,12 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
 
 def _base(model_path: str | None, run: RunFacts | None) -> tuple[ModelSource, dict[str, str | None]]:
     """The base of the runs, where they found it or at `model_path`."""
-    model = run.config.model if run else {}
-    path = model_path or model.get("path")
+    model = run.config.model if run else None
+    path = model_path or (model.path if model else None)
     if path is None:
         raise UnavailableError("no run says what the base is; give model_path=FOLDER")
     field = "model_path" if model_path else "model.path"
-    revision = model.get("revision") if path == model.get("path") else None
+    revision = model.revision if model and path == model.path else None
     try:
         identity = model_identity(field, path, revision)
     except InputError as error:
@@ -92,12 +100,6 @@ def _base(model_path: str | None, run: RunFacts | None) -> tuple[ModelSource, di
     if run and identity != run.base:
         what = f"{field}={path}: not the base that the runs were trained on"
         raise InputError(what) if model_path else UnavailableError(f"{what}; give model_path=FOLDER")
-    dtype, device = model.get("dtype", "auto"), model.get("device", "auto")
-    return ModelSource(field, path, revision, dtype, device, model.get("trust_remote_code", False)), identity
-
-
-def _midpoints(passes: Passes, pairs: list[Pair], most: int, run: RunFacts | None) -> dict[Pair, pd.Series]:
-    if run is None or not most:
-        return {}
-    data = Data(**run.config.data)
-    return passes.midpoints(pairs, min(most, data.eval), data, Evaluation(**run.config.evaluation))
+    if model is None:
+        return ModelSource(field, path, revision, "auto", "auto", False), identity
+    return ModelSource(field, path, revision, model.dtype, model.device, model.trust_remote_code), identity

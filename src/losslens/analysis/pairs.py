@@ -43,6 +43,8 @@ def choose(names: Sequence[str], choice: Choice, reference: str) -> Chosen:
         InputError: A name in the list means no run, or several.
     """
     every = all_pairs(names)
+    if not every:
+        return Chosen([], "one run is no pair")
     with_reference = [pair for pair in every if reference in pair]
     if choice == "all" or (choice is None and len(names) <= _ALL_UP_TO):
         return Chosen(every, "")

@@ -69,9 +69,9 @@ class Passes:
         self._subjects = gathered.by_name
         # What `auto` means is another precision where there is a GPU.
         self._identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
-        half = source.dtype in ("bfloat16", "float16") or (source.dtype == "auto" and torch.cuda.is_available())
         # In half precision the batch may change a value.
-        self._identity.append(batch_size if half else None)
+        self._half = source.dtype in ("bfloat16", "float16") or (source.dtype == "auto" and torch.cuda.is_available())
+        self._identity.append(batch_size if self._half else None)
 
     @property
     def _base(self) -> LoadedModel:
@@ -162,7 +162,8 @@ class Passes:
         self, pairs: Sequence[Pair], problems: int, data: Data, evaluation: Evaluation
     ) -> dict[Pair, pd.Series]:
         """Whether ½ΔW_a + ½ΔW_b gets each of the first held-out problems right, greedily; by problem id."""
-        about = [self._identity, data.source, data.seed, problems, evaluation.max_tokens]
+        batch = evaluation.batch_size if self._half else None
+        about = [self._identity, data.source, data.seed, problems, evaluation.max_tokens, batch]
         found = {}
         source = None
         for number, pair in enumerate(pairs, 1):

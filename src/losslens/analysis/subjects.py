@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from tqdm import tqdm
 
 from losslens.errors import InputError
@@ -48,13 +48,31 @@ class Frozen(_Facts):
     sha256: str
 
 
+class DataFacts(Named):
+    """The problems; `Data` takes what is not named here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class ModelFacts(Named):
+    """The base; `Model` takes what is not named here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    path: str
+    revision: str | None
+    dtype: str
+    device: str
+    trust_remote_code: bool
+
+
 class RunConfig(_Facts):
     """The configuration of a run."""
 
-    data: dict[str, Any]
+    data: DataFacts
     evaluation: dict[str, Any]
     rollouts: dict[str, Any]
-    model: dict[str, Any]
+    model: ModelFacts
     lr: Named
     lora_rank: Rank
     seed: int
@@ -65,7 +83,7 @@ class RunFacts(_Facts):
     """The manifest of a trained run."""
 
     method: str
-    learning_rate: float
+    learning_rate: FiniteFloat
     base: dict[str, str | None]
     rollouts: Frozen
     initial_adapter: Frozen
@@ -77,12 +95,12 @@ class RunFacts(_Facts):
     @property
     def benchmark(self) -> str:
         """The benchmark of the run's own data."""
-        return str(self.config.data["name"])
+        return self.config.data.name
 
     @property
     def model(self) -> str:
         """The base's name."""
-        return str(self.config.model["name"])
+        return self.config.model.name
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -208,6 +226,11 @@ def gather(output_dir: Path, sweeps: Sequence[str], adapters: Mapping[str, Path]
         for name, run in tqdm(trained.items(), desc="gathering", unit="run", leave=False, disable=not trained)
     ]
     _require_comparable(subjects, bases)
+    for benchmark in sorted(
+        {benchmark for subject in subjects if subject.run for benchmark in benchmarks_of(subject.run)}
+    ):
+        if not bases or benchmark not in benchmarks_of(bases[0].run):
+            left_out[f"comparison with the base on {benchmark}"] = "the base was not scored on it"
     subjects = _distinct(subjects, left_out)
     for name, folder in adapters.items():
         if name in {*runs, "base"}:
@@ -266,7 +289,8 @@ def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> 
 def _initial(folder: Path, sha256: str) -> Path:
     if adapter_sha256(folder) != sha256:
         raise InputError(f"{folder}: not the adapter that the run started from")
-    return folder
+    with open_adapter(folder):
+        return folder
 
 
 def _require_comparable(subjects: Sequence[Subject], bases: Sequence[Base]) -> None:

@@ -150,6 +150,7 @@ def find(parent: Path, key: str) -> Path | None:
             manifest = read_manifest(file.parent)
         except InputError:  # another folder's damage; its own is told when it is loaded
             continue
-        if key in manifest.get("keys", []):
+        keys = manifest.get("keys", [])
+        if isinstance(keys, list) and key in keys:
             return file.parent
     return None
