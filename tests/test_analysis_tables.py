@@ -14,8 +14,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, seed_table
 from losslens.analysis.cache import Cache
 from losslens.analysis.floor_tables import Unrelated, with_seeds
+from losslens.analysis.manifests import BaseFacts, RunFacts
 from losslens.analysis.passes import Passes
-from losslens.analysis.subjects import Base, BaseFacts, Gathered, RunFacts, Subject
+from losslens.analysis.subjects import Base, Gathered, Subject
 from losslens.errors import InputError
 from losslens.evaluation import write_outcomes
 from losslens.geometry.comparison import PairGeometry, RunGeometry

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from losslens.analysis.subjects import RunFacts
+from losslens.analysis.manifests import RunFacts
 from losslens.config import HeldOut, RolloutConfig
 from losslens.errors import InputError, UnavailableError
 from losslens.generation import encode_completion, encode_prompt

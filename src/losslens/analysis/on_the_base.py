@@ -10,9 +10,10 @@ from pydantic import ValidationError
 
 from losslens.analysis.cache import Cache
 from losslens.analysis.held_out import TeacherForced, held_out
+from losslens.analysis.manifests import RunFacts
 from losslens.analysis.pairs import Chosen, Pair
 from losslens.analysis.passes import CkaOfPair, Passes
-from losslens.analysis.subjects import Gathered, RunFacts
+from losslens.analysis.subjects import Gathered
 from losslens.config import AnalyzeConfig, Data, Evaluation
 from losslens.errors import InputError, UnavailableError
 from losslens.geometry.connectivity import Curve

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from tqdm import tqdm
 
+from losslens.analysis.manifests import BaseFacts, RunFacts, read_facts
 from losslens.errors import InputError
 from losslens.evaluation import asked_of, scored_by, scored_of
 from losslens.files import digest, sha256_of_folder
@@ -20,110 +19,6 @@ from losslens.models import adapter_sha256
 from losslens.runs import Run, runs_of
 
 _ADVICE = "they do not compare; put them into different sweeps"
-Facts = TypeVar("Facts", bound="_Facts")
-
-
-class _Facts(BaseModel):
-    """A part of a run's manifest; what is not named here is not needed here."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
-
-
-class Named(_Facts):
-    """Anything with a name."""
-
-    name: str
-
-
-class Rank(_Facts):
-    """The size of the adapter."""
-
-    r: int
-
-
-class Frozen(_Facts):
-    """A folder that is known by its content."""
-
-    folder: str
-    sha256: str
-
-
-class DataFacts(Named):
-    """The problems; `Data` takes what is not named here."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class ModelFacts(Named):
-    """The base; `Model` takes what is not named here."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
-
-    path: str
-    revision: str | None
-    dtype: str
-    device: str
-    trust_remote_code: bool
-
-
-class RunConfig(_Facts):
-    """The configuration of a run."""
-
-    data: DataFacts
-    evaluation: dict[str, Any]
-    rollouts: dict[str, Any]
-    model: ModelFacts
-    lr: Named
-    lora_rank: Rank
-    seed: int
-    init_seed: int
-
-
-class RunFacts(_Facts):
-    """The manifest of a trained run."""
-
-    method: str
-    learning_rate: FiniteFloat
-    base: dict[str, str | None]
-    rollouts: Frozen
-    initial_adapter: Frozen
-    identity: dict[str, Any]
-    config: RunConfig
-    adapter_sha256: str
-    adapter_config_sha256: str
-
-    @property
-    def benchmark(self) -> str:
-        """The benchmark of the run's own data."""
-        return self.config.data.name
-
-    @property
-    def model(self) -> str:
-        """The base's name."""
-        return self.config.model.name
-
-    @property
-    def seeds(self) -> tuple[int, int]:
-        """`seed` and `init_seed`."""
-        return self.config.seed, self.config.init_seed
-
-    @property
-    def configuration(self) -> str:
-        """What it shares with its repetitions at other seeds, as a hash."""
-        return digest({k: v for k, v in self.identity.items() if k not in ("seed", "init_seed")}, 16)
-
-
-class BaseConfig(_Facts):
-    """The configuration under which the base was scored."""
-
-    model: Named
-
-
-class BaseFacts(_Facts):
-    """The manifest of the untrained base."""
-
-    base: dict[str, str | None]
-    config: BaseConfig
 
 
 @dataclass(frozen=True)
@@ -213,7 +108,9 @@ def gather(output_dir: Path, sweeps: Sequence[str], adapters: Mapping[str, Path]
             finished[name] = run
         else:
             left_out[name] = f"{state}, not completed"
-    bases = [Base(name, run, _facts(run, BaseFacts)) for name, run in finished.items() if run.name.startswith("base-")]
+    bases = [
+        Base(name, run, read_facts(run, BaseFacts)) for name, run in finished.items() if run.name.startswith("base-")
+    ]
     trained = {name: run for name, run in finished.items() if not run.name.startswith("base-")}
     if not trained and not adapters:
         if not sweeps:
@@ -262,17 +159,8 @@ def _without_status(output_dir: Path, sweeps: Sequence[str]) -> dict[str, str]:
     return missing
 
 
-def _facts(run: Run, kind: type[Facts]) -> Facts:
-    try:
-        return kind.model_validate(run.manifest)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise InputError(f"{run.folder / 'manifest.json'}: {where}: {first['msg']}") from error
-
-
 def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> Subject:
-    facts = _facts(run, RunFacts)
+    facts = read_facts(run, RunFacts)
     if not run.is_trained():
         raise InputError(f"{run.folder}: no finished adapter in it")
     if run.status.get("adapter_sha256") != facts.adapter_sha256:
