@@ -176,6 +176,9 @@ class TestCompare:
         b = rng.standard_normal((15, 3))
         run, first = {"m": Delta(b, rng.standard_normal((3, 3)) @ a, 1.0)}, {"m": Delta(b, a, 1.0)}
         assert compare([run], ["m"], initial=[first])[0][0].drift[0] == pytest.approx([0, 0], abs=1e-9)
+        wider = {"m": Delta(b, np.vstack([a[:2], rng.standard_normal((1, 20))]), 1.0)}
+        for one, other in ((run, wider), (wider, run)):
+            assert compare([one], ["m"], initial=[other])[0][0].drift[0] == pytest.approx([0, 0], abs=1e-9)
 
     def test_drift(self) -> None:
         """A turned by θ out of the initial row space in one direction; the other directions stay."""
