@@ -36,7 +36,7 @@ class ThinSvd:
 
 @dataclass(frozen=True)
 class Basis:
-    """Orthonormal columns Q = `frame`·`turn` and `r` with Q·`r` = the matrix they were made of.
+    """Orthonormal columns Q = `frame`·`turn`, and `r` with Q·`r` = the matrix they were made of.
 
     Q itself is seldom needed: a few of its combinations are, and `frame @ (turn @ few)` is the cheaper product.
     """
@@ -44,11 +44,6 @@ class Basis:
     frame: Array
     turn: Array
     r: Array
-
-    @property
-    def q(self) -> Array:
-        """Q, shape (d, r)."""
-        return self.frame @ self.turn
 
 
 def thin_svd(delta: Delta, top: int | None = None) -> ThinSvd:
