@@ -17,9 +17,10 @@ import pandas as pd
 import pytest
 import torch
 
+from losslens.adapters import LoraSettings, initial_adapter
 from losslens.config import Optim
 from losslens.methods import Method
-from losslens.models import LoadedModel, LoraSettings, ModelSource, initial_adapter, load_model
+from losslens.models import LoadedModel, ModelSource, load_model
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import freeze
 from losslens.tiny import pretrain

@@ -9,12 +9,13 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from losslens.adapters import save_adapter
 from losslens.errors import InputError
 from losslens.geometry.base_weights import off_principal_share, principal
 from losslens.geometry.connectivity import SequenceLosses, barriers, curve
 from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.forward import Sequences, carrying_line, hidden_states, losses
-from losslens.models import LoadedModel, as_it_was, save_adapter
+from losslens.models import LoadedModel, as_it_was
 
 ALPHAS = np.linspace(0, 1, 11)
 

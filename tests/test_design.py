@@ -15,7 +15,8 @@ PACKAGE = Path(losslens.__file__).parent
 FORBIDDEN = {
     "config.py": ("torch", "transformers", "losslens.runs", "losslens.training"),
     "problems": ("torch", "losslens.models", "losslens.runs", "losslens.rollouts"),
-    "models.py": ("losslens.methods", "losslens.runs", "losslens.training"),
+    "models.py": ("losslens.methods", "losslens.runs", "losslens.training", "losslens.adapters"),
+    "adapters.py": ("losslens.methods", "losslens.runs", "losslens.training"),
     "hub.py": ("torch", "transformers", "losslens.models", "losslens.problems", "losslens.config"),
     "packaged.py": ("losslens.models", "losslens.runs", "losslens.config"),
     "completions.py": ("torch", "losslens.generation", "losslens.server", "losslens.config"),
@@ -26,6 +27,7 @@ FORBIDDEN = {
     "training": ("losslens.analysis", "losslens.geometry", "losslens.job", "losslens.runs", "hydra"),
     "runs.py": ("torch", "trl", "losslens.training"),
     "evaluation.py": ("losslens.training", "losslens.runs"),
+    "answering.py": ("losslens.training", "losslens.runs", "losslens.scoring"),
     "scoring.py": ("losslens.training",),
     "geometry": ("losslens.config", "losslens.runs", "trl", "losslens.training"),
     "statistics.py": ("losslens",),

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
+from losslens.adapters import save_adapter
 from losslens.errors import InputError
 from losslens.geometry.comparison import inner_products
 from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.measures import cosine, effective_rank, orthogonal_component, stable_rank
 from losslens.geometry.subspaces import thin_svd
 from losslens.geometry.tables import layer_of
-from losslens.models import LoadedModel, as_it_was, save_adapter
+from losslens.models import LoadedModel, as_it_was
 
 SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen3Config
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from losslens.adapters import adapter_sha256, initial_adapter, load_adapter
 from losslens.methods import Method, Scored
 from losslens.methods.dft import Dft
 from losslens.methods.dpo import Dpo, LossType
@@ -27,7 +28,7 @@ from losslens.methods.grpo import Grpo
 from losslens.methods.rft import Rft
 from losslens.methods.rift import Rift
 from losslens.methods.sft import Sft
-from losslens.models import LoadedModel, adapter_sha256, as_it_was, initial_adapter, load_adapter
+from losslens.models import LoadedModel, as_it_was
 from losslens.training.dataset import pairwise_dataset, pointwise_dataset, schedule
 from losslens.training.lm_head import has_plain_head
 from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer, train_run

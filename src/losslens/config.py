@@ -222,7 +222,7 @@ class RolloutConfig(Section):
     rollouts: Rollouts
 
 
-def _sound(benchmarks: dict[str, Data]) -> dict[str, Data]:
+def _distinct_and_asked(benchmarks: dict[str, Data]) -> dict[str, Data]:
     names = [data.name for data in benchmarks.values()]
     for name in names:
         if names.count(name) > 1:
@@ -233,7 +233,7 @@ def _sound(benchmarks: dict[str, Data]) -> dict[str, Data]:
     return benchmarks
 
 
-Benchmarks = Annotated[dict[FolderName, Data], AfterValidator(_sound)]
+Benchmarks = Annotated[dict[FolderName, Data], AfterValidator(_distinct_and_asked)]
 
 
 class TrainConfig(RolloutConfig):

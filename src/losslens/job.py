@@ -9,13 +9,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 from losslens import provenance
+from losslens.adapters import adapter_sha256, initial_adapter
 from losslens.config import TrainConfig, build
 from losslens.errors import InputError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
 from losslens.logger import logged
 from losslens.methods import Method, Pairwise
-from losslens.models import adapter_sha256, initial_adapter, load_model, source_of
+from losslens.models import load_model, source_of
 from losslens.rollouts.frozen import counts
 from losslens.rollouts.sampling import frozen_rollouts
 from losslens.runs import Run, State, base_identity, learning_rate, lora_settings, run_identity, run_of

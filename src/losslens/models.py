@@ -1,4 +1,4 @@
-"""The base model, its tokenizer, and the one initial adapter that every method starts from."""
+"""The base model and its tokenizer: where they come from, how they are loaded, and lending the base."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from losslens import hub, packaged
 from losslens.config import Model
 from losslens.errors import InputError, UnavailableError, first_line
-from losslens.files import atomic_folder, digest, read_json, sha256_of, sha256_of_folder, write_json
+from losslens.files import sha256_of_folder
 
 # torch, transformers and peft are imported where they are needed: a sweep that is finished must not wait for them.
 
@@ -55,47 +55,6 @@ class LoadedModel:
     tokenizer: Any
 
 
-@dataclass(frozen=True)
-class LoraSettings:
-    """The adapter that is trained: rank, alpha, dropout and the modules it is put on.
-
-    Attributes:
-        target_modules: Names of linear modules, or `attention` (every linear module of the attention blocks), or
-            `all_linear` (every linear module but the head).
-    """
-
-    r: int
-    alpha: float
-    dropout: float
-    target_modules: tuple[str, ...] | str
-
-    def peft_config(self, model: Any) -> Any:
-        """The same as PEFT's `LoraConfig`, for `model`.
-
-        Raises:
-            InputError: The model has no module of one of the names.
-        """
-        from peft import LoraConfig
-
-        if self.target_modules == "attention":
-            targets: list[str] | str = attention_modules(model)
-        elif self.target_modules == "all_linear":
-            targets = "all-linear"
-        else:
-            targets = list(self.target_modules)
-            modules = [name for name, _ in model.named_modules()]
-            for target in targets:
-                if not any(name == target or name.endswith(f".{target}") for name in modules):
-                    raise InputError(f"model.target_modules: no module is called {target}")
-        return LoraConfig(
-            r=self.r,
-            lora_alpha=self.alpha,
-            lora_dropout=self.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
-
-
 def source_of(model: Model, teacher: bool = False) -> ModelSource:
     """Where the base, or the teacher, of a configuration is loaded from."""
     if teacher:
@@ -114,33 +73,6 @@ def source_of(model: Model, teacher: bool = False) -> ModelSource:
         package=package,
         chat_options=json.dumps(model.chat_options or {}, sort_keys=True),
     )
-
-
-def attention_modules(model: Any) -> list[str]:
-    """Names, as PEFT matches them, of the linear modules inside the attention blocks of any architecture.
-
-    An attention block is a module whose class says so (`Qwen3Attention`, `GPT2Attention`, …); a name is the path from
-    the block's parent, such as `self_attn.q_proj`, since `c_proj` alone would also be a part of GPT-2's MLP.
-
-    Raises:
-        InputError: There is no such module.
-    """
-    from torch.nn import Linear
-    from transformers.pytorch_utils import Conv1D
-
-    modules = dict(model.named_modules())
-    found = set()
-    for name, module in modules.items():
-        if not isinstance(module, (Linear, Conv1D)):
-            continue
-        parts = name.split(".")
-        for depth in range(1, len(parts)):
-            if "attention" in type(modules[".".join(parts[:depth])]).__name__.lower():
-                found.add(".".join(parts[depth - 1 :]))
-                break
-    if not found:
-        raise InputError("model.target_modules=attention: no attention block with linear modules; name the modules")
-    return sorted(found)
 
 
 @lru_cache(maxsize=16)
@@ -237,91 +169,6 @@ def _with_assignments(template: Any, chat_options: str) -> Any:
         return {name: _with_assignments(text, chat_options) for name, text in template.items()}
     values = json.loads(chat_options)
     return "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in values.items()) + template
-
-
-def initial_adapter(
-    output_dir: Path, base_identity: dict[str, str | None], base: Any, settings: LoraSettings, init_seed: int
-) -> Path:
-    """The folder of the initial adapter of (base, LoRA settings, `init_seed`); made when it is missing.
-
-    A is drawn as PEFT draws it (Kaiming-uniform) after seeding torch with `init_seed`, B is 0. All runs load this one
-    file, so that A cannot differ between trainers. It depends on the base's precision, which is part of the key.
-
-    Raises:
-        InputError: The folder's content is not what was written, or no module has one of the target names.
-    """
-    import torch
-    from filelock import FileLock
-    from peft import get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    key = digest({"base": base_identity, "lora": settings, "init_seed": init_seed, "dtype": str(base.dtype)}, 12)
-    folder = output_dir / "init" / key
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{key}.lock"):
-        if not folder.is_dir():
-            with atomic_folder(folder) as temporary, as_it_was(base), torch.random.fork_rng():
-                torch.manual_seed(init_seed)
-                try:
-                    adapter = get_peft_model(base, settings.peft_config(base))
-                except ValueError as error:
-                    raise InputError(f"model.target_modules: {first_line(error)}") from error
-                if isinstance(adapter.get_output_embeddings(), BaseTunerLayer):
-                    raise InputError("model.target_modules: the language-model head cannot be adapted")
-                save_adapter(adapter, temporary)
-                write_json(
-                    temporary / "manifest.json",
-                    {"sha256": adapter_sha256(temporary), "init_seed": init_seed, "base": base_identity},
-                )
-    if adapter_sha256(folder) != read_json(folder / "manifest.json").get("sha256"):
-        raise InputError(f"{folder}: the initial adapter is not what was written; delete this folder to make it again")
-    return folder
-
-
-def load_adapter(model: Any, folder: Path) -> None:
-    """Puts the weights of the adapter in `folder` into the adapter that `model` carries, exactly.
-
-    Raises:
-        InputError: The adapter does not fit the model.
-    """
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    weights = load_file(folder / "adapter_model.safetensors")
-    outcome = set_peft_model_state_dict(model, weights)
-    missing = [key for key in outcome.missing_keys if "lora_" in key]
-    if missing or outcome.unexpected_keys:
-        raise InputError(f"{folder}: the adapter does not fit the base ({(missing + outcome.unexpected_keys)[0]})")
-
-
-@contextmanager
-def carrying(base: Any, folder: Path) -> Iterator[Any]:
-    """The base with the adapter in `folder` on it, for scoring; afterwards the base is as it was."""
-    from peft import PeftModel
-
-    with as_it_was(base):
-        yield PeftModel.from_pretrained(base, folder).eval()
-
-
-def save_adapter(model: Any, folder: Path) -> None:
-    """Writes a plain PEFT folder whose files depend on nothing but the adapter."""
-    model.save_pretrained(folder)
-    # PEFT keeps the target modules as a set, whose order differs from process to process.
-    config = read_json(folder / "adapter_config.json")
-    config["target_modules"] = sorted(config["target_modules"])
-    write_json(folder / "adapter_config.json", config)
-
-
-def adapter_sha256(folder: Path) -> str:
-    """The SHA-256 of an adapter's weights.
-
-    Raises:
-        InputError: There are none.
-    """
-    file = folder / "adapter_model.safetensors"
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
-    return sha256_of(file)
 
 
 @contextmanager

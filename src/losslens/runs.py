@@ -11,10 +11,11 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from losslens.adapters import LoraSettings, adapter_sha256
 from losslens.config import Model, TrainConfig
 from losslens.errors import InputError
 from losslens.files import digest, read_json, sha256_of, write_json
-from losslens.models import LoraSettings, adapter_sha256, model_identity, source_of
+from losslens.models import model_identity, source_of
 from losslens.rollouts.sampling import rollouts_identity
 
 State = Literal["running", "preempted", "failed", "completed"]

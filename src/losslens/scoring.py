@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from losslens import provenance
-from losslens.completions import Completion, Journal, say_what_was_cut
+from losslens.adapters import adapter_sha256
+from losslens.answering import Questions, by_server, in_process
+from losslens.completions import Journal, say_what_was_cut
 from losslens.config import Data, EvaluateConfig, Evaluation, Model, parse
 from losslens.errors import InputError, ServerError
 from losslens.evaluation import asked_of, is_scored, outcomes_of, read_outcomes, scored_by, write_outcomes
 from losslens.files import digest, write_json
-from losslens.models import adapter_sha256, carrying, load_model, source_of
 from losslens.problems import Problem
 from losslens.rollouts.frozen import load
 from losslens.rollouts.sampling import problem_source
@@ -39,7 +39,7 @@ def score_run(run: Run, model: Model, benchmarks: Sequence[Data], evaluation: Ev
     return {
         benchmark_name(data, samples): _score(run, run.adapter, model, data, evaluation, samples)
         for data in benchmarks
-        for samples in kinds(evaluation)
+        for samples in sample_counts(evaluation)
     }
 
 
@@ -60,7 +60,7 @@ def score_base(sweep: Path, model: Model, benchmarks: Sequence[Data], evaluation
         files = {
             benchmark_name(data, samples): _score(run, None, model, data, evaluation, samples)
             for data in benchmarks
-            for samples in kinds(evaluation)
+            for samples in sample_counts(evaluation)
         }
         if run.status.get("state") != "completed":
             manifest = {
@@ -85,7 +85,7 @@ def require_problems(benchmarks: Sequence[Data]) -> None:
         problem_source(data).problems("eval", data.eval, data.seed)
 
 
-def kinds(evaluation: Evaluation) -> list[int]:
+def sample_counts(evaluation: Evaluation) -> list[int]:
     """Samples of each way in which problems are answered: 0 is greedily (pass@1), k by k samples (avg@k)."""
     return [0, evaluation.samples] if evaluation.samples else [0]
 
@@ -101,7 +101,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     about = {"source": source.identity("eval"), "eval": data.eval, "seed": data.seed}
     asked = digest([about, _decoding(model, evaluation, samples)], 16)
     scored = scored_by(base_identity(model), None if adapter is None else adapter_sha256(adapter))
-    file = _file(run, name, asked)
+    file = _outcomes_file(run, name, asked)
     if is_scored(file, asked, scored):
         return file
     problems = source.problems("eval", data.eval, data.seed)
@@ -109,10 +109,11 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     _say_what_was_trained_on(run, problems, description)
     journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")
     try:
+        questions = Questions(problems, samples, model, evaluation, journal, description)
         if evaluation.engine == "openai":
-            completions = _ask_server(run, adapter, model, evaluation, samples, problems, journal, description)
+            completions = by_server(questions, None if adapter is None else run.name)
         else:
-            completions = _answer(adapter, model, evaluation, samples, problems, journal, description)
+            completions = in_process(questions, adapter)
         answers = [answer for group in completions for answer in group]
         say_what_was_cut(answers, description, "evaluation.max_tokens", evaluation.max_tokens)
         outcomes = outcomes_of(source.verifier, problems, completions, data.verify_seconds)
@@ -123,7 +124,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     return file
 
 
-def _file(run: Run, benchmark: str, asked: str) -> Path:
+def _outcomes_file(run: Run, benchmark: str, asked: str) -> Path:
     """Where outcomes go: what was asked in another way before stays, and keeps the benchmark's plain name."""
     plain = run.evaluation(benchmark)
     try:
@@ -160,77 +161,6 @@ def _decoding(model: Model, evaluation: Evaluation, samples: int) -> list[Any]:
     return decoding
 
 
-def _answer(
-    adapter: Path | None,
-    model: Model,
-    evaluation: Evaluation,
-    samples: int,
-    problems: Sequence[Problem],
-    journal: Journal,
-    description: str,
-) -> list[list[Completion]]:
-    """The answers of the base in this process, with the adapter on it; the base is as it was afterwards."""
-    from losslens.generation import generate_greedy, generate_samples
-
-    base = load_model(source_of(model))
-    prompts = [problem.prompt for problem in problems]
-    limits: dict[str, Any] = {
-        "max_new_tokens": evaluation.max_tokens,
-        "batch_size": evaluation.batch_size,
-        "description": description,
-        "journal": journal,
-    }
-    with nullcontext(base.model) if adapter is None else carrying(base.model, adapter) as scored_model:
-        if not samples:
-            return [[c] for c in generate_greedy(scored_model, base.tokenizer, prompts, **limits)]
-        return generate_samples(
-            scored_model,
-            base.tokenizer,
-            prompts,
-            samples=samples,
-            temperature=evaluation.temperature,
-            top_p=evaluation.top_p,
-            seed=evaluation.seed,
-            **limits,
-        )
-
-
-def _ask_server(
-    run: Run,
-    adapter: Path | None,
-    model: Model,
-    evaluation: Evaluation,
-    samples: int,
-    problems: Sequence[Problem],
-    journal: Journal,
-    description: str,
-) -> list[list[Completion]]:
-    """The answers of a server that serves the base as `evaluation.server.model` and each adapter by its run's name."""
-    from losslens.server import Decoding, Request, ask
-
-    if adapter is None and not evaluation.server.model:
-        raise InputError("evaluation.server.model: the name under which the server serves the base")
-    each = max(samples, 1)
-    requests = {
-        str(number): Request(problems[number // each].prompt, evaluation.seed + number if samples else None)
-        for number in range(each * len(problems))
-    }
-    chat = {"chat_template_kwargs": model.chat_options} if model.chat_options else {}
-    temperature, top_p = (evaluation.temperature, evaluation.top_p) if samples else (0.0, 1.0)
-    decoding = Decoding(temperature, top_p, evaluation.max_tokens, {**chat, **(evaluation.server.extra_body or {})})
-    ask(
-        "evaluation.server",
-        evaluation.server,
-        str(evaluation.server.model) if adapter is None else run.name,
-        {number: request for number, request in requests.items() if number not in journal.completions},
-        decoding,
-        lambda number, completion: journal.add({number: completion}),
-        description,
-    )
-    completions = [journal.completions[number] for number in requests]
-    return [completions[i : i + each] for i in range(0, len(completions), each)]
-
-
 def evaluate_job(config: DictConfig) -> None:
     """What `evaluate.py` does: scores every completed run of a sweep, and the base, on the benchmarks."""
     checked = parse(EvaluateConfig, config)
@@ -238,7 +168,7 @@ def evaluate_job(config: DictConfig) -> None:
     if not runs:
         raise InputError(f"sweep={checked.sweep}: no run is completed")
     benchmarks = list(checked.benchmark.values())
-    names = [benchmark_name(data, samples) for data in benchmarks for samples in kinds(checked.evaluation)]
+    names = [benchmark_name(data, samples) for data in benchmarks for samples in sample_counts(checked.evaluation)]
     tables = {name: Table("run", "accuracy", "95% interval") for name in names}
     refused = []
     for run in runs:

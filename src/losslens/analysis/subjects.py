@@ -10,13 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from losslens.adapters import adapter_sha256
 from losslens.analysis.manifests import BaseFacts, RunFacts, read_facts
 from losslens.analysis.scores import Scores, scores_of
 from losslens.errors import InputError
 from losslens.evaluation import scored_by, scored_of
 from losslens.files import digest, sha256_of_folder
 from losslens.geometry.deltas import open_adapter
-from losslens.models import adapter_sha256
 from losslens.runs import Run, runs_of
 
 _ADVICE = "they do not compare; put them into different sweeps"

@@ -17,11 +17,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig
 
+from losslens.adapters import LoraSettings, load_adapter, save_adapter
 from losslens.config import Optim
 from losslens.errors import InputError
 from losslens.files import atomic_folder
 from losslens.methods import Method, Pairwise, Pointwise
-from losslens.models import LoadedModel, LoraSettings, as_it_was, load_adapter, save_adapter
+from losslens.models import LoadedModel, as_it_was
 from losslens.training.callbacks import Metrics, ProgressBar, SealCheckpoint, StopWhenNotFinite, is_whole
 from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
 from losslens.training.lm_head import has_plain_head, score_selected_positions
