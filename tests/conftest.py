@@ -32,6 +32,7 @@ TINY = Path(pretrain.__file__).parent
 LORA = LoraSettings(r=4, alpha=8.0, dropout=0.0, target_modules=("k_proj", "o_proj", "q_proj", "v_proj"))
 OPTIM: dict[str, Any] = {
     "max_steps": 10,
+    "epochs": None,
     "batch_size": 32,
     "micro_batch": "auto",
     "scheduler": "cosine",
@@ -41,6 +42,7 @@ OPTIM: dict[str, Any] = {
     "gradient_checkpointing": "auto",
     "log_steps": 5,
     "save_steps": 100,
+    "snapshot_steps": None,
 }
 
 

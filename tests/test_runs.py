@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from losslens.config import TrainConfig, build, parse
 from losslens.errors import InputError
 from losslens.methods import Pairwise
-from losslens.runs import Run, base_run, learning_rate, run_of, runs_of
+from losslens.runs import Run, base_run, run_of, runs_of
 from tests.conftest import ROOT, TINY
 
 
@@ -100,9 +100,9 @@ def test_rollouts_that_are_given_are_known_by_their_content(frozen: Path, tmp_pa
 
 
 def test_learning_rates() -> None:
-    assert learning_rate(config("lr.base=0.5"), pairwise=False) == 0.5
-    assert learning_rate(config("lr.base=0.5"), pairwise=True) == pytest.approx(0.05)
-    assert learning_rate(config("lr.base=0.5", "lr=matched"), pairwise=True) == 0.5
+    assert config("lr.base=0.5").lr.of(pairwise=False) == 0.5
+    assert config("lr.base=0.5").lr.of(pairwise=True) == pytest.approx(0.05)
+    assert config("lr.base=0.5", "lr=matched").lr.of(pairwise=True) == 0.5
 
 
 @pytest.mark.parametrize(

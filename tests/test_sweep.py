@@ -111,19 +111,40 @@ def test_seeds_move_what_they_should(sweep: Path) -> None:
         assert run.manifest["initial_adapter"]["sha256"] == initial[run.manifest["config"]["init_seed"]]
 
 
-def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
-    """The rate of the second run is past all bounds: it diverges; the third is trained, and the sweep says so."""
-    arguments = ("-m", "lr.base=1e-3,1e30,2e-3", "optim.max_grad_norm=1e30", "sweep=failing", "logger=none")
+def test_a_run_that_diverges_stops_no_other_and_is_kept(sweep: Path) -> None:
+    """The rate of the second run is past all bounds; the third is trained, and the sweep says so; all of it once."""
+    arguments = ("-m", "lr.base=1e-3,1e30,2e-3", "optim.max_grad_norm=1e30", "sweep=diverging", "logger=none")
     outcome = script(*command(sweep, *arguments), check=1)
-    states = {run.status["state"]: run for run in runs_of(sweep, "failing") if run.name.startswith("sft")}
-    assert [run.status["state"] for run in runs_of(sweep, "failing")].count("completed") == 3
-    assert "diverged" in states["failed"].status["error"]
-    assert "diverged" in outcome.stderr
+    states = {run.status["state"]: run for run in runs_of(sweep, "diverging") if run.name.startswith("sft")}
+    assert [run.status["state"] for run in runs_of(sweep, "diverging")].count("completed") == 3
+    diverged = states["failed"]
+    assert diverged.status["diverged"] is True
+    assert re.fullmatch(r"diverged: (loss|grad_norm) is (nan|inf) at step \d+", diverged.status["error"])
+    assert diverged.status["error"] in outcome.stderr
     assert "Traceback" not in outcome.stderr
-    assert "Traceback" in (states["failed"].folder / "error.txt").read_text()
-    assert re.search(r"failed", outcome.stdout)
+    assert re.search(r"diverged", outcome.stdout)
+    before = (diverged.folder / "status.json").stat().st_mtime_ns
     again = script(*command(sweep, *arguments), check=1)
     assert again.stdout.count(": skipped") == 2
+    assert f"{diverged.status['error']}; to train it again, delete {diverged.folder}" in again.stderr
+    assert (diverged.folder / "status.json").stat().st_mtime_ns == before
+
+
+def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
+    """A folder stands where the first run wants to write: it fails, with what went wrong; the second is trained."""
+    [run] = [run for run in runs_of(sweep, "main") if run.name.startswith("sft")]
+    in_the_way = sweep / "failing" / run.name / "metrics.jsonl"
+    in_the_way.mkdir(parents=True)
+    outcome = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", "logger=none"), check=1)
+    states = {run.name[:3]: run for run in runs_of(sweep, "failing")}
+    assert states["sft"].status["state"] == "failed"
+    assert "IsADirectoryError" in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert "Traceback" in (states["sft"].folder / "error.txt").read_text()
+    assert states["rft"].status["state"] == "completed"
+    in_the_way.rmdir()
+    again = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", "logger=none"))
+    assert again.stdout.count(": completed") == again.stdout.count(": skipped") == 1
 
 
 def test_a_run_whose_adapter_is_gone_is_trained_again(sweep: Path) -> None:

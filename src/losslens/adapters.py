@@ -156,6 +156,18 @@ def save_adapter(model: Any, folder: Path) -> None:
     write_json(folder / "adapter_config.json", config)
 
 
+def adapter_hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of an adapter's weights and of its configuration.
+
+    Raises:
+        InputError: One of them is missing.
+    """
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        raise InputError(f"{config}: no such file")
+    return {"adapter_sha256": adapter_sha256(folder), "adapter_config_sha256": sha256_of(config)}
+
+
 def adapter_sha256(folder: Path) -> str:
     """The SHA-256 of an adapter's weights.
 

@@ -6,6 +6,7 @@ one line that names its field.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -23,6 +24,9 @@ from losslens.errors import InputError, first_line
 # `${package:tiny/student}` in a config file: a folder that is installed with losslens.
 OmegaConf.register_new_resolver("package", lambda path: str(files("losslens") / path), replace=True)
 
+# `${cycle:4,3}`: 4 modulo 3, in an experiment file: which of a few seeds a further one repeats.
+OmegaConf.register_new_resolver("cycle", lambda number, length: number % length, replace=True)
+
 _TYPE = re.compile(r"\[|^(constrained-)?(str|int)$|^function-")
 T = TypeVar("T")
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -38,6 +42,10 @@ def _not_reserved(name: str) -> str:
 SweepName = Annotated[FolderName, AfterValidator(_not_reserved)]
 
 
+# Which of the rollouts a method may learn from: losslens.training.dataset.
+TrainOn = Literal["all", "mixed_groups", "dpo_rows"]
+
+
 class Section(BaseModel):
     """A part of the configuration: no field that is not declared, no value of another type."""
 
@@ -45,11 +53,17 @@ class Section(BaseModel):
 
 
 class LearningRate(Section):
-    """Learning rates of `lr=conventional` and `lr=matched`."""
+    """The learning rates of both kinds of methods."""
 
     name: FolderName
     base: float = Field(gt=0, allow_inf_nan=False)
+    pointwise_factor: float = Field(gt=0, allow_inf_nan=False)
     pairwise_factor: float = Field(gt=0, allow_inf_nan=False)
+
+    def of(self, pairwise: bool) -> float:
+        """The peak learning rate of a method of one kind."""
+        rate = self.base * (self.pairwise_factor if pairwise else self.pointwise_factor)
+        return float(f"{rate:.12g}")  # a tenth of 1e-3 and 1e-4 are one rate
 
 
 class LoraRank(Section):
@@ -158,6 +172,7 @@ class Optim(Section):
     """The optimiser and its schedule."""
 
     max_steps: int = Field(ge=1)
+    epochs: float | None = Field(gt=0, allow_inf_nan=False)
     batch_size: int = Field(ge=1)
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)]
     scheduler: Literal[
@@ -169,6 +184,7 @@ class Optim(Section):
     gradient_checkpointing: Literal["auto"] | bool
     log_steps: int = Field(ge=1)
     save_steps: int = Field(ge=1)
+    snapshot_steps: int | None = Field(ge=1)
 
     @model_validator(mode="after")
     def _steps_and_batches_fit(self) -> Self:
@@ -177,6 +193,10 @@ class Optim(Section):
         if self.save_steps % self.log_steps:
             raise ValueError(f"log_steps={self.log_steps} does not divide save_steps={self.save_steps}")
         return self
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps of a method whose epoch has `rows` rows."""
+        return self.max_steps if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
 
     @property
     def ways(self) -> list[tuple[int, bool]]:
@@ -243,6 +263,7 @@ class TrainConfig(RolloutConfig):
     seed: int = Field(ge=0, lt=2**32)
     init_seed: int = Field(ge=0, lt=2**32)
     method: dict[str, Any]
+    train_on: TrainOn
     lr: LearningRate
     lora_rank: LoraRank
     optim: Optim

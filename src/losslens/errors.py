@@ -20,6 +20,10 @@ class ServerError(Exception):
     """
 
 
+class DivergedError(FloatingPointError):
+    """A run's loss, gradient or weights are no longer numbers. Its text is one line that says what, and when."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type when it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

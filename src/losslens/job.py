@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from losslens import provenance
-from losslens.adapters import adapter_sha256, initial_adapter
+from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter
 from losslens.config import TrainConfig, build
-from losslens.errors import InputError, ServerError, first_line
+from losslens.errors import DivergedError, InputError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
 from losslens.logger import logged
@@ -19,7 +19,7 @@ from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
 from losslens.rollouts.frozen import counts
 from losslens.rollouts.sampling import frozen_rollouts
-from losslens.runs import Run, State, base_identity, learning_rate, lora_settings, run_identity, run_of
+from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 
 
@@ -29,7 +29,7 @@ class Outcome:
 
     Attributes:
         run: Name of the run, or of what could not be started.
-        state: `completed`, `skipped` (it was completed before) or `failed`.
+        state: `completed`, `skipped` (it was completed before), `failed`, or `diverged` (now or before).
         accuracy: Greedy pass@1 on the first benchmark; None when there is none.
         error: One line; empty unless it failed.
         exit_status: 0, 1 for a failure while working, 2 for bad input.
@@ -55,7 +55,13 @@ def train_job(config: TrainConfig) -> Outcome:
         if not run.is_trained():
             require_problems(config.benchmarks)
         with run.lock():
+            run = run_of(config, isinstance(method, Pairwise))  # another process may have begun it by another name
+            name, folder = run.name, run.folder
+            if diverged := run.divergence:
+                return Outcome(name, "diverged", error=f"{diverged}; to train it again, delete {folder}", exit_status=1)
             return _train_and_score(config, method, run)
+    except DivergedError as error:
+        return Outcome(name, "diverged", error=str(error), exit_status=1)
     except InputError as error:
         return Outcome(name, "failed", error=str(error), exit_status=2)
     except ServerError as error:
@@ -70,6 +76,8 @@ def train_job(config: TrainConfig) -> Outcome:
 
 def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
     done_before = run.status.get("state") == "completed" and run.is_trained()
+    if done_before and config.optim.snapshot_steps and not run.snapshots:
+        print(f"{run.name}: trained without snapshots; to have them, delete {run.folder}", flush=True)
     try:
         if not run.is_trained():
             _train(config, method, run)
@@ -79,11 +87,12 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
         # What was completed stays so: its adapter is as good as before.
         if not done_before:
             state: State = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
-            kind = "" if isinstance(error, (InputError, ServerError)) else f"{type(error).__name__}: "
-            run.set_state(state, error=kind + first_line(error))
+            told = isinstance(error, (InputError, ServerError, DivergedError))
+            details = {"diverged": True} if isinstance(error, DivergedError) else {}
+            run.set_state(state, error=("" if told else f"{type(error).__name__}: ") + first_line(error), **details)
         raise
     if not done_before:
-        steps = config.optim.max_steps
+        steps = run.manifest["training"]["steps"]
         run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
         (run.folder / "error.txt").unlink(missing_ok=True)
     accuracy = None
@@ -95,19 +104,23 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
 def _train(config: TrainConfig, method: Method, run: Run) -> None:
     """Trains the run, making rollouts and initial adapter first when they are missing."""
     started = datetime.now(UTC)
-    run.set_state("running", step=0, max_steps=config.optim.max_steps)
+    run.set_state("running")
     rollouts = frozen_rollouts(config)
     from losslens.generation import render_prompt
-    from losslens.training.dataset import tokenise
+    from losslens.training.dataset import row_count, tokenise, usable
     from losslens.training.run import TrainingPlan, train_run
 
     base = load_model(source_of(config.model))
+    usable_rows = usable(rollouts.table, config.train_on)
+    tokenised = tokenise(usable_rows, base.tokenizer)
+    steps = config.optim.steps(row_count(tokenised, method))
+    run.set_state("running", step=0, max_steps=steps)
     initial = initial_adapter(
         config.output_dir, base_identity(config.model), base.model, lora_settings(config), config.init_seed
     )
     plan = TrainingPlan(
         method=method,
-        learning_rate=learning_rate(config, isinstance(method, Pairwise)),
+        learning_rate=config.lr.of(isinstance(method, Pairwise)),
         lora=lora_settings(config),
         initial_adapter=initial,
         optim=config.optim,
@@ -124,6 +137,7 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
         "config": config.model_dump(mode="json"),
         "identity": run_identity(config, isinstance(method, Pairwise)),
         "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **counts(rollouts.table)},
+        "trained_on": counts(usable_rows),
         "base": base_identity(config.model),
         "initial_adapter": {"folder": initial.name, "sha256": adapter_sha256(initial)},
         "precision": precision,
@@ -134,11 +148,13 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
     write_json(run.folder / "manifest.json", manifest)
 
     def note(step: int, values: dict[str, float]) -> None:
-        run.set_state("running", step=step, max_steps=config.optim.max_steps, loss=values["train/loss"])
+        run.set_state("running", step=step, max_steps=steps, loss=values["train/loss"])
         log(step, values)
 
     tags = [method.name, f"r{config.lora_rank.r}", config.model.name]
     with logged(config.logger, run.folder, config.sweep, tags, manifest["identity"]) as log:
-        facts = train_run(plan, base, tokenise(rollouts.table, base.tokenizer), run.folder, note)
+        facts = train_run(plan, base, tokenised, run.folder, note)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(run.folder / "manifest.json", {**manifest, "training": facts, "ended": ended, **run.adapter_hashes})
+    write_json(
+        run.folder / "manifest.json", {**manifest, "training": facts, "ended": ended, **adapter_hashes(run.adapter)}
+    )

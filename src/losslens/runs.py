@@ -11,10 +11,10 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from losslens.adapters import LoraSettings, adapter_sha256
+from losslens.adapters import LoraSettings, adapter_hashes
 from losslens.config import Model, TrainConfig
 from losslens.errors import InputError
-from losslens.files import digest, read_json, sha256_of, write_json
+from losslens.files import digest, read_json, write_json
 from losslens.models import model_identity, source_of
 from losslens.rollouts.sampling import rollouts_identity
 
@@ -22,7 +22,7 @@ State = Literal["running", "preempted", "failed", "completed"]
 
 # Part of every identity: raised when the same configuration begins to mean another adapter.
 _IDENTITY_VERSION = 2
-_NOT_SCIENCE = {"micro_batch", "gradient_checkpointing", "log_steps", "save_steps"}
+_NOT_SCIENCE = {"micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps"}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,14 @@ class Run:
         """Where unfinished training is kept."""
         return self.folder / "checkpoints"
 
+    @property
+    def snapshots(self) -> dict[int, Run]:
+        """What was kept on the way, by step: folders with an adapter and a manifest, as those of runs."""
+        found = {
+            int(file.parent.name[5:]): Run(file.parent) for file in self.folder.glob("snapshots/step-*/manifest.json")
+        }
+        return dict(sorted(found.items()))
+
     def evaluation(self, benchmark: str) -> Path:
         """The outcome of each problem of `benchmark`."""
         return self.folder / "eval" / f"{benchmark}.parquet"
@@ -66,21 +74,15 @@ class Run:
         return status
 
     @property
+    def divergence(self) -> str:
+        """What was no longer finite, and when, of a run that diverged; empty for others."""
+        status = self.status
+        return str(status.get("error")) if status.get("diverged") else ""
+
+    @property
     def manifest(self) -> dict[str, Any]:
         """The content of `manifest.json`."""
         return read_json(self.folder / "manifest.json")
-
-    @property
-    def adapter_hashes(self) -> dict[str, str]:
-        """The SHA-256 of the adapter's weights and of its configuration.
-
-        Raises:
-            InputError: One of them is missing.
-        """
-        config = self.adapter / "adapter_config.json"
-        if not config.is_file():
-            raise InputError(f"{config}: no such file")
-        return {"adapter_sha256": adapter_sha256(self.adapter), "adapter_config_sha256": sha256_of(config)}
 
     def is_trained(self) -> bool:
         """Whether the adapter is finished, and still the one that was trained.
@@ -93,7 +95,7 @@ class Run:
         manifest = self.manifest
         if not isinstance(manifest, dict) or "adapter_sha256" not in manifest:
             return False
-        for name, value in self.adapter_hashes.items():
+        for name, value in adapter_hashes(self.adapter).items():
             if manifest.get(name) != value:
                 raise InputError(
                     f"{self.adapter}: not the adapter that was trained (its {name} is not the one in manifest.json); "
@@ -108,9 +110,9 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the run against other processes; waits while another one has it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / ".lock")
+        """Holds the run, under whatever name, against other processes; waits while another one has it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder.parent / f".{self.name.rpartition('-')[2]}.lock")
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -135,11 +137,6 @@ def base_identity(model: Model) -> dict[str, str | None]:
     return model_identity(source_of(model))
 
 
-def learning_rate(config: TrainConfig, pairwise: bool) -> float:
-    """The peak learning rate of a method: `lr.base`, for pairwise methods times `lr.pairwise_factor`."""
-    return config.lr.base * (config.lr.pairwise_factor if pairwise else 1.0)
-
-
 def run_identity(config: TrainConfig, pairwise: bool) -> dict[str, Any]:
     """All that decides what the adapter will be, and nothing else: no path, no name, no launcher, no logger.
 
@@ -149,23 +146,30 @@ def run_identity(config: TrainConfig, pairwise: bool) -> dict[str, Any]:
     return {
         "version": _IDENTITY_VERSION,
         "method": config.method,
-        "learning_rate": learning_rate(config, pairwise),
+        "train_on": "all" if pairwise else config.train_on,  # pairs are made of the same rows in any case
+        "learning_rate": config.lr.of(pairwise),
         "lora": asdict(lora_settings(config)),
         "base": base_identity(config.model),
         "dtype": config.model.dtype,
         "chat_options": config.model.chat_options,
         "rollouts": rollouts_identity(config),
-        "optim": config.optim.model_dump(exclude=_NOT_SCIENCE),
+        "optim": config.optim.model_dump(exclude=_NOT_SCIENCE | ({"max_steps"} if config.optim.epochs else set())),
         "seed": config.seed,
         "init_seed": config.init_seed,
     }
 
 
 def run_of(config: TrainConfig, pairwise: bool) -> Run:
-    """The folder of the run that `config` describes: the same configuration always gives the same one."""
+    """The folder of the run that `config` describes: the same configuration always gives the same one.
+
+    Two names of one learning rate are one run: whichever was started first has the folder.
+    """
     identity = digest(run_identity(config, pairwise), 8)
+    sweep = config.output_dir / config.sweep
+    for status in sweep.glob(f"*-{identity}/status.json"):
+        return Run(status.parent)
     parts = (config.method["name"], config.lr.name, f"r{config.lora_rank.r}", config.model.name, f"s{config.seed}")
-    return Run(config.output_dir / config.sweep / "-".join([*parts, identity]))
+    return Run(sweep / "-".join([*parts, identity]))
 
 
 def base_run(sweep: Path, model: Model) -> Run:

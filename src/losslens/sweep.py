@@ -33,7 +33,7 @@ class Sweep:
         except (InputError, OmegaConfBaseException) as error:
             choices = HydraConfig.get().overrides.task
             outcome = Outcome(" ".join(choices) or "-", "failed", error=one_line(error), exit_status=2)
-        if outcome.state == "failed":
+        if outcome.error:
             if outcome.error not in {earlier.error for earlier in self.outcomes}:
                 print(f"train.py: {outcome.error}", file=sys.stderr, flush=True)
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from losslens.errors import InputError
-from losslens.files import read_json, sha256_of, write_json
+from losslens.adapters import adapter_hashes, save_adapter
+from losslens.errors import DivergedError, InputError
+from losslens.files import atomic_folder, read_json, sha256_of, write_json
 
 # Names under which the trainers report, and ours.
 _SEAL = "sealed.json"
@@ -111,6 +113,34 @@ def is_whole(checkpoint: Path) -> bool:
         return False
 
 
+class Snapshots(TrainerCallback):
+    """Keeps the adapter as it is after every so many steps: `step-000010/adapter`, with its hashes in `manifest.json`.
+
+    Args:
+        folder: Where. A run that goes on from a checkpoint keeps the snapshots up to it.
+        every: Steps from one to the next.
+    """
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder = folder
+        self.every = every
+
+    def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
+        for snapshot in self.folder.glob("step-*"):
+            if int(snapshot.name.removeprefix("step-")) > state.global_step:
+                shutil.rmtree(snapshot)
+
+    def on_step_end(
+        self, _: TrainingArguments, state: TrainerState, __: TrainerControl, model: Any, **___: Any
+    ) -> None:
+        if state.global_step % self.every == 0:
+            with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
+                save_adapter(model, temporary / "adapter")
+                write_json(
+                    temporary / "manifest.json", {"step": state.global_step, **adapter_hashes(temporary / "adapter")}
+                )
+
+
 class StopWhenNotFinite(TrainerCallback):
     """Ends a run whose loss or gradient is no longer a number: nothing after it would mean anything."""
 
@@ -119,7 +149,7 @@ class StopWhenNotFinite(TrainerCallback):
     ) -> None:
         for name in ("loss", "grad_norm"):
             if name in logs and not math.isfinite(float(logs[name])):
-                raise FloatingPointError(f"{name} is {logs[name]} at step {state.global_step}: the run diverged")
+                raise DivergedError(f"diverged: {name} is {logs[name]} at step {state.global_step}")
 
 
 def _step(line: str) -> float:

@@ -9,8 +9,37 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
+from losslens.config import TrainOn
+from losslens.errors import InputError
 from losslens.generation import encode_completion, encode_prompt
-from losslens.methods import Pairwise, Pointwise
+from losslens.methods import Method, Pairwise, Pointwise
+from losslens.methods.dpo import Dpo
+
+
+def usable(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
+    """The rollouts that methods may learn from, in their order.
+
+    Args:
+        rollouts: All of them.
+        train_on: `all`; `mixed_groups`, those of the prompts that have a right and a wrong rollout, which DPO can use;
+            or `dpo_rows`, the first right and the first wrong rollout of each of these: its pairs.
+
+    Raises:
+        InputError: There are none.
+    """
+    if train_on == "all":
+        return rollouts
+    pairs = Dpo(name="dpo", pairs="one" if train_on == "dpo_rows" else "all")
+    try:
+        rows = {row for pair in pairs.pair_rows(rollouts) for row in pair}
+    except InputError as error:
+        raise InputError(f"train_on={train_on}: no prompt has both a right and a wrong rollout") from error
+    return rollouts.iloc[sorted(rows)]
+
+
+def row_count(tokenised: pd.DataFrame, method: Method) -> int:
+    """Rows (or pairs) in one epoch of `method`."""
+    return len(method.pair_rows(tokenised) if isinstance(method, Pairwise) else method.rows(tokenised))  # type: ignore
 
 
 def tokenise(rollouts: pd.DataFrame, tokenizer: Any) -> pd.DataFrame:

@@ -19,11 +19,11 @@ from trl import DPOConfig, SFTConfig
 
 from losslens.adapters import LoraSettings, load_adapter, save_adapter
 from losslens.config import Optim
-from losslens.errors import InputError
+from losslens.errors import DivergedError, InputError
 from losslens.files import atomic_folder
 from losslens.methods import Method, Pairwise, Pointwise
 from losslens.models import LoadedModel, as_it_was
-from losslens.training.callbacks import Metrics, ProgressBar, SealCheckpoint, StopWhenNotFinite, is_whole
+from losslens.training.callbacks import Metrics, ProgressBar, SealCheckpoint, Snapshots, StopWhenNotFinite, is_whole
 from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.pairwise import PairwiseTrainer
@@ -86,10 +86,11 @@ def make_trainer(
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
     at_once, checkpointing = way or optim.ways[0]
+    steps = optim.steps(len(dataset))
     arguments = {
         "output_dir": str(output_dir),
         "learning_rate": plan.learning_rate,
-        "max_steps": optim.max_steps,
+        "max_steps": steps,
         "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": optim.batch_size // at_once,
         "lr_scheduler_type": optim.scheduler,
@@ -115,7 +116,7 @@ def make_trainer(
         "model": base.model,
         "processing_class": base.tokenizer,
         "peft_config": plan.lora.peft_config(base.model),
-        "train_dataset": in_order(dataset, schedule(len(dataset), optim.max_steps * optim.batch_size, plan.seed)),
+        "train_dataset": in_order(dataset, schedule(len(dataset), steps * optim.batch_size, plan.seed)),
         "callbacks": callbacks,
     }
     trainer: Trainer
@@ -150,7 +151,7 @@ def train_run(
     folder: Path,
     hand_on: Callable[[int, dict[str, float]], None],
 ) -> dict[str, Any]:
-    """Trains `plan` in `folder`: checkpoints below it while it works, `adapter/` at the end.
+    """Trains `plan` in `folder`: checkpoints below it while it works, `adapter/` at the end, `snapshots/` if asked for.
 
     Args:
         plan: What to train.
@@ -164,7 +165,7 @@ def train_run(
 
     Raises:
         InputError: The rollouts hold nothing that the method could learn from.
-        FloatingPointError: The loss or its gradient is not finite.
+        DivergedError: The loss, its gradient or the adapter is not finite.
     """
     checkpoints = folder / "checkpoints"
     started = time.monotonic()
@@ -188,9 +189,9 @@ def train_run(
         print(f"{folder.name}: {way[0]} at once do not fit; going on with {at_once}{aid}", flush=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return {
-        "steps": plan.optim.max_steps,
+        "steps": plan.optim.steps(rows),
         "rows": rows,
-        "epochs": plan.optim.max_steps * plan.optim.batch_size / rows,
+        "epochs": plan.optim.steps(rows) * plan.optim.batch_size / rows,
         "resumed_from": resumed_from,
         "micro_batch": way[0],
         "gradient_checkpointing": way[1],
@@ -214,7 +215,9 @@ def _train(
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
         bar = ProgressBar(folder.name)
-        callbacks = [bar, StopWhenNotFinite(), SealCheckpoint()]
+        callbacks: list[TrainerCallback] = [bar, StopWhenNotFinite(), SealCheckpoint()]
+        if plan.optim.snapshot_steps:
+            callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps))
         trainer, rows = make_trainer(plan, base, tokenised, folder / "checkpoints", callbacks, way=way)
         trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
         try:
@@ -222,7 +225,7 @@ def _train(
         finally:
             bar.close()
         if not all(parameter.isfinite().all() for parameter in trainer.model.parameters() if parameter.requires_grad):
-            raise FloatingPointError("the adapter holds values that are not finite: the run diverged")
+            raise DivergedError("diverged: the adapter holds values that are not finite at the last step")
         with atomic_folder(folder / "adapter") as temporary:
             save_adapter(trainer.model, temporary)
     return rows
