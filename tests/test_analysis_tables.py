@@ -34,17 +34,20 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
     return RunFacts.model_validate(
         {
             "method": method,
+            "pairwise": method == "dpo",
             "learning_rate": 1e-3,
             "base": {"sha256": "b"},
-            "rollouts": {"folder": "r", "sha256": "r"},
+            "rollouts": {"folder": "r", "sha256": "r", "share_right": 0.7},
             "initial_adapter": {"folder": init, "sha256": init},
             "identity": {"method": method, "seed": seed, "init_seed": 1},
             "config": {
                 "data": {"name": "quiz", "eval": 9}, "benchmark": {}, "evaluation": {}, "rollouts": {}, "model": MODEL,
-                "lr": {"name": "conventional"}, "lora_rank": {"r": 2}, "seed": seed, "init_seed": 1,
+                "lr": {"name": "conventional", "base": 1e-3, "pointwise_factor": 1.0, "pairwise_factor": 0.1},
+                "lora_rank": {"r": 2}, "seed": seed, "init_seed": 1,
             },
             "adapter_sha256": "a",
             "adapter_config_sha256": "c",
+            "training": {"steps": 10},
         }
     )  # fmt: skip
 
@@ -71,7 +74,7 @@ def gathered(subjects: list[Subject], **values) -> Gathered:
     modules = [f"model.layers.{n}.m" for n in range(len(shapes))]
     bases = values.get("bases", [])
     scores = scores_of([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
-    return Gathered(subjects, modules, shapes, ranks, bases, scores, {})
+    return Gathered(subjects, modules, shapes, ranks, bases, scores, [], {})
 
 
 class TestAccuracy:
@@ -286,7 +289,7 @@ def test_a_square_weight_that_is_kept_transposed(tmp_path: Path, monkeypatch: py
     }
     save_file(weights, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
-    them = Gathered([Subject("x", tmp_path, "x")], [module], [(16, 16)], {"x": [1]}, [], scores_of([]), {})
+    them = Gathered([Subject("x", tmp_path, "x")], [module], [(16, 16)], {"x": [1]}, [], scores_of([]), [], {})
     source = ModelSource("model_path", "gpt2", None, "float32", "cpu", False)
     monkeypatch.setattr(Passes, "_base", LoadedModel(model, None))
     found = Passes(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8).against_base(1)["x"]

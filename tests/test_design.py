@@ -32,6 +32,7 @@ FORBIDDEN = {
     "geometry": ("losslens.config", "losslens.runs", "trl", "losslens.training"),
     "statistics.py": ("losslens",),
     "analysis": ("losslens.training", "losslens.methods", "wandb", "matplotlib"),
+    "report": ("torch", "transformers", "losslens.analysis", "losslens.geometry", "losslens.training", "losslens.runs"),
     "logger.py": ("losslens.training", "losslens.geometry", "losslens.analysis"),
 }
 

@@ -316,6 +316,9 @@ class AnalyzeConfig(Section):
     output_dir: Path
     adapters: dict[FolderName, Path] | None
     model_path: str | None
+    at: Literal["end", "norm"] | Annotated[int, Field(ge=1)]
+    norm: float | None = Field(gt=0, allow_inf_nan=False)
+    across: Literal["rollouts"] | None
     compare_on: FolderName | None
     top: int = Field(ge=1)
     pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
@@ -335,8 +338,17 @@ class AnalyzeConfig(Section):
 
     @property
     def folder(self) -> Path:
-        """Where the analysis is written."""
-        return self.output_dir / (self.sweeps[0] if self.sweeps else "adapters") / "analysis"
+        """Where the analysis is written: one folder for the ends of the runs, another for each point on their way."""
+        where = {"end": "", "norm": "-norm" + (f"-{self.norm:g}" if self.norm else "")}.get(
+            str(self.at), f"-step-{self.at}"
+        )
+        return self.output_dir / (self.sweeps[0] if self.sweeps else "adapters") / f"analysis{where}"
+
+    @model_validator(mode="after")
+    def _a_norm_for_at_norm(self) -> Self:
+        if self.norm is not None and self.at != "norm":
+            raise ValueError(f"norm={self.norm:g} is for at=norm")
+        return self
 
 
 def parse(schema: type[Schema], config: DictConfig) -> Schema:

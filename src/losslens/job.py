@@ -133,6 +133,7 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
     manifest: dict[str, Any] = {
         "run": run.name,
         "method": method.name,
+        "pairwise": isinstance(method, Pairwise),
         "learning_rate": plan.learning_rate,
         "config": config.model_dump(mode="json"),
         "identity": run_identity(config, isinstance(method, Pairwise)),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair, all_pairs
 from losslens.analysis.scores import Scores
 from losslens.analysis.subjects import Gathered, Subject
@@ -18,6 +19,7 @@ from losslens.statistics import McNemar, bootstrap_difference, holm, mcnemar, ve
 
 RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
+    "diverged",
     "norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max",
     "off_principal", "off_principal_null", "benchmark", "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high", "base_mcnemar_p", "base_mcnemar_midp", "base_p_holm",
@@ -63,6 +65,8 @@ def run_table(gathered: Gathered, sizes: pd.DataFrame) -> pd.DataFrame:
         facts = {**_facts(subject), **dict(by_run.loc[subject.name])}
         rows += _run_rows(gathered.scores, subject.name, subject.run, facts)
     _add_base_comparison(rows, gathered)
+    _mark_collapsed(rows, gathered)
+    rows += [{"run": run.name, **_of_facts(run.facts), "diverged": run.reason} for run in gathered.diverged]
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
 
 
@@ -75,7 +79,7 @@ def pair_table(gathered: Gathered, benchmark: str | None, family: Sequence[Pair]
         family: The pairs that Holm's correction counts; the others get no corrected p.
     """
     outcomes = {
-        subject.name: _by_problem(gathered.scores, subject.run, benchmark)
+        subject.name: by_problem(gathered.scores, subject.run, benchmark)
         for subject in gathered.subjects
         if subject.run and benchmark
     }
@@ -84,10 +88,10 @@ def pair_table(gathered: Gathered, benchmark: str | None, family: Sequence[Pair]
     for a, b in all_pairs(gathered.names):
         row = {"run_a": a, "run_b": b}
         if a in outcomes and b in outcomes:
-            tests[a, b], columns = _compared(a, outcomes[a], b, outcomes[b])
+            tests[a, b], columns = compared(a, outcomes[a], b, outcomes[b])
             row |= columns
         rows.append(row)
-    _correct(rows, tests, family)
+    correct_for_many(rows, tests, family)
     names = [
         "run_a", "run_b", "mcnemar_b", "mcnemar_c", "mcnemar_p", "mcnemar_midp", "p_holm", "verdict",
         "accuracy_diff", "diff_low", "diff_high",
@@ -101,7 +105,7 @@ def midpoint_table(gathered: Gathered, midpoints: Mapping[Pair, pd.Series]) -> p
     scores = {}
     if midpoints:
         scores = {
-            s.name: _by_problem(gathered.scores, s.run, s.facts.benchmark)
+            s.name: by_problem(gathered.scores, s.run, s.facts.benchmark)
             for s in gathered.subjects
             if s.run and s.facts and s.facts.benchmark in gathered.scores.benchmarks(s.run)
         }
@@ -142,10 +146,26 @@ def seed_table(gathered: Gathered, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def has_collapsed(accuracy: float, base: pd.Series | None) -> bool:
+    """Whether an accuracy has fallen to nothing: to a tenth of the base's, or less."""
+    return base is not None and bool(accuracy <= base.mean() / 10 < base.mean())
+
+
+def _mark_collapsed(rows: list[dict[str, Any]], gathered: Gathered) -> None:
+    """Says of runs whose accuracy has fallen to nothing that it has."""
+    trained = {subject.name for subject in gathered.subjects}
+    for benchmark in gathered.scores.benchmarks(gathered.bases[0].run) if gathered.bases else []:
+        base = by_problem(gathered.scores, gathered.bases[0].run, benchmark)
+        for row in rows:
+            if row["run"] in trained and row.get("benchmark") == benchmark and has_collapsed(row["accuracy"], base):
+                row["diverged"] = f"accuracy fell to {row['accuracy']:.1%}, from the base's {base.mean():.1%}"
+
+
 def _facts(subject: Subject) -> dict[str, Any]:
-    facts = subject.facts
-    if facts is None:
-        return {"method": "adapter"}
+    return {"method": "adapter"} if subject.facts is None else _of_facts(subject.facts)
+
+
+def _of_facts(facts: StartedFacts) -> dict[str, Any]:
     return {
         "method": facts.method,
         "lr": facts.config.lr.name,
@@ -154,13 +174,14 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "model": facts.model,
         "seed": facts.config.seed,
         "init_seed": facts.config.init_seed,
+        "diverged": "",
     }
 
 
 def _run_rows(scores: Scores, name: str, run: Run | None, facts: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for benchmark in scores.benchmarks(run) if run else []:
-        correct = _by_problem(scores, run, benchmark)  # type: ignore[arg-type]
+        correct = by_problem(scores, run, benchmark)  # type: ignore[arg-type]
         low, high = wilson_interval(float(correct.sum()), len(correct))
         score = {"accuracy": float(correct.mean()), "n": len(correct), "ci_low": low, "ci_high": high}
         rows.append({"run": name, **facts, "benchmark": benchmark, **score})
@@ -174,19 +195,19 @@ def _add_base_comparison(rows: list[dict[str, Any]], gathered: Gathered) -> None
         return
     base = gathered.bases[0].run  # of several sweeps each has scored the same one
     for benchmark in gathered.scores.benchmarks(base):
-        reference = _by_problem(gathered.scores, base, benchmark)
+        reference = by_problem(gathered.scores, base, benchmark)
         scored = [row for row in rows if row.get("benchmark") == benchmark and runs.get(row["run"])]
         tests = {}
-        compared = []
+        against = []
         for row in scored:
             run = runs[row["run"]]
             assert run is not None
             name = (row["run"], "the base")
-            ours = _by_problem(gathered.scores, run, benchmark)
-            tests[name], columns = _compared(row["run"], ours, "the base", reference)
-            compared.append({"run_a": name[0], "run_b": name[1], **columns})
-        _correct(compared, tests, list(tests))
-        for row, columns in zip(scored, compared, strict=True):
+            ours = by_problem(gathered.scores, run, benchmark)
+            tests[name], columns = compared(row["run"], ours, "the base", reference)
+            against.append({"run_a": name[0], "run_b": name[1], **columns})
+        correct_for_many(against, tests, list(tests))
+        for row, columns in zip(scored, against, strict=True):
             for column, theirs in (
                 ("base_diff", "accuracy_diff"),
                 ("base_diff_low", "diff_low"),
@@ -201,12 +222,17 @@ def _add_base_comparison(rows: list[dict[str, Any]], gathered: Gathered) -> None
             )
 
 
-def _by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:
+def by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:
     """Each problem's share of right samples, by its id."""
     return read_outcomes(scores.file(run, benchmark)).groupby("problem_id")["correct"].mean()
 
 
-def _compared(a: str, first: pd.Series, b: str, second: pd.Series) -> tuple[McNemar, dict[str, Any]]:
+def compared(a: str, first: pd.Series, b: str, second: pd.Series) -> tuple[McNemar, dict[str, Any]]:
+    """McNemar's test of two outcomes by problem, and its columns of `pairs.csv`.
+
+    Raises:
+        InputError: They are of different problems.
+    """
     if set(first.index) != set(second.index):
         raise InputError(f"{a} and {b}: not scored on the same problems; they do not compare")
     x, y = first.to_numpy(), second.reindex(first.index).to_numpy()
@@ -223,7 +249,7 @@ def _compared(a: str, first: pd.Series, b: str, second: pd.Series) -> tuple[McNe
     }
 
 
-def _correct(rows: list[dict[str, Any]], tests: dict[Pair, McNemar], family: Sequence[Pair]) -> None:
+def correct_for_many(rows: list[dict[str, Any]], tests: dict[Pair, McNemar], family: Sequence[Pair]) -> None:
     """Adds Holm's p and the verdict to the rows of the family."""
     members = [pair for pair in family if pair in tests]
     corrected = dict(zip(members, holm([tests[pair].p for pair in members]), strict=True))

@@ -4,38 +4,69 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Column, Table
 
-# More pairs than this fill a screen; they are in pairs.csv.
-_MOST_PAIRS = 28
+# More runs than this fill more than a screen with their pairs, which are in pairs.csv.
+_MOST_RUNS = 8
 
 
 def show(
-    runs: pd.DataFrame, pairs: pd.DataFrame, floors: pd.DataFrame, left_out: Mapping[str, str], folder: Path
+    runs: pd.DataFrame, pairs: pd.DataFrame, floors: pd.DataFrame, ablation: pd.DataFrame, left_out: Mapping[str, str]
 ) -> None:
-    """Prints runs, cosines and pairs with their floors, what was left out, and where everything lies."""
+    """Prints runs, cosines and pairs with their floors (of many runs: the arms), and what was left out."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(runs["run"]))}
     console.print(_runs(runs, numbers))
-    if len(pairs):
+    if runs["run"].nunique() > _MOST_RUNS + 1:  # and the base
+        console.print(_arms(ablation))
+        print(f"{len(pairs)} pairs: pairs.csv")
+    elif len(pairs):
         console.print(_cosines(runs, pairs, numbers))
-        console.print(_pairs(pairs.head(_MOST_PAIRS), numbers))
-    if len(pairs) > _MOST_PAIRS:
-        print(f"{len(pairs) - _MOST_PAIRS} more pairs: pairs.csv")
+        console.print(_pairs(pairs, numbers))
+    for run in runs[runs["diverged"].fillna("").astype(bool)].itertuples():
+        print(f"{run.run}: {run.diverged}")
     for floor in floors.itertuples():
         print(
-            f"{floor.method} at other seeds, {floor.initial} initial adapter ({floor.pairs} "
+            f"{floor.method} lr={floor.lr} at other seeds, {floor.initial} initial adapter ({floor.pairs} "
             f"pair{'s' * (floor.pairs > 1)}): cosine {_number(floor.cosine)}, smallest angle "
             f"{_degrees(floor.angle_min_left)} left, {_degrees(floor.angle_min_right)} right"
         )
     for name, why in left_out.items():
         print(f"left out: {name}: {why}")
-    print(folder)
+
+
+def _arms(ablation: pd.DataFrame) -> Table:
+    title = "arms, averaged over their runs (± over them; in brackets: unrelated updates; either loss at another order)"
+    table = Table(
+        "arm", "rate", "runs", "‖ΔW‖", "eff. rank", "cosine to SFT", "(null, floor)", "angle left", "(null, floor)",
+        "barrier", "CKA last", "accuracy", "to the base", "p (Holm)", title=title, title_justify="left",
+    )  # fmt: skip
+    for _, row in ablation[ablation["same_as"] == ""].iterrows():
+        others = ablation.loc[ablation["same_as"] == row["arm"], "lr"]
+        lost = f" +{row['diverged']} diverged" * (row["diverged"] > 0) + f", {row['collapsed']} collapsed" * (
+            row["collapsed"] > 0
+        )
+        table.add_row(
+            " = ".join([row["arm"], *others]),
+            f"{row['learning_rate']:g}",
+            f"{row['seeds']}{lost}",
+            f"{_number(row['norm'])} ± {_number(row['norm_std'])}",
+            _number(row["effective_rank"], 1),
+            f"{_number(row['cosine_to_sft'])} ± {_number(row['cosine_to_sft_std'])}",
+            f"({_number(row['cosine_to_sft_null'])}, {_number(row['cosine_to_sft_floor'])})",
+            _degrees(row["angle_min_left_to_sft"]),
+            f"({_degrees(row['angle_min_left_to_sft_null'])}, {_degrees(row['angle_min_left_to_sft_floor'])})",
+            _number(row["barrier_chord_to_sft"]),
+            _number(row["cka_last_to_sft"], 4),
+            f"{_percent(row['accuracy'])} ± {_percent(row['accuracy_std'])}",
+            _percent(row["base_diff"]),
+            _number(row["base_p_holm"]),
+        )
+    return table
 
 
 def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:

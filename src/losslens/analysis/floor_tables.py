@@ -61,7 +61,8 @@ class Unrelated:
         dimensions = {"left": [out for out, _ in shapes], "right": [into for _, into in shapes]}
         shared = shares_initial_adapter(self._gathered, pair)
         if shared:
-            dimensions["right"] = [min(self._gathered.ranks[a][m], self._gathered.shapes[m][1]) for m in modules]
+            ranks = self._gathered.ranks
+            dimensions["right"] = [min(max(ranks[a][m], ranks[b][m]), self._gathered.shapes[m][1]) for m in modules]
         values: dict[str, float] = {"cosine": self._cosine(pair, modules)}
         for side, vector in (("left", "u1"), ("right", "v1")):
             widths = [(int(self._widths[a][m]), int(self._widths[b][m])) for m in modules]

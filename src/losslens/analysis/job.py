@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from losslens import provenance
+from losslens.analysis.ablation import Tabled, ablation_table
 from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
+from losslens.analysis.arms import arms_of, sft_partners
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
 from losslens.analysis.floor_tables import Unrelated, floor_table
 from losslens.analysis.on_the_base import measure_on_the_base
 from losslens.analysis.pairs import all_pairs, choose, default_reference, find
-from losslens.analysis.subjects import Gathered, gather
+from losslens.analysis.points import moved, score_points
+from losslens.analysis.subjects import Gathered, find_runs, gather
 from losslens.analysis.tables import (
     SEED_MEASURES,
     Tables,
@@ -26,6 +30,7 @@ from losslens.analysis.tables import (
     module_measures,
     pair_measures,
 )
+from losslens.analysis.trajectories import trajectory_table
 from losslens.config import AnalyzeConfig, parse
 from losslens.files import atomic_file, write_json
 from losslens.geometry.tables import geometry_tables
@@ -48,8 +53,8 @@ class Analysis:
     left_out: dict[str, str]
 
 
-def analyze_job(config: DictConfig) -> None:
-    """What `analyze.py` does: writes the tables and shows the main ones."""
+def analyze_job(config: DictConfig) -> Path:
+    """What `analyze.py` does first: writes the tables, shows the main ones, and gives their folder."""
     checked = parse(AnalyzeConfig, config)
     analysis = analyse(checked)
     # Written last: tables without it are of an analysis that was cut off.
@@ -61,7 +66,9 @@ def analyze_job(config: DictConfig) -> None:
             table.to_csv(temporary, index=False) if as_csv else table.to_parquet(temporary, index=False)
     manifest = {**analysis.facts, "left_out": analysis.left_out, **provenance.here()}
     write_json(checked.folder / "manifest.json", manifest)
-    show(analysis.tables.runs, analysis.tables.pairs, analysis.tables.floors, analysis.left_out, checked.folder)
+    tables = analysis.tables
+    show(tables.runs, tables.pairs, tables.floors, tables.ablation, analysis.left_out)
+    return checked.folder
 
 
 def analyse(config: AnalyzeConfig) -> Analysis:
@@ -70,10 +77,16 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     Raises:
         InputError: There is nothing to compare, or two things do not compare.
     """
-    gathered = gather(config.output_dir, config.sweeps, config.adapters or {})
+    found = find_runs(config.output_dir, config.sweeps)
+    found.subjects = moved(found.subjects, config.at, config.norm, found.left_out)
+    if config.at != "end":
+        score_points(found.subjects, found.left_out)
+    gathered = gather(found, config.adapters or {}, config.across)
     names = gathered.names
     reference = find("reference", config.reference, names) if config.reference else default_reference(gathered.subjects)
-    chosen = choose(names, config.pairs, reference)
+    arms = arms_of(gathered)
+    sft = sft_partners(arms, gathered.by_name[reference])
+    chosen = choose(names, config.pairs, reference, {name: partner.name for name, partner in sft.items()})
     benchmark = benchmark_of(gathered, config.compare_on)
     family = [pair for pair in all_pairs(names) if config.family == "all" or reference in pair]
     cache = Cache(config.output_dir / "cache")
@@ -82,7 +95,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     based = measure_on_the_base(config, gathered, chosen, cache)
     tables = geometry_tables(gathered.modules, measured, pairs, based.against_base)
     unrelated = Unrelated(gathered, measured, pairs, config.top, cache)
-    with tqdm(desc="statistics", total=5, unit="table", leave=False) as bar:
+    with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
         pair_rows = pair_measures(gathered, tables.pairs, based, unrelated)
         bar.update()
         pair_rows = pair_rows.merge(pair_table(gathered, benchmark, family), on=["run_a", "run_b"])
@@ -92,6 +105,12 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         modules = module_measures(gathered, tables.modules, unrelated)
         bar.update()
         runs = run_table(gathered, unrelated.off_principal(tables.runs))
+        bar.update()
+        tabled = Tabled(runs, pair_rows)
+        ablation = ablation_table(gathered, arms, gathered.by_name[reference], tabled, benchmark)
+        bar.update()
+        # On the way to a point there is no way to that point.
+        trajectories = trajectory_table(arms if config.at == "end" else [], sft, gathered.modules, cache)
         bar.update()
     facts = {
         "sweeps": config.sweeps,
@@ -115,6 +134,8 @@ def analyse(config: AnalyzeConfig) -> Analysis:
             cka=cka_table(based.ckas),
             floors=floor_table(gathered, pair_rows, SEED_MEASURES),
             seeds=seed_table(gathered, runs),
+            ablation=ablation,
+            trajectories=trajectories,
         ),
         gathered,
         facts,

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
+from losslens.config import LearningRate
 from losslens.errors import InputError
 from losslens.files import digest
 from losslens.runs import Run
@@ -25,6 +26,24 @@ class Named(_Facts):
     name: str
 
 
+class LearningRateFacts(Named):
+    """Which learning rates were asked for."""
+
+    base: FiniteFloat
+    pointwise_factor: FiniteFloat
+    pairwise_factor: FiniteFloat
+
+    def of(self, pairwise: bool) -> float:
+        """The learning rate of a method of one kind."""
+        return LearningRate.model_validate(self.model_dump()).of(pairwise)
+
+
+class TrainingFacts(_Facts):
+    """How training went."""
+
+    steps: int
+
+
 class Rank(_Facts):
     """The size of the adapter."""
 
@@ -36,6 +55,12 @@ class Frozen(_Facts):
 
     folder: str
     sha256: str
+
+
+class RolloutFacts(Frozen):
+    """The frozen rollouts."""
+
+    share_right: float
 
 
 class DataFacts(Named):
@@ -60,24 +85,23 @@ class RunConfig(_Facts):
     evaluation: dict[str, Any]
     rollouts: dict[str, Any]
     model: ModelFacts
-    lr: Named
+    lr: LearningRateFacts
     lora_rank: Rank
     seed: int
     init_seed: int
 
 
-class RunFacts(_Facts):
-    """The manifest of a trained run."""
+class StartedFacts(_Facts):
+    """The manifest of a run, finished or not."""
 
     method: str
+    pairwise: bool
     learning_rate: FiniteFloat
     base: dict[str, str | None]
-    rollouts: Frozen
+    rollouts: RolloutFacts
     initial_adapter: Frozen
     identity: dict[str, Any]
     config: RunConfig
-    adapter_sha256: str
-    adapter_config_sha256: str
 
     @property
     def benchmark_data(self) -> DataFacts | None:
@@ -104,6 +128,14 @@ class RunFacts(_Facts):
     def configuration(self) -> str:
         """What it shares with its repetitions at other seeds, as a hash."""
         return digest({k: v for k, v in self.identity.items() if k not in ("seed", "init_seed")}, 16)
+
+
+class RunFacts(StartedFacts):
+    """The manifest of a trained run."""
+
+    adapter_sha256: str
+    adapter_config_sha256: str
+    training: TrainingFacts
 
 
 class BaseConfig(_Facts):

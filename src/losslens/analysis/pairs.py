@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -36,8 +36,14 @@ def all_pairs(names: Sequence[str]) -> list[Pair]:
     return list(combinations(names, 2))
 
 
-def choose(names: Sequence[str], choice: Choice, reference: str) -> Chosen:
+def choose(names: Sequence[str], choice: Choice, reference: str, partners: Mapping[str, str] | None = None) -> Chosen:
     """The pairs of `names` that `choice` means; see `conf/analyze.yaml`.
+
+    Args:
+        names: The runs.
+        choice: What the configuration says.
+        reference: The run that the others are held against,
+        partners: and for some of them another one, which has their own seeds.
 
     Raises:
         InputError: A name in the list means no run, or several.
@@ -45,14 +51,16 @@ def choose(names: Sequence[str], choice: Choice, reference: str) -> Chosen:
     every = all_pairs(names)
     if not every:
         return Chosen([], "one run is no pair")
-    with_reference = [pair for pair in every if reference in pair]
+    against = {frozenset((name, (partners or {}).get(name, reference))) for name in names if name != reference}
+    with_reference = [pair for pair in every if frozenset(pair) in against]
+    held = "each run against SFT at its own seeds" if partners else f"only the pairs with {reference}"
     if choice == "all" or (choice is None and len(names) <= _ALL_UP_TO):
         return Chosen(every, "")
     if choice is None:
-        why = f"{len(names)} runs, so only the pairs with {reference} (pairs=all measures all {len(every)})"
+        why = f"{len(names)} runs, so {held} (pairs=all measures all {len(every)})"
         return Chosen(with_reference, why)
     if choice == "reference":
-        return Chosen(with_reference, f"pairs=reference: only the pairs with {reference}")
+        return Chosen(with_reference, f"pairs=reference: {held}")
     if choice == "none":
         return Chosen([], "pairs=none")
     wanted = {frozenset(find("pairs", name, names) for name in pair) for pair in choice}

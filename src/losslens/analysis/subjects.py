@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from tqdm import tqdm
 
 from losslens.adapters import adapter_sha256
-from losslens.analysis.manifests import BaseFacts, RunFacts, read_facts
+from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts, read_facts
 from losslens.analysis.scores import Scores, scores_of
 from losslens.errors import InputError
 from losslens.evaluation import scored_by, scored_of
@@ -53,6 +54,23 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Diverged:
+    """A run without an end.
+
+    Attributes:
+        name: What it is called in the tables.
+        run: Its folder.
+        facts: Its manifest.
+        reason: What was no longer finite, and when.
+    """
+
+    name: str
+    run: Run
+    facts: StartedFacts
+    reason: str
+
+
+@dataclass(frozen=True)
 class Gathered:
     """All that an analysis compares.
 
@@ -63,6 +81,7 @@ class Gathered:
         ranks: Of each subject the ranks of its modules.
         bases: The untrained base, once a sweep.
         scores: The outcomes of all of them.
+        diverged: Runs that have nothing to compare: they stand in the tables, and in no average.
         left_out: What is not compared, and why.
     """
 
@@ -72,6 +91,7 @@ class Gathered:
     ranks: dict[str, list[int]]
     bases: list[Base]
     scores: Scores
+    diverged: list[Diverged]
     left_out: dict[str, str]
 
     @cached_property
@@ -95,29 +115,49 @@ class Gathered:
         return self.bases[0].name if self.bases else "base"
 
 
-def gather(output_dir: Path, sweeps: Sequence[str], adapters: Mapping[str, Path]) -> Gathered:
-    """The finished runs of `sweeps` and the folders in `adapters`.
+@dataclass
+class Found:
+    """What lies in the folders of some sweeps.
+
+    Attributes:
+        subjects: The finished runs.
+        bases: The untrained base, once a sweep.
+        diverged: Runs that diverged.
+        taken: Names that no adapter made elsewhere may have.
+        left_out: What is not compared, and why.
+    """
+
+    subjects: list[Subject]
+    bases: list[Base]
+    diverged: list[Diverged]
+    taken: set[str]
+    left_out: dict[str, str]
+
+
+def find_runs(output_dir: Path, sweeps: Sequence[str]) -> Found:
+    """The runs of `sweeps`, those that are finished and those that are not.
 
     Raises:
-        InputError: There is nothing to compare; two things do not compare (base, rollouts, modules, shapes, problems
-            differ); an adapter or its outcomes are not what was trained and scored, or are damaged.
+        InputError: There is no such sweep, or a finished run's adapter is not the one that was trained.
     """
     runs = {_name(run, len(sweeps) > 1): run for sweep in sweeps for run in runs_of(output_dir, sweep)}
     left_out = _without_status(output_dir, sweeps)
     finished = {}
+    diverged = []
     for name, run in runs.items():
         state = run.status["state"]
         if state == "completed":
             finished[name] = run
+        elif run.divergence:
+            diverged.append(Diverged(name, run, read_facts(run, StartedFacts), run.divergence))
+            left_out[name] = run.divergence
         else:
             left_out[name] = f"{state}, not completed"
     bases = [
         Base(name, run, read_facts(run, BaseFacts)) for name, run in finished.items() if run.name.startswith("base-")
     ]
     trained = {name: run for name, run in finished.items() if not run.name.startswith("base-")}
-    if not trained and not adapters:
-        if not sweeps:
-            raise InputError("sweep=null: name adapters={name: folder, …} to compare")
+    if sweeps and not trained:
         raise InputError(
             f"sweep={','.join(sweeps)}: no run is completed{f' ({len(left_out)} are not)' * bool(left_out)}"
         )
@@ -125,7 +165,25 @@ def gather(output_dir: Path, sweeps: Sequence[str], adapters: Mapping[str, Path]
         _of_run(name, run, output_dir, left_out)
         for name, run in tqdm(trained.items(), desc="gathering", unit="run", leave=False, disable=not trained)
     ]
-    _require_comparable(subjects, bases)
+    return Found(subjects, bases, diverged, {*runs, "base"}, left_out)
+
+
+def gather(found: Found, adapters: Mapping[str, Path], across: Literal["rollouts"] | None) -> Gathered:
+    """The runs that were found and the folders in `adapters`, once it is sure that they compare.
+
+    Args:
+        found: From `find_runs`.
+        adapters: Adapters made elsewhere, by name.
+        across: What the runs may differ in.
+
+    Raises:
+        InputError: There is nothing to compare; two things do not compare (base, rollouts, modules, shapes, problems
+            differ); an adapter or its outcomes are not what was trained and scored, or are damaged.
+    """
+    subjects, bases, left_out = found.subjects, found.bases, found.left_out
+    if not subjects and not adapters:
+        raise InputError("sweep=null: name adapters={name: folder, …} to compare")
+    _require_comparable(subjects, bases, across)
     scores = scores_of([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
     for benchmark in sorted(
         {benchmark for subject in subjects if subject.run for benchmark in scores.benchmarks(subject.run)}
@@ -134,11 +192,12 @@ def gather(output_dir: Path, sweeps: Sequence[str], adapters: Mapping[str, Path]
             left_out[f"comparison with the base on {benchmark}"] = "the base was not scored on it"
     subjects = _distinct(subjects, left_out)
     for name, folder in adapters.items():
-        if name in {*runs, "base"}:
+        if name in found.taken:
             raise InputError(f"adapters.{name}: a run or the base is called so already")
         sha256 = sha256_of_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
         subjects.append(Subject(name, folder, sha256))
-    return _with_shapes(subjects, bases, scores, left_out)
+    modules, shapes, ranks = _shapes(subjects)
+    return Gathered(subjects, modules, shapes, ranks, bases, scores, found.diverged, left_out)
 
 
 def _name(run: Run, several: bool) -> str:
@@ -169,8 +228,13 @@ def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> 
         initial = _initial(output_dir / "init" / facts.initial_adapter.folder, facts.initial_adapter.sha256)
     except InputError as error:
         left_out[f"drift of A in {name}"] = str(error)
-    sha256 = digest([facts.adapter_sha256, facts.adapter_config_sha256], 64)
-    return Subject(name, run.adapter, sha256, initial, run, facts)
+    return Subject(name, run.adapter, sha256_of_adapter(run), initial, run, facts)
+
+
+def sha256_of_adapter(run: Run) -> str:
+    """What tells the adapter of a run, or of a point on its way, from others."""
+    manifest = run.manifest
+    return digest([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
 
 
 def _initial(folder: Path, sha256: str) -> Path:
@@ -180,7 +244,7 @@ def _initial(folder: Path, sha256: str) -> Path:
         return folder
 
 
-def _require_comparable(subjects: Sequence[Subject], bases: Sequence[Base]) -> None:
+def _require_comparable(subjects: Sequence[Subject], bases: Sequence[Base], across: Literal["rollouts"] | None) -> None:
     """Refuses runs of another base or other rollouts than the first one's, and others' outcomes."""
     everyone = [(base.name, base.run, scored_by(base.facts.base, None)) for base in bases]
     trained = [(subject.name, subject.run, subject.facts) for subject in subjects if subject.run and subject.facts]
@@ -190,8 +254,9 @@ def _require_comparable(subjects: Sequence[Subject], bases: Sequence[Base]) -> N
             ("base", facts.base, first.base),
             ("rollouts", facts.rollouts.sha256, first.rollouts.sha256),
         ):
-            if value != other:
-                raise InputError(f"{name}: another {what} than {first_name}; {_ADVICE}")
+            if value != other and what != across:
+                advice = f"{_ADVICE}, or across=rollouts" if what == "rollouts" else _ADVICE
+                raise InputError(f"{name}: another {what} than {first_name}; {advice}")
         everyone.append((name, run, scored_by(facts.base, facts.adapter_sha256)))
     for base in bases:
         if trained and base.facts.base != trained[0][2].base:
@@ -213,7 +278,8 @@ def _distinct(subjects: Sequence[Subject], left_out: dict[str, str]) -> list[Sub
     return list(kept.values())
 
 
-def _with_shapes(subjects: list[Subject], bases: list[Base], scores: Scores, left_out: dict[str, str]) -> Gathered:
+def _shapes(subjects: Sequence[Subject]) -> tuple[list[str], list[tuple[int, int]], dict[str, list[int]]]:
+    """The adapted modules, their shapes, and of each subject their ranks."""
     first = subjects[0]
     ranks = {}
     shapes: dict[str, tuple[int, int]] = {}
@@ -232,7 +298,7 @@ def _with_shapes(subjects: list[Subject], bases: list[Base], scores: Scores, lef
                         "they do not compare"
                     )
             ranks[subject.name] = list(adapter.ranks.values())
-    return Gathered(subjects, list(shapes), list(shapes.values()), ranks, bases, scores, left_out)
+    return list(shapes), list(shapes.values()), ranks
 
 
 def _times(shape: tuple[int, int]) -> str:

@@ -39,6 +39,8 @@ class Tables:
         cka: One row a chosen pair (or run and base) and hidden state.
         floors: One row a configuration with several seeds and kind of initial adapter.
         seeds: One row a configuration with several seeds and benchmark.
+        ablation: One row an arm: runs that differ in their seeds only, and name of its learning rate.
+        trajectories: One row a run with snapshots and step.
     """
 
     runs: pd.DataFrame
@@ -50,6 +52,8 @@ class Tables:
     cka: pd.DataFrame
     floors: pd.DataFrame
     seeds: pd.DataFrame
+    ablation: pd.DataFrame
+    trajectories: pd.DataFrame
 
 
 def pair_measures(gathered: Gathered, rows: pd.DataFrame, based: OnTheBase, unrelated: Unrelated) -> pd.DataFrame:

@@ -134,11 +134,18 @@ class Snapshots(TrainerCallback):
         self, _: TrainingArguments, state: TrainerState, __: TrainerControl, model: Any, **___: Any
     ) -> None:
         if state.global_step % self.every == 0:
+            require_finite(model, state.global_step)
             with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
                 save_adapter(model, temporary / "adapter")
                 write_json(
                     temporary / "manifest.json", {"step": state.global_step, **adapter_hashes(temporary / "adapter")}
                 )
+
+
+def require_finite(model: Any, step: int) -> None:
+    """Raises `DivergedError` when a weight that is trained is not finite."""
+    if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
+        raise DivergedError(f"diverged: the adapter holds values that are not finite at step {step}")
 
 
 class StopWhenNotFinite(TrainerCallback):

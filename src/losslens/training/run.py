@@ -19,11 +19,19 @@ from trl import DPOConfig, SFTConfig
 
 from losslens.adapters import LoraSettings, load_adapter, save_adapter
 from losslens.config import Optim
-from losslens.errors import DivergedError, InputError
+from losslens.errors import InputError
 from losslens.files import atomic_folder
 from losslens.methods import Method, Pairwise, Pointwise
 from losslens.models import LoadedModel, as_it_was
-from losslens.training.callbacks import Metrics, ProgressBar, SealCheckpoint, Snapshots, StopWhenNotFinite, is_whole
+from losslens.training.callbacks import (
+    Metrics,
+    ProgressBar,
+    SealCheckpoint,
+    Snapshots,
+    StopWhenNotFinite,
+    is_whole,
+    require_finite,
+)
 from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.pairwise import PairwiseTrainer
@@ -224,8 +232,7 @@ def _train(
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         finally:
             bar.close()
-        if not all(parameter.isfinite().all() for parameter in trainer.model.parameters() if parameter.requires_grad):
-            raise DivergedError("diverged: the adapter holds values that are not finite at the last step")
+        require_finite(trainer.model, trainer.state.global_step)
         with atomic_folder(folder / "adapter") as temporary:
             save_adapter(trainer.model, temporary)
     return rows

@@ -1,0 +1,134 @@
+"""The arms of a comparison: runs that differ in their seeds only, and the SFT run that each is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from losslens.analysis.manifests import LearningRateFacts, StartedFacts
+from losslens.analysis.subjects import Diverged, Gathered, Subject
+
+# What does not tell the arms of one method and rate apart, or is told by other columns.
+_NOT_SETTINGS = ("version", "seed", "init_seed", "method.name", "method._target_", "learning_rate")
+
+
+@dataclass
+class Arm:
+    """One configuration and its runs.
+
+    Attributes:
+        facts: The manifest of one of them.
+        settings: What tells it from the other arms of its method and `lr`, for example `method.beta=0.3`; may be empty.
+        learning_rates: Names of the `lr` that give its learning rate, its own first.
+        subjects: Its runs that have an end.
+        diverged: Those that have none.
+    """
+
+    facts: StartedFacts
+    settings: str = ""
+    learning_rates: list[str] = field(default_factory=list)
+    subjects: list[Subject] = field(default_factory=list)
+    diverged: list[Diverged] = field(default_factory=list)
+
+    @property
+    def method(self) -> str:
+        """The name of its method."""
+        return self.facts.method
+
+    @property
+    def lr(self) -> str:
+        """The name under which its learning rate was asked for."""
+        return self.facts.config.lr.name
+
+    @property
+    def learning_rate(self) -> float:
+        """Its peak learning rate."""
+        return self.facts.learning_rate
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """All that decides its runs but the seeds, flat."""
+        return dict(_flat(self.facts.identity))
+
+    def name(self, lr: str | None = None) -> str:
+        """`dpo-matched`, with its settings where there are others like it."""
+        return " ".join(part for part in (f"{self.method}-{lr or self.lr}", self.settings) if part)
+
+    def distance(self, other: Arm) -> int:
+        """In how many settings, other than method and rate, it differs from `other`."""
+        ours, theirs = self.values, other.values
+        keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("method.")} - set(_NOT_SETTINGS)
+        return sum(ours.get(key) != theirs.get(key) for key in keys)
+
+
+def arms_of(gathered: Gathered) -> list[Arm]:
+    """The arms of all runs, in the order of the tables."""
+    by_configuration: dict[str, Arm] = {}
+    for subject in gathered.subjects:
+        if subject.facts is not None:
+            by_configuration.setdefault(subject.facts.configuration, Arm(subject.facts)).subjects.append(subject)
+    for run in gathered.diverged:
+        by_configuration.setdefault(run.facts.configuration, Arm(run.facts)).diverged.append(run)
+    arms = list(by_configuration.values())
+    asked = {arm.facts.config.lr.name: arm.facts.config.lr for arm in arms}
+    for arm in arms:
+        alike = [other for other in arms if (other.method, other.lr) == (arm.method, arm.lr)]
+        arm.settings = _settings(arm, alike)
+    for arm in arms:
+        arm.learning_rates = [arm.lr, *_other_names(arm, arms, asked)]
+    return arms
+
+
+def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
+    """For each run's name the SFT run it is held against: of its seeds, and trained in all else most as it was.
+
+    Where several SFT arms are as near, the one at the reference's learning rate counts. A run of an SFT arm that is
+    held against itself has no entry.
+    """
+    found = {}
+    candidates = [arm for arm in arms if arm.method == "sft" and arm.subjects]
+    for arm in arms:
+        sft = nearest(arm, candidates, reference.facts.learning_rate if reference.facts else None)
+        runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
+        for run in runs:
+            partner = with_seeds_of(run, sft)
+            if partner and partner.name != run.name:
+                found[run.name] = partner
+    return found
+
+
+def nearest(arm: Arm, candidates: Iterable[Arm], learning_rate: float | None) -> Arm | None:
+    """The candidate that was trained most as `arm` was; of several the first at `learning_rate`."""
+    ordered = sorted(candidates, key=lambda other: (arm.distance(other), other.learning_rate != learning_rate))
+    return ordered[0] if ordered else None
+
+
+def with_seeds_of(run: Subject | Diverged, arm: Arm | None) -> Subject | None:
+    """The run of `arm` that has both seeds of `run`."""
+    if arm is None or run.facts is None:
+        return None
+    return next((s for s in arm.subjects if s.facts and s.facts.seeds == run.facts.seeds), None)
+
+
+def _settings(arm: Arm, alike: Sequence[Arm]) -> str:
+    values = [other.values for other in alike]
+    keys = sorted({key for each in values for key in each} - set(_NOT_SETTINGS[:-1]))
+    differing = [key for key in keys if len({repr(each.get(key)) for each in values}) > 1]
+    return " ".join(f"{key}={arm.values.get(key)}" for key in differing)
+
+
+def _other_names(arm: Arm, arms: Sequence[Arm], asked: Mapping[str, LearningRateFacts]) -> list[str]:
+    """Names of other `lr` of the sweep that mean this arm's rate for its method: one run is trained for all of them."""
+    taken = {other.lr for other in arms if (other.method, other.settings) == (arm.method, arm.settings)}
+    return sorted(
+        name for name, lr in asked.items() if name not in taken and lr.of(arm.facts.pairwise) == arm.learning_rate
+    )
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value

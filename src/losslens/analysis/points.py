@@ -1,0 +1,173 @@
+"""Which point of every run's way is compared: its end, a step, or the place where the update has a certain norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+from losslens.adapters import adapter_hashes
+from losslens.analysis.subjects import Diverged, Subject, sha256_of_adapter
+from losslens.config import Data, Evaluation, Model
+from losslens.errors import InputError
+from losslens.files import atomic_folder, read_json, write_json
+from losslens.geometry.deltas import open_adapter
+from losslens.geometry.trajectory import Crossing, between, first_crossing, path
+from losslens.runs import Run
+from losslens.scoring import score_run
+
+At = Literal["end", "norm"] | int
+# How far off a norm may be found, relatively: the factors are written in float32.
+_NORM_TOLERANCE = 1e-5
+
+
+def way_of(subject: Subject | Diverged) -> dict[int, Run]:
+    """The snapshots of a run by step, and its end, if it has one, as the last; none for an adapter made elsewhere.
+
+    Raises:
+        InputError: One of them is not as it was written.
+    """
+    if subject.run is None or subject.facts is None:
+        return {}
+    way = subject.run.snapshots
+    for run in way.values():
+        if not run.is_trained():
+            raise InputError(f"{run.folder}: no whole snapshot; delete it")
+    return {**way, subject.facts.training.steps: subject.run} if isinstance(subject, Subject) else way
+
+
+def moved(subjects: Sequence[Subject], at: At, norm: float | None, left_out: dict[str, str]) -> list[Subject]:
+    """The subjects at `at`; those that were never there are left out, with the reason.
+
+    Args:
+        subjects: Finished runs, at their ends.
+        at: `end`, a step, or `norm`: the first place at which ‖ΔW‖ is `norm`.
+        norm: ‖ΔW‖_F; by default the largest that every run reaches.
+        left_out: Gets the reasons.
+
+    Raises:
+        InputError: No run was there, or a snapshot is not as it was written.
+    """
+    if at == "end":
+        return list(subjects)
+    found = _at_norm(subjects, norm, left_out) if at == "norm" else _at_step(subjects, int(at), left_out)
+    if not found:
+        raise InputError(f"at={at}: no run was there (see optim.snapshot_steps)")
+    return found
+
+
+def _at_step(subjects: Sequence[Subject], step: int, left_out: dict[str, str]) -> list[Subject]:
+    found = []
+    for subject in subjects:
+        way = way_of(subject)
+        if step in way:
+            found.append(_moved_to(subject, way[step]))
+        else:
+            left_out[subject.name] = f"no snapshot at step {step}; it has {', '.join(map(str, way))}"
+    return found
+
+
+def _at_norm(subjects: Sequence[Subject], norm: float | None, left_out: dict[str, str]) -> list[Subject]:
+    ways = {subject.name: way_of(subject) for subject in subjects}
+    measured = {}
+    for subject in tqdm(subjects, desc="norms on the way", unit="run", leave=False):
+        with ExitStack() as stack:
+            points = [stack.enter_context(open_adapter(run.adapter)) for run in ways[subject.name].values()]
+            measured[subject.name] = path(points, [], points[0].modules)
+    # A run that ends at 0 reaches no norm, and would let no other one reach any.
+    reached = [float(found.norms.max()) for found in measured.values() if found.norms.max() > 0]
+    if not reached:
+        raise InputError("at=norm: no run has moved at all")
+    wanted = min(reached) if norm is None else norm
+    moved = []
+    for subject in subjects:
+        way, norms = ways[subject.name], measured[subject.name].norms
+        if len(way) < 2:
+            left_out[subject.name] = f"at=norm: no snapshots on its way (it ends at ‖ΔW‖ = {norms[-1]:.4g})"
+            continue
+        crossing = first_crossing(norms, measured[subject.name].to_next, wanted)
+        if crossing is None:
+            left_out[subject.name] = f"it never reaches ‖ΔW‖ = {wanted:.4g} (its largest is {norms.max():.4g})"
+            continue
+        moved.append(_moved_to(subject, _between(subject, way, crossing, wanted)))
+    return moved
+
+
+def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm: float) -> Run:
+    """The point of a run's way at `norm`, as a folder beside its snapshots; made unless it is there."""
+    assert subject.run is not None
+    steps = [0, *way]
+    runs = [None, *way.values()]
+    before, after = runs[crossing.before + 1], runs[crossing.before + 2]
+    assert after is not None
+    manifest: dict[str, Any] = {
+        "norm": norm,
+        "between_steps": steps[crossing.before + 1 : crossing.before + 3],
+        "weight": crossing.weight,
+        "of": [sha256_of_adapter(run) for run in (before, after) if run],
+    }
+    point = Run(subject.run.folder / "snapshots" / f"norm-{norm:.6g}")
+    if (point.folder / "manifest.json").exists() and manifest.items() <= point.manifest.items() and point.is_trained():
+        return point
+    with ExitStack() as stack:
+        adapter = stack.enter_context(open_adapter(after.adapter))
+        start = stack.enter_context(open_adapter(before.adapter)) if before else None
+        tensors, ranks = {}, {}
+        for module in adapter.modules:
+            delta = between(start[module] if start else None, adapter[module], crossing.weight)
+            for name, factor in (("A", delta.a), ("B", delta.b)):
+                tensors[f"base_model.model.{module}.lora_{name}.weight"] = torch.from_numpy(
+                    factor.astype(np.float32)
+                ).contiguous()
+            ranks[module] = delta.a.shape[0]
+    config = read_json(after.adapter / "adapter_config.json")
+    # The scale is in the factors: with alpha = rank PEFT multiplies by 1.
+    rank = max(ranks.values())
+    config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
+    if set(ranks.values()) != {rank}:
+        config |= {"rank_pattern": ranks, "alpha_pattern": ranks}
+    with atomic_folder(point.folder) as temporary:
+        (temporary / "adapter").mkdir()
+        save_file(tensors, temporary / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_json(temporary / "adapter" / "adapter_config.json", config)
+        write_json(temporary / "manifest.json", {**manifest, **adapter_hashes(temporary / "adapter")})
+    return point
+
+
+def _moved_to(subject: Subject, point: Run) -> Subject:
+    if point == subject.run:
+        return subject
+    assert subject.facts is not None
+    facts = subject.facts.model_copy(update=adapter_hashes(point.adapter))
+    # Where two snapshots are put together, A is two matrices, and how far it drifted is no one angle.
+    initial = subject.initial if point.folder.name.startswith("step-") else None
+    return replace(
+        subject, adapter=point.adapter, sha256=sha256_of_adapter(point), initial=initial, run=point, facts=facts
+    )
+
+
+def score_points(subjects: Sequence[Subject], left_out: dict[str, str]) -> None:
+    """Scores each moved subject on what its run was first scored on, greedily, unless that was done before."""
+    for subject in tqdm(subjects, desc="scoring", unit="run", leave=False):
+        if subject.run is None or subject.facts is None or subject.facts.benchmark_data is None:
+            continue
+        config = subject.facts.config
+        try:
+            evaluation = Evaluation.model_validate({**config.evaluation, "samples": 0})
+            data = Data.model_validate(subject.facts.benchmark_data.model_dump())
+            model = Model.model_validate(config.model.model_dump())
+        except ValidationError:
+            left_out["accuracy"] = "the runs are of another version of LossLens"
+            return
+        if evaluation.engine == "openai":
+            left_out["accuracy"] = "the runs were scored by a server, which has only their ends"
+            return
+        with subject.run.lock():
+            score_run(subject.run, model, [data], evaluation)

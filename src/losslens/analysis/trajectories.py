@@ -1,0 +1,81 @@
+"""How each run got where it is: its norm, and its direction against its own end and SFT's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from losslens.analysis.arms import Arm
+from losslens.analysis.cache import Cache
+from losslens.analysis.points import way_of
+from losslens.analysis.subjects import Subject, sha256_of_adapter
+from losslens.geometry.deltas import open_adapter
+from losslens.geometry.trajectory import Path, path
+from losslens.runs import Run
+
+COLUMNS = (
+    "run", "method", "lr", "learning_rate", "settings", "seed", "init_seed",
+    "step", "norm", "cosine_to_end", "cosine_to_sft",
+)  # fmt: skip
+
+
+def trajectory_table(
+    arms: Sequence[Arm], sft: Mapping[str, Subject], modules: Sequence[str], cache: Cache
+) -> pd.DataFrame:
+    """One row a run and snapshot, the end included; no row for runs without snapshots.
+
+    Args:
+        arms: The runs, at their ends.
+        sft: For each run's name the SFT run of its seeds, where there is one.
+        modules: Names of the adapted modules.
+        cache: Of what was measured before.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm in tqdm(arms, desc="trajectories", unit="arm", leave=False):
+        for run in (*arm.subjects, *arm.diverged):
+            way = way_of(run)
+            if len(way) < 2:
+                continue
+            assert run.facts is not None
+            # A run that diverged has no end; an SFT run that others are held against has itself.
+            end = run if isinstance(run, Subject) else None
+            towards = [end, sft.get(run.name, end if arm.method == "sft" else None)]
+            found = _measured(way, [target for target in towards if target], modules, cache)
+            cosines = iter(found.cosines.T)
+            to_end, to_sft = (next(cosines) if target else np.full(len(way), np.nan) for target in towards)
+            for number, step in enumerate(way):
+                rows.append(
+                    {
+                        "run": run.name,
+                        "method": arm.method,
+                        "lr": arm.lr,
+                        "learning_rate": arm.learning_rate,
+                        "settings": arm.settings,
+                        "seed": run.facts.config.seed,
+                        "init_seed": run.facts.config.init_seed,
+                        "step": step,
+                        "norm": found.norms[number],
+                        "cosine_to_end": to_end[number],
+                        "cosine_to_sft": to_sft[number],
+                    }
+                )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _measured(way: Mapping[int, Run], towards: Sequence[Subject], modules: Sequence[str], cache: Cache) -> Path:
+    key = [[sha256_of_adapter(run) for run in way.values()], [target.sha256 for target in towards]]
+    names = [field.name for field in fields(Path)]
+    known = cache.load("path", key, names)
+    if known is None:
+        with ExitStack() as stack:
+            points = [stack.enter_context(open_adapter(run.adapter)) for run in way.values()]
+            targets = [stack.enter_context(open_adapter(target.adapter)) for target in towards]
+            known = vars(path(points, targets, modules))
+        cache.save("path", key, known)
+    return Path(**known)

@@ -1,0 +1,187 @@
+"""The figures of the learning-rate-matched comparison."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from losslens.report.arms import short
+from losslens.report.numbers import degrees, difference, number, percent
+from losslens.report.parts import Figure
+from losslens.report.style import (
+    INK,
+    MUTED,
+    SHADE,
+    Rates,
+    colour,
+    figure,
+    logarithmic,
+    rows_figure,
+    safe,
+    translucent,
+    whisker,
+)
+
+_FLOOR = "a loss against itself in another order of the data"
+_NULL = "what two updates with nothing in common show"
+
+# Column, title, axis, how a number is written, what the axis shows in any case: most barriers are 0.
+_PANELS: tuple[tuple[str, str, str, Callable[[float], str], list[float]], ...] = (
+    ("angle_min_left_to_sft", "Angle to SFT", "smallest angle, left (°)", degrees, [0]),
+    ("effective_rank", "Effective rank", "effective rank", partial(number, digits=1), []),
+    ("barrier_chord_to_sft", "Barrier to SFT", "barrier (nats a token)", number, [0, 0.01]),
+    ("cka_last_to_sft", "CKA to SFT", "CKA, last layer", partial(number, digits=4), [1]),
+)
+
+
+def arm_figures(arms: pd.DataFrame, rates: Rates, base: pd.Series | None) -> list[Figure]:
+    """All figures that the table has numbers for.
+
+    Args:
+        arms: One row an arm.
+        rates: The marks of the learning rates.
+        base: The untrained base on the same benchmark, where it was scored.
+    """
+    figures = []
+    if (arms["norm"].gt(0) & arms["cosine_to_sft"].notna()).any():
+        figures.append(_size_and_direction(arms, rates))
+    if arms["accuracy"].notna().any():
+        figures.append(_accuracy(arms, rates, base))
+    return figures + [_panel(arms, rates, *panel) for panel in _PANELS if arms[panel[0]].notna().any()]
+
+
+def _size_and_direction(arms: pd.DataFrame, rates: Rates) -> Figure:
+    plot = figure("‖ΔW‖ (log)", "cosine to SFT", height=420)
+    shown = arms[arms["norm"].gt(0) & arms["cosine_to_sft"].notna()]
+    smallest, largest = math.log10(shown["norm"].min()), math.log10(shown["norm"].max())
+    room = 0.15 * max(largest - smallest, 1)  # for the names of the outermost
+    plot.update_layout(**logarithmic("xaxis"), xaxis_range=[smallest - room, largest + room])
+    nulls = shown[shown["cosine_to_sft_null"].notna()]
+    if len(nulls):
+        plot.add_scatter(
+            x=nulls["norm"].tolist(), y=[0] * len(nulls), mode="markers", marker={"size": 1, "color": SHADE},
+            hoverinfo="skip",
+            error_y={"array": nulls["cosine_to_sft_null"].tolist(), "thickness": 12, "width": 0, "color": SHADE},
+        )  # fmt: skip
+    plot.add_hline(y=0, line={"color": MUTED, "width": 1})
+    floors = shown.loc[shown["method"] == "sft", "cosine_to_sft_floor"].dropna()
+    for value in floors.head(1):  # the largest learning rate's
+        plot.add_hline(
+            y=value, line={"color": INK, "width": 1.5, "dash": "dash"}, annotation_text="SFT in another order",
+            annotation_position="bottom left", annotation_font_size=12,
+        )  # fmt: skip
+    for _, arm in shown.iterrows():
+        mark = _mark(arm, rates, _hover(arm, "cosine_to_sft", number))
+        plot.add_scatter(
+            x=[arm["norm"]], y=[arm["cosine_to_sft"]], error_x=_spread(arm, "norm"),
+            error_y=_spread(arm, "cosine_to_sft"), text=safe(f"{arm['method']} {short(arm['settings'])}"),
+            textposition=_away_from_others(arm, shown), cliponaxis=False, textfont={"size": 12},
+            **{**mark, "mode": "markers+text"},
+        )  # fmt: skip
+    line = f" Dashed: SFT's floor, {_FLOOR}." if len(floors) else ""
+    bars = f" Grey bars: {_NULL} (95%)." if len(nulls) else ""
+    return Figure(
+        "Size and direction",
+        f"Each mark is an arm, the lines through it the standard deviation over seeds.{line}{bars}",
+        plot,
+        wide=True,
+    )
+
+
+def _away_from_others(arm: pd.Series, arms: pd.DataFrame) -> str:
+    """The side of a mark on which its name does not cover the nearest other mark."""
+    others = arms.drop(index=arm.name)
+    if others.empty:
+        return "top right"
+    distances = np.hypot(np.log10(others["norm"] / arm["norm"]), others["cosine_to_sft"] - arm["cosine_to_sft"])
+    nearest = others.loc[distances.idxmin()]
+    upright = "top" if arm["cosine_to_sft"] >= nearest["cosine_to_sft"] else "bottom"
+    return f"{upright} {'right' if arm['norm'] >= nearest['norm'] else 'left'}"
+
+
+def _accuracy(arms: pd.DataFrame, rates: Rates, base: pd.Series | None) -> Figure:
+    plot = rows_figure("accuracy", arms["label"].tolist(), arms["place"].tolist())
+    plot.update_xaxes(tickformat=".0%")
+    if base is not None:
+        plot.add_vline(x=base["accuracy"], line={"color": INK, "width": 1.5, "dash": "dot"})
+    for _, arm in arms[arms["accuracy"].notna()].iterrows():
+        accuracy = arm["accuracy"]
+        point = {"x": [accuracy], "y": [arm["place"]]}
+        interval = whisker(accuracy, arm["ci_low"], arm["ci_high"], translucent(arm["method"], 0.35), thickness=10)
+        seeds = whisker(accuracy, arm["accuracy_min"], arm["accuracy_max"], INK, thickness=1.5, width=4)
+        for bar in (interval, seeds) if arm["seeds"] > 1 else (interval,):
+            plot.add_scatter(
+                **point, error_x=bar, mode="markers", marker={"size": 1, "color": bar["color"]}, hoverinfo="skip",
+                meta=arm["method"],
+            )  # fmt: skip
+        to_base = "" if pd.isna(arm["base_diff"]) else f"<br>to the base {difference(arm['base_diff'])}"
+        hover = f"{_hover(arm, 'accuracy', percent)}{to_base} {safe(arm['base_verdict'])}"
+        plot.add_scatter(**point, **_mark(arm, rates, hover))
+    line = " Dotted: the untrained base." if base is not None else ""
+    lost = arms["diverged"].any() or arms["collapsed"].any()
+    crosses = " ✕: runs of this arm diverged or collapsed; see the notes." if lost else ""
+    return Figure(
+        "Accuracy",
+        f"Wide bar: 95% interval over problems. Thin line: from the worst seed to the best.{line}{crosses}",
+        plot,
+        wide=True,
+    )
+
+
+def _panel(
+    arms: pd.DataFrame,
+    rates: Rates,
+    name: str,
+    title: str,
+    axis: str,
+    show: Callable[[float], str],
+    always: list[float],
+) -> Figure:
+    plot = rows_figure(axis, arms["label"].tolist(), arms["place"].tolist())
+    plot.update_xaxes(autorangeoptions_include=always)
+    for _, arm in arms[arms[name].notna()].iterrows():
+        mark = _mark(arm, rates, _hover(arm, name, show))
+        plot.add_scatter(x=[arm[name]], y=[arm["place"]], error_x=_spread(arm, name), **mark)
+    # Over the marks: a mark at its floor is a finding.
+    floor = {"symbol": "line-ns", "size": 13, "line": {"color": INK, "width": 2.5}}
+    null = {"symbol": "circle-open", "size": 6, "color": MUTED}
+    said = []
+    for end, marker, meaning in (
+        ("floor", floor, f"Upright tick: the floor, {_FLOOR}."),
+        ("null", null, f"Small circle: the null, {_NULL}."),
+    ):
+        column = f"{name}_{end}"
+        known = arms[arms[column].notna()] if column in arms else arms.head(0)
+        if len(known):
+            plot.add_scatter(
+                x=known[column].tolist(), y=known["place"].tolist(), mode="markers", hoverinfo="skip", marker=marker
+            )
+            said.append(meaning)
+    return Figure(title, " ".join(said) or "Mean and standard deviation over seeds.", plot)
+
+
+def _mark(arm: pd.Series, rates: Rates, hover: str) -> dict[str, Any]:
+    return {
+        "mode": "markers", "hoverinfo": "text", "hovertext": [hover], "meta": arm["method"],
+        "marker": {
+            "color": colour(arm["method"]), "size": 11, "symbol": rates.symbol(arm["learning_rate"]),
+            "line": {"color": INK, "width": 0.7},
+        },
+    }  # fmt: skip
+
+
+def _spread(arm: pd.Series, name: str) -> dict[str, Any]:
+    std = arm.get(f"{name}_std", math.nan)
+    return whisker(arm[name], arm[name] - std, arm[name] + std, colour(arm["method"]), thickness=1.5, width=3)
+
+
+def _hover(arm: pd.Series, name: str, show: Callable[[float], str]) -> str:
+    std = "" if pd.isna(arm.get(f"{name}_std")) else f" ± {show(arm[f'{name}_std'])}"
+    beside = {what: arm.get(f"{name}_{what}") for what in ("floor", "null")}
+    lines = [f"<br>{what} {show(value)}" for what, value in beside.items() if not pd.isna(value)]
+    return f"<b>{safe(arm['label'])}</b> ({safe(arm['lr'])})<br>{show(arm[name])}{std}{''.join(lines)}"

@@ -1,0 +1,84 @@
+"""The table of the learning-rate-matched comparison: every measure with its spread, and its floors beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import pandas as pd
+
+from losslens.report.arms import went_wrong
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import NOTHING, degrees, difference, number, p_value, percent, rate
+from losslens.report.parts import Cell, Column, Row, Table, downloadable
+from losslens.report.style import colour
+
+_MEASURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("norm", "‖ΔW‖", number),
+    ("effective_rank", "effective rank", partial(number, digits=1)),
+    ("stable_rank", "stable rank", partial(number, digits=1)),
+    ("cosine_to_sft", "cosine to SFT", number),
+    ("cosine_to_sft_same_rate", "cosine to SFT at the same rate", number),
+    ("angle_min_left_to_sft", "angle to SFT, left", degrees),
+    ("cosine_to_dpo_conventional", "cosine to conventional DPO", number),
+    ("barrier_chord_to_sft", "barrier to SFT (nats a token)", number),
+    ("cka_last_to_sft", "CKA to SFT, last layer", partial(number, digits=4)),
+)
+_SHARE_RIGHT = ("share_right", "rollouts that are right", percent)
+
+
+def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
+    """One row an arm; measures that no arm has are no columns."""
+    measures = [measure for measure in _MEASURES if arms[measure[0]].notna().any()]
+    # Of one sweep all arms saw the same rollouts.
+    measures += [_SHARE_RIGHT] if arms["share_right"].nunique() > 1 else []
+    scored = arms["accuracy"].notna().any()
+    against = [to for to in ("base", "sft") if arms[f"{to}_diff"].notna().any()]
+    columns = [
+        Column("arm", numeric=False), Column("learning rate"), Column("runs"),
+        *(Column(heading) for _, heading, _ in measures),
+        *([Column("accuracy"), Column("95% interval")] if scored else []),
+        *(Column({"base": "to the base", "sft": "to SFT"}[to]) for to in against),
+    ]  # fmt: skip
+    rows = []
+    for _, arm in arms.iterrows():
+        cells = [
+            Cell(arm["method"], below=f"{arm['lr']}\n{arm['settings']}".rstrip(), colour=colour(arm["method"])),
+            Cell(rate(arm["learning_rate"])),
+            Cell(str(arm["seeds"]), bad=_lost(arm)),
+            *(_measure(arm, name, show) for name, _, show in measures),
+            *(_accuracy(arm) if scored else []),
+            *(_against(arm, to) for to in against),
+        ]
+        rows.append(Row(cells, marked=went_wrong(arm)))
+    return downloadable(analysis, "ablation", "One row an arm: mean ± standard deviation over seeds", columns, rows)
+
+
+def _lost(arm: pd.Series) -> str:
+    return "\n".join(f"✕ {arm[what]} {what}" for what in ("diverged", "collapsed") if arm[what])
+
+
+def _measure(arm: pd.Series, name: str, show: Callable[[float], str]) -> Cell:
+    beside = {what: arm.get(f"{name}_{what}") for what in ("floor", "null")}
+    lines = [f"{what} {show(value)}" for what, value in beside.items() if not pd.isna(value)]
+    return Cell(show(arm[name]), _spread(arm, name, show), "\n".join(lines))
+
+
+def _spread(arm: pd.Series, name: str, show: Callable[[float], str]) -> str:
+    return "" if pd.isna(arm.get(f"{name}_std")) else f"± {show(arm[f'{name}_std'])}"
+
+
+def _accuracy(arm: pd.Series) -> list[Cell]:
+    several = not pd.isna(arm["accuracy_min"]) and arm["seeds"] > 1
+    extremes = f"runs {percent(arm['accuracy_min'])} … {percent(arm['accuracy_max'])}" if several else ""
+    interval = NOTHING if pd.isna(arm["ci_low"]) else f"{percent(arm['ci_low'])} … {percent(arm['ci_high'])}"
+    return [Cell(percent(arm["accuracy"]), _spread(arm, "accuracy", percent), extremes), Cell(interval)]
+
+
+def _against(arm: pd.Series, to: str) -> Cell:
+    if pd.isna(arm[f"{to}_diff"]):
+        return Cell(NOTHING)
+    interval = f"{difference(arm[f'{to}_diff_low'])} … {difference(arm[f'{to}_diff_high'])}"
+    verdict = arm[f"{to}_verdict"]
+    test = "" if pd.isna(arm[f"{to}_p_holm"]) else f"\np (Holm) {p_value(arm[f'{to}_p_holm'])}"
+    return Cell(difference(arm[f"{to}_diff"]), verdict, f"{interval}{test}")

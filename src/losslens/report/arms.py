@@ -1,0 +1,61 @@
+"""The arms of the learning-rate-matched comparison, each once."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pandas as pd
+
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import rate
+
+# What is held against other runs: beside the value its spread over seeds, its floor and its null, where there are some.
+_TO_OTHERS = (
+    "cosine_to_sft", "angle_min_left_to_sft", "barrier_chord_to_sft", "cka_last_to_sft", "cosine_to_dpo_conventional",
+)  # fmt: skip
+_TEXTS = ("arm", "method", "lr", "settings", "same_as", "benchmark", "base_verdict", "sft_verdict")
+_NUMBERS = (
+    "learning_rate", "share_right",
+    *(f"{size}{end}" for size in ("norm", "effective_rank", "stable_rank") for end in ("", "_std")),
+    *(f"{measure}{end}" for measure in _TO_OTHERS for end in ("", "_std", "_floor", "_null")),
+    "cosine_to_sft_same_rate", "cosine_to_sft_same_rate_std",
+    "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
+    *(f"{other}_{column}" for other in ("base", "sft") for column in ("diff", "diff_low", "diff_high", "p", "p_holm")),
+)  # fmt: skip
+_COUNTS = ("seeds", "diverged", "collapsed")
+
+
+def arms(analysis: AnalysisFolder) -> pd.DataFrame:
+    """One row an arm, the largest learning rate first, and there SFT; `lr` names all that mean one arm's runs.
+
+    Beside the table's columns there are `label`, short, for plots, and `place`, where a plot has the arm's row.
+    """
+    table = analysis.table("ablation", _TEXTS, (*_NUMBERS, *_COUNTS))
+    if table.empty:
+        return table
+    table = table.fillna(dict.fromkeys(_COUNTS, 0)).astype(dict.fromkeys(_COUNTS, int))
+    folded = table["same_as"].isin(table.loc[table["same_as"] == "", "arm"])
+    rows = table[~folded].assign(sft=table["method"] == "sft")
+    rows = rows.sort_values(["learning_rate", "sft"], ascending=False, kind="stable", ignore_index=True)
+    others = table[folded].groupby("same_as")["lr"].agg(list)
+    rows["lr"] = [" = ".join([arm.lr, *others.get(arm.arm, [])]) for arm in rows.itertuples()]
+    rows["label"] = [_label(arm) for arm in rows.itertuples()]
+    # A gap between one learning rate and the next.
+    rows["place"] = rows.index + 0.6 * pd.factorize(rows["learning_rate"])[0]
+    return rows
+
+
+def went_wrong(arm: Any) -> bool:
+    """Whether a run of the arm diverged, or fell to nothing."""
+    return bool(arm.diverged or arm.collapsed)
+
+
+def short(settings: str) -> str:
+    """`beta=0.3` of `method.beta=0.3`."""
+    return re.sub(r"(?:\w+\.)+(?=\w+=)", "", settings)
+
+
+def _label(arm: Any) -> str:
+    parts = (arm.method, rate(arm.learning_rate), short(arm.settings), "✕" if went_wrong(arm) else "")
+    return " ".join(part for part in parts if part)

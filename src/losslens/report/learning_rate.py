@@ -1,0 +1,77 @@
+"""The learning-rate-matched comparison: what of a method's update is its loss, and what its learning rate."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from losslens.report.arm_figures import arm_figures
+from losslens.report.arm_table import arm_table
+from losslens.report.arms import arms
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import rate
+from losslens.report.parts import Key, Section
+from losslens.report.style import Rates, colour
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None where the analysis has no such comparison."""
+    rows = arms(analysis)
+    if rows.empty:
+        return None
+    rates = Rates(rows["learning_rate"])
+    return Section(
+        "learning-rate",
+        "The learning-rate-matched comparison",
+        text=["Arms at one learning rate differ in their loss, arms of one method in their rate."],
+        key=Key(
+            [(name, colour(name)) for name in rows["method"].unique()],
+            [(rates.glyph(value), rate(value)) for value in rates.values],
+        ),
+        figures=arm_figures(rows, rates, _base(analysis, rows)),
+        tables=[arm_table(analysis, rows)],
+        notes=[*_how_to_read(rows), *(note for _, arm in rows.iterrows() for note in _lost(arm))],
+    )
+
+
+def _base(analysis: AnalysisFolder, rows: pd.DataFrame) -> pd.Series | None:
+    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy",))
+    found = runs[(runs["method"] == "base") & runs["benchmark"].isin(rows["benchmark"]) & runs["accuracy"].notna()]
+    return None if found.empty else found.iloc[0]
+
+
+def _how_to_read(rows: pd.DataFrame) -> list[str]:
+    fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
+    counts = str(most) if fewest == most else f"{fewest} to {most}"
+    notes = [f"Each arm is the average of {counts} run{'s' * (most != 1)}; ± is the standard deviation over them."]
+    if rows.filter(regex="_floor$").notna().any(axis=None):
+        notes.append(
+            "Floor: either loss against itself, on the same data in another order, from the same initial adapter. Two "
+            "methods that are no further apart than that are not told apart."
+        )
+    else:
+        notes.append(
+            "There are no floors: no loss was trained in another order of the data from the same initial adapter."
+        )
+    if rows.filter(regex="_null$").notna().any(axis=None):
+        notes.append(
+            "Null: two updates with these shapes, ranks, singular values and initial adapter, and nothing else in "
+            "common; a cosine's absolute value stays below it 95 times in 100."
+        )
+    return notes
+
+
+def _lost(arm: pd.Series) -> list[str]:
+    name = f"{arm['method']}, {arm['lr']}{', ' * bool(arm['settings'])}{arm['settings']}"
+    total = arm["seeds"] + arm["diverged"]
+    notes = []
+    if arm["diverged"]:
+        verb = "is" if arm["diverged"] == 1 else "are"
+        notes.append(f"{name}: {arm['diverged']} of {_runs(total)} diverged and {verb} not in the averages.")
+    if arm["collapsed"]:
+        verb = "is" if arm["collapsed"] == 1 else "are"
+        notes.append(f"{name}: {arm['collapsed']} of {_runs(total)} fell to nothing and {verb} in the averages.")
+    return notes
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'s' * (count != 1)}"

@@ -1,0 +1,61 @@
+"""The page: its sections in their order, in one file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from losslens.files import atomic_file
+from losslens.report import head, learning_rate, origin, runs, trajectories
+from losslens.report.folder import AnalysisFolder
+from losslens.report.parts import Section
+
+_HERE = Path(__file__).parent
+_SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
+    learning_rate.section,
+    runs.section,
+    trajectories.section,
+    origin.left_out,
+    origin.provenance,
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Writes `report.html` into the folder of an analysis, and returns its path.
+
+    Raises:
+        InputError: The analysis has no manifest, or a table is none.
+    """
+    analysis = AnalysisFolder(folder)
+    sections = [section for make in _SECTIONS if (section := make(analysis))]
+    environment = Environment(
+        loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    scripts = [get_plotlyjs(), _read("page.js")]
+    page = environment.get_template("page.html.jinja").render(
+        title=head.title(analysis),
+        facts=head.facts(analysis),
+        sections=sections,
+        style=Markup(_read("page.css")),
+        scripts=[Markup(script) for script in scripts],
+        hashes=[_hash(script) for script in scripts],
+    )
+    report = folder / "report.html"
+    with atomic_file(report) as temporary:
+        temporary.write_text(page, encoding="utf-8", newline="\n")
+    return report
+
+
+def _read(name: str) -> str:
+    return (_HERE / name).read_text(encoding="utf-8")
+
+
+def _hash(script: str) -> str:
+    """What a content security policy knows a script by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

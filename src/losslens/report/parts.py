@@ -1,0 +1,140 @@
+"""What a page is put together from. Texts are plain; the template escapes them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from losslens.report.folder import AnalysisFolder
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a table.
+
+    Attributes:
+        text: What stands in it.
+        spread: Beside the text, smaller.
+        below: Under the text, smaller.
+        bad: Under both: what went wrong.
+        colour: Of the mark before the text, if any.
+    """
+
+    text: str
+    spread: str = ""
+    below: str = ""
+    bad: str = ""
+    colour: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its heading, and whether it holds numbers."""
+
+    heading: str
+    numeric: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row; `marked` where something went wrong with what it shows."""
+
+    cells: Sequence[Cell]
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table, scrolled inside its own box.
+
+    Attributes:
+        caption: What it shows.
+        columns: Its columns; the first names the row.
+        rows: Its rows.
+        file: Name of the download, if any.
+        content: What is downloaded.
+        closed: Whether it opens on demand only.
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    file: str = ""
+    content: bytes = b""
+    closed: bool = False
+
+    @property
+    def link(self) -> str:
+        """The download, inside the page."""
+        return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(self.content).decode()}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One plot.
+
+    Attributes:
+        title: What it shows.
+        caption: How to read it.
+        plot: The plot.
+        wide: Whether it takes the whole width.
+    """
+
+    title: str
+    caption: str
+    plot: go.Figure
+    wide: bool = False
+
+    @property
+    def json(self) -> Markup:
+        """The plot for a `<script>`, which only `<` could end."""
+        return Markup(self.plot.to_json(validate=False).replace("<", "\\u003c"))
+
+
+@dataclass(frozen=True)
+class Key:
+    """What colours and marks mean.
+
+    Attributes:
+        methods: Each method and its colour.
+        rates: Each learning rate and its mark.
+        lines: Whether the marks are dashes of lines.
+    """
+
+    methods: Sequence[tuple[str, str]]
+    rates: Sequence[tuple[str, str]] = ()
+    lines: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        id: Its anchor.
+        title: Its heading.
+        text: Paragraphs before the figures.
+        key: What colours and marks mean in its figures.
+        figures: Its plots.
+        tables: Its tables.
+        notes: What must be known to read the tables.
+    """
+
+    id: str
+    title: str
+    text: Sequence[str] = ()
+    key: Key | None = None
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    notes: Sequence[str] = ()
+
+
+def downloadable(
+    analysis: AnalysisFolder, name: str, caption: str, columns: Sequence[Column], rows: Sequence[Row]
+) -> Table:
+    """A table that shows the analysis' table `name`, which a reader can have whole."""
+    return Table(caption, columns, rows, f"{name}.csv", analysis.csv(name))

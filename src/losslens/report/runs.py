@@ -1,0 +1,131 @@
+"""The runs: how large each update is, and how accurate the model with it."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
+from losslens.report.parts import Cell, Column, Figure, Key, Row, Section, Table, downloadable
+from losslens.report.style import INK, Rates, colour, rows_figure, safe, whisker
+
+_TEXTS = ("run", "method", "lr", "benchmark", "base_verdict", "diverged")
+_NUMBERS = (
+    "learning_rate", "seed", "init_seed", "norm", "effective_rank", "accuracy", "n", "ci_low", "ci_high",
+    "base_diff", "base_diff_low", "base_diff_high", "base_p_holm",
+)  # fmt: skip
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None without runs."""
+    runs = analysis.table("runs", _TEXTS, _NUMBERS)
+    if runs.empty:
+        return None
+    # The numbers that the terminal shows.
+    runs["number"] = runs["run"].map({name: place for place, name in enumerate(dict.fromkeys(runs["run"]))})
+    rates = Rates(runs["learning_rate"])
+    benchmarks = [name for name in runs["benchmark"].unique() if name]
+    methods = [name for name in runs["method"].unique() if name != "base"]
+    diverged = runs[runs["diverged"] != ""].drop_duplicates("run")
+    return Section(
+        "runs",
+        "Runs",
+        key=Key(
+            [(name, colour(name)) for name in methods], [(rates.glyph(value), rate(value)) for value in rates.values]
+        )
+        if benchmarks
+        else None,
+        figures=[_accuracies(runs, name, rates) for name in benchmarks],
+        tables=[_table(analysis, runs, len(benchmarks) > 1)],
+        notes=[f"Run {row.number} ({row.run}): {row.diverged}." for row in diverged.itertuples()],
+    )
+
+
+def _accuracies(runs: pd.DataFrame, benchmark: str, rates: Rates) -> Figure:
+    # A run that diverged was scored on nothing, and is shown to have no score.
+    shown = runs[(runs["benchmark"] == benchmark) | ((runs["diverged"] != "") & (runs["benchmark"] == ""))]
+    trained = shown[shown["method"] != "base"]
+    base = shown[(shown["method"] == "base") & shown["accuracy"].notna()]
+    inits = trained["init_seed"].nunique() > 1
+    labels = [_label(row, inits) for _, row in trained.iterrows()]
+    places = [float(place) for place in range(len(trained))] or [0.0]
+    plot = rows_figure("accuracy", labels, places, pixels=20)
+    plot.update_xaxes(tickformat=".0%")
+    for place, (_, row) in zip(places, trained.iterrows(), strict=False):
+        bad = bool(row["diverged"])
+        hover = f"{safe(row['run'])}<br>accuracy {percent(row['accuracy'])} ({_interval(row)})"
+        if bad and pd.isna(row["accuracy"]):
+            plot.add_annotation(
+                x=0.01, xref="paper", y=place, text=f"✕ {safe(row['diverged'])}", showarrow=False, xanchor="left",
+                font={"size": 12},
+            )  # fmt: skip
+            continue
+        plot.add_scatter(
+            x=[row["accuracy"]], y=[place], mode="markers", meta=row["method"], hoverinfo="text",
+            hovertext=[f"{hover}<br>✕ {safe(row['diverged'])}" if bad else hover],
+            error_x=whisker(row["accuracy"], row["ci_low"], row["ci_high"], colour(row["method"]), thickness=1.5),
+            marker={
+                "color": colour(row["method"]), "size": 11 if bad else 9, "line": {"color": INK, "width": 0.7},
+                "symbol": "x" if bad else rates.symbol(row["learning_rate"]),
+            },
+        )  # fmt: skip
+    for _, row in base.iterrows():
+        plot.add_vline(x=row["accuracy"], line={"color": INK, "width": 1.5, "dash": "dot"})
+        plot.add_vrect(x0=row["ci_low"], x1=row["ci_high"], fillcolor="rgba(128,128,128,0.12)", line_width=0)
+    count = whole(shown["n"].max())
+    line = " Dotted line and grey band: the untrained base." if len(base) else ""
+    crosses = " ✕: a run that diverged or collapsed." if (trained["diverged"] != "").any() else ""
+    seeds = " s: the seed of the data's order; A: of the initial adapter." if inits else " s: the seed."
+    return Figure(
+        f"Accuracy on {benchmark}",
+        f"The share of {count} problems that a run answers right, with 95% intervals.{line}{crosses}{seeds}",
+        plot,
+        wide=True,
+    )
+
+
+def _label(row: pd.Series, inits: bool) -> str:
+    seeds = "" if pd.isna(row["seed"]) else f" s{whole(row['seed'])}"
+    init = f" A{whole(row['init_seed'])}" if inits and not pd.isna(row["init_seed"]) else ""
+    learning_rate = "" if pd.isna(row["learning_rate"]) else f" {rate(row['learning_rate'])}"
+    cross = "✕ " if row["diverged"] else ""
+    return f"{cross}{row['number']} {row['method']}{learning_rate}{seeds}{init}"
+
+
+def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table:
+    columns = [
+        Column("run", numeric=False), Column("method", numeric=False), Column("lr", numeric=False),
+        Column("learning rate"), Column("seed"), Column("init seed"), Column("‖ΔW‖"), Column("effective rank"),
+        *([Column("benchmark", numeric=False)] if several else []),
+        Column("accuracy"), Column("95% interval"), Column("to the base"), Column("95% interval"),
+        Column("p (Holm)"), Column("verdict", numeric=False),
+    ]  # fmt: skip
+    rows = []
+    for _, row in runs.iterrows():
+        cells = [
+            Cell(f"{row['number']} {row['run']}", bad=f"✕ {row['diverged']}" if row["diverged"] else ""),
+            Cell(row["method"], colour=colour(row["method"])),
+            Cell(row["lr"] or NOTHING),
+            Cell(rate(row["learning_rate"])),
+            Cell(whole(row["seed"])),
+            Cell(whole(row["init_seed"])),
+            Cell(number(row["norm"])),
+            Cell(number(row["effective_rank"], 1)),
+            *([Cell(row["benchmark"] or NOTHING)] if several else []),
+            Cell(percent(row["accuracy"])),
+            Cell(_interval(row)),
+            Cell(difference(row["base_diff"])),
+            Cell(_range(row["base_diff_low"], row["base_diff_high"])),
+            Cell(p_value(row["base_p_holm"])),
+            Cell(row["base_verdict"] or NOTHING),
+        ]
+        rows.append(Row(cells, marked=bool(row["diverged"])))
+    return downloadable(analysis, "runs", "Every run, and the base", columns, rows)
+
+
+def _interval(row: pd.Series) -> str:
+    return NOTHING if pd.isna(row["ci_low"]) else f"{percent(row['ci_low'])} … {percent(row['ci_high'])}"
+
+
+def _range(low: float, high: float) -> str:
+    return NOTHING if pd.isna(low) else f"{difference(low)} … {difference(high)}"

@@ -1,0 +1,248 @@
+"""The controls of the learning-rate comparison do what they say: rows, steps, epochs, norms, points on the way."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from losslens.adapters import adapter_sha256
+from losslens.config import LearningRate
+from losslens.errors import InputError
+from losslens.methods.dpo import Dpo
+from losslens.methods.sft import Sft
+from losslens.models import LoadedModel
+from losslens.rollouts.frozen import load
+from losslens.runs import Run, runs_of
+from losslens.training.dataset import row_count, usable
+from losslens.training.run import train_run
+from tests.conftest import command, script
+
+
+def quiet(step: int, values: dict[str, float]) -> None:
+    pass
+
+
+class TestRows:
+    def test_by_hand(self) -> None:
+        """Prompt a: right, wrong, right. b: all right. c: wrong, wrong, right, wrong. d: all wrong."""
+        rewards = {"a": [1, 0, 1], "b": [1, 1], "c": [0, 0, 1, 0], "d": [0]}
+        rows = [(problem, n, reward) for problem, values in rewards.items() for n, reward in enumerate(values)]
+        table = pd.DataFrame(rows, columns=["problem_id", "sample", "reward"])
+
+        def kept(train_on: Any) -> list[tuple[str, int]]:
+            return list(usable(table, train_on)[["problem_id", "sample"]].itertuples(index=False, name=None))
+
+        assert kept("all") == [(problem, n) for problem, n, _ in rows]
+        assert kept("mixed_groups") == [("a", 0), ("a", 1), ("a", 2), ("c", 0), ("c", 1), ("c", 2), ("c", 3)]
+        assert kept("dpo_rows") == [("a", 0), ("a", 1), ("c", 0), ("c", 2)]
+        with pytest.raises(InputError, match="train_on=dpo_rows: no prompt has both"):
+            usable(table[table["problem_id"] == "b"], "dpo_rows")
+
+    def test_they_are_those_of_dpo(self, rollouts: pd.DataFrame) -> None:
+        pairs = Dpo(name="dpo").pair_rows(rollouts)
+        rows = usable(rollouts, "dpo_rows")
+        assert list(rows.index) == sorted(row for pair in pairs for row in pair)
+        assert len(Dpo(name="dpo").pair_rows(rows)) == len(pairs)  # and DPO makes the same number out of them
+        everything = Dpo(name="dpo", pairs="all")
+        assert {r for p in everything.pair_rows(rollouts) for r in p} == set(usable(rollouts, "mixed_groups").index)
+
+
+def test_rates() -> None:
+    rate = LearningRate(name="matched_low", base=1e-3, pointwise_factor=0.1, pairwise_factor=0.1)
+    assert rate.of(pairwise=False) == rate.of(pairwise=True) == 1e-4
+    assert LearningRate(name="x", base=3e-4, pointwise_factor=0.1, pairwise_factor=1).of(False) == 3e-5  # not 3.0…04e-5
+
+
+class TestSnapshots:
+    def test_they_change_nothing_and_are_the_way(
+        self, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        sizes = {"max_steps": 6, "batch_size": 4}
+        train_run(make_plan(Sft(name="sft"), **sizes), base, tokenised, tmp_path / "without", quiet)
+        train_run(make_plan(Sft(name="sft"), **sizes, snapshot_steps=2), base, tokenised, tmp_path / "with", quiet)
+        assert adapter_sha256(tmp_path / "with" / "adapter") == adapter_sha256(tmp_path / "without" / "adapter")
+        assert not (tmp_path / "without" / "snapshots").exists()
+        snapshots = Run(tmp_path / "with").snapshots
+        assert list(snapshots) == [2, 4, 6]
+        assert all(snapshot.is_trained() for snapshot in snapshots.values())
+        shas = [adapter_sha256(snapshot.adapter) for snapshot in snapshots.values()]
+        assert len(set(shas)) == 3
+        assert shas[-1] == adapter_sha256(tmp_path / "with" / "adapter")
+
+    def test_a_run_that_was_killed_has_the_same_ones(
+        self, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    ) -> None:
+        options = {"max_steps": 8, "batch_size": 4, "snapshot_steps": 1, "save_steps": 3, "log_steps": 1}
+        plan = make_plan(Sft(name="sft"), **options)
+
+        def cut(step: int, values: dict[str, float]) -> None:
+            if step == 5:
+                raise KeyboardInterrupt
+
+        train_run(plan, base, tokenised, tmp_path / "whole", quiet)
+        with pytest.raises(KeyboardInterrupt):
+            train_run(plan, base, tokenised, tmp_path / "cut", cut)
+        stale = tmp_path / "cut" / "snapshots" / "step-000005" / "adapter" / "adapter_model.safetensors"
+        stale.write_bytes(b"from another attempt")
+        train_run(plan, base, tokenised, tmp_path / "cut", quiet)
+        whole, again = (Run(tmp_path / name).snapshots for name in ("whole", "cut"))
+        assert list(whole) == list(again) == list(range(1, 9))
+        for step in whole:
+            assert adapter_sha256(again[step].adapter) == adapter_sha256(whole[step].adapter)
+
+
+RATES = ("-m", "method=sft,dpo", "lr=conventional,matched,matched_low", "seed=0,1", "init_seed=0")
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SFT and DPO at their rates, two orders of the data, snapshots on the way, and one run that diverges."""
+    output_dir = tmp_path_factory.mktemp("arms")
+    outcome = script(*command(output_dir, *RATES, "sweep=arms", "optim.snapshot_steps=4", "logger=none"))
+    assert outcome.stdout.count(": completed") == 8  # of 12 jobs
+    assert outcome.stdout.count(": skipped") == 4
+    hot = ("method=rft", "lr.base=1e30", "optim.max_grad_norm=1e30", "optim.log_steps=1", "optim.snapshot_steps=1")
+    script(*command(output_dir, *hot, "seed=0", "init_seed=0", "sweep=arms", "logger=none"), check=1)
+    return output_dir
+
+
+def test_one_run_has_all_names_of_its_rate(arms: Path) -> None:
+    names = sorted(run.name.rpartition("-r8")[0] for run in runs_of(arms, "arms") if run.name[:3] in ("sft", "dpo"))
+    expected = ("dpo-conventional", "dpo-matched", "sft-conventional", "sft-matched_low")
+    assert names == sorted(name for name in expected for _ in "01")
+    before = {file: file.stat().st_mtime_ns for file in (arms / "arms").rglob("*") if file.is_file()}
+    again = script(*command(arms, *RATES, "sweep=arms", "optim.snapshot_steps=4", "logger=none"))
+    assert again.stdout.count(": skipped") == 12
+    after = {file: file.stat().st_mtime_ns for file in (arms / "arms").rglob("*") if file.is_file()}
+    changed = {file.name for file in before.keys() | after.keys() if before.get(file) != after.get(file)}
+    assert not changed - {"multirun.yaml"}  # Hydra's own note of the command
+
+
+SCALE = ("connectivity.points=3", "connectivity.midpoint_problems=0", "held_out.problems=12")
+
+
+@pytest.fixture(scope="module")
+def tables(arms: Path) -> dict[str, pd.DataFrame]:
+    script("analyze.py", "sweep=arms", f"output_dir={arms}", *SCALE)
+    folder = arms / "arms" / "analysis"
+    return {file.stem: pd.read_csv(file, keep_default_na=True) for file in folder.glob("*.csv")}
+
+
+def test_the_comparison_of_a_sweep(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
+    ablation = tables["ablation"].set_index("arm")
+    pairs = tables["pairs"]
+    assert set(ablation.index[ablation["same_as"].isna()]) == {
+        "dpo-conventional", "dpo-matched", "rft-conventional", "sft-conventional", "sft-matched_low",
+    }  # fmt: skip
+    assert ablation.loc["sft-matched", "same_as"] == "sft-conventional"
+    assert ablation.loc["dpo-matched_low", "same_as"] == "dpo-conventional"
+    ours = pairs[pairs["run_a"].str.startswith("dpo-matched") & pairs["run_b"].str.startswith("sft-conventional")]
+    same = ours[ours["run_a"].str.extract(r"-(s\d)-")[0] == ours["run_b"].str.extract(r"-(s\d)-")[0]]
+    assert len(same) == 2
+    row = ablation.loc["dpo-matched"]
+    assert row["cosine_to_sft"] == pytest.approx(same["cosine"].mean())
+    assert row["cosine_to_sft_std"] == pytest.approx(same["cosine"].std(ddof=1))
+    assert row["cka_last_to_sft"] == pytest.approx(same["cka_last"].mean())
+    repeats = pairs[pairs["run_a"].str.startswith("sft-conv") & pairs["run_b"].str.startswith("sft-conv")]
+    assert ablation.loc["sft-conventional", "cosine_to_sft_floor"] == pytest.approx(repeats["cosine"].item())
+    assert not np.isnan(row["barrier_chord_to_sft"])
+
+
+def test_a_run_that_diverged_is_in_every_table(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
+    runs = tables["runs"].set_index("method")
+    assert str(runs.loc["rft", "diverged"]).startswith("diverged: ")
+    assert np.isnan(runs.loc["rft", "norm"])
+    assert runs.loc[["sft", "dpo"], "diverged"].isna().all()
+    row = tables["ablation"].set_index("arm").loc["rft-conventional"]
+    assert (row["seeds"], row["diverged"]) == (0, 1)
+    manifest = json.loads((arms / "arms" / "analysis" / "manifest.json").read_text())
+    assert any(why.startswith("diverged: ") for why in manifest["left_out"].values())
+
+
+def test_trajectories(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
+    trajectories = tables["trajectories"]
+    norms = tables["runs"].drop_duplicates("run").set_index("run")["norm"]
+    finished = trajectories[trajectories["method"] != "rft"]
+    for name, way in finished.groupby("run"):
+        assert list(way["step"]) == [4, 8, 12]
+        assert way["norm"].iloc[-1] == pytest.approx(norms[name])
+        assert way["cosine_to_end"].iloc[-1] == pytest.approx(1)
+        assert way["cosine_to_end"].iloc[0] < way["cosine_to_end"].iloc[1] < 1
+    pairs = tables["pairs"].set_index(["run_a", "run_b"])["cosine"]
+    dpo, sft = (
+        next(run.name for run in runs_of(arms, "arms") if run.name.startswith(f"{start}-r8-tiny-s1"))
+        for start in ("dpo-matched", "sft-conventional")
+    )
+    end = trajectories[(trajectories["run"] == dpo) & (trajectories["step"] == 12)]
+    assert end["cosine_to_sft"].item() == pytest.approx(pairs[dpo, sft])
+
+
+def test_equal_norms(arms: Path) -> None:
+    """Every run at one norm within 2%, at the point of its way that its manifest names; scored there."""
+    script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=norm", "pairs=none", *SCALE)
+    runs = pd.read_csv(arms / "arms" / "analysis-norm" / "runs.csv")
+    ends = pd.read_csv(arms / "arms" / "analysis" / "runs.csv").drop_duplicates("run").set_index("run")["norm"]
+    there = runs[runs["method"].isin(["sft", "dpo"])].set_index("run")
+    assert len(there) == 8
+    assert there["norm"].max() / there["norm"].min() - 1 < 1e-4
+    assert there["norm"].mean() == pytest.approx(ends.min(), rel=1e-2)
+    assert there["accuracy"].notna().all()
+    some = ends.drop(index=ends.idxmin()).dropna().mean()
+    outcome = script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=norm", f"norm={some}", "pairs=none", *SCALE)
+    assert "it never reaches" in outcome.stdout
+    chosen = pd.read_csv(arms / "arms" / f"analysis-norm-{some:g}" / "runs.csv")["norm"].dropna()
+    assert 0 < len(chosen) < 8
+    assert np.allclose(chosen, some, rtol=2e-2)
+
+
+def test_a_step_on_the_way(arms: Path) -> None:
+    script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=8", "pairs=none", *SCALE)
+    runs = pd.read_csv(arms / "arms" / "analysis-step-8" / "runs.csv").drop_duplicates("run").set_index("run")
+    way = pd.read_csv(arms / "arms" / "analysis" / "trajectories.csv")
+    at_8 = way[(way["step"] == 8) & (way["method"] != "rft")].set_index("run")["norm"]
+    assert runs.loc[at_8.index, "norm"].to_dict() == pytest.approx(at_8.to_dict())
+    wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=7", check=2)
+    assert "at=7: no run was there" in wrong.stderr
+    wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "norm=1", check=2)
+    assert "norm=1 is for at=norm" in wrong.stderr
+
+
+def test_rows_and_epochs_of_a_sweep(arms: Path) -> None:
+    """Row-matched: both methods on DPO's rows. Epoch-matched: as many passes over own rows, whatever their number."""
+    options = ("-m", "method=sft,dpo", "train_on=dpo_rows", "optim.epochs=1.5", "sweep=rows", "logger=none")
+    script(*command(arms, *options))
+    runs = {run.manifest["method"]: run for run in runs_of(arms, "rows")}
+    table = load(arms / "rollouts" / runs["sft"].manifest["rollouts"]["folder"]).table
+    pairs = row_count(table, Dpo(name="dpo"))
+    assert runs["sft"].manifest["trained_on"]["rollouts"] == 2 * pairs
+    assert runs["sft"].manifest["trained_on"]["share_right"] == 0.5
+    for method, rows in (("sft", 2 * pairs), ("dpo", pairs)):
+        training = runs[method].manifest["training"]
+        assert training["rows"] == rows
+        assert training["steps"] == runs[method].status["step"] == math.ceil(1.5 * rows / 8)
+        assert 1.5 <= training["epochs"] < 1.5 + 8 / rows
+    # Pairs are made of the same rows in any case: for DPO this is one run.
+    script(*command(arms, "-m", "method=dpo", "train_on=all,mixed_groups,dpo_rows", "sweep=once", "logger=none"))
+    assert sum(run.name.startswith("dpo") for run in runs_of(arms, "once")) == 1
+
+
+def test_other_rollouts_side_by_side(arms: Path) -> None:
+    """The share of right rollouts as an axis: refused unless it is asked for."""
+    student = ("-m", "method=sft,dpo", "rollouts.policy=base", "seed=0", "init_seed=0", "sweep=student", "logger=none")
+    script(*command(arms, *student))
+    line = ("analyze.py", "sweep=[arms,student]", f"output_dir={arms}", "pairs=none", *SCALE)
+    refused = script(*line, check=2)
+    assert "another rollouts" in refused.stderr
+    assert "across=rollouts" in refused.stderr
+    script(*line, "across=rollouts")
+    ablation = pd.read_csv(arms / "arms" / "analysis" / "ablation.csv")
+    dpo = ablation[(ablation["method"] == "dpo") & (ablation["lr"] == "conventional")]
+    assert dpo["share_right"].nunique() == 2
+    assert dpo["settings"].str.contains("rollouts.sampling.policy=base").sum() == 1
+    assert dpo["cosine_to_sft"].notna().all()  # each is held against SFT on its own rollouts

@@ -1,0 +1,377 @@
+"""The report: one page from the tables of an analysis, whatever they hold."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from losslens.errors import InputError
+from losslens.report.numbers import difference, number, p_value, percent, rate, whole
+from losslens.report.page import write_report
+from losslens.report.style import Rates, colour
+
+MANIFEST: dict[str, Any] = {
+    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic", "settings": {"top": 10, "at": "end"},
+    "adapters": {"sft-conventional-s0": "c0ffee"}, "left_out": {}, "versions": {"losslens": "0.1.0"},
+    "code": {"commit": "0123456789abcdef", "dirty_diff": "secret"}, "machine": {"host": "mine", "cpus": 2},
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a browser finds in a page: tags with attributes, the rows of every table, scripts, notes, section ids."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tables: dict[str, list[list[str]]] = {}
+        self.scripts: list[tuple[dict[str, str | None], str]] = []
+        self.text = ""
+        self._inside = ""
+        self._rows: list[list[str]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag if tag in ("script", "style", "caption") else self._inside
+        if tag == "script":
+            self.scripts.append((dict(attrs), ""))
+        elif tag == "table":
+            self._rows = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag in ("td", "th"):
+            self._rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = "" if tag == self._inside else self._inside
+        if tag == "table":
+            self._rows[:] = [[" ".join(cell.split()) for cell in row] for row in self._rows]
+            self._rows = []
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "script":
+            self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        elif self._inside == "caption":
+            self.tables[data] = self._rows
+        elif self._inside != "style":
+            self.text += data
+            if self._rows and self._rows[-1]:
+                self._rows[-1][-1] += data
+
+    @property
+    def sections(self) -> list[str | None]:
+        return [attributes["id"] for tag, attributes in self.tags if tag == "section"]
+
+    @property
+    def figures(self) -> list[dict[str, Any]]:
+        return [json.loads(script) for attributes, script in self.scripts if attributes.get("type")]
+
+
+def run(name: str, method: str, **columns: Any) -> dict[str, Any]:
+    row = {
+        "run": name, "method": method, "lr": "conventional", "learning_rate": 1e-3, "seed": 0, "init_seed": 0,
+        "diverged": "", "norm": 0.95123, "effective_rank": 6.26, "benchmark": "arithmetic", "accuracy": 0.6, "n": 500,
+        "ci_low": 0.5564, "ci_high": 0.642, "base_diff": 0.024, "base_diff_low": -0.01, "base_diff_high": 0.05,
+        "base_p_holm": 0.00004, "base_verdict": "better",
+    }  # fmt: skip
+    return {**row, **columns}
+
+
+def base_run() -> dict[str, Any]:
+    unknown = dict.fromkeys(("learning_rate", "seed", "init_seed", "norm", "effective_rank", "base_diff"))
+    return run("base-tiny-1", "base", lr="", accuracy=0.576, base_verdict="", **unknown)
+
+
+def arm(method: str, lr: str, learning_rate: float, **columns: Any) -> dict[str, Any]:
+    row = {
+        "arm": f"{method}-{lr}", "method": method, "lr": lr, "learning_rate": learning_rate, "settings": "",
+        "same_as": "", "seeds": 4, "diverged": 0, "collapsed": 0, "norm": 0.25, "norm_std": 0.0125,
+        "effective_rank": 6.5, "effective_rank_std": 0.25, "stable_rank": 2.0, "cosine_to_sft": -0.1154,
+        "cosine_to_sft_std": 0.0211, "cosine_to_sft_floor": 0.8141, "cosine_to_sft_null": 0.0231,
+        "angle_min_left_to_sft": 40.81, "angle_min_left_to_sft_std": 0.52, "angle_min_left_to_sft_floor": 14.62,
+        "angle_min_left_to_sft_null": 59.51, "barrier_chord_to_sft": 0.0, "barrier_chord_to_sft_std": 0.0,
+        "barrier_chord_to_sft_floor": 0.0, "cka_last_to_sft": 0.99761, "cka_last_to_sft_std": 0.0001,
+        "cka_last_to_sft_floor": 0.99962, "benchmark": "arithmetic", "accuracy": 0.54, "accuracy_std": 0.015,
+        "accuracy_min": 0.52, "accuracy_max": 0.56, "n": 500, "ci_low": 0.496, "ci_high": 0.583, "base_diff": -0.036,
+        "base_diff_low": -0.07, "base_diff_high": 0.004, "base_p": 0.06, "base_p_holm": 0.31,
+        "base_verdict": "not significant",
+    }  # fmt: skip
+    return {**row, **columns}
+
+
+RUNS = [base_run(), run("sft-conventional-s0", "sft"), run("dpo-matched-s0", "dpo", lr="matched", accuracy=0.45)]
+ARMS = [
+    arm("sft", "conventional", 1e-3, cosine_to_sft=1.0, cosine_to_sft_std=np.nan),
+    arm("dpo", "conventional", 1e-4),
+    arm("dpo", "matched", 1e-3, diverged=1, seeds=3, collapsed=2),
+    arm("sft", "matched", 1e-3, cosine_to_sft=1.0, same_as="sft-conventional"),
+]
+STEPS = [
+    {
+        "run": f"sft-conventional-s{seed}", "method": "sft", "lr": "conventional", "learning_rate": 1e-3,
+        "settings": "", "seed": seed, "init_seed": seed, "step": step, "norm": (step + seed) / 100,
+        "cosine_to_end": step / 60, "cosine_to_sft": np.nan,
+    }
+    for seed in (0, 1)
+    for step in (30, 60)
+]  # fmt: skip
+
+
+@pytest.fixture
+def report(tmp_path: Path):
+    """Writes tables and a manifest, and reads the page that comes of them."""
+
+    def make(manifest: dict[str, Any] | None = None, **tables: list[dict[str, Any]]) -> Page:
+        (tmp_path / "manifest.json").write_text(json.dumps({**MANIFEST, **(manifest or {})}), encoding="utf-8")
+        for name, rows in tables.items():
+            pd.DataFrame(rows).to_csv(tmp_path / f"{name}.csv", index=False)
+        written = write_report(tmp_path)
+        assert written == tmp_path / "report.html"
+        return Page(written.read_text(encoding="utf-8"))
+
+    return make
+
+
+def test_a_whole_analysis(report) -> None:
+    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS, manifest={"left_out": {"x": "it was not completed"}})
+    assert page.sections == ["learning-rate", "runs", "trajectories", "left-out", "provenance"]
+    assert page.tables["What was not compared, and why"][1] == ["x", "it was not completed"]
+    assert "0123456789ab, with changes" in page.text
+    assert "secret" not in page.text
+    assert "mine" not in page.text
+    assert ["settings.top", "10"] in page.tables["Settings and versions"]
+
+
+def test_a_section_needs_its_table(report, tmp_path: Path) -> None:
+    assert report().sections == ["provenance"]
+    assert report(runs=RUNS).sections == ["runs", "provenance"]
+    for name in ("ablation", "trajectories"):
+        (tmp_path / f"{name}.csv").write_text("arm,method,run\n")
+    assert report(runs=RUNS).sections == ["runs", "provenance"]
+    (tmp_path / "ablation.csv").write_text("")
+    assert report(runs=RUNS).sections == ["runs", "provenance"]
+
+
+def test_what_is_no_table_is_named(report, tmp_path: Path) -> None:
+    for content in (b"a,b\n1\n1,2,3\n", b"\xff\xfe\xfa", b"run,seed\nx,many\n"):
+        (tmp_path / "runs.csv").write_bytes(content)
+        with pytest.raises(InputError, match=r"runs\.csv: not a table"):
+            report()
+
+
+def test_an_analysis_that_was_cut_off_has_no_report(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"manifest\.json"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_runs_that_were_not_scored_and_adapters_of_which_little_is_known(report) -> None:
+    known = ("run", "method", "norm", "effective_rank")
+    page = report(runs=[{name: run("theirs", "adapter")[name] for name in known}])
+    assert page.tables["Every run, and the base"][1][:2] == ["0 theirs", "adapter"]
+    assert page.figures == []
+
+
+def test_arms_of_which_only_the_weights_were_measured(report) -> None:
+    known = ("arm", "method", "lr", "learning_rate", "settings", "same_as", "seeds", "norm", "cosine_to_sft")
+    page = report(ablation=[{name: row[name] for name in known} for row in ARMS])
+    heading, *_ = page.tables["One row an arm: mean ± standard deviation over seeds"]
+    assert heading == ["arm", "learning rate", "runs", "‖ΔW‖", "cosine to SFT"]
+    assert len(page.figures) == 1
+    assert "There are no floors" in page.text
+
+
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+def test_what_is_on_the_disk_is_text(report) -> None:
+    page = report(
+        runs=[
+            base_run(),
+            run(EVIL, EVIL, lr=EVIL, benchmark=EVIL, diverged=EVIL),
+            run("lost", "sft", diverged=EVIL, benchmark="", accuracy=None),
+        ],
+        ablation=[arm(EVIL, EVIL, 1e-3, settings=f"{EVIL}</script>", base_verdict=EVIL)],
+        trajectories=[{**STEPS[0], "run": EVIL, "method": EVIL, "lr": EVIL, "settings": EVIL}],
+        manifest={"sweeps": [EVIL], "bases": [EVIL], "left_out": {EVIL: EVIL}, "settings": {EVIL: EVIL}},
+    )  # fmt: skip
+    assert page.text.count(EVIL) > 10
+    assert not any(tag == "img" or "onerror" in attributes for tag, attributes in page.tags)
+    # Nor does plotly, which knows some tags, get any.
+    shown = [text for plot in page.figures for text in _texts(plot) if "img" in text and text != EVIL]
+    assert shown
+    assert all("<img" not in text and "&lt;img" in text for text in shown)
+
+
+def _texts(value: Any, key: str = "") -> list[str]:
+    if isinstance(value, dict):
+        return [text for name, inner in value.items() for text in _texts(inner, name)]
+    if isinstance(value, list):
+        return [text for inner in value for text in _texts(inner, key)]
+    # `meta` is compared with a button's name, and never shown.
+    return [value] if isinstance(value, str) and key != "meta" else []
+
+
+def test_nothing_is_loaded_from_anywhere(report) -> None:
+    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "img", "iframe", "base", "object", "embed", "form")
+        assert "src" not in attributes
+        assert (attributes.get("href") or "#").startswith(("#", "data:text/csv;"))
+        assert "url(" not in (attributes.get("style") or "")
+    policy = next(a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "http" not in policy
+    scripts = [script for attributes, script in page.scripts if not attributes]
+    assert len(scripts) == 2
+    assert [len(script) > 1_000_000 for script in scripts] == [True, False]
+    for script in scripts:
+        assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert "http" not in scripts[1]
+
+
+def test_the_style_loads_nothing(report, tmp_path: Path) -> None:
+    report()
+    style = re.search("<style>(.*?)</style>", (tmp_path / "report.html").read_text(encoding="utf-8"), re.DOTALL)
+    assert style
+    assert not re.search(r"@import|url\(|http", style[1])
+
+
+def test_names_of_one_learning_rate_are_one_arm(report) -> None:
+    page = report(runs=RUNS, ablation=ARMS)
+    _, *rows = page.tables["One row an arm: mean ± standard deviation over seeds"]
+    assert [row[:2] for row in rows] == [
+        ["sft conventional = matched", "1e-3"],
+        ["dpo matched", "1e-3"],
+        ["dpo conventional", "1e-4"],
+    ]
+    accuracy = next(plot for plot in page.figures if plot["layout"]["xaxis"]["title"]["text"] == "accuracy")
+    assert accuracy["layout"]["yaxis"]["ticktext"] == ["sft 1e-3", "dpo 1e-3 ✕", "dpo 1e-4"]
+
+
+def test_a_row_whose_twin_is_missing_stays(report) -> None:
+    page = report(ablation=ARMS[1:])
+    _, *rows = page.tables["One row an arm: mean ± standard deviation over seeds"]
+    assert [row[0] for row in rows] == ["sft matched", "dpo matched", "dpo conventional"]
+
+
+def test_an_arm_says_which_of_its_runs_were_lost(report) -> None:
+    page = report(ablation=[*ARMS, arm("dft", "matched", 1e-3, collapsed=1, settings="method.beta=0.3")])
+    assert "dpo, matched: 1 of 4 runs diverged and is not in the averages." in page.text
+    assert "dpo, matched: 2 of 4 runs fell to nothing and are in the averages." in page.text
+    assert "dft, matched, method.beta=0.3: 1 of 4 runs fell to nothing and is in the averages." in page.text
+    assert page.text.count("of 4 runs") == 3
+    assert "average of 3 to 4 runs" in page.text
+
+
+def test_an_arm_without_a_run_is_a_row_without_numbers(report) -> None:
+    lost = {name: np.nan for name, value in ARMS[1].items() if isinstance(value, float) and name != "learning_rate"}
+    page = report(
+        ablation=[ARMS[0], {**ARMS[1], **lost, "seeds": 0, "diverged": 4, "benchmark": "", "base_verdict": ""}]
+    )
+    _, _, row = page.tables["One row an arm: mean ± standard deviation over seeds"]
+    assert row[2:5] == ["0 ✕ 4 diverged", "–", "–"]
+    assert "4 of 4 runs diverged and are not in the averages." in page.text
+
+
+def test_a_run_that_diverged_is_shown_as_such(report) -> None:
+    scores = dict.fromkeys(("norm", "effective_rank", "accuracy", "n", "ci_low", "ci_high", "base_diff"))
+    lost = run("dpo-matched-s1", "dpo", seed=1, diverged="diverged: loss is nan at step 5", benchmark="", **scores)
+    collapsed = run("dpo-matched-s2", "dpo", seed=2, diverged="accuracy fell to 1.0%", accuracy=0.01)
+    page = report(runs=[*RUNS, lost, collapsed])
+    _, *rows = page.tables["Every run, and the base"]
+    assert [row[0] for row in rows][3:] == [
+        "3 dpo-matched-s1 ✕ diverged: loss is nan at step 5",
+        "4 dpo-matched-s2 ✕ accuracy fell to 1.0%",
+    ]
+    assert "4, of which 2 diverged or collapsed" in page.text
+    assert "Run 3 (dpo-matched-s1): diverged: loss is nan at step 5." in page.text
+    (plot,) = page.figures
+    assert plot["layout"]["yaxis"]["ticktext"][2:] == ["✕ 3 dpo 1e-3 s1", "✕ 4 dpo 1e-3 s2"]
+    assert [note["text"] for note in plot["layout"]["annotations"]] == ["✕ diverged: loss is nan at step 5"]
+
+
+def test_the_numbers_are_those_of_the_tables(report) -> None:
+    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    assert page.tables["Every run, and the base"][2] == [
+        "1 sft-conventional-s0", "sft", "conventional", "1e-3", "0", "0", "0.951", "6.3", "60.0%", "55.6% … 64.2%",
+        "+2.4%", "−1.0% … +5.0%", "<0.001", "better",
+    ]  # fmt: skip
+    assert page.tables["One row an arm: mean ± standard deviation over seeds"][3] == [
+        "dpo conventional", "1e-4", "4", "0.250 ± 0.013", "6.5 ± 0.2", "2.0",
+        "−0.115 ± 0.021 floor 0.814 null 0.023", "40.8° ± 0.5° floor 14.6° null 59.5°", "0.000 ± 0.000 floor 0.000",
+        "0.9976 ± 0.0001 floor 0.9996", "54.0% ± 1.5% runs 52.0% … 56.0%", "49.6% … 58.3%",
+        "−3.6% not significant −7.0% … +0.4% p (Holm) 0.310",
+    ]  # fmt: skip
+    direction, accuracy, angle, *_ = page.figures
+    at = {trace["hovertext"][0].split("<")[1]: trace for trace in direction["data"] if "hovertext" in trace}
+    dpo = at["b>dpo 1e-4"]
+    assert (dpo["x"], dpo["y"], dpo["error_y"]["array"]) == ([0.25], [-0.1154], pytest.approx([0.0211]))
+    assert direction["layout"]["xaxis"]["type"] == "log"
+    lines = [shape["y0"] for shape in direction["layout"]["shapes"]]
+    assert lines == [0, 0.8141]
+    assert accuracy["layout"]["shapes"][0]["x0"] == 0.576
+    assert [trace["x"] for trace in angle["data"]][-2:] == [[14.62] * 3, [59.51] * 3]
+
+
+def test_trajectories_are_averaged_over_seeds(report) -> None:
+    page = report(trajectories=STEPS)
+    norm, to_end = page.figures  # cosine_to_sft is defined nowhere
+    band, line = norm["data"]
+    assert (line["x"], line["y"]) == ([30, 60], pytest.approx([0.305, 0.605]))
+    assert band["y"] == pytest.approx([0.31, 0.61, 0.6, 0.3])
+    assert norm["layout"]["yaxis"]["type"] == "log"
+    assert to_end["data"][1]["y"] == [0.5, 1.0]
+
+
+def test_a_table_can_be_had(report) -> None:
+    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
+    assert list(links) == ["ablation.csv", "runs.csv", "trajectories.csv"]
+    link = links["ablation.csv"]
+    assert link is not None
+    table = pd.read_csv(io.BytesIO(base64.b64decode(link.partition("base64,")[2])), keep_default_na=False)
+    assert table["same_as"].tolist() == ["", "", "", "sft-conventional"]
+
+
+def test_a_method_has_one_colour_everywhere(report) -> None:
+    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    used = {
+        (trace["meta"], trace["marker"]["color"])
+        for plot in page.figures
+        for trace in plot["data"]
+        if "meta" in trace and trace.get("marker", {}).get("size", 0) > 1
+    }
+    assert used == {("sft", colour("sft")), ("dpo", colour("dpo"))}
+    assert len({colour(method) for method in ("sft", "rft", "dft", "rift", "grpo", "dpo", "another")}) == 7
+
+
+def test_a_learning_rate_has_one_mark() -> None:
+    rates = Rates([1e-4, 1e-3, float("nan"), 1e-3])
+    assert rates.values == [1e-3, 1e-4]
+    assert rates.symbol(1e-3) != rates.symbol(1e-4)
+    assert rates.dash(1e-3) == "solid"
+
+
+def test_numbers_read_as_on_the_terminal() -> None:
+    nothing = float("nan")
+    assert [f(nothing) for f in (number, percent, difference, p_value, whole, rate)] == ["–"] * 6
+    assert (number(-0.1154), number(6.26, 1), percent(0.5764), difference(0.0249)) == (
+        "−0.115",
+        "6.3",
+        "57.6%",
+        "+2.5%",
+    )
+    assert (p_value(0.0471), p_value(0.00047), whole(42.0)) == ("0.047", "<0.001", "42")
+    assert [rate(value) for value in (1e-3, 2.5e-5, 5e-4, 0.1)] == ["1e-3", "2.5e-5", "5e-4", "1e-1"]

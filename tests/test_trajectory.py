@@ -1,0 +1,85 @@
+"""The way of a run: by hand, against the dense computation, and that a norm that is asked for is met."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from losslens.geometry.deltas import Delta
+from losslens.geometry.trajectory import Crossing, between, first_crossing, inner, path
+from tests.test_subspaces import dense, random_delta
+
+SEEDS = st.integers(0, 2**31)
+
+
+def test_inner_by_hand() -> None:
+    """ΔW = 2·(1, 2)ᵀ(1, 1) = ((2, 2), (4, 4)) and ΔW' = (1, 0)ᵀ(3, 0): 2·3 = 6."""
+    first = Delta(np.array([[1.0], [2.0]]), np.array([[1.0, 1.0]]), 2.0)
+    second = Delta(np.array([[1.0], [0.0]]), np.array([[3.0, 0.0]]), 1.0)
+    assert inner(first, second) == inner(second, first) == 6.0
+
+
+@given(SEEDS)
+@settings(deadline=None)
+def test_a_path_is_the_dense_one(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    modules = {"a": (9, 5), "b": (4, 7)}
+    points, targets = (
+        [{name: random_delta(rng, *shape, 2) for name, shape in modules.items()} for _ in range(count)]
+        for count in (3, 2)
+    )
+    found = path(points, targets, list(modules))
+    flat, flat_targets = (
+        np.array([np.concatenate([dense(p[name]).ravel() for name in modules]) for p in of]) for of in (points, targets)
+    )
+    assert np.allclose(found.norms, np.linalg.norm(flat, axis=1))
+    assert np.allclose(found.to_next, np.sum(flat[:-1] * flat[1:], axis=1))
+    assert np.allclose(found.target_norms, np.linalg.norm(flat_targets, axis=1))
+    cosines = flat @ flat_targets.T / np.outer(found.norms, found.target_norms)
+    assert np.allclose(found.cosines, cosines)
+
+
+def test_an_update_of_0_has_no_direction() -> None:
+    rng = np.random.default_rng(0)
+    nothing = Delta(np.zeros((4, 2)), rng.standard_normal((2, 3)), 1.0)
+    found = path([{"a": nothing}], [{"a": random_delta(rng, 4, 3, 2)}], ["a"])
+    assert found.norms[0] == 0
+    assert np.isnan(found.cosines).all()
+
+
+class TestFirstCrossing:
+    def test_by_hand(self) -> None:
+        """From (3, 0) to (3, 4) the norm 4 is met at (3, 4t) with 9 + 16t² = 16: t = √7/4."""
+        norms, to_next = [3.0, 5.0], [9.0]
+        assert first_crossing(norms, to_next, 4.0) == Crossing(0, pytest.approx(math.sqrt(7) / 4))
+        assert first_crossing(norms, to_next, 1.5) == Crossing(-1, pytest.approx(0.5))
+        assert first_crossing(norms, to_next, 3.0) == Crossing(-1, pytest.approx(1.0))
+        assert first_crossing(norms, to_next, 5.0) == Crossing(0, pytest.approx(1.0))
+        assert first_crossing(norms, to_next, 5.1) is None
+
+    def test_the_first_of_several(self) -> None:
+        """1 → 3 → 1 → 3 along one line passes 2 three times."""
+        assert first_crossing([1.0, 3.0, 1.0, 3.0], [3.0, 3.0, 3.0], 2.0) == Crossing(0, pytest.approx(0.5))
+
+    @given(SEEDS, st.floats(0.01, 3.0))
+    @settings(deadline=None)
+    def test_the_norm_is_met(self, seed: int, norm: float) -> None:
+        rng = np.random.default_rng(seed)
+        points = [{"a": random_delta(rng, 6, 5, 2)} for _ in range(4)]
+        found = path(points, [], ["a"])
+        norm *= float(found.norms.mean())
+        crossing = first_crossing(found.norms, found.to_next, norm)
+        if crossing is None:
+            assert norm > found.norms.max()
+            return
+        before = points[crossing.before]["a"] if crossing.before >= 0 else None
+        there = between(before, points[crossing.before + 1]["a"], crossing.weight)
+        assert np.linalg.norm(dense(there)) == pytest.approx(norm, rel=1e-9)
+        start = np.zeros((6, 5)) if before is None else dense(before)
+        end = dense(points[crossing.before + 1]["a"])
+        assert np.allclose(dense(there), (1 - crossing.weight) * start + crossing.weight * end)
+        assert (found.norms[: crossing.before + 1] < norm).all()
