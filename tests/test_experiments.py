@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
 
 from losslens.config import TrainConfig, parse
+from losslens.methods.dpo import Dpo
 from tests.conftest import ROOT, TINY, script
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -23,15 +26,114 @@ EMBEDDED = [
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_composes(name: str) -> None:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = parse(TrainConfig, compose("train", [f"experiment={name}"]))
+        config = parse(TrainConfig, compose("train", [f"experiment={name}", "rollouts.server.model=teacher"]))
     assert config.sweep == name
     first = (ROOT / "conf" / "experiment" / f"{name}.yaml").read_text().splitlines()[1]
     assert f"experiment={name} " in f"{first} "
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_an_experiment_sweeps_over_its_methods(name: str, tmp_path: Path) -> None:
-    script("train.py", "-m", f"experiment={name}", f"output_dir={tmp_path}", *FEW, *EMBEDDED)
+ALL = "sft,rft,dft,rift,grpo,dpo"
+LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
+
+
+@pytest.mark.parametrize(
+    ("name", "swept"),
+    {
+        "smollm2": {"method": ALL},
+        "smollm2_cpu": {"method": ALL},
+        "lr_matched_dpo": {"method": ALL, **LR_MATCHED},
+        "lr_matched_dpo_smollm2": {"method": "sft,dpo", **LR_MATCHED},
+        "dpo_rows": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
+        "dpo_epochs": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
+        "dpo_student": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
+        "dpo_beta": {
+            "method": "dpo", "lr": "conventional,matched", "seed": 0, "method.beta": "0.01,0.03,0.3,1.0",
+        },
+        "dpo_losses": {
+            "method": "dpo", "lr": "conventional,matched", "seed": 0,
+            "method.loss_type": "ipo,hinge,nca_pair,sppo_hard,apo_zero,apo_down,discopop",
+        },
+        "seeds": {
+            "method": ALL, "lr": "matched_low,matched,matched_high", "seed": "42,123", "init_seed": "42,123",
+        },
+        "paper": {"method": ALL},
+    }.items(),
+)  # fmt: skip
+def test_what_an_experiment_sweeps_over(name: str, swept: dict[str, str]) -> None:
+    config = composed(f"experiment={name}")
+    assert dict(config.hydra.sweeper.params) == swept
+
+
+def composed(*arguments: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", list(arguments), return_hydra_config=True)
+
+
+def test_seeds_move_order_and_initial_adapter_together_and_a_fourth_repeats_one() -> None:
+    pairs = []
+    for seed in range(4):
+        config = composed("experiment=lr_matched_dpo", f"seed={seed}")
+        pairs.append((config.seed, config.init_seed))
+    assert pairs == [(0, 0), (1, 1), (2, 2), (3, 0)]
+
+
+def test_the_controls_change_what_they_are_called_after_and_nothing_else() -> None:
+    def settings(*arguments: str) -> dict[str, Any]:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return parse(TrainConfig, compose("train", list(arguments))).model_dump(exclude={"sweep"})
+
+    whole = settings("experiment=lr_matched_dpo", "method=dpo")
+    for name, change in {
+        "dpo_rows": {"train_on": "dpo_rows"},
+        "dpo_epochs": {"optim": {**whole["optim"], "epochs": 0.8}},
+        "dpo_student": {"rollouts": {**whole["rollouts"], "policy": "base"}},
+        "dpo_beta": {},
+        "dpo_losses": {},
+    }.items():
+        assert settings(f"experiment={name}", "method=dpo") == {**whole, **change}
+    # As many passes as SFT makes there over its four rollouts of each prompt.
+    assert whole["optim"]["max_steps"] * whole["optim"]["batch_size"] == 0.8 * whole["data"]["train"] * 4
+
+
+def test_the_papers_settings() -> None:
+    """Every line of the setup of arXiv 2606.23740."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = parse(TrainConfig, compose("train", ["experiment=paper", "rollouts.server.model=teacher"]))
+    dpo = Dpo.model_validate({k: v for k, v in compose_method("dpo").items() if k != "_target_"})
+    assert config.model.path == "Qwen/Qwen3-4B-Instruct-2507"
+    assert config.data.source["repo"] == "agentica-org/DeepScaleR-Preview-Dataset"
+    assert (config.rollouts.k, config.rollouts.policy) == (4, "teacher")
+    assert set(config.model.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert (config.lora_rank.r, config.lora_rank.scale_numerator, config.lora_rank.dropout) == (32, 64, 0)
+    optim = config.optim
+    assert (optim.batch_size, optim.scheduler, optim.warmup) == (32, "cosine", 0.05)
+    assert (optim.weight_decay, optim.max_grad_norm) == (0.01, 1.0)
+    assert (optim.max_steps, 1000 % optim.snapshot_steps) == (1500, 0)
+    assert (config.seed, config.init_seed) == (42, 42)
+    assert (config.lr.of(pairwise=False), config.lr.of(pairwise=True)) == (5e-6, 5e-7)
+    assert (dpo.beta, dpo.loss_type) == (0.1, "sigmoid")
+    assert list(config.benchmark) == ["gsm8k", "aime26"]
+    assert config.benchmark["gsm8k"].source["repo"] == "openai/gsm8k"
+    assert config.benchmark["aime26"].source["repo"] == "math-ai/aime26"
+    grid = [
+        composed("experiment=seeds", "model=qwen3_4b", f"lr={lr}") for lr in ("matched_low", "matched", "matched_high")
+    ]
+    rates = [parse(TrainConfig, without_hydra(config)).lr.of(pairwise=True) for config in grid]
+    assert rates == [5e-7, 5e-6, 5e-5]
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+def compose_method(name: str) -> dict[str, Any]:
+    return OmegaConf.to_container(composed(f"method={name}").method)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", ["smollm2", "paper"])
+def test_an_experiment_runs(name: str, tmp_path: Path) -> None:
+    embedded = [*EMBEDDED, "benchmark=[]", "rollouts.engine=transformers", "optim.snapshot_steps=null"]
+    script("train.py", "-m", f"experiment={name}", f"output_dir={tmp_path}", *FEW, *embedded)
     runs = [json.loads(file.read_text()) for file in tmp_path.glob(f"{name}/*/manifest.json")]
     assert sorted(run["method"] for run in runs) == ["base", "dft", "dpo", "grpo", "rft", "rift", "sft"]
 

@@ -83,8 +83,13 @@ def _tell(path: Path, error: Exception, told: list[str]) -> None:
     if "Config group override must be a string" in line:  # Hydra does not say which
         groups = path.parent / "conf"
         pairs = [argument.partition("=") for argument in sys.argv[1:]]
-        numbers = [f"{key}={value}" for key, _, value in pairs if (groups / key).is_dir() and value[:1].isdigit()]
-        line = f"{' '.join(numbers)}: a group takes one of its options by name (see --help), not a number"
+        wrong = [
+            f"{key}={value}"
+            for key, _, value in pairs
+            if (groups / key).is_dir() and (value[:1].isdigit() or value in ("null", "true", "false"))
+        ]
+        line = f"{' '.join(wrong)}: a group takes one of its options by name (see --help), or none of them: [],"
+        line += " not a number or null"
     if line not in told:
         if "tqdm" in sys.modules:
             # A bar that is still open would stand on the same line.
