@@ -689,10 +689,10 @@ class TestTheBase:
 def test_the_command_writes_everything(sweep: Path) -> None:
     outcome = script("analyze.py", f"output_dir={sweep}", *QUICK)
     folder = sweep / "main" / "analysis"
-    assert str(folder) in outcome.stdout
+    assert outcome.stdout.endswith(f"{folder / 'report.html'}\n")
     assert {file.name for file in folder.iterdir()} == {
         "runs.csv", "pairs.csv", "layers.csv", "connectivity.csv", "cka.csv", "floors.csv", "seeds.csv",
-        "modules.parquet", "run_modules.parquet", "manifest.json",
+        "ablation.csv", "trajectories.csv", "modules.parquet", "run_modules.parquet", "manifest.json", "report.html",
     }  # fmt: skip
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["held_out"]["sha256"]

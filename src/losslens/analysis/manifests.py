@@ -104,10 +104,14 @@ class StartedFacts(_Facts):
     config: RunConfig
 
     @property
+    def scored_on(self) -> list[DataFacts]:
+        """The problems that the run was scored on when it was trained."""
+        return list(self.config.benchmark.values()) or [self.config.data] * (self.config.data.eval != 0)
+
+    @property
     def benchmark_data(self) -> DataFacts | None:
-        """The problems that the run was first scored on; None when it was not scored."""
-        own = self.config.data if self.config.data.eval != 0 else None
-        return next(iter(self.config.benchmark.values()), own)
+        """The first of them; None when it was not scored."""
+        return next(iter(self.scored_on), None)
 
     @property
     def benchmark(self) -> str | None:

@@ -154,14 +154,14 @@ def _moved_to(subject: Subject, point: Run) -> Subject:
 
 
 def score_points(subjects: Sequence[Subject], left_out: dict[str, str]) -> None:
-    """Scores each moved subject on what its run was first scored on, greedily, unless that was done before."""
+    """Scores each moved subject as the end of its run was scored, unless that was done before."""
     for subject in tqdm(subjects, desc="scoring", unit="run", leave=False):
-        if subject.run is None or subject.facts is None or subject.facts.benchmark_data is None:
+        if subject.run is None or subject.facts is None:
             continue
         config = subject.facts.config
         try:
-            evaluation = Evaluation.model_validate({**config.evaluation, "samples": 0})
-            data = Data.model_validate(subject.facts.benchmark_data.model_dump())
+            evaluation = Evaluation.model_validate(config.evaluation)
+            benchmarks = [Data.model_validate(data.model_dump()) for data in subject.facts.scored_on]
             model = Model.model_validate(config.model.model_dump())
         except ValidationError:
             left_out["accuracy"] = "the runs are of another version of LossLens"
@@ -170,4 +170,4 @@ def score_points(subjects: Sequence[Subject], left_out: dict[str, str]) -> None:
             left_out["accuracy"] = "the runs were scored by a server, which has only their ends"
             return
         with subject.run.lock():
-            score_run(subject.run, model, [data], evaluation)
+            score_run(subject.run, model, benchmarks, evaluation)
