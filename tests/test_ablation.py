@@ -72,7 +72,7 @@ def tabled(subjects: list[Subject], cosines: dict[tuple[str, str], float]) -> Ta
         value = cosines.get((a, b), cosines.get((b, a), 0.0))
         measures = ("cosine", "angle_min_left", "barrier_chord", "cka_last")
         row = {"run_a": a, "run_b": b, **dict.fromkeys(measures, value)}
-        pairs.append(row | {f"{m}_seeds": 0.8 for m in measures} | {f"{m}_null": 0.02 for m in measures})
+        pairs.append(row | {f"{m}_null": 0.02 for m in measures})
     return Tabled(runs, pd.DataFrame(pairs))
 
 
@@ -123,6 +123,8 @@ class TestArms:
         ]  # fmt: skip
         partners = sft_partners(arms_of(gathered(subjects)), subjects[1])
         assert {name: partner.name for name, partner in partners.items()} == {
+            "sft-conventional-s0": "sft-conventional-s0",
+            "sft-conventional-s1": "sft-conventional-s1",
             "sft-matched_low-s0": "sft-conventional-s0",
             "dpo-matched-s0": "sft-conventional-s0",
             "dpo-matched-s1": "sft-conventional-s1",
@@ -137,6 +139,22 @@ class TestArms:
                 ("dpo-matched-s2", "sft-conventional-s0"),
             )
         }  # fmt: skip
+
+    def test_rates_of_several_bases(self) -> None:
+        """`lr.base=1e-3,3e-3`: each arm has the names that mean its rate from its own base."""
+        subjects = []
+        for base in (1e-3, 3e-3):
+            for method, lr in (("sft", "conventional"), ("dpo", "conventional"), ("dpo", "matched")):
+                one = facts(method, lr, 0)
+                one["config"]["lr"]["base"] = base
+                one["learning_rate"] = one["identity"]["learning_rate"] = float(
+                    f"{one['learning_rate'] * base / 1e-3:.12g}"
+                )
+                name = f"{method}-{lr}-{base:g}"
+                subjects.append(Subject(name, Path(name), name, None, None, RunFacts.model_validate(one)))
+        arms = arms_of(gathered(subjects))
+        assert [arm.learning_rates for arm in arms if arm.method == "sft"] == [["conventional", "matched"]] * 2
+        assert [arm.at_a_tenth for arm in arms if arm.method == "dpo"] == [True, False, True, False]
 
 
 class TestAblation:
@@ -159,7 +177,8 @@ class TestAblation:
         row = self.rows(subjects, cosines).loc["dpo-conventional"]
         assert row["cosine_to_sft"] == pytest.approx(0.3)
         assert row["cosine_to_sft_std"] == pytest.approx(0.1 * np.sqrt(2))
-        assert (row["cosine_to_sft_floor"], row["cosine_to_sft_null"]) == (pytest.approx(0.8), pytest.approx(0.02))
+        assert row["cosine_to_sft_null"] == pytest.approx(0.02)
+        assert np.isnan(row["cosine_to_sft_floor"])  # no two runs began with one initial adapter
         assert row["cosine_to_dpo_conventional"] == 1
         assert (row["norm"], row["norm_std"], row["seeds"]) == (3.5, pytest.approx(np.sqrt(0.5)), 2)
 
@@ -171,6 +190,16 @@ class TestAblation:
         }
         row = self.rows(subjects, cosines).loc["sft-conventional"]
         assert (row["cosine_to_sft"], row["cosine_to_sft_floor"]) == (1, pytest.approx(0.7))
+        assert row["cosine_to_itself"] == pytest.approx(0.7)
+
+    def test_the_floor_of_two_losses_of_unequal_noise(self) -> None:
+        """Against themselves .64 and .36: two losses that pull one way would have √(.64·.36) = .48; CKA the mean."""
+        subjects = [subject(m, "conventional", s, init=0) for m in ("sft", "dpo") for s in (0, 3)]
+        names = [s.name for s in subjects]
+        row = self.rows(subjects, {(names[0], names[1]): 0.64, (names[2], names[3]): 0.36}).loc["dpo-conventional"]
+        assert (row["cosine_to_sft_floor"], row["cosine_to_itself"]) == (pytest.approx(0.48), pytest.approx(0.36))
+        assert row["cosine_to_dpo_conventional_floor"] == pytest.approx(0.36)
+        assert row["cka_last_to_sft_floor"] == pytest.approx(0.5)
 
     def test_sft_at_the_same_rate(self) -> None:
         subjects = [subject(*w, 0) for w in (("sft", "conventional"), ("sft", "matched_low"), ("dpo", "conventional"))]
@@ -190,7 +219,11 @@ class TestAblation:
         assert np.isnan(table.loc["rft-matched", "norm"])
 
     def test_accuracies_are_of_problems_and_seeds(self, tmp_path: Path) -> None:
-        """Shares right of the four problems over two seeds: SFT 1, 1, ½, ½ and the base 0, 0, 0, 1."""
+        """Shares right of the four problems over two seeds: SFT 1, 1, ½, ½ and the base 0, 0, 0, 1.
+
+        The differences 1, 1, ½, −½ sum up to 2. Of the 16 ways to flip their signs the sum is 2 or more in (+, +) with
+        (½, ½), (½, −½), (−½, ½), and −2 or less in their mirror images: p = 6/16.
+        """
         base = Base("base", scored(tmp_path / "b", {p: [p == "d"] for p in "abcd"}), BaseFacts.model_validate(
             {"base": {"sha256": "b"}, "config": {"model": {"name": "t"}}}
         ))  # fmt: skip
@@ -203,7 +236,7 @@ class TestAblation:
         row = table.loc["sft-conventional"]
         assert (row["accuracy"], row["accuracy_std"], row["accuracy_min"], row["n"]) == (0.75, 0.0, 0.75, 4)
         assert row["base_diff"] == pytest.approx(0.5)
-        assert row["base_p"] == pytest.approx(2 * (1 + 4) / 2**4)  # three problems better, one worse
+        assert row["base_p"] == pytest.approx(6 / 16)
         assert np.isnan(row["sft_diff"])
         lost = table.loc["dpo-matched"]
         assert (lost["collapsed"], lost["accuracy"], lost["sft_diff"]) == (1, 0.0, pytest.approx(-0.75))

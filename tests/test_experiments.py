@@ -1,4 +1,5 @@
-"""Every experiment file composes, and runs: whole with the embedded model, and SmolLM2's for a few steps as it is."""
+"""Every experiment file composes and sweeps over what it should; those of the six methods run with the embedded model,
+and SmolLM2's for a few steps as it is."""
 
 from __future__ import annotations
 

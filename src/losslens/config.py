@@ -196,7 +196,7 @@ class Optim(Section):
 
     def steps(self, rows: int) -> int:
         """Optimiser steps of a method whose epoch has `rows` rows."""
-        return self.max_steps if self.epochs is None else math.ceil(self.epochs * rows / self.batch_size)
+        return self.max_steps if self.epochs is None else math.ceil(round(self.epochs * rows / self.batch_size, 9))
 
     @property
     def ways(self) -> list[tuple[int, bool]]:
@@ -348,6 +348,8 @@ class AnalyzeConfig(Section):
     def _a_norm_for_at_norm(self) -> Self:
         if self.norm is not None and self.at != "norm":
             raise ValueError(f"norm={self.norm:g} is for at=norm")
+        if self.adapters and self.at != "end":
+            raise ValueError(f"at={self.at}: adapters made elsewhere have only their ends")
         return self
 
 

@@ -57,11 +57,15 @@ def train_job(config: TrainConfig) -> Outcome:
         with run.lock():
             run = run_of(config, isinstance(method, Pairwise))  # another process may have begun it by another name
             name, folder = run.name, run.folder
+            if not name.startswith(f"{config.method['name']}-{config.lr.name}-"):
+                print(f"lr={config.lr.name} is the same rate for it, and the same run: {name}", flush=True)
             if diverged := run.divergence:
-                return Outcome(name, "diverged", error=f"{diverged}; to train it again, delete {folder}", exit_status=1)
+                return Outcome(
+                    name, "diverged", error=f"{name}: {diverged}; to train it again, delete {folder}", exit_status=1
+                )
             return _train_and_score(config, method, run)
     except DivergedError as error:
-        return Outcome(name, "diverged", error=str(error), exit_status=1)
+        return Outcome(name, "diverged", error=f"{name}: {error}", exit_status=1)
     except InputError as error:
         return Outcome(name, "failed", error=str(error), exit_status=2)
     except ServerError as error:

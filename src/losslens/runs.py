@@ -146,7 +146,8 @@ def run_identity(config: TrainConfig, pairwise: bool) -> dict[str, Any]:
     return {
         "version": _IDENTITY_VERSION,
         "method": config.method,
-        "train_on": "all" if pairwise else config.train_on,  # pairs are made of the same rows in any case
+        # All pairs are made of mixed groups, and the first of each group of its first right and wrong rollout.
+        "train_on": "all" if pairwise and _makes_the_same_pairs(config) else config.train_on,
         "learning_rate": config.lr.of(pairwise),
         "lora": asdict(lora_settings(config)),
         "base": base_identity(config.model),
@@ -157,6 +158,10 @@ def run_identity(config: TrainConfig, pairwise: bool) -> dict[str, Any]:
         "seed": config.seed,
         "init_seed": config.init_seed,
     }
+
+
+def _makes_the_same_pairs(config: TrainConfig) -> bool:
+    return config.train_on != "dpo_rows" or config.method.get("pairs", "one") == "one"
 
 
 def run_of(config: TrainConfig, pairwise: bool) -> Run:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.stats import binom, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -67,6 +67,29 @@ def verdict(test: McNemar, p_holm: float, tests: int, level: float = 0.05) -> st
     if p_holm <= level:
         return "a better" if test.b > test.c else "b better"
     return "underpowered" if 2 * (1 + discordant) / 2.0**discordant > level / tests else "not significant"
+
+
+def sign_flip(first: NDArray[np.float64], second: NDArray[np.float64], resamples: int = 9999, seed: int = 0) -> float:
+    """The two-sided p of mean(first) = mean(second), flipping the signs of the paired differences (Fisher 1935).
+
+    For outcomes that are averages over several runs: McNemar's test would count a problem that one run in four
+    misses as much as one that all miss, and find a difference of an average of runs and a single one where there is
+    none.
+
+    Args:
+        first: Each problem's share right, shape (problems,).
+        second: The same problems of the other side, averaged over however many runs.
+        resamples: Random flips, where not all of them are few enough to go through.
+        seed: Of the generator.
+    """
+    difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    difference = difference[np.abs(difference) > 1e-9]  # averages of the same outcomes may differ by rounding
+    if difference.size < 2:  # of one difference, either sign is as far from 0
+        return 1.0
+    test = permutation_test(
+        (difference,), np.mean, permutation_type="samples", n_resamples=resamples, rng=seed, batch=1000, vectorized=True
+    )
+    return float(test.pvalue)
 
 
 def bootstrap_difference(

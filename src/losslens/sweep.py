@@ -45,7 +45,11 @@ class Sweep:
         """Prints the table of a sweep; the exit status is 1 if a run failed at work, 2 if only input was bad."""
         if len(self.outcomes) > 1:
             table = Table("run", "state", "accuracy", "error", title=f"sweep {self.sweep}")
+            shown = set()
             for outcome in self.outcomes:
+                if outcome.run in shown and outcome.state in ("skipped", "diverged"):
+                    continue  # once more by another name of its learning rate
+                shown.add(outcome.run)
                 accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.1%}"
                 # As text: what stands in square brackets would be taken for markup.
                 table.add_row(Text(outcome.run), outcome.state, accuracy, Text(outcome.error))

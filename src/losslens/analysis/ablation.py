@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from losslens.analysis.accuracy import by_problem, compared, correct_for_many, has_collapsed
-from losslens.analysis.arms import Arm, nearest, with_seeds_of
+from losslens.analysis.accuracy import by_problem, has_collapsed
+from losslens.analysis.arms import Arm, nearest, repetitions, with_seeds_of
 from losslens.analysis.pairs import Pair
 from losslens.analysis.subjects import Gathered, Subject
-from losslens.statistics import McNemar, wilson_interval
+from losslens.errors import InputError
+from losslens.statistics import bootstrap_difference, holm, sign_flip, wilson_interval
 
 # Of pairs.csv: the measure, its value for a run and itself, and whether unrelated updates have one.
 _TO_SFT = (
@@ -27,6 +28,7 @@ _AGAINST = ("diff", "diff_low", "diff_high", "p", "p_holm", "verdict")
 COLUMNS = (
     "arm", "method", "lr", "learning_rate", "settings", "same_as", "share_right", "seeds", "diverged", "collapsed",
     *(f"{size}{end}" for size in _SIZES for end in ("", "_std")),
+    "cosine_to_itself",
     *(
         f"{measure}_to_sft{end}"
         for measure, _, has_null in _TO_SFT
@@ -76,6 +78,7 @@ def ablation_table(
         sft = nearest(arm, sft_arms, rate)
         same_rate = nearest(arm, [other for other in sft_arms if other.learning_rate == arm.learning_rate], None)
         row = _facts(arm) | _spread(tabled.runs[tabled.runs["run"].isin([run.name for run in arm.subjects])], _SIZES)
+        row |= {"cosine_to_itself": tabled.between(repetitions(arm))["cosine"].mean()}
         row |= _to_sft(arm, sft, tabled)
         row |= _mean_cosine("cosine_to_sft_same_rate", arm, same_rate, tabled)
         row |= _to_dpo(arm, arms, tabled)
@@ -127,38 +130,31 @@ def _pairs_with(arm: Arm, other: Arm | None) -> list[Pair]:
     return [(run.name, partner.name) for run, partner in partners if partner]
 
 
-def _repetitions(arm: Arm) -> list[Pair]:
-    """Pairs of the arm's own runs that started from one initial adapter."""
-    return [
-        (a.name, b.name)
-        for number, a in enumerate(arm.subjects)
-        for b in arm.subjects[number + 1 :]
-        if a.facts and b.facts and a.facts.initial_adapter.sha256 == b.facts.initial_adapter.sha256
-    ]
-
-
 def _to_sft(arm: Arm, sft: Arm | None, tabled: Tabled) -> dict[str, float]:
     row: dict[str, float] = {}
-    if sft is arm:
-        repeats = tabled.between(_repetitions(arm))
-        for measure, of_itself, has_null in _TO_SFT:
-            row |= {f"{measure}_to_sft": of_itself, f"{measure}_to_sft_floor": repeats[measure].mean()}
-            if has_null:
-                row[f"{measure}_to_sft_null"] = repeats[f"{measure}_null"].mean()
-        return row
-    rows = tabled.between(_pairs_with(arm, sft))
-    for measure, _, has_null in _TO_SFT:
-        row |= _columns(f"{measure}_to_sft", rows, measure, has_null)
+    rows = tabled.between(repetitions(arm) if sft is arm else _pairs_with(arm, sft))
+    for measure, of_itself, has_null in _TO_SFT:
+        columns = _columns(f"{measure}_to_sft", measure, arm, sft, rows, tabled)
+        if sft is arm and tabled.pairs[measure].notna().any():
+            columns |= {f"{measure}_to_sft": of_itself, f"{measure}_to_sft_std": np.nan}
+        row |= columns | ({f"{measure}_to_sft_null": rows[f"{measure}_null"].mean()} if has_null else {})
     return row
 
 
-def _columns(name: str, rows: pd.DataFrame, measure: str, has_null: bool) -> dict[str, float]:
-    columns = {
-        name: rows[measure].mean(),
-        f"{name}_std": rows[measure].std(ddof=1),
-        f"{name}_floor": rows[f"{measure}_seeds"].mean(),
-    }
-    return columns | ({f"{name}_null": rows[f"{measure}_null"].mean()} if has_null else {})
+def _columns(
+    name: str, measure: str, arm: Arm, other: Arm | None, rows: pd.DataFrame, tabled: Tabled
+) -> dict[str, float]:
+    """Mean and spread of a measure over pairs of two arms, and what the two show against themselves."""
+    own = [tabled.between(repetitions(each))[measure].mean() for each in (arm, other) if each is not None]
+    known = np.array([value for value in own if not np.isnan(value)])
+    if not known.size:
+        floor = np.nan
+    elif measure == "cosine":
+        # Two losses that pull in one direction, each with noise of its own, have a cosine of √(ρ·ρ').
+        floor = float(np.prod(np.maximum(known, 0.0)) ** (1 / known.size))
+    else:
+        floor = float(known.mean())
+    return {name: rows[measure].mean(), f"{name}_std": rows[measure].std(ddof=1), f"{name}_floor": floor}
 
 
 def _mean_cosine(name: str, arm: Arm, other: Arm | None, tabled: Tabled) -> dict[str, float]:
@@ -170,16 +166,13 @@ def _mean_cosine(name: str, arm: Arm, other: Arm | None, tabled: Tabled) -> dict
 
 def _to_dpo(arm: Arm, arms: Sequence[Arm], tabled: Tabled) -> dict[str, float]:
     """Against DPO at its conventional rate; where the sweep has several, its usual β and loss count."""
-    candidates = [
-        other for other in arms if other.method == "dpo" and other.subjects and "conventional" in other.learning_rates
-    ]
-    candidates.sort(key=lambda other: not _is_usual_dpo(other.values))
+    candidates = [other for other in arms if other.method == "dpo" and other.subjects and other.at_a_tenth]
+    candidates.sort(key=lambda other: (not _is_usual_dpo(other.values), other.base_rate != arm.base_rate))
     dpo = nearest(arm, candidates, None)
     name = "cosine_to_dpo_conventional"
-    if dpo is arm:
-        repeats = tabled.between(_repetitions(arm))
-        return {name: 1.0, f"{name}_floor": repeats["cosine"].mean(), f"{name}_null": repeats["cosine_null"].mean()}
-    return _columns(name, tabled.between(_pairs_with(arm, dpo)), "cosine", has_null=True)
+    rows = tabled.between(repetitions(arm) if dpo is arm else _pairs_with(arm, dpo))
+    columns = _columns(name, "cosine", arm, dpo, rows, tabled) | {f"{name}_null": rows["cosine_null"].mean()}
+    return columns | ({name: 1.0, f"{name}_std": np.nan} if dpo is arm else {})
 
 
 def _is_usual_dpo(values: Mapping[str, Any]) -> bool:
@@ -226,21 +219,17 @@ def _compare(
     rows: list[dict[str, Any]], outcomes: Sequence[tuple[pd.Series | None, pd.Series | None]], name: str
 ) -> None:
     """Fills the columns `<name>_…`: the difference to `name`, problem by problem; Holm's family are the arms."""
-    tests: dict[Pair, McNemar] = {}
     found: dict[int, dict[str, Any]] = {}
     for number, (ours, theirs) in enumerate(outcomes):
-        if ours is not None and theirs is not None:
-            pair = (str(number), name)
-            tests[pair], columns = compared(rows[number]["arm"], ours, name, theirs)
-            found[number] = {"run_a": pair[0], "run_b": pair[1], **columns}
-    correct_for_many(list(found.values()), tests, list(tests))
-    renamed: dict[str, Callable[[dict[str, Any]], Any]] = {
-        "diff": lambda c: c["accuracy_diff"],
-        "diff_low": lambda c: c["diff_low"],
-        "diff_high": lambda c: c["diff_high"],
-        "p": lambda c: c["mcnemar_p"],
-        "p_holm": lambda c: c["p_holm"],
-        "verdict": lambda c: {"a better": "better", "b better": "worse"}.get(c["verdict"], c["verdict"]),
-    }
-    for number, columns in found.items():
-        rows[number] |= {f"{name}_{column}": take(columns) for column, take in renamed.items()}
+        if ours is None or theirs is None:
+            continue
+        if set(ours.index) != set(theirs.index):
+            raise InputError(f"{rows[number]['arm']} and {name}: not scored on the same problems; they do not compare")
+        x, y = ours.to_numpy(), theirs.reindex(ours.index).to_numpy()
+        low, high = bootstrap_difference(x, y)
+        found[number] = {"diff": float(np.mean(x - y)), "diff_low": low, "diff_high": high, "p": sign_flip(x, y)}
+    corrected = holm([columns["p"] for columns in found.values()])
+    for (number, columns), p in zip(found.items(), corrected, strict=True):
+        verdict = "not significant" if p > 0.05 else "better" if columns["diff"] > 0 else "worse"
+        columns |= {"p_holm": float(p), "verdict": verdict}
+        rows[number] |= {f"{name}_{column}": value for column, value in columns.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from losslens.analysis.manifests import LearningRateFacts, StartedFacts
+from losslens.analysis.pairs import Pair
 from losslens.analysis.subjects import Diverged, Gathered, Subject
 
 # What does not tell the arms of one method and rate apart, or is told by other columns.
@@ -47,6 +48,24 @@ class Arm:
         return self.facts.learning_rate
 
     @property
+    def base_rate(self) -> float:
+        """The rate that its own is a multiple of."""
+        return self.facts.config.lr.base
+
+    @property
+    def at_a_tenth(self) -> bool:
+        """Whether its rate is a tenth of the base rate, as is usual for DPO."""
+        return self.learning_rate == LearningRateFacts(
+            name="conventional", base=self.base_rate, pointwise_factor=1.0, pairwise_factor=0.1
+        ).of(pairwise=True)
+
+    @property
+    def sweeps(self) -> set[str]:
+        """The sweeps that hold its runs, by what stands before their names when there are several."""
+        runs: list[Subject | Diverged] = [*self.subjects, *self.diverged]
+        return {run.name.rpartition("/")[0] for run in runs}
+
+    @property
     def values(self) -> dict[str, Any]:
         """All that decides its runs but the seeds, flat."""
         return dict(_flat(self.facts.identity))
@@ -71,20 +90,19 @@ def arms_of(gathered: Gathered) -> list[Arm]:
     for run in gathered.diverged:
         by_configuration.setdefault(run.facts.configuration, Arm(run.facts)).diverged.append(run)
     arms = list(by_configuration.values())
-    asked = {arm.facts.config.lr.name: arm.facts.config.lr for arm in arms}
     for arm in arms:
         alike = [other for other in arms if (other.method, other.lr) == (arm.method, arm.lr)]
         arm.settings = _settings(arm, alike)
     for arm in arms:
-        arm.learning_rates = [arm.lr, *_other_names(arm, arms, asked)]
+        arm.learning_rates = [arm.lr, *_other_names(arm, arms)]
     return arms
 
 
 def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
     """For each run's name the SFT run it is held against: of its seeds, and trained in all else most as it was.
 
-    Where several SFT arms are as near, the one at the reference's learning rate counts. A run of an SFT arm that is
-    held against itself has no entry.
+    Where several SFT arms are as near, the one at the reference's learning rate counts. A run of that arm is held
+    against itself.
     """
     found = {}
     candidates = [arm for arm in arms if arm.method == "sft" and arm.subjects]
@@ -93,7 +111,7 @@ def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
         runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
         for run in runs:
             partner = with_seeds_of(run, sft)
-            if partner and partner.name != run.name:
+            if partner:
                 found[run.name] = partner
     return found
 
@@ -102,6 +120,16 @@ def nearest(arm: Arm, candidates: Iterable[Arm], learning_rate: float | None) ->
     """The candidate that was trained most as `arm` was; of several the first at `learning_rate`."""
     ordered = sorted(candidates, key=lambda other: (arm.distance(other), other.learning_rate != learning_rate))
     return ordered[0] if ordered else None
+
+
+def repetitions(arm: Arm) -> list[Pair]:
+    """Pairs of the arm's own runs that started from one initial adapter."""
+    return [
+        (a.name, b.name)
+        for number, a in enumerate(arm.subjects)
+        for b in arm.subjects[number + 1 :]
+        if a.facts and b.facts and a.facts.initial_adapter.sha256 == b.facts.initial_adapter.sha256
+    ]
 
 
 def with_seeds_of(run: Subject | Diverged, arm: Arm | None) -> Subject | None:
@@ -118,9 +146,11 @@ def _settings(arm: Arm, alike: Sequence[Arm]) -> str:
     return " ".join(f"{key}={arm.values.get(key)}" for key in differing)
 
 
-def _other_names(arm: Arm, arms: Sequence[Arm], asked: Mapping[str, LearningRateFacts]) -> list[str]:
-    """Names of other `lr` of the sweep that mean this arm's rate for its method: one run is trained for all of them."""
-    taken = {other.lr for other in arms if (other.method, other.settings) == (arm.method, arm.settings)}
+def _other_names(arm: Arm, arms: Sequence[Arm]) -> list[str]:
+    """Names of other `lr` of its sweep that mean this arm's rate for its method: one run is trained for all of them."""
+    beside = [other for other in arms if other.base_rate == arm.base_rate and other.sweeps & arm.sweeps]
+    taken = {other.lr for other in beside if (other.method, other.settings) == (arm.method, arm.settings)}
+    asked = {other.lr: other.facts.config.lr for other in beside}
     return sorted(
         name for name, lr in asked.items() if name not in taken and lr.of(arm.facts.pairwise) == arm.learning_rate
     )

@@ -49,8 +49,8 @@ class Unrelated:
         self._top = top
         self._pairs = pairs
         self._norms = {name: np.sqrt(np.nansum(run.singular_values**2, axis=1)) for name, run in runs.items()}
-        ranks = {name: np.sum(~np.isnan(run.singular_values), axis=1) for name, run in runs.items()}
-        self._widths = {name: np.minimum(rank, top) for name, rank in ranks.items()}
+        found = {name: np.sum(~np.isnan(run.singular_values), axis=1) for name, run in runs.items()}
+        self._widths = {name: np.minimum(np.minimum(rank, gathered.ranks[name]), top) for name, rank in found.items()}
         self._cache = cache
         self._drawn: dict[tuple, AngleFloor] = {}
 

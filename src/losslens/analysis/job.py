@@ -12,7 +12,7 @@ from tqdm import tqdm
 from losslens import provenance
 from losslens.analysis.ablation import Tabled, ablation_table
 from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
-from losslens.analysis.arms import arms_of, sft_partners
+from losslens.analysis.arms import arms_of, repetitions, sft_partners
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
@@ -77,24 +77,28 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     Raises:
         InputError: There is nothing to compare, or two things do not compare.
     """
-    found = find_runs(config.output_dir, config.sweeps)
+    found = find_runs(config.output_dir, config.sweeps, config.across)
     found.subjects = moved(found.subjects, config.at, config.norm, found.left_out)
     if config.at != "end":
-        score_points(found.subjects, found.left_out)
-    gathered = gather(found, config.adapters or {}, config.across)
+        score_points(found.subjects, config.model_path, found.left_out)
+    gathered = gather(found, config.adapters or {})
     names = gathered.names
     reference = find("reference", config.reference, names) if config.reference else default_reference(gathered.subjects)
     arms = arms_of(gathered)
     sft = sft_partners(arms, gathered.by_name[reference])
-    chosen = choose(names, config.pairs, reference, {name: partner.name for name, partner in sft.items()})
+    # Who is named as the reference is the reference of all.
+    held = {} if config.reference else {name: other.name for name, other in sft.items()}
+    chosen = choose(names, config.pairs, reference, held, [pair for arm in arms for pair in repetitions(arm)])
     benchmark = benchmark_of(gathered, config.compare_on)
-    family = [pair for pair in all_pairs(names) if config.family == "all" or reference in pair]
+    family = all_pairs(names) if config.family == "all" else choose(names, "reference", reference, held).pairs
     cache = Cache(config.output_dir / "cache")
 
-    measured, pairs = geometry(gathered, config.top, cache)
+    # No further than the runs' own ranks: beyond them lies what two snapshots that were put together differ in.
+    top = min(config.top, max(rank for ranks in gathered.ranks.values() for rank in ranks))
+    measured, pairs = geometry(gathered, top, cache)
     based = measure_on_the_base(config, gathered, chosen, cache)
     tables = geometry_tables(gathered.modules, measured, pairs, based.against_base)
-    unrelated = Unrelated(gathered, measured, pairs, config.top, cache)
+    unrelated = Unrelated(gathered, measured, pairs, top, cache)
     with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
         pair_rows = pair_measures(gathered, tables.pairs, based, unrelated)
         bar.update()
@@ -122,6 +126,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         "holm_family": {"pairs": config.family, "tests": int(pair_rows["p_holm"].notna().sum())},
         "measured_pairs": [list(pair) for pair in based.curves],
         "held_out": based.held_out,
+        "points": {s.name: s.run.manifest for s in gathered.subjects if s.run} if config.at != "end" else {},
     }
     return Analysis(
         Tables(

@@ -36,7 +36,13 @@ def all_pairs(names: Sequence[str]) -> list[Pair]:
     return list(combinations(names, 2))
 
 
-def choose(names: Sequence[str], choice: Choice, reference: str, partners: Mapping[str, str] | None = None) -> Chosen:
+def choose(
+    names: Sequence[str],
+    choice: Choice,
+    reference: str,
+    partners: Mapping[str, str] | None = None,
+    repeats: Sequence[Pair] = (),
+) -> Chosen:
     """The pairs of `names` that `choice` means; see `conf/analyze.yaml`.
 
     Args:
@@ -44,6 +50,7 @@ def choose(names: Sequence[str], choice: Choice, reference: str, partners: Mappi
         choice: What the configuration says.
         reference: The run that the others are held against,
         partners: and for some of them another one, which has their own seeds.
+        repeats: Pairs of one loss at other seeds, which are the floor of the others.
 
     Raises:
         InputError: A name in the list means no run, or several.
@@ -51,9 +58,11 @@ def choose(names: Sequence[str], choice: Choice, reference: str, partners: Mappi
     every = all_pairs(names)
     if not every:
         return Chosen([], "one run is no pair")
-    against = {frozenset((name, (partners or {}).get(name, reference))) for name in names if name != reference}
+    partner = {name: other for name, other in (partners or {}).items() if name != other}
+    against = {frozenset((name, partner.get(name, reference))) for name in names if name != reference}
+    against |= {frozenset(pair) for pair in repeats}
     with_reference = [pair for pair in every if frozenset(pair) in against]
-    held = "each run against SFT at its own seeds" if partners else f"only the pairs with {reference}"
+    held = "each run against SFT at its own seeds, and itself" if partners else f"only the pairs with {reference}"
     if choice == "all" or (choice is None and len(names) <= _ALL_UP_TO):
         return Chosen(every, "")
     if choice is None:

@@ -24,8 +24,6 @@ from losslens.runs import Run
 from losslens.scoring import score_run
 
 At = Literal["end", "norm"] | int
-# How far off a norm may be found, relatively: the factors are written in float32.
-_NORM_TOLERANCE = 1e-5
 
 
 def way_of(subject: Subject | Diverged) -> dict[int, Run]:
@@ -81,12 +79,13 @@ def _at_norm(subjects: Sequence[Subject], norm: float | None, left_out: dict[str
         with ExitStack() as stack:
             points = [stack.enter_context(open_adapter(run.adapter)) for run in ways[subject.name].values()]
             measured[subject.name] = path(points, [], points[0].modules)
-    # A run that ends at 0 reaches no norm, and would let no other one reach any.
-    reached = [float(found.norms.max()) for found in measured.values() if found.norms.max() > 0]
+    # A run without a way, or that ends at 0, reaches no norm, and would let no other one reach any.
+    reached = [float(measured[name].norms.max()) for name, way in ways.items() if len(way) > 1]
+    reached = [norm for norm in reached if norm > 0]
     if not reached:
-        raise InputError("at=norm: no run has moved at all")
+        raise InputError("at=norm: no run has snapshots of a way that leads anywhere (see optim.snapshot_steps)")
     wanted = min(reached) if norm is None else norm
-    moved = []
+    moved, early = [], []
     for subject in subjects:
         way, norms = ways[subject.name], measured[subject.name].norms
         if len(way) < 2:
@@ -97,6 +96,12 @@ def _at_norm(subjects: Sequence[Subject], norm: float | None, left_out: dict[str
             left_out[subject.name] = f"it never reaches ‖ΔW‖ = {wanted:.4g} (its largest is {norms.max():.4g})"
             continue
         moved.append(_moved_to(subject, _between(subject, way, crossing, wanted)))
+        if crossing.before < 0:
+            early.append(subject.name)
+    if early:
+        left_out["what came before the first snapshot"] = (
+            f"‖ΔW‖ = {wanted:.4g} lies before it on the way of {', '.join(early)}: there it stands made smaller"
+        )
     return moved
 
 
@@ -107,21 +112,22 @@ def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm:
     runs = [None, *way.values()]
     before, after = runs[crossing.before + 1], runs[crossing.before + 2]
     assert after is not None
+    weight = round(crossing.weight, 9)  # another machine's last digit makes no other point
     manifest: dict[str, Any] = {
         "norm": norm,
         "between_steps": steps[crossing.before + 1 : crossing.before + 3],
-        "weight": crossing.weight,
+        "weight": weight,
         "of": [sha256_of_adapter(run) for run in (before, after) if run],
     }
     point = Run(subject.run.folder / "snapshots" / f"norm-{norm:.6g}")
     if (point.folder / "manifest.json").exists() and manifest.items() <= point.manifest.items() and point.is_trained():
         return point
-    with ExitStack() as stack:
+    with point.lock(), ExitStack() as stack:
         adapter = stack.enter_context(open_adapter(after.adapter))
         start = stack.enter_context(open_adapter(before.adapter)) if before else None
         tensors, ranks = {}, {}
         for module in adapter.modules:
-            delta = between(start[module] if start else None, adapter[module], crossing.weight)
+            delta = between(start[module] if start else None, adapter[module], weight)
             for name, factor in (("A", delta.a), ("B", delta.b)):
                 tensors[f"base_model.model.{module}.lora_{name}.weight"] = torch.from_numpy(
                     factor.astype(np.float32)
@@ -153,8 +159,14 @@ def _moved_to(subject: Subject, point: Run) -> Subject:
     )
 
 
-def score_points(subjects: Sequence[Subject], left_out: dict[str, str]) -> None:
-    """Scores each moved subject as the end of its run was scored, unless that was done before."""
+def score_points(subjects: Sequence[Subject], model_path: str | None, left_out: dict[str, str]) -> None:
+    """Scores each moved subject as the end of its run was scored, unless that was done before.
+
+    Args:
+        subjects: From `moved`.
+        model_path: The base, where it is not where the runs found it.
+        left_out: Gets the reason where they cannot be scored.
+    """
     for subject in tqdm(subjects, desc="scoring", unit="run", leave=False):
         if subject.run is None or subject.facts is None:
             continue
@@ -169,5 +181,11 @@ def score_points(subjects: Sequence[Subject], left_out: dict[str, str]) -> None:
         if evaluation.engine == "openai":
             left_out["accuracy"] = "the runs were scored by a server, which has only their ends"
             return
-        with subject.run.lock():
-            score_run(subject.run, model, benchmarks, evaluation)
+        if model_path is not None:
+            model = model.model_copy(update={"path": model_path, "revision": None, "package": None})
+        try:
+            with subject.run.lock():
+                score_run(subject.run, model, benchmarks, evaluation)
+        except InputError as error:
+            left_out["accuracy"] = str(error)
+            return

@@ -134,11 +134,17 @@ class Found:
     left_out: dict[str, str]
 
 
-def find_runs(output_dir: Path, sweeps: Sequence[str]) -> Found:
+def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts"] | None) -> Found:
     """The runs of `sweeps`, those that are finished and those that are not.
 
+    Args:
+        output_dir: Where the sweeps lie.
+        sweeps: Their names.
+        across: What the runs may differ in.
+
     Raises:
-        InputError: There is no such sweep, or a finished run's adapter is not the one that was trained.
+        InputError: There is no such sweep, a finished run's adapter is not the one that was trained, or two runs do not
+            compare (base, rollouts).
     """
     runs = {_name(run, len(sweeps) > 1): run for sweep in sweeps for run in runs_of(output_dir, sweep)}
     left_out = _without_status(output_dir, sweeps)
@@ -158,32 +164,30 @@ def find_runs(output_dir: Path, sweeps: Sequence[str]) -> Found:
     ]
     trained = {name: run for name, run in finished.items() if not run.name.startswith("base-")}
     if sweeps and not trained:
-        raise InputError(
-            f"sweep={','.join(sweeps)}: no run is completed{f' ({len(left_out)} are not)' * bool(left_out)}"
-        )
+        not_yet = len(left_out) - len(diverged)
+        why = [f"{not_yet} are not"] * bool(not_yet) + [f"{len(diverged)} diverged"] * bool(diverged)
+        told = f" ({', '.join(why)})" * bool(why)
+        raise InputError(f"sweep={','.join(sweeps)}: no run is completed{told}")
     subjects = [
         _of_run(name, run, output_dir, left_out)
         for name, run in tqdm(trained.items(), desc="gathering", unit="run", leave=False, disable=not trained)
     ]
-    return Found(subjects, bases, diverged, {*runs, "base"}, left_out)
+    _require_comparable([*subjects, *diverged], bases, across)
+    once = {(run.facts.configuration, run.facts.seeds): run for run in reversed(diverged)}
+    return Found(subjects, bases, list(reversed(once.values())), {*runs, "base"}, left_out)
 
 
-def gather(found: Found, adapters: Mapping[str, Path], across: Literal["rollouts"] | None) -> Gathered:
+def gather(found: Found, adapters: Mapping[str, Path]) -> Gathered:
     """The runs that were found and the folders in `adapters`, once it is sure that they compare.
 
-    Args:
-        found: From `find_runs`.
-        adapters: Adapters made elsewhere, by name.
-        across: What the runs may differ in.
-
     Raises:
-        InputError: There is nothing to compare; two things do not compare (base, rollouts, modules, shapes, problems
-            differ); an adapter or its outcomes are not what was trained and scored, or are damaged.
+        InputError: There is nothing to compare; two things do not compare (modules, shapes, problems differ); outcomes
+            are not of what they stand beside, or are damaged.
     """
     subjects, bases, left_out = found.subjects, found.bases, found.left_out
     if not subjects and not adapters:
         raise InputError("sweep=null: name adapters={name: folder, …} to compare")
-    _require_comparable(subjects, bases, across)
+    _require_own_outcomes(subjects, bases)
     scores = scores_of([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
     for benchmark in sorted(
         {benchmark for subject in subjects if subject.run for benchmark in scores.benchmarks(subject.run)}
@@ -244,12 +248,13 @@ def _initial(folder: Path, sha256: str) -> Path:
         return folder
 
 
-def _require_comparable(subjects: Sequence[Subject], bases: Sequence[Base], across: Literal["rollouts"] | None) -> None:
-    """Refuses runs of another base or other rollouts than the first one's, and others' outcomes."""
-    everyone = [(base.name, base.run, scored_by(base.facts.base, None)) for base in bases]
-    trained = [(subject.name, subject.run, subject.facts) for subject in subjects if subject.run and subject.facts]
-    for name, run, facts in trained:
-        first_name, _, first = trained[0]
+def _require_comparable(
+    runs: Sequence[Subject | Diverged], bases: Sequence[Base], across: Literal["rollouts"] | None
+) -> None:
+    """Refuses runs of another base or other rollouts than the first one's."""
+    trained = [(run.name, run.facts) for run in runs if run.facts]
+    for name, facts in trained:
+        first_name, first = trained[0]
         for what, value, other in (
             ("base", facts.base, first.base),
             ("rollouts", facts.rollouts.sha256, first.rollouts.sha256),
@@ -257,10 +262,19 @@ def _require_comparable(subjects: Sequence[Subject], bases: Sequence[Base], acro
             if value != other and what != across:
                 advice = f"{_ADVICE}, or across=rollouts" if what == "rollouts" else _ADVICE
                 raise InputError(f"{name}: another {what} than {first_name}; {advice}")
-        everyone.append((name, run, scored_by(facts.base, facts.adapter_sha256)))
     for base in bases:
-        if trained and base.facts.base != trained[0][2].base:
+        if trained and base.facts.base != trained[0][1].base:
             raise InputError(f"{base.name}: not the base of {trained[0][0]}; {_ADVICE}")
+
+
+def _require_own_outcomes(subjects: Sequence[Subject], bases: Sequence[Base]) -> None:
+    """Refuses outcomes that are not of the run, or the point on its way, beside which they lie."""
+    everyone = [(base.name, base.run, scored_by(base.facts.base, None)) for base in bases]
+    everyone += [
+        (subject.name, subject.run, scored_by(subject.facts.base, subject.facts.adapter_sha256))
+        for subject in subjects
+        if subject.run and subject.facts
+    ]
     for name, run, scored in everyone:
         for file in sorted(run.folder.glob("eval/*.parquet")):
             if scored_of(file) != scored:
@@ -297,7 +311,9 @@ def _shapes(subjects: Sequence[Subject]) -> tuple[list[str], list[tuple[int, int
                         f"{subject.name}: {module} is {_times(shape)}, in {first.name} it is {_times(shapes[module])}; "
                         "they do not compare"
                     )
-            ranks[subject.name] = list(adapter.ranks.values())
+            # Two snapshots put together have twice the rank, though both lie in about the same few dimensions.
+            most = subject.facts.config.lora_rank.r if subject.facts else None
+            ranks[subject.name] = [min(rank, most or rank) for rank in adapter.ranks.values()]
     return list(shapes), list(shapes.values()), ranks
 
 

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from losslens.analysis.arms import Arm
 from losslens.analysis.cache import Cache
 from losslens.analysis.points import way_of
-from losslens.analysis.subjects import Subject, sha256_of_adapter
+from losslens.analysis.subjects import Diverged, Subject, sha256_of_adapter
 from losslens.geometry.deltas import open_adapter
 from losslens.geometry.trajectory import Path, path
 from losslens.runs import Run
 
 COLUMNS = (
     "run", "method", "lr", "learning_rate", "settings", "seed", "init_seed",
-    "step", "norm", "cosine_to_end", "cosine_to_sft",
+    "diverged", "step", "norm", "cosine_to_end", "cosine_to_sft",
 )  # fmt: skip
 
 
@@ -40,12 +40,10 @@ def trajectory_table(
     for arm in tqdm(arms, desc="trajectories", unit="arm", leave=False):
         for run in (*arm.subjects, *arm.diverged):
             way = way_of(run)
-            if len(way) < 2:
+            if len(way) < 2 or not _fits(way, modules):
                 continue
             assert run.facts is not None
-            # A run that diverged has no end; an SFT run that others are held against has itself.
-            end = run if isinstance(run, Subject) else None
-            towards = [end, sft.get(run.name, end if arm.method == "sft" else None)]
+            towards = [run if isinstance(run, Subject) else None, sft.get(run.name)]
             found = _measured(way, [target for target in towards if target], modules, cache)
             cosines = iter(found.cosines.T)
             to_end, to_sft = (next(cosines) if target else np.full(len(way), np.nan) for target in towards)
@@ -59,6 +57,7 @@ def trajectory_table(
                         "settings": arm.settings,
                         "seed": run.facts.config.seed,
                         "init_seed": run.facts.config.init_seed,
+                        "diverged": isinstance(run, Diverged),
                         "step": step,
                         "norm": found.norms[number],
                         "cosine_to_end": to_end[number],
@@ -66,6 +65,12 @@ def trajectory_table(
                     }
                 )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _fits(way: Mapping[int, Run], modules: Sequence[str]) -> bool:
+    """Whether a run adapts what the others adapt: of one that diverged nothing was made sure of before."""
+    with open_adapter(next(iter(way.values())).adapter) as adapter:
+        return adapter.modules == list(modules)
 
 
 def _measured(way: Mapping[int, Run], towards: Sequence[Subject], modules: Sequence[str], cache: Cache) -> Path:

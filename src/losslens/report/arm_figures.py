@@ -69,8 +69,9 @@ def _size_and_direction(arms: pd.DataFrame, rates: Rates) -> Figure:
             error_y={"array": nulls["cosine_to_sft_null"].tolist(), "thickness": 12, "width": 0, "color": SHADE},
         )  # fmt: skip
     plot.add_hline(y=0, line={"color": MUTED, "width": 1})
-    floors = shown.loc[shown["method"] == "sft", "cosine_to_sft_floor"].dropna()
-    for value in floors.head(1):  # the largest learning rate's
+    # Of the arm that the others are held against.
+    floors = shown.loc[(shown["method"] == "sft") & (shown["cosine_to_sft"] == 1), "cosine_to_sft_floor"].dropna()
+    for value in floors.head(1):
         plot.add_hline(
             y=value, line={"color": INK, "width": 1.5, "dash": "dash"}, annotation_text="SFT in another order",
             annotation_position="bottom left", annotation_font_size=12,

@@ -45,8 +45,9 @@ def _how_to_read(rows: pd.DataFrame) -> list[str]:
     notes = [f"Each arm is the average of {counts} run{'s' * (most != 1)}; ± is the standard deviation over them."]
     if rows.filter(regex="_floor$").notna().any(axis=None):
         notes.append(
-            "Floor: either loss against itself, on the same data in another order, from the same initial adapter. Two "
-            "methods that are no further apart than that are not told apart."
+            "Floor: the two losses against themselves, on the same data in another order, from the same initial "
+            "adapter (of cosines the geometric mean: what two losses that pull one way would show). Pairs of one seed "
+            "also share their batches, so a cosine may lie above it."
         )
     else:
         notes.append(

@@ -12,7 +12,7 @@ from losslens.report.parts import Figure, Key, Section, Table
 from losslens.report.style import MUTED, Rates, colour, figure, logarithmic, safe, translucent
 
 _NUMBERS = ("learning_rate", "step", "norm", "cosine_to_end", "cosine_to_sft")
-_GROUP = ["method", "lr", "learning_rate", "settings"]
+_GROUP = ["method", "lr", "learning_rate", "settings", "diverged"]
 _PLOTS = (
     ("norm", "Size", "‖ΔW‖ (log)"),
     ("cosine_to_end", "Direction, to the run's own end", "cosine to its own end"),
@@ -22,7 +22,7 @@ _PLOTS = (
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """The section; None without trajectories."""
-    table = analysis.table("trajectories", ("run", "method", "lr", "settings"), _NUMBERS)
+    table = analysis.table("trajectories", ("run", "method", "lr", "settings", "diverged"), _NUMBERS)
     if table.empty:
         return None
     rates = Rates(table["learning_rate"])
@@ -31,7 +31,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     return Section(
         "trajectories",
         "Trajectories",
-        text=[f"From the initial adapter to the end, at the steps that were kept.{spread}"],
+        text=[f"At the steps that were kept.{spread}{_lost(table)}"],
         key=Key(
             [(name, colour(name)) for name in table["method"].unique()],
             [(rates.dash(value), rate(value)) for value in rates.values],
@@ -46,6 +46,12 @@ def section(analysis: AnalysisFolder) -> Section | None:
     )
 
 
+def _lost(table: pd.DataFrame) -> str:
+    diverged = table.loc[table["diverged"] == "True", "run"].nunique()
+    verb = "s and is a line of its own" if diverged == 1 else " and are lines of their own"
+    return f" {diverged} diverge{verb}, marked ✕." if diverged else ""
+
+
 def _plot(table: pd.DataFrame, rates: Rates, name: str, axis: str) -> go.Figure:
     plot = figure("step", axis, height=380)
     shown = table[table[name].notna()]
@@ -54,7 +60,7 @@ def _plot(table: pd.DataFrame, rates: Rates, name: str, axis: str) -> go.Figure:
         shown = shown[shown[name] > 0]
     elif shown[name].min() < 0:
         plot.add_hline(y=0, line={"color": MUTED, "width": 1})
-    for (method, lr, learning_rate, settings), group in shown.groupby(_GROUP, sort=False, dropna=False):
+    for (method, lr, learning_rate, settings, diverged), group in shown.groupby(_GROUP, sort=False, dropna=False):
         steps = group.groupby("step")[name].agg(["mean", "min", "max", "count"]).reset_index()
         along = steps["step"].tolist()
         if (steps["count"] > 1).any():
@@ -63,8 +69,9 @@ def _plot(table: pd.DataFrame, rates: Rates, name: str, axis: str) -> go.Figure:
                 line={"width": 0}, fill="toself", fillcolor=translucent(method, 0.16), hoverinfo="skip", meta=method,
             )  # fmt: skip
         # At the end, where sizes differ; all cosines to the own end are 1 there.
-        name_at_end = safe(short(settings)) if name == "norm" else ""
-        label = safe(" ".join(part for part in (method, rate(learning_rate), settings) if part))
+        lost = "✕ diverged" * (diverged == "True")
+        name_at_end = lost or (safe(short(settings)) if name == "norm" else "")
+        label = safe(" ".join(part for part in (method, rate(learning_rate), settings, lost) if part))
         plot.add_scatter(
             x=along, y=steps["mean"].tolist(), mode="lines+text", meta=method, hoverinfo="text",
             text=[""] * (len(along) - 1) + [name_at_end], textposition="top left",
