@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -143,7 +144,13 @@ def _settings(arm: Arm, alike: Sequence[Arm]) -> str:
     values = [other.values for other in alike]
     keys = sorted({key for each in values for key in each} - set(_NOT_SETTINGS[:-1]))
     differing = [key for key in keys if len({repr(each.get(key)) for each in values}) > 1]
-    return " ".join(f"{key}={arm.values.get(key)}" for key in differing)
+    return " ".join(f"{key}={_shortened(arm.values.get(key))}" for key in differing)
+
+
+def _shortened(value: Any) -> str:
+    """A hash by its first digits."""
+    text = str(value)
+    return text[:8] if re.fullmatch(r"[0-9a-f]{40,}", text) else text
 
 
 def _other_names(arm: Arm, arms: Sequence[Arm]) -> list[str]:
