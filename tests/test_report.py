@@ -119,7 +119,7 @@ ARMS = [
 STEPS = [
     {
         "run": f"sft-conventional-s{seed}", "method": "sft", "lr": "conventional", "learning_rate": 1e-3,
-        "settings": "", "seed": seed, "init_seed": seed, "step": step, "norm": (step + seed) / 100,
+        "settings": "", "seed": seed, "init_seed": seed, "diverged": False, "step": step, "norm": (step + seed) / 100,
         "cosine_to_end": step / 60, "cosine_to_sft": np.nan,
     }
     for seed in (0, 1)
@@ -333,6 +333,16 @@ def test_trajectories_are_averaged_over_seeds(report) -> None:
     assert band["y"] == pytest.approx([0.31, 0.61, 0.6, 0.3])
     assert norm["layout"]["yaxis"]["type"] == "log"
     assert to_end["data"][1]["y"] == [0.5, 1.0]
+
+
+def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
+    lost = [{**step, "run": "sft-conventional-s2", "seed": 2, "norm": 5.0, "diverged": True} for step in STEPS[:1]]
+    page = report(trajectories=[*STEPS, *lost])
+    norm = page.figures[0]
+    lines = [trace for trace in norm["data"] if trace["mode"] == "lines+text"]
+    assert [line["y"] for line in lines] == [pytest.approx([0.305, 0.605]), [5.0]]
+    assert lines[1]["text"] == ["✕ diverged"]
+    assert "1 diverges and is a line of its own, marked ✕." in page.text
 
 
 def test_a_table_can_be_had(report) -> None:

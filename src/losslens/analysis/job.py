@@ -98,7 +98,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     measured, pairs = geometry(gathered, top, cache)
     based = measure_on_the_base(config, gathered, chosen, cache)
     tables = geometry_tables(gathered.modules, measured, pairs, based.against_base)
-    unrelated = Unrelated(gathered, measured, pairs, top, cache)
+    unrelated = Unrelated(gathered, measured, pairs, config.top, cache)
     with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
         pair_rows = pair_measures(gathered, tables.pairs, based, unrelated)
         bar.update()

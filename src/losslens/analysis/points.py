@@ -53,7 +53,7 @@ def moved(subjects: Sequence[Subject], at: At, norm: float | None, left_out: dic
     Raises:
         InputError: No run was there, or a snapshot is not as it was written.
     """
-    if at == "end":
+    if at == "end" or not subjects:
         return list(subjects)
     found = _at_norm(subjects, norm, left_out) if at == "norm" else _at_step(subjects, int(at), left_out)
     if not found:

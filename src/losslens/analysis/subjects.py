@@ -124,6 +124,7 @@ class Found:
         bases: The untrained base, once a sweep.
         diverged: Runs that diverged.
         taken: Names that no adapter made elsewhere may have.
+        nothing: What is wrong where there is no subject, nor an adapter made elsewhere.
         left_out: What is not compared, and why.
     """
 
@@ -131,6 +132,7 @@ class Found:
     bases: list[Base]
     diverged: list[Diverged]
     taken: set[str]
+    nothing: str
     left_out: dict[str, str]
 
 
@@ -163,18 +165,18 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
         Base(name, run, read_facts(run, BaseFacts)) for name, run in finished.items() if run.name.startswith("base-")
     ]
     trained = {name: run for name, run in finished.items() if not run.name.startswith("base-")}
-    if sweeps and not trained:
-        not_yet = len(left_out) - len(diverged)
-        why = [f"{not_yet} are not"] * bool(not_yet) + [f"{len(diverged)} diverged"] * bool(diverged)
-        told = f" ({', '.join(why)})" * bool(why)
-        raise InputError(f"sweep={','.join(sweeps)}: no run is completed{told}")
+    not_yet = len(left_out) - len(diverged)
+    why = [f"{not_yet} are not"] * bool(not_yet) + [f"{len(diverged)} diverged"] * bool(diverged)
+    nothing = f"sweep={','.join(sweeps)}: no run is completed" + f" ({', '.join(why)})" * bool(why)
     subjects = [
         _of_run(name, run, output_dir, left_out)
         for name, run in tqdm(trained.items(), desc="gathering", unit="run", leave=False, disable=not trained)
     ]
     _require_comparable([*subjects, *diverged], bases, across)
     once = {(run.facts.configuration, run.facts.seeds): run for run in reversed(diverged)}
-    return Found(subjects, bases, list(reversed(once.values())), {*runs, "base"}, left_out)
+    if not sweeps:
+        nothing = "sweep=null: name adapters={name: folder, …} to compare"
+    return Found(subjects, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out)
 
 
 def gather(found: Found, adapters: Mapping[str, Path]) -> Gathered:
@@ -186,7 +188,7 @@ def gather(found: Found, adapters: Mapping[str, Path]) -> Gathered:
     """
     subjects, bases, left_out = found.subjects, found.bases, found.left_out
     if not subjects and not adapters:
-        raise InputError("sweep=null: name adapters={name: folder, …} to compare")
+        raise InputError(found.nothing)
     _require_own_outcomes(subjects, bases)
     scores = scores_of([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
     for benchmark in sorted(
