@@ -11,7 +11,7 @@ import pytest
 
 from losslens.analysis.ablation import COLUMNS, Tabled, ablation_table
 from losslens.analysis.accuracy import RUN_COLUMNS, has_collapsed
-from losslens.analysis.arms import arms_of, sft_partners
+from losslens.analysis.arms import arms_of, repetitions, sft_partners
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts
 from losslens.analysis.pairs import all_pairs, choose
 from losslens.analysis.scores import scores_of
@@ -155,6 +155,17 @@ class TestArms:
         arms = arms_of(gathered(subjects))
         assert [arm.learning_rates for arm in arms if arm.method == "sft"] == [["conventional", "matched"]] * 2
         assert [arm.at_a_tenth for arm in arms if arm.method == "dpo"] == [True, False, True, False]
+
+    def test_each_loss_is_held_against_itself_where_its_initial_adapter_is_the_same(self) -> None:
+        """Of seeds 0, 1, 2 and 3, of which 0 and 3 share their initial adapter, one pair an arm is its floor."""
+        subjects = [subject(m, "conventional", s, init=s % 3) for m in ("sft", "dpo") for s in range(4)]
+        floors = [pair for arm in arms_of(gathered(subjects)) for pair in repetitions(arm)]
+        assert floors == [
+            ("sft-conventional-s0", "sft-conventional-s3"), ("dpo-conventional-s0", "dpo-conventional-s3"),
+        ]  # fmt: skip
+        names = [s.name for s in subjects]
+        without, with_floors = (choose(names, "reference", names[0], {}, repeats).pairs for repeats in ([], floors))
+        assert set(with_floors) - set(without) == {("dpo-conventional-s0", "dpo-conventional-s3")}
 
 
 class TestAblation:
