@@ -36,7 +36,8 @@ def facts(method: str, lr: str, seed: int, init: int | None = None, **options: A
         "pairwise": method == "dpo",
         "learning_rate": rate,
         "base": {"sha256": "b"},
-        "rollouts": {"folder": "r", "sha256": "r", "share_right": 0.7},
+        "rollouts": {"folder": "r", "sha256": "r"},
+        "trained_on": {"share_right": 0.7},
         "initial_adapter": {"folder": str(init), "sha256": str(init)},
         "identity": {"method": section, "learning_rate": rate, "seed": seed, "init_seed": init},
         "config": {
@@ -218,6 +219,11 @@ class TestAblation:
         table = self.rows(subjects, {(low, dpo): 0.6, (subjects[0].name, dpo): 0.1})
         row = table.loc["dpo-conventional"]
         assert (row["cosine_to_sft"], row["cosine_to_sft_same_rate"]) == (pytest.approx(0.1), pytest.approx(0.6))
+        elsewhere = facts("dpo", "conventional", 0)
+        elsewhere["identity"]["rollouts"] = {"policy": "base"}  # no SFT was trained on these
+        other = Subject("other", Path("other"), "other", None, None, RunFacts.model_validate(elsewhere))
+        of_other = self.rows([*subjects, other], {(low, "other"): 0.5}).loc["dpo-conventional rollouts.policy=base"]
+        assert np.isnan(of_other["cosine_to_sft_same_rate"])
         again = table.loc["dpo-matched_low"]
         assert (again["same_as"], again["lr"], again["norm"]) == ("dpo-conventional", "matched_low", row["norm"])
 

@@ -37,7 +37,8 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
             "pairwise": method == "dpo",
             "learning_rate": 1e-3,
             "base": {"sha256": "b"},
-            "rollouts": {"folder": "r", "sha256": "r", "share_right": 0.7},
+            "rollouts": {"folder": "r", "sha256": "r"},
+        "trained_on": {"share_right": 0.7},
             "initial_adapter": {"folder": init, "sha256": init},
             "identity": {"method": method, "seed": seed, "init_seed": 1},
             "config": {

@@ -76,7 +76,8 @@ def ablation_table(
     rows, tests = [], []
     for arm in arms:
         sft = nearest(arm, sft_arms, rate)
-        same_rate = nearest(arm, [other for other in sft_arms if other.learning_rate == arm.learning_rate], None)
+        alike = [o for o in sft_arms if o.learning_rate == arm.learning_rate and arm.distance(o) == 0]
+        same_rate = alike[0] if alike else None
         row = _facts(arm) | _spread(tabled.runs[tabled.runs["run"].isin([run.name for run in arm.subjects])], _SIZES)
         row |= {"cosine_to_itself": tabled.between(repetitions(arm))["cosine"].mean()}
         row |= _to_sft(arm, sft, tabled)
@@ -103,7 +104,7 @@ def _facts(arm: Arm) -> dict[str, Any]:
         "learning_rate": arm.learning_rate,
         "settings": arm.settings,
         "same_as": "",
-        "share_right": arm.facts.rollouts.share_right,
+        "share_right": arm.facts.trained_on.share_right,
         "seeds": len(arm.subjects),
         "diverged": len(arm.diverged),
     }

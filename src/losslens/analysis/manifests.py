@@ -57,8 +57,8 @@ class Frozen(_Facts):
     sha256: str
 
 
-class RolloutFacts(Frozen):
-    """The frozen rollouts."""
+class TrainedOn(_Facts):
+    """The rollouts that a method could learn from."""
 
     share_right: float
 
@@ -98,7 +98,8 @@ class StartedFacts(_Facts):
     pairwise: bool
     learning_rate: FiniteFloat
     base: dict[str, str | None]
-    rollouts: RolloutFacts
+    rollouts: Frozen
+    trained_on: TrainedOn
     initial_adapter: Frozen
     identity: dict[str, Any]
     config: RunConfig
