@@ -48,10 +48,10 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
         "dpo_epochs": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
         "dpo_student": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
         "dpo_beta": {
-            "method": "dpo", "lr": "conventional,matched", "seed": 0, "method.beta": "0.01,0.03,0.3,1.0",
+            "method": "dpo", "lr": "conventional,matched", "seed": "0", "method.beta": "0.01,0.03,0.3,1.0",
         },
         "dpo_losses": {
-            "method": "dpo", "lr": "conventional,matched", "seed": 0,
+            "method": "dpo", "lr": "conventional,matched", "seed": "0",
             "method.loss_type": "ipo,hinge,nca_pair,sppo_hard,apo_zero,apo_down,discopop",
         },
         "seeds": {
@@ -62,7 +62,7 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
 )  # fmt: skip
 def test_what_an_experiment_sweeps_over(name: str, swept: dict[str, str]) -> None:
     config = composed(f"experiment={name}")
-    assert dict(config.hydra.sweeper.params) == swept
+    assert {name: str(values) for name, values in config.hydra.sweeper.params.items()} == swept
 
 
 def composed(*arguments: str) -> DictConfig:

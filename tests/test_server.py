@@ -255,11 +255,14 @@ def test_the_reasoning_that_a_server_parts_from_the_answer_is_kept(crooked: tupl
 
 
 def test_requests_are_spaced_by_the_rate_limit(crooked: tuple[str, Path], tmp_path: Path) -> None:
-    """At 240 a minute twelve requests begin in no less than 11 · 0.25 s, however many may be under way."""
+    """At 240 a minute twelve requests begin in no less than 11 · 0.25 s, however many may be under way.
+
+    The first may reach the server late; without a limit all would be there in a few hundredths of a second.
+    """
     script(*command(tmp_path, crooked[0], "good", "rollouts.server.requests_per_minute=240"))
     times = sorted(float(line.split()[0]) for line in crooked[1].read_text().splitlines())
     assert len(times) == 12
-    assert times[-1] - times[0] > 11 * 0.25 - 0.2
+    assert times[-1] - times[0] > 2
 
 
 def test_a_key_is_read_from_the_environment_and_written_nowhere(

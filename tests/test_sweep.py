@@ -208,8 +208,12 @@ def test_what_was_scored_stays_when_it_is_asked_in_another_way(sweep: Path) -> N
 
 
 def test_problems_that_were_trained_on_are_counted(sweep: Path, tmp_path: Path) -> None:
-    [folder] = (sweep / "rollouts").glob("arithmetic-[!h]*")
-    rows = pd.read_parquet(folder / "rollouts.parquet").drop_duplicates("problem_id")[["prompt", "answer"]].iloc[:5]
+    folder = next(run for run in runs_of(sweep, "main") if run.name.startswith("sft")).manifest["rollouts"]["folder"]
+    rows = (
+        pd.read_parquet(sweep / "rollouts" / folder / "rollouts.parquet")
+        .drop_duplicates("problem_id")[["prompt", "answer"]]
+        .iloc[:5]
+    )
     rows.to_parquet(tmp_path / "seen.parquet")
     line = ["evaluate.py", "sweep=main", f"output_dir={sweep}", "benchmark=file", "evaluation.max_tokens=8"]
     outcome = script(*line, f"benchmark.file.eval_path={tmp_path / 'seen.parquet'}")
