@@ -254,6 +254,7 @@ class TestAblation:
         assert (row["accuracy"], row["accuracy_std"], row["accuracy_min"], row["n"]) == (0.75, 0.0, 0.75, 4)
         assert row["base_diff"] == pytest.approx(0.5)
         assert row["base_p"] == pytest.approx(6 / 16)
+        assert row["base_verdict"] == "underpowered"  # four differences of one sign have p = 1/8
         assert np.isnan(row["sft_diff"])
         lost = table.loc["dpo-matched"]
         assert (lost["collapsed"], lost["accuracy"], lost["sft_diff"]) == (1, 0.0, pytest.approx(-0.75))

@@ -208,6 +208,28 @@ def test_equal_norms(arms: Path) -> None:
     assert np.allclose(chosen, some, rtol=1e-5)
 
 
+def test_what_died_half_way_is_made_again_and_what_is_damaged_is_told(arms: Path, tmp_path: Path) -> None:
+    """A point with half a manifest is made anew; a snapshot that was cut off costs its run's trajectory only."""
+    copied = shutil.copytree(arms, tmp_path / "copy")
+    line = ("analyze.py", "sweep=arms", f"output_dir={copied}", "pairs=none", *SCALE)
+    script(*line, "at=norm")
+    points = sorted((copied / "arms").glob("*/snapshots/norm-*"))
+    adapters = [adapter_sha256(point / "adapter") for point in points]
+    manifest = points[0] / "manifest.json"
+    manifest.write_text(manifest.read_text()[:40])
+    weights = points[1] / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    script(*line, "at=norm")
+    assert [adapter_sha256(point / "adapter") for point in points] == adapters
+    cut = next((copied / "arms").glob("dpo-matched-*/snapshots/step-000008/adapter/adapter_model.safetensors"))
+    cut.write_bytes(cut.read_bytes()[:-10])
+    outcome = script(*line)
+    assert f"left out: trajectory of {cut.parents[3].name}: " in outcome.stdout
+    trajectories = pd.read_csv(copied / "arms" / "analysis" / "trajectories.csv")
+    assert trajectories["run"].nunique() == 8  # of eight finished ones and one that diverged
+    assert cut.parents[3].name not in set(trajectories["run"])
+
+
 def test_a_step_on_the_way(arms: Path) -> None:
     script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=8", "pairs=none", *SCALE)
     runs = pd.read_csv(arms / "arms" / "analysis-step-8" / "runs.csv").drop_duplicates("run").set_index("run")

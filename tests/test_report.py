@@ -385,3 +385,10 @@ def test_numbers_read_as_on_the_terminal() -> None:
     )
     assert (p_value(0.0471), p_value(0.00047), whole(42.0)) == ("0.047", "<0.001", "42")
     assert [rate(value) for value in (1e-3, 2.5e-5, 5e-4, 0.1)] == ["1e-3", "2.5e-5", "5e-4", "1e-1"]
+
+
+def test_a_comparison_on_the_way_says_where(report) -> None:
+    points = {"sft": {"norm": 0.1412, "weight": 0.5}, "dpo": {"norm": 0.1412, "weight": 0.7}}
+    settings = {"settings": {"at": "norm", "norm": None}}
+    assert "at ‖ΔW‖ = 0.1412" in report(runs=RUNS, manifest={**settings, "points": points}).text
+    assert "at step 1000" in report(runs=RUNS, manifest={"settings": {"at": 1000, "norm": None}}).text

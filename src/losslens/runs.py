@@ -49,10 +49,9 @@ class Run:
     @property
     def snapshots(self) -> dict[int, Run]:
         """What was kept on the way, by step: folders with an adapter and a manifest, as those of runs."""
-        found = {
-            int(file.parent.name[5:]): Run(file.parent) for file in self.folder.glob("snapshots/step-*/manifest.json")
-        }
-        return dict(sorted(found.items()))
+        folders = [file.parent for file in self.folder.glob("snapshots/step-*/manifest.json")]
+        steps = {folder.name.removeprefix("step-"): folder for folder in folders}
+        return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
 
     def evaluation(self, benchmark: str) -> Path:
         """The outcome of each problem of `benchmark`."""

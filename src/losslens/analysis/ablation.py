@@ -221,6 +221,7 @@ def _compare(
 ) -> None:
     """Fills the columns `<name>_…`: the difference to `name`, problem by problem; Holm's family are the arms."""
     found: dict[int, dict[str, Any]] = {}
+    differing: dict[int, int] = {}
     for number, (ours, theirs) in enumerate(outcomes):
         if ours is None or theirs is None:
             continue
@@ -229,8 +230,14 @@ def _compare(
         x, y = ours.to_numpy(), theirs.reindex(ours.index).to_numpy()
         low, high = bootstrap_difference(x, y)
         found[number] = {"diff": float(np.mean(x - y)), "diff_low": low, "diff_high": high, "p": sign_flip(x, y)}
+        differing[number] = int(np.sum(np.abs(x - y) > 1e-9))
     corrected = holm([columns["p"] for columns in found.values()])
     for (number, columns), p in zip(found.items(), corrected, strict=True):
-        verdict = "not significant" if p > 0.05 else "better" if columns["diff"] > 0 else "worse"
+        if p <= 0.05:
+            verdict = "better" if columns["diff"] > 0 else "worse"
+        elif not differing[number]:
+            verdict = "same answers"
+        else:  # of m differences all of one sign have the smallest p, 2/2ᵐ
+            verdict = "underpowered" if 2 / 2.0 ** differing[number] > 0.05 / len(found) else "not significant"
         columns |= {"p_holm": float(p), "verdict": verdict}
         rows[number] |= {f"{name}_{column}": value for column, value in columns.items()}

@@ -114,7 +114,8 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         ablation = ablation_table(gathered, arms, gathered.by_name[reference], tabled, benchmark)
         bar.update()
         # On the way to a point there is no way to that point.
-        trajectories = trajectory_table(arms if config.at == "end" else [], sft, gathered.modules, cache)
+        ways = arms if config.at == "end" else []
+        trajectories = trajectory_table(ways, sft, gathered.modules, cache, gathered.left_out)
         bar.update()
     facts = {
         "sweeps": config.sweeps,

@@ -167,4 +167,6 @@ def read_facts(run: Run, kind: type[Facts]) -> Facts:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
-        raise InputError(f"{run.folder / 'manifest.json'}: {where}: {first['msg']}") from error
+        raise InputError(
+            f"{run.folder / 'manifest.json'}: {where}: {first['msg']} (of another version of LossLens?)"
+        ) from error

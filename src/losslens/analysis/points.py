@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from losslens.analysis.subjects import Diverged, Subject, sha256_of_adapter
 from losslens.config import Data, Evaluation, Model
 from losslens.errors import InputError
 from losslens.files import atomic_folder, read_json, write_json
-from losslens.geometry.deltas import open_adapter
+from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.trajectory import Crossing, between, first_crossing, path
 from losslens.runs import Run
 from losslens.scoring import score_run
@@ -120,31 +121,41 @@ def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm:
         "of": [sha256_of_adapter(run) for run in (before, after) if run],
     }
     point = Run(subject.run.folder / "snapshots" / f"norm-{norm:.6g}")
-    if (point.folder / "manifest.json").exists() and manifest.items() <= point.manifest.items() and point.is_trained():
-        return point
-    with point.lock(), ExitStack() as stack:
-        adapter = stack.enter_context(open_adapter(after.adapter))
-        start = stack.enter_context(open_adapter(before.adapter)) if before else None
-        tensors, ranks = {}, {}
-        for module in adapter.modules:
-            delta = between(start[module] if start else None, adapter[module], weight)
-            for name, factor in (("A", delta.a), ("B", delta.b)):
-                tensors[f"base_model.model.{module}.lora_{name}.weight"] = torch.from_numpy(
-                    factor.astype(np.float32)
-                ).contiguous()
-            ranks[module] = delta.a.shape[0]
-    config = read_json(after.adapter / "adapter_config.json")
-    # The scale is in the factors: with alpha = rank PEFT multiplies by 1.
-    rank = max(ranks.values())
-    config |= {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}
-    if set(ranks.values()) != {rank}:
-        config |= {"rank_pattern": ranks, "alpha_pattern": ranks}
-    with atomic_folder(point.folder) as temporary:
-        (temporary / "adapter").mkdir()
-        save_file(tensors, temporary / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_json(temporary / "adapter" / "adapter_config.json", config)
-        write_json(temporary / "manifest.json", {**manifest, **adapter_hashes(temporary / "adapter")})
+    with point.lock():  # another analysis may be making it
+        if not _is_there(point, manifest):
+            with ExitStack() as stack:
+                start = stack.enter_context(open_adapter(before.adapter)) if before else None
+                adapter = stack.enter_context(open_adapter(after.adapter))
+                deltas = {m: between(start[m] if start else None, adapter[m], weight) for m in adapter.modules}
+            with atomic_folder(point.folder) as temporary:
+                _write_adapter(temporary / "adapter", deltas, read_json(after.adapter / "adapter_config.json"))
+                write_json(temporary / "manifest.json", {**manifest, **adapter_hashes(temporary / "adapter")})
     return point
+
+
+def _is_there(point: Run, manifest: Mapping[str, Any]) -> bool:
+    """Whether a point was made of the same snapshots, and is still as it was written."""
+    try:
+        return manifest.items() <= point.manifest.items() and point.is_trained()
+    except InputError:
+        return False
+
+
+def _write_adapter(folder: Path, deltas: Mapping[str, Delta], config: dict[str, Any]) -> None:
+    """Writes updates of scale 1 as a PEFT folder, with all else as in `config`."""
+    folder.mkdir()
+    tensors = {
+        f"base_model.model.{module}.lora_{name}.weight": torch.from_numpy(factor.astype(np.float32)).contiguous()
+        for module, delta in deltas.items()
+        for name, factor in (("A", delta.a), ("B", delta.b))
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # With alpha = rank PEFT multiplies by 1.
+    ranks = {module: delta.a.shape[0] for module, delta in deltas.items()}
+    rank = max(ranks.values())
+    patterns = {} if set(ranks.values()) == {rank} else ranks
+    scale = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": patterns, "alpha_pattern": patterns}
+    write_json(folder / "adapter_config.json", config | scale)
 
 
 def _moved_to(subject: Subject, point: Run) -> Subject:

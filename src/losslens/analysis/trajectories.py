@@ -15,6 +15,7 @@ from losslens.analysis.arms import Arm
 from losslens.analysis.cache import Cache
 from losslens.analysis.points import way_of
 from losslens.analysis.subjects import Diverged, Subject, sha256_of_adapter
+from losslens.errors import InputError
 from losslens.geometry.deltas import open_adapter
 from losslens.geometry.trajectory import Path, path
 from losslens.runs import Run
@@ -26,7 +27,7 @@ COLUMNS = (
 
 
 def trajectory_table(
-    arms: Sequence[Arm], sft: Mapping[str, Subject], modules: Sequence[str], cache: Cache
+    arms: Sequence[Arm], sft: Mapping[str, Subject], modules: Sequence[str], cache: Cache, left_out: dict[str, str]
 ) -> pd.DataFrame:
     """One row a run and snapshot, the end included; no row for runs without snapshots.
 
@@ -35,11 +36,16 @@ def trajectory_table(
         sft: For each run's name the SFT run of its seeds, where there is one.
         modules: Names of the adapted modules.
         cache: Of what was measured before.
+        left_out: Gets the runs with a snapshot that is not as it was written, and the reason.
     """
     rows: list[dict[str, Any]] = []
     for arm in tqdm(arms, desc="trajectories", unit="arm", leave=False):
         for run in (*arm.subjects, *arm.diverged):
-            way = way_of(run)
+            try:
+                way = way_of(run)
+            except InputError as error:
+                left_out[f"trajectory of {run.name}"] = str(error)
+                continue
             if len(way) < 2 or not _fits(way, modules):
                 continue
             assert run.facts is not None

@@ -30,7 +30,7 @@ def facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
     written = datetime.fromtimestamp((analysis.path / "manifest.json").stat().st_mtime, UTC)
     found += [
         ("benchmark", manifest.get("benchmark")),
-        ("compared", _where(manifest.get("settings") or {})),
+        ("compared", _where(manifest.get("settings") or {}, manifest.get("points") or {})),
         ("LossLens", (manifest.get("versions") or {}).get("losslens")),
         ("commit", _commit(manifest)),
         ("analysed", f"{written:%Y-%m-%d %H:%M} UTC"),
@@ -38,14 +38,15 @@ def facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found if value]
 
 
-def _where(settings: dict[str, Any]) -> str:
+def _where(settings: dict[str, Any], points: dict[str, Any]) -> str:
     """At which point of the runs' ways, where it is not their end."""
     at = settings.get("at", "end")
     if at == "end":
         return ""
     if at != "norm":
         return f"at step {at}"
-    return "at one norm" if settings.get("norm") is None else f"at ‖ΔW‖ = {settings['norm']:g}"
+    norms = {point["norm"] for point in points.values() if "norm" in point}
+    return f"at ‖ΔW‖ = {norms.pop():.4g}" if len(norms) == 1 else "at one norm"
 
 
 def _commit(manifest: dict[str, Any]) -> str:

@@ -127,7 +127,8 @@ class Snapshots(TrainerCallback):
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
         for snapshot in self.folder.glob("step-*"):
-            if int(snapshot.name.removeprefix("step-")) > state.global_step:
+            step = snapshot.name.removeprefix("step-")
+            if step.isdigit() and int(step) > state.global_step:
                 shutil.rmtree(snapshot)
 
     def on_step_end(
