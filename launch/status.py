@@ -1,40 +1,55 @@
-"""One line a run: `python launch/status.py sweep=NAME [output_dir=outputs]`; exits 0 only if all are completed."""
+"""Shows where the runs of a sweep stand, here and on Slurm: `python launch/status.py sweep=NAME [--watch]`."""
 
+from __future__ import annotations
+
+import argparse
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from losslens.errors import InputError
-from losslens.runs import Run, runs_of
+from losslens.runs import runs_of
+from losslens.slurm.follow import table, watch
+from losslens.slurm.standing import Standing, standings
 
 
 def main(arguments: list[str]) -> int:
-    """Prints the states and gives the exit status."""
-    options = {"sweep": "main", "output_dir": "outputs"}
-    for argument in arguments:
+    """Prints the states and gives the exit status: 0 when all runs are completed, 1 when not, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="status.py",
+        description="A row a run: state, step, tokens per second, loss, Slurm's id and state where they are known, and "
+        "the last error. Works wherever the folder can be read; what Slurm says is asked where there is one.",
+        epilog="Exit status: 0 all runs are completed; 1 not yet, or one has failed; 2 bad input.",
+    )
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="sweep=main, output_dir=outputs")
+    parser.add_argument("--watch", action="store_true", help="stay, and show what changes, until nothing runs any more")
+    asked = parser.parse_args(arguments)
+    settings = {"sweep": "main", "output_dir": "outputs"}
+    for argument in asked.settings:
         name, equals, value = argument.partition("=")
-        if name not in options or not equals:
+        if name not in settings or not equals:
             print(f"status.py: {argument}: takes sweep=NAME and output_dir=FOLDER", file=sys.stderr)
             return 2
-        options[name] = value
+        settings[name] = value
+    output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
+
+    def find() -> list[Standing]:
+        return standings(runs_of(output_dir, sweep))
+
     try:
-        runs = runs_of(Path(options["output_dir"]), options["sweep"])
+        if asked.watch:
+            watch(find, lambda found: all(each.is_over for each in found), f"sweep {sweep}")
+        found = find()
     except InputError as error:
         print(f"status.py: {error}", file=sys.stderr)
         return 2
-    completed = [_show(run) for run in runs]
-    return 0 if completed and all(completed) else 1
-
-
-def _show(run: Run) -> bool:
-    """Prints a run's line; whether it is completed."""
-    try:
-        status = run.status
-    except InputError as error:
-        status = {"state": "damaged", "error": str(error)}
-    step = f"step {status['step']}/{status['max_steps']}" if "step" in status else ""
-    loss = f"loss {status['loss']:.4f}" if "loss" in status else ""
-    print(f"{run.name:<48} {status['state']:<10} {step:<14} {loss} {status.get('error', '')}".rstrip())
-    return status["state"] == "completed"
+    except KeyboardInterrupt:
+        return 130
+    if not asked.watch or not sys.stdout.isatty():
+        # What is piped or kept is not cut to the width of a terminal.
+        Console(width=None if sys.stdout.isatty() else 240).print(table(found))
+    return 0 if found and all(each.state == "completed" for each in found) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import losslens.config  # noqa: F401 (teaches OmegaConf the interpolations of conf/)
@@ -35,6 +35,44 @@ warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is dep
 Tasks = tuple[Callable[[DictConfig], None], Callable[[], int]]
 
 
+class Jobs:
+    """The jobs of an entry script in one process, and how they ended.
+
+    Args:
+        script: Path of the entry script.
+        load: Called when the first job starts, so that `--help` does not wait for its imports.
+    """
+
+    def __init__(self, script: Path, load: Callable[[], Tasks]) -> None:
+        self.script = script
+        self.load = load
+        self.started = False
+        self.told: list[str] = []
+        self._tasks: Tasks | None = None
+        self._failed = False
+
+    def run(self, config: DictConfig) -> None:
+        """Runs one job, with its configuration; bad input and a server's failure are told in one line."""
+        self.started = True
+        # Not raised through Hydra, which would end a sweep with a report of its own.
+        try:
+            self._tasks = self._tasks or self.load()
+            self._tasks[0](config)
+        except (InputError, OmegaConfBaseException, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            self.tell(error)
+        except ServerError as error:
+            self._failed = True
+            self.tell(error)
+
+    def end(self) -> int:
+        """What is to be done after the last job; the exit status."""
+        return (self._tasks[1]() if self._tasks else 0) or (1 if self._failed else 2 if self.told else 0)
+
+    def tell(self, error: Exception) -> None:
+        """Prints an error on one line, once."""
+        _tell(self.script, error, self.told)
+
+
 def run(script: str, load: Callable[[], Tasks]) -> None:
     """Runs the jobs that the command line asks for, and exits.
 
@@ -43,38 +81,46 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         load: Called when the first job starts, so that `--help` does not wait for its imports.
     """
     path = Path(script).resolve()
-    refused: list[str] = []
-    loaded: list[Tasks] = []
-    started: list[bool] = []
-    failed: list[bool] = []
+    jobs = Jobs(path, load)
 
     def job(config: DictConfig) -> None:
-        started.append(True)
-        # Not raised through Hydra, which would end a sweep with a report of its own.
         try:
-            loaded[:] = loaded or [load()]
-            loaded[0][0](config)
-        except (InputError, OmegaConfBaseException, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            _tell(path, error, refused)
-        except ServerError as error:
-            failed.append(True)
-            _tell(path, error, refused)
+            config = _for_this_machine(path, config)
+        except InputError as error:
+            jobs.tell(error)
+        else:
+            jobs.run(config)
 
+    job.script = path  # type: ignore[attr-defined]  # for hydra/launcher=slurm, which runs none of them here
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         hydra.main(version_base="1.3", config_path=str(path.parent / "conf"), config_name=path.stem)(job)()
-        status = max([end() for _, end in loaded], default=0) or (1 if failed else 2 if refused else 0)
+        status = jobs.end()
     except Exception as error:
         # Before the first job nothing is at work but Hydra, on what the user wrote.
-        if started and not isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
+        if jobs.started and not isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
             raise
-        _tell(path, error, refused)
+        jobs.tell(error)
         status = 2
     except KeyboardInterrupt:
         print(f"{path.name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def _for_this_machine(path: Path, config: DictConfig) -> DictConfig:
+    """The configuration without what only Slurm is to know.
+
+    Raises:
+        InputError: It asks for several GPUs, which one process cannot give.
+    """
+    gpus = config.resources.gpus
+    if isinstance(gpus, int) and gpus > 1 and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            f"resources.gpus={gpus} is for hydra/launcher=slurm; here: torchrun --nproc_per_node={gpus} {path.name} …"
+        )
+    return OmegaConf.masked_copy(config, [str(name) for name in config if name != "resources"])
 
 
 def _tell(path: Path, error: Exception, told: list[str]) -> None:

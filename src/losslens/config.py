@@ -233,6 +233,53 @@ class Logger(Section):
     entity: str | None
 
 
+_SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d{1,2}){0,2})")
+
+
+class Resources(Section):
+    """What Slurm gives to one job."""
+
+    gpus: int = Field(ge=0)
+    cpus: int = Field(ge=1)
+    memory_gb: float = Field(gt=0, allow_inf_nan=False)
+    time: int | str
+    requeues: int = Field(ge=0)
+    signal_seconds: int = Field(ge=1, lt=65536)
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    max_running: int = Field(ge=1)
+    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], str | int | float | bool]
+    setup: list[str]
+
+    @model_validator(mode="after")
+    def _a_time_of_slurm(self) -> Self:
+        if self.minutes < 1:
+            raise ValueError(f"time={self.time}: at least a minute")
+        if self.signal_seconds >= 60 * self.minutes:
+            raise ValueError(f"signal_seconds={self.signal_seconds} is not before the limit, time={self.time}")
+        return self
+
+    @property
+    def minutes(self) -> int:
+        """`time` in minutes, rounded up.
+
+        Raises:
+            ValueError: It is not a time as Slurm writes it.
+        """
+        match = _SLURM_TIME.fullmatch(str(self.time))
+        if match is None:
+            raise ValueError(f"time={self.time}: minutes, M:SS, H:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS")
+        parts = [int(part) for part in match["parts"].split(":")]
+        if match["days"] is not None:  # D-H, D-H:M, D-H:M:S
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+            hours += 24 * int(match["days"])
+        else:  # M, M:S, H:M:S
+            hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+        return math.ceil(hours * 60 + minutes + seconds / 60)
+
+
 class RolloutConfig(Section):
     """The configuration of `rollout.py`: `conf/rollout.yaml`."""
 
@@ -353,13 +400,14 @@ class AnalyzeConfig(Section):
         return self
 
 
-def parse(schema: type[Schema], config: DictConfig) -> Schema:
-    """`config`, resolved and checked against `schema`.
+def parse(schema: type[Schema], config: DictConfig | dict[str, Any], field: str = "") -> Schema:
+    """`config`, resolved and checked against `schema`; `field` is where it stands in the whole configuration.
 
     Raises:
         InputError: A value is missing, unknown, of another type or out of its range.
     """
-    return _checked("", partial(schema.model_validate, OmegaConf.to_container(config, resolve=True)))
+    content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    return _checked(field, partial(schema.model_validate, content))
 
 
 def build(field: str, section: dict[str, Any]) -> Any:

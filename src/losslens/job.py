@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from losslens.files import write_json
 from losslens.logger import logged
 from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
+from losslens.preemption import Preempted
 from losslens.rollouts.frozen import counts
 from losslens.rollouts.sampling import frozen_rollouts
 from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
@@ -90,10 +92,12 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
     except BaseException as error:
         # What was completed stays so: its adapter is as good as before.
         if not done_before:
-            state: State = "preempted" if isinstance(error, KeyboardInterrupt) else "failed"
-            told = isinstance(error, (InputError, ServerError, DivergedError))
+            state: State = "preempted" if isinstance(error, (KeyboardInterrupt, Preempted)) else "failed"
+            told = isinstance(error, (InputError, ServerError, DivergedError, Preempted))
             details = {"diverged": True} if isinstance(error, DivergedError) else {}
-            run.set_state(state, error=("" if told else f"{type(error).__name__}: ") + first_line(error), **details)
+            reached = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
+            message = ("" if told else f"{type(error).__name__}: ") + first_line(error)
+            run.set_state(state, error=message, **reached, **details)
         raise
     if not done_before:
         steps = run.manifest["training"]["steps"]
@@ -152,8 +156,14 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
     }
     write_json(run.folder / "manifest.json", manifest)
 
+    since = (time.monotonic(), 0.0)
+
     def note(step: int, values: dict[str, float]) -> None:
-        run.set_state("running", step=step, max_steps=steps, loss=values["train/loss"])
+        nonlocal since
+        (before, had), since = since, (time.monotonic(), values["train/num_tokens"])
+        # Of the first line of a run that goes on, part of the tokens are of the process before.
+        rate = {"tokens_per_second": (since[1] - had) / (since[0] - before)} if had else {}
+        run.set_state("running", step=step, max_steps=steps, loss=values["train/loss"], **rate)
         log(step, values)
 
     tags = [method.name, f"r{config.lora_rank.r}", config.model.name]

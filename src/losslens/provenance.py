@@ -10,8 +10,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from losslens.files import read_json
+
 _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "reasoning-gym", "numpy")
+# In a copy of the code that was made for a job (losslens.slurm.code): what `code` gave where it was copied from.
+KEPT_CODE = "code.json"
 _SCHEDULER = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
+
+
+# Environment variable with the path of the log of a job of losslens.slurm.
+JOB_LOG = "LOSSLENS_JOB_LOG"
 
 
 def here() -> dict[str, Any]:
@@ -24,10 +32,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
+def slurm_job() -> dict[str, str]:
+    """The Slurm job that this process belongs to: its id (`12_3` in an array), cluster and log; empty outside one."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return {}
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    about = {"job": job, "cluster": os.environ.get("SLURM_CLUSTER_NAME", ""), "log": os.environ.get(JOB_LOG, "")}
+    return {name: value for name, value in about.items() if value}
+
+
 @lru_cache(maxsize=1)
 def code() -> dict[str, str | None]:
     """The commit of the checkout that losslens runs from, and what differs from it; None outside a checkout."""
     root = Path(__file__).parent
+    kept = root.parents[1] / KEPT_CODE
+    if kept.exists():
+        return read_json(kept)
     return {"commit": _git(root, "rev-parse", "HEAD"), "dirty_diff": _git(root, "diff", "HEAD")}
 
 

@@ -16,9 +16,10 @@ from losslens.config import Model, TrainConfig
 from losslens.errors import InputError
 from losslens.files import digest, read_json, write_json
 from losslens.models import model_identity, source_of
+from losslens.provenance import slurm_job
 from losslens.rollouts.sampling import rollouts_identity
 
-State = Literal["running", "preempted", "failed", "completed"]
+State = Literal["queued", "running", "preempted", "failed", "completed"]
 
 # Part of every identity: raised when the same configuration begins to mean another adapter.
 _IDENTITY_VERSION = 2
@@ -52,6 +53,11 @@ class Run:
         folders = [file.parent for file in self.folder.glob("snapshots/step-*/manifest.json")]
         steps = {folder.name.removeprefix("step-"): folder for folder in folders}
         return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
+
+    @property
+    def ticket(self) -> Path:
+        """As which Slurm job it was submitted last (`losslens.slurm.ticket`)."""
+        return self.folder / "slurm.json"
 
     def evaluation(self, benchmark: str) -> Path:
         """The outcome of each problem of `benchmark`."""
@@ -105,13 +111,31 @@ class Run:
     def set_state(self, state: State, **details: Any) -> None:
         """Writes `status.json` anew."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.folder / "status.json", {"state": state, "time": now, **details})
+        slurm = {"slurm": job} if (job := slurm_job()) else {}
+        write_json(self.folder / "status.json", {"state": state, "time": now, **slurm, **details})
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a process has the run now."""
+        if not self._lock_file.exists():
+            return False
+        lock = FileLock(self._lock_file)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    @property
+    def _lock_file(self) -> Path:
+        return self.folder.parent / f".{self.name.rpartition('-')[2]}.lock"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run, under whatever name, against other processes; waits while another one has it."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder.parent / f".{self.name.rpartition('-')[2]}.lock")
+        lock = FileLock(self._lock_file)
         try:
             lock.acquire(blocking=False)
         except Timeout:

@@ -31,7 +31,7 @@ class Sweep:
             self.sweep = checked.sweep
             outcome = train_job(checked)
         except (InputError, OmegaConfBaseException) as error:
-            choices = HydraConfig.get().overrides.task
+            choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
             outcome = Outcome(" ".join(choices) or "-", "failed", error=one_line(error), exit_status=2)
         if outcome.error:
             if outcome.error not in {earlier.error for earlier in self.outcomes}:

@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from losslens import preemption
 from losslens.adapters import adapter_hashes, save_adapter
 from losslens.errors import DivergedError, InputError
 from losslens.files import atomic_folder, read_json, sha256_of, write_json
@@ -95,6 +96,16 @@ class Metrics(TrainerCallback):
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **values}) + "\n")
         self.hand_on(state.global_step, values)
+
+
+class StopWhenAsked(TrainerCallback):
+    """Where the scheduler has asked for it, ends training after the step it is at, with a checkpoint of that step."""
+
+    def on_step_end(self, _: TrainingArguments, __: TrainerState, control: TrainerControl, **___: Any) -> None:
+        if preemption.asked():
+            control.should_log = True
+            control.should_save = True
+            control.should_training_stop = True
 
 
 class SealCheckpoint(TrainerCallback):

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig
 
+from losslens import preemption
 from losslens.adapters import LoraSettings, load_adapter, save_adapter
 from losslens.config import Optim
 from losslens.errors import InputError
@@ -28,6 +29,7 @@ from losslens.training.callbacks import (
     ProgressBar,
     SealCheckpoint,
     Snapshots,
+    StopWhenAsked,
     StopWhenNotFinite,
     is_whole,
     require_finite,
@@ -174,6 +176,7 @@ def train_run(
     Raises:
         InputError: The rollouts hold nothing that the method could learn from.
         DivergedError: The loss, its gradient or the adapter is not finite.
+        Preempted: The scheduler asked for it to stop; there is a checkpoint of the last step.
     """
     checkpoints = folder / "checkpoints"
     started = time.monotonic()
@@ -223,13 +226,15 @@ def _train(
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
         bar = ProgressBar(folder.name)
-        callbacks: list[TrainerCallback] = [bar, StopWhenNotFinite(), SealCheckpoint()]
+        callbacks: list[TrainerCallback] = [bar, StopWhenNotFinite(), StopWhenAsked(), SealCheckpoint()]
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps))
         trainer, rows = make_trainer(plan, base, tokenised, folder / "checkpoints", callbacks, way=way)
         trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
         try:
-            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+            # A signal in the middle of a step ends training after it.
+            with preemption.deferred():
+                trainer.train(resume_from_checkpoint=None if last is None else str(last))
         finally:
             bar.close()
         require_finite(trainer.model, trainer.state.global_step)

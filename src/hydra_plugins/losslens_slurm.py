@@ -1,0 +1,40 @@
+"""`hydra/launcher=slurm`. Hydra looks for launchers in this package only; the work is done in `losslens.slurm`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class SlurmLauncher(Launcher):
+    """Sends the jobs of a command line to Slurm instead of running them.
+
+    Args:
+        wait: Whether to stay until the last one has ended, with one live table.
+        dry_run: Whether to say only what would be submitted.
+    """
+
+    def __init__(self, wait: bool, dry_run: bool) -> None:
+        self.wait = wait
+        self.dry_run = dry_run
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        from losslens.slurm.launch import launch  # not when Hydra looks for plugins, which is at every start
+
+        loader = self.hydra_context.config_loader
+        launch(
+            self.task_function.script,
+            [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides],
+            wait=self.wait,
+            dry_run=self.dry_run,
+        )
+        return [JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED) for overrides in job_overrides]

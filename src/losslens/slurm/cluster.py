@@ -1,0 +1,154 @@
+"""What Slurm says of itself and of its jobs, through its own commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+from losslens.errors import InputError, first_line
+
+# Of a job that will never run again. All other states are of jobs that wait, run, or are about to go back to the queue.
+_ENDED = {
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "PREEMPTED",
+    "REVOKED",
+    "TIMEOUT",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster as `scontrol show config` describes it.
+
+    Attributes:
+        name: Its `ClusterName`.
+        array_limit: Jobs that one array may hold.
+    """
+
+    name: str
+    array_limit: int
+
+
+@dataclass(frozen=True)
+class JobState:
+    """What Slurm says of a job.
+
+    Attributes:
+        name: As Slurm writes it: `PENDING`, `RUNNING`, `CANCELLED` …
+        reason: Why it waits, or its exit code; may be empty.
+    """
+
+    name: str
+    reason: str
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the job waits, runs, or will run again."""
+        return self.name not in _ENDED
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})" if self.reason and self.reason != "None" else self.name
+
+
+@lru_cache(maxsize=1)
+def here() -> Cluster | None:
+    """The cluster that this machine belongs to; None where there is none, or its controller does not answer."""
+    told = _ask("scontrol", "show", "config")
+    if told is None:
+        return None
+    values = dict(re.findall(r"^(ClusterName|MaxArraySize)\s*=\s*(\S+)", told, re.MULTILINE))
+    return Cluster(values.get("ClusterName", ""), int(values.get("MaxArraySize", 1001)))
+
+
+def require() -> Cluster:
+    """As `here`.
+
+    Raises:
+        InputError: There is no Slurm here, or its controller does not answer.
+    """
+    missing = [command for command in ("sbatch", "srun", "scontrol", "squeue") if shutil.which(command) is None]
+    if missing:
+        raise InputError(f"hydra/launcher=slurm: no {missing[0]} here; submit from a machine of a Slurm cluster")
+    cluster = here()
+    if cluster is None:
+        raise InputError(f"hydra/launcher=slurm: the controller of Slurm does not answer ({_why('scontrol', 'ping')})")
+    return cluster
+
+
+def states(jobs: Iterable[str]) -> dict[str, JobState] | None:
+    """What Slurm says of these jobs (`12` or, of an array, `12_3`).
+
+    A job that it no longer knows is not among them. None when Slurm cannot be asked.
+    """
+    wanted = set(jobs)
+    if not wanted:
+        return {}
+    arrays = ",".join(sorted({job.partition("_")[0] for job in wanted}))
+    # A single job that is forgotten is an error to squeue, so all that is there is asked for when that happens.
+    told = _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={arrays}")
+    if told is None:
+        told = _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
+    if told is None:
+        return None
+    found = {
+        job: JobState(state, reason)
+        for job, state, reason in (line.strip().split("|", 2) for line in told.splitlines() if line.count("|") >= 2)
+        if job in wanted
+    }
+    if forgotten := wanted - found.keys():
+        # Where jobs are accounted for, Slurm still knows how they ended.
+        told = _ask(
+            "sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,ExitCode", f"--jobs={arrays}"
+        )
+        for line in (told or "").splitlines():
+            job, state, code = line.split("|")
+            if job in forgotten:
+                found[job] = JobState(state.split()[0], f"exit code {code}")
+    return found
+
+
+def cancel(jobs: Iterable[str]) -> None:
+    """Takes jobs back that were submitted a moment ago."""
+    for job in jobs:
+        _ask("scancel", job)
+
+
+def requeue(job: str) -> bool:
+    """Puts a running job back into the queue, under the same id; whether Slurm has done so."""
+    return _ask("scontrol", "requeue", job) is not None
+
+
+def is_being_cancelled(job: str) -> bool:
+    """Whether a job that was told to stop was cancelled for good; otherwise it was preempted, and is to go on later."""
+    told = _ask("scontrol", "--oneliner", "show", "job", job) or ""
+    return any(state in told for state in ("JobState=CANCELLED", "JobState=COMPLETING", "JobState=FAILED"))
+
+
+def _ask(*command: str) -> str | None:
+    """What a command prints; None when it is not there or fails."""
+    try:
+        # Output in one form, whatever the user has set.
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
+        outcome = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return outcome.stdout if outcome.returncode == 0 else None
+
+
+def _why(*command: str) -> str:
+    try:
+        outcome = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        return first_line(error)
+    return next((line for line in (outcome.stderr + outcome.stdout).splitlines() if line.strip()), "no answer")

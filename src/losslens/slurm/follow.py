@@ -1,0 +1,83 @@
+"""One live table of the runs of a sweep, here and on Slurm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from losslens.slurm import cluster
+from losslens.slurm.standing import Standing, standings
+from losslens.slurm.ticket import read_ticket
+from losslens.slurm.work import Work
+
+_EVERY = 5.0  # seconds; squeue is asked once each time, whatever the number of runs
+_COLOURS = {"completed": "green", "running": "cyan", "failed": "red", "damaged": "red", "preempted": "yellow"}
+
+
+def table(found: Sequence[Standing], title: str = "") -> Table:
+    """A row a run: state, step, tokens per second, loss, Slurm's id and state, the last error."""
+    rows = Table(title=title or None, title_justify="left")
+    for name in ("run", "state", "step", "tokens/s", "loss", "Slurm", "error"):
+        rows.add_column(name, justify="right" if name in ("step", "tokens/s", "loss") else "left", overflow="fold")
+    for each in found:
+        status = each.status
+        rows.add_row(
+            Text(each.run.name),
+            Text(each.state, style=_COLOURS.get(each.state, "")),
+            f"{status['step']}/{status['max_steps']}" if "step" in status else "",
+            f"{status['tokens_per_second']:,.0f}" if "tokens_per_second" in status else "",
+            f"{status['loss']:.4f}" if "loss" in status else "",
+            Text(f"{each.job or ''} {each.slurm or ''}".strip()),
+            Text(str(status.get("error", ""))),
+        )
+    return rows
+
+
+def watch(find: Callable[[], Sequence[Standing]], is_over: Callable[[Sequence[Standing]], bool], title: str) -> None:
+    """Shows the table, and again when it changes, until it is over; on a terminal in one place."""
+    console = Console(soft_wrap=False)
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while True:
+                found = find()
+                live.update(table(found, title), refresh=True)
+                if is_over(found):
+                    return
+                time.sleep(_EVERY)
+    said: dict[str, str] = {}
+    while True:
+        found = find()
+        for each in found:
+            now = f"{each.state} {each.slurm or ''}".strip()
+            if said.get(each.run.name) != now:
+                print(f"{each.run.name}: {now} {each.status.get('error', '')}".rstrip(), flush=True)
+                said[each.run.name] = now
+        if is_over(found):
+            return
+        time.sleep(_EVERY)
+
+
+def follow(works: Sequence[Work]) -> int:
+    """Waits for works; 0 when all have ended well, else 1."""
+    runs = [work.run for work in works if work.run]
+    if runs:
+        watch(lambda: standings(runs), lambda found: not any(each.is_live for each in found), "")
+    tickets = [work.ticket for work in works if not work.run and not work.done]
+    ended_well = _wait_for(tickets)
+    return 0 if ended_well and all(each.state == "completed" for each in standings(runs)) else 1
+
+
+def _wait_for(tickets: Sequence[Path]) -> bool:
+    """Waits for jobs that are of no run; whether all have ended well, as far as Slurm knows."""
+    jobs = {ticket.job for file in tickets if (ticket := read_ticket(file))}
+    while True:
+        told = cluster.states(jobs) or {}
+        if not any(state.is_live for state in told.values()):
+            return all(told.get(job) is None or told[job].name == "COMPLETED" for job in jobs)
+        time.sleep(_EVERY)

@@ -1,0 +1,210 @@
+"""Sends work to Slurm through submitit: a few arrays, all of them or none."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from losslens.errors import InputError, first_line
+from losslens.files import atomic_file
+from losslens.slurm import cluster
+from losslens.slurm.cluster import Cluster
+from losslens.slurm.code import keep_code
+from losslens.slurm.task import Task
+from losslens.slurm.ticket import Ticket, write_ticket
+from losslens.slurm.work import Work
+
+
+@dataclass(frozen=True)
+class Array:
+    """What one call of sbatch submits.
+
+    Attributes:
+        works: One job each; all with the same script, resources and folder.
+        after: The dependency, as sbatch takes it; empty for none.
+    """
+
+    works: list[Work]
+    after: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its logs and pickles go."""
+        return self.works[0].folder.absolute()
+
+    def executor(self, code: Path) -> submitit.SlurmExecutor:
+        """Submitit's executor for this array, whose jobs run the copy `code` of the code."""
+        first = self.works[0]
+        resources = first.resources
+        executor = submitit.SlurmExecutor(folder=self.folder, max_num_timeout=resources.requeues)
+        python = shlex.quote(sys.executable)
+        flags: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd()), **resources.sbatch}
+        if self.after:
+            # What depends on rollouts that could not be made is to go, not to wait for ever.
+            flags |= {"dependency": self.after, "kill-on-invalid-dep": "yes"}
+        executor.update_parameters(
+            job_name=f"losslens-{first.script.stem}",
+            time=resources.minutes,
+            ntasks_per_node=max(resources.gpus, 1) if first.script.stem == "train" else 1,
+            cpus_per_task=resources.cpus,
+            mem=f"{round(resources.memory_gb * 1024)}M",
+            signal_delay_s=resources.signal_seconds,
+            array_parallelism=resources.max_running,
+            stderr_to_stdout=True,
+            # A process that died would leave the others of its run waiting.
+            srun_args=["--kill-on-bad-exit=1"],
+            setup=[
+                *resources.setup,
+                # The code as it is now, before whatever the working directory holds when the job starts.
+                "export PYTHONSAFEPATH=1",
+                f"export PYTHONPATH={shlex.quote(f'{code}/src:{code}')}${{PYTHONPATH:+:$PYTHONPATH}}",
+            ],
+            teardown=[
+                # This shell outlives a process that was killed, and can say so. Its exit status is the job's.
+                "code=$?",
+                f"[ $code -eq 0 ] || {python} -m losslens.slurm.ended "
+                f"{shlex.quote(str(self.folder.parent))} $code {resources.requeues}",
+                "exit $code",
+            ],
+            additional_parameters=flags,
+            **{
+                name: value
+                for name in ("partition", "account", "qos", "constraint")
+                if (value := getattr(resources, name)) is not None
+            },
+            **({"gpus_per_node": resources.gpus} if resources.gpus else {}),
+        )
+        return executor
+
+    def batch_file(self, code: Path) -> str:
+        """The script that sbatch is given."""
+        executor = self.executor(code)
+        if len(self.works) > 1:
+            executor.parameters["map_count"] = len(self.works)
+        return executor._make_submission_file_text(executor._submitit_command_str, "")
+
+
+def arrays_of(works: Iterable[Work], after: dict[Path, str], here: Cluster) -> list[Array]:
+    """Works in arrays, cut at the cluster's limit.
+
+    Args:
+        works: What to submit.
+        after: The dependency of each, by its ticket.
+        here: The cluster.
+    """
+    groups: dict[tuple[str, ...], list[Work]] = defaultdict(list)
+    for work in works:
+        key = (str(work.script), str(work.folder), work.resources.model_dump_json(), after.get(work.ticket, ""))
+        groups[key].append(work)
+    return [
+        Array(group[start : start + here.array_limit], key[-1])
+        for key, group in groups.items()
+        for start in range(0, len(group), here.array_limit)
+    ]
+
+
+def check(arrays: Iterable[Array]) -> None:
+    """Asks Slurm whether it would take these arrays; nothing is submitted or written.
+
+    Raises:
+        InputError: It would not.
+    """
+    for array in arrays:
+        text = array.batch_file(Path("code"))
+        # A dependency on a job that is about to be submitted cannot be checked.
+        text = re.sub(r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", text, flags=re.MULTILINE)
+        outcome = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
+        if outcome.returncode != 0:
+            raise InputError(f"{_said(outcome.stderr)} ({_asked(array)})")
+
+
+def submit(array: Array, here: Cluster) -> list[str]:
+    """Submits an array, and writes each of its works' ticket.
+
+    Returns:
+        The ids of its jobs, in the order of its works.
+
+    Raises:
+        InputError: Slurm refuses it.
+    """
+    array.folder.mkdir(parents=True, exist_ok=True)
+    code = keep_code(array.works[0].script, array.folder)
+    executor = array.executor(code)
+    tasks = [Task(code / work.script.name, work.config, work.run.folder if work.run else None) for work in array.works]
+    try:
+        jobs = executor.submit_array(tasks)
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        for left in (
+            *array.folder.glob(".submission_file_*.sh"),
+            *array.folder.glob("????????????????????????????????.pkl"),
+        ):
+            left.unlink(missing_ok=True)
+        raise InputError(f"{_said(str(error))} ({_asked(array)})") from error
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    for work, job in zip(array.works, jobs, strict=True):
+        write_ticket(work.ticket, Ticket(job.job_id, here.name, str(job.paths.stdout), now))
+    return [job.job_id for job in jobs]
+
+
+class Submission:
+    """All arrays of one command: where one of them is refused, those before it are taken back.
+
+    As a context manager: what was written and submitted inside is undone when the block ends with an error.
+    """
+
+    def __init__(self, here: Cluster) -> None:
+        self.here = here
+        self.jobs: dict[Path, str] = {}
+        self._before: dict[Path, bytes | None] = {}
+
+    def __enter__(self) -> Submission:
+        return self
+
+    def submit(self, array: Array) -> None:
+        """Submits an array; its runs are `queued` from before it starts, so that a job never finds itself overtaken."""
+        for work in array.works:
+            for file in (work.ticket, *([work.run.folder / "status.json"] if work.run else [])):
+                self._before[file] = file.read_bytes() if file.exists() else None
+            if work.run:
+                status = work.run.status
+                work.run.set_state("queued", **{name: status[name] for name in ("step", "max_steps") if name in status})
+        ids = submit(array, self.here)
+        self.jobs |= {work.ticket: job for work, job in zip(array.works, ids, strict=True)}
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            return
+        cluster.cancel({job.partition("_")[0] for job in self.jobs.values()})
+        for file, content in self._before.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+                if file.parent.is_dir() and not any(file.parent.iterdir()):
+                    file.parent.rmdir()
+            else:
+                with atomic_file(file) as temporary:
+                    temporary.write_bytes(content)
+
+
+def _asked(array: Array) -> str:
+    """What was asked for, as it is set."""
+    given = array.works[0].resources.model_dump(exclude={"requeues", "signal_seconds", "max_running", "setup"})
+    return "resources: " + " ".join(f"{name}={value}" for name, value in given.items() if value not in (None, {}))
+
+
+def _said(error: str) -> str:
+    """What sbatch said of it."""
+    lines = [line.partition("error:")[2].strip() for line in error.splitlines() if "sbatch: error:" in line]
+    lines = [line for line in lines if line and not line.startswith("Batch job submission failed")] or lines
+    failed = re.search(r"(?:Batch job submission failed|allocation failure): (.*)", error)
+    told = dict.fromkeys([*lines, *([failed[1].strip()] if failed else [])])
+    return f"Slurm refuses it: {'; '.join(told) or first_line(Exception(error))}"

@@ -1,0 +1,105 @@
+"""What runs on the node: one job of an entry script, as it was submitted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import submitit
+from omegaconf import OmegaConf
+
+from losslens import preemption, provenance
+from losslens.cli import Jobs
+from losslens.preemption import Preempted
+from losslens.runs import Run
+from losslens.slurm import cluster
+
+# Sent before the time limit (resources.signal_seconds), and, where the cluster is set up so, before preemption.
+_TIME_IS_UP = signal.SIGUSR2
+
+
+class Task:
+    """One job of an entry script. submitit keeps it on disk and calls it on the node, again after each requeue.
+
+    Args:
+        script: The entry script, in the copy of the code.
+        config: The configuration, resolved.
+        run: Folder of the run; None for a job that is not one's.
+    """
+
+    def __init__(self, script: Path, config: dict[str, Any], run: Path | None) -> None:
+        # As text: what is pickled is to need nothing to be read again.
+        self.script = str(script)
+        self.config = config
+        self.run = None if run is None else str(run)
+
+    def __call__(self) -> None:
+        """Runs the job.
+
+        It exits with the script's status, so that Slurm sees a failure as one. When the time is up, or the job is
+        preempted, it writes its checkpoint, asks to be put back into the queue, and goes on there next time.
+        """
+        os.environ[provenance.JOB_LOG] = str(submitit.JobEnvironment().paths.stdout)
+        requeue = signal.getsignal(_TIME_IS_UP)  # submitit's own: it writes this task down again and requeues the job
+        assert callable(requeue)
+        _one_of_several()
+        preemption.listen(_TIME_IS_UP, signal.SIGTERM)
+        try:
+            status = self._run()
+        except Preempted as stop:
+            self._stopped(stop, requeue)
+            status = 1
+        sys.stdout.flush()
+        if status:
+            sys.exit(status)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """What submitit is to run next time: the same."""
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _run(self) -> int:
+        """Does what the script does for one job; its exit status."""
+        spec = importlib.util.spec_from_file_location(Path(self.script).stem, self.script)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        jobs = Jobs(Path(self.script), module.load)
+        jobs.run(OmegaConf.create(self.config))
+        return jobs.end()
+
+    def _stopped(self, stop: Preempted, requeue: Callable[[int, None], None]) -> None:
+        if stop.signal is signal.SIGTERM and cluster.is_being_cancelled(provenance.slurm_job()["job"]):
+            self._mark("cancelled (scancel)")
+            return
+        if int(os.environ.get("SLURM_PROCID", "0")) != 0:
+            signal.pause()  # the first process puts the job back into the queue, and Slurm ends this one
+        try:
+            requeue(stop.signal, None)
+        except submitit.core.utils.UncompletedJobError:
+            self._mark("its time limit was reached once too often (resources.time, resources.requeues)")
+        except SystemExit:
+            # Slurm is ending this job's other processes already; what libraries would send them at exit gets lost.
+            sys.stdout.flush()
+            os._exit(255)
+
+    def _mark(self, error: str) -> None:
+        """Marks the run, where the job is one's, as failed, at the step it has reached."""
+        if self.run is not None:
+            run = Run(Path(self.run))
+            reached = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
+            run.set_state("failed", error=error, **reached)
+        print(error, flush=True)
+
+
+def _one_of_several() -> None:
+    """Tells torch which of the run's processes this is, where Slurm has started several."""
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        from submitit.helpers import TorchDistributedEnvironment
+
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
