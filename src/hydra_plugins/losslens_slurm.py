@@ -23,17 +23,29 @@ class SlurmLauncher(Launcher):
         self.dry_run = dry_run
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context = hydra_context
+        self.loader = hydra_context.config_loader
         self.task_function = task_function
         self.config = config
+        # Hydra's sweeper composes every job to check it, and throws the result away. Composing is what planning costs.
+        self.composed: dict[tuple[str, ...], DictConfig] = {}
+        compose = self.loader.load_sweep_config
+
+        def keep(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+            config = self.composed[tuple(sweep_overrides)] = compose(master_config, sweep_overrides)
+            return config
+
+        self.loader.load_sweep_config = keep
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from losslens.slurm.launch import launch  # not when Hydra looks for plugins, which is at every start
 
-        loader = self.hydra_context.config_loader
+        configs = [
+            self.composed.get(tuple(overrides)) or self.loader.load_sweep_config(self.config, list(overrides))
+            for overrides in job_overrides
+        ]
         launch(
             self.task_function.script,
-            [loader.load_sweep_config(self.config, list(overrides)) for overrides in job_overrides],
+            configs,
             wait=self.wait,
             dry_run=self.dry_run,
         )

@@ -92,6 +92,8 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
             jobs.run(config)
 
     job.script = path  # type: ignore[attr-defined]  # for hydra/launcher=slurm, which runs none of them here
+    if "hydra/launcher=slurm" in sys.argv and not {"-m", "--multirun", "--cfg", "-c"} & set(sys.argv):
+        sys.argv.append("--multirun")  # Hydra has launchers for sweeps only, and would run a single job here
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

@@ -28,6 +28,12 @@ def listen(*signals: signal.Signals) -> None:
         signal.signal(signum, _handle)
 
 
+def ignore(*signals: signal.Signals) -> None:
+    """From now on these signals do nothing: all that is left is to exit, with the status that the work earned."""
+    for signum in signals:
+        signal.signal(signum, signal.SIG_IGN)
+
+
 def asked() -> bool:
     """Whether the work is to stop."""
     return _asked is not None

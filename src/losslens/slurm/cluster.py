@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 from losslens.errors import InputError, first_line
 
@@ -129,10 +130,22 @@ def requeue(job: str) -> bool:
     return _ask("scontrol", "requeue", job) is not None
 
 
-def is_being_cancelled(job: str) -> bool:
-    """Whether a job that was told to stop was cancelled for good; otherwise it was preempted, and is to go on later."""
+def why_stopped(job: str, restarts: int) -> Literal["preempted", "requeued", "cancelled"]:
+    """Why Slurm has told a running job to stop.
+
+    Args:
+        job: Its id.
+        restarts: How often it had been put back into the queue when it started (`SLURM_RESTART_COUNT`).
+
+    Returns:
+        `preempted`: it has some time yet, and is not put back into the queue if it ends by itself. `requeued`: Slurm
+        has put it back, and is ending this turn. `cancelled`: for good.
+    """
     told = _ask("scontrol", "--oneliner", "show", "job", job) or ""
-    return any(state in told for state in ("JobState=CANCELLED", "JobState=COMPLETING", "JobState=FAILED"))
+    counted = re.search(r"\bRestarts=(\d+)", told)
+    if counted and int(counted[1]) > restarts:
+        return "requeued"
+    return "preempted" if "JobState=RUNNING" in told else "cancelled"
 
 
 def _ask(*command: str) -> str | None:

@@ -25,8 +25,11 @@ def main(sweep: Path, code: int, requeues: int) -> None:
     """
     job = slurm_job()["job"]
     told_to_stop = code in (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
-    may_go_on = told_to_stop and int(os.environ.get("SLURM_RESTART_COUNT", "0")) < requeues
-    if may_go_on and not cluster.is_being_cancelled(job) and cluster.requeue(job):
+    restarts = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    why = cluster.why_stopped(job, restarts) if told_to_stop else ""
+    if why == "requeued":
+        return
+    if why == "preempted" and restarts < requeues and cluster.requeue(job):
         print(f"{said_of(code)} before it could listen; back in the queue", flush=True)
         return
     for run in (Run(file.parent) for file in sweep.glob("*/status.json")):

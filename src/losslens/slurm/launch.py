@@ -35,13 +35,17 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
     works = _distinct(work_of(script, config) for config in configs)
     needs = _distinct(need for work in works for need in work.needs)
     queued = _queued([*needs, *works], here)
-    new = [work for work in works if not work.done and work.ticket not in queued]
+    missing = [work for work in works if not work.done and work.ticket not in queued]
+    held = {work.ticket for work in missing if work.run and work.run.is_held}
+    new = [work for work in missing if work.ticket not in held]
     first = [need for need in needs if need.ticket not in queued and any(need in work.needs for work in new)]
     read = _jobs({ticket for work in new for ticket in work.waits_for}, here)
     # Before anything is written: would Slurm take all of it?
     check(arrays_of([*first, *new], {}, here))
+    said = dict.fromkeys(held, "skipped: another process is at it")
     if dry_run:
-        _dry_run(works, first, new, queued, read, here)
+        _show([*first, *works], said | {work.ticket: "would be submitted" for work in [*first, *new]}, queued)
+        _dry_run(first, new, queued, read, here)
         return
     with Submission(here) as submission:
         for array in arrays_of(first, {}, here):
@@ -50,7 +54,8 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
         for array in arrays_of(new, {work.ticket: _after(work, jobs, read) for work in new}, here):
             submission.submit(array)
     jobs = {**queued, **submission.jobs}
-    _show([*first, *works], {work.ticket: f"submitted as {jobs[work.ticket]}" for work in [*first, *new]}, queued)
+    said |= {work.ticket: f"submitted as {jobs[work.ticket]}" for work in [*first, *new]}
+    _show([*first, *works], said, queued)
     if submission.jobs:
         arrays = sorted({job.partition("_")[0] for job in submission.jobs.values()}, key=int)
         print(f"Submitted {_jobs_of(len(submission.jobs))} to Slurm ({', '.join(arrays)}).")
@@ -97,10 +102,7 @@ def _after(work: Work, jobs: dict[Path, str], read: dict[Path, str]) -> str:
     return ",".join(":".join([kind, *ids]) for kind, ids in parts if ids)
 
 
-def _dry_run(
-    works: list[Work], first: list[Work], new: list[Work], queued: dict[Path, str], read: dict[Path, str], here: Cluster
-) -> None:
-    _show([*first, *works], dict.fromkeys([work.ticket for work in [*first, *new]], "would be submitted"), queued)
+def _dry_run(first: list[Work], new: list[Work], queued: dict[Path, str], read: dict[Path, str], here: Cluster) -> None:
     jobs = {**queued, **{work.ticket: "ROLLOUTS" for work in first}}
     arrays = arrays_of(first, {}, here)
     arrays += arrays_of(new, {work.ticket: _after(work, jobs, read) for work in new}, here)
@@ -114,10 +116,10 @@ def _jobs_of(number: int) -> str:
     return f"{number} job{'' if number == 1 else 's'}"
 
 
-def _show(works: list[Work], new: dict[Path, str], queued: dict[Path, str]) -> None:
+def _show(works: list[Work], texts: dict[Path, str], queued: dict[Path, str]) -> None:
     """A line a job; of many only how many there are of each kind."""
     said = {
-        work.name: new.get(work.ticket)
+        work.name: texts.get(work.ticket)
         or (f"in the queue as {queued[work.ticket]}" if work.ticket in queued else f"skipped: {work.done}")
         for work in works
     }

@@ -55,6 +55,7 @@ class Task:
             self._stopped(stop, requeue)
             status = 1
         sys.stdout.flush()
+        preemption.ignore(_TIME_IS_UP, signal.SIGTERM)
         if status:
             sys.exit(status)
 
@@ -74,9 +75,12 @@ class Task:
         return jobs.end()
 
     def _stopped(self, stop: Preempted, requeue: Callable[[int, None], None]) -> None:
-        if stop.signal is signal.SIGTERM and cluster.is_being_cancelled(provenance.slurm_job()["job"]):
-            self._mark("cancelled (scancel)")
-            return
+        if stop.signal is signal.SIGTERM:
+            why = cluster.why_stopped(provenance.slurm_job()["job"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+            if why == "cancelled":
+                self._mark("cancelled (scancel)")
+            if why != "preempted":
+                return
         if int(os.environ.get("SLURM_PROCID", "0")) != 0:
             signal.pause()  # the first process puts the job back into the queue, and Slurm ends this one
         try:

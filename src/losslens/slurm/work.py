@@ -67,8 +67,6 @@ def _training(script: Path, config: dict[str, Any], resources: Resources) -> Wor
         done = "completed"
     elif run.divergence:
         done = f"diverged before; to train it again, delete {run.folder}"
-    elif run.is_held:
-        done = "another process is at it"
     one_process = resources.model_copy(update={"gpus": min(resources.gpus, 1)})
     rollouts = _rollouts(script.with_name("rollout.py"), _part_of(RolloutConfig, config), one_process)
     return Work(
