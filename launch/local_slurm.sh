@@ -72,10 +72,12 @@ free_port() {
 
 write_conf() {
   local cpus=${LOCAL_SLURM_CPUS:-$(getconf _NPROCESSORS_ONLN)} memory user
+  # A name of its own: job ids begin at 1 again in another folder, and are remembered beside the cluster's name.
+  [ -e "$dir/etc/cluster" ] || echo "local$RANDOM$RANDOM" >"$dir/etc/cluster"
   memory=$(awk '/^MemTotal:/ { print int($2 / 1024) }' /proc/meminfo) user=$(id -un)
   cat >"$SLURM_CONF" <<CONF
 # Written by launch/local_slurm.sh at every start.
-ClusterName=local
+ClusterName=$(cat "$dir/etc/cluster")
 # With the address, since a laptop's name need not resolve. The daemons listen on all addresses (NoInAddrAny needs
 # the name), but obey nobody who lacks the munge key.
 SlurmctldHost=$node(127.0.0.1)

@@ -250,7 +250,7 @@ class Resources(Section):
     qos: str | None
     constraint: str | None
     max_running: int = Field(ge=1)
-    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], str | int | float | bool]
+    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], str | int | float | bool] | None
     setup: list[str]
 
     @model_validator(mode="after")

@@ -117,9 +117,9 @@ class Run:
     @property
     def is_held(self) -> bool:
         """Whether a process has the run now."""
-        if not self._lock_file.exists():
+        if not self.lock_file.exists():
             return False
-        lock = FileLock(self._lock_file)
+        lock = FileLock(self.lock_file)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -128,14 +128,15 @@ class Run:
         return False
 
     @property
-    def _lock_file(self) -> Path:
+    def lock_file(self) -> Path:
+        """What a process that has the run has locked, by whatever name of the run."""
         return self.folder.parent / f".{self.name.rpartition('-')[2]}.lock"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Holds the run, under whatever name, against other processes; waits while another one has it."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self._lock_file)
+        lock = FileLock(self.lock_file)
         try:
             lock.acquire(blocking=False)
         except Timeout:

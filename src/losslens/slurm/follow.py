@@ -54,7 +54,8 @@ def watch(find: Callable[[], Sequence[Standing]], is_over: Callable[[Sequence[St
     while True:
         found = find()
         for each in found:
-            now = f"{each.state} {each.slurm or ''}".strip()
+            # Slurm takes a moment longer to see that a run is completed.
+            now = each.state if each.state == "completed" else f"{each.state} {each.slurm or ''}".strip()
             if said.get(each.run.name) != now:
                 print(f"{each.run.name}: {now} {each.status.get('error', '')}".rstrip(), flush=True)
                 said[each.run.name] = now

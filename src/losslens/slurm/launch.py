@@ -75,7 +75,7 @@ def _distinct(works: Iterable[Work]) -> list[Work]:
     """Works without those that make the same as one before: two names of one learning rate are one run."""
     found: dict[Path, Work] = {}
     for work in works:
-        found.setdefault(work.ticket, work)
+        found.setdefault(work.key, work)
     return list(found.values())
 
 

@@ -48,7 +48,7 @@ class Array:
         resources = first.resources
         executor = submitit.SlurmExecutor(folder=self.folder, max_num_timeout=resources.requeues)
         python = shlex.quote(sys.executable)
-        flags: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd()), **resources.sbatch}
+        flags: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd()), **(resources.sbatch or {})}
         if self.after:
             # What depends on rollouts that could not be made is to go, not to wait for ever.
             flags |= {"dependency": self.after, "kill-on-invalid-dep": "yes"}
@@ -204,7 +204,5 @@ def _asked(array: Array) -> str:
 def _said(error: str) -> str:
     """What sbatch said of it."""
     lines = [line.partition("error:")[2].strip() for line in error.splitlines() if "sbatch: error:" in line]
-    lines = [line for line in lines if line and not line.startswith("Batch job submission failed")] or lines
-    failed = re.search(r"(?:Batch job submission failed|allocation failure): (.*)", error)
-    told = dict.fromkeys([*lines, *([failed[1].strip()] if failed else [])])
+    told = dict.fromkeys(re.sub(r"^(Batch job submission failed|allocation failure): ", "", line) for line in lines)
     return f"Slurm refuses it: {'; '.join(told) or first_line(Exception(error))}"

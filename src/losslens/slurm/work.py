@@ -46,6 +46,11 @@ class Work:
     waits_for: list[Path] = field(default_factory=list)
     needs: list[Work] = field(default_factory=list)
 
+    @property
+    def key(self) -> Path:
+        """The same for all jobs that make the same: a run that is not begun yet may have several names."""
+        return self.ticket if self.run is None else self.run.lock_file
+
 
 def work_of(script: Path, config: DictConfig) -> Work:
     """What the job with this composed configuration is.

@@ -1,0 +1,21 @@
+"""SFT whose steps take as long as $SLOW_SECONDS says, and which fails where $FAIL is set: for tests that stop it."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from torch import Tensor
+
+from losslens.methods import Scored
+from losslens.methods.sft import Sft
+
+
+class SlowSft(Sft):
+    """SFT, slowly. The time it takes is not part of who a run is."""
+
+    def loss(self, scored: Scored) -> Tensor:
+        time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
+        if os.environ.get("FAIL"):
+            raise RuntimeError("this loss was told to fail")
+        return super().loss(scored)

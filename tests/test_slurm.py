@@ -1,0 +1,343 @@
+"""Sweeps on a real Slurm, of one node, that `launch/local_slurm.sh` starts."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from conftest import METHODS, ROOT, SMALL, script
+
+from losslens.files import read_json
+
+SLURM = ["hydra/launcher=slurm", "resources=cpu", "resources.cpus=1", "resources.memory_gb=2", "logger=none"]
+SLOW = ["method=sft", "method._target_=slow_method.SlowSft"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[dict[str, str]]:
+    """The environment in which commands find a Slurm of their own."""
+    folder = Path(tempfile.mkdtemp(prefix="ls-"))  # its path is short, as Unix sockets want it
+    local = ROOT / "launch" / "local_slurm.sh"
+    up = subprocess.run(
+        [local, "up", folder], capture_output=True, text=True, env={**os.environ, "LOCAL_SLURM_CPUS": "6"}, check=False
+    )
+    assert up.returncode == 0, up.stderr
+    line = re.fullmatch(r"export SLURM_CONF=(\S+)\n", up.stdout)
+    assert line is not None, up.stdout
+    try:
+        yield {"SLURM_CONF": line[1], "PYTHONPATH": str(ROOT / "tests")}
+    finally:
+        subprocess.run([local, "down", folder], check=True, capture_output=True)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def slurm(cluster: dict[str, str], monkeymodule: pytest.MonkeyPatch) -> None:
+    """This process and those it starts belong to the cluster."""
+    for name, value in cluster.items():
+        monkeymodule.setenv(name, value)
+
+
+@pytest.fixture(scope="module")
+def monkeymodule() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One output folder, whose rollouts are made by the first sweep."""
+    return tmp_path_factory.mktemp("slurm")
+
+
+def submit(outputs: Path, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    return script("train.py", "-m", *SMALL, *SLURM, f"output_dir={outputs}", *arguments, check=check)
+
+
+def here(outputs: Path, *arguments: str) -> None:
+    """The same without Slurm."""
+    script("train.py", *SMALL, "logger=none", f"output_dir={outputs}", *arguments)
+
+
+def run_in(outputs: Path, sweep: str, pattern: str = "*-s*") -> Path:
+    (folder,) = [file.parent for file in (outputs / sweep).glob(f"{pattern}/status.json")]
+    return folder
+
+
+def status(run: Path) -> dict[str, Any]:
+    return read_json(run / "status.json")
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def wait_until(what: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.2)
+
+
+def training(run: Path, step: int = 2) -> Callable[[], bool]:
+    return lambda: status(run)["state"] == "running" and status(run).get("step", 0) >= step
+
+
+def ended(run: Path) -> Callable[[], bool]:
+    return lambda: status(run)["state"] in ("completed", "failed")
+
+
+def job(run: Path) -> str:
+    return read_json(run / "slurm.json")["job"]
+
+
+def slurm_says(run: Path, field: str = "JobState") -> str:
+    told = subprocess.run(
+        ["scontrol", "--oneliner", "show", "job", job(run)], capture_output=True, text=True, check=True
+    )
+    return re.search(rf"\b{field}=(\S+)", told.stdout)[1]  # type: ignore[index]
+
+
+def kill(run: Path) -> None:
+    """Kills the process of a run's job, as the kernel does when memory is short."""
+    array, _, task = job(run).partition("_")
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or [""]
+        if "submitit.core._submit" not in words or "srun" in words[0]:
+            continue
+        environment = process.environ()
+        ids = (
+            environment.get("SLURM_ARRAY_JOB_ID", environment["SLURM_JOB_ID"]),
+            environment.get("SLURM_ARRAY_TASK_ID", ""),
+        )
+        if ids == (array, task):
+            process.send_signal(signal.SIGKILL)
+            return
+    raise AssertionError(f"no process of {run.name}")
+
+
+def log_of(run: Path) -> str:
+    return Path(read_json(run / "slurm.json")["log"]).read_text(encoding="utf-8", errors="replace")
+
+
+def at_once(run: Path) -> None:
+    """Spares the six seconds for which Slurm holds a job that was put back."""
+    subprocess.run(["scontrol", "update", f"JobId={job(run)}", "StartTime=now"], capture_output=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def swept(slurm: None, outputs: Path) -> Path:
+    """A sweep of six, submitted twice, and waited for."""
+    first = submit(outputs, METHODS)
+    assert first.stdout.count("submitted as") == 7  # the rollouts before them
+    ids = set(re.findall(r"submitted as (\d+)", first.stdout))
+    assert len(ids) == 2, "one job for the rollouts, one array for the runs"
+    assert f"status.py sweep=main output_dir={outputs} --watch" in first.stdout
+    # Meanwhile a run that takes longer than its limit of a minute. It waits for the same rollouts.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLOW_SECONDS", "5")
+        limited = submit(outputs, *SLOW, "sweep=limit", "resources.time=1", "resources.signal_seconds=20")
+        assert limited.stdout.count("submitted as") == 1
+    again = submit(outputs, METHODS, "hydra.launcher.wait=true")
+    assert again.stdout.count("in the queue as") == 6
+    assert "submitted as" not in again.stdout
+    assert again.stdout.count(": completed") == 6
+    return outputs / "main"
+
+
+@pytest.fixture(scope="module")
+def reference(swept: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The adapter of the slow method, trained here in one go."""
+    alone = tmp_path_factory.mktemp("alone")
+    here(alone, *SLOW, frozen(swept.parent))
+    return adapter(run_in(alone, "main"))
+
+
+def frozen(outputs: Path) -> str:
+    return f"rollouts.path={next((outputs / 'rollouts').glob('arithmetic-*'))}"
+
+
+def test_a_sweep_of_six(swept: Path, tmp_path: Path) -> None:
+    runs = [file.parent for file in swept.glob("*-s42-*/status.json")]
+    assert len(runs) == 6
+    assert {status(run)["state"] for run in runs} == {"completed"}
+    wait_until(lambda: {slurm_says(run) for run in runs} == {"COMPLETED"}, 30)  # the process ends a little later
+    shown = script("launch/status.py", "sweep=main", f"output_dir={swept.parent}").stdout
+    for run in runs:
+        (row,) = [line for line in shown.splitlines() if run.name in line]
+        assert "12/12" in row
+        assert f"{job(run)} COMPLETED" in row
+    # What a job trains is what the same command trains here.
+    here(tmp_path, "method=dpo", frozen(swept.parent))
+    assert adapter(run_in(swept.parent, "main", "dpo-*")) == adapter(run_in(tmp_path, "main", "dpo-*"))
+    done = submit(swept.parent, METHODS)
+    assert done.stdout.count("skipped: completed") == 6
+    assert "Submitted" not in done.stdout
+
+
+def test_killed_cancelled_and_failed_runs_say_so_and_the_same_line_finishes_them(
+    swept: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = swept.parent
+    monkeypatch.setenv("SLOW_SECONDS", "2")
+    submit(outputs, *SLOW, "sweep=deaths", "seed=42,43,44")
+    monkeypatch.setenv("FAIL", "1")
+    submit(outputs, *SLOW, "sweep=deaths", "seed=45")
+    killed, cancelled, fine, raising = (run_in(outputs, "deaths", f"*-s{seed}-*") for seed in (42, 43, 44, 45))
+    for run in (killed, cancelled):
+        wait_until(training(run))
+    kill(killed)
+    subprocess.run(["scancel", job(cancelled)], check=True)
+    wait_until(lambda: {status(run)["state"] for run in (killed, cancelled, raising)} == {"failed"})
+    assert status(fine)["state"] in ("running", "completed")
+    log = read_json(killed / "slurm.json")["log"]
+    assert status(killed)["error"] == (
+        f"Slurm job {job(killed)}: killed by SIGKILL, by hand or for want of memory; log: {log}"
+    )
+    assert status(cancelled)["error"] == "cancelled (scancel)"
+    assert status(cancelled)["slurm"]["log"] == read_json(cancelled / "slurm.json")["log"]
+    assert status(raising)["error"] == "RuntimeError: this loss was told to fail"
+    assert "this loss was told to fail" in log_of(raising)
+    wait_until(lambda: [slurm_says(run) for run in (killed, cancelled, raising)] == ["FAILED", "CANCELLED", "FAILED"])
+
+    monkeypatch.delenv("FAIL")
+    monkeypatch.setenv("SLOW_SECONDS", "0")
+    again = submit(outputs, *SLOW, "sweep=deaths", "seed=42,43,44,45", "hydra.launcher.wait=true")
+    assert again.stdout.count("submitted as") == 3
+    for run in (killed, cancelled, fine, raising):
+        assert status(run)["state"] == "completed"
+        assert "error" not in status(run)
+    assert adapter(killed) == reference
+    assert read_json(killed / "manifest.json")["training"]["resumed_from"] > 0
+
+
+def test_past_its_time_limit_it_goes_on_in_a_new_turn(swept: Path, reference: bytes) -> None:
+    run = run_in(swept.parent, "limit")
+    wait_until(ended(run), 240)
+    assert status(run)["state"] == "completed"
+    assert int(slurm_says(run, "Restarts")) >= 1
+    assert read_json(run / "manifest.json")["training"]["resumed_from"] > 0
+    assert adapter(run) == reference
+    assert "Traceback" not in log_of(run)
+
+
+def test_a_preempted_run_goes_on_with_the_code_it_was_submitted_with(
+    swept: Path, reference: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkout = tmp_path / "checkout"
+    shutil.copytree(
+        ROOT,
+        checkout,
+        ignore=lambda folder, names: (
+            {*names} - {"src", "conf"} - {name for name in names if Path(folder) != ROOT or name.endswith(".py")}
+        ),
+    )
+    git = ["git", "-C", checkout, "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for arguments in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=as submitted"]):
+        subprocess.run([*git, *arguments], check=True)
+    monkeypatch.setenv("PYTHONPATH", f"{checkout / 'src'}:{ROOT / 'tests'}")
+    monkeypatch.setenv("SLOW_SECONDS", "2")
+    arguments = ["-m", *SMALL, *SLURM, *SLOW, f"output_dir={swept.parent}", "sweep=edited"]
+    subprocess.run([sys.executable, "train.py", *arguments], cwd=checkout, check=True, capture_output=True)
+    run = run_in(swept.parent, "edited")
+    wait_until(training(run))
+
+    for file in (checkout / "src").rglob("*.py"):
+        file.write_text("raise SystemExit('not as it was submitted')\n", encoding="utf-8")
+    for file in checkout.glob("*.py"):
+        file.unlink()
+    shutil.rmtree(checkout / "conf")
+    # Takes the whole node, from a partition whose jobs come first.
+    subprocess.run(["srun", "--partition=urgent", "--cpus-per-task=6", "--mem=100", "true"], check=True)
+    assert status(run)["state"] in ("preempted", "running")
+    wait_until(ended(run))
+    assert status(run)["state"] == "completed"
+    assert int(slurm_says(run, "Restarts")) >= 1
+    assert adapter(run) == reference
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert read_json(run / "manifest.json")["code"] == {"commit": commit, "dirty_diff": ""}
+
+
+def test_a_dry_run_says_what_would_be_submitted_and_writes_nothing(slurm: None, tmp_path: Path) -> None:
+    submit(tmp_path, "method=sft,dpo", "hydra.launcher.dry_run=true")  # Hydra's own record of the sweep
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if ".hydra" not in file.parts}
+    said = submit(
+        tmp_path, "method=sft,dpo", "resources.time=90", "resources.sbatch={nice: 5}", "hydra.launcher.dry_run=true"
+    )
+    assert said.stdout.count("would be submitted") == 3
+    assert said.stdout.count("#!/bin/bash") == 2
+    for line in (
+        "#SBATCH --array=0-1%2",
+        "#SBATCH --dependency=afterok:ROLLOUTS",
+        "#SBATCH --time=90",
+        "#SBATCH --nice=5",
+    ):
+        assert line in said.stdout
+    assert "It would be 3 jobs in 2 calls of sbatch." in said.stdout
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*") if ".hydra" not in file.parts} == before
+    assert not list(tmp_path.glob("main/*/status.json"))
+    assert subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout == ""
+
+
+@pytest.fixture
+def closed(slurm: None) -> Iterator[None]:
+    """A partition that takes no jobs."""
+    scontrol("create", "PartitionName=closed", "Nodes=ALL", "State=INACTIVE")
+    yield
+    scontrol("delete", "PartitionName=closed")
+
+
+def scontrol(*arguments: str) -> None:
+    subprocess.run(["scontrol", *arguments], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["resources.partition=nowhere"], "partition=nowhere"),
+        (["resources.partition=closed"], "partition=closed"),
+        (["resources.gpus=1"], "gpus=1"),
+        (["resources.memory_gb=1e6"], "memory_gb=1000000.0"),
+        (["resources.time=soon"], "resources: time=soon"),
+        (["resources.time=1"], "signal_seconds=120"),
+        (["resources.cpus=0"], "resources.cpus"),
+        (["resources.sbatch={no-such-flag: 1}"], "no-such-flag"),
+        (["optim.max_steps=0"], "optim.max_steps"),
+    ],
+)
+def test_what_slurm_or_the_configuration_refuses_ends_in_one_line(
+    closed: None, tmp_path: Path, arguments: list[str], named: str
+) -> None:
+    refused = submit(tmp_path, "method=sft,dpo", *arguments, check=2)
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith("train.py: ")
+    assert named in line
+    assert refused.stdout == ""
+    assert not list(tmp_path.glob("*/*/status.json"))
+    assert not list(tmp_path.glob("*/slurm"))
+    assert subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout == ""
+
+
+def test_without_slurm_it_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    refused = submit(tmp_path, "method=sft,dpo", check=2)
+    assert (
+        refused.stderr == "train.py: hydra/launcher=slurm: no sbatch here; submit from a machine of a Slurm cluster\n"
+    )
+
+
+def test_several_gpus_without_slurm_end_in_one_line(tmp_path: Path) -> None:
+    refused = script("train.py", "resources.gpus=4", f"output_dir={tmp_path}", check=2)
+    (line,) = refused.stderr.splitlines()
+    assert "torchrun --nproc_per_node=4 train.py" in line

@@ -1,0 +1,217 @@
+"""What is planned and submitted, with a recorder in the place of sbatch: no Slurm is needed."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from losslens.config import Resources, parse
+from losslens.errors import InputError
+from losslens.files import read_json
+from losslens.runs import Run
+from losslens.slurm import cluster
+from losslens.slurm.ended import said_of
+from losslens.slurm.launch import launch
+from losslens.slurm.standing import standings
+
+RECORDER = r"""#!/bin/bash
+if [ "$1" = --test-only ] && ! grep -q -- '--account=mine$' ; then exit 0; fi
+if [ "$1" = --test-only ]; then
+    echo "sbatch: error: allocation failure: Invalid account or account/partition combination specified" >&2
+    exit 1
+fi
+cat "$1" >> "$RECORD/calls"; printf '\n--- end\n' >> "$RECORD/calls"
+number=$(grep -c -- '^--- end' "$RECORD/calls")
+if [ "$number" = "$REFUSE_FROM" ]; then
+    echo "sbatch: error: Batch job submission failed: Too many jobs" >&2
+    exit 1
+fi
+echo "Submitted batch job $((100 + number))"
+"""
+CONTROLLER = """#!/bin/bash
+[ "$1 $2" = "show config" ] && printf 'ClusterName             = recorded\\nMaxArraySize            = 401\\n'
+"""
+QUEUE = """#!/bin/bash
+cat "$RECORD/queue" 2>/dev/null || true
+"""
+CANCEL = """#!/bin/bash
+echo "$@" >> "$RECORD/cancelled"
+"""
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Slurm's commands, which only write down what they are given; the folder they write to."""
+    folder = tmp_path / "recorder"
+    folder.mkdir()
+    commands = {
+        "sbatch": RECORDER,
+        "scontrol": CONTROLLER,
+        "squeue": QUEUE,
+        "scancel": CANCEL,
+        "srun": "",
+        "sacct": "exit 1",
+    }
+    for name, text in commands.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setenv("RECORD", str(folder))
+    monkeypatch.chdir(tmp_path)
+    cluster.here.cache_clear()
+    yield folder
+    cluster.here.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def composed() -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("train", ["resources=cpu"])
+
+
+@pytest.fixture
+def config(composed: DictConfig, tmp_path: Path) -> Callable[..., DictConfig]:
+    """Makes a job's configuration; keywords change it."""
+
+    def make(**changes: object) -> DictConfig:
+        made = composed.copy()
+        with open_dict(made):
+            made.merge_with({"output_dir": str(tmp_path / "outputs"), **changes})
+        return made
+
+    return make
+
+
+def send(configs: list[DictConfig], **options: bool) -> None:
+    launch(ROOT / "train.py", configs, **{"wait": False, "dry_run": False, **options})
+
+
+def arrays(recorder: Path) -> list[str]:
+    return (recorder / "calls").read_text(encoding="utf-8").split("--- end\n")[:-1]
+
+
+def test_a_thousand_runs_are_four_calls(
+    recorder: Path, config: Callable[..., DictConfig], tmp_path: Path, capsys
+) -> None:
+    configs = [config(seed=seed) for seed in range(1000)]
+    send(configs)
+    rollouts, *runs = arrays(recorder)
+    assert "--array" not in rollouts
+    assert [next(line for line in text.splitlines() if "--array" in line) for text in runs] == [
+        "#SBATCH --array=0-400%256", "#SBATCH --array=0-400%256", "#SBATCH --array=0-197%198",
+    ]  # fmt: skip
+    assert all("#SBATCH --dependency=afterok:101\n" in text for text in runs)
+    files = list((tmp_path / "outputs" / "main").glob("*/status.json"))
+    assert len(files) == 1000
+    jobs = {read_json(file.parent / "slurm.json")["job"] for file in files}
+    assert jobs == {f"{array}_{task}" for array, size in ((102, 401), (103, 401), (104, 198)) for task in range(size)}
+    assert "1000 jobs: submitted" in capsys.readouterr().out.replace("1001", "1000")
+    # Each job is given the configuration of its own run.
+    run = next((tmp_path / "outputs" / "main").glob("*-s617-*"))
+    job = read_json(run / "slurm.json")["job"]
+    with (run.parent / "slurm" / f"{job}_submitted.pkl").open("rb") as file:
+        task = pickle.load(file).function
+    assert task.config["seed"] == 617
+    assert "hydra" not in task.config
+    assert task.run == str(run)
+    # All are in the queue now, and none is submitted again.
+    (recorder / "queue").write_text("".join(f"{job}|PENDING|Priority\n" for job in jobs), encoding="utf-8")
+    send(configs)
+    assert len(arrays(recorder)) == 4
+
+
+def test_what_is_refused_half_way_is_taken_back(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+    send([config(seed=0)])
+    before = {file: file.read_bytes() for file in (tmp_path / "outputs").rglob("*.json")}
+    monkeypatch.setenv("REFUSE_FROM", "5")  # the rollouts' call is the third, the first array's the fourth
+    with pytest.raises(InputError, match=r"^Slurm refuses it: Too many jobs \(resources: gpus=0 "):
+        send([config(seed=seed) for seed in range(500)])
+    assert sorted((recorder / "cancelled").read_text(encoding="utf-8").split()) == ["103", "104"]
+    files = (file for file in (tmp_path / "outputs").rglob("*.json") if "code-" not in str(file))
+    assert {file: file.read_bytes() for file in files} == {f: c for f, c in before.items() if "code-" not in str(f)}
+    assert len(list((tmp_path / "outputs" / "main").glob("*-s*"))) == 1
+
+
+def test_a_rejected_account_ends_in_one_line(recorder: Path, config, tmp_path: Path) -> None:
+    # In Slurm's words. It looks at accounts only with a database, which a node for trials does not have.
+    words = "Slurm refuses it: Invalid account or account/partition combination specified (resources: gpus=0 cpus=2 "
+    with pytest.raises(InputError) as refused:
+        send([config(seed=0), config(seed=1, resources={"account": "mine"})])
+    assert str(refused.value).startswith(words)
+    assert str(refused.value).endswith(" account=mine)")
+    assert not (recorder / "calls").exists()
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_resources_make_arrays_of_their_own(recorder: Path, config) -> None:
+    send([config(seed=0), config(seed=1, resources={"gpus": 2, "partition": "big"}), config(seed=2)])
+    rollouts, small, big = arrays(recorder)
+    assert "--gpus-per-node" not in rollouts + small
+    for line in ("--gpus-per-node=2", "--ntasks-per-node=2", "--partition=big"):
+        assert f"#SBATCH {line}\n" in big
+    assert "#SBATCH --array=0-1%2" in small
+
+
+def test_two_names_of_one_rate_are_one_job(recorder: Path, config, capsys) -> None:
+    matched = {"name": "matched", "pointwise_factor": 1.0, "pairwise_factor": 1.0}
+    send([config(), config(lr=matched)])
+    assert len(arrays(recorder)) == 2
+    assert "Submitted 2 jobs" in capsys.readouterr().out
+
+
+def test_a_job_that_slurm_forgot_is_marked_dead(recorder: Path, config, tmp_path: Path) -> None:
+    send([config(seed=0), config(seed=1)])
+    runs = [Run(file.parent) for file in sorted((tmp_path / "outputs" / "main").glob("*/status.json"))]
+    (recorder / "queue").write_text("102_0|PENDING|Priority\n", encoding="utf-8")
+    waiting, gone = sorted(standings(runs), key=lambda each: each.job)
+    assert waiting.state == "queued"
+    assert waiting.is_live
+    assert gone.state == "failed"
+    assert "Slurm no longer knows its job 102_1" in gone.run.status["error"]
+    assert gone.log in gone.run.status["error"]
+    # What a process told itself stands, whatever becomes of its job.
+    waiting.run.set_state("running", slurm={"job": "77", "cluster": "recorded"})
+    (recorder / "queue").write_text("102_0|CANCELLED|None\n77|RUNNING|None\n", encoding="utf-8")
+    (standing,) = standings([waiting.run])
+    assert standing.state == "running"
+
+
+def test_the_log_says_when_memory_ran_out(recorder: Path, config, tmp_path: Path) -> None:
+    send([config(seed=0)])
+    (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
+    log = Path(read_json(run.ticket)["log"])
+    log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=102.0.\n", encoding="utf-8")
+    (standing,) = standings([run])
+    assert standing.status["error"].startswith("out of memory (resources.memory_gb)")
+
+
+def test_another_clusters_jobs_are_not_asked_for(recorder: Path, config, tmp_path: Path) -> None:
+    send([config(seed=0)])
+    (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
+    (recorder / "scontrol").write_text(CONTROLLER.replace("recorded", "elsewhere"), encoding="utf-8")
+    cluster.here.cache_clear()
+    (standing,) = standings([run])
+    assert standing.state == "queued"
+    assert standing.slurm is None
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [(30, 30), ("30", 30), ("30:01", 31), ("4:00:00", 240), ("0:00:30", 1), ("1-0", 1440), ("1-2:30", 1590),
+     ("2-03:04:05", 3065)],
+)  # fmt: skip
+def test_times_are_read_as_slurm_reads_them(composed: DictConfig, time: object, minutes: int) -> None:
+    given = OmegaConf.to_container(composed.resources)
+    assert parse(Resources, {**given, "time": time, "signal_seconds": 1}).minutes == minutes
+
+
+def test_an_exit_status_in_words() -> None:
+    assert said_of(143) == "killed by SIGTERM"
+    assert said_of(3) == "its process ended with exit status 3"
