@@ -61,10 +61,12 @@ class Array:
             signal_delay_s=resources.signal_seconds,
             array_parallelism=resources.max_running,
             stderr_to_stdout=True,
-            # A process that died would leave the others of its run waiting.
-            srun_args=["--kill-on-bad-exit=1"],
+            # A process that died would leave the others of its run waiting. The cores are not handed on by themselves.
+            srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus}"],
             setup=[
                 *resources.setup,
+                # The same number of threads on whatever node a run goes on: it decides how sums are rounded.
+                f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{resources.cpus}}}",
                 # The code as it is now, before whatever the working directory holds when the job starts.
                 "export PYTHONSAFEPATH=1",
                 f"export PYTHONPATH={shlex.quote(f'{code}/src:{code}')}${{PYTHONPATH:+:$PYTHONPATH}}",
