@@ -33,6 +33,8 @@ FORBIDDEN = {
     "statistics.py": ("losslens",),
     "analysis": ("losslens.training", "losslens.methods", "wandb", "matplotlib"),
     "report": ("torch", "transformers", "losslens.analysis", "losslens.geometry", "losslens.training", "losslens.runs"),
+    "preemption.py": ("torch", "losslens"),
+    "slurm": ("torch", "transformers", "trl", "losslens.training", "losslens.analysis", "losslens.report"),
     "logger.py": ("losslens.training", "losslens.geometry", "losslens.analysis"),
 }
 
