@@ -12,6 +12,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from losslens import processes
 from losslens.adapters import adapter_hashes, save_adapter
 from losslens.errors import DivergedError, InputError
 from losslens.files import atomic_folder, read_json, sha256_of, write_json
@@ -98,9 +99,12 @@ class Metrics(TrainerCallback):
 
 
 class SealCheckpoint(TrainerCallback):
-    """Writes the hashes of a checkpoint's files into it once they are all there."""
+    """Writes the hashes of a checkpoint's files into it once they are all there, those of all processes."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
+        processes.barrier()
+        if not processes.is_main():
+            return
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         write_json(checkpoint / _SEAL, {file.name: sha256_of(file) for file in checkpoint.iterdir() if file.is_file()})
 
@@ -126,7 +130,7 @@ class Snapshots(TrainerCallback):
         self.every = every
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
-        for snapshot in self.folder.glob("step-*"):
+        for snapshot in self.folder.glob("step-*") if processes.is_main() else ():
             step = snapshot.name.removeprefix("step-")
             if step.isdigit() and int(step) > state.global_step:
                 shutil.rmtree(snapshot)
@@ -135,7 +139,10 @@ class Snapshots(TrainerCallback):
         self, _: TrainingArguments, state: TrainerState, __: TrainerControl, model: Any, **___: Any
     ) -> None:
         if state.global_step % self.every == 0:
+            # By every process, so that all of them end; their adapters are the same.
             require_finite(model, state.global_step)
+            if not processes.is_main():
+                return
             with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
                 save_adapter(model, temporary / "adapter")
                 write_json(
