@@ -15,6 +15,7 @@ PACKAGE = Path(losslens.__file__).parent
 FORBIDDEN = {
     "config.py": ("torch", "transformers", "losslens.runs", "losslens.training"),
     "problems": ("torch", "losslens.models", "losslens.runs", "losslens.rollouts"),
+    "processes.py": ("transformers", "losslens.runs", "losslens.training", "losslens.config", "losslens.job"),
     "models.py": ("losslens.methods", "losslens.runs", "losslens.training", "losslens.adapters"),
     "adapters.py": ("losslens.methods", "losslens.runs", "losslens.training"),
     "hub.py": ("torch", "transformers", "losslens.models", "losslens.problems", "losslens.config"),

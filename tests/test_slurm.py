@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
+import safetensors.torch
+import torch
 from conftest import METHODS, ROOT, SMALL, script
 
 from losslens.files import read_json
@@ -253,6 +255,26 @@ def test_a_pipeline_analyses_what_it_has_trained(swept: Path) -> None:
     wait_until((outputs / "chain" / "analysis" / "report.html").exists)
     for run in (run_in(outputs, "chain", "sft-*"), run_in(outputs, "chain", "dpo-*")):
         wait_until((run / "eval" / "one_step.parquet").exists)
+
+
+def test_two_processes_share_a_run_and_stop_at_the_same_step(
+    swept: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOW_SECONDS", "1")
+    submit(swept.parent, *SLOW, "sweep=shared", "resources.sbatch={ntasks-per-node: 2}")
+    run = run_in(swept.parent, "shared")
+    wait_until(training(run))
+    subprocess.run(["scancel", "--signal=USR2", job(run)], check=True)  # what Slurm sends when the time is nearly up
+    wait_until(lambda: status(run)["state"] == "preempted")
+    wait_until(ended(run))
+    assert status(run)["state"] == "completed"
+    assert int(slurm_says(run, "Restarts")) == 1
+    facts = read_json(run / "manifest.json")["training"]
+    assert facts["processes"] == 2
+    assert facts["resumed_from"] > 0
+    theirs, alone = safetensors.torch.load(adapter(run)), safetensors.torch.load(reference)
+    for name, tensor in alone.items():
+        assert torch.linalg.norm(theirs[name] - tensor) <= 1e-3 * torch.linalg.norm(tensor)
 
 
 def test_past_its_time_limit_it_goes_on_in_a_new_turn(swept: Path, reference: bytes) -> None:

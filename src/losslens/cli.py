@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import losslens.config  # noqa: F401 (teaches OmegaConf the interpolations of conf/)
+from losslens import processes
 from losslens.errors import InputError, ServerError
 
 # Set before any library reads them. TRL tells its makers about every trainer otherwise.
@@ -82,6 +83,9 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     """
     path = Path(script).resolve()
     jobs = Jobs(path, load)
+    if not processes.is_main():
+        # Of several processes that train together the main one speaks for all.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def job(config: DictConfig) -> None:
         try:
@@ -106,9 +110,11 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         jobs.tell(error)
         status = 2
     except KeyboardInterrupt:
-        print(f"{path.name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        if processes.is_main():
+            print(f"{path.name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         status = 130
-    sys.exit(status)
+    # A launcher ends all processes when one ends with a failure, and would cut off what the main one still says.
+    sys.exit(status if processes.is_main() else 0)
 
 
 def _for_this_machine(path: Path, config: DictConfig) -> DictConfig:
@@ -138,7 +144,7 @@ def _tell(path: Path, error: Exception, told: list[str]) -> None:
         ]
         line = f"{' '.join(wrong)}: a group takes one of its options by name (see --help), or none of them: [],"
         line += " not a number or null"
-    if line not in told:
+    if line not in told and processes.is_main():
         if "tqdm" in sys.modules:
             # A bar that is still open would stand on the same line.
             for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):

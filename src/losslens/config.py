@@ -198,10 +198,25 @@ class Optim(Section):
         """Optimiser steps of a method whose epoch has `rows` rows."""
         return self.max_steps if self.epochs is None else math.ceil(round(self.epochs * rows / self.batch_size, 9))
 
-    @property
-    def ways(self) -> list[tuple[int, bool]]:
+    def share(self, processes: int) -> int:
+        """Rollouts (or pairs) of one optimiser step that each of so many processes computes.
+
+        Raises:
+            InputError: The batch, or a process's share of it, cannot be divided so.
+        """
+        share, rest = divmod(self.batch_size, processes)
+        if rest:
+            raise InputError(f"optim.batch_size={self.batch_size} cannot be shared by {processes} processes")
+        if self.micro_batch != "auto" and share % self.micro_batch:
+            raise InputError(
+                f"optim.micro_batch={self.micro_batch} does not divide {share}, "
+                f"the share of each of {processes} processes in optim.batch_size={self.batch_size}"
+            )
+        return share
+
+    def ways(self, processes: int = 1) -> list[tuple[int, bool]]:
         """Examples in one forward pass, and whether with gradient checkpointing: what to try, the quickest first."""
-        sizes = [self.micro_batch] if self.micro_batch != "auto" else _divisors(self.batch_size)
+        sizes = [self.micro_batch] if self.micro_batch != "auto" else _divisors(self.share(processes))
         switches = [self.gradient_checkpointing] if self.gradient_checkpointing != "auto" else [False, True]
         return [(size, switch) for switch in switches for size in sizes]
 

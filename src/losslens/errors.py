@@ -20,6 +20,10 @@ class ServerError(Exception):
     """
 
 
+class ProcessError(Exception):
+    """Of several processes that train a run together another one failed. Its text is one line: which, and how."""
+
+
 class DivergedError(FloatingPointError):
     """A run's loss, gradient or weights are no longer numbers. Its text is one line that says what, and when."""
 

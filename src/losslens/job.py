@@ -7,19 +7,20 @@ import time
 import traceback
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from losslens import provenance
+from losslens import processes, provenance
 from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter
 from losslens.config import TrainConfig, build
-from losslens.errors import DivergedError, InputError, ServerError, first_line
+from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
 from losslens.logger import logged
 from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
 from losslens.preemption import Preempted
-from losslens.rollouts.frozen import counts
+from losslens.rollouts.frozen import counts, load
 from losslens.rollouts.sampling import frozen_rollouts
 from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
@@ -48,7 +49,10 @@ def train_job(config: TrainConfig) -> Outcome:
     """Trains and scores the run that `config` describes, and scores the base; skips what is done.
 
     A failure is written to the run's `status.json` and told in the outcome, so that the other jobs of a sweep go on.
+    All that is the main process's; the others take part in its training.
     """
+    if not processes.is_main():
+        return _train_along(config)
     name, folder = str(config.method.get("name")), None
     try:
         method: Method = build("method", config.method)
@@ -56,6 +60,7 @@ def train_job(config: TrainConfig) -> Outcome:
         name, folder = run.name, run.folder
         if not run.is_trained():
             require_problems(config.benchmarks)
+            config.optim.share(processes.count())
         with run.lock():
             run = run_of(config, isinstance(method, Pairwise))  # another process may have begun it by another name
             name, folder = run.name, run.folder
@@ -116,7 +121,7 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
     rollouts = frozen_rollouts(config)
     from losslens.generation import render_prompt
     from losslens.training.dataset import row_count, tokenise, usable
-    from losslens.training.run import TrainingPlan, train_run
+    from losslens.training.run import train_run
 
     base = load_model(source_of(config.model))
     usable_rows = usable(rollouts.table, config.train_on)
@@ -126,14 +131,7 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
     initial = initial_adapter(
         config.output_dir, base_identity(config.model), base.model, lora_settings(config), config.init_seed
     )
-    plan = TrainingPlan(
-        method=method,
-        learning_rate=config.lr.of(isinstance(method, Pairwise)),
-        lora=lora_settings(config),
-        initial_adapter=initial,
-        optim=config.optim,
-        seed=config.seed,
-    )
+    plan = _plan(config, method, initial)
     precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
     if (run.folder / "manifest.json").exists() and run.manifest.get("precision") != precision:
         # Half a run in one precision and half in another would be neither.
@@ -167,9 +165,58 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
         log(step, values)
 
     tags = [method.name, f"r{config.lora_rank.r}", config.model.name]
-    with logged(config.logger, run.folder, config.sweep, tags, manifest["identity"]) as log:
+    orders = {"run": str(run.folder), "rollouts": str(rollouts.folder), "initial": str(initial)}
+    with (
+        processes.together(orders),
+        logged(config.logger, run.folder, config.sweep, tags, manifest["identity"]) as log,
+    ):
         facts = train_run(plan, base, tokenised, run.folder, note)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
         run.folder / "manifest.json", {**manifest, "training": facts, "ended": ended, **adapter_hashes(run.adapter)}
     )
+
+
+def _plan(config: TrainConfig, method: Method, initial: Path) -> Any:
+    from losslens.training.run import TrainingPlan
+
+    return TrainingPlan(
+        method=method,
+        learning_rate=config.lr.of(isinstance(method, Pairwise)),
+        lora=lora_settings(config),
+        initial_adapter=initial,
+        optim=config.optim,
+        seed=config.seed,
+    )
+
+
+def _train_along(config: TrainConfig) -> Outcome:
+    """What a process does that is not the main one: it trains, when that one says so, what that one has prepared."""
+    name, folder = str(config.method.get("name")), None
+    try:
+        orders = processes.orders()
+        if orders is None:
+            return Outcome(name, "skipped")
+        folder = Path(orders["run"])
+        name = folder.name
+        with processes.together():
+            from losslens.training.dataset import tokenise, usable
+            from losslens.training.run import train_run
+
+            base = load_model(source_of(config.model))
+            tokenised = tokenise(usable(load(Path(orders["rollouts"])).table, config.train_on), base.tokenizer)
+            plan = _plan(config, build("method", config.method), Path(orders["initial"]))
+            train_run(plan, base, tokenised, folder, lambda step, values: None)
+    except DivergedError:
+        return Outcome(name, "diverged")
+    except ProcessError as error:
+        return Outcome(name, "failed", error=str(error), exit_status=1)
+    except Exception as error:
+        if folder is None:
+            raise
+        # The main process may be ended before it hears of it.
+        message = f"process {processes.rank()}: {type(error).__name__}: {first_line(error)}"
+        Run(folder).set_state("failed", error=message)
+        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        return Outcome(name, "failed", error=f"{name}: {message}", exit_status=1)
+    return Outcome(name, "completed")

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from losslens import hub, packaged
+from losslens import hub, packaged, processes
 from losslens.config import Model
 from losslens.errors import InputError, UnavailableError, first_line
 from losslens.files import sha256_of_folder
@@ -134,6 +134,8 @@ def load_model(source: ModelSource) -> LoadedModel:
     name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name if source.device == "auto" else source.device)
+        if device.type == "cuda" and processes.count() > 1:
+            torch.cuda.set_device(processes.local_rank())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"model.device={source.device}: {first_line(error)}") from error

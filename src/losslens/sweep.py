@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from losslens import processes
 from losslens.cli import one_line
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError
@@ -26,23 +27,33 @@ class Sweep:
 
     def job(self, config: DictConfig) -> None:
         """Runs one job and says in a line how it ended."""
-        try:
-            checked = parse(TrainConfig, config)
-            self.sweep = checked.sweep
-            outcome = train_job(checked)
-        except (InputError, OmegaConfBaseException) as error:
-            choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-            outcome = Outcome(" ".join(choices) or "-", "failed", error=one_line(error), exit_status=2)
+        with processes.one_job():
+            try:
+                checked = parse(TrainConfig, config)
+                self.sweep = checked.sweep
+                outcome = train_job(checked)
+            except (InputError, OmegaConfBaseException) as error:
+                choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+                outcome = Outcome(" ".join(choices) or "-", "failed", error=one_line(error), exit_status=2)
+        self._tell(outcome)
+        self.outcomes.append(outcome)
+        if processes.broken():
+            # The others wait for what will not come, or have ended: the launcher ends them all.
+            sys.exit(1)
+
+    def _tell(self, outcome: Outcome) -> None:
+        if outcome.error and not processes.is_main() and not processes.broken():
+            return  # the main process says the same
         if outcome.error:
             if outcome.error not in {earlier.error for earlier in self.outcomes}:
                 print(f"train.py: {outcome.error}", file=sys.stderr, flush=True)
         else:
             scored = "not scored" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.1%}"
             print(f"{outcome.run}: {outcome.state}, {scored}", flush=True)
-        self.outcomes.append(outcome)
 
     def end(self) -> int:
         """Prints the table of a sweep; the exit status is 1 if a run failed at work, 2 if only input was bad."""
+        processes.leave()
         if len(self.outcomes) > 1:
             table = Table("run", "state", "accuracy", "error", title=f"sweep {self.sweep}")
             shown = set()

@@ -48,7 +48,9 @@ class Array:
         resources = first.resources
         executor = submitit.SlurmExecutor(folder=self.folder, max_num_timeout=resources.requeues)
         python = shlex.quote(sys.executable)
-        flags: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd()), **(resources.sbatch or {})}
+        # submitit writes its own names with underscores, and what is set by hand is to take their place.
+        extra = {name.replace("-", "_"): value for name, value in (resources.sbatch or {}).items()}
+        flags: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd()), **extra}
         if self.after:
             # What depends on rollouts that could not be made is to go, not to wait for ever.
             flags |= {"dependency": self.after, "kill-on-invalid-dep": "yes"}

@@ -13,7 +13,7 @@ from typing import Any
 import submitit
 from omegaconf import OmegaConf
 
-from losslens import preemption, provenance
+from losslens import preemption, processes, provenance
 from losslens.cli import Jobs
 from losslens.preemption import Preempted
 from losslens.runs import Run
@@ -48,7 +48,8 @@ class Task:
         requeue = signal.getsignal(_TIME_IS_UP)  # submitit's own: it writes this task down again and requeues the job
         assert callable(requeue)
         _one_of_several()
-        preemption.listen(_TIME_IS_UP, signal.SIGTERM)
+        # Of several processes the main one listens, and the others follow.
+        (preemption.listen if processes.is_main() else preemption.ignore)(_TIME_IS_UP, signal.SIGTERM)
         try:
             status = self._run()
         except Preempted as stop:
@@ -56,7 +57,8 @@ class Task:
             status = 1
         sys.stdout.flush()
         preemption.ignore(_TIME_IS_UP, signal.SIGTERM)
-        if status:
+        # Slurm ends all processes when one ends with a failure, and would cut off what the main one still says.
+        if status and processes.is_main():
             sys.exit(status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
@@ -75,14 +77,14 @@ class Task:
         return jobs.end()
 
     def _stopped(self, stop: Preempted, requeue: Callable[[int, None], None]) -> None:
+        if not processes.is_main():
+            signal.pause()  # the main process puts the job back into the queue, and Slurm ends this one
         if stop.signal is signal.SIGTERM:
             why = cluster.why_stopped(provenance.slurm_job()["job"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
             if why == "cancelled":
                 self._mark("cancelled (scancel)")
             if why != "preempted":
                 return
-        if int(os.environ.get("SLURM_PROCID", "0")) != 0:
-            signal.pause()  # the first process puts the job back into the queue, and Slurm ends this one
         try:
             requeue(stop.signal, None)
         except submitit.core.utils.UncompletedJobError:
@@ -107,3 +109,4 @@ def _one_of_several() -> None:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        os.environ["MASTER_ADDR"] = "127.0.0.1"  # all are on one node, whose name need not resolve

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from losslens import preemption
+from losslens import preemption, processes
 from losslens.adapters import adapter_hashes, save_adapter
 from losslens.errors import DivergedError, InputError
 from losslens.files import atomic_folder, read_json, sha256_of, write_json
@@ -102,16 +103,21 @@ class StopWhenAsked(TrainerCallback):
     """Where the scheduler has asked for it, ends training after the step it is at, with a checkpoint of that step."""
 
     def on_step_end(self, _: TrainingArguments, __: TrainerState, control: TrainerControl, **___: Any) -> None:
-        if preemption.asked():
+        # Of several processes the main one decides, so that all stop after the same step.
+        if processes.shared(preemption.asked()):
+            preemption.ask(signal.SIGUSR2)
             control.should_log = True
             control.should_save = True
             control.should_training_stop = True
 
 
 class SealCheckpoint(TrainerCallback):
-    """Writes the hashes of a checkpoint's files into it once they are all there."""
+    """Writes the hashes of a checkpoint's files into it once they are all there, those of all processes."""
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
+        processes.barrier()
+        if not processes.is_main():
+            return
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         write_json(checkpoint / _SEAL, {file.name: sha256_of(file) for file in checkpoint.iterdir() if file.is_file()})
 
@@ -137,7 +143,7 @@ class Snapshots(TrainerCallback):
         self.every = every
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
-        for snapshot in self.folder.glob("step-*"):
+        for snapshot in self.folder.glob("step-*") if processes.is_main() else ():
             step = snapshot.name.removeprefix("step-")
             if step.isdigit() and int(step) > state.global_step:
                 shutil.rmtree(snapshot)
@@ -146,7 +152,10 @@ class Snapshots(TrainerCallback):
         self, _: TrainingArguments, state: TrainerState, __: TrainerControl, model: Any, **___: Any
     ) -> None:
         if state.global_step % self.every == 0:
+            # By every process, so that all of them end; their adapters are the same.
             require_finite(model, state.global_step)
+            if not processes.is_main():
+                return
             with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
                 save_adapter(model, temporary / "adapter")
                 write_json(

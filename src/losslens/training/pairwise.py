@@ -47,21 +47,26 @@ class PairwiseTrainer(DPOTrainer):
 
         metrics = self._metrics["train"]
         with torch.no_grad():
-            scored = outputs.label_mask.sum()
             chosen_rewards = self.beta * (chosen - reference_chosen)
             rejected_rewards = self.beta * (rejected - reference_rejected)
             margins = chosen_rewards - rejected_rewards
-            for name, value in (
-                ("entropy", outputs.entropy.sum() / scored),
-                ("rewards/chosen", chosen_rewards.mean()),
-                ("rewards/rejected", rejected_rewards.mean()),
-                ("rewards/margins", margins.mean()),
-                ("rewards/accuracies", (margins > 0).float().mean()),
-                ("logps/chosen", chosen.mean()),
-                ("logps/rejected", rejected.mean()),
-                ("completion_tokens", scored),
-            ):
+            means = {
+                "rewards/chosen": chosen_rewards,
+                "rewards/rejected": rejected_rewards,
+                "rewards/margins": margins,
+                "rewards/accuracies": (margins > 0).float(),
+                "logps/chosen": chosen,
+                "logps/rejected": rejected,
+            }
+            sums = (outputs.entropy.sum(), outputs.label_mask.sum(), inputs["attention_mask"].sum())
+            values = torch.stack([value.double() for value in (*sums, *(value.mean() for value in means.values()))])
+            values = self.accelerator.reduce(values, reduction="sum")  # over all processes
+            entropy, scored, tokens = values[:3]
+            metrics["entropy"].append((entropy.float() / scored.float()).item())
+            # All have as many pairs.
+            for name, value in zip(means, values[3:] / self.accelerator.num_processes, strict=True):
                 metrics[name].append(value.item())
-        self._total_train_tokens += inputs["attention_mask"].sum().item()
+            metrics["completion_tokens"].append(scored.item())
+        self._total_train_tokens += tokens.item()
         metrics["num_tokens"] = [self._total_train_tokens]
         return loss

@@ -28,7 +28,7 @@ class PointwiseTrainer(SFTTrainer):
     """TRL's `SFTTrainer` with the loss of a `Pointwise` method.
 
     The loss is Σ of the method's terms over all completion tokens, divided by the number of completion tokens of the
-    effective batch (over accumulation), whatever their weight. Prompt tokens never count.
+    effective batch (over accumulation and processes), whatever their weight. Prompt tokens never count.
 
     Args:
         method: The loss.
@@ -74,18 +74,21 @@ class PointwiseTrainer(SFTTrainer):
 
     @torch.no_grad()
     def _note(self, scored: Scored, outputs: Any, attention_mask: torch.Tensor) -> None:
-        """Notes the metrics of a micro-batch, each as a mean over its own tokens or rollouts."""
+        """Notes the metrics of a micro-batch of all processes, each as a mean over its own tokens or rollouts."""
         metrics = self._metrics["train"]
-        tokens = scored.mask.sum()
         right = (scored.reward > 0)[:, None] & scored.mask
-        for name, value, where in (
+        means = (
             ("entropy", outputs.entropy, scored.mask),
             ("mean_token_accuracy", outputs.is_top1, scored.mask),
             ("logps/right", scored.logps, right),
             ("logps/wrong", scored.logps, ~right & scored.mask),
-        ):
-            if where.any():
-                metrics[name].append((value * where).sum().item() / where.sum().item())
-        metrics["completion_tokens"].append(tokens.item())
-        self._total_train_tokens += attention_mask.sum().item()
+        )
+        sums = [part for _, value, where in means for part in ((value * where).sum(), where.sum())]
+        own = torch.stack([part.double() for part in (*sums, attention_mask.sum())])
+        *of_all, tokens = self.accelerator.reduce(own, reduction="sum").tolist()
+        for (name, _, _), total, number in zip(means, of_all[::2], of_all[1::2], strict=True):
+            if number:
+                metrics[name].append(total / number)
+        metrics["completion_tokens"].append(of_all[1])
+        self._total_train_tokens += tokens
         metrics["num_tokens"] = [self._total_train_tokens]

@@ -17,10 +17,9 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, SFTConfig
 
-from losslens import preemption
+from losslens import preemption, processes
 from losslens.adapters import LoraSettings, load_adapter, save_adapter
 from losslens.config import Optim
-from losslens.errors import InputError
 from losslens.files import atomic_folder
 from losslens.methods import Method, Pairwise, Pointwise
 from losslens.models import LoadedModel, as_it_was
@@ -85,7 +84,8 @@ def make_trainer(
         way: Examples in one forward pass, and whether with gradient checkpointing; the first of `Optim.ways` if None.
 
     Raises:
-        InputError: The rollouts hold nothing that the method could learn from.
+        InputError: The rollouts hold nothing that the method could learn from, or the batch cannot be shared by the
+            processes.
     """
     method = plan.method
     if isinstance(method, Pairwise):
@@ -95,14 +95,14 @@ def make_trainer(
         dataset = pointwise_dataset(tokenised, method)
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
-    at_once, checkpointing = way or optim.ways[0]
+    at_once, checkpointing = way or optim.ways(processes.count())[0]
     steps = optim.steps(len(dataset))
     arguments = {
         "output_dir": str(output_dir),
         "learning_rate": plan.learning_rate,
         "max_steps": steps,
         "per_device_train_batch_size": at_once,
-        "gradient_accumulation_steps": optim.batch_size // at_once,
+        "gradient_accumulation_steps": optim.share(processes.count()) // at_once,
         "lr_scheduler_type": optim.scheduler,
         "warmup_steps": optim.warmup,
         "weight_decay": optim.weight_decay,
@@ -121,6 +121,9 @@ def make_trainer(
         "dataloader_pin_memory": on_cuda,
         "disable_tqdm": True,
         "report_to": "none",
+        # Otherwise torch moves the gradients to other buckets after the first step, and three processes or more that go
+        # on from a checkpoint sum them in another order: not to the same bytes.
+        "ddp_find_unused_parameters": True,
     }
     options = {
         "model": base.model,
@@ -137,8 +140,6 @@ def make_trainer(
     else:
         pointwise = _on_one_gpu(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}))
         trainer = PointwiseTrainer(method, args=pointwise, **options)
-    if trainer.args.world_size > 1:
-        raise InputError(f"one run is trained by one process; here are WORLD_SIZE={trainer.args.world_size}")
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
         score_selected_positions(trainer.model.get_base_model())
     # The bar and `metrics.jsonl` say what the trainer would print.
@@ -163,6 +164,8 @@ def train_run(
 ) -> dict[str, Any]:
     """Trains `plan` in `folder`: checkpoints below it while it works, `adapter/` at the end, `snapshots/` if asked for.
 
+    Of several processes, who all call it in `processes.together`, the main one writes them.
+
     Args:
         plan: What to train.
         base: The base; it is the same afterwards.
@@ -171,10 +174,11 @@ def train_run(
         hand_on: Called with each logged step and its numbers.
 
     Returns:
-        Steps, rows an epoch, epochs, the step gone on from, and, since then, seconds and peak GPU memory.
+        Steps, rows an epoch, epochs, processes, the step gone on from, and, since then, seconds and peak GPU memory
+        (of this process).
 
     Raises:
-        InputError: The rollouts hold nothing that the method could learn from.
+        InputError: As for `make_trainer`.
         DivergedError: The loss, its gradient or the adapter is not finite.
         Preempted: The scheduler asked for it to stop; there is a checkpoint of the last step.
     """
@@ -183,9 +187,10 @@ def train_run(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     resumed_from: int | None = None
-    ways = plan.optim.ways
+    processes.connect("nccl" if base.model.device.type == "cuda" else "gloo")
+    ways = plan.optim.ways(processes.count())
     for number, way in enumerate(ways, 1):
-        last = last_checkpoint(checkpoints)
+        last = _agreed_checkpoint(checkpoints)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
         try:
             rows = _train(plan, base, tokenised, folder, hand_on, way, last)
@@ -193,16 +198,25 @@ def train_run(
         except Exception as error:
             if number == len(ways) or not should_reduce_batch_size(error):
                 raise
+            if processes.count() > 1:
+                # The others wait for this one's gradients, and do not know what it would try next.
+                raise RuntimeError(
+                    f"{way[0]} at once do not fit, and several processes cannot try what does: set optim.micro_batch"
+                    " lower, or optim.gradient_checkpointing=true"
+                ) from error
         # Out of the `except`, whose traceback would keep what did not fit alive.
         release_memory()
         at_once, checkpointing = ways[number]
         aid = ", with gradient checkpointing" if checkpointing else ""
         print(f"{folder.name}: {way[0]} at once do not fit; going on with {at_once}{aid}", flush=True)
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    processes.barrier()  # nobody reads or writes a checkpoint any more
+    if processes.is_main():
+        shutil.rmtree(checkpoints, ignore_errors=True)
     return {
         "steps": plan.optim.steps(rows),
         "rows": rows,
         "epochs": plan.optim.steps(rows) * plan.optim.batch_size / rows,
+        "processes": processes.count(),
         "resumed_from": resumed_from,
         "micro_batch": way[0],
         "gradient_checkpointing": way[1],
@@ -226,11 +240,16 @@ def _train(
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
         bar = ProgressBar(folder.name)
-        callbacks: list[TrainerCallback] = [bar, StopWhenNotFinite(), StopWhenAsked(), SealCheckpoint()]
+        callbacks: list[TrainerCallback] = [StopWhenNotFinite(), StopWhenAsked(), SealCheckpoint()]
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps))
         trainer, rows = make_trainer(plan, base, tokenised, folder / "checkpoints", callbacks, way=way)
-        trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
+        if processes.is_main():
+            trainer.add_callback(bar)
+            trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
+        else:
+            # All begin at the seed; what LoRA dropout leaves out must not be the same for each one's rows.
+            torch.manual_seed(plan.seed + processes.rank())
         try:
             # A signal in the middle of a step ends training after it.
             with preemption.deferred():
@@ -238,13 +257,21 @@ def _train(
         finally:
             bar.close()
         require_finite(trainer.model, trainer.state.global_step)
-        with atomic_folder(folder / "adapter") as temporary:
-            save_adapter(trainer.model, temporary)
+        if processes.is_main():
+            with atomic_folder(folder / "adapter") as temporary:
+                save_adapter(trainer.model, temporary)
     return rows
 
 
 def _step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def _agreed_checkpoint(folder: Path) -> Path | None:
+    """The `last_checkpoint` as the main process finds it, for all."""
+    last = last_checkpoint(folder) if processes.is_main() else None
+    name = processes.shared(None if last is None else last.name)
+    return None if name is None else folder / name
 
 
 def last_checkpoint(folder: Path) -> Path | None:
