@@ -27,6 +27,9 @@ from losslens.tiny import pretrain
 from losslens.training.dataset import tokenise
 from losslens.training.run import TrainingPlan
 
+# Files that mostly wait (for Slurm) come first, so that none of them is left to run alone at the end.
+_FIRST = ("test_slurm.py",)
+
 ROOT = Path(__file__).parents[1]
 TINY = Path(pretrain.__file__).parent
 LORA = LoraSettings(r=4, alpha=8.0, dropout=0.0, target_modules=("k_proj", "o_proj", "q_proj", "v_proj"))
@@ -44,6 +47,10 @@ OPTIM: dict[str, Any] = {
     "save_steps": 100,
     "snapshot_steps": None,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in _FIRST)
 
 
 def base_source(**changes: Any) -> ModelSource:

@@ -87,7 +87,7 @@ def adapter(run: Path) -> bytes:
     return (run / "adapter" / "adapter_model.safetensors").read_bytes()
 
 
-def wait_until(what: Callable[[], object], seconds: float = 120) -> None:
+def wait_until(what: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not come to pass"
@@ -279,7 +279,7 @@ def test_two_processes_share_a_run_and_stop_at_the_same_step(
 
 def test_past_its_time_limit_it_goes_on_in_a_new_turn(swept: Path, reference: bytes) -> None:
     run = run_in(swept.parent, "limit")
-    wait_until(ended(run), 240)
+    wait_until(ended(run), 360)
     assert status(run)["state"] == "completed"
     assert int(slurm_says(run, "Restarts")) >= 1
     assert read_json(run / "manifest.json")["training"]["resumed_from"] > 0
