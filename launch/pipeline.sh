@@ -5,7 +5,7 @@
 #   launch/pipeline.sh experiment=lr_matched_dpo analyze.resources=cpu analyze.at=norm
 #
 # Takes what `train.py -m` takes. resources…=, hydra.launcher…= and output_dir= are for the analysis too;
-# analyze.KEY=VALUE is for it alone. Again with the same line: submits only what is missing.
+# analyze.KEY=VALUE is for it alone. Again with the same line: submits the runs that are missing, and an analysis.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -24,5 +24,10 @@ done
 sweep=$("$python" train.py ${where[@]+"${where[@]}"} --cfg job --package sweep)
 output_dir=$("$python" train.py ${where[@]+"${where[@]}"} --cfg job --package output_dir)
 
-"$python" train.py -m hydra/launcher=slurm ${train[@]+"${train[@]}"}
+# With status 1 a run has diverged before or, with hydra.launcher.wait, has failed: the others are analysed all the same.
+status=0
+"$python" train.py -m hydra/launcher=slurm ${train[@]+"${train[@]}"} || status=$?
+[ $status -le 1 ] || exit $status
+case " $* " in *" hydra.launcher.dry_run=true "*) echo "An analysis would follow."; exit $status ;; esac
 "$python" analyze.py hydra/launcher=slurm "sweep=$sweep" "output_dir=$output_dir" ${analyze[@]+"${analyze[@]}"}
+exit $status

@@ -49,6 +49,8 @@ def main(arguments: list[str]) -> int:
     if not asked.watch or not sys.stdout.isatty():
         # What is piped or kept is not cut to the width of a terminal.
         Console(width=None if sys.stdout.isatty() else 240).print(table(found))
+    if any(each.job and not each.is_known and not each.is_over for each in found):
+        print("status.py: what Slurm says is not known here; this is what the folder says", file=sys.stderr)
     return 0 if found and all(each.state == "completed" for each in found) else 1
 
 

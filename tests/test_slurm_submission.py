@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from losslens.config import Resources, parse
 from losslens.errors import InputError
 from losslens.files import read_json
 from losslens.runs import Run
-from losslens.slurm import cluster
+from losslens.slurm import cluster, submission
+from losslens.slurm.code import keep_code
 from losslens.slurm.ended import said_of
 from losslens.slurm.launch import launch
 from losslens.slurm.standing import standings
@@ -39,6 +41,7 @@ CONTROLLER = """#!/bin/bash
 [ "$1 $2" = "show config" ] && printf 'ClusterName             = recorded\\nMaxArraySize            = 401\\n'
 """
 QUEUE = """#!/bin/bash
+[ -e "$RECORD/deaf" ] && exit 1
 cat "$RECORD/queue" 2>/dev/null || true
 """
 CANCEL = """#!/bin/bash
@@ -65,9 +68,9 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("RECORD", str(folder))
     monkeypatch.chdir(tmp_path)
-    cluster.here.cache_clear()
+    cluster._known.clear()
     yield folder
-    cluster.here.cache_clear()
+    cluster._known.clear()
 
 
 @pytest.fixture(scope="session")
@@ -112,7 +115,7 @@ def test_a_thousand_runs_are_four_calls(
     assert len(files) == 1000
     jobs = {read_json(file.parent / "slurm.json")["job"] for file in files}
     assert jobs == {f"{array}_{task}" for array, size in ((102, 401), (103, 401), (104, 198)) for task in range(size)}
-    assert "1000 jobs: submitted" in capsys.readouterr().out.replace("1001", "1000")
+    assert "1001 jobs: submitted" in capsys.readouterr().out  # the rollouts among them
     # Each job is given the configuration of its own run.
     run = next((tmp_path / "outputs" / "main").glob("*-s617-*"))
     job = read_json(run / "slurm.json")["job"]
@@ -134,8 +137,9 @@ def test_what_is_refused_half_way_is_taken_back(recorder: Path, config, tmp_path
     with pytest.raises(InputError, match=r"^Slurm refuses it: Too many jobs \(resources: gpus=0 "):
         send([config(seed=seed) for seed in range(500)])
     assert sorted((recorder / "cancelled").read_text(encoding="utf-8").split()) == ["103", "104"]
-    files = (file for file in (tmp_path / "outputs").rglob("*.json") if "code-" not in str(file))
-    assert {file: file.read_bytes() for file in files} == {f: c for f, c in before.items() if "code-" not in str(f)}
+    names = ("status.json", "slurm.json")
+    files = {file: file.read_bytes() for file in (tmp_path / "outputs").rglob("*.json") if file.name in names}
+    assert files == {file: content for file, content in before.items() if file.name in names}
     assert len(list((tmp_path / "outputs" / "main").glob("*-s*"))) == 1
 
 
@@ -147,7 +151,7 @@ def test_a_rejected_account_ends_in_one_line(recorder: Path, config, tmp_path: P
     assert str(refused.value).startswith(words)
     assert str(refused.value).endswith(" account=mine)")
     assert not (recorder / "calls").exists()
-    assert not (tmp_path / "outputs").exists()
+    assert [file.name for file in (tmp_path / "outputs").iterdir()] == [".slurm.lock"]
 
 
 def test_resources_make_arrays_of_their_own(recorder: Path, config) -> None:
@@ -175,7 +179,6 @@ def test_a_job_that_slurm_forgot_is_marked_dead(recorder: Path, config, tmp_path
     assert waiting.is_live
     assert gone.state == "failed"
     assert "Slurm no longer knows its job 102_1" in gone.run.status["error"]
-    assert gone.log in gone.run.status["error"]
     # What a process told itself stands, whatever becomes of its job.
     waiting.run.set_state("running", slurm={"job": "77", "cluster": "recorded"})
     (recorder / "queue").write_text("102_0|CANCELLED|None\n77|RUNNING|None\n", encoding="utf-8")
@@ -196,7 +199,7 @@ def test_another_clusters_jobs_are_not_asked_for(recorder: Path, config, tmp_pat
     send([config(seed=0)])
     (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
     (recorder / "scontrol").write_text(CONTROLLER.replace("recorded", "elsewhere"), encoding="utf-8")
-    cluster.here.cache_clear()
+    cluster._known.clear()
     (standing,) = standings([run])
     assert standing.state == "queued"
     assert standing.slurm is None
@@ -215,3 +218,129 @@ def test_times_are_read_as_slurm_reads_them(composed: DictConfig, time: object, 
 def test_an_exit_status_in_words() -> None:
     assert said_of(143) == "killed by SIGTERM"
     assert said_of(3) == "its process ended with exit status 3"
+
+
+def the_runs(tmp_path: Path) -> list[Run]:
+    return [Run(file.parent) for file in sorted((tmp_path / "outputs" / "main").glob("*/status.json"))]
+
+
+def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(recorder: Path, config, tmp_path: Path) -> None:
+    send([config(seed=0)])
+    (recorder / "deaf").touch()
+    with pytest.raises(InputError, match="Slurm does not say what is in its queue"):
+        send([config(seed=0)])
+    assert len(arrays(recorder)) == 2
+    (standing,) = standings(the_runs(tmp_path))
+    assert standing.state == "queued"
+    assert not standing.is_over
+    (recorder / "deaf").unlink()
+    (recorder / "queue").write_text("102|PENDING|None\n", encoding="utf-8")
+    (standing,) = standings(the_runs(tmp_path))
+    assert not standing.is_over
+
+
+def test_two_commands_at_once_submit_once(recorder: Path, config, tmp_path: Path) -> None:
+    (recorder / "queue").write_text("101|PENDING|None\n102|PENDING|None\n", encoding="utf-8")
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(send, [[config(seed=0)], [config(seed=0)]]))
+    assert len(arrays(recorder)) == 2
+
+
+def test_an_old_ticket_says_nothing_of_a_new_job(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+    send([config(seed=0)])
+    (run,) = the_runs(tmp_path)
+    standings([run])  # its job is gone
+    assert run.status["state"] == "failed"
+    looked = []
+    monkeypatch.setattr(submission, "keep_code", lambda *given: looked.extend(standings([run])) or keep_code(*given))
+    send([config(seed=0)])
+    assert [each.state for each in looked] == ["failed", "queued"]  # for the rollouts' call, and the run's
+
+
+def test_what_was_submitted_is_cancelled_when_its_tickets_cannot_be_written(
+    recorder: Path, config, tmp_path: Path, monkeypatch
+) -> None:
+    def full(file: Path, ticket: object) -> None:
+        raise OSError(122, "Disk quota exceeded")
+
+    monkeypatch.setattr(submission, "write_ticket", full)
+    with pytest.raises(OSError, match="quota"):
+        send([config(seed=0), config(seed=1)])
+    assert (recorder / "cancelled").read_text(encoding="utf-8").split() == ["101"]
+    monkeypatch.setattr(submission, "write_ticket", lambda file, ticket: "rollouts" in str(file) or full(file, ticket))
+    with pytest.raises(OSError, match="quota"):
+        send([config(seed=0), config(seed=1)])
+    assert (recorder / "cancelled").read_text(encoding="utf-8").split() == ["101", "102", "103"]
+    assert not the_runs(tmp_path)
+
+
+def test_a_run_that_was_put_back_and_then_cancelled_is_failed(recorder: Path, config, tmp_path: Path) -> None:
+    send([config(seed=0)])
+    (run,) = the_runs(tmp_path)
+    run.set_state("preempted", slurm={"job": "102", "cluster": "recorded"}, step=4, max_steps=9)
+    (recorder / "queue").write_text("102|PENDING|BeginTime\n", encoding="utf-8")
+    assert standings([run])[0].state == "preempted"
+    (recorder / "queue").write_text("102|CANCELLED|BeginTime\n", encoding="utf-8")
+    (standing,) = standings([run])
+    assert (standing.state, standing.status["step"]) == ("failed", 4)
+    assert standing.status["error"] == "Slurm job 102: cancelled (scancel)"
+
+
+def test_runs_whose_rollouts_failed_say_so(recorder: Path, config, tmp_path: Path) -> None:
+    send([config(seed=0)])
+    (recorder / "queue").write_text("102|CANCELLED|DependencyNeverSatisfied\n", encoding="utf-8")
+    (standing,) = standings(the_runs(tmp_path))
+    assert standing.status["error"].startswith("its rollouts could not be made; logs: ")
+    assert standing.status["error"].endswith("outputs/rollouts/slurm")
+
+
+def test_a_run_of_a_completed_job_is_not_marked(recorder: Path, config, tmp_path: Path) -> None:
+    send([config(seed=0)])
+    (recorder / "queue").write_text("102|COMPLETED|None\n", encoding="utf-8")
+    (standing,) = standings(the_runs(tmp_path))
+    assert standing.state == "queued"
+    assert standing.is_over
+
+
+def test_the_account_of_a_cancelled_array_is_read(recorder: Path, config, tmp_path: Path) -> None:
+    send([config(seed=0), config(seed=1)])
+    sacct = "#!/bin/bash\necho 'JobID|State|ExitCode'; echo '102_[0-1%2]|CANCELLED by 0|0:0'\n"
+    (recorder / "sacct").write_text(sacct, encoding="utf-8")
+    assert {each.status["error"] for each in standings(the_runs(tmp_path))} == {
+        f"Slurm job 102_{task}: cancelled (scancel)" for task in (0, 1)
+    }
+
+
+def test_sbatch_is_told_by_the_resources_alone(recorder: Path, config, monkeypatch) -> None:
+    for name in ("SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SLURM_ARRAY_JOB_ID", "SLURM_MEM_PER_CPU", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.setenv("SLURM_CONF", "/somewhere/slurm.conf")
+    (recorder / "sbatch").write_text(RECORDER.replace('cat "$1"', 'env > "$RECORD/env"; cat "$1"'), encoding="utf-8")
+    send([config(seed=0)])
+    given = [line for line in (recorder / "env").read_text(encoding="utf-8").splitlines() if "_" in line]
+    assert sorted(line for line in given if line.startswith(("SBATCH_", "SLURM_"))) == [
+        "SBATCH_ACCOUNT=7", "SLURM_CONF=/somewhere/slurm.conf",
+    ]  # fmt: skip
+    send([config(seed=1, resources={"account": "ours"})])
+    assert "SBATCH_ACCOUNT" not in (recorder / "env").read_text(encoding="utf-8")
+    assert os.environ["SBATCH_TIMELIMIT"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"time": 28800}, "quotes"),  # what YAML makes of 8:00:00
+        ({"time": 60, "signal_seconds": 1800}, "a fifth of the time"),
+        ({"sbatch": {"array": "0-9"}}, "array is set by LossLens itself"),
+        ({"sbatch": {"parsable": True}}, "parsable is set by LossLens itself"),
+    ],
+)
+def test_resources_that_would_not_do_what_they_seem_to(composed: DictConfig, given: dict, said: str) -> None:
+    all_of_them = OmegaConf.to_container(composed.resources)
+    with pytest.raises(InputError, match=said):
+        parse(Resources, {**all_of_them, **given}, "resources")
+
+
+def test_a_percent_sign_in_the_output_folder_is_refused(recorder: Path, config, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^output_dir="):
+        send([config(output_dir=str(tmp_path / "50%j"))])

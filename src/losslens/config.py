@@ -17,7 +17,16 @@ from urllib.parse import urlsplit
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from losslens.errors import InputError, first_line
 
@@ -248,6 +257,24 @@ class Logger(Section):
     entity: str | None
 
 
+# Flags of sbatch that resources have a name for, or that the launcher depends on.
+_SET_BY_LOSSLENS = (
+    *("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "partition", "qos", "signal", "time"),
+    *("array", "chdir", "clusters", "dependency", "error", "export", "input", "job-name", "kill-on-invalid-dep"),
+    *(
+        "nodes",
+        "ntasks",
+        "open-mode",
+        "output",
+        "parsable",
+        "quiet",
+        "requeue",
+        "no-requeue",
+        "test-only",
+        "wait",
+        "wrap",
+    ),
+)
 _SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d{1,2}){0,2})")
 
 
@@ -268,12 +295,28 @@ class Resources(Section):
     sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], str | int | float | bool] | None
     setup: list[str]
 
+    @field_validator("sbatch")
+    @classmethod
+    def _nothing_that_is_set_otherwise(cls, flags: dict[str, Any] | None) -> dict[str, Any] | None:
+        for name in flags or {}:
+            if name in _SET_BY_LOSSLENS:
+                raise ValueError(f"{name} is set by LossLens itself; see the other resources")
+        return flags
+
     @model_validator(mode="after")
     def _a_time_of_slurm(self) -> Self:
         if self.minutes < 1:
             raise ValueError(f"time={self.time}: at least a minute")
         if self.signal_seconds >= 60 * self.minutes:
             raise ValueError(f"signal_seconds={self.signal_seconds} is not before the limit, time={self.time}")
+        # submitit takes an earlier signal for preemption, which is not counted.
+        if self.signal_seconds > max(600, 12 * self.minutes):
+            raise ValueError(f"signal_seconds={self.signal_seconds}: at most 600, or a fifth of the time")
+        if isinstance(self.time, int) and self.time > 1440:
+            # YAML reads 8:00:00 as a number, 28800, and Slurm would take that for minutes.
+            raise ValueError(
+                f'time={self.time}: for more than a day of minutes write D-HH:MM:SS, and "H:MM:SS" in quotes'
+            )
         return self
 
     @property

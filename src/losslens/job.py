@@ -74,8 +74,10 @@ def train_job(config: TrainConfig) -> Outcome:
     except DivergedError as error:
         return Outcome(name, "diverged", error=f"{name}: {error}", exit_status=1)
     except InputError as error:
+        _leave_the_queue(folder, error)
         return Outcome(name, "failed", error=str(error), exit_status=2)
     except ServerError as error:
+        _leave_the_queue(folder, error)
         return Outcome(name, "failed", error=str(error), exit_status=1)
     except Exception as error:
         message = f"{type(error).__name__}: {first_line(error)}"
@@ -83,6 +85,12 @@ def train_job(config: TrainConfig) -> Outcome:
             (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message += f" (see {folder / 'error.txt'})"
         return Outcome(name, "failed", error=message, exit_status=1)
+
+
+def _leave_the_queue(folder: Path | None, error: Exception) -> None:
+    """Says of a run that was submitted, and refused before it began, why it will not."""
+    if folder is not None and Run(folder).status.get("state") == "queued":
+        Run(folder).set_state("failed", error=first_line(error))
 
 
 def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:

@@ -8,8 +8,9 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
+
+from submitit.slurm.slurm import SlurmInfoWatcher
 
 from losslens.errors import InputError, first_line
 
@@ -62,14 +63,16 @@ class JobState:
         return f"{self.name} ({self.reason})" if self.reason and self.reason != "None" else self.name
 
 
-@lru_cache(maxsize=1)
+_known: list[Cluster] = []
+
+
 def here() -> Cluster | None:
-    """The cluster that this machine belongs to; None where there is none, or its controller does not answer."""
-    told = _ask("scontrol", "show", "config")
-    if told is None:
-        return None
-    values = dict(re.findall(r"^(ClusterName|MaxArraySize)\s*=\s*(\S+)", told, re.MULTILINE))
-    return Cluster(values.get("ClusterName", ""), int(values.get("MaxArraySize", 1001)))
+    """The cluster that this machine belongs to; None where there is none, or its controller does not answer now."""
+    if not _known and (told := _ask("scontrol", "show", "config")) is not None:
+        values = dict(re.findall(r"^(ClusterName|MaxArraySize)\s*=\s*(\S+)", told, re.MULTILINE))
+        # Where arrays are switched off, the limit is 0, and each job is submitted alone.
+        _known.append(Cluster(values.get("ClusterName", ""), max(1, int(values.get("MaxArraySize", 1001)))))
+    return _known[0] if _known else None
 
 
 def require() -> Cluster:
@@ -108,14 +111,11 @@ def states(jobs: Iterable[str]) -> dict[str, JobState] | None:
         if job in wanted
     }
     if forgotten := wanted - found.keys():
-        # Where jobs are accounted for, Slurm still knows how they ended.
-        told = _ask(
-            "sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State,ExitCode", f"--jobs={arrays}"
-        )
-        for line in (told or "").splitlines():
-            job, state, code = line.split("|")
-            if job in forgotten:
-                found[job] = JobState(state.split()[0], f"exit code {code}")
+        # Where jobs are accounted for, Slurm still knows how they ended. submitit knows what `12_[3-5]` means.
+        told = _ask("sacct", "--allocations", "--parsable2", "--format=JobID,State,ExitCode", f"--jobs={arrays}")
+        ended = SlurmInfoWatcher().read_info(told) if told else {}
+        for job in forgotten & ended.keys():
+            found[job] = JobState(ended[job]["State"].split()[0], f"exit code {ended[job]['ExitCode']}")
     return found
 
 
@@ -138,10 +138,13 @@ def why_stopped(job: str, restarts: int) -> Literal["preempted", "requeued", "ca
         restarts: How often it had been put back into the queue when it started (`SLURM_RESTART_COUNT`).
 
     Returns:
-        `preempted`: it has some time yet, and is not put back into the queue if it ends by itself. `requeued`: Slurm
-        has put it back, and is ending this turn. `cancelled`: for good.
+        `preempted`: it has some time yet, and is not put back into the queue if it ends by itself; also when Slurm
+        cannot be asked, as a job that is cancelled is not put back. `requeued`: Slurm has put it back, and is ending
+        this turn. `cancelled`: for good.
     """
-    told = _ask("scontrol", "--oneliner", "show", "job", job) or ""
+    told = _ask("scontrol", "--oneliner", "show", "job", job)
+    if told is None:
+        return "preempted"
     counted = re.search(r"\bRestarts=(\d+)", told)
     if counted and int(counted[1]) > restarts:
         return "requeued"
@@ -153,7 +156,7 @@ def _ask(*command: str) -> str | None:
     try:
         # Output in one form, whatever the user has set.
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_"))}
-        outcome = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+        outcome = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
     return outcome.stdout if outcome.returncode == 0 else None

@@ -1,4 +1,4 @@
-"""`python -m losslens.slurm.ended SWEEP_FOLDER CODE REQUEUES`: what is to be done when a job's process has failed.
+"""`python -m losslens.slurm.ended SLURM_FOLDER CODE REQUEUES`: what is to be done when a job's process has failed.
 
 The job's own shell calls it, since it outlives a process that was killed. What the process told itself stands.
 """
@@ -10,15 +10,16 @@ import signal
 import sys
 from pathlib import Path
 
-from losslens.errors import InputError
+from losslens.files import read_json
 from losslens.provenance import slurm_job
 from losslens.runs import Run
 from losslens.slurm import cluster
 from losslens.slurm.standing import mark_dead, why_killed
-from losslens.slurm.ticket import Ticket, read_ticket
+from losslens.slurm.submission import runs_file
+from losslens.slurm.ticket import read_ticket
 
 
-def main(sweep: Path, code: int, requeues: int) -> None:
+def main(folder: Path, code: int, requeues: int) -> None:
     """Marks the run of this job as failed, unless it says already what became of it.
 
     A process that was told to stop before it could listen, while it still imported, goes back into the queue.
@@ -32,23 +33,13 @@ def main(sweep: Path, code: int, requeues: int) -> None:
     if why == "preempted" and restarts < requeues and cluster.requeue(job):
         print(f"{said_of(code)} before it could listen; back in the queue", flush=True)
         return
-    for run in (Run(file.parent) for file in sweep.glob("*/status.json")):
-        ticket = _ticket_of(run, job)
-        if ticket is not None:
-            mark_dead(run, ticket, f"Slurm job {job}: {why_killed(ticket.log, said_of(code))}")
-
-
-def _ticket_of(run: Run, job: str) -> Ticket | None:
-    """The ticket of a run if it is this job's."""
-    try:
+    file = runs_file(folder, job.partition("_")[0])
+    runs = read_json(file) if file.exists() else {}
+    if job in runs:
+        run = Run(folder.parent / runs[job])
         ticket = read_ticket(run.ticket)
-        own = run.status.get("slurm", {})
-    except InputError:
-        return None
-    if ticket is not None and ticket.job == job:
-        return ticket
-    # The ticket is written after the submission, and its writer may have died before.
-    return Ticket(job, own.get("cluster", ""), own.get("log", ""), "") if own.get("job") == job else None
+        if ticket is not None and ticket.job == job:
+            mark_dead(run, ticket, f"Slurm job {job}: {why_killed(ticket.log, said_of(code))}")
 
 
 def said_of(code: int) -> str:

@@ -68,7 +68,7 @@ def follow(works: Sequence[Work]) -> int:
     """Waits for works; 0 when all have ended well, else 1."""
     runs = [work.run for work in works if work.run]
     if runs:
-        watch(lambda: standings(runs), lambda found: not any(each.is_live for each in found), "")
+        watch(lambda: standings(runs), lambda found: all(each.is_over for each in found), "")
     tickets = [work.ticket for work in works if not work.run and not work.done]
     ended_well = _wait_for(tickets)
     return 0 if ended_well and all(each.state == "completed" for each in standings(runs)) else 1
@@ -78,7 +78,7 @@ def _wait_for(tickets: Sequence[Path]) -> bool:
     """Waits for jobs that are of no run; whether all have ended well, as far as Slurm knows."""
     jobs = {ticket.job for file in tickets if (ticket := read_ticket(file))}
     while True:
-        told = cluster.states(jobs) or {}
-        if not any(state.is_live for state in told.values()):
-            return all(told.get(job) is None or told[job].name == "COMPLETED" for job in jobs)
+        told = cluster.states(jobs)
+        if told is not None and not any(state.is_live for state in told.values()):
+            return all(job not in told or told[job].name == "COMPLETED" for job in jobs)
         time.sleep(_EVERY)

@@ -25,7 +25,8 @@ class Standing:
         run: The run.
         status: The content of its `status.json`; of a damaged one, state `damaged` and the error.
         job: Id of its last Slurm job; None where it has none.
-        slurm: What Slurm says of that job; None where it is not known, or Slurm cannot be asked.
+        slurm: What Slurm says of that job; None where it knows no such job, or cannot be asked.
+        is_known: Whether Slurm could be asked.
         log: Path of that job's log, or empty.
     """
 
@@ -33,6 +34,7 @@ class Standing:
     status: dict[str, Any]
     job: str | None
     slurm: JobState | None
+    is_known: bool
     log: str
 
     @property
@@ -42,8 +44,12 @@ class Standing:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is going to change: it has ended, and no job of it waits or runs."""
-        return not self.is_live and self.state != "running"
+        """Whether nothing is going to change by itself, as far as one can know."""
+        if self.state in ("completed", "failed", "damaged"):
+            return True
+        if self.job is None:
+            return self.state != "running"
+        return self.is_known and not self.is_live
 
     @property
     def is_live(self) -> bool:
@@ -61,33 +67,39 @@ def standings(runs: Iterable[Run]) -> list[Standing]:
     for run, status, ticket in read:
         job = ticket.job if ticket else None
         slurm = (told or {}).get(job) if job else None
-        if ticket and told is not None and ticket.job in asked and not (slurm and slurm.is_live):
-            status = mark_dead(run, ticket, _why(slurm, ticket)) or status
-        result.append(Standing(run, status, job, slurm, ticket.log if ticket else ""))
+        is_known = told is not None and job in asked
+        # What the folder says of a run that has just been completed may reach this machine a little later.
+        if ticket and is_known and (slurm is None or not (slurm.is_live or slurm.name == "COMPLETED")):
+            status = mark_dead(run, ticket, _why(run, slurm, ticket), was_put_back=True) or status
+        result.append(Standing(run, status, job, slurm, is_known, ticket.log if ticket else ""))
     return result
 
 
-def mark_dead(run: Run, ticket: Ticket, why: str) -> dict[str, Any] | None:
+def mark_dead(run: Run, ticket: Ticket, why: str, was_put_back: bool = False) -> dict[str, Any] | None:
     """Marks a run whose job has ended as failed, if the job did not say itself what became of it.
+
+    Args:
+        run: The run.
+        ticket: Its job.
+        why: What is known of the end.
+        was_put_back: Whether that is the end also of a run that had stopped to go on in a further turn.
 
     Returns:
         Its status now, where it was marked.
     """
     status = _read(run)[0]  # once more: the job may have written it after Slurm was asked
     job = status.get("slurm", {}).get("job")
-    silent = status["state"] == "queued" or (status["state"] == "running" and job == ticket.job)
-    if not silent:
+    promises = ("running", "preempted") if was_put_back and ticket.submitted else ("running",)
+    if not (status["state"] == "queued" or (status["state"] in promises and job == ticket.job)):
         return None
+    if Path(ticket.log).is_file():
+        why += f"; log: {ticket.log}"
     kept = {name: status[name] for name in ("step", "max_steps", "loss", "tokens_per_second") if name in status}
     slurm = {"job": ticket.job, "cluster": ticket.cluster, "log": ticket.log}
     try:
-        run.set_state("failed", error=f"{why}; log: {ticket.log}", slurm=slurm, **kept)
+        run.set_state("failed", error=why, slurm=slurm, **kept)
     except OSError:
-        return {
-            **status,
-            "state": "failed",
-            "error": f"{why}; log: {ticket.log}",
-        }  # only looking, where one may not write
+        return {**status, "state": "failed", "error": why}  # only looking, where one may not write
     return run.status
 
 
@@ -106,7 +118,10 @@ def why_killed(log: str, otherwise: str) -> str:
     return "out of memory (resources.memory_gb)" if _OUT_OF_MEMORY.search(end_of(Path(log))) else otherwise
 
 
-def _why(state: JobState | None, ticket: Ticket) -> str:
+def _why(run: Run, state: JobState | None, ticket: Ticket) -> str:
+    if state is not None and state.reason == "DependencyNeverSatisfied":
+        # Of what a run waits for, only its rollouts must not fail.
+        return f"its rollouts could not be made; logs: {run.folder.parents[1] / 'rollouts' / 'slurm'}"
     if state is None:
         return why_killed(ticket.log, f"Slurm no longer knows its job {ticket.job}: killed, or its node was lost")
     known = {

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import Any
 
 import submitit
 
+from losslens.config import Resources
 from losslens.errors import InputError, first_line
-from losslens.files import atomic_file
+from losslens.files import atomic_file, write_json
 from losslens.slurm import cluster
 from losslens.slurm.cluster import Cluster
 from losslens.slurm.code import keep_code
@@ -59,7 +62,8 @@ class Array:
             time=resources.minutes,
             ntasks_per_node=max(resources.gpus, 1) if first.script.stem == "train" else 1,
             cpus_per_task=resources.cpus,
-            mem=f"{round(resources.memory_gb * 1024)}M",
+            mem=f"{max(1, round(resources.memory_gb * 1024))}M",  # 0 would be all that the node has
+            wckey=None,
             signal_delay_s=resources.signal_seconds,
             array_parallelism=resources.max_running,
             stderr_to_stdout=True,
@@ -77,7 +81,7 @@ class Array:
                 # This shell outlives a process that was killed, and can say so. Its exit status is the job's.
                 "code=$?",
                 f"[ $code -eq 0 ] || {python} -m losslens.slurm.ended "
-                f"{shlex.quote(str(self.folder.parent))} $code {resources.requeues}",
+                f"{shlex.quote(str(self.folder))} $code {resources.requeues}",
                 "exit $code",
             ],
             additional_parameters=flags,
@@ -127,68 +131,73 @@ def check(arrays: Iterable[Array]) -> None:
         text = array.batch_file(Path("code"))
         # A dependency on a job that is about to be submitted cannot be checked.
         text = re.sub(r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", text, flags=re.MULTILINE)
-        outcome = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
+        with _clean_environment(array.works[0].resources):
+            outcome = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
         if outcome.returncode != 0:
             raise InputError(f"{_said(outcome.stderr)} ({_asked(array)})")
-
-
-def submit(array: Array, here: Cluster) -> list[str]:
-    """Submits an array, and writes each of its works' ticket.
-
-    Returns:
-        The ids of its jobs, in the order of its works.
-
-    Raises:
-        InputError: Slurm refuses it.
-    """
-    array.folder.mkdir(parents=True, exist_ok=True)
-    code = keep_code(array.works[0].script, array.folder)
-    executor = array.executor(code)
-    tasks = [Task(code / work.script.name, work.config, work.run.folder if work.run else None) for work in array.works]
-    try:
-        jobs = executor.submit_array(tasks)
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-        for left in (
-            *array.folder.glob(".submission_file_*.sh"),
-            *array.folder.glob("????????????????????????????????.pkl"),
-        ):
-            left.unlink(missing_ok=True)
-        raise InputError(f"{_said(str(error))} ({_asked(array)})") from error
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    for work, job in zip(array.works, jobs, strict=True):
-        write_ticket(work.ticket, Ticket(job.job_id, here.name, str(job.paths.stdout), now))
-    return [job.job_id for job in jobs]
 
 
 class Submission:
     """All arrays of one command: where one of them is refused, those before it are taken back.
 
-    As a context manager: what was written and submitted inside is undone when the block ends with an error.
+    As a context manager: what was submitted inside is cancelled when the block ends with an error, and its runs and
+    tickets are as they were.
     """
 
     def __init__(self, here: Cluster) -> None:
         self.here = here
         self.jobs: dict[Path, str] = {}
+        self._arrays: list[str] = []
         self._before: dict[Path, bytes | None] = {}
 
     def __enter__(self) -> Submission:
         return self
 
     def submit(self, array: Array) -> None:
-        """Submits an array; its runs are `queued` from before it starts, so that a job never finds itself overtaken."""
+        """Submits an array, and writes the ticket of each of its works.
+
+        Raises:
+            InputError: Slurm refuses it.
+        """
         for work in array.works:
-            for file in (work.ticket, *([work.run.folder / "status.json"] if work.run else [])):
-                self._before[file] = file.read_bytes() if file.exists() else None
-            if work.run:
-                status = work.run.status
-                work.run.set_state("queued", **{name: status[name] for name in ("step", "max_steps") if name in status})
-        ids = submit(array, self.here)
-        self.jobs |= {work.ticket: job for work, job in zip(array.works, ids, strict=True)}
+            self._queue(work)
+        array.folder.mkdir(parents=True, exist_ok=True)
+        code = keep_code(array.works[0].script, array.folder)
+        tasks = [
+            Task(code / work.script.name, work.config, work.run.folder if work.run else None) for work in array.works
+        ]
+        left_before = set(array.folder.iterdir())
+        try:
+            with _clean_environment(array.works[0].resources):
+                jobs = array.executor(code).submit_array(tasks)
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            for file in set(array.folder.iterdir()) - left_before:
+                file.unlink(missing_ok=True)
+            raise InputError(f"{_said(str(error))} ({_asked(array)})") from error
+        self._arrays.append(jobs[0].job_id.partition("_")[0])
+        # For the job's shell, when its process dies without a word.
+        runs = {job.job_id: work.run.name for work, job in zip(array.works, jobs, strict=True) if work.run}
+        write_json(runs_file(array.folder, self._arrays[-1]), runs)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        for work, job in zip(array.works, jobs, strict=True):
+            write_ticket(work.ticket, Ticket(job.job_id, self.here.name, str(job.paths.stdout), now))
+            self.jobs[work.ticket] = job.job_id
+
+    def _queue(self, work: Work) -> None:
+        """Marks what is about to be submitted, before its job can start and say what it does."""
+        status_file = [work.run.folder / "status.json"] if work.run else []
+        for file in (work.ticket, *status_file):
+            self._before[file] = file.read_bytes() if file.exists() else None
+        # An old ticket would make whoever looks now believe that the new job has died.
+        work.ticket.unlink(missing_ok=True)
+        if work.run:
+            status = work.run.status
+            work.run.set_state("queued", **{name: status[name] for name in ("step", "max_steps") if name in status})
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             return
-        cluster.cancel({job.partition("_")[0] for job in self.jobs.values()})
+        cluster.cancel(self._arrays)
         for file, content in self._before.items():
             if content is None:
                 file.unlink(missing_ok=True)
@@ -197,6 +206,27 @@ class Submission:
             else:
                 with atomic_file(file) as temporary:
                     temporary.write_bytes(content)
+
+
+def runs_file(folder: Path, array: str) -> Path:
+    """Where the names of the runs of an array are written, by their jobs' ids."""
+    return folder / f"{array}_runs.json"
+
+
+@contextmanager
+def _clean_environment(resources: Resources) -> Iterator[None]:
+    """Without what the environment would say to sbatch instead of the resources, and without the job it may be part of.
+
+    The usual ways to name one's account and partition once and for all stay, where the resources name none.
+    """
+    kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    for name in ("account", "partition", "qos"):
+        variable = f"SBATCH_{name.upper()}"
+        if variable in os.environ and getattr(resources, name) is None:
+            kept[variable] = os.environ[variable]
+    with submitit.helpers.clean_env(extra_names=[name for name in os.environ if name.startswith("SALLOC_")]):
+        os.environ.update(kept)
+        yield
 
 
 def _asked(array: Array) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,13 @@ from omegaconf import OmegaConf
 
 from losslens import preemption, processes, provenance
 from losslens.cli import Jobs
+from losslens.errors import first_line
 from losslens.preemption import Preempted
 from losslens.runs import Run
 from losslens.slurm import cluster
 
 # Sent before the time limit (resources.signal_seconds), and, where the cluster is set up so, before preemption.
-_TIME_IS_UP = signal.SIGUSR2
+_TIME_IS_UP = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
 
 
 class Task:
@@ -89,6 +91,8 @@ class Task:
             requeue(stop.signal, None)
         except submitit.core.utils.UncompletedJobError:
             self._mark("its time limit was reached once too often (resources.time, resources.requeues)")
+        except subprocess.SubprocessError as error:
+            self._mark(f"it was to go back into the queue, and Slurm did not take it ({first_line(error)})")
         except SystemExit:
             # Slurm is ending this job's other processes already; what libraries would send them at exit gets lost.
             sys.stdout.flush()
