@@ -14,7 +14,7 @@ from pathlib import Path
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import losslens.config  # noqa: F401 (teaches OmegaConf the interpolations of conf/)
@@ -89,7 +89,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
 
     def job(config: DictConfig) -> None:
         try:
-            config = _for_this_machine(path, config)
+            _require_one_gpu(path, config)
         except InputError as error:
             jobs.tell(error)
         else:
@@ -117,18 +117,17 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     sys.exit(status if processes.is_main() else 0)
 
 
-def _for_this_machine(path: Path, config: DictConfig) -> DictConfig:
-    """The configuration without what only Slurm is to know.
+def _require_one_gpu(path: Path, config: DictConfig) -> None:
+    """Refuses what only Slurm, or torchrun, can give.
 
     Raises:
-        InputError: It asks for several GPUs, which one process cannot give.
+        InputError: The configuration asks for several GPUs, which one process cannot use.
     """
     gpus = config.resources.gpus
-    if isinstance(gpus, int) and gpus > 1 and "WORLD_SIZE" not in os.environ:
+    if isinstance(gpus, int) and gpus > 1 and processes.count() == 1:
         raise InputError(
             f"resources.gpus={gpus} is for hydra/launcher=slurm; here: torchrun --nproc_per_node={gpus} {path.name} …"
         )
-    return OmegaConf.masked_copy(config, [str(name) for name in config if name != "resources"])
 
 
 def _tell(path: Path, error: Exception, told: list[str]) -> None:

@@ -338,7 +338,14 @@ class Resources(Section):
         return math.ceil(hours * 60 + minutes + seconds / 60)
 
 
-class RolloutConfig(Section):
+class Job(Section):
+    """What all entry scripts can be told."""
+
+    # Read by hydra/launcher=slurm before the job; no part of what the job does, nor of its manifest.
+    resources: Resources | None = Field(default=None, exclude=True)
+
+
+class RolloutConfig(Job):
     """The configuration of `rollout.py`: `conf/rollout.yaml`."""
 
     output_dir: Path
@@ -382,7 +389,7 @@ class TrainConfig(RolloutConfig):
         return list(self.benchmark.values()) or ([self.data] if self.data.eval != 0 else [])
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(Job):
     """The configuration of `evaluate.py`: `conf/evaluate.yaml`."""
 
     sweep: SweepName
@@ -414,7 +421,7 @@ class Cka(Section):
     minibatch: int = Field(ge=4)
 
 
-class AnalyzeConfig(Section):
+class AnalyzeConfig(Job):
     """The configuration of `analyze.py`: `conf/analyze.yaml`."""
 
     sweep: SweepName | Annotated[list[SweepName], Field(min_length=1)] | None

@@ -126,7 +126,7 @@ def _runs(output_dir: Path, sweeps: list[str]) -> list[Run]:
 
 
 def _part_of(schema: type[RolloutConfig], config: dict[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in schema.model_fields}
+    return {name: config[name] for name in schema.model_fields if name in config}
 
 
 _KINDS: dict[str, Callable[[Path, dict[str, Any], Resources], Work]] = {
