@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -14,9 +15,16 @@ from losslens.slurm.follow import table, watch
 from losslens.slurm.standing import Standing, standings
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as the other scripts do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def main(arguments: list[str]) -> int:
     """Prints the states and gives the exit status: 0 when all runs are completed, 1 when not, 2 for bad input."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="status.py",
         description="A row a run: state, step, tokens per second, loss, Slurm's id and state where they are known, and "
         "the last error. Works wherever the folder can be read; what Slurm says is asked where there is one.",
