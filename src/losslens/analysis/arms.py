@@ -101,7 +101,7 @@ def arms_of(gathered: Gathered) -> list[Arm]:
 
 def arm_names(arms: Sequence[Arm]) -> dict[str, str]:
     """For each run's name that of its arm."""
-    names = {}
+    names: dict[str, str] = {}
     for arm in arms:
         runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
         names |= {run.name: arm.name() for run in runs}

@@ -9,8 +9,10 @@ from losslens import provenance
 from losslens.analysis.subjects import Diverged, Gathered, Subject
 
 # Of a run's configuration what other columns say, and what did not decide it: where it lay, who was told.
-_NOT_SHOWN = ("output_dir", "sweep", "logger", "evaluation.server", "rollouts.server", "seed", "init_seed")
-_NOT_SHOWN += ("method.name", "method._target_")
+_NOT_SHOWN = (
+    "output_dir", "sweep", "logger", "evaluation.server", "rollouts.server", "seed", "init_seed", "method.name",
+    "method._target_",
+)  # fmt: skip
 
 
 def origins(gathered: Gathered) -> dict[str, Any]:

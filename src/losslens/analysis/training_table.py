@@ -40,7 +40,7 @@ def _steps(file: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             values = json.loads(line)
-            step = {"step": int(values["step"])}
+            step: dict[str, Any] = {"step": int(values["step"])}
             step |= {_column(name): float(value) for name, value in values.items() if name.startswith(_PREFIX)}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{file}: line {number} is not a logged step") from error
