@@ -37,14 +37,17 @@ class Page(HTMLParser):
         self.scripts: list[tuple[dict[str, str | None], str]] = []
         self.text = ""
         self._inside = ""
+        self._section: str | None = None
         self._rows: list[list[str]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         self._inside = tag if tag in ("script", "style", "caption") else self._inside
+        if tag == "section":
+            self._section = dict(attrs)["id"]
         if tag == "script":
-            self.scripts.append((dict(attrs), ""))
+            self.scripts.append(({**dict(attrs), "section": self._section}, ""))
         elif tag == "table":
             self._rows = []
         elif tag == "tr":
@@ -74,7 +77,16 @@ class Page(HTMLParser):
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        return [json.loads(script) for attributes, script in self.scripts if attributes.get("type")]
+        """Those of the sections; what is at a glance is in tests/test_glance.py."""
+        return [plot for section, plot in self._plots if section != "glance"]
+
+    @property
+    def glance(self) -> list[dict[str, Any]]:
+        return [plot for section, plot in self._plots if section == "glance"]
+
+    @property
+    def _plots(self) -> list[tuple[str | None, dict[str, Any]]]:
+        return [(a["section"], json.loads(script)) for a, script in self.scripts if a.get("type")]
 
 
 def run(name: str, method: str, **columns: Any) -> dict[str, Any]:
@@ -144,7 +156,7 @@ def report(tmp_path: Path):
 
 def test_a_whole_analysis(report) -> None:
     page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS, manifest={"left_out": {"x": "it was not completed"}})
-    assert page.sections == ["learning-rate", "runs", "trajectories", "left-out", "provenance"]
+    assert page.sections == ["glance", "learning-rate", "runs", "trajectories", "left-out", "provenance"]
     assert page.tables["What was not compared, and why"][1] == ["x", "it was not completed"]
     assert "0123456789ab, with changes" in page.text
     assert "secret" not in page.text
@@ -154,12 +166,12 @@ def test_a_whole_analysis(report) -> None:
 
 def test_a_section_needs_its_table(report, tmp_path: Path) -> None:
     assert report().sections == ["provenance"]
-    assert report(runs=RUNS).sections == ["runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
     for name in ("ablation", "trajectories"):
         (tmp_path / f"{name}.csv").write_text("arm,method,run\n")
-    assert report(runs=RUNS).sections == ["runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
     (tmp_path / "ablation.csv").write_text("")
-    assert report(runs=RUNS).sections == ["runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
 
 
 def test_what_is_no_table_is_named(report, tmp_path: Path) -> None:
@@ -233,7 +245,7 @@ def test_nothing_is_loaded_from_anywhere(report) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none';")
     assert "http" not in policy
-    scripts = [script for attributes, script in page.scripts if not attributes]
+    scripts = [script for attributes, script in page.scripts if not attributes.get("type")]
     assert len(scripts) == 2
     assert [len(script) > 1_000_000 for script in scripts] == [True, False]
     for script in scripts:

@@ -56,5 +56,5 @@ def _no_base(analysis: AnalysisFolder) -> Iterable[str]:
 def _lost(comparison: Comparison) -> Iterable[str]:
     for loss in comparison.losses:
         if loss.diverged:
-            total = comparison.runs["arm"].eq(loss.arm).sum()
+            total = int(comparison.runs["arm"].eq(loss.arm).sum())
             yield f"{loss.name}: {loss.diverged} of {total} run{'s' * (total != 1)} diverged or collapsed."

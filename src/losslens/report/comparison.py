@@ -23,7 +23,7 @@ MEASURES = (
 _NULLS = tuple(f"{measure}_null" for measure in MEASURES[:7])
 # Characters of a name that stands beside a row or over a column.
 _LONGEST = 24
-_BESIDE = ("barrier_chord_low", "barrier_chord_high")
+_BESIDE = ("barrier_chord_low", "barrier_chord_high", "p_holm")
 
 
 @dataclass(frozen=True)
