@@ -230,8 +230,8 @@ def _cell(text: str) -> str:
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
-    "‖ΔW‖": r"$\|\Delta W\|$", "ΔW": r"$\Delta W$", "−": r"$-$", "–": "--", "…": r"\ldots{}", "±": r"$\pm$", "°": r"$^\circ$", "‖": r"$\|$", "Δ": r"$\Delta$",
-    "∠": r"$\angle$", "✕": r"$\times$", "₁": r"$_1$", "α": r"$\alpha$", "’": "'", "×": r"$\times$",
+    "‖ΔW‖": r"$\|\Delta W\|$", "ΔW": r"$\Delta W$", "Δ": r"$\Delta$", "∠": r"$\angle$", "₁": r"$_1$", "α": r"$\alpha$",
+    "−": r"$-$", "–": "--", "…": r"\ldots{}", "±": r"$\pm$", "°": r"$^\circ$", "✕": r"$\times$", "×": r"$\times$",
 }  # fmt: skip
 
 

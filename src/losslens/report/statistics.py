@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import NOTHING, difference, number, p_value, percent, whole
+from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
 from losslens.report.parts import Cell, Column, Row, Section, Table, downloadable
 from losslens.report.style import colour
 
@@ -33,6 +33,8 @@ def section(analysis: AnalysisFolder) -> Section | None:
         text=[_summary(analysis, pairs), *_detectable(pairs)],
         tables=[_table(analysis, pairs), *([spread] if spread else [])],
         notes=[
+            "A run is named by its number in the table of runs, its learning rate, and the seeds of the data's order (s) "
+            "and of the initial adapter (A).",
             "b, c: problems that only the first, only the second run has right (of several samples: more often right). "
             "p: McNemar's exact test on them; mid-p counts the observed table half. Holm: p corrected for the family.",
             "Underpowered: so few problems tell the two apart that no outcome of them, or none with a single contrary "
@@ -72,9 +74,8 @@ def _detectable(pairs: pd.DataFrame) -> list[str]:
 
 
 def _table(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Table:
-    runs = analysis.table("runs", ("run", "method"), ())
-    numbers = {name: place for place, name in enumerate(dict.fromkeys(runs["run"]))}
-    methods = dict(zip(runs["run"], runs["method"], strict=True))
+    runs = analysis.table("runs", ("run", "method"), ("learning_rate", "seed", "init_seed"))
+    known = runs.drop_duplicates("run").reset_index(drop=True).reset_index(names="number").set_index("run")
     reference = analysis.manifest.get("reference")
     caption = "Every pair of runs, the smallest p first"
     shown = pairs
@@ -88,10 +89,7 @@ def _table(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Table:
     ]  # fmt: skip
     rows = []
     for _, pair in shown.sort_values("mcnemar_p", kind="stable").iterrows():
-        names = [
-            Cell(f"{numbers.get(pair[run], '')} {pair[run]}".strip(), colour=colour(methods.get(pair[run], "")))
-            for run in ("run_a", "run_b")
-        ]
+        names = [_run(pair[run], known) for run in ("run_a", "run_b")]
         interval = f"{difference(pair['diff_low'])} … {difference(pair['diff_high'])}"
         cells = [
             *names, Cell(difference(pair["accuracy_diff"])), Cell(interval), Cell(whole(pair["mcnemar_b"])),
@@ -102,6 +100,17 @@ def _table(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Table:
         ]  # fmt: skip
         rows.append(Row(cells))
     return downloadable(analysis, "pairs", caption, columns, rows)
+
+
+def _run(name: str, known: pd.DataFrame) -> Cell:
+    """A run by its number in the table of runs, so that the row is no wider than a screen."""
+    if name not in known.index:
+        return Cell(name)
+    run = known.loc[name]
+    if pd.isna(run["seed"]):
+        return Cell(f"{run['number']} {name}", colour=colour(run["method"]))
+    seeds = f"{rate(run['learning_rate'])} s{whole(run['seed'])} A{whole(run['init_seed'])}"
+    return Cell(f"{run['number']} {run['method']}", seeds, colour=colour(run["method"]))
 
 
 def _spread(analysis: AnalysisFolder) -> Table | None:
