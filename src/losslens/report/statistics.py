@@ -33,7 +33,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
         text=[_summary(analysis, pairs), *_detectable(pairs)],
         tables=[_table(analysis, pairs), *([spread] if spread else [])],
         notes=[
-            "A run is named by its number in the table of runs, its learning rate, and the seeds of the data's order (s) "
+            "A run is named by its number in the table of runs, its rate, and the seeds of the data's order (s) "
             "and of the initial adapter (A).",
             "b, c: problems that only the first, only the second run has right (of several samples: more often right). "
             "p: McNemar's exact test on them; mid-p counts the observed table half. Holm: p corrected for the family.",
