@@ -185,8 +185,8 @@ class TestAccuracy:
         rft = arm("rft", "conventional", 1e-3, base_verdict="underpowered")
         assert self.said(folder, dpo, rft) == (
             "Accuracy (500 problems of arithmetic, p after Holm): DPO (−20.0 points, 95% −25.0 … −15.0, p < 0.001) is "
-            "worse than the base (57.6%); of the others no difference was shown; of RFT 1e-3 too few answers differ to show "
-            "any (underpowered); DPO (−22.0 points, 95% −27.0 … −17.0, p = 0.040) is worse than SFT (60.0%)."
+            "worse than the base (57.6%); of the others no difference was shown; of RFT 1e-3 too few answers differ to "
+            "show any (underpowered); DPO (−22.0 points, 95% −27.0 … −17.0, p = 0.040) is worse than SFT (60.0%)."
         )
 
     def test_a_single_run_must_pass_as_a_run_too(self, folder) -> None:

@@ -30,8 +30,7 @@ def draw(_: AnalysisFolder, comparison: Comparison) -> Figure | None:
     drawn = figure(PAGE if wide else COLUMN, 0.9 + 0.3 * (not level) + count * (0.3 if wide else 0.36))
     axes = drawn.add_subplot()
     values = [[comparison.average("cosine", a, b) for b in losses] for a in losses]
-    colours = LinearSegmentedColormap.from_list("cosine", [AGAINST, "#ffffff", ALONG])
-    colours.set_bad("#ffffff")
+    colours = LinearSegmentedColormap.from_list("cosine", [AGAINST, "#ffffff", ALONG]).with_extremes(bad="#ffffff")
     axes.imshow([[average.value for average in row] for row in values], cmap=colours, vmin=-1, vmax=1, aspect="auto")
     for y, row in enumerate(values):
         for x, average in enumerate(row):
