@@ -179,7 +179,7 @@ class TestContent:
         points = [line for line in axes.lines if line.get_marker() in ("o", "D")]
         assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(0.54, 0), (0.54, 1), (0.54, 2)]
         assert [to_hex(line.get_color()).upper() for line in points] == [colour(m) for m in ("sft", "rft", "dpo")]
-        assert [line.get_marker() for line in points] == ["o", "o", "D"]  # DPO at another rate
+        assert [line.get_marker() for line in points] == ["o", "o", "o"]  # every method has one rate
         assert [label.get_text() for label in axes.get_yticklabels()] == ["SFT", "RFT", "DPO"]
         assert [text.get_text() for text in axes.texts] == ["base"]
 
@@ -200,6 +200,8 @@ class TestContent:
         rft, dpo, own = drawn(connectivity, analysis).axes[0].lines
         assert [list(line.get_ydata()) for line in (rft, dpo, own)] == [[2, 2.5, 3], [4, 3.5, 3], [1, 1.5, 2]]
         assert list(dpo.get_xdata()) == [0, 0.5, 1]
+        *_, own = drawn(connectivity, write(analysis.path, manifest={"reference": AGAIN["run"]})).axes[0].lines
+        assert list(own.get_ydata()) == [2, 1.5, 1]
 
     def test_the_learning_rates(self, analysis: AnalysisFolder) -> None:
         assert learning_rate.draw(analysis, Comparison(analysis)) is None

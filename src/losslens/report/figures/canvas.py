@@ -86,7 +86,9 @@ def dash(rates: Sequence[float], value: float) -> Any:
 
 
 def rates_of(losses: Sequence[Loss]) -> list[float]:
-    """Their learning rates, the largest first."""
+    """Their learning rates, the largest first; none where no method has several, and there is nothing to tell apart."""
+    if len({loss.method for loss in losses}) == len({(loss.method, loss.learning_rate) for loss in losses}):
+        return []
     return sorted({loss.learning_rate for loss in losses if loss.learning_rate == loss.learning_rate}, reverse=True)
 
 
@@ -122,7 +124,7 @@ def key(losses: Sequence[Loss]) -> list[Line2D]:
 def legend_above(drawn: Figure, handles: Sequence[Line2D]) -> None:
     """The key, above all axes, row by row."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = 4 if longest < 8 else 3 if longest < 13 else 2
+    columns = 4 if longest < 8 else 3 if longest < 13 else 2 if longest < 21 else 1
     drawn.set_figheight(drawn.get_figheight() + 0.15 * max(0, -(-len(handles) // columns) - 2))
     drawn.legend(handles=list(handles), loc="outside upper left", ncols=columns)
 

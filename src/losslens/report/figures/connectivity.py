@@ -16,7 +16,8 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     reference = comparison.reference
     if reference is None or curves.empty:
         return None
-    by_loss = {loss: _from(reference, comparison.between(loss, reference), curves) for loss in comparison.others}
+    first = analysis.manifest.get("reference")
+    by_loss = {loss: _from(reference, first, comparison.between(loss, reference), curves) for loss in comparison.others}
     by_loss = {loss: along for loss, along in by_loss.items() if len(along)}
     if not by_loss:
         return None
@@ -26,7 +27,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     for loss, along in by_loss.items():
         axes.plot(along.index, along, **line_of(loss, list(by_loss), len(along)))
     handles = key(list(by_loss))
-    own = _from(reference, comparison.repetitions(reference), curves)
+    own = _from(reference, first, comparison.repetitions(reference), curves)
     if len(own):
         handles += axes.plot(own.index, own, color=INK, linestyle="--", label=f"{reference.name}, other order")
     axes.set_xlim(0, 1)
@@ -37,9 +38,9 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     return drawn
 
 
-def _from(reference: Loss, pairs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
-    """The curves of these pairs from the reference on, averaged over them, by α."""
+def _from(reference: Loss, first: str | None, pairs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
+    """The curves of these pairs from the reference on (of its own runs: from `first`), averaged over them, by α."""
     rows = curves.merge(pairs[["run_a", "run_b"]], on=["run_a", "run_b"])
-    forward = rows["run_a"].isin(reference.runs)
+    forward = (rows["run_a"] == first) | (rows["run_a"].isin(reference.runs) & (rows["run_b"] != first))
     alpha = rows["alpha"].where(forward, 1 - rows["alpha"]).round(6)
     return rows.assign(alpha=alpha).groupby("alpha")["loss"].mean()
