@@ -8,10 +8,16 @@ from losslens.cli import Tasks, run
 def load() -> Tasks:
     """What this script does."""
     from losslens.analysis.job import analyze_job
+    from losslens.report.figures.write import write_figures
     from losslens.report.page import write_report
+    from losslens.report.paper_tables import write_tables
 
     def job(config: DictConfig) -> None:
-        print(write_report(analyze_job(config)))
+        folder = analyze_job(config)
+        report = write_report(folder)
+        write_figures(folder)
+        write_tables(folder)
+        print(report)
 
     return job, lambda: 0
 

@@ -47,6 +47,8 @@ CONTRACT = {
     "layers": "run_a run_b layer cosine orthogonal_a_to_b angle_min_left",
     "connectivity": "run_a run_b alpha loss loss_low loss_high",
     "cka": "run_a run_b layer cka_unbiased n",
+    "training": "run step loss grad_norm lr",
+    "map": "run x y",
 }
 
 
@@ -692,11 +694,22 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert outcome.stdout.endswith(f"{folder / 'report.html'}\n")
     assert {file.name for file in folder.iterdir()} == {
         "runs.csv", "pairs.csv", "layers.csv", "connectivity.csv", "cka.csv", "floors.csv", "seeds.csv",
-        "ablation.csv", "trajectories.csv", "modules.parquet", "run_modules.parquet", "manifest.json", "report.html",
+        "ablation.csv", "trajectories.csv", "training.csv", "map.csv", "modules.parquet", "run_modules.parquet",
+        "manifest.json", "report.html", "figures", "tables.md", "tables.tex",
     }  # fmt: skip
+    names = ("cosines", "accuracies", "norms", "angles", "connectivity")
+    assert {file.name for file in (folder / "figures").iterdir()} == {f"{n}.{k}" for n in names for k in ("pdf", "png")}
+    assert "At a glance" in (folder / "report.html").read_text(encoding="utf-8")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["held_out"]["sha256"]
-    assert len(manifest["adapters"]) == 6
+    assert len(manifest["adapters"]) == len(manifest["origins"]["runs"]) == 6
+    assert manifest["command"].startswith(f"python analyze.py output_dir={sweep}")
+    [trained_by] = manifest["origins"]["commands"]
+    assert "method=sft,rft,dft,rift,grpo,dpo" in trained_by
+    assert 0 < manifest["map"]["variance_kept"] <= 1
+    assert set(pd.read_csv(folder / "runs.csv")["arm"].dropna()) == {
+        f"{method}-conventional" for method in ("sft", "rft", "dft", "rift", "grpo", "dpo")
+    }
     assert manifest["settings"]["connectivity"]["points"] == 3
     assert pd.read_csv(folder / "pairs.csv")["barrier_chord"].notna().all()
     script("evaluate.py", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=20", f"output_dir={sweep}")

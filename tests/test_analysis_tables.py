@@ -25,6 +25,7 @@ from losslens.geometry.floors import random_agreement, random_angle_floor, rando
 from losslens.geometry.tables import AgainstBase, geometry_tables
 from losslens.models import LoadedModel, ModelSource
 from losslens.runs import Run
+from losslens.statistics import detectable_difference
 
 NAN = float("nan")
 MODEL = {"name": "t", "path": "t", "revision": None, "dtype": "auto", "device": "auto", "trust_remote_code": False}
@@ -90,6 +91,7 @@ class TestAccuracy:
         assert row["accuracy_diff"] == pytest.approx(1 / 3)
         assert row["p_holm"] == row["mcnemar_p"] == 1
         assert row["verdict"] == "underpowered"
+        assert pd.isna(row["detectable_diff"])
 
     def test_several_samples_stay_together(self, tmp_path: Path) -> None:
         """x: 2, 1, 0 of two right; y: 1, 1, 1. Better on one problem each; means ½ and ½; n = 3 problems."""
@@ -98,6 +100,7 @@ class TestAccuracy:
         subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
         row = pair_table(gathered(subjects), "quiz", [("x", "y")]).iloc[0]
         assert (row["mcnemar_b"], row["mcnemar_c"], row["accuracy_diff"]) == (1, 1, 0)
+        assert pd.isna(row["detectable_diff"])
         runs = run_table(gathered(subjects), pd.DataFrame({"run": ["x", "y"], "norm": [1.0, 2.0]}))
         assert runs["n"].tolist() == [3, 3]
         assert runs["accuracy"].tolist() == [0.5, 0.5]
@@ -117,6 +120,7 @@ class TestAccuracy:
         assert table.loc["x", "base_mcnemar_p"] == pytest.approx(2 / 1024)
         assert table.loc["x", "base_p_holm"] == pytest.approx(4 / 1024)
         assert pd.isna(table.loc["base", "base_verdict"])
+        assert table.loc["x", "base_detectable"] == detectable_difference(10, 20, 0.05 / 2)
 
     def test_the_midpoint_stands_between_its_ends(self, tmp_path: Path) -> None:
         x = scored(tmp_path / "x", {"p": [True], "q": [True], "r": [False], "s": [True]})

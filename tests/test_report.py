@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import io
 import json
@@ -16,9 +17,11 @@ import pandas as pd
 import pytest
 
 from losslens.errors import InputError
+from losslens.report.citation import ARXIV, STUDY, TITLE
 from losslens.report.numbers import difference, number, p_value, percent, rate, whole
 from losslens.report.page import write_report
 from losslens.report.style import Rates, colour
+from tests.conftest import ROOT
 
 MANIFEST: dict[str, Any] = {
     "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic", "settings": {"top": 10, "at": "end"},
@@ -37,14 +40,17 @@ class Page(HTMLParser):
         self.scripts: list[tuple[dict[str, str | None], str]] = []
         self.text = ""
         self._inside = ""
+        self._section: str | None = None
         self._rows: list[list[str]] = []
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         self._inside = tag if tag in ("script", "style", "caption") else self._inside
+        if tag == "section":
+            self._section = dict(attrs)["id"]
         if tag == "script":
-            self.scripts.append((dict(attrs), ""))
+            self.scripts.append(({**dict(attrs), "section": self._section}, ""))
         elif tag == "table":
             self._rows = []
         elif tag == "tr":
@@ -74,7 +80,16 @@ class Page(HTMLParser):
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        return [json.loads(script) for attributes, script in self.scripts if attributes.get("type")]
+        """Those of the sections; what is at a glance is in tests/test_glance.py."""
+        return [plot for section, plot in self._plots if section != "glance"]
+
+    @property
+    def glance(self) -> list[dict[str, Any]]:
+        return [plot for section, plot in self._plots if section == "glance"]
+
+    @property
+    def _plots(self) -> list[tuple[str | None, dict[str, Any]]]:
+        return [(a["section"], json.loads(script)) for a, script in self.scripts if a.get("type")]
 
 
 def run(name: str, method: str, **columns: Any) -> dict[str, Any]:
@@ -144,7 +159,7 @@ def report(tmp_path: Path):
 
 def test_a_whole_analysis(report) -> None:
     page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS, manifest={"left_out": {"x": "it was not completed"}})
-    assert page.sections == ["learning-rate", "runs", "trajectories", "left-out", "provenance"]
+    assert page.sections == ["glance", "learning-rate", "runs", "trajectories", "left-out", "provenance"]
     assert page.tables["What was not compared, and why"][1] == ["x", "it was not completed"]
     assert "0123456789ab, with changes" in page.text
     assert "secret" not in page.text
@@ -154,12 +169,12 @@ def test_a_whole_analysis(report) -> None:
 
 def test_a_section_needs_its_table(report, tmp_path: Path) -> None:
     assert report().sections == ["provenance"]
-    assert report(runs=RUNS).sections == ["runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
     for name in ("ablation", "trajectories"):
         (tmp_path / f"{name}.csv").write_text("arm,method,run\n")
-    assert report(runs=RUNS).sections == ["runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
     (tmp_path / "ablation.csv").write_text("")
-    assert report(runs=RUNS).sections == ["runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
 
 
 def test_what_is_no_table_is_named(report, tmp_path: Path) -> None:
@@ -233,7 +248,7 @@ def test_nothing_is_loaded_from_anywhere(report) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none';")
     assert "http" not in policy
-    scripts = [script for attributes, script in page.scripts if not attributes]
+    scripts = [script for attributes, script in page.scripts if not attributes.get("type")]
     assert len(scripts) == 2
     assert [len(script) > 1_000_000 for script in scripts] == [True, False]
     for script in scripts:
@@ -343,6 +358,70 @@ def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
     assert [line["y"] for line in lines] == [pytest.approx([0.305, 0.605]), [5.0]]
     assert lines[1]["text"] == ["✕ diverged"]
     assert "1 diverges and is a line of its own, marked ✕." in page.text
+
+
+def test_the_tables_that_no_section_shows_can_be_had_too(report, tmp_path: Path) -> None:
+    (tmp_path / "layers.csv").write_text("run_a,layer\n" + "sft,1\n" * 100_000)
+    (tmp_path / "modules.parquet").write_bytes(b"")
+    page = report(runs=RUNS, map=[{"run": "sft", "x": 1, "y": 2}], floors=[{"method": "sft"}][:0])
+    links = {a["download"]: a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a}
+    assert list(links) == ["runs.csv", "layers.csv.gz", "map.csv"]
+    packed = base64.b64decode(links["layers.csv.gz"].partition("base64,")[2])
+    assert gzip.decompress(packed).count(b"sft,1") == 100_000
+    assert "modules.parquet" in page.text
+
+
+def test_where_the_runs_come_from(report) -> None:
+    runs = {
+        "sft": {"commit": "a" * 40, "changed": False, "versions": {}, "precision": {"dtype": "float32"},
+                "started": "2026-11-22", "seconds": 15.5, "own": {"lr.of_run": 0.001}},
+        "dpo": {"commit": "b" * 40, "changed": True, "versions": {"torch": "2.0"}, "precision": {"dtype": "bfloat16"},
+                "started": "2026-11-22", "seconds": None, "own": {}},
+    }  # fmt: skip
+    counts = {"folder": "r-1", "rollouts": 2400, "prompts": 600, "share_right": 0.728, "share_mixed_groups": 0.518}
+    origins = {
+        "data": ["arithmetic"], "rollouts": [counts], "base": [{"sha256": "ba5e"}], "runs": runs,
+        "commands": ["python train.py -m method=sft,dpo"], "configuration": {"optim.max_steps": 100},
+    }  # fmt: skip
+    page = report(
+        runs=RUNS, manifest={"origins": origins, "command": "python analyze.py", "adapters": {"sft": "c0ffee"}}
+    )
+    assert [row[0] for row in page.tables["Commands"][1:]] == ["python train.py -m method=sft,dpo", "python analyze.py"]
+    assert ["rollouts.folder", "r-1"] in page.tables["Settings and versions"]
+    assert ["base.sha256", "ba5e"] in page.tables["Settings and versions"]
+    assert page.tables["Configuration that all runs share"][1] == ["optim.max_steps", "100"]
+    assert page.tables["Runs: where each comes from"][1:] == [
+        ["sft", "lr.of_run=0.001", "aaaaaaaaaaaa", "2026-11-22", "16", "c0ffee"],
+        ["dpo", "torch=2.0", "bbbbbbbbbbbb, with changes", "2026-11-22", "–", "–"],
+    ]
+    for warning in (
+        "The runs come from 2 commits of the code.",
+        "1 run of 2 came from code with changes that are in no commit.",
+        "1 run of 2 came from other versions of the packages than the analysis.",
+        "The runs were trained in different precisions, or on different devices.",
+        "The analysis' code had changes that are in no commit; manifest.json has them.",
+    ):
+        assert warning in page.text
+    assert "2400, 72.8% right, 51.8% of the groups mixed" in page.text
+
+
+def test_how_to_cite(report) -> None:
+    """As CITATION.cff has it, which is not in the package."""
+    cff = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'title: "{TITLE}"' in cff
+    assert f"title: {STUDY}" in cff
+    assert f"value: arXiv:{ARXIV}" in cff
+    software, study = report().tables["How to cite"][1:]
+    assert f"The LossLens authors. {TITLE} Software, version 0.1.0, 2026. @software{{losslens," in software[1]
+    assert f"{STUDY}. arXiv:2606.23740, 2026. @article{{arxiv260623740," in study[1]
+
+
+def test_a_finding_leads_to_its_section(report) -> None:
+    """Only where the page has it."""
+    page = report(runs=[base_run(), run("a", "sft", norm=1.0), run("b", "dpo", norm=0.1)])
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links.count("#runs") == 2  # the contents, and the sizes
+    assert "from DPO's 0.100 to SFT's 1.000" in page.text
 
 
 def test_a_table_can_be_had(report) -> None:

@@ -6,10 +6,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest, norm
 
 from losslens.statistics import (
     McNemar,
     bootstrap_difference,
+    detectable_difference,
     holm,
     mcnemar,
     sign_flip,
@@ -143,3 +145,45 @@ class TestSignFlip:
             found["flip"] += sign_flip(share, base.astype(float), resamples=999) < 0.05
         assert found["mcnemar"] > 30
         assert found["flip"] <= 9  # 3 are expected
+
+
+class TestDetectableDifference:
+    def test_by_hand(self) -> None:
+        """All of ten problems discordant: 2·(1 + 10)/2¹⁰ = .021 passes .05, 2·(1 + 10 + 45)/2¹⁰ = .109 does not, so
+        nine must be on one side: q¹⁰ + 10·q⁹(1 − q) and the same of the other side are .8 together; δ = 2q − 1."""
+        q = (1 + detectable_difference(10, 10, 0.05)) / 2
+        r = 1 - q
+        assert q**10 + 10 * q**9 * r + r**10 + 10 * r**9 * q == pytest.approx(0.8, abs=1e-5)
+
+    def test_with_so_little_disagreement_nothing_is(self) -> None:
+        """Five discordant problems on one side have p = 2/2⁵ = .06; all of six .03, but in 64 of 100 samples only."""
+        assert math.isnan(detectable_difference(5, 5, 0.05))
+        assert math.isnan(detectable_difference(0, 500, 0.05))
+        assert math.isnan(detectable_difference(0, 0, 0.05))
+        assert detectable_difference(6, 6, 0.05) == pytest.approx(2 * 0.8 ** (1 / 6) - 1, abs=1e-4)
+
+    @pytest.mark.parametrize(("discordant", "n"), [(43, 500), (200, 1319), (900, 3000)])
+    @pytest.mark.parametrize("tests", [1, 15])
+    def test_near_the_normal_approximation(self, discordant: int, n: int, tests: int) -> None:
+        """Connor (1987), solved for δ: √ψ·(z_α√n + z_β√(n − z_α² + z_β²))/(n + z_β²)."""
+        a, b, share = norm.isf(0.05 / tests / 2), norm.ppf(0.8), discordant / n
+        approximate = math.sqrt(share) * (a * math.sqrt(n) + b * math.sqrt(n - a**2 + b**2)) / (n + b**2)
+        assert detectable_difference(discordant, n, 0.05 / tests) == pytest.approx(approximate, rel=0.04)
+
+    def test_it_is_found_in_eight_of_ten_samples(self) -> None:
+        n, discordant, level = 500, 60, 0.05 / 28
+        share, difference = discordant / n, detectable_difference(discordant, n, level)
+        drawn = np.random.default_rng(0).multinomial(
+            n, [(share + difference) / 2, (share - difference) / 2, 1 - share], size=2000
+        )
+        found = [binomtest(int(b), int(b + c)).pvalue <= level for b, c, _ in drawn]
+        assert np.mean(found) == pytest.approx(0.8, abs=0.03)  # 0.009 is the standard error
+
+    def test_more_tests_and_fewer_problems_ask_for_more(self) -> None:
+        assert detectable_difference(60, 500, 0.05 / 28) > detectable_difference(60, 500, 0.05)
+        assert detectable_difference(30, 250, 0.05) > detectable_difference(60, 500, 0.05)
+
+
+def test_problems_are_counted_where_each_has_one_outcome() -> None:
+    assert mcnemar(*outcomes(9, 1)).n == 20
+    assert mcnemar(np.full(6, 0.5), np.zeros(6)).n == 0

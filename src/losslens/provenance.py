@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import subprocess
+import sys
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +17,8 @@ from losslens.files import read_json
 _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "reasoning-gym", "numpy")
 # In a copy of the code that was made for a job (losslens.slurm.code): what `code` gave where it was copied from.
 KEPT_CODE = "code.json"
+# Not a scheduler's own program, which a job's command line is of.
+_SCRIPTS = ("train.py", "analyze.py")
 _SCHEDULER = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
@@ -24,7 +28,13 @@ JOB_LOG = "LOSSLENS_JOB_LOG"
 
 def here() -> dict[str, Any]:
     """What a manifest says of where it was written."""
-    return {"versions": versions(), "code": code(), "machine": machine()}
+    return {"command": command(), "versions": versions(), "code": code(), "machine": machine()}
+
+
+def command() -> str | None:
+    """The command line that this process was started by; None where it is not one of the scripts."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["python", name, *sys.argv[1:]]) if name in _SCRIPTS else None
 
 
 def versions() -> dict[str, str]:

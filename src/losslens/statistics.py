@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.stats import binom, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -22,12 +24,14 @@ class McNemar:
         c: Problems that only the second run has right.
         p: Exact two-sided p: binomial, b of b + c at ½.
         mid_p: The same with half the weight on the observed table (Lancaster 1961; Fagerland et al. 2013).
+        n: Problems, where each has one outcome, right or wrong; 0 where outcomes are shares of several samples.
     """
 
     b: int
     c: int
     p: float
     mid_p: float
+    n: int = 0
 
 
 def wilson_interval(right: float, n: int) -> tuple[float, float]:
@@ -46,7 +50,8 @@ def mcnemar(first: NDArray[np.float64], second: NDArray[np.float64]) -> McNemar:
     p = float(statsmodels_mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0
     # Twice the smaller tail counts the observed table once; mid-p counts it half.
     mid_p = p - float(binom.pmf(min(b, c), b + c, 0.5)) if b != c else 1 - float(binom.pmf(b, b + c, 0.5)) / 2
-    return McNemar(b, c, p, min(1.0, mid_p) if b + c else 1.0)
+    single = np.isin([first, second], [0, 1]).all()
+    return McNemar(b, c, p, min(1.0, mid_p) if b + c else 1.0, len(first) if single else 0)
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
@@ -67,6 +72,47 @@ def verdict(test: McNemar, p_holm: float, tests: int, level: float = 0.05) -> st
     if p_holm <= level:
         return "a better" if test.b > test.c else "b better"
     return "underpowered" if 2 * (1 + discordant) / 2.0**discordant > level / tests else "not significant"
+
+
+@lru_cache(maxsize=4096)
+def detectable_difference(discordant: int, n: int, level: float, power: float = 0.8) -> float:
+    """The smallest difference of two accuracies that McNemar's exact test would find in `power` of such samples.
+
+    Of n problems each is discordant with the probability ψ that was seen, (b + c)/n, and then right for the better run
+    with q = (1 + δ/ψ)/2, δ being the difference of the accuracies. The test finds it where the exact p of b against
+    m − b, 2·P(Bin(m, ½) ≥ max(b, m − b)), is at most `level`. Its power is
+
+        Σ_m P(Bin(n, ψ) = m)·[P(Bin(m, q) ≤ k_m) + P(Bin(m, q) ≥ m − k_m)],
+
+    k_m the largest k with 2·P(Bin(m, ½) ≤ k) ≤ level. It rises with δ, so the δ at which it is `power` is found by
+    root finding. It is the exact form of Connor (1987), whose normal approximation is
+    δ = √ψ·(z_α·√n + z_β·√(n − z_α² + z_β²))/(n + z_β²).
+
+    Args:
+        discordant: b + c.
+        n: Problems.
+        level: Of the test: of several, Holm's first threshold.
+        power: How often it is to be found.
+
+    Returns:
+        NaN where no difference would be: with disagreement this rare, not even one that is all on one side.
+    """
+    share = discordant / n if n else 0.0
+    spread = 8 * np.sqrt(n * share * (1 - share)) + 1
+    counts = np.arange(max(0, int(discordant - spread)), min(n, int(discordant + spread) + 1) + 1)
+    weights = binom.pmf(counts, n, share)
+    # ppf gives the smallest k whose P(X ≤ k) reaches level/2; wanted is the largest that does not exceed it.
+    critical = binom.ppf(level / 2, counts, 0.5)
+    critical -= binom.cdf(critical, counts, 0.5) > level / 2
+
+    def found(difference: float) -> float:
+        q = (1 + difference / share) / 2
+        either = binom.cdf(critical, counts, q) + binom.sf(counts - critical - 1, counts, q)
+        return float(np.sum(weights * np.where(critical < 0, 0.0, either)))
+
+    if share == 0 or found(share) < power:
+        return float("nan")
+    return float(brentq(lambda difference: found(difference) - power, 0.0, share, xtol=1e-6))
 
 
 def sign_flip(first: NDArray[np.float64], second: NDArray[np.float64], resamples: int = 9999, seed: int = 0) -> float:

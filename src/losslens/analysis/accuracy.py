@@ -15,7 +15,15 @@ from losslens.analysis.subjects import Gathered, Subject
 from losslens.errors import InputError
 from losslens.evaluation import read_outcomes
 from losslens.runs import Run
-from losslens.statistics import McNemar, bootstrap_difference, holm, mcnemar, verdict, wilson_interval
+from losslens.statistics import (
+    McNemar,
+    bootstrap_difference,
+    detectable_difference,
+    holm,
+    mcnemar,
+    verdict,
+    wilson_interval,
+)
 
 RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
@@ -23,7 +31,7 @@ RUN_COLUMNS = (
     "norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max",
     "off_principal", "off_principal_null", "benchmark", "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high", "base_mcnemar_p", "base_mcnemar_midp", "base_p_holm",
-    "base_verdict",
+    "base_detectable", "base_verdict",
 )  # fmt: skip
 _WHOLE_NUMBERS = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
 
@@ -94,7 +102,7 @@ def pair_table(gathered: Gathered, benchmark: str | None, family: Sequence[Pair]
     correct_for_many(rows, tests, family)
     names = [
         "run_a", "run_b", "mcnemar_b", "mcnemar_c", "mcnemar_p", "mcnemar_midp", "p_holm", "verdict",
-        "accuracy_diff", "diff_low", "diff_high",
+        "accuracy_diff", "diff_low", "diff_high", "detectable_diff",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=names).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
 
@@ -215,8 +223,9 @@ def _add_base_comparison(rows: list[dict[str, Any]], gathered: Gathered) -> None
                 ("base_mcnemar_p", "mcnemar_p"),
                 ("base_mcnemar_midp", "mcnemar_midp"),
                 ("base_p_holm", "p_holm"),
+                ("base_detectable", "detectable_diff"),
             ):
-                row[column] = columns[theirs]
+                row[column] = columns.get(theirs)
             row["base_verdict"] = {"a better": "better", "b better": "worse"}.get(
                 columns["verdict"], columns["verdict"]
             )
@@ -256,5 +265,9 @@ def correct_for_many(rows: list[dict[str, Any]], tests: dict[Pair, McNemar], fam
     for row in rows:
         pair = (row["run_a"], row["run_b"])
         if pair in corrected:
+            test = tests[pair]
             row["p_holm"] = float(corrected[pair])
-            row["verdict"] = verdict(tests[pair], row["p_holm"], len(members))
+            row["verdict"] = verdict(test, row["p_holm"], len(members))
+            # Of several samples a problem, b and c count other things than the difference does.
+            if test.n:
+                row["detectable_diff"] = detectable_difference(test.b + test.c, test.n, 0.05 / len(members))

@@ -99,6 +99,15 @@ def arms_of(gathered: Gathered) -> list[Arm]:
     return arms
 
 
+def arm_names(arms: Sequence[Arm]) -> dict[str, str]:
+    """For each run's name that of its arm."""
+    names: dict[str, str] = {}
+    for arm in arms:
+        runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
+        names |= {run.name: arm.name() for run in runs}
+    return names
+
+
 def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
     """For each run's name the SFT run it is held against: of its seeds, and trained in all else most as it was.
 

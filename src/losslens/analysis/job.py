@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from tqdm import tqdm
 from losslens import provenance
 from losslens.analysis.ablation import Tabled, ablation_table
 from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
-from losslens.analysis.arms import arms_of, repetitions, sft_partners
+from losslens.analysis.arms import arm_names, arms_of, repetitions, sft_partners
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
 from losslens.analysis.floor_tables import Unrelated, floor_table
+from losslens.analysis.map_table import map_table
 from losslens.analysis.on_the_base import measure_on_the_base
+from losslens.analysis.origins import origins
 from losslens.analysis.pairs import all_pairs, choose, default_reference, find
 from losslens.analysis.points import moved, score_points
 from losslens.analysis.subjects import Gathered, find_runs, gather
@@ -30,6 +33,7 @@ from losslens.analysis.tables import (
     module_measures,
     pair_measures,
 )
+from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import trajectory_table
 from losslens.config import AnalyzeConfig, parse
 from losslens.files import atomic_file, write_json
@@ -109,6 +113,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         modules = module_measures(gathered, tables.modules, unrelated)
         bar.update()
         runs = run_table(gathered, unrelated.off_principal(tables.runs))
+        runs.insert(1, "arm", runs["run"].map(arm_names(arms)))
         bar.update()
         tabled = Tabled(runs, pair_rows)
         ablation = ablation_table(gathered, arms, gathered.by_name[reference], tabled, benchmark)
@@ -117,6 +122,8 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         ways = arms if config.at == "end" else []
         trajectories = trajectory_table(ways, sft, gathered.modules, cache, gathered.left_out)
         bar.update()
+    on_a_plane, kept = map_table(pair_rows)
+    training = training_table([*gathered.subjects, *gathered.diverged], gathered.left_out)
     facts = {
         "sweeps": config.sweeps,
         "adapters": {subject.name: subject.sha256 for subject in gathered.subjects},
@@ -127,6 +134,8 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         "holm_family": {"pairs": config.family, "tests": int(pair_rows["p_holm"].notna().sum())},
         "measured_pairs": [list(pair) for pair in based.curves],
         "held_out": based.held_out,
+        "map": {"variance_kept": None if math.isnan(kept) else kept},
+        "origins": origins(gathered),
         "points": {s.name: s.run.manifest for s in gathered.subjects if s.run} if config.at != "end" else {},
     }
     return Analysis(
@@ -142,6 +151,8 @@ def analyse(config: AnalyzeConfig) -> Analysis:
             seeds=seed_table(gathered, runs),
             ablation=ablation,
             trajectories=trajectories,
+            training=training,
+            map=on_a_plane,
         ),
         gathered,
         facts,

@@ -41,6 +41,8 @@ class Tables:
         seeds: One row a configuration with several seeds and benchmark.
         ablation: One row an arm: runs that differ in their seeds only, and name of its learning rate.
         trajectories: One row a run with snapshots and step.
+        training: One row a run and logged step.
+        map: One row a run that has a direction: a point of a plane.
     """
 
     runs: pd.DataFrame
@@ -54,6 +56,8 @@ class Tables:
     seeds: pd.DataFrame
     ablation: pd.DataFrame
     trajectories: pd.DataFrame
+    training: pd.DataFrame
+    map: pd.DataFrame
 
 
 def pair_measures(gathered: Gathered, rows: pd.DataFrame, based: OnTheBase, unrelated: Unrelated) -> pd.DataFrame:

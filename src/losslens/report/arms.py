@@ -46,6 +46,11 @@ def arms(analysis: AnalysisFolder) -> pd.DataFrame:
     return rows
 
 
+def is_matched(rows: pd.DataFrame) -> bool:
+    """Whether a method was trained at several learning rates: without that, loss and rate are not told apart."""
+    return bool(len(rows)) and bool((rows.groupby("method")["learning_rate"].nunique() > 1).any())
+
+
 def went_wrong(arm: Any) -> bool:
     """Whether a run of the arm diverged, or fell to nothing."""
     return bool(arm.diverged or arm.collapsed)

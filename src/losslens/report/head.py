@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import whole
+from losslens.report.numbers import percent, whole
 
 
 def title(analysis: AnalysisFolder) -> str:
@@ -18,6 +18,7 @@ def facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
     """Name and value of what is known."""
     manifest = analysis.manifest
     runs = analysis.table("runs", ("run", "method", "diverged"), ("seed",))
+    origins = manifest.get("origins") or {}
     found: list[tuple[str, Any]] = [("base", ", ".join(map(str, manifest.get("bases") or [])))]
     if len(runs):
         trained = runs[runs["method"] != "base"].drop_duplicates("run")
@@ -27,6 +28,7 @@ def facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
             ("runs", f"{len(trained)}, of which {diverged} diverged or collapsed" if diverged else str(len(trained))),
             ("seeds", f"{len(seeds)} ({', '.join(map(whole, seeds))})" if len(seeds) else ""),
         ]
+    found += [("data", ", ".join(map(str, origins.get("data") or []))), ("rollouts", _rollouts(origins))]
     written = datetime.fromtimestamp((analysis.path / "manifest.json").stat().st_mtime, UTC)
     found += [
         ("benchmark", manifest.get("benchmark")),
@@ -36,6 +38,15 @@ def facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
         ("analysed", f"{written:%Y-%m-%d %H:%M} UTC"),
     ]
     return [(name, str(value)) for name, value in found if value]
+
+
+def _rollouts(origins: dict[str, Any]) -> str:
+    """How many, and how many of them are right; which ones where there are several sets."""
+    sets = [each for each in origins.get("rollouts") or [] if each.get("rollouts")]
+    if len(sets) != 1:
+        return ", ".join(str(each.get("folder")) for each in sets)
+    right, mixed = percent(sets[0]["share_right"]), percent(sets[0]["share_mixed_groups"])
+    return f"{sets[0]['rollouts']}, {right} right, {mixed} of the groups mixed"
 
 
 def _where(settings: dict[str, Any], points: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from losslens.report.arm_figures import arm_figures
 from losslens.report.arm_table import arm_table
-from losslens.report.arms import arms
+from losslens.report.arms import arms, is_matched
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import rate
 from losslens.report.parts import Key, Section
@@ -19,10 +19,12 @@ def section(analysis: AnalysisFolder) -> Section | None:
     if rows.empty:
         return None
     rates = Rates(rows["learning_rate"])
+    matched = is_matched(rows)
+    about = "Arms at one learning rate differ in their loss, arms of one method in their rate."
     return Section(
         "learning-rate",
-        "The learning-rate-matched comparison",
-        text=["Arms at one learning rate differ in their loss, arms of one method in their rate."],
+        "The learning-rate-matched comparison" if matched else "The losses, averaged over their runs",
+        text=[about if matched else "An arm is all runs of one loss that differ in their seeds only."],
         key=Key(
             [(name, colour(name)) for name in rows["method"].unique()],
             [(rates.glyph(value), rate(value)) for value in rates.values],

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 NOTHING = "–"
+# A list in a sentence is no table: what is longer is cut, and says so.
+_MOST = 7
 
 
 def number(value: float, digits: int = 3) -> str:
@@ -20,6 +24,11 @@ def percent(value: float) -> str:
 def difference(value: float) -> str:
     """A difference of two percentages: `+2.5%`."""
     return NOTHING if pd.isna(value) else _signed(f"{value:+.1%}")
+
+
+def points(value: float) -> str:
+    """A difference of two percentages without its unit: `+2.5` (percentage points)."""
+    return NOTHING if pd.isna(value) else _signed(f"{100 * value:+.1f}")
 
 
 def degrees(value: float) -> str:
@@ -43,6 +52,13 @@ def rate(value: float) -> str:
         return NOTHING
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`; of a long list the first, and how many more."""
+    if len(names) > _MOST:
+        return f"{', '.join(names[:_MOST])} and {len(names) - _MOST} more"
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part) if names else ""
 
 
 def _signed(text: str) -> str:

@@ -12,14 +12,16 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from losslens.files import atomic_file
-from losslens.report import head, learning_rate, origin, runs, trajectories
+from losslens.report import downloads, glance, head, learning_rate, origin, runs, statistics, trajectories
 from losslens.report.folder import AnalysisFolder
 from losslens.report.parts import Section
 
 _HERE = Path(__file__).parent
 _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
+    glance.section,
     learning_rate.section,
     runs.section,
+    statistics.section,
     trajectories.section,
     origin.left_out,
     origin.provenance,
@@ -34,6 +36,7 @@ def write_report(folder: Path) -> Path:
     """
     analysis = AnalysisFolder(folder)
     sections = [section for make in _SECTIONS if (section := make(analysis))]
+    sections += [section] if (section := downloads.section(analysis, sections)) else []
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -111,6 +111,14 @@ class Key:
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One sentence that the numbers carry, and the id of the section that has them all."""
+
+    text: str
+    section: str
+
+
+@dataclass(frozen=True)
 class Section:
     """One section of the page.
 
@@ -118,6 +126,7 @@ class Section:
         id: Its anchor.
         title: Its heading.
         text: Paragraphs before the figures.
+        findings: What the numbers say, after the text.
         key: What colours and marks mean in its figures.
         figures: Its plots.
         tables: Its tables.
@@ -127,6 +136,7 @@ class Section:
     id: str
     title: str
     text: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
     key: Key | None = None
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()

@@ -10,14 +10,17 @@ from typing import Any
 import plotly.graph_objects as go
 
 # Okabe and Ito (2008): told apart whatever a reader's colour vision; legible on white and on black.
-_METHODS = {
+METHODS = {
     "sft": "#0072B2", "rft": "#56B4E9", "rift": "#009E73", "dft": "#CC79A7", "grpo": "#E69F00", "dpo": "#D55E00",
 }  # fmt: skip
 _OTHER = "#8C8C8C"
+# Of a cosine from −1 over 0 to 1: of these two, too, the paper's colour lies between.
+AGAINST, ALONG = METHODS["dpo"], METHODS["sft"]
 
 # page.css says what these are, in the light and in the dark; page.js asks it.
 INK = "var(--ink)"
 MUTED = "var(--muted)"
+PAPER = "var(--paper)"
 GRID = "var(--grid)"
 RULE = "var(--rule)"
 SHADE = "rgba(128,128,128,0.28)"
@@ -30,7 +33,12 @@ _DASHES = ("solid", "9px,5px", "2px,4px", "9px,4px,2px,4px", "16px,5px", "16px,4
 
 def colour(method: str) -> str:
     """The colour of a method, wherever it is shown."""
-    return _METHODS.get(method, _OTHER)
+    return METHODS.get(method, _OTHER)
+
+
+def name_of(method: str) -> str:
+    """`SFT`: what a text calls a method; a method that is not known here keeps its name."""
+    return method.upper() if method in METHODS else method
 
 
 def translucent(method: str, share: float) -> str:

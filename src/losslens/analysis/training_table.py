@@ -1,0 +1,52 @@
+"""What the runs logged while they trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from losslens.analysis.subjects import Diverged, Subject
+
+_PREFIX = "train/"
+_FIRST = ["run", "step", "loss", "grad_norm", "lr"]
+
+
+def training_table(runs: Iterable[Subject | Diverged], left_out: dict[str, str]) -> pd.DataFrame:
+    """One row a run and logged step; no row for runs without `metrics.jsonl`.
+
+    Args:
+        runs: The runs, also those without an end.
+        left_out: Gets the runs whose file is damaged, and the reason.
+    """
+    rows: list[dict[str, Any]] = []
+    for subject in runs:
+        file = subject.run.folder / "metrics.jsonl" if subject.run else None
+        if file is None or not file.exists():
+            continue
+        try:
+            rows += [{"run": subject.name, **step} for step in _steps(file)]
+        except ValueError as error:
+            left_out[f"training of {subject.name}"] = str(error)
+    columns = [*_FIRST, *(name for row in rows for name in row)]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
+
+
+def _steps(file: Path) -> list[dict[str, Any]]:
+    steps = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            values = json.loads(line)
+            step: dict[str, Any] = {"step": int(values["step"])}
+            step |= {_column(name): float(value) for name, value in values.items() if name.startswith(_PREFIX)}
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{file}: line {number} is not a logged step") from error
+        steps.append(step)
+    return steps
+
+
+def _column(name: str) -> str:
+    return name.removeprefix(_PREFIX).replace("/", "_")

@@ -1,0 +1,116 @@
+"""What the accuracies say: a difference is called one only where Holm's corrected p is at most .05."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from losslens.report.arms import arms as ablation_arms
+from losslens.report.arms import short
+from losslens.report.comparison import Comparison, Loss
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import listed, number, p_value, percent, points, rate, whole
+from losslens.report.parts import Finding
+from losslens.report.style import name_of
+
+_LEVEL = 0.05
+
+
+def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
+    """Whose accuracy differs from the base's, and from SFT's, after Holm's correction."""
+    arms = ablation_arms(analysis)
+    runs = analysis.table("runs", ("run", "method", "benchmark"), ("accuracy", "n", "base_detectable"))
+    base = runs[(runs["method"] == "base") & runs["accuracy"].notna()]
+    if len(arms):
+        arms = arms[arms["accuracy"].notna()]
+        base = base[base["benchmark"].isin(arms["benchmark"])]
+    if arms.empty:
+        return []
+    names = {loss.arm: loss.name for loss in comparison.losses}
+    arms = arms.assign(shown=[names.get(arm.arm) or _name(arm) for arm in arms.itertuples()])
+    sentences = []
+    if len(base) and arms["base_diff"].notna().any():
+        tested = _with_the_larger_p(arms, "base", analysis, comparison, None)
+        sentences.append(_against(tested, "base", f"the base ({percent(base['accuracy'].iloc[0])})"))
+    sft = arms[(arms["method"] == "sft") & (arms["cosine_to_sft"] == 1)]
+    if len(sft) and arms["sft_diff"].notna().any():
+        first = sft.iloc[0]
+        reference = next((loss for loss in comparison.losses if loss.arm == first["arm"]), None)
+        tested = _with_the_larger_p(arms, "sft", analysis, comparison, reference)
+        sentences.append(_against(tested, "sft", f"{first['shown']} ({percent(first['accuracy'])})"))
+    if not sentences:
+        return []
+    about = f"Accuracy ({whole(arms['n'].max())} problems of {arms['benchmark'].iloc[0]}, p after Holm): "
+    return [Finding(f"{about}{'; '.join(sentences)}.{_detectable(runs)}", "learning-rate")]
+
+
+def _name(arm: Any) -> str:
+    return " ".join(part for part in (name_of(arm.method), rate(arm.learning_rate), short(arm.settings)) if part)
+
+
+def _with_the_larger_p(
+    arms: pd.DataFrame, to: str, analysis: AnalysisFolder, comparison: Comparison, reference: Loss | None
+) -> pd.DataFrame:
+    """The arms, with the larger p where one of a single run was tested twice: as an arm, and as a run among the runs.
+
+    Both are the same test, corrected for two families. What only one of them finds is not called a difference.
+    """
+    runs = analysis.table("runs", ("run", "benchmark"), ("base_p_holm",))
+    larger = {}
+    for loss in comparison.losses:
+        if len(loss.runs) != 1:
+            continue
+        if to == "base":
+            found = runs[(runs["run"] == loss.runs[0]) & runs["benchmark"].isin(arms["benchmark"])]["base_p_holm"]
+        elif reference is not None and loss is not reference:
+            found = comparison.between(loss, reference)["p_holm"]
+        else:
+            continue
+        larger[loss.arm] = found.max()
+    p = pd.concat([arms[f"{to}_p_holm"], arms["arm"].map(larger).astype(float)], axis=1).max(axis=1)
+    told = arms[f"{to}_verdict"].isin(["better", "worse"])
+    verdicts = arms[f"{to}_verdict"].where(~told | (p <= _LEVEL), "not significant")
+    return arms.assign(**{f"{to}_p_holm": p, f"{to}_verdict": verdicts})
+
+
+def _against(arms: pd.DataFrame, to: str, name: str) -> str:
+    tested = arms[arms[f"{to}_diff"].notna()]
+    verdicts = tested[f"{to}_verdict"]
+    parts = []
+    for verdict in ("better", "worse"):
+        those = tested[verdicts == verdict].sort_values(f"{to}_diff", key=abs, ascending=False)
+        if len(those):
+            each = [f"{arm['shown']} ({_figures(arm, to)})" for _, arm in those.iterrows()]
+            parts.append(f"{listed(each)} {'is' if len(those) == 1 else 'are'} {verdict} than {name}")
+    rest = tested[~verdicts.isin(["better", "worse"])]
+    if parts and len(rest):
+        parts.append(f"of the other{'s' * (len(rest) > 1)} no difference was shown")
+    elif not parts and (rest[f"{to}_diff"] == 0).all():
+        parts.append(f"{'all are' if len(rest) > 1 else 'it is'} that of {name}")
+    elif not parts:
+        widest = rest.loc[rest[f"{to}_diff"].abs().idxmax()]
+        parts.append(
+            f"no difference from {name} was shown, the largest is that of {widest['shown']} ({_figures(widest, to)})"
+        )
+    weak = rest[rest[f"{to}_verdict"] == "underpowered"]
+    if len(weak):
+        parts.append(f"of {listed(list(weak['shown']))} too few answers differ to show any (underpowered)")
+    return "; ".join(parts)
+
+
+def _figures(arm: pd.Series, to: str) -> str:
+    """`−4.2 points, 95% −7.2 … −1.2, p = 0.052`."""
+    interval = f"95% {points(arm[f'{to}_diff_low'])} … {points(arm[f'{to}_diff_high'])}"
+    shown = p_value(arm[f"{to}_p_holm"])
+    p = f"p {shown.replace('<', '< ')}" if shown.startswith("<") else f"p = {shown}"
+    return f"{points(arm[f'{to}_diff'])} points, {interval}, {p}"
+
+
+def _detectable(runs: pd.DataFrame) -> str:
+    known = runs["base_detectable"].dropna()
+    if known.empty:
+        return ""
+    low, high = (number(100 * value, 1) for value in (known.min(), known.max()))
+    span = high if low == high else f"{low} to {high}"
+    return f" A difference of {span} points between a run and the base would be found in four of five such samples."

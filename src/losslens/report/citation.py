@@ -1,0 +1,51 @@
+"""How to cite what a report shows: the software, as CITATION.cff has it, and the study that it makes repeatable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Work:
+    """One work.
+
+    Attributes:
+        what: What it is.
+        text: For a list of references.
+        bibtex: The same for BibTeX.
+    """
+
+    what: str
+    text: str
+    bibtex: str
+
+
+TITLE = "LossLens: what did each reasoning-distillation loss do to the weights?"
+STUDY = "Weight-Space Geometry of Offline Reasoning Training"
+ARXIV = "2606.23740"
+
+
+def works(version: str) -> list[Work]:
+    """What to cite, for the version that made the numbers."""
+    said = f", version {version}" if version else ""
+    return [
+        Work(
+            "this software",
+            f"The LossLens authors. {TITLE} Software{said}, 2026.",
+            "@software{losslens,\n"
+            "  author  = {{The LossLens authors}},\n"
+            f"  title   = {{{{{TITLE}}}}},\n"
+            + (f"  version = {{{version}}},\n" if version else "")
+            + "  year    = {2026},\n"
+            "}",
+        ),
+        Work(
+            "the study",
+            f"{STUDY}. arXiv:{ARXIV}, 2026.",
+            f"@article{{arxiv{ARXIV.replace('.', '')},\n"
+            f"  title   = {{{{{STUDY}}}}},\n"
+            f"  journal = {{arXiv preprint arXiv:{ARXIV}}},\n"
+            "  year    = {2026},\n"
+            "}",
+        ),
+    ]

@@ -1,0 +1,58 @@
+"""Accuracies with their intervals, against the untrained base."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from losslens.report.arms import arms as ablation_arms
+from losslens.report.comparison import Comparison
+from losslens.report.figures.canvas import INK, SHADE, figure, marker, rates_of, rows
+from losslens.report.folder import AnalysisFolder
+from losslens.report.style import colour
+
+
+def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+    """The figure; None where nothing was scored."""
+    arms = ablation_arms(analysis)
+    if arms.empty or not arms["accuracy"].notna().any():
+        return None
+    by_arm = arms[arms["accuracy"].notna()].set_index("arm")
+    losses = [loss for loss in comparison.losses if loss.arm in by_arm.index]
+    if not losses:
+        return None
+    drawn = figure(height=0.75 + 0.2 * len(losses))
+    axes = drawn.add_subplot()
+    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
+    base = runs[(runs["method"] == "base") & runs["benchmark"].isin(by_arm["benchmark"]) & runs["accuracy"].notna()]
+    for _, row in base.head(1).iterrows():
+        axes.axvspan(row["ci_low"], row["ci_high"], color=SHADE, alpha=0.5, linewidth=0, zorder=0)
+        axes.axvline(row["accuracy"], color=INK, linewidth=0.9, linestyle=":")
+        axes.annotate(
+            "base", (row["accuracy"], 1), xycoords=("data", "axes fraction"), xytext=(0, 1), textcoords="offset points",
+            ha="center", va="bottom", fontsize=7,
+        )  # fmt: skip
+    rates = rates_of(comparison.losses)
+    for place, loss in enumerate(losses):
+        arm = by_arm.loc[loss.arm]
+        ink = colour(loss.method)
+        axes.plot([arm["ci_low"], arm["ci_high"]], [place, place], color=ink, linewidth=1.6, solid_capstyle="butt")
+        if arm["seeds"] > 1 and not pd.isna(arm["accuracy_min"]):
+            axes.plot(
+                [arm["accuracy_min"], arm["accuracy_max"]],
+                [place] * 2,
+                "|",
+                color=INK,
+                markersize=6,
+                markeredgewidth=0.8,
+            )
+        axes.plot(
+            arm["accuracy"], place, marker(rates, loss.learning_rate), color=ink, markeredgecolor=INK,
+            markeredgewidth=0.5, markersize=5,
+        )  # fmt: skip
+    rows(axes, [loss.name for loss in losses], list(range(len(losses))))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_xlabel(f"accuracy on {by_arm['benchmark'].iloc[0]} (95% interval)")
+    return drawn

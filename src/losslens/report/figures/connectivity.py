@@ -1,0 +1,46 @@
+"""The loss on the straight way from the reference's update to each other's."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from losslens.report.comparison import Comparison, Loss
+from losslens.report.figures.canvas import COLUMN, INK, figure, key, legend_above, line_of, upright
+from losslens.report.folder import AnalysisFolder
+
+
+def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+    """The figure; None where no way from the reference was measured."""
+    curves = analysis.table("connectivity", ("run_a", "run_b"), ("alpha", "loss"))
+    reference = comparison.reference
+    if reference is None or curves.empty:
+        return None
+    first = analysis.manifest.get("reference")
+    by_loss = {loss: _from(reference, first, comparison.between(loss, reference), curves) for loss in comparison.others}
+    by_loss = {loss: along for loss, along in by_loss.items() if len(along)}
+    if not by_loss:
+        return None
+    drawn = figure(COLUMN, 2.4)
+    axes = drawn.add_subplot()
+    # Without the intervals: all are of the same sequences, so they overlap however far apart two curves are.
+    for loss, along in by_loss.items():
+        axes.plot(along.index, along, **line_of(loss, list(by_loss), len(along)))
+    handles = key(list(by_loss))
+    own = _from(reference, first, comparison.repetitions(reference), curves)
+    if len(own):
+        handles += axes.plot(own.index, own, color=INK, linestyle="--", label=f"{reference.name}, other order")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel(f"α, from {reference.name} (0) to the other (1)")
+    axes.set_ylabel("loss (nats a token)")
+    upright(axes)
+    legend_above(drawn, handles)
+    return drawn
+
+
+def _from(reference: Loss, first: str | None, pairs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
+    """The curves of these pairs from the reference on (of its own runs: from `first`), averaged over them, by α."""
+    rows = curves.merge(pairs[["run_a", "run_b"]], on=["run_a", "run_b"])
+    forward = (rows["run_a"] == first) | (rows["run_a"].isin(reference.runs) & (rows["run_b"] != first))
+    alpha = rows["alpha"].where(forward, 1 - rows["alpha"]).round(6)
+    return rows.assign(alpha=alpha).groupby("alpha")["loss"].mean()

@@ -1,0 +1,100 @@
+"""The learning-rate-matched comparison: size, direction and accuracy of each method at each of its rates."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import PercentFormatter
+
+from losslens.report.arms import arms as ablation_arms
+from losslens.report.arms import is_matched
+from losslens.report.comparison import Comparison
+from losslens.report.figures.canvas import (
+    COLUMN,
+    INK,
+    MUTED,
+    SHADE,
+    figure,
+    legend_above,
+    logarithmic,
+    marker,
+    rates_of,
+    upright,
+)
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import rate
+from losslens.report.style import METHODS, colour, name_of
+
+
+def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+    """The figure; None where no method was trained at several rates."""
+    arms = ablation_arms(analysis)
+    if not is_matched(arms):
+        return None
+    arms = arms[arms["norm"].gt(0) & arms["cosine_to_sft"].notna()]
+    if arms.empty:
+        return None
+    scored = arms["accuracy"].notna().any()
+    rates = rates_of(comparison.losses)
+    drawn = figure(COLUMN, (3.6 if scored else 2.2) + 0.3)
+    panels = drawn.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _directions(panels[0], arms)
+    if scored:
+        _accuracies(panels[1], analysis, arms)
+    columns = ["cosine_to_sft", "accuracy"]
+    for axes, column in zip(panels, columns, strict=False):
+        for _, own in arms.groupby(["method", "settings"]):  # one method at its rates
+            own = own.sort_values("norm")
+            axes.plot(own["norm"], own[column], color=colour(own["method"].iloc[0]), linewidth=0.7, alpha=0.7)
+        for _, arm in arms.iterrows():
+            spread = arm.get(f"{column}_std", math.nan)
+            mark = marker(rates, arm["learning_rate"])
+            axes.errorbar(
+                arm["norm"], arm[column], yerr=None if pd.isna(spread) else spread, fmt=mark,
+                color=colour(arm["method"]), markeredgecolor=INK, markeredgewidth=0.5, markersize=5, elinewidth=0.9,
+            )  # fmt: skip
+        upright(axes)
+    logarithmic(panels[-1], "x", arms["norm"])
+    panels[-1].set_xlabel("‖ΔW‖")
+    methods = [method for method in METHODS if (arms["method"] == method).any()]
+    methods += [method for method in arms["method"].unique() if method not in METHODS]
+    handles = [Line2D([], [], color=colour(method), linewidth=4, label=name_of(method)) for method in methods]
+    handles += [
+        Line2D([], [], color=MUTED, linestyle="", marker=marker(rates, value), label=rate(value))
+        for value in rates
+    ]  # fmt: skip
+    legend_above(drawn, handles)
+    return drawn
+
+
+def _directions(axes: Axes, arms: pd.DataFrame) -> None:
+    axes.axhline(0, color=MUTED, linewidth=0.6)
+    null = arms["cosine_to_sft_null"].max()
+    if not pd.isna(null):
+        axes.axhspan(-null, null, color=SHADE, linewidth=0, zorder=0)
+    floors = arms.loc[(arms["method"] == "sft") & (arms["cosine_to_sft"] == 1), "cosine_to_sft_floor"].dropna()
+    for value in floors.head(1):
+        axes.axhline(value, color=INK, linewidth=0.9, linestyle="--")
+        axes.annotate(
+            "SFT, other order", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
+            textcoords="offset points", va="top", ha="center", fontsize=7,
+        )  # fmt: skip
+    axes.set_ylabel("cosine to SFT")
+
+
+def _accuracies(axes: Axes, analysis: AnalysisFolder, arms: pd.DataFrame) -> None:
+    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
+    base = runs[(runs["method"] == "base") & runs["benchmark"].isin(arms["benchmark"]) & runs["accuracy"].notna()]
+    for _, row in base.head(1).iterrows():
+        axes.axhspan(row["ci_low"], row["ci_high"], color=SHADE, alpha=0.5, linewidth=0, zorder=0)
+        axes.axhline(row["accuracy"], color=INK, linewidth=0.9, linestyle=":")
+        axes.annotate(
+            "base", (0.5, row["accuracy"]), xycoords=("axes fraction", "data"), xytext=(0, 1),
+            textcoords="offset points", va="bottom", ha="center", fontsize=7,
+        )  # fmt: skip
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylabel("accuracy")

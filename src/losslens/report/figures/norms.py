@@ -1,0 +1,58 @@
+"""How large each loss' update is in every layer, and how its singular values fall."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from losslens.report.comparison import Comparison
+from losslens.report.figures.canvas import COLUMN, figure, key, legend_above, line_of, logarithmic, upright
+from losslens.report.folder import AnalysisFolder
+
+_MOST_VALUES = 64
+
+
+def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+    """The figure; None without the table of runs and modules."""
+    columns = ["run", "layer", "norm", "singular_values"]
+    found = analysis.parquet("run_modules", columns)
+    if set(found.column_names) != set(columns):
+        return None
+    table = found.to_pandas()
+    table = table[table["norm"] > 0]
+    losses = [loss for loss in comparison.losses if table["run"].isin(loss.runs).any()]
+    if not losses:
+        return None
+    drawn = figure(COLUMN, 3.7)
+    by_layer, by_number = drawn.subplots(2, 1)
+    for loss in losses:
+        rows = table[table["run"].isin(loss.runs)]
+        # Over the modules of a layer the norms add up in squares; over the runs of a loss they are averaged.
+        squared = rows.assign(squared=rows["norm"] ** 2).groupby(["run", "layer"])["squared"].sum()
+        norms = np.sqrt(squared).groupby("layer").mean()
+        by_layer.plot(norms.index, norms.to_numpy(), **line_of(loss, losses, len(norms)))
+        values = _spectrum(rows)
+        by_number.plot(range(1, len(values) + 1), values, **line_of(loss, losses, len(values)))
+    for axes in (by_layer, by_number):
+        logarithmic(axes, "y", [value for line in axes.lines for value in np.asarray(line.get_ydata(), dtype=float)])
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        upright(axes)
+    by_layer.set_xlabel("layer")
+    by_layer.set_ylabel("‖ΔW‖ of the layer")
+    by_number.set_xlabel("number of the singular value")
+    by_number.set_ylabel("σ of ΔW (mean)")
+    legend_above(drawn, key(losses))
+    return drawn
+
+
+def _spectrum(rows: pd.DataFrame) -> np.ndarray:
+    """The k-th singular value, averaged over modules and runs; those that an update lacks are 0."""
+    lists = [np.asarray(values, dtype=float) for values in rows["singular_values"]]
+    longest = min(max((len(values) for values in lists), default=0), _MOST_VALUES)
+    padded = np.zeros((len(lists), longest))
+    for values, row in zip(lists, padded, strict=True):
+        kept = values[:longest]
+        row[: len(kept)] = kept
+    return padded.mean(axis=0) if lists else np.zeros(0)

@@ -1,0 +1,41 @@
+"""Writes every figure that the tables of an analysis have numbers for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from losslens.files import atomic_folder
+from losslens.report.comparison import Comparison
+from losslens.report.figures import accuracies, angles, connectivity, cosines, learning_rate, norms
+from losslens.report.figures.canvas import style, write
+from losslens.report.folder import AnalysisFolder
+
+_FIGURES: tuple[tuple[str, Callable[[AnalysisFolder, Comparison], Figure | None]], ...] = (
+    ("cosines", cosines.draw),
+    ("accuracies", accuracies.draw),
+    ("norms", norms.draw),
+    ("angles", angles.draw),
+    ("connectivity", connectivity.draw),
+    ("learning_rate", learning_rate.draw),
+)
+
+
+def write_figures(folder: Path) -> list[Path]:
+    """Writes `figures/<name>.pdf` and `.png` into the folder of an analysis; what an earlier one left there is gone.
+
+    Raises:
+        InputError: The analysis has no manifest, or a table is none.
+    """
+    analysis = AnalysisFolder(folder)
+    comparison = Comparison(analysis)
+    names = []
+    _ = analysis.manifest  # of an analysis that was cut off there are no figures
+    with atomic_folder(folder / "figures") as temporary, style():
+        for name, draw in _FIGURES:
+            drawn = draw(analysis, comparison)
+            if drawn is not None:
+                names += [file.name for file in write(drawn, temporary, name)]
+    return [folder / "figures" / name for name in names]

@@ -1,0 +1,191 @@
+"""At a glance: the question, what was compared, what the numbers say, the cosines and the accuracies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from losslens.report.arms import arms as ablation_arms
+from losslens.report.caveats import caveats
+from losslens.report.comparison import Average, Comparison, Loss
+from losslens.report.findings import findings
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import number, percent, whole
+from losslens.report.parts import Figure, Section
+from losslens.report.style import AGAINST, ALONG, INK, MUTED, PAPER, colour, figure, rows_figure, safe, whisker
+
+# More than these do not leave room for a floor under each number.
+_MOST_WITH_FLOORS = 9
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None without a trained run."""
+    comparison = Comparison(analysis)
+    if not comparison.losses:
+        return None
+    figures = [_cosines(comparison)] if len(comparison.losses) > 1 else []
+    accuracies = _accuracies(analysis, comparison)
+    return Section(
+        "glance",
+        "At a glance",
+        text=[f"What did each loss do to the weights? {_compared(analysis, comparison)}"],
+        findings=findings(analysis, comparison),
+        figures=[*figures, *([accuracies] if accuracies else [])],
+        notes=caveats(analysis, comparison),
+    )
+
+
+def _compared(analysis: AnalysisFolder, comparison: Comparison) -> str:
+    """What was trained on what, as far as the manifest knows."""
+    methods = comparison.runs["method"].nunique()
+    losses = len(comparison.losses)
+    kinds = f"{_count(methods)} loss{'es' * (methods != 1)}"
+    if losses != methods:
+        kinds += f" in {losses} settings" if losses > methods else ""
+    origins = analysis.manifest.get("origins") or {}
+    rollouts = origins.get("rollouts") or []
+    runs = len(comparison.runs)
+    said = f"{kinds[0].upper()}{kinds[1:]}, {runs} run{'s' * (runs != 1)}"
+    if len(rollouts) == 1 and rollouts[0].get("rollouts"):
+        them = rollouts[0]
+        said += f", trained on the same {them['rollouts']} rollouts of {them['prompts']} prompts"
+        said += f" ({percent(them['share_right'])} right, {percent(them['share_mixed_groups'])} of the groups mixed)"
+    if len(origins.get("base") or []) == 1:
+        said += " from the same base"
+    adapters = {run.get("initial_adapter") for run in (origins.get("runs") or {}).values()}
+    if len(adapters - {None}) == 1 and runs > 1:
+        said += " and initial adapter"
+    elif len(adapters - {None}) > 1:
+        said += f" and {_count(len(adapters - {None}))} initial adapters"
+    return f"{said}."
+
+
+def _count(number_: int) -> str:
+    return _WORDS[number_] if number_ < len(_WORDS) else str(number_)
+
+
+def _cosines(comparison: Comparison) -> Figure:
+    losses = comparison.losses
+    names = [safe(loss.name) for loss in losses]
+    averages = {(a, b): comparison.average("cosine", a, b) for a in losses for b in losses}
+    places = range(len(losses))
+    plot = figure("", "", height=110 + max(300, 40 * len(losses)))
+    plot.add_heatmap(
+        z=[[_or_none(averages[a, b].value) for b in losses] for a in losses], zmin=-1, zmax=1, showscale=False,
+        colorscale=[[0, AGAINST], [0.5, PAPER], [1, ALONG]], xgap=2, ygap=2, hoverongaps=False, hoverinfo="text",
+        hovertext=[[_hover(comparison, a, b, averages[a, b]) for b in losses] for a in losses],
+    )  # fmt: skip
+    roomy = len(losses) <= _MOST_WITH_FLOORS
+    texts = []
+    for y, a in enumerate(losses):
+        for x, b in enumerate(losses):
+            average = averages[a, b]
+            text = number(average.value, 3 if roomy else 2).replace("0.", ".", 1)
+            floor = comparison.floor("cosine", a, b)
+            if roomy and a is not b and average.known and floor.known:
+                small = f"floor {number(floor.value, 2).replace('0.', '.', 1)}"
+                text = f"<b>{text}</b><br><span style='font-size:9px'>{small}</span>"
+            ink = "#ffffff" if abs(average.value) > 0.6 else INK if average.known else MUTED
+            font = {"size": 13 if roomy else 10, "color": ink}
+            texts.append({"x": x, "y": y, "text": text, "showarrow": False, "font": font})
+    line = {"color": INK, "width": 1.5, "dash": "dot"}  # the diagonal is of another kind
+    edges = [{"x0": place - 0.47, "x1": place + 0.47, "y0": place - 0.47, "y1": place + 0.47} for place in places]
+    plot.update_layout(annotations=texts, shapes=[{"type": "rect", "line": line, **edge} for edge in edges])
+    axis: dict[str, Any] = {
+        "tickvals": list(places),
+        "ticktext": names,
+        "showgrid": False,
+        "ticks": "",
+        "showline": False,
+    }
+    plot.update_xaxes(**axis, side="top", tickangle=0 if len(losses) <= _MOST_WITH_FLOORS else -60)
+    plot.update_yaxes(**axis, autorange="reversed")
+    plot.update_layout(margin={"l": 8, "r": 8, "t": 40, "b": 8})
+    return Figure("Cosine of the updates", _cosine_caption(comparison, averages), plot)
+
+
+def _cosine_caption(comparison: Comparison, averages: dict[tuple[Loss, Loss], Average]) -> str:
+    own = any(average.known for (a, b), average in averages.items() if a is b)
+    said = ["Dotted: each loss with itself in another order of the data, from the same initial adapter"]
+    said[0] += "; – where it was trained in one order only." if own else ", but none was trained so."
+    if own and len(comparison.losses) <= _MOST_WITH_FLOORS:
+        said.append("Floor: the same for the two losses of a cell (the geometric mean, or the one that is known).")
+    nulls = [average.null for (a, b), average in averages.items() if a is not b and not math.isnan(average.null)]
+    if nulls:
+        low, high = number(min(nulls)), number(max(nulls))
+        span = low if low == high else f"{low} to {high}"
+        said.append(f"Null: two updates with nothing in common (but A) stay below {span} in 95 of 100 cases.")
+    reference = comparison.reference
+    if reference is not None:
+        apart = comparison.repetitions(reference, shared=False)["cosine"].mean()
+        if not math.isnan(apart):
+            said.append(f"From another initial adapter {reference.name} has {number(apart)} with itself.")
+    return " ".join(said)
+
+
+def _hover(comparison: Comparison, first: Loss, second: Loss, average: Average) -> str:
+    if not average.known:
+        return ""
+    std = "" if math.isnan(average.std) else f" ± {number(average.std)}"
+    lines = [
+        f"<b>{safe(first.name)} and {safe(second.name)}</b>"
+        if first is not second
+        else f"<b>{safe(first.name)}</b>, other order",
+        f"cosine {number(average.value)}{std} ({average.pairs} pair{'s' * (average.pairs != 1)} of runs)",
+    ]
+    floor = comparison.floor("cosine", first, second)
+    if first is not second and floor.known:
+        lines.append(f"floor {number(floor.value)}")
+    if not math.isnan(average.null):
+        lines.append(f"null {number(average.null)}")
+    return "<br>".join(lines)
+
+
+def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+    arms = ablation_arms(analysis)
+    if arms.empty or not arms["accuracy"].notna().any():
+        return None
+    by_arm = arms.set_index("arm")
+    losses = [loss for loss in comparison.losses if loss.arm in by_arm.index]
+    places = [float(place) for place in range(len(losses))]
+    plot = rows_figure("accuracy", [loss.name for loss in losses], places, pixels=34 if len(losses) < 10 else 24)
+    plot.update_xaxes(tickformat=".0%")
+    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
+    base = runs[(runs["method"] == "base") & runs["benchmark"].isin(arms["benchmark"]) & runs["accuracy"].notna()]
+    for _, row in base.head(1).iterrows():
+        plot.add_vline(x=row["accuracy"], line={"color": INK, "width": 1.5, "dash": "dot"})
+        plot.add_vrect(x0=row["ci_low"], x1=row["ci_high"], fillcolor="rgba(128,128,128,0.12)", line_width=0)
+    several = False
+    for place, loss in zip(places, losses, strict=True):
+        arm = by_arm.loc[loss.arm]
+        if pd.isna(arm["accuracy"]):
+            continue
+        ink = colour(loss.method)
+        interval = f"{percent(arm['ci_low'])} … {percent(arm['ci_high'])}"
+        hover = f"<b>{safe(loss.name)}</b><br>{percent(arm['accuracy'])} ({interval})"
+        if arm["seeds"] > 1 and not pd.isna(arm["accuracy_min"]):
+            several = True
+            hover += f"<br>{whole(arm['seeds'])} runs: {percent(arm['accuracy_min'])} … {percent(arm['accuracy_max'])}"
+            plot.add_scatter(
+                x=[arm["accuracy_min"], arm["accuracy_max"]], y=[place, place], mode="markers", hoverinfo="skip",
+                marker={"symbol": "line-ns", "size": 9, "line": {"color": INK, "width": 1.5}},
+            )  # fmt: skip
+        plot.add_scatter(
+            x=[arm["accuracy"]], y=[place], mode="markers", hoverinfo="text", hovertext=[hover],
+            error_x=whisker(arm["accuracy"], arm["ci_low"], arm["ci_high"], ink, thickness=2, width=0),
+            marker={"color": ink, "size": 11, "line": {"color": INK, "width": 0.7}},
+        )  # fmt: skip
+    n = whole(arms["n"].max())
+    line = " Dotted line and grey band: the untrained base." if len(base) else " The base was not scored."
+    ticks = " Upright ticks: the worst and the best run." if several else ""
+    benchmark = next(name for name in arms["benchmark"] if name)
+    return Figure(
+        f"Accuracy on {benchmark}", f"Share of {n} problems that are right, with 95% intervals.{line}{ticks}", plot
+    )
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,281 @@
+"""Tables for papers, as Markdown and as LaTeX with booktabs: runs, losses against the reference, floors, arms."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from losslens.files import atomic_file
+from losslens.report.arms import arms as ablation_arms
+from losslens.report.arms import is_matched, short
+from losslens.report.comparison import Average, Comparison
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import NOTHING, degrees, number, p_value, points, rate, whole
+from losslens.report.style import name_of
+
+# A page holds no more rows of this size.
+_MOST_ROWS = 45
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """One table.
+
+    Attributes:
+        label: For references.
+        caption: What it shows.
+        heads: Of its columns; the first names the row, the others are of numbers.
+        rows: Their cells, plain text.
+    """
+
+    label: str
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def write_tables(folder: Path) -> list[Path]:
+    """Writes `tables.md` and `tables.tex` into the folder of an analysis.
+
+    Raises:
+        InputError: The analysis has no manifest, or a table is none.
+    """
+    analysis = AnalysisFolder(folder)
+    comparison = Comparison(analysis)
+    name = ", ".join(map(str, analysis.manifest.get("sweeps") or [])) or "adapters"
+    made = (_runs(analysis, comparison), _to_reference(comparison), _floors(analysis), _ablation(analysis))
+    tables = [table for table in made if table and table.rows]
+    written = []
+    for kind, text in (("md", _markdown(name, tables)), ("tex", _latex(name, tables))):
+        file = folder / f"tables.{kind}"
+        with atomic_file(file) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+        written.append(file)
+    return written
+
+
+def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
+    texts = ("run", "method", "benchmark", "diverged")
+    numbers = (
+        "learning_rate", "seed", "init_seed", "norm", "effective_rank", "accuracy", "ci_low", "ci_high", "base_diff",
+        "base_p_holm",
+    )  # fmt: skip
+    runs = analysis.table("runs", texts, numbers)
+    names = {run: loss.name for loss in comparison.losses for run in loss.runs}
+    order = {run: place for place, run in enumerate(run for loss in comparison.losses for run in loss.runs)}
+    places = runs["run"].map(order).fillna(len(order)).where(runs["method"] != "base", -1)
+    runs = runs.assign(place=places).sort_values("place", kind="stable")
+    several = runs.loc[runs["benchmark"] != "", "benchmark"].nunique() > 1
+    rows = []
+    for _, run in runs.iterrows():
+        base = run["method"] == "base"
+        mark = " ✕" if run["diverged"] else ""
+        known = name_of(run["method"]) if not pd.isna(run["learning_rate"]) else names.get(run["run"], run["run"])
+        rows.append(
+            [
+                "base" if base else f"{known}{mark}", rate(run["learning_rate"]), whole(run["seed"]),
+                whole(run["init_seed"]), number(run["norm"]), number(run["effective_rank"], 1),
+                *([run["benchmark"] or NOTHING] if several else []),
+                _percent(run["accuracy"]), _interval(run["ci_low"], run["ci_high"]), points(run["base_diff"]),
+                p_value(run["base_p_holm"]),
+            ]
+        )  # fmt: skip
+    heads = ["Loss", "LR", "Seed", "Init.", "‖ΔW‖", "Eff. rank", *(["Benchmark"] if several else [])]
+    heads += ["Acc. (%)", "95% CI", "Δ base", "p (Holm)"]
+    about = _benchmark(runs)
+    caption = (
+        f"Runs: size of the update and accuracy{about}, with Wilson intervals and McNemar's test against the base."
+    )
+    return PaperTable(
+        "runs", f"{caption}{' ✕: diverged or collapsed.' * bool((runs['diverged'] != '').any())}", heads, rows
+    )
+
+
+def _benchmark(runs: pd.DataFrame) -> str:
+    names = [name for name in runs["benchmark"].unique() if name]
+    return f" on {names[0]}" if len(names) == 1 else ""
+
+
+def _to_reference(comparison: Comparison) -> PaperTable | None:
+    reference = comparison.reference
+    if reference is None or not comparison.others:
+        return None
+    rows = []
+    for loss in comparison.losses:
+        own = loss is reference
+        cells = [f"{loss.name} (other order)" if own else loss.name]
+        for measure, show in (("cosine", number), ("angle_min_left", degrees), ("angle_min_right", degrees)):
+            average = comparison.average(measure, loss, reference)
+            floor = comparison.floor(measure, loss, reference)
+            cells += [_spread(average, show), NOTHING if own else show(floor.value), show(average.null)]
+        barrier = comparison.average("barrier_chord", loss, reference)
+        cka = comparison.average("cka_last", loss, reference)
+        cells += [number(barrier.value), number(cka.value, 4)]
+        known = comparison.average("cosine", loss, reference)
+        if known.known:
+            rows.append(cells)
+    if not rows:
+        return None
+    heads = [
+        "Loss", "cos", "floor", "null", "∠ left", "floor", "null", "∠ right", "floor", "null", "Barrier", "CKA",
+    ]  # fmt: skip
+    caption = (
+        f"Each loss against {reference.name}, at the same seeds: cosine of ΔW, smallest principal angle between the "
+        "leading left and right singular subspaces (median over modules), barrier of the loss (nats a token), CKA of "
+        "the last layer. Floor: the losses with themselves in another order of the data; null: two updates with "
+        "nothing in common but the initial A."
+    )
+    return PaperTable("to-reference", caption, heads, rows)
+
+
+def _floors(analysis: AnalysisFolder) -> PaperTable:
+    measures = ("cosine", "u1", "v1", "angle_min_left", "angle_min_right", "barrier_chord", "cka_last")
+    floors = analysis.table("floors", ("method", "lr", "initial"), ("rank", "pairs", *measures))
+    rows = [
+        [
+            name_of(row["method"]), row["lr"], {"shared": "shared", "independent": "own"}.get(row["initial"], NOTHING),
+            whole(row["pairs"]), number(row["cosine"]), number(row["u1"]), number(row["v1"]),
+            degrees(row["angle_min_left"]), degrees(row["angle_min_right"]), number(row["barrier_chord"]),
+            number(row["cka_last"], 4),
+        ]
+        for _, row in floors.iterrows()
+    ]  # fmt: skip
+    heads = ["Loss", "LR", "Initial A", "Pairs", "cos", "u₁", "v₁", "∠ left", "∠ right", "Barrier", "CKA"]
+    return PaperTable("floors", "Floors: runs of one loss that differ in their seeds only.", heads, rows)
+
+
+def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
+    arms = ablation_arms(analysis)
+    if not is_matched(arms):
+        return None
+    settings = arms["settings"].any()
+    rows = []
+    for _, arm in arms.iterrows():
+        lost = "".join(f" ({arm[what]} {what})" for what in ("diverged", "collapsed") if arm[what])
+        accuracy = _percent(arm["accuracy"]) + _std(100 * arm["accuracy_std"], 1)
+        rows.append(
+            [
+                name_of(arm["method"]), rate(arm["learning_rate"]),
+                *([short(arm["settings"]) or NOTHING] if settings else []),
+                f"{arm['seeds']}{lost}", _with_std(arm, "norm"), _with_std(arm, "effective_rank", 1),
+                _with_std(arm, "cosine_to_sft"), number(arm["cosine_to_sft_floor"]),
+                _with_std(arm, "cosine_to_dpo_conventional"), accuracy,
+                points(arm["base_diff"]), p_value(arm["base_p_holm"]),
+            ]
+        )  # fmt: skip
+    heads = [
+        "Loss",
+        "LR",
+        *(["Setting"] if settings else []),
+        "Runs",
+        "‖ΔW‖",
+        "Eff. rank",
+        "cos SFT",
+        "floor",
+        "cos DPO",
+    ]
+    heads += ["Acc. (%)", "Δ base", "p (Holm)"]
+    caption = (
+        "The learning-rate-matched comparison: mean ± standard deviation over runs. cos SFT, cos DPO: cosine to SFT "
+        "and to conventional DPO at the same seeds; floor: SFT and the loss with themselves in another order of the "
+        "data; p: sign-flip test over problems, Holm over the arms."
+    )
+    return PaperTable("ablation", caption, heads, rows)
+
+
+def _spread(average: Average, show: object) -> str:
+    return f"{show(average.value)}{'' if math.isnan(average.std) else f' ± {show(average.std)}'}"  # type: ignore[operator]
+
+
+def _with_std(arm: pd.Series, name: str, digits: int = 3) -> str:
+    return number(arm[name], digits) + _std(arm.get(f"{name}_std", math.nan), digits)
+
+
+def _std(value: float, digits: int) -> str:
+    return "" if pd.isna(value) else f" ± {number(value, digits)}"
+
+
+def _percent(value: float) -> str:
+    return number(100 * value, 1)
+
+
+def _interval(low: float, high: float) -> str:
+    return NOTHING if pd.isna(low) else f"{_percent(low)}–{_percent(high)}"
+
+
+# As Markdown
+
+
+def _markdown(name: str, tables: Sequence[PaperTable]) -> str:
+    blocks = [f"# {_cell(name)}"]
+    for table in tables:
+        lines = [table.heads, ["---", *["---:"] * (len(table.heads) - 1)], *table.rows]
+        blocks.append("\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines))
+        blocks[-1] = f"**{_cell(table.caption)}**\n\n{blocks[-1]}"
+    return "\n\n".join(blocks) + "\n"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([\\|`*_<\[\]])", r"\\\1", " ".join(text.split()))
+
+
+# As LaTeX
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
+    "‖ΔW‖": r"$\|\Delta W\|$", "ΔW": r"$\Delta W$", "Δ": r"$\Delta$", "∠": r"$\angle$", "₁": r"$_1$", "α": r"$\alpha$",
+    "−": r"$-$", "–": "--", "…": r"\ldots{}", "±": r"$\pm$", "°": r"$^\circ$", "✕": r"$\times$", "×": r"$\times$",
+}  # fmt: skip
+
+
+def escaped(text: str) -> str:
+    """`text` for LaTeX; a character that pdfLaTeX has no glyph for loses its accents, or is a question mark."""
+    found = []
+    for character in re.split(r"(‖ΔW‖|ΔW|.)", " ".join(text.split()), flags=re.DOTALL):
+        if character in _ESCAPES:
+            found.append(_ESCAPES[character])
+        elif character.isascii() and (character.isprintable() or not character):
+            found.append(character)
+        else:
+            plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+            found.append("".join(_ESCAPES.get(part, part) for part in plain if part.isprintable()) or "?")
+    return "".join(found)
+
+
+def _latex(name: str, tables: Sequence[PaperTable]) -> str:
+    lines = [
+        f"% LossLens, sweep {escaped(name)}. \\input this; it needs \\usepackage{{booktabs}}.",
+        "% One column of a two-column page is too narrow for these: table* spans both.",
+    ]
+    for table in tables:
+        parts = -(-len(table.rows) // _MOST_ROWS)
+        length = -(-len(table.rows) // parts)
+        for part in range(parts):
+            lines += _latex_table(table, table.rows[part * length : (part + 1) * length], part)
+    return "\n".join(lines) + "\n"
+
+
+def _latex_table(table: PaperTable, rows: Sequence[Sequence[str]], part: int) -> list[str]:
+    more = " (Continued.)" if part else ""
+    label = f"tab:{table.label}{part + 1 if part else ''}"
+    return [
+        "",
+        r"\begin{table*}[t]",
+        r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}",
+        f"\\caption{{{escaped(table.caption + more)}}}\\label{{{label}}}\\smallskip",
+        f"\\begin{{tabular}}{{@{{}}l{'r' * (len(table.heads) - 1)}@{{}}}}",
+        r"\toprule",
+        f"{' & '.join(map(escaped, table.heads))} \\\\",
+        r"\midrule",
+        *(f"{' & '.join(map(escaped, row))} \\\\" for row in rows),
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table*}",
+    ]

@@ -1,0 +1,108 @@
+"""What the runs logged, as a table; and where they come from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from losslens import provenance
+from losslens.analysis.origins import origins
+from losslens.analysis.scores import scores_of
+from losslens.analysis.subjects import Gathered, Subject
+from losslens.analysis.training_table import training_table
+from losslens.files import write_json
+from losslens.runs import Run
+
+
+def subject(folder: Path, *lines: str) -> Subject:
+    folder.mkdir()
+    if lines:
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Subject(folder.name, folder, folder.name, run=Run(folder))
+
+
+def test_one_row_a_logged_step(tmp_path: Path) -> None:
+    runs = [
+        subject(
+            tmp_path / "sft",
+            '{"step": 5, "train/loss": 0.5, "train/logps/right": -1.5, "train/lr": 0.001, "train/grad_norm": 2}',
+            '{"step": 10, "train/loss": NaN, "eval/loss": 7}',
+        ),
+        subject(tmp_path / "dpo", '{"step": 5, "train/loss": 0.69, "train/rewards/margin": 0.1}'),
+        subject(tmp_path / "without"),
+        Subject("theirs", tmp_path, "theirs"),
+    ]
+    left_out: dict[str, str] = {}
+    table = training_table(runs, left_out)
+    assert table.columns.tolist() == ["run", "step", "loss", "grad_norm", "lr", "logps_right", "rewards_margin"]
+    assert table["run"].tolist() == ["sft", "sft", "dpo"]
+    assert table["step"].tolist() == [5, 10, 5]
+    assert table.loc[0].tolist()[2:6] == [0.5, 2.0, 0.001, -1.5]
+    assert table.loc[1, ["loss", "lr"]].isna().all()
+    assert left_out == {}
+
+
+def test_no_run_that_logged(tmp_path: Path) -> None:
+    table = training_table([subject(tmp_path / "sft")], {})
+    assert table.empty
+    assert table.columns.tolist() == ["run", "step", "loss", "grad_norm", "lr"]
+
+
+@pytest.mark.parametrize("line", ['{"step": 10, "tr', "7", '{"train/loss": 1}', '{"step": 10, "train/loss": "much"}'])
+def test_a_damaged_file_is_left_out_and_said(tmp_path: Path, line: str) -> None:
+    left_out: dict[str, str] = {}
+    table = training_table([subject(tmp_path / "sft", '{"step": 5, "train/loss": 1}', line)], left_out)
+    assert table.empty
+    assert left_out == {"training of sft": f"{tmp_path / 'sft' / 'metrics.jsonl'}: line 2 is not a logged step"}
+
+
+def test_origins(tmp_path: Path) -> None:
+    runs = []
+    for name, rate, commit in (("sft", 1e-3, "aaa"), ("dpo", 1e-4, "bbb")):
+        runs.append(subject(tmp_path / name))
+        manifest = {
+            "command": "python train.py -m method=sft,dpo",
+            "config": {
+                "data": {"name": "quiz"}, "output_dir": "/here", "sweep": "main", "seed": 1, "init_seed": 1,
+                "optim": {"max_steps": 100}, "lr": {"of_run": rate}, "method": {"name": name, "_target_": name},
+                "evaluation": {"server": {"base_url": None}, "samples": 0}, "benchmark": {},
+            },
+            "rollouts": {"folder": "quiz-1", "sha256": "1", "share_right": 0.7}, "base": {"sha256": "b"},
+            "initial_adapter": {"folder": "i", "sha256": "i"}, "precision": {"dtype": "float32"},
+            "versions": {**provenance.versions(), "torch": "0.1"},
+            "code": {"commit": commit, "dirty_diff": "+1" if name == "dpo" else ""},
+            "started": "2026", "training": {"seconds": 7},
+        }  # fmt: skip
+        write_json(runs[-1].run.folder / "manifest.json", manifest)
+    runs.append(Subject("theirs", tmp_path, "theirs"))
+    found = origins(Gathered(runs, [], [], {}, [], scores_of([]), [], {}))
+    assert found["data"] == ["quiz"]
+    assert found["rollouts"] == [{"folder": "quiz-1", "sha256": "1", "share_right": 0.7}]
+    assert found["commands"] == ["python train.py -m method=sft,dpo"]
+    assert found["configuration"] == {
+        "data.name": "quiz", "optim.max_steps": 100, "evaluation.samples": 0, "benchmark": {},
+    }  # fmt: skip
+    assert list(found["runs"]) == ["sft", "dpo"]
+    assert found["runs"]["dpo"] == {
+        "commit": "bbb", "changed": True, "versions": {"torch": "0.1"}, "precision": {"dtype": "float32"},
+        "initial_adapter": "i", "started": "2026", "seconds": 7, "own": {"lr.of_run": 1e-4},
+    }  # fmt: skip
+    assert not found["runs"]["sft"]["changed"]
+    json.dumps(found)
+
+
+def test_origins_of_adapters_made_elsewhere(tmp_path: Path) -> None:
+    them = Gathered([Subject("theirs", tmp_path, "theirs")], [], [], {}, [], scores_of([]), [], {})
+    assert origins(them) == {
+        "data": [], "rollouts": [], "base": [], "commands": [], "configuration": {}, "runs": {},
+    }  # fmt: skip
+
+
+def test_the_command_is_that_of_a_script_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/work/train.py", "-m", "method=sft,dpo", "pairs=[[a,b]]"])
+    assert provenance.command() == "python train.py -m method=sft,dpo 'pairs=[[a,b]]'"
+    monkeypatch.setattr(sys, "argv", ["/usr/lib/submitit/core/_submit.py", "/a/folder"])
+    assert provenance.command() is None
