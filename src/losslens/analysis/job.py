@@ -109,6 +109,8 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         modules = module_measures(gathered, tables.modules, unrelated)
         bar.update()
         runs = run_table(gathered, unrelated.off_principal(tables.runs))
+        arm_of = {run.name: arm.name() for arm in arms for run in (*arm.subjects, *arm.diverged)}
+        runs.insert(1, "arm", runs["run"].map(arm_of))
         bar.update()
         tabled = Tabled(runs, pair_rows)
         ablation = ablation_table(gathered, arms, gathered.by_name[reference], tabled, benchmark)

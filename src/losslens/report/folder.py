@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from losslens.errors import InputError, first_line
 from losslens.files import read_json
@@ -41,6 +44,11 @@ class AnalysisFolder:
         file = self.path / f"{name}.csv"
         return file.read_bytes() if file.exists() else b""
 
+    def columns(self, name: str) -> list[str]:
+        """Names of the columns of the table `name`; none where there is no such table."""
+        first, _, _ = self.csv(name).partition(b"\n")
+        return next(csv.reader([first.decode("utf-8", errors="replace").strip()]), [])
+
     def table(self, name: str, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
         """These columns of the table `name`, empty where it lacks them; without rows where there is no such table.
 
@@ -61,3 +69,18 @@ class AnalysisFolder:
         except ValueError as error:  # no table at all, or words where numbers should be
             raise InputError(f"{file}: not a table of an analysis ({first_line(error)})") from error
         return table.assign(**{column: table[column].astype(object).fillna("") for column in texts})
+
+    def parquet(self, name: str, columns: Sequence[str]) -> pa.Table:
+        """Those of these columns that the table `name` has; without rows or columns where there is no such table.
+
+        Raises:
+            InputError: It is no table.
+        """
+        file = self.path / f"{name}.parquet"
+        try:
+            there = pq.read_schema(file).names
+            return pq.read_table(file, columns=[column for column in columns if column in there])
+        except FileNotFoundError:
+            return pa.table({})
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{file}: not a table of an analysis ({first_line(error)})") from error

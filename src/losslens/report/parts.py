@@ -122,6 +122,7 @@ class Section:
         figures: Its plots.
         tables: Its tables.
         notes: What must be known to read the tables.
+        explorer: The packed numbers of the explorer, in the section that is one.
     """
 
     id: str
@@ -131,6 +132,7 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+    explorer: str = ""
 
 
 def downloadable(
