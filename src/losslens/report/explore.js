@@ -35,7 +35,7 @@ const element = (name, text = "", attributes = {}) => {
 const safe = text => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 const signed = text => text.replace("-", "−");
 const fixed = (value, digits) => Number.isFinite(value) ? signed(value.toFixed(digits)).replace(/^−(?=[0.]+$)/, "") : "–";
-const precise = value => Number.isFinite(value) ? signed(value === 0 ? "0" : Number(value.toPrecision(4)).toString()) : "–";
+const precise = (value, digits = 4) => Number.isFinite(value) ? signed(value === 0 ? "0" : Number(value.toPrecision(digits)).toString()) : "–";
 
 // ---- What is looked at ----
 
@@ -75,7 +75,7 @@ function shown({n, mean, std}, digits, unit = "") {
   return n === 1 ? fixed(mean, digits) + unit : `${fixed(mean, digits - 1)}${unit} ± ${fixed(std, digits - 1)}${unit}`;
 }
 function sized({n, mean, std}) {
-  return n > 1 ? `${precise(mean)} ± ${Number.isFinite(std) ? Number(std.toPrecision(2)) : "–"}` : precise(mean);
+  return n > 1 ? `${precise(mean, 3)} ± ${precise(std, 2)}` : precise(mean);
 }
 const label = which => things()[which].label;
 const here = () => `layer ${head.layers[state.layer]}, ${head.projections[state.projection]}`;
@@ -182,30 +182,57 @@ function functionsTable() {
   rows($("functions"), ["", "value"], body);
 }
 
-function status() {
+function sentence() {
   const many = pairs();
   const both = `● ${label(state.a)} and ◇ ${label(state.b)}`;
   if (!many.length) return `${both}: no pair of these was compared.`;
-  if (!many.some(pair => heldRows.has(pair))) return `${both}: this page holds no layers or modules of this pair; see below.`;
+  if (!many.some(pair => heldRows.has(pair))) return `${both}: this page holds no layers or modules of this pair; see the notes below.`;
   const of = arms() ? `, ${many.length === 1 ? "1 pair" : `mean ± standard deviation of ${many.length} pairs`} of runs` : "";
   const shared = new Set(many.map(pair => head.shared[pair]));
-  const initial = shared.size > 1 ? "" : {true: " from one initial adapter", false: " from different initial adapters"}[[...shared][0]] ?? "";
-  const values = ["cosine", "left", "right"].map(key => {
-    const measure = MEASURES[key];
-    const around = beside(measure, key === "cosine" ? "module" : "none");
-    return `${measure.name} ${shown(ofModule(measure, state.layer, state.projection), measure.digits, measure.unit)}${around ? ` (${around})` : ""}`;
+  const initial = shared.size > 1 ? "" : {true: ", from one initial adapter", false: ", from different initial adapters"}[[...shared][0]] ?? "";
+  return `${both}${of}${initial}; ${here()}.`;
+}
+
+function tiles() {
+  const found = ["cosine", "left", "right"].map(key => {
+    const measure = MEASURES[key], around = beside(measure, "whole").replace("\n", ", ");
+    const own = beside(measure, "module"), whole = shown(ofWhole(measure.whole), measure.digits, measure.unit);
+    return [measure.name, shown(ofModule(measure, state.layer, state.projection), measure.digits, measure.unit), [own, `all modules ${whole}`, around && `(${around})`]];
   });
-  return `${both}${of}${initial}. At ${here()}: ${values.join("; ")}.`;
+  const module = moduleAt[state.layer]?.[state.projection] ?? -1;
+  const [a, b] = [ofRun("norm", state.a, module), ofRun("norm", state.b, module)];
+  found.push(["‖ΔW‖ of ● and ◇", `${precise(a.mean)}, ${precise(b.mean)}`, ["all modules", `${precise(ofRun("norm", state.a).mean)}, ${precise(ofRun("norm", state.b).mean)}`]]);
+  const {values} = ckaOfPair(), here = values[head.cka.states.indexOf(head.layers[state.layer])];
+  if (here?.n) found.push([`CKA after layer ${head.layers[state.layer]}`, shown(here, 5), [`last layer ${shown(ofWhole("cka_last"), 5)}`, seeds("cka_last")]]);
+  const barrier = ofWhole("barrier_chord");
+  if (barrier.n) found.push(["barrier to the chord", shown(barrier, 5), [`to the mean ${shown(ofWhole("barrier_mean"), 5)}`, seeds("barrier_chord"), "nats a token"]]);
+  return found;
+}
+
+function seeds(name) {
+  const value = ofWhole(`${name}_seeds`).mean;
+  return Number.isFinite(value) ? `seeds ${fixed(value, 5)}` : "";
+}
+
+function status() {
+  const list = element("dl");
+  for (const [name, value, below] of tiles()) {
+    const tile = element("div");
+    const [main, spread] = value.split(" ± "), number = element("dd", main);
+    if (spread) number.append(element("small", ` ± ${spread}`));
+    tile.append(element("dt", name), number, ...below.filter(Boolean).map(text => element("dd", text, {class: "small"})));
+    list.append(tile);
+  }
+  $("status").replaceChildren(element("p", sentence()), list);
 }
 
 // ---- Plots ----
 
 function axes(x, y, height, more = {}) {
-  const layout = structuredClone(head.layout);
-  Object.assign(layout, {height}, more);
-  Object.assign(layout.xaxis, {title: {text: x, standoff: 8}}, more.xaxis);
-  Object.assign(layout.yaxis, {title: {text: y, standoff: 8}}, more.yaxis);
-  layout.shapes ??= [];
+  const {xaxis, yaxis, ...rest} = more;
+  const layout = Object.assign(structuredClone(head.layout), {height, shapes: []}, rest);
+  Object.assign(layout.xaxis, {title: {text: x, standoff: 8}}, xaxis);
+  Object.assign(layout.yaxis, {title: {text: y, standoff: 8}}, yaxis);
   return layout;
 }
 
@@ -243,15 +270,15 @@ function modulesPlot() {
   const dots = nulls && all.map((row, p) => row.map((value, l) => Math.abs(value) < nulls[p][l] ? "·" : ""));
   const within = dots ? dots.flat().filter(Boolean).length : 0;
   const at = {x: head.layers[state.layer], y: state.projection};
-  const layout = axes("layer", "", 130 + 22 * head.projections.length, {
-    xaxis: {showgrid: false, range: edges(), zeroline: false}, margin: {l: 64, r: 16, t: 8, b: 44},
+  const layout = axes("layer", "", 104 + 24 * head.projections.length, {
+    xaxis: {showgrid: false, range: edges()}, margin: {l: 64, r: 16, t: 8, b: 92},
     yaxis: {tickvals: head.projections.map((_, p) => p), ticktext: head.projections.map(safe), range: [head.projections.length - 0.5, -0.5], showgrid: false, automargin: false, ticks: ""},
     shapes: [{type: "rect", x0: at.x - 0.5, x1: at.x + 0.5, y0: at.y - 0.5, y1: at.y + 0.5, line: {color: INK, width: 2.5}}],
   });
   const trace = {
     type: "heatmap", x: head.layers, y: head.projections.map((_, p) => p), z: all, xgap: 1, ygap: 1, ...colours,
-    hovertemplate: all.map((row, p) => row.map((value, l) => `layer ${head.layers[l]}, ${safe(head.projections[p])}: ${fixed(value, measure.digits)}${measure.unit ?? ""}<extra></extra>`)),
-    colorbar: {orientation: "h", thickness: 8, y: -0.1, yanchor: "top", ypad: 40, outlinewidth: 0, nticks: 5, ticksuffix: measure.unit ?? ""},
+    hoverinfo: "text", hovertext: all.map((row, p) => row.map((value, l) => `layer ${head.layers[l]}, ${safe(head.projections[p])}: ${fixed(value, measure.digits)}${measure.unit ?? ""}`)),
+    colorbar: {orientation: "h", thickness: 8, yref: "container", y: 0, yanchor: "bottom", ypad: 4, outlinewidth: 0, nticks: 5, ticksuffix: measure.unit ?? ""},
     ...(within ? {text: dots, texttemplate: "%{text}", textfont: {color: INK, size: 14}} : {}),
   };
   const [low, high] = [Math.min(...flat), Math.max(...flat)];
@@ -293,7 +320,7 @@ function depthPlot() {
   if (measure.layer) {
     const whole = layers(measure.layer);
     traces.push(line("the layer as a whole", x, whole, {width: 1.8}));
-    said.unshift("Black or white: the layer as a whole.");
+    said.unshift("Plain line: the layer as a whole.");
     add("layer", whole);
   }
   if (average()) traces.push(band(x, chosen.map(value => value.low), chosen.map(value => value.high), "rgba(60,130,200,0.22)"));
@@ -385,22 +412,24 @@ function normsPlot() {
   };
 }
 
+const ckaPlaces = found => head.cka.keys.flatMap((key, place) => found(...key) ? [place] : []);
+const ckaSeries = (name, places) => head.cka.states.map((_, state) => spread(places.map(place => data.at(`cka.${name}`, place, state))));
+function ckaOfPair() {
+  const ends = new Set(pairs().map(pair => symmetric(...head.pairs[pair])));
+  const places = ckaPlaces((a, b) => ends.has(symmetric(a, b)));
+  return {values: ckaSeries("cka_unbiased", places), without: ckaSeries("cka_without_outlier", places)};
+}
+
 function ckaPlot() {
-  const {keys, states} = head.cka;
-  const places = found => keys.flatMap((key, place) => found(key) ? [place] : []);
-  const ends = pairs().map(pair => symmetric(...head.pairs[pair]));
-  const between = places(([a, b]) => ends.includes(symmetric(a, b)));
-  const toBase = which => places(([a, b]) => b < 0 && runsOf(which).includes(a));
-  const series = (name, found) => states.map((_, state) => spread(found.map(place => data.at(`cka.${name}`, place, state))));
+  const {states} = head.cka, {values: pair, without} = ckaOfPair();
   const traces = [], table = [["layer"], states.map(state => [state < 0 ? "embeddings" : String(state)])];
   const add = (name, values) => { table[0].push(name); values.forEach((value, i) => table[1][i].push(fixed(value.mean, 5))); };
   for (const which of ["a", "b"]) {
-    const values = series("cka_unbiased", toBase(state[which]));
+    const values = ckaSeries("cka_unbiased", ckaPlaces((run, other) => other < 0 && runsOf(state[which]).includes(run)));
     if (!values.some(value => value.n)) continue;
     traces.push(line(`${label(state[which])} and the base`, states, values.map(value => value.mean), {...looks(which), width: 1.3, size: 5}));
     add(`${which === "a" ? "●" : "◇"} and the base`, values);
   }
-  const pair = series("cka_unbiased", between), without = series("cka_without_outlier", between);
   if (pair.some(value => value.n)) {
     traces.push(line("without the outlier dimension", states, without.map(value => value.mean), {colour: MUTED, dash: "2px,3px", width: 1.5}));
     if (average()) traces.push(band(states, pair.map(value => value.low), pair.map(value => value.high), SHADE));
@@ -439,7 +468,7 @@ function curvePlot() {
   ];
   const barrier = form => shown(ofWhole(`barrier_${form}`), 5);
   return {
-    data: traces, layout: axes(`α: ● ${safe(label(state.a))} at 0, ◇ ${safe(label(state.b))} at 1`, "loss (nats a token)", 320, {xaxis: {range: [-0.04, 1.04], tickvals: [0, 0.25, 0.5, 0.75, 1]}}),
+    data: traces, layout: axes("α, from ● to ◇", "loss (nats a token)", 320, {xaxis: {range: [-0.04, 1.04], tickvals: [0, 0.25, 0.5, 0.75, 1]}}),
     caption: `Barrier to the chord (dotted): ${barrier("chord")}; to the mean of the ends (dashed): ${barrier("mean")} nats a token. Band: ${curves.length === 1 ? "95% over sequences" : `from the smallest to the largest of ${curves.length} pairs`}.`,
     table: numbers(["α", "loss", "low", "high"], alphas.map((alpha, i) => [String(alpha), fixed(values[i], 5), fixed(low[i], 5), fixed(high[i], 5)])),
   };
@@ -468,19 +497,15 @@ function barriersPlot() {
 function mapPlot() {
   const points = head.runs.map((run, i) => ({...run, x: data.at("map", i, 0), y: data.at("map", i, 1)}));
   const [a, b] = [runsOf(state.a), runsOf(state.b)];
-  const ring = (runs, symbol, size) => ({type: "scatter", mode: "markers", hoverinfo: "skip", x: runs.map(run => points[run].x), y: runs.map(run => points[run].y), marker: {symbol, size, color: "rgba(0,0,0,0)", line: {color: INK, width: 2}}});
-  const named = new Set();
-  const traces = [
-    ring(a, "circle-open", 19), ring(b, "diamond-open", 19),
-    {
-      type: "scatter", mode: "markers+text", x: points.map(point => point.x), y: points.map(point => point.y), customdata: points.map((_, i) => i), hoverinfo: "text", hovertext: points.map(point => safe(point.label)),
-      // One name a method, or the plot would be all names.
-      text: points.map(point => named.has(point.method) ? "" : named.add(point.method) && safe(point.method)), textposition: "top center", textfont: {size: 12}, cliponaxis: false,
-      marker: {color: points.map(point => point.colour), size: 10, line: {color: INK, width: 0.6}},
-    },
-  ];
+  const ring = (runs, symbol, size) => ({type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false, x: runs.map(run => points[run].x), y: runs.map(run => points[run].y), marker: {symbol, size, color: INK, line: {color: INK, width: 2}}});
+  const methods = Map.groupBy(points.map((point, i) => ({...point, i})), point => point.method);
+  const traces = [...methods].map(([method, own]) => ({
+    type: "scatter", mode: "markers", name: safe(method), x: own.map(point => point.x), y: own.map(point => point.y), customdata: own.map(point => point.i),
+    hoverinfo: "text", hovertext: own.map(point => safe(point.label)), marker: {color: own[0].colour, size: 10, line: {color: INK, width: 0.6}},
+  }));
   return {
-    data: traces, layout: axes("degrees", "degrees", 420, {yaxis: {scaleanchor: "x"}}),
+    data: [ring(a, "circle-open", 18), ring(b, "diamond-open", 18), ...traces],
+    layout: axes("degrees", "degrees", 420, {yaxis: {scaleanchor: "x"}, showlegend: true, legend: {orientation: "h", y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false}}),
     caption: `Each point is a run; distances are close to the angles between the updates (half of them within ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
     table: numbers(["run", "x", "y"], points.map(point => [point.label, precise(point.x), precise(point.y)])),
   };
@@ -528,7 +553,7 @@ function update(all = true) {
   const layer = $("layer");
   $("layer-shown").textContent = `${head.layers[state.layer]} of ${head.layers[0]}–${head.layers.at(-1)}`;
   layer.setAttribute("aria-valuetext", `layer ${head.layers[state.layer]}`);
-  $("status").textContent = status();
+  status();
   pairTable();
   sizesTable();
   if (all) functionsTable();

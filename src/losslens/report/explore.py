@@ -12,6 +12,11 @@ from losslens.report.folder import AnalysisFolder
 from losslens.report.parts import Section
 from losslens.report.style import figure, logarithmic
 
+_HOW_TO_READ = (
+    "Choose two, then move through layers and projections. A number is worth reading between two floors: the null is what "
+    "two updates with nothing in common show, seeds what the same methods show at other seeds."
+)
+
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """The section; None without a pair."""
@@ -29,7 +34,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     del look["template"], look["yaxis"]["type"]
     packed.say(layout=look, ticks=ticks)
     packed.say(between=between, start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs, between)})
-    return Section("explore", "Explore", explorer=packed.text(), notes=notes)
+    return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), notes=notes)
 
 
 def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]) -> tuple[int, int]:

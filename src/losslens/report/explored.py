@@ -33,7 +33,7 @@ OF_PAIRS = {
 _OF_RUNS = ("norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max", "off_principal")
 # Of many runs the page holds the pairs that say most, so that it can still be opened: so many numbers by layer and
 # module, so many angles.
-_MOST_NUMBERS, _MOST_ANGLES = 2_500_000, 2_000_000
+_MOST_NUMBERS, _MOST_ANGLES = 3_000_000, 1_200_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def pack(
     for name, digits in OF_PAIRS.items():
         packed.fixed(f"pairs.{name}", pairs.table[name].to_numpy(), digits)
     order = _by_importance(pairs, between)
-    a_pair = len(modules.names) * len(_OF_MODULES) + len(modules.layers) * len(_OF_LAYERS)
+    # Beside the columns the smallest and the largest angle of both sides.
+    a_pair = len(modules.names) * (len(_OF_MODULES) + 4) + len(modules.layers) * len(_OF_LAYERS)
     held = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])
     _layers(packed, analysis, runs, modules, pairs, held)
     angled = _modules(packed, analysis, runs, modules, pairs, held, order)

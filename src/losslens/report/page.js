@@ -21,7 +21,10 @@ function paint(box, widest) {
   const {data, layout} = coloured(charts.get(box)());
   for (const trace of data) trace.visible = !hidden.has(trace.meta);
   if (widest) layout.width = Math.min(box.clientWidth, widest);
-  Plotly.react(box, data, layout, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
+  layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: style.getPropertyValue("--muted"), activecolor: style.getPropertyValue("--ink")};
+  // Where nothing hovers the buttons would lie on every plot for good.
+  const buttons = matchMedia("(hover: hover)").matches ? "hover" : false;
+  Plotly.react(box, data, layout, {responsive: true, displaylogo: false, displayModeBar: buttons, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
 }
 
 function redraw(boxes = [...charts.keys()]) {
