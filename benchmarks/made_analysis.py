@@ -55,7 +55,15 @@ def make_analysis(
     tables = geometry_tables(modules, sizes, compared, {})
     runs = runs.merge(tables.runs, on="run").assign(accuracy=draw.uniform(0.5, 0.6, len(runs)), n=500)
     runs = runs.assign(ci_low=runs["accuracy"] - 0.04, ci_high=runs["accuracy"] + 0.04)
-    base = {"run": "base-made", "method": "base", "benchmark": "arithmetic", "accuracy": 0.55, "n": 500}
+    base = {
+        "run": "base-made",
+        "method": "base",
+        "benchmark": "arithmetic",
+        "accuracy": 0.55,
+        "ci_low": 0.51,
+        "ci_high": 0.59,
+        "n": 500,
+    }
     _write(folder, "runs", pd.concat([pd.DataFrame([base]), runs]))
     reference = [(a, b) for a, b in pairs if "sft" in (by_name.loc[a, "method"], by_name.loc[b, "method"])]
     reference = [(a, b) for a, b in reference if by_name.loc[a, "seed"] == by_name.loc[b, "seed"]]
@@ -66,9 +74,15 @@ def make_analysis(
         _measured(draw, pairs, set(reference), curves, cka), on=["run_a", "run_b"]
     ))  # fmt: skip
     _write(folder, "layers", _floored(draw, tables.layers, ["cosine", "angle_min_left"]))
-    tables.modules.assign(cosine_null=draw.uniform(0.02, 0.05, len(tables.modules))).to_parquet(folder / "modules.parquet")
+    tables.modules.assign(cosine_null=draw.uniform(0.02, 0.05, len(tables.modules))).to_parquet(
+        folder / "modules.parquet"
+    )
     tables.run_modules.to_parquet(folder / "run_modules.parquet")
-    _write(folder, "map", pd.DataFrame({"run": names, "x": draw.normal(0, 30, len(names)), "y": draw.normal(0, 30, len(names))}))
+    _write(
+        folder,
+        "map",
+        pd.DataFrame({"run": names, "x": draw.normal(0, 30, len(names)), "y": draw.normal(0, 30, len(names))}),
+    )
     _write(folder, "training", pd.DataFrame(
         [
             {"run": name, "step": step, "loss": 2 / step + draw.uniform(0, 0.1), "grad_norm": draw.uniform(0.5, 1)}
@@ -76,7 +90,12 @@ def make_analysis(
             for step in range(1, steps + 1)
         ]
     ))  # fmt: skip
-    manifest: dict[str, Any] = {"sweeps": ["made"], "bases": ["base-made"], "benchmark": "arithmetic", "settings": {"top": top}}
+    manifest: dict[str, Any] = {
+        "sweeps": ["made"],
+        "bases": ["base-made"],
+        "benchmark": "arithmetic",
+        "settings": {"top": top},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return names
 
@@ -86,7 +105,8 @@ def _runs(methods: Sequence[str], seeds: int, rates: Sequence[float]) -> pd.Data
         [
             {
                 "run": f"{method}-{rate:g}-s{seed}", "arm": f"{method}-{rate:g}", "method": method, "lr": f"{rate:g}",
-                "learning_rate": rate, "rank": 32, "model": "made", "seed": seed, "init_seed": 0, "benchmark": "arithmetic",
+                "learning_rate": rate, "rank": 32, "model": "made", "seed": seed, "init_seed": 0,
+                "benchmark": "arithmetic",
             }
             for method, rate, seed in itertools.product(methods, rates, range(seeds))
         ]
@@ -127,7 +147,9 @@ def _curves(draw: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> pd.D
         start, end, hill = draw.uniform(0.05, 0.06, 3)
         for alpha in np.arange(11) / 10:
             loss = (1 - alpha) * start + alpha * end + 0.5 * hill * alpha * (1 - alpha)
-            rows.append({"run_a": a, "run_b": b, "alpha": alpha, "loss": loss, "loss_low": 0.9 * loss, "loss_high": 1.1 * loss})
+            rows.append(
+                {"run_a": a, "run_b": b, "alpha": alpha, "loss": loss, "loss_low": 0.9 * loss, "loss_high": 1.1 * loss}
+            )
     return pd.DataFrame(rows)
 
 
@@ -136,7 +158,9 @@ def _cka(draw: np.random.Generator, pairs: Sequence[tuple[str, str]], layers: in
     for a, b in pairs:
         along = 1 - np.cumsum(draw.exponential(1e-4, layers + 1))
         for layer, value in zip(range(-1, layers), along, strict=True):
-            rows.append({"run_a": a, "run_b": b, "layer": layer, "cka_unbiased": value, "cka_without_outlier": value - 1e-4})
+            rows.append(
+                {"run_a": a, "run_b": b, "layer": layer, "cka_unbiased": value, "cka_without_outlier": value - 1e-4}
+            )
     return pd.DataFrame(rows)
 
 
@@ -157,10 +181,19 @@ def _measured(
             alphas, loss = (by_curve[a, b][name].to_numpy() for name in ("alpha", "loss"))
             for form, floor in (("chord", loss[0] + alphas * (loss[-1] - loss[0])), ("mean", (loss[0] + loss[-1]) / 2)):
                 barrier = float(np.max(loss - floor))
-                row |= {f"barrier_{form}": barrier, f"barrier_{form}_low": 0.8 * barrier, f"barrier_{form}_high": 1.2 * barrier}
+                row |= {
+                    f"barrier_{form}": barrier,
+                    f"barrier_{form}_low": 0.8 * barrier,
+                    f"barrier_{form}_high": 1.2 * barrier,
+                }
                 row[f"barrier_{form}_seeds"] = 0.001
             values = by_cka[a, b]["cka_unbiased"]
-            row |= {"cka_last": values.iloc[-1], "cka_min": values.min(), "cka_last_seeds": 0.999, "cka_min_seeds": 0.998}
+            row |= {
+                "cka_last": values.iloc[-1],
+                "cka_min": values.min(),
+                "cka_last_seeds": 0.999,
+                "cka_min_seeds": 0.998,
+            }
             row["accuracy_mid"] = draw.uniform(0.5, 0.6)
         rows.append(row)
     return pd.DataFrame(rows)

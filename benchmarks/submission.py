@@ -3,9 +3,9 @@
     python benchmarks/submission.py
     python benchmarks/submission.py --runs 100
 
-No Slurm is needed: sbatch and its like are scripts that only answer. Hydra's own launcher (hydra-submitit-launcher, into
-a temporary folder) waits for its jobs, so it is stopped when it has called sbatch. It resumes nothing: it neither looks
-at runs nor writes down which job is whose. Ours does for each of them.
+No Slurm is needed: sbatch and its like are scripts that only answer. Hydra's own launcher (hydra-submitit-launcher,
+into a temporary folder) waits for its jobs, so it is stopped when it has called sbatch. It resumes nothing: it neither
+looks at runs nor writes down which job is whose. Ours does for each of them.
 """
 
 from __future__ import annotations

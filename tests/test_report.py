@@ -74,7 +74,9 @@ class Page(HTMLParser):
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        return [json.loads(script) for attributes, script in self.scripts if attributes.get("type")]
+        return [
+            json.loads(script) for attributes, script in self.scripts if attributes.get("type") == "application/json"
+        ]
 
 
 def run(name: str, method: str, **columns: Any) -> dict[str, Any]:

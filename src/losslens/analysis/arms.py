@@ -99,6 +99,14 @@ def arms_of(gathered: Gathered) -> list[Arm]:
     return arms
 
 
+def arm_of_runs(arms: Iterable[Arm]) -> dict[str, str]:
+    """For each run's name the name of its arm."""
+    found = {}
+    for arm in arms:
+        found |= dict.fromkeys([run.name for run in arm.subjects] + [run.name for run in arm.diverged], arm.name())
+    return found
+
+
 def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
     """For each run's name the SFT run it is held against: of its seeds, and trained in all else most as it was.
 

@@ -1,4 +1,4 @@
-"""What was compared, as the explorer names it: runs, arms with the pairs between them, modules by layer and projection."""
+"""What was compared, as the explorer names it: runs, arms and the pairs between them, layers and projections."""
 
 from __future__ import annotations
 
@@ -81,9 +81,11 @@ class Modules:
 def find_runs(analysis: AnalysisFolder, measured: Iterable[str]) -> Runs:
     """The runs named `measured`, in the order of `runs.csv`, numbered as the page's section of runs numbers them."""
     table = analysis.table("runs", _TEXTS, _NUMBERS)
-    settings = analysis.table("trajectories", ("run", "settings"), ()).drop_duplicates("run").set_index("run")["settings"]
+    settings = (
+        analysis.table("trajectories", ("run", "settings"), ()).drop_duplicates("run").set_index("run")["settings"]
+    )
     table = table.drop_duplicates("run", ignore_index=True).assign(number=lambda rows: rows.index)
-    table["settings"] = table["run"].map(settings).fillna("")
+    table["settings"] = table["run"].map(settings.to_dict()).astype(object).fillna("")
     unlisted = [name for name in dict.fromkeys(measured) if name not in set(table["run"])]
     inits = table["init_seed"].nunique() > 1
     table = table[table["run"].isin(set(measured))].reset_index(drop=True)
@@ -104,20 +106,20 @@ def _label(row: pd.Series, inits: bool) -> str:
 def _arms(table: pd.DataFrame, seeds: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
     """The arms; an analysis without the column `arm` has those whose runs differ in their seeds and nothing known."""
     keys = ["arm"] if (table["arm"] != "").any() else ["method", "lr", "learning_rate", "rank", "settings"]
+    elsewhere = table["learning_rate"].isna()
+    groups = [rows for _, rows in table[~elsewhere].groupby(keys, sort=False, dropna=False)]
+    groups += [table.loc[[run]] for run in table.index[elsewhere]]
     arms = []
-    for _, rows in table.groupby(keys, sort=False, dropna=False):
+    for rows in groups:
         first = rows.iloc[0]
-        if len({seeds[run] for run in rows.index}) < len(rows) or np.isnan(first["learning_rate"]):
-            return []
         setting = first["arm"].partition(" ")[2] or first["settings"]
-        parts = (first["method"], rate(first["learning_rate"]), short(setting))
-        label = " ".join(part for part in parts if part)
+        known = " ".join(part for part in (first["method"], rate(first["learning_rate"]), short(setting)) if part)
         method = first["method"]
+        label = first["run"] if np.isnan(first["learning_rate"]) else known
         arms.append({"label": label, "method": method, "colour": colour(method), "runs": rows.index.tolist()})
-    labels = [arm["label"] for arm in arms]
-    if len(set(labels)) < len(labels) or all(len(arm["runs"]) == 1 for arm in arms):
-        return []
-    return arms
+    told_apart = len({arm["label"] for arm in arms}) == len(arms)
+    repeated = any(len({seeds[run] for run in arm["runs"]}) < len(arm["runs"]) for arm in arms)
+    return arms if told_apart and not repeated and any(len(arm["runs"]) > 1 for arm in arms) else []
 
 
 def find_modules(*tables: pa.Table) -> Modules:

@@ -214,6 +214,7 @@ function seeds(name) {
   return Number.isFinite(value) ? `seeds ${fixed(value, 5)}` : "";
 }
 
+let saying;
 function status() {
   const list = element("dl");
   for (const [name, value, below] of tiles()) {
@@ -224,6 +225,12 @@ function status() {
     list.append(tile);
   }
   $("status").replaceChildren(element("p", sentence()), list);
+  // A screen reader hears what was reached, not what was passed on the way.
+  clearTimeout(saying);
+  saying = setTimeout(() => {
+    const heard = tiles().slice(0, 3).map(([name, value]) => `${name} ${value}`).join("; ");
+    $("said").textContent = `${sentence()} ${heard}.`;
+  }, 600);
 }
 
 // ---- Plots ----
@@ -247,7 +254,7 @@ function line(name, x, y, look = {}) {
 function band(x, low, high, colour) {
   const known = x.map((_, i) => i).filter(i => Number.isFinite(low[i]) && Number.isFinite(high[i]));
   return {
-    x: [...known.map(i => x[i]), ...known.toReversed().map(i => x[i])], y: [...known.map(i => high[i]), ...known.toReversed().map(i => low[i])],
+    x: [...known.map(i => x[i]), ...[...known].reverse().map(i => x[i])], y: [...known.map(i => high[i]), ...[...known].reverse().map(i => low[i])],
     type: "scatter", mode: "lines", line: {width: 0}, fill: "toself", fillcolor: colour, hoverinfo: "skip",
   };
 }
@@ -364,7 +371,7 @@ function anglesPlot() {
   const said = `${known.has("null") ? " Circles: the null;" : ""}${known.has("seeds") ? " bars: other seeds;" : ""}${known.size ? " of the smallest and the largest angle, medians over all modules." : ""}`;
   const [left, right] = sides.map(side => side.values.length ? `${fixed(side.values[0].mean, 2)}° to ${fixed(side.values.at(-1).mean, 2)}°` : "–");
   return {
-    data: traces, layout: axes("angle, ascending", "degrees", 320, {yaxis: {range: [0, 92], tickvals: [0, 15, 30, 45, 60, 75, 90]}, xaxis: {dtick: 1, showgrid: false}}),
+    data: traces, layout: axes("angle, ascending", "degrees", 320, {yaxis: {range: [0, 92], tickvals: [0, 15, 30, 45, 60, 75, 90]}, xaxis: {dtick: 1, showgrid: false, range: [0.5, last + 0.5]}}),
     caption: `${capital(here())}. Left, output (line): ${left}. Right, input (dashed): ${right}.${has ? "" : " Only the smallest and largest are on this page."}${said}`, table: numbers(...table),
   };
 }
@@ -498,15 +505,15 @@ function mapPlot() {
   const points = head.runs.map((run, i) => ({...run, x: data.at("map", i, 0), y: data.at("map", i, 1)}));
   const [a, b] = [runsOf(state.a), runsOf(state.b)];
   const ring = (runs, symbol, size) => ({type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false, x: runs.map(run => points[run].x), y: runs.map(run => points[run].y), marker: {symbol, size, color: INK, line: {color: INK, width: 2}}});
-  const methods = Map.groupBy(points.map((point, i) => ({...point, i})), point => point.method);
-  const traces = [...methods].map(([method, own]) => ({
+  const methods = [...new Set(points.map(point => point.method))];
+  const traces = methods.map(method => ({method, own: points.map((point, i) => ({...point, i})).filter(point => point.method === method)})).map(({method, own}) => ({
     type: "scatter", mode: "markers", name: safe(method), x: own.map(point => point.x), y: own.map(point => point.y), customdata: own.map(point => point.i),
     hoverinfo: "text", hovertext: own.map(point => safe(point.label)), marker: {color: own[0].colour, size: 10, line: {color: INK, width: 0.6}},
   }));
   return {
     data: [ring(a, "circle-open", 18), ring(b, "diamond-open", 18), ...traces],
     layout: axes("degrees", "degrees", 420, {yaxis: {scaleanchor: "x"}, showlegend: true, legend: {orientation: "h", y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false}}),
-    caption: `Each point is a run; distances are close to the angles between the updates (half of them within ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
+    caption: `Each point is a run; distances stand for the angles between the updates (half of them are off by less than ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
     table: numbers(["run", "x", "y"], points.map(point => [point.label, precise(point.x), precise(point.y)])),
   };
 }
@@ -560,28 +567,38 @@ function update(all = true) {
   redraw(Object.entries(PLOTS).filter(([name, {still}]) => !$(name).hidden && (all || !still)).map(([name]) => $(name).querySelector(".plot")));
 }
 
+// A run is not compared with itself; an arm is, by its own runs.
+const alone = value => !(arms() && armPairs.has(symmetric(value, value)));
+
 function choose(which, value) {
   const other = which === "a" ? "b" : "a";
-  // A run is not compared with itself; an arm is, by its own runs.
-  if (value === state[other] && !(arms() && armPairs.has(symmetric(value, value)))) state[other] = state[which];
+  if (value === state[other] && alone(value)) state[other] = state[which];
   state[which] = value;
-  $("a").value = state.a;
-  $("b").value = state.b;
+  marked();
   changed();
+}
+
+// What is chosen; who goes through a list by the keyboard passes over the other one.
+function marked() {
+  for (const [which, other] of [["a", "b"], ["b", "a"]]) {
+    $(which).value = state[which];
+    [...$(which).options].forEach((option, i) => option.disabled = i === state[other] && alone(i));
+  }
 }
 
 function list() {
   for (const which of ["a", "b"]) {
     $(which).replaceChildren(...things().map((thing, i) => element("option", arms() ? `${thing.label} (${thing.runs.length} run${thing.runs.length > 1 ? "s" : ""})` : thing.label, {value: i, ...(thing.name ? {title: thing.name} : {})})));
-    $(which).value = state[which];
   }
+  marked();
 }
 
 function controls() {
   for (const which of ["a", "b"]) $(which).addEventListener("change", event => choose(which, Number(event.target.value)));
   $("swap").addEventListener("click", () => {
     [state.a, state.b] = [state.b, state.a];
-    choose("a", state.a);
+    marked();
+    changed();
   });
   $("kind").hidden = !head.arms.length;
   for (const radio of $("kind").querySelectorAll("input")) {

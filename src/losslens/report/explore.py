@@ -13,18 +13,18 @@ from losslens.report.parts import Section
 from losslens.report.style import figure, logarithmic
 
 _HOW_TO_READ = (
-    "Choose two, then move through layers and projections. A number is worth reading between two floors: the null is what "
-    "two updates with nothing in common show, seeds what the same methods show at other seeds."
+    "Choose two, then move through layers and projections. A number is worth reading between two floors: the null is "
+    "what two updates with nothing in common show, seeds what the same methods show at other seeds."
 )
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
-    """The section; None without a pair."""
+    """The section; None without a pair or without its modules."""
     table = analysis.table("pairs", ("run_a", "run_b", "shared_initial", "verdict"), ("p_holm", *OF_PAIRS))
-    if table.empty:
+    modules = find_modules(analysis.parquet("run_modules", ["module"]), analysis.parquet("modules", ["module"]))
+    if table.empty or not modules.names:
         return None
     runs = find_runs(analysis, pd.concat([table["run_a"], table["run_b"]]))
-    modules = find_modules(analysis.parquet("run_modules", ["module"]), analysis.parquet("modules", ["module"]))
     number = {name: place for place, name in enumerate(runs.names)}
     ends = [(number[a], number[b]) for a, b in zip(table["run_a"], table["run_b"], strict=True)]
     between = runs.between(ends)

@@ -24,7 +24,12 @@ _OF_LAYERS = {
 OF_PAIRS = {
     "orthogonal_a_to_b": _COSINE,
     **{f"{name}{end}": _COSINE for name in ("cosine", "u1", "v1") for end in _FLOORED},
-    **{f"angle_{end}_{side}{floor}": _DEGREE for side in ("left", "right") for end in ("min", "max") for floor in _FLOORED},
+    **{
+        f"angle_{end}_{side}{floor}": _DEGREE
+        for side in ("left", "right")
+        for end in ("min", "max")
+        for floor in _FLOORED
+    },
     **{f"{name}{end}": _FINE for name in ("cka_last", "cka_min") for end in ("", "_seeds")},
     **{f"barrier_{form}{end}": _FINE for form in ("chord", "mean") for end in ("", "_low", "_high", "_seeds")},
     **{f"accuracy_{end}": _COSINE for end in ("mid", "mid_a", "mid_b", "diff")},
@@ -101,7 +106,8 @@ def _left_away(all_pairs: int, held: int, angled: int) -> list[str]:
     if held < all_pairs:
         notes.append(
             f"To stay small this page holds the layers and modules of {held:,} of {all_pairs:,} pairs: those that the "
-            "averages over seeds are made of, and those with connectivity or CKA. layers.csv and modules.parquet have all."
+            "averages over seeds are made of, and those with connectivity or CKA. layers.csv and modules.parquet have "
+            "all."
         )
     if angled < held:
         notes.append(
@@ -200,9 +206,13 @@ def _curves(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) 
     table = analysis.table("connectivity", ("run_a", "run_b"), ("alpha", *names))
     table["pair"] = pairs.numbers(runs, table["run_a"], table["run_b"])
     alphas = sorted(table["alpha"].dropna().unique())
-    by_pair = [(pair, rows.drop_duplicates("alpha").set_index("alpha")) for pair, rows in table.groupby("pair") if pair >= 0]
+    by_pair = [
+        (pair, rows.drop_duplicates("alpha").set_index("alpha")) for pair, rows in table.groupby("pair") if pair >= 0
+    ]
     for name in names:
-        values = np.array([rows[name].reindex(alphas).to_numpy() for _, rows in by_pair]).reshape(-1, len(alphas))
+        values = np.array([rows[name].reindex(alphas).to_numpy() for _, rows in by_pair]).reshape(
+            len(by_pair), len(alphas)
+        )
         packed.fixed(f"curves.{name}", values, _FINE)
     packed.say(curves={"pairs": [int(pair) for pair, _ in by_pair], "alphas": alphas})
 

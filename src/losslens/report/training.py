@@ -50,7 +50,9 @@ def _plot(table: pd.DataFrame, rates: Rates, name: str) -> go.Figure:
     plot = figure("step", f"{safe(_TITLES.get(name, name).lower())}{' (log)' * steep}", height=320)
     if steep:
         plot.update_layout(**logarithmic("yaxis"))
-    for (method, arm, learning_rate), group in shown.groupby(["method", "arm", "learning_rate"], sort=False, dropna=False):
+    for (method, arm, learning_rate), group in shown.groupby(
+        ["method", "arm", "learning_rate"], sort=False, dropna=False
+    ):
         steps = group.groupby("step")[name].agg(["mean", "min", "max", "count"]).reset_index()
         steps = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).astype(int))]
         along = steps["step"].tolist()
