@@ -152,7 +152,7 @@ def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypa
     assert len(found["held"]) == 5
     assert averaged <= set(found["held"])
     # With connectivity and CKA.
-    assert [found["pairs"][pair] for pair in found["angled"]] == [[0, 1], [0, 2]]
+    assert [found["pairs"][pair] for pair in found["angled"]] == [[0, 2], [1, 3]]
     assert not np.isnan(found["modules.angles"]).any()
     assert any("5 of 6 pairs" in note for note in section.notes)
     assert any(note.startswith("Of 2 of 6 pairs it holds all angles") for note in section.notes)

@@ -101,7 +101,7 @@ def arms_of(gathered: Gathered) -> list[Arm]:
 
 def arm_of_runs(arms: Iterable[Arm]) -> dict[str, str]:
     """For each run's name the name of its arm."""
-    found = {}
+    found: dict[str, str] = {}
     for arm in arms:
         found |= dict.fromkeys([run.name for run in arm.subjects] + [run.name for run in arm.diverged], arm.name())
     return found
