@@ -74,9 +74,7 @@ class Page(HTMLParser):
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        return [
-            json.loads(script) for attributes, script in self.scripts if attributes.get("type") == "application/json"
-        ]
+        return [json.loads(script) for attributes, script in self.scripts if attributes.get("type")]
 
 
 def run(name: str, method: str, **columns: Any) -> dict[str, Any]:

@@ -99,12 +99,13 @@ def arms_of(gathered: Gathered) -> list[Arm]:
     return arms
 
 
-def arm_of_runs(arms: Iterable[Arm]) -> dict[str, str]:
-    """For each run's name the name of its arm."""
-    found: dict[str, str] = {}
+def arm_names(arms: Sequence[Arm]) -> dict[str, str]:
+    """For each run's name that of its arm."""
+    names: dict[str, str] = {}
     for arm in arms:
-        found |= dict.fromkeys([run.name for run in arm.subjects] + [run.name for run in arm.diverged], arm.name())
-    return found
+        runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
+        names |= {run.name: arm.name() for run in runs}
+    return names
 
 
 def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:

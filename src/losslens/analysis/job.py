@@ -12,7 +12,7 @@ from tqdm import tqdm
 from losslens import provenance
 from losslens.analysis.ablation import Tabled, ablation_table
 from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
-from losslens.analysis.arms import arm_of_runs, arms_of, repetitions, sft_partners
+from losslens.analysis.arms import arm_names, arms_of, repetitions, sft_partners
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
@@ -109,7 +109,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         modules = module_measures(gathered, tables.modules, unrelated)
         bar.update()
         runs = run_table(gathered, unrelated.off_principal(tables.runs))
-        runs.insert(1, "arm", runs["run"].map(arm_of_runs(arms)))
+        runs.insert(1, "arm", runs["run"].map(arm_names(arms)))
         bar.update()
         tabled = Tabled(runs, pair_rows)
         ablation = ablation_table(gathered, arms, gathered.by_name[reference], tabled, benchmark)

@@ -513,7 +513,7 @@ function mapPlot() {
   return {
     data: [ring(a, "circle-open", 18), ring(b, "diamond-open", 18), ...traces],
     layout: axes("degrees", "degrees", 420, {yaxis: {scaleanchor: "x"}, showlegend: true, legend: {orientation: "h", y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false}}),
-    caption: `Each point is a run; distances stand for the angles between the updates (half of them are off by less than ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
+    caption: `Each point is a run; distances stand for the angles between the updates (${head.map.kept === null ? "" : `the plane shows ${Math.round(100 * head.map.kept)}% of their variance; `}half of them are off by less than ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
     table: numbers(["run", "x", "y"], points.map(point => [point.label, precise(point.x), precise(point.y)])),
   };
 }
@@ -668,7 +668,7 @@ function clicks() {
 }
 
 async function explore() {
-  data = await Packed.from($("data").textContent);
+  data = await Packed.from($("data").content.textContent);
   head = data.header;
   runPairs = new Map(head.pairs.map((ends, pair) => [symmetric(...ends), [pair]]));
   armPairs = new Map(head.between.map(([a, b, numbers]) => [symmetric(a, b), numbers]));

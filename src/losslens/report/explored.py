@@ -225,7 +225,8 @@ def _map(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) -> 
     apart = np.linalg.norm(points[first] - points[second], axis=1)
     off = np.abs(apart - np.degrees(np.arccos(np.clip(pairs.table["cosine"].to_numpy(), -1, 1))))
     known = off[~np.isnan(off)]
-    packed.say(map={"off": round(float(np.median(known)), 1)} if known.size else None)
+    kept = (analysis.manifest.get("map") or {}).get("variance_kept")
+    packed.say(map={"off": round(float(np.median(known)), 1), "kept": kept} if known.size else None)
 
 
 def _places(count: int, held: Sequence[int]) -> np.ndarray:
