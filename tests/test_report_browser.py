@@ -65,6 +65,8 @@ class Report:
         }
         browser.get((folder / "report.html").as_uri())
         WebDriverWait(browser, 30).until(lambda _: self.ready)
+        # There may be other sections before it.
+        self.look_at(browser.find_element(By.CSS_SELECTOR, "#x-modules .plot"))
 
     @property
     def ready(self) -> float | None:
@@ -100,15 +102,17 @@ class Report:
 
     def projection(self, name: str) -> None:
         labels = self.browser.find_elements(By.CSS_SELECTOR, "#x-projection label")
-        next(label for label in labels if label.text == name).click()
+        self.run("arguments[0].click()", next(label for label in labels if label.text == name))
         self.settle()
 
     def look_at(self, box: WebElement) -> None:
-        """Scrolls there and waits until it is drawn."""
-        self.run("arguments[0].scrollIntoView({behavior: 'instant'})", box)
-        WebDriverWait(self.browser, 10).until(
-            lambda _: self.run("return near.has(arguments[0]) && !stale.has(arguments[0])", box)
-        )
+        """Scrolls there, again where the page moved meanwhile, and waits until it is drawn."""
+        script = """
+            const [box] = arguments;
+            box.scrollIntoView({behavior: "instant"});
+            return near.has(box) && !stale.has(box);
+        """
+        WebDriverWait(self.browser, 10).until(lambda _: self.run(script, box))
 
     def shown(self, key: str) -> str:
         return self.run("return document.querySelector(`[data-key='${arguments[0]}']`).textContent", key)
@@ -197,7 +201,7 @@ def test_a_run_is_not_compared_with_itself(report: Report) -> None:
     options = Select(report.browser.find_element(By.ID, "x-b")).options
     assert [o.get_attribute("title") for o in options if not o.is_enabled()] == ["sft-0.001-s0"]
     report.choose("b", "dpo-0.001-s0")
-    report.browser.find_element(By.ID, "x-swap").click()
+    report.run("document.getElementById('x-swap').click()")
     report.settle()
     report.expect("dpo-0.001-s0", "sft-0.001-s0", 2, "q")
 
