@@ -1,15 +1,16 @@
 "use strict";
-// Each plot is kept as it was written; what is drawn has today's colours and not the methods that are switched off.
-const plots = [...document.querySelectorAll(".plot")].map(box => ({
-  box,
-  plot: JSON.parse(box.nextElementSibling.textContent),
-}));
+// Each box and the function that says what is drawn in it. What is drawn has today's colours and not the methods that are
+// switched off, and is drawn when it comes near the screen: a page has many plots, and a reader looks at one.
+const charts = new Map();
 const hidden = new Set();
+const near = new Set();
+const stale = new Set();
 
 // Pixels between the margins of an upright page.
 const PAPER = 680;
 
-function draw(widest) {
+function paint(box, widest) {
+  stale.delete(box);
   const style = getComputedStyle(document.documentElement);
   const coloured = value => {
     if (typeof value === "string") return value.replace(/^var\((--[a-z]+)\)$/, (_, name) => style.getPropertyValue(name).trim());
@@ -17,12 +18,35 @@ function draw(widest) {
     if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, coloured(inner)]));
     return value;
   };
-  for (const {box, plot} of plots) {
-    const {data, layout} = coloured(plot);
-    for (const trace of data) trace.visible = !hidden.has(trace.meta);
-    if (widest) layout.width = Math.min(box.clientWidth, widest);
-    Plotly.react(box, data, layout, {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
+  const {data, layout} = coloured(charts.get(box)());
+  for (const trace of data) trace.visible = !hidden.has(trace.meta);
+  if (widest) layout.width = Math.min(box.clientWidth, widest);
+  layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: style.getPropertyValue("--muted"), activecolor: style.getPropertyValue("--ink")};
+  // Where nothing hovers the buttons would lie on every plot for good.
+  const buttons = matchMedia("(hover: hover)").matches ? "hover" : false;
+  Plotly.react(box, data, layout, {responsive: true, displaylogo: false, displayModeBar: buttons, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
+}
+
+function redraw(boxes = [...charts.keys()]) {
+  for (const box of boxes) near.has(box) ? paint(box) : stale.add(box);
+}
+
+const watcher = new IntersectionObserver(entries => {
+  for (const {target, isIntersecting} of entries) {
+    isIntersecting ? near.add(target) : near.delete(target);
+    if (isIntersecting && stale.has(target)) paint(target);
   }
+}, {rootMargin: "200px"});
+
+function chart(box, make) {
+  charts.set(box, make);
+  stale.add(box);
+  watcher.observe(box);
+}
+
+for (const script of document.querySelectorAll(".plot + script")) {
+  let plot;
+  chart(script.previousElementSibling, () => plot ??= JSON.parse(script.textContent));
 }
 
 for (const button of document.querySelectorAll("button[data-method]")) {
@@ -32,15 +56,14 @@ for (const button of document.querySelectorAll("button[data-method]")) {
     for (const same of document.querySelectorAll("button[data-method]")) {
       if (same.dataset.method === method) same.setAttribute("aria-pressed", String(!hidden.has(method)));
     }
-    draw();
+    redraw();
   });
 }
 
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
 for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
   addEventListener(event, () => {
     document.documentElement.classList.toggle("printing", printing);
-    draw(printing ? PAPER : undefined);
+    for (const box of charts.keys()) paint(box, printing ? PAPER : undefined);
   });
 }
-draw();

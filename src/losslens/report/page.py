@@ -9,20 +9,32 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from losslens.files import atomic_file
-from losslens.report import downloads, glance, head, learning_rate, origin, runs, statistics, trajectories
+from losslens.report import (
+    downloads,
+    explore,
+    glance,
+    head,
+    learning_rate,
+    origin,
+    runs,
+    statistics,
+    training,
+    trajectories,
+)
 from losslens.report.folder import AnalysisFolder
 from losslens.report.parts import Section
 
 _HERE = Path(__file__).parent
 _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     glance.section,
+    explore.section,
     learning_rate.section,
     runs.section,
     statistics.section,
     trajectories.section,
+    training.section,
     origin.left_out,
     origin.provenance,
 )
@@ -40,12 +52,14 @@ def write_report(folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    scripts = [get_plotlyjs(), _read("page.js")]
+    names = ["vendor/plotly-cartesian.min.js", "page.js"]
+    names += ["explore_data.js", "explore.js"] * any(section.explorer for section in sections)
+    scripts = [_read(name) for name in names]
     page = environment.get_template("page.html.jinja").render(
         title=head.title(analysis),
         facts=head.facts(analysis),
         sections=sections,
-        style=Markup(_read("page.css")),
+        style=Markup(_read("page.css") + _read("explore.css")),
         scripts=[Markup(script) for script in scripts],
         hashes=[_hash(script) for script in scripts],
     )

@@ -131,6 +131,7 @@ class Section:
         figures: Its plots.
         tables: Its tables.
         notes: What must be known to read the tables.
+        explorer: The packed numbers of the explorer, in the section that is one.
     """
 
     id: str
@@ -141,6 +142,7 @@ class Section:
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
+    explorer: str = ""
 
 
 def downloadable(

@@ -47,7 +47,7 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, rates: Rates) -> Figure:
     trained = shown[shown["method"] != "base"]
     base = shown[(shown["method"] == "base") & shown["accuracy"].notna()]
     inits = trained["init_seed"].nunique() > 1
-    labels = [_label(row, inits) for _, row in trained.iterrows()]
+    labels = [run_label(row, inits) for _, row in trained.iterrows()]
     places = [float(place) for place in range(len(trained))] or [0.0]
     plot = rows_figure("accuracy", labels, places, pixels=20)
     plot.update_xaxes(tickformat=".0%")
@@ -84,7 +84,8 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, rates: Rates) -> Figure:
     )
 
 
-def _label(row: pd.Series, inits: bool) -> str:
+def run_label(row: pd.Series, inits: bool) -> str:
+    """`1 sft 1e-3 s0`: as short as tells it from the others."""
     seeds = "" if pd.isna(row["seed"]) else f" s{whole(row['seed'])}"
     init = f" A{whole(row['init_seed'])}" if inits and not pd.isna(row["init_seed"]) else ""
     learning_rate = "" if pd.isna(row["learning_rate"]) else f" {rate(row['learning_rate'])}"

@@ -1,0 +1,203 @@
+"""An analysis folder of any size, its numbers drawn at random, its tables those of a real one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from losslens.geometry.comparison import PairGeometry, RunGeometry
+from losslens.geometry.tables import geometry_tables
+
+METHODS = ("sft", "rft", "rift", "dft", "grpo", "dpo")
+_ANGLES = [f"angle_{end}_{side}" for side in ("left", "right") for end in ("min", "max")]
+
+
+def make_analysis(
+    folder: Path,
+    methods: Sequence[str] = METHODS,
+    seeds: int = 1,
+    rates: Sequence[float] = (1e-3,),
+    layers: int = 36,
+    projections: Sequence[str] = ("q", "k", "v", "o"),
+    top: int = 10,
+    rank: int = 32,
+    steps: int = 20,
+) -> list[str]:
+    """Writes the tables that the explorer reads, and returns the names of the runs.
+
+    Args:
+        folder: Where to; made where there is none.
+        methods: One arm each and rate.
+        seeds: Of each arm.
+        rates: Peak learning rates.
+        layers: Of the model.
+        projections: Adapted ones of each layer.
+        top: Angles of each module and side.
+        rank: Of the adapters.
+        steps: That were logged.
+    """
+    draw = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    modules = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(layers) for name in projections]
+    runs = _runs(methods, seeds, rates)
+    names = runs["run"].tolist()
+    pairs = list(itertools.combinations(names, 2))
+    by_name = runs.set_index("run")
+    lengths = {name: 0.05 * (1 + methods.index(by_name.loc[name, "method"])) for name in names}
+    sizes = {name: _run(draw, len(modules), rank, length) for name, length in lengths.items()}
+    compared = {(a, b): _pair(draw, sizes[a], sizes[b], layers, len(projections), top) for a, b in pairs}
+    tables = geometry_tables(modules, sizes, compared, {})
+    runs = runs.merge(tables.runs, on="run").assign(accuracy=draw.uniform(0.5, 0.6, len(runs)), n=500)
+    runs = runs.assign(ci_low=runs["accuracy"] - 0.04, ci_high=runs["accuracy"] + 0.04)
+    base = {
+        "run": "base-made",
+        "method": "base",
+        "benchmark": "arithmetic",
+        "accuracy": 0.55,
+        "ci_low": 0.51,
+        "ci_high": 0.59,
+        "n": 500,
+    }
+    _write(folder, "runs", pd.concat([pd.DataFrame([base]), runs]))
+    reference = [(a, b) for a, b in pairs if "sft" in (by_name.loc[a, "method"], by_name.loc[b, "method"])]
+    reference = [(a, b) for a, b in reference if by_name.loc[a, "seed"] == by_name.loc[b, "seed"]]
+    curves, cka = _curves(draw, reference), _cka(draw, [*reference, *((name, "base-made") for name in names)], layers)
+    _write(folder, "connectivity", curves)
+    _write(folder, "cka", cka)
+    _write(folder, "pairs", _floored(draw, tables.pairs, ["cosine", "u1", "v1", *_ANGLES]).merge(
+        _measured(draw, pairs, set(reference), curves, cka), on=["run_a", "run_b"]
+    ))  # fmt: skip
+    _write(folder, "layers", _floored(draw, tables.layers, ["cosine", "angle_min_left"]))
+    tables.modules.assign(cosine_null=draw.uniform(0.02, 0.05, len(tables.modules))).to_parquet(
+        folder / "modules.parquet"
+    )
+    tables.run_modules.to_parquet(folder / "run_modules.parquet")
+    _write(
+        folder,
+        "map",
+        pd.DataFrame({"run": names, "x": draw.normal(0, 30, len(names)), "y": draw.normal(0, 30, len(names))}),
+    )
+    _write(folder, "training", pd.DataFrame(
+        [
+            {"run": name, "step": step, "loss": 2 / step + draw.uniform(0, 0.1), "grad_norm": draw.uniform(0.5, 1)}
+            for name in names
+            for step in range(1, steps + 1)
+        ]
+    ))  # fmt: skip
+    manifest: dict[str, Any] = {
+        "sweeps": ["made"],
+        "bases": ["base-made"],
+        "benchmark": "arithmetic",
+        "settings": {"top": top},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return names
+
+
+def _runs(methods: Sequence[str], seeds: int, rates: Sequence[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {
+                "run": f"{method}-{rate:g}-s{seed}", "arm": f"{method}-{rate:g}", "method": method, "lr": f"{rate:g}",
+                "learning_rate": rate, "rank": 32, "model": "made", "seed": seed, "init_seed": 0,
+                "benchmark": "arithmetic",
+            }
+            for method, rate, seed in itertools.product(methods, rates, range(seeds))
+        ]
+    )  # fmt: skip
+
+
+def _run(draw: np.random.Generator, modules: int, rank: int, length: float) -> RunGeometry:
+    values = np.sort(draw.exponential(length, (modules, rank)))[:, ::-1]
+    return RunGeometry(singular_values=values, drift=np.radians(np.sort(draw.uniform(0, 20, (modules, rank)))))
+
+
+def _pair(
+    draw: np.random.Generator, a: RunGeometry, b: RunGeometry, layers: int, projections: int, top: int
+) -> PairGeometry:
+    modules = layers * projections
+    depth = np.repeat(np.linspace(draw.uniform(-0.2, 0.9), draw.uniform(-0.2, 0.9), layers), projections)
+    cosines = np.clip(depth + draw.normal(0, 0.05, modules), -0.99, 0.99)
+    norms = [np.sqrt(np.sum(run.singular_values**2, axis=1)) for run in (a, b)]
+    angles = [np.radians(np.sort(draw.uniform(low, 90, (modules, top)))) for low in (15, 2)]
+    agreement = draw.uniform(0, 1, (2, modules))
+    return PairGeometry(cosines * norms[0] * norms[1], np.zeros(modules), *angles, *agreement)
+
+
+def _floored(draw: np.random.Generator, table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    floors = {
+        f"{name}_{floor}": draw.uniform(*((50, 60) if "angle" in name else (0.02, 0.03)), len(table))
+        if floor == "null"
+        else table[name].mean() + draw.normal(0, 0.01, len(table))
+        for name in measures
+        for floor in ("null", "seeds")
+    }
+    return table.assign(shared_initial=True, **floors, seeds_pairs=3)
+
+
+def _curves(draw: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    rows = []
+    for a, b in pairs:
+        start, end, hill = draw.uniform(0.05, 0.06, 3)
+        for alpha in np.arange(11) / 10:
+            loss = (1 - alpha) * start + alpha * end + 0.5 * hill * alpha * (1 - alpha)
+            rows.append(
+                {"run_a": a, "run_b": b, "alpha": alpha, "loss": loss, "loss_low": 0.9 * loss, "loss_high": 1.1 * loss}
+            )
+    return pd.DataFrame(rows)
+
+
+def _cka(draw: np.random.Generator, pairs: Sequence[tuple[str, str]], layers: int) -> pd.DataFrame:
+    rows = []
+    for a, b in pairs:
+        along = 1 - np.cumsum(draw.exponential(1e-4, layers + 1))
+        for layer, value in zip(range(-1, layers), along, strict=True):
+            rows.append(
+                {"run_a": a, "run_b": b, "layer": layer, "cka_unbiased": value, "cka_without_outlier": value - 1e-4}
+            )
+    return pd.DataFrame(rows)
+
+
+def _measured(
+    draw: np.random.Generator,
+    pairs: Sequence[tuple[str, str]],
+    reference: set[tuple[str, str]],
+    curves: pd.DataFrame,
+    cka: pd.DataFrame,
+) -> pd.DataFrame:
+    by_curve, by_cka = dict(list(curves.groupby(["run_a", "run_b"]))), dict(list(cka.groupby(["run_a", "run_b"])))
+    rows = []
+    for a, b in pairs:
+        low, difference, high = np.sort(draw.uniform(-0.1, 0.1, 3))
+        row = {"run_a": a, "run_b": b, "accuracy_diff": difference, "diff_low": low, "diff_high": high, "p_holm": 0.04}
+        row["verdict"] = "a better" if difference > 0 else "b better"
+        if (a, b) in reference:
+            alphas, loss = (by_curve[a, b][name].to_numpy() for name in ("alpha", "loss"))
+            for form, floor in (("chord", loss[0] + alphas * (loss[-1] - loss[0])), ("mean", (loss[0] + loss[-1]) / 2)):
+                barrier = float(np.max(loss - floor))
+                row |= {
+                    f"barrier_{form}": barrier,
+                    f"barrier_{form}_low": 0.8 * barrier,
+                    f"barrier_{form}_high": 1.2 * barrier,
+                }
+                row[f"barrier_{form}_seeds"] = 0.001
+            values = by_cka[a, b]["cka_unbiased"]
+            row |= {
+                "cka_last": values.iloc[-1],
+                "cka_min": values.min(),
+                "cka_last_seeds": 0.999,
+                "cka_min_seeds": 0.998,
+            }
+            row["accuracy_mid"] = draw.uniform(0.5, 0.6)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _write(folder: Path, name: str, table: pd.DataFrame) -> None:
+    table.to_csv(folder / f"{name}.csv", index=False)

@@ -1,0 +1,56 @@
+"""The explorer: two runs, or two methods, layer by layer and module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from losslens.report.compared import Runs, find_modules, find_runs
+from losslens.report.explored import OF_PAIRS, Pairs, pack
+from losslens.report.folder import AnalysisFolder
+from losslens.report.parts import Section
+from losslens.report.style import figure, logarithmic
+
+_HOW_TO_READ = (
+    "Choose two, then move through layers and projections. A number is worth reading between two floors: the null is "
+    "what two updates with nothing in common show, seeds what the same methods show at other seeds."
+)
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None without a pair or without its modules."""
+    table = analysis.table("pairs", ("run_a", "run_b", "shared_initial", "verdict"), ("p_holm", *OF_PAIRS))
+    modules = find_modules(analysis.parquet("run_modules", ["module"]), analysis.parquet("modules", ["module"]))
+    if table.empty or not modules.names:
+        return None
+    runs = find_runs(analysis, pd.concat([table["run_a"], table["run_b"]]))
+    number = {name: place for place, name in enumerate(runs.names)}
+    ends = [(number[a], number[b]) for a, b in zip(table["run_a"], table["run_b"], strict=True)]
+    between = runs.between(ends)
+    packed, notes = pack(analysis, runs, modules, Pairs(table, ends), between)
+    look = figure("", "", 10).update_layout(logarithmic("yaxis")).layout.to_plotly_json()
+    ticks = {name: look["yaxis"].pop(name) for name in ("tickvals", "ticktext")}
+    del look["template"], look["yaxis"]["type"]
+    packed.say(layout=look, ticks=ticks)
+    packed.say(between=between, start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs, between)})
+    return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), notes=notes)
+
+
+def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """What a reader sees first: of what was measured most of, SFT against DPO, where there are these."""
+
+    def interest(place: int) -> tuple[int, int]:
+        measured = int(table.loc[place, ["barrier_chord", "cka_last"]].notna().sum())
+        return measured, len({runs.facts[run]["method"] for run in ends[place]} & {"sft", "dpo"})
+
+    a, b = ends[max(range(len(ends)), key=interest)]
+    return (b, a) if runs.facts[b]["method"] == "sft" != runs.facts[a]["method"] else (a, b)
+
+
+def _first_arms(runs: Runs, between: Sequence[tuple[int, int, list[int]]]) -> tuple[int, int] | None:
+    apart = [(a, b) for a, b, _ in between if a != b]
+    if not apart:
+        return None
+    a, b = max(apart, key=lambda pair: len({runs.arms[arm]["method"] for arm in pair} & {"sft", "dpo"}))
+    return (b, a) if runs.arms[b]["method"] == "sft" != runs.arms[a]["method"] else (a, b)

@@ -1,0 +1,257 @@
+"""The numbers that the explorer shows, packed for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from losslens.report.compared import Modules, Runs
+from losslens.report.folder import AnalysisFolder
+from losslens.report.packed import Packed
+
+# A measure and how many digits of it are shown after the point.
+_COSINE, _DEGREE, _FINE = 4, 2, 5
+_FLOORED = ("", "_null", "_seeds")
+_OF_MODULES = dict.fromkeys(("cosine", "orthogonal_a_to_b", "u1", "v1", "cosine_null"), _COSINE)
+_OF_LAYERS = {
+    **dict.fromkeys(("cosine", "orthogonal_a_to_b", "cosine_null", "cosine_seeds"), _COSINE),
+    **{f"angle_min_left{end}": _DEGREE for end in _FLOORED},
+}
+OF_PAIRS = {
+    "orthogonal_a_to_b": _COSINE,
+    **{f"{name}{end}": _COSINE for name in ("cosine", "u1", "v1") for end in _FLOORED},
+    **{
+        f"angle_{end}_{side}{floor}": _DEGREE
+        for side in ("left", "right")
+        for end in ("min", "max")
+        for floor in _FLOORED
+    },
+    **{f"{name}{end}": _FINE for name in ("cka_last", "cka_min") for end in ("", "_seeds")},
+    **{f"barrier_{form}{end}": _FINE for form in ("chord", "mean") for end in ("", "_low", "_high", "_seeds")},
+    **{f"accuracy_{end}": _COSINE for end in ("mid", "mid_a", "mid_b", "diff")},
+    **dict.fromkeys(("diff_low", "diff_high"), _COSINE),
+}
+_OF_RUNS = ("norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max", "off_principal")
+# Of many runs the page holds the pairs that say most, so that it can still be opened: so many numbers by layer and
+# module, so many angles.
+_MOST_NUMBERS, _MOST_ANGLES = 3_000_000, 1_200_000
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs.
+
+    Attributes:
+        table: One row a pair.
+        ends: Its two runs, by number.
+    """
+
+    table: pd.DataFrame
+    ends: Sequence[tuple[int, int]]
+
+    def numbers(self, runs: Runs, run_a: pd.Series, run_b: pd.Series) -> np.ndarray:
+        """The pairs that rows of another table are about, −1 for others."""
+        number = {name: place for place, name in enumerate(runs.names)}
+        lookup = np.full((len(number) + 1, len(number) + 1), -1)
+        for place, (a, b) in enumerate(self.ends):
+            lookup[a, b] = lookup[b, a] = place
+        first, second = (names.map(number).fillna(-1).to_numpy(dtype=int) for names in (run_a, run_b))
+        return lookup[first, second]
+
+
+def pack(
+    analysis: AnalysisFolder,
+    runs: Runs,
+    modules: Modules,
+    pairs: Pairs,
+    between: Sequence[tuple[int, int, list[int]]],
+) -> tuple[Packed, list[str]]:
+    """All numbers, and notes that say which the page does not hold."""
+    packed = Packed(
+        {
+            "runs": runs.facts, "arms": runs.arms, "pairs": pairs.ends, "verdicts": pairs.table["verdict"].tolist(),
+            "shared": [{"True": True, "False": False}.get(text) for text in pairs.table["shared_initial"]],
+            "layers": modules.layers, "projections": modules.projections, "modules": modules.names, "at": modules.at,
+        }
+    )  # fmt: skip
+    packed.significant("p_holm", pairs.table["p_holm"].to_numpy(), digits=3)
+    for name, digits in OF_PAIRS.items():
+        packed.fixed(f"pairs.{name}", pairs.table[name].to_numpy(), digits)
+    order = _by_importance(pairs, between)
+    # Beside the columns the smallest and the largest angle of both sides.
+    a_pair = len(modules.names) * (len(_OF_MODULES) + 4) + len(modules.layers) * len(_OF_LAYERS)
+    held = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])
+    _layers(packed, analysis, runs, modules, pairs, held)
+    angled = _modules(packed, analysis, runs, modules, pairs, held, order)
+    _runs(packed, analysis, runs, modules)
+    _cka(packed, analysis, runs)
+    _curves(packed, analysis, runs, pairs)
+    _map(packed, analysis, runs, pairs)
+    return packed, _left_away(len(pairs.ends), len(held), angled)
+
+
+def _by_importance(pairs: Pairs, between: Sequence[tuple[int, int, list[int]]]) -> list[int]:
+    """The pairs, those that arms are averaged over first, then those of which most was measured."""
+    averaged = {pair for *_, numbers in between for pair in numbers}
+    measured = pairs.table[["barrier_chord", "cka_last"]].notna().sum(axis=1).tolist()
+    return sorted(range(len(pairs.ends)), key=lambda pair: (pair not in averaged, -measured[pair]))
+
+
+def _left_away(all_pairs: int, held: int, angled: int) -> list[str]:
+    notes = []
+    if held < all_pairs:
+        notes.append(
+            f"To stay small this page holds the layers and modules of {held:,} of {all_pairs:,} pairs: those that the "
+            "averages over seeds are made of, and those with connectivity or CKA. layers.csv and modules.parquet have "
+            "all."
+        )
+    if angled < held:
+        notes.append(
+            f"Of {angled:,} of {all_pairs:,} pairs it holds all angles, of the others the smallest and the largest; "
+            "modules.parquet has all."
+        )
+    return notes
+
+
+def _layers(
+    packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs, held: Sequence[int]
+) -> None:
+    table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_OF_LAYERS))
+    row = _places(len(pairs.ends), held)[pairs.numbers(runs, table["run_a"], table["run_b"])]
+    layer = table["layer"].map({layer: place for place, layer in enumerate(modules.layers)}).fillna(-1).to_numpy(int)
+    there = (row >= 0) & (layer >= 0)
+    for name, digits in _OF_LAYERS.items():
+        values = np.full((len(held), len(modules.layers)), np.nan)
+        values[row[there], layer[there]] = table[name].to_numpy()[there]
+        packed.fixed(f"layers.{name}", values, digits)
+
+
+def _modules(
+    packed: Packed,
+    analysis: AnalysisFolder,
+    runs: Runs,
+    modules: Modules,
+    pairs: Pairs,
+    held: Sequence[int],
+    order: Sequence[int],
+) -> int:
+    """Returns of how many pairs all angles are in."""
+    sides = ("angles_left", "angles_right")
+    table = analysis.parquet("modules", ["run_a", "run_b", "module", *_OF_MODULES, *sides])
+    pair = pairs.numbers(runs, _texts(table, "run_a"), _texts(table, "run_b"))
+    module = _texts(table, "module").map({name: m for m, name in enumerate(modules.names)}).fillna(-1).to_numpy(int)
+    row = _places(len(pairs.ends), held)[pair]
+    there = (row >= 0) & (module >= 0)
+    shape = (len(held), len(modules.names))
+    for name, digits in _OF_MODULES.items():
+        values = np.full(shape, np.nan)
+        values[row[there], module[there]] = _numbers(table, name)[there]
+        packed.fixed(f"modules.{name}", values, digits)
+    angles = np.stack([_lists(table, side) for side in sides], axis=1) if table.num_rows else np.zeros((0, 2, 0))
+    ends = np.full((*shape, 2, 2), np.nan)
+    if angles.shape[2]:
+        counts = np.sum(~np.isnan(angles), axis=2, keepdims=True)
+        last = np.take_along_axis(angles, np.maximum(counts - 1, 0), axis=2)
+        ends[row[there], module[there]] = np.concatenate([angles[:, :, :1], last], axis=2)[there]
+    packed.fixed("modules.ends", ends, _DEGREE)
+    angled = sorted(set(order[: max(1, _MOST_ANGLES // max(1, len(modules.names) * 2 * angles.shape[2]))]) & set(held))
+    row = _places(len(pairs.ends), angled)[pair]
+    there = (row >= 0) & (module >= 0)
+    values = np.full((len(angled), len(modules.names), 2, angles.shape[2]), np.nan)
+    values[row[there], module[there]] = angles[there]
+    packed.fixed("modules.angles", values, _DEGREE)
+    packed.say(held=held, angled=angled)
+    return len(angled)
+
+
+def _runs(packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules) -> None:
+    whole = analysis.table("runs", ("run",), _OF_RUNS).drop_duplicates("run").set_index("run").reindex(runs.names)
+    table = analysis.parquet("run_modules", ["run", "module", *_OF_RUNS, "singular_values"])
+    run = _texts(table, "run").map({name: place for place, name in enumerate(runs.names)}).fillna(-1).to_numpy(int)
+    module = _texts(table, "module").map({name: m for m, name in enumerate(modules.names)}).fillna(-1).to_numpy(int)
+    there = (run >= 0) & (module >= 0)
+    shape = (len(runs.names), len(modules.names))
+    for name in _OF_RUNS:
+        values = np.full(shape, np.nan)
+        values[run[there], module[there]] = _numbers(table, name)[there]
+        packed.significant(f"runs.{name}", whole[name].to_numpy())
+        packed.significant(f"run_modules.{name}", values)
+    spectra = _lists(table, "singular_values")
+    values = np.full((*shape, spectra.shape[1]), np.nan)
+    values[run[there], module[there]] = spectra[there]
+    packed.significant("run_modules.singular_values", values)
+
+
+def _cka(packed: Packed, analysis: AnalysisFolder, runs: Runs) -> None:
+    """By pair of runs; the base, and whatever else is no run here, is −1."""
+    table = analysis.table("cka", ("run_a", "run_b"), ("layer", "cka_unbiased", "cka_without_outlier"))
+    number = {name: place for place, name in enumerate(runs.names)}
+    states = sorted(table["layer"].dropna().unique())
+    by_pair = list(table.groupby(["run_a", "run_b"], sort=False))
+    for name in ("cka_unbiased", "cka_without_outlier"):
+        values = np.full((len(by_pair), len(states)), np.nan)
+        for place, (_, rows) in enumerate(by_pair):
+            values[place] = rows.drop_duplicates("layer").set_index("layer")[name].reindex(states)
+        packed.fixed(f"cka.{name}", values, _FINE)
+    keys = [[number.get(a, -1), number.get(b, -1)] for (a, b), _ in by_pair]
+    packed.say(cka={"keys": keys, "states": [int(state) for state in states]})
+
+
+def _curves(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) -> None:
+    names = ("loss", "loss_low", "loss_high")
+    table = analysis.table("connectivity", ("run_a", "run_b"), ("alpha", *names))
+    table["pair"] = pairs.numbers(runs, table["run_a"], table["run_b"])
+    alphas = sorted(table["alpha"].dropna().unique())
+    by_pair = [
+        (pair, rows.drop_duplicates("alpha").set_index("alpha")) for pair, rows in table.groupby("pair") if pair >= 0
+    ]
+    for name in names:
+        values = np.array([rows[name].reindex(alphas).to_numpy() for _, rows in by_pair]).reshape(
+            len(by_pair), len(alphas)
+        )
+        packed.fixed(f"curves.{name}", values, _FINE)
+    packed.say(curves={"pairs": [int(pair) for pair, _ in by_pair], "alphas": alphas})
+
+
+def _map(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) -> None:
+    table = analysis.table("map", ("run",), ("x", "y")).drop_duplicates("run").set_index("run").reindex(runs.names)
+    points = table[["x", "y"]].to_numpy(dtype=float)
+    packed.significant("map", points)
+    first, second = np.array(pairs.ends).T
+    apart = np.linalg.norm(points[first] - points[second], axis=1)
+    off = np.abs(apart - np.degrees(np.arccos(np.clip(pairs.table["cosine"].to_numpy(), -1, 1))))
+    known = off[~np.isnan(off)]
+    kept = (analysis.manifest.get("map") or {}).get("variance_kept")
+    packed.say(map={"off": round(float(np.median(known)), 1), "kept": kept} if known.size else None)
+
+
+def _places(count: int, held: Sequence[int]) -> np.ndarray:
+    """Where each pair is among those held, −1 for the others; the last place is that of no pair."""
+    places = np.full(count + 1, -1)
+    places[list(held)] = np.arange(len(held))
+    return places
+
+
+def _texts(table: pa.Table, name: str) -> pd.Series:
+    return table[name].to_pandas() if name in table.column_names else pd.Series(dtype=object)
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return table[name].to_pandas().to_numpy(dtype=float)
+
+
+def _lists(table: pa.Table, name: str) -> np.ndarray:
+    """A column of lists as rows of one length, the shorter ones filled up with NaN."""
+    if name not in table.column_names:
+        return np.zeros((table.num_rows, 0))
+    lists = table[name].combine_chunks()
+    lengths = lists.value_lengths().fill_null(0).to_numpy()
+    values = np.full((len(lengths), lengths.max(initial=0)), np.nan)
+    values[np.arange(values.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy(zero_copy_only=False)
+    return values

@@ -1,0 +1,352 @@
+"""The report as a reader has it: a file on the disk, opened in a browser without a network."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+from benchmarks.made_analysis import make_analysis
+from losslens.report.page import write_report
+
+EVIL = "<img src=x onerror=document.title='evil'>"
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1400,1000",
+    "--host-resolver-rules=MAP * ~NOTFOUND",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def analysis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("analysis")
+    make_analysis(folder, methods=["sft", "rft", "dpo", EVIL], seeds=2, layers=5, top=6, rank=8)
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        assert not os.environ.get("CI"), "no Chromium: .ci/run installs it"
+        pytest.skip("needs Chromium: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+class Report:
+    """The page, and what a reader does with it."""
+
+    def __init__(self, browser: webdriver.Chrome, folder: Path) -> None:
+        self.browser = browser
+        self.tables = {
+            **{name: pd.read_csv(folder / f"{name}.csv") for name in ("runs", "pairs", "layers", "cka")},
+            **{name: pd.read_parquet(folder / f"{name}.parquet") for name in ("modules", "run_modules")},
+        }
+        browser.get((folder / "report.html").as_uri())
+        WebDriverWait(browser, 30).until(lambda _: self.ready)
+        # There may be other sections before it.
+        self.look_at(browser.find_element(By.CSS_SELECTOR, "#x-modules .plot"))
+
+    @property
+    def ready(self) -> float | None:
+        """Milliseconds from the start until the explorer stood on the screen."""
+        return self.run("return performance.getEntriesByName('explorer')[0]?.startTime")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.browser.execute_script(script, *arguments)
+
+    def settle(self) -> None:
+        """Waits until what was chosen is shown."""
+        self.browser.execute_async_script(
+            "const done = arguments[0]; requestAnimationFrame(() => requestAnimationFrame(() => setTimeout(done)))"
+        )
+
+    def choose(self, which: str, name: str) -> None:
+        """Chooses a run, whose name stands in full in the option's title."""
+        options = self.browser.find_element(By.ID, f"x-{which}")
+        places = [o.get_attribute("value") for o in Select(options).options if o.get_attribute("title") == name]
+        Select(options).select_by_value(places[0])
+        self.settle()
+
+    def single_runs(self) -> None:
+        self.run("document.querySelector('#x-kind input[value=runs]').click()")
+        self.settle()
+
+    def layer(self, layer: int) -> None:
+        self.run(
+            "const l = document.getElementById('x-layer'); l.value = arguments[0]; l.dispatchEvent(new Event('input'))",
+            layer,
+        )
+        self.settle()
+
+    def projection(self, name: str) -> None:
+        labels = self.browser.find_elements(By.CSS_SELECTOR, "#x-projection label")
+        self.run("arguments[0].click()", next(label for label in labels if label.text == name))
+        self.settle()
+
+    def look_at(self, box: WebElement) -> None:
+        """Scrolls there, again where the page moved meanwhile, and waits until it is drawn."""
+        script = """
+            const [box] = arguments;
+            box.scrollIntoView({behavior: "instant"});
+            return near.has(box) && !stale.has(box);
+        """
+        WebDriverWait(self.browser, 10).until(lambda _: self.run(script, box))
+
+    def shown(self, key: str) -> str:
+        return self.run("return document.querySelector(`[data-key='${arguments[0]}']`).textContent", key)
+
+    def pair(self, table: str, a: str, b: str) -> pd.DataFrame:
+        rows = self.tables[table]
+        return rows[((rows["run_a"] == a) & (rows["run_b"] == b)) | ((rows["run_a"] == b) & (rows["run_b"] == a))]
+
+    def expect(self, a: str, b: str, layer: int, projection: str) -> None:
+        """The numbers shown are those of the tables."""
+        here = f"model.layers.{layer}.self_attn.{projection}_proj"
+        module = self.pair("modules", a, b).set_index("module").loc[here]
+        of_layer = self.pair("layers", a, b).set_index("layer").loc[layer]
+        whole = self.pair("pairs", a, b).iloc[0]
+        wanted = {
+            "cosine-module": fixed(module["cosine"], 4), "cosine-layer": fixed(of_layer["cosine"], 4),
+            "cosine-whole": fixed(whole["cosine"], 4), "orthogonal-module": fixed(module["orthogonal_a_to_b"], 4),
+            "left-module": f"{fixed(module['angles_left'][0], 2)}°",
+            "left-layer": f"{fixed(of_layer['angle_min_left'], 2)}°",
+            "left_largest-module": f"{fixed(module['angles_left'][-1], 2)}°",
+            "right-module": f"{fixed(module['angles_right'][0], 2)}°",
+            "right-whole": f"{fixed(whole['angle_min_right'], 2)}°",
+            "u1-module": fixed(module["u1"], 4),
+        }  # fmt: skip
+        for which, run in (("a", a), ("b", b)):
+            rows = self.tables["run_modules"]
+            row = rows[(rows["run"] == run) & (rows["module"] == here)].iloc[0]
+            wanted[f"norm-{which}-module"] = format(row["norm"], ".4g")
+        assert {key: self.shown(key) for key in wanted} == wanted
+        tiles = self.browser.find_element(By.ID, "x-status").text
+        assert wanted["cosine-module"] in tiles
+        assert f"layer {layer}, {projection}" in tiles
+        states = self.pair("cka", a, b).set_index("layer")["cka_unbiased"]
+        assert (f"CKA after layer {layer}" in tiles) == (len(states) > 0)
+        if len(states):
+            assert fixed(states[layer], 5) in tiles
+            assert self.shown("barrier_chord-whole") == fixed(whole["barrier_chord"], 5)
+        sign = 1 if whole["run_a"] == a else -1
+        assert self.shown("accuracy_diff") == f"{fixed(100 * sign * round(whole['accuracy_diff'], 4), 2)} points"
+
+    def messages(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser")]
+
+
+def fixed(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}".replace("-", "−")
+
+
+@pytest.fixture
+def report(browser: webdriver.Chrome, analysis: Path) -> Iterator[Report]:
+    browser.get_log("browser")
+    found = Report(browser, analysis)
+    yield found
+    assert found.messages() == []
+
+
+def test_it_opens_from_the_disk_and_loads_nothing(report: Report, analysis: Path, tmp_path: Path) -> None:
+    requests = [json.loads(entry["message"])["message"] for entry in report.browser.get_log("performance")]
+    page = (analysis / "report.html").as_uri()
+    sent = [r["params"] for r in requests if r["method"] == "Network.requestWillBeSent"]
+    urls = {each["request"]["url"] for each in sent if each["documentURL"] == page}
+    assert page in urls
+    assert {url.partition(":")[0] for url in urls} <= {"file", "data", "blob"}
+    report.browser.save_screenshot(str(tmp_path / "report.png"))
+    print(f"{report.ready:.0f} ms until the explorer stood on the screen: {tmp_path / 'report.png'}")
+
+
+def test_another_pair_another_layer_other_numbers(report: Report) -> None:
+    report.single_runs()
+    for a, b, layer, projection in (
+        ("sft-0.001-s0", "dpo-0.001-s0", 0, "q"),
+        ("dpo-0.001-s1", "sft-0.001-s1", 4, "v"),  # the other way round
+        ("rft-0.001-s0", "dpo-0.001-s1", 3, "o"),  # without connectivity and CKA
+        ("rft-0.001-s0", f"{EVIL}-0.001-s1", 1, "k"),
+    ):
+        report.choose("a", a)
+        report.choose("b", b)
+        report.layer(layer)
+        report.projection(projection)
+        report.expect(a, b, layer, projection)
+
+
+def test_a_run_is_not_compared_with_itself(report: Report) -> None:
+    report.single_runs()
+    report.choose("a", "sft-0.001-s0")
+    options = Select(report.browser.find_element(By.ID, "x-b")).options
+    assert [o.get_attribute("title") for o in options if not o.is_enabled()] == ["sft-0.001-s0"]
+    report.choose("b", "dpo-0.001-s0")
+    report.run("document.getElementById('x-swap').click()")
+    report.settle()
+    report.expect("dpo-0.001-s0", "sft-0.001-s0", 2, "q")
+
+
+def test_methods_are_averaged_over_runs_of_the_same_seeds(report: Report) -> None:
+    assert report.browser.find_element(By.CSS_SELECTOR, "#x-kind input:checked").get_attribute("value") == "arms"
+    assert "● sft 1e-3 and ◇ dpo 1e-3, mean ± standard deviation of 2 pairs" in report.run(
+        "return document.getElementById('x-status').textContent"
+    )
+    modules = [report.pair("modules", f"sft-0.001-s{seed}", f"dpo-0.001-s{seed}") for seed in (0, 1)]
+    found = [rows.set_index("module").loc["model.layers.2.self_attn.q_proj", "cosine"] for rows in modules]
+    mean, std = (float(text.replace("−", "-")) for text in report.shown("cosine-module").split(" ± "))
+    assert mean == pytest.approx(np.mean(found), abs=6e-4)
+    assert std == pytest.approx(np.std(found, ddof=1), abs=6e-4)
+    # An arm and itself: its own two runs.
+    Select(report.browser.find_element(By.ID, "x-b")).select_by_value("0")
+    report.settle()
+    own = report.pair("pairs", "sft-0.001-s0", "sft-0.001-s1").iloc[0]
+    assert report.shown("cosine-whole") == fixed(own["cosine"], 4)
+
+
+def test_with_the_keyboard_alone(report: Report) -> None:
+    def focus(wanted: str) -> None:
+        for _ in range(60):
+            if report.run("return document.activeElement.id || document.activeElement.name") == wanted:
+                return
+            press(Keys.TAB)
+        raise AssertionError(f"{wanted} has no place in the order of the focus")
+
+    def press(*keys: str) -> None:
+        for key in keys:
+            webdriver.ActionChains(report.browser).send_keys(key).perform()
+        report.settle()
+
+    focus("x-kind")
+    press(Keys.ARROW_RIGHT)
+    focus("x-a")
+    press(Keys.HOME)
+    focus("x-b")
+    press(Keys.HOME, Keys.ARROW_DOWN)
+    focus("x-layer")
+    press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT)
+    focus("x-projection")
+    press(Keys.ARROW_RIGHT)
+    report.expect("sft-0.001-s0", "rft-0.001-s0", 4, "k")
+    assert report.run("return document.getElementById('x-layer').getAttribute('aria-valuetext')") == "layer 4"
+
+
+def test_every_chart_says_what_it_shows(report: Report) -> None:
+    report.single_runs()
+    report.choose("a", "sft-0.001-s0")
+    report.choose("b", "dpo-0.001-s0")
+    figures = report.browser.find_elements(By.CSS_SELECTOR, "#explore figure")
+    assert len(figures) == 9
+    for figure in figures:
+        report.run("arguments[0].querySelector('details').open = true", figure)
+        report.look_at(figure.find_element(By.CLASS_NAME, "plot"))
+        report.settle()
+        assert figure.find_elements(By.CLASS_NAME, "main-svg")
+        assert len(figure.find_element(By.TAG_NAME, "figcaption").text) > 20
+        assert figure.find_elements(By.CSS_SELECTOR, "tbody td"), figure.get_attribute("id")
+    report.layer(3)
+    for name in ("angles", "spectra"):
+        report.look_at(report.browser.find_element(By.CSS_SELECTOR, f"#x-{name} .plot"))
+    angles = report.run(
+        "return [...document.querySelectorAll('#x-angles tbody tr')].map(row => row.cells[1].textContent)"
+    )
+    modules = report.pair("modules", "sft-0.001-s0", "dpo-0.001-s0").set_index("module")
+    assert angles == [fixed(value, 2) for value in modules.loc["model.layers.3.self_attn.q_proj", "angles_left"]]
+    sigmas = report.run(
+        "return [...document.querySelectorAll('#x-spectra tbody tr')].map(row => Number(row.cells[1].textContent))"
+    )
+    rows = report.tables["run_modules"]
+    row = rows[(rows["run"] == "sft-0.001-s0") & (rows["module"] == "model.layers.3.self_attn.q_proj")].iloc[0]
+    assert sigmas == [float(f"{value:.4g}") for value in row["singular_values"]]
+
+
+def test_a_module_is_chosen_by_a_click(report: Report) -> None:
+    report.single_runs()
+    report.choose("a", "sft-0.001-s0")
+    report.choose("b", "dpo-0.001-s0")
+    report.run("document.querySelector('#x-modules .plot').emit('plotly_click', {points: [{x: 1, y: 3}]})")
+    report.settle()
+    report.expect("sft-0.001-s0", "dpo-0.001-s0", 1, "o")
+
+
+def test_a_name_with_markup_does_nothing(report: Report) -> None:
+    report.single_runs()
+    report.choose("b", f"{EVIL}-0.001-s0")
+    for box in report.browser.find_elements(By.CSS_SELECTOR, ".plot"):
+        report.look_at(box)
+    assert EVIL in report.browser.find_element(By.CSS_SELECTOR, "#x-status p").text
+    assert not report.run("return document.querySelectorAll('img, image[href^=\"x\"], [onerror]').length")
+    assert report.browser.title == "LossLens: made"
+
+
+def test_an_analysis_of_weights_alone(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    make_analysis(tmp_path, methods=["sft", "dpo"], layers=2, top=3, rank=4)
+    for name in ("cka.csv", "connectivity.csv", "map.csv", "training.csv", "layers.csv", "runs.csv"):
+        (tmp_path / name).unlink()
+    names = ("run_a", "run_b", "cosine", "angle_min_left")
+    pd.read_csv(tmp_path / "pairs.csv")[list(names)].to_csv(tmp_path / "pairs.csv", index=False)
+    write_report(tmp_path)
+    browser.get_log("browser")
+    browser.get((tmp_path / "report.html").as_uri())
+    WebDriverWait(browser, 30).until(
+        lambda _: browser.execute_script("return performance.getEntriesByName('explorer')[0]")
+    )
+    figures = browser.find_elements(By.CSS_SELECTOR, "#explore figure:not([hidden])")
+    assert [figure.get_attribute("id") for figure in figures] == [
+        "x-modules", "x-depth", "x-angles", "x-spectra", "x-norms"
+    ]  # fmt: skip
+    pair = pd.read_csv(tmp_path / "pairs.csv").iloc[0]
+    assert fixed(pair["cosine"], 4) in browser.find_element(By.ID, "x-status").text
+    assert browser.get_log("browser") == []
+
+
+def test_a_phone(report: Report, tmp_path: Path) -> None:
+    command = report.browser.execute_cdp_cmd
+    command("Emulation.setDeviceMetricsOverride", {"width": 400, "height": 850, "deviceScaleFactor": 1, "mobile": True})
+    try:
+        report.run("document.querySelectorAll('details').forEach(each => each.open = true)")
+        for box in report.browser.find_elements(By.CSS_SELECTOR, ".plot"):
+            report.look_at(box)
+        assert report.run("return document.documentElement.scrollWidth") == 400
+        assert report.run(
+            "return [...document.querySelectorAll('.plot')].every(box => box.getBoundingClientRect().right <= 400)"
+        )
+        report.browser.save_screenshot(str(tmp_path / "phone.png"))
+    finally:
+        command("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_in_the_dark_and_on_paper(report: Report) -> None:
+    def ink() -> str:
+        report.settle()
+        return report.run("return getComputedStyle(document.querySelector('#x-modules .xtick text')).fill")
+
+    light = ink()
+    command = report.browser.execute_cdp_cmd
+    command("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    try:
+        assert ink() != light
+        printed = command("Page.printToPDF", {"printBackground": True, "preferCSSPageSize": True})["data"]
+        assert base64.b64decode(printed).startswith(b"%PDF")
+    finally:
+        command("Emulation.setEmulatedMedia", {"features": []})
+    assert ink() == light
