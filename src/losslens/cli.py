@@ -26,8 +26,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if not sys.stderr.isatty():
     # A log needs no picture of each step.
     os.environ.setdefault("TQDM_MININTERVAL", "10")
-# Hydra shows what libraries log; these log every request.
-for _client in ("httpx", "httpx2", "openai"):
+# Hydra shows what libraries log; these log every request, and every glyph.
+for _client in ("httpx", "httpx2", "openai", "fontTools"):
     logging.getLogger(_client).setLevel(logging.WARNING)
 # TRL and PEFT still ask transformers by the old name.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
