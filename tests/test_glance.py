@@ -113,6 +113,14 @@ class TestDirection:
             "Direction (cosine of ΔW): RFT 0.750 (floor 0.850) cannot be told from SFT in another order of the data."
         )
 
+    def test_what_seeds_do_tell_apart(self, folder) -> None:
+        """.70 and .72: .71 + 2·.014 = .738 stays below .8."""
+        rft = run("rft", seed=1)
+        pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, RFT, 0.7), pair(AGAIN, rft, 0.72)]
+        assert "RFT 0.710 (floor 0.800) is farther" in said(
+            folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction"
+        )
+
     def test_an_update_of_0_and_one_run(self, folder) -> None:
         assert said(folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, NAN, cosine_null=NAN)]), "Direction") == ""
         assert findings(*[(f := folder(runs=[base_run(), SFT], pairs=[])), Comparison(f)]) == []
