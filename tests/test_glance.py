@@ -113,6 +113,14 @@ class TestDirection:
             "Direction (cosine of ΔW): RFT 0.750 (floor 0.850) cannot be told from SFT in another order of the data."
         )
 
+    def test_what_seeds_do_tell_apart(self, folder) -> None:
+        """.70 and .72: .71 + 2·.014 = .738 stays below .8."""
+        rft = run("rft", seed=1)
+        pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, RFT, 0.7), pair(AGAIN, rft, 0.72)]
+        assert "RFT 0.710 (floor 0.800) is farther" in said(
+            folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction"
+        )
+
     def test_an_update_of_0_and_one_run(self, folder) -> None:
         assert said(folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, NAN, cosine_null=NAN)]), "Direction") == ""
         assert findings(*[(f := folder(runs=[base_run(), SFT], pairs=[])), Comparison(f)]) == []
@@ -141,18 +149,30 @@ class TestDirection:
 def test_the_most_alike(folder) -> None:
     pairs = [pair(SFT, RFT, 0.7), pair(SFT, DFT, 0.6), pair(RFT, DFT, 0.996)]
     runs = [SFT, RFT, DFT]
-    assert said(folder(runs=runs, pairs=pairs), "Most") == (
-        "Most alike are RFT and DFT: 0.996 (neither was trained in another order of the data, so there is no floor)."
+    assert said(folder(runs=runs, pairs=pairs), "Of two") == (
+        "Of two methods most alike are RFT and DFT: 0.996 (neither was trained in another order of the data, "
+        "so there is no floor)."
     )
     rft = run("rft", seed=1)
     known = [*pairs, pair(RFT, rft, 0.9)]
-    assert said(folder(runs=[*runs, rft], pairs=known), "Most") == (
-        "Most alike are RFT and DFT: 0.996 (floor 0.900: they cannot be told apart by their direction)."
+    assert said(folder(runs=[*runs, rft], pairs=known), "Of two") == (
+        "Of two methods most alike are RFT and DFT: 0.996 (floor 0.900: they cannot be told apart by their direction)."
     )
     known[-1] = pair(RFT, rft, 0.999)
-    assert said(folder(runs=[*runs, rft], pairs=known), "Most") == "Most alike are RFT and DFT: 0.996 (floor 0.999)."
+    assert (
+        said(folder(runs=[*runs, rft], pairs=known), "Of two")
+        == "Of two methods most alike are RFT and DFT: 0.996 (floor 0.999)."
+    )
     pairs[2] = pair(RFT, DFT, 0.65)  # SFT is one of the two
-    assert said(folder(runs=runs, pairs=pairs), "Most") == ""
+    assert said(folder(runs=runs, pairs=pairs), "Of two") == ""
+
+
+def test_the_most_alike_at_whatever_rates(folder) -> None:
+    rft, low = run("rft", lr="low", learning_rate=1e-5), run("dft", lr="low", learning_rate=1e-5)
+    pairs = [pair(SFT, RFT, 0.7), pair(RFT, DFT, 0.8), pair(rft, low, 0.9), pair(RFT, rft, 0.99)]
+    assert said(folder(runs=[SFT, RFT, DFT, rft, low], pairs=pairs), "Of two").startswith(
+        "Of two methods most alike are RFT 1e-5 and DFT 1e-5: 0.900"
+    )
 
 
 def test_sizes(folder) -> None:
@@ -263,6 +283,11 @@ class TestFunction:
             "Function: the largest loss barrier on the way from one update to another, of 2 pairs of runs, is 0.250 "
             "nats a token (RFT and DPO, 95% 0.200 … 0.310)."
         )
+
+    def test_the_least_cka_at_whatever_rate(self, folder) -> None:
+        dpo = run("dpo", lr="matched")
+        pairs = [pair(SFT, DPO, 0.7, cka_last=0.99), pair(SFT, dpo, 0.7, cka_last=0.5)]
+        assert "most from SFT's in DPO 1e-3 (CKA 0.5000)" in said(folder(runs=[SFT, DPO, dpo], pairs=pairs), "Function")
 
     def test_nothing_was_measured(self, folder) -> None:
         assert said(folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, 0.7)]), "Function") == ""

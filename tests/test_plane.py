@@ -72,6 +72,15 @@ def test_directions_at_right_angles_do_not_lie_in_a_plane() -> None:
     assert plane(distances).kept == pytest.approx(2 / 3)
 
 
+def test_distances_that_no_flat_space_has_count_as_not_shown() -> None:
+    """1 and 1 on the way of 3: B = [[38, 5, −43], [5, −10, 5], [−43, 5, 38]]/18 has 9/2 along (1, 0, −1) and −5/6 along
+    (1, −2, 1): 4.5/(4.5 + 5/6) = 27/32."""
+    found = plane(np.array([[0, 1, 3], [1, 0, 1], [3, 1, 0.0]]))
+    assert found.kept == pytest.approx(27 / 32)
+    assert np.abs(found.points[:, 0]) == pytest.approx([1.5, 0, 1.5])
+    assert found.points[:, 1].tolist() == [0, 0, 0]
+
+
 def test_angles() -> None:
     assert angles(np.array([1 + 1e-15, 0.5, 0, -1])) == pytest.approx([0, 60, 90, 180])
 

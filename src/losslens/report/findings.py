@@ -97,13 +97,13 @@ def _null(cosines: dict[Loss, Average]) -> str:
 
 
 def nearest(comparison: Comparison) -> list[Finding]:
-    """The two losses that are most alike, where the reference is not one of them."""
-    reference = comparison.reference
-    losses = comparison.losses if reference is None else [reference, *_shown(comparison, reference)]
+    """The two methods that are most alike, at whatever rates, where the reference is not one of them."""
+    reference, losses = comparison.reference, comparison.losses
     found = [
         (comparison.average("cosine", first, second), first, second)
-        for number_, first in enumerate(losses)
-        for second in losses[number_ + 1 :]
+        for place, first in enumerate(losses)
+        for second in losses[place + 1 :]
+        if first.method != second.method
     ]
     found = [each for each in found if each[0].known]
     if not found:
@@ -118,7 +118,11 @@ def nearest(comparison: Comparison) -> list[Finding]:
         said = f"floor {number(floor.value)}: they cannot be told apart by their direction"
     else:
         said = f"floor {number(floor.value)}"
-    return [Finding(f"Most alike are {first.name} and {second.name}: {number(cosine.value)} ({said}).", "explore")]
+    return [
+        Finding(
+            f"Of two methods most alike are {first.name} and {second.name}: {number(cosine.value)} ({said}).", "explore"
+        )
+    ]
 
 
 # Sizes
@@ -217,7 +221,7 @@ def connectivity(comparison: Comparison) -> list[Finding]:
             )
     reference = comparison.reference
     if reference is not None:
-        ckas = {loss: comparison.average("cka_last", loss, reference) for loss in _shown(comparison, reference)}
+        ckas = {loss: comparison.average("cka_last", loss, reference) for loss in comparison.others}
         ckas = {loss: cka for loss, cka in ckas.items() if cka.known}
         if ckas:
             least = min(ckas, key=lambda loss: ckas[loss].value)

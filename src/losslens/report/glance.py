@@ -18,6 +18,8 @@ from losslens.report.style import AGAINST, ALONG, INK, MUTED, PAPER, colour, fig
 
 # More than these do not leave room for a floor under each number.
 _MOST_WITH_FLOORS = 9
+# And more than these none for three digits, of which the third tells 0.997 from 1.
+_MOST_WITH_THREE = 16
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -78,12 +80,13 @@ def _cosines(comparison: Comparison) -> Figure:
         colorscale=[[0, AGAINST], [0.5, PAPER], [1, ALONG]], xgap=2, ygap=2, hoverongaps=False, hoverinfo="text",
         hovertext=[[_hover(comparison, a, b, averages[a, b]) for b in losses] for a in losses],
     )  # fmt: skip
-    roomy = len(losses) <= _MOST_WITH_FLOORS
+    roomy, wide = len(losses) <= _MOST_WITH_FLOORS, len(losses) > _MOST_WITH_FLOORS
+    digits = 3 if len(losses) <= _MOST_WITH_THREE else 2
     texts = []
     for y, a in enumerate(losses):
         for x, b in enumerate(losses):
             average = averages[a, b]
-            text = number(average.value, 3 if roomy else 2).replace("0.", ".", 1)
+            text = number(average.value, digits).replace("0.", ".", 1)
             floor = comparison.floor("cosine", a, b)
             if roomy and a is not b and average.known and floor.known:
                 small = f"floor {number(floor.value, 2).replace('0.', '.', 1)}"
@@ -101,10 +104,10 @@ def _cosines(comparison: Comparison) -> Figure:
         "ticks": "",
         "showline": False,
     }
-    plot.update_xaxes(**axis, side="top", tickangle=0 if len(losses) <= _MOST_WITH_FLOORS else -60)
+    plot.update_xaxes(**axis, side="top", tickangle=-60 if wide else 0)
     plot.update_yaxes(**axis, autorange="reversed")
-    plot.update_layout(margin={"l": 8, "r": 8, "t": 40, "b": 8})
-    return Figure("Cosine of the updates", _cosine_caption(comparison, averages), plot)
+    plot.update_layout(margin={"l": 8, "r": 60 if wide else 8, "t": 40, "b": 8})
+    return Figure("Cosine of the updates", _cosine_caption(comparison, averages), plot, wide=wide)
 
 
 def _cosine_caption(comparison: Comparison, averages: dict[tuple[Loss, Loss], Average]) -> str:
