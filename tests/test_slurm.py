@@ -194,7 +194,7 @@ def test_killed_cancelled_and_failed_runs_say_so_and_the_same_line_finishes_them
     swept: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs = swept.parent
-    monkeypatch.setenv("SLOW_SECONDS", "2")
+    monkeypatch.setenv("SLOW_SECONDS", "3")
     submit(outputs, *SLOW, "sweep=deaths", "seed=42,43,44")
     monkeypatch.setenv("FAIL", "1")
     submit(outputs, *SLOW, "sweep=deaths", "seed=45")
@@ -260,7 +260,7 @@ def test_a_pipeline_analyses_what_it_has_trained(swept: Path) -> None:
 def test_two_processes_share_a_run_and_stop_at_the_same_step(
     swept: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SLOW_SECONDS", "1")
+    monkeypatch.setenv("SLOW_SECONDS", "2")
     submit(swept.parent, *SLOW, "sweep=shared", "resources.sbatch={ntasks-per-node: 2}")
     run = run_in(swept.parent, "shared")
     wait_until(training(run))
