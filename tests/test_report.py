@@ -362,7 +362,7 @@ def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
 
 def test_the_tables_that_no_section_shows_can_be_had_too(report, tmp_path: Path) -> None:
     (tmp_path / "layers.csv").write_text("run_a,layer\n" + "sft,1\n" * 100_000)
-    (tmp_path / "modules.parquet").write_bytes(b"")
+    pd.DataFrame({"run_a": ["sft"], "run_b": ["dpo"], "module": ["q"]}).to_parquet(tmp_path / "modules.parquet")
     page = report(runs=RUNS, map=[{"run": "sft", "x": 1, "y": 2}], floors=[{"method": "sft"}][:0])
     links = {a["download"]: a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a}
     assert list(links) == ["runs.csv", "layers.csv.gz", "map.csv"]
