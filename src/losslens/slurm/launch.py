@@ -138,7 +138,8 @@ def _dry_run(plan: _Plan, here: Cluster) -> None:
         print(f"\n--- given to sbatch, for {_jobs(len(array.works))}:")
         print(array.batch_file(array.folder / "code-HASH"))
     total = len(plan.first) + len(plan.new)
-    print(f"Nothing was submitted. It would be {_jobs(total)} in {len(arrays)} calls of sbatch.")
+    calls = "one call" if len(arrays) == 1 else f"{len(arrays)} calls"
+    print(f"Nothing was submitted. It would be {_jobs(total)} in {calls} of sbatch.")
 
 
 def _say_what_was_done(plan: _Plan, submitted: dict[Path, str]) -> None:

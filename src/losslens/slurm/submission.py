@@ -238,5 +238,8 @@ def _asked(array: Array) -> str:
 def _said(error: str) -> str:
     """What sbatch said of it."""
     lines = [line.partition("error:")[2].strip() for line in error.splitlines() if "sbatch: error:" in line]
-    told = dict.fromkeys(re.sub(r"^(Batch job submission failed|allocation failure): ", "", line) for line in lines)
-    return f"Slurm refuses it: {'; '.join(told) or first_line(Exception(error))}"
+    told = dict.fromkeys(
+        re.sub(r"^(Batch job submission failed|allocation failure): ", "", line)
+        for line in lines or [first_line(Exception(error))]
+    )
+    return f"Slurm refuses it: {'; '.join(told)}"
