@@ -102,7 +102,7 @@ def test_origins_of_adapters_made_elsewhere(tmp_path: Path) -> None:
 
 
 def test_the_command_is_that_of_a_script_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/work/train.py", "-m", "method=sft,dpo", "pairs=[[a,b]]"])
+    monkeypatch.setattr(sys, "argv", ["/project/train.py", "-m", "method=sft,dpo", "pairs=[[a,b]]"])
     assert provenance.command() == "python train.py -m method=sft,dpo 'pairs=[[a,b]]'"
     monkeypatch.setattr(sys, "argv", ["/usr/lib/submitit/core/_submit.py", "/a/folder"])
     assert provenance.command() is None
