@@ -16,7 +16,7 @@ from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
-from losslens.logger import logged
+from losslens.logger.training import logged
 from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
 from losslens.preemption import Preempted

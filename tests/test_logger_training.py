@@ -11,7 +11,7 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from losslens.config import Logger
-from losslens.logger import logged
+from losslens.logger.training import logged
 
 OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None)
 

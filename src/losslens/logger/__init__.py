@@ -1,0 +1,1 @@
+"""Weights & Biases: what is sent there, and how."""
