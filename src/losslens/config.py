@@ -249,12 +249,13 @@ class Evaluation(Section):
 
 
 class Logger(Section):
-    """Where metrics go besides `metrics.jsonl`."""
+    """What is logged, and where it goes besides `metrics.jsonl`."""
 
     name: Literal["wandb", "none"]
     mode: Literal["offline", "online"]
     project: str
     entity: str | None
+    references: Literal["auto"] | dict[str, str]
 
 
 # Flags of sbatch that resources have a name for, or that the launcher depends on.

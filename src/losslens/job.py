@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import time
 import traceback
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from losslens import processes, provenance
 from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter
@@ -16,14 +16,22 @@ from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
-from losslens.logger.training import logged
+from losslens.logger.session import About, Session, session
 from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
 from losslens.preemption import Preempted
+from losslens.references import described, references_of
 from losslens.rollouts.frozen import counts, load
 from losslens.rollouts.sampling import frozen_rollouts
 from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
+from losslens.statistics import wilson_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from losslens.models import LoadedModel
+    from losslens.training.run import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -97,39 +105,82 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
     done_before = run.status.get("state") == "completed" and run.is_trained()
     if done_before and config.optim.snapshot_steps and not run.snapshots:
         print(f"{run.name}: trained without snapshots; to have them, delete {run.folder}", flush=True)
-    try:
-        if not run.is_trained():
-            _train(config, method, run)
-        score_base(config.output_dir / config.sweep, config.model, config.benchmarks, config.evaluation)
-        files = score_run(run, config.model, config.benchmarks, config.evaluation)
-    except BaseException as error:
-        # What was completed stays so: its adapter is as good as before.
-        if not done_before:
-            state: State = "preempted" if isinstance(error, (KeyboardInterrupt, Preempted)) else "failed"
-            told = isinstance(error, (InputError, ServerError, DivergedError, Preempted))
-            details = {"diverged": True} if isinstance(error, DivergedError) else {}
-            reached = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
-            message = ("" if told else f"{type(error).__name__}: ") + first_line(error)
-            run.set_state(state, error=message, **reached, **details)
-        raise
-    if not done_before:
+    # W&B is told last: what the folder says must not wait for it.
+    with ExitStack() as stack:
+        try:
+            todo = None if run.is_trained() else _prepare(config, method, run)
+            told = Session(None) if done_before else stack.enter_context(_session(config, run))
+            if todo is not None:
+                _train(config, run, todo, told)
+            score_base(config.output_dir / config.sweep, config.model, config.benchmarks, config.evaluation)
+            files = score_run(run, config.model, config.benchmarks, config.evaluation)
+        except BaseException as error:
+            # What was completed stays so: its adapter is as good as before.
+            if not done_before:
+                state: State = "preempted" if isinstance(error, (KeyboardInterrupt, Preempted)) else "failed"
+                told_of = isinstance(error, (InputError, ServerError, DivergedError, Preempted))
+                details = {"diverged": True} if isinstance(error, DivergedError) else {}
+                reached = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
+                message = ("" if told_of else f"{type(error).__name__}: ") + first_line(error)
+                run.set_state(state, error=message, **reached, **details)
+            raise
         steps = run.manifest["training"]["steps"]
-        run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
-        (run.folder / "error.txt").unlink(missing_ok=True)
+        if not done_before:
+            run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
+            (run.folder / "error.txt").unlink(missing_ok=True)
+        told.log(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
     accuracy = None
     if config.benchmarks:
         accuracy = float(read_outcomes(files[config.benchmarks[0].name])["correct"].mean())
     return Outcome(run.name, "skipped" if done_before else "completed", accuracy)
 
 
-def _train(config: TrainConfig, method: Method, run: Run) -> None:
-    """Trains the run, making rollouts and initial adapter first when they are missing."""
+def _session(config: TrainConfig, run: Run) -> AbstractContextManager[Session]:
+    manifest = run.manifest
+    facts = {
+        "run": run.name,
+        "commit": manifest["code"]["commit"],
+        "versions": manifest["versions"],
+        "rollouts_sha256": manifest["rollouts"]["sha256"],
+        "base": manifest["base"],
+        "initial_adapter_sha256": manifest["initial_adapter"]["sha256"],
+        "references": manifest.get("references", {}),
+    }
+    tags = [str(config.method["name"]), f"r{config.lora_rank.r}", config.model.name]
+    about = About(config.sweep, "train", run.name, tags, {**manifest["config"], "losslens": facts})
+    return session(config.logger, run.folder, about)
+
+
+def _accuracies(files: dict[str, Path]) -> dict[str, float]:
+    """Of each benchmark the accuracy and its 95% interval (Wilson), over problems."""
+    numbers: dict[str, float] = {}
+    for name, file in files.items():
+        by_problem = read_outcomes(file).groupby("problem_id")["correct"].mean()
+        low, high = wilson_interval(float(by_problem.sum()), len(by_problem))
+        values = {"accuracy": float(by_problem.mean()), "ci_low": low, "ci_high": high, "n": len(by_problem)}
+        numbers |= {f"{name}/{measure}": value for measure, value in values.items()}
+    return numbers
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a run is trained with."""
+
+    plan: TrainingPlan
+    base: LoadedModel
+    tokenised: pd.DataFrame
+    rollouts: Path
+    references: dict[str, Path]
+    steps: int
+
+
+def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
+    """Makes the rollouts and the initial adapter when they are missing, and writes down what the run is."""
     started = datetime.now(UTC)
     run.set_state("running")
     rollouts = frozen_rollouts(config)
     from losslens.generation import render_prompt
     from losslens.training.dataset import row_count, tokenise, usable
-    from losslens.training.run import train_run
 
     base = load_model(source_of(config.model))
     usable_rows = usable(rollouts.table, config.train_on)
@@ -160,32 +211,29 @@ def _train(config: TrainConfig, method: Method, run: Run) -> None:
         **provenance.here(),
         "started": started.isoformat(timespec="seconds"),
     }
-    write_json(run.folder / "manifest.json", manifest)
+    references = references_of(config.logger.references, run, initial, manifest)
+    write_json(run.folder / "manifest.json", {**manifest, "references": described(references)})
+    return _Prepared(plan, base, tokenised, rollouts.folder, references, steps)
 
-    since = (time.monotonic(), 0.0)
+
+def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> None:
+    from losslens.training.run import train_run
 
     def note(step: int, values: dict[str, float]) -> None:
-        nonlocal since
-        (before, had), since = since, (time.monotonic(), values["train/num_tokens"])
-        # Of the first line of a run that goes on, part of the tokens are of the process before.
-        rate = {"tokens_per_second": (since[1] - had) / (since[0] - before)} if had else {}
-        run.set_state("running", step=step, max_steps=steps, loss=values["train/loss"], **rate)
-        log(step, values)
+        rate = values["train/tokens_per_second"]
+        run.set_state("running", step=step, max_steps=todo.steps, loss=values["train/loss"], tokens_per_second=rate)
+        told.log(step, values)
 
-    tags = [method.name, f"r{config.lora_rank.r}", config.model.name]
-    orders = {"run": str(run.folder), "rollouts": str(rollouts.folder), "initial": str(initial)}
-    with (
-        processes.together(orders),
-        logged(config.logger, run.folder, config.sweep, tags, manifest["identity"]) as log,
-    ):
-        facts = train_run(plan, base, tokenised, run.folder, note)
+    orders = {"run": str(run.folder), "rollouts": str(todo.rollouts), "initial": str(todo.plan.initial_adapter)}
+    with processes.together(orders):
+        facts = train_run(todo.plan, todo.base, todo.tokenised, run.folder, note, todo.references)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
-        run.folder / "manifest.json", {**manifest, "training": facts, "ended": ended, **adapter_hashes(run.adapter)}
+        run.folder / "manifest.json", {**run.manifest, "training": facts, "ended": ended, **adapter_hashes(run.adapter)}
     )
 
 
-def _plan(config: TrainConfig, method: Method, initial: Path) -> Any:
+def _plan(config: TrainConfig, method: Method, initial: Path) -> TrainingPlan:
     from losslens.training.run import TrainingPlan
 
     return TrainingPlan(

@@ -104,15 +104,15 @@ def compare(
     started_from = list(initial) if initial is not None else [None] * fresh
     measured = list(progress(_in_parallel(partial(_measure, adapters, top, fresh, started_from), modules)))
     runs = [
-        RunGeometry(_padded([m.singular_values[i] for m in measured]), _padded([m.drift[i] for m in measured]))
+        RunGeometry(padded([m.singular_values[i] for m in measured]), padded([m.drift[i] for m in measured]))
         for i in range(fresh)
     ]
     pairs = {
         pair: PairGeometry(
             inner=np.array([m.inner[n] for m in measured]),
             right_overlap=np.array([m.right_overlap[n] for m in measured]),
-            angles_left=_padded([m.angles_left[n] for m in measured]),
-            angles_right=_padded([m.angles_right[n] for m in measured]),
+            angles_left=padded([m.angles_left[n] for m in measured]),
+            angles_right=padded([m.angles_right[n] for m in measured]),
             u1=np.array([m.u1[n] for m in measured]),
             v1=np.array([m.v1[n] for m in measured]),
         )
@@ -207,7 +207,7 @@ def _in_parallel(measure: Callable[[str], _Module], modules: Sequence[str]) -> I
         yield from pool.map(measure, modules)
 
 
-def _padded(rows: Sequence[Array]) -> Array:
+def padded(rows: Sequence[Array]) -> Array:
     """The rows under each other, filled up with NaN."""
     filled = np.full((len(rows), max((len(row) for row in rows), default=0)), np.nan)
     for row, values in zip(filled, rows, strict=True):

@@ -68,7 +68,7 @@ def geometry_tables(
     for name, run in runs.items():
         rows = _run_modules(modules, layers, run, against_base.get(name))
         run_module_rows += [{"run": name, **row} for row in rows]
-        run_rows.append({"run": name, **_run(run, squared[name], rows, against_base.get(name))})
+        run_rows.append({"run": name, **_run(run, squared[name], against_base.get(name))})
     pair_rows, layer_rows, module_rows = [], [], []
     for (a, b), pair in pairs.items():
         names = {"run_a": a, "run_b": b}
@@ -80,17 +80,17 @@ def geometry_tables(
                 **_cosines(pair, squared[a], squared[b], everywhere),
                 "u1": _mean(pair.u1),
                 "v1": _mean(pair.v1),
-                "angle_min_left": _median(left[:, 0]),
-                "angle_max_left": _median(_largest(left)),
-                "angle_min_right": _median(right[:, 0]),
-                "angle_max_right": _median(_largest(right)),
+                "angle_min_left": median(left[:, 0]),
+                "angle_max_left": median(_largest(left)),
+                "angle_min_right": median(right[:, 0]),
+                "angle_max_right": median(_largest(right)),
             }
         )
         for layer in np.unique(layers):
             here = layers == layer
             columns = _cosines(pair, squared[a], squared[b], here)
             del columns["orthogonal_b_to_a"]
-            layer_rows.append({**names, "layer": int(layer), **columns, "angle_min_left": _median(left[here, 0])})
+            layer_rows.append({**names, "layer": int(layer), **columns, "angle_min_left": median(left[here, 0])})
         for m, module in enumerate(modules):
             here = np.arange(len(modules)) == m
             columns = _cosines(pair, squared[a], squared[b], here)
@@ -145,17 +145,27 @@ def _run_modules(
     return rows
 
 
-def _run(run: RunGeometry, squared: Array, rows: list[dict[str, Any]], base: AgainstBase | None) -> dict[str, Any]:
-    norm = float(np.sqrt(squared.sum()))
-    columns = {"norm": norm, "relative_norm": np.nan, "off_principal": np.nan}
+def run_measures(run: RunGeometry) -> dict[str, float]:
+    """Norm, ranks and drift of one run over all modules, as `GeometryTables.runs` has them."""
+    values = [_present(row) for row in run.singular_values]
+    drift = [np.degrees(_present(row)) for row in run.drift]
+    return {
+        "norm": float(np.sqrt(sum(np.sum(row**2) for row in values))),
+        "effective_rank": _mean([effective_rank(row) for row in values]),
+        "stable_rank": _mean([stable_rank(row) for row in values]),
+        "drift_min": median([row[0] for row in drift if row.size]),
+        "drift_max": median([row[-1] for row in drift if row.size]),
+    }
+
+
+def _run(run: RunGeometry, squared: Array, base: AgainstBase | None) -> dict[str, Any]:
+    columns: dict[str, Any] = {**run_measures(run), "relative_norm": np.nan, "off_principal": np.nan}
     if base:
+        norm = columns["norm"]
         columns["relative_norm"] = norm / float(np.sqrt(np.sum(base.base_norms**2)))
         columns["off_principal"] = float(np.nansum(base.off_principal * squared)) / norm**2 if norm > 0 else np.nan
-    for name in ("effective_rank", "stable_rank"):
-        columns[name] = _mean([row[name] for row in rows])
-    for name in ("drift_min", "drift_max"):
-        columns[name] = _median([row[name] for row in rows])
-    return columns
+    order = ("norm", "relative_norm", "off_principal", "effective_rank", "stable_rank", "drift_min", "drift_max")
+    return {name: columns[name] for name in order}
 
 
 def _cosines(pair: PairGeometry, squared_a: Array, squared_b: Array, modules: np.ndarray) -> dict[str, Any]:
@@ -180,6 +190,7 @@ def _mean(values: Sequence[float] | Array) -> float:
     return float(kept.mean()) if kept.size else float("nan")
 
 
-def _median(values: Sequence[float] | Array) -> float:
+def median(values: Sequence[float] | Array) -> float:
+    """The median of what is not NaN; NaN when that is nothing."""
     kept = _present(np.asarray(values, dtype=np.float64))
     return float(np.median(kept)) if kept.size else float("nan")

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,20 @@ class Metrics(TrainerCallback):
     Args:
         file: The file. A run that goes on from a checkpoint keeps the lines up to it.
         examples_per_epoch: Rows that make one epoch, for the column `epoch`.
+        measure: Gives further numbers of the model.
         hand_on: Called with the step and its numbers.
     """
 
-    def __init__(self, file: Path, examples_per_epoch: float, hand_on: Callable[[int, dict[str, float]], None]) -> None:
+    def __init__(
+        self,
+        file: Path,
+        examples_per_epoch: float,
+        measure: Callable[[Any], dict[str, float]],
+        hand_on: Callable[[int, dict[str, float]], None],
+    ) -> None:
         self.file = file
         self.examples_per_epoch = examples_per_epoch
+        self.measure = measure
         self.hand_on = hand_on
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
@@ -79,6 +88,7 @@ class Metrics(TrainerCallback):
         # The trainers count tokens from 0 whenever they start.
         self.tokens_before = json.loads(kept[-1])["train/num_tokens"] if kept else 0.0
         self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        self.since = (time.perf_counter(), self.tokens_before)
 
     def on_log(
         self,
@@ -86,6 +96,7 @@ class Metrics(TrainerCallback):
         state: TrainerState,
         _: TrainerControl,
         logs: dict[str, float],
+        model: Any,
         **__: Any,
     ) -> None:
         values = {f"train/{_RENAMED.get(k, k)}": float(v) for k, v in logs.items() if k not in _DROPPED}
@@ -94,6 +105,12 @@ class Metrics(TrainerCallback):
         examples = state.global_step * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         values["train/num_tokens"] += self.tokens_before
         values["train/epoch"] = examples / self.examples_per_epoch
+        started = time.perf_counter()
+        values |= self.measure(model)
+        now, (before, tokens) = time.perf_counter(), self.since
+        values["train/tokens_per_second"] = (values["train/num_tokens"] - tokens) / (now - before)
+        values["geometry/share_of_time"] = (now - started) / (now - before)
+        self.since = (now, values["train/num_tokens"])
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **values}) + "\n")
         self.hand_on(state.global_step, values)

@@ -63,8 +63,11 @@ class PointwiseTrainer(SFTTrainer):
             reference_logps=self._reference(tokens) if self.method.needs_reference else None,
             **per_rollout,
         )
-        loss = self.method.loss(scored).sum() / num_items_in_batch
-        self._note(scored, outputs, inputs["attention_mask"])
+        total = self.method.loss(scored).sum()
+        loss = total / num_items_in_batch
+        # How hard, and which way, the loss pulls at each token: −∂(Σ of the terms)/∂log π, shape (N, T).
+        [slope] = torch.autograd.grad(total, scored.logps, retain_graph=True)
+        self._note(scored, -slope, outputs, inputs["attention_mask"])
         # The gradients are averaged over the processes, and the tokens were counted over all of them.
         return loss * self.accelerator.num_processes
 
@@ -73,15 +76,18 @@ class PointwiseTrainer(SFTTrainer):
             return self.model(**tokens).log_probs
 
     @torch.no_grad()
-    def _note(self, scored: Scored, outputs: Any, attention_mask: torch.Tensor) -> None:
+    def _note(self, scored: Scored, weights: torch.Tensor, outputs: Any, attention_mask: torch.Tensor) -> None:
         """Notes the metrics of a micro-batch of all processes, each as a mean over its own tokens or rollouts."""
         metrics = self._metrics["train"]
         right = (scored.reward > 0)[:, None] & scored.mask
+        wrong = ~right & scored.mask
         means = (
             ("entropy", outputs.entropy, scored.mask),
             ("mean_token_accuracy", outputs.is_top1, scored.mask),
             ("logps/right", scored.logps, right),
-            ("logps/wrong", scored.logps, ~right & scored.mask),
+            ("logps/wrong", scored.logps, wrong),
+            ("weight/right", weights, right),
+            ("weight/wrong", weights, wrong),
         )
         sums = [part for _, value, where in means for part in ((value * where).sum(), where.sum())]
         own = torch.stack([part.double() for part in (*sums, attention_mask.sum())])

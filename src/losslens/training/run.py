@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from losslens.training.callbacks import (
     require_finite,
 )
 from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
+from losslens.training.live_geometry import Geometry
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.pairwise import PairwiseTrainer
 from losslens.training.pointwise import PointwiseTrainer
@@ -161,6 +162,7 @@ def train_run(
     tokenised: pd.DataFrame,
     folder: Path,
     hand_on: Callable[[int, dict[str, float]], None],
+    references: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
     """Trains `plan` in `folder`: checkpoints below it while it works, `adapter/` at the end, `snapshots/` if asked for.
 
@@ -172,6 +174,7 @@ def train_run(
         tokenised: The rollouts, from `tokenise`.
         folder: The run's folder.
         hand_on: Called with each logged step and its numbers.
+        references: Adapters that the growing one is compared with at every logged step, by their labels.
 
     Returns:
         Steps, rows an epoch, epochs, processes, the step gone on from, and, since then, seconds and peak GPU memory
@@ -193,7 +196,7 @@ def train_run(
         last = _agreed_checkpoint(checkpoints)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
         try:
-            rows = _train(plan, base, tokenised, folder, hand_on, way, last)
+            rows = _train(plan, base, tokenised, folder, hand_on, references or {}, way, last)
             break
         except Exception as error:
             if number == len(ways) or not should_reduce_batch_size(error):
@@ -232,6 +235,7 @@ def _train(
     tokenised: pd.DataFrame,
     folder: Path,
     hand_on: Callable[[int, dict[str, float]], None],
+    references: Mapping[str, Path],
     way: tuple[int, bool],
     last: Path | None,
 ) -> int:
@@ -243,10 +247,13 @@ def _train(
         callbacks: list[TrainerCallback] = [StopWhenNotFinite(), StopWhenAsked(), SealCheckpoint()]
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps))
+        geometry = Geometry(plan.initial_adapter, references) if processes.is_main() else None
+        if geometry is not None:
+            callbacks.insert(0, geometry)  # before the checkpoint is sealed
         trainer, rows = make_trainer(plan, base, tokenised, folder / "checkpoints", callbacks, way=way)
-        if processes.is_main():
+        if geometry is not None:
             trainer.add_callback(bar)
-            trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, hand_on))
+            trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, geometry.measure, hand_on))
         else:
             # All begin at the seed; what LoRA dropout leaves out must not be the same for each one's rows.
             torch.manual_seed(plan.seed + processes.rank())

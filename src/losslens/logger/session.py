@@ -1,0 +1,144 @@
+"""One W&B run, closed whatever happens, that never stops or changes the work it tells of."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from losslens.config import Logger
+from losslens.errors import first_line
+from losslens.files import digest
+from losslens.logger.shareable import shareable
+from losslens.preemption import Preempted
+
+# Seconds. A server that answers does so in one; a run must not wait for one that does not.
+_INIT_TIMEOUT = 30
+_FINISH_TIMEOUT = 120
+
+
+@dataclass(frozen=True)
+class About:
+    """What W&B shows of a run.
+
+    Attributes:
+        sweep: Its group, which ties together what belongs to one sweep.
+        job_type: What it does.
+        name: Its name, that of its folder.
+        tags: Its tags.
+        config: Its configuration; paths in the home folder are made `~/…` before it is sent.
+    """
+
+    sweep: str
+    job_type: Literal["train", "analysis"]
+    name: str
+    tags: Sequence[str]
+    config: Mapping[str, Any]
+
+
+class Session:
+    """An open W&B run, or none. The first thing that goes wrong is warned of, and nothing is tried after it."""
+
+    def __init__(self, run: Any) -> None:
+        self._run = run
+
+    def tell(self, call: Callable[[Any], object]) -> None:
+        """Hands the `wandb.Run` to `call`, unless there is none (any more)."""
+        if self._run is not None and not _succeeds(lambda: call(self._run)):
+            self._run = None
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs numbers of a step."""
+        self.tell(lambda run: run.log(dict(values), step=step))
+
+
+@contextmanager
+def session(settings: Logger, folder: Path, about: About) -> Iterator[Session]:
+    """Opens the W&B run of what is done in `folder`, and closes it with the status that the block ends with.
+
+    Offline by default: the files lie in `<folder>/wandb`, for `launch/wandb_sync.py`. Online, what is gone on with
+    keeps its id and is one W&B run; offline, every segment has an id of its own, since segments of one id do not
+    append. Where W&B cannot be reached, the run goes on offline.
+
+    Args:
+        settings: Which mode, project and entity.
+        folder: Of the run; W&B's own files go below it.
+        about: What W&B shows of it.
+    """
+    if settings.name == "none":
+        yield Session(None)
+        return
+    run = _open(settings, folder, about)
+    told = Session(run)
+    exit_code = 0
+    try:
+        yield told
+    except BaseException as error:
+        exit_code = 255 if isinstance(error, KeyboardInterrupt) else 1
+        message = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
+        told.tell(lambda run: run.summary.update({"error": shareable(message)}))
+        if isinstance(error, Preempted):
+            told.tell(lambda run: run.mark_preempting())
+        raise
+    finally:
+        if run is not None:
+            # Also when something went wrong before: what is not finished stays open for the next one.
+            _succeeds(lambda: run.finish(exit_code=exit_code))
+
+
+def _open(settings: Logger, folder: Path, about: About) -> Any:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    opened: list[Any] = []
+
+    def init(mode: Literal["online", "offline"]) -> None:
+        opened.append(_init(settings, folder, about, mode))
+
+    if settings.mode == "offline" or not _succeeds(lambda: init("online")):
+        _succeeds(lambda: init("offline"))
+    return opened[0] if opened else None
+
+
+def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", "offline"]) -> Any:
+    import wandb
+
+    online = mode == "online"
+    return wandb.init(
+        project=settings.project,
+        entity=settings.entity,
+        group=about.sweep,
+        job_type=about.job_type,
+        name=about.name,
+        tags=list(about.tags),
+        config=shareable(about.config),
+        dir=folder,
+        mode=mode,
+        id=digest([about.sweep, about.job_type, about.name], 16) if online else None,
+        resume="allow" if online else None,
+        reinit="create_new",
+        settings=wandb.Settings(
+            console="off",
+            save_code=False,
+            disable_code=True,
+            disable_git=True,
+            disable_job_creation=True,
+            x_disable_meta=True,  # host, user, paths, command line
+            x_disable_machine_info=True,
+            x_save_requirements=False,
+            init_timeout=_INIT_TIMEOUT,
+            finish_timeout=_FINISH_TIMEOUT,
+        ),
+    )
+
+
+def _succeeds(call: Callable[[], object]) -> bool:
+    """Whether `call` comes to its end; warns when it raises."""
+    try:
+        call()
+    except Exception as error:
+        warnings.warn(f"W&B: {shareable(first_line(error))}; the run itself goes on", stacklevel=2)
+        return False
+    return True

@@ -1,0 +1,92 @@
+"""Which adapters a run is compared with while it trains."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from losslens.adapters import adapter_sha256
+from losslens.errors import InputError
+from losslens.files import read_json
+from losslens.geometry.deltas import open_adapter
+from losslens.runs import Run, runs_of
+
+_LABEL = re.compile(r"[A-Za-z0-9_.-]+")
+
+
+def references_of(
+    asked: Mapping[str, str] | str, run: Run, initial: Path, manifest: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Folders of the adapters to compare `run` with, by label.
+
+    Args:
+        asked: `auto`: the finished SFT run of the sweep that differs least from this run, as `sft`; the same as before
+            for a run that goes on. Else by label the name of a run of the sweep, or a PEFT folder.
+        run: The run.
+        initial: The adapter it starts from.
+        manifest: What the run is; nothing else of it counts than what decides the run.
+
+    Raises:
+        InputError: One that was named is not there, or on other modules.
+    """
+    shapes = _shapes(initial)
+    if asked == "auto":
+        sft = _nearest_sft(run, shapes, manifest)
+        return {} if sft is None else {"sft": sft.adapter}
+    assert not isinstance(asked, str)
+    found = {}
+    for label, named in asked.items():
+        if not _LABEL.fullmatch(label):
+            raise InputError(f"logger.references: {label!r}: a label is made of letters, digits, _, . and -")
+        places = [run.folder.parent / named / "adapter", Path(named).expanduser(), Path(named).expanduser() / "adapter"]
+        folder = next((place for place in places if (place / "adapter_config.json").is_file()), None)
+        if folder is None:
+            raise InputError(f"logger.references.{label}: no adapter of a finished run and no PEFT folder: {named}")
+        if _shapes(folder) != shapes:
+            raise InputError(f"logger.references.{label}: {named} is not on the modules of this run")
+        found[label] = folder
+    return found
+
+
+def described(references: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """The same for a manifest: the folder that an adapter lies in, and the adapter's SHA-256."""
+    return {
+        label: {
+            "name": folder.parent.name if folder.name == "adapter" else folder.name,
+            "adapter_sha256": adapter_sha256(folder),
+        }
+        for label, folder in references.items()
+    }
+
+
+def _nearest_sft(run: Run, shapes: dict[str, tuple[int, int]], manifest: Mapping[str, Any]) -> Run | None:
+    before = _manifest_of(run).get("references", {}).get("sft")
+    found: list[tuple[tuple[bool | str, ...], Run]] = []
+    for other in runs_of(run.folder.parent.parent, run.folder.parent.name):
+        if other.name == run.name or other.status.get("state") != "completed":
+            continue
+        theirs = _manifest_of(other)
+        if theirs.get("method") != "sft" or theirs.get("base") != manifest["base"] or not other.adapter.is_dir():
+            continue
+        if _shapes(other.adapter) != shapes:
+            continue
+        if before == {"name": other.name, "adapter_sha256": theirs.get("adapter_sha256")}:
+            return other
+        mine, its = manifest["config"], theirs["config"]
+        unlike = [theirs["rollouts"]["sha256"] != manifest["rollouts"]["sha256"]]
+        unlike += [its[name] != mine[name] for name in ("init_seed", "seed", "lora_rank", "train_on", "optim", "lr")]
+        found.append(((*unlike, other.name), other))
+    return min(found, default=(None, None))[1]
+
+
+def _manifest_of(run: Run) -> dict[str, Any]:
+    file = run.folder / "manifest.json"
+    content = read_json(file) if file.exists() else {}
+    return content if isinstance(content, dict) else {}
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, int]]:
+    with open_adapter(folder) as adapter:
+        return adapter.shapes
