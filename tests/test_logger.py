@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import struct
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +14,33 @@ import wandb
 from wandb.proto import wandb_internal_pb2
 
 from losslens.config import Logger
-from losslens.logger.training import logged
+from losslens.logger.session import About, session
+from losslens.logger.shareable import shareable
+from losslens.preemption import Preempted
 
-OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None)
+OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, references="auto")
+
+
+def about(name: str, **config: Any) -> About:
+    return About("sweep", "train", name, ["sft", "r8"], config)
 
 
 def records(folder: Path) -> list[wandb_internal_pb2.Record]:
-    """The records of the offline run below `folder`.
+    """The records of the offline run below `folder`, which is finished: W&B's process writes a little later.
 
     wandb 0.31 has no reader in Python. Its file is a LevelDB log: 7 bytes of its own, then blocks of 32 KiB with
     chunks of crc (4 bytes), length (2), kind (1: whole, 2: first, 3: middle, 4: last) and payload.
     """
     [file] = folder.glob("wandb/offline-run-*/*.wandb")
-    data, found, parts, position = file.read_bytes(), [], b"", 7
+    end = time.monotonic() + 20
+    while not exit_codes(found := _parsed(file.read_bytes())):
+        assert time.monotonic() < end, "the run was not finished"
+        time.sleep(0.02)
+    return found
+
+
+def _parsed(data: bytes) -> list[wandb_internal_pb2.Record]:
+    found, parts, position = [], b"", 7
     while position + 7 <= len(data):
         if 32768 - position % 32768 < 7:
             position += 32768 - position % 32768
@@ -37,35 +54,69 @@ def records(folder: Path) -> list[wandb_internal_pb2.Record]:
     return found
 
 
-def test_offline_runs_are_apart_and_closed(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        with logged(OFFLINE, tmp_path / name, "sweep", [name], {"learning_rate": 0.5}) as log:
-            log(5, {"train/loss": 1.25 if name == "a" else 2.5})
-        assert wandb.run is None
-    for name, loss in (("a", "1.25"), ("b", "2.5")):
-        found = records(tmp_path / name)
-        [run] = {(r.run.display_name, r.run.run_group, r.run.project) for r in found if r.HasField("run")}
-        assert run == (name, "sweep", "losslens")
-        losses = [
-            item.value_json
-            for record in found
-            if record.HasField("history")
-            for item in record.history.item
-            if item.key == "train/loss" or list(item.nested_key) == ["train/loss"]
-        ]
-        assert losses == [loss]
-        assert [r.exit.exit_code for r in found if r.HasField("exit")] == [0]
+def values_of(found: list[wandb_internal_pb2.Record], kind: str, name: str) -> list[str]:
+    """What the history, the summary or the configuration was told of one name, as JSON."""
+    return [
+        item.value_json
+        for record in found
+        if record.HasField(kind)
+        for item in (getattr(record, kind).item if kind == "history" else getattr(record, kind).update)
+        if item.key == name or list(item.nested_key) == [name]
+    ]
 
 
-def test_an_error_closes_the_run_with_its_status(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), logged(OFFLINE, tmp_path, "sweep", [], {}):
-        raise RuntimeError
+def exit_codes(found: list[wandb_internal_pb2.Record]) -> list[int]:
+    return [record.exit.exit_code for record in found if record.HasField("exit")]
+
+
+def test_two_runs_of_one_process_are_apart(tmp_path: Path) -> None:
+    """Also when both are open, and when somebody has a run of his own."""
+    mine = wandb.init(mode="offline", dir=tmp_path, project="mine")
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    with session(OFFLINE, folders[0], about("a", rate=0.5)) as first:
+        first.log(5, {"train/loss": 1.25})
+        with session(OFFLINE, folders[1], about("b", rate=0.25)) as second:
+            second.log(5, {"train/loss": 2.5})
+            first.log(10, {"train/loss": 0.125})
+    assert wandb.run is mine
+    mine.finish()
+    for folder, losses, rate in zip(folders, (["1.25", "0.125"], ["2.5"]), ("0.5", "0.25"), strict=True):
+        found = records(folder)
+        [run] = {
+            (r.run.display_name, r.run.run_group, r.run.job_type, r.run.project, *r.run.tags)
+            for r in found
+            if r.HasField("run")
+        }
+        assert run == (folder.name, "sweep", "train", "losslens", "sft", "r8")
+        assert values_of(found, "history", "train/loss") == losses
+        [config] = [r.run.config.update for r in found if r.HasField("run")]
+        assert [item.value_json for item in config if item.key == "rate"] == [rate]
+        assert exit_codes(found) == [0]
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "said", "preempting"),
+    [
+        (RuntimeError("no luck"), 1, '"RuntimeError: no luck"', False),
+        (KeyboardInterrupt(), 255, '"KeyboardInterrupt"', False),
+        (Preempted(signal.SIGUSR2), 1, '"Preempted: stopped by SIGUSR2"', True),
+    ],
+)
+def test_an_error_closes_the_run_and_is_its_status(
+    error: BaseException, exit_code: int, said: str, preempting: bool, tmp_path: Path
+) -> None:
+    with pytest.raises(type(error)), session(OFFLINE, tmp_path, about("a")):
+        raise error
     assert wandb.run is None
-    assert [r.exit.exit_code for r in records(tmp_path) if r.HasField("exit")] == [1]
+    found = records(tmp_path)
+    assert exit_codes(found) == [exit_code]
+    assert values_of(found, "summary", "error")[-1:] == [said]
+    assert any(record.HasField("preempting") for record in found) == preempting
 
 
-@pytest.mark.parametrize("broken", ["init", "log"])
+@pytest.mark.parametrize("broken", ["init", "log", "finish"])
 def test_what_goes_wrong_in_wandb_is_warned_of_once(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,13 +124,44 @@ def test_what_goes_wrong_in_wandb_is_warned_of_once(
         raise OSError("no space left")
 
     monkeypatch.setattr(wandb if broken == "init" else wandb.Run, broken, fail)
-    with pytest.warns(UserWarning, match="no space left") as warned, logged(OFFLINE, tmp_path, "s", [], {}) as log:
-        log(1, {"x": 1.0})
-        log(2, {"x": 1.0})
+    with pytest.warns(UserWarning, match="no space left") as warned, session(OFFLINE, tmp_path, about("a")) as told:
+        told.log(1, {"x": 1.0})
+        told.log(2, {"x": 1.0})
     assert len(warned) == 1
+    monkeypatch.undo()
+    wandb.teardown()
+
+
+def test_nothing_of_the_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_TOKEN", "a-secret-of-the-environment")
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    model = str(tmp_path / "home" / "models" / "mine")
+    folder = tmp_path / "home" / "run"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="models"), session(OFFLINE, folder, about("a", model={"path": model})):
+        raise ValueError(f"{model}: no such file")
+    found = records(folder)
+    [run] = folder.glob("wandb/offline-run-*")
+    sent = b"".join(file.read_bytes() for file in [*run.glob("*.wandb"), *run.glob("files/**/*")] if file.is_file())
+    assert b"~/models/mine" in sent
+    assert [record for record in found if record.HasField("environment")] == []
+    assert {record.run.host for record in found} == {""}
+    for secret in ("a-secret-of-the-environment", "k" * 40, sys.executable, str(Path.cwd())):
+        assert secret.encode() not in sent, secret
+    assert str(tmp_path / "home").encode() not in sent
+
+
+def test_only_the_home_folder_itself_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/al")
+    assert shareable({"a": ["/home/al/x", "/home/alice/x", "at /home/al: no"], "b": 1}) == {
+        "a": ["~/x", "/home/alice/x", "at ~: no"],
+        "b": 1,
+    }
 
 
 def test_none_writes_nothing(tmp_path: Path) -> None:
-    with logged(OFFLINE.model_copy(update={"name": "none"}), tmp_path, "sweep", [], {}) as log:
-        log(1, {"x": 1.0})
+    with session(OFFLINE.model_copy(update={"name": "none"}), tmp_path, about("a")) as told:
+        told.log(1, {"x": 1.0})
     assert list(tmp_path.iterdir()) == []
