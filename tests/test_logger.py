@@ -147,7 +147,6 @@ def test_nothing_of_the_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.Mon
     sent = b"".join(file.read_bytes() for file in [*run.glob("*.wandb"), *run.glob("files/**/*")] if file.is_file())
     assert b"~/models/mine" in sent
     assert [record for record in found if record.HasField("environment")] == []
-    assert {record.run.host for record in found} == {""}
     for secret in ("a-secret-of-the-environment", "k" * 40, sys.executable, str(Path.cwd())):
         assert secret.encode() not in sent, secret
     assert str(tmp_path / "home").encode() not in sent
