@@ -1,5 +1,7 @@
 """Compares the weight updates of a sweep's runs: `python analyze.py sweep=main`. See `--help`."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from losslens.cli import Tasks, run
@@ -8,6 +10,8 @@ from losslens.cli import Tasks, run
 def load() -> Tasks:
     """What this script does."""
     from losslens.analysis.job import analyze_job
+    from losslens.config import AnalyzeConfig, parse
+    from losslens.logger.analysis import log_analysis
     from losslens.report.figures.write import write_figures
     from losslens.report.page import write_report
     from losslens.report.paper_tables import write_tables
@@ -17,7 +21,8 @@ def load() -> Tasks:
         report = write_report(folder)
         write_figures(folder)
         write_tables(folder)
-        print(report)
+        print(report, flush=True)
+        log_analysis(parse(AnalyzeConfig, config).logger, folder, Path(config.output_dir))
 
     return job, lambda: 0
 

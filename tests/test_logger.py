@@ -18,7 +18,7 @@ from losslens.logger.session import About, session
 from losslens.logger.shareable import shareable
 from losslens.preemption import Preempted
 
-OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, references="auto")
+OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True, references="auto")
 
 
 def about(name: str, **config: Any) -> About:

@@ -255,6 +255,7 @@ class Logger(Section):
     mode: Literal["offline", "online"]
     project: str
     entity: str | None
+    artifacts: bool
     references: Literal["auto"] | dict[str, str]
 
 
@@ -441,6 +442,7 @@ class AnalyzeConfig(Job):
     connectivity: Connectivity
     cka: Cka
     batch_size: int = Field(ge=1)
+    logger: Logger
 
     @property
     def sweeps(self) -> list[str]:

@@ -16,6 +16,7 @@ from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
+from losslens.logger import artifacts
 from losslens.logger.session import About, Session, session
 from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
@@ -111,7 +112,11 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
             todo = None if run.is_trained() else _prepare(config, method, run)
             told = Session(None) if done_before else stack.enter_context(_session(config, run))
             if todo is not None:
+                if config.logger.artifacts:
+                    artifacts.use(told, "rollouts", todo.rollouts.name, todo.rollouts)
                 _train(config, run, todo, told)
+            if config.logger.artifacts:
+                artifacts.log(told, "adapter", run.name, run.adapter, run.adapter.iterdir())
             score_base(config.output_dir / config.sweep, config.model, config.benchmarks, config.evaluation)
             files = score_run(run, config.model, config.benchmarks, config.evaluation)
         except BaseException as error:

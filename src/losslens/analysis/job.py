@@ -128,7 +128,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         "sweeps": config.sweeps,
         "adapters": {subject.name: subject.sha256 for subject in gathered.subjects},
         "bases": [base.name for base in gathered.bases],
-        "settings": config.model_dump(mode="json", exclude={"sweep", "output_dir"}),
+        "settings": config.model_dump(mode="json", exclude={"sweep", "output_dir", "logger"}),
         "reference": reference,
         "benchmark": benchmark,
         "holm_family": {"pairs": config.family, "tests": int(pair_rows["p_holm"].notna().sum())},

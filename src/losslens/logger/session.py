@@ -46,9 +46,9 @@ class Session:
     def __init__(self, run: Any) -> None:
         self._run = run
 
-    def tell(self, call: Callable[[Any], object]) -> None:
-        """Hands the `wandb.Run` to `call`, unless there is none (any more)."""
-        if self._run is not None and not _succeeds(lambda: call(self._run)):
+    def tell(self, call: Callable[..., object], *arguments: object) -> None:
+        """Calls `call` with the `wandb.Run` and the arguments, unless there is no run (any more)."""
+        if self._run is not None and not _succeeds(lambda: call(self._run, *arguments)):
             self._run = None
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:

@@ -1,0 +1,104 @@
+"""An analysis as a W&B run: its tables, report, figures and curves, and the adapters that it is of."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from losslens.config import Logger
+from losslens.logger.artifacts import log, use
+from losslens.logger.session import About, session
+from losslens.report.folder import AnalysisFolder
+from losslens.runs import runs_of
+
+_TABLES = ("runs", "pairs", "floors", "seeds", "ablation")
+_CURVES = (
+    ("connectivity", ("alpha", "loss"), "Loss between two runs"),
+    ("cka", ("layer", "cka_unbiased"), "CKA of two runs"),
+)
+# More lines than this are no chart.
+_MOST_LINES = 40
+
+
+def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
+    """Makes the W&B run of the analysis that is written in `folder`; nothing with `logger=none`.
+
+    An offline run of an earlier analysis of the same folder that was not sent yet is replaced.
+
+    Args:
+        settings: Which mode, project and entity.
+        folder: The analysis, with report and figures.
+        output_dir: Where the sweeps lie.
+    """
+    if settings.name == "none":
+        return
+    analysis = AnalysisFolder(folder)
+    manifest = analysis.manifest
+    for unsent in folder.glob("wandb/offline-run-*"):
+        if not any(unsent.glob("*.wandb.synced")):
+            shutil.rmtree(unsent)
+    sweep = folder.parent.name
+    config = {name: manifest[name] for name in ("sweeps", "adapters", "settings", "reference", "benchmark")}
+    about = About(sweep, "analysis", f"{sweep}-{folder.name}", ["analysis"], config)
+    with session(settings, folder, about) as told:
+        if settings.artifacts:
+            for run in [run for name in manifest["sweeps"] for run in runs_of(output_dir, name)]:
+                if run.status.get("adapter_sha256") in manifest["adapters"].values():
+                    use(told, "adapter", run.name, run.adapter)
+        for name in _TABLES:
+            if analysis.csv(name).count(b"\n") > 1:
+                told.tell(_log_table, folder / f"{name}.csv")
+        for name, columns, title in _CURVES:
+            table = analysis.table(name, ("run_a", "run_b"), columns).dropna()
+            if len(table):
+                told.tell(_log_curves, table, name, title, manifest["reference"])
+        told.tell(_log_report, folder / "report.html")
+        for figure in sorted(folder.glob("figures/*.png")):
+            told.tell(_log_figure, figure)
+        files = [file for file in folder.rglob("*") if "wandb" not in file.relative_to(folder).parts]
+        if settings.artifacts:
+            log(told, "analysis", f"{sweep}-{folder.name}", folder, files)
+
+
+def _log_table(run: Any, file: Path) -> None:
+    import wandb
+
+    table = pd.read_csv(file)
+    # W&B's tables know None, and no NaN in columns of text.
+    rows = table.astype(object).where(table.notna(), None).values.tolist()
+    run.log({f"tables/{file.stem}": wandb.Table(columns=list(table.columns), data=rows)})
+
+
+def _log_curves(run: Any, table: pd.DataFrame, name: str, title: str, reference: str) -> None:
+    """One line a pair, those with the reference first."""
+    import wandb
+
+    x, y = table.columns[2:]
+    pairs = list(table.groupby(["run_a", "run_b"], sort=False))
+    pairs.sort(key=lambda pair: reference not in pair[0])
+    if len(pairs) > _MOST_LINES:
+        title += f" ({_MOST_LINES} of {len(pairs)} pairs)"
+    shown = pairs[:_MOST_LINES]
+    chart = wandb.plot.line_series(
+        [rows[x].tolist() for _, rows in shown],
+        [rows[y].tolist() for _, rows in shown],
+        keys=[f"{a} – {b}" for (a, b), _ in shown],
+        title=title,
+        xname=x,
+    )
+    run.log({name: chart})
+
+
+def _log_report(run: Any, file: Path) -> None:
+    import wandb
+
+    run.log({"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
+
+
+def _log_figure(run: Any, file: Path) -> None:
+    import wandb
+
+    run.log({f"figures/{file.stem}": wandb.Image(str(file))})
