@@ -75,9 +75,9 @@ def test_two_runs_of_one_process_are_apart(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:
         folder.mkdir()
-    with session(OFFLINE, folders[0], about("a", rate=0.5)) as first:
+    with session(OFFLINE, tmp_path, folders[0], about("a", rate=0.5)) as first:
         first.log(5, {"train/loss": 1.25})
-        with session(OFFLINE, folders[1], about("b", rate=0.25)) as second:
+        with session(OFFLINE, tmp_path, folders[1], about("b", rate=0.25)) as second:
             second.log(5, {"train/loss": 2.5})
             first.log(10, {"train/loss": 0.125})
     assert wandb.run is mine
@@ -107,7 +107,7 @@ def test_two_runs_of_one_process_are_apart(tmp_path: Path) -> None:
 def test_an_error_closes_the_run_and_is_its_status(
     error: BaseException, exit_code: int, said: str, preempting: bool, tmp_path: Path
 ) -> None:
-    with pytest.raises(type(error)), session(OFFLINE, tmp_path, about("a")):
+    with pytest.raises(type(error)), session(OFFLINE, tmp_path, tmp_path, about("a")):
         raise error
     assert wandb.run is None
     found = records(tmp_path)
@@ -124,7 +124,10 @@ def test_what_goes_wrong_in_wandb_is_warned_of_once(
         raise OSError("no space left")
 
     monkeypatch.setattr(wandb if broken == "init" else wandb.Run, broken, fail)
-    with pytest.warns(UserWarning, match="no space left") as warned, session(OFFLINE, tmp_path, about("a")) as told:
+    with (
+        pytest.warns(UserWarning, match="no space left") as warned,
+        session(OFFLINE, tmp_path, tmp_path, about("a")) as told,
+    ):
         told.log(1, {"x": 1.0})
         told.log(2, {"x": 1.0})
     assert len(warned) == 1
@@ -140,7 +143,10 @@ def test_nothing_of_the_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.Mon
     model = str(tmp_path / "home" / "models" / "mine")
     folder = tmp_path / "home" / "run"
     folder.mkdir()
-    with pytest.raises(ValueError, match="models"), session(OFFLINE, folder, about("a", model={"path": model})):
+    with (
+        pytest.raises(ValueError, match="models"),
+        session(OFFLINE, tmp_path, folder, about("a", model={"path": model})),
+    ):
         raise ValueError(f"{model}: no such file")
     found = records(folder)
     [run] = folder.glob("wandb/offline-run-*")
@@ -161,6 +167,6 @@ def test_only_the_home_folder_itself_is_shortened(monkeypatch: pytest.MonkeyPatc
 
 
 def test_none_writes_nothing(tmp_path: Path) -> None:
-    with session(OFFLINE.model_copy(update={"name": "none"}), tmp_path, about("a")) as told:
+    with session(OFFLINE.model_copy(update={"name": "none"}), tmp_path, tmp_path, about("a")) as told:
         told.log(1, {"x": 1.0})
     assert list(tmp_path.iterdir()) == []

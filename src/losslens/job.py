@@ -17,7 +17,7 @@ from losslens.errors import DivergedError, InputError, ProcessError, ServerError
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
 from losslens.logger import artifacts
-from losslens.logger.session import About, Session, session
+from losslens.logger.session import About, Session, catch_up, session
 from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
 from losslens.preemption import Preempted
@@ -110,7 +110,8 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
     with ExitStack() as stack:
         try:
             todo = None if run.is_trained() else _prepare(config, method, run)
-            told = Session(None) if done_before else stack.enter_context(_session(config, run))
+            told = Session() if done_before else stack.enter_context(_session(config, run))
+            told.tell(catch_up, run.folder / "metrics.jsonl")
             if todo is not None:
                 if config.logger.artifacts:
                     artifacts.use(told, "rollouts", todo.rollouts.name, todo.rollouts)
@@ -153,7 +154,7 @@ def _session(config: TrainConfig, run: Run) -> AbstractContextManager[Session]:
     }
     tags = [str(config.method["name"]), f"r{config.lora_rank.r}", config.model.name]
     about = About(config.sweep, "train", run.name, tags, {**manifest["config"], "losslens": facts})
-    return session(config.logger, run.folder, about)
+    return session(config.logger, config.output_dir, run.folder, about)
 
 
 def _accuracies(files: dict[str, Path]) -> dict[str, float]:

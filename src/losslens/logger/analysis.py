@@ -11,6 +11,7 @@ import pandas as pd
 from losslens.config import Logger
 from losslens.logger.artifacts import log, use
 from losslens.logger.session import About, session
+from losslens.logger.shareable import shareable
 from losslens.report.folder import AnalysisFolder
 from losslens.runs import runs_of
 
@@ -43,7 +44,7 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
     sweep = folder.parent.name
     config = {name: manifest[name] for name in ("sweeps", "adapters", "settings", "reference", "benchmark")}
     about = About(sweep, "analysis", f"{sweep}-{folder.name}", ["analysis"], config)
-    with session(settings, folder, about) as told:
+    with session(settings, output_dir, folder, about) as told:
         if settings.artifacts:
             for run in [run for name in manifest["sweeps"] for run in runs_of(output_dir, name)]:
                 if run.status.get("adapter_sha256") in manifest["adapters"].values():
@@ -95,7 +96,7 @@ def _log_curves(run: Any, table: pd.DataFrame, name: str, title: str, reference:
 def _log_report(run: Any, file: Path) -> None:
     import wandb
 
-    run.log({"report": wandb.Html(file.read_text(encoding="utf-8"), inject=False)})
+    run.log({"report": wandb.Html(shareable(file.read_text(encoding="utf-8")), inject=False)})
 
 
 def _log_figure(run: Any, file: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from losslens.logger.session import Session
+from losslens.logger.shareable import shareable
 
 Kind = Literal["rollouts", "adapter", "analysis"]
 
@@ -16,7 +17,7 @@ def use(told: Session, kind: Kind, name: str, folder: Path) -> None:
     """Says that the run reads the files of `folder`. Who is the first to say so also uploads them."""
 
     def say(run: Any) -> None:
-        artifact = _artifact(kind, name, folder, folder.iterdir())
+        artifact = _artifact(kind, name, folder, folder.iterdir(), _aside(run, name))
         if run.offline:
             # What `run.use_artifact` does with files that W&B may not know yet; by that name it wants to be online.
             run._log_artifact(artifact, use_after_commit=True)
@@ -28,17 +29,36 @@ def use(told: Session, kind: Kind, name: str, folder: Path) -> None:
 
 def log(told: Session, kind: Kind, name: str, folder: Path, files: Iterable[Path]) -> None:
     """Says that the run made these `files` below `folder`, and uploads them."""
-    told.tell(lambda run: run.log_artifact(_artifact(kind, name, folder, files)))
+    told.tell(lambda run: run.log_artifact(_artifact(kind, name, folder, files, _aside(run, name))))
 
 
-def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path]) -> Any:
+def _aside(run: Any, name: str) -> Path:
+    """Where copies lie that are made for sending alone: with the run's W&B files."""
+    return Path(run.settings.sync_dir) / "shareable" / name
+
+
+def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path], aside: Path) -> Any:
     import wandb
 
     # The same content under the same name is the same version to W&B, whoever brings it.
-    title = re.sub(r"[^\w.-]", "_", f"{kind}-{name}")[:128]
-    artifact = wandb.Artifact(title, kind)
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"{kind}-{name}")[:128], kind)
     for file in sorted(files):
         if file.is_file():
+            inside = file.relative_to(folder).as_posix()
             # Immutable: not copied, since it is never written again.
-            artifact.add_file(str(file.absolute()), name=file.relative_to(folder).as_posix(), policy="immutable")
+            artifact.add_file(str(_shareable(file, aside / inside).resolve()), name=inside, policy="immutable")
     return artifact
+
+
+def _shareable(file: Path, copy: Path) -> Path:
+    """The file, or where it is a text that names the home folder a copy of it that does not."""
+    content = file.read_bytes()
+    if str(Path.home()).encode() not in content:
+        return file
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        return file
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_text(shareable(text), encoding="utf-8")
+    return copy

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +21,7 @@ from losslens.preemption import Preempted
 
 # Seconds. A server that answers does so in one; a run must not wait for one that does not.
 _INIT_TIMEOUT = 30
-_FINISH_TIMEOUT = 120
+_FINISH_TIMEOUT = 60
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class About:
 class Session:
     """An open W&B run, or none. The first thing that goes wrong is warned of, and nothing is tried after it."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: Any = None) -> None:
         self._run = run
 
     def tell(self, call: Callable[..., object], *arguments: object) -> None:
@@ -56,8 +59,24 @@ class Session:
         self.tell(lambda run: run.log(dict(values), step=step))
 
 
+def catch_up(run: Any, metrics: Path) -> None:
+    """Logs what an online run that is gone on with had logged, and W&B did not get before it was killed.
+
+    Args:
+        run: The `wandb.Run`.
+        metrics: Its `metrics.jsonl`.
+    """
+    if not run.resumed or not metrics.exists():
+        return
+    for line in metrics.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):  # the last one may be cut off
+            values = json.loads(line)
+            if values["step"] >= run.step:
+                run.log(values, step=values.pop("step"))
+
+
 @contextmanager
-def session(settings: Logger, folder: Path, about: About) -> Iterator[Session]:
+def session(settings: Logger, output_dir: Path, folder: Path, about: About) -> Iterator[Session]:
     """Opens the W&B run of what is done in `folder`, and closes it with the status that the block ends with.
 
     Offline by default: the files lie in `<folder>/wandb`, for `launch/wandb_sync.py`. Online, what is gone on with
@@ -66,13 +85,14 @@ def session(settings: Logger, folder: Path, about: About) -> Iterator[Session]:
 
     Args:
         settings: Which mode, project and entity.
+        output_dir: Below it lies all that is sent. W&B sends where files lie, too: it is told from here.
         folder: Of the run; W&B's own files go below it.
         about: What W&B shows of it.
     """
     if settings.name == "none":
-        yield Session(None)
+        yield Session()
         return
-    run = _open(settings, folder, about)
+    run = _open(settings, output_dir, folder, about)
     told = Session(run)
     exit_code = 0
     try:
@@ -90,16 +110,23 @@ def session(settings: Logger, folder: Path, about: About) -> Iterator[Session]:
             _succeeds(lambda: run.finish(exit_code=exit_code))
 
 
-def _open(settings: Logger, folder: Path, about: About) -> Any:
+def _open(settings: Logger, output_dir: Path, folder: Path, about: About) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     opened: list[Any] = []
 
     def init(mode: Literal["online", "offline"]) -> None:
-        opened.append(_init(settings, folder, about, mode))
+        # W&B's own process is started here, and looks for files from where it was started.
+        with chdir(output_dir):
+            opened.append(_init(settings, folder, about, mode))
+        _tell_files_from(opened[-1], output_dir)
 
+    output_dir, folder = output_dir.resolve(), folder.resolve()
+    there = set(folder.glob("wandb/run-*"))
     if settings.mode == "offline" or not _succeeds(lambda: init("online")):
+        for begun in set(folder.glob("wandb/run-*")) - there:
+            shutil.rmtree(begun, ignore_errors=True)  # with nothing in it
         _succeeds(lambda: init("offline"))
-    return opened[0] if opened else None
+    return opened[-1] if opened else None
 
 
 def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", "offline"]) -> Any:
@@ -125,13 +152,33 @@ def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", 
             disable_code=True,
             disable_git=True,
             disable_job_creation=True,
-            x_disable_meta=True,  # host, user, paths, command line
-            x_disable_machine_info=True,
+            x_disable_machine_info=True,  # host, user, command line, paths
             x_save_requirements=False,
+            program=Path(sys.argv[0]).name,
             init_timeout=_INIT_TIMEOUT,
+            x_transaction_log_flush_interval=1.0,  # seconds; what is not written is lost with the process
             finish_timeout=_FINISH_TIMEOUT,
+            finish_timeout_raises=True,
         ),
     )
+
+
+def _tell_files_from(run: Any, output_dir: Path) -> None:
+    """Makes the paths of an artifact's files, which W&B sends along, relative to `output_dir`.
+
+    W&B itself makes those of tables absolute, in the home folder, and has no setting for it.
+    """
+    interface = run._interface
+    make = interface._make_artifact
+
+    def make_relative(artifact: Any) -> Any:
+        made = make(artifact)
+        for entry in made.manifest.contents:
+            if entry.local_path:
+                entry.local_path = os.path.relpath(entry.local_path, output_dir)
+        return made
+
+    interface._make_artifact = make_relative
 
 
 def _succeeds(call: Callable[[], object]) -> bool:
