@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from losslens.rollouts.frozen import freeze
 from losslens.tiny import pretrain
 from losslens.training.dataset import tokenise
 from losslens.training.run import TrainingPlan
+from tests.wandb_server import WandbServer, serving
 
 # Files that mostly wait (for Slurm) come first, so that none of them is left to run alone at the end.
 _FIRST = ("test_slurm.py",)
@@ -121,6 +123,32 @@ def make_plan(initial: Path):
 def frozen(rollouts: pd.DataFrame, tmp_path: Path) -> Path:
     """The rollouts of the tests, frozen."""
     return freeze(rollouts, tmp_path / "rollouts", "test", {"policy": "test"})
+
+
+@pytest.fixture(scope="session")
+def wandb_process() -> Iterator[WandbServer]:
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def wandb_server(wandb_process: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A W&B server on loopback that knows nothing yet; the environment of this process and its children names it.
+
+    A test that kills its server takes one of its own: `with serving() as server`.
+    """
+    import wandb
+
+    wandb_process.reset()
+    for name, value in wandb_process.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / "wandb" / name.lower()))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()  # what this process knew of another server
+    yield wandb_process
+    wandb.teardown()
+    wandb_process.fail()
 
 
 def script(name: str, *arguments: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
