@@ -17,9 +17,11 @@ import pytest
 import wandb
 import wandb_workspaces.workspaces as ws
 from PIL import Image
+from wandb_workspaces._graphql import execute_graphql
 from wandb_workspaces.reports.v2 import interface, internal
 from wandb_workspaces.workspaces.internal import View, WorkspaceViewspec
 
+from launch.wandb_dashboard import main
 from losslens.logger import picture
 from losslens.logger.dashboard import definition, report, workspace
 from losslens.logger.logged_sweep import LoggedSweep, logged_sweep
@@ -30,6 +32,7 @@ from losslens.report.figures.write import _FIGURES
 from losslens.report.style import METHODS
 from losslens.training.run import train_run
 from tests.conftest import ROOT
+from tests.wandb_server import ENTITY, WandbServer
 
 NORMS = ("geometry/norm/layer_0", "geometry/norm/layer_10", "geometry/norm/layer_2", "geometry/norm/q_proj")
 LOGGED = dict.fromkeys([*TRAINING, *GEOMETRY, *(f"{prefix}sft" for prefix in TO_REFERENCE), *NORMS], 1.0)
@@ -206,6 +209,14 @@ def test_one_arm_a_method_needs_no_further_key(outputs: Path) -> None:
     for name in ("rift", "sft"):
         made(outputs / "plain", name, seed=1)
         made(outputs / "plain", name, seed=2)
+    # Neither what decides nothing, nor a seed, where what decided is not in the configuration.
+    file = outputs / "plain" / "sft-s2" / "manifest.json"
+    facts = json.loads(file.read_text())
+    facts["config"]["optim"] = {"micro_batch": 4}
+    file.write_text(json.dumps(facts))
+    assert logged_sweep(outputs, "plain").arms == [("rift",), ("sft",)]
+    file = outputs / "plain" / "rift-s2" / "manifest.json"
+    file.write_text(file.read_text().replace('"identity": {', '"identity": {"rollouts": "others", '))
     assert logged_sweep(outputs, "plain").arms == [("rift",), ("sft",)]
     made(outputs / "plain", "rift-steep", seed=1, reward_wrong=-0.5)
     made(outputs / "plain", "rift-steeper", seed=1, reward_wrong=-1)
@@ -272,11 +283,8 @@ def test_bad_input_is_told_in_one_line(
     (made(outputs / "torn", "sft") / "metrics.jsonl").write_text('{"train/loss": 1}\n')
     (made(outputs / "odd", "sft") / "manifest.json").write_text('{"config": {}, "identity": {}, "learning_rate": 1}')
     monkeypatch.setattr(wandb, "Api", lambda: pytest.fail("W&B was asked"))
-    sys.path.insert(0, str(ROOT / "launch"))
-    from wandb_dashboard import main
-
     try:
-        status = main([*arguments, f"output_dir={outputs}"])
+        status: Any = main([*arguments, f"output_dir={outputs}"])
     except SystemExit as ended:  # argparse's own
         status = ended.code
     printed = capsys.readouterr()
@@ -311,6 +319,58 @@ def test_a_dry_run_needs_no_login(outputs: Path, alone: dict[str, str], logged: 
     outcome = subprocess.run([*SCRIPT, *arguments], cwd=ROOT, env=alone, capture_output=True, text=True, check=True)
     assert json.loads(outcome.stdout) == definition(logged, "there", "me")
     assert outcome.stderr == ""
+
+
+def test_saving_again_replaces_what_is_there(
+    wandb_server: WandbServer, outputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    arguments = ["sweep=main", f"output_dir={outputs}"]
+    assert main(arguments) == 2
+    assert f"project=losslens: {ENTITY} has no such project on W&B" in capsys.readouterr().err
+    api = wandb.Api()
+    api.create_project("losslens", ENTITY)
+    theirs = interface.Report(project="losslens", entity=ENTITY, title="LossLens main", description="mine").save()
+
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    told = dict(line.split(": ", 1) for line in printed.out.splitlines())
+    assert list(told) == ["workspace made", "report made"]
+    views = {view["id"]: view for view in wandb_server.seen()["views"]}
+    view, document = (each for each in views.values() if each["id"] != theirs.id)
+    assert told["workspace made"].endswith(
+        f"/{ENTITY}/losslens?nw={view['name'].removeprefix('nw-').removesuffix('-v')}"
+    )
+    assert told["report made"].endswith(f"/{ENTITY}/losslens/reports/LossLens-main--{document['id']}")
+    sent = definition(logged_sweep(outputs, "main"), "losslens", ENTITY)
+    assert view["spec"] == sent["workspace"]["spec"]
+    places = [runs.pop("project") for runs in _found(document["spec"], "grouping")]
+    assert {(place["entityName"], place["name"]) for place in places} == {(ENTITY, "losslens")}
+    assert document["spec"] == sent["report"]["spec"]
+
+    # As the app leaves a workspace that was opened in it: in a version that wandb-workspaces does not read.
+    change = "mutation Change($input: UpsertViewInput!) { upsertView(input: $input) { view { id } } }"
+    execute_graphql(api, change, {"input": {"id": view["id"], "spec": '{"version": 9}'}})
+    made(outputs / "other", "sft")
+    assert main(["sweep=other", f"output_dir={outputs}"]) == 0
+    assert capsys.readouterr().out.count(" made: ") == 2
+    assert main(arguments) == 0
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "workspace replaced", "report replaced",
+    ]  # fmt: skip
+    after = {view["id"]: view for view in wandb_server.seen()["views"]}
+    assert len(after) == 5
+    assert after[view["id"]]["spec"] == sent["workspace"]["spec"]
+    assert after[theirs.id]["spec"] == views[theirs.id]["spec"]
+
+    wandb_server.fail({"match": "upsertView", "status": 403})
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("wandb_dashboard.py: W&B: ")
+    assert printed.err.count("\n") == 1
+    assert wandb_server.seen()["missing"] == []
 
 
 def test_the_picture_shows_what_the_dashboard_shows(outputs: Path, logged: LoggedSweep) -> None:
