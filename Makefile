@@ -24,7 +24,8 @@ sweep: setup  ## the six-method sweep on the embedded default, SFT at other seed
 
 # Root may not use Chromium's sandbox. A pixel and a half a point, and 256 colours: sharp, and below 300 kB.
 CHROMIUM ?= chromium
-picture:  ## docs/report.png, of the report that make sweep wrote
+picture:  ## docs/wandb.png and docs/report.png, of what make sweep wrote
+	$(RUN) launch/wandb_dashboard.py sweep=main --picture docs/wandb.png
 	$(CHROMIUM) --headless --disable-gpu --hide-scrollbars --force-device-scale-factor=1.5 --window-size=1180,1330 \
 		--virtual-time-budget=10000 $$(test $$(id -u) = 0 && echo --no-sandbox) \
 		--screenshot=docs/report.png "file://$(CURDIR)/outputs/main/analysis/report.html"

@@ -57,6 +57,19 @@ class _Reader:
             if depth == 0:
                 return
 
+    def defaults(self) -> dict[str, Any]:
+        """Of an operation's variables, those that have a value when none is sent."""
+        found: dict[str, Any] = {}
+        self.take()
+        while self.next != ")":
+            token = self.take()
+            if token == "$":
+                name = self.take()
+            elif token == "=":
+                found[name] = self.value()
+        self.take()
+        return found
+
     def skip_directives(self) -> None:
         while self.next == "@":
             self.take(), self.take()
@@ -134,7 +147,7 @@ def answer(
         if reader.next not in ("{", "(", "@"):
             reader.take()
         if reader.next == "(":
-            reader.skip_parentheses()
+            variables = {**reader.defaults(), **variables}
         reader.skip_directives()
         operation = reader.selection()
     assert operation is not None, "no operation"

@@ -36,7 +36,7 @@ FORBIDDEN = {
     "report": ("torch", "transformers", "losslens.analysis", "losslens.geometry", "losslens.training", "losslens.runs"),
     "preemption.py": ("torch", "losslens"),
     "slurm": ("torch", "transformers", "trl", "losslens.training", "losslens.analysis", "losslens.report"),
-    "logger.py": ("losslens.training", "losslens.geometry", "losslens.analysis"),
+    "logger": ("losslens.training", "losslens.geometry", "losslens.analysis"),
 }
 
 

@@ -502,7 +502,7 @@ class Store:
     def view_fields(self, view: dict[str, Any]) -> dict[str, Any]:
         return {
             "description": "", **view, "project": self.project_fields(view["entity"], view["projectName"]),
-            "createdAt": _now(), "updatedAt": _now(), "accessTokens": [],
+            "createdAt": _now(), "updatedAt": _now(), "accessTokens": [], "user": None,
         }  # fmt: skip
 
     def query_view(self, id: str) -> dict[str, Any] | None:

@@ -1,0 +1,260 @@
+"""A picture of the dashboard: its panels, drawn from the files from which W&B gets what it shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from losslens.files import atomic_file
+from losslens.logger.logged_sweep import LoggedRun, LoggedSweep
+from losslens.logger.panels import CHARTS, Panel, Section, sections
+from losslens.report.figures.canvas import INK, MUTED, SHADE, dash, figure, style, upright
+from losslens.report.folder import AnalysisFolder
+from losslens.report.numbers import rate
+from losslens.report.style import METHODS, colour, name_of
+
+LABEL = "drawn by LossLens from the same data, not a screenshot of W&B"
+# How many panels of a kind are side by side, and how high they are, in inches.
+_SIDE_BY_SIDE = {"table": 2, "figures": 1}
+_HIGH = {"table": 1.45, "figures": 2.6}
+_ROW = 1.7
+_WIDTH, _HEAD, _TITLE, _MARGIN = 15.0, 0.75, 0.4, 0.15
+# What the labels of a panel take of its place: left, right, above, below.
+_AROUND = (0.45, 0.1, 0.3, 0.25)
+_DPI = 100
+_MOST_ROWS, _MOST_COLUMNS, _LONGEST = 5, 7, 24
+
+
+def draw(sweep: LoggedSweep, folder: Path, file: Path) -> None:
+    """Writes the picture as PNG.
+
+    Args:
+        sweep: The sweep, as far as it has logged.
+        folder: That of its analysis.
+        file: Where to.
+
+    Raises:
+        InputError: There is no analysis, or a table of it is none.
+    """
+    picture = _Picture(sweep, AnalysisFolder(folder))
+    with style(), atomic_file(file) as temporary:
+        canvas = FigureCanvasAgg(picture.drawn())
+        canvas.draw()
+        pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+        # A third of the bytes, and nobody sees it.
+        pixels.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE).save(
+            temporary, "png", optimize=True
+        )
+
+
+class _Picture:
+    def __init__(self, sweep: LoggedSweep, analysis: AnalysisFolder) -> None:
+        self.sweep, self.analysis = sweep, analysis
+        self.reference = str(analysis.manifest.get("reference"))
+        self.scores = analysis.table("runs", ("run", "method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
+        arms = sorted(sweep.arms, key=lambda arm: [*METHODS, arm[0]].index(arm[0]))
+        self.arms = [[run for run in sweep.runs if sweep.values(run) == arm] for arm in arms]
+        # Dashes tell learning rates apart, where a method has several.
+        rates = {(run.method, run.learning_rate) for run in sweep.runs}
+        several = len(rates) > len({method for method, _ in rates})
+        self.rates = sorted({value for _, value in rates}, reverse=True) if several else []
+
+    def drawn(self) -> Figure:
+        """The sections, one below the other."""
+        shown = [(section, list(_rows(section))) for section in sections(self.sweep)]
+        height = _HEAD + sum(_TITLE + sum(map(_height, rows)) for _, rows in shown)
+        drawn = figure(_WIDTH, height)
+        drawn.set_dpi(_DPI)
+        drawn.set_layout_engine("none")
+
+        def place(left: float, top: float, width: float, high: float) -> Axes:
+            return drawn.add_axes((left / _WIDTH, 1 - (top + high) / height, width / _WIDTH, high / height))
+
+        self._head(place(_MARGIN, 0.1, _WIDTH - 2 * _MARGIN, _HEAD - 0.1))
+        top = _HEAD
+        for section, rows in shown:
+            _bar(place(_MARGIN, top + 0.06, _WIDTH - 2 * _MARGIN, _TITLE - 0.14), section)
+            top += _TITLE
+            for row in rows:
+                wide = (_WIDTH - 2 * _MARGIN) / _SIDE_BY_SIDE.get(row[0].kind, 4)
+                left, right, above, below = _AROUND
+                for number, panel in enumerate(row):
+                    axes = place(
+                        _MARGIN + number * wide + left, top + above,
+                        wide - left - right, _height(row) - above - below,
+                    )  # fmt: skip
+                    axes.set_title(panel.title, loc="left", fontsize=8, pad=4)
+                    self._panel(axes, panel)
+                top += _height(row)
+        return drawn
+
+    def _head(self, axes: Axes) -> None:
+        axes.axis("off")
+        axes.text(0, 1, f"LossLens {self.sweep.name}", fontsize=15, fontweight="bold", va="top")
+        axes.text(0, 0.35, LABEL[0].upper() + LABEL[1:], fontsize=10, va="top", color=MUTED)
+        methods = [method for method in METHODS if any(run.method == method for run in self.sweep.runs)]
+        handles = [Line2D([], [], color=colour(method), linewidth=3, label=name_of(method)) for method in methods]
+        handles += [
+            Line2D([], [], color=MUTED, linestyle=dash(self.rates, each), label=rate(each)) for each in self.rates
+        ]
+        axes.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=10)
+
+    def _panel(self, axes: Axes, panel: Panel) -> None:
+        match panel.kind:
+            case "lines":
+                shown = self._lines(axes, *panel.names)
+            case "bars":
+                shown = self._bars(axes, panel.names)
+            case "points":
+                shown = self._points(axes, *panel.names)
+            case "table":
+                shown = self._table(axes, panel.names[0].removeprefix("tables/"))
+            case "chart":
+                shown = self._chart(axes, *panel.names)
+            case "figures":
+                shown = self._figures(axes, panel.names)
+            case "page":
+                shown = _say(axes, "report.html, as analyze.py wrote it")
+        if not shown:
+            _say(axes, "nothing there yet")
+
+    def _lines(self, axes: Axes, name: str) -> bool:
+        """The mean of each arm, and from its smallest to its largest run."""
+        for runs in self.arms:
+            rows = [(step["step"], step[name]) for run in runs for step in run.steps if name in step]
+            if rows:
+                by_step = pd.DataFrame(rows, columns=["step", "value"]).groupby("step")["value"]
+                mean, ink = by_step.mean(), colour(runs[0].method)
+                axes.fill_between(mean.index, by_step.min(), by_step.max(), color=ink, alpha=0.15, linewidth=0)
+                axes.plot(mean.index, mean, color=ink, linestyle=dash(self.rates, runs[0].learning_rate))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        upright(axes)
+        return bool(axes.lines)
+
+    def _bars(self, axes: Axes, names: Sequence[str]) -> bool:
+        for place, runs in enumerate(self.arms):
+            for number, name in enumerate(names):
+                values = [value for run in runs if not math.isnan(value := self._end(run, name))]
+                if values:
+                    wide = 0.8 / len(names)
+                    mean, at = float(np.mean(values)), place + (number - (len(names) - 1) / 2) * wide
+                    axes.bar(at, mean, wide, color=colour(runs[0].method), alpha=1 if name == names[-1] else 0.6)
+                    if len(values) > 1:
+                        axes.plot([at, at], [min(values), max(values)], color=INK, linewidth=1)
+        names_of_arms = [(name_of(runs[0].method), rate(runs[0].learning_rate)) for runs in self.arms]
+        axes.set_xticks(range(len(self.arms)), ["\n".join(each if self.rates else each[:1]) for each in names_of_arms])
+        upright(axes)
+        return bool(axes.patches)
+
+    def _points(self, axes: Axes, x: str, y: str) -> bool:
+        for run in self.sweep.runs:
+            at = [self._end(run, name) for name in (x, y)]
+            if not np.isnan(at).any():
+                axes.plot(*at, "o", color=colour(run.method), markeredgecolor=INK, markeredgewidth=0.5, markersize=6)
+        axes.set_xlabel("‖ΔW‖", fontsize=7, labelpad=1)
+        axes.grid()
+        return bool(axes.lines)
+
+    def _table(self, axes: Axes, name: str) -> bool:
+        """The first rows and columns."""
+        axes.axis("off")
+        columns = self.analysis.columns(name)
+        rows = self.analysis.table(name, columns, ())
+        if rows.empty:
+            return False
+        shown = rows.iloc[:_MOST_ROWS, :_MOST_COLUMNS].map(_short)
+        letters = [max(map(len, [name, *shown[name]])) + 2 for name in shown]
+        drawn = axes.table(
+            shown.to_numpy().tolist(), colLabels=[*shown], colWidths=[each / sum(letters) for each in letters],
+            loc="upper left", cellLoc="left", colLoc="left", edges="B",
+        )  # fmt: skip
+        drawn.auto_set_font_size(False)
+        drawn.set_fontsize(7)
+        for cell in drawn.get_celld().values():
+            cell.set(edgecolor=SHADE, height=0.85 / (_MOST_ROWS + 1))
+        size = f"{len(rows)} rows, {len(columns)} columns"
+        axes.text(1, 1.01, size, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color=MUTED)
+        return True
+
+    def _chart(self, axes: Axes, name: str) -> bool:
+        """The curves of the reference's pairs, each in the colour of the other."""
+        _, x, y = CHARTS[name]
+        rows = self.analysis.table(name, ("run_a", "run_b"), (x, y))
+        runs = {run.name: run for run in self.sweep.runs}
+        for (a, b), curve in rows[(rows["run_a"] == self.reference) | (rows["run_b"] == self.reference)].groupby(
+            ["run_a", "run_b"]
+        ):
+            other = b if a == self.reference else a
+            along = curve[x] if x != "alpha" or a == self.reference else 1 - curve[x]
+            if other in runs:  # and not the base
+                ink, dashes = colour(runs[other].method), dash(self.rates, runs[other].learning_rate)
+                axes.plot(along, curve[y], color=ink, linestyle=dashes)
+        axes.set_xlabel({"alpha": "α, from the reference (0) to the other (1)"}.get(x, x), fontsize=7, labelpad=1)
+        upright(axes)
+        return bool(axes.lines)
+
+    def _figures(self, axes: Axes, names: Sequence[str]) -> bool:
+        """The figures that analyze.py wrote, side by side."""
+        files = [file for name in names if (file := self.analysis.path / f"{name}.png").exists()]
+        axes.axis("off")
+        box = axes.get_window_extent()
+        axes.set(xlim=(0, box.width / box.height), ylim=(0, 1))
+        for place, image in enumerate(map(imread, files)):
+            room = box.width / box.height / len(files)
+            high = min(1, 0.95 * room * image.shape[0] / image.shape[1])
+            left, wide = place * room, high * image.shape[1] / image.shape[0]
+            axes.imshow(image, extent=(left, left + wide, 1 - high, 1), aspect="auto", interpolation="antialiased")
+        axes.set(xlim=(0, box.width / box.height), ylim=(0, 1))
+        return bool(files)
+
+    def _end(self, run: LoggedRun, name: str) -> float:
+        """The last value that a run has of a name, for scores by the table of runs; NaN where there is none."""
+        group, _, rest = name.partition("/")
+        if group != "eval":
+            return next((step[name] for step in reversed(run.steps) if name in step), math.nan)
+        benchmark, _, column = rest.rpartition("/")
+        rows = self.scores[(self.scores["run"] == run.name) & (self.scores["benchmark"] == benchmark)]
+        return next(iter(rows[column]), math.nan)
+
+
+def _rows(section: Section) -> Iterator[list[Panel]]:
+    """The panels of a section in rows of one kind of size; none of one that is closed."""
+    for side_by_side, group in groupby(section.panels, lambda panel: _SIDE_BY_SIDE.get(panel.kind, 4)):
+        panels = [] if section.details else list(group)
+        yield from (panels[start : start + side_by_side] for start in range(0, len(panels), side_by_side))
+
+
+def _height(row: Sequence[Panel]) -> float:
+    return _HIGH.get(row[0].kind, _ROW)
+
+
+def _bar(axes: Axes, section: Section) -> None:
+    axes.set(facecolor=SHADE, xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    text = f"▸  {section.title}   ({len(section.panels)} panels)" if section.details else f"▾  {section.title}"
+    axes.text(0.004, 0.5, text, transform=axes.transAxes, va="center", fontsize=10)
+
+
+def _short(text: str) -> str:
+    try:
+        return f"{float(text):.4g}"
+    except ValueError:
+        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _say(axes: Axes, text: str) -> bool:
+    axes.set(xticks=[], yticks=[])
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
+    return True
