@@ -22,7 +22,7 @@ from wandb_workspaces.reports.v2 import interface, internal
 from wandb_workspaces.workspaces.internal import View, WorkspaceViewspec
 
 from launch.wandb_dashboard import main
-from losslens.logger import picture
+from losslens.logger import analysis, picture
 from losslens.logger.dashboard import definition, report, workspace
 from losslens.logger.logged_sweep import LoggedSweep, logged_sweep
 from losslens.logger.panels import CHARTS, FIGURES, GEOMETRY, TABLES, TO_REFERENCE, TRAINING, gaps, sections
@@ -98,7 +98,6 @@ def panels_of(model: Any) -> Iterator[Any]:
 def test_panels_show_what_training_logs(
     make_plan: Any, base: Any, tokenised: pd.DataFrame, outputs: Path, tmp_path: Path
 ) -> None:
-    pytest.importorskip("losslens.geometry.live")
     for method in (Sft(name="sft"), Dpo(name="dpo", beta=0.1)):
         folder = made(outputs / "real", method.name)
         train_run(make_plan(method, max_steps=3, log_steps=1), base, tokenised, folder, lambda step, values: None)
@@ -111,7 +110,6 @@ def test_panels_show_what_training_logs(
 
 
 def test_panels_show_what_the_analysis_logs() -> None:
-    analysis = pytest.importorskip("losslens.logger.analysis")
     assert {f"tables/{name}" for name in analysis._TABLES} == set(TABLES)
     assert {name: columns for name, columns, _ in analysis._CURVES} == {
         name: (x, y) for name, (_, x, y) in CHARTS.items()
