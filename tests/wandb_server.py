@@ -5,15 +5,17 @@ to sync runs, to log, use and fetch artifacts, and to save workspaces and report
 
 - who is logged in: any key of 40 characters or more, and nobody without one (401);
 - runs: `upsertBucket`; the status to resume from, with the lines that there are; `file_stream`, where lines sent again
-  at the same offset replace those that lie there; URLs for files, and their PUTs; the state follows from what is sent:
-  running until the stream is complete, then finished or failed by its exit code;
+  at the same offset replace those that lie there, and rows of history of the same `_step` one another (as wandb says
+  its server does, in its pull requests 11144 and 12189; `repeated` counts them); URLs for files, and their PUTs; the
+  state follows from what is sent: running until the stream is complete, then finished or failed by its exit code;
 - artifacts: created, or given back as COMMITTED where the collection has the digest already; manifest, files, commit
-  (refused unless every file of the manifest came with its own MD5), versions, aliases, which run logged and which used
-  it; by name and alias, with manifest and files to download;
+  (refused unless every file of the manifest came with its own MD5), versions, aliases, which run made it (the first
+  that logged it), which logged and which used it; by name and alias, with manifest and files to download;
 - projects, and views (workspaces and reports): made, replaced by id, listed, read, deleted.
 
 It does not cover sweeps, launch, registries, teams, parts of large files, forking and rewinding runs, queries over runs
-(filters, sampled history), quotas, permissions, and merging of summaries; all entities are allowed. What is asked and
+(filters, sampled history), quotas, permissions, and merging of summaries; all entities are allowed, and an empty one is
+the user's. What is asked and
 not covered is answered with null and listed under `missing`. A run that comes again under its id without being resumed
 keeps what is not overwritten; whether the real server cuts off the rest is not known here.
 
@@ -83,6 +85,16 @@ class Run:
     @property
     def id(self) -> str:
         return _global_id("Run", self.name, self.project, self.entity)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in self.stream("wandb-history.jsonl")]
+        by_step = {row.get("_step", f"line {number}"): row for number, row in enumerate(rows)}
+        return sorted(by_step.values(), key=lambda row: row.get("_step", -1))
+
+    @property
+    def repeated(self) -> int:
+        return self.overwritten + len(self.stream("wandb-history.jsonl")) - len(self.history)
 
     def stream(self, name: str) -> list[str]:
         lines = self.lines.get(name, {})
@@ -280,7 +292,7 @@ class Store:
         }  # fmt: skip
 
     def run_of(self, input: dict[str, Any]) -> Run:
-        key = (input["entityName"], input["projectName"], input.get("runName") or "")
+        key = (input["entityName"] or ENTITY, input["projectName"], input.get("runName") or "")
         if key not in self.runs:
             raise RefusedError(f"run {'/'.join(key)} not found")
         return self.runs[key]
@@ -324,7 +336,7 @@ class Store:
         return {"serverID": found[0].id} if found else None
 
     def create_artifact(self, input: dict[str, Any]) -> dict[str, Any]:
-        entity, project = input["entityName"], input["projectName"]
+        entity, project = input["entityName"] or ENTITY, input["projectName"]
         name = input.get("artifactCollectionName") or (input.get("artifactCollectionNames") or [None])[0]
         run = self.run_of(input) if input.get("runName") else None  # what is only used names no run here
         same = self.versions(entity, project, name)
@@ -521,9 +533,7 @@ class Store:
                     "entity": run.entity, "project": run.project, "name": run.display_name, "group": run.group,
                     "job_type": run.job_type, "tags": run.tags, "notes": run.notes, "host": run.host,
                     "program": run.program, "repo": run.repo, "commit": run.commit, "config": json.loads(run.config),
-                    "history": [json.loads(line) for line in run.stream("wandb-history.jsonl")],
-                    "history_offsets": sorted(run.lines.get("wandb-history.jsonl", {})),
-                    "overwritten": run.overwritten, "events": len(run.stream("wandb-events.jsonl")),
+                    "history": run.history, "repeated": run.repeated, "events": len(run.stream("wandb-events.jsonl")),
                     "output": run.stream("output.log"), "summary": json.loads(run.summary), "state": run.state,
                     "exit_code": run.exit_code, "upserts": run.upserts, "resumed": run.resumed,
                     "files": {name: len(body) for name, body in run.files.items()},
@@ -536,7 +546,8 @@ class Store:
                 {
                     "name": each.name, "version": each.version, "type": each.type, "digest": each.digest,
                     "state": each.state, "aliases": each.aliases, "description": each.description,
-                    "metadata": json.loads(each.metadata or "{}"), "logged_by": each.logged_by,
+                    "metadata": json.loads(each.metadata or "{}"),
+                    "made_by": each.logged_by[0] if each.logged_by else None, "logged_by": each.logged_by,
                     "used_by": each.used_by, "entity": each.entity, "project": each.project,
                     "files": {name: len(body) for name, body in each.files.items()},
                     "manifest": json.loads(each.manifest) if each.manifest else None,
