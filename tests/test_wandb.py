@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
@@ -113,6 +114,53 @@ def test_nothing_private_is_sent(
     assert "requirements.txt" not in sent
     assert "wandb-metadata.json" not in sent
     assert f'"username":"{getpass.getuser()}"' not in sent.replace(" ", "")
+
+
+def test_an_analysis(
+    plain: tuple[Path, bytes], wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tables, curves, figures and report arrive, and whose adapters they are of; twice offline is once."""
+    from analyze import load
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    out = tmp_path / "out"
+    runs = [train(out, plain[0], "logger.mode=online", f"method={method}") for method in ("sft", "dpo")]
+    job, _ = load()
+
+    def analyse(mode: str) -> None:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            settings = [
+                f"held_out.completions={plain[0]}",
+                "held_out.problems=8",
+                "connectivity.points=3",
+                "connectivity.midpoint_problems=0",
+            ]
+            job(compose("analyze", [f"output_dir={out}", f"logger.mode={mode}", *settings]))
+
+    for _ in range(2):
+        analyse("offline")
+    folder = out / "main" / "analysis"
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 1
+    analyse("online")
+    seen = wandb_server.seen()
+    [there] = [run for run in seen["runs"].values() if run["job_type"] == "analysis"]
+    assert (there["name"], there["group"], there["state"]) == ("main-analysis", "main", "finished")
+    assert there["used"] == [f"adapter-{run.name}:v0" for run in sorted(runs, key=lambda run: run.name)]
+    assert there["logged"][-1] == "analysis-main-analysis:v0"
+    artifacts = {artifact["name"]: artifact for artifact in seen["artifacts"]}
+    for run in runs:  # logged by the run, used by the analysis: one artifact
+        adapter = artifacts[f"adapter-{run.name}"]
+        assert len(adapter["logged_by"]) == 1
+        assert len(adapter["used_by"]) == 1
+    assert artifacts["analysis-main-analysis"]["files"].keys() >= {"report.html", "runs.csv", "modules.parquet"}
+    assert not any("wandb" in name for name in artifacts["analysis-main-analysis"]["files"])
+    assert there["summary"]["tables/runs"]["nrows"] == len(pd.read_csv(folder / "runs.csv"))
+    assert {"connectivity_table", "cka_table", "tables/pairs", "tables/ablation", "report"} <= there["summary"].keys()
+    figures = {name.removeprefix("figures/") for name in there["summary"] if name.startswith("figures/")}
+    assert figures == {file.stem for file in folder.glob("figures/*.png")} != set()
+    assert seen["missing"] == []
+    sent = "\n".join(request["path"] + request["body"] for request in wandb_server.requests())
+    assert str(tmp_path) not in sent
 
 
 @pytest.mark.parametrize("trouble", ["nobody", "silent", "lost", "no_key", "no_folder"])

@@ -148,6 +148,12 @@ class Run:
             lock.release()
 
 
+def sha256_of_adapter(run: Run) -> str:
+    """What tells the adapter of a run, or of a point on its way, from others."""
+    manifest = run.manifest
+    return digest([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
+
+
 def lora_settings(config: TrainConfig) -> LoraSettings:
     """The adapter that `config` describes."""
     rank = config.lora_rank

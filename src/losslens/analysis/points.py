@@ -15,13 +15,13 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from losslens.adapters import adapter_hashes
-from losslens.analysis.subjects import Diverged, Subject, sha256_of_adapter
+from losslens.analysis.subjects import Diverged, Subject
 from losslens.config import Data, Evaluation, Model
 from losslens.errors import InputError
 from losslens.files import atomic_folder, read_json, write_json
 from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.trajectory import Crossing, between, first_crossing, path
-from losslens.runs import Run
+from losslens.runs import Run, sha256_of_adapter
 from losslens.scoring import score_run
 
 At = Literal["end", "norm"] | int

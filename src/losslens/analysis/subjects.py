@@ -16,9 +16,9 @@ from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts, read_
 from losslens.analysis.scores import Scores, scores_of
 from losslens.errors import InputError
 from losslens.evaluation import scored_by, scored_of
-from losslens.files import digest, sha256_of_folder
+from losslens.files import sha256_of_folder
 from losslens.geometry.deltas import open_adapter
-from losslens.runs import Run, runs_of
+from losslens.runs import Run, runs_of, sha256_of_adapter
 
 _ADVICE = "they do not compare; put them into different sweeps"
 
@@ -235,12 +235,6 @@ def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> 
     except InputError as error:
         left_out[f"drift of A in {name}"] = str(error)
     return Subject(name, run.adapter, sha256_of_adapter(run), initial, run, facts)
-
-
-def sha256_of_adapter(run: Run) -> str:
-    """What tells the adapter of a run, or of a point on its way, from others."""
-    manifest = run.manifest
-    return digest([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
 
 
 def _initial(folder: Path, sha256: str) -> Path:

@@ -14,11 +14,11 @@ from tqdm import tqdm
 from losslens.analysis.arms import Arm
 from losslens.analysis.cache import Cache
 from losslens.analysis.points import way_of
-from losslens.analysis.subjects import Diverged, Subject, sha256_of_adapter
+from losslens.analysis.subjects import Diverged, Subject
 from losslens.errors import InputError
 from losslens.geometry.deltas import open_adapter
 from losslens.geometry.trajectory import Path, path
-from losslens.runs import Run
+from losslens.runs import Run, sha256_of_adapter
 
 COLUMNS = (
     "run", "method", "lr", "learning_rate", "settings", "seed", "init_seed",

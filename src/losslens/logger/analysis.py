@@ -13,7 +13,7 @@ from losslens.logger.artifacts import log, use
 from losslens.logger.session import About, session
 from losslens.logger.shareable import shareable
 from losslens.report.folder import AnalysisFolder
-from losslens.runs import runs_of
+from losslens.runs import runs_of, sha256_of_adapter
 
 _TABLES = ("runs", "pairs", "floors", "seeds", "ablation")
 _CURVES = (
@@ -47,7 +47,7 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
     with session(settings, output_dir, folder, about) as told:
         if settings.artifacts:
             for run in [run for name in manifest["sweeps"] for run in runs_of(output_dir, name)]:
-                if run.status.get("adapter_sha256") in manifest["adapters"].values():
+                if run.is_trained() and sha256_of_adapter(run) in manifest["adapters"].values():
                     use(told, "adapter", run.name, run.adapter)
         for name in _TABLES:
             if analysis.csv(name).count(b"\n") > 1:
