@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="sweep=main, output_dir=outputs")
     parser.add_argument("--watch", action="store_true", help="stay, and show what changes, until nothing runs any more")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     settings = {"sweep": "main", "output_dir": "outputs"}
     for argument in asked.settings:
         name, equals, value = argument.partition("=")
