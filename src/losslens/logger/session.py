@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager, suppress
@@ -15,7 +16,6 @@ from typing import Any, Literal
 
 from losslens.config import Logger
 from losslens.errors import first_line
-from losslens.files import digest
 from losslens.logger.shareable import shareable
 from losslens.preemption import Preempted
 
@@ -55,8 +55,8 @@ class Session:
             self._run = None
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Logs numbers of a step."""
-        self.tell(lambda run: run.log(dict(values), step=step))
+        """Logs numbers of a step, or of the next one that W&B still takes: it knows no way back."""
+        self.tell(lambda run: run.log(dict(values), step=max(step, run.step)))
 
 
 def catch_up(run: Any, metrics: Path) -> None:
@@ -71,8 +71,9 @@ def catch_up(run: Any, metrics: Path) -> None:
     for line in metrics.read_text(encoding="utf-8").splitlines():
         with suppress(json.JSONDecodeError):  # the last one may be cut off
             values = json.loads(line)
-            if values["step"] >= run.step:
-                run.log(values, step=values.pop("step"))
+            step = values.pop("step")
+            if step >= run.step:
+                run.log(values, step=step)
 
 
 @contextmanager
@@ -143,7 +144,7 @@ def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", 
         config=shareable(about.config),
         dir=folder,
         mode=mode,
-        id=digest([about.sweep, about.job_type, about.name], 16) if online else None,
+        id=_id_of(folder) if online else None,
         resume="allow" if online else None,
         reinit="create_new",
         settings=wandb.Settings(
@@ -161,6 +162,15 @@ def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", 
             finish_timeout_raises=True,
         ),
     )
+
+
+def _id_of(folder: Path) -> str:
+    """The id under which what is done in `folder` is one W&B run: a new folder begins a new one."""
+    file = folder / "wandb" / "id"
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
+    return file.read_text(encoding="utf-8")
 
 
 def _tell_files_from(run: Any, output_dir: Path) -> None:

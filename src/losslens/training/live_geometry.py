@@ -78,8 +78,8 @@ def point_of(model: Any) -> Point:
     """ΔW of each module that a PEFT model adapts, in float64, by the names that the adapter's folder has."""
     return {
         re.sub(r"^base_model\.model\.", "", name): Delta(
-            module.lora_B["default"].weight.detach().to("cpu", torch.float64, copy=True).numpy(),
-            module.lora_A["default"].weight.detach().to("cpu", torch.float64, copy=True).numpy(),
+            module.lora_B["default"].weight.detach().cpu().to(torch.float64, copy=True).numpy(),
+            module.lora_A["default"].weight.detach().cpu().to(torch.float64, copy=True).numpy(),
             module.scaling["default"],
         )
         for name, module in model.named_modules()
