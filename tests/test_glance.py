@@ -67,7 +67,8 @@ class TestDirection:
         ]
         assert said(folder(runs=[SFT, AGAIN, RFT, DPO], pairs=pairs), "Direction") == (
             "Direction (cosine of ΔW): RFT 0.700 (floor 0.800) is farther from SFT than SFT is from itself in another "
-            "order of the data; DPO −0.100 points away from SFT, by more than chance (null 0.020)."
+            "order of the data, but how near it is to itself is not known; DPO −0.100 points away from SFT, by more "
+            "than chance (null 0.020)."
         )
 
     def test_within_the_floor_and_chance(self, folder) -> None:
@@ -101,24 +102,60 @@ class TestDirection:
             pair(SFT, DFT, 0.3),
         ]
         assert said(folder(runs=[SFT, AGAIN, RFT, rft, DFT], pairs=pairs), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.500 (floor 0.600) and DFT 0.300 (floor 0.900) are farther from SFT than "
-            "SFT is from itself in another order of the data."
+            "Direction (cosine of ΔW): RFT 0.500 ± 0.000 (floor 0.600) is farther from SFT than another order of "
+            "the data explains; DFT 0.300 (floor 0.900) is farther from SFT than SFT is from itself in another order "
+            "of the data, but how near it is to itself is not known."
         )
+
+    def test_one_pair_each_and_no_floor_of_the_reference(self, folder) -> None:
+        rft = run("rft", seed=1)
+        pairs = [pair(RFT, rft, 0.9), pair(SFT, RFT, 0.5), pair(SFT, rft, 0.1)]
+        told = said(folder(runs=[SFT, RFT, rft], pairs=pairs), "Direction")
+        assert told.endswith("RFT 0.500 points along SFT, but how near SFT is to itself is not known.")
+        pairs += [pair(SFT, AGAIN, 0.9)]
+        told = said(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction")
+        assert told.endswith("than another order of the data explains, as far as one pair of runs tells.")
 
     def test_what_seeds_do_not_tell_apart(self, folder) -> None:
         """.7 and .8 have a mean of .75 and a standard deviation of .071: twice that reaches .85."""
         rft = run("rft", seed=1)
         pairs = [pair(SFT, AGAIN, 0.85), pair(SFT, RFT, 0.7), pair(AGAIN, rft, 0.8), pair(SFT, rft, 0.1)]
         assert said(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.750 (floor 0.850) cannot be told from SFT in another order of the data."
+            "Direction (cosine of ΔW): RFT 0.750 ± 0.071 (floor 0.850) cannot be told from SFT in another order of the "
+            "data."
         )
 
     def test_what_seeds_do_tell_apart(self, folder) -> None:
         """.70 and .72: .71 + 2·.014 = .738 stays below .8."""
         rft = run("rft", seed=1)
         pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, RFT, 0.7), pair(AGAIN, rft, 0.72)]
-        assert "RFT 0.710 (floor 0.800) is farther" in said(
+        assert "RFT 0.710 ± 0.014 (floor 0.800) is farther" in said(
             folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction"
+        )
+
+    def test_nearer_than_the_reference_to_itself_and_yet_below_the_floor(self, folder) -> None:
+        """RFT is nearer to SFT, .65, than SFT is to itself, .6, and yet below √(.6·.9) = .73: it has less noise."""
+        rft = run("rft", seed=1)
+        pairs = [pair(SFT, AGAIN, 0.6), pair(RFT, rft, 0.9), pair(SFT, RFT, 0.64), pair(AGAIN, rft, 0.66)]
+        told = said(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction")
+        assert "RFT 0.650 ± 0.014 (floor 0.735) is farther from SFT than another order of the data explains" in told
+        assert "itself" not in told
+
+    def test_the_floor_moves_with_the_seed_too(self, folder) -> None:
+        """SFT's own .7, .8 and .9 are .8 ± .1: .65 is no more than two of these away, .55 is."""
+        third = run("sft", seed=2)
+        own = [pair(SFT, AGAIN, 0.7), pair(SFT, third, 0.8), pair(AGAIN, third, 0.9)]
+        runs = [SFT, AGAIN, third, RFT]
+        assert "cannot be told" in said(folder(runs=runs, pairs=[*own, pair(SFT, RFT, 0.65)]), "Direction")
+        told = said(folder(runs=runs, pairs=[*own, pair(SFT, RFT, 0.55)]), "Direction")
+        assert "is farther from SFT than SFT is" in told
+
+    def test_a_sign_that_does_not_hold_over_seeds(self, folder) -> None:
+        """−.10 and .02 lie on both sides of 0, which no null of single pairs says."""
+        dpo = run("dpo", seed=1)
+        pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, DPO, -0.1), pair(AGAIN, dpo, 0.02)]
+        assert said(folder(runs=[SFT, AGAIN, DPO, dpo], pairs=pairs), "Direction") == (
+            "Direction (cosine of ΔW): DPO −0.040 ± 0.085 changes too much with the seed to say (null 0.020)."
         )
 
     def test_an_update_of_0_and_one_run(self, folder) -> None:
@@ -149,29 +186,29 @@ class TestDirection:
 def test_the_most_alike(folder) -> None:
     pairs = [pair(SFT, RFT, 0.7), pair(SFT, DFT, 0.6), pair(RFT, DFT, 0.996)]
     runs = [SFT, RFT, DFT]
-    assert said(folder(runs=runs, pairs=pairs), "Of two") == (
-        "Of two methods most alike are RFT and DFT: 0.996 (neither was trained in another order of the data, "
+    assert said(folder(runs=runs, pairs=pairs), "The two") == (
+        "The two methods most alike are RFT and DFT: 0.996 (neither was trained in another order of the data, "
         "so there is no floor)."
     )
     rft = run("rft", seed=1)
     known = [*pairs, pair(RFT, rft, 0.9)]
-    assert said(folder(runs=[*runs, rft], pairs=known), "Of two") == (
-        "Of two methods most alike are RFT and DFT: 0.996 (floor 0.900: they cannot be told apart by their direction)."
+    assert said(folder(runs=[*runs, rft], pairs=known), "The two") == (
+        "The two methods most alike are RFT and DFT: 0.996 (floor 0.900: they cannot be told apart by their direction)."
     )
     known[-1] = pair(RFT, rft, 0.999)
     assert (
-        said(folder(runs=[*runs, rft], pairs=known), "Of two")
-        == "Of two methods most alike are RFT and DFT: 0.996 (floor 0.999)."
+        said(folder(runs=[*runs, rft], pairs=known), "The two")
+        == "The two methods most alike are RFT and DFT: 0.996 (floor 0.999)."
     )
     pairs[2] = pair(RFT, DFT, 0.65)  # SFT is one of the two
-    assert said(folder(runs=runs, pairs=pairs), "Of two") == ""
+    assert said(folder(runs=runs, pairs=pairs), "The two") == ""
 
 
 def test_the_most_alike_at_whatever_rates(folder) -> None:
     rft, low = run("rft", lr="low", learning_rate=1e-5), run("dft", lr="low", learning_rate=1e-5)
     pairs = [pair(SFT, RFT, 0.7), pair(RFT, DFT, 0.8), pair(rft, low, 0.9), pair(RFT, rft, 0.99)]
-    assert said(folder(runs=[SFT, RFT, DFT, rft, low], pairs=pairs), "Of two").startswith(
-        "Of two methods most alike are RFT 1e-5 and DFT 1e-5: 0.900"
+    assert said(folder(runs=[SFT, RFT, DFT, rft, low], pairs=pairs), "The two").startswith(
+        "The two methods most alike are RFT 1e-5 and DFT 1e-5: 0.900"
     )
 
 
@@ -237,6 +274,15 @@ class TestAccuracy:
         assert said(analysis, "Accuracy") == (
             "Accuracy (500 problems of arithmetic, p after Holm): all are that of the base (57.6%)."
         )
+
+        analysis = folder(
+            runs=[base_run(), SFT, DPO], pairs=[],
+            ablation=[
+                self.SFT_ARM,
+                arm("dpo", "conventional", 1e-4, sft_diff=0.0, sft_p_holm=1.0, sft_verdict="same answers"),
+            ],
+        )  # fmt: skip
+        assert "; that of DPO is that of SFT (" in said(analysis, "Accuracy")
 
     def test_without_a_base(self, folder) -> None:
         lost = dict.fromkeys(("base_diff", "base_diff_low", "base_diff_high", "base_p", "base_p_holm"), NAN)

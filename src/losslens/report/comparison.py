@@ -58,12 +58,14 @@ class Average:
         std: The standard deviation over pairs; NaN for a single one.
         null: The mean of what unrelated updates show; NaN where that is not known.
         pairs: How many pairs.
+        of: Of a floor: the losses whose own runs it was made of.
     """
 
     value: float
     std: float
     null: float
     pairs: int
+    of: tuple[Loss, ...] = ()
 
     @property
     def known(self) -> bool:
@@ -177,24 +179,28 @@ class Comparison:
 
         Where the two are compared from one initial adapter, theirs is one too: the data come in another order. Of
         cosines √(ρ·ρ'), which two losses would have that pull in one direction, each with noise of its own; of other
-        measures the mean.
+        measures the mean. Its standard deviation follows from theirs, to first order; NaN where one is not known.
         """
         kinds = set(self.between(first, second)["shared_initial"]) - {""}
         if len(kinds) != 1 and first is not second:
             return _UNKNOWN
         if kinds == {"False"}:
-            own = [average(self.repetitions(loss, shared=False), measure) for loss in (first, second)]
+            own = {loss: average(self.repetitions(loss, shared=False), measure) for loss in (first, second)}
         else:
-            own = [self.average(measure, loss, loss) for loss in dict.fromkeys((first, second))]
-        known = [each for each in own if each.known]
+            own = {loss: self.average(measure, loss, loss) for loss in (first, second)}
+        of = tuple(loss for loss, each in own.items() if each.known)
+        known = [own[loss] for loss in of]
         if not known:
             return _UNKNOWN
         values = [each.value for each in known]
+        slopes = [1 / len(known)] * len(known)
         if measure == "cosine":
             value = math.prod(max(each, 0.0) for each in values) ** (1 / len(values))
+            slopes = [value / (len(values) * each) if each > 0 else 0.0 for each in values]
         else:
             value = sum(values) / len(values)
-        return Average(value, math.nan, math.nan, sum(each.pairs for each in known))
+        std = math.hypot(*(slope * each.std for slope, each in zip(slopes, known, strict=True)))
+        return Average(value, std, math.nan, sum(each.pairs for each in known), of)
 
 
 def average(rows: pd.DataFrame, measure: str) -> Average:
