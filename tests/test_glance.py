@@ -472,7 +472,7 @@ class TestStatistics:
         ]
         first, second = section.tables[0].rows
         assert [cell.text for cell in first.cells] == [
-            "1 sft", "2 rft", "+1.6%", "+0.4% … +2.8%", "9", "1", "0.021", "0.012", "0.043", "first better", "2.1%",
+            "1 SFT", "2 RFT", "+1.6%", "+0.4% … +2.8%", "9", "1", "0.021", "0.012", "0.043", "first better", "2.1%",
         ]  # fmt: skip
         assert [cell.text for cell in second.cells][-2:] == ["underpowered", "–"]
         assert first.cells[0].spread == "1e-3 s0 A0"

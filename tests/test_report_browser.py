@@ -208,7 +208,7 @@ def test_a_run_is_not_compared_with_itself(report: Report) -> None:
 
 def test_methods_are_averaged_over_runs_of_the_same_seeds(report: Report) -> None:
     assert report.browser.find_element(By.CSS_SELECTOR, "#x-kind input:checked").get_attribute("value") == "arms"
-    assert "● sft 1e-3 and ◇ dpo 1e-3, mean ± standard deviation of 2 pairs" in report.run(
+    assert "● SFT 1e-3 and ◇ DPO 1e-3, mean ± standard deviation of 2 pairs" in report.run(
         "return document.getElementById('x-status').textContent"
     )
     modules = [report.pair("modules", f"sft-0.001-s{seed}", f"dpo-0.001-s{seed}") for seed in (0, 1)]

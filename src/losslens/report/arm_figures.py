@@ -21,6 +21,7 @@ from losslens.report.style import (
     colour,
     figure,
     logarithmic,
+    name_of,
     rows_figure,
     safe,
     translucent,
@@ -80,7 +81,7 @@ def _size_and_direction(arms: pd.DataFrame, rates: Rates) -> Figure:
         mark = _mark(arm, rates, _hover(arm, "cosine_to_sft", number))
         plot.add_scatter(
             x=[arm["norm"]], y=[arm["cosine_to_sft"]], error_x=_spread(arm, "norm"),
-            error_y=_spread(arm, "cosine_to_sft"), text=safe(f"{arm['method']} {short(arm['settings'])}"),
+            error_y=_spread(arm, "cosine_to_sft"), text=safe(f"{name_of(arm['method'])} {short(arm['settings'])}"),
             textposition=_away_from_others(arm, shown), cliponaxis=False, textfont={"size": 12},
             **{**mark, "mode": "markers+text"},
         )  # fmt: skip

@@ -11,7 +11,7 @@ from losslens.report.arms import went_wrong
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import NOTHING, degrees, difference, number, p_value, percent, rate
 from losslens.report.parts import Cell, Column, Row, Table, downloadable
-from losslens.report.style import colour
+from losslens.report.style import colour, name_of
 
 _MEASURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("norm", "‖ΔW‖", number),
@@ -43,7 +43,9 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
     rows = []
     for _, arm in arms.iterrows():
         cells = [
-            Cell(arm["method"], below=f"{arm['lr']}\n{arm['settings']}".rstrip(), colour=colour(arm["method"])),
+            Cell(
+                name_of(arm["method"]), below=f"{arm['lr']}\n{arm['settings']}".rstrip(), colour=colour(arm["method"])
+            ),
             Cell(rate(arm["learning_rate"])),
             Cell(str(arm["seeds"]), bad=_lost(arm)),
             *(_measure(arm, name, show) for name, _, show in measures),

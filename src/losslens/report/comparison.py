@@ -11,7 +11,7 @@ import pandas as pd
 from losslens.report.arms import short
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import rate
-from losslens.report.style import METHODS, name_of
+from losslens.report.style import name_of, place_of
 
 _RUN_TEXTS = ("run", "arm", "method", "lr", "diverged")
 _RUN_NUMBERS = ("learning_rate", "rank", "seed", "init_seed", "norm")
@@ -103,7 +103,6 @@ class Comparison:
     @cached_property
     def losses(self) -> list[Loss]:
         """The losses: by learning rate, the largest first, and then in the order in which methods are shown."""
-        order = {method: place for place, method in enumerate(METHODS)}
         groups = [group for _, group in self.runs.groupby("arm", sort=False)]
         several = self.runs.groupby("method")["arm"].nunique()
         losses = []
@@ -118,7 +117,7 @@ class Comparison:
                 )
             )  # fmt: skip
         rates = self.runs.groupby("arm")["learning_rate"].first().fillna(-1.0)
-        return sorted(losses, key=lambda loss: (-rates[loss.arm], order.get(loss.method, len(order)), loss.arm))
+        return sorted(losses, key=lambda loss: (-rates[loss.arm], place_of(loss.method), loss.arm))
 
     @cached_property
     def reference(self) -> Loss | None:

@@ -25,6 +25,7 @@ from losslens.report import (
 )
 from losslens.report.folder import AnalysisFolder
 from losslens.report.parts import Section
+from losslens.report.style import name_of
 
 _HERE = Path(__file__).parent
 _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
@@ -52,6 +53,7 @@ def write_report(folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["name_of"] = name_of
     names = ["vendor/plotly-cartesian.min.js", "page.js"]
     names += ["explore_data.js", "explore.js"] * any(section.explorer for section in sections)
     scripts = [_read(name) for name in names]

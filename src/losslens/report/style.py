@@ -41,6 +41,16 @@ def name_of(method: str) -> str:
     return method.upper() if method in METHODS else method
 
 
+def place_of(method: str) -> int:
+    """Where a method stands among others, wherever several are shown; those not known here come last."""
+    return list(METHODS).index(method) if method in METHODS else len(METHODS)
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Each method once, in their order."""
+    return sorted(dict.fromkeys(methods), key=place_of)
+
+
 def translucent(method: str, share: float) -> str:
     """The colour of a method, seen through."""
     red, green, blue = (int(colour(method)[start : start + 2], 16) for start in (1, 3, 5))
