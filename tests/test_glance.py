@@ -441,6 +441,29 @@ class TestSection:
         assert texts[1, 0] == "<b>.723</b><br><span style='font-size:9px'>floor .81</span>"
         assert texts[1, 1] == "–"
         assert "stay below 0.020 in 95 of 100" in figure.caption
+        assert figure.narrowest == 0
+
+    def test_the_matrix_in_numbers(self, folder) -> None:
+        pairs = [pair(SFT, AGAIN, 0.814), pair(SFT, RFT, 0.723), pair(SFT, DPO, -0.1)]
+        [table] = glance.section(folder(runs=[SFT, AGAIN, RFT, DPO], pairs=pairs)).tables
+        assert [column.heading for column in table.columns] == ["loss", "SFT", "RFT", "DPO"]
+        assert [(cell.text, cell.below) for cell in table.rows[0].cells] == [
+            ("SFT", ""), ("0.814", "null 0.020"), ("0.723", "floor 0.814\nnull 0.020"),
+            ("−0.100", "floor 0.814\nnull 0.020"),
+        ]  # fmt: skip
+        assert [cell.text for cell in table.rows[1].cells] == ["RFT", "0.723", "–", "–"]
+
+    def test_a_matrix_of_many_losses_keeps_room_for_its_numbers(self, folder) -> None:
+        runs = [run("sft", lr=str(rate), learning_rate=rate) for rate in range(1, 13)]
+        section = glance.section(folder(runs=runs, pairs=[pair(runs[0], runs[1], 0.5)]))
+        assert section.figures[0].narrowest > 12 * 35
+
+    def test_adapters_made_elsewhere_are_no_losses(self, folder) -> None:
+        theirs = [{"run": name, "method": "adapter", "norm": 1.0} for name in ("a", "b")]
+        section = glance.section(folder(runs=theirs, pairs=[]))
+        assert section.text == ["What did each loss do to the weights? Two adapters made elsewhere."]
+        section = glance.section(folder(runs=[SFT, AGAIN, theirs[0]], pairs=[]))
+        assert section.text == ["What did each loss do to the weights? One loss, 2 runs; one adapter made elsewhere."]
 
     def test_the_accuracies(self, folder) -> None:
         arms = [arm("sft", "conventional", 1e-3, cosine_to_sft=1.0), arm("rft", "conventional", 1e-3, accuracy=NAN)]

@@ -326,7 +326,7 @@ def test_the_numbers_are_those_of_the_tables(report) -> None:
     assert page.tables["One row an arm: mean ± standard deviation over seeds"][3] == [
         "DPO conventional", "1e-4", "4", "0.250 ± 0.013", "6.5 ± 0.2", "2.0",
         "−0.115 ± 0.021 floor 0.814 null 0.023", "40.8° ± 0.5° floor 14.6° null 59.5°", "0.000 ± 0.000 floor 0.000",
-        "0.9976 ± 0.0001 floor 0.9996", "54.0% ± 1.5% runs 52.0% … 56.0%", "49.6% … 58.3%",
+        "0.9976 ± 0.0001 floor 0.9996", "54.0% ± 1.5% 95% 49.6% … 58.3% runs 52.0% … 56.0%",
         "−3.6% not significant −7.0% … +0.4% p (Holm) 0.310",
     ]  # fmt: skip
     direction, accuracy, angle, *_ = page.figures
@@ -338,6 +338,19 @@ def test_the_numbers_are_those_of_the_tables(report) -> None:
     assert lines == [0, 0.8141]
     assert accuracy["layout"]["shapes"][0]["x0"] == 0.576
     assert [trace["x"] for trace in angle["data"]][-2:] == [[14.62] * 3, [59.51] * 3]
+
+
+def test_barriers_of_0_are_shown_at_the_left_of_a_range_that_has_some(report) -> None:
+    def shown(*heights: float) -> dict:
+        table = [arm("sft", "conventional", 1e-3), arm("dpo", "conventional", 1e-4)]
+        rows = [{**row, "barrier_chord_to_sft": height} for row, height in zip(table, heights, strict=True)]
+        figures = report(runs=RUNS, ablation=rows).figures
+        return next(
+            plot["layout"]["xaxis"] for plot in figures if "barrier" in plot["layout"]["xaxis"]["title"]["text"]
+        )
+
+    assert shown(0.0, 0.0)["range"] == [-0.0005, 0.0105]
+    assert "range" not in shown(0.0, 0.2)
 
 
 def test_trajectories_are_averaged_over_seeds(report) -> None:
@@ -386,7 +399,7 @@ def test_where_the_runs_come_from(report) -> None:
     page = report(
         runs=RUNS, manifest={"origins": origins, "command": "python analyze.py", "adapters": {"sft": "c0ffee"}}
     )
-    assert [row[0] for row in page.tables["Commands"][1:]] == ["python train.py -m method=sft,dpo", "python analyze.py"]
+    assert [row[0] for row in page.tables["Commands"]] == ["python train.py -m method=sft,dpo", "python analyze.py"]
     assert ["rollouts.folder", "r-1"] in page.tables["Settings and versions"]
     assert ["base.sha256", "ba5e"] in page.tables["Settings and versions"]
     assert page.tables["Configuration that all runs share"][1] == ["optim.max_steps", "100"]

@@ -335,6 +335,39 @@ def test_a_phone(report: Report, tmp_path: Path) -> None:
         command("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_the_accuracy_halfway_stands_beside_that_of_the_ends_on_the_same_problems(report: Report) -> None:
+    report.single_runs()
+    report.choose("a", "sft-0.001-s0")
+    report.choose("b", "dpo-0.001-s0")
+    for a, b in (("sft-0.001-s0", "dpo-0.001-s0"), ("dpo-0.001-s0", "sft-0.001-s0")):
+        whole = report.pair("pairs", a, b).iloc[0]
+        ends = [whole["accuracy_mid_a"], whole["accuracy_mid_b"]][:: 1 if whole["run_a"] == a else -1]
+        cell = report.run("return document.querySelector(`[data-key='accuracy_mid']`).closest('td').innerText")
+        shown = [f"{100 * round(value, 4):.1f}%" for value in (whole["accuracy_mid"], *ends)]
+        assert cell.split("\n") == [shown[0], f"● {shown[1]}, ◇ {shown[2]} on the same 100 problems"]
+        report.run("document.getElementById('x-swap').click()")
+        report.settle()
+
+
+def test_no_plot_is_wider_than_its_column_on_paper(report: Report) -> None:
+    """Printing begins with the plots as wide as on the screen, where there is more room."""
+    command = report.browser.execute_cdp_cmd
+    for box in report.browser.find_elements(By.CSS_SELECTOR, ".plot"):
+        report.look_at(box)
+    page = {"width": 703, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    report.run("dispatchEvent(new Event('beforeprint'))")
+    command("Emulation.setEmulatedMedia", {"media": "print"})
+    command("Emulation.setDeviceMetricsOverride", page)
+    try:
+        too_wide = """return [...document.querySelectorAll(".plot .main-svg")].filter(svg =>
+            svg.getBoundingClientRect().right > svg.closest("figure").getBoundingClientRect().right + 1).length"""
+        assert report.run(too_wide) == 0
+    finally:
+        command("Emulation.clearDeviceMetricsOverride", {})
+        command("Emulation.setEmulatedMedia", {"media": ""})
+        report.run("dispatchEvent(new Event('afterprint'))")
+
+
 def test_in_the_dark_and_on_paper(report: Report) -> None:
     def ink() -> str:
         report.settle()

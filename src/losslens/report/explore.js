@@ -84,7 +84,7 @@ const here = () => `layer ${head.layers[state.layer]}, ${head.projections[state.
 
 function rows(table, heading, body) {
   const thead = element("thead"), tbody = element("tbody"), top = element("tr");
-  heading.forEach((text, place) => top.append(element("th", text, {scope: "col", ...(place ? {class: "number"} : {})})));
+  heading.forEach((text, place) => top.append(text ? element("th", text, {scope: "col", ...(place ? {class: "number"} : {})}) : element("td")));
   thead.append(top);
   for (const [name, ...cells] of body) {
     const row = element("tr");
@@ -177,7 +177,14 @@ function functionsTable() {
     body.push(["accuracy, ● over ◇", {text, below: facts.join("\n"), key: "accuracy_diff"}]);
   }
   const middle = spread(pairs().map(pair => data.at("pairs.accuracy_mid", pair) * 100));
-  if (middle.n) body.push(["accuracy halfway", {text: `${fixed(middle.mean, middle.n > 1 ? 1 : 2)}%`, key: "accuracy_mid"}]);
+  if (middle.n) {
+    // Of fewer problems than the accuracies elsewhere, so beside it the two ends' on the same ones.
+    const end = which => mean(pairs().map(pair => data.at(`pairs.accuracy_mid_${turned(pair) === (which === "a") ? "b" : "a"}`, pair) * 100));
+    const ends = [["●", end("a")], ["◇", end("b")]].filter(([, value]) => Number.isFinite(value)).map(([mark, value]) => `${mark} ${fixed(value, 1)}%`);
+    const count = Math.max(...pairs().map(pair => data.at("pairs.accuracy_mid_n", pair)).filter(Number.isFinite));
+    const same = ends.length ? `${ends.join(", ")} on the same${count > 0 ? ` ${count}` : ""} problems` : "";
+    body.push(["accuracy halfway", {text: `${fixed(middle.mean, 1)}%`, below: same, key: "accuracy_mid"}]);
+  }
   if (!body.length) body.push(["not measured for this pair", ""]);
   rows($("functions"), ["", "value"], body);
 }
@@ -483,6 +490,7 @@ function curvePlot() {
 
 function barriersPlot() {
   const traces = [], body = [];
+  let highest = 0;
   ["chord", "mean"].forEach((form, y) => {
     const value = ofWhole(`barrier_${form}`), seeds = ofWhole(`barrier_${form}_seeds`).mean;
     if (!value.n) return;
@@ -492,11 +500,12 @@ function barriersPlot() {
       ...(ends.every(Number.isFinite) ? {error_x: {array: [ends[1] - value.mean], arrayminus: [value.mean - ends[0]], color: LINK, thickness: 2, width: 5}} : {}),
     });
     if (Number.isFinite(seeds)) traces.push({type: "scatter", mode: "markers", x: [seeds], y: [y], marker: {symbol: "line-ns", size: 20, line: {color: INK, width: 2.5}}, hovertext: `other seeds: ${fixed(seeds, 5)}`, hoverinfo: "text"});
+    highest = Math.max(highest, ...[value.mean, ...ends, seeds].filter(Number.isFinite));
     body.push([`to the ${form}`, fixed(value.mean, 5), ...ends.map(end => fixed(end, 5)), fixed(seeds, 5)]);
   });
   const several = average() ? "from the smallest to the largest pair" : "95% over sequences; an interval that just excludes 0 is no proof of a barrier";
   return {
-    data: traces, layout: axes("barrier (nats a token)", "", 200, {yaxis: {tickvals: [0, 1], ticktext: ["to the chord", "to the mean"], range: [1.6, -0.6], showgrid: false, ticks: ""}, xaxis: {autorangeoptions: {include: [0, 0.01]}, nticks: 5}}),
+    data: traces, layout: axes("barrier (nats a token)", "", 200, {yaxis: {tickvals: [0, 1], ticktext: ["to the chord", "to the mean"], range: [1.6, -0.6], showgrid: false, ticks: ""}, xaxis: {...(highest < 0.01 ? {range: [-0.0005, 0.0105]} : {rangemode: "tozero"}), nticks: 5}}),
     caption: body.length ? `Bar: ${several}. Upright: the same methods at other seeds.` : "Not measured for this pair.", table: numbers(["barrier", "value", "low", "high", "seeds"], body),
   };
 }

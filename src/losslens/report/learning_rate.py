@@ -60,6 +60,11 @@ def _how_to_read(rows: pd.DataFrame) -> list[str]:
             "Null: two updates with these shapes, ranks, singular values and initial adapter, and nothing else in "
             "common; a cosine's absolute value stays below it 95 times in 100."
         )
+    if (rows["seeds"].eq(1) & rows[["base_diff", "sft_diff"]].notna().any(axis=1)).any():
+        notes.append(
+            "An arm of one run is also tested as a run, among the runs (Runs, Statistics), where p is corrected for "
+            "other tests. At a glance only what both find is called a difference."
+        )
     return notes
 
 

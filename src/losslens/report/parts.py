@@ -82,12 +82,14 @@ class Figure:
         caption: How to read it.
         plot: The plot.
         wide: Whether it takes the whole width.
+        narrowest: Pixels that it needs to be read; on a narrower screen it is scrolled.
     """
 
     title: str
     caption: str
     plot: go.Figure
     wide: bool = False
+    narrowest: int = 0
 
     @property
     def json(self) -> Markup:

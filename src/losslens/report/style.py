@@ -16,6 +16,8 @@ METHODS = {
 _OTHER = "#8C8C8C"
 # Of a cosine from −1 over 0 to 1: of these two, too, the paper's colour lies between.
 AGAINST, ALONG = METHODS["dpo"], METHODS["sft"]
+# From this cosine on white can be read on its colour better than ink.
+DARK = 0.87
 
 # page.css says what these are, in the light and in the dark; page.js asks it.
 INK = "var(--ink)"
