@@ -288,6 +288,37 @@ def test_a_module_is_chosen_by_a_click(report: Report) -> None:
     report.expect("sft-0.001-s0", "dpo-0.001-s0", 1, "o")
 
 
+def test_a_link_and_a_reload_show_what_was_chosen(report: Report, analysis: Path) -> None:
+    report.single_runs()
+    report.choose("a", f"{EVIL}-0.001-s1")
+    report.choose("b", "rft-0.001-s0")
+    report.layer(4)
+    report.projection("v")
+    Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("left")
+    WebDriverWait(report.browser, 5).until(lambda _: "measure=left" in report.browser.current_url)
+    link = report.browser.current_url
+    page = (analysis / "report.html").as_uri()
+    assert link.startswith(f"{page}#explore?")
+    report.browser.get("about:blank")  # else nothing would be loaded
+    for go in (lambda: report.browser.get(link), report.browser.refresh):
+        go()
+        WebDriverWait(report.browser, 30).until(lambda _: report.ready)
+        report.settle()
+        report.expect(f"{EVIL}-0.001-s1", "rft-0.001-s0", 4, "v")
+        assert report.browser.find_element(By.ID, "x-measure").get_attribute("value") == "left"
+        assert report.browser.find_element(By.CSS_SELECTOR, "#x-kind input:checked").get_attribute("value") == "runs"
+        assert report.run("return document.querySelector('#explore').getBoundingClientRect().top") < 100
+    # What is not in this analysis, or no pair, is passed over; a link into the open page is followed.
+    for wrong in ("of=runs&first=nobody&second=rft-0.001-s0", "of=runs&first=rft-0.001-s0&second=rft-0.001-s0", "of=x"):
+        report.run("location.hash = arguments[0]", f"#explore?{wrong}&layer=99&measure=__proto__&projection=o")
+        report.settle()
+        report.expect(f"{EVIL}-0.001-s1", "rft-0.001-s0", 4, "o")
+    report.run("location.hash = arguments[0]", "#explore?of=arms&first=SFT+1e-3&second=DPO+1e-3&layer=1")
+    report.settle()
+    assert "SFT 1e-3 and ◇ DPO 1e-3" in report.browser.find_element(By.ID, "x-status").text
+    report.browser.get(page)
+
+
 def test_a_name_with_markup_does_nothing(report: Report) -> None:
     report.single_runs()
     report.choose("b", f"{EVIL}-0.001-s0")

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(text: str) -> dict[str, Any]:
-    """The header, and beside it the arrays, as explore_data.js reads them."""
+    """The header, and beside it the arrays, as explorer/packed.js reads them."""
     whole = gzip.decompress(base64.b64decode(text))
     length = int.from_bytes(whole[:4], "little")
     found = json.loads(whole[4 : 4 + length])

@@ -28,6 +28,10 @@ from losslens.report.parts import Section
 from losslens.report.style import name_of
 
 _HERE = Path(__file__).parent
+# One script: each file uses what stands in those before it.
+_EXPLORER = (
+    "packed", "texts", "measures", "choice", "numbers", "drawing", "weights", "functions", "link", "controls",
+)  # fmt: skip
 _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     glance.section,
     explore.section,
@@ -55,8 +59,9 @@ def write_report(folder: Path) -> Path:
     )
     environment.filters["name_of"] = name_of
     names = ["vendor/plotly-cartesian.min.js", "page.js"]
-    names += ["explore_data.js", "explore.js"] * any(section.explorer for section in sections)
     scripts = [_read(name) for name in names]
+    if any(section.explorer for section in sections):
+        scripts.append("".join(_read(f"explorer/{name}.js") for name in _EXPLORER))
     page = environment.get_template("page.html.jinja").render(
         title=head.title(analysis),
         facts=head.facts(analysis),

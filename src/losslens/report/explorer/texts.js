@@ -1,0 +1,16 @@
+// Elements and numbers as text.
+const $ = id => document.getElementById(`x-${id}`);
+const element = (name, text = "", attributes = {}) => {
+  const made = document.createElement(name);
+  made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+};
+
+// For plotly, which reads some markup.
+const safe = text => text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+
+const signed = text => text.replace("-", "−");
+const fixed = (value, digits) => Number.isFinite(value) ? signed(value.toFixed(digits)).replace(/^−(?=[0.]+$)/, "") : "–";
+const precise = (value, digits = 4) => Number.isFinite(value) ? signed(value === 0 ? "0" : Number(value.toPrecision(digits)).toString()) : "–";
+const capital = text => text[0].toUpperCase() + text.slice(1);
