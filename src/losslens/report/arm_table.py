@@ -85,4 +85,4 @@ def _against(arm: pd.Series, to: str) -> Cell:
     interval = f"{difference(arm[f'{to}_diff_low'])} … {difference(arm[f'{to}_diff_high'])}"
     verdict = arm[f"{to}_verdict"]
     test = "" if pd.isna(arm[f"{to}_p_holm"]) else f"\np (Holm) {p_value(arm[f'{to}_p_holm'])}"
-    return Cell(difference(arm[f"{to}_diff"]), verdict, f"{interval}{test}")
+    return Cell(difference(arm[f"{to}_diff"]), below=f"{verdict}\n{interval}{test}".lstrip())

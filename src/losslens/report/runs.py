@@ -127,6 +127,5 @@ def _to_the_base(row: pd.Series) -> Cell:
     if pd.isna(row["base_diff"]):
         return Cell(NOTHING)
     interval = f"{difference(row['base_diff_low'])} … {difference(row['base_diff_high'])}"
-    return Cell(
-        difference(row["base_diff"]), row["base_verdict"], f"{interval}\np (Holm) {p_value(row['base_p_holm'])}"
-    )
+    below = f"{interval}\np (Holm) {p_value(row['base_p_holm'])}"
+    return Cell(difference(row["base_diff"]), row["base_verdict"], below)
