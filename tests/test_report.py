@@ -384,6 +384,13 @@ def test_the_tables_that_no_section_shows_can_be_had_too(report, tmp_path: Path)
     assert "modules.parquet" in page.text
 
 
+def test_a_large_table_that_is_shown_is_packed_too(report) -> None:
+    page = report(runs=[{**row, "note": "x" * 300_000} for row in RUNS])
+    [link] = [a for tag, a in page.tags if tag == "a" and "download" in a]
+    assert link["download"] == "runs.csv.gz"
+    assert gzip.decompress(base64.b64decode(link["href"].partition("base64,")[2])).count(b"x" * 300_000) == len(RUNS)
+
+
 def test_where_the_runs_come_from(report) -> None:
     runs = {
         "sft": {"commit": "a" * 40, "changed": False, "versions": {}, "precision": {"dtype": "float32"},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -274,6 +276,11 @@ def test_every_chart_says_what_it_shows(report: Report) -> None:
     sigmas = report.run(
         "return [...document.querySelectorAll('#x-spectra tbody tr')].map(row => Number(row.cells[1].textContent))"
     )
+    link = report.run("return document.querySelector('#x-modules .download a').href")
+    table = pd.read_csv(io.StringIO(unquote(link.partition(",")[2])), index_col="layer")
+    for layer, projection in ((0, "q"), (4, "o")):
+        cosine = modules.loc[f"model.layers.{layer}.self_attn.{projection}_proj", "cosine"]
+        assert table.loc[layer, projection] == round(cosine, 4)
     rows = report.tables["run_modules"]
     row = rows[(rows["run"] == "sft-0.001-s0") & (rows["module"] == "model.layers.3.self_attn.q_proj")].iloc[0]
     assert sigmas == [float(f"{value:.4g}") for value in row["singular_values"]]

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from losslens.report.arms import short
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import number, rate, whole
-from losslens.report.parts import Figure, Key, Section, Table
+from losslens.report.parts import Figure, Key, Section, downloadable
 from losslens.report.style import Rates, colour, figure, in_order, logarithmic, name_of, safe, translucent
 
 _TITLES = {"loss": "Loss", "grad_norm": "Norm of the gradient", "lr": "Learning rate"}
@@ -41,7 +41,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
             lines=True,
         ),
         figures=[Figure(_TITLES.get(name, name), "", _plot(table, rates, name)) for name in shown],
-        tables=[Table("", [], [], "training.csv", analysis.csv("training"))],
+        tables=[downloadable(analysis, "training")],
     )
 
 

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from losslens.report.arms import short
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import number, rate, whole
-from losslens.report.parts import Figure, Key, Section, Table
+from losslens.report.parts import Figure, Key, Section, downloadable
 from losslens.report.style import MUTED, Rates, colour, figure, in_order, logarithmic, name_of, safe, translucent
 
 _NUMBERS = ("learning_rate", "step", "norm", "cosine_to_end", "cosine_to_sft")
@@ -42,7 +42,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
             for name, title, axis in _PLOTS
             if table[name].notna().any()
         ],
-        tables=[Table("", [], [], "trajectories.csv", analysis.csv("trajectories"))],
+        tables=[downloadable(analysis, "trajectories")],
     )
 
 

@@ -18,7 +18,10 @@ function drawn(name) {
   const figure = $(name);
   figure.querySelector("figcaption").textContent = caption;
   const details = figure.querySelector("details");
-  if (details.open) rows(details.querySelector("table"), table.heading, table.body);
+  if (details.open) {
+    rows(details.querySelector("table"), table.heading, table.body);
+    details.querySelector("a").href = `data:text/csv;charset=utf-8,${encodeURIComponent(csv(table))}`;
+  }
   return {data: traces, layout};
 }
 
