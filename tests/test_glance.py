@@ -317,7 +317,7 @@ class TestFunction:
         flat = {"barrier_chord": 0.0, "barrier_chord_low": 0.0, "barrier_chord_high": 0.0}
         pairs = [pair(SFT, RFT, 0.7, **flat, cka_last=0.9991), pair(SFT, AGAIN, 0.8, **flat, cka_last=0.9996)]
         assert said(folder(runs=[SFT, AGAIN, RFT], pairs=pairs), "Function") == (
-            "Function: no loss barrier on the way from one update to another (largest of 1 pair of runs: 0.000 nats a "
+            "Function: no loss barrier to the chord between two updates (largest of 1 pair of runs: 0.000 nats a "
             "token; same loss at other seeds 0.000); the last layer's hidden states differ most from SFT's in RFT (CKA "
             "0.9991, floor 0.9996)."
         )
@@ -326,7 +326,7 @@ class TestFunction:
         high = {"barrier_chord": 0.25, "barrier_chord_low": 0.2, "barrier_chord_high": 0.31}
         pairs = [pair(SFT, RFT, 0.7, barrier_chord=0.01), pair(RFT, DPO, 0.1, **high)]
         assert said(folder(runs=[SFT, RFT, DPO], pairs=pairs), "Function") == (
-            "Function: the largest loss barrier on the way from one update to another, of 2 pairs of runs, is 0.250 "
+            "Function: the largest loss barrier to the chord between two updates, of 2 pairs of runs, is 0.250 "
             "nats a token (RFT and DPO, 95% 0.200 … 0.310)."
         )
 

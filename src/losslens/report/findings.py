@@ -228,14 +228,12 @@ def connectivity(comparison: Comparison) -> list[Finding]:
         height = f"{number(worst['barrier_chord'])} nats a token"
         over = f"{len(measured)} pair{'s' * (len(measured) != 1)} of runs"
         if round(worst["barrier_chord"], 3) <= 0:
-            sentences.append(
-                f"no loss barrier on the way from one update to another (largest of {over}: {height}{floor})"
-            )
+            sentences.append(f"no loss barrier to the chord between two updates (largest of {over}: {height}{floor})")
         else:
             names = {loss.arm: loss.name for loss in comparison.losses}
             interval = f"95% {number(worst['barrier_chord_low'])} … {number(worst['barrier_chord_high'])}"
             sentences.append(
-                f"the largest loss barrier on the way from one update to another, of {over}, is {height} "
+                f"the largest loss barrier to the chord between two updates, of {over}, is {height} "
                 f"({names[worst['arm_a']]} and {names[worst['arm_b']]}, {interval}{floor})"
             )
     reference = comparison.reference
