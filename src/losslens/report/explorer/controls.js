@@ -188,7 +188,7 @@ async function explore() {
   clicks();
   update();
   // Of a link, but not of a reload, which comes back to where the reader was.
-  if (linked && performance.getEntriesByType("navigation")[0].type !== "reload") document.getElementById("explore").scrollIntoView();
+  if (linked && performance.getEntriesByType("navigation")[0].type !== "reload") document.getElementById("explore").scrollIntoView({behavior: "instant"});
   // The watcher has seen by the second frame what is on the screen.
   requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("explorer")));
 }
