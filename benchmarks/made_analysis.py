@@ -194,7 +194,8 @@ def _measured(
                 "cka_last_seeds": 0.999,
                 "cka_min_seeds": 0.998,
             }
-            row["accuracy_mid"] = draw.uniform(0.5, 0.6)
+            row |= {f"accuracy_mid{end}": draw.uniform(0.5, 0.6) for end in ("", "_a", "_b")}
+            row["accuracy_mid_n"] = 100
         rows.append(row)
     return pd.DataFrame(rows)
 

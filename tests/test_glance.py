@@ -67,7 +67,8 @@ class TestDirection:
         ]
         assert said(folder(runs=[SFT, AGAIN, RFT, DPO], pairs=pairs), "Direction") == (
             "Direction (cosine of ΔW): RFT 0.700 (floor 0.800) is farther from SFT than SFT is from itself in another "
-            "order of the data; DPO −0.100 points away from SFT, by more than chance (null 0.020)."
+            "order of the data, but how near it is to itself is not known; DPO −0.100 points away from SFT, by more "
+            "than chance (null 0.020)."
         )
 
     def test_within_the_floor_and_chance(self, folder) -> None:
@@ -101,24 +102,60 @@ class TestDirection:
             pair(SFT, DFT, 0.3),
         ]
         assert said(folder(runs=[SFT, AGAIN, RFT, rft, DFT], pairs=pairs), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.500 (floor 0.600) and DFT 0.300 (floor 0.900) are farther from SFT than "
-            "SFT is from itself in another order of the data."
+            "Direction (cosine of ΔW): RFT 0.500 ± 0.000 (floor 0.600) is farther from SFT than another order of "
+            "the data explains; DFT 0.300 (floor 0.900) is farther from SFT than SFT is from itself in another order "
+            "of the data, but how near it is to itself is not known."
         )
+
+    def test_one_pair_each_and_no_floor_of_the_reference(self, folder) -> None:
+        rft = run("rft", seed=1)
+        pairs = [pair(RFT, rft, 0.9), pair(SFT, RFT, 0.5), pair(SFT, rft, 0.1)]
+        told = said(folder(runs=[SFT, RFT, rft], pairs=pairs), "Direction")
+        assert told.endswith("RFT 0.500 points along SFT, but how near SFT is to itself is not known.")
+        pairs += [pair(SFT, AGAIN, 0.9)]
+        told = said(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction")
+        assert told.endswith("than another order of the data explains, as far as one pair of runs tells.")
 
     def test_what_seeds_do_not_tell_apart(self, folder) -> None:
         """.7 and .8 have a mean of .75 and a standard deviation of .071: twice that reaches .85."""
         rft = run("rft", seed=1)
         pairs = [pair(SFT, AGAIN, 0.85), pair(SFT, RFT, 0.7), pair(AGAIN, rft, 0.8), pair(SFT, rft, 0.1)]
         assert said(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.750 (floor 0.850) cannot be told from SFT in another order of the data."
+            "Direction (cosine of ΔW): RFT 0.750 ± 0.071 (floor 0.850) cannot be told from SFT in another order of the "
+            "data."
         )
 
     def test_what_seeds_do_tell_apart(self, folder) -> None:
         """.70 and .72: .71 + 2·.014 = .738 stays below .8."""
         rft = run("rft", seed=1)
         pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, RFT, 0.7), pair(AGAIN, rft, 0.72)]
-        assert "RFT 0.710 (floor 0.800) is farther" in said(
+        assert "RFT 0.710 ± 0.014 (floor 0.800) is farther" in said(
             folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction"
+        )
+
+    def test_nearer_than_the_reference_to_itself_and_yet_below_the_floor(self, folder) -> None:
+        """RFT is nearer to SFT, .65, than SFT is to itself, .6, and yet below √(.6·.9) = .73: it has less noise."""
+        rft = run("rft", seed=1)
+        pairs = [pair(SFT, AGAIN, 0.6), pair(RFT, rft, 0.9), pair(SFT, RFT, 0.64), pair(AGAIN, rft, 0.66)]
+        told = said(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Direction")
+        assert "RFT 0.650 ± 0.014 (floor 0.735) is farther from SFT than another order of the data explains" in told
+        assert "itself" not in told
+
+    def test_the_floor_moves_with_the_seed_too(self, folder) -> None:
+        """SFT's own .7, .8 and .9 are .8 ± .1: .65 is no more than two of these away, .55 is."""
+        third = run("sft", seed=2)
+        own = [pair(SFT, AGAIN, 0.7), pair(SFT, third, 0.8), pair(AGAIN, third, 0.9)]
+        runs = [SFT, AGAIN, third, RFT]
+        assert "cannot be told" in said(folder(runs=runs, pairs=[*own, pair(SFT, RFT, 0.65)]), "Direction")
+        told = said(folder(runs=runs, pairs=[*own, pair(SFT, RFT, 0.55)]), "Direction")
+        assert "is farther from SFT than SFT is" in told
+
+    def test_a_sign_that_does_not_hold_over_seeds(self, folder) -> None:
+        """−.10 and .02 lie on both sides of 0, which no null of single pairs says."""
+        dpo = run("dpo", seed=1)
+        pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, DPO, -0.1), pair(AGAIN, dpo, 0.02)]
+        assert said(folder(runs=[SFT, AGAIN, DPO, dpo], pairs=pairs), "Direction") == (
+            "Direction (cosine of ΔW): DPO −0.040 ± 0.085 changes too much with the seed to say (null 0.020)."
         )
 
     def test_an_update_of_0_and_one_run(self, folder) -> None:
@@ -149,29 +186,29 @@ class TestDirection:
 def test_the_most_alike(folder) -> None:
     pairs = [pair(SFT, RFT, 0.7), pair(SFT, DFT, 0.6), pair(RFT, DFT, 0.996)]
     runs = [SFT, RFT, DFT]
-    assert said(folder(runs=runs, pairs=pairs), "Of two") == (
-        "Of two methods most alike are RFT and DFT: 0.996 (neither was trained in another order of the data, "
+    assert said(folder(runs=runs, pairs=pairs), "The two") == (
+        "The two methods most alike are RFT and DFT: 0.996 (neither was trained in another order of the data, "
         "so there is no floor)."
     )
     rft = run("rft", seed=1)
     known = [*pairs, pair(RFT, rft, 0.9)]
-    assert said(folder(runs=[*runs, rft], pairs=known), "Of two") == (
-        "Of two methods most alike are RFT and DFT: 0.996 (floor 0.900: they cannot be told apart by their direction)."
+    assert said(folder(runs=[*runs, rft], pairs=known), "The two") == (
+        "The two methods most alike are RFT and DFT: 0.996 (floor 0.900: they cannot be told apart by their direction)."
     )
     known[-1] = pair(RFT, rft, 0.999)
     assert (
-        said(folder(runs=[*runs, rft], pairs=known), "Of two")
-        == "Of two methods most alike are RFT and DFT: 0.996 (floor 0.999)."
+        said(folder(runs=[*runs, rft], pairs=known), "The two")
+        == "The two methods most alike are RFT and DFT: 0.996 (floor 0.999)."
     )
     pairs[2] = pair(RFT, DFT, 0.65)  # SFT is one of the two
-    assert said(folder(runs=runs, pairs=pairs), "Of two") == ""
+    assert said(folder(runs=runs, pairs=pairs), "The two") == ""
 
 
 def test_the_most_alike_at_whatever_rates(folder) -> None:
     rft, low = run("rft", lr="low", learning_rate=1e-5), run("dft", lr="low", learning_rate=1e-5)
     pairs = [pair(SFT, RFT, 0.7), pair(RFT, DFT, 0.8), pair(rft, low, 0.9), pair(RFT, rft, 0.99)]
-    assert said(folder(runs=[SFT, RFT, DFT, rft, low], pairs=pairs), "Of two").startswith(
-        "Of two methods most alike are RFT 1e-5 and DFT 1e-5: 0.900"
+    assert said(folder(runs=[SFT, RFT, DFT, rft, low], pairs=pairs), "The two").startswith(
+        "The two methods most alike are RFT 1e-5 and DFT 1e-5: 0.900"
     )
 
 
@@ -238,6 +275,15 @@ class TestAccuracy:
             "Accuracy (500 problems of arithmetic, p after Holm): all are that of the base (57.6%)."
         )
 
+        analysis = folder(
+            runs=[base_run(), SFT, DPO], pairs=[],
+            ablation=[
+                self.SFT_ARM,
+                arm("dpo", "conventional", 1e-4, sft_diff=0.0, sft_p_holm=1.0, sft_verdict="same answers"),
+            ],
+        )  # fmt: skip
+        assert "; that of DPO is that of SFT (" in said(analysis, "Accuracy")
+
     def test_without_a_base(self, folder) -> None:
         lost = dict.fromkeys(("base_diff", "base_diff_low", "base_diff_high", "base_p", "base_p_holm"), NAN)
         analysis = folder(runs=[SFT, AGAIN], pairs=[], ablation=[{**self.SFT_ARM, **lost, "base_verdict": ""}])
@@ -271,7 +317,7 @@ class TestFunction:
         flat = {"barrier_chord": 0.0, "barrier_chord_low": 0.0, "barrier_chord_high": 0.0}
         pairs = [pair(SFT, RFT, 0.7, **flat, cka_last=0.9991), pair(SFT, AGAIN, 0.8, **flat, cka_last=0.9996)]
         assert said(folder(runs=[SFT, AGAIN, RFT], pairs=pairs), "Function") == (
-            "Function: no loss barrier on the way from one update to another (largest of 1 pair of runs: 0.000 nats a "
+            "Function: no loss barrier to the chord between two updates (largest of 1 pair of runs: 0.000 nats a "
             "token; same loss at other seeds 0.000); the last layer's hidden states differ most from SFT's in RFT (CKA "
             "0.9991, floor 0.9996)."
         )
@@ -280,7 +326,7 @@ class TestFunction:
         high = {"barrier_chord": 0.25, "barrier_chord_low": 0.2, "barrier_chord_high": 0.31}
         pairs = [pair(SFT, RFT, 0.7, barrier_chord=0.01), pair(RFT, DPO, 0.1, **high)]
         assert said(folder(runs=[SFT, RFT, DPO], pairs=pairs), "Function") == (
-            "Function: the largest loss barrier on the way from one update to another, of 2 pairs of runs, is 0.250 "
+            "Function: the largest loss barrier to the chord between two updates, of 2 pairs of runs, is 0.250 "
             "nats a token (RFT and DPO, 95% 0.200 … 0.310)."
         )
 
@@ -395,6 +441,29 @@ class TestSection:
         assert texts[1, 0] == "<b>.723</b><br><span style='font-size:9px'>floor .81</span>"
         assert texts[1, 1] == "–"
         assert "stay below 0.020 in 95 of 100" in figure.caption
+        assert figure.narrowest == 0
+
+    def test_the_matrix_in_numbers(self, folder) -> None:
+        pairs = [pair(SFT, AGAIN, 0.814), pair(SFT, RFT, 0.723), pair(SFT, DPO, -0.1)]
+        [table] = glance.section(folder(runs=[SFT, AGAIN, RFT, DPO], pairs=pairs)).tables
+        assert [column.heading for column in table.columns] == ["loss", "SFT", "RFT", "DPO"]
+        assert [(cell.text, cell.below) for cell in table.rows[0].cells] == [
+            ("SFT", ""), ("0.814", "null 0.020"), ("0.723", "floor 0.814\nnull 0.020"),
+            ("−0.100", "floor 0.814\nnull 0.020"),
+        ]  # fmt: skip
+        assert [cell.text for cell in table.rows[1].cells] == ["RFT", "0.723", "–", "–"]
+
+    def test_a_matrix_of_many_losses_keeps_room_for_its_numbers(self, folder) -> None:
+        runs = [run("sft", lr=str(rate), learning_rate=rate) for rate in range(1, 13)]
+        section = glance.section(folder(runs=runs, pairs=[pair(runs[0], runs[1], 0.5)]))
+        assert section.figures[0].narrowest > 12 * 35
+
+    def test_adapters_made_elsewhere_are_no_losses(self, folder) -> None:
+        theirs = [{"run": name, "method": "adapter", "norm": 1.0} for name in ("a", "b")]
+        section = glance.section(folder(runs=theirs, pairs=[]))
+        assert section.text == ["What did each loss do to the weights? Two adapters made elsewhere."]
+        section = glance.section(folder(runs=[SFT, AGAIN, theirs[0]], pairs=[]))
+        assert section.text == ["What did each loss do to the weights? One loss, 2 runs; one adapter made elsewhere."]
 
     def test_the_accuracies(self, folder) -> None:
         arms = [arm("sft", "conventional", 1e-3, cosine_to_sft=1.0), arm("rft", "conventional", 1e-3, accuracy=NAN)]
@@ -426,7 +495,7 @@ class TestStatistics:
         ]
         first, second = section.tables[0].rows
         assert [cell.text for cell in first.cells] == [
-            "1 sft", "2 rft", "+1.6%", "+0.4% … +2.8%", "9", "1", "0.021", "0.012", "0.043", "first better", "2.1%",
+            "1 SFT", "2 RFT", "+1.6%", "+0.4% … +2.8%", "9", "1", "0.021", "0.012", "0.043", "first better", "2.1%",
         ]  # fmt: skip
         assert [cell.text for cell in second.cells][-2:] == ["underpowered", "–"]
         assert first.cells[0].spread == "1e-3 s0 A0"

@@ -220,16 +220,25 @@ class TestTables:
         assert lines[0] == "# a"
         assert "| base | – | – | – | – | – | 57.6 | 55.6–64.2 | – | <0.001 |".replace("<", "\\<") in lines
         assert "| SFT | 1e-3 | 0 | 0 | 0.951 | 6.3 | 60.0 | 55.6–64.2 | +2.4 | \\<0.001 |" in lines
-        assert "| SFT (other order) | 0.800 | – | 0.020 | 15.0° | – | 59.5° | 2.0° | – | – | – | 0.9000 |" in lines
-        assert "| RFT | 0.700 | 0.800 | 0.020 | 15.0° | 15.0° | 59.5° | 2.0° | 2.0° | – | 0.001 | 0.9000 |" in lines
-        assert "| SFT | conv\\_100% | shared | 1 | 0.800 | 0.900 | – | – | – | – | – |" in lines
+        assert "| SFT (other order) | 0.800 | – | 0.020 | 15.0° | – | 59.5° | 2.0° | – | – | 0.9000 |" in lines
+        assert "| RFT | 0.700 | 0.800 | 0.020 | 15.0° | 15.0° | 59.5° | 2.0° | 2.0° | 0.001 | 0.9000 |" in lines
+        assert "| SFT | conv\\_100% | shared | 1 | 0.800 | 0.900 |" in lines
         assert sum(line.startswith("| ---") for line in lines) == 3  # no comparison of learning rates
+
+    def test_of_adapters_made_elsewhere_no_column_and_no_word_of_what_is_not_known(self, tmp_path: Path) -> None:
+        theirs = [{"run": name, "method": "adapter", "norm": 1.0, "effective_rank": 6.0} for name in ("a", "b")]
+        pairs = [{"run_a": "a", "run_b": "b", "cosine": 0.5, "cosine_null": 0.02, "shared_initial": None}]
+        write(tmp_path, {"reference": "a"}, runs=theirs, pairs=pairs)
+        text = write_tables(tmp_path)[0].read_text(encoding="utf-8")
+        assert "| Loss | ‖ΔW‖ | Eff. rank |" in text
+        assert "| Loss | cos | null |" in text
+        assert not re.search("seeds|floor|initial|Wilson|CKA", text, re.IGNORECASE)
 
     def test_the_comparison_of_learning_rates(self, analysis: AnalysisFolder) -> None:
         write(analysis.path, ablation=[*ARMS, MATCHED])
         lines = write_tables(analysis.path)[0].read_text(encoding="utf-8").splitlines()
         assert lines[-1] == (
-            "| DPO | 1e-4 | 4 | 0.250 ± 0.013 | 6.5 ± 0.2 | −0.115 ± 0.021 | 0.814 | – | 54.0 ± 1.5 | −3.6 | 0.310 |"
+            "| DPO | 1e-4 | 4 | 0.250 ± 0.013 | 6.5 ± 0.2 | −0.115 ± 0.021 | 0.814 | 54.0 ± 1.5 | −3.6 | 0.310 |"
         )
         assert any(line.startswith("| DPO | 1e-3 | 4 (1 collapsed) | 1.200 ± 0.013 |") for line in lines)
 

@@ -267,25 +267,25 @@ def test_names_of_one_learning_rate_are_one_arm(report) -> None:
     page = report(runs=RUNS, ablation=ARMS)
     _, *rows = page.tables["One row an arm: mean ± standard deviation over seeds"]
     assert [row[:2] for row in rows] == [
-        ["sft conventional = matched", "1e-3"],
-        ["dpo matched", "1e-3"],
-        ["dpo conventional", "1e-4"],
+        ["SFT conventional = matched", "1e-3"],
+        ["DPO matched", "1e-3"],
+        ["DPO conventional", "1e-4"],
     ]
     accuracy = next(plot for plot in page.figures if plot["layout"]["xaxis"]["title"]["text"] == "accuracy")
-    assert accuracy["layout"]["yaxis"]["ticktext"] == ["sft 1e-3", "dpo 1e-3 ✕", "dpo 1e-4"]
+    assert accuracy["layout"]["yaxis"]["ticktext"] == ["SFT 1e-3", "DPO 1e-3 ✕", "DPO 1e-4"]
 
 
 def test_a_row_whose_twin_is_missing_stays(report) -> None:
     page = report(ablation=ARMS[1:])
     _, *rows = page.tables["One row an arm: mean ± standard deviation over seeds"]
-    assert [row[0] for row in rows] == ["sft matched", "dpo matched", "dpo conventional"]
+    assert [row[0] for row in rows] == ["SFT matched", "DPO matched", "DPO conventional"]
 
 
 def test_an_arm_says_which_of_its_runs_were_lost(report) -> None:
     page = report(ablation=[*ARMS, arm("dft", "matched", 1e-3, collapsed=1, settings="method.beta=0.3")])
-    assert "dpo, matched: 1 of 4 runs diverged and is not in the averages." in page.text
-    assert "dpo, matched: 2 of 4 runs fell to nothing and are in the averages." in page.text
-    assert "dft, matched, method.beta=0.3: 1 of 4 runs fell to nothing and is in the averages." in page.text
+    assert "DPO, matched: 1 of 4 runs diverged and is not in the averages." in page.text
+    assert "DPO, matched: 2 of 4 runs fell to nothing and are in the averages." in page.text
+    assert "DFT, matched, method.beta=0.3: 1 of 4 runs fell to nothing and is in the averages." in page.text
     assert page.text.count("of 4 runs") == 3
     assert "average of 3 to 4 runs" in page.text
 
@@ -313,31 +313,44 @@ def test_a_run_that_diverged_is_shown_as_such(report) -> None:
     assert "4, of which 2 diverged or collapsed" in page.text
     assert "Run 3 (dpo-matched-s1): diverged: loss is nan at step 5." in page.text
     (plot,) = page.figures
-    assert plot["layout"]["yaxis"]["ticktext"][2:] == ["✕ 3 dpo 1e-3 s1", "✕ 4 dpo 1e-3 s2"]
+    assert plot["layout"]["yaxis"]["ticktext"][2:] == ["✕ 3 DPO 1e-3 s1", "✕ 4 DPO 1e-3 s2"]
     assert [note["text"] for note in plot["layout"]["annotations"]] == ["✕ diverged: loss is nan at step 5"]
 
 
 def test_the_numbers_are_those_of_the_tables(report) -> None:
     page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
     assert page.tables["Every run, and the base"][2] == [
-        "1 sft-conventional-s0", "sft", "conventional", "1e-3", "0", "0", "0.951", "6.3", "60.0%", "55.6% … 64.2%",
-        "+2.4%", "−1.0% … +5.0%", "<0.001", "better",
+        "1 sft-conventional-s0", "SFT conventional", "1e-3", "0", "0", "0.951", "6.3", "60.0%", "55.6% … 64.2%",
+        "+2.4% better −1.0% … +5.0% p (Holm) <0.001",
     ]  # fmt: skip
     assert page.tables["One row an arm: mean ± standard deviation over seeds"][3] == [
-        "dpo conventional", "1e-4", "4", "0.250 ± 0.013", "6.5 ± 0.2", "2.0",
+        "DPO conventional", "1e-4", "4", "0.250 ± 0.013", "6.5 ± 0.2", "2.0",
         "−0.115 ± 0.021 floor 0.814 null 0.023", "40.8° ± 0.5° floor 14.6° null 59.5°", "0.000 ± 0.000 floor 0.000",
-        "0.9976 ± 0.0001 floor 0.9996", "54.0% ± 1.5% runs 52.0% … 56.0%", "49.6% … 58.3%",
+        "0.9976 ± 0.0001 floor 0.9996", "54.0% ± 1.5% 95% 49.6% … 58.3% runs 52.0% … 56.0%",
         "−3.6% not significant −7.0% … +0.4% p (Holm) 0.310",
     ]  # fmt: skip
     direction, accuracy, angle, *_ = page.figures
     at = {trace["hovertext"][0].split("<")[1]: trace for trace in direction["data"] if "hovertext" in trace}
-    dpo = at["b>dpo 1e-4"]
+    dpo = at["b>DPO 1e-4"]
     assert (dpo["x"], dpo["y"], dpo["error_y"]["array"]) == ([0.25], [-0.1154], pytest.approx([0.0211]))
     assert direction["layout"]["xaxis"]["type"] == "log"
     lines = [shape["y0"] for shape in direction["layout"]["shapes"]]
     assert lines == [0, 0.8141]
     assert accuracy["layout"]["shapes"][0]["x0"] == 0.576
     assert [trace["x"] for trace in angle["data"]][-2:] == [[14.62] * 3, [59.51] * 3]
+
+
+def test_barriers_of_0_are_shown_at_the_left_of_a_range_that_has_some(report) -> None:
+    def shown(*heights: float) -> dict:
+        table = [arm("sft", "conventional", 1e-3), arm("dpo", "conventional", 1e-4)]
+        rows = [{**row, "barrier_chord_to_sft": height} for row, height in zip(table, heights, strict=True)]
+        figures = report(runs=RUNS, ablation=rows).figures
+        return next(
+            plot["layout"]["xaxis"] for plot in figures if "barrier" in plot["layout"]["xaxis"]["title"]["text"]
+        )
+
+    assert shown(0.0, 0.0)["range"] == [-0.0005, 0.0105]
+    assert "range" not in shown(0.0, 0.2)
 
 
 def test_trajectories_are_averaged_over_seeds(report) -> None:
@@ -371,6 +384,13 @@ def test_the_tables_that_no_section_shows_can_be_had_too(report, tmp_path: Path)
     assert "modules.parquet" in page.text
 
 
+def test_a_large_table_that_is_shown_is_packed_too(report) -> None:
+    page = report(runs=[{**row, "note": "x" * 300_000} for row in RUNS])
+    [link] = [a for tag, a in page.tags if tag == "a" and "download" in a]
+    assert link["download"] == "runs.csv.gz"
+    assert gzip.decompress(base64.b64decode(link["href"].partition("base64,")[2])).count(b"x" * 300_000) == len(RUNS)
+
+
 def test_where_the_runs_come_from(report) -> None:
     runs = {
         "sft": {"commit": "a" * 40, "changed": False, "versions": {}, "precision": {"dtype": "float32"},
@@ -386,7 +406,7 @@ def test_where_the_runs_come_from(report) -> None:
     page = report(
         runs=RUNS, manifest={"origins": origins, "command": "python analyze.py", "adapters": {"sft": "c0ffee"}}
     )
-    assert [row[0] for row in page.tables["Commands"][1:]] == ["python train.py -m method=sft,dpo", "python analyze.py"]
+    assert [row[0] for row in page.tables["Commands"]] == ["python train.py -m method=sft,dpo", "python analyze.py"]
     assert ["rollouts.folder", "r-1"] in page.tables["Settings and versions"]
     assert ["base.sha256", "ba5e"] in page.tables["Settings and versions"]
     assert page.tables["Configuration that all runs share"][1] == ["optim.max_steps", "100"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pandas as pd
@@ -208,7 +210,7 @@ def test_a_run_is_not_compared_with_itself(report: Report) -> None:
 
 def test_methods_are_averaged_over_runs_of_the_same_seeds(report: Report) -> None:
     assert report.browser.find_element(By.CSS_SELECTOR, "#x-kind input:checked").get_attribute("value") == "arms"
-    assert "● sft 1e-3 and ◇ dpo 1e-3, mean ± standard deviation of 2 pairs" in report.run(
+    assert "● SFT 1e-3 and ◇ DPO 1e-3, mean ± standard deviation of 2 pairs" in report.run(
         "return document.getElementById('x-status').textContent"
     )
     modules = [report.pair("modules", f"sft-0.001-s{seed}", f"dpo-0.001-s{seed}") for seed in (0, 1)]
@@ -274,6 +276,11 @@ def test_every_chart_says_what_it_shows(report: Report) -> None:
     sigmas = report.run(
         "return [...document.querySelectorAll('#x-spectra tbody tr')].map(row => Number(row.cells[1].textContent))"
     )
+    link = report.run("return document.querySelector('#x-modules .download a').href")
+    table = pd.read_csv(io.StringIO(unquote(link.partition(",")[2])), index_col="layer")
+    for layer, projection in ((0, "q"), (4, "o")):
+        cosine = modules.loc[f"model.layers.{layer}.self_attn.{projection}_proj", "cosine"]
+        assert table.loc[layer, projection] == round(cosine, 4)
     rows = report.tables["run_modules"]
     row = rows[(rows["run"] == "sft-0.001-s0") & (rows["module"] == "model.layers.3.self_attn.q_proj")].iloc[0]
     assert sigmas == [float(f"{value:.4g}") for value in row["singular_values"]]
@@ -286,6 +293,38 @@ def test_a_module_is_chosen_by_a_click(report: Report) -> None:
     report.run("document.querySelector('#x-modules .plot').emit('plotly_click', {points: [{x: 1, y: 3}]})")
     report.settle()
     report.expect("sft-0.001-s0", "dpo-0.001-s0", 1, "o")
+
+
+def test_a_link_and_a_reload_show_what_was_chosen(report: Report, analysis: Path) -> None:
+    report.single_runs()
+    report.choose("a", f"{EVIL}-0.001-s1")
+    report.choose("b", "rft-0.001-s0")
+    report.layer(4)
+    report.projection("v")
+    Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("left")
+    WebDriverWait(report.browser, 5).until(lambda _: "measure=left" in report.browser.current_url)
+    link = report.browser.current_url
+    page = (analysis / "report.html").as_uri()
+    assert link.startswith(f"{page}#explore?")
+    report.browser.get("about:blank")  # else nothing would be loaded
+    for again in (False, True):
+        report.browser.refresh() if again else report.browser.get(link)
+        WebDriverWait(report.browser, 30).until(lambda _: report.ready)
+        report.settle()
+        report.expect(f"{EVIL}-0.001-s1", "rft-0.001-s0", 4, "v")
+        assert report.browser.find_element(By.ID, "x-measure").get_attribute("value") == "left"
+        assert report.browser.find_element(By.CSS_SELECTOR, "#x-kind input:checked").get_attribute("value") == "runs"
+        if not again:  # of a reload the browser says where
+            assert report.run("return document.querySelector('#explore').getBoundingClientRect().top") < 100
+    # What is not in this analysis, or no pair, is passed over; a link into the open page is followed.
+    for wrong in ("of=runs&first=nobody&second=rft-0.001-s0", "of=runs&first=rft-0.001-s0&second=rft-0.001-s0", "of=x"):
+        report.run("location.hash = arguments[0]", f"#explore?{wrong}&layer=99&measure=__proto__&projection=o")
+        report.settle()
+        report.expect(f"{EVIL}-0.001-s1", "rft-0.001-s0", 4, "o")
+    report.run("location.hash = arguments[0]", "#explore?of=arms&first=SFT+1e-3&second=DPO+1e-3&layer=1")
+    report.settle()
+    assert "SFT 1e-3 and ◇ DPO 1e-3" in report.browser.find_element(By.ID, "x-status").text
+    report.browser.get(page)
 
 
 def test_a_name_with_markup_does_nothing(report: Report) -> None:
@@ -333,6 +372,39 @@ def test_a_phone(report: Report, tmp_path: Path) -> None:
         report.browser.save_screenshot(str(tmp_path / "phone.png"))
     finally:
         command("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_accuracy_halfway_stands_beside_that_of_the_ends_on_the_same_problems(report: Report) -> None:
+    report.single_runs()
+    report.choose("a", "sft-0.001-s0")
+    report.choose("b", "dpo-0.001-s0")
+    for a, b in (("sft-0.001-s0", "dpo-0.001-s0"), ("dpo-0.001-s0", "sft-0.001-s0")):
+        whole = report.pair("pairs", a, b).iloc[0]
+        ends = [whole["accuracy_mid_a"], whole["accuracy_mid_b"]][:: 1 if whole["run_a"] == a else -1]
+        cell = report.run("return document.querySelector(`[data-key='accuracy_mid']`).closest('td').innerText")
+        shown = [f"{100 * round(value, 4):.1f}%" for value in (whole["accuracy_mid"], *ends)]
+        assert cell.split("\n") == [shown[0], f"● {shown[1]}, ◇ {shown[2]} on the same 100 problems"]
+        report.run("document.getElementById('x-swap').click()")
+        report.settle()
+
+
+def test_no_plot_is_wider_than_its_column_on_paper(report: Report) -> None:
+    """Printing begins with the plots as wide as on the screen, where there is more room."""
+    command = report.browser.execute_cdp_cmd
+    for box in report.browser.find_elements(By.CSS_SELECTOR, ".plot"):
+        report.look_at(box)
+    page = {"width": 703, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+    report.run("dispatchEvent(new Event('beforeprint'))")
+    command("Emulation.setEmulatedMedia", {"media": "print"})
+    command("Emulation.setDeviceMetricsOverride", page)
+    try:
+        too_wide = """return [...document.querySelectorAll(".plot .main-svg")].filter(svg =>
+            svg.getBoundingClientRect().right > svg.closest("figure").getBoundingClientRect().right + 1).length"""
+        assert report.run(too_wide) == 0
+    finally:
+        command("Emulation.clearDeviceMetricsOverride", {})
+        command("Emulation.setEmulatedMedia", {"media": ""})
+        report.run("dispatchEvent(new Event('afterprint'))")
 
 
 def test_in_the_dark_and_on_paper(report: Report) -> None:

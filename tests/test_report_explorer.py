@@ -19,6 +19,7 @@ from benchmarks.made_analysis import make_analysis
 from losslens.errors import InputError
 from losslens.report import explore, explored, page, training
 from losslens.report.compared import find_modules, find_runs
+from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.packed import Packed
 
@@ -30,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(text: str) -> dict[str, Any]:
-    """The header, and beside it the arrays, as explore_data.js reads them."""
+    """The header, and beside it the arrays, as explorer/packed.js reads them."""
     whole = gzip.decompress(base64.b64decode(text))
     length = int.from_bytes(whole[:4], "little")
     found = json.loads(whole[4 : 4 + length])
@@ -97,10 +98,27 @@ def test_every_table_is_there_and_says_the_same(folder: Path) -> None:
 
 def test_arms_are_compared_at_the_same_seeds_and_with_themselves(folder: Path) -> None:
     found = explorer(folder)
-    assert [(arm["label"], arm["runs"]) for arm in found["arms"]] == [("sft 1e-3", [0, 1]), ("dpo 1e-3", [2, 3])]
+    assert [(arm["label"], arm["runs"]) for arm in found["arms"]] == [("SFT 1e-3", [0, 1]), ("DPO 1e-3", [2, 3])]
     between = {(a, b): [found["pairs"][pair] for pair in numbers] for a, b, numbers in found["between"]}
     assert between == {(0, 0): [[0, 1]], (0, 1): [[0, 2], [1, 3]], (1, 1): [[2, 3]]}
     assert found["start"] == {"runs": [0, 2], "arms": [0, 1]}
+
+
+def test_arms_without_one_seed_in_common_are_compared_from_one_initial_adapter_else_by_all(folder: Path) -> None:
+    runs = pd.read_csv(folder / "runs.csv")
+    pairs = pd.read_csv(folder / "pairs.csv")
+    for init_seeds, expected in (([0, 1, 1, 2], [[1, 2]]), ([0, 1, 2, 3], [[0, 2], [0, 3], [1, 2], [1, 3]])):
+        initial = dict(zip(runs["run"][1:], init_seeds, strict=True))
+        seeds = {"seed": [np.nan, *range(4)], "init_seed": [np.nan, *init_seeds]}
+        runs.assign(**seeds).to_csv(folder / "runs.csv", index=False)
+        shared = pairs["run_a"].map(initial) == pairs["run_b"].map(initial)
+        pairs.assign(shared_initial=shared).to_csv(folder / "pairs.csv", index=False)
+        found = explorer(folder)
+        numbers = next(numbers for a, b, numbers in found["between"] if (a, b) == (0, 1))
+        assert [found["pairs"][pair] for pair in numbers] == expected
+        comparison = Comparison(AnalysisFolder(folder))
+        cosine = comparison.average("cosine", *comparison.losses).value  # of what is said at a glance
+        assert np.mean(found["pairs.cosine"][numbers]) == pytest.approx(cosine, abs=5.1e-5)
 
 
 def test_arms_of_an_analysis_without_the_column(folder: Path) -> None:
@@ -119,7 +137,7 @@ def test_an_adapter_made_elsewhere_is_an_arm_of_its_own(folder: Path) -> None:
     runs.loc[theirs, ["arm", "learning_rate", "seed", "init_seed", "lr"]] = np.nan
     runs.to_csv(folder / "runs.csv", index=False)
     found = explorer(folder)
-    assert [arm["label"] for arm in found["arms"]] == ["sft 1e-3", "dpo 1e-3", "dpo-0.001-s1"]
+    assert [arm["label"] for arm in found["arms"]] == ["SFT 1e-3", "DPO 1e-3", "dpo-0.001-s1"]
     assert found["runs"][3]["label"] == "4 dpo-0.001-s1"
     numbers = next(numbers for a, b, numbers in found["between"] if (a, b) == (0, 2))
     assert [found["pairs"][pair] for pair in numbers] == [[0, 3], [1, 3]]
@@ -174,7 +192,7 @@ def test_no_table_no_explorer(folder: Path) -> None:
 
 def test_the_runs_have_the_numbers_of_their_section(folder: Path) -> None:
     runs = find_runs(AnalysisFolder(folder), ["dpo-0.001-s0", "sft-0.001-s1"])
-    assert [fact["label"] for fact in runs.facts] == ["2 sft 1e-3 s1", "3 dpo 1e-3 s0"]
+    assert [fact["label"] for fact in runs.facts] == ["2 SFT 1e-3 s1", "3 DPO 1e-3 s0"]
 
 
 def test_training_curves(folder: Path) -> None:

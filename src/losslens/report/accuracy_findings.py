@@ -87,7 +87,8 @@ def _against(arms: pd.DataFrame, to: str, name: str) -> str:
     if parts and len(rest):
         parts.append(f"of the other{'s' * (len(rest) > 1)} no difference was shown")
     elif not parts and (rest[f"{to}_diff"] == 0).all():
-        parts.append(f"{'all are' if len(rest) > 1 else 'it is'} that of {name}")
+        whose = "all are" if len(rest) > 1 else f"that of {rest['shown'].iloc[0]} is"
+        parts.append(f"{whose} that of {name}")
     elif not parts:
         widest = rest.loc[rest[f"{to}_diff"].abs().idxmax()]
         parts.append(

@@ -21,6 +21,7 @@ from losslens.report.style import (
     colour,
     figure,
     logarithmic,
+    name_of,
     rows_figure,
     safe,
     translucent,
@@ -72,15 +73,12 @@ def _size_and_direction(arms: pd.DataFrame, rates: Rates) -> Figure:
     # Of the arm that the others are held against.
     floors = shown.loc[(shown["method"] == "sft") & (shown["cosine_to_sft"] == 1), "cosine_to_sft_floor"].dropna()
     for value in floors.head(1):
-        plot.add_hline(
-            y=value, line={"color": INK, "width": 1.5, "dash": "dash"}, annotation_text="SFT in another order",
-            annotation_position="bottom left", annotation_font_size=12,
-        )  # fmt: skip
+        plot.add_hline(y=value, line={"color": INK, "width": 1.5, "dash": "dash"})
     for _, arm in shown.iterrows():
         mark = _mark(arm, rates, _hover(arm, "cosine_to_sft", number))
         plot.add_scatter(
             x=[arm["norm"]], y=[arm["cosine_to_sft"]], error_x=_spread(arm, "norm"),
-            error_y=_spread(arm, "cosine_to_sft"), text=safe(f"{arm['method']} {short(arm['settings'])}"),
+            error_y=_spread(arm, "cosine_to_sft"), text=safe(f"{name_of(arm['method'])} {short(arm['settings'])}"),
             textposition=_away_from_others(arm, shown), cliponaxis=False, textfont={"size": 12},
             **{**mark, "mode": "markers+text"},
         )  # fmt: skip
@@ -144,7 +142,12 @@ def _panel(
     always: list[float],
 ) -> Figure:
     plot = rows_figure(axis, arms["label"].tolist(), arms["place"].tolist())
-    plot.update_xaxes(autorangeoptions_include=always)
+    shown = [*arms[name], *arms.get(f"{name}_floor", [])]
+    if always and name.startswith("barrier") and max(value for value in shown if value == value) < always[-1]:
+        # Where all are 0 plotly would show −1 to 1, whatever it is to include.
+        plot.update_xaxes(range=[-always[-1] / 20, always[-1] * 1.05])
+    else:
+        plot.update_xaxes(autorangeoptions_include=always)
     for _, arm in arms[arms[name].notna()].iterrows():
         mark = _mark(arm, rates, _hover(arm, name, show))
         plot.add_scatter(x=[arm[name]], y=[arm["place"]], error_x=_spread(arm, name), **mark)

@@ -7,11 +7,11 @@ from functools import partial
 
 import pandas as pd
 
-from losslens.report.arms import went_wrong
+from losslens.report.arms import is_matched, went_wrong
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import NOTHING, degrees, difference, number, p_value, percent, rate
 from losslens.report.parts import Cell, Column, Row, Table, downloadable
-from losslens.report.style import colour
+from losslens.report.style import colour, name_of
 
 _MEASURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("norm", "‖ΔW‖", number),
@@ -30,6 +30,8 @@ _SHARE_RIGHT = ("share_right", "rollouts that are right", percent)
 def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
     """One row an arm; measures that no arm has are no columns."""
     measures = [measure for measure in _MEASURES if arms[measure[0]].notna().any()]
+    if not is_matched(arms):  # the same numbers twice
+        measures = [measure for measure in measures if measure[0] != "cosine_to_sft_same_rate"]
     # Of one sweep all arms saw the same rollouts.
     measures += [_SHARE_RIGHT] if arms["share_right"].nunique() > 1 else []
     scored = arms["accuracy"].notna().any()
@@ -37,17 +39,19 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
     columns = [
         Column("arm", numeric=False), Column("learning rate"), Column("runs"),
         *(Column(heading) for _, heading, _ in measures),
-        *([Column("accuracy"), Column("95% interval")] if scored else []),
+        *([Column("accuracy")] if scored else []),
         *(Column({"base": "to the base", "sft": "to SFT"}[to]) for to in against),
     ]  # fmt: skip
     rows = []
     for _, arm in arms.iterrows():
         cells = [
-            Cell(arm["method"], below=f"{arm['lr']}\n{arm['settings']}".rstrip(), colour=colour(arm["method"])),
+            Cell(
+                name_of(arm["method"]), below=f"{arm['lr']}\n{arm['settings']}".rstrip(), colour=colour(arm["method"])
+            ),
             Cell(rate(arm["learning_rate"])),
             Cell(str(arm["seeds"]), bad=_lost(arm)),
             *(_measure(arm, name, show) for name, _, show in measures),
-            *(_accuracy(arm) if scored else []),
+            *([_accuracy(arm)] if scored else []),
             *(_against(arm, to) for to in against),
         ]
         rows.append(Row(cells, marked=went_wrong(arm)))
@@ -68,11 +72,11 @@ def _spread(arm: pd.Series, name: str, show: Callable[[float], str]) -> str:
     return "" if pd.isna(arm.get(f"{name}_std")) else f"± {show(arm[f'{name}_std'])}"
 
 
-def _accuracy(arm: pd.Series) -> list[Cell]:
+def _accuracy(arm: pd.Series) -> Cell:
     several = not pd.isna(arm["accuracy_min"]) and arm["seeds"] > 1
-    extremes = f"runs {percent(arm['accuracy_min'])} … {percent(arm['accuracy_max'])}" if several else ""
-    interval = NOTHING if pd.isna(arm["ci_low"]) else f"{percent(arm['ci_low'])} … {percent(arm['ci_high'])}"
-    return [Cell(percent(arm["accuracy"]), _spread(arm, "accuracy", percent), extremes), Cell(interval)]
+    below = [] if pd.isna(arm["ci_low"]) else [f"95% {percent(arm['ci_low'])} … {percent(arm['ci_high'])}"]
+    below += [f"runs {percent(arm['accuracy_min'])} … {percent(arm['accuracy_max'])}"] if several else []
+    return Cell(percent(arm["accuracy"]), _spread(arm, "accuracy", percent), "\n".join(below))
 
 
 def _against(arm: pd.Series, to: str) -> Cell:
@@ -81,4 +85,4 @@ def _against(arm: pd.Series, to: str) -> Cell:
     interval = f"{difference(arm[f'{to}_diff_low'])} … {difference(arm[f'{to}_diff_high'])}"
     verdict = arm[f"{to}_verdict"]
     test = "" if pd.isna(arm[f"{to}_p_holm"]) else f"\np (Holm) {p_value(arm[f'{to}_p_holm'])}"
-    return Cell(difference(arm[f"{to}_diff"]), verdict, f"{interval}{test}")
+    return Cell(difference(arm[f"{to}_diff"]), below=f"{verdict}\n{interval}{test}".lstrip())

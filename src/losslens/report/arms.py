@@ -9,6 +9,7 @@ import pandas as pd
 
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import rate
+from losslens.report.style import name_of, place_of
 
 # What is held against other runs: beside the value its spread over seeds, its floor and its null, where there are some.
 _TO_OTHERS = (
@@ -27,17 +28,18 @@ _COUNTS = ("seeds", "diverged", "collapsed")
 
 
 def arms(analysis: AnalysisFolder) -> pd.DataFrame:
-    """One row an arm, the largest learning rate first, and there SFT; `lr` names all that mean one arm's runs.
+    """One row an arm, the largest learning rate first, and there in the methods' order.
 
-    Beside the table's columns there are `label`, short, for plots, and `place`, where a plot has the arm's row.
+    `lr` names all that mean one arm's runs. Beside the table's columns there are `label`, short, for plots, and
+    `place`, where a plot has the arm's row.
     """
     table = analysis.table("ablation", _TEXTS, (*_NUMBERS, *_COUNTS))
     if table.empty:
         return table
     table = table.fillna(dict.fromkeys(_COUNTS, 0)).astype(dict.fromkeys(_COUNTS, int))
     folded = table["same_as"].isin(table.loc[table["same_as"] == "", "arm"])
-    rows = table[~folded].assign(sft=table["method"] == "sft")
-    rows = rows.sort_values(["learning_rate", "sft"], ascending=False, kind="stable", ignore_index=True)
+    rows = table[~folded].assign(order=table["method"].map(place_of))
+    rows = rows.sort_values(["learning_rate", "order"], ascending=[False, True], kind="stable", ignore_index=True)
     others = table[folded].groupby("same_as")["lr"].agg(list)
     rows["lr"] = [" = ".join([arm.lr, *others.get(arm.arm, [])]) for arm in rows.itertuples()]
     rows["label"] = [_label(arm) for arm in rows.itertuples()]
@@ -62,5 +64,5 @@ def short(settings: str) -> str:
 
 
 def _label(arm: Any) -> str:
-    parts = (arm.method, rate(arm.learning_rate), short(arm.settings), "✕" if went_wrong(arm) else "")
+    parts = (name_of(arm.method), rate(arm.learning_rate), short(arm.settings), "✕" if went_wrong(arm) else "")
     return " ".join(part for part in parts if part)

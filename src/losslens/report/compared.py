@@ -16,7 +16,7 @@ from losslens.report.arms import short
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import rate
 from losslens.report.runs import run_label
-from losslens.report.style import colour
+from losslens.report.style import colour, name_of, place_of
 
 _LAYER = re.compile(r"^.*?\.(\d+)\.")
 # As a block reads its input; what is not among them comes after, by name.
@@ -42,7 +42,7 @@ class Runs:
     arms: list[dict[str, Any]]
 
     def between(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
-        """Which of `pairs` two arms are compared by: those of the same two seeds, or, where there is none, all.
+        """Which of `pairs` two arms are compared by: those of the same seeds; else of one initial adapter; else all.
 
         An arm is compared with itself by its runs in different orders of the data from one initial adapter, or, where
         there are none, by all.
@@ -51,14 +51,12 @@ class Runs:
         found = []
         for (a, one), (b, other) in combinations_with_replacement(enumerate(self.arms), 2):
             every = [pair for pair in product(one["runs"], other["runs"]) if frozenset(pair) in number]
-            like = [pair for pair in every if self._alike(*pair, own=a == b)]
-            numbers = sorted({number[frozenset(pair)] for pair in like or every})
+            shared = [pair for pair in every if self.seeds[pair[0]][1] == self.seeds[pair[1]][1]]
+            like = [pair for pair in shared if a != b and self.seeds[pair[0]][0] == self.seeds[pair[1]][0]]
+            numbers = sorted({number[frozenset(pair)] for pair in like or shared or every})
             if numbers:
                 found.append((a, b, numbers))
         return found
-
-    def _alike(self, a: int, b: int, own: bool) -> bool:
-        return self.seeds[a][1] == self.seeds[b][1] and (own or self.seeds[a][0] == self.seeds[b][0])
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,12 @@ def find_runs(analysis: AnalysisFolder, measured: Iterable[str]) -> Runs:
     table = table[table["run"].isin(set(measured))].reset_index(drop=True)
     names = [*table["run"], *unlisted]
     facts = [
-        {"name": row["run"], "label": _label(row, inits), "method": row["method"], "colour": colour(row["method"])}
+        {
+            "name": row["run"],
+            "label": _label(row, inits),
+            "method": name_of(row["method"]),
+            "colour": colour(row["method"]),
+        }
         for _, row in table.iterrows()
     ] + [{"name": name, "label": name, "method": "", "colour": colour("")} for name in unlisted]
     seeds = [(row.seed, row.init_seed) for row in table.itertuples()] + [(np.nan, np.nan)] * len(unlisted)
@@ -108,15 +111,18 @@ def _arms(table: pd.DataFrame, seeds: Sequence[tuple[float, float]]) -> list[dic
     keys = ["arm"] if (table["arm"] != "").any() else ["method", "lr", "learning_rate", "rank", "settings"]
     elsewhere = table["learning_rate"].isna()
     groups = [rows for _, rows in table[~elsewhere].groupby(keys, sort=False, dropna=False)]
+    groups.sort(key=lambda rows: (-rows["learning_rate"].iloc[0], place_of(rows["method"].iloc[0])))
     groups += [table.loc[[run]] for run in table.index[elsewhere]]
     arms = []
     for rows in groups:
         first = rows.iloc[0]
         setting = first["arm"].partition(" ")[2] or first["settings"]
-        known = " ".join(part for part in (first["method"], rate(first["learning_rate"]), short(setting)) if part)
+        known = " ".join(
+            part for part in (name_of(first["method"]), rate(first["learning_rate"]), short(setting)) if part
+        )
         method = first["method"]
         label = first["run"] if np.isnan(first["learning_rate"]) else known
-        arms.append({"label": label, "method": method, "colour": colour(method), "runs": rows.index.tolist()})
+        arms.append({"label": label, "method": name_of(method), "colour": colour(method), "runs": rows.index.tolist()})
     told_apart = len({arm["label"] for arm in arms}) == len(arms)
     repeated = any(len({seeds[run] for run in arm["runs"]}) < len(arm["runs"]) for arm in arms)
     return arms if told_apart and not repeated and any(len(arm["runs"]) > 1 for arm in arms) else []

@@ -11,7 +11,7 @@ import pandas as pd
 from losslens.report.arms import short
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import rate
-from losslens.report.style import METHODS, name_of
+from losslens.report.style import name_of, place_of
 
 _RUN_TEXTS = ("run", "arm", "method", "lr", "diverged")
 _RUN_NUMBERS = ("learning_rate", "rank", "seed", "init_seed", "norm")
@@ -58,12 +58,14 @@ class Average:
         std: The standard deviation over pairs; NaN for a single one.
         null: The mean of what unrelated updates show; NaN where that is not known.
         pairs: How many pairs.
+        of: Of a floor: the losses whose own runs it was made of.
     """
 
     value: float
     std: float
     null: float
     pairs: int
+    of: tuple[Loss, ...] = ()
 
     @property
     def known(self) -> bool:
@@ -101,7 +103,6 @@ class Comparison:
     @cached_property
     def losses(self) -> list[Loss]:
         """The losses: by learning rate, the largest first, and then in the order in which methods are shown."""
-        order = {method: place for place, method in enumerate(METHODS)}
         groups = [group for _, group in self.runs.groupby("arm", sort=False)]
         several = self.runs.groupby("method")["arm"].nunique()
         losses = []
@@ -116,7 +117,7 @@ class Comparison:
                 )
             )  # fmt: skip
         rates = self.runs.groupby("arm")["learning_rate"].first().fillna(-1.0)
-        return sorted(losses, key=lambda loss: (-rates[loss.arm], order.get(loss.method, len(order)), loss.arm))
+        return sorted(losses, key=lambda loss: (-rates[loss.arm], place_of(loss.method), loss.arm))
 
     @cached_property
     def reference(self) -> Loss | None:
@@ -177,24 +178,28 @@ class Comparison:
 
         Where the two are compared from one initial adapter, theirs is one too: the data come in another order. Of
         cosines √(ρ·ρ'), which two losses would have that pull in one direction, each with noise of its own; of other
-        measures the mean.
+        measures the mean. Its standard deviation follows from theirs, to first order; NaN where one is not known.
         """
         kinds = set(self.between(first, second)["shared_initial"]) - {""}
         if len(kinds) != 1 and first is not second:
             return _UNKNOWN
         if kinds == {"False"}:
-            own = [average(self.repetitions(loss, shared=False), measure) for loss in (first, second)]
+            own = {loss: average(self.repetitions(loss, shared=False), measure) for loss in (first, second)}
         else:
-            own = [self.average(measure, loss, loss) for loss in dict.fromkeys((first, second))]
-        known = [each for each in own if each.known]
+            own = {loss: self.average(measure, loss, loss) for loss in (first, second)}
+        of = tuple(loss for loss, each in own.items() if each.known)
+        known = [own[loss] for loss in of]
         if not known:
             return _UNKNOWN
         values = [each.value for each in known]
+        slopes = [1 / len(known)] * len(known)
         if measure == "cosine":
             value = math.prod(max(each, 0.0) for each in values) ** (1 / len(values))
+            slopes = [value / (len(values) * each) if each > 0 else 0.0 for each in values]
         else:
             value = sum(values) / len(values)
-        return Average(value, math.nan, math.nan, sum(each.pairs for each in known))
+        std = math.hypot(*(slope * each.std for slope, each in zip(slopes, known, strict=True)))
+        return Average(value, std, math.nan, sum(each.pairs for each in known), of)
 
 
 def average(rows: pd.DataFrame, measure: str) -> Average:

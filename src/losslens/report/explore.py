@@ -42,15 +42,15 @@ def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]
 
     def interest(place: int) -> tuple[int, int]:
         measured = int(table.loc[place, ["barrier_chord", "cka_last"]].notna().sum())
-        return measured, len({runs.facts[run]["method"] for run in ends[place]} & {"sft", "dpo"})
+        return measured, len({runs.facts[run]["method"] for run in ends[place]} & {"SFT", "DPO"})
 
     a, b = ends[max(range(len(ends)), key=interest)]
-    return (b, a) if runs.facts[b]["method"] == "sft" != runs.facts[a]["method"] else (a, b)
+    return (b, a) if runs.facts[b]["method"] == "SFT" != runs.facts[a]["method"] else (a, b)
 
 
 def _first_arms(runs: Runs, between: Sequence[tuple[int, int, list[int]]]) -> tuple[int, int] | None:
     apart = [(a, b) for a, b, _ in between if a != b]
     if not apart:
         return None
-    a, b = max(apart, key=lambda pair: len({runs.arms[arm]["method"] for arm in pair} & {"sft", "dpo"}))
-    return (b, a) if runs.arms[b]["method"] == "sft" != runs.arms[a]["method"] else (a, b)
+    a, b = max(apart, key=lambda pair: len({runs.arms[arm]["method"] for arm in pair} & {"SFT", "DPO"}))
+    return (b, a) if runs.arms[b]["method"] == "SFT" != runs.arms[a]["method"] else (a, b)

@@ -33,6 +33,7 @@ OF_PAIRS = {
     **{f"{name}{end}": _FINE for name in ("cka_last", "cka_min") for end in ("", "_seeds")},
     **{f"barrier_{form}{end}": _FINE for form in ("chord", "mean") for end in ("", "_low", "_high", "_seeds")},
     **{f"accuracy_{end}": _COSINE for end in ("mid", "mid_a", "mid_b", "diff")},
+    "accuracy_mid_n": 0,
     **dict.fromkeys(("diff_low", "diff_high"), _COSINE),
 }
 _OF_RUNS = ("norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max", "off_principal")

@@ -1,7 +1,8 @@
 """What the numbers say, in sentences; each has its figures and its floor, and none says more than they do.
 
 A loss is said not to be told from the reference where its cosine reaches the floor (that of the two losses with
-themselves in another order of the data) or is nearer to it than twice the standard deviation over seeds.
+themselves in another order of the data) or is nearer to it than twice the standard deviation over seeds, of the two.
+Nothing is said of the direction of one whose sign does not hold over seeds.
 """
 
 from __future__ import annotations
@@ -44,22 +45,29 @@ def directions(comparison: Comparison) -> list[Finding]:
     if not cosines:
         return []
     floors = {loss: comparison.floor("cosine", loss, reference) for loss in cosines}
+    floors = {loss: floor for loss, floor in floors.items() if reference in floor.of}
     groups: dict[str, list[Loss]] = {}
     for loss in sorted(cosines, key=lambda loss: -cosines[loss].value):
-        groups.setdefault(_kind(cosines[loss], floors[loss]), []).append(loss)
+        groups.setdefault(_kind(cosines[loss], floors.get(loss)), []).append(loss)
     name = reference.name
     sentences = []
     for kind, losses in groups.items():
         whose = {loss: cosines[loss] for loss in losses}
-        figures = _figures(whose, floors if kind in ("within", "farther") else {})
+        figures = _figures(whose, floors if kind in ("within", "farther", "once", "half") else {})
         plural = len(losses) > 1
+        farther = f"{figures} {'are' if plural else 'is'} farther from {name} than another order of the data explains"
         sentences.append(
             {
                 "within": f"{figures} cannot be told from {name} in another order of the data",
-                "farther": f"{figures} {'are' if plural else 'is'} farther from {name} than {name} is from itself in "
-                "another order of the data",
+                "farther": farther,
+                "once": f"{farther}, as far as one pair of runs{' each' * plural} tells",
+                "half": f"{figures} {'are' if plural else 'is'} farther from {name} than {name} is from itself in "
+                f"another order of the data, but how near {'they are to themselves' if plural else 'it is to itself'} "
+                "is not known",
                 "beyond": f"{figures} {'point' if plural else 'points'} along {name}, but how near {name} is to itself "
                 "is not known",
+                "unsure": f"{figures} {'change' if plural else 'changes'} too much with the seed to say "
+                f"({_null(whose)})",
                 "unrelated": f"{figures} {'have' if plural else 'has'} no more to do with {name} than chance "
                 f"({_null(whose)})",
                 "against": f"{figures} {'point' if plural else 'points'} away from {name}, by more than chance "
@@ -70,14 +78,21 @@ def directions(comparison: Comparison) -> list[Finding]:
 
 
 def _kind(cosine: Average, floor: Average | None) -> str:
+    spread = 0.0 if math.isnan(cosine.std) else cosine.std
     if not math.isnan(cosine.null) and abs(cosine.value) <= cosine.null:
         return "unrelated"
+    if abs(cosine.value) <= 2 * spread:
+        return "unsure"
     if cosine.value < 0:
         return "against"
     if floor is None or not floor.known:
         return "beyond"
-    spread = 0.0 if math.isnan(cosine.std) else cosine.std
-    return "within" if cosine.value + 2 * spread >= floor.value else "farther"
+    both = math.hypot(spread, 0.0 if math.isnan(floor.std) else floor.std)
+    if cosine.value + 2 * both >= floor.value:
+        return "within"
+    if len(floor.of) == 1:
+        return "half"
+    return "once" if math.isnan(cosine.std) and math.isnan(floor.std) else "farther"
 
 
 def _figures(cosines: dict[Loss, Average], floors: dict[Loss, Average]) -> str:
@@ -85,10 +100,14 @@ def _figures(cosines: dict[Loss, Average], floors: dict[Loss, Average]) -> str:
     beside = {loss: number(floors[loss].value) for loss in cosines if loss in floors}
     one = len(set(beside.values())) == 1
     each = [
-        f"{loss.name} {number(cosine.value)}{'' if one or loss not in beside else f' (floor {beside[loss]})'}"
+        f"{loss.name} {_with_std(cosine)}{'' if one or loss not in beside else f' (floor {beside[loss]})'}"
         for loss, cosine in cosines.items()
     ]
     return listed(each) + (f" (floor {next(iter(beside.values()))})" if one else "")
+
+
+def _with_std(cosine: Average) -> str:
+    return f"{number(cosine.value)}{'' if math.isnan(cosine.std) else f' ± {number(cosine.std)}'}"
 
 
 def _null(cosines: dict[Loss, Average]) -> str:
@@ -109,7 +128,7 @@ def nearest(comparison: Comparison) -> list[Finding]:
     if not found:
         return []
     cosine, first, second = max(found, key=lambda each: each[0].value)
-    if reference in (first, second) or _kind(cosine, None) in ("unrelated", "against"):
+    if reference in (first, second) or _kind(cosine, None) in ("unrelated", "unsure", "against"):
         return []
     floor = comparison.floor("cosine", first, second)
     if not floor.known:
@@ -120,7 +139,7 @@ def nearest(comparison: Comparison) -> list[Finding]:
         said = f"floor {number(floor.value)}"
     return [
         Finding(
-            f"Of two methods most alike are {first.name} and {second.name}: {number(cosine.value)} ({said}).", "explore"
+            f"The two methods most alike are {first.name} and {second.name}: {_with_std(cosine)} ({said}).", "explore"
         )
     ]
 
@@ -149,7 +168,7 @@ def sizes(comparison: Comparison) -> list[Finding]:
     return [
         Finding(
             f"Size (‖ΔW‖): from {smallest.name}'s {number(means[smallest])} to {largest.name}'s "
-            f"{number(means[largest])}, a factor of {times:.1f}{at}{beside}.",
+            f"{number(means[largest])}, a factor of {times:.{2 if times < 1.95 else 1}f}{at}{beside}.",
             "runs",
         )
     ]
@@ -209,14 +228,12 @@ def connectivity(comparison: Comparison) -> list[Finding]:
         height = f"{number(worst['barrier_chord'])} nats a token"
         over = f"{len(measured)} pair{'s' * (len(measured) != 1)} of runs"
         if round(worst["barrier_chord"], 3) <= 0:
-            sentences.append(
-                f"no loss barrier on the way from one update to another (largest of {over}: {height}{floor})"
-            )
+            sentences.append(f"no loss barrier to the chord between two updates (largest of {over}: {height}{floor})")
         else:
             names = {loss.arm: loss.name for loss in comparison.losses}
             interval = f"95% {number(worst['barrier_chord_low'])} … {number(worst['barrier_chord_high'])}"
             sentences.append(
-                f"the largest loss barrier on the way from one update to another, of {over}, is {height} "
+                f"the largest loss barrier to the chord between two updates, of {over}, is {height} "
                 f"({names[worst['arm_a']]} and {names[worst['arm_b']]}, {interval}{floor})"
             )
     reference = comparison.reference

@@ -13,13 +13,15 @@ from losslens.report.comparison import Average, Comparison, Loss
 from losslens.report.findings import findings
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import number, percent, whole
-from losslens.report.parts import Figure, Section
-from losslens.report.style import AGAINST, ALONG, INK, MUTED, PAPER, colour, figure, rows_figure, safe, whisker
+from losslens.report.parts import Cell, Column, Figure, Row, Section, Table
+from losslens.report.style import AGAINST, ALONG, DARK, INK, MUTED, PAPER, colour, figure, rows_figure, safe, whisker
 
 # More than these do not leave room for a floor under each number.
 _MOST_WITH_FLOORS = 9
 # And more than these none for three digits, of which the third tells 0.997 from 1.
 _MOST_WITH_THREE = 16
+# Pixels of a cell with a number in it, and of the names before it.
+_CELL, _NAMES = 36, 90
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -36,20 +38,25 @@ def section(analysis: AnalysisFolder) -> Section | None:
         text=[f"What did each loss do to the weights? {_compared(analysis, comparison)}"],
         findings=findings(analysis, comparison),
         figures=[*figures, *([accuracies] if accuracies else [])],
+        tables=[_table(comparison)] if figures else [],
         notes=caveats(analysis, comparison),
     )
 
 
 def _compared(analysis: AnalysisFolder, comparison: Comparison) -> str:
     """What was trained on what, as far as the manifest knows."""
-    methods = comparison.runs["method"].nunique()
-    losses = len(comparison.losses)
+    trained = [loss for loss in comparison.losses if not math.isnan(loss.learning_rate)]
+    methods = len({loss.method for loss in trained})
+    losses, elsewhere = len(trained), len(comparison.losses) - len(trained)
     kinds = f"{_count(methods)} loss{'es' * (methods != 1)}"
     if losses != methods:
         kinds += f" in {losses} settings" if losses > methods else ""
     origins = analysis.manifest.get("origins") or {}
     rollouts = origins.get("rollouts") or []
-    runs = len(comparison.runs)
+    runs = len(comparison.runs) - elsewhere
+    adapters = f"{_count(elsewhere)} adapter{'s' * (elsewhere != 1)} made elsewhere"
+    if not trained:
+        return f"{adapters[0].upper()}{adapters[1:]}."
     said = f"{kinds[0].upper()}{kinds[1:]}, {runs} run{'s' * (runs != 1)}"
     if len(rollouts) == 1 and rollouts[0].get("rollouts"):
         them = rollouts[0]
@@ -57,12 +64,12 @@ def _compared(analysis: AnalysisFolder, comparison: Comparison) -> str:
         said += f" ({percent(them['share_right'])} right, {percent(them['share_mixed_groups'])} of the groups mixed)"
     if len(origins.get("base") or []) == 1:
         said += " from the same base"
-    adapters = {run.get("initial_adapter") for run in (origins.get("runs") or {}).values()}
-    if len(adapters - {None}) == 1 and runs > 1:
+    initial = {run.get("initial_adapter") for run in (origins.get("runs") or {}).values()}
+    if len(initial - {None}) == 1 and runs > 1:
         said += " and initial adapter"
-    elif len(adapters - {None}) > 1:
-        said += f" and {_count(len(adapters - {None}))} initial adapters"
-    return f"{said}."
+    elif len(initial - {None}) > 1:
+        said += f" and {_count(len(initial - {None}))} initial adapters"
+    return f"{said}; {adapters}." if elsewhere else f"{said}."
 
 
 def _count(number_: int) -> str:
@@ -91,7 +98,7 @@ def _cosines(comparison: Comparison) -> Figure:
             if roomy and a is not b and average.known and floor.known:
                 small = f"floor {number(floor.value, 2).replace('0.', '.', 1)}"
                 text = f"<b>{text}</b><br><span style='font-size:9px'>{small}</span>"
-            ink = "#ffffff" if abs(average.value) > 0.6 else INK if average.known else MUTED
+            ink = "#ffffff" if average.value > DARK else INK if average.known else MUTED
             font = {"size": 13 if roomy else 10, "color": ink}
             texts.append({"x": x, "y": y, "text": text, "showarrow": False, "font": font})
     line = {"color": INK, "width": 1.5, "dash": "dot"}  # the diagonal is of another kind
@@ -107,7 +114,26 @@ def _cosines(comparison: Comparison) -> Figure:
     plot.update_xaxes(**axis, side="top", tickangle=-60 if wide else 0)
     plot.update_yaxes(**axis, autorange="reversed")
     plot.update_layout(margin={"l": 8, "r": 60 if wide else 8, "t": 40, "b": 8})
-    return Figure("Cosine of the updates", _cosine_caption(comparison, averages), plot, wide=wide)
+    narrowest = _NAMES + _CELL * len(losses) if wide else 0
+    return Figure("Cosine of the updates", _cosine_caption(comparison, averages), plot, wide, narrowest)
+
+
+def _table(comparison: Comparison) -> Table:
+    """The matrix in numbers, for who cannot see or hover it."""
+    losses = comparison.losses
+    rows = []
+    for a in losses:
+        cells = []
+        for b in losses:
+            average = comparison.average("cosine", a, b)
+            floor = comparison.floor("cosine", a, b)
+            beside = [f"floor {number(floor.value)}"] if a is not b and average.known and floor.known else []
+            beside += [] if math.isnan(average.null) else [f"null {number(average.null)}"]
+            std = "" if math.isnan(average.std) else f"± {number(average.std)}"
+            cells.append(Cell(number(average.value), std, "\n".join(beside)))
+        rows.append(Row([Cell(a.name, colour=colour(a.method)), *cells]))
+    columns = [Column("loss", numeric=False), *(Column(loss.name) for loss in losses)]
+    return Table("Cosine of the updates, in numbers", columns, rows, closed=True)
 
 
 def _cosine_caption(comparison: Comparison, averages: dict[tuple[Loss, Loss], Average]) -> str:

@@ -10,7 +10,7 @@ from losslens.report.arms import arms, is_matched
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import rate
 from losslens.report.parts import Key, Section
-from losslens.report.style import Rates, colour
+from losslens.report.style import Rates, colour, in_order, name_of
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
@@ -26,7 +26,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "The learning-rate-matched comparison" if matched else "The losses, averaged over their runs",
         text=[about if matched else "An arm is all runs of one loss that differ in their seeds only."],
         key=Key(
-            [(name, colour(name)) for name in rows["method"].unique()],
+            [(name, colour(name)) for name in in_order(rows["method"])],
             [(rates.glyph(value), rate(value)) for value in rates.values],
         ),
         figures=arm_figures(rows, rates, _base(analysis, rows)),
@@ -60,11 +60,16 @@ def _how_to_read(rows: pd.DataFrame) -> list[str]:
             "Null: two updates with these shapes, ranks, singular values and initial adapter, and nothing else in "
             "common; a cosine's absolute value stays below it 95 times in 100."
         )
+    if (rows["seeds"].eq(1) & rows[["base_diff", "sft_diff"]].notna().any(axis=1)).any():
+        notes.append(
+            "An arm of one run is also tested as a run, among the runs (Runs, Statistics), where p is corrected for "
+            "other tests. At a glance only what both find is called a difference."
+        )
     return notes
 
 
 def _lost(arm: pd.Series) -> list[str]:
-    name = f"{arm['method']}, {arm['lr']}{', ' * bool(arm['settings'])}{arm['settings']}"
+    name = f"{name_of(arm['method'])}, {arm['lr']}{', ' * bool(arm['settings'])}{arm['settings']}"
     total = arm["seeds"] + arm["diverged"]
     notes = []
     if arm["diverged"]:

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Packed:
-    """A header, and arrays, each rounded to what the page shows of it; explore_data.js reads them back.
+    """A header, and arrays, each rounded to what the page shows of it; explorer/packed.js reads them back.
 
     A value that is shown with four digits is kept with these four, so the page cannot round it a second time and
     show another last digit than the table.

@@ -6,10 +6,11 @@ const hidden = new Set();
 const near = new Set();
 const stale = new Set();
 
-// Pixels between the margins of an upright page.
-const PAPER = 680;
+// Pixels between the margins of an upright page, and of one of its two columns.
+const PAPER = 680, COLUMN = 325;
+const wide = box => box.closest(".wide, .depth");
 
-function paint(box, widest) {
+function paint(box, printing) {
   stale.delete(box);
   const style = getComputedStyle(document.documentElement);
   const coloured = value => {
@@ -20,7 +21,7 @@ function paint(box, widest) {
   };
   const {data, layout} = coloured(charts.get(box)());
   for (const trace of data) trace.visible = !hidden.has(trace.meta);
-  if (widest) layout.width = Math.min(box.clientWidth, widest);
+  if (printing) layout.width = wide(box) ? PAPER : COLUMN;
   layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: style.getPropertyValue("--muted"), activecolor: style.getPropertyValue("--ink")};
   // Where nothing hovers the buttons would lie on every plot for good.
   const buttons = matchMedia("(hover: hover)").matches ? "hover" : false;
@@ -64,6 +65,6 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redr
 for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
   addEventListener(event, () => {
     document.documentElement.classList.toggle("printing", printing);
-    for (const box of charts.keys()) paint(box, printing ? PAPER : undefined);
+    for (const box of charts.keys()) paint(box, printing);
   });
 }

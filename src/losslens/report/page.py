@@ -25,8 +25,13 @@ from losslens.report import (
 )
 from losslens.report.folder import AnalysisFolder
 from losslens.report.parts import Section
+from losslens.report.style import name_of
 
 _HERE = Path(__file__).parent
+# One script: each file uses what stands in those before it.
+_EXPLORER = (
+    "packed", "texts", "measures", "choice", "numbers", "drawing", "weights", "functions", "link", "controls",
+)  # fmt: skip
 _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     glance.section,
     explore.section,
@@ -52,9 +57,11 @@ def write_report(folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["name_of"] = name_of
     names = ["vendor/plotly-cartesian.min.js", "page.js"]
-    names += ["explore_data.js", "explore.js"] * any(section.explorer for section in sections)
     scripts = [_read(name) for name in names]
+    if any(section.explorer for section in sections):
+        scripts.append("".join(_read(f"explorer/{name}.js") for name in _EXPLORER))
     page = environment.get_template("page.html.jinja").render(
         title=head.title(analysis),
         facts=head.facts(analysis),

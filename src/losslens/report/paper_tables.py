@@ -6,7 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -50,7 +50,7 @@ def write_tables(folder: Path) -> list[Path]:
     comparison = Comparison(analysis)
     name = ", ".join(map(str, analysis.manifest.get("sweeps") or [])) or "adapters"
     made = (_runs(analysis, comparison), _to_reference(comparison), _floors(analysis), _ablation(analysis))
-    tables = [table for table in made if table and table.rows]
+    tables = [_without_empty_columns(table) for table in made if table and table.rows]
     written = []
     for kind, text in (("md", _markdown(name, tables)), ("tex", _latex(name, tables))):
         file = folder / f"tables.{kind}"
@@ -58,6 +58,13 @@ def write_tables(folder: Path) -> list[Path]:
             temporary.write_text(text, encoding="utf-8", newline="\n")
         written.append(file)
     return written
+
+
+def _without_empty_columns(table: PaperTable) -> PaperTable:
+    """Without what is not known of any row."""
+    kept = [place for place in range(len(table.heads)) if any(row[place] != NOTHING for row in table.rows)]
+    rows = [[row[place] for place in kept] for row in table.rows]
+    return replace(table, heads=[table.heads[place] for place in kept], rows=rows)
 
 
 def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
@@ -89,9 +96,10 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
     heads = ["Loss", "LR", "Seed", "Init.", "‖ΔW‖", "Eff. rank", *(["Benchmark"] if several else [])]
     heads += ["Acc. (%)", "95% CI", "Δ base", "p (Holm)"]
     about = _benchmark(runs)
-    caption = (
-        f"Runs: size of the update and accuracy{about}, with Wilson intervals and McNemar's test against the base."
-    )
+    caption = "Runs: size of the update."
+    if runs["accuracy"].notna().any():
+        tested = " and McNemar's test against the base" if runs["base_diff"].notna().any() else ""
+        caption = f"Runs: size of the update and accuracy{about}, with Wilson intervals{tested}."
     return PaperTable(
         "runs", f"{caption}{' ✕: diverged or collapsed.' * bool((runs['diverged'] != '').any())}", heads, rows
     )
@@ -117,19 +125,25 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
         barrier = comparison.average("barrier_chord", loss, reference)
         cka = comparison.average("cka_last", loss, reference)
         cells += [number(barrier.value), number(cka.value, 4)]
-        known = comparison.average("cosine", loss, reference)
-        if known.known:
+        if comparison.average("cosine", loss, reference).known:
             rows.append(cells)
     if not rows:
         return None
     heads = [
         "Loss", "cos", "floor", "null", "∠ left", "floor", "null", "∠ right", "floor", "null", "Barrier", "CKA",
     ]  # fmt: skip
+    pairs = pd.concat([comparison.between(loss, reference) for loss in comparison.others])
+    measured = {
+        "barrier_chord": "barrier of the loss (nats a token)", "cka_last": "CKA of the last layer",
+    }  # fmt: skip
+    function = "".join(f", {said}" for name, said in measured.items() if pairs[name].notna().any())
+    known = [comparison.floor("cosine", loss, reference).known for loss in comparison.others]
+    floors = "Floor: the losses with themselves in another order of the data. " * any(known)
     caption = (
-        f"Each loss against {reference.name}, at the same seeds: cosine of ΔW, smallest principal angle between the "
-        "leading left and right singular subspaces (median over modules), barrier of the loss (nats a token), CKA of "
-        "the last layer. Floor: the losses with themselves in another order of the data; null: two updates with "
-        "nothing in common but the initial A."
+        f"Each loss against {reference.name}{', at the same seeds' * bool(pairs['same_seeds'].all())}: cosine of ΔW, "
+        "smallest principal angle between the leading left and right singular subspaces (median over modules)"
+        f"{function}. {floors}Null: two updates with nothing in common"
+        f"{' but the initial A' * bool(pairs['shared'].all())}."
     )
     return PaperTable("to-reference", caption, heads, rows)
 

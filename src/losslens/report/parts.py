@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 
 from losslens.report.folder import AnalysisFolder
+
+# Larger tables are packed: pandas and R read them as they are.
+_LARGE = 500_000
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,14 @@ class Figure:
         caption: How to read it.
         plot: The plot.
         wide: Whether it takes the whole width.
+        narrowest: Pixels that it needs to be read; on a narrower screen it is scrolled.
     """
 
     title: str
     caption: str
     plot: go.Figure
     wide: bool = False
+    narrowest: int = 0
 
     @property
     def json(self) -> Markup:
@@ -146,7 +152,11 @@ class Section:
 
 
 def downloadable(
-    analysis: AnalysisFolder, name: str, caption: str, columns: Sequence[Column], rows: Sequence[Row]
+    analysis: AnalysisFolder, name: str, caption: str = "", columns: Sequence[Column] = (), rows: Sequence[Row] = ()
 ) -> Table:
-    """A table that shows the analysis' table `name`, which a reader can have whole."""
-    return Table(caption, columns, rows, f"{name}.csv", analysis.csv(name))
+    """The analysis' table `name`, which a reader can have whole, and what is shown of it."""
+    content = analysis.csv(name)
+    packed = len(content) > _LARGE
+    # Without a time in it, the same table gives the same page.
+    content = gzip.compress(content, mtime=0) if packed else content
+    return Table(caption, columns, rows, f"{name}.csv{'.gz' * packed}", content)

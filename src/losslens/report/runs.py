@@ -7,7 +7,7 @@ import pandas as pd
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
 from losslens.report.parts import Cell, Column, Figure, Key, Row, Section, Table, downloadable
-from losslens.report.style import INK, Rates, colour, rows_figure, safe, whisker
+from losslens.report.style import INK, Rates, colour, in_order, name_of, rows_figure, safe, whisker
 
 _TEXTS = ("run", "method", "lr", "benchmark", "base_verdict", "diverged")
 _NUMBERS = (
@@ -25,7 +25,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     runs["number"] = runs["run"].map({name: place for place, name in enumerate(dict.fromkeys(runs["run"]))})
     rates = Rates(runs["learning_rate"])
     benchmarks = [name for name in runs["benchmark"].unique() if name]
-    methods = [name for name in runs["method"].unique() if name != "base"]
+    methods = in_order(name for name in runs["method"] if name != "base")
     diverged = runs[runs["diverged"] != ""].drop_duplicates("run")
     return Section(
         "runs",
@@ -85,28 +85,26 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, rates: Rates) -> Figure:
 
 
 def run_label(row: pd.Series, inits: bool) -> str:
-    """`1 sft 1e-3 s0`: as short as tells it from the others."""
+    """`1 SFT 1e-3 s0`: as short as tells it from the others."""
     seeds = "" if pd.isna(row["seed"]) else f" s{whole(row['seed'])}"
     init = f" A{whole(row['init_seed'])}" if inits and not pd.isna(row["init_seed"]) else ""
     learning_rate = "" if pd.isna(row["learning_rate"]) else f" {rate(row['learning_rate'])}"
     cross = "✕ " if row["diverged"] else ""
-    return f"{cross}{row['number']} {row['method']}{learning_rate}{seeds}{init}"
+    return f"{cross}{row['number']} {name_of(row['method'])}{learning_rate}{seeds}{init}"
 
 
 def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table:
     columns = [
-        Column("run", numeric=False), Column("method", numeric=False), Column("lr", numeric=False),
+        Column("run", numeric=False), Column("method", numeric=False),
         Column("learning rate"), Column("seed"), Column("init seed"), Column("‖ΔW‖"), Column("effective rank"),
         *([Column("benchmark", numeric=False)] if several else []),
-        Column("accuracy"), Column("95% interval"), Column("to the base"), Column("95% interval"),
-        Column("p (Holm)"), Column("verdict", numeric=False),
+        Column("accuracy"), Column("95% interval"), Column("to the base"),
     ]  # fmt: skip
     rows = []
     for _, row in runs.iterrows():
         cells = [
             Cell(f"{row['number']} {row['run']}", bad=f"✕ {row['diverged']}" if row["diverged"] else ""),
-            Cell(row["method"], colour=colour(row["method"])),
-            Cell(row["lr"] or NOTHING),
+            Cell(name_of(row["method"]), below=row["lr"], colour=colour(row["method"])),
             Cell(rate(row["learning_rate"])),
             Cell(whole(row["seed"])),
             Cell(whole(row["init_seed"])),
@@ -115,10 +113,7 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
             *([Cell(row["benchmark"] or NOTHING)] if several else []),
             Cell(percent(row["accuracy"])),
             Cell(_interval(row)),
-            Cell(difference(row["base_diff"])),
-            Cell(_range(row["base_diff_low"], row["base_diff_high"])),
-            Cell(p_value(row["base_p_holm"])),
-            Cell(row["base_verdict"] or NOTHING),
+            _to_the_base(row),
         ]
         rows.append(Row(cells, marked=bool(row["diverged"])))
     return downloadable(analysis, "runs", "Every run, and the base", columns, rows)
@@ -128,5 +123,9 @@ def _interval(row: pd.Series) -> str:
     return NOTHING if pd.isna(row["ci_low"]) else f"{percent(row['ci_low'])} … {percent(row['ci_high'])}"
 
 
-def _range(low: float, high: float) -> str:
-    return NOTHING if pd.isna(low) else f"{difference(low)} … {difference(high)}"
+def _to_the_base(row: pd.Series) -> Cell:
+    if pd.isna(row["base_diff"]):
+        return Cell(NOTHING)
+    interval = f"{difference(row['base_diff_low'])} … {difference(row['base_diff_high'])}"
+    below = f"{interval}\np (Holm) {p_value(row['base_p_holm'])}"
+    return Cell(difference(row["base_diff"]), row["base_verdict"], below)

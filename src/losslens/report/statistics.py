@@ -7,7 +7,7 @@ import pandas as pd
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
 from losslens.report.parts import Cell, Column, Row, Section, Table, downloadable
-from losslens.report.style import colour
+from losslens.report.style import colour, name_of
 
 _TEXTS = ("run_a", "run_b", "verdict")
 _NUMBERS = (
@@ -110,7 +110,7 @@ def _run(name: str, known: pd.DataFrame) -> Cell:
     if pd.isna(run["seed"]):
         return Cell(f"{run['number']} {name}", colour=colour(run["method"]))
     seeds = f"{rate(run['learning_rate'])} s{whole(run['seed'])} A{whole(run['init_seed'])}"
-    return Cell(f"{run['number']} {run['method']}", seeds, colour=colour(run["method"]))
+    return Cell(f"{run['number']} {name_of(run['method'])}", seeds, colour=colour(run["method"]))
 
 
 def _spread(analysis: AnalysisFolder) -> Table | None:
@@ -133,7 +133,7 @@ def _spread(analysis: AnalysisFolder) -> Table | None:
     rows = [
         Row(
             [
-                Cell(row["method"], below=row["lr"], colour=colour(row["method"])),
+                Cell(name_of(row["method"]), below=row["lr"], colour=colour(row["method"])),
                 Cell(whole(row["seeds"])),
                 Cell(percent(row["accuracy_mean"]), f"± {percent(row['accuracy_std'])}", row["benchmark"]),
                 Cell(f"{percent(row['accuracy_min'])} … {percent(row['accuracy_max'])}"),

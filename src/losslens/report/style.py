@@ -16,6 +16,8 @@ METHODS = {
 _OTHER = "#8C8C8C"
 # Of a cosine from −1 over 0 to 1: of these two, too, the paper's colour lies between.
 AGAINST, ALONG = METHODS["dpo"], METHODS["sft"]
+# From this cosine on white can be read on its colour better than ink.
+DARK = 0.87
 
 # page.css says what these are, in the light and in the dark; page.js asks it.
 INK = "var(--ink)"
@@ -39,6 +41,16 @@ def colour(method: str) -> str:
 def name_of(method: str) -> str:
     """`SFT`: what a text calls a method; a method that is not known here keeps its name."""
     return method.upper() if method in METHODS else method
+
+
+def place_of(method: str) -> int:
+    """Where a method stands among others, wherever several are shown; those not known here come last."""
+    return list(METHODS).index(method) if method in METHODS else len(METHODS)
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """Each method once, in their order."""
+    return sorted(dict.fromkeys(methods), key=place_of)
 
 
 def translucent(method: str, share: float) -> str:

@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from losslens.report.arms import short
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import number, rate, whole
-from losslens.report.parts import Figure, Key, Section, Table
-from losslens.report.style import Rates, colour, figure, logarithmic, safe, translucent
+from losslens.report.parts import Figure, Key, Section, downloadable
+from losslens.report.style import Rates, colour, figure, in_order, logarithmic, name_of, safe, translucent
 
 _TITLES = {"loss": "Loss", "grad_norm": "Norm of the gradient", "lr": "Learning rate"}
 # More points than pixels only make the page heavy.
@@ -35,18 +36,19 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "Training",
         text=[f"As it was logged. The losses of two methods are two quantities: compare their course.{spread}"],
         key=Key(
-            [(name, colour(name)) for name in table["method"].unique()],
+            [(name, colour(name)) for name in in_order(table["method"])],
             [(rates.dash(value), rate(value)) for value in rates.values],
             lines=True,
         ),
         figures=[Figure(_TITLES.get(name, name), "", _plot(table, rates, name)) for name in shown],
-        tables=[Table("", [], [], "training.csv", analysis.csv("training"))],
+        tables=[downloadable(analysis, "training")],
     )
 
 
 def _plot(table: pd.DataFrame, rates: Rates, name: str) -> go.Figure:
     shown = table[np.isfinite(table[name])]
     steep = bool(shown[name].min() > 0 and shown[name].max() > 20 * shown[name].min())
+    show = rate if name == "lr" else number
     plot = figure("step", f"{safe(_TITLES.get(name, name).lower())}{' (log)' * steep}", height=320)
     if steep:
         plot.update_layout(**logarithmic("yaxis"))
@@ -56,6 +58,7 @@ def _plot(table: pd.DataFrame, rates: Rates, name: str) -> go.Figure:
         steps = group.groupby("step")[name].agg(["mean", "min", "max", "count"]).reset_index()
         steps = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).astype(int))]
         along = steps["step"].tolist()
+        label = " ".join(part for part in (name_of(method), rate(learning_rate), short(arm.partition(" ")[2])) if part)
         if (steps["count"] > 1).any():
             plot.add_scatter(
                 x=along + along[::-1], y=_round([*steps["max"], *steps["min"][::-1]]), mode="lines", line={"width": 0},
@@ -65,7 +68,7 @@ def _plot(table: pd.DataFrame, rates: Rates, name: str) -> go.Figure:
             x=along, y=_round(steps["mean"]), mode="lines", meta=method, hoverinfo="text",
             line={"color": colour(method), "width": 1.8, "dash": rates.dash(learning_rate)},
             hovertext=[
-                f"<b>{safe(arm)}</b><br>step {whole(row.step)}: {rate(row.mean) if name == 'lr' else number(row.mean)}"
+                f"<b>{safe(label)}</b><br>step {whole(row.step)}: {show(row.mean)}"
                 for row in steps.itertuples(index=False, name="At")
             ],
         )  # fmt: skip

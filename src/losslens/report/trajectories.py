@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from losslens.report.arms import short
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import number, rate, whole
-from losslens.report.parts import Figure, Key, Section, Table
-from losslens.report.style import MUTED, Rates, colour, figure, logarithmic, safe, translucent
+from losslens.report.parts import Figure, Key, Section, downloadable
+from losslens.report.style import MUTED, Rates, colour, figure, in_order, logarithmic, name_of, safe, translucent
 
 _NUMBERS = ("learning_rate", "step", "norm", "cosine_to_end", "cosine_to_sft")
 _GROUP = ["method", "lr", "learning_rate", "settings", "diverged"]
@@ -33,7 +33,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "Trajectories",
         text=[f"At the steps that were kept.{spread}{_lost(table)}"],
         key=Key(
-            [(name, colour(name)) for name in table["method"].unique()],
+            [(name, colour(name)) for name in in_order(table["method"])],
             [(rates.dash(value), rate(value)) for value in rates.values],
             lines=True,
         ),
@@ -42,7 +42,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
             for name, title, axis in _PLOTS
             if table[name].notna().any()
         ],
-        tables=[Table("", [], [], "trajectories.csv", analysis.csv("trajectories"))],
+        tables=[downloadable(analysis, "trajectories")],
     )
 
 
@@ -71,7 +71,7 @@ def _plot(table: pd.DataFrame, rates: Rates, name: str, axis: str) -> go.Figure:
         # At the end, where sizes differ; all cosines to the own end are 1 there.
         lost = "✕ diverged" * (diverged == "True")
         name_at_end = lost or (safe(short(settings)) if name == "norm" else "")
-        label = safe(" ".join(part for part in (method, rate(learning_rate), settings, lost) if part))
+        label = safe(" ".join(part for part in (name_of(method), rate(learning_rate), settings, lost) if part))
         plot.add_scatter(
             x=along, y=steps["mean"].tolist(), mode="lines+text", meta=method, hoverinfo="text",
             text=[""] * (len(along) - 1) + [name_at_end], textposition="top left",

@@ -124,7 +124,7 @@ def key(losses: Sequence[Loss]) -> list[Line2D]:
 def legend_above(drawn: Figure, handles: Sequence[Line2D]) -> None:
     """The key, above all axes, row by row."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = 4 if longest < 8 else 3 if longest < 13 else 2 if longest < 21 else 1
+    columns = 4 if longest < 8 else 3 if longest < 13 else 2 if longest < 25 else 1
     drawn.set_figheight(drawn.get_figheight() + 0.15 * max(0, -(-len(handles) // columns) - 2))
     drawn.legend(handles=list(handles), loc="outside upper left", ncols=columns)
 

@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from losslens.report.comparison import Comparison
 from losslens.report.figures.canvas import COLUMN, INK, MUTED, PAGE, SMALL, figure
 from losslens.report.folder import AnalysisFolder
-from losslens.report.style import AGAINST, ALONG
+from losslens.report.style import AGAINST, ALONG, DARK
 
 _MOST_WITH_THREE, _MOST_WITH_NUMBERS = 14, 26
 
@@ -36,7 +36,7 @@ def draw(_: AnalysisFolder, comparison: Comparison) -> Figure | None:
         for x, average in enumerate(row):
             text = _text(average.value, digits) if count <= _MOST_WITH_NUMBERS else ""
             style: dict[str, Any] = {"fontstyle": "italic"} if x == y else {}
-            ink = "white" if abs(average.value) > 0.6 else INK if average.known else MUTED
+            ink = "white" if average.value > DARK else INK if average.known else MUTED
             axes.text(x, y, text, ha="center", va="center", fontsize=SMALL, color=ink, **style)
     for place in range(count):
         box = Rectangle((place - 0.47, place - 0.47), 0.94, 0.94)

@@ -1,0 +1,47 @@
+// What is looked at: two runs (or two methods), a layer, a projection and a measure; and the numbers of just that.
+let data, head;
+const state = {kind: "runs", a: 0, b: 1, layer: 0, projection: 0, measure: "cosine"};
+const arms = () => state.kind === "arms";
+const things = () => arms() ? head.arms : head.runs;
+const runsOf = which => arms() ? head.arms[which].runs : [which];
+const symmetric = (a, b) => `${Math.min(a, b)},${Math.max(a, b)}`;
+
+// The pairs that are averaged.
+function pairs() {
+  const found = (arms() ? armPairs : runPairs).get(symmetric(state.a, state.b));
+  return found ?? [];
+}
+let armPairs, runPairs, heldRows, angledRows, moduleAt;
+
+function spread(values) {
+  const known = values.filter(Number.isFinite);
+  if (!known.length) return {n: 0, mean: NaN, std: NaN, low: NaN, high: NaN};
+  const mean = known.reduce((sum, value) => sum + value, 0) / known.length;
+  const squares = known.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  const std = known.length > 1 ? Math.sqrt(squares / (known.length - 1)) : NaN;
+  return {n: known.length, mean, std, low: Math.min(...known), high: Math.max(...known)};
+}
+
+const mean = values => spread(values).mean;
+const ofModule = (measure, layer, projection) => {
+  const module = moduleAt[layer]?.[projection];
+  return spread(pairs().map(pair => measure.module(heldRows.get(pair), module)));
+};
+const ofLayer = (name, layer) => spread(pairs().map(pair => data.at(`layers.${name}`, heldRows.get(pair), layer)));
+const ofWhole = name => spread(pairs().map(pair => data.at(`pairs.${name}`, pair)));
+const ofRun = (name, which, module) => spread(runsOf(which).map(run => module === undefined ? data.at(`runs.${name}`, run) : data.at(`run_modules.${name}`, run, module)));
+
+// `0.951`, or `0.95 ± 0.02`: what is averaged was rounded before, so it has a digit less.
+function shown({n, mean, std}, digits, unit = "") {
+  if (!n) return "–";
+  return n === 1 ? fixed(mean, digits) + unit : `${fixed(mean, digits - 1)}${unit} ± ${fixed(std, digits - 1)}${unit}`;
+}
+
+function sized({n, mean, std}) {
+  return n > 1 ? `${precise(mean, 3)} ± ${precise(std, 2)}` : precise(mean);
+}
+const label = which => things()[which].label;
+const here = () => `layer ${head.layers[state.layer]}, ${head.projections[state.projection]}`;
+
+const turned = pair => !runsOf(state.a).includes(head.pairs[pair][0]);
+const average = () => pairs().length > 1;

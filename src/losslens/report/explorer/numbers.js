@@ -1,0 +1,158 @@
+// The tables and tiles, and what a screen reader hears.
+function rows(table, heading, body) {
+  const thead = element("thead"), tbody = element("tbody"), top = element("tr");
+  heading.forEach((text, place) => top.append(text ? element("th", text, {scope: "col", ...(place ? {class: "number"} : {})}) : element("td")));
+  thead.append(top);
+  for (const [name, ...cells] of body) {
+    const row = element("tr");
+    row.append(element("th", name, {scope: "row"}));
+    for (const cell of cells) {
+      const {text, below = "", key} = typeof cell === "string" ? {text: cell} : cell;
+      const made = element("td", "", {class: "number"});
+      made.append(element("span", text, key ? {"data-key": key} : {}));
+      if (below) made.append(element("small", below, {class: "below"}));
+      row.append(made);
+    }
+    tbody.append(row);
+  }
+  table.querySelectorAll("thead, tbody").forEach(old => old.remove());
+  table.append(thead, tbody);
+}
+
+function floors(measure, at) {
+  const of = measure.of ?? (value => value);
+  const found = {};
+  for (const floor of ["null", "seeds"]) {
+    const name = `${measure.floors}_${floor}`;
+    const value = at === "whole" ? ofWhole(name).mean
+      : at === "layer" && data.arrays.has(`layers.${name}`) ? ofLayer(name, state.layer).mean
+      : at === "module" && name === "cosine_null" ? ofModule({module: column(name)}, state.layer, state.projection).mean : NaN;
+    found[floor] = of(value);
+  }
+  return found;
+}
+
+function beside(measure, at) {
+  const {null: none, seeds} = floors(measure, at);
+  const lines = [];
+  if (Number.isFinite(none)) lines.push(`null ${measure.signed ? "±" : ""}${fixed(none, measure.digits)}`);
+  if (Number.isFinite(seeds)) lines.push(`seeds ${fixed(seeds, measure.digits)}`);
+  return lines.join("\n");
+}
+
+function pairTable() {
+  const body = Object.entries(MEASURES).map(([key, measure]) => {
+    const cell = (value, at) => ({text: shown(value, measure.digits, measure.unit), below: beside(measure, at), key: `${key}-${at}`});
+    return [
+      measure.name,
+      cell(ofModule(measure, state.layer, state.projection), "module"),
+      cell(measure.layer ? ofLayer(measure.layer, state.layer) : spread([]), "layer"),
+      cell(ofWhole(measure.whole), "whole"),
+    ];
+  });
+  rows($("pair"), ["", here(), `layer ${head.layers[state.layer]}`, "all modules"], body);
+}
+
+function sizesTable() {
+  const module = moduleAt[state.layer]?.[state.projection] ?? -1;
+  const body = [];
+  for (const [name, title] of Object.entries(SIZES)) {
+    const cells = [[state.a, module], [state.b, module], [state.a], [state.b]].map(([which, where], place) => ({
+      text: sized(ofRun(name, which, where)), key: `${name}-${"abab"[place]}-${place < 2 ? "module" : "whole"}`,
+    }));
+    if (cells.some(cell => cell.text !== "–")) body.push([title, ...cells]);
+  }
+  rows($("sizes"), ["", `● ${here()}`, `◇ ${here()}`, "● all", "◇ all"], body);
+}
+
+function functionsTable() {
+  const body = [];
+  const interval = (name, digits, scale = 1) => {
+    const [one] = pairs();
+    const ends = [`${name}_low`, `${name}_high`].map(end => data.at(`pairs.${end}`, one));
+    return pairs().length === 1 && ends.every(Number.isFinite) ? `95% ${fixed(ends[0] * scale, digits)} … ${fixed(ends[1] * scale, digits)}` : "";
+  };
+  for (const [name, title] of [["barrier_chord", "barrier to the chord"], ["barrier_mean", "barrier to the mean"], ["cka_last", "CKA, last layer"], ["cka_min", "CKA, smallest"]]) {
+    const value = ofWhole(name), seeds = ofWhole(`${name}_seeds`).mean;
+    const below = [name.startsWith("barrier") ? interval(name, 5) : "", Number.isFinite(seeds) ? `seeds ${fixed(seeds, 5)}` : ""];
+    if (value.n) body.push([title, {text: shown(value, 5), below: below.filter(Boolean).join("\n"), key: `${name}-whole`}]);
+  }
+  const difference = spread(pairs().map(pair => data.at("pairs.accuracy_diff", pair) * (turned(pair) ? -100 : 100)));
+  if (difference.n) {
+    const [one] = pairs();
+    const facts = [];
+    if (pairs().length === 1) {
+      const p = data.at("p_holm", one);
+      const [low, high] = ["diff_low", "diff_high"].map(name => data.at(`pairs.${name}`, one) * 100);
+      if (Number.isFinite(low)) facts.push(`95% ${turned(one) ? `${fixed(-high, 1)} … ${fixed(-low, 1)}` : `${fixed(low, 1)} … ${fixed(high, 1)}`}`);
+      if (Number.isFinite(p)) facts.push(`p (Holm) ${p < 0.001 ? "<0.001" : precise(p)}`);
+      const verdict = head.verdicts[one];
+      facts.push({"a better": turned(one) ? "◇ better" : "● better", "b better": turned(one) ? "● better" : "◇ better"}[verdict] ?? verdict);
+    }
+    const text = difference.n === 1 ? `${fixed(difference.mean, 2)} points` : `${fixed(difference.mean, 1)} ± ${fixed(difference.std, 1)} points`;
+    body.push(["accuracy, ● over ◇", {text, below: facts.join("\n"), key: "accuracy_diff"}]);
+  }
+  const middle = spread(pairs().map(pair => data.at("pairs.accuracy_mid", pair) * 100));
+  if (middle.n) {
+    // Of fewer problems than the accuracies elsewhere, so beside it the two ends' on the same ones.
+    const end = which => mean(pairs().map(pair => data.at(`pairs.accuracy_mid_${turned(pair) === (which === "a") ? "b" : "a"}`, pair) * 100));
+    const ends = [["●", end("a")], ["◇", end("b")]].filter(([, value]) => Number.isFinite(value)).map(([mark, value]) => `${mark} ${fixed(value, 1)}%`);
+    const count = Math.max(...pairs().map(pair => data.at("pairs.accuracy_mid_n", pair)).filter(Number.isFinite));
+    const same = ends.length ? `${ends.join(", ")} on the same${count > 0 ? ` ${count}` : ""} problems` : "";
+    body.push(["accuracy halfway", {text: `${fixed(middle.mean, 1)}%`, below: same, key: "accuracy_mid"}]);
+  }
+  if (!body.length) body.push(["not measured for this pair", ""]);
+  rows($("functions"), ["", "value"], body);
+}
+
+function sentence() {
+  const many = pairs();
+  const both = `● ${label(state.a)} and ◇ ${label(state.b)}`;
+  if (!many.length) return `${both}: no pair of these was compared.`;
+  if (!many.some(pair => heldRows.has(pair))) return `${both}: this page holds no layers or modules of this pair; see the notes below.`;
+  const of = arms() ? `, ${many.length === 1 ? "1 pair" : `mean ± standard deviation of ${many.length} pairs`} of runs` : "";
+  const shared = new Set(many.map(pair => head.shared[pair]));
+  const initial = shared.size > 1 ? "" : {true: ", from one initial adapter", false: ", from different initial adapters"}[[...shared][0]] ?? "";
+  return `${both}${of}${initial}; ${here()}.`;
+}
+
+function tiles() {
+  const found = ["cosine", "left", "right"].map(key => {
+    const measure = MEASURES[key], around = beside(measure, "whole").replace("\n", ", ");
+    const own = beside(measure, "module"), whole = shown(ofWhole(measure.whole), measure.digits, measure.unit);
+    return [measure.name, shown(ofModule(measure, state.layer, state.projection), measure.digits, measure.unit), [own, `all modules ${whole}`, around && `(${around})`]];
+  });
+  const module = moduleAt[state.layer]?.[state.projection] ?? -1;
+  const [a, b] = [ofRun("norm", state.a, module), ofRun("norm", state.b, module)];
+  found.push(["‖ΔW‖ of ● and ◇", `${precise(a.mean)}, ${precise(b.mean)}`, ["all modules", `${precise(ofRun("norm", state.a).mean)}, ${precise(ofRun("norm", state.b).mean)}`]]);
+  const {values} = ckaOfPair(), here = values[head.cka.states.indexOf(head.layers[state.layer])];
+  if (here?.n) found.push([`CKA after layer ${head.layers[state.layer]}`, shown(here, 5), [`last layer ${shown(ofWhole("cka_last"), 5)}`, seeds("cka_last")]]);
+  const barrier = ofWhole("barrier_chord");
+  if (barrier.n) found.push(["barrier to the chord", shown(barrier, 5), [`to the mean ${shown(ofWhole("barrier_mean"), 5)}`, seeds("barrier_chord"), "nats a token"]]);
+  return found;
+}
+
+function seeds(name) {
+  const value = ofWhole(`${name}_seeds`).mean;
+  return Number.isFinite(value) ? `seeds ${fixed(value, 5)}` : "";
+}
+
+let saying;
+
+function status() {
+  const list = element("dl");
+  for (const [name, value, below] of tiles()) {
+    const tile = element("div");
+    const [main, spread] = value.split(" ± "), number = element("dd", main);
+    if (spread) number.append(element("small", ` ± ${spread}`));
+    tile.append(element("dt", name), number, ...below.filter(Boolean).map(text => element("dd", text, {class: "small"})));
+    list.append(tile);
+  }
+  $("status").replaceChildren(element("p", sentence()), list);
+  // A screen reader hears what was reached, not what was passed on the way.
+  clearTimeout(saying);
+  saying = setTimeout(() => {
+    const heard = tiles().slice(0, 3).map(([name, value]) => `${name} ${value}`).join("; ");
+    $("said").textContent = `${sentence()} ${heard}.`;
+  }, 600);
+}

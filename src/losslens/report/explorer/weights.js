@@ -1,0 +1,149 @@
+// The plots of the updates themselves.
+function modulesPlot() {
+  const measure = MEASURES[state.measure];
+  const all = head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(measure, layer, projection).mean));
+  const nulls = state.measure === "cosine" ? head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule({module: column("cosine_null")}, layer, projection).mean)) : null;
+  const flat = all.flat().filter(Number.isFinite);
+  const most = Math.max(...flat.map(Math.abs), 1e-9);
+  const colours = measure.signed
+    ? {colorscale: [[0, "#D55E00"], [0.5, dark() ? "#20242a" : "#f7f7f7"], [1, "#0072B2"]], zmin: -most, zmax: most}
+    : {colorscale: dark() ? [[0, "#20242a"], [1, "#8cc8ff"]] : [[0, "#f3f6fa"], [1, "#0b4f8a"]], zmin: Math.min(...flat), zmax: Math.max(...flat)};
+  const dots = nulls && all.map((row, p) => row.map((value, l) => Math.abs(value) < nulls[p][l] ? "·" : ""));
+  const within = dots ? dots.flat().filter(Boolean).length : 0;
+  const at = {x: head.layers[state.layer], y: state.projection};
+  const layout = axes("layer", "", 104 + 24 * head.projections.length, {
+    xaxis: {showgrid: false, range: edges()}, margin: {l: 64, r: 16, t: 8, b: 92},
+    yaxis: {tickvals: head.projections.map((_, p) => p), ticktext: head.projections.map(safe), range: [head.projections.length - 0.5, -0.5], showgrid: false, automargin: false, ticks: ""},
+    shapes: [{type: "rect", x0: at.x - 0.5, x1: at.x + 0.5, y0: at.y - 0.5, y1: at.y + 0.5, line: {color: INK, width: 2.5}}],
+  });
+  const trace = {
+    type: "heatmap", x: head.layers, y: head.projections.map((_, p) => p), z: all, xgap: 1, ygap: 1, ...colours,
+    hoverinfo: "text", hovertext: all.map((row, p) => row.map((value, l) => `layer ${head.layers[l]}, ${safe(head.projections[p])}: ${fixed(value, measure.digits)}${measure.unit ?? ""}`)),
+    colorbar: {orientation: "h", thickness: 8, yref: "container", y: 0, yanchor: "bottom", ypad: 4, outlinewidth: 0, nticks: 5, ticksuffix: measure.unit ?? ""},
+    ...(within ? {text: dots, texttemplate: "%{text}", textfont: {color: INK, size: 14}} : {}),
+  };
+  const [low, high] = [Math.min(...flat), Math.max(...flat)];
+  const caption = flat.length
+    ? `${measure.name} of each module, from ${fixed(low, measure.digits)} to ${fixed(high, measure.digits)}${measure.unit ?? ""}.${nulls ? ` Dots (${within} of ${flat.length}): within the null, what two updates with nothing in common show.` : ""} Click a module to choose it.`
+    : "Not known of this pair.";
+  return {data: [trace], layout, caption, table: numbers(["layer", ...head.projections], head.layers.map((layer, l) => [String(layer), ...all.map(row => fixed(row[l], measure.digits))]))};
+}
+
+function depthPlot() {
+  const measure = MEASURES[state.measure], of = measure.of ?? (value => value);
+  const x = head.layers, chosen = x.map((_, layer) => ofModule(measure, layer, state.projection));
+  const traces = [], said = [], table = [["layer"], x.map(layer => [String(layer)])];
+  const add = (name, values) => { table[0].push(name); values.forEach((value, i) => table[1][i].push(fixed(value, measure.digits))); };
+  const layers = name => x.map((_, layer) => ofLayer(name, layer).mean);
+  const floored = measure.layer ? measure.floors : null;
+  const nulls = floored ? layers(`${floored}_null`).map(of) : x.map(() => of(ofWhole(`${measure.floors}_null`).mean));
+  const seeds = floored ? layers(`${floored}_seeds`).map(of) : x.map(() => of(ofWhole(`${measure.floors}_seeds`).mean));
+  const scope = floored ? "of the layer" : "median or mean over all modules";
+  if (nulls.some(Number.isFinite)) {
+    if (measure.signed) traces.push(band(x, nulls.map(value => -value), nulls, SHADE));
+    else traces.push(line("null", x, nulls, {colour: MUTED, width: 1.5, dash: "2px,3px"}));
+    said.push(`${measure.signed ? "Grey band" : "Dotted"}: the null, ${scope}.`);
+    add("null", nulls);
+  }
+  if (seeds.some(Number.isFinite)) {
+    traces.push(line("other seeds", x, seeds, {colour: INK, width: 1.5, dash: "9px,5px"}));
+    said.push(`Dashed: the same methods at other seeds, ${scope}.`);
+    add("other seeds", seeds);
+  }
+  head.projections.forEach((name, projection) => {
+    const values = x.map((_, layer) => ofModule(measure, layer, projection).mean);
+    if (projection !== state.projection) traces.push(line(name, x, values, {colour: MUTED, width: 1}));
+    add(name, values);
+  });
+  if (measure.layer) {
+    const whole = layers(measure.layer);
+    traces.push(line("the layer as a whole", x, whole, {width: 1.8}));
+    said.unshift("Plain line: the layer as a whole.");
+    add("layer", whole);
+  }
+  if (average()) traces.push(band(x, chosen.map(value => value.low), chosen.map(value => value.high), "rgba(60,130,200,0.22)"));
+  traces.push(line(head.projections[state.projection], x, chosen.map(value => value.mean), {colour: LINK, width: 3, symbol: "circle", size: 6}));
+  const layout = axes("layer", `${measure.name}${measure.unit ? ` (${measure.unit})` : ""}`, 330, {
+    xaxis: {range: edges()}, yaxis: {automargin: false}, margin: {l: 64, r: 16, t: 8, b: 44}, shapes: [cursor(x[state.layer]), ...(measure.signed ? [across(0)] : [])],
+  });
+  const others = head.projections.filter((_, p) => p !== state.projection);
+  const caption = `Thick: ${head.projections[state.projection]}${average() ? ", its band from the smallest to the largest pair" : ""}${others.length ? `; thin: ${others.join(", ")}` : ""}. ${said.join(" ")} Click a layer to choose it.`;
+  return {data: traces, layout, caption, table: numbers(...table)};
+}
+
+function anglesPlot() {
+  const module = moduleAt[state.layer]?.[state.projection] ?? -1;
+  const count = data.side("modules.angles", 3), traces = [], table = [["angle"], []];
+  const has = pairs().some(pair => angledRows.has(pair));
+  const sides = ["left", "right"].map((name, side) => {
+    let values = Array.from({length: count}, (_, i) => spread(pairs().map(pair => data.at("modules.angles", angledRows.get(pair), module, side, i))));
+    let x = values.map((_, i) => i + 1);
+    if (!has) [values, x] = [[0, 1].map(end => ofModule(MEASURES[`${name}${end ? "_largest" : ""}`], state.layer, state.projection)), [1, Math.max(count, 2)]];
+    const kept = values.map(value => value.n > 0);
+    return {name, x: x.filter((_, i) => kept[i]), values: values.filter((_, i) => kept[i])};
+  });
+  for (const {name, x, values} of sides) {
+    const left = name === "left";
+    if (average()) traces.push(band(x, values.map(value => value.low), values.map(value => value.high), SHADE));
+    traces.push(line(`${name} (${left ? "output" : "input"})`, x, values.map(value => value.mean), {colour: left ? LINK : INK, dash: left ? "solid" : DASH, symbol: left ? "circle" : "square-open", size: 7}));
+  }
+  const last = Math.max(1, ...sides.map(side => side.x.at(-1) ?? 1));
+  const marks = {null: {symbol: "circle-open", size: 8, color: MUTED, line: {width: 1.5}}, seeds: {symbol: "line-ew", size: 16, line: {color: INK, width: 2.5}}};
+  const known = new Set();
+  for (const floor of ["null", "seeds"]) {
+    const found = [["min", 1], ["max", last]].flatMap(([end, x]) => ["left", "right"].map(side => ({x, y: ofWhole(`angle_${end}_${side}_${floor}`).mean, text: `${floor}, ${end === "min" ? "smallest" : "largest"} ${side}`}))).filter(({y}) => Number.isFinite(y));
+    if (!found.length) continue;
+    known.add(floor);
+    traces.push({type: "scatter", mode: "markers", x: found.map(each => each.x), y: found.map(each => each.y), marker: marks[floor], hovertext: found.map(each => `${each.text}: ${fixed(each.y, 2)}°`), hoverinfo: "text"});
+  }
+  const rowsOf = Math.max(...sides.map(side => side.x.length), 0);
+  table[0].push("left (°)", "right (°)");
+  for (let i = 0; i < rowsOf; i++) table[1].push([String(sides[0].x[i] ?? sides[1].x[i]), ...sides.map(side => fixed(side.values[i]?.mean, 2))]);
+  const said = `${known.has("null") ? " Circles: the null;" : ""}${known.has("seeds") ? " bars: other seeds;" : ""}${known.size ? " of the smallest and the largest angle, medians over all modules." : ""}`;
+  const [left, right] = sides.map(side => side.values.length ? `${fixed(side.values[0].mean, 2)}° to ${fixed(side.values.at(-1).mean, 2)}°` : "–");
+  return {
+    data: traces, layout: axes("angle, ascending", "degrees", 320, {yaxis: {range: [0, 92], tickvals: [0, 15, 30, 45, 60, 75, 90]}, xaxis: {dtick: 1, showgrid: false, range: [0.5, last + 0.5]}}),
+    caption: `${capital(here())}. Left, output (line): ${left}. Right, input (dashed): ${right}.${has ? "" : " Only the smallest and largest are on this page."}${said}`, table: numbers(...table),
+  };
+}
+
+function spectraPlot() {
+  const module = moduleAt[state.layer]?.[state.projection] ?? -1;
+  const x = Array.from({length: data.side("run_modules.singular_values", 2)}, (_, i) => i + 1);
+  const valuesOf = which => x.map((_, i) => spread(runsOf(which).map(run => data.at("run_modules.singular_values", run, module, i))));
+  const [a, b] = [valuesOf(state.a), valuesOf(state.b)];
+  const traces = both(x, valuesOf);
+  return {
+    data: traces, layout: axes("singular value", "σ", 320, {yaxis: logarithmic([...a, ...b].map(value => value.mean)), xaxis: {showgrid: false, nticks: 12}}),
+    caption: `${capital(here())}. ● ${label(state.a)} (line): effective rank ${sized(ofRun("effective_rank", state.a, module))}, largest ${precise(a[0]?.mean)}. ◇ ${label(state.b)} (dashed): ${sized(ofRun("effective_rank", state.b, module))}, ${precise(b[0]?.mean)}.`,
+    table: numbers(["σ", "●", "◇"], x.map((number, i) => [String(number), precise(a[i].mean), precise(b[i].mean)])),
+  };
+}
+
+function normsPlot() {
+  const x = head.layers;
+  const valuesOf = which => x.map((_, layer) => ofRun("norm", which, moduleAt[layer][state.projection] ?? -1));
+  const [a, b] = [valuesOf(state.a), valuesOf(state.b)];
+  return {
+    data: both(x, valuesOf), layout: axes("layer", `‖ΔW‖ of ${safe(head.projections[state.projection])}`, 320, {xaxis: {range: edges()}, yaxis: logarithmic([...a, ...b].map(value => value.mean)), shapes: [cursor(x[state.layer])]}),
+    caption: `${head.projections[state.projection]} in each layer. At layer ${x[state.layer]}: ● ${label(state.a)} (line) ${sized(a[state.layer])}, ◇ ${label(state.b)} (dashed) ${sized(b[state.layer])}.`,
+    table: numbers(["layer", "●", "◇"], x.map((layer, i) => [String(layer), precise(a[i].mean), precise(b[i].mean)])),
+  };
+}
+
+function mapPlot() {
+  const points = head.runs.map((run, i) => ({...run, x: data.at("map", i, 0), y: data.at("map", i, 1)}));
+  const [a, b] = [runsOf(state.a), runsOf(state.b)];
+  const ring = (runs, symbol, size) => ({type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false, x: runs.map(run => points[run].x), y: runs.map(run => points[run].y), marker: {symbol, size, color: INK, line: {color: INK, width: 2}}});
+  const methods = [...new Set(points.map(point => point.method))];
+  const traces = methods.map(method => ({method, own: points.map((point, i) => ({...point, i})).filter(point => point.method === method)})).map(({method, own}) => ({
+    type: "scatter", mode: "markers", name: safe(method), x: own.map(point => point.x), y: own.map(point => point.y), customdata: own.map(point => point.i),
+    hoverinfo: "text", hovertext: own.map(point => safe(point.label)), marker: {color: own[0].colour, size: 10, line: {color: INK, width: 0.6}},
+  }));
+  return {
+    data: [ring(a, "circle-open", 18), ring(b, "diamond-open", 18), ...traces],
+    layout: axes("degrees", "degrees", 420, {yaxis: {scaleanchor: "x"}, showlegend: true, legend: {orientation: "h", y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false}}),
+    caption: `Each point is a run; distances stand for the angles between the updates (${head.map.kept === null ? "" : `the plane shows ${Math.round(100 * head.map.kept)}% of their variance; `}half of them are off by less than ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
+    table: numbers(["run", "x", "y"], points.map(point => [point.label, precise(point.x), precise(point.y)])),
+  };
+}
