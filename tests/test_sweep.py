@@ -18,9 +18,13 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 
 from losslens.files import sha256_of
+from losslens.geometry.comparison import compare
+from losslens.geometry.deltas import open_adapter
+from losslens.geometry.tables import run_measures
 from losslens.models import LoadedModel, as_it_was
-from losslens.runs import runs_of
+from losslens.runs import Run, runs_of
 from tests.conftest import METHODS, ROOT, command, script
+from tests.wandb_server import WandbServer
 
 
 def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
@@ -64,6 +68,60 @@ def test_an_adapter_is_a_plain_peft_folder(sweep: Path, base: LoadedModel) -> No
         assert model.peft_config["default"].lora_alpha == 16
     b = [value for name, value in load_file(folder / "adapter_model.safetensors").items() if "lora_B" in name]
     assert all(np.abs(value).max() > 0 for value in b)
+
+
+def test_all_that_is_logged_is_explained(sweep: Path) -> None:
+    """Every name stands in docs/metrics.md, and what stands there is logged by some method."""
+    kinds = [(r"/layer_-?\d+$", "/layer_<i>"), (r"/\w+_proj$", "/<projection>"), (r"_to_sft$", "_to_<label>")]
+    logged = set()
+    for file in (sweep / "main").glob("*/metrics.jsonl"):
+        for name in [name for line in file.read_text().splitlines() for name in json.loads(line) if name != "step"]:
+            for pattern, kind in kinds:
+                name = re.sub(pattern, kind, name)
+            logged.add(name)
+    explained = set()
+    group = ""
+    for line in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines():
+        if heading := re.match(r"## `(\w+)/`", line):
+            group = heading[1]
+        elif row := re.match(r"\| (`.*?) \|", line):
+            explained |= {f"{group}/{name}" for name in re.findall(r"`([^`]+)`", row[1])}
+    assert logged == explained
+
+
+def test_wandb_reads_back_what_the_runs_are(sweep: Path, wandb_server: WandbServer) -> None:
+    """`wandb sync`, W&B's own reader of its offline files, sends to a server what was logged."""
+    script("launch/wandb_sync.py", "sweep=main", f"output_dir={sweep}")
+    seen = wandb_server.seen()
+    there = {run["name"]: run for run in seen["runs"].values()}
+    runs = [run for run in runs_of(sweep, "main") if not run.name.startswith("base-")]
+    assert there.keys() == {run.name for run in runs}
+    for run in runs:
+        found = there[run.name]
+        assert (found["group"], found["job_type"], found["state"]) == ("main", "train", "finished")
+        assert found["tags"] == [run.manifest["method"], "r8", "tiny"]
+        config = {name: entry["value"] for name, entry in found["config"].items() if name not in ("_wandb", "losslens")}
+        assert config == {name: value for name, value in run.manifest["config"].items() if value != {}}
+        lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+        rows = [
+            {name: row[name] for name in line if name != "step"} | {"step": row["_step"]}
+            for line, row in zip(lines, found["history"], strict=True)
+        ]
+        assert rows == lines
+        assert 0 <= found["history"][-1]["eval/arithmetic/accuracy"] <= 1
+        with open_adapter(run.adapter) as adapter, open_adapter(sweep / "init" / initial_of(run)) as start:
+            [geometry], _ = compare([adapter], adapter.modules, initial=[start])
+        for name, value in run_measures(geometry).items():
+            assert np.isclose(found["history"][-1][f"geometry/{name}"], value, rtol=1e-9)
+        assert found["logged"] == [f"adapter-{run.name}:v0"]
+        assert found["used"] == [f"rollouts-{run.manifest['rollouts']['folder']}:v0"]
+    assert seen["missing"] == []
+    again = script("launch/wandb_sync.py", "sweep=main", f"output_dir={sweep}")
+    assert "nothing" in again.stdout
+
+
+def initial_of(run: Run) -> str:
+    return run.manifest["initial_adapter"]["folder"]
 
 
 def test_the_same_sweep_again_trains_nothing(sweep: Path) -> None:
