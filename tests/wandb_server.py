@@ -712,6 +712,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: object) -> None:
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # clients are killed in tests
+            super().handle_error(*_)
+
+
 class WandbServer:
     """The server's process, and what a client must have in its environment to speak to it."""
 
@@ -773,8 +781,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
     from small_graphql import answer
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Quiet(("127.0.0.1", 0), Handler)
     Handler.store = Store(f"http://127.0.0.1:{server.server_address[1]}")
     # Nobody is left to stop it once whoever started it is gone.
     parent = os.getppid()
