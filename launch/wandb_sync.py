@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         "logged in.",
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="sweep=main, output_dir=outputs, parallel=8")
-    asked = parser.parse_args(arguments)
+    asked = parser.parse_intermixed_args(arguments)
     settings = {"sweep": "main", "output_dir": "outputs", "parallel": "8"}
     for argument in asked.settings:
         name, equals, value = argument.partition("=")
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
     try:
         with claimed(output_dir, sweep):
-            return _sync(plan(output_dir, sweep), sweep, int(settings["parallel"]))
+            return _sync(output_dir, plan(output_dir, sweep), sweep, int(settings["parallel"]))
     except InputError as error:
         print(f"wandb_sync.py: {error}", file=sys.stderr)
         return 2
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
         return 130
 
 
-def _sync(found: Plan, sweep: str, parallel: int) -> int:
+def _sync(output_dir: Path, found: Plan, sweep: str, parallel: int) -> int:
     for segment in found.being_written:
         print(f"{segment.name}: still at work; left for later")
     segments = [segment for run in found.runs for segment in run]
@@ -71,7 +71,7 @@ def _sync(found: Plan, sweep: str, parallel: int) -> int:
             outcomes.append(outcome)
             bar.update()
 
-        send(found.runs, parallel, told)
+        send(output_dir, found.runs, parallel, told)
     stays = sorted((outcome for outcome in outcomes if outcome.error), key=lambda outcome: outcome.segment.name)
     for outcome in outcomes:
         if outcome.note:

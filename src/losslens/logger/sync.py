@@ -13,7 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -174,20 +174,21 @@ def _folder(output_dir: Path, sweep: str) -> Path:
     return folder
 
 
-def send(runs: Sequence[list[Segment]], parallel: int, told: Callable[[Outcome], None]) -> None:
+def send(output_dir: Path, runs: Sequence[list[Segment]], parallel: int, told: Callable[[Outcome], None]) -> None:
     """Sends segments, `parallel` W&B runs at a time; `told` hears of each as it ends.
 
-    What is in `analysis` folders comes last: what it says to have used has to be there, or W&B takes the analysis for
-    its maker.
+    The first one goes alone: several at once that bring the same rollouts would each make a version of them. What is in
+    `analysis` folders comes last: what it says to have used has to be there, or W&B takes the analysis for its maker.
 
     Raises:
         InputError: Nobody is logged in.
         ServerError: The server cannot be reached.
     """
+    _start_service(output_dir)
     settings = _log_in()
     makers = [run for run in runs if not run[0].name.startswith("analysis")]
     users = [run for run in runs if run[0].name.startswith("analysis")]
-    for wave in (makers, users):
+    for wave in (makers[:1], makers[1:], users):
         try:
             _run(partial(_send_all, wave, parallel, settings, told))
         except KeyboardInterrupt:
@@ -195,9 +196,17 @@ def send(runs: Sequence[list[Segment]], parallel: int, told: Callable[[Outcome],
             raise
 
 
+def _start_service(output_dir: Path) -> None:
+    """Where W&B's service is started, it looks for the files of artifacts: they are told from `output_dir`."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    from wandb.sdk import wandb_setup
+
+    with chdir(output_dir):
+        wandb_setup.singleton().ensure_service()
+
+
 def _log_in() -> Any:
     """W&B's settings, with credentials that the server takes."""
-    os.environ.setdefault("WANDB_SILENT", "true")
     from wandb.apis.public.service_api import ServiceApi
     from wandb.errors import AuthenticationError
     from wandb.sdk import wandb_setup
