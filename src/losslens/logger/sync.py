@@ -152,9 +152,8 @@ def plan(output_dir: Path, sweep: str) -> Plan:
     by_run: dict[tuple[Path, str], list[Segment]] = {}
     newest: dict[Path, Segment] = {}
     for segment in sorted(segments, key=lambda segment: segment.file.parent.name.removeprefix("offline-")):
-        if segment.file.stat().st_size > _HEADER:
-            by_run.setdefault(segment.run, []).append(segment)
-            newest[segment.file.parent.parent] = segment
+        by_run.setdefault(segment.run, []).append(segment)
+        newest[segment.file.parent.parent] = segment
     runs, being_written, sent = [], [], 0
     for all_of_run in by_run.values():
         first = next((i for i, segment in enumerate(all_of_run) if not segment.is_sent), len(all_of_run))
@@ -162,8 +161,8 @@ def plan(output_dir: Path, sweep: str) -> Plan:
         sent += first
         if any(segment.is_held or (segment in newest.values() and segment.is_open) for segment in rest):
             being_written += rest
-        elif rest:
-            runs.append(rest)
+        elif with_entries := [segment for segment in rest if segment.file.stat().st_size > _HEADER]:
+            runs.append(with_entries)
     return Plan(runs, being_written, sent)
 
 
@@ -269,9 +268,9 @@ async def _send_one(segment: Segment, settings: Any) -> Outcome:
         segment.sending.touch()
         size = segment.file.stat().st_size
         with tempfile.TemporaryDirectory(prefix="wandb-sync-") as folder:
-            messages = await _sync(segment.file.absolute(), settings.model_copy(update={"root_dir": folder}))
+            failures = await _sync(segment.file.absolute(), settings.model_copy(update={"root_dir": folder}))
             logs = [_log(file) for file in Path(folder).glob("*/logs/debug-sync.*.log")]
-        outcome = _outcome(segment, messages, logs)
+        outcome = _outcome(segment, failures, logs)
         if outcome.error:
             segment.marker.unlink(missing_ok=True)
         else:
@@ -283,7 +282,8 @@ async def _send_one(segment: Segment, settings: Any) -> Outcome:
 
 
 async def _sync(file: Path, settings: Any) -> list[str]:
-    """What W&B's service has to say when it has sent the file."""
+    """Has W&B's service send the file, and gives what it says went wrong."""
+    from wandb.proto.wandb_sync_pb2 import ServerSyncMessage
     from wandb.sdk import wandb_setup
 
     service = wandb_setup.singleton().ensure_service()
@@ -293,11 +293,10 @@ async def _sync(file: Path, settings: Any) -> list[str]:
     begun = await handle.wait_async(timeout=_TIMEOUT)
     handle = await service.sync(begun.id, parallelism=1)
     response = await handle.wait_async(timeout=None)
-    return [message.content for message in response.messages]
+    return [message.content for message in response.messages if message.severity >= ServerSyncMessage.SEVERITY_ERROR]
 
 
-def _outcome(segment: Segment, messages: list[str], logs: list[_Log]) -> Outcome:
-    failures = [message for message in messages if "Finished syncing" not in message and "View run" not in message]
+def _outcome(segment: Segment, failures: list[str], logs: list[_Log]) -> Outcome:
     errors = [error for log in logs for error in log.errors]
     # What a process that was killed had not written is nowhere; all else was sent.
     cut = [failure for failure in failures if "ends with an incomplete record" in failure]
