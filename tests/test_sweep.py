@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from losslens.files import sha256_of
 from losslens.models import LoadedModel, as_it_was
 from losslens.runs import runs_of
-from tests.conftest import METHODS, ROOT, command, script
+from tests.conftest import METHODS, ROOT, cold, command, script
 
 
 def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
@@ -35,7 +35,7 @@ def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
 def test_every_run_is_complete_on_disk(sweep: Path) -> None:
     runs = runs_of(sweep, "main")
     assert len(runs) == 7
-    assert script("launch/status.py", "sweep=main", f"output_dir={sweep}").stdout.count("completed") == 7
+    assert cold("launch/status.py", "sweep=main", f"output_dir={sweep}").stdout.count("completed") == 7
     initial = set()
     for run in runs:
         outcomes = pd.read_parquet(run.evaluation("arithmetic"))
