@@ -113,7 +113,7 @@ def initial(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return initial_adapter(tmp_path_factory.mktemp("init"), {"sha256": "test"}, base.model, LORA, init_seed=7)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_plan(initial: Path):
     """Makes a training plan for a method; keywords change the optimiser's settings."""
 
