@@ -33,8 +33,12 @@ from losslens.tiny import pretrain
 from losslens.training.dataset import tokenise
 from losslens.training.run import TrainingPlan
 
-# Files that mostly wait (for Slurm) come first, so that none of them is left to run alone at the end.
-_FIRST = ("test_slurm.py",)
+# A file is one process's work: the long ones come first, so that none of them is left to run alone at the end.
+_FIRST = (
+    "slurm", "controls", "analysis", "sweep", "experiments", "data_parallel", "server", "trainers", "architectures",
+    "models", "file_data", "memory", "cli", "rollouts", "slurm_submission",
+)  # fmt: skip
+
 
 ROOT = Path(__file__).parents[1]
 TINY = Path(pretrain.__file__).parent
@@ -56,7 +60,8 @@ OPTIM: dict[str, Any] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+    order = {f"test_{name}": place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def base_source(**changes: Any) -> ModelSource:
