@@ -26,27 +26,29 @@ ROOT = Path(__file__).parents[1]
 STEPS, BATCH = 10, 8
 
 
-def qwen3_4b(layers: int = 36) -> Any:
-    """Qwen3-4B-Instruct-2507 as its config.json has it, but for the number of layers, with random weights."""
+def qwen3_4b(layers: int = 36, **changes: Any) -> Any:
+    """Qwen3-4B-Instruct-2507 as its config.json has it, but for the number of layers, with random weights.
+
+    `changes` replace other values of its configuration.
+    """
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=151936,
-            hidden_size=2560,
-            intermediate_size=9728,
-            num_hidden_layers=layers,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            head_dim=128,
-            max_position_embeddings=262144,
-            rms_norm_eps=1e-6,
-            rope_parameters={"rope_type": "default", "rope_theta": 5e6},
-            tie_word_embeddings=True,
-        )
-    )
+    config = {
+        "vocab_size": 151936,
+        "hidden_size": 2560,
+        "intermediate_size": 9728,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+        "tie_word_embeddings": True,
+    }
+    return Qwen3ForCausalLM(Qwen3Config(**config | changes))
 
 
 def saved(model: Any, folder: Path) -> Path:

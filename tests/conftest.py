@@ -7,8 +7,13 @@ import os
 # Two test processes share the cores (`-n 2` in pyproject.toml), and the models are too small for threads to help.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import atexit
+import functools
+import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 
 from losslens.adapters import LoraSettings, initial_adapter
 from losslens.config import Optim
@@ -29,8 +35,12 @@ from losslens.training.dataset import tokenise
 from losslens.training.run import TrainingPlan
 from tests.wandb_server import WandbServer, serving
 
-# Files that mostly wait (for Slurm) come first, so that none of them is left to run alone at the end.
-_FIRST = ("test_slurm.py",)
+# A file is one process's work: the long ones come first, so that none of them is left to run alone at the end.
+_FIRST = (
+    "slurm", "controls", "analysis", "sweep", "experiments", "data_parallel", "server", "trainers", "architectures",
+    "models", "file_data", "memory", "cli", "rollouts", "slurm_submission",
+)  # fmt: skip
+
 
 ROOT = Path(__file__).parents[1]
 TINY = Path(pretrain.__file__).parent
@@ -52,7 +62,8 @@ OPTIM: dict[str, Any] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.name not in _FIRST)
+    order = {f"test_{name}": place for place, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def base_source(**changes: Any) -> ModelSource:
@@ -109,7 +120,7 @@ def initial(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return initial_adapter(tmp_path_factory.mktemp("init"), {"sha256": "test"}, base.model, LORA, init_seed=7)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_plan(initial: Path):
     """Makes a training plan for a method; keywords change the optimiser's settings."""
 
@@ -151,19 +162,55 @@ def wandb_server(wandb_process: WandbServer, tmp_path: Path, monkeypatch: pytest
     wandb_process.fail()
 
 
-def script(name: str, *arguments: str, check: int | None = 0, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs an entry script from the project's root; `check` is the exit status it must end with, None for any."""
-    outcome = subprocess.run(
-        [sys.executable, name, *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        **options,
-    )
+def script(name: str, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Runs an entry script from the project's root; `check` is the exit status it must end with, None for any.
+
+    It runs in a process of its own, which does not begin with half a dozen seconds of imports (tests/warm.py).
+    """
+    server = _warm()
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+        stdout.touch()
+        stderr.touch()
+        request = {
+            "command": [name, *arguments], "environment": _environment(), "stdout": str(stdout), "stderr": str(stderr),
+        }  # fmt: skip
+        server.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
+        server.stdin.flush()  # type: ignore[union-attr]
+        status = int(server.stdout.readline())  # type: ignore[union-attr]
+        outcome = subprocess.CompletedProcess(request["command"], status, _text(stdout), _text(stderr))
+    return _checked(outcome, check)
+
+
+def cold(name: str, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """The same as a user starts it: a new interpreter, which imports what the script itself asks for."""
+    line = [sys.executable, name, *arguments]
+    outcome = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=_environment(), check=False)
+    return _checked(outcome, check)
+
+
+def _checked(outcome: subprocess.CompletedProcess[str], check: int | None) -> subprocess.CompletedProcess[str]:
     if check is not None:
         assert outcome.returncode == check, f"{outcome.stdout[-3000:]}\n{outcome.stderr[-3000:]}"
     return outcome
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def _text(file: Path) -> str:
+    with file.open() as lines:  # as a pipe's, its line ends are \n
+        return lines.read()
+
+
+@functools.cache
+def _warm() -> subprocess.Popen[str]:
+    line = [sys.executable, str(ROOT / "tests" / "warm.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen(line, cwd=ROOT, env=_environment(), **pipes)
+    atexit.register(server.communicate)  # closes its stdin, at which it ends
+    return server
 
 
 METHODS = "method=sft,rft,dft,rift,grpo,dpo"
@@ -181,9 +228,15 @@ def command(output_dir: Path, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="session")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a whole sweep."""
-    output_dir = tmp_path_factory.mktemp("sweep")
-    outcome = script(*command(output_dir, "-m", METHODS))
-    assert outcome.stdout.count("completed") >= 6
-    assert "python analyze.py sweep=main" in outcome.stdout
-    return output_dir
+    """The output folder of a whole sweep. It is made once for all test processes; each may change its copy."""
+    common = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        common = common.parent
+    made, done = common / "sweep", common / "sweep.done"
+    with FileLock(common / "sweep.lock"):
+        if not done.exists():
+            outcome = cold(*command(made, "-m", METHODS))
+            assert outcome.stdout.count("completed") >= 6
+            assert "python analyze.py sweep=main" in outcome.stdout
+            done.touch()
+    return shutil.copytree(made, tmp_path_factory.mktemp("sweep") / "outputs")

@@ -34,7 +34,7 @@ from losslens.generation import encode_completion, encode_prompt
 from losslens.models import LoadedModel, as_it_was
 from losslens.rollouts.frozen import load
 from losslens.runs import Run, runs_of
-from tests.conftest import ROOT, command, script
+from tests.conftest import ROOT, cold, command, script
 
 # Few passes: three points, few sequences.
 QUICK = ["held_out.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=5", "cka.minibatch=5"]
@@ -689,7 +689,7 @@ class TestTheBase:
 
 
 def test_the_command_writes_everything(sweep: Path) -> None:
-    outcome = script("analyze.py", f"output_dir={sweep}", *QUICK)
+    outcome = cold("analyze.py", f"output_dir={sweep}", *QUICK)
     folder = sweep / "main" / "analysis"
     assert outcome.stdout.endswith(f"{folder / 'report.html'}\n")
     assert {file.name for file in folder.iterdir()} == {
@@ -712,7 +712,7 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     }
     assert manifest["settings"]["connectivity"]["points"] == 3
     assert pd.read_csv(folder / "pairs.csv")["barrier_chord"].notna().all()
-    script("evaluate.py", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=20", f"output_dir={sweep}")
+    cold("evaluate.py", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=20", f"output_dir={sweep}")
     script("analyze.py", f"output_dir={sweep}", *QUICK, "compare_on=arithmetic_long", "pairs=[[sft,dpo]]")
     pairs = pd.read_csv(folder / "pairs.csv")
     assert pairs["accuracy_mid_a"].notna().sum() == 1

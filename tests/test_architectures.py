@@ -87,10 +87,28 @@ def test_any_architecture_goes_through(make: Any, targets: str, rollouts: pd.Dat
     assert pair["barrier_chord"] == pair["barrier_chord"]
 
 
-def test_a_model_of_the_papers_shapes_goes_through(rollouts: pd.DataFrame, tmp_path: Path) -> None:
-    """Qwen3-4B's widths and vocabulary with two layers of 36: its full size is for a GPU (benchmarks/full_size.py)."""
-    torch.manual_seed(0)
-    model = saved(qwen3_4b(layers=2), tmp_path / "model")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": 512, "intermediate_size": 64},
+        {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+        },
+    ],
+    ids=["widths", "vocabulary"],
+)
+def test_a_model_of_the_papers_shapes_goes_through(
+    changes: dict[str, int], rollouts: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Two layers with the widths of Qwen3-4B's adapted projections, and two with its vocabulary.
+
+    Both at once, in 36 layers, is for a GPU (benchmarks/full_size.py).
+    """
+    model = saved(qwen3_4b(layers=2, **changes), tmp_path / "model")
     sizes = ["optim.batch_size=4", "optim.micro_batch=2", "lora_rank=r32"]
     pair = compared(tmp_path / "out", model, rollouts.iloc[: 36 * 4], *sizes)
     assert -1 < pair["cosine"] < 1

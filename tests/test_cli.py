@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from losslens.rollouts.frozen import freeze
-from tests.conftest import ROOT, script
+from tests.conftest import ROOT, cold, script
 
 SCRIPTS = ("train.py", "rollout.py", "evaluate.py", "analyze.py")
 
@@ -28,7 +28,7 @@ def test_answers_without_torch(name: str, flags: tuple[str, ...]) -> None:
 
 
 def test_help_helps() -> None:
-    text = script("train.py", "--help").stdout
+    text = cold("train.py", "--help").stdout
     for word in ("-m method=sft,rft,dft,rift,grpo,dpo", "lora_rank: r16, r32, r4, r64, r8", "Exit status", "max_steps"):
         assert word in text
 

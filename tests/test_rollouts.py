@@ -19,7 +19,7 @@ from losslens.config import RolloutConfig, parse
 from losslens.errors import InputError
 from losslens.rollouts.frozen import SCHEMA, content_sha256, counts, freeze, load
 from losslens.rollouts.sampling import frozen_rollouts
-from tests.conftest import ROOT, script
+from tests.conftest import ROOT, cold, script
 
 SMALL = ["data.train=12", "rollouts.k=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]
 
@@ -162,7 +162,7 @@ def test_two_processes_that_start_at_once_make_them_once(tmp_path: Path) -> None
 
 
 def test_the_script(tmp_path: Path) -> None:
-    outcome = script("rollout.py", f"output_dir={tmp_path}", *SMALL)
+    outcome = cold("rollout.py", f"output_dir={tmp_path}", *SMALL)
     assert "share mixed groups" in outcome.stdout
     [manifest] = (tmp_path / "rollouts").glob("*/manifest.json")
     assert json.loads(manifest.read_text())["rollouts"] == 36

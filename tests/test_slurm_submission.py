@@ -60,7 +60,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "squeue": QUEUE,
         "scancel": CANCEL,
         "srun": "",
-        "sacct": "exit 1",
+        "sacct": "#!/bin/bash\nexit 1\n",  # without its first line the machine's own would run
     }
     for name, text in commands.items():
         (folder / name).write_text(text, encoding="utf-8")

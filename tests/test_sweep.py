@@ -23,8 +23,10 @@ from losslens.geometry.deltas import open_adapter
 from losslens.geometry.tables import run_measures
 from losslens.models import LoadedModel, as_it_was
 from losslens.runs import Run, runs_of
-from tests.conftest import METHODS, ROOT, command, script
+from tests.conftest import METHODS, ROOT, cold, command, script
 from tests.wandb_server import WandbServer
+
+FEW = "data.eval=8"  # where nothing is about how well a run does
 
 
 def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
@@ -39,7 +41,7 @@ def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
 def test_every_run_is_complete_on_disk(sweep: Path) -> None:
     runs = runs_of(sweep, "main")
     assert len(runs) == 7
-    assert script("launch/status.py", "sweep=main", f"output_dir={sweep}").stdout.count("completed") == 7
+    assert cold("launch/status.py", "sweep=main", f"output_dir={sweep}").stdout.count("completed") == 7
     initial = set()
     for run in runs:
         outcomes = pd.read_parquet(run.evaluation("arithmetic"))
@@ -133,7 +135,7 @@ def test_the_same_sweep_again_trains_nothing(sweep: Path) -> None:
 
 
 def test_killed_in_the_third_run_it_ends_in_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
-    arguments = command(tmp_path, "-m", METHODS)
+    arguments = command(tmp_path, "-m", METHODS, FEW)
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
@@ -155,13 +157,13 @@ def test_killed_in_the_third_run_it_ends_in_the_same_bytes(sweep: Path, tmp_path
 
 
 def test_a_run_alone_is_byte_identical_to_the_run_in_a_sweep(sweep: Path) -> None:
-    script(*command(sweep, "method=dpo", "sweep=alone", "logger=none"))
+    script(*command(sweep, "method=dpo", "sweep=alone", FEW, "logger=none"))
     assert adapters(sweep, "alone") == {"dpo": adapters(sweep)["dpo"]}
 
 
 def test_seeds_move_what_they_should(sweep: Path) -> None:
     """`init_seed` moves the initial adapter, `seed` only the order; both the result."""
-    script(*command(sweep, "-m", "seed=42,1", "init_seed=42,1", "sweep=seeds", "logger=none"))
+    script(*command(sweep, "-m", "seed=42,1", "init_seed=42,1", "sweep=seeds", FEW, "logger=none"))
     runs = [run for run in runs_of(sweep, "seeds") if run.name.startswith("sft")]
     assert len({run.status["adapter_sha256"] for run in runs}) == 4
     initial = {run.manifest["config"]["init_seed"]: run.manifest["initial_adapter"]["sha256"] for run in runs}
@@ -172,7 +174,7 @@ def test_seeds_move_what_they_should(sweep: Path) -> None:
 
 def test_a_run_that_diverges_stops_no_other_and_is_kept(sweep: Path) -> None:
     """The rate of the second run is past all bounds; the third is trained, and the sweep says so; all of it once."""
-    arguments = ("-m", "lr.base=1e-3,1e30,2e-3", "optim.max_grad_norm=1e30", "sweep=diverging", "logger=none")
+    arguments = ("-m", "lr.base=1e-3,1e30,2e-3", "optim.max_grad_norm=1e30", "sweep=diverging", FEW, "logger=none")
     outcome = script(*command(sweep, *arguments), check=1)
     states = {run.status["state"]: run for run in runs_of(sweep, "diverging") if run.name.startswith("sft")}
     assert [run.status["state"] for run in runs_of(sweep, "diverging")].count("completed") == 3
@@ -194,7 +196,7 @@ def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
     [run] = [run for run in runs_of(sweep, "main") if run.name.startswith("sft")]
     in_the_way = sweep / "failing" / run.name / "metrics.jsonl"
     in_the_way.mkdir(parents=True)
-    outcome = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", "logger=none"), check=1)
+    outcome = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", FEW, "logger=none"), check=1)
     states = {run.name[:3]: run for run in runs_of(sweep, "failing")}
     assert states["sft"].status["state"] == "failed"
     assert "IsADirectoryError" in outcome.stderr
@@ -202,16 +204,16 @@ def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
     assert "Traceback" in (states["sft"].folder / "error.txt").read_text()
     assert states["rft"].status["state"] == "completed"
     in_the_way.rmdir()
-    again = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", "logger=none"))
+    again = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", FEW, "logger=none"))
     assert again.stdout.count(": completed") == again.stdout.count(": skipped") == 1
 
 
 def test_a_run_whose_adapter_is_gone_is_trained_again(sweep: Path) -> None:
-    script(*command(sweep, "method=rft", "sweep=gone", "logger=none"))
+    script(*command(sweep, "method=rft", "sweep=gone", FEW, "logger=none"))
     [run] = [run for run in runs_of(sweep, "gone") if run.name.startswith("rft")]
     before = run.status["adapter_sha256"]
     shutil.rmtree(run.adapter)
-    outcome = script(*command(sweep, "method=rft", "sweep=gone", "logger=none"))
+    outcome = script(*command(sweep, "method=rft", "sweep=gone", FEW, "logger=none"))
     assert ": completed" in outcome.stdout
     assert run.status["state"] == "completed"
     assert run.status["adapter_sha256"] == before
@@ -219,10 +221,10 @@ def test_a_run_whose_adapter_is_gone_is_trained_again(sweep: Path) -> None:
 
 def test_bad_input_in_a_sweep_is_a_line_of_its_table(sweep: Path) -> None:
     """Of four jobs two are refused and one meets a damaged status: told in the table, square brackets and all."""
-    script(*command(sweep, "-m", "method=sft,rft", "sweep=mixed", "logger=none"))
+    script(*command(sweep, "-m", "method=sft,rft", "sweep=mixed", FEW, "logger=none"))
     [damaged] = [run for run in runs_of(sweep, "mixed") if run.name.startswith("rft")]
     (damaged.folder / "status.json").write_text('{"sta')
-    arguments = ("method=sft,rft", "optim.weight_decay=0.01,x", "sweep=mixed", "logger=none")
+    arguments = ("method=sft,rft", "optim.weight_decay=0.01,x", "sweep=mixed", FEW, "logger=none")
     outcome = script(*command(sweep, "-m", *arguments), check=2)
     assert "Traceback" not in outcome.stderr
     assert "optim.weight_decay" in outcome.stdout

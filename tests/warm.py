@@ -1,0 +1,64 @@
+"""Becomes the entry scripts: `python tests/warm.py` imports what they import, once, and forks for each one asked for.
+
+A request is a line of JSON on stdin; the answer is the exit status, on stdout. The copy is a process of its own, which
+nothing has run in: it gets its own arguments, environment, folder and output, and ends as any interpreter does.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import losslens.cli  # first, as in the scripts: it sets what other libraries read when they are imported
+
+# isort: split
+import numpy as np
+import openai  # noqa: F401
+import pebble  # noqa: F401
+import reasoning_gym  # noqa: F401
+import wandb  # noqa: F401
+
+import losslens.analysis.job
+import losslens.geometry.connectivity
+import losslens.report.figures.write
+import losslens.report.page
+import losslens.report.paper_tables
+import losslens.scoring
+import losslens.server
+import losslens.slurm.follow
+import losslens.sweep
+import losslens.training.run  # noqa: F401
+
+
+def requested() -> dict[str, Any]:
+    """Waits for requests; only the copies return."""
+    gc.freeze()  # a copy's garbage collector leaves alone what is shared: it would copy it all, in two seconds
+    for line in sys.stdin.buffer:
+        child = os.fork()
+        if not child:
+            return json.loads(line)
+        _, status = os.waitpid(child, 0)
+        os.write(1, b"%d\n" % os.waitstatus_to_exitcode(status))
+    sys.exit()
+
+
+def become(request: dict[str, Any]) -> None:
+    """Makes this process what the command would have started."""
+    files = (os.devnull, os.O_RDONLY), (request["stdout"], os.O_WRONLY), (request["stderr"], os.O_WRONLY)
+    for number, (name, mode) in enumerate(files):
+        os.dup2(os.open(name, mode), number)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    np.random.seed()  # as another process would have another
+    sys.argv = request["command"]
+    sys.path[0] = str(Path(sys.argv[0]).parent.resolve())
+
+
+if __name__ == "__main__":
+    become(requested())
+    runpy.run_path(sys.argv[0], run_name="__main__")
