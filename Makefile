@@ -46,6 +46,7 @@ bench: setup  ## speed and memory, measured on this machine
 	$(RUN) benchmarks/geometry.py
 	$(RUN) benchmarks/full_size.py
 	$(RUN) benchmarks/submission.py
+	$(RUN) benchmarks/wandb_sync.py
 
 clean:  ## remove what tools left behind, never outputs/
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis

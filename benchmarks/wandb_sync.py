@@ -1,0 +1,84 @@
+"""Offline W&B runs sent a second: `launch/wandb_sync.py` beside W&B's own `wandb sync`, one at a time and several.
+
+    python benchmarks/wandb_sync.py
+    python benchmarks/wandb_sync.py --runs 20
+
+The server is the one of the tests, on this machine, once as fast as it can and once answering each request after 50 ms,
+as one far away does. Times are of whole commands. After each it is counted what arrived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import wandb
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from wandb_server import WandbServer, serving  # noqa: E402
+
+STEPS, METRICS = 50, 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=100)
+    runs = parser.parse_args().runs
+    with tempfile.TemporaryDirectory() as folder, serving() as server:
+        made = Path(folder) / "made"
+        make(made / "main", runs)
+        print(f"{runs} offline runs of {STEPS} steps with {METRICS} metrics")
+        for delay in (0.0, 0.05):
+            print(f"  the server answers {'after 50 ms' if delay else 'at once'}")
+            for title, command in (
+                ("wandb sync -n 1", ["wandb", "sync", "-n", "1"]),
+                ("wandb sync (5 at a time)", ["wandb", "sync"]),
+                ("launch/wandb_sync.py parallel=1", ["parallel=1"]),
+                ("launch/wandb_sync.py (8 at a time)", []),
+                ("launch/wandb_sync.py parallel=32", ["parallel=32"]),
+            ):
+                took = seconds(server, made, Path(folder) / "sent", delay, command, runs)
+                print(f"    {title:36}{took:6.1f} s  {runs / took:5.1f} runs a second", flush=True)
+
+
+def make(sweep: Path, runs: int) -> None:
+    settings = wandb.Settings(silent=True, console="off", x_disable_machine_info=True, x_save_requirements=False)
+    for number in range(runs):
+        folder = sweep / f"run-{number}"
+        folder.mkdir(parents=True)
+        with wandb.init(project="bench", group="main", dir=folder, mode="offline", settings=settings) as run:
+            for step in range(STEPS):
+                run.log({f"train/metric-{metric}": step / (metric + 1) for metric in range(METRICS)}, step=step)
+    wandb.teardown()
+
+
+def seconds(server: WandbServer, made: Path, place: Path, delay: float, command: list[str], runs: int) -> float:
+    """Sends copies of what was made, that no one has sent; ends the benchmark when not all of it arrives."""
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(made, place, symlinks=True)
+    if command[:1] == ["wandb"]:
+        command = [*command, *map(str, place.glob("main/*/wandb/offline-run-*"))]
+    else:
+        command = [sys.executable, "launch/wandb_sync.py", f"output_dir={place}", *command]
+    server.reset()
+    server.fail({"delay": delay})
+    environment = {**os.environ, **server.environment}
+    started = time.monotonic()
+    subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    took = time.monotonic() - started
+    arrived = [run for run in server.seen()["runs"].values() if len(run["history"]) == STEPS and not run["repeated"]]
+    if len(arrived) != runs:
+        sys.exit(f"wandb_sync.py: {len(arrived)} of {runs} arrived")
+    return took
+
+
+if __name__ == "__main__":
+    main()
