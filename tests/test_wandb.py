@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config import TrainConfig, parse
+from losslens.config import Logger, TrainConfig, parse
 from losslens.job import train_job
 from losslens.logger import session
 from losslens.runs import Run
@@ -255,3 +255,16 @@ def test_killed_and_started_again_it_is_one_run(
         row["geometry/norm"] for row in logged(run)
     ]
     assert there["state"] == "finished"
+
+
+def test_an_error_is_gone_when_the_run_has_gone_on(wandb_server: WandbServer, tmp_path: Path) -> None:
+    settings = Logger(name="wandb", mode="online", project="p", entity=None, artifacts=True, references="auto")
+    about = session.About("main", "train", "run", [], {})
+    with pytest.raises(RuntimeError), session.session(settings, tmp_path, tmp_path, about):
+        raise RuntimeError("no luck")
+    [there] = wandb_server.seen()["runs"].values()
+    assert (there["state"], there["summary"]["error"]) == ("failed", "RuntimeError: no luck")
+    with session.session(settings, tmp_path, tmp_path, about):
+        pass
+    [there] = wandb_server.seen()["runs"].values()
+    assert (there["state"], there["summary"].get("error")) == ("finished", None)
