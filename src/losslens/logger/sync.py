@@ -148,7 +148,7 @@ def plan(output_dir: Path, sweep: str) -> Plan:
     """
     folder = _folder(output_dir, sweep)
     files = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/wandb/*run-*/run-*.wandb")]
-    segments = [Segment(file, folder) for file in files if not file.parent.is_symlink()]
+    segments = [Segment(file, folder) for file in files]
     by_run: dict[tuple[Path, str], list[Segment]] = {}
     newest: dict[Path, Segment] = {}
     for segment in sorted(segments, key=lambda segment: segment.file.parent.name.removeprefix("offline-")):
