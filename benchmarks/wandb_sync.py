@@ -70,7 +70,7 @@ def seconds(server: WandbServer, made: Path, place: Path, delay: float, command:
         command = [sys.executable, "launch/wandb_sync.py", f"output_dir={place}", *command]
     server.reset()
     server.fail({"delay": delay})
-    environment = {**os.environ, **server.environment}
+    environment = {**os.environ, **server.environment, "WANDB_DIR": str(place)}  # for the logs of `wandb sync`
     started = time.monotonic()
     subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
     took = time.monotonic() - started

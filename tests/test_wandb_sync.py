@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -72,6 +73,13 @@ def some(hundred: Path, tmp_path: Path) -> Callable[[int], Path]:
 def wandb_file(output_dir: Path, name: str) -> Path:
     [file] = (output_dir / "main" / name).glob("wandb/*run-*/*.wandb")
     return file
+
+
+def wait_for_its_end(folder: Path) -> None:
+    """Of a run that is finished, its process not."""
+    [log] = folder.glob("wandb/*run-*/logs/debug-internal.log")
+    while "all finished" not in log.read_text(encoding="utf-8"):
+        time.sleep(0.01)
 
 
 def losses(run: dict[str, Any]) -> list[float]:
@@ -172,13 +180,15 @@ def test_runs_at_work_are_left_for_later(
     output_dir = some(2)
     held = Run(output_dir / "main" / "run-0")
     analysis = offline_run(output_dir / "main" / "analysis", job_type="analysis")
+    offline_run(output_dir / "main" / "run-1" / "eval", job_type="eval").finish()
+    wait_for_its_end(output_dir / "main" / "run-1" / "eval")
     with FileLock(held.lock_file):
         assert main([f"output_dir={output_dir}"]) == 0
     said = capsys.readouterr().out
     assert said.count("still at work; left for later") == 2
     assert "run-0/wandb" in said
     assert "analysis/wandb" in said
-    assert {run["name"] for run in wandb_server.seen()["runs"].values()} == {"run-1"}
+    assert {run["name"] for run in wandb_server.seen()["runs"].values()} == {"run-1", "eval"}
     analysis.finish()
     wandb.teardown()
     assert main([f"output_dir={output_dir}"]) == 0
@@ -212,6 +222,10 @@ time.sleep(60)
     data = file.read_bytes()
     file.write_bytes(data + b"\x01\x02\x03\x04\x50\x00\x01half an entry")
     offline_run(tmp_path / "main" / "run-0", number=7).finish()  # it is gone on with
+    at_once = tmp_path / "main" / "run-1" / "wandb" / "offline-run-20260101_000000-abc" / "run-abc.wandb"
+    at_once.parent.mkdir(parents=True)
+    at_once.write_bytes(data[:7])  # killed before it wrote anything
+    os.utime(at_once, (0, 0))
     wandb.teardown()
     assert main([f"output_dir={tmp_path}"]) == 0
     said = capsys.readouterr().out
@@ -229,6 +243,12 @@ def test_of_online_runs_what_was_cut_off_is_sent(
     online: dict[str, Any] = {"mode": "online", "resume": "allow"}
     brief = wandb.Settings(**QUIET, finish_timeout=1, x_file_stream_transmit_interval=0.1)
     offline_run(tmp_path / "main" / "run-0", id="whole", **online).finish()
+    killed = offline_run(tmp_path / "main" / "run-2", number=2, id="killed", **online)
+    log = Path(killed.settings.log_internal)
+    killed.finish(exit_code=1)
+    offline_run(tmp_path / "main" / "run-2", number=2, id="killed", **online).finish()  # gone on with
+    wandb.teardown()
+    log.write_text("".join(log.read_text(encoding="utf-8").splitlines(keepends=True)[:-6]), encoding="utf-8")
     cut = offline_run(tmp_path / "main" / "run-1", number=1, id="cut", **online | {"settings": brief})
     wandb_server.fail({"status": 500})
     cut.finish()
@@ -236,13 +256,14 @@ def test_of_online_runs_what_was_cut_off_is_sent(
     wandb_server.fail()
     assert wandb_server.seen()["runs"]["cut"]["state"] == "running"
     assert main([f"output_dir={tmp_path}"]) == 0
-    assert "sent 1 of 1" in capsys.readouterr().out
+    assert "sent 3 of 3" in capsys.readouterr().out
     runs = wandb_server.seen()["runs"]
     assert is_whole(runs["cut"])
+    assert is_whole(runs["killed"])  # its last segment came last again
     assert is_whole(runs["whole"])
     assert runs["whole"]["repeated"] == 0
     assert main([f"output_dir={tmp_path}"]) == 0
-    assert "nothing to send (2 sent before)" in capsys.readouterr().out
+    assert "nothing to send (4 sent before)" in capsys.readouterr().out
 
 
 def test_artifacts_arrive_with_who_made_and_who_used_them(

@@ -148,7 +148,7 @@ def plan(output_dir: Path, sweep: str) -> Plan:
     """
     folder = _folder(output_dir, sweep)
     files = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/wandb/*run-*/run-*.wandb")]
-    segments = [Segment(file, folder) for file in files if not file.parent.is_symlink()]
+    segments = [Segment(file, folder) for file in files]
     by_run: dict[tuple[Path, str], list[Segment]] = {}
     newest: dict[Path, Segment] = {}
     for segment in sorted(segments, key=lambda segment: segment.file.parent.name.removeprefix("offline-")):
@@ -159,7 +159,9 @@ def plan(output_dir: Path, sweep: str) -> Plan:
         first = next((i for i, segment in enumerate(all_of_run) if not segment.is_sent), len(all_of_run))
         rest = all_of_run[first:]
         sent += first
-        if any(segment.is_held or (segment in newest.values() and segment.is_open) for segment in rest):
+        if any(
+            segment.is_held or (segment == newest[segment.file.parent.parent] and segment.is_open) for segment in rest
+        ):
             being_written += rest
         elif with_entries := [segment for segment in rest if segment.file.stat().st_size > _HEADER]:
             runs.append(with_entries)
