@@ -18,11 +18,9 @@ def use(told: Session, kind: Kind, name: str, folder: Path) -> None:
 
     def say(run: Any) -> None:
         artifact = _artifact(kind, name, folder, folder.iterdir(), _aside(run, name))
-        if run.offline:
-            # What `run.use_artifact` does with files that W&B may not know yet; by that name it wants to be online.
-            run._log_artifact(artifact, use_after_commit=True)
-        else:
-            run.use_artifact(artifact)
+        # What `run.use_artifact` does with files that W&B may not know yet. By that name it wants to be online, and
+        # waits until the server has them all, however long that takes.
+        run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
     told.tell(say)
 
