@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from losslens.logger.session import Session
-from losslens.logger.shareable import shareable
+from losslens.logger.shareable import homes, shareable
 
 Kind = Literal["rollouts", "adapter", "analysis"]
 
@@ -51,7 +51,7 @@ def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path], aside:
 def _shareable(file: Path, copy: Path) -> Path:
     """The file, or where it is a text that names the home folder a copy of it that does not."""
     content = file.read_bytes()
-    if str(Path.home()).encode() not in content:
+    if not any(home.encode() in content for home in homes()):
         return file
     try:
         text = content.decode("utf-8")
