@@ -111,7 +111,7 @@ def test_those_that_are_named(run: Run, initial: Path, tmp_path: Path) -> None:
         ({"sft": "nowhere"}, "logger.references.sft: no adapter of a finished run and no PEFT folder: nowhere"),
         ({"sft": "other"}, "logger.references.sft: other is not on the modules of this run"),
         ({"a/b": "other"}, "logger.references: 'a/b'"),
-        ({"previous": "other"}, "logger.references.previous: "),
+        ({"previous": "other"}, "logger.references.previous: cosine"),
     ],
 )
 def test_what_cannot_be_compared_with_is_refused(asked: dict[str, str], message: str, run: Run, initial: Path) -> None:

@@ -107,9 +107,10 @@ def test_nothing_private_is_sent(
     monkeypatch.setenv("SOME_TOKEN", "a-secret-of-the-environment")
     monkeypatch.setenv("HOME", str(tmp_path))  # so that each path of the configuration is one in the home folder
     train(tmp_path / "out", plain[0], "logger.mode=online", "optim.max_steps=2")
+    assert all(artifact["state"] == "COMMITTED" for artifact in wandb_server.seen()["artifacts"])
     sent = "\n".join(request["path"] + request["body"] for request in wandb_server.requests())
     assert "~/out" in sent
-    for secret in (str(tmp_path), "a-secret-of-the-environment", KEY, sys.executable):
+    for secret in (str(tmp_path), '"local_path":"..', "a-secret-of-the-environment", KEY, sys.executable):
         assert secret not in sent
     assert "requirements.txt" not in sent
     assert "wandb-metadata.json" not in sent
@@ -122,7 +123,9 @@ def test_an_analysis(
     """Its tables, curves, figures and report arrive, and whose adapters they are of; twice offline is once."""
     from analyze import load
 
-    monkeypatch.setenv("HOME", str(tmp_path))
+    home = tmp_path / "of-alice"  # and what is sent lies elsewhere
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(home / "data"))
     out = tmp_path / "out"
     runs = [train(out, plain[0], "logger.mode=online", f"method={method}") for method in ("sft", "dpo")]
     job, _ = load()
@@ -160,7 +163,9 @@ def test_an_analysis(
     assert figures == {file.stem for file in folder.glob("figures/*.png")} != set()
     assert seen["missing"] == []
     sent = "\n".join(request["path"] + request["body"] for request in wandb_server.requests())
-    assert str(tmp_path) not in sent
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for secret in (home.name, f'"host": "{manifest["machine"]["host"]}"', '"dirty_diff"'):
+        assert secret not in sent.replace('\\"', '"')
 
 
 @pytest.mark.parametrize("trouble", ["nobody", "silent", "lost", "artifacts", "no_key", "no_folder"])

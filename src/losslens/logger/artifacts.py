@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from losslens.logger.session import Session
-from losslens.logger.shareable import homes, shareable
+from losslens.logger.shareable import shareable
 
 Kind = Literal["rollouts", "adapter", "analysis"]
 
@@ -49,14 +50,21 @@ def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path], aside:
 
 
 def _shareable(file: Path, copy: Path) -> Path:
-    """The file, or where it is a text that names the home folder a copy of it that does not."""
-    content = file.read_bytes()
-    if not any(home.encode() in content for home in homes()):
-        return file
+    """The file, or where it is a text that tells more of this machine than may leave it a copy that does not."""
     try:
-        text = content.decode("utf-8")
+        text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return file
+    told = shareable(_without_host_and_diff(text) if file.name == "manifest.json" else text)
+    if told == text:
+        return file
     copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_text(shareable(text), encoding="utf-8")
+    copy.write_text(told, encoding="utf-8")
     return copy
+
+
+def _without_host_and_diff(text: str) -> str:
+    """A manifest without what the report of an analysis leaves out, too."""
+    manifest = json.loads(text)
+    found = [manifest.get("machine", {}).pop("host", None), manifest.get("code", {}).pop("dirty_diff", None)]
+    return json.dumps(manifest, indent=2) if any(found) else text

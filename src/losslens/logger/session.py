@@ -201,18 +201,25 @@ def _id_of(folder: Path) -> str:
 
 
 def _tell_files_from(run: Any, output_dir: Path) -> None:
-    """Makes the paths of an artifact's files, which W&B sends along, relative to `output_dir`.
+    """Makes the paths of an artifact's files, which W&B sends along, relative to `output_dir`, and none leave it.
 
     W&B itself makes those of tables absolute, in the home folder, and has no setting for it.
     """
     interface = run._interface
     make = interface._make_artifact
+    links = Path(run.settings.sync_dir) / "links"
 
     def make_relative(artifact: Any) -> Any:
         made = make(artifact)
         for entry in made.manifest.contents:
             if entry.local_path:
-                entry.local_path = os.path.relpath(entry.local_path, output_dir)
+                file = Path(entry.local_path)
+                if not file.is_relative_to(output_dir):  # `../../home/…` tells as much as `/home/…`
+                    link = links / uuid.uuid4().hex
+                    links.mkdir(exist_ok=True)
+                    link.symlink_to(file.absolute())
+                    file = link
+                entry.local_path = os.path.relpath(file, output_dir)
         return made
 
     interface._make_artifact = make_relative

@@ -11,7 +11,7 @@ from typing import Any
 def shareable(value: Any) -> Any:
     """The same with the home folder as `~` in every text of it, however deep."""
     if isinstance(value, str):
-        for home in homes():
+        for home in _homes():
             value = re.sub(rf"{re.escape(home)}(?![\w.-])", "~", value)
         return value
     if isinstance(value, Mapping):
@@ -21,7 +21,7 @@ def shareable(value: Any) -> Any:
     return value
 
 
-def homes() -> set[str]:
+def _homes() -> set[str]:
     """The paths of the home folder: none where nobody knows of one, as in some containers."""
     try:
         home = Path.home()
