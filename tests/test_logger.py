@@ -166,6 +166,12 @@ def test_only_the_home_folder_itself_is_shortened(monkeypatch: pytest.MonkeyPatc
     }
 
 
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a number of a container that has no name
+    assert shareable("/home/al/x") == "/home/al/x"
+
+
 def test_none_writes_nothing(tmp_path: Path) -> None:
     with session(OFFLINE.model_copy(update={"name": "none"}), tmp_path, tmp_path, about("a")) as told:
         told.log(1, {"x": 1.0})

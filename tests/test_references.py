@@ -79,6 +79,16 @@ def test_the_sft_run_that_differs_least(run: Run, initial: Path) -> None:
     assert chosen() == "z-same"
 
 
+def test_a_damaged_run_is_no_reference_and_stops_no_other(run: Run, initial: Path) -> None:
+    sweep = run.folder.parent
+    (finished(sweep, "status").folder / "status.json").write_text("{")
+    (finished(sweep, "manifest").folder / "manifest.json").write_text("{")
+    (finished(sweep, "weights").adapter / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    (finished(sweep, "gone").adapter / "adapter_model.safetensors").unlink()
+    finished(sweep, "older", config={name: value for name, value in CONFIG.items() if name != "train_on"})
+    assert references_of("auto", run, initial, MANIFEST) == {"sft": sweep / "older" / "adapter"}
+
+
 def test_a_run_is_not_its_own_reference(run: Run, initial: Path) -> None:
     own = finished(run.folder.parent, "sft")
     assert references_of("auto", own, initial, MANIFEST) == {}
@@ -101,6 +111,7 @@ def test_those_that_are_named(run: Run, initial: Path, tmp_path: Path) -> None:
         ({"sft": "nowhere"}, "logger.references.sft: no adapter of a finished run and no PEFT folder: nowhere"),
         ({"sft": "other"}, "logger.references.sft: other is not on the modules of this run"),
         ({"a/b": "other"}, "logger.references: 'a/b'"),
+        ({"previous": "other"}, "logger.references.previous: cosine"),
     ],
 )
 def test_what_cannot_be_compared_with_is_refused(asked: dict[str, str], message: str, run: Run, initial: Path) -> None:

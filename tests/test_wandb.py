@@ -107,9 +107,10 @@ def test_nothing_private_is_sent(
     monkeypatch.setenv("SOME_TOKEN", "a-secret-of-the-environment")
     monkeypatch.setenv("HOME", str(tmp_path))  # so that each path of the configuration is one in the home folder
     train(tmp_path / "out", plain[0], "logger.mode=online", "optim.max_steps=2")
+    assert all(artifact["state"] == "COMMITTED" for artifact in wandb_server.seen()["artifacts"])
     sent = "\n".join(request["path"] + request["body"] for request in wandb_server.requests())
     assert "~/out" in sent
-    for secret in (str(tmp_path), "a-secret-of-the-environment", KEY, sys.executable):
+    for secret in (str(tmp_path), '"local_path":"..', "a-secret-of-the-environment", KEY, sys.executable):
         assert secret not in sent
     assert "requirements.txt" not in sent
     assert "wandb-metadata.json" not in sent
@@ -122,7 +123,9 @@ def test_an_analysis(
     """Its tables, curves, figures and report arrive, and whose adapters they are of; twice offline is once."""
     from analyze import load
 
-    monkeypatch.setenv("HOME", str(tmp_path))
+    home = tmp_path / "of-alice"  # and what is sent lies elsewhere
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("WANDB_DATA_DIR", str(home / "data"))
     out = tmp_path / "out"
     runs = [train(out, plain[0], "logger.mode=online", f"method={method}") for method in ("sft", "dpo")]
     job, _ = load()
@@ -160,10 +163,12 @@ def test_an_analysis(
     assert figures == {file.stem for file in folder.glob("figures/*.png")} != set()
     assert seen["missing"] == []
     sent = "\n".join(request["path"] + request["body"] for request in wandb_server.requests())
-    assert str(tmp_path) not in sent
+    manifest = json.loads((folder / "manifest.json").read_text())
+    for secret in (home.name, f'"host": "{manifest["machine"]["host"]}"', '"dirty_diff"'):
+        assert secret not in sent.replace('\\"', '"')
 
 
-@pytest.mark.parametrize("trouble", ["nobody", "silent", "lost", "no_key", "no_folder"])
+@pytest.mark.parametrize("trouble", ["nobody", "silent", "lost", "artifacts", "no_key", "no_folder"])
 def test_trouble_with_wandb_is_said_once_and_changes_nothing(
     trouble: str,
     plain: tuple[Path, bytes],
@@ -180,6 +185,8 @@ def test_trouble_with_wandb_is_said_once_and_changes_nothing(
         wandb_server.fail({"status": "silent"})
     elif trouble == "lost":
         wandb_server.fail({"match": "file_stream", "status": 500})
+    elif trouble == "artifacts":
+        wandb_server.fail({"match": "createArtifact", "status": "silent"})
     elif trouble == "no_key":
         monkeypatch.delenv("WANDB_API_KEY")
         monkeypatch.setenv("HOME", str(tmp_path))  # nor one in a file of this user
@@ -197,7 +204,35 @@ def test_trouble_with_wandb_is_said_once_and_changes_nothing(
     assert len([warning for warning in warned if "W&B" in str(warning.message)]) == 1
     assert weights(run) == expected
     kept = [file.parent.name for file in run.folder.glob("wandb/*run-*/*.wandb")]
-    assert [name.partition("-")[0] for name in kept] == {"lost": ["run"], "no_folder": []}.get(trouble, ["offline"])
+    assert [name.partition("-")[0] for name in kept] == {
+        "lost": ["run"], "artifacts": ["run"], "no_folder": []
+    }.get(trouble, ["offline"])  # fmt: skip
+
+
+def test_what_failed_and_then_did_not_is_no_error(
+    plain: tuple[Path, bytes], wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its scores come after the last step, whose numbers W&B has already."""
+    with monkeypatch.context() as failing, pytest.raises(AssertionError):
+        failing.setattr("losslens.job.score_run", lambda *_: 1 / 0)
+        train(tmp_path, plain[0], "logger.mode=online")
+    [there] = wandb_server.seen()["runs"].values()
+    assert (there["state"], there["summary"]["error"]) == ("failed", "ZeroDivisionError: division by zero")
+    train(tmp_path, plain[0], "logger.mode=online")
+    [there] = wandb_server.seen()["runs"].values()
+    assert there["state"] == "finished"
+    assert "error" not in there["summary"]
+    assert [row["_step"] for row in there["history"]] == [2, 4, 6, 7]
+    assert there["summary"]["eval/arithmetic/n"] == 8
+
+
+def test_two_output_folders_of_one_process(
+    plain: tuple[Path, bytes], wandb_server: WandbServer, tmp_path: Path
+) -> None:
+    for seed in (1, 2):
+        train(tmp_path / str(seed), plain[0], "logger.mode=online", "optim.max_steps=2", f"seed={seed}")
+    states = [artifact["state"] for artifact in wandb_server.seen()["artifacts"]]
+    assert states == ["COMMITTED"] * 3
 
 
 @pytest.fixture

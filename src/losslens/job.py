@@ -134,7 +134,7 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
         if not done_before:
             run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
             (run.folder / "error.txt").unlink(missing_ok=True)
-        told.log(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
+        told.log_late(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
     accuracy = None
     if config.benchmarks:
         accuracy = float(read_outcomes(files[config.benchmarks[0].name])["correct"].mean())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from losslens.geometry.deltas import open_adapter
 from losslens.runs import Run, runs_of
 
 _LABEL = re.compile(r"[A-Za-z0-9_.-]+")
+# Of the configuration, what makes another SFT run less of a reference, the worst first.
+_COMPARED = ("init_seed", "seed", "lora_rank", "train_on", "optim", "lr")
 
 
 def references_of(
@@ -40,6 +43,8 @@ def references_of(
     for label, named in asked.items():
         if not _LABEL.fullmatch(label):
             raise InputError(f"logger.references: {label!r}: a label is made of letters, digits, _, . and -")
+        if label == "previous":
+            raise InputError("logger.references.previous: cosine_to_previous is the cosine to the line before")
         places = [run.folder.parent / named / "adapter", Path(named).expanduser(), Path(named).expanduser() / "adapter"]
         folder = next((place for place in places if (place / "adapter_config.json").is_file()), None)
         if folder is None:
@@ -62,29 +67,24 @@ def described(references: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 
 
 def _nearest_sft(run: Run, shapes: dict[str, tuple[int, int]], manifest: Mapping[str, Any]) -> Run | None:
-    before = _manifest_of(run).get("references", {}).get("sft")
+    file = run.folder / "manifest.json"
+    before = read_json(file).get("references", {}).get("sft") if file.exists() else None
     found: list[tuple[tuple[bool | str, ...], Run]] = []
     for other in runs_of(run.folder.parent.parent, run.folder.parent.name):
-        if other.name == run.name or other.status.get("state") != "completed":
-            continue
-        theirs = _manifest_of(other)
-        if theirs.get("method") != "sft" or theirs.get("base") != manifest["base"] or not other.adapter.is_dir():
-            continue
-        if _shapes(other.adapter) != shapes:
-            continue
-        if before == {"name": other.name, "adapter_sha256": theirs.get("adapter_sha256")}:
-            return other
-        mine, its = manifest["config"], theirs["config"]
-        unlike = [theirs["rollouts"]["sha256"] != manifest["rollouts"]["sha256"]]
-        unlike += [its[name] != mine[name] for name in ("init_seed", "seed", "lora_rank", "train_on", "optim", "lr")]
-        found.append(((*unlike, other.name), other))
+        # One that is damaged, or of a version that wrote another manifest, is no reason for this run to stop.
+        with suppress(InputError, KeyError, TypeError):
+            if other.name == run.name or other.status.get("state") != "completed":
+                continue
+            theirs = other.manifest
+            if theirs["method"] != "sft" or theirs["base"] != manifest["base"] or _shapes(other.adapter) != shapes:
+                continue
+            if before == {"name": other.name, "adapter_sha256": theirs["adapter_sha256"]}:
+                return other
+            mine, its = manifest["config"], theirs["config"]
+            unlike = [theirs["rollouts"]["sha256"] != manifest["rollouts"]["sha256"]]
+            unlike += [its.get(name) != mine[name] for name in _COMPARED]
+            found.append(((*unlike, other.name), other))
     return min(found, default=(None, None))[1]
-
-
-def _manifest_of(run: Run) -> dict[str, Any]:
-    file = run.folder / "manifest.json"
-    content = read_json(file) if file.exists() else {}
-    return content if isinstance(content, dict) else {}
 
 
 def _shapes(folder: Path) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
             if analysis.csv(name).count(b"\n") > 1:
                 told.tell(_log_table, folder / f"{name}.csv")
         for name, columns, title in _CURVES:
-            table = analysis.table(name, ("run_a", "run_b"), columns).dropna()
+            table = analysis.table(name, ("run_a", "run_b"), columns).replace([math.inf, -math.inf], math.nan).dropna()
             if len(table):
                 told.tell(_log_curves, table, name, title, manifest["reference"])
         told.tell(_log_report, folder / "report.html")
@@ -67,8 +68,8 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
 def _log_table(run: Any, file: Path) -> None:
     import wandb
 
-    table = pd.read_csv(file)
-    # W&B's tables know None, and no NaN in columns of text.
+    # W&B's tables know None, no NaN in columns of text, and no infinity, which is no JSON.
+    table = pd.read_csv(file).replace([math.inf, -math.inf], math.nan)
     rows = table.astype(object).where(table.notna(), None).values.tolist()
     run.log({f"tables/{file.stem}": wandb.Table(columns=list(table.columns), data=rows)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,11 +19,9 @@ def use(told: Session, kind: Kind, name: str, folder: Path) -> None:
 
     def say(run: Any) -> None:
         artifact = _artifact(kind, name, folder, folder.iterdir(), _aside(run, name))
-        if run.offline:
-            # What `run.use_artifact` does with files that W&B may not know yet; by that name it wants to be online.
-            run._log_artifact(artifact, use_after_commit=True)
-        else:
-            run.use_artifact(artifact)
+        # What `run.use_artifact` does with files that W&B may not know yet. By that name it wants to be online, and
+        # waits until the server has them all, however long that takes.
+        run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
     told.tell(say)
 
@@ -51,14 +50,21 @@ def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path], aside:
 
 
 def _shareable(file: Path, copy: Path) -> Path:
-    """The file, or where it is a text that names the home folder a copy of it that does not."""
-    content = file.read_bytes()
-    if str(Path.home()).encode() not in content:
-        return file
+    """The file, or where it is a text that tells more of this machine than may leave it a copy that does not."""
     try:
-        text = content.decode("utf-8")
+        text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return file
+    told = shareable(_without_host_and_diff(text) if file.name == "manifest.json" else text)
+    if told == text:
+        return file
     copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_text(shareable(text), encoding="utf-8")
+    copy.write_text(told, encoding="utf-8")
     return copy
+
+
+def _without_host_and_diff(text: str) -> str:
+    """A manifest without what the report of an analysis leaves out, too."""
+    manifest = json.loads(text)
+    found = [manifest.get("machine", {}).pop("host", None), manifest.get("code", {}).pop("dirty_diff", None)]
+    return json.dumps(manifest, indent=2) if any(found) else text

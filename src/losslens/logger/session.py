@@ -55,8 +55,12 @@ class Session:
             self._run = None
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Logs numbers of a step, or of the next one that W&B still takes: it knows no way back."""
-        self.tell(lambda run: run.log(dict(values), step=max(step, run.step)))
+        """Logs the numbers of a step. W&B knows no way back: what lies before what it has it leaves out."""
+        self.tell(lambda run: run.log(dict(values), step=step))
+
+    def log_late(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs numbers of a step, or where the run was gone on with after it of the next one that W&B takes."""
+        self.tell(lambda run: run.log(dict(values), step=max(step, run.starting_step)))
 
 
 def catch_up(run: Any, metrics: Path) -> None:
@@ -72,7 +76,7 @@ def catch_up(run: Any, metrics: Path) -> None:
         with suppress(json.JSONDecodeError):  # the last one may be cut off
             values = json.loads(line)
             step = values.pop("step")
-            if step >= run.step:
+            if step >= run.starting_step:
                 run.log(values, step=step)
 
 
@@ -95,6 +99,7 @@ def session(settings: Logger, output_dir: Path, folder: Path, about: About) -> I
         return
     run = _open(settings, output_dir, folder, about)
     told = Session(run)
+    told.tell(_forget_the_error)
     exit_code = 0
     try:
         yield told
@@ -113,12 +118,18 @@ def session(settings: Logger, output_dir: Path, folder: Path, about: About) -> I
             _succeeds(lambda: run.finish(exit_code=exit_code))
 
 
+def _forget_the_error(run: Any) -> None:
+    """Of a run that is gone on with, what it ended with before."""
+    if run.resumed and "error" in run.summary.keys():  # noqa: SIM118, it is no mapping
+        del run.summary["error"]
+
+
 def _open(settings: Logger, output_dir: Path, folder: Path, about: About) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     opened: list[Any] = []
 
     def init(mode: Literal["online", "offline"]) -> None:
-        # W&B's own process is started here, and looks for files from where it was started.
+        _serve_from(output_dir)
         with chdir(output_dir):
             opened.append(_init(settings, folder, about, mode))
         _tell_files_from(opened[-1], output_dir)
@@ -130,6 +141,22 @@ def _open(settings: Logger, output_dir: Path, folder: Path, about: About) -> Any
             shutil.rmtree(begun, ignore_errors=True)  # with nothing in it
         _succeeds(lambda: init("offline"))
     return opened[-1] if opened else None
+
+
+_served_from: Path | None = None
+
+
+def _serve_from(output_dir: Path) -> None:
+    """Has W&B's own process, which looks for files from where it was started, end where that was another folder.
+
+    Not while somebody has a run of his own, which would end with it.
+    """
+    global _served_from
+    import wandb
+
+    if _served_from not in (None, output_dir) and wandb.run is None:
+        wandb.teardown()
+    _served_from = output_dir
 
 
 def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", "offline"]) -> Any:
@@ -176,18 +203,25 @@ def _id_of(folder: Path) -> str:
 
 
 def _tell_files_from(run: Any, output_dir: Path) -> None:
-    """Makes the paths of an artifact's files, which W&B sends along, relative to `output_dir`.
+    """Makes the paths of an artifact's files, which W&B sends along, relative to `output_dir`, and none leave it.
 
     W&B itself makes those of tables absolute, in the home folder, and has no setting for it.
     """
     interface = run._interface
     make = interface._make_artifact
+    links = Path(run.settings.sync_dir) / "links"
 
     def make_relative(artifact: Any) -> Any:
         made = make(artifact)
         for entry in made.manifest.contents:
             if entry.local_path:
-                entry.local_path = os.path.relpath(entry.local_path, output_dir)
+                file = Path(entry.local_path)
+                if not file.is_relative_to(output_dir):  # `../../home/…` tells as much as `/home/…`
+                    link = links / uuid.uuid4().hex
+                    links.mkdir(exist_ok=True)
+                    link.symlink_to(file.absolute())
+                    file = link
+                entry.local_path = os.path.relpath(file, output_dir)
         return made
 
     interface._make_artifact = make_relative
