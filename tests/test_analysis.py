@@ -56,6 +56,7 @@ def settings(output_dir: Path, *overrides: str, **values: Any) -> AnalyzeConfig:
     """The configuration that `analyze.py` would compose."""
     config = OmegaConf.load(ROOT / "conf" / "analyze.yaml")
     del config["defaults"], config["hydra"]
+    config["logger"] = OmegaConf.load(ROOT / "conf" / "logger" / "none.yaml")
     given = OmegaConf.from_dotlist([*QUICK, *overrides])
     plain: Any = OmegaConf.to_container(OmegaConf.merge(config, given))
     return AnalyzeConfig.model_validate({**plain, "output_dir": output_dir, **values})

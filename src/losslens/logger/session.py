@@ -103,8 +103,6 @@ def session(settings: Logger, output_dir: Path, folder: Path, about: About) -> I
     exit_code = 0
     try:
         yield told
-        if run is not None and run.resumed:
-            told.tell(lambda run: run.summary.update({"error": None}))  # that of the turn before
     except BaseException as error:
         exit_code = 255 if isinstance(error, KeyboardInterrupt) else 1
         message = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
