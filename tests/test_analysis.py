@@ -696,7 +696,7 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {
         "runs.csv", "pairs.csv", "layers.csv", "connectivity.csv", "cka.csv", "floors.csv", "seeds.csv",
         "ablation.csv", "trajectories.csv", "training.csv", "map.csv", "modules.parquet", "run_modules.parquet",
-        "manifest.json", "report.html", "figures", "tables.md", "tables.tex",
+        "manifest.json", "report.html", "figures", "tables.md", "tables.tex", "wandb",
     }  # fmt: skip
     names = ("cosines", "accuracies", "norms", "angles", "connectivity")
     assert {file.name for file in (folder / "figures").iterdir()} == {f"{n}.{k}" for n in names for k in ("pdf", "png")}

@@ -11,6 +11,7 @@ import json
 import os
 import runpy
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import openai  # noqa: F401
 import pebble  # noqa: F401
 import reasoning_gym  # noqa: F401
-import wandb  # noqa: F401
+import wandb.sdk.data_types._private
 
 import losslens.analysis.job
 import losslens.geometry.connectivity
@@ -55,6 +56,8 @@ def become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     np.random.seed()  # as another process would have another
+    # wandb makes a folder for media when it is imported: the copy's own, or the first copy to end takes it from the rest.
+    wandb.sdk.data_types._private.MEDIA_TMP = tempfile.TemporaryDirectory("wandb-media")
     sys.argv = request["command"]
     sys.path[0] = str(Path(sys.argv[0]).parent.resolve())
 
