@@ -118,7 +118,7 @@ def test_a_turn_of_the_factors_changes_nothing() -> None:
 def test_a_run_logs_what_analyze_finds_in_its_adapter(
     make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
-    quiet = {"log_steps": 2, "max_steps": 6}
+    quiet = {"log_steps": 2, "save_steps": 2, "max_steps": 7}  # the last step is logged, too
     for name, method in (("sft", Sft(name="sft")), ("grpo", Grpo(name="grpo"))):
         (tmp_path / name).mkdir()
         references = {"sft": tmp_path / "sft" / "adapter"} if name == "grpo" else {}

@@ -116,6 +116,14 @@ class Metrics(TrainerCallback):
         self.hand_on(state.global_step, values)
 
 
+class LogTheEnd(TrainerCallback):
+    """Logs the last step, too: its numbers are those of the adapter that is kept. In all processes, as they share."""
+
+    def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = True
+
+
 class StopWhenAsked(TrainerCallback):
     """Where the scheduler has asked for it, ends training after the step it is at, with a checkpoint of that step."""
 

@@ -24,6 +24,7 @@ from losslens.files import atomic_folder
 from losslens.methods import Method, Pairwise, Pointwise
 from losslens.models import LoadedModel, as_it_was
 from losslens.training.callbacks import (
+    LogTheEnd,
     Metrics,
     ProgressBar,
     SealCheckpoint,
@@ -244,7 +245,7 @@ def _train(
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
         bar = ProgressBar(folder.name)
-        callbacks: list[TrainerCallback] = [StopWhenNotFinite(), StopWhenAsked(), SealCheckpoint()]
+        callbacks: list[TrainerCallback] = [StopWhenNotFinite(), LogTheEnd(), StopWhenAsked(), SealCheckpoint()]
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps))
         geometry = Geometry(plan.initial_adapter, references) if processes.is_main() else None
