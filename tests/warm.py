@@ -22,7 +22,7 @@ import numpy as np
 import openai  # noqa: F401
 import pebble  # noqa: F401
 import reasoning_gym  # noqa: F401
-import wandb.sdk.data_types._private
+from wandb.sdk.data_types._private import MEDIA_TMP
 
 import losslens.analysis.job
 import losslens.geometry.connectivity
@@ -56,8 +56,9 @@ def become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     np.random.seed()  # as another process would have another
-    # wandb makes a folder for media when it is imported: the copy's own, or the first copy to end takes it from the rest.
-    wandb.sdk.data_types._private.MEDIA_TMP = tempfile.TemporaryDirectory("wandb-media")
+    # wandb made a folder for media when it was imported, which the first copy to end would take from the rest.
+    MEDIA_TMP._finalizer.detach()
+    MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")
     sys.argv = request["command"]
     sys.path[0] = str(Path(sys.argv[0]).parent.resolve())
 

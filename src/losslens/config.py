@@ -253,7 +253,7 @@ class Logger(Section):
 
     name: Literal["wandb", "none"]
     mode: Literal["offline", "online"]
-    project: str
+    project: str = Field(pattern=r"^[^/\\#?%:]{1,128}$")  # W&B's own rule
     entity: str | None
     artifacts: bool
     references: Literal["auto"] | dict[str, str]

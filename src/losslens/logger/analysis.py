@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from losslens.config import Logger
+from losslens.errors import InputError
 from losslens.logger.artifacts import log, use
 from losslens.logger.session import About, session
 from losslens.logger.shareable import shareable
@@ -48,8 +50,9 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
     with session(settings, output_dir, folder, about) as told:
         if settings.artifacts:
             for run in [run for name in manifest["sweeps"] for run in runs_of(output_dir, name)]:
-                if run.is_trained() and sha256_of_adapter(run) in manifest["adapters"].values():
-                    use(told, "adapter", run.name, run.adapter)
+                with suppress(InputError):  # a run that was left out, since it is damaged
+                    if run.is_trained() and sha256_of_adapter(run) in manifest["adapters"].values():
+                        use(told, "adapter", run.name, run.adapter)
         for name in _TABLES:
             if analysis.csv(name).count(b"\n") > 1:
                 told.tell(_log_table, folder / f"{name}.csv")
