@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from losslens.errors import InputError
+from losslens.key_values import KeyValueParser
 from losslens.runs import runs_of
 from losslens.slurm.follow import table, watch
 from losslens.slurm.standing import Standing, standings
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the other scripts do."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(arguments: list[str]) -> int:
     """Prints the states and gives the exit status: 0 when all runs are completed, 1 when not, 2 for bad input."""
-    parser = _Parser(
+    parser = KeyValueParser(
+        {"sweep": "main", "output_dir": "outputs"},
+        "sweep=main, output_dir=outputs",
         prog="status.py",
         description="A row a run: state, step, tokens per second, loss, Slurm's id and state where they are known, and "
         "the last error. Works wherever the folder can be read; what Slurm says is asked where there is one.",
         epilog="Exit status: 0 all runs are completed; 1 not yet, or one has failed; 2 bad input.",
     )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="sweep=main, output_dir=outputs")
     parser.add_argument("--watch", action="store_true", help="stay, and show what changes, until nothing runs any more")
-    asked = parser.parse_intermixed_args(arguments)
-    settings = {"sweep": "main", "output_dir": "outputs"}
-    for argument in asked.settings:
-        name, equals, value = argument.partition("=")
-        if name not in settings or not equals:
-            print(f"status.py: {argument}: takes sweep=NAME and output_dir=FOLDER", file=sys.stderr)
-            return 2
-        settings[name] = value
+    settings, asked = parser.parse(arguments)
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
 
     def find() -> list[Standing]:

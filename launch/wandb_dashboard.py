@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from losslens.errors import InputError, ServerError
+from losslens.key_values import KeyValueParser
 from losslens.logger.logged_sweep import logged_sweep
 from losslens.logger.panels import gaps
 from losslens.logger.publish import publish
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the other scripts do."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main(arguments: list[str]) -> int:
     """Makes both and gives the exit status: 0 when they are saved, 1 when W&B fails, 2 for bad input."""
-    parser = _Parser(
+    parser = KeyValueParser(
+        {"sweep": "main", "project": "losslens", "entity": "", "output_dir": "outputs"},
+        "sweep=main, project=losslens, entity=NAME (whom the login belongs to), output_dir=outputs",
         prog="wandb_dashboard.py",
         description="A workspace and a report of a sweep's runs on W&B: training, geometry, accuracy, and the methods "
         "compared. Called again, it replaces both. The sweep's folder says what there is to show.",
         epilog="Exit status: 0 done; 1 W&B does not answer, or refuses; 2 bad input, or nobody is logged in to W&B.",
     )
-    parser.add_argument(
-        "settings", nargs="*", metavar="key=value",
-        help="sweep=main, project=losslens, entity=NAME (whom the login belongs to), output_dir=outputs",
-    )  # fmt: skip
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="print both as JSON; nobody is asked, nothing is sent")
     instead.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw what they show into a PNG, after analyze.py; nothing is sent"
     )
-    asked = parser.parse_intermixed_args(arguments)
-    settings = {"sweep": "main", "project": "losslens", "entity": "", "output_dir": "outputs"}
-    for argument in asked.settings:
-        name, _, value = argument.partition("=")
-        if name not in settings or not value:
-            print(f"wandb_dashboard.py: {argument}: takes {', '.join(f'{key}=…' for key in settings)}", file=sys.stderr)
-            return 2
-        settings[name] = value
+    settings, asked = parser.parse(arguments)
     output_dir, name, project, entity = (settings[key] for key in ("output_dir", "sweep", "project", "entity"))
     try:
         sweep = logged_sweep(Path(output_dir), name)

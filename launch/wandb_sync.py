@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
 from losslens.errors import InputError, ServerError
+from losslens.key_values import KeyValueParser
 from losslens.logger.sync import Outcome, Plan, claimed, plan, send
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as the other scripts do."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(arguments: list[str]) -> int:
     """Sends what was not sent yet and gives the exit status: 0 when nothing stays, 1 when something does."""
-    parser = _Parser(
+    parser = KeyValueParser(
+        {"sweep": "main", "output_dir": "outputs", "parallel": "8"},
+        "sweep=main, output_dir=outputs, parallel=8",
         prog="wandb_sync.py",
         description="Sends the W&B runs of a sweep that were logged offline, and online ones whose upload was cut off, "
         "several at a time. What has arrived is marked and not sent again; what has not stays and is named. Runs that "
@@ -31,14 +25,7 @@ def main(arguments: list[str]) -> int:
         epilog="Exit status: 0 all is sent; 1 something stays, or the server cannot be reached; 2 bad input, or not "
         "logged in.",
     )
-    parser.add_argument("settings", nargs="*", metavar="key=value", help="sweep=main, output_dir=outputs, parallel=8")
-    asked = parser.parse_intermixed_args(arguments)
-    settings = {"sweep": "main", "output_dir": "outputs", "parallel": "8"}
-    for argument in asked.settings:
-        name, equals, value = argument.partition("=")
-        if name not in settings or not equals:
-            parser.error(f"{argument}: takes sweep=NAME, output_dir=FOLDER and parallel=NUMBER")
-        settings[name] = value
+    settings, _ = parser.parse(arguments)
     if not settings["parallel"].isdecimal() or int(settings["parallel"]) < 1:
         parser.error(f"parallel={settings['parallel']}: how many runs to send at a time, at least 1")
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]

@@ -107,3 +107,18 @@ def test_the_other_scripts_refuse_in_one_line(name: str, arguments: list[str], n
     outcome = script(name, *arguments, check=2)
     assert len(outcome.stderr.strip().splitlines()) == 1
     assert named in outcome.stderr
+
+
+@pytest.mark.parametrize("name", ["status.py", "wandb_sync.py", "wandb_dashboard.py"])
+@pytest.mark.parametrize("line", [["sweep"], ["sweep="], ["runs=3"], ["--bogus"]], ids=" ".join)
+def test_the_scripts_of_launch_refuse_in_one_line(name: str, line: list[str]) -> None:
+    refused = script(f"launch/{name}", *line, check=2)
+    [said] = refused.stderr.splitlines()
+    assert said.startswith(f"{name}: ")
+    assert line[0] in said
+
+
+def test_flags_stand_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "main").mkdir()
+    shown = script("launch/status.py", "sweep=main", "--watch", f"output_dir={tmp_path}", check=1)
+    assert "state" in shown.stdout

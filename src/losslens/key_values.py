@@ -1,0 +1,37 @@
+"""The command line of the scripts in `launch/`: `key=value` as in the others, without Hydra."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+
+class KeyValueParser(argparse.ArgumentParser):
+    """Takes `key=value` arguments and flags, in any order; says what is wrong in one line, with exit status 2.
+
+    Args:
+        defaults: The keys, and what they are when they are not given.
+        settings_help: What `--help` says of the keys.
+        **options: As for `ArgumentParser`.
+    """
+
+    def __init__(self, defaults: Mapping[str, str], settings_help: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.defaults = dict(defaults)
+        self.add_argument("settings", nargs="*", metavar="key=value", help=settings_help)
+
+    def parse(self, arguments: Sequence[str]) -> tuple[dict[str, str], argparse.Namespace]:
+        """The value of every key, and the flags."""
+        asked = self.parse_intermixed_args(arguments)
+        settings = dict(self.defaults)
+        for argument in asked.settings:
+            name, _, value = argument.partition("=")
+            if name not in settings or not value:
+                self.error(f"{argument}: takes {', '.join(f'{key}=…' for key in settings)}")
+            settings[name] = value
+        return settings, asked
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the script."""
+        self.exit(2, f"{self.prog}: {message}\n")
