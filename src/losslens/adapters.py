@@ -96,8 +96,6 @@ def initial_adapter(
     """
     import torch
     from filelock import FileLock
-    from peft import get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     key = digest({"base": base_identity, "lora": settings, "init_seed": init_seed, "dtype": str(base.dtype)}, 12)
     folder = output_dir / "init" / key
@@ -106,13 +104,7 @@ def initial_adapter(
         if not folder.is_dir():
             with atomic_folder(folder) as temporary, as_it_was(base), torch.random.fork_rng():
                 torch.manual_seed(init_seed)
-                try:
-                    adapter = get_peft_model(base, settings.peft_config(base))
-                except ValueError as error:
-                    raise InputError(f"model.target_modules: {first_line(error)}") from error
-                if isinstance(adapter.get_output_embeddings(), BaseTunerLayer):
-                    raise InputError("model.target_modules: the language-model head cannot be adapted")
-                save_adapter(adapter, temporary)
+                save_adapter(adapted(base, settings), temporary)
                 write_json(
                     temporary / "manifest.json",
                     {"sha256": adapter_sha256(temporary), "init_seed": init_seed, "base": base_identity},
@@ -120,6 +112,24 @@ def initial_adapter(
     if adapter_sha256(folder) != read_json(folder / "manifest.json").get("sha256"):
         raise InputError(f"{folder}: the initial adapter is not what was written; delete this folder to make it again")
     return folder
+
+
+def adapted(base: Any, settings: LoraSettings) -> Any:
+    """`base`, changed, with a new adapter on it.
+
+    Raises:
+        InputError: No module has one of the target names, or PEFT cannot adapt it.
+    """
+    from peft import get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    try:
+        adapter = get_peft_model(base, settings.peft_config(base))
+    except ValueError as error:
+        raise InputError(f"model.target_modules: {first_line(error)}") from error
+    if isinstance(adapter.get_output_embeddings(), BaseTunerLayer):
+        raise InputError("model.target_modules: the language-model head cannot be adapted")
+    return adapter
 
 
 def load_adapter(model: Any, folder: Path) -> None:

@@ -40,10 +40,12 @@ class Questions:
 def in_process(questions: Questions, adapter: Path | None) -> list[list[Completion]]:
     """The answers of the base with the adapter in a folder on it; the base is as it was afterwards."""
     from losslens.generation import generate_greedy, generate_samples
+    from losslens.limits import limits_of
 
-    base = load_model(source_of(questions.model))
     evaluation = questions.evaluation
     prompts = [problem.prompt for problem in questions.problems]
+    limits_of(source_of(questions.model)).require_prompts(prompts, evaluation.max_tokens, "evaluation.max_tokens")
+    base = load_model(source_of(questions.model))
     options: dict[str, Any] = {
         "max_new_tokens": evaluation.max_tokens,
         "batch_size": evaluation.batch_size,
@@ -63,6 +65,18 @@ def in_process(questions: Questions, adapter: Path | None) -> list[list[Completi
             seed=evaluation.seed,
             **options,
         )
+
+
+def _read(questions: Questions, completions: list[Completion], each: int) -> list[Completion]:
+    """A server's answers with the text of their token ids, special tokens included, where it gave any."""
+    if not any(completion.ids for completion in completions):
+        return completions
+    from losslens.models import load_tokenizer
+    from losslens.tokens import read_served
+
+    tokenizer = load_tokenizer(source_of(questions.model))
+    prompts = [problem.prompt for problem in questions.problems for _ in range(each)]
+    return [read_served(tokenizer, prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
 
 
 def by_server(questions: Questions, run: str | None) -> list[list[Completion]]:
@@ -99,5 +113,5 @@ def by_server(questions: Questions, run: str | None) -> list[list[Completion]]:
         lambda number, completion: questions.journal.add({number: completion}),
         questions.description,
     )
-    completions = [known[number] for number in requests]
+    completions = _read(questions, [known[number] for number in requests], each)
     return [completions[i : i + each] for i in range(0, len(completions), each)]

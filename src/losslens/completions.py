@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from losslens.errors import InputError
+from losslens.files import digest
+
+_CHECKSUM, _DIGITS = "sha256", 16
 
 
 @dataclass(frozen=True)
@@ -17,16 +20,20 @@ class Completion:
     """What a model wrote after a prompt.
 
     Attributes:
-        text: The decoded completion without special tokens.
-        tokens: Number of tokens, the end-of-sequence token included; None where a server does not say.
+        text: The decoded completion but for the token that ended it; a server's is as the server writes it.
+        tokens: Number of tokens, the one that ended it included; None where a server does not say.
         finished: Whether the model ended it; False when it was cut.
         prompt_tokens: Number of tokens of the prompt, where a server says so.
+        ids: The tokens themselves, the one that ended it included; None where a server does not give them.
+        prompt_ids: Those of the prompt as a server gave it to its model, where it says so.
     """
 
     text: str
     tokens: int | None
     finished: bool
     prompt_tokens: int | None = None
+    ids: tuple[int, ...] | None = None
+    prompt_ids: tuple[int, ...] | None = None
 
 
 def say_what_was_cut(completions: Sequence[Completion], what: str, field: str, limit: int) -> None:
@@ -40,7 +47,7 @@ class Journal:
     """Completions on disk as they arrive, so that what was interrupted goes on, and nothing is paid for twice.
 
     One JSON object a line: the key of the request and its completion, or the state of the random generator after the
-    lines before it. A last line that was cut off is dropped.
+    lines before it, each with the SHA-256 of what it says. A last line that was cut off is dropped.
 
     Args:
         file: Where.
@@ -59,9 +66,16 @@ class Journal:
         whole = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
             try:
-                self._take(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(f"{file}: line {number}: not what was written; delete the line to go on") from error
+                entry = json.loads(line)
+                checksum = entry.pop(_CHECKSUM, None)
+                if checksum != digest(entry, _DIGITS):
+                    raise ValueError("another checksum")
+                self._take(entry)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise InputError(
+                    f"{file}: line {number}: not what was written, or written by an older version; "
+                    "delete the line to go on"
+                ) from error
         self._handle = file.open("ab")
         self._handle.truncate(whole)
 
@@ -70,7 +84,8 @@ class Journal:
         entries: list[dict[str, Any]] = [{"key": key, **asdict(c)} for key, c in completions.items()]
         if state is not None:
             entries.append({"state": state})
-        self._handle.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+        lines = [json.dumps({**entry, _CHECKSUM: digest(entry, _DIGITS)}) + "\n" for entry in entries]
+        self._handle.write("".join(lines).encode())
         self._handle.flush()
         os.fsync(self._handle.fileno())
         for entry in entries:
@@ -98,5 +113,7 @@ class Journal:
         if "state" in entry:
             self.state, self._at_state = entry["state"], dict(self.completions)
         else:
-            key, *values = (entry[name] for name in ("key", "text", "tokens", "finished", "prompt_tokens"))
-            self.completions[key] = Completion(*values)
+            values = {name: entry[name] for name in Completion.__dataclass_fields__}
+            for name in ("ids", "prompt_ids"):
+                values[name] = None if values[name] is None else tuple(values[name])
+            self.completions[entry["key"]] = Completion(**values)

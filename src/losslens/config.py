@@ -145,6 +145,7 @@ class Server(Section):
     attempts: int = Field(ge=1)
     timeout: float = Field(gt=0, allow_inf_nan=False)
     requests_per_minute: float | None = Field(gt=0, allow_inf_nan=False)
+    token_ids: Literal["auto", "off"]
     price_prompt: float | None = Field(ge=0, allow_inf_nan=False)
     price_completion: float | None = Field(ge=0, allow_inf_nan=False)
     extra_body: dict[str, Any] | None
@@ -223,9 +224,14 @@ class Optim(Section):
             )
         return share
 
-    def ways(self, processes: int = 1) -> list[tuple[int, bool]]:
-        """Examples in one forward pass, and whether with gradient checkpointing: what to try, the quickest first."""
+    def ways(self, processes: int = 1, dropout: bool = False) -> list[tuple[int, bool]]:
+        """Examples in one forward pass, and whether with gradient checkpointing: what to try, the quickest first.
+
+        With `dropout` the number decides what is dropped, and so the adapter: `auto` is then all that a process
+        computes, and nothing smaller. Checkpointing draws the same again, and changes nothing.
+        """
         sizes = [self.micro_batch] if self.micro_batch != "auto" else _divisors(self.share(processes))
+        sizes = sizes[:1] if dropout else sizes
         switches = [self.gradient_checkpointing] if self.gradient_checkpointing != "auto" else [False, True]
         return [(size, switch) for switch in switches for size in sizes]
 

@@ -12,34 +12,15 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from losslens.completions import Completion, Journal
+from losslens.errors import InputError
+from losslens.tokens import decode, encode_completion, encode_prompt, render_prompt, turns_of
+
+# Where they were before they had a file of their own.
+__all__ = ["encode_completion", "encode_prompt", "generate_greedy", "generate_samples", "render_prompt"]
 
 # Two logits nearer than this may swap places when the same sequence is computed in another batch shape. Measured on
 # the tiny student in float32: batching moves a logit by less than 1e-4 (tests/test_generation.py).
 _CLOSE_CALL = {torch.float32: 1e-3, torch.float64: 1e-9}
-
-
-def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
-    """What the model is given: `prompt` as a user's turn, up to where the assistant's turn begins.
-
-    A tokenizer without a chat template gives the bare text.
-    """
-    if tokenizer.chat_template is None:
-        return prompt
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-    )
-
-
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[int]:
-    """Token ids of `render_prompt`; a chat template writes its special tokens itself."""
-    bare = tokenizer.chat_template is None
-    return tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=bare)["input_ids"]
-
-
-def encode_completion(tokenizer: PreTrainedTokenizerBase, completion: str, finished: bool) -> list[int]:
-    """Token ids of `completion`, with the end-of-sequence token unless it was cut off before its end."""
-    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return [*ids, tokenizer.eos_token_id] if finished else ids
 
 
 def generate_greedy(
@@ -129,6 +110,8 @@ def generate_samples(
         kind, _, state = (journal.state or "").partition(":") if journal else ("", "", "")
         if journal is not None and kind == model.device.type:
             known = journal.up_to_state()
+            if set(known) != {str(i) for i in range(len(known))}:  # with a gap the generator's state fits no more
+                raise InputError(f"{journal.file}: completions are missing in it; delete it to sample them again")
             tensor = torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8)
             torch.cuda.set_rng_state(tensor, model.device) if cuda else torch.set_rng_state(tensor)
         elif journal is not None:
@@ -184,7 +167,7 @@ def _generate(
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
     declared = model.generation_config.eos_token_id
-    eos_ids = sorted({tokenizer.eos_token_id, *([declared] if isinstance(declared, int) else declared or [])})
+    eos_ids = sorted({*turns_of(tokenizer).ends, *([declared] if isinstance(declared, int) else declared or [])})
     gaps = _TopTwoGap(width, torch.tensor(eos_ids, device=model.device))
     # What a configuration leaves open is filled from the model's own settings: its penalties, its top-k.
     own, model.generation_config = model.generation_config, GenerationConfig()
@@ -202,7 +185,9 @@ def _generate(
     completions = []
     for ids in output[:, width:].tolist():
         end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
-        text = tokenizer.decode(ids if end is None else ids[:end], skip_special_tokens=True)
-        completions.append(Completion(text, len(ids) if end is None else end + 1, end is not None))
+        ids = ids if end is None else ids[: end + 1]
+        # What stands inside is kept, special or not: the marks of thinking, say. Only the end is no part of the text.
+        text = decode(tokenizer, ids if end is None else ids[:end])
+        completions.append(Completion(text, len(ids), end is not None, ids=tuple(ids)))
     assert gaps.smallest is not None
     return completions, gaps.smallest.tolist()

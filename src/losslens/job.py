@@ -23,7 +23,7 @@ from losslens.models import load_model, source_of
 from losslens.preemption import Preempted
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import counts, load
-from losslens.rollouts.sampling import frozen_rollouts
+from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source
 from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
@@ -70,6 +70,7 @@ def train_job(config: TrainConfig) -> Outcome:
         if not run.is_trained():
             require_problems(config.benchmarks)
             config.optim.share(processes.count())
+            _require_fit(config)
         with run.lock():
             run = run_of(config, isinstance(method, Pairwise))  # another process may have begun it by another name
             name, folder = run.name, run.folder
@@ -94,6 +95,32 @@ def train_job(config: TrainConfig) -> Outcome:
             (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             message += f" (see {folder / 'error.txt'})"
         return Outcome(name, "failed", error=message, exit_status=1)
+
+
+def _require_fit(config: TrainConfig) -> None:
+    """Refuses what the base cannot be trained on, or asked, before anything is sampled, trained or written.
+
+    Raises:
+        InputError: A module that is to be adapted is not there, the chat template fails, or something is too long.
+    """
+    from losslens.adapters import adapted
+    from losslens.limits import limits_of
+    from losslens.models import skeleton
+
+    source = source_of(config.model)
+    limits = limits_of(source)
+    adapted(skeleton(source), lora_settings(config))
+    given = problem_source(config.data).rollouts() if config.rollouts.path is None else None
+    if given is not None:
+        from losslens.training.dataset import tokenise
+
+        rows = tokenise(first_prompts(given, config.data), limits.tokenizer)
+        limits.require_sequences(str(config.data.path), list(rows["prompt_ids"]), list(rows["completion_ids"]))
+    if config.evaluation.engine == "transformers":
+        for data in config.benchmarks:
+            problems = problem_source(data).problems("eval", data.eval, data.seed)
+            prompts = [problem.prompt for problem in problems]
+            limits.require_prompts(prompts, config.evaluation.max_tokens, "evaluation.max_tokens")
 
 
 def _leave_the_queue(folder: Path | None, error: Exception) -> None:
@@ -185,12 +212,16 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     started = datetime.now(UTC)
     run.set_state("running")
     rollouts = frozen_rollouts(config)
-    from losslens.generation import render_prompt
+    from losslens.limits import limits_of
+    from losslens.tokens import decode
     from losslens.training.dataset import row_count, tokenise, usable
 
     base = load_model(source_of(config.model))
     usable_rows = usable(rollouts.table, config.train_on)
-    tokenised = tokenise(usable_rows, base.tokenizer)
+    tokenised = tokenise(usable_rows, base.tokenizer, rollouts.manifest)
+    ids = tokenised["prompt_ids"].tolist(), tokenised["completion_ids"].tolist()
+    file = str(rollouts.folder / "rollouts.parquet")
+    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=usable_rows.index.tolist())
     steps = config.optim.steps(row_count(tokenised, method))
     run.set_state("running", step=0, max_steps=steps)
     initial = initial_adapter(
@@ -213,7 +244,7 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
         "base": base_identity(config.model),
         "initial_adapter": {"folder": initial.name, "sha256": adapter_sha256(initial)},
         "precision": precision,
-        "prompt_example": render_prompt(base.tokenizer, rollouts.table["prompt"].iloc[0]),
+        "prompt_example": decode(base.tokenizer, tokenised["prompt_ids"].iloc[0]),
         **provenance.here(),
         "started": started.isoformat(timespec="seconds"),
     }
@@ -266,7 +297,8 @@ def _train_along(config: TrainConfig) -> Outcome:
             from losslens.training.run import train_run
 
             base = load_model(source_of(config.model))
-            tokenised = tokenise(usable(load(Path(orders["rollouts"])).table, config.train_on), base.tokenizer)
+            rollouts = load(Path(orders["rollouts"]))
+            tokenised = tokenise(usable(rollouts.table, config.train_on), base.tokenizer, rollouts.manifest)
             plan = _plan(config, build("method", config.method), Path(orders["initial"]))
             train_run(plan, base, tokenised, folder, lambda step, values: None)
     except DivergedError:

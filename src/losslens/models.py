@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from losslens import hub, packaged, processes
 from losslens.config import Model
 from losslens.errors import InputError, UnavailableError, first_line
 from losslens.files import sha256_of_folder
+from losslens.tokens import declare_ends, say_once, turns_of
 
 # torch, transformers and peft are imported where they are needed: a sweep that is finished must not wait for them.
 
-_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.py")
+_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
+# `SafetensorError`, which says of a damaged file that it is one, is an `Exception` and no more.
+_LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
+
+_CLOCK_NAME = "strftime_now"  # what transformers calls it in chat templates
+_CLOCK_CODES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuVDFTReklhCg"]
+_RANDOM = re.compile(r"\|\s*random\b|\blipsum\b")
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,8 @@ class ModelSource:
         trust_remote_code: Whether code that comes with the model may run.
         attention: The attention implementation; `auto` is what transformers chooses: `sdpa`, where the model has it.
         package: A Python package that ships this very model; taken when the hub cannot be reached.
-        chat_options: Variables of the chat template as JSON, for example `{"enable_thinking": false}`.
+        chat_options: Variables of the chat template as JSON, for example `{"enable_thinking": false}`; `strftime_now`
+            is the date that a template is told.
     """
 
     field: str
@@ -117,6 +129,87 @@ def model_identity(source: ModelSource) -> dict[str, str | None]:
     return {"sha256": sha256_of_folder(Path(path), _MODEL_FILES)}
 
 
+# The moment that chat templates are told when they ask for the time: the day that Llama's take where there is no clock.
+# A prompt must not change from one day to the next: the same run would be trained on another one.
+CLOCK = datetime(2024, 7, 26)
+
+
+@lru_cache(maxsize=16)
+def load_config(source: ModelSource) -> Any:
+    """Loads the configuration of a model.
+
+    Raises:
+        InputError: There is no such model, or it cannot be read.
+    """
+    from transformers import AutoConfig
+
+    path, options = _place(source)
+    try:
+        return AutoConfig.from_pretrained(path, **options)
+    except (*_LOADING_ERRORS, RecursionError) as error:
+        raise InputError(f"{source.field}={source.path}: {first_line(error)}") from error
+
+
+def skeleton(source: ModelSource) -> Any:
+    """A model without its weights, which costs no memory and hardly any time: to see what modules it has.
+
+    Raises:
+        InputError: There is no such model, or it cannot be read.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(source)
+    try:
+        with init_empty_weights(include_buffers=False):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
+    except _LOADING_ERRORS as error:
+        raise InputError(f"{source.field}={source.path}: {first_line(error)}") from error
+
+
+@lru_cache(maxsize=16)
+def load_tokenizer(source: ModelSource) -> Any:
+    """Loads the tokenizer of a model, which then knows the model's end tokens, its `chat_options`, and no clock.
+
+    Raises:
+        InputError: There is no such model, it cannot be read, nothing says what ends a turn, or its chat template is
+            another one each time.
+    """
+    from transformers import AutoTokenizer, GenerationConfig
+
+    path, options = _place(source)
+    where, config = f"{source.field}={source.path}", load_config(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **options)
+    except (*_LOADING_ERRORS, RecursionError) as error:
+        raise InputError(f"{where}: {first_line(error)}") from error
+    try:
+        settings = GenerationConfig.from_pretrained(path, **{k: v for k, v in options.items() if k == "revision"})
+    except (OSError, ValueError, TypeError):
+        settings = GenerationConfig.from_model_config(config)
+    declare_ends(tokenizer, settings.eos_token_id)
+    if tokenizer.chat_template is not None:
+        tokenizer.chat_template = _settled(tokenizer.chat_template, source)
+    end = turns_of(tokenizer).end
+    if end is None:
+        raise InputError(
+            f"{where}: the tokenizer has no end-of-sequence token, and neither has the model's configuration"
+        )
+    if tokenizer.eos_token_id is None:
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    if tokenizer.pad_token_id is None or (rows is not None and tokenizer.pad_token_id >= rows):
+        # Padding is masked everywhere, so any token will do; TRL would set it for some trainers and not for others.
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _place(source: ModelSource) -> tuple[str, dict[str, Any]]:
+    """Where a model is loaded from, and with which options."""
+    path, commit = located(source)
+    return path, {"trust_remote_code": source.trust_remote_code, **({"revision": commit} if commit else {})}
+
+
 @lru_cache(maxsize=1)
 def load_model(source: ModelSource) -> LoadedModel:
     """Loads a model and its tokenizer, and says what was chosen; the last one stays in memory and is given again.
@@ -125,12 +218,11 @@ def load_model(source: ModelSource) -> LoadedModel:
         InputError: There is no such model, it cannot be read, or the device is not there.
     """
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    path, commit = located(source)
+    path, options = _place(source)
     name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name if source.device == "auto" else source.device)
@@ -144,33 +236,66 @@ def load_model(source: ModelSource) -> LoadedModel:
         dtype = torch.bfloat16 if half else torch.float32
     else:
         dtype = getattr(torch, source.dtype)
+    _require_precision(source, device, dtype)
     attention = None if source.attention == "auto" else source.attention
-    options = {"revision": commit, "trust_remote_code": source.trust_remote_code}
-    options = {key: value for key, value in options.items() if value}
+    tokenizer = load_tokenizer(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError) as error:
+    except _LOADING_ERRORS as error:
         raise InputError(f"{source.field}={source.path}: {first_line(error)}") from error
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"{source.field}={source.path}: the tokenizer has no end-of-sequence token")
-    if tokenizer.pad_token_id is None:
-        # Padding is masked everywhere, so any token will do; TRL would set it for some trainers and not for others.
-        tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is not None:
-        tokenizer.chat_template = _with_assignments(tokenizer.chat_template, source.chat_options)
     size, precision = f"{model.num_parameters() / 1e6:,.1f}M parameters", str(dtype).removeprefix("torch.")
     kind = model.config._attn_implementation
     print(f"{source.path}: {size}, {precision}, {device}, {kind} attention", flush=True)
     return LoadedModel(model.to(device).eval(), tokenizer)
 
 
-def _with_assignments(template: Any, chat_options: str) -> Any:
-    """A chat template (or several by name) with the options at its head: whoever renders it gets the same text."""
+def _require_precision(source: ModelSource, device: Any, dtype: Any) -> None:
+    """Computes something small in `dtype`.
+
+    Raises:
+        InputError: The device cannot.
+    """
+    import torch
+
+    try:
+        if device.type == "cuda" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
+            raise RuntimeError("this GPU has no bfloat16")
+        small = torch.ones(8, 8, dtype=dtype, device=device, requires_grad=True)
+        torch.nn.functional.silu(small @ small).log_softmax(-1).sum().backward()
+    except RuntimeError as error:
+        raise InputError(f"model.dtype={source.dtype}: not on {device} ({first_line(error)})") from error
+
+
+def _settled(template: Any, source: ModelSource) -> Any:
+    """A chat template (or several by name) with the options and a clock that stands at its head.
+
+    Whoever renders it gets the same text, today and tomorrow.
+
+    Raises:
+        InputError: It draws something at random, or the option that sets its clock is no date.
+    """
     if isinstance(template, dict):
-        return {name: _with_assignments(text, chat_options) for name, text in template.items()}
-    values = json.loads(chat_options)
-    return "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in values.items()) + template
+        return {name: _settled(text, source) for name, text in template.items()}
+    if _RANDOM.search(template):
+        raise InputError(
+            f"{source.field}={source.path}: its chat template draws at random, so no prompt would stay the same"
+        )
+    values = json.loads(source.chat_options)
+    now = values.pop(_CLOCK_NAME, CLOCK.isoformat(" "))
+    head = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in values.items())
+    if _CLOCK_NAME not in template:
+        return head + template
+    try:
+        clock = datetime.fromisoformat(now)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"model.chat_options.{_CLOCK_NAME}={now}: a date like 2024-07-26") from error
+    say_once(
+        f"{source.path}: its chat template asks for the time, and is told {clock:%Y-%m-%d %H:%M} always"
+        f" (model.chat_options.{_CLOCK_NAME})"
+    )
+    # A macro takes the place of the function that reads the clock.
+    formatted = "".join(f".replace({json.dumps(code)}, {json.dumps(clock.strftime(code))})" for code in _CLOCK_CODES)
+    return f"{{%- macro {_CLOCK_NAME}(format) -%}}{{{{ format{formatted} }}}}{{%- endmacro -%}}" + head + template
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
+from losslens import processes
 from losslens.adapters import LoraSettings, adapter_hashes
 from losslens.config import Model, TrainConfig
 from losslens.errors import InputError
@@ -22,7 +23,7 @@ from losslens.rollouts.sampling import rollouts_identity
 State = Literal["queued", "running", "preempted", "failed", "completed"]
 
 # Part of every identity: raised when the same configuration begins to mean another adapter.
-_IDENTITY_VERSION = 2
+_IDENTITY_VERSION = 3
 _NOT_SCIENCE = {"micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps"}
 
 
@@ -187,7 +188,18 @@ def run_identity(config: TrainConfig, pairwise: bool) -> dict[str, Any]:
         "optim": config.optim.model_dump(exclude=_NOT_SCIENCE | ({"max_steps"} if config.optim.epochs else set())),
         "seed": config.seed,
         "init_seed": config.init_seed,
+        **_what_dropout_meets(config),
     }
+
+
+def _what_dropout_meets(config: TrainConfig) -> dict[str, Any]:
+    """What decides which activations LoRA dropout leaves out: the rows that are computed at once, and who draws."""
+    if not config.lora_rank.dropout:
+        return {}
+    # Whoever asks before the run has its processes, as the launcher does, knows how many there will be.
+    gpus = config.resources.gpus if config.resources is not None else 1
+    count = processes.count() if processes.count() > 1 else max(gpus, 1)
+    return {"micro_batch": config.optim.ways(count, dropout=True)[0][0], "processes": count}
 
 
 def _makes_the_same_pairs(config: TrainConfig) -> bool:

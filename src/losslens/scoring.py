@@ -25,6 +25,9 @@ from losslens.rollouts.sampling import problem_source
 from losslens.runs import Run, base_identity, base_run, runs_of
 from losslens.statistics import wilson_interval
 
+# Raised when the same answer begins to be read otherwise: 2 keeps the special tokens that stand in it.
+_READING = 2
+
 
 def score_run(run: Run, model: Model, benchmarks: Sequence[Data], evaluation: Evaluation) -> dict[str, Path]:
     """Scores a trained run on the held-out problems of each benchmark, unless that was done before.
@@ -154,8 +157,17 @@ def _decoding(model: Model, evaluation: Evaluation, samples: int) -> list[Any]:
     sampling = [samples, evaluation.temperature, evaluation.top_p, evaluation.seed] if samples else []
     if evaluation.engine == "openai":
         server = evaluation.server
-        return ["openai", server.model, evaluation.max_tokens, *sampling, server.extra_body, model.chat_options]
-    decoding = [evaluation.max_tokens, model.dtype, model.chat_options, *sampling]
+        return [
+            "openai",
+            _READING,
+            server.token_ids,
+            server.model,
+            evaluation.max_tokens,
+            *sampling,
+            server.extra_body,
+            model.chat_options,
+        ]
+    decoding = [_READING, evaluation.max_tokens, model.dtype, model.chat_options, *sampling]
     if samples or model.dtype in ("bfloat16", "float16"):  # where the batch may change an answer
         decoding.append(evaluation.batch_size)
     return decoding

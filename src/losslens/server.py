@@ -108,6 +108,7 @@ class _Asking:
         self.stopped = asyncio.Event()
         self.failure: BaseException | None = None
         self.told = False
+        self.asks_ids = server.token_ids == "auto"
 
     async def all(
         self, requests: Mapping[str, Request], base_url: str | None, key: str | None, description: str
@@ -170,6 +171,7 @@ class _Asking:
         }
         fields = {name: omit if name in body else value for name, value in fields.items()}
         extra = {name: value for name, value in body.items() if value is not None}
+        asks_ids = self.asks_ids and "return_token_ids" not in body
         for attempt in range(1, self.server.attempts + 1):
             if self.limiter is not None:
                 await self.limiter.acquire()
@@ -181,10 +183,14 @@ class _Asking:
                         model=self.model,
                         messages=[{"role": "user", "content": request.prompt}],
                         **fields,
-                        extra_body=extra or None,
+                        extra_body={**extra, **({"return_token_ids": True} if asks_ids else {})} or None,
                     )
                 )
             except Exception as error:
+                if asks_ids and getattr(error, "status_code", None) in (400, 422):
+                    # A server that refuses what it does not know, unless it refuses the question itself.
+                    self.asks_ids = False
+                    return await self._one(client, request)
                 wait = _wait(error, attempt)
                 if wait is None:
                     raise ServerError(f"{_told(error)} (the prompt begins {request.prompt[:40]!r})") from error
@@ -225,7 +231,18 @@ def _completion(answer: Any) -> Completion:
         text = f"<think>\n{reasoning}" if cut and not text else f"<think>\n{reasoning}\n</think>\n\n{text}"
     # Half of a surrogate pair is no text, and nothing could keep it.
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return Completion(text, tokens, not cut, prompt_tokens)
+    ids, prompt_ids = (
+        _token_ids(getattr(holder, name, None))
+        for holder, name in ((choice, "token_ids"), (answer, "prompt_token_ids"))
+    )
+    return Completion(text, tokens, not cut, prompt_tokens, ids, prompt_ids if ids is not None else None)
+
+
+def _token_ids(value: Any) -> tuple[int, ...] | None:
+    """Token ids as vLLM gives them (`return_token_ids`); None where there are none, or something else."""
+    if not isinstance(value, list) or not all(type(id_) is int and 0 <= id_ < 2**31 for id_ in value):
+        return None
+    return tuple(value)
 
 
 def _wait(error: Exception, attempt: int) -> float | None:

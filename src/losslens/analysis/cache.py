@@ -12,7 +12,7 @@ import numpy as np
 from losslens.files import atomic_file, digest
 
 # Raised when the same inputs begin to give other numbers.
-_VERSION = 2
+_VERSION = 3
 
 Arrays = dict[str, np.ndarray]
 

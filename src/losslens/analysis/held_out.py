@@ -12,10 +12,10 @@ from pydantic import ValidationError
 from losslens.analysis.manifests import RunFacts
 from losslens.config import HeldOut, RolloutConfig
 from losslens.errors import InputError, UnavailableError
-from losslens.generation import encode_completion, encode_prompt
 from losslens.geometry.forward import Sequences
 from losslens.rollouts.frozen import FrozenRollouts, load
 from losslens.rollouts.sampling import held_out_rollouts
+from losslens.tokens import encode_completion, read_rollouts
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,10 @@ class TeacherForced:
 
     def tokens(self, tokenizer: Any) -> Sequences:
         """The token ids."""
-        prompts = [encode_prompt(tokenizer, prompt) for prompt in self.rows["prompt"]]
+        prompts, completions = read_rollouts(self.rows, tokenizer, self.frozen.manifest)
         if self.answer_only:
-            return Sequences(prompts, [encode_completion(tokenizer, answer, False) for answer in self.rows["answer"]])
-        finished = zip(self.rows["completion"], self.rows["finished"], strict=True)
-        return Sequences(prompts, [encode_completion(tokenizer, text, end) for text, end in finished])
+            completions = [encode_completion(tokenizer, answer, False) for answer in self.rows["answer"]]
+        return Sequences(prompts, completions)
 
 
 def held_out(settings: HeldOut, output_dir: Path, run: RunFacts | None) -> FrozenRollouts:

@@ -24,8 +24,9 @@ from losslens.geometry.base_weights import Principal, off_principal_share, princ
 from losslens.geometry.cka import Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.geometry.connectivity import Curve, SequenceLosses, curve
 from losslens.geometry.deltas import open_adapter
-from losslens.geometry.forward import carrying_line, hidden_states, losses
+from losslens.geometry.forward import Sequences, carrying_line, hidden_states, losses
 from losslens.geometry.tables import AgainstBase
+from losslens.limits import limits_of
 from losslens.models import LoadedModel, ModelSource, load_model
 from losslens.rollouts.sampling import problem_source
 
@@ -203,10 +204,17 @@ class Passes:
         a, b = sorted(pair, key=lambda name: self._subjects[name].sha256)
         return (a, b) if self._subjects[a].sha256 != self._subjects[b].sha256 else pair
 
+    def _tokens(self, sequences: TeacherForced) -> Sequences:
+        """Their token ids, once they are known to be what the base can be shown."""
+        tokens = sequences.tokens(self._base.tokenizer)
+        where, rows = str(sequences.frozen.folder / "rollouts.parquet"), sequences.rows.index.tolist()
+        limits_of(self._source).require_sequences(where, tokens.prompts, tokens.completions, rows)
+        return tokens
+
     def _losses(
         self, names: Sequence[str], weights: Sequence[Sequence[float]], sequences: TeacherForced, done: Callable
     ) -> list[SequenceLosses]:
-        tokens = sequences.tokens(self._base.tokenizer)
+        tokens = self._tokens(sequences)
         found = []
         with ExitStack() as stack:
             adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in names]
@@ -250,7 +258,7 @@ class Passes:
     def _similarities(
         self, name: str | None, sequences: TeacherForced, settings: Cka, outliers: np.ndarray | None
     ) -> Similarities:
-        tokens = sequences.tokens(self._base.tokenizer)
+        tokens = self._tokens(sequences)
         with ExitStack() as stack:
             model: Any = self._base.model
             if name is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,19 +20,22 @@ SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
         ("prompt", pa.string()),  # the user's turn, before the chat template
-        (
-            "prompt_text",
-            pa.string(),
-        ),  # what the writer was given, its chat template applied; null: not known, as with servers
-        ("completion", pa.string()),  # without special tokens
+        # What the writer was given, its chat template applied; null: not known, as with servers that do not say.
+        ("prompt_text", pa.string()),
+        ("completion", pa.string()),  # but for the token that ended it
         ("reward", pa.float64()),  # 1 right, 0 wrong
         ("answer", pa.string()),  # the problem's reference answer
         ("sample", pa.int64()),  # number of the rollout within its prompt
         ("source", pa.string()),  # who wrote it
-        ("tokens", pa.int64()),  # length, the end-of-sequence token included; null: not known
+        ("tokens", pa.int64()),  # length, the token that ended it included; null: not known
         ("finished", pa.bool_()),  # False: cut at the token limit
+        # The tokens themselves, of the tokenizer in the manifest; null: only text is known.
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("completion_ids", pa.list_(pa.int32())),
     ]
 )
+IDS = ("prompt_ids", "completion_ids")  # which rollouts of before version 2 lack
+VERSION = 2  # raised when the same settings begin to mean other rollouts
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,17 @@ class FrozenRollouts:
 def content_sha256(table: pd.DataFrame) -> str:
     """The SHA-256 of the rows as JSON lines, columns in the order of `SCHEMA`: the same for any writer of parquet."""
     digest = hashlib.sha256()
-    columns = [[None if pd.isna(cell) else cell for cell in table[name].tolist()] for name in SCHEMA.names]
+    columns = [list(map(_plain, table[name].tolist())) for name in SCHEMA.names if name in table]
     for row in zip(*columns, strict=True):
         digest.update(json.dumps(list(row), ensure_ascii=True).encode())
         digest.update(b"\n")
     return digest.hexdigest()
+
+
+def _plain(cell: Any) -> Any:
+    if isinstance(cell, (list, tuple, np.ndarray)):
+        return [int(value) for value in cell]
+    return None if pd.isna(cell) else cell
 
 
 def counts(table: pd.DataFrame) -> dict[str, int | float | None]:
@@ -83,7 +93,7 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
     """Writes `<parent>/<name>-<hash>/` and returns it.
 
     Args:
-        table: One row a rollout, with the columns of `SCHEMA`.
+        table: One row a rollout, with the columns of `SCHEMA`, of which `IDS` may be missing.
         parent: The folder that holds frozen rollouts.
         name: What the folder's name begins with.
         manifest: Who made them and how (`keys`: digests of the settings); counts and hash are added.
@@ -91,6 +101,7 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
     Raises:
         InputError: A folder of this name is there and damaged.
     """
+    table = table.assign(**{name: None for name in IDS if name not in table})
     table = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
     # Read back as `load` will see it, so that the hash is that of what is on disk.
     content = _frame(table)
@@ -124,21 +135,24 @@ def load(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
         raise InputError(f"{file}: no such file") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{file}: not a readable parquet file ({first_line(error)})") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
+    missing = [name for name in SCHEMA.names if name not in table.column_names and name not in IDS]
     if missing:
         raise InputError(f"{file}: no column {missing[0]!r}")
     try:
-        content = _frame(table.select(SCHEMA.names).cast(SCHEMA))
+        schema = pa.schema([field for field in SCHEMA if field.name in table.column_names])
+        content = _frame(table.select(schema.names).cast(schema))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{file}: {first_line(error)}") from error
     if content_sha256(content) != manifest["sha256"]:
         raise InputError(f"{file}: not the content that was frozen (its hash is not the manifest's sha256)")
-    return FrozenRollouts(folder, content, manifest)
+    return FrozenRollouts(folder, content.assign(**{name: None for name in IDS if name not in content}), manifest)
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
     # Without a nullable type, lengths of which one is not known would be floats.
-    return table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
+    lists = {name: pd.Series(table[name].to_pylist(), dtype=object) for name in IDS if name in table.column_names}
+    return frame.assign(**lists)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from losslens.models import ModelSource, load_model, model_identity, source_of
 from losslens.problems import Problem, ProblemSource, Split, long_hash
 from losslens.problems.verification import verdicts
 from losslens.provenance import versions
-from losslens.rollouts.frozen import FrozenRollouts, counts, find, freeze, load, read_manifest
+from losslens.rollouts.frozen import VERSION, FrozenRollouts, counts, find, freeze, load, read_manifest
 
 
 def problem_source(data: Data) -> ProblemSource:
@@ -47,12 +48,16 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         "source": source.identity(split),
         "prompts": config.data.train,
         "seed": config.data.seed,
+        "version": VERSION,
     }
     if source.rollouts() is not None:
         return about
     sampling = config.rollouts
     if sampling.engine == "openai":
-        return {**about, **_served_writer(config), "k": sampling.k}
+        # Where the server gives token ids, it is the base's tokenizer that reads them.
+        ids = sampling.server.token_ids != "off"
+        read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
+        return {**about, **_served_writer(config), "k": sampling.k, **read_by}
     model = _writer(config)
     how = sampling.model_dump(exclude={"path", "server"})
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
@@ -75,12 +80,31 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     if config.rollouts.path is not None:
         return load(Path(config.rollouts.path))
     parent = config.output_dir / "rollouts"
-    parent.mkdir(parents=True, exist_ok=True)
     key = digest(rollouts_identity(config, split), 16)
+    if find(parent, key) is None:
+        _require_limits(config, split)
+    parent.mkdir(parents=True, exist_ok=True)
     (parent / ".partial").mkdir(exist_ok=True)
     with FileLock(parent / ".partial" / f"{key}.lock"):
         folder = find(parent, key) or _make(config, split, parent, key)
     return load(folder)
+
+
+def _require_limits(config: RolloutConfig, split: Split) -> None:
+    """Refuses what the writer cannot be asked, or the base cannot be trained on, before anything is sampled.
+
+    Raises:
+        InputError: A chat template fails, a prompt leaves no room for `rollouts.max_tokens`, or a token is not known.
+    """
+    from losslens.limits import limits_of
+
+    source = problem_source(config.data)
+    if source.rollouts() is not None:
+        return
+    prompts = [problem.prompt for problem in source.problems(split, config.data.train, config.data.seed)]
+    writer = [] if config.rollouts.engine == "openai" else [_writer(config)]
+    for model in dict.fromkeys([*writer, source_of(config.model)]):
+        limits_of(model).require_prompts(prompts, config.rollouts.max_tokens, "rollouts.max_tokens")
 
 
 def _served_writer(config: RolloutConfig) -> dict[str, Any]:
@@ -154,13 +178,13 @@ def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
     given = source.rollouts()
     if given is not None:
         made = {"made": started.isoformat(timespec="seconds"), "writer": config.data.path}
-        return _frozen(_first_prompts(given, config.data), parent, name, {**about, **made})
+        return _frozen(first_prompts(given, config.data), parent, name, {**about, **made})
     problems = source.problems(split, config.data.train, config.data.seed)
-    completions, prompt_texts, facts = _completions(config, problems, split, parent, key)
+    completions, given_prompts, facts = _completions(config, problems, split, parent, key)
     say_what_was_cut(
         [c for group in completions for c in group], name, "rollouts.max_tokens", config.rollouts.max_tokens
     )
-    table = _verified(config, source, problems, completions, prompt_texts)
+    table = _verified(config, source, problems, completions, given_prompts)
     facts |= {
         "unchecked": int((table["trouble"] != "").sum()),
         "made": started.isoformat(timespec="seconds"),
@@ -177,7 +201,7 @@ def _frozen(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, An
         return freeze(table, parent, name, manifest)
 
 
-def _first_prompts(given: pd.DataFrame, data: Data) -> pd.DataFrame:
+def first_prompts(given: pd.DataFrame, data: Data) -> pd.DataFrame:
     """The rollouts of the first `data.train` prompts; of all when it is null."""
     ids = given["problem_id"].drop_duplicates()
     if data.train is not None and data.train > len(ids):
@@ -188,13 +212,15 @@ def _first_prompts(given: pd.DataFrame, data: Data) -> pd.DataFrame:
 def _completions(
     config: RolloutConfig, problems: Sequence[Problem], split: Split, parent: Path, key: str
 ) -> tuple[list[list[Completion]], list[str | None], dict[str, Any]]:
-    """The k completions of each problem, what the writer was given, and what the manifest says of the writer."""
+    """The k completions of each problem, the texts that the writer was given, and what the manifest says of it."""
     what = "rollouts" if split == "train" else "held-out completions"
     if config.rollouts.engine == "openai":
         completions, asked = _from_server(config, problems, what, parent)
-        # The server puts its own chat template around the prompt, and does not show it.
-        return completions, [None] * len(problems), {**_bill(config, completions), "asked_now": asked}
-    from losslens.generation import generate_samples, render_prompt
+        facts = {**_bill(config, completions), "asked_now": asked}
+        completions, prompt_texts, tokenizer = _read_served(config, problems, completions)
+        return completions, prompt_texts, {**facts, "tokenizer": tokenizer}
+    from losslens.generation import generate_samples
+    from losslens.tokens import about_tokenizer, encode_prompt, render_prompt
 
     sampling = config.rollouts
     writer = _writer(config)
@@ -223,7 +249,48 @@ def _completions(
         "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype),
     }
-    return completions, [render_prompt(loaded.tokenizer, prompt) for prompt in prompts], facts
+    texts = [render_prompt(loaded.tokenizer, prompt) for prompt in prompts]
+    facts["tokenizer"] = about_tokenizer(loaded.tokenizer, texts)
+    given = [tuple(encode_prompt(loaded.tokenizer, prompt)) for prompt in prompts]
+    completions = [
+        [replace(completion, prompt_ids=ids) for completion in group]
+        for ids, group in zip(given, completions, strict=True)
+    ]
+    return completions, list(texts), facts
+
+
+def _read_served(
+    config: RolloutConfig, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]]
+) -> tuple[list[list[Completion]], list[str | None], dict[str, Any] | None]:
+    """A server's completions with the text of their token ids, where it gave any; the prompts that it gave its model.
+
+    Ids that say something else than the server's text, as those of another tokenizer than the base's, are left out.
+    """
+    prompts = [problem.prompt for problem in problems]
+    if not any(completion.ids for group in completions for completion in group):
+        return [list(group) for group in completions], [None] * len(problems), None
+    from losslens.models import load_tokenizer
+    from losslens.tokens import about_tokenizer, decode, read_served
+
+    tokenizer = load_tokenizer(source_of(config.model))
+    read = [
+        [read_served(tokenizer, prompt, completion) for completion in group]
+        for prompt, group in zip(prompts, completions, strict=True)
+    ]
+    lost = sum(completion.ids is not None for group in completions for completion in group)
+    lost -= sum(completion.ids is not None for group in read for completion in group)
+    if lost:
+        print(
+            f"{config.rollouts.server.model}: the token ids of {lost} answers do not say what their text says to the"
+            " tokenizer of model.path, and are left out",
+            flush=True,
+        )
+    texts: list[str | None] = []
+    for group in read:
+        given = {completion.prompt_ids for completion in group}
+        [ids] = given if len(given) == 1 else [None]
+        texts.append(None if ids is None else decode(tokenizer, ids))
+    return read, texts, about_tokenizer(tokenizer, [text for text in texts if text is not None])
 
 
 def _from_server(
@@ -297,6 +364,8 @@ def _verified(
             "source": config.rollouts.server.model if config.rollouts.engine == "openai" else config.rollouts.policy,
             "tokens": completion.tokens,
             "finished": completion.finished,
+            "prompt_ids": completion.prompt_ids and list(completion.prompt_ids),
+            "completion_ids": completion.ids and list(completion.ids),
         }
         for problem, prompt_text, group in zip(problems, prompt_texts, completions, strict=True)
         for number, completion in enumerate(group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,9 @@ from datasets import Dataset
 
 from losslens.config import TrainOn
 from losslens.errors import InputError
-from losslens.generation import encode_completion, encode_prompt
 from losslens.methods import Method, Pairwise, Pointwise
 from losslens.methods.dpo import Dpo
+from losslens.tokens import read_rollouts
 
 
 def usable(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
@@ -42,16 +42,18 @@ def row_count(tokenised: pd.DataFrame, method: Method) -> int:
     return len(method.pair_rows(tokenised) if isinstance(method, Pairwise) else method.rows(tokenised))  # type: ignore
 
 
-def tokenise(rollouts: pd.DataFrame, tokenizer: Any) -> pd.DataFrame:
-    """The rollouts with `prompt_ids`, `completion_ids` and the number of their `group` (their prompt) beside them."""
-    prompts = {prompt: encode_prompt(tokenizer, prompt) for prompt in rollouts["prompt"].unique()}
-    completions = [
-        encode_completion(tokenizer, text, finished)
-        for text, finished in zip(rollouts["completion"], rollouts["finished"], strict=True)
-    ]
+def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """The rollouts with `prompt_ids`, `completion_ids` and the number of their `group` (their prompt) beside them.
+
+    Args:
+        rollouts: As they are frozen.
+        tokenizer: Of the base.
+        manifest: Of the frozen rollouts: whose tokens their ids are.
+    """
+    prompts, completions = read_rollouts(rollouts, tokenizer, manifest)
     return rollouts.assign(
-        prompt_ids=[prompts[prompt] for prompt in rollouts["prompt"]],
-        completion_ids=completions,
+        prompt_ids=pd.Series(prompts, index=rollouts.index, dtype=object),
+        completion_ids=pd.Series(completions, index=rollouts.index, dtype=object),
         group=pd.factorize(rollouts["problem_id"])[0],
     )
 

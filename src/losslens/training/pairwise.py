@@ -43,7 +43,10 @@ class PairwiseTrainer(DPOTrainer):
         )
         chosen, rejected = outputs.log_probs.sum(dim=1).chunk(2)
         reference_chosen, reference_rejected = self.compute_ref_log_probs(model, inputs)
-        loss = self.method.loss(chosen, rejected, reference_chosen, reference_rejected).mean()
+        losses = self.method.loss(chosen, rejected, reference_chosen, reference_rejected)
+        # A pair without a completion token says nothing: 0, where the formula has −log σ(0).
+        losses = losses * mask.any(dim=1).view(2, -1).any(dim=0)
+        loss = losses.mean()
 
         metrics = self._metrics["train"]
         with torch.no_grad():
@@ -62,7 +65,8 @@ class PairwiseTrainer(DPOTrainer):
             values = torch.stack([value.double() for value in (*sums, *(value.mean() for value in means.values()))])
             values = self.accelerator.reduce(values, reduction="sum")  # over all processes
             entropy, scored, tokens = values[:3]
-            metrics["entropy"].append((entropy.float() / scored.float()).item())
+            if scored:
+                metrics["entropy"].append((entropy.float() / scored.float()).item())
             # All have as many pairs.
             for name, value in zip(means, values[3:] / self.accelerator.num_processes, strict=True):
                 metrics[name].append(value.item())

@@ -64,7 +64,8 @@ class PointwiseTrainer(SFTTrainer):
             **per_rollout,
         )
         total = self.method.loss(scored).sum()
-        loss = total / num_items_in_batch
+        # Without a completion token in the whole batch there is nothing to learn from it: 0, and not 0/0.
+        loss = total / max(num_items_in_batch, 1)
         # How hard, and which way, the loss pulls at each token: −∂(Σ of the terms)/∂log π, shape (N, T).
         [slope] = torch.autograd.grad(total, scored.logps, retain_graph=True)
         self._note(scored, -slope, outputs, inputs["attention_mask"])

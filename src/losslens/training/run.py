@@ -97,7 +97,7 @@ def make_trainer(
         dataset = pointwise_dataset(tokenised, method)
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
-    at_once, checkpointing = way or optim.ways(processes.count())[0]
+    at_once, checkpointing = way or optim.ways(processes.count(), plan.lora.dropout > 0)[0]
     steps = optim.steps(len(dataset))
     arguments = {
         "output_dir": str(output_dir),
@@ -192,7 +192,7 @@ def train_run(
         torch.cuda.reset_peak_memory_stats()
     resumed_from: int | None = None
     processes.connect("nccl" if base.model.device.type == "cuda" else "gloo")
-    ways = plan.optim.ways(processes.count())
+    ways = plan.optim.ways(processes.count(), plan.lora.dropout > 0)
     for number, way in enumerate(ways, 1):
         last = _agreed_checkpoint(checkpoints)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
@@ -200,7 +200,14 @@ def train_run(
             rows = _train(plan, base, tokenised, folder, hand_on, references or {}, way, last)
             break
         except Exception as error:
-            if number == len(ways) or not should_reduce_batch_size(error):
+            if not should_reduce_batch_size(error):
+                raise
+            if number == len(ways):
+                if plan.lora.dropout > 0 and plan.optim.micro_batch == "auto":
+                    raise RuntimeError(
+                        f"{way[0]} at once do not fit; with lora_rank.dropout nothing smaller is tried, as it would be"
+                        " another run: set optim.micro_batch"
+                    ) from error
                 raise
             if processes.count() > 1:
                 # The others wait for this one's gradients, and do not know what it would try next.
