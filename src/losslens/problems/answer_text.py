@@ -1,0 +1,365 @@
+r"""The answer in a text: found where a completion puts it, and written one way, whatever signs it came in.
+
+Nothing here knows what an answer means (`quantities.py`, `mathematics.py`). A completion may be hostile, so every search
+takes time linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterator
+
+DOLLAR = "¤"  # a dollar that is money, told from the dollars that enclose maths
+
+# What NFKC would flatten (`x²` to `x2`) or leave as signs that the parser does not know.
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
+_SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", strict=True))
+_SIGNS = {
+    **dict.fromkeys("−–—‒﹣－‐‑", "-"),
+    **dict.fromkeys("×✕✖⨯", r"\times "),
+    **dict.fromkeys("·⋅∙•⋆∗", r"\cdot "),
+    **dict.fromkeys("÷∕⁄", "/"),
+    **dict.fromkeys("º˚", "°"),
+    **dict.fromkeys("“”„«»〝〞", '"'),
+    **dict.fromkeys("‘’‚′‵ʼ", "'"),
+    **dict.fromkeys("⟨〈", r"\langle "),
+    **dict.fromkeys("⟩〉", r"\rangle "),
+    **dict.fromkeys("∶：", ":"),
+    **dict.fromkeys("，、", ","),
+    "。": ".",
+    "．": ".",
+    "；": ";",
+    "℃": "°C",
+    "℉": "°F",
+    "π": r"\pi ",
+    "𝜋": r"\pi ",
+    "∞": r"\infty ",
+    "≤": r"\le ",
+    "≥": r"\ge ",
+    "⩽": r"\le ",
+    "⩾": r"\ge ",
+    "≠": r"\ne ",
+    "≈": r"\approx ",
+    "≃": r"\approx ",
+    "≅": r"\approx ",
+    "±": r"\pm ",
+    "∓": r"\mp ",
+    "∪": r"\cup ",
+    "∩": r"\cap ",
+    "∅": r"\emptyset ",
+    "∈": r"\in ",
+    "∴": "",
+    "⇒": r"\Rightarrow ",
+    "→": r"\to ",
+    "∠": r"\angle ",
+    "△": r"\triangle ",
+    "ℝ": r"\mathbb{R}",
+    "ℤ": r"\mathbb{Z}",
+    "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}",
+    "∖": r"\setminus ",
+    "\N{ARABIC DECIMAL SEPARATOR}": ".",
+    "\N{ARABIC THOUSANDS SEPARATOR}": ",",
+    "٪": "%",
+    "％": "%",
+    "＄": DOLLAR,
+    "∛": r"\sqrt[3]",
+    "∜": r"\sqrt[4]",
+    "√": r"\sqrt",
+}
+_GREEK = {
+    unicodedata.lookup(f"GREEK SMALL LETTER {name.upper()}"): rf"\{latex} "
+    for name, latex in [
+        *((n, n) for n in "alpha beta gamma delta epsilon zeta eta theta iota kappa mu nu xi rho sigma tau".split()),
+        *((n, n) for n in "upsilon phi chi psi omega".split()),
+        ("lamda", "lambda"),
+    ]
+}
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff]")
+_SCRIPTS = re.compile(f"([{''.join(_SUPERSCRIPTS)}]+)|([{''.join(_SUBSCRIPTS)}]+)")
+_ROOT = re.compile(r"(\\sqrt(?:\[\d\])?)\s*(?:(\d+(?:\.\d+)?|[A-Za-z])|\(([^()]*)\))")
+
+_SPACING = re.compile(r"\\(?:quad|qquad|thinspace|medspace|thickspace|enspace|space|hfill|newline|,|;|:|>| )|(?<!\\)~")
+_ROW = "␤"
+_NOTHING = re.compile(
+    r"\\!\s*|\\(?:displaystyle|textstyle|limits|nolimits|boldmath|therefore|mathstrut)\b"
+    r"|\\(?:left|right|middle|bigl|bigr|Bigl|Bigr|big|Big|bigg|Bigg|biggl|biggr)(?![a-zA-Z])\.?"
+    r"|\\phantom\{[^{}]*\}|\\label\{[^{}]*\}"
+)
+_TEXT = re.compile(
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal|up|sc|md)?|mbox|hbox|textup|mathrm|mathbf|mathit|mathsf|mathtt|boldsymbol|bm"
+    r"|operatorname\*?|emph|underline|mathnormal)\s*\{"
+)
+IN_TEXT = re.compile(r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
+_OLD_FONT = re.compile(r"\{\s*\\(?:rm|bf|it|sf|tt)\b\s*([^{}]*)\}")
+_HTML = re.compile(r"</?(?:b|i|em|strong|u|code|span|p|div|br|sub|answer|final|result|math|mark|tt)\b[^<>]{0,100}>", re.I)
+_BOLD = re.compile(r"(?<![\w)\]}*])(\*\*|__)(?=[^\s*_])([^*_\n]{1,400})(?<=\S)\1(?![\w(*])")
+_ITALIC = re.compile(r"(?<![\w)\]}*\\])\*(?=[^\s*])([^*\n]{1,400})(?<=[^\s*])\*(?![\w(*])")
+_FILLER = re.compile(
+    r"^(?:(?:is|are|be|equals?|equal to|approximately|approx\.?|about|around|roughly|nearly|exactly|only|just|simply|thus"
+    r"|therefore|hence|so|clearly|indeed|also|now|then|obviously|given by|a total of|in total|total of|answer|final answer"
+    r"|the answer is|therefore,|option|choice|letter)\b[\s,:]*|[=:≈]\s*|\\approx\s*|\\Rightarrow\s*|\\implies\s*)",
+    re.I,
+)
+_EMPTY = re.compile(r"\\(?:ldots|dots|cdots|quad|text|mathrm|hspace|_|,|;|!|:| )|[\s{}$.…_?~*]")
+
+
+def plain(text: str) -> str:
+    r"""Writes a text with the signs of LaTeX and ASCII: digits, fractions, powers, minus, roots, spaces, Greek letters.
+
+    `½` becomes `\frac{1}{2}`, `x²` `x^{2}`, `−` `-`, `٣` `3`, `60°` stays; what cannot be seen is left out.
+    """
+    if text.isascii():
+        return text
+    text = _INVISIBLE.sub("", text)
+    text = _SCRIPTS.sub(_script, text)
+    out = []
+    for sign in text:
+        if sign.isascii():
+            out.append(sign)
+        elif sign in _SIGNS:
+            out.append(_SIGNS[sign])
+        elif (fraction := unicodedata.normalize("NFKC", sign)).count("\N{FRACTION SLASH}") == 1 and len(fraction) > 2:
+            above, below = fraction.split("\N{FRACTION SLASH}")
+            out.append(rf"\frac{{{above}}}{{{below}}}")
+        elif (digit := unicodedata.decimal(sign, None)) is not None:
+            out.append(str(digit))
+        elif sign.isspace():
+            out.append("\n" if sign in "\u2028\u2029\x85" else " ")
+        else:
+            out.append(sign)
+    text = unicodedata.normalize("NFKC", "".join(out))
+    text = "".join(_GREEK.get(sign, "-" if sign == "−" else sign) for sign in text)
+    return _ROOT.sub(lambda m: f"{m[1]}{{{m[2] or m[3] or ''}}}", text)
+
+
+def _script(match: re.Match[str]) -> str:
+    if match[1] is not None:
+        return "^{" + "".join(_SUPERSCRIPTS[sign] for sign in match[1]) + "}"
+    return "_{" + "".join(_SUBSCRIPTS[sign] for sign in match[2]) + "}"
+
+
+def without_markup(text: str) -> str:
+    r"""An answer without what is around it: bold, italics, tags, quotes, dollars, `\(…\)`, fonts, a full stop.
+
+    Fonts and `\mathrm` become `\text`; a dollar that is money becomes `DOLLAR`.
+    """
+    text = _HTML.sub("", plain(text).replace("\\$", DOLLAR)).replace("\\%", "%")
+    text = _BOLD.sub(r"\2", text)
+    text = _ITALIC.sub(r"\1", text)
+    text = _money(text)
+    text = re.sub(r"\\[\[\]()]|\\begin\{(?:equation|align|gather|center)\*?\}|\\end\{(?:equation|align|gather|center)\*?\}", "", text)
+    text = _TEXT.sub(r"\\text{", _OLD_FONT.sub(r"\\text{\1}", text))
+    rows = _ROW if "\\begin" in text else " "
+    text = _NOTHING.sub("", _SPACING.sub(" ", text.replace("\\\\", rows))).replace(_ROW, r" \\ ")
+    text = text.replace("{,}", ",").replace("{.}", ".").replace("{:}", ":").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    text = text.replace(r"\cfrac", r"\frac").replace("`", "")
+    before = None
+    while before != text:
+        before = text
+        text = text.strip().strip("\"'").strip()
+        text = re.sub(r"^(?:\*\*|__|\*(?=\S)|#+\s|>\s|[-*]\s(?=\D))\s*|(?<!\*)\*{1,2}$|(?<=\w)__$", "", text).strip()
+        text = re.sub(r"(?<!\.)[.,;:]$|(?<=\.\.)\.$", "", text) if not text.endswith("...") else text
+        text = _FILLER.sub("", text)
+    return text
+
+
+def _money(text: str) -> str:
+    """Dollars in pairs enclose maths and go; one that is left is money."""
+    text = text.replace("$$", "$")
+    if "$" not in text:
+        return text
+    out, last, open_ = [], 0, None
+    for at in (m.start() for m in re.finditer(r"\$", text)):
+        after, before = text[at + 1 : at + 2], text[at - 1 : at]
+        if open_ is None:
+            open_ = at
+        elif (before.isspace() and text[open_ + 1 : open_ + 2].isdigit()) or (after.isdigit() and before.isspace()):
+            # `$5 and $6`: the one before was money
+            out += [text[last:open_], DOLLAR]
+            last, open_ = open_ + 1, at
+        else:
+            out += [text[last:open_], text[open_ + 1 : at]]
+            last, open_ = at + 1, None
+    if open_ is not None:
+        out += [text[last:open_], DOLLAR]
+        last = open_ + 1
+    return "".join(out) + text[last:]
+
+
+def final_answers(completion: str) -> tuple[bool, list[list[str]]]:
+    r"""Where the answer of a completion may stand, the most explicit place first; each place as one or more wordings.
+
+    Returns:
+        Whether the completion says itself which is its answer; and the places.
+
+    The last `<answer>…</answer>` with something in it; the last `\boxed{…}` with something in it (with the boxes that
+    stand beside it, as further wordings); what follows `####`; what follows the last “answer is” or “Answer:”; else the
+    last line, the end of the last sentence, the last maths or number. Only what follows the last `</think>` counts.
+    """
+    text = completion
+    for end in ("</think>", "</thinking>", "</reasoning>"):
+        text = text.rpartition(end)[2]
+    tag = _last_tag(text)
+    if tag is not None:
+        inner = _boxes(tag)
+        return True, [inner] if inner else _spread(tag)
+    boxes = _boxes(text)
+    if boxes:
+        return True, [boxes, *_spread(boxes[0])[1:]]
+    places = []
+    if "####" in text and (line := text.rpartition("####")[2].strip().split("\n")[0].strip()):
+        places.append([line])
+    announced = _announced(text)
+    if announced:
+        return True, [*places, announced]
+    return bool(places), [*places, *_at_the_end(text)]
+
+
+def _spread(answer: str) -> list[list[str]]:
+    """What stands in a tag or box, and should that be prose, what the prose says."""
+    if len(answer.split()) < 4:
+        return [[answer]]
+    announced = _announced(answer)
+    return [[answer], announced] if announced else [[answer], *_at_the_end(answer)]
+
+
+def _last_tag(text: str) -> str | None:
+    low = text.lower()
+    end = len(low)
+    while (start := low.rfind("<answer>", 0, end)) >= 0:
+        close = low.find("</answer>", start, len(low))
+        inner = text[start + len("<answer>") : close if close >= 0 else len(text)]
+        if _EMPTY.sub("", inner):
+            return inner
+        end = start
+    return None
+
+
+_BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*")
+_BETWEEN_BOXES = re.compile(r"\\(?:quad|qquad|text|mathrm|,|;| |\(|\)|\[|\])|\b(?:and|or)\b|\b[A-Za-z](?:_\w)?\s*=|[\s$,;&{}.*]")
+
+
+def _boxes(text: str) -> list[str]:
+    """The content of the last box that is not empty; with it, the boxes that stand directly beside it as one list."""
+    found: list[tuple[int, int, str]] = []
+    for match in list(_BOX.finditer(text))[-20:]:
+        content, end = _braced(text, match.end())
+        if _EMPTY.sub("", content):
+            found.append((match.start(), end, content))
+    if not found:
+        return []
+    start, _, last = found[-1]
+    beside = [last]
+    for before, end, content in reversed(found[:-1]):
+        between = text[end:start]
+        if len(between) > 60 or "." in between or _BETWEEN_BOXES.sub("", between):
+            break
+        beside.insert(0, content)
+        start = before
+    return [last] if len(beside) == 1 else [last, ", ".join(beside)]
+
+
+def _braced(text: str, at: int) -> tuple[str, int]:
+    """What stands in the braces that open at `at`, and where they end; unclosed: to the end of the line."""
+    if text[at : at + 1] != "{":
+        token = re.match(r"[^\s$.,;]*", text[at : at + 60])
+        return (token[0] if token else ""), at + (token.end() if token else 0)
+    depth = 0
+    for match in re.compile(r"\\.|[{}]", re.S).finditer(text, at):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return text[at + 1 : match.start()], match.end()
+    return text[at + 1 :].split("\n")[0].rstrip("$ "), len(text)
+
+
+_ANNOUNCED = re.compile(
+    r"\b(?:answer|option|choice)s?\b(?:[ \t]+(?!is\b|are\b)[\w()'-]+){0,8}?[*_\s]*(?::|=|\bis\b|\bare\b)[*_]*\s*(?:as follows:?)?"
+    r"|^[#*_ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?[*_: \t]*$"
+    r"|答案(?:是|为|：|:)+",
+    re.I | re.M,
+)
+_IS_CORRECT = re.compile(r"\(?\b([A-J])\b\)?(?:[*_]*)\s+is\s+(?:the\s+)?(?:correct|right|best|answer)")
+_BECAUSE = re.compile(r"[,;]?\s+(?:because|since|which|as|so|where|when|given|not|rather|and not|instead|after|by|\(since|—|–|-)\s.*", re.S)
+
+
+def _announced(text: str) -> list[str]:
+    """What the text itself calls its answer, in the wordings it can be cut to."""
+    text = plain(text)
+    last = None
+    for last in _ANNOUNCED.finditer(text):
+        pass
+    correct = None
+    for correct in _IS_CORRECT.finditer(text):
+        pass
+    if correct is not None and (last is None or correct.start() > last.start() or not text[last.end() :].strip("*_. ")):
+        return [correct[1]]
+    if last is None:
+        return []
+    rest = text[last.end() :].lstrip("*_: \t\n")
+    if rest.startswith(("$$", "\\[")):
+        closing = "$$" if rest.startswith("$$") else "\\]"
+        inner = rest[2:].partition(closing)[0]
+        if inner.strip():
+            return [inner.strip()]
+    line = rest.split("\n")[0].strip()
+    return _cuts(line)
+
+
+def _cuts(line: str) -> list[str]:
+    """A line, and what is left of it when it is cut at its first full stop, at its reason, and after its first value."""
+    line = line.strip()
+    if not line:
+        return []
+    sentence = re.split(r"(?<=\S)[.!?](?=\s|$|\*|_)", line, maxsplit=1)[0]
+    wordings = [sentence, line, _BECAUSE.sub("", sentence)]
+    if first := next(_values(sentence), None):
+        wordings.append(first)
+    return list(dict.fromkeys(wording for wording in wordings if wording.strip()))
+
+
+_COPULA = re.compile(r"(?:\b(?:is|are|was|were|be|equals?|get|gets|gives?|have|has|makes?|obtain)\b|:(?=\s)|(?<![<>!])=)\s*")
+_VALUE = re.compile(
+    r"\$\$(?P<a>[^$]+)\$\$|\\\[(?P<b>(?:(?!\\\]).)+)\\\]|\\\((?P<c>(?:(?!\\\)).)+)\\\)"
+    r"|(?<!\\)\$(?=\S)(?P<d>[^$\n]*[^$\s\\])\$(?!\d)"
+    r"|(?P<e>(?:(?<![\w.)}])-\s?)?(?:\\?\$|[¤€£¥₹])?\s?(?:\d+\s)?\\frac\{[^{}]*\}\{[^{}]*\})"
+    r"|(?P<f>(?:(?<![\w.)}])[-+]\s?)?(?:\\?\$|[¤€£¥₹])?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+    r"(?:\s?/\s?\d+|\s\d+/\d+|:\d+)?(?:\s?\\?%)?)",
+    re.S,
+)
+_AFTER = re.compile(r"\s?(?:\\circ|\^\\circ|\^\{\\circ\}|°|%|[A-Za-z]+(?:/[A-Za-z]+)?(?:\^\{?\d\}?)?)")
+
+
+def _values(text: str) -> Iterator[str]:
+    """Maths between its delimiters, and bare numbers with what follows them, in their order."""
+    for match in _VALUE.finditer(text):
+        inner = next((match[name] for name in "abcd" if match[name]), None)
+        if inner is not None:
+            yield inner
+            continue
+        after = _AFTER.match(text, match.end())
+        yield match[0].rstrip(",") + (after[0] if after else "")
+
+
+def _at_the_end(text: str) -> list[list[str]]:
+    """Of a text that announces nothing: its last line when that is all answer, its last sentence's end, its last value."""
+    text = plain(text).strip()
+    lines = [line.strip() for line in text[-4000:].split("\n") if line.strip(" *_#-")]
+    if not lines:
+        return []
+    places = []
+    sentence = [part for part in re.split(r"(?<=[^\s.])[.!?](?:\s|$)", lines[-1]) if part.strip(" *_")]
+    if sentence:
+        end = _COPULA.split(sentence[-1])
+        if len(end) > 1 and end[-1].strip():
+            places.append(_cuts(end[-1]))
+    if len(lines[-1]) < 200 and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", lines[-1])) < 4:
+        places.append([lines[-1]])
+    last = None
+    for last in _values(text[-4000:]):
+        pass
+    if last is not None:
+        places.append([last])
+    return places
