@@ -23,6 +23,7 @@ def make_analysis(
     methods: Sequence[str] = METHODS,
     seeds: int = 1,
     rates: Sequence[float] = (1e-3,),
+    settings: Sequence[str] = ("",),
     layers: int = 36,
     projections: Sequence[str] = ("q", "k", "v", "o"),
     top: int = 10,
@@ -33,9 +34,10 @@ def make_analysis(
 
     Args:
         folder: Where to; made where there is none.
-        methods: One arm each and rate.
+        methods: One arm each, rate and settings.
         seeds: Of each arm.
         rates: Peak learning rates.
+        settings: What tells arms of one method and rate apart, such as `method.bias=0.1`.
         layers: Of the model.
         projections: Adapted ones of each layer.
         top: Angles of each module and side.
@@ -45,7 +47,7 @@ def make_analysis(
     draw = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     modules = [f"model.layers.{layer}.self_attn.{name}_proj" for layer in range(layers) for name in projections]
-    runs = _runs(methods, seeds, rates)
+    runs = _runs(methods, seeds, rates, settings)
     names = runs["run"].tolist()
     pairs = list(itertools.combinations(names, 2))
     by_name = runs.set_index("run")
@@ -64,7 +66,9 @@ def make_analysis(
         "ci_high": 0.59,
         "n": 500,
     }
-    _write(folder, "runs", pd.concat([pd.DataFrame([base]), runs]))
+    _write(folder, "runs", pd.concat([pd.DataFrame([base]), runs.drop(columns="settings")]))
+    _write(folder, "ablation", _arms(draw, runs))
+    _write(folder, "trajectories", _trajectories(draw, runs))
     reference = [(a, b) for a, b in pairs if "sft" in (by_name.loc[a, "method"], by_name.loc[b, "method"])]
     reference = [(a, b) for a, b in reference if by_name.loc[a, "seed"] == by_name.loc[b, "seed"]]
     curves, cka = _curves(draw, reference), _cka(draw, [*reference, *((name, "base-made") for name in names)], layers)
@@ -83,13 +87,7 @@ def make_analysis(
         "map",
         pd.DataFrame({"run": names, "x": draw.normal(0, 30, len(names)), "y": draw.normal(0, 30, len(names))}),
     )
-    _write(folder, "training", pd.DataFrame(
-        [
-            {"run": name, "step": step, "loss": 2 / step + draw.uniform(0, 0.1), "grad_norm": draw.uniform(0.5, 1)}
-            for name in names
-            for step in range(1, steps + 1)
-        ]
-    ))  # fmt: skip
+    _write(folder, "training", pd.concat([_training(draw, name, steps) for name in names]))
     manifest: dict[str, Any] = {
         "sweeps": ["made"],
         "bases": ["base-made"],
@@ -100,16 +98,60 @@ def make_analysis(
     return names
 
 
-def _runs(methods: Sequence[str], seeds: int, rates: Sequence[float]) -> pd.DataFrame:
+def _runs(methods: Sequence[str], seeds: int, rates: Sequence[float], settings: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {
-                "run": f"{method}-{rate:g}-s{seed}", "arm": f"{method}-{rate:g}", "method": method, "lr": f"{rate:g}",
+                "run": f"{method}-{rate:g}{f'-{number}' * bool(number)}-s{seed}", "settings": own,
+                "arm": f"{method}-{rate:g} {own}".rstrip(), "method": method, "lr": f"{rate:g}",
                 "learning_rate": rate, "rank": 32, "model": "made", "seed": seed, "init_seed": 0,
                 "benchmark": "arithmetic",
             }
-            for method, rate, seed in itertools.product(methods, rates, range(seeds))
+            for method, rate, (number, own), seed in itertools.product(methods, rates, enumerate(settings), range(seeds))
         ]
+    )  # fmt: skip
+
+
+def _arms(draw: np.random.Generator, runs: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+    for arm, own in runs.groupby("arm", sort=False):
+        cosine, accuracy = draw.uniform(-0.2, 0.9), own["accuracy"].mean()
+        row = {"arm": arm, "seeds": len(own), "norm": own["norm"].mean(), "norm_std": 0.01, "n": 500}
+        row |= {name: own[name].iloc[0] for name in ("method", "lr", "learning_rate", "settings", "benchmark")}
+        row |= {
+            "effective_rank": own["effective_rank"].mean(),
+            "cosine_to_sft": 1.0 if row["method"] == "sft" else cosine,
+        }
+        row |= {"cosine_to_sft_std": 0.02, "cosine_to_sft_floor": 0.8, "cosine_to_sft_null": 0.02}
+        row |= {"angle_min_left_to_sft": draw.uniform(10, 50), "barrier_chord_to_sft": 0.0, "cka_last_to_sft": 0.998}
+        row |= {"accuracy": accuracy, "ci_low": accuracy - 0.04, "ci_high": accuracy + 0.04}
+        row |= {"accuracy_min": own["accuracy"].min(), "accuracy_max": own["accuracy"].max()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _trajectories(draw: np.random.Generator, runs: pd.DataFrame) -> pd.DataFrame:
+    columns = ["run", "method", "lr", "learning_rate", "settings", "seed", "init_seed"]
+    return pd.concat(
+        [
+            runs[columns].assign(
+                diverged=False, step=step, norm=runs["norm"] * step / 60, cosine_to_end=step / 60,
+                cosine_to_sft=draw.uniform(-0.2, 0.9, len(runs)),
+            )
+            for step in (20, 40, 60)
+        ]
+    )  # fmt: skip
+
+
+def _training(draw: np.random.Generator, run: str, steps: int) -> pd.DataFrame:
+    step = np.arange(1, steps + 1)
+    geometry = {"norm": np.sqrt(step), "effective_rank": 8 - step / steps, "cosine_to_sft": step / steps}
+    return pd.DataFrame(
+        {
+            "run": run, "step": step, "loss": 2 / step + draw.uniform(0, 0.1, steps),
+            "grad_norm": draw.uniform(0.5, 1, steps),
+            **{f"geometry_{name}": values * draw.uniform(0.5, 1) for name, values in geometry.items()},
+        }
     )  # fmt: skip
 
 

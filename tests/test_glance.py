@@ -15,6 +15,7 @@ from losslens.report.caveats import caveats
 from losslens.report.comparison import Comparison
 from losslens.report.findings import findings
 from losslens.report.folder import AnalysisFolder
+from losslens.report.style import AGAINST, ALONG
 from tests.test_report import MANIFEST, arm, base_run
 from tests.test_report import run as row_of_run
 
@@ -434,14 +435,15 @@ class TestSection:
     def test_the_matrix(self, folder) -> None:
         pairs = [pair(SFT, AGAIN, 0.814), pair(SFT, RFT, 0.723), pair(AGAIN, RFT, 0.5), pair(SFT, DPO, -0.1)]
         [figure] = glance.section(folder(runs=[SFT, AGAIN, RFT, DPO], pairs=pairs)).figures
-        heat = figure.plot.to_dict()["data"][0]
-        assert heat["z"] == [[0.814, 0.723, -0.1], [0.723, None, None], [-0.1, None, None]]
-        texts = {(note.x, note.y): note.text for note in figure.plot.layout.annotations}
-        assert texts[0, 0] == ".814"
-        assert texts[1, 0] == "<b>.723</b><br><span style='font-size:9px'>floor .81</span>"
-        assert texts[1, 1] == "–"
+        assert figure.names == ["SFT", "RFT", "DPO"]
+        assert [[square.text for square in row] for row in figure.squares] == [
+            [".814", ".723", "−.100"], [".723", "–", "–"], ["−.100", "–", "–"],
+        ]  # fmt: skip
+        sft = figure.squares[0]
+        assert [square.below for square in sft] == ["", "floor .81", "floor .81"]
+        assert [(square.ink, square.share) for square in sft] == [(ALONG, 0.814), (ALONG, 0.723), (AGAINST, 0.1)]
+        assert sft[1].hover == "SFT and RFT\ncosine 0.723 (1 pair of runs)\nfloor 0.814\nnull 0.020"
         assert "stay below 0.020 in 95 of 100" in figure.caption
-        assert figure.narrowest == 0
 
     def test_the_matrix_in_numbers(self, folder) -> None:
         pairs = [pair(SFT, AGAIN, 0.814), pair(SFT, RFT, 0.723), pair(SFT, DPO, -0.1)]
@@ -453,10 +455,11 @@ class TestSection:
         ]  # fmt: skip
         assert [cell.text for cell in table.rows[1].cells] == ["RFT", "0.723", "–", "–"]
 
-    def test_a_matrix_of_many_losses_keeps_room_for_its_numbers(self, folder) -> None:
+    def test_a_matrix_of_many_losses_has_the_width_of_the_page_and_no_floors(self, folder) -> None:
         runs = [run("sft", lr=str(rate), learning_rate=rate) for rate in range(1, 13)]
         section = glance.section(folder(runs=runs, pairs=[pair(runs[0], runs[1], 0.5)]))
-        assert section.figures[0].narrowest > 12 * 35
+        assert section.figures[0].wide
+        assert not any(square.below for row in section.figures[0].squares for square in row)
 
     def test_adapters_made_elsewhere_are_no_losses(self, folder) -> None:
         theirs = [{"run": name, "method": "adapter", "norm": 1.0} for name in ("a", "b")]

@@ -20,7 +20,7 @@ from losslens.errors import InputError
 from losslens.report.citation import ARXIV, STUDY, TITLE
 from losslens.report.numbers import difference, number, p_value, percent, rate, whole
 from losslens.report.page import write_report
-from losslens.report.style import Rates, colour
+from losslens.report.style import colour
 from tests.conftest import ROOT
 
 MANIFEST: dict[str, Any] = {
@@ -159,7 +159,7 @@ def report(tmp_path: Path):
 
 def test_a_whole_analysis(report) -> None:
     page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS, manifest={"left_out": {"x": "it was not completed"}})
-    assert page.sections == ["glance", "learning-rate", "runs", "trajectories", "left-out", "provenance"]
+    assert page.sections == ["glance", "learning-rate", "runs", "trajectories", "words", "left-out", "provenance"]
     assert page.tables["What was not compared, and why"][1] == ["x", "it was not completed"]
     assert "0123456789ab, with changes" in page.text
     assert "secret" not in page.text
@@ -169,12 +169,12 @@ def test_a_whole_analysis(report) -> None:
 
 def test_a_section_needs_its_table(report, tmp_path: Path) -> None:
     assert report().sections == ["provenance"]
-    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "words", "provenance"]
     for name in ("ablation", "trajectories"):
         (tmp_path / f"{name}.csv").write_text("arm,method,run\n")
-    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "words", "provenance"]
     (tmp_path / "ablation.csv").write_text("")
-    assert report(runs=RUNS).sections == ["glance", "runs", "provenance"]
+    assert report(runs=RUNS).sections == ["glance", "runs", "words", "provenance"]
 
 
 def test_what_is_no_table_is_named(report, tmp_path: Path) -> None:
@@ -367,9 +367,10 @@ def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
     lost = [{**step, "run": "sft-conventional-s2", "seed": 2, "norm": 5.0, "diverged": True} for step in STEPS[:1]]
     page = report(trajectories=[*STEPS, *lost])
     norm = page.figures[0]
-    lines = [trace for trace in norm["data"] if trace["mode"] == "lines+text"]
+    lines = [trace for trace in norm["data"] if trace["mode"] == "lines+markers"]
     assert [line["y"] for line in lines] == [pytest.approx([0.305, 0.605]), [5.0]]
-    assert lines[1]["text"] == ["✕ diverged"]
+    [cross] = [trace for trace in norm["data"] if trace["mode"] == "markers"]
+    assert (cross["x"], cross["y"], cross["marker"]["symbol"]) == ([30], [5.0], "x")
     assert "1 diverges and is a line of its own, marked ✕." in page.text
 
 
@@ -457,20 +458,13 @@ def test_a_table_can_be_had(report) -> None:
 def test_a_method_has_one_colour_everywhere(report) -> None:
     page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
     used = {
-        (trace["meta"], trace["marker"]["color"])
+        (trace["meta"].partition("-")[0], trace["marker"]["color"])
         for plot in page.figures
         for trace in plot["data"]
         if "meta" in trace and trace.get("marker", {}).get("size", 0) > 1
     }
     assert used == {("sft", colour("sft")), ("dpo", colour("dpo"))}
     assert len({colour(method) for method in ("sft", "rft", "dft", "rift", "grpo", "dpo", "another")}) == 7
-
-
-def test_a_learning_rate_has_one_mark() -> None:
-    rates = Rates([1e-4, 1e-3, float("nan"), 1e-3])
-    assert rates.values == [1e-3, 1e-4]
-    assert rates.symbol(1e-3) != rates.symbol(1e-4)
-    assert rates.dash(1e-3) == "solid"
 
 
 def test_numbers_read_as_on_the_terminal() -> None:

@@ -11,7 +11,10 @@ import pandas as pd
 
 from losslens.analysis.subjects import Diverged, Subject
 
-_PREFIX = "train/"
+_PREFIX, _GEOMETRY = "train/", "geometry/"
+# What the analysis has no use for: a cost. The norms of layers and of projections, whose names have another slash, are
+# left in `metrics.jsonl` too.
+_NOT_SHOWN = ("geometry/share_of_time",)
 _FIRST = ["run", "step", "loss", "grad_norm", "lr"]
 
 
@@ -41,11 +44,16 @@ def _steps(file: Path) -> list[dict[str, Any]]:
         try:
             values = json.loads(line)
             step: dict[str, Any] = {"step": int(values["step"])}
-            step |= {_column(name): float(value) for name, value in values.items() if name.startswith(_PREFIX)}
+            step |= {_column(name): float(value) for name, value in values.items() if _belongs(name)}
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{file}: line {number} is not a logged step") from error
         steps.append(step)
     return steps
+
+
+def _belongs(name: str) -> bool:
+    of_whole = name.startswith(_GEOMETRY) and name.count("/") == 1 and name not in _NOT_SHOWN
+    return of_whole or name.startswith(_PREFIX)
 
 
 def _column(name: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from losslens.logger.logged_sweep import LoggedSweep
+from losslens.report import words
 from losslens.report.numbers import listed
 from losslens.report.style import name_of
 
@@ -34,23 +35,13 @@ TRAINING = {
 }
 NORM = "geometry/norm"
 GEOMETRY = {
-    NORM: "‖ΔW‖",
-    "geometry/effective_rank": "Effective rank",
-    "geometry/stable_rank": "Stable rank",
-    "geometry/drift_min": "Drift of A, smallest angle (°)",
-    "geometry/drift_max": "Drift of A, largest angle (°)",
-    "geometry/cosine_to_previous": "Cosine of ΔW to the one logged before",
-    "geometry/cosine_of_steps": "Cosine of two steps in a row",
+    **{f"geometry/{name}": title for name, title in words.COURSE.items()},
     "geometry/share_of_time": "Share of the time that geometry takes",
 }
 LAYER = "layer_"
 # Of each reference; its label follows.
 COSINE = "geometry/cosine_to_"
-TO_REFERENCE = {
-    COSINE: "Cosine to {}",
-    "geometry/angle_min_left_to_": "Smallest angle to {}, left (°)",
-    "geometry/angle_min_right_to_": "Smallest angle to {}, right (°)",
-}
+TO_REFERENCE = {f"geometry/{begin}": title for begin, title in words.TO_REFERENCE.items()}
 _USUAL_REFERENCE = "sft"
 TABLES = {
     "tables/runs": "Runs",

@@ -20,10 +20,10 @@ from PIL import Image
 from losslens.files import atomic_file
 from losslens.logger.logged_sweep import LoggedRun, LoggedSweep
 from losslens.logger.panels import CHARTS, Panel, Section, sections
-from losslens.report.figures.canvas import INK, MUTED, SHADE, dash, figure, style, upright
+from losslens.report.figures.canvas import INK, MUTED, SHADE, figure, style, upright
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import rate
-from losslens.report.style import METHODS, colour, name_of
+from losslens.report.names import all_cut, of_loss
+from losslens.report.style import METHODS, Look, Looks
 
 LABEL = "drawn by LossLens from the same data, not a screenshot of W&B"
 # How many panels of a kind are side by side, and how high they are, in inches.
@@ -66,15 +66,32 @@ class _Picture:
         self.scores = analysis.table("runs", ("run", "method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
         arms = sorted(sweep.arms, key=lambda arm: [*METHODS, arm[0]].index(arm[0]))
         self.arms = [[run for run in sweep.runs if sweep.values(run) == arm] for arm in arms]
-        # Dashes tell learning rates apart, where a method has several.
-        rates = {(run.method, run.learning_rate) for run in sweep.runs}
-        several = len(rates) > len({method for method, _ in rates})
-        self.rates = sorted({value for _, value in rates}, reverse=True) if several else []
+        looks = Looks((str(place), runs[0].method) for place, runs in enumerate(self.arms))
+        self.looks = [looks.of(str(place), runs[0].method) for place, runs in enumerate(self.arms)]
+        self.names = all_cut([self._name(runs[0]) for runs in self.arms])
+        # Side by side below the bars of a panel, in letters of 0.06 inches.
+        self.numbered = 0.06 * (max(map(len, self.names), default=0) + 2) * len(self.names) > _WIDTH / 4 - sum(
+            _AROUND[:2]
+        )
+
+    def _name(self, run: LoggedRun) -> str:
+        """A loss by what tells it from the other losses of its method."""
+        alike = [other for other in self.sweep.runs if other.method == run.method]
+        several = len({other.learning_rate for other in alike}) > 1
+        told = zip(self.sweep.settings, self.sweep.values(run), strict=True)
+        differ = [key for key in self.sweep.settings if len({str(other.config.get(key)) for other in alike}) > 1]
+        settings = " ".join(f"{key}={value}" for key, value in told if key in differ and not key.startswith("lr."))
+        return of_loss(run.method, run.learning_rate if several else math.nan, settings)
+
+    def _look(self, run: LoggedRun) -> Look:
+        return next(look for look, runs in zip(self.looks, self.arms, strict=True) if run in runs)
 
     def drawn(self) -> Figure:
         """The sections, one below the other."""
         shown = [(section, list(_rows(section))) for section in sections(self.sweep)]
-        height = _HEAD + sum(_TITLE + sum(map(_height, rows)) for _, rows in shown)
+        columns = max(1, int(0.6 * _WIDTH / (0.8 + 0.09 * max(map(len, self.names), default=0))))
+        head = max(_HEAD, 0.2 + 0.2 * -(-len(self.names) // columns))
+        height = head + sum(_TITLE + sum(map(_height, rows)) for _, rows in shown)
         drawn = figure(_WIDTH, height)
         drawn.set_dpi(_DPI)
         drawn.set_layout_engine("none")
@@ -82,8 +99,8 @@ class _Picture:
         def place(left: float, top: float, width: float, high: float) -> Axes:
             return drawn.add_axes((left / _WIDTH, 1 - (top + high) / height, width / _WIDTH, high / height))
 
-        self._head(place(_MARGIN, 0.1, _WIDTH - 2 * _MARGIN, _HEAD - 0.1))
-        top = _HEAD
+        self._head(place(_MARGIN, 0.1, _WIDTH - 2 * _MARGIN, head - 0.1), columns)
+        top = head
         for section, rows in shown:
             _bar(place(_MARGIN, top + 0.06, _WIDTH - 2 * _MARGIN, _TITLE - 0.14), section)
             top += _TITLE
@@ -100,16 +117,16 @@ class _Picture:
                 top += _height(row)
         return drawn
 
-    def _head(self, axes: Axes) -> None:
+    def _head(self, axes: Axes, columns: int) -> None:
         axes.axis("off")
+        inch = 1 / axes.get_window_extent().height * _DPI
         axes.text(0, 1, f"LossLens {self.sweep.name}", fontsize=15, fontweight="bold", va="top")
-        axes.text(0, 0.35, LABEL[0].upper() + LABEL[1:], fontsize=10, va="top", color=MUTED)
-        methods = [method for method in METHODS if any(run.method == method for run in self.sweep.runs)]
-        handles = [Line2D([], [], color=colour(method), linewidth=3, label=name_of(method)) for method in methods]
-        handles += [
-            Line2D([], [], color=MUTED, linestyle=dash(self.rates, each), label=rate(each)) for each in self.rates
+        axes.text(0, 1 - 0.42 * inch, LABEL[0].upper() + LABEL[1:], fontsize=10, va="top", color=MUTED)
+        handles = [
+            Line2D([], [], **look.marker, linestyle=look.linestyle, label=f"{place} {name}" if self.numbered else name)
+            for place, (look, name) in enumerate(zip(self.looks, self.names, strict=True), start=1)
         ]
-        axes.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=10)
+        axes.legend(handles=handles, loc="upper right", ncols=columns, fontsize=10)
 
     def _panel(self, axes: Axes, panel: Panel) -> None:
         match panel.kind:
@@ -132,13 +149,13 @@ class _Picture:
 
     def _lines(self, axes: Axes, name: str) -> bool:
         """The mean of each arm, and from its smallest to its largest run."""
-        for runs in self.arms:
+        for look, runs in zip(self.looks, self.arms, strict=True):
             rows = [(step["step"], step[name]) for run in runs for step in run.steps if name in step]
             if rows:
                 by_step = pd.DataFrame(rows, columns=["step", "value"]).groupby("step")["value"]
-                mean, ink = by_step.mean(), colour(runs[0].method)
-                axes.fill_between(mean.index, by_step.min(), by_step.max(), color=ink, alpha=0.15, linewidth=0)
-                axes.plot(mean.index, mean, color=ink, linestyle=dash(self.rates, runs[0].learning_rate))
+                mean = by_step.mean()
+                axes.fill_between(mean.index, by_step.min(), by_step.max(), color=look.colour, alpha=0.15, linewidth=0)
+                _line(axes, mean.index, mean, look)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         upright(axes)
         return bool(axes.lines)
@@ -150,11 +167,12 @@ class _Picture:
                 if values:
                     wide = 0.8 / len(names)
                     mean, at = float(np.mean(values)), place + (number - (len(names) - 1) / 2) * wide
-                    axes.bar(at, mean, wide, color=colour(runs[0].method), alpha=1 if name == names[-1] else 0.6)
+                    ink = self.looks[place].colour
+                    axes.bar(at, mean, wide, color=ink, alpha=1 if name == names[-1] else 0.6)
                     if len(values) > 1:
                         axes.plot([at, at], [min(values), max(values)], color=INK, linewidth=1)
-        names_of_arms = [(name_of(runs[0].method), rate(runs[0].learning_rate)) for runs in self.arms]
-        axes.set_xticks(range(len(self.arms)), ["\n".join(each if self.rates else each[:1]) for each in names_of_arms])
+        labels = [str(place) for place in range(1, len(self.arms) + 1)] if self.numbered else self.names
+        axes.set_xticks(range(len(self.arms)), labels)
         upright(axes)
         return bool(axes.patches)
 
@@ -162,7 +180,9 @@ class _Picture:
         for run in self.sweep.runs:
             at = [self._end(run, name) for name in (x, y)]
             if not np.isnan(at).any():
-                axes.plot(*at, "o", color=colour(run.method), markeredgecolor=INK, markeredgewidth=0.5, markersize=6)
+                look = self._look(run)
+                edge = look.colour if look.marker["fillstyle"] == "none" else INK
+                axes.plot(*at, **look.marker, linestyle="", markeredgecolor=edge, markeredgewidth=0.5, markersize=6)
         axes.set_xlabel("‖ΔW‖", fontsize=7, labelpad=1)
         axes.grid()
         return bool(axes.lines)
@@ -199,8 +219,7 @@ class _Picture:
             other = b if a == self.reference else a
             along = curve[x] if x != "alpha" or a == self.reference else 1 - curve[x]
             if other in runs:  # and not the base
-                ink, dashes = colour(runs[other].method), dash(self.rates, runs[other].learning_rate)
-                axes.plot(along, curve[y], color=ink, linestyle=dashes)
+                _line(axes, along, curve[y], self._look(runs[other]))
         axes.set_xlabel({"alpha": "α, from the reference (0) to the other (1)"}.get(x, x), fontsize=7, labelpad=1)
         upright(axes)
         return bool(axes.lines)
@@ -245,6 +264,11 @@ def _bar(axes: Axes, section: Section) -> None:
     axes.spines[:].set_visible(False)
     text = f"▸  {section.title}   ({len(section.panels)} panels)" if section.details else f"▾  {section.title}"
     axes.text(0.004, 0.5, text, transform=axes.transAxes, va="center", fontsize=10)
+
+
+def _line(axes: Axes, x: pd.Series | pd.Index, y: pd.Series, look: Look) -> None:
+    """The line of a loss, with some of its marks."""
+    axes.plot(x, y, **look.marker, linestyle=look.linestyle, markersize=3.5, markevery=max(1, len(y) // 6))
 
 
 def _short(text: str) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from losslens.report.arms import arms as ablation_arms
-from losslens.report.arms import short
 from losslens.report.comparison import Comparison, Loss
 from losslens.report.folder import AnalysisFolder
+from losslens.report.names import short
 from losslens.report.numbers import listed, number, p_value, percent, points, rate, whole
 from losslens.report.parts import Finding
 from losslens.report.style import name_of

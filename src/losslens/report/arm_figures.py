@@ -7,21 +7,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from losslens.report.arms import short
 from losslens.report.numbers import degrees, difference, number, percent
 from losslens.report.parts import Figure
 from losslens.report.style import (
     INK,
     MUTED,
     SHADE,
-    Rates,
+    Looks,
     colour,
     figure,
     logarithmic,
-    name_of,
     rows_figure,
     safe,
     translucent,
@@ -40,27 +37,27 @@ _PANELS: tuple[tuple[str, str, str, Callable[[float], str], list[float]], ...] =
 )
 
 
-def arm_figures(arms: pd.DataFrame, rates: Rates, base: pd.Series | None) -> list[Figure]:
+def arm_figures(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> list[Figure]:
     """All figures that the table has numbers for.
 
     Args:
         arms: One row an arm.
-        rates: The marks of the learning rates.
+        looks: Of the losses of the page.
         base: The untrained base on the same benchmark, where it was scored.
     """
     figures = []
     if (arms["norm"].gt(0) & arms["cosine_to_sft"].notna()).any():
-        figures.append(_size_and_direction(arms, rates))
+        figures.append(_size_and_direction(arms, looks))
     if arms["accuracy"].notna().any():
-        figures.append(_accuracy(arms, rates, base))
-    return figures + [_panel(arms, rates, *panel) for panel in _PANELS if arms[panel[0]].notna().any()]
+        figures.append(_accuracy(arms, looks, base))
+    return figures + [_panel(arms, looks, *panel) for panel in _PANELS if arms[panel[0]].notna().any()]
 
 
-def _size_and_direction(arms: pd.DataFrame, rates: Rates) -> Figure:
+def _size_and_direction(arms: pd.DataFrame, looks: Looks) -> Figure:
     plot = figure("‖ΔW‖ (log)", "cosine to SFT", height=420)
     shown = arms[arms["norm"].gt(0) & arms["cosine_to_sft"].notna()]
     smallest, largest = math.log10(shown["norm"].min()), math.log10(shown["norm"].max())
-    room = 0.15 * max(largest - smallest, 1)  # for the names of the outermost
+    room = 0.05 * max(largest - smallest, 1)
     plot.update_layout(**logarithmic("xaxis"), xaxis_range=[smallest - room, largest + room])
     nulls = shown[shown["cosine_to_sft_null"].notna()]
     if len(nulls):
@@ -75,12 +72,10 @@ def _size_and_direction(arms: pd.DataFrame, rates: Rates) -> Figure:
     for value in floors.head(1):
         plot.add_hline(y=value, line={"color": INK, "width": 1.5, "dash": "dash"})
     for _, arm in shown.iterrows():
-        mark = _mark(arm, rates, _hover(arm, "cosine_to_sft", number))
         plot.add_scatter(
             x=[arm["norm"]], y=[arm["cosine_to_sft"]], error_x=_spread(arm, "norm"),
-            error_y=_spread(arm, "cosine_to_sft"), text=safe(f"{name_of(arm['method'])} {short(arm['settings'])}"),
-            textposition=_away_from_others(arm, shown), cliponaxis=False, textfont={"size": 12},
-            **{**mark, "mode": "markers+text"},
+            error_y=_spread(arm, "cosine_to_sft"), cliponaxis=False,
+            **_mark(arm, looks, _hover(arm, "cosine_to_sft", number)),
         )  # fmt: skip
     line = f" Dashed: SFT's floor, {_FLOOR}." if len(floors) else ""
     bars = f" Grey bars: {_NULL} (95%)." if len(nulls) else ""
@@ -92,35 +87,26 @@ def _size_and_direction(arms: pd.DataFrame, rates: Rates) -> Figure:
     )
 
 
-def _away_from_others(arm: pd.Series, arms: pd.DataFrame) -> str:
-    """The side of a mark on which its name does not cover the nearest other mark."""
-    others = arms.drop(index=arm.name)
-    if others.empty:
-        return "top right"
-    distances = np.hypot(np.log10(others["norm"] / arm["norm"]), others["cosine_to_sft"] - arm["cosine_to_sft"])
-    nearest = others.loc[distances.idxmin()]
-    upright = "top" if arm["cosine_to_sft"] >= nearest["cosine_to_sft"] else "bottom"
-    return f"{upright} {'right' if arm['norm'] >= nearest['norm'] else 'left'}"
-
-
-def _accuracy(arms: pd.DataFrame, rates: Rates, base: pd.Series | None) -> Figure:
-    plot = rows_figure("accuracy", arms["label"].tolist(), arms["place"].tolist())
+def _accuracy(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> Figure:
+    plot = rows_figure("accuracy", arms["beside"].tolist(), arms["place"].tolist())
     plot.update_xaxes(tickformat=".0%")
     if base is not None:
         plot.add_vline(x=base["accuracy"], line={"color": INK, "width": 1.5, "dash": "dot"})
     for _, arm in arms[arms["accuracy"].notna()].iterrows():
         accuracy = arm["accuracy"]
         point = {"x": [accuracy], "y": [arm["place"]]}
-        interval = whisker(accuracy, arm["ci_low"], arm["ci_high"], translucent(arm["method"], 0.35), thickness=10)
+        interval = whisker(
+            accuracy, arm["ci_low"], arm["ci_high"], translucent(colour(arm["method"]), 0.35), thickness=10
+        )
         seeds = whisker(accuracy, arm["accuracy_min"], arm["accuracy_max"], INK, thickness=1.5, width=4)
         for bar in (interval, seeds) if arm["seeds"] > 1 else (interval,):
             plot.add_scatter(
                 **point, error_x=bar, mode="markers", marker={"size": 1, "color": bar["color"]}, hoverinfo="skip",
-                meta=arm["method"],
+                meta=arm["arm"],
             )  # fmt: skip
         to_base = "" if pd.isna(arm["base_diff"]) else f"<br>to the base {difference(arm['base_diff'])}"
         hover = f"{_hover(arm, 'accuracy', percent)}{to_base} {safe(arm['base_verdict'])}"
-        plot.add_scatter(**point, **_mark(arm, rates, hover))
+        plot.add_scatter(**point, **_mark(arm, looks, hover))
     line = " Dotted: the untrained base." if base is not None else ""
     lost = arms["diverged"].any() or arms["collapsed"].any()
     crosses = " ✕: runs of this arm diverged or collapsed; see the notes." if lost else ""
@@ -134,14 +120,14 @@ def _accuracy(arms: pd.DataFrame, rates: Rates, base: pd.Series | None) -> Figur
 
 def _panel(
     arms: pd.DataFrame,
-    rates: Rates,
+    looks: Looks,
     name: str,
     title: str,
     axis: str,
     show: Callable[[float], str],
     always: list[float],
 ) -> Figure:
-    plot = rows_figure(axis, arms["label"].tolist(), arms["place"].tolist())
+    plot = rows_figure(axis, arms["beside"].tolist(), arms["place"].tolist())
     shown = [*arms[name], *arms.get(f"{name}_floor", [])]
     if always and name.startswith("barrier") and max(value for value in shown if value == value) < always[-1]:
         # Where all are 0 plotly would show −1 to 1, whatever it is to include.
@@ -149,7 +135,7 @@ def _panel(
     else:
         plot.update_xaxes(autorangeoptions_include=always)
     for _, arm in arms[arms[name].notna()].iterrows():
-        mark = _mark(arm, rates, _hover(arm, name, show))
+        mark = _mark(arm, looks, _hover(arm, name, show))
         plot.add_scatter(x=[arm[name]], y=[arm["place"]], error_x=_spread(arm, name), **mark)
     # Over the marks: a mark at its floor is a finding.
     floor = {"symbol": "line-ns", "size": 13, "line": {"color": INK, "width": 2.5}}
@@ -169,12 +155,12 @@ def _panel(
     return Figure(title, " ".join(said) or "Mean and standard deviation over seeds.", plot)
 
 
-def _mark(arm: pd.Series, rates: Rates, hover: str) -> dict[str, Any]:
+def _mark(arm: pd.Series, looks: Looks, hover: str) -> dict[str, Any]:
+    look = looks.of(arm["arm"], arm["method"])
     return {
-        "mode": "markers", "hoverinfo": "text", "hovertext": [hover], "meta": arm["method"],
+        "mode": "markers", "hoverinfo": "text", "hovertext": [hover], "meta": arm["arm"],
         "marker": {
-            "color": colour(arm["method"]), "size": 11, "symbol": rates.symbol(arm["learning_rate"]),
-            "line": {"color": INK, "width": 0.7},
+            "color": look.colour, "size": 11, "symbol": look.symbol, "line": {"color": INK, "width": 0.7},
         },
     }  # fmt: skip
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import pandas as pd
 
+from losslens.report import names
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import rate
-from losslens.report.style import name_of, place_of
+from losslens.report.style import place_of
 
 # What is held against other runs: beside the value its spread over seeds, its floor and its null, where there are some.
 _TO_OTHERS = (
@@ -30,8 +29,8 @@ _COUNTS = ("seeds", "diverged", "collapsed")
 def arms(analysis: AnalysisFolder) -> pd.DataFrame:
     """One row an arm, the largest learning rate first, and there in the methods' order.
 
-    `lr` names all that mean one arm's runs. Beside the table's columns there are `label`, short, for plots, and
-    `place`, where a plot has the arm's row.
+    `lr` names all that mean one arm's runs. Beside the table's columns there are `label`, what the arm is called,
+    `beside`, the same as short as stands beside a row, and `place`, where a plot has the arm's row.
     """
     table = analysis.table("ablation", _TEXTS, (*_NUMBERS, *_COUNTS))
     if table.empty:
@@ -42,7 +41,11 @@ def arms(analysis: AnalysisFolder) -> pd.DataFrame:
     rows = rows.sort_values(["learning_rate", "order"], ascending=[False, True], kind="stable", ignore_index=True)
     others = table[folded].groupby("same_as")["lr"].agg(list)
     rows["lr"] = [" = ".join([arm.lr, *others.get(arm.arm, [])]) for arm in rows.itertuples()]
-    rows["label"] = [_label(arm) for arm in rows.itertuples()]
+    rows["label"] = [names.of_loss(arm.method, arm.learning_rate, arm.settings) for arm in rows.itertuples()]
+    rows["beside"] = names.all_cut(rows["label"].tolist())
+    crosses = [" ✕" * went_wrong(arm) for arm in rows.itertuples()]
+    for column in ("label", "beside"):
+        rows[column] = [f"{label}{cross}" for label, cross in zip(rows[column], crosses, strict=True)]
     # A gap between one learning rate and the next.
     rows["place"] = rows.index + 0.6 * pd.factorize(rows["learning_rate"])[0]
     return rows
@@ -56,13 +59,3 @@ def is_matched(rows: pd.DataFrame) -> bool:
 def went_wrong(arm: Any) -> bool:
     """Whether a run of the arm diverged, or fell to nothing."""
     return bool(arm.diverged or arm.collapsed)
-
-
-def short(settings: str) -> str:
-    """`beta=0.3` of `method.beta=0.3`."""
-    return re.sub(r"(?:\w+\.)+(?=\w+=)", "", settings)
-
-
-def _label(arm: Any) -> str:
-    parts = (name_of(arm.method), rate(arm.learning_rate), short(arm.settings), "✕" if went_wrong(arm) else "")
-    return " ".join(part for part in parts if part)

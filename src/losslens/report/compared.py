@@ -12,10 +12,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from losslens.report.arms import short
+from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import rate
-from losslens.report.runs import run_label
+from losslens.report.names import of_loss, of_run
 from losslens.report.style import colour, name_of, place_of
 
 _LAYER = re.compile(r"^.*?\.(\d+)\.")
@@ -31,7 +30,7 @@ class Runs:
 
     Attributes:
         names: Of the runs, as the tables have them.
-        facts: Of each run what the page shows: `name`, `label`, `method`, `colour`.
+        facts: Of each run what the page shows: `name`, `label`, `method`, `loss`, `colour`, `symbol`.
         seeds: `seed` and `init_seed` of each run.
         arms: Of each arm `label`, `method`, `colour` and the numbers of its `runs`; none where every arm is one run.
     """
@@ -88,22 +87,21 @@ def find_runs(analysis: AnalysisFolder, measured: Iterable[str]) -> Runs:
     inits = table["init_seed"].nunique() > 1
     table = table[table["run"].isin(set(measured))].reset_index(drop=True)
     names = [*table["run"], *unlisted]
-    facts = [
-        {
-            "name": row["run"],
-            "label": _label(row, inits),
-            "method": name_of(row["method"]),
-            "colour": colour(row["method"]),
-        }
-        for _, row in table.iterrows()
-    ] + [{"name": name, "label": name, "method": "", "colour": colour("")} for name in unlisted]
+    comparison = Comparison(analysis)
+    methods = dict(zip(table["run"], table["method"], strict=True))
+    labels = {row["run"]: f"{'✕ ' * bool(row['diverged'])}{of_run(row, inits)}" for _, row in table.iterrows()}
+    facts = []
+    for name in names:
+        method, loss = methods.get(name, ""), comparison.arms.get(name, name)
+        look = comparison.looks.of(loss, method)
+        facts.append(
+            {
+                "name": name, "label": labels.get(name, name), "method": name_of(method), "loss": loss,
+                "colour": look.colour, "symbol": look.symbol,
+            }
+        )  # fmt: skip
     seeds = [(row.seed, row.init_seed) for row in table.itertuples()] + [(np.nan, np.nan)] * len(unlisted)
     return Runs(names, facts, seeds, _arms(table, seeds))
-
-
-def _label(row: pd.Series, inits: bool) -> str:
-    # Of an adapter that was made elsewhere nothing is known but its name.
-    return f"{row['number']} {row['run']}" if np.isnan(row["learning_rate"]) else run_label(row, inits)
 
 
 def _arms(table: pd.DataFrame, seeds: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
@@ -117,9 +115,7 @@ def _arms(table: pd.DataFrame, seeds: Sequence[tuple[float, float]]) -> list[dic
     for rows in groups:
         first = rows.iloc[0]
         setting = first["arm"].partition(" ")[2] or first["settings"]
-        known = " ".join(
-            part for part in (name_of(first["method"]), rate(first["learning_rate"]), short(setting)) if part
-        )
+        known = of_loss(first["method"], first["learning_rate"], setting)
         method = first["method"]
         label = first["run"] if np.isnan(first["learning_rate"]) else known
         arms.append({"label": label, "method": name_of(method), "colour": colour(method), "runs": rows.index.tolist()})

@@ -8,10 +8,9 @@ from functools import cached_property
 
 import pandas as pd
 
-from losslens.report.arms import short
+from losslens.report import names
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import rate
-from losslens.report.style import name_of, place_of
+from losslens.report.style import Looks, name_of, place_of
 
 _RUN_TEXTS = ("run", "arm", "method", "lr", "diverged")
 _RUN_NUMBERS = ("learning_rate", "rank", "seed", "init_seed", "norm")
@@ -21,8 +20,6 @@ MEASURES = (
     "barrier_chord", "cka_last",
 )  # fmt: skip
 _NULLS = tuple(f"{measure}_null" for measure in MEASURES[:7])
-# Characters of a name that stands beside a row or over a column.
-_LONGEST = 24
 _BESIDE = ("barrier_chord_low", "barrier_chord_high", "p_holm")
 
 
@@ -105,19 +102,28 @@ class Comparison:
         """The losses: by learning rate, the largest first, and then in the order in which methods are shown."""
         groups = [group for _, group in self.runs.groupby("arm", sort=False)]
         several = self.runs.groupby("method")["arm"].nunique()
+        full = [_name(group.iloc[0], several[group.iloc[0]["method"]] > 1) for group in groups]
         losses = []
-        for group in groups:
-            first = group.iloc[0]
-            known = group[group["norm"].notna()]
+        for group, name in zip(groups, names.all_cut(full), strict=True):
+            first, known = group.iloc[0], group[group["norm"].notna()]
             losses.append(
                 Loss(
-                    first["arm"], first["method"], first["lr"], first["learning_rate"],
-                    _cut(_name(first, several[first["method"]] > 1)), tuple(known["run"]),
+                    first["arm"], first["method"], first["lr"], first["learning_rate"], name, tuple(known["run"]),
                     int((group["diverged"] != "").sum()),
                 )
             )  # fmt: skip
         rates = self.runs.groupby("arm")["learning_rate"].first().fillna(-1.0)
         return sorted(losses, key=lambda loss: (-rates[loss.arm], place_of(loss.method), loss.arm))
+
+    @cached_property
+    def looks(self) -> Looks:
+        """The look of each loss, by its arm."""
+        return Looks((loss.arm, loss.method) for loss in self.losses)
+
+    @cached_property
+    def arms(self) -> dict[str, str]:
+        """The arm of each run."""
+        return dict(zip(self.runs["run"], self.runs["arm"], strict=True))
 
     @cached_property
     def reference(self) -> Loss | None:
@@ -214,16 +220,10 @@ def average(rows: pd.DataFrame, measure: str) -> Average:
     )
 
 
-def _cut(name: str) -> str:
-    """A long name without its middle."""
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST // 2 - 1]}…{name[-_LONGEST // 2 :]}"
-
-
 def _name(run: pd.Series, several: bool) -> str:
     """`SFT`; `DPO 1e-3`, `DPO 1e-3 beta=0.3` where the method is there several times; of an adapter its own name."""
     if run["arm"] == run["run"]:
         return run["run"] if pd.isna(run["learning_rate"]) or several else name_of(run["method"])
     if not several:
         return name_of(run["method"])
-    settings = short(run["arm"].partition(" ")[2])
-    return " ".join(part for part in (name_of(run["method"]), rate(run["learning_rate"]), settings) if part)
+    return names.of_loss(run["method"], run["learning_rate"], run["arm"].partition(" ")[2])

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from losslens.report.compared import Runs, find_modules, find_runs
+from losslens.report.comparison import Comparison
 from losslens.report.explored import OF_PAIRS, Pairs, pack
 from losslens.report.folder import AnalysisFolder
+from losslens.report.keys import key_of
 from losslens.report.parts import Section
-from losslens.report.style import figure, logarithmic
+from losslens.report.style import AGAINST, ALONG, figure, logarithmic
 
 _HOW_TO_READ = (
     "Choose two, then move through layers and projections. A number is worth reading between two floors: the null is "
@@ -32,17 +34,25 @@ def section(analysis: AnalysisFolder) -> Section | None:
     look = figure("", "", 10).update_layout(logarithmic("yaxis")).layout.to_plotly_json()
     ticks = {name: look["yaxis"].pop(name) for name in ("tickvals", "ticktext")}
     del look["template"], look["yaxis"]["type"]
-    packed.say(layout=look, ticks=ticks)
+    packed.say(layout=look, ticks=ticks, against=AGAINST, along=ALONG)
     packed.say(between=between, start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs, between)})
-    return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), notes=notes)
+    key = key_of(Comparison(analysis), (fact["loss"] for fact in runs.facts), lines=False)
+    return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), key=key, notes=notes)
 
 
 def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """What a reader sees first: of what was measured most of, SFT against DPO, where there are these."""
+    """What a reader sees first: two losses that met the same batches from the same initial adapter.
 
-    def interest(place: int) -> tuple[int, int]:
+    Of several such pairs one of which most was measured, SFT against DPO, where there are these.
+    """
+
+    def interest(place: int) -> tuple[bool, bool, bool, int, int]:
+        a, b = ends[place]
+        (seed, init), (other_seed, other_init) = runs.seeds[a], runs.seeds[b]
+        apart = runs.facts[a]["loss"] != runs.facts[b]["loss"]
         measured = int(table.loc[place, ["barrier_chord", "cka_last"]].notna().sum())
-        return measured, len({runs.facts[run]["method"] for run in ends[place]} & {"SFT", "DPO"})
+        wanted = len({runs.facts[run]["method"] for run in ends[place]} & {"SFT", "DPO"})
+        return apart and (seed, init) == (other_seed, other_init), init == other_init, apart, measured, wanted
 
     a, b = ends[max(range(len(ends)), key=interest)]
     return (b, a) if runs.facts[b]["method"] == "SFT" != runs.facts[a]["method"] else (a, b)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pandas as pd
 
@@ -13,15 +12,13 @@ from losslens.report.comparison import Average, Comparison, Loss
 from losslens.report.findings import findings
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import number, percent, whole
-from losslens.report.parts import Cell, Column, Figure, Row, Section, Table
-from losslens.report.style import AGAINST, ALONG, DARK, INK, MUTED, PAPER, colour, figure, rows_figure, safe, whisker
+from losslens.report.parts import Cell, Column, Figure, Matrix, Row, Section, Square, Table
+from losslens.report.style import AGAINST, ALONG, DARK, INK, colour, rows_figure, safe, whisker
 
 # More than these do not leave room for a floor under each number.
 _MOST_WITH_FLOORS = 9
 # And more than these none for three digits, of which the third tells 0.997 from 1.
 _MOST_WITH_THREE = 16
-# Pixels of a cell with a number in it, and of the names before it.
-_CELL, _NAMES = 36, 90
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -76,46 +73,39 @@ def _count(number_: int) -> str:
     return _WORDS[number_] if number_ < len(_WORDS) else str(number_)
 
 
-def _cosines(comparison: Comparison) -> Figure:
+def _cosines(comparison: Comparison) -> Matrix:
     losses = comparison.losses
-    names = [safe(loss.name) for loss in losses]
     averages = {(a, b): comparison.average("cosine", a, b) for a in losses for b in losses}
-    places = range(len(losses))
-    plot = figure("", "", height=110 + max(300, 40 * len(losses)))
-    plot.add_heatmap(
-        z=[[_or_none(averages[a, b].value) for b in losses] for a in losses], zmin=-1, zmax=1, showscale=False,
-        colorscale=[[0, AGAINST], [0.5, PAPER], [1, ALONG]], xgap=2, ygap=2, hoverongaps=False, hoverinfo="text",
-        hovertext=[[_hover(comparison, a, b, averages[a, b]) for b in losses] for a in losses],
-    )  # fmt: skip
-    roomy, wide = len(losses) <= _MOST_WITH_FLOORS, len(losses) > _MOST_WITH_FLOORS
-    digits = 3 if len(losses) <= _MOST_WITH_THREE else 2
-    texts = []
-    for y, a in enumerate(losses):
-        for x, b in enumerate(losses):
-            average = averages[a, b]
-            text = number(average.value, digits).replace("0.", ".", 1)
-            floor = comparison.floor("cosine", a, b)
-            if roomy and a is not b and average.known and floor.known:
-                small = f"floor {number(floor.value, 2).replace('0.', '.', 1)}"
-                text = f"<b>{text}</b><br><span style='font-size:9px'>{small}</span>"
-            ink = "#ffffff" if average.value > DARK else INK if average.known else MUTED
-            font = {"size": 13 if roomy else 10, "color": ink}
-            texts.append({"x": x, "y": y, "text": text, "showarrow": False, "font": font})
-    line = {"color": INK, "width": 1.5, "dash": "dot"}  # the diagonal is of another kind
-    edges = [{"x0": place - 0.47, "x1": place + 0.47, "y0": place - 0.47, "y1": place + 0.47} for place in places]
-    plot.update_layout(annotations=texts, shapes=[{"type": "rect", "line": line, **edge} for edge in edges])
-    axis: dict[str, Any] = {
-        "tickvals": list(places),
-        "ticktext": names,
-        "showgrid": False,
-        "ticks": "",
-        "showline": False,
-    }
-    plot.update_xaxes(**axis, side="top", tickangle=-60 if wide else 0)
-    plot.update_yaxes(**axis, autorange="reversed")
-    plot.update_layout(margin={"l": 8, "r": 60 if wide else 8, "t": 40, "b": 8})
-    narrowest = _NAMES + _CELL * len(losses) if wide else 0
-    return Figure("Cosine of the updates", _cosine_caption(comparison, averages), plot, wide, narrowest)
+    return Matrix(
+        "Cosine of the updates",
+        _cosine_caption(comparison, averages),
+        [loss.name for loss in losses],
+        [[_square(comparison, a, b, averages[a, b]) for b in losses] for a in losses],
+        low=AGAINST,
+        high=ALONG,
+        wide=len(losses) > _MOST_WITH_FLOORS,
+    )
+
+
+def _square(comparison: Comparison, first: Loss, second: Loss, average: Average) -> Square:
+    count = len(comparison.losses)
+    if not average.known:
+        return Square(_brief(average.value, 3))
+    floor = comparison.floor("cosine", first, second)
+    roomy = count <= _MOST_WITH_FLOORS and first is not second and floor.known
+    return Square(
+        _brief(average.value, 3 if count <= _MOST_WITH_THREE else 2),
+        f"floor {_brief(floor.value, 2)}" if roomy else "",
+        _hover(comparison, first, second, average),
+        ALONG if average.value > 0 else AGAINST,
+        min(abs(average.value), 1.0),
+        average.value > DARK,
+    )
+
+
+def _brief(value: float, digits: int) -> str:
+    """`.951`: without the 0 that every cosine begins with."""
+    return number(value, digits).replace("0.", ".", 1)
 
 
 def _table(comparison: Comparison) -> Table:
@@ -156,13 +146,9 @@ def _cosine_caption(comparison: Comparison, averages: dict[tuple[Loss, Loss], Av
 
 
 def _hover(comparison: Comparison, first: Loss, second: Loss, average: Average) -> str:
-    if not average.known:
-        return ""
     std = "" if math.isnan(average.std) else f" ± {number(average.std)}"
     lines = [
-        f"<b>{safe(first.name)} and {safe(second.name)}</b>"
-        if first is not second
-        else f"<b>{safe(first.name)}</b>, other order",
+        f"{first.name} and {second.name}" if first is not second else f"{first.name}, other order",
         f"cosine {number(average.value)}{std} ({average.pairs} pair{'s' * (average.pairs != 1)} of runs)",
     ]
     floor = comparison.floor("cosine", first, second)
@@ -170,7 +156,7 @@ def _hover(comparison: Comparison, first: Loss, second: Loss, average: Average) 
         lines.append(f"floor {number(floor.value)}")
     if not math.isnan(average.null):
         lines.append(f"null {number(average.null)}")
-    return "<br>".join(lines)
+    return "\n".join(lines)
 
 
 def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
@@ -181,6 +167,7 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
     losses = [loss for loss in comparison.losses if loss.arm in by_arm.index]
     places = [float(place) for place in range(len(losses))]
     plot = rows_figure("accuracy", [loss.name for loss in losses], places, pixels=34 if len(losses) < 10 else 24)
+    looks = comparison.looks
     plot.update_xaxes(tickformat=".0%")
     runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
     base = runs[(runs["method"] == "base") & runs["benchmark"].isin(arms["benchmark"]) & runs["accuracy"].notna()]
@@ -192,7 +179,7 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
         arm = by_arm.loc[loss.arm]
         if pd.isna(arm["accuracy"]):
             continue
-        ink = colour(loss.method)
+        look = looks.of(loss.arm, loss.method)
         interval = f"{percent(arm['ci_low'])} … {percent(arm['ci_high'])}"
         hover = f"<b>{safe(loss.name)}</b><br>{percent(arm['accuracy'])} ({interval})"
         if arm["seeds"] > 1 and not pd.isna(arm["accuracy_min"]):
@@ -204,8 +191,8 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
             )  # fmt: skip
         plot.add_scatter(
             x=[arm["accuracy"]], y=[place], mode="markers", hoverinfo="text", hovertext=[hover],
-            error_x=whisker(arm["accuracy"], arm["ci_low"], arm["ci_high"], ink, thickness=2, width=0),
-            marker={"color": ink, "size": 11, "line": {"color": INK, "width": 0.7}},
+            error_x=whisker(arm["accuracy"], arm["ci_low"], arm["ci_high"], look.colour, thickness=2, width=0),
+            marker={"color": look.colour, "symbol": look.symbol, "size": 11, "line": {"color": INK, "width": 0.7}},
         )  # fmt: skip
     n = whole(arms["n"].max())
     line = " Dotted line and grey band: the untrained base." if len(base) else " The base was not scored."
@@ -214,7 +201,3 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
     return Figure(
         f"Accuracy on {benchmark}", f"Share of {n} problems that are right, with 95% intervals.{line}{ticks}", plot
     )
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else value

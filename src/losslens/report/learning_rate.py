@@ -7,10 +7,11 @@ import pandas as pd
 from losslens.report.arm_figures import arm_figures
 from losslens.report.arm_table import arm_table
 from losslens.report.arms import arms, is_matched
+from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import rate
-from losslens.report.parts import Key, Section
-from losslens.report.style import Rates, colour, in_order, name_of
+from losslens.report.keys import key
+from losslens.report.parts import Section
+from losslens.report.style import name_of
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
@@ -18,18 +19,15 @@ def section(analysis: AnalysisFolder) -> Section | None:
     rows = arms(analysis)
     if rows.empty:
         return None
-    rates = Rates(rows["learning_rate"])
+    looks = Comparison(analysis).looks
     matched = is_matched(rows)
     about = "Arms at one learning rate differ in their loss, arms of one method in their rate."
     return Section(
         "learning-rate",
         "The learning-rate-matched comparison" if matched else "The losses, averaged over their runs",
         text=[about if matched else "An arm is all runs of one loss that differ in their seeds only."],
-        key=Key(
-            [(name, colour(name)) for name in in_order(rows["method"])],
-            [(rates.glyph(value), rate(value)) for value in rates.values],
-        ),
-        figures=arm_figures(rows, rates, _base(analysis, rows)),
+        key=key(zip(rows["arm"], rows["method"], rows["beside"], strict=True), looks, lines=False),
+        figures=arm_figures(rows, looks, _base(analysis, rows)),
         tables=[arm_table(analysis, rows)],
         notes=[*_how_to_read(rows), *(note for _, arm in rows.iterrows() for note in _lost(arm))],
     )

@@ -1,5 +1,5 @@
 "use strict";
-// Each box and the function that says what is drawn in it. What is drawn has today's colours and not the methods that are
+// Each box and the function that says what is drawn in it. What is drawn has today's colours and not the losses that are
 // switched off, and is drawn when it comes near the screen: a page has many plots, and a reader looks at one.
 const charts = new Map();
 const hidden = new Set();
@@ -50,12 +50,12 @@ for (const script of document.querySelectorAll(".plot + script")) {
   chart(script.previousElementSibling, () => plot ??= JSON.parse(script.textContent));
 }
 
-for (const button of document.querySelectorAll("button[data-method]")) {
+for (const button of document.querySelectorAll("button[data-loss]")) {
   button.addEventListener("click", () => {
-    const method = button.dataset.method;
-    if (!hidden.delete(method)) hidden.add(method);
-    for (const same of document.querySelectorAll("button[data-method]")) {
-      if (same.dataset.method === method) same.setAttribute("aria-pressed", String(!hidden.has(method)));
+    const loss = button.dataset.loss;
+    if (!hidden.delete(loss)) hidden.add(loss);
+    for (const same of document.querySelectorAll("button[data-loss]")) {
+      if (same.dataset.loss === loss) same.setAttribute("aria-pressed", String(!hidden.has(loss)));
     }
     redraw();
   });

@@ -15,6 +15,7 @@ from losslens.report import (
     downloads,
     explore,
     glance,
+    glossary,
     head,
     learning_rate,
     origin,
@@ -25,7 +26,7 @@ from losslens.report import (
 )
 from losslens.report.folder import AnalysisFolder
 from losslens.report.parts import Section
-from losslens.report.style import name_of
+from losslens.report.words import about
 
 _HERE = Path(__file__).parent
 # One script: each file uses what stands in those before it.
@@ -39,7 +40,9 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     runs.section,
     statistics.section,
     trajectories.section,
+    training.geometry,
     training.section,
+    glossary.section,
     origin.left_out,
     origin.provenance,
 )
@@ -57,7 +60,7 @@ def write_report(folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["name_of"] = name_of
+    environment.filters["about"] = about
     names = ["vendor/plotly-cartesian.min.js", "page.js"]
     scripts = [_read(name) for name in names]
     if any(section.explorer for section in sections):

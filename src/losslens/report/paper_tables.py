@@ -13,9 +13,10 @@ import pandas as pd
 
 from losslens.files import atomic_file
 from losslens.report.arms import arms as ablation_arms
-from losslens.report.arms import is_matched, short
+from losslens.report.arms import is_matched
 from losslens.report.comparison import Average, Comparison
 from losslens.report.folder import AnalysisFolder
+from losslens.report.names import short
 from losslens.report.numbers import NOTHING, degrees, number, p_value, points, rate, whole
 from losslens.report.style import name_of
 

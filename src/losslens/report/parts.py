@@ -86,14 +86,12 @@ class Figure:
         caption: How to read it.
         plot: The plot.
         wide: Whether it takes the whole width.
-        narrowest: Pixels that it needs to be read; on a narrower screen it is scrolled.
     """
 
     title: str
     caption: str
     plot: go.Figure
     wide: bool = False
-    narrowest: int = 0
 
     @property
     def json(self) -> Markup:
@@ -102,18 +100,71 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Key:
-    """What colours and marks mean.
+class Square:
+    """One cell of a matrix.
 
     Attributes:
-        methods: Each method and its colour.
-        rates: Each learning rate and its mark.
-        lines: Whether the marks are dashes of lines.
+        text: What stands in it.
+        below: Under the text, smaller.
+        hover: All that is known of it, line by line.
+        ink: The colour of its end of the scale, if any.
+        share: How much of that colour it has, from 0 to 1.
+        strong: Whether white is read better on it than ink.
     """
 
-    methods: Sequence[tuple[str, str]]
-    rates: Sequence[tuple[str, str]] = ()
-    lines: bool = False
+    text: str
+    below: str = ""
+    hover: str = ""
+    ink: str = ""
+    share: float = 0.0
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A square of coloured cells, as a table: on a narrow screen it is scrolled beside its names.
+
+    Attributes:
+        title: What it shows.
+        caption: How to read it.
+        names: Of the rows, and of the columns.
+        squares: The cells, row by row; the diagonal is of another kind.
+        low: The colour of −1.
+        high: The colour of 1.
+        wide: Whether it takes the whole width.
+    """
+
+    title: str
+    caption: str
+    names: Sequence[str]
+    squares: Sequence[Sequence[Square]]
+    low: str
+    high: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """One loss of a key.
+
+    Attributes:
+        loss: As the traces of its plots have it.
+        name: What a reader calls it.
+        about: What it is, in a sentence; may be empty.
+        sample: Its mark, as an SVG.
+    """
+
+    loss: str
+    name: str
+    about: str
+    sample: Markup
+
+
+@dataclass(frozen=True)
+class Key:
+    """What colours, marks and dashes mean: each loss, which can be hidden in all plots."""
+
+    losses: Sequence[Keyed]
 
 
 @dataclass(frozen=True)
@@ -145,7 +196,7 @@ class Section:
     text: Sequence[str] = ()
     findings: Sequence[Finding] = ()
     key: Key | None = None
-    figures: Sequence[Figure] = ()
+    figures: Sequence[Figure | Matrix] = ()
     tables: Sequence[Table] = ()
     notes: Sequence[str] = ()
     explorer: str = ""

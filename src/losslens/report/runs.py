@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
+from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
+from losslens.report.keys import key_of
+from losslens.report.names import of_run
 from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
-from losslens.report.parts import Cell, Column, Figure, Key, Row, Section, Table, downloadable
-from losslens.report.style import INK, Rates, colour, in_order, name_of, rows_figure, safe, whisker
+from losslens.report.parts import Cell, Column, Figure, Row, Section, Table, downloadable
+from losslens.report.style import INK, colour, name_of, rows_figure, safe, whisker
 
 _TEXTS = ("run", "method", "lr", "benchmark", "base_verdict", "diverged")
 _NUMBERS = (
@@ -23,36 +26,32 @@ def section(analysis: AnalysisFolder) -> Section | None:
         return None
     # The numbers that the terminal shows.
     runs["number"] = runs["run"].map({name: place for place, name in enumerate(dict.fromkeys(runs["run"]))})
-    rates = Rates(runs["learning_rate"])
+    comparison = Comparison(analysis)
     benchmarks = [name for name in runs["benchmark"].unique() if name]
-    methods = in_order(name for name in runs["method"] if name != "base")
     diverged = runs[runs["diverged"] != ""].drop_duplicates("run")
     return Section(
         "runs",
         "Runs",
-        key=Key(
-            [(name, colour(name)) for name in methods], [(rates.glyph(value), rate(value)) for value in rates.values]
-        )
-        if benchmarks
-        else None,
-        figures=[_accuracies(runs, name, rates) for name in benchmarks],
+        key=key_of(comparison, comparison.arms.values(), lines=False) if benchmarks else None,
+        figures=[_accuracies(runs, name, comparison) for name in benchmarks],
         tables=[_table(analysis, runs, len(benchmarks) > 1)],
         notes=[f"Run {row.number} ({row.run}): {row.diverged}." for row in diverged.itertuples()],
     )
 
 
-def _accuracies(runs: pd.DataFrame, benchmark: str, rates: Rates) -> Figure:
+def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: Comparison) -> Figure:
     # A run that diverged was scored on nothing, and is shown to have no score.
     shown = runs[(runs["benchmark"] == benchmark) | ((runs["diverged"] != "") & (runs["benchmark"] == ""))]
     trained = shown[shown["method"] != "base"]
     base = shown[(shown["method"] == "base") & shown["accuracy"].notna()]
     inits = trained["init_seed"].nunique() > 1
-    labels = [run_label(row, inits) for _, row in trained.iterrows()]
+    labels = [f"{'✕ ' * bool(row['diverged'])}{of_run(row, inits)}" for _, row in trained.iterrows()]
     places = [float(place) for place in range(len(trained))] or [0.0]
     plot = rows_figure("accuracy", labels, places, pixels=20)
     plot.update_xaxes(tickformat=".0%")
     for place, (_, row) in zip(places, trained.iterrows(), strict=False):
-        bad = bool(row["diverged"])
+        bad, arm = bool(row["diverged"]), comparison.arms[row["run"]]
+        look = comparison.looks.of(arm, row["method"])
         hover = f"{safe(row['run'])}<br>accuracy {percent(row['accuracy'])} ({_interval(row)})"
         if bad and pd.isna(row["accuracy"]):
             plot.add_annotation(
@@ -61,12 +60,12 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, rates: Rates) -> Figure:
             )  # fmt: skip
             continue
         plot.add_scatter(
-            x=[row["accuracy"]], y=[place], mode="markers", meta=row["method"], hoverinfo="text",
+            x=[row["accuracy"]], y=[place], mode="markers", meta=arm, hoverinfo="text",
             hovertext=[f"{hover}<br>✕ {safe(row['diverged'])}" if bad else hover],
-            error_x=whisker(row["accuracy"], row["ci_low"], row["ci_high"], colour(row["method"]), thickness=1.5),
+            error_x=whisker(row["accuracy"], row["ci_low"], row["ci_high"], look.colour, thickness=1.5),
             marker={
-                "color": colour(row["method"]), "size": 11 if bad else 9, "line": {"color": INK, "width": 0.7},
-                "symbol": "x" if bad else rates.symbol(row["learning_rate"]),
+                "color": look.colour, "size": 11 if bad else 9, "line": {"color": INK, "width": 0.7},
+                "symbol": "x" if bad else look.symbol,
             },
         )  # fmt: skip
     for _, row in base.iterrows():
@@ -82,15 +81,6 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, rates: Rates) -> Figure:
         plot,
         wide=True,
     )
-
-
-def run_label(row: pd.Series, inits: bool) -> str:
-    """`1 SFT 1e-3 s0`: as short as tells it from the others."""
-    seeds = "" if pd.isna(row["seed"]) else f" s{whole(row['seed'])}"
-    init = f" A{whole(row['init_seed'])}" if inits and not pd.isna(row["init_seed"]) else ""
-    learning_rate = "" if pd.isna(row["learning_rate"]) else f" {rate(row['learning_rate'])}"
-    cross = "✕ " if row["diverged"] else ""
-    return f"{cross}{row['number']} {name_of(row['method'])}{learning_rate}{seeds}{init}"
 
 
 def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table:

@@ -1,21 +1,26 @@
-"""How things look: a colour a method, a mark a learning rate, and the figure that all plots begin with."""
+"""How things look: a colour a method, a look a loss, and the figure that all plots begin with."""
 
 from __future__ import annotations
 
 import html
 import math
+import zlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
+from markupsafe import Markup
 
-# Okabe and Ito (2008): told apart whatever a reader's colour vision; legible on white and on black.
+# Six of Petroff's ten (arXiv 2107.02270): of the palettes in use that can be read on paper and on a dark screen, those
+# that stay farthest apart however a reader sees colours (tests/test_report_style.py).
 METHODS = {
-    "sft": "#0072B2", "rft": "#56B4E9", "rift": "#009E73", "dft": "#CC79A7", "grpo": "#E69F00", "dpo": "#D55E00",
+    "sft": "#3f90da", "rft": "#ffa90e", "rift": "#832db6", "dft": "#a96b59", "grpo": "#717581", "dpo": "#bd1f01",
 }  # fmt: skip
-_OTHER = "#8C8C8C"
-# Of a cosine from −1 over 0 to 1: of these two, too, the paper's colour lies between.
-AGAINST, ALONG = METHODS["dpo"], METHODS["sft"]
+# The other four, of methods that are not known here.
+_OTHERS = ("#e76300", "#b9ac70", "#92dadd", "#94a4a2")
+# Of a cosine from −1 over 0 to 1 (Okabe and Ito 2008): two colours that nobody confuses.
+AGAINST, ALONG = "#D55E00", "#0072B2"
 # From this cosine on white can be read on its colour better than ink.
 DARK = 0.87
 
@@ -27,15 +32,128 @@ GRID = "var(--grid)"
 RULE = "var(--rule)"
 SHADE = "rgba(128,128,128,0.28)"
 
-_SYMBOLS = ("circle", "diamond", "square", "triangle-up", "triangle-down", "cross")
-_GLYPHS = ("●", "◆", "■", "▲", "▼", "✚")
-# Lengths, which plotly and SVG both read.
-_DASHES = ("solid", "9px,5px", "2px,4px", "9px,4px,2px,4px", "16px,5px", "16px,4px,2px,4px")
+# A shape as plotly and as matplotlib call it, and as a path in a box from −6 to 6.
+_SHAPES = (
+    ("circle", "o", "M5 0A5 5 0 1 1 -5 0A5 5 0 1 1 5 0Z"),
+    ("diamond", "D", "M0 -6L6 0L0 6L-6 0Z"),
+    ("square", "s", "M-4.5 -4.5H4.5V4.5H-4.5Z"),
+    ("triangle-up", "^", "M0 -5.5L5.5 4.5H-5.5Z"),
+    ("triangle-down", "v", "M0 5.5L5.5 -4.5H-5.5Z"),
+    ("cross", "P", "M-2 -5.5H2V-2H5.5V2H2V5.5H-2V2H-5.5V-2H-2Z"),
+    ("pentagon", "p", "M0 -5.5L5.2 -1.7L3.2 4.5H-3.2L-5.2 -1.7Z"),
+    ("star", "*", "M0 -6L1.5 -1.9L5.7 -1.9L2.3 0.7L3.5 4.9L0 2.4L-3.5 4.9L-2.3 0.7L-5.7 -1.9L-1.5 -1.9Z"),
+    ("triangle-left", "<", "M-5.5 0L4.5 -5.5V5.5Z"),
+    ("triangle-right", ">", "M5.5 0L-4.5 -5.5V5.5Z"),
+    ("diamond-tall", "d", "M0 -6L3.5 0L0 6L-3.5 0Z"),
+    ("hexagon", "h", "M0 -5.5L4.8 -2.8V2.8L0 5.5L-4.8 2.8V-2.8Z"),
+)
+# How a shape is filled: as plotly and as matplotlib call it.
+_FILLINGS = (("", "full"), ("-open", "none"), ("-dot", "left"), ("-open-dot", "bottom"))
+# Lengths, which plotly and SVG both read, and the same for matplotlib, which counts in widths of the line.
+_DASHES: tuple[tuple[str, Any], ...] = (
+    ("solid", "-"),
+    ("9px,5px", (0, (4, 1.5))),
+    ("2px,4px", (0, (1, 1.2))),
+    ("9px,4px,2px,4px", (0, (4, 1.2, 1, 1.2))),
+    ("16px,5px", (0, (8, 1.5))),
+    ("16px,4px,2px,4px,2px,4px", (0, (6, 1.2, 1, 1.2, 1, 1.2))),
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A loss, wherever it is drawn: told from the others by its colour, and by its mark or dashes without any colour.
+
+    Attributes:
+        colour: Of its method.
+        shape: Of its mark.
+        filling: Of its mark.
+        dashes: Of its line.
+    """
+
+    colour: str
+    shape: int
+    filling: int
+    dashes: int
+
+    @property
+    def symbol(self) -> str:
+        """The mark, as plotly calls it."""
+        return _SHAPES[self.shape][0] + _FILLINGS[self.filling][0]
+
+    @property
+    def dash(self) -> str:
+        """The dashes, as plotly calls them."""
+        return _DASHES[self.dashes][0]
+
+    @property
+    def marker(self) -> dict[str, Any]:
+        """The mark, as matplotlib draws it."""
+        return {
+            "marker": _SHAPES[self.shape][1], "fillstyle": _FILLINGS[self.filling][1], "color": self.colour,
+            "markerfacecoloralt": "white",
+        }  # fmt: skip
+
+    @property
+    def linestyle(self) -> Any:
+        """The dashes, as matplotlib calls them."""
+        return _DASHES[self.dashes][1]
+
+    def sample(self, line: bool) -> Markup:
+        """Its mark, on its line where `line`, as an SVG for a key."""
+        width, is_open = (44 if line else 16), self.filling % 2 == 1
+        dashes = "" if self.dash == "solid" else f' stroke-dasharray="{self.dash.replace("px", "")}"'
+        line_of = f'stroke="{self.colour}" stroke-width="2.2"{dashes}'
+        below = f'<line x1="1" x2="43" y1="8" y2="8" {line_of}/>' if line else ""
+        fill, edge, thick = ("none", self.colour, 1.6) if is_open else (self.colour, INK, 0.7)
+        mark = f'<path d="{_SHAPES[self.shape][2]}" fill="{fill}" stroke="{edge}" stroke-width="{thick}"/>'
+        dot = f'<circle r="1.6" fill="{self.colour if is_open else PAPER}"/>' if self.filling > 1 else ""
+        return Markup(
+            f'<svg width="{width}" height="16" viewBox="0 0 {width} 16" aria-hidden="true">{below}'
+            f'<g transform="translate({width // 2} 8)">{mark}{dot}</g></svg>'
+        )
+
+
+class Looks:
+    """The look of each loss: those that are first of their method always have the same, wherever they are shown.
+
+    No two have one mark, and so no two look alike without colour, as long as there are no more than 40 of them.
+
+    Args:
+        losses: Each loss and its method, in the order in which they are shown.
+    """
+
+    def __init__(self, losses: Iterable[tuple[str, str]] = ()) -> None:
+        self._looks: dict[str, Look] = {}
+        self._places = {method: place for place, method in enumerate(METHODS)}
+        self._losses: dict[str, int] = {}
+        for loss, method in losses:
+            self.of(loss, method)
+
+    def of(self, loss: str, method: str) -> Look:
+        """The look of a loss; of one not seen before a new one."""
+        if loss not in self._looks:
+            place = self._places.setdefault(method, len(self._places))
+            number = self._losses[method] = self._losses.get(method, -1) + 1
+            self._looks[loss] = self._new(colour(method), place, number)
+        return self._looks[loss]
+
+    def _new(self, ink: str, place: int, number: int) -> Look:
+        """Of the `number`th loss of a method: its shape with another filling, then other shapes."""
+        taken = {(look.shape, look.filling) for look in self._looks.values()}
+        taken |= {(first, 0) for first in range(len(METHODS)) if first != place or number}
+        every = len(_SHAPES) * len(_FILLINGS)
+        for step in range(number, number + every):
+            turn, filling = divmod(step % every, len(_FILLINGS))
+            shape = (place + 6 * turn + turn // 2) % len(_SHAPES)
+            if (shape, filling) not in taken:
+                break
+        return Look(ink, shape, filling, (place + number) % len(_DASHES))
 
 
 def colour(method: str) -> str:
     """The colour of a method, wherever it is shown."""
-    return METHODS.get(method, _OTHER)
+    return METHODS.get(method) or _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)]
 
 
 def name_of(method: str) -> str:
@@ -53,32 +171,10 @@ def in_order(methods: Iterable[str]) -> list[str]:
     return sorted(dict.fromkeys(methods), key=place_of)
 
 
-def translucent(method: str, share: float) -> str:
-    """The colour of a method, seen through."""
-    red, green, blue = (int(colour(method)[start : start + 2], 16) for start in (1, 3, 5))
+def translucent(ink: str, share: float) -> str:
+    """A colour, seen through."""
+    red, green, blue = (int(ink[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{share})"
-
-
-class Rates:
-    """The learning rates of a section, the largest first, and the mark of each."""
-
-    def __init__(self, values: Iterable[float]) -> None:
-        self.values = sorted({value for value in values if value == value}, reverse=True)
-
-    def symbol(self, value: float) -> str:
-        """Of a point."""
-        return _SYMBOLS[self._place(value)]
-
-    def glyph(self, value: float) -> str:
-        """The same in a text."""
-        return _GLYPHS[self._place(value)]
-
-    def dash(self, value: float) -> str:
-        """Of a line."""
-        return _DASHES[self._place(value)]
-
-    def _place(self, value: float) -> int:
-        return self.values.index(value) % len(_SYMBOLS) if value in self.values else 0
 
 
 def safe(text: str) -> str:

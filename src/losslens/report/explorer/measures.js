@@ -15,6 +15,23 @@ const MEASURES = {
   v1: {name: "agreement of v₁", digits: 4, module: column("v1"), whole: "v1", floors: "v1"},
 };
 
+// What the ends of a measure's colours stand for. They are the same for every choice, so that two pictures can be compared:
+// of cosines and angles all that there can be, of the others what is the most in any pair on this page.
+function scaleOf(measure) {
+  if (measure.signed) return {from: -1, to: 1, said: "Colours: −1 to 1, whatever is chosen."};
+  if (measure.unit === "°") return {from: 0, to: 90, said: "Colours: 0° to 90°, whatever is chosen."};
+  if (measure.most === undefined) {
+    measure.most = 0;
+    for (let row = 0; row < head.held.length; row++) {
+      for (let module = 0; module < head.modules.length; module++) {
+        const value = measure.module(row, module);
+        if (value > measure.most) measure.most = value;
+      }
+    }
+  }
+  return {from: 0, to: measure.most || 1, said: `Colours: 0 to ${fixed(measure.most, measure.digits)}, the most in any pair.`};
+}
+
 const SIZES = {
   norm: "‖ΔW‖", relative_norm: "of ‖W0‖", effective_rank: "effective rank", stable_rank: "stable rank",
   drift_min: "smallest drift of A (°)", drift_max: "largest drift of A (°)", off_principal: "off-principal share",

@@ -4,10 +4,9 @@ function modulesPlot() {
   const all = head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(measure, layer, projection).mean));
   const nulls = state.measure === "cosine" ? head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule({module: column("cosine_null")}, layer, projection).mean)) : null;
   const flat = all.flat().filter(Number.isFinite);
-  const most = Math.max(...flat.map(Math.abs), 1e-9);
-  const colours = measure.signed
-    ? {colorscale: [[0, "#D55E00"], [0.5, dark() ? "#20242a" : "#f7f7f7"], [1, "#0072B2"]], zmin: -most, zmax: most}
-    : {colorscale: dark() ? [[0, "#20242a"], [1, "#8cc8ff"]] : [[0, "#f3f6fa"], [1, "#0b4f8a"]], zmin: Math.min(...flat), zmax: Math.max(...flat)};
+  const {from, to, said: scale} = scaleOf(measure);
+  const middle = dark() ? "#20242a" : "#f7f7f7";
+  const colours = {zmin: from, zmax: to, colorscale: from < 0 ? [[0, head.against], [0.5, middle], [1, head.along]] : dark() ? [[0, "#20242a"], [1, "#8cc8ff"]] : [[0, "#f3f6fa"], [1, "#0b4f8a"]]};
   const dots = nulls && all.map((row, p) => row.map((value, l) => Math.abs(value) < nulls[p][l] ? "·" : ""));
   const within = dots ? dots.flat().filter(Boolean).length : 0;
   const at = {x: head.layers[state.layer], y: state.projection};
@@ -24,7 +23,7 @@ function modulesPlot() {
   };
   const [low, high] = [Math.min(...flat), Math.max(...flat)];
   const caption = flat.length
-    ? `${measure.name} of each module, from ${fixed(low, measure.digits)} to ${fixed(high, measure.digits)}${measure.unit ?? ""}.${nulls ? ` Dots (${within} of ${flat.length}): within the null, what two updates with nothing in common show.` : ""} Click a module to choose it.`
+    ? `${measure.name} of each module, from ${fixed(low, measure.digits)} to ${fixed(high, measure.digits)}${measure.unit ?? ""}. ${scale}${nulls ? ` Dots (${within} of ${flat.length}): within the null, what two updates with nothing in common show.` : ""} Click a module to choose it.`
     : "Not known of this pair.";
   return {data: [trace], layout, caption, table: numbers(["layer", ...head.projections], head.layers.map((layer, l) => [String(layer), ...all.map(row => fixed(row[l], measure.digits))]))};
 }
@@ -135,15 +134,15 @@ function mapPlot() {
   const points = head.runs.map((run, i) => ({...run, x: data.at("map", i, 0), y: data.at("map", i, 1)}));
   const [a, b] = [runsOf(state.a), runsOf(state.b)];
   const ring = (runs, symbol, size) => ({type: "scatter", mode: "markers", hoverinfo: "skip", showlegend: false, x: runs.map(run => points[run].x), y: runs.map(run => points[run].y), marker: {symbol, size, color: INK, line: {color: INK, width: 2}}});
-  const methods = [...new Set(points.map(point => point.method))];
-  const traces = methods.map(method => ({method, own: points.map((point, i) => ({...point, i})).filter(point => point.method === method)})).map(({method, own}) => ({
-    type: "scatter", mode: "markers", name: safe(method), x: own.map(point => point.x), y: own.map(point => point.y), customdata: own.map(point => point.i),
-    hoverinfo: "text", hovertext: own.map(point => safe(point.label)), marker: {color: own[0].colour, size: 10, line: {color: INK, width: 0.6}},
+  const losses = [...new Set(points.map(point => point.loss))];
+  const traces = losses.map(loss => points.map((point, i) => ({...point, i})).filter(point => point.loss === loss)).map(own => ({
+    type: "scatter", mode: "markers", meta: own[0].loss, x: own.map(point => point.x), y: own.map(point => point.y), customdata: own.map(point => point.i),
+    hoverinfo: "text", hovertext: own.map(point => safe(point.label)), marker: {color: own[0].colour, symbol: own[0].symbol, size: 11, line: {color: INK, width: 0.7}},
   }));
   return {
     data: [ring(a, "circle-open", 18), ring(b, "diamond-open", 18), ...traces],
-    layout: axes("degrees", "degrees", 420, {yaxis: {scaleanchor: "x"}, showlegend: true, legend: {orientation: "h", y: 1, yanchor: "bottom", itemclick: false, itemdoubleclick: false}}),
-    caption: `Each point is a run; distances stand for the angles between the updates (${head.map.kept === null ? "" : `the plane shows ${Math.round(100 * head.map.kept)}% of their variance; `}half of them are off by less than ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
+    layout: axes("degrees", "degrees", 420, {yaxis: {scaleanchor: "x"}}),
+    caption: `Each point is a run, its mark that of its loss; distances stand for the angles between the updates (${head.map.kept === null ? "" : `the plane shows ${Math.round(100 * head.map.kept)}% of their variance; `}half of them are off by less than ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
     table: numbers(["run", "x", "y"], points.map(point => [point.label, precise(point.x), precise(point.y)])),
   };
 }

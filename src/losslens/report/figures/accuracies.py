@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from losslens.report.arms import arms as ablation_arms
 from losslens.report.comparison import Comparison
-from losslens.report.figures.canvas import INK, SHADE, figure, marker, rates_of, rows
+from losslens.report.figures.canvas import INK, SHADE, figure, point_of, rows
 from losslens.report.folder import AnalysisFolder
 from losslens.report.style import colour
 
@@ -33,7 +33,6 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
             "base", (row["accuracy"], 1), xycoords=("data", "axes fraction"), xytext=(0, 1), textcoords="offset points",
             ha="center", va="bottom", fontsize=7,
         )  # fmt: skip
-    rates = rates_of(comparison.losses)
     for place, loss in enumerate(losses):
         arm = by_arm.loc[loss.arm]
         ink = colour(loss.method)
@@ -48,8 +47,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
                 markeredgewidth=0.8,
             )
         axes.plot(
-            arm["accuracy"], place, marker(rates, loss.learning_rate), color=ink, markeredgecolor=INK,
-            markeredgewidth=0.5, markersize=5,
+            arm["accuracy"], place, linestyle="", **point_of(loss.arm, loss.method, comparison.looks)
         )  # fmt: skip
     rows(axes, [loss.name for loss in losses], list(range(len(losses))))
     axes.xaxis.set_major_locator(MaxNLocator(5))

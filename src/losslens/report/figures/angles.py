@@ -28,8 +28,8 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     axes = drawn.add_subplot()
     for loss, rows in by_loss.items():
         mean = rows.groupby("layer")[_MEASURE].mean()
-        axes.plot(mean.index, mean.to_numpy(), **line_of(loss, list(by_loss), len(mean)))
-    handles = key(list(by_loss))
+        axes.plot(mean.index, mean.to_numpy(), **line_of(loss, comparison.looks, len(mean)))
+    handles = key(list(by_loss), comparison.looks)
     own = _of(comparison.repetitions(reference), layers).groupby("layer")[_MEASURE].mean()
     if len(own):
         label = f"{reference.name}, other order"

@@ -20,8 +20,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from losslens.files import atomic_file
 from losslens.report.comparison import Loss
-from losslens.report.numbers import rate
-from losslens.report.style import METHODS, colour, name_of
+from losslens.report.style import Looks
 
 # Of one column and of both, in most venues; inches.
 COLUMN, PAGE = 3.25, 6.75
@@ -29,9 +28,6 @@ INK, MUTED, GRID, SHADE = "#1b1f24", "#5b6470", "#e6e8eb", "#d9dce0"
 SMALL = 7.0
 # A line of more points than these is no row of marks.
 _MOST_MARKED = 12
-# Told apart without their colour.
-_MARKERS = ("o", "D", "s", "^", "v", "P")
-_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)), (0, (4, 1.2, 1, 1.2)))
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same everywhere
@@ -41,7 +37,7 @@ _STYLE: dict[str, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "xtick.color": INK, "ytick.color": INK, "grid.color": GRID, "grid.linewidth": 0.6,
-    "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False, "legend.handlelength": 1.6,
+    "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False, "legend.handlelength": 2.6,
     "legend.columnspacing": 1.0, "legend.handletextpad": 0.5, "legend.borderaxespad": 0.2,
     "pdf.fonttype": 42, "ps.fonttype": 42,  # TrueType, which publishers ask for
     "figure.constrained_layout.h_pad": 0.03, "figure.constrained_layout.w_pad": 0.03, "savefig.dpi": 300,
@@ -75,56 +71,38 @@ def write(drawn: Figure, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def marker(rates: Sequence[float], value: float) -> str:
-    """The mark of a learning rate among `rates`, the largest first."""
-    return _MARKERS[rates.index(value) % len(_MARKERS)] if value in rates else _MARKERS[0]
-
-
-def dash(rates: Sequence[float], value: float) -> Any:
-    """The same of a line."""
-    return _DASHES[rates.index(value) % len(_DASHES)] if value in rates else _DASHES[0]
-
-
-def rates_of(losses: Sequence[Loss]) -> list[float]:
-    """Their learning rates, the largest first; none where no method has several, and there is nothing to tell apart."""
-    if len({loss.method for loss in losses}) == len({(loss.method, loss.learning_rate) for loss in losses}):
-        return []
-    return sorted({loss.learning_rate for loss in losses if loss.learning_rate == loss.learning_rate}, reverse=True)
-
-
-def line_of(loss: Loss, losses: Sequence[Loss], points: int = 0) -> dict[str, Any]:
-    """How the line of a loss among `losses` is drawn: its colour says the method, its dashes the learning rate.
+def line_of(loss: Loss, looks: Looks, points: int = 0) -> dict[str, Any]:
+    """How the line of a loss is drawn.
 
     Args:
         loss: The loss.
-        losses: All that are drawn.
-        points: How many the line has; few are marked.
+        looks: Of all losses.
+        points: How many the line has; some of many are marked.
     """
-    alike = [each for each in losses if (each.method, each.learning_rate) == (loss.method, loss.learning_rate)]
-    own = alike.index(loss) % len(_MARKERS)
-    mark = _MARKERS[own] if len(alike) > 1 else "." if points <= _MOST_MARKED else ""
+    look = looks.of(loss.arm, loss.method)
     return {
-        "color": colour(loss.method), "linestyle": dash(rates_of(losses), loss.learning_rate), "label": loss.name,
-        "marker": mark, "markersize": 3, "markevery": max(1, points // _MOST_MARKED),
+        **look.marker, "linestyle": look.linestyle, "label": loss.name, "markersize": 3.5, "markeredgewidth": 0.7,
+        "markevery": max(1, points // _MOST_MARKED),
     }  # fmt: skip
 
 
-def key(losses: Sequence[Loss]) -> list[Line2D]:
-    """What colours and dashes mean; of losses that differ in more than method and rate each by its name."""
-    rates, methods = rates_of(losses), list(dict.fromkeys(loss.method for loss in losses))
-    pairs = {(loss.method, loss.learning_rate) for loss in losses}
-    if len(losses) <= len(methods) or len(pairs) < len(losses) or "adapter" in methods:
-        lines = [line_of(loss, losses, points=_MOST_MARKED + 1) for loss in losses]
-        return [Line2D([], [], **{**line, "markevery": None}) for line in lines]
-    methods.sort(key=lambda method: list(METHODS).index(method) if method in METHODS else len(METHODS))
-    handles = [Line2D([], [], color=colour(method), label=name_of(method)) for method in methods]
-    return handles + [Line2D([], [], color=MUTED, linestyle=dash(rates, each), label=rate(each)) for each in rates]
+def point_of(loss: str, method: str, looks: Looks) -> dict[str, Any]:
+    """How the mark of a loss is drawn."""
+    look = looks.of(loss, method)
+    edge = look.colour if look.marker["fillstyle"] == "none" else INK
+    return {**look.marker, "markeredgecolor": edge, "markeredgewidth": 0.6, "markersize": 5}
+
+
+def key(losses: Sequence[Loss], looks: Looks) -> list[Line2D]:
+    """Each loss with its line and mark."""
+    return [Line2D([], [], **{**line_of(loss, looks), "markevery": None}) for loss in losses]
 
 
 def legend_above(drawn: Figure, handles: Sequence[Line2D]) -> None:
-    """The key, above all axes, row by row."""
+    """The key, above all axes, in as many columns as fit, with the room that it needs."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = 4 if longest < 8 else 3 if longest < 13 else 2 if longest < 25 else 1
+    # A letter of 7 points is 0.065 inches wide, the sample and the gaps 0.45.
+    columns = max(1, int(drawn.get_figwidth() / (0.45 + 0.065 * longest)))
     drawn.set_figheight(drawn.get_figheight() + 0.15 * max(0, -(-len(handles) // columns) - 2))
     drawn.legend(handles=list(handles), loc="outside upper left", ncols=columns)
 

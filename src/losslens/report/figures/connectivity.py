@@ -25,8 +25,8 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     axes = drawn.add_subplot()
     # Without the intervals: all are of the same sequences, so they overlap however far apart two curves are.
     for loss, along in by_loss.items():
-        axes.plot(along.index, along, **line_of(loss, list(by_loss), len(along)))
-    handles = key(list(by_loss))
+        axes.plot(along.index, along, **line_of(loss, comparison.looks, len(along)))
+    handles = key(list(by_loss), comparison.looks)
     own = _from(reference, first, comparison.repetitions(reference), curves)
     if len(own):
         handles += axes.plot(own.index, own, color=INK, linestyle="--", label=f"{reference.name}, other order")

@@ -21,13 +21,11 @@ from losslens.report.figures.canvas import (
     figure,
     legend_above,
     logarithmic,
-    marker,
-    rates_of,
+    point_of,
     upright,
 )
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import rate
-from losslens.report.style import METHODS, colour, name_of
+from losslens.report.style import colour
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
@@ -39,7 +37,6 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     if arms.empty:
         return None
     scored = arms["accuracy"].notna().any()
-    rates = rates_of(comparison.losses)
     drawn = figure(COLUMN, (3.6 if scored else 2.2) + 0.3)
     panels = drawn.subplots(2 if scored else 1, 1, sharex=True, squeeze=False)[:, 0]
     _directions(panels[0], arms)
@@ -52,21 +49,17 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
             axes.plot(own["norm"], own[column], color=colour(own["method"].iloc[0]), linewidth=0.7, alpha=0.7)
         for _, arm in arms.iterrows():
             spread = arm.get(f"{column}_std", math.nan)
-            mark = marker(rates, arm["learning_rate"])
             axes.errorbar(
-                arm["norm"], arm[column], yerr=None if pd.isna(spread) else spread, fmt=mark,
-                color=colour(arm["method"]), markeredgecolor=INK, markeredgewidth=0.5, markersize=5, elinewidth=0.9,
+                arm["norm"], arm[column], yerr=None if pd.isna(spread) else spread, linestyle="", elinewidth=0.9,
+                **point_of(arm["arm"], arm["method"], comparison.looks),
             )  # fmt: skip
         upright(axes)
     logarithmic(panels[-1], "x", arms["norm"])
     panels[-1].set_xlabel("‖ΔW‖")
-    methods = [method for method in METHODS if (arms["method"] == method).any()]
-    methods += [method for method in arms["method"].unique() if method not in METHODS]
-    handles = [Line2D([], [], color=colour(method), linewidth=4, label=name_of(method)) for method in methods]
-    handles += [
-        Line2D([], [], color=MUTED, linestyle="", marker=marker(rates, value), label=rate(value))
-        for value in rates
-    ]  # fmt: skip
+    handles = [
+        Line2D([], [], linestyle="", label=arm["beside"], **point_of(arm["arm"], arm["method"], comparison.looks))
+        for _, arm in arms.iterrows()
+    ]
     legend_above(drawn, handles)
     return drawn
 

@@ -32,9 +32,9 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
         # Over the modules of a layer the norms add up in squares; over the runs of a loss they are averaged.
         squared = rows.assign(squared=rows["norm"] ** 2).groupby(["run", "layer"])["squared"].sum()
         norms = np.sqrt(squared).groupby("layer").mean()
-        by_layer.plot(norms.index, norms.to_numpy(), **line_of(loss, losses, len(norms)))
+        by_layer.plot(norms.index, norms.to_numpy(), **line_of(loss, comparison.looks, len(norms)))
         values = _spectrum(rows)
-        by_number.plot(range(1, len(values) + 1), values, **line_of(loss, losses, len(values)))
+        by_number.plot(range(1, len(values) + 1), values, **line_of(loss, comparison.looks, len(values)))
     for axes in (by_layer, by_number):
         logarithmic(axes, "y", [value for line in axes.lines for value in np.asarray(line.get_ydata(), dtype=float)])
         axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -43,7 +43,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     by_layer.set_ylabel("‖ΔW‖ of the layer")
     by_number.set_xlabel("number of the singular value")
     by_number.set_ylabel("σ of ΔW (mean)")
-    legend_above(drawn, key(losses))
+    legend_above(drawn, key(losses, comparison.looks))
     return drawn
 
 

@@ -1,0 +1,32 @@
+"""The glossary: each loss and each measure of the page in a sentence."""
+
+from __future__ import annotations
+
+from losslens.report.comparison import Comparison
+from losslens.report.folder import AnalysisFolder
+from losslens.report.parts import Cell, Column, Row, Section, Table
+from losslens.report.style import colour, in_order, name_of
+from losslens.report.words import LOSSES, MEASURES
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None where nothing was trained and so nothing measured."""
+    methods = in_order(loss.method for loss in Comparison(analysis).losses)
+    if not methods:
+        return None
+    losses = [(name_of(method), LOSSES[method], colour(method)) for method in methods if method in LOSSES]
+    measures = [(name, text, "") for name, text in MEASURES.items()]
+    return Section(
+        "words",
+        "In plain words",
+        tables=[
+            Table(caption, [Column(of, numeric=False), Column("in a sentence", numeric=False)], _rows(rows))
+            for caption, of, rows in (("The losses", "loss", losses), ("The measures", "measure", measures))
+            if rows
+        ],
+        notes=["Equations and definitions: docs/methods.md and docs/measures.md of LossLens."],
+    )
+
+
+def _rows(texts: list[tuple[str, str, str]]) -> list[Row]:
+    return [Row([Cell(name, colour=ink), Cell(text)]) for name, text, ink in texts]
