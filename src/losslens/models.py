@@ -145,13 +145,14 @@ def load_model(source: ModelSource) -> LoadedModel:
     else:
         dtype = getattr(torch, source.dtype)
     attention = None if source.attention == "auto" else source.attention
-    options = {"revision": commit, "trust_remote_code": source.trust_remote_code}
-    options = {key: value for key, value in options.items() if value}
+    # Said in any case: left unsaid, transformers asks on a terminal, and runs what a "y" allows.
+    options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    options |= {"revision": commit} if commit else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError) as error:
-        raise InputError(f"{source.field}={source.path}: {first_line(error)}") from error
+        raise InputError(f"{source.field}={source.path}: {_reason(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"{source.field}={source.path}: the tokenizer has no end-of-sequence token")
     if tokenizer.pad_token_id is None:
@@ -163,6 +164,16 @@ def load_model(source: ModelSource) -> LoadedModel:
     kind = model.config._attn_implementation
     print(f"{source.path}: {size}, {precision}, {device}, {kind} attention", flush=True)
     return LoadedModel(model.to(device).eval(), tokenizer)
+
+
+def _reason(error: Exception) -> str:
+    """Why a model could not be loaded, in one line."""
+    if "trust_remote_code" in str(error):
+        return (
+            "this model comes with code of its own, which is not run unless the command line says so "
+            "(model.trust_remote_code=true; of analyze.py and evaluate.py trust_remote_code=true)"
+        )
+    return first_line(error)
 
 
 def _with_assignments(template: Any, chat_options: str) -> Any:
