@@ -26,6 +26,7 @@ from losslens.problems.reasoning_gym import ReasoningGym, TaskScorer
 from losslens.problems.verification import verdicts
 
 KEY = "sk-of-the-parent-alone"
+NOT_RUN = ("-1", "32512")  # what os.system gives where no process could be made
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's walls are Linux's")
 
 
@@ -96,7 +97,7 @@ def test_code_in_an_answer_finds_every_door_shut(
     found = told(Evaluates() if kind == "guarded" else Unguarded(), *fine, *tries)
     assert [verdict.answer for verdict in found[:4]] == ["{}", "2", "'wave'", "1"]
     for attempt, verdict in zip(tries, found[4:], strict=True):
-        assert verdict.trouble or verdict.answer == "-1", (attempt, verdict)  # os.system gives -1
+        assert verdict.trouble or verdict.answer in NOT_RUN, (attempt, verdict)
         assert KEY not in str(verdict)
     assert [file.name for file in tmp_path.iterdir()] == ["there"]
     assert (tmp_path / "there").read_text() == KEY
@@ -116,7 +117,7 @@ def test_a_verifier_that_asks_a_server_may_and_still_writes_nothing(
     assert environment.answer == repr(KEY)
     assert asked.answer == str(port)
     assert own.answer == "'mine'"
-    assert all(verdict.trouble or verdict.answer == "-1" for verdict in found)
+    assert all(verdict.trouble or verdict.answer in NOT_RUN for verdict in found)
     assert [file.name for file in tmp_path.iterdir()] == ["there"]
 
 

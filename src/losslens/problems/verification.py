@@ -46,7 +46,8 @@ def verdicts(
         pickle.dumps(verifier)
     except Exception as error:
         raise InputError(
-            f"the verifier {type(verifier).__name__} cannot be sent to the process that checks answers: {first_line(error)}"
+            f"the verifier {type(verifier).__name__} cannot be sent to the process that checks answers: "
+            f"{first_line(error)}"
         ) from error
     checker = _checker(os.getpid(), type(verifier).__module__, bool(getattr(verifier, "needs_network", False)))
     found = [
@@ -82,8 +83,7 @@ class _Checker:
             try:
                 process = self._started(verifier)
                 late = threading.Event()
-                # What is read below ends with the process.
-                limit = threading.Timer(seconds, lambda: (late.set(), process.kill()))
+                limit = threading.Timer(seconds, _end, (process, late))
                 limit.daemon = True
                 limit.start()
                 try:
@@ -142,6 +142,12 @@ class _Checker:
 def _checker(_: int, module: str, needs_network: bool) -> _Checker:
     """The checker of this process (by its id: what a fork inherits is another's)."""
     return _Checker(module, needs_network)
+
+
+def _end(process: subprocess.Popen[bytes], late: threading.Event) -> None:
+    """What happens at the time limit: with the process ends what is waited for."""
+    late.set()
+    process.kill()
 
 
 def _main_of(verifier: Verifier) -> dict[str, Any]:
