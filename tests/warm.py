@@ -20,7 +20,6 @@ import losslens.cli  # first, as in the scripts: it sets what other libraries re
 # isort: split
 import numpy as np
 import openai  # noqa: F401
-import pebble  # noqa: F401
 import reasoning_gym  # noqa: F401
 from wandb.sdk.data_types._private import MEDIA_TMP
 

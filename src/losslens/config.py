@@ -402,6 +402,7 @@ class EvaluateConfig(Job):
 
     sweep: SweepName
     output_dir: Path
+    trust_remote_code: bool = False
     benchmark: Benchmarks = Field(min_length=1)
     evaluation: Evaluation
 
@@ -411,6 +412,8 @@ class HeldOut(Section):
 
     problems: int = Field(ge=4)
     completions: Path | None
+    base_url: Annotated[str | None, AfterValidator(_plain_address)] = None
+    api_key_env: str = "OPENAI_API_KEY"
 
 
 class Connectivity(Section):
@@ -436,6 +439,8 @@ class AnalyzeConfig(Job):
     output_dir: Path
     adapters: dict[FolderName, Path] | None
     model_path: str | None
+    trust_remote_code: bool = False
+    sources: list[str] = Field(default_factory=list)
     at: Literal["end", "norm"] | Annotated[int, Field(ge=1)]
     norm: float | None = Field(gt=0, allow_inf_nan=False)
     across: Literal["rollouts"] | None

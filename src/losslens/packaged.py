@@ -74,8 +74,10 @@ def _convert(file: Path, folder: Path) -> None:
 
     logging.disable_progress_bar()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{file.name}: {first_line(error)}") from error
     # Its weights are plain float32 now, but it would be saved, and refused, as quantised.

@@ -20,6 +20,7 @@ from losslens.errors import InputError, ServerError
 from losslens.evaluation import asked_of, is_scored, outcomes_of, read_outcomes, scored_by, write_outcomes
 from losslens.files import digest, write_json
 from losslens.problems import Problem
+from losslens.recorded import Trust, model_of
 from losslens.rollouts.frozen import load
 from losslens.rollouts.sampling import problem_source
 from losslens.runs import Run, base_identity, base_run, runs_of
@@ -185,7 +186,7 @@ def evaluate_job(config: DictConfig) -> None:
     refused = []
     for run in runs:
         try:
-            files = _score_again(run, benchmarks, checked.evaluation)
+            files = _score_again(run, benchmarks, checked.evaluation, Trust(checked.trust_remote_code))
             scores = {name: read_outcomes(files[name]) for name in names}
         except (InputError, ServerError) as error:
             refused.append(error)
@@ -204,10 +205,10 @@ def evaluate_job(config: DictConfig) -> None:
         raise kind("; ".join(dict.fromkeys(str(error) for error in refused)))
 
 
-def _score_again(run: Run, benchmarks: Sequence[Data], evaluation: Evaluation) -> dict[str, Path]:
+def _score_again(run: Run, benchmarks: Sequence[Data], evaluation: Evaluation, trust: Trust) -> dict[str, Path]:
     manifest = run.manifest
     try:
-        model = Model.model_validate(manifest["config"]["model"])
+        model = model_of(manifest["config"]["model"], trust)
     except (ValidationError, KeyError, TypeError) as error:
         raise InputError(f"{run.folder / 'manifest.json'}: not a run of this version of LossLens") from error
     trained_on = manifest.get("base")

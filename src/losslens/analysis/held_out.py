@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from losslens.analysis.manifests import RunFacts
-from losslens.config import HeldOut, RolloutConfig
+from losslens.config import HeldOut, RolloutConfig, Rollouts
 from losslens.errors import InputError, UnavailableError
 from losslens.geometry.forward import Sequences
+from losslens.recorded import Trust, data_of, model_of
 from losslens.rollouts.frozen import FrozenRollouts, load
 from losslens.rollouts.sampling import held_out_rollouts
 from losslens.tokens import encode_completion, read_rollouts
@@ -49,7 +50,7 @@ class TeacherForced:
         return Sequences(prompts, completions)
 
 
-def held_out(settings: HeldOut, output_dir: Path, run: RunFacts | None) -> FrozenRollouts:
+def held_out(settings: HeldOut, output_dir: Path, run: RunFacts | None, trust: Trust) -> FrozenRollouts:
     """The completions that `settings` names; else those that the runs' own policy gives to held-out problems.
 
     Raises:
@@ -64,12 +65,22 @@ def held_out(settings: HeldOut, output_dir: Path, run: RunFacts | None) -> Froze
             "adapters made elsewhere do not say what they were trained on; give held_out.completions"
         )
     else:
-        config = run.config.model_dump(include={"data", "model", "rollouts"})
+        config = run.config
         try:
-            rollout_config = RolloutConfig(output_dir=output_dir, **config)
+            rollout_config = RolloutConfig(
+                output_dir=output_dir,
+                data=data_of(config.data.model_dump(), trust),
+                model=model_of(config.model.model_dump(), trust),
+                rollouts=Rollouts.model_validate(config.rollouts),
+            )
         except ValidationError as error:
             raise UnavailableError("the runs are of another version of LossLens; give held_out.completions") from error
-        frozen = held_out_rollouts(rollout_config, settings.problems)
+        # Which server is asked, and with which key, this command line says.
+        server = {"base_url": settings.base_url, "api_key_env": settings.api_key_env}
+        asked = rollout_config.rollouts.server.model_copy(update=server)
+        rollouts = rollout_config.rollouts.model_copy(update={"server": asked})
+        rollout_config = rollout_config.model_copy(update={"rollouts": rollouts})
+        frozen = held_out_rollouts(rollout_config, settings.problems, may_ask=settings.base_url is not None)
     right = frozen.table[frozen.table["reward"] > 0]
     if len(right) < 4:
         raise InputError(f"{frozen.folder}: {len(right)} completions are right, and at least 4 are needed")

@@ -19,7 +19,7 @@ from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
 from losslens.analysis.floor_tables import Unrelated, floor_table
 from losslens.analysis.map_table import map_table
-from losslens.analysis.on_the_base import measure_on_the_base
+from losslens.analysis.on_the_base import measure_on_the_base, trust_of
 from losslens.analysis.origins import origins
 from losslens.analysis.pairs import all_pairs, choose, default_reference, find
 from losslens.analysis.points import moved, score_points
@@ -84,7 +84,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     found = find_runs(config.output_dir, config.sweeps, config.across)
     found.subjects = moved(found.subjects, config.at, config.norm, found.left_out)
     if config.at != "end":
-        score_points(found.subjects, config.model_path, found.left_out)
+        score_points(found.subjects, config.model_path, trust_of(config), found.left_out)
     gathered = gather(found, config.adapters or {})
     names = gathered.names
     reference = find("reference", config.reference, names) if config.reference else default_reference(gathered.subjects)

@@ -14,11 +14,12 @@ from losslens.analysis.manifests import RunFacts
 from losslens.analysis.pairs import Chosen, Pair
 from losslens.analysis.passes import CkaOfPair, Passes
 from losslens.analysis.subjects import Gathered
-from losslens.config import AnalyzeConfig, Data, Evaluation, Model
+from losslens.config import AnalyzeConfig, Evaluation
 from losslens.errors import InputError, UnavailableError
 from losslens.geometry.connectivity import Curve
 from losslens.geometry.tables import AgainstBase
 from losslens.models import ModelSource, model_identity, source_of
+from losslens.recorded import Trust, data_of, model_of
 
 
 @dataclass
@@ -53,13 +54,13 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
         found.left_out["connectivity, CKA"] = chosen.left_out
     missing = "relative norm, off-principal share, connectivity, CKA"
     try:
-        source, identity = _base(config.model_path, gathered.first)
+        source, identity = _base(config.model_path, gathered.first, trust_of(config))
         passes = Passes(source, identity, gathered, cache, config.batch_size)
         found.against_base = passes.against_base(config.top)
         if not chosen.pairs:
             return found
         missing = "connectivity, CKA"
-        frozen = held_out(config.held_out, config.output_dir, gathered.first)
+        frozen = held_out(config.held_out, config.output_dir, gathered.first, trust_of(config))
     except UnavailableError as error:
         found.left_out[missing] = str(error)
         return found
@@ -75,7 +76,7 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
             if facts is None or evaluation.engine == "openai":
                 found.left_out["accuracy at the midpoint"] = "the runs were not scored in their own process"
             else:
-                data = Data.model_validate(facts.model_dump())
+                data = data_of(facts.model_dump(), trust_of(config))
                 asked = config.connectivity.midpoint_problems
                 found.midpoints = passes.midpoints(chosen.pairs, asked, data, evaluation)
         except UnavailableError as error:
@@ -92,17 +93,22 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
     return found
 
 
-def _base(model_path: str | None, run: RunFacts | None) -> tuple[ModelSource, dict[str, str | None]]:
+def trust_of(config: AnalyzeConfig) -> Trust:
+    """What the command line lets the runs' manifests ask for."""
+    return Trust(config.trust_remote_code, tuple(config.sources))
+
+
+def _base(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
     """The base of the runs, where they found it or at `model_path`."""
     if run is not None:
         try:
-            source = source_of(Model.model_validate(run.config.model.model_dump()))
+            source = source_of(model_of(run.config.model.model_dump(), trust))
         except ValidationError as error:
             raise UnavailableError("the runs are of another version of LossLens") from error
         if model_path is not None and model_path != source.path:
             source = replace(source, field="model_path", path=model_path, revision=None, package=None)
     elif model_path is not None:
-        source = ModelSource("model_path", model_path, None, "auto", "auto", False)
+        source = ModelSource("model_path", model_path, None, "auto", "auto", trust.remote_code)
     else:
         raise UnavailableError("no run says what the base is; give model_path=FOLDER")
     try:

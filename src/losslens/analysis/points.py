@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from losslens.adapters import adapter_hashes
 from losslens.analysis.subjects import Diverged, Subject
-from losslens.config import Data, Evaluation, Model
-from losslens.errors import InputError
+from losslens.config import Evaluation
+from losslens.errors import InputError, UnavailableError
 from losslens.files import atomic_folder, read_json, write_json
 from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.trajectory import Crossing, between, first_crossing, path
+from losslens.recorded import Trust, data_of, model_of
 from losslens.runs import Run, sha256_of_adapter
 from losslens.scoring import score_run
 
@@ -170,12 +171,13 @@ def _moved_to(subject: Subject, point: Run) -> Subject:
     )
 
 
-def score_points(subjects: Sequence[Subject], model_path: str | None, left_out: dict[str, str]) -> None:
+def score_points(subjects: Sequence[Subject], model_path: str | None, trust: Trust, left_out: dict[str, str]) -> None:
     """Scores each moved subject as the end of its run was scored, unless that was done before.
 
     Args:
         subjects: From `moved`.
         model_path: The base, where it is not where the runs found it.
+        trust: What the runs' manifests may ask for.
         left_out: Gets the reason where they cannot be scored.
     """
     for subject in tqdm(subjects, desc="scoring", unit="run", leave=False):
@@ -184,8 +186,11 @@ def score_points(subjects: Sequence[Subject], model_path: str | None, left_out: 
         config = subject.facts.config
         try:
             evaluation = Evaluation.model_validate(config.evaluation)
-            benchmarks = [Data.model_validate(data.model_dump()) for data in subject.facts.scored_on]
-            model = Model.model_validate(config.model.model_dump())
+            benchmarks = [data_of(data.model_dump(), trust) for data in subject.facts.scored_on]
+            model = model_of(config.model.model_dump(), trust)
+        except UnavailableError as error:
+            left_out["accuracy"] = str(error)
+            return
         except ValidationError:
             left_out["accuracy"] = "the runs are of another version of LossLens"
             return

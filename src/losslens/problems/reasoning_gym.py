@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from functools import lru_cache
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from losslens.errors import InputError, first_line
 from losslens.problems import Problem, Split, Verdict, position, short_hash
+from losslens.problems.plain import is_arithmetic, is_formula, is_literal
 
 # A question belongs to the split that its text hashes into, whatever seed drew it, so that no two splits can share a
 # question. Seeds alone cannot give this: reasoning-gym draws item i from seed + i, so neighbouring seeds overlap.
@@ -21,6 +22,13 @@ _DRAWS_PER_PROBLEM = 1000
 _DRAWS_IN_VAIN = 200_000
 _CHUNK = 10_000
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+# The tasks whose scorers evaluate the answer, with `eval` or `sympy.parse_expr`, and what it has to be before they may.
+_EVALUATED: dict[str, Callable[[str], bool]] = {
+    **dict.fromkeys(("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"), is_literal),
+    **dict.fromkeys(("countdown", "puzzle24"), is_arithmetic),
+    **dict.fromkeys(("intermediate_integration", "polynomial_multiplication", "simple_integration"), is_formula),
+}
 
 Reading = Literal["answer_tag", "last_number", "last_word"]
 
@@ -122,6 +130,8 @@ class ReasoningGym:
 class TaskScorer:
     """The verifier of a task: its own scorer; partial credit counts as wrong.
 
+    Where that scorer would evaluate an answer that is neither literal nor formula, the answer is wrong unseen.
+
     Attributes:
         task: Name of the task.
         difficulty: The task's settings as JSON.
@@ -137,6 +147,10 @@ class TaskScorer:
         answer = final_answer(completion, self.reads)
         if answer is None:
             return Verdict(None, False)
+        # A composite task hands the answer on to the scorer of the task that the problem is from.
+        tasks = {self.task, str(problem.metadata.get("metadata", {}).get("source_dataset"))}
+        if not all(_EVALUATED[task](answer) for task in tasks & _EVALUATED.keys()):
+            return Verdict(answer, False)
         score = _scorer(self.task, self.difficulty).score_answer(answer, problem.metadata)
         return Verdict(answer, bool(score >= 1.0))
 
@@ -156,10 +170,10 @@ def final_answer(completion: str, reads: Reading) -> str | None:
 
 @lru_cache(maxsize=8)
 def _scorer(task: str, difficulty: str) -> Any:
-    return _dataset(task, json.loads(difficulty), seed=0)
+    return _dataset(task, json.loads(difficulty), seed=0, size=1)
 
 
-def _dataset(task: str, difficulty: dict[str, Any], seed: int) -> Any:
+def _dataset(task: str, difficulty: dict[str, Any], seed: int, size: int = _CHUNK) -> Any:
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
@@ -171,6 +185,6 @@ def _dataset(task: str, difficulty: dict[str, Any], seed: int) -> Any:
         if name not in knobs:
             raise InputError(f"source.difficulty.{name}: {task} has no such knob; it has {', '.join(knobs)}")
     try:
-        return reasoning_gym.create_dataset(task, seed=seed, size=_CHUNK, **difficulty)
-    except (ValueError, TypeError, AssertionError) as error:
+        return reasoning_gym.create_dataset(task, seed=seed, size=size, **difficulty)
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:
         raise InputError(f"source.task={task}: {first_line(error)}") from error

@@ -117,10 +117,15 @@ def _served_writer(config: RolloutConfig) -> dict[str, Any]:
     return {"writer": writer, "sampling": sampling.model_dump(include={"temperature", "top_p", "max_tokens", "seed"})}
 
 
-def held_out_rollouts(config: RolloutConfig, problems: int) -> FrozenRollouts:
+def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True) -> FrozenRollouts:
     """One rollout of each of the first held-out problems, by the policy and with the settings of the training set.
 
     Of all of them, where there are fewer.
+
+    Args:
+        config: Of the training set.
+        problems: How many.
+        may_ask: Whether a server may be asked for what is not there yet.
 
     Raises:
         UnavailableError: The training set came from a file or folder, or its writer is not there.
@@ -140,9 +145,14 @@ def held_out_rollouts(config: RolloutConfig, problems: int) -> FrozenRollouts:
             "rollouts": config.rollouts.model_copy(update={"k": 1}),
         }
         changed = config.model_copy(update=changes)
-        rollouts_identity(changed, "eval")
+        identity = rollouts_identity(changed, "eval")
     except InputError as error:
         raise UnavailableError(f"{error}; {_INSTEAD}") from error
+    there = find(config.output_dir / "rollouts", digest(identity, 16))
+    if there is None and not may_ask and config.rollouts.engine == "openai":
+        raise UnavailableError(
+            f"the rollouts came from a server, which is asked only when held_out.base_url names it; {_INSTEAD}"
+        )
     try:
         return frozen_rollouts(changed, "eval")
     except ServerError as error:
