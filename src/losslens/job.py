@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from losslens import processes, provenance
-from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter
+from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter, require_targets
 from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
@@ -70,6 +70,7 @@ def train_job(config: TrainConfig) -> Outcome:
         if not run.is_trained():
             require_problems(config.benchmarks)
             config.optim.share(processes.count())
+            require_targets(source_of(config.model), lora_settings(config))
         with run.lock():
             run = run_of(config, isinstance(method, Pairwise))  # another process may have begun it by another name
             name, folder = run.name, run.folder

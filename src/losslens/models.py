@@ -165,6 +165,22 @@ def load_model(source: ModelSource) -> LoadedModel:
     return LoadedModel(model.to(device).eval(), tokenizer)
 
 
+def without_weights(source: ModelSource) -> Any:
+    """The modules of a model as its configuration describes them, on torch's `meta` device.
+
+    Raises:
+        InputError: As for `located`.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path, commit = located(source)
+    trusted = source.trust_remote_code
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trusted, **({"revision": commit} if commit else {}))
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trusted)
+
+
 def _with_assignments(template: Any, chat_options: str) -> Any:
     """A chat template (or several by name) with the options at its head: whoever renders it gets the same text."""
     if isinstance(template, dict):
