@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import traceback
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from losslens.preemption import Preempted
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import counts, load
 from losslens.rollouts.sampling import frozen_rollouts
-from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
+from losslens.runs import Run, State, base_identity, bound_to, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
 
@@ -218,6 +218,7 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
         **provenance.here(),
         "started": started.isoformat(timespec="seconds"),
     }
+    plan = replace(plan, identity=bound_to(manifest))
     references = references_of(config.logger.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": described(references)})
     return _Prepared(plan, base, tokenised, rollouts.folder, references, steps)
