@@ -175,7 +175,7 @@ class TestAdapterFolders:
         shutil.copy(
             shards / "adapter_model-00002-of-00002.safetensors", shards / "adapter_model-00001-of-00002.safetensors"
         )
-        with pytest.raises(InputError, match="stands in two files"), open_adapter(shards):
+        with pytest.raises(InputError, match="stands in it twice"), open_adapter(shards):
             pass
         (shards / "adapter_model-00002-of-00002.safetensors").unlink()
         with pytest.raises(InputError, match="file 2 of the adapter's 2 is missing"), open_adapter(shards):

@@ -353,7 +353,7 @@ def test_a_run_cut_short_goes_on_to_the_same_bytes(
     assert resumed == whole
     assert len(whole) == 10
     assert "geometry/cosine_of_steps" in whole[-1]
-    assert last_checkpoint(tmp_path / "cut" / "checkpoints") is None
+    assert last_checkpoint(tmp_path / "cut" / "checkpoints", "") is None
 
 
 def logged(folder: Path) -> list[dict[str, float]]:

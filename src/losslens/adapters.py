@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 
 from losslens.errors import InputError, first_line
 from losslens.files import atomic_folder, digest, read_json, sha256_of, write_json
-from losslens.models import as_it_was
+from losslens.geometry.lora_config import LoraConfigFile
+from losslens.models import ModelSource, as_it_was, skeleton
 
 # torch and peft are imported where they are needed: a sweep that is finished must not wait for them.
 
@@ -33,7 +35,7 @@ class LoraSettings:
         """The same as PEFT's `LoraConfig`, for `model`.
 
         Raises:
-            InputError: The model has no module of one of the names.
+            InputError: The model has no module of one of the names, or one that is not linear.
         """
         from peft import LoraConfig
 
@@ -43,10 +45,7 @@ class LoraSettings:
             targets = "all-linear"
         else:
             targets = list(self.target_modules)
-            modules = [name for name, _ in model.named_modules()]
-            for target in targets:
-                if not any(name == target or name.endswith(f".{target}") for name in modules):
-                    raise InputError(f"model.target_modules: no module is called {target}")
+            _require_linear(model, targets)
         return LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,
@@ -54,6 +53,23 @@ class LoraSettings:
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
+
+
+def _require_linear(model: Any, targets: list[str]) -> None:
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    modules = dict(model.named_modules())
+    for target in targets:
+        found = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not found:
+            raise InputError(f"model.target_modules: no module is called {target}")
+        for name in found:
+            if not isinstance(modules[name], (Linear, Conv1D)):
+                kind = type(modules[name]).__name__
+                raise InputError(
+                    f"model.target_modules: {name} is no linear module ({kind}); only those can be adapted"
+                )
 
 
 def attention_modules(model: Any) -> list[str]:
@@ -83,6 +99,51 @@ def attention_modules(model: Any) -> list[str]:
     return sorted(found)
 
 
+def require_targets(source: ModelSource, settings: LoraSettings) -> None:
+    """Refuses modules that no plain LoRA can be put on, by the model's configuration alone: no weight is read.
+
+    Raises:
+        InputError: As for `initial_adapter`; the model's configuration cannot be read.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        _with_lora(skeleton(source), settings)
+
+
+def _with_lora(base: Any, settings: LoraSettings) -> Any:
+    """The base with a new adapter on it, all of whose modules are linear.
+
+    Raises:
+        InputError: As for `initial_adapter`.
+    """
+    from peft import get_peft_model
+    from peft.tuners import lora
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    said = "model.target_modules" + (
+        "" if isinstance(settings.target_modules, tuple) else f"={settings.target_modules}"
+    )
+    try:
+        with warnings.catch_warnings(category=RuntimeWarning, action="ignore"):
+            adapter = get_peft_model(base, settings.peft_config(base))
+    except ValueError as error:
+        raise InputError(f"{said}: {first_line(error)}") from error
+    if isinstance(adapter.get_output_embeddings(), BaseTunerLayer):
+        raise InputError("model.target_modules: the language-model head cannot be adapted")
+    for name, module in adapter.get_base_model().named_modules():
+        if not isinstance(module, BaseTunerLayer) or isinstance(module, lora.Linear):
+            continue
+        name = name.replace(".base_layer", "")
+        if isinstance(module, lora.ParamWrapper):
+            raise InputError(
+                f"{said}: {name}.{module.parameter_name} is a parameter (experts), which PEFT adapts by "
+                "target_parameters; only linear modules can be adapted: name them, or model.target_modules=attention"
+            )
+        raise InputError(f"{said}: {name} is no linear module ({type(module.get_base_layer()).__name__})")
+    return adapter
+
+
 def initial_adapter(
     output_dir: Path, base_identity: dict[str, str | None], base: Any, settings: LoraSettings, init_seed: int
 ) -> Path:
@@ -92,7 +153,8 @@ def initial_adapter(
     file, so that A cannot differ between trainers. It depends on the base's precision, which is part of the key.
 
     Raises:
-        InputError: The folder's content is not what was written, or no module has one of the target names.
+        InputError: The folder's content is not what was written, no module has one of the target names, or one that has
+            is not linear.
     """
     import torch
     from filelock import FileLock
@@ -104,7 +166,7 @@ def initial_adapter(
         if not folder.is_dir():
             with atomic_folder(folder) as temporary, as_it_was(base), torch.random.fork_rng():
                 torch.manual_seed(init_seed)
-                save_adapter(adapted(base, settings), temporary)
+                save_adapter(_with_lora(base, settings), temporary)
                 write_json(
                     temporary / "manifest.json",
                     {"sha256": adapter_sha256(temporary), "init_seed": init_seed, "base": base_identity},
@@ -112,24 +174,6 @@ def initial_adapter(
     if adapter_sha256(folder) != read_json(folder / "manifest.json").get("sha256"):
         raise InputError(f"{folder}: the initial adapter is not what was written; delete this folder to make it again")
     return folder
-
-
-def adapted(base: Any, settings: LoraSettings) -> Any:
-    """`base`, changed, with a new adapter on it.
-
-    Raises:
-        InputError: No module has one of the target names, or PEFT cannot adapt it.
-    """
-    from peft import get_peft_model
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    try:
-        adapter = get_peft_model(base, settings.peft_config(base))
-    except ValueError as error:
-        raise InputError(f"model.target_modules: {first_line(error)}") from error
-    if isinstance(adapter.get_output_embeddings(), BaseTunerLayer):
-        raise InputError("model.target_modules: the language-model head cannot be adapted")
-    return adapter
 
 
 def load_adapter(model: Any, folder: Path) -> None:
@@ -150,9 +194,14 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 @contextmanager
 def carrying(base: Any, folder: Path) -> Iterator[Any]:
-    """The base with the adapter in `folder` on it, for scoring; afterwards the base is as it was."""
+    """The base with the adapter in `folder` on it, for scoring; afterwards the base is as it was.
+
+    Raises:
+        InputError: It is no plain LoRA, or not one that LossLens has written.
+    """
     from peft import PeftModel
 
+    LoraConfigFile(folder / "adapter_config.json").require_names()
     with as_it_was(base):
         yield PeftModel.from_pretrained(base, folder).eval()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import traceback
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from losslens import processes, provenance
-from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter
+from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter, require_targets
 from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
@@ -24,7 +24,7 @@ from losslens.preemption import Preempted
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import counts, load
 from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source
-from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
+from losslens.runs import Run, State, base_identity, bound_to, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
 
@@ -103,13 +103,11 @@ def _require_fit(config: TrainConfig) -> None:
     Raises:
         InputError: A module that is to be adapted is not there, the chat template fails, or something is too long.
     """
-    from losslens.adapters import adapted
     from losslens.limits import limits_of
-    from losslens.models import skeleton
 
     source = source_of(config.model)
     limits = limits_of(source)
-    adapted(skeleton(source), lora_settings(config))
+    require_targets(source, lora_settings(config))
     given = problem_source(config.data).rollouts() if config.rollouts.path is None else None
     if given is not None:
         from losslens.training.dataset import tokenise
@@ -248,6 +246,7 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
         **provenance.here(),
         "started": started.isoformat(timespec="seconds"),
     }
+    plan = replace(plan, identity=bound_to(manifest))
     references = references_of(config.logger.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": described(references)})
     return _Prepared(plan, base, tokenised, rollouts.folder, references, steps)

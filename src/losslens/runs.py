@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -147,6 +147,15 @@ class Run:
             yield
         finally:
             lock.release()
+
+
+def bound_to(manifest: Mapping[str, Any]) -> str:
+    """Fingerprint of a run, for its checkpoints and snapshots: its identity, its rollouts, its initial adapter.
+
+    Args:
+        manifest: The run's.
+    """
+    return digest([manifest.get("identity"), manifest["rollouts"]["sha256"], manifest["initial_adapter"]["sha256"]], 64)
 
 
 def sha256_of_adapter(run: Run) -> str:

@@ -19,6 +19,7 @@ from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
 from losslens.analysis.floor_tables import Unrelated, floor_table
 from losslens.analysis.map_table import map_table
+from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.on_the_base import measure_on_the_base, trust_of
 from losslens.analysis.origins import origins
 from losslens.analysis.pairs import all_pairs, choose, default_reference, find
@@ -86,6 +87,8 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     if config.at != "end":
         score_points(found.subjects, config.model_path, trust_of(config), found.left_out)
     gathered = gather(found, config.adapters or {})
+    runs_base = gathered.first.base if gathered.first else None
+    require_one_base(config.adapters or {}, runs_base, config.model_path, gathered.left_out)
     names = gathered.names
     reference = find("reference", config.reference, names) if config.reference else default_reference(gathered.subjects)
     arms = arms_of(gathered)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +15,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from losslens.errors import InputError, first_line
+from losslens.geometry.lora_config import LoraConfigFile
 from losslens.geometry.tensor_file import TensorFile
 
 _SHARD = re.compile(r"^adapter_model-(\d+)-of-(\d+)\.safetensors$")
-# Initialisations that take a part out of the base's weights: the base alone is then not what the update is added to.
-_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_LARGEST = 1e100  # ‖ΔW‖: its square is finite, and so are products of two of them
 _KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
 
 
@@ -52,22 +50,25 @@ class Adapter:
         InputError: Something in it is no LoRA factor, or stands in it twice.
     """
 
-    def __init__(self, folder: Path, files: Sequence[TensorFile], config: dict) -> None:
+    def __init__(self, folder: Path, files: Sequence[TensorFile], config: LoraConfigFile) -> None:
         self.folder = folder
         self._config = config
         self._factors: dict[str, dict[str, tuple[TensorFile, str]]] = {}
         for file in files:
             for key in file.names:
                 match = _KEY.match(key)
-                if match is None:
-                    raise InputError(f"{folder}: {key} is no LoRA factor")
+                if match is None or ".base_layer." in f".{match['module']}.":
+                    kind = " of a linear module" if "lora_" in key else ""
+                    raise InputError(f"{folder}: {key} is no LoRA factor{kind}")
                 factors = self._factors.setdefault(match["module"], {})
                 if match["factor"] in factors:
-                    raise InputError(f"{folder}: {key} stands in two files")
+                    raise InputError(f"{folder}: {key} stands in it twice")
                 factors[match["factor"]] = (file, key)
         if not self._factors:
             raise InputError(f"{folder}: no LoRA factor in it")
         for module, factors in self._factors.items():
+            if not config.puts_on(module):
+                raise InputError(f"{folder}: {module} is not among the target_modules of adapter_config.json")
             for name in "AB":
                 if name not in factors:
                     raise InputError(f"{folder}: {module} has no lora_{name}")
@@ -97,8 +98,14 @@ class Adapter:
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.size or not b.size:
             raise InputError(f"{self.folder}: {module} has factors of shapes {b.shape} and {a.shape}")
         rank = a.shape[0]
-        alpha = _for_module(self._config.get("alpha_pattern"), module, self._config["lora_alpha"])
-        return Delta(b, a, alpha / (math.sqrt(rank) if self._config.get("use_rslora") else rank))
+        if (said := self._config.rank(module)) not in (None, rank):
+            raise InputError(f"{self.folder}: {module} has rank {rank}, and in adapter_config.json {said}")
+        scale = self._config.scale(module, rank)
+        with np.errstate(over="ignore"):
+            largest = abs(scale) * np.linalg.norm(b) * np.linalg.norm(a)
+        if not largest <= _LARGEST:
+            raise InputError(f"{self.folder}: the update of {module} is too large to be measured (lora_alpha, weights)")
+        return Delta(b, a, scale)
 
     def _shape(self, module: str, factor: str) -> tuple[int, ...]:
         file, key = self._factors[module][factor]
@@ -128,60 +135,30 @@ def open_adapter(folder: Path) -> Iterator[Adapter]:
     Raises:
         InputError: It is not there, damaged, or not a LoRA adapter.
     """
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder}: not a readable PEFT adapter ({first_line(error)})") from error
-    _require_lora(folder / "adapter_config.json", config)
+    config = LoraConfigFile(folder / "adapter_config.json")
     with ExitStack() as stack:
         try:
             files = [stack.enter_context(TensorFile(file)) for file in _weight_files(folder)]
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise InputError(f"{folder}: not a readable PEFT adapter ({first_line(error)})") from error
         yield Adapter(folder, files, config)
-
-
-def _require_lora(file: Path, config: Any) -> None:
-    """Refuses a configuration whose scale cannot be read, or whose update is not B·A alone."""
-    if not isinstance(config, dict) or "lora_alpha" not in config:
-        raise InputError(f"{file}: no lora_alpha in it: not a LoRA adapter")
-    if config.get("use_dora"):
-        raise InputError(f"{file}: a DoRA adapter; its update is not B·A alone")
-    initialised = str(config.get("init_lora_weights"))
-    if initialised.startswith(_CHANGE_THE_BASE):
-        raise InputError(
-            f"{file}: init_lora_weights={initialised} changes the base too; save it converted to plain LoRA"
-        )
-    if config.get("alora_invocation_tokens"):
-        raise InputError(f"{file}: an activated LoRA, whose update does not hold for every token")
-    pattern = config.get("alpha_pattern") or {}
-    if not isinstance(pattern, dict):
-        raise InputError(f"{file}: alpha_pattern is no mapping")
-    for name, alpha in {"lora_alpha": config["lora_alpha"], **pattern}.items():
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-            raise InputError(f"{file}: {name}: {alpha!r} is no finite number")
-        try:
-            re.compile(name)
-        except re.error as error:
-            raise InputError(f"{file}: alpha_pattern: {name!r} is no regular expression ({error})") from error
 
 
 def _weight_files(folder: Path) -> list[Path]:
     """`adapter_model.safetensors`, or all of `adapter_model-00001-of-0000N.safetensors`."""
     whole = folder / "adapter_model.safetensors"
-    shards = {int(match[1]): file for file in folder.glob("adapter_model-*") if (match := _SHARD.search(file.name))}
-    if whole.exists() or not shards:
+    shards = [
+        (int(m[1]), int(m[2]), file) for file in folder.glob("adapter_model-*") if (m := _SHARD.search(file.name))
+    ]
+    if whole.is_file() or not shards:
+        if not whole.is_file() and (pickled := sorted(folder.glob("adapter_model*.bin"))):
+            raise InputError(f"{pickled[0]}: save it as safetensors; a pickle can run code, and is not read")
+        if not whole.is_file():
+            raise InputError(f"{whole}: no such file")
         return [whole]
-    total = int(_SHARD.search(shards[min(shards)].name)[2])  # type: ignore[index]
-    missing = [number for number in range(1, total + 1) if number not in shards]
-    if missing:
-        raise InputError(f"{folder}: file {missing[0]} of the adapter's {total} is missing")
-    return [shards[number] for number in sorted(shards)]
-
-
-def _for_module(pattern: dict[str, float] | None, module: str, default: float) -> float:
-    """PEFT's rule for `alpha_pattern`: the first key that is the module's name or the end of it."""
-    for key, value in (pattern or {}).items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return value
-    return default
+    total = max(of for _, of, _ in shards)
+    found = {number: file for number, of, file in shards if of == total}
+    missing = next((number for number in range(1, total + 1) if number not in found), None)
+    if missing is not None or len(found) != len(shards):
+        raise InputError(f"{folder}: file {missing or 1} of the adapter's {total} is missing, or of another adapter")
+    return [found[number] for number in sorted(found)]

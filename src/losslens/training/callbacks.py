@@ -16,11 +16,14 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from losslens import preemption, processes
 from losslens.adapters import adapter_hashes, save_adapter
-from losslens.errors import DivergedError, InputError
-from losslens.files import atomic_folder, read_json, sha256_of, write_json
+from losslens.errors import DivergedError, InputError, first_line
+from losslens.files import atomic_folder, digest, read_json, sha256_of, write_json
 
 # Names under which the trainers report, and ours.
 _SEAL = "sealed.json"
+# Of the files of a checkpoint those that transformers would go on without: from another state than there was.
+_NEEDED = {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"}
+_RANDOM = "rng_state"
 _RENAMED = {"learning_rate": "lr", "mean_token_accuracy": "token_accuracy"}
 _DROPPED = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
@@ -137,22 +140,70 @@ class StopWhenAsked(TrainerCallback):
 
 
 class SealCheckpoint(TrainerCallback):
-    """Writes the hashes of a checkpoint's files into it once they are all there, those of all processes."""
+    """Seals a checkpoint once all processes have written theirs: to its run, its step and every file in it.
+
+    Args:
+        identity: What tells the run from others.
+    """
+
+    def __init__(self, identity: str) -> None:
+        self.identity = identity
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
         processes.barrier()
         if not processes.is_main():
             return
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        write_json(checkpoint / _SEAL, {file.name: sha256_of(file) for file in checkpoint.iterdir() if file.is_file()})
+        write_json(checkpoint / _SEAL, _seal(self.identity, state.global_step, _hashes(checkpoint)))
 
 
-def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint was sealed, and its files are still those that it was sealed with."""
+def fault_of(checkpoint: Path, identity: str) -> str:
+    """Why a checkpoint must not be gone on from; empty for one that is as it was sealed.
+
+    Args:
+        checkpoint: Its folder, `checkpoint-<step>`.
+        identity: The run that would go on.
+    """
     try:
-        return all(sha256_of(checkpoint / name) == value for name, value in read_json(checkpoint / _SEAL).items())
-    except (InputError, OSError):
-        return False
+        sealed, files = read_json(checkpoint / _SEAL), _hashes(checkpoint)
+    except InputError:
+        return "no seal in it that can be read"
+    except OSError as error:
+        return first_line(error)
+    if not isinstance(sealed, dict) or not isinstance(sealed.get("files"), dict):
+        return "no seal in it that can be read"
+    if sealed.get("run") != identity:
+        return "it is of another run"
+    step, then = sealed.get("step"), sealed["files"]
+    if type(step) is not int or f"checkpoint-{step}" != checkpoint.name:
+        return f"it is of step {step}"
+    unlike = sorted(name for name in then.keys() | files.keys() if then.get(name) != files.get(name))
+    if unlike:
+        return f"{unlike[0]} is not as it was written"
+    missing = sorted(_NEEDED - files.keys()) or [_RANDOM] * (not any(name.startswith(_RANDOM) for name in files))
+    if missing or sealed != _seal(identity, step, files):
+        return f"it was sealed without {missing[0]}" if missing else "its seal was changed"
+    return ""
+
+
+def _seal(identity: str, step: int, files: dict[str, str]) -> dict[str, Any]:
+    content = {"run": identity, "step": step, "files": files}
+    return {**content, "sha256": digest(content, 64)}
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """The SHA-256 of every file but the seal, by its path in the checkpoint.
+
+    Raises:
+        OSError: One cannot be read, or is a link to somewhere else.
+    """
+    hashes = {}
+    for file in sorted(checkpoint.rglob("*")):
+        if file.is_symlink():
+            raise OSError(f"{file.name} is a link")
+        if not file.is_dir() and file != checkpoint / _SEAL:
+            hashes[file.relative_to(checkpoint).as_posix()] = sha256_of(file)
+    return hashes
 
 
 class Snapshots(TrainerCallback):
@@ -161,9 +212,11 @@ class Snapshots(TrainerCallback):
     Args:
         folder: Where. A run that goes on from a checkpoint keeps the snapshots up to it.
         every: Steps from one to the next.
+        identity: What tells the run from others.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int, identity: str) -> None:
+        self.identity = identity
         self.folder = folder
         self.every = every
 
@@ -183,9 +236,8 @@ class Snapshots(TrainerCallback):
                 return
             with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
                 save_adapter(model, temporary / "adapter")
-                write_json(
-                    temporary / "manifest.json", {"step": state.global_step, **adapter_hashes(temporary / "adapter")}
-                )
+                bound = {"run": self.identity, "step": state.global_step}
+                write_json(temporary / "manifest.json", {**bound, **adapter_hashes(temporary / "adapter")})
 
 
 def require_finite(model: Any, step: int) -> None:

@@ -31,7 +31,7 @@ from losslens.training.callbacks import (
     Snapshots,
     StopWhenAsked,
     StopWhenNotFinite,
-    is_whole,
+    fault_of,
     require_finite,
 )
 from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
@@ -54,6 +54,7 @@ class TrainingPlan:
         initial_adapter: Folder of the adapter to start from.
         optim: Optimiser, schedule, batch.
         seed: Seed of the order of the rows (and of LoRA dropout).
+        identity: What tells the run from others: its checkpoints and snapshots carry it.
     """
 
     method: Method
@@ -62,6 +63,7 @@ class TrainingPlan:
     initial_adapter: Path
     optim: Optim
     seed: int
+    identity: str = ""
 
 
 def make_trainer(
@@ -194,7 +196,7 @@ def train_run(
     processes.connect("nccl" if base.model.device.type == "cuda" else "gloo")
     ways = plan.optim.ways(processes.count(), plan.lora.dropout > 0)
     for number, way in enumerate(ways, 1):
-        last = _agreed_checkpoint(checkpoints)
+        last = _agreed_checkpoint(checkpoints, plan.identity)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
         try:
             rows = _train(plan, base, tokenised, folder, hand_on, references or {}, way, last)
@@ -252,9 +254,10 @@ def _train(
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
         bar = ProgressBar(folder.name)
-        callbacks: list[TrainerCallback] = [StopWhenNotFinite(), LogTheEnd(), StopWhenAsked(), SealCheckpoint()]
+        callbacks: list[TrainerCallback] = [StopWhenNotFinite(), LogTheEnd(), StopWhenAsked()]
+        callbacks.append(SealCheckpoint(plan.identity))
         if plan.optim.snapshot_steps:
-            callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps))
+            callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps, plan.identity))
         geometry = Geometry(plan.initial_adapter, references) if processes.is_main() else None
         if geometry is not None:
             callbacks.insert(0, geometry)  # before the checkpoint is sealed
@@ -282,20 +285,36 @@ def _step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
 
 
-def _agreed_checkpoint(folder: Path) -> Path | None:
+def _agreed_checkpoint(folder: Path, identity: str) -> Path | None:
     """The `last_checkpoint` as the main process finds it, for all."""
-    last = last_checkpoint(folder) if processes.is_main() else None
+    last = last_checkpoint(folder, identity) if processes.is_main() else None
     name = processes.shared(None if last is None else last.name)
     return None if name is None else folder / name
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The latest checkpoint that is as it was written; those that are not are removed."""
+def last_checkpoint(folder: Path, identity: str) -> Path | None:
+    """The latest checkpoint that is this run's, and as it was written.
+
+    Of the others those whose name a checkpoint of this run may get are removed.
+
+    Args:
+        folder: Where they lie.
+        identity: What tells the run from others.
+    """
     whole = []
-    for checkpoint in folder.glob("checkpoint-*"):
-        if is_whole(checkpoint):
+    for checkpoint in sorted(folder.glob("checkpoint-*")):
+        why = fault_of(checkpoint, identity)
+        if not why:
             whole.append(checkpoint)
-        else:
-            print(f"{checkpoint}: not whole; left out", flush=True)
-            shutil.rmtree(checkpoint)
+            continue
+        print(f"{checkpoint}: {why}; left out", flush=True)
+        if checkpoint.name.rpartition("-")[2].isdigit():
+            _remove(checkpoint)
     return max(whole, key=_step_of, default=None)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

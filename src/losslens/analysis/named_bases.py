@@ -1,0 +1,82 @@
+"""Compares the bases that adapters made elsewhere name with the base that they are compared on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from losslens import hub
+from losslens.errors import InputError
+from losslens.files import read_json
+from losslens.models import ModelSource, model_identity
+
+Identity = Mapping[str, str | None]
+
+
+def require_one_base(
+    adapters: Mapping[str, Path], runs: Identity | None, model_path: str | None, left_out: dict[str, str]
+) -> None:
+    """Refuses an adapter whose `base_model_name_or_path` is another model than that of the others.
+
+    Local folders are known by their content, models of the hub by id and commit.
+
+    Args:
+        adapters: The adapters made elsewhere, by label.
+        runs: The base of the runs; None where there are none.
+        model_path: The base that was named for the analysis.
+        left_out: Gets a line for each adapter whose base cannot be told from the name.
+
+    Raises:
+        InputError: It is another model.
+    """
+    bases: dict[str, tuple[str, Identity | None]] = {}
+    if runs is not None:
+        bases["the runs"] = ("the base they were trained on", runs)
+    elif model_path is not None:
+        bases["model_path"] = (model_path, _identity(model_path, None))
+    for label, folder in adapters.items():
+        config = read_json(folder / "adapter_config.json")
+        named, revision = config.get("base_model_name_or_path"), config.get("revision")
+        if not named or not isinstance(named, str):
+            left_out[f"the base of {label}"] = "its adapter_config.json names none, so that it is the same is not known"
+            continue
+        bases[label] = (named, _identity(named, revision if isinstance(revision, str) else None))
+    for label in adapters.keys() & bases.keys():
+        first, (expected, identity) = next(iter(bases.items()))
+        named, own = bases[label]
+        known = _are_same(identity, own)
+        same = named == expected if known is None else known
+        if known is False:
+            raise InputError(
+                f"adapters.{label}: made on another base ({_named(named)}) than {first} ({_named(expected)}); they do "
+                "not compare"
+            )
+        if not same:
+            left_out[f"the base of {label}"] = (
+                f"its adapter_config.json names {_named(named)}; that it is the base of {first} ({_named(expected)}) "
+                "cannot be told from the name"
+            )
+
+
+def _identity(name: str, revision: str | None) -> Identity | None:
+    """The content of a local folder, or id and revision of a model of the hub; None for a path that is not here."""
+    folder = Path(name).expanduser()
+    if (folder / "config.json").is_file():
+        return model_identity(ModelSource("base_model_name_or_path", name, None, "auto", "auto", False))
+    return {"hub_id": name, "revision": revision} if hub.is_hub_id(name) else None
+
+
+def _are_same(first: Identity | None, second: Identity | None) -> bool | None:
+    """Whether two are one model; None where that is not known."""
+    if first is None or second is None or first.keys() != second.keys():
+        return None
+    if "hub_id" not in first:
+        return dict(first) == dict(second)
+    if str(first["hub_id"]).lower() != str(second["hub_id"]).lower():
+        return False
+    commits = [revision for base in (first, second) if (revision := base["revision"]) and len(revision) == 40]
+    return len(set(commits)) < 2
+
+
+def _named(name: str) -> str:
+    return name if len(name) <= 120 else f"{name[:117]}…"

@@ -1,0 +1,184 @@
+"""Reads a PEFT configuration as plain LoRA, ΔW = scale·B·A on linear modules; whatever else it may say is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from losslens.errors import InputError, first_line
+
+# Fields that say where the adapter is put, how it is trained or how it began, and nothing of what it adds to the base.
+# `fan_in_fan_out` says how the base stores its weight; the `*_config` of an initialisation count only with it.
+_WITHOUT_EFFECT = {
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "fan_in_fan_out",
+    "megatron_core", "runtime_config", "qalora_group_size", "loftq_config", "eva_config", "corda_config",
+    "lora_ga_config",
+}  # fmt: skip
+_READ = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"}
+# Ways to begin that leave the base as it is; all others take a part out of its weights, or are not known.
+_INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
+_OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
+# Why a field must be off. One that is in none of these lists is of another version of PEFT.
+_WHY = {
+    "use_dora": "a DoRA adapter, whose update is not B·A alone",
+    "target_parameters": "it adapts parameters of a module (experts), which are not read",
+    "bias": "biases are trained too",
+    "lora_bias": "biases are trained too",
+    "modules_to_save": "whole modules are trained too",
+    "trainable_token_indices": "embeddings of tokens are trained too",
+    "layer_replication": "its layers are not those of the base",
+    "alora_invocation_tokens": "an activated LoRA, whose update does not hold for every token",
+    "arrow_config": "an update that is routed from token to token",
+    "use_bdlora": "its factors are block-diagonal",
+    "kasa_config": "it changes the base too",
+    "use_qalora": "its input is pooled",
+    "ensure_weight_tying": "tied modules share factors",
+    "megatron_config": "layers of Megatron",
+    "velora_config": "a variant of LoRA that is not known here",
+    "monteclora_config": "a variant of LoRA that is not known here",
+}
+_SECONDS = 0.5  # for one pattern and one module's name; a sensible pattern takes microseconds
+_LARGEST = 1e100  # far above any weight, and its square is finite
+
+
+class LoraConfigFile:
+    """The `adapter_config.json` of a plain LoRA adapter.
+
+    Args:
+        file: Its path.
+
+    Raises:
+        InputError: It cannot be read, or says anything but plain LoRA.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(
+                f"{file.parent}: not a readable PEFT adapter ({file.name}: {first_line(error)})"
+            ) from error
+        if isinstance(content, dict) and content.get("peft_type", "LORA") != "LORA":
+            raise InputError(f"{file}: peft_type={_short(content['peft_type'])}: only LORA is read")
+        if not isinstance(content, dict) or "lora_alpha" not in content:
+            raise InputError(f"{file}: no lora_alpha in it: not a LoRA adapter")
+        self._refuse_variants(content)
+        self._targets, self._excluded = (self._names(content, name) for name in ("target_modules", "exclude_modules"))
+        self._alpha = self._number("lora_alpha", content["lora_alpha"])
+        self._rank = None if "r" not in content else self._whole("r", content["r"])
+        self._rslora = self._switch("use_rslora", content.get("use_rslora", False))
+        self._alphas = {k: self._number("alpha_pattern", v) for k, v in self._pattern(content, "alpha_pattern")}
+        self._ranks = {k: self._whole("rank_pattern", v) for k, v in self._pattern(content, "rank_pattern")}
+
+    def puts_on(self, module: str) -> bool:
+        """Whether PEFT would put the adapter on `module`, as far as lists of names say."""
+        return (not self._targets or _is_among(module, self._targets)) and not _is_among(module, self._excluded)
+
+    def require_names(self) -> None:
+        """Refuses patterns that are not names of modules: PEFT would match them, however long that takes.
+
+        Raises:
+            InputError: There is one.
+        """
+        for name, pattern in (("alpha_pattern", self._alphas), ("rank_pattern", self._ranks)):
+            for key in pattern:
+                if not regex.fullmatch(r"[\w.]+", key):
+                    raise InputError(f"{self.file}: {name}: {_short(key)} is no module's name")
+
+    def rank(self, module: str) -> int | None:
+        """The rank that `module` has; None where the file does not say."""
+        return self._of_module("rank_pattern", self._ranks, module, self._rank)
+
+    def scale(self, module: str, rank: int) -> float:
+        """The factor before B·A: alpha / rank, or alpha / √rank with rsLoRA."""
+        alpha = self._of_module("alpha_pattern", self._alphas, module, self._alpha)
+        assert alpha is not None
+        return alpha / (math.sqrt(rank) if self._rslora else rank)
+
+    def _refuse_variants(self, content: Mapping[str, Any]) -> None:
+        for name, value in content.items():
+            if (
+                name in _WITHOUT_EFFECT
+                or name in _READ
+                or any(type(value) is type(off) and value == off for off in _OFF)
+            ):
+                continue
+            why = _WHY.get(name, "a field that is not known here: of a newer PEFT?")
+            raise InputError(f"{self.file}: {_short(name)}={_short(value)}: {why}")
+        begun = content.get("init_lora_weights", True)
+        if begun is None or isinstance(begun, bool):
+            return
+        if not isinstance(begun, str) or begun.lower() not in _INITIALISATIONS:
+            raise InputError(
+                f"{self.file}: init_lora_weights={_short(begun)} may change the base too; "
+                "save it converted to plain LoRA"
+            )
+
+    def _names(self, content: Mapping[str, Any], name: str) -> list[str]:
+        """A list of names; empty for a regular expression, which the names of the weights stand for."""
+        value = content.get(name)
+        if not (value is None or isinstance(value, str) or (isinstance(value, list) and all(map(_is_text, value)))):
+            raise InputError(f"{self.file}: {name}: {_short(value)} is no list of names")
+        return value if isinstance(value, list) else []
+
+    def _pattern(self, content: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
+        pattern = content.get(name) or {}
+        if not isinstance(pattern, dict):
+            raise InputError(f"{self.file}: {name} is no mapping")
+        for key in pattern:
+            try:
+                regex.compile(_whole_name(key))
+            except (regex.error, RecursionError, OverflowError) as error:
+                raise InputError(
+                    f"{self.file}: {name}: {_short(key)} is no regular expression ({first_line(error)})"
+                ) from error
+        return list(pattern.items())
+
+    def _of_module(self, name: str, pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+        """PEFT's rule: the first key that is the module's name or the end of it."""
+        for key, value in pattern.items():
+            try:
+                if regex.match(_whole_name(key), module, timeout=_SECONDS):
+                    return value
+            except TimeoutError as error:
+                raise InputError(f"{self.file}: {name}: {_short(key)} takes too long to match") from error
+        return default
+
+    def _number(self, name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
+            raise InputError(f"{self.file}: {name}: {_short(value)} is no finite number that a scale can be made of")
+        return float(value)
+
+    def _whole(self, name: str, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{self.file}: {name}: {_short(value)} is no rank")
+        return value
+
+    def _switch(self, name: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise InputError(f"{self.file}: {name}: {_short(value)} is neither true nor false")
+        return value
+
+
+def _whole_name(key: str) -> str:
+    return rf"(.*\.)?({key})$"
+
+
+def _is_among(module: str, names: list[str]) -> bool:
+    return any(module == name or module.endswith(f".{name}") for name in names)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
