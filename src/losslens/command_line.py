@@ -15,10 +15,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from omegaconf import OmegaConf
 from pydantic import BaseModel
 
 from losslens.config import SOURCE_PATHS, Data, TrainConfig, UserPath
@@ -193,9 +193,7 @@ def _unreadable(arguments: Sequence[str], place: int) -> str:
     if _is_open(argument):
         return f"{argument}: a bracket, brace or quote in it is not closed"
     written = shlex.quote(f"{key}={_in_quotes(value)}")
-    return (
-        f"{argument}: the value has characters with a meaning of their own; quote it for Hydra and the shell: {written}"
-    )
+    return f"{argument}: characters of the value have a meaning of their own; quoted for Hydra and the shell: {written}"
 
 
 def _is_open(argument: str) -> bool:
@@ -285,7 +283,7 @@ def _keys(conf: Path, schema: type[BaseModel]) -> list[str]:
     names = [name for name, _ in _leaves(schema) if name != "method.*"]
     if "method" in schema.model_fields:
         for file in sorted((conf / "method").glob("*.yaml")):
-            names += [f"method.{name}" for name in yaml.safe_load(file.read_text(encoding="utf-8")) or {}]
+            names += [f"method.{name}" for name in OmegaConf.load(file)]
     return list(dict.fromkeys(names))
 
 

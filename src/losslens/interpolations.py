@@ -1,7 +1,6 @@
-"""The interpolations of `conf/`: values that follow from other values. Hydra resolves them, so they hold in every
-script, in experiments, and on Slurm.
+"""The interpolations of `conf/`: values that follow from other values.
 
-What the embedded models were made with (their teacher, rate, modules, lengths) holds for them alone. A model or data of
+Hydra resolves them, so they hold in every script, in experiments, and on Slurm. What the embedded models were made with (their teacher, rate, modules, lengths) holds for them alone. A model or data of
 one's own gets what follows from the model itself, and is told so (`derived`), or is asked.
 """
 

@@ -25,7 +25,8 @@ def quality_of(rollouts: FrozenRollouts) -> dict[str, str]:
 def require_usable(rollouts: FrozenRollouts, settings: Rollouts, uses_reward: bool) -> None:
     """Refuses to train on rollouts of which none is correct, or more than half are cut, unless `settings.accept`s it.
 
-    In a user's own file a reward of 0 may mean that nobody has checked: what does not look at it is trained all the same.
+    In a user's own file a reward of 0 may mean that nobody has checked: a method that does not use it trains all the
+    same.
 
     Args:
         rollouts: The frozen set.

@@ -106,7 +106,7 @@ def held_out_rollouts(config: RolloutConfig, problems: int) -> FrozenRollouts:
         InputError: As for `frozen_rollouts`.
     """
     try:
-        given = config.rollouts.path
+        given: Path | str | None = config.rollouts.path
         if given is None and problem_source(config.data).rollouts() is not None:
             given = config.data.path
     except InputError as error:
@@ -159,7 +159,7 @@ def _writer(config: RolloutConfig) -> ModelSource:
 
 
 def unknown_to_the_teacher(config: RolloutConfig) -> str:
-    """Why the writer of the rollouts does not fit the problems, in one line; empty where nothing is known against it."""
+    """Why the writer of the rollouts does not fit the problems, in one line; empty where nothing speaks against it."""
     sampling, model = config.rollouts, config.model
     asked = sampling.path is None and sampling.engine == "transformers" and sampling.policy == "teacher"
     if not asked or model.teacher != EMBEDDED_TEACHER or not str(config.data.source["_target_"]).endswith("HubDataset"):
