@@ -11,15 +11,18 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-import losslens.config  # noqa: F401 (teaches OmegaConf the interpolations of conf/)
-from losslens import processes
+from losslens import interpolations, processes
+from losslens.command_line import explained, prepared
+from losslens.config import AnalyzeConfig, EvaluateConfig, Job, RolloutConfig, TrainConfig, resolved
 from losslens.errors import InputError, ServerError
+from losslens.terminal import forgive_its_encoding
 
 # Set before any library reads them. TRL tells its makers about every trainer otherwise.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -35,6 +38,11 @@ warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is dep
 # What does one job, and what is called after the last one and gives the exit status.
 Tasks = tuple[Callable[[DictConfig], None], Callable[[], int]]
 
+# What each entry script reads of its configuration.
+_SCHEMAS: dict[str, type[Job]] = {
+    "train": TrainConfig, "rollout": RolloutConfig, "evaluate": EvaluateConfig, "analyze": AnalyzeConfig,
+}  # fmt: skip
+
 
 class Jobs:
     """The jobs of an entry script in one process, and how they ended.
@@ -45,12 +53,14 @@ class Jobs:
     """
 
     def __init__(self, script: Path, load: Callable[[], Tasks]) -> None:
+        forgive_its_encoding()
         self.script = script
         self.load = load
         self.started = False
         self.told: list[str] = []
         self._tasks: Tasks | None = None
         self._failed = False
+        self._said: list[str] = []
 
     def run(self, config: DictConfig) -> None:
         """Runs one job, with its configuration; bad input and a server's failure are told in one line."""
@@ -73,6 +83,12 @@ class Jobs:
         """Prints an error on one line, once."""
         _tell(self.script, error, self.told)
 
+    def say(self, line: str) -> None:
+        """Prints what is to be known before the work begins, once; nothing of an empty line."""
+        if line and line not in self._said:
+            print(line, flush=True)
+            self._said.append(line)
+
 
 def run(script: str, load: Callable[[], Tasks]) -> None:
     """Runs the jobs that the command line asks for, and exits.
@@ -87,27 +103,39 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         # Of several processes that train together the main one speaks for all.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+    schema = _SCHEMAS[path.stem]
+    done: list[dict[str, Any]] = []
+
     def job(config: DictConfig) -> None:
         try:
             _require_one_gpu(path, config)
+            content = {} if schema is TrainConfig else resolved(schema, config)
         except InputError as error:
             jobs.tell(error)
-        else:
-            jobs.run(config)
+            return
+        if content and content in done:
+            return  # a sweep of an experiment whose jobs differ for train.py only
+        done.append(content)
+        if schema is TrainConfig:
+            jobs.say(interpolations.derived(config))
+        jobs.run(config)
 
     job.script = path  # type: ignore[attr-defined]  # for hydra/launcher=slurm, which runs none of them here
-    if "hydra/launcher=slurm" in sys.argv and not {"-m", "--multirun", "--cfg", "-c"} & set(sys.argv):
-        sys.argv.append("--multirun")  # Hydra has launchers for sweeps only, and would run a single job here
+    arguments = sys.argv[1:]
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        sys.argv[1:] = prepared(arguments, path.name, schema)
         hydra.main(version_base="1.3", config_path=str(path.parent / "conf"), config_name=path.stem)(job)()
         status = jobs.end()
     except Exception as error:
         # Before the first job nothing is at work but Hydra, on what the user wrote.
         if jobs.started and not isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
             raise
-        jobs.tell(error)
+        why = (
+            "" if jobs.started or isinstance(error, InputError) else explained(arguments, path.parent / "conf", schema)
+        )
+        jobs.tell(InputError(why) if why else error)
         status = 2
     except KeyboardInterrupt:
         if processes.is_main():
@@ -133,16 +161,6 @@ def _require_one_gpu(path: Path, config: DictConfig) -> None:
 def _tell(path: Path, error: Exception, told: list[str]) -> None:
     """Prints an error on one line, once."""
     line = one_line(error)
-    if "Config group override must be a string" in line:  # Hydra does not say which
-        groups = path.parent / "conf"
-        pairs = [argument.partition("=") for argument in sys.argv[1:]]
-        wrong = [
-            f"{key}={value}"
-            for key, _, value in pairs
-            if (groups / key).is_dir() and (value[:1].isdigit() or value in ("null", "true", "false"))
-        ]
-        line = f"{' '.join(wrong)}: a group takes one of its options by name (see --help), or none of them: [],"
-        line += " not a number or null"
     if line not in told and processes.is_main():
         if "tqdm" in sys.modules:
             # A bar that is still open would stand on the same line.

@@ -10,16 +10,17 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -28,18 +29,47 @@ from pydantic import (
     model_validator,
 )
 
+from losslens import interpolations
 from losslens.errors import InputError, first_line
 
-# `${package:tiny/student}` in a config file: a folder that is installed with losslens.
-OmegaConf.register_new_resolver("package", lambda path: str(files("losslens") / path), replace=True)
-
-# `${cycle:4,3}`: 4 modulo 3, in an experiment file: which of a few seeds a further one repeats.
-OmegaConf.register_new_resolver("cycle", lambda number, length: number % length, replace=True)
+interpolations.register()
 
 _TYPE = re.compile(r"\[|^(constrained-)?(str|int)$|^function-")
 T = TypeVar("T")
 Schema = TypeVar("Schema", bound=BaseModel)
-FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+_NAME_LENGTH = 100  # of 255 that a file's name may have: names of runs and files hold several
+
+
+def _of_a_folder(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"a name of letters, digits, ., _ and -, which begins with a letter or digit, not {name!r}")
+    if len(name) > _NAME_LENGTH:
+        raise ValueError(f"{len(name)} characters; a name has at most {_NAME_LENGTH}")
+    return name
+
+
+FolderName = Annotated[str, AfterValidator(_of_a_folder)]
+
+
+def _at_home(path: Any) -> Any:
+    """A path with `~` replaced by the home folder."""
+    if not isinstance(path, (str, Path)):
+        return path
+    if not str(path).strip():
+        raise ValueError("empty; the folder here is .")
+    if "\0" in str(path):
+        raise ValueError("a path has no null character")
+    if not str(path).startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{path}: no such home folder") from error
+
+
+# A file or folder that the user names; and one that may be an id of the hub instead.
+UserPath = Annotated[Path, BeforeValidator(_at_home)]
+UserPlace = Annotated[str, BeforeValidator(_at_home)]
 
 
 def _not_reserved(name: str) -> str:
@@ -99,10 +129,10 @@ class Model(Section):
     """The base that is trained, and the teacher that may write the rollouts."""
 
     name: FolderName
-    path: str
+    path: UserPlace
     revision: str | None
     package: Package | None
-    teacher: str | None
+    teacher: UserPlace | None
     teacher_revision: str | None
     target_modules: Literal["attention", "all_linear"] | Annotated[list[str], Field(min_length=1)]
     lr: float = Field(gt=0, allow_inf_nan=False)
@@ -113,17 +143,26 @@ class Model(Section):
     trust_remote_code: bool
 
 
+# What of a source of problems is a path.
+SOURCE_PATHS = ("path", "eval_path", "repo")
+
+
 class Data(Section):
     """The problems: where they come from, and how many."""
 
     name: FolderName
-    path: str | None = None  # of data=file; other sources say themselves where they are
-    eval_path: str | None = None
+    path: UserPlace | None = None  # of data=file; other sources say themselves where they are
+    eval_path: UserPlace | None = None
     source: dict[str, Any]
     train: int | None = Field(ge=1)
     eval: int | None = Field(ge=0)
     seed: int = Field(ge=0)
     verify_seconds: float = Field(gt=0, allow_inf_nan=False)
+
+    @field_validator("source")
+    @classmethod
+    def _paths_of_the_source(cls, source: dict[str, Any]) -> dict[str, Any]:
+        return {name: _at_home(value) if name in SOURCE_PATHS else value for name, value in source.items()}
 
 
 def _plain_address(url: str | None) -> str | None:
@@ -157,6 +196,10 @@ class Server(Section):
         return self
 
 
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Rollouts(Section):
     """How the rollouts are sampled."""
 
@@ -168,7 +211,8 @@ class Rollouts(Section):
     max_tokens: int = Field(ge=1)
     seed: int = Field(ge=0)
     batch_size: int = Field(ge=1)
-    path: str | None
+    path: UserPath | None
+    accept: Annotated[list[Literal["all_incorrect", "mostly_cut"]], BeforeValidator(_one_or_several)] = []
     server: Server
 
     @model_validator(mode="after")
@@ -262,7 +306,7 @@ class Logger(Section):
     project: str = Field(pattern=r"^[^/\\#?%:]{1,128}$")  # W&B's own rule
     entity: str | None
     artifacts: bool
-    references: Literal["auto"] | dict[str, str]
+    references: Literal["auto"] | dict[str, UserPlace]
 
 
 # Flags of sbatch that resources have a name for, or that the launcher depends on.
@@ -356,7 +400,7 @@ class Job(Section):
 class RolloutConfig(Job):
     """The configuration of `rollout.py`: `conf/rollout.yaml`."""
 
-    output_dir: Path
+    output_dir: UserPath
     model: Model
     data: Data
     rollouts: Rollouts
@@ -397,21 +441,34 @@ class TrainConfig(RolloutConfig):
         return list(self.benchmark.values()) or ([self.data] if self.data.eval != 0 else [])
 
 
+class LaterEvaluation(Evaluation):
+    """The same of runs that were scored before."""
+
+    max_tokens: int | None = Field(ge=1)  # type: ignore[assignment]  # None: as long as then
+
+
 class EvaluateConfig(Job):
     """The configuration of `evaluate.py`: `conf/evaluate.yaml`."""
 
     sweep: SweepName
-    output_dir: Path
+    output_dir: UserPath
     trust_remote_code: bool = False
-    benchmark: Benchmarks = Field(min_length=1)
-    evaluation: Evaluation
+    benchmark: Benchmarks = Field(default_factory=dict)
+    evaluation: LaterEvaluation
+
+    @field_validator("benchmark")
+    @classmethod
+    def _something_to_score_on(cls, benchmarks: dict[str, Data]) -> dict[str, Data]:
+        if not benchmarks:
+            raise ValueError("name what to score on, for example benchmark=gsm8k (all of them: --help)")
+        return benchmarks
 
 
 class HeldOut(Section):
     """The fixed sequences on which connectivity and CKA are measured."""
 
     problems: int = Field(ge=4)
-    completions: Path | None
+    completions: UserPath | None
     base_url: Annotated[str | None, AfterValidator(_plain_address)] = None
     api_key_env: str = "OPENAI_API_KEY"
 
@@ -436,9 +493,9 @@ class AnalyzeConfig(Job):
     """The configuration of `analyze.py`: `conf/analyze.yaml`."""
 
     sweep: SweepName | Annotated[list[SweepName], Field(min_length=1)] | None
-    output_dir: Path
-    adapters: dict[FolderName, Path] | None
-    model_path: str | None
+    output_dir: UserPath
+    adapters: dict[FolderName, UserPath] | None
+    model_path: UserPlace | None
     trust_remote_code: bool = False
     sources: list[str] = Field(default_factory=list)
     at: Literal["end", "norm"] | Annotated[int, Field(ge=1)]
@@ -485,8 +542,30 @@ def parse(schema: type[Schema], config: DictConfig | dict[str, Any], field: str 
     Raises:
         InputError: A value is missing, unknown, of another type or out of its range.
     """
-    content = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    content = resolved(schema, config) if isinstance(config, DictConfig) else config
     return _checked(field, partial(schema.model_validate, content))
+
+
+def resolved(schema: type[BaseModel], config: DictConfig) -> dict[str, Any]:
+    """The values of `config` that `schema` asks for, resolved, and any that no script knows.
+
+    An experiment sets for `train.py` what other scripts do not have.
+
+    Raises:
+        InputError: A value that has to be given is not.
+    """
+    others = set(TrainConfig.model_fields) | {"hydra"} if issubclass(schema, Job) else set()
+    names = [name for name in map(str, config) if name in schema.model_fields or name not in others]
+    try:
+        values = {name: config[name] for name in names}
+        return {
+            name: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            for name, value in values.items()
+        }
+    except OmegaConfBaseException as error:
+        if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
+            raise InputError(f"{missing[1]}: not given, and needed ({missing[1]}=…)") from None
+        raise
 
 
 def build(field: str, section: dict[str, Any]) -> Any:

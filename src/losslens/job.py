@@ -7,6 +7,7 @@ import traceback
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,9 @@ from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
 from losslens.preemption import Preempted
 from losslens.references import described, references_of
-from losslens.rollouts.frozen import counts, load
-from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source
+from losslens.rollouts.frozen import FrozenRollouts, counts, load
+from losslens.rollouts.quality import quality_of, require_usable
+from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source, require_a_writer
 from losslens.runs import Run, State, base_identity, bound_to, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
@@ -65,10 +67,15 @@ def train_job(config: TrainConfig) -> Outcome:
     name, folder = str(config.method.get("name")), None
     try:
         method: Method = build("method", config.method)
-        run = run_of(config, isinstance(method, Pairwise))
+        try:
+            run = run_of(config, isinstance(method, Pairwise))
+        except InputError:
+            require_problems(config.benchmarks)  # what is wrong with them is told before who could answer them
+            raise
         name, folder = run.name, run.folder
         if not run.is_trained():
             require_problems(config.benchmarks)
+            require_a_writer(config)
             config.optim.share(processes.count())
             _require_fit(config)
         with run.lock():
@@ -210,6 +217,7 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     started = datetime.now(UTC)
     run.set_state("running")
     rollouts = frozen_rollouts(config)
+    _say_what_they_are_like(rollouts)
     from losslens.limits import limits_of
     from losslens.tokens import decode
     from losslens.training.dataset import row_count, tokenise, usable
@@ -220,7 +228,9 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     ids = tokenised["prompt_ids"].tolist(), tokenised["completion_ids"].tolist()
     file = str(rollouts.folder / "rollouts.parquet")
     limits_of(source_of(config.model)).require_sequences(file, *ids, rows=usable_rows.index.tolist())
-    steps = config.optim.steps(row_count(tokenised, method))
+    rows = row_count(tokenised, method)
+    require_usable(rollouts, config.rollouts, method.uses_reward)
+    steps = config.optim.steps(rows)
     run.set_state("running", step=0, max_steps=steps)
     initial = initial_adapter(
         config.output_dir, base_identity(config.model), base.model, lora_settings(config), config.init_seed
@@ -250,6 +260,15 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     references = references_of(config.logger.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": described(references)})
     return _Prepared(plan, base, tokenised, rollouts.folder, references, steps)
+
+
+@lru_cache(maxsize=64)  # the runs of a sweep share them
+def _say_once(folder: Path, lines: tuple[str, ...]) -> None:
+    print(folder, *lines, sep="\n", flush=True)
+
+
+def _say_what_they_are_like(rollouts: FrozenRollouts) -> None:
+    _say_once(rollouts.folder, tuple(f"  {name}: {value}" for name, value in quality_of(rollouts).items()))
 
 
 def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> None:

@@ -45,6 +45,11 @@ class Method(BaseModel):
 
     name: str
 
+    @property
+    def uses_reward(self) -> bool:
+        """Whether a correct rollout teaches it something else than an incorrect one."""
+        return True
+
 
 class Pointwise(Method):
     """A loss that is a sum over the tokens of single rollouts, divided by the completion tokens of the batch."""

@@ -27,6 +27,11 @@ class Dft(Pointwise):
 
     name: Literal["dft"]
 
+    @property
+    def uses_reward(self) -> bool:
+        """See `Method.uses_reward`."""
+        return False
+
     def loss(self, scored: Scored) -> Tensor:
         """See `dft`."""
         return dft(scored)

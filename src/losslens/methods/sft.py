@@ -24,6 +24,11 @@ class Sft(Pointwise):
 
     name: Literal["sft"]
 
+    @property
+    def uses_reward(self) -> bool:
+        """See `Method.uses_reward`."""
+        return False
+
     def loss(self, scored: Scored) -> Tensor:
         """See `sft`."""
         return sft(scored)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,11 +18,13 @@ from losslens.completions import Completion, Journal, say_what_was_cut
 from losslens.config import Data, RolloutConfig, build, parse
 from losslens.errors import InputError, ServerError, UnavailableError
 from losslens.files import digest
+from losslens.interpolations import EMBEDDED_TEACHER, derived
 from losslens.models import ModelSource, load_model, model_identity, source_of
 from losslens.problems import Problem, ProblemSource, Split, long_hash
 from losslens.problems.verification import verdicts
 from losslens.provenance import versions
-from losslens.rollouts.frozen import VERSION, FrozenRollouts, counts, find, freeze, load, read_manifest
+from losslens.rollouts.frozen import VERSION, FrozenRollouts, find, freeze, load, read_manifest
+from losslens.rollouts.quality import quality_of
 
 
 def problem_source(data: Data) -> ProblemSource:
@@ -59,7 +62,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
         return {**about, **_served_writer(config), "k": sampling.k, **read_by}
     model = _writer(config)
-    how = sampling.model_dump(exclude={"path", "server"})
+    how = sampling.model_dump(exclude={"path", "accept", "server"})
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
     return {**about, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
 
@@ -132,7 +135,7 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
         InputError: As for `frozen_rollouts`.
     """
     try:
-        given = config.rollouts.path
+        given: Path | str | None = config.rollouts.path
         if given is None and problem_source(config.data).rollouts() is not None:
             given = config.data.path
     except InputError as error:
@@ -169,6 +172,10 @@ def _at_most(data: Data, problems: int) -> int:
 
 
 _INSTEAD = "give held_out.completions=FOLDER"
+WRITERS = (
+    "rollouts.policy=base (the model itself), model.teacher=FOLDER_OR_HUB_ID, "
+    "or rollouts.engine=openai rollouts.server.model=NAME"
+)
 
 
 def _writer(config: RolloutConfig) -> ModelSource:
@@ -176,8 +183,37 @@ def _writer(config: RolloutConfig) -> ModelSource:
     if config.rollouts.policy == "base":
         return source_of(model)
     if model.teacher is None:
-        raise InputError("rollouts.policy=teacher: model.teacher names none; set it, or take rollouts.policy=base")
+        # What is wrong with a file of problems is told first.
+        problem_source(config.data).problems("train", config.data.train, config.data.seed)
+        whom = "the embedded one writes on no file of yours" if model.name == "tiny" else f"model.path={model.path}"
+        raise InputError(
+            f"rollouts.policy=teacher: model.teacher names none ({whom}); say who writes the rollouts: {WRITERS}"
+        )
     return source_of(model, teacher=True)
+
+
+def unknown_to_the_teacher(config: RolloutConfig) -> str:
+    """Why the writer of the rollouts does not fit the problems, in one line; empty where nothing speaks against it."""
+    sampling, model = config.rollouts, config.model
+    asked = sampling.path is None and sampling.engine == "transformers" and sampling.policy == "teacher"
+    if not asked or model.teacher != EMBEDDED_TEACHER or not str(config.data.source["_target_"]).endswith("HubDataset"):
+        return ""
+    return (
+        f"data={config.data.name}: the embedded teacher was made for data=arithmetic and answers nothing else; "
+        f"say who writes the rollouts: {WRITERS}"
+    )
+
+
+def require_a_writer(config: RolloutConfig) -> None:
+    """Refuses to have rollouts written that are not there yet by a teacher that was not made for the problems.
+
+    Raises:
+        InputError: It was not.
+    """
+    if (why := unknown_to_the_teacher(config)) and not find(
+        config.output_dir / "rollouts", digest(rollouts_identity(config), 16)
+    ):
+        raise InputError(why)
 
 
 def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
@@ -389,11 +425,15 @@ def _verified(
 def rollout_job(config: DictConfig) -> None:
     """What `rollout.py` does: finds or makes the rollouts and says what they are like."""
     checked = parse(RolloutConfig, config)
+    sampled = checked.rollouts.path is None and problem_source(checked.data).rollouts() is None
+    if sampled and (line := derived(config)):
+        print(line, flush=True)
+    if why := unknown_to_the_teacher(checked):
+        print(f"rollout.py: {why}", file=sys.stderr, flush=True)
     rollouts = frozen_rollouts(checked)
     print(rollouts.folder)
-    for name, value in counts(rollouts.table).items():
-        if value is not None:
-            print(f"  {name.replace('_', ' ')}: {f'{value:.1%}' if isinstance(value, float) else value}")
+    for name, value in quality_of(rollouts).items():
+        print(f"  {name}: {value}")
     prompts, completions = (rollouts.manifest.get(name) for name in ("prompt_tokens", "completion_tokens"))
     if prompts is not None and completions is not None:
         from losslens.server import cost

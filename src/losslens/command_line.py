@@ -1,0 +1,302 @@
+"""`key=value` arguments before Hydra reads them, and what is wrong with them when it refuses.
+
+Hydra's grammar has characters of its own (`~`, `=`, parentheses, braces, commas). A path or name that holds some is
+quoted here, where that can mean one thing only; what it still refuses is explained in terms of this project's keys.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from pydantic import BaseModel
+
+from losslens.config import SOURCE_PATHS, Data, TrainConfig, UserPath
+from losslens.errors import InputError
+
+_AT_HOME = get_args(UserPath)[1]  # what marks a path among the types of config.py
+# What is often written, and what it is called here.
+_ALIASES = {
+    "learning_rate": "lr.base", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
+    "num_train_epochs": "optim.epochs", "max_new_tokens": "rollouts.max_tokens", "teacher": "model.teacher",
+    "warmup_ratio": "optim.warmup", "weight_decay": "optim.weight_decay", "num_generations": "rollouts.k",
+}  # fmt: skip
+_QUOTES = ('"', "'")
+_TABLE_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|pq|csv|tsv)$", re.IGNORECASE)
+
+
+def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel]) -> list[str]:
+    """The arguments as Hydra is to read them: paths and names are quoted where its grammar would take them apart.
+
+    Args:
+        arguments: The command line without the script.
+        script: The script's name, for messages.
+        schema: The configuration that it reads.
+
+    Raises:
+        InputError: An argument cannot be read; the message shows how it is written.
+    """
+    sweeps = bool({"-m", "--multirun"} & set(arguments))
+    found = []
+    for place, argument in enumerate(arguments):
+        key, separator, value = argument.partition("=")
+        if not separator or argument.startswith(("-", "~")):
+            found.append(argument)
+            if not argument.startswith(("-", "~")) and not _takes_a_value(arguments[:place]):
+                raise InputError(_not_a_pair(arguments, place))
+            continue
+        root = re.split(r"[.@]", key.lstrip("+"))[0]
+        if root in set(TrainConfig.model_fields) - set(schema.model_fields):
+            raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments")
+        readable = f"{key}={_quoted(key, value, sweeps)}"
+        if _parsed(readable) is None:
+            raise InputError(_unreadable(arguments, place))
+        found.append(readable)
+    return found
+
+
+def _takes_a_value(before: Sequence[str]) -> bool:
+    """Whether the last of these arguments is a flag of Hydra's that the next one belongs to."""
+    flags = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
+    return bool(before) and before[-1] in flags | {"--info", "-i", "--experimental-rerun"}
+
+
+def _quoted(key: str, value: str, sweeps: bool) -> str:
+    """A value, in quotes of Hydra's where it is a path or name that would be read as something else."""
+    kind = _kind(key.lstrip("+"))
+    if not kind or not value or value == "null" or "${" in value or re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
+        return value
+    if kind == "paths":
+        return value if _parsed(f"{key}={value}") else _quoted_mapping(value)
+    override = _parsed(f"{key}={value}")
+    if override is None:
+        if kind != "path":
+            return value
+        return ",".join(map(_in_quotes, value.split(","))) if sweeps and "," in value else _in_quotes(value)
+    if override.is_sweep_override():
+        return _in_quotes(value) if kind == "path" and Path(value).expanduser().exists() else value
+    read = override.value()
+    if isinstance(read, (bool, int, float)) or (kind == "path" and not (isinstance(read, str) and read == value)):
+        return _in_quotes(value)
+    return value
+
+
+def _quoted_mapping(value: str) -> str:
+    """`{name: path, …}` with its paths in quotes; as it is where it has another form."""
+    inside = re.fullmatch(r"\{(.*)\}", value, re.DOTALL)
+    pairs = re.split(r",\s*(?=[\w.-]+:\s)", inside[1]) if inside else []
+    named = [re.fullmatch(r"\s*([\w.-]+):\s*(.*?)\s*", pair, re.DOTALL) for pair in pairs]
+    if not named or not all(named):
+        return value
+    parts = [(pair[1], pair[2]) for pair in named if pair]
+    return "{" + ", ".join(f"{name}: {path if path[:1] in _QUOTES else _in_quotes(path)}" for name, path in parts) + "}"
+
+
+def _in_quotes(text: str) -> str:
+    # Of backslashes Hydra reads only those in front of a quote.
+    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text) + '"'
+
+
+def _parsed(argument: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def _kind(key: str) -> Literal["", "path", "paths", "name"]:
+    """Whether the value of a key is a path, a mapping of names to paths, or another text."""
+    kinds = _texts()
+    parts = key.split(".")
+    for pattern, kind in kinds.items():
+        expected = pattern.split(".")
+        if len(parts) == len(expected) and all(e in ("*", p) for e, p in zip(expected, parts, strict=True)):
+            return kind
+        if kind == "path" and expected[-1] == "*" and expected[:-1] == parts:
+            return "paths"
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _texts() -> dict[str, Literal["path", "name"]]:
+    """The keys of all scripts whose values are texts, `*` standing for any name."""
+    from losslens.config import AnalyzeConfig, EvaluateConfig
+
+    found: dict[str, Literal["path", "name"]] = {}
+    for schema in (TrainConfig, EvaluateConfig, AnalyzeConfig):
+        for name, types in _leaves(schema):
+            if _AT_HOME in types:
+                found[name] = "path"
+            elif str in types and not types & {int, float, bool}:
+                found.setdefault(name, "name")
+    return found
+
+
+def _leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, set[Any]]]:
+    """The dotted names of a schema's fields, with the types that each may have and what marks them."""
+    for name, field in schema.model_fields.items():
+        yield from _of_type(field.annotation, f"{prefix}{name}", set(field.metadata))
+    if schema is Data:
+        yield from ((f"{prefix}source.{name}", {_AT_HOME}) for name in SOURCE_PATHS)
+
+
+def _of_type(kind: Any, name: str, marks: set[Any]) -> Iterator[tuple[str, set[Any]]]:
+    simple = set(marks)
+    parts = [kind]
+    while parts:
+        part = parts.pop()
+        origin, arguments = get_origin(part), get_args(part)
+        if origin is Annotated:
+            parts.append(arguments[0])
+            simple |= {mark for mark in arguments[1:] if mark.__hash__}
+        elif origin in (Union, UnionType):
+            parts += arguments
+        elif origin is dict:
+            yield from _of_type(arguments[1], f"{name}.*", set())
+        elif isinstance(part, type) and issubclass(part, BaseModel):
+            yield from _leaves(part, f"{name}.")
+        elif origin is not list:
+            simple.add(str if origin is Literal else part)
+    yield name, simple
+
+
+def _not_a_pair(arguments: Sequence[str], place: int) -> str:
+    """Why an argument without = cannot be read."""
+    before = next((n for n in range(place - 1, -1, -1) if "=" in arguments[n]), None)
+    if before is not None:
+        whole = " ".join(arguments[before : place + 1])
+        if _is_open(arguments[before]) or _kind(arguments[before].partition("=")[0]) == "path":
+            return f"{arguments[place]}: no key=value; an argument with spaces goes into quotes: {shlex.quote(whole)}"
+    return f"{arguments[place]}: an argument has the form key=value (--help lists the keys)"
+
+
+def _unreadable(arguments: Sequence[str], place: int) -> str:
+    """How an argument is written that Hydra's grammar does not read."""
+    argument = arguments[place]
+    for end in range(place + 2, len(arguments) + 1):
+        whole = " ".join(arguments[place:end])
+        if _is_open(argument) and _parsed(whole):
+            return f"{argument}: an argument with spaces goes into quotes: {shlex.quote(whole)}"
+    key, _, value = argument.partition("=")
+    if not re.fullmatch(r"\+{0,2}[\w.@/:*-]+", key):
+        return f"{argument}: {key!r} is no key (--help lists them)"
+    if _is_open(argument):
+        return f"{argument}: a bracket, brace or quote in it is not closed"
+    written = shlex.quote(f"{key}={_in_quotes(value)}")
+    return f"{argument}: characters of the value have a meaning of their own; quoted for Hydra and the shell: {written}"
+
+
+def _is_open(argument: str) -> bool:
+    return any(argument.count(left) != argument.count(right) for left, right in ("[]", "{}", "()"))
+
+
+def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
+    """What is wrong with the arguments that Hydra has refused, in one line; empty where that is not found out.
+
+    Args:
+        arguments: The command line without the script.
+        conf: The folder of the configuration.
+        schema: The configuration that the script reads.
+    """
+    sweeps = bool({"-m", "--multirun"} & set(arguments))
+    for argument in arguments:
+        override = _parsed(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
+        if override is None:
+            continue
+        key, _, value = argument.partition("=")
+        group = key.partition("@")[0]
+        if (conf / group).is_dir():
+            options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
+            options += ["basic"] if group == "hydra/launcher" else []
+            for choice in _choices(override, value):
+                if choice not in options:
+                    return _no_such_option(group, choice, options)
+        elif not override.is_hydra_override() and not _is_known(key, conf, schema):
+            hint = _hint(key, conf, schema)
+            return f"{argument}: there is no {key}{hint and f'; {hint}'} (--help lists the keys)"
+        if override.is_sweep_override() and not sweeps:
+            return (
+                f"{argument}: several values make a sweep: add -m; a list is written {shlex.quote(f'{key}=[{value}]')}"
+            )
+    return ""
+
+
+def _choices(override: Override, value: str) -> list[str]:
+    """The options that an argument names of a group, as they were written."""
+    text = value[1:-1] if re.fullmatch(r"\[.*\]", value) else value
+    if override.is_sweep_override() and not override.is_discrete_sweep():
+        return []
+    return [part.strip().strip("\"'") for part in text.split(",") if part.strip()]
+
+
+def _no_such_option(group: str, choice: str, options: list[str]) -> str:
+    among = f"No {group}/{choice}.yaml; {group} takes one of {', '.join(options)}"
+    number = bool(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", choice, re.IGNORECASE))
+    path = "/" in choice or choice.startswith((".", "~")) or Path(choice).expanduser().exists()
+    instead = ""
+    if number:
+        rank = f"lora_rank=r{choice}" if f"r{choice}" in options else f"lora_rank.r={choice}"
+        instead = {"lr": f"lr.base={choice}", "lora_rank": rank}.get(group, "")
+    elif group == "model" and path:
+        instead = shlex.quote(f"model.path={choice}")
+    elif group in ("data", "benchmark") and (_TABLE_FILE.search(choice) or Path(choice).expanduser().is_file()):
+        name = "data.path" if group == "data" else "benchmark.file.eval_path"
+        instead = f"{group}=file {shlex.quote(f'{name}={choice}')}"
+    elif group in ("data", "benchmark") and path:
+        key = "data" if group == "data" else "benchmark.gsm8k"
+        instead = f"{group}=gsm8k {shlex.quote(f'{key}.source.repo={choice}')} with its columns (docs/data.md)"
+    elif close := get_close_matches(choice.lower(), options, 1, 0.5):
+        instead = f"{group}={close[0]}"
+    if choice in ("null", "None", "none", "true", "false"):
+        among += "; none of them is []"
+    return f"{group}={choice}: {f'did you mean {instead}? ' if instead else ''}{among}"
+
+
+def _is_known(key: str, conf: Path, schema: type[BaseModel]) -> bool:
+    parts = key.split(".")
+    for known in _keys(conf, schema):
+        expected = known.split(".")
+        # Below a mapping anything may stand, and a whole section may be given.
+        shared = min(len(parts), len(expected))
+        same = all(e in ("*", p) for e, p in zip(expected[:shared], parts[:shared], strict=True))
+        if same and (len(parts) <= len(expected) or known in ("data.source", "benchmark.*.source", *_OPEN)):
+            return True
+    return False
+
+
+# Mappings whose keys are the user's own.
+_OPEN = ("model.chat_options", "rollouts.server.extra_body", "evaluation.server.extra_body", "resources.sbatch")
+
+
+def _keys(conf: Path, schema: type[BaseModel]) -> list[str]:
+    """All dotted keys of a script, the methods' options among them."""
+    names = [name for name, _ in _leaves(schema) if name != "method.*"]
+    if "method" in schema.model_fields:
+        for file in sorted((conf / "method").glob("*.yaml")):
+            names += [f"method.{name}" for name in OmegaConf.load(file)]
+    return list(dict.fromkeys(names))
+
+
+def _hint(key: str, conf: Path | None = None, schema: type[BaseModel] = TrainConfig) -> str:
+    """`did you mean …?` of the keys that are like one that is not there; empty where none is."""
+    keys = _keys(conf or Path("conf"), schema)
+    plain = [name for name in keys if "*" not in name]
+    leaf = key.rpartition(".")[2]
+    close: Iterable[str] = [_ALIASES[key]] if _ALIASES.get(key) in plain else []
+    close = close or [name for name in plain if name.rpartition(".")[2] == leaf]
+    close = close or get_close_matches(key, plain, 1, 0.75)
+    if not close:
+        leaves = {name.rpartition(".")[2] for name in plain}
+        like = get_close_matches(leaf.lower().replace("-", "_"), leaves, 1, 0.75)
+        close = [name for name in plain if like and name.rpartition(".")[2] == like[0]]
+    return f"did you mean {' or '.join(list(close)[:3])}?" if close else ""
