@@ -26,7 +26,7 @@ from losslens.references import described, references_of
 from losslens.rollouts.frozen import FrozenRollouts, counts, load
 from losslens.rollouts.quality import quality_of, require_usable
 from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source, require_a_writer
-from losslens.runs import Run, State, base_identity, bound_to, lora_settings, run_identity, run_of
+from losslens.runs import HeldError, Run, State, base_identity, bound_to, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
 
@@ -43,10 +43,12 @@ class Outcome:
 
     Attributes:
         run: Name of the run, or of what could not be started.
-        state: `completed`, `skipped` (it was completed before), `failed`, or `diverged` (now or before).
+        state: `completed`, `skipped` (it was completed before), `failed`, `diverged` (now or before), or `held` (by
+            another process, and not waited for).
         accuracy: Greedy pass@1 on the first benchmark; None when there is none.
         error: One line; empty unless it failed.
         exit_status: 0, 1 for a failure while working, 2 for bad input.
+        held: What another process is at, this run or the base, so that the job is to be done once more; else None.
     """
 
     run: str
@@ -54,13 +56,18 @@ class Outcome:
     accuracy: float | None = None
     error: str = ""
     exit_status: int = 0
+    held: Run | None = None
 
 
-def train_job(config: TrainConfig) -> Outcome:
+def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
     """Trains and scores the run that `config` describes, and scores the base; skips what is done.
 
     A failure is written to the run's `status.json` and told in the outcome, so that the other jobs of a sweep go on.
     All that is the main process's; the others take part in its training.
+
+    Args:
+        config: The run.
+        wait: Whether to wait for what another process is at; else the outcome says what that is.
     """
     if not processes.is_main():
         return _train_along(config)
@@ -78,7 +85,7 @@ def train_job(config: TrainConfig) -> Outcome:
             require_a_writer(config)
             config.optim.share(processes.count())
             _require_fit(config)
-        with run.lock():
+        with run.lock(wait):
             run = run_of(config, isinstance(method, Pairwise))  # another process may have begun it by another name
             name, folder = run.name, run.folder
             if not name.startswith(f"{config.method['name']}-{config.lr.name}-"):
@@ -87,7 +94,9 @@ def train_job(config: TrainConfig) -> Outcome:
                 return Outcome(
                     name, "diverged", error=f"{name}: {diverged}; to train it again, delete {folder}", exit_status=1
                 )
-            return _train_and_score(config, method, run)
+            return _train_and_score(config, method, run, wait)
+    except HeldError as error:
+        return Outcome(name, "held", held=error.run)
     except DivergedError as error:
         return Outcome(name, "diverged", error=f"{name}: {error}", exit_status=1)
     except InputError as error:
@@ -134,7 +143,7 @@ def _leave_the_queue(folder: Path | None, error: Exception) -> None:
         Run(folder).set_state("failed", error=first_line(error))
 
 
-def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
+def _train_and_score(config: TrainConfig, method: Method, run: Run, wait: bool) -> Outcome:
     done_before = run.status.get("state") == "completed" and run.is_trained()
     if done_before and config.optim.snapshot_steps and not run.snapshots:
         print(f"{run.name}: trained without snapshots; to have them, delete {run.folder}", flush=True)
@@ -150,7 +159,7 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
                 _train(config, run, todo, told)
             if config.logger.artifacts:
                 artifacts.log(told, "adapter", run.name, run.adapter, run.adapter.iterdir())
-            score_base(config.output_dir / config.sweep, config.model, config.benchmarks, config.evaluation)
+            held = _score_base(config, wait)
             files = score_run(run, config.model, config.benchmarks, config.evaluation)
         except BaseException as error:
             # What was completed stays so: its adapter is as good as before.
@@ -170,7 +179,16 @@ def _train_and_score(config: TrainConfig, method: Method, run: Run) -> Outcome:
     accuracy = None
     if config.benchmarks:
         accuracy = float(read_outcomes(files[config.benchmarks[0].name])["correct"].mean())
-    return Outcome(run.name, "skipped" if done_before else "completed", accuracy)
+    return Outcome(run.name, "skipped" if done_before else "completed", accuracy, held=held)
+
+
+def _score_base(config: TrainConfig, wait: bool) -> Run | None:
+    """Scores the base; gives it back where another process does that, and it is not to be waited for."""
+    try:
+        score_base(config.output_dir / config.sweep, config.model, config.benchmarks, config.evaluation, wait)
+    except HeldError as error:
+        return error.run
+    return None
 
 
 def _session(config: TrainConfig, run: Run) -> AbstractContextManager[Session]:

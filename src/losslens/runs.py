@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -25,6 +27,18 @@ State = Literal["queued", "running", "preempted", "failed", "completed"]
 # Part of every identity: raised when the same configuration begins to mean another adapter.
 _IDENTITY_VERSION = 3
 _NOT_SCIENCE = {"micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps"}
+
+
+class HeldError(Exception):
+    """Another process has a run that was not to be waited for.
+
+    Args:
+        run: The run.
+    """
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(f"{run.name}: {run.holder} is at it")
+        self.run = run
 
 
 @dataclass(frozen=True)
@@ -113,7 +127,8 @@ class Run:
         """Writes `status.json` anew."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         slurm = {"slurm": job} if (job := slurm_job()) else {}
-        write_json(self.folder / "status.json", {"state": state, "time": now, **slurm, **details})
+        process = {"process": {"host": platform.node(), "pid": os.getpid()}} if state == "running" else {}
+        write_json(self.folder / "status.json", {"state": state, "time": now, **slurm, **process, **details})
 
     @property
     def is_held(self) -> bool:
@@ -129,19 +144,35 @@ class Run:
         return False
 
     @property
+    def holder(self) -> str:
+        """Which process has the run, as far as its folder says: `process 12 on host`."""
+        try:
+            status = self.status
+        except InputError:
+            status = {}
+        process = status.get("process") if status.get("state") == "running" else None
+        return f"process {process['pid']} on {process['host']}" if process else "another process"
+
+    @property
     def lock_file(self) -> Path:
         """What a process that has the run has locked, by whatever name of the run."""
         return self.folder.parent / f".{self.name.rpartition('-')[2]}.lock"
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Holds the run, under whatever name, against other processes; waits while another one has it."""
+    def lock(self, wait: bool = True) -> Iterator[None]:
+        """Holds the run, under whatever name, against other processes; waits while another one has it.
+
+        Raises:
+            HeldError: Another one has it, and `wait` is false.
+        """
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock_file)
         try:
             lock.acquire(blocking=False)
-        except Timeout:
-            print(f"{self.name}: another process is at it; waiting", flush=True)
+        except Timeout as error:
+            if not wait:
+                raise HeldError(self) from error
+            print(f"{self.name}: {self.holder} is at it; waiting", flush=True)
             lock.acquire()
         try:
             yield

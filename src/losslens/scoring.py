@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 from pydantic import ValidationError
@@ -23,8 +23,11 @@ from losslens.problems import Problem
 from losslens.recorded import Trust, model_of
 from losslens.rollouts.frozen import load
 from losslens.rollouts.sampling import problem_source
-from losslens.runs import Run, base_identity, base_run, runs_of
+from losslens.runs import HeldError, Run, base_identity, base_run, runs_of
 from losslens.statistics import wilson_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Raised when the same answer begins to be read otherwise: 2 keeps the special tokens that stand in it.
 _READING = 2
@@ -47,8 +50,17 @@ def score_run(run: Run, model: Model, benchmarks: Sequence[Data], evaluation: Ev
     }
 
 
-def score_base(sweep: Path, model: Model, benchmarks: Sequence[Data], evaluation: Evaluation) -> dict[str, Path]:
+def score_base(
+    sweep: Path, model: Model, benchmarks: Sequence[Data], evaluation: Evaluation, wait: bool = True
+) -> dict[str, Path]:
     """Scores the untrained base in the folder `sweep`, unless that was done before.
+
+    Args:
+        sweep: The folder.
+        model: The base.
+        benchmarks: What it is scored on.
+        evaluation: How its answers are made.
+        wait: Whether to wait while another process scores it.
 
     Returns:
         As `score_run`.
@@ -56,11 +68,12 @@ def score_base(sweep: Path, model: Model, benchmarks: Sequence[Data], evaluation
     Raises:
         InputError: As for `score_run`.
         ServerError: As for `score_run`.
+        HeldError: Another process scores it, and `wait` is false.
     """
     if not benchmarks:
         return {}
     run = base_run(sweep, model)
-    with run.lock():
+    with run.lock(wait):
         files = {
             benchmark_name(data, samples): _score(run, None, model, data, evaluation, samples)
             for data in benchmarks
@@ -184,15 +197,20 @@ def evaluate_job(config: DictConfig) -> None:
     names = [benchmark_name(data, samples) for data in benchmarks for samples in sample_counts(checked.evaluation)]
     tables = {name: Table("run", "accuracy", "95% interval") for name in names}
     refused = []
-    for run in runs:
+    scores: dict[Run, dict[str, pd.DataFrame]] = {}
+    todo = [(run, False) for run in runs]
+    for run, wait in todo:
         try:
-            files = _score_again(run, benchmarks, checked.evaluation, Trust(checked.trust_remote_code))
-            scores = {name: read_outcomes(files[name]) for name in names}
+            files = _score_again(run, benchmarks, checked.evaluation, Trust(checked.trust_remote_code), wait)
+            scores[run] = {name: read_outcomes(files[name]) for name in names}
+        except HeldError as error:
+            print(f"{error}; left for later", flush=True)
+            todo.append((run, True))  # after the others, and then it is waited for
         except (InputError, ServerError) as error:
             refused.append(error)
-            continue
+    for run in [run for run in runs if run in scores]:
         for name, table in tables.items():
-            outcomes = scores[name]
+            outcomes = scores[run][name]
             problems = outcomes["problem_id"].nunique()
             low, high = wilson_interval(float(outcomes["correct"].mean()) * problems, problems)
             table.title = f"{name} (n = {problems})"
@@ -205,7 +223,9 @@ def evaluate_job(config: DictConfig) -> None:
         raise kind("; ".join(dict.fromkeys(str(error) for error in refused)))
 
 
-def _score_again(run: Run, benchmarks: Sequence[Data], evaluation: Evaluation, trust: Trust) -> dict[str, Path]:
+def _score_again(
+    run: Run, benchmarks: Sequence[Data], evaluation: Evaluation, trust: Trust, wait: bool
+) -> dict[str, Path]:
     manifest = run.manifest
     try:
         model = model_of(manifest["config"]["model"], trust)
@@ -218,8 +238,8 @@ def _score_again(run: Run, benchmarks: Sequence[Data], evaluation: Evaluation, t
     if base_identity(model) != trained_on:
         raise InputError(f"{run.folder}: model.path={model.path} is not the base that it was trained on")
     if manifest["method"] == "base":
-        return score_base(run.folder.parent, model, benchmarks, evaluation)
-    with run.lock():
+        return score_base(run.folder.parent, model, benchmarks, evaluation, wait)
+    with run.lock(wait):
         if not run.is_trained():
             raise InputError(f"{run.folder}: no finished adapter in it")
         return score_run(run, model, benchmarks, evaluation)

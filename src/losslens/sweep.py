@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -14,45 +15,108 @@ from rich.text import Text
 from losslens import processes
 from losslens.cli import one_line
 from losslens.config import TrainConfig, parse
-from losslens.errors import InputError
+from losslens.errors import InputError, ProcessError
 from losslens.job import Outcome, train_job
+from losslens.runs import Run
+
+# Seconds between two looks at what other processes are at: soon at first, and then seldom.
+_FIRST_LOOK, _LAST_LOOK = 0.2, 5.0
 
 
 class Sweep:
-    """The jobs of one command and how they ended."""
+    """The jobs of one command and how they ended.
+
+    What another process is at is left for later: two commands at once share the runs, and each waits at its end only.
+    """
 
     def __init__(self) -> None:
-        self.outcomes: list[Outcome] = []
         self.sweep = ""
+        self._jobs: list[TrainConfig | None] = []
+        self._outcomes: dict[int, Outcome] = {}
+        self._later: dict[int, Run] = {}
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """How the jobs ended, in their order."""
+        return [self._outcomes[number] for number in sorted(self._outcomes)]
 
     def job(self, config: DictConfig) -> None:
-        """Runs one job and says in a line how it ended."""
+        """Runs one job and says in a line how it ended, or that it is left for later."""
+        number = len(self._jobs)
+        self._jobs.append(None)
         with processes.one_job():
             try:
-                checked = parse(TrainConfig, config)
+                self._jobs[number] = checked = parse(TrainConfig, config)
                 self.sweep = checked.sweep
-                outcome = train_job(checked)
+                outcome = train_job(checked, wait=False)
             except (InputError, OmegaConfBaseException) as error:
                 choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
                 outcome = Outcome(" ".join(choices) or "-", "failed", error=one_line(error), exit_status=2)
-        self._tell(outcome)
-        self.outcomes.append(outcome)
+        self._ended(number, outcome)
+
+    def _ended(self, number: int, outcome: Outcome) -> None:
+        if outcome.held is not None:
+            if number not in self._later:
+                print(f"{outcome.held.name}: {outcome.held.holder} is at it; left for later", flush=True)
+            self._later[number] = outcome.held
+        else:
+            self._later.pop(number, None)
+        # What was done before the base was waited for is told already.
+        if outcome.state != "held" and (number not in self._outcomes or outcome.error):
+            self._tell(outcome)
+            self._outcomes[number] = outcome
         if processes.broken():
             # The others wait for what will not come, or have ended: the launcher ends them all.
             sys.exit(1)
+
+    def _come_back(self) -> None:
+        """Does what was left for later, each job as soon as nobody else is at it."""
+        while True:
+            try:
+                with processes.one_job():
+                    number = processes.shared(self._next() if processes.is_main() else None)
+            except ProcessError:
+                sys.exit(1)  # the main process was stopped while it waited, and says so itself
+            if number is None:
+                return
+            config = self._jobs[number]
+            assert config is not None
+            with processes.one_job():
+                outcome = train_job(config, wait=False)
+            self._ended(number, outcome)
+
+    def _next(self) -> int | None:
+        """The first job that was left for later and that nobody is at any more; waits for one. None when none is."""
+        pause, said = _FIRST_LOOK, ""
+        while self._later:
+            free = [number for number, run in self._later.items() if not run.is_held]
+            if free:
+                return free[0]
+            held = {run.name: f"{run.name} ({run.holder})" for run in self._later.values()}
+            if (waiting := f"waiting for {', '.join(held.values())}") != said and pause > 2 * _FIRST_LOOK:
+                print(waiting, flush=True)
+                said = waiting
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LAST_LOOK)
+        return None
 
     def _tell(self, outcome: Outcome) -> None:
         if outcome.error and not processes.is_main() and not processes.broken():
             return  # the main process says the same
         if outcome.error:
-            if outcome.error not in {earlier.error for earlier in self.outcomes}:
+            if outcome.error not in {earlier.error for earlier in self._outcomes.values()}:
                 print(f"train.py: {outcome.error}", file=sys.stderr, flush=True)
         else:
             scored = "not scored" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.1%}"
             print(f"{outcome.run}: {outcome.state}, {scored}", flush=True)
 
     def end(self) -> int:
-        """Prints the table of a sweep; the exit status is 1 if a run failed at work, 2 if only input was bad."""
+        """Does what was left for later, and prints the table of a sweep.
+
+        Returns:
+            The exit status: 1 if a run failed at work, 2 if only input was bad.
+        """
+        self._come_back()
         processes.leave()
         if len(self.outcomes) > 1:
             table = Table("run", "state", "accuracy", "error", title=f"sweep {self.sweep}")

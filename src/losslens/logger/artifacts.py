@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from losslens.logger.identity import LONGEST_NAME, fitted
 from losslens.logger.session import Session
 from losslens.logger.shareable import shareable
 
@@ -40,7 +41,7 @@ def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path], aside:
     import wandb
 
     # The same content under the same name is the same version to W&B, whoever brings it.
-    artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"{kind}-{name}")[:128], kind)
+    artifact = wandb.Artifact(fitted(re.sub(r"[^A-Za-z0-9_.-]", "_", f"{kind}-{name}"), LONGEST_NAME), kind)
     for file in sorted(files):
         if file.is_file():
             inside = file.relative_to(folder).as_posix()

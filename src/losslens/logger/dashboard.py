@@ -11,6 +11,7 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
 from losslens.files import digest
+from losslens.logger.identity import LONGEST_NAME, fitted
 from losslens.logger.logged_sweep import LoggedSweep
 from losslens.logger.panels import CHARTS, NORM, Panel, Section, accuracy, benchmarks, sections
 from losslens.report.style import METHODS, colour
@@ -46,7 +47,7 @@ def workspace(sweep: LoggedSweep, project: str, entity: str) -> ws.Workspace:
         ],
         settings=ws.WorkspaceSettings(max_runs=_MOST_LINES),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(expr.Metric("Group") == sweep.name),
+            filters=expr.And(expr.Metric("Group") == fitted(sweep.name, LONGEST_NAME)),
             groupby=[expr.Config(key) for key in sweep.settings],
             group_colors={ws.GroupPath(*values): colour(values[0]) for values in _coloured(sweep)},
             pinned_columns=[f"summary:{name}" for name in (*map(accuracy, benchmarks(sweep)), NORM)],
@@ -124,7 +125,7 @@ def _runset(sweep: LoggedSweep, section: Section) -> wr.Runset:
     kind = "analysis" if section.of_analysis else "train"
     made = wr.Runset(
         name=_ANALYSIS if section.of_analysis else _RUNS,
-        filters=expr.And(expr.Metric("Group") == sweep.name, expr.Metric("JobType") == kind),
+        filters=expr.And(expr.Metric("Group") == fitted(sweep.name, LONGEST_NAME), expr.Metric("JobType") == kind),
         groupby=[] if section.of_analysis else [f"config.{key}" for key in sweep.settings],
     )
     made._id = digest(["report", sweep.name, section.title], 12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import uuid
@@ -16,6 +17,8 @@ from typing import Any, Literal
 
 from losslens.config import Logger
 from losslens.errors import first_line
+from losslens.files import atomic_file
+from losslens.logger.identity import LONGEST_NAME, LONGEST_TAG, decided_here, fitted
 from losslens.logger.shareable import shareable
 from losslens.preemption import Preempted
 
@@ -128,7 +131,7 @@ def _open(settings: Logger, output_dir: Path, folder: Path, about: About) -> Any
 
     def init(mode: Literal["online", "offline"]) -> None:
         _serve_from(output_dir)
-        with chdir(output_dir):
+        with chdir(output_dir), decided_here():
             opened.append(_init(settings, folder, about, mode))
         _tell_files_from(opened[-1], output_dir)
 
@@ -164,14 +167,14 @@ def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", 
     return wandb.init(
         project=settings.project,
         entity=settings.entity,
-        group=about.sweep,
+        group=fitted(about.sweep, LONGEST_NAME),
         job_type=about.job_type,
-        name=about.name,
-        tags=list(about.tags),
+        name=fitted(about.name, LONGEST_NAME),
+        tags=[fitted(tag, LONGEST_TAG) for tag in about.tags],
         config=shareable(about.config),
         dir=folder,
         mode=mode,
-        id=_id_of(folder) if online else None,
+        id=_id_of(folder) if online else _new_id(),
         resume="allow" if online else None,
         reinit="create_new",
         settings=wandb.Settings(
@@ -183,6 +186,7 @@ def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", 
             x_disable_machine_info=True,  # host, user, command line, paths
             x_save_requirements=False,
             program=Path(sys.argv[0]).name,
+            sagemaker_disable=True,  # it would have an id for all runs of a job
             init_timeout=_INIT_TIMEOUT,
             x_transaction_log_flush_interval=1.0,  # seconds; what is not written is lost with the process
             finish_timeout=_FINISH_TIMEOUT,
@@ -194,10 +198,17 @@ def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", 
 def _id_of(folder: Path) -> str:
     """The id under which what is done in `folder` is one W&B run: a new folder begins a new one."""
     file = folder / "wandb" / "id"
-    if not file.exists():
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(uuid.uuid4().hex[:16], encoding="utf-8")
-    return file.read_text(encoding="utf-8")
+    known = file.read_text(encoding="utf-8", errors="replace").strip() if file.exists() else ""
+    if re.fullmatch(r"[\w-]{1,64}", known, re.ASCII):
+        return known
+    made = _new_id()
+    with atomic_file(file) as temporary:
+        temporary.write_text(made, encoding="utf-8")
+    return made
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:16]
 
 
 def _tell_files_from(run: Any, output_dir: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from losslens.errors import InputError, ServerError, first_line
+from losslens.logger.identity import decided_here
 from losslens.runs import Run
 
 # Seconds: a file that nothing was written to for so long, and whose run nobody holds, is nobody's any more.
@@ -202,7 +203,7 @@ def _start_service(output_dir: Path) -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     from wandb.sdk import wandb_setup
 
-    with chdir(output_dir):
+    with chdir(output_dir), decided_here():
         wandb_setup.singleton().ensure_service()
 
 
@@ -214,7 +215,8 @@ def _log_in() -> Any:
     from wandb.sdk.lib import wbauth
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-    settings = wandb_setup.singleton().settings
+    with decided_here():
+        settings = wandb_setup.singleton().settings.model_copy()
     hint = f"not logged in to {settings.base_url}; `wandb login` asks for the key, or set WANDB_API_KEY"
     try:
         if wbauth.authenticate_session(host=settings.base_url, source="wandb_sync", prompt=False) is None:

@@ -1,0 +1,92 @@
+"""Two commands on one sweep: each takes what nobody is at, and comes back to the rest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from filelock import FileLock
+
+from losslens.runs import runs_of
+from tests.conftest import ROOT, _environment, command, script
+from tests.test_sweep import FEW, adapters
+
+
+def _until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + 300
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _lock(output_dir: Path, sweep: Path, method: str) -> Path:
+    """The lock of a run, or of the base, in another output folder; its name is that of the same run in `sweep`."""
+    [name] = [run.name for run in runs_of(sweep, "main") if run.name.startswith(f"{method}-")]
+    return output_dir / "main" / f".{name.rpartition('-')[2]}.lock"
+
+
+def test_what_another_process_is_at_is_left_for_later(sweep: Path, tmp_path: Path) -> None:
+    """While the first run and the base are held the second run is trained; then both are come back to."""
+    (tmp_path / "main").mkdir()
+    ended: list[subprocess.CompletedProcess[str]] = []
+    line = command(tmp_path, "-m", "method=sft,rft", FEW, "logger=none")
+    worker = threading.Thread(target=lambda: ended.append(script(*line, check=None)))
+    with ExitStack() as stack:
+        for method in ("sft", "base"):
+            stack.enter_context(FileLock(_lock(tmp_path, sweep, method)))
+        worker.start()
+        done = tmp_path / "main" / next(run.name for run in runs_of(sweep, "main") if run.name.startswith("rft-"))
+        _until(lambda: (done / "eval" / "arithmetic.parquet").exists())
+        assert not list(tmp_path.glob("main/sft-*/adapter"))
+        assert not list(tmp_path.glob("main/base-*/eval/*.parquet"))
+        time.sleep(1.5)  # long enough to be told who is waited for
+    worker.join()
+    [outcome] = ended
+    assert outcome.returncode == 0, outcome.stderr
+    said = outcome.stdout
+    assert said.index("another process is at it; left for later") < said.index(f"{done.name}: completed")
+    assert said.index(f"{done.name}: completed") < said.index("waiting for sft-") < said.rindex(": completed")
+    assert ": skipped" not in said
+    assert {run.name.split("-")[0]: run.status["state"] for run in runs_of(tmp_path, "main")} == {
+        "base": "completed", "sft": "completed", "rft": "completed",
+    }  # fmt: skip
+    there = adapters(sweep)
+    assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft")}
+
+
+def test_two_sweeps_at_once_train_each_run_once(sweep: Path, tmp_path: Path) -> None:
+    line = command(tmp_path, "-m", "method=sft,rft,dft", FEW, "logger=none")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([sys.executable, *line], cwd=ROOT, env=_environment(), **pipes)
+    _until(lambda: list(tmp_path.glob("main/sft-*/status.json")))
+    second = script(*line)
+    output, errors = first.communicate(timeout=300)
+    assert first.returncode == 0, errors
+    both = output + second.stdout
+    there = adapters(sweep)
+    assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft", "dft")}
+    assert both.count(": completed") == both.count(": skipped") == 3
+    assert "at it; left for later" in second.stdout
+
+
+def test_evaluate_scores_what_is_free_first(sweep: Path) -> None:
+    arguments = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=4", "evaluation.max_tokens=8")
+    ended: list[subprocess.CompletedProcess[str]] = []
+    work = lambda: ended.append(script("evaluate.py", *arguments, f"output_dir={sweep}", check=None))  # noqa: E731
+    worker = threading.Thread(target=work)
+    [held] = sweep.glob("main/dft-*")
+    with FileLock(_lock(sweep, sweep, "dft")):
+        worker.start()
+        _until(lambda: len(list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))) == 6)
+    worker.join()
+    assert ended[0].returncode == 0, ended[0].stderr
+    assert f"{held.name}: another process is at it; left for later" in ended[0].stdout
+    files = list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))
+    assert len(files) == 7
+    for file in files:
+        file.unlink()
