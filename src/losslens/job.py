@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import traceback
+import warnings
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from losslens.models import load_model, source_of
 from losslens.preemption import Preempted
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import counts, load
-from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source
+from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source, require_limits
 from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
@@ -109,7 +110,10 @@ def _require_fit(config: TrainConfig) -> None:
 
     source = source_of(config.model)
     limits = limits_of(source)
-    adapted(skeleton(source), lora_settings(config))
+    with warnings.catch_warnings():  # PEFT's, which come again when the adapter is made
+        warnings.simplefilter("ignore")
+        adapted(skeleton(source), lora_settings(config))
+    require_limits(config)
     given = problem_source(config.data).rollouts() if config.rollouts.path is None else None
     if given is not None:
         from losslens.training.dataset import tokenise
