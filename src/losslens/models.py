@@ -147,7 +147,7 @@ def load_config(source: ModelSource) -> Any:
     try:
         return AutoConfig.from_pretrained(path, **options)
     except (*_LOADING_ERRORS, RecursionError) as error:
-        raise InputError(f"{source.field}={source.path}: {first_line(error)}") from error
+        raise InputError(f"{source.field}={source.path}: {_reason(error)}") from error
 
 
 def skeleton(source: ModelSource) -> Any:
@@ -164,7 +164,7 @@ def skeleton(source: ModelSource) -> Any:
         with init_empty_weights(include_buffers=False):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=source.trust_remote_code)
     except _LOADING_ERRORS as error:
-        raise InputError(f"{source.field}={source.path}: {first_line(error)}") from error
+        raise InputError(f"{source.field}={source.path}: {_reason(error)}") from error
 
 
 @lru_cache(maxsize=16)
@@ -182,7 +182,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
     except (*_LOADING_ERRORS, RecursionError) as error:
-        raise InputError(f"{where}: {first_line(error)}") from error
+        raise InputError(f"{where}: {_reason(error)}") from error
     try:
         settings = GenerationConfig.from_pretrained(path, **{k: v for k, v in options.items() if k == "revision"})
     except (OSError, ValueError, TypeError):
@@ -207,7 +207,9 @@ def load_tokenizer(source: ModelSource) -> Any:
 def _place(source: ModelSource) -> tuple[str, dict[str, Any]]:
     """Where a model is loaded from, and with which options."""
     path, commit = located(source)
-    return path, {"trust_remote_code": source.trust_remote_code, **({"revision": commit} if commit else {})}
+    # Said in any case: left unsaid, transformers asks on a terminal, and runs what a "y" allows.
+    options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    return path, options | ({"revision": commit} if commit else {})
 
 
 @lru_cache(maxsize=1)
@@ -242,11 +244,21 @@ def load_model(source: ModelSource) -> LoadedModel:
     try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
     except _LOADING_ERRORS as error:
-        raise InputError(f"{source.field}={source.path}: {first_line(error)}") from error
+        raise InputError(f"{source.field}={source.path}: {_reason(error)}") from error
     size, precision = f"{model.num_parameters() / 1e6:,.1f}M parameters", str(dtype).removeprefix("torch.")
     kind = model.config._attn_implementation
     print(f"{source.path}: {size}, {precision}, {device}, {kind} attention", flush=True)
     return LoadedModel(model.to(device).eval(), tokenizer)
+
+
+def _reason(error: Exception) -> str:
+    """Why a model could not be loaded, in one line."""
+    if "trust_remote_code" in str(error):
+        return (
+            "this model comes with code of its own, which is not run unless the command line says so "
+            "(model.trust_remote_code=true; of analyze.py and evaluate.py trust_remote_code=true)"
+        )
+    return first_line(error)
 
 
 def _require_precision(source: ModelSource, device: Any, dtype: Any) -> None:
