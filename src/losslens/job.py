@@ -25,7 +25,7 @@ from losslens.preemption import Preempted
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import FrozenRollouts, counts, load
 from losslens.rollouts.quality import quality_of, require_usable
-from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source, require_a_writer
+from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source, require_a_writer, require_limits
 from losslens.runs import HeldError, Run, State, base_identity, bound_to, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
@@ -124,6 +124,7 @@ def _require_fit(config: TrainConfig) -> None:
     source = source_of(config.model)
     limits = limits_of(source)
     require_targets(source, lora_settings(config))
+    require_limits(config)
     given = problem_source(config.data).rollouts() if config.rollouts.path is None else None
     if given is not None:
         from losslens.training.dataset import tokenise

@@ -207,8 +207,9 @@ def load_tokenizer(source: ModelSource) -> Any:
 def _place(source: ModelSource) -> tuple[str, dict[str, Any]]:
     """Where a model is loaded from, and with which options."""
     path, commit = located(source)
-    # `trust_remote_code` in any case: left unsaid, transformers asks on a terminal, and runs what a "y" allows.
-    return path, {"trust_remote_code": source.trust_remote_code, **({"revision": commit} if commit else {})}
+    # Said in any case: left unsaid, transformers asks on a terminal, and runs what a "y" allows.
+    options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
+    return path, options | ({"revision": commit} if commit else {})
 
 
 @lru_cache(maxsize=1)

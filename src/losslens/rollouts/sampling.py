@@ -84,8 +84,7 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
         return load(Path(config.rollouts.path))
     parent = config.output_dir / "rollouts"
     key = digest(rollouts_identity(config, split), 16)
-    if find(parent, key) is None:
-        _require_limits(config, split)
+    require_limits(config, split)
     parent.mkdir(parents=True, exist_ok=True)
     (parent / ".partial").mkdir(exist_ok=True)
     with FileLock(parent / ".partial" / f"{key}.lock"):
@@ -93,16 +92,19 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     return load(folder)
 
 
-def _require_limits(config: RolloutConfig, split: Split) -> None:
+def require_limits(config: RolloutConfig, split: Split = "train") -> None:
     """Refuses what the writer cannot be asked, or the base cannot be trained on, before anything is sampled.
+
+    Says nothing of rollouts that are there already.
 
     Raises:
         InputError: A chat template fails, a prompt leaves no room for `rollouts.max_tokens`, or a token is not known.
     """
     from losslens.limits import limits_of
 
-    source = problem_source(config.data)
-    if source.rollouts() is not None:
+    source, parent = problem_source(config.data), config.output_dir / "rollouts"
+    known = config.rollouts.path is not None or source.rollouts() is not None
+    if known or find(parent, digest(rollouts_identity(config, split), 16)) is not None:
         return
     prompts = [problem.prompt for problem in source.problems(split, config.data.train, config.data.seed)]
     writer = [] if config.rollouts.engine == "openai" else [_writer(config)]

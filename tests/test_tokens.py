@@ -1,0 +1,448 @@
+"""What was sampled is what is trained on, and what text becomes where there is nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from tokenizers import processors
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from losslens.completions import Completion, Journal
+from losslens.config import TrainConfig, parse
+from losslens.errors import InputError
+from losslens.job import Outcome, train_job
+from losslens.methods.dpo import Dpo
+from losslens.methods.sft import Sft
+from losslens.models import LoadedModel, as_it_was, load_tokenizer, source_of
+from losslens.rollouts.frozen import SCHEMA, freeze, load
+from losslens.rollouts.sampling import frozen_rollouts
+from losslens.runs import run_identity
+from losslens.tokens import (
+    declare_ends,
+    encode_completion,
+    encode_prompt,
+    fingerprint,
+    read_rollouts,
+    read_served,
+    render_prompt,
+    turns_of,
+)
+from losslens.training.dataset import tokenise
+from losslens.training.run import make_trainer
+from tests.conftest import ROOT, TINY, base_source
+
+STUDENT = TINY / "student"
+SMALL = [
+    "data.train=8", "data.eval=0", "rollouts.policy=base", "rollouts.k=2", "rollouts.max_tokens=48",
+    "optim.max_steps=2", "optim.batch_size=4", "logger=none",
+]  # fmt: skip
+
+
+def config(output_dir: Path, *overrides: str) -> TrainConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return parse(TrainConfig, compose("train", [f"output_dir={output_dir}", *SMALL, *overrides]))
+
+
+def train(output_dir: Path, *overrides: str) -> Outcome:
+    return train_job(config(output_dir, *overrides))
+
+
+def adapter(output_dir: Path, *overrides: str) -> bytes:
+    outcome = train(output_dir, *overrides)
+    assert outcome.state == "completed", outcome
+    [file] = output_dir.glob(f"main/{outcome.run}/adapter/adapter_model.safetensors")
+    return file.read_bytes()
+
+
+def rollouts_of(output_dir: Path) -> pd.DataFrame:
+    [folder] = (output_dir / "rollouts").glob("[!.]*-*")
+    return load(folder).table
+
+
+def changed(folder: Path, **files: dict[str, Any]) -> Path:
+    """The tiny student with other values in its JSON files."""
+    shutil.copytree(STUDENT, folder)
+    for name, changes in files.items():
+        file = folder / f"{name}.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
+
+
+def two_ends(folder: Path) -> Path:
+    """Its tokenizer calls <|endoftext|> the end, its turns end with <|im_end|>, and generation stops at both."""
+    ends = {"eos_token_id": [2, 0]}
+    return changed(folder, tokenizer_config={"eos_token": "<|endoftext|>"}, generation_config=ends, config=ends)
+
+
+def special(folder: Path) -> Path:
+    """Its tokenizer calls a token special that stands inside every completion."""
+    tokens = json.loads((STUDENT / "tokenizer.json").read_text())["added_tokens"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return changed(
+        folder, tokenizer={"added_tokens": [*tokens, {"id": 267, "content": "answer", "special": True, **flags}]}
+    )
+
+
+@contextmanager
+def answering(folder: Path, table: pd.DataFrame) -> Iterator[str]:
+    """A server that gives the completions of `table`, as vLLM gives them."""
+    answers: dict[str, list[dict[str, Any]]] = {}
+    for row in table.itertuples():
+        reason = "stop" if row.finished else "length"
+        ids = {"token_ids": row.completion_ids, "prompt_token_ids": row.prompt_ids}
+        answers.setdefault(row.prompt, []).append({"text": row.completion, "finish_reason": reason, **ids})
+    (folder / "answers.json").write_text(json.dumps(answers))
+    line = [sys.executable, str(ROOT / "tests" / "ids_server.py"), str(folder / "answers.json")]
+    server = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_another_end_than_eos_trains_to_the_bytes_of_the_plain_one_whatever_way_rollouts_come(tmp_path: Path) -> None:
+    plain = adapter(tmp_path / "plain")
+    table = rollouts_of(tmp_path / "plain")
+    assert {ids[-1] for ids, end in zip(table["completion_ids"], table["finished"], strict=True) if end} == {2}
+    assert table["finished"].any()
+    other = [f"model.path={two_ends(tmp_path / 'two_ends')}", "model.name=two_ends"]
+    assert adapter(tmp_path / "process", *other) == plain
+    served = [*other, "rollouts.engine=openai", "rollouts.server.concurrency=1"]
+    with answering(tmp_path, table) as url:
+        served.append(f"rollouts.server.base_url={url}")
+        assert adapter(tmp_path / "ids", *served, "rollouts.server.model=m") == plain
+        assert adapter(tmp_path / "refused", *served, "rollouts.server.model=strict") == plain
+        assert adapter(tmp_path / "text", *served, "rollouts.server.model=n", "rollouts.server.token_ids=off") == plain
+    assert rollouts_of(tmp_path / "ids")[["prompt_ids", "completion_ids"]].equals(
+        table[["prompt_ids", "completion_ids"]]
+    )
+    for without in ("refused", "text"):
+        assert rollouts_of(tmp_path / without)["completion_ids"].isna().all()
+    mine = table[["problem_id", "prompt", "completion", "reward", "finished", "sample"]]
+    mine.to_parquet(tmp_path / "mine.parquet")
+    mine.to_json(tmp_path / "mine.jsonl", orient="records", lines=True)
+    for name in ("parquet", "jsonl"):
+        data = ["data=file", f"data.path={tmp_path}/mine.{name}", "data.train=null", "data.eval=0"]
+        assert adapter(tmp_path / name, *other, *data) == plain
+
+
+def test_special_tokens_inside_a_completion_are_kept_judged_and_trained_on(tmp_path: Path) -> None:
+    asked = config(tmp_path / "out", f"model.path={special(tmp_path / 'special')}", "model.name=special")
+    frozen = frozen_rollouts(asked)
+    table = frozen.table
+    assert table["completion"].str.contains("<answer>").any()
+    assert table["reward"].any()
+    assert table["tokens"].tolist() == [len(ids) for ids in table["completion_ids"]]
+    tokenizer = load_tokenizer(source_of(asked.model))
+    assert tokenizer.added_tokens_decoder[267].special
+    assert tokenise(table, tokenizer, frozen.manifest)["completion_ids"].tolist() == table["completion_ids"].tolist()
+
+
+class TestServed:
+    @pytest.fixture
+    def tokenizer(self, tmp_path: Path) -> Any:
+        folder = special(tmp_path / "special")
+        return load_tokenizer(base_source(path=str(folder)))
+
+    def completion(self, tokenizer: Any, text: str, **changes: Any) -> Completion:
+        ids = tuple(encode_completion(tokenizer, "<answer>1</answer>", True))
+        given = {"ids": ids, "prompt_ids": tuple(encode_prompt(tokenizer, "hi")), **changes}
+        return read_served(tokenizer, "hi", Completion(text, 1, True, **given))
+
+    @pytest.mark.parametrize("text", ["<answer>1</answer>", "<>1</>", " <answer>1\n</answer>"])
+    def test_text_with_or_without_special_tokens_becomes_that_of_the_ids(self, tokenizer: Any, text: str) -> None:
+        read = self.completion(tokenizer, text)
+        assert read.text == "<answer>1</answer>"
+        assert read.ids is not None
+        assert read.tokens == len(read.ids)
+        without_end = self.completion(tokenizer, text, ids=read.ids[:-1])
+        assert without_end.ids == read.ids
+
+    @pytest.mark.parametrize("changes", [{"ids": (30, 30, 2)}, {"ids": (9999, 2)}, {"prompt_ids": (30, 30)}])
+    def test_ids_that_say_something_else_are_left_out(self, tokenizer: Any, changes: Any) -> None:
+        read = self.completion(tokenizer, "<>1</>", **changes)
+        assert (read.text, read.ids, read.prompt_ids) == ("<>1</>", None, None)
+
+
+class TestText:
+    @pytest.fixture
+    def tokenizer(self) -> Any:
+        return AutoTokenizer.from_pretrained(STUDENT)
+
+    def test_the_end_is_that_of_the_template_then_of_generation_then_eos(self, tokenizer: Any) -> None:
+        tokenizer.eos_token = "<|endoftext|>"
+        assert turns_of(tokenizer).end == 2
+        declare_ends(tokenizer, [1, 2])
+        assert turns_of(tokenizer).ends == {0, 1, 2}
+        tokenizer.chat_template = None
+        assert turns_of(tokenizer).end == 1
+        declare_ends(tokenizer, [1, 0])
+        assert turns_of(tokenizer).end == 0
+
+    @pytest.mark.parametrize(
+        "text", ["7", "7<|im_end|>", "7<|im_end|>\n", "7<|im_end|><|endoftext|><|endoftext|>", "7<|endoftext|>"]
+    )
+    def test_one_end(self, tokenizer: Any, text: str) -> None:
+        assert encode_completion(tokenizer, text, True) == [25, 2]
+
+    def test_what_stands_inside_is_left_alone(self, tokenizer: Any) -> None:
+        assert encode_completion(tokenizer, "7<|im_end|>7", True) == [25, 2, 25, 2]
+        assert encode_completion(tokenizer, "7\n", True) == [25, 201, 2]
+        assert encode_completion(tokenizer, "7", False) == [25]
+        assert encode_completion(tokenizer, "7<|im_end|>", False) == [25, 2]
+        assert encode_completion(tokenizer, "", True) == [2]
+
+    @pytest.mark.parametrize("cut", ["", "\n", "<|im_start|>assistant\n"])
+    def test_a_templated_prompt_is_not_templated_again(self, tokenizer: Any, cut: str) -> None:
+        whole = render_prompt(tokenizer, "hi")
+        assert render_prompt(tokenizer, whole.removesuffix(cut)) == whole
+        with_system = f"<|im_start|>system\nbe brief<|im_end|>\n{whole}"
+        assert render_prompt(tokenizer, with_system.removesuffix(cut)) == with_system
+        assert render_prompt(tokenizer, "what is <|im_end|>?") != "what is <|im_end|>?"
+
+    @pytest.mark.parametrize("bos", ["", "{{ bos_token }}"])
+    @pytest.mark.parametrize("template", [True, False])
+    def test_bos_once_and_no_eos_before_the_completion(self, tokenizer: Any, bos: str, template: bool) -> None:
+        """A tokenizer that puts BOS before and EOS after every text; a template with and without BOS; and none."""
+        tokenizer.bos_token = "<|endoftext|>"
+        both = processors.TemplateProcessing(
+            "<|endoftext|> $A <|im_end|>", special_tokens=[("<|endoftext|>", 0), ("<|im_end|>", 2)]
+        )
+        tokenizer.backend_tokenizer.post_processor = both
+        assert tokenizer("7")["input_ids"] == [0, 25, 2]
+        tokenizer.chat_template = bos + tokenizer.chat_template if template else None
+        assert encode_prompt(tokenizer, "7").count(0) == (bool(bos) if template else 1)
+        assert encode_prompt(tokenizer, "<|endoftext|>7").count(0) == 1 + (bool(bos) and template)
+        if not template:
+            assert encode_prompt(tokenizer, "7") == [0, 25]
+        elif bos:
+            given = render_prompt(tokenizer, "7")
+            assert encode_prompt(tokenizer, given) == encode_prompt(tokenizer, given.removeprefix("<|endoftext|>"))
+        assert encode_completion(tokenizer, "7", True) == [25, 2]
+
+    def test_one_line_says_what_was_done(self, tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        rows = [
+            ("a1", "7<|im_end|>", True),
+            (render_prompt(tokenizer, "a2"), "7", True),
+            ("a3", "7<|im_start|>7</s>", False),
+        ]
+        table = pd.DataFrame(rows, columns=["prompt", "completion", "finished"])
+        for _ in range(2):
+            read_rollouts(table, tokenizer)
+        assert capsys.readouterr().out == (
+            "rollouts: they have no token ids; of 3, 3 are read from their text: 1 are ended with <|im_end|>; "
+            "1 have an end token themselves; 1 were cut and get no end; 1 prompts are in the chat template already; "
+            "1 texts hold special tokens, which are read as such (first: <|im_start|> in row 3); "
+            "1 end with </s>, which is plain text to the base\n"
+        )
+
+
+class TestPrompts:
+    """`prompt_text` is what is trained on, wherever the base can read it."""
+
+    def table(self, tokenizer: Any, text: str, ids: bool = True) -> pd.DataFrame:
+        given = tokenizer(text)["input_ids"] if ids else None
+        row = {"prompt": "hi", "prompt_text": text, "prompt_ids": given, "completion": "7", "finished": True}
+        return pd.DataFrame([row | {"completion_ids": [25, 2] if ids else None}])
+
+    def test_what_the_writer_was_given(self, base: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
+        text = "<|im_start|>system\nbe brief<|im_end|>\n" + render_prompt(base.tokenizer, "hi")
+        about = {"sha256": fingerprint(base.tokenizer), "ends": {"2": "<|im_end|>"}, "control": ["<|im_end|>"]}
+        table = self.table(base.tokenizer, text)
+        for manifest in ({"tokenizer": about}, {"tokenizer": {**about, "sha256": "another"}}):
+            prompts, completions = read_rollouts(table, base.tokenizer, manifest)
+            assert (prompts, completions) == (table["prompt_ids"].tolist(), [[25, 2]])
+        prompts, _ = read_rollouts(self.table(base.tokenizer, text, ids=False), base.tokenizer, {"tokenizer": about})
+        assert prompts == table["prompt_ids"].tolist()
+        assert (
+            "the base's own chat template, which scores are asked in, writes them otherwise" in capsys.readouterr().out
+        )
+
+    def test_a_writer_whose_tokens_the_base_has_not(
+        self, base: LoadedModel, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        about = {"sha256": "another", "ends": {"2": "<|eot|>"}, "control": ["<|eot|>"]}
+        table = self.table(base.tokenizer, "<|user|>hi<|eot|>")
+        prompts, completions = read_rollouts(table.assign(completion="7 7"), base.tokenizer, {"tokenizer": about})
+        assert prompts == [encode_prompt(base.tokenizer, "hi")]
+        assert completions == [encode_completion(base.tokenizer, "7 7", True)]
+        said = capsys.readouterr().out
+        assert "their writer's prompts hold <|eot|>, which is no token of the base" in said
+        assert "their token ids are another tokenizer's" in said
+
+
+class TestClock:
+    TEMPLATE = "{{ strftime_now('%d %b %Y %H:%M:%S %-d') }}" + (STUDENT / "chat_template.jinja").read_text()
+
+    def model(self, folder: Path, template: str = TEMPLATE) -> str:
+        changed(folder)
+        (folder / "chat_template.jinja").write_text(template)
+        return str(folder)
+
+    def test_stands_still(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        path = self.model(tmp_path / "dated")
+        told = render_prompt(load_tokenizer(base_source(path=path)), "hi")
+        assert told.startswith("26 Jul 2024 00:00:00 26<|im_start|>")
+        assert "is told 2024-07-26 00:00 always" in capsys.readouterr().out
+        options = json.dumps({"strftime_now": "2031-02-03 04:05:06"})
+        told = render_prompt(load_tokenizer(base_source(path=path, chat_options=options)), "hi")
+        assert told.startswith("03 Feb 2031 04:05:06 3<|im_start|>")
+        with pytest.raises(InputError, match=r"model\.chat_options\.strftime_now=soon: a date"):
+            load_tokenizer(base_source(path=path, chat_options='{"strftime_now": "soon"}'))
+
+    @pytest.mark.parametrize("drawn", ["{{ [1, 2] | random }}", "{{ lipsum() }}"])
+    def test_what_is_drawn_at_random_is_refused(self, tmp_path: Path, drawn: str) -> None:
+        with pytest.raises(InputError, match=r"model\.path=.*draws at random"):
+            load_tokenizer(base_source(path=self.model(tmp_path / "drawn", drawn)))
+
+
+def short(folder: Path) -> Path:
+    """GPT-2 with 64 positions and the tiny student's tokenizer."""
+    shutil.copytree(STUDENT, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json", "generation*"))
+    shape = {"n_layer": 1, "n_embd": 32, "n_head": 4, "vocab_size": 319, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=None, eos_token_id=2, pad_token_id=0)).save_pretrained(folder)
+    return folder
+
+
+def larger(folder: Path) -> Path:
+    """Three tokens more than its embedding has rows."""
+    changed(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["What", "sum", "Compute"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def raising(folder: Path) -> Path:
+    changed(folder)
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
+    return folder
+
+
+ATTENTION = "model.target_modules=attention"
+
+
+@pytest.mark.parametrize(
+    ("make", "overrides", "told"),
+    [
+        (short, [ATTENTION], r"rollouts\.max_tokens=48: the prompt .* has \d+ tokens, and .* has 64 positions"),
+        (short, [ATTENTION, "data=file", "data.train=null"], r"mine\.jsonl: row 2: 1\d\d tokens .* has 64 positions"),
+        (larger, ["data=file", "data.train=null"], r"mine\.jsonl: row 2: the prompt holds token 319 .* 319 rows"),
+        (raising, [], r"its chat template fails on .*no users here"),
+        (changed, ["model.target_modules=[q_proj,nowhere]"], r"model\.target_modules: no module is called nowhere"),
+        (changed, ["model.target_modules=[mlp]"], r"model\.target_modules: "),
+        (changed, ["data.eval=4", "evaluation.max_tokens=500"], r"evaluation\.max_tokens=500: .* has 512 positions"),
+    ],
+)  # fmt: skip
+def test_limits_of_a_model_are_one_line_before_anything_is_made(
+    make: Callable[[Path], Path], overrides: list[str], told: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": "2", "completion": "2", "reward": 1},
+        {"prompt": "What is 1?", "completion": "7 " * 60, "reward": 0},
+    ]
+    (tmp_path / "mine.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    model = [
+        f"model.path={make(tmp_path / 'model')}",
+        "model.name=mine",
+        *[f"data.path={tmp_path}/mine.jsonl"] * ("data=file" in overrides),
+    ]
+    outcome = train(tmp_path / "out", *model, *overrides)
+    assert (outcome.state, outcome.exit_status) == ("failed", 2)
+    assert "\n" not in outcome.error
+    assert pd.Series([outcome.error]).str.contains(told).all(), outcome.error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "micro_batch"),
+    [(Sft(name="sft"), 2), (Sft(name="sft"), 4), (Dpo(name="dpo"), 2), (Dpo(name="dpo", loss_type="ipo"), 4)],
+)
+def test_without_a_completion_token_nothing_is_learnt(
+    method: Any, micro_batch: int, base: LoadedModel, tokenised: pd.DataFrame, make_plan: Any, tmp_path: Path
+) -> None:
+    """A batch without one has loss 0; and a batch that is half so has gradients, in whole or in micro-batches."""
+    for share, losses in ((1.0, "none"), (0.5, "some")):
+        empty = [[] if i < share * len(tokenised) else ids for i, ids in enumerate(tokenised["completion_ids"])]
+        table = tokenised.assign(completion_ids=pd.Series(empty, index=tokenised.index, dtype=object))
+        plan = make_plan(method, batch_size=4, micro_batch=micro_batch, max_steps=2, log_steps=1)
+        with as_it_was(base.model):
+            trainer, _ = make_trainer(plan, base, table, tmp_path / losses, [])
+            trainer.train()
+        logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+        assert all(
+            torch.isfinite(torch.tensor([float(entry[name]) for name in ("loss", "grad_norm")])).all() for entry in logs
+        )
+        if losses == "none":
+            assert [entry["grad_norm"] for entry in logs] == [0.0, 0.0]
+            if getattr(method, "loss_type", "sigmoid") == "sigmoid":
+                assert [entry["loss"] for entry in logs] == [0.0, 0.0]
+
+
+def test_dropout_makes_the_rows_computed_at_once_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def identity(*overrides: str) -> dict[str, Any]:
+        return run_identity(config(tmp_path, *overrides), False)
+
+    assert identity() == identity("optim.micro_batch=2") == identity("optim.gradient_checkpointing=true")
+    dropping = identity("lora_rank.dropout=0.1")
+    assert dropping["micro_batch"] == 4
+    assert dropping == identity("lora_rank.dropout=0.1", "optim.micro_batch=4")
+    assert dropping != identity("lora_rank.dropout=0.1", "optim.micro_batch=2")
+    assert dropping == identity("lora_rank.dropout=0.1", "optim.gradient_checkpointing=true")
+    launched = identity("lora_rank.dropout=0.1", "resources.gpus=2")
+    assert (launched["processes"], launched["micro_batch"]) == (2, 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert launched == identity("lora_rank.dropout=0.1")
+    assert config(tmp_path).optim.ways(dropout=True) == [(4, False), (4, True)]
+
+
+def test_a_letter_that_was_changed_in_a_journal_is_told(tmp_path: Path) -> None:
+    file = tmp_path / "j.jsonl"
+    journal = Journal(file)
+    journal.add({"0": Completion("<answer>7</answer>", 3, True, 5, (1, 2), (3,))}, state="abc")
+    journal.close()
+    whole = file.read_bytes()
+    assert Journal(file).completions["0"].ids == (1, 2)
+    for old, new in ((b">7<", b">8<"), (b"[1, 2]", b"[1, 3]"), (b'"abc"', b'"abd"'), (b"true", b"null")):
+        assert whole.count(old) == 1
+        file.write_bytes(whole.replace(old, new))
+        with pytest.raises(InputError, match=r"j\.jsonl: line \d: not what was written"):
+            Journal(file)
+
+
+def test_rollouts_of_before_are_read_as_text(rollouts: pd.DataFrame, base: LoadedModel, tmp_path: Path) -> None:
+    """A folder without the columns of ids, by the hash that it was frozen with."""
+    import pyarrow.parquet as pq
+
+    from losslens.files import read_json, write_json
+    from losslens.rollouts.frozen import IDS, content_sha256
+
+    folder = freeze(rollouts, tmp_path, "test", {})
+    names = [name for name in SCHEMA.names if name not in IDS]
+    pq.write_table(pq.read_table(folder / "rollouts.parquet").select(names), folder / "rollouts.parquet")
+    with pytest.raises(InputError, match="not the content that was frozen"):
+        load(folder)
+    old = load_frame(folder)
+    write_json(folder / "manifest.json", {**read_json(folder / "manifest.json"), "sha256": content_sha256(old)})
+    frozen = load(folder)
+    assert frozen.table[list(IDS)].isna().all(axis=None)
+    assert tokenise(frozen.table, base.tokenizer, frozen.manifest).equals(tokenise(frozen.table, base.tokenizer))
+
+
+def load_frame(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "rollouts.parquet", dtype_backend="numpy_nullable")
