@@ -107,7 +107,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
         return file
     problems = source.problems("eval", data.eval, data.seed)
     description = f"{run.name} on {name}"
-    _say_what_was_trained_on(run, problems, about["source"], description)
+    _say_what_was_trained_on(run, problems, source.identity("eval"), description)
     journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")
     try:
         questions = Questions(problems, samples, model, evaluation, journal, description)

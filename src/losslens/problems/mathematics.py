@@ -30,7 +30,8 @@ from losslens.problems.quantities import (
     without_unit,
 )
 
-_LONGEST_ANSWER = 20_000  # characters; the LaTeX parser goes on for minutes with what is longer
+_LONGEST_ANSWER = 20_000  # characters that are looked at
+_LONGEST_EXPRESSION = 1500  # characters; the LaTeX parser goes on for minutes with what is longer
 _LONGEST_PLAIN = 200
 _WORDS_OF_AN_ANSWER = 8  # a reference of more words is prose, which nobody repeats word by word
 _WORDS_OF_A_GUESS = 3  # so many words at the end of a text that announces no answer are taken for one
@@ -700,10 +701,12 @@ def parsed(latex: str) -> Any:
     from math_verify.parser import parse_latex_cached
     from sympy import Basic, I, MatrixBase
 
-    # The time limit is `verification.py`'s; math-verify's own is a signal, which a long product ignores.
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     if not latex.strip() or _is_prose(latex):
         return None
+    if len(latex) > _LONGEST_EXPRESSION:
+        raise ValueError(f"an expression of {len(latex)} characters, of at most {_LONGEST_EXPRESSION}")
+    # The time limit is `verification.py`'s; math-verify's own is a signal, which a long product ignores.
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     # Units are parted from values before: math-verify would take the `t` of `\frac{1}{2}t` for one.
     latex = re.sub(r"(?<=[\d)}])i(?![A-Za-z])", " i", latex)  # it takes the `i` of `3i` for a variable
     config = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
