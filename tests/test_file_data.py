@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,82 @@ def test_what_is_wrong_in_problems(tmp_path: Path, rows: list[Row], told: str) -
     with pytest.raises(InputError) as error:
         problem_source(config(tmp_path, written(tmp_path / "mine.jsonl", rows)).data).problems("train", None, 0)
     assert told in str(error.value)
+
+
+def lines(rows: list[Row]) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", lines(problem_rows(30)).replace(b"\n", b"\r\n\r\n \n")),
+        ("a.jsonl", lines(problem_rows(30)).decode().encode("utf-16")),
+        ("a.jsonl.gz", gzip.compress(lines(problem_rows(30)))),
+        ("a.pq", None),
+        ("a.PARQUET", None),
+        ("a.jsonl", None),
+    ],
+)
+def test_files_are_known_by_their_content(tmp_path: Path, name: str, content: bytes | None) -> None:
+    file = tmp_path / name
+    if content is None:
+        pd.DataFrame(problem_rows(30)).to_parquet(file)
+    else:
+        file.write_bytes(content)
+    source = problem_source(config(tmp_path, file).data)
+    count = len(source.problems("train", None, 0)) + len(source.problems("eval", None, 0))
+    assert count == 30
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (json.dumps(problem_rows(3)).encode(), ": a JSON array; one object a line, please"),
+        (json.dumps(problem_rows(3), indent=1).encode(), ": a JSON array; one object a line, please"),
+        (json.dumps(problem_rows(1)[0], indent=1).encode(), ": a JSON object over several lines"),
+        (b"prompt,answer\n1+1,2\n", "row 1: not JSON, but 'prompt,answer'; parquet or JSON lines are read (no CSV)"),
+        (b"PK\x03\x04...", ": a zip archive or a spreadsheet"),
+        (b"version https://git-lfs.github.com/spec/v1\n", ": a pointer of Git LFS"),
+        (b'{"prompt": "caf\xe9", "answer": 1}\n', ": neither parquet nor text in UTF-8 (line 1"),
+        (b"\x1f\x8b\x08broken", ": not a readable gzip file"),
+        (lines([{"prompt": "a", "answer": n} for n in (1, 2)]), "row 2, column 'prompt': the prompt stands in row 1"),
+        (
+            lines([{"problem_id": n, "prompt": "a", "answer": 1} for n in (1, 2)]),
+            "row 2, column 'prompt': the prompt stands in row 1 already",
+        ),
+        (lines([{"prompt": str(n), "answer": "\\frac{1}{"} for n in range(3)]), "3 of 3 references cannot be read"),
+    ],
+)
+def test_what_a_file_is_instead(tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "mine.jsonl"
+    file.write_bytes(content)
+    other = written(tmp_path / "other.jsonl", problem_rows(3))
+    with pytest.raises(InputError) as error:
+        problem_source(config(tmp_path, file, f"data.eval_path={other}").data).problems("train", None, 0)
+    assert str(error.value).startswith(f"{file}: ")
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_for_a_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"path=.*: a folder; name a parquet or JSON lines file in it"):
+        problem_source(config(tmp_path, tmp_path).data)
+
+
+def test_few_prompts_of_which_none_is_held_out(tmp_path: Path) -> None:
+    file = written(tmp_path / "few.jsonl", [{"prompt": f"What is {n} + {n + 1}?", "answer": n} for n in range(3)])
+    with pytest.raises(InputError, match=r"of these 3 none is; .*data\.eval_path=FILE.*data\.eval=0"):
+        problem_source(config(tmp_path, file).data).problems("eval", None, 0)
+
+
+def test_prompts_that_differ_in_case_and_space_are_in_one_split(tmp_path: Path) -> None:
+    rows = [{"prompt": f"What is {n}?", "answer": n} for n in range(60)]
+    rows += [{"prompt": f"what  is {n}?", "answer": n} for n in range(60)]
+    source = problem_source(config(tmp_path, written(tmp_path / "a.jsonl", rows)).data)
+    splits = [{" ".join(p.prompt.casefold().split()) for p in source.problems(s, None, 0)} for s in ("train", "eval")]
+    assert not splits[0] & splits[1]
+    assert len(splits[0] | splits[1]) == 60
 
 
 def test_damaged_files(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from losslens.errors import InputError, ServerError
 from losslens.evaluation import asked_of, is_scored, outcomes_of, read_outcomes, scored_by, write_outcomes
 from losslens.files import digest, write_json
 from losslens.problems import Problem
+from losslens.problems.questions import templates_of
 from losslens.recorded import Trust, model_of
-from losslens.rollouts.frozen import load
+from losslens.rollouts.frozen import asked_in, load
 from losslens.rollouts.sampling import problem_source
 from losslens.runs import HeldError, Run, base_identity, base_run, runs_of
 from losslens.statistics import wilson_interval
@@ -123,7 +124,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
         return file
     problems = source.problems("eval", data.eval, data.seed)
     description = f"{run.name} on {name}"
-    _say_what_was_trained_on(run, problems, description)
+    _say_what_was_trained_on(run, problems, source.identity("eval"), description)
     journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")
     try:
         questions = Questions(problems, samples, model, evaluation, journal, description)
@@ -151,17 +152,20 @@ def _outcomes_file(run: Run, benchmark: str, asked: str) -> Path:
     return run.evaluation(f"{benchmark}-{asked[:8]}") if taken else plain
 
 
-def _say_what_was_trained_on(run: Run, problems: Sequence[Problem], description: str) -> None:
+def _say_what_was_trained_on(
+    run: Run, problems: Sequence[Problem], identity: Mapping[str, Any], description: str
+) -> None:
     folder = run.manifest.get("rollouts", {}).get("folder") if (run.folder / "manifest.json").exists() else None
     rollouts = run.folder.parents[1] / "rollouts" / str(folder)
     if not rollouts.is_dir():
         return
     try:
-        trained_on = set(load(rollouts).table["prompt"])
+        trained_on = asked_in(load(rollouts))
     except InputError as error:  # scores do not need them
         print(f"{error}; whether its prompts are among the problems is not known", flush=True)
         return
-    count = sum(problem.prompt in trained_on for problem in problems)
+    templates = templates_of({"source": identity})
+    count = sum(trained_on.has(problem.prompt, templates, problem.id) for problem in problems)
     if count:
         print(f"{description}: {count} of {len(problems)} problems are prompts that it was trained on", flush=True)
 

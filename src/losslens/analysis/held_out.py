@@ -13,8 +13,9 @@ from losslens.analysis.manifests import RunFacts
 from losslens.config import HeldOut, RolloutConfig, Rollouts
 from losslens.errors import InputError, UnavailableError
 from losslens.geometry.forward import Sequences
+from losslens.problems.questions import templates_of
 from losslens.recorded import Trust, data_of, model_of
-from losslens.rollouts.frozen import FrozenRollouts, load
+from losslens.rollouts.frozen import FrozenRollouts, asked_in, load
 from losslens.rollouts.sampling import held_out_rollouts
 from losslens.tokens import encode_completion, read_rollouts
 
@@ -93,6 +94,16 @@ def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | 
     training = output_dir / "rollouts" / run.rollouts.folder if run else None
     if training is None or not training.is_dir():
         return  # not here to compare with
-    seen = set(load(training).table["problem_id"]) & set(frozen.table["problem_id"])
+    trained_on = asked_in(load(training))
+    prompts = frozen.table.drop_duplicates("prompt")
+    templates = templates_of(frozen.manifest.get("identity"))
+    seen = [
+        prompt
+        for prompt, problem_id in zip(prompts["prompt"], prompts["problem_id"], strict=True)
+        if trained_on.has(prompt, templates, problem_id)
+    ]
     if seen:
-        raise InputError(f"held_out.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems")
+        raise InputError(
+            f"held_out.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems, "
+            f"{' '.join(seen[0].split())[:60]!r} for one"
+        )

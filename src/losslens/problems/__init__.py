@@ -45,7 +45,11 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """Checks a completion. It is sent to another process (`verification.py`), so it is small and can be pickled."""
+    """Checks a completion. It is sent to another process (`verification.py`), so it is small and can be pickled.
+
+    One that has to reach a server says so by an attribute, `needs_network: ClassVar[bool] = True`; without it, it is
+    checked where there is no network.
+    """
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
         """The verdict on `completion` as an answer to `problem`; it may take as long as it likes."""
@@ -80,6 +84,11 @@ class ProblemSource(Protocol):
     def rollouts(self) -> pd.DataFrame | None:
         """The complete rollouts that the source holds; None when it holds problems only, to be sampled."""
         ...
+
+
+def module_of(verifier: Verifier) -> str:
+    """The module that a verifier needs: its class's own, or that of what it stands for (its attribute `module`)."""
+    return str(getattr(verifier, "module", type(verifier).__module__))
 
 
 def position(question: str) -> float:

@@ -1,6 +1,6 @@
 r"""The answer in a text: found where a completion puts it, and written one way, whatever signs it came in.
 
-Nothing here knows what an answer means (`quantities.py`, `mathematics.py`). A completion may be hostile, so every search
+Nothing here knows what an answer means (`quantities.py`, `mathematics.py`). A completion may be hostile, so a search
 takes time linear in its length.
 """
 
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import deque
 from collections.abc import Iterator
+from typing import TypeVar
 
+T = TypeVar("T")
 DOLLAR = "¤"  # a dollar that is money, told from the dollars that enclose maths
 
 # What NFKC would flatten (`x²` to `x2`) or leave as signs that the parser does not know.
@@ -72,8 +75,28 @@ _SIGNS = {
 _GREEK = {
     unicodedata.lookup(f"GREEK SMALL LETTER {name.upper()}"): rf"\{latex} "
     for name, latex in [
-        *((n, n) for n in "alpha beta gamma delta epsilon zeta eta theta iota kappa mu nu xi rho sigma tau".split()),
-        *((n, n) for n in "upsilon phi chi psi omega".split()),
+        *(
+            (n, n)
+            for n in [
+                "alpha",
+                "beta",
+                "gamma",
+                "delta",
+                "epsilon",
+                "zeta",
+                "eta",
+                "theta",
+                "iota",
+                "kappa",
+                "mu",
+                "nu",
+                "xi",
+                "rho",
+                "sigma",
+                "tau",
+            ]
+        ),
+        *((n, n) for n in ["upsilon", "phi", "chi", "psi", "omega"]),
         ("lamda", "lambda"),
     ]
 }
@@ -94,13 +117,16 @@ _TEXT = re.compile(
 )
 IN_TEXT = re.compile(r"\\text\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _OLD_FONT = re.compile(r"\{\s*\\(?:rm|bf|it|sf|tt)\b\s*([^{}]*)\}")
-_HTML = re.compile(r"</?(?:b|i|em|strong|u|code|span|p|div|br|sub|answer|final|result|math|mark|tt)\b[^<>]{0,100}>", re.I)
+_HTML = re.compile(
+    r"</?(?:b|i|em|strong|u|code|span|p|div|br|sub|answer|final|result|math|mark|tt)\b[^<>]{0,100}>", re.I
+)
 _BOLD = re.compile(r"(?<![\w)\]}*])(\*\*|__)(?=[^\s*_])([^*_\n]{1,400})(?<=\S)\1(?![\w(*])")
 _ITALIC = re.compile(r"(?<![\w)\]}*\\])\*(?=[^\s*])([^*\n]{1,400})(?<=[^\s*])\*(?![\w(*])")
 _FILLER = re.compile(
-    r"^(?:(?:is|are|be|equals?|equal to|approximately|approx\.?|about|around|roughly|nearly|exactly|only|just|simply|thus"
-    r"|therefore|hence|so|clearly|indeed|also|now|then|obviously|given by|a total of|in total|total of|answer|final answer"
-    r"|the answer is|therefore,|option|choice|letter)\b[\s,:]*|[=:≈]\s*|\\approx\s*|\\Rightarrow\s*|\\implies\s*)",
+    r"^(?:(?:is|are|be|equals?|equal to|approximately|approx\.?|about|around|roughly|nearly|exactly|only|just|simply"
+    r"|thus|therefore|hence|so|clearly|indeed|also|now|then|obviously|given by|a total of|in total|total of|answer"
+    r"|final answer|the answer is|therefore,|option|choice|letter)\b[\s,:]*"
+    r"|[=:≈]\s*|\\approx\s*|\\Rightarrow\s*|\\implies\s*)",
     re.I,
 )
 _EMPTY = re.compile(r"\\(?:ldots|dots|cdots|quad|text|mathrm|hspace|_|,|;|!|:| )|[\s{}$.…_?~*]")
@@ -150,11 +176,21 @@ def without_markup(text: str) -> str:
     text = _BOLD.sub(r"\2", text)
     text = _ITALIC.sub(r"\1", text)
     text = _money(text)
-    text = re.sub(r"\\[\[\]()]|\\begin\{(?:equation|align|gather|center)\*?\}|\\end\{(?:equation|align|gather|center)\*?\}", "", text)
+    text = re.sub(
+        r"\\[\[\]()]|\\begin\{(?:equation|align|gather|center)\*?\}|\\end\{(?:equation|align|gather|center)\*?\}",
+        "",
+        text,
+    )
     text = _TEXT.sub(r"\\text{", _OLD_FONT.sub(r"\\text{\1}", text))
     rows = _ROW if "\\begin" in text else " "
     text = _NOTHING.sub("", _SPACING.sub(" ", text.replace("\\\\", rows))).replace(_ROW, r" \\ ")
-    text = text.replace("{,}", ",").replace("{.}", ".").replace("{:}", ":").replace(r"\dfrac", r"\frac").replace(r"\tfrac", r"\frac")
+    text = (
+        text.replace("{,}", ",")
+        .replace("{.}", ".")
+        .replace("{:}", ":")
+        .replace(r"\dfrac", r"\frac")
+        .replace(r"\tfrac", r"\frac")
+    )
     text = text.replace(r"\cfrac", r"\frac").replace("`", "")
     before = None
     while before != text:
@@ -239,7 +275,9 @@ def _last_tag(text: str) -> str | None:
 
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*")
-_BETWEEN_BOXES = re.compile(r"\\(?:quad|qquad|text|mathrm|,|;| |\(|\)|\[|\])|\b(?:and|or)\b|\b[A-Za-z](?:_\w)?\s*=|[\s$,;&{}.*]")
+_BETWEEN_BOXES = re.compile(
+    r"\\(?:quad|qquad|text|mathrm|,|;| |\(|\)|\[|\])|\b(?:and|or)\b|\b[A-Za-z](?:_\w)?\s*=|[\s$,;&{}.*]"
+)
 
 
 def _boxes(text: str) -> list[str]:
@@ -276,24 +314,30 @@ def _braced(text: str, at: int) -> tuple[str, int]:
 
 
 _ANNOUNCED = re.compile(
-    r"\b(?:answer|option|choice)s?\b(?:[ \t]+(?!is\b|are\b)[\w()'-]+){0,8}?[*_\s]*(?::|=|\bis\b|\bare\b)[*_]*\s*(?:as follows:?)?"
+    r"\b(?:answer|option|choice)s?\b(?:[ \t]+(?!is\b|are\b)[\w()'-]+){0,8}?[*_\s]*(?::|=|\bis\b|\bare\b)[*_]*\s*"
+    r"(?:as follows:?)?"
     r"|^[#*_ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?[*_: \t]*$"
+    r"|\b(?:choose|select|pick)[ \t]+(?:option[ \t]+)?(?=\(?[A-J]\)?[.*_ \t]*$)"
     r"|答案(?:是|为|：|:)+",
     re.I | re.M,
 )
 _IS_CORRECT = re.compile(r"\(?\b([A-J])\b\)?(?:[*_]*)\s+is\s+(?:the\s+)?(?:correct|right|best|answer)")
-_BECAUSE = re.compile(r"[,;]?\s+(?:because|since|which|as|so|where|when|given|not|rather|and not|instead|after|by|\(since|—|–|-)\s.*", re.S)
+_BECAUSE = re.compile(
+    r"[,;]?\s+(?:because|since|which|as|so|where|when|given|not|rather|and not|instead|after|by|\(since|—|–|-)\s.*",
+    re.S,
+)
+
+
+def _last(found: Iterator[T]) -> T | None:
+    tail = deque(found, maxlen=1)
+    return tail[0] if tail else None
 
 
 def _announced(text: str) -> list[str]:
     """What the text itself calls its answer, in the wordings it can be cut to."""
     text = plain(text)
-    last = None
-    for last in _ANNOUNCED.finditer(text):
-        pass
-    correct = None
-    for correct in _IS_CORRECT.finditer(text):
-        pass
+    last = _last(_ANNOUNCED.finditer(text))
+    correct = _last(_IS_CORRECT.finditer(text))
     if correct is not None and (last is None or correct.start() > last.start() or not text[last.end() :].strip("*_. ")):
         return [correct[1]]
     if last is None:
@@ -309,7 +353,7 @@ def _announced(text: str) -> list[str]:
 
 
 def _cuts(line: str) -> list[str]:
-    """A line, and what is left of it when it is cut at its first full stop, at its reason, and after its first value."""
+    """A line, and what is left of it when it is cut at its first full stop, its reason, and after its first value."""
     line = line.strip()
     if not line:
         return []
@@ -320,7 +364,9 @@ def _cuts(line: str) -> list[str]:
     return list(dict.fromkeys(wording for wording in wordings if wording.strip()))
 
 
-_COPULA = re.compile(r"(?:\b(?:is|are|was|were|be|equals?|get|gets|gives?|have|has|makes?|obtain)\b|:(?=\s)|(?<![<>!])=)\s*")
+_COPULA = re.compile(
+    r"(?:\b(?:is|are|was|were|be|equals?|get|gets|gives?|have|has|makes?|obtain)\b|:(?=\s)|(?<![<>!])=)\s*"
+)
 _VALUE = re.compile(
     r"\$\$(?P<a>[^$]+)\$\$|\\\[(?P<b>(?:(?!\\\]).)+)\\\]|\\\((?P<c>(?:(?!\\\)).)+)\\\)"
     r"|(?<!\\)\$(?=\S)(?P<d>[^$\n]*[^$\s\\])\$(?!\d)"
@@ -332,6 +378,15 @@ _VALUE = re.compile(
 _AFTER = re.compile(r"\s?(?:\\circ|\^\\circ|\^\{\\circ\}|°|%|[A-Za-z]+(?:/[A-Za-z]+)?(?:\^\{?\d\}?)?)")
 
 
+_NOT_COUNTED = frozenset(
+    """
+    of in at on by for from and or to is are as so the that which than with more left total because since before
+    after a i we it if but was were be not out off up then when there this these those into over under also each
+    will
+    """.split()  # noqa: SIM905
+)
+
+
 def _values(text: str) -> Iterator[str]:
     """Maths between its delimiters, and bare numbers with what follows them, in their order."""
     for match in _VALUE.finditer(text):
@@ -340,11 +395,12 @@ def _values(text: str) -> Iterator[str]:
             yield inner
             continue
         after = _AFTER.match(text, match.end())
-        yield match[0].rstrip(",") + (after[0] if after else "")
+        counted = after[0] if after and after[0].strip().lower() not in _NOT_COUNTED else ""
+        yield match[0].rstrip(",") + counted
 
 
 def _at_the_end(text: str) -> list[list[str]]:
-    """Of a text that announces nothing: its last line when that is all answer, its last sentence's end, its last value."""
+    """Of a text that announces nothing: its last line if that is an answer, the end of its sentence, a value."""
     text = plain(text).strip()
     lines = [line.strip() for line in text[-4000:].split("\n") if line.strip(" *_#-")]
     if not lines:
@@ -354,12 +410,11 @@ def _at_the_end(text: str) -> list[list[str]]:
     if sentence:
         end = _COPULA.split(sentence[-1])
         if len(end) > 1 and end[-1].strip():
-            places.append(_cuts(end[-1]))
-    if len(lines[-1]) < 200 and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", lines[-1])) < 4:
-        places.append([lines[-1]])
-    last = None
-    for last in _values(text[-4000:]):
-        pass
+            places.append([end[-1], _BECAUSE.sub("", end[-1])])
+    words = len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", lines[-1]))
+    if len(lines[-1]) < 200 and words < 4:
+        places.insert(len(places) if words else 0, [lines[-1]])
+    last = _last(_values(text[-4000:]))
     if last is not None:
         places.append([last])
     return places

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+import re
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +15,10 @@ import numpy as np
 
 from losslens.errors import InputError, first_line
 from losslens.files import sha256_of
-from losslens.problems import Problem, Split, short_hash
-from losslens.problems.mathematics import MathVerify
-from losslens.problems.table import chosen, held_out, require_columns, text_in
+from losslens.problems import Problem, Split, Verifier, short_hash
+from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
+from losslens.problems.questions import Asked
+from losslens.problems.table import Divided, chosen, require_columns, require_readable, text_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,17 +27,18 @@ _COLUMNS = ("id", "prompt", "answer", "completion", "reward", "sample", "source"
 
 
 class File:
-    """A file of prompts and answers, checked by math-verify, or of complete rollouts with their rewards.
+    """A file of prompts and answers, or of complete rollouts with their rewards.
 
     A file with a completion and a reward in each row holds rollouts; all of its prompts are trained on. In a file of
     problems the prompts whose text hashes into the last tenth are held out, unless `eval_path` names a file of them.
 
     Args:
-        path: Parquet (`.parquet`) or JSON lines; null where only `eval_path` is asked for.
+        path: Parquet or JSON lines, whatever its name ends with; null where only `eval_path` is asked for.
         columns: What the columns are called: `prompt`, `answer`; `id` (without it, the hash of the prompt); of rollouts
             `completion`, `reward` (0 or 1), and where there are such columns `sample`, `source` and `finished`.
         eval_path: A file of held-out problems.
         template: The prompt, with `{question}` in it.
+        verifier: Who checks the answers (`judges.verifier_of`); null: `MathVerify`.
     """
 
     def __init__(
@@ -42,12 +47,16 @@ class File:
         columns: Mapping[str, str],
         eval_path: str | None = None,
         template: str = "{question}",
+        verifier: VerifierSetting = None,
     ) -> None:
         self.path = Path(path).expanduser() if path is not None else None
         self.eval_path = Path(eval_path).expanduser() if eval_path is not None else None
         self.columns = dict(columns)
         self.template = template
+        self._judge = verifier
         for name, file in (("path", self.path), ("eval_path", self.eval_path)):
+            if file is not None and file.is_dir():
+                raise InputError(f"{name}={file}: a folder; name a parquet or JSON lines file in it")
             if file is not None and not file.is_file():
                 raise InputError(f"{name}={file}: no such file")
         if set(self.columns) != set(_COLUMNS):
@@ -58,26 +67,29 @@ class File:
     def identity(self, split: Split) -> dict[str, Any]:
         """See `ProblemSource.identity`."""
         file = self.eval_path if split == "eval" and self.eval_path is not None else self.path
+        holds_rollouts = self.path is not None and self._holds_rollouts(_read(self.path)[0])
         return {
             "source": "file",
             "sha256": None if file is None else sha256_of(file),
             # Of rollouts all are trained on, whatever they are scored on.
-            "divided": self.eval_path is None and not (self.path and self._holds_rollouts(_read(self.path)[0])),
+            "divided": self.eval_path is None and not holds_rollouts,
             "columns": self.columns,
             "template": self.template,
+            # Rollouts come with their rewards.
+            **({} if holds_rollouts and split == "train" else identity_of(self._judge)),
         }
 
     @property
-    def verifier(self) -> MathVerify:
+    def verifier(self) -> Verifier:
         """See `ProblemSource.verifier`."""
-        return MathVerify()
+        return verifier_of(self._judge)
 
     def problems(self, split: Split, size: int | None, seed: int) -> list[Problem]:
         """See `ProblemSource.problems`."""
         if split == "eval" and self.eval_path is not None:
             problems = self._problems(self.eval_path)
             self._refuse_what_is_trained_on(problems)
-            return chosen(problems, size, seed, str(self.eval_path), split)
+            return self._picked(problems, size, seed, self.eval_path, split)
         if self.path is None:
             raise InputError("path: no file is named")
         names, _ = _read(self.path)
@@ -88,9 +100,20 @@ class File:
             )
         problems = self._problems(self.path)
         if self.eval_path is None:
-            questions = {problem.id: problem.metadata["question"] for problem in problems}
-            problems = [problem for problem in problems if held_out(questions[problem.id], split)]
-        return chosen(problems, size, seed, str(self.path), split)
+            divided, count = Divided(), len(problems)
+            problems = [problem for problem in problems if divided.is_in(problem.metadata["question"], split)]
+            if not problems and split == "eval":
+                raise InputError(
+                    f"{self.path}: a tenth of the prompts is held out by their hash, and of these {count} none is; "
+                    "name held-out problems with data.eval_path=FILE or benchmark=…, or do without scores with "
+                    "data.eval=0"
+                )
+        return self._picked(problems, size, seed, self.path, split)
+
+    def _picked(self, problems: list[Problem], size: int | None, seed: int, file: Path, split: Split) -> list[Problem]:
+        picked = chosen(problems, size, seed, str(file), split)
+        require_readable(str(file), self.verifier, picked)
+        return picked
 
     def rollouts(self) -> pd.DataFrame | None:
         """See `ProblemSource.rollouts`.
@@ -123,7 +146,12 @@ class File:
                 samples[problem_id] = sample + 1
             first = seen.setdefault((problem_id, sample), number)
             if first != number:
-                raise self._wrong(number, "id", f"{problem_id!r}, sample {sample}, stands in row {first} already")
+                what = (
+                    f"{problem_id!r}, sample {sample},"
+                    if self.columns["id"] in names
+                    else f"sample {sample} of the prompt"
+                )
+                raise self._wrong(number, self._known_by(names), f"{what} stands in row {first} already")
             found.append(
                 {
                     "problem_id": problem_id,
@@ -138,17 +166,28 @@ class File:
                     "finished": self._finished(number, row, names),
                 }
             )
+        self._refuse_one_prompt_under_two_ids(prompts)
         return pd.DataFrame(found)
+
+    def _refuse_one_prompt_under_two_ids(self, prompts: Mapping[str, tuple[str, int]]) -> None:
+        ids: dict[str, tuple[str, int]] = {}
+        for problem_id, (prompt, number) in prompts.items():
+            other, before = ids.setdefault(prompt, (problem_id, number))
+            if other != problem_id:
+                raise self._wrong(number, "id", f"{problem_id!r} has the prompt of {other!r} in row {before}")
 
     def _refuse_what_is_trained_on(self, held_out_problems: list[Problem]) -> None:
         if self.path is None:
             return
         _, rows = _read(self.path)
-        trained_on = {str(row.get(self.columns["prompt"])): number for number, row in rows}
-        for number, problem in enumerate(held_out_problems, 1):
-            if problem.metadata["question"] in trained_on:
-                other = trained_on[problem.metadata["question"]]
-                raise self._wrong(number, "prompt", f"{self.path} has it too, in row {other}", self.eval_path)
+        prompts = [(number, self._text(number, "prompt", row)) for number, row in rows]
+        trained_on = Asked((prompt for _, prompt in prompts), [self.template])
+        for problem in held_out_problems:
+            question = problem.metadata["question"]
+            if trained_on.has(question, [self.template]):
+                alike = (number for number, prompt in prompts if Asked([prompt], [self.template]).has(question))
+                what = f"{self.path} has it too, in row {next(alike, '?')}"
+                raise self._wrong(problem.metadata["row"], "prompt", what, self.eval_path)
 
     def _holds_rollouts(self, names: list[str]) -> bool:
         return self.columns["completion"] in names or self.columns["reward"] in names
@@ -157,6 +196,7 @@ class File:
         names, rows = _read(file)
         require_columns(str(file), names, [self.columns["prompt"], self.columns["answer"]])
         found: dict[str, tuple[Problem, int]] = {}
+        questions: dict[str, int] = {}
         for number, row in rows:
             question = self._text(number, "prompt", row, file)
             problem_id = self._id(number, question, row, names, file)
@@ -164,15 +204,18 @@ class File:
                 problem_id,
                 self.template.replace("{question}", question),
                 self._text(number, "answer", row, file),
-                {"question": question},
+                {"question": question, "row": number},
             )
-            if problem_id in found:
+            if problem_id in found and self.columns["id"] in names:
                 raise self._wrong(number, "id", f"{problem_id!r} stands in row {found[problem_id][1]} already", file)
+            first = questions.setdefault(question, number)
+            if first != number:
+                raise self._wrong(number, "prompt", f"the prompt stands in row {first} already", file)
             found[problem_id] = problem, number
         return [problem for problem, _ in found.values()]
 
     def _text(self, number: int, name: str, row: Mapping[str, Any], file: Path | None = None) -> str:
-        return text_in(str(file or self.path), number, self.columns[name], row)
+        return text_in(str(file or self.path), number, self.columns[name], row, listed=name == "answer")
 
     def _wrong(self, number: int, name: str, what: str, file: Path | None = None) -> InputError:
         return InputError(f"{file or self.path}: row {number}, column {self.columns[name]!r}: {what}")
@@ -183,6 +226,10 @@ class File:
         if self.columns["id"] not in names:
             return f"prompt-{short_hash(question)}"
         return self._text(number, "id", row, file)
+
+    def _known_by(self, names: list[str]) -> str:
+        """The column that tells one problem from another."""
+        return "id" if self.columns["id"] in names else "prompt"
 
     def _reward(self, number: int, row: Mapping[str, Any]) -> float:
         value = row.get(self.columns["reward"])
@@ -212,37 +259,94 @@ class File:
 
 
 def _read(file: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    """The names of a file's columns, and its rows with their numbers from 1."""
-    rows = _parquet(file) if file.suffix == ".parquet" else _json_lines(file)
+    """The names of a file's columns, and its rows with their numbers from 1 (in JSON lines: of the line)."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file}: {error.strerror or first_line(error)}") from error
+    if content.startswith(b"\x1f\x8b"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"{file}: not a readable gzip file ({first_line(error)})") from error
+    rows = (
+        _parquet(file, content)
+        if content.startswith(b"PAR1") or _is_named_parquet(file)
+        else _json_lines(file, content)
+    )
     if not rows:
         raise InputError(f"{file}: no row in it")
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return names, iter(enumerate(rows, 1))
+    names = list(dict.fromkeys(name for _, row in rows for name in row))
+    return names, iter(rows)
 
 
-def _parquet(file: Path) -> list[dict[str, Any]]:
+def _is_named_parquet(file: Path) -> bool:
+    return file.suffix.lower() in (".parquet", ".pq")
+
+
+def _parquet(file: Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.read_table(file).to_pylist()
+        return list(enumerate(pq.read_table(pa.BufferReader(content)).to_pylist(), 1))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{file}: not a readable parquet file ({first_line(error)})") from error
 
 
-def _json_lines(file: Path) -> list[dict[str, Any]]:
-    rows = []
+# What else is given for one of the two, by its first bytes.
+_OTHER_FORMATS = {
+    b"PK\x03\x04": "a zip archive or a spreadsheet",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd",
+    b"\xfd7zXZ": "compressed by xz",
+    b"BZh": "compressed by bzip2",
+    b"ARROW1": "an Arrow file",
+    b"ORC": "an ORC file",
+    b"SQLite format 3": "an SQLite database",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"version https://git-lfs": "a pointer of Git LFS, not the file itself (git lfs pull)",
+}
+
+
+def _decoded(file: Path, content: bytes) -> str:
+    for start, what in _OTHER_FORMATS.items():
+        if content.startswith(start):
+            raise InputError(f"{file}: {what}; parquet or JSON lines are read")
+    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        # Not `splitlines`, which also cuts at separators that JSON leaves inside a text.
-        lines = file.read_text(encoding="utf-8-sig").rstrip().split("\n")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
-        raise InputError(f"{file}: neither parquet nor text ({first_line(error)})") from error
-    for number, line in enumerate(lines if lines != [""] else [], 1):
+        line = content[: error.start].count(b"\n") + 1
+        why = f"line {line}: {error.reason}" if encoding == "utf-8-sig" else error.reason
+        raise InputError(f"{file}: neither parquet nor text in UTF-8 ({why})") from error
+
+
+def _json_lines(file: Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
+    rows: list[tuple[int, dict[str, Any]]] = []
+    # Not `splitlines`, which also cuts at separators that JSON leaves inside a text.
+    lines = _decoded(file, content).split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # also for a number or a nesting beyond reason
-            raise InputError(f"{file}: row {number}: not JSON ({first_line(error)})") from error
+            raise InputError(f"{file}: {_not_json(number, line, not rows, error)}") from error
+        if isinstance(row, list) and not rows and all(isinstance(each, dict) for each in row):
+            raise InputError(f"{file}: a JSON array; one object a line, please")
         if not isinstance(row, dict):
             raise InputError(f"{file}: row {number}: not an object with the columns as its keys")
-        rows.append(row)
+        rows.append((number, row))
     return rows
+
+
+def _not_json(number: int, line: str, is_first: bool, error: Exception) -> str:
+    start = line.strip()
+    if is_first and start.startswith("[") and not isinstance(error, RecursionError):
+        return "a JSON array; one object a line, please"
+    if (is_first and start in ("{", "{}")) or (is_first and re.fullmatch(r'\{\s*"[^"]*"\s*:.*,', start)):
+        return "a JSON object over several lines; one object a line, please"
+    if is_first and start[0] not in "{[":
+        return f"row {number}: not JSON, but {start[:40]!r}; parquet or JSON lines are read (no CSV)"
+    return f"row {number}: not JSON ({first_line(error)})"

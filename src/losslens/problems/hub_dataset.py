@@ -12,13 +12,14 @@ from typing import Any
 from losslens import hub
 from losslens.errors import InputError, first_line
 from losslens.files import digest, sha256_of
-from losslens.problems import Problem, Split, short_hash
-from losslens.problems.mathematics import MathVerify
-from losslens.problems.table import chosen, held_out, require_columns
+from losslens.problems import Problem, Split, Verifier, short_hash
+from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
+from losslens.problems.questions import normal
+from losslens.problems.table import Divided, cell, chosen, is_missing, require_columns, require_readable, say_once
 
 
 class HubDataset:
-    """Questions and answers of a dataset, checked by math-verify.
+    """Questions and answers of a dataset.
 
     Args:
         name: What the problems' ids begin with.
@@ -31,6 +32,7 @@ class HubDataset:
         files: The data file of each of the dataset's splits, where the repository does not say.
         answer_pattern: A regular expression whose first group is the reference answer in its column; null: all of it.
         template: The prompt, with `{question}` in it.
+        verifier: Who checks the answers (`judges.verifier_of`); null: `MathVerify`.
 
     A row without a question or an answer is left out, and so is a question that came before; how many is said.
     """
@@ -46,6 +48,7 @@ class HubDataset:
         files: Mapping[str, str] | None = None,
         answer_pattern: str | None = None,
         template: str = "{question}",
+        verifier: VerifierSetting = None,
     ) -> None:
         self.name = name
         self.repo = repo
@@ -55,6 +58,7 @@ class HubDataset:
         self.config = config
         self.files = dict(files or {})
         self.template = template
+        self._judge = verifier
         if set(self.columns) != {"prompt", "answer"}:
             raise InputError("source.columns: names prompt and answer, and nothing else")
         if "{question}" not in template:
@@ -87,12 +91,13 @@ class HubDataset:
             "split": self.splits.get(split),
             "divided": self._divided,
             "answer_pattern": self.answer_pattern.pattern,
+            **identity_of(self._judge),
         }
 
     @property
-    def verifier(self) -> MathVerify:
+    def verifier(self) -> Verifier:
         """See `ProblemSource.verifier`."""
-        return MathVerify()
+        return verifier_of(self._judge)
 
     def rollouts(self) -> None:
         """See `ProblemSource.rollouts`: there are none."""
@@ -109,16 +114,37 @@ class HubDataset:
         if count == 0:
             raise InputError(f"{where}: no row in it")
         found: dict[str, Problem] = {}
-        for question, cell in zip(rows[self.columns["prompt"]], rows[self.columns["answer"]], strict=True):
-            answer = self.answer_pattern.search(str(cell)) if cell is not None else None
-            if not isinstance(question, str) or not question.strip() or answer is None or not answer[1].strip():
+        left_out: dict[str, list[int]] = {"repeated": [], "not complete": []}
+        cells = zip(rows[self.columns["prompt"]], rows[self.columns["answer"]], strict=True)
+        for number, (question_cell, answer_cell) in enumerate(cells, 1):
+            if is_missing(question_cell) or is_missing(answer_cell):
+                left_out["not complete"].append(number)
                 continue
-            prompt = self.template.replace("{question}", question)
-            found.setdefault(question, Problem(f"{self.name}-{short_hash(question)}", prompt, answer[1].strip()))
+            question = cell(where, number, self.columns["prompt"], question_cell)
+            answer = self.answer_pattern.search(cell(where, number, self.columns["answer"], answer_cell, listed=True))
+            if answer is None or not (answer[1] or "").strip():
+                left_out["not complete"].append(number)
+            elif normal(question) in found:
+                left_out["repeated"].append(number)
+            else:
+                found[normal(question)] = self._problem(question, answer[1].strip(), number)
         if len(found) < count:
-            print(f"{self.name}, split {name!r}: {count - len(found)} rows left out (repeated, or not complete)")
-        kept = [problem for question, problem in found.items() if not self._divided or held_out(question, split)]
-        return chosen(kept, size, seed, where, split)
+            why = ", ".join(f"{len(those)} {what}, row {those[0]} first" for what, those in left_out.items() if those)
+            say_once(where, f"{self.name}, split {name!r}: {count - len(found)} rows left out ({why})")
+        divided = Divided()
+        kept = [
+            problem
+            for problem in found.values()
+            if not self._divided or divided.is_in(problem.metadata["question"], split)
+        ]
+        picked = chosen(kept, size, seed, where, split)
+        require_readable(where, self.verifier, picked)
+        return picked
+
+    def _problem(self, question: str, answer: str, row: int) -> Problem:
+        prompt = self.template.replace("{question}", question)
+        about = {"question": question, "row": row}
+        return Problem(f"{self.name}-{short_hash(question)}", prompt, answer, about)
 
     @property
     def _divided(self) -> bool:

@@ -1,7 +1,7 @@
 r"""Whether an answer is right: read as people write answers, and compared as what it is.
 
-A text is read as one of a few kinds: a quantity (a value with its unit), several values (a list, a tuple, an interval, a
-set), words, a choice of a multiple-choice question, a ratio, a time or date, a relation. Only what is none of the plain
+A text is read as one of a few kinds: a quantity (a value with its unit), several values (a list, tuple, interval, set),
+words, a choice of a multiple-choice question, a ratio, a time or date, a relation. Only what is none of the plain
 ones goes to math-verify, which parses the LaTeX and compares expressions.
 """
 
@@ -30,7 +30,9 @@ from losslens.problems.quantities import (
     without_unit,
 )
 
-_LONGEST_ANSWER = 20_000  # characters; the LaTeX parser goes on for minutes with what is longer
+_LONGEST_ANSWER = 20_000  # characters that are looked at
+_LONGEST_EXPRESSION = 1500  # characters; the LaTeX parser goes on for minutes with what is longer
+_LONGEST_PLAIN = 200
 _WORDS_OF_AN_ANSWER = 8  # a reference of more words is prose, which nobody repeats word by word
 _WORDS_OF_A_GUESS = 3  # so many words at the end of a text that announces no answer are taken for one
 
@@ -59,9 +61,26 @@ class MathVerify:
                 return Verdict(_shown(wordings[0]), False)
         return Verdict(_shown(places[0][0]) if explicit else None, False)
 
-    def reads(self, answer: str) -> bool:
+    @staticmethod
+    def reads(answer: str) -> bool:
         """Whether a reference can be read, so that some completion could be right."""
         return _is_readable(read_reference(answer))
+
+    @staticmethod
+    def reads_plainly(answer: str) -> bool:
+        """Whether a reference is read at once, with nothing in it that the LaTeX parser is needed for."""
+        return len(answer) <= _LONGEST_PLAIN and _is_plain(read_reference(answer))
+
+
+@dataclass(frozen=True)
+class ReadsReference:
+    """Finds out, in the process that checks answers, whether a problem's reference can be read."""
+
+    needs_network: ClassVar[bool] = False
+
+    def __call__(self, problem: Problem, completion: str) -> Verdict:
+        """See `Verifier`; right means that it can."""
+        return Verdict(None, MathVerify.reads(problem.answer))
 
 
 def _shown(text: str) -> str:
@@ -178,16 +197,17 @@ def _read(text: str, depth: int) -> Reading:
                 return found
     if re.search(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|ne|neq|leqslant|geqslant)\b", text):
         return Relation(text)
-    if _LETTERS.fullmatch(simple) and "\\" not in _as_latex(simple):
+    if _LETTERS.fullmatch(simple) and "\\" not in _as_latex(simple) and not _A_MINUS.search(simple):
         return Words(simple)
     rest, known, _ = without_unit(text)
     return Quantity(text, value=number(rest), latex=rest, unit=known)
 
 
 _LETTERS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '.,\-&/?:()\"]|(?<=[^\W\d_]{3})!)*")
+_A_MINUS = re.compile(r"(?<![^\W\d_])[^\W\d_]?\s*[-/]\s*[^\W\d_](?![^\W\d_])|\s[-/]\s")
 _CHOICE = re.compile(
     r"\(\s*(?P<a>[A-Ja-j])\s*\)|(?P<b>[A-Ja-j])\s*[.):]?|\[(?P<c>[A-J])\]"
-    r"|(?:\(\s*(?P<d>[A-J])\s*\)|(?P<e>[A-J])\s*[.):])\s*(?P<content>\S.*)"
+    r"|(?:\(\s*(?P<d>[A-J])\s*\)|(?P<e>[A-J])\s*[.):])\s*(?P<content>(?!and\b|or\b)[^\s,;].*)"
 )
 
 
@@ -200,11 +220,27 @@ def _choice(text: str, depth: int) -> Reading | None:
     return Choice(text, letter=letter.upper(), content=content)
 
 
-_MONTHS = "january february march april may june july august september october november december".split()
+_MONTHS = [
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
+    "december",
+]
 _MONTH = "|".join(f"{name[:3]}(?:{name[3:]})?" if len(name) > 3 else name for name in _MONTHS) + "|sept"
 _DATES = [
     re.compile(rf"(?P<month>{_MONTH})\.?\s+(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:\s*,?\s*(?P<year>\d{{4}}))?", re.I),
-    re.compile(rf"(?:the\s+)?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<month>{_MONTH})\.?(?:,?\s*(?P<year>\d{{4}}))?", re.I),
+    re.compile(
+        rf"(?:the\s+)?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?\s+(?:of\s+)?(?P<month>{_MONTH})\.?(?:,?\s*(?P<year>\d{{4}}))?",
+        re.I,
+    ),
     re.compile(rf"(?P<month>{_MONTH})\.?,?\s+(?P<year>\d{{4}})", re.I),
     re.compile(r"(?P<year>\d{4})-(?P<number>\d{2})-(?P<day>\d{2})"),
 ]
@@ -227,7 +263,9 @@ def _month(name: str) -> int:
     return next(n for n, month in enumerate(_MONTHS, 1) if month.startswith(name[:3].lower()))
 
 
-_TIME = re.compile(r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?|noon|midnight)?|(\d{1,2})\s*(a\.?m\.?|p\.?m\.?)", re.I)
+_TIME = re.compile(
+    r"(\d{1,2}):(\d{2})(?::(\d{2}))?\s*(a\.?m\.?|p\.?m\.?|noon|midnight)?|(\d{1,2})\s*(a\.?m\.?|p\.?m\.?)", re.I
+)
 _RATIO = re.compile(r"[\d.,/\s]+(?:(?::|\\colon|\bto\b|\\text\{\s*to\s*\})[\d.,/\s]+)+")
 
 
@@ -247,7 +285,9 @@ def _clock_or_ratio(text: str) -> Reading | None:
 
 
 def _in_a_base(text: str) -> Reading | None:
-    match = re.fullmatch(r"([0-9A-Fa-f]*\d[0-9A-Fa-f]*)_\{?\s*(?:\\text\{)?\s*(\d{1,2}|two|three|five|eight|ten|sixteen)\s*\}*", text)
+    match = re.fullmatch(
+        r"([0-9A-Fa-f]*\d[0-9A-Fa-f]*)_\{?\s*(?:\\text\{)?\s*(\d{1,2}|two|three|five|eight|ten|sixteen)\s*\}*", text
+    )
     return Exact(text, value=("base", match[1].upper().lstrip("0"), match[2])) if match else None
 
 
@@ -319,8 +359,19 @@ def _split(text: str, separator: str) -> list[str]:
     return [*parts, text[start:].strip()]
 
 
-_BRACKETS = re.compile(r"(\\\{|\\lbrace\b|\\langle\b|\\lbrack\b|\(|\[)(.*)(\\\}|\\rbrace\b|\\rangle\b|\\rbrack\b|\)|\])", re.S)
-_ALIASES = {"\\{": "{", "\\}": "}", "\\lbrace": "{", "\\rbrace": "}", "\\langle": "(", "\\rangle": ")", "\\lbrack": "[", "\\rbrack": "]"}
+_BRACKETS = re.compile(
+    r"(\\\{|\\lbrace\b|\\langle\b|\\lbrack\b|\(|\[)(.*)(\\\}|\\rbrace\b|\\rangle\b|\\rbrack\b|\)|\])", re.S
+)
+_ALIASES = {
+    "\\{": "{",
+    "\\}": "}",
+    "\\lbrace": "{",
+    "\\rbrace": "}",
+    "\\langle": "(",
+    "\\rangle": ")",
+    "\\lbrack": "[",
+    "\\rbrack": "]",
+}
 _SEPARATOR = r",|;|\band\b|\bor\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\}|\\(?:land|lor|wedge|vee)\b"
 
 
@@ -337,7 +388,9 @@ def _several(text: str, depth: int) -> Reading | None:
     match = _BRACKETS.fullmatch(text)
     if match and _closes_at_the_end(text):
         brackets = _ALIASES.get(match[1], match[1]) + _ALIASES.get(match[3], match[3])
-        inner = _split(match[2], r",(?=\s)|;" if re.search(r",\s", match[2]) and _split(match[2], r",(?=\s)")[1:] else r",|;")
+        inner = _split(
+            match[2], r",(?=\s)|;" if re.search(r",\s", match[2]) and _split(match[2], r",(?=\s)")[1:] else r",|;"
+        )
         if len(inner) > 1 and all(inner):
             return Several(text, items=tuple(_read(part, depth + 1) for part in inner), brackets=brackets)
         if brackets in ("()", "{}", "[]") and match[2].strip() and len(inner) == 1:
@@ -360,7 +413,9 @@ def _closes_at_the_end(text: str) -> bool:
     return False
 
 
-_FUNCTIONS = re.compile(r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp)(?![A-Za-z])")
+_FUNCTIONS = re.compile(
+    r"(?<![\\A-Za-z])(arcsin|arccos|arctan|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp)(?![A-Za-z])"
+)
 _CONSTANTS = re.compile(
     r"(?<![\\A-Za-z])(?:(?P<pi>pi)|(?P<inf>infinity|infty|inf|oo)|(?P<greek>theta|alpha|beta|gamma|lambda|omega|phi))(?![A-Za-z])"
 )
@@ -383,7 +438,9 @@ def _as_latex(text: str) -> str:
     text = re.sub(r"\^\s*(-?\d+)(?![\d}.])", r"^{\1}", text)
     text = re.sub(r"(?<=[\w)}\]])\s*\*\s*(?=[\w({\\-])", r" \\cdot ", text)
     text = _FUNCTIONS.sub(r"\\\1 ", text)
-    return _CONSTANTS.sub(lambda m: "\\pi " if m["pi"] else "\\infty " if m["inf"] else f"\\{m['greek']} ", text).strip()
+    return _CONSTANTS.sub(
+        lambda m: "\\pi " if m["pi"] else "\\infty " if m["inf"] else f"\\{m['greek']} ", text
+    ).strip()
 
 
 def _closing(text: str, at: int) -> int:
@@ -427,12 +484,17 @@ def same(a: Reading, b: Reading) -> bool:
         if isinstance(one, Words) and isinstance(other, Several) and not other.brackets:
             return _said(one.text) == "".join(_said(item.text) for item in other.items).casefold()
         if isinstance(one, Words) and isinstance(other, Quantity):
-            return one.text.casefold() == other.text.casefold() or (len(one.text) < 4 and _verified(a.text, b.text))
+            return _alike(one, other) or (len(one.text) < 4 and _verified(a.text, b.text))
         if isinstance(one, Several) and isinstance(other, Quantity) and not one.brackets and _as_list(other):
             return _same_several(one, Several(other.text, items=_as_list(other)))
     if isinstance(a, Words) or isinstance(b, Words):
-        return _said(a.text) == _said(b.text)
+        return _alike(a, b)
     return _verified(a.text, b.text)
+
+
+def _alike(a: Reading, b: Reading) -> bool:
+    """Whether two texts of which one is words say the same, and no operator makes them mathematics."""
+    return _said(a.text) == _said(b.text) and not any(re.search(r"[-+*/^!=<>\d]", one.text) for one in (a, b))
 
 
 def _is_symbol(name: str) -> bool:
@@ -563,7 +625,9 @@ def _same_value(a: Quantity, times_a: Fraction, b: Quantity, times_b: Fraction) 
         return False
     for value, other in ((a.value, right), (b.value, left)):
         if value is not None and (near := _near(value, other)) is not None:
-            return near if times_a == times_b == 1 else _same_expression(left * _exact(times_a), right * _exact(times_b))
+            return (
+                near if times_a == times_b == 1 else _same_expression(left * _exact(times_a), right * _exact(times_b))
+            )
     if times_a == times_b:
         return _same_expression(left, right) or _is_expression_of_letters(a, b)
     return _same_expression(left * _exact(times_a), right * _exact(times_b))
@@ -635,12 +699,14 @@ def parsed(latex: str) -> Any:
     """What math-verify's parser makes of LaTeX; None when that is nothing, or the text is prose."""
     from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
     from math_verify.parser import parse_latex_cached
-    from sympy import Basic, MatrixBase
+    from sympy import Basic, I, MatrixBase
 
-    # The time limit is `verification.py`'s; math-verify's own is a signal, which a long product ignores.
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     if not latex.strip() or _is_prose(latex):
         return None
+    if len(latex) > _LONGEST_EXPRESSION:
+        raise ValueError(f"an expression of {len(latex)} characters, of at most {_LONGEST_EXPRESSION}")
+    # The time limit is `verification.py`'s; math-verify's own is a signal, which a long product ignores.
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     # Units are parted from values before: math-verify would take the `t` of `\frac{1}{2}t` for one.
     latex = re.sub(r"(?<=[\d)}])i(?![A-Za-z])", " i", latex)  # it takes the `i` of `3i` for a variable
     config = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
@@ -650,13 +716,16 @@ def parsed(latex: str) -> Any:
         raise
     except Exception:  # the parser's own, of many kinds
         return None
-    return found if isinstance(found, (Basic, MatrixBase)) else None
+    if not isinstance(found, (Basic, MatrixBase)):
+        return None
+    imaginary = [symbol for symbol in found.free_symbols if symbol.name == "i"]
+    return found.subs(imaginary[0], I) if imaginary else found
 
 
 def _is_prose(latex: str) -> bool:
     bare = re.sub(r"\\(?:begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+\*?", " ", IN_TEXT.sub(r" \1 ", latex))
     runs = [len(run) for run in re.findall(r"[^\W\d_]+", bare)]
-    return any(run > 4 for run in runs) or sum(run > 2 for run in runs) > 1
+    return any(run > 3 for run in runs) or sum(run > 1 for run in runs) > 1
 
 
 def _is_readable(reading: Reading) -> bool:
@@ -671,6 +740,14 @@ def _is_readable(reading: Reading) -> bool:
     if isinstance(reading, Relation):
         return parsed(reading.text) is not None
     return True
+
+
+def _is_plain(reading: Reading) -> bool:
+    if isinstance(reading, Several):
+        return all(_is_plain(item) for item in reading.items)
+    if isinstance(reading, Quantity):
+        return reading.value is not None
+    return not isinstance(reading, Relation) and _is_readable(reading)
 
 
 def _is_an_answer(reading: Reading, in_words: bool) -> bool:

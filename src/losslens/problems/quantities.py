@@ -65,7 +65,9 @@ _POWER = re.compile(
 _TEN = re.compile(r"(?P<sign>[-+]?)10\s*(?:\^|\*\*)\s*(?:\{\s*(?P<p>[-+]?\s*\d{1,6})\s*\}|\(?(?P<q>[-+]?\d{1,6})\)?)")
 _FRACTION = re.compile(r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))|([^/\s]+|\(.*?\))\s*/\s*(\S+)")
 _MIXED = re.compile(r"([-+]?)\s*(\d{1,9})\s*(?:\s|\band\b|(?=\\frac))\s*(?:and\s+)?(\\frac.*|\d{1,9}\s*/\s*\d{1,9})")
-_REPEATING = re.compile(r"([-+]?)(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\overline\s*(\d)|\\bar\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?)")
+_REPEATING = re.compile(
+    r"([-+]?)(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\overline\s*(\d)|\\bar\s*\{?(\d+)\}?|\\dot\s*\{?(\d)\}?)"
+)
 _OPEN = re.compile(r"(.*\.\d{3,})\s*(?:\\ldots|\\dots|\\cdots|\.\.\.|…)")
 
 
@@ -120,7 +122,10 @@ def _fraction(text: str) -> Number | None:
     match = _FRACTION.fullmatch(text[len(sign) :].strip())
     if match is None:
         return None
-    above, below = (_decimal((part or "").strip("() ")) for part in (match[1] or match[2] or match[5], match[3] or match[4] or match[6]))
+    above, below = (
+        _decimal((part or "").strip("() "))
+        for part in (match[1] or match[2] or match[5], match[3] or match[4] or match[6])
+    )
     if above is None or below is None or below.value == 0:
         return None
     value = above.value / below.value
@@ -146,14 +151,44 @@ def _repeating(text: str) -> Number | None:
     return Number(-value if match[1] == "-" else value)
 
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
+_SMALL = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = dict(
+    zip(["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"], range(20, 100, 10), strict=True)
+)
 _NUMBER_WORDS = {**{word: n for n, word in enumerate(_SMALL)}, **_TENS}
 _SCALES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_PARTS = {
+    "half": 2,
+    "halves": 2,
+    "third": 3,
+    "quarter": 4,
+    "fourth": 4,
+    "fifth": 5,
+    "sixth": 6,
+    "eighth": 8,
+    "tenth": 10,
+}
 
 
 def number_in_words(text: str) -> str:
@@ -250,7 +285,7 @@ mph|0.44704|m s^-1
 kmh kmph kph|5/18|m s^-1
 % percent percentage pct|1|%
 """
-_SYMBOLS = "m g s L l N J W V A Hz Pa mol eV Ω T C F K".split()
+_SYMBOLS = ["m", "g", "s", "L", "l", "N", "J", "W", "V", "A", "Hz", "Pa", "mol", "eV", "Ω", "T", "C", "F", "K"]
 _PREFIXES = {"": 0, "n": -9, "μ": -6, "µ": -6, "u": -6, "m": -3, "c": -2, "d": -1, "k": 3, "M": 6, "G": 9}
 _LONG = {
     **dict.fromkeys(("meter", "metre"), "m"), "gram": "g", "gramme": "g", **dict.fromkeys(("liter", "litre"), "L"),
@@ -273,17 +308,19 @@ def _units() -> dict[str, tuple[Fraction, dict[str, int]]]:
             for name in (prefix + word, f"{prefix}{word}s"):
                 known[name] = factor * Fraction(10) ** power, base
     for line in _WORDS.strip().splitlines():
-        names, size, of = line.split("|")
+        names, how_many, of = line.split("|")
         powers = {}
         for part in of.split():
-            name, _, power = part.partition("^")
-            powers[name] = int(power or 1)
+            name, _, exponent = part.partition("^")
+            powers[name] = int(exponent or 1)
         for name in names.split():
-            known[name] = Fraction(size), powers
+            known[name] = Fraction(how_many), powers
     return known
 
 
-_UNIT_TOKEN = re.compile(r"\s*(/|\bper\b|\\cdot|\*|·|(?P<name>°\s?[CF]\b|[A-Za-zμµΩ]+\$?|[°%¤¢€£¥₹])(?:\s*\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<digit>[23])(?!\d))?)\s*")
+_UNIT_TOKEN = re.compile(
+    r"\s*(/|\bper\b|\\cdot|\*|·|(?P<name>°\s?[CF]\b|[A-Za-zμµΩ]+\$?|[°%¤¢€£¥₹])(?:\s*\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<digit>[23])(?!\d))?)\s*"
+)
 _WORDY = [
     (re.compile(r"\b(?:square|sq\.?)\s+([A-Za-z]+)"), r"\1^2"),
     (re.compile(r"\b(?:cubic|cu\.?)\s+([A-Za-z]+)"), r"\1^3"),
@@ -324,9 +361,12 @@ def unit(text: str) -> Unit | None:
 
 
 # Words after a value that belong to mathematics and not to what is counted.
-_OF_MATHS = set(
-    "pi sqrt sin cos tan cot sec csc log ln exp lim or and to inf infinity mod times plus minus over choose if where for "
-    "with when all is are not by in than but unless mod arcsin arccos arctan min max gcd lcm frac cdot cases".split()
+_OF_MATHS = frozenset(
+    """
+    pi sqrt sin cos tan cot sec csc log ln exp lim or and to inf infinity mod times plus minus over choose if
+    where for with when all is are not by in than but unless arcsin arccos arctan min max gcd lcm frac cdot
+    cases
+    """.split()  # noqa: SIM905
 )
 _POWERS_OF_UNITS = re.compile(r"(?<=[A-Za-z}Ωµμ])\s*\^\s*\{?\s*(-?[1-9])\s*\}?")
 _STAND_IN = str.maketrans("-123456789", "⁻¹²³⁴⁵⁶⁷⁸⁹")
@@ -349,6 +389,7 @@ def without_unit(text: str) -> tuple[str, Unit | None, str]:
         return value, (coin if also is None or also == coin else also), "" if also is None else words
     copy = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|\\circ\b|\\degree\b", "°", text)
     copy = IN_TEXT.sub(r" \1", copy)
+    copy = re.sub(r"\\mu\s*(?=[A-Za-z])", "μ", copy).replace(r"\Omega", "Ω")
     copy = _POWERS_OF_UNITS.sub(lambda m: m[1].translate(_STAND_IN), copy)
     end = 0
     for match in _LAST_OF_VALUE.finditer(copy):
@@ -364,14 +405,14 @@ def without_unit(text: str) -> tuple[str, Unit | None, str]:
     value = re.sub(r"[⁻¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: f"^{{{m[0].translate(_BACK)}}}", value).strip()
     if found is not None and not (attached and len(name) == 1 and name.isalpha()):
         return value, found, ""
-    words = re.sub(r"\([^()]*\)$", "", name).split()
+    nouns = re.sub(r"\([^()]*\)$", "", name).split()
     if (
-        words
+        nouns
         and not attached
-        and all(re.fullmatch(r"[A-Za-z$'/.,⁻¹²³⁴-]+", word) for word in words)
-        and len(words[0].strip(".,")) > 2
-        and not _OF_MATHS & {word.lower() for word in words[:1]}
-        and not (len(words) > 1 and _OF_MATHS & {"or"} & {word.lower() for word in words})
+        and all(re.fullmatch(r"[A-Za-z$'/.,⁻¹²³⁴-]+", word) for word in nouns)
+        and len(nouns[0].strip(".,")) > 2
+        and not _OF_MATHS & {word.lower() for word in nouns[:1]}
+        and "or" not in nouns
     ):
-        return value, None, " ".join(words)
+        return value, None, " ".join(nouns)
     return text, None, ""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from losslens.errors import InputError, first_line
 from losslens.files import atomic_folder, read_json, write_json
+from losslens.problems.questions import Asked, templates_of
 
 SCHEMA = pa.schema(
     [
@@ -146,6 +147,12 @@ def load(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
     if content_sha256(content) != manifest["sha256"]:
         raise InputError(f"{file}: not the content that was frozen (its hash is not the manifest's sha256)")
     return FrozenRollouts(folder, content.assign(**{name: None for name in IDS if name not in content}), manifest)
+
+
+def asked_in(frozen: FrozenRollouts) -> Asked:
+    """The questions of frozen rollouts, to look others up in."""
+    table = frozen.table
+    return Asked(table["prompt"], templates_of(frozen.manifest.get("identity")), table["problem_id"].unique())
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:

@@ -1,0 +1,241 @@
+"""Answers are read as people write them: hundreds of pairs in the styles of common data sets, and what is not right."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import pandas as pd
+import pytest
+
+from losslens.analysis.held_out import _require_held_out
+from losslens.errors import InputError
+from losslens.problems import Problem, Verdict
+from losslens.problems.hub_dataset import HubDataset
+from losslens.problems.judges import Judge, identity_of, verifier_of
+from losslens.problems.mathematics import MathVerify
+from losslens.problems.questions import Asked
+from losslens.problems.table import cell, require_readable
+from losslens.problems.verification import verdicts
+from losslens.rollouts.frozen import FrozenRollouts, freeze, load
+
+PAIRS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text().splitlines()]
+
+
+def problem(answer: str, row: int = 0) -> Problem:
+    return Problem(f"p{row}", "?", answer, {"row": row})
+
+
+def test_pairs_of_every_style_are_judged_right() -> None:
+    judge = MathVerify()
+    faults = [
+        pair for pair in PAIRS if judge(problem(pair["reference"]), pair["completion"]).correct is not pair["right"]
+    ]
+    assert faults == []
+    assert Counter(pair["style"] for pair in PAIRS).keys() == {
+        "gsm8k", "math", "deepscaler", "aime", "olympiad", "choice",
+    }  # fmt: skip
+    assert sum(not pair["right"] for pair in PAIRS) > 80
+
+
+def test_every_reference_of_the_pairs_can_be_read() -> None:
+    assert [pair["reference"] for pair in PAIRS if not MathVerify.reads(pair["reference"])] == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "completion", "correct"),
+    [
+        ("5", "the interim answer is 4, then <answer> 5 </answer><answer></answer>", True),
+        ("5", r"\boxed{5} and an empty one: \boxed{\ldots}", True),
+        ("1,2", r"\boxed{1}. But no: \boxed{2}", False),
+        ("5 apples", r"\boxed{5}", True),
+        ("5 km", r"\boxed{5\text{ m}}", False),
+        ("5 km", r"\boxed{5000\text{ m}}", True),
+        ("0.5", r"\boxed{50\%}", True),
+        ("0.5", r"\boxed{50}", False),
+        ("1e-8", r"\boxed{1.1e-8}", False),
+        ("3.14159", r"\boxed{\pi}", True),
+        ("3.14", r"\boxed{\pi}", False),
+        ("east", r"\boxed{seat}", False),
+        ("xy", r"\boxed{yx}", False),
+        ("2xy", r"\boxed{2yx}", True),
+    ],
+)
+def test_decisions(reference: str, completion: str, correct: bool) -> None:
+    assert MathVerify()(problem(reference), completion).correct is correct
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "<answer>" * 20_000,
+        r"\boxed{" * 20_000,
+        "**a " * 20_000,
+        "the answer " * 10_000,
+        "$" * 50_000,
+        r"\[ " * 20_000,
+        "1,234" * 10_000,
+        "- " * 30_000,
+        r"\boxed{" + "1 " * 5_000 + "}",
+        "a b " * 10_000 + "=",
+    ],
+)
+def test_a_long_completion_is_searched_in_bounded_time(completion: str) -> None:
+    started = time.process_time()
+    # A value error is told as trouble by the process that checks.
+    with contextlib.suppress(ValueError):
+        assert not MathVerify()(problem("5"), completion).correct
+    assert time.process_time() - started < 5
+
+
+def test_references_that_cannot_be_read_are_named_and_refused_when_they_are_the_rule(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = [problem(answer, row) for row, answer in enumerate(["72", "$x+1$", "east", r"\frac{1}{2}"], 1)]
+    bad = [problem(r"\frac{1}{", 5), problem("It is what one gets when the sum is taken over all of them", 6)]
+    require_readable("mine.jsonl", MathVerify(), good)
+    assert capsys.readouterr().out == ""
+    require_readable("mine.jsonl", MathVerify(), good + bad)
+    said = capsys.readouterr().out
+    assert said.startswith("mine.jsonl: 2 of 6 references cannot be read, ")
+    assert r"row 5 '\\frac{1}{', row 6 'It is what" in said
+    with pytest.raises(InputError, match=r"mine.jsonl: 2 of 3 references cannot be read, .*row 5 .*, row 6"):
+        require_readable("mine.jsonl", MathVerify(), good[:1] + bad)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("a", "a"), (7, "7"), (7.0, "7"), (0.00005, "0.00005"), (1e-10, "0.0000000001"), (1234567.25, "1234567.25"),
+        (1e22, "10000000000000000000000"), (True, "True"), (["72"], "72"), ([5e-5], "0.00005"),
+    ],
+)  # fmt: skip
+def test_cells(value: Any, text: str) -> None:
+    assert cell("f", 1, "answer", value, listed=True) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (None, "missing"),
+        (float("nan"), "missing"),
+        (" ", "empty"),
+        ([], "a list of 0"),
+        (["1", "2"], "a list of 2"),
+        ({"a": 1}, "fields of its own (a)"),
+        (float("inf"), "inf is not text"),
+        (b"x", "b'x' is not text"),
+    ],
+)
+def test_cells_that_are_refused(value: Any, told: str) -> None:
+    with pytest.raises(InputError) as error:
+        cell("f", 3, "answer", value, listed=True)
+    assert str(error.value).startswith("f: row 3, column 'answer': ")
+    assert told in str(error.value)
+
+
+class Lenient:
+    """A judge of one's own: right is what contains the reference."""
+
+    needs_network: ClassVar[bool] = False
+
+    def __init__(self, folded: bool = False) -> None:
+        self.folded = folded
+
+    def __call__(self, problem: Problem, completion: str) -> Verdict:
+        text = completion.casefold() if self.folded else completion
+        return Verdict("seen", problem.answer in text)
+
+
+def judged_by_length(problem: Problem, completion: str) -> bool:
+    return len(completion) == int(problem.answer)
+
+
+def test_a_judge_of_ones_own_by_its_path() -> None:
+    options = {"_target_": "tests.test_answers.Lenient", "folded": True}
+    for setting, completion, correct in (
+        ("tests.test_answers.Lenient", "It is 5", True),
+        ("tests.test_answers.judged_by_length", "12345", True),
+        ("tests.test_answers.judged_by_length", "123", False),
+        (options, "it is 5", True),
+    ):
+        [verdict] = verdicts(verifier_of(setting), [problem("5")], [completion], seconds=60)
+        assert verdict.correct is correct, verdict
+    assert not verifier_of("tests.test_answers.Lenient").needs_network  # type: ignore[attr-defined]
+    identities = [identity_of(setting) for setting in (None, "tests.test_answers.Lenient", options)]
+    assert len({json.dumps(identity) for identity in identities}) == 3
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("nothing", "a Python path such as"),
+        ("no.such.module", "source.verifier=no.such.module: ModuleNotFoundError"),
+        ("tests.test_answers.Nobody", "tests.test_answers has no Nobody"),
+        ("tests.test_answers.PAIRS", "neither a class nor a function"),
+        ({"folded": True}, "a Python path such as"),
+        ({"_target_": "tests.test_answers.judged_by_length", "x": 1}, "options are for a class"),
+    ],
+)
+def test_a_judge_that_is_none(setting: Any, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        verifier_of(setting)
+
+
+def test_a_judge_that_does_not_take_its_options() -> None:
+    judge = Judge("tests.test_answers.Lenient", '{"colour": 1}')
+    with pytest.raises(InputError, match=r"source\.verifier=tests.test_answers.Lenient: .*colour"):
+        verdicts(judge, [problem("5")], ["5"], seconds=60)
+
+
+def test_rows_of_a_hub_dataset_that_differ_in_case_and_space_are_one_question(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"q": f"How much is {n}+{n}?", "a": [str(2 * n)]} for n in range(40)]
+    rows += [{"q": "how much is  3+3? ", "a": ["6"]}, {"q": None, "a": ["1"]}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    splits = {"train": "train", "eval": "train"}
+    source = HubDataset("mine", str(tmp_path), splits, {"prompt": "q", "answer": "a"})
+    train, held_out = source.problems("train", None, 0), source.problems("eval", None, 0)
+    assert len(train) + len(held_out) == 40
+    assert "2 rows left out (1 repeated, row 41 first, 1 not complete, row 42 first)" in capsys.readouterr().out
+
+
+def test_a_prompt_is_known_by_its_text() -> None:
+    template = "{question}\nPlease reason step by step."
+    asked = Asked(["What is 0 + 1?", "Solve this.\nWhat is 1 + 1?", "Gold:\n2\nAns"], ids=["0", "mine-0123456789ab"])
+    for prompt in ("What is 0 + 1?", " what  is 0 + 1? ", "What is \uff10 + 1?", "What is 1 + 1?"):
+        assert asked.has(prompt), prompt
+    assert asked.has("What is 0 + 1?\nPlease reason step by step.")  # instructions of its own line
+    assert asked.has("Q: What is 0 + 1? A:", ["Q: {question} A:"])
+    assert asked.has("another text", problem_id="mine-0123456789ab")
+    for prompt in ("What is 0 + 2?", "How much is 0 + 1?", "Solve this.\nWhat is 1 + 2?", "Gold:\n3\nAns"):
+        assert not asked.has(prompt, problem_id="0"), prompt
+    assert Asked(["What is 2?\nPlease reason step by step."], [template]).has("What is 2?")
+
+
+def test_held_out_completions_are_told_by_their_prompts(tmp_path: Path) -> None:
+    """The very prompts under other ids are refused; other prompts under the same ids are taken."""
+
+    def frozen(name: str, prompts: list[str], ids: list[str]) -> FrozenRollouts:
+        rows = [
+            {
+                "problem_id": problem_id, "prompt": prompt, "prompt_text": None, "completion": "1", "reward": 1.0,
+                "answer": "1", "sample": 0, "source": "me", "tokens": None, "finished": True,
+            }
+            for prompt, problem_id in zip(prompts, ids, strict=True)
+        ]  # fmt: skip
+        folder = tmp_path / "rollouts"
+        folder.mkdir(exist_ok=True)
+        return load(freeze(pd.DataFrame(rows), folder, name, {"keys": [name]}))
+
+    trained_on = frozen("file", ["What is 0 + 1?", "What is 1 + 2?"], ["0", "1"])
+    run: Any = SimpleNamespace(rollouts=SimpleNamespace(folder=trained_on.folder.name))
+    _require_held_out(frozen("other", ["How much is 0 + 1?", "What is 5 + 2?"], ["0", "1"]), tmp_path, run)
+    with pytest.raises(InputError, match=r"trained on 1 of its problems, 'what is 1  \+ 2\?' for one|'what is 1 \+ 2"):
+        _require_held_out(frozen("same", ["what is 1  + 2?", "What is 7 + 2?"], ["h0", "h1"]), tmp_path, run)
