@@ -35,8 +35,8 @@ MEASURES = {
     "floor": "What a loss shows against itself, trained on the same data in another order: two losses can hardly be "
     "expected to be more alike.",
     "null": "What two updates show that have nothing in common: a number within it is no sign of a relation.",
-    "accuracy": "The share of held-out problems that a run answers right; the 95% interval says how well these problems "
-    "tell it.",
+    "accuracy": "The share of held-out problems that a run answers right; the 95% interval says how well these "
+    "problems tell it.",
     "p (Holm)": "How often chance alone would give such a difference, corrected for all the tests that were made.",
 }
 
