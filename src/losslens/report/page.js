@@ -8,12 +8,12 @@ const stale = new Set();
 
 // Pixels between the margins of an upright page, and of one of its two columns; the height of a plot there, of a row of
 // names, and of the longest plot that a page holds.
-const PAPER = 680, COLUMN = 325, LOW = 230, ROW = 13, PAGE = 880;
+const PAPER = 680, COLUMN = 325, LOW = 185, ROW = 13, PAGE = 880;
 
 // On paper a plot is low and its letters are small. One of many rows has what they need, or the whole page.
 function onPaper(layout, wide) {
   const rows = layout.yaxis.ticktext?.length && layout.yaxis.tickvals?.length === layout.yaxis.ticktext.length && layout.yaxis.type !== "log" ? layout.yaxis.ticktext.length : 0;
-  const needed = rows ? 70 + ROW * rows : wide ? 1.2 * LOW : LOW, height = Math.min(layout.height, needed, PAGE);
+  const needed = rows ? 70 + ROW * rows : wide ? 1.3 * LOW : LOW, height = Math.min(layout.height, needed, PAGE);
   const size = Math.min(9, 0.75 * (PAGE - 70) / Math.max(rows, 1));
   return {...layout, width: wide ? PAPER : COLUMN, height, font: {...layout.font, size}};
 }
