@@ -13,7 +13,7 @@ const PAPER = 680, COLUMN = 325, LOW = 185, ROW = 13, PAGE = 880;
 // On paper a plot is low and its letters are small. One of many rows has what they need, or the whole page.
 function onPaper(layout, wide) {
   const rows = layout.yaxis.ticktext?.length && layout.yaxis.tickvals?.length === layout.yaxis.ticktext.length && layout.yaxis.type !== "log" ? layout.yaxis.ticktext.length : 0;
-  const needed = rows ? 70 + ROW * rows : wide ? 1.3 * LOW : LOW, height = Math.min(layout.height, needed, PAGE);
+  const needed = rows ? 18 + layout.margin.t + layout.margin.b + ROW * rows : wide ? 1.3 * LOW : LOW, height = Math.min(layout.height, needed, PAGE);
   const size = Math.min(9, 0.75 * (PAGE - 70) / Math.max(rows, 1));
   return {...layout, width: wide ? PAPER : COLUMN, height, font: {...layout.font, size}};
 }
