@@ -107,7 +107,9 @@ def _runs(methods: Sequence[str], seeds: int, rates: Sequence[float], settings: 
                 "learning_rate": rate, "rank": 32, "model": "made", "seed": seed, "init_seed": 0,
                 "benchmark": "arithmetic",
             }
-            for method, rate, (number, own), seed in itertools.product(methods, rates, enumerate(settings), range(seeds))
+            for method, rate, (number, own), seed in itertools.product(
+                methods, rates, enumerate(settings), range(seeds)
+            )
         ]
     )  # fmt: skip
 

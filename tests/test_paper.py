@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from benchmarks.made_analysis import make_analysis
 from losslens.errors import InputError
 from losslens.report.comparison import Comparison
 from losslens.report.figures import accuracies, angles, connectivity, cosines, learning_rate, norms
@@ -29,6 +30,7 @@ from losslens.report.figures.write import write_figures
 from losslens.report.folder import AnalysisFolder
 from losslens.report.paper_tables import escaped, write_tables
 from losslens.report.style import colour
+from tests.labels import faults
 from tests.test_glance import AGAIN, DPO, RFT, SFT, pair, run
 from tests.test_report import MANIFEST, arm, base_run
 
@@ -279,3 +281,19 @@ class TestTables:
         assert outcome.returncode == 0, outcome.stdout[-2000:]
         assert "Overfull" not in outcome.stdout
         assert (tmp_path / "paper.pdf").exists()
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> AnalysisFolder:
+    """Twenty losses, with names as long as one may be, at several rates."""
+    folder = tmp_path_factory.mktemp("many")
+    own = [f"a_name_of_sixty_letters_for_a_method_that_somebody_wrote_own{number}" for number in range(2)]
+    settings = [f"method.bias={bias}" for bias in (0.0, 0.1)]
+    losses = ["sft", "grpo", "dpo", *own]
+    make_analysis(folder, losses, rates=(1e-3, 1e-4), settings=settings, layers=2, top=3, rank=4, steps=2)
+    return AnalysisFolder(folder)
+
+
+@pytest.mark.parametrize("module", [cosines, accuracies, norms, angles, connectivity, learning_rate])
+def test_no_label_lies_on_another_or_is_cut_off(module: Any, many: AnalysisFolder) -> None:
+    assert faults(drawn(module, many)) == []

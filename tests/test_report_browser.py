@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -422,3 +423,142 @@ def test_in_the_dark_and_on_paper(report: Report) -> None:
     finally:
         command("Emulation.setEmulatedMedia", {"features": []})
     assert ink() == light
+
+
+OVERLAPS = Path(__file__).with_name("overlaps.js").read_text(encoding="utf-8")
+# Pixels of an upright A4 page between its margins.
+PAGE_WIDE, PAGE_HIGH = 703, 1032
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty losses, with names as long as one may be."""
+    folder = tmp_path_factory.mktemp("many")
+    own = [f"a_name_of_sixty_letters_for_a_method_that_somebody_wrote_own{number}" for number in range(3)]
+    settings = [f"method.a_setting_that_has_a_long_name={number}" for number in range(4)]
+    make_analysis(
+        folder, ["sft", "grpo", *own], settings=settings, layers=2, projections=["q", "v"], top=3, rank=4, steps=5
+    )
+    write_report(folder)
+    return folder
+
+
+@contextmanager
+def screen(browser: webdriver.Chrome, width: int, paper: bool = False) -> Iterator[None]:
+    """A screen of a width, or a page of paper, with every plot drawn on it."""
+    command = browser.execute_cdp_cmd
+    size = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
+    command("Emulation.setDeviceMetricsOverride", size)
+    command("Emulation.setEmulatedMedia", {"media": "print" if paper else ""})
+    try:
+        if paper:
+            browser.execute_script("dispatchEvent(new Event('beforeprint'))")
+        else:
+            browser.execute_script("for (const box of charts.keys()) paint(box)")
+        browser.execute_async_script("const done = arguments[0]; setTimeout(done, 300)")
+        yield
+    finally:
+        if paper:
+            browser.execute_script("dispatchEvent(new Event('afterprint'))")
+        command("Emulation.setEmulatedMedia", {"media": ""})
+        command("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize(("width", "paper"), [(1280, False), (400, False), (PAGE_WIDE, True)])
+def test_no_label_lies_on_another(browser: webdriver.Chrome, many: Path, width: int, paper: bool) -> None:
+    if browser.current_url.partition("#")[0] != (many / "report.html").as_uri():
+        browser.get((many / "report.html").as_uri())
+        WebDriverWait(browser, 30).until(
+            lambda _: browser.execute_script("return performance.getEntriesByName('explorer')[0]")
+        )
+    with screen(browser, width, paper):
+        drawn = "return [...charts.keys()].filter(box => box.querySelector('.main-svg')).length"
+        assert browser.execute_script(drawn) > 15
+        assert browser.execute_script(OVERLAPS) == []
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        cells = """return [...document.querySelectorAll(".matrix td, .matrix th")]
+            .filter(each => each.scrollWidth > each.clientWidth + 1).length"""
+        assert browser.execute_script(cells) == 0
+        if paper:  # the whole matrix between the margins, and each plot on one page
+            right = "return document.querySelector('.matrix table').getBoundingClientRect().right"
+            assert browser.execute_script(right) <= PAGE_WIDE
+            highest = """return Math.max(...[...document.querySelectorAll("figure:not(:has(.matrix))")]
+                .map(each => each.offsetHeight))"""
+            assert browser.execute_script(highest) < PAGE_HIGH
+
+
+def test_pages_are_full(report: Report) -> None:
+    """What is not broken over pages is at most two fifths of one, so none can be emptier but the last."""
+    blocks = """
+        const top = element => element.getBoundingClientRect().top;
+        const bottom = element => element.getBoundingClientRect().bottom;
+        const high = [...document.querySelectorAll("figure, tr")].map(each => each.offsetHeight);
+        for (const section of document.querySelectorAll("section")) {  // a heading stays with what it is above
+            const first = section.querySelector("figure:not([hidden])");
+            const kept = first && section.id !== "glance" && section.id !== "explore";
+            if (kept) high.push(bottom(first) - top(section.querySelector("h2")));
+        }
+        return Math.max(...high);
+    """
+    with screen(report.browser, PAGE_WIDE, paper=True):
+        assert report.run(blocks) < 0.4 * PAGE_HIGH
+
+
+def test_single_runs_open_with_a_pair_of_like_seeds(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """Also where more was measured of others."""
+    make_analysis(tmp_path, ["rft", "sft", "dpo"], seeds=2, layers=2, top=3, rank=4)
+    pairs = pd.read_csv(tmp_path / "pairs.csv")
+    like = [a.rpartition("-s")[2] == b.rpartition("-s")[2] for a, b in zip(pairs["run_a"], pairs["run_b"], strict=True)]
+    pairs["barrier_chord"], pairs["cka_last"] = (np.where(like, np.nan, 0.5) for _ in range(2))
+    pairs.to_csv(tmp_path / "pairs.csv", index=False)
+    write_report(tmp_path)
+    found = Report(browser, tmp_path)
+    found.single_runs()
+    shown = [
+        found.run("return document.getElementById(arguments[0]).selectedOptions[0].title", f"x-{which}")
+        for which in "ab"
+    ]
+    assert shown == ["sft-0.001-s0", "dpo-0.001-s0"]
+
+
+def test_colours_mean_the_same_whatever_is_chosen(report: Report) -> None:
+    def scale() -> list[float]:
+        report.settle()
+        return report.run(
+            "const {zmin, zmax} = document.querySelector('#x-modules .plot').data[0]; return [zmin, zmax]"
+        )
+
+    report.single_runs()
+    scales: dict[str, set[tuple[float, ...]]] = {}
+    measures = ("cosine", "left", "right_largest", "u1", "orthogonal")
+    for a, b in (("sft-0.001-s0", "dpo-0.001-s0"), ("rft-0.001-s0", "dpo-0.001-s1"), ("sft-0.001-s0", "sft-0.001-s1")):
+        report.choose("a", a)
+        report.choose("b", b)
+        for name in measures:
+            Select(report.browser.find_element(By.ID, "x-measure")).select_by_value(name)
+            scales.setdefault(name, set()).add(tuple(scale()))
+    most = round(max(report.tables["modules"]["u1"]), 4)
+    assert {name: scales[name] for name in measures[:4]} == {
+        "cosine": {(-1, 1)}, "left": {(0, 90)}, "right_largest": {(0, 90)}, "u1": {(0, most)},
+    }  # fmt: skip
+    assert len(scales["orthogonal"]) == 1
+    Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("u1")
+    report.settle()
+    caption = report.browser.find_element(By.CSS_SELECTOR, "#x-modules figcaption").text
+    assert f"Colours: 0 to {fixed(most, 4)}, the most in any pair." in caption
+    Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("cosine")
+
+
+def test_a_loss_is_hidden_in_every_plot(report: Report) -> None:
+    hidden = """return [...document.querySelectorAll("#geometry .plot, #training .plot")].flatMap(box => box.data ?? [])
+        .filter(trace => trace.visible === false).map(trace => trace.meta)"""
+    for box in report.browser.find_elements(By.CSS_SELECTOR, "#geometry .plot"):
+        report.look_at(box)
+    button = report.browser.find_element(By.CSS_SELECTOR, "#geometry button[data-loss='dpo-0.001']")
+    assert "pairs of a right and a wrong rollout" in (button.get_attribute("title") or "")
+    report.run("arguments[0].click()", button)
+    report.settle()
+    assert set(report.run(hidden)) == {"dpo-0.001"}
+    report.run("arguments[0].click()", button)
+    report.settle()
+    assert report.run(hidden) == []

@@ -45,6 +45,22 @@ def test_one_row_a_logged_step(tmp_path: Path) -> None:
     assert left_out == {}
 
 
+def test_the_geometry_of_the_whole_update_is_kept(tmp_path: Path) -> None:
+    names = ("norm", "norm/layer_0", "norm/q_proj", "cosine_to_sft", "share_of_time")
+    line = json.dumps({"step": 5, "train/loss": 0.5, **{f"geometry/{name}": 0.25 for name in names}})
+    table = training_table([subject(tmp_path / "sft", line)], {})
+    assert table.columns.tolist() == [
+        "run",
+        "step",
+        "loss",
+        "grad_norm",
+        "lr",
+        "geometry_norm",
+        "geometry_cosine_to_sft",
+    ]
+    assert table["geometry_norm"].tolist() == [0.25]
+
+
 def test_no_run_that_logged(tmp_path: Path) -> None:
     table = training_table([subject(tmp_path / "sft")], {})
     assert table.empty

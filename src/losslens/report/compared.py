@@ -89,7 +89,10 @@ def find_runs(analysis: AnalysisFolder, measured: Iterable[str]) -> Runs:
     names = [*table["run"], *unlisted]
     comparison = Comparison(analysis)
     methods = dict(zip(table["run"], table["method"], strict=True))
-    labels = {row["run"]: f"{'✕ ' * bool(row['diverged'])}{of_run(row, inits)}" for _, row in table.iterrows()}
+    labels = {
+        row["run"]: f"{'✕ ' * bool(row['diverged'])}{of_run(row, inits, whole_name=True)}"
+        for _, row in table.iterrows()
+    }
     facts = []
     for name in names:
         method, loss = methods.get(name, ""), comparison.arms.get(name, name)

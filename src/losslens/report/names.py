@@ -20,12 +20,13 @@ def of_loss(method: str, learning_rate: float, settings: str) -> str:
     return " ".join(part for part in (name_of(method), known, short(settings)) if part)
 
 
-def of_run(run: pd.Series, inits: bool) -> str:
+def of_run(run: pd.Series, inits: bool, whole_name: bool = False) -> str:
     """`1 SFT 1e-3 s0`: a run by its number, as short as tells it from the others.
 
     Args:
         run: A row of `runs.csv`, and its number.
         inits: Whether runs differ in their `init_seed`.
+        whole_name: Whether there is room for however long a name.
     """
     if pd.isna(run["learning_rate"]) and pd.isna(run["seed"]):  # an adapter made elsewhere
         name = run["run"]
@@ -33,7 +34,7 @@ def of_run(run: pd.Series, inits: bool) -> str:
         name = name_of(run["method"]) + ("" if pd.isna(run["learning_rate"]) else f" {rate(run['learning_rate'])}")
     seeds = "" if pd.isna(run["seed"]) else f" s{whole(run['seed'])}"
     init = f" A{whole(run['init_seed'])}" if inits and not pd.isna(run["init_seed"]) else ""
-    return f"{run['number']} {cut(name)}{seeds}{init}"
+    return f"{run['number']} {name if whole_name else cut(name)}{seeds}{init}"
 
 
 def short(settings: str) -> str:

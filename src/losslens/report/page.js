@@ -6,9 +6,17 @@ const hidden = new Set();
 const near = new Set();
 const stale = new Set();
 
-// Pixels between the margins of an upright page, and of one of its two columns.
-const PAPER = 680, COLUMN = 325;
-const wide = box => box.closest(".wide, .depth");
+// Pixels between the margins of an upright page, and of one of its two columns; the height of a plot there, of a row of
+// names, and of the longest plot that a page holds.
+const PAPER = 680, COLUMN = 325, LOW = 185, ROW = 13, PAGE = 880;
+
+// On paper a plot is low and its letters are small. One of many rows has what they need, or the whole page.
+function onPaper(layout, wide) {
+  const rows = layout.yaxis.ticktext?.length && layout.yaxis.tickvals?.length === layout.yaxis.ticktext.length && layout.yaxis.type !== "log" ? layout.yaxis.ticktext.length : 0;
+  const needed = rows ? 18 + layout.margin.t + layout.margin.b + ROW * rows : wide ? 1.3 * LOW : LOW, height = Math.min(layout.height, needed, PAGE);
+  const size = Math.min(9, 0.75 * (PAGE - 70) / Math.max(rows, 1));
+  return {...layout, width: wide ? PAPER : COLUMN, height, font: {...layout.font, size}};
+}
 
 function paint(box, printing) {
   stale.delete(box);
@@ -19,9 +27,9 @@ function paint(box, printing) {
     if (value && typeof value === "object") return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, coloured(inner)]));
     return value;
   };
-  const {data, layout} = coloured(charts.get(box)());
+  const {data, layout: asked} = coloured(charts.get(box)());
+  const layout = printing ? onPaper(asked, Boolean(box.closest(".wide"))) : asked;
   for (const trace of data) trace.visible = !hidden.has(trace.meta);
-  if (printing) layout.width = wide(box) ? PAPER : COLUMN;
   layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: style.getPropertyValue("--muted"), activecolor: style.getPropertyValue("--ink")};
   // Where nothing hovers the buttons would lie on every plot for good.
   const buttons = matchMedia("(hover: hover)").matches ? "hover" : false;

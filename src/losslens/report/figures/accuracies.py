@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from losslens.report.arms import arms as ablation_arms
 from losslens.report.comparison import Comparison
-from losslens.report.figures.canvas import INK, SHADE, figure, point_of, rows
+from losslens.report.figures.canvas import COLUMN, INK, LETTER, SHADE, figure, lines, point_of, rows
 from losslens.report.folder import AnalysisFolder
 from losslens.report.style import colour
 
@@ -52,5 +52,6 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     rows(axes, [loss.name for loss in losses], list(range(len(losses))))
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.set_xlabel(f"accuracy on {by_arm['benchmark'].iloc[0]} (95% interval)")
+    room = COLUMN - LETTER * max(len(loss.name) for loss in losses) - 0.3
+    axes.set_xlabel(lines(f"accuracy on {by_arm['benchmark'].iloc[0]} (95% interval)", room))
     return drawn

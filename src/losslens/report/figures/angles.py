@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from losslens.report.comparison import Comparison
-from losslens.report.figures.canvas import COLUMN, INK, MUTED, figure, key, legend_above, line_of, upright
+from losslens.report.figures.canvas import COLUMN, INK, MUTED, figure, key, legend_above, line_of, lines, upright
 from losslens.report.folder import AnalysisFolder
 
 _MEASURE = "angle_min_left"
@@ -40,7 +40,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_xlabel("layer")
-    axes.set_ylabel(f"angle to {reference.name} (°)")
+    axes.set_ylabel(lines(f"angle to {reference.name} (°)", 1.8))
     upright(axes)
     legend_above(drawn, handles)
     return drawn

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib
@@ -26,6 +27,8 @@ from losslens.report.style import Looks
 COLUMN, PAGE = 3.25, 6.75
 INK, MUTED, GRID, SHADE = "#1b1f24", "#5b6470", "#e6e8eb", "#d9dce0"
 SMALL = 7.0
+# Inches that a letter of 7 points takes.
+LETTER = 0.065
 # A line of more points than these is no row of marks.
 _MOST_MARKED = 12
 
@@ -101,8 +104,8 @@ def key(losses: Sequence[Loss], looks: Looks) -> list[Line2D]:
 def legend_above(drawn: Figure, handles: Sequence[Line2D]) -> None:
     """The key, above all axes, in as many columns as fit, with the room that it needs."""
     longest = max(len(str(handle.get_label())) for handle in handles)
-    # A letter of 7 points is 0.065 inches wide, the sample and the gaps 0.45.
-    columns = max(1, int(drawn.get_figwidth() / (0.45 + 0.065 * longest)))
+    # The sample and the gaps take 0.45 inches.
+    columns = max(1, int(drawn.get_figwidth() / (0.45 + LETTER * longest)))
     drawn.set_figheight(drawn.get_figheight() + 0.15 * max(0, -(-len(handles) // columns) - 2))
     drawn.legend(handles=list(handles), loc="outside upper left", ncols=columns)
 
@@ -118,6 +121,11 @@ def logarithmic(axes: Axes, name: str, values: Iterable[float]) -> None:
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def lines(text: str, inches: float) -> str:
+    """A label of 8 points in lines of a length."""
+    return fill(text, max(8, int(inches / 0.075)), break_long_words=False)
 
 
 def upright(axes: Axes) -> None:

@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from losslens.report.comparison import Comparison, Loss
-from losslens.report.figures.canvas import COLUMN, INK, figure, key, legend_above, line_of, upright
+from losslens.report.figures.canvas import COLUMN, INK, figure, key, legend_above, line_of, lines, upright
 from losslens.report.folder import AnalysisFolder
 
 
@@ -31,7 +31,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     if len(own):
         handles += axes.plot(own.index, own, color=INK, linestyle="--", label=f"{reference.name}, other order")
     axes.set_xlim(0, 1)
-    axes.set_xlabel(f"α, from {reference.name} (0) to the other (1)")
+    axes.set_xlabel(lines(f"α, from {reference.name} (0) to the other (1)", 2.4))
     axes.set_ylabel("loss (nats a token)")
     upright(axes)
     legend_above(drawn, handles)
