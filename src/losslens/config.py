@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from losslens.errors import InputError, first_line
+from losslens.redaction import remember_address
 
 # `${package:tiny/student}` in a config file: a folder that is installed with losslens.
 OmegaConf.register_new_resolver("package", lambda path: str(files("losslens") / path), replace=True)
@@ -132,6 +133,7 @@ def _plain_address(url: str | None) -> str | None:
         raise ValueError("an address like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
         raise ValueError("an address without user, password and query; a key comes from the environment")
+    remember_address(url)
     return url
 
 

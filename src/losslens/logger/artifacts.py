@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from losslens.logger.session import Session
-from losslens.logger.shareable import shareable
+from losslens.redaction import shareable
 
 Kind = Literal["rollouts", "adapter", "analysis"]
 

@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from losslens.config import Logger
 from losslens.errors import first_line
-from losslens.logger.shareable import shareable
 from losslens.preemption import Preempted
+from losslens.redaction import shareable
 
 # Seconds. A server that answers does so in one; a run must not wait for one that does not.
 _INIT_TIMEOUT = 30
