@@ -15,7 +15,7 @@ from tqdm import tqdm
 from losslens.completions import Completion
 from losslens.config import Server
 from losslens.errors import InputError, ServerError, first_line
-from losslens.redaction import plain_address, redacted, remember, remember_address
+from losslens.redaction import plain_address, printable, redacted, remember, remember_address
 
 _LONGEST_PAUSE = 60.0  # seconds between two attempts, unless the server names a time
 _LONGEST_WAIT = 600.0  # seconds, whatever the server names
@@ -197,7 +197,9 @@ class _Asking:
                     raise ServerError(f"no answer in {attempt} attempts; the last one: {_told(error)}") from error
                 if not self.told or wait > _LONGEST_PAUSE:
                     self.told = True
-                    tqdm.write(f"{_told(error)}; attempt {attempt + 1} of {self.server.attempts} in {wait:g} s")
+                    tqdm.write(
+                        f"{printable(_told(error))}; attempt {attempt + 1} of {self.server.attempts} in {wait:g} s"
+                    )
             try:
                 await asyncio.wait_for(self.stopped.wait(), wait)
             except TimeoutError:
