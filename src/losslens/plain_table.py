@@ -1,4 +1,4 @@
-"""Tables on the screen whose cells are text, others' names and errors too: no markup, nothing that steers a terminal."""
+"""Tables on the screen whose cells are text, names and errors of others too: no markup, nothing that steers."""
 
 from __future__ import annotations
 
