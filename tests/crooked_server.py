@@ -26,6 +26,27 @@ def answer(text: str) -> bytes:
     return json.dumps(body).encode()
 
 
+def with_message(message: str) -> bytes:
+    return b'{"choices": [{"index": 0, "finish_reason": "stop", "message": %s}]}' % message.encode()
+
+
+# Answers that are none, whole and with status 200.
+ODD = {
+    "list": with_message('{"role": "assistant", "content": ["a", "b"]}'),
+    "number": with_message('{"role": "assistant", "content": 7}'),
+    "reasoning": with_message('{"role": "assistant", "content": "7", "reasoning_content": {"a": 1}}'),
+    "no-message": b'{"choices": [{"index": 0}]}',
+    "message-text": with_message('"hello"'),
+    "choices-object": b'{"choices": {"0": 1}}',
+    "choices-text": b'{"choices": "none"}',
+    "array": b"[1, 2]",
+    "null": b"null",
+    "latin": with_message('{"role": "assistant", "content": "\u00e9"}').decode().encode("latin-1"),
+    "deep": b"[" * 200_000,
+    "binary": bytes(range(256)),
+}
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -38,9 +59,9 @@ class Handler(BaseHTTPRequestHandler):
             attempt, total = SEEN[key], sum(SEEN.values())
             with LOG.open("a") as log:
                 log.write(f"{time.monotonic()} {key}\n")
-        self.misbehave(request["model"], attempt, total)
+        self.misbehave(request["model"], attempt, total, f"{self.headers['Authorization']} for {self.path}")
 
-    def misbehave(self, model: str, attempt: int, total: int) -> None:
+    def misbehave(self, model: str, attempt: int, total: int, asked: str) -> None:
         good = answer("<answer>7</answer>")
         if model == "flaky" and attempt < 4:
             faults = [
@@ -59,6 +80,17 @@ class Handler(BaseHTTPRequestHandler):
             self.reply(200, b"<html>not json</html>", {})
         elif model == "empty":
             self.reply(200, b'{"choices": []}', {})
+        elif model == "tells":  # what it was sent, and what steers a terminal
+            told = f"\x1b]0;owned\x07\x1b[31m\u202e no: {asked}, again {asked[-60:]}"
+            self.reply(401, json.dumps({"error": {"message": told}}).encode(), {})
+        elif model == "echoes":
+            self.reply(200, answer(f"{asked} <answer>7</answer>"), {})
+        elif model.startswith("odd-"):
+            self.reply(200, ODD[model.removeprefix("odd-")], {})
+        elif model.startswith("counts-"):
+            body = json.loads(good)
+            body["usage"]["completion_tokens"] = "COUNT"
+            self.reply(200, json.dumps(body).replace('"COUNT"', model.removeprefix("counts-")).encode(), {})
         elif model == "closes":
             self.close_connection = True
         elif model == "silent":

@@ -15,8 +15,8 @@ from wandb.proto import wandb_internal_pb2
 
 from losslens.config import Logger
 from losslens.logger.session import About, session
-from losslens.logger.shareable import shareable
 from losslens.preemption import Preempted
+from losslens.redaction import shareable
 
 OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True, references="auto")
 

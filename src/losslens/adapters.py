@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from losslens.errors import InputError, first_line
-from losslens.files import atomic_folder, digest, read_json, sha256_of, write_json
+from losslens.files import atomic_folder, digest, read_json, read_object, sha256_of, write_json
 from losslens.geometry.lora_config import LoraConfigFile
 from losslens.models import ModelSource, as_it_was, skeleton
 
@@ -171,7 +171,7 @@ def initial_adapter(
                     temporary / "manifest.json",
                     {"sha256": adapter_sha256(temporary), "init_seed": init_seed, "base": base_identity},
                 )
-    if adapter_sha256(folder) != read_json(folder / "manifest.json").get("sha256"):
+    if adapter_sha256(folder) != read_object(folder / "manifest.json").get("sha256"):
         raise InputError(f"{folder}: the initial adapter is not what was written; delete this folder to make it again")
     return folder
 

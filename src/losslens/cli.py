@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -15,13 +16,14 @@ from typing import Any
 
 import hydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from losslens import interpolations, processes
 from losslens.command_line import explained, prepared
 from losslens.config import AnalyzeConfig, EvaluateConfig, Job, RolloutConfig, TrainConfig, resolved
 from losslens.errors import InputError, ServerError
+from losslens.redaction import guard_streams, redacted, remember_address
 from losslens.terminal import forgive_its_encoding
 
 # Set before any library reads them. TRL tells its makers about every trainer otherwise.
@@ -97,6 +99,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         script: Path of the entry script; `conf/<its name>.yaml` beside it is its configuration.
         load: Called when the first job starts, so that `--help` does not wait for its imports.
     """
+    guard_streams()
     path = Path(script).resolve()
     jobs = Jobs(path, load)
     if not processes.is_main():
@@ -122,6 +125,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
 
     job.script = path  # type: ignore[attr-defined]  # for hydra/launcher=slurm, which runs none of them here
     arguments = sys.argv[1:]
+    _keep_secrets_from_hydra()
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -143,6 +147,19 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         status = 130
     # A launcher ends all processes when one ends with a failure, and would cut off what the main one still says.
     sys.exit(status if processes.is_main() else 0)
+
+
+def _keep_secrets_from_hydra() -> None:
+    """Has Hydra write a sweep's command line and configuration without secrets; it has no setting for that file."""
+    save = OmegaConf.save
+
+    def without_secrets(config: Any, f: Any, resolve: bool = False) -> None:
+        content = OmegaConf.to_container(config, resolve=resolve) if OmegaConf.is_config(config) else config
+        for url in re.findall(r"https?://[^\s'\",\]}]+", str(content)):
+            remember_address(url)
+        save(OmegaConf.create(redacted(content)), f)
+
+    OmegaConf.save = staticmethod(without_secrets)  # type: ignore[method-assign]
 
 
 def _require_one_gpu(path: Path, config: DictConfig) -> None:

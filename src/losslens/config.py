@@ -31,6 +31,7 @@ from pydantic import (
 
 from losslens import interpolations
 from losslens.errors import InputError, first_line
+from losslens.redaction import remember_address
 
 interpolations.register()
 
@@ -171,6 +172,7 @@ def _plain_address(url: str | None) -> str | None:
         raise ValueError("an address like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
         raise ValueError("an address without user, password and query; a key comes from the environment")
+    remember_address(url)
     return url
 
 

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from losslens.completions import Completion
-from losslens.errors import InputError, first_line
-from losslens.files import atomic_file, digest
+from losslens.errors import InputError
+from losslens.files import atomic_file, digest, read_parquet
 from losslens.problems import Problem, Verifier
 from losslens.problems.verification import verdicts
 
@@ -94,8 +94,8 @@ def write_outcomes(outcomes: pd.DataFrame, file: Path, asked: str, scored: str) 
 def is_scored(file: Path, asked: str, scored: str) -> bool:
     """Whether `file` holds, unharmed, the outcomes that these two name."""
     try:
-        metadata = pq.read_table(file).schema.metadata or {}
-    except (OSError, pa.ArrowInvalid):
+        metadata = read_parquet(file).schema.metadata or {}
+    except InputError:
         return False
     return (metadata.get(_ASKED), metadata.get(_SCORED)) == (asked.encode(), scored.encode())
 
@@ -124,10 +124,7 @@ def scored_by(base_identity: dict[str, str | None], adapter_sha256: str | None) 
 
 
 def _metadata(file: Path, name: bytes) -> str:
-    try:
-        return ((pq.read_schema(file).metadata or {}).get(name) or b"").decode()
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{file}: not a readable outcome file ({first_line(error)})") from error
+    return ((read_parquet(file).schema.metadata or {}).get(name) or b"").decode("utf-8", "replace")
 
 
 def read_outcomes(file: Path) -> pd.DataFrame:
@@ -136,10 +133,7 @@ def read_outcomes(file: Path) -> pd.DataFrame:
     Raises:
         InputError: It cannot be read, lacks a column or a value, or holds one sample twice.
     """
-    try:
-        outcomes = pq.read_table(file, columns=SCHEMA.names).cast(SCHEMA).to_pandas()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise InputError(f"{file}: not a readable outcome file ({first_line(error)})") from error
+    outcomes = read_parquet(file, SCHEMA).to_pandas(ignore_metadata=True)
     if outcomes[["problem_id", "sample", "correct"]].isna().any(axis=None):
         raise InputError(f"{file}: an outcome has no problem_id, sample or correct")
     if outcomes.duplicated(["problem_id", "sample"]).any():

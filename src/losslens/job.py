@@ -16,7 +16,7 @@ from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter, r
 from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
-from losslens.files import write_json
+from losslens.files import write_json, write_text
 from losslens.logger import artifacts
 from losslens.logger.session import About, Session, catch_up, session
 from losslens.methods import Method, Pairwise
@@ -108,7 +108,7 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
     except Exception as error:
         message = f"{type(error).__name__}: {first_line(error)}"
         if folder is not None and folder.is_dir():
-            (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+            write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
             message += f" (see {folder / 'error.txt'})"
         return Outcome(name, "failed", error=message, exit_status=1)
 
@@ -348,6 +348,6 @@ def _train_along(config: TrainConfig) -> Outcome:
         # The main process may be ended before it hears of it.
         message = f"process {processes.rank()}: {type(error).__name__}: {first_line(error)}"
         Run(folder).set_state("failed", error=message)
-        (folder / "error.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
         return Outcome(name, "failed", error=f"{name}: {message}", exit_status=1)
     return Outcome(name, "completed")

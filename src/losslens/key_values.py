@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
+from losslens.redaction import guard_streams
+
 
 class KeyValueParser(argparse.ArgumentParser):
     """Takes `key=value` arguments and flags, in any order; says what is wrong in one line, with exit status 2.
@@ -22,7 +24,8 @@ class KeyValueParser(argparse.ArgumentParser):
         self.add_argument("settings", nargs="*", metavar="key=value", help=settings_help)
 
     def parse(self, arguments: Sequence[str]) -> tuple[dict[str, str], argparse.Namespace]:
-        """The value of every key, and the flags."""
+        """The value of every key, and the flags; from here on what is printed is guarded (`redaction`)."""
+        guard_streams()
         asked = self.parse_intermixed_args(arguments)
         settings = dict(self.defaults)
         for argument in asked.settings:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from losslens.files import read_json
+from losslens.files import read_object
 
 _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "reasoning-gym", "numpy")
 # In a copy of the code that was made for a job (losslens.slurm.code): what `code` gave where it was copied from.
@@ -58,7 +58,7 @@ def code() -> dict[str, str | None]:
     root = Path(__file__).parent
     kept = root.parents[1] / KEPT_CODE
     if kept.exists():
-        return read_json(kept)
+        return read_object(kept)
     return {"commit": _git(root, "rev-parse", "HEAD"), "dirty_diff": _git(root, "diff", "HEAD")}
 
 

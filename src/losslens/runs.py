@@ -17,7 +17,7 @@ from losslens import processes
 from losslens.adapters import LoraSettings, adapter_hashes
 from losslens.config import Model, TrainConfig
 from losslens.errors import InputError
-from losslens.files import digest, read_json, write_json
+from losslens.files import digest, read_json, read_object, write_json
 from losslens.models import model_identity, source_of
 from losslens.provenance import slurm_job
 from losslens.rollouts.sampling import rollouts_identity
@@ -101,8 +101,12 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The content of `manifest.json`."""
-        return read_json(self.folder / "manifest.json")
+        """The content of `manifest.json`.
+
+        Raises:
+            InputError: It is damaged.
+        """
+        return read_object(self.folder / "manifest.json")
 
     def is_trained(self) -> bool:
         """Whether the adapter is finished, and still the one that was trained.

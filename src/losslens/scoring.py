@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from losslens import provenance
 from losslens.adapters import adapter_sha256
@@ -19,6 +18,7 @@ from losslens.config import Data, EvaluateConfig, Evaluation, Model, parse
 from losslens.errors import InputError, ServerError
 from losslens.evaluation import asked_of, is_scored, outcomes_of, read_outcomes, scored_by, write_outcomes
 from losslens.files import digest, write_json
+from losslens.plain_table import Table
 from losslens.problems import Problem
 from losslens.problems.questions import templates_of
 from losslens.recorded import Trust, model_of
@@ -155,9 +155,10 @@ def _outcomes_file(run: Run, benchmark: str, asked: str) -> Path:
 def _say_what_was_trained_on(
     run: Run, problems: Sequence[Problem], identity: Mapping[str, Any], description: str
 ) -> None:
-    folder = run.manifest.get("rollouts", {}).get("folder") if (run.folder / "manifest.json").exists() else None
-    rollouts = run.folder.parents[1] / "rollouts" / str(folder)
-    if not rollouts.is_dir():
+    about = run.manifest.get("rollouts") if (run.folder / "manifest.json").exists() else None
+    folder = about.get("folder") if isinstance(about, dict) else None
+    rollouts = run.folder.parents[1] / "rollouts" / Path(str(folder)).name
+    if folder is None or not rollouts.is_dir():
         return
     try:
         trained_on = asked_in(load(rollouts))
@@ -241,7 +242,7 @@ def _score_again(
         model = model.model_copy(update={"revision": trained_on.get("revision")})
     if base_identity(model) != trained_on:
         raise InputError(f"{run.folder}: model.path={model.path} is not the base that it was trained on")
-    if manifest["method"] == "base":
+    if manifest.get("method") == "base":
         return score_base(run.folder.parent, model, benchmarks, evaluation, wait)
     with run.lock(wait):
         if not run.is_trained():

@@ -15,9 +15,11 @@ from tqdm import tqdm
 from losslens.completions import Completion
 from losslens.config import Server
 from losslens.errors import InputError, ServerError, first_line
+from losslens.redaction import plain_address, printable, redacted, remember, remember_address
 
 _LONGEST_PAUSE = 60.0  # seconds between two attempts, unless the server names a time
 _LONGEST_WAIT = 600.0  # seconds, whatever the server names
+_MOST_TOKENS = 10**9  # of one answer, or its prompt; what says more does not count
 
 
 @dataclass(frozen=True)
@@ -82,14 +84,17 @@ def ask(
         return
     base_url = address(server)
     key = os.environ.get(server.api_key_env)
+    # Whatever the server, or the library that asks it, says of them.
+    remember(key)
+    remember_address(base_url)
     if base_url is None and key is None:
         raise InputError(
             f"{section}.base_url: give the server's address, or the key in the environment ({server.api_key_env})"
         )
     failure = asyncio.run(_Asking(server, model, decoding, keep).all(requests, base_url, key, description))
     if isinstance(failure, ServerError):
-        where = f"{model} at {base_url or 'OpenAI'}"
-        raise ServerError(f"{section}: {where}: {failure}") from failure.__cause__
+        where = f"{model} at {plain_address(base_url) or 'OpenAI'}"
+        raise ServerError(redacted(f"{section}: {where}: {failure}")) from failure.__cause__
     if failure is not None:
         raise failure
 
@@ -198,7 +203,9 @@ class _Asking:
                     raise ServerError(f"no answer in {attempt} attempts; the last one: {_told(error)}") from error
                 if not self.told or wait > _LONGEST_PAUSE:
                     self.told = True
-                    tqdm.write(f"{_told(error)}; attempt {attempt + 1} of {self.server.attempts} in {wait:g} s")
+                    tqdm.write(
+                        f"{printable(_told(error))}; attempt {attempt + 1} of {self.server.attempts} in {wait:g} s"
+                    )
             try:
                 await asyncio.wait_for(self.stopped.wait(), wait)
             except TimeoutError:
@@ -218,24 +225,30 @@ def _completion(answer: Any) -> Completion:
     """
     try:
         choice = answer.choices[0]
-        text, cut = choice.message.content or "", choice.finish_reason != "stop"
+        text, cut = choice.message.content, choice.finish_reason != "stop"
         # Where a server parts a model's reasoning from its answer; a model is distilled from both.
         reasoning = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
-    except (AttributeError, IndexError, TypeError) as error:
-        raise _NoAnswerError(f"an answer without a completion: {str(answer)[:80]!r}") from error
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise _NoAnswerError(f"an answer without a completion: {redacted(str(answer))[:80]!r}") from error
+    for part in (text, reasoning):
+        if not isinstance(part, (str, type(None))):
+            raise _NoAnswerError(f"an answer whose text is none: {redacted(str(part))[:80]!r}")
+    text = text or ""
     usage = getattr(answer, "usage", None)
-    tokens, prompt_tokens = (getattr(usage, name, None) for name in ("completion_tokens", "prompt_tokens"))
-    if not isinstance(text, str) or not (text or reasoning or tokens):
+    tokens, prompt_tokens = (_count(getattr(usage, name, None)) for name in ("completion_tokens", "prompt_tokens"))
+    if not (text or reasoning or tokens):
         raise _NoAnswerError("an empty answer")
     if reasoning:
         text = f"<think>\n{reasoning}" if cut and not text else f"<think>\n{reasoning}\n</think>\n\n{text}"
-    # Half of a surrogate pair is no text, and nothing could keep it.
-    text = text.encode("utf-8", "replace").decode("utf-8")
+    # Half of a surrogate pair is no text, and nothing could keep it; nor is a key that the server repeats.
+    kept = redacted(text.encode("utf-8", "replace").decode("utf-8"))
     ids, prompt_ids = (
         _token_ids(getattr(holder, name, None))
         for holder, name in ((choice, "token_ids"), (answer, "prompt_token_ids"))
     )
-    return Completion(text, tokens, not cut, prompt_tokens, ids, prompt_ids if ids is not None else None)
+    if kept != text or ids is None:  # the ids would tell the key again
+        ids = prompt_ids = None
+    return Completion(kept, tokens, not cut, prompt_tokens, ids, prompt_ids)
 
 
 def _token_ids(value: Any) -> tuple[int, ...] | None:
@@ -245,17 +258,21 @@ def _token_ids(value: Any) -> tuple[int, ...] | None:
     return tuple(value)
 
 
+def _count(value: Any) -> int | None:
+    """A number of tokens as a server gives it; None, not known, where it is no such number."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return None
+    return value if 0 <= value <= _MOST_TOKENS else None
+
+
 def _wait(error: Exception, attempt: int) -> float | None:
     """Seconds until the next attempt; None when another one would not help."""
-    from json import JSONDecodeError
-
-    from openai import APIConnectionError, APIResponseValidationError, APIStatusError
+    from openai import APIStatusError
 
     pause = min(_LONGEST_PAUSE, 0.5 * 2 ** (attempt - 1))
-    if isinstance(error, (APIConnectionError, APIResponseValidationError, JSONDecodeError, _NoAnswerError)):
-        return pause
     if not isinstance(error, APIStatusError):
-        raise error
+        # No connection, or a body that the client cannot make sense of: any kind of error, by what is wrong with it.
+        return pause
     spent = getattr(error, "code", None) == "insufficient_quota"
     if spent or not (error.status_code in (408, 409, 429) or error.status_code >= 500):
         return None
@@ -269,12 +286,13 @@ def _told(error: Exception) -> str:
     """What happened, in one line, with what the server said of it."""
     from openai import APIStatusError
 
-    cause = f" ({first_line(error.__cause__)})" if error.__cause__ is not None else ""
+    # Redacted before it is cut: half a key is one too.
+    cause = f" ({redacted(first_line(error.__cause__))[:200]})" if error.__cause__ is not None else ""
     said = ""
     if isinstance(error, APIStatusError):
-        text = " ".join(error.response.text.split())[:200]
+        text = redacted(" ".join(error.response.text.split()))[:200]
         said = f": {text}" if text and text not in str(error) and str(error).count("{") == 0 else ""
-    return f"{first_line(error)[:200]}{said}{cause}"
+    return f"{redacted(first_line(error))[:200]}{said}{cause}"
 
 
 def address(server: Server) -> str | None:

@@ -9,14 +9,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from losslens import processes
 from losslens.cli import one_line
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError, ProcessError
 from losslens.job import Outcome, train_job
+from losslens.plain_table import Table
 from losslens.runs import Run
 
 # Seconds between two looks at what other processes are at: soon at first, and then seldom.
@@ -126,8 +125,7 @@ class Sweep:
                     continue  # once more by another name of its learning rate
                 shown.add(outcome.run)
                 accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.1%}"
-                # As text: what stands in square brackets would be taken for markup.
-                table.add_row(Text(outcome.run), outcome.state, accuracy, Text(outcome.error))
+                table.add_row(outcome.run, outcome.state, accuracy, outcome.error)
             Console(soft_wrap=not sys.stdout.isatty()).print(table)
         statuses = {outcome.exit_status for outcome in self.outcomes}
         if statuses == {0}:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
+
+from losslens.plain_table import Table
 
 # More runs than this fill more than a screen with their pairs, which are in pairs.csv.
 _MOST_RUNS = 8

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
-from losslens.config import LearningRate
+from losslens.config import FolderName, LearningRate
 from losslens.errors import InputError
 from losslens.files import digest
 from losslens.runs import Run
@@ -26,12 +26,16 @@ class Named(_Facts):
     name: str
 
 
-class LearningRateFacts(Named):
-    """Which learning rates were asked for."""
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
-    base: FiniteFloat
-    pointwise_factor: FiniteFloat
-    pairwise_factor: FiniteFloat
+
+class LearningRateFacts(Named):
+    """Which learning rates were asked for; as `LearningRate` takes them."""
+
+    name: FolderName
+    base: Rate
+    pointwise_factor: Rate
+    pairwise_factor: Rate
 
     def of(self, pairwise: bool) -> float:
         """The learning rate of a method of one kind."""
@@ -51,9 +55,9 @@ class Rank(_Facts):
 
 
 class Frozen(_Facts):
-    """A folder that is known by its content."""
+    """A folder that is known by its content: its name, and no way elsewhere."""
 
-    folder: str
+    folder: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]+$")]
     sha256: str
 
 

@@ -45,7 +45,7 @@ def _steps(file: Path) -> list[dict[str, Any]]:
             values = json.loads(line)
             step: dict[str, Any] = {"step": int(values["step"])}
             step |= {_column(name): float(value) for name, value in values.items() if _belongs(name)}
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{file}: line {number} is not a logged step") from error
         steps.append(step)
     return steps

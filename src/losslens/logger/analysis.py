@@ -14,7 +14,7 @@ from losslens.config import Logger
 from losslens.errors import InputError
 from losslens.logger.artifacts import log, use
 from losslens.logger.session import About, session
-from losslens.logger.shareable import shareable
+from losslens.redaction import shareable
 from losslens.report.folder import AnalysisFolder
 from losslens.runs import runs_of, sha256_of_adapter
 

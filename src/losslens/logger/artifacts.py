@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from losslens.logger.identity import LONGEST_NAME, fitted
 from losslens.logger.session import Session
-from losslens.logger.shareable import shareable
+from losslens.redaction import shareable
 
 Kind = Literal["rollouts", "adapter", "analysis"]
 

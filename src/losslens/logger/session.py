@@ -19,8 +19,8 @@ from losslens.config import Logger
 from losslens.errors import first_line
 from losslens.files import atomic_file
 from losslens.logger.identity import LONGEST_NAME, LONGEST_TAG, decided_here, fitted
-from losslens.logger.shareable import shareable
 from losslens.preemption import Preempted
+from losslens.redaction import shareable
 
 # Seconds. A server that answers does so in one; a run must not wait for one that does not.
 _INIT_TIMEOUT = 30

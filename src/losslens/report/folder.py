@@ -11,10 +11,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from losslens.errors import InputError, first_line
-from losslens.files import read_json
+from losslens.files import read_json, read_parquet
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,7 @@ class AnalysisFolder:
             InputError: It is no table.
         """
         file = self.path / f"{name}.parquet"
-        try:
-            there = pq.read_schema(file).names
-            return pq.read_table(file, columns=[column for column in columns if column in there])
-        except FileNotFoundError:
+        if not file.exists():
             return pa.table({})
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{file}: not a table of an analysis ({first_line(error)})") from error
+        table = read_parquet(file)
+        return table.select([column for column in columns if column in table.column_names])

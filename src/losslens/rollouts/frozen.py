@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from losslens.errors import InputError, first_line
-from losslens.files import atomic_folder, read_json, write_json
+from losslens.errors import InputError
+from losslens.files import atomic_folder, read_object, read_parquet, write_json
 from losslens.problems.questions import Asked, templates_of
 
 SCHEMA = pa.schema(
@@ -130,20 +130,7 @@ def load(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
     if not folder.is_dir():
         raise InputError(f"{field}={folder}: no such folder")
     manifest = read_manifest(folder)
-    try:
-        table = pq.read_table(file)
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: no such file") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{file}: not a readable parquet file ({first_line(error)})") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names and name not in IDS]
-    if missing:
-        raise InputError(f"{file}: no column {missing[0]!r}")
-    try:
-        schema = pa.schema([field for field in SCHEMA if field.name in table.column_names])
-        content = _frame(table.select(schema.names).cast(schema))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{file}: {first_line(error)}") from error
+    content = _frame(read_parquet(file, SCHEMA, optional=IDS))
     if content_sha256(content) != manifest["sha256"]:
         raise InputError(f"{file}: not the content that was frozen (its hash is not the manifest's sha256)")
     return FrozenRollouts(folder, content.assign(**{name: None for name in IDS if name not in content}), manifest)
@@ -168,8 +155,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: There is none, or none with a hash.
     """
-    manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or "sha256" not in manifest:
+    manifest = read_object(folder / "manifest.json")
+    if not isinstance(manifest.get("sha256"), str):
         raise InputError(f"{folder / 'manifest.json'}: no sha256 in it")
     return manifest
 

@@ -23,6 +23,7 @@ from losslens.models import ModelSource, load_model, model_identity, source_of
 from losslens.problems import Problem, ProblemSource, Split, long_hash
 from losslens.problems.verification import verdicts
 from losslens.provenance import versions
+from losslens.redaction import plain_address
 from losslens.rollouts.frozen import VERSION, FrozenRollouts, find, freeze, load, read_manifest
 from losslens.rollouts.quality import quality_of
 
@@ -384,7 +385,7 @@ def _bill(config: RolloutConfig, completions: Sequence[Sequence[Completion]]) ->
 
     server = config.rollouts.server
     answers = [completion for group in completions for completion in group]
-    facts: dict[str, Any] = {"policy": "server", "writer": server.model, "base_url": address(server)}
+    facts: dict[str, Any] = {"policy": "server", "writer": server.model, "base_url": plain_address(address(server))}
     known = [(c.prompt_tokens, c.tokens) for c in answers if c.prompt_tokens is not None and c.tokens is not None]
     if len(known) < len(answers):  # a server that does not count
         return facts | {"prompt_tokens": None, "completion_tokens": None, "cost": None}

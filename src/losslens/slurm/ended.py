@@ -10,7 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from losslens.files import read_json
+from losslens.files import read_object
 from losslens.provenance import slurm_job
 from losslens.runs import Run
 from losslens.slurm import cluster
@@ -34,7 +34,7 @@ def main(folder: Path, code: int, requeues: int) -> None:
         print(f"{said_of(code)} before it could listen; back in the queue", flush=True)
         return
     file = runs_file(folder, job.partition("_")[0])
-    runs = read_json(file) if file.exists() else {}
+    runs = read_object(file) if file.exists() else {}
     if job in runs:
         run = Run(folder.parent / runs[job])
         ticket = read_ticket(run.ticket)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
+from losslens.plain_table import Table
 from losslens.slurm import cluster
 from losslens.slurm.standing import Standing, standings
 from losslens.slurm.ticket import read_ticket

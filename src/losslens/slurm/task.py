@@ -18,6 +18,7 @@ from losslens import preemption, processes, provenance
 from losslens.cli import Jobs
 from losslens.errors import first_line
 from losslens.preemption import Preempted
+from losslens.redaction import guard_streams
 from losslens.runs import Run
 from losslens.slurm import cluster
 
@@ -46,6 +47,7 @@ class Task:
         It exits with the script's status, so that Slurm sees a failure as one. When the time is up, or the job is
         preempted, it writes its checkpoint, asks to be put back into the queue, and goes on there next time.
         """
+        guard_streams()
         os.environ[provenance.JOB_LOG] = str(submitit.JobEnvironment().paths.stdout)
         requeue = signal.getsignal(_TIME_IS_UP)  # submitit's own: it writes this task down again and requeues the job
         assert callable(requeue)

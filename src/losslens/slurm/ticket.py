@@ -41,6 +41,6 @@ def read_ticket(file: Path) -> Ticket | None:
         return None
     content = read_json(file)
     names = {field.name for field in fields(Ticket)}
-    if not isinstance(content, dict) or set(content) != names:
+    if not isinstance(content, dict) or set(content) != names or not all(isinstance(content[n], str) for n in names):
         raise InputError(f"{file}: not a ticket; delete it")
     return Ticket(**content)

@@ -1,0 +1,337 @@
+"""What comes from elsewhere runs nothing, is told nothing, and at worst is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from losslens import redaction
+from losslens.errors import InputError
+from losslens.evaluation import asked_of, is_scored, read_outcomes
+from losslens.files import read_json, read_object, read_parquet, write_json
+from losslens.models import load_model
+from losslens.rollouts.frozen import load
+from tests.conftest import ROOT, TINY, base_source, script
+from tests.test_server import answers_of, asked, command, crooked_server, rollouts_of
+
+KEY = "sk-Very.Secret/Key+0123456789"
+TOKEN = "T0ken-in-the-path"
+SMALL = [
+    "data.train=12", "data.eval=6", "rollouts.policy=base", "rollouts.k=2", "rollouts.max_tokens=32",
+    "evaluation.max_tokens=16", "optim.max_steps=2", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2",
+    "logger=none",
+]  # fmt: skip
+ANALYSIS = ["logger=none", "connectivity.resamples=100", "connectivity.points=3", "held_out.problems=20"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of two steps."""
+    folder = tmp_path_factory.mktemp("made") / "outputs"
+    script("train.py", "-m", "method=sft,dft", *SMALL, f"output_dir={folder}")
+    return folder
+
+
+@pytest.fixture
+def outputs(made: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(made, tmp_path / "outputs")
+
+
+@pytest.fixture
+def crooked(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    log = tmp_path / "requests.log"
+    with crooked_server(log) as url:
+        yield url, log
+
+
+def edit(outputs: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes the manifests of all runs, as whoever hands over a run folder can."""
+    for file in outputs.glob("main/*-s42-*/manifest.json"):
+        manifest = json.loads(file.read_text())
+        change(manifest)
+        file.write_text(json.dumps(manifest))
+
+
+def one_line(outcome: subprocess.CompletedProcess[str], name: str) -> str:
+    lines = [line for line in outcome.stderr.splitlines() if line.startswith(f"{name}: ")]
+    assert len(lines) == 1, outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    return lines[0]
+
+
+def test_a_manifest_that_names_code_runs_none(outputs: Path, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    attack = {"_target_": "subprocess.Popen", "args": ["touch", str(ran)]}
+
+    def change(manifest: dict[str, Any]) -> None:
+        manifest["config"]["data"]["source"] = attack
+        manifest["config"]["rollouts"]["_target_"] = "subprocess.Popen"
+
+    edit(outputs, change)
+    outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
+    told = "the manifest names code for the problems, 'subprocess.Popen', which is not run unless"
+    assert f"left out: connectivity, CKA: {told}" in outcome.stdout.replace("\n", " ")
+    script("evaluate.py", "benchmark.arithmetic.eval=3", "evaluation.max_tokens=16", f"output_dir={outputs}")
+    assert not ran.exists()
+
+
+def test_a_source_of_ones_own_is_made_again_when_the_command_line_names_it(outputs: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        source = manifest["config"]["data"]["source"]
+        source["_target_"] = "tests.own_problems.Own"
+
+    edit(outputs, change)
+    outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}", "sources=[tests.own_problems.Own]")
+    assert "names code" not in outcome.stdout
+    assert "CKA" not in outcome.stdout.partition("left out: connectivity")[2]
+
+
+def test_a_manifest_sends_no_key_to_a_server(
+    outputs: Path, crooked: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stranger's address and the name of a variable; with the user's own address it is asked, with the user's key."""
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x1" * 10)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    url, log = crooked
+
+    def change(manifest: dict[str, Any]) -> None:
+        rollouts = manifest["config"]["rollouts"]
+        rollouts["engine"] = "openai"
+        rollouts["server"] |= {"base_url": url, "api_key_env": "HF_TOKEN", "model": "good"}
+
+    edit(outputs, change)
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
+    assert "asked only when held_out.base_url names it" in outcome.stdout
+    assert not asked(log)
+    script("analyze.py", *ANALYSIS, f"output_dir={outputs}", f"held_out.base_url={url}", check=None)
+    assert asked(log)
+
+
+CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM
+open({file!r}, "a").write("ran")
+class Config(LlamaConfig):
+    model_type = "of-its-own"
+class Model(LlamaForCausalLM):
+    config_class = Config
+"""
+
+
+@pytest.fixture
+def with_code(tmp_path: Path) -> Path:
+    """A model folder that comes with code, which writes a file when it is imported."""
+    folder = shutil.copytree(TINY / "student", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    write_json(folder / "config.json", config | {"model_type": "of-its-own", "auto_map": own})
+    (folder / "own.py").write_text(CODE.format(file=str(tmp_path / "ran")))
+    tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", tokenizer | {"auto_map": {"AutoTokenizer": ["own.Config", None]}})
+    return folder
+
+
+def test_transformers_never_asks(with_code: Path, tmp_path: Path) -> None:
+    """On a terminal, with a `y` that waits to be read."""
+    terminal, end = pty.openpty()
+    os.write(terminal, b"y\ny\ny\n")
+    line = [sys.executable, "train.py", *SMALL, f"model.path={with_code}", f"output_dir={tmp_path / 'outputs'}"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    outcome = subprocess.run(line, cwd=ROOT, stdin=end, capture_output=True, text=True, env=environment, check=False)
+    assert outcome.returncode == 2, outcome.stderr
+    assert "model.trust_remote_code=true" in one_line(outcome, "train.py")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_trust_in_code_is_the_command_lines(outputs: Path, with_code: Path, tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        from losslens.models import model_identity
+
+        manifest["config"]["model"] |= {"path": str(with_code), "package": None, "trust_remote_code": True}
+        manifest["base"] = model_identity(base_source(path=str(with_code)))
+
+    edit(outputs, change)
+    shutil.rmtree(next(outputs.glob("main/base-*")))
+    outcome = script("evaluate.py", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2)
+    assert "trust_remote_code=true" in one_line(outcome, "evaluate.py")
+    outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
+    assert "trust_remote_code=true" in outcome.stdout
+    assert not (tmp_path / "ran").exists()
+    load_model.cache_clear()
+
+
+def everything_below(folder: Path) -> str:
+    return "\n".join(file.read_bytes().decode("latin-1") for file in folder.rglob("*") if file.is_file())
+
+
+def test_keys_and_tokens_are_told_to_nobody(
+    crooked: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that repeats its key and its address in an error, then in its answers; W&B and Hydra write too."""
+    monkeypatch.setenv("MY_ODD_NAME", KEY)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    url = crooked[0].replace("/v1", f"/{TOKEN}/v1")
+    told = []
+    outputs = tmp_path / "outputs"
+    for model in ("tells", "echoes"):
+        server = [f"rollouts.server.base_url={url}", f"rollouts.server.model={model}", "rollouts.server.attempts=1"]
+        line = [*SMALL[:-1], "rollouts.engine=openai", *server, "rollouts.server.api_key_env=MY_ODD_NAME"]
+        outcome = script("train.py", "-m", "method=sft,dft", *line, f"output_dir={outputs}", check=None)
+        told.append(outcome.stdout + outcome.stderr)
+        assert "Traceback" not in told[-1]
+    assert "[redacted]" in told[0]
+    assert "/…/v1" in told[0]
+    for text in (*told, everything_below(outputs)):
+        assert KEY not in text
+        assert KEY[:20] not in text
+        assert TOKEN not in text
+    [folder] = (outputs / "rollouts").glob("arithmetic-*")
+    assert json.loads((folder / "manifest.json").read_text())["base_url"] == url.replace(TOKEN, "…")
+
+
+def test_what_a_server_says_steers_no_terminal(crooked: tuple[str, Path], tmp_path: Path) -> None:
+    outcome = script(*command(tmp_path, crooked[0], "tells"), check=1)
+    assert not [c for c in outcome.stdout + outcome.stderr if c in "\x1b\x07\u202e\x9b"]
+    assert r"\x1b" in one_line(outcome, "rollout.py")
+
+
+@pytest.mark.parametrize("place", ["output_dir", "model.path", "rollouts.path", "data.path"])
+def test_names_of_folders_steer_no_terminal(place: str, tmp_path: Path) -> None:
+    name = f"{tmp_path}/a\x1b]0;x\x07b\x1b[8mc"
+    data = ["data=file"] if place == "data.path" else []
+    Path(name).write_text("no folder")
+    outcome = script("train.py", *SMALL, *data, f"'{place}={name}'" if False else f'{place}="{name}"', check=None)
+    assert outcome.returncode in (1, 2)
+    assert not [c for c in outcome.stdout + outcome.stderr if c in "\x1b\x07"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "list", "number", "reasoning", "no-message", "message-text", "choices-object", "choices-text", "array", "null",
+        "latin", "deep", "binary",
+    ],
+)  # fmt: skip
+def test_answers_that_are_none_are_told_in_one_line_and_not_kept(
+    kind: str, crooked: tuple[str, Path], tmp_path: Path
+) -> None:
+    limits = ["rollouts.server.attempts=2", "rollouts.server.concurrency=2"]
+    outcome = script(*command(tmp_path, crooked[0], f"odd-{kind}", *limits), check=1)
+    assert "no answer in 2 attempts" in one_line(outcome, "rollout.py")
+    assert answers_of(tmp_path) == []
+    assert max(asked(crooked[1]).values()) == 2
+
+
+@pytest.mark.parametrize("count", ["-5", "1e300", "NaN", "99999999999999999999999", '"many"', "[1]", "true", "2.5"])
+def test_counts_that_are_none_are_not_known(count: str, crooked: tuple[str, Path], tmp_path: Path) -> None:
+    """The answer was paid for, and is one; how long it was is not known. A second try reads what the first one kept."""
+    for _ in range(2):
+        script(*command(tmp_path, crooked[0], f"counts-{count}"))
+    table = rollouts_of(tmp_path)
+    assert set(table["completion"]) == {"<answer>7</answer>"}
+    assert table["tokens"].isna().all()
+    assert sum(asked(crooked[1]).values()) == 12
+
+
+DAMAGED = {"deep": "[" * 200_000, "array": "[]", "text": '"x"', "null": "null", "digits": "1" * 5000, "cut": '{"a": '}
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED, "latin"])
+def test_a_json_file_that_is_none_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "manifest.json"
+    file.write_bytes(b'{"a": "\xe9"}' if kind == "latin" else DAMAGED[kind].encode())
+    with pytest.raises(InputError, match=r"manifest\.json: no") as error:
+        read_object(file)
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "status.json"])
+@pytest.mark.parametrize("kind", ["deep", "array", "digits"])
+def test_a_damaged_run_is_refused_in_one_line(kind: str, name: str, outputs: Path) -> None:
+    [run] = outputs.glob("main/sft-*")
+    (run / name).write_text(DAMAGED[kind])
+    assert str(run / name) in one_line(script("analyze.py", *ANALYSIS, f"output_dir={outputs}", check=2), "analyze.py")
+    outcome = script("evaluate.py", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2)
+    assert str(run / name) in one_line(outcome, "evaluate.py")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("config.lr.name", 5), ("config.lr.name", "a b"), ("config.lr.base", -1), ("config.lr.base", "x"),
+        ("config.lr", []), ("config", "x"), ("config.lora_rank.r", "8"), ("rollouts", []), ("rollouts.folder", "../../x"),
+        ("base", []), ("method", {}), ("identity", 3), ("training.steps", "many"), ("initial_adapter.folder", 7),
+        ("config.seed", []), ("config.benchmark", 4), ("config.data.eval", "x"),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_type_in_a_manifest_is_refused_in_one_line(path: str, value: Any, outputs: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
+        *parents, last = path.split(".")
+        for parent in parents:
+            manifest = manifest[parent]
+        manifest[last] = value
+
+    edit(outputs, change)
+    # Some of these a reading may take for what they should be ("8" for 8); none may end in a traceback.
+    outcome = script("analyze.py", *ANALYSIS, "pairs=none", f"output_dir={outputs}", check=None)
+    assert outcome.returncode in ((0, 2) if path == "config.lora_rank.r" else (2,)), outcome.stderr[-2000:]
+    if outcome.returncode:
+        assert "manifest.json: " in one_line(outcome, "analyze.py")
+
+
+def test_a_flipped_byte_in_a_parquet_file_is_one_line(outputs: Path, tmp_path: Path) -> None:
+    """In its own metadata, where pyarrow raises all kinds of errors."""
+    [rollouts] = outputs.glob("rollouts/arithmetic-*[!t]")
+    [outcomes] = outputs.glob("main/sft-*/eval/*.parquet")
+    refused = 0
+    for file, read in (
+        (rollouts / "rollouts.parquet", lambda: load(rollouts)),
+        (outcomes, lambda: (read_outcomes(outcomes), asked_of(outcomes), is_scored(outcomes, "a", "b"))),
+    ):
+        content = file.read_bytes()
+        footer = int.from_bytes(content[-8:-4], "little") + 8
+        for place in range(len(content) - footer, len(content), 23):
+            damaged = bytearray(content)
+            damaged[place] ^= 1 << place % 8
+            file.write_bytes(damaged)
+            try:
+                read()
+            except InputError as error:
+                refused += 1
+                assert "\n" not in str(error)
+                assert str(file) in str(error)
+    assert refused > 50
+    (tmp_path / "not.parquet").write_bytes(b"PAR1" + b"\xff" * 100 + b"PAR1")
+    with pytest.raises(InputError, match=r"not\.parquet: not a readable parquet file"):
+        read_parquet(tmp_path / "not.parquet")
+
+
+def test_what_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "SOME_API_KEY": "abcd1234efgh", "GH_TOKEN": "ghp_abcdefgh", "DB_PASSWORD": "Hunter2Hunter2", "MY_KEY": "arithmetic",
+        "SHORT_KEY": "x1", "HTTPS_PROXY": "http://me:pass0word1@proxy:80", "A_SECRET": "word-word",
+        "KEY_OF_A_FILE_KEY": str(ROOT),
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    value = {
+        "a": ["abcd1234efgh x", ("ghp_abcdefgh",)], "Hunter2Hunter2": 1, "data": "arithmetic x1 word-word", "n": 2.5,
+        "url": "http://u:p@h/v1?api_key=zzz&x=1", "proxy": "pass0word1", "root": str(ROOT),
+    }  # fmt: skip
+    assert redaction.redacted(value) == {
+        "a": ["[redacted] x", ["[redacted]"]], "[redacted]": 1, "data": "arithmetic x1 word-word", "n": 2.5,
+        "url": "http://[redacted]@h/v1?api_key=[redacted]&x=1", "proxy": "[redacted]", "root": str(ROOT),
+    }  # fmt: skip
+    assert redaction.plain_address("https://u:p@h:8/abc/v1/deployments/x?k=v") == "https://h:8/…/v1/deployments/…"
+    assert redaction.plain_address("http://127.0.0.1:8000/v1") == "http://127.0.0.1:8000/v1"
+    assert redaction.printable("é\t\n\x1b[0m\x9b\u202e") == "é\t\n\\x1b[0m\\x9b\\u202e"
