@@ -16,6 +16,7 @@ from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json
+from losslens.integrity import bound_to
 from losslens.logger import artifacts
 from losslens.logger.session import About, Session, catch_up, session
 from losslens.methods import Method, Pairwise
@@ -24,7 +25,7 @@ from losslens.preemption import Preempted
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import counts, load
 from losslens.rollouts.sampling import frozen_rollouts
-from losslens.runs import Run, State, base_identity, bound_to, lora_settings, run_identity, run_of
+from losslens.runs import Run, State, base_identity, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
 
@@ -199,7 +200,9 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     )
     plan = _plan(config, method, initial)
     precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
-    if (run.folder / "manifest.json").exists() and run.manifest.get("precision") != precision:
+    before = run.manifest if (run.folder / "manifest.json").exists() else {}
+    before = before if isinstance(before, dict) else {}
+    if before and before.get("precision") != precision:
         # Half a run in one precision and half in another would be neither.
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     manifest: dict[str, Any] = {
@@ -217,6 +220,7 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
         "prompt_example": render_prompt(base.tokenizer, rollouts.table["prompt"].iloc[0]),
         **provenance.here(),
         "started": started.isoformat(timespec="seconds"),
+        "outcomes": before.get("outcomes") or {},
     }
     plan = replace(plan, identity=bound_to(manifest))
     references = references_of(config.logger.references, run, initial, manifest)
