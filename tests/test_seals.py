@@ -22,6 +22,7 @@ from losslens.analysis.subjects import find_runs, gather
 from losslens.config import Model
 from losslens.errors import InputError
 from losslens.files import write_json
+from losslens.integrity import require_recorded_outcomes
 from losslens.methods.sft import Sft
 from losslens.models import LoadedModel
 from losslens.runs import Run, runs_of
@@ -173,14 +174,19 @@ class TestRuns:
 
     def test_any_flipped_bit_of_an_outcome_is_seen(self, sweep: Path) -> None:
         """Of 4,000 random flips, 560 changed answers unnoticed."""
-        file = of(sweep, "sft").evaluation("arithmetic")
+        run = of(sweep, "sft")
+        file = run.evaluation("arithmetic")
         rng = random.Random(0)
-        for _ in range(40):
+        said = r"arithmetic\.parquet: not the outcomes that were written"
+        for _ in range(100):
             with kept(file):
                 flip(file, rng)
-                with pytest.raises(InputError, match=r"arithmetic\.parquet: not the outcomes that were written"):
-                    analysed(sweep)
+                with pytest.raises(InputError, match=said):
+                    require_recorded_outcomes(run.folder)
         analysed(sweep)
+        with kept(file), pytest.raises(InputError, match=said):
+            flip(file, rng)
+            analysed(sweep)
 
     def test_training_scores_again_what_was_changed_or_is_gone(self, sweep: Path) -> None:
         run = of(sweep, "sft")

@@ -200,9 +200,13 @@ def test_what_was_cut_off_is_found_in_the_queue_again(
     killed(configs, at)
     assert (len(arrays(recorder)) if calls else not (recorder / "calls").exists()) == (calls or True)
     comments = recorder / "comments"
-    jobs = [line.partition("|")[0] for line in comments.read_text().splitlines()] if calls else []
-    (recorder / "queue").write_text("".join(f"{job}|PENDING|None\n" for job in jobs))
     comments.touch()
+
+    def wait_in_the_queue() -> None:
+        jobs = [line.partition("|")[0] for line in comments.read_text().splitlines()]
+        (recorder / "queue").write_text("".join(f"{job}|PENDING|None\n" for job in jobs))
+
+    wait_in_the_queue()
     send(configs)
     assert len(arrays(recorder)) == 2
     assert ("found again" in capsys.readouterr().out) == bool(calls)
@@ -213,9 +217,10 @@ def test_what_was_cut_off_is_found_in_the_queue_again(
         pickled = run.folder.parent / "slurm" / f"{read_json(run.ticket)['job']}_submitted.pkl"
         with pickled.open("rb") as file:
             assert pickle.load(file).function.run == str(run.folder)
-    # Nothing more is found of it afterwards.
+    wait_in_the_queue()
     send(configs)
-    assert len(arrays(recorder)) == 2 or not calls
+    assert len(arrays(recorder)) == 2
+    assert "found again" not in capsys.readouterr().out
 
 
 def begun(text: str, job: str) -> str:

@@ -54,7 +54,9 @@ def benchmark_of(gathered: Gathered, asked: str | None) -> str | None:
     benchmark = asked or gathered.first.benchmark
     if asked is None and benchmark not in common:
         # Scored again on something else, since it was trained.
-        gathered.left_out[f"accuracy of pairs on {benchmark}"] = f"not all runs were scored on it; it is on {common[0]}"
+        if benchmark is not None:
+            why = f"not all runs were scored on it; pairs are compared on {common[0]}"
+            gathered.left_out[f"accuracy of pairs on {benchmark}"] = why
         benchmark = common[0]
     for name, known in scored.items():
         if benchmark not in known:
