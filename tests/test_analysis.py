@@ -29,8 +29,9 @@ from losslens.analysis.job import Analysis, analyse
 from losslens.analysis.pairs import choose, find
 from losslens.config import AnalyzeConfig
 from losslens.errors import InputError
-from losslens.files import write_json
+from losslens.files import digest, write_json
 from losslens.generation import encode_completion, encode_prompt
+from losslens.integrity import record_outcomes
 from losslens.models import LoadedModel, as_it_was
 from losslens.rollouts.frozen import load
 from losslens.runs import Run, runs_of
@@ -510,12 +511,17 @@ class TestRefused:
         script(*command(sweep, "data.seed=1", "sweep=other", "logger=none"))
         with pytest.raises(InputError, match="another rollouts than"):
             analyse(settings(sweep, sweep=["main", "other"]))
-        run = of(sweep, "rft")
+        # A run of another base has another identity, and another name.
+        run, base = of(sweep, "rft"), {"sha256": "0"}
+        identity = {**run.manifest["identity"], "base": base}
+        other = run.folder.with_name(f"{run.name.rpartition('-')[0]}-{digest(identity, 8)}")
+        shutil.copytree(run.folder, other)
         with (
-            edited(run.folder / "manifest.json", base={"sha256": "0"}),
-            pytest.raises(InputError, match=f"{run.name}: another base than"),
+            edited(other / "manifest.json", base=base, identity=identity, run=other.name),
+            pytest.raises(InputError, match=f"{other.name}: another base than"),
         ):
             analyse(settings(sweep))
+        shutil.rmtree(other)
 
     def test_runs_scored_on_other_problems(self, sweep: Path) -> None:
         """Scores that do not compare are not compared; the weights are."""
@@ -539,12 +545,15 @@ class TestRefused:
             (sft.evaluation("arithmetic"), _with_a_row_twice(sft.evaluation("arithmetic")), "stands in it twice"),
             (sft.folder / "manifest.json", b"[]", r"manifest\.json: it: Input should be"),
         ):
-            before = file.read_bytes()
+            before, manifest = file.read_bytes(), (sft.folder / "manifest.json").read_bytes()
             try:
                 file.write_bytes(content)
+                if file.suffix == ".parquet":  # by its hash it would be refused as it is
+                    record_outcomes(sft.folder, file)
                 with pytest.raises(InputError, match=message):
                     analyse(settings(sweep, "pairs=none"))
             finally:
+                (sft.folder / "manifest.json").write_bytes(manifest)
                 file.write_bytes(before)
         nameless = {**sft.manifest["config"], "data": {}}
         with (

@@ -3,96 +3,110 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
+from losslens import scoring
 from losslens.adapters import adapter_sha256
+from losslens.analysis.subjects import find_runs, gather
+from losslens.config import Model
+from losslens.errors import InputError
+from losslens.files import write_json
+from losslens.integrity import require_recorded_outcomes
 from losslens.methods.sft import Sft
 from losslens.models import LoadedModel
+from losslens.runs import Run, runs_of
 from losslens.training.run import last_checkpoint, train_run
+from tests.conftest import command, script
+
+
+@pytest.fixture(scope="module")
+def cut(
+    make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Any]:
+    """A run with checkpoints of steps 2 and 4 that was cut at step 5, and its plan."""
+
+    def stop(step: int, values: dict[str, float]) -> None:
+        if step == 5:
+            raise KeyboardInterrupt
+
+    folder = tmp_path_factory.mktemp("cut")
+    plan = make_plan(Sft(name="sft"), max_steps=6, batch_size=4, save_steps=2, log_steps=1)
+    plan = replace(plan, identity="mine")
+    with pytest.raises(KeyboardInterrupt):
+        train_run(plan, base, tokenised, folder, stop)
+    return folder, plan
+
+
+def without_optimizer(checkpoint: Path) -> None:
+    """Its file is gone, and so is the line of the seal."""
+    (checkpoint / "optimizer.pt").unlink()
+    seal = json.loads((checkpoint / "sealed.json").read_text())
+    del seal["files"]["optimizer.pt"]
+    (checkpoint / "sealed.json").write_text(json.dumps(seal))
+
+
+def changed_seal(**values: Any) -> Callable[[Path], None]:
+    def change(checkpoint: Path) -> None:
+        file = checkpoint / "sealed.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
+
+    return change
+
+
+def flipped(checkpoint: Path) -> None:
+    file = checkpoint / "optimizer.pt"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def linked(checkpoint: Path) -> None:
+    file = checkpoint / "optimizer.pt"
+    shutil.move(file, checkpoint.parent / "elsewhere.pt")
+    file.symlink_to(checkpoint.parent / "elsewhere.pt")
+
+
+FAULTS: dict[str, Callable[[Path], Any]] = {
+    "a flipped bit": flipped,
+    "a missing file": lambda checkpoint: (checkpoint / "rng_state.pth").unlink(),
+    "a missing file that its seal does not know": without_optimizer,
+    "a further file": lambda checkpoint: (checkpoint / "training_args.pkl").write_bytes(b"x"),
+    "a further file in a folder": lambda checkpoint: shutil.copytree(checkpoint, checkpoint / "old"),
+    "a link": linked,
+    "no seal": lambda checkpoint: (checkpoint / "sealed.json").unlink(),
+    "a list as seal": lambda checkpoint: (checkpoint / "sealed.json").write_text("[]"),
+    "no UTF-8": lambda checkpoint: (checkpoint / "sealed.json").write_bytes(b"\xff\xfe{"),
+    "a deep seal": lambda checkpoint: (checkpoint / "sealed.json").write_text("[" * 200_000),
+    "a seal of another run": changed_seal(run="yours"),
+    "a seal of another step": changed_seal(step=3),
+    "a seal of no step": changed_seal(step="4"),
+    "a seal of lists": changed_seal(files=["optimizer.pt"]),
+    "the one before": lambda checkpoint: (
+        shutil.rmtree(checkpoint), shutil.copytree(checkpoint.with_name("checkpoint-2"), checkpoint),
+    ),
+    "a file of that name": lambda checkpoint: (shutil.rmtree(checkpoint), checkpoint.write_text("x")),
+}  # fmt: skip
 
 
 class TestCheckpoints:
     """Only a checkpoint of this run, of its step and with all its files is gone on from."""
 
-    @pytest.fixture(scope="class")
-    def cut(
-        self, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
-    ) -> tuple[Path, Any]:
-        """A run with checkpoints of steps 2 and 4 that was cut at step 5, and its plan."""
-
-        def stop(step: int, values: dict[str, float]) -> None:
-            if step == 5:
-                raise KeyboardInterrupt
-
-        folder = tmp_path_factory.mktemp("cut")
-        plan = make_plan(Sft(name="sft"), max_steps=6, batch_size=4, save_steps=2, log_steps=1)
-        plan = replace(plan, identity="mine")
-        with pytest.raises(KeyboardInterrupt):
-            train_run(plan, base, tokenised, folder, stop)
-        return folder, plan
-
-    @staticmethod
-    def without_optimizer(checkpoint: Path) -> None:
-        """Its file is gone, and so is the line of the seal."""
-        (checkpoint / "optimizer.pt").unlink()
-        seal = json.loads((checkpoint / "sealed.json").read_text())
-        del seal["files"]["optimizer.pt"]
-        (checkpoint / "sealed.json").write_text(json.dumps(seal))
-
-    @staticmethod
-    def changed_seal(**values: Any) -> Callable[[Path], None]:
-        def change(checkpoint: Path) -> None:
-            file = checkpoint / "sealed.json"
-            file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
-
-        return change
-
-    @staticmethod
-    def flipped(checkpoint: Path) -> None:
-        file = checkpoint / "optimizer.pt"
-        content = bytearray(file.read_bytes())
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-
-    @staticmethod
-    def linked(checkpoint: Path) -> None:
-        file = checkpoint / "optimizer.pt"
-        shutil.move(file, checkpoint.parent / "elsewhere.pt")
-        file.symlink_to(checkpoint.parent / "elsewhere.pt")
-
-    FAULTS: dict[str, Callable[[Path], Any]] = {
-        "a flipped bit": flipped,
-        "a missing file": lambda checkpoint: (checkpoint / "rng_state.pth").unlink(),
-        "a missing file that its seal does not know": without_optimizer,
-        "a further file": lambda checkpoint: (checkpoint / "training_args.pkl").write_bytes(b"x"),
-        "a further file in a folder": lambda checkpoint: shutil.copytree(checkpoint, checkpoint / "old"),
-        "a link": linked,
-        "no seal": lambda checkpoint: (checkpoint / "sealed.json").unlink(),
-        "a list as seal": lambda checkpoint: (checkpoint / "sealed.json").write_text("[]"),
-        "no UTF-8": lambda checkpoint: (checkpoint / "sealed.json").write_bytes(b"\xff\xfe{"),
-        "a deep seal": lambda checkpoint: (checkpoint / "sealed.json").write_text("[" * 200_000),
-        "a seal of another run": changed_seal(run="yours"),
-        "a seal of another step": changed_seal(step=3),
-        "a seal of no step": changed_seal(step="4"),
-        "a seal of lists": changed_seal(files=["optimizer.pt"]),
-        "the one before": lambda checkpoint: (
-            shutil.rmtree(checkpoint), shutil.copytree(checkpoint.with_name("checkpoint-2"), checkpoint),
-        ),
-        "a file of that name": lambda checkpoint: (shutil.rmtree(checkpoint), checkpoint.write_text("x")),
-    }  # fmt: skip
-
     @pytest.mark.parametrize("fault", FAULTS)
     def test_the_one_before_is_taken(self, fault: str, cut: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
         checkpoints = shutil.copytree(cut[0] / "checkpoints", tmp_path / "checkpoints")
         assert last_checkpoint(checkpoints, "mine") == checkpoints / "checkpoint-4"
-        self.FAULTS[fault](checkpoints / "checkpoint-4")
+        FAULTS[fault](checkpoints / "checkpoint-4")
         assert last_checkpoint(checkpoints, "mine") == checkpoints / "checkpoint-2"
         [line] = capsys.readouterr().out.splitlines()
         assert line.startswith(f"{checkpoints / 'checkpoint-4'}: ")
@@ -120,3 +134,149 @@ class TestCheckpoints:
         assert adapter_sha256(resumed / "adapter") == adapter_sha256(whole / "adapter")
         said = capsys.readouterr().out
         assert said.count("; left out") == 4
+
+
+def of(output_dir: Path, method: str) -> Run:
+    [run] = [run for run in runs_of(output_dir, "main") if run.name.startswith(f"{method}-")]
+    return run
+
+
+def flip(file: Path, rng: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    file.write_bytes(content)
+
+
+@contextmanager
+def kept(file: Path) -> Iterator[None]:
+    """Puts a file back as it was."""
+    before = file.read_bytes()
+    try:
+        yield
+    finally:
+        file.write_bytes(before)
+
+
+def analysed(outputs: Path) -> None:
+    """The part of an analysis that reads runs."""
+    gather(find_runs(outputs, ["main"], None), {})
+
+
+def without(content: dict[str, Any], *path: str, **value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with other values at `path`."""
+    if not path:
+        return {**content, **value}
+    return {**content, path[0]: without(content[path[0]], *path[1:], **value)}
+
+
+class TestRuns:
+    """Outcomes and manifests of finished runs."""
+
+    def test_any_flipped_bit_of_an_outcome_is_seen(self, sweep: Path) -> None:
+        """Of 4,000 random flips, 560 changed answers unnoticed."""
+        run = of(sweep, "sft")
+        file = run.evaluation("arithmetic")
+        rng = random.Random(0)
+        said = r"arithmetic\.parquet: not the outcomes that were written"
+        for _ in range(100):
+            with kept(file):
+                flip(file, rng)
+                with pytest.raises(InputError, match=said):
+                    require_recorded_outcomes(run.folder)
+        analysed(sweep)
+        with kept(file), pytest.raises(InputError, match=said):
+            flip(file, rng)
+            analysed(sweep)
+
+    def test_training_scores_again_what_was_changed_or_is_gone(self, sweep: Path) -> None:
+        run = of(sweep, "sft")
+        base = of(sweep, "base")
+        first, second = run.evaluation("arithmetic"), base.evaluation("arithmetic")
+        before = [pd.read_parquet(file) for file in (first, second)]
+        table = pq.read_table(first)
+        turned = table.set_column(4, "correct", pc.invert(table["correct"]))
+        pq.write_table(turned, first)
+        second.unlink()
+        with pytest.raises(InputError, match=r"base-.*arithmetic\.parquet: gone"):
+            analysed(sweep)
+        outcome = script(*command(sweep, "method=sft", "logger=none"))
+        assert "arithmetic.parquet: not the outcomes that were written; scoring again" in outcome.stdout
+        for file, expected in zip((first, second), before, strict=True):
+            pd.testing.assert_frame_equal(pd.read_parquet(file), expected)
+        analysed(sweep)
+
+    def test_outcomes_that_nobody_recorded(self, sweep: Path) -> None:
+        run = of(sweep, "sft")
+        other = run.evaluation("other")
+        shutil.copy(run.evaluation("arithmetic"), other)
+        with pytest.raises(InputError, match=r"other\.parquet: not the outcomes that were written"):
+            analysed(sweep)
+        other.unlink()
+
+    def test_runs_from_before_hashes_were_kept(self, sweep: Path) -> None:
+        """They are compared, and that they cannot be checked is said; the next command notes their hashes."""
+        run = of(sweep, "sft")
+        write_json(run.folder / "manifest.json", {k: v for k, v in run.manifest.items() if k != "outcomes"})
+        gathered = gather(find_runs(sweep, ["main"], None), {})
+        assert f"a check of the outcomes of {run.name}" in gathered.left_out
+        script(*command(sweep, "method=sft", "logger=none"))
+        gathered = gather(find_runs(sweep, ["main"], None), {})
+        assert f"a check of the outcomes of {run.name}" not in gathered.left_out
+
+    @pytest.mark.parametrize(
+        ("method", "path", "value"),
+        [
+            ("sft", ("config",), {"seed": 43}),
+            ("sft", ("config",), {"init_seed": 43}),
+            ("sft", ("identity",), {"seed": 43}),
+            ("sft", (), {"learning_rate": 1e-3}),
+            ("sft", ("config", "lr"), {"base": 1e-3}),
+            ("sft", ("config", "lr"), {"name": 5}),
+            ("dpo", ("config", "lr"), {"pairwise_factor": 1.0}),
+            ("dpo", ("config", "method"), {"beta": 0.5}),
+            ("sft", (), {"method": "rft"}),
+            ("sft", ("config", "method"), {"name": "rft"}),
+            ("sft", ("config", "lora_rank"), {"r": 4}),
+            ("sft", ("config", "optim"), {"batch_size": 16}),
+            ("sft", (), {"base": {"sha256": "0"}}),
+            ("sft", (), {"run": "sft-conventional-r8-tiny-s43-00000000"}),
+            ("base", (), {"base": {"sha256": "0"}}),
+            ("base", ("config", "model"), {"name": "other"}),
+        ],
+    )
+    def test_a_manifest_that_was_changed_is_refused(
+        self, method: str, path: tuple[str, ...], value: dict[str, Any], sweep: Path
+    ) -> None:
+        run = of(sweep, method)
+        file = run.folder / "manifest.json"
+        with kept(file):
+            write_json(file, without(run.manifest, *path, **value))
+            with pytest.raises(InputError, match=r"manifest\.json: ") as refused:
+                analysed(sweep)
+            assert "\n" not in str(refused.value)
+            assert run.name in str(refused.value)
+            if method != "base":
+                with pytest.raises(InputError, match=r"manifest\.json: "):
+                    run.is_trained()
+
+    def test_a_run_in_the_folder_of_another_is_refused(self, sweep: Path) -> None:
+        run, other = of(sweep, "sft"), of(sweep, "rft")
+        shutil.copytree(other.folder, sweep / "kept")
+        shutil.rmtree(other.folder)
+        shutil.copytree(run.folder, other.folder)
+        with pytest.raises(InputError, match=f"{other.name}/manifest.json: identity is"):
+            analysed(sweep)
+        shutil.rmtree(other.folder)
+        shutil.move(sweep / "kept", other.folder)
+
+    @pytest.mark.parametrize("content", [b"[]", b"\xff", b"{", b"[" * 200_000])
+    def test_a_damaged_manifest_of_the_base_is_made_again(self, content: bytes, sweep: Path) -> None:
+        base = of(sweep, "base")
+        file = base.folder / "manifest.json"
+        with kept(file):
+            file.write_bytes(content)
+            with pytest.raises(InputError, match=r"base-.*manifest\.json"):
+                analysed(sweep)
+            # What `train.py` does for each of its runs.
+            scoring._write_down_base(base, Model.model_validate(of(sweep, "sft").manifest["config"]["model"]))
+            assert base.manifest["outcomes"] == {}

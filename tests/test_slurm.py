@@ -397,3 +397,32 @@ def test_several_gpus_without_slurm_end_in_one_line(tmp_path: Path) -> None:
     refused = cold("train.py", "resources.gpus=4", f"output_dir={tmp_path}", check=2)
     (line,) = refused.stderr.splitlines()
     assert "torchrun --nproc_per_node=4 train.py" in line
+
+
+SUBMIT_AND_KILL = r"""#!/bin/bash
+[ "$1" = --test-only ] && exec {sbatch} "$@"
+{sbatch} "$@" >> {log} && kill -9 $PPID
+"""
+
+
+def test_a_command_killed_after_sbatch_has_answered_submits_nothing_twice(
+    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command finds its jobs in the queue by their comment: one array, and one run of each."""
+    log = tmp_path / "answered"
+    wrapper = tmp_path / "bin" / "sbatch"
+    wrapper.parent.mkdir()
+    wrapper.write_text(SUBMIT_AND_KILL.format(sbatch=shutil.which("sbatch"), log=log), encoding="utf-8")
+    wrapper.chmod(0o755)
+    line = ["method=sft,rft", "sweep=cut", "data.eval=0", "optim.max_steps=2", frozen(swept.parent)]
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+        assert submit(swept.parent, *line, check=None).returncode == -signal.SIGKILL
+    again = submit(swept.parent, *line, "hydra.launcher.wait=true")
+    array = log.read_text(encoding="utf-8").split()[-1]
+    assert f"job {array}: found again" in again.stdout
+    assert "submitted as" not in again.stdout
+    runs = [file.parent for file in (swept.parent / "cut").glob("*-s42-*/status.json")]
+    assert {job(run) for run in runs} == {f"{array}_0", f"{array}_1"}
+    assert all(status(run)["state"] == "completed" for run in runs)
+    assert all(status(run)["slurm"]["job"] == job(run) for run in runs)

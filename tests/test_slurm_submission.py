@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import signal
+import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +20,7 @@ from losslens.config import Resources, parse
 from losslens.errors import InputError
 from losslens.files import read_json
 from losslens.runs import Run
-from losslens.slurm import cluster, submission
+from losslens.slurm import cluster, intent, submission
 from losslens.slurm.code import keep_code
 from losslens.slurm.ended import said_of
 from losslens.slurm.launch import launch
@@ -35,13 +38,21 @@ if [ "$number" = "$REFUSE_FROM" ]; then
     echo "sbatch: error: Batch job submission failed: Too many jobs" >&2
     exit 1
 fi
-echo "Submitted batch job $((100 + number))"
+job=$((100 + number))
+comment=$(sed -n 's/^#SBATCH --comment=//p' "$1")
+last=$(sed -n 's/^#SBATCH --array=0-\([0-9]*\).*/\1/p' "$1")
+for task in $(seq 0 ${last:-0}); do
+    echo "$job${last:+_$task}|$comment" >> "$RECORD/comments"
+done
+[ "$number" = "$KILL_AT" ] && kill -9 $PPID
+echo "Submitted batch job $job"
 """
 CONTROLLER = """#!/bin/bash
 [ "$1 $2" = "show config" ] && printf 'ClusterName             = recorded\\nMaxArraySize            = 401\\n'
 """
 QUEUE = """#!/bin/bash
 [ -e "$RECORD/deaf" ] && exit 1
+[[ "$*" == *%k* ]] && { cat "$RECORD/comments"; exit 0; }
 cat "$RECORD/queue" 2>/dev/null || true
 """
 CANCEL = """#!/bin/bash
@@ -141,6 +152,106 @@ def test_what_is_refused_half_way_is_taken_back(recorder: Path, config, tmp_path
     files = {file: file.read_bytes() for file in (tmp_path / "outputs").rglob("*.json") if file.name in names}
     assert files == {file: content for file, content in before.items() if file.name in names}
     assert len(list((tmp_path / "outputs" / "main").glob("*-s*"))) == 1
+
+
+def killed(configs: list[DictConfig], at: str) -> None:
+    """Sends in another process, which is killed: at a call of sbatch, or at a ticket."""
+    child = os.fork()
+    if not child:
+        where, _, number = at.partition(" ")
+        left = int(number)
+
+        def count(*given: object) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(*given)
+
+        try:
+            if where == "sbatch":
+                os.environ["KILL_AT"] = number
+            else:
+                write = getattr(intent, where)
+                setattr(intent, where, count)
+            send(configs)
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("at", "calls"),
+    [
+        ("sbatch 1", 1),  # the rollouts' call was answered, and nobody has heard it
+        ("sbatch 2", 2),  # the runs' call
+        ("write_ticket 1", 1),
+        ("write_ticket 3", 2),  # one of the two runs has a ticket
+        ("write_json 1", 0),  # before sbatch
+        ("write_json 4", 2),  # at the names of the runs by their jobs
+    ],
+)
+def test_what_was_cut_off_is_found_in_the_queue_again(
+    at: str, calls: int, recorder: Path, config, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """Killed between sbatch's answer and the last record, the same command submits only what is not in the queue."""
+    monkeypatch.setattr(intent, "_SECONDS", 0.5)
+    configs = [config(seed=0), config(seed=1)]
+    killed(configs, at)
+    assert (len(arrays(recorder)) if calls else not (recorder / "calls").exists()) == (calls or True)
+    comments = recorder / "comments"
+    comments.touch()
+
+    def wait_in_the_queue() -> None:
+        jobs = [line.partition("|")[0] for line in comments.read_text().splitlines()]
+        (recorder / "queue").write_text("".join(f"{job}|PENDING|None\n" for job in jobs))
+
+    wait_in_the_queue()
+    send(configs)
+    assert len(arrays(recorder)) == 2
+    assert ("found again" in capsys.readouterr().out) == bool(calls)
+    assert {read_json(run.ticket)["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
+    assert read_json(tmp_path / "outputs" / "main" / "slurm" / "102_runs.json").keys() == {"102_0", "102_1"}
+    assert not list((tmp_path / "outputs").rglob("submission-*/"))
+    for run in the_runs(tmp_path):
+        pickled = run.folder.parent / "slurm" / f"{read_json(run.ticket)['job']}_submitted.pkl"
+        with pickled.open("rb") as file:
+            assert pickle.load(file).function.run == str(run.folder)
+    wait_in_the_queue()
+    send(configs)
+    assert len(arrays(recorder)) == 2
+    assert "found again" not in capsys.readouterr().out
+
+
+def begun(text: str, job: str) -> str:
+    """The output of a job's script up to where it would run its task, which is `goes on`."""
+    lines = text.split("# setup")[1].splitlines()
+    body = "\n".join(line for line in lines if line.startswith("[ -e "))
+    environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": job}
+    shell = ["bash", "-c", f"{body}\necho goes on"]
+    return subprocess.run(shell, capture_output=True, text=True, env=environment, check=True).stdout
+
+
+def test_a_job_whose_submission_was_given_up_runs_nothing(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+    """An sbatch that outlived its command and was answered after the next one had looked."""
+    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    killed([config(seed=0)], "sbatch 1")
+    (late,) = arrays(recorder)
+    # Until then it needs nothing more of the command that was cut off: it fetches its task itself.
+    folder = tmp_path / "outputs" / "rollouts" / "slurm"
+    assert "goes on" in begun(late, "101")
+    assert (folder / "101_submitted.pkl").read_bytes() == next(folder.glob("submission-*/0.pkl")).read_bytes()
+    (recorder / "comments").write_text("")
+    send([config(seed=0)])
+    _, again, _ = arrays(recorder)
+    assert "another job does its work" in begun(late, "101")
+    assert "goes on" in begun(again, "102")
+
+
+def test_a_comment_of_ones_own_stays(recorder: Path, config) -> None:
+    send([config(seed=0, resources={"sbatch": {"comment": "project 7"}})])
+    assert all(re.search(r"^#SBATCH --comment='project 7 losslens:[0-9a-f]{16}'$", text, re.M)
+               for text in arrays(recorder))  # fmt: skip
 
 
 def test_a_rejected_account_ends_in_one_line(recorder: Path, config, tmp_path: Path) -> None:
@@ -263,11 +374,11 @@ def test_what_was_submitted_is_cancelled_when_its_tickets_cannot_be_written(
     def full(file: Path, ticket: object) -> None:
         raise OSError(122, "Disk quota exceeded")
 
-    monkeypatch.setattr(submission, "write_ticket", full)
+    monkeypatch.setattr(intent, "write_ticket", full)
     with pytest.raises(OSError, match="quota"):
         send([config(seed=0), config(seed=1)])
     assert (recorder / "cancelled").read_text(encoding="utf-8").split() == ["101"]
-    monkeypatch.setattr(submission, "write_ticket", lambda file, ticket: "rollouts" in str(file) or full(file, ticket))
+    monkeypatch.setattr(intent, "write_ticket", lambda file, ticket: "rollouts" in str(file) or full(file, ticket))
     with pytest.raises(OSError, match="quota"):
         send([config(seed=0), config(seed=1)])
     assert (recorder / "cancelled").read_text(encoding="utf-8").split() == ["101", "102", "103"]

@@ -17,6 +17,7 @@ from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json, write_text
+from losslens.integrity import bound_to
 from losslens.logger import artifacts
 from losslens.logger.session import About, Session, catch_up, session
 from losslens.methods import Method, Pairwise
@@ -26,7 +27,7 @@ from losslens.references import described, references_of
 from losslens.rollouts.frozen import FrozenRollouts, counts, load
 from losslens.rollouts.quality import quality_of, require_usable
 from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source, require_a_writer, require_limits
-from losslens.runs import HeldError, Run, State, base_identity, bound_to, lora_settings, run_identity, run_of
+from losslens.runs import HeldError, Run, State, base_identity, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
 
@@ -256,7 +257,9 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     )
     plan = _plan(config, method, initial)
     precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
-    if (run.folder / "manifest.json").exists() and run.manifest.get("precision") != precision:
+    before = run.manifest if (run.folder / "manifest.json").exists() else {}
+    before = before if isinstance(before, dict) else {}
+    if before and before.get("precision") != precision:
         # Half a run in one precision and half in another would be neither.
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     manifest: dict[str, Any] = {
@@ -274,6 +277,7 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
         "prompt_example": decode(base.tokenizer, tokenised["prompt_ids"].iloc[0]),
         **provenance.here(),
         "started": started.isoformat(timespec="seconds"),
+        "outcomes": before.get("outcomes") or {},
     }
     plan = replace(plan, identity=bound_to(manifest))
     references = references_of(config.logger.references, run, initial, manifest)

@@ -68,7 +68,8 @@ def described(references: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 
 def _nearest_sft(run: Run, shapes: dict[str, tuple[int, int]], manifest: Mapping[str, Any]) -> Run | None:
     file = run.folder / "manifest.json"
-    before = read_json(file).get("references", {}).get("sft") if file.exists() else None
+    earlier = read_json(file) if file.exists() else {}
+    before = earlier.get("references", {}).get("sft") if isinstance(earlier, dict) else None
     found: list[tuple[tuple[bool | str, ...], Run]] = []
     for other in runs_of(run.folder.parent.parent, run.folder.parent.name):
         # One that is damaged, or of a version that wrote another manifest, is no reason for this run to stop.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from losslens.adapters import LoraSettings, adapter_hashes
 from losslens.config import Model, TrainConfig
 from losslens.errors import InputError
 from losslens.files import digest, read_json, read_object, write_json
+from losslens.integrity import require_own_manifest
 from losslens.models import model_identity, source_of
 from losslens.provenance import slurm_job
 from losslens.rollouts.sampling import rollouts_identity
@@ -112,7 +113,7 @@ class Run:
         """Whether the adapter is finished, and still the one that was trained.
 
         Raises:
-            InputError: It was finished and has changed since.
+            InputError: It was finished and has changed since, or the manifest is not this run's.
         """
         if not self.adapter.is_dir() or not (self.folder / "manifest.json").exists():
             return False
@@ -125,6 +126,7 @@ class Run:
                     f"{self.adapter}: not the adapter that was trained (its {name} is not the one in manifest.json); "
                     f"delete {self.folder} to train it again"
                 )
+        require_own_manifest(self.folder, manifest)
         return True
 
     def set_state(self, state: State, **details: Any) -> None:
@@ -182,15 +184,6 @@ class Run:
             yield
         finally:
             lock.release()
-
-
-def bound_to(manifest: Mapping[str, Any]) -> str:
-    """Fingerprint of a run, for its checkpoints and snapshots: its identity, its rollouts, its initial adapter.
-
-    Args:
-        manifest: The run's.
-    """
-    return digest([manifest.get("identity"), manifest["rollouts"]["sha256"], manifest["initial_adapter"]["sha256"]], 64)
 
 
 def sha256_of_adapter(run: Run) -> str:

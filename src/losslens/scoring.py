@@ -18,6 +18,7 @@ from losslens.config import Data, EvaluateConfig, Evaluation, Model, parse
 from losslens.errors import InputError, ServerError
 from losslens.evaluation import asked_of, is_scored, outcomes_of, read_outcomes, scored_by, write_outcomes
 from losslens.files import digest, write_json
+from losslens.integrity import are_recorded, record_outcomes, require_own_manifest
 from losslens.plain_table import Table
 from losslens.problems import Problem
 from losslens.problems.questions import templates_of
@@ -75,22 +76,31 @@ def score_base(
         return {}
     run = base_run(sweep, model)
     with run.lock(wait):
+        _write_down_base(run, model)
         files = {
             benchmark_name(data, samples): _score(run, None, model, data, evaluation, samples)
             for data in benchmarks
             for samples in sample_counts(evaluation)
         }
         if run.status.get("state") != "completed":
-            manifest = {
-                "run": run.name,
-                "method": "base",
-                "base": base_identity(model),
-                "config": {"model": model.model_dump(mode="json")},
-                **provenance.here(),
-            }
-            write_json(run.folder / "manifest.json", manifest)
             run.set_state("completed")
     return files
+
+
+def _write_down_base(run: Run, model: Model) -> None:
+    """Writes the manifest of a base's run, unless it has its own."""
+    try:
+        require_own_manifest(run.folder, run.manifest)
+    except InputError:
+        manifest = {
+            "run": run.name,
+            "method": "base",
+            "base": base_identity(model),
+            "config": {"model": model.model_dump(mode="json")},
+            "outcomes": {},
+            **provenance.here(),
+        }
+        write_json(run.folder / "manifest.json", manifest)
 
 
 def require_problems(benchmarks: Sequence[Data]) -> None:
@@ -121,7 +131,13 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     scored = scored_by(base_identity(model), None if adapter is None else adapter_sha256(adapter))
     file = _outcomes_file(run, name, asked)
     if is_scored(file, asked, scored):
-        return file
+        intact = are_recorded(run.folder, file)
+        if intact is None:  # from before hashes were kept
+            record_outcomes(run.folder, file)
+        if intact is not False:
+            return file
+    if file.exists():
+        print(f"{file}: not the outcomes that were written; scoring again", flush=True)
     problems = source.problems("eval", data.eval, data.seed)
     description = f"{run.name} on {name}"
     _say_what_was_trained_on(run, problems, source.identity("eval"), description)
@@ -136,6 +152,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
         say_what_was_cut(answers, description, "evaluation.max_tokens", evaluation.max_tokens)
         outcomes = outcomes_of(source.verifier, problems, completions, data.verify_seconds)
         write_outcomes(outcomes, file, asked, scored)
+        record_outcomes(run.folder, file)
     finally:
         journal.close()
     journal.done()
@@ -146,7 +163,7 @@ def _outcomes_file(run: Run, benchmark: str, asked: str) -> Path:
     """Where outcomes go: what was asked in another way before stays, and keeps the benchmark's plain name."""
     plain = run.evaluation(benchmark)
     try:
-        taken = plain.exists() and asked_of(plain) != asked
+        taken = plain.exists() and asked_of(plain) != asked and are_recorded(run.folder, plain) is not False
     except InputError:  # damaged, and written anew
         taken = False
     return run.evaluation(f"{benchmark}-{asked[:8]}") if taken else plain
@@ -232,6 +249,7 @@ def _score_again(
     run: Run, benchmarks: Sequence[Data], evaluation: Evaluation, trust: Trust, wait: bool
 ) -> dict[str, Path]:
     manifest = run.manifest
+    require_own_manifest(run.folder, manifest)
     try:
         model = model_of(manifest["config"]["model"], trust)
     except (ValidationError, KeyError, TypeError) as error:

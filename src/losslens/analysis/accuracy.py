@@ -53,7 +53,11 @@ def benchmark_of(gathered: Gathered, asked: str | None) -> str | None:
         return None
     benchmark = asked or gathered.first.benchmark
     if asked is None and benchmark not in common:
-        benchmark = common[0]  # scored again on something else, since it was trained
+        # Scored again on something else, since it was trained.
+        if benchmark is not None:
+            why = f"not all runs were scored on it; pairs are compared on {common[0]}"
+            gathered.left_out[f"accuracy of pairs on {benchmark}"] = why
+        benchmark = common[0]
     for name, known in scored.items():
         if benchmark not in known:
             which = ", ".join(known) or "no benchmark"

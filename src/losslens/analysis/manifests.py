@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 from losslens.config import FolderName, LearningRate
 from losslens.errors import InputError
 from losslens.files import digest
+from losslens.integrity import require_own_manifest
 from losslens.runs import Run
 
 Facts = TypeVar("Facts", bound="_Facts")
@@ -164,13 +165,16 @@ def read_facts(run: Run, kind: type[Facts]) -> Facts:
     """The manifest of `run`.
 
     Raises:
-        InputError: It is not there, or lacks something.
+        InputError: It is not there, lacks something, or is not of this run.
     """
     try:
-        return kind.model_validate(run.manifest)
+        manifest = run.manifest
+        facts = kind.model_validate(manifest)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise InputError(
             f"{run.folder / 'manifest.json'}: {where}: {first['msg']} (of another version of LossLens?)"
         ) from error
+    require_own_manifest(run.folder, manifest)
+    return facts

@@ -130,7 +130,8 @@ def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm:
                 deltas = {m: between(start[m] if start else None, adapter[m], weight) for m in adapter.modules}
             with atomic_folder(point.folder) as temporary:
                 _write_adapter(temporary / "adapter", deltas, read_json(after.adapter / "adapter_config.json"))
-                write_json(temporary / "manifest.json", {**manifest, **adapter_hashes(temporary / "adapter")})
+                hashes = adapter_hashes(temporary / "adapter")
+                write_json(temporary / "manifest.json", {**manifest, "outcomes": {}, **hashes})
     return point
 
 

@@ -18,6 +18,7 @@ from losslens.errors import InputError
 from losslens.evaluation import scored_by, scored_of
 from losslens.files import sha256_of_folder
 from losslens.geometry.deltas import open_adapter
+from losslens.integrity import require_recorded_outcomes
 from losslens.runs import Run, runs_of, sha256_of_adapter
 
 _ADVICE = "they do not compare; put them into different sweeps"
@@ -189,7 +190,7 @@ def gather(found: Found, adapters: Mapping[str, Path]) -> Gathered:
     subjects, bases, left_out = found.subjects, found.bases, found.left_out
     if not subjects and not adapters:
         raise InputError(found.nothing)
-    _require_own_outcomes(subjects, bases)
+    _require_own_outcomes(subjects, bases, left_out)
     scores = scores_of([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
     for benchmark in sorted(
         {benchmark for subject in subjects if subject.run for benchmark in scores.benchmarks(subject.run)}
@@ -263,8 +264,8 @@ def _require_comparable(
             raise InputError(f"{base.name}: not the base of {trained[0][0]}; {_ADVICE}")
 
 
-def _require_own_outcomes(subjects: Sequence[Subject], bases: Sequence[Base]) -> None:
-    """Refuses outcomes that are not of the run, or the point on its way, beside which they lie."""
+def _require_own_outcomes(subjects: Sequence[Subject], bases: Sequence[Base], left_out: dict[str, str]) -> None:
+    """Refuses outcomes that were changed, are gone, or are not of the run, or the point on its way, where they lie."""
     everyone = [(base.name, base.run, scored_by(base.facts.base, None)) for base in bases]
     everyone += [
         (subject.name, subject.run, scored_by(subject.facts.base, subject.facts.adapter_sha256))
@@ -272,6 +273,8 @@ def _require_own_outcomes(subjects: Sequence[Subject], bases: Sequence[Base]) ->
         if subject.run and subject.facts
     ]
     for name, run, scored in everyone:
+        if not require_recorded_outcomes(run.folder) and any(run.folder.glob("eval/*.parquet")):
+            left_out[f"a check of the outcomes of {name}"] = "its manifest is from before their hashes were kept"
         for file in sorted(run.folder.glob("eval/*.parquet")):
             if scored_of(file) != scored:
                 raise InputError(f"{file}: not the answers of {name}; delete it, and the same command scores it again")

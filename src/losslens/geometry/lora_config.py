@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -110,6 +111,8 @@ class LoraConfigFile:
                 or any(type(value) is type(off) and value == off for off in _OFF)
             ):
                 continue
+            if name not in _WHY and value == _default(name):
+                continue
             why = _WHY.get(name, "a field that is not known here: of a newer PEFT?")
             raise InputError(f"{self.file}: {_short(name)}={_short(value)}: {why}")
         begun = content.get("init_lora_weights", True)
@@ -165,6 +168,16 @@ class LoraConfigFile:
         if not isinstance(value, bool):
             raise InputError(f"{self.file}: {name}: {_short(value)} is neither true nor false")
         return value
+
+
+def _default(name: str) -> Any:
+    """The value that the installed PEFT gives to a field; one that equals nothing for a field it does not have."""
+    from peft import LoraConfig
+
+    for field in dataclasses.fields(LoraConfig):
+        if field.name == name and field.default is not dataclasses.MISSING:
+            return field.default
+    return math.nan
 
 
 def _whole_name(key: str) -> str:

@@ -14,8 +14,8 @@ from losslens.files import read_object
 from losslens.provenance import slurm_job
 from losslens.runs import Run
 from losslens.slurm import cluster
+from losslens.slurm.intent import runs_file
 from losslens.slurm.standing import mark_dead, why_killed
-from losslens.slurm.submission import runs_file
 from losslens.slurm.ticket import read_ticket
 
 

@@ -16,6 +16,7 @@ from losslens.errors import InputError
 from losslens.slurm import cluster
 from losslens.slurm.cluster import Cluster
 from losslens.slurm.follow import follow
+from losslens.slurm.intent import adopt
 from losslens.slurm.submission import Submission, arrays_of, check
 from losslens.slurm.ticket import read_ticket
 from losslens.slurm.work import Work, work_of
@@ -46,6 +47,9 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
     output_dir.mkdir(parents=True, exist_ok=True)
     # What two commands find missing at the same time is to be submitted once.
     with FileLock(output_dir / ".slurm.lock"):
+        needs = [need for work in works for need in work.needs]
+        for job in adopt(dict.fromkeys(work.folder for work in [*needs, *works]), here):
+            print(f"job {job}: found again; the command that submitted it was cut off", flush=True)
         plan = _plan(works, here)
         with Submission(here) as submission:
             for array in arrays_of(plan.first, {}, here):

@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,12 @@ import submitit
 
 from losslens.config import Resources
 from losslens.errors import InputError, first_line
-from losslens.files import atomic_file, write_json
+from losslens.files import atomic_file
 from losslens.slurm import cluster
 from losslens.slurm.cluster import Cluster
 from losslens.slurm.code import keep_code
+from losslens.slurm.intent import Intent
 from losslens.slurm.task import Task
-from losslens.slurm.ticket import Ticket, write_ticket
 from losslens.slurm.work import Work
 
 
@@ -45,14 +44,22 @@ class Array:
         """Where its logs and pickles go."""
         return self.works[0].folder.absolute()
 
-    def executor(self, code: Path) -> submitit.SlurmExecutor:
-        """Submitit's executor for this array, whose jobs run the copy `code` of the code."""
+    @property
+    def processes(self) -> int:
+        """How many processes each of its jobs has."""
+        first = self.works[0]
+        return max(first.resources.gpus, 1) if first.script.stem == "train" else 1
+
+    def executor(self, code: Path, intent: Intent) -> submitit.SlurmExecutor:
+        """Submitit's executor for this array, whose jobs run the copy `code` of the code, and are those of `intent`."""
         first = self.works[0]
         resources = first.resources
         executor = submitit.SlurmExecutor(folder=self.folder, max_num_timeout=resources.requeues)
         python = shlex.quote(sys.executable)
         # submitit writes its own names with underscores, and what is set by hand is to take their place.
         extra = {name.replace("-", "_"): value for name, value in (resources.sbatch or {}).items()}
+        # By its comment a job is found again, should this command be cut off before it has written down the job's id.
+        comment = f"{extra.pop('comment', '')} {intent.comment}".strip()
         flags: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd()), **extra}
         if self.after:
             # What depends on rollouts that could not be made is to go, not to wait for ever.
@@ -60,16 +67,18 @@ class Array:
         executor.update_parameters(
             job_name=f"losslens-{first.script.stem}",
             time=resources.minutes,
-            ntasks_per_node=max(resources.gpus, 1) if first.script.stem == "train" else 1,
+            ntasks_per_node=self.processes,
             cpus_per_task=resources.cpus,
             mem=f"{max(1, round(resources.memory_gb * 1024))}M",  # 0 would be all that the node has
             wckey=None,
+            comment=comment,
             signal_delay_s=resources.signal_seconds,
             array_parallelism=resources.max_running,
             stderr_to_stdout=True,
             # A process that died would leave the others of its run waiting. The cores are not handed on by themselves.
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus}"],
             setup=[
+                *intent.setup,
                 *resources.setup,
                 # The same number of threads on whatever node a run goes on: it decides how sums are rounded.
                 f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{resources.cpus}}}",
@@ -96,7 +105,7 @@ class Array:
 
     def batch_file(self, code: Path) -> str:
         """The script that sbatch is given."""
-        executor = self.executor(code)
+        executor = self.executor(code, Intent(self.folder, "ID"))
         if len(self.works) > 1:
             executor.parameters["map_count"] = len(self.works)
         return executor._make_submission_file_text(executor._submitit_command_str, "")
@@ -148,6 +157,7 @@ class Submission:
         self.here = here
         self.jobs: dict[Path, str] = {}
         self._arrays: list[str] = []
+        self._intents: list[Intent] = []
         self._before: dict[Path, bytes | None] = {}
 
     def __enter__(self) -> Submission:
@@ -167,21 +177,29 @@ class Submission:
             Task(code / work.script.name, work.config, work.run.folder if work.run else None) for work in array.works
         ]
         left_before = set(array.folder.iterdir())
+        intent = Intent.new(array.folder)
+        self._intents.append(intent)
+        resources = array.works[0].resources
+        intent.write(
+            self.here,
+            [work.ticket for work in array.works],
+            [work.run.name if work.run else None for work in array.works],
+            tasks,
+            minutes=resources.minutes,
+            requeues=resources.requeues,
+            processes=array.processes,
+        )
         try:
-            with _clean_environment(array.works[0].resources):
-                jobs = array.executor(code).submit_array(tasks)
+            with _clean_environment(resources):
+                jobs = array.executor(code, intent).submit_array(tasks)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+            intent.give_up()
             for file in set(array.folder.iterdir()) - left_before:
                 file.unlink(missing_ok=True)
             raise InputError(f"{_said(str(error))} ({_asked(array)})") from error
         self._arrays.append(jobs[0].job_id.partition("_")[0])
-        # For the job's shell, when its process dies without a word.
-        runs = {job.job_id: work.run.name for work, job in zip(array.works, jobs, strict=True) if work.run}
-        write_json(runs_file(array.folder, self._arrays[-1]), runs)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        for work, job in zip(array.works, jobs, strict=True):
-            write_ticket(work.ticket, Ticket(job.job_id, self.here.name, str(job.paths.stdout), now))
-            self.jobs[work.ticket] = job.job_id
+        intent.record([job.job_id for job in jobs])
+        self.jobs |= {work.ticket: job.job_id for work, job in zip(array.works, jobs, strict=True)}
 
     def _queue(self, work: Work) -> None:
         """Marks what is about to be submitted, before its job can start and say what it does."""
@@ -197,7 +215,11 @@ class Submission:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             return
-        cluster.cancel(self._arrays)
+        for intent in self._intents:
+            if intent.pending.exists():  # sbatch may have answered, and nobody has heard it
+                self._arrays += {job.partition("_")[0] for job in cluster.with_comment(intent.comment) or []}
+            intent.give_up()
+        cluster.cancel(dict.fromkeys(self._arrays))
         for file, content in self._before.items():
             if content is None:
                 file.unlink(missing_ok=True)
@@ -206,11 +228,6 @@ class Submission:
             else:
                 with atomic_file(file) as temporary:
                     temporary.write_bytes(content)
-
-
-def runs_file(folder: Path, array: str) -> Path:
-    """Where the names of the runs of an array are written, by their jobs' ids."""
-    return folder / f"{array}_runs.json"
 
 
 @contextmanager

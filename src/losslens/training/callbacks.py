@@ -236,7 +236,7 @@ class Snapshots(TrainerCallback):
                 return
             with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
                 save_adapter(model, temporary / "adapter")
-                bound = {"run": self.identity, "step": state.global_step}
+                bound = {"run": self.identity, "step": state.global_step, "outcomes": {}}
                 write_json(temporary / "manifest.json", {**bound, **adapter_hashes(temporary / "adapter")})
 
 

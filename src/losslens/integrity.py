@@ -1,0 +1,139 @@
+"""Checks that a run's folder holds what was written into it: its manifest is of this run, its outcomes are its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from losslens.config import LearningRate
+from losslens.errors import InputError
+from losslens.files import digest, read_json, sha256_of, write_json
+
+_AGAIN = "the same train.py or evaluate.py command scores it again"
+
+
+def bound_to(manifest: Mapping[str, Any]) -> str:
+    """Fingerprint of a run, for its checkpoints and snapshots: its identity, its rollouts, its initial adapter.
+
+    Args:
+        manifest: The run's.
+    """
+    parts = (manifest.get("identity"), *(_of(manifest, f"{name}.sha256") for name in ("rollouts", "initial_adapter")))
+    return digest(parts, 64)
+
+
+def require_own_manifest(folder: Path, manifest: Any) -> None:
+    """Refuses a manifest that is not of the run, the base or the snapshot in whose folder it lies.
+
+    A folder's name ends in the hash of what decides the run (`identity`), and the tables read what the manifest repeats
+    of it: the method, its options, rates, ranks, seeds, the base.
+
+    Raises:
+        InputError: It does not fit.
+    """
+    file = folder / "manifest.json"
+    if not isinstance(manifest, dict):
+        raise InputError(f"{file}: not the manifest of a run")
+    for name, given, expected in _claims(folder, manifest):
+        if given != expected:
+            raise InputError(
+                f"{file}: {name} is {_short(given)}, and by the identity of this run {_short(expected)}: changed, or "
+                f"of another run; delete {folder} to make it again"
+            )
+
+
+def record_outcomes(folder: Path, file: Path) -> None:
+    """Notes the hash of a file of outcomes in the manifest of `folder`; the caller holds the run's lock."""
+    manifest = read_json(folder / "manifest.json")
+    # One from before hashes were kept gets those of all that is there.
+    files = [file] if "outcomes" in manifest else [file, *folder.glob("eval/*.parquet")]
+    outcomes = {**_recorded(manifest), **{each.name: sha256_of(each) for each in files}}
+    write_json(folder / "manifest.json", {**manifest, "outcomes": outcomes})
+
+
+def are_recorded(folder: Path, file: Path) -> bool | None:
+    """Whether a file of outcomes is as it was written; None where the manifest is from before hashes were kept."""
+    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+    if not isinstance(manifest, dict) or "outcomes" not in manifest:
+        return None
+    return file.is_file() and _recorded(manifest).get(file.name) == sha256_of(file)
+
+
+def require_recorded_outcomes(folder: Path) -> bool:
+    """Refuses outcomes that are not as they were written, and a folder from which some are gone.
+
+    Returns:
+        Whether there were hashes to compare with: a manifest may be from before they were kept.
+
+    Raises:
+        InputError: Names the file.
+    """
+    manifest = read_json(folder / "manifest.json")
+    if "outcomes" not in manifest:
+        return False
+    recorded = _recorded(manifest)
+    files = {file.name: file for file in sorted(folder.glob("eval/*.parquet"))}
+    for name in sorted(recorded.keys() - files.keys()):
+        raise InputError(f"{folder / 'eval' / name}: gone, though manifest.json has its hash; {_AGAIN}")
+    for name, file in files.items():
+        if recorded.get(name) != sha256_of(file):
+            raise InputError(f"{file}: not the outcomes that were written (manifest.json has another hash); {_AGAIN}")
+    return True
+
+
+def _recorded(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    recorded = manifest.get("outcomes")
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What the manifest says, what it would have to say, and where."""
+    identity = manifest.get("identity")
+    suffix = folder.name.rpartition("-")[2]
+    if folder.parent.name == "snapshots" and (folder.parents[1] / "manifest.json").exists():
+        if folder.name.startswith("step-") and "run" in manifest:
+            yield "step", manifest.get("step"), int(suffix) if suffix.isdigit() else suffix
+            yield "run", manifest["run"], bound_to(read_json(folder.parents[1] / "manifest.json"))
+        return
+    if folder.name.startswith("base-") and manifest.get("method") == "base":
+        yield "base", digest(manifest.get("base"), 8), suffix
+        yield "config.model.name", f"base-{_of(manifest, 'config.model.name')}-{suffix}", folder.name
+        return
+    if not isinstance(identity, dict):
+        raise InputError(f"{folder / 'manifest.json'}: no identity in it: not the manifest of a run")
+    yield "identity", digest(identity, 8), suffix
+    yield "run", manifest.get("run"), folder.name
+    yield "method", manifest.get("method"), _of(identity, "method.name")
+    for name in ("config.seed", "config.init_seed", "learning_rate", "base"):
+        yield name, _of(manifest, name), identity.get(name.removeprefix("config."))
+    yield "config.lora_rank.r", _of(manifest, "config.lora_rank.r"), _of(identity, "lora.r")
+    yield "config.lr", _rate(manifest), identity.get("learning_rate")
+    for part in ("method", "optim"):
+        given, expected = _of(manifest, f"config.{part}"), identity.get(part)
+        if isinstance(given, dict) and isinstance(expected, dict):
+            for name in given.keys() & expected.keys():
+                yield f"config.{part}.{name}", given[name], expected[name]
+
+
+def _rate(manifest: Mapping[str, Any]) -> Any:
+    """The learning rate that the configuration means."""
+    try:
+        rates = LearningRate.model_validate(_of(manifest, "config.lr"))
+    except ValidationError:
+        return _of(manifest, "config.lr")
+    return rates.of(manifest.get("pairwise") is True)
+
+
+def _of(content: Any, path: str) -> Any:
+    """The value at `a.b.c`; an empty mapping where there is none."""
+    for name in path.split("."):
+        content = content.get(name, {}) if isinstance(content, Mapping) else {}
+    return content
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
