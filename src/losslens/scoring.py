@@ -212,7 +212,7 @@ def _as_long_as_before(runs: Sequence[Run], config: EvaluateConfig) -> Evaluatio
 
 
 def _length_of(run: Run) -> int | None:
-    """How long a run's answers were allowed to be after training; None of the base, and where the manifest is damaged."""
+    """How long a run's answers might be after training; None of the base, and where the manifest is damaged."""
     try:
         length = run.manifest["config"]["evaluation"]["max_tokens"]
     except (InputError, KeyError, TypeError):
