@@ -134,14 +134,16 @@ def compose_method(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["smollm2", "paper"])
 def test_an_experiment_runs(name: str, tmp_path: Path) -> None:
     embedded = [*EMBEDDED, "benchmark=[]", "rollouts.engine=transformers", "optim.snapshot_steps=null"]
-    script("train.py", "-m", f"experiment={name}", f"output_dir={tmp_path}", *FEW, *embedded)
+    script("train.py", f"experiment={name}", f"output_dir={tmp_path}", *FEW, *embedded)
     runs = [json.loads(file.read_text()) for file in tmp_path.glob(f"{name}/*/manifest.json")]
     assert sorted(run["method"] for run in runs) == ["base", "dft", "dpo", "grpo", "rft", "rift", "sft"]
 
 
 def test_a_method_of_an_experiment_alone(tmp_path: Path) -> None:
     arguments = [f"output_dir={tmp_path}", "method=rft,dft", *FEW, *EMBEDDED]
-    script("train.py", "-m", "experiment=smollm2_cpu", *arguments)
+    script("train.py", "experiment=smollm2_cpu", *arguments)
+    script("analyze.py", "experiment=smollm2_cpu", "pairs=none", f"output_dir={tmp_path}", "logger=none")
+    assert (tmp_path / "smollm2_cpu" / "analysis" / "report.html").exists()
     runs = [json.loads(file.read_text())["method"] for file in tmp_path.glob("smollm2_cpu/*/manifest.json")]
     assert sorted(runs) == ["base", "dft", "rft"]
 

@@ -116,7 +116,7 @@ def test_a_hub_id_is_loaded_from_its_local_copy_and_noted_by_its_commit(
     output_dir = tmp_path / "out"
     # Started as users do: the hub's client reads its environment when it is imported.
     size = ("data.train=12", "data.eval=4", "optim.max_steps=2", "logger=none")
-    line = command(output_dir, "-m", "method=sft,rft", "model.path=me/tiny", *size)
+    line = command(output_dir, "-m", "method=sft,rft", "model.path=me/tiny", "rollouts.policy=base", *size)
     cold(*line)
     [manifest] = output_dir.glob("main/sft-*/manifest.json")
     assert json.loads(manifest.read_text())["base"] == {"hub_id": "me/tiny", "revision": commit}
@@ -140,7 +140,7 @@ def test_finished_runs_are_scored_on_their_own_base_only(tmp_path: Path) -> None
     shutil.copytree(TINY / "student", base)
     output_dir = tmp_path / "out"
     size = ("data.train=12", "data.eval=4", "optim.max_steps=2", "logger=none")
-    script(*command(output_dir, f"model.path={base}", *size))
+    script(*command(output_dir, f"model.path={base}", "rollouts.policy=base", *size))
     (base / "generation_config.json").write_text("{}")
     line = ["evaluate.py", "sweep=main", f"output_dir={output_dir}", "benchmark=arithmetic", "evaluation.max_tokens=8"]
     refused = script(*line, check=2)

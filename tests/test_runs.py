@@ -70,7 +70,7 @@ def test_what_is_no_science_changes_no_identity(override: str) -> None:
         "lora_rank.alpha=8",
         "model.target_modules=[q_proj]",
         "model.dtype=bfloat16",
-        f"model.path={TINY / 'teacher'}",
+        f"model.path={TINY / 'teacher'} model.teacher={TINY / 'teacher'}",
         "data.seed=1",
         "data.train=10",
         "rollouts.k=2",
@@ -81,7 +81,7 @@ def test_what_is_no_science_changes_no_identity(override: str) -> None:
     ],
 )
 def test_what_changes_the_adapter_changes_the_identity(override: str) -> None:
-    assert identity(override) != identity()
+    assert identity(*override.split()) != identity()
 
 
 def test_a_methods_options_are_part_of_the_identity() -> None:
@@ -91,7 +91,7 @@ def test_a_methods_options_are_part_of_the_identity() -> None:
 
 def test_a_model_is_known_by_its_content_wherever_it_lies(tmp_path: Path) -> None:
     shutil.copytree(TINY / "student", tmp_path / "copy")
-    assert identity(f"model.path={tmp_path / 'copy'}") == identity()
+    assert identity(f"model.path={tmp_path / 'copy'}", f"model.teacher={TINY / 'teacher'}") == identity()
 
 
 def test_rollouts_that_are_given_are_known_by_their_content(frozen: Path, tmp_path: Path) -> None:

@@ -341,8 +341,7 @@ def test_a_dry_run_says_what_would_be_submitted_and_writes_nothing(slurm: None, 
     ):
         assert line in said.stdout
     assert "It would be 3 jobs in 2 calls of sbatch." in said.stdout
-    # Hydra's sweeper writes down what it was asked for, and nobody anything else.
-    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"multirun.yaml"}
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture

@@ -24,7 +24,6 @@ from losslens.command_line import explained, prepared
 from losslens.config import AnalyzeConfig, EvaluateConfig, Job, RolloutConfig, TrainConfig, resolved
 from losslens.errors import InputError, ServerError
 from losslens.redaction import guard_streams, redacted, remember_address
-from losslens.terminal import forgive_its_encoding
 
 # Set before any library reads them. TRL tells its makers about every trainer otherwise.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -55,7 +54,6 @@ class Jobs:
     """
 
     def __init__(self, script: Path, load: Callable[[], Tasks]) -> None:
-        forgive_its_encoding()
         self.script = script
         self.load = load
         self.started = False

@@ -283,7 +283,7 @@ def _keys(conf: Path, schema: type[BaseModel]) -> list[str]:
     names = [name for name, _ in _leaves(schema) if name != "method.*"]
     if "method" in schema.model_fields:
         for file in sorted((conf / "method").glob("*.yaml")):
-            names += [f"method.{name}" for name in OmegaConf.load(file)]
+            names += [f"method.{name!s}" for name in map(str, OmegaConf.load(file))]
     return list(dict.fromkeys(names))
 
 

@@ -1,7 +1,8 @@
 """The interpolations of `conf/`: values that follow from other values.
 
-Hydra resolves them, so they hold in every script, in experiments, and on Slurm. What the embedded models were made with (their teacher, rate, modules, lengths) holds for them alone. A model or data of
-one's own gets what follows from the model itself, and is told so (`derived`), or is asked.
+Hydra resolves them, so they hold in every script, in experiments, and on Slurm. What the embedded models were made with
+(their teacher, rate, modules, lengths) holds for them alone. A model or data of one's own gets what follows from the
+model itself, and is told so (`derived`), or is asked.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from losslens.redaction import guard_streams
@@ -32,8 +33,15 @@ class KeyValueParser(argparse.ArgumentParser):
             name, _, value = argument.partition("=")
             if name not in settings or not value:
                 self.error(f"{argument}: takes {', '.join(f'{key}=…' for key in settings)}")
-            settings[name] = value
+            settings[name] = self._at_home(argument, value) if name == "output_dir" else value
         return settings, asked
+
+    def _at_home(self, argument: str, path: str) -> str:
+        """A folder, `~` replaced by the home folder."""
+        try:
+            return str(Path(path).expanduser())
+        except RuntimeError:
+            self.error(f"{argument}: no such home folder")
 
     def error(self, message: str) -> NoReturn:
         """Ends the script."""

@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -95,7 +96,13 @@ def printable(text: str) -> str:
 
 
 def guard_streams() -> None:
-    """Has all that is printed from now on go through `redacted` and `printable`."""
+    """Has all that is printed from now on go through `redacted` and `printable`, to any terminal.
+
+    What a terminal's encoding (latin-1, ASCII) cannot show is a ? there, where Python would stop with an error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, ValueError):  # replaced by a test, or closed
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     if not isinstance(sys.stdout, _Guarded):
         sys.stdout, sys.stderr = _Guarded(sys.stdout), _Guarded(sys.stderr)
 

@@ -216,14 +216,15 @@ def evaluate_job(config: DictConfig) -> None:
     if not runs:
         raise InputError(f"sweep={checked.sweep}: no run is completed")
     benchmarks = list(checked.benchmark.values())
-    names = [benchmark_name(data, samples) for data in benchmarks for samples in sample_counts(checked.evaluation)]
+    evaluation = _as_long_as_before(runs, checked)
+    names = [benchmark_name(data, samples) for data in benchmarks for samples in sample_counts(evaluation)]
     tables = {name: Table("run", "accuracy", "95% interval") for name in names}
     refused = []
     scores: dict[Run, dict[str, pd.DataFrame]] = {}
     todo = [(run, False) for run in runs]
     for run, wait in todo:
         try:
-            files = _score_again(run, benchmarks, checked.evaluation, Trust(checked.trust_remote_code), wait)
+            files = _score_again(run, benchmarks, evaluation, Trust(checked.trust_remote_code), wait)
             scores[run] = {name: read_outcomes(files[name]) for name in names}
         except HeldError as error:
             print(f"{error}; left for later", flush=True)
@@ -243,6 +244,33 @@ def evaluate_job(config: DictConfig) -> None:
     if refused:
         kind = ServerError if any(isinstance(error, ServerError) for error in refused) else InputError
         raise kind("; ".join(dict.fromkeys(str(error) for error in refused)))
+
+
+def _as_long_as_before(runs: Sequence[Run], config: EvaluateConfig) -> Evaluation:
+    """The evaluation that is asked for; without a length of its own, answers may be as long as after training.
+
+    Raises:
+        InputError: No run says how long that was, or several say otherwise.
+    """
+    evaluation = config.evaluation
+    if evaluation.max_tokens is None:
+        found = {_length_of(run) for run in runs} - {None}
+        if len(found) != 1:
+            said = f"its runs were scored with {', '.join(sorted(map(str, found)))}" if found else "no run of it says"
+            raise InputError(
+                f"evaluation.max_tokens: how long may an answer be? In sweep={config.sweep} {said}; set it"
+            )
+        evaluation = evaluation.model_copy(update={"max_tokens": found.pop()})
+    return Evaluation.model_validate(evaluation.model_dump())
+
+
+def _length_of(run: Run) -> int | None:
+    """How long a run's answers might be after training; None of the base, and where the manifest is damaged."""
+    try:
+        length = run.manifest["config"]["evaluation"]["max_tokens"]
+    except (InputError, KeyError, TypeError):
+        return None
+    return length if isinstance(length, int) else None
 
 
 def _score_again(

@@ -13,6 +13,7 @@ from filelock import FileLock
 from omegaconf import DictConfig
 
 from losslens.errors import InputError
+from losslens.interpolations import derived
 from losslens.slurm import cluster
 from losslens.slurm.cluster import Cluster
 from losslens.slurm.follow import follow
@@ -38,6 +39,9 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
     """
     here = cluster.require()
     works = _distinct(work_of(script, config) for config in configs)
+    if script.stem in ("train", "rollout"):
+        for line in dict.fromkeys(filter(None, map(derived, configs))):
+            print(line, flush=True)
     output_dir = Path(works[0].config["output_dir"])
     if "%" in str(output_dir.absolute()):
         raise InputError(f"output_dir={output_dir}: Slurm takes a % in the path of a log for its own")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from losslens.config import AnalyzeConfig, EvaluateConfig, Resources, RolloutConfig, TrainConfig, build, parse
+from losslens.config import AnalyzeConfig, EvaluateConfig, Resources, RolloutConfig, TrainConfig, build, parse, resolved
 from losslens.errors import InputError
 from losslens.files import digest
 from losslens.methods import Pairwise
@@ -58,10 +58,12 @@ def work_of(script: Path, config: DictConfig) -> Work:
     Raises:
         InputError: The configuration is not one that the script would take.
     """
-    content: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    content.pop("hydra", None)
+    schema, kind = _KINDS[script.stem]
+    content = resolved(schema, config)
     resources = parse(Resources, content.pop("resources"), "resources")
-    return _KINDS[script.stem](script, content, resources)
+    # On the node it may be another home.
+    content["output_dir"] = str(parse(schema, content).output_dir)
+    return kind(script, content, resources)
 
 
 def _training(script: Path, config: dict[str, Any], resources: Resources) -> Work:
@@ -129,9 +131,10 @@ def _part_of(schema: type[RolloutConfig], config: dict[str, Any]) -> dict[str, A
     return {name: config[name] for name in schema.model_fields if name in config}
 
 
-_KINDS: dict[str, Callable[[Path, dict[str, Any], Resources], Work]] = {
-    "train": _training,
-    "rollout": _rollouts,
-    "evaluate": _evaluation,
-    "analyze": _analysis,
+_Kind = Callable[[Path, dict[str, Any], Resources], Work]
+_KINDS: dict[str, tuple[type[RolloutConfig | EvaluateConfig | AnalyzeConfig], _Kind]] = {
+    "train": (TrainConfig, _training),
+    "rollout": (RolloutConfig, _rollouts),
+    "evaluate": (EvaluateConfig, _evaluation),
+    "analyze": (AnalyzeConfig, _analysis),
 }

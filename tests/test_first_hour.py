@@ -1,0 +1,393 @@
+"""A new user's first hour: a model and problems of one's own, paths as they are, experiments, and lines that help."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedModel,
+)
+
+from losslens.cli import Jobs
+from losslens.command_line import explained, prepared
+from losslens.config import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
+from losslens.errors import InputError
+from losslens.interpolations import derived
+from losslens.key_values import KeyValueParser
+from tests.conftest import ROOT, TINY, script
+
+SCHEMAS = {"train": TrainConfig, "rollout": RolloutConfig, "evaluate": EvaluateConfig, "analyze": AnalyzeConfig}
+WRITERS = ("rollouts.policy=base", "model.teacher=", "rollouts.engine=openai rollouts.server.model=")
+
+
+def composed(*overrides: str, of: str = "train", hydra: bool = False) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose(of, list(overrides), return_hydra_config=hydra)
+
+
+def settings(*overrides: str) -> TrainConfig:
+    return parse(TrainConfig, composed(*overrides))
+
+
+def refused(name: str, *arguments: str) -> str:
+    outcome = script(name, *arguments, check=2)
+    [line] = outcome.stderr.splitlines()
+    assert line.startswith(f"{name.rpartition('/')[2]}: ")
+    return line
+
+
+# A model of one's own
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    """Twenty problems of one's own."""
+    file = tmp_path / "problems.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"What is {n} + 1?", "answer": n + 1}) + "\n" for n in range(20)))
+    return file
+
+
+SIZE: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "vocab_size": 319, "max_position_embeddings": 512, "bos_token_id": None,
+    "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZE)),
+    "gemma": lambda: GemmaForCausalLM(GemmaConfig(**SIZE, head_dim=8)),
+    "phi": lambda: PhiForCausalLM(PhiConfig(**SIZE)),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZE)),
+    "olmo": lambda: Olmo2ForCausalLM(Olmo2Config(**SIZE)),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(n_layer=1, n_embd=16, n_head=2, vocab_size=319, n_positions=512, eos_token_id=2, pad_token_id=0)
+    ),
+}
+
+
+def folder_of(make: Any, folder: Path, template: bool) -> Path:
+    """A model with random weights and the tiny tokenizer."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = make()
+    model.save_pretrained(folder)
+    for file in (TINY / "student").iterdir():
+        if "token" in file.name or (template and file.name == "chat_template.jinja"):
+            shutil.copyfile(file, folder / file.name)
+    return folder
+
+
+def test_a_model_of_ones_own_inherits_nothing(tmp_path: Path) -> None:
+    own = settings("model.path=/models/My Model (2)")
+    assert own.model.teacher is None
+    assert own.model.teacher_revision is None
+    assert own.model.name == "My-Model-2"
+    assert own.model.target_modules == "attention"
+    assert (own.model.lr, own.lr.base) == (2e-4, 2e-4)
+    assert (own.rollouts.max_tokens, own.evaluation.max_tokens) == (1024, 1024)
+    said = derived(composed("model.path=/models/My Model (2)"))
+    for told in ("model.name=My-Model-2", "model.target_modules=attention", "model.lr=0.0002", "max_tokens=1024"):
+        assert told in said
+    # What is given counts, also where it is what the embedded model has.
+    given = settings("model.path=/m", "model.lr=1e-3", "rollouts.max_tokens=96", "model.target_modules=[q_proj]")
+    assert (given.lr.base, given.rollouts.max_tokens, given.model.target_modules) == (1e-3, 96, ["q_proj"])
+    assert "lr=" not in derived(composed("model.path=/m", "lr.base=1e-5"))
+    # By half of what the model can hold, but not by next to nothing, which is told when it is met.
+    for positions, length in ((4096, 1024), (600, 300), (64, 128)):
+        (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
+        assert settings(f"model.path={tmp_path}").rollouts.max_tokens == length
+
+
+def test_the_embedded_model_stays_as_it_was() -> None:
+    tiny = settings()
+    assert (tiny.model.name, tiny.model.teacher) == ("tiny", str(TINY / "teacher"))
+    assert tiny.model.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert (tiny.lr.base, tiny.rollouts.max_tokens, tiny.evaluation.max_tokens) == (1e-3, 96, 96)
+    assert derived(composed()) == ""
+
+
+def test_a_copy_of_the_embedded_student_has_its_rate_and_no_teacher(tmp_path: Path) -> None:
+    """It may have another tokenizer or configuration; it is known by its weights."""
+    copy = shutil.copytree(TINY / "student", tmp_path / "copy")
+    (copy / "generation_config.json").write_text("{}")
+    own, tiny = settings(f"model.path={copy}"), settings()
+    assert own.model.teacher is None
+    assert (own.lr, own.model.target_modules, own.rollouts) == (tiny.lr, tiny.model.target_modules, tiny.rollouts)
+
+
+def test_a_revision_belongs_to_its_repository() -> None:
+    qwen = settings("model=qwen3_0_6b")
+    assert len(qwen.model.revision or "") == len(qwen.model.teacher_revision or "") == 40
+    other = settings("model=qwen3_0_6b", "model.path=me/mine", "model.teacher=me/theirs")
+    assert (other.model.revision, other.model.teacher_revision) == (None, None)
+    assert other.lr.base == 2e-5  # of the option that was asked for
+    assert settings("data=gsm8k").data.source["revision"]
+    assert settings("data=gsm8k", "data.source.repo=me/mine").data.source["revision"] is None
+
+
+@pytest.mark.parametrize("name", ["train.py", "rollout.py"])
+def test_who_writes_is_asked(name: str, problems: Path, tmp_path: Path) -> None:
+    """For a model of one's own, even a copy of the embedded one, and for a file; nothing is left behind."""
+    output = tmp_path / "out"
+    copy = shutil.copytree(TINY / "student", tmp_path / "copy")
+    for own in ([f"model.path={copy}"], ["data=file", f"data.path={problems}"]):
+        line = refused(name, *own, f"output_dir={output}")
+        assert all(writer in line for writer in WRITERS)
+    assert not output.exists()
+
+
+def test_the_embedded_teacher_does_not_write_on_datasets_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    rows = [{"question": f"What is {n} + 1?", "answer": f"#### {n + 1}"} for n in range(4)]
+    for split in ("train", "test"):
+        (tmp_path / "mine" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mine = ["data=gsm8k", f"data.source.repo={tmp_path / 'mine'}", "data.source.config=null"]
+    line = refused("train.py", *mine, f"output_dir={tmp_path / 'out'}", "logger=none")
+    assert "data=gsm8k" in line
+    assert all(writer in line for writer in WRITERS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_six_architectures_on_problems_of_ones_own(problems: Path, tmp_path: Path) -> None:
+    """Random weights answer nothing: that is said, with how to go on; and going on works, with what follows from each."""
+    for number, (name, make) in enumerate(MODELS.items()):
+        model = folder_of(make, tmp_path / name, template=number % 2 == 0)
+        line = ["method=sft", f"model.path={model}", "data=file", f"data.path={problems}", "rollouts.policy=base"]
+        line += ["rollouts.k=1", "rollouts.max_tokens=8", "evaluation.max_tokens=4", "logger=none"]
+        line += [f"output_dir={tmp_path / 'out'}", "optim.max_steps=1", "optim.batch_size=2"]
+        stopped = script("train.py", *line, check=2)
+        assert "share correct: 0.0%" in stopped.stdout
+        assert "cut at the token limit: " in stopped.stdout
+        [said] = [text for text in stopped.stderr.splitlines() if text.startswith("train.py: ")]
+        assert "is correct" in said
+        assert "rollouts.accept=" in said
+        if name in ("gemma", "gpt2"):
+            done = script("train.py", *line, "rollouts.accept=[all_incorrect,mostly_cut]")
+            assert f"model.name={name}" in done.stdout
+            [run] = (tmp_path / "out" / "main").glob(f"sft-conventional-r8-{name}-*")
+            assert json.loads((run / "manifest.json").read_text())["learning_rate"] == 2e-4
+
+
+def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> None:
+    file = tmp_path / "rollouts.jsonl"
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "reward": 0} for n in range(8)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    line = ["data=file", f"data.path={file}", "data.eval=0", f"output_dir={tmp_path}", "logger=none"]
+    line += ["optim.max_steps=1", "optim.batch_size=4"]
+    outcome = script("train.py", "-m", "method=sft,grpo", *line, check=2)
+    assert "s42" in outcome.stdout
+    assert len(list(tmp_path.glob("main/sft-*/adapter"))) == 1
+    assert not list(tmp_path.glob("main/grpo-*/adapter"))
+    assert "none of 8 is correct" in outcome.stderr
+    assert outcome.stdout.count("share correct: 0.0%") == 1  # once for both
+    assert script("rollout.py", *line[:2], line[3]).stdout.startswith(str(tmp_path / "rollouts" / "file-"))
+
+
+# Experiments
+
+
+@pytest.mark.parametrize("name", ["train", "rollout", "evaluate", "analyze"])
+def test_every_script_takes_every_experiment(name: str) -> None:
+    """train.py sweeps over what it says; the others take from it what they read, and make one job of it."""
+    for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
+        line = [f"experiment={file.stem}"]
+        line += ["rollouts.server.model=x"] if name in ("train", "rollout") else []
+        line += ["benchmark=gsm8k"] if name == "evaluate" else []
+        config = composed(*line, of=name, hydra=True)
+        assert config.hydra.mode == (RunMode.MULTIRUN if name == "train" else None)
+        checked = parse(SCHEMAS[name], config)
+        assert getattr(checked, "sweep", file.stem) == file.stem
+    assert composed(of=name, hydra=True).hydra.mode is None
+    assert composed("hydra/launcher=slurm", of=name, hydra=True).hydra.mode == RunMode.MULTIRUN
+
+
+def test_rollouts_are_swept_over_where_an_experiment_does() -> None:
+    swept = "+hydra.sweeper.params={rollouts.k: '2,4', method: 'sft,dpo'}"
+    assert composed(swept, of="rollout", hydra=True).hydra.mode == RunMode.MULTIRUN
+    assert composed(swept, of="analyze", hydra=True).hydra.mode is None
+
+
+def test_runs_are_scored_again_as_long_as_before(sweep: Path) -> None:
+    line = ["sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=2"]
+    for run in sweep.glob("main/*-*"):
+        if not run.name.startswith(("sft", "base")):
+            shutil.rmtree(run)
+    assert "benchmark" in refused("evaluate.py", *line[:2])
+    script("evaluate.py", *line)
+    before = set(sweep.glob("main/*/eval/arithmetic_long*.parquet"))
+    script("evaluate.py", *line, "evaluation.max_tokens=64")  # conftest.SMALL's
+    assert set(sweep.glob("main/*/eval/arithmetic_long*.parquet")) == before
+
+
+# The command line
+
+
+def read(key: str, value: str, *flags: str) -> Any:
+    """What Hydra reads as the value of a key."""
+    *_, argument = prepared([*flags, f"{key}={value}"], "train.py", TrainConfig)
+    override = OverridesParser.create().parse_override(argument)
+    assert override.key_or_group == key
+    return list(override.sweep_iterator()) if override.is_sweep_override() else override.value()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "~/roll.jsonl", "a=b.jsonl", "my data (1).jsonl", "x[1].jsonl", "{x}.jsonl", "7", "1e3", "true", "a b/c d",
+        "日本/é.jsonl", "back\\slash", "it's", 'a"b"', "end\\", "a:b", "x,y=z", "50%", "#1", "@home", "$HOME", "a;b|c",
+    ],
+)  # fmt: skip
+def test_a_path_needs_no_quotes_of_hydras(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for key in ("data.path", "model.path", "output_dir", "rollouts.path", "data.source.repo", "model.teacher"):
+        assert read(key, path) == path
+    assert read("data.path", f'"{path}"' if '"' not in path else "'x'") is not None
+
+
+def test_what_means_more_than_a_path_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read("data.path", "a.jsonl,b.jsonl", "-m") == ["a.jsonl", "b.jsonl"]
+    assert read("data.path", "~/a,~/b", "-m") == ["~/a", "~/b"]
+    assert read("rollouts.path", "null") is None
+    assert read("output_dir", "${oc.env:HOME}/x") == "${oc.env:HOME}/x"
+    assert read("sweep", "2026") == "2026"
+    assert read("data.path", "'quoted, already'") == "quoted, already"
+    (tmp_path / "one,two").touch()
+    assert read("data.path", "one,two") == "one,two"
+    [argument] = prepared(["adapters={a: ~/x (1), b: /y=z}"], "analyze.py", AnalyzeConfig)
+    assert OverridesParser.create().parse_override(argument).value() == {"a": "~/x (1)", "b": "/y=z"}
+
+
+def test_home_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = settings(
+        "output_dir='~/o'", "model.path='~/m'", "model.teacher='~/t'", "data=file", "data.path='~/d'",
+        "rollouts.path='~/r'", "logger.references={a: '~/l'}", "benchmark=[gsm8k]",
+        "benchmark.gsm8k.source.repo='~/g'",
+    )  # fmt: skip
+    found = [own.output_dir, own.model.path, own.model.teacher, own.data.path, own.rollouts.path]
+    found += [own.logger.references["a"], own.benchmark["gsm8k"].source["repo"], own.data.source["path"]]  # type: ignore[index]
+    assert [str(path) for path in found] == [str(tmp_path / name) for name in "omtdrlgd"]
+    line = ["adapters={a: '~/a'}", "model_path='~/m'", "held_out.completions='~/h'"]
+    theirs = parse(AnalyzeConfig, composed(*line, of="analyze"))
+    assert theirs.adapters == {"a": tmp_path / "a"}
+    assert (theirs.model_path, theirs.held_out.completions) == (str(tmp_path / "m"), tmp_path / "h")
+    parser = KeyValueParser({"output_dir": "outputs", "sweep": "main"}, "", prog="status.py")
+    assert parser.parse(["output_dir=~/a=b c"])[0]["output_dir"] == f"{tmp_path}/a=b c"
+    with pytest.raises(InputError, match="output_dir: .*no such home folder"):
+        settings("output_dir='~nobody-here/x'")
+
+
+def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the command line to the files, unquoted for Hydra."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home = tmp_path / "a=b (c), d é"
+    home.mkdir()
+    rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "reward": n % 2} for n in range(8)]
+    (home / "roll=1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copytree(TINY / "student", home / "model (1)")
+    line = [f"data.path=~/{home.name}/roll=1.jsonl", f"output_dir=~/{home.name}/out", "data=file", "data.eval=0"]
+    line += [f"model.path=~/{home.name}/model (1)", "logger=none", "optim.max_steps=1", "optim.batch_size=4"]
+    script("train.py", *line)
+    assert list((home / "out" / "main").glob("sft-conventional-r8-model-1-*/adapter"))
+    assert not (ROOT / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("lr=1e-4", "lr.base=1e-4"),
+        ("lora_rank=16", "lora_rank=r16"),
+        ("lora_rank=17", "lora_rank.r=17"),
+        ("model=Qwen/Qwen3-0.6B", "model.path=Qwen/Qwen3-0.6B"),
+        ("model=./folder", "model.path=./folder"),
+        ("data=problems.jsonl", "data=file data.path=problems.jsonl"),
+        ("data=me/mine", "data.source.repo=me/mine"),
+        ("method=SFT", "method=sft"),
+        ("-m method=sft,DPO", "method=dpo"),
+        ("benchmark=mine.jsonl", "benchmark=file benchmark.file.eval_path=mine.jsonl"),
+        ("experiment=smollm", "experiment=smollm2"),
+        ("hydra/launcher=slum", "hydra/launcher=slurm"),
+        ("optim.maxsteps=3", "optim.max_steps"),
+        ("max_steps=3", "optim.max_steps"),
+        ("learning_rate=1e-4", "lr.base"),
+        ("method.betta=1", "method.beta"),
+        ("method=sft,dpo", "add -m"),
+    ],
+)
+def test_what_was_meant_is_named(line: str, told: str) -> None:
+    assert told in explained(line.split(), ROOT / "conf", TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["pairs=[[rft,", "dpo]]"], "'pairs=[[rft, dpo]]'"),
+        (["data.path=my", "file.jsonl"], "'data.path=my file.jsonl'"),
+        (["data.source.template={question}=?"], "'data.source.template=\"{question}=?\"'"),
+        (["sweep=a(b"], "not closed"),
+        (["method"], "key=value"),
+    ],
+)
+def test_how_it_is_quoted_is_shown(line: list[str], told: str) -> None:
+    schema = AnalyzeConfig if line[0].startswith("pairs") else TrainConfig
+    with pytest.raises(InputError) as error:
+        prepared(line, "x.py", schema)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "named"),
+    [
+        ("train.py", ["sweep=../x"], "sweep"),
+        ("train.py", ["output_dir="], "output_dir"),
+        ("train.py", [f"model.name={'m' * 240}"], "model.name"),
+        ("train.py", [f"data.name={'d' * 240}"], "data.name"),
+        ("train.py", ["-m", "method=sft,dpo", f"sweep={'s' * 240}"], "sweep"),
+        ("train.py", ["model.name=a/b c"], "model.name"),
+        ("train.py", ["lr=1e-4"], "lr.base=1e-4"),
+        ("train.py", ["-m", "experiment=dpo_beta", "method=SFT"], "method=sft"),
+        ("train.py", ["data=file"], "data.path"),
+        ("rollout.py", ["model=Qwen/Qwen3-0.6B"], "model.path=Qwen/Qwen3-0.6B"),
+        ("analyze.py", ["method=dpo"], "analyze.py reads no method"),
+        ("evaluate.py", ["benchmark=gsm8k", "experiment=smollm2_cpu"], "sweep=smollm2_cpu"),
+    ],
+)
+def test_a_refusal_leaves_nothing(name: str, arguments: list[str], named: str, tmp_path: Path) -> None:
+    where = [] if "output_dir=" in arguments else [f"output_dir={tmp_path / 'out'}"]
+    before = set(ROOT.iterdir())
+    assert named in refused(name, *arguments, *where)
+    assert not list(tmp_path.iterdir())
+    assert set(ROOT.iterdir()) == before
+
+
+def test_any_terminal_is_printed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    for make in (lambda: Jobs(Path("train.py"), None), lambda: KeyValueParser({}, "")):  # type: ignore[arg-type]
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+        make()
+        print("‖ΔW‖ é", flush=True)
+        print("‖ΔW‖ é", flush=True, file=sys.stderr)
+        assert sys.stdout.buffer.getvalue() == sys.stderr.buffer.getvalue() == "??W? é\n".encode("latin-1")  # type: ignore[attr-defined]
