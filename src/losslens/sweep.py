@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from losslens import processes
 from losslens.cli import one_line
+from losslens.commands import command
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError, ProcessError
 from losslens.job import Outcome, train_job
@@ -31,6 +33,7 @@ class Sweep:
 
     def __init__(self) -> None:
         self.sweep = ""
+        self._output_dir = Path("outputs")
         self._jobs: list[TrainConfig | None] = []
         self._outcomes: dict[int, Outcome] = {}
         self._later: dict[int, Run] = {}
@@ -47,7 +50,7 @@ class Sweep:
         with processes.one_job():
             try:
                 self._jobs[number] = checked = parse(TrainConfig, config)
-                self.sweep = checked.sweep
+                self.sweep, self._output_dir = checked.sweep, checked.output_dir
                 outcome = train_job(checked, wait=False)
             except (InputError, OmegaConfBaseException) as error:
                 choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -131,5 +134,5 @@ class Sweep:
             Console(soft_wrap=not sys.stdout.isatty()).print(table)
         statuses = {outcome.exit_status for outcome in self.outcomes}
         if statuses == {0}:
-            print(f"Compare the weights:  python analyze.py sweep={self.sweep}")
+            print(f"Compare the weights:  {command('analyze.py', self.sweep, self._output_dir)}")
         return 1 if 1 in statuses else max(statuses, default=0)
