@@ -17,11 +17,8 @@ def load() -> Tasks:
     from losslens.report.paper_tables import write_tables
 
     def job(config: DictConfig) -> None:
-        folder = analyze_job(config)
-        report = write_report(folder)
-        write_figures(folder)
-        write_tables(folder)
-        print(report, flush=True)
+        folder = analyze_job(config, write_report, write_figures, write_tables)
+        print(folder / "report.html", flush=True)
         log_analysis(parse(AnalyzeConfig, config).logger, folder, Path(config.output_dir))
 
     return job, lambda: 0

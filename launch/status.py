@@ -20,8 +20,9 @@ def main(arguments: list[str]) -> int:
         {"sweep": "main", "output_dir": "outputs"},
         "sweep=main, output_dir=outputs",
         prog="status.py",
-        description="A row a run: state, step, tokens per second, loss, Slurm's id and state where they are known, and "
-        "the last error. Works wherever the folder can be read; what Slurm says is asked where there is one.",
+        description="A row a run: state, step, time left, tokens per second, loss, accuracy on the first benchmark, "
+        "Slurm's id and state where they are known, and the last error. Works wherever the folder can be read; what "
+        "Slurm says is asked where there is one.",
         epilog="Exit status: 0 all runs are completed; 1 not yet, or one has failed; 2 bad input.",
     )
     parser.add_argument("--watch", action="store_true", help="stay, and show what changes, until nothing runs any more")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 import traceback
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
@@ -294,12 +295,29 @@ def _say_what_they_are_like(rollouts: FrozenRollouts) -> None:
     _say_once(rollouts.folder, tuple(f"  {name}: {value}" for name, value in quality_of(rollouts).items()))
 
 
+class _Pace:
+    """How long a step takes: the mean since the first one that was told of, before which much is done only once."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+
+    def at(self, step: int) -> dict[str, float]:
+        """`seconds_per_step`, as soon as it is known; called at `step`."""
+        now = time.monotonic()
+        if self._first is None or step <= self._first[0]:
+            self._first = (step, now)
+            return {}
+        return {"seconds_per_step": round((now - self._first[1]) / (step - self._first[0]), 6)}
+
+
 def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> None:
     from losslens.training.run import train_run
 
+    pace = _Pace()
+
     def note(step: int, values: dict[str, float]) -> None:
-        rate = values["train/tokens_per_second"]
-        run.set_state("running", step=step, max_steps=todo.steps, loss=values["train/loss"], tokens_per_second=rate)
+        rate = {"tokens_per_second": values["train/tokens_per_second"], **pace.at(step)}
+        run.set_state("running", step=step, max_steps=todo.steps, loss=values["train/loss"], **rate)
         told.log(step, values)
 
     orders = {"run": str(run.folder), "rollouts": str(todo.rollouts), "initial": str(todo.plan.initial_adapter)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from losslens import processes
 from losslens.cli import one_line
+from losslens.commands import command
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError, ProcessError
 from losslens.job import Outcome, train_job
@@ -30,6 +32,7 @@ class Sweep:
 
     def __init__(self) -> None:
         self.sweep = ""
+        self._output_dir = Path("outputs")
         self._jobs: list[TrainConfig | None] = []
         self._outcomes: dict[int, Outcome] = {}
         self._later: dict[int, Run] = {}
@@ -46,7 +49,7 @@ class Sweep:
         with processes.one_job():
             try:
                 self._jobs[number] = checked = parse(TrainConfig, config)
-                self.sweep = checked.sweep
+                self.sweep, self._output_dir = checked.sweep, checked.output_dir
                 outcome = train_job(checked, wait=False)
             except (InputError, OmegaConfBaseException) as error:
                 choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -129,5 +132,5 @@ class Sweep:
             Console(soft_wrap=not sys.stdout.isatty()).print(table)
         statuses = {outcome.exit_status for outcome in self.outcomes}
         if statuses == {0}:
-            print(f"Compare the weights:  python analyze.py sweep={self.sweep}")
+            print(f"Compare the weights:  {command('analyze.py', self.sweep, self._output_dir)}")
         return 1 if 1 in statuses else max(statuses, default=0)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Column
+from rich.text import Text
 
 from losslens.plain_table import Table
 
@@ -73,14 +74,14 @@ def _arms(ablation: pd.DataFrame) -> Table:
 
 def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
     table = Table(
-        "", Column("run", overflow="fold"), "init", "benchmark", "accuracy", "95% interval", "‖ΔW‖", "of ‖W0‖",
+        "", Column("run", overflow="fold"), "what", "benchmark", "accuracy", "95% interval", "‖ΔW‖", "of ‖W0‖",
         "eff. rank", "drift of A", "off-principal (null)",
     )  # fmt: skip
     for _, row in runs.iterrows():
         table.add_row(
             str(numbers[row["run"]]),
             row["run"],
-            "–" if pd.isna(row["init_seed"]) else str(row["init_seed"]),
+            Text(row["label"] if row["label"] != row["run"] else ""),
             "–" if pd.isna(row["benchmark"]) else row["benchmark"],
             _percent(row["accuracy"]),
             f"{_percent(row['ci_low'])} … {_percent(row['ci_high'])}",
@@ -100,8 +101,7 @@ def _cosines(runs: pd.DataFrame, pairs: pd.DataFrame, numbers: Mapping[str, int]
     table = Table("", *(str(numbers[name]) for name in trained["run"]), title="cosine of ΔW", title_justify="left")
     for row in trained.itertuples():
         cells = [_number(cosines.get(frozenset((row.run, other)), float("nan"))) for other in trained["run"]]
-        seeds = "" if pd.isna(row.seed) else f" s{row.seed} init {row.init_seed}"
-        table.add_row(f"{numbers[row.run]} {row.method}{seeds}", *cells)
+        table.add_row(Text(f"{numbers[row.run]} {row.label}"), *cells)
     return table
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from losslens.analysis.map_table import map_table
 from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.on_the_base import measure_on_the_base, trust_of
 from losslens.analysis.origins import origins
-from losslens.analysis.pairs import all_pairs, choose, default_reference, find
+from losslens.analysis.pairs import all_pairs, choose, default_reference, extended, find
 from losslens.analysis.points import moved, score_points
-from losslens.analysis.subjects import Gathered, find_runs, gather
+from losslens.analysis.replacing import Earlier, beside, earlier, kept_aside, missing_from, settle, take_place
+from losslens.analysis.subjects import Diverged, Gathered, Subject, find_runs, gather
 from losslens.analysis.tables import (
     SEED_MEASURES,
     Tables,
@@ -39,6 +41,7 @@ from losslens.analysis.trajectories import trajectory_table
 from losslens.config import AnalyzeConfig, parse
 from losslens.files import atomic_file, write_json
 from losslens.geometry.tables import geometry_tables
+from losslens.labels import labels
 
 
 @dataclass(frozen=True)
@@ -58,26 +61,61 @@ class Analysis:
     left_out: dict[str, str]
 
 
-def analyze_job(config: DictConfig) -> Path:
-    """What `analyze.py` does first: writes the tables, shows the main ones, and gives their folder."""
+def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
+    """What `analyze.py` does first: writes the tables, shows the main ones, and gives their folder.
+
+    The new analysis is written beside the old one and takes its place at the end, as a whole. What the old one has
+    measured of the same runs is in the new one; an old one that has more is kept aside.
+
+    Args:
+        config: The configuration.
+        writers: What else to write into the folder, before it takes the place.
+    """
     checked = parse(AnalyzeConfig, config)
-    analysis = analyse(checked)
-    # Written last: tables without it are of an analysis that was cut off.
-    (checked.folder / "manifest.json").unlink(missing_ok=True)
+    folder = checked.folder
+    while True:
+        settle(folder)
+        before = earlier(folder)
+        analysis = analyse(checked, before)
+        with beside(folder) as new:
+            _write(analysis, new)
+            tables = analysis.tables
+            show(tables.runs, tables.pairs, tables.floors, tables.ablation, analysis.left_out)
+            for write in writers:
+                write(new)
+            missing = missing_from(analysis.facts, before)
+            if take_place(new, folder, before, keep=bool(missing)):
+                break
+        print(f"{folder}: another analysis was written meanwhile; what it measured is taken in", flush=True)
+    if missing:
+        print(f"{kept_aside(folder, before.adapters)}: the analysis before, kept since this one lacks {missing}")
+    return folder
+
+
+def _labels(gathered: Gathered) -> dict[str, str]:
+    """What tells each run from the others, and the base; what was made elsewhere has its name."""
+    runs: list[Subject | Diverged] = [*gathered.subjects, *gathered.diverged]
+    found = labels({run.name: run.facts.identity for run in runs if run.facts})
+    several = len(gathered.bases) > 1
+    return found | {base.name: base.name if several else "base" for base in gathered.bases}
+
+
+def _write(analysis: Analysis, folder: Path) -> None:
+    """Writes the tables, and the manifest last."""
     for field in fields(Tables):
         table = getattr(analysis.tables, field.name)
         as_csv = field.name not in ("modules", "run_modules")
-        with atomic_file(checked.folder / f"{field.name}.{'csv' if as_csv else 'parquet'}") as temporary:
+        with atomic_file(folder / f"{field.name}.{'csv' if as_csv else 'parquet'}") as temporary:
             table.to_csv(temporary, index=False) if as_csv else table.to_parquet(temporary, index=False)
-    manifest = {**analysis.facts, "left_out": analysis.left_out, **provenance.here()}
-    write_json(checked.folder / "manifest.json", manifest)
-    tables = analysis.tables
-    show(tables.runs, tables.pairs, tables.floors, tables.ablation, analysis.left_out)
-    return checked.folder
+    write_json(folder / "manifest.json", {**analysis.facts, "left_out": analysis.left_out, **provenance.here()})
 
 
-def analyse(config: AnalyzeConfig) -> Analysis:
+def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     """Compares all finished runs of the sweeps, and the adapters made elsewhere.
+
+    Args:
+        config: What is compared, and how.
+        before: The analysis that this one takes the place of: the pairs that it measured are measured here, too.
 
     Raises:
         InputError: There is nothing to compare, or two things do not compare.
@@ -96,6 +134,9 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     # Who is named as the reference is the reference of all.
     held = {} if config.reference else {name: other.name for name, other in sft.items()}
     chosen = choose(names, config.pairs, reference, held, [pair for arm in arms for pair in repetitions(arm)])
+    adapters = {subject.name: subject.sha256 for subject in gathered.subjects}
+    places = [before or Earlier(), earlier(kept_aside(config.folder, adapters))]
+    chosen = extended(chosen, names, [pair for place in places for pair in place.pairs_among(adapters)])
     benchmark = benchmark_of(gathered, config.compare_on)
     family = all_pairs(names) if config.family == "all" else choose(names, "reference", reference, held).pairs
     cache = Cache(config.output_dir / "cache")
@@ -117,6 +158,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
         bar.update()
         runs = run_table(gathered, unrelated.off_principal(tables.runs))
         runs.insert(1, "arm", runs["run"].map(arm_names(arms)))
+        runs.insert(2, "label", runs["run"].map(_labels(gathered)).fillna(runs["run"]))
         bar.update()
         tabled = Tabled(runs, pair_rows)
         ablation = ablation_table(gathered, arms, gathered.by_name[reference], tabled, benchmark)
@@ -129,7 +171,7 @@ def analyse(config: AnalyzeConfig) -> Analysis:
     training = training_table([*gathered.subjects, *gathered.diverged], gathered.left_out)
     facts = {
         "sweeps": config.sweeps,
-        "adapters": {subject.name: subject.sha256 for subject in gathered.subjects},
+        "adapters": adapters,
         "bases": [base.name for base in gathered.bases],
         "settings": config.model_dump(mode="json", exclude={"sweep", "output_dir", "logger"}),
         "reference": reference,

@@ -79,6 +79,22 @@ def choose(
     return Chosen([pair for pair in every if frozenset(pair) in wanted], "pairs: only the pairs that are listed")
 
 
+def extended(chosen: Chosen, names: Sequence[str], before: Sequence[Pair]) -> Chosen:
+    """The chosen pairs, and those of `before`, which were measured already.
+
+    Args:
+        chosen: What is asked for.
+        names: The runs.
+        before: Pairs of them, in any order.
+    """
+    wanted = {frozenset(pair) for pair in [*chosen.pairs, *before]}
+    every = all_pairs(names)
+    pairs = [pair for pair in every if frozenset(pair) in wanted]
+    if len(pairs) == len(chosen.pairs):
+        return chosen
+    return Chosen(pairs, "" if len(pairs) == len(every) else f"{chosen.left_out}; and the pairs measured before")
+
+
 def find(field: str, name: str, names: Sequence[str]) -> str:
     """The one of `names` that is `name`, or begins with it.
 

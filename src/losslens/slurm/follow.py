@@ -12,6 +12,7 @@ from rich.text import Text
 
 from losslens.plain_table import Table
 from losslens.slurm import cluster
+from losslens.slurm.progress import accuracies, duration, seconds_left, sweep_left, told_apart
 from losslens.slurm.standing import Standing, standings
 from losslens.slurm.ticket import read_ticket
 from losslens.slurm.work import Work
@@ -21,18 +22,35 @@ _COLOURS = {"completed": "green", "running": "cyan", "failed": "red", "damaged":
 
 
 def table(found: Sequence[Standing], title: str = "") -> Table:
-    """A row a run: state, step, tokens per second, loss, Slurm's id and state, the last error."""
-    rows = Table(title=title or None, title_justify="left")
-    for name in ("run", "state", "step", "tokens/s", "loss", "Slurm", "error"):
-        rows.add_column(name, justify="right" if name in ("step", "tokens/s", "loss") else "left", overflow="fold")
+    """A row a run: state, step, time left, tokens per second, loss, accuracy, Slurm's id and state, the last error.
+
+    Below it stands how long the training of all that runs or waits will take.
+    """
+    runs = [each.run for each in found]
+    apart, accuracy = told_apart(runs), accuracies(runs)
+    left = sweep_left(found)
+    rows = Table(title=title or None, title_justify="left", caption_justify="left")
+    rows.caption = None if left is None else f"about {duration(left)} of training left"
+    rows.add_column("run", overflow="fold")
+    if apart:
+        rows.add_column("what", overflow="fold")
+    rows.add_column("state", overflow="fold")
+    for name in ("step", "left", "tokens/s", "loss", "accuracy"):
+        rows.add_column(name, justify="right", overflow="fold")
+    for name in ("Slurm", "error"):
+        rows.add_column(name, overflow="fold")
     for each in found:
         status = each.status
+        seconds = seconds_left(status)
         rows.add_row(
             Text(each.run.name),
+            *([Text(apart.get(each.run, ""))] if apart else []),
             Text(each.state, style=_COLOURS.get(each.state, "")),
             f"{status['step']}/{status['max_steps']}" if "step" in status else "",
+            "" if seconds is None else duration(seconds),
             f"{status['tokens_per_second']:,.0f}" if "tokens_per_second" in status else "",
             f"{status['loss']:.4f}" if "loss" in status else "",
+            f"{accuracy[each.run]:.1%}" if each.run in accuracy else "",
             Text(f"{each.job or ''} {each.slurm or ''}".strip()),
             Text(str(status.get("error", ""))),
         )
@@ -57,11 +75,18 @@ def watch(find: Callable[[], Sequence[Standing]], is_over: Callable[[Sequence[St
             # Slurm takes a moment longer to see that a run is completed.
             now = each.state if each.state == "completed" else f"{each.state} {each.slurm or ''}".strip()
             if said.get(each.run.name) != now:
-                print(f"{each.run.name}: {now} {each.status.get('error', '')}".rstrip(), flush=True)
+                print(_line(each, now), flush=True)
                 said[each.run.name] = now
         if is_over(found):
             return
         time.sleep(_EVERY)
+
+
+def _line(standing: Standing, state: str) -> str:
+    """`sft-…: completed, accuracy 60.0%`."""
+    said = f"{standing.run.name}: {state} {standing.status.get('error', '')}".rstrip()
+    accuracy = accuracies([standing.run]) if standing.state == "completed" else {}
+    return f"{said}, accuracy {accuracy[standing.run]:.1%}" if accuracy else said
 
 
 def follow(works: Sequence[Work]) -> int:

@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 from omegaconf import DictConfig
 
+from losslens.commands import command
 from losslens.errors import InputError
 from losslens.interpolations import derived
 from losslens.slurm import cluster
@@ -156,13 +157,11 @@ def _say_what_was_done(plan: _Plan, submitted: dict[Path, str]) -> None:
     if arrays:
         print(f"Submitted {_jobs(len(submitted))} to Slurm ({', '.join(arrays)}).")
     first = plan.works[0]
-    where = "" if first.config["output_dir"] == "outputs" else shlex.quote(f"output_dir={first.config['output_dir']}")
+    output_dir = Path(first.config["output_dir"])
     live = [work for work in plan.works if work.ticket in {**plan.queued, **submitted}]
     if live:
         if first.run:
-            print(
-                f"Follow:  python launch/status.py sweep={first.config['sweep']} {where} --watch".replace("  -", " -")
-            )
+            print(f"Follow:  {command('launch/status.py', first.config['sweep'], output_dir, '--watch')}")
         ticket = read_ticket(live[0].ticket)
         assert ticket is not None
         print(f"A log:   tail -F {shlex.quote(ticket.log)}")
@@ -171,7 +170,7 @@ def _say_what_was_done(plan: _Plan, submitted: dict[Path, str]) -> None:
         print(f"Cancel:  scancel {' '.join(mine) if len(mine) <= _SHOWN else '…'}")
         print("The same command again submits only what is missing then.", flush=True)
     if {work.run.status.get("state") for work in plan.works if work.run} == {"completed"}:
-        print(f"Compare the weights:  python analyze.py sweep={first.config['sweep']} {where}".rstrip())
+        print(f"Compare the weights:  {command('analyze.py', first.config['sweep'], output_dir)}")
 
 
 def _show(plan: _Plan, texts: dict[Path, str]) -> None:

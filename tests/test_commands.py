@@ -1,0 +1,53 @@
+"""Commands that are printed work as they are printed: split by a shell, read by Hydra or by the scripts in launch/."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from losslens.commands import command
+from losslens.config import AnalyzeConfig, parse
+from losslens.key_values import KeyValueParser
+from tests.conftest import ROOT
+
+PLACES = (
+    "outputs", "/scratch/o", "my runs", "a=b", "(x) [y], {z}", "it's", 'say "x"', "back\\slash", "end\\", "e\\'s",
+    "~me", "a,b", "$HOME", "#1", "é",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "sweep"), [*((place, "main") for place in PLACES), ("o", ["a", "b.c"]), ("o", None)])
+def test_hydra_reads_what_was_meant(place: str, sweep: str | list[str] | None) -> None:
+    _, script, *overrides = shlex.split(command("analyze.py", sweep, place))
+    assert script == "analyze.py"
+    assert len(overrides) == (sweep is not None) + (place != "outputs")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        found = parse(AnalyzeConfig, compose("analyze", overrides))
+    assert found.output_dir == Path(place)
+    assert found.sweep == (sweep or "main")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_scripts_in_launch_do(place: str) -> None:
+    line = shlex.split(command("launch/status.py", "main", place, "--watch"))
+    assert line[-1] == "--watch"
+    parser = KeyValueParser({"sweep": "", "output_dir": "outputs"}, "")
+    parser.add_argument("--watch", action="store_true")
+    assert parser.parse(line[2:])[0] == {"sweep": "main", "output_dir": place}
+
+
+def test_from_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The script beside the one that runs, by its Python where another one is called `python`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    python, script, *_ = shlex.split(command("analyze.py", "main", "outputs"))
+    assert (python, script) == (sys.executable, str(ROOT / "analyze.py"))
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert command("launch/status.py", "main", "o") == f"python {ROOT}/launch/status.py sweep=main output_dir=o"
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "launch" / "status.py")])
+    assert shlex.split(command("analyze.py", "main", "o"))[1] == str(ROOT / "analyze.py")
