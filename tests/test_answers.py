@@ -17,7 +17,7 @@ from losslens.analysis.held_out import _require_held_out
 from losslens.errors import InputError
 from losslens.problems import Problem, Verdict
 from losslens.problems.hub_dataset import HubDataset
-from losslens.problems.judges import Judge, identity_of, verifier_of
+from losslens.problems.judges import identity_of, verifier_of
 from losslens.problems.mathematics import MathVerify
 from losslens.problems.questions import Asked
 from losslens.problems.table import cell, require_readable
@@ -180,17 +180,12 @@ def test_a_judge_of_ones_own_by_its_path() -> None:
         ("tests.test_answers.PAIRS", "neither a class nor a function"),
         ({"folded": True}, "a Python path such as"),
         ({"_target_": "tests.test_answers.judged_by_length", "x": 1}, "options are for a class"),
+        ({"_target_": "tests.test_answers.Lenient", "colour": 1}, "unexpected keyword argument 'colour'"),
     ],
 )
 def test_a_judge_that_is_none(setting: Any, told: str) -> None:
     with pytest.raises(InputError, match=told):
         verifier_of(setting)
-
-
-def test_a_judge_that_does_not_take_its_options() -> None:
-    judge = Judge("tests.test_answers.Lenient", '{"colour": 1}')
-    with pytest.raises(InputError, match=r"source\.verifier=tests.test_answers.Lenient: .*colour"):
-        verdicts(judge, [problem("5")], ["5"], seconds=60)
 
 
 def test_rows_of_a_hub_dataset_that_differ_in_case_and_space_are_one_question(

@@ -318,6 +318,7 @@ _ANNOUNCED = re.compile(
     r"(?:as follows:?)?"
     r"|^[#*_ \t]*(?:the[ \t]+)?(?:final[ \t]+)?answers?[*_: \t]*$"
     r"|\b(?:choose|select|pick)[ \t]+(?:option[ \t]+)?(?=\(?[A-J]\)?[.*_ \t]*$)"
+    r"|\b(?:so|thus|therefore|hence)\b[,:]?[ \t]+(?=\(?[A-J]\)?[.*_ \t]*$)"
     r"|答案(?:是|为|：|:)+",
     re.I | re.M,
 )
@@ -336,7 +337,7 @@ def _last(found: Iterator[T]) -> T | None:
 def _announced(text: str) -> list[str]:
     """What the text itself calls its answer, in the wordings it can be cut to."""
     text = plain(text)
-    last = _last(_ANNOUNCED.finditer(text))
+    last = _last(match for match in _ANNOUNCED.finditer(text) if not text[match.end() :].startswith("not "))
     correct = _last(_IS_CORRECT.finditer(text))
     if correct is not None and (last is None or correct.start() > last.start() or not text[last.end() :].strip("*_. ")):
         return [correct[1]]
@@ -412,9 +413,11 @@ def _at_the_end(text: str) -> list[list[str]]:
         if len(end) > 1 and end[-1].strip():
             places.append([end[-1], _BECAUSE.sub("", end[-1])])
     words = len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{3,}", lines[-1]))
-    if len(lines[-1]) < 200 and words < 4:
-        places.insert(len(places) if words else 0, [lines[-1]])
+    if len(lines[-1]) < 200 and words < (8 if len(lines) == 1 else 4):
+        places.insert(len(places) if words else 0, [lines[-1], _BECAUSE.sub("", lines[-1])])
     last = _last(_values(text[-4000:]))
     if last is not None:
         places.append([last])
+    if verdict := re.match(r"[*_]*(yes|no|true|false)\b", lines[0], re.I):
+        places.append([verdict[1]])
     return places

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -63,7 +64,19 @@ def verifier_of(setting: VerifierSetting) -> Verifier:
         raise InputError(f"source.verifier={judge.target}: neither a class nor a function")
     if not isinstance(target, type) and judge.options != "{}":
         raise InputError(f"source.verifier={judge.target}: options are for a class; this is a function")
+    if isinstance(target, type):
+        _require_options(target, judge)
     return judge
+
+
+def _require_options(target: type, judge: Judge) -> None:
+    """Refuses options that a class does not take, before anything is sampled for it to judge."""
+    try:
+        inspect.signature(target).bind(**json.loads(judge.options))
+    except TypeError as error:
+        raise InputError(f"source.verifier={judge.target}: {first_line(error)}") from error
+    except ValueError:  # a class whose signature is not known
+        return
 
 
 def identity_of(setting: VerifierSetting) -> dict[str, Any]:

@@ -200,9 +200,12 @@ def _read(text: str, depth: int) -> Reading:
     if _LETTERS.fullmatch(simple) and "\\" not in _as_latex(simple) and not _A_MINUS.search(simple):
         return Words(simple)
     rest, known, _ = without_unit(text)
+    if known == DEGREE and _OF_AN_ANGLE.search(rest):  # the angle's, not the value's
+        rest, known = text, None
     return Quantity(text, value=number(rest), latex=rest, unit=known)
 
 
+_OF_AN_ANGLE = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 _LETTERS = re.compile(r"[^\W\d_](?:[^\W\d_]|[ '.,\-&/?:()\"]|(?<=[^\W\d_]{3})!)*")
 _A_MINUS = re.compile(r"(?<![^\W\d_])[^\W\d_]?\s*[-/]\s*[^\W\d_](?![^\W\d_])|\s[-/]\s")
 _CHOICE = re.compile(
@@ -694,6 +697,9 @@ def _verified(a: str, b: str) -> bool:
     return left is not None and right is not None and _same_expression(left, right)
 
 
+_DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree\b)")
+
+
 @lru_cache(maxsize=1024)
 def parsed(latex: str) -> Any:
     """What math-verify's parser makes of LaTeX; None when that is nothing, or the text is prose."""
@@ -708,6 +714,7 @@ def parsed(latex: str) -> Any:
     # The time limit is `verification.py`'s; math-verify's own is a signal, which a long product ignores.
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
     # Units are parted from values before: math-verify would take the `t` of `\frac{1}{2}t` for one.
+    latex = _DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", latex) if _OF_AN_ANGLE.search(latex) else latex
     latex = re.sub(r"(?<=[\d)}])i(?![A-Za-z])", " i", latex)  # it takes the `i` of `3i` for a variable
     config = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
     try:
