@@ -68,7 +68,7 @@ def _section(analysis: AnalysisFolder, id: str, title: str, text: str, titles: d
         text=[f"{text}{course.spread(table)}"],
         key=key_of(comparison, table["loss_of"], lines=True),
         figures=[Figure(of, "", _plot(table, comparison, name, of)) for name, of in shown.items()],
-        tables=[downloadable(analysis, "training")],
+        tables=[downloadable(analysis, "training")] if id == "training" else [],
     )
 
 
