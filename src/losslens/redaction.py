@@ -19,7 +19,7 @@ _HIDDEN = "[redacted]"
 _SHORTEST = 8  # characters of a secret: of shorter ones ordinary words would be hidden too
 _NAMES_A_SECRET = re.compile(r"KEY$|TOKEN$|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIAL|AUTH$", re.IGNORECASE)
 # Nobody's name for a dataset, a model or a loss: those a variable like MY_KEY=arithmetic must not hide.
-_A_WORD = re.compile(r"[a-z_-]+|[A-Z_-]+|\d+")
+_A_WORD = re.compile(r"[A-Za-z]?[a-z]+|[A-Z]+|\d+")
 # In any address: what stands before the host, and what a query gives under a telling name.
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _QUERY = re.compile(r"([?&][^=&\s]*(?:key|token|secret|passw|sig|auth|code)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
@@ -37,6 +37,7 @@ _DRAWS = re.compile(r"\r|\x1b\[[0-9;]*m|\x1b\[[0-9]*[AK]")
 _DRAWERS = ("tqdm", "rich")
 
 _remembered: set[str] = set()
+_paths: set[str] = set()  # of addresses: hidden but for their plain parts
 
 
 def remember(secret: str | None) -> None:
@@ -58,7 +59,7 @@ def remember_address(url: str | None) -> None:
         remember(secret)
         remember(secret and unquote(secret))
     if plain_path(parts.path) != parts.path:
-        _remembered.add(parts.path)
+        _paths.add(parts.path)
 
 
 def plain_address(url: str | None) -> str | None:
@@ -145,9 +146,10 @@ def _mapped(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def _without_secrets(text: str) -> str:
+    for path in sorted(_paths, key=len, reverse=True):
+        text = text.replace(path, plain_path(path))
     for secret in _secrets():
-        if secret in text:
-            text = text.replace(secret, plain_path(secret) if secret in _remembered and "/" in secret else _HIDDEN)
+        text = text.replace(secret, _HIDDEN)
     if "://" in text:
         text = _QUERY.sub(rf"\1{_HIDDEN}", _USERINFO.sub(f"{_HIDDEN}@", text))
     return text
