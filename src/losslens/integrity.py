@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from losslens.config import LearningRate
 from losslens.errors import InputError
 from losslens.files import digest, read_json, sha256_of, write_json
 
-_AGAIN = "the same train.py or evaluate.py command scores it again"
+_SECONDS = 0.3
 
 
 def bound_to(manifest: Mapping[str, Any]) -> str:
@@ -71,17 +72,28 @@ def require_recorded_outcomes(folder: Path) -> bool:
     Raises:
         InputError: Names the file.
     """
+    fault = _fault_of_outcomes(folder)
+    if fault:
+        # Another process may be between writing a file and noting its hash.
+        time.sleep(_SECONDS)
+        fault = _fault_of_outcomes(folder)
+    if fault:
+        raise InputError(f"{fault}; the same train.py or evaluate.py command scores it again")
+    return "outcomes" in read_json(folder / "manifest.json")
+
+
+def _fault_of_outcomes(folder: Path) -> str:
     manifest = read_json(folder / "manifest.json")
     if "outcomes" not in manifest:
-        return False
+        return ""
     recorded = _recorded(manifest)
     files = {file.name: file for file in sorted(folder.glob("eval/*.parquet"))}
     for name in sorted(recorded.keys() - files.keys()):
-        raise InputError(f"{folder / 'eval' / name}: gone, though manifest.json has its hash; {_AGAIN}")
+        return f"{folder / 'eval' / name}: gone, though manifest.json has its hash"
     for name, file in files.items():
         if recorded.get(name) != sha256_of(file):
-            raise InputError(f"{file}: not the outcomes that were written (manifest.json has another hash); {_AGAIN}")
-    return True
+            return f"{file}: not the outcomes that were written (manifest.json has another hash)"
+    return ""
 
 
 def _recorded(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
