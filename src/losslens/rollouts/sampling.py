@@ -78,9 +78,8 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     if config.rollouts.path is not None:
         return load(Path(config.rollouts.path))
     parent = config.output_dir / "rollouts"
-    parent.mkdir(parents=True, exist_ok=True)
-    key = digest(rollouts_identity(config, split), 16)
-    (parent / ".partial").mkdir(exist_ok=True)
+    key = digest(rollouts_identity(config, split), 16)  # what it refuses leaves nothing behind
+    (parent / ".partial").mkdir(parents=True, exist_ok=True)
     with FileLock(parent / ".partial" / f"{key}.lock"):
         folder = find(parent, key) or _make(config, split, parent, key)
     return load(folder)
