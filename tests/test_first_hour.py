@@ -163,7 +163,7 @@ def test_the_embedded_teacher_does_not_write_on_datasets_of_the_hub(tmp_path: Pa
     for split in ("train", "test"):
         (tmp_path / "mine" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     mine = ["data=gsm8k", f"data.source.repo={tmp_path / 'mine'}", "data.source.config=null"]
-    line = refused("train.py", *mine, f"output_dir={tmp_path / 'out'}", "logger=none")
+    line = script("train.py", *mine, f"output_dir={tmp_path / 'out'}", "logger=none", check=2).stderr.splitlines()[-1]
     assert "data=gsm8k" in line
     assert all(writer in line for writer in WRITERS)
     assert not (tmp_path / "out").exists()
@@ -177,10 +177,10 @@ def test_six_architectures_on_problems_of_ones_own(problems: Path, tmp_path: Pat
         line += ["rollouts.k=1", "rollouts.max_tokens=8", "evaluation.max_tokens=4", "logger=none"]
         line += [f"output_dir={tmp_path / 'out'}", "optim.max_steps=1", "optim.batch_size=2"]
         stopped = script("train.py", *line, check=2)
-        assert "share correct: 0.0%" in stopped.stdout
+        assert "share correct: " in stopped.stdout
         assert "cut at the token limit: " in stopped.stdout
         [said] = [text for text in stopped.stderr.splitlines() if text.startswith("train.py: ")]
-        assert "is correct" in said
+        assert "is correct" in said or "are cut" in said
         assert "rollouts.accept=" in said
         if name in ("gemma", "gpt2"):
             done = script("train.py", *line, "rollouts.accept=[all_incorrect,mostly_cut]")
