@@ -84,10 +84,10 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     if config.rollouts.path is not None:
         return load(Path(config.rollouts.path))
     parent = config.output_dir / "rollouts"
+    # What these refuse leaves nothing behind.
     key = digest(rollouts_identity(config, split), 16)
     require_limits(config, split)
-    parent.mkdir(parents=True, exist_ok=True)
-    (parent / ".partial").mkdir(exist_ok=True)
+    (parent / ".partial").mkdir(parents=True, exist_ok=True)
     with FileLock(parent / ".partial" / f"{key}.lock"):
         folder = find(parent, key) or _make(config, split, parent, key)
     return load(folder)
