@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -89,7 +90,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
 
     def job(config: DictConfig) -> None:
         try:
-            _require_one_gpu(path, config)
+            _require_one_gpu(config)
         except InputError as error:
             jobs.tell(error)
         else:
@@ -117,7 +118,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     sys.exit(status if processes.is_main() else 0)
 
 
-def _require_one_gpu(path: Path, config: DictConfig) -> None:
+def _require_one_gpu(config: DictConfig) -> None:
     """Refuses what only Slurm, or torchrun, can give.
 
     Raises:
@@ -125,9 +126,8 @@ def _require_one_gpu(path: Path, config: DictConfig) -> None:
     """
     gpus = config.resources.gpus
     if isinstance(gpus, int) and gpus > 1 and processes.count() == 1:
-        raise InputError(
-            f"resources.gpus={gpus} is for hydra/launcher=slurm; here: torchrun --nproc_per_node={gpus} {path.name} …"
-        )
+        line = shlex.join(["torchrun", f"--nproc_per_node={gpus}", *sys.argv])
+        raise InputError(f"resources.gpus={gpus} is for hydra/launcher=slurm; here: {line}")
 
 
 def _tell(path: Path, error: Exception, told: list[str]) -> None:
