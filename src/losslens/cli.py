@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
 
     def job(config: DictConfig) -> None:
         try:
-            _require_one_gpu(path, config)
+            _require_one_gpu(config)
             content = {} if schema is TrainConfig else resolved(schema, config)
         except InputError as error:
             jobs.tell(error)
@@ -160,7 +161,7 @@ def _keep_secrets_from_hydra() -> None:
     OmegaConf.save = staticmethod(without_secrets)  # type: ignore[method-assign]
 
 
-def _require_one_gpu(path: Path, config: DictConfig) -> None:
+def _require_one_gpu(config: DictConfig) -> None:
     """Refuses what only Slurm, or torchrun, can give.
 
     Raises:
@@ -168,9 +169,8 @@ def _require_one_gpu(path: Path, config: DictConfig) -> None:
     """
     gpus = config.resources.gpus
     if isinstance(gpus, int) and gpus > 1 and processes.count() == 1:
-        raise InputError(
-            f"resources.gpus={gpus} is for hydra/launcher=slurm; here: torchrun --nproc_per_node={gpus} {path.name} …"
-        )
+        line = shlex.join(["torchrun", f"--nproc_per_node={gpus}", *sys.argv])
+        raise InputError(f"resources.gpus={gpus} is for hydra/launcher=slurm; here: {line}")
 
 
 def _tell(path: Path, error: Exception, told: list[str]) -> None:

@@ -35,7 +35,7 @@ class Earlier:
 
         A sweep's runs have other names beside those of a second sweep: what counts is the adapter.
         """
-        by_hash = {sha256: name for name, sha256 in reversed(adapters.items())}
+        by_hash = {sha256: name for name, sha256 in reversed(list(adapters.items()))}
         found = []
         for pair in self.pairs:
             here = [
