@@ -623,6 +623,8 @@ def _same_angle(a: Quantity, b: Quantity) -> bool:
 def _same_value(a: Quantity, times_a: Fraction, b: Quantity, times_b: Fraction) -> bool:
     if a.value is not None and b.value is not None:
         return same_number(_scaled(a.value, times_a), _scaled(b.value, times_b))
+    import sympy
+
     left, right = _expression(a), _expression(b)
     if left is None or right is None:
         return False
@@ -632,12 +634,10 @@ def _same_value(a: Quantity, times_a: Fraction, b: Quantity, times_b: Fraction) 
                 near if times_a == times_b == 1 else _same_expression(left * _exact(times_a), right * _exact(times_b))
             )
     if times_a == times_b:
-        return _same_expression(left, right) or _is_expression_of_letters(a, b)
+        return _same_expression(left, right)
+    if not all(isinstance(value, sympy.Expr) for value in (left, right)):
+        return False
     return _same_expression(left * _exact(times_a), right * _exact(times_b))
-
-
-def _is_expression_of_letters(_a: Quantity, _b: Quantity) -> bool:
-    return False
 
 
 def _scaled(value: Number, factor: Fraction) -> Number:
