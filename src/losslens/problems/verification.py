@@ -20,7 +20,7 @@ from multiprocessing.util import Finalize
 from typing import Any
 
 from losslens.errors import InputError, first_line
-from losslens.problems import Problem, Verdict, Verifier, sandbox
+from losslens.problems import Problem, Verdict, Verifier, module_of, sandbox
 
 _DIED = "its check ran out of memory or died"
 _LONGEST = 1 << 22  # bytes of what the process may say of one answer
@@ -49,7 +49,7 @@ def verdicts(
             f"the verifier {type(verifier).__name__} cannot be sent to the process that checks answers: "
             f"{first_line(error)}"
         ) from error
-    checker = _checker(os.getpid(), type(verifier).__module__, bool(getattr(verifier, "needs_network", False)))
+    checker = _checker(os.getpid(), module_of(verifier), bool(getattr(verifier, "needs_network", False)))
     found = [
         checker.verdict(verifier, problem, completion, seconds)
         for problem, completion in zip(problems, completions, strict=True)
