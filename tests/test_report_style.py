@@ -109,9 +109,12 @@ def test_long_names_are_cut_and_stay_different() -> None:
 
 
 def test_what_a_run_is_called() -> None:
-    run = pd.Series({"number": 3, "run": "x", "method": "grpo", "learning_rate": 1e-3, "seed": 1.0, "init_seed": 2.0})
+    about = {"label": "", "method": "grpo", "learning_rate": 1e-3, "seed": 1.0, "init_seed": 2.0}
+    run = pd.Series({"number": 3, "run": "x", **about})
     assert names.of_run(run, inits=False) == "3 GRPO 1e-3 s1"
     assert names.of_run(run, inits=True) == "3 GRPO 1e-3 s1 A2"
+    run["label"] = "grpo lr 0.001 bias 0.1 max_steps 20 s1 init 2"
+    assert names.of_run(run, inits=True, whole_name=True) == "3 GRPO 1e-3 bias 0.1 max_steps 20 s1 A2"
     theirs = run.copy()
     theirs[["learning_rate", "seed", "init_seed"]] = np.nan
     assert names.of_run(theirs, inits=True) == "3 x"

@@ -20,7 +20,7 @@ from losslens.report.style import colour, name_of, place_of
 _LAYER = re.compile(r"^.*?\.(\d+)\.")
 # As a block reads its input; what is not among them comes after, by name.
 _ORDER = ("q", "k", "v", "o", "gate", "up", "down")
-_TEXTS = ("run", "arm", "method", "lr", "diverged")
+_TEXTS = ("run", "label", "arm", "method", "lr", "diverged")
 _NUMBERS = ("learning_rate", "rank", "seed", "init_seed")
 
 

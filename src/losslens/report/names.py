@@ -21,20 +21,27 @@ def of_loss(method: str, learning_rate: float, settings: str) -> str:
 
 
 def of_run(run: pd.Series, inits: bool, whole_name: bool = False) -> str:
-    """`1 SFT 1e-3 s0`: a run by its number, as short as tells it from the others.
+    """`1 DPO 1e-3 β=0.3 s0`: a run by its number, as short as tells it from the others.
 
     Args:
-        run: A row of `runs.csv`, and its number.
+        run: A row of `runs.csv`, `label` included, and its number.
         inits: Whether runs differ in their `init_seed`.
         whole_name: Whether there is room for however long a name.
     """
     if pd.isna(run["learning_rate"]) and pd.isna(run["seed"]):  # an adapter made elsewhere
         name = run["run"]
     else:
-        name = name_of(run["method"]) + ("" if pd.isna(run["learning_rate"]) else f" {rate(run['learning_rate'])}")
+        known = "" if pd.isna(run["learning_rate"]) else rate(run["learning_rate"])
+        name = " ".join(part for part in (name_of(run["method"]), known, setting_of(run)) if part)
     seeds = "" if pd.isna(run["seed"]) else f" s{whole(run['seed'])}"
     init = f" A{whole(run['init_seed'])}" if inits and not pd.isna(run["init_seed"]) else ""
     return f"{run['number']} {name if whole_name else cut(name)}{seeds}{init}"
+
+
+def setting_of(run: pd.Series) -> str:
+    """`β=0.3`: the settings, but for rate and seeds, that tell a run from the others of its method, by its `label`."""
+    told = run["label"].removeprefix(run["method"]) if run["label"] != run["run"] else ""
+    return " ".join(re.sub(r"(?<!\S)(?:lr \S+|s\d+|init \d+)(?!\S)", " ", told).split())
 
 
 def short(settings: str) -> str:

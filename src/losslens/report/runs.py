@@ -7,12 +7,12 @@ import pandas as pd
 from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.keys import key_of
-from losslens.report.names import of_run
+from losslens.report.names import of_run, setting_of
 from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
 from losslens.report.parts import Cell, Column, Figure, Row, Section, Table, downloadable
 from losslens.report.style import INK, colour, name_of, rows_figure, safe, whisker
 
-_TEXTS = ("run", "method", "lr", "benchmark", "base_verdict", "diverged")
+_TEXTS = ("run", "label", "method", "lr", "benchmark", "base_verdict", "diverged")
 _NUMBERS = (
     "learning_rate", "seed", "init_seed", "norm", "effective_rank", "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high", "base_p_holm",
@@ -94,7 +94,7 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
     for _, row in runs.iterrows():
         cells = [
             Cell(f"{row['number']} {row['run']}", bad=f"✕ {row['diverged']}" if row["diverged"] else ""),
-            Cell(name_of(row["method"]), below=row["lr"], colour=colour(row["method"])),
+            Cell(name_of(row["method"]), below=f"{row['lr']} {setting_of(row)}".strip(), colour=colour(row["method"])),
             Cell(rate(row["learning_rate"])),
             Cell(whole(row["seed"])),
             Cell(whole(row["init_seed"])),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from losslens.report.folder import AnalysisFolder
+from losslens.report.names import setting_of
 from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
 from losslens.report.parts import Cell, Column, Row, Section, Table, downloadable
 from losslens.report.style import colour, name_of
@@ -74,8 +75,8 @@ def _detectable(pairs: pd.DataFrame) -> list[str]:
 
 
 def _table(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Table:
-    runs = analysis.table("runs", ("run", "method"), ("learning_rate", "seed", "init_seed"))
-    known = runs.drop_duplicates("run").reset_index(drop=True).reset_index(names="number").set_index("run")
+    runs = analysis.table("runs", ("run", "label", "method"), ("learning_rate", "seed", "init_seed"))
+    known = runs.drop_duplicates("run").reset_index(drop=True).reset_index(names="number").set_index("run", drop=False)
     reference = analysis.manifest.get("reference")
     caption = "Every pair of runs, the smallest p first"
     shown = pairs
@@ -110,7 +111,8 @@ def _run(name: str, known: pd.DataFrame) -> Cell:
     if pd.isna(run["seed"]):
         return Cell(f"{run['number']} {name}", colour=colour(run["method"]))
     seeds = f"{rate(run['learning_rate'])} s{whole(run['seed'])} A{whole(run['init_seed'])}"
-    return Cell(f"{run['number']} {name_of(run['method'])}", seeds, colour=colour(run["method"]))
+    name = " ".join(part for part in (name_of(run["method"]), setting_of(run)) if part)
+    return Cell(f"{run['number']} {name}", seeds, colour=colour(run["method"]))
 
 
 def _spread(analysis: AnalysisFolder) -> Table | None:
