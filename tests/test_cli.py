@@ -122,3 +122,17 @@ def test_flags_stand_anywhere(tmp_path: Path) -> None:
     (tmp_path / "main").mkdir()
     shown = script("launch/status.py", "sweep=main", "--watch", f"output_dir={tmp_path}", check=1)
     assert "state" in shown.stdout
+
+
+def test_a_reader_that_has_seen_enough_stops_nothing(tmp_path: Path) -> None:
+    code = (
+        "import pathlib; from losslens.redaction import guard_streams; guard_streams()\n"
+        "for n in range(5000): print('line', n, flush=n % 50 == 0)\n"
+        f"pathlib.Path({str(tmp_path / 'done')!r}).write_text('yes')"
+    )
+    outcome = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -c \"$0\" | head -1; exit ${{PIPESTATUS[0]}}", code],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (outcome.returncode, outcome.stdout, outcome.stderr) == (0, "line 0\n", "")
+    assert (tmp_path / "done").exists()

@@ -8,7 +8,6 @@ import traceback
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +22,7 @@ from losslens.logger import artifacts
 from losslens.logger.session import About, Session, catch_up, session
 from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
+from losslens.notices import say_once
 from losslens.preemption import Preempted
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import FrozenRollouts, counts, load
@@ -239,6 +239,7 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     run.set_state("running")
     rollouts = frozen_rollouts(config)
     _say_what_they_are_like(rollouts)
+    _say_what_is_scored(config, rollouts)
     from losslens.limits import limits_of
     from losslens.tokens import decode
     from losslens.training.dataset import row_count, tokenise, usable
@@ -286,13 +287,9 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     return _Prepared(plan, base, tokenised, rollouts.folder, references, steps)
 
 
-@lru_cache(maxsize=64)  # the runs of a sweep share them
-def _say_once(folder: Path, lines: tuple[str, ...]) -> None:
-    print(folder, *lines, sep="\n", flush=True)
-
-
 def _say_what_they_are_like(rollouts: FrozenRollouts) -> None:
-    _say_once(rollouts.folder, tuple(f"  {name}: {value}" for name, value in quality_of(rollouts).items()))
+    lines = [f"  {name}: {value}" for name, value in quality_of(rollouts).items()]
+    say_once("\n".join([str(rollouts.folder), *lines]))
 
 
 class _Pace:
@@ -308,6 +305,19 @@ class _Pace:
             self._first = (step, now)
             return {}
         return {"seconds_per_step": round((now - self._first[1]) / (step - self._first[0]), 6)}
+
+
+def _say_what_is_scored(config: TrainConfig, rollouts: FrozenRollouts) -> None:
+    """Says when rollouts from a folder answer other problems than those that runs are scored on by default."""
+    about = rollouts.manifest.get("identity")
+    source = about.get("source") if isinstance(about, dict) else None
+    if config.rollouts.path is None or config.benchmark or config.data.eval == 0 or not isinstance(source, dict):
+        return
+    if source != problem_source(config.data).identity("train"):
+        say_once(
+            f"rollouts.path={config.rollouts.path}: these answer other problems than data={config.data.name}, whose "
+            "held-out problems the runs are scored on; benchmark=… names others, data.eval=0 none"
+        )
 
 
 def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> None:

@@ -18,7 +18,8 @@ from losslens import hub, packaged, processes
 from losslens.config import Model
 from losslens.errors import InputError, UnavailableError, first_line
 from losslens.files import sha256_of_folder
-from losslens.tokens import declare_ends, say_once, turns_of
+from losslens.notices import say_once
+from losslens.tokens import declare_ends, turns_of
 
 # torch, transformers and peft are imported where they are needed: a sweep that is finished must not wait for them.
 

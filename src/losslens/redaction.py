@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -121,18 +122,31 @@ class _Guarded:
         """Writes `text` as it may be shown; a progress bar or a table may move the cursor and use colours."""
         drawer = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] in _DRAWERS
         text = _without_secrets(text)
-        if not drawer:
-            self._stream.write(printable(text))
-            return len(text)
-        shown = [printable(part) for part in _DRAWS.split(text)]
-        drawn = [*_DRAWS.findall(text), ""]
-        self._stream.write("".join(part for pair in zip(shown, drawn, strict=True) for part in pair))
+        if drawer:
+            shown = [printable(part) for part in _DRAWS.split(text)]
+            drawn = [*_DRAWS.findall(text), ""]
+            self._pass_on("".join(part for pair in zip(shown, drawn, strict=True) for part in pair))
+        else:
+            self._pass_on(printable(text))
         return len(text)
+
+    def flush(self) -> None:
+        """Flushes what was written."""
+        self._pass_on("")
 
     def writelines(self, lines: Any) -> None:
         """Writes each."""
         for line in lines:
             self.write(line)
+
+    def _pass_on(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+            if not text:
+                self._stream.flush()
+        except BrokenPipeError:
+            # The reader has seen enough (`rollout.py | head -1`): the work goes on, and says nothing any more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def _mapped(value: Any, change: Callable[[str], str]) -> Any:
@@ -157,8 +171,13 @@ def _without_secrets(text: str) -> str:
 
 def _secrets() -> list[str]:
     """All that are known, the longest first: one may be part of another."""
-    found = set(_remembered)
-    for name, value in os.environ.items():
+    return sorted(_remembered | _secrets_in(tuple(os.environ.items())), key=len, reverse=True)
+
+
+@lru_cache(maxsize=4)  # asked for with every line that is printed
+def _secrets_in(environment: tuple[tuple[str, str], ...]) -> frozenset[str]:
+    found = set()
+    for name, value in environment:
         if _NAMES_A_SECRET.search(name) and _looks_like_a_key(value):
             found.add(value)
         elif "://" in value and "@" in value:
@@ -168,7 +187,7 @@ def _secrets() -> list[str]:
                 continue
             if password and len(password) >= _SHORTEST:
                 found.add(password)
-    return sorted(found, key=len, reverse=True)
+    return frozenset(found)
 
 
 def _looks_like_a_key(value: str) -> bool:

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 from losslens.completions import Completion
 from losslens.errors import InputError, first_line
 from losslens.files import digest
+from losslens.notices import say_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -420,13 +421,3 @@ class _Notes:
         ]
         said = "; ".join(filter(None, parts))
         return f"rollouts: {why}; of {total}, {counts['read']} are read from their text: {said}" if said else ""
-
-
-_SAID: set[str] = set()
-
-
-def say_once(line: str) -> None:
-    """Prints `line`, unless this process did so before: several jobs of a sweep read the same rollouts."""
-    if line and line not in _SAID:
-        _SAID.add(line)
-        print(line, flush=True)

@@ -182,6 +182,7 @@ def without_markup(text: str) -> str:
         text,
     )
     text = _TEXT.sub(r"\\text{", _OLD_FONT.sub(r"\\text{\1}", text))
+    text = re.sub(r"\\text\s*\{[\s.,;:!]*\}", " ", text)
     rows = _ROW if "\\begin" in text else " "
     text = _NOTHING.sub("", _SPACING.sub(" ", text.replace("\\\\", rows))).replace(_ROW, r" \\ ")
     text = (

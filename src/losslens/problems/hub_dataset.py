@@ -12,10 +12,11 @@ from typing import Any
 from losslens import hub
 from losslens.errors import InputError, first_line
 from losslens.files import digest, sha256_of
+from losslens.notices import say_once
 from losslens.problems import Problem, Split, Verifier, short_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import normal
-from losslens.problems.table import Divided, cell, chosen, is_missing, require_columns, require_readable, say_once
+from losslens.problems.table import Divided, cell, chosen, is_missing, require_columns, require_readable
 
 
 class HubDataset:
@@ -130,7 +131,7 @@ class HubDataset:
                 found[normal(question)] = self._problem(question, answer[1].strip(), number)
         if len(found) < count:
             why = ", ".join(f"{len(those)} {what}, row {those[0]} first" for what, those in left_out.items() if those)
-            say_once(where, f"{self.name}, split {name!r}: {count - len(found)} rows left out ({why})")
+            say_once(f"{self.name}, split {name!r}: {count - len(found)} rows left out ({why})")
         divided = Divided()
         kept = [
             problem

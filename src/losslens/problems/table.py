@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from losslens.errors import InputError
+from losslens.notices import say_once
 from losslens.problems import Problem, Split, Verifier, position
 from losslens.problems.mathematics import MathVerify
 from losslens.problems.questions import normal
@@ -158,7 +159,7 @@ def require_readable(where: str, verifier: Verifier, problems: Sequence[Problem]
             f"{where}: {share}, so hardly any completion could be right: {named}; name the column of the bare answers, "
             "or a verifier of your own as source.verifier"
         )
-    say_once(where, f"{where}: {share}, and only their very words are right: {named}")
+    say_once(f"{where}: {share}, and only their very words are right: {named}")
 
 
 def _row(problem: Problem) -> int:
@@ -191,13 +192,3 @@ def _reader() -> Callable[[Sequence[Problem]], list[bool]]:
         return [known[problem.answer] for problem in problems]
 
     return reads
-
-
-def say_once(about: str, text: str) -> None:
-    """Prints a line, once in a process."""
-    _said_before(about, text)
-
-
-@lru_cache(maxsize=1000)
-def _said_before(_: str, text: str) -> None:
-    print(text, flush=True)
