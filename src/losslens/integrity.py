@@ -105,10 +105,12 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, An
     """What the manifest says, what it would have to say, and where."""
     identity = manifest.get("identity")
     suffix = folder.name.rpartition("-")[2]
-    if folder.parent.name == "snapshots" and (folder.parents[1] / "manifest.json").exists():
+    if folder.parent.name == "snapshots":
+        run = folder.parents[1] / "manifest.json"
         if folder.name.startswith("step-") and "run" in manifest:
             yield "step", manifest.get("step"), int(suffix) if suffix.isdigit() else suffix
-            yield "run", manifest["run"], bound_to(read_json(folder.parents[1] / "manifest.json"))
+            if run.exists():
+                yield "run", manifest["run"], bound_to(read_json(run))
         return
     if folder.name.startswith("base-") and manifest.get("method") == "base":
         yield "base", digest(manifest.get("base"), 8), suffix
