@@ -541,9 +541,9 @@ class TestRefused:
         sft, dpo = of(sweep, "sft"), of(sweep, "dpo")
         for file, content, message in (
             (sft.evaluation("arithmetic"), dpo.evaluation("arithmetic").read_bytes(), "not the answers of sft"),
-            (sft.evaluation("arithmetic"), b"PAR1", "not a readable outcome file"),
+            (sft.evaluation("arithmetic"), b"PAR1", "not a readable parquet file"),
             (sft.evaluation("arithmetic"), _with_a_row_twice(sft.evaluation("arithmetic")), "stands in it twice"),
-            (sft.folder / "manifest.json", b"[]", r"manifest\.json: it: Input should be"),
+            (sft.folder / "manifest.json", b"[]", r"manifest\.json: no JSON object in it"),
         ):
             before, manifest = file.read_bytes(), (sft.folder / "manifest.json").read_bytes()
             try:

@@ -144,8 +144,8 @@ def test_a_method_of_an_experiment_alone(tmp_path: Path) -> None:
     script("train.py", "experiment=smollm2_cpu", *arguments)
     script("analyze.py", "experiment=smollm2_cpu", "pairs=none", f"output_dir={tmp_path}", "logger=none")
     assert (tmp_path / "smollm2_cpu" / "analysis" / "report.html").exists()
-    runs = [json.loads(file.read_text())["method"] for file in tmp_path.glob("smollm2_cpu/*/manifest.json")]
-    assert sorted(runs) == ["base", "dft", "rft"]
+    manifests = [json.loads(file.read_text()) for file in tmp_path.glob("smollm2_cpu/*-*/manifest.json")]
+    assert sorted(manifest["method"] for manifest in manifests) == ["base", "dft", "rft"]
 
 
 def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
