@@ -178,7 +178,7 @@ def test_sampled_answers_stand_beside_the_greedy_ones(sweep: Path) -> None:
     line += ["evaluation.max_tokens=64", "evaluation.samples=3", "evaluation.batch_size=5"]
     outcome = script("evaluate.py", *line)
     assert "long-avg3 (n = 6)" in outcome.stdout
-    for run in sweep.glob("main/*-*"):
+    for run in (file.parent for file in sweep.glob("main/*/status.json")):
         sampled, greedy = (pd.read_parquet(run / "eval" / f"{name}.parquet") for name in ("long-avg3", "long"))
         assert list(sampled["sample"]) == [0, 1, 2] * 6
         assert list(greedy["sample"]) == [0] * 6
