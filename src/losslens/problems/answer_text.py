@@ -325,7 +325,9 @@ _ANNOUNCED = re.compile(
 )
 _IS_CORRECT = re.compile(r"\(?\b([A-J])\b\)?(?:[*_]*)\s+is\s+(?:the\s+)?(?:correct|right|best|answer)")
 _BECAUSE = re.compile(
-    r"[,;]?\s+(?:because|since|which|as|so|where|when|given|not|rather|and not|instead|after|by|\(since|—|–|-)\s.*",
+    r"[,;]?\s+(?:(?:because|since|which|as|so|where|when|given|not|rather|and not|instead|after|\(since|i\.e\.)\s"
+    r"|(?<!divided )(?<!multiplied )by\s(?!\s*[^\W\d_]?[\d\\$(])"
+    r"|-+\s+(?=(?!(?:sqrt|pi|sin|cos|tan|log|ln|exp)\b)[^\W\d_]{2})).*",
     re.S,
 )
 
@@ -354,14 +356,18 @@ def _announced(text: str) -> list[str]:
     return _cuts(line)
 
 
+_END_OF_SENTENCE = re.compile(r"(?<=\S)(?:[.?](?=\s|$|\*|_)|!(?=[*_]*$|[*_]*\s+[^\W\d_]{2}))")
+
+
 def _cuts(line: str) -> list[str]:
     """A line, and what is left of it when it is cut at its first full stop, its reason, and after its first value."""
     line = line.strip()
     if not line:
         return []
-    sentence = re.split(r"(?<=\S)[.!?](?=\s|$|\*|_)", line, maxsplit=1)[0]
-    wordings = [sentence, line, _BECAUSE.sub("", sentence)]
-    if first := next(_values(sentence), None):
+    sentence = _END_OF_SENTENCE.split(line, maxsplit=1)[0]
+    reasoned = _BECAUSE.sub("", sentence)
+    wordings = [sentence, line, reasoned]
+    if first := next(_values(reasoned), None):
         wordings.append(first)
     return list(dict.fromkeys(wording for wording in wordings if wording.strip()))
 
@@ -389,16 +395,95 @@ _NOT_COUNTED = frozenset(
 )
 
 
+# Words that join the value before them to one after them, or make another of it alone.
+_JOINING = frozenset("and or to plus minus times over per in out of".split())  # noqa: SIM905
+_CHANGING = frozenset("squared cubed factorial divided multiplied choose mod modulo raised".split())  # noqa: SIM905
+_OF_EXPRESSIONS = frozenset(
+    "pi sqrt cbrt sin cos tan cot sec csc log ln exp arcsin arccos arctan sinh cosh tanh infinity".split()  # noqa: SIM905
+)
+_IN_WORDS = frozenset(
+    """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half
+    """.split()  # noqa: SIM905
+)
+# Words before a value that make another of it.
+_CHANGED = re.compile(
+    r"\b(?:minus|negative|not|between|half|third|quarter|twice|double|triple|thrice|root|square|cube|factorial"
+    r"|logarithm|reciprocal|inverse|(?:less|more|fewer|greater|larger|smaller|other|rather)\s+than)\b[^.]{0,12}$",
+    re.I,
+)
+_ATOM = re.compile(
+    rf"(?P<value>{_VALUE.pattern})(?P<attached>[^\W\d_]*)"
+    r"|\\(?:text|mathrm|mbox|textbf|mathbf)\s*\{(?P<text>[^{}]*)\}"
+    r"|(?P<command>\\[A-Za-z]+|\\.)|(?P<word>[^\W\d_]+(?:'[a-z]+)?)|(?P<stop>[.?\n])|(?P<sign>\S)",
+    re.S,
+)
+_MARKS = re.compile(r"(?<=\S)(?:\*\*?|__)(?=[\s.,;:!?)]|$)|(?:(?<=\s)|^)(?:\*\*?|__)(?=\S)")
+_NOUNS_OF_A_VALUE = 4
+
+
 def _values(text: str) -> Iterator[str]:
-    """Maths between its delimiters, and bare numbers with what follows them, in their order."""
-    for match in _VALUE.finditer(text):
-        inner = next((match[name] for name in "abcd" if match[name]), None)
-        if inner is not None:
+    r"""The values in prose, each as far as it goes, in their order.
+
+    What is joined is one value: `5 + 3`, `2\sqrt{3}`, `5/x`, `5 or 6`, `5 apples and 3 pears`. One that the words before
+    it change (`less than 5`) is none.
+    """
+    text = _MARKS.sub("", text)
+    for start, end in _runs(text):
+        if _CHANGED.search(text[max(0, start - 40) : start]):
+            continue
+        whole = _VALUE.fullmatch(text, start, end)
+        inner = whole and next((whole[name] for name in "abcd" if whole[name]), None)
+        if inner:
             yield inner
             continue
-        after = _AFTER.match(text, match.end())
+        after = _AFTER.match(text, end)
         counted = after[0] if after and after[0].strip().lower() not in _NOT_COUNTED else ""
-        yield match[0].rstrip(",") + counted
+        yield text[start:end].rstrip(",") + counted
+
+
+def _runs(text: str) -> Iterator[tuple[int, int]]:
+    """Where the values of a text stand: each run of mathematics that has a number, with what joins its parts."""
+    start, end, has_value, nouns, joint = -1, -1, False, 0, ""
+    for atom in _ATOM.finditer(text):
+        kind = atom.lastgroup if atom.lastgroup in ("text", "command", "word", "stop", "sign") else "value"
+        word = (atom["word"] or (atom["text"] or "").strip(" ,")).lower()
+        attached = start >= 0 and atom.start() == end
+        if kind == "value" and joint == "," and re.match(r"\s+of\b", text[atom.end() : atom.end() + 10]):
+            part = False  # 5 apples, 3 of which are red
+        elif kind == "word":
+            part = (
+                (len(word) == 1 and (attached or joint not in ("", ",") or word not in ("a", "i")) and nouns == 0)
+                or word in _OF_EXPRESSIONS
+                or (word in _IN_WORDS and joint not in ("", "(") and has_value)
+                or (word in _CHANGING and has_value and not nouns and not joint)
+                or (joint in ("+", "*", "^", "×") and has_value)
+            )
+        else:
+            part = kind in ("value", "command") or (kind == "text" and word not in _JOINING)
+        if part:
+            if start < 0:
+                start = atom.start()
+            end, nouns, joint = atom.end(), 0, ""
+            has_value = has_value or kind == "value"
+        elif kind == "sign" and atom[0] in ")]}!°%'" and attached:
+            end = atom.end()
+        elif kind == "sign" and start < 0:
+            if atom[0] in "([{-+" and not text[atom.end() : atom.end() + 1].isspace():
+                start, end, joint = atom.start(), atom.end(), "("
+        elif kind == "sign" and atom[0] not in "\"`#@&":
+            joint = atom[0] if joint in ("", ",", "(") or atom[0] not in "([{-+" else joint
+        elif has_value and word in _JOINING and joint in ("", ",", word, "out"):
+            joint = word
+        elif kind in ("word", "text") and has_value and not joint and word not in _NOT_COUNTED and nouns < _NOUNS_OF_A_VALUE:
+            nouns += 1
+        else:
+            if has_value:
+                yield start, end
+            start, end, has_value, nouns, joint = -1, -1, False, 0, ""
+    if has_value:
+        yield start, end
 
 
 def _at_the_end(text: str) -> list[list[str]]:
