@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
             told = f"\x1b]0;owned\x07\x1b[31m\u202e no: {asked}, again {asked[-60:]}"
             self.reply(401, json.dumps({"error": {"message": told}}).encode(), {})
         elif model == "echoes":
-            self.reply(200, answer(f"{asked} <answer>7</answer>"), {})
+            self.reply(200, answer(f"{self.headers['Authorization']} <answer>7</answer>"), {})
         elif model.startswith("odd-"):
             self.reply(200, ODD[model.removeprefix("odd-")], {})
         elif model.startswith("counts-"):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,10 +22,10 @@ from losslens.completions import Completion, Journal
 from losslens.config import Server
 from losslens.errors import InputError, ServerError
 from losslens.evaluation import asked_of, is_scored, read_outcomes
-from losslens.files import read_json, read_object, read_parquet, write_json
+from losslens.files import digest, read_json, read_object, read_parquet, write_json
 from losslens.models import load_model
 from losslens.rollouts.frozen import load
-from losslens.server import Decoding, Request, ask
+from losslens.server import Decoding, Request, _completion, ask
 from tests.conftest import ROOT, TINY, base_source, script
 from tests.test_server import asked, command, crooked_server
 
@@ -362,3 +363,66 @@ def test_what_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert redaction.plain_address("https://u:p@h:8/abc/v1/deployments/x?k=v") == "https://h:8/…/v1/deployments/…"
     assert redaction.plain_address("http://127.0.0.1:8000/v1") == "http://127.0.0.1:8000/v1"
     assert redaction.printable("é\t\n\x1b[0m\x9b\u202e") == "é\t\n\\x1b[0m\\x9b\\u202e"
+
+
+SECRET = "Zx9Qw3Lk7Pm2Rt5vBn8a"
+SERVERS = {  # address, the model's name there
+    "https://me.openai.azure.com/openai/deployments/gpt-4o-mini": "gpt-4o-mini",
+    "https://me.openai.azure.com/openai/deployments/my-deployment-of-2024/v1": "my-deployment-of-2024",
+    "https://router.huggingface.co/hf-inference/models/meta-llama/Llama-3.1-8B-Instruct/v1": "meta-llama/Llama-3.2-1B",
+    "https://openrouter.ai/api/v1": "qwen/qwen3-30b-a3b-instruct-2507",
+    "https://api.together.xyz/v1": "Qwen/Qwen2.5-7B-Instruct-Turbo",
+    "https://gateway.ai.cloudflare.com/v1/0123456789abcdef0123456789abcdef/arithmetic/openai": "gpt-4o-mini",
+    "https://api.fireworks.ai/inference/v1/accounts/a1b2c3d4e5f6g7h8i9/v1": "accounts/a1b2c3d4e5f6g7h8i9/models/x",
+    f"http://localhost:8000/{SECRET}/v1": "Qwen/Qwen3-4B",
+    "http://localhost:8000/models": "/models/Qwen3-4B",
+    "http://localhost:8000/attention/proj-rift": "attention",
+}
+
+
+@pytest.mark.parametrize("url", SERVERS)
+def test_an_address_hides_nothing_of_what_a_run_is(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An identity is the same when it is read again, and names and options are what they were."""
+    monkeypatch.setattr(redaction, "_remembered", set())
+    monkeypatch.setattr(redaction, "_paths", set())
+    monkeypatch.setattr(redaction, "_names", set())
+    monkeypatch.setenv("MY_KEY", "meta-llama/Llama-3.2-1B")
+    model = SERVERS[url]
+    settings = dict.fromkeys(("requests_per_minute", "price_prompt", "price_completion", "extra_body"))
+    server = Server(
+        base_url=url, model=model, api_key_env="NO", concurrency=1, attempts=1, timeout=9, token_ids="off", **settings
+    )
+    redaction.remember_address(url)
+    writer = {"server_model": model, "extra_body": redaction.nameable({"api_key": SECRET, "top_k": 5})}
+    identity = {"method": {"name": "proj-rift"}, "base": {"path": model}, "rollouts": {"writer": writer}, "url": url}
+    config = {
+        "model": {"path": "meta-llama/Llama-3.2-1B", "target_modules": "attention"}, "method": {"name": "proj-rift"},
+        "data": {"name": "arithmetic", "path": "/data/attention"}, "rollouts": {"server": server.model_dump()},
+    }  # fmt: skip
+    write_json(tmp_path / "manifest.json", {"run": "proj-rift-x", "identity": identity, "config": config})
+    manifest = read_json(tmp_path / "manifest.json")
+    assert digest(manifest["identity"], 8) == digest(identity, 8)
+    assert manifest["config"]["rollouts"]["server"].pop("base_url") == redaction.plain_address(url)
+    config["rollouts"]["server"].pop("base_url")
+    assert manifest["config"] == config
+    assert manifest["run"] == "proj-rift-x"
+    assert SECRET not in json.dumps([writer, manifest["config"]])
+    assert SECRET not in url or SECRET not in redaction.redacted(f"{url}: no {SECRET}")
+    assert url == redaction.plain_address(url) or url not in redaction.redacted(f"x={url}/chat")
+
+
+@pytest.mark.parametrize("key", ["whatever", "not-needed", "sk-no-key-required", "12345678", "EMPTY", None, KEY])
+def test_a_completion_is_kept_as_it_was_written(key: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any environment, for any placeholder; only a key that the server repeats is hidden, with its ids."""
+    monkeypatch.setattr(redaction, "_remembered", {"compute it"})
+    monkeypatch.setenv("SOME_API_KEY", "so-we-compute-1")
+    text = (
+        "So whatever not-needed sk-no-key-required 12345678 EMPTY http://u:p@a.b/c?zipcode=12345&key=x so-we-compute-1"
+    )
+    for said in (text, f"{text} {KEY}"):
+        message = SimpleNamespace(content=said, reasoning_content=None)
+        choice = SimpleNamespace(message=message, finish_reason="stop", token_ids=[1, 2])
+        kept = _completion(SimpleNamespace(choices=[choice], prompt_token_ids=[3]), key)
+        hidden = key == KEY and said != text
+        assert kept.text == (f"{text} [redacted]" if hidden else said)
+        assert kept.ids == (None if hidden else (1, 2))

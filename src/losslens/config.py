@@ -31,7 +31,7 @@ from pydantic import (
 
 from losslens import interpolations
 from losslens.errors import InputError, first_line
-from losslens.redaction import remember_address
+from losslens.redaction import remember_address, remember_name
 
 interpolations.register()
 
@@ -143,6 +143,12 @@ class Model(Section):
     chat_options: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*$")], bool | int | float | str] | None
     trust_remote_code: bool
 
+    @model_validator(mode="after")
+    def _a_name_is_no_secret(self) -> Self:
+        remember_name(self.path)
+        remember_name(self.teacher)
+        return self
+
 
 # What of a source of problems is a path.
 SOURCE_PATHS = ("path", "eval_path", "repo")
@@ -190,6 +196,11 @@ class Server(Section):
     price_prompt: float | None = Field(ge=0, allow_inf_nan=False)
     price_completion: float | None = Field(ge=0, allow_inf_nan=False)
     extra_body: dict[str, Any] | None
+
+    @model_validator(mode="after")
+    def _a_name_is_no_secret(self) -> Self:
+        remember_name(self.model)
+        return self
 
     @model_validator(mode="after")
     def _both_prices_or_none(self) -> Self:

@@ -1,11 +1,13 @@
 """What is told to nobody: keys, the secret parts of addresses, the home folder; and text that would steer a terminal.
 
 Used at the doors, not at each call: whatever is written as JSON (`files`), printed (`guard_streams`), or sent to W&B
-(`shareable`) goes through here.
+(`shareable`) goes through here. Data (prompts, completions, answers) does not: of it only a key is hidden that a server
+repeats (`without_key`). Nor does what tells a run from others, which is hashed again (`nameable`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -23,7 +25,22 @@ _NAMES_A_SECRET = re.compile(r"KEY$|TOKEN$|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENT
 _A_WORD = re.compile(r"[A-Za-z]?[a-z]+|[A-Z]+|\d+")
 # In any address: what stands before the host, and what a query gives under a telling name.
 _USERINFO = re.compile(r"(?<=://)[^/\s@'\"]+@")
-_QUERY = re.compile(r"([?&][^=&\s]*(?:key|token|secret|passw|sig|auth|code)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+_QUERY = re.compile(
+    r"([?&](?:[\w.-]*[_.-])?(?:(?:api|access|auth|subscription)?(?:key|token|secret)|passw(?:or)?d|sig(?:nature)?|auth|code)"
+    r"=)[^&\s'\"]+",
+    re.IGNORECASE,
+)
+# A key by its form alone: its maker's mark, a UUID, or letters and digits mixed as no name of a model mixes them.
+_MARKED = re.compile(r"(?:sk|pk|rk|hf|gh[a-z]|gsk|xai|nvapi|tgp|glpat|xox[a-z])[-_](?=\S*\d)\S{12,}", re.IGNORECASE)
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_OF_A_NAME = re.compile(r"[A-Za-z]+\d{0,4}[A-Za-z]?|\d+[A-Za-z]{0,2}|\d+[xX]\d+[A-Za-z]?")
+_ODD = 12  # characters of such a mixture
+# What tells a run from others and is compared with its identity, and names of things: hiding any would change it.
+_IDENTITY = "identity"
+_NAMING = {
+    "run", "method", "optim", "base", "model", "lora_rank", "lr", "name", "path", "folder", "repo", "writer", "teacher",
+    "revision", "package",
+}  # fmt: skip
 # Parts of the path of a server's address that are no secret; whatever else stands there may be one.
 _PLAIN_PATH = re.compile(
     r"v\d+\w{0,5}|api|openai|openapi|compatible-mode|inference|serve|models|engines|deployments|endpoints|llm|vllm|"
@@ -38,13 +55,20 @@ _DRAWS = re.compile(r"\r|\x1b\[[0-9;]*m|\x1b\[[0-9]*[AK]")
 _DRAWERS = ("tqdm", "rich")
 
 _remembered: set[str] = set()
-_paths: set[str] = set()  # of addresses: hidden but for their plain parts
+_names: set[str] = set()
+_paths: set[tuple[str, str]] = set()  # of addresses, host and path: hidden but for their plain parts
 
 
 def remember(secret: str | None) -> None:
     """Hides a text from now on: a key that was read by a name that says nothing of it."""
-    if secret and len(secret) >= _SHORTEST:
+    if secret and _looks_like_a_key(secret):
         _remembered.add(secret)
+
+
+def remember_name(name: str | None) -> None:
+    """Never hides a text, nor a part of it: the name of a model, which may stand in an address too."""
+    if name:
+        _names.add(name)
 
 
 def remember_address(url: str | None) -> None:
@@ -55,12 +79,13 @@ def remember_address(url: str | None) -> None:
         parts = urlsplit(url)
     except ValueError:
         return
-    secrets = [parts.password, parts.query, *(part for part in parts.path.split("/") if not _is_plain(part))]
+    # Of the path alone what has the form of a key: the rest is hidden where the path stands, and is a word elsewhere.
+    secrets = [parts.password, parts.query, *filter(has_the_form_of_a_key, parts.path.split("/"))]
     for secret in secrets:
         remember(secret)
         remember(secret and unquote(secret))
     if plain_path(parts.path) != parts.path:
-        _paths.add(parts.path)
+        _paths.add((parts.netloc.rpartition("@")[2], parts.path.rstrip("/")))
 
 
 def plain_address(url: str | None) -> str | None:
@@ -82,14 +107,55 @@ def _is_plain(part: str) -> bool:
     return _PLAIN_PATH.fullmatch(part) is not None
 
 
+def has_the_form_of_a_key(text: str) -> bool:
+    """Whether a text is a key by its form alone: long, letters mixed with digits, or with the mark of a key's maker."""
+    if _MARKED.fullmatch(text) or _UUID.fullmatch(text):
+        return True
+    odd = [run for run in re.findall(r"[A-Za-z0-9]+", text) if not _OF_A_NAME.fullmatch(run)]
+    return sum(map(len, odd)) >= _ODD and any(c.isdigit() for c in text)
+
+
+def without_key(text: str, key: str | None) -> str:
+    """A completion without the key of its request; a placeholder (`none`, `not-needed`) is a word like others."""
+    mixed = key is not None and any(c.isdigit() for c in key) and any(c.isalpha() for c in key)
+    return text.replace(key, _HIDDEN) if key and mixed and _looks_like_a_key(key) else text
+
+
+def nameable(value: Any) -> Any:
+    """Settings as they may stand in an identity: keys as a hash, told by their names and form alone.
+
+    What is hashed to name a run or rollouts must be the same on every machine, whatever its environment holds, and the
+    same when it is read again: it is written as it is.
+    """
+    if isinstance(value, Mapping):
+        return {
+            name: _hashed(entry)
+            if isinstance(entry, str) and _NAMES_A_SECRET.search(str(name)) and len(entry) >= _SHORTEST
+            else nameable(entry)
+            for name, entry in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [nameable(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if re.fullmatch(r"\w+://\S+", value):
+        secret = _USERINFO.search(value) or _QUERY.search(value) or any(map(has_the_form_of_a_key, value.split("/")))
+        return _hashed(value) if secret else value
+    return _hashed(value) if has_the_form_of_a_key(value) and not re.search(r"[/\s]", value) else value
+
+
+def _hashed(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}"
+
+
 def redacted(value: Any) -> Any:
-    """The same without any secret that is known, in every text of it, however deep."""
+    """The same without any secret that is known, in every text of it, however deep; `identity` stays as it is."""
     return _mapped(value, _without_secrets)
 
 
 def shareable(value: Any) -> Any:
     """What may leave this machine: `redacted`, with the home folder as `~`."""
-    return _mapped(value, lambda text: _without_home(_without_secrets(text)))
+    return _mapped(redacted(value), _without_home, everywhere=True)
 
 
 def printable(text: str) -> str:
@@ -149,19 +215,38 @@ class _Guarded:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
+def _mapped(value: Any, change: Callable[[str], str], everywhere: bool = False) -> Any:
+    """The same with every text changed; unless `everywhere`, but for what names and identifies (`_entry`)."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {_mapped(name, change): _mapped(entry, change) for name, entry in value.items()}
+        return {
+            _mapped(name, change): _mapped(entry, change, True) if everywhere else _entry(name, entry, change)
+            for name, entry in value.items()
+        }
     if isinstance(value, (list, tuple)):
-        return [_mapped(entry, change) for entry in value]
+        return [_mapped(entry, change, everywhere) for entry in value]
     return value
 
 
+def _entry(name: Any, value: Any, change: Callable[[str], str]) -> Any:
+    """What stands under a name: what identifies stays, of an address its plain parts."""
+    if name == _IDENTITY:
+        return value
+    if name in _NAMING:
+        return _mapped(value, lambda text: change(text) if "://" in text else text, everywhere=True)
+    if name == "base_url" and isinstance(value, str):
+        with suppress(ValueError):
+            return change(plain_address(value) or "")
+    return _mapped(value, change)
+
+
 def _without_secrets(text: str) -> str:
-    for path in sorted(_paths, key=len, reverse=True):
-        text = text.replace(path, plain_path(path))
+    for host, path in sorted(_paths, key=lambda each: len(each[1]), reverse=True):
+        text = text.replace(host + path, host + plain_path(path))
+        # A server's error may name the path alone, which as one short word is also the end of many a folder's.
+        if path.count("/") > 1 and not any(path in name for name in _names):
+            text = text.replace(path, plain_path(path))
     for secret in _secrets():
         text = text.replace(secret, _HIDDEN)
     if "://" in text:
@@ -171,7 +256,8 @@ def _without_secrets(text: str) -> str:
 
 def _secrets() -> list[str]:
     """All that are known, the longest first: one may be part of another."""
-    return sorted(_remembered | _secrets_in(tuple(os.environ.items())), key=len, reverse=True)
+    found = _remembered | _secrets_in(tuple(os.environ.items()))
+    return sorted((s for s in found if not any(s in name for name in _names)), key=len, reverse=True)
 
 
 @lru_cache(maxsize=4)  # asked for with every line that is printed

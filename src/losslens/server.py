@@ -15,7 +15,7 @@ from tqdm import tqdm
 from losslens.completions import Completion
 from losslens.config import Server
 from losslens.errors import InputError, ServerError, first_line
-from losslens.redaction import plain_address, printable, redacted, remember, remember_address
+from losslens.redaction import plain_address, printable, redacted, remember, remember_address, without_key
 
 _LONGEST_PAUSE = 60.0  # seconds between two attempts, unless the server names a time
 _LONGEST_WAIT = 600.0  # seconds, whatever the server names
@@ -91,7 +91,7 @@ def ask(
         raise InputError(
             f"{section}.base_url: give the server's address, or the key in the environment ({server.api_key_env})"
         )
-    failure = asyncio.run(_Asking(server, model, decoding, keep).all(requests, base_url, key, description))
+    failure = asyncio.run(_Asking(server, model, decoding, keep, key).all(requests, base_url, description))
     if isinstance(failure, ServerError):
         where = f"{model} at {plain_address(base_url) or 'OpenAI'}"
         raise ServerError(redacted(f"{section}: {where}: {failure}")) from failure.__cause__
@@ -102,13 +102,21 @@ def ask(
 class _Asking:
     """One round of requests: who asks, and what stopped them."""
 
-    def __init__(self, server: Server, model: str, decoding: Decoding, keep: Callable[[str, Completion], None]) -> None:
+    def __init__(
+        self,
+        server: Server,
+        model: str,
+        decoding: Decoding,
+        keep: Callable[[str, Completion], None],
+        key: str | None,
+    ) -> None:
         from aiolimiter import AsyncLimiter
 
         self.server = server
         self.model = model
         self.decoding = decoding
         self.keep = keep
+        self.key = key
         self.limiter = AsyncLimiter(1, 60 / server.requests_per_minute) if server.requests_per_minute else None
         self.stopped = asyncio.Event()
         self.failure: BaseException | None = None
@@ -116,7 +124,7 @@ class _Asking:
         self.asks_ids = server.token_ids == "auto"
 
     async def all(
-        self, requests: Mapping[str, Request], base_url: str | None, key: str | None, description: str
+        self, requests: Mapping[str, Request], base_url: str | None, description: str
     ) -> BaseException | None:
         """Asks them all; what stopped it, or None."""
         from openai import AsyncOpenAI
@@ -137,7 +145,7 @@ class _Asking:
                     self._stop(error)
 
         # Its own retries know nothing of an answer that is none.
-        options: dict[str, Any] = {"base_url": base_url, "api_key": key or "none", "timeout": self.server.timeout}
+        options: dict[str, Any] = {"base_url": base_url, "api_key": self.key or "none", "timeout": self.server.timeout}
         self._catch_interrupt()
         try:
             async with AsyncOpenAI(**options, max_retries=0) as client:
@@ -189,7 +197,8 @@ class _Asking:
                         messages=[{"role": "user", "content": request.prompt}],
                         **fields,
                         extra_body={**extra, **({"return_token_ids": True} if asks_ids else {})} or None,
-                    )
+                    ),
+                    self.key,
                 )
             except Exception as error:
                 if asks_ids and getattr(error, "status_code", None) in (400, 422):
@@ -217,8 +226,8 @@ class _NoAnswerError(Exception):
     """The server answered, but not with a completion."""
 
 
-def _completion(answer: Any) -> Completion:
-    """The completion in an answer.
+def _completion(answer: Any, key: str | None) -> Completion:
+    """The completion in an answer to a request with `key`.
 
     Raises:
         _NoAnswerError: There is none in it.
@@ -240,8 +249,9 @@ def _completion(answer: Any) -> Completion:
         raise _NoAnswerError("an empty answer")
     if reasoning:
         text = f"<think>\n{reasoning}" if cut and not text else f"<think>\n{reasoning}\n</think>\n\n{text}"
-    # Half of a surrogate pair is no text, and nothing could keep it; nor is a key that the server repeats.
-    kept = redacted(text.encode("utf-8", "replace").decode("utf-8"))
+    # Half of a surrogate pair is no text, and nothing could keep it. What is kept is data: the same on every machine,
+    # whatever its environment holds; only the request's own key, should the server repeat it, is not the model's.
+    kept = without_key(text.encode("utf-8", "replace").decode("utf-8"), key)
     ids, prompt_ids = (
         _token_ids(getattr(holder, name, None))
         for holder, name in ((choice, "token_ids"), (answer, "prompt_token_ids"))

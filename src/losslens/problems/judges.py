@@ -13,6 +13,7 @@ from typing import Any
 from losslens.errors import InputError, first_line
 from losslens.problems import Problem, Verdict, Verifier
 from losslens.problems.mathematics import MathVerify
+from losslens.redaction import nameable
 
 # A path (`mypackage.judges.MyJudge`), or a mapping with `_target_` and the options that the class is made with.
 VerifierSetting = str | Mapping[str, Any] | None
@@ -84,7 +85,7 @@ def identity_of(setting: VerifierSetting) -> dict[str, Any]:
     if setting is None:
         return {"judge": "mathematics", "version": 2}
     judge = _judge(setting)
-    return {"judge": judge.target, "options": json.loads(judge.options)}
+    return {"judge": judge.target, "options": nameable(json.loads(judge.options))}
 
 
 def _judge(setting: str | Mapping[str, Any]) -> Judge:

@@ -23,7 +23,7 @@ from losslens.models import ModelSource, load_model, model_identity, source_of
 from losslens.problems import Problem, ProblemSource, Split, long_hash
 from losslens.problems.verification import verdicts
 from losslens.provenance import versions
-from losslens.redaction import plain_address
+from losslens.redaction import nameable, plain_address
 from losslens.rollouts.frozen import VERSION, FrozenRollouts, find, freeze, load, read_manifest
 from losslens.rollouts.quality import quality_of
 
@@ -119,7 +119,7 @@ def _served_writer(config: RolloutConfig) -> dict[str, Any]:
     Not its address: the same model may be served elsewhere tomorrow, and what was paid for stays paid for.
     """
     sampling = config.rollouts
-    writer = {"server_model": sampling.server.model, "extra_body": sampling.server.extra_body or {}}
+    writer = {"server_model": sampling.server.model, "extra_body": nameable(sampling.server.extra_body or {})}
     return {"writer": writer, "sampling": sampling.model_dump(include={"temperature", "top_p", "max_tokens", "seed"})}
 
 
