@@ -9,16 +9,19 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 
 from losslens.config import RolloutConfig, parse
 from losslens.errors import InputError
+from losslens.files import read_object, write_json
 from losslens.rollouts.frozen import SCHEMA, content_sha256, counts, freeze, load
-from losslens.rollouts.sampling import frozen_rollouts
+from losslens.rollouts.sampling import frozen_rollouts, rollouts_identity
 from tests.conftest import ROOT, cold, script
 
 SMALL = ["data.train=12", "rollouts.k=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]
@@ -194,3 +197,66 @@ def test_the_text_that_was_given_to_the_model_is_kept(tmp_path: Path) -> None:
     table = frozen_rollouts(config(tmp_path)).table
     expected = "<|im_start|>user\n" + table["prompt"] + "<|im_end|>\n<|im_start|>assistant\n"
     assert (table["prompt_text"] == expected).all()
+
+
+TOKENIZER = {"sha256": "another", "ends": {"2": "<|im_end|>"}, "control": ["<|im_end|>"]}
+
+
+class TestFromElsewhere:
+    """A folder whose hash is right, made by whoever."""
+
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"completion_ids": [5, None]}, r"rollouts\.parquet: row 2: completion_ids holds null, no token id"),
+            ({"completion_ids": [5, -1]}, r"rollouts\.parquet: row 2: completion_ids holds -1, no token id"),
+            ({"prompt_ids": [-1]}, r"rollouts\.parquet: row 2: prompt_ids holds -1, no token id"),
+            ({"completion": None}, r"rollouts\.parquet: row 2: completion is null"),
+            ({"finished": None}, r"rollouts\.parquet: row 2: finished is null"),
+        ],
+    )
+    def test_rows_that_are_none(self, frozen: Path, rollouts: pd.DataFrame, changes: dict[str, Any], told: str) -> None:
+        rows = rollouts.assign(prompt_ids=None, completion_ids=None)[SCHEMA.names].head(3).to_dict("records")
+        rows[1] |= changes
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), frozen / "rollouts.parquet")
+        with pytest.raises(InputError, match=told):
+            load(frozen)
+
+    def test_no_rows(self, frozen: Path) -> None:
+        pq.write_table(SCHEMA.empty_table(), frozen / "rollouts.parquet")
+        with pytest.raises(InputError, match="no rollouts in it"):
+            load(frozen)
+
+    @pytest.mark.parametrize(
+        ("tokenizer", "field"),
+        [
+            ([], "tokenizer: "),
+            ({}, r"tokenizer\.sha256"),
+            ({**TOKENIZER, "sha256": 5}, r"tokenizer\.sha256"),
+            ({**TOKENIZER, "ends": []}, r"tokenizer\.ends"),
+            ({**TOKENIZER, "ends": {"abc": "x"}}, r"tokenizer\.ends"),
+            ({**TOKENIZER, "ends": {"-1": "x"}}, r"tokenizer\.ends"),
+            ({**TOKENIZER, "ends": {"2": 5}}, r"tokenizer\.ends"),
+            ({**TOKENIZER, "control": 5}, r"tokenizer\.control"),
+            ({**TOKENIZER, "control": [5]}, r"tokenizer\.control"),
+        ],
+    )
+    def test_a_tokenizer_that_is_none(self, frozen: Path, tokenizer: Any, field: str) -> None:
+        self.say(frozen, tokenizer=tokenizer)
+        with pytest.raises(InputError, match=rf"manifest\.json: {field}"):
+            load(frozen)
+
+    def test_whose_tokens_they_are_tells_runs_apart(self, frozen: Path, tmp_path: Path) -> None:
+        given = config(tmp_path / "out", f"rollouts.path={frozen}")
+        manifest = read_object(frozen / "manifest.json")
+        assert rollouts_identity(given) == {"sha256": manifest["sha256"]}  # as that of folders of before
+        identities = []
+        for tokenizer in (TOKENIZER, {**TOKENIZER, "sha256": "other"}, {**TOKENIZER, "ends": {}}, None):
+            self.say(frozen, tokenizer=tokenizer)
+            assert load(frozen).identity == rollouts_identity(given)
+            identities.append(json.dumps(rollouts_identity(given)))
+        assert len(set(identities)) == 4
+
+    def say(self, folder: Path, **changes: Any) -> None:
+        file = folder / "manifest.json"
+        write_json(file, {**read_object(file), **changes})

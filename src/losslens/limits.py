@@ -81,7 +81,9 @@ class Limits:
             self._require_rows(completion, f"{where}: row {number}: the completion")
 
     def _require_rows(self, ids: Sequence[int], what: str) -> None:
-        largest = max(ids, default=0)
+        smallest, largest = min(ids, default=0), max(ids, default=0)
+        if smallest < 0:
+            raise InputError(f"{what} holds {smallest}, no token id")
         if self.rows is not None and largest >= self.rows:
             token = self.tokenizer.convert_ids_to_tokens(largest)
             raise InputError(

@@ -41,7 +41,7 @@ class TeacherForced:
     @property
     def key(self) -> list[Any]:
         """What tells these sequences from others."""
-        return [self.frozen.sha256, self.answer_only]
+        return [self.frozen.identity, self.answer_only]
 
     def tokens(self, tokenizer: Any) -> Sequences:
         """The token ids."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ SCHEMA = pa.schema(
     ]
 )
 IDS = ("prompt_ids", "completion_ids")  # which rollouts of before version 2 lack
+_ALWAYS = ("problem_id", "prompt", "completion", "reward", "finished")
+_END = re.compile(r"[0-9]{1,10}")  # a token id as JSON has it for a key
 VERSION = 2  # raised when the same settings begin to mean other rollouts
 
 
@@ -57,6 +60,17 @@ class FrozenRollouts:
     def sha256(self) -> str:
         """The hash of the content."""
         return self.manifest["sha256"]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells what is trained on from other rollouts (`identity_of`)."""
+        return identity_of(self.manifest)
+
+
+def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The hash of the content, and whose tokens its ids are, which decides whether these are read or the text."""
+    tokenizer = {"tokenizer": manifest["tokenizer"]} if "tokenizer" in manifest else {}
+    return {"sha256": manifest["sha256"], **tokenizer}
 
 
 def content_sha256(table: pd.DataFrame) -> str:
@@ -124,16 +138,57 @@ def load(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
     """The frozen rollouts in `folder`, after checking that they are what was frozen; `field` named it, for messages.
 
     Raises:
-        InputError: A file is missing, cannot be read, lacks a column, or does not have the content it was frozen with.
+        InputError: A file is missing, cannot be read, lacks a column or a value, holds token ids that are none, or does
+            not have the content it was frozen with.
     """
     file = folder / "rollouts.parquet"
     if not folder.is_dir():
         raise InputError(f"{field}={folder}: no such folder")
     manifest = read_manifest(folder)
-    content = _frame(read_parquet(file, SCHEMA, optional=IDS))
+    _require_tokenizer(folder / "manifest.json", manifest.get("tokenizer"))
+    table = read_parquet(file, SCHEMA, optional=IDS)
+    _require_whole(file, table)
+    content = _frame(table)
     if content_sha256(content) != manifest["sha256"]:
         raise InputError(f"{file}: not the content that was frozen (its hash is not the manifest's sha256)")
     return FrozenRollouts(folder, content.assign(**{name: None for name in IDS if name not in content}), manifest)
+
+
+def _require_whole(file: Path, table: pa.Table) -> None:
+    """Refuses what no rollout is, whatever its hash: none at all, one without a text or a reward, ids that are none."""
+    if not table.num_rows:
+        raise InputError(f"{file}: no rollouts in it")
+    for name in _ALWAYS:
+        if table[name].null_count:
+            row = table[name].is_null().to_pylist().index(True)
+            raise InputError(f"{file}: row {row + 1}: {name} is null")
+    for name in IDS:
+        cells = table[name].to_pylist() if name in table.column_names else []
+        for row, ids in enumerate(cells, 1):
+            for id_ in ids or ():
+                if id_ is None or id_ < 0:
+                    raise InputError(f"{file}: row {row}: {name} holds {'null' if id_ is None else id_}, no token id")
+
+
+def _require_tokenizer(file: Path, about: Any) -> None:
+    """Refuses what `tokens.about_tokenizer` would not say; it need not be there.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if about is None:
+        return
+    if not isinstance(about, dict):
+        raise InputError(f"{file}: tokenizer: no JSON object")
+    sha256, ends, control = (about.get(name) for name in ("sha256", "ends", "control"))
+    if not isinstance(sha256, str):
+        raise InputError(f"{file}: tokenizer.sha256: no text")
+    if not isinstance(ends, dict) or not all(map(_END.fullmatch, ends)):
+        raise InputError(f"{file}: tokenizer.ends: no JSON object from token ids to tokens")
+    if not all(isinstance(token, (str, type(None))) for token in ends.values()):
+        raise InputError(f"{file}: tokenizer.ends: a token that is no text")
+    if not isinstance(control, list) or not all(isinstance(token, str) for token in control):
+        raise InputError(f"{file}: tokenizer.control: no list of tokens")
 
 
 def asked_in(frozen: FrozenRollouts) -> Asked:

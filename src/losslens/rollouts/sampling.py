@@ -24,7 +24,7 @@ from losslens.problems import Problem, ProblemSource, Split, long_hash
 from losslens.problems.verification import verdicts
 from losslens.provenance import versions
 from losslens.redaction import nameable, plain_address
-from losslens.rollouts.frozen import VERSION, FrozenRollouts, find, freeze, load, read_manifest
+from losslens.rollouts.frozen import VERSION, FrozenRollouts, find, freeze, identity_of, load, read_manifest
 from losslens.rollouts.quality import quality_of
 
 
@@ -45,7 +45,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         InputError: The writer's model, the problems or the folder are not there.
     """
     if config.rollouts.path is not None:
-        return {"sha256": read_manifest(Path(config.rollouts.path))["sha256"]}
+        return identity_of(read_manifest(Path(config.rollouts.path)))
     source = problem_source(config.data)
     about = {
         **({} if split == "train" else {"split": split}),
