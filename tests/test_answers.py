@@ -201,6 +201,66 @@ def test_rows_of_a_hub_dataset_that_differ_in_case_and_space_are_one_question(
     assert "2 rows left out (1 repeated, row 41 first, 1 not complete, row 42 first)" in capsys.readouterr().out
 
 
+def hub_dataset(folder: Path, **given: Any) -> HubDataset:
+    return HubDataset("mine", str(folder), {"train": "train", "eval": "train"}, {"prompt": "q", "answer": "a"}, **given)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["http://127.0.0.1:9/x.json", "hf://datasets/a/b/x.json", "zip://x.json::http://a/b.zip", "x::y", "../x.json",
+     "data/../../x.json", "/etc/x.json", "\\\\host\\x.json", "c:/x.json", "~/x.json", "", 3, ["x.json"]],
+)  # fmt: skip
+def test_files_of_a_dataset_lie_inside_it(file: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^source\.files\.train: "):
+        hub_dataset(tmp_path, files={"train": file})
+
+
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+def test_a_dataset_is_not_read_from_where_its_description_leads(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.jsonl").write_text('{"q": "1+1?", "a": "2"}\n')
+    about = (
+        "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: [http://127.0.0.1:9/x.jsonl]\n"
+    )
+    (tmp_path / name).write_text(f"---\n{about}---\n" if name == "README.md" else about)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(InputError, match=r"data_files of its README\.md: 'http://127\.0\.0\.1:9/x\.jsonl' leads out"):
+        hub_dataset(tmp_path).problems("train", None, 0)
+
+
+def test_a_dataset_in_a_folder_with_the_name_of_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "json").mkdir()
+    rows = "".join(json.dumps({"q": f"How much is {n}+{n}?", "a": str(2 * n)}) + "\n" for n in range(40))
+    (tmp_path / "json" / "train.jsonl").write_text(rows)
+    monkeypatch.chdir(tmp_path)
+    assert hub_dataset(Path("json"), files={"train": "*.jsonl"}).problems("train", None, 0)
+    with pytest.raises(InputError, match=r"source\.repo=pandas: a loader of the datasets library"):
+        hub_dataset(Path("pandas"), revision="0" * 40).problems("train", None, 0)
+
+
+def test_a_reader_that_is_not_installed_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise ImportError("no module named so")
+
+    monkeypatch.setattr("datasets.load_dataset", fails)
+    with pytest.raises(InputError, match="split 'train': no module named so"):
+        hub_dataset(tmp_path).problems("train", None, 0)
+
+
+def test_a_pattern_for_answers_takes_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("losslens.problems.hub_dataset._SECONDS", 0.2)
+    (tmp_path / "train.jsonl").write_text(json.dumps({"q": "?", "a": "a" * 60}) + "\n")
+    with pytest.raises(InputError, match=r"^source\.answer_pattern: takes too long"):
+        hub_dataset(tmp_path, answer_pattern=r"((?:a|aa|a.?)+)!").problems("train", None, 0)
+
+
+@pytest.mark.parametrize("pattern", ["((a{9999}){9999})", "(((a{1,99}){1,99}){,99})", "(" + "a" * 2000 + ")", 5])
+def test_a_pattern_for_answers_takes_bounded_space(pattern: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^source\.answer_pattern: (too long, or repeated too often|.* is text)"):
+        hub_dataset(tmp_path, answer_pattern=pattern)
+
+
 def test_a_prompt_is_known_by_its_text() -> None:
     template = "{question}\nPlease reason step by step."
     asked = Asked(["What is 0 + 1?", "Solve this.\nWhat is 1 + 1?", "Gold:\n2\nAns"], ids=["0", "mine-0123456789ab"])

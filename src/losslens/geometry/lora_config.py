@@ -12,6 +12,7 @@ from typing import Any
 import regex
 
 from losslens.errors import InputError, first_line
+from losslens.patterns import compiled
 
 # Fields that say where the adapter is put, how it is trained or how it began, and nothing of what it adds to the base.
 # `fan_in_fan_out` says how the base stores its weight; the `*_config` of an initialisation count only with it.
@@ -137,8 +138,8 @@ class LoraConfigFile:
             raise InputError(f"{self.file}: {name} is no mapping")
         for key in pattern:
             try:
-                regex.compile(_whole_name(key))
-            except (regex.error, RecursionError, OverflowError) as error:
+                compiled(_whole_name(key))
+            except ValueError as error:
                 raise InputError(
                     f"{self.file}: {name}: {_short(key)} is no regular expression ({first_line(error)})"
                 ) from error

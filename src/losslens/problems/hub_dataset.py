@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 from losslens import hub
 from losslens.errors import InputError, first_line
 from losslens.files import digest, sha256_of
 from losslens.notices import say_once
+from losslens.patterns import compiled
 from losslens.problems import Problem, Split, Verifier, short_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import normal
 from losslens.problems.table import Divided, cell, chosen, is_missing, require_columns, require_readable
+
+_WHOLE = r"(?s)\s*(.*?)\s*$"  # an answer as it stands, without the space around it
+_SECONDS = 20.0  # for one pattern on all answers of a split; a sensible pattern takes microseconds an answer
 
 
 class HubDataset:
@@ -30,7 +36,7 @@ class HubDataset:
         columns: Names of the columns that hold `prompt` and `answer`.
         revision: Commit, tag or branch of the repository; null is its main branch.
         config: The dataset's configuration (a subset's name).
-        files: The data file of each of the dataset's splits, where the repository does not say.
+        files: The data file of each of the dataset's splits, where the repository does not say; a path inside it.
         answer_pattern: A regular expression whose first group is the reference answer in its column; null: all of it.
         template: The prompt, with `{question}` in it.
         verifier: Who checks the answers (`judges.verifier_of`); null: `MathVerify`.
@@ -64,9 +70,11 @@ class HubDataset:
             raise InputError("source.columns: names prompt and answer, and nothing else")
         if "{question}" not in template:
             raise InputError("source.template: no {question} in it")
+        for split, file in self.files.items():
+            _require_inside(f"source.files.{split}", file)
         try:
-            self.answer_pattern = re.compile(answer_pattern or r"(?s)\s*(.*?)\s*$")
-        except re.error as error:
+            self.answer_pattern = compiled(answer_pattern or _WHOLE)
+        except ValueError as error:
             raise InputError(f"source.answer_pattern: {error}") from error
         if self.answer_pattern.groups < 1:
             raise InputError("source.answer_pattern: no group in it")
@@ -114,6 +122,7 @@ class HubDataset:
         count = len(rows[self.columns["prompt"]])
         if count == 0:
             raise InputError(f"{where}: no row in it")
+        reference = _Reference(self.answer_pattern)
         found: dict[str, Problem] = {}
         left_out: dict[str, list[int]] = {"repeated": [], "not complete": []}
         cells = zip(rows[self.columns["prompt"]], rows[self.columns["answer"]], strict=True)
@@ -122,13 +131,13 @@ class HubDataset:
                 left_out["not complete"].append(number)
                 continue
             question = cell(where, number, self.columns["prompt"], question_cell)
-            answer = self.answer_pattern.search(cell(where, number, self.columns["answer"], answer_cell, listed=True))
-            if answer is None or not (answer[1] or "").strip():
+            answer = reference.of(cell(where, number, self.columns["answer"], answer_cell, listed=True))
+            if not answer:
                 left_out["not complete"].append(number)
             elif normal(question) in found:
                 left_out["repeated"].append(number)
             else:
-                found[normal(question)] = self._problem(question, answer[1].strip(), number)
+                found[normal(question)] = self._problem(question, answer, number)
         if len(found) < count:
             why = ", ".join(f"{len(those)} {what}, row {those[0]} first" for what, those in left_out.items() if those)
             say_once(f"{self.name}, split {name!r}: {count - len(found)} rows left out ({why})")
@@ -164,10 +173,13 @@ class HubDataset:
     def _rows(self, split: str) -> dict[str, list[Any]]:
         """The columns of a split."""
         from datasets import load_dataset
-        from datasets.exceptions import DatasetGenerationError, DatasetsError
+        from datasets.exceptions import DatasetGenerationError
+        from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
-        commit = None
-        if self._folder is None:
+        commit, folder = None, self._folder
+        if folder is None:
+            if self.repo in _PACKAGED_DATASETS_MODULES:  # it would read whatever files it is given, from anywhere
+                raise InputError(f"source.repo={self.repo}: a loader of the datasets library, not a dataset")
             commit = hub.commit_of("source.repo", self.repo, self.revision, "dataset")
         files = {split: self.files[split]} if split in self.files else None
         where = f"source.repo={self.repo}, split {split!r}"
@@ -177,18 +189,101 @@ class HubDataset:
             # What is downloaded is kept by its commit; a folder would be kept by its name, whatever is in it now.
             cache = None if commit else stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
             try:
+                for name in _declared_files(folder, self.repo, commit):
+                    _require_inside(f"source.repo={self.repo}: the data_files of its README.md", name)
                 rows = load_dataset(
-                    str(self._folder or self.repo),
+                    # A folder by its whole path: by its name it could be one of the library's own loaders.
+                    self.repo if folder is None else str(folder.resolve()),
                     self.config,
                     split=split,
                     data_files=files,
                     revision=commit,
                     cache_dir=cache,
                 )
+                return dict(rows.to_dict())
+            except InputError:
+                raise
             except DatasetGenerationError as error:
                 raise InputError(
                     f"{where}: an empty or damaged file ({first_line(error.__cause__ or error)})"
                 ) from error
-            except (DatasetsError, OSError, ValueError, TypeError, KeyError) as error:
+            except Exception as error:  # of whatever library reads the format that the files turn out to be in
                 raise InputError(f"{where}: {first_line(error)}") from error
-            return rows.to_dict()
+
+
+class _Reference:
+    """Reads the reference answers of a split by a pattern, which may be a stranger's, in bounded time."""
+
+    def __init__(self, pattern: Any) -> None:
+        self._pattern = pattern
+        self._left = _SECONDS
+
+    def of(self, text: str) -> str:
+        """The first group, without space around it; empty where the pattern does not match.
+
+        Raises:
+            InputError: The pattern takes too long.
+        """
+        if self._pattern.pattern == _WHOLE:
+            return text.strip()
+        began = time.monotonic()
+        try:
+            found = self._pattern.search(text, timeout=max(self._left, 0.001))
+        except TimeoutError as error:
+            raise InputError("source.answer_pattern: takes too long to match") from error
+        self._left -= time.monotonic() - began
+        return (found[1] or "").strip() if found else ""
+
+
+def _require_inside(field: str, path: Any) -> None:
+    """Refuses what is not a relative path inside the repository: the datasets library would open any address.
+
+    Raises:
+        InputError: It leads elsewhere.
+    """
+    if not isinstance(path, str) or not path:
+        raise InputError(f"{field}: a path inside the repository, not {str(path)[:60]!r}")
+    plain = path.replace("\\", "/")
+    leads_on = "://" in plain or "::" in plain or _scheme(plain) or plain.startswith(("/", "~"))
+    if leads_on or ".." in PurePosixPath(plain).parts:
+        raise InputError(f"{field}: {path[:100]!r} leads out of the repository; a relative path inside it, please")
+
+
+def _scheme(path: str) -> str:
+    try:
+        return urlsplit(path).scheme
+    except ValueError:  # half an address of IPv6
+        return "?"
+
+
+def _declared_files(folder: Path | None, repo: str, commit: str | None) -> Iterator[Any]:
+    """Where the repository's own description says that its data are."""
+    import yaml
+    from huggingface_hub import DatasetCard, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    for name in ("README.md", ".huggingface.yaml"):
+        if folder is not None:
+            file = folder / name
+            if not file.is_file():
+                continue
+        else:
+            try:
+                file = Path(hf_hub_download(repo, name, repo_type="dataset", revision=commit))
+            except EntryNotFoundError:
+                continue
+        about = DatasetCard.load(file).data.to_dict() if name == "README.md" else yaml.safe_load(file.read_bytes())
+        configs = about.get("configs") if isinstance(about, Mapping) else None
+        for config in configs if isinstance(configs, list) else []:
+            if isinstance(config, Mapping):
+                yield from _texts_in([config.get("data_files"), config.get("data_dir")])
+
+
+def _texts_in(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = [entry for name, entry in value.items() if name != "split"]
+    if isinstance(value, list):
+        for entry in value:
+            yield from _texts_in(entry)
+    elif value:
+        yield value
