@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from losslens.adapters import LoraSettings
 from losslens.cli import Jobs
 from losslens.command_line import explained, prepared
 from losslens.config import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
@@ -119,6 +120,26 @@ def test_a_model_of_ones_own_inherits_nothing(tmp_path: Path) -> None:
         assert settings(f"model.path={tmp_path}").rollouts.max_tokens == length
 
 
+@pytest.mark.parametrize("option", ["model=smollm2", "model=qwen3_0_6b", "model=qwen3_4b", "experiment=smollm2_cpu"])
+def test_an_option_for_another_model_gives_it_nothing_of_its_own(option: str) -> None:
+    line = ["model.path=/models/mine", "rollouts.max_tokens=40"]
+    own, plain = settings(option, *line), settings(*line)
+    named = {"package": None}  # of one path only
+    assert own.model.model_copy(update=named) == plain.model
+    assert own.lr == plain.lr
+    assert derived(composed(option, *line)) == derived(composed(*line))
+    itself = settings(option)
+    assert itself.model.name in option
+    assert itself.model.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert itself.lr.base == {"model=qwen3_0_6b": 2e-5, "model=qwen3_4b": 5e-6, "model=smollm2": 2e-4}.get(option, 5e-4)
+    assert "model." not in derived(composed(option)).replace("model.path=", "")
+
+
+def test_the_modules_that_there_are_are_named() -> None:
+    with pytest.raises(InputError, match=r"no module is called k_proj; the linear ones are c_attn, c_proj, c_fc$"):
+        LoraSettings(8, 16.0, 0.0, ("k_proj",)).peft_config(MODELS["gpt2"]())
+
+
 def test_the_embedded_model_stays_as_it_was() -> None:
     tiny = settings()
     assert (tiny.model.name, tiny.model.teacher) == ("tiny", str(TINY / "teacher"))
@@ -141,7 +162,6 @@ def test_a_revision_belongs_to_its_repository() -> None:
     assert len(qwen.model.revision or "") == len(qwen.model.teacher_revision or "") == 40
     other = settings("model=qwen3_0_6b", "model.path=me/mine", "model.teacher=me/theirs")
     assert (other.model.revision, other.model.teacher_revision) == (None, None)
-    assert other.lr.base == 2e-5  # of the option that was asked for
     assert settings("data=gsm8k").data.source["revision"]
     assert settings("data=gsm8k", "data.source.repo=me/mine").data.source["revision"] is None
 
