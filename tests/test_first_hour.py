@@ -38,6 +38,7 @@ from losslens.config import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainC
 from losslens.errors import InputError
 from losslens.interpolations import derived
 from losslens.key_values import KeyValueParser
+from losslens.scoring import require_problems
 from tests.conftest import ROOT, TINY, script
 
 SCHEMAS = {"train": TrainConfig, "rollout": RolloutConfig, "evaluate": EvaluateConfig, "analyze": AnalyzeConfig}
@@ -358,10 +359,56 @@ def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.
         ("learning_rate=1e-4", "lr.base"),
         ("method.betta=1", "method.beta"),
         ("method=sft,dpo", "add -m"),
+        ("benchmark=arithmetic benchmark.eval=4", "did you mean benchmark.arithmetic.eval=4?"),
+        ("benchmark.file.eval_path=x.jsonl benchmark=gsm8k", "benchmark=[gsm8k,file]"),
+        ("-m method=sft,grpo method.bias=0.0,0.1", "no option of method=sft; sweep it with method=grpo alone"),
+        ("method.bias=0.1", "did you mean method=grpo method.bias=0.1?"),
+        ("data.path=x.jsonl", "did you mean data=file data.path=x.jsonl?"),
+        ("data.columns.prompt=q", "data.source.columns.prompt"),
+        ("data=file data.source.column.prompt=q", "data.source.columns.prompt"),
+        ("model=llama", "model.path=FOLDER_OR_HUB_ID"),
+        ("rollouts.accept=a,b", "several values are a list: 'rollouts.accept=[a,b]'"),
+        ("benchmark=gsm8k,aime26", "several values are a list: 'benchmark=[gsm8k,aime26]'"),
     ],
 )
 def test_what_was_meant_is_named(line: str, told: str) -> None:
     assert told in explained(line.split(), ROOT / "conf", TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["benchmark=file", "data.path=x"], "is benchmark=file benchmark.file.eval_path=x"),
+        (["benchmark=file", "benchmark.path=~/x"], "did you mean 'benchmark.file.eval_path=~/x'?"),
+        (["benchmark=file", "benchmrk.path=~/x"], "there is no benchmrk.path"),
+    ],
+)
+def test_a_key_that_is_not_there_is_told_before_how_it_would_be_quoted(line: list[str], told: str) -> None:
+    with pytest.raises(InputError) as error:
+        prepared(line, "evaluate.py", EvaluateConfig, ROOT / "conf")
+    assert told in str(error.value)
+
+
+def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, problems: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"question": "What is 1?", "reward": "1"}))
+    for line, told in (
+        (["data=file"], "data.path: not given, and needed (data.path=FILE)"),
+        (["rollouts.engine=openai"], "rollouts.server.model=NAME"),
+        (["rollouts.accept=true"], "all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not True"),
+        (["data=file", "data.path=/no.jsonl"], "data.path=/no.jsonl: no such file"),
+        (["data=file", f"data.path={problems}", "data.eval_path=/no"], "data.eval_path=/no: no such file"),
+        (["benchmark=file"], "benchmark.file.eval_path=FILE is needed"),
+        (["benchmark=file", "benchmark.file.eval_path=/no"], "benchmark.file.eval_path=/no: no such file"),
+        (["data=file", f"data.path={problems}", "data.eval=9"], "held-out problems; data.eval=null takes all"),
+        (["data=file", f"data.path={other}", "data.eval_path=/dev/null"], "data.eval_path=/dev/null: no such file"),
+        (["benchmark=file", f"benchmark.file.eval_path={other}"], "(benchmark.file.source.columns.prompt=question)"),
+    ):
+        with pytest.raises(InputError) as error:
+            require_problems(settings(*line).benchmarks)
+        assert str(error.value).endswith(told) or str(error.value).startswith(told), error.value
+    with pytest.raises(InputError, match="benchmark: name what to score on"):
+        parse(EvaluateConfig, composed(of="evaluate"))
 
 
 @pytest.mark.parametrize(
