@@ -138,8 +138,8 @@ def changed(row: int, **cells: Any) -> list[Row]:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        (changed(3, reward="good"), "row 3, column 'reward': 'good' is not a number"),
-        (changed(3, reward="1"), "row 3, column 'reward': '1' is not a number"),
+        (changed(3, reward="good"), "row 3, column 'reward': 'good' is text; write 1 or 0 without quotes"),
+        (changed(3, reward="1"), "row 3, column 'reward': '1' is text; write 1 or 0 without quotes"),
         (changed(3, reward=float("nan")), "row 3, column 'reward': NaN"),
         (changed(3, reward=None), "row 3, column 'reward': missing"),
         (changed(3, reward=float("inf")), "row 3, column 'reward': inf is neither 1 (right) nor 0 (wrong)"),

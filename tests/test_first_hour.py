@@ -31,12 +31,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from losslens.adapters import LoraSettings
 from losslens.cli import Jobs
 from losslens.command_line import explained, prepared
 from losslens.config import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
 from losslens.errors import InputError
 from losslens.interpolations import derived
 from losslens.key_values import KeyValueParser
+from losslens.scoring import require_problems
 from tests.conftest import ROOT, TINY, script
 
 SCHEMAS = {"train": TrainConfig, "rollout": RolloutConfig, "evaluate": EvaluateConfig, "analyze": AnalyzeConfig}
@@ -119,6 +121,26 @@ def test_a_model_of_ones_own_inherits_nothing(tmp_path: Path) -> None:
         assert settings(f"model.path={tmp_path}").rollouts.max_tokens == length
 
 
+@pytest.mark.parametrize("option", ["model=smollm2", "model=qwen3_0_6b", "model=qwen3_4b", "experiment=smollm2_cpu"])
+def test_an_option_for_another_model_gives_it_nothing_of_its_own(option: str) -> None:
+    line = ["model.path=/models/mine", "rollouts.max_tokens=40"]
+    own, plain = settings(option, *line), settings(*line)
+    named = {"package": None}  # of one path only
+    assert own.model.model_copy(update=named) == plain.model
+    assert own.lr == plain.lr
+    assert derived(composed(option, *line)) == derived(composed(*line))
+    itself = settings(option)
+    assert itself.model.name in option
+    assert itself.model.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert itself.lr.base == {"model=qwen3_0_6b": 2e-5, "model=qwen3_4b": 5e-6, "model=smollm2": 2e-4}.get(option, 5e-4)
+    assert "model." not in derived(composed(option)).replace("model.path=", "")
+
+
+def test_the_modules_that_there_are_are_named() -> None:
+    with pytest.raises(InputError, match=r"no module is called k_proj; the linear ones are c_attn, c_proj, c_fc$"):
+        LoraSettings(8, 16.0, 0.0, ("k_proj",)).peft_config(MODELS["gpt2"]())
+
+
 def test_the_embedded_model_stays_as_it_was() -> None:
     tiny = settings()
     assert (tiny.model.name, tiny.model.teacher) == ("tiny", str(TINY / "teacher"))
@@ -141,7 +163,6 @@ def test_a_revision_belongs_to_its_repository() -> None:
     assert len(qwen.model.revision or "") == len(qwen.model.teacher_revision or "") == 40
     other = settings("model=qwen3_0_6b", "model.path=me/mine", "model.teacher=me/theirs")
     assert (other.model.revision, other.model.teacher_revision) == (None, None)
-    assert other.lr.base == 2e-5  # of the option that was asked for
     assert settings("data=gsm8k").data.source["revision"]
     assert settings("data=gsm8k", "data.source.repo=me/mine").data.source["revision"] is None
 
@@ -338,10 +359,56 @@ def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.
         ("learning_rate=1e-4", "lr.base"),
         ("method.betta=1", "method.beta"),
         ("method=sft,dpo", "add -m"),
+        ("benchmark=arithmetic benchmark.eval=4", "did you mean benchmark.arithmetic.eval=4?"),
+        ("benchmark.file.eval_path=x.jsonl benchmark=gsm8k", "benchmark=[gsm8k,file]"),
+        ("-m method=sft,grpo method.bias=0.0,0.1", "no option of method=sft; sweep it with method=grpo alone"),
+        ("method.bias=0.1", "did you mean method=grpo method.bias=0.1?"),
+        ("data.path=x.jsonl", "did you mean data=file data.path=x.jsonl?"),
+        ("data.columns.prompt=q", "data.source.columns.prompt"),
+        ("data=file data.source.column.prompt=q", "data.source.columns.prompt"),
+        ("model=llama", "model.path=FOLDER_OR_HUB_ID"),
+        ("rollouts.accept=a,b", "several values are a list: 'rollouts.accept=[a,b]'"),
+        ("benchmark=gsm8k,aime26", "several values are a list: 'benchmark=[gsm8k,aime26]'"),
     ],
 )
 def test_what_was_meant_is_named(line: str, told: str) -> None:
     assert told in explained(line.split(), ROOT / "conf", TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (["benchmark=file", "data.path=x"], "is benchmark=file benchmark.file.eval_path=x"),
+        (["benchmark=file", "benchmark.path=~/x"], "did you mean 'benchmark.file.eval_path=~/x'?"),
+        (["benchmark=file", "benchmrk.path=~/x"], "there is no benchmrk.path"),
+    ],
+)
+def test_a_key_that_is_not_there_is_told_before_how_it_would_be_quoted(line: list[str], told: str) -> None:
+    with pytest.raises(InputError) as error:
+        prepared(line, "evaluate.py", EvaluateConfig, ROOT / "conf")
+    assert told in str(error.value)
+
+
+def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, problems: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(json.dumps({"question": "What is 1?", "reward": "1"}))
+    for line, told in (
+        (["data=file"], "data.path: not given, and needed (data.path=FILE)"),
+        (["rollouts.engine=openai"], "rollouts.server.model=NAME"),
+        (["rollouts.accept=true"], "all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not True"),
+        (["data=file", "data.path=/no.jsonl"], "data.path=/no.jsonl: no such file"),
+        (["data=file", f"data.path={problems}", "data.eval_path=/no"], "data.eval_path=/no: no such file"),
+        (["benchmark=file"], "benchmark.file.eval_path=FILE is needed"),
+        (["benchmark=file", "benchmark.file.eval_path=/no"], "benchmark.file.eval_path=/no: no such file"),
+        (["data=file", f"data.path={problems}", "data.eval=9"], "held-out problems; data.eval=null takes all"),
+        (["data=file", f"data.path={other}", "data.eval_path=/dev/null"], "data.eval_path=/dev/null: no such file"),
+        (["benchmark=file", f"benchmark.file.eval_path={other}"], "(benchmark.file.source.columns.prompt=question)"),
+    ):
+        with pytest.raises(InputError) as error:
+            require_problems(settings(*line).benchmarks)
+        assert str(error.value).endswith(told) or str(error.value).startswith(told), error.value
+    with pytest.raises(InputError, match="benchmark: name what to score on"):
+        parse(EvaluateConfig, composed(of="evaluate"))
 
 
 @pytest.mark.parametrize(

@@ -154,13 +154,13 @@ def test_what_is_wrong_with_the_files_is_told_in_one_line(
     source = data_of("gsm8k", f"data.source.repo={gsm8k}", *overrides)
     with pytest.raises(InputError) as error:
         source.problems("train", None, 0)
-    assert str(error.value).startswith(f"source.repo={gsm8k}, ")
+    assert str(error.value).startswith(f"data.source.repo={gsm8k}, ")
     assert told in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_more_problems_than_there_are(gsm8k: Path) -> None:
-    with pytest.raises(InputError, match="30 problems for split 'train', not 31; null takes all"):
+    with pytest.raises(InputError, match=r"data\.train=31: .* has 30 problems; data\.train=null takes all"):
         data_of("gsm8k", f"data.source.repo={gsm8k}").problems("train", 31, 0)
 
 

@@ -285,7 +285,7 @@ def test_without_an_address_and_a_key_nothing_is_asked(tmp_path: Path, monkeypat
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     outcome = script("rollout.py", f"output_dir={tmp_path}", "rollouts.engine=openai", *SIZE, check=2)
-    assert "server.model names none" in outcome.stderr
+    assert "rollouts.server.model=NAME" in outcome.stderr
     more = ["rollouts.engine=openai", "rollouts.server.model=gpt", *SIZE]
     outcome = script("rollout.py", f"output_dir={tmp_path}", *more, check=2)
     assert "rollouts.server.base_url: give the server's address" in outcome.stderr

@@ -63,7 +63,13 @@ def _require_linear(model: Any, targets: list[str]) -> None:
     for target in targets:
         found = [name for name in modules if name == target or name.endswith(f".{target}")]
         if not found:
-            raise InputError(f"model.target_modules: no module is called {target}")
+            head = model.get_output_embeddings()
+            linear = [name for name, m in modules.items() if isinstance(m, (Linear, Conv1D)) and m is not head]
+            names = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+            there = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            raise InputError(
+                f"model.target_modules: no module is called {target}; the linear ones are {there or 'none'}"
+            )
         for name in found:
             if not isinstance(modules[name], (Linear, Conv1D)):
                 kind = type(modules[name]).__name__

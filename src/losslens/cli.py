@@ -128,7 +128,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = prepared(arguments, path.name, schema)
+        sys.argv[1:] = prepared(arguments, path.name, schema, path.parent / "conf")
         hydra.main(version_base="1.3", config_path=str(path.parent / "conf"), config_name=path.stem)(job)()
         status = jobs.end()
     except Exception as error:

@@ -32,16 +32,18 @@ _ALIASES = {
     "warmup_ratio": "optim.warmup", "weight_decay": "optim.weight_decay", "num_generations": "rollouts.k",
 }  # fmt: skip
 _QUOTES = ('"', "'")
+_ANY_BELOW = ("difficulty", "files", "verifier")  # sections of a source of problems whose names are not ours
 _TABLE_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|pq|csv|tsv)$", re.IGNORECASE)
 
 
-def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel]) -> list[str]:
+def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], conf: Path | None = None) -> list[str]:
     """The arguments as Hydra is to read them: paths and names are quoted where its grammar would take them apart.
 
     Args:
         arguments: The command line without the script.
         script: The script's name, for messages.
         schema: The configuration that it reads.
+        conf: Its folder, where keys that are not there are to be told before how they would be written.
 
     Raises:
         InputError: An argument cannot be read; the message shows how it is written.
@@ -57,12 +59,23 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel]) -> 
             continue
         root = re.split(r"[.@]", key.lstrip("+"))[0]
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
-            raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments")
+            where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if _names_a_file(key) else ""
+            raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments{where}")
         readable = f"{key}={_quoted(key, value, sweeps)}"
         if _parsed(readable) is None:
+            if conf is not None and (why := _not_there(argument, key, arguments, conf, schema)):
+                raise InputError(why)
             raise InputError(_unreadable(arguments, place))
         found.append(readable)
     return found
+
+
+# The key of one's own file among the benchmarks.
+_FILE_TO_SCORE_ON = "benchmark.file.eval_path"
+
+
+def _names_a_file(key: str) -> bool:
+    return key in ("data.path", "data.eval_path")
 
 
 def _takes_a_value(before: Sequence[str]) -> bool:
@@ -221,14 +234,119 @@ def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> 
             for choice in _choices(override, value):
                 if choice not in options:
                     return _no_such_option(group, choice, options)
-        elif not override.is_hydra_override() and not _is_known(key, conf, schema):
-            hint = _hint(key, conf, schema)
-            return f"{argument}: there is no {key}{hint and f'; {hint}'} (--help lists the keys)"
+        elif not override.is_hydra_override() and (why := _not_there(argument, key, arguments, conf, schema)):
+            return why
         if override.is_sweep_override() and not sweeps:
-            return (
-                f"{argument}: several values make a sweep: add -m; a list is written {shlex.quote(f'{key}=[{value}]')}"
-            )
+            return f"{argument}: several values {_as_several(key, value, schema)}"
     return ""
+
+
+def _as_several(key: str, value: str, schema: type[BaseModel]) -> str:
+    """How several values of a key are written: as a list, as a sweep, or as either."""
+    field: Any = schema
+    for part in key.split("."):
+        fields = field.model_fields if isinstance(field, type) and issubclass(field, BaseModel) else {}
+        field = fields[part].annotation if part in fields else None
+    kinds = [field, *get_args(field)]
+    kinds += [inner for kind in kinds if get_origin(kind) is Annotated for inner in get_args(kind)[:1]]
+    listed = key == "benchmark" or any(get_origin(kind) is list for kind in kinds)
+    a_list = f"are a list: {shlex.quote(f'{key}=[{value}]')}"
+    if listed and (key == "benchmark" or len(get_args(field)) < 2):
+        return a_list
+    return f"make a sweep: add -m{f', or {a_list}' if listed else ''}"
+
+
+def _not_there(argument: str, key: str, arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
+    """Why a key is not there: it has another name, or belongs to an option that is not chosen; empty where it is."""
+    if (conf / key.partition("@")[0]).is_dir():
+        return ""
+    value = argument.partition("=")[2]
+    if key.startswith("benchmark.") and "benchmark" in schema.model_fields:
+        why = _of_a_benchmark(key, value, arguments, conf)
+    elif _is_known(key, conf, schema):
+        why = _of_another_option(key, value, arguments, conf)
+    else:
+        hint = _hint(key, conf, schema)
+        why = f"there is no {key}{hint and f'; {hint}'} (--help lists the keys)"
+    return f"{argument}: {why}" if why else ""
+
+
+def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], conf: Path) -> str:
+    """Keys of benchmarks name the benchmark: `benchmark.gsm8k.eval`."""
+    _, name, *rest = key.split(".")
+    chosen = _chosen("benchmark", arguments, conf)
+    options = _options("benchmark", conf)
+    if not rest and name in Data.model_fields and name not in options:
+        whose = chosen[0] if chosen else "file" if name.endswith("path") else "NAME"
+        setting = _FILE_TO_SCORE_ON if name.endswith("path") else f"benchmark.{whose}.{name}"
+        added = "" if whose in (chosen or ()) else f"benchmark={whose} "
+        return f"there is no {key}; did you mean {added}{shlex.quote(f'{setting}={value}')}?"
+    if rest and name == "source":
+        return f"there is no {key}; did you mean benchmark.{chosen[0] if chosen else 'NAME'}.{name}.{'.'.join(rest)}?"
+    if name in options and chosen is not None and name not in chosen:
+        every = f"[{','.join([*chosen, name])}]" if chosen else name
+        return f"{name} is not among the benchmarks; add benchmark={every}"
+    if rest and not _is_known(key, conf, TrainConfig):
+        close = get_close_matches(rest[0], Data.model_fields, 1, 0.6)
+        return f"there is no {key}{f'; did you mean benchmark.{name}.{close[0]}?' if close else ''}"
+    return ""
+
+
+def _of_another_option(key: str, value: str, arguments: Sequence[str], conf: Path) -> str:
+    """Which option of a group has a key that the chosen one lacks."""
+    group, _, below = key.partition(".")
+    chosen = _chosen(group, arguments, conf) if group in ("data", "method") and below else None
+    if not chosen or not set(chosen) <= set(_options(group, conf)):
+        return ""
+    having = [option for option in _options(group, conf) if _has(conf / group / f"{option}.yaml", below)]
+    lacking = [option for option in chosen if option not in having]
+    if not lacking:
+        return ""
+    if not having:
+        names = {f"{group}.{name}" for option in chosen for name in _names_in(conf / group / f"{option}.yaml")}
+        close = get_close_matches(key, names, 1, 0.75)
+        return f"there is no {key}{f'; did you mean {close[0]}?' if close else ''} (--help lists the keys)"
+    said = f"{key} is no option of {group}={','.join(lacking)}; "
+    if alone := [option for option in chosen if option in having]:
+        return f"{said}sweep it with {group}={','.join(alone)} alone"
+    setting = shlex.quote(f"{key}={value}")
+    return f"{said}did you mean {group}={'file' if 'file' in having else having[0]} {setting}?"
+
+
+def _chosen(group: str, arguments: Sequence[str], conf: Path) -> list[str] | None:
+    """The options of a group that a command line chooses, or by default; None where an experiment may choose."""
+    for argument in reversed(arguments):
+        name, separator, value = argument.partition("=")
+        if separator and name == group:
+            override = _parsed(argument)
+            found = _choices(override, value) if override else []
+            return [] if found == ["null"] else found
+    if any(argument.startswith(("experiment=", "+")) for argument in arguments):
+        return None
+    defaults = [entry for entry in OmegaConf.load(conf / "train.yaml").defaults if OmegaConf.is_dict(entry)]
+    return [str(entry[group]) for entry in defaults if entry.get(group)]
+
+
+def _options(group: str, conf: Path) -> list[str]:
+    return sorted(file.stem for file in (conf / group).glob("*.yaml"))
+
+
+def _names_in(file: Path) -> list[str]:
+    """All dotted names in a file of options, sections among them."""
+
+    def below(section: Any, prefix: str) -> Iterator[str]:
+        for name, entry in section.items():
+            yield f"{prefix}{name}"
+            if isinstance(entry, dict):
+                yield from below(entry, f"{prefix}{name}.")
+
+    return list(below(OmegaConf.to_container(OmegaConf.load(file)), ""))
+
+
+def _has(file: Path, key: str) -> bool:
+    """Whether an option has a key, or takes any below one: `source.difficulty`, whose names are the task's."""
+    names = _names_in(file)
+    return key in names or any(key.startswith(f"{name}.") for name in names if name.rpartition(".")[2] in _ANY_BELOW)
 
 
 def _choices(override: Override, value: str) -> list[str]:
@@ -255,8 +373,10 @@ def _no_such_option(group: str, choice: str, options: list[str]) -> str:
     elif group in ("data", "benchmark") and path:
         key = "data" if group == "data" else "benchmark.gsm8k"
         instead = f"{group}=gsm8k {shlex.quote(f'{key}.source.repo={choice}')} with its columns (docs/data.md)"
-    elif close := get_close_matches(choice.lower(), options, 1, 0.5):
+    elif close := get_close_matches(choice.lower(), options, 1, 0.6 if group == "model" else 0.5):
         instead = f"{group}={close[0]}"
+    if group == "model":
+        among += "; any other is model.path=FOLDER_OR_HUB_ID"
     if choice in ("null", "None", "none", "true", "false"):
         among += "; none of them is []"
     return f"{group}={choice}: {f'did you mean {instead}? ' if instead else ''}{among}"
@@ -291,6 +411,9 @@ def _hint(key: str, conf: Path | None = None, schema: type[BaseModel] = TrainCon
     """`did you mean …?` of the keys that are like one that is not there; empty where none is."""
     keys = _keys(conf or Path("conf"), schema)
     plain = [name for name in keys if "*" not in name]
+    for option in ("file", "gsm8k") if "data" in schema.model_fields and conf is not None else ():
+        plain += [f"data.{name}" for name in _names_in(conf / "data" / f"{option}.yaml")]
+    plain = list(dict.fromkeys(plain))
     leaf = key.rpartition(".")[2]
     close: Iterable[str] = [_ALIASES[key]] if _ALIASES.get(key) in plain else []
     close = close or [name for name in plain if name.rpartition(".")[2] == leaf]

@@ -23,6 +23,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PrivateAttr,
     StringConstraints,
     ValidationError,
     field_validator,
@@ -165,6 +166,12 @@ class Data(Section):
     eval: int | None = Field(ge=0)
     seed: int = Field(ge=0)
     verify_seconds: float = Field(gt=0, allow_inf_nan=False)
+    _field: str = PrivateAttr("data")
+
+    @property
+    def field(self) -> str:
+        """Where it stands in the configuration, for messages: `data`, `benchmark.gsm8k`."""
+        return self._field
 
     @field_validator("source")
     @classmethod
@@ -210,6 +217,8 @@ class Server(Section):
 
 
 def _one_or_several(value: Any) -> Any:
+    if not isinstance(value, (str, list)):
+        raise ValueError(f"all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not {value!r}")
     return [value] if isinstance(value, str) else value
 
 
@@ -231,7 +240,7 @@ class Rollouts(Section):
     @model_validator(mode="after")
     def _the_server_is_told_the_model(self) -> Self:
         if self.engine == "openai" and not self.server.model:
-            raise ValueError("engine=openai: server.model names none")
+            raise ValueError("engine=openai: what does the server call its model? rollouts.server.model=NAME")
         return self
 
 
@@ -427,6 +436,7 @@ def _distinct_and_asked(benchmarks: dict[str, Data]) -> dict[str, Data]:
     for name, data in benchmarks.items():
         if data.eval == 0:
             raise ValueError(f"{name}.eval=0 leaves no problem to score on")
+        data._field = f"benchmark.{name}"
     return benchmarks
 
 
@@ -466,7 +476,7 @@ class EvaluateConfig(Job):
     sweep: SweepName
     output_dir: UserPath
     trust_remote_code: bool = False
-    benchmark: Benchmarks = Field(default_factory=dict)
+    benchmark: Benchmarks = Field(default_factory=dict, validate_default=True)
     evaluation: LaterEvaluation
 
     @field_validator("benchmark")
@@ -577,7 +587,8 @@ def resolved(schema: type[BaseModel], config: DictConfig) -> dict[str, Any]:
         }
     except OmegaConfBaseException as error:
         if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
-            raise InputError(f"{missing[1]}: not given, and needed ({missing[1]}=…)") from None
+            value = "FILE" if missing[1].endswith("path") else "…"
+            raise InputError(f"{missing[1]}: not given, and needed ({missing[1]}={value})") from None
         raise
 
 

@@ -73,6 +73,8 @@ def derived(config: DictConfig) -> str:
             continue
         if key == "model.lr" and not ("lr" in config and OmegaConf.is_interpolation(config.lr, "base")):
             continue  # not used
+        if _is_of_the_option(config[section], name, path):
+            continue
         value = config[section][name]
         if "lr" not in config and key.startswith("model."):
             continue  # of rollout.py, which puts no adapter on it
@@ -82,6 +84,12 @@ def derived(config: DictConfig) -> str:
         found.append(f"{key}={reason.format(text)}")
     what = f"data={OmegaConf.select(config, 'data.name')}" if path == str(_STUDENT) else f"model.path={path}"
     return f"{what}: {', '.join(found)}, unless you set {'them' if len(found) > 1 else 'it'}" if found else ""
+
+
+def _is_of_the_option(section: DictConfig, name: str, path: str) -> bool:
+    """Whether a value is the one that an option of `conf/model` has for the model that it names."""
+    written = OmegaConf.to_container(section, resolve=False)
+    return isinstance(written, dict) and str(written[name]).startswith(f"${{when:${{.path}},{path},")
 
 
 def _package(path: str) -> str:

@@ -91,7 +91,8 @@ class File:
             self._refuse_what_is_trained_on(problems)
             return self._picked(problems, size, seed, self.eval_path, split)
         if self.path is None:
-            raise InputError("path: no file is named")
+            name = "eval_path" if split == "eval" else "path"
+            raise InputError(f"{name}=FILE is needed: no file of problems is named")
         names, _ = _read(self.path)
         if split == "eval" and self._holds_rollouts(names):
             raise InputError(
@@ -128,7 +129,7 @@ class File:
         names, rows = _read(self.path)
         if not self._holds_rollouts(names):
             return None
-        require_columns(str(self.path), names, [self.columns[name] for name in ("prompt", "completion", "reward")])
+        require_columns(str(self.path), names, self._called("prompt", "completion", "reward"))
         prompts: dict[str, tuple[str, int]] = {}
         seen: dict[tuple[str, int], int] = {}
         samples: dict[str, int] = {}
@@ -189,12 +190,15 @@ class File:
                 what = f"{self.path} has it too, in row {next(alike, '?')}"
                 raise self._wrong(problem.metadata["row"], "prompt", what, self.eval_path)
 
+    def _called(self, *columns: str) -> dict[str, str]:
+        return {name: self.columns[name] for name in columns}
+
     def _holds_rollouts(self, names: list[str]) -> bool:
         return self.columns["completion"] in names or self.columns["reward"] in names
 
     def _problems(self, file: Path) -> list[Problem]:
         names, rows = _read(file)
-        require_columns(str(file), names, [self.columns["prompt"], self.columns["answer"]])
+        require_columns(str(file), names, self._called("prompt", "answer"))
         found: dict[str, tuple[Problem, int]] = {}
         questions: dict[str, int] = {}
         for number, row in rows:
@@ -237,7 +241,9 @@ class File:
             raise self._wrong(number, "reward", "missing")
         if isinstance(value, float) and math.isnan(value):
             raise self._wrong(number, "reward", "NaN")
-        if isinstance(value, str) or not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)):
+        if isinstance(value, str):
+            raise self._wrong(number, "reward", f"{value[:40]!r} is text; write 1 or 0 without quotes")
+        if not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)):
             raise self._wrong(number, "reward", f"{value!r} is not a number")
         if value not in (0, 1):
             raise self._wrong(number, "reward", f"{str(value)[:40]} is neither 1 (right) nor 0 (wrong)")

@@ -118,7 +118,7 @@ class HubDataset:
             raise InputError(f"source.splits.{split}: {self.name} has no split for it; choose other data for it")
         rows = self._rows(name)
         where = f"source.repo={self.repo}, split {name!r}"
-        require_columns(where, rows, self.columns.values())
+        require_columns(where, rows, self.columns)
         count = len(rows[self.columns["prompt"]])
         if count == 0:
             raise InputError(f"{where}: no row in it")

@@ -22,16 +22,32 @@ _SECONDS_TO_READ = 10.0  # of one reference; one that takes longer cannot be rea
 _REFUSED_SHARE = 0.5  # of the references: when so many cannot be read, it is the rule and not an accident
 
 
-def require_columns(where: str, present: Iterable[str], needed: Iterable[str]) -> None:
+# What others call the columns.
+_ALSO_CALLED = {
+    "prompt": ("question", "problem", "query", "instruction", "input"),
+    "answer": ("final_answer", "expected_answer", "solution", "target", "gold", "label", "output"),
+    "completion": ("response", "output", "generation", "text"),
+    "reward": ("correct", "is_correct", "score", "label"),
+}
+
+
+def require_columns(where: str, present: Iterable[str], needed: Mapping[str, str]) -> None:
     """Refuses a table that lacks a column.
+
+    Args:
+        where: The file or dataset, for messages.
+        present: The columns of the table.
+        needed: What the columns that must be there are called, by what they are for.
 
     Raises:
         InputError: It does.
     """
     names = list(present)
-    for name in needed:
+    for role, name in needed.items():
         if name not in names:
-            raise InputError(f"{where}: no column {name!r}; there are {', '.join(map(repr, names)) or 'none'}")
+            there = ", ".join(map(repr, names)) or "none"
+            like = next((other for other in _ALSO_CALLED.get(role, ()) if other in names), "NAME")
+            raise InputError(f"{where}: no column {name!r}; there are {there} (source.columns.{role}={like})")
 
 
 def is_missing(value: Any) -> bool:
@@ -133,7 +149,9 @@ def chosen(problems: Sequence[Problem], size: int | None, seed: int, where: str,
     if not problems:
         raise InputError(f"{where}: no problem in it for split {split!r}")
     if size is not None and size > len(problems):
-        raise InputError(f"{where}: {len(problems)} problems for split {split!r}, not {size}; null takes all")
+        kind = "held-out problem" if split == "eval" else "problem"
+        kind += "" if len(problems) == 1 else "s"
+        raise InputError(f"{split}={size}: {where} has {len(problems)} {kind}; {split}=null takes all")
     return [problems[i] for i in np.random.default_rng(seed).permutation(len(problems))[:size]]
 
 

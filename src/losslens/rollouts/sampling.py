@@ -21,6 +21,7 @@ from losslens.files import digest
 from losslens.interpolations import EMBEDDED_TEACHER, derived
 from losslens.models import ModelSource, load_model, model_identity, source_of
 from losslens.problems import Problem, ProblemSource, Split, long_hash
+from losslens.problems.fields import InFull, in_full
 from losslens.problems.verification import verdicts
 from losslens.provenance import versions
 from losslens.redaction import nameable, plain_address
@@ -34,8 +35,9 @@ def problem_source(data: Data) -> ProblemSource:
     Raises:
         InputError: Its settings are wrong.
     """
-    source: ProblemSource = build("data.source", data.source)
-    return source
+    with in_full(data.field):
+        source: ProblemSource = build(f"{data.field}.source", data.source)
+    return InFull(source, data.field)
 
 
 def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str, Any]:
