@@ -231,7 +231,7 @@ def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["train", "rollout", "evaluate", "analyze"])
 def test_every_script_takes_every_experiment(name: str) -> None:
     """train.py sweeps over what it says; the others take from it what they read, and make one job of it."""
-    for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
+    for run in (file.parent for file in sweep.glob("main/*/status.json")):
         line = [f"experiment={file.stem}"]
         line += ["rollouts.server.model=x"] if name in ("train", "rollout") else []
         line += ["benchmark=gsm8k"] if name == "evaluate" else []
