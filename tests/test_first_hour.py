@@ -231,7 +231,7 @@ def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["train", "rollout", "evaluate", "analyze"])
 def test_every_script_takes_every_experiment(name: str) -> None:
     """train.py sweeps over what it says; the others take from it what they read, and make one job of it."""
-    for run in (file.parent for file in sweep.glob("main/*/status.json")):
+    for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
         line = [f"experiment={file.stem}"]
         line += ["rollouts.server.model=x"] if name in ("train", "rollout") else []
         line += ["benchmark=gsm8k"] if name == "evaluate" else []
@@ -252,7 +252,7 @@ def test_rollouts_are_swept_over_where_an_experiment_does() -> None:
 
 def test_runs_are_scored_again_as_long_as_before(sweep: Path) -> None:
     line = ["sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=2"]
-    for run in sweep.glob("main/*-*"):
+    for run in (file.parent for file in sweep.glob("main/*/status.json")):
         if not run.name.startswith(("sft", "base")):
             shutil.rmtree(run)
     assert "benchmark" in refused("evaluate.py", *line[:2])
