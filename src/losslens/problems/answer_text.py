@@ -327,6 +327,7 @@ _IS_CORRECT = re.compile(r"\(?\b([A-J])\b\)?(?:[*_]*)\s+is\s+(?:the\s+)?(?:corre
 _BECAUSE = re.compile(
     r"[,;]?\s+(?:(?:because|since|which|as|so|where|when|given|not|rather|and not|instead|after|\(since|i\.e\.)\s"
     r"|(?<!divided )(?<!multiplied )by\s(?!\s*[^\W\d_]?[\d\\$(])"
+    r"|\([^()=]{0,200}=[^()]{0,200}\)\s*$"
     r"|-+\s+(?=(?!(?:sqrt|pi|sin|cos|tan|log|ln|exp)\b)[^\W\d_]{2})).*",
     re.S,
 )
@@ -367,7 +368,7 @@ def _cuts(line: str) -> list[str]:
     sentence = _END_OF_SENTENCE.split(line, maxsplit=1)[0]
     reasoned = _BECAUSE.sub("", sentence)
     wordings = [sentence, line, reasoned]
-    if first := next(_values(reasoned), None):
+    if first := next(_values(reasoned[:_LONGEST_PROSE]), None):
         wordings.append(first)
     return list(dict.fromkeys(wording for wording in wordings if wording.strip()))
 
@@ -396,8 +397,8 @@ _NOT_COUNTED = frozenset(
 
 
 # Words that join the value before them to one after them, or make another of it alone.
-_JOINING = frozenset("and or to plus minus times over per in out of".split())  # noqa: SIM905
-_CHANGING = frozenset("squared cubed factorial divided multiplied choose mod modulo raised".split())  # noqa: SIM905
+JOINING = frozenset("and or to plus minus times over per in out of".split())  # noqa: SIM905
+CHANGING = frozenset("squared cubed factorial divided multiplied choose mod modulo raised".split())  # noqa: SIM905
 _OF_EXPRESSIONS = frozenset(
     "pi sqrt cbrt sin cos tan cot sec csc log ln exp arcsin arccos arctan sinh cosh tanh infinity".split()  # noqa: SIM905
 )
@@ -420,7 +421,9 @@ _ATOM = re.compile(
     re.S,
 )
 _MARKS = re.compile(r"(?<=\S)(?:\*\*?|__)(?=[\s.,;:!?)]|$)|(?:(?<=\s)|^)(?:\*\*?|__)(?=\S)")
+_NEGATIVE = re.compile(r"(?<![\d)}$]\s)\b(?:minus|negative)\s+(?=[\d.])", re.I)
 _NOUNS_OF_A_VALUE = 4
+_LONGEST_PROSE = 2000  # characters that a value is sought in
 
 
 def _values(text: str) -> Iterator[str]:
@@ -429,7 +432,7 @@ def _values(text: str) -> Iterator[str]:
     What is joined is one value: `5 + 3`, `2\sqrt{3}`, `5/x`, `5 or 6`, `5 apples and 3 pears`. One that the words before
     it change (`less than 5`) is none.
     """
-    text = _MARKS.sub("", text)
+    text = _NEGATIVE.sub("-", _MARKS.sub("", text))
     for start, end in _runs(text):
         if _CHANGED.search(text[max(0, start - 40) : start]):
             continue
@@ -439,7 +442,7 @@ def _values(text: str) -> Iterator[str]:
             yield inner
             continue
         after = _AFTER.match(text, end)
-        counted = after[0] if after and after[0].strip().lower() not in _NOT_COUNTED else ""
+        counted = after[0] if after and after[0].strip().lower() not in _NOT_COUNTED | JOINING else ""
         yield text[start:end].rstrip(",") + counted
 
 
@@ -457,11 +460,11 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
                 (len(word) == 1 and (attached or joint not in ("", ",") or word not in ("a", "i")) and nouns == 0)
                 or word in _OF_EXPRESSIONS
                 or (word in _IN_WORDS and joint not in ("", "(") and has_value)
-                or (word in _CHANGING and has_value and not nouns and not joint)
+                or (word in CHANGING and has_value and not nouns and not joint)
                 or (joint in ("+", "*", "^", "×") and has_value)
             )
         else:
-            part = kind in ("value", "command") or (kind == "text" and word not in _JOINING)
+            part = kind in ("value", "command") or (kind == "text" and word not in JOINING)
         if part:
             if start < 0:
                 start = atom.start()
@@ -472,11 +475,17 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
         elif kind == "sign" and start < 0:
             if atom[0] in "([{-+" and not text[atom.end() : atom.end() + 1].isspace():
                 start, end, joint = atom.start(), atom.end(), "("
-        elif kind == "sign" and atom[0] not in "\"`#@&":
+        elif kind == "sign" and atom[0] not in '"`#@&':
             joint = atom[0] if joint in ("", ",", "(") or atom[0] not in "([{-+" else joint
-        elif has_value and word in _JOINING and joint in ("", ",", word, "out"):
+        elif has_value and word in JOINING and joint in ("", ",", word, "out"):
             joint = word
-        elif kind in ("word", "text") and has_value and not joint and word not in _NOT_COUNTED and nouns < _NOUNS_OF_A_VALUE:
+        elif (
+            kind in ("word", "text")
+            and has_value
+            and not joint
+            and word not in _NOT_COUNTED
+            and nouns < _NOUNS_OF_A_VALUE
+        ):
             nouns += 1
         else:
             if has_value:

@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
-from losslens.problems.answer_text import DOLLAR, IN_TEXT
+from losslens.problems.answer_text import CHANGING, DOLLAR, IN_TEXT, JOINING
 
 _LARGEST_EXPONENT = 5000
 # A number written with so many digits stands for all that round to it: 0.333333 for a third, 3.14159 for pi.
@@ -191,8 +192,19 @@ _PARTS = {
 }
 
 
+_AND_A_HALF = re.compile(r"^([\dA-Za-z-]+) and (?:a|one) half\b", re.I)
+
+
+def _is_a_number(word: str) -> bool:
+    return word.lower() in _NUMBER_WORDS or any(sign.isdigit() for sign in word)
+
+
 def number_in_words(text: str) -> str:
     """Puts digits for a number that is written in words at the beginning (`twenty-one apples`, `5 million`)."""
+    if signed := re.fullmatch(r"(?:minus|negative)\s+(.*)", text, re.I | re.S):
+        value = number_in_words(signed[1])
+        return f"-{value}" if value[:1].isdigit() else text
+    text = _AND_A_HALF.sub(r"\1 1/2", text)
     words = re.findall(r"[A-Za-z]+|\S", text.replace("-", " "))
     total, current, count, any_word = 0, 0, 0, False
     for word in words:
@@ -217,7 +229,10 @@ def number_in_words(text: str) -> str:
             return "1/2" if re.fullmatch(r"(?:a |one )?half", text, re.I) else text
         product = value.value * _SCALES[scaled[2].lower()]
         return f"{DOLLAR if scaled[1].startswith(DOLLAR) else ''}{_shortest(product)} {scaled[3]}".strip()
-    if rest and (part := rest[0].lower().removesuffix("s")) in _PARTS and len(rest) == 1:
+    part = rest[0].lower() if rest else ""
+    part = part if part in _PARTS else part.removesuffix("s")
+    whole = len(rest) == 1 or (rest[1:2] == ["of"] and not any(_is_a_number(word) for word in rest[2:]))
+    if part in _PARTS and whole:  # two thirds of the cake
         return f"{total + current}/{_PARTS[part]}"
     after = re.split(r"[\s-]+", text, maxsplit=count)
     return f"{total + current} {after[count] if len(after) > count else ''}".strip()
@@ -374,6 +389,16 @@ _BACK = str.maketrans("⁻¹²³⁴⁵⁶⁷⁸⁹", "-123456789")
 _LAST_OF_VALUE = re.compile(r"(?:[\d)}\]!|]|\\(?:pi|infty|alpha|beta|theta)\b|(?<=[\d}\])])[a-zA-Z]\b|\.\d)\.?")
 
 
+def _are_counted(nouns: list[str]) -> bool:
+    """Whether words after a value tell only of what it is so many: not `squared`, `thirds`, `apples and three pears`."""
+    first = nouns[0]
+    if first in CHANGING or (first in _OF_MATHS and nouns[:2] != ["times", "as"]) or "or" in nouns:
+        return False
+    if first not in ("quarters", "quarter") and (first in _PARTS or first.removesuffix("s") in _PARTS):
+        return False
+    return not any(word in JOINING and _is_a_number(after) for word, after in pairwise(nouns))
+
+
 def without_unit(text: str) -> tuple[str, Unit | None, str]:
     """Parts a value from the unit after it (or the currency before it).
 
@@ -411,8 +436,7 @@ def without_unit(text: str) -> tuple[str, Unit | None, str]:
         and not attached
         and all(re.fullmatch(r"[A-Za-z$'/.,⁻¹²³⁴-]+", word) for word in nouns)
         and len(nouns[0].strip(".,")) > 2
-        and not _OF_MATHS & {word.lower() for word in nouns[:1]}
-        and "or" not in nouns
+        and _are_counted([word.lower().strip(".,") for word in nouns])
     ):
         return value, None, " ".join(nouns)
     return text, None, ""
