@@ -21,7 +21,7 @@ from losslens.analysis.subjects import find_runs, gather
 from losslens.completions import Completion, Journal
 from losslens.config import Server
 from losslens.errors import InputError, ServerError
-from losslens.evaluation import asked_of, is_scored, read_outcomes
+from losslens.evaluation import SCHEMA, asked_of, is_scored, read_outcomes, scored_of, write_outcomes
 from losslens.files import digest, read_json, read_object, read_parquet, write_json
 from losslens.models import load_model
 from losslens.rollouts.frozen import load
@@ -426,3 +426,15 @@ def test_a_completion_is_kept_as_it_was_written(key: str | None, monkeypatch: py
         hidden = key == KEY and said != text
         assert kept.text == (f"{text} [redacted]" if hidden else said)
         assert kept.ids == (None if hidden else (1, 2))
+
+
+def test_who_asked_and_answered_is_read_without_the_outcomes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.parquet"
+    write_outcomes(SCHEMA.empty_table().to_pandas(), file, "asked", "scored")
+    monkeypatch.setattr("pyarrow.parquet.read_table", None)
+    assert (asked_of(file), scored_of(file)) == ("asked", "scored")
+    file.write_bytes(b"PAR1" + b"\xff" * 99 + b"PAR1")
+    with pytest.raises(InputError, match=r"x\.parquet: not a readable parquet file"):
+        scored_of(file)
+    with pytest.raises(InputError, match="no such file"):
+        asked_of(tmp_path / "none.parquet")

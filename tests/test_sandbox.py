@@ -298,3 +298,17 @@ def test_a_check_costs_milliseconds() -> None:
     started = time.monotonic()
     assert len(told(Evaluates(), *["1 + 1"] * 500)) == 500
     assert time.monotonic() - started < 5
+
+
+def test_a_user_without_a_home_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as a number: with an empty environment nobody knows a home."""
+    import pwd
+
+    from losslens.problems import sandbox
+
+    def nobody(_: int) -> Any:
+        raise KeyError("uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.delenv("HOME")
+    assert os.path.realpath(sys.prefix) in sandbox._readable("json")

@@ -7,9 +7,11 @@ import pickle
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -455,3 +457,51 @@ def test_resources_that_would_not_do_what_they_seem_to(composed: DictConfig, giv
 def test_a_percent_sign_in_the_output_folder_is_refused(recorder: Path, config, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^output_dir="):
         send([config(output_dir=str(tmp_path / "50%j"))])
+
+
+def test_the_pickles_of_jobs_are_their_owners_alone(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+    """They hold whole addresses, with what is secret in them."""
+    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    before = os.umask(0o022)
+    try:
+        killed([config(seed=0)], "sbatch 1")
+        (late,) = arrays(recorder)
+        assert "goes on" in begun(late, "101")
+        [pending] = (tmp_path / "outputs").rglob("submission-*/")
+        assert (pending / "0.pkl").stat().st_mode & 0o077 == pending.stat().st_mode & 0o077 == 0
+        assert (pending.parent / "101_submitted.pkl").stat().st_mode & 0o077 == 0
+        send([config(seed=1)])
+    finally:
+        os.umask(before)
+    pickles = list((tmp_path / "outputs").rglob("*.pkl"))
+    assert pickles
+    for file in pickles:
+        assert file.stat().st_mode & 0o077 == 0 or file.parent.stat().st_mode & 0o077 == 0
+    assert {folder.stat().st_mode & 0o777 for folder in (tmp_path / "outputs").glob("*/slurm")} == {0o700}
+    assert (tmp_path / "outputs" / "rollouts").stat().st_mode & 0o777 == 0o755
+
+
+def test_what_a_job_stumbles_over_is_not_kept_as_it_is(monkeypatch, tmp_path: Path, capsys) -> None:
+    """submitit would pickle the text of any error, with the key in it."""
+    from losslens.slurm import task
+
+    secret = "k3y-of-Somebody-0123456789"
+
+    def fails(_: task.Task) -> int:
+        raise RuntimeError(f"no: {secret}")
+
+    monkeypatch.setenv("SOME_API_KEY", secret)
+    monkeypatch.setattr(task.Task, "_run", fails)
+    monkeypatch.setattr(task.submitit, "JobEnvironment", lambda: SimpleNamespace(paths=SimpleNamespace(stdout="log")))
+    monkeypatch.setattr(task.provenance, "JOB_LOG", "NO_LOG")
+    monkeypatch.setattr(task.preemption, "listen", lambda *_: None)
+    monkeypatch.setattr(task.preemption, "ignore", lambda *_: None)
+    monkeypatch.setattr(task.signal, "getsignal", lambda _: print)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    with pytest.raises(SystemExit) as stopped:
+        task.Task(tmp_path / "train.py", {}, None)()
+    assert stopped.value.code == 1
+    said = capsys.readouterr().err
+    assert "RuntimeError: no: [redacted]" in said
+    assert secret not in said

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from losslens.completions import Completion
 from losslens.errors import InputError
-from losslens.files import atomic_file, digest, read_parquet
+from losslens.files import atomic_file, digest, read_parquet, read_parquet_metadata
 from losslens.problems import Problem, Verifier
 from losslens.problems.verification import verdicts
 
@@ -124,7 +124,7 @@ def scored_by(base_identity: dict[str, str | None], adapter_sha256: str | None) 
 
 
 def _metadata(file: Path, name: bytes) -> str:
-    return ((read_parquet(file).schema.metadata or {}).get(name) or b"").decode("utf-8", "replace")
+    return read_parquet_metadata(file).get(name, b"").decode("utf-8", "replace")
 
 
 def read_outcomes(file: Path) -> pd.DataFrame:

@@ -126,6 +126,22 @@ def read_parquet(path: Path, schema: Any = None, optional: Collection[str] = ())
         raise InputError(f"{path}: not a readable parquet file ({first_line(error)})") from error
 
 
+def read_parquet_metadata(path: Path) -> dict[bytes, bytes]:
+    """The metadata that a parquet file was written with; its columns are not read.
+
+    Raises:
+        InputError: There is no such file, or it cannot be read.
+    """
+    import pyarrow.parquet as pq
+
+    try:
+        return dict(pq.read_schema(path).metadata or {})
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except Exception as error:  # of a damaged file: any
+        raise InputError(f"{path}: not a readable parquet file ({first_line(error)})") from error
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -11,6 +11,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,11 +85,12 @@ class Intent:
             tasks: What each job runs.
             limits: `minutes` that a job may run, `requeues` after which it ends, `processes` of a job.
         """
-        self.pending.mkdir(parents=True)
+        self.pending.mkdir(mode=0o700, parents=True)
         for number, task in enumerate(tasks):
             delayed = submitit.helpers.DelayedSubmission(task)
             delayed.set_timeout(limits["minutes"], limits["requeues"])
             delayed.dump(self.pending / f"{number}.pkl")
+            (self.pending / f"{number}.pkl").chmod(0o600)  # which the job's shell copies with its rights
         content = {
             "cluster": here.name,
             "processes": limits["processes"],
@@ -111,7 +113,9 @@ class Intent:
         for number, (job, name) in enumerate(zip(jobs, content["tickets"], strict=True)):
             paths = submitit.SlurmJob(folder=self.folder, job_id=job, tasks=list(range(content["processes"]))).paths
             if not paths.submitted_pickle.exists():
-                shutil.copyfile(self.pending / f"{number}.pkl", paths.submitted_pickle)
+                shutil.copy(self.pending / f"{number}.pkl", paths.submitted_pickle)
+            with suppress(OSError):  # of another owner, or fetched and moved by its job at this moment
+                paths.submitted_pickle.chmod(0o600)
             write_ticket(Path(name), Ticket(job, content["cluster"], str(paths.stdout), now))
         shutil.rmtree(self.pending)
 
@@ -136,6 +140,17 @@ class Intent:
             return []
         array = found[0].partition("_")[0]
         return [array] if number == 1 else [f"{array}_{task}" for task in range(number)]
+
+
+def private(folder: Path) -> None:
+    """Makes a folder that is its owner's alone; one that is there stays as open as it is.
+
+    The pickles of jobs hold whole addresses, with what is secret in them, and submitit writes them with the usual
+    rights, in this folder and again with every requeue.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):  # whoever shares a sweep has opened it
+        folder.mkdir(mode=0o700)
 
 
 def adopt(folders: Iterable[Path], here: Cluster) -> list[str]:

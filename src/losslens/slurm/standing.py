@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ def mark_dead(run: Run, ticket: Ticket, why: str, was_put_back: bool = False) ->
     promises = ("running", "preempted") if was_put_back and ticket.submitted else ("running",)
     if not (status["state"] == "queued" or (status["state"] in promises and job == ticket.job)):
         return None
-    if Path(ticket.log).is_file():
+    if os.path.isfile(ticket.log):  # noqa: PTH113  # of another user's folder too, which may not be looked into
         why += f"; log: {ticket.log}"
     kept = {name: status[name] for name in ("step", "max_steps", "loss", "tokens_per_second") if name in status}
     slurm = {"job": ticket.job, "cluster": ticket.cluster, "log": ticket.log}

@@ -22,7 +22,7 @@ from losslens.files import atomic_file
 from losslens.slurm import cluster
 from losslens.slurm.cluster import Cluster
 from losslens.slurm.code import keep_code
-from losslens.slurm.intent import Intent
+from losslens.slurm.intent import Intent, private
 from losslens.slurm.task import Task
 from losslens.slurm.work import Work
 
@@ -171,7 +171,7 @@ class Submission:
         """
         for work in array.works:
             self._queue(work)
-        array.folder.mkdir(parents=True, exist_ok=True)
+        private(array.folder)
         code = keep_code(array.works[0].script, array.folder)
         tasks = [
             Task(code / work.script.name, work.config, work.run.folder if work.run else None) for work in array.works

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ class Task:
         except Preempted as stop:
             self._stopped(stop, requeue)
             status = 1
+        except Exception:  # submitit would keep its text as it is, with whatever key or address stands in it
+            traceback.print_exc()  # through the guard
+            sys.stdout.flush()
+            sys.stderr.flush()
+            sys.exit(1)  # of whichever process: the others would wait for it
         sys.stdout.flush()
         preemption.ignore(_TIME_IS_UP, signal.SIGTERM)
         # Slurm ends all processes when one ends with a failure, and would cut off what the main one still says.
