@@ -425,6 +425,21 @@ def test_a_letter_that_was_changed_in_a_journal_is_told(tmp_path: Path) -> None:
             Journal(file)
 
 
+def test_answers_of_before_there_were_checksums_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "j.jsonl"
+    before = {"key": "a 0", "text": "7", "tokens": 3, "finished": True, "prompt_tokens": None}
+    file.write_text(json.dumps(before) + "\n")
+    journal = Journal(file)
+    journal.add({"b 0": Completion("8", 1, True, ids=(1,))})
+    journal.close()
+    kept = {"a 0": Completion("7", 3, True), "b 0": Completion("8", 1, True, ids=(1,))}
+    assert Journal(file).completions == kept
+    for damaged in ({"text": 7}, {"finished": None}, {"tokens": "3"}, {"ids": None}, {"state": "x"}):
+        file.write_text(json.dumps({**before, **damaged}) + "\n")
+        with pytest.raises(InputError, match=r"j\.jsonl: line 1: not what was written"):
+            Journal(file)
+
+
 def test_rollouts_of_before_are_read_as_text(rollouts: pd.DataFrame, base: LoadedModel, tmp_path: Path) -> None:
     """A folder without the columns of ids, by the hash that it was frozen with."""
     import pyarrow.parquet as pq
