@@ -134,7 +134,7 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
         may_ask: Whether a server may be asked for what is not there yet.
 
     Raises:
-        UnavailableError: The training set came from a file or folder, or its writer is not there.
+        UnavailableError: The training set came from a file or folder, or its writer is not there or cannot be asked.
         InputError: As for `frozen_rollouts`.
     """
     try:
@@ -159,6 +159,10 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
         raise UnavailableError(
             f"the rollouts came from a server, which is asked only when held_out.base_url names it; {_INSTEAD}"
         )
+    try:
+        require_limits(changed, "eval")
+    except InputError as error:
+        raise UnavailableError(f"{error}; {_INSTEAD}") from error
     try:
         return frozen_rollouts(changed, "eval")
     except ServerError as error:
