@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,42 @@ def problem_source(data: Data) -> ProblemSource:
     """
     source: ProblemSource = build("data.source", data.source)
     return source
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The problems of a section of the configuration, by what is in them, so that a cache can be asked for them.
+
+    Attributes:
+        sha256: Of the section, the split and the content.
+        data: The section.
+        split: The split.
+    """
+
+    sha256: str
+    data: Data = field(compare=False)
+    split: Split = "train"
+
+
+def contents_of(data: Data, split: Split) -> Contents:
+    """What there is of `data` now.
+
+    Raises:
+        InputError: Its settings are wrong, or nothing is there.
+    """
+    identity = problem_source(data).identity(split)
+    return Contents(digest([data.model_dump(mode="json"), identity], 64), data, split)
+
+
+@lru_cache(maxsize=32)
+def prompts_of(contents: Contents, size: int | None) -> tuple[str, ...]:
+    """The prompts of `size` problems, made once in a process.
+
+    Raises:
+        InputError: As for `ProblemSource.problems`.
+    """
+    data = contents.data
+    return tuple(problem.prompt for problem in problem_source(data).problems(contents.split, size, data.seed))
 
 
 def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str, Any]:
