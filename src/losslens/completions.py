@@ -14,7 +14,7 @@ from losslens.files import digest
 
 _CHECKSUM, _DIGITS = "sha256", 16
 # A line of before there were token ids and checksums: what it holds was paid for, and stays.
-_OF_BEFORE = {
+_OF_BEFORE: dict[str, Any] = {
     "key": str, "text": str, "tokens": (int, type(None)), "finished": bool, "prompt_tokens": (int, type(None)),
 }  # fmt: skip
 
@@ -120,7 +120,7 @@ class Journal:
         if "state" in entry:
             self.state, self._at_state = entry["state"], dict(self.completions)
         else:
-            values = {"ids": None, "prompt_ids": None} if _is_of_before(entry) else {}
+            values: dict[str, Any] = {"ids": None, "prompt_ids": None} if _is_of_before(entry) else {}
             values |= {name: entry[name] for name in Completion.__dataclass_fields__ if name not in values}
             for name in ("ids", "prompt_ids"):
                 values[name] = None if values[name] is None else tuple(values[name])
