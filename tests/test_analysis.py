@@ -30,11 +30,11 @@ from losslens.analysis.pairs import choose, find
 from losslens.config import AnalyzeConfig
 from losslens.errors import InputError
 from losslens.files import digest, write_json
-from losslens.generation import encode_completion, encode_prompt
 from losslens.integrity import record_outcomes
 from losslens.models import LoadedModel, as_it_was
 from losslens.rollouts.frozen import load
 from losslens.runs import Run, runs_of
+from losslens.tokens import encode_completion, encode_prompt
 from tests.conftest import ROOT, cold, command, script
 
 # Few passes: three points, few sequences.

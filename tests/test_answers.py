@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 
-from losslens.analysis.held_out import _require_held_out
-from losslens.errors import InputError
+from losslens.analysis.held_out import _require_held_out, held_out
+from losslens.config import HeldOut, RolloutConfig, parse
+from losslens.errors import InputError, UnavailableError
+from losslens.files import digest
 from losslens.problems import Problem, Verdict
 from losslens.problems.hub_dataset import HubDataset
 from losslens.problems.judges import identity_of, verifier_of
@@ -22,7 +26,10 @@ from losslens.problems.mathematics import MathVerify
 from losslens.problems.questions import Asked
 from losslens.problems.table import cell, require_readable
 from losslens.problems.verification import verdicts
+from losslens.recorded import Trust
 from losslens.rollouts.frozen import FrozenRollouts, freeze, load
+from losslens.rollouts.sampling import held_out_rollouts, rollouts_identity
+from tests.conftest import ROOT, TINY
 
 PAIRS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text().splitlines()]
 
@@ -294,3 +301,39 @@ def test_held_out_completions_are_told_by_their_prompts(tmp_path: Path) -> None:
     _require_held_out(frozen("other", ["How much is 0 + 1?", "What is 5 + 2?"], ["0", "1"]), tmp_path, run)
     with pytest.raises(InputError, match=r"trained on 1 of its problems, 'what is 1  \+ 2\?' for one|'what is 1 \+ 2"):
         _require_held_out(frozen("same", ["what is 1  + 2?", "What is 7 + 2?"], ["h0", "h1"]), tmp_path, run)
+
+
+class TestHeldOutWhereTheBaseWasMoved:
+    """Answers of a server, read with the base's tokenizer: the base is part of what they are known by."""
+
+    def config(self, output_dir: Path, model: Path) -> RolloutConfig:
+        server = ["rollouts.engine=openai", "rollouts.server.model=m", "rollouts.max_tokens=96"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return parse(
+                RolloutConfig, compose("rollout", [f"output_dir={output_dir}", f"model.path={model}", *server])
+            )
+
+    def test_they_are_found_with_model_path(self, tmp_path: Path) -> None:
+        asked = self.config(tmp_path, TINY / "student")
+        rollouts = asked.rollouts.model_copy(update={"k": 1})
+        data = asked.data.model_copy(update={"train": 5})
+        identity = rollouts_identity(asked.model_copy(update={"rollouts": rollouts, "data": data}), "eval")
+        rows = [
+            {
+                "problem_id": str(n), "prompt": str(n), "prompt_text": None, "completion": "1", "reward": 1.0,
+                "answer": "1", "sample": 0, "source": "m", "tokens": None, "finished": True,
+            }
+            for n in range(5)
+        ]  # fmt: skip
+        folder = freeze(pd.DataFrame(rows), tmp_path / "rollouts", "heldout", {"keys": [digest(identity, 16)]})
+        run: Any = SimpleNamespace(config=self.config(tmp_path, tmp_path / "gone"))
+        settings = HeldOut(completions=None, problems=5, base_url=None, api_key_env="NONE")
+        assert held_out(settings, tmp_path, run, Trust(), str(TINY / "student")).folder == folder
+        with pytest.raises(UnavailableError, match="no such folder"):
+            held_out(settings, tmp_path, run, Trust())
+
+    def test_what_the_base_cannot_be_asked_stops_no_analysis(self, tmp_path: Path) -> None:
+        shutil.copytree(TINY / "student", tmp_path / "model")
+        (tmp_path / "model" / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
+        with pytest.raises(UnavailableError, match=r"no users here.*give held_out\.completions"):
+            held_out_rollouts(self.config(tmp_path, tmp_path / "model"), 5)

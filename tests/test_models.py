@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from losslens import hub, packaged
 from losslens.adapters import LoraSettings
 from losslens.errors import InputError, UnavailableError
-from losslens.generation import encode_prompt, render_prompt
 from losslens.models import load_model as cached_load_model
 from losslens.models import located, model_identity
+from losslens.tokens import encode_prompt, render_prompt
 from tests.conftest import TINY, base_source, cold, command, script
 
 load_model = cached_load_model.__wrapped__  # not the one in memory

@@ -18,10 +18,11 @@ from hydra import compose, initialize_config_dir
 from tokenizers import processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from losslens import adapters
 from losslens.completions import Completion, Journal
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError
-from losslens.job import Outcome, train_job
+from losslens.job import Outcome, _require_fit, train_job
 from losslens.methods.dpo import Dpo
 from losslens.methods.sft import Sft
 from losslens.models import LoadedModel, as_it_was, load_tokenizer, source_of
@@ -38,6 +39,7 @@ from losslens.tokens import (
     render_prompt,
     turns_of,
 )
+from losslens.training import dataset
 from losslens.training.dataset import tokenise
 from losslens.training.run import make_trainer
 from tests.conftest import ROOT, TINY, base_source
@@ -367,6 +369,20 @@ def test_limits_of_a_model_are_one_line_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
+def test_what_jobs_of_a_sweep_have_in_common_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    adapters.require_targets.cache_clear()
+    for name in ("skeleton", "_with_lora"):
+        monkeypatch.setattr(adapters, name, lambda *_, name=name: looked.append(name))
+    monkeypatch.setattr(dataset, "tokenise", lambda *args, now=tokenise: looked.append("tokenise") or now(*args))
+    mine = tmp_path / "mine.jsonl"
+    for completion in ("7", "8"):
+        mine.write_text(json.dumps({"prompt": "2", "completion": completion, "reward": 1}) + "\n")
+        for seed in (1, 2):
+            _require_fit(config(tmp_path, "data=file", f"data.path={mine}", "data.train=null", f"seed={seed}"))
+    assert looked == ["skeleton", "_with_lora", "tokenise", "tokenise"]  # a file is read again when it changed
+
+
 @pytest.mark.parametrize(
     ("method", "micro_batch"),
     [(Sft(name="sft"), 2), (Sft(name="sft"), 4), (Dpo(name="dpo"), 2), (Dpo(name="dpo", loss_type="ipo"), 4)],
@@ -422,6 +438,21 @@ def test_a_letter_that_was_changed_in_a_journal_is_told(tmp_path: Path) -> None:
         assert whole.count(old) == 1
         file.write_bytes(whole.replace(old, new))
         with pytest.raises(InputError, match=r"j\.jsonl: line \d: not what was written"):
+            Journal(file)
+
+
+def test_answers_of_before_there_were_checksums_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "j.jsonl"
+    before = {"key": "a 0", "text": "7", "tokens": 3, "finished": True, "prompt_tokens": None}
+    file.write_text(json.dumps(before) + "\n")
+    journal = Journal(file)
+    journal.add({"b 0": Completion("8", 1, True, ids=(1,))})
+    journal.close()
+    kept = {"a 0": Completion("7", 3, True), "b 0": Completion("8", 1, True, ids=(1,))}
+    assert Journal(file).completions == kept
+    for damaged in ({"text": 7}, {"finished": None}, {"tokens": "3"}, {"ids": None}, {"state": "x"}):
+        file.write_text(json.dumps({**before, **damaged}) + "\n")
+        with pytest.raises(InputError, match=r"j\.jsonl: line 1: not what was written"):
             Journal(file)
 
 

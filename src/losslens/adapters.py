@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def attention_modules(model: Any) -> list[str]:
     return sorted(found)
 
 
+@lru_cache(maxsize=32)
 def require_targets(source: ModelSource, settings: LoraSettings) -> None:
     """Refuses modules that no plain LoRA can be put on, by the model's configuration alone: no weight is read.
 

@@ -13,6 +13,10 @@ from losslens.errors import InputError
 from losslens.files import digest
 
 _CHECKSUM, _DIGITS = "sha256", 16
+# A line of before there were token ids and checksums: what it holds was paid for, and stays.
+_OF_BEFORE: dict[str, Any] = {
+    "key": str, "text": str, "tokens": (int, type(None)), "finished": bool, "prompt_tokens": (int, type(None)),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,8 @@ class Completion:
     """What a model wrote after a prompt.
 
     Attributes:
-        text: The decoded completion but for the token that ended it; a server's is as the server writes it.
+        text: The decoded completion, special tokens included, but for the token that ended it; a server's is as the
+            server writes it until `tokens.read_served` has read it from its ids.
         tokens: Number of tokens, the one that ended it included; None where a server does not say.
         finished: Whether the model ended it; False when it was cut.
         prompt_tokens: Number of tokens of the prompt, where a server says so.
@@ -47,7 +52,8 @@ class Journal:
     """Completions on disk as they arrive, so that what was interrupted goes on, and nothing is paid for twice.
 
     One JSON object a line: the key of the request and its completion, or the state of the random generator after the
-    lines before it, each with the SHA-256 of what it says. A last line that was cut off is dropped.
+    lines before it, each with the SHA-256 of what it says. A last line that was cut off is dropped. Lines of before
+    there were token ids have none, and no SHA-256.
 
     Args:
         file: Where.
@@ -67,9 +73,10 @@ class Journal:
         for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
             try:
                 entry = json.loads(line)
-                checksum = entry.pop(_CHECKSUM, None)
-                if checksum != digest(entry, _DIGITS):
-                    raise ValueError("another checksum")
+                if not _is_of_before(entry):
+                    checksum = entry.pop(_CHECKSUM, None)
+                    if checksum != digest(entry, _DIGITS):
+                        raise ValueError("another checksum")
                 self._take(entry)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(
@@ -113,7 +120,16 @@ class Journal:
         if "state" in entry:
             self.state, self._at_state = entry["state"], dict(self.completions)
         else:
-            values = {name: entry[name] for name in Completion.__dataclass_fields__}
+            values: dict[str, Any] = {"ids": None, "prompt_ids": None} if _is_of_before(entry) else {}
+            values |= {name: entry[name] for name in Completion.__dataclass_fields__ if name not in values}
             for name in ("ids", "prompt_ids"):
                 values[name] = None if values[name] is None else tuple(values[name])
             self.completions[entry["key"]] = Completion(**values)
+
+
+def _is_of_before(entry: Any) -> bool:
+    return (
+        isinstance(entry, dict)
+        and entry.keys() == _OF_BEFORE.keys()
+        and all(isinstance(entry[name], kind) for name, kind in _OF_BEFORE.items())
+    )

@@ -13,10 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from losslens.completions import Completion, Journal
 from losslens.errors import InputError
-from losslens.tokens import decode, encode_completion, encode_prompt, render_prompt, turns_of
-
-# Where they were before they had a file of their own.
-__all__ = ["encode_completion", "encode_prompt", "generate_greedy", "generate_samples", "render_prompt"]
+from losslens.tokens import decode, encode_prompt, turns_of
 
 # Two logits nearer than this may swap places when the same sequence is computed in another batch shape. Measured on
 # the tiny student in float32: batching moves a logit by less than 1e-4 (tests/test_generation.py).

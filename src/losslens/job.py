@@ -8,6 +8,7 @@ import traceback
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,22 @@ from losslens.integrity import bound_to
 from losslens.logger import artifacts
 from losslens.logger.session import About, Session, catch_up, session
 from losslens.methods import Method, Pairwise
-from losslens.models import load_model, source_of
+from losslens.models import ModelSource, load_model, source_of
 from losslens.notices import say_once
 from losslens.preemption import Preempted
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import FrozenRollouts, counts, load
 from losslens.rollouts.quality import quality_of, require_usable
-from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source, require_a_writer, require_limits
+from losslens.rollouts.sampling import (
+    Contents,
+    contents_of,
+    first_prompts,
+    frozen_rollouts,
+    problem_source,
+    prompts_of,
+    require_a_writer,
+    require_limits,
+)
 from losslens.runs import HeldError, Run, State, base_identity, lora_settings, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
@@ -118,26 +128,41 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
 def _require_fit(config: TrainConfig) -> None:
     """Refuses what the base cannot be trained on, or asked, before anything is sampled, trained or written.
 
+    What several jobs of a process have in common is looked at once.
+
     Raises:
         InputError: A module that is to be adapted is not there, the chat template fails, or something is too long.
     """
-    from losslens.limits import limits_of
-
     source = source_of(config.model)
-    limits = limits_of(source)
     require_targets(source, lora_settings(config))
     require_limits(config)
-    given = problem_source(config.data).rollouts() if config.rollouts.path is None else None
-    if given is not None:
-        from losslens.training.dataset import tokenise
-
-        rows = tokenise(first_prompts(given, config.data), limits.tokenizer)
-        limits.require_sequences(str(config.data.path), list(rows["prompt_ids"]), list(rows["completion_ids"]))
+    if config.rollouts.path is None:
+        _require_given(source, contents_of(config.data, "train"))
     if config.evaluation.engine == "transformers":
         for data in config.benchmarks:
-            problems = problem_source(data).problems("eval", data.eval, data.seed)
-            prompts = [problem.prompt for problem in problems]
-            limits.require_prompts(prompts, config.evaluation.max_tokens, "evaluation.max_tokens")
+            _require_room(source, prompts_of(contents_of(data, "eval"), data.eval), config.evaluation.max_tokens)
+
+
+@lru_cache(maxsize=32)
+def _require_given(source: ModelSource, contents: Contents) -> None:
+    """Refuses a file of rollouts of one's own that the base cannot be shown."""
+    given = problem_source(contents.data).rollouts()
+    if given is None:
+        return
+    from losslens.limits import limits_of
+    from losslens.training.dataset import tokenise
+
+    limits = limits_of(source)
+    rows = tokenise(first_prompts(given, contents.data), limits.tokenizer)
+    limits.require_sequences(str(contents.data.path), list(rows["prompt_ids"]), list(rows["completion_ids"]))
+
+
+@lru_cache(maxsize=32)
+def _require_room(source: ModelSource, prompts: tuple[str, ...], max_tokens: int) -> None:
+    """Refuses prompts of benchmarks that leave no room for an answer."""
+    from losslens.limits import limits_of
+
+    limits_of(source).require_prompts(prompts, max_tokens, "evaluation.max_tokens")
 
 
 def _leave_the_queue(folder: Path | None, error: Exception) -> None:

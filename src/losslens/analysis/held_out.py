@@ -51,8 +51,17 @@ class TeacherForced:
         return Sequences(prompts, completions)
 
 
-def held_out(settings: HeldOut, output_dir: Path, run: RunFacts | None, trust: Trust) -> FrozenRollouts:
+def held_out(
+    settings: HeldOut, output_dir: Path, run: RunFacts | None, trust: Trust, model_path: str | None = None
+) -> FrozenRollouts:
     """The completions that `settings` names; else those that the runs' own policy gives to held-out problems.
+
+    Args:
+        settings: Of the analysis.
+        output_dir: Where frozen rollouts lie.
+        run: What the runs' manifests say.
+        trust: What they may ask for.
+        model_path: The base, where it is not where the runs found it.
 
     Raises:
         UnavailableError: Nobody can be asked for them.
@@ -76,11 +85,14 @@ def held_out(settings: HeldOut, output_dir: Path, run: RunFacts | None, trust: T
             )
         except ValidationError as error:
             raise UnavailableError("the runs are of another version of LossLens; give held_out.completions") from error
+        model = rollout_config.model
+        if model_path is not None and model_path != model.path:
+            model = model.model_copy(update={"path": model_path, "revision": None, "package": None})
         # Which server is asked, and with which key, this command line says.
         server = {"base_url": settings.base_url, "api_key_env": settings.api_key_env}
         asked = rollout_config.rollouts.server.model_copy(update=server)
         rollouts = rollout_config.rollouts.model_copy(update={"server": asked})
-        rollout_config = rollout_config.model_copy(update={"rollouts": rollouts})
+        rollout_config = rollout_config.model_copy(update={"rollouts": rollouts, "model": model})
         frozen = held_out_rollouts(rollout_config, settings.problems, may_ask=settings.base_url is not None)
     right = frozen.table[frozen.table["reward"] > 0]
     if len(right) < 4:

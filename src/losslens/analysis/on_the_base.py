@@ -60,7 +60,7 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
         if not chosen.pairs:
             return found
         missing = "connectivity, CKA"
-        frozen = held_out(config.held_out, config.output_dir, gathered.first, trust_of(config))
+        frozen = held_out(config.held_out, config.output_dir, gathered.first, trust_of(config), config.model_path)
     except UnavailableError as error:
         found.left_out[missing] = str(error)
         return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,42 @@ def problem_source(data: Data) -> ProblemSource:
     with in_full(data.field):
         source: ProblemSource = build(f"{data.field}.source", data.source)
     return InFull(source, data.field)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The problems of a section of the configuration, by what is in them, so that a cache can be asked for them.
+
+    Attributes:
+        sha256: Of the section, the split and the content.
+        data: The section.
+        split: The split.
+    """
+
+    sha256: str
+    data: Data = field(compare=False)
+    split: Split = "train"
+
+
+def contents_of(data: Data, split: Split) -> Contents:
+    """What there is of `data` now.
+
+    Raises:
+        InputError: Its settings are wrong, or nothing is there.
+    """
+    identity = problem_source(data).identity(split)
+    return Contents(digest([data.model_dump(mode="json"), identity], 64), data, split)
+
+
+@lru_cache(maxsize=32)
+def prompts_of(contents: Contents, size: int | None) -> tuple[str, ...]:
+    """The prompts of `size` problems, made once in a process.
+
+    Raises:
+        InputError: As for `ProblemSource.problems`.
+    """
+    data = contents.data
+    return tuple(problem.prompt for problem in problem_source(data).problems(contents.split, size, data.seed))
 
 
 def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str, Any]:
@@ -136,7 +173,7 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
         may_ask: Whether a server may be asked for what is not there yet.
 
     Raises:
-        UnavailableError: The training set came from a file or folder, or its writer is not there.
+        UnavailableError: The training set came from a file or folder, or its writer is not there or cannot be asked.
         InputError: As for `frozen_rollouts`.
     """
     try:
@@ -161,6 +198,10 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
         raise UnavailableError(
             f"the rollouts came from a server, which is asked only when held_out.base_url names it; {_INSTEAD}"
         )
+    try:
+        require_limits(changed, "eval")
+    except InputError as error:
+        raise UnavailableError(f"{error}; {_INSTEAD}") from error
     try:
         return frozen_rollouts(changed, "eval")
     except ServerError as error:
