@@ -254,20 +254,24 @@ class TestBases:
         ("first", "second", "same"),
         [
             (("a/base", None), ("A/Base", None), True),
-            (("a/base", None), ("b/base", None), False),
+            (("a/base", "1" * 40), ("b/base", "1" * 40), False),
+            (("a/base", "1" * 40), ("models/llama", None), None),  # a folder where it was made?
+            (("models/llama", None), ("a/base", "main"), None),
             (("a/base", "1" * 40), ("a/base", "2" * 40), False),
             (("a/base", "1" * 40), ("a/base", None), True),
         ],
     )
     def test_of_the_hub_by_id_and_commit(
-        self, first: tuple, second: tuple, same: bool, plain: Path, tmp_path: Path
+        self, first: tuple, second: tuple, same: bool | None, plain: Path, tmp_path: Path
     ) -> None:
         x, y = (
             changed(plain, tmp_path / label, base_model_name_or_path=name, revision=revision)
             for label, (name, revision) in (("x", first), ("y", second))
         )
-        if same:
-            require_one_base({"x": x, "y": y}, None, None, {})
+        if same is not False:
+            left_out: dict[str, str] = {}
+            require_one_base({"x": x, "y": y}, None, None, left_out)
+            assert list(left_out) == ([] if same else ["the base of y"])
             return
         with pytest.raises(InputError, match=r"adapters\.y: made on another base"):
             require_one_base({"x": x, "y": y}, None, None, {})

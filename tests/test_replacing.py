@@ -92,7 +92,7 @@ class TestTheFolder:
             assert not take_place(new, folder, Earlier(), keep=False)
         assert earlier(folder).pairs == [("a", "b")]
 
-    @pytest.mark.parametrize("after", range(4))
+    @pytest.mark.parametrize("after", range(9))
     @pytest.mark.parametrize("content", [facts(a="1"), facts(a="1", b="2", c="3")], ids=["less", "more"])
     def test_killed_at_any_point_one_of_them_is_whole(
         self, content: dict[str, Any], after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -113,11 +113,16 @@ class TestTheFolder:
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(Path, "replace", killed(Path.replace))
+            for step in ("replace", "unlink", "write_text"):
+                patch.setattr(Path, step, killed(getattr(Path, step)))
             patch.setattr(replacing.shutil, "rmtree", killed(replacing.shutil.rmtree))
             with contextlib.suppress(KeyboardInterrupt):
                 put(folder, content)
         settle(folder)
+        there = [earlier(path).adapters for path in (folder, kept_aside(folder, first["adapters"]))]
+        assert there[0] in (first["adapters"], content["adapters"])  # before anything more is put there
+        assert len(content["adapters"]) > 2 or first["adapters"] in there
+        assert not list(tmp_path.glob("*/.kept-as"))
         assert put(folder, content)
         whole = [earlier(path).adapters for path in tmp_path.glob("analysis*") if path.is_dir()]
         assert content["adapters"] in whole

@@ -54,6 +54,7 @@ CONTROLLER = """#!/bin/bash
 """
 QUEUE = """#!/bin/bash
 [ -e "$RECORD/deaf" ] && exit 1
+[[ "$*" == *--all* ]] || exit 0  # without it jobs in hidden partitions are not told
 [[ "$*" == *%k* ]] && { cat "$RECORD/comments"; exit 0; }
 cat "$RECORD/queue" 2>/dev/null || true
 """
@@ -231,7 +232,9 @@ def begun(text: str, job: str) -> str:
     body = "\n".join(line for line in lines if line.startswith("[ -e "))
     environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": job}
     shell = ["bash", "-c", f"{body}\necho goes on"]
-    return subprocess.run(shell, capture_output=True, text=True, env=environment, check=True).stdout
+    outcome = subprocess.run(shell, capture_output=True, text=True, env=environment, check=False)
+    assert (outcome.returncode == 0) == ("goes on" in outcome.stdout)  # what waits for it does not start either
+    return outcome.stdout
 
 
 def test_a_job_whose_submission_was_given_up_runs_nothing(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
@@ -248,6 +251,53 @@ def test_a_job_whose_submission_was_given_up_runs_nothing(recorder: Path, config
     _, again, _ = arrays(recorder)
     assert "another job does its work" in begun(late, "101")
     assert "goes on" in begun(again, "102")
+
+
+@pytest.mark.parametrize("call", [1, 2])
+def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
+    call: int, recorder: Path, config, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """The job may be running: its ticket and its run stay as they are, and the next command finds it."""
+    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    record, calls = intent.Intent.record, []
+
+    def interrupted(*given: object) -> None:
+        calls.append(1)
+        if len(calls) == call:
+            (recorder / "deaf").touch()
+            raise KeyboardInterrupt
+        record(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(submission.Intent, "record", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            send([config(seed=0), config(seed=1)])
+    assert "Slurm cannot be asked what has been submitted" in capsys.readouterr().out
+    assert len(list((tmp_path / "outputs").rglob("submission-*/"))) == 1
+    assert not (recorder / "cancelled").exists()
+    if call == 2:
+        assert [run.status["state"] for run in the_runs(tmp_path)] == ["queued", "queued"]
+    (recorder / "deaf").unlink()
+    jobs = [line.partition("|")[0] for line in (recorder / "comments").read_text().splitlines()]
+    (recorder / "queue").write_text("".join(f"{job}|RUNNING|None\n" for job in jobs))
+    send([config(seed=0), config(seed=1)])
+    assert len(arrays(recorder)) == 2
+    assert "found again" in capsys.readouterr().out
+    assert {read_json(run.ticket)["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
+
+
+def test_a_refusal_leaves_the_files_of_other_jobs(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+    send([config(seed=0)])
+    folder = tmp_path / "outputs" / "main" / "slurm"
+    before = set(folder.iterdir())
+    busy = RECORDER.replace('cat "$1" >>', f'touch "{folder}"/102_0_log.out "{folder}"/102_0_result.pkl; cat "$1" >>')
+    (recorder / "sbatch").write_text(busy, encoding="utf-8")
+    monkeypatch.setenv("REFUSE_FROM", "4")  # the rollouts are made anew, as their job is gone; then the run
+    with pytest.raises(InputError, match="Too many jobs"):
+        send([config(seed=1)])
+    names = {file.name for file in set(folder.iterdir()) - before}
+    assert {"102_0_log.out", "102_0_result.pkl"} <= names
+    assert not [name for name in names if "submission" in name or len(name) == 36]
 
 
 def test_a_comment_of_ones_own_stays(recorder: Path, config) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,8 @@ from losslens.analysis.pairs import Pair
 from losslens.errors import InputError
 from losslens.files import digest, read_json
 from losslens.runs import Run
+
+_KEPT_AS = ".kept-as"  # in an analysis on its way aside: the name it is to have there
 
 
 @dataclass(frozen=True)
@@ -106,32 +109,51 @@ def take_place(new: Path, folder: Path, before: Earlier, keep: bool) -> bool:
         Whether it has been done.
     """
     with Run(folder).lock():
-        settle(folder)
+        _settle(folder)
         if earlier(folder) != before:
             return False
-        old = kept_aside(folder, before.adapters) if keep else _old(folder)
+        kept = kept_aside(folder, before.adapters) if keep else None
         if folder.exists():
-            if old.exists():
-                shutil.rmtree(old)
-            folder.replace(old)
+            # Where it is to stay is written into it first, for whoever settles what is cut off here.
+            (folder / _KEPT_AS).unlink(missing_ok=True)
+            if kept is not None:
+                (folder / _KEPT_AS).write_text(kept.name, encoding="utf-8")
+            folder.replace(_old(folder))
         new.replace(folder)
-        if keep:
-            _carry_over(old, folder, ["wandb"])
-        settle(folder)
+        _settle(folder)
     return True
 
 
 def settle(folder: Path) -> None:
     """Brings to its end what a process that was killed in `take_place` had begun."""
+    if _old(folder).exists() or (folder / _KEPT_AS).exists():
+        with Run(folder).lock():  # another process may be about it
+            _settle(folder)
+
+
+def _settle(folder: Path) -> None:
     old = _old(folder)
+    if folder.exists():
+        (folder / _KEPT_AS).unlink(missing_ok=True)  # it was not moved away
     if not old.exists():
         return
     if not folder.exists():
         old.replace(folder)
+        (folder / _KEPT_AS).unlink(missing_ok=True)
         return
+    name = (old / _KEPT_AS).read_text(encoding="utf-8", errors="replace") if (old / _KEPT_AS).is_file() else ""
+    if not re.fullmatch(rf"{re.escape(folder.name)}-of-[\w-]+", name):
+        name = ""
     # W&B's files, and whatever somebody else has put there.
-    _carry_over(old, folder, [entry.name for entry in old.iterdir()])
-    shutil.rmtree(old)
+    _carry_over(old, folder, ["wandb"] if name else [entry.name for entry in old.iterdir()])
+    if not name:
+        shutil.rmtree(old)
+        return
+    kept = folder.with_name(name)
+    if kept.exists():  # the same adapters, kept aside before
+        shutil.rmtree(kept)
+    old.replace(kept)
+    (kept / _KEPT_AS).unlink(missing_ok=True)
 
 
 def _carry_over(old: Path, folder: Path, names: Sequence[str]) -> None:

@@ -155,8 +155,11 @@ def _readable(module: str) -> list[str]:
     own = {str(Path(__file__).parents[1])}
     own |= {str(path) for path in getattr(sys.modules.get(module.partition(".")[0]), "__path__", ())}
     found = {os.path.realpath(path) for path in (*prefixes, *packages, *own, *_SYSTEM) if path}
-    home = os.path.realpath(Path("~").expanduser())
-    return sorted(path for path in found if Path(path).exists() and not _is_below(home, [path]))
+    try:
+        home = [os.path.realpath(Path("~").expanduser())]
+    except RuntimeError:  # a user whom no list names, as in a container: there is no home to keep apart
+        home = []
+    return sorted(path for path in found if Path(path).exists() and not any(_is_below(each, [path]) for each in home))
 
 
 def _is_below(path: str, folders: Iterable[str]) -> bool:

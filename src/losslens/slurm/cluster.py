@@ -100,9 +100,9 @@ def states(jobs: Iterable[str]) -> dict[str, JobState] | None:
         return {}
     arrays = ",".join(sorted({job.partition("_")[0] for job in wanted}))
     # A single job that is forgotten is an error to squeue, so all that is there is asked for when that happens.
-    told = _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={arrays}")
+    told = _ask("squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i|%T|%r", f"--jobs={arrays}")
     if told is None:
-        told = _ask("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
+        told = _ask("squeue", "--all", "--noheader", "--array", "--states=all", "--format=%i|%T|%r")
     if told is None:
         return None
     found = {
@@ -121,7 +121,8 @@ def states(jobs: Iterable[str]) -> dict[str, JobState] | None:
 
 def with_comment(comment: str) -> list[str] | None:
     """One's own jobs whose comment ends so, those that ended just now too; None when Slurm cannot be asked."""
-    told = _ask("squeue", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%k")
+    # --all: also in partitions that are hidden, or closed to one's group meanwhile.
+    told = _ask("squeue", "--all", "--noheader", "--array", "--states=all", f"--user={os.getuid()}", "--format=%i|%k")
     if told is None:
         return None
     lines = [line.strip().split("|", 1) for line in told.splitlines() if "|" in line]

@@ -63,13 +63,17 @@ class Intent:
 
     @property
     def setup(self) -> list[str]:
-        """Lines of shell a job begins with: it ends when its submission was given up, else puts its task in place."""
+        """Lines of shell a job begins with: it ends when its submission was given up, else puts its task in place.
+
+        It ends as failed, so that no job starts that waits for what it should have made. Its run is marked by nobody:
+        no ticket names it.
+        """
         job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         gone = "The command that submitted this job was cut off, and another job does its work."
         token, tasks, folder = (shlex.quote(str(path)) for path in (self.token, self.pending, self.folder))
         task = f"{folder}/{job}_submitted.pkl"
         return [
-            f"[ -e {token} ] || {{ echo {shlex.quote(gone)}; exit 0; }}",
+            f"[ -e {token} ] || {{ echo {shlex.quote(gone)}; exit 1; }}",
             f"[ -e {task} ] || cp {tasks}/${{SLURM_ARRAY_TASK_ID:-0}}.pkl {task}",
         ]
 

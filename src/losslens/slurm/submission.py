@@ -26,6 +26,9 @@ from losslens.slurm.intent import Intent, private
 from losslens.slurm.task import Task
 from losslens.slurm.work import Work
 
+# What submitit writes before sbatch has given an id; commands that share a folder take turns.
+_OF_A_CALL = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")
+
 
 @dataclass(frozen=True)
 class Array:
@@ -150,7 +153,8 @@ class Submission:
     """All arrays of one command: where one of them is refused, those before it are taken back.
 
     As a context manager: what was submitted inside is cancelled when the block ends with an error, and its runs and
-    tickets are as they were.
+    tickets are as they were. Where Slurm cannot be asked whether it has a job, all that was submitted stays, for the
+    next command to find.
     """
 
     def __init__(self, here: Cluster) -> None:
@@ -159,6 +163,7 @@ class Submission:
         self._arrays: list[str] = []
         self._intents: list[Intent] = []
         self._before: dict[Path, bytes | None] = {}
+        self._submitted: list[Path] = []  # of what `_before` has, the files of works whose submission is written down
 
     def __enter__(self) -> Submission:
         return self
@@ -189,13 +194,16 @@ class Submission:
             requeues=resources.requeues,
             processes=array.processes,
         )
+        self._submitted += [file for work in array.works for file in _files_of(work)]
         try:
             with _clean_environment(resources):
                 jobs = array.executor(code, intent).submit_array(tasks)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             intent.give_up()
+            # The folder is that of running jobs too, whose logs and results appear meanwhile.
             for file in set(array.folder.iterdir()) - left_before:
-                file.unlink(missing_ok=True)
+                if _OF_A_CALL.fullmatch(file.name):
+                    file.unlink(missing_ok=True)
             raise InputError(f"{_said(str(error))} ({_asked(array)})") from error
         self._arrays.append(jobs[0].job_id.partition("_")[0])
         intent.record([job.job_id for job in jobs])
@@ -203,8 +211,7 @@ class Submission:
 
     def _queue(self, work: Work) -> None:
         """Marks what is about to be submitted, before its job can start and say what it does."""
-        status_file = [work.run.folder / "status.json"] if work.run else []
-        for file in (work.ticket, *status_file):
+        for file in _files_of(work):
             self._before[file] = file.read_bytes() if file.exists() else None
         # An old ticket would make whoever looks now believe that the new job has died.
         work.ticket.unlink(missing_ok=True)
@@ -215,11 +222,20 @@ class Submission:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             return
+        stays = False
         for intent in self._intents:
-            if intent.pending.exists():  # sbatch may have answered, and nobody has heard it
-                self._arrays += {job.partition("_")[0] for job in cluster.with_comment(intent.comment) or []}
-            intent.give_up()
-        cluster.cancel(dict.fromkeys(self._arrays))
+            if intent.pending.exists() and intent.token.exists():  # sbatch may have answered, and nobody has heard it
+                jobs = cluster.with_comment(intent.comment)
+                stays |= jobs is None
+                self._arrays += {job.partition("_")[0] for job in jobs or []}
+        if stays:
+            print("Slurm cannot be asked what has been submitted; the same command finds it again, or submits it")
+            for file in self._submitted:
+                self._before.pop(file, None)
+        else:
+            for intent in self._intents:
+                intent.give_up()
+            cluster.cancel(dict.fromkeys(self._arrays))
         for file, content in self._before.items():
             if content is None:
                 file.unlink(missing_ok=True)
@@ -244,6 +260,11 @@ def _clean_environment(resources: Resources) -> Iterator[None]:
     with submitit.helpers.clean_env(extra_names=[name for name in os.environ if name.startswith("SALLOC_")]):
         os.environ.update(kept)
         yield
+
+
+def _files_of(work: Work) -> list[Path]:
+    """What says that a work is submitted."""
+    return [work.ticket, *([work.run.folder / "status.json"] if work.run else [])]
 
 
 def _asked(array: Array) -> str:
