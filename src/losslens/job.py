@@ -28,7 +28,7 @@ from losslens.references import described, references_of
 from losslens.rollouts.frozen import FrozenRollouts, counts, load
 from losslens.rollouts.quality import quality_of, require_usable
 from losslens.rollouts.sampling import first_prompts, frozen_rollouts, problem_source, require_a_writer, require_limits
-from losslens.runs import HeldError, Run, State, base_identity, lora_settings, run_identity, run_of
+from losslens.runs import HeldError, Run, State, base_identity, lora_settings, require_one_base, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
 
@@ -83,6 +83,7 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
             raise
         name, folder = run.name, run.folder
         if not run.is_trained():
+            require_one_base(config.output_dir / config.sweep, config.model)
             require_problems(config.benchmarks)
             require_a_writer(config)
             config.optim.share(processes.count())
