@@ -95,7 +95,7 @@ def test_rollouts_that_were_edited(tmp_path: Path, frozen: Path, rollouts: pd.Da
     ("name", "arguments", "named"),
     [
         ("analyze.py", ["sweep=nothing"], "sweep=nothing"),
-        ("evaluate.py", ["sweep=nothing"], "sweep=nothing"),
+        ("evaluate.py", ["sweep=nothing", "benchmark=arithmetic"], "sweep=nothing"),
         ("analyze.py", ["sweep=a/b"], "sweep"),
         ("launch/status.py", ["sweep=nothing"], "sweep=nothing"),
         ("launch/status.py", ["--what"], "--what"),

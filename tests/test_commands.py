@@ -16,7 +16,7 @@ from tests.conftest import ROOT
 
 PLACES = (
     "outputs", "/scratch/o", "my runs", "a=b", "(x) [y], {z}", "it's", 'say "x"', "back\\slash", "end\\", "e\\'s",
-    "~me", "a,b", "$HOME", "#1", "é",
+    "me~", "a,b", "$HOME", "#1", "é",
 )  # fmt: skip
 
 
@@ -29,6 +29,11 @@ def test_hydra_reads_what_was_meant(place: str, sweep: str | list[str] | None) -
         found = parse(AnalyzeConfig, compose("analyze", overrides))
     assert found.output_dir == Path(place)
     assert found.sweep == (sweep or "main")
+
+
+def test_a_folder_with_spaces_is_readable() -> None:
+    line = command("analyze.py", "main", "/tmp/x (5=b)")
+    assert line.endswith("""'output_dir="/tmp/x (5=b)"'""")
 
 
 @pytest.mark.parametrize("place", PLACES)

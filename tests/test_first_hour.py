@@ -37,8 +37,11 @@ from losslens.command_line import explained, prepared
 from losslens.config import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
 from losslens.errors import InputError
 from losslens.interpolations import derived
+from losslens.job import Outcome, train_job
 from losslens.key_values import KeyValueParser
+from losslens.runs import require_one_base
 from losslens.scoring import require_problems
+from losslens.sweep import Sweep
 from tests.conftest import ROOT, TINY, script
 
 SCHEMAS = {"train": TrainConfig, "rollout": RolloutConfig, "evaluate": EvaluateConfig, "analyze": AnalyzeConfig}
@@ -196,7 +199,7 @@ def test_six_architectures_on_problems_of_ones_own(problems: Path, tmp_path: Pat
         model = folder_of(make, tmp_path / name, template=number % 2 == 0)
         line = ["method=sft", f"model.path={model}", "data=file", f"data.path={problems}", "rollouts.policy=base"]
         line += ["rollouts.k=1", "rollouts.max_tokens=8", "evaluation.max_tokens=4", "logger=none"]
-        line += [f"output_dir={tmp_path / 'out'}", "optim.max_steps=1", "optim.batch_size=2"]
+        line += [f"output_dir={tmp_path / 'out'}", f"sweep={name}", "optim.max_steps=1", "optim.batch_size=2"]
         stopped = script("train.py", *line, check=2)
         assert "share correct: " in stopped.stdout
         assert "cut at the token limit: " in stopped.stdout
@@ -206,8 +209,39 @@ def test_six_architectures_on_problems_of_ones_own(problems: Path, tmp_path: Pat
         if name in ("gemma", "gpt2"):
             done = script("train.py", *line, "rollouts.accept=[all_incorrect,mostly_cut]")
             assert f"model.name={name}" in done.stdout
-            [run] = (tmp_path / "out" / "main").glob(f"sft-conventional-r8-{name}-*")
+            assert "fan_in_fan_out" not in done.stderr
+            assert "PAD/BOS/EOS" not in done.stderr
+            [run] = (tmp_path / "out" / name).glob(f"sft-conventional-r8-{name}-*")
             assert json.loads((run / "manifest.json").read_text())["learning_rate"] == 2e-4
+
+
+def test_a_second_base_is_refused_before_it_is_trained(tmp_path: Path) -> None:
+    """Its runs could not be compared with the others; one that failed is in nobody's way."""
+    other = tmp_path / "out" / "two" / "sft-x-12345678"
+    other.mkdir(parents=True)
+    (other / "manifest.json").write_text(json.dumps({"base": {"sha256": "another"}}))
+    (other / "status.json").write_text(json.dumps({"state": "completed"}))
+    config = settings("sweep=two", f"output_dir={tmp_path / 'out'}")
+    outcome = train_job(config)
+    assert (outcome.state, outcome.exit_status) == ("failed", 2)
+    assert "sweep=two has one base" in outcome.error
+    assert [path.name for path in other.parent.iterdir()] == [other.name]
+    (other / "status.json").write_text(json.dumps({"state": "failed"}))
+    require_one_base(other.parent, config.model)
+
+
+def test_a_refusal_of_every_job_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    alike = Sweep()
+    for number in range(6):
+        alike._ended(number, Outcome(f"run-{number}", "failed", error="no such thing", exit_status=2))
+    assert alike.end() == 2
+    assert "".join(capsys.readouterr()) == "train.py: no such thing\n"
+    mixed = Sweep()
+    for number, error in enumerate(["no such thing", "no such thing", "another"]):
+        mixed._ended(number, Outcome(f"run-{number}", "failed", error=error, exit_status=2))
+    mixed.end()
+    said = capsys.readouterr().out
+    assert (said.count("no such thing"), said.count("as above"), said.count("another")) == (1, 1, 1)
 
 
 def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> None:
@@ -253,11 +287,12 @@ def test_rollouts_are_swept_over_where_an_experiment_does() -> None:
 def test_runs_are_scored_again_as_long_as_before(sweep: Path) -> None:
     line = ["sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=2"]
     for run in (file.parent for file in sweep.glob("main/*/status.json")):
-        if not run.name.startswith(("sft", "base")):
-            shutil.rmtree(run)
+        if not run.name.startswith("sft"):
+            shutil.rmtree(run)  # also the base, as if none had been scored
     assert "benchmark" in refused("evaluate.py", *line[:2])
     script("evaluate.py", *line)
     before = set(sweep.glob("main/*/eval/arithmetic_long*.parquet"))
+    assert {file.parents[1].name.partition("-")[0] for file in before} == {"sft", "base"}
     script("evaluate.py", *line, "evaluation.max_tokens=64")  # conftest.SMALL's
     assert set(sweep.glob("main/*/eval/arithmetic_long*.parquet")) == before
 

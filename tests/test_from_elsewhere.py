@@ -86,7 +86,13 @@ def test_a_manifest_that_names_code_runs_none(outputs: Path, tmp_path: Path) -> 
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
     told = "the manifest names code for the problems, 'subprocess.Popen', which is not run unless"
     assert f"left out: connectivity, CKA: {told}" in outcome.stdout.replace("\n", " ")
-    script("evaluate.py", "benchmark.arithmetic.eval=3", "evaluation.max_tokens=16", f"output_dir={outputs}")
+    script(
+        "evaluate.py",
+        "benchmark=arithmetic",
+        "benchmark.arithmetic.eval=3",
+        "evaluation.max_tokens=16",
+        f"output_dir={outputs}",
+    )
     assert not ran.exists()
 
 
@@ -169,7 +175,9 @@ def test_trust_in_code_is_the_command_lines(outputs: Path, with_code: Path, tmp_
     edit(outputs, change)
     for folder in (*outputs.glob("main/base-*"), *outputs.glob("main/*/eval")):
         shutil.rmtree(folder, ignore_errors=True)
-    outcome = script("evaluate.py", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2)
+    outcome = script(
+        "evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2
+    )
     assert "trust_remote_code=true" in one_line(outcome, "evaluate.py")
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
     assert "trust_remote_code=true" in outcome.stdout
@@ -290,7 +298,9 @@ def test_a_damaged_run_is_refused_in_one_line(outputs: Path) -> None:
             assert "\n" not in str(error.value)
         (run / name).write_text(before)
     (run / "manifest.json").write_text(DAMAGED["deep"])
-    outcome = script("evaluate.py", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2)
+    outcome = script(
+        "evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2
+    )
     assert str(run / "manifest.json") in one_line(outcome, "evaluate.py")
 
 

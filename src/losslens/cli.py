@@ -36,6 +36,10 @@ for _client in ("httpx", "httpx2", "openai", "fontTools"):
     logging.getLogger(_client).setLevel(logging.WARNING)
 # TRL and PEFT still ask transformers by the old name.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
+# GPT-2 stores a weight the other way round, which PEFT sees by itself.
+warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning, module=r"peft\.")
+# transformers aligns the configuration with the tokenizer, as it should; adapters do not hold it.
+logging.getLogger("transformers.trainer_utils").addFilter(lambda said: "new PAD/BOS/EOS tokens" not in str(said.msg))
 
 # What does one job, and what is called after the last one and gives the exit status.
 Tasks = tuple[Callable[[DictConfig], None], Callable[[], int]]

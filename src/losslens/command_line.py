@@ -258,7 +258,7 @@ def _as_several(key: str, value: str, schema: type[BaseModel]) -> str:
 
 def _not_there(argument: str, key: str, arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
     """Why a key is not there: it has another name, or belongs to an option that is not chosen; empty where it is."""
-    if (conf / key.partition("@")[0]).is_dir():
+    if (conf / key.partition("@")[0]).is_dir() or key.startswith(("+", "hydra.")):
         return ""
     value = argument.partition("=")[2]
     if key.startswith("benchmark.") and "benchmark" in schema.model_fields:
@@ -407,11 +407,11 @@ def _keys(conf: Path, schema: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _hint(key: str, conf: Path | None = None, schema: type[BaseModel] = TrainConfig) -> str:
+def _hint(key: str, conf: Path, schema: type[BaseModel]) -> str:
     """`did you mean …?` of the keys that are like one that is not there; empty where none is."""
-    keys = _keys(conf or Path("conf"), schema)
+    keys = _keys(conf, schema)
     plain = [name for name in keys if "*" not in name]
-    for option in ("file", "gsm8k") if "data" in schema.model_fields and conf is not None else ():
+    for option in ("file", "gsm8k") if "data" in schema.model_fields else ():
         plain += [f"data.{name}" for name in _names_in(conf / "data" / f"{option}.yaml")]
     plain = list(dict.fromkeys(plain))
     leaf = key.rpartition(".")[2]

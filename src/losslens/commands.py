@@ -33,6 +33,8 @@ def _value(value: str | Sequence[str], hydra: bool) -> str:
         return f"[{','.join(value)}]"
     if not hydra or _PLAIN.fullmatch(value):
         return value
+    if not re.search(r'["$\\]', value):
+        return f'"{value}"'  # the shell's quotes around it are the single ones
     # As Hydra reads it: a backslash counts before a quote only.
     text = re.sub(r"(\\*)'", r"\1\1\\'", value)
     text = re.sub(r"(\\+)$", r"\1\1", text)

@@ -38,7 +38,7 @@ from losslens.rollouts.sampling import (
     require_a_writer,
     require_limits,
 )
-from losslens.runs import HeldError, Run, State, base_identity, lora_settings, run_identity, run_of
+from losslens.runs import HeldError, Run, State, base_identity, lora_settings, require_one_base, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
 from losslens.statistics import wilson_interval
 
@@ -93,6 +93,7 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
             raise
         name, folder = run.name, run.folder
         if not run.is_trained():
+            require_one_base(config.output_dir / config.sweep, config.model)
             require_problems(config.benchmarks)
             require_a_writer(config)
             config.optim.share(processes.count())

@@ -261,6 +261,30 @@ def base_run(sweep: Path, model: Model) -> Run:
     return Run(sweep / f"base-{model.name}-{digest(base_identity(model), 8)}")
 
 
+def require_one_base(sweep: Path, model: Model) -> None:
+    """Refuses a base in a sweep that holds runs of another one: they could not be compared.
+
+    Args:
+        sweep: The sweep's folder.
+        model: The base of a run that is to be trained.
+
+    Raises:
+        InputError: There are such runs, under way or completed.
+    """
+    base = base_identity(model)
+    for file in sorted(sweep.glob("*/status.json")):
+        run = Run(file.parent)
+        try:
+            other = run.manifest.get("base") if run.status.get("state") != "failed" else None
+        except InputError:  # damaged, or not that far
+            continue
+        if other is not None and other != base:
+            raise InputError(
+                f"model.path={model.path}: another base than that of {run.name}; sweep={sweep.name} has one base, so "
+                "that its runs can be compared: put this one into a sweep of its own (sweep=NAME)"
+            )
+
+
 def runs_of(output_dir: Path, sweep: str) -> list[Run]:
     """Every run of a sweep that was ever started, the base first, then by name.
 

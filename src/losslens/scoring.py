@@ -221,10 +221,16 @@ def evaluate_job(config: DictConfig) -> None:
     tables = {name: Table("run", "accuracy", "95% interval") for name in names}
     refused = []
     scores: dict[Run, dict[str, pd.DataFrame]] = {}
+    trust = Trust(checked.trust_remote_code)
+    bases = _bases_never_scored(runs, trust)
+    runs = [*bases, *runs]
     todo = [(run, False) for run in runs]
     for run, wait in todo:
         try:
-            files = _score_again(run, benchmarks, evaluation, Trust(checked.trust_remote_code), wait)
+            if run in bases:
+                files = score_base(run.folder.parent, bases[run], benchmarks, evaluation, wait)
+            else:
+                files = _score_again(run, benchmarks, evaluation, trust, wait)
             scores[run] = {name: read_outcomes(files[name]) for name in names}
         except HeldError as error:
             print(f"{error}; left for later", flush=True)
@@ -273,9 +279,41 @@ def _length_of(run: Run) -> int | None:
     return length if isinstance(length, int) else None
 
 
+def _bases_never_scored(runs: Sequence[Run], trust: Trust) -> dict[Run, Model]:
+    """The bases of these runs, as their manifests have them, that are not among them: no run scored them."""
+    found: dict[Run, Model] = {}
+    known = {run.name.rpartition("-")[2] for run in runs if run.name.startswith("base-")}
+    for run in runs:
+        try:
+            model = _base_of(run, trust)
+        except InputError:
+            continue  # told when the run itself is scored
+        base = base_run(run.folder.parent, model)
+        identity = base.name.rpartition("-")[2]
+        if identity not in known:
+            found[base] = model
+            known.add(identity)
+    return found
+
+
 def _score_again(
     run: Run, benchmarks: Sequence[Data], evaluation: Evaluation, trust: Trust, wait: bool
 ) -> dict[str, Path]:
+    model = _base_of(run, trust)
+    if run.manifest.get("method") == "base":
+        return score_base(run.folder.parent, model, benchmarks, evaluation, wait)
+    with run.lock(wait):
+        if not run.is_trained():
+            raise InputError(f"{run.folder}: no finished adapter in it")
+        return score_run(run, model, benchmarks, evaluation)
+
+
+def _base_of(run: Run, trust: Trust) -> Model:
+    """The base of a run, as its manifest has it.
+
+    Raises:
+        InputError: The manifest is damaged or not of this run, or the base is no longer that.
+    """
     manifest = run.manifest
     require_own_manifest(run.folder, manifest)
     try:
@@ -288,9 +326,4 @@ def _score_again(
         model = model.model_copy(update={"revision": trained_on.get("revision")})
     if base_identity(model) != trained_on:
         raise InputError(f"{run.folder}: model.path={model.path} is not the base that it was trained on")
-    if manifest.get("method") == "base":
-        return score_base(run.folder.parent, model, benchmarks, evaluation, wait)
-    with run.lock(wait):
-        if not run.is_trained():
-            raise InputError(f"{run.folder}: no finished adapter in it")
-        return score_run(run, model, benchmarks, evaluation)
+    return model

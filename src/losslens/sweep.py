@@ -112,6 +112,11 @@ class Sweep:
             scored = "not scored" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.1%}"
             print(f"{outcome.run}: {outcome.state}, {scored}", flush=True)
 
+    @property
+    def _were_refused_alike(self) -> bool:
+        errors = {outcome.error for outcome in self.outcomes}
+        return len(errors) == 1 and "" not in errors
+
     def end(self) -> int:
         """Does what was left for later, and prints the table of a sweep.
 
@@ -120,15 +125,19 @@ class Sweep:
         """
         self._come_back()
         processes.leave()
-        if len(self.outcomes) > 1:
+        # Where all were refused for one reason, which is told, there is nothing to add.
+        if len(self.outcomes) > 1 and not self._were_refused_alike:
             table = Table("run", "state", "accuracy", "error", title=f"sweep {self.sweep}")
-            shown = set()
+            shown, told = set(), set()
             for outcome in self.outcomes:
                 if outcome.run in shown and outcome.state in ("skipped", "diverged"):
                     continue  # once more by another name of its learning rate
                 shown.add(outcome.run)
                 accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.1%}"
-                table.add_row(outcome.run, outcome.state, accuracy, outcome.error)
+                table.add_row(
+                    outcome.run, outcome.state, accuracy, "as above" if outcome.error in told else outcome.error
+                )
+                told |= {outcome.error} - {""}
             Console(soft_wrap=not sys.stdout.isatty()).print(table)
         statuses = {outcome.exit_status for outcome in self.outcomes}
         if statuses == {0}:
