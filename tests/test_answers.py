@@ -90,6 +90,9 @@ def test_decisions(reference: str, completion: str, correct: bool) -> None:
         "- " * 30_000,
         r"\boxed{" + "1 " * 5_000 + "}",
         "a b " * 10_000 + "=",
+        "The answer is 4 " + r"\[ " * 20_000,
+        "The answer is 4 (" + "=" * 60_000,
+        "The answer is " + "5 apples and three " * 3_000,
     ],
 )
 def test_a_long_completion_is_searched_in_bounded_time(completion: str) -> None:

@@ -397,7 +397,7 @@ _NOT_COUNTED = frozenset(
 
 
 # Words that join the value before them to one after them, or make another of it alone.
-JOINING = frozenset("and or to plus minus times over per in out of".split())  # noqa: SIM905
+JOINING = frozenset("and or to plus minus times over per in out of by than".split())  # noqa: SIM905
 CHANGING = frozenset("squared cubed factorial divided multiplied choose mod modulo raised".split())  # noqa: SIM905
 _OF_EXPRESSIONS = frozenset(
     "pi sqrt cbrt sin cos tan cot sec csc log ln exp arcsin arccos arctan sinh cosh tanh infinity".split()  # noqa: SIM905
@@ -422,6 +422,7 @@ _ATOM = re.compile(
 )
 _MARKS = re.compile(r"(?<=\S)(?:\*\*?|__)(?=[\s.,;:!?)]|$)|(?:(?<=\s)|^)(?:\*\*?|__)(?=\S)")
 _NEGATIVE = re.compile(r"(?<![\d)}$]\s)\b(?:minus|negative)\s+(?=[\d.])", re.I)
+_A_PART = re.compile(r"\s+(?:half|third|quarter)\b", re.I)
 _NOUNS_OF_A_VALUE = 4
 _LONGEST_PROSE = 2000  # characters that a value is sought in
 
@@ -429,8 +430,8 @@ _LONGEST_PROSE = 2000  # characters that a value is sought in
 def _values(text: str) -> Iterator[str]:
     r"""The values in prose, each as far as it goes, in their order.
 
-    What is joined is one value: `5 + 3`, `2\sqrt{3}`, `5/x`, `5 or 6`, `5 apples and 3 pears`. One that the words before
-    it change (`less than 5`) is none.
+    What is joined is one value: `5 + 3`, `2\sqrt{3}`, `5/x`, `5 or 6`, `5 apples and 3 pears`. One that the words
+    before it change (`less than 5`) is none.
     """
     text = _NEGATIVE.sub("-", _MARKS.sub("", text))
     for start, end in _runs(text):
@@ -446,6 +447,18 @@ def _values(text: str) -> Iterator[str]:
         yield text[start:end].rstrip(",") + counted
 
 
+_PARENTHESIS = re.compile(r"(?<=\s)\((?!\s*(?:base|mod)\b)([^()]{0,200})\)")
+_WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
+
+
+def _begins_prose(text: str, at: int, nouns: int) -> bool:
+    """Whether the sign behind a value opens a remark: `(a dozen)`, `: 2 blue and 1 white`."""
+    if text[at] == ":":
+        return nouns > 0 or (text[at + 1 : at + 2].isspace() and not text[at - 1].isspace())
+    remark = _PARENTHESIS.match(text, at)
+    return remark is not None and any(word not in _OF_EXPRESSIONS for word in _WORD.findall(remark[1]))
+
+
 def _runs(text: str) -> Iterator[tuple[int, int]]:
     """Where the values of a text stand: each run of mathematics that has a number, with what joins its parts."""
     start, end, has_value, nouns, joint = -1, -1, False, 0, ""
@@ -457,15 +470,20 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
             part = False  # 5 apples, 3 of which are red
         elif kind == "word":
             part = (
-                (len(word) == 1 and (attached or joint not in ("", ",") or word not in ("a", "i")) and nouns == 0)
+                (len(word) == 1 and nouns == 0 and (attached or word not in ("a", "i") or joint in tuple("+-*/^=")))
+                or (joint == "and" and word == "a" and _A_PART.match(text, atom.end()) is not None)
                 or word in _OF_EXPRESSIONS
                 or (word in _IN_WORDS and joint not in ("", "(") and has_value)
                 or (word in CHANGING and has_value and not nouns and not joint)
+                or (word == "base" and joint in ("in", "("))
                 or (joint in ("+", "*", "^", "×") and has_value)
             )
         else:
             part = kind in ("value", "command") or (kind == "text" and word not in JOINING)
-        if part:
+        if kind == "sign" and has_value and _begins_prose(text, atom.start(), nouns):
+            yield start, end
+            start, end, has_value, nouns, joint = -1, -1, False, 0, ""
+        elif part:
             if start < 0:
                 start = atom.start()
             end, nouns, joint = atom.end(), 0, ""
@@ -492,7 +510,7 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
                 yield start, end
             start, end, has_value, nouns, joint = -1, -1, False, 0, ""
     if has_value:
-        yield start, end
+        yield start, len(text) if joint and joint in "+-*/^=" else end  # cut off behind an operator
 
 
 def _at_the_end(text: str) -> list[list[str]]:

@@ -288,6 +288,7 @@ def _clock_or_ratio(text: str) -> Reading | None:
 
 
 def _in_a_base(text: str) -> Reading | None:
+    text = re.sub(r"\s+(?:in\s+base\s+(\w+)|\(\s*base\s+(\w+)\s*\))$", lambda m: f"_{m[1] or m[2]}", text)
     match = re.fullmatch(
         r"([0-9A-Fa-f]*\d[0-9A-Fa-f]*)_\{?\s*(?:\\text\{)?\s*(\d{1,2}|two|three|five|eight|ten|sixteen)\s*\}*", text
     )

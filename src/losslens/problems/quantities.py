@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import NamedTuple
 
 from losslens.problems.answer_text import CHANGING, DOLLAR, IN_TEXT, JOINING
@@ -202,8 +202,8 @@ def _is_a_number(word: str) -> bool:
 def number_in_words(text: str) -> str:
     """Puts digits for a number that is written in words at the beginning (`twenty-one apples`, `5 million`)."""
     if signed := re.fullmatch(r"(?:minus|negative)\s+(.*)", text, re.I | re.S):
-        value = number_in_words(signed[1])
-        return f"-{value}" if value[:1].isdigit() else text
+        unsigned = number_in_words(signed[1])
+        return f"-{unsigned}" if unsigned[:1].isdigit() else text
     text = _AND_A_HALF.sub(r"\1 1/2", text)
     words = re.findall(r"[A-Za-z]+|\S", text.replace("-", " "))
     total, current, count, any_word = 0, 0, 0, False
@@ -390,7 +390,7 @@ _LAST_OF_VALUE = re.compile(r"(?:[\d)}\]!|]|\\(?:pi|infty|alpha|beta|theta)\b|(?
 
 
 def _are_counted(nouns: list[str]) -> bool:
-    """Whether words after a value tell only of what it is so many: not `squared`, `thirds`, `apples and three pears`."""
+    """Whether words after a value tell only what is counted: not `squared`, `thirds`, `apples and three pears`."""
     first = nouns[0]
     if first in CHANGING or (first in _OF_MATHS and nouns[:2] != ["times", "as"]) or "or" in nouns:
         return False
@@ -438,5 +438,6 @@ def without_unit(text: str) -> tuple[str, Unit | None, str]:
         and len(nouns[0].strip(".,")) > 2
         and _are_counted([word.lower().strip(".,") for word in nouns])
     ):
-        return value, None, " ".join(nouns)
+        told = " ".join(takewhile(lambda word: word not in ("in", "of", "on", "for", "at", "from"), nouns))
+        return value, unit(told) if told != name else None, " ".join(nouns)
     return text, None, ""
