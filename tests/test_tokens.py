@@ -27,7 +27,7 @@ from losslens.methods.dpo import Dpo
 from losslens.methods.sft import Sft
 from losslens.models import LoadedModel, as_it_was, load_tokenizer, source_of
 from losslens.rollouts.frozen import SCHEMA, freeze, load
-from losslens.rollouts.sampling import frozen_rollouts
+from losslens.rollouts.sampling import frozen_rollouts, require_limits
 from losslens.runs import run_identity
 from losslens.tokens import (
     declare_ends,
@@ -284,6 +284,17 @@ class TestPrompts:
         said = capsys.readouterr().out
         assert "their writer's prompts hold <|eot|>, which is no token of the base" in said
         assert "their token ids are another tokenizer's" in said
+
+
+def test_prompts_that_a_server_would_template_again_are_told(
+    tmp_path: Path, base: LoadedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = [render_prompt(base.tokenizer, f"{n}") for n in range(30)] + ["plain"]
+    rows = [json.dumps({"prompt": prompt, "answer": "1"}) for prompt in prompts]
+    (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
+    data = ["data=file", f"data.path={tmp_path}/mine.jsonl", "data.train=null", "data.eval=0"]
+    require_limits(config(tmp_path / "out", *data, "rollouts.engine=openai", "rollouts.server.model=m"))
+    assert "prompts are in the base's chat template already; a server puts them" in capsys.readouterr().out
 
 
 class TestClock:

@@ -21,6 +21,7 @@ from losslens.errors import InputError, ServerError, UnavailableError
 from losslens.files import digest
 from losslens.interpolations import EMBEDDED_TEACHER, derived
 from losslens.models import ModelSource, load_model, model_identity, source_of
+from losslens.notices import say_once
 from losslens.problems import Problem, ProblemSource, Split, long_hash
 from losslens.problems.fields import InFull, in_full
 from losslens.problems.verification import verdicts
@@ -150,6 +151,15 @@ def require_limits(config: RolloutConfig, split: Split = "train") -> None:
     writer = [] if config.rollouts.engine == "openai" else [_writer(config)]
     for model in dict.fromkeys([*writer, source_of(config.model)]):
         limits_of(model).require_prompts(prompts, config.rollouts.max_tokens, "rollouts.max_tokens")
+    if not writer:
+        from losslens.tokens import is_templated
+
+        tokenizer = limits_of(source_of(config.model)).tokenizer
+        if templated := sum(is_templated(tokenizer, prompt) for prompt in dict.fromkeys(prompts)):
+            say_once(
+                f"rollouts: {templated} prompts are in the base's chat template already; a server puts them into its"
+                " model's once more"
+            )
 
 
 def _served_writer(config: RolloutConfig) -> dict[str, Any]:
