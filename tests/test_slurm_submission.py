@@ -290,7 +290,9 @@ def test_a_refusal_leaves_the_files_of_other_jobs(recorder: Path, config, tmp_pa
     send([config(seed=0)])
     folder = tmp_path / "outputs" / "main" / "slurm"
     before = set(folder.iterdir())
-    busy = RECORDER.replace('cat "$1" >>', f'touch "{folder}"/102_0_log.out "{folder}"/102_0_result.pkl; cat "$1" >>')
+    refuses = 'if [ "$number" = "$REFUSE_FROM" ]; then\n'
+    assert refuses in RECORDER
+    busy = RECORDER.replace(refuses, f'{refuses}touch "{folder}"/102_0_log.out "{folder}"/102_0_result.pkl\n')
     (recorder / "sbatch").write_text(busy, encoding="utf-8")
     monkeypatch.setenv("REFUSE_FROM", "4")  # the rollouts are made anew, as their job is gone; then the run
     with pytest.raises(InputError, match="Too many jobs"):
