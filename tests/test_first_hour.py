@@ -32,13 +32,13 @@ from transformers import (
 )
 
 from losslens.adapters import LoraSettings
-from losslens.cli import Jobs
 from losslens.command_line import explained, prepared
 from losslens.config import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
 from losslens.errors import InputError
 from losslens.interpolations import derived
 from losslens.job import Outcome, train_job
 from losslens.key_values import KeyValueParser
+from losslens.redaction import guard_streams
 from losslens.runs import require_one_base
 from losslens.scoring import require_problems
 from losslens.sweep import Sweep
@@ -490,10 +490,9 @@ def test_a_refusal_leaves_nothing(name: str, arguments: list[str], named: str, t
 
 
 def test_any_terminal_is_printed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    for make in (lambda: Jobs(Path("train.py"), None), lambda: KeyValueParser({}, "")):  # type: ignore[arg-type]
-        for name in ("stdout", "stderr"):
-            monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
-        make()
-        print("‖ΔW‖ é", flush=True)
-        print("‖ΔW‖ é", flush=True, file=sys.stderr)
-        assert sys.stdout.buffer.getvalue() == sys.stderr.buffer.getvalue() == "??W? é\n".encode("latin-1")  # type: ignore[attr-defined]
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))
+    guard_streams()
+    print("‖ΔW‖ é", flush=True)
+    print("‖ΔW‖ é", flush=True, file=sys.stderr)
+    assert sys.stdout.buffer.getvalue() == sys.stderr.buffer.getvalue() == "??W? é\n".encode("latin-1")  # type: ignore[attr-defined]

@@ -56,8 +56,8 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def test_what_does_not_fit_is_trained_in_pieces_to_the_same_adapter(rollouts: pd.DataFrame, tmp_path: Path) -> None:
-    """Real allocations that really fail: the whole batch of long rows does not fit into 340 MiB, a part of it does."""
-    long = rollouts.assign(completion=[" ".join([text] * 10) for text in rollouts["completion"]])
+    """Real allocations that really fail: the whole batch of long rows does not fit into 280 MiB, a part of it does."""
+    long = rollouts.assign(completion=[" ".join([text] * 8) for text in rollouts["completion"]])
     frozen = freeze(long, tmp_path / "given", "long", {})
     line = [
         f"rollouts.path={frozen}",
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_trained_in_pieces_to_the_same_adapter(rollouts: pd
     line += ["optim.save_steps=1", "optim.log_steps=1"]
     arguments = command(tmp_path / "limited", *line)[1:]
     outcome = subprocess.run(
-        [sys.executable, "-c", LIMITED, "340", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-c", LIMITED, "280", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert outcome.returncode == 0, outcome.stderr[-3000:]
     assert "32 at once do not fit; going on with 16" in outcome.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from losslens.files import read_json
 from losslens.models import ModelSource, model_identity
 
 Identity = Mapping[str, str | None]
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
 def require_one_base(
@@ -18,7 +20,8 @@ def require_one_base(
 ) -> None:
     """Refuses an adapter whose `base_model_name_or_path` is another model than that of the others.
 
-    Local folders are known by their content, models of the hub by id and commit.
+    Local folders are known by their content, models of the hub by id and commit. A name without a commit that is not
+    the other's tells nothing: it may be a relative path.
 
     Args:
         adapters: The adapters made elsewhere, by label.
@@ -72,9 +75,10 @@ def _are_same(first: Identity | None, second: Identity | None) -> bool | None:
         return None
     if "hub_id" not in first:
         return dict(first) == dict(second)
+    commits = [revision for base in (first, second) if (revision := base["revision"]) and _COMMIT.match(revision)]
     if str(first["hub_id"]).lower() != str(second["hub_id"]).lower():
-        return False
-    commits = [revision for base in (first, second) if (revision := base["revision"]) and len(revision) == 40]
+        # Without a commit a name may be that of a folder where the adapter was made: `models/llama`.
+        return False if len(commits) == 2 else None
     return len(set(commits)) < 2
 
 
