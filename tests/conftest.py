@@ -240,3 +240,11 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert "python analyze.py sweep=main" in outcome.stdout
             done.touch()
     return shutil.copytree(made, tmp_path_factory.mktemp("sweep") / "outputs")
+
+
+def remove_outcomes(file: Path) -> None:
+    """Removes a file of outcomes that a test had made, and what the manifest says of it."""
+    file.unlink()
+    manifest = json.loads((file.parents[1] / "manifest.json").read_text())
+    manifest.get("outcomes", {}).pop(file.name, None)
+    (file.parents[1] / "manifest.json").write_text(json.dumps(manifest))

@@ -241,6 +241,7 @@ def answered(url: str, model: str) -> dict[str, Completion]:
     """What is kept of a server's answers to two prompts, each asked at most twice."""
     settings = dict.fromkeys(("requests_per_minute", "price_prompt", "price_completion", "extra_body"))
     server = Server(
+        token_ids="off",
         base_url=url, model=model, api_key_env="NO_SUCH_KEY", concurrency=2, attempts=2, timeout=20, **settings
     )  # fmt: skip
     kept: dict[str, Completion] = {}

@@ -83,6 +83,6 @@ def test_what_does_not_fit_is_trained_in_pieces_to_the_same_adapter(rollouts: pd
     # As near as accumulation is in float32 (tests/test_trainers.py).
     ours, theirs = (load_file(run / "adapter" / "adapter_model.safetensors") for run in (limited, whole))
     for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-4)
     steps = [json.loads(entry)["step"] for entry in (limited / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2]

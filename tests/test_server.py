@@ -27,7 +27,7 @@ from losslens.problems import long_hash
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import load
 from losslens.tiny import pretrain
-from tests.conftest import ROOT, TINY, base_source, script
+from tests.conftest import ROOT, TINY, base_source, remove_outcomes, script
 
 TEACHER = str(TINY / "teacher")
 SIZE = ["data.train=6", "rollouts.k=2", "rollouts.max_tokens=64"]
@@ -351,5 +351,7 @@ def test_an_adapter_that_the_server_does_not_know(crooked: tuple[str, Path], swe
     runs = {path.parts[-3] for path in sweep.glob("main/*/eval/by_crooked.parquet")}
     assert len(runs) == 6
     assert runs == {json.loads(key)[0] for key in asked(log)} - {"unknown"}
+    for file in sweep.glob("main/*/eval/by_crooked*.parquet"):
+        remove_outcomes(file)
     for file in sweep.glob("main/*/eval/*by_crooked*"):
         file.unlink()

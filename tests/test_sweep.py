@@ -23,7 +23,7 @@ from losslens.geometry.deltas import open_adapter
 from losslens.geometry.tables import run_measures
 from losslens.models import LoadedModel, as_it_was
 from losslens.runs import Run, runs_of
-from tests.conftest import METHODS, ROOT, cold, command, script
+from tests.conftest import METHODS, ROOT, cold, command, remove_outcomes, script
 from tests.wandb_server import WandbServer
 
 FEW = "data.eval=8"  # where nothing is about how well a run does
@@ -265,7 +265,7 @@ def test_what_was_scored_stays_when_it_is_asked_in_another_way(sweep: Path) -> N
     assert sorted(runs["n"].unique()) == [10, 40]
     assert runs.loc[runs["n"] == 40, "benchmark"].eq("arithmetic").all()
     for file in others:
-        file.unlink()
+        remove_outcomes(file)
 
 
 def test_problems_that_were_trained_on_are_counted(sweep: Path, tmp_path: Path) -> None:
@@ -280,4 +280,4 @@ def test_problems_that_were_trained_on_are_counted(sweep: Path, tmp_path: Path) 
     outcome = script(*line, f"benchmark.file.eval_path={tmp_path / 'seen.parquet'}")
     assert outcome.stdout.count("5 of 5 problems are prompts that it was trained on") == 6
     for file in (sweep / "main").glob("*/eval/file.parquet"):
-        file.unlink()
+        remove_outcomes(file)

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from losslens.runs import runs_of
-from tests.conftest import ROOT, _environment, command, script
+from tests.conftest import ROOT, _environment, command, remove_outcomes, script
 from tests.test_sweep import FEW, adapters
 
 
@@ -89,4 +89,4 @@ def test_evaluate_scores_what_is_free_first(sweep: Path) -> None:
     files = list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))
     assert len(files) == 7
     for file in files:
-        file.unlink()
+        remove_outcomes(file)
