@@ -200,7 +200,7 @@ def test_everything_of_the_hub_is_pinned() -> None:
                 assert any(re.match(rf"{revision}: (.*\b)?[0-9a-f]{{40}}\b", other) for other in lines), (
                     f"{file}: {value}"
                 )
-    assert found == 7
+    assert found == 6
 
 
 def test_without_the_hub_a_branch_is_what_the_local_copy_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
