@@ -12,7 +12,8 @@ from functools import lru_cache
 from itertools import pairwise, takewhile
 from typing import NamedTuple
 
-from losslens.problems.answer_text import CHANGING, DOLLAR, IN_TEXT, JOINING
+from losslens.problems.answer_text import DOLLAR, IN_TEXT
+from losslens.problems.final_answer import CHANGING, JOINING
 
 _LARGEST_EXPONENT = 5000
 # A number written with so many digits stands for all that round to it: 0.333333 for a third, 3.14159 for pi.
