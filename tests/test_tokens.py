@@ -22,7 +22,8 @@ from losslens import adapters
 from losslens.completions import Completion, Journal
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError
-from losslens.job import Outcome, _require_fit, train_job
+from losslens.job import Outcome, train_job
+from losslens.preflight import require_fit
 from losslens.methods.dpo import Dpo
 from losslens.methods.sft import Sft
 from losslens.models import LoadedModel, as_it_was, load_tokenizer, source_of
@@ -390,7 +391,7 @@ def test_what_jobs_of_a_sweep_have_in_common_is_looked_at_once(tmp_path: Path, m
     for completion in ("7", "8"):
         mine.write_text(json.dumps({"prompt": "2", "completion": completion, "reward": 1}) + "\n")
         for seed in (1, 2):
-            _require_fit(config(tmp_path, "data=file", f"data.path={mine}", "data.train=null", f"seed={seed}"))
+            require_fit(config(tmp_path, "data=file", f"data.path={mine}", "data.train=null", f"seed={seed}"))
     assert looked == ["skeleton", "_with_lora", "tokenise", "tokenise"]  # a file is read again when it changed
 
 

@@ -10,28 +10,23 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from losslens.config import SOURCE_PATHS, Data, TrainConfig, UserPath
+from losslens.config import Data, TrainConfig
 from losslens.errors import InputError
+from losslens.overrides import in_quotes, kind_of, leaves, parsed, quoted
 
-_AT_HOME = get_args(UserPath)[1]  # what marks a path among the types of config.py
 # What is often written, and what it is called here.
 _ALIASES = {
     "learning_rate": "lr.base", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
     "num_train_epochs": "optim.epochs", "max_new_tokens": "rollouts.max_tokens", "teacher": "model.teacher",
     "warmup_ratio": "optim.warmup", "weight_decay": "optim.weight_decay", "num_generations": "rollouts.k",
 }  # fmt: skip
-_QUOTES = ('"', "'")
 _ANY_BELOW = ("difficulty", "files", "verifier")  # sections of a source of problems whose names are not ours
 _TABLE_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|pq|csv|tsv)$", re.IGNORECASE)
 
@@ -61,8 +56,8 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
             where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if _names_a_file(key) else ""
             raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments{where}")
-        readable = f"{key}={_quoted(key, value, sweeps)}"
-        if _parsed(readable) is None:
+        readable = f"{key}={quoted(key, value, sweeps)}"
+        if parsed(readable) is None:
             if conf is not None and (why := _not_there(argument, key, arguments, conf, schema)):
                 raise InputError(why)
             raise InputError(_unreadable(arguments, place))
@@ -84,111 +79,12 @@ def _takes_a_value(before: Sequence[str]) -> bool:
     return bool(before) and before[-1] in flags | {"--info", "-i", "--experimental-rerun"}
 
 
-def _quoted(key: str, value: str, sweeps: bool) -> str:
-    """A value, in quotes of Hydra's where it is a path or name that would be read as something else."""
-    kind = _kind(key.lstrip("+"))
-    if not kind or not value or value == "null" or "${" in value or re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
-        return value
-    if kind == "paths":
-        return value if _parsed(f"{key}={value}") else _quoted_mapping(value)
-    override = _parsed(f"{key}={value}")
-    if override is None:
-        if kind != "path":
-            return value
-        return ",".join(map(_in_quotes, value.split(","))) if sweeps and "," in value else _in_quotes(value)
-    if override.is_sweep_override():
-        return _in_quotes(value) if kind == "path" and Path(value).expanduser().exists() else value
-    read = override.value()
-    if isinstance(read, (bool, int, float)) or (kind == "path" and not (isinstance(read, str) and read == value)):
-        return _in_quotes(value)
-    return value
-
-
-def _quoted_mapping(value: str) -> str:
-    """`{name: path, …}` with its paths in quotes; as it is where it has another form."""
-    inside = re.fullmatch(r"\{(.*)\}", value, re.DOTALL)
-    pairs = re.split(r",\s*(?=[\w.-]+:\s)", inside[1]) if inside else []
-    named = [re.fullmatch(r"\s*([\w.-]+):\s*(.*?)\s*", pair, re.DOTALL) for pair in pairs]
-    if not named or not all(named):
-        return value
-    parts = [(pair[1], pair[2]) for pair in named if pair]
-    return "{" + ", ".join(f"{name}: {path if path[:1] in _QUOTES else _in_quotes(path)}" for name, path in parts) + "}"
-
-
-def _in_quotes(text: str) -> str:
-    # Of backslashes Hydra reads only those in front of a quote.
-    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text) + '"'
-
-
-def _parsed(argument: str) -> Override | None:
-    try:
-        return OverridesParser.create().parse_override(argument)
-    except HydraException:
-        return None
-
-
-def _kind(key: str) -> Literal["", "path", "paths", "name"]:
-    """Whether the value of a key is a path, a mapping of names to paths, or another text."""
-    kinds = _texts()
-    parts = key.split(".")
-    for pattern, kind in kinds.items():
-        expected = pattern.split(".")
-        if len(parts) == len(expected) and all(e in ("*", p) for e, p in zip(expected, parts, strict=True)):
-            return kind
-        if kind == "path" and expected[-1] == "*" and expected[:-1] == parts:
-            return "paths"
-    return ""
-
-
-@lru_cache(maxsize=1)
-def _texts() -> dict[str, Literal["path", "name"]]:
-    """The keys of all scripts whose values are texts, `*` standing for any name."""
-    from losslens.config import AnalyzeConfig, EvaluateConfig
-
-    found: dict[str, Literal["path", "name"]] = {}
-    for schema in (TrainConfig, EvaluateConfig, AnalyzeConfig):
-        for name, types in _leaves(schema):
-            if _AT_HOME in types:
-                found[name] = "path"
-            elif str in types and not types & {int, float, bool}:
-                found.setdefault(name, "name")
-    return found
-
-
-def _leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, set[Any]]]:
-    """The dotted names of a schema's fields, with the types that each may have and what marks them."""
-    for name, field in schema.model_fields.items():
-        yield from _of_type(field.annotation, f"{prefix}{name}", set(field.metadata))
-    if schema is Data:
-        yield from ((f"{prefix}source.{name}", {_AT_HOME}) for name in SOURCE_PATHS)
-
-
-def _of_type(kind: Any, name: str, marks: set[Any]) -> Iterator[tuple[str, set[Any]]]:
-    simple = set(marks)
-    parts = [kind]
-    while parts:
-        part = parts.pop()
-        origin, arguments = get_origin(part), get_args(part)
-        if origin is Annotated:
-            parts.append(arguments[0])
-            simple |= {mark for mark in arguments[1:] if mark.__hash__}
-        elif origin in (Union, UnionType):
-            parts += arguments
-        elif origin is dict:
-            yield from _of_type(arguments[1], f"{name}.*", set())
-        elif isinstance(part, type) and issubclass(part, BaseModel):
-            yield from _leaves(part, f"{name}.")
-        elif origin is not list:
-            simple.add(str if origin is Literal else part)
-    yield name, simple
-
-
 def _not_a_pair(arguments: Sequence[str], place: int) -> str:
     """Why an argument without = cannot be read."""
     before = next((n for n in range(place - 1, -1, -1) if "=" in arguments[n]), None)
     if before is not None:
         whole = " ".join(arguments[before : place + 1])
-        if _is_open(arguments[before]) or _kind(arguments[before].partition("=")[0]) == "path":
+        if _is_open(arguments[before]) or kind_of(arguments[before].partition("=")[0]) == "path":
             return f"{arguments[place]}: no key=value; an argument with spaces goes into quotes: {shlex.quote(whole)}"
     return f"{arguments[place]}: an argument has the form key=value (--help lists the keys)"
 
@@ -198,14 +94,14 @@ def _unreadable(arguments: Sequence[str], place: int) -> str:
     argument = arguments[place]
     for end in range(place + 2, len(arguments) + 1):
         whole = " ".join(arguments[place:end])
-        if _is_open(argument) and _parsed(whole):
+        if _is_open(argument) and parsed(whole):
             return f"{argument}: an argument with spaces goes into quotes: {shlex.quote(whole)}"
     key, _, value = argument.partition("=")
     if not re.fullmatch(r"\+{0,2}[\w.@/:*-]+", key):
         return f"{argument}: {key!r} is no key (--help lists them)"
     if _is_open(argument):
         return f"{argument}: a bracket, brace or quote in it is not closed"
-    written = shlex.quote(f"{key}={_in_quotes(value)}")
+    written = shlex.quote(f"{key}={in_quotes(value)}")
     return f"{argument}: characters of the value have a meaning of their own; quoted for Hydra and the shell: {written}"
 
 
@@ -223,7 +119,7 @@ def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> 
     """
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     for argument in arguments:
-        override = _parsed(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
+        override = parsed(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
         if override is None:
             continue
         key, _, value = argument.partition("=")
@@ -318,7 +214,7 @@ def _chosen(group: str, arguments: Sequence[str], conf: Path) -> list[str] | Non
     for argument in reversed(arguments):
         name, separator, value = argument.partition("=")
         if separator and name == group:
-            override = _parsed(argument)
+            override = parsed(argument)
             found = _choices(override, value) if override else []
             return [] if found == ["null"] else found
     if any(argument.startswith(("experiment=", "+")) for argument in arguments):
@@ -400,7 +296,7 @@ _OPEN = ("model.chat_options", "rollouts.server.extra_body", "evaluation.server.
 
 def _keys(conf: Path, schema: type[BaseModel]) -> list[str]:
     """All dotted keys of a script, the methods' options among them."""
-    names = [name for name, _ in _leaves(schema) if name != "method.*"]
+    names = [name for name, _ in leaves(schema) if name != "method.*"]
     if "method" in schema.model_fields:
         for file in sorted((conf / "method").glob("*.yaml")):
             names += [f"method.{name!s}" for name in map(str, OmegaConf.load(file))]

@@ -8,12 +8,11 @@ import traceback
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from losslens import processes, provenance
-from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter, require_targets
+from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter
 from losslens.config import TrainConfig, build
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
@@ -22,21 +21,17 @@ from losslens.integrity import bound_to
 from losslens.logger import artifacts
 from losslens.logger.session import About, Session, catch_up, session
 from losslens.methods import Method, Pairwise
-from losslens.models import ModelSource, load_model, source_of
+from losslens.models import load_model, source_of
 from losslens.notices import say_once
 from losslens.preemption import Preempted
+from losslens.preflight import require_fit
 from losslens.references import described, references_of
 from losslens.rollouts.frozen import FrozenRollouts, counts, load
 from losslens.rollouts.quality import quality_of, require_usable
 from losslens.rollouts.sampling import (
-    Contents,
-    contents_of,
-    first_prompts,
     frozen_rollouts,
     problem_source,
-    prompts_of,
     require_a_writer,
-    require_limits,
 )
 from losslens.runs import HeldError, Run, State, base_identity, lora_settings, require_one_base, run_identity, run_of
 from losslens.scoring import require_problems, score_base, score_run
@@ -97,7 +92,7 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
             require_problems(config.benchmarks)
             require_a_writer(config)
             config.optim.share(processes.count())
-            _require_fit(config)
+            require_fit(config)
         with run.lock(wait):
             run = run_of(config, isinstance(method, Pairwise))  # another process may have begun it by another name
             name, folder = run.name, run.folder
@@ -126,46 +121,6 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
             write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
             message += f" (see {folder / 'error.txt'})"
         return Outcome(name, "failed", error=message, exit_status=1)
-
-
-def _require_fit(config: TrainConfig) -> None:
-    """Refuses what the base cannot be trained on, or asked, before anything is sampled, trained or written.
-
-    What several jobs of a process have in common is looked at once.
-
-    Raises:
-        InputError: A module that is to be adapted is not there, the chat template fails, or something is too long.
-    """
-    source = source_of(config.model)
-    require_targets(source, lora_settings(config))
-    require_limits(config)
-    if config.rollouts.path is None:
-        _require_given(source, contents_of(config.data, "train"))
-    if config.evaluation.engine == "transformers":
-        for data in config.benchmarks:
-            _require_room(source, prompts_of(contents_of(data, "eval"), data.eval), config.evaluation.max_tokens)
-
-
-@lru_cache(maxsize=32)
-def _require_given(source: ModelSource, contents: Contents) -> None:
-    """Refuses a file of rollouts of one's own that the base cannot be shown."""
-    given = problem_source(contents.data).rollouts()
-    if given is None:
-        return
-    from losslens.limits import limits_of
-    from losslens.training.dataset import tokenise
-
-    limits = limits_of(source)
-    rows = tokenise(first_prompts(given, contents.data), limits.tokenizer)
-    limits.require_sequences(str(contents.data.path), list(rows["prompt_ids"]), list(rows["completion_ids"]))
-
-
-@lru_cache(maxsize=32)
-def _require_room(source: ModelSource, prompts: tuple[str, ...], max_tokens: int) -> None:
-    """Refuses prompts of benchmarks that leave no room for an answer."""
-    from losslens.limits import limits_of
-
-    limits_of(source).require_prompts(prompts, max_tokens, "evaluation.max_tokens")
 
 
 def _leave_the_queue(folder: Path | None, error: Exception) -> None:
