@@ -23,10 +23,10 @@ from losslens.completions import Completion, Journal
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError
 from losslens.job import Outcome, train_job
-from losslens.preflight import require_fit
 from losslens.methods.dpo import Dpo
 from losslens.methods.sft import Sft
 from losslens.models import LoadedModel, as_it_was, load_tokenizer, source_of
+from losslens.preflight import require_fit
 from losslens.rollouts.frozen import SCHEMA, freeze, load
 from losslens.rollouts.sampling import frozen_rollouts, require_limits
 from losslens.runs import run_identity
