@@ -1,4 +1,4 @@
-"""One `key=value` argument in Hydra's grammar: whether it is read, how its value is quoted, and which keys hold paths."""
+"""One `key=value` argument in Hydra's grammar: how it is read, how its value is quoted, which keys hold paths."""
 
 from __future__ import annotations
 
