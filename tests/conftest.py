@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,16 @@ def remove_outcomes(file: Path) -> None:
     manifest = json.loads((file.parents[1] / "manifest.json").read_text())
     manifest.get("outcomes", {}).pop(file.name, None)
     (file.parents[1] / "manifest.json").write_text(json.dumps(manifest))
+
+
+@contextmanager
+def served_by(name: str, *arguments: Path) -> Iterator[str]:
+    """The address of a server in a process of its own: `tests/<name>.py`, which prints its port."""
+    line = [sys.executable, str(ROOT / "tests" / f"{name}.py"), *map(str, arguments)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+    finally:
+        process.kill()
+        process.wait()

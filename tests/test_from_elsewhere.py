@@ -26,8 +26,8 @@ from losslens.files import digest, read_json, read_object, read_parquet, write_j
 from losslens.models import load_model
 from losslens.rollouts.frozen import load
 from losslens.server import Decoding, Request, _completion, ask
-from tests.conftest import ROOT, TINY, base_source, script
-from tests.test_server import asked, command, crooked_server
+from tests.conftest import ROOT, TINY, base_source, script, served_by
+from tests.test_server import asked, command
 
 KEY = "sk-Very.Secret/Key+0123456789"
 TOKEN = "T0ken-in-the-path"
@@ -55,7 +55,7 @@ def outputs(made: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def crooked(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     log = tmp_path / "requests.log"
-    with crooked_server(log) as url:
+    with served_by("crooked_server", log) as url:
         yield url, log
 
 

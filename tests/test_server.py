@@ -12,7 +12,6 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from losslens.problems import long_hash
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import load
 from losslens.tiny import pretrain
-from tests.conftest import ROOT, TINY, base_source, remove_outcomes, script
+from tests.conftest import ROOT, TINY, base_source, remove_outcomes, script, served_by
 
 TEACHER = str(TINY / "teacher")
 SIZE = ["data.train=6", "rollouts.k=2", "rollouts.max_tokens=64"]
@@ -62,23 +61,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path
         server.wait()
 
 
-@contextmanager
-def crooked_server(log: Path) -> Iterator[str]:
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests" / "crooked_server.py"), str(log)], stdout=subprocess.PIPE, text=True
-    )
-    assert server.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-    finally:
-        server.kill()
-        server.wait()
-
-
 @pytest.fixture
 def crooked(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     log = tmp_path / "requests.log"
-    with crooked_server(log) as url:
+    with served_by("crooked_server", log) as url:
         yield url, log
 
 
@@ -196,7 +182,7 @@ def test_what_was_paid_for_is_kept_when_the_server_dies(tmp_path: Path) -> None:
     log = tmp_path / "requests.log"
     limits = ["rollouts.server.attempts=1", "rollouts.server.concurrency=1"]
     for number, check in ((1, 1), (2, 1), (3, 0)):
-        with crooked_server(log) as url:
+        with served_by("crooked_server", log) as url:
             script(*command(tmp_path, url, "dies", *limits), check=check)
         assert len(answers_of(tmp_path)) == min(5 * number, 12)
     assert len(rollouts_of(tmp_path)) == 12

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +41,7 @@ from losslens.tokens import (
 from losslens.training import dataset
 from losslens.training.dataset import tokenise
 from losslens.training.run import make_trainer
-from tests.conftest import ROOT, TINY, base_source
+from tests.conftest import ROOT, TINY, base_source, served_by
 
 STUDENT = TINY / "student"
 SMALL = [
@@ -106,14 +104,8 @@ def answering(folder: Path, table: pd.DataFrame) -> Iterator[str]:
         ids = {"token_ids": row.completion_ids, "prompt_token_ids": row.prompt_ids}
         answers.setdefault(row.prompt, []).append({"text": row.completion, "finish_reason": reason, **ids})
     (folder / "answers.json").write_text(json.dumps(answers))
-    line = [sys.executable, str(ROOT / "tests" / "ids_server.py"), str(folder / "answers.json")]
-    server = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
-    finally:
-        server.kill()
-        server.wait()
+    with served_by("ids_server", folder / "answers.json") as url:
+        yield url
 
 
 def test_another_end_than_eos_trains_to_the_bytes_of_the_plain_one_whatever_way_rollouts_come(tmp_path: Path) -> None:
