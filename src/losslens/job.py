@@ -110,8 +110,6 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
     except InputError as error:
         _leave_the_queue(folder, error)
         return Outcome(name, "failed", error=str(error), exit_status=2)
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:  # a place that cannot be written to
-        return Outcome(name, "failed", error=first_line(error), exit_status=2)
     except ServerError as error:
         _leave_the_queue(folder, error)
         return Outcome(name, "failed", error=str(error), exit_status=1)

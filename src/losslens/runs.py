@@ -170,16 +170,19 @@ class Run:
 
         Raises:
             HeldError: Another one has it, and `wait` is false.
+            InputError: The sweep's folder cannot be made or written to.
         """
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.lock_file)
         try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout as error:
             if not wait:
                 raise HeldError(self) from error
             print(f"{self.name}: {self.holder} is at it; waiting", flush=True)
             lock.acquire()
+        except OSError as error:  # of which Timeout is one
+            raise InputError(f"output_dir: {self.folder.parent}: {error.strerror}") from error
         try:
             yield
         finally:
