@@ -227,9 +227,9 @@ def command(output_dir: Path, *arguments: str) -> list[str]:
     return ["train.py", *flags, *SMALL, f"output_dir={output_dir}", *overrides]  # of two values the last one counts
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a whole sweep. It is made once for all test processes; each may change its copy."""
+    """The output folder of a whole sweep. It is made once for all test processes; each file may change its copy."""
     common = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         common = common.parent

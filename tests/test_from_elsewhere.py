@@ -23,10 +23,10 @@ from losslens.config import Server
 from losslens.errors import InputError, ServerError
 from losslens.evaluation import SCHEMA, asked_of, is_scored, read_outcomes, scored_of, write_outcomes
 from losslens.files import digest, read_json, read_object, read_parquet, write_json
-from losslens.models import load_model
+from losslens.models import load_model, model_identity
 from losslens.rollouts.frozen import load
 from losslens.server import Decoding, Request, _completion, ask
-from tests.conftest import ROOT, TINY, base_source, script, served_by
+from tests.conftest import ROOT, TINY, base_source, cold, script, served_by
 from tests.test_server import asked, command
 
 KEY = "sk-Very.Secret/Key+0123456789"
@@ -131,12 +131,14 @@ def test_a_manifest_sends_no_key_to_a_server(
 
 
 CODE = """
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 open({file!r}, "a").write("ran")
-class Config(LlamaConfig):
+class Config(Qwen3Config):
     model_type = "of-its-own"
-class Model(LlamaForCausalLM):
+class Model(Qwen3ForCausalLM):
     config_class = Config
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
 """
 
 
@@ -149,7 +151,7 @@ def with_code(tmp_path: Path) -> Path:
     write_json(folder / "config.json", config | {"model_type": "of-its-own", "auto_map": own})
     (folder / "own.py").write_text(CODE.format(file=str(tmp_path / "ran")))
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
-    write_json(folder / "tokenizer_config.json", tokenizer | {"auto_map": {"AutoTokenizer": ["own.Config", None]}})
+    write_json(folder / "tokenizer_config.json", tokenizer | {"auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]}})
     return folder
 
 
@@ -165,23 +167,31 @@ def test_transformers_never_asks(with_code: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-def test_trust_in_code_is_the_command_lines(outputs: Path, with_code: Path, tmp_path: Path) -> None:
-    def change(manifest: dict[str, Any]) -> None:
-        from losslens.models import model_identity
+def test_trust_in_code_is_the_command_lines(with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who trained these runs trusted their base's code, and their manifests say so; who reads them has not."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    outputs, ran = tmp_path / "outputs", tmp_path / "ran"
+    own = [f"model.path={with_code}", "model.trust_remote_code=true"]
+    cold("train.py", "-m", "method=sft,dft", *SMALL, *own, f"output_dir={outputs}")
+    assert ran.exists()
+    ran.unlink()
+    score = ["evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval=3", f"output_dir={outputs}"]
+    assert "model.trust_remote_code=true" in one_line(script(*score, check=2), "evaluate.py")
+    outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
+    assert "trust_remote_code=true" in outcome.stdout
+    assert not ran.exists()
 
+
+def test_a_manifest_of_another_base_is_refused(outputs: Path, with_code: Path, tmp_path: Path) -> None:
+    def change(manifest: dict[str, Any]) -> None:
         manifest["config"]["model"] |= {"path": str(with_code), "package": None, "trust_remote_code": True}
         manifest["base"] = model_identity(base_source(path=str(with_code)))
 
     edit(outputs, change)
-    for folder in (*outputs.glob("main/base-*"), *outputs.glob("main/*/eval")):
-        shutil.rmtree(folder, ignore_errors=True)
-    outcome = script(
-        "evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2
-    )
-    # By its identity the manifest is not this run's; of the base, which has none, the code is not run.
-    assert re.search("trust_remote_code=true|of another run", one_line(outcome, "evaluate.py"))
-    outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
-    assert "trust_remote_code=true" in outcome.stdout
+    for name, arguments in (("evaluate.py", ["benchmark=arithmetic"]), ("analyze.py", ANALYSIS)):
+        outcome = script(name, *arguments, f"output_dir={outputs}", check=2)
+        assert "base is" in one_line(outcome, name)
+        assert "changed, or of another run" in one_line(outcome, name)
     assert not (tmp_path / "ran").exists()
     load_model.cache_clear()
 

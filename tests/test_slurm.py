@@ -152,10 +152,11 @@ def swept(slurm: None, outputs: Path) -> Path:
     ids = set(re.findall(r"submitted as (\d+)", first.stdout))
     assert len(ids) == 2, "one job for the rollouts, one array for the runs"
     assert f"status.py sweep=main output_dir={outputs} --watch\n" in first.stdout
-    # Meanwhile a run that takes longer than its limit of a minute. It waits for the same rollouts.
+    # Meanwhile a run that takes longer than its limit of two minutes. It waits for the same rollouts. Slurm signals up
+    # to a minute before it was asked to, so that of a limit of one minute nothing may be left on a slow machine.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLOW_SECONDS", "5")
-        limited = submit(outputs, *SLOW, "sweep=limit", "resources.time=1", "resources.signal_seconds=20")
+        patch.setenv("SLOW_SECONDS", "12")
+        limited = submit(outputs, *SLOW, "sweep=limit", "resources.time=2", "resources.signal_seconds=20")
         assert limited.stdout.count("submitted as") == 1
     again = submit(outputs, METHODS, "hydra.launcher.wait=true")
     assert again.stdout.count("in the queue as") == 6
