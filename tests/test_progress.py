@@ -27,7 +27,9 @@ def standing(folder: Path, **status: Any) -> Standing:
 
 def run(folder: Path, correct: list[bool], benchmark: dict[str, Any], **identity: Any) -> Run:
     config = {"data": {"name": "own"}, "benchmark": benchmark}
-    write_json(folder / "manifest.json", {"config": config, "identity": identity, "training": {"seconds": 30.0}})
+    write_json(
+        folder / "manifest.json", {"config": config, "identity": identity, "options": {}, "training": {"seconds": 30.0}}
+    )
     for name in ("own", "first", "second"):
         (folder / "eval").mkdir(exist_ok=True)
         values = correct if name == (next(iter(benchmark), None) or "own") else [False]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config import TrainConfig, build, parse
+from losslens.config import TrainConfig, parse
 from losslens.errors import InputError
-from losslens.methods import Pairwise
-from losslens.runs import Run, base_run, run_of, runs_of
+from losslens.runs import Run, base_run, runs_of
+from losslens.spec import RunSpec
 from tests.conftest import ROOT, TINY
 
 
@@ -23,8 +23,7 @@ def config(*overrides: str) -> TrainConfig:
 
 
 def run(*overrides: str) -> Run:
-    checked = config(*overrides)
-    return run_of(checked, isinstance(build("method", checked.method), Pairwise))
+    return RunSpec.of(config(*overrides)).run
 
 
 def identity(*overrides: str) -> str:

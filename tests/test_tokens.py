@@ -27,7 +27,7 @@ from losslens.models import LoadedModel, as_it_was, load_tokenizer, source_of
 from losslens.preflight import require_fit
 from losslens.rollouts.frozen import SCHEMA, freeze, load
 from losslens.rollouts.sampling import frozen_rollouts, require_limits
-from losslens.runs import run_identity
+from losslens.spec import RunSpec
 from losslens.tokens import (
     declare_ends,
     encode_completion,
@@ -416,7 +416,7 @@ def test_dropout_makes_the_rows_computed_at_once_part_of_the_identity(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def identity(*overrides: str) -> dict[str, Any]:
-        return run_identity(config(tmp_path, *overrides), False)
+        return RunSpec.of(config(tmp_path, *overrides)).identity
 
     assert identity() == identity("optim.micro_batch=2") == identity("optim.gradient_checkpointing=true")
     dropping = identity("lora_rank.dropout=0.1")

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from losslens.config import LearningRate
-from losslens.errors import InputError
+from losslens.errors import InputError, first_line
 from losslens.files import digest, read_json, sha256_of, write_json
+from losslens.methods import own_methods
 
 _SECONDS = 0.3
 
@@ -104,6 +105,11 @@ def _recorded(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
 def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """What the manifest says, what it would have to say, and where."""
     identity = manifest.get("identity")
+    if isinstance(identity, dict) and "format" not in identity and "version" in identity:
+        raise InputError(
+            f"{folder / 'manifest.json'}: of an earlier LossLens, which named runs otherwise; "
+            f"python launch/migrate.py output_dir={_output_dir(folder)} takes its runs over as they are"
+        )
     suffix = folder.name.rpartition("-")[2]
     if folder.parent.name == "snapshots":
         run = folder.parents[1] / "manifest.json"
@@ -125,11 +131,37 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, An
         yield name, _of(manifest, name), identity.get(name.removeprefix("config."))
     yield "config.lora_rank.r", _of(manifest, "config.lora_rank.r"), _of(identity, "lora.r")
     yield "config.lr", _rate(manifest), identity.get("learning_rate")
-    for part in ("method", "optim"):
-        given, expected = _of(manifest, f"config.{part}"), identity.get(part)
-        if isinstance(given, dict) and isinstance(expected, dict):
-            for name in given.keys() & expected.keys():
-                yield f"config.{part}.{name}", given[name], expected[name]
+    yield from _claims_of_options(folder / "manifest.json", manifest, identity)
+    given, expected = _of(manifest, "config.optim"), identity.get("optim")
+    if isinstance(given, dict) and isinstance(expected, dict):
+        for name in given.keys() & expected.keys():
+            yield f"config.optim.{name}", given[name], expected[name]
+
+
+def _claims_of_options(
+    file: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """The loss's options stand in full in the manifest, in its configuration, and without defaults in the identity."""
+    decided, options = identity.get("method"), manifest.get("options")
+    if not isinstance(decided, dict) or not isinstance(options, dict):
+        raise InputError(f"{file}: no options of its loss in it: not the manifest of a run")
+    own = own_methods().get(str(decided.get("name")))
+    if own is None:
+        meant = {"name": decided.get("name"), "version": decided.get("version"), **options}
+        yield "options", {name: meant.get(name) for name in decided}, decided
+    else:
+        try:
+            yield "options", own(name=decided["name"], **options).identity, decided
+        except (ValidationError, TypeError) as error:
+            raise InputError(f"{file}: options: {first_line(error)}") from error
+    for name, value in _of(manifest, "config.method").items():
+        if name != "_target_":
+            yield f"config.method.{name}", value, decided["name"] if name == "name" else options.get(name)
+
+
+def _output_dir(folder: Path) -> Path:
+    of_run = folder.parents[1] if folder.parent.name == "snapshots" else folder
+    return of_run.parents[1]
 
 
 def _rate(manifest: Mapping[str, Any]) -> Any:

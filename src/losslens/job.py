@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from losslens import processes, provenance
 from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter
-from losslens.config import TrainConfig, build
+from losslens.config import TrainConfig
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
 from losslens.files import write_json, write_text
 from losslens.integrity import bound_to
 from losslens.logger import artifacts
 from losslens.logger.session import About, Session, catch_up, session
-from losslens.methods import Method, Pairwise
 from losslens.models import load_model, source_of
 from losslens.notices import say_once
 from losslens.preemption import Preempted
@@ -33,8 +32,9 @@ from losslens.rollouts.sampling import (
     problem_source,
     require_a_writer,
 )
-from losslens.runs import HeldError, Run, State, base_identity, lora_settings, require_one_base, run_identity, run_of
+from losslens.runs import HeldError, Run, State, require_one_base
 from losslens.scoring import require_problems, score_base, score_run
+from losslens.spec import RunSpec
 from losslens.statistics import wilson_interval
 
 if TYPE_CHECKING:
@@ -80,29 +80,29 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
         return _train_along(config)
     name, folder = str(config.method.get("name")), None
     try:
-        method: Method = build("method", config.method)
+        spec = RunSpec.of(config)
         try:
-            run = run_of(config, isinstance(method, Pairwise))
+            run = spec.run
         except InputError:
             require_problems(config.benchmarks)  # what is wrong with them is told before who could answer them
             raise
         name, folder = run.name, run.folder
         if not run.is_trained():
-            require_one_base(config.output_dir / config.sweep, config.model)
+            require_one_base(spec.sweep, config.model)
             require_problems(config.benchmarks)
             require_a_writer(config)
             config.optim.share(processes.count())
-            require_fit(config)
+            require_fit(spec)
         with run.lock(wait):
-            run = run_of(config, isinstance(method, Pairwise))  # another process may have begun it by another name
+            run = spec.run  # another process may have begun it by another name
             name, folder = run.name, run.folder
-            if not name.startswith(f"{config.method['name']}-{config.lr.name}-"):
+            if not name.startswith(f"{spec.loss.name}-{config.lr.name}-"):
                 print(f"lr={config.lr.name} is the same rate for it, and the same run: {name}", flush=True)
             if diverged := run.divergence:
                 return Outcome(
                     name, "diverged", error=f"{name}: {diverged}; to train it again, delete {folder}", exit_status=1
                 )
-            return _train_and_score(config, method, run, wait)
+            return _train_and_score(spec, run, wait)
     except HeldError as error:
         return Outcome(name, "held", held=error.run)
     except DivergedError as error:
@@ -127,14 +127,15 @@ def _leave_the_queue(folder: Path | None, error: Exception) -> None:
         Run(folder).set_state("failed", error=first_line(error))
 
 
-def _train_and_score(config: TrainConfig, method: Method, run: Run, wait: bool) -> Outcome:
+def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
+    config = spec.config
     done_before = run.status.get("state") == "completed" and run.is_trained()
     if done_before and config.optim.snapshot_steps and not run.snapshots:
         print(f"{run.name}: trained without snapshots; to have them, delete {run.folder}", flush=True)
     # W&B is told last: what the folder says must not wait for it.
     with ExitStack() as stack:
         try:
-            todo = None if run.is_trained() else _prepare(config, method, run)
+            todo = None if run.is_trained() else _prepare(spec, run)
             told = Session() if done_before else stack.enter_context(_session(config, run))
             told.tell(catch_up, run.folder / "metrics.jsonl")
             if todo is not None:
@@ -214,8 +215,9 @@ class _Prepared:
     steps: int
 
 
-def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
+def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     """Makes the rollouts and the initial adapter when they are missing, and writes down what the run is."""
+    config = spec.config
     started = datetime.now(UTC)
     run.set_state("running")
     rollouts = frozen_rollouts(config)
@@ -231,14 +233,12 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
     ids = tokenised["prompt_ids"].tolist(), tokenised["completion_ids"].tolist()
     file = str(rollouts.folder / "rollouts.parquet")
     limits_of(source_of(config.model)).require_sequences(file, *ids, rows=usable_rows.index.tolist())
-    rows = row_count(tokenised, method)
-    require_usable(rollouts, config.rollouts, method.uses_reward)
+    rows = row_count(tokenised, spec.loss)
+    require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
     steps = config.optim.steps(rows)
     run.set_state("running", step=0, max_steps=steps)
-    initial = initial_adapter(
-        config.output_dir, base_identity(config.model), base.model, lora_settings(config), config.init_seed
-    )
-    plan = _plan(config, method, initial)
+    initial = initial_adapter(config.output_dir, spec.base, base.model, spec.lora, config.init_seed)
+    plan = _plan(spec, initial)
     precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
     before = run.manifest if (run.folder / "manifest.json").exists() else {}
     before = before if isinstance(before, dict) else {}
@@ -247,14 +247,15 @@ def _prepare(config: TrainConfig, method: Method, run: Run) -> _Prepared:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     manifest: dict[str, Any] = {
         "run": run.name,
-        "method": method.name,
-        "pairwise": isinstance(method, Pairwise),
+        "method": spec.loss.name,
+        "options": spec.loss.model_dump(mode="json", exclude={"name"}),
+        "pairwise": spec.is_pairwise,
         "learning_rate": plan.learning_rate,
         "config": config.model_dump(mode="json"),
-        "identity": run_identity(config, isinstance(method, Pairwise)),
+        "identity": spec.identity,
         "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **counts(rollouts.table)},
         "trained_on": counts(usable_rows),
-        "base": base_identity(config.model),
+        "base": spec.base,
         "initial_adapter": {"folder": initial.name, "sha256": adapter_sha256(initial)},
         "precision": precision,
         "prompt_example": decode(base.tokenizer, tokenised["prompt_ids"].iloc[0]),
@@ -320,16 +321,16 @@ def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> Non
     )
 
 
-def _plan(config: TrainConfig, method: Method, initial: Path) -> TrainingPlan:
+def _plan(spec: RunSpec, initial: Path) -> TrainingPlan:
     from losslens.training.run import TrainingPlan
 
     return TrainingPlan(
-        method=method,
-        learning_rate=config.lr.of(isinstance(method, Pairwise)),
-        lora=lora_settings(config),
+        method=spec.loss,
+        learning_rate=spec.learning_rate,
+        lora=spec.lora,
         initial_adapter=initial,
-        optim=config.optim,
-        seed=config.seed,
+        optim=spec.config.optim,
+        seed=spec.config.seed,
     )
 
 
@@ -349,7 +350,7 @@ def _train_along(config: TrainConfig) -> Outcome:
             base = load_model(source_of(config.model))
             rollouts = load(Path(orders["rollouts"]))
             tokenised = tokenise(usable(rollouts.table, config.train_on), base.tokenizer, rollouts.manifest)
-            plan = _plan(config, build("method", config.method), Path(orders["initial"]))
+            plan = _plan(RunSpec.of(config), Path(orders["initial"]))
             train_run(plan, base, tokenised, folder, lambda step, values: None)
     except DivergedError:
         return Outcome(name, "diverged")

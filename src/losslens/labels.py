@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-_METHOD = ("method.name", "method._target_", "version")
+_METHOD = ("method.name", "format")
 _SEEDS = {"seed": "s", "init_seed": "init "}
 # Where to look first for what tells two runs of one method apart.
 _FIRST = ("method.", "learning_rate", "lora.r", "lora.", "train_on", "optim.", "rollouts.", "dtype", "base.")
@@ -20,7 +20,7 @@ def labels(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     The seeds stand in all labels as soon as two runs differ in them: which runs share them matters for every pair.
 
     Args:
-        identities: What decides each run (`identity` in its manifest), by its name.
+        identities: What decides each run (`losslens.identity.settings_of`), by its name.
     """
     flat = {name: dict(_flat(identity)) for name, identity in identities.items()}
     chosen = _telling(flat)

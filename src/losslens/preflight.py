@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 from losslens.adapters import require_targets
-from losslens.config import TrainConfig
 from losslens.models import ModelSource, source_of
 from losslens.rollouts.sampling import (
     Contents,
@@ -15,10 +14,10 @@ from losslens.rollouts.sampling import (
     prompts_of,
     require_limits,
 )
-from losslens.runs import lora_settings
+from losslens.spec import RunSpec
 
 
-def require_fit(config: TrainConfig) -> None:
+def require_fit(spec: RunSpec) -> None:
     """Refuses what the base cannot be trained on, or asked, before anything is sampled, trained or written.
 
     What several jobs of a process have in common is looked at once.
@@ -26,8 +25,9 @@ def require_fit(config: TrainConfig) -> None:
     Raises:
         InputError: A module that is to be adapted is not there, the chat template fails, or something is too long.
     """
+    config = spec.config
     source = source_of(config.model)
-    require_targets(source, lora_settings(config))
+    require_targets(source, spec.lora)
     require_limits(config)
     if config.rollouts.path is None:
         _require_given(source, contents_of(config.data, "train"))

@@ -1,4 +1,4 @@
-"""A run on disk: who it is, where it lies, what state it is in, and which runs a sweep holds. Nothing imports torch."""
+"""A run on disk: where it lies, what state it is in, and which runs a sweep holds. Nothing imports torch."""
 
 from __future__ import annotations
 
@@ -6,28 +6,22 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from losslens import processes
-from losslens.adapters import LoraSettings, adapter_hashes
-from losslens.config import Model, TrainConfig
+from losslens.adapters import adapter_hashes
+from losslens.config import Model
 from losslens.errors import InputError
 from losslens.files import digest, read_json, read_object, write_json
 from losslens.integrity import require_own_manifest
 from losslens.models import model_identity, source_of
 from losslens.provenance import slurm_job
-from losslens.rollouts.sampling import rollouts_identity
 
 State = Literal["queued", "running", "preempted", "failed", "completed"]
-
-# Part of every identity: raised when the same configuration begins to mean another adapter.
-_IDENTITY_VERSION = 3
-_NOT_SCIENCE = {"micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps"}
 
 
 class HeldError(Exception):
@@ -195,68 +189,19 @@ def sha256_of_adapter(run: Run) -> str:
     return digest([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
 
 
-def lora_settings(config: TrainConfig) -> LoraSettings:
-    """The adapter that `config` describes."""
-    rank = config.lora_rank
-    names = config.model.target_modules
-    targets = names if isinstance(names, str) else tuple(sorted(set(names)))
-    return LoraSettings(rank.r, rank.scale_numerator, rank.dropout, targets)
+def find_run(sweep: Path, identity: str) -> Run | None:
+    """The run of a sweep that was started under an identity, whatever its name begins with; None if there is none.
+
+    Args:
+        sweep: The sweep's folder.
+        identity: The eight digits in which its folder's name ends.
+    """
+    return next((Run(status.parent) for status in sweep.glob(f"*-{identity}/status.json")), None)
 
 
 def base_identity(model: Model) -> dict[str, str | None]:
-    """What tells the base from another."""
+    """Fingerprint of a base: its content, or its commit on the hub."""
     return model_identity(source_of(model))
-
-
-def run_identity(config: TrainConfig, pairwise: bool) -> dict[str, Any]:
-    """All that decides what the adapter will be, and nothing else: no path, no name, no launcher, no logger.
-
-    Raises:
-        InputError: The model or the rollouts that are named are not there.
-    """
-    return {
-        "version": _IDENTITY_VERSION,
-        "method": config.method,
-        # All pairs are made of mixed groups, and the first of each group of its first right and wrong rollout.
-        "train_on": "all" if pairwise and _makes_the_same_pairs(config) else config.train_on,
-        "learning_rate": config.lr.of(pairwise),
-        "lora": asdict(lora_settings(config)),
-        "base": base_identity(config.model),
-        "dtype": config.model.dtype,
-        "chat_options": config.model.chat_options,
-        "rollouts": rollouts_identity(config),
-        "optim": config.optim.model_dump(exclude=_NOT_SCIENCE | ({"max_steps"} if config.optim.epochs else set())),
-        "seed": config.seed,
-        "init_seed": config.init_seed,
-        **_what_dropout_meets(config),
-    }
-
-
-def _what_dropout_meets(config: TrainConfig) -> dict[str, Any]:
-    """What decides which activations LoRA dropout leaves out: the rows that are computed at once, and who draws."""
-    if not config.lora_rank.dropout:
-        return {}
-    # Whoever asks before the run has its processes, as the launcher does, knows how many there will be.
-    gpus = config.resources.gpus if config.resources is not None else 1
-    count = processes.count() if processes.count() > 1 else max(gpus, 1)
-    return {"micro_batch": config.optim.ways(count, dropout=True)[0][0], "processes": count}
-
-
-def _makes_the_same_pairs(config: TrainConfig) -> bool:
-    return config.train_on != "dpo_rows" or config.method.get("pairs", "one") == "one"
-
-
-def run_of(config: TrainConfig, pairwise: bool) -> Run:
-    """The folder of the run that `config` describes: the same configuration always gives the same one.
-
-    Two names of one learning rate are one run: whichever was started first has the folder.
-    """
-    identity = digest(run_identity(config, pairwise), 8)
-    sweep = config.output_dir / config.sweep
-    for status in sweep.glob(f"*-{identity}/status.json"):
-        return Run(status.parent)
-    parts = (config.method["name"], config.lr.name, f"r{config.lora_rank.r}", config.model.name, f"s{config.seed}")
-    return Run(sweep / "-".join([*parts, identity]))
 
 
 def base_run(sweep: Path, model: Model) -> Run:

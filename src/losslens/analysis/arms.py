@@ -12,7 +12,7 @@ from losslens.analysis.pairs import Pair
 from losslens.analysis.subjects import Diverged, Gathered, Subject
 
 # What does not tell the arms of one method and rate apart, or is told by other columns.
-_NOT_SETTINGS = ("version", "seed", "init_seed", "method.name", "method._target_", "learning_rate")
+_NOT_SETTINGS = ("format", "seed", "init_seed", "method.name", "learning_rate")
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Arm:
     @property
     def values(self) -> dict[str, Any]:
         """All that decides its runs but the seeds, flat."""
-        return dict(_flat(self.facts.identity))
+        return dict(_flat(self.facts.settings))
 
     def name(self, lr: str | None = None) -> str:
         """`dpo-matched`, with its settings where there are others like it."""

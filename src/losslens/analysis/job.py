@@ -95,7 +95,7 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
 def _labels(gathered: Gathered) -> dict[str, str]:
     """What tells each run from the others, and the base; what was made elsewhere has its name."""
     runs: list[Subject | Diverged] = [*gathered.subjects, *gathered.diverged]
-    found = labels({run.name: run.facts.identity for run in runs if run.facts})
+    found = labels({run.name: run.facts.settings for run in runs if run.facts})
     several = len(gathered.bases) > 1
     return found | {base.name: base.name if several else "base" for base in gathered.bases}
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 from losslens.config import FolderName, LearningRate
 from losslens.errors import InputError
 from losslens.files import digest
+from losslens.identity import settings_of
 from losslens.integrity import require_own_manifest
 from losslens.runs import Run
 
@@ -100,6 +101,7 @@ class StartedFacts(_Facts):
     """The manifest of a run, finished or not."""
 
     method: str
+    options: dict[str, Any] = Field(default_factory=dict)
     pairwise: bool
     learning_rate: FiniteFloat
     base: dict[str, str | None]
@@ -133,6 +135,11 @@ class StartedFacts(_Facts):
     def seeds(self) -> tuple[int, int]:
         """`seed` and `init_seed`."""
         return self.config.seed, self.config.init_seed
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the run, with the options of its loss that are at their defaults."""
+        return settings_of(self.identity, self.options)
 
     @property
     def configuration(self) -> str:

@@ -1,4 +1,4 @@
-"""The losses under comparison, one file each: the pure function, its options, and the rows it learns from.
+"""Losses under comparison, one file each: the pure function, its options, and the rows it learns from.
 
 Shapes in names: N rollouts, T tokens of the padded completions. A position that holds no completion token has mask 0,
 and a log-probability of 0.
@@ -7,11 +7,17 @@ and a log-probability of 0.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from losslens.config import TrainOn
+from losslens.identity import options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,11 +45,26 @@ class Scored:
 
 
 class Method(BaseModel):
-    """A loss and its options; a subclass narrows `name` to its own."""
+    """A loss and its options; a subclass narrows `name` to its own.
+
+    Attributes:
+        version: Raised when the same options begin to mean another adapter: runs of before are then others.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
+    version: ClassVar[int] = 1
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of the loss decides an adapter: name, version, and the options that are not at their defaults."""
+        return {"version": self.version, **options_of(self)}
+
+    def learns_from(self, train_on: TrainOn) -> TrainOn:
+        """The widest choice of rollouts from which the loss takes the same rows as from `train_on`."""
+        return train_on
 
     @property
     def uses_reward(self) -> bool:
@@ -94,3 +115,14 @@ class Pairwise(Method):
     def loss(self, chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor) -> Tensor:
         """Each pair's loss from the summed log-probabilities of its two completions; all of shape (pairs,)."""
         raise NotImplementedError
+
+
+@cache
+def own_methods() -> dict[str, type[Method]]:
+    """The losses that come with LossLens, by name: each is a module of this package."""
+    found: dict[str, type[Method]] = {}
+    for module in iter_modules(__path__):
+        for value in vars(import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Method) and value.__module__.startswith(f"{__name__}."):
+                found[module.name] = value
+    return found

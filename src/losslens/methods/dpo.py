@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from losslens.config import TrainOn
 from losslens.errors import InputError
 from losslens.methods import Pairwise
 
@@ -66,6 +67,10 @@ class Dpo(Pairwise):
         if not pairs:
             raise InputError(f"method={self.name}: no prompt has both a right and a wrong rollout (no mixed group)")
         return pairs
+
+    def learns_from(self, train_on: TrainOn) -> TrainOn:
+        """See `Method.learns_from`: all pairs are of mixed groups, and `one` is the first of each group."""
+        return "all" if self.pairs == "one" or train_on == "mixed_groups" else train_on
 
     def trainer_options(self) -> dict[str, Any]:
         """See `Pairwise.trainer_options`."""

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from losslens.errors import InputError
 from losslens.files import read_json
+from losslens.identity import settings_of
 from losslens.labels import labels
 from losslens.runs import Run
 from losslens.slurm.standing import Standing
@@ -70,9 +71,8 @@ def told_apart(runs: Sequence[Run]) -> dict[Run, str]:
     plain = [run.name.rpartition("-")[0] for run in runs]
     if len(set(plain)) == len(plain):
         return {}
-    identities = {run: _manifest(run).get("identity") for run in runs}
     by_name = {run.name: run for run in runs}
-    known = {run.name: each for run, each in identities.items() if isinstance(each, dict)}
+    known = {run.name: settings for run in runs if (settings := _settings(run)) is not None}
     return {by_name[name]: label for name, label in labels(known).items()}
 
 
@@ -99,6 +99,14 @@ def _manifest(run: Run) -> dict[str, Any]:
 def _read(file: Path, _: int) -> dict[str, Any]:
     content = read_json(file)
     return content if isinstance(content, dict) else {}
+
+
+def _settings(run: Run) -> dict[str, Any] | None:
+    manifest = _manifest(run)
+    try:
+        return settings_of(manifest["identity"], manifest["options"])
+    except (KeyError, TypeError):
+        return None
 
 
 def _benchmark(manifest: Mapping[str, Any]) -> str | None:

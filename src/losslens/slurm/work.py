@@ -9,13 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from losslens.config import AnalyzeConfig, EvaluateConfig, Resources, RolloutConfig, TrainConfig, build, parse, resolved
+from losslens.config import AnalyzeConfig, EvaluateConfig, Resources, RolloutConfig, TrainConfig, parse, resolved
 from losslens.errors import InputError
 from losslens.files import digest
-from losslens.methods import Pairwise
 from losslens.rollouts.frozen import find
 from losslens.rollouts.sampling import rollouts_identity
-from losslens.runs import Run, run_of, runs_of
+from losslens.runs import Run, runs_of
+from losslens.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def work_of(script: Path, config: DictConfig) -> Work:
 
 def _training(script: Path, config: dict[str, Any], resources: Resources) -> Work:
     checked = parse(TrainConfig, config)
-    run = run_of(checked, isinstance(build("method", checked.method), Pairwise))
+    run = RunSpec.of(checked).run
     done = ""
     if run.status.get("state") == "completed" and run.is_trained():
         done = "completed"

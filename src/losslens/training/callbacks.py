@@ -186,6 +186,19 @@ def fault_of(checkpoint: Path, identity: str) -> str:
     return ""
 
 
+def seal_anew(checkpoint: Path, before: str, now: str) -> None:
+    """Seals a checkpoint to the same run's identity in another form; one that is not whole stays as it is.
+
+    Args:
+        checkpoint: Its folder.
+        before: The identity that it is sealed to.
+        now: The identity in its new form.
+    """
+    if not fault_of(checkpoint, before):
+        step = int(checkpoint.name.rpartition("-")[2])
+        write_json(checkpoint / _SEAL, _seal(now, step, _hashes(checkpoint)))
+
+
 def _seal(identity: str, step: int, files: dict[str, str]) -> dict[str, Any]:
     content = {"run": identity, "step": step, "files": files}
     return {**content, "sha256": digest(content, 64)}
