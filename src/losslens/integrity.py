@@ -47,6 +47,20 @@ def require_own_manifest(folder: Path, manifest: Any) -> None:
             )
 
 
+def require_format(folder: Path, manifest: Any) -> None:
+    """Refuses a run whose identity an earlier LossLens wrote: it would not be known as the same run.
+
+    Raises:
+        InputError: Says how it is taken over.
+    """
+    identity = manifest.get("identity") if isinstance(manifest, dict) else None
+    if isinstance(identity, dict) and "format" not in identity and "version" in identity:
+        raise InputError(
+            f"{folder}: a run of an earlier LossLens, which named runs otherwise; "
+            f"python launch/migrate.py output_dir={folder.parents[1]} takes it over as it is"
+        )
+
+
 def record_outcomes(folder: Path, file: Path) -> None:
     """Notes the hash of a file of outcomes in the manifest of `folder`; the caller holds the run's lock."""
     manifest = read_json(folder / "manifest.json")
@@ -105,11 +119,7 @@ def _recorded(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
 def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """What the manifest says, what it would have to say, and where."""
     identity = manifest.get("identity")
-    if isinstance(identity, dict) and "format" not in identity and "version" in identity:
-        raise InputError(
-            f"{folder / 'manifest.json'}: of an earlier LossLens, which named runs otherwise; "
-            f"python launch/migrate.py output_dir={_output_dir(folder)} takes its runs over as they are"
-        )
+    require_format(folder, manifest)
     suffix = folder.name.rpartition("-")[2]
     if folder.parent.name == "snapshots":
         run = folder.parents[1] / "manifest.json"
@@ -157,11 +167,6 @@ def _claims_of_options(
     for name, value in _of(manifest, "config.method").items():
         if name != "_target_":
             yield f"config.method.{name}", value, decided["name"] if name == "name" else options.get(name)
-
-
-def _output_dir(folder: Path) -> Path:
-    of_run = folder.parents[1] if folder.parent.name == "snapshots" else folder
-    return of_run.parents[1]
 
 
 def _rate(manifest: Mapping[str, Any]) -> Any:

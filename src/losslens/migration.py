@@ -179,6 +179,8 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Method:
         kind: type[Method] = own
     elif target in losses:
         kind = get_class(target)
+        if own is not None and kind is not own:
+            raise _LeftError(f"its loss {target} has the name of LossLens's own {options['name']}")
     else:
         raise _LeftError(f"its loss is {target}; to take it over too: losses={target}")
     try:

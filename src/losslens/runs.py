@@ -17,7 +17,7 @@ from losslens.adapters import adapter_hashes
 from losslens.config import Model
 from losslens.errors import InputError
 from losslens.files import digest, read_json, read_object, write_json
-from losslens.integrity import require_own_manifest
+from losslens.integrity import require_format, require_own_manifest
 from losslens.models import model_identity, source_of
 from losslens.provenance import slurm_job
 
@@ -210,7 +210,7 @@ def base_run(sweep: Path, model: Model) -> Run:
 
 
 def require_one_base(sweep: Path, model: Model) -> None:
-    """Refuses a base in a sweep that holds runs of another one: they could not be compared.
+    """Refuses a sweep that holds runs of another base, or of an earlier LossLens: they could not be compared.
 
     Args:
         sweep: The sweep's folder.
@@ -223,9 +223,11 @@ def require_one_base(sweep: Path, model: Model) -> None:
     for file in sorted(sweep.glob("*/status.json")):
         run = Run(file.parent)
         try:
-            other = run.manifest.get("base") if run.status.get("state") != "failed" else None
+            manifest = run.manifest
+            other = manifest.get("base") if run.status.get("state") != "failed" else None
         except InputError:  # damaged, or not that far
             continue
+        require_format(run.folder, manifest)
         if other is not None and other != base:
             raise InputError(
                 f"model.path={model.path}: another base than that of {run.name}; sweep={sweep.name} has one base, so "
