@@ -217,7 +217,7 @@ def _warm() -> subprocess.Popen[str]:
 METHODS = "method=sft,rft,dft,rift,grpo,dpo"
 SMALL = [
     "data.train=60", "data.eval=40", "rollouts.max_tokens=64", "evaluation.max_tokens=64",
-    "optim.max_steps=12", "optim.batch_size=8", "optim.save_steps=2", "optim.log_steps=2",
+    "optim.max_steps=12", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2",
 ]  # fmt: skip
 
 

@@ -260,8 +260,8 @@ def test_rows_and_epochs_of_a_sweep(arms: Path) -> None:
     for method, rows in (("sft", 2 * pairs), ("dpo", pairs)):
         training = runs[method].manifest["training"]
         assert training["rows"] == rows
-        assert training["steps"] == runs[method].status["step"] == math.ceil(1.5 * rows / 8)
-        assert 1.5 <= training["epochs"] < 1.5 + 8 / rows
+        assert training["steps"] == runs[method].status["step"] == math.ceil(1.5 * rows / 4)
+        assert 1.5 <= training["epochs"] < 1.5 + 4 / rows
     # One pair a prompt is made of the same rows in any case: for DPO this is one run. With all pairs it is not.
     script(*command(arms, "-m", "method=dpo", "train_on=all,mixed_groups,dpo_rows", "sweep=once", "logger=none"))
     assert sum(run.name.startswith("dpo") for run in runs_of(arms, "once")) == 1

