@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Literal
 
 from torch import Tensor
 
@@ -11,8 +12,14 @@ from losslens.methods import Scored
 from losslens.methods.sft import Sft
 
 
+class Impostor(Sft):
+    """Another loss under SFT's name."""
+
+
 class SlowSft(Sft):
     """SFT, slowly. The time it takes is not part of who a run is."""
+
+    name: Literal["slow_sft"]  # type: ignore[assignment]
 
     def loss(self, scored: Scored) -> Tensor:
         time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))

@@ -10,7 +10,7 @@ from losslens.labels import labels
 def identity(method: str, **changes: Any) -> dict[str, Any]:
     options = {key: changes.pop(key) for key in ("beta", "bias") if key in changes}
     return {
-        "version": 2, "method": {"_target_": "x", "name": method, **options}, "train_on": "all",
+        "format": 4, "method": {"name": method, "version": 1, **options}, "train_on": "all",
         "learning_rate": 1e-4 if method == "dpo" else 1e-3, "lora": {"r": 8, "alpha": 16.0, "targets": ["q", "k"]},
         "base": {"sha256": "a" * 64}, "optim": {"max_steps": 100, "batch_size": 32}, "rollouts": {"sha256": "b" * 64},
         "seed": 42, "init_seed": 42, **changes,

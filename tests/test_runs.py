@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import json
 import multiprocessing
 import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any, get_args
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from pydantic.fields import FieldInfo
 
-from losslens.config import TrainConfig, parse
+from losslens.config import Optim, TrainConfig, parse
 from losslens.errors import InputError
+from losslens.identity import options_of
+from losslens.methods import own_methods
+from losslens.methods.dpo import Dpo
+from losslens.methods.sft import Sft
 from losslens.runs import Run, base_run, runs_of
 from losslens.spec import RunSpec
 from tests.conftest import ROOT, TINY
 
 
+@functools.cache
 def config(*overrides: str) -> TrainConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         return parse(TrainConfig, compose("train", list(overrides)))
@@ -58,29 +72,126 @@ def test_what_is_no_science_changes_no_identity(override: str) -> None:
     assert identity(override) == identity()
 
 
-@pytest.mark.parametrize(
-    "override",
-    [
-        "method=rft",
-        "seed=1",
-        "init_seed=1",
-        "lr.base=2e-3",
-        "lora_rank=r4",
-        "lora_rank.alpha=8",
-        "model.target_modules=[q_proj]",
-        "model.dtype=bfloat16",
-        f"model.path={TINY / 'teacher'} model.teacher={TINY / 'teacher'}",
-        "data.seed=1",
-        "data.train=10",
-        "rollouts.k=2",
-        "rollouts.policy=base",
-        "optim.max_steps=1",
-        "optim.batch_size=16",
-        "optim.warmup=0",
-    ],
-)
-def test_what_changes_the_adapter_changes_the_identity(override: str) -> None:
-    assert identity(*override.split()) != identity()
+# Of every value of train.py's configuration: another one that makes another adapter, or None where there is none.
+DECIDES: dict[str, str | None] = {
+    "model.path": f"{TINY / 'teacher'} model.teacher={TINY / 'teacher'}",
+    "model.name": None, "model.revision": None, "model.package": None,  # for a model of the hub
+    "model.teacher": str(TINY / "student"), "model.teacher_revision": None,
+    "model.target_modules": "[q_proj]", "model.lr": "2e-3", "model.dtype": "bfloat16", "model.device": None,
+    "model.attention": None, "model.chat_options": "{thinking: false}", "model.trust_remote_code": None,
+    "data.name": None, "data.source._target_": None, "data.source.task": "basic_arithmetic data.source.difficulty={}",
+    "data.source.difficulty.min_terms": "2", "data.source.difficulty.max_terms": "7",
+    "data.source.difficulty.min_digits": "1 data.source.difficulty.max_digits=2",
+    "data.source.difficulty.max_digits": "2", "data.source.template": "'Q: {question}'",
+    "data.source.reads": "last_word", "data.source.pretrain_share": "0.5",
+    "data.train": "10", "data.eval": None, "data.seed": "1", "data.verify_seconds": None,
+    "rollouts.engine": "openai rollouts.server.model=x", "rollouts.policy": "base", "rollouts.k": "2",
+    "rollouts.temperature": "0.5", "rollouts.top_p": "0.9", "rollouts.max_tokens": "32", "rollouts.seed": "1",
+    "rollouts.batch_size": "16", "rollouts.path": None,  # by its content: below
+    "rollouts.accept": None, "rollouts.server": None,  # of rollouts.engine=openai: tests/test_server.py
+    "method._target_": None, "method.name": None,  # all losses and their options: below
+    "lr.name": None, "lr.base": "2e-3", "lr.pointwise_factor": "0.5", "lr.pairwise_factor": None,  # SFT's is the other
+    "lora_rank.r": "4", "lora_rank.alpha": "8", "lora_rank.dropout": "0.1",
+    "logger": None, "resources": None, "evaluation": None, "output_dir": None, "sweep": None,
+    "seed": "1", "init_seed": "1", "train_on": "mixed_groups",
+    "optim.max_steps": "1", "optim.epochs": "2", "optim.batch_size": "16", "optim.micro_batch": None,
+    "optim.scheduler": "linear", "optim.warmup": "0", "optim.weight_decay": "0", "optim.max_grad_norm": "0.5",
+    "optim.gradient_checkpointing": None, "optim.log_steps": None, "optim.save_steps": None,
+    "optim.snapshot_steps": None,
+}  # fmt: skip
+
+
+def test_every_value_of_the_configuration_is_accounted_for() -> None:
+    """Whoever adds one says here whether it decides the adapter."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        values = OmegaConf.to_container(compose("train"), resolve=True)
+    assert isinstance(values, dict)
+    named = {
+        next((name for name in DECIDES if key == name or key.startswith(f"{name}.")), key)
+        for key in _keys(values)
+        if key != "benchmark"
+    }
+    assert named == DECIDES.keys()
+
+
+def _keys(values: dict[Any, Any], before: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _keys(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}"
+
+
+@pytest.mark.parametrize("name", [name for name, value in DECIDES.items() if value is not None])
+def test_any_value_that_decides_the_adapter_decides_the_identity(name: str) -> None:
+    value = str(DECIDES[name])
+    overrides = [f"{name}={value}"] if value[0] in "'{" else f"{name}={value}".split()
+    assert identity(*overrides) != identity()
+
+
+@pytest.mark.parametrize("name", sorted(own_methods()))
+def test_every_option_of_a_loss_is_in_the_identity_when_it_is_not_at_its_default(name: str) -> None:
+    kind = own_methods()[name]
+    assert kind(name=name).identity == {"name": name, "version": 1}
+    for option, field in kind.model_fields.items():
+        if option == "name":
+            continue
+        other = _another(field)
+        assert kind(**{"name": name, option: other}).identity == {"name": name, "version": 1, option: other}
+        assert kind(**{"name": name, option: field.default}).identity == {"name": name, "version": 1}
+
+
+def _another(field: FieldInfo) -> Any:
+    """A value that is not the default."""
+    choices = get_args(field.annotation)
+    if choices:
+        return next(choice for choice in choices if choice != field.default)
+    return not field.default if isinstance(field.default, bool) else field.default * 0.3 + 0.1 * (field.default >= 0)
+
+
+def test_a_new_option_changes_nothing_that_was_made_before_it_was_there() -> None:
+    class NewOptim(Optim):
+        nesterov: bool = False
+
+    class NewDpo(Dpo):
+        margin: float = 0.0
+
+    values = config().optim.model_dump()
+    assert options_of(NewOptim(**values)) == options_of(Optim(**values))
+    assert options_of(NewOptim(**values, nesterov=True)) != options_of(Optim(**values))
+    assert NewDpo(name="dpo", beta=0.3).identity == Dpo(name="dpo", beta=0.3).identity
+    assert NewDpo(name="dpo", margin=1).identity != Dpo(name="dpo").identity
+
+
+def test_a_loss_is_known_by_its_name_wherever_its_class_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = ModuleType("losses_elsewhere")
+    elsewhere.Sft = Sft  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, elsewhere.__name__, elsewhere)
+    assert identity("method._target_=losses_elsewhere.Sft") == identity()
+    monkeypatch.setattr(Sft, "version", 2)  # it means another adapter now
+    assert identity("method=sft") != identity("method=rft")
+    assert RunSpec.of(config()).identity["method"] == {"name": "sft", "version": 2}
+
+
+def test_a_loss_outside_the_package() -> None:
+    own = RunSpec.of(config("method._target_=tests.own_loss.Half", "method.name=half", "+method.floor=1"))
+    assert own.identity["method"] == {"name": "half", "version": 1, "floor": 1.0}
+    assert own.run.name.startswith("half-conventional-")
+    with pytest.raises(InputError, match=r"^method\.name=sft: LossLens's own loss; \w+ needs a name of its own$"):
+        RunSpec.of(config("method._target_=tests.slow_method.Impostor"))
+    with pytest.raises(InputError, match=r"^method\._target_: dict is no losslens\.methods\.Method$"):
+        RunSpec.of(config("method._target_=builtins.dict"))
+
+
+def test_the_form_of_an_identity() -> None:
+    """The example in docs/identity.md, computed without LossLens."""
+    page = (ROOT / "docs" / "identity.md").read_text(encoding="utf-8")
+    shown = json.loads(page.partition("```json")[2].partition("```")[0])
+    spec = RunSpec.of(config("method=grpo", "method.bias=0.2"))
+    assert json.loads(json.dumps(spec.identity)) == shown
+    text = json.dumps(shown, sort_keys=True, separators=(",", ":"))
+    assert spec.run.name == f"grpo-conventional-r8-tiny-s42-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    assert spec.run.name in page
 
 
 def test_a_methods_options_are_part_of_the_identity() -> None:

@@ -23,7 +23,7 @@ from conftest import METHODS, ROOT, SMALL, cold
 from losslens.files import read_json
 
 SLURM = ["hydra/launcher=slurm", "resources=cpu", "resources.cpus=1", "resources.memory_gb=2", "logger=none"]
-SLOW = ["method=sft", "method._target_=slow_method.SlowSft"]
+SLOW = ["method=sft", "method._target_=slow_method.SlowSft", "method.name=slow_sft"]
 
 
 @pytest.fixture(scope="module")

@@ -269,7 +269,7 @@ def test_killed_and_started_again_it_is_one_run(
     plain: tuple[Path, bytes], wandb_server: WandbServer, tmp_path: Path
 ) -> None:
     frozen, expected = plain
-    slow = ["logger.mode=online", "method._target_=tests.slow_method.SlowSft"]
+    slow = ["logger.mode=online", "method._target_=tests.slow_method.SlowSft", "method.name=slow_sft"]
     line = [sys.executable, "train.py", *overrides(tmp_path, frozen, *slow)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "SLOW_SECONDS": "1"}
     process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -16,11 +16,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from losslens.config import TrainOn
 from losslens.identity import options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from losslens.config import TrainOn
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from losslens.config import TrainOn
 from losslens.errors import InputError
 from losslens.methods import Pairwise
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from losslens.config import TrainOn
 
 # The losses of TRL's DPOTrainer that are defined for a pair by itself and need no further setting.
 LossType = Literal["sigmoid", "hinge", "ipo", "nca_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"]

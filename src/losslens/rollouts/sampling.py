@@ -19,6 +19,7 @@ from losslens.completions import Completion, Journal, say_what_was_cut
 from losslens.config import Data, RolloutConfig, build, parse
 from losslens.errors import InputError, ServerError, UnavailableError
 from losslens.files import digest
+from losslens.identity import options_of
 from losslens.interpolations import EMBEDDED_TEACHER, derived
 from losslens.models import ModelSource, load_model, model_identity, source_of
 from losslens.notices import say_once
@@ -103,7 +104,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
         return {**about, **_served_writer(config), "k": sampling.k, **read_by}
     model = _writer(config)
-    how = sampling.model_dump(exclude={"path", "accept", "server"})
+    how = options_of(sampling, ("path", "accept", "server"))
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
     return {**about, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
 
