@@ -383,7 +383,8 @@ def test_what_jobs_of_a_sweep_have_in_common_is_looked_at_once(tmp_path: Path, m
     for completion in ("7", "8"):
         mine.write_text(json.dumps({"prompt": "2", "completion": completion, "reward": 1}) + "\n")
         for seed in (1, 2):
-            require_fit(config(tmp_path, "data=file", f"data.path={mine}", "data.train=null", f"seed={seed}"))
+            asked = config(tmp_path, "data=file", f"data.path={mine}", "data.train=null", f"seed={seed}")
+            require_fit(RunSpec.of(asked))
     assert looked == ["skeleton", "_with_lora", "tokenise", "tokenise"]  # a file is read again when it changed
 
 
