@@ -253,7 +253,8 @@ def test_killed_they_go_on_to_the_same_bytes(
     (tmp_path / "killed.py").write_text(KILLED)
     with steps(str(tmp_path / "killed.py"), *line) as processes:
         ended(processes[0], -signal.SIGKILL)
-    assert run_of(killed, "grpo").status["state"] == "running"
+    # The other process may have found out already, and said so.
+    assert run_of(killed, "grpo").status["state"] in ("running", "failed")
     assert (run_of(killed, "grpo").checkpoints / "checkpoint-4" / "rng_state_1.pth").exists()
     shutil.copytree(killed, alone)
     assert job(alone, given, "method=grpo", "optim.micro_batch=4").state == "completed"
