@@ -23,11 +23,13 @@ def main(arguments: list[str]) -> int:
     )
     settings, _ = parser.parse(arguments)
     output_dir = Path(settings["output_dir"])
-    sys.path.insert(0, str(Path.cwd()))  # where the scripts find losses of one's own, too
+    losses = [name for name in settings["losses"].replace(" ", "").split(",") if name]
+    if losses:
+        sys.path.append(str(Path.cwd()))  # where the scripts find losses of one's own, too
     left = 0
     try:
         for sweep in [settings["sweep"]] if settings["sweep"] else sweeps_of(output_dir):
-            for moved in migrate(output_dir, sweep, settings["losses"].split(",")):
+            for moved in migrate(output_dir, sweep, losses):
                 left += bool(moved.left)
                 print(f"{sweep}/{moved.run}: {f'left, {moved.left}' if moved.left else f'now {moved.name}'}")
             if any((output_dir / sweep).glob("analysis*")):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ from losslens.adapters import adapter_sha256
 from losslens.analysis.manifests import RunFacts, StartedFacts, read_facts
 from losslens.errors import InputError
 from losslens.files import digest, write_json
-from losslens.integrity import bound_to
+from losslens.integrity import bound_to, require_format
+from losslens.methods import own_methods
 from losslens.migration import migrate
 from losslens.runs import Run, runs_of
+from losslens.slurm.cluster import JobState
+from losslens.slurm.standing import Standing
 from losslens.training import callbacks
 from tests.conftest import script
 
@@ -129,6 +133,12 @@ def test_killed_at_any_write_the_same_command_finishes_it(
             migrate(killed, "main")
         except KeyboardInterrupt:
             left = -1
+            for run in runs_of(killed, "main")[1:]:  # whoever reads it meanwhile is told what to do
+                if run.name != run.manifest["run"]:
+                    with pytest.raises(InputError, match=r"launch/migrate\.py output_dir="):
+                        read_facts(run, StartedFacts)
+                    with pytest.raises(InputError, match=r"launch/migrate\.py output_dir="):
+                        require_format(run.folder, run.manifest)
             migrate(killed, "main")
             assert tree(killed) == tree(undisturbed)
             continue
@@ -144,19 +154,75 @@ def test_other_commands_say_how_they_are_taken_over(outputs: Path) -> None:
     assert len(list(outputs.glob("main/sft-*"))) == 1
 
 
-def test_what_is_at_work_is_let_end(outputs: Path) -> None:
-    run, before = of(outputs, "rft"), tree(outputs)
-    with FileLock(run.lock_file), pytest.raises(InputError, match="is at it; let it end"):
-        migrate(outputs, "main")
-    run.set_state("queued")
-    outcome = script("launch/migrate.py", f"output_dir={outputs}", check=2)
-    assert f"{run.name}: queued on Slurm" in outcome.stderr
-    assert {k: v for k, v in tree(outputs).items() if "status" not in k} == {
-        k: v for k, v in before.items() if "status" not in k
-    }
+def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are taken over meanwhile, and it later, as it is then."""
+    held, queued, before = of(outputs, "rft"), of(outputs, "dpo"), tree(outputs)
+    asked = migration.standings
+
+    def told(runs: Any) -> list[Standing]:
+        live = JobState("PENDING", "Priority")
+        return [
+            replace(each, slurm=live, status={"state": "queued"}) if each.run == queued else each
+            for each in asked(runs)
+        ]
+
+    monkeypatch.setattr(migration, "standings", told)
+    with FileLock(held.lock_file):
+        left = {each.run: each.left for each in migrate(outputs, "main") if each.left}
+    assert left.keys() == {held.name, queued.name}
+    assert left[held.name].endswith("is at it: let it end")
+    assert left[queued.name] == "queued on Slurm: let it end, or cancel it (scancel)"
+    for name in left:
+        assert {k: v for k, v in tree(outputs).items() if name in k} == {k: v for k, v in before.items() if name in k}
+    queued.set_state("completed", step=5)
+    monkeypatch.undo()
+    assert {each.run for each in migrate(outputs, "main") if not each.left} == left.keys()
+    assert of(outputs, "dpo").status["step"] == 5
+
+
+def test_bad_input(outputs: Path) -> None:
     assert script("launch/migrate.py", "output_dir=/no/such/folder", check=2).stderr.startswith(
         "migrate.py: output_dir="
     )
+    assert (
+        "not the name of a sweep"
+        in script("launch/migrate.py", f"output_dir={outputs}", "sweep=../main", check=2).stderr
+    )
+
+
+def test_damaged_files_stop_no_other(outputs: Path) -> None:
+    """A snapshot that is cut off stays as it is; a run without a whole manifest is left."""
+    sft, grpo = of(outputs, "sft"), of(outputs, "grpo")
+    cut = sft.folder / "snapshots" / "step-000002" / "manifest.json"
+    cut.write_text(cut.read_text()[:20])
+    (grpo.folder / "manifest.json").write_text("{")
+    left = [each for each in migrate(outputs, "main") if each.left]
+    assert [each.run for each in left] == [grpo.name]
+    now = of(outputs, "sft")
+    assert len((now.folder / "snapshots" / "step-000002" / "manifest.json").read_text()) == 20
+    assert now.snapshots[4].is_trained()
+
+
+def test_two_runs_that_are_one_today(outputs: Path) -> None:
+    """One wrote an option as 0.2, the other as text: both meant the same adapter."""
+    other = of(outputs, "grpo")
+    copy = shutil.copytree(other.folder, outputs / "copy")
+    migrate(outputs, "main")
+    shutil.move(copy, other.folder)
+    (moved,) = migrate(outputs, "main")
+    assert moved.left.startswith("it is the same run as grpo-")
+    assert moved.left.endswith("; keep one of both, and move or delete the other")
+
+
+def test_who_was_compared_with_whom(outputs: Path) -> None:
+    """References are called as they are now, also when they were taken over in another call."""
+    sft, dpo = of(outputs, "sft"), of(outputs, "dpo")
+    assert dpo.manifest["references"]["sft"]["name"] == sft.name
+    with FileLock(sft.lock_file):
+        migrate(outputs, "main")
+    assert of(outputs, "dpo").manifest["references"]["sft"]["name"] == sft.name
+    migrate(outputs, "main")
+    assert of(outputs, "dpo").manifest["references"]["sft"]["name"] == of(outputs, "sft").name != sft.name
 
 
 def renamed(run: Run, **section: Any) -> Run:
@@ -197,3 +263,74 @@ def test_runs_of_version_2_stay_what_they_were_trained_on(outputs: Path) -> None
     migrate(outputs, "main")
     facts = read_facts(of(outputs, "dpo"), StartedFacts)
     assert facts.identity["tokens"] == "of the text"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"run": "../../elsewhere"},
+        {"migrated_from": None},
+        {"migrated_from": {"run": "sft-x", "identity": {}}},
+        {"migrated_from": {"run": 5, "identity": [1]}},
+    ],
+)
+def test_a_strangers_folder_gets_no_name_that_is_not_its_own(outputs: Path, change: dict[str, Any]) -> None:
+    """A manifest in today's form in a folder of another name: as a killed migration leaves it, or made up."""
+    run = of(outputs, "sft")
+    migrate(outputs, "main")
+    manifest = of(outputs, "sft").manifest
+    of(outputs, "sft").folder.rename(run.folder)
+    write_json(run.folder / "manifest.json", {**manifest, **change})
+    (moved,) = migrate(outputs, "main")
+    assert moved == migration.Moved(run.name, run.name, "its manifest.json is not of this folder")
+
+
+@pytest.mark.parametrize("identity", [[], {"version": 3}, {"version": 3, "method": 1, "optim": {}, "lora": {}}])
+def test_an_identity_that_is_none(outputs: Path, identity: Any) -> None:
+    run = of(outputs, "sft")
+    folder = run.folder.with_name(f"sft-conventional-r1-tiny-s42-{digest(identity, 8)}")
+    write_json(run.folder / "manifest.json", {**run.manifest, "identity": identity})
+    run.folder.rename(folder)
+    (moved,) = [each for each in migrate(outputs, "main") if each.left]
+    assert moved.run == folder.name
+    assert "identity" in moved.left
+
+
+def test_classes_that_are_no_losses_are_refused(outputs: Path) -> None:
+    for name, message in (
+        ("pathlib.Path", "losses=pathlib.Path: no class"),
+        ("no.such.Class", "losses=no.such.Class: no class"),
+    ):
+        renamed(of(outputs, "sft"), _target_=name, name="half")
+        outcome = script("launch/migrate.py", f"output_dir={outputs}", f"losses={name}", check=2)
+        assert message in outcome.stderr
+        assert outcome.stderr.count("\n") == 1
+
+
+def test_what_an_older_version_of_a_loss_made_can_still_be_read(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate(outputs, "main")
+    monkeypatch.setattr(own_methods()["grpo"], "version", 2)
+    assert read_facts(of(outputs, "grpo"), RunFacts).options["bias"] == 0.2
+    manifest = of(outputs, "grpo").manifest
+    for change in ({"config": {**manifest["config"], "method": 5}}, {"options": {**manifest["options"], "bias": 0.3}}):
+        write_json(of(outputs, "grpo").folder / "manifest.json", {**manifest, **change})
+        with pytest.raises(InputError, match=r"manifest\.json: (config\.method|options)"):
+            read_facts(of(outputs, "grpo"), RunFacts)
+
+
+def test_an_option_may_be_written_in_more_than_one_way(outputs: Path) -> None:
+    """`std_norm=no` is a text to Hydra, and false to the loss: the run is its own."""
+    migrate(outputs, "main")
+    run = of(outputs, "grpo")
+    config = run.manifest["config"]
+    section = {**config["method"], "std_norm": "no", "bias": "0.2"}
+    write_json(run.folder / "manifest.json", {**run.manifest, "config": {**config, "method": section}})
+    assert read_facts(run, RunFacts).options["std_norm"] is False
+    section["std_norm"] = "yes"
+    write_json(run.folder / "manifest.json", {**run.manifest, "config": {**config, "method": section}})
+    with pytest.raises(InputError, match=r"manifest\.json: config\.method is"):
+        read_facts(run, RunFacts)
+    section["std_norm"] = "perhaps"
+    write_json(run.folder / "manifest.json", {**run.manifest, "config": {**config, "method": section}})
+    with pytest.raises(InputError, match=r"manifest\.json: config\.method\.std_norm: "):
+        read_facts(run, RunFacts)

@@ -17,9 +17,10 @@ from typing import Any, get_args
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from losslens.config import Optim, TrainConfig, parse
+from losslens.config import Optim, Section, TrainConfig, parse
 from losslens.errors import InputError
 from losslens.identity import options_of
 from losslens.methods import own_methods
@@ -161,6 +162,32 @@ def test_a_new_option_changes_nothing_that_was_made_before_it_was_there() -> Non
     assert options_of(NewOptim(**values, nesterov=True)) != options_of(Optim(**values))
     assert NewDpo(name="dpo", beta=0.3).identity == Dpo(name="dpo", beta=0.3).identity
     assert NewDpo(name="dpo", margin=1).identity != Dpo(name="dpo").identity
+
+
+def test_options_of_any_kind_are_told_apart() -> None:
+    class Schedule(Section):
+        kind: str = "linear"
+        power: float = 1.0
+
+    class Loss(Sft):
+        schedule: Schedule = Schedule()
+        only: frozenset[str] = frozenset()
+        limit: float | bool = False
+        beta: float = Field(default=1.0, alias="strength")  # called otherwise before
+
+    def identity_of(**options: Any) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in Loss(name="sft", **options).identity.items()
+            if name not in ("name", "version")
+        }
+
+    assert identity_of() == {}
+    assert identity_of(schedule={"kind": "cosine"}) == {"schedule": {"kind": "cosine", "power": 1.0}}
+    assert identity_of(only=["b", "c", "a"]) == {"only": ["a", "b", "c"]}
+    assert identity_of(limit=0.0) == {"limit": 0.0}  # not False, though equal to it
+    assert identity_of(beta=2) == identity_of(strength=2) == {"strength": 2.0}
+    assert Loss(name="sft", beta=2).options["strength"] == 2.0
 
 
 def test_a_loss_is_known_by_its_name_wherever_its_class_is(monkeypatch: pytest.MonkeyPatch) -> None:

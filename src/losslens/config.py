@@ -245,7 +245,10 @@ class Rollouts(Section):
 
 
 class Optim(Section):
-    """The optimiser and its schedule."""
+    """The optimiser and its schedule.
+
+    An option that is added here gets its default here too: then runs from before it keep their identity.
+    """
 
     max_steps: int = Field(ge=1)
     epochs: float | None = Field(gt=0, allow_inf_nan=False)

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from losslens.config import LearningRate
-from losslens.errors import InputError, first_line
+from losslens.errors import InputError
 from losslens.files import digest, read_json, sha256_of, write_json
 from losslens.methods import own_methods
 
@@ -53,8 +53,13 @@ def require_format(folder: Path, manifest: Any) -> None:
     Raises:
         InputError: Says how it is taken over.
     """
-    identity = manifest.get("identity") if isinstance(manifest, dict) else None
-    if isinstance(identity, dict) and "format" not in identity and "version" in identity:
+    if not isinstance(manifest, dict):
+        return
+    identity, before = manifest.get("identity"), manifest.get("migrated_from")
+    is_of_before = isinstance(identity, dict) and "format" not in identity
+    # It was killed before the folder got its new name.
+    is_begun = isinstance(before, dict) and before.get("run") == folder.name != manifest.get("run")
+    if is_of_before or is_begun:
         raise InputError(
             f"{folder}: a run of an earlier LossLens, which named runs otherwise; "
             f"python launch/migrate.py output_dir={folder.parents[1]} takes it over as it is"
@@ -155,18 +160,23 @@ def _claims_of_options(
     decided, options = identity.get("method"), manifest.get("options")
     if not isinstance(decided, dict) or not isinstance(options, dict):
         raise InputError(f"{file}: no options of its loss in it: not the manifest of a run")
-    own = own_methods().get(str(decided.get("name")))
-    if own is None:
-        meant = {"name": decided.get("name"), "version": decided.get("version"), **options}
+    loss, version = decided.get("name"), decided.get("version")
+    own = own_methods().get(str(loss))
+    given = _of(manifest, "config.method")
+    if not isinstance(given, dict):
+        raise InputError(f"{file}: config.method: not the options of a loss")
+    if own is None or own.version != version:  # the defaults are not known here, or not those of then
+        meant = {"name": loss, "version": version, **options}
         yield "options", {name: meant.get(name) for name in decided}, decided
-    else:
+        yield "config.method.name", given.get("name"), loss
+        return
+    asked = {name: value for name, value in given.items() if name != "_target_"}
+    for where, values in (("options", {"name": loss, **options}), ("config.method", asked)):
         try:
-            yield "options", own(name=decided["name"], **options).identity, decided
-        except (ValidationError, TypeError) as error:
-            raise InputError(f"{file}: options: {first_line(error)}") from error
-    for name, value in _of(manifest, "config.method").items():
-        if name != "_target_":
-            yield f"config.method.{name}", value, decided["name"] if name == "name" else options.get(name)
+            yield where, own(**values).identity, decided
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise InputError(f"{file}: {where}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def _rate(manifest: Mapping[str, Any]) -> Any:

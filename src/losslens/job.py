@@ -248,7 +248,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     manifest: dict[str, Any] = {
         "run": run.name,
         "method": spec.loss.name,
-        "options": spec.loss.model_dump(mode="json", exclude={"name"}),
+        "options": spec.loss.options,
         "pairwise": spec.is_pairwise,
         "learning_rate": plan.learning_rate,
         "config": config.model_dump(mode="json"),

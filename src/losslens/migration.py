@@ -6,13 +6,13 @@ killed one began.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack
+import pydoc
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_class
 from pydantic import ValidationError
 
 from losslens.errors import InputError, first_line
@@ -20,7 +20,8 @@ from losslens.files import digest, read_json, write_json
 from losslens.identity import FORMAT
 from losslens.integrity import bound_to
 from losslens.methods import Method, own_methods
-from losslens.runs import HeldError, Run, runs_of
+from losslens.runs import HeldError, Run, find_run, runs_of
+from losslens.slurm.standing import standings
 from losslens.spec import OPTIMISER
 
 # What an identity of before has: 2 until rollouts kept their token ids, 3 since.
@@ -56,102 +57,142 @@ def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[
         losses: Classes of losses outside LossLens, by their Python path: only those are imported.
 
     Returns:
-        The runs that are not in today's form, and what became of each.
+        The runs that were not in today's form, and what became of each.
 
     Raises:
-        InputError: There is no such sweep, or a process is at one of the runs.
+        InputError: There is no such sweep, or no such class.
     """
+    if Path(sweep).name != sweep:
+        raise InputError(f"sweep={sweep}: not the name of a sweep")
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
-    todo: dict[Run, dict[str, Any]] = {}
-    names: dict[str, str] = {}
     moved = []
-    for run in runs:
-        if not (run.folder / "manifest.json").exists():
-            _require_off_slurm(run)
-            continue  # nothing was trained, and the same train.py command begins it anew
+    for standing in standings(run for run in runs if (run.folder / "manifest.json").exists()):
+        run = standing.run
         try:
-            manifest = _upgraded(run, losses)
+            if standing.is_live:
+                raise _LeftError(f"{standing.state} on Slurm: let it end, or cancel it (scancel)")
+            name = _take_over(run, losses)
         except _LeftError as error:
             moved.append(Moved(run.name, run.name, str(error)))
             continue
-        if "migrated_from" in manifest:
-            names[manifest["migrated_from"]["run"]] = manifest["run"]
-            if manifest["run"] != run.name:
-                todo[run] = manifest
-    with ExitStack() as stack:
-        for run in todo:
-            _require_at_rest(run, stack)
-        for run, manifest in todo.items():
-            target = run.folder.with_name(names[run.name])
-            if target.exists():
-                moved.append(Moved(run.name, run.name, f"{target.name} is there already"))
-                continue
-            _take_over(run, manifest, names)
-            run.folder.rename(target)
-            moved.append(Moved(run.name, target.name))
-    for run in todo:
-        run.lock_file.unlink(missing_ok=True)
+        if name != run.name:
+            moved.append(Moved(run.name, name))
+    _rename_references(runs_of(output_dir, sweep))
     return moved
 
 
-def _take_over(run: Run, manifest: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Writes what the folder holds in today's form, before it gets its new name."""
-    for reference in manifest.get("references", {}).values():
-        reference["name"] = names.get(reference["name"], reference["name"])
-    write_json(run.folder / "manifest.json", manifest)
-    now = bound_to(manifest)
-    before = bound_to({**manifest, "identity": manifest["migrated_from"]["identity"]})
-    for file in run.folder.glob("snapshots/step-*/manifest.json"):
-        snapshot = read_json(file)
-        if isinstance(snapshot, dict) and snapshot.get("run") == before:
-            write_json(file, {**snapshot, "run": now})
-    for checkpoint in run.folder.glob("checkpoints/checkpoint-*"):
-        from losslens.training.callbacks import seal_anew
+def _take_over(run: Run, losses: Collection[str]) -> str:
+    """Writes what the folder holds in today's form, and renames it then.
 
-        seal_anew(checkpoint, before, now)
-
-
-def _require_at_rest(run: Run, stack: ExitStack) -> None:
-    """Holds a run until the stack ends.
-
-    Raises:
-        InputError: A process is at it, or Slurm has it.
+    Returns:
+        Its name now.
     """
-    _require_off_slurm(run)
+    with ExitStack() as stack:
+        _hold(run, stack)
+        manifest = _upgraded(run, losses)  # as it is now, that nobody writes it any more
+        target = Run(run.folder.with_name(manifest["run"]))
+        if target == run:
+            return run.name
+        _hold(target, stack)
+        there = find_run(run.folder.parent, target.name.rpartition("-")[2])
+        if there is not None and there != run:
+            raise _LeftError(f"it is the same run as {there.name}; keep one of both, and move or delete the other")
+        now = bound_to(manifest)
+        before = bound_to({**manifest, "identity": manifest["migrated_from"]["identity"]})
+        snapshots = [(file, _snapshot(file)) for file in sorted(run.folder.glob("snapshots/step-*/manifest.json"))]
+        write_json(run.folder / "manifest.json", manifest)
+        for file, snapshot in snapshots:
+            if snapshot.get("run") == before:
+                write_json(file, {**snapshot, "run": now})
+        for checkpoint in sorted(run.folder.glob("checkpoints/checkpoint-*")):
+            from losslens.training.callbacks import seal_anew
+
+            seal_anew(checkpoint, before, now)
+        run.folder.rename(target.folder)
+    run.lock_file.unlink(missing_ok=True)
+    return target.name
+
+
+def _snapshot(file: Path) -> dict[str, Any]:
+    """The manifest of a snapshot; empty for a damaged one, which stays as it is."""
+    try:
+        content = read_json(file)
+    except InputError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _rename_references(runs: Iterable[Run]) -> None:
+    """Names the runs that others were compared with while they trained as they are called now."""
+    manifests: dict[Run, dict[str, Any]] = {}
+    names: dict[str, str] = {}
+    for run in runs:
+        with suppress(InputError):
+            manifest = run.manifest
+            before = manifest.get("migrated_from") if isinstance(manifest, dict) else None
+            if isinstance(before, dict) and manifest.get("run") == run.name:
+                manifests[run] = manifest
+                names[str(before.get("run"))] = run.name
+    for run, manifest in manifests.items():
+        references = manifest.get("references")
+        if not isinstance(references, dict):
+            continue
+        stale = {
+            label: {**each, "name": names[str(each["name"])]}
+            for label, each in references.items()
+            if isinstance(each, dict) and str(each.get("name")) in names
+        }
+        if stale:
+            write_json(run.folder / "manifest.json", {**manifest, "references": {**references, **stale}})
+
+
+def _hold(run: Run, stack: ExitStack) -> None:
+    """Holds a run until the stack ends."""
     try:
         stack.enter_context(run.lock(wait=False))
     except HeldError as error:
-        raise InputError(f"{run.name}: {run.holder} is at it; let it end, and do this again") from error
-
-
-def _require_off_slurm(run: Run) -> None:
-    state = run.status
-    if state.get("state") == "queued" or (state.get("state") in ("running", "preempted") and "slurm" in state):
-        raise InputError(
-            f"{run.name}: {state['state']} on Slurm; let it end, or cancel it (scancel), and do this again"
-        )
+        raise _LeftError(f"{run.holder} is at it: let it end") from error
 
 
 def _upgraded(run: Run, losses: Collection[str]) -> dict[str, Any]:
     """The manifest in today's form; of a run that has it, as it is."""
-    manifest = run.manifest
+    try:
+        manifest = run.manifest
+    except InputError as error:
+        raise _LeftError(str(error)) from error
     identity = manifest.get("identity") if isinstance(manifest, dict) else None
     if not isinstance(identity, dict):
         raise _LeftError("no identity in its manifest.json")
+    stem, _, suffix = run.name.rpartition("-")
     if "format" in identity:
+        name = f"{stem}-{digest(identity, 8)}"
+        if manifest.get("run") != name or (name != run.name and not _was_begun(run, manifest)):
+            raise _LeftError("its manifest.json is not of this folder")
         return manifest
-    if identity.get("version") not in _BEFORE or digest(identity, 8) != run.name.rpartition("-")[2]:
+    if identity.get("version") not in _BEFORE or digest(identity, 8) != suffix:
         raise _LeftError("its manifest.json is not of this folder, or of an unknown LossLens")
+    if not all(isinstance(identity.get(name), dict) for name in ("method", "optim", "lora")):
+        raise _LeftError("its identity is not one of an earlier LossLens")
     loss = _loss(identity["method"], losses)
-    upgraded = _identity(identity, loss, manifest)
-    name = f"{run.name.rpartition('-')[0]}-{digest(upgraded, 8)}"
+    try:
+        upgraded = _identity(identity, loss, manifest)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _LeftError("its manifest.json lacks what decides a run") from error
     return {
         **manifest,
-        "run": name,
-        "options": loss.model_dump(mode="json", exclude={"name"}),
+        "run": f"{stem}-{digest(upgraded, 8)}",
+        "options": loss.options,
         "identity": upgraded,
         "migrated_from": {"run": run.name, "identity": identity},
     }
+
+
+def _was_begun(run: Run, manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest in today's form was written by a migration that did not come to the folder's name."""
+    before = manifest.get("migrated_from")
+    if not isinstance(before, dict) or before.get("run") != run.name:
+        return False
+    return digest(before.get("identity"), 8) == run.name.rpartition("-")[2]
 
 
 def _identity(before: Mapping[str, Any], loss: Method, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,12 +201,13 @@ def _identity(before: Mapping[str, Any], loss: Method, manifest: Mapping[str, An
         "format": FORMAT,
         "method": loss.identity,
         "optim": {"version": OPTIMISER, **before["optim"]},
+        "train_on": loss.learns_from(manifest["config"]["train_on"]),
     }
     if before["version"] < 3:
         # Trained on what its text was tokenised to: no configuration of today means that.
         after["tokens"] = "of the text"
         if before["lora"].get("dropout"):
-            facts = manifest.get("training", {})
+            facts = manifest.get("training") or {}
             after |= {name: facts.get(name) for name in ("micro_batch", "processes")}
     return after
 
@@ -173,20 +215,32 @@ def _identity(before: Mapping[str, Any], loss: Method, manifest: Mapping[str, An
 def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Method:
     """The loss of a recorded configuration; no class is imported but LossLens's own and those in `losses`."""
     options = dict(section)
-    target = str(options.pop("_target_", ""))
-    own = own_methods().get(str(options.get("name")))
+    target, name = str(options.pop("_target_", "")), str(options.get("name"))
+    own = own_methods().get(name)
     if target.startswith(_OWN) and own is not None:
-        kind: type[Method] = own
+        kind: Any = own
     elif target in losses:
-        kind = get_class(target)
+        try:
+            kind = pydoc.locate(target)
+        except pydoc.ErrorDuringImport as error:
+            raise InputError(f"losses={target}: {first_line(error)}") from error
+        if not (isinstance(kind, type) and issubclass(kind, Method)):
+            raise InputError(f"losses={target}: no class that is a losslens.methods.Method")
         if own is not None and kind is not own:
-            raise _LeftError(f"its loss {target} has the name of LossLens's own {options['name']}")
+            raise _LeftError(f"its loss {target} has the name of LossLens's own {name}")
     else:
-        raise _LeftError(f"its loss is {target}; to take it over too: losses={target}")
+        raise _LeftError(f"its loss is {target or 'not named'}; to take it over too: losses={target}")
     try:
         return kind(**options)
     except (ValidationError, TypeError) as error:
-        raise _LeftError(f"its loss {target} does not take these options any more: {first_line(error)}") from error
+        raise _LeftError(f"its loss {target} does not take these options any more: {_field(error)}") from error
+
+
+def _field(error: ValidationError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return first_line(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def sweeps_of(output_dir: Path) -> Iterator[str]:

@@ -38,8 +38,8 @@ _ODD = 12  # characters of such a mixture
 # What tells a run from others and is compared with its identity, and names of things: hiding any would change it.
 _IDENTITY = "identity"
 _NAMING = {
-    "run", "method", "optim", "base", "model", "lora_rank", "lr", "name", "path", "folder", "repo", "writer", "teacher",
-    "revision", "package",
+    "run", "method", "options", "optim", "base", "model", "lora_rank", "lr", "name", "path", "folder", "repo", "writer",
+    "teacher", "revision", "package",
 }  # fmt: skip
 # Parts of the path of a server's address that are no secret; whatever else stands there may be one.
 _PLAIN_PATH = re.compile(

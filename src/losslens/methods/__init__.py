@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ class Method(BaseModel):
         version: Raised when the same options begin to mean another adapter: runs of before are then others.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
 
     version: ClassVar[int] = 1
 
@@ -62,6 +62,11 @@ class Method(BaseModel):
     def identity(self) -> dict[str, Any]:
         """What of the loss decides an adapter: name, version, and the options that are not at their defaults."""
         return {"version": self.version, **options_of(self)}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options, as JSON values."""
+        return self.model_dump(mode="json", by_alias=True, exclude={"name"})
 
     def learns_from(self, train_on: TrainOn) -> TrainOn:
         """The widest choice of rollouts from which the loss takes the same rows as from `train_on`."""
@@ -120,10 +125,11 @@ class Pairwise(Method):
 
 @cache
 def own_methods() -> dict[str, type[Method]]:
-    """The losses that come with LossLens, by name: each is a module of this package."""
+    """The losses that come with LossLens, by name."""
     found: dict[str, type[Method]] = {}
     for module in iter_modules(__path__):
         for value in vars(import_module(f"{__name__}.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, Method) and value.__module__.startswith(f"{__name__}."):
-                found[module.name] = value
+                for name in get_args(value.model_fields["name"].annotation):
+                    found[name] = value
     return found

@@ -75,7 +75,14 @@ class ReasoningGym:
 
     def identity(self, _: Split) -> dict[str, Any]:
         """See `ProblemSource.identity`."""
-        return {"source": "reasoning_gym", **vars(self)}
+        names = (
+            "task",
+            "difficulty",
+            "template",
+            "reads",
+            "pretrain_share",
+        )  # a new option: only where it is not default
+        return {"source": "reasoning_gym", **{name: getattr(self, name) for name in names}}
 
     @property
     def verifier(self) -> TaskScorer:
