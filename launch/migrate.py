@@ -29,10 +29,11 @@ def main(arguments: list[str]) -> int:
     left = 0
     try:
         for sweep in [settings["sweep"]] if settings["sweep"] else sweeps_of(output_dir):
-            for moved in migrate(output_dir, sweep, losses):
+            found = migrate(output_dir, sweep, losses)
+            for moved in found:
                 left += bool(moved.left)
                 print(f"{sweep}/{moved.run}: {f'left, {moved.left}' if moved.left else f'now {moved.name}'}")
-            if any((output_dir / sweep).glob("analysis*")):
+            if any((output_dir / sweep).glob("analysis*")) and not all(moved.left for moved in found):
                 print(f"{sweep}: analyses name runs as they were called; analyze.py sweep={sweep} makes them anew")
     except InputError as error:
         print(f"migrate.py: {error}", file=sys.stderr)
