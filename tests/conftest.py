@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
@@ -168,7 +168,7 @@ def script(name: str, *arguments: str, check: int | None = 0) -> subprocess.Comp
 
     It runs in a process of its own, which does not begin with half a dozen seconds of imports (tests/warm.py).
     """
-    server = _warm()
+    server, answers = _warm()
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
         stdout.touch()
@@ -178,7 +178,7 @@ def script(name: str, *arguments: str, check: int | None = 0) -> subprocess.Comp
         }  # fmt: skip
         server.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
         server.stdin.flush()  # type: ignore[union-attr]
-        status = int(server.stdout.readline())  # type: ignore[union-attr]
+        status = int(answers.readline())
         outcome = subprocess.CompletedProcess(request["command"], status, _text(stdout), _text(stderr))
     return _checked(outcome, check)
 
@@ -206,12 +206,14 @@ def _text(file: Path) -> str:
 
 
 @functools.cache
-def _warm() -> subprocess.Popen[str]:
-    line = [sys.executable, str(ROOT / "tests" / "warm.py")]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+def _warm() -> tuple[subprocess.Popen[str], TextIO]:
+    ours, theirs = os.pipe()
+    line = [sys.executable, str(ROOT / "tests" / "warm.py"), str(theirs)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True, "pass_fds": [theirs]}
     server = subprocess.Popen(line, cwd=ROOT, env=_environment(), **pipes)
+    os.close(theirs)
     atexit.register(server.communicate)  # closes its stdin, at which it ends
-    return server
+    return server, os.fdopen(ours)
 
 
 METHODS = "method=sft,rft,dft,rift,grpo,dpo"

@@ -209,10 +209,11 @@ def test_keys_and_tokens_are_told_to_nobody(
     url = crooked[0].replace("/v1", f"/{TOKEN}/v1")
     told = []
     outputs = tmp_path / "outputs"
-    for model in ("tells", "echoes"):
-        server = [f"rollouts.server.base_url={url}", f"rollouts.server.model={model}", "rollouts.server.attempts=1"]
+    for model, status in (("tells", 1), ("echoes", 0)):
+        server = [f"rollouts.server.base_url={url}", f"rollouts.server.model={model}"]
         line = [*SMALL[:-1], "rollouts.engine=openai", *server, "rollouts.server.api_key_env=MY_ODD_NAME"]
-        outcome = script("train.py", "-m", "method=sft", *line, f"output_dir={outputs}", check=None)
+        line.append("rollouts.accept=all_incorrect")
+        outcome = script("train.py", "-m", "method=sft", *line, f"output_dir={outputs}", check=status)
         told.append(outcome.stdout + outcome.stderr)
         assert "Traceback" not in told[-1]
     assert "[redacted]" in told[0]

@@ -1,6 +1,7 @@
-"""Becomes the entry scripts: `python tests/warm.py` imports what they import, once, and forks for each one asked for.
+"""Becomes the entry scripts: `warm.py FD` imports what they import, once, and forks for each one that is asked for.
 
-A request is a line of JSON on stdin; the answer is the exit status, on stdout. The copy is a process of its own, which
+A request is a line of JSON on stdin; the answer is the exit status, on the open file FD (libraries print on stdout when
+they are imported: wandb does with WANDB_MODE=offline). The copy is a process of its own, which
 nothing has run in: it gets its own arguments, environment, folder and output, and ends as any interpreter does.
 """
 
@@ -43,7 +44,7 @@ def requested() -> dict[str, Any]:
         if not child:
             return json.loads(line)
         _, status = os.waitpid(child, 0)
-        os.write(1, b"%d\n" % os.waitstatus_to_exitcode(status))
+        os.write(int(sys.argv[1]), b"%d\n" % os.waitstatus_to_exitcode(status))
     sys.exit()
 
 
