@@ -27,12 +27,12 @@ from filelock import FileLock
 
 from losslens.adapters import LoraSettings, initial_adapter
 from losslens.config import Optim
-from losslens.methods import Method
+from losslens.losses import Loss
 from losslens.models import LoadedModel, ModelSource, load_model
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import freeze
 from losslens.tiny import pretrain
-from losslens.training.dataset import tokenise
+from losslens.training.batches import tokenise
 from losslens.training.run import TrainingPlan
 from tests.wandb_server import WandbServer, serving
 
@@ -125,8 +125,8 @@ def initial(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
 def make_plan(initial: Path):
     """Makes a training plan for a method; keywords change the optimiser's settings."""
 
-    def make(method: Method, learning_rate: float = 1e-3, **optim: Any) -> TrainingPlan:
-        return TrainingPlan(method, learning_rate, LORA, initial, Optim(**{**OPTIM, **optim}), seed=5)
+    def make(loss: Loss, learning_rate: float = 1e-3, **optim: Any) -> TrainingPlan:
+        return TrainingPlan(loss, learning_rate, LORA, initial, Optim(**{**OPTIM, **optim}), seed=5)
 
     return make
 

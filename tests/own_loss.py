@@ -6,15 +6,19 @@ from typing import Literal
 
 from torch import Tensor
 
-from losslens.methods import Pointwise, Scored
+from losslens.losses import Batch, Loss
 
 
-class Half(Pointwise):
+class Half(Loss):
     """The negative log-likelihood, weighted."""
+
+    title = "½ SFT"
+    summary = "Half of supervised fine-tuning."
+    colour = "#123456"
 
     name: Literal["half"]
     share: float = 0.5
     floor: float = 0.0
 
-    def loss(self, scored: Scored) -> Tensor:
-        return -(self.share + self.floor) * scored.logps
+    def terms(self, batch: Batch) -> Tensor:
+        return -(self.share + self.floor) * batch.logps

@@ -8,8 +8,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from losslens.methods import Scored
-from losslens.methods.sft import Sft
+from losslens.losses import Batch
+from losslens.losses.sft import Sft
 
 
 class Impostor(Sft):
@@ -21,8 +21,8 @@ class SlowSft(Sft):
 
     name: Literal["slow_sft"]  # type: ignore[assignment]
 
-    def loss(self, scored: Scored) -> Tensor:
+    def terms(self, batch: Batch) -> Tensor:
         time.sleep(float(os.environ.get("SLOW_SECONDS", "0")))
         if os.environ.get("FAIL"):
             raise RuntimeError("this loss was told to fail")
-        return super().loss(scored)
+        return super().terms(batch)

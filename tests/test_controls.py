@@ -18,12 +18,12 @@ import pytest
 from losslens.adapters import adapter_sha256
 from losslens.config import LearningRate, Optim
 from losslens.errors import InputError
-from losslens.methods.dpo import Dpo
-from losslens.methods.sft import Sft
+from losslens.losses.dpo import Dpo
+from losslens.losses.sft import Sft
 from losslens.models import LoadedModel
 from losslens.rollouts.frozen import load
 from losslens.runs import Run, runs_of
-from losslens.training.dataset import row_count, usable
+from losslens.training.batches import filter_rollouts
 from losslens.training.run import train_run
 from tests import conftest
 from tests.conftest import OPTIM, ROOT, script
@@ -46,21 +46,21 @@ class TestRows:
         table = pd.DataFrame(rows, columns=["problem_id", "sample", "reward"])
 
         def kept(train_on: Any) -> list[tuple[str, int]]:
-            return list(usable(table, train_on)[["problem_id", "sample"]].itertuples(index=False, name=None))
+            return list(filter_rollouts(table, train_on)[["problem_id", "sample"]].itertuples(index=False, name=None))
 
         assert kept("all") == [(problem, n) for problem, n, _ in rows]
         assert kept("mixed_groups") == [("a", 0), ("a", 1), ("a", 2), ("c", 0), ("c", 1), ("c", 2), ("c", 3)]
         assert kept("dpo_rows") == [("a", 0), ("a", 1), ("c", 0), ("c", 2)]
         with pytest.raises(InputError, match="train_on=dpo_rows: no prompt has both"):
-            usable(table[table["problem_id"] == "b"], "dpo_rows")
+            filter_rollouts(table[table["problem_id"] == "b"], "dpo_rows")
 
     def test_they_are_those_of_dpo(self, rollouts: pd.DataFrame) -> None:
-        pairs = Dpo(name="dpo").pair_rows(rollouts)
-        rows = usable(rollouts, "dpo_rows")
+        pairs = Dpo(name="dpo").select_pairs(rollouts)
+        rows = filter_rollouts(rollouts, "dpo_rows")
         assert list(rows.index) == sorted(row for pair in pairs for row in pair)
-        assert len(Dpo(name="dpo").pair_rows(rows)) == len(pairs)  # and DPO makes the same number out of them
+        assert len(Dpo(name="dpo").select_pairs(rows)) == len(pairs)  # and DPO makes the same number out of them
         everything = Dpo(name="dpo", pairs="all")
-        assert {r for p in everything.pair_rows(rollouts) for r in p} == set(usable(rollouts, "mixed_groups").index)
+        assert {r for p in everything.select_pairs(rollouts) for r in p} == set(filter_rollouts(rollouts, "mixed_groups").index)
 
 
 def test_rates() -> None:
@@ -254,7 +254,7 @@ def test_rows_and_epochs_of_a_sweep(arms: Path) -> None:
     script(*command(arms, *options))
     runs = {run.manifest["method"]: run for run in runs_of(arms, "rows")}
     table = load(arms / "rollouts" / runs["sft"].manifest["rollouts"]["folder"]).table
-    pairs = row_count(table, Dpo(name="dpo"))
+    pairs = len(Dpo(name="dpo").select_pairs(table))
     assert runs["sft"].manifest["trained_on"]["rollouts"] == 2 * pairs
     assert runs["sft"].manifest["trained_on"]["share_right"] == 0.5
     for method, rows in (("sft", 2 * pairs), ("dpo", pairs)):

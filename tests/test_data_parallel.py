@@ -25,8 +25,7 @@ from losslens.config import TrainConfig, parse
 from losslens.job import Outcome, train_job
 from losslens.rollouts.frozen import freeze
 from losslens.runs import Run
-from losslens.training.pairwise import PairwiseTrainer
-from losslens.training.pointwise import PointwiseTrainer
+from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
 METHODS = ("sft", "rft", "dft", "rift", "grpo", "dpo")
@@ -41,18 +40,16 @@ TOLERANCE = 2e-5
 # Runs train.py; each process writes down the rows that it meets.
 SPY = """
 import json, os, runpy, sys
-from losslens.training.pairwise import PairwiseTrainer
-from losslens.training.pointwise import PointwiseTrainer
+from losslens.training.trainer import LossTrainer
 seen = open(f"{sys.argv.pop(1)}-{os.environ['RANK']}.jsonl", "w")
 def spied(kind, name):
     original = getattr(kind, name)
     def method(self, model, inputs, *args, **kwargs):
         rows = [ids[mask == 1].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])]
-        print(json.dumps([self.method.name, self.state.global_step, rows]), file=seen, flush=True)
+        print(json.dumps([self.loss.name, self.state.global_step, rows]), file=seen, flush=True)
         return original(self, model, inputs, *args, **kwargs)
     setattr(kind, name, method)
-spied(PointwiseTrainer, "compute_loss")
-spied(PairwiseTrainer, "_compute_loss")
+spied(LossTrainer, "compute_loss")
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
@@ -60,15 +57,15 @@ runpy.run_path("train.py", run_name="__main__")
 # Runs train.py; at one learning rate the second process fails in its third micro-batch.
 FAILING = """
 import os, runpy, sys
-from losslens.training.pointwise import PointwiseTrainer
-original, calls = PointwiseTrainer.compute_loss, []
+from losslens.training.trainer import LossTrainer
+original, calls = LossTrainer.compute_loss, []
 def compute_loss(self, *args, **kwargs):
     if os.environ["RANK"] == "1" and self.args.learning_rate == 2e-3:
         calls.append(1)
         if len(calls) == 3:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return original(self, *args, **kwargs)
-PointwiseTrainer.compute_loss = compute_loss
+LossTrainer.compute_loss = compute_loss
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
@@ -76,13 +73,13 @@ runpy.run_path("train.py", run_name="__main__")
 # Runs train.py; the main process is killed when the fifth step of GRPO begins, after the checkpoint of the fourth.
 KILLED = """
 import os, runpy, signal, sys
-from losslens.training.pointwise import PointwiseTrainer
-original = PointwiseTrainer.compute_loss
+from losslens.training.trainer import LossTrainer
+original = LossTrainer.compute_loss
 def compute_loss(self, *args, **kwargs):
-    if os.environ["RANK"] == "0" and self.method.name == "grpo" and self.state.global_step == 4:
+    if os.environ["RANK"] == "0" and self.loss.name == "grpo" and self.state.global_step == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *args, **kwargs)
-PointwiseTrainer.compute_loss = compute_loss
+LossTrainer.compute_loss = compute_loss
 sys.argv[0] = "train.py"
 runpy.run_path("train.py", run_name="__main__")
 """
@@ -181,14 +178,13 @@ def one(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ro
         def method(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             pairs = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
             rows = [ids[mask == 1].tolist() for ids, mask in pairs]
-            seen.setdefault((self.method.name, self.state.global_step), []).extend(rows)
+            seen.setdefault((self.loss.name, self.state.global_step), []).extend(rows)
             return original(self, model, inputs, *args, **kwargs)
 
         return method
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PointwiseTrainer, "compute_loss", spied(PointwiseTrainer.compute_loss))
-        patch.setattr(PairwiseTrainer, "_compute_loss", spied(PairwiseTrainer._compute_loss))
+        patch.setattr(LossTrainer, "compute_loss", spied(LossTrainer.compute_loss))
         for method in METHODS:
             assert job(output_dir, given, f"method={method}", "optim.micro_batch=4").state == "completed"
     return output_dir, seen

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from losslens.config import TrainConfig, parse
-from losslens.methods.dpo import Dpo
+from losslens.losses.dpo import Dpo
 from tests.conftest import ROOT, TINY, script
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))

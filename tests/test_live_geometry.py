@@ -18,10 +18,10 @@ from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.live import LiveGeometry
 from losslens.geometry.measures import effective_rank, stable_rank
 from losslens.geometry.tables import geometry_tables
-from losslens.methods import Scored
-from losslens.methods.dft import Dft
-from losslens.methods.grpo import Grpo
-from losslens.methods.sft import Sft
+from losslens.losses import Batch
+from losslens.losses.dft import Dft
+from losslens.losses.grpo import Grpo
+from losslens.losses.sft import Sft
 from losslens.models import LoadedModel
 from losslens.training.run import train_run
 from tests.test_subspaces import dense, random_delta
@@ -156,17 +156,26 @@ def test_weights_are_what_the_gradient_multiplies(
     method: Any, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """SFT pulls at every token with 1, DFT with its probability, GRPO with the rollout's advantage."""
-    seen: list[Scored] = []
+    seen: list[Batch] = []
 
     class Watched(type(method)):  # type: ignore[misc]
-        def loss(self, scored: Scored) -> Any:
-            seen.append(scored)
-            return super().loss(scored)
+        def terms(self, batch: Batch) -> Any:
+            seen.append(batch)
+            return super().terms(batch)
 
     plan = make_plan(Watched(name=method.name), max_steps=1, log_steps=1)
     train_run(plan, base, tokenised, tmp_path, lambda *_: None)
-    [scored], logged = seen, json.loads((tmp_path / "metrics.jsonl").read_text())
-    logps, right = scored.logps.detach(), (scored.reward > 0)[:, None]
-    by_token = {"sft": logps * 0 + 1, "dft": logps.exp(), "grpo": scored.advantage[:, None] + logps * 0}[method.name]
-    for name, where in (("right", right & scored.mask.bool()), ("wrong", ~right & scored.mask.bool())):
-        assert logged[f"train/weight/{name}"] == pytest.approx(by_token[where].mean().item(), rel=1e-5)
+    [batch], logged = seen, json.loads((tmp_path / "metrics.jsonl").read_text())
+    logps, right = batch.logps.detach(), batch.correct[:, None]
+    by_token = {
+        "sft": lambda: logps * 0 + 1,
+        "dft": logps.exp,
+        "grpo": lambda: batch.columns["advantage"][:, None] + logps * 0,
+    }
+    weights = by_token[method.name]()
+    for name, where in (("right", right & batch.mask), ("wrong", ~right & batch.mask)):
+        assert logged[f"train/weight/{name}"] == pytest.approx(weights[where].mean().item(), rel=1e-5)
+    pulls = weights[batch.mask].abs()
+    assert logged["train/weight/zero"] == (pulls < 1e-6).float().mean().item()
+    effective = pulls.sum() ** 2 / (len(pulls) * (pulls**2).sum())
+    assert logged["train/weight/effective"] == pytest.approx(effective.item(), rel=1e-5)

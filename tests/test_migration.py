@@ -22,7 +22,7 @@ from losslens.analysis.manifests import RunFacts, StartedFacts, read_facts
 from losslens.errors import InputError
 from losslens.files import digest, write_json
 from losslens.integrity import bound_to, require_format
-from losslens.methods import own_methods
+from losslens.losses import own_losses
 from losslens.migration import migrate
 from losslens.runs import Run, runs_of
 from losslens.slurm.cluster import JobState
@@ -311,7 +311,7 @@ def test_classes_that_are_no_losses_are_refused(outputs: Path) -> None:
 
 def test_what_an_older_version_of_a_loss_made_can_still_be_read(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     migrate(outputs, "main")
-    monkeypatch.setattr(own_methods()["grpo"], "version", 2)
+    monkeypatch.setattr(own_losses()["grpo"], "version", 2)
     assert read_facts(of(outputs, "grpo"), RunFacts).options["bias"] == 0.2
     manifest = of(outputs, "grpo").manifest
     for change in ({"config": {**manifest["config"], "method": 5}}, {"options": {**manifest["options"], "bias": 0.3}}):

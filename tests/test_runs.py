@@ -23,9 +23,9 @@ from pydantic.fields import FieldInfo
 from losslens.config import Optim, Section, TrainConfig, parse
 from losslens.errors import InputError
 from losslens.identity import options_of
-from losslens.methods import own_methods
-from losslens.methods.dpo import Dpo
-from losslens.methods.sft import Sft
+from losslens.losses import own_losses
+from losslens.losses.dpo import Dpo
+from losslens.losses.sft import Sft
 from losslens.runs import Run, base_run, runs_of
 from losslens.spec import RunSpec
 from tests.conftest import ROOT, TINY
@@ -130,9 +130,9 @@ def test_any_value_that_decides_the_adapter_decides_the_identity(name: str) -> N
     assert identity(*overrides) != identity()
 
 
-@pytest.mark.parametrize("name", sorted(own_methods()))
+@pytest.mark.parametrize("name", sorted(own_losses()))
 def test_every_option_of_a_loss_is_in_the_identity_when_it_is_not_at_its_default(name: str) -> None:
-    kind = own_methods()[name]
+    kind = own_losses()[name]
     assert kind(name=name).identity == {"name": name, "version": 1}
     for option, field in kind.model_fields.items():
         if option == "name":

@@ -23,7 +23,7 @@ from losslens.config import Model
 from losslens.errors import InputError
 from losslens.files import write_json
 from losslens.integrity import require_recorded_outcomes
-from losslens.methods.sft import Sft
+from losslens.losses.sft import Sft
 from losslens.models import LoadedModel
 from losslens.runs import Run, runs_of
 from losslens.training.run import last_checkpoint, train_run

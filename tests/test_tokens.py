@@ -21,8 +21,8 @@ from losslens.completions import Completion, Journal
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError
 from losslens.job import Outcome, train_job
-from losslens.methods.dpo import Dpo
-from losslens.methods.sft import Sft
+from losslens.losses.dpo import Dpo
+from losslens.losses.sft import Sft
 from losslens.models import LoadedModel, as_it_was, load_tokenizer, source_of
 from losslens.preflight import require_fit
 from losslens.rollouts.frozen import SCHEMA, freeze, load
@@ -39,7 +39,7 @@ from losslens.tokens import (
     turns_of,
 )
 from losslens.training import dataset
-from losslens.training.dataset import tokenise
+from losslens.training.batches import tokenise
 from losslens.training.run import make_trainer
 from tests.conftest import ROOT, TINY, base_source, served_by
 

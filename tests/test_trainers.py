@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -22,19 +22,18 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from losslens.adapters import adapter_sha256, initial_adapter, load_adapter
-from losslens.methods import Method, Scored
-from losslens.methods.dft import Dft
-from losslens.methods.dpo import Dpo, LossType
-from losslens.methods.grpo import Grpo
-from losslens.methods.rft import Rft
-from losslens.methods.rift import Rift
-from losslens.methods.sft import Sft
+from losslens.losses import Batch, Loss
+from losslens.losses.dft import Dft
+from losslens.losses.dpo import Dpo, LossType
+from losslens.losses.grpo import Grpo
+from losslens.losses.rft import Rft
+from losslens.losses.rift import Rift
+from losslens.losses.sft import Sft
 from losslens.models import LoadedModel, as_it_was
-from losslens.training.dataset import pairwise_dataset, pointwise_dataset, schedule
+from losslens.training.batches import Examples, data_order
 from losslens.training.lm_head import has_plain_head
 from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer, train_run
 
-MethodMaker = Callable[[], Method]
 SIX = [Sft(name="sft"), Rft(name="rft"), Dft(name="dft"), Rift(name="rift"), Grpo(name="grpo"), Dpo(name="dpo")]
 six_methods = pytest.mark.parametrize("method", SIX, ids=lambda method: method.name)
 Weights = dict[str, torch.Tensor]
@@ -103,9 +102,9 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
             "processing_class": base.tokenizer,
             "peft_config": plan.lora.peft_config(base.model),
         }
-        if isinstance(plan.method, Dpo):
-            pairs = plan.method.pair_rows(tokenised)
-            order = schedule(len(pairs), optim.max_steps * optim.batch_size, plan.seed)
+        if isinstance(plan.loss, Dpo):
+            pairs = plan.loss.select_pairs(tokenised)
+            order = data_order(len(pairs), optim.max_steps * optim.batch_size, plan.seed)
             rows = [
                 {
                     "prompt": base.tokenizer.decode(tokenised["prompt_ids"].iloc[right]),
@@ -114,10 +113,10 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for right, wrong in (pairs[i] for i in order)
             ]
-            config = DPOConfig(**arguments, beta=plan.method.beta)
+            config = DPOConfig(**arguments, beta=plan.loss.beta, loss_type=[plan.loss.loss_type])
             trainer: Any = DPOTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
         else:
-            order = schedule(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
+            order = data_order(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
             rows = [
                 {
                     "input_ids": tokenised["prompt_ids"].iloc[i] + tokenised["completion_ids"].iloc[i],
@@ -125,7 +124,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for i in order
             ]
-            config = SFTConfig(**arguments, loss_type="dft" if plan.method.name == "dft" else "nll")
+            config = SFTConfig(**arguments, loss_type="dft" if plan.loss.name == "dft" else "nll")
             trainer = SFTTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
         load_adapter(trainer.model, plan.initial_adapter)
         trainer.train()
@@ -134,7 +133,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
 
 @pytest.mark.parametrize("method", [Sft(name="sft"), Dft(name="dft"), Dpo(name="dpo")], ids=lambda method: method.name)
 def test_equals_stock_trl_over_ten_steps(
-    method: Method, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """Stock TRL reads text (DPO) or ids (SFT), scores with its own head, and has its own losses.
 
@@ -151,7 +150,7 @@ def test_equals_stock_trl_over_ten_steps(
 
 @six_methods
 def test_batch_32_equals_batch_8_accumulated_4_times(
-    method: Method, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     at_once = trained(make_plan(method, max_steps=4), base, tokenised, tmp_path / "at_once")
     accumulated = trained(make_plan(method, max_steps=4, micro_batch=8), base, tokenised, tmp_path / "accumulated")
@@ -160,7 +159,7 @@ def test_batch_32_equals_batch_8_accumulated_4_times(
 
 @six_methods
 def test_prompt_tokens_never_count(
-    method: Method, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """Whoever scores the batch, policy or reference, scores the completions' tokens, all of them and no others."""
     with trainer_of(make_plan(method), base, tokenised, tmp_path) as trainer:
@@ -174,15 +173,14 @@ def test_prompt_tokens_never_count(
             return output
 
         trainer.model.get_base_model().forward = spy
-        labels = batch.get("labels")
         trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1))
-    if labels is None:
-        pairs = method.pair_rows(tokenised)  # type: ignore[attr-defined]
-        drawn = [pairs[i] for i in schedule(len(pairs), 32, 5)]
+    if method.unit == "pair":
+        pairs = method.select_pairs(tokenised)
+        drawn = [pairs[i] for i in data_order(len(pairs), 32, 5)]
         rows = tokenised.iloc[[right for right, _ in drawn] + [wrong for _, wrong in drawn]]
         assert len(masks) == 2
     else:
-        rows = tokenised.iloc[schedule(len(tokenised), 32, 5)]
+        rows = tokenised.iloc[data_order(len(tokenised), 32, 5)]
     for mask in masks:
         assert mask.sum(dim=1).tolist() == [len(ids) for ids in rows["completion_ids"]]
         first = mask.int().argmax(dim=1).tolist()
@@ -206,8 +204,8 @@ def test_the_loss_is_the_sum_over_the_completion_tokens_of_the_batch(
             labels = batch["labels"][:, 1:]
             logps = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
             mask = labels != -100
-            per_rollout = {name: batch[name] for name in ("reward", "advantage", "group")}
-            terms = method.loss(Scored(logps=logps * mask, mask=mask, **per_rollout))
+            columns = {"advantage": batch["columns/advantage"]} if "columns/advantage" in batch else {}
+            terms = method.terms(Batch(logps=logps * mask, mask=mask, reward=batch["reward"], columns=columns))
             total += terms[mask].sum().item() / tokens
         ours = sum(
             trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(tokens)).item()
@@ -217,10 +215,10 @@ def test_the_loss_is_the_sum_over_the_completion_tokens_of_the_batch(
 
 
 def test_advantages_of_the_dataset_are_within_prompts(tokenised: pd.DataFrame) -> None:
-    dataset = pointwise_dataset(tokenised, Grpo(name="grpo", bias=0.0))
+    advantage = Examples(tokenised, Grpo(name="grpo", bias=0.0)).columns["advantage"]
     mean = tokenised.groupby("problem_id")["reward"].transform("mean")
-    assert dataset["advantage"] == pytest.approx((tokenised["reward"] - mean).tolist())
-    assert np.std(dataset["advantage"]) > 0.1
+    assert advantage == pytest.approx((tokenised["reward"] - mean).to_numpy())
+    assert np.std(advantage) > 0.1
 
 
 def test_the_kl_reference_is_the_base(
@@ -232,7 +230,7 @@ def test_the_kl_reference_is_the_base(
         tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         tokens |= {"use_cache": False, "fused_lm_head": True}
         trainer.train()
-        reference = trainer._reference(tokens)
+        reference = trainer.base_logps(batch)
         with torch.no_grad():
             policy = trainer.model(**tokens).log_probs
     with torch.no_grad():
@@ -245,7 +243,7 @@ def test_the_kl_reference_is_the_base(
 
 @six_methods
 def test_the_base_is_as_it_was(
-    method: Method, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     def fingerprint() -> tuple:
         model = base.model
@@ -266,7 +264,7 @@ def test_the_base_is_as_it_was(
 
 @pytest.mark.parametrize("method", [Sft(name="sft"), Dpo(name="dpo")], ids=lambda method: method.name)
 def test_dropout_is_the_same_for_all_methods(
-    method: Method, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     plan = make_plan(method)
     plan = dataclasses.replace(plan, lora=dataclasses.replace(plan.lora, dropout=0.25))
@@ -374,21 +372,16 @@ def test_a_run_that_diverges_ends(make_plan: Any, base: LoadedModel, tokenised: 
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.fixture(scope="module")
-def sigmoid(
-    make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory
-) -> Weights:
-    """What DPO's own loss makes of three steps."""
-    plan = make_plan(Dpo(name="dpo"), max_steps=3, batch_size=8)
-    return trained(plan, base, tokenised, tmp_path_factory.mktemp("sigmoid"))
-
-
 @pytest.mark.parametrize("loss_type", sorted(set(get_args(LossType)) - {"sigmoid"}))
-def test_trls_other_pairwise_losses_pass_through(
-    loss_type: Any, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, sigmoid: Weights, tmp_path: Path
+def test_losses_on_pairs_equal_stock_trl(
+    loss_type: LossType, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
-    plan = make_plan(Dpo(name="dpo", loss_type=loss_type), max_steps=3, batch_size=8)
-    assert largest_difference(trained(plan, base, tokenised, tmp_path), sigmoid) > 1e-6
+    """Over four steps, with TRL's head under both."""
+    plan = make_plan(Dpo(name="dpo", loss_type=loss_type), max_steps=4, batch_size=8)
+    few = tokenised.iloc[:40]
+    theirs = stock(plan, base, few, tmp_path / "stock")
+    assert largest_difference(theirs, load_file(plan.initial_adapter / "adapter_model.safetensors")) > 1e-3
+    assert largest_difference(trained(plan, base, few, tmp_path / "ours", selected_head=False), theirs) == 0
 
 
 @pytest.mark.parametrize(
@@ -400,7 +393,7 @@ def test_trls_other_pairwise_losses_pass_through(
     ids=["rift", "grpo"],
 )
 def test_wrong_rollouts_are_pushed_down(
-    method: Method, without: Method, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    method: Loss, without: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """The sign of the negative terms, seen in training: with them wrong rollouts end less likely than without."""
     final = []
@@ -413,17 +406,17 @@ def test_wrong_rollouts_are_pushed_down(
     assert final[0] < final[1] - 0.02
 
 
-def test_rows_are_the_same_for_all_pointwise_methods(tokenised: pd.DataFrame) -> None:
-    sets = [pointwise_dataset(tokenised, method) for method in SIX[:5]]
-    assert all(dataset["input_ids"] == sets[0]["input_ids"] for dataset in sets)
-    pairs = pairwise_dataset(tokenised, Dpo(name="dpo"))
-    right = tokenised[tokenised["reward"] > 0]
-    assert set(map(tuple, pairs["chosen_ids"])) <= set(map(tuple, right["completion_ids"]))
+def test_rows_are_the_same_for_all_losses_on_single_rollouts(tokenised: pd.DataFrame) -> None:
+    sets = [Examples(tokenised, loss) for loss in SIX[:5]]
+    assert all(np.array_equal(each.rows, sets[0].rows) for each in sets)
+    assert all(each.table["completion_ids"].tolist() == sets[0].table["completion_ids"].tolist() for each in sets)
+    pairs = Examples(tokenised, Dpo(name="dpo"))
+    assert (pairs.table["reward"].to_numpy()[pairs.rows] == [1, 0]).all()
 
 
-def test_schedule() -> None:
-    order = schedule(10, 25, seed=1)
+def test_data_order() -> None:
+    order = data_order(10, 25, seed=1)
     assert sorted(order[:10]) == sorted(order[10:20]) == list(range(10))
     assert list(order[:10]) != list(order[10:20])
-    assert np.array_equal(order[:7], schedule(10, 7, seed=1))
-    assert not np.array_equal(order, schedule(10, 25, seed=2))
+    assert np.array_equal(order[:7], data_order(10, 7, seed=1))
+    assert not np.array_equal(order, data_order(10, 25, seed=2))

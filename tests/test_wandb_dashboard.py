@@ -26,8 +26,8 @@ from losslens.logger import analysis, picture
 from losslens.logger.dashboard import definition, report, workspace
 from losslens.logger.logged_sweep import LoggedSweep, logged_sweep
 from losslens.logger.panels import CHARTS, FIGURES, GEOMETRY, TABLES, TO_REFERENCE, TRAINING, gaps, sections
-from losslens.methods.dpo import Dpo
-from losslens.methods.sft import Sft
+from losslens.losses.dpo import Dpo
+from losslens.losses.sft import Sft
 from losslens.report.figures.write import _FIGURES
 from losslens.report.style import METHODS
 from losslens.training.run import train_run

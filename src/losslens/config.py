@@ -83,7 +83,7 @@ def _not_reserved(name: str) -> str:
 SweepName = Annotated[FolderName, AfterValidator(_not_reserved)]
 
 
-# Which of the rollouts a method may learn from: losslens.training.dataset.
+# Which of the rollouts a method may learn from: losslens.training.batches.
 TrainOn = Literal["all", "mixed_groups", "dpo_rows"]
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from losslens.config import LearningRate
 from losslens.errors import InputError
 from losslens.files import digest, read_json, sha256_of, write_json
-from losslens.methods import own_methods
+from losslens.losses import own_losses
 
 _SECONDS = 0.3
 
@@ -161,7 +161,7 @@ def _claims_of_options(
     if not isinstance(decided, dict) or not isinstance(options, dict):
         raise InputError(f"{file}: no options of its loss in it: not the manifest of a run")
     loss, version = decided.get("name"), decided.get("version")
-    own = own_methods().get(str(loss))
+    own = own_losses().get(str(loss))
     given = _of(manifest, "config.method")
     if not isinstance(given, dict):
         raise InputError(f"{file}: config.method: not the options of a loss")

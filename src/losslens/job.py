@@ -225,21 +225,21 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     _say_what_is_scored(config, rollouts)
     from losslens.limits import limits_of
     from losslens.tokens import decode
-    from losslens.training.dataset import row_count, tokenise, usable
+    from losslens.training.batches import Examples, filter_rollouts, tokenise
 
     base = load_model(source_of(config.model))
-    usable_rows = usable(rollouts.table, config.train_on)
-    tokenised = tokenise(usable_rows, base.tokenizer, rollouts.manifest)
-    ids = tokenised["prompt_ids"].tolist(), tokenised["completion_ids"].tolist()
+    tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
+    usable = filter_rollouts(tokenised, config.train_on)
+    ids = usable["prompt_ids"].tolist(), usable["completion_ids"].tolist()
     file = str(rollouts.folder / "rollouts.parquet")
-    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=usable_rows.index.tolist())
-    rows = row_count(tokenised, spec.loss)
+    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=usable.index.tolist())
+    examples = Examples(tokenised, spec.loss, config.train_on)
     require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
-    steps = config.optim.steps(rows)
+    steps = config.optim.steps(len(examples))
     run.set_state("running", step=0, max_steps=steps)
     initial = initial_adapter(config.output_dir, spec.base, base.model, spec.lora, config.init_seed)
-    plan = _plan(spec, initial)
     precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
+    plan = _plan(spec, initial, base)
     before = run.manifest if (run.folder / "manifest.json").exists() else {}
     before = before if isinstance(before, dict) else {}
     if before and before.get("precision") != precision:
@@ -254,7 +254,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         "config": config.model_dump(mode="json"),
         "identity": spec.identity,
         "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **counts(rollouts.table)},
-        "trained_on": counts(usable_rows),
+        "trained_on": counts(usable),
         "base": spec.base,
         "initial_adapter": {"folder": initial.name, "sha256": adapter_sha256(initial)},
         "precision": precision,
@@ -321,16 +321,20 @@ def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> Non
     )
 
 
-def _plan(spec: RunSpec, initial: Path) -> TrainingPlan:
+def _plan(spec: RunSpec, initial: Path, base: LoadedModel) -> TrainingPlan:
+    from losslens.training.reference import ReferenceCache
     from losslens.training.run import TrainingPlan
 
+    about = {"base": spec.base, "dtype": str(base.model.dtype)}
     return TrainingPlan(
-        method=spec.loss,
+        loss=spec.loss,
         learning_rate=spec.learning_rate,
         lora=spec.lora,
         initial_adapter=initial,
         optim=spec.config.optim,
         seed=spec.config.seed,
+        train_on=spec.config.train_on,
+        reference=ReferenceCache(spec.config.output_dir / "references", about),
     )
 
 
@@ -344,13 +348,13 @@ def _train_along(config: TrainConfig) -> Outcome:
         folder = Path(orders["run"])
         name = folder.name
         with processes.together():
-            from losslens.training.dataset import tokenise, usable
+            from losslens.training.batches import tokenise
             from losslens.training.run import train_run
 
             base = load_model(source_of(config.model))
             rollouts = load(Path(orders["rollouts"]))
-            tokenised = tokenise(usable(rollouts.table, config.train_on), base.tokenizer, rollouts.manifest)
-            plan = _plan(RunSpec.of(config), Path(orders["initial"]))
+            tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
+            plan = _plan(RunSpec.of(config), Path(orders["initial"]), base)
             train_run(plan, base, tokenised, folder, lambda step, values: None)
     except DivergedError:
         return Outcome(name, "diverged")

@@ -19,7 +19,7 @@ from losslens.errors import InputError, first_line
 from losslens.files import digest, read_json, write_json
 from losslens.identity import FORMAT
 from losslens.integrity import bound_to
-from losslens.methods import Method, own_methods
+from losslens.losses import Loss, own_losses
 from losslens.runs import HeldError, Run, find_run, runs_of
 from losslens.slurm.standing import standings
 from losslens.spec import OPTIMISER
@@ -195,7 +195,7 @@ def _was_begun(run: Run, manifest: Mapping[str, Any]) -> bool:
     return digest(before.get("identity"), 8) == run.name.rpartition("-")[2]
 
 
-def _identity(before: Mapping[str, Any], loss: Method, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(before: Mapping[str, Any], loss: Loss, manifest: Mapping[str, Any]) -> dict[str, Any]:
     after = {name: value for name, value in before.items() if name != "version"}
     after |= {
         "format": FORMAT,
@@ -212,11 +212,11 @@ def _identity(before: Mapping[str, Any], loss: Method, manifest: Mapping[str, An
     return after
 
 
-def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Method:
+def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
     """The loss of a recorded configuration; no class is imported but LossLens's own and those in `losses`."""
     options = dict(section)
     target, name = str(options.pop("_target_", "")), str(options.get("name"))
-    own = own_methods().get(name)
+    own = own_losses().get(name)
     if target.startswith(_OWN) and own is not None:
         kind: Any = own
     elif target in losses:
@@ -224,8 +224,8 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Method:
             kind = pydoc.locate(target)
         except pydoc.ErrorDuringImport as error:
             raise InputError(f"losses={target}: {first_line(error)}") from error
-        if not (isinstance(kind, type) and issubclass(kind, Method)):
-            raise InputError(f"losses={target}: no class that is a losslens.methods.Method")
+        if not (isinstance(kind, type) and issubclass(kind, Loss)):
+            raise InputError(f"losses={target}: no class that is a losslens.losses.Loss")
         if own is not None and kind is not own:
             raise _LeftError(f"its loss {target} has the name of LossLens's own {name}")
     else:

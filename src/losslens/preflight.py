@@ -43,7 +43,7 @@ def _require_given(source: ModelSource, contents: Contents) -> None:
     if given is None:
         return
     from losslens.limits import limits_of
-    from losslens.training.dataset import tokenise
+    from losslens.training.batches import tokenise
 
     limits = limits_of(source)
     rows = tokenise(first_prompts(given, contents.data), limits.tokenizer)

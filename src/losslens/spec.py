@@ -13,7 +13,7 @@ from losslens.config import TrainConfig, build
 from losslens.errors import InputError
 from losslens.files import digest
 from losslens.identity import FORMAT, options_of
-from losslens.methods import Method, Pairwise, own_methods
+from losslens.losses import Loss, own_losses
 from losslens.rollouts.sampling import rollouts_identity
 from losslens.runs import Run, base_identity, find_run
 
@@ -33,7 +33,7 @@ class RunSpec:
     """
 
     config: TrainConfig
-    loss: Method
+    loss: Loss
 
     @classmethod
     def of(cls, config: TrainConfig) -> RunSpec:
@@ -42,10 +42,10 @@ class RunSpec:
         Raises:
             InputError: There is no such loss, it does not take these options, or it has the name of another one.
         """
-        loss: Method = build("method", config.method)
-        if not isinstance(loss, Method):
-            raise InputError(f"method._target_: {type(loss).__qualname__} is no losslens.methods.Method")
-        own = own_methods().get(loss.name)
+        loss: Loss = build("method", config.method)
+        if not isinstance(loss, Loss):
+            raise InputError(f"method._target_: {type(loss).__qualname__} is no losslens.losses.Loss")
+        own = own_losses().get(loss.name)
         if own is not None and type(loss) is not own:
             # Runs are known by the name of their loss, wherever its class is.
             raise InputError(
@@ -56,7 +56,7 @@ class RunSpec:
     @property
     def is_pairwise(self) -> bool:
         """Whether the loss is one of pairs."""
-        return isinstance(self.loss, Pairwise)
+        return self.loss.unit == "pair"
 
     @property
     def learning_rate(self) -> float:

@@ -9,20 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from trl import DPOConfig, SFTConfig
+from trl import SFTConfig
 
 from losslens import preemption, processes
 from losslens.adapters import LoraSettings, load_adapter, save_adapter
-from losslens.config import Optim
+from losslens.config import Optim, TrainOn
 from losslens.files import atomic_folder
-from losslens.methods import Method, Pairwise, Pointwise
+from losslens.losses import Loss
 from losslens.models import LoadedModel, as_it_was
+from losslens.training.batches import Examples, data_order
 from losslens.training.callbacks import (
     LogTheEnd,
     Metrics,
@@ -34,13 +36,10 @@ from losslens.training.callbacks import (
     fault_of,
     require_finite,
 )
-from losslens.training.dataset import in_order, pairwise_dataset, pointwise_dataset, schedule
 from losslens.training.live_geometry import Geometry
 from losslens.training.lm_head import has_plain_head, score_selected_positions
-from losslens.training.pairwise import PairwiseTrainer
-from losslens.training.pointwise import PointwiseTrainer
-
-Trainer = PointwiseTrainer | PairwiseTrainer
+from losslens.training.reference import ReferenceCache
+from losslens.training.trainer import LossTrainer
 
 
 @dataclass(frozen=True)
@@ -48,22 +47,26 @@ class TrainingPlan:
     """All that decides a run, besides the base and the rollouts.
 
     Attributes:
-        method: The loss.
+        loss: The loss.
         learning_rate: Peak learning rate.
         lora: The adapter.
         initial_adapter: Folder of the adapter to start from.
         optim: Optimiser, schedule, batch.
         seed: Seed of the order of the rows (and of LoRA dropout).
+        train_on: Which rollouts it may learn from.
         identity: What tells the run from others: its checkpoints and snapshots carry it.
+        reference: Where the base's log-probabilities of the rollouts are kept; None: each batch is scored as it comes.
     """
 
-    method: Method
+    loss: Loss
     learning_rate: float
     lora: LoraSettings
     initial_adapter: Path
     optim: Optim
     seed: int
+    train_on: TrainOn = "all"
     identity: str = ""
+    reference: ReferenceCache | None = None
 
 
 def make_trainer(
@@ -74,8 +77,8 @@ def make_trainer(
     callbacks: list[TrainerCallback],
     selected_head: bool | None = None,
     way: tuple[int, bool] | None = None,
-) -> tuple[Trainer, int]:
-    """The trainer of `plan` with the initial adapter in place, and the number of rows in one of its epochs.
+) -> tuple[LossTrainer, int]:
+    """The trainer of `plan` with the initial adapter in place, and the number of examples in one of its epochs.
 
     Args:
         plan: What to train.
@@ -91,16 +94,11 @@ def make_trainer(
         InputError: The rollouts hold nothing that the method could learn from, or the batch cannot be shared by the
             processes.
     """
-    method = plan.method
-    if isinstance(method, Pairwise):
-        dataset = pairwise_dataset(tokenised, method)
-    else:
-        assert isinstance(method, Pointwise)
-        dataset = pointwise_dataset(tokenised, method)
+    examples = Examples(tokenised, plan.loss, plan.train_on)
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
     at_once, checkpointing = way or optim.ways(processes.count(), plan.lora.dropout > 0)[0]
-    steps = optim.steps(len(dataset))
+    steps = optim.steps(len(examples))
     arguments = {
         "output_dir": str(output_dir),
         "learning_rate": plan.learning_rate,
@@ -129,27 +127,28 @@ def make_trainer(
         # on from a checkpoint sum them in another order: not to the same bytes.
         "ddp_find_unused_parameters": True,
     }
-    options = {
-        "model": base.model,
-        "processing_class": base.tokenizer,
-        "peft_config": plan.lora.peft_config(base.model),
-        "train_dataset": in_order(dataset, schedule(len(dataset), steps * optim.batch_size, plan.seed)),
-        "callbacks": callbacks,
-    }
-    trainer: Trainer
-    if isinstance(method, Pairwise):
-        # TRL switches dropout off for DPO alone; here a method's dropout is what `lora_rank.dropout` says, for all.
-        pairwise = _on_one_gpu(DPOConfig(**arguments, disable_dropout=False, **method.trainer_options()))
-        trainer = PairwiseTrainer(method, args=pairwise, **options)
-    else:
-        pointwise = _on_one_gpu(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True}))
-        trainer = PointwiseTrainer(method, args=pointwise, **options)
+    order = data_order(len(examples), steps * optim.batch_size, plan.seed)
+    trainer = LossTrainer(
+        plan.loss,
+        examples,
+        args=_on_one_gpu(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})),
+        model=base.model,
+        processing_class=base.tokenizer,
+        peft_config=plan.lora.peft_config(base.model),
+        train_dataset=examples.in_order(order, optim.batch_size),
+        callbacks=callbacks,
+    )
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
         score_selected_positions(trainer.model.get_base_model())
     # The bar and `metrics.jsonl` say what the trainer would print.
     trainer.remove_callback(PrinterCallback)
     load_adapter(trainer.model, plan.initial_adapter)
-    return trainer, len(dataset)
+    if plan.reference is not None and "reference" in plan.loss.needs:
+        places, pad_token_id = tokenised.index.get_indexer(examples.table.index), base.tokenizer.pad_token_id
+        wanted, number = places[np.unique(examples.rows)], at_once * examples.rows.shape[1]
+        known = plan.reference.logps(tokenised, wanted, trainer.base_logps, pad_token_id, number)
+        examples.reference = [known[place] for place in places]
+    return trainer, len(examples)
 
 
 def _on_one_gpu(arguments: Any) -> Any:
@@ -180,8 +179,8 @@ def train_run(
         references: Adapters that the growing one is compared with at every logged step, by their labels.
 
     Returns:
-        Steps, rows an epoch, epochs, processes, the step gone on from, and, since then, seconds and peak GPU memory
-        (of this process).
+        Steps, examples an epoch (`rows`), epochs, processes, the step gone on from, and, since then, seconds and peak
+        GPU memory (of this process).
 
     Raises:
         InputError: As for `make_trainer`.

@@ -1,0 +1,141 @@
+"""Seconds a step of DPO on the embedded model: with shared reference log-probabilities, without, and by stock TRL.
+
+The three take turns in one process, so that whatever else the machine does meets all of them; the median step counts.
+On CUDA in bfloat16, with the heads that training takes there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from transformers import TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+from losslens.adapters import LoraSettings, initial_adapter
+from losslens.config import Optim
+from losslens.losses.dpo import Dpo
+from losslens.models import LoadedModel, ModelSource, as_it_was, load_model
+from losslens.problems.reasoning_gym import ReasoningGym
+from losslens.tiny import pretrain
+from losslens.training.batches import tokenise
+from losslens.training.reference import ReferenceCache
+from losslens.training.run import TrainingPlan, make_trainer
+
+STEPS, BATCH = 12, 32
+
+
+class Clock(TrainerCallback):
+    """Seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def rollouts() -> pd.DataFrame:
+    """A right and a wrong worked solution of each of 64 problems."""
+    rows = []
+    for problem in ReasoningGym("chain_sum", pretrain.DIFFICULTY, pretrain_share=pretrain.SHARE).problems(
+        "train", 64, 3
+    ):
+        text = pretrain.worked_solution(problem)
+        for reward, completion in ((1.0, text), (0.0, text.replace(problem.answer, f"{int(problem.answer) + 1}"))):
+            facts = {"problem_id": problem.id, "prompt": problem.prompt, "prompt_text": None, "answer": problem.answer}
+            rows.append({**facts, "completion": completion, "reward": reward, "finished": True})
+    return pd.DataFrame(rows)
+
+
+def stock(plan: TrainingPlan, base: LoadedModel, table: pd.DataFrame, folder: Path) -> Any:
+    """TRL's own trainer on the same pairs."""
+    pairs = [
+        {
+            "prompt": base.tokenizer.decode(table["prompt_ids"].iloc[chosen]),
+            "chosen": table["completion"].iloc[chosen],
+            "rejected": table["completion"].iloc[rejected],
+        }
+        for chosen, rejected in plan.loss.select_pairs(table)
+    ]
+    config = DPOConfig(
+        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=BATCH, max_length=None,
+        gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(), bf16=base.model.dtype == torch.bfloat16,
+        save_strategy="no", report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    lora = plan.lora.peft_config(base.model)
+    return DPOTrainer(
+        base.model,
+        args=config,
+        train_dataset=Dataset.from_list(pairs),
+        processing_class=base.tokenizer,
+        peft_config=lora,
+    )
+
+
+def main() -> None:
+    """Prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", nargs="?", default=str(Path(pretrain.__file__).parent / "student"))
+    parser.add_argument("--turns", type=int, default=3)
+    asked = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    source = ModelSource(
+        "model",
+        asked.model,
+        None,
+        "bfloat16" if cuda else "float32",
+        "cuda" if cuda else "cpu",
+        trust_remote_code=False,
+    )
+    base = load_model(source)
+    table = tokenise(rollouts(), base.tokenizer)
+    lora = LoraSettings(8, 16.0, 0.0, ("k_proj", "o_proj", "q_proj", "v_proj"))
+    optim = Optim(
+        max_steps=STEPS, epochs=None, batch_size=BATCH, micro_batch="auto", scheduler="cosine", warmup=0.05,
+        weight_decay=0.01, max_grad_norm=1.0, gradient_checkpointing=False, log_steps=STEPS, save_steps=10_000,
+        snapshot_steps=None,
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        plan = TrainingPlan(
+            Dpo(name="dpo"), 1e-4, lora, initial_adapter(folder, {}, base.model, lora, init_seed=0), optim, seed=0
+        )
+        shared = dataclasses.replace(plan, reference=ReferenceCache(folder / "references", {}))
+        makers = {
+            "shared reference": lambda: make_trainer(shared, base, table, folder / "shared", [])[0],
+            "reference in the step": lambda: make_trainer(plan, base, table, folder / "within", [])[0],
+            "stock TRL": lambda: stock(plan, base, table, folder / "stock"),
+        }
+        seconds: dict[str, list[float]] = {way: [] for way in makers}
+        for _ in range(asked.turns):
+            for way, make in makers.items():
+                AcceleratorState._reset_state(reset_partial_state=True)
+                clock = Clock()
+                with as_it_was(base.model):
+                    trainer = make()
+                    trainer.add_callback(clock)
+                    trainer.train()
+                seconds[way] += clock.seconds[2:]
+    medians = {way: statistics.median(values) for way, values in seconds.items()}
+    print(torch.cuda.get_device_name() if cuda else "CPU", f"{torch.get_num_threads()} threads", Path(asked.model).name)
+    for way, value in medians.items():
+        print(f"{way:<24} {1000 * value:9.1f} ms  {value / medians['reference in the step']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""Offline GRPO: log-likelihood weighted by the advantage within the group of a prompt's rollouts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from losslens.losses import Batch, Loss, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BiasScope = Literal["all", "all_positive"]
+
+
+def group_advantages(
+    reward: np.ndarray,
+    group: np.ndarray,
+    bias: float = 0.1,
+    bias_scope: BiasScope = "all",
+    std_norm: bool = False,
+) -> np.ndarray:
+    """Â_i = r_i − mean of r in the group of i (+ b).
+
+    Args:
+        reward: Rewards, shape (n,).
+        group: Which rollouts belong together, shape (n,).
+        bias: b. A group whose rollouts all agree contributes nothing else.
+        bias_scope: `all` adds b to every rollout; `all_positive` only to those of groups that are right throughout.
+        std_norm: Whether r_i − mean is divided by the group's standard deviation (population), as in
+            arXiv 2402.03300. Groups without spread stay at 0.
+
+    Source: arXiv 2402.03300, §4.1.2 (outcome supervision); b and the offline form: arXiv 2606.23740.
+
+    Returns:
+        Shape (n,).
+    """
+    reward = np.asarray(reward, dtype=np.float64)
+    _, member = np.unique(group, return_inverse=True)
+    size = np.bincount(member)
+    mean = np.bincount(member, weights=reward) / size
+    advantage = reward - mean[member]
+    if std_norm:
+        spread = np.sqrt(np.bincount(member, weights=advantage**2) / size)
+        advantage = np.divide(advantage, spread[member], out=np.zeros_like(advantage), where=spread[member] > 1e-12)
+    if bias_scope == "all":
+        return advantage + bias
+    all_right = np.bincount(member, weights=reward <= 0) == 0
+    return advantage + bias * all_right[member]
+
+
+class Grpo(Loss):
+    """Â_i·ℓ_t, plus `kl_coef` times an estimate of the divergence from the base.
+
+    w_t = Â_i (with `prob_weight` Â_i·π_t) + β(e^d − 1), d = log π_ref − log π_θ. Where Â < 0 the term is unbounded
+    below; the trainer logs the mean log-probability of incorrect rollouts.
+
+    Source: arXiv 2606.23740; `prob_weight`: Krafton's offline GRPO.
+
+    Attributes:
+        bias: See `group_advantages`, as of the next two.
+        bias_scope: See there.
+        std_norm: See there.
+        prob_weight: −Â_i·π_t in place of −Â_i·log π_t: DFT times the advantage.
+        kl_coef: β of β·(exp(d) − d − 1) per token: arXiv 2402.03300, eq. 4, here on frozen rollouts, so an estimate of
+            the divergence on their distribution.
+    """
+
+    title = "GRPO"
+    summary = (
+        "Group-relative policy optimisation, offline: pulls up rollouts that are better than the others of their "
+        "prompt, pushes down those that are worse."
+    )
+    paper = "arXiv 2402.03300"
+    colour = "#717581"
+    place = 5
+
+    name: Literal["grpo"]
+    bias: float = Field(default=0.1, allow_inf_nan=False)
+    bias_scope: BiasScope = "all"
+    std_norm: bool = False
+    prob_weight: bool = False
+    kl_coef: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def bounded(self) -> bool:
+        """See `Loss.bounded`: probabilities are bounded, log-probabilities are not."""
+        return self.prob_weight
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `Loss.needs`."""
+        return frozenset({"reference"}) if self.kl_coef else frozenset()
+
+    def columns(self, rollouts: pd.DataFrame) -> dict[str, np.ndarray]:
+        """`advantage`, from `group_advantages`."""
+        reward, group = rollouts["reward"].to_numpy(), rollouts["group"].to_numpy()
+        return {"advantage": group_advantages(reward, group, self.bias, self.bias_scope, self.std_norm)}
+
+    def terms(self, batch: Batch) -> Tensor:
+        """−Â_i·log π_t (or −Â_i·π_t) and the KL term, shape (N, T)."""
+        likelihood = batch.logps.exp() if self.prob_weight else batch.logps
+        loss = -self._advantage(batch) * likelihood
+        if self.kl_coef:
+            assert batch.reference is not None
+            difference = batch.reference - batch.logps
+            loss = loss + self.kl_coef * (difference.exp() - difference - 1)
+        return loss
+
+    def weights(self, batch: Batch) -> Tensor:
+        """Â_i (or Â_i·π_t) + β(e^d − 1), shape (N, T)."""
+        weights = self._advantage(batch).expand_as(batch.logps)
+        if self.prob_weight:
+            weights = weights * batch.logps.exp()
+        if self.kl_coef:
+            assert batch.reference is not None
+            weights = weights + self.kl_coef * ((batch.reference - batch.logps).exp() - 1)
+        return weights
+
+    def _advantage(self, batch: Batch) -> Tensor:
+        return batch.columns["advantage"].to(batch.logps.dtype)[:, None]

@@ -1,0 +1,89 @@
+"""Reward-informed fine-tuning: incorrect rollouts are pushed down by a loss that stays bounded."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, model_validator
+
+from losslens.losses import Batch, Loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Form = Literal["token", "sequence_mean", "affine", "naive"]
+
+
+class Rift(Loss):
+    """Correct rollouts by their negative log-likelihood, incorrect ones by their probability.
+
+    With R = `reward_right` for correct rollouts and `reward_wrong` for incorrect ones, the term of token t is R·ℓ_t
+    where R > 0 (w_t = R), and where R < 0
+
+    - `token`: −R·π_t. w_t = R·π_t, a negative DFT term.
+    - `sequence_mean`: −R·exp(mean_t log π_t), the same for each token, so that a rollout counts by its length as in
+      the other forms; w_t = R·exp(mean_t log π_t). The probability of the whole sequence, which the source writes,
+      vanishes beside the other terms (200 tokens at a mean of −0.3 nats give 9e-27) and would silently leave RFT.
+    - `naive`: R·ℓ_t, w_t = R, unbounded below.
+
+    `affine` is arXiv 2606.23740's form for all rollouts, (1 − λR)·ℓ_t with λ = `affine_lambda`, which that paper does
+    not give.
+
+    Source: arXiv 2601.09253 (rewards +1.0 and −0.2).
+    """
+
+    title = "RIFT"
+    summary = "Reward-informed fine-tuning: imitates the right rollouts and gently pushes the wrong ones down."
+    paper = "arXiv 2601.09253"
+    colour = "#832db6"
+    place = 3
+
+    name: Literal["rift"]
+    form: Form = "token"
+    reward_right: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    reward_wrong: float = Field(default=-0.2, le=0, allow_inf_nan=False)
+    affine_lambda: float = Field(default=0.5, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _warn_of_the_unbounded_form(self) -> Self:
+        if self.form == "naive" and not self.bounded:
+            warnings.warn("method.form=naive is unbounded below: wrong rollouts can run away", stacklevel=2)
+        if self.form == "affine" and not self.bounded:
+            warnings.warn("method.form=affine is unbounded below where λ·R > 1: here for right rollouts", stacklevel=2)
+        return self
+
+    @property
+    def bounded(self) -> bool:
+        """See `Loss.bounded`."""
+        if self.form == "affine":
+            return max(self.affine_lambda * self.reward_right, self.affine_lambda * self.reward_wrong) <= 1
+        return self.form != "naive" or self.reward_wrong == 0
+
+    def terms(self, batch: Batch) -> Tensor:
+        """The terms of the class, shape (N, T)."""
+        reward = self._reward(batch)
+        if self.form == "affine":
+            return -(1 - self.affine_lambda * reward) * batch.logps
+        likelihood = -reward * batch.logps
+        return likelihood if self.form == "naive" else likelihood.where(reward > 0, -reward * self._probability(batch))
+
+    def weights(self, batch: Batch) -> Tensor:
+        """The weights of the class, shape (N, T)."""
+        reward = self._reward(batch)
+        if self.form == "affine":
+            return (1 - self.affine_lambda * reward).expand_as(batch.logps)
+        if self.form == "naive":
+            return reward.expand_as(batch.logps)
+        return (reward * self._probability(batch)).where(reward <= 0, reward)
+
+    def _reward(self, batch: Batch) -> Tensor:
+        """R, shape (N, 1)."""
+        correct = batch.correct
+        return (correct * self.reward_right + ~correct * self.reward_wrong).to(batch.logps.dtype)[:, None]
+
+    def _probability(self, batch: Batch) -> Tensor:
+        """π_t, shape (N, T), or the geometric mean of a rollout's, shape (N, 1)."""
+        if self.form == "token":
+            return batch.logps.exp()
+        return (batch.logps.sum(dim=1, keepdim=True) / batch.lengths[:, None]).exp()

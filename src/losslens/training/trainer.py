@@ -1,0 +1,200 @@
+"""The trainer of every loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from trl import SFTTrainer
+from trl.trainer.utils import use_adapter
+
+from losslens.errors import InputError
+from losslens.losses import Batch, Loss
+from losslens.training.batches import Examples
+
+# How far the log-probability of a token may be, in the mean, from what it was when the base was scored, in nats. In
+# half precision the other rows of a batch move it, by .01 as a rule.
+_TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1
+# What TRL's fused head, or `score_selected_positions`, is called with.
+_HEAD = {"use_cache": False, "fused_lm_head": True}
+# From this size on a token counts as pulled at.
+_NO_WEIGHT = 1e-6
+
+
+class LossTrainer(SFTTrainer):
+    """TRL's `SFTTrainer` with the loss of LossLens, whatever its unit.
+
+    The loss is Σ of its terms, divided by the completion tokens, rollouts or pairs of the effective batch (over
+    accumulation and processes). Prompt tokens never count. The reference is the base: the adapter switched off.
+
+    Args:
+        loss: The loss.
+        examples: What it learns from.
+        **options: As for `SFTTrainer`; the dataset is `examples.in_order(…)`.
+    """
+
+    # `compute_loss` divides by what the effective batch holds itself.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, loss: Loss, examples: Examples, **options: Any) -> None:
+        self.loss = loss
+        self._step: dict[str, torch.Tensor] = {}
+        self._sums: dict[str, torch.Tensor] = {}
+        pad_token_id, mismatched = options["processing_class"].pad_token_id, "mismatched_log_ratio" in loss.needs
+        super().__init__(data_collator=lambda rows: examples.laid_out(rows, pad_token_id, mismatched), **options)
+        # Otherwise the tokens of the effective batch are counted only for models whose forward takes any keyword.
+        self.model_accepts_loss_kwargs = True
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = ["rows", "after"]
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """The micro-batches of a step, and how many tokens, rollouts or pairs they hold with those of all processes."""
+        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.loss.unit == "token":
+            count = tokens
+        else:
+            own = sum(len(batch["pairs" if self.loss.unit == "pair" else "input_ids"]) for batch in batches)
+            count = self._over_processes(torch.tensor(float(own)))
+        if "mismatched_log_ratio" in self.loss.needs:
+            self._step["mismatched_log_ratio"] = self._mismatched_log_ratio(batches, device)
+        return batches, count
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The loss of one micro-batch; `return_outputs` is not supported."""
+        assert not return_outputs
+        assert num_items_in_batch is not None
+        outputs = model(**_sequences(inputs), **_HEAD)
+        reference = inputs.get("reference")
+        if reference is None and "reference" in self.loss.needs:
+            reference = self.base_logps(inputs)
+        batch = Batch(
+            logps=outputs.log_probs,
+            mask=outputs.label_mask,
+            reward=inputs["reward"],
+            columns={k.removeprefix("columns/"): v for k, v in inputs.items() if k.startswith("columns/")},
+            pairs=inputs.get("pairs"),
+            reference=reference,
+            step=self._step,
+        )
+        if "reference" in inputs and self.state.global_step == 0:
+            half = self.accelerator.unwrap_model(self.model).get_base_model().dtype in (torch.bfloat16, torch.float16)
+            _require_the_base(batch, _HALF_TOLERANCE if half else _TOLERANCE)
+        total = self._summed(batch)
+        # Without anything to learn from in the whole batch the loss is 0, and not 0/0.
+        loss = total / max(num_items_in_batch, 1)
+        [slope] = torch.autograd.grad(total, batch.logps, retain_graph=True)
+        self._note(batch, -slope, outputs, inputs["attention_mask"])
+        # The gradients are averaged over the processes, and what is divided by was counted over all of them.
+        return loss * self.accelerator.num_processes
+
+    def _summed(self, batch: Batch) -> torch.Tensor:
+        """The sum of the terms of all tokens, or of all rollouts or pairs with a completion token."""
+        terms, scored = self.loss.terms(batch), batch.mask
+        if self.loss.unit != "token":
+            scored = batch.mask.any(dim=1)
+        if batch.pairs is not None:
+            scored = scored[batch.pairs].any(dim=1)
+        return terms.where(scored, 0).sum()
+
+    @torch.no_grad()
+    def base_logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The base's log-probabilities of what `batches.sequences` gives, shape (N, T), nats."""
+        placed = {name: values.to(self.accelerator.device) for name, values in _sequences(inputs).items()}
+        with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None), self.accelerator.autocast():
+            return self.model(**placed, **_HEAD).log_probs
+
+    @torch.no_grad()
+    def _mismatched_log_ratio(self, batches: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+        """See `Batch.step`; shape ()."""
+        total, rows = torch.zeros((), device=device), 0
+        self.model.eval()  # until the step trains; what LoRA dropout draws is not to depend on it
+        for batch in batches:
+            inputs = {
+                name.removeprefix("mismatched/"): values.to(device)
+                for name, values in batch.items()
+                if "mismatched/" in name
+            }
+            policy = self.model(**inputs, **_HEAD).log_probs
+            total += (policy - self.base_logps(inputs)).sum()
+            rows += len(policy)
+        total, count = self._over_processes(torch.stack([total.cpu(), torch.tensor(float(rows))]))
+        return (total / count).to(device)
+
+    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        device = self.accelerator.device
+        return self.accelerator.reduce(values.to(device), reduction="sum").to("cpu")
+
+    @torch.no_grad()
+    def _note(self, batch: Batch, weights: torch.Tensor, outputs: Any, attention_mask: torch.Tensor) -> None:
+        """Adds a micro-batch to the numbers of its step; at the end of the step they become metrics.
+
+        All are means over the tokens, rollouts or pairs of the whole step, so that neither the micro-batch nor the
+        number of processes moves them.
+        """
+        logps, mask = batch.logps, batch.mask
+        right = batch.correct[:, None] & mask
+        wrong = ~right & mask
+        sums = {"tokens": attention_mask.sum(), "weight": weights.abs().sum(), "squared_weight": weights.square().sum()}
+        means = {
+            "entropy": (outputs.entropy, mask),
+            "mean_token_accuracy": (outputs.is_top1, mask),
+            "logps/right": (logps, right),
+            "logps/wrong": (logps, wrong),
+            "weight/right": (weights, right),
+            "weight/wrong": (weights, wrong),
+            "weight/zero": (weights.abs() < _NO_WEIGHT, mask),
+        }
+        if batch.reference is not None:
+            ratios, scored = batch.log_ratio / batch.lengths, mask.any(dim=1)
+            means["log_ratio/right"] = (ratios, batch.correct & scored)
+            means["log_ratio/wrong"] = (ratios, ~batch.correct & scored)
+        own = self.loss.diagnostics(batch)
+        means |= {name: (values, torch.ones_like(values, dtype=torch.bool)) for name, values in own.items()}
+        for name, (values, where) in means.items():
+            sums[name], sums[f"{name}/n"] = (values * where).sum(), where.sum()
+        for name, value in sums.items():
+            self._sums[name] = self._sums.get(name, 0) + value.double()
+        if self.accelerator.sync_gradients:
+            self._close_the_step(list(means))
+
+    def _close_the_step(self, names: list[str]) -> None:
+        sums = dict(zip(self._sums, self._over_processes(torch.stack(list(self._sums.values()))).tolist(), strict=True))
+        self._sums = {}
+        metrics, tokens = self._metrics["train"], sums["entropy/n"]
+        for name in names:
+            if sums[f"{name}/n"]:
+                metrics[name].append(sums[name] / sums[f"{name}/n"])
+        if sums["squared_weight"]:
+            metrics["weight/effective"].append(sums["weight"] ** 2 / (tokens * sums["squared_weight"]))
+        metrics["completion_tokens"].append(tokens)
+        self._total_train_tokens += sums["tokens"]
+        metrics["num_tokens"] = [self._total_train_tokens]
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        self._metrics["train"]["clip/share"].append(float(norm > self.args.max_grad_norm))
+        return norm
+
+
+def _sequences(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+
+
+def _require_the_base(batch: Batch, tolerance: float) -> None:
+    """Holds the first batch against what the base was scored with before: an adapter that starts at 0 is the base.
+
+    Raises:
+        InputError: It is not.
+    """
+    assert batch.reference is not None
+    difference = (batch.logps.detach() - batch.reference)[batch.mask].abs()
+    if difference.numel() and not (mean := difference.mean().item()) <= tolerance:
+        raise InputError(
+            f"before the first step the base scores a token {mean:.3g} nats from what it did for the reference"
+            f" (at most {tolerance:g}): another chat template, another BOS, or another precision; delete the folder"
+            " references/ of the outputs, and it is scored again"
+        )
