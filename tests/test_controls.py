@@ -60,7 +60,8 @@ class TestRows:
         assert list(rows.index) == sorted(row for pair in pairs for row in pair)
         assert len(Dpo(name="dpo").select_pairs(rows)) == len(pairs)  # and DPO makes the same number out of them
         everything = Dpo(name="dpo", pairs="all")
-        assert {r for p in everything.select_pairs(rollouts) for r in p} == set(filter_rollouts(rollouts, "mixed_groups").index)
+        mixed = set(filter_rollouts(rollouts, "mixed_groups").index)
+        assert {row for pair in everything.select_pairs(rollouts) for row in pair} == mixed
 
 
 def test_rates() -> None:

@@ -20,6 +20,7 @@ from losslens.files import write_json, write_text
 from losslens.integrity import bound_to
 from losslens.logger import artifacts
 from losslens.logger.session import About, Session, catch_up, session
+from losslens.losses.introduction import as_told
 from losslens.models import load_model, source_of
 from losslens.notices import say_once
 from losslens.preemption import Preempted
@@ -249,6 +250,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         "run": run.name,
         "method": spec.loss.name,
         "options": spec.loss.options,
+        "loss": as_told(spec.loss),
         "pairwise": spec.is_pairwise,
         "learning_rate": plan.learning_rate,
         "config": config.model_dump(mode="json"),

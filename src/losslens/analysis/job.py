@@ -172,6 +172,7 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     facts = {
         "sweeps": config.sweeps,
         "adapters": adapters,
+        "losses": {facts.method: facts.loss for facts in (arm.facts for arm in arms)},
         "bases": [base.name for base in gathered.bases],
         "settings": config.model_dump(mode="json", exclude={"sweep", "output_dir", "logger"}),
         "reference": reference,

@@ -102,6 +102,7 @@ class StartedFacts(_Facts):
 
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
+    loss: dict[str, Any] = Field(default_factory=dict)
     pairwise: bool
     learning_rate: FiniteFloat
     base: dict[str, str | None]

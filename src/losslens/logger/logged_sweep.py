@@ -11,6 +11,7 @@ from typing import Any
 
 from losslens.errors import InputError
 from losslens.files import digest
+from losslens.losses.introduction import tell
 from losslens.runs import Run, runs_of
 
 _SEEDS = ("seed", "init_seed")
@@ -115,7 +116,7 @@ def _read(run: Run) -> LoggedRun:
     try:
         identity = {key: value for key, value in manifest["identity"].items() if key not in _SEEDS}
         config, learning_rate = dict(_flat(manifest["config"])), float(manifest["learning_rate"])
-        _ = config[METHOD]
+        tell(str(config[METHOD]), manifest.get("loss"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.folder / 'manifest.json'}: not the manifest of a run") from error
     benchmarks = sorted(file.stem for file in run.folder.glob("eval/*.parquet"))

@@ -14,25 +14,7 @@ from losslens.report.style import name_of
 # tables, wandb.plot's charts, the report's page, and figures.
 Kind = Literal["lines", "bars", "points", "table", "chart", "page", "figures"]
 
-TRAINING = {
-    "train/loss": "Loss",
-    "train/grad_norm": "Norm of the gradient",
-    "train/lr": "Learning rate",
-    "train/entropy": "Entropy (nats)",
-    "train/token_accuracy": "Token accuracy",
-    "train/tokens_per_second": "Tokens per second",
-    # Of all methods but DPO, which learns from pairs.
-    "train/logps/right": "Right rollouts: log-probability (nats a token)",
-    "train/logps/wrong": "Wrong rollouts: log-probability (nats a token)",
-    "train/weight/right": "Right rollouts: weight",
-    "train/weight/wrong": "Wrong rollouts: weight",
-    "train/rewards/margins": "DPO: reward margin",
-    "train/rewards/accuracies": "DPO: share of pairs in the right order",
-    "train/rewards/chosen": "DPO: reward of the chosen",
-    "train/rewards/rejected": "DPO: reward of the rejected",
-    "train/logps/chosen": "DPO: log-probability of the chosen (nats)",
-    "train/logps/rejected": "DPO: log-probability of the rejected (nats)",
-}
+TRAINING = {f"train/{name}": title for name, title in words.TRAINING.items()}
 NORM = "geometry/norm"
 GEOMETRY = {
     **{f"geometry/{name}": title for name, title in words.COURSE.items()},

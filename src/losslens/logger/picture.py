@@ -23,7 +23,7 @@ from losslens.logger.panels import CHARTS, Panel, Section, sections
 from losslens.report.figures.canvas import INK, MUTED, SHADE, figure, style, upright
 from losslens.report.folder import AnalysisFolder
 from losslens.report.names import all_cut, of_loss
-from losslens.report.style import METHODS, Look, Looks
+from losslens.report.style import Look, Looks, place_of
 
 LABEL = "drawn by LossLens from the same data, not a screenshot of W&B"
 # How many panels of a kind are side by side, and how high they are, in inches.
@@ -64,7 +64,7 @@ class _Picture:
         self.sweep, self.analysis = sweep, analysis
         self.reference = str(analysis.manifest.get("reference"))
         self.scores = analysis.table("runs", ("run", "method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
-        arms = sorted(sweep.arms, key=lambda arm: [*METHODS, arm[0]].index(arm[0]))
+        arms = sorted(sweep.arms, key=lambda arm: place_of(arm[0]))
         self.arms = [[run for run in sweep.runs if sweep.values(run) == arm] for arm in arms]
         looks = Looks((str(place), runs[0].method) for place, runs in enumerate(self.arms))
         self.looks = [looks.of(str(place), runs[0].method) for place, runs in enumerate(self.arms)]

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from losslens.errors import InputError, first_line
 from losslens.files import read_json, read_parquet
+from losslens.losses.introduction import tell
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class AnalysisFolder:
     """
 
     path: Path
+
+    def __post_init__(self) -> None:
+        if (self.path / "manifest.json").exists():
+            losses = self.manifest.get("losses")
+            for name, told in losses.items() if isinstance(losses, dict) else ():
+                tell(str(name), told)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

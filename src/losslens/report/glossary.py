@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from losslens.losses.introduction import introduction
 from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.parts import Cell, Column, Row, Section, Table
 from losslens.report.style import colour, in_order, name_of
-from losslens.report.words import LOSSES, MEASURES
+from losslens.report.words import MEASURES
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
@@ -14,7 +15,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     methods = in_order(loss.method for loss in Comparison(analysis).losses)
     if not methods:
         return None
-    losses = [(name_of(method), LOSSES[method], colour(method)) for method in methods if method in LOSSES]
+    losses = [(name_of(m), introduction(m).summary, colour(m)) for m in methods if introduction(m).summary]
     measures = [(name, text, "") for name, text in MEASURES.items()]
     return Section(
         "words",

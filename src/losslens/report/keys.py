@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from losslens.losses.introduction import introduction
 from losslens.report.comparison import Comparison
 from losslens.report.parts import Key, Keyed
 from losslens.report.style import Looks
-from losslens.report.words import LOSSES
 
 
 def key(losses: Iterable[tuple[str, str, str]], looks: Looks, lines: bool) -> Key:
@@ -20,7 +20,7 @@ def key(losses: Iterable[tuple[str, str, str]], looks: Looks, lines: bool) -> Ke
     """
     return Key(
         [
-            Keyed(loss, name, LOSSES.get(method, ""), looks.of(loss, method).sample(lines))
+            Keyed(loss, name, introduction(method).summary, looks.of(loss, method).sample(lines))
             for loss, method, name in losses
         ]
     )

@@ -12,12 +12,13 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-# Six of Petroff's ten (arXiv 2107.02270): of the palettes in use that can be read on paper and on a dark screen, those
-# that stay farthest apart however a reader sees colours (tests/test_report_style.py).
-METHODS = {
-    "sft": "#3f90da", "rft": "#ffa90e", "rift": "#832db6", "dft": "#a96b59", "grpo": "#717581", "dpo": "#bd1f01",
-}  # fmt: skip
-# The other four, of methods that are not known here.
+from losslens.losses.introduction import introduction, own_introductions
+
+# LossLens's own losses, in their order, and their colours: of Petroff's ten (arXiv 2107.02270), of the palettes in use
+# that can be read on paper and on a dark screen, those that stay farthest apart however a reader sees colours
+# (tests/test_report_style.py).
+METHODS = {name: known.colour for name, known in own_introductions().items()}
+# Of losses that come without one: the other four.
 _OTHERS = ("#e76300", "#b9ac70", "#92dadd", "#94a4a2")
 # Of a cosine from −1 over 0 to 1 (Okabe and Ito 2008): two colours that nobody confuses.
 AGAINST, ALONG = "#D55E00", "#0072B2"
@@ -153,17 +154,17 @@ class Looks:
 
 def colour(method: str) -> str:
     """The colour of a method, wherever it is shown."""
-    return METHODS.get(method) or _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)]
+    return introduction(method).colour or _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)]
 
 
 def name_of(method: str) -> str:
-    """`SFT`: what a text calls a method; a method that is not known here keeps its name."""
-    return method.upper() if method in METHODS else method
+    """`SFT`: what a text calls a method; one that nobody introduced keeps its name."""
+    return introduction(method).title
 
 
-def place_of(method: str) -> int:
-    """Where a method stands among others, wherever several are shown; those not known here come last."""
-    return list(METHODS).index(method) if method in METHODS else len(METHODS)
+def place_of(method: str) -> float:
+    """Where a method stands among others, wherever several are shown, least first."""
+    return introduction(method).place
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

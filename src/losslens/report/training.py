@@ -11,9 +11,11 @@ from losslens.report.folder import AnalysisFolder
 from losslens.report.keys import key_of
 from losslens.report.numbers import number, rate
 from losslens.report.parts import Figure, Section, downloadable
-from losslens.report.words import COURSE, TO_REFERENCE
+from losslens.report.style import name_of
+from losslens.report.words import COURSE, TO_REFERENCE, TRAINING
 
-_TITLES = {"loss": "Loss", "grad_norm": "Norm of the gradient", "lr": "Learning rate"}
+# As analysis/training_table.py calls the columns.
+_TITLES = {name.replace("/", "_"): title for name, title in TRAINING.items()}
 # What analysis/training_table.py puts before the numbers of the growing adapter.
 _GEOMETRY = "geometry_"
 
@@ -36,7 +38,7 @@ def geometry(analysis: AnalysisFolder) -> Section | None:
     titles = {name: title for name, title in COURSE.items() if name in logged}
     for begin, title in TO_REFERENCE.items():
         known = (name for name in logged if name.startswith(begin) and name not in COURSE)
-        titles |= {name: title.format(_reference(name.removeprefix(begin))) for name in known}
+        titles |= {name: title.format(name_of(name.removeprefix(begin))) for name in known}
     return _section(
         analysis,
         "geometry",
@@ -45,10 +47,6 @@ def geometry(analysis: AnalysisFolder) -> Section | None:
         "is a finished run.",
         {f"{_GEOMETRY}{name}": title for name, title in titles.items()},
     )
-
-
-def _reference(label: str) -> str:
-    return label.upper() if label == "sft" else label
 
 
 def _logged(analysis: AnalysisFolder) -> list[str]:

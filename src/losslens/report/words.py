@@ -1,20 +1,9 @@
-"""Plain words: each loss and each measure in a sentence, for who meets it for the first time.
+"""Plain words: each measure in a sentence, for who meets it for the first time; docs/measures.md has the definitions.
 
-docs/methods.md has the equations, docs/measures.md the definitions.
+Losses have theirs where they are defined (`losslens.losses`).
 """
 
 from __future__ import annotations
-
-# Of each loss what it learns from, and how; README and docs/methods.md have the same sentences.
-LOSSES = {
-    "sft": "Supervised fine-tuning: imitates every rollout, right or wrong.",
-    "rft": "Rejection-sampling fine-tuning: imitates the right rollouts and ignores the wrong ones.",
-    "rift": "Reward-informed fine-tuning: imitates the right rollouts and gently pushes the wrong ones down.",
-    "dft": "Dynamic fine-tuning: imitates every rollout, but each token only as much as the model already expects it.",
-    "grpo": "Group-relative policy optimisation, offline: pulls up rollouts that are better than the others of their "
-    "prompt, pushes down those that are worse.",
-    "dpo": "Direct preference optimisation: learns from pairs of a right and a wrong rollout to prefer the right one.",
-}
 
 # Each measure, as the page calls it; docs/measures.md has the same sentences.
 MEASURES = {
@@ -57,6 +46,30 @@ COURSE = {
     "drift_max": "Drift of A, largest angle (°)",
     "cosine_to_previous": "Cosine of ΔW to the one logged before",
     "cosine_of_steps": "Cosine of two steps in a row",
+}
+# What every run logs while it trains, and what those on pairs do.
+TRAINING = {
+    "loss": "Loss",
+    "grad_norm": "Norm of the gradient",
+    "clip/share": "Share of steps whose gradient was clipped",
+    "lr": "Learning rate",
+    "entropy": "Entropy (nats)",
+    "token_accuracy": "Token accuracy",
+    "tokens_per_second": "Tokens per second",
+    "logps/right": "Right rollouts: log-probability (nats a token)",
+    "logps/wrong": "Wrong rollouts: log-probability (nats a token)",
+    "log_ratio/right": "Right rollouts: log-ratio to the base (nats a token)",
+    "log_ratio/wrong": "Wrong rollouts: log-ratio to the base (nats a token)",
+    "weight/right": "Right rollouts: weight of a token",
+    "weight/wrong": "Wrong rollouts: weight of a token",
+    "weight/zero": "Share of tokens without weight",
+    "weight/effective": "Effective share of the tokens",
+    "rewards/margins": "Pairs: reward margin",
+    "rewards/accuracies": "Pairs: share in the right order",
+    "rewards/chosen": "Pairs: reward of the chosen",
+    "rewards/rejected": "Pairs: reward of the rejected",
+    "logps/chosen": "Pairs: log-probability of the chosen (nats)",
+    "logps/rejected": "Pairs: log-probability of the rejected (nats)",
 }
 # Of each run that they are compared with, whose label follows.
 TO_REFERENCE = {
