@@ -206,7 +206,7 @@ def test_a_loss_outside_the_package() -> None:
     assert own.run.name.startswith("half-conventional-")
     with pytest.raises(InputError, match=r"^method\.name=sft: LossLens's own loss; \w+ needs a name of its own$"):
         RunSpec.of(config("method._target_=tests.slow_method.Impostor"))
-    with pytest.raises(InputError, match=r"^method\._target_: dict is no losslens\.methods\.Method$"):
+    with pytest.raises(InputError, match=r"^method\._target_: dict is no losslens\.losses\.Loss$"):
         RunSpec.of(config("method._target_=builtins.dict"))
 
 

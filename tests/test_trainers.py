@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from losslens.adapters import adapter_sha256, initial_adapter, load_adapter
-from losslens.losses import Batch, Loss
+from losslens.losses import Batch, Loss, own_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
 from losslens.losses.grpo import Grpo
@@ -34,8 +34,8 @@ from losslens.training.batches import Examples, data_order
 from losslens.training.lm_head import has_plain_head
 from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer, train_run
 
-SIX = [Sft(name="sft"), Rft(name="rft"), Dft(name="dft"), Rift(name="rift"), Grpo(name="grpo"), Dpo(name="dpo")]
-six_methods = pytest.mark.parametrize("method", SIX, ids=lambda method: method.name)
+ALL = [kind(name=name) for name, kind in own_losses().items()]
+each_loss = pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
 Weights = dict[str, torch.Tensor]
 SMALL: dict[str, Any] = {
     "vocab_size": 512,
@@ -148,7 +148,7 @@ def test_equals_stock_trl_over_ten_steps(
     assert largest_difference(trained(plan, base, few, tmp_path / "fused", selected_head=False), theirs) == 0
 
 
-@six_methods
+@each_loss
 def test_batch_32_equals_batch_8_accumulated_4_times(
     method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -157,7 +157,7 @@ def test_batch_32_equals_batch_8_accumulated_4_times(
     assert largest_difference(at_once, accumulated) < 1e-5
 
 
-@six_methods
+@each_loss
 def test_prompt_tokens_never_count(
     method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -187,7 +187,7 @@ def test_prompt_tokens_never_count(
         assert first == [len(ids) - 1 for ids in rows["prompt_ids"]]  # position t scores token t + 1
 
 
-@pytest.mark.parametrize("method", SIX[:5], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [loss for loss in ALL if loss.unit == "token"], ids=lambda method: method.name)
 def test_the_loss_is_the_sum_over_the_completion_tokens_of_the_batch(
     method: Any, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -241,7 +241,7 @@ def test_the_kl_reference_is_the_base(
     assert (policy - expected).abs().max() > 1e-2
 
 
-@six_methods
+@each_loss
 def test_the_base_is_as_it_was(
     method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -407,7 +407,7 @@ def test_wrong_rollouts_are_pushed_down(
 
 
 def test_rows_are_the_same_for_all_losses_on_single_rollouts(tokenised: pd.DataFrame) -> None:
-    sets = [Examples(tokenised, loss) for loss in SIX[:5]]
+    sets = [Examples(tokenised, loss) for loss in ALL if loss.unit != "pair"]
     assert all(np.array_equal(each.rows, sets[0].rows) for each in sets)
     assert all(each.table["completion_ids"].tolist() == sets[0].table["completion_ids"].tolist() for each in sets)
     pairs = Examples(tokenised, Dpo(name="dpo"))

@@ -47,7 +47,7 @@ class Batch:
         reference: log π_ref(y_t | y_<t, x) of the base, shape (N, T), nats; None unless it is needed.
         step: Numbers of the whole step, over all its micro-batches and processes, by the name of the need: for
             `mismatched_log_ratio` the mean of log π_θ(y' | x)/π_ref(y' | x) over the prompts of the step, each with the
-            completion y' of the rollout after it.
+            completion y' of the rollout before it.
     """
 
     logps: Tensor

@@ -88,14 +88,14 @@ class Examples:
     def in_order(self, order: np.ndarray, batch_size: int) -> Dataset:
         """The examples as they are met: the places of their rollouts.
 
-        `rows` are an example's own, `after` those of the example after it in its batch.
+        `rows` are an example's own, `before` those of the example before it in its batch, the last one's for the first.
 
         Args:
             order: Numbers of examples, whole batches of them.
             batch_size: Examples that make one step.
         """
-        after = np.roll(order.reshape(-1, batch_size), -1, axis=1).reshape(-1)
-        return Dataset.from_dict({"rows": self.rows[order], "after": self.rows[after]})
+        before = np.roll(order.reshape(-1, batch_size), 1, axis=1).reshape(-1)
+        return Dataset.from_dict({"rows": self.rows[order], "before": self.rows[before]})
 
     def laid_out(self, examples: list[dict[str, list[int]]], pad_token_id: int, mismatched: bool) -> dict[str, Any]:
         """A batch for the trainer: the first rollout of each example, then the second of each (TRL's order).
@@ -103,7 +103,7 @@ class Examples:
         Args:
             examples: Rows of `in_order`.
             pad_token_id: What fills up sequences.
-            mismatched: Whether prompts with the completion of the example after theirs are laid out too.
+            mismatched: Whether prompts with the completion of the example before theirs are laid out too.
         """
         rows = np.array([example["rows"] for example in examples]).T.reshape(-1)
         batch = self._sequences(rows, rows, pad_token_id)
@@ -118,8 +118,8 @@ class Examples:
                 start, values = max(len(self._prompts[row]) - 1, 0), self.reference[row]
                 batch["reference"][place, start : start + len(values)] = torch.from_numpy(values)
         if mismatched:
-            after = np.array([example["after"] for example in examples]).T.reshape(-1)
-            laid = self._sequences(rows, after, pad_token_id)
+            before = np.array([example["before"] for example in examples]).T.reshape(-1)
+            laid = self._sequences(rows, before, pad_token_id)
             batch |= {f"mismatched/{name}": values for name, values in laid.items()}
         return batch
 

@@ -47,7 +47,7 @@ class LossTrainer(SFTTrainer):
         self.model_accepts_loss_kwargs = True
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["rows", "after"]
+        self._signature_columns = ["rows", "before"]
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of a step, and how many tokens, rollouts or pairs they hold with those of all processes."""
