@@ -23,6 +23,7 @@ from losslens.losses import Batch, Loss, own_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
 from losslens.losses.grpo import Grpo, group_advantages
+from losslens.losses.p_alpha import PAlpha
 from losslens.losses.rft import Rft
 from losslens.losses.rift import Form, Rift
 from losslens.losses.sft import Sft
@@ -102,6 +103,22 @@ def test_dft() -> None:
     assert total(DFT, batch).item() == pytest.approx(11 / 8 * LN2)
     [[first, second], [third, _]] = pull(DFT, batch)
     assert (first, second, third) == pytest.approx((1 / 2, 1 / 4, 1 / 8))
+
+
+@pytest.mark.parametrize(("alpha", "weights"), [(2, [0.25, 0.0625, 1 / 64]), (1, [0.5, 0.25, 0.125])])
+def test_p_alpha(alpha: float, weights: list[float]) -> None:
+    """α = 2: (1 − ¼)/2 + (1 − 1/16)/2 + (1 − 1/64)/2 = 171/128, w = π²; α = 1: ½ + ¾ + ⅞ with DFT's weights."""
+    batch, loss = batch_of(*RIGHT_AND_WRONG), PAlpha(name="p_alpha", alpha=alpha)
+    assert total(loss, batch).item() == pytest.approx({2: 171 / 128, 1: 17 / 8}[alpha])
+    [[first, second], [third, _]] = pull(loss, batch)
+    assert [first, second, third] == pytest.approx(weights)
+
+
+def test_p_alpha_goes_from_sft_to_dft() -> None:
+    batch = any_batch(7)
+    assert np.allclose(pull(PAlpha(name="p_alpha", alpha=1), batch), pull(DFT, batch), rtol=1e-12)
+    nearly = pull(PAlpha(name="p_alpha", alpha=1e-9), batch)
+    assert np.allclose(nearly, pull(SFT, batch), atol=1e-6)
 
 
 class TestRift:
