@@ -6,17 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import pandas as pd
 from pydantic import Field
 
-from losslens.errors import InputError
-from losslens.losses import Batch, Loss, Need
-from losslens.losses.pairs import Pairs, mixed_pairs
+from losslens.losses import Batch, Need
+from losslens.losses.pairs import PairLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from losslens.config import TrainOn
 
 LossType = Literal["sigmoid", "hinge", "ipo", "nca_pair", "sppo_hard", "apo_zero", "apo_down", "discopop"]
 _DISCOPOP_TAU = 0.05
@@ -171,7 +167,7 @@ _LOSS_TYPES: dict[LossType, tuple[Callable[[Margins], Tensor], Callable[[Margins
 }
 
 
-class Dpo(Loss):
+class Dpo(PairLoss):
     """−log σ(β[log π_θ(y_w)/π_ref(y_w) − log π_θ(y_l)/π_ref(y_l)]), the reference being the base.
 
     w_t = ±β·σ(−u), u = β(h_w − h_l). Source: arXiv 2305.18290, eq. 7.
@@ -179,8 +175,6 @@ class Dpo(Loss):
     Attributes:
         beta: β.
         loss_type: `sigmoid` is DPO; the others are the functions of this file, under TRL's names.
-        pairs: `one` takes the first correct and the first incorrect rollout of each prompt that has both; `all` takes
-            every correct × incorrect pair.
     """
 
     title = "DPO"
@@ -190,29 +184,16 @@ class Dpo(Loss):
     paper = "arXiv 2305.18290"
     colour = "#bd1f01"
     place = 6
-    unit = "pair"
     conventional_rate = 0.1
 
     name: Literal["dpo"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     loss_type: LossType = "sigmoid"
-    pairs: Pairs = "one"
 
     @property
     def needs(self) -> frozenset[Need]:
         """See `Loss.needs`."""
         return frozenset({"reference"})
-
-    def select_pairs(self, rollouts: pd.DataFrame) -> list[tuple[int, int]]:
-        """See `Loss.select_pairs`."""
-        try:
-            return mixed_pairs(rollouts, self.pairs)
-        except InputError as error:
-            raise InputError(f"method={self.name}: {error}") from error
-
-    def learns_from(self, train_on: TrainOn) -> TrainOn:
-        """See `Loss.learns_from`: all pairs are of mixed groups, and `one` is the first of each group."""
-        return "all" if self.pairs == "one" or train_on == "mixed_groups" else train_on
 
     def terms(self, batch: Batch) -> Tensor:
         """The loss of each pair, shape (P,)."""

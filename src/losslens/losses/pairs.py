@@ -1,24 +1,29 @@
-"""Pairs of a correct and an incorrect rollout of one prompt."""
+"""Pairs of a correct and an incorrect rollout of one prompt, and what all losses on them share."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
 
 from losslens.errors import InputError
+from losslens.losses import Loss
+
+if TYPE_CHECKING:
+    from losslens.config import TrainOn
 
 Pairs = Literal["one", "all"]
 
 
-def mixed_pairs(rollouts: pd.DataFrame, pairs: Pairs) -> list[tuple[int, int]]:
+def mixed_pairs(rollouts: pd.DataFrame, pairs: Pairs, asked_by: str) -> list[tuple[int, int]]:
     """Positions in `rollouts` of the correct and the incorrect one of each pair.
 
     Args:
         rollouts: With `problem_id` and `reward`.
         pairs: `one` takes the first correct and the first incorrect rollout of each prompt that has both; `all` takes
             every correct × incorrect pair.
+        asked_by: The option that asks for pairs, for the message.
 
     Raises:
         InputError: No prompt has both.
@@ -30,5 +35,25 @@ def mixed_pairs(rollouts: pd.DataFrame, pairs: Pairs) -> list[tuple[int, int]]:
         incorrect = positions[group.index[group["reward"] <= 0]]
         found += [(int(w), int(l)) for w in correct for l in incorrect][: 1 if pairs == "one" else None]
     if not found:
-        raise InputError("no prompt has both a right and a wrong rollout (no mixed group)")
+        raise InputError(f"{asked_by}: no prompt has both a right and a wrong rollout (no mixed group)")
     return found
+
+
+class PairLoss(Loss):
+    """A loss on pairs.
+
+    Attributes:
+        pairs: See `mixed_pairs`.
+    """
+
+    unit = "pair"
+
+    pairs: Pairs = "one"
+
+    def select_pairs(self, rollouts: pd.DataFrame) -> list[tuple[int, int]]:
+        """See `Loss.select_pairs`."""
+        return mixed_pairs(rollouts, self.pairs, f"method={self.name}")
+
+    def learns_from(self, train_on: TrainOn) -> TrainOn:
+        """See `Loss.learns_from`: all pairs are of mixed groups, and `one` is the first of each group."""
+        return "all" if self.pairs == "one" or train_on == "mixed_groups" else train_on

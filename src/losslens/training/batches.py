@@ -12,7 +12,6 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from losslens.config import TrainOn
-from losslens.errors import InputError
 from losslens.losses import Loss
 from losslens.losses.pairs import mixed_pairs
 from losslens.tokens import read_rollouts
@@ -31,10 +30,7 @@ def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
     """
     if train_on == "all":
         return rollouts
-    try:
-        pairs = mixed_pairs(rollouts, "one" if train_on == "dpo_rows" else "all")
-    except InputError as error:
-        raise InputError(f"train_on={train_on}: no prompt has both a right and a wrong rollout") from error
+    pairs = mixed_pairs(rollouts, "one" if train_on == "dpo_rows" else "all", f"train_on={train_on}")
     return rollouts.iloc[sorted({row for pair in pairs for row in pair})]
 
 
