@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from itertools import combinations
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from trl.experimental.cpo import CPOTrainer
 
 from losslens.errors import InputError
 from losslens.losses import Batch, Loss, own_losses
@@ -27,6 +29,7 @@ from losslens.losses.p_alpha import PAlpha
 from losslens.losses.rft import Rft
 from losslens.losses.rift import Form, Rift
 from losslens.losses.sft import Sft
+from losslens.losses.simpo import SimPo
 
 SFT, RFT, DFT, RIFT, GRPO = Sft(name="sft"), Rft(name="rft"), Dft(name="dft"), Rift(name="rift"), Grpo(name="grpo")
 
@@ -293,6 +296,29 @@ class TestDpo:
     def test_refuses_rollouts_without_a_mixed_group(self) -> None:
         with pytest.raises(InputError, match="no mixed group"):
             Dpo(name="dpo").select_pairs(pd.DataFrame({"problem_id": ["a", "a", "b"], "reward": [1.0, 1.0, 0.0]}))
+
+
+class TestSimPo:
+    pair = batch_of(**PAIR, pairs=torch.tensor([[0, 1]]))
+
+    def test_by_hand(self) -> None:
+        """m_w = ln .4 / 2 = −.458145, m_l = ln .1125 / 3 = −.728267; 2·.270121 − 1 = −.459758.
+
+        ln(1 + e^.459758) = .949218; the weights are 2·σ(.459758) = 1.225913 over 2 and 3 tokens.
+        """
+        loss = SimPo(name="simpo")
+        assert loss.terms(self.pair).tolist() == pytest.approx([0.949218], abs=1e-6)
+        assert pull(loss, self.pair)[0] == pytest.approx([0.612956, 0.612956, 0], abs=1e-6)
+        assert pull(loss, self.pair)[1] == pytest.approx([-0.408638] * 3, abs=1e-6)
+        assert not loss.needs
+
+    def test_it_is_trls(self) -> None:
+        """The loss that TRL's CPO makes of mean log-probabilities."""
+        facts = {"beta": 2.0, "simpo_gamma": 1.0, "loss_type": "simpo", "label_smoothing": 0.0, "alpha": 0.0}
+        stub = SimpleNamespace(**facts, accelerator=SimpleNamespace(device="cpu"))
+        means = self.pair.of_pairs(self.pair.logps.sum(dim=1) / self.pair.lengths)
+        losses, *_ = CPOTrainer.cpo_loss(stub, *means)
+        assert losses.tolist() == pytest.approx(SimPo(name="simpo").terms(self.pair).tolist(), rel=1e-12)
 
 
 class TestRftRows:
