@@ -25,6 +25,7 @@ from losslens.losses import Batch, Loss, own_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
 from losslens.losses.grpo import Grpo, group_advantages
+from losslens.losses.kto import Kto
 from losslens.losses.p_alpha import PAlpha
 from losslens.losses.rft import Rft
 from losslens.losses.rift import Form, Rift
@@ -321,6 +322,32 @@ class TestSimPo:
         assert losses.tolist() == pytest.approx(SimPo(name="simpo").terms(self.pair).tolist(), rel=1e-12)
 
 
+class TestKto:
+    @staticmethod
+    def batch(usual: float) -> Batch:
+        return batch_of(**PAIR, step={"mismatched_log_ratio": torch.tensor(usual, dtype=torch.float64)})
+
+    def test_by_hand(self) -> None:
+        """z₀ = .1: β(h − z₀) = .0123144 and −.0793147; 1 − σ(.0123144) = .496921, 1 − σ(.0793147) = .480182.
+
+        The weights are ±.1·σ(1 − σ): .0249991 and −.0249607.
+        """
+        loss, batch = Kto(name="kto"), self.batch(0.1)
+        assert loss.terms(batch).tolist() == pytest.approx([0.496921, 0.480182], abs=1e-6)
+        assert pull(loss, batch)[0] == pytest.approx([0.0249991, 0.0249991, 0], abs=1e-7)
+        assert pull(loss, batch)[1] == pytest.approx([-0.0249607] * 3, abs=1e-7)
+        assert total(Kto(name="kto", undesirable_weight=3.0), batch).item() == pytest.approx(
+            0.496921 + 3 * 0.480182, abs=5e-6
+        )
+
+    def test_z0_is_never_below_0(self) -> None:
+        """With z₀ = 0 it is APO-zero, rollout by rollout."""
+        loss, paired = Kto(name="kto"), batch_of(**PAIR, pairs=torch.tensor([[0, 1]]))
+        apo = Dpo(name="dpo", loss_type="apo_zero")
+        assert total(loss, self.batch(-5.0)).item() == pytest.approx(total(apo, paired).item())
+        assert np.allclose(pull(loss, self.batch(-5.0)), pull(apo, paired))
+
+
 class TestRftRows:
     table = pd.DataFrame(
         {"problem_id": list("aaab"), "completion": ["x", "x", "y", "x"], "reward": [1.0, 1.0, 0.0, 1.0]},
@@ -378,7 +405,7 @@ def any_batch(seed: int, scale: float = 1.0) -> Batch:
         columns={name: torch.tensor(rng.normal(size=8)) for name in _COLUMNS},
         pairs=torch.arange(8).reshape(2, 4).T,
         reference=reference,
-        step={"mismatched_log_ratio": torch.tensor(rng.normal())},
+        step={"mismatched_log_ratio": torch.tensor(rng.exponential())},
     )
 
 

@@ -1,0 +1,74 @@
+"""Kahneman-Tversky optimisation: single rollouts, good or bad, against what is usual."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from losslens.losses import Batch, Loss, Need
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Kto(Loss):
+    """λ_D·(1 − σ(β(h − z₀))) of a correct rollout, λ_U·(1 − σ(β(z₀ − h))) of an incorrect one.
+
+    h = log π_θ(y | x) − log π_ref(y | x), the reference being the base; z₀, the usual divergence from it, is the mean
+    of log π_θ(y' | x)/π_ref(y' | x) over the prompts of the whole step with other prompts' completions, at least 0,
+    and has no gradient. w_t = ±λ·β·σ′(β(h − z₀)): it pulls hardest where h is near z₀, and lets go of what is far.
+
+    Source: arXiv 2402.01306, eq. 8; TRL's `KTOTrainer`, whose z₀ is of one micro-batch.
+
+    Attributes:
+        beta: β.
+        desirable_weight: λ_D.
+        undesirable_weight: λ_U.
+    """
+
+    title = "KTO"
+    summary = (
+        "Kahneman-Tversky optimisation: pulls up right rollouts and pushes down wrong ones, most where they differ "
+        "little from what is usual."
+    )
+    paper = "arXiv 2402.01306"
+    colour = "#92dadd"
+    place = 8
+    unit = "rollout"
+    conventional_rate = 0.1
+
+    name: Literal["kto"]
+    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+    desirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    undesirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """See `Loss.needs`."""
+        return frozenset({"reference", "mismatched_log_ratio"})
+
+    def terms(self, batch: Batch) -> Tensor:
+        """The loss of each rollout, shape (N,)."""
+        return self._scale(batch) * (-self._distance(batch)).sigmoid()
+
+    def weights(self, batch: Batch) -> Tensor:
+        """±λ·β·σ(d)σ(−d), d the distance from z₀, shape (N, T)."""
+        distance, sign = self._distance(batch), batch.correct.to(batch.logps.dtype) * 2 - 1
+        return batch.over_tokens(self._scale(batch) * sign * self.beta * distance.sigmoid() * (-distance).sigmoid())
+
+    def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
+        """z₀, nats."""
+        return {"kl": self._usual(batch)[None]}
+
+    def _scale(self, batch: Batch) -> Tensor:
+        correct = batch.correct
+        return (correct * self.desirable_weight + ~correct * self.undesirable_weight).to(batch.logps.dtype)
+
+    def _distance(self, batch: Batch) -> Tensor:
+        """β(h − z₀) of a correct rollout, β(z₀ − h) of an incorrect one, shape (N,)."""
+        distance = self.beta * (batch.log_ratio - self._usual(batch))
+        return distance.where(batch.correct, -distance)
+
+    def _usual(self, batch: Batch) -> Tensor:
+        return batch.step["mismatched_log_ratio"].clamp(min=0)
