@@ -1,7 +1,7 @@
 """Every run against every other, module by module: what `tables` sums up.
 
-One module's factors of all runs are in memory at a time (one a worker), so memory grows with the number of runs and
-not with the model. Of a pair only r×r and k×k products of the factors are ever made.
+One module's updates of all runs are in memory at a time (one a worker), so memory grows with the number of runs and
+not with the model. Of a pair of LoRA updates only r×r and k×k products of the factors are ever made.
 """
 
 from __future__ import annotations

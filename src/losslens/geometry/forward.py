@@ -53,14 +53,14 @@ def carrying_line(
         InputError: The base has no such module, or one of another shape.
     """
     added: dict[str, list[torch.Tensor]] = {}
-    layers = {module: linear_module(base, module, updates[0][module].shape) for module in modules}
+    originals = {module: weight_of(base, module, updates[0][module].shape) for module in modules}
 
     @torch.no_grad()
     def set_weights(weights: Sequence[float]) -> None:
-        for module, layer in layers.items():
-            dtype = torch.promote_types(layer.weight.dtype, torch.float32)
+        for module, weight in originals.items():
+            dtype = torch.promote_types(weight.dtype, torch.float32)
             matrices = forward_matrices([update[module] for update in updates], weights)
-            added[module] = [torch.from_numpy(matrix).to(layer.weight.device, dtype) for matrix in matrices]
+            added[module] = [torch.from_numpy(matrix).to(weight.device, dtype) for matrix in matrices]
 
     def add(module: str, _: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         product = inputs[0].to(added[module][0].dtype)
@@ -69,25 +69,26 @@ def carrying_line(
         return (output + product).to(output.dtype)
 
     with as_it_was(base):
-        for module, layer in layers.items():
-            layer.register_forward_hook(partial(add, module))
+        for module in modules:
+            base.get_submodule(module).register_forward_hook(partial(add, module))
         yield base.eval(), set_weights
 
 
-def linear_module(base: Any, module: str, shape: tuple[int, int]) -> Any:
-    """The linear module of that name, whose weight has `shape` (out, in).
+def weight_of(base: Any, module: str, shape: tuple[int, int]) -> torch.Tensor:
+    """The weight of a linear module, which must have `shape` (out, in).
 
     Raises:
-        InputError: There is none.
+        InputError: The base has no such module, or one of another shape.
     """
     try:
         layer = base.get_submodule(module)
-        size = tuple(layer.weight.shape)
+        weight = layer.weight.detach()
     except AttributeError as error:
         raise InputError(f"the adapters do not fit the base: it has no module {module} with a weight") from error
-    if (size[::-1] if isinstance(layer, Conv1D) else size) != shape:  # GPT-2's, which keeps it as (in, out)
+    weight = weight.T if isinstance(layer, Conv1D) else weight  # GPT-2's, which keeps it as (in, out)
+    if weight.shape != shape:
         raise InputError(f"the adapters do not fit the base: {module} has another shape there")
-    return layer
+    return weight
 
 
 @torch.inference_mode()
