@@ -66,7 +66,7 @@ def path_of(folder: Path, number: int) -> Path:
 
 def ours(folder: Path, count: int) -> dict[str, Any]:
     from losslens.geometry.comparison import compare
-    from losslens.geometry.deltas import open_adapter
+    from losslens.updates.folder import open_adapter
 
     started = time.perf_counter()
     with ExitStack() as stack:

@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from losslens.geometry.deltas import Delta
 from losslens.geometry.live import LiveGeometry
+from losslens.updates.lora import LoraUpdate
 
 # layers, rank, and (out, in) of q, k, v, o
 SHAPES = {
@@ -25,9 +25,9 @@ def milliseconds(layers: int, rank: int, shapes: dict[str, tuple[int, int]]) -> 
     """The median over a run that has two lines behind it, as all but its first two have."""
     rng = np.random.default_rng(0)
 
-    def point() -> dict[str, Delta]:
+    def point() -> dict[str, LoraUpdate]:
         return {
-            f"layers.{layer}.self_attn.{name}_proj": Delta(
+            f"layers.{layer}.self_attn.{name}_proj": LoraUpdate(
                 rng.standard_normal((out, rank)), rng.standard_normal((rank, into)), 2.0
             )
             for layer in range(layers)

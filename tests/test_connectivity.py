@@ -13,9 +13,10 @@ from losslens.adapters import save_adapter
 from losslens.errors import InputError
 from losslens.geometry.base_weights import off_principal_share, principal
 from losslens.geometry.connectivity import SequenceLosses, barriers, curve
-from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.forward import Sequences, carrying_line, hidden_states, losses
 from losslens.models import LoadedModel, as_it_was
+from losslens.updates.folder import open_adapter
+from losslens.updates.lora import LoraUpdate
 
 ALPHAS = np.linspace(0, 1, 11)
 
@@ -129,7 +130,7 @@ def test_the_interpolated_model_is_the_dense_one(base: LoadedModel, adapters: li
             with torch.no_grad():
                 for module, weight in weights.items():
                     deltas = [adapter[module] for adapter in (first, second)]
-                    dense = [delta.scale * delta.b @ delta.a for delta in deltas]
+                    dense = [delta.dense() for delta in deltas]
                     weight.copy_(before[module].double() + torch.from_numpy((1 - alpha) * dense[0] + alpha * dense[1]))
                 expected = base.model(ids).logits
                 for module, weight in weights.items():
@@ -157,18 +158,20 @@ def test_a_negative_scale(base: LoadedModel) -> None:
     """s = −2 on one update, 3 on the other, at weights ¼ and ¾: the output moves by the dense sum."""
     rng = np.random.default_rng(6)
     module = "model.layers.1.self_attn.o_proj"
-    deltas = [Delta(rng.standard_normal((128, r)), rng.standard_normal((r, 128)), s) for r, s in ((2, -2.0), (3, 3.0))]
+    deltas = [
+        LoraUpdate(rng.standard_normal((128, r)), rng.standard_normal((r, 128)), s) for r, s in ((2, -2.0), (3, 3.0))
+    ]
     x = torch.randn(4, 128)
     plain = base.model.get_submodule(module)(x)
     with carrying_line(base.model, [module], *({module: d} for d in deltas)) as (model, set_weights), torch.no_grad():
         set_weights([0.25, 0.75])
-        found = model.get_base_model().get_submodule(module)(x) - plain
-    dense = sum(w * d.scale * d.b @ d.a for w, d in zip((0.25, 0.75), deltas, strict=True))
+        found = model.get_submodule(module)(x) - plain
+    dense = sum(w * d.dense() for w, d in zip((0.25, 0.75), deltas, strict=True))
     assert torch.allclose(found, x @ torch.from_numpy(dense).float().T, atol=1e-2, rtol=1e-4)
 
 
 def test_an_adapter_of_another_base(base: LoadedModel) -> None:
-    delta = Delta(np.ones((3, 1)), np.ones((1, 3)), 1.0)
+    delta = LoraUpdate(np.ones((3, 1)), np.ones((1, 3)), 1.0)
     for module in ("model.layers.0.self_attn.q_proj", "model.layers.0.no_such"):
         with (
             pytest.raises(InputError, match="do not fit the base"),
@@ -220,17 +223,19 @@ class TestBaseWeights:
         """W0 = diag(5, 4, 1, 0), k = 2. ΔW = 3·e₁e₁ᵀ + 4·e₃e₃ᵀ: 9 of 25 lie inside. e₁e₃ᵀ: only one side, none does."""
         base = principal(np.diag([5.0, 4, 1, 0]), top=2)
         eye = np.eye(4)
-        assert off_principal_share(Delta(eye[:, [0, 2]] * [3, 4], eye[[0, 2]], 1.0), base) == pytest.approx(16 / 25)
-        assert off_principal_share(Delta(eye[:, [0]], eye[[2]], 2.0), base) == pytest.approx(1)
-        assert off_principal_share(Delta(eye[:, [1]], eye[[0]], 2.0), base) == pytest.approx(0, abs=1e-12)
-        assert np.isnan(off_principal_share(Delta(0 * eye[:, [1]], eye[[0]], 2.0), base))
+        assert off_principal_share(LoraUpdate(eye[:, [0, 2]] * [3, 4], eye[[0, 2]], 1.0), base) == pytest.approx(
+            16 / 25
+        )
+        assert off_principal_share(LoraUpdate(eye[:, [0]], eye[[2]], 2.0), base) == pytest.approx(1)
+        assert off_principal_share(LoraUpdate(eye[:, [1]], eye[[0]], 2.0), base) == pytest.approx(0, abs=1e-12)
+        assert np.isnan(off_principal_share(LoraUpdate(0 * eye[:, [1]], eye[[0]], 2.0), base))
 
     def test_off_principal_share_is_the_dense_one(self) -> None:
         rng = np.random.default_rng(5)
         weight = rng.standard_normal((20, 15))
-        delta = Delta(rng.standard_normal((20, 3)), rng.standard_normal((3, 15)), 2.0)
+        delta = LoraUpdate(rng.standard_normal((20, 3)), rng.standard_normal((3, 15)), 2.0)
         u, _, vt = np.linalg.svd(weight)
-        full = 2 * delta.b @ delta.a
+        full = delta.dense()
         inside = u[:, :4] @ u[:, :4].T @ full @ vt[:4].T @ vt[:4]
         expected = 1 - np.sum(inside**2) / np.sum(full**2)
         assert off_principal_share(delta, principal(weight, 4)) == pytest.approx(expected, rel=1e-10)

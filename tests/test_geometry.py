@@ -17,30 +17,26 @@ from safetensors.torch import save_file
 
 from losslens.adapters import save_adapter
 from losslens.errors import InputError
-from losslens.geometry.comparison import inner_products
-from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.measures import cosine, effective_rank, orthogonal_component, stable_rank
-from losslens.geometry.subspaces import thin_svd
 from losslens.geometry.tables import layer_of
 from losslens.models import LoadedModel, as_it_was
+from losslens.updates.base import pair_products
+from losslens.updates.folder import open_adapter
+from losslens.updates.lora import LoraUpdate
 
 SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
 
 
-def random_delta(rng: np.random.Generator, out: int, into: int, rank: int) -> Delta:
-    return Delta(rng.standard_normal((out, rank)), rng.standard_normal((rank, into)), float(rng.uniform(0.1, 3)))
+def random_delta(rng: np.random.Generator, out: int, into: int, rank: int) -> LoraUpdate:
+    return LoraUpdate(rng.standard_normal((out, rank)), rng.standard_normal((rank, into)), float(rng.uniform(0.1, 3)))
 
 
-def inner_product(first: Delta, second: Delta) -> float:
-    return inner_products([first, second], fresh=1)[0][0]
+def inner_product(first: LoraUpdate, second: LoraUpdate) -> float:
+    return pair_products([first, second], fresh=1)[0][0]
 
 
-def singular_values(delta: Delta) -> np.ndarray:
-    return thin_svd(delta).values
-
-
-def dense(delta: Delta) -> np.ndarray:
-    return delta.scale * delta.b @ delta.a
+def singular_values(delta: LoraUpdate) -> np.ndarray:
+    return delta.svd().values
 
 
 @given(SHAPES)
@@ -49,7 +45,7 @@ def test_equals_the_dense_computation(shape: tuple[int, int, int, int, int]) -> 
     out, into, rank, other_rank, seed = shape
     rng = np.random.default_rng(seed)
     first, second = random_delta(rng, out, into, rank), random_delta(rng, out, into, other_rank)
-    full, other = dense(first), dense(second)
+    full, other = first.dense(), second.dense()
     size = np.linalg.norm(full) * np.linalg.norm(other)
     assert abs(inner_product(first, second) - np.sum(full * other)) < 1e-12 * size
     assert abs(inner_product(first, second) - inner_product(second, first)) < 1e-12 * size
@@ -66,7 +62,7 @@ def test_a_change_of_gauge_changes_nothing(shape: tuple[int, int, int, int, int]
     rng = np.random.default_rng(seed)
     delta, other = random_delta(rng, out, into, rank), random_delta(rng, out, into, rank)
     gauge = np.linalg.qr(rng.standard_normal((rank, rank)))[0] * rng.uniform(0.5, 2, rank)
-    moved = Delta(delta.b @ gauge, np.linalg.inv(gauge) @ delta.a, delta.scale)
+    moved = LoraUpdate(delta.b @ gauge, np.linalg.inv(gauge) @ delta.a, delta.scale)
     assert math.isclose(inner_product(moved, other), inner_product(delta, other), rel_tol=1e-9, abs_tol=1e-9)
     assert np.allclose(singular_values(moved), singular_values(delta))
 
@@ -74,8 +70,8 @@ def test_a_change_of_gauge_changes_nothing(shape: tuple[int, int, int, int, int]
 def test_by_hand() -> None:
     """ΔW₁ = 2·e₁e₁ᵀ + 2·e₂e₂ᵀ, ΔW₂ = 3·e₁e₁ᵀ: inner product 6, norms √8 and 3, cosine 6/(3·√8) = 1/√2."""
     eye = np.eye(4)
-    first = Delta(eye[:, :2], eye[:2], 2.0)
-    second = Delta(eye[:, :1], eye[:1], 3.0)
+    first = LoraUpdate(eye[:, :2], eye[:2], 2.0)
+    second = LoraUpdate(eye[:, :1], eye[:1], 3.0)
     assert inner_product(first, second) == 6
     assert cosine(6, math.sqrt(8), 3) == pytest.approx(1 / math.sqrt(2))
     assert orthogonal_component(1 / math.sqrt(2)) == pytest.approx(1 / math.sqrt(2))
@@ -102,7 +98,7 @@ def test_the_orthogonal_part_is_what_is_left_of_the_projection() -> None:
     """‖Δ − (⟨Δ, R⟩/⟨R, R⟩)·R‖/‖Δ‖, densely; its square and the cosine's add up to 1."""
     rng = np.random.default_rng(5)
     first, second = random_delta(rng, 30, 20, 4), random_delta(rng, 30, 20, 6)
-    full, other = dense(first), dense(second)
+    full, other = first.dense(), second.dense()
     value = cosine(inner_product(first, second), float(np.linalg.norm(full)), float(np.linalg.norm(other)))
     rest = full - np.sum(full * other) / np.sum(other**2) * other
     assert orthogonal_component(value) == pytest.approx(np.linalg.norm(rest) / np.linalg.norm(full), rel=1e-12)
@@ -134,7 +130,7 @@ class TestAdapterFolders:
         with open_adapter(tmp_path) as adapter:
             assert adapter.modules == sorted(deltas)
             for name, expected in deltas.items():
-                assert np.allclose(dense(adapter[name]), expected, atol=1e-6)
+                assert np.allclose(adapter[name].dense(), expected, atol=1e-6)
 
     def write(self, folder: Path, **weights: torch.Tensor) -> None:
         save_file(
@@ -168,7 +164,7 @@ class TestAdapterFolders:
         with open_adapter(whole) as one, open_adapter(shards) as several:
             assert one.modules == several.modules == ["m", "n"]
             for module in "mn":
-                assert np.array_equal(dense(one[module]), dense(several[module]))
+                assert np.array_equal(one[module].dense(), several[module].dense())
         (shards / "adapter_model-00001-of-00002.safetensors").unlink()
         with pytest.raises(InputError, match="file 1 of the adapter's 2 is missing"), open_adapter(shards):
             pass

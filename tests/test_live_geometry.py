@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
 from losslens.geometry.comparison import compare
-from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.live import LiveGeometry
 from losslens.geometry.measures import effective_rank, stable_rank
 from losslens.geometry.tables import geometry_tables
@@ -24,19 +23,21 @@ from losslens.losses.grpo import Grpo
 from losslens.losses.sft import Sft
 from losslens.models import LoadedModel
 from losslens.training.run import train_run
-from tests.test_subspaces import dense, random_delta
+from losslens.updates.folder import open_adapter
+from losslens.updates.lora import LoraUpdate
+from tests.test_subspaces import random_delta
 
 SHAPES = {"layers.0.attn.q_proj": (12, 9), "layers.0.attn.v_proj": (7, 9), "layers.1.attn.q_proj": (12, 9)}
-START = {module: Delta(np.zeros((out, 2)), np.eye(2, into), 1.0) for module, (out, into) in SHAPES.items()}
+START = {module: LoraUpdate(np.zeros((out, 2)), np.eye(2, into), 1.0) for module, (out, into) in SHAPES.items()}
 
 
-def point(rng: np.random.Generator, rank: int = 2) -> dict[str, Delta]:
+def point(rng: np.random.Generator, rank: int = 2) -> dict[str, LoraUpdate]:
     return {module: random_delta(rng, *shape, rank) for module, shape in SHAPES.items()}
 
 
-def one(b: list[float], a: list[float], scale: float = 1.0) -> dict[str, Delta]:
+def one(b: list[float], a: list[float], scale: float = 1.0) -> dict[str, LoraUpdate]:
     """One module of rank 1."""
-    return {"layers.3.q_proj": Delta(np.array([b]).T, np.array([a]), scale)}
+    return {"layers.3.q_proj": LoraUpdate(np.array([b]).T, np.array([a]), scale)}
 
 
 def test_by_hand() -> None:
@@ -70,7 +71,7 @@ def test_is_the_dense_computation(seed: int) -> None:
     points, other = [point(rng) for _ in range(3)], point(rng, 3)
     live = LiveGeometry(START, {"other": other}, list(SHAPES))
     [_, _, found] = [live.measure(each) for each in points]
-    p, q, r, o = ({module: dense(delta) for module, delta in each.items()} for each in (*points, other))
+    p, q, r, o = ({module: delta.dense() for module, delta in each.items()} for each in (*points, other))
 
     def flat(each: dict[str, np.ndarray]) -> np.ndarray:
         return np.concatenate([each[module].ravel() for module in SHAPES])
@@ -108,7 +109,7 @@ def test_a_turn_of_the_factors_changes_nothing() -> None:
     rng = np.random.default_rng(0)
     before, now, other = point(rng), point(rng), point(rng)
     turn = rng.standard_normal((2, 2))
-    turned = {m: Delta(d.b @ turn, np.linalg.inv(turn) @ d.a, d.scale) for m, d in now.items()}
+    turned = {m: LoraUpdate(d.b @ turn, np.linalg.inv(turn) @ d.a, d.scale) for m, d in now.items()}
     plain, other_way = (LiveGeometry(START, {"other": other}, list(SHAPES)) for _ in range(2))
     for live in (plain, other_way):
         live.measure(before)

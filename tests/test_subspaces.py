@@ -11,19 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
-from losslens.geometry.comparison import compare, inner_products, pairs_of
-from losslens.geometry.deltas import Delta
-from losslens.geometry.subspaces import orthonormalise, principal_angles, thin_svd
+from losslens.geometry.comparison import compare
+from losslens.geometry.subspaces import principal_angles
+from losslens.updates.base import pair_products, pairs_of
+from losslens.updates.lora import LoraUpdate
+from losslens.updates.orthonormal import orthonormalise
 
 SEEDS = st.integers(0, 2**31)
 
 
-def random_delta(rng: np.random.Generator, out: int, into: int, rank: int) -> Delta:
-    return Delta(rng.standard_normal((out, rank)), rng.standard_normal((rank, into)), float(rng.uniform(0.1, 3)))
-
-
-def dense(delta: Delta) -> np.ndarray:
-    return delta.scale * delta.b @ delta.a
+def random_delta(rng: np.random.Generator, out: int, into: int, rank: int) -> LoraUpdate:
+    return LoraUpdate(rng.standard_normal((out, rank)), rng.standard_normal((rank, into)), float(rng.uniform(0.1, 3)))
 
 
 def orthonormal(rng: np.random.Generator, d: int, k: int) -> np.ndarray:
@@ -34,12 +32,12 @@ def orthonormal(rng: np.random.Generator, d: int, k: int) -> np.ndarray:
 @settings(deadline=None)
 def test_thin_svd_is_the_dense_one(seed: int, out: int, into: int, rank: int) -> None:
     delta = random_delta(np.random.default_rng(seed), out, into, rank)
-    svd = thin_svd(delta)
-    assert np.allclose(svd.left * svd.values @ svd.right.T, dense(delta), atol=1e-10)
-    assert np.allclose(svd.values, np.linalg.svd(dense(delta), compute_uv=False)[:rank], rtol=1e-9)
+    svd = delta.svd()
+    assert np.allclose(svd.left * svd.values @ svd.right.T, delta.dense(), atol=1e-10)
+    assert np.allclose(svd.values, np.linalg.svd(delta.dense(), compute_uv=False)[:rank], rtol=1e-9)
     assert np.allclose(svd.left.T @ svd.left, np.eye(rank), atol=1e-10)
     assert np.allclose(svd.right.T @ svd.right, np.eye(rank), atol=1e-10)
-    leading = thin_svd(delta, 2)
+    leading = delta.svd(2)
     assert leading.left.shape == (out, min(2, rank))
     assert np.allclose(leading.left, svd.left[:, :2])
     assert np.allclose(leading.values, svd.values)
@@ -48,9 +46,9 @@ def test_thin_svd_is_the_dense_one(seed: int, out: int, into: int, rank: int) ->
 def test_null_directions_are_left_out() -> None:
     rng = np.random.default_rng(0)
     b, a = rng.standard_normal((30, 4)), rng.standard_normal((4, 20))
-    assert thin_svd(Delta(np.zeros((30, 4)), a, 1.0)).values.shape == (0,)
+    assert LoraUpdate(np.zeros((30, 4)), a, 1.0).svd().values.shape == (0,)
     b[:, 3] = b[:, 0]
-    svd = thin_svd(Delta(b, a, 1.0))
+    svd = LoraUpdate(b, a, 1.0).svd()
     assert svd.values.shape == (3,)
     assert np.allclose(svd.left * svd.values @ svd.right.T, b @ a)
 
@@ -91,9 +89,9 @@ def test_vectors_and_values_of_ill_conditioned_factors() -> None:
     rng = np.random.default_rng(6)
     for condition in (900.0, 1e5, 1e9):
         b = orthonormal(rng, 60, 6) * np.geomspace(1, 1 / condition, 6) @ orthonormal(rng, 6, 6)
-        delta = Delta(b, rng.standard_normal((6, 50)), 2.0)
-        u, values, vt = np.linalg.svd(dense(delta))
-        svd = thin_svd(delta)
+        delta = LoraUpdate(b, rng.standard_normal((6, 50)), 2.0)
+        u, values, vt = np.linalg.svd(delta.dense())
+        svd = delta.svd()
         assert np.allclose(svd.values[:4], values[:4], rtol=1e-8)
         assert np.allclose(svd.values, values[:6], atol=1e-14)
         for k in range(3):
@@ -104,13 +102,13 @@ def test_vectors_and_values_of_ill_conditioned_factors() -> None:
 class TestCompare:
     """All runs at once against each pair by itself, densely."""
 
-    def runs(self) -> list[dict[str, Delta]]:
+    def runs(self) -> list[dict[str, LoraUpdate]]:
         """Mixed shapes and ranks, two runs that are almost the same, and one that is 0."""
         rng = np.random.default_rng(3)
         shapes = {"m": (60, 50), "n": (20, 90)}
         runs = [{m: random_delta(rng, *shape, rank) for m, shape in shapes.items()} for rank in (12, 4, 16, 10)]
-        nearly = {m: Delta(d.b + 1e-7 * rng.standard_normal(d.b.shape), d.a, d.scale) for m, d in runs[0].items()}
-        zero = {m: Delta(np.zeros_like(d.b), d.a, 1.0) for m, d in runs[1].items()}
+        nearly = {m: LoraUpdate(d.b + 1e-7 * rng.standard_normal(d.b.shape), d.a, d.scale) for m, d in runs[0].items()}
+        zero = {m: LoraUpdate(np.zeros_like(d.b), d.a, 1.0) for m, d in runs[1].items()}
         return [*runs, nearly, zero]
 
     def test_every_pair_is_the_dense_one(self) -> None:
@@ -121,11 +119,11 @@ class TestCompare:
             for m, module in enumerate(("m", "n")):
                 values = of_runs[i].singular_values[m]
                 values = values[~np.isnan(values)]
-                expected = np.linalg.svd(dense(run[module]), compute_uv=False)
+                expected = np.linalg.svd(run[module].dense(), compute_uv=False)
                 assert np.allclose(values, expected[expected > 1e-9], rtol=1e-8)
         for (i, j), pair in of_pairs.items():
             for m, module in enumerate(("m", "n")):
-                first, second = dense(runs[i][module]), dense(runs[j][module])
+                first, second = runs[i][module].dense(), runs[j][module].dense()
                 assert pair.inner[m] == pytest.approx(np.sum(first * second), rel=1e-8, abs=1e-10)
                 if 5 in (i, j):
                     assert np.isnan(pair.angles_left[m]).all()
@@ -151,8 +149,8 @@ class TestCompare:
         tilted = u[:, :4].copy()
         tilted[:, 3] = math.cos(angle) * u[:, 3] + math.sin(angle) * u[:, 4]
         sizes, gauge = np.diag([4.0, 3.0, 2.0, 1.0]), rng.standard_normal((4, 4))
-        first = Delta(u[:, :4] @ sizes @ gauge, np.linalg.inv(gauge) @ v.T, 1.0)
-        second = Delta(tilted @ sizes, v.T, 3.0)
+        first = LoraUpdate(u[:, :4] @ sizes @ gauge, np.linalg.inv(gauge) @ v.T, 1.0)
+        second = LoraUpdate(tilted @ sizes, v.T, 3.0)
         _, pairs = compare([{"m": first}, {"m": second}], ["m"], top=4)
         assert pairs[0, 1].angles_left[0, 3] == pytest.approx(angle, abs=1e-10)
         assert pairs[0, 1].angles_left[0, :3] == pytest.approx([0, 0, 0], abs=1e-10)
@@ -175,9 +173,9 @@ class TestCompare:
         rng = np.random.default_rng(10)
         a = rng.standard_normal((2, 20))[[0, 1, 1]]
         b = rng.standard_normal((15, 3))
-        run, first = {"m": Delta(b, rng.standard_normal((3, 3)) @ a, 1.0)}, {"m": Delta(b, a, 1.0)}
+        run, first = {"m": LoraUpdate(b, rng.standard_normal((3, 3)) @ a, 1.0)}, {"m": LoraUpdate(b, a, 1.0)}
         assert compare([run], ["m"], initial=[first])[0][0].drift[0] == pytest.approx([0, 0], abs=1e-9)
-        wider = {"m": Delta(b, np.vstack([a[:2], rng.standard_normal((1, 20))]), 1.0)}
+        wider = {"m": LoraUpdate(b, np.vstack([a[:2], rng.standard_normal((1, 20))]), 1.0)}
         for one, other in ((run, wider), (wider, run)):
             assert compare([one], ["m"], initial=[other])[0][0].drift[0] == pytest.approx([0, 0], abs=1e-9)
 
@@ -189,7 +187,10 @@ class TestCompare:
         turned = v[:, :4].copy()
         turned[:, 0] = math.cos(0.3) * v[:, 0] + math.sin(0.3) * v[:, 4]
         b = rng.standard_normal((30, 4))
-        run, first = {"m": Delta(b, rng.standard_normal((4, 4)) @ turned.T, 1.0)}, {"m": Delta(0 * b, start, 1.0)}
+        run, first = (
+            {"m": LoraUpdate(b, rng.standard_normal((4, 4)) @ turned.T, 1.0)},
+            {"m": LoraUpdate(0 * b, start, 1.0)},
+        )
         of_runs, _ = compare([run, first], ["m"], initial=[first, first])
         assert of_runs[0].drift[0] == pytest.approx([0, 0, 0, 0.3], abs=1e-9)
         assert of_runs[1].drift[0] == pytest.approx([0, 0, 0, 0], abs=1e-9)
@@ -202,8 +203,8 @@ class TestCompare:
         rng = np.random.default_rng(seed)
         first, second = random_delta(rng, 25, 20, rank), random_delta(rng, 25, 20, other)
         gauge = orthonormal(rng, rank, rank) * rng.uniform(0.5, 2, rank)
-        moved = Delta(first.b @ gauge, np.linalg.inv(gauge) @ first.a, first.scale)
-        scaled = Delta(-3 * first.b, first.a, first.scale)
+        moved = LoraUpdate(first.b @ gauge, np.linalg.inv(gauge) @ first.a, first.scale)
+        scaled = LoraUpdate(-3 * first.b, first.a, first.scale)
         runs = [{"m": delta} for delta in (first, second, moved, scaled)]
         _, pairs = compare(runs, ["m"], top=4)
         swapped = compare(runs[1::-1], ["m"], top=4)[1][0, 1]
@@ -221,12 +222,12 @@ class TestCompare:
             assert np.allclose(itself.angles_left[0, :k], 0, atol=1e-7)
 
 
-def test_inner_products_of_several() -> None:
+def test_products_of_several() -> None:
     rng = np.random.default_rng(9)
     deltas = [random_delta(rng, 30, 20, rank) for rank in (3, 1, 5)]
-    expected = [np.sum(dense(deltas[i]) * dense(deltas[j])) for i, j in combinations(range(3), 2)]
-    overlaps = [np.sum((dense(deltas[i]) @ dense(deltas[j]).T) ** 2) for i, j in combinations(range(3), 2)]
-    for found, wanted in zip(inner_products(deltas, 3), (expected, overlaps), strict=True):
+    expected = [np.sum(deltas[i].dense() * deltas[j].dense()) for i, j in combinations(range(3), 2)]
+    overlaps = [np.sum((deltas[i].dense() @ deltas[j].dense().T) ** 2) for i, j in combinations(range(3), 2)]
+    for found, wanted in zip(pair_products(deltas, 3), (expected, overlaps), strict=True):
         assert np.allclose(found, wanted, rtol=1e-12)
-    assert np.allclose(inner_products(deltas, 1)[0], expected[:2], rtol=1e-12)
-    assert inner_products(deltas[:1], 1)[0].shape == (0,)
+    assert np.allclose(pair_products(deltas, 1)[0], expected[:2], rtol=1e-12)
+    assert pair_products(deltas[:1], 1)[0].shape == (0,)

@@ -19,10 +19,10 @@ from safetensors.numpy import load_file
 
 from losslens.files import sha256_of
 from losslens.geometry.comparison import compare
-from losslens.geometry.deltas import open_adapter
 from losslens.geometry.tables import run_measures
 from losslens.models import LoadedModel, as_it_was
 from losslens.runs import Run, runs_of
+from losslens.updates.folder import open_adapter
 from tests.conftest import METHODS, ROOT, cold, command, remove_outcomes, script
 from tests.wandb_server import WandbServer
 

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losslens.geometry.deltas import Delta
-from losslens.geometry.trajectory import Crossing, between, first_crossing, inner, path
-from tests.test_subspaces import dense, random_delta
+from losslens.geometry.trajectory import Crossing, between, first_crossing, path
+from losslens.updates.lora import LoraUpdate
+from tests.test_subspaces import random_delta
 
 SEEDS = st.integers(0, 2**31)
 
 
 def test_inner_by_hand() -> None:
     """ΔW = 2·(1, 2)ᵀ(1, 1) = ((2, 2), (4, 4)) and ΔW' = (1, 0)ᵀ(3, 0): 2·3 = 6."""
-    first = Delta(np.array([[1.0], [2.0]]), np.array([[1.0, 1.0]]), 2.0)
-    second = Delta(np.array([[1.0], [0.0]]), np.array([[3.0, 0.0]]), 1.0)
-    assert inner(first, second) == inner(second, first) == 6.0
+    first = LoraUpdate(np.array([[1.0], [2.0]]), np.array([[1.0, 1.0]]), 2.0)
+    second = LoraUpdate(np.array([[1.0], [0.0]]), np.array([[3.0, 0.0]]), 1.0)
+    assert first.inner(second) == second.inner(first) == 6.0
 
 
 @given(SEEDS)
@@ -34,7 +34,8 @@ def test_a_path_is_the_dense_one(seed: int) -> None:
     )
     found = path(points, targets, list(modules))
     flat, flat_targets = (
-        np.array([np.concatenate([dense(p[name]).ravel() for name in modules]) for p in of]) for of in (points, targets)
+        np.array([np.concatenate([p[name].dense().ravel() for name in modules]) for p in of])
+        for of in (points, targets)
     )
     assert np.allclose(found.norms, np.linalg.norm(flat, axis=1))
     assert np.allclose(found.to_next, np.sum(flat[:-1] * flat[1:], axis=1))
@@ -45,7 +46,7 @@ def test_a_path_is_the_dense_one(seed: int) -> None:
 
 def test_an_update_of_0_has_no_direction() -> None:
     rng = np.random.default_rng(0)
-    nothing = Delta(np.zeros((4, 2)), rng.standard_normal((2, 3)), 1.0)
+    nothing = LoraUpdate(np.zeros((4, 2)), rng.standard_normal((2, 3)), 1.0)
     found = path([{"a": nothing}], [{"a": random_delta(rng, 4, 3, 2)}], ["a"])
     assert found.norms[0] == 0
     assert np.isnan(found.cosines).all()
@@ -78,8 +79,8 @@ class TestFirstCrossing:
             return
         before = points[crossing.before]["a"] if crossing.before >= 0 else None
         there = between(before, points[crossing.before + 1]["a"], crossing.weight)
-        assert np.linalg.norm(dense(there)) == pytest.approx(norm, rel=1e-9)
-        start = np.zeros((6, 5)) if before is None else dense(before)
-        end = dense(points[crossing.before + 1]["a"])
-        assert np.allclose(dense(there), (1 - crossing.weight) * start + crossing.weight * end)
+        assert np.linalg.norm(there.dense()) == pytest.approx(norm, rel=1e-9)
+        start = np.zeros((6, 5)) if before is None else before.dense()
+        end = points[crossing.before + 1]["a"].dense()
+        assert np.allclose(there.dense(), (1 - crossing.weight) * start + crossing.weight * end)
         assert (found.norms[: crossing.before + 1] < norm).all()

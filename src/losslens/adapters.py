@@ -12,8 +12,8 @@ from typing import Any
 
 from losslens.errors import InputError, first_line
 from losslens.files import atomic_folder, digest, read_json, read_object, sha256_of, write_json
-from losslens.geometry.lora_config import LoraConfigFile
 from losslens.models import ModelSource, as_it_was, skeleton
+from losslens.updates.lora_config import LoraConfigFile
 
 # torch and peft are imported where they are needed: a sweep that is finished must not wait for them.
 

@@ -11,8 +11,8 @@ from typing import Any
 from losslens.adapters import adapter_sha256
 from losslens.errors import InputError
 from losslens.files import read_json
-from losslens.geometry.deltas import open_adapter
 from losslens.runs import Run, runs_of
+from losslens.updates.folder import open_adapter
 
 _LABEL = re.compile(r"[A-Za-z0-9_.-]+")
 # Of the configuration, what makes another SFT run less of a reference, the worst first.

@@ -13,8 +13,9 @@ from tqdm import tqdm
 from losslens.analysis.cache import Cache
 from losslens.analysis.pairs import Pair, all_pairs
 from losslens.analysis.subjects import Gathered, Subject
-from losslens.geometry.comparison import PairGeometry, RunGeometry, compare, pairs_of
-from losslens.geometry.deltas import open_adapter
+from losslens.geometry.comparison import PairGeometry, RunGeometry, compare
+from losslens.updates.base import pairs_of
+from losslens.updates.folder import open_adapter
 
 
 def geometry(gathered: Gathered, top: int, cache: Cache) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:

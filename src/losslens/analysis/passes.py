@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
-from transformers.pytorch_utils import Conv1D
 
 from losslens.analysis.cache import Arrays, Cache
 from losslens.analysis.held_out import TeacherForced
@@ -23,12 +22,12 @@ from losslens.evaluation import evaluate
 from losslens.geometry.base_weights import Principal, off_principal_share, principal
 from losslens.geometry.cka import Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.geometry.connectivity import Curve, SequenceLosses, curve
-from losslens.geometry.deltas import open_adapter
-from losslens.geometry.forward import Sequences, carrying_line, hidden_states, losses
+from losslens.geometry.forward import Sequences, carrying_line, hidden_states, losses, weight_of
 from losslens.geometry.tables import AgainstBase
 from losslens.limits import limits_of
 from losslens.models import LoadedModel, ModelSource, load_model
 from losslens.rollouts.sampling import problem_source
+from losslens.updates.folder import open_adapter
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -110,14 +109,7 @@ class Passes:
         key = [self._identity, module, top]
         known = self._cache.load("principal", key, ["norm", "left", "right"])
         if known is None:
-            try:
-                layer = self._base.model.get_submodule(module)
-                weight = layer.weight.detach().double().cpu().numpy()
-            except AttributeError as error:
-                raise InputError(f"the base has no module {module} with a weight") from error
-            if isinstance(layer, Conv1D):  # GPT-2's, which keeps it as (in, out)
-                weight = weight.T
-            known = vars(principal(weight, top))
+            known = vars(principal(weight_of(self._base.model, module, shape).double().cpu().numpy(), top))
             self._cache.save("principal", key, known)
         if (len(known["left"]), len(known["right"])) != shape:
             raise InputError(f"the adapters do not fit the base: {module} has another shape there")

@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from losslens.adapters import adapter_hashes
@@ -19,11 +15,11 @@ from losslens.analysis.subjects import Diverged, Subject
 from losslens.config import Evaluation
 from losslens.errors import InputError, UnavailableError
 from losslens.files import atomic_folder, read_json, write_json
-from losslens.geometry.deltas import Delta, open_adapter
 from losslens.geometry.trajectory import Crossing, between, first_crossing, path
 from losslens.recorded import Trust, data_of, model_of
 from losslens.runs import Run, sha256_of_adapter
 from losslens.scoring import score_run
+from losslens.updates.folder import open_adapter, write_adapter
 
 At = Literal["end", "norm"] | int
 
@@ -127,9 +123,9 @@ def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm:
             with ExitStack() as stack:
                 start = stack.enter_context(open_adapter(before.adapter)) if before else None
                 adapter = stack.enter_context(open_adapter(after.adapter))
-                deltas = {m: between(start[m] if start else None, adapter[m], weight) for m in adapter.modules}
+                updates = {m: between(start[m] if start else None, adapter[m], weight) for m in adapter.modules}
             with atomic_folder(point.folder) as temporary:
-                _write_adapter(temporary / "adapter", deltas, read_json(after.adapter / "adapter_config.json"))
+                write_adapter(temporary / "adapter", updates, read_json(after.adapter / "adapter_config.json"))
                 hashes = adapter_hashes(temporary / "adapter")
                 write_json(temporary / "manifest.json", {**manifest, "outcomes": {}, **hashes})
     return point
@@ -141,23 +137,6 @@ def _is_there(point: Run, manifest: Mapping[str, Any]) -> bool:
         return manifest.items() <= point.manifest.items() and point.is_trained()
     except InputError:
         return False
-
-
-def _write_adapter(folder: Path, deltas: Mapping[str, Delta], config: dict[str, Any]) -> None:
-    """Writes updates of scale 1 as a PEFT folder, with all else as in `config`."""
-    folder.mkdir()
-    tensors = {
-        f"base_model.model.{module}.lora_{name}.weight": torch.from_numpy(factor.astype(np.float32)).contiguous()
-        for module, delta in deltas.items()
-        for name, factor in (("A", delta.a), ("B", delta.b))
-    }
-    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    # With alpha = rank PEFT multiplies by 1.
-    ranks = {module: delta.a.shape[0] for module, delta in deltas.items()}
-    rank = max(ranks.values())
-    patterns = {} if set(ranks.values()) == {rank} else ranks
-    scale = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": patterns, "alpha_pattern": patterns}
-    write_json(folder / "adapter_config.json", config | scale)
 
 
 def _moved_to(subject: Subject, point: Run) -> Subject:

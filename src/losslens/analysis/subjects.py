@@ -17,9 +17,9 @@ from losslens.analysis.scores import Scores, scores_of
 from losslens.errors import InputError
 from losslens.evaluation import scored_by, scored_of
 from losslens.files import sha256_of_folder
-from losslens.geometry.deltas import open_adapter
 from losslens.integrity import require_recorded_outcomes
 from losslens.runs import Run, runs_of, sha256_of_adapter
+from losslens.updates.folder import open_adapter
 
 _ADVICE = "they do not compare; put them into different sweeps"
 

@@ -16,9 +16,9 @@ from losslens.analysis.cache import Cache
 from losslens.analysis.points import way_of
 from losslens.analysis.subjects import Diverged, Subject
 from losslens.errors import InputError
-from losslens.geometry.deltas import open_adapter
 from losslens.geometry.trajectory import Path, path
 from losslens.runs import Run, sha256_of_adapter
+from losslens.updates.folder import open_adapter
 
 COLUMNS = (
     "run", "method", "lr", "learning_rate", "settings", "seed", "init_seed",

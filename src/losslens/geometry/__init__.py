@@ -1,1 +1,1 @@
-"""Weight updates ΔW = s·B·A, compared in factor space: no d×d matrix is ever built. All arithmetic is float64."""
+"""Measures of weight updates, of whatever kind. All arithmetic is float64."""

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.linalg import svds
 
-from losslens.geometry.deltas import Delta
-from losslens.geometry.subspaces import Array, thin_svd
+from losslens.updates.base import Array, Update
 
 # Up to this smaller dimension the full SVD is quicker than Lanczos' method.
 _DENSE = 512
@@ -40,12 +39,12 @@ def principal(weight: Array, top: int = 10) -> Principal:
     return Principal(float(np.linalg.norm(weight)), u[:, :top], vt[:top].T)
 
 
-def off_principal_share(delta: Delta, base: Principal) -> float:
+def off_principal_share(update: Update, base: Principal) -> float:
     """1 − ‖U_kU_kᵀ·ΔW·V_kV_kᵀ‖²/‖ΔW‖²: the share of ‖ΔW‖² outside the top-k singular subspaces of W0.
 
     U_k and V_k are W0's leading left and right singular vectors. A random update has 1 − k²/(out·in). NaN for an update
     that is 0.
     """
-    total = float(np.sum(thin_svd(delta, 0).values ** 2))
-    inside = float(np.sum((delta.scale * (base.left.T @ delta.b) @ (delta.a @ base.right)) ** 2))
+    total = float(np.sum(update.svd(0).values ** 2))
+    inside = float(np.sum(update.project(base.left, base.right) ** 2))
     return 1 - inside / total if total > 0 else float("nan")

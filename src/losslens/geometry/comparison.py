@@ -1,7 +1,7 @@
 """Every run against every other, module by module: what `tables` sums up.
 
-One module's factors of all runs are in memory at a time (one a worker), so memory grows with the number of runs and
-not with the model. Of a pair only r×r and k×k products of the factors are ever made.
+One module's updates of all runs are in memory at a time (one a worker), so memory grows with the number of runs and
+not with the model. Of a pair of LoRA updates only r×r and k×k products of the factors are ever made.
 """
 
 from __future__ import annotations
@@ -10,31 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from losslens.geometry.deltas import Delta
-from losslens.geometry.subspaces import (
-    SMALL_ANGLE,
-    Array,
-    angles_from_overlap,
-    column_space,
-    principal_angles,
-    thin_svd,
-    with_small_angles,
-)
+from losslens.geometry.subspaces import SMALL_ANGLE, angles_from_overlap, principal_angles, with_small_angles
+from losslens.updates.base import Array, Update, Updates, pair_products, pairs_of
 
 # More than four modules in memory at once would cost more than they bring.
 _WORKERS = min(4, torch.get_num_threads())
-
-
-class Updates(Protocol):
-    """The updates of one run, by module: an `Adapter`, or any mapping."""
-
-    def __getitem__(self, module: str, /) -> Delta: ...
 
 
 @dataclass(frozen=True)
@@ -71,11 +56,6 @@ class PairGeometry:
     angles_right: Array
     u1: Array
     v1: Array
-
-
-def pairs_of(count: int, fresh: int) -> list[tuple[int, int]]:
-    """The pairs (i, j), i < j, of `count` runs of which at least one is among the first `fresh`."""
-    return [(i, j) for i in range(fresh) for j in range(i + 1, count)]
 
 
 def compare(
@@ -138,41 +118,30 @@ class _Module:
 def _measure(
     adapters: Sequence[Updates], top: int, fresh: int, initial: Sequence[Updates | None], module: str
 ) -> _Module:
-    deltas = [adapter[module] for adapter in adapters]
-    top = min(top, max(delta.a.shape[0] for delta in deltas))
-    svds = [thin_svd(delta, top) for delta in deltas]
-    inner, right_overlap = inner_products(deltas, fresh)
+    updates = [adapter[module] for adapter in adapters]
+    top = min(top, max(update.rank for update in updates))
+    svds = [update.svd(top) for update in updates]
+    inner, right_overlap = pair_products(updates, fresh)
     angles_left, u1 = _side([svd.left for svd in svds], top, fresh)
     angles_right, v1 = _side([svd.right for svd in svds], top, fresh)
-    starts = {id(start): column_space(start[module].a.T) for start in initial if start is not None}
-    drift = [
-        np.zeros(0) if start is None else principal_angles(starts[id(start)], column_space(delta.a.T))
-        for start, delta in zip(initial, deltas, strict=False)
-    ]
+    starts = {id(start): start[module].input_space() for start in initial if start is not None}
+    drifts = [drift(starts.get(id(start)), update) for start, update in zip(initial, updates, strict=False)]
     values = [svd.values for svd in svds[:fresh]]
-    return _Module(values, drift, inner, right_overlap, angles_left, angles_right, u1, v1)
+    return _Module(values, drifts, inner, right_overlap, angles_left, angles_right, u1, v1)
 
 
-def inner_products(deltas: Sequence[Delta], fresh: int) -> tuple[Array, Array]:
-    """Of the pairs in the order of `pairs_of`: ⟨ΔW_i, ΔW_j⟩ and ‖ΔW_i·ΔW_jᵀ‖_F², each of shape (pairs,).
+def drift(start: Array | None, update: Update) -> Array:
+    """Principal angles between the inputs that an update may act on and those it might at its start.
 
-    s_i·s_j·Σ[(B_iᵀB_j) ∘ C] and (s_i·s_j)²·Σ[(B_iᵀB_i·C) ∘ (C·B_jᵀB_j)] with C = A_iA_jᵀ.
+    Args:
+        start: `input_space` of the initial update; None where that is not known.
+        update: The update now.
+
+    Returns:
+        Radians, ascending; none where one of the two is not confined to a space (`Update.input_space`).
     """
-    b = np.concatenate([delta.b for delta in deltas], axis=1)
-    a = np.concatenate([delta.a for delta in deltas], axis=0)
-    grams = [delta.b.T @ delta.b for delta in deltas]
-    starts = np.cumsum([0, *(delta.a.shape[0] for delta in deltas)])
-    inner, overlap = [], []
-    for i in range(min(fresh, len(deltas) - 1)):
-        after = starts[i + 1]
-        b_products, a_products = deltas[i].b.T @ b[:, after:], deltas[i].a @ a[after:].T
-        turned = grams[i] @ a_products
-        for j in range(i + 1, len(deltas)):
-            block = slice(starts[j] - after, starts[j + 1] - after)
-            scale = deltas[i].scale * deltas[j].scale
-            inner.append(scale * np.vdot(b_products[:, block], a_products[:, block]))
-            overlap.append(scale**2 * np.vdot(turned[:, block], a_products[:, block] @ grams[j]))
-    return np.array(inner), np.array(overlap)
+    now = update.input_space() if start is not None else None
+    return np.zeros(0) if start is None or now is None else principal_angles(start, now)
 
 
 def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]:

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import gammaln
 from scipy.stats import wishart
 
-from losslens.geometry.subspaces import Array
+from losslens.updates.base import Array
 
 _TWO_SIDED_95 = 1.959963984540054
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from transformers.pytorch_utils import Conv1D
 
-from losslens.errors import InputError, first_line
-from losslens.geometry.comparison import Updates
+from losslens.errors import InputError
 from losslens.geometry.connectivity import SequenceLosses
-from losslens.geometry.subspaces import Array
 from losslens.models import as_it_was
+from losslens.updates.base import Array, Updates, forward_matrices
 
 Pooling = Literal["mean", "last"]
 
@@ -38,8 +39,7 @@ def carrying_line(
 ) -> Iterator[tuple[Any, Callable[[Sequence[float]], None]]]:
     """The base with Σ w_i·ΔW_i on it, exact and unmerged; afterwards the base is as it was.
 
-    The sum of updates of ranks r_i is one adapter of rank Σ r_i: the factors √(w_i·s_i)·B_i beside and
-    √(w_i·s_i)·A_i under each other. Interpolating A and B apart would add the cross terms B_i·A_j.
+    What the updates make of a module's input is added to its output, in float32 or better.
 
     Args:
         base: The model without an adapter.
@@ -52,43 +52,43 @@ def carrying_line(
     Raises:
         InputError: The base has no such module, or one of another shape.
     """
-    from peft import LoraConfig, get_peft_model
+    added: dict[str, list[torch.Tensor]] = {}
+    originals = {module: weight_of(base, module, updates[0][module].shape) for module in modules}
 
-    ranks = {module: sum(update[module].a.shape[0] for update in updates) for module in modules}
-    config = LoraConfig(
-        r=1,
-        lora_alpha=1,
-        rank_pattern=ranks,
-        alpha_pattern=ranks,  # alpha / r = 1: the scales are in the factors
-        target_modules=list(modules),
-        lora_dropout=0.0,
-        init_lora_weights=False,
-    )
+    @torch.no_grad()
+    def set_weights(weights: Sequence[float]) -> None:
+        for module, weight in originals.items():
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            matrices = forward_matrices([update[module] for update in updates], weights)
+            added[module] = [torch.from_numpy(matrix).to(weight.device, dtype) for matrix in matrices]
+
+    def add(module: str, _: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        product = inputs[0].to(added[module][0].dtype)
+        for matrix in added[module]:
+            product = torch.nn.functional.linear(product, matrix)
+        return (output + product).to(output.dtype)
+
     with as_it_was(base):
-        try:
-            with torch.random.fork_rng():
-                model = get_peft_model(base, config).eval()
-        except ValueError as error:
-            raise InputError(f"the adapters do not fit the base: {first_line(error)}") from error
-        layers = {module: model.get_base_model().get_submodule(module) for module in modules}
-        for module, layer in layers.items():
-            delta = updates[0][module]
-            shape = (layer.lora_B["default"].weight.shape[0], layer.lora_A["default"].weight.shape[1])
-            if shape != (delta.b.shape[0], delta.a.shape[1]):
-                raise InputError(f"the adapters do not fit the base: {module} has another shape there")
+        for module in modules:
+            base.get_submodule(module).register_forward_hook(partial(add, module))
+        yield base.eval(), set_weights
 
-        @torch.no_grad()
-        def set_weights(weights: Sequence[float]) -> None:
-            for module, layer in layers.items():
-                deltas = [update[module] for update in updates]
-                roots = [np.sqrt(weight * abs(delta.scale)) for weight, delta in zip(weights, deltas, strict=True)]
-                signs = [np.sign(delta.scale) for delta in deltas]
-                b = np.concatenate([r * sign * d.b for r, sign, d in zip(roots, signs, deltas, strict=True)], axis=1)
-                a = np.concatenate([r * d.a for r, d in zip(roots, deltas, strict=True)], axis=0)
-                layer.lora_B["default"].weight.copy_(torch.from_numpy(b))
-                layer.lora_A["default"].weight.copy_(torch.from_numpy(a))
 
-        yield model, set_weights
+def weight_of(base: Any, module: str, shape: tuple[int, int]) -> torch.Tensor:
+    """The weight of a linear module, which must have `shape` (out, in).
+
+    Raises:
+        InputError: The base has no such module, or one of another shape.
+    """
+    try:
+        layer = base.get_submodule(module)
+        weight = layer.weight.detach()
+    except AttributeError as error:
+        raise InputError(f"the adapters do not fit the base: it has no module {module} with a weight") from error
+    weight = weight.T if isinstance(layer, Conv1D) else weight  # GPT-2's, which keeps it as (in, out)
+    if weight.shape != shape:
+        raise InputError(f"the adapters do not fit the base: {module} has another shape there")
+    return weight
 
 
 @torch.inference_mode()

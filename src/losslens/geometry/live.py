@@ -7,21 +7,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from losslens.geometry.comparison import RunGeometry, Updates, padded
-from losslens.geometry.deltas import Delta
+from losslens.geometry.comparison import RunGeometry, drift, padded
 from losslens.geometry.measures import cosine
-from losslens.geometry.subspaces import Array, column_space, principal_angles, thin_svd
+from losslens.geometry.subspaces import principal_angles
 from losslens.geometry.tables import layer_of, median, run_measures
-from losslens.geometry.trajectory import inner
+from losslens.updates.base import Array, Update, Updates
 
-Point = Mapping[str, Delta]
+Point = Mapping[str, Update]
 
 
 class LiveGeometry:
     """Measures one run's update again and again. What does not change is worked out once.
 
     The numbers are those of `runs.csv`, `pairs.csv` and `layers.csv` (docs/measures.md) at that moment; what has no
-    direction (an update of 0) or no predecessor is left out. No product as large as ΔW is ever made.
+    direction (an update of 0) or no predecessor is left out. Of LoRA no product as large as ΔW is made.
 
     Args:
         initial: The adapter that the run started from.
@@ -37,7 +36,7 @@ class LiveGeometry:
         self.top = top
         self._layers = [layer_of(module) for module in modules]
         self._projections = [module.rpartition(".")[2] for module in modules]
-        self._start = {module: column_space(initial[module].a.T) for module in modules}
+        self._start = {module: initial[module].input_space() for module in modules}
         self._references = {label: _Reference(updates, self.modules, top) for label, updates in references.items()}
         #: The two points measured last, the latest one first.
         self.before: list[Point] = []
@@ -54,26 +53,25 @@ class LiveGeometry:
             before), `cosine_of_steps` (of what was added since then to what was added before that), and of each
             reference `cosine_to_<label>`, `angle_min_left_to_<label>`, `angle_min_right_to_<label>` (degrees).
         """
-        values, drift = [], []
+        values, drifts = [], []
         angles: dict[str, list[tuple[float, float]]] = {label: [] for label in self._references}
         # The factors are too thin for one product to fill several cores.
         with threadpool_limits(1, "blas"):
             for module in self.modules:
-                delta = now[module]
-                svd = thin_svd(delta, self.top)
+                svd = now[module].svd(self.top)
                 values.append(svd.values)
-                drift.append(principal_angles(self._start[module], column_space(delta.a.T)))
+                drifts.append(drift(self._start[module], now[module]))
                 for label, reference in self._references.items():
                     left, right = reference.left[module], reference.right[module]
                     if svd.values.size and left.size:
                         angles[label].append(
                             (principal_angles(svd.left, left)[0], principal_angles(svd.right, right)[0])
                         )
-            numbers = run_measures(RunGeometry(padded(values), padded(drift)))
+            numbers = run_measures(RunGeometry(padded(values), padded(drifts)))
             numbers |= self._parts(values)
             numbers |= self._course(now)
             for label, reference in self._references.items():
-                with_it = sum(inner(now[module], reference.updates[module]) for module in self.modules)
+                with_it = sum(now[module].inner(reference.updates[module]) for module in self.modules)
                 numbers[f"cosine_to_{label}"] = cosine(with_it, numbers["norm"], reference.norm)
                 for side, name in enumerate(("left", "right")):
                     numbers[f"angle_min_{name}_to_{label}"] = float(
@@ -107,7 +105,7 @@ class LiveGeometry:
         return numbers
 
     def _inner(self, first: Point, second: Point) -> float:
-        return sum(inner(first[module], second[module]) for module in self.modules)
+        return sum(first[module].inner(second[module]) for module in self.modules)
 
 
 class _Reference:
@@ -115,7 +113,7 @@ class _Reference:
 
     def __init__(self, updates: Updates, modules: Sequence[str], top: int) -> None:
         self.updates = {module: updates[module] for module in modules}
-        svds = {module: thin_svd(delta, top) for module, delta in self.updates.items()}
+        svds = {module: update.svd(top) for module, update in self.updates.items()}
         self.left = {module: svd.left for module, svd in svds.items()}
         self.right = {module: svd.right for module, svd in svds.items()}
         self.norm = float(np.sqrt(sum(np.sum(svd.values**2) for svd in svds.values())))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from losslens.geometry.subspaces import Array
+from losslens.updates.base import Array
 
 
 @dataclass(frozen=True)

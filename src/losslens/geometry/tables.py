@@ -12,7 +12,7 @@ import pandas as pd
 
 from losslens.geometry.comparison import PairGeometry, RunGeometry
 from losslens.geometry.measures import cosine, effective_rank, orthogonal_component, stable_rank
-from losslens.geometry.subspaces import Array
+from losslens.updates.base import Array
 
 _COSINES = ("cosine", "orthogonal_a_to_b", "orthogonal_b_to_a")
 _SIDES, _ENDS = ("left", "right"), ("min", "max")

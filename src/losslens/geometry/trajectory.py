@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
-from losslens.geometry.comparison import Updates
-from losslens.geometry.deltas import Delta
-from losslens.geometry.subspaces import Array
+from losslens.updates.base import Array, Update, Updates
+
+Kind = TypeVar("Kind", bound=Update)
 
 
 @dataclass(frozen=True)
@@ -37,26 +38,21 @@ class Path:
 
 
 def path(points: Sequence[Updates], targets: Sequence[Updates], modules: Sequence[str]) -> Path:
-    """Measures `points`, in order of their steps, against each other and against `targets`, in factor space."""
+    """Measures `points`, in order of their steps, against each other and against `targets`."""
     squared, to_next = np.zeros(len(points)), np.zeros(max(0, len(points) - 1))
     to_targets, squared_targets = np.zeros((len(points), len(targets))), np.zeros(len(targets))
     for module in modules:
         there = [target[module] for target in targets]
-        squared_targets += [inner(delta, delta) for delta in there]
-        before: Delta | None = None
+        squared_targets += [target.inner(target) for target in there]
+        before: Update | None = None
         for s, point in enumerate(points):
-            delta = point[module]
-            squared[s] += inner(delta, delta)
-            to_targets[s] += [inner(delta, target) for target in there]
+            update = point[module]
+            squared[s] += update.inner(update)
+            to_targets[s] += [update.inner(target) for target in there]
             if before is not None:
-                to_next[s - 1] += inner(before, delta)
-            before = delta
+                to_next[s - 1] += before.inner(update)
+            before = update
     return Path(np.sqrt(squared), to_next, to_targets, np.sqrt(squared_targets))
-
-
-def inner(first: Delta, second: Delta) -> float:
-    """⟨ΔW, ΔW'⟩ = s·s'·Σ[(BᵀB') ∘ (AA'ᵀ)] of two updates of one module."""
-    return first.scale * second.scale * float(np.vdot(first.b.T @ second.b, first.a @ second.a.T))
 
 
 @dataclass(frozen=True)
@@ -95,14 +91,6 @@ def first_crossing(norms: Sequence[float] | Array, to_next: Sequence[float] | Ar
     return None
 
 
-def between(before: Delta | None, after: Delta, weight: float) -> Delta:
-    """(1 − weight)·ΔW_before + weight·ΔW_after as one update of the ranks' sum; `before` None is ΔW = 0.
-
-    The scale is 1, so that a folder of it needs alpha = rank.
-    """
-    b, a = weight * after.scale * after.b, after.a
-    if before is None:
-        return Delta(b, a, 1.0)
-    return Delta(
-        np.concatenate([(1 - weight) * before.scale * before.b, b], axis=1), np.concatenate([before.a, a], axis=0), 1.0
-    )
+def between(before: Kind | None, after: Kind, weight: float) -> Kind:
+    """(1 − weight)·ΔW_before + weight·ΔW_after; `before` None is ΔW = 0."""
+    return weight * after if before is None else (1 - weight) * before + weight * after

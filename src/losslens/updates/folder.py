@@ -1,41 +1,29 @@
-"""Reads the update of one module after another from a PEFT LoRA folder."""
+"""PEFT LoRA folders: reads the update of one module after another, and writes updates as a folder."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from losslens.errors import InputError, first_line
-from losslens.geometry.lora_config import LoraConfigFile
-from losslens.geometry.tensor_file import TensorFile
+from losslens.files import write_json
+from losslens.updates.base import Array
+from losslens.updates.lora import LoraUpdate
+from losslens.updates.lora_config import LoraConfigFile
+from losslens.updates.tensor_file import TensorFile
 
 _SHARD = re.compile(r"^adapter_model-(\d+)-of-(\d+)\.safetensors$")
 _LARGEST = 1e100  # ‖ΔW‖: its square is finite, and so are products of two of them
 _KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
-
-
-@dataclass(frozen=True)
-class Delta:
-    """ΔW = `scale`·B·A of one module.
-
-    Attributes:
-        b: B, shape (out, r), float64.
-        a: A, shape (r, in), float64.
-        scale: alpha / r, or alpha / √r with rsLoRA.
-    """
-
-    b: NDArray[np.float64]
-    a: NDArray[np.float64]
-    scale: float
 
 
 class Adapter:
@@ -88,7 +76,7 @@ class Adapter:
         """Of each module its rank, without reading it."""
         return {module: self._shape(module, "A")[0] for module in self.modules}
 
-    def __getitem__(self, module: str) -> Delta:
+    def __getitem__(self, module: str) -> LoraUpdate:
         """The update of `module`.
 
         Raises:
@@ -105,7 +93,7 @@ class Adapter:
             largest = abs(scale) * np.linalg.norm(b) * np.linalg.norm(a)
         if not largest <= _LARGEST:
             raise InputError(f"{self.folder}: the update of {module} is too large to be measured (lora_alpha, weights)")
-        return Delta(b, a, scale)
+        return LoraUpdate(b, a, scale)
 
     def _shape(self, module: str, factor: str) -> tuple[int, ...]:
         file, key = self._factors[module][factor]
@@ -114,7 +102,7 @@ class Adapter:
             raise InputError(f"{self.folder}: {key} is no matrix")
         return shape
 
-    def _read(self, module: str, factor: str) -> NDArray[np.float64]:
+    def _read(self, module: str, factor: str) -> Array:
         file, key = self._factors[module][factor]
         try:
             values = file.read(key).to(torch.float64).numpy()
@@ -162,3 +150,20 @@ def _weight_files(folder: Path) -> list[Path]:
     if missing is not None or len(found) != len(shards):
         raise InputError(f"{folder}: file {missing or 1} of the adapter's {total} is missing, or of another adapter")
     return [found[number] for number in sorted(found)]
+
+
+def write_adapter(folder: Path, updates: Mapping[str, LoraUpdate], config: Mapping[str, Any]) -> None:
+    """Writes updates, by module, as a PEFT folder with a scale of 1 and all else as in `config`; factors in float32."""
+    folder.mkdir()
+    tensors = {
+        f"base_model.model.{module}.lora_{name}.weight": torch.from_numpy(factor.astype(np.float32)).contiguous()
+        for module, update in updates.items()
+        for name, factor in (("A", update.a), ("B", update.scale * update.b))
+    }
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    # With alpha = rank PEFT multiplies by 1.
+    ranks = {module: update.rank for module, update in updates.items()}
+    rank = max(ranks.values())
+    patterns = {} if set(ranks.values()) == {rank} else ranks
+    scale = {"r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": patterns, "alpha_pattern": patterns}
+    write_json(folder / "adapter_config.json", {**config, **scale})

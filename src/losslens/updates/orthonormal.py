@@ -1,0 +1,60 @@
+"""Orthonormal bases of the columns of thin matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from losslens.updates.base import NULL, Array
+
+# Up to these squared condition numbers one round of Cholesky QR is exact to 1e-10, and two to rounding.
+_ONE_ROUND, _TWO_ROUNDS = 1e6, 1e12
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Orthonormal columns Q = `frame`·`turn`, and `r` with Q·`r` = the matrix they were made of.
+
+    Q itself is seldom needed: a few of its combinations are, and `basis.combine(few)` is the cheaper product.
+    """
+
+    frame: Array
+    turn: Array
+    r: Array
+
+    def combine(self, few: Array) -> Array:
+        """Q·`few`."""
+        return self.frame @ (self.turn @ few)
+
+
+def orthonormalise(matrix: Array) -> Basis:
+    """An orthonormal basis of the columns of `matrix`, shape (d, r) with d ≥ r.
+
+    Cholesky QR: R from the r×r Gram matrix, all in matrix products. Its error grows with the square of the condition
+    number, so a second round is made where that is large (Yamamoto et al. 2015), and Householder's QR beyond.
+    """
+    gram = matrix.T @ matrix
+    spectrum = np.linalg.eigvalsh(gram)
+    if not spectrum[-1] < _TWO_ROUNDS * spectrum[0]:
+        q, r = np.linalg.qr(matrix)
+        return Basis(q, np.eye(r.shape[0]), r)
+    r, turn = _cholesky(gram)
+    if spectrum[-1] <= _ONE_ROUND * spectrum[0]:
+        return Basis(matrix, turn, r)
+    nearly = matrix @ turn
+    again, turn = _cholesky(nearly.T @ nearly)
+    return Basis(nearly, turn, again @ r)
+
+
+def column_space(matrix: Array) -> Array:
+    """Orthonormal columns that span those of `matrix`, shape (d, rank): null directions are left out."""
+    basis = orthonormalise(matrix)
+    u, values, _ = np.linalg.svd(basis.r)
+    return basis.combine(u[:, values > NULL * values.max(initial=0.0)])
+
+
+def _cholesky(gram: Array) -> tuple[Array, Array]:
+    """R with RᵀR = `gram`, and its inverse."""
+    r = np.asarray(np.linalg.cholesky(gram).T, dtype=np.float64)
+    return r, np.asarray(np.linalg.inv(r), dtype=np.float64)
