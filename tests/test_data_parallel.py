@@ -23,12 +23,13 @@ from safetensors.torch import load_file
 
 from losslens.config import TrainConfig, parse
 from losslens.job import Outcome, train_job
+from losslens.losses import own_losses
 from losslens.rollouts.frozen import freeze
 from losslens.runs import Run
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
-METHODS = ("sft", "rft", "dft", "rift", "grpo", "dpo")
+METHODS = sorted(own_losses())
 SMALL = (
     "data.eval=0", "logger=none", "optim.max_steps=6", "optim.batch_size=8", "optim.save_steps=2", "optim.log_steps=2",
 )  # fmt: skip

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from losslens.errors import InputError
 from losslens.losses import own_losses
-from losslens.losses.introduction import as_told, introduction, own_introductions, tell
+from losslens.losses.introduction import Introduction, as_told, introduce, introduction, own_introductions, tell
 from losslens.report.folder import AnalysisFolder
-from losslens.report.style import colour, in_order, name_of
+from losslens.report.style import _OTHERS, METHODS, colour, in_order, name_of
 from tests.own_loss import Half
 
 TOLD = as_told(Half(name="half"))
@@ -28,23 +29,44 @@ def test_a_loss_outside_the_package_is_shown_as_it_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "wrong",
     [
-        {**TOLD, "title": ""},
-        {**TOLD, "title": "x" * 41},
-        {**TOLD, "colour": "red;background:url(http://x)"},
-        {**TOLD, "summary": 5},
-        {**TOLD, "place": "first"},
-        {},
-        [],
-        None,
-        "half",
+        {"title": ""},
+        {"title": "\u200b\n"},
+        {"title": "x" * 41},
+        {"title": "DPO"},
+        {"colour": "red;background:url(http://x)"},
+        {"summary": 5},
+        {"place": "first"},
+        {"place": float("nan")},
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_is_left_out(wrong: Any) -> None:
+    tell("odd", {**TOLD, **wrong})
+    [field] = wrong
+    expected = {**Introduction(**TOLD).model_dump(), field: {"title": "odd", "place": None}.get(field, "")}
+    assert introduction("odd").model_dump() == expected
+
+
+@pytest.mark.parametrize("told", [{}, [], None, "half"])
+def test_what_is_no_introduction_is_none(told: Any) -> None:
+    tell("none", told)
+    assert introduction("none") == Introduction(title="none")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"colour": "orange"}, "Wrong.colour: "),
+        ({"title": "DPO"}, "Wrong.title: DPO is the title"),
+        ({"title": "x" * 41}, "Wrong.title: "),
     ],
 )
-def test_what_is_no_introduction_is_none(told: Any) -> None:
-    tell("odd", told)
-    assert introduction("odd").title == "odd"
-    assert introduction("odd").colour == ""
+def test_a_loss_that_introduces_itself_badly_is_told_so_at_the_start(wrong: dict[str, str], message: str) -> None:
+    kind = type("Wrong", (Half,), wrong)
+    with pytest.raises(InputError, match=message):
+        introduce(kind(name="half"))
 
 
 def test_nobody_speaks_for_losslens_own(tmp_path: Path) -> None:
@@ -57,3 +79,7 @@ def test_nobody_speaks_for_losslens_own(tmp_path: Path) -> None:
 def test_a_title_steers_no_terminal() -> None:
     tell("steers", {**TOLD, "title": "a\x1b]0;x\x07b\u202e"})
     assert name_of("steers") == "a]0;xb"
+
+
+def test_colours_of_losses_without_one_are_nobodys() -> None:
+    assert not set(_OTHERS) & set(METHODS.values())

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -49,25 +48,35 @@ def ran(loss: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, 
     return adapter_sha256(folder / "adapter")
 
 
-def sequences_of(rollouts: pd.DataFrame) -> set[tuple[int, ...]]:
-    return {(*p, *c) for p, c in zip(rollouts["prompt_ids"], rollouts["completion_ids"], strict=True)}
-
-
 def test_each_rollout_is_scored_once_for_all_runs(
     make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path, scored: Counter
 ) -> None:
-    """DPO needs its pairs only; GRPO with a KL term the rest; a second run of either nothing more."""
+    """By the first run that needs a reference, whatever it needs it for: what another gets does not depend on it."""
     few = tokenised.iloc[:60]
     first = ran(DPO, make_plan, base, few, tmp_path / "dpo", tmp_path / "cache")
-    pairs = few.iloc[np.unique(DPO.select_pairs(few))]
-    assert set(scored) == sequences_of(pairs)
-    assert len(pairs) < 40
+    once = Counter((*p, *c) for p, c in zip(few["prompt_ids"], few["completion_ids"], strict=True))
+    assert scored == once
     ran(KL, make_plan, base, few, tmp_path / "kl", tmp_path / "cache")
     again = ran(DPO, make_plan, base, few, tmp_path / "again", tmp_path / "cache")
-    duplicates = Counter((*p, *c) for p, c in zip(few["prompt_ids"], few["completion_ids"], strict=True))
-    assert scored == duplicates
+    assert scored == once
     assert again == first
     assert len(list((tmp_path / "cache").glob("*/logps.safetensors"))) == 1
+    assert ran(DPO, make_plan, base, few, tmp_path / "afresh", tmp_path / "other") == first
+
+
+def test_losses_on_some_of_the_rollouts_get_theirs(
+    make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Each rollout's numbers, whichever rows are selected, in whatever order, under whatever labels."""
+
+    class Turned(Grpo):
+        def select(self, rollouts: pd.DataFrame) -> pd.DataFrame:
+            return rollouts[rollouts["reward"] > 0].iloc[::-1].reset_index(drop=True)
+
+    plan = make_plan(Turned(name="grpo", kl_coef=0.1), batch_size=8, max_steps=2)
+    kept = dataclasses.replace(plan, reference=ReferenceCache(tmp_path / "cache", ABOUT))
+    within = trained(plan, base, tokenised, tmp_path / "within")
+    assert largest_difference(trained(kept, base, tokenised, tmp_path / "kept"), within) < 1e-6
 
 
 @pytest.mark.parametrize("loss", [DPO, KL], ids=lambda loss: loss.name)
@@ -92,35 +101,41 @@ def score_of(seen: list[int], stop_at: int = 10**9) -> Any:
     return score
 
 
-ROWS = pd.DataFrame({"prompt_ids": [[1, 2], [3], []], "completion_ids": [[10, 20], [30], [40, 50, 60]]})
+ROWS = pd.DataFrame({"prompt_ids": [[1, 2], [3], [], []], "completion_ids": [[10, 20], [30], [40, 50, 60], []]})
+EXPECTED = [[-10, -20], [-30], [-50, -60], []]
 
 
 class TestCache:
-    def logps(self, folder: Path, score: Any, rows: list[int], **about: str) -> list[list[float]]:
-        found = ReferenceCache(folder, {**ABOUT, **about}).logps(ROWS, np.array(rows), score, pad_token_id=0, at_once=1)
-        return [found[row].tolist() for row in rows]
+    @pytest.fixture(autouse=True)
+    def one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("losslens.training.reference._AT_ONCE", 1)
+
+    def logps(self, folder: Path, score: Any, **about: str) -> list[list[float]]:
+        found, file = ReferenceCache(folder, {**ABOUT, **about}).logps(ROWS, score, pad_token_id=0)
+        assert file.exists()
+        return [values.tolist() for values in found]
 
     def test_by_hand(self, tmp_path: Path) -> None:
         """Of an empty prompt the first token has nothing before it, and no probability."""
         seen: list[int] = []
-        assert self.logps(tmp_path, score_of(seen), [0, 1, 2]) == [[-10, -20], [-30], [-50, -60]]
+        assert self.logps(tmp_path, score_of(seen)) == EXPECTED
         assert sorted(seen) == [1, 3, 40]
-        assert self.logps(tmp_path, score_of(seen), [2, 2, 0]) == [[-50, -60], [-50, -60], [-10, -20]]
+        assert self.logps(tmp_path, score_of(seen)) == EXPECTED
         assert len(seen) == 3
 
-    def test_another_base_or_precision_is_another(self, tmp_path: Path) -> None:
+    def test_another_base_precision_or_device_is_another(self, tmp_path: Path) -> None:
         seen: list[int] = []
-        for about in ({}, {"base": "other"}, {"dtype": "bfloat16"}):
-            self.logps(tmp_path, score_of(seen), [0], **about)
-        assert len(seen) == 3
+        for about in ({}, {"base": "other"}, {"dtype": "bfloat16"}, {"device": "cuda"}):
+            self.logps(tmp_path, score_of(seen), **about)
+        assert len(seen) == 3 * 3 + 4  # on CUDA all at once, the one without tokens too
 
     def test_who_is_killed_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("losslens.training.reference._A_SAVE", 1)
         seen: list[int] = []
         with pytest.raises(KeyboardInterrupt):
-            self.logps(tmp_path, score_of(seen, stop_at=2), [0, 1, 2])
+            self.logps(tmp_path, score_of(seen, stop_at=2))
         assert len(seen) == 3
-        self.logps(tmp_path, score_of(seen), [0, 1, 2])
+        assert self.logps(tmp_path, score_of(seen)) == EXPECTED
         assert len(seen) == 4
 
     @pytest.mark.parametrize(
@@ -128,10 +143,10 @@ class TestCache:
     )
     def test_a_damaged_file_is_made_again(self, damage: Any, tmp_path: Path) -> None:
         seen: list[int] = []
-        expected = self.logps(tmp_path, score_of(seen), [0, 1, 2])
+        assert self.logps(tmp_path, score_of(seen)) == EXPECTED
         [file] = tmp_path.glob("*/logps.safetensors")
         file.write_bytes(damage(file.read_bytes()))
-        assert self.logps(tmp_path, score_of(seen), [0, 1, 2]) == expected
+        assert self.logps(tmp_path, score_of(seen)) == EXPECTED
         assert len(seen) == 6
 
 
@@ -140,5 +155,23 @@ def test_a_reference_that_is_not_the_base_is_refused_before_the_first_step(
 ) -> None:
     original = LossTrainer.base_logps
     monkeypatch.setattr(LossTrainer, "base_logps", lambda self, inputs: 1.01 * original(self, inputs))
-    with pytest.raises(InputError, match=r"scores a token 0\.0\d+ nats from .*template.*BOS.*precision"):
+    with pytest.raises(InputError, match=r"logps.safetensors: .* by 0\.0\d+ nats .*precision.*template.*BOS"):
         ran(DPO, make_plan, base, tokenised, tmp_path / "dpo", tmp_path / "cache")
+
+
+def test_dropout_of_the_base_is_off_while_it_is_scored(
+    make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in base.model.modules():
+        if hasattr(module, "attention_dropout"):
+            monkeypatch.setattr(module, "attention_dropout", 0.1)
+    seen: list[torch.Tensor] = []
+    original = LossTrainer.base_logps
+
+    def twice(self: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        seen.extend([original(self, inputs), original(self, inputs)])
+        return seen[-1]
+
+    monkeypatch.setattr(LossTrainer, "base_logps", twice)
+    ran(DPO, make_plan, base, tokenised.iloc[:40], tmp_path / "dpo", tmp_path / "cache")
+    assert torch.equal(seen[0], seen[1])

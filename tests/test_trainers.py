@@ -171,6 +171,24 @@ def test_batch_32_equals_batch_8_accumulated_4_times(
 
 
 @each_loss
+def test_what_is_logged_does_not_depend_on_the_micro_batch(
+    method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+) -> None:
+    lines = []
+    for micro_batch in (8, 2):
+        folder = tmp_path / str(micro_batch)
+        folder.mkdir()
+        plan = make_plan(method, max_steps=1, batch_size=8, micro_batch=micro_batch, log_steps=1)
+        train_run(plan, base, tokenised, folder, lambda step, values: None)
+        lines += logged(folder)
+    at_once, accumulated = lines
+    assert accumulated == pytest.approx(at_once, rel=1e-4, abs=1e-6)
+    assert 0 < at_once["train/weight/effective"] <= 1 + 1e-9
+    assert ("train/log_ratio/right" in at_once) == ("reference" in method.needs)
+    assert at_once["train/clip/share"] in (0, 1)
+
+
+@each_loss
 def test_prompt_tokens_never_count(
     method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -400,9 +418,12 @@ def test_losses_on_pairs_equal_stock_trl(
 def test_kto_equals_stock_trl_where_a_step_is_one_micro_batch(
     make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """TRL takes z₀ over a micro-batch, ours is of the whole step: with one micro-batch a step they are the same."""
+    """TRL takes z₀ over a micro-batch, ours is of the whole step: with one micro-batch a step they are the same.
+
+    TRL also lets a prompt meet another rollout of its own: here each has one.
+    """
     plan = make_plan(Kto(name="kto"), max_steps=3, batch_size=8)
-    few = tokenised.iloc[:40]
+    few = pd.concat([group.iloc[[number % 4]] for number, (_, group) in enumerate(tokenised.groupby("problem_id"))])
     theirs = stock(plan, base, few, tmp_path / "stock")
     assert largest_difference(theirs, load_file(plan.initial_adapter / "adapter_model.safetensors")) > 1e-3
     assert largest_difference(trained(plan, base, few, tmp_path / "ours", selected_head=False), theirs) < 1e-6

@@ -75,7 +75,7 @@ UserPlace = Annotated[str, BeforeValidator(_at_home)]
 
 
 def _not_reserved(name: str) -> str:
-    if name in ("rollouts", "init", "adapters", "cache"):
+    if name in ("rollouts", "references", "init", "adapters", "cache"):
         raise ValueError(f"{name} is the name of another folder of output_dir")
     return name
 

@@ -327,7 +327,7 @@ def _plan(spec: RunSpec, initial: Path, base: LoadedModel) -> TrainingPlan:
     from losslens.training.reference import ReferenceCache
     from losslens.training.run import TrainingPlan
 
-    about = {"base": spec.base, "dtype": str(base.model.dtype)}
+    about = {"base": spec.base, "dtype": str(base.model.dtype), "device": base.model.device.type}
     return TrainingPlan(
         loss=spec.loss,
         learning_rate=spec.learning_rate,

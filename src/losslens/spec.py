@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from losslens import processes
 from losslens.adapters import LoraSettings
@@ -13,7 +13,8 @@ from losslens.config import TrainConfig, build
 from losslens.errors import InputError
 from losslens.files import digest
 from losslens.identity import FORMAT, options_of
-from losslens.losses import Loss, own_losses
+from losslens.losses import Loss, Need, own_losses
+from losslens.losses.introduction import introduce
 from losslens.rollouts.sampling import rollouts_identity
 from losslens.runs import Run, base_identity, find_run
 
@@ -51,6 +52,9 @@ class RunSpec:
             raise InputError(
                 f"method.name={loss.name}: LossLens's own loss; {type(loss).__qualname__} needs a name of its own"
             )
+        introduce(loss)
+        if unknown := loss.needs - set(get_args(Need)):
+            raise InputError(f"method.name={loss.name}: needs {', '.join(sorted(unknown))}, which no batch has")
         return cls(config, loss)
 
     @property

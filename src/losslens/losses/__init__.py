@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from losslens.config import TrainOn
 
 Unit = Literal["token", "rollout", "pair"]
+Normaliser = Literal["tokens", "rollouts", "pairs"]
 # What costs a forward pass, and is made for the losses only that ask for it.
 Need = Literal["reference", "mismatched_log_ratio"]
 
@@ -47,7 +48,7 @@ class Batch:
         reference: log π_ref(y_t | y_<t, x) of the base, shape (N, T), nats; None unless it is needed.
         step: Numbers of the whole step, over all its micro-batches and processes, by the name of the need: for
             `mismatched_log_ratio` the mean of log π_θ(y' | x)/π_ref(y' | x) over the prompts of the step, each with the
-            completion y' of the rollout before it.
+            completion y' of the last rollout before it in the step that answers another prompt.
     """
 
     logps: Tensor
@@ -101,8 +102,9 @@ class Loss(BaseModel):
         paper: Where it comes from.
         colour: In plots, `#rrggbb`; one is chosen by its name if empty.
         place: Where it stands among others in tables and plots, least first; those without one come last.
-        unit: What `terms` has one number for. Their sum is divided by the completion tokens of the effective batch
-            (`token`), by its rollouts (`rollout`) or by its pairs (`pair`).
+        unit: What `terms` has one number for.
+        normaliser: What their sum is divided by: how many of these the effective batch holds, of tokens those of
+            completions.
         conventional_rate: The peak learning rate that is usual for it, as a multiple of SFT's: for `lr=conventional`.
     """
 
@@ -115,6 +117,7 @@ class Loss(BaseModel):
     colour: ClassVar[str] = ""
     place: ClassVar[float] = float("inf")
     unit: ClassVar[Unit] = "token"
+    normaliser: ClassVar[Normaliser] = "tokens"
     conventional_rate: ClassVar[float] = 1.0
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
@@ -177,7 +180,10 @@ class Loss(BaseModel):
         raise NotImplementedError
 
     def weights(self, batch: Batch) -> Tensor:
-        """w_t = −∂(Σ terms)/∂log π_t in closed form, shape (N, T): how hard, and which way, it pulls at each token."""
+        """w_t = −∂(Σ terms)/∂log π_t in closed form, shape (N, T): how hard, and which way, it pulls at each token.
+
+        It documents a loss and is tested against autograd; what is logged is found by autograd, of any loss.
+        """
         raise NotImplementedError
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:

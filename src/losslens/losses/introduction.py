@@ -5,13 +5,17 @@ from __future__ import annotations
 from functools import cache
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from losslens.errors import InputError
 from losslens.losses import Loss, own_losses
 
 
-def _printable(text: str) -> str:
-    return "".join(character for character in text if character.isprintable())
+def _printable(text: Any) -> Any:
+    return "".join(filter(str.isprintable, text)).strip() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_printable)]
 
 
 class Introduction(BaseModel):
@@ -19,44 +23,71 @@ class Introduction(BaseModel):
 
     Attributes:
         title: Never empty.
-        place: Infinite for those without one.
+        place: None for those without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    title: Annotated[str, Field(min_length=1, max_length=40), AfterValidator(_printable)]
-    summary: Annotated[str, Field(max_length=400), AfterValidator(_printable)] = ""
-    paper: Annotated[str, Field(max_length=100), AfterValidator(_printable)] = ""
+    title: Annotated[Text, Field(min_length=1, max_length=40)]
+    summary: Annotated[Text, Field(max_length=400)] = ""
+    paper: Annotated[Text, Field(max_length=100)] = ""
     colour: str = Field(default="", pattern=r"^(#[0-9a-fA-F]{6})?$")
-    place: float = Field(default=float("inf"))
+    place: float | None = Field(default=None, allow_inf_nan=False)
 
 
 # Those that runs have told of: losses outside the package.
 _TOLD: dict[str, Introduction] = {}
 
 
+def introduce(loss: Loss) -> Introduction:
+    """What a loss says of itself.
+
+    Raises:
+        InputError: It is no introduction, or the title of one of LossLens's own.
+    """
+    kind = type(loss)
+    place = None if kind.place == float("inf") else kind.place
+    told = {"title": kind.title or loss.name, "summary": kind.summary, "paper": kind.paper, "colour": kind.colour}
+    try:
+        found = Introduction.model_validate({**told, "place": place})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"{kind.__qualname__}.{first['loc'][0]}: {first['msg']}") from error
+    if loss.name not in own_introductions() and found.title in _own_titles():
+        raise InputError(f"{kind.__qualname__}.title: {found.title} is the title of a loss of LossLens's own")
+    return found
+
+
 def as_told(loss: Loss) -> dict[str, Any]:
     """What a run's manifest says of its loss, as JSON values."""
     kind = type(loss)
-    told = {"title": kind.title or loss.name, "summary": kind.summary, "paper": kind.paper, "colour": kind.colour}
-    place = {} if kind.place == float("inf") else {"place": kind.place}
-    return {**told, **place, "unit": kind.unit, "conventional_rate": kind.conventional_rate}
+    facts = {"unit": kind.unit, "normaliser": kind.normaliser, "conventional_rate": kind.conventional_rate}
+    return introduce(loss).model_dump(exclude_none=True) | facts
 
 
 def tell(name: str, told: Any) -> None:
-    """Remembers what a manifest says of the loss `name`, unless it is LossLens's own or no introduction."""
+    """Remembers what a manifest says of the loss `name`, unless it is LossLens's own; nonsense is left out."""
     if name in own_introductions() or not isinstance(told, dict):
         return
+    known = {"title": name[:40], **told}
+    if known["title"] in _own_titles():
+        known["title"] = name[:40]
     try:
-        _TOLD[name] = Introduction.model_validate(told)
-    except ValidationError:
-        _TOLD.pop(name, None)
+        _TOLD[name] = Introduction.model_validate(known)
+    except ValidationError as error:
+        wrong = {problem["loc"][0] for problem in error.errors()}
+        kept = {field: value for field, value in known.items() if field not in wrong}
+        _TOLD[name] = Introduction.model_validate({"title": _printable(name)[:40] or "?", **kept})
 
 
 def introduction(name: str) -> Introduction:
     """What is known of a loss; of one that nobody has told of, its name."""
     known = own_introductions().get(name) or _TOLD.get(name)
-    return known or Introduction(title=name[:40] or "?")
+    return known or Introduction(title=_printable(name)[:40] or "?")
+
+
+def _own_titles() -> set[str]:
+    return {known.title for known in own_introductions().values()}
 
 
 @cache

@@ -36,6 +36,7 @@ class Kto(Loss):
     colour = "#92dadd"
     place = 8
     unit = "rollout"
+    normaliser = "rollouts"
     conventional_rate = 0.1
 
     name: Literal["kto"]

@@ -47,6 +47,7 @@ class PairLoss(Loss):
     """
 
     unit = "pair"
+    normaliser = "pairs"
 
     pairs: Pairs = "one"
 
@@ -56,4 +57,6 @@ class PairLoss(Loss):
 
     def learns_from(self, train_on: TrainOn) -> TrainOn:
         """See `Loss.learns_from`: all pairs are of mixed groups, and `one` is the first of each group."""
+        if type(self).select_pairs is not PairLoss.select_pairs:
+            return train_on
         return "all" if self.pairs == "one" or train_on == "mixed_groups" else train_on

@@ -18,8 +18,8 @@ from losslens.losses.introduction import introduction, own_introductions
 # that can be read on paper and on a dark screen, those that stay farthest apart however a reader sees colours
 # (tests/test_report_style.py).
 METHODS = {name: known.colour for name, known in own_introductions().items()}
-# Of losses that come without one: the other four.
-_OTHERS = ("#e76300", "#b9ac70", "#92dadd", "#94a4a2")
+# Of losses that come without one.
+_OTHERS = ("#94a4a2", "#228833", "#aa3377", "#4b4b8f")
 # Of a cosine from −1 over 0 to 1 (Okabe and Ito 2008): two colours that nobody confuses.
 AGAINST, ALONG = "#D55E00", "#0072B2"
 # From this cosine on white can be read on its colour better than ink.
@@ -164,7 +164,8 @@ def name_of(method: str) -> str:
 
 def place_of(method: str) -> float:
     """Where a method stands among others, wherever several are shown, least first."""
-    return introduction(method).place
+    place = introduction(method).place
+    return float("inf") if place is None else place
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

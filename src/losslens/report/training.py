@@ -16,6 +16,8 @@ from losslens.report.words import COURSE, TO_REFERENCE, TRAINING
 
 # As analysis/training_table.py calls the columns.
 _TITLES = {name.replace("/", "_"): title for name, title in TRAINING.items()}
+# What says something even where it never changes.
+_TELLING = ("weight_", "clip_")
 # What analysis/training_table.py puts before the numbers of the growing adapter.
 _GEOMETRY = "geometry_"
 
@@ -55,7 +57,7 @@ def _logged(analysis: AnalysisFolder) -> list[str]:
 
 def _section(analysis: AnalysisFolder, id: str, title: str, text: str, titles: dict[str, str]) -> Section | None:
     table = analysis.table("training", ("run",), ("step", *titles))
-    shown = {name: of for name, of in titles.items() if table[name].nunique() > 1}
+    shown = {name: of for name, of in titles.items() if table[name].nunique() > (0 if name.startswith(_TELLING) else 1)}
     if not shown:
         return None
     comparison = Comparison(analysis)

@@ -64,6 +64,7 @@ TRAINING = {
     "weight/wrong": "Wrong rollouts: weight of a token",
     "weight/zero": "Share of tokens without weight",
     "weight/effective": "Effective share of the tokens",
+    "kl": "Usual divergence from the base: z₀ (nats)",
     "rewards/margins": "Pairs: reward margin",
     "rewards/accuracies": "Pairs: share in the right order",
     "rewards/chosen": "Pairs: reward of the chosen",

@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from losslens.config import TrainOn
+from losslens.errors import InputError
 from losslens.losses import Loss
 from losslens.losses.pairs import mixed_pairs
 from losslens.tokens import read_rollouts
@@ -35,7 +36,7 @@ def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
 
 
 def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """The rollouts with `prompt_ids`, `completion_ids` and the number of their `group` (their prompt) beside them.
+    """The rollouts with `prompt_ids`, `completion_ids`, their `place` and the number of their `group` (their prompt).
 
     Args:
         rollouts: As they are frozen.
@@ -46,6 +47,7 @@ def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any]
     return rollouts.assign(
         prompt_ids=pd.Series(prompts, index=rollouts.index, dtype=object),
         completion_ids=pd.Series(completions, index=rollouts.index, dtype=object),
+        place=np.arange(len(rollouts)),
         group=pd.factorize(rollouts["problem_id"])[0],
     )
 
@@ -77,29 +79,39 @@ class Examples:
         self.reference: Sequence[np.ndarray] | None = None
         self._prompts, self._completions = list(self.table["prompt_ids"]), list(self.table["completion_ids"])
         self._rewards = self.table["reward"].to_numpy(np.float32)
+        self._groups = self.table["group"].to_numpy()
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def in_order(self, order: np.ndarray, batch_size: int) -> Dataset:
-        """The examples as they are met: the places of their rollouts.
+    def in_order(self, order: np.ndarray, batch_size: int, mismatched: bool) -> Dataset:
+        """The examples as they are met: the places of their rollouts in `table`.
 
-        `rows` are an example's own, `before` those of the example before it in its batch, the last one's for the first.
+        `rows` are an example's own; `mismatched`, if asked for, those of the last example before it in its batch that
+        answers another prompt, the batch being a ring.
 
         Args:
             order: Numbers of examples, whole batches of them.
             batch_size: Examples that make one step.
-        """
-        before = np.roll(order.reshape(-1, batch_size), 1, axis=1).reshape(-1)
-        return Dataset.from_dict({"rows": self.rows[order], "before": self.rows[before]})
+            mismatched: Whether to add `mismatched`.
 
-    def laid_out(self, examples: list[dict[str, list[int]]], pad_token_id: int, mismatched: bool) -> dict[str, Any]:
+        Raises:
+            InputError: A batch answers one prompt only.
+        """
+        columns = {"rows": self.rows[order]}
+        if mismatched:
+            others = [
+                _of_another_prompt(batch, self._groups[self.rows[:, 0]]) for batch in order.reshape(-1, batch_size)
+            ]
+            columns["mismatched"] = self.rows[np.concatenate(others)]
+        return Dataset.from_dict(columns)
+
+    def laid_out(self, examples: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, Any]:
         """A batch for the trainer: the first rollout of each example, then the second of each (TRL's order).
 
         Args:
             examples: Rows of `in_order`.
             pad_token_id: What fills up sequences.
-            mismatched: Whether prompts with the completion of the example before theirs are laid out too.
         """
         rows = np.array([example["rows"] for example in examples]).T.reshape(-1)
         batch = self._sequences(rows, rows, pad_token_id)
@@ -113,15 +125,30 @@ class Examples:
             for place, row in enumerate(rows):
                 start, values = max(len(self._prompts[row]) - 1, 0), self.reference[row]
                 batch["reference"][place, start : start + len(values)] = torch.from_numpy(values)
-        if mismatched:
-            before = np.array([example["before"] for example in examples]).T.reshape(-1)
-            laid = self._sequences(rows, before, pad_token_id)
+        if "mismatched" in examples[0]:
+            others = np.array([example["mismatched"] for example in examples]).T.reshape(-1)
+            laid = self._sequences(rows, others, pad_token_id)
             batch |= {f"mismatched/{name}": values for name, values in laid.items()}
         return batch
 
     def _sequences(self, prompts: np.ndarray, completions: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
         both = [(self._prompts[p], self._completions[c]) for p, c in zip(prompts, completions, strict=True)]
         return sequences(both, pad_token_id)
+
+
+def _of_another_prompt(batch: np.ndarray, groups: np.ndarray) -> list[int]:
+    """Of each example of a batch the last one before it whose group is another."""
+    found = []
+    for place, example in enumerate(batch):
+        before = np.roll(batch, -place)[::-1]
+        others = before[groups[before] != groups[example]]
+        if not len(others):
+            raise InputError(
+                f"optim.batch_size={len(batch)}: all rollouts of a step answer one prompt, and the loss compares them "
+                "with those of others; make it larger"
+            )
+        found.append(int(others[0]))
+    return found
 
 
 def sequences(both: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -21,41 +21,39 @@ from losslens.training.batches import sequences
 
 # Raised when the same tokens begin to get other numbers.
 _VERSION = 1
-# After how many tokens, with the padding, the numbers so far are kept.
+# Tokens, with the padding, that are scored at once. Not what the run has room for: which rollouts are scored together
+# moves the numbers by rounding, and they are to be the same whoever scores them.
+_AT_ONCE, _AT_ONCE_ON_CUDA = 1 << 11, 1 << 14
+# After how many the numbers so far are kept.
 _A_SAVE = 1 << 20
+
+Both = list[tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True)
 class ReferenceCache:
     """Log-probabilities under the base, in a folder named after all that decides them.
 
-    These are the content of the base, its precision, and the tokens themselves: what rollouts, tokenizer and chat
-    template come down to. Who is killed while he scores goes on.
+    These are the content of the base, its precision and device, and the tokens themselves: what rollouts, tokenizer
+    and chat template come down to. Who is killed while he scores goes on.
 
     Attributes:
         folder: Of all of them.
-        about: What tells the base and its precision from others.
+        about: What tells the base, its precision and device from others.
     """
 
     folder: Path
     about: Mapping[str, Any]
 
     def logps(
-        self,
-        tokenised: pd.DataFrame,
-        rows: np.ndarray,
-        score: Callable[[dict[str, torch.Tensor]], torch.Tensor],
-        pad_token_id: int,
-        at_once: int,
-    ) -> list[np.ndarray]:
-        """The log-probability of each completion token of each rollout, nats, float32; NaN where it is not known.
+        self, tokenised: pd.DataFrame, score: Callable[[dict[str, torch.Tensor]], torch.Tensor], pad_token_id: int
+    ) -> tuple[list[np.ndarray], Path]:
+        """The log-probability of each completion token of each rollout, nats, float32, and the file they are kept in.
 
         Args:
             tokenised: All rollouts, from `tokenise`.
-            rows: Places in it of those that are to be known.
             score: Gives the base's log-probabilities, shape (N, T), of what `sequences` gives.
             pad_token_id: What fills up sequences.
-            at_once: N.
         """
         both = list(zip(tokenised["prompt_ids"], tokenised["completion_ids"], strict=True))
         file = (
@@ -63,40 +61,46 @@ class ReferenceCache:
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         # A first token with nothing before it has no probability.
-        lengths = np.array([len(completion) - (not prompt) for prompt, completion in both])
+        lengths = np.array([max(len(completion) - (not prompt), 0) for prompt, completion in both])
         with FileLock(file.with_suffix(".lock")):
             known = _read(file, lengths)
-            todo = [row for row in np.unique(rows) if np.isnan(known[row]).any()]
-            todo.sort(key=lambda row: -len(both[row][0]) - len(both[row][1]))
+            todo = [chunk for chunk in self._chunks(both) if any(np.isnan(known[row]).any() for row in chunk)]
             if todo:
-                _score(both, todo, known, file, lambda found: score(sequences(found, pad_token_id)), at_once)
-        return known
+                _score(both, todo, known, file, lambda found: score(sequences(found, pad_token_id)))
+        return known, file
+
+    def _chunks(self, both: Both) -> list[list[int]]:
+        """Places of rollouts that are scored together: of like length, the longest first."""
+        room = _AT_ONCE_ON_CUDA if self.about.get("device") == "cuda" else _AT_ONCE
+        order = sorted(range(len(both)), key=lambda row: (-len(both[row][0]) - len(both[row][1]), row))
+        chunks: list[list[int]] = []
+        while order:
+            longest = len(both[order[0]][0]) + len(both[order[0]][1])
+            number = max(room // max(longest, 1), 1)
+            chunks.append(order[:number])
+            order = order[number:]
+        return chunks
 
 
 def _score(
-    both: list[tuple[list[int], list[int]]],
-    todo: list[int],
-    known: list[np.ndarray],
-    file: Path,
-    score: Callable[[list[tuple[list[int], list[int]]]], torch.Tensor],
-    at_once: int,
+    both: Both, todo: list[list[int]], known: list[np.ndarray], file: Path, score: Callable[[Both], torch.Tensor]
 ) -> None:
     unsaved = 0
-    with tqdm(total=len(todo), desc="the base scores the rollouts, once", unit="rollout", leave=False) as bar:
-        while todo:
-            rows, todo = todo[:at_once], todo[at_once:]
+    total = sum(map(len, todo))
+    with tqdm(total=total, desc="the base scores the rollouts, once", unit="rollout", leave=False) as bar:
+        for number, rows in enumerate(todo, 1):
             found = score([both[row] for row in rows]).float().cpu().numpy()
             for row, values in zip(rows, found, strict=True):
                 start = max(len(both[row][0]) - 1, 0)
                 known[row][:] = values[start : start + len(known[row])]
             bar.update(len(rows))
             unsaved += found.size
-            if unsaved >= _A_SAVE or not todo:
+            if unsaved >= _A_SAVE or number == len(todo):
                 _write(file, known)
                 unsaved = 0
 
 
-def _hash(both: list[tuple[list[int], list[int]]]) -> str:
+def _hash(both: Both) -> str:
     found = hashlib.sha256()
     for ids in both:
         for part in ids:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from accelerate.state import AcceleratorState
@@ -135,7 +134,7 @@ def make_trainer(
         model=base.model,
         processing_class=base.tokenizer,
         peft_config=plan.lora.peft_config(base.model),
-        train_dataset=examples.in_order(order, optim.batch_size),
+        train_dataset=examples.in_order(order, optim.batch_size, "mismatched_log_ratio" in plan.loss.needs),
         callbacks=callbacks,
     )
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
@@ -144,10 +143,9 @@ def make_trainer(
     trainer.remove_callback(PrinterCallback)
     load_adapter(trainer.model, plan.initial_adapter)
     if plan.reference is not None and "reference" in plan.loss.needs:
-        places, pad_token_id = tokenised.index.get_indexer(examples.table.index), base.tokenizer.pad_token_id
-        wanted, number = places[np.unique(examples.rows)], at_once * examples.rows.shape[1]
-        known = plan.reference.logps(tokenised, wanted, trainer.base_logps, pad_token_id, number)
-        examples.reference = [known[place] for place in places]
+        known, kept = plan.reference.logps(tokenised, trainer.base_logps, base.tokenizer.pad_token_id)
+        examples.reference = [known[place] for place in examples.table["place"]]
+        trainer.require_base(str(kept))
     return trainer, len(examples)
 
 

@@ -41,21 +41,21 @@ class LossTrainer(SFTTrainer):
         self.loss = loss
         self._step: dict[str, torch.Tensor] = {}
         self._sums: dict[str, torch.Tensor] = {}
-        pad_token_id, mismatched = options["processing_class"].pad_token_id, "mismatched_log_ratio" in loss.needs
-        super().__init__(data_collator=lambda rows: examples.laid_out(rows, pad_token_id, mismatched), **options)
+        pad_token_id = options["processing_class"].pad_token_id
+        super().__init__(data_collator=lambda rows: examples.laid_out(rows, pad_token_id), **options)
         # Otherwise the tokens of the effective batch are counted only for models whose forward takes any keyword.
         self.model_accepts_loss_kwargs = True
 
     def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["rows", "before"]
+        self._signature_columns = ["rows", "mismatched"]
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The micro-batches of a step, and how many tokens, rollouts or pairs they hold with those of all processes."""
         batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.loss.unit == "token":
+        if self.loss.normaliser == "tokens":
             count = tokens
         else:
-            own = sum(len(batch["pairs" if self.loss.unit == "pair" else "input_ids"]) for batch in batches)
+            own = sum(len(batch["pairs" if self.loss.normaliser == "pairs" else "input_ids"]) for batch in batches)
             count = self._over_processes(torch.tensor(float(own)))
         if "mismatched_log_ratio" in self.loss.needs:
             self._step["mismatched_log_ratio"] = self._mismatched_log_ratio(batches, device)
@@ -80,9 +80,6 @@ class LossTrainer(SFTTrainer):
             reference=reference,
             step=self._step,
         )
-        if "reference" in inputs and self.state.global_step == 0:
-            half = self.accelerator.unwrap_model(self.model).get_base_model().dtype in (torch.bfloat16, torch.float16)
-            _require_the_base(batch, _HALF_TOLERANCE if half else _TOLERANCE)
         total = self._summed(batch)
         # Without anything to learn from in the whole batch the loss is 0, and not 0/0.
         loss = total / max(num_items_in_batch, 1)
@@ -103,24 +100,53 @@ class LossTrainer(SFTTrainer):
     @torch.no_grad()
     def base_logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The base's log-probabilities of what `batches.sequences` gives, shape (N, T), nats."""
+        with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+            return self._logps(inputs)
+
+    @torch.no_grad()
+    def _logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities without dropout, and so without drawing what it leaves out, shape (N, T), nats."""
         placed = {name: values.to(self.accelerator.device) for name, values in _sequences(inputs).items()}
-        with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None), self.accelerator.autocast():
-            return self.model(**placed, **_HEAD).log_probs
+        training = self.model.training
+        self.model.eval()
+        try:
+            with self.accelerator.autocast():
+                return self.model(**placed, **_HEAD).log_probs
+        finally:
+            self.model.train(training)
+
+    def require_base(self, kept: str) -> None:
+        """Holds the model, whose adapter is as it begins, against the reference of the first examples.
+
+        Args:
+            kept: Where the reference lies, for the message.
+
+        Raises:
+            InputError: They differ by more than rounding.
+        """
+        first = min(len(self.train_dataset), self.args.per_device_train_batch_size)
+        inputs = self.data_collator([self.train_dataset[number] for number in range(first)])
+        scored = inputs["labels"][:, 1:] != -100
+        difference = (
+            (self._logps(inputs).cpu() - inputs["reference"])[scored].abs().mean().item() if scored.any() else 0
+        )
+        dtype = self.accelerator.unwrap_model(self.model).get_base_model().dtype
+        tolerance = _HALF_TOLERANCE if dtype in (torch.bfloat16, torch.float16) else _TOLERANCE
+        if not difference <= tolerance:
+            raise InputError(
+                f"{kept}: before the first step the model gives a token another log-probability than the reference, by"
+                f" {difference:.3g} nats in the mean (at most {tolerance:g}): it was scored with another precision,"
+                " chat template or BOS, or changed since; delete it, and it is scored again"
+            )
 
     @torch.no_grad()
     def _mismatched_log_ratio(self, batches: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
         """See `Batch.step`; shape ()."""
         total, rows = torch.zeros((), device=device), 0
-        self.model.eval()  # until the step trains; what LoRA dropout draws is not to depend on it
         for batch in batches:
-            inputs = {
-                name.removeprefix("mismatched/"): values.to(device)
-                for name, values in batch.items()
-                if "mismatched/" in name
-            }
-            policy = self.model(**inputs, **_HEAD).log_probs
-            total += (policy - self.base_logps(inputs)).sum()
-            rows += len(policy)
+            mismatched = {name.removeprefix("mismatched/"): v for name, v in batch.items() if "mismatched/" in name}
+            total += (self._logps(mismatched) - self.base_logps(mismatched)).sum()
+            rows += len(mismatched["input_ids"])
         total, count = self._over_processes(torch.stack([total.cpu(), torch.tensor(float(rows))]))
         return (total / count).to(device)
 
@@ -136,6 +162,7 @@ class LossTrainer(SFTTrainer):
         number of processes moves them.
         """
         logps, mask = batch.logps, batch.mask
+        weights = weights.where(mask, 0)  # a sum over a rollout has a slope at padding too
         right = batch.correct[:, None] & mask
         wrong = ~right & mask
         sums = {"tokens": attention_mask.sum(), "weight": weights.abs().sum(), "squared_weight": weights.square().sum()}
@@ -182,19 +209,3 @@ class LossTrainer(SFTTrainer):
 
 def _sequences(inputs: dict[str, Any]) -> dict[str, Any]:
     return {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
-
-
-def _require_the_base(batch: Batch, tolerance: float) -> None:
-    """Holds the first batch against what the base was scored with before: an adapter that starts at 0 is the base.
-
-    Raises:
-        InputError: It is not.
-    """
-    assert batch.reference is not None
-    difference = (batch.logps.detach() - batch.reference)[batch.mask].abs()
-    if difference.numel() and not (mean := difference.mean().item()) <= tolerance:
-        raise InputError(
-            f"before the first step the base scores a token {mean:.3g} nats from what it did for the reference"
-            f" (at most {tolerance:g}): another chat template, another BOS, or another precision; delete the folder"
-            " references/ of the outputs, and it is scored again"
-        )
