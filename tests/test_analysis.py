@@ -44,10 +44,10 @@ CONTRACT = {
     "ci_low ci_high",
     "pairs": "run_a run_b cosine u1 v1 angle_min_left angle_max_left angle_min_right angle_max_right orthogonal_a_to_b "
     "orthogonal_b_to_a barrier_chord barrier_mean cka_last cka_min mcnemar_b mcnemar_c mcnemar_p mcnemar_midp "
-    "accuracy_diff diff_low diff_high arm_a arm_b pairing cosine_null cosine_ceiling angle_min_left_repeat",
+    "accuracy_diff diff_low diff_high arm_a arm_b pairing cosine_ceiling angle_min_left_repeat cosine_null",
     "arm_pairs": "arm_a arm_b pairing pairs repeats repeat_kind cosine cosine_null cosine_ceiling cosine_relative "
-    "cosine_low cosine_high cosine_verdict barrier_chord_repeat accuracy_diff p p_holm accuracy_verdict "
-    "detectable_diff",
+    "cosine_low cosine_high cosine_verdict barrier_chord_repeat accuracy_diff p p_holm detectable_diff "
+    "accuracy_verdict",
     "layers": "run_a run_b layer cosine orthogonal_a_to_b angle_min_left",
     "connectivity": "run_a run_b alpha loss loss_low loss_high",
     "cka": "run_a run_b layer cka_unbiased n",

@@ -65,8 +65,8 @@ class Unrelated:
             dimensions["right"] = [min(max(ranks[a][m], ranks[b][m]), self._gathered.shapes[m][1]) for m in modules]
         values: dict[str, float] = {"cosine": self._cosine(pair, modules)}
         for side, vector in (("left", "u1"), ("right", "v1")):
-            widths = [(int(self._widths[a][m]), int(self._widths[b][m])) for m in modules]
-            floor = self._angles([(d, *width) for d, width in zip(dimensions[side], widths, strict=True)])
+            widths = [int(min(self._widths[a][m], self._widths[b][m])) for m in modules]
+            floor = self._angles([(d, k, k) for d, k in zip(dimensions[side], widths, strict=True)])
             values |= {f"angle_min_{side}": floor.smallest, f"angle_max_{side}": floor.largest}
             values[vector] = random_agreement(dimensions[side])
         if shared is None:  # what their inputs have in common is not known, so nothing can be said of the right side

@@ -97,7 +97,7 @@ def find_runs(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Runs:
     places = {frozenset(ends): place for place, ends in enumerate(zip(rows["arm_a"], rows["arm_b"], strict=True))}
     for (a, one), (b, other) in combinations_with_replacement(enumerate(losses), 2):
         by = comparison.between(one, other)
-        numbers = sorted(number[pair] for pair in zip(by["run_a"], by["run_b"], strict=True))
+        numbers = sorted(number[pair] for pair in zip(by["run_a"], by["run_b"], strict=True) if pair in number)
         if numbers:
             row = rows.iloc[places[frozenset((one.arm, other.arm))]]
             # As the page has them: the first of the two is the one that comes first among the losses.

@@ -29,6 +29,9 @@ def section(analysis: AnalysisFolder) -> Section | None:
     if table.empty or not modules.names:
         return None
     runs = find_runs(analysis, table)
+    table = table[table[["run_a", "run_b"]].isin(runs.names).all(axis=1)].reset_index(drop=True)
+    if table.empty:
+        return None
     number = {name: place for place, name in enumerate(runs.names)}
     ends = [(number[a], number[b]) for a, b in zip(table["run_a"], table["run_b"], strict=True)]
     packed, notes = pack(analysis, runs, modules, Pairs(table, ends))
