@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts
 from losslens.analysis.pairs import all_pairs, choose
 from losslens.analysis.repeats import arm_pairs, pairing
 from losslens.analysis.scores import scores_of
-from losslens.analysis.subjects import Base, Diverged, Gathered, Subject
+from losslens.analysis.subjects import Base, Diverged, Gathered, Subject, _distinct
 from losslens.runs import Run
 from losslens.statistics import detectable_difference
 from tests.test_analysis_tables import MODEL, scored
@@ -180,6 +181,15 @@ class TestArms:
         names = [s.name for s in subjects]
         without, with_own = (choose(names, "reference", names[0], {}, pairs).pairs for pairs in ([], own))
         assert set(with_own) - set(without) == {("dpo-conventional-s0", "dpo-conventional-s3")}
+
+
+def test_equal_adapters_of_two_losses_are_two_runs() -> None:
+    """As SFT and RFT where all rollouts are right; one run that two sweeps hold is one."""
+    runs = [replace(subject(method, "conventional", 0), sha256="same") for method in ("sft", "rft", "sft")]
+    again = replace(runs[2], name="seeds/sft")
+    left_out: dict[str, str] = {}
+    assert _distinct([*runs[:2], again], left_out) == runs[:2]
+    assert left_out == {"seeds/sft": "the same run as sft-conventional-s0"}
 
 
 class TestAblation:

@@ -643,6 +643,7 @@ class TestRefused:
         assert pairs.loc[0, columns].isna().all()
         runs = pd.read_csv(folder / "runs.csv").set_index("run")
         assert runs.loc["untrained", "norm"] == 0
+        assert "direction of untrained: its update is 0" in outcome.stdout
         assert runs.loc["untrained", ["effective_rank", "stable_rank"]].isna().all()
         assert runs.loc["sft", "norm"] > 0
         assert "nan" not in (folder / "pairs.csv").read_text().lower()

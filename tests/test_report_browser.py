@@ -350,7 +350,7 @@ def test_a_name_with_markup_does_nothing(report: Report) -> None:
 
 def test_an_analysis_of_weights_alone(browser: webdriver.Chrome, tmp_path: Path) -> None:
     make_analysis(tmp_path, methods=["sft", "dpo"], layers=2, top=3, rank=4)
-    for name in ("cka.csv", "connectivity.csv", "map.csv", "training.csv", "layers.csv", "runs.csv"):
+    for name in ("cka.csv", "connectivity.csv", "map.csv", "training.csv", "layers.csv", "arm_pairs.csv"):
         (tmp_path / name).unlink()
     names = ("run_a", "run_b", "cosine", "angle_min_left")
     pd.read_csv(tmp_path / "pairs.csv")[list(names)].to_csv(tmp_path / "pairs.csv", index=False)

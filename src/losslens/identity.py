@@ -7,8 +7,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from losslens.files import digest
-
 # Raised when identities are written in another form: losses, the optimiser and rollouts have versions of their own.
 FORMAT = 4
 
@@ -44,12 +42,3 @@ def settings_of(identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict
         options: Of its loss, as its manifest has them.
     """
     return {**identity, "method": {**identity["method"], **options}}
-
-
-def arm_of(identity: Mapping[str, Any]) -> str:
-    """The arm of a run: what it shares with its repeats at other seeds, as a hash; nothing else says what an arm is.
-
-    Args:
-        identity: Of the run.
-    """
-    return digest({key: value for key, value in identity.items() if key not in ("seed", "init_seed")}, 16)

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 
 from losslens.config import FolderName, LearningRate
 from losslens.errors import InputError
-from losslens.identity import arm_of, settings_of
+from losslens.identity import settings_of
 from losslens.integrity import require_own_manifest
-from losslens.runs import Run
+from losslens.runs import Run, arm_of
 
 Facts = TypeVar("Facts", bound="_Facts")
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from losslens.errors import InputError
-from losslens.identity import arm_of
-from losslens.runs import Run, runs_of
+from losslens.runs import Run, arm_of, runs_of
 
 _SEEDS = ("seed", "init_seed")
 METHOD = "method.name"
