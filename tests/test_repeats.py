@@ -156,6 +156,7 @@ class TestVerdict:
             (-0.1, (0.82, 0.99), (-0.16, -0.07), "opposed"),
             (0.02, (0.82, 0.99), (0.01, 0.03), "nothing in common"),
             (0.38, (0.19, 0.9), (NAN, NAN), "too noisy to say"),
+            (NAN, (0.82, 0.83), (NAN, NAN), ""),
             (0.38, (0.82, NAN), (NAN, NAN), "too few seeds"),
             (0.38, (0.82, 0.83), (NAN, NAN), "too few seeds"),
         ],

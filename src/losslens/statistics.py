@@ -157,9 +157,16 @@ def bootstrap_difference(
         seed: Of the generator.
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(difference), (resamples, len(difference)))
-    low, high = np.percentile(difference[drawn].mean(axis=1), [2.5, 97.5])
+    means = _draws(len(difference), resamples, seed) @ difference / len(difference)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _draws(n: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each of n problems is drawn in each bootstrap sample, shape (resamples, n); the same for every pair."""
+    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n * resamples).reshape(resamples, n).astype(np.float64)
 
 
 def jackknife_interval(

@@ -113,7 +113,9 @@ def direction(
         interval: 95% of the ratio to the ceiling, NaN where there is none.
     """
     low, high = interval
-    if np.isnan([value, *own]).any():
+    if np.isnan(value):  # an update of 0 has no direction
+        return ""
+    if np.isnan(own).any():
         return TOO_FEW
     if not reliable(np.array(own), np.array(nulls)).all():
         return TOO_NOISY
