@@ -140,9 +140,18 @@ class TestLevels:
     def test_the_repeats_of_each_arm(self) -> None:
         runs = {"x0": ("x", 0, 0), "x1": ("x", 1, 0), "x2": ("x", 0, 2)}
         rows = run_pairs(runs, {("x0", "x1"): 0.8, ("x0", "x2"): 0.1, ("x1", "x2"): 0.05})
-        found = repeat_table(rows, {"x": {"method": "sft"}}).set_index("repeat_kind")
+        found = repeat_table(rows, {"x": {"method": "sft"}}, {"x": "sft"}).set_index("repeat_kind")
         assert found["cosine"].to_dict() == {"order": 0.8, "start": 0.1, "order and start": 0.05}
-        assert found.loc["order", ["arm", "method", "pairs", "repeats"]].tolist() == ["x", "sft", 1, 2]
+        assert found.loc["order", ["arm", "again", "method", "repeats"]].tolist() == ["x", "x", "sft", 2]
+
+    def test_a_loss_on_other_rollouts_is_a_repeat_on_other_data(self) -> None:
+        """Of one A: .4 and .2, whatever the order; another loss is none."""
+        runs = {"x0": ("x", 0, 0), "o0": ("x on other", 0, 0), "o1": ("x on other", 1, 0), "y0": ("y", 0, 0)}
+        rows = run_pairs(runs, {("x0", "o0"): 0.4, ("x0", "o1"): 0.2, ("x0", "y0"): 0.9, ("o0", "y0"): 0.9})
+        facts = {arm: {"method": "sft"} for arm in ("x", "x on other", "y")}
+        found = repeat_table(rows, facts, {"x": "sft", "x on other": "sft", "y": "dpo"})
+        assert found[["arm", "again", "repeat_kind", "pairs"]].to_numpy().tolist() == [["x", "x on other", "data", 2]]
+        assert found["cosine"].item() == pytest.approx(0.3)
 
 
 class TestVerdict:

@@ -10,6 +10,7 @@ from typing import Any
 from losslens.analysis.manifests import LearningRateFacts, StartedFacts
 from losslens.analysis.pairs import Pair
 from losslens.analysis.subjects import Diverged, Gathered, Subject
+from losslens.runs import arm_of
 
 # What does not tell the arms of one method and rate apart, or is told by other columns.
 _NOT_SETTINGS = ("format", "seed", "init_seed", "method.name", "learning_rate")
@@ -70,6 +71,11 @@ class Arm:
     def values(self) -> dict[str, Any]:
         """All that decides its runs but the seeds, flat."""
         return dict(_flat(self.facts.settings))
+
+    @property
+    def on_any_data(self) -> str:
+        """What it has in common with the arms that differ from it in their rollouts only, as a hash."""
+        return arm_of({key: value for key, value in self.facts.identity.items() if key != "rollouts"})
 
     def name(self, lr: str | None = None) -> str:
         """`dpo-matched`, with its settings where there are others like it."""

@@ -203,7 +203,9 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
             connectivity=connectivity_table(based.curves),
             cka=cka_table(based.ckas),
             arm_pairs=of_arms,
-            repeats=repeat_table(pair_rows, {arm.name(): _facts(arm) for arm in arms}),
+            repeats=repeat_table(
+                pair_rows, {arm.name(): _facts(arm) for arm in arms}, {arm.name(): arm.on_any_data for arm in arms}
+            ),
             seeds=seed_table(gathered, runs),
             ablation=ablation,
             trajectories=trajectories,

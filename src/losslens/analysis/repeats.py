@@ -199,23 +199,30 @@ def with_levels(table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] 
     return table.assign(**{level_name(measure): levels[:, place] for place, measure in enumerate(measures)})
 
 
-def repeat_table(pairs: pd.DataFrame, facts: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
-    """One row an arm and kind of repeat: the mean of each measure over its runs at other seeds.
+def repeat_table(
+    pairs: pd.DataFrame, facts: Mapping[str, Mapping[str, Any]], losses: Mapping[str, str]
+) -> pd.DataFrame:
+    """One row an arm and kind of repeat: the mean of each measure over the pairs of runs of one loss.
 
     Args:
         pairs: As `arm_pairs` takes them.
         facts: What else to say of each arm.
+        losses: What each arm has in common with those that differ from it in their rollouts only, which are its repeats
+            on other data, from the same A.
     """
-    own = pairs[(pairs["arm_a"] == pairs["arm_b"]) & pairs["pairing"].isin(REPEAT_KINDS)]
+    first, second = pairs["arm_a"], pairs["arm_b"]
+    kinds = pairs["pairing"].map(REPEAT_KINDS).where(first == second)
+    data = (first.map(losses) == second.map(losses)) & (first != second) & first.isin(losses)
+    kinds = kinds.mask(data & pairs["pairing"].isin([SAME_SEEDS, SAME_INIT]), "data")
     rows = [
         {
-            "arm": arm, **facts[arm], "repeat_kind": REPEAT_KINDS[kind], "pairs": len(group),
+            "arm": arm, "again": other, **facts[arm], "repeat_kind": kind, "pairs": len(group),
             "repeats": len({*group["run_a"], *group["run_b"]}), **group[list(MEASURES)].mean(),
         }
-        for (arm, kind), group in own.groupby(["arm_a", "pairing"], sort=False)
+        for (arm, other, kind), group in pairs.groupby([first, second, kinds.rename("kind")], sort=False)
     ]  # fmt: skip
     names = dict.fromkeys(name for values in facts.values() for name in values)
-    return pd.DataFrame(rows, columns=["arm", *names, "repeat_kind", "pairs", "repeats", *MEASURES])
+    return pd.DataFrame(rows, columns=["arm", "again", *names, "repeat_kind", "pairs", "repeats", *MEASURES])
 
 
 def _grouped(
