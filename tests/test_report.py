@@ -143,6 +143,7 @@ STEPS = [
     for seed in (0, 1)
     for step in (30, 60)
 ]  # fmt: skip
+STEPPED = [run(f"sft-conventional-s{seed}", "sft", seed=seed) for seed in (0, 1)]
 
 
 @pytest.fixture
@@ -357,8 +358,8 @@ def test_barriers_of_0_are_shown_at_the_left_of_a_range_that_has_some(report) ->
 
 
 def test_trajectories_are_averaged_over_seeds(report) -> None:
-    page = report(trajectories=STEPS)
-    norm, to_end = page.figures  # cosine_to_sft is defined nowhere
+    page = report(runs=STEPPED, trajectories=STEPS)
+    *_, norm, to_end = page.figures  # cosine_to_sft is defined nowhere
     band, line = norm["data"]
     assert (line["x"], line["y"]) == ([30, 60], pytest.approx([0.305, 0.605]))
     assert band["y"] == pytest.approx([0.31, 0.61, 0.6, 0.3])
@@ -368,8 +369,8 @@ def test_trajectories_are_averaged_over_seeds(report) -> None:
 
 def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
     lost = [{**step, "run": "sft-conventional-s2", "seed": 2, "norm": 5.0, "diverged": True} for step in STEPS[:1]]
-    page = report(trajectories=[*STEPS, *lost])
-    norm = page.figures[0]
+    page = report(runs=[*STEPPED, run("sft-conventional-s2", "sft")], trajectories=[*STEPS, *lost])
+    *_, norm, _ = page.figures
     lines = [trace for trace in norm["data"] if trace["mode"] == "lines+markers"]
     assert [line["y"] for line in lines] == [pytest.approx([0.305, 0.605]), [5.0]]
     [cross] = [trace for trace in norm["data"] if trace["mode"] == "markers"]
@@ -459,7 +460,7 @@ def test_a_table_can_be_had(report) -> None:
 
 
 def test_a_method_has_one_colour_everywhere(report) -> None:
-    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    page = report(runs=[*RUNS, STEPPED[1]], ablation=ARMS, trajectories=STEPS)
     used = {
         (trace["meta"].partition("-")[0], trace["marker"]["color"])
         for plot in page.figures
