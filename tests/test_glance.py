@@ -262,7 +262,7 @@ class TestAccuracy:
         analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], ablation=arms, accuracies=found)
         assert said(analysis, "Accuracy").endswith(
             " A difference of 5.4 to 6.0 points between a loss and the base would be found in four of five samples "
-            "like arithmetic."
+            "of as many problems of arithmetic."
         )
 
 

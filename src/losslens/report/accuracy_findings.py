@@ -87,6 +87,6 @@ def _detectable(comparison: Comparison, benchmark: str) -> str:
     low, high = (number(100 * value, 1) for value in (known.min(), known.max()))
     span = high if low == high else f"{low} to {high}"
     return (
-        f" A difference of {span} points between a loss and the base would be found in four of five samples like "
-        f"{benchmark}."
+        f" A difference of {span} points between a loss and the base would be found in four of five samples of as many "
+        f"problems of {benchmark}."
     )
