@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from losslens.analysis.repeats import MEASURES, arm_pairs, pairing, with_levels
 from losslens.geometry.comparison import PairGeometry, RunGeometry
 from losslens.geometry.tables import geometry_tables
 
@@ -69,15 +70,24 @@ def make_analysis(
     _write(folder, "runs", pd.concat([pd.DataFrame([base]), runs.drop(columns="settings")]))
     _write(folder, "ablation", _arms(draw, runs))
     _write(folder, "trajectories", _trajectories(draw, runs))
+    own = [(a, b) for a, b in pairs if by_name.loc[a, "arm"] == by_name.loc[b, "arm"]]
     reference = [(a, b) for a, b in pairs if "sft" in (by_name.loc[a, "method"], by_name.loc[b, "method"])]
-    reference = [(a, b) for a, b in reference if by_name.loc[a, "seed"] == by_name.loc[b, "seed"]]
+    reference = list(dict.fromkeys([*reference, *own]))
     curves, cka = _curves(draw, reference), _cka(draw, [*reference, *((name, "base-made") for name in names)], layers)
     _write(folder, "connectivity", curves)
     _write(folder, "cka", cka)
-    _write(folder, "pairs", _floored(draw, tables.pairs, ["cosine", "u1", "v1", *_ANGLES]).merge(
+    measured = _nulls(draw, tables.pairs, ["cosine", "u1", "v1", *_ANGLES]).merge(
         _measured(draw, pairs, set(reference), curves, cka), on=["run_a", "run_b"]
-    ))  # fmt: skip
-    _write(folder, "layers", _floored(draw, tables.layers, ["cosine", "angle_min_left"]))
+    )
+    arms, seed = (by_name[name].to_dict() for name in ("arm", "seed"))
+    kinds = [pairing((seed[a], 0), (seed[b], 0), same_init=True) for a, b in pairs]
+    measured = measured.assign(arm_a=measured["run_a"].map(arms), arm_b=measured["run_b"].map(arms), pairing=kinds)
+    _write(folder, "pairs", with_levels(measured, MEASURES))
+    of_arms = arm_pairs(measured, seed, list(dict.fromkeys(runs["arm"])))
+    _write(folder, "arm_pairs", of_arms.merge(_accuracies(draw, of_arms), on=["arm_a", "arm_b"], how="left"))
+    layer_rows = _nulls(draw, tables.layers, ["cosine", "angle_min_left"])
+    layer_rows = layer_rows.merge(measured[["run_a", "run_b", "arm_a", "arm_b", "pairing"]], on=["run_a", "run_b"])
+    _write(folder, "layers", with_levels(layer_rows, ["cosine", "angle_min_left"], by=["layer"]))
     tables.modules.assign(cosine_null=draw.uniform(0.02, 0.05, len(tables.modules))).to_parquet(
         folder / "modules.parquet"
     )
@@ -120,11 +130,9 @@ def _arms(draw: np.random.Generator, runs: pd.DataFrame) -> pd.DataFrame:
         cosine, accuracy = draw.uniform(-0.2, 0.9), own["accuracy"].mean()
         row = {"arm": arm, "seeds": len(own), "norm": own["norm"].mean(), "norm_std": 0.01, "n": 500}
         row |= {name: own[name].iloc[0] for name in ("method", "lr", "learning_rate", "settings", "benchmark")}
-        row |= {
-            "effective_rank": own["effective_rank"].mean(),
-            "cosine_to_sft": 1.0 if row["method"] == "sft" else cosine,
-        }
-        row |= {"cosine_to_sft_std": 0.02, "cosine_to_sft_floor": 0.8, "cosine_to_sft_null": 0.02}
+        row |= {"effective_rank": own["effective_rank"].mean(), "cosine_to_sft": cosine, "sft": runs["arm"].iloc[0]}
+        row |= {"cosine_to_sft_min": cosine - 0.02, "cosine_to_sft_max": cosine + 0.02}
+        row |= {"cosine_repeat": 0.8, "cosine_to_sft_ceiling": 0.8, "cosine_to_sft_null": 0.02}
         row |= {"angle_min_left_to_sft": draw.uniform(10, 50), "barrier_chord_to_sft": 0.0, "cka_last_to_sft": 0.998}
         row |= {"accuracy": accuracy, "ci_low": accuracy - 0.04, "ci_high": accuracy + 0.04}
         row |= {"accuracy_min": own["accuracy"].min(), "accuracy_max": own["accuracy"].max()}
@@ -174,15 +182,20 @@ def _pair(
     return PairGeometry(cosines * norms[0] * norms[1], np.zeros(modules), *angles, *agreement)
 
 
-def _floored(draw: np.random.Generator, table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    floors = {
-        f"{name}_{floor}": draw.uniform(*((50, 60) if "angle" in name else (0.02, 0.03)), len(table))
-        if floor == "null"
-        else table[name].mean() + draw.normal(0, 0.01, len(table))
-        for name in measures
-        for floor in ("null", "seeds")
+def _nulls(draw: np.random.Generator, table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
+    nulls = {
+        f"{name}_null": draw.uniform(*((50, 60) if "angle" in name else (0.02, 0.03)), len(table)) for name in measures
     }
-    return table.assign(shared_initial=True, **floors, seeds_pairs=3)
+    return table.assign(**nulls)
+
+
+def _accuracies(draw: np.random.Generator, of_arms: pd.DataFrame) -> pd.DataFrame:
+    apart = of_arms[of_arms["arm_a"] != of_arms["arm_b"]]
+    low, difference, high = np.sort(draw.uniform(-0.1, 0.1, (3, len(apart))), axis=0)
+    said = np.where(difference > 0, "better", "worse")
+    return apart[["arm_a", "arm_b"]].assign(
+        n=500, accuracy_diff=difference, diff_low=low, diff_high=high, p=0.01, p_holm=0.04, accuracy_verdict=said
+    )
 
 
 def _curves(draw: np.random.Generator, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -219,8 +232,7 @@ def _measured(
     rows = []
     for a, b in pairs:
         low, difference, high = np.sort(draw.uniform(-0.1, 0.1, 3))
-        row = {"run_a": a, "run_b": b, "accuracy_diff": difference, "diff_low": low, "diff_high": high, "p_holm": 0.04}
-        row["verdict"] = "a better" if difference > 0 else "b better"
+        row = {"run_a": a, "run_b": b, "accuracy_diff": difference, "diff_low": low, "diff_high": high}
         if (a, b) in reference:
             alphas, loss = (by_curve[a, b][name].to_numpy() for name in ("alpha", "loss"))
             for form, floor in (("chord", loss[0] + alphas * (loss[-1] - loss[0])), ("mean", (loss[0] + loss[-1]) / 2)):
@@ -230,14 +242,8 @@ def _measured(
                     f"barrier_{form}_low": 0.8 * barrier,
                     f"barrier_{form}_high": 1.2 * barrier,
                 }
-                row[f"barrier_{form}_seeds"] = 0.001
             values = by_cka[a, b]["cka_unbiased"]
-            row |= {
-                "cka_last": values.iloc[-1],
-                "cka_min": values.min(),
-                "cka_last_seeds": 0.999,
-                "cka_min_seeds": 0.998,
-            }
+            row |= {"cka_last": values.iloc[-1], "cka_min": values.min()}
             row |= {f"accuracy_mid{end}": draw.uniform(0.5, 0.6) for end in ("", "_a", "_b")}
             row["accuracy_mid_n"] = 100
         rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 
 from losslens.analysis.ablation import COLUMNS, Tabled, ablation_table
 from losslens.analysis.accuracy import RUN_COLUMNS, has_collapsed
-from losslens.analysis.arms import arms_of, repetitions, sft_partners
+from losslens.analysis.arm_accuracy import compare_arms, outcomes_of
+from losslens.analysis.arms import Arm, arm_names, arms_of, repeats, sft_partners
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts
 from losslens.analysis.pairs import all_pairs, choose
+from losslens.analysis.repeats import arm_pairs, pairing
 from losslens.analysis.scores import scores_of
-from losslens.analysis.subjects import Base, Diverged, Gathered, Subject
+from losslens.analysis.subjects import Base, Diverged, Gathered, Subject, _distinct
 from losslens.runs import Run
+from losslens.statistics import detectable_difference
 from tests.test_analysis_tables import MODEL, scored
 
 RATES = {
@@ -66,15 +70,26 @@ def gathered(
     return Gathered(subjects, ["m"], [(30, 50)], ranks, bases, scores, diverged or [], {})
 
 
-def tabled(subjects: list[Subject], cosines: dict[tuple[str, str], float]) -> Tabled:
+def tabled(g: Gathered, arms: list[Arm], cosines: dict[tuple[str, str], float]) -> Tabled:
+    """Of runs whose measures all have the value of their cosine; those that are not named are 0 to each other."""
+    subjects, names = g.subjects, arm_names(arms, g)
     runs = pd.DataFrame([{"run": s.name, "norm": n + 1.0} for n, s in enumerate(subjects)], columns=list(RUN_COLUMNS))
+    seeds = {s.name: s.facts.seeds for s in subjects if s.facts}
     pairs = []
     for a, b in all_pairs([s.name for s in subjects]):
         value = cosines.get((a, b), cosines.get((b, a), 0.0))
-        measures = ("cosine", "angle_min_left", "barrier_chord", "cka_last")
-        row = {"run_a": a, "run_b": b, **dict.fromkeys(measures, value)}
-        pairs.append(row | {f"{m}_null": 0.02 for m in measures})
-    return Tabled(runs, pd.DataFrame(pairs))
+        kind = pairing(seeds[a], seeds[b], seeds[a][1] == seeds[b][1])
+        row = {"run_a": a, "run_b": b, "arm_a": names[a], "arm_b": names[b], "pairing": kind}
+        row |= dict.fromkeys(("cosine", "angle_min_left", "barrier_chord", "cka_last"), value)
+        pairs.append(row | {"cosine_null": 0.02, "angle_min_left_null": 0.02})
+    columns = ["run_a", "run_b", "arm_a", "arm_b", "pairing"]
+    rows = pd.DataFrame(pairs, columns=None if pairs else columns)
+    benchmark = "quiz" if any(s.run for s in subjects) else None
+    outcomes = outcomes_of(g, arms, benchmark)
+    of_arms = arm_pairs(rows, {name: seed for name, (seed, _) in seeds.items()}, [arm.name() for arm in arms])
+    return Tabled(
+        runs, of_arms.merge(compare_arms(outcomes, None), on=["arm_a", "arm_b"], how="outer"), outcomes, benchmark
+    )
 
 
 def diverged(method: str, lr: str, seed: int) -> Diverged:
@@ -117,29 +132,28 @@ class TestArms:
             "dpo-matched method.beta=0.1", "dpo-matched method.beta=0.3", "sft-matched",
         ]  # fmt: skip
 
-    def test_each_run_is_held_against_sft_at_its_own_seeds(self) -> None:
+    def test_each_run_is_held_against_sft_at_the_next_seed(self) -> None:
+        """From one initial adapter; where there is none such, at its own seeds."""
         subjects = [
-            subject("sft", "matched_low", 0), subject("sft", "conventional", 0), subject("sft", "conventional", 1),
-            subject("dpo", "matched", 0), subject("dpo", "matched", 1), subject("dpo", "matched", 2),
+            *(subject("sft", "conventional", seed, init=0) for seed in (0, 1, 2)),
+            *(subject("dpo", "matched", seed, init=0) for seed in (0, 1, 2)),
+            subject("sft", "conventional", 5), subject("dpo", "matched", 5), subject("dpo", "matched", 6),
         ]  # fmt: skip
-        partners = sft_partners(arms_of(gathered(subjects)), subjects[1])
+        partners = sft_partners(arms_of(gathered(subjects)), subjects[0])
         assert {name: partner.name for name, partner in partners.items()} == {
-            "sft-conventional-s0": "sft-conventional-s0",
-            "sft-conventional-s1": "sft-conventional-s1",
-            "sft-matched_low-s0": "sft-conventional-s0",
-            "dpo-matched-s0": "sft-conventional-s0",
-            "dpo-matched-s1": "sft-conventional-s1",
+            "sft-conventional-s0": "sft-conventional-s1",
+            "sft-conventional-s1": "sft-conventional-s2",
+            "sft-conventional-s2": "sft-conventional-s0",
+            "sft-conventional-s5": "sft-conventional-s5",
+            "dpo-matched-s0": "sft-conventional-s1",
+            "dpo-matched-s1": "sft-conventional-s2",
+            "dpo-matched-s2": "sft-conventional-s0",
+            "dpo-matched-s5": "sft-conventional-s5",
         }
         names = [s.name for s in subjects]
-        chosen = choose(names, "reference", names[1], {name: partner.name for name, partner in partners.items()})
-        assert set(map(frozenset, chosen.pairs)) == {
-            frozenset(pair)
-            for pair in (
-                ("sft-matched_low-s0", "sft-conventional-s0"), ("sft-conventional-s1", "sft-conventional-s0"),
-                ("dpo-matched-s0", "sft-conventional-s0"), ("dpo-matched-s1", "sft-conventional-s1"),
-                ("dpo-matched-s2", "sft-conventional-s0"),
-            )
-        }  # fmt: skip
+        chosen = choose(names, "reference", names[0], {name: partner.name for name, partner in partners.items()})
+        assert ("sft-conventional-s1", "dpo-matched-s0") in chosen.pairs
+        assert ("sft-conventional-s0", "dpo-matched-s0") not in chosen.pairs
 
     def test_rates_of_several_bases(self) -> None:
         """`lr.base=1e-3,3e-3`: each arm has the names that mean its rate from its own base."""
@@ -158,60 +172,70 @@ class TestArms:
         assert [arm.at_a_tenth for arm in arms if arm.method == "dpo"] == [True, False, True, False]
 
     def test_each_loss_is_held_against_itself_where_its_initial_adapter_is_the_same(self) -> None:
-        """Of seeds 0, 1, 2 and 3, of which 0 and 3 share their initial adapter, one pair an arm is its floor."""
+        """Of seeds 0, 1, 2 and 3, of which 0 and 3 share their initial adapter, one pair an arm is a repeat."""
         subjects = [subject(m, "conventional", s, init=s % 3) for m in ("sft", "dpo") for s in range(4)]
-        floors = [pair for arm in arms_of(gathered(subjects)) for pair in repetitions(arm)]
-        assert floors == [
+        own = [pair for arm in arms_of(gathered(subjects)) for pair in repeats(arm)]
+        assert own == [
             ("sft-conventional-s0", "sft-conventional-s3"), ("dpo-conventional-s0", "dpo-conventional-s3"),
         ]  # fmt: skip
         names = [s.name for s in subjects]
-        without, with_floors = (choose(names, "reference", names[0], {}, repeats).pairs for repeats in ([], floors))
-        assert set(with_floors) - set(without) == {("dpo-conventional-s0", "dpo-conventional-s3")}
+        without, with_own = (choose(names, "reference", names[0], {}, pairs).pairs for pairs in ([], own))
+        assert set(with_own) - set(without) == {("dpo-conventional-s0", "dpo-conventional-s3")}
+
+
+def test_equal_adapters_of_two_losses_are_two_runs() -> None:
+    """As SFT and RFT where all rollouts are right; one run that two sweeps hold is one."""
+    runs = [replace(subject(method, "conventional", 0), sha256="same") for method in ("sft", "rft", "sft")]
+    again = replace(runs[2], name="seeds/sft")
+    left_out: dict[str, str] = {}
+    assert _distinct([*runs[:2], again], left_out) == runs[:2]
+    assert left_out == {"seeds/sft": "the same run as sft-conventional-s0"}
 
 
 class TestAblation:
     def rows(self, subjects: list[Subject], cosines: dict[tuple[str, str], float], **more: Any) -> pd.DataFrame:
         g = gathered(subjects, **more)
         reference = next(s for s in subjects if s.name.startswith("sft-conventional"))
-        benchmark = "quiz" if any(s.run for s in subjects) else None
-        table = ablation_table(g, arms_of(g), reference, tabled(subjects, cosines), benchmark)
+        arms = arms_of(g)
+        table = ablation_table(arms, reference, tabled(g, arms, cosines))
         assert list(table.columns) == list(COLUMNS)
         return table.set_index("arm")
 
-    def test_means_over_pairs_of_one_seed(self) -> None:
-        """DPO to SFT: (.2 + .4)/2 = .3, standard deviation .1·√2; pairs of different seeds do not count."""
-        subjects = [subject(m, "conventional", s) for m in ("sft", "dpo") for s in (0, 1)]
+    def test_what_compares_two_arms_is_their_row_of_arm_pairs(self) -> None:
+        """DPO to SFT from one A: (.2 + .4)/2 = .3 over pairs of other seeds, that of one seed does not count."""
+        subjects = [subject(m, "conventional", s, init=0) for m in ("sft", "dpo") for s in (0, 1)]
+        sft, dpo = ([f"{m}-conventional-s{s}" for s in (0, 1)] for m in ("sft", "dpo"))
         cosines = {
-            ("sft-conventional-s0", "dpo-conventional-s0"): 0.2,
-            ("sft-conventional-s1", "dpo-conventional-s1"): 0.4,
-            ("sft-conventional-s0", "dpo-conventional-s1"): 0.9,
-        }
+            (sft[0], dpo[1]): 0.2, (sft[1], dpo[0]): 0.4, (sft[0], dpo[0]): 0.9,
+            (sft[0], sft[1]): 0.64, (dpo[0], dpo[1]): 0.36,
+        }  # fmt: skip
         row = self.rows(subjects, cosines).loc["dpo-conventional"]
         assert row["cosine_to_sft"] == pytest.approx(0.3)
-        assert row["cosine_to_sft_std"] == pytest.approx(0.1 * np.sqrt(2))
+        assert (row["cosine_to_sft_min"], row["cosine_to_sft_max"]) == (0.2, 0.4)
         assert row["cosine_to_sft_null"] == pytest.approx(0.02)
-        assert np.isnan(row["cosine_to_sft_floor"])  # no two runs began with one initial adapter
-        assert row["cosine_to_dpo_conventional"] == 1
+        assert row["cosine_to_sft_ceiling"] == pytest.approx(0.48)  # √(.64·.36); of barriers the mean, ½(.64 + .36)
+        assert row["barrier_chord_to_sft_repeat"] == pytest.approx(0.5)
+        assert row["cosine_to_sft_relative"] == pytest.approx(0.3 / 0.48)
+        assert (row["cosine_repeat"], row["pairing"], row["repeats"]) == (pytest.approx(0.36), "same init", 2)
+        assert (row["cosine_to_sft_verdict"], row["sft"]) == ("too few seeds", "sft-conventional")
+        assert row["cosine_to_dpo_conventional"] == pytest.approx(0.36)
         assert (row["norm"], row["norm_std"], row["seeds"]) == (3.5, pytest.approx(np.sqrt(0.5)), 2)
 
-    def test_sft_itself_has_its_own_repetition_as_floor(self) -> None:
+    def test_without_a_repeat_there_is_no_ceiling(self) -> None:
+        subjects = [subject(m, "conventional", 0) for m in ("sft", "dpo")]
+        row = self.rows(subjects, {("sft-conventional-s0", "dpo-conventional-s0"): 0.3}).loc["dpo-conventional"]
+        assert (row["cosine_to_sft"], row["pairing"]) == (0.3, "same seeds")
+        assert np.isnan(row["cosine_to_sft_ceiling"])
+
+    def test_sft_and_itself_are_its_repeats(self) -> None:
         subjects = [subject("sft", "conventional", s, init=i) for s, i in ((0, 0), (1, 1), (3, 0))]
         cosines = {
             ("sft-conventional-s0", "sft-conventional-s3"): 0.7,
             ("sft-conventional-s0", "sft-conventional-s1"): 0.1,
         }
         row = self.rows(subjects, cosines).loc["sft-conventional"]
-        assert (row["cosine_to_sft"], row["cosine_to_sft_floor"]) == (1, pytest.approx(0.7))
-        assert row["cosine_to_itself"] == pytest.approx(0.7)
-
-    def test_the_floor_of_two_losses_of_unequal_noise(self) -> None:
-        """Against themselves .64 and .36: two losses that pull one way would have √(.64·.36) = .48; CKA the mean."""
-        subjects = [subject(m, "conventional", s, init=0) for m in ("sft", "dpo") for s in (0, 3)]
-        names = [s.name for s in subjects]
-        row = self.rows(subjects, {(names[0], names[1]): 0.64, (names[2], names[3]): 0.36}).loc["dpo-conventional"]
-        assert (row["cosine_to_sft_floor"], row["cosine_to_itself"]) == (pytest.approx(0.48), pytest.approx(0.36))
-        assert row["cosine_to_dpo_conventional_floor"] == pytest.approx(0.36)
-        assert row["cka_last_to_sft_floor"] == pytest.approx(0.5)
+        assert row["cosine_to_sft"] == row["cosine_repeat"] == pytest.approx(0.7)
+        assert np.isnan(row["cosine_to_sft_ceiling"])
 
     def test_sft_at_the_same_rate(self) -> None:
         subjects = [subject(*w, 0) for w in (("sft", "conventional"), ("sft", "matched_low"), ("dpo", "conventional"))]
@@ -257,13 +281,47 @@ class TestAblation:
         assert row["base_verdict"] == "underpowered"  # four differences of one sign have p = 1/8
         assert np.isnan(row["sft_diff"])
         lost = table.loc["dpo-matched"]
-        assert (lost["collapsed"], lost["accuracy"], lost["sft_diff"]) == (1, 0.0, pytest.approx(-0.75))
+        # None of four against one of four is no collapse: it may well be chance.
+        assert (lost["collapsed"], lost["accuracy"], lost["sft_diff"]) == (0, 0.0, pytest.approx(-0.75))
+
+    def test_one_family_and_one_verdict_a_comparison(self) -> None:
+        """Of 20 problems x has all right, y half, the base none: p = 2/2²⁰, 2/2¹⁰ and 2/2¹⁰, times 3, 2 and 2 (Holm).
+
+        The difference of y over two runs, its interval and its p are of their average: a third run that is as good
+        changes all three.
+        """
+        problems = [f"p{n}" for n in range(20)]
+        x, base = (pd.DataFrame({name: [value] * 20}, index=problems) for name, value in (("x", 1.0), ("b", 0.0)))
+        half = [1.0] * 10 + [0.0] * 10
+        table = compare_arms({"x": x, "y": pd.DataFrame({"y": half}, index=problems), "base": base}, None)
+        found = table.set_index(["arm_a", "arm_b"])
+        assert found["accuracy_diff"].tolist() == [0.5, 1.0, 0.5]
+        assert found["p"].tolist() == pytest.approx([2 / 2**10, 2 / 2**20, 2 / 2**10])
+        assert found["p_holm"].tolist() == pytest.approx([4 / 2**10, 6 / 2**20, 4 / 2**10])
+        assert found["accuracy_verdict"].tolist() == ["better"] * 3
+        assert found.loc[("x", "y"), "detectable_diff"] == detectable_difference(10, 20, 0.05 / 3)
+        two = pd.DataFrame({"y": half, "z": half[::-1]}, index=problems)  # ½ on every problem
+        row = compare_arms({"y": two, "base": base}, None).iloc[0]
+        assert (row["accuracy_diff"], row["diff_low"], row["diff_high"]) == (0.5, 0.5, 0.5)
+        assert row["p"] == row["p_holm"] == pytest.approx(2 / 2**20)
+        assert np.isnan(row["detectable_diff"])  # of averages no difference is a count of problems
+
+    def test_what_is_not_of_the_family_is_not_tested(self) -> None:
+        arms = {name: pd.DataFrame({name: [0.0, 1.0]}, index=["p", "q"]) for name in ("x", "y", "base")}
+        table = compare_arms(arms, {frozenset(("x", "base"))})
+        assert table["p"].notna().tolist() == [False, True, False]
+        assert table["accuracy_verdict"].notna().tolist() == [False, True, False]
+        assert table["accuracy_diff"].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_fallen_to_nothing() -> None:
-    base = pd.Series([1.0, 0.0])
-    assert has_collapsed(0.0, base)
-    assert has_collapsed(0.05, base)
-    assert not has_collapsed(0.06, base)
-    assert not has_collapsed(0.0, pd.Series([0.0, 0.0]))  # where the base has nothing, nothing can be lost
-    assert not has_collapsed(0.0, None)
+    """To a tenth of the base's accuracy or less, and not by chance: of n problems lost the exact p is 2/2ⁿ."""
+    ones, zeros = pd.Series(np.ones(20)), pd.Series(np.zeros(20))
+    tenth, more = (pd.Series([1.0] * right + [0.0] * (20 - right)) for right in (2, 3))
+    assert has_collapsed(zeros, ones)
+    assert has_collapsed(tenth, ones)
+    assert not has_collapsed(more, ones)
+    assert has_collapsed(zeros[:6], ones[:6])  # 2/2⁶ = .03
+    assert not has_collapsed(zeros[:5], ones[:5])  # 2/2⁵ = .06
+    assert not has_collapsed(zeros, zeros)  # where the base has nothing, nothing can be lost
+    assert not has_collapsed(zeros, None)

@@ -43,8 +43,11 @@ CONTRACT = {
     "runs": "run method lr rank model seed init_seed norm effective_rank stable_rank benchmark accuracy n "
     "ci_low ci_high",
     "pairs": "run_a run_b cosine u1 v1 angle_min_left angle_max_left angle_min_right angle_max_right orthogonal_a_to_b "
-    "orthogonal_b_to_a barrier_chord barrier_mean cka_last cka_min mcnemar_b mcnemar_c mcnemar_p mcnemar_midp p_holm "
-    "accuracy_diff diff_low diff_high",
+    "orthogonal_b_to_a barrier_chord barrier_mean cka_last cka_min mcnemar_b mcnemar_c mcnemar_p mcnemar_midp "
+    "accuracy_diff diff_low diff_high arm_a arm_b pairing cosine_ceiling angle_min_left_repeat cosine_null",
+    "arm_pairs": "arm_a arm_b pairing pairs repeats repeat_kind cosine cosine_null cosine_ceiling cosine_relative "
+    "cosine_low cosine_high cosine_verdict barrier_chord_repeat accuracy_diff p p_holm detectable_diff "
+    "accuracy_verdict",
     "layers": "run_a run_b layer cosine orthogonal_a_to_b angle_min_left",
     "connectivity": "run_a run_b alpha loss loss_low loss_high",
     "cka": "run_a run_b layer cka_unbiased n",
@@ -129,8 +132,15 @@ class TestTables:
             assert pair["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-10)
             assert pair["orthogonal_a_to_b"] ** 2 + pair["cosine"] ** 2 == pytest.approx(1)
             assert pair["mcnemar_b"] - pair["mcnemar_c"] == pytest.approx(40 * pair["accuracy_diff"])
-        assert pairs["p_holm"].min() >= pairs["mcnemar_p"].min()
-        assert set(pairs["verdict"]) <= {"a better", "b better", "not significant", "underpowered", "same answers"}
+        arms = analysis.tables.arm_pairs.set_index(["arm_a", "arm_b"])
+        named = dict(zip(runs["run"], runs["arm"], strict=True))
+        for _, pair in pairs.iterrows():  # of one run each: the arms' test is McNemar's of their runs
+            row = arms.loc[tuple(sorted((named[pair["run_a"]], named[pair["run_b"]])))]
+            assert (row["cosine"], row["p"]) == (pair["cosine"], pytest.approx(pair["mcnemar_p"]))
+            assert (row["pairing"], row["cosine_verdict"]) == ("same seeds", "too few seeds")
+        said = {"better", "worse", "not significant", "underpowered", "same answers"}
+        assert set(arms["accuracy_verdict"].dropna()) <= said
+        assert len(arms["p_holm"].dropna()) == 15 + 6  # of every two, and of each and the base, in one family
 
     def test_layers_and_modules(self, sweep: Path, analysis: Analysis) -> None:
         layers, modules = analysis.tables.layers, analysis.tables.modules
@@ -214,44 +224,40 @@ class TestTables:
                 assert pairs.loc[names, "cka_last"] == values["cka_unbiased"].iloc[-1]
                 assert pairs.loc[names, "cka_min"] == values["cka_unbiased"].min()
 
-    def test_floors_stand_beside_the_values(self, sweep: Path) -> None:
-        """SFT at another order shares A, at another `init_seed` it does not; other methods have no other seed."""
+    def test_repeats_stand_beside_the_values(self, sweep: Path) -> None:
+        """SFT at another order shares A, at another `init_seed` it does not; other losses have no other seed."""
         script(*command(sweep, "-m", "seed=42,1", "init_seed=42,1", "sweep=seeds", "logger=none"))
         found = analyse(settings(sweep, "pairs=none", sweep=["main", "seeds"]))
         tables = found.tables
         [twice] = [name for name, why in found.left_out.items() if "the same run as main/sft" in why]
         assert twice.startswith("seeds/sft")
         assert len(tables.pairs) == 9 * 8 / 2
-        floors = tables.floors.set_index("initial")
-        assert floors.loc["shared", "pairs"] == 2
-        assert floors.loc["independent", "pairs"] == 4
-        assert floors.loc["shared", "cosine"] > floors.loc["independent", "cosine"]
-        assert tables.floors["cka_last"].isna().all()  # pairs=none
+        repeats = tables.repeats.set_index("repeat_kind")
+        assert repeats["pairs"].to_dict() == {"order": 2, "start": 2, "order and start": 2}
+        assert repeats.loc["order", "cosine"] > repeats.loc["start", "cosine"]
+        assert tables.repeats["cka_last"].isna().all()  # pairs=none
         pairs = tables.pairs
-        sft = pairs["run_a"].str.contains("/sft") & pairs["run_b"].str.contains("/sft")
-        for table, keys in ((pairs, []), (tables.layers, ["layer"])):
-            ours = table[table["run_a"].str.contains("/sft") & table["run_b"].str.contains("/sft")]
-            for (shared, *_), group in ours.groupby(["shared_initial", *keys]):
-                # A pair of repetitions stands beside the others, not beside itself.
-                others = (group["cosine"].sum() - group["cosine"]) / (len(group) - 1)
-                assert np.allclose(group["cosine_seeds"], others)
-                assert (group["seeds_pairs"] == (1 if shared else 3)).all()
-                mixed = table[table["run_a"].str.contains("/rift") & table["run_b"].str.contains("/sft")]
-                mixed = mixed[(mixed["shared_initial"] == shared)]
-                for key in keys:
-                    mixed = mixed[mixed[key] == group[key].iloc[0]]
-                assert np.allclose(mixed["cosine_seeds"], group["cosine"].mean())
-        without = pairs[pairs["run_a"].str.contains("dpo") & pairs["run_b"].str.contains("grpo")]
-        assert without["cosine_seeds"].isna().all()
-        assert (without["seeds_pairs"] == 0).all()
+        sft = (pairs["arm_a"] == "sft-conventional") & (pairs["arm_b"] == "sft-conventional")
+        assert pairs[sft]["pairing"].value_counts().to_dict() == {"same init": 2, "same order": 2, "other": 2}
+        rift = pairs[(pairs["arm_a"] == "rift-conventional") & (pairs["arm_b"] == "sft-conventional")]
+        assert sorted(rift["pairing"]) == ["other", "same init", "same order", "same seeds"]
+        assert pairs["cosine_ceiling"].isna().all()  # RIFT has no repeat
+        row = tables.arm_pairs.set_index(["arm_a", "arm_b"]).loc[("rift-conventional", "sft-conventional")]
+        assert row["pairing"] == "same init"
+        assert row["cosine"] == rift.set_index("pairing").loc["same init", "cosine"]
+        assert row["cosine_verdict"] == "too few seeds"
+        own = tables.arm_pairs.set_index(["arm_a", "arm_b"]).loc[("sft-conventional", "sft-conventional")]
+        assert own["cosine"] == pytest.approx(repeats.loc["order", "cosine"])
+        assert tables.ablation.set_index("arm").loc["sft-conventional", "cosine_repeat"] == own["cosine"]
         assert not pairs.filter(like="_null").isna().any().any()
         assert pairs["angle_min_left_null"].between(45, 90).all()
         # With a shared A of rank 8 all top-8 right subspaces are the same one, whatever the loss.
-        assert (pairs.loc[pairs["shared_initial"], "angle_min_right_null"] < 1e-3).all()
-        assert pairs.loc[~pairs["shared_initial"].astype(bool), "angle_min_right_null"].between(45, 90).all()
-        shared, apart = (pairs[sft & (pairs["shared_initial"] == kind)]["cosine_null"] for kind in (True, False))
+        one_a = pairs["pairing"].isin(["same seeds", "same init"])
+        assert (pairs.loc[one_a, "angle_min_right_null"] < 1e-3).all()
+        assert pairs.loc[~one_a, "angle_min_right_null"].between(45, 90).all()
+        shared, apart = (pairs[sft & kind]["cosine_null"] for kind in (one_a, ~one_a))
         assert shared.min() > 2 * apart.max()
-        modules = tables.modules[~tables.modules["run_b"].isin(pairs[pairs["shared_initial"]]["run_b"])]
+        modules = tables.modules[~tables.modules["run_b"].isin(pairs[one_a]["run_b"])]
         bound = modules[modules["module"] == "model.layers.0.self_attn.k_proj"]["cosine_null"]
         assert np.allclose(bound, 1.96 / np.sqrt(64 * 128), rtol=1e-4)
         assert tables.seeds["seeds"].tolist() == [4]
@@ -302,10 +308,10 @@ class TestNothingTwice:
         row = more.tables.runs.set_index("run").loc["half"]
         assert row["norm"] == pytest.approx(0.5 * more.tables.runs.set_index("run").loc[of(sweep, "sft").name, "norm"])
         assert pd.isna(row["accuracy"])
-        assert pair["p_holm"].isna().all()
+        assert pair["mcnemar_p"].isna().all()
         # The other pairs are what they were.
         old = more.tables.pairs[more.tables.pairs["run_b"] != "half"].reset_index(drop=True)
-        for column in ("cosine", "angle_min_left", "barrier_chord", "cka_last", "p_holm"):
+        for column in ("cosine", "angle_min_left", "barrier_chord", "cka_last", "mcnemar_p"):
             assert np.allclose(old[column], analysis.tables.pairs[column], rtol=1e-12)
         shutil.rmtree(other)
 
@@ -458,11 +464,12 @@ class TestChoosingPairs:
 
     def test_the_family_of_holm(self, sweep: Path, analysis: Analysis) -> None:
         few = analyse(settings(sweep, "family=reference", "pairs=none"))
-        corrected = few.tables.pairs[few.tables.pairs["p_holm"].notna()]
-        assert len(corrected) == 5
-        assert all(of(sweep, "sft").name in names for names in corrected[["run_a", "run_b"]].to_numpy().tolist())
-        assert few.facts["holm_family"] == {"pairs": "reference", "tests": 5}
-        assert analysis.facts["holm_family"] == {"pairs": "all", "tests": 15}
+        corrected = few.tables.arm_pairs[few.tables.arm_pairs["p_holm"].notna()]
+        assert len(corrected) == 6 + 5
+        either = corrected[["arm_a", "arm_b"]].isin(["sft-conventional", "base"]).any(axis=1)
+        assert either.all()
+        assert few.facts["holm_family"] == {"pairs": "reference", "tests": 11}
+        assert analysis.facts["holm_family"] == {"pairs": "all", "tests": 21}
         assert few.tables.pairs["cka_last"].isna().all()
         assert "pairs=none" in few.left_out.values()
 
@@ -636,6 +643,7 @@ class TestRefused:
         assert pairs.loc[0, columns].isna().all()
         runs = pd.read_csv(folder / "runs.csv").set_index("run")
         assert runs.loc["untrained", "norm"] == 0
+        assert "direction of untrained: its update is 0" in outcome.stdout
         assert runs.loc["untrained", ["effective_rank", "stable_rank"]].isna().all()
         assert runs.loc["sft", "norm"] > 0
         assert "nan" not in (folder / "pairs.csv").read_text().lower()
@@ -703,8 +711,9 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     folder = sweep / "main" / "analysis"
     assert outcome.stdout.endswith(f"{folder / 'report.html'}\n")
     assert {file.name for file in folder.iterdir()} == {
-        "runs.csv", "pairs.csv", "layers.csv", "connectivity.csv", "cka.csv", "floors.csv", "seeds.csv",
-        "ablation.csv", "trajectories.csv", "training.csv", "map.csv", "modules.parquet", "run_modules.parquet",
+        "runs.csv", "pairs.csv", "layers.csv", "connectivity.csv", "cka.csv", "arm_pairs.csv",
+        "repeats.csv", "seeds.csv", "ablation.csv", "trajectories.csv", "training.csv", "map.csv", "modules.parquet",
+        "run_modules.parquet",
         "manifest.json", "report.html", "figures", "tables.md", "tables.tex", "wandb",
     }  # fmt: skip
     names = ("cosines", "accuracies", "norms", "angles", "connectivity")

@@ -200,7 +200,7 @@ def two(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
     with steps(str(output_dir / "spy.py"), str(output_dir / "rows"), *line) as processes:
         output, _ = ended(processes[0], 0)
         assert ended(processes[1], 0)[0] == ""
-    assert output.count(": completed") == 6
+    assert output.count(": completed") == len(METHODS)
     assert output.count("python analyze.py sweep=main") == 1
     seen: list[Rows] = [{}, {}]
     for rank in range(2):

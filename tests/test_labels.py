@@ -40,6 +40,12 @@ def test_seeds_stand_everywhere_once_they_differ() -> None:
     ]  # fmt: skip
 
 
+def test_an_option_and_an_initial_adapter_at_once() -> None:
+    """Once two runs of β 0.1 and 0.3 were "dpo s42 init 42" both, and differed by their hash alone."""
+    found = of(*(identity("dpo", beta=beta, init_seed=init) for beta in (0.1, 0.3) for init in (42, 7)))
+    assert found == ["dpo β=0.1 init 42", "dpo β=0.1 init 7", "dpo β=0.3 init 42", "dpo β=0.3 init 7"]
+
+
 def test_all_that_is_told_by_the_hash_alone_today() -> None:
     plain = identity("sft")
     for change, label in (

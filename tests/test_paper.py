@@ -30,8 +30,9 @@ from losslens.report.figures.write import write_figures
 from losslens.report.folder import AnalysisFolder
 from losslens.report.paper_tables import escaped, write_tables
 from losslens.report.style import colour
+from tests.arm_tables import arm_tables
 from tests.labels import faults
-from tests.test_glance import AGAIN, DPO, RFT, SFT, pair, run
+from tests.test_glance import AGAIN, DPO, RFT, SFT, pair, run, seeds
 from tests.test_report import MANIFEST, arm, base_run
 
 NAN = math.nan
@@ -50,9 +51,9 @@ PAIRS = [
     pair(DPO, SFT, -0.1, **SEEDS),
 ]
 ARMS = [
-    arm("sft", "conventional", 1e-3, cosine_to_sft=1.0, cosine_to_sft_std=NAN, norm=0.9),
-    arm("rft", "conventional", 1e-3, cosine_to_sft=0.7, norm=1.0, seeds=1),
-    arm("dpo", "conventional", 1e-4),
+    arm("sft", "conventional", 1e-3, seeds=1, cosine_to_sft=0.8, norm=0.9),
+    arm("rft", "conventional", 1e-3, seeds=1, cosine_to_sft=0.7, norm=1.0),
+    arm("dpo", "conventional", 1e-4, seeds=1),
 ]
 MATCHED = arm("dpo", "matched", 1e-3, norm=1.2, accuracy=0.29, collapsed=1)
 LAYERS = [
@@ -66,13 +67,20 @@ CURVES = [
     for p, first in zip(PAIRS, (1.0, 2.0, 3.0), strict=True)
     for alpha in (0.0, 0.5, 1.0)
 ]
-FLOORS = [{"method": "sft", "lr": "conv_100%", "rank": 8, "initial": "shared", "pairs": 1, "cosine": 0.8, "u1": 0.9}]
+REPEATS = [
+    {
+        "arm": "sft-conventional", "method": "sft", "lr": "conv_100%", "rank": 8, "repeat_kind": "order", "pairs": 1,
+        "cosine": 0.8, "u1": 0.9,
+    }
+]  # fmt: skip
 
 
 def write(folder: Path, manifest: dict[str, Any] | None = None, **tables: list[dict[str, Any]]) -> AnalysisFolder:
     (folder / "manifest.json").write_text(json.dumps({**MANIFEST, **(manifest or {})}), encoding="utf-8")
-    for name, rows in tables.items():
-        pd.DataFrame(rows).to_csv(folder / f"{name}.csv", index=False)
+    made = {name: pd.DataFrame(rows) for name, rows in tables.items()}
+    made |= arm_tables(tables["runs"], tables["pairs"]) if "pairs" in tables else {}
+    for name, rows in made.items():
+        rows.to_csv(folder / f"{name}.csv", index=False)
     return AnalysisFolder(folder)
 
 
@@ -85,7 +93,7 @@ def analysis(tmp_path: Path) -> AnalysisFolder:
         for layer, norm in ((0, 3.0), (0, 4.0), (1, 1.0))
     ]
     pd.DataFrame(modules).to_parquet(tmp_path / "run_modules.parquet")
-    return write(tmp_path, runs=RUNS, pairs=PAIRS, ablation=ARMS, layers=LAYERS, connectivity=CURVES, floors=FLOORS)
+    return write(tmp_path, runs=RUNS, pairs=PAIRS, ablation=ARMS, layers=LAYERS, connectivity=CURVES, repeats=REPEATS)
 
 
 def drawn(module: Any, analysis: AnalysisFolder) -> Figure:
@@ -220,27 +228,38 @@ class TestTables:
         assert (markdown.name, latex.name) == ("tables.md", "tables.tex")
         lines = markdown.read_text(encoding="utf-8").splitlines()
         assert lines[0] == "# a"
-        assert "| base | – | – | – | – | – | 57.6 | 55.6–64.2 | – | <0.001 |".replace("<", "\\<") in lines
-        assert "| SFT | 1e-3 | 0 | 0 | 0.951 | 6.3 | 60.0 | 55.6–64.2 | +2.4 | \\<0.001 |" in lines
-        assert "| SFT (other order) | 0.800 | – | 0.020 | 15.0° | – | 59.5° | 2.0° | – | – | 0.9000 |" in lines
-        assert "| RFT | 0.700 | 0.800 | 0.020 | 15.0° | 15.0° | 59.5° | 2.0° | 2.0° | 0.001 | 0.9000 |" in lines
-        assert "| SFT | conv\\_100% | shared | 1 | 0.800 | 0.900 |" in lines
+        assert "| base | – | – | – | – | – | 57.6 | 55.6–64.2 | – | – |" in lines
+        # Of a loss that was trained once the p of its arm, the only one there is.
+        assert "| RFT | 1e-3 | 0 | 0 | 0.951 | 6.3 | 60.0 | 55.6–64.2 | +2.4 | 0.310 |" in lines
+        assert "| SFT (other seed) | 0.800 | 0.020 | 15.0° | 59.5° | 2.0° | – | 0.9000 |" in lines
+        assert "| RFT | 0.700 | 0.020 | 15.0° | 59.5° | 2.0° | 0.001 | 0.9000 |" in lines
+        assert "| SFT | conv\\_100% | order | 1 | 0.800 | 0.900 |" in lines
         assert sum(line.startswith("| ---") for line in lines) == 3  # no comparison of learning rates
 
+    def test_value_ceiling_and_ratio_stand_together(self, tmp_path: Path) -> None:
+        made = seeds(0.6, 0.8, 0.8)
+        write(tmp_path, {"reference": made["runs"][0]["run"]}, **made)
+        text = write_tables(tmp_path)[0].read_text(encoding="utf-8")
+        assert "| Loss | cos | ceiling | ratio | null |" in text
+        assert "| RFT | 0.600 | 0.800 | 0.75 \\[0.7" in text
+        assert "Each loss against SFT, over runs at different seeds" in text
+
     def test_of_adapters_made_elsewhere_no_column_and_no_word_of_what_is_not_known(self, tmp_path: Path) -> None:
-        theirs = [{"run": name, "method": "adapter", "norm": 1.0, "effective_rank": 6.0} for name in ("a", "b")]
-        pairs = [{"run_a": "a", "run_b": "b", "cosine": 0.5, "cosine_null": 0.02, "shared_initial": None}]
+        theirs = [
+            {"run": name, "arm": name, "method": "adapter", "norm": 1.0, "effective_rank": 6.0} for name in ("a", "b")
+        ]
+        pairs = [{"run_a": "a", "run_b": "b", "cosine": 0.5, "cosine_null": 0.02}]
         write(tmp_path, {"reference": "a"}, runs=theirs, pairs=pairs)
         text = write_tables(tmp_path)[0].read_text(encoding="utf-8")
         assert "| Loss | ‖ΔW‖ | Eff. rank |" in text
         assert "| Loss | cos | null |" in text
-        assert not re.search("seeds|floor|initial|Wilson|CKA", text, re.IGNORECASE)
+        assert not re.search("seeds|ceiling|initial|Wilson|CKA", text, re.IGNORECASE)
 
     def test_the_comparison_of_learning_rates(self, analysis: AnalysisFolder) -> None:
         write(analysis.path, ablation=[*ARMS, MATCHED])
         lines = write_tables(analysis.path)[0].read_text(encoding="utf-8").splitlines()
         assert lines[-1] == (
-            "| DPO | 1e-4 | 4 | 0.250 ± 0.013 | 6.5 ± 0.2 | −0.115 ± 0.021 | 0.814 | 54.0 ± 1.5 | −3.6 | 0.310 |"
+            "| DPO | 1e-4 | 1 | 0.250 ± 0.013 | 6.5 ± 0.2 | −0.115 | 0.904 | 54.0 ± 1.5 | −3.6 | 0.310 |"
         )
         assert any(line.startswith("| DPO | 1e-3 | 4 (1 collapsed) | 1.200 ± 0.013 |") for line in lines)
 
@@ -269,7 +288,12 @@ class TestTables:
             "benchmark": "gsm_8k%",
             "learning_rate": NAN,
         }
-        write(analysis.path, runs=[*RUNS, evil], ablation=[*ARMS, MATCHED], manifest={"sweeps": ["a_%\nb"]})
+        write(
+            analysis.path,
+            runs=[*RUNS, {**evil, "arm": "x"}],
+            ablation=[*ARMS, MATCHED],
+            manifest={"sweeps": ["a_%\nb"]},
+        )
         write_tables(analysis.path)
         (tmp_path / "paper.tex").write_text(
             r"\documentclass{article}\usepackage[margin=1in]{geometry}\usepackage{booktabs}\begin{document}"

@@ -94,17 +94,17 @@ class Page(HTMLParser):
 
 def run(name: str, method: str, **columns: Any) -> dict[str, Any]:
     row = {
-        "run": name, "method": method, "lr": "conventional", "learning_rate": 1e-3, "seed": 0, "init_seed": 0,
+        "run": name, "arm": f"{method}-{columns.get('lr', 'conventional')}", "method": method, "lr": "conventional",
+        "learning_rate": 1e-3, "seed": 0, "init_seed": 0,
         "diverged": "", "norm": 0.95123, "effective_rank": 6.26, "benchmark": "arithmetic", "accuracy": 0.6, "n": 500,
         "ci_low": 0.5564, "ci_high": 0.642, "base_diff": 0.024, "base_diff_low": -0.01, "base_diff_high": 0.05,
-        "base_p_holm": 0.00004, "base_verdict": "better",
     }  # fmt: skip
     return {**row, **columns}
 
 
 def base_run() -> dict[str, Any]:
     unknown = dict.fromkeys(("learning_rate", "seed", "init_seed", "norm", "effective_rank", "base_diff"))
-    return run("base-tiny-1", "base", lr="", accuracy=0.576, base_verdict="", **unknown)
+    return run("base-tiny-1", "base", lr="", arm="", accuracy=0.576, **unknown)
 
 
 def arm(method: str, lr: str, learning_rate: float, **columns: Any) -> dict[str, Any]:
@@ -112,11 +112,14 @@ def arm(method: str, lr: str, learning_rate: float, **columns: Any) -> dict[str,
         "arm": f"{method}-{lr}", "method": method, "lr": lr, "learning_rate": learning_rate, "settings": "",
         "same_as": "", "seeds": 4, "diverged": 0, "collapsed": 0, "norm": 0.25, "norm_std": 0.0125,
         "effective_rank": 6.5, "effective_rank_std": 0.25, "stable_rank": 2.0, "cosine_to_sft": -0.1154,
-        "cosine_to_sft_std": 0.0211, "cosine_to_sft_floor": 0.8141, "cosine_to_sft_null": 0.0231,
-        "angle_min_left_to_sft": 40.81, "angle_min_left_to_sft_std": 0.52, "angle_min_left_to_sft_floor": 14.62,
-        "angle_min_left_to_sft_null": 59.51, "barrier_chord_to_sft": 0.0, "barrier_chord_to_sft_std": 0.0,
-        "barrier_chord_to_sft_floor": 0.0, "cka_last_to_sft": 0.99761, "cka_last_to_sft_std": 0.0001,
-        "cka_last_to_sft_floor": 0.99962, "benchmark": "arithmetic", "accuracy": 0.54, "accuracy_std": 0.015,
+        "cosine_to_sft_min": -0.1365, "cosine_to_sft_max": -0.0943, "cosine_to_sft_ceiling": 0.9041,
+        "cosine_to_sft_relative": -0.1276, "cosine_to_sft_low": -0.16, "cosine_to_sft_high": -0.07,
+        "cosine_to_sft_verdict": "opposed", "cosine_to_sft_null": 0.0231, "cosine_repeat": 0.9921,
+        "sft": "sft-conventional", "angle_min_left_to_sft": 40.81, "angle_min_left_to_sft_min": 40.29,
+        "angle_min_left_to_sft_max": 41.33, "angle_min_left_to_sft_repeat": 14.62,
+        "angle_min_left_to_sft_null": 59.51, "barrier_chord_to_sft": 0.0, "barrier_chord_to_sft_min": 0.0,
+        "barrier_chord_to_sft_max": 0.0, "barrier_chord_to_sft_repeat": 0.0, "cka_last_to_sft": 0.99761,
+        "cka_last_to_sft_ceiling": 0.99962, "benchmark": "arithmetic", "accuracy": 0.54, "accuracy_std": 0.015,
         "accuracy_min": 0.52, "accuracy_max": 0.56, "n": 500, "ci_low": 0.496, "ci_high": 0.583, "base_diff": -0.036,
         "base_diff_low": -0.07, "base_diff_high": 0.004, "base_p": 0.06, "base_p_holm": 0.31,
         "base_verdict": "not significant",
@@ -126,10 +129,10 @@ def arm(method: str, lr: str, learning_rate: float, **columns: Any) -> dict[str,
 
 RUNS = [base_run(), run("sft-conventional-s0", "sft"), run("dpo-matched-s0", "dpo", lr="matched", accuracy=0.45)]
 ARMS = [
-    arm("sft", "conventional", 1e-3, cosine_to_sft=1.0, cosine_to_sft_std=np.nan),
+    arm("sft", "conventional", 1e-3, cosine_to_sft=0.8141, cosine_repeat=0.8141, cosine_to_sft_ceiling=np.nan),
     arm("dpo", "conventional", 1e-4),
     arm("dpo", "matched", 1e-3, diverged=1, seeds=3, collapsed=2),
-    arm("sft", "matched", 1e-3, cosine_to_sft=1.0, same_as="sft-conventional"),
+    arm("sft", "matched", 1e-3, cosine_to_sft=0.8141, same_as="sft-conventional"),
 ]
 STEPS = [
     {
@@ -140,6 +143,7 @@ STEPS = [
     for seed in (0, 1)
     for step in (30, 60)
 ]  # fmt: skip
+STEPPED = [run(f"sft-conventional-s{seed}", "sft", seed=seed) for seed in (0, 1)]
 
 
 @pytest.fixture
@@ -191,8 +195,8 @@ def test_an_analysis_that_was_cut_off_has_no_report(tmp_path: Path) -> None:
 
 
 def test_runs_that_were_not_scored_and_adapters_of_which_little_is_known(report) -> None:
-    known = ("run", "method", "norm", "effective_rank")
-    page = report(runs=[{name: run("theirs", "adapter")[name] for name in known}])
+    known = ("run", "arm", "method", "norm", "effective_rank")
+    page = report(runs=[{name: run("theirs", "adapter", arm="theirs")[name] for name in known}])
     assert page.tables["Every run, and the base"][1][:2] == ["0 theirs", "adapter"]
     assert page.figures == []
 
@@ -203,7 +207,7 @@ def test_arms_of_which_only_the_weights_were_measured(report) -> None:
     heading, *_ = page.tables["One row an arm: mean ± standard deviation over seeds"]
     assert heading == ["arm", "learning rate", "runs", "‖ΔW‖", "cosine to SFT"]
     assert len(page.figures) == 1
-    assert "There are no floors" in page.text
+    assert "There are no ceilings" in page.text
 
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -213,10 +217,10 @@ def test_what_is_on_the_disk_is_text(report) -> None:
     page = report(
         runs=[
             base_run(),
-            run(EVIL, EVIL, lr=EVIL, benchmark=EVIL, diverged=EVIL),
+            run(EVIL, EVIL, lr=EVIL, arm=EVIL, benchmark=EVIL, diverged=EVIL),
             run("lost", "sft", diverged=EVIL, benchmark="", accuracy=None),
         ],
-        ablation=[arm(EVIL, EVIL, 1e-3, settings=f"{EVIL}</script>", base_verdict=EVIL)],
+        ablation=[arm(EVIL, EVIL, 1e-3, settings=f"{EVIL}</script>", base_verdict=EVIL, arm=EVIL)],
         trajectories=[{**STEPS[0], "run": EVIL, "method": EVIL, "lr": EVIL, "settings": EVIL}],
         manifest={"sweeps": [EVIL], "bases": [EVIL], "left_out": {EVIL: EVIL}, "settings": {EVIL: EVIL}},
     )  # fmt: skip
@@ -321,18 +325,18 @@ def test_the_numbers_are_those_of_the_tables(report) -> None:
     page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
     assert page.tables["Every run, and the base"][2] == [
         "1 sft-conventional-s0", "SFT conventional", "1e-3", "0", "0", "0.951", "6.3", "60.0%", "55.6% … 64.2%",
-        "+2.4% better −1.0% … +5.0% p (Holm) <0.001",
+        "+2.4% −1.0% … +5.0%",
     ]  # fmt: skip
     assert page.tables["One row an arm: mean ± standard deviation over seeds"][3] == [
         "DPO conventional", "1e-4", "4", "0.250 ± 0.013", "6.5 ± 0.2", "2.0",
-        "−0.115 ± 0.021 floor 0.814 null 0.023", "40.8° ± 0.5° floor 14.6° null 59.5°", "0.000 ± 0.000 floor 0.000",
-        "0.9976 ± 0.0001 floor 0.9996", "54.0% ± 1.5% 95% 49.6% … 58.3% runs 52.0% … 56.0%",
+        "−0.115 ceiling 0.904: −0.13 [−0.16, −0.07] opposed null 0.023", "40.8° repeat 14.6° null 59.5°",
+        "0.000 repeat 0.000", "0.9976 ceiling 0.9996", "54.0% ± 1.5% 95% 49.6% … 58.3% runs 52.0% … 56.0%",
         "−3.6% not significant −7.0% … +0.4% p (Holm) 0.310",
     ]  # fmt: skip
     direction, accuracy, angle, *_ = page.figures
     at = {trace["hovertext"][0].split("<")[1]: trace for trace in direction["data"] if "hovertext" in trace}
     dpo = at["b>DPO 1e-4"]
-    assert (dpo["x"], dpo["y"], dpo["error_y"]["array"]) == ([0.25], [-0.1154], pytest.approx([0.0211]))
+    assert (dpo["x"], dpo["y"], dpo["error_y"]["array"]) == ([0.25], [-0.1154], pytest.approx([0.0211], abs=1e-4))
     assert direction["layout"]["xaxis"]["type"] == "log"
     lines = [shape["y0"] for shape in direction["layout"]["shapes"]]
     assert lines == [0, 0.8141]
@@ -354,8 +358,8 @@ def test_barriers_of_0_are_shown_at_the_left_of_a_range_that_has_some(report) ->
 
 
 def test_trajectories_are_averaged_over_seeds(report) -> None:
-    page = report(trajectories=STEPS)
-    norm, to_end = page.figures  # cosine_to_sft is defined nowhere
+    page = report(runs=STEPPED, trajectories=STEPS)
+    *_, norm, to_end = page.figures  # cosine_to_sft is defined nowhere
     band, line = norm["data"]
     assert (line["x"], line["y"]) == ([30, 60], pytest.approx([0.305, 0.605]))
     assert band["y"] == pytest.approx([0.31, 0.61, 0.6, 0.3])
@@ -365,8 +369,8 @@ def test_trajectories_are_averaged_over_seeds(report) -> None:
 
 def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
     lost = [{**step, "run": "sft-conventional-s2", "seed": 2, "norm": 5.0, "diverged": True} for step in STEPS[:1]]
-    page = report(trajectories=[*STEPS, *lost])
-    norm = page.figures[0]
+    page = report(runs=[*STEPPED, run("sft-conventional-s2", "sft")], trajectories=[*STEPS, *lost])
+    *_, norm, _ = page.figures
     lines = [trace for trace in norm["data"] if trace["mode"] == "lines+markers"]
     assert [line["y"] for line in lines] == [pytest.approx([0.305, 0.605]), [5.0]]
     [cross] = [trace for trace in norm["data"] if trace["mode"] == "markers"]
@@ -377,7 +381,7 @@ def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
 def test_the_tables_that_no_section_shows_can_be_had_too(report, tmp_path: Path) -> None:
     (tmp_path / "layers.csv").write_text("run_a,layer\n" + "sft,1\n" * 100_000)
     pd.DataFrame({"run_a": ["sft"], "run_b": ["dpo"], "module": ["q"]}).to_parquet(tmp_path / "modules.parquet")
-    page = report(runs=RUNS, map=[{"run": "sft", "x": 1, "y": 2}], floors=[{"method": "sft"}][:0])
+    page = report(runs=RUNS, map=[{"run": "sft", "x": 1, "y": 2}], repeats=[{"method": "sft"}][:0])
     links = {a["download"]: a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a}
     assert list(links) == ["runs.csv", "layers.csv.gz", "map.csv"]
     packed = base64.b64decode(links["layers.csv.gz"].partition("base64,")[2])
@@ -456,7 +460,7 @@ def test_a_table_can_be_had(report) -> None:
 
 
 def test_a_method_has_one_colour_everywhere(report) -> None:
-    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    page = report(runs=[*RUNS, STEPPED[1]], ablation=ARMS, trajectories=STEPS)
     used = {
         (trace["meta"].partition("-")[0], trace["marker"]["color"])
         for plot in page.figures

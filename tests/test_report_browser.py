@@ -63,7 +63,7 @@ class Report:
     def __init__(self, browser: webdriver.Chrome, folder: Path) -> None:
         self.browser = browser
         self.tables = {
-            **{name: pd.read_csv(folder / f"{name}.csv") for name in ("runs", "pairs", "layers", "cka")},
+            **{name: pd.read_csv(folder / f"{name}.csv") for name in ("runs", "pairs", "layers", "cka", "arm_pairs")},
             **{name: pd.read_parquet(folder / f"{name}.parquet") for name in ("modules", "run_modules")},
         }
         browser.get((folder / "report.html").as_uri())
@@ -209,16 +209,26 @@ def test_a_run_is_not_compared_with_itself(report: Report) -> None:
     report.expect("dpo-0.001-s0", "sft-0.001-s0", 2, "q")
 
 
-def test_methods_are_averaged_over_runs_of_the_same_seeds(report: Report) -> None:
+def test_methods_are_averaged_over_runs_of_different_seeds(report: Report) -> None:
     assert report.browser.find_element(By.CSS_SELECTOR, "#x-kind input:checked").get_attribute("value") == "arms"
-    assert "● SFT 1e-3 and ◇ DPO 1e-3, mean ± standard deviation of 2 pairs" in report.run(
-        "return document.getElementById('x-status').textContent"
-    )
-    modules = [report.pair("modules", f"sft-0.001-s{seed}", f"dpo-0.001-s{seed}") for seed in (0, 1)]
+    status = report.run("return document.getElementById('x-status').textContent")
+    assert "● SFT 1e-3 and ◇ DPO 1e-3, mean ± standard deviation of 2 pairs" in status
+    assert "of different seeds, from one initial adapter" in status
+    modules = [report.pair("modules", f"sft-0.001-s{seed}", f"dpo-0.001-s{1 - seed}") for seed in (0, 1)]
     found = [rows.set_index("module").loc["model.layers.2.self_attn.q_proj", "cosine"] for rows in modules]
     mean, std = (float(text.replace("−", "-")) for text in report.shown("cosine-module").split(" ± "))
     assert mean == pytest.approx(np.mean(found), abs=6e-4)
     assert std == pytest.approx(np.std(found, ddof=1), abs=6e-4)
+    # The accuracies are those of the two losses, with the one verdict that there is.
+    table = report.tables["arm_pairs"].set_index(["arm_a", "arm_b"])
+    row = table.loc[("sft-0.001", "dpo-0.001")]
+    better = {"better": "● better", "worse": "◇ better"}[row["accuracy_verdict"]]
+    cell = report.run("return document.querySelector('[data-key=accuracy_diff]').parentElement.textContent")
+    assert cell == f"{fixed(100 * row['accuracy_diff'], 2)} points95% {fixed(100 * row['diff_low'], 1)} … " + (
+        f"{fixed(100 * row['diff_high'], 1)}\np (Holm) 0.04\n{better}"
+    )
+    whole = report.run("return document.querySelector('[data-key=cosine-whole]').parentElement.textContent")
+    assert whole.endswith(row["cosine_verdict"])
     # An arm and itself: its own two runs.
     Select(report.browser.find_element(By.ID, "x-b")).select_by_value("0")
     report.settle()
@@ -340,7 +350,7 @@ def test_a_name_with_markup_does_nothing(report: Report) -> None:
 
 def test_an_analysis_of_weights_alone(browser: webdriver.Chrome, tmp_path: Path) -> None:
     make_analysis(tmp_path, methods=["sft", "dpo"], layers=2, top=3, rank=4)
-    for name in ("cka.csv", "connectivity.csv", "map.csv", "training.csv", "layers.csv", "runs.csv"):
+    for name in ("cka.csv", "connectivity.csv", "map.csv", "training.csv", "layers.csv", "arm_pairs.csv"):
         (tmp_path / name).unlink()
     names = ("run_a", "run_b", "cosine", "angle_min_left")
     pd.read_csv(tmp_path / "pairs.csv")[list(names)].to_csv(tmp_path / "pairs.csv", index=False)

@@ -16,6 +16,7 @@ import pytest
 from plotly.offline import get_plotlyjs_version
 
 from benchmarks.made_analysis import make_analysis
+from losslens.analysis.repeats import arm_pairs
 from losslens.errors import InputError
 from losslens.report import explore, explored, page, training
 from losslens.report.compared import find_modules, find_runs
@@ -96,58 +97,49 @@ def test_every_table_is_there_and_says_the_same(folder: Path) -> None:
     assert found["map"].shape == (4, 2)
 
 
-def test_arms_are_compared_at_the_same_seeds_and_with_themselves(folder: Path) -> None:
+def test_arms_are_compared_by_runs_of_different_seeds_and_with_themselves(folder: Path) -> None:
     found = explorer(folder)
     assert [(arm["label"], arm["runs"]) for arm in found["arms"]] == [("SFT 1e-3", [0, 1]), ("DPO 1e-3", [2, 3])]
     between = {(a, b): [found["pairs"][pair] for pair in numbers] for a, b, numbers in found["between"]}
-    assert between == {(0, 0): [[0, 1]], (0, 1): [[0, 2], [1, 3]], (1, 1): [[2, 3]]}
+    assert between == {(0, 0): [[0, 1]], (0, 1): [[0, 3], [1, 2]], (1, 1): [[2, 3]]}
     assert found["start"] == {"runs": [0, 2], "arms": [0, 1]}
 
 
-def test_arms_without_one_seed_in_common_are_compared_from_one_initial_adapter_else_by_all(folder: Path) -> None:
-    runs = pd.read_csv(folder / "runs.csv")
-    pairs = pd.read_csv(folder / "pairs.csv")
-    for init_seeds, expected in (([0, 1, 1, 2], [[1, 2]]), ([0, 1, 2, 3], [[0, 2], [0, 3], [1, 2], [1, 3]])):
-        initial = dict(zip(runs["run"][1:], init_seeds, strict=True))
-        seeds = {"seed": [np.nan, *range(4)], "init_seed": [np.nan, *init_seeds]}
-        runs.assign(**seeds).to_csv(folder / "runs.csv", index=False)
-        shared = pairs["run_a"].map(initial) == pairs["run_b"].map(initial)
-        pairs.assign(shared_initial=shared).to_csv(folder / "pairs.csv", index=False)
-        found = explorer(folder)
-        numbers = next(numbers for a, b, numbers in found["between"] if (a, b) == (0, 1))
-        assert [found["pairs"][pair] for pair in numbers] == expected
-        comparison = Comparison(AnalysisFolder(folder))
-        cosine = comparison.average("cosine", *comparison.losses).value  # of what is said at a glance
-        assert np.mean(found["pairs.cosine"][numbers]) == pytest.approx(cosine, abs=5.1e-5)
-
-
-def test_arms_of_an_analysis_without_the_column(folder: Path) -> None:
-    runs = pd.read_csv(folder / "runs.csv")
-    runs.drop(columns="arm").to_csv(folder / "runs.csv", index=False)
-    assert [arm["runs"] for arm in explorer(folder)["arms"]] == [[0, 1], [2, 3]]
-    # Two runs of the same seeds differ in something that the tables do not name.
-    runs.drop(columns="arm").assign(seed=0).to_csv(folder / "runs.csv", index=False)
+def test_what_is_said_of_two_arms_is_what_the_table_says(folder: Path) -> None:
+    """Cosine, ceiling, accuracy and both verdicts: as everywhere on the page."""
     found = explorer(folder)
-    assert (found["arms"], found["between"], found["start"]["arms"]) == ([], [], None)
+    analysis = AnalysisFolder(folder)
+    table = pd.read_csv(folder / "arm_pairs.csv", keep_default_na=False)
+    row = table.set_index(["arm_a", "arm_b"]).loc[("sft-0.001", "dpo-0.001")]
+    place = [(a, b) for a, b, _ in found["between"]].index((0, 1))
+    assert found["said"][place] == [row["cosine_verdict"], row["accuracy_verdict"]]
+    assert found["arms.accuracy_diff"][place] == pytest.approx(float(row["accuracy_diff"]), abs=5.1e-5)
+    assert found["arms.p_holm"][place] == pytest.approx(float(row["p_holm"]))
+    comparison = Comparison(analysis)
+    cosine = comparison.of("cosine", *comparison.losses)
+    pairs = found["between"][place][2]
+    assert np.mean(found["pairs.cosine"][pairs]) == pytest.approx(cosine.value, abs=5.1e-5)
+    assert np.isnan(found["pairs.cosine_ceiling"][found["pairs"].index([0, 2])])  # of one seed
+    angle = comparison.of("angle_min_left", *comparison.losses)
+    assert found["pairs.angle_min_left_repeat"][pairs] == pytest.approx([angle.level] * 2, abs=5.1e-3)
 
 
 def test_an_adapter_made_elsewhere_is_an_arm_of_its_own(folder: Path) -> None:
-    runs = pd.read_csv(folder / "runs.csv")
-    theirs = runs["run"] == "dpo-0.001-s1"
-    runs.loc[theirs, ["arm", "learning_rate", "seed", "init_seed", "lr"]] = np.nan
+    theirs = "dpo-0.001-s1"
+    runs, pairs = pd.read_csv(folder / "runs.csv"), pd.read_csv(folder / "pairs.csv", keep_default_na=True)
+    runs.loc[runs["run"] == theirs, ["learning_rate", "seed", "init_seed", "lr"]] = np.nan
+    runs.loc[runs["run"] == theirs, "arm"] = theirs
     runs.to_csv(folder / "runs.csv", index=False)
+    pairs.loc[pairs["run_b"] == theirs, "arm_b"] = theirs
+    pairs.loc[pairs["run_b"] == theirs, "pairing"] = ""
+    pairs.to_csv(folder / "pairs.csv", index=False)
+    seeds = runs.set_index("run")["seed"].to_dict()
+    arm_pairs(pairs, seeds, ["sft-0.001", "dpo-0.001", theirs]).to_csv(folder / "arm_pairs.csv", index=False)
     found = explorer(folder)
-    assert [arm["label"] for arm in found["arms"]] == ["SFT 1e-3", "DPO 1e-3", "dpo-0.001-s1"]
-    assert found["runs"][3]["label"] == "4 dpo-0.001-s1"
+    assert [arm["label"] for arm in found["arms"]] == ["SFT 1e-3", "DPO 1e-3", theirs]
+    assert found["runs"][3]["label"] == f"4 {theirs}"
     numbers = next(numbers for a, b, numbers in found["between"] if (a, b) == (0, 2))
     assert [found["pairs"][pair] for pair in numbers] == [[0, 3], [1, 3]]
-
-
-def test_runs_that_no_table_lists(folder: Path) -> None:
-    (folder / "runs.csv").unlink()
-    found = explorer(folder)
-    assert found["runs"][0]["label"] == "sft-0.001-s0"
-    assert found["arms"] == []
 
 
 def test_modules_are_named_by_layer_and_projection() -> None:
@@ -170,7 +162,7 @@ def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypa
     assert len(found["held"]) == 5
     assert averaged <= set(found["held"])
     # With connectivity and CKA.
-    assert [found["pairs"][pair] for pair in found["angled"]] == [[0, 2], [1, 3]]
+    assert [found["pairs"][pair] for pair in found["angled"]] == [[0, 1], [0, 3]]
     assert not np.isnan(found["modules.angles"]).any()
     assert any("5 of 6 pairs" in note for note in section.notes)
     assert any(note.startswith("Of 2 of 6 pairs it holds all angles") for note in section.notes)
@@ -191,7 +183,7 @@ def test_no_table_no_explorer(folder: Path) -> None:
 
 
 def test_the_runs_have_the_numbers_of_their_section(folder: Path) -> None:
-    runs = find_runs(AnalysisFolder(folder), ["dpo-0.001-s0", "sft-0.001-s1"])
+    runs = find_runs(AnalysisFolder(folder), pd.DataFrame([{"run_a": "sft-0.001-s1", "run_b": "dpo-0.001-s0"}]))
     assert [fact["label"] for fact in runs.facts] == ["2 SFT 1e-3 s1", "3 DPO 1e-3 s0"]
 
 

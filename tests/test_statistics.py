@@ -9,7 +9,6 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from losslens.statistics import (
-    McNemar,
     bootstrap_difference,
     detectable_difference,
     holm,
@@ -95,22 +94,21 @@ class TestVerdict:
         9 against 1 has p = 22/1024 = .021, and only 10 against 0 could pass."""
         best = mcnemar(*outcomes(8, 0))
         assert best.p == pytest.approx(2 / 2**8)
-        assert verdict(best, p_holm=15 * best.p, tests=15) == "underpowered"
-        assert verdict(mcnemar(*outcomes(9, 1)), p_holm=15 * 0.0215, tests=15) == "underpowered"
-        assert verdict(best, p_holm=best.p, tests=1) == "a better"
+        assert verdict(0.1, 8, p_holm=15 * best.p, tests=15) == "underpowered"
+        assert verdict(0.1, 10, p_holm=15 * 0.0215, tests=15) == "underpowered"
+        assert verdict(0.1, 8, p_holm=best.p, tests=1) == "better"
 
     def test_from_how_many_problems_on(self) -> None:
         """2·(1 + 13)/2¹³ = .0034 is above .0033, 2·(1 + 14)/2¹⁴ = .0018 is not."""
-        assert verdict(mcnemar(*outcomes(7, 6)), p_holm=1.0, tests=15) == "underpowered"
-        assert verdict(mcnemar(*outcomes(7, 7)), p_holm=1.0, tests=15) == "not significant"
-        assert verdict(mcnemar(*outcomes(4, 4)), p_holm=1.0, tests=1) == "underpowered"  # 18/256 = .07
-        assert verdict(mcnemar(*outcomes(5, 4)), p_holm=1.0, tests=1) == "not significant"  # 20/512 = .039
+        assert verdict(0.1, 13, p_holm=1.0, tests=15) == "underpowered"
+        assert verdict(0.1, 14, p_holm=1.0, tests=15) == "not significant"
+        assert verdict(0.1, 8, p_holm=1.0, tests=1) == "underpowered"  # 18/256 = .07
+        assert verdict(0.1, 9, p_holm=1.0, tests=1) == "not significant"  # 20/512 = .039
 
     def test_enough_problems_and_no_difference(self) -> None:
-        test = mcnemar(*outcomes(300, 295))
-        assert verdict(test, p_holm=1.0, tests=15) == "not significant"
-        assert verdict(McNemar(20, 60, 1e-5, 1e-5), p_holm=1.5e-4, tests=15) == "b better"
-        assert verdict(mcnemar(*outcomes(0, 0)), p_holm=1.0, tests=15) == "same answers"
+        assert verdict(0.01, 595, p_holm=1.0, tests=15) == "not significant"
+        assert verdict(-0.1, 80, p_holm=1.5e-4, tests=15) == "worse"
+        assert verdict(0.0, 0, p_holm=1.0, tests=15) == "same answers"
 
 
 def test_several_samples_of_a_problem() -> None:
@@ -124,6 +122,11 @@ class TestSignFlip:
     def test_by_hand(self) -> None:
         """Differences 1, 1, 1: of the 8 ways to flip them two have a sum of 3 or −3."""
         assert sign_flip(np.array([1.0, 1.0, 1.0, 0.0]), np.array([0.0, 0.0, 0.0, 0.0])) == pytest.approx(2 / 8)
+
+    @pytest.mark.parametrize(("b", "c"), [(9, 1), (40, 25), (7, 7)])
+    def test_of_two_single_runs_it_is_mcnemars(self, b: int, c: int) -> None:
+        """However many problems differ: of ±1 all ways to flip are counted by the binomial."""
+        assert sign_flip(*(side.astype(float) for side in outcomes(b, c))) == pytest.approx(mcnemar(*outcomes(b, c)).p)
 
     def test_rounding_is_no_difference(self) -> None:
         first, second = np.array([0.1 + 0.2] * 8), np.array([0.3] * 8)
@@ -182,8 +185,3 @@ class TestDetectableDifference:
     def test_more_tests_and_fewer_problems_ask_for_more(self) -> None:
         assert detectable_difference(60, 500, 0.05 / 28) > detectable_difference(60, 500, 0.05)
         assert detectable_difference(30, 250, 0.05) > detectable_difference(60, 500, 0.05)
-
-
-def test_problems_are_counted_where_each_has_one_outcome() -> None:
-    assert mcnemar(*outcomes(9, 1)).n == 20
-    assert mcnemar(np.full(6, 0.5), np.zeros(6)).n == 0

@@ -132,14 +132,24 @@ class TestCompare:
                     continue
                 widths = [min(10, runs[n][module].a.shape[0]) for n in (i, j)]
                 (u1, _, v1), (u2, _, v2) = np.linalg.svd(first), np.linalg.svd(second)
-                left = subspace_angles(u1[:, : widths[0]], u2[:, : widths[1]])[::-1]
-                right = subspace_angles(v1[: widths[0]].T, v2[: widths[1]].T)[::-1]
                 k = min(widths)
+                left = subspace_angles(u1[:, :k], u2[:, :k])[::-1]
+                right = subspace_angles(v1[:k].T, v2[:k].T)[::-1]
                 assert np.allclose(pair.angles_left[m, :k], left, atol=1e-6)
                 assert np.allclose(pair.angles_right[m, :k], right, atol=1e-6)
                 assert np.isnan(pair.angles_left[m, k:]).all()
                 assert pair.u1[m] == pytest.approx(abs(u1[:, 0] @ u2[:, 0]), rel=1e-8)
                 assert pair.v1[m] == pytest.approx(abs(v1[0] @ v2[0]), rel=1e-8)
+
+    def test_of_unequal_ranks_as_many_directions_as_the_smaller_has(self) -> None:
+        """e₁ against 2·e₂ + e₁ (each times e₁ᵀ or e₂ᵀ): of the second the first direction is e₂, so 90° and not 0°."""
+        eye = np.eye(6)
+        one = Delta(eye[:, :1], eye[:1], 1.0)
+        two = Delta(np.stack([2 * eye[1], eye[0]], axis=1), eye[[1, 0]], 1.0)
+        pair = compare([{"m": one}, {"m": two}], ["m"], top=10)[1][0, 1]
+        assert np.degrees(pair.angles_left[0, 0]) == pytest.approx(90)
+        assert np.degrees(pair.angles_right[0, 0]) == pytest.approx(90)
+        assert np.isnan(pair.angles_left[0, 1:]).all()
 
     @pytest.mark.parametrize("angle", [1e-5, 1e-7])
     def test_an_angle_of_a_hundred_thousandth(self, angle: float) -> None:

@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from losslens.errors import InputError, first_line
 from losslens.files import atomic_folder, digest, read_json, read_object, sha256_of, write_json
 from losslens.models import ModelSource, as_it_was, skeleton
@@ -245,3 +247,13 @@ def adapter_sha256(folder: Path) -> str:
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     return sha256_of(file)
+
+
+def has_moved(folder: Path) -> bool:
+    """Whether an adapter changes a weight: ΔW = s·B·A is 0 where every B is, as in the initial adapter.
+
+    Args:
+        folder: A PEFT LoRA folder.
+    """
+    with safe_open(folder / "adapter_model.safetensors", framework="numpy") as weights:
+        return any(weights.get_tensor(name).any() for name in weights.keys() if ".lora_B." in name)  # noqa: SIM118

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from losslens import processes, provenance
-from losslens.adapters import adapter_hashes, adapter_sha256, initial_adapter
+from losslens.adapters import adapter_hashes, adapter_sha256, has_moved, initial_adapter
 from losslens.config import TrainConfig
 from losslens.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.evaluation import read_outcomes
@@ -161,6 +161,8 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
         if not done_before:
             run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
             (run.folder / "error.txt").unlink(missing_ok=True)
+            if not has_moved(run.adapter):
+                print(f"{run.name}: its update is 0: training has not moved the weights", flush=True)
         told.log_late(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
     accuracy = None
     if config.benchmarks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -246,3 +246,12 @@ def runs_of(output_dir: Path, sweep: str) -> list[Run]:
         raise InputError(f"sweep={sweep}: no folder {folder}")
     runs = [Run(file.parent) for file in folder.glob("*/status.json")]
     return sorted(runs, key=lambda run: (not run.name.startswith("base-"), run.name))
+
+
+def arm_of(identity: Mapping[str, Any]) -> str:
+    """The arm of a run: what it shares with its repeats at other seeds, as a hash; nothing else says what an arm is.
+
+    Args:
+        identity: Of the run.
+    """
+    return digest({key: value for key, value in identity.items() if key not in ("seed", "init_seed")}, 16)

@@ -9,7 +9,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binom, permutation_test
+from scipy.stats import binom, binomtest, permutation_test
+from scipy.stats import t as student
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
@@ -24,14 +25,12 @@ class McNemar:
         c: Problems that only the second run has right.
         p: Exact two-sided p: binomial, b of b + c at ½.
         mid_p: The same with half the weight on the observed table (Lancaster 1961; Fagerland et al. 2013).
-        n: Problems, where each has one outcome, right or wrong; 0 where outcomes are shares of several samples.
     """
 
     b: int
     c: int
     p: float
     mid_p: float
-    n: int = 0
 
 
 def wilson_interval(right: float, n: int) -> tuple[float, float]:
@@ -50,8 +49,7 @@ def mcnemar(first: NDArray[np.float64], second: NDArray[np.float64]) -> McNemar:
     p = float(statsmodels_mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0
     # Twice the smaller tail counts the observed table once; mid-p counts it half.
     mid_p = p - float(binom.pmf(min(b, c), b + c, 0.5)) if b != c else 1 - float(binom.pmf(b, b + c, 0.5)) / 2
-    single = np.isin([first, second], [0, 1]).all()
-    return McNemar(b, c, p, min(1.0, mid_p) if b + c else 1.0, len(first) if single else 0)
+    return McNemar(b, c, p, min(1.0, mid_p) if b + c else 1.0)
 
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
@@ -59,19 +57,25 @@ def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
 
 
-def verdict(test: McNemar, p_holm: float, tests: int, level: float = 0.05) -> str:
-    """What a comparison says: `a better`, `b better`, `not significant`, `underpowered` or `same answers`.
+def verdict(difference: float, differing: int, p_holm: float, tests: int, level: float = 0.05) -> str:
+    """What a comparison says: `better`, `worse`, `not significant`, `underpowered` or `same answers`.
 
-    Underpowered: so few problems tell the two runs apart that no outcome of them, or none with a single contrary
-    problem, could have passed Holm's first threshold level/tests: the exact p of (b + c − 1, 1), 2·(1 + b + c)/2ᵇ⁺ᶜ, is
+    Underpowered: so few problems tell the two apart that no outcome of them, or none with a single contrary problem,
+    could have passed Holm's first threshold level/tests: of m problems the exact p of (m − 1, 1), 2·(1 + m)/2ᵐ, is
     above it. Then nothing is said about a difference.
+
+    Args:
+        difference: Of the two means.
+        differing: Problems on which the two are not equal.
+        p_holm: The corrected p.
+        tests: How many tests the family has.
+        level: Of the family.
     """
-    discordant = test.b + test.c
-    if discordant == 0:
+    if differing == 0:
         return "same answers"
     if p_holm <= level:
-        return "a better" if test.b > test.c else "b better"
-    return "underpowered" if 2 * (1 + discordant) / 2.0**discordant > level / tests else "not significant"
+        return "better" if difference > 0 else "worse"
+    return "underpowered" if 2 * (1 + differing) / 2.0**differing > level / tests else "not significant"
 
 
 @lru_cache(maxsize=4096)
@@ -132,6 +136,9 @@ def sign_flip(first: NDArray[np.float64], second: NDArray[np.float64], resamples
     difference = difference[np.abs(difference) > 1e-9]  # averages of the same outcomes may differ by rounding
     if difference.size < 2:  # of one difference, either sign is as far from 0
         return 1.0
+    if np.ptp(np.abs(difference)) < 1e-9:  # then it is the sign test, McNemar's of single answers, which is exact
+        up = int(np.sum(difference > 0))
+        return float(binomtest(up, difference.size).pvalue)
     test = permutation_test(
         (difference,), np.mean, permutation_type="samples", n_resamples=resamples, rng=seed, batch=1000, vectorized=True
     )
@@ -150,6 +157,32 @@ def bootstrap_difference(
         seed: Of the generator.
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    drawn = np.random.default_rng(seed).integers(0, len(difference), (resamples, len(difference)))
-    low, high = np.percentile(difference[drawn].mean(axis=1), [2.5, 97.5])
+    means = _draws(len(difference), resamples, seed) @ difference / len(difference)
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+@lru_cache(maxsize=2)
+def _draws(n: int, resamples: int, seed: int) -> NDArray[np.float64]:
+    """How often each of n problems is drawn in each bootstrap sample, shape (resamples, n); the same for every pair."""
+    drawn = np.random.default_rng(seed).integers(0, n, (resamples, n)) + n * np.arange(resamples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=n * resamples).reshape(resamples, n).astype(np.float64)
+
+
+def jackknife_interval(
+    estimate: NDArray[np.float64], without: NDArray[np.float64], share: float = 0.95
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The interval estimate ± t_{n−1}·√((n − 1)/n·Σ(θ₍ᵢ₎ − θ̄)²) (Tukey 1958), NaN where it is not defined.
+
+    Args:
+        estimate: Of all n units, shape (estimates,).
+        without: The same without each of them, shape (n, estimates).
+        share: How often it is to hold the truth.
+    """
+    n = len(without)
+    if n < 3:  # of two units the one without the other has nothing to be compared with
+        nothing = np.full_like(estimate, np.nan)
+        return nothing, nothing
+    spread = np.sqrt((n - 1) / n * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
+    half = student.ppf((1 + share) / 2, n - 1) * spread
+    return estimate - half, estimate + half

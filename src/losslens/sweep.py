@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -16,7 +17,9 @@ from losslens.cli import one_line
 from losslens.commands import command
 from losslens.config import TrainConfig, parse
 from losslens.errors import InputError, ProcessError
+from losslens.identity import settings_of
 from losslens.job import Outcome, train_job
+from losslens.labels import labels
 from losslens.plain_table import Table
 from losslens.runs import Run
 
@@ -127,19 +130,28 @@ class Sweep:
         processes.leave()
         # Where all were refused for one reason, which is told, there is nothing to add.
         if len(self.outcomes) > 1 and not self._were_refused_alike:
-            table = Table("run", "state", "accuracy", "error", title=f"sweep {self.sweep}")
+            table = Table("run", "what", "state", "accuracy", "error", title=f"sweep {self.sweep}")
+            what = self._labels()
             shown, told = set(), set()
             for outcome in self.outcomes:
                 if outcome.run in shown and outcome.state in ("skipped", "diverged"):
                     continue  # once more by another name of its learning rate
                 shown.add(outcome.run)
                 accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.1%}"
-                table.add_row(
-                    outcome.run, outcome.state, accuracy, "as above" if outcome.error in told else outcome.error
-                )
+                error = "as above" if outcome.error in told else outcome.error
+                table.add_row(outcome.run, what.get(outcome.run, ""), outcome.state, accuracy, error)
                 told |= {outcome.error} - {""}
-            Console(soft_wrap=not sys.stdout.isatty()).print(table)
+            Console(width=None if sys.stdout.isatty() else 150, soft_wrap=not sys.stdout.isatty()).print(table)
         statuses = {outcome.exit_status for outcome in self.outcomes}
         if statuses == {0}:
             print(f"Compare the weights:  {command('analyze.py', self.sweep, self._output_dir)}")
         return 1 if 1 in statuses else max(statuses, default=0)
+
+    def _labels(self) -> dict[str, str]:
+        """What tells the runs apart, which their names do by a hash alone; nothing of those that were not started."""
+        settings = {}
+        for name in {outcome.run for outcome in self.outcomes}:
+            with suppress(InputError, KeyError, TypeError):
+                manifest = Run(self._output_dir / self.sweep / name).manifest
+                settings[name] = settings_of(manifest["identity"], manifest.get("options") or {})
+        return labels(settings)

@@ -1,8 +1,11 @@
-"""Accuracies: of every run, of every pair on the same problems, against the base, and over seeds."""
+"""Accuracies: of every run, of every pair on the same problems, and over seeds.
+
+What a comparison says is said of arms: see `losslens.analysis.arm_accuracy`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,24 +18,16 @@ from losslens.analysis.subjects import Gathered, Subject
 from losslens.errors import InputError
 from losslens.evaluation import read_outcomes
 from losslens.runs import Run
-from losslens.statistics import (
-    McNemar,
-    bootstrap_difference,
-    detectable_difference,
-    holm,
-    mcnemar,
-    verdict,
-    wilson_interval,
-)
+from losslens.statistics import bootstrap_difference, mcnemar, wilson_interval
 
 RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
     "diverged",
     "norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max",
     "off_principal", "off_principal_null", "benchmark", "accuracy", "n", "ci_low", "ci_high",
-    "base_diff", "base_diff_low", "base_diff_high", "base_mcnemar_p", "base_mcnemar_midp", "base_p_holm",
-    "base_detectable", "base_verdict",
+    "base_diff", "base_diff_low", "base_diff_high",
 )  # fmt: skip
+_LEVEL = 0.05
 _WHOLE_NUMBERS = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
 
 
@@ -66,7 +61,7 @@ def benchmark_of(gathered: Gathered, asked: str | None) -> str | None:
 
 
 def run_table(gathered: Gathered, sizes: pd.DataFrame) -> pd.DataFrame:
-    """One row a run and benchmark, the base first, with the comparison to the base; `sizes` by run, to stand beside."""
+    """One row a run and benchmark, the base first, with the difference to the base; `sizes` by run, to stand beside."""
     by_run = sizes.set_index("run")
     rows: list[dict[str, Any]] = []
     for base in gathered.bases:
@@ -82,31 +77,27 @@ def run_table(gathered: Gathered, sizes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
 
 
-def pair_table(gathered: Gathered, benchmark: str | None, family: Sequence[Pair]) -> pd.DataFrame:
-    """One row a pair of subjects: McNemar's test and the difference in accuracy; empty cells where one has no scores.
+def pair_table(gathered: Gathered, benchmark: str | None) -> pd.DataFrame:
+    """One row a pair of subjects: McNemar's counts and p and the difference; empty cells where one has no scores.
+
+    The p are of two runs, and not corrected for their number; a verdict is one of two arms.
 
     Args:
         gathered: What is compared.
         benchmark: The problems.
-        family: The pairs that Holm's correction counts; the others get no corrected p.
     """
     outcomes = {
         subject.name: by_problem(gathered.scores, subject.run, benchmark)
         for subject in gathered.subjects
         if subject.run and benchmark
     }
-    rows: list[dict[str, Any]] = []
-    tests: dict[Pair, McNemar] = {}
-    for a, b in all_pairs(gathered.names):
-        row = {"run_a": a, "run_b": b}
-        if a in outcomes and b in outcomes:
-            tests[a, b], columns = compared(a, outcomes[a], b, outcomes[b])
-            row |= columns
-        rows.append(row)
-    correct_for_many(rows, tests, family)
+    rows = [
+        {"run_a": a, "run_b": b, **(compared(a, outcomes[a], b, outcomes[b]) if {a, b} <= outcomes.keys() else {})}
+        for a, b in all_pairs(gathered.names)
+    ]
     names = [
-        "run_a", "run_b", "mcnemar_b", "mcnemar_c", "mcnemar_p", "mcnemar_midp", "p_holm", "verdict",
-        "accuracy_diff", "diff_low", "diff_high", "detectable_diff",
+        "run_a", "run_b", "mcnemar_b", "mcnemar_c", "mcnemar_p", "mcnemar_midp",
+        "accuracy_diff", "diff_low", "diff_high",
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=names).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
 
@@ -158,18 +149,26 @@ def seed_table(gathered: Gathered, runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def has_collapsed(accuracy: float, base: pd.Series | None) -> bool:
-    """Whether an accuracy has fallen to nothing: to a tenth of the base's, or less."""
-    return base is not None and bool(accuracy <= base.mean() / 10 < base.mean())
+def has_collapsed(correct: pd.Series, base: pd.Series | None) -> bool:
+    """Whether a run has fallen to nothing: to a tenth of the base's accuracy or less, and not by chance.
+
+    Args:
+        correct: Each problem's share of right samples.
+        base: The same of the untrained base. By chance is what McNemar's exact test gives a p above .05.
+    """
+    if base is None or not correct.mean() <= base.mean() / 10 < base.mean():
+        return False
+    return mcnemar(correct.to_numpy(), base.reindex(correct.index).to_numpy()).p <= _LEVEL
 
 
 def _mark_collapsed(rows: list[dict[str, Any]], gathered: Gathered) -> None:
     """Says of runs whose accuracy has fallen to nothing that it has."""
-    trained = {subject.name for subject in gathered.subjects}
+    runs = {subject.name: subject.run for subject in gathered.subjects if subject.run}
     for benchmark in gathered.scores.benchmarks(gathered.bases[0].run) if gathered.bases else []:
         base = by_problem(gathered.scores, gathered.bases[0].run, benchmark)
         for row in rows:
-            if row["run"] in trained and row.get("benchmark") == benchmark and has_collapsed(row["accuracy"], base):
+            run = runs.get(row["run"]) if row.get("benchmark") == benchmark else None
+            if run and has_collapsed(by_problem(gathered.scores, run, benchmark), base):
                 row["diverged"] = f"accuracy fell to {row['accuracy']:.1%}, from the base's {base.mean():.1%}"
 
 
@@ -201,38 +200,19 @@ def _run_rows(scores: Scores, name: str, run: Run | None, facts: dict[str, Any])
 
 
 def _add_base_comparison(rows: list[dict[str, Any]], gathered: Gathered) -> None:
-    """Fills the columns that begin with `base_`; Holm's family are all runs against the base on one benchmark."""
-    runs = {subject.name: subject.run for subject in gathered.subjects}
+    """Fills the columns that begin with `base_`: the difference to the base, and its interval over problems."""
+    runs = {subject.name: subject.run for subject in gathered.subjects if subject.run}
     if not gathered.bases:
         return
     base = gathered.bases[0].run  # of several sweeps each has scored the same one
     for benchmark in gathered.scores.benchmarks(base):
         reference = by_problem(gathered.scores, base, benchmark)
-        scored = [row for row in rows if row.get("benchmark") == benchmark and runs.get(row["run"])]
-        tests = {}
-        against = []
-        for row in scored:
-            run = runs[row["run"]]
-            assert run is not None
-            name = (row["run"], "the base")
-            ours = by_problem(gathered.scores, run, benchmark)
-            tests[name], columns = compared(row["run"], ours, "the base", reference)
-            against.append({"run_a": name[0], "run_b": name[1], **columns})
-        correct_for_many(against, tests, list(tests))
-        for row, columns in zip(scored, against, strict=True):
-            for column, theirs in (
-                ("base_diff", "accuracy_diff"),
-                ("base_diff_low", "diff_low"),
-                ("base_diff_high", "diff_high"),
-                ("base_mcnemar_p", "mcnemar_p"),
-                ("base_mcnemar_midp", "mcnemar_midp"),
-                ("base_p_holm", "p_holm"),
-                ("base_detectable", "detectable_diff"),
-            ):
-                row[column] = columns.get(theirs)
-            row["base_verdict"] = {"a better": "better", "b better": "worse"}.get(
-                columns["verdict"], columns["verdict"]
-            )
+        for row in rows:
+            run = runs.get(row["run"]) if row.get("benchmark") == benchmark else None
+            if run:
+                found = compared(row["run"], by_problem(gathered.scores, run, benchmark), "the base", reference)
+                row["base_diff"] = found["accuracy_diff"]
+                row |= {f"base_{end}": found[end] for end in ("diff_low", "diff_high")}
 
 
 def by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:
@@ -240,8 +220,8 @@ def by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:
     return read_outcomes(scores.file(run, benchmark)).groupby("problem_id")["correct"].mean()
 
 
-def compared(a: str, first: pd.Series, b: str, second: pd.Series) -> tuple[McNemar, dict[str, Any]]:
-    """McNemar's test of two outcomes by problem, and its columns of `pairs.csv`.
+def compared(a: str, first: pd.Series, b: str, second: pd.Series) -> dict[str, Any]:
+    """Two runs' outcomes by problem, as columns of `pairs.csv`.
 
     Raises:
         InputError: They are of different problems.
@@ -251,7 +231,7 @@ def compared(a: str, first: pd.Series, b: str, second: pd.Series) -> tuple[McNem
     x, y = first.to_numpy(), second.reindex(first.index).to_numpy()
     test = mcnemar(x, y)
     low, high = bootstrap_difference(x, y)
-    return test, {
+    return {
         "mcnemar_b": test.b,
         "mcnemar_c": test.c,
         "mcnemar_p": test.p,
@@ -260,18 +240,3 @@ def compared(a: str, first: pd.Series, b: str, second: pd.Series) -> tuple[McNem
         "diff_low": low,
         "diff_high": high,
     }
-
-
-def correct_for_many(rows: list[dict[str, Any]], tests: dict[Pair, McNemar], family: Sequence[Pair]) -> None:
-    """Adds Holm's p and the verdict to the rows of the family."""
-    members = [pair for pair in family if pair in tests]
-    corrected = dict(zip(members, holm([tests[pair].p for pair in members]), strict=True))
-    for row in rows:
-        pair = (row["run_a"], row["run_b"])
-        if pair in corrected:
-            test = tests[pair]
-            row["p_holm"] = float(corrected[pair])
-            row["verdict"] = verdict(test, row["p_holm"], len(members))
-            # Of several samples a problem, b and c count other things than the difference does.
-            if test.n:
-                row["detectable_diff"] = detectable_difference(test.b + test.c, test.n, 0.05 / len(members))

@@ -10,6 +10,7 @@ from typing import Any
 from losslens.analysis.manifests import LearningRateFacts, StartedFacts
 from losslens.analysis.pairs import Pair
 from losslens.analysis.subjects import Diverged, Gathered, Subject
+from losslens.runs import arm_of
 
 # What does not tell the arms of one method and rate apart, or is told by other columns.
 _NOT_SETTINGS = ("format", "seed", "init_seed", "method.name", "learning_rate")
@@ -71,6 +72,11 @@ class Arm:
         """All that decides its runs but the seeds, flat."""
         return dict(_flat(self.facts.settings))
 
+    @property
+    def on_any_data(self) -> str:
+        """What it has in common with the arms that differ from it in their rollouts only, as a hash."""
+        return arm_of({key: value for key, value in self.facts.identity.items() if key != "rollouts"})
+
     def name(self, lr: str | None = None) -> str:
         """`dpo-matched`, with its settings where there are others like it."""
         return " ".join(part for part in (f"{self.method}-{lr or self.lr}", self.settings) if part)
@@ -99,9 +105,9 @@ def arms_of(gathered: Gathered) -> list[Arm]:
     return arms
 
 
-def arm_names(arms: Sequence[Arm]) -> dict[str, str]:
-    """For each run's name that of its arm."""
-    names: dict[str, str] = {}
+def arm_names(arms: Sequence[Arm], gathered: Gathered) -> dict[str, str]:
+    """For each run's name that of its arm; an adapter made elsewhere is one of its own."""
+    names = {subject.name: subject.name for subject in gathered.subjects}
     for arm in arms:
         runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
         names |= {run.name: arm.name() for run in runs}
@@ -109,10 +115,10 @@ def arm_names(arms: Sequence[Arm]) -> dict[str, str]:
 
 
 def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
-    """For each run's name the SFT run it is held against: of its seeds, and trained in all else most as it was.
+    """For each run's name the SFT run it is held against where a measure is taken of chosen pairs only.
 
-    Where several SFT arms are as near, the one at the reference's learning rate counts. A run of that arm is held
-    against itself.
+    Of the SFT arm that was trained in all else most as the run's; where several are as near, the one at the reference's
+    learning rate.
     """
     found = {}
     candidates = [arm for arm in arms if arm.method == "sft" and arm.subjects]
@@ -120,9 +126,9 @@ def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
         sft = nearest(arm, candidates, reference.facts.learning_rate if reference.facts else None)
         runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
         for run in runs:
-            partner = with_seeds_of(run, sft)
-            if partner:
-                found[run.name] = partner
+            other = partner(run, sft)
+            if other:
+                found[run.name] = other
     return found
 
 
@@ -132,7 +138,7 @@ def nearest(arm: Arm, candidates: Iterable[Arm], learning_rate: float | None) ->
     return ordered[0] if ordered else None
 
 
-def repetitions(arm: Arm) -> list[Pair]:
+def repeats(arm: Arm) -> list[Pair]:
     """Pairs of the arm's own runs that started from one initial adapter."""
     return [
         (a.name, b.name)
@@ -142,11 +148,20 @@ def repetitions(arm: Arm) -> list[Pair]:
     ]
 
 
-def with_seeds_of(run: Subject | Diverged, arm: Arm | None) -> Subject | None:
-    """The run of `arm` that has both seeds of `run`."""
+def partner(run: Subject | Diverged, arm: Arm | None) -> Subject | None:
+    """The run of `arm` at the next seed from the same initial adapter; where there is none, that of both its seeds.
+
+    The next, and after the last the first, so that of n seeds each run has one partner whose batches are others.
+    """
     if arm is None or run.facts is None:
         return None
-    return next((s for s in arm.subjects if s.facts and s.facts.seeds == run.facts.seeds), None)
+    facts = {s.name: s.facts for s in arm.subjects if s.facts}
+    initial, (seed, _) = run.facts.initial_adapter.sha256, run.facts.seeds
+    others = [s for s in arm.subjects if s.name in facts and facts[s.name].initial_adapter.sha256 == initial]
+    others = [s for s in others if facts[s.name].seeds[0] != seed]
+    if others:
+        return min(others, key=lambda s: (facts[s.name].seeds[0] < seed, facts[s.name].seeds[0]))
+    return next((s for s in arm.subjects if s.name in facts and facts[s.name].seeds == run.facts.seeds), None)
 
 
 def _settings(arm: Arm, alike: Sequence[Arm]) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Column
@@ -13,39 +12,34 @@ from rich.text import Text
 
 from losslens.plain_table import Table
 
-# More runs than this fill more than a screen with their pairs, which are in pairs.csv.
-_MOST_RUNS = 8
+# More arms than this fill more than a screen with their pairs.
+_MOST_ARMS = 8
 
 
-def show(
-    runs: pd.DataFrame, pairs: pd.DataFrame, floors: pd.DataFrame, ablation: pd.DataFrame, left_out: Mapping[str, str]
-) -> None:
-    """Prints runs, cosines and pairs with their floors (of many runs: the arms), and what was left out."""
+def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, ablation: pd.DataFrame, left_out: Mapping[str, str]) -> None:
+    """Prints the runs, the arms where there are several runs of one, every two arms, and what was left out."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(runs["run"]))}
     console.print(_runs(runs, numbers))
-    if runs["run"].nunique() > _MOST_RUNS + 1:  # and the base
+    arms = list(dict.fromkeys(runs.loc[runs["method"] != "base", "arm"]))
+    if len(arms) > _MOST_ARMS or (ablation["seeds"] > 1).any():
         console.print(_arms(ablation))
-        print(f"{len(pairs)} pairs: pairs.csv")
-    elif len(pairs):
-        console.print(_cosines(runs, pairs, numbers))
-        console.print(_pairs(pairs, numbers))
+    if len(arms) > _MOST_ARMS:
+        print(f"{len(arm_pairs)} pairs of arms: arm_pairs.csv")
+    elif len(arm_pairs):
+        console.print(_cosines(arms, arm_pairs))
+        console.print(_directions(arms, arm_pairs))
+        console.print(_accuracies(arms, arm_pairs))
     for run in runs[runs["diverged"].fillna("").astype(bool)].itertuples():
         print(f"{run.run}: {run.diverged}")
-    for floor in floors.itertuples():
-        print(
-            f"{floor.method} lr={floor.lr} at other seeds, {floor.initial} initial adapter ({floor.pairs} "
-            f"pair{'s' * (floor.pairs > 1)}): cosine {_number(floor.cosine)}, smallest angle "
-            f"{_degrees(floor.angle_min_left)} left, {_degrees(floor.angle_min_right)} right"
-        )
     for name, why in left_out.items():
         print(f"left out: {name}: {why}")
 
 
 def _arms(ablation: pd.DataFrame) -> Table:
-    title = "arms, averaged over their runs (± over them; in brackets: unrelated updates; either loss at another order)"
+    title = "arms, averaged over their runs (± over them; in brackets: unrelated updates; what one loss would show)"
     table = Table(
-        "arm", "rate", "runs", "‖ΔW‖", "eff. rank", "cosine to SFT", "(null, floor)", "angle left", "(null, floor)",
+        "arm", "rate", "runs", "‖ΔW‖", "eff. rank", "cosine to SFT", "(null, ceiling)", "angle left", "(null, repeat)",
         "barrier", "CKA last", "accuracy", "to the base", "p (Holm)", title=title, title_justify="left",
     )  # fmt: skip
     for _, row in ablation[ablation["same_as"] == ""].iterrows():
@@ -59,10 +53,10 @@ def _arms(ablation: pd.DataFrame) -> Table:
             f"{row['seeds']}{lost}",
             f"{_number(row['norm'])} ± {_number(row['norm_std'])}",
             _number(row["effective_rank"], 1),
-            f"{_number(row['cosine_to_sft'])} ± {_number(row['cosine_to_sft_std'])}",
-            f"({_number(row['cosine_to_sft_null'])}, {_number(row['cosine_to_sft_floor'])})",
+            _number(row["cosine_to_sft"]),
+            f"({_number(row['cosine_to_sft_null'])}, {_number(row['cosine_to_sft_ceiling'])})",
             _degrees(row["angle_min_left_to_sft"]),
-            f"({_degrees(row['angle_min_left_to_sft_null'])}, {_degrees(row['angle_min_left_to_sft_floor'])})",
+            f"({_degrees(row['angle_min_left_to_sft_null'])}, {_degrees(row['angle_min_left_to_sft_repeat'])})",
             _number(row["barrier_chord_to_sft"]),
             _number(row["cka_last_to_sft"], 4),
             f"{_percent(row['accuracy'])} ± {_percent(row['accuracy_std'])}",
@@ -94,51 +88,77 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
     return table
 
 
-def _cosines(runs: pd.DataFrame, pairs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
-    trained = runs[runs["method"] != "base"].drop_duplicates("run")
-    cosines = {frozenset((pair.run_a, pair.run_b)): pair.cosine for pair in pairs.itertuples()}
-    cosines |= {frozenset((row.run,)): 1.0 for row in trained.itertuples() if row.norm > 0}
-    table = Table("", *(str(numbers[name]) for name in trained["run"]), title="cosine of ΔW", title_justify="left")
-    for row in trained.itertuples():
-        cells = [_number(cosines.get(frozenset((row.run, other)), float("nan"))) for other in trained["run"]]
-        table.add_row(Text(f"{numbers[row.run]} {row.label}"), *cells)
+def _cosines(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
+    cosines = {frozenset((pair.arm_a, pair.arm_b)): pair.cosine for pair in arm_pairs.itertuples()}
+    title = "cosine of ΔW (on the diagonal: a loss with itself at another seed)"
+    table = Table("", *map(str, range(1, len(arms) + 1)), title=title, title_justify="left")
+    for number, arm in enumerate(arms, start=1):
+        cells = [_number(cosines.get(frozenset((arm, other)), float("nan"))) for other in arms]
+        table.add_row(Text(f"{number} {arm}"), *cells)
     return table
 
 
-def _pairs(pairs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
-    title = "pairs (in brackets: nothing in common but shapes, ranks and a shared A; the same methods at other seeds)"
+def _directions(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
+    title = (
+        "pairs of arms, by runs of other seeds where there are any (ceiling, repeat: what two would show that are one)"
+    )
     table = Table(title=title, title_justify="left")
     for heading in (
-        "pair", "cosine", "(null, seeds)", "angle left", "(null, seeds)", "barrier", "CKA last", "Δ accuracy",
-        "95% interval", "p (Holm)", "verdict",
+        "pair", "by", "cosine", "null", "ceiling", "relative", "verdict", "angle left", "null", "repeat", "barrier",
+        "CKA last",
     ):  # fmt: skip
         table.add_column(heading, no_wrap=True)
-    for _, row in pairs.iterrows():
-        a, b = str(numbers[row["run_a"]]), str(numbers[row["run_b"]])
-        verdict = "–" if pd.isna(row["verdict"]) else row["verdict"]
+    measured = arm_pairs[arm_pairs["pairing"].notna() & (arm_pairs["arm_a"] != arm_pairs["arm_b"])]
+    for _, row in measured.iterrows():
         table.add_row(
-            f"{a}–{b}",
-            _number(row["cosine"]),
-            f"({_number(row['cosine_null'])}, {_number(row['cosine_seeds'])})",
-            _degrees(row["angle_min_left"]),
-            f"({_degrees(row['angle_min_left_null'])}, {_degrees(row['angle_min_left_seeds'])})",
+            _pair(arms, row),
+            row["pairing"] or "–",
+            *(_number(row[name]) for name in ("cosine", "cosine_null", "cosine_ceiling")),
+            _relative(row, "cosine"),
+            row["cosine_verdict"],
+            *(_degrees(row[f"angle_min_left{end}"]) for end in ("", "_null", "_repeat")),
             _number(row["barrier_chord"]),
             _number(row["cka_last"], 4),
-            _percent(row["accuracy_diff"]),
-            f"{_percent(row['diff_low'])} … {_percent(row['diff_high'])}",
-            _number(row["p_holm"]),
-            {"a better": f"{a} better", "b better": f"{b} better"}.get(verdict, verdict),
         )
     return table
 
 
+def _accuracies(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
+    table = Table("pair", "Δ accuracy", "95% interval", "p (Holm)", "verdict")
+    for _, row in arm_pairs[arm_pairs["accuracy_diff"].notna()].iterrows():
+        said = "–" if pd.isna(row["accuracy_verdict"]) else row["accuracy_verdict"]
+        table.add_row(
+            _pair(arms, row),
+            _percent(row["accuracy_diff"]),
+            f"{_percent(row['diff_low'])} … {_percent(row['diff_high'])}",
+            _number(row["p_holm"]),
+            f"{_number_of(arms, row['arm_a'])} {said}" if said in ("better", "worse") else said,
+        )
+    return table
+
+
+def _pair(arms: Sequence[str], row: pd.Series) -> str:
+    return f"{_number_of(arms, row['arm_a'])}–{_number_of(arms, row['arm_b'])}"
+
+
+def _number_of(arms: Sequence[str], arm: str) -> str:
+    """Of an arm its number in the table before; the base has none."""
+    return str(arms.index(arm) + 1) if arm in arms else arm
+
+
+def _relative(row: pd.Series, measure: str) -> str:
+    """`0.83 [0.74, 0.91]`: the ratio to the ceiling and its interval, where there is one."""
+    relative, low, high = (row[f"{measure}_{end}"] for end in ("relative", "low", "high"))
+    return _number(relative, 2) + ("" if pd.isna(low) else f" [{_number(low, 2)}, {_number(high, 2)}]")
+
+
 def _percent(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.1%}"
+    return "–" if pd.isna(value) else f"{value:.1%}"
 
 
 def _number(value: float, digits: int = 3) -> str:
-    return "–" if np.isnan(value) else f"{value:.{digits}f}"
+    return "–" if pd.isna(value) else f"{value:.{digits}f}"
 
 
 def _degrees(value: float) -> str:
-    return "–" if np.isnan(value) else f"{value:.1f}°"
+    return "–" if pd.isna(value) else f"{value:.1f}°"

@@ -78,4 +78,5 @@ def _names_of(kind: type) -> list[str]:
 
 
 def _pair_key(first: Subject, second: Subject, top: int) -> list[Any]:
-    return [*sorted((first.sha256, second.sha256)), top]
+    # 2: angles of unequal ranks are of as many directions as the smaller has.
+    return [*sorted((first.sha256, second.sha256)), top, 2]

@@ -1,4 +1,4 @@
-"""The floor beside every cosine and angle: unrelated updates, and the same method at other seeds."""
+"""The null beside every cosine and angle: what unrelated updates show."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Unrelated:
             dimensions["right"] = [min(max(ranks[a][m], ranks[b][m]), self._gathered.shapes[m][1]) for m in modules]
         values: dict[str, float] = {"cosine": self._cosine(pair, modules)}
         for side, vector in (("left", "u1"), ("right", "v1")):
-            widths = [(int(self._widths[a][m]), int(self._widths[b][m])) for m in modules]
-            floor = self._angles([(d, *width) for d, width in zip(dimensions[side], widths, strict=True)])
+            widths = [int(min(self._widths[a][m], self._widths[b][m])) for m in modules]
+            floor = self._angles([(d, k, k) for d, k in zip(dimensions[side], widths, strict=True)])
             values |= {f"angle_min_{side}": floor.smallest, f"angle_max_{side}": floor.largest}
             values[vector] = random_agreement(dimensions[side])
         if shared is None:  # what their inputs have in common is not known, so nothing can be said of the right side
@@ -109,63 +109,3 @@ def shares_initial_adapter(gathered: Gathered, pair: Pair) -> bool | None:
     if facts[0] is None or facts[1] is None:
         return None
     return facts[0].initial_adapter.sha256 == facts[1].initial_adapter.sha256
-
-
-def repetitions(gathered: Gathered, pair: Pair) -> bool:
-    """Whether the two runs differ only in their seeds."""
-    facts = [gathered.by_name[name].facts for name in pair]
-    if facts[0] is None or facts[1] is None:
-        return False
-    return facts[0].configuration == facts[1].configuration and facts[0].seeds != facts[1].seeds
-
-
-def with_seeds(
-    gathered: Gathered, table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = ()
-) -> pd.DataFrame:
-    """`table` with, beside each of `measures`, what the two runs' own methods show at other seeds.
-
-    Args:
-        gathered: The adapters.
-        table: One row a pair (and value of `by`), with run_a, run_b and shared_initial.
-        measures: Columns of it.
-        by: Further columns, whose values are kept apart.
-
-    Returns:
-        The table with `<measure>_seeds`: the mean over the other pairs of runs that differ in their seeds only, have
-        the configuration of run_a or of run_b, and share their initial adapter if this pair does (and do not if it does
-        not); and `seeds_pairs`, how many they are. Empty where there are none.
-    """
-    pairs = list(zip(table["run_a"], table["run_b"], strict=True))
-    configuration = {s.name: s.facts.configuration if s.facts else None for s in gathered.subjects}
-    repeats = table[np.array([repetitions(gathered, pair) for pair in pairs], dtype=bool)]
-    values: dict[tuple, list[tuple[Pair, np.ndarray]]] = {}
-    for row, numbers in zip(repeats.to_dict("records"), repeats[list(measures)].to_numpy(dtype=float), strict=True):
-        key = (configuration[row["run_a"]], row["shared_initial"], *(row[name] for name in by))
-        values.setdefault(key, []).append(((row["run_a"], row["run_b"]), numbers))
-    means, counts = np.full((len(table), len(measures)), np.nan), np.zeros(len(table), dtype=int)
-    for n, (pair, row) in enumerate(zip(pairs, table.to_dict("records"), strict=True)):
-        rest = tuple(row[name] for name in by)
-        keys = {(configuration[name], row["shared_initial"], *rest) for name in pair}
-        found = [numbers for key in keys for other, numbers in values.get(key, []) if other != pair]
-        if found:
-            present = ~np.isnan(found)  # a barrier or CKA may not have been measured of all
-            sums, counts[n] = np.where(present, found, 0.0).sum(axis=0), len(found)
-            means[n] = np.divide(sums, present.sum(axis=0), out=means[n], where=present.any(axis=0))
-    columns = {f"{measure}_seeds": means[:, k] for k, measure in enumerate(measures)}
-    return table.assign(**columns, seeds_pairs=counts)
-
-
-def floor_table(gathered: Gathered, pairs: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    """One row a configuration and kind of initial adapter: the mean of `measures` over its runs at other seeds."""
-    names = ["method", "lr", "rank", "model", "initial", "pairs", *measures]
-    together = list(zip(pairs["run_a"], pairs["run_b"], strict=True))
-    repeats = pairs[np.array([repetitions(gathered, pair) for pair in together], dtype=bool)]
-    facts = {s.name: s.facts for s in gathered.subjects if s.facts}
-    configurations = repeats["run_a"].map(lambda name: facts[name].configuration)
-    rows = []
-    for (_, shared), group in repeats.groupby([configurations, "shared_initial"], sort=False):
-        run = facts[group["run_a"].iloc[0]]
-        of_run = {"method": run.method, "lr": run.config.lr.name, "rank": run.config.lora_rank.r, "model": run.model}
-        kind = {"initial": "shared" if shared else "independent", "pairs": len(group)}
-        rows.append({**of_run, **kind, **group[list(measures)].mean()})
-    return pd.DataFrame(rows, columns=names)

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
 from losslens import provenance
 from losslens.analysis.ablation import Tabled, ablation_table
 from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
-from losslens.analysis.arms import arm_names, arms_of, repetitions, sft_partners
+from losslens.analysis.arm_accuracy import BASE, compare_arms, outcomes_of
+from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
-from losslens.analysis.floor_tables import Unrelated, floor_table
+from losslens.analysis.floor_tables import Unrelated
 from losslens.analysis.map_table import map_table
 from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.on_the_base import measure_on_the_base, trust_of
 from losslens.analysis.origins import origins
-from losslens.analysis.pairs import all_pairs, choose, default_reference, extended, find
+from losslens.analysis.pairs import choose, default_reference, extended, find
 from losslens.analysis.points import moved, score_points
+from losslens.analysis.repeats import arm_pairs, repeat_table
 from losslens.analysis.replacing import Earlier, beside, earlier, kept_aside, missing_from, settle, take_place
 from losslens.analysis.subjects import Diverged, Gathered, Subject, find_runs, gather
 from losslens.analysis.tables import (
-    SEED_MEASURES,
     Tables,
     cka_table,
     connectivity_table,
@@ -80,7 +82,7 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
         with beside(folder) as new:
             _write(analysis, new)
             tables = analysis.tables
-            show(tables.runs, tables.pairs, tables.floors, tables.ablation, analysis.left_out)
+            show(tables.runs, tables.arm_pairs, tables.ablation, analysis.left_out)
             for write in writers:
                 write(new)
             missing = missing_from(analysis.facts, before)
@@ -133,12 +135,14 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     sft = sft_partners(arms, gathered.by_name[reference])
     # Who is named as the reference is the reference of all.
     held = {} if config.reference else {name: other.name for name, other in sft.items()}
-    chosen = choose(names, config.pairs, reference, held, [pair for arm in arms for pair in repetitions(arm)])
+    chosen = choose(names, config.pairs, reference, held, [pair for arm in arms for pair in repeats(arm)])
     adapters = {subject.name: subject.sha256 for subject in gathered.subjects}
     places = [before or Earlier(), earlier(kept_aside(config.folder, adapters))]
     chosen = extended(chosen, names, [pair for place in places for pair in place.pairs_among(adapters)])
     benchmark = benchmark_of(gathered, config.compare_on)
-    family = all_pairs(names) if config.family == "all" else choose(names, "reference", reference, held).pairs
+    named = arm_names(arms, gathered)
+    outcomes = outcomes_of(gathered, arms, benchmark)
+    tested = compare_arms(outcomes, None if config.family == "all" else _family(arms, gathered.by_name[reference]))
     cache = Cache(config.output_dir / "cache")
 
     # No further than the runs' own ranks: beyond them lies what two snapshots that were put together differ in.
@@ -147,21 +151,27 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     based = measure_on_the_base(config, gathered, chosen, cache)
     tables = geometry_tables(gathered.modules, measured, pairs, based.against_base)
     unrelated = Unrelated(gathered, measured, pairs, config.top, cache)
+    for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
+        gathered.left_out[f"direction of {name}"] = "its update is 0: training has not moved the weights"
     with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
-        pair_rows = pair_measures(gathered, tables.pairs, based, unrelated)
+        pair_rows = pair_measures(gathered, named, tables.pairs, based, unrelated)
         bar.update()
-        pair_rows = pair_rows.merge(pair_table(gathered, benchmark, family), on=["run_a", "run_b"])
+        pair_rows = pair_rows.merge(pair_table(gathered, benchmark), on=["run_a", "run_b"])
+        seeds = {s.name: s.facts.config.seed if s.facts else math.nan for s in gathered.subjects}
+        of_arms = arm_pairs(pair_rows, seeds, list(dict.fromkeys([*(arm.name() for arm in arms), *named.values()])))
+        of_arms = of_arms.merge(tested, on=["arm_a", "arm_b"], how="left")
+        of_arms = pd.concat([of_arms, tested[tested["arm_b"] == BASE]], ignore_index=True)
         bar.update()
-        layers = layer_measures(gathered, tables.layers, unrelated)
+        layers = layer_measures(gathered, pair_rows, tables.layers, unrelated)
         bar.update()
         modules = module_measures(gathered, tables.modules, unrelated)
         bar.update()
         runs = run_table(gathered, unrelated.off_principal(tables.runs))
-        runs.insert(1, "arm", runs["run"].map(arm_names(arms)))
+        runs.insert(1, "arm", runs["run"].map(named))
         runs.insert(2, "label", runs["run"].map(_labels(gathered)).fillna(runs["run"]))
         bar.update()
-        tabled = Tabled(runs, pair_rows)
-        ablation = ablation_table(gathered, arms, gathered.by_name[reference], tabled, benchmark)
+        tabled = Tabled(runs, of_arms, outcomes, benchmark)
+        ablation = ablation_table(arms, gathered.by_name[reference], tabled)
         bar.update()
         # On the way to a point there is no way to that point.
         ways = arms if config.at == "end" else []
@@ -177,7 +187,7 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         "settings": config.model_dump(mode="json", exclude={"sweep", "output_dir", "logger"}),
         "reference": reference,
         "benchmark": benchmark,
-        "holm_family": {"pairs": config.family, "tests": int(pair_rows["p_holm"].notna().sum())},
+        "holm_family": {"pairs": config.family, "tests": int(of_arms["p_holm"].notna().sum())},
         "measured_pairs": [list(pair) for pair in based.curves],
         "held_out": based.held_out,
         "map": {"variance_kept": None if math.isnan(kept) else kept},
@@ -193,7 +203,10 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
             run_modules=tables.run_modules,
             connectivity=connectivity_table(based.curves),
             cka=cka_table(based.ckas),
-            floors=floor_table(gathered, pair_rows, SEED_MEASURES),
+            arm_pairs=of_arms,
+            repeats=repeat_table(
+                pair_rows, {arm.name(): _facts(arm) for arm in arms}, {arm.name(): arm.on_any_data for arm in arms}
+            ),
             seeds=seed_table(gathered, runs),
             ablation=ablation,
             trajectories=trajectories,
@@ -204,3 +217,16 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         facts,
         {**gathered.left_out, **based.left_out},
     )
+
+
+def _family(arms: Sequence[Arm], reference: Subject) -> set[frozenset[str]]:
+    """The comparisons that `family=reference` means: each arm with the base, and with SFT or the reference's arm."""
+    own = next((arm for arm in arms if reference in arm.subjects), None)
+    sft = [arm for arm in arms if arm.method == "sft" and arm.subjects] or ([own] if own else [])
+    rate = reference.facts.learning_rate if reference.facts else None
+    held = {(arm.name(), other.name()) for arm in arms if (other := nearest(arm, sft, rate))}
+    return {frozenset(pair) for pair in held | {(arm.name(), BASE) for arm in arms} if len(set(pair)) == 2}
+
+
+def _facts(arm: Arm) -> dict[str, Any]:
+    return {"method": arm.method, "lr": arm.lr, "rank": arm.facts.config.lora_rank.r, "model": arm.facts.model}

@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 
 from losslens.config import FolderName, LearningRate
 from losslens.errors import InputError
-from losslens.files import digest
 from losslens.identity import settings_of
 from losslens.integrity import require_own_manifest
-from losslens.runs import Run
+from losslens.runs import Run, arm_of
 
 Facts = TypeVar("Facts", bound="_Facts")
 
@@ -144,8 +143,8 @@ class StartedFacts(_Facts):
 
     @property
     def configuration(self) -> str:
-        """What it shares with its repetitions at other seeds, as a hash."""
-        return digest({k: v for k, v in self.identity.items() if k not in ("seed", "init_seed")}, 16)
+        """Its arm, as a hash."""
+        return arm_of(self.identity)
 
 
 class RunFacts(StartedFacts):

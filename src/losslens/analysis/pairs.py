@@ -49,8 +49,8 @@ def choose(
         names: The runs.
         choice: What the configuration says.
         reference: The run that the others are held against,
-        partners: and for some of them another one, which has their own seeds.
-        repeats: Pairs of one loss at other seeds, which are the floor of the others.
+        partners: and for some of them another one, by their seeds.
+        repeats: Pairs of one loss at other seeds, by which the others are judged.
 
     Raises:
         InputError: A name in the list means no run, or several.
@@ -62,7 +62,11 @@ def choose(
     against = {frozenset((name, partner.get(name, reference))) for name in names if name != reference}
     against |= {frozenset(pair) for pair in repeats}
     with_reference = [pair for pair in every if frozenset(pair) in against]
-    held = "each run against SFT at its own seeds, and itself" if partners else f"only the pairs with {reference}"
+    held = (
+        "each run against SFT at another seed, and the repeats of each loss"
+        if partners
+        else f"only the pairs with {reference}"
+    )
     if choice == "all" or (choice is None and len(names) <= _ALL_UP_TO):
         return Chosen(every, "")
     if choice is None:

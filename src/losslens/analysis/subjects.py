@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -281,11 +281,14 @@ def _require_own_outcomes(subjects: Sequence[Subject], bases: Sequence[Base], le
 
 
 def _distinct(subjects: Sequence[Subject], left_out: dict[str, str]) -> list[Subject]:
-    """Each run once, though several sweeps may hold it: twice it would count twice in every family of tests."""
-    kept: dict[tuple[str, tuple[int, int] | None], Subject] = {}
+    """Each run once, though several sweeps may hold it: twice it would count twice in every family of tests.
+
+    Two losses may well end in one adapter, as SFT and RFT do where all rollouts are right: those are two runs.
+    """
+    kept: dict[tuple[Any, ...], Subject] = {}
     for subject in subjects:
-        seeds = subject.facts.seeds if subject.facts else None
-        same = kept.setdefault((subject.sha256, seeds), subject)
+        facts = subject.facts
+        same = kept.setdefault((subject.sha256, *((facts.configuration, facts.seeds) if facts else ())), subject)
         if same is not subject:
             left_out[subject.name] = f"the same run as {same.name}"
     return list(kept.values())

@@ -10,17 +10,17 @@ import numpy as np
 import pandas as pd
 
 from losslens.analysis.accuracy import midpoint_table
-from losslens.analysis.floor_tables import Unrelated, shares_initial_adapter, with_seeds
+from losslens.analysis.floor_tables import Unrelated, shares_initial_adapter
 from losslens.analysis.on_the_base import OnTheBase
 from losslens.analysis.pairs import Pair, all_pairs
 from losslens.analysis.passes import CkaOfPair
+from losslens.analysis.repeats import ANGLES, MEASURES, pairing, with_levels
 from losslens.analysis.subjects import Gathered
 from losslens.geometry.connectivity import Curve
 from losslens.geometry.tables import layer_of
 
-# What a pair's weights are compared by: unrelated updates are the null of these, other seeds stand beside all.
-MEASURES = ("cosine", "u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right")
-SEED_MEASURES = (*MEASURES, "barrier_chord", "barrier_mean", "cka_last", "cka_min")
+# What a pair's weights are compared by: unrelated updates are the null of these.
+_WITH_NULL = ("cosine", *ANGLES)
 _BARRIERS = tuple(f"barrier_{form}{end}" for form in ("chord", "mean") for end in ("", "_low", "_high"))
 _LAYER_MEASURES = ("cosine", "angle_min_left")
 
@@ -37,7 +37,8 @@ class Tables:
         run_modules: One row a run and module.
         connectivity: One row a chosen pair and alpha.
         cka: One row a chosen pair (or run and base) and hidden state.
-        floors: One row a configuration with several seeds and kind of initial adapter.
+        arm_pairs: One row for every two arms, and for each arm and itself.
+        repeats: One row an arm with several runs and what changed between them.
         seeds: One row a configuration with several seeds and benchmark.
         ablation: One row an arm: runs that differ in their seeds only, and name of its learning rate.
         trajectories: One row a run with snapshots and step.
@@ -52,7 +53,8 @@ class Tables:
     run_modules: pd.DataFrame
     connectivity: pd.DataFrame
     cka: pd.DataFrame
-    floors: pd.DataFrame
+    arm_pairs: pd.DataFrame
+    repeats: pd.DataFrame
     seeds: pd.DataFrame
     ablation: pd.DataFrame
     trajectories: pd.DataFrame
@@ -60,42 +62,61 @@ class Tables:
     map: pd.DataFrame
 
 
-def pair_measures(gathered: Gathered, rows: pd.DataFrame, based: OnTheBase, unrelated: Unrelated) -> pd.DataFrame:
-    """What is measured of each pair but its accuracies, with what unrelated updates and other seeds show."""
+def pair_measures(
+    gathered: Gathered, arms: Mapping[str, str], rows: pd.DataFrame, based: OnTheBase, unrelated: Unrelated
+) -> pd.DataFrame:
+    """What is measured of each pair but its accuracies, with its null, its arms, and what two equal losses would show.
+
+    Args:
+        gathered: What is compared.
+        arms: The arm of each run.
+        rows: One row a pair, with what its weights show.
+        based: What passes through the base show.
+        unrelated: The null.
+    """
     everywhere = range(len(gathered.modules))
+    seeds = {s.name: s.facts.seeds if s.facts else None for s in gathered.subjects}
     beside = [
         {
             "run_a": pair[0],
             "run_b": pair[1],
-            "shared_initial": shares_initial_adapter(gathered, pair),
-            **unrelated.columns(pair, everywhere, MEASURES),
+            "arm_a": arms[pair[0]],
+            "arm_b": arms[pair[1]],
+            "pairing": pairing(seeds[pair[0]], seeds[pair[1]], shares_initial_adapter(gathered, pair)),
+            **unrelated.columns(pair, everywhere, _WITH_NULL),
             **_barrier_columns(based.curves.get(pair)),
             **_cka_columns(based.ckas.get(pair)),
         }
         for pair in all_pairs(gathered.names)
     ]
-    columns = ["run_a", "run_b", "shared_initial", *(f"{m}_null" for m in MEASURES), *_BARRIERS, "cka_last", "cka_min"]
+    first = ["run_a", "run_b", "arm_a", "arm_b", "pairing"]
+    columns = [*first, *(f"{m}_null" for m in _WITH_NULL), *_BARRIERS, "cka_last", "cka_min"]
     table = rows.merge(pd.DataFrame(beside, columns=columns), on=["run_a", "run_b"])
     table = table.merge(midpoint_table(gathered, based.midpoints), on=["run_a", "run_b"], how="left")
-    return with_seeds(gathered, table, SEED_MEASURES)
+    table = with_levels(table, MEASURES)
+    return table[[*first, *(name for name in table if name not in first)]]
 
 
-def layer_measures(gathered: Gathered, layers: pd.DataFrame, unrelated: Unrelated) -> pd.DataFrame:
-    """The layers of each pair, with what unrelated updates and other seeds show."""
+def layer_measures(gathered: Gathered, pairs: pd.DataFrame, layers: pd.DataFrame, unrelated: Unrelated) -> pd.DataFrame:
+    """The layers of each pair, with their null, and what two equal losses would show.
+
+    Args:
+        gathered: What is compared.
+        pairs: What `pair_measures` gives.
+        layers: One row a pair and layer.
+        unrelated: The null.
+    """
     numbers: dict[int, list[int]] = {}
     for m, module in enumerate(gathered.modules):
         numbers.setdefault(layer_of(module), []).append(m)
     beside = [
-        {
-            "shared_initial": shares_initial_adapter(gathered, pair),
-            **unrelated.columns(pair, numbers[layer], _LAYER_MEASURES),
-        }
-        for *pair_names, layer in layers[["run_a", "run_b", "layer"]].itertuples(index=False)
-        for pair in [(pair_names[0], pair_names[1])]
+        unrelated.columns((a, b), numbers[layer], _LAYER_MEASURES)
+        for a, b, layer in layers[["run_a", "run_b", "layer"]].itertuples(index=False)
     ]
-    columns = ["shared_initial", *(f"{measure}_null" for measure in _LAYER_MEASURES)]
-    table = pd.concat([layers, pd.DataFrame(beside, columns=columns)], axis=1)
-    return with_seeds(gathered, table, _LAYER_MEASURES, by=["layer"])
+    table = pd.concat([layers, pd.DataFrame(beside, columns=[f"{m}_null" for m in _LAYER_MEASURES])], axis=1)
+    kinds = ["arm_a", "arm_b", "pairing"]
+    table = table.merge(pairs[["run_a", "run_b", *kinds]], on=["run_a", "run_b"], how="left")
+    return with_levels(table, _LAYER_MEASURES, by=["layer"]).drop(columns=kinds)
 
 
 def module_measures(gathered: Gathered, modules: pd.DataFrame, unrelated: Unrelated) -> pd.DataFrame:

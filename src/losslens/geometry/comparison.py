@@ -145,7 +145,11 @@ def drift(start: Array | None, update: Update) -> Array:
 
 
 def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]:
-    """Principal angles and first-vector agreement of the pairs, from at most `top` orthonormal columns of each run."""
+    """Principal angles and first-vector agreement of the pairs, from at most `top` orthonormal columns of each run.
+
+    Of a pair as many columns of either as the run of the smaller rank has: the nearest k of more directions would be
+    nearer the more there are.
+    """
     pairs = pairs_of(len(vectors), fresh)
     widths = np.array([v.shape[1] for v in vectors])
     stacked = np.zeros((vectors[0].shape[0], len(vectors), top))
@@ -157,14 +161,16 @@ def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]
         for i in range(min(fresh, len(vectors) - 1))
     ]
     overlap = np.concatenate(overlaps) if overlaps else np.zeros((0, top, top))
+    for n, (i, j) in enumerate(pairs):
+        k = min(widths[i], widths[j])
+        overlap[n, k:], overlap[n, :, k:] = 0, 0
     # A missing column is a zero column: its cosines are 0 and come last, and are taken out again.
     angles = angles_from_overlap(overlap)
     first = np.abs(overlap[:, 0, 0])
     for n, (i, j) in enumerate(pairs):
         k = min(widths[i], widths[j])
         if k and angles[n, 0] < SMALL_ANGLE:
-            block = overlap[n, : widths[i], : widths[j]]
-            angles[n, :k] = with_small_angles(angles[n, :k], vectors[i], vectors[j], block)
+            angles[n, :k] = with_small_angles(angles[n, :k], vectors[i][:, :k], vectors[j][:, :k], overlap[n, :k, :k])
         angles[n, k:] = np.nan
         first[n] = first[n] if k else np.nan
     return angles, first

@@ -18,7 +18,7 @@ from losslens.redaction import shareable
 from losslens.report.folder import AnalysisFolder
 from losslens.runs import runs_of, sha256_of_adapter
 
-_TABLES = ("runs", "pairs", "floors", "seeds", "ablation")
+_TABLES = ("runs", "arm_pairs", "pairs", "repeats", "seeds", "ablation")
 _CURVES = (
     ("connectivity", ("alpha", "loss"), "Loss between two runs"),
     ("cka", ("layer", "cka_unbiased"), "CKA of two runs"),

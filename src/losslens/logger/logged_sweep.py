@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from losslens.errors import InputError
-from losslens.files import digest
 from losslens.losses.introduction import tell
-from losslens.runs import Run, runs_of
+from losslens.runs import Run, arm_of, runs_of
 
 _SEEDS = ("seed", "init_seed")
 METHOD = "method.name"
@@ -114,14 +113,14 @@ def logged_sweep(output_dir: Path, sweep: str) -> LoggedSweep:
 def _read(run: Run) -> LoggedRun:
     manifest = run.manifest
     try:
-        identity = {key: value for key, value in manifest["identity"].items() if key not in _SEEDS}
+        arm = arm_of(manifest["identity"])
         config, learning_rate = dict(_flat(manifest["config"])), float(manifest["learning_rate"])
         tell(str(config[METHOD]), manifest.get("loss"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.folder / 'manifest.json'}: not the manifest of a run") from error
     benchmarks = sorted(file.stem for file in run.folder.glob("eval/*.parquet"))
     steps = list(_steps(run.folder / "metrics.jsonl"))
-    return LoggedRun(run.name, config, learning_rate, digest(identity, 16), steps, benchmarks)
+    return LoggedRun(run.name, config, learning_rate, arm, steps, benchmarks)
 
 
 def _steps(file: Path) -> Iterator[dict[str, float]]:

@@ -27,8 +27,9 @@ TO_REFERENCE = {f"geometry/{begin}": title for begin, title in words.TO_REFERENC
 _USUAL_REFERENCE = "sft"
 TABLES = {
     "tables/runs": "Runs",
+    "tables/arm_pairs": "Pairs of arms: what each two show, against their ceiling, and what that says",
     "tables/pairs": "Pairs of runs",
-    "tables/floors": "Floors: a configuration against itself",
+    "tables/repeats": "Repeats: an arm against itself",
     "tables/ablation": "Arms",
     "tables/seeds": "Spread over seeds",
 }
@@ -141,7 +142,7 @@ def _all(sweep: LoggedSweep) -> list[Section]:
         ),
         Section(
             "Methods compared: the analysis",
-            "What analyze.py found: every two runs, and beside each measure what a method shows with itself.",
+            "What analyze.py found: every two arms and runs, and beside each measure what one loss would show.",
             (
                 *(Panel("table", title, (name,)) for name, title in TABLES.items()),
                 *(Panel("chart", title, (name,)) for name, (title, _, _) in CHARTS.items()),

@@ -7,20 +7,18 @@ from typing import Any
 import pandas as pd
 
 from losslens.report.arms import arms as ablation_arms
-from losslens.report.comparison import Comparison, Loss
+from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.names import short
 from losslens.report.numbers import listed, number, p_value, percent, points, rate, whole
 from losslens.report.parts import Finding
 from losslens.report.style import name_of
 
-_LEVEL = 0.05
-
 
 def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
     """Whose accuracy differs from the base's, and from SFT's, after Holm's correction."""
     arms = ablation_arms(analysis)
-    runs = analysis.table("runs", ("run", "method", "benchmark"), ("accuracy", "n", "base_detectable"))
+    runs = analysis.table("runs", ("run", "method", "benchmark"), ("accuracy",))
     base = runs[(runs["method"] == "base") & runs["accuracy"].notna()]
     if len(arms):
         arms = arms[arms["accuracy"].notna()]
@@ -31,51 +29,24 @@ def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding
     arms = arms.assign(shown=[names.get(arm.arm) or _name(arm) for arm in arms.itertuples()])
     sentences = []
     if len(base) and arms["base_diff"].notna().any():
-        tested = _with_the_larger_p(arms, "base", analysis, comparison, None)
-        sentences.append(_against(tested, "base", f"the base ({percent(base['accuracy'].iloc[0])})"))
-    sft = arms[(arms["method"] == "sft") & (arms["cosine_to_sft"] == 1)]
+        sentences.append(_against(arms, "base", f"the base ({percent(base['accuracy'].iloc[0])})"))
+    sft = arms[arms["arm"] == arms["sft"]]
     if len(sft) and arms["sft_diff"].notna().any():
         first = sft.iloc[0]
-        reference = next((loss for loss in comparison.losses if loss.arm == first["arm"]), None)
-        tested = _with_the_larger_p(arms, "sft", analysis, comparison, reference)
-        sentences.append(_against(tested, "sft", f"{first['shown']} ({percent(first['accuracy'])})"))
+        sentences.append(_against(arms, "sft", f"{first['shown']} ({percent(first['accuracy'])})"))
     if not sentences:
         return []
-    about = f"Accuracy ({whole(arms['n'].max())} problems of {arms['benchmark'].iloc[0]}, p after Holm): "
-    return [Finding(f"{about}{'; '.join(sentences)}.{_detectable(runs)}", "learning-rate")]
+    benchmark = arms["benchmark"].iloc[0]
+    about = f"Accuracy ({whole(arms['n'].max())} problems of {benchmark}, p after Holm): "
+    return [Finding(f"{about}{'; '.join(sentences)}.{_detectable(comparison, benchmark)}", "learning-rate")]
 
 
 def _name(arm: Any) -> str:
     return " ".join(part for part in (name_of(arm.method), rate(arm.learning_rate), short(arm.settings)) if part)
 
 
-def _with_the_larger_p(
-    arms: pd.DataFrame, to: str, analysis: AnalysisFolder, comparison: Comparison, reference: Loss | None
-) -> pd.DataFrame:
-    """The arms, with the larger p where one of a single run was tested twice: as an arm, and as a run among the runs.
-
-    Both are the same test, corrected for two families. What only one of them finds is not called a difference.
-    """
-    runs = analysis.table("runs", ("run", "benchmark"), ("base_p_holm",))
-    larger = {}
-    for loss in comparison.losses:
-        if len(loss.runs) != 1:
-            continue
-        if to == "base":
-            found = runs[(runs["run"] == loss.runs[0]) & runs["benchmark"].isin(arms["benchmark"])]["base_p_holm"]
-        elif reference is not None and loss is not reference:
-            found = comparison.between(loss, reference)["p_holm"]
-        else:
-            continue
-        larger[loss.arm] = found.max()
-    p = pd.concat([arms[f"{to}_p_holm"], arms["arm"].map(larger).astype(float)], axis=1).max(axis=1)
-    told = arms[f"{to}_verdict"].isin(["better", "worse"])
-    verdicts = arms[f"{to}_verdict"].where(~told | (p <= _LEVEL), "not significant")
-    return arms.assign(**{f"{to}_p_holm": p, f"{to}_verdict": verdicts})
-
-
 def _against(arms: pd.DataFrame, to: str, name: str) -> str:
-    tested = arms[arms[f"{to}_diff"].notna()]
+    tested = arms[arms[f"{to}_p_holm"].notna()]
     verdicts = tested[f"{to}_verdict"]
     parts = []
     for verdict in ("better", "worse"):
@@ -108,10 +79,14 @@ def _figures(arm: pd.Series, to: str) -> str:
     return f"{points(arm[f'{to}_diff'])} points, {interval}, {p}"
 
 
-def _detectable(runs: pd.DataFrame) -> str:
-    known = runs["base_detectable"].dropna()
+def _detectable(comparison: Comparison, benchmark: str) -> str:
+    pairs = comparison.arm_pairs
+    known = pairs.loc[pairs["arm_b"] == "base", "detectable_diff"].dropna()
     if known.empty:
         return ""
     low, high = (number(100 * value, 1) for value in (known.min(), known.max()))
     span = high if low == high else f"{low} to {high}"
-    return f" A difference of {span} points between a run and the base would be found in four of five such samples."
+    return (
+        f" A difference of {span} points between a loss and the base would be found in four of five samples of as many "
+        f"problems of {benchmark}."
+    )

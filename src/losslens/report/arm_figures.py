@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from losslens.report.arm_table import beside
 from losslens.report.numbers import degrees, difference, number, percent
 from losslens.report.parts import Figure
 from losslens.report.style import (
@@ -25,7 +26,7 @@ from losslens.report.style import (
     whisker,
 )
 
-_FLOOR = "a loss against itself in another order of the data"
+_LEVEL = "what the two would show if they were one loss (ceiling, repeat level)"
 _NULL = "what two updates with nothing in common show"
 
 # Column, title, axis, how a number is written, what the axis shows in any case: most barriers are 0.
@@ -68,8 +69,8 @@ def _size_and_direction(arms: pd.DataFrame, looks: Looks) -> Figure:
         )  # fmt: skip
     plot.add_hline(y=0, line={"color": MUTED, "width": 1})
     # Of the arm that the others are held against.
-    floors = shown.loc[(shown["method"] == "sft") & (shown["cosine_to_sft"] == 1), "cosine_to_sft_floor"].dropna()
-    for value in floors.head(1):
+    repeats = shown.loc[shown["arm"] == shown["sft"], "cosine_repeat"].dropna()
+    for value in repeats.head(1):
         plot.add_hline(y=value, line={"color": INK, "width": 1.5, "dash": "dash"})
     for _, arm in shown.iterrows():
         plot.add_scatter(
@@ -77,11 +78,12 @@ def _size_and_direction(arms: pd.DataFrame, looks: Looks) -> Figure:
             error_y=_spread(arm, "cosine_to_sft"), cliponaxis=False,
             **_mark(arm, looks, _hover(arm, "cosine_to_sft", number)),
         )  # fmt: skip
-    line = f" Dashed: SFT's floor, {_FLOOR}." if len(floors) else ""
+    line = " Dashed: SFT with itself at another seed." if len(repeats) else ""
     bars = f" Grey bars: {_NULL} (95%)." if len(nulls) else ""
     return Figure(
         "Size and direction",
-        f"Each mark is an arm, the lines through it the standard deviation over seeds.{line}{bars}",
+        "Each mark is an arm, the lines through it the standard deviation of its size and the range of its cosines."
+        f"{line}{bars}",
         plot,
         wide=True,
     )
@@ -128,7 +130,8 @@ def _panel(
     always: list[float],
 ) -> Figure:
     plot = rows_figure(axis, arms["beside"].tolist(), arms["place"].tolist())
-    shown = [*arms[name], *arms.get(f"{name}_floor", [])]
+    level = next((f"{name}_{end}" for end in ("ceiling", "repeat") if _known(arms, f"{name}_{end}")), "")
+    shown = [*arms[name], *arms.get(level, [])]
     if always and name.startswith("barrier") and max(value for value in shown if value == value) < always[-1]:
         # Where all are 0 plotly would show −1 to 1, whatever it is to include.
         plot.update_xaxes(range=[-always[-1] / 20, always[-1] * 1.05])
@@ -137,22 +140,21 @@ def _panel(
     for _, arm in arms[arms[name].notna()].iterrows():
         mark = _mark(arm, looks, _hover(arm, name, show))
         plot.add_scatter(x=[arm[name]], y=[arm["place"]], error_x=_spread(arm, name), **mark)
-    # Over the marks: a mark at its floor is a finding.
-    floor = {"symbol": "line-ns", "size": 13, "line": {"color": INK, "width": 2.5}}
+    # Over the marks: a mark at its level is a finding.
+    tick = {"symbol": "line-ns", "size": 13, "line": {"color": INK, "width": 2.5}}
     null = {"symbol": "circle-open", "size": 6, "color": MUTED}
     said = []
-    for end, marker, meaning in (
-        ("floor", floor, f"Upright tick: the floor, {_FLOOR}."),
-        ("null", null, f"Small circle: the null, {_NULL}."),
+    for column, marker, meaning in (
+        (level, tick, f"Upright tick: {_LEVEL}."),
+        (f"{name}_null", null, f"Small circle: the null, {_NULL}."),
     ):
-        column = f"{name}_{end}"
-        known = arms[arms[column].notna()] if column in arms else arms.head(0)
-        if len(known):
+        if _known(arms, column):
+            known = arms[arms[column].notna()]
             plot.add_scatter(
                 x=known[column].tolist(), y=known["place"].tolist(), mode="markers", hoverinfo="skip", marker=marker
             )
             said.append(meaning)
-    return Figure(title, " ".join(said) or "Mean and standard deviation over seeds.", plot)
+    return Figure(title, " ".join(said) or "Mean and standard deviation over runs.", plot)
 
 
 def _mark(arm: pd.Series, looks: Looks, hover: str) -> dict[str, Any]:
@@ -166,12 +168,17 @@ def _mark(arm: pd.Series, looks: Looks, hover: str) -> dict[str, Any]:
 
 
 def _spread(arm: pd.Series, name: str) -> dict[str, Any]:
+    """The standard deviation over runs; of what compares two arms the range over pairs of runs."""
     std = arm.get(f"{name}_std", math.nan)
-    return whisker(arm[name], arm[name] - std, arm[name] + std, colour(arm["method"]), thickness=1.5, width=3)
+    low, high = arm.get(f"{name}_min", arm[name] - std), arm.get(f"{name}_max", arm[name] + std)
+    return whisker(arm[name], low, high, colour(arm["method"]), thickness=1.5, width=3)
+
+
+def _known(arms: pd.DataFrame, column: str) -> bool:
+    return column in arms and bool(arms[column].notna().any())
 
 
 def _hover(arm: pd.Series, name: str, show: Callable[[float], str]) -> str:
     std = "" if pd.isna(arm.get(f"{name}_std")) else f" ± {show(arm[f'{name}_std'])}"
-    beside = {what: arm.get(f"{name}_{what}") for what in ("floor", "null")}
-    lines = [f"<br>{what} {show(value)}" for what, value in beside.items() if not pd.isna(value)]
+    lines = [f"<br>{line}" for line in beside(arm, name, show)]
     return f"<b>{safe(arm['label'])}</b> ({safe(arm['lr'])})<br>{show(arm[name])}{std}{''.join(lines)}"

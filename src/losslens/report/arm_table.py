@@ -1,4 +1,4 @@
-"""The table of the learning-rate-matched comparison: every measure with its spread, and its floors beside it."""
+"""The table of the learning-rate-matched comparison: every measure, and what it is judged by beside it."""
 
 from __future__ import annotations
 
@@ -63,9 +63,19 @@ def _lost(arm: pd.Series) -> str:
 
 
 def _measure(arm: pd.Series, name: str, show: Callable[[float], str]) -> Cell:
-    beside = {what: arm.get(f"{name}_{what}") for what in ("floor", "null")}
-    lines = [f"{what} {show(value)}" for what, value in beside.items() if not pd.isna(value)]
-    return Cell(show(arm[name]), _spread(arm, name, show), "\n".join(lines))
+    return Cell(show(arm[name]), _spread(arm, name, show), "\n".join(beside(arm, name, show)))
+
+
+def beside(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:
+    """What a measure is judged by: the ceiling and the ratio to it, or the repeat level; its verdict; its null."""
+    known = {what: arm.get(f"{name}_{what}") for what in ("ceiling", "repeat", "relative", "low", "high", "null")}
+    lines = [f"{what} {show(known[what])}" for what in ("ceiling", "repeat") if not pd.isna(known[what])]
+    if not pd.isna(known["ceiling"]) and not pd.isna(known["relative"]):
+        interval = "" if pd.isna(known["low"]) else f" [{number(known['low'], 2)}, {number(known['high'], 2)}]"
+        lines[-1] += f": {number(known['relative'], 2)}{interval}"
+    verdict = arm.get(f"{name}_verdict", "")
+    lines += [verdict] * (verdict not in ("", "too few seeds"))
+    return lines + ([] if pd.isna(known["null"]) else [f"null {show(known['null'])}"])
 
 
 def _spread(arm: pd.Series, name: str, show: Callable[[float], str]) -> str:

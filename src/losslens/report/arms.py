@@ -10,16 +10,28 @@ from losslens.report import names
 from losslens.report.folder import AnalysisFolder
 from losslens.report.style import place_of
 
-# What is held against other runs: beside the value its spread over seeds, its floor and its null, where there are some.
+# What is held against another arm: beside the value its range over pairs of runs, and what it is judged by.
 _TO_OTHERS = (
     "cosine_to_sft", "angle_min_left_to_sft", "barrier_chord_to_sft", "cka_last_to_sft", "cosine_to_dpo_conventional",
 )  # fmt: skip
-_TEXTS = ("arm", "method", "lr", "settings", "same_as", "benchmark", "base_verdict", "sft_verdict")
+_ENDS = ("", "_min", "_max", "_null", "_ceiling", "_repeat", "_relative", "_low", "_high")
+_TEXTS = (
+    "arm",
+    "method",
+    "lr",
+    "settings",
+    "same_as",
+    "benchmark",
+    "base_verdict",
+    "sft_verdict",
+    "sft",
+    "cosine_to_sft_verdict",
+)
 _NUMBERS = (
     "learning_rate", "share_right",
     *(f"{size}{end}" for size in ("norm", "effective_rank", "stable_rank") for end in ("", "_std")),
-    *(f"{measure}{end}" for measure in _TO_OTHERS for end in ("", "_std", "_floor", "_null")),
-    "cosine_to_sft_same_rate", "cosine_to_sft_same_rate_std",
+    *(f"{measure}{end}" for measure in _TO_OTHERS for end in _ENDS),
+    "cosine_repeat", "cosine_to_sft_same_rate",
     "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
     *(f"{other}_{column}" for other in ("base", "sft") for column in ("diff", "diff_low", "diff_high", "p", "p_holm")),
 )  # fmt: skip

@@ -12,7 +12,7 @@ from losslens.report.numbers import listed
 
 def caveats(analysis: AnalysisFolder, comparison: Comparison) -> list[str]:
     """What must be known before any of it is believed."""
-    return [*_seeds(comparison), *_floors(comparison), *_no_base(analysis), *_lost(comparison)]
+    return [*_seeds(comparison), *_repeats(comparison), *_no_base(analysis), *_lost(comparison)]
 
 
 def _seeds(comparison: Comparison) -> Iterable[str]:
@@ -22,7 +22,7 @@ def _seeds(comparison: Comparison) -> Iterable[str]:
     once = [loss.name for loss, count in counts.items() if count == 1]
     if not once:
         fewest = min(counts.values())
-        yield f"Every loss was trained at least {fewest} times. Tests are about problems, ± is over seeds."
+        yield f"Every loss was trained at least {fewest} times. Tests are about problems, ± is over runs."
         return
     who = "Each loss was" if 1 < len(once) == len(counts) else f"{listed(once)} {'was' if len(once) == 1 else 'were'}"
     yield (
@@ -31,19 +31,19 @@ def _seeds(comparison: Comparison) -> Iterable[str]:
     )
 
 
-def _floors(comparison: Comparison) -> Iterable[str]:
+def _repeats(comparison: Comparison) -> Iterable[str]:
     reference = comparison.reference
     if reference is None or not comparison.others:
         return
-    floor = comparison.average("cosine", reference, reference)
-    if not floor.known:
+    own = comparison.of("cosine", reference, reference)
+    if not own.known:
         how = "" if math.isnan(reference.learning_rate) else f" (`python train.py method={reference.method} seed=…`)"
         yield (
-            f"There is no floor: {reference.name} was not trained in another order of the data from the same initial "
-            f"adapter{how}, so nothing says how near a loss is to itself."
+            f"There is no ceiling: {reference.name} was not trained in another order of the data{how}, so nothing says "
+            "how near a loss is to itself."
         )
-    elif floor.pairs == 1:
-        yield f"The floor of {reference.name} is that of one pair of runs, so its own spread is not known."
+    elif own.repeats == 2:
+        yield f"{reference.name} was trained at two seeds: three give an interval, and a verdict."
 
 
 def _no_base(analysis: AnalysisFolder) -> Iterable[str]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations_with_replacement, product
+from itertools import combinations_with_replacement
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from losslens.report.comparison import Comparison
+from losslens.report.comparison import Comparison, Loss
 from losslens.report.folder import AnalysisFolder
 from losslens.report.names import of_loss, of_run
-from losslens.report.style import colour, name_of, place_of
+from losslens.report.style import colour, name_of
 
 _LAYER = re.compile(r"^.*?\.(\d+)\.")
 # As a block reads its input; what is not among them comes after, by name.
@@ -31,31 +30,17 @@ class Runs:
     Attributes:
         names: Of the runs, as the tables have them.
         facts: Of each run what the page shows: `name`, `label`, `method`, `loss`, `colour`, `symbol`.
-        seeds: `seed` and `init_seed` of each run.
-        arms: Of each arm `label`, `method`, `colour` and the numbers of its `runs`; none where every arm is one run.
+        arms: Of each arm `label`, `method`, `colour` and the numbers of its `runs`.
+        between: For every two arms that were compared, and each and itself: their numbers, and those of the pairs of
+            runs by which they are.
+        rows: Of each of `between` its row of `arm_pairs.csv`.
     """
 
     names: list[str]
     facts: list[dict[str, Any]]
-    seeds: list[tuple[float, float]]
     arms: list[dict[str, Any]]
-
-    def between(self, pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int, list[int]]]:
-        """Which of `pairs` two arms are compared by: those of the same seeds; else of one initial adapter; else all.
-
-        An arm is compared with itself by its runs in different orders of the data from one initial adapter, or, where
-        there are none, by all.
-        """
-        number = {frozenset(pair): place for place, pair in enumerate(pairs)}
-        found = []
-        for (a, one), (b, other) in combinations_with_replacement(enumerate(self.arms), 2):
-            every = [pair for pair in product(one["runs"], other["runs"]) if frozenset(pair) in number]
-            shared = [pair for pair in every if self.seeds[pair[0]][1] == self.seeds[pair[1]][1]]
-            like = [pair for pair in shared if a != b and self.seeds[pair[0]][0] == self.seeds[pair[1]][0]]
-            numbers = sorted({number[frozenset(pair)] for pair in like or shared or every})
-            if numbers:
-                found.append((a, b, numbers))
-        return found
+    between: list[tuple[int, int, list[int]]]
+    rows: pd.DataFrame
 
 
 @dataclass(frozen=True)
@@ -75,56 +60,58 @@ class Modules:
     at: list[tuple[int, int]]
 
 
-def find_runs(analysis: AnalysisFolder, measured: Iterable[str]) -> Runs:
-    """The runs named `measured`, in the order of `runs.csv`, numbered as the page's section of runs numbers them."""
+def find_runs(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Runs:
+    """The runs of `pairs`, in the order of `runs.csv`, numbered as the page's section of runs numbers them.
+
+    Args:
+        analysis: The analysis.
+        pairs: One row a pair, with `run_a` and `run_b`.
+    """
     table = analysis.table("runs", _TEXTS, _NUMBERS)
-    settings = (
-        analysis.table("trajectories", ("run", "settings"), ()).drop_duplicates("run").set_index("run")["settings"]
-    )
     table = table.drop_duplicates("run", ignore_index=True).assign(number=lambda rows: rows.index)
-    table["settings"] = table["run"].map(settings.to_dict()).astype(object).fillna("")
-    unlisted = [name for name in dict.fromkeys(measured) if name not in set(table["run"])]
     inits = table["init_seed"].nunique() > 1
-    table = table[table["run"].isin(set(measured))].reset_index(drop=True)
-    names = [*table["run"], *unlisted]
+    table = table[table["run"].isin({*pairs["run_a"], *pairs["run_b"]})].reset_index(drop=True)
+    names = list(table["run"])
     comparison = Comparison(analysis)
-    methods = dict(zip(table["run"], table["method"], strict=True))
-    labels = {
-        row["run"]: f"{'✕ ' * bool(row['diverged'])}{of_run(row, inits, whole_name=True)}"
-        for _, row in table.iterrows()
-    }
     facts = []
-    for name in names:
-        method, loss = methods.get(name, ""), comparison.arms.get(name, name)
-        look = comparison.looks.of(loss, method)
+    for _, run in table.iterrows():
+        look = comparison.looks.of(run["arm"], run["method"])
         facts.append(
             {
-                "name": name, "label": labels.get(name, name), "method": name_of(method), "loss": loss,
-                "colour": look.colour, "symbol": look.symbol,
+                "name": run["run"], "label": f"{'✕ ' * bool(run['diverged'])}{of_run(run, inits, whole_name=True)}",
+                "method": name_of(run["method"]), "loss": run["arm"], "colour": look.colour, "symbol": look.symbol,
             }
         )  # fmt: skip
-    seeds = [(row.seed, row.init_seed) for row in table.itertuples()] + [(np.nan, np.nan)] * len(unlisted)
-    return Runs(names, facts, seeds, _arms(table, seeds))
+    of_name = {name: place for place, name in enumerate(names)}
+    losses = [loss for loss in comparison.losses if any(run in of_name for run in loss.runs)]
+    arms = [
+        {
+            "label": _label(loss), "method": name_of(loss.method), "colour": colour(loss.method),
+            "runs": [of_name[run] for run in loss.runs if run in of_name],
+        }
+        for loss in losses
+    ]  # fmt: skip
+    number = {pair: place for place, pair in enumerate(zip(pairs["run_a"], pairs["run_b"], strict=True))}
+    between, compared = [], []
+    rows = comparison.arm_pairs
+    places = {frozenset(ends): place for place, ends in enumerate(zip(rows["arm_a"], rows["arm_b"], strict=True))}
+    for (a, one), (b, other) in combinations_with_replacement(enumerate(losses), 2):
+        by = comparison.between(one, other)
+        numbers = sorted(number[pair] for pair in zip(by["run_a"], by["run_b"], strict=True) if pair in number)
+        if numbers:
+            row = rows.iloc[places[frozenset((one.arm, other.arm))]]
+            # As the page has them: the first of the two is the one that comes first among the losses.
+            first, second = (a, b) if row["arm_a"] == one.arm else (b, a)
+            between.append((first, second, numbers))
+            compared.append(row)
+    return Runs(names, facts, arms, between, pd.DataFrame(compared, columns=rows.columns).reset_index(drop=True))
 
 
-def _arms(table: pd.DataFrame, seeds: Sequence[tuple[float, float]]) -> list[dict[str, Any]]:
-    """The arms; an analysis without the column `arm` has those whose runs differ in their seeds and nothing known."""
-    keys = ["arm"] if (table["arm"] != "").any() else ["method", "lr", "learning_rate", "rank", "settings"]
-    elsewhere = table["learning_rate"].isna()
-    groups = [rows for _, rows in table[~elsewhere].groupby(keys, sort=False, dropna=False)]
-    groups.sort(key=lambda rows: (-rows["learning_rate"].iloc[0], place_of(rows["method"].iloc[0])))
-    groups += [table.loc[[run]] for run in table.index[elsewhere]]
-    arms = []
-    for rows in groups:
-        first = rows.iloc[0]
-        setting = first["arm"].partition(" ")[2] or first["settings"]
-        known = of_loss(first["method"], first["learning_rate"], setting)
-        method = first["method"]
-        label = first["run"] if np.isnan(first["learning_rate"]) else known
-        arms.append({"label": label, "method": name_of(method), "colour": colour(method), "runs": rows.index.tolist()})
-    told_apart = len({arm["label"] for arm in arms}) == len(arms)
-    repeated = any(len({seeds[run] for run in arm["runs"]}) < len(arm["runs"]) for arm in arms)
-    return arms if told_apart and not repeated and any(len(arm["runs"]) > 1 for arm in arms) else []
+def _label(loss: Loss) -> str:
+    """Its name, at whatever length."""
+    if math.isnan(loss.learning_rate):
+        return loss.arm
+    return of_loss(loss.method, loss.learning_rate, loss.arm.partition(" ")[2])
 
 
 def find_modules(*tables: pa.Table) -> Modules:

@@ -1,10 +1,12 @@
-"""Who is compared on the page: runs that differ in their seeds only are one loss, and are averaged."""
+"""Who is compared on the page: the losses, and what the tables say of every two of them. Nothing is averaged here."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -14,13 +16,16 @@ from losslens.report.style import Looks, name_of, place_of
 
 _RUN_TEXTS = ("run", "arm", "method", "lr", "diverged")
 _RUN_NUMBERS = ("learning_rate", "rank", "seed", "init_seed", "norm")
-# Of pairs of runs: what is averaged over the pairs of two losses.
+# Measures of two losses; what stands beside each is empty where it has none.
+SIMILARITIES = ("cosine", "cka_last", "cka_min")
 MEASURES = (
-    "cosine", "u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right",
-    "barrier_chord", "cka_last",
+    *SIMILARITIES, "u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right",
+    "barrier_chord", "barrier_mean",
 )  # fmt: skip
-_NULLS = tuple(f"{measure}_null" for measure in MEASURES[:7])
-_BESIDE = ("barrier_chord_low", "barrier_chord_high", "p_holm")
+_ENDS = ("", "_min", "_max", "_null", "_ceiling", "_repeat", "_relative", "_low", "_high")
+_TEXTS = ("arm_a", "arm_b", "pairing", "repeat_kind", "cosine_verdict", "accuracy_verdict")
+_NUMBERS = ("pairs", "repeats", "n", "accuracy_diff", "diff_low", "diff_high", "p", "p_holm", "detectable_diff")
+_OF_PAIRS = ("cosine", "barrier_chord", "barrier_chord_low", "barrier_chord_high", "cka_last")
 
 
 @dataclass(frozen=True)
@@ -47,22 +52,36 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Average:
-    """A measure over the pairs of two losses.
+class Compared:
+    """A measure of two losses, or of a loss and itself, as `arm_pairs.csv` has it; NaN is what is not known.
 
     Attributes:
-        value: The mean.
-        std: The standard deviation over pairs; NaN for a single one.
-        null: The mean of what unrelated updates show; NaN where that is not known.
-        pairs: How many pairs.
-        of: Of a floor: the losses whose own runs it was made of.
+        value: The mean over the pairs of runs by which they are compared.
+        lowest: The smallest of these.
+        highest: The largest.
+        null: What unrelated updates show.
+        level: What they would show if they were one loss: the ceiling of a similarity, the repeat level of others.
+        relative: The ratio to the ceiling, or the excess over the repeat level.
+        low: Of its 95% interval.
+        high: Of its 95% interval.
+        pairs: How many pairs of runs.
+        pairing: What these share.
+        repeats: How many seeds each loss has at least.
+        verdict: What the cosine says.
     """
 
-    value: float
-    std: float
-    null: float
-    pairs: int
-    of: tuple[Loss, ...] = ()
+    value: float = math.nan
+    lowest: float = math.nan
+    highest: float = math.nan
+    null: float = math.nan
+    level: float = math.nan
+    relative: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    pairs: int = 0
+    pairing: str = ""
+    repeats: int = 0
+    verdict: str = ""
 
     @property
     def known(self) -> bool:
@@ -70,32 +89,17 @@ class Average:
         return not math.isnan(self.value)
 
 
-_UNKNOWN = Average(math.nan, math.nan, math.nan, 0)
-
-
 class Comparison:
-    """The losses of an analysis and their pairs.
-
-    Two losses are compared by the runs that have the same two seeds, and so the same initial adapter and the same
-    batches; where there are none, by all their pairs that share an initial adapter, and else by all pairs.
-    """
+    """The losses of an analysis and their pairs."""
 
     def __init__(self, analysis: AnalysisFolder) -> None:
         self._analysis = analysis
-        self._between: dict[frozenset[str], pd.DataFrame] = {}
-        self._averages: dict[tuple[str, frozenset[str]], Average] = {}
 
     @cached_property
     def runs(self) -> pd.DataFrame:
         """One row a run, the base left out."""
         runs = self._analysis.table("runs", _RUN_TEXTS, _RUN_NUMBERS).drop_duplicates("run")
-        runs = runs[runs["method"] != "base"].reset_index(drop=True)
-        if not runs["arm"].any():  # of an analysis without the column, or of adapters made elsewhere
-            runs["arm"] = runs["method"] + "-" + runs["lr"]
-            twice = runs.duplicated(["arm", "rank", "seed", "init_seed"], keep=False)
-            runs["arm"] = runs["arm"].where(~twice & (runs["lr"] != ""), runs["run"])
-        runs["arm"] = runs["arm"].where(runs["arm"] != "", runs["run"])
-        return runs
+        return runs[runs["method"] != "base"].reset_index(drop=True)
 
     @cached_property
     def losses(self) -> list[Loss]:
@@ -138,86 +142,52 @@ class Comparison:
         return [loss for loss in self.losses if loss is not self.reference]
 
     @cached_property
+    def arm_pairs(self) -> pd.DataFrame:
+        """One row for every two arms, the base among them, and for each arm and itself."""
+        columns = [f"{measure}{end}" for measure in MEASURES for end in _ENDS]
+        return self._analysis.table("arm_pairs", _TEXTS, (*_NUMBERS, *columns))
+
+    @cached_property
     def pairs(self) -> pd.DataFrame:
-        """One row a pair of runs, with the loss and the seeds of both."""
-        pairs = self._analysis.table("pairs", ("run_a", "run_b", "shared_initial"), (*MEASURES, *_NULLS, *_BESIDE))
-        facts = self.runs.set_index("run")[["arm", "seed", "init_seed"]]
-        for side in ("a", "b"):
-            pairs = pairs.join(facts.add_suffix(f"_{side}"), on=f"run_{side}")
-        same = (pairs["seed_a"] == pairs["seed_b"]) & (pairs["init_seed_a"] == pairs["init_seed_b"])
-        return pairs.assign(same_seeds=same, shared=pairs["shared_initial"] == "True")
+        """One row a pair of runs, with the arms of both and what they share."""
+        return self._analysis.table("pairs", ("run_a", "run_b", "arm_a", "arm_b", "pairing"), _OF_PAIRS)
 
     def between(self, first: Loss, second: Loss) -> pd.DataFrame:
-        """The pairs of runs by which two losses are compared; of a loss and itself those with one initial adapter."""
-        if first is second:
-            return self.repetitions(first)
-        rows = self._of(first, second)
-        for kind in ("same_seeds", "shared"):
-            if rows[kind].any():
-                return rows[rows[kind]]
-        return rows
+        """The pairs of runs by which two losses are compared, or a loss with itself."""
+        rows = self.pairs.iloc[self._pairs.get(frozenset((first.arm, second.arm)), [])]
+        return rows[rows["pairing"] == self.of("cosine", first, second).pairing]
 
-    def repetitions(self, loss: Loss, shared: bool = True) -> pd.DataFrame:
-        """The pairs of one loss' own runs: other order of the data, and one initial adapter or two."""
-        own = self._of(loss, loss)
-        return own[own["shared"]] if shared else own[own["shared_initial"] == "False"]
+    def of(self, measure: str, first: Loss, second: Loss) -> Compared:
+        """A measure of two losses, or of a loss with itself at another seed."""
+        row = self._rows.get(frozenset((first.arm, second.arm)))
+        if row is None or math.isnan(row[measure]):
+            return Compared()
+        return Compared(
+            value=row[measure],
+            lowest=row[f"{measure}_min"],
+            highest=row[f"{measure}_max"],
+            null=row[f"{measure}_null"],
+            level=row[f"{measure}_{'ceiling' if measure in SIMILARITIES else 'repeat'}"],
+            relative=row[f"{measure}_relative"],
+            low=row[f"{measure}_low"],
+            high=row[f"{measure}_high"],
+            pairs=int(row["pairs"]),
+            pairing=row["pairing"],
+            repeats=int(row["repeats"]),
+            verdict=row["cosine_verdict"],
+        )
 
-    def _of(self, first: Loss, second: Loss) -> pd.DataFrame:
-        """All pairs of a run of one loss and a run of the other."""
-        if not self._between:
-            arms = zip(self.pairs["arm_a"], self.pairs["arm_b"], strict=True)
-            groups = (
-                self.pairs.groupby([frozenset(pair) for pair in arms], sort=False).indices if len(self.pairs) else {}
-            )
-            self._between = {key: self.pairs.iloc[rows] for key, rows in groups.items()}
-        return self._between.get(frozenset((first.arm, second.arm)), self.pairs.head(0))
+    @cached_property
+    def _rows(self) -> dict[frozenset[str], dict[Hashable, Any]]:
+        rows = self.arm_pairs.fillna({"pairs": 0, "repeats": 0}).to_dict("records")
+        return {frozenset((row["arm_a"], row["arm_b"])): row for row in rows}
 
-    def average(self, measure: str, first: Loss, second: Loss) -> Average:
-        """A measure between two losses, or of a loss with itself in another order of the data."""
-        key = (measure, frozenset((first.arm, second.arm)))
-        if key not in self._averages:
-            self._averages[key] = average(self.between(first, second), measure)
-        return self._averages[key]
-
-    def floor(self, measure: str, first: Loss, second: Loss) -> Average:
-        """What the two show against themselves at other seeds, where that is known of at least one.
-
-        Where the two are compared from one initial adapter, theirs is one too: the data come in another order. Of
-        cosines √(ρ·ρ'), which two losses would have that pull in one direction, each with noise of its own; of other
-        measures the mean. Its standard deviation follows from theirs, to first order; NaN where one is not known.
-        """
-        kinds = set(self.between(first, second)["shared_initial"]) - {""}
-        if len(kinds) != 1 and first is not second:
-            return _UNKNOWN
-        if kinds == {"False"}:
-            own = {loss: average(self.repetitions(loss, shared=False), measure) for loss in (first, second)}
-        else:
-            own = {loss: self.average(measure, loss, loss) for loss in (first, second)}
-        of = tuple(loss for loss, each in own.items() if each.known)
-        known = [own[loss] for loss in of]
-        if not known:
-            return _UNKNOWN
-        values = [each.value for each in known]
-        slopes = [1 / len(known)] * len(known)
-        if measure == "cosine":
-            value = math.prod(max(each, 0.0) for each in values) ** (1 / len(values))
-            slopes = [value / (len(values) * each) if each > 0 else 0.0 for each in values]
-        else:
-            value = sum(values) / len(values)
-        std = math.hypot(*(slope * each.std for slope, each in zip(slopes, known, strict=True)))
-        return Average(value, std, math.nan, sum(each.pairs for each in known), of)
-
-
-def average(rows: pd.DataFrame, measure: str) -> Average:
-    """A measure over some pairs; those that lack it do not count."""
-    known = rows[rows[measure].notna()]
-    null = f"{measure}_null"
-    return Average(
-        float(known[measure].mean()),
-        float(known[measure].std(ddof=1)),
-        float(known[null].mean()) if null in known else math.nan,
-        len(known),
-    )
+    @cached_property
+    def _pairs(self) -> dict[frozenset[str], list[int]]:
+        found: dict[frozenset[str], list[int]] = {}
+        for place, arms in enumerate(zip(self.pairs["arm_a"], self.pairs["arm_b"], strict=True)):
+            found.setdefault(frozenset(arms), []).append(place)
+        return found
 
 
 def _name(run: pd.Series, several: bool) -> str:

@@ -15,27 +15,31 @@ from losslens.report.parts import Section
 from losslens.report.style import AGAINST, ALONG, figure, logarithmic
 
 _HOW_TO_READ = (
-    "Choose two, then move through layers and projections. A number is worth reading between two floors: the null is "
-    "what two updates with nothing in common show, seeds what the same methods show at other seeds."
+    "Choose two, then move through layers and projections. A number is worth reading between two others: the null, "
+    "what two updates with nothing in common show, and what two that are one loss would show: the ceiling of a cosine, "
+    "the repeat level of an angle. The second is known of losses that were trained at several seeds, and holds for "
+    "pairs of different seeds: runs of one seed share their batches."
 )
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """The section; None without a pair or without its modules."""
-    table = analysis.table("pairs", ("run_a", "run_b", "shared_initial", "verdict"), ("p_holm", *OF_PAIRS))
+    table = analysis.table("pairs", ("run_a", "run_b", "pairing"), tuple(OF_PAIRS))
     modules = find_modules(analysis.parquet("run_modules", ["module"]), analysis.parquet("modules", ["module"]))
     if table.empty or not modules.names:
         return None
-    runs = find_runs(analysis, pd.concat([table["run_a"], table["run_b"]]))
+    runs = find_runs(analysis, table)
+    table = table[table[["run_a", "run_b"]].isin(runs.names).all(axis=1)].reset_index(drop=True)
+    if table.empty:
+        return None
     number = {name: place for place, name in enumerate(runs.names)}
     ends = [(number[a], number[b]) for a, b in zip(table["run_a"], table["run_b"], strict=True)]
-    between = runs.between(ends)
-    packed, notes = pack(analysis, runs, modules, Pairs(table, ends), between)
+    packed, notes = pack(analysis, runs, modules, Pairs(table, ends))
     look = figure("", "", 10).update_layout(logarithmic("yaxis")).layout.to_plotly_json()
     ticks = {name: look["yaxis"].pop(name) for name in ("tickvals", "ticktext")}
     del look["template"], look["yaxis"]["type"]
     packed.say(layout=look, ticks=ticks, against=AGAINST, along=ALONG)
-    packed.say(between=between, start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs, between)})
+    packed.say(start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs)})
     key = key_of(Comparison(analysis), (fact["loss"] for fact in runs.facts), lines=False)
     return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), key=key, notes=notes)
 
@@ -48,19 +52,20 @@ def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]
 
     def interest(place: int) -> tuple[bool, bool, bool, int, int]:
         a, b = ends[place]
-        (seed, init), (other_seed, other_init) = runs.seeds[a], runs.seeds[b]
+        pairing = table.loc[place, "pairing"]
         apart = runs.facts[a]["loss"] != runs.facts[b]["loss"]
         measured = int(table.loc[place, ["barrier_chord", "cka_last"]].notna().sum())
         wanted = len({runs.facts[run]["method"] for run in ends[place]} & {"SFT", "DPO"})
-        return apart and (seed, init) == (other_seed, other_init), init == other_init, apart, measured, wanted
+        return apart and pairing == "same seeds", pairing in ("same seeds", "same init"), apart, measured, wanted
 
     a, b = ends[max(range(len(ends)), key=interest)]
     return (b, a) if runs.facts[b]["method"] == "SFT" != runs.facts[a]["method"] else (a, b)
 
 
-def _first_arms(runs: Runs, between: Sequence[tuple[int, int, list[int]]]) -> tuple[int, int] | None:
-    apart = [(a, b) for a, b, _ in between if a != b]
-    if not apart:
+def _first_arms(runs: Runs) -> tuple[int, int] | None:
+    """None where every arm is one run."""
+    apart = [(a, b) for a, b, _ in runs.between if a != b]
+    if not apart or all(len(arm["runs"]) == 1 for arm in runs.arms):
         return None
     a, b = max(apart, key=lambda pair: len({runs.arms[arm]["method"] for arm in pair} & {"SFT", "DPO"}))
     return (b, a) if runs.arms[b]["method"] == "SFT" != runs.arms[a]["method"] else (a, b)

@@ -15,26 +15,32 @@ from losslens.report.packed import Packed
 
 # A measure and how many digits of it are shown after the point.
 _COSINE, _DEGREE, _FINE = 4, 2, 5
-_FLOORED = ("", "_null", "_seeds")
+_ENDS = ("", "_null", "_repeat")
 _OF_MODULES = dict.fromkeys(("cosine", "orthogonal_a_to_b", "u1", "v1", "cosine_null"), _COSINE)
 _OF_LAYERS = {
-    **dict.fromkeys(("cosine", "orthogonal_a_to_b", "cosine_null", "cosine_seeds"), _COSINE),
-    **{f"angle_min_left{end}": _DEGREE for end in _FLOORED},
+    **dict.fromkeys(("cosine", "orthogonal_a_to_b", "cosine_null", "cosine_ceiling"), _COSINE),
+    **{f"angle_min_left{end}": _DEGREE for end in _ENDS},
 }
 OF_PAIRS = {
     "orthogonal_a_to_b": _COSINE,
-    **{f"{name}{end}": _COSINE for name in ("cosine", "u1", "v1") for end in _FLOORED},
+    **dict.fromkeys(("cosine", "cosine_null", "cosine_ceiling"), _COSINE),
+    **{f"{name}{end}": _COSINE for name in ("u1", "v1") for end in _ENDS},
     **{
-        f"angle_{end}_{side}{floor}": _DEGREE
+        f"angle_{end}_{side}{beside}": _DEGREE
         for side in ("left", "right")
         for end in ("min", "max")
-        for floor in _FLOORED
+        for beside in _ENDS
     },
-    **{f"{name}{end}": _FINE for name in ("cka_last", "cka_min") for end in ("", "_seeds")},
-    **{f"barrier_{form}{end}": _FINE for form in ("chord", "mean") for end in ("", "_low", "_high", "_seeds")},
+    **{f"{name}{end}": _FINE for name in ("cka_last", "cka_min") for end in ("", "_ceiling")},
+    **{f"barrier_{form}{end}": _FINE for form in ("chord", "mean") for end in ("", "_low", "_high", "_repeat")},
     **{f"accuracy_{end}": _COSINE for end in ("mid", "mid_a", "mid_b", "diff")},
     "accuracy_mid_n": 0,
     **dict.fromkeys(("diff_low", "diff_high"), _COSINE),
+}
+# Of two losses: what the cosine says beside its ceiling, and the accuracies.
+_OF_ARMS = {
+    **dict.fromkeys(("cosine_relative", "cosine_low", "cosine_high"), 2),
+    **dict.fromkeys(("accuracy_diff", "diff_low", "diff_high"), _COSINE),
 }
 _OF_RUNS = ("norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max", "off_principal")
 # Of many runs the page holds the pairs that say most, so that it can still be opened: so many numbers by layer and
@@ -64,25 +70,21 @@ class Pairs:
         return lookup[first, second]
 
 
-def pack(
-    analysis: AnalysisFolder,
-    runs: Runs,
-    modules: Modules,
-    pairs: Pairs,
-    between: Sequence[tuple[int, int, list[int]]],
-) -> tuple[Packed, list[str]]:
+def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -> tuple[Packed, list[str]]:
     """All numbers, and notes that say which the page does not hold."""
     packed = Packed(
         {
-            "runs": runs.facts, "arms": runs.arms, "pairs": pairs.ends, "verdicts": pairs.table["verdict"].tolist(),
-            "shared": [{"True": True, "False": False}.get(text) for text in pairs.table["shared_initial"]],
+            "runs": runs.facts, "arms": runs.arms, "pairs": pairs.ends, "pairings": pairs.table["pairing"].tolist(),
+            "between": runs.between, "said": runs.rows[["cosine_verdict", "accuracy_verdict"]].to_numpy().tolist(),
             "layers": modules.layers, "projections": modules.projections, "modules": modules.names, "at": modules.at,
         }
     )  # fmt: skip
-    packed.significant("p_holm", pairs.table["p_holm"].to_numpy(), digits=3)
+    packed.significant("arms.p_holm", runs.rows["p_holm"].to_numpy(), digits=3)
+    for name, digits in _OF_ARMS.items():
+        packed.fixed(f"arms.{name}", runs.rows[name].to_numpy(), digits)
     for name, digits in OF_PAIRS.items():
         packed.fixed(f"pairs.{name}", pairs.table[name].to_numpy(), digits)
-    order = _by_importance(pairs, between)
+    order = _by_importance(pairs, runs.between)
     # Beside the columns the smallest and the largest angle of both sides.
     a_pair = len(modules.names) * (len(_OF_MODULES) + 4) + len(modules.layers) * len(_OF_LAYERS)
     held = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])

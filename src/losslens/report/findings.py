@@ -1,8 +1,6 @@
-"""What the numbers say, in sentences; each has its figures and its floor, and none says more than they do.
+"""What the numbers say, in sentences; each has its figures and its ceiling, and none says more than they do.
 
-A loss is said not to be told from the reference where its cosine reaches the floor (that of the two losses with
-themselves in another order of the data) or is nearer to it than twice the standard deviation over seeds, of the two.
-Nothing is said of the direction of one whose sign does not hold over seeds.
+Of directions the verdicts are those of `arm_pairs.csv`: nothing is judged here.
 """
 
 from __future__ import annotations
@@ -13,9 +11,9 @@ import pandas as pd
 
 from losslens.report.accuracy_findings import accuracies
 from losslens.report.arms import arms as ablation_arms
-from losslens.report.comparison import Average, Comparison, Loss
+from losslens.report.comparison import Compared, Comparison, Loss
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import listed, number, percent, rate
+from losslens.report.numbers import NOTHING, listed, number, percent, rate
 from losslens.report.parts import Finding
 from losslens.report.style import name_of
 
@@ -36,90 +34,79 @@ def findings(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
 
 
 def directions(comparison: Comparison) -> list[Finding]:
-    """How each loss' update points along the reference's, held against floor and null."""
+    """How each loss' update points along the reference's: the verdict, and the figures that it follows from."""
     reference = comparison.reference
     if reference is None:
         return []
-    cosines = {loss: comparison.average("cosine", loss, reference) for loss in _shown(comparison, reference)}
+    cosines = {loss: comparison.of("cosine", loss, reference) for loss in _shown(comparison, reference)}
     cosines = {loss: cosine for loss, cosine in cosines.items() if cosine.known}
     if not cosines:
         return []
-    floors = {loss: comparison.floor("cosine", loss, reference) for loss in cosines}
-    floors = {loss: floor for loss, floor in floors.items() if reference in floor.of}
+
+    def noise(loss: Loss, kind: str) -> str:
+        """What losses that are not like themselves show with themselves, which is why there is no ratio."""
+        if kind != "too noisy to say" or not math.isnan(cosines[loss].level):
+            return ""
+        own = [(each, comparison.of("cosine", each, each)) for each in (loss, reference)]
+        return f" ({', '.join(f'{each.name} with itself {number(cosine.value)}' for each, cosine in own)})"
+
     groups: dict[str, list[Loss]] = {}
     for loss in sorted(cosines, key=lambda loss: -cosines[loss].value):
-        groups.setdefault(_kind(cosines[loss], floors.get(loss)), []).append(loss)
+        groups.setdefault(_kind(cosines[loss]), []).append(loss)
     name = reference.name
     sentences = []
     for kind, losses in groups.items():
-        whose = {loss: cosines[loss] for loss in losses}
-        figures = _figures(whose, floors if kind in ("within", "farther", "once", "half") else {})
-        plural = len(losses) > 1
-        farther = f"{figures} {'are' if plural else 'is'} farther from {name} than another order of the data explains"
+        figures = listed([f"{loss.name} {_figures(cosines[loss], kind)}{noise(loss, kind)}" for loss in losses])
+        one = len(losses) == 1
         sentences.append(
             {
-                "within": f"{figures} cannot be told from {name} in another order of the data",
-                "farther": farther,
-                "once": f"{farther}, as far as one pair of runs{' each' * plural} tells",
-                "half": f"{figures} {'are' if plural else 'is'} farther from {name} than {name} is from itself in "
-                f"another order of the data, but how near {'they are to themselves' if plural else 'it is to itself'} "
+                "one loss": f"{figures} cannot be told from {name}: one loss, as far as repeats tell",
+                "related": f"{figures} {'is' if one else 'are'} related to {name}, not one loss with it",
+                "related or one": f"{figures} {'is' if one else 'are'} related to {name}, perhaps one loss with it",
+                "nothing in common": f"{figures} {'has' if one else 'have'} nothing in common with {name}",
+                "opposed": f"{figures} {'is' if one else 'are'} opposed to {name}",
+                "too noisy to say": f"{figures}: too noisy to say",
+                "same batches": f"{figures}: runs of one seed, which share their batches; how near a loss is to itself "
                 "is not known",
-                "beyond": f"{figures} {'point' if plural else 'points'} along {name}, but how near {name} is to itself "
-                "is not known",
-                "unsure": f"{figures} {'change' if plural else 'changes'} too much with the seed to say "
-                f"({_null(whose)})",
-                "unrelated": f"{figures} {'have' if plural else 'has'} no more to do with {name} than chance "
-                f"({_null(whose)})",
-                "against": f"{figures} {'point' if plural else 'points'} away from {name}, by more than chance "
-                f"({_null(whose)})",
+                "no repeat": f"{figures}: how near {'both losses are' if one else 'all losses are'} to themselves is "
+                "not known",
+                "two seeds": f"{figures}: two seeds give no interval, and so no verdict",
             }[kind]
         )
     return [Finding(f"Direction (cosine of ΔW): {'; '.join(sentences)}.", "explore")]
 
 
-def _kind(cosine: Average, floor: Average | None) -> str:
-    spread = 0.0 if math.isnan(cosine.std) else cosine.std
-    if not math.isnan(cosine.null) and abs(cosine.value) <= cosine.null:
-        return "unrelated"
-    if abs(cosine.value) <= 2 * spread:
-        return "unsure"
-    if cosine.value < 0:
-        return "against"
-    if floor is None or not floor.known:
-        return "beyond"
-    both = math.hypot(spread, 0.0 if math.isnan(floor.std) else floor.std)
-    if cosine.value + 2 * both >= floor.value:
-        return "within"
-    if len(floor.of) == 1:
-        return "half"
-    return "once" if math.isnan(cosine.std) and math.isnan(floor.std) else "farther"
+def _kind(cosine: Compared) -> str:
+    """The verdict, of `too few seeds` what there are too few of."""
+    if cosine.verdict == "related" and cosine.high >= 1:
+        return "related or one"
+    if cosine.verdict not in ("", "too few seeds"):
+        return cosine.verdict
+    if cosine.pairing in ("same seeds", "same order"):
+        return "same batches"
+    return "no repeat" if math.isnan(cosine.relative) else "two seeds"
 
 
-def _figures(cosines: dict[Loss, Average], floors: dict[Loss, Average]) -> str:
-    """`RFT 0.723, RIFT 0.696 (floor 0.814)`; the floors each beside its own where they differ."""
-    beside = {loss: number(floors[loss].value) for loss in cosines if loss in floors}
-    one = len(set(beside.values())) == 1
-    each = [
-        f"{loss.name} {_with_std(cosine)}{'' if one or loss not in beside else f' (floor {beside[loss]})'}"
-        for loss, cosine in cosines.items()
-    ]
-    return listed(each) + (f" (floor {next(iter(beside.values()))})" if one else "")
+def _figures(cosine: Compared, kind: str = "") -> str:
+    """`0.68 of 0.83, a ratio of 0.83 [0.74, 0.91]`; of what has no ceiling the null."""
+    if kind == "nothing in common" or math.isnan(cosine.level):
+        return f"{number(cosine.value)}{'' if math.isnan(cosine.null) else f' (null {number(cosine.null)})'}"
+    return f"{number(cosine.value)} of {number(cosine.level)}, a ratio of {ratio(cosine)}"
 
 
-def _with_std(cosine: Average) -> str:
-    return f"{number(cosine.value)}{'' if math.isnan(cosine.std) else f' ± {number(cosine.std)}'}"
-
-
-def _null(cosines: dict[Loss, Average]) -> str:
-    largest = max(cosine.null for cosine in cosines.values())
-    return "null not known" if math.isnan(largest) else f"null {number(largest)}"
+def ratio(cosine: Compared) -> str:
+    """`0.83 [0.74, 0.91]`; without an interval the range of the cosines."""
+    if not math.isnan(cosine.low):
+        return f"{number(cosine.relative, 2)} [{number(cosine.low, 2)}, {number(cosine.high, 2)}]"
+    over = f" (cosines {number(cosine.lowest)} to {number(cosine.highest)})" if cosine.pairs > 1 else ""
+    return f"{number(cosine.relative, 2)}{over}"
 
 
 def nearest(comparison: Comparison) -> list[Finding]:
     """The two methods that are most alike, at whatever rates, where the reference is not one of them."""
     reference, losses = comparison.reference, comparison.losses
     found = [
-        (comparison.average("cosine", first, second), first, second)
+        (comparison.of("cosine", first, second), first, second)
         for place, first in enumerate(losses)
         for second in losses[place + 1 :]
         if first.method != second.method
@@ -128,20 +115,18 @@ def nearest(comparison: Comparison) -> list[Finding]:
     if not found:
         return []
     cosine, first, second = max(found, key=lambda each: each[0].value)
-    if reference in (first, second) or _kind(cosine, None) in ("unrelated", "unsure", "against"):
+    if reference in (first, second) or cosine.value <= 0 or cosine.verdict in ("nothing in common", "too noisy to say"):
         return []
-    floor = comparison.floor("cosine", first, second)
-    if not floor.known:
-        said = "neither was trained in another order of the data, so there is no floor"
-    elif _kind(cosine, floor) == "within":
-        said = f"floor {number(floor.value)}: they cannot be told apart by their direction"
-    else:
-        said = f"floor {number(floor.value)}"
-    return [
-        Finding(
-            f"The two methods most alike are {first.name} and {second.name}: {_with_std(cosine)} ({said}).", "explore"
-        )
-    ]
+    said = {
+        "one loss": "one loss, as far as repeats tell",
+        "related": "related, not one loss",
+        "related or one": "related, perhaps one loss",
+        "same batches": "of runs of one seed, which share their batches",
+        "no repeat": "how near they are to themselves is not known",
+        "two seeds": "two seeds give no interval",
+    }[_kind(cosine)]
+    text = f"The two methods most alike are {first.name} and {second.name}: {_figures(cosine)} ({said})."
+    return [Finding(text, "explore")]
 
 
 # Sizes
@@ -181,7 +166,7 @@ def learning_rates(analysis: AnalysisFolder) -> list[Finding]:
     """A method at the reference's learning rate and at its own, where both were trained."""
     arms = ablation_arms(analysis)
     arms = arms[arms["norm"].notna()] if len(arms) else arms
-    sft = arms[(arms["method"] == "sft") & (arms["cosine_to_sft"] == 1)] if len(arms) else arms
+    sft = arms[arms["arm"] == arms["sft"]] if len(arms) else arms
     if sft.empty:
         return []
     reference = sft.iloc[0]
@@ -193,10 +178,11 @@ def learning_rates(analysis: AnalysisFolder) -> list[Finding]:
         if len(usual) != 1 or len(matched) != 1 or usual.index[0] == matched.index[0]:
             continue
         there, here = matched.iloc[0], usual.iloc[0]
-        floors = "" if pd.isna(there["cosine_to_sft_floor"]) else f"; floor {number(there['cosine_to_sft_floor'])}"
+        ceilings = [number(arm["cosine_to_sft_ceiling"]) for arm in (there, here)]
+        beside = [f" of {ceiling}" * (ceiling != NOTHING) for ceiling in ceilings]
         parts = [
-            f"a cosine to SFT of {number(there['cosine_to_sft'])} (at {rate(here['learning_rate'])} "
-            f"{number(here['cosine_to_sft'])}{floors})",
+            f"a cosine to SFT of {number(there['cosine_to_sft'])}{beside[0]} (at {rate(here['learning_rate'])} "
+            f"{number(here['cosine_to_sft'])}{beside[1]})",
             f"a norm of {number(there['norm'])} ({number(here['norm'])}; SFT {number(reference['norm'])})",
         ]
         if not pd.isna(there["accuracy"]):
@@ -223,27 +209,28 @@ def connectivity(comparison: Comparison) -> list[Finding]:
     sentences = []
     if len(measured):
         worst = measured.loc[measured["barrier_chord"].idxmax()]
-        own = pairs.loc[pairs["barrier_chord"].notna() & (pairs["arm_a"] == pairs["arm_b"]), "barrier_chord"]
-        floor = f"; same loss at other seeds {number(own.mean())}" if len(own) else ""
+        losses = {loss.arm: loss for loss in comparison.losses}
+        first, second = losses[worst["arm_a"]], losses[worst["arm_b"]]
+        level = comparison.of("barrier_chord", first, second).level
+        beside = "" if math.isnan(level) else f"; repeat level {number(level)}"
         height = f"{number(worst['barrier_chord'])} nats a token"
         over = f"{len(measured)} pair{'s' * (len(measured) != 1)} of runs"
         if round(worst["barrier_chord"], 3) <= 0:
-            sentences.append(f"no loss barrier to the chord between two updates (largest of {over}: {height}{floor})")
+            sentences.append(f"no loss barrier to the chord between two updates (largest of {over}: {height}{beside})")
         else:
-            names = {loss.arm: loss.name for loss in comparison.losses}
             interval = f"95% {number(worst['barrier_chord_low'])} … {number(worst['barrier_chord_high'])}"
             sentences.append(
                 f"the largest loss barrier to the chord between two updates, of {over}, is {height} "
-                f"({names[worst['arm_a']]} and {names[worst['arm_b']]}, {interval}{floor})"
+                f"({first.name} and {second.name}, {interval}{beside})"
             )
     reference = comparison.reference
     if reference is not None:
-        ckas = {loss: comparison.average("cka_last", loss, reference) for loss in comparison.others}
+        ckas = {loss: comparison.of("cka_last", loss, reference) for loss in comparison.others}
         ckas = {loss: cka for loss, cka in ckas.items() if cka.known}
         if ckas:
             least = min(ckas, key=lambda loss: ckas[loss].value)
-            floor_ = comparison.floor("cka_last", least, reference)
-            beside = f", floor {number(floor_.value, 4)}" if floor_.known else ""
+            ceiling = ckas[least].level
+            beside = "" if math.isnan(ceiling) else f", ceiling {number(ceiling, 4)}"
             sentences.append(
                 f"the last layer's hidden states differ most from {reference.name}'s in {least.name} "
                 f"(CKA {number(ckas[least].value, 4)}{beside})"

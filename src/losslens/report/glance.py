@@ -8,15 +8,15 @@ import pandas as pd
 
 from losslens.report.arms import arms as ablation_arms
 from losslens.report.caveats import caveats
-from losslens.report.comparison import Average, Comparison, Loss
-from losslens.report.findings import findings
+from losslens.report.comparison import Compared, Comparison, Loss
+from losslens.report.findings import findings, ratio
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import number, percent, whole
 from losslens.report.parts import Cell, Column, Figure, Matrix, Row, Section, Square, Table
 from losslens.report.style import AGAINST, ALONG, DARK, INK, colour, rows_figure, safe, whisker
 
-# More than these do not leave room for a floor under each number.
-_MOST_WITH_FLOORS = 9
+# More than these do not leave room for a ceiling under each number.
+_MOST_WITH_CEILINGS = 9
 # And more than these none for three digits, of which the third tells 0.997 from 1.
 _MOST_WITH_THREE = 16
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -75,37 +75,36 @@ def _count(number_: int) -> str:
 
 def _cosines(comparison: Comparison) -> Matrix:
     losses = comparison.losses
-    averages = {(a, b): comparison.average("cosine", a, b) for a in losses for b in losses}
     return Matrix(
         "Cosine of the updates",
-        _cosine_caption(comparison, averages),
+        _cosine_caption(comparison),
         [loss.name for loss in losses],
-        [[_square(comparison, a, b, averages[a, b]) for b in losses] for a in losses],
+        [[_square(comparison, a, b) for b in losses] for a in losses],
         low=AGAINST,
         high=ALONG,
-        wide=len(losses) > _MOST_WITH_FLOORS,
+        wide=len(losses) > _MOST_WITH_CEILINGS,
     )
 
 
-def _square(comparison: Comparison, first: Loss, second: Loss, average: Average) -> Square:
-    count = len(comparison.losses)
-    if not average.known:
-        return Square(_brief(average.value, 3))
-    floor = comparison.floor("cosine", first, second)
-    roomy = count <= _MOST_WITH_FLOORS and first is not second and floor.known
+def _square(comparison: Comparison, first: Loss, second: Loss) -> Square:
+    count, cosine = len(comparison.losses), comparison.of("cosine", first, second)
+    if not cosine.known:
+        return Square(_brief(cosine.value, 3))
+    roomy = count <= _MOST_WITH_CEILINGS and not math.isnan(cosine.level)
     return Square(
-        _brief(average.value, 3 if count <= _MOST_WITH_THREE else 2),
-        f"floor {_brief(floor.value, 2)}" if roomy else "",
-        _hover(comparison, first, second, average),
-        ALONG if average.value > 0 else AGAINST,
-        min(abs(average.value), 1.0),
-        average.value > DARK,
+        _brief(cosine.value, 3 if count <= _MOST_WITH_THREE else 2),
+        f"of {_brief(cosine.level, 2)} → {_brief(cosine.relative, 2)}" if roomy else "",
+        _hover(first, second, cosine),
+        ALONG if cosine.value > 0 else AGAINST,
+        min(abs(cosine.value), 1.0),
+        cosine.value > DARK,
     )
 
 
 def _brief(value: float, digits: int) -> str:
     """`.951`: without the 0 that every cosine begins with."""
-    return number(value, digits).replace("0.", ".", 1)
+    text = number(value, digits)
+    return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
 def _table(comparison: Comparison) -> Table:
@@ -115,48 +114,48 @@ def _table(comparison: Comparison) -> Table:
     for a in losses:
         cells = []
         for b in losses:
-            average = comparison.average("cosine", a, b)
-            floor = comparison.floor("cosine", a, b)
-            beside = [f"floor {number(floor.value)}"] if a is not b and average.known and floor.known else []
-            beside += [] if math.isnan(average.null) else [f"null {number(average.null)}"]
-            std = "" if math.isnan(average.std) else f"± {number(average.std)}"
-            cells.append(Cell(number(average.value), std, "\n".join(beside)))
+            cosine = comparison.of("cosine", a, b)
+            cells.append(Cell(number(cosine.value), "", "\n".join(_beside(cosine))))
         rows.append(Row([Cell(a.name, colour=colour(a.method)), *cells]))
     columns = [Column("loss", numeric=False), *(Column(loss.name) for loss in losses)]
     return Table("Cosine of the updates, in numbers", columns, rows, closed=True)
 
 
-def _cosine_caption(comparison: Comparison, averages: dict[tuple[Loss, Loss], Average]) -> str:
-    own = any(average.known for (a, b), average in averages.items() if a is b)
-    said = ["Dotted: each loss with itself in another order of the data, from the same initial adapter"]
-    said[0] += "; – where it was trained in one order only." if own else ", but none was trained so."
-    if own and len(comparison.losses) <= _MOST_WITH_FLOORS:
-        said.append("Floor: the same for the two losses of a cell (the geometric mean, or the one that is known).")
-    nulls = [average.null for (a, b), average in averages.items() if a is not b and not math.isnan(average.null)]
+def _beside(cosine: Compared) -> list[str]:
+    """Ceiling and ratio, the verdict, and the null."""
+    lines = [] if math.isnan(cosine.level) else [f"of {number(cosine.level)}: {ratio(cosine)}"]
+    lines += [cosine.verdict] * (cosine.verdict not in ("", "too few seeds"))
+    return lines + ([] if math.isnan(cosine.null) else [f"null {number(cosine.null)}"])
+
+
+def _cosine_caption(comparison: Comparison) -> str:
+    losses = comparison.losses
+    cosines = {(a, b): comparison.of("cosine", a, b) for a in losses for b in losses}
+    own = any(cosine.known for (a, b), cosine in cosines.items() if a is b)
+    said = ["Dotted: each loss with itself at another seed, its repeat"]
+    said[0] += "; – where it was trained once." if own else ", but each was trained once."
+    others = [cosine for (a, b), cosine in cosines.items() if a is not b and cosine.known]
+    if any(cosine.pairing in ("same seeds", "same order") for cosine in others):
+        said.append("Losses that have no runs of different seeds are compared by runs that share their batches.")
+    if any(not math.isnan(cosine.level) for cosine in others) and len(losses) <= _MOST_WITH_CEILINGS:
+        said.append(
+            "Of: the ceiling, √(ρρ') of the two repeats, what the two would show if they were one loss; → the ratio."
+        )
+    nulls = [cosine.null for cosine in others if not math.isnan(cosine.null)]
     if nulls:
         low, high = number(min(nulls)), number(max(nulls))
         span = low if low == high else f"{low} to {high}"
         said.append(f"Null: two updates with nothing in common (but A) stay below {span} in 95 of 100 cases.")
-    reference = comparison.reference
-    if reference is not None:
-        apart = comparison.repetitions(reference, shared=False)["cosine"].mean()
-        if not math.isnan(apart):
-            said.append(f"From another initial adapter {reference.name} has {number(apart)} with itself.")
     return " ".join(said)
 
 
-def _hover(comparison: Comparison, first: Loss, second: Loss, average: Average) -> str:
-    std = "" if math.isnan(average.std) else f" ± {number(average.std)}"
+def _hover(first: Loss, second: Loss, cosine: Compared) -> str:
+    over = f"{cosine.pairs} pair{'s' * (cosine.pairs != 1)} of runs, {cosine.pairing or 'seeds not known'}"
     lines = [
-        f"{first.name} and {second.name}" if first is not second else f"{first.name}, other order",
-        f"cosine {number(average.value)}{std} ({average.pairs} pair{'s' * (average.pairs != 1)} of runs)",
+        f"{first.name} and {second.name}" if first is not second else f"{first.name}, other seed",
+        f"cosine {number(cosine.value)} ({over})",
     ]
-    floor = comparison.floor("cosine", first, second)
-    if first is not second and floor.known:
-        lines.append(f"floor {number(floor.value)}")
-    if not math.isnan(average.null):
-        lines.append(f"null {number(average.null)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_beside(cosine)])
 
 
 def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
@@ -165,6 +164,8 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
         return None
     by_arm = arms.set_index("arm")
     losses = [loss for loss in comparison.losses if loss.arm in by_arm.index]
+    if not losses:
+        return None
     places = [float(place) for place in range(len(losses))]
     plot = rows_figure("accuracy", [loss.name for loss in losses], places, pixels=34 if len(losses) < 10 else 24)
     looks = comparison.looks

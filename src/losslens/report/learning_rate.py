@@ -43,25 +43,19 @@ def _how_to_read(rows: pd.DataFrame) -> list[str]:
     fewest, most = int(rows["seeds"].min()), int(rows["seeds"].max())
     counts = str(most) if fewest == most else f"{fewest} to {most}"
     notes = [f"Each arm is the average of {counts} run{'s' * (most != 1)}; ± is the standard deviation over them."]
-    if rows.filter(regex="_floor$").notna().any(axis=None):
+    if rows["cosine_repeat"].notna().any():
         notes.append(
-            "Floor: the two losses against themselves, on the same data in another order, from the same initial "
-            "adapter (of cosines the geometric mean: what two losses that pull one way would show). Pairs of one seed "
-            "also share their batches, so a cosine may lie above it."
+            "Arms are compared by their runs at different seeds: runs of one seed share their batches and read too "
+            "high. Ceiling (of cosines and CKA): √(ρρ') of what the two have with themselves at another seed, what "
+            "they would show if they were one loss; the ratio stands beside it, with its jackknife interval over "
+            "seeds. Repeat (of angles and barriers): the mean of the two with themselves."
         )
     else:
-        notes.append(
-            "There are no floors: no loss was trained in another order of the data from the same initial adapter."
-        )
+        notes.append("There are no ceilings: no loss was trained in another order of the data.")
     if rows.filter(regex="_null$").notna().any(axis=None):
         notes.append(
             "Null: two updates with these shapes, ranks, singular values and initial adapter, and nothing else in "
             "common; a cosine's absolute value stays below it 95 times in 100."
-        )
-    if (rows["seeds"].eq(1) & rows[["base_diff", "sft_diff"]].notna().any(axis=1)).any():
-        notes.append(
-            "An arm of one run is also tested as a run, among the runs (Runs, Statistics), where p is corrected for "
-            "other tests. At a glance only what both find is called a difference."
         )
     return notes
 

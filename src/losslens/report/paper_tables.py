@@ -1,4 +1,4 @@
-"""Tables for papers, as Markdown and as LaTeX with booktabs: runs, losses against the reference, floors, arms."""
+"""Tables for papers, as Markdown and as LaTeX with booktabs: runs, losses against the reference, repeats, arms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pandas as pd
 from losslens.files import atomic_file
 from losslens.report.arms import arms as ablation_arms
 from losslens.report.arms import is_matched
-from losslens.report.comparison import Average, Comparison
+from losslens.report.comparison import Comparison
+from losslens.report.findings import ratio
 from losslens.report.folder import AnalysisFolder
 from losslens.report.names import short
 from losslens.report.numbers import NOTHING, degrees, number, p_value, points, rate, whole
@@ -50,7 +51,7 @@ def write_tables(folder: Path) -> list[Path]:
     analysis = AnalysisFolder(folder)
     comparison = Comparison(analysis)
     name = ", ".join(map(str, analysis.manifest.get("sweeps") or [])) or "adapters"
-    made = (_runs(analysis, comparison), _to_reference(comparison), _floors(analysis), _ablation(analysis))
+    made = (_runs(analysis, comparison), _to_reference(comparison), _repeats(analysis), _ablation(analysis))
     tables = [_without_empty_columns(table) for table in made if table and table.rows]
     written = []
     for kind, text in (("md", _markdown(name, tables)), ("tex", _latex(name, tables))):
@@ -72,13 +73,13 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
     texts = ("run", "method", "benchmark", "diverged")
     numbers = (
         "learning_rate", "seed", "init_seed", "norm", "effective_rank", "accuracy", "ci_low", "ci_high", "base_diff",
-        "base_p_holm",
     )  # fmt: skip
     runs = analysis.table("runs", texts, numbers)
     names = {run: loss.name for loss in comparison.losses for run in loss.runs}
     order = {run: place for place, run in enumerate(run for loss in comparison.losses for run in loss.runs)}
     places = runs["run"].map(order).fillna(len(order)).where(runs["method"] != "base", -1)
     runs = runs.assign(place=places).sort_values("place", kind="stable")
+    tested = _tests_of_runs(analysis)
     several = runs.loc[runs["benchmark"] != "", "benchmark"].nunique() > 1
     rows = []
     for _, run in runs.iterrows():
@@ -91,7 +92,7 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
                 whole(run["init_seed"]), number(run["norm"]), number(run["effective_rank"], 1),
                 *([run["benchmark"] or NOTHING] if several else []),
                 _percent(run["accuracy"]), _interval(run["ci_low"], run["ci_high"]), points(run["base_diff"]),
-                p_value(run["base_p_holm"]),
+                p_value(tested.get((run["run"], run["benchmark"]), math.nan)),
             ]
         )  # fmt: skip
     heads = ["Loss", "LR", "Seed", "Init.", "‖ΔW‖", "Eff. rank", *(["Benchmark"] if several else [])]
@@ -99,8 +100,8 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
     about = _benchmark(runs)
     caption = "Runs: size of the update."
     if runs["accuracy"].notna().any():
-        tested = " and McNemar's test against the base" if runs["base_diff"].notna().any() else ""
-        caption = f"Runs: size of the update and accuracy{about}, with Wilson intervals{tested}."
+        test = " and, of losses trained once, the test against the base" * bool(tested)
+        caption = f"Runs: size of the update and accuracy{about}, with Wilson intervals{test}."
     return PaperTable(
         "runs", f"{caption}{' ✕: diverged or collapsed.' * bool((runs['diverged'] != '').any())}", heads, rows
     )
@@ -111,6 +112,20 @@ def _benchmark(runs: pd.DataFrame) -> str:
     return f" on {names[0]}" if len(names) == 1 else ""
 
 
+def _tests_of_runs(analysis: AnalysisFolder) -> dict[tuple[str, str], float]:
+    """Of each run that is all of its arm, and of the benchmark that was tested, the p of the arm against the base."""
+    arms = ablation_arms(analysis)
+    runs = analysis.table("runs", ("run", "arm", "benchmark"), ())
+    if arms.empty:
+        return {}
+    p = arms[arms["seeds"] == 1].set_index(["arm", "benchmark"])["base_p_holm"].dropna().to_dict()
+    return {
+        (run.run, run.benchmark): p[run.arm, run.benchmark]
+        for run in runs.itertuples()
+        if (run.arm, run.benchmark) in p
+    }
+
+
 def _to_reference(comparison: Comparison) -> PaperTable | None:
     reference = comparison.reference
     if reference is None or not comparison.others:
@@ -118,56 +133,63 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
     rows = []
     for loss in comparison.losses:
         own = loss is reference
-        cells = [f"{loss.name} (other order)" if own else loss.name]
-        for measure, show in (("cosine", number), ("angle_min_left", degrees), ("angle_min_right", degrees)):
-            average = comparison.average(measure, loss, reference)
-            floor = comparison.floor(measure, loss, reference)
-            cells += [_spread(average, show), NOTHING if own else show(floor.value), show(average.null)]
-        barrier = comparison.average("barrier_chord", loss, reference)
-        cka = comparison.average("cka_last", loss, reference)
+        cosine = comparison.of("cosine", loss, reference)
+        cells = [f"{loss.name} (other seed)" if own else loss.name, number(cosine.value)]
+        cells += [number(cosine.level), ratio(cosine) if not math.isnan(cosine.relative) else NOTHING]
+        cells += [number(cosine.null)]
+        for measure in ("angle_min_left", "angle_min_right"):
+            angle = comparison.of(measure, loss, reference)
+            cells += [degrees(angle.value), degrees(angle.level), degrees(angle.null)]
+        barrier, cka = (comparison.of(measure, loss, reference) for measure in ("barrier_chord", "cka_last"))
         cells += [number(barrier.value), number(cka.value, 4)]
-        if comparison.average("cosine", loss, reference).known:
+        if cosine.known:
             rows.append(cells)
     if not rows:
         return None
     heads = [
-        "Loss", "cos", "floor", "null", "∠ left", "floor", "null", "∠ right", "floor", "null", "Barrier", "CKA",
+        "Loss", "cos", "ceiling", "ratio", "null", "∠ left", "repeat", "null", "∠ right", "repeat", "null", "Barrier",
+        "CKA",
     ]  # fmt: skip
-    pairs = pd.concat([comparison.between(loss, reference) for loss in comparison.others])
-    measured = {
-        "barrier_chord": "barrier of the loss (nats a token)", "cka_last": "CKA of the last layer",
-    }  # fmt: skip
-    function = "".join(f", {said}" for name, said in measured.items() if pairs[name].notna().any())
-    known = [comparison.floor("cosine", loss, reference).known for loss in comparison.others]
-    floors = "Floor: the losses with themselves in another order of the data. " * any(known)
+    found = [comparison.of("cosine", loss, reference) for loss in comparison.others]
+    measured = {"barrier_chord": "barrier of the loss (nats a token)", "cka_last": "CKA of the last layer"}
+    function = "".join(
+        f", {said}"
+        for name, said in measured.items()
+        if any(comparison.of(name, loss, reference).known for loss in comparison.others)
+    )
+    kinds = {cosine.pairing for cosine in found if cosine.known}
+    how = {"same init": ", over runs at different seeds", "same seeds": ", over runs of one seed"}
+    ceilings = "Ceiling: √(ρρ') of the two losses' own repeats, ratio: cos/ceiling with its 95% jackknife interval. "
+    ceilings *= any(not math.isnan(cosine.level) for cosine in found)
     caption = (
-        f"Each loss against {reference.name}{', at the same seeds' * bool(pairs['same_seeds'].all())}: cosine of ΔW, "
+        f"Each loss against {reference.name}{how.get(kinds.pop(), '') if len(kinds) == 1 else ''}: cosine of ΔW, "
         "smallest principal angle between the leading left and right singular subspaces (median over modules)"
-        f"{function}. {floors}Null: two updates with nothing in common"
-        f"{' but the initial A' * bool(pairs['shared'].all())}."
+        f"{function}. {ceilings}Null: two updates with nothing in common"
+        f"{' but the initial A' * all(cosine.pairing in ('same seeds', 'same init') for cosine in found)}."
     )
     return PaperTable("to-reference", caption, heads, rows)
 
 
-def _floors(analysis: AnalysisFolder) -> PaperTable:
+def _repeats(analysis: AnalysisFolder) -> PaperTable:
     measures = ("cosine", "u1", "v1", "angle_min_left", "angle_min_right", "barrier_chord", "cka_last")
-    floors = analysis.table("floors", ("method", "lr", "initial"), ("rank", "pairs", *measures))
+    repeats = analysis.table("repeats", ("arm", "method", "lr", "repeat_kind"), ("rank", "pairs", *measures))
     rows = [
         [
-            name_of(row["method"]), row["lr"], {"shared": "shared", "independent": "own"}.get(row["initial"], NOTHING),
+            name_of(row["method"]), row["lr"], row["repeat_kind"],
             whole(row["pairs"]), number(row["cosine"]), number(row["u1"]), number(row["v1"]),
             degrees(row["angle_min_left"]), degrees(row["angle_min_right"]), number(row["barrier_chord"]),
             number(row["cka_last"], 4),
         ]
-        for _, row in floors.iterrows()
+        for _, row in repeats.iterrows()
     ]  # fmt: skip
-    heads = ["Loss", "LR", "Initial A", "Pairs", "cos", "u₁", "v₁", "∠ left", "∠ right", "Barrier", "CKA"]
-    return PaperTable("floors", "Floors: runs of one loss that differ in their seeds only.", heads, rows)
+    heads = ["Loss", "LR", "Other", "Pairs", "cos", "u₁", "v₁", "∠ left", "∠ right", "Barrier", "CKA"]
+    caption = "Repeats: one loss trained again in another order of the data, from another start, or both."
+    return PaperTable("repeats", caption, heads, rows)
 
 
 def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
     arms = ablation_arms(analysis)
-    if not is_matched(arms):
+    if not is_matched(arms) and not (len(arms) and (arms["seeds"] > 1).any()):
         return None
     settings = arms["settings"].any()
     rows = []
@@ -179,8 +201,8 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
                 name_of(arm["method"]), rate(arm["learning_rate"]),
                 *([short(arm["settings"]) or NOTHING] if settings else []),
                 f"{arm['seeds']}{lost}", _with_std(arm, "norm"), _with_std(arm, "effective_rank", 1),
-                _with_std(arm, "cosine_to_sft"), number(arm["cosine_to_sft_floor"]),
-                _with_std(arm, "cosine_to_dpo_conventional"), accuracy,
+                number(arm["cosine_to_sft"]), number(arm["cosine_to_sft_ceiling"]),
+                number(arm["cosine_to_dpo_conventional"]), accuracy,
                 points(arm["base_diff"]), p_value(arm["base_p_holm"]),
             ]
         )  # fmt: skip
@@ -192,20 +214,16 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
         "‖ΔW‖",
         "Eff. rank",
         "cos SFT",
-        "floor",
+        "ceiling",
         "cos DPO",
     ]
     heads += ["Acc. (%)", "Δ base", "p (Holm)"]
     caption = (
         "The learning-rate-matched comparison: mean ± standard deviation over runs. cos SFT, cos DPO: cosine to SFT "
-        "and to conventional DPO at the same seeds; floor: SFT and the loss with themselves in another order of the "
-        "data; p: sign-flip test over problems, Holm over the arms."
+        "and to conventional DPO, over runs at different seeds; ceiling: √(ρρ') of SFT's and the loss's own repeats; "
+        "p: sign-flip test over problems, Holm over all comparisons of arms."
     )
     return PaperTable("ablation", caption, heads, rows)
-
-
-def _spread(average: Average, show: object) -> str:
-    return f"{show(average.value)}{'' if math.isnan(average.std) else f' ± {show(average.std)}'}"  # type: ignore[operator]
 
 
 def _with_std(arm: pd.Series, name: str, digits: int = 3) -> str:

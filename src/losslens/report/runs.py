@@ -8,14 +8,14 @@ from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.keys import key_of
 from losslens.report.names import of_run, setting_of
-from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
+from losslens.report.numbers import NOTHING, difference, number, percent, rate, whole
 from losslens.report.parts import Cell, Column, Figure, Row, Section, Table, downloadable
 from losslens.report.style import INK, colour, name_of, rows_figure, safe, whisker
 
-_TEXTS = ("run", "label", "method", "lr", "benchmark", "base_verdict", "diverged")
+_TEXTS = ("run", "label", "method", "lr", "benchmark", "diverged")
 _NUMBERS = (
     "learning_rate", "seed", "init_seed", "norm", "effective_rank", "accuracy", "n", "ci_low", "ci_high",
-    "base_diff", "base_diff_low", "base_diff_high", "base_p_holm",
+    "base_diff", "base_diff_low", "base_diff_high",
 )  # fmt: skip
 
 
@@ -117,5 +117,4 @@ def _to_the_base(row: pd.Series) -> Cell:
     if pd.isna(row["base_diff"]):
         return Cell(NOTHING)
     interval = f"{difference(row['base_diff_low'])} … {difference(row['base_diff_high'])}"
-    below = f"{interval}\np (Holm) {p_value(row['base_p_holm'])}"
-    return Cell(difference(row["base_diff"]), row["base_verdict"], below)
+    return Cell(difference(row["base_diff"]), below=interval)

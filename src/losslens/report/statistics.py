@@ -1,30 +1,26 @@
-"""The statistics: every pair on the same problems, what the tests say, and what they could have shown."""
+"""The statistics: every two losses on the same problems, what the tests say, and what they could have shown."""
 
 from __future__ import annotations
 
 import pandas as pd
 
+from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
-from losslens.report.names import setting_of
-from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate, whole
+from losslens.report.numbers import NOTHING, difference, number, p_value, percent, whole
 from losslens.report.parts import Cell, Column, Row, Section, Table, downloadable
 from losslens.report.style import colour, name_of
 
-_TEXTS = ("run_a", "run_b", "verdict")
-_NUMBERS = (
-    "mcnemar_b", "mcnemar_c", "mcnemar_p", "mcnemar_midp", "p_holm", "accuracy_diff", "diff_low", "diff_high",
-    "detectable_diff",
-)  # fmt: skip
 # More rows than these are for a program to read.
 _MOST = 150
-_SAID = {"a better": "first better", "b better": "second better"}
-_VERDICTS = ("a better", "b better", "not significant", "underpowered", "same answers")
+_SAID = {"better": "first better", "worse": "second better"}
+_VERDICTS = ("not significant", "underpowered", "same answers")
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
-    """The section; None where no two runs were scored on the same problems."""
-    pairs = analysis.table("pairs", _TEXTS, _NUMBERS)
-    pairs = pairs[pairs["mcnemar_p"].notna()]
+    """The section; None where no two losses were scored on the same problems."""
+    comparison = Comparison(analysis)
+    pairs = comparison.arm_pairs
+    pairs = pairs[pairs["accuracy_diff"].notna()]
     if pairs.empty:
         return None
     spread = _spread(analysis)
@@ -32,16 +28,16 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "statistics",
         "Statistics",
         text=[_summary(analysis, pairs), *_detectable(pairs)],
-        tables=[_table(analysis, pairs), *([spread] if spread else [])],
+        tables=[_table(analysis, comparison, pairs), *([spread] if spread else [])],
         notes=[
-            "A run is named by its number in the table of runs, its rate, and the seeds of the data's order (s) "
-            "and of the initial adapter (A).",
-            "b, c: problems that only the first, only the second run has right (of several samples: more often right). "
-            "p: McNemar's exact test on them; mid-p counts the observed table half. Holm: p corrected for the family.",
+            "Difference, interval and p are of each problem's share right, averaged over the runs of a loss. p: the "
+            "signs of the problems' differences are flipped (of two single runs this is McNemar's exact test). Holm: p "
+            "corrected for all comparisons of this table that have one.",
             "Underpowered: so few problems tell the two apart that no outcome of them, or none with a single contrary "
             "problem, could have passed Holm's first threshold. Then nothing is said about a difference.",
             "Detectable: the difference that the exact test at Holm's first threshold would find in four of five "
-            "samples of as many problems, were the two runs to disagree as often as they do (– where none would be).",
+            "samples of as many problems, were the two to disagree as often as they do (– where none would be, and of "
+            "averages over runs).",
             "Tests and intervals are about problems: they say nothing of other seeds.",
         ],
     )
@@ -50,16 +46,17 @@ def section(analysis: AnalysisFolder) -> Section | None:
 def _summary(analysis: AnalysisFolder, pairs: pd.DataFrame) -> str:
     family = analysis.manifest.get("holm_family") or {}
     tests = int(pairs["p_holm"].notna().sum())
-    counts = pairs["verdict"].value_counts()
-    better = int(counts.get("a better", 0) + counts.get("b better", 0))
-    said = [f"{better} differ{'s' * (better == 1)}"]
-    said += [f"{counts[name]} {name}" for name in _VERDICTS[2:] if counts.get(name)]
-    which = {"all": "all pairs", "reference": "the pairs with the reference"}.get(family.get("pairs", ""), "the family")
+    counts = pairs["accuracy_verdict"].value_counts()
+    differ = int(counts.get("better", 0) + counts.get("worse", 0))
+    said = [f"{differ} differ{'s' * (differ == 1)}"]
+    said += [f"{counts[name]} {name}" for name in _VERDICTS if counts.get(name)]
+    which = {"all": "all comparisons", "reference": "those with the reference and the base"}
     benchmark = analysis.manifest.get("benchmark")
     on = f" on {benchmark}" if benchmark else ""
     return (
-        f"{len(pairs)} pair{'s' * (len(pairs) != 1)} of runs{on}, each on the same problems. Holm's correction counts "
-        f"{which}, {tests} test{'s' * (tests != 1)}: {', '.join(said)}."
+        f"{len(pairs)} comparison{'s' * (len(pairs) != 1)} of losses and the base{on}, each on the same problems. "
+        f"Holm's correction counts {which.get(family.get('pairs', ''), 'the family')}, {tests} "
+        f"test{'s' * (tests != 1)}: {', '.join(said)}."
     )
 
 
@@ -69,50 +66,39 @@ def _detectable(pairs: pd.DataFrame) -> list[str]:
         return []
     low, middle, high = known.min(), known.median(), known.max()
     return [
-        f"To be found in four of five such samples, a difference would have to be {percent(middle)} in the median pair "
-        f"({percent(low)} where two runs disagree least, {percent(high)} where they disagree most)."
+        f"To be found in four of five such samples, a difference would have to be {percent(middle)} in the median "
+        f"comparison ({percent(low)} where two disagree least, {percent(high)} where they disagree most)."
     ]
 
 
-def _table(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Table:
-    runs = analysis.table("runs", ("run", "label", "method"), ("learning_rate", "seed", "init_seed"))
-    known = runs.drop_duplicates("run").reset_index(drop=True).reset_index(names="number").set_index("run", drop=False)
-    reference = analysis.manifest.get("reference")
-    caption = "Every pair of runs, the smallest p first"
-    shown = pairs
+def _table(analysis: AnalysisFolder, comparison: Comparison, pairs: pd.DataFrame) -> Table:
+    losses = {loss.arm: loss for loss in comparison.losses}
+    shown, caption = pairs, "Every two losses, and the base, the smallest p first"
     if len(pairs) > _MOST:
-        shown = pairs[(pairs["run_a"] == reference) | (pairs["run_b"] == reference)]
-        caption = f"The pairs with {reference}, the smallest p first; all {len(pairs)} are in pairs.csv"
+        reference = comparison.reference
+        ends = {"base", reference.arm if reference else ""}
+        shown = pairs[pairs[["arm_a", "arm_b"]].isin(ends).any(axis=1)]
+        caption = f"The comparisons with the reference and the base; all {len(pairs)} are in arm_pairs.csv"
     columns = [
         Column("first", numeric=False), Column("second", numeric=False), Column("difference"), Column("95% interval"),
-        Column("b"), Column("c"), Column("p"), Column("mid-p"), Column("p (Holm)"), Column("verdict", numeric=False),
-        Column("detectable"),
+        Column("p"), Column("p (Holm)"), Column("verdict", numeric=False), Column("detectable"),
     ]  # fmt: skip
     rows = []
-    for _, pair in shown.sort_values("mcnemar_p", kind="stable").iterrows():
-        names = [_run(pair[run], known) for run in ("run_a", "run_b")]
+    for _, pair in shown.sort_values("p", kind="stable").iterrows():
+        ends_of = [losses.get(pair[arm]) for arm in ("arm_a", "arm_b")]
+        names = [
+            Cell(loss.name, colour=colour(loss.method)) if loss else Cell(pair[arm])
+            for loss, arm in zip(ends_of, ("arm_a", "arm_b"), strict=True)
+        ]
         interval = f"{difference(pair['diff_low'])} … {difference(pair['diff_high'])}"
         cells = [
-            *names, Cell(difference(pair["accuracy_diff"])), Cell(interval), Cell(whole(pair["mcnemar_b"])),
-            Cell(whole(pair["mcnemar_c"])), Cell(p_value(pair["mcnemar_p"])), Cell(p_value(pair["mcnemar_midp"])),
+            *names, Cell(difference(pair["accuracy_diff"])), Cell(interval), Cell(p_value(pair["p"])),
             Cell(p_value(pair["p_holm"])),
-            Cell(_SAID.get(pair["verdict"], pair["verdict"]) or NOTHING),
+            Cell(_SAID.get(pair["accuracy_verdict"], pair["accuracy_verdict"]) or NOTHING),
             Cell(percent(pair["detectable_diff"])),
         ]  # fmt: skip
         rows.append(Row(cells))
-    return downloadable(analysis, "pairs", caption, columns, rows)
-
-
-def _run(name: str, known: pd.DataFrame) -> Cell:
-    """A run by its number in the table of runs, so that the row is no wider than a screen."""
-    if name not in known.index:
-        return Cell(name)
-    run = known.loc[name]
-    if pd.isna(run["seed"]):
-        return Cell(f"{run['number']} {name}", colour=colour(run["method"]))
-    seeds = f"{rate(run['learning_rate'])} s{whole(run['seed'])} A{whole(run['init_seed'])}"
-    name = " ".join(part for part in (name_of(run["method"]), setting_of(run)) if part)
-    return Cell(f"{run['number']} {name}", seeds, colour=colour(run["method"]))
+    return downloadable(analysis, "arm_pairs", caption, columns, rows)
 
 
 def _spread(analysis: AnalysisFolder) -> Table | None:

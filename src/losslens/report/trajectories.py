@@ -9,12 +9,11 @@ from losslens.report import course
 from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.keys import key
-from losslens.report.names import of_loss
 from losslens.report.parts import Figure, Section, downloadable
 from losslens.report.style import MUTED
 
-_NUMBERS = ("learning_rate", "step", "norm", "cosine_to_end", "cosine_to_sft")
-_TEXTS = ("run", "method", "lr", "settings", "diverged")
+_NUMBERS = ("step", "norm", "cosine_to_end", "cosine_to_sft")
+_TEXTS = ("run", "diverged")
 _PLOTS = (
     ("norm", "Size", "‖ΔW‖"),
     ("cosine_to_end", "Direction, to the run's own end", "cosine to its own end"),
@@ -28,13 +27,10 @@ def section(analysis: AnalysisFolder) -> Section | None:
     if table.empty:
         return None
     comparison = Comparison(analysis)
-    table = _by_loss(table, comparison).assign(lost=table["diverged"] == "True")
-    losses = table.drop_duplicates("loss_of")
+    table = course.by_loss(table, comparison).assign(lost=table["diverged"] == "True")
     called = {loss.arm: loss.name for loss in comparison.losses}
-    shown = [
-        (row.loss_of, row.method, called.get(row.loss_of) or of_loss(row.method, row.learning_rate, row.settings))
-        for row in losses.itertuples()
-    ]
+    losses = table.drop_duplicates("loss_of")
+    shown = [(row.loss_of, row.method_of, called.get(row.loss_of, row.loss_of)) for row in losses.itertuples()]
     return Section(
         "trajectories",
         "Trajectories",
@@ -47,14 +43,6 @@ def section(analysis: AnalysisFolder) -> Section | None:
         ],
         tables=[downloadable(analysis, "trajectories")],
     )
-
-
-def _by_loss(table: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
-    """The rows with their losses; those whose run is in no table of runs by what they say themselves."""
-    table = course.by_loss(table, comparison)
-    own = table["method"] + "-" + table["lr"] + (" " + table["settings"]).where(table["settings"] != "", "")
-    known = table["run"].isin(comparison.arms.keys())
-    return table.assign(loss_of=table["loss_of"].where(known, own), method_of=table["method"])
 
 
 def _lost(table: pd.DataFrame) -> str:

@@ -21,9 +21,11 @@ MEASURES = {
     "agreement of u₁, v₁": "How well the strongest directions that two updates write (u₁) and read (v₁) agree: 1 the "
     "same, 0 unrelated.",
     "orthogonal share": "The part of one update that has nothing to do with the other's direction.",
-    "floor": "What a loss shows against itself, trained on the same data in another order: as alike as two runs of "
-    "one loss are.",
     "null": "What two updates show that have nothing in common: a number within it is no sign of a relation.",
+    "repeat": "What a loss shows with itself, trained again with one thing changed: the order of the data, or the "
+    "start.",
+    "ceiling": "What two losses would show if they were one: of cosines and CKA, from their repeats. A cosine means as "
+    "much as its ratio to the ceiling.",
     "accuracy": "The share of held-out problems that a run answers right; the 95% interval says how well these "
     "problems tell it.",
     "p (Holm)": "How often chance alone would give such a difference or a larger one, corrected for all the tests "

@@ -11,7 +11,14 @@ function pairs() {
   const found = (arms() ? armPairs : runPairs).get(symmetric(state.a, state.b));
   return found ?? [];
 }
-let armPairs, runPairs, heldRows, angledRows, moduleAt;
+// The row of what is said of two arms: of those chosen, or of two runs that are all of theirs; -1 where there is none.
+function said() {
+  const armOf = run => head.arms.findIndex(({runs}) => runs.length === 1 && runs[0] === run);
+  const [a, b] = arms() ? [state.a, state.b] : [armOf(state.a), armOf(state.b)];
+  const row = a === b && !arms() ? undefined : armRows.get(symmetric(a, b));
+  return row === undefined ? {row: -1} : {row, turned: head.between[row][0] !== a};
+}
+let armPairs, armRows, runPairs, heldRows, angledRows, moduleAt;
 
 function spread(values) {
   const known = values.filter(Number.isFinite);

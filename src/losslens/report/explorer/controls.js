@@ -94,7 +94,7 @@ function controls() {
     marked();
     changed();
   });
-  $("kind").hidden = !head.arms.length;
+  $("kind").hidden = !head.start.arms;
   for (const radio of $("kind").querySelectorAll("input")) {
     radio.addEventListener("change", () => {
       state.kind = radio.value;
@@ -167,6 +167,7 @@ async function explore() {
   head = data.header;
   runPairs = new Map(head.pairs.map((ends, pair) => [symmetric(...ends), [pair]]));
   armPairs = new Map(head.between.map(([a, b, numbers]) => [symmetric(a, b), numbers]));
+  armRows = new Map(head.between.map(([a, b], row) => [symmetric(a, b), row]));
   heldRows = new Map(head.held.map((pair, row) => [pair, row]));
   angledRows = new Map(head.angled.map((pair, row) => [pair, row]));
   moduleAt = head.layers.map(() => []);

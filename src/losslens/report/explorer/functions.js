@@ -25,12 +25,12 @@ function ckaPlot() {
     add("the two", pair);
     add("without outlier", without);
   }
-  const last = ofWhole("cka_last_seeds").mean, least = ofWhole("cka_min_seeds").mean, shapes = [cursor(head.layers[state.layer])];
-  if (Number.isFinite(last)) traces.push({type: "scatter", mode: "markers", x: [states.at(-1)], y: [last], marker: {symbol: "line-ew", size: 18, line: {color: INK, width: 2.5}}, hovertext: `other seeds, last layer: ${fixed(last, 5)}`, hoverinfo: "text", cliponaxis: false});
-  if (Number.isFinite(least)) traces.push(line("other seeds, smallest", [states[0], states.at(-1)], [least, least], {width: 1.3, dash: "9px,5px"}));
+  const last = ofWhole("cka_last_ceiling").mean, least = ofWhole("cka_min_ceiling").mean, shapes = [cursor(head.layers[state.layer])];
+  if (Number.isFinite(last)) traces.push({type: "scatter", mode: "markers", x: [states.at(-1)], y: [last], marker: {symbol: "line-ew", size: 18, line: {color: INK, width: 2.5}}, hovertext: `ceiling, last layer: ${fixed(last, 5)}`, hoverinfo: "text", cliponaxis: false});
+  if (Number.isFinite(least)) traces.push(line("ceiling, smallest", [states[0], states.at(-1)], [least, least], {width: 1.3, dash: "9px,5px"}));
   const now = states.indexOf(head.layers[state.layer]);
   const caption = pair.some(value => value.n)
-    ? `Strong: the two, at layer ${head.layers[state.layer]} ${shown(pair[now] ?? spread([]), 5)}. Dotted: without the outlier dimension. In colour: each and the base.${Number.isFinite(last) ? " Bar at the last layer and dashed line: other seeds, there and at the smallest." : ""} −1: the embeddings.`
+    ? `Strong: the two, at layer ${head.layers[state.layer]} ${shown(pair[now] ?? spread([]), 5)}. Dotted: without the outlier dimension. In colour: each and the base.${Number.isFinite(last) ? " Bar at the last layer and dashed line: the ceiling, there and at the smallest." : ""} −1: the embeddings.`
     : "Not measured for this pair. In colour: each and the base.";
   return {data: traces, layout: axes("layer", "CKA, unbiased", 320, {shapes}), caption, table: numbers(...table)};
 }
@@ -66,20 +66,20 @@ function barriersPlot() {
   const traces = [], body = [];
   let highest = 0;
   ["chord", "mean"].forEach((form, y) => {
-    const value = ofWhole(`barrier_${form}`), seeds = ofWhole(`barrier_${form}_seeds`).mean;
+    const value = ofWhole(`barrier_${form}`), repeat = ofWhole(`barrier_${form}_repeat`).mean;
     if (!value.n) return;
     const ends = value.n === 1 ? ["low", "high"].map(end => ofWhole(`barrier_${form}_${end}`).mean) : [value.low, value.high];
     traces.push({
       type: "scatter", mode: "markers", x: [value.mean], y: [y], marker: {color: LINK, size: 11}, hovertext: `${shown(value, 5)} (${ends.map(end => fixed(end, 5)).join(" … ")})`, hoverinfo: "text",
       ...(ends.every(Number.isFinite) ? {error_x: {array: [ends[1] - value.mean], arrayminus: [value.mean - ends[0]], color: LINK, thickness: 2, width: 5}} : {}),
     });
-    if (Number.isFinite(seeds)) traces.push({type: "scatter", mode: "markers", x: [seeds], y: [y], marker: {symbol: "line-ns", size: 20, line: {color: INK, width: 2.5}}, hovertext: `other seeds: ${fixed(seeds, 5)}`, hoverinfo: "text"});
-    highest = Math.max(highest, ...[value.mean, ...ends, seeds].filter(Number.isFinite));
-    body.push([`to the ${form}`, fixed(value.mean, 5), ...ends.map(end => fixed(end, 5)), fixed(seeds, 5)]);
+    if (Number.isFinite(repeat)) traces.push({type: "scatter", mode: "markers", x: [repeat], y: [y], marker: {symbol: "line-ns", size: 20, line: {color: INK, width: 2.5}}, hovertext: `repeat level: ${fixed(repeat, 5)}`, hoverinfo: "text"});
+    highest = Math.max(highest, ...[value.mean, ...ends, repeat].filter(Number.isFinite));
+    body.push([`to the ${form}`, fixed(value.mean, 5), ...ends.map(end => fixed(end, 5)), fixed(repeat, 5)]);
   });
   const several = average() ? "from the smallest to the largest pair" : "95% over sequences; an interval that just excludes 0 is no proof of a barrier";
   return {
     data: traces, layout: axes("barrier (nats a token)", "", 200, {yaxis: {tickvals: [0, 1], ticktext: ["to the chord", "to the mean"], range: [1.6, -0.6], showgrid: false, ticks: ""}, xaxis: {...(highest < 0.01 ? {range: [-0.0005, 0.0105]} : {rangemode: "tozero"}), nticks: 5}}),
-    caption: body.length ? `Bar: ${several}. Upright: the same methods at other seeds.` : "Not measured for this pair.", table: numbers(["barrier", "value", "low", "high", "seeds"], body),
+    caption: body.length ? `Bar: ${several}. Upright: the repeat level, what two that are one loss would show.` : "Not measured for this pair.", table: numbers(["barrier", "value", "low", "high", "repeat"], body),
   };
 }

@@ -19,7 +19,7 @@ function remember() {
 function recall() {
   if (!location.hash.startsWith(LINK_BEGINS)) return false;
   const chosen = new URLSearchParams(location.hash.slice(LINK_BEGINS.length));
-  const kind = chosen.get("of"), known = {arms: head.arms, runs: head.runs}[kind] ?? [];
+  const kind = chosen.get("of"), known = {arms: head.start.arms ? head.arms : [], runs: head.runs}[kind] ?? [];
   const [a, b] = ["first", "second"].map(which => known.findIndex(thing => nameOf(thing) === chosen.get(which)));
   const compared = (kind === "arms" ? armPairs : runPairs).has(symmetric(a, b));
   if (compared) Object.assign(state, {kind, a, b});

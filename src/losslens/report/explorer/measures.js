@@ -1,18 +1,19 @@
 // What is known of a pair, and of a run.
 
-// Name, digits after the point, unit; the module's value; the columns of the layer and of the whole, and their floors.
+// Name, digits after the point, unit; the module's value; the columns of the layer and of the whole, and of what
+// it is judged by: `_null`, and what two that are one loss would show, the `_ceiling` of a cosine, the `_repeat` of others.
 const angle = (end, side) => (row, module) => data.at("modules.ends", row, module, side, end);
 const column = name => (row, module) => data.at(`modules.${name}`, row, module);
 const share = cosine => Math.sqrt(1 - cosine * cosine);
 const MEASURES = {
-  cosine: {name: "cosine", digits: 4, module: column("cosine"), layer: "cosine", whole: "cosine", floors: "cosine", signed: true},
-  orthogonal: {name: "orthogonal share", digits: 4, module: column("orthogonal_a_to_b"), layer: "orthogonal_a_to_b", whole: "orthogonal_a_to_b", floors: "cosine", of: share},
-  left: {name: "smallest angle, left", digits: 2, unit: "°", module: angle(0, 0), layer: "angle_min_left", whole: "angle_min_left", floors: "angle_min_left"},
-  right: {name: "smallest angle, right", digits: 2, unit: "°", module: angle(0, 1), whole: "angle_min_right", floors: "angle_min_right"},
-  left_largest: {name: "largest angle, left", digits: 2, unit: "°", module: angle(1, 0), whole: "angle_max_left", floors: "angle_max_left"},
-  right_largest: {name: "largest angle, right", digits: 2, unit: "°", module: angle(1, 1), whole: "angle_max_right", floors: "angle_max_right"},
-  u1: {name: "agreement of u₁", digits: 4, module: column("u1"), whole: "u1", floors: "u1"},
-  v1: {name: "agreement of v₁", digits: 4, module: column("v1"), whole: "v1", floors: "v1"},
+  cosine: {name: "cosine", digits: 4, module: column("cosine"), layer: "cosine", whole: "cosine", judged: "cosine", level: "ceiling", signed: true},
+  orthogonal: {name: "orthogonal share", digits: 4, module: column("orthogonal_a_to_b"), layer: "orthogonal_a_to_b", whole: "orthogonal_a_to_b", judged: "cosine", level: "ceiling", of: share},
+  left: {name: "smallest angle, left", digits: 2, unit: "°", module: angle(0, 0), layer: "angle_min_left", whole: "angle_min_left", judged: "angle_min_left"},
+  right: {name: "smallest angle, right", digits: 2, unit: "°", module: angle(0, 1), whole: "angle_min_right", judged: "angle_min_right"},
+  left_largest: {name: "largest angle, left", digits: 2, unit: "°", module: angle(1, 0), whole: "angle_max_left", judged: "angle_max_left"},
+  right_largest: {name: "largest angle, right", digits: 2, unit: "°", module: angle(1, 1), whole: "angle_max_right", judged: "angle_max_right"},
+  u1: {name: "agreement of u₁", digits: 4, module: column("u1"), whole: "u1", judged: "u1"},
+  v1: {name: "agreement of v₁", digits: 4, module: column("v1"), whole: "v1", judged: "v1"},
 };
 
 // What the ends of a measure's colours stand for. They are the same for every choice, so that two pictures can be compared:

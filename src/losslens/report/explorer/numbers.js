@@ -19,25 +19,34 @@ function rows(table, heading, body) {
   table.append(thead, tbody);
 }
 
-function floors(measure, at) {
+const levelOf = measure => measure.level ?? "repeat";
+
+function judges(measure, at) {
   const of = measure.of ?? (value => value);
   const found = {};
-  for (const floor of ["null", "seeds"]) {
-    const name = `${measure.floors}_${floor}`;
+  for (const judge of ["null", levelOf(measure)]) {
+    const name = `${measure.judged}_${judge}`;
     const value = at === "whole" ? ofWhole(name).mean
       : at === "layer" && data.arrays.has(`layers.${name}`) ? ofLayer(name, state.layer).mean
       : at === "module" && name === "cosine_null" ? ofModule({module: column(name)}, state.layer, state.projection).mean : NaN;
-    found[floor] = of(value);
+    found[judge] = of(value);
   }
   return found;
 }
 
 function beside(measure, at) {
-  const {null: none, seeds} = floors(measure, at);
-  const lines = [];
-  if (Number.isFinite(none)) lines.push(`null ${measure.signed ? "±" : ""}${fixed(none, measure.digits)}`);
-  if (Number.isFinite(seeds)) lines.push(`seeds ${fixed(seeds, measure.digits)}`);
-  return lines.join("\n");
+  const lines = Object.entries(judges(measure, at)).filter(([, value]) => Number.isFinite(value))
+    .map(([judge, value]) => `${judge} ${judge === "null" && measure.signed ? "±" : ""}${fixed(value, measure.digits)}`);
+  return [...lines, ...(measure === MEASURES.cosine && at === "whole" ? verdict() : [])].join("\n");
+}
+
+// The ratio of the whole cosine to its ceiling, its interval, and what they say.
+function verdict() {
+  const {row} = said();
+  if (row < 0) return [];
+  const [ratio, low, high] = ["relative", "low", "high"].map(end => data.at(`arms.cosine_${end}`, row));
+  const interval = Number.isFinite(low) ? ` [${fixed(low, 2)}, ${fixed(high, 2)}]` : "";
+  return [Number.isFinite(ratio) ? `ratio ${fixed(ratio, 2)}${interval}` : "", head.said[row][0]].filter(Boolean);
 }
 
 function pairTable() {
@@ -73,24 +82,23 @@ function functionsTable() {
     return pairs().length === 1 && ends.every(Number.isFinite) ? `95% ${fixed(ends[0] * scale, digits)} … ${fixed(ends[1] * scale, digits)}` : "";
   };
   for (const [name, title] of [["barrier_chord", "barrier to the chord"], ["barrier_mean", "barrier to the mean"], ["cka_last", "CKA, last layer"], ["cka_min", "CKA, smallest"]]) {
-    const value = ofWhole(name), seeds = ofWhole(`${name}_seeds`).mean;
-    const below = [name.startsWith("barrier") ? interval(name, 5) : "", Number.isFinite(seeds) ? `seeds ${fixed(seeds, 5)}` : ""];
+    const value = ofWhole(name);
+    const below = [name.startsWith("barrier") ? interval(name, 5) : "", level(name)];
     if (value.n) body.push([title, {text: shown(value, 5), below: below.filter(Boolean).join("\n"), key: `${name}-whole`}]);
   }
-  const difference = spread(pairs().map(pair => data.at("pairs.accuracy_diff", pair) * (turned(pair) ? -100 : 100)));
-  if (difference.n) {
-    const [one] = pairs();
+  const {row, turned: backwards} = said();
+  const one = row < 0 && pairs().length === 1 ? pairs()[0] : -1;
+  const [from, place, back] = row < 0 ? ["pairs", one, one >= 0 && turned(one)] : ["arms", row, backwards];
+  const difference = data.at(`${from}.accuracy_diff`, place) * (back ? -100 : 100);
+  if (Number.isFinite(difference)) {
     const facts = [];
-    if (pairs().length === 1) {
-      const p = data.at("p_holm", one);
-      const [low, high] = ["diff_low", "diff_high"].map(name => data.at(`pairs.${name}`, one) * 100);
-      if (Number.isFinite(low)) facts.push(`95% ${turned(one) ? `${fixed(-high, 1)} … ${fixed(-low, 1)}` : `${fixed(low, 1)} … ${fixed(high, 1)}`}`);
-      if (Number.isFinite(p)) facts.push(`p (Holm) ${p < 0.001 ? "<0.001" : precise(p)}`);
-      const verdict = head.verdicts[one];
-      facts.push({"a better": turned(one) ? "◇ better" : "● better", "b better": turned(one) ? "● better" : "◇ better"}[verdict] ?? verdict);
-    }
-    const text = difference.n === 1 ? `${fixed(difference.mean, 2)} points` : `${fixed(difference.mean, 1)} ± ${fixed(difference.std, 1)} points`;
-    body.push(["accuracy, ● over ◇", {text, below: facts.join("\n"), key: "accuracy_diff"}]);
+    const [low, high] = ["diff_low", "diff_high"].map(name => data.at(`${from}.${name}`, place) * 100);
+    if (Number.isFinite(low)) facts.push(`95% ${back ? `${fixed(-high, 1)} … ${fixed(-low, 1)}` : `${fixed(low, 1)} … ${fixed(high, 1)}`}`);
+    const p = row < 0 ? NaN : data.at("arms.p_holm", row);
+    if (Number.isFinite(p)) facts.push(`p (Holm) ${p < 0.001 ? "<0.001" : precise(p)}`);
+    const told = row < 0 ? "of two runs; a verdict is one of their losses" : head.said[row][1];
+    facts.push({better: back ? "◇ better" : "● better", worse: back ? "● better" : "◇ better"}[told] ?? told);
+    body.push(["accuracy, ● over ◇", {text: `${fixed(difference, 2)} points`, below: facts.filter(Boolean).join("\n"), key: "accuracy_diff"}]);
   }
   const middle = spread(pairs().map(pair => data.at("pairs.accuracy_mid", pair) * 100));
   if (middle.n) {
@@ -111,14 +119,17 @@ function sentence() {
   if (!many.length) return `${both}: no pair of these was compared.`;
   if (!many.some(pair => heldRows.has(pair))) return `${both}: this page holds no layers or modules of this pair; see the notes below.`;
   const of = arms() ? `, ${many.length === 1 ? "1 pair" : `mean ± standard deviation of ${many.length} pairs`} of runs` : "";
-  const shared = new Set(many.map(pair => head.shared[pair]));
-  const initial = shared.size > 1 ? "" : {true: ", from one initial adapter", false: ", from different initial adapters"}[[...shared][0]] ?? "";
+  const kinds = new Set(many.map(pair => head.pairings[pair]));
+  const initial = kinds.size > 1 ? "" : {
+    "same seeds": ", of the same seeds", "same init": ", of different seeds, from one initial adapter",
+    "same order": ", of one seed, from different initial adapters", other: ", of different seeds, from different initial adapters",
+  }[[...kinds][0]] ?? "";
   return `${both}${of}${initial}; ${here()}.`;
 }
 
 function tiles() {
   const found = ["cosine", "left", "right"].map(key => {
-    const measure = MEASURES[key], around = beside(measure, "whole").replace("\n", ", ");
+    const measure = MEASURES[key], around = beside(measure, "whole").replaceAll("\n", ", ");
     const own = beside(measure, "module"), whole = shown(ofWhole(measure.whole), measure.digits, measure.unit);
     return [measure.name, shown(ofModule(measure, state.layer, state.projection), measure.digits, measure.unit), [own, `all modules ${whole}`, around && `(${around})`]];
   });
@@ -126,15 +137,15 @@ function tiles() {
   const [a, b] = [ofRun("norm", state.a, module), ofRun("norm", state.b, module)];
   found.push(["‖ΔW‖ of ● and ◇", `${precise(a.mean)}, ${precise(b.mean)}`, ["all modules", `${precise(ofRun("norm", state.a).mean)}, ${precise(ofRun("norm", state.b).mean)}`]]);
   const {values} = ckaOfPair(), here = values[head.cka.states.indexOf(head.layers[state.layer])];
-  if (here?.n) found.push([`CKA after layer ${head.layers[state.layer]}`, shown(here, 5), [`last layer ${shown(ofWhole("cka_last"), 5)}`, seeds("cka_last")]]);
+  if (here?.n) found.push([`CKA after layer ${head.layers[state.layer]}`, shown(here, 5), [`last layer ${shown(ofWhole("cka_last"), 5)}`, level("cka_last")]]);
   const barrier = ofWhole("barrier_chord");
-  if (barrier.n) found.push(["barrier to the chord", shown(barrier, 5), [`to the mean ${shown(ofWhole("barrier_mean"), 5)}`, seeds("barrier_chord"), "nats a token"]]);
+  if (barrier.n) found.push(["barrier to the chord", shown(barrier, 5), [`to the mean ${shown(ofWhole("barrier_mean"), 5)}`, level("barrier_chord"), "nats a token"]]);
   return found;
 }
 
-function seeds(name) {
-  const value = ofWhole(`${name}_seeds`).mean;
-  return Number.isFinite(value) ? `seeds ${fixed(value, 5)}` : "";
+function level(name) {
+  const kind = name.startsWith("barrier") ? "repeat" : "ceiling", value = ofWhole(`${name}_${kind}`).mean;
+  return Number.isFinite(value) ? `${kind} ${fixed(value, 5)}` : "";
 }
 
 let saying;

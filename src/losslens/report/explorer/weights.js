@@ -34,20 +34,19 @@ function depthPlot() {
   const traces = [], said = [], table = [["layer"], x.map(layer => [String(layer)])];
   const add = (name, values) => { table[0].push(name); values.forEach((value, i) => table[1][i].push(fixed(value, measure.digits))); };
   const layers = name => x.map((_, layer) => ofLayer(name, layer).mean);
-  const floored = measure.layer ? measure.floors : null;
-  const nulls = floored ? layers(`${floored}_null`).map(of) : x.map(() => of(ofWhole(`${measure.floors}_null`).mean));
-  const seeds = floored ? layers(`${floored}_seeds`).map(of) : x.map(() => of(ofWhole(`${measure.floors}_seeds`).mean));
-  const scope = floored ? "of the layer" : "median or mean over all modules";
+  const judged = judge => measure.layer ? layers(`${measure.judged}_${judge}`).map(of) : x.map(() => of(ofWhole(`${measure.judged}_${judge}`).mean));
+  const [nulls, levels] = [judged("null"), judged(levelOf(measure))];
+  const scope = measure.layer ? "of the layer" : "median or mean over all modules";
   if (nulls.some(Number.isFinite)) {
     if (measure.signed) traces.push(band(x, nulls.map(value => -value), nulls, SHADE));
     else traces.push(line("null", x, nulls, {colour: MUTED, width: 1.5, dash: "2px,3px"}));
     said.push(`${measure.signed ? "Grey band" : "Dotted"}: the null, ${scope}.`);
     add("null", nulls);
   }
-  if (seeds.some(Number.isFinite)) {
-    traces.push(line("other seeds", x, seeds, {colour: INK, width: 1.5, dash: "9px,5px"}));
-    said.push(`Dashed: the same methods at other seeds, ${scope}.`);
-    add("other seeds", seeds);
+  if (levels.some(Number.isFinite)) {
+    traces.push(line(levelOf(measure), x, levels, {colour: INK, width: 1.5, dash: "9px,5px"}));
+    said.push(`Dashed: the ${levelOf(measure)}, what two that are one loss would show, ${scope}.`);
+    add(levelOf(measure), levels);
   }
   head.projections.forEach((name, projection) => {
     const values = x.map((_, layer) => ofModule(measure, layer, projection).mean);
@@ -87,18 +86,18 @@ function anglesPlot() {
     traces.push(line(`${name} (${left ? "output" : "input"})`, x, values.map(value => value.mean), {colour: left ? LINK : INK, dash: left ? "solid" : DASH, symbol: left ? "circle" : "square-open", size: 7}));
   }
   const last = Math.max(1, ...sides.map(side => side.x.at(-1) ?? 1));
-  const marks = {null: {symbol: "circle-open", size: 8, color: MUTED, line: {width: 1.5}}, seeds: {symbol: "line-ew", size: 16, line: {color: INK, width: 2.5}}};
+  const marks = {null: {symbol: "circle-open", size: 8, color: MUTED, line: {width: 1.5}}, repeat: {symbol: "line-ew", size: 16, line: {color: INK, width: 2.5}}};
   const known = new Set();
-  for (const floor of ["null", "seeds"]) {
-    const found = [["min", 1], ["max", last]].flatMap(([end, x]) => ["left", "right"].map(side => ({x, y: ofWhole(`angle_${end}_${side}_${floor}`).mean, text: `${floor}, ${end === "min" ? "smallest" : "largest"} ${side}`}))).filter(({y}) => Number.isFinite(y));
+  for (const judge of ["null", "repeat"]) {
+    const found = [["min", 1], ["max", last]].flatMap(([end, x]) => ["left", "right"].map(side => ({x, y: ofWhole(`angle_${end}_${side}_${judge}`).mean, text: `${judge}, ${end === "min" ? "smallest" : "largest"} ${side}`}))).filter(({y}) => Number.isFinite(y));
     if (!found.length) continue;
-    known.add(floor);
-    traces.push({type: "scatter", mode: "markers", x: found.map(each => each.x), y: found.map(each => each.y), marker: marks[floor], hovertext: found.map(each => `${each.text}: ${fixed(each.y, 2)}°`), hoverinfo: "text"});
+    known.add(judge);
+    traces.push({type: "scatter", mode: "markers", x: found.map(each => each.x), y: found.map(each => each.y), marker: marks[judge], hovertext: found.map(each => `${each.text}: ${fixed(each.y, 2)}°`), hoverinfo: "text"});
   }
   const rowsOf = Math.max(...sides.map(side => side.x.length), 0);
   table[0].push("left (°)", "right (°)");
   for (let i = 0; i < rowsOf; i++) table[1].push([String(sides[0].x[i] ?? sides[1].x[i]), ...sides.map(side => fixed(side.values[i]?.mean, 2))]);
-  const said = `${known.has("null") ? " Circles: the null;" : ""}${known.has("seeds") ? " bars: other seeds;" : ""}${known.size ? " of the smallest and the largest angle, medians over all modules." : ""}`;
+  const said = `${known.has("null") ? " Circles: the null;" : ""}${known.has("repeat") ? " bars: the repeat level;" : ""}${known.size ? " of the smallest and the largest angle, medians over all modules." : ""}`;
   const [left, right] = sides.map(side => side.values.length ? `${fixed(side.values[0].mean, 2)}° to ${fixed(side.values.at(-1).mean, 2)}°` : "–");
   return {
     data: traces, layout: axes("angle, ascending", "degrees", 320, {yaxis: {range: [0, 92], tickvals: [0, 15, 30, 45, 60, 75, 90]}, xaxis: {dtick: 1, showgrid: false, range: [0.5, last + 0.5]}}),

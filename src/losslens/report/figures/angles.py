@@ -30,9 +30,9 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
         mean = rows.groupby("layer")[_MEASURE].mean()
         axes.plot(mean.index, mean.to_numpy(), **line_of(loss, comparison.looks, len(mean)))
     handles = key(list(by_loss), comparison.looks)
-    own = _of(comparison.repetitions(reference), layers).groupby("layer")[_MEASURE].mean()
+    own = _of(comparison.between(reference, reference), layers).groupby("layer")[_MEASURE].mean()
     if len(own):
-        label = f"{reference.name}, other order"
+        label = f"{reference.name}, other seed"
         handles += axes.plot(own.index, own.to_numpy(), color=INK, linestyle="--", label=label)
     null = pd.concat(by_loss.values()).groupby("layer")[f"{_MEASURE}_null"].mean().dropna()
     if len(null):

@@ -27,9 +27,9 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     for loss, along in by_loss.items():
         axes.plot(along.index, along, **line_of(loss, comparison.looks, len(along)))
     handles = key(list(by_loss), comparison.looks)
-    own = _from(reference, first, comparison.repetitions(reference), curves)
+    own = _from(reference, first, comparison.between(reference, reference), curves)
     if len(own):
-        handles += axes.plot(own.index, own, color=INK, linestyle="--", label=f"{reference.name}, other order")
+        handles += axes.plot(own.index, own, color=INK, linestyle="--", label=f"{reference.name}, other seed")
     axes.set_xlim(0, 1)
     axes.set_xlabel(lines(f"α, from {reference.name} (0) to the other (1)", 2.4))
     axes.set_ylabel("loss (nats a token)")

@@ -1,4 +1,4 @@
-"""The cosine matrix: every two losses, and on the diagonal each with itself in another order of the data."""
+"""The cosine matrix: every two losses, and on the diagonal each with itself at another seed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def draw(_: AnalysisFolder, comparison: Comparison) -> Figure | None:
     level = max(map(len, names)) < 5
     drawn = figure(PAGE if wide else COLUMN, 0.9 + 0.6 * beside * (not level) + count * (0.3 if wide else 0.36))
     axes = drawn.add_subplot()
-    values = [[comparison.average("cosine", a, b) for b in losses] for a in losses]
+    values = [[comparison.of("cosine", a, b) for b in losses] for a in losses]
     colours = LinearSegmentedColormap.from_list("cosine", [AGAINST, "#ffffff", ALONG]).with_extremes(bad="#ffffff")
     axes.imshow([[average.value for average in row] for row in values], cmap=colours, vmin=-1, vmax=1, aspect="auto")
     for y, row in enumerate(values):
@@ -70,9 +70,9 @@ def _text(value: float, digits: int = 3) -> str:
 def _below(comparison: Comparison) -> list[str]:
     """What the diagonal is, and what unrelated updates show."""
     losses = comparison.losses
-    nulls = [comparison.average("cosine", a, b).null for a in losses for b in losses if a is not b]
+    nulls = [comparison.of("cosine", a, b).null for a in losses for b in losses if a is not b]
     nulls = [null for null in nulls if not math.isnan(null)]
-    said = ["Diagonal: same loss, other order of the data."]
+    said = ["Diagonal: same loss, other seed."]
     if nulls:
         said.append(f"Unrelated updates: |cosine| < {_text(max(nulls))} (95%).")
     return said

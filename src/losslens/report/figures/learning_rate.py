@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,8 +31,8 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     arms = ablation_arms(analysis)
     if not is_matched(arms):
         return None
-    arms = arms[arms["norm"].gt(0) & arms["cosine_to_sft"].notna()]
-    if arms.empty:
+    arms = arms[arms["norm"].gt(0)]
+    if not arms["cosine_to_sft"].notna().any():
         return None
     scored = arms["accuracy"].notna().any()
     drawn = figure(COLUMN, (3.6 if scored else 2.2) + 0.3)
@@ -48,9 +46,10 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
             own = own.sort_values("norm")
             axes.plot(own["norm"], own[column], color=colour(own["method"].iloc[0]), linewidth=0.7, alpha=0.7)
         for _, arm in arms.iterrows():
-            spread = arm.get(f"{column}_std", math.nan)
+            ends = [abs(arm[f"{column}_{end}"] - arm[column]) for end in ("min", "max")]
             axes.errorbar(
-                arm["norm"], arm[column], yerr=None if pd.isna(spread) else spread, linestyle="", elinewidth=0.9,
+                arm["norm"], arm[column], yerr=None if any(map(pd.isna, ends)) else [[ends[0]], [ends[1]]],
+                linestyle="", elinewidth=0.9,
                 **point_of(arm["arm"], arm["method"], comparison.looks),
             )  # fmt: skip
         upright(axes)
@@ -69,11 +68,11 @@ def _directions(axes: Axes, arms: pd.DataFrame) -> None:
     null = arms["cosine_to_sft_null"].max()
     if not pd.isna(null):
         axes.axhspan(-null, null, color=SHADE, linewidth=0, zorder=0)
-    floors = arms.loc[(arms["method"] == "sft") & (arms["cosine_to_sft"] == 1), "cosine_to_sft_floor"].dropna()
-    for value in floors.head(1):
+    repeats = arms.loc[arms["arm"] == arms["sft"], "cosine_repeat"].dropna()
+    for value in repeats.head(1):
         axes.axhline(value, color=INK, linewidth=0.9, linestyle="--")
         axes.annotate(
-            "SFT, other order", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
+            "SFT, other seed", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
             textcoords="offset points", va="top", ha="center", fontsize=7,
         )  # fmt: skip
     axes.set_ylabel("cosine to SFT")

@@ -1,0 +1,296 @@
+"""Two losses against each other, each loss against itself, and what the one says of the other.
+
+The model behind every formula: the update of a run is its loss's mean update and noise of mean 0, independent across
+seeds. So only pairs of runs with different seeds count: two runs of one seed met the same batches, share their noise,
+and read too high. Of such pairs E cos(a, b) = cos of the two mean updates · √(ρ_a·ρ_b), ρ being what a loss has with
+itself at another seed (Spearman 1904); variances of distances add, so two copies of one loss are ½(d_aa' + d_bb')
+apart. Nothing outside this module makes a number of two arms out of pairs of runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from losslens.statistics import jackknife_interval
+
+Array = NDArray[np.float64]
+
+SAME_SEEDS, SAME_INIT, SAME_ORDER, OTHER = "same seeds", "same init", "same order", "other"
+# What changed between two runs of one loss.
+REPEAT_KINDS = {SAME_INIT: "order", SAME_ORDER: "start", OTHER: "order and start"}
+# Two arms are compared by the first kind of pairs that they have: those of other seeds before those that share batches.
+_ORDER = (SAME_INIT, OTHER, SAME_SEEDS, SAME_ORDER, "")
+# Pairs whose noise is independent.
+CROSS_SEED = (SAME_INIT, OTHER)
+
+# How repeats combine: the ceiling √(ρρ') and a ratio; the repeat level ½(d + d') and an excess; a level only.
+SIMILARITIES = ("cosine", "cka_last", "cka_min")
+DISTANCES = ("barrier_chord", "barrier_mean")
+ANGLES = ("u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right")
+MEASURES = ("cosine", *ANGLES, *DISTANCES, "cka_last", "cka_min")
+# A loss that is less like itself than this has too much noise for a ratio.
+LEAST_RELIABILITY = 0.2
+# An interval that holds 1 says "one loss" only where it is narrower.
+_NARROW = 0.2
+
+ONE_LOSS, RELATED, NOTHING, OPPOSED = "one loss", "related", "nothing in common", "opposed"
+TOO_NOISY, TOO_FEW = "too noisy to say", "too few seeds"
+
+
+def level_name(measure: str) -> str:
+    """`cosine_ceiling`, `barrier_chord_repeat`: the column of what two copies of one loss would show."""
+    return f"{measure}_{'ceiling' if measure in SIMILARITIES else 'repeat'}"
+
+
+def _columns() -> list[str]:
+    columns = ["arm_a", "arm_b", "pairing", "pairs", "repeats", "repeat_kind"]
+    for measure in MEASURES:
+        columns += [measure, f"{measure}_min", f"{measure}_max"]
+        columns += [f"{measure}_null"] * (measure in ("cosine", *ANGLES)) + [level_name(measure)]
+        columns += [f"{measure}_{end}" for end in ("relative", "low", "high")] * (measure not in ANGLES)
+    return [*columns, "cosine_verdict"]
+
+
+COLUMNS = tuple(_columns())
+
+
+def pairing(seeds: tuple[int, int] | None, others: tuple[int, int] | None, same_init: bool | None) -> str:
+    """What two runs share: `same seeds`, `same init`, `same order` or `other`; empty where that is not known.
+
+    Args:
+        seeds: `seed` and `init_seed` of the one.
+        others: Those of the other.
+        same_init: Whether both started from the same A.
+    """
+    if seeds is None or others is None or same_init is None:
+        return ""
+    if seeds[0] == others[0]:
+        return SAME_SEEDS if same_init else SAME_ORDER
+    return SAME_INIT if same_init else OTHER
+
+
+def reliable(own: Array, null: Array) -> NDArray[np.bool_]:
+    """Whether a loss is like itself: ρ at least .2, and above its null where that is known."""
+    with np.errstate(invalid="ignore"):
+        return (own >= LEAST_RELIABILITY) & ~(own <= null)
+
+
+def level(measures: Sequence[str], own_a: Array, own_b: Array, nulls_a: Array, nulls_b: Array) -> Array:
+    """What two losses would show that are one: √(ρρ') for similarities, ½(d + d') for the rest; shape as `own_a`.
+
+    NaN where one of them was not repeated, and for similarities where one is not reliable: never a ceiling of 0.
+
+    Args:
+        measures: Names, along the last axis.
+        own_a: What one loss shows with itself, shape (…, measures).
+        own_b: What the other shows.
+        nulls_a: The bound that `own_a` stays below by chance; NaN where there is none.
+        nulls_b: That of `own_b`.
+    """
+    similar = np.isin(measures, SIMILARITIES)
+    usable = reliable(own_a, nulls_a) & reliable(own_b, nulls_b)
+    ceiling = np.sqrt(np.where(usable & similar, own_a * own_b, np.nan))
+    return np.where(similar, ceiling, (own_a + own_b) / 2)
+
+
+def direction(
+    value: float, null: float, own: Sequence[float], nulls: Sequence[float], interval: Sequence[float]
+) -> str:
+    """What the cosine of two losses says: one of five verdicts, or `too few seeds` where none can be given.
+
+    Args:
+        value: Their cosine over cross-seed pairs.
+        null: The bound that it stays below by chance.
+        own: ρ of both, NaN where a loss was not repeated.
+        nulls: The null of each ρ.
+        interval: 95% of the ratio to the ceiling, NaN where there is none.
+    """
+    low, high = interval
+    if np.isnan(value):  # an update of 0 has no direction
+        return ""
+    if np.isnan(own).any():
+        return TOO_FEW
+    if not reliable(np.array(own), np.array(nulls)).all():
+        return TOO_NOISY
+    if abs(value) <= null:
+        return NOTHING
+    if np.isnan(low):
+        return TOO_FEW
+    if high < 0:
+        return OPPOSED
+    if low <= 0:
+        return TOO_NOISY
+    return ONE_LOSS if high >= 1 and high - low < _NARROW else RELATED
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Pairs of runs.
+
+    Attributes:
+        seeds: The seed of the data's order of both runs, shape (pairs, 2).
+        values: Of each measure, shape (pairs, measures).
+        nulls: Of each measure, NaN where it has none; the same shape.
+    """
+
+    seeds: Array
+    values: Array
+    nulls: Array
+
+    def mean(self, without: float | None = None) -> Array:
+        """The mean of each measure, without the runs of one seed; NaN where nothing is left."""
+        return _mean(self.values if without is None else self.values[(self.seeds != without).all(axis=1)])
+
+
+def arm_pairs(pairs: pd.DataFrame, seeds: Mapping[str, float], arms: Sequence[str]) -> pd.DataFrame:
+    """One row for every two arms, and for each arm and itself, that have a pair of runs.
+
+    Args:
+        pairs: One row a pair of runs, with `run_a`, `run_b`, `arm_a`, `arm_b`, `pairing`, the measures and their nulls.
+        seeds: The seed of the data's order of each run.
+        arms: In the order of the table.
+
+    Returns:
+        `pairing`, by which the two are compared, and how many `pairs` that are; each measure's mean, range and null
+        over them; its ceiling or repeat level; `_relative`, the ratio to the ceiling (of distances the excess over the
+        level), with its 95% jackknife interval `_low`, `_high`; `repeats`, how many seeds each loss has at least, and
+        `repeat_kind`, what changed between them; `cosine_verdict`. In the row of an arm and itself the means are its
+        repeats, and nothing is relative to anything.
+    """
+    groups = _grouped(pairs, seeds, arms)
+    rows = []
+    for a, b in combinations_with_replacement(arms, 2):
+        kind = next((kind for kind in _ORDER if (a, b, kind) in groups), None)
+        if kind is not None:
+            own = [groups.get((arm, arm, kind)) for arm in (a, b)] if a != b and kind in CROSS_SEED else [None, None]
+            rows.append({"arm_a": a, "arm_b": b, "pairing": kind, **_compared(groups[a, b, kind], own)})
+            rows[-1] |= {"repeat_kind": REPEAT_KINDS.get(kind, "")} if a == b or rows[-1]["repeats"] else {}
+            rows[-1] |= {"cosine_verdict": ""} if a == b else {}
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"pairs": "Int64", "repeats": "Int64"})
+
+
+def with_levels(table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = ()) -> pd.DataFrame:
+    """`table` with the ceiling or repeat level of each pair of runs of two losses at different seeds; else empty.
+
+    Args:
+        table: One row a pair (and value of `by`), with `arm_a`, `arm_b`, `pairing`, the measures and their nulls.
+        measures: Those that get a level.
+        by: Further columns, whose values are kept apart.
+    """
+    own = table[(table["arm_a"] == table["arm_b"]) & table["pairing"].isin(CROSS_SEED)]
+    nulls = [f"{measure}_null" for measure in measures if f"{measure}_null" in table]
+    means = own.groupby(["arm_a", "pairing", *by])[[*measures, *nulls]].mean()
+    sides = []
+    for arm in ("arm_a", "arm_b"):
+        keys = pd.MultiIndex.from_frame(table[[arm, "pairing", *by]])
+        found = means.reindex(keys).reindex(columns=[*measures, *(f"{measure}_null" for measure in measures)])
+        sides.append(found.to_numpy(dtype=float))
+    count = len(measures)
+    (own_a, nulls_a), (own_b, nulls_b) = ((side[:, :count], side[:, count:]) for side in sides)
+    levels = level(measures, own_a, own_b, nulls_a, nulls_b)
+    levels[(table["arm_a"] == table["arm_b"]).to_numpy()] = np.nan
+    return table.assign(**{level_name(measure): levels[:, place] for place, measure in enumerate(measures)})
+
+
+def repeat_table(
+    pairs: pd.DataFrame, facts: Mapping[str, Mapping[str, Any]], losses: Mapping[str, str]
+) -> pd.DataFrame:
+    """One row an arm and kind of repeat: the mean of each measure over the pairs of runs of one loss.
+
+    Args:
+        pairs: As `arm_pairs` takes them.
+        facts: What else to say of each arm.
+        losses: What each arm has in common with those that differ from it in their rollouts only, which are its repeats
+            on other data, from the same A.
+    """
+    first, second = pairs["arm_a"], pairs["arm_b"]
+    kinds = pairs["pairing"].map(REPEAT_KINDS).where(first == second)
+    data = (first.map(losses) == second.map(losses)) & (first != second) & first.isin(losses)
+    kinds = kinds.mask(data & pairs["pairing"].isin([SAME_SEEDS, SAME_INIT]), "data")
+    rows = [
+        {
+            "arm": arm, "again": other, **facts[arm], "repeat_kind": kind, "pairs": len(group),
+            "repeats": len({*group["run_a"], *group["run_b"]}), **group[list(MEASURES)].mean(),
+        }
+        for (arm, other, kind), group in pairs.groupby([first, second, kinds.rename("kind")], sort=False)
+    ]  # fmt: skip
+    names = dict.fromkeys(name for values in facts.values() for name in values)
+    return pd.DataFrame(rows, columns=["arm", "again", *names, "repeat_kind", "pairs", "repeats", *MEASURES])
+
+
+def _grouped(
+    pairs: pd.DataFrame, seeds: Mapping[str, float], arms: Sequence[str]
+) -> dict[tuple[str, str, str], _Pairs]:
+    """The pairs of every two arms, the one first that is first in `arms`, by their pairing."""
+    place = {arm: number for number, arm in enumerate(arms)}
+    turned = (pairs["arm_a"].map(place) > pairs["arm_b"].map(place)).to_numpy()
+    first, second = (pairs["arm_b"].where(turned, pairs["arm_a"]), pairs["arm_a"].where(turned, pairs["arm_b"]))
+    of_runs = np.stack([pairs[run].map(seeds).to_numpy(dtype=float) for run in ("run_a", "run_b")], axis=1)
+    values = pairs.reindex(columns=MEASURES).to_numpy(dtype=float)
+    nulls = pairs.reindex(columns=[f"{measure}_null" for measure in MEASURES]).to_numpy(dtype=float)
+    found = pairs.groupby([first.rename("first"), second.rename("second"), "pairing"]).indices if len(pairs) else {}
+    return {key: _Pairs(of_runs[rows], values[rows], nulls[rows]) for key, rows in found.items()}
+
+
+def _compared(between: _Pairs, own: Sequence[_Pairs | None]) -> dict[str, Any]:
+    values, nulls = between.mean(), _mean(between.nulls)
+    row: dict[str, Any] = {"pairs": len(between.values), "repeats": 0}
+    unknown = np.full(len(MEASURES), np.nan)
+    levels, relative, low, high = unknown, unknown, unknown, unknown
+    rho, rho_nulls = [unknown, unknown], [unknown, unknown]
+    a, b = own
+    if a is not None and b is not None:
+        rho, rho_nulls = [each.mean() for each in (a, b)], [_mean(each.nulls) for each in (a, b)]
+        levels = level(MEASURES, *rho, *rho_nulls)
+        relative = _relative(values, levels)
+        seeds = np.unique(np.concatenate([between.seeds, a.seeds, b.seeds]))
+        without = [_relative(between.mean(seed), _raw_level(a.mean(seed), b.mean(seed))) for seed in seeds]
+        low, high = jackknife_interval(relative, np.array(without))
+        row["repeats"] = min(len(np.unique(each.seeds)) for each in (a, b))
+    else:
+        row["repeats"] = len(np.unique(between.seeds)) if own == [None, None] else 0
+    with np.errstate(all="ignore"):
+        ends = [_extreme(reduce, between.values) for reduce in (np.nanmin, np.nanmax)]
+    columns = {"": values, "_min": ends[0], "_max": ends[1], "_null": nulls}
+    columns |= {"_relative": relative, "_low": low, "_high": high}
+    for place, measure in enumerate(MEASURES):
+        row |= {f"{measure}{end}": found[place] for end, found in columns.items()}
+        row[level_name(measure)] = levels[place]
+    verdict = direction(values[0], nulls[0], [r[0] for r in rho], [n[0] for n in rho_nulls], (low[0], high[0]))
+    # Seeds there are enough, but without one of them a loss has nothing of itself.
+    lost = verdict == TOO_FEW and row["repeats"] > 2 and not np.isnan(relative[0])
+    return row | {"cosine_verdict": TOO_NOISY if lost else verdict}
+
+
+def _raw_level(own_a: Array, own_b: Array) -> Array:
+    """The level without the rule of reliability, which is one for the whole, not for the parts of a jackknife."""
+    with np.errstate(invalid="ignore"):
+        return np.where(np.isin(MEASURES, SIMILARITIES), np.sqrt(own_a * own_b), (own_a + own_b) / 2)
+
+
+def _relative(values: Array, levels: Array) -> Array:
+    """The ratio of similarities to their ceiling, the excess of distances over their level; of angles nothing."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ratio = np.where(np.isin(MEASURES, SIMILARITIES), values / levels, np.nan)
+    return np.where(np.isin(MEASURES, DISTANCES), values - levels, ratio)
+
+
+def _mean(values: Array) -> Array:
+    known = ~np.isnan(values)
+    counts = known.sum(axis=0)
+    sums = np.where(known, values, 0.0).sum(axis=0)
+    return np.divide(sums, counts, out=np.full(len(MEASURES), np.nan), where=counts > 0)
+
+
+def _extreme(reduce: Any, values: Array) -> Array:
+    found = np.full(len(MEASURES), np.nan)
+    known = ~np.isnan(values).all(axis=0)
+    found[known] = reduce(values[:, known], axis=0)
+    return found

@@ -1,0 +1,21 @@
+"""What is asked of an adapter's folder without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from losslens.adapters import has_moved
+
+
+def test_an_update_of_0_has_not_moved_the_weights(tmp_path: Path) -> None:
+    """B = 0, as an adapter begins, and as it ends after steps of rate 0."""
+    weights = {
+        f"m.{n}.lora_{side}.weight": np.full((2, 2), side == "A", dtype=np.float32) for n in "ab" for side in "AB"
+    }
+    save_file(weights, tmp_path / "adapter_model.safetensors")
+    assert not has_moved(tmp_path)
+    save_file({**weights, "m.b.lora_B.weight": np.eye(2, dtype=np.float32)}, tmp_path / "adapter_model.safetensors")
+    assert has_moved(tmp_path)
