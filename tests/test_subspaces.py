@@ -144,8 +144,8 @@ class TestCompare:
     def test_of_unequal_ranks_as_many_directions_as_the_smaller_has(self) -> None:
         """e₁ against 2·e₂ + e₁ (each times e₁ᵀ or e₂ᵀ): of the second the first direction is e₂, so 90° and not 0°."""
         eye = np.eye(6)
-        one = Delta(eye[:, :1], eye[:1], 1.0)
-        two = Delta(np.stack([2 * eye[1], eye[0]], axis=1), eye[[1, 0]], 1.0)
+        one = LoraUpdate(eye[:, :1], eye[:1], 1.0)
+        two = LoraUpdate(np.stack([2 * eye[1], eye[0]], axis=1), eye[[1, 0]], 1.0)
         pair = compare([{"m": one}, {"m": two}], ["m"], top=10)[1][0, 1]
         assert np.degrees(pair.angles_left[0, 0]) == pytest.approx(90)
         assert np.degrees(pair.angles_right[0, 0]) == pytest.approx(90)
