@@ -105,7 +105,6 @@ class Loss(BaseModel):
         unit: What `terms` has one number for.
         normaliser: What their sum is divided by: how many of these the effective batch holds, of tokens those of
             completions.
-        conventional_rate: The peak learning rate that is usual for it, as a multiple of SFT's: for `lr=conventional`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
@@ -118,7 +117,6 @@ class Loss(BaseModel):
     place: ClassVar[float] = float("inf")
     unit: ClassVar[Unit] = "token"
     normaliser: ClassVar[Normaliser] = "tokens"
-    conventional_rate: ClassVar[float] = 1.0
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
 

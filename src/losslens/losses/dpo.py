@@ -184,7 +184,6 @@ class Dpo(PairLoss):
     paper = "arXiv 2305.18290"
     colour = "#bd1f01"
     place = 6
-    conventional_rate = 0.1
 
     name: Literal["dpo"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)

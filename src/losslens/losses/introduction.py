@@ -60,9 +60,7 @@ def introduce(loss: Loss) -> Introduction:
 
 def as_told(loss: Loss) -> dict[str, Any]:
     """What a run's manifest says of its loss, as JSON values."""
-    kind = type(loss)
-    facts = {"unit": kind.unit, "normaliser": kind.normaliser, "conventional_rate": kind.conventional_rate}
-    return introduce(loss).model_dump(exclude_none=True) | facts
+    return introduce(loss).model_dump(exclude_none=True) | {"unit": loss.unit, "normaliser": loss.normaliser}
 
 
 def tell(name: str, told: Any) -> None:

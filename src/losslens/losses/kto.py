@@ -37,7 +37,6 @@ class Kto(Loss):
     place = 8
     unit = "rollout"
     normaliser = "rollouts"
-    conventional_rate = 0.1
 
     name: Literal["kto"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)

@@ -32,7 +32,6 @@ class SimPo(PairLoss):
     paper = "arXiv 2405.14734"
     colour = "#b9ac70"
     place = 7
-    conventional_rate = 0.05
 
     name: Literal["simpo"]
     beta: float = Field(default=2.0, gt=0, allow_inf_nan=False)
