@@ -14,8 +14,10 @@ import pandas as pd
 from losslens.analysis.repeats import MEASURES, arm_pairs, pairing, with_levels
 from losslens.geometry.comparison import PairGeometry, RunGeometry
 from losslens.geometry.tables import geometry_tables
+from losslens.losses.introduction import own_introductions
 
-METHODS = ("sft", "rft", "rift", "dft", "grpo", "dpo")
+# Those of arXiv 2606.23740, in their order.
+METHODS = tuple(name for name, known in own_introductions().items() if known.place in range(1, 7))
 _ANGLES = [f"angle_{end}_{side}" for side in ("left", "right") for end in ("min", "max")]
 
 

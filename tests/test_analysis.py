@@ -35,7 +35,7 @@ from losslens.models import LoadedModel, as_it_was
 from losslens.rollouts.frozen import load
 from losslens.runs import Run, runs_of
 from losslens.tokens import encode_completion, encode_prompt
-from tests.conftest import ROOT, cold, command, script
+from tests.conftest import METHODS, ROOT, cold, command, script
 
 # Few passes: three points, few sequences.
 QUICK = ["held_out.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=5", "cka.minibatch=5"]
@@ -727,7 +727,7 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert "method=sft,rft,dft,rift,grpo,dpo" in trained_by
     assert 0 < manifest["map"]["variance_kept"] <= 1
     assert set(pd.read_csv(folder / "runs.csv")["arm"].dropna()) == {
-        f"{method}-conventional" for method in ("sft", "rft", "dft", "rift", "grpo", "dpo")
+        f"{method}-conventional" for method in METHODS.partition("=")[2].split(",")
     }
     assert manifest["settings"]["connectivity"]["points"] == 3
     assert pd.read_csv(folder / "pairs.csv")["barrier_chord"].notna().all()

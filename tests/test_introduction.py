@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from losslens.errors import InputError
+from losslens.logger.logged_sweep import logged_sweep
 from losslens.losses import own_losses
 from losslens.losses.introduction import Introduction, as_told, introduce, introduction, own_introductions, tell
 from losslens.report.folder import AnalysisFolder
@@ -83,3 +84,14 @@ def test_a_title_steers_no_terminal() -> None:
 
 def test_colours_of_losses_without_one_are_nobodys() -> None:
     assert not set(_OTHERS) & set(METHODS.values())
+
+
+def test_a_dashboard_knows_it_from_the_runs(tmp_path: Path) -> None:
+    config = {"method": {"name": "third", "_target_": "mine.Third"}, "seed": 1}
+    manifest = {"identity": {"method": {"name": "third"}}, "config": config, "learning_rate": 1e-3}
+    folder = tmp_path / "main" / "third-1"
+    folder.mkdir(parents=True)
+    (folder / "status.json").write_text('{"state": "completed"}')
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "loss": {**TOLD, "title": "Third"}}))
+    [run] = logged_sweep(tmp_path, "main").runs
+    assert (name_of(run.method), colour(run.method)) == ("Third", "#123456")

@@ -20,7 +20,7 @@ from losslens.errors import InputError
 from losslens.report.citation import ARXIV, STUDY, TITLE
 from losslens.report.numbers import difference, number, p_value, percent, rate, whole
 from losslens.report.page import write_report
-from losslens.report.style import colour
+from losslens.report.style import METHODS, colour
 from tests.conftest import ROOT
 
 MANIFEST: dict[str, Any] = {
@@ -468,7 +468,7 @@ def test_a_method_has_one_colour_everywhere(report) -> None:
         if "meta" in trace and trace.get("marker", {}).get("size", 0) > 1
     }
     assert used == {("sft", colour("sft")), ("dpo", colour("dpo"))}
-    assert len({colour(method) for method in ("sft", "rft", "dft", "rift", "grpo", "dpo", "another")}) == 7
+    assert len({colour(method) for method in (*METHODS, "another")}) == len(METHODS) + 1
 
 
 def test_numbers_read_as_on_the_terminal() -> None:
