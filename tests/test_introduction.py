@@ -15,6 +15,7 @@ from losslens.losses.introduction import Introduction, as_told, introduce, intro
 from losslens.report.folder import AnalysisFolder
 from losslens.report.style import _OTHERS, METHODS, colour, in_order, name_of
 from tests.own_loss import Half
+from tests.slow_method import SlowSft
 
 TOLD = as_told(Half(name="half"))
 
@@ -80,6 +81,11 @@ def test_nobody_speaks_for_losslens_own(tmp_path: Path) -> None:
 def test_a_title_steers_no_terminal() -> None:
     tell("steers", {**TOLD, "title": "a\x1b]0;x\x07b\u202e"})
     assert name_of("steers") == "a]0;xb"
+
+
+def test_one_made_of_losslens_own_is_another() -> None:
+    assert introduce(SlowSft(name="slow_sft")) == Introduction(title="slow_sft")
+    assert introduce(own_losses()["simpo"](name="simpo")) == own_introductions()["simpo"]
 
 
 def test_colours_of_losses_without_one_are_nobodys() -> None:

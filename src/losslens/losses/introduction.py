@@ -46,16 +46,28 @@ def introduce(loss: Loss) -> Introduction:
         InputError: It is no introduction, or the title of one of LossLens's own.
     """
     kind = type(loss)
-    place = None if kind.place == float("inf") else kind.place
-    told = {"title": kind.title or loss.name, "summary": kind.summary, "paper": kind.paper, "colour": kind.colour}
+    told = {
+        name: value for name in Introduction.model_fields if (value := _said(kind, name)) not in (None, float("inf"))
+    }
     try:
-        found = Introduction.model_validate({**told, "place": place})
+        found = Introduction.model_validate({**told, "title": told.get("title") or loss.name})
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{kind.__qualname__}.{first['loc'][0]}: {first['msg']}") from error
     if loss.name not in own_introductions() and found.title in _own_titles():
         raise InputError(f"{kind.__qualname__}.title: {found.title} is the title of a loss of LossLens's own")
     return found
+
+
+def _said(kind: type[Loss], name: str) -> Any:
+    """What a class says itself: one outside that is made of one of LossLens's own has another title and colour."""
+    own = kind.__module__.startswith(f"{Loss.__module__}.")
+    for base in kind.__mro__:
+        if not own and base.__module__.startswith(f"{Loss.__module__}."):
+            break
+        if name in vars(base):
+            return vars(base)[name]
+    return None
 
 
 def as_told(loss: Loss) -> dict[str, Any]:
