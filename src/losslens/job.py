@@ -233,9 +233,10 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     base = load_model(source_of(config.model))
     tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
     usable = filter_rollouts(tokenised, config.train_on)
-    ids = usable["prompt_ids"].tolist(), usable["completion_ids"].tolist()
+    met = tokenised if "reference" in spec.loss.needs else usable  # the base scores all of them, once
+    ids = met["prompt_ids"].tolist(), met["completion_ids"].tolist()
     file = str(rollouts.folder / "rollouts.parquet")
-    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=usable.index.tolist())
+    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=met.index.tolist())
     examples = Examples(tokenised, spec.loss, config.train_on)
     require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
     steps = config.optim.steps(len(examples))

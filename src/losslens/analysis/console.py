@@ -29,7 +29,8 @@ def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, ablation: pd.DataFrame, le
     elif len(arm_pairs):
         console.print(_cosines(arms, arm_pairs))
         console.print(_directions(arms, arm_pairs))
-        console.print(_accuracies(arms, arm_pairs))
+        if arm_pairs["accuracy_diff"].notna().any():
+            console.print(_accuracies(arms, arm_pairs))
     for run in runs[runs["diverged"].fillna("").astype(bool)].itertuples():
         print(f"{run.run}: {run.diverged}")
     for name, why in left_out.items():
