@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 
 from losslens.config import TrainConfig, parse
 from losslens.job import Outcome, train_job
-from losslens.losses import own_losses
+from losslens.losses.introduction import own_introductions
 from losslens.rollouts.frozen import freeze
 from losslens.runs import Run
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
-METHODS = sorted(own_losses())
+METHODS = list(own_introductions())  # SFT first: the others are compared with it
 SMALL = (
     "data.eval=0", "logger=none", "optim.max_steps=6", "optim.batch_size=8", "optim.save_steps=2", "optim.log_steps=2",
 )  # fmt: skip

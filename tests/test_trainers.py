@@ -186,6 +186,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(
     assert 0 < at_once["train/weight/effective"] <= 1 + 1e-9
     assert ("train/log_ratio/right" in at_once) == ("reference" in method.needs)
     assert at_once["train/clip/share"] in (0, 1)
+    assert ("train/kl" in at_once) == ("mismatched_log_ratio" in method.needs)
 
 
 @each_loss
