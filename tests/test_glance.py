@@ -218,6 +218,20 @@ class TestAccuracy:
             "show any (underpowered); DPO (−22.0 points, 95% −27.0 … −17.0, p = 0.040) is worse than SFT (60.0%)."
         )
 
+    def test_each_arm_is_held_against_its_own_sft(self, folder) -> None:
+        """Of a sweep over ranks: DPO at rank 16 against SFT at rank 16, whatever SFT has at rank 8."""
+        arms = []
+        for rank, accuracy in ((8, 0.4), (16, 0.7)):
+            settings = f"lora.r={rank}"
+            named = {"settings": settings, "sft": f"sft-conventional {settings}"}
+            arms.append(arm("sft", "conventional", 1e-3, **named, accuracy=accuracy) | {"arm": named["sft"]})
+            dpo = arm("dpo", "conventional", 1e-4, **named, accuracy=0.6, sft_diff=0.6 - accuracy, sft_diff_low=-0.15,
+                      sft_diff_high=0.25, sft_p_holm=0.01, sft_verdict="worse" if rank == 16 else "better")  # fmt: skip
+            arms.append(dpo | {"arm": f"dpo-conventional {settings}"})
+        told = said(folder(runs=[base_run(), SFT, DPO], pairs=[], ablation=arms), "Accuracy")
+        assert "; DPO 1e-4 r=8 (+20.0 points, 95% −15.0 … +25.0, p = 0.010) is better than SFT 1e-3 r=8 (40.0%)" in told
+        assert "; DPO 1e-4 r=16 (−10.0 points, 95% −15.0 … +25.0, p = 0.010) is worse than SFT 1e-3 r=16 (70." in told
+
     def test_all_ties(self, folder) -> None:
         same = {
             "base_diff": 0.0,
@@ -277,6 +291,27 @@ def test_the_learning_rate_matched_comparison_in_short(folder) -> None:
     )
     assert said(folder(runs=runs, pairs=[], ablation=[sft, usual]), "At SFT's") == ""
     assert said(folder(runs=runs, pairs=[], ablation=[usual, matched]), "At SFT's") == ""
+
+
+def test_the_learning_rate_matched_comparison_at_two_ranks(folder) -> None:
+    """Each method is compared at the rate of the SFT arm of its own rank."""
+    arms = []
+    for rank, norm in ((8, 0.7), (16, 0.9)):
+        named = {"settings": f"lora.r={rank}", "sft": f"sft-conventional lora.r={rank}"}
+        for method, lr, learning_rate in (
+            ("sft", "conventional", 1e-3),
+            ("dpo", "conventional", 1e-4),
+            ("dpo", "matched", 1e-3),
+        ):
+            row = arm(method, lr, learning_rate, **named, norm=norm, cosine_to_sft=norm - 0.5)
+            arms.append(row | {"arm": f"{method}-{lr} lora.r={rank}"})
+    analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], ablation=arms)
+    told = [each.text for each in findings(analysis, Comparison(analysis)) if each.text.startswith("At SFT's")]
+    assert [text.partition(" of 0.904")[0].partition("has ")[2] for text in told] == [
+        "a cosine to SFT 1e-3 r=8 of 0.200",
+        "a cosine to SFT 1e-3 r=16 of 0.400",
+    ]
+    assert "; SFT 1e-3 r=16 0.900)" in told[1]
 
 
 class TestFunction:

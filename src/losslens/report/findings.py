@@ -166,14 +166,21 @@ def learning_rates(analysis: AnalysisFolder) -> list[Finding]:
     """A method at the reference's learning rate and at its own, where both were trained."""
     arms = ablation_arms(analysis)
     arms = arms[arms["norm"].notna()] if len(arms) else arms
-    sft = arms[arms["arm"] == arms["sft"]] if len(arms) else arms
-    if sft.empty:
-        return []
-    reference = sft.iloc[0]
+    references = arms[arms["arm"] == arms["sft"]] if len(arms) else arms
+    return [
+        found
+        for _, sft in references.iterrows()
+        for found in _at_the_rate_of(sft, arms[arms["sft"] == sft["arm"]], len(references) > 1)
+    ]
+
+
+def _at_the_rate_of(sft: pd.Series, arms: pd.DataFrame, several: bool) -> list[Finding]:
+    """What methods do at the rate of one SFT arm, of the arms that are held against it."""
     said = []
+    name = sft["label"] if several else "SFT"
     for method, own in arms[arms["method"] != "sft"].groupby("method", sort=False):
         usual = own[own["lr"].str.split(" = ").map(lambda names: "conventional" in names)]
-        matched = own[own["learning_rate"] == reference["learning_rate"]]
+        matched = own[own["learning_rate"] == sft["learning_rate"]]
         # Only where the rate is a question: the method is usually trained at another one than SFT.
         if len(usual) != 1 or len(matched) != 1 or usual.index[0] == matched.index[0]:
             continue
@@ -181,14 +188,14 @@ def learning_rates(analysis: AnalysisFolder) -> list[Finding]:
         ceilings = [number(arm["cosine_to_sft_ceiling"]) for arm in (there, here)]
         beside = [f" of {ceiling}" * (ceiling != NOTHING) for ceiling in ceilings]
         parts = [
-            f"a cosine to SFT of {number(there['cosine_to_sft'])}{beside[0]} (at {rate(here['learning_rate'])} "
+            f"a cosine to {name} of {number(there['cosine_to_sft'])}{beside[0]} (at {rate(here['learning_rate'])} "
             f"{number(here['cosine_to_sft'])}{beside[1]})",
-            f"a norm of {number(there['norm'])} ({number(here['norm'])}; SFT {number(reference['norm'])})",
+            f"a norm of {number(there['norm'])} ({number(here['norm'])}; {name} {number(sft['norm'])})",
         ]
         if not pd.isna(there["accuracy"]):
             parts.append(
                 f"an accuracy of {percent(there['accuracy'])} ({percent(here['accuracy'])}; "
-                f"SFT {percent(reference['accuracy'])})"
+                f"{name} {percent(sft['accuracy'])})"
             )
         said.append(
             Finding(
