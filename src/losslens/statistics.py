@@ -184,19 +184,20 @@ def _draws(n: int, resamples: int, seed: int) -> NDArray[np.float64]:
 
 
 def jackknife_interval(
-    estimate: NDArray[np.float64], without: NDArray[np.float64], share: float = 0.95
+    estimate: NDArray[np.float64], without: NDArray[np.float64], fewest: int, share: float = 0.95
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The interval estimate ± t_{n−1}·√((n − 1)/n·Σ(θ₍ᵢ₎ − θ̄)²) (Tukey 1958), NaN where it is not defined.
+    """The interval estimate ± t_{m−1}·√((n − 1)/n·Σ(θ₍ᵢ₎ − θ̄)²) (Tukey 1958), NaN where it is not defined.
 
     Args:
         estimate: Of all n units, shape (estimates,).
         without: The same without each of them, shape (n, estimates).
+        fewest: m, the units of the side that has fewest: 20 seeds of the one loss do not tell how the other varies.
         share: How often it is to hold the truth.
     """
     n = len(without)
-    if n < 3:  # of two units the one without the other has nothing to be compared with
+    if fewest < 3:  # of two units the one without the other has nothing to be compared with
         nothing = np.full_like(estimate, np.nan)
         return nothing, nothing
     spread = np.sqrt((n - 1) / n * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
-    half = student.ppf((1 + share) / 2, n - 1) * spread
+    half = student.ppf((1 + share) / 2, fewest - 1) * spread
     return estimate - half, estimate + half

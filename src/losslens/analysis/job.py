@@ -205,7 +205,10 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
             cka=cka_table(based.ckas),
             arm_pairs=of_arms,
             repeats=repeat_table(
-                pair_rows, {arm.name(): _facts(arm) for arm in arms}, {arm.name(): arm.on_any_data for arm in arms}
+                pair_rows,
+                seeds,
+                {arm.name(): _facts(arm) for arm in arms},
+                {arm.name(): arm.on_any_data for arm in arms},
             ),
             seeds=seed_table(gathered, runs),
             ablation=ablation,
