@@ -102,9 +102,9 @@ class TestDirection:
         assert told.endswith("is opposed to SFT.")
 
     def test_nothing_in_common(self, folder) -> None:
-        assert said(folder(**seeds(0.015, 0.8, 0.8)), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.015 (null 0.020) has nothing in common with SFT."
-        )
+        told = said(folder(**seeds(0.015, 0.8, 0.8)), "Direction")
+        assert told.startswith("Direction (cosine of ΔW): RFT 0.015 (null 0.020) of 0.800, a ratio of 0.02 [")
+        assert told.endswith("] has nothing in common with SFT.")
 
     def test_a_loss_that_is_not_like_itself(self, folder) -> None:
         """Once a positive cosine "could not be told from SFT" where the repeat of one of the two was negative."""
@@ -112,6 +112,21 @@ class TestDirection:
             "Direction (cosine of ΔW): RFT 0.382 (null 0.020) (RFT with itself −0.040, SFT with itself 0.500): too "
             "noisy to say."
         )
+
+    def test_what_each_shows_with_itself_is_what_the_ceiling_is_made_of(self, folder) -> None:
+        """SFT and RFT share no A: SFT's .82 in another order is no reason for no ceiling, its .1 over A is."""
+        sft = [SFT, AGAIN, run("sft", seed=2, init_seed=2)]
+        rft = [run("rft", seed=seed, init_seed=seed) for seed in (3, 4)]
+        pairs = [pair(SFT, AGAIN, 0.82), pair(SFT, sft[2], 0.1), pair(AGAIN, sft[2], 0.1), pair(*rft, 0.6)]
+        pairs += [pair(one, two, 0.05) for one in sft for two in rft]
+        analysis = folder(runs=[*sft, *rft], pairs=pairs)
+        assert said(analysis, "Direction") == (
+            "Direction (cosine of ΔW): RFT 0.050 (null 0.020) (RFT with itself 0.600, SFT with itself 0.100): too "
+            "noisy to say."
+        )
+        [figure] = glance.section(analysis).figures
+        assert figure.squares[0][1].hover.split("\n")[2] == "SFT with itself 0.100, RFT with itself 0.600"
+        assert figure.squares[0][0].hover.startswith("SFT, trained again (other order)\ncosine 0.820 ")
 
     def test_two_seeds(self, folder) -> None:
         told = said(folder(**seeds(0.6, 0.8, 0.8, n=2)), "Direction")
@@ -133,7 +148,7 @@ class TestDirection:
         pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, RFT, 0.9), pair(AGAIN, RFT, 0.5)]
         analysis = folder(runs=[SFT, AGAIN, RFT], pairs=pairs)
         assert said(analysis, "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.500 (null 0.020): how near both losses are to themselves is not known."
+            "Direction (cosine of ΔW): RFT 0.500 (null 0.020): how near RFT is to itself is not known."
         )
 
     def test_without_any(self, folder) -> None:
@@ -154,7 +169,7 @@ class TestDirection:
         pairs = [{"run_a": "a", "run_b": "b", "cosine": 0.5, "cosine_null": 0.02}]
         analysis = folder(runs=[theirs, ours], pairs=pairs, manifest={"reference": "a"})
         assert said(analysis, "Direction") == (
-            "Direction (cosine of ΔW): b 0.500 (null 0.020): how near both losses are to themselves is not known."
+            "Direction (cosine of ΔW): b 0.500 (null 0.020): how near b and a are to themselves is not known."
         )
         assert said(analysis, "Size") == "Size (‖ΔW‖): from b's 1.000 to a's 2.000, a factor of 2.0."
         assert "train.py" not in "".join(caveats(analysis, Comparison(analysis)))
@@ -436,14 +451,15 @@ class TestSection:
         assert [square.share for square in sft] == pytest.approx([0.8, 0.6, 0.1])
         lines = sft[1].hover.split("\n")
         assert lines[:2] == ["SFT and RFT", "cosine 0.600 (6 pairs of runs, same init)"]
-        assert lines[2].startswith("of 0.800: 0.75 [0.7")
-        assert lines[3:] == ["related", "null 0.020"]
+        assert lines[2] == "SFT with itself 0.800, RFT with itself 0.800"
+        assert lines[3].startswith("of 0.800: 0.75 [0.7")
+        assert lines[4:] == ["related", "null 0.020"]
         assert "stay below 0.020 in 95 of 100" in figure.caption
         [table] = glance.section(analysis).tables
         assert [column.heading for column in table.columns] == ["loss", "SFT", "RFT", "DPO"]
         cells = table.rows[0].cells
         assert [cell.text for cell in cells] == ["SFT", "0.800", "0.600", "−0.100"]
-        assert cells[2].below == "\n".join(lines[2:])
+        assert cells[2].below == "\n".join(lines[3:])
         assert cells[3].below == "null 0.020"
 
     def test_a_matrix_of_many_losses_has_the_width_of_the_page_and_no_ceilings(self, folder) -> None:

@@ -6,6 +6,7 @@ Of directions the verdicts are those of `arm_pairs.csv`: nothing is judged here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -47,8 +48,7 @@ def directions(comparison: Comparison) -> list[Finding]:
         """What losses that are not like themselves show with themselves, which is why there is no ratio."""
         if kind != "too noisy to say" or not math.isnan(cosines[loss].level):
             return ""
-        own = [(each, comparison.of("cosine", each, each)) for each in (loss, reference)]
-        return f" ({', '.join(f'{each.name} with itself {number(cosine.value)}' for each, cosine in own)})"
+        return f" ({with_themselves(loss, reference, cosines[loss])})"
 
     groups: dict[str, list[Loss]] = {}
     for loss in sorted(cosines, key=lambda loss: -cosines[loss].value):
@@ -68,8 +68,7 @@ def directions(comparison: Comparison) -> list[Finding]:
                 "too noisy to say": f"{figures}: too noisy to say",
                 "same batches": f"{figures}: runs of one seed, which share their batches; how near a loss is to itself "
                 "is not known",
-                "no repeat": f"{figures}: how near {'both losses are' if one else 'all losses are'} to themselves is "
-                "not known",
+                "no repeat": f"{figures}: {_unknown([(loss, reference, cosines[loss]) for loss in losses])}",
                 "two seeds": f"{figures}: two seeds give no interval, and so no verdict",
             }[kind]
         )
@@ -87,11 +86,24 @@ def _kind(cosine: Compared) -> str:
     return "no repeat" if math.isnan(cosine.relative) else "two seeds"
 
 
+def with_themselves(first: Loss, second: Loss, cosine: Compared) -> str:
+    """`SFT with itself 0.820, RFT with itself 0.830`: by repeats of the kind by which the two are compared."""
+    own = zip((first, second), cosine.own, strict=True)
+    return ", ".join(f"{loss.name} with itself {number(value)}" for loss, value in own if not math.isnan(value))
+
+
+def _unknown(pairs: Sequence[tuple[Loss, Loss, Compared]]) -> str:
+    """Of which losses it is not known how near they are to themselves."""
+    own = [each for *losses, cosine in pairs for each in zip(losses, cosine.own, strict=True)]
+    names = list(dict.fromkeys(loss.name for loss, value in own if math.isnan(value)))
+    return f"how near {listed(names)} {'is to itself' if len(names) == 1 else 'are to themselves'} is not known"
+
+
 def _figures(cosine: Compared, kind: str = "") -> str:
-    """`0.68 of 0.83, a ratio of 0.83 [0.74, 0.91]`; of what has no ceiling the null."""
-    if kind == "nothing in common" or math.isnan(cosine.level):
-        return f"{number(cosine.value)}{'' if math.isnan(cosine.null) else f' (null {number(cosine.null)})'}"
-    return f"{number(cosine.value)} of {number(cosine.level)}, a ratio of {ratio(cosine)}"
+    """`0.68 of 0.83, a ratio of 0.83 [0.74, 0.91]`; of what has no ceiling, or is nothing, the null."""
+    null = "" if math.isnan(cosine.null) else f" (null {number(cosine.null)})"
+    beside = "" if math.isnan(cosine.level) else f" of {number(cosine.level)}, a ratio of {ratio(cosine)}"
+    return f"{number(cosine.value)}{null * (kind == 'nothing in common' or not beside)}{beside}"
 
 
 def ratio(cosine: Compared) -> str:
@@ -122,7 +134,7 @@ def nearest(comparison: Comparison) -> list[Finding]:
         "related": "related, not one loss",
         "related or one": "related, perhaps one loss",
         "same batches": "of runs of one seed, which share their batches",
-        "no repeat": "how near they are to themselves is not known",
+        "no repeat": _unknown([(first, second, cosine)]),
         "two seeds": "two seeds give no interval",
     }[_kind(cosine)]
     text = f"The two methods most alike are {first.name} and {second.name}: {_figures(cosine)} ({said})."

@@ -134,7 +134,7 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
     for loss in comparison.losses:
         own = loss is reference
         cosine = comparison.of("cosine", loss, reference)
-        cells = [f"{loss.name} (other seed)" if own else loss.name, number(cosine.value)]
+        cells = [f"{loss.name} (again)" if own else loss.name, number(cosine.value)]
         cells += [number(cosine.level), ratio(cosine) if not math.isnan(cosine.relative) else NOTHING]
         cells += [number(cosine.null)]
         for measure in ("angle_min_left", "angle_min_right"):
