@@ -154,8 +154,8 @@ class TestDirection:
     def test_without_any(self, folder) -> None:
         analysis = folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, 0.7)])
         assert caveats(analysis, Comparison(analysis))[1] == (
-            "There is no ceiling: SFT was not trained in another order of the data (`python train.py method=sft "
-            "seed=…`), so nothing says how near a loss is to itself."
+            "There is no ceiling for SFT and RFT, not trained in another order of the data (`python train.py "
+            "-m method=sft,rft seed=…`): nothing says how near they are to themselves."
         )
 
     def test_an_update_of_0_and_one_run(self, folder) -> None:
@@ -197,6 +197,20 @@ def test_the_most_alike(folder) -> None:
     )
     pairs[2] = pair(RFT, DFT, 0.65)  # SFT is one of the two
     assert said(folder(runs=runs, pairs=pairs), "The two") == ""
+
+
+def test_the_most_alike_are_of_one_kind_of_pairs_and_not_noisy(folder) -> None:
+    """RFT and RIFT at different seeds, .7 of .8; DFT has runs of seed 0 only, and reads higher; GRPO is noise."""
+    made = seeds(0.7, 0.8, 0.8, "rft", "rift")
+    grpo = [run("grpo", seed=seed) for seed in range(3)]
+    noisy = [pair(row, other, 0.75) for row in made["runs"] for other in grpo if row["seed"] != other["seed"]]
+    noisy += [pair(one, two, 0.1) for one, two in combinations(grpo, 2)]
+    zero = [row for row in made["runs"] if row["seed"] == 0]
+    dft = run("dft", init_seed=9)
+    pairs = [*made["pairs"], *noisy, *(pair(dft, row, 0.99) for row in zero)]
+    assert said(folder(runs=[*made["runs"], *grpo, dft], pairs=pairs), "The two").startswith(
+        "The two methods most alike, of those compared by runs of different seeds, are RFT and RIFT: 0.700 of 0.800"
+    )
 
 
 def test_sizes(folder) -> None:
@@ -377,7 +391,11 @@ class TestCaveats:
         notes = self.said(folder, [base_run(), SFT, AGAIN], [pair(SFT, AGAIN, 0.8)])
         assert notes == ["Every loss was trained at least 2 times. Tests are about problems, ± is over runs."]
         notes = self.said(folder, [base_run(), SFT, AGAIN, RFT], [pair(SFT, AGAIN, 0.8)])
-        assert notes[1] == "SFT was trained at two seeds: three give an interval, and a verdict."
+        assert notes[1:] == [
+            "There is no ceiling for RFT, not trained in another order of the data (`python train.py method=rft "
+            "seed=…`): nothing says how near it is to itself.",
+            "SFT was trained at two seeds: three give an interval, and a verdict.",
+        ]
 
     def test_a_run_that_diverged(self, folder) -> None:
         lost = run("dpo", seed=1, learning_rate=1e-4, diverged="diverged: loss is nan at step 5", norm=NAN)

@@ -263,6 +263,23 @@ class TestTables:
         )
         assert any(line.startswith("| DPO | 1e-3 | 4 (1 collapsed) | 1.200 ± 0.013 |") for line in lines)
 
+    @pytest.mark.parametrize(
+        ("pairing", "said"),
+        [("same init", ", over runs at different seeds;"), ("same seeds", ", over runs of one seed;"), ("", ";")],
+    )
+    def test_the_comparison_says_of_which_runs_it_is(self, analysis: AnalysisFolder, pairing: str, said: str) -> None:
+        rows = [row | {"pairing": "same init" if row["method"] == "sft" else pairing} for row in [*ARMS, MATCHED]]
+        write(analysis.path, ablation=rows)
+        text = write_tables(analysis.path)[0].read_text(encoding="utf-8")
+        assert f"cos SFT: cosine to SFT{said} ceiling" in text
+
+    def test_repeats_on_other_rollouts_are_named(self, analysis: AnalysisFolder) -> None:
+        rows = [{"arm": "sft", "method": "sft", "lr": "l", "repeat_kind": kind, "pairs": 1, "cosine": 0.5}
+                for kind in ("order", "data")]  # fmt: skip
+        write(analysis.path, repeats=rows)
+        text = write_tables(analysis.path)[0].read_text(encoding="utf-8")
+        assert "Repeats: one loss trained again in another order of the data, or on other rollouts." in text
+
     def test_escaped(self) -> None:
         assert escaped("50%_a & {b}#$") == r"50\%\_a \& \{b\}\#\$"
         assert (

@@ -18,6 +18,15 @@ from losslens.report.numbers import NOTHING, listed, number, percent, rate
 from losslens.report.parts import Finding
 from losslens.report.style import name_of
 
+# Which runs compare two losses, those first that say most.
+_SEEDS = {
+    "same init": "different seeds",
+    "other": "different seeds and starts",
+    "same seeds": "the same seeds",
+    "same order": "one order and different starts",
+    "": "unknown seeds",
+}
+
 
 def findings(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
     """The sentences, each with the section that has the whole table."""
@@ -115,7 +124,11 @@ def ratio(cosine: Compared) -> str:
 
 
 def nearest(comparison: Comparison) -> list[Finding]:
-    """The two methods that are most alike, at whatever rates, where the reference is not one of them."""
+    """The two methods that are most alike, at whatever rates, where the reference is not one of them.
+
+    By the ratio where all have one, else by the cosine, of those that are compared by one kind of pairs of runs: runs
+    of one seed read higher than others.
+    """
     reference, losses = comparison.reference, comparison.losses
     found = [
         (comparison.of("cosine", first, second), first, second)
@@ -124,10 +137,17 @@ def nearest(comparison: Comparison) -> list[Finding]:
         if first.method != second.method
     ]
     found = [each for each in found if each[0].known]
+    kinds = {cosine.pairing for cosine, *_ in found}
+    found = [
+        each for each in found if each[0].value > 0 and each[0].verdict not in ("nothing in common", "too noisy to say")
+    ]
+    pairing = next((kind for kind in _SEEDS if any(cosine.pairing == kind for cosine, *_ in found)), None)
+    found = [each for each in found if each[0].pairing == pairing]
     if not found:
         return []
-    cosine, first, second = max(found, key=lambda each: each[0].value)
-    if reference in (first, second) or cosine.value <= 0 or cosine.verdict in ("nothing in common", "too noisy to say"):
+    relative = not any(math.isnan(cosine.relative) for cosine, *_ in found)
+    cosine, first, second = max(found, key=lambda each: each[0].relative if relative else each[0].value)
+    if reference in (first, second):
         return []
     said = {
         "one loss": "one loss, as far as repeats tell",
@@ -137,7 +157,8 @@ def nearest(comparison: Comparison) -> list[Finding]:
         "no repeat": _unknown([(first, second, cosine)]),
         "two seeds": "two seeds give no interval",
     }[_kind(cosine)]
-    text = f"The two methods most alike are {first.name} and {second.name}: {_figures(cosine)} ({said})."
+    of = f", of those compared by runs of {_SEEDS[pairing]}," if pairing is not None and len(kinds) > 1 else ""
+    text = f"The two methods most alike{of} are {first.name} and {second.name}: {_figures(cosine)} ({said})."
     return [Finding(text, "explore")]
 
 
