@@ -186,10 +186,10 @@ class TestContent:
 
     def test_accuracies(self, analysis: AnalysisFolder) -> None:
         axes = drawn(accuracies, analysis).axes[0]
-        points = [line for line in axes.lines if line.get_marker() in ("o", "D", "P")]
+        points = [line for line in axes.lines if line.get_marker() in ("o", "D", "p")]
         assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(0.54, 0), (0.54, 1), (0.54, 2)]
         assert [to_hex(line.get_color()) for line in points] == [colour(m) for m in ("sft", "rft", "dpo")]
-        assert [line.get_marker() for line in points] == ["o", "D", "P"]  # every loss has its own
+        assert [line.get_marker() for line in points] == ["o", "D", "p"]  # every loss has its own
         assert [label.get_text() for label in axes.get_yticklabels()] == ["SFT", "RFT", "DPO"]
         assert [text.get_text() for text in axes.texts] == ["base"]
 
@@ -218,7 +218,7 @@ class TestContent:
         write(analysis.path, ablation=[*ARMS, MATCHED])
         directions, accuracy = drawn(learning_rate, analysis).axes
         assert not directions.findobj(PathCollection)
-        points = {tuple(line.get_xydata()[0]) for line in accuracy.lines if line.get_marker() in ("o", "D", "P")}
+        points = {tuple(line.get_xydata()[0]) for line in accuracy.lines if line.get_marker() in ("o", "D", "p")}
         assert points == {(0.9, 0.54), (1.0, 0.54), (0.25, 0.54), (1.2, 0.29)}
 
 
