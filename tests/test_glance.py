@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 from losslens.report import glance, statistics
+from losslens.report.arm_figures import arm_figures
+from losslens.report.arms import arms as ablation_arms
 from losslens.report.caveats import caveats
 from losslens.report.comparison import Comparison
 from losslens.report.findings import findings
@@ -341,6 +343,18 @@ def test_the_learning_rate_matched_comparison_at_two_ranks(folder) -> None:
         "a cosine to SFT 1e-3 r=16 of 0.400",
     ]
     assert "; SFT 1e-3 r=16 0.900)" in told[1]
+
+
+def test_the_repeat_of_each_sft_arm_is_drawn(folder) -> None:
+    arms = []
+    for rank, repeat in ((8, 0.9), (16, 0.5)):
+        name = f"sft-conventional lora.r={rank}"
+        row = arm("sft", "conventional", 1e-3, settings=f"lora.r={rank}", sft=name, cosine_repeat=repeat)
+        arms.append(row | {"arm": name})
+    analysis = folder(runs=[SFT], pairs=[], ablation=arms)
+    first, *_ = arm_figures(ablation_arms(analysis), Comparison(analysis).looks, None)
+    assert sorted(line.y0 for line in first.plot.layout.shapes if line.line.dash == "dash") == [0.5, 0.9]
+    assert "Dashed: each SFT with itself, its repeat." in first.caption
 
 
 class TestFunction:

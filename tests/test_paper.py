@@ -273,6 +273,12 @@ class TestTables:
         text = write_tables(analysis.path)[0].read_text(encoding="utf-8")
         assert f"cos SFT: cosine to SFT{said} ceiling" in text
 
+    def test_against_the_reference_by_two_kinds_of_pairs(self, tmp_path: Path) -> None:
+        sft, rft, dft = run("sft"), run("rft", seed=1), run("dft")
+        write(tmp_path, {"reference": sft["run"]}, runs=[sft, rft, dft], pairs=[pair(sft, rft, 0.5), pair(sft, dft, 1)])
+        text = write_tables(tmp_path)[0].read_text(encoding="utf-8")
+        assert "Each loss against SFT, over runs at different seeds where there are any: cosine" in text
+
     def test_repeats_on_other_rollouts_are_named(self, analysis: AnalysisFolder) -> None:
         rows = [{"arm": "sft", "method": "sft", "lr": "l", "repeat_kind": kind, "pairs": 1, "cosine": 0.5}
                 for kind in ("order", "data")]  # fmt: skip

@@ -57,7 +57,8 @@ def directions(comparison: Comparison) -> list[Finding]:
         """What losses that are not like themselves show with themselves, which is why there is no ratio."""
         if kind != "too noisy to say" or not math.isnan(cosines[loss].level):
             return ""
-        return f" ({with_themselves(loss, reference, cosines[loss])})"
+        said = with_themselves(loss, reference, cosines[loss])
+        return f" ({said})" if said else ""
 
     groups: dict[str, list[Loss]] = {}
     for loss in sorted(cosines, key=lambda loss: -cosines[loss].value):
