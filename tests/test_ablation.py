@@ -19,6 +19,7 @@ from losslens.analysis.pairs import all_pairs, choose
 from losslens.analysis.repeats import arm_pairs, pairing
 from losslens.analysis.scores import scores_of
 from losslens.analysis.subjects import Base, Diverged, Gathered, Subject, _distinct
+from losslens.errors import InputError
 from losslens.runs import Run
 from losslens.statistics import detectable_difference
 from tests.test_analysis_tables import MODEL, scored
@@ -179,8 +180,24 @@ class TestArms:
             ("sft-conventional-s0", "sft-conventional-s3"), ("dpo-conventional-s0", "dpo-conventional-s3"),
         ]  # fmt: skip
         names = [s.name for s in subjects]
-        without, with_own = (choose(names, "reference", names[0], {}, pairs).pairs for pairs in ([], own))
-        assert set(with_own) - set(without) == {("dpo-conventional-s0", "dpo-conventional-s3")}
+        without, with_own = (choose(names, "reference", names[0], {}, pairs) for pairs in ([], own))
+        assert set(with_own.pairs) - set(without.pairs) == {("dpo-conventional-s0", "dpo-conventional-s3")}
+        assert without.left_out == "pairs=reference: only the pairs with sft-conventional-s0"
+        assert with_own.left_out == f"{without.left_out}, and the repeats of each loss"
+
+    def test_nine_losses_at_one_seed_have_no_repeats_and_no_other_seed(self) -> None:
+        names = [f"run{number}" for number in range(9)]
+        chosen = choose(names, None, "run0", dict.fromkeys(names, "run0"))
+        assert chosen.left_out == (
+            "9 runs, so each run against SFT, of another seed where there is one (pairs=all measures all 36)"
+        )
+
+    @pytest.mark.parametrize("name", ["sft-conventional", "sft-matched"])
+    def test_an_adapter_made_elsewhere_does_not_join_an_arm(self, name: str) -> None:
+        runs = gathered([subject("sft", "conventional", 0), subject("dpo", "matched", 0)])
+        runs.subjects.append(Subject(name, Path(name), "theirs"))
+        with pytest.raises(InputError, match=f"^adapters.{name}: a loss of the runs is called so already$"):
+            arm_names(arms_of(runs), runs)
 
 
 def test_equal_adapters_of_two_losses_are_two_runs() -> None:

@@ -12,6 +12,8 @@ import pandas as pd
 import pytest
 
 from losslens.report import glance, statistics
+from losslens.report.arm_figures import arm_figures
+from losslens.report.arms import arms as ablation_arms
 from losslens.report.caveats import caveats
 from losslens.report.comparison import Comparison
 from losslens.report.findings import findings
@@ -102,9 +104,9 @@ class TestDirection:
         assert told.endswith("is opposed to SFT.")
 
     def test_nothing_in_common(self, folder) -> None:
-        assert said(folder(**seeds(0.015, 0.8, 0.8)), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.015 (null 0.020) has nothing in common with SFT."
-        )
+        told = said(folder(**seeds(0.015, 0.8, 0.8)), "Direction")
+        assert told.startswith("Direction (cosine of ΔW): RFT 0.015 (null 0.020) of 0.800, a ratio of 0.02 [")
+        assert told.endswith("] has nothing in common with SFT.")
 
     def test_a_loss_that_is_not_like_itself(self, folder) -> None:
         """Once a positive cosine "could not be told from SFT" where the repeat of one of the two was negative."""
@@ -112,6 +114,21 @@ class TestDirection:
             "Direction (cosine of ΔW): RFT 0.382 (null 0.020) (RFT with itself −0.040, SFT with itself 0.500): too "
             "noisy to say."
         )
+
+    def test_what_each_shows_with_itself_is_what_the_ceiling_is_made_of(self, folder) -> None:
+        """SFT and RFT share no A: SFT's .82 in another order is no reason for no ceiling, its .1 over A is."""
+        sft = [SFT, AGAIN, run("sft", seed=2, init_seed=2)]
+        rft = [run("rft", seed=seed, init_seed=seed) for seed in (3, 4)]
+        pairs = [pair(SFT, AGAIN, 0.82), pair(SFT, sft[2], 0.1), pair(AGAIN, sft[2], 0.1), pair(*rft, 0.6)]
+        pairs += [pair(one, two, 0.05) for one in sft for two in rft]
+        analysis = folder(runs=[*sft, *rft], pairs=pairs)
+        assert said(analysis, "Direction") == (
+            "Direction (cosine of ΔW): RFT 0.050 (null 0.020) (RFT with itself 0.600, SFT with itself 0.100): too "
+            "noisy to say."
+        )
+        [figure] = glance.section(analysis).figures
+        assert figure.squares[0][1].hover.split("\n")[2] == "SFT with itself 0.100, RFT with itself 0.600"
+        assert figure.squares[0][0].hover.startswith("SFT, trained again (other order)\ncosine 0.820 ")
 
     def test_two_seeds(self, folder) -> None:
         told = said(folder(**seeds(0.6, 0.8, 0.8, n=2)), "Direction")
@@ -133,14 +150,14 @@ class TestDirection:
         pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, RFT, 0.9), pair(AGAIN, RFT, 0.5)]
         analysis = folder(runs=[SFT, AGAIN, RFT], pairs=pairs)
         assert said(analysis, "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.500 (null 0.020): how near both losses are to themselves is not known."
+            "Direction (cosine of ΔW): RFT 0.500 (null 0.020): how near RFT is to itself is not known."
         )
 
     def test_without_any(self, folder) -> None:
         analysis = folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, 0.7)])
         assert caveats(analysis, Comparison(analysis))[1] == (
-            "There is no ceiling: SFT was not trained in another order of the data (`python train.py method=sft "
-            "seed=…`), so nothing says how near a loss is to itself."
+            "There is no ceiling for SFT and RFT, not trained in another order of the data (`python train.py "
+            "-m method=sft,rft seed=…`): nothing says how near they are to themselves."
         )
 
     def test_an_update_of_0_and_one_run(self, folder) -> None:
@@ -154,7 +171,7 @@ class TestDirection:
         pairs = [{"run_a": "a", "run_b": "b", "cosine": 0.5, "cosine_null": 0.02}]
         analysis = folder(runs=[theirs, ours], pairs=pairs, manifest={"reference": "a"})
         assert said(analysis, "Direction") == (
-            "Direction (cosine of ΔW): b 0.500 (null 0.020): how near both losses are to themselves is not known."
+            "Direction (cosine of ΔW): b 0.500 (null 0.020): how near b and a are to themselves is not known."
         )
         assert said(analysis, "Size") == "Size (‖ΔW‖): from b's 1.000 to a's 2.000, a factor of 2.0."
         assert "train.py" not in "".join(caveats(analysis, Comparison(analysis)))
@@ -182,6 +199,20 @@ def test_the_most_alike(folder) -> None:
     )
     pairs[2] = pair(RFT, DFT, 0.65)  # SFT is one of the two
     assert said(folder(runs=runs, pairs=pairs), "The two") == ""
+
+
+def test_the_most_alike_are_of_one_kind_of_pairs_and_not_noisy(folder) -> None:
+    """RFT and RIFT at different seeds, .7 of .8; DFT has runs of seed 0 only, and reads higher; GRPO is noise."""
+    made = seeds(0.7, 0.8, 0.8, "rft", "rift")
+    grpo = [run("grpo", seed=seed) for seed in range(3)]
+    noisy = [pair(row, other, 0.75) for row in made["runs"] for other in grpo if row["seed"] != other["seed"]]
+    noisy += [pair(one, two, 0.1) for one, two in combinations(grpo, 2)]
+    zero = [row for row in made["runs"] if row["seed"] == 0]
+    dft = run("dft", init_seed=9)
+    pairs = [*made["pairs"], *noisy, *(pair(dft, row, 0.99) for row in zero)]
+    assert said(folder(runs=[*made["runs"], *grpo, dft], pairs=pairs), "The two").startswith(
+        "The two methods most alike, of those compared by runs of different seeds, are RFT and RIFT: 0.700 of 0.800"
+    )
 
 
 def test_sizes(folder) -> None:
@@ -217,6 +248,20 @@ class TestAccuracy:
             "worse than the base (57.6%); of the others no difference was shown; of RFT 1e-3 too few answers differ to "
             "show any (underpowered); DPO (−22.0 points, 95% −27.0 … −17.0, p = 0.040) is worse than SFT (60.0%)."
         )
+
+    def test_each_arm_is_held_against_its_own_sft(self, folder) -> None:
+        """Of a sweep over ranks: DPO at rank 16 against SFT at rank 16, whatever SFT has at rank 8."""
+        arms = []
+        for rank, accuracy in ((8, 0.4), (16, 0.7)):
+            settings = f"lora.r={rank}"
+            named = {"settings": settings, "sft": f"sft-conventional {settings}"}
+            arms.append(arm("sft", "conventional", 1e-3, **named, accuracy=accuracy) | {"arm": named["sft"]})
+            dpo = arm("dpo", "conventional", 1e-4, **named, accuracy=0.6, sft_diff=0.6 - accuracy, sft_diff_low=-0.15,
+                      sft_diff_high=0.25, sft_p_holm=0.01, sft_verdict="worse" if rank == 16 else "better")  # fmt: skip
+            arms.append(dpo | {"arm": f"dpo-conventional {settings}"})
+        told = said(folder(runs=[base_run(), SFT, DPO], pairs=[], ablation=arms), "Accuracy")
+        assert "; DPO 1e-4 r=8 (+20.0 points, 95% −15.0 … +25.0, p = 0.010) is better than SFT 1e-3 r=8 (40.0%)" in told
+        assert "; DPO 1e-4 r=16 (−10.0 points, 95% −15.0 … +25.0, p = 0.010) is worse than SFT 1e-3 r=16 (70." in told
 
     def test_all_ties(self, folder) -> None:
         same = {
@@ -279,6 +324,39 @@ def test_the_learning_rate_matched_comparison_in_short(folder) -> None:
     assert said(folder(runs=runs, pairs=[], ablation=[usual, matched]), "At SFT's") == ""
 
 
+def test_the_learning_rate_matched_comparison_at_two_ranks(folder) -> None:
+    """Each method is compared at the rate of the SFT arm of its own rank."""
+    arms = []
+    for rank, norm in ((8, 0.7), (16, 0.9)):
+        named = {"settings": f"lora.r={rank}", "sft": f"sft-conventional lora.r={rank}"}
+        for method, lr, learning_rate in (
+            ("sft", "conventional", 1e-3),
+            ("dpo", "conventional", 1e-4),
+            ("dpo", "matched", 1e-3),
+        ):
+            row = arm(method, lr, learning_rate, **named, norm=norm, cosine_to_sft=norm - 0.5)
+            arms.append(row | {"arm": f"{method}-{lr} lora.r={rank}"})
+    analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], ablation=arms)
+    told = [each.text for each in findings(analysis, Comparison(analysis)) if each.text.startswith("At SFT's")]
+    assert [text.partition(" of 0.904")[0].partition("has ")[2] for text in told] == [
+        "a cosine to SFT 1e-3 r=8 of 0.200",
+        "a cosine to SFT 1e-3 r=16 of 0.400",
+    ]
+    assert "; SFT 1e-3 r=16 0.900)" in told[1]
+
+
+def test_the_repeat_of_each_sft_arm_is_drawn(folder) -> None:
+    arms = []
+    for rank, repeat in ((8, 0.9), (16, 0.5)):
+        name = f"sft-conventional lora.r={rank}"
+        row = arm("sft", "conventional", 1e-3, settings=f"lora.r={rank}", sft=name, cosine_repeat=repeat)
+        arms.append(row | {"arm": name})
+    analysis = folder(runs=[SFT], pairs=[], ablation=arms)
+    first, *_ = arm_figures(ablation_arms(analysis), Comparison(analysis).looks, None)
+    assert sorted(line.y0 for line in first.plot.layout.shapes if line.line.dash == "dash") == [0.5, 0.9]
+    assert "Dashed: each SFT with itself, its repeat." in first.caption
+
+
 class TestFunction:
     def test_no_barrier(self, folder) -> None:
         flat = {"barrier_chord": 0.0, "barrier_chord_low": 0.0, "barrier_chord_high": 0.0}
@@ -327,7 +405,11 @@ class TestCaveats:
         notes = self.said(folder, [base_run(), SFT, AGAIN], [pair(SFT, AGAIN, 0.8)])
         assert notes == ["Every loss was trained at least 2 times. Tests are about problems, ± is over runs."]
         notes = self.said(folder, [base_run(), SFT, AGAIN, RFT], [pair(SFT, AGAIN, 0.8)])
-        assert notes[1] == "SFT was trained at two seeds: three give an interval, and a verdict."
+        assert notes[1:] == [
+            "There is no ceiling for RFT, not trained in another order of the data (`python train.py method=rft "
+            "seed=…`): nothing says how near it is to itself.",
+            "SFT was trained at two seeds: three give an interval, and a verdict.",
+        ]
 
     def test_a_run_that_diverged(self, folder) -> None:
         lost = run("dpo", seed=1, learning_rate=1e-4, diverged="diverged: loss is nan at step 5", norm=NAN)
@@ -401,14 +483,15 @@ class TestSection:
         assert [square.share for square in sft] == pytest.approx([0.8, 0.6, 0.1])
         lines = sft[1].hover.split("\n")
         assert lines[:2] == ["SFT and RFT", "cosine 0.600 (6 pairs of runs, same init)"]
-        assert lines[2].startswith("of 0.800: 0.75 [0.7")
-        assert lines[3:] == ["related", "null 0.020"]
+        assert lines[2] == "SFT with itself 0.800, RFT with itself 0.800"
+        assert lines[3].startswith("of 0.800: 0.75 [0.7")
+        assert lines[4:] == ["related", "null 0.020"]
         assert "stay below 0.020 in 95 of 100" in figure.caption
         [table] = glance.section(analysis).tables
         assert [column.heading for column in table.columns] == ["loss", "SFT", "RFT", "DPO"]
         cells = table.rows[0].cells
         assert [cell.text for cell in cells] == ["SFT", "0.800", "0.600", "−0.100"]
-        assert cells[2].below == "\n".join(lines[2:])
+        assert cells[2].below == "\n".join(lines[3:])
         assert cells[3].below == "null 0.020"
 
     def test_a_matrix_of_many_losses_has_the_width_of_the_page_and_no_ceilings(self, folder) -> None:

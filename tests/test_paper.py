@@ -186,10 +186,10 @@ class TestContent:
 
     def test_accuracies(self, analysis: AnalysisFolder) -> None:
         axes = drawn(accuracies, analysis).axes[0]
-        points = [line for line in axes.lines if line.get_marker() in ("o", "D", "P")]
+        points = [line for line in axes.lines if line.get_marker() in ("o", "D", "p")]
         assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in points] == [(0.54, 0), (0.54, 1), (0.54, 2)]
         assert [to_hex(line.get_color()) for line in points] == [colour(m) for m in ("sft", "rft", "dpo")]
-        assert [line.get_marker() for line in points] == ["o", "D", "P"]  # every loss has its own
+        assert [line.get_marker() for line in points] == ["o", "D", "p"]  # every loss has its own
         assert [label.get_text() for label in axes.get_yticklabels()] == ["SFT", "RFT", "DPO"]
         assert [text.get_text() for text in axes.texts] == ["base"]
 
@@ -218,7 +218,7 @@ class TestContent:
         write(analysis.path, ablation=[*ARMS, MATCHED])
         directions, accuracy = drawn(learning_rate, analysis).axes
         assert not directions.findobj(PathCollection)
-        points = {tuple(line.get_xydata()[0]) for line in accuracy.lines if line.get_marker() in ("o", "D", "P")}
+        points = {tuple(line.get_xydata()[0]) for line in accuracy.lines if line.get_marker() in ("o", "D", "p")}
         assert points == {(0.9, 0.54), (1.0, 0.54), (0.25, 0.54), (1.2, 0.29)}
 
 
@@ -231,7 +231,7 @@ class TestTables:
         assert "| base | – | – | – | – | – | 57.6 | 55.6–64.2 | – | – |" in lines
         # Of a loss that was trained once the p of its arm, the only one there is.
         assert "| RFT | 1e-3 | 0 | 0 | 0.951 | 6.3 | 60.0 | 55.6–64.2 | +2.4 | 0.310 |" in lines
-        assert "| SFT (other seed) | 0.800 | 0.020 | 15.0° | 59.5° | 2.0° | – | 0.9000 |" in lines
+        assert "| SFT (again) | 0.800 | 0.020 | 15.0° | 59.5° | 2.0° | – | 0.9000 |" in lines
         assert "| RFT | 0.700 | 0.020 | 15.0° | 59.5° | 2.0° | 0.001 | 0.9000 |" in lines
         assert "| SFT | conv\\_100% | order | 1 | 0.800 | 0.900 |" in lines
         assert sum(line.startswith("| ---") for line in lines) == 3  # no comparison of learning rates
@@ -262,6 +262,29 @@ class TestTables:
             "| DPO | 1e-4 | 1 | 0.250 ± 0.013 | 6.5 ± 0.2 | −0.115 | 0.904 | 54.0 ± 1.5 | −3.6 | 0.310 |"
         )
         assert any(line.startswith("| DPO | 1e-3 | 4 (1 collapsed) | 1.200 ± 0.013 |") for line in lines)
+
+    @pytest.mark.parametrize(
+        ("pairing", "said"),
+        [("same init", ", over runs at different seeds;"), ("same seeds", ", over runs of one seed;"), ("", ";")],
+    )
+    def test_the_comparison_says_of_which_runs_it_is(self, analysis: AnalysisFolder, pairing: str, said: str) -> None:
+        rows = [row | {"pairing": "same init" if row["method"] == "sft" else pairing} for row in [*ARMS, MATCHED]]
+        write(analysis.path, ablation=rows)
+        text = write_tables(analysis.path)[0].read_text(encoding="utf-8")
+        assert f"cos SFT: cosine to SFT{said} ceiling" in text
+
+    def test_against_the_reference_by_two_kinds_of_pairs(self, tmp_path: Path) -> None:
+        sft, rft, dft = run("sft"), run("rft", seed=1), run("dft")
+        write(tmp_path, {"reference": sft["run"]}, runs=[sft, rft, dft], pairs=[pair(sft, rft, 0.5), pair(sft, dft, 1)])
+        text = write_tables(tmp_path)[0].read_text(encoding="utf-8")
+        assert "Each loss against SFT, over runs at different seeds where there are any: cosine" in text
+
+    def test_repeats_on_other_rollouts_are_named(self, analysis: AnalysisFolder) -> None:
+        rows = [{"arm": "sft", "method": "sft", "lr": "l", "repeat_kind": kind, "pairs": 1, "cosine": 0.5}
+                for kind in ("order", "data")]  # fmt: skip
+        write(analysis.path, repeats=rows)
+        text = write_tables(analysis.path)[0].read_text(encoding="utf-8")
+        assert "Repeats: one loss trained again in another order of the data, or on other rollouts." in text
 
     def test_escaped(self) -> None:
         assert escaped("50%_a & {b}#$") == r"50\%\_a \& \{b\}\#\$"

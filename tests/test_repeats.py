@@ -82,7 +82,7 @@ class TestPairing:
         assert (row["pairing"], row["cosine"], row["cosine_verdict"]) == ("same seeds", 0.9, "too few seeds")
         assert np.isnan([row["cosine_ceiling"], row["cosine_relative"]]).all()
         row = of(table(runs, {("x0", "y0"): 0.9, ("x1", "y0"): 0.5, ("x0", "x1"): 0.8}), "x", "y")
-        assert (row["pairing"], row["cosine"], row["repeats"]) == ("same init", 0.5, 0)
+        assert (row["pairing"], row["cosine"], row["repeats"]) == ("same init", 0.5, 1)
         assert np.isnan(row["cosine_ceiling"])
 
     def test_other_initial_adapters_have_ceilings_of_their_own(self) -> None:
@@ -122,6 +122,26 @@ class TestLevels:
         row = of(table(TWO, {("x0", "x1"): 0.5, ("y0", "y1"): 0.5, ("x0", "y1"): 0.6}), "x", "y")
         assert row["cosine_relative"] == pytest.approx(1.2)
 
+    def test_what_each_shows_with_itself_is_of_the_kind_of_the_pair(self) -> None:
+        """x and y share no A, so .3 and .4 over A make the ceiling, though x has .9 with itself in another order."""
+        runs = {"x0": ("x", 0, 0), "x1": ("x", 1, 0), "x2": ("x", 2, 1), "y3": ("y", 3, 3), "y4": ("y", 4, 4)}
+        values = {("x0", "x1"): 0.9, ("x0", "x2"): 0.3, ("x1", "x2"): 0.3, ("y3", "y4"): 0.4, ("x0", "y3"): 0.1}
+        found = table(runs, values)
+        row = of(found, "x", "y")
+        assert (row["cosine_repeat_a"], row["cosine_repeat_b"]) == (pytest.approx(0.3), pytest.approx(0.4))
+        assert (row["repeat_kind"], of(found, "x", "x")["repeat_kind"]) == ("order and start", "order")
+
+    def test_the_seeds_and_kind_of_losses_without_repeats(self) -> None:
+        """Seed 0 of the one and seed 1 of the other are no repeat; five seeds and one are one seed."""
+        row = of(table({"x0": ("x", 0, 0), "y1": ("y", 1, 0)}, {("x0", "y1"): 0.5}), "x", "y")
+        assert (row["repeats"], row["repeat_kind"]) == (1, "")
+        runs = {"y9": ("y", 9, 0), **{f"x{seed}": ("x", seed, 0) for seed in range(5)}}
+        found = table(runs, dict.fromkeys(combinations(runs, 2), 0.5))
+        row = of(found, "y", "x")
+        assert (row["pairs"], row["repeats"], row["repeat_kind"]) == (5, 1, "")
+        assert np.isnan(row["cosine_repeat_a"])
+        assert row["cosine_repeat_b"] == pytest.approx(0.5)
+
     def test_a_loss_and_itself(self) -> None:
         row = of(table(TWO, {("x0", "x1"): 0.7}), "x", "x")
         assert (row["cosine"], row["repeat_kind"], row["repeats"], row["cosine_verdict"]) == (0.7, "order", 2, "")
@@ -140,7 +160,8 @@ class TestLevels:
     def test_the_repeats_of_each_arm(self) -> None:
         runs = {"x0": ("x", 0, 0), "x1": ("x", 1, 0), "x2": ("x", 0, 2)}
         rows = run_pairs(runs, {("x0", "x1"): 0.8, ("x0", "x2"): 0.1, ("x1", "x2"): 0.05})
-        found = repeat_table(rows, {"x": {"method": "sft"}}, {"x": "sft"}).set_index("repeat_kind")
+        seeds = {run: seed for run, (_, seed, _) in runs.items()}
+        found = repeat_table(rows, seeds, {"x": {"method": "sft"}}, {"x": "sft"}).set_index("repeat_kind")
         assert found["cosine"].to_dict() == {"order": 0.8, "start": 0.1, "order and start": 0.05}
         assert found.loc["order", ["arm", "again", "method", "repeats"]].tolist() == ["x", "x", "sft", 2]
 
@@ -149,9 +170,20 @@ class TestLevels:
         runs = {"x0": ("x", 0, 0), "o0": ("x on other", 0, 0), "o1": ("x on other", 1, 0), "y0": ("y", 0, 0)}
         rows = run_pairs(runs, {("x0", "o0"): 0.4, ("x0", "o1"): 0.2, ("x0", "y0"): 0.9, ("o0", "y0"): 0.9})
         facts = {arm: {"method": "sft"} for arm in ("x", "x on other", "y")}
-        found = repeat_table(rows, facts, {"x": "sft", "x on other": "sft", "y": "dpo"})
+        seeds = {run: seed for run, (_, seed, _) in runs.items()}
+        found = repeat_table(rows, seeds, facts, {"x": "sft", "x on other": "sft", "y": "dpo"})
         assert found[["arm", "again", "repeat_kind", "pairs"]].to_numpy().tolist() == [["x", "x on other", "data", 2]]
         assert found["cosine"].item() == pytest.approx(0.3)
+        assert found["repeats"].item() == 1  # of x
+
+    def test_runs_on_two_rollouts_that_lie_among_each_other(self) -> None:
+        """x0, o0, x1, o1: x0–o1 and o0–x1 are pairs of the same two arms."""
+        runs = {"x0": ("x", 0, 0), "o0": ("o", 0, 0), "x1": ("x", 1, 0), "o1": ("o", 1, 0)}
+        rows = run_pairs(runs, dict.fromkeys(combinations(runs, 2), 0.4))
+        seeds = {run: seed for run, (_, seed, _) in runs.items()}
+        found = repeat_table(rows, seeds, {arm: {"method": "sft"} for arm in "xo"}, {"x": "sft", "o": "sft"})
+        of_data = found[found["repeat_kind"] == "data"]
+        assert of_data[["arm", "again", "pairs", "repeats"]].to_numpy().tolist() == [["x", "o", 4, 2]]
 
 
 class TestVerdict:
@@ -164,6 +196,9 @@ class TestVerdict:
             (0.21, (0.82, 0.63), (-0.06, 0.65), "too noisy to say"),
             (-0.1, (0.82, 0.99), (-0.16, -0.07), "opposed"),
             (0.02, (0.82, 0.99), (0.01, 0.03), "nothing in common"),
+            (0.02, (0.82, 0.99), (-0.5, 0.5), "nothing in common"),  # before what the interval says
+            (0.02, (0.82, 0.99), (NAN, NAN), "nothing in common"),  # and before two seeds
+            (0.9, (0.6, 0.7), (1.3, 1.45), "related"),  # beyond 1, and does not hold it
             (0.38, (0.19, 0.9), (NAN, NAN), "too noisy to say"),
             (NAN, (0.82, 0.83), (NAN, NAN), ""),
             (0.38, (0.82, NAN), (NAN, NAN), "too few seeds"),
@@ -191,9 +226,42 @@ class TestVerdict:
 class TestJackknife:
     def test_by_hand(self) -> None:
         """.9, 1.0 and 1.1 without each: √(⅔·.02) = .1155, t₂ = 4.303, so 1 ± .497; two units give none."""
-        low, high = jackknife_interval(np.array([1.0]), np.array([[0.9], [1.0], [1.1]]))
+        low, high = jackknife_interval(np.array([1.0]), np.array([[0.9], [1.0], [1.1]]), 3)
         assert (low[0], high[0]) == (pytest.approx(1 - 0.4968, abs=1e-4), pytest.approx(1 + 0.4968, abs=1e-4))
-        assert np.isnan(jackknife_interval(np.array([1.0]), np.ones((2, 1)))).all()
+        assert np.isnan(jackknife_interval(np.array([1.0]), np.ones((2, 1)), 2)).all()
+
+    @pytest.mark.parametrize("apart", [0, 100])
+    def test_three_seeds_against_twenty(self, apart: int) -> None:
+        """t of the three, 4.303: with that of twenty, 2.093, the interval would be half as wide."""
+        rng = np.random.default_rng(0)
+        runs = {f"x{seed}": ("x", seed, 0) for seed in range(3)}
+        runs |= {f"y{seed}": ("y", seed + apart, 0) for seed in range(20)}
+        values = {(a, b): (0.5 if a[0] != b[0] else 0.8) + rng.normal(0, 0.02) for a, b in combinations(runs, 2)}
+        row = of(table(runs, values), "x", "y")
+        seeds = [*range(3), *range(apart, apart + 20)] if apart else range(20)
+
+        def mean(left_out: int | None, arms: str) -> float:
+            kept = [
+                value
+                for (a, b), value in values.items()
+                if a[0] + b[0] == arms and runs[a][1] != runs[b][1] and left_out not in (runs[a][1], runs[b][1])
+            ]
+            return float(np.mean(kept))
+
+        without = [mean(seed, "xy") / np.sqrt(mean(seed, "xx") * mean(seed, "yy")) for seed in seeds]
+        n = len(without)
+        half = 4.3027 * np.sqrt((n - 1) / n * np.sum((np.array(without) - np.mean(without)) ** 2))
+        assert row["repeats"] == 3
+        assert (row["cosine_high"] - row["cosine_low"]) / 2 == pytest.approx(half, rel=1e-4)
+
+    def test_without_one_seed_neither_is_like_itself(self) -> None:
+        """Both ρ are −.1 without seed 0: their product is above 0, but makes no ceiling."""
+        runs = {f"{arm}{seed}": (arm, seed, 0) for arm in "xy" for seed in range(3)}
+        values = {(a, b): 0.4 if a[0] != b[0] else 0.8 if "0" in a + b else -0.1 for a, b in combinations(runs, 2)}
+        row = of(table(runs, values), "x", "y")
+        assert row["cosine_relative"] == pytest.approx(0.8)
+        assert np.isnan([row["cosine_low"], row["cosine_high"]]).all()
+        assert row["cosine_verdict"] == "too noisy to say"
 
     def test_each_seed_goes_with_all_its_runs(self) -> None:
         """Ratios without seed 0, 1, 2: between .6, .4 and .5 of ceilings of .8."""
@@ -204,7 +272,7 @@ class TestJackknife:
             for a, b in combinations(runs, 2)
         }
         row = of(table(runs, values), "x", "y")
-        low, high = jackknife_interval(np.array([0.625]), np.array([[0.75], [0.5], [0.625]]))
+        low, high = jackknife_interval(np.array([0.625]), np.array([[0.75], [0.5], [0.625]]), 3)
         assert row["cosine_relative"] == pytest.approx(0.625)
         assert (row["cosine_low"], row["cosine_high"]) == (pytest.approx(low[0]), pytest.approx(high[0]))
 

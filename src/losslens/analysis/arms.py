@@ -10,6 +10,7 @@ from typing import Any
 from losslens.analysis.manifests import LearningRateFacts, StartedFacts
 from losslens.analysis.pairs import Pair
 from losslens.analysis.subjects import Diverged, Gathered, Subject
+from losslens.errors import InputError
 from losslens.runs import arm_of
 
 # What does not tell the arms of one method and rate apart, or is told by other columns.
@@ -106,8 +107,16 @@ def arms_of(gathered: Gathered) -> list[Arm]:
 
 
 def arm_names(arms: Sequence[Arm], gathered: Gathered) -> dict[str, str]:
-    """For each run's name that of its arm; an adapter made elsewhere is one of its own."""
+    """For each run's name that of its arm; an adapter made elsewhere is one of its own.
+
+    Raises:
+        InputError: Such an adapter is called like an arm, whose runs it would join.
+    """
     names = {subject.name: subject.name for subject in gathered.subjects}
+    taken = {arm.name(lr) for arm in arms for lr in arm.learning_rates}
+    for subject in gathered.subjects:
+        if subject.facts is None and subject.name in taken:
+            raise InputError(f"adapters.{subject.name}: a loss of the runs is called so already")
     for arm in arms:
         runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
         names |= {run.name: arm.name() for run in runs}

@@ -91,7 +91,7 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
 
 def _cosines(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
     cosines = {frozenset((pair.arm_a, pair.arm_b)): pair.cosine for pair in arm_pairs.itertuples()}
-    title = "cosine of ΔW (on the diagonal: a loss with itself at another seed)"
+    title = "cosine of ΔW (on the diagonal: a loss with itself, trained again)"
     table = Table("", *map(str, range(1, len(arms) + 1)), title=title, title_justify="left")
     for number, arm in enumerate(arms, start=1):
         cells = [_number(cosines.get(frozenset((arm, other)), float("nan"))) for other in arms]

@@ -132,6 +132,7 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     names = gathered.names
     reference = find("reference", config.reference, names) if config.reference else default_reference(gathered.subjects)
     arms = arms_of(gathered)
+    named = arm_names(arms, gathered)
     sft = sft_partners(arms, gathered.by_name[reference])
     # Who is named as the reference is the reference of all.
     held = {} if config.reference else {name: other.name for name, other in sft.items()}
@@ -140,7 +141,6 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     places = [before or Earlier(), earlier(kept_aside(config.folder, adapters))]
     chosen = extended(chosen, names, [pair for place in places for pair in place.pairs_among(adapters)])
     benchmark = benchmark_of(gathered, config.compare_on)
-    named = arm_names(arms, gathered)
     outcomes = outcomes_of(gathered, arms, benchmark)
     tested = compare_arms(outcomes, None if config.family == "all" else _family(arms, gathered.by_name[reference]))
     cache = Cache(config.output_dir / "cache")
@@ -205,7 +205,10 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
             cka=cka_table(based.ckas),
             arm_pairs=of_arms,
             repeats=repeat_table(
-                pair_rows, {arm.name(): _facts(arm) for arm in arms}, {arm.name(): arm.on_any_data for arm in arms}
+                pair_rows,
+                seeds,
+                {arm.name(): _facts(arm) for arm in arms},
+                {arm.name(): arm.on_any_data for arm in arms},
             ),
             seeds=seed_table(gathered, runs),
             ablation=ablation,

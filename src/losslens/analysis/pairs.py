@@ -63,10 +63,9 @@ def choose(
     against |= {frozenset(pair) for pair in repeats}
     with_reference = [pair for pair in every if frozenset(pair) in against]
     held = (
-        "each run against SFT at another seed, and the repeats of each loss"
-        if partners
-        else f"only the pairs with {reference}"
+        "each run against SFT, of another seed where there is one" if partners else f"only the pairs with {reference}"
     )
+    held += ", and the repeats of each loss" * bool(repeats)
     if choice == "all" or (choice is None and len(names) <= _ALL_UP_TO):
         return Chosen(every, "")
     if choice is None:

@@ -50,7 +50,7 @@ def level_name(measure: str) -> str:
 
 
 def _columns() -> list[str]:
-    columns = ["arm_a", "arm_b", "pairing", "pairs", "repeats", "repeat_kind"]
+    columns = ["arm_a", "arm_b", "pairing", "pairs", "repeats", "repeat_kind", "cosine_repeat_a", "cosine_repeat_b"]
     for measure in MEASURES:
         columns += [measure, f"{measure}_min", f"{measure}_max"]
         columns += [f"{measure}_null"] * (measure in ("cosine", *ANGLES)) + [level_name(measure)]
@@ -127,7 +127,7 @@ def direction(
         return OPPOSED
     if low <= 0:
         return TOO_NOISY
-    return ONE_LOSS if high >= 1 and high - low < _NARROW else RELATED
+    return ONE_LOSS if low <= 1 <= high and high - low < _NARROW else RELATED
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class _Pairs:
     """Pairs of runs.
 
     Attributes:
-        seeds: The seed of the data's order of both runs, shape (pairs, 2).
+        seeds: The seed of the data's order of both runs, that of the first arm first; shape (pairs, 2).
         values: Of each measure, shape (pairs, measures).
         nulls: Of each measure, NaN where it has none; the same shape.
     """
@@ -160,19 +160,21 @@ def arm_pairs(pairs: pd.DataFrame, seeds: Mapping[str, float], arms: Sequence[st
     Returns:
         `pairing`, by which the two are compared, and how many `pairs` that are; each measure's mean, range and null
         over them; its ceiling or repeat level; `_relative`, the ratio to the ceiling (of distances the excess over the
-        level), with its 95% jackknife interval `_low`, `_high`; `repeats`, how many seeds each loss has at least, and
-        `repeat_kind`, what changed between them; `cosine_verdict`. In the row of an arm and itself the means are its
-        repeats, and nothing is relative to anything.
+        level), with its 95% jackknife interval `_low`, `_high`; `repeats`, how many seeds each loss has at least;
+        `repeat_kind`, what changed between two runs of one loss, where both were repeated so; `cosine_repeat_a` and
+        `_b`, what each has with itself, of which the ceiling is made; `cosine_verdict`. In the row of an arm and itself
+        the means are its repeats, and nothing is relative to anything.
     """
     groups = _grouped(pairs, seeds, arms)
     rows = []
     for a, b in combinations_with_replacement(arms, 2):
         kind = next((kind for kind in _ORDER if (a, b, kind) in groups), None)
         if kind is not None:
-            own = [groups.get((arm, arm, kind)) for arm in (a, b)] if a != b and kind in CROSS_SEED else [None, None]
-            rows.append({"arm_a": a, "arm_b": b, "pairing": kind, **_compared(groups[a, b, kind], own)})
-            rows[-1] |= {"repeat_kind": REPEAT_KINDS.get(kind, "")} if a == b or rows[-1]["repeats"] else {}
-            rows[-1] |= {"cosine_verdict": ""} if a == b else {}
+            between, own = groups[a, b, kind], [groups.get((arm, arm, kind)) for arm in (a, b)]
+            found = _with_itself(between) if a == b else _compared(between, own if kind in CROSS_SEED else [None, None])
+            repeated = all(own) and (a == b or kind in CROSS_SEED)
+            changed = REPEAT_KINDS.get(kind, "") if repeated else ""
+            rows.append({"arm_a": a, "arm_b": b, "pairing": kind, "repeat_kind": changed, **found})
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"pairs": "Int64", "repeats": "Int64"})
 
 
@@ -200,24 +202,28 @@ def with_levels(table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] 
 
 
 def repeat_table(
-    pairs: pd.DataFrame, facts: Mapping[str, Mapping[str, Any]], losses: Mapping[str, str]
+    pairs: pd.DataFrame,
+    seeds: Mapping[str, float],
+    facts: Mapping[str, Mapping[str, Any]],
+    losses: Mapping[str, str],
 ) -> pd.DataFrame:
     """One row an arm and kind of repeat: the mean of each measure over the pairs of runs of one loss.
 
     Args:
         pairs: As `arm_pairs` takes them.
-        facts: What else to say of each arm.
+        seeds: As well.
+        facts: What else to say of each arm, in the order of the table.
         losses: What each arm has in common with those that differ from it in their rollouts only, which are its repeats
             on other data, from the same A.
     """
-    first, second = pairs["arm_a"], pairs["arm_b"]
+    first, second, _ = _ordered(pairs, list(facts))
     kinds = pairs["pairing"].map(REPEAT_KINDS).where(first == second)
     data = (first.map(losses) == second.map(losses)) & (first != second) & first.isin(losses)
     kinds = kinds.mask(data & pairs["pairing"].isin([SAME_SEEDS, SAME_INIT]), "data")
     rows = [
         {
             "arm": arm, "again": other, **facts[arm], "repeat_kind": kind, "pairs": len(group),
-            "repeats": len({*group["run_a"], *group["run_b"]}), **group[list(MEASURES)].mean(),
+            "repeats": _seeds_of(group, seeds), **group[list(MEASURES)].mean(),
         }
         for (arm, other, kind), group in pairs.groupby([first, second, kinds.rename("kind")], sort=False)
     ]  # fmt: skip
@@ -225,54 +231,84 @@ def repeat_table(
     return pd.DataFrame(rows, columns=["arm", "again", *names, "repeat_kind", "pairs", "repeats", *MEASURES])
 
 
+def _seeds_of(pairs: pd.DataFrame, seeds: Mapping[str, float]) -> int:
+    """How many seeds each arm has at least in pairs of two arms, or of one."""
+    sides = pd.concat([pairs[[f"arm_{side}", f"run_{side}"]].set_axis(["arm", "run"], axis=1) for side in "ab"])
+    return int(sides["run"].map(seeds).groupby(sides["arm"]).nunique().min())
+
+
+def _ordered(pairs: pd.DataFrame, arms: Sequence[str]) -> tuple[pd.Series, pd.Series, NDArray[np.bool_]]:
+    """Both arms of each pair, the one first that is first in `arms`, and where they were turned for that."""
+    place = {arm: number for number, arm in enumerate(arms)}
+    turned = (pairs["arm_a"].map(place) > pairs["arm_b"].map(place)).to_numpy()
+    first, second = pairs["arm_b"].where(turned, pairs["arm_a"]), pairs["arm_a"].where(turned, pairs["arm_b"])
+    return first.rename("first"), second.rename("second"), turned
+
+
 def _grouped(
     pairs: pd.DataFrame, seeds: Mapping[str, float], arms: Sequence[str]
 ) -> dict[tuple[str, str, str], _Pairs]:
     """The pairs of every two arms, the one first that is first in `arms`, by their pairing."""
-    place = {arm: number for number, arm in enumerate(arms)}
-    turned = (pairs["arm_a"].map(place) > pairs["arm_b"].map(place)).to_numpy()
-    first, second = (pairs["arm_b"].where(turned, pairs["arm_a"]), pairs["arm_a"].where(turned, pairs["arm_b"]))
+    first, second, turned = _ordered(pairs, arms)
     of_runs = np.stack([pairs[run].map(seeds).to_numpy(dtype=float) for run in ("run_a", "run_b")], axis=1)
+    of_runs[turned] = of_runs[turned, ::-1]
     values = pairs.reindex(columns=MEASURES).to_numpy(dtype=float)
     nulls = pairs.reindex(columns=[f"{measure}_null" for measure in MEASURES]).to_numpy(dtype=float)
-    found = pairs.groupby([first.rename("first"), second.rename("second"), "pairing"]).indices if len(pairs) else {}
+    found = pairs.groupby([first, second, "pairing"]).indices if len(pairs) else {}
     return {key: _Pairs(of_runs[rows], values[rows], nulls[rows]) for key, rows in found.items()}
 
 
+def _with_itself(repeats: _Pairs) -> dict[str, Any]:
+    """The row of a loss and itself."""
+    return {**_described(repeats), "repeats": len(np.unique(repeats.seeds)), "cosine_verdict": ""}
+
+
 def _compared(between: _Pairs, own: Sequence[_Pairs | None]) -> dict[str, Any]:
+    """The row of two losses, `own` being what each has with itself, None where it was not repeated."""
     values, nulls = between.mean(), _mean(between.nulls)
-    row: dict[str, Any] = {"pairs": len(between.values), "repeats": 0}
     unknown = np.full(len(MEASURES), np.nan)
-    levels, relative, low, high = unknown, unknown, unknown, unknown
-    rho, rho_nulls = [unknown, unknown], [unknown, unknown]
+    rho = [unknown if each is None else each.mean() for each in own]
+    rho_nulls = [unknown if each is None else _mean(each.nulls) for each in own]
+    # Of a loss without repeats the runs that it has in these pairs.
+    fewest = min(
+        len(np.unique(between.seeds[:, side] if each is None else each.seeds)) for side, each in enumerate(own)
+    )
+    levels = level(MEASURES, *rho, *rho_nulls)
+    relative = _relative(values, levels)
+    low, high = unknown, unknown
     a, b = own
     if a is not None and b is not None:
-        rho, rho_nulls = [each.mean() for each in (a, b)], [_mean(each.nulls) for each in (a, b)]
-        levels = level(MEASURES, *rho, *rho_nulls)
-        relative = _relative(values, levels)
         seeds = np.unique(np.concatenate([between.seeds, a.seeds, b.seeds]))
         without = [_relative(between.mean(seed), _raw_level(a.mean(seed), b.mean(seed))) for seed in seeds]
-        low, high = jackknife_interval(relative, np.array(without))
-        row["repeats"] = min(len(np.unique(each.seeds)) for each in (a, b))
-    else:
-        row["repeats"] = len(np.unique(between.seeds)) if own == [None, None] else 0
-    with np.errstate(all="ignore"):
-        ends = [_extreme(reduce, between.values) for reduce in (np.nanmin, np.nanmax)]
-    columns = {"": values, "_min": ends[0], "_max": ends[1], "_null": nulls}
-    columns |= {"_relative": relative, "_low": low, "_high": high}
+        low, high = jackknife_interval(relative, np.array(without), fewest)
+    row = {**_described(between), "repeats": fewest, "cosine_repeat_a": rho[0][0], "cosine_repeat_b": rho[1][0]}
     for place, measure in enumerate(MEASURES):
-        row |= {f"{measure}{end}": found[place] for end, found in columns.items()}
+        found = {"relative": relative, "low": low, "high": high}
+        row |= {f"{measure}_{end}": values_of[place] for end, values_of in found.items()}
         row[level_name(measure)] = levels[place]
     verdict = direction(values[0], nulls[0], [r[0] for r in rho], [n[0] for n in rho_nulls], (low[0], high[0]))
     # Seeds there are enough, but without one of them a loss has nothing of itself.
-    lost = verdict == TOO_FEW and row["repeats"] > 2 and not np.isnan(relative[0])
+    lost = verdict == TOO_FEW and fewest > 2 and not np.isnan(relative[0])
     return row | {"cosine_verdict": TOO_NOISY if lost else verdict}
 
 
+def _described(pairs: _Pairs) -> dict[str, Any]:
+    """How many pairs, and the mean, range and null of each measure over them."""
+    with np.errstate(all="ignore"):
+        ends = [_extreme(reduce, pairs.values) for reduce in (np.nanmin, np.nanmax)]
+    columns = {"": pairs.mean(), "_min": ends[0], "_max": ends[1], "_null": _mean(pairs.nulls)}
+    return {"pairs": len(pairs.values)} | {
+        f"{measure}{end}": found[place] for place, measure in enumerate(MEASURES) for end, found in columns.items()
+    }
+
+
 def _raw_level(own_a: Array, own_b: Array) -> Array:
-    """The level without the rule of reliability, which is one for the whole, not for the parts of a jackknife."""
-    with np.errstate(invalid="ignore"):
-        return np.where(np.isin(MEASURES, SIMILARITIES), np.sqrt(own_a * own_b), (own_a + own_b) / 2)
+    """The level without the rule of reliability, which is one for the whole, not for the parts of a jackknife.
+
+    Of similarities NaN where one of the two is not above 0: two such ones make no ceiling.
+    """
+    above = np.where((own_a > 0) & (own_b > 0), own_a * own_b, np.nan)
+    return np.where(np.isin(MEASURES, SIMILARITIES), np.sqrt(above), (own_a + own_b) / 2)
 
 
 def _relative(values: Array, levels: Array) -> Array:

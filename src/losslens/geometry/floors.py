@@ -1,4 +1,4 @@
-"""What two unrelated updates of the same shapes and ranks would show: the floor under every cosine and angle.
+"""What two unrelated updates of the same shapes and ranks would show: the null of every cosine and angle.
 
 The null hypothesis: singular values as they are, singular vectors uniformly random (Haar) and independent. It holds
 exactly for two updates B·A with independent Gaussian factors.
@@ -22,7 +22,7 @@ _TWO_SIDED_95 = 1.959963984540054
 
 @dataclass(frozen=True)
 class AngleFloor:
-    """The expected median over modules, in degrees, of the smallest and of the largest principal angle."""
+    """The null of angles: the expected median over modules of the smallest and the largest one, in degrees."""
 
     smallest: float
     largest: float

@@ -30,10 +30,9 @@ def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding
     sentences = []
     if len(base) and arms["base_diff"].notna().any():
         sentences.append(_against(arms, "base", f"the base ({percent(base['accuracy'].iloc[0])})"))
-    sft = arms[arms["arm"] == arms["sft"]]
-    if len(sft) and arms["sft_diff"].notna().any():
-        first = sft.iloc[0]
-        sentences.append(_against(arms, "sft", f"{first['shown']} ({percent(first['accuracy'])})"))
+    for name, held in arms[arms["sft_p_holm"].notna()].groupby("sft", sort=False):
+        for _, sft in arms[arms["arm"] == name].iterrows():
+            sentences.append(_against(held, "sft", f"{sft['shown']} ({percent(sft['accuracy'])})"))
     if not sentences:
         return []
     benchmark = arms["benchmark"].iloc[0]

@@ -68,9 +68,9 @@ def _size_and_direction(arms: pd.DataFrame, looks: Looks) -> Figure:
             error_y={"array": nulls["cosine_to_sft_null"].tolist(), "thickness": 12, "width": 0, "color": SHADE},
         )  # fmt: skip
     plot.add_hline(y=0, line={"color": MUTED, "width": 1})
-    # Of the arm that the others are held against.
+    # Of the arms that the others are held against.
     repeats = shown.loc[shown["arm"] == shown["sft"], "cosine_repeat"].dropna()
-    for value in repeats.head(1):
+    for value in repeats:
         plot.add_hline(y=value, line={"color": INK, "width": 1.5, "dash": "dash"})
     for _, arm in shown.iterrows():
         plot.add_scatter(
@@ -78,7 +78,7 @@ def _size_and_direction(arms: pd.DataFrame, looks: Looks) -> Figure:
             error_y=_spread(arm, "cosine_to_sft"), cliponaxis=False,
             **_mark(arm, looks, _hover(arm, "cosine_to_sft", number)),
         )  # fmt: skip
-    line = " Dashed: SFT with itself at another seed." if len(repeats) else ""
+    line = f" Dashed: {'SFT' if len(repeats) == 1 else 'each SFT'} with itself, its repeat." if len(repeats) else ""
     bars = f" Grey bars: {_NULL} (95%)." if len(nulls) else ""
     return Figure(
         "Size and direction",

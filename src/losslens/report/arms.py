@@ -25,6 +25,7 @@ _TEXTS = (
     "base_verdict",
     "sft_verdict",
     "sft",
+    "pairing",
     "cosine_to_sft_verdict",
 )
 _NUMBERS = (

@@ -35,15 +35,21 @@ def _repeats(comparison: Comparison) -> Iterable[str]:
     reference = comparison.reference
     if reference is None or not comparison.others:
         return
-    own = comparison.of("cosine", reference, reference)
-    if not own.known:
-        how = "" if math.isnan(reference.learning_rate) else f" (`python train.py method={reference.method} seed=…`)"
+    own = {loss: comparison.of("cosine", loss, loss) for loss in comparison.losses if loss.runs}
+    again = {loss: cosine for loss, cosine in own.items() if cosine.known and cosine.changed != "start"}
+    unknown = [loss for loss in own if loss not in again]
+    if unknown:
+        methods = dict.fromkeys(loss.method for loss in unknown if not math.isnan(loss.learning_rate))
+        how = f" (`python train.py{' -m' * (len(methods) > 1)} method={','.join(methods)} seed=…`)" if methods else ""
+        one = len(unknown) == 1
         yield (
-            f"There is no ceiling: {reference.name} was not trained in another order of the data{how}, so nothing says "
-            "how near a loss is to itself."
+            f"There is no ceiling for {listed([loss.name for loss in unknown])}, not trained in another order of the "
+            f"data{how}: nothing says how near {'it is to itself' if one else 'they are to themselves'}."
         )
-    elif own.repeats == 2:
-        yield f"{reference.name} was trained at two seeds: three give an interval, and a verdict."
+    two = [loss.name for loss, cosine in again.items() if cosine.repeats == 2]
+    if two:
+        were = "was" if len(two) == 1 else "were"
+        yield f"{listed(two)} {were} trained at two seeds: three give an interval, and a verdict."
 
 
 def _no_base(analysis: AnalysisFolder) -> Iterable[str]:

@@ -24,7 +24,19 @@ MEASURES = (
 )  # fmt: skip
 _ENDS = ("", "_min", "_max", "_null", "_ceiling", "_repeat", "_relative", "_low", "_high")
 _TEXTS = ("arm_a", "arm_b", "pairing", "repeat_kind", "cosine_verdict", "accuracy_verdict")
-_NUMBERS = ("pairs", "repeats", "n", "accuracy_diff", "diff_low", "diff_high", "p", "p_holm", "detectable_diff")
+_NUMBERS = (
+    "pairs",
+    "repeats",
+    "cosine_repeat_a",
+    "cosine_repeat_b",
+    "n",
+    "accuracy_diff",
+    "diff_low",
+    "diff_high",
+    "p",
+    "p_holm",
+    "detectable_diff",
+)
 _OF_PAIRS = ("cosine", "barrier_chord", "barrier_chord_low", "barrier_chord_high", "cka_last")
 
 
@@ -68,6 +80,8 @@ class Compared:
         pairing: What these share.
         repeats: How many seeds each loss has at least.
         verdict: What the cosine says.
+        own: The cosine that each of the two has with itself, by which the ceiling is made.
+        changed: What changed between two runs of one loss: `order`, `start`, `order and start`.
     """
 
     value: float = math.nan
@@ -82,6 +96,8 @@ class Compared:
     pairing: str = ""
     repeats: int = 0
     verdict: str = ""
+    own: tuple[float, float] = (math.nan, math.nan)
+    changed: str = ""
 
     @property
     def known(self) -> bool:
@@ -158,10 +174,11 @@ class Comparison:
         return rows[rows["pairing"] == self.of("cosine", first, second).pairing]
 
     def of(self, measure: str, first: Loss, second: Loss) -> Compared:
-        """A measure of two losses, or of a loss with itself at another seed."""
+        """A measure of two losses, or of a loss with itself, trained again."""
         row = self._rows.get(frozenset((first.arm, second.arm)))
         if row is None or math.isnan(row[measure]):
             return Compared()
+        sides = "ab" if row["arm_a"] == first.arm else "ba"
         return Compared(
             value=row[measure],
             lowest=row[f"{measure}_min"],
@@ -175,6 +192,8 @@ class Comparison:
             pairing=row["pairing"],
             repeats=int(row["repeats"]),
             verdict=row["cosine_verdict"],
+            own=(row[f"cosine_repeat_{sides[0]}"], row[f"cosine_repeat_{sides[1]}"]),
+            changed=row["repeat_kind"],
         )
 
     @cached_property

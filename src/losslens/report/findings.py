@@ -6,6 +6,7 @@ Of directions the verdicts are those of `arm_pairs.csv`: nothing is judged here.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -16,6 +17,15 @@ from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import NOTHING, listed, number, percent, rate
 from losslens.report.parts import Finding
 from losslens.report.style import name_of
+
+# Which runs compare two losses, those first that say most.
+_SEEDS = {
+    "same init": "different seeds",
+    "other": "different seeds and starts",
+    "same seeds": "the same seeds",
+    "same order": "one order and different starts",
+    "": "unknown seeds",
+}
 
 
 def findings(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
@@ -47,8 +57,8 @@ def directions(comparison: Comparison) -> list[Finding]:
         """What losses that are not like themselves show with themselves, which is why there is no ratio."""
         if kind != "too noisy to say" or not math.isnan(cosines[loss].level):
             return ""
-        own = [(each, comparison.of("cosine", each, each)) for each in (loss, reference)]
-        return f" ({', '.join(f'{each.name} with itself {number(cosine.value)}' for each, cosine in own)})"
+        said = with_themselves(loss, reference, cosines[loss])
+        return f" ({said})" if said else ""
 
     groups: dict[str, list[Loss]] = {}
     for loss in sorted(cosines, key=lambda loss: -cosines[loss].value):
@@ -68,8 +78,7 @@ def directions(comparison: Comparison) -> list[Finding]:
                 "too noisy to say": f"{figures}: too noisy to say",
                 "same batches": f"{figures}: runs of one seed, which share their batches; how near a loss is to itself "
                 "is not known",
-                "no repeat": f"{figures}: how near {'both losses are' if one else 'all losses are'} to themselves is "
-                "not known",
+                "no repeat": f"{figures}: {_unknown([(loss, reference, cosines[loss]) for loss in losses])}",
                 "two seeds": f"{figures}: two seeds give no interval, and so no verdict",
             }[kind]
         )
@@ -87,11 +96,24 @@ def _kind(cosine: Compared) -> str:
     return "no repeat" if math.isnan(cosine.relative) else "two seeds"
 
 
+def with_themselves(first: Loss, second: Loss, cosine: Compared) -> str:
+    """`SFT with itself 0.820, RFT with itself 0.830`: by repeats of the kind by which the two are compared."""
+    own = zip((first, second), cosine.own, strict=True)
+    return ", ".join(f"{loss.name} with itself {number(value)}" for loss, value in own if not math.isnan(value))
+
+
+def _unknown(pairs: Sequence[tuple[Loss, Loss, Compared]]) -> str:
+    """Of which losses it is not known how near they are to themselves."""
+    own = [each for *losses, cosine in pairs for each in zip(losses, cosine.own, strict=True)]
+    names = list(dict.fromkeys(loss.name for loss, value in own if math.isnan(value)))
+    return f"how near {listed(names)} {'is to itself' if len(names) == 1 else 'are to themselves'} is not known"
+
+
 def _figures(cosine: Compared, kind: str = "") -> str:
-    """`0.68 of 0.83, a ratio of 0.83 [0.74, 0.91]`; of what has no ceiling the null."""
-    if kind == "nothing in common" or math.isnan(cosine.level):
-        return f"{number(cosine.value)}{'' if math.isnan(cosine.null) else f' (null {number(cosine.null)})'}"
-    return f"{number(cosine.value)} of {number(cosine.level)}, a ratio of {ratio(cosine)}"
+    """`0.68 of 0.83, a ratio of 0.83 [0.74, 0.91]`; of what has no ceiling, or is nothing, the null."""
+    null = "" if math.isnan(cosine.null) else f" (null {number(cosine.null)})"
+    beside = "" if math.isnan(cosine.level) else f" of {number(cosine.level)}, a ratio of {ratio(cosine)}"
+    return f"{number(cosine.value)}{null * (kind == 'nothing in common' or not beside)}{beside}"
 
 
 def ratio(cosine: Compared) -> str:
@@ -103,7 +125,11 @@ def ratio(cosine: Compared) -> str:
 
 
 def nearest(comparison: Comparison) -> list[Finding]:
-    """The two methods that are most alike, at whatever rates, where the reference is not one of them."""
+    """The two methods that are most alike, at whatever rates, where the reference is not one of them.
+
+    By the ratio where all have one, else by the cosine, of those that are compared by one kind of pairs of runs: runs
+    of one seed read higher than others.
+    """
     reference, losses = comparison.reference, comparison.losses
     found = [
         (comparison.of("cosine", first, second), first, second)
@@ -112,20 +138,28 @@ def nearest(comparison: Comparison) -> list[Finding]:
         if first.method != second.method
     ]
     found = [each for each in found if each[0].known]
+    kinds = {cosine.pairing for cosine, *_ in found}
+    found = [
+        each for each in found if each[0].value > 0 and each[0].verdict not in ("nothing in common", "too noisy to say")
+    ]
+    pairing = next((kind for kind in _SEEDS if any(cosine.pairing == kind for cosine, *_ in found)), None)
+    found = [each for each in found if each[0].pairing == pairing]
     if not found:
         return []
-    cosine, first, second = max(found, key=lambda each: each[0].value)
-    if reference in (first, second) or cosine.value <= 0 or cosine.verdict in ("nothing in common", "too noisy to say"):
+    relative = not any(math.isnan(cosine.relative) for cosine, *_ in found)
+    cosine, first, second = max(found, key=lambda each: each[0].relative if relative else each[0].value)
+    if reference in (first, second):
         return []
     said = {
         "one loss": "one loss, as far as repeats tell",
         "related": "related, not one loss",
         "related or one": "related, perhaps one loss",
         "same batches": "of runs of one seed, which share their batches",
-        "no repeat": "how near they are to themselves is not known",
+        "no repeat": _unknown([(first, second, cosine)]),
         "two seeds": "two seeds give no interval",
     }[_kind(cosine)]
-    text = f"The two methods most alike are {first.name} and {second.name}: {_figures(cosine)} ({said})."
+    of = f", of those compared by runs of {_SEEDS[pairing]}," if pairing is not None and len(kinds) > 1 else ""
+    text = f"The two methods most alike{of} are {first.name} and {second.name}: {_figures(cosine)} ({said})."
     return [Finding(text, "explore")]
 
 
@@ -166,14 +200,21 @@ def learning_rates(analysis: AnalysisFolder) -> list[Finding]:
     """A method at the reference's learning rate and at its own, where both were trained."""
     arms = ablation_arms(analysis)
     arms = arms[arms["norm"].notna()] if len(arms) else arms
-    sft = arms[arms["arm"] == arms["sft"]] if len(arms) else arms
-    if sft.empty:
-        return []
-    reference = sft.iloc[0]
+    references = arms[arms["arm"] == arms["sft"]] if len(arms) else arms
+    return [
+        found
+        for _, sft in references.iterrows()
+        for found in _at_the_rate_of(sft, arms[arms["sft"] == sft["arm"]], len(references) > 1)
+    ]
+
+
+def _at_the_rate_of(sft: pd.Series, arms: pd.DataFrame, several: bool) -> list[Finding]:
+    """What methods do at the rate of one SFT arm, of the arms that are held against it."""
     said = []
+    name = sft["label"] if several else "SFT"
     for method, own in arms[arms["method"] != "sft"].groupby("method", sort=False):
         usual = own[own["lr"].str.split(" = ").map(lambda names: "conventional" in names)]
-        matched = own[own["learning_rate"] == reference["learning_rate"]]
+        matched = own[own["learning_rate"] == sft["learning_rate"]]
         # Only where the rate is a question: the method is usually trained at another one than SFT.
         if len(usual) != 1 or len(matched) != 1 or usual.index[0] == matched.index[0]:
             continue
@@ -181,14 +222,14 @@ def learning_rates(analysis: AnalysisFolder) -> list[Finding]:
         ceilings = [number(arm["cosine_to_sft_ceiling"]) for arm in (there, here)]
         beside = [f" of {ceiling}" * (ceiling != NOTHING) for ceiling in ceilings]
         parts = [
-            f"a cosine to SFT of {number(there['cosine_to_sft'])}{beside[0]} (at {rate(here['learning_rate'])} "
+            f"a cosine to {name} of {number(there['cosine_to_sft'])}{beside[0]} (at {rate(here['learning_rate'])} "
             f"{number(here['cosine_to_sft'])}{beside[1]})",
-            f"a norm of {number(there['norm'])} ({number(here['norm'])}; SFT {number(reference['norm'])})",
+            f"a norm of {number(there['norm'])} ({number(here['norm'])}; {name} {number(sft['norm'])})",
         ]
         if not pd.isna(there["accuracy"]):
             parts.append(
                 f"an accuracy of {percent(there['accuracy'])} ({percent(here['accuracy'])}; "
-                f"SFT {percent(reference['accuracy'])})"
+                f"{name} {percent(sft['accuracy'])})"
             )
         said.append(
             Finding(

@@ -9,7 +9,7 @@ import pandas as pd
 from losslens.report.arms import arms as ablation_arms
 from losslens.report.caveats import caveats
 from losslens.report.comparison import Compared, Comparison, Loss
-from losslens.report.findings import findings, ratio
+from losslens.report.findings import findings, ratio, with_themselves
 from losslens.report.folder import AnalysisFolder
 from losslens.report.numbers import number, percent, whole
 from losslens.report.parts import Cell, Column, Figure, Matrix, Row, Section, Square, Table
@@ -132,7 +132,7 @@ def _cosine_caption(comparison: Comparison) -> str:
     losses = comparison.losses
     cosines = {(a, b): comparison.of("cosine", a, b) for a in losses for b in losses}
     own = any(cosine.known for (a, b), cosine in cosines.items() if a is b)
-    said = ["Dotted: each loss with itself at another seed, its repeat"]
+    said = ["Dotted: each loss with itself, trained again, its repeat"]
     said[0] += "; – where it was trained once." if own else ", but each was trained once."
     others = [cosine for (a, b), cosine in cosines.items() if a is not b and cosine.known]
     if any(cosine.pairing in ("same seeds", "same order") for cosine in others):
@@ -151,11 +151,13 @@ def _cosine_caption(comparison: Comparison) -> str:
 
 def _hover(first: Loss, second: Loss, cosine: Compared) -> str:
     over = f"{cosine.pairs} pair{'s' * (cosine.pairs != 1)} of runs, {cosine.pairing or 'seeds not known'}"
+    again = f"{first.name}, trained again{f' (other {cosine.changed})' if cosine.changed else ''}"
     lines = [
-        f"{first.name} and {second.name}" if first is not second else f"{first.name}, other seed",
+        f"{first.name} and {second.name}" if first is not second else again,
         f"cosine {number(cosine.value)} ({over})",
     ]
-    return "\n".join([*lines, *_beside(cosine)])
+    themselves = with_themselves(first, second, cosine)
+    return "\n".join([*lines, *([themselves] if themselves else []), *_beside(cosine)])
 
 
 def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:

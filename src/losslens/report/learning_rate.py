@@ -46,7 +46,7 @@ def _how_to_read(rows: pd.DataFrame) -> list[str]:
     if rows["cosine_repeat"].notna().any():
         notes.append(
             "Arms are compared by their runs at different seeds: runs of one seed share their batches and read too "
-            "high. Ceiling (of cosines and CKA): √(ρρ') of what the two have with themselves at another seed, what "
+            "high. Ceiling (of cosines and CKA): √(ρρ') of what the two have with themselves, trained again, what "
             "they would show if they were one loss; the ratio stands beside it, with its jackknife interval over "
             "seeds. Repeat (of angles and barriers): the mean of the two with themselves."
         )

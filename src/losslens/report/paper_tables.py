@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -134,7 +134,7 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
     for loss in comparison.losses:
         own = loss is reference
         cosine = comparison.of("cosine", loss, reference)
-        cells = [f"{loss.name} (other seed)" if own else loss.name, number(cosine.value)]
+        cells = [f"{loss.name} (again)" if own else loss.name, number(cosine.value)]
         cells += [number(cosine.level), ratio(cosine) if not math.isnan(cosine.relative) else NOTHING]
         cells += [number(cosine.null)]
         for measure in ("angle_min_left", "angle_min_right"):
@@ -157,17 +157,26 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
         for name, said in measured.items()
         if any(comparison.of(name, loss, reference).known for loss in comparison.others)
     )
-    kinds = {cosine.pairing for cosine in found if cosine.known}
-    how = {"same init": ", over runs at different seeds", "same seeds": ", over runs of one seed"}
     ceilings = "Ceiling: √(ρρ') of the two losses' own repeats, ratio: cos/ceiling with its 95% jackknife interval. "
     ceilings *= any(not math.isnan(cosine.level) for cosine in found)
     caption = (
-        f"Each loss against {reference.name}{how.get(kinds.pop(), '') if len(kinds) == 1 else ''}: cosine of ΔW, "
+        f"Each loss against {reference.name}{_over(cosine.pairing for cosine in found if cosine.known)}: cosine of ΔW, "
         "smallest principal angle between the leading left and right singular subspaces (median over modules)"
         f"{function}. {ceilings}Null: two updates with nothing in common"
         f"{' but the initial A' * all(cosine.pairing in ('same seeds', 'same init') for cosine in found)}."
     )
     return PaperTable("to-reference", caption, heads, rows)
+
+
+def _over(pairings: Iterable[str]) -> str:
+    """Of which runs the pairs are; where all are of one kind, or of different seeds and not, it is said."""
+    kinds = {"different" if pairing in ("same init", "other") else pairing for pairing in pairings}
+    one_seed = kinds & {"same seeds", "same order"}
+    if not kinds or "" in kinds:
+        return ""
+    if not one_seed:
+        return ", over runs at different seeds"
+    return ", over runs at different seeds where there are any" if "different" in kinds else ", over runs of one seed"
 
 
 def _repeats(analysis: AnalysisFolder) -> PaperTable:
@@ -183,7 +192,12 @@ def _repeats(analysis: AnalysisFolder) -> PaperTable:
         for _, row in repeats.iterrows()
     ]  # fmt: skip
     heads = ["Loss", "LR", "Other", "Pairs", "cos", "u₁", "v₁", "∠ left", "∠ right", "Barrier", "CKA"]
-    caption = "Repeats: one loss trained again in another order of the data, from another start, or both."
+    how = {
+        "order": "in another order of the data", "start": "from another start", "order and start": "from another start "
+        "in another order", "data": "on other rollouts",
+    }  # fmt: skip
+    kinds = [said for kind, said in how.items() if (repeats["repeat_kind"] == kind).any()]
+    caption = f"Repeats: one loss trained again {', or '.join(kinds)}."
     return PaperTable("repeats", caption, heads, rows)
 
 
@@ -218,10 +232,11 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
         "cos DPO",
     ]
     heads += ["Acc. (%)", "Δ base", "p (Holm)"]
+    others = arms[(arms["arm"] != arms["sft"]) & arms["cosine_to_sft"].notna()]
     caption = (
-        "The learning-rate-matched comparison: mean ± standard deviation over runs. cos SFT, cos DPO: cosine to SFT "
-        "and to conventional DPO, over runs at different seeds; ceiling: √(ρρ') of SFT's and the loss's own repeats; "
-        "p: sign-flip test over problems, Holm over all comparisons of arms."
+        "The learning-rate-matched comparison: mean ± standard deviation over runs. cos SFT: cosine to SFT"
+        f"{_over(others['pairing'])}; ceiling: √(ρρ') of SFT's and the loss's own repeats; cos DPO: cosine to "
+        "conventional DPO; p: sign-flip test over problems, Holm over all comparisons of arms."
     )
     return PaperTable("ablation", caption, heads, rows)
 

@@ -32,7 +32,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     handles = key(list(by_loss), comparison.looks)
     own = _of(comparison.between(reference, reference), layers).groupby("layer")[_MEASURE].mean()
     if len(own):
-        label = f"{reference.name}, other seed"
+        label = f"{reference.name}, again"
         handles += axes.plot(own.index, own.to_numpy(), color=INK, linestyle="--", label=label)
     null = pd.concat(by_loss.values()).groupby("layer")[f"{_MEASURE}_null"].mean().dropna()
     if len(null):

@@ -29,7 +29,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     handles = key(list(by_loss), comparison.looks)
     own = _from(reference, first, comparison.between(reference, reference), curves)
     if len(own):
-        handles += axes.plot(own.index, own, color=INK, linestyle="--", label=f"{reference.name}, other seed")
+        handles += axes.plot(own.index, own, color=INK, linestyle="--", label=f"{reference.name}, again")
     axes.set_xlim(0, 1)
     axes.set_xlabel(lines(f"α, from {reference.name} (0) to the other (1)", 2.4))
     axes.set_ylabel("loss (nats a token)")

@@ -1,4 +1,4 @@
-"""The cosine matrix: every two losses, and on the diagonal each with itself at another seed."""
+"""The cosine matrix: every two losses, and on the diagonal each with itself, trained again."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _below(comparison: Comparison) -> list[str]:
     losses = comparison.losses
     nulls = [comparison.of("cosine", a, b).null for a in losses for b in losses if a is not b]
     nulls = [null for null in nulls if not math.isnan(null)]
-    said = ["Diagonal: same loss, other seed."]
+    said = ["Diagonal: same loss, trained again."]
     if nulls:
         said.append(f"Unrelated updates: |cosine| < {_text(max(nulls))} (95%).")
     return said

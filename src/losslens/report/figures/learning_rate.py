@@ -69,10 +69,10 @@ def _directions(axes: Axes, arms: pd.DataFrame) -> None:
     if not pd.isna(null):
         axes.axhspan(-null, null, color=SHADE, linewidth=0, zorder=0)
     repeats = arms.loc[arms["arm"] == arms["sft"], "cosine_repeat"].dropna()
-    for value in repeats.head(1):
+    for value in repeats:
         axes.axhline(value, color=INK, linewidth=0.9, linestyle="--")
         axes.annotate(
-            "SFT, other seed", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
+            "SFT, again", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
             textcoords="offset points", va="top", ha="center", fontsize=7,
         )  # fmt: skip
     axes.set_ylabel("cosine to SFT")
