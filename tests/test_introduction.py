@@ -35,7 +35,7 @@ def test_a_loss_outside_the_package_is_shown_as_it_says(tmp_path: Path) -> None:
     [
         {"title": ""},
         {"title": "\u200b\n"},
-        {"title": "x" * 41},
+        {"title": "x" * 101},
         {"title": "DPO"},
         {"colour": "red;background:url(http://x)"},
         {"summary": 5},
@@ -62,7 +62,7 @@ def test_what_is_no_introduction_is_none(told: Any) -> None:
     [
         ({"colour": "orange"}, "Wrong.colour: "),
         ({"title": "DPO"}, "Wrong.title: DPO is the title"),
-        ({"title": "x" * 41}, "Wrong.title: "),
+        ({"title": "x" * 101}, "Wrong.title: "),
     ],
 )
 def test_a_loss_that_introduces_itself_badly_is_told_so_at_the_start(wrong: dict[str, str], message: str) -> None:

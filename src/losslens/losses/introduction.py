@@ -28,7 +28,7 @@ class Introduction(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    title: Annotated[Text, Field(min_length=1, max_length=40)]
+    title: Annotated[Text, Field(min_length=1, max_length=100)]
     summary: Annotated[Text, Field(max_length=400)] = ""
     paper: Annotated[Text, Field(max_length=100)] = ""
     colour: str = Field(default="", pattern=r"^(#[0-9a-fA-F]{6})?$")
@@ -79,21 +79,21 @@ def tell(name: str, told: Any) -> None:
     """Remembers what a manifest says of the loss `name`, unless it is LossLens's own; nonsense is left out."""
     if name in own_introductions() or not isinstance(told, dict):
         return
-    known = {"title": name[:40], **told}
+    known = {"title": name[:100], **told}
     if known["title"] in _own_titles():
-        known["title"] = name[:40]
+        known["title"] = name[:100]
     try:
         _TOLD[name] = Introduction.model_validate(known)
     except ValidationError as error:
         wrong = {problem["loc"][0] for problem in error.errors()}
         kept = {field: value for field, value in known.items() if field not in wrong}
-        _TOLD[name] = Introduction.model_validate({"title": _printable(name)[:40] or "?", **kept})
+        _TOLD[name] = Introduction.model_validate({"title": _printable(name)[:100] or "?", **kept})
 
 
 def introduction(name: str) -> Introduction:
     """What is known of a loss; of one that nobody has told of, its name."""
     known = own_introductions().get(name) or _TOLD.get(name)
-    return known or Introduction(title=_printable(name)[:40] or "?")
+    return known or Introduction(title=_printable(name)[:100] or "?")
 
 
 def _own_titles() -> set[str]:
