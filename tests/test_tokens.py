@@ -38,7 +38,7 @@ from losslens.tokens import (
     render_prompt,
     turns_of,
 )
-from losslens.training import dataset
+from losslens.training import batches
 from losslens.training.batches import tokenise
 from losslens.training.run import make_trainer
 from tests.conftest import ROOT, TINY, base_source, served_by
@@ -378,7 +378,7 @@ def test_what_jobs_of_a_sweep_have_in_common_is_looked_at_once(tmp_path: Path, m
     adapters.require_targets.cache_clear()
     for name in ("skeleton", "_with_lora"):
         monkeypatch.setattr(adapters, name, lambda *_, name=name: looked.append(name))
-    monkeypatch.setattr(dataset, "tokenise", lambda *args, now=tokenise: looked.append("tokenise") or now(*args))
+    monkeypatch.setattr(batches, "tokenise", lambda *args, now=tokenise: looked.append("tokenise") or now(*args))
     mine = tmp_path / "mine.jsonl"
     for completion in ("7", "8"):
         mine.write_text(json.dumps({"prompt": "2", "completion": completion, "reward": 1}) + "\n")
