@@ -36,6 +36,9 @@ from losslens.training.lm_head import has_plain_head
 from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer, train_run
 
 ALL = [kind(name=name) for name, kind in own_losses().items()]
+# One of each unit, and one whose weights are of whole rollouts.
+FEW = [Sft(name="sft"), Rift(name="rift", form="sequence_mean"), Kto(name="kto"), Dpo(name="dpo")]
+few_losses = pytest.mark.parametrize("method", FEW, ids=lambda method: method.name)
 each_loss = pytest.mark.parametrize("method", ALL, ids=lambda method: method.name)
 Weights = dict[str, torch.Tensor]
 SMALL: dict[str, Any] = {
@@ -170,7 +173,7 @@ def test_batch_32_equals_batch_8_accumulated_4_times(
     assert largest_difference(at_once, accumulated) < 1e-5
 
 
-@each_loss
+@few_losses
 def test_what_is_logged_does_not_depend_on_the_micro_batch(
     method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -189,7 +192,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(
     assert ("train/kl" in at_once) == ("mismatched_log_ratio" in method.needs)
 
 
-@each_loss
+@few_losses
 def test_prompt_tokens_never_count(
     method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -273,7 +276,7 @@ def test_the_kl_reference_is_the_base(
     assert (policy - expected).abs().max() > 1e-2
 
 
-@each_loss
+@few_losses
 def test_the_base_is_as_it_was(
     method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
