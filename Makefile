@@ -42,6 +42,7 @@ lint: setup  ## linter, formatter, type checker
 
 bench: setup  ## speed and memory, measured on this machine
 	$(RUN) benchmarks/training.py
+	$(RUN) benchmarks/step.py
 	$(RUN) benchmarks/live_geometry.py
 	$(RUN) benchmarks/geometry.py
 	$(RUN) benchmarks/full_size.py
