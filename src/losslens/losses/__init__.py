@@ -105,6 +105,7 @@ class Loss(BaseModel):
         unit: What `terms` has one number for.
         normaliser: What their sum is divided by: how many of these the effective batch holds, of tokens those of
             completions.
+        uses_reward: Whether a correct rollout teaches it something else than an incorrect one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
@@ -117,6 +118,7 @@ class Loss(BaseModel):
     place: ClassVar[float] = float("inf")
     unit: ClassVar[Unit] = "token"
     normaliser: ClassVar[Normaliser] = "tokens"
+    uses_reward: ClassVar[bool] = True
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
 
@@ -139,11 +141,6 @@ class Loss(BaseModel):
     def needs(self) -> frozenset[Need]:
         """What `Batch` is to hold beside the log-probabilities; it may depend on the options."""
         return frozenset()
-
-    @property
-    def uses_reward(self) -> bool:
-        """Whether a correct rollout teaches it something else than an incorrect one."""
-        return True
 
     def learns_from(self, train_on: TrainOn) -> TrainOn:
         """The widest choice of rollouts from which the loss takes the same rows as from `train_on`."""

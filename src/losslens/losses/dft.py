@@ -25,13 +25,9 @@ class Dft(Loss):
     paper = "arXiv 2508.05629"
     colour = "#a96b59"
     place = 4
+    uses_reward = False
 
     name: Literal["dft"]
-
-    @property
-    def uses_reward(self) -> bool:
-        """See `Loss.uses_reward`."""
-        return False
 
     def terms(self, batch: Batch) -> Tensor:
         """−sg(π_t)·log π_t, shape (N, T)."""

@@ -30,14 +30,10 @@ class PAlpha(Loss):
     paper = "arXiv 2510.00526"
     colour = "#e76300"
     place = 4.5
+    uses_reward = False
 
     name: Literal["p_alpha"]
     alpha: float = Field(default=0.5, gt=0, allow_inf_nan=False)
-
-    @property
-    def uses_reward(self) -> bool:
-        """See `Loss.uses_reward`."""
-        return False
 
     def terms(self, batch: Batch) -> Tensor:
         """(1 − π_t^α)/α, shape (N, T)."""

@@ -17,13 +17,9 @@ class Sft(Loss):
     summary = "Supervised fine-tuning: imitates every rollout, right or wrong."
     colour = "#3f90da"
     place = 1
+    uses_reward = False
 
     name: Literal["sft"]
-
-    @property
-    def uses_reward(self) -> bool:
-        """See `Loss.uses_reward`."""
-        return False
 
     def terms(self, batch: Batch) -> Tensor:
         """−log π_t, shape (N, T)."""
