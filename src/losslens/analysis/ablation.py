@@ -12,25 +12,26 @@ import pandas as pd
 from losslens.analysis.accuracy import has_collapsed
 from losslens.analysis.arm_accuracy import BASE
 from losslens.analysis.arms import Arm, nearest
-from losslens.analysis.repeats import ANGLES, SIMILARITIES
 from losslens.analysis.subjects import Subject
+from losslens.measures import PairMeasure, of_pairs, of_runs
 from losslens.statistics import wilson_interval
 
-_TO_SFT = ("cosine", "angle_min_left", "barrier_chord", "cka_last")
-_SIZES = ("norm", "effective_rank", "stable_rank")
+_SIZES = tuple(measure.name for measure in of_runs())
 _AGAINST = ("diff", "diff_low", "diff_high", "p", "p_holm", "verdict")
 
 
-def columns_of(measure: str, to: str) -> dict[str, str]:
+def _columns_of(measure: PairMeasure, to: str) -> dict[str, str]:
     """The columns of one measure against another arm, each with the column of `arm_pairs.csv` that it is."""
-    ends = ["", "_min", "_max", *(["_null"] if measure in ("cosine", *ANGLES) else [])]
-    ends += ["_ceiling" if measure in SIMILARITIES else "_repeat"]
-    ends += ["_relative", "_low", "_high"] * (measure not in ANGLES) + ["_verdict"] * (measure == "cosine")
-    return {f"{measure}_to_{to}{end}": f"{measure}{end}" for end in ends}
+    return {f"{measure.name}_to_{to}{end}": f"{measure.name}{end}" for end in measure.endings}
 
 
-_SFT = {name: column for measure in _TO_SFT for name, column in columns_of(measure, "sft").items()}
-_DPO = columns_of("cosine", "dpo_conventional")
+_SFT = {name: column for measure in of_pairs("main") for name, column in _columns_of(measure, "sft").items()}
+_DPO = {
+    name: column
+    for m in of_pairs()
+    if m.name == "cosine"
+    for name, column in _columns_of(m, "dpo_conventional").items()
+}
 COLUMNS = (
     "arm", "method", "lr", "learning_rate", "settings", "same_as", "share_right", "seeds", "diverged", "collapsed",
     *(f"{size}{end}" for size in _SIZES for end in ("", "_std")),

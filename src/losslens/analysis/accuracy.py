@@ -17,14 +17,15 @@ from losslens.analysis.scores import Scores
 from losslens.analysis.subjects import Gathered, Subject
 from losslens.errors import InputError
 from losslens.evaluation import read_outcomes
+from losslens.measures import of_runs
 from losslens.runs import Run
 from losslens.statistics import bootstrap_difference, mcnemar, wilson_interval
 
 RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
     "diverged",
-    "norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max",
-    "off_principal", "off_principal_null", "benchmark", "accuracy", "n", "ci_low", "ci_high",
+    *(name for measure in of_runs() for name in (measure.name, *[f"{measure.name}_null"] * (measure.null is not None))),
+    "benchmark", "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high",
 )  # fmt: skip
 _LEVEL = 0.05

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
+from losslens.measures import Measure, PairMeasure, of_pairs, of_runs
 from losslens.plain_table import Table
 
 # More arms than this fill more than a screen with their pairs.
@@ -40,8 +41,9 @@ def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, ablation: pd.DataFrame, le
 def _arms(ablation: pd.DataFrame) -> Table:
     title = "arms, averaged over their runs (± over them; in brackets: unrelated updates; what one loss would show)"
     table = Table(
-        "arm", "rate", "runs", "‖ΔW‖", "eff. rank", "cosine to SFT", "(null, ceiling)", "angle left", "(null, repeat)",
-        "barrier", "CKA last", "accuracy", "to the base", "p (Holm)", title=title, title_justify="left",
+        "arm", "rate", "runs", *(measure.heading for measure in of_runs("main")),
+        *(f"{measure.heading} to SFT" for measure in of_pairs("main")), "accuracy", "to the base", "p (Holm)",
+        title=title, title_justify="left",
     )  # fmt: skip
     for _, row in ablation[ablation["same_as"] == ""].iterrows():
         others = ablation.loc[ablation["same_as"] == row["arm"], "lr"]
@@ -52,14 +54,8 @@ def _arms(ablation: pd.DataFrame) -> Table:
             " = ".join([row["arm"], *others]),
             f"{row['learning_rate']:g}",
             f"{row['seeds']}{lost}",
-            f"{_number(row['norm'])} ± {_number(row['norm_std'])}",
-            _number(row["effective_rank"], 1),
-            _number(row["cosine_to_sft"]),
-            f"({_number(row['cosine_to_sft_null'])}, {_number(row['cosine_to_sft_ceiling'])})",
-            _degrees(row["angle_min_left_to_sft"]),
-            f"({_degrees(row['angle_min_left_to_sft_null'])}, {_degrees(row['angle_min_left_to_sft_repeat'])})",
-            _number(row["barrier_chord_to_sft"]),
-            _number(row["cka_last_to_sft"], 4),
+            *(f"{_shown(m, row[m.name])} ± {_shown(m, row[f'{m.name}_std'])}" for m in of_runs("main")),
+            *(_judged(measure, row, f"{measure.name}_to_sft") for measure in of_pairs("main")),
             f"{_percent(row['accuracy'])} ± {_percent(row['accuracy_std'])}",
             _percent(row["base_diff"]),
             _number(row["base_p_holm"]),
@@ -68,23 +64,22 @@ def _arms(ablation: pd.DataFrame) -> Table:
 
 
 def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
+    benchmarks = runs["benchmark"].dropna().unique()
+    several = len(benchmarks) > 1
     table = Table(
-        "", Column("run", overflow="fold"), "what", "benchmark", "accuracy", "95% interval", "‖ΔW‖", "of ‖W0‖",
-        "eff. rank", "drift of A", "off-principal (null)",
+        "", Column("run", overflow="fold"), "what", *["benchmark"] * several, "accuracy", "95% interval",
+        *(f"{measure.heading}{' (null)' * (measure.null is not None)}" for measure in of_runs("more")),
+        title=f"runs, scored on {benchmarks[0]}" if len(benchmarks) == 1 else None, title_justify="left",
     )  # fmt: skip
     for _, row in runs.iterrows():
         table.add_row(
             str(numbers[row["run"]]),
             row["run"],
             Text(row["label"] if row["label"] != row["run"] else ""),
-            "–" if pd.isna(row["benchmark"]) else row["benchmark"],
+            *["–" if pd.isna(row["benchmark"]) else row["benchmark"]] * several,
             _percent(row["accuracy"]),
             f"{_percent(row['ci_low'])} … {_percent(row['ci_high'])}",
-            _number(row["norm"]),
-            _percent(row["relative_norm"]),
-            _number(row["effective_rank"], 1),
-            _degrees(row["drift_max"]),
-            f"{_percent(row['off_principal'])} ({_percent(row['off_principal_null'])})",
+            *(_judged(measure, row, measure.name) for measure in of_runs("more")),
         )
     return table
 
@@ -104,22 +99,19 @@ def _directions(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
         "pairs of arms, by runs of other seeds where there are any (ceiling, repeat: what two would show that are one)"
     )
     table = Table(title=title, title_justify="left")
-    for heading in (
-        "pair", "by", "cosine", "null", "ceiling", "relative", "verdict", "angle left", "null", "repeat", "barrier",
-        "CKA last",
-    ):  # fmt: skip
-        table.add_column(heading, no_wrap=True)
+    measures = of_pairs("main")
+    cosine, *others = measures
+    for heading in ("pair", "by", _with_judges(cosine), "relative", "verdict", *map(_with_judges, others)):
+        table.add_column(heading)
     measured = arm_pairs[arm_pairs["pairing"].notna() & (arm_pairs["arm_a"] != arm_pairs["arm_b"])]
     for _, row in measured.iterrows():
         table.add_row(
             _pair(arms, row),
             row["pairing"] or "–",
-            *(_number(row[name]) for name in ("cosine", "cosine_null", "cosine_ceiling")),
+            _judged(cosine, row, cosine.name),
             _relative(row, "cosine"),
             row["cosine_verdict"],
-            *(_degrees(row[f"angle_min_left{end}"]) for end in ("", "_null", "_repeat")),
-            _number(row["barrier_chord"]),
-            _number(row["cka_last"], 4),
+            *(_judged(measure, row, measure.name) for measure in others),
         )
     return table
 
@@ -161,5 +153,17 @@ def _number(value: float, digits: int = 3) -> str:
     return "–" if pd.isna(value) else f"{value:.{digits}f}"
 
 
-def _degrees(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.1f}°"
+def _with_judges(measure: PairMeasure) -> str:
+    """`cosine (null, ceiling)`."""
+    return f"{measure.heading} ({'null, ' * measure.has_null}{measure.level})"
+
+
+def _judged(measure: Measure, row: pd.Series, name: str) -> str:
+    """`0.302 (0.022, 0.317)`: the value, and in brackets the null and level that it has."""
+    beside = [row[f"{name}_{end}"] for end in ("null", "ceiling", "repeat") if not pd.isna(row.get(f"{name}_{end}"))]
+    return _shown(measure, row[name]) + f" ({', '.join(_shown(measure, value) for value in beside)})" * bool(beside)
+
+
+def _shown(measure: Measure, value: float) -> str:
+    """As a program may read it: with ASCII's minus."""
+    return measure.show(value).replace("−", "-")

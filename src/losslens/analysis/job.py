@@ -20,7 +20,6 @@ from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sf
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
-from losslens.analysis.floor_tables import Unrelated
 from losslens.analysis.map_table import map_table
 from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.on_the_base import measure_on_the_base, trust_of
@@ -33,16 +32,16 @@ from losslens.analysis.subjects import Diverged, Gathered, Subject, find_runs, g
 from losslens.analysis.tables import (
     Tables,
     cka_table,
+    compared_weights,
     connectivity_table,
     layer_measures,
-    module_measures,
     pair_measures,
 )
 from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import trajectory_table
 from losslens.config import AnalyzeConfig, parse
 from losslens.files import atomic_file, write_json
-from losslens.geometry.tables import geometry_tables
+from losslens.geometry.tables import weight_tables
 from losslens.labels import labels
 
 
@@ -149,12 +148,11 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     top = min(config.top, max(rank for ranks in gathered.ranks.values() for rank in ranks))
     measured, pairs = geometry(gathered, top, cache)
     based = measure_on_the_base(config, gathered, chosen, cache)
-    tables = geometry_tables(gathered.modules, measured, pairs, based.against_base)
-    unrelated = Unrelated(gathered, measured, pairs, config.top, cache)
+    tables = weight_tables(compared_weights(gathered, measured, pairs, based.against_base, config.top, cache))
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         gathered.left_out[f"direction of {name}"] = "its update is 0: training has not moved the weights"
-    with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
-        pair_rows = pair_measures(gathered, named, tables.pairs, based, unrelated)
+    with tqdm(desc="statistics", total=6, unit="table", leave=False) as bar:
+        pair_rows = pair_measures(gathered, named, tables.pairs, based)
         bar.update()
         pair_rows = pair_rows.merge(pair_table(gathered, benchmark), on=["run_a", "run_b"])
         seeds = {s.name: s.facts.config.seed if s.facts else math.nan for s in gathered.subjects}
@@ -162,11 +160,9 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         of_arms = of_arms.merge(tested, on=["arm_a", "arm_b"], how="left")
         of_arms = pd.concat([of_arms, tested[tested["arm_b"] == BASE]], ignore_index=True)
         bar.update()
-        layers = layer_measures(gathered, pair_rows, tables.layers, unrelated)
+        layers = layer_measures(pair_rows, tables.layers)
         bar.update()
-        modules = module_measures(gathered, tables.modules, unrelated)
-        bar.update()
-        runs = run_table(gathered, unrelated.off_principal(tables.runs))
+        runs = run_table(gathered, tables.runs)
         runs.insert(1, "arm", runs["run"].map(named))
         runs.insert(2, "label", runs["run"].map(_labels(gathered)).fillna(runs["run"]))
         bar.update()
@@ -199,7 +195,7 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
             runs=runs,
             pairs=pair_rows,
             layers=layers,
-            modules=modules,
+            modules=tables.modules,
             run_modules=tables.run_modules,
             connectivity=connectivity_table(based.curves),
             cka=cka_table(based.ckas),

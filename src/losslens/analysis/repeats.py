@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from losslens.measures import Kind, of_pairs
 from losslens.statistics import jackknife_interval
 
 Array = NDArray[np.float64]
@@ -30,11 +31,10 @@ _ORDER = (SAME_INIT, OTHER, SAME_SEEDS, SAME_ORDER, "")
 # Pairs whose noise is independent.
 CROSS_SEED = (SAME_INIT, OTHER)
 
-# How repeats combine: the ceiling √(ρρ') and a ratio; the repeat level ½(d + d') and an excess; a level only.
-SIMILARITIES = ("cosine", "cka_last", "cka_min")
-DISTANCES = ("barrier_chord", "barrier_mean")
-ANGLES = ("u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right")
-MEASURES = ("cosine", *ANGLES, *DISTANCES, "cka_last", "cka_min")
+_MEASURES = of_pairs()
+MEASURES = tuple(measure.name for measure in _MEASURES)
+_KINDS = {measure.name: measure.kind for measure in _MEASURES}
+_COSINE = MEASURES.index("cosine")
 # A loss that is less like itself than this has too much noise for a ratio.
 LEAST_RELIABILITY = 0.2
 # An interval that holds 1 says "one loss" only where it is narrower.
@@ -43,22 +43,10 @@ _NARROW = 0.2
 ONE_LOSS, RELATED, NOTHING, OPPOSED = "one loss", "related", "nothing in common", "opposed"
 TOO_NOISY, TOO_FEW = "too noisy to say", "too few seeds"
 
-
-def level_name(measure: str) -> str:
-    """`cosine_ceiling`, `barrier_chord_repeat`: the column of what two copies of one loss would show."""
-    return f"{measure}_{'ceiling' if measure in SIMILARITIES else 'repeat'}"
-
-
-def _columns() -> list[str]:
-    columns = ["arm_a", "arm_b", "pairing", "pairs", "repeats", "repeat_kind", "cosine_repeat_a", "cosine_repeat_b"]
-    for measure in MEASURES:
-        columns += [measure, f"{measure}_min", f"{measure}_max"]
-        columns += [f"{measure}_null"] * (measure in ("cosine", *ANGLES)) + [level_name(measure)]
-        columns += [f"{measure}_{end}" for end in ("relative", "low", "high")] * (measure not in ANGLES)
-    return [*columns, "cosine_verdict"]
-
-
-COLUMNS = tuple(_columns())
+COLUMNS = (
+    "arm_a", "arm_b", "pairing", "pairs", "repeats", "repeat_kind", "cosine_repeat_a", "cosine_repeat_b",
+    *(f"{measure.name}{end}" for measure in _MEASURES for end in measure.endings),
+)  # fmt: skip
 
 
 def pairing(seeds: tuple[int, int] | None, others: tuple[int, int] | None, same_init: bool | None) -> str:
@@ -74,6 +62,15 @@ def pairing(seeds: tuple[int, int] | None, others: tuple[int, int] | None, same_
     if seeds[0] == others[0]:
         return SAME_SEEDS if same_init else SAME_ORDER
     return SAME_INIT if same_init else OTHER
+
+
+def _are(measures: Sequence[str], kind: Kind) -> NDArray[np.bool_]:
+    return np.array([_KINDS[measure] == kind for measure in measures])
+
+
+def _level_name(measure: str) -> str:
+    """`cosine_ceiling`, `barrier_chord_repeat`: the column of what two copies of one loss would show."""
+    return f"{measure}_{'ceiling' if _KINDS[measure] == 'similarity' else 'repeat'}"
 
 
 def reliable(own: Array, null: Array) -> NDArray[np.bool_]:
@@ -94,7 +91,7 @@ def level(measures: Sequence[str], own_a: Array, own_b: Array, nulls_a: Array, n
         nulls_a: The bound that `own_a` stays below by chance; NaN where there is none.
         nulls_b: That of `own_b`.
     """
-    similar = np.isin(measures, SIMILARITIES)
+    similar = _are(measures, "similarity")
     usable = reliable(own_a, nulls_a) & reliable(own_b, nulls_b)
     ceiling = np.sqrt(np.where(usable & similar, own_a * own_b, np.nan))
     return np.where(similar, ceiling, (own_a + own_b) / 2)
@@ -198,7 +195,7 @@ def with_levels(table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] 
     (own_a, nulls_a), (own_b, nulls_b) = ((side[:, :count], side[:, count:]) for side in sides)
     levels = level(measures, own_a, own_b, nulls_a, nulls_b)
     levels[(table["arm_a"] == table["arm_b"]).to_numpy()] = np.nan
-    return table.assign(**{level_name(measure): levels[:, place] for place, measure in enumerate(measures)})
+    return table.assign(**{_level_name(measure): levels[:, place] for place, measure in enumerate(measures)})
 
 
 def repeat_table(
@@ -281,14 +278,17 @@ def _compared(between: _Pairs, own: Sequence[_Pairs | None]) -> dict[str, Any]:
         seeds = np.unique(np.concatenate([between.seeds, a.seeds, b.seeds]))
         without = [_relative(between.mean(seed), _raw_level(a.mean(seed), b.mean(seed))) for seed in seeds]
         low, high = jackknife_interval(relative, np.array(without), fewest)
-    row = {**_described(between), "repeats": fewest, "cosine_repeat_a": rho[0][0], "cosine_repeat_b": rho[1][0]}
+    row = {**_described(between), "repeats": fewest, "cosine_repeat_a": rho[0][_COSINE]}
+    row |= {"cosine_repeat_b": rho[1][_COSINE]}
     for place, measure in enumerate(MEASURES):
         found = {"relative": relative, "low": low, "high": high}
         row |= {f"{measure}_{end}": values_of[place] for end, values_of in found.items()}
-        row[level_name(measure)] = levels[place]
-    verdict = direction(values[0], nulls[0], [r[0] for r in rho], [n[0] for n in rho_nulls], (low[0], high[0]))
+        row[_level_name(measure)] = levels[place]
+    at = _COSINE
+    own_cosines, own_nulls = [each[at] for each in rho], [each[at] for each in rho_nulls]
+    verdict = direction(values[at], nulls[at], own_cosines, own_nulls, (low[at], high[at]))
     # Seeds there are enough, but without one of them a loss has nothing of itself.
-    lost = verdict == TOO_FEW and fewest > 2 and not np.isnan(relative[0])
+    lost = verdict == TOO_FEW and fewest > 2 and not np.isnan(relative[at])
     return row | {"cosine_verdict": TOO_NOISY if lost else verdict}
 
 
@@ -308,14 +308,14 @@ def _raw_level(own_a: Array, own_b: Array) -> Array:
     Of similarities NaN where one of the two is not above 0: two such ones make no ceiling.
     """
     above = np.where((own_a > 0) & (own_b > 0), own_a * own_b, np.nan)
-    return np.where(np.isin(MEASURES, SIMILARITIES), np.sqrt(above), (own_a + own_b) / 2)
+    return np.where(_are(MEASURES, "similarity"), np.sqrt(above), (own_a + own_b) / 2)
 
 
 def _relative(values: Array, levels: Array) -> Array:
     """The ratio of similarities to their ceiling, the excess of distances over their level; of angles nothing."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.where(np.isin(MEASURES, SIMILARITIES), values / levels, np.nan)
-    return np.where(np.isin(MEASURES, DISTANCES), values - levels, ratio)
+        ratio = np.where(_are(MEASURES, "similarity"), values / levels, np.nan)
+    return np.where(_are(MEASURES, "distance"), values - levels, ratio)
 
 
 def _mean(values: Array) -> Array:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from losslens.analysis.accuracy import midpoint_table
-from losslens.analysis.floor_tables import Unrelated, shares_initial_adapter
+from losslens.analysis.cache import Cache
 from losslens.analysis.on_the_base import OnTheBase
-from losslens.analysis.pairs import Pair, all_pairs
+from losslens.analysis.pairs import Pair
 from losslens.analysis.passes import CkaOfPair
-from losslens.analysis.repeats import ANGLES, MEASURES, pairing, with_levels
+from losslens.analysis.repeats import pairing, with_levels
 from losslens.analysis.subjects import Gathered
+from losslens.geometry.comparison import PairGeometry, RunGeometry
 from losslens.geometry.connectivity import Curve
-from losslens.geometry.tables import layer_of
+from losslens.geometry.random_angles import expected_angles
+from losslens.geometry.tables import AgainstBase, Compared
+from losslens.measures import of_functions, of_pairs, of_weights
+from losslens.measures.views import Functions
 
-# What a pair's weights are compared by: unrelated updates are the null of these.
-_WITH_NULL = ("cosine", *ANGLES)
-_BARRIERS = tuple(f"barrier_{form}{end}" for form in ("chord", "mean") for end in ("", "_low", "_high"))
-_LAYER_MEASURES = ("cosine", "angle_min_left")
+# Of the random subspaces.
+_DRAWS, _SEED = 200, 0
 
 
 @dataclass(frozen=True)
@@ -62,67 +65,84 @@ class Tables:
     map: pd.DataFrame
 
 
-def pair_measures(
-    gathered: Gathered, arms: Mapping[str, str], rows: pd.DataFrame, based: OnTheBase, unrelated: Unrelated
-) -> pd.DataFrame:
-    """What is measured of each pair but its accuracies, with its null, its arms, and what two equal losses would show.
+def compared_weights(
+    gathered: Gathered,
+    runs: Mapping[str, RunGeometry],
+    pairs: Mapping[Pair, PairGeometry],
+    against_base: Mapping[str, AgainstBase],
+    top: int,
+    cache: Cache,
+) -> Compared:
+    """What is known of the updates, with what decides their null."""
+    return Compared(
+        modules=gathered.modules,
+        shapes=gathered.shapes,
+        runs=runs,
+        pairs=pairs,
+        against_base=against_base,
+        top=top,
+        ranks=gathered.ranks,
+        same_a={pair: shares_initial_adapter(gathered, pair) for pair in pairs},
+        draw=partial(_drawn_angles, cache),
+    )
+
+
+def _drawn_angles(cache: Cache, spaces: tuple[tuple[int, int, int], ...]) -> tuple[float, float]:
+    about = [spaces, _DRAWS, _SEED]
+    known = cache.load("floor", about, ["smallest", "largest"])
+    if known is None:
+        known = dict(zip(("smallest", "largest"), map(np.array, expected_angles(spaces, _DRAWS, _SEED)), strict=True))
+        cache.save("floor", about, known)
+    return float(known["smallest"]), float(known["largest"])
+
+
+def shares_initial_adapter(gathered: Gathered, pair: Pair) -> bool | None:
+    """Whether both started from the same A; None where that is not known."""
+    facts = [gathered.by_name[name].facts for name in pair]
+    if facts[0] is None or facts[1] is None:
+        return None
+    return facts[0].initial_adapter.sha256 == facts[1].initial_adapter.sha256
+
+
+def pair_measures(gathered: Gathered, arms: Mapping[str, str], rows: pd.DataFrame, based: OnTheBase) -> pd.DataFrame:
+    """What is measured of each pair but its accuracies, its arms, and what two equal losses would show.
 
     Args:
         gathered: What is compared.
         arms: The arm of each run.
         rows: One row a pair, with what its weights show.
         based: What passes through the base show.
-        unrelated: The null.
     """
-    everywhere = range(len(gathered.modules))
     seeds = {s.name: s.facts.seeds if s.facts else None for s in gathered.subjects}
-    beside = [
-        {
-            "run_a": pair[0],
-            "run_b": pair[1],
-            "arm_a": arms[pair[0]],
-            "arm_b": arms[pair[1]],
-            "pairing": pairing(seeds[pair[0]], seeds[pair[1]], shares_initial_adapter(gathered, pair)),
-            **unrelated.columns(pair, everywhere, _WITH_NULL),
-            **_barrier_columns(based.curves.get(pair)),
-            **_cka_columns(based.ckas.get(pair)),
-        }
-        for pair in all_pairs(gathered.names)
-    ]
-    first = ["run_a", "run_b", "arm_a", "arm_b", "pairing"]
-    columns = [*first, *(f"{m}_null" for m in _WITH_NULL), *_BARRIERS, "cka_last", "cka_min"]
-    table = rows.merge(pd.DataFrame(beside, columns=columns), on=["run_a", "run_b"])
+    pairs = list(zip(rows["run_a"], rows["run_b"], strict=True))
+    functions = Functions([based.curves.get(pair) for pair in pairs], [based.ckas.get(pair) for pair in pairs])
+    beside: dict[str, Any] = {}
+    for measure in of_functions():
+        beside[measure.name] = measure.value(functions)
+        if measure.interval is not None:
+            beside |= zip((f"{measure.name}_low", f"{measure.name}_high"), measure.interval(functions), strict=True)
+    table = rows.assign(
+        arm_a=rows["run_a"].map(arms),
+        arm_b=rows["run_b"].map(arms),
+        pairing=[pairing(seeds[a], seeds[b], shares_initial_adapter(gathered, (a, b))) for a, b in pairs],
+        **beside,
+    )
     table = table.merge(midpoint_table(gathered, based.midpoints), on=["run_a", "run_b"], how="left")
-    table = with_levels(table, MEASURES)
+    table = with_levels(table, [measure.name for measure in of_pairs()])
+    first = ["run_a", "run_b", "arm_a", "arm_b", "pairing"]
     return table[[*first, *(name for name in table if name not in first)]]
 
 
-def layer_measures(gathered: Gathered, pairs: pd.DataFrame, layers: pd.DataFrame, unrelated: Unrelated) -> pd.DataFrame:
-    """The layers of each pair, with their null, and what two equal losses would show.
+def layer_measures(pairs: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
+    """The layers of each pair, and what two equal losses would show.
 
     Args:
-        gathered: What is compared.
         pairs: What `pair_measures` gives.
         layers: One row a pair and layer.
-        unrelated: The null.
     """
-    numbers: dict[int, list[int]] = {}
-    for m, module in enumerate(gathered.modules):
-        numbers.setdefault(layer_of(module), []).append(m)
-    beside = [
-        unrelated.columns((a, b), numbers[layer], _LAYER_MEASURES)
-        for a, b, layer in layers[["run_a", "run_b", "layer"]].itertuples(index=False)
-    ]
-    table = pd.concat([layers, pd.DataFrame(beside, columns=[f"{m}_null" for m in _LAYER_MEASURES])], axis=1)
     kinds = ["arm_a", "arm_b", "pairing"]
-    table = table.merge(pairs[["run_a", "run_b", *kinds]], on=["run_a", "run_b"], how="left")
-    return with_levels(table, _LAYER_MEASURES, by=["layer"]).drop(columns=kinds)
-
-
-def module_measures(gathered: Gathered, modules: pd.DataFrame, unrelated: Unrelated) -> pd.DataFrame:
-    """The modules of each pair, with the cosine of unrelated updates."""
-    nulls = [value for pair in all_pairs(gathered.names) for value in unrelated.cosines(pair)]
-    return modules.assign(cosine_null=nulls)
+    table = layers.merge(pairs[["run_a", "run_b", *kinds]], on=["run_a", "run_b"], how="left")
+    return with_levels(table, [measure.name for measure in of_weights()], by=["layer"]).drop(columns=kinds)
 
 
 def connectivity_table(curves: Mapping[Pair, Curve]) -> pd.DataFrame:
@@ -152,15 +172,3 @@ def cka_table(ckas: Mapping[Pair, CkaOfPair]) -> pd.DataFrame:
     ]
     columns = ["run_a", "run_b", "layer", "cka_unbiased", "cka_without_outlier", "outlier_dimension", "n"]
     return pd.DataFrame(rows, columns=columns)
-
-
-def _barrier_columns(curve: Curve | None) -> dict[str, float]:
-    values = [*curve.chord, *curve.mean] if curve else [np.nan] * 6
-    return dict(zip(_BARRIERS, values, strict=True))
-
-
-def _cka_columns(found: CkaOfPair | None) -> dict[str, Any]:
-    if found is None:
-        return {"cka_last": np.nan, "cka_min": np.nan}
-    defined = found.unbiased[~np.isnan(found.unbiased)]
-    return {"cka_last": float(found.unbiased[-1]), "cka_min": float(defined.min()) if defined.size else np.nan}

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from losslens.geometry.comparison import RunGeometry, drift, padded
-from losslens.geometry.measures import cosine
+from losslens.geometry.comparison import PairGeometry, RunGeometry, drift, padded
 from losslens.geometry.subspaces import principal_angles
-from losslens.geometry.tables import layer_of, median, run_measures
-from losslens.updates.base import Array, Update, Updates
+from losslens.geometry.tables import Compared, layer_of, pair_weights, run_weights
+from losslens.measures import of_runs, of_weights
+from losslens.updates.base import Array, ThinSvd, Update, Updates
 
 Point = Mapping[str, Update]
 
@@ -48,37 +48,54 @@ class LiveGeometry:
             now: ΔW of each module.
 
         Returns:
-            By name: `norm`, `norm/layer_<i>` (−1 outside the layers), `norm/<projection>`, `effective_rank`,
-            `stable_rank`, `drift_min` and `drift_max` (degrees), `cosine_to_previous` (of ΔW to the ΔW measured
-            before), `cosine_of_steps` (of what was added since then to what was added before that), and of each
-            reference `cosine_to_<label>`, `angle_min_left_to_<label>`, `angle_min_right_to_<label>` (degrees).
+            By name: the measures of a run; `norm/layer_<i>` (−1 outside the layers), `norm/<projection>`;
+            `cosine_to_previous` (of ΔW to the ΔW measured before), `cosine_of_steps` (of what was added since then to
+            what was added before that); of each reference `<measure>_to_<label>`, the main measures of two runs.
         """
-        values, drifts = [], []
-        angles: dict[str, list[tuple[float, float]]] = {label: [] for label in self._references}
+        svds, drifts = {}, []
         # The factors are too thin for one product to fill several cores.
         with threadpool_limits(1, "blas"):
             for module in self.modules:
-                svd = now[module].svd(self.top)
-                values.append(svd.values)
+                svds[module] = now[module].svd(self.top)
                 drifts.append(drift(self._start[module], now[module]))
-                for label, reference in self._references.items():
-                    left, right = reference.left[module], reference.right[module]
-                    if svd.values.size and left.size:
-                        angles[label].append(
-                            (principal_angles(svd.left, left)[0], principal_angles(svd.right, right)[0])
-                        )
-            numbers = run_measures(RunGeometry(padded(values), padded(drifts)))
-            numbers |= self._parts(values)
-            numbers |= self._course(now)
-            for label, reference in self._references.items():
-                with_it = sum(now[module].inner(reference.updates[module]) for module in self.modules)
-                numbers[f"cosine_to_{label}"] = cosine(with_it, numbers["norm"], reference.norm)
-                for side, name in enumerate(("left", "right")):
-                    numbers[f"angle_min_{name}_to_{label}"] = float(
-                        np.degrees(median([pair[side] for pair in angles[label]]))
-                    )
+            pairs = {label: self._beside(now, svds, reference) for label, reference in self._references.items()}
+        values = [svd.values for svd in svds.values()]
+        compared = Compared(
+            modules=self.modules,
+            shapes=[now[module].shape for module in self.modules],
+            runs={"": RunGeometry(padded(values), padded(drifts))}
+            | {label: reference.geometry for label, reference in self._references.items()},
+            pairs={("", label): pair for label, pair in pairs.items()},
+            top=self.top,
+        )
+        runs, both = run_weights(compared), pair_weights(compared)
+        numbers = {measure.name: float(measure.value(runs)[0]) for measure in of_runs() if not measure.needs_base}
+        numbers |= self._parts(values)
+        numbers |= self._course(now)
+        for measure in of_weights("main"):
+            numbers |= {
+                f"{measure.name}_to_{label}": float(value)
+                for label, value in zip(pairs, measure.value(both), strict=True)
+            }
         self.before = [now, *self.before[:1]]
         return {name: value for name, value in numbers.items() if np.isfinite(value)}
+
+    def _beside(self, now: Point, svds: Mapping[str, ThinSvd], reference: _Reference) -> PairGeometry:
+        """The update beside a reference, by the same rules as `geometry.comparison.compare`."""
+        inner = [now[module].inner(reference.updates[module]) for module in self.modules]
+        angles: list[tuple[Array, Array]] = []
+        first = np.full((2, len(self.modules)), np.nan)
+        for m, module in enumerate(self.modules):
+            ours, theirs = svds[module], reference.svds[module]
+            k = min(ours.left.shape[1], theirs.left.shape[1])
+            sides = [(ours.left[:, :k], theirs.left[:, :k]), (ours.right[:, :k], theirs.right[:, :k])]
+            left, right = (principal_angles(*side) for side in sides)
+            angles.append((left, right))
+            if k:
+                first[:, m] = [abs(a[:, 0] @ b[:, 0]) for a, b in sides]
+        lefts, rights = (padded([pair[side] for pair in angles]) for side in (0, 1))
+        unknown = np.full(len(self.modules), np.nan)
+        return PairGeometry(np.array(inner), unknown, lefts, rights, *first)
 
     def _parts(self, values: Sequence[Array]) -> dict[str, float]:
         """‖ΔW‖_F of each layer and of each projection."""
@@ -95,17 +112,21 @@ class LiveGeometry:
             return {}
         q = self.before[0]
         rr, rq, qq = self._inner(now, now), self._inner(now, q), self._inner(q, q)
-        numbers = {"cosine_to_previous": cosine(rq, rr**0.5, qq**0.5)}
+        numbers = {"cosine_to_previous": _cosine(rq, rr**0.5, qq**0.5)}
         if len(self.before) > 1:
             p = self.before[1]
             rp, qp, pp = self._inner(now, p), self._inner(q, p), self._inner(p, p)
             # Rounding can leave a tiny negative square of a step that went nowhere.
             step, last = max(rr - 2 * rq + qq, 0.0) ** 0.5, max(qq - 2 * qp + pp, 0.0) ** 0.5
-            numbers["cosine_of_steps"] = cosine(rq - rp - qq + qp, step, last)
+            numbers["cosine_of_steps"] = _cosine(rq - rp - qq + qp, step, last)
         return numbers
 
     def _inner(self, first: Point, second: Point) -> float:
         return sum(first[module].inner(second[module]) for module in self.modules)
+
+
+def _cosine(inner: float, norm: float, other_norm: float) -> float:
+    return inner / (norm * other_norm) if norm > 0 and other_norm > 0 else float("nan")
 
 
 class _Reference:
@@ -113,7 +134,6 @@ class _Reference:
 
     def __init__(self, updates: Updates, modules: Sequence[str], top: int) -> None:
         self.updates = {module: updates[module] for module in modules}
-        svds = {module: update.svd(top) for module, update in self.updates.items()}
-        self.left = {module: svd.left for module, svd in svds.items()}
-        self.right = {module: svd.right for module, svd in svds.items()}
-        self.norm = float(np.sqrt(sum(np.sum(svd.values**2) for svd in svds.values())))
+        self.svds = {module: update.svd(top) for module, update in self.updates.items()}
+        values = padded([svd.values for svd in self.svds.values()])
+        self.geometry = RunGeometry(values, np.zeros((len(values), 0)))

@@ -1,21 +1,23 @@
-"""Sums a comparison up: by run, by run and module, by pair, by pair and layer, by pair and module."""
+"""The tables of weight measures: by run, by run and module, by pair, by pair and layer, by pair and module."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from losslens.geometry.comparison import PairGeometry, RunGeometry
-from losslens.geometry.measures import cosine, effective_rank, orthogonal_component, stable_rank
-from losslens.updates.base import Array
+from losslens.geometry.random_angles import expected_angles
+from losslens.measures import RunMeasure, WeightMeasure, of_runs, of_weights
+from losslens.measures.views import Array, Draw, PairWeights, RunWeights
 
-_COSINES = ("cosine", "orthogonal_a_to_b", "orthogonal_b_to_a")
-_SIDES, _ENDS = ("left", "right"), ("min", "max")
+if TYPE_CHECKING:
+    from losslens.geometry.comparison import PairGeometry, RunGeometry
+
+Pair = tuple[str, str]
 _LAYER = re.compile(r"\.(\d+)\.")
 
 
@@ -33,18 +35,41 @@ class AgainstBase:
 
 
 @dataclass(frozen=True)
-class GeometryTables:
-    """The geometry of several runs. What has no direction (an update of 0) gives empty cells.
+class Compared:
+    """What is known of several updates of the same modules, for `weight_tables`.
 
     Attributes:
-        runs: One row a run: norm (‖ΔW‖_F over all modules), relative_norm (‖ΔW‖/‖W0‖ over the adapted modules),
-            effective_rank and stable_rank (means over modules), drift_min and drift_max (medians over modules of the
-            smallest and largest principal angle between A and the initial A, degrees), off_principal (share of ‖ΔW‖²
-            over all modules).
-        run_modules: One row a run and module: the same of one module, with its singular values and all drift angles.
-        pairs: One row a pair: cosine, orthogonal components, medians over modules of the smallest and largest
-            principal angle on both sides (degrees), means over modules of the agreement of u1 and v1.
-        layers: One row a pair and layer: cosine, orthogonal_a_to_b, angle_min_left (median, degrees).
+        modules: Names of the M modules.
+        shapes: (out, in) of each.
+        runs: What each run shows, by name.
+        pairs: What each pair shows.
+        top: Leading singular directions whose subspaces are compared.
+        against_base: Each run against W0, where the base is known.
+        ranks: Of each run the rank that each module may have; that which it has by default.
+        same_a: Whether both runs of a pair started from one A; None, the default, where that is not known.
+        draw: Angles of random subspaces.
+    """
+
+    modules: Sequence[str]
+    shapes: Sequence[tuple[int, int]]
+    runs: Mapping[str, RunGeometry]
+    pairs: Mapping[Pair, PairGeometry]
+    top: int
+    against_base: Mapping[str, AgainstBase] = field(default_factory=dict)
+    ranks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    same_a: Mapping[Pair, bool | None] = field(default_factory=dict)
+    draw: Draw = expected_angles
+
+
+@dataclass(frozen=True)
+class WeightTables:
+    """The weight measures of several runs, with their nulls. What has no direction (an update of 0) gives empty cells.
+
+    Attributes:
+        runs: One row a run.
+        run_modules: One row a run and module, with its singular values and all drift angles (degrees).
+        pairs: One row a pair.
+        layers: One row a pair and layer.
         modules: One row a pair and module, with every angle (degrees, ascending).
     """
 
@@ -55,62 +80,85 @@ class GeometryTables:
     modules: pd.DataFrame
 
 
-def geometry_tables(
-    modules: Sequence[str],
-    runs: Mapping[str, RunGeometry],
-    pairs: Mapping[tuple[str, str], PairGeometry],
-    against_base: Mapping[str, AgainstBase],
-) -> GeometryTables:
-    """The tables of `runs`, by name, and their `pairs`; `against_base` may hold all of the runs or none."""
-    squared = {name: np.nansum(run.singular_values**2, axis=1) for name, run in runs.items()}
-    layers = np.array([layer_of(module) for module in modules])
-    run_rows, run_module_rows = [], []
-    for name, run in runs.items():
-        rows = _run_modules(modules, layers, run, against_base.get(name))
-        run_module_rows += [{"run": name, **row} for row in rows]
-        run_rows.append({"run": name, **_run(run, squared[name], against_base.get(name))})
-    pair_rows, layer_rows, module_rows = [], [], []
-    for (a, b), pair in pairs.items():
-        names = {"run_a": a, "run_b": b}
-        left, right = np.degrees(pair.angles_left), np.degrees(pair.angles_right)
-        everywhere = np.ones(len(modules), dtype=bool)
-        pair_rows.append(
-            {
-                **names,
-                **_cosines(pair, squared[a], squared[b], everywhere),
-                "u1": _mean(pair.u1),
-                "v1": _mean(pair.v1),
-                "angle_min_left": median(left[:, 0]),
-                "angle_max_left": median(_largest(left)),
-                "angle_min_right": median(right[:, 0]),
-                "angle_max_right": median(_largest(right)),
-            }
-        )
-        for layer in np.unique(layers):
-            here = layers == layer
-            columns = _cosines(pair, squared[a], squared[b], here)
-            del columns["orthogonal_b_to_a"]
-            layer_rows.append({**names, "layer": int(layer), **columns, "angle_min_left": median(left[here, 0])})
-        for m, module in enumerate(modules):
-            here = np.arange(len(modules)) == m
-            columns = _cosines(pair, squared[a], squared[b], here)
-            del columns["orthogonal_b_to_a"]
-            agreements = {"u1": pair.u1[m], "v1": pair.v1[m]}
-            angles = {"angles_left": left[m], "angles_right": right[m]}
-            module_rows.append({**names, "module": module, "layer": layers[m], **columns, **agreements, **angles})
-    keys = ["run_a", "run_b"]
-    return GeometryTables(
-        pd.DataFrame(run_rows),
-        pd.DataFrame(run_module_rows),
-        pd.DataFrame(
-            pair_rows,
-            columns=[*keys, *_COSINES, "u1", "v1", *(f"angle_{end}_{side}" for side in _SIDES for end in _ENDS)],
+def weight_tables(compared: Compared) -> WeightTables:
+    """Every weight measure of every run and pair: over all modules, by layer, by module."""
+    runs, pairs = run_weights(compared), pair_weights(compared)
+    run_keys = pd.DataFrame({"run": list(compared.runs)})
+    pair_keys = pd.DataFrame(list(compared.pairs), columns=["run_a", "run_b"])
+    layers = np.array([layer_of(module) for module in compared.modules], dtype=int)
+    modules = pd.DataFrame({"module": list(compared.modules), "layer": layers})
+    every = np.unique(layers)
+    run_modules = _table(run_keys.merge(modules, how="cross"), of_runs(), [runs.each()])
+    pair_modules = _table(pair_keys.merge(modules, how="cross"), of_weights(), [pairs.each()])
+    of_pairs = _table(pair_keys, of_weights(), [pairs])
+    return WeightTables(
+        _table(run_keys, of_runs(), [runs]),
+        run_modules.assign(singular_values=_lists(runs.singular_values), drift=_lists(np.degrees(runs.drift))),
+        # The same number under both names, for readers of either.
+        of_pairs.assign(orthogonal_b_to_a=of_pairs["orthogonal_a_to_b"]),
+        _table(
+            pair_keys.merge(pd.DataFrame({"layer": every}), how="cross"),
+            of_weights(),
+            [pairs.at(layers == layer) for layer in every],
         ),
-        pd.DataFrame(layer_rows, columns=[*keys, "layer", *_COSINES[:2], "angle_min_left"]),
-        pd.DataFrame(
-            module_rows, columns=[*keys, "module", "layer", *_COSINES[:2], "u1", "v1", "angles_left", "angles_right"]
+        pair_modules.assign(
+            angles_left=_lists(np.degrees(pairs.angles_left)), angles_right=_lists(np.degrees(pairs.angles_right))
         ),
     )
+
+
+def run_weights(compared: Compared) -> RunWeights:
+    """The runs as measures see them, shape (runs, M)."""
+    unknown = AgainstBase(*np.full((2, len(compared.modules)), np.nan))
+    based = [compared.against_base.get(name, unknown) for name in compared.runs]
+    inside = [min(compared.top, *shape) ** 2 / (shape[0] * shape[1]) for shape in compared.shapes]
+    return RunWeights(
+        singular_values=_stacked([run.singular_values for run in compared.runs.values()], len(compared.modules)),
+        drift=_stacked([run.drift for run in compared.runs.values()], len(compared.modules)),
+        base_norms=np.array([base.base_norms for base in based]),
+        off_principal=np.array([base.off_principal for base in based]),
+        off_principal_null=1 - np.array(inside),
+    )
+
+
+def pair_weights(compared: Compared) -> PairWeights:
+    """The pairs as measures see them, shape (pairs, M)."""
+    count, of, pairs = len(compared.modules), list(compared.pairs), compared.pairs.values()
+    squared = {name: np.nansum(run.singular_values**2, axis=1) for name, run in compared.runs.items()}
+    found = {name: np.sum(~np.isnan(run.singular_values), axis=1) for name, run in compared.runs.items()}
+    ranks = {name: np.asarray(compared.ranks.get(name, rank)) for name, rank in found.items()}
+    widths = {name: np.minimum(np.minimum(rank, ranks[name]), compared.top) for name, rank in found.items()}
+    outputs, inputs = np.array(compared.shapes, dtype=np.float64).reshape(-1, 2).T
+    same_a = np.array([np.nan if (same := compared.same_a.get(pair)) is None else same for pair in of], dtype=float)
+
+    def rows(values: Sequence[Array]) -> Array:
+        return np.array(values, dtype=np.float64).reshape(len(of), count)
+
+    return PairWeights(
+        squared_a=rows([squared[a] for a, _ in of]),
+        squared_b=rows([squared[b] for _, b in of]),
+        inner=rows([pair.inner for pair in pairs]),
+        right_overlap=rows([pair.right_overlap for pair in pairs]),
+        angles_left=_stacked([pair.angles_left for pair in pairs], count),
+        angles_right=_stacked([pair.angles_right for pair in pairs], count),
+        u1=rows([pair.u1 for pair in pairs]),
+        v1=rows([pair.v1 for pair in pairs]),
+        outputs=outputs,
+        inputs=inputs,
+        widths=rows([np.minimum(widths[a], widths[b]) for a, b in of]),
+        inputs_met=rows(
+            [_inputs_met(same, ranks[a], ranks[b], inputs) for same, (a, b) in zip(same_a, of, strict=True)]
+        ),
+        same_a=same_a,
+        draw=compared.draw,
+    )
+
+
+def _inputs_met(same_a: float, rank_a: Array, rank_b: Array, inputs: Array) -> Array:
+    """See `PairWeights.inputs_met`."""
+    if same_a == 1:
+        return np.minimum(np.maximum(rank_a, rank_b), inputs)
+    return np.where(np.isnan(same_a), np.nan, inputs)
 
 
 def layer_of(module: str) -> int:
@@ -119,78 +167,24 @@ def layer_of(module: str) -> int:
     return int(match[1]) if match else -1
 
 
-def _run_modules(
-    modules: Sequence[str], layers: np.ndarray, run: RunGeometry, base: AgainstBase | None
-) -> list[dict[str, Any]]:
-    rows = []
-    for m, module in enumerate(modules):
-        values = _present(run.singular_values[m])
-        drift = np.degrees(_present(run.drift[m]))
-        norm = float(np.sqrt(np.sum(values**2)))
-        rows.append(
-            {
-                "module": module,
-                "layer": int(layers[m]),
-                "norm": norm,
-                "relative_norm": norm / base.base_norms[m] if base else np.nan,
-                "effective_rank": effective_rank(values),
-                "stable_rank": stable_rank(values),
-                "drift_min": drift[0] if drift.size else np.nan,
-                "drift_max": drift[-1] if drift.size else np.nan,
-                "off_principal": base.off_principal[m] if base else np.nan,
-                "singular_values": values,
-                "drift": drift,
-            }
-        )
-    return rows
+def _table(keys: pd.DataFrame, measures: Sequence[RunMeasure | WeightMeasure], views: Sequence[Any]) -> pd.DataFrame:
+    """`keys` with each measure and its null, a row of each of them having as many keys as there are views."""
+    columns: dict[str, Array] = {}
+    for measure in measures:
+        for name, of in ((measure.name, measure.value), (f"{measure.name}_null", measure.null)):
+            if of is not None:
+                columns[name] = np.stack([of(view) for view in views], axis=-1).reshape(-1)
+    return pd.concat([keys, pd.DataFrame(columns, index=keys.index)], axis=1)
 
 
-def run_measures(run: RunGeometry) -> dict[str, float]:
-    """Norm, ranks and drift of one run over all modules, as `GeometryTables.runs` has them."""
-    values = [_present(row) for row in run.singular_values]
-    drift = [np.degrees(_present(row)) for row in run.drift]
-    return {
-        "norm": float(np.sqrt(sum(np.sum(row**2) for row in values))),
-        "effective_rank": _mean([effective_rank(row) for row in values]),
-        "stable_rank": _mean([stable_rank(row) for row in values]),
-        "drift_min": median([row[0] for row in drift if row.size]),
-        "drift_max": median([row[-1] for row in drift if row.size]),
-    }
+def _stacked(rows: Sequence[Array], modules: int) -> Array:
+    """Arrays of shape (M, k) as one, shape (rows, M, largest k), filled up with NaN."""
+    filled = np.full((len(rows), modules, max((row.shape[1] for row in rows), default=0)), np.nan)
+    for into, row in zip(filled, rows, strict=True):
+        into[:, : row.shape[1]] = row
+    return filled
 
 
-def _run(run: RunGeometry, squared: Array, base: AgainstBase | None) -> dict[str, Any]:
-    columns: dict[str, Any] = {**run_measures(run), "relative_norm": np.nan, "off_principal": np.nan}
-    if base:
-        norm = columns["norm"]
-        columns["relative_norm"] = norm / float(np.sqrt(np.sum(base.base_norms**2)))
-        columns["off_principal"] = float(np.nansum(base.off_principal * squared)) / norm**2 if norm > 0 else np.nan
-    order = ("norm", "relative_norm", "off_principal", "effective_rank", "stable_rank", "drift_min", "drift_max")
-    return {name: columns[name] for name in order}
-
-
-def _cosines(pair: PairGeometry, squared_a: Array, squared_b: Array, modules: np.ndarray) -> dict[str, Any]:
-    norms = (float(np.sqrt(squared[modules].sum())) for squared in (squared_a, squared_b))
-    value = cosine(float(pair.inner[modules].sum()), *norms)
-    # √(1 − cos²) is the same in both directions; both columns stand for readers of either.
-    share = orthogonal_component(value)
-    return {"cosine": value, "orthogonal_a_to_b": share, "orthogonal_b_to_a": share}
-
-
-def _largest(angles: Array) -> Array:
-    """The largest angle of each row; NaN for a row without any."""
-    return np.where(np.isnan(angles[:, 0]), np.nan, np.nan_to_num(angles, nan=-1.0).max(axis=1))
-
-
-def _present(values: Array) -> Array:
-    return values[~np.isnan(values)]
-
-
-def _mean(values: Sequence[float] | Array) -> float:
-    kept = _present(np.asarray(values, dtype=np.float64))
-    return float(kept.mean()) if kept.size else float("nan")
-
-
-def median(values: Sequence[float] | Array) -> float:
-    """The median of what is not NaN; NaN when that is nothing."""
-    kept = _present(np.asarray(values, dtype=np.float64))
-    return float(np.median(kept)) if kept.size else float("nan")
+def _lists(values: Array) -> list[Array]:
+    """The rows of the last axis, each without its NaN at the end."""
+    return [row[~np.isnan(row)] for row in values.reshape(-1, values.shape[-1])]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from losslens.measures import Measure, PairMeasure, of_pairs, of_runs
 from losslens.report.arm_table import beside
-from losslens.report.numbers import degrees, difference, number, percent
+from losslens.report.numbers import difference, number, percent
 from losslens.report.parts import Figure
 from losslens.report.style import (
     INK,
@@ -29,13 +29,8 @@ from losslens.report.style import (
 _LEVEL = "what the two would show if they were one loss (ceiling, repeat level)"
 _NULL = "what two updates with nothing in common show"
 
-# Column, title, axis, how a number is written, what the axis shows in any case: most barriers are 0.
-_PANELS: tuple[tuple[str, str, str, Callable[[float], str], list[float]], ...] = (
-    ("angle_min_left_to_sft", "Angle to SFT", "smallest angle, left (°)", degrees, [0]),
-    ("effective_rank", "Effective rank", "effective rank", partial(number, digits=1), []),
-    ("barrier_chord_to_sft", "Barrier to SFT", "barrier (nats a token)", number, [0, 0.01]),
-    ("cka_last_to_sft", "CKA to SFT", "CKA, last layer", partial(number, digits=4), [1]),
-)
+# Where nothing else decides, an axis of barriers goes so far: most are 0.
+_SMALLEST_BARRIER = 0.01
 
 
 def arm_figures(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> list[Figure]:
@@ -51,7 +46,9 @@ def arm_figures(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> lis
         figures.append(_size_and_direction(arms, looks))
     if arms["accuracy"].notna().any():
         figures.append(_accuracy(arms, looks, base))
-    return figures + [_panel(arms, looks, *panel) for panel in _PANELS if arms[panel[0]].notna().any()]
+    panels: list[tuple[str, str, Measure]] = [(m.name, m.label, m) for m in of_runs("more") if m.name != "norm"]
+    panels += [(f"{m.name}_to_sft", f"{m.label} to SFT", m) for m in of_pairs("main") if m.name != "cosine"]
+    return figures + [_panel(arms, looks, *panel) for panel in panels if arms[panel[0]].notna().any()]
 
 
 def _size_and_direction(arms: pd.DataFrame, looks: Looks) -> Figure:
@@ -125,20 +122,22 @@ def _panel(
     looks: Looks,
     name: str,
     title: str,
-    axis: str,
-    show: Callable[[float], str],
-    always: list[float],
+    measure: Measure,
 ) -> Figure:
+    axis = f"{measure.label}{f' ({measure.unit})' * (measure.unit not in ('', '%'))}"
     plot = rows_figure(axis, arms["beside"].tolist(), arms["place"].tolist())
     level = next((f"{name}_{end}" for end in ("ceiling", "repeat") if _known(arms, f"{name}_{end}")), "")
     shown = [*arms[name], *arms.get(level, [])]
-    if always and name.startswith("barrier") and max(value for value in shown if value == value) < always[-1]:
-        # Where all are 0 plotly would show −1 to 1, whatever it is to include.
-        plot.update_xaxes(range=[-always[-1] / 20, always[-1] * 1.05])
-    else:
-        plot.update_xaxes(autorangeoptions_include=always)
+    if measure.unit == "%":
+        plot.update_xaxes(tickformat=".0%")
+    if isinstance(measure, PairMeasure):
+        if measure.kind == "distance" and max(value for value in shown if value == value) < _SMALLEST_BARRIER:
+            # Where all are 0 plotly would show −1 to 1, whatever it is to include.
+            plot.update_xaxes(range=[-_SMALLEST_BARRIER / 20, _SMALLEST_BARRIER * 1.05])
+        else:
+            plot.update_xaxes(autorangeoptions_include=[measure.identical])
     for _, arm in arms[arms[name].notna()].iterrows():
-        mark = _mark(arm, looks, _hover(arm, name, show))
+        mark = _mark(arm, looks, _hover(arm, name, measure.show))
         plot.add_scatter(x=[arm[name]], y=[arm["place"]], error_x=_spread(arm, name), **mark)
     # Over the marks: a mark at its level is a finding.
     tick = {"symbol": "line-ns", "size": 13, "line": {"color": INK, "width": 2.5}}
@@ -154,7 +153,7 @@ def _panel(
                 x=known[column].tolist(), y=known["place"].tolist(), mode="markers", hoverinfo="skip", marker=marker
             )
             said.append(meaning)
-    return Figure(title, " ".join(said) or "Mean and standard deviation over runs.", plot)
+    return Figure(f"{title[0].upper()}{title[1:]}", " ".join(said) or "Mean and standard deviation over runs.", plot)
 
 
 def _mark(arm: pd.Series, looks: Looks, hover: str) -> dict[str, Any]:

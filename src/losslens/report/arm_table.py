@@ -3,35 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import pandas as pd
 
+from losslens.measures import of_pairs, of_runs
 from losslens.report.arms import is_matched, went_wrong
 from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import NOTHING, degrees, difference, number, p_value, percent, rate
+from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate
 from losslens.report.parts import Cell, Column, Row, Table, downloadable
 from losslens.report.style import colour, name_of
 
-_MEASURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("norm", "‖ΔW‖", number),
-    ("effective_rank", "effective rank", partial(number, digits=1)),
-    ("stable_rank", "stable rank", partial(number, digits=1)),
-    ("cosine_to_sft", "cosine to SFT", number),
-    ("cosine_to_sft_same_rate", "cosine to SFT at the same rate", number),
-    ("angle_min_left_to_sft", "angle to SFT, left", degrees),
-    ("cosine_to_dpo_conventional", "cosine to conventional DPO", number),
-    ("barrier_chord_to_sft", "barrier to SFT (nats a token)", number),
-    ("cka_last_to_sft", "CKA to SFT, last layer", partial(number, digits=4)),
-)
+_SAME_RATE = "cosine_to_sft_same_rate"
 _SHARE_RIGHT = ("share_right", "rollouts that are right", percent)
+
+
+def _measures() -> list[tuple[str, str, Callable[[float], str]]]:
+    """The columns, each with its heading and how a number of it is written."""
+    to_sft = [(f"{m.name}_to_sft", f"{m.label} to SFT", m.show) for m in of_pairs("main")]
+    to_sft.insert(1, (_SAME_RATE, "cosine to SFT at the same rate", number))
+    sizes = [(measure.name, measure.label, measure.show) for measure in of_runs("more")]
+    return [*sizes, *to_sft, ("cosine_to_dpo_conventional", "cosine to conventional DPO", number)]
 
 
 def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
     """One row an arm; measures that no arm has are no columns."""
-    measures = [measure for measure in _MEASURES if arms[measure[0]].notna().any()]
+    measures = [measure for measure in _measures() if arms[measure[0]].notna().any()]
     if not is_matched(arms):  # the same numbers twice
-        measures = [measure for measure in measures if measure[0] != "cosine_to_sft_same_rate"]
+        measures = [measure for measure in measures if measure[0] != _SAME_RATE]
     # Of one sweep all arms saw the same rollouts.
     measures += [_SHARE_RIGHT] if arms["share_right"].nunique() > 1 else []
     scored = arms["accuracy"].notna().any()

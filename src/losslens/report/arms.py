@@ -6,15 +6,11 @@ from typing import Any
 
 import pandas as pd
 
+from losslens.measures import of_pairs, of_runs
 from losslens.report import names
 from losslens.report.folder import AnalysisFolder
 from losslens.report.style import place_of
 
-# What is held against another arm: beside the value its range over pairs of runs, and what it is judged by.
-_TO_OTHERS = (
-    "cosine_to_sft", "angle_min_left_to_sft", "barrier_chord_to_sft", "cka_last_to_sft", "cosine_to_dpo_conventional",
-)  # fmt: skip
-_ENDS = ("", "_min", "_max", "_null", "_ceiling", "_repeat", "_relative", "_low", "_high")
 _TEXTS = (
     "arm",
     "method",
@@ -30,9 +26,9 @@ _TEXTS = (
 )
 _NUMBERS = (
     "learning_rate", "share_right",
-    *(f"{size}{end}" for size in ("norm", "effective_rank", "stable_rank") for end in ("", "_std")),
-    *(f"{measure}{end}" for measure in _TO_OTHERS for end in _ENDS),
-    "cosine_repeat", "cosine_to_sft_same_rate",
+    *(f"{measure.name}{end}" for measure in of_runs("more") for end in ("", "_std")),
+    *(f"{m.name}_to_sft{end}" for m in of_pairs("main") for end in m.endings if end != "_verdict"),
+    "cosine_repeat", "cosine_to_sft_same_rate", "cosine_to_dpo_conventional",
     "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
     *(f"{other}_{column}" for other in ("base", "sft") for column in ("diff", "diff_low", "diff_high", "p", "p_holm")),
 )  # fmt: skip

@@ -10,19 +10,13 @@ from typing import Any
 
 import pandas as pd
 
+from losslens.measures import of_pairs
 from losslens.report import names
 from losslens.report.folder import AnalysisFolder
 from losslens.report.style import Looks, name_of, place_of
 
 _RUN_TEXTS = ("run", "arm", "method", "lr", "diverged")
 _RUN_NUMBERS = ("learning_rate", "rank", "seed", "init_seed", "norm")
-# Measures of two losses; what stands beside each is empty where it has none.
-SIMILARITIES = ("cosine", "cka_last", "cka_min")
-MEASURES = (
-    *SIMILARITIES, "u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right",
-    "barrier_chord", "barrier_mean",
-)  # fmt: skip
-_ENDS = ("", "_min", "_max", "_null", "_ceiling", "_repeat", "_relative", "_low", "_high")
 _TEXTS = ("arm_a", "arm_b", "pairing", "repeat_kind", "cosine_verdict", "accuracy_verdict")
 _NUMBERS = (
     "pairs",
@@ -160,7 +154,7 @@ class Comparison:
     @cached_property
     def arm_pairs(self) -> pd.DataFrame:
         """One row for every two arms, the base among them, and for each arm and itself."""
-        columns = [f"{measure}{end}" for measure in MEASURES for end in _ENDS]
+        columns = [f"{measure.name}{end}" for measure in of_pairs() for end in measure.endings if end != "_verdict"]
         return self._analysis.table("arm_pairs", _TEXTS, (*_NUMBERS, *columns))
 
     @cached_property
@@ -183,11 +177,11 @@ class Comparison:
             value=row[measure],
             lowest=row[f"{measure}_min"],
             highest=row[f"{measure}_max"],
-            null=row[f"{measure}_null"],
-            level=row[f"{measure}_{'ceiling' if measure in SIMILARITIES else 'repeat'}"],
-            relative=row[f"{measure}_relative"],
-            low=row[f"{measure}_low"],
-            high=row[f"{measure}_high"],
+            null=row.get(f"{measure}_null", math.nan),
+            level=row.get(f"{measure}_ceiling", row.get(f"{measure}_repeat", math.nan)),
+            relative=row.get(f"{measure}_relative", math.nan),
+            low=row.get(f"{measure}_low", math.nan),
+            high=row.get(f"{measure}_high", math.nan),
             pairs=int(row["pairs"]),
             pairing=row["pairing"],
             repeats=int(row["repeats"]),

@@ -8,7 +8,7 @@ import pandas as pd
 
 from losslens.report.compared import Runs, find_modules, find_runs
 from losslens.report.comparison import Comparison
-from losslens.report.explored import OF_PAIRS, Pairs, pack
+from losslens.report.explored import Pairs, of_pairs_shown, pack
 from losslens.report.folder import AnalysisFolder
 from losslens.report.keys import key_of
 from losslens.report.parts import Section
@@ -24,7 +24,7 @@ _HOW_TO_READ = (
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """The section; None without a pair or without its modules."""
-    table = analysis.table("pairs", ("run_a", "run_b", "pairing"), tuple(OF_PAIRS))
+    table = analysis.table("pairs", ("run_a", "run_b", "pairing"), tuple(of_pairs_shown()))
     modules = find_modules(analysis.parquet("run_modules", ["module"]), analysis.parquet("modules", ["module"]))
     if table.empty or not modules.names:
         return None

@@ -2,47 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from losslens.measures import PairMeasure, of_functions, of_pairs, of_runs, of_weights
 from losslens.report.compared import Modules, Runs
 from losslens.report.folder import AnalysisFolder
 from losslens.report.packed import Packed
 
-# A measure and how many digits of it are shown after the point.
-_COSINE, _DEGREE, _FINE = 4, 2, 5
-_ENDS = ("", "_null", "_repeat")
-_OF_MODULES = dict.fromkeys(("cosine", "orthogonal_a_to_b", "u1", "v1", "cosine_null"), _COSINE)
-_OF_LAYERS = {
-    **dict.fromkeys(("cosine", "orthogonal_a_to_b", "cosine_null", "cosine_ceiling"), _COSINE),
-    **{f"angle_min_left{end}": _DEGREE for end in _ENDS},
-}
-OF_PAIRS = {
-    "orthogonal_a_to_b": _COSINE,
-    **dict.fromkeys(("cosine", "cosine_null", "cosine_ceiling"), _COSINE),
-    **{f"{name}{end}": _COSINE for name in ("u1", "v1") for end in _ENDS},
-    **{
-        f"angle_{end}_{side}{beside}": _DEGREE
-        for side in ("left", "right")
-        for end in ("min", "max")
-        for beside in _ENDS
-    },
-    **{f"{name}{end}": _FINE for name in ("cka_last", "cka_min") for end in ("", "_ceiling")},
-    **{f"barrier_{form}{end}": _FINE for form in ("chord", "mean") for end in ("", "_low", "_high", "_repeat")},
-    **{f"accuracy_{end}": _COSINE for end in ("mid", "mid_a", "mid_b", "diff")},
-    "accuracy_mid_n": 0,
-    **dict.fromkeys(("diff_low", "diff_high"), _COSINE),
-}
+_SHARE, _DEGREES, _FINE = 4, 2, 5
+# Of numbers that the terminal shows, too, a digit more.
+_MORE = 1
+# The accuracies of pairs of runs.
+_ACCURACIES = ("accuracy_mid", "accuracy_mid_a", "accuracy_mid_b", "accuracy_diff", "diff_low", "diff_high")
+
+
+def _columns(measures: Iterable[PairMeasure]) -> dict[str, int]:
+    """The columns of each measure, its value, null and level, and how many digits of them are shown."""
+    return {
+        f"{measure.name}{end}": measure.digits + _MORE
+        for measure in measures
+        for end in ("", *["_null"] * measure.has_null, f"_{measure.level}")
+    }
+
+
+def of_pairs_shown() -> dict[str, int]:
+    """The columns of `pairs.csv` that are shown, and how many digits of them."""
+    intervals = {
+        f"{measure.name}_{end}": measure.digits + _MORE
+        for measure in of_functions()
+        if measure.interval is not None
+        for end in ("low", "high")
+    }
+    return {**_columns(of_pairs()), **intervals, **dict.fromkeys(_ACCURACIES, _SHARE), "accuracy_mid_n": 0}
+
+
+def _of_modules() -> dict[str, int]:
+    shown = {measure.name: measure.digits + _MORE for measure in of_weights()}
+    return shown | {f"{m.name}_null": m.digits + _MORE for m in of_weights("main") if m.has_null}
+
+
 # Of two losses: what the cosine says beside its ceiling, and the accuracies.
 _OF_ARMS = {
     **dict.fromkeys(("cosine_relative", "cosine_low", "cosine_high"), 2),
-    **dict.fromkeys(("accuracy_diff", "diff_low", "diff_high"), _COSINE),
+    **dict.fromkeys(("accuracy_diff", "diff_low", "diff_high"), _SHARE),
 }
-_OF_RUNS = ("norm", "relative_norm", "effective_rank", "stable_rank", "drift_min", "drift_max", "off_principal")
 # Of many runs the page holds the pairs that say most, so that it can still be opened: so many numbers by layer and
 # module, so many angles.
 _MOST_NUMBERS, _MOST_ANGLES = 3_000_000, 1_200_000
@@ -76,17 +85,19 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
         {
             "runs": runs.facts, "arms": runs.arms, "pairs": pairs.ends, "pairings": pairs.table["pairing"].tolist(),
             "between": runs.between, "said": runs.rows[["cosine_verdict", "accuracy_verdict"]].to_numpy().tolist(),
+            "measures": [_told(measure) for measure in of_weights()],
+            "functions": [_told(measure) for measure in of_functions()],
+            "sizes": [[measure.name, f"{measure.label}{' (°)' * (measure.unit == '°')}"] for measure in of_runs()],
             "layers": modules.layers, "projections": modules.projections, "modules": modules.names, "at": modules.at,
         }
     )  # fmt: skip
     packed.significant("arms.p_holm", runs.rows["p_holm"].to_numpy(), digits=3)
     for name, digits in _OF_ARMS.items():
         packed.fixed(f"arms.{name}", runs.rows[name].to_numpy(), digits)
-    for name, digits in OF_PAIRS.items():
+    for name, digits in of_pairs_shown().items():
         packed.fixed(f"pairs.{name}", pairs.table[name].to_numpy(), digits)
     order = _by_importance(pairs, runs.between)
-    # Beside the columns the smallest and the largest angle of both sides.
-    a_pair = len(modules.names) * (len(_OF_MODULES) + 4) + len(modules.layers) * len(_OF_LAYERS)
+    a_pair = len(modules.names) * len(_of_modules()) + len(modules.layers) * len(_columns(of_weights()))
     held = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])
     _layers(packed, analysis, runs, modules, pairs, held)
     angled = _modules(packed, analysis, runs, modules, pairs, held, order)
@@ -95,6 +106,15 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
     _curves(packed, analysis, runs, pairs)
     _map(packed, analysis, runs, pairs)
     return packed, _left_away(len(pairs.ends), len(held), angled)
+
+
+def _told(measure: PairMeasure) -> dict[str, Any]:
+    """What the page must know of a measure."""
+    return {
+        "name": measure.name, "label": measure.label, "unit": measure.unit if measure.unit == "°" else "",
+        "digits": measure.digits + _MORE, "level": measure.level, "bounds": measure.bounds,
+        "main": measure in of_pairs("main"),
+    }  # fmt: skip
 
 
 def _by_importance(pairs: Pairs, between: Sequence[tuple[int, int, list[int]]]) -> list[int]:
@@ -123,11 +143,11 @@ def _left_away(all_pairs: int, held: int, angled: int) -> list[str]:
 def _layers(
     packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs, held: Sequence[int]
 ) -> None:
-    table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_OF_LAYERS))
+    table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_columns(of_weights())))
     row = _places(len(pairs.ends), held)[pairs.numbers(runs, table["run_a"], table["run_b"])]
     layer = table["layer"].map({layer: place for place, layer in enumerate(modules.layers)}).fillna(-1).to_numpy(int)
     there = (row >= 0) & (layer >= 0)
-    for name, digits in _OF_LAYERS.items():
+    for name, digits in _columns(of_weights()).items():
         values = np.full((len(held), len(modules.layers)), np.nan)
         values[row[there], layer[there]] = table[name].to_numpy()[there]
         packed.fixed(f"layers.{name}", values, digits)
@@ -144,41 +164,36 @@ def _modules(
 ) -> int:
     """Returns of how many pairs all angles are in."""
     sides = ("angles_left", "angles_right")
-    table = analysis.parquet("modules", ["run_a", "run_b", "module", *_OF_MODULES, *sides])
+    table = analysis.parquet("modules", ["run_a", "run_b", "module", *_of_modules(), *sides])
     pair = pairs.numbers(runs, _texts(table, "run_a"), _texts(table, "run_b"))
     module = _texts(table, "module").map({name: m for m, name in enumerate(modules.names)}).fillna(-1).to_numpy(int)
     row = _places(len(pairs.ends), held)[pair]
     there = (row >= 0) & (module >= 0)
     shape = (len(held), len(modules.names))
-    for name, digits in _OF_MODULES.items():
+    for name, digits in _of_modules().items():
         values = np.full(shape, np.nan)
         values[row[there], module[there]] = _numbers(table, name)[there]
         packed.fixed(f"modules.{name}", values, digits)
     angles = np.stack([_lists(table, side) for side in sides], axis=1) if table.num_rows else np.zeros((0, 2, 0))
-    ends = np.full((*shape, 2, 2), np.nan)
-    if angles.shape[2]:
-        counts = np.sum(~np.isnan(angles), axis=2, keepdims=True)
-        last = np.take_along_axis(angles, np.maximum(counts - 1, 0), axis=2)
-        ends[row[there], module[there]] = np.concatenate([angles[:, :, :1], last], axis=2)[there]
-    packed.fixed("modules.ends", ends, _DEGREE)
     angled = sorted(set(order[: max(1, _MOST_ANGLES // max(1, len(modules.names) * 2 * angles.shape[2]))]) & set(held))
     row = _places(len(pairs.ends), angled)[pair]
     there = (row >= 0) & (module >= 0)
     values = np.full((len(angled), len(modules.names), 2, angles.shape[2]), np.nan)
     values[row[there], module[there]] = angles[there]
-    packed.fixed("modules.angles", values, _DEGREE)
+    packed.fixed("modules.angles", values, _DEGREES)
     packed.say(held=held, angled=angled)
     return len(angled)
 
 
 def _runs(packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules) -> None:
-    whole = analysis.table("runs", ("run",), _OF_RUNS).drop_duplicates("run").set_index("run").reindex(runs.names)
-    table = analysis.parquet("run_modules", ["run", "module", *_OF_RUNS, "singular_values"])
+    sizes = [measure.name for measure in of_runs()]
+    whole = analysis.table("runs", ("run",), sizes).drop_duplicates("run").set_index("run").reindex(runs.names)
+    table = analysis.parquet("run_modules", ["run", "module", *sizes, "singular_values"])
     run = _texts(table, "run").map({name: place for place, name in enumerate(runs.names)}).fillna(-1).to_numpy(int)
     module = _texts(table, "module").map({name: m for m, name in enumerate(modules.names)}).fillna(-1).to_numpy(int)
     there = (run >= 0) & (module >= 0)
     shape = (len(runs.names), len(modules.names))
-    for name in _OF_RUNS:
+    for name in sizes:
         values = np.full(shape, np.nan)
         values[run[there], module[there]] = _numbers(table, name)[there]
         packed.significant(f"runs.{name}", whole[name].to_numpy())

@@ -7,7 +7,7 @@ from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.parts import Cell, Column, Row, Section, Table
 from losslens.report.style import colour, in_order, name_of
-from losslens.report.words import MEASURES
+from losslens.report.words import glossary
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
@@ -16,7 +16,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     if not methods:
         return None
     losses = [(name_of(m), introduction(m).summary, colour(m)) for m in methods if introduction(m).summary]
-    measures = [(name, text, "") for name, text in MEASURES.items()]
+    measures = [(name, text, "") for name, text in glossary().items()]
     return Section(
         "words",
         "In plain words",

@@ -12,13 +12,14 @@ from pathlib import Path
 import pandas as pd
 
 from losslens.files import atomic_file
+from losslens.measures import Measure, of_pairs, of_runs
 from losslens.report.arms import arms as ablation_arms
 from losslens.report.arms import is_matched
 from losslens.report.comparison import Comparison
 from losslens.report.findings import ratio
 from losslens.report.folder import AnalysisFolder
 from losslens.report.names import short
-from losslens.report.numbers import NOTHING, degrees, number, p_value, points, rate, whole
+from losslens.report.numbers import NOTHING, number, p_value, points, rate, whole
 from losslens.report.style import name_of
 
 # A page holds no more rows of this size.
@@ -71,9 +72,8 @@ def _without_empty_columns(table: PaperTable) -> PaperTable:
 
 def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
     texts = ("run", "method", "benchmark", "diverged")
-    numbers = (
-        "learning_rate", "seed", "init_seed", "norm", "effective_rank", "accuracy", "ci_low", "ci_high", "base_diff",
-    )  # fmt: skip
+    sizes = [measure.name for measure in of_runs("main")]
+    numbers = ("learning_rate", "seed", "init_seed", *sizes, "accuracy", "ci_low", "ci_high", "base_diff")
     runs = analysis.table("runs", texts, numbers)
     names = {run: loss.name for loss in comparison.losses for run in loss.runs}
     order = {run: place for place, run in enumerate(run for loss in comparison.losses for run in loss.runs)}
@@ -89,13 +89,13 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
         rows.append(
             [
                 "base" if base else f"{known}{mark}", rate(run["learning_rate"]), whole(run["seed"]),
-                whole(run["init_seed"]), number(run["norm"]), number(run["effective_rank"], 1),
+                whole(run["init_seed"]), *(measure.show(run[measure.name]) for measure in of_runs("main")),
                 *([run["benchmark"] or NOTHING] if several else []),
                 _percent(run["accuracy"]), _interval(run["ci_low"], run["ci_high"]), points(run["base_diff"]),
                 p_value(tested.get((run["run"], run["benchmark"]), math.nan)),
             ]
         )  # fmt: skip
-    heads = ["Loss", "LR", "Seed", "Init.", "‖ΔW‖", "Eff. rank", *(["Benchmark"] if several else [])]
+    heads = ["Loss", "LR", "Seed", "Init.", *_headings(of_runs("main")), *(["Benchmark"] if several else [])]
     heads += ["Acc. (%)", "95% CI", "Δ base", "p (Holm)"]
     about = _benchmark(runs)
     caption = "Runs: size of the update."
@@ -137,32 +137,27 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
         cells = [f"{loss.name} (again)" if own else loss.name, number(cosine.value)]
         cells += [number(cosine.level), ratio(cosine) if not math.isnan(cosine.relative) else NOTHING]
         cells += [number(cosine.null)]
-        for measure in ("angle_min_left", "angle_min_right"):
-            angle = comparison.of(measure, loss, reference)
-            cells += [degrees(angle.value), degrees(angle.level), degrees(angle.null)]
-        barrier, cka = (comparison.of(measure, loss, reference) for measure in ("barrier_chord", "cka_last"))
-        cells += [number(barrier.value), number(cka.value, 4)]
+        for measure in of_pairs("main")[1:]:
+            beside = comparison.of(measure.name, loss, reference)
+            cells += [measure.show(value) for value in (beside.value, beside.level, beside.null)]
         if cosine.known:
             rows.append(cells)
     if not rows:
         return None
-    heads = [
-        "Loss", "cos", "ceiling", "ratio", "null", "∠ left", "repeat", "null", "∠ right", "repeat", "null", "Barrier",
-        "CKA",
-    ]  # fmt: skip
+    heads = ["Loss", "cos", "ceiling", "ratio", "null"]
+    for measure in of_pairs("main")[1:]:
+        heads += [measure.heading, measure.level, "null"]
     found = [comparison.of("cosine", loss, reference) for loss in comparison.others]
-    measured = {"barrier_chord": "barrier of the loss (nats a token)", "cka_last": "CKA of the last layer"}
-    function = "".join(
-        f", {said}"
-        for name, said in measured.items()
-        if any(comparison.of(name, loss, reference).known for loss in comparison.others)
-    )
+    others = [
+        f"{measure.label}{f' ({measure.unit})' * (measure.unit == 'nats a token')}"
+        for measure in of_pairs("main")[1:]
+        if any(comparison.of(measure.name, loss, reference).known for loss in comparison.others)
+    ]
     ceilings = "Ceiling: √(ρρ') of the two losses' own repeats, ratio: cos/ceiling with its 95% jackknife interval. "
     ceilings *= any(not math.isnan(cosine.level) for cosine in found)
     caption = (
         f"Each loss against {reference.name}{_over(cosine.pairing for cosine in found if cosine.known)}: cosine of ΔW, "
-        "smallest principal angle between the leading left and right singular subspaces (median over modules)"
-        f"{function}. {ceilings}Null: two updates with nothing in common"
+        f"{', '.join(others)}. {ceilings}Null: two updates with nothing in common"
         f"{' but the initial A' * all(cosine.pairing in ('same seeds', 'same init') for cosine in found)}."
     )
     return PaperTable("to-reference", caption, heads, rows)
@@ -180,18 +175,17 @@ def _over(pairings: Iterable[str]) -> str:
 
 
 def _repeats(analysis: AnalysisFolder) -> PaperTable:
-    measures = ("cosine", "u1", "v1", "angle_min_left", "angle_min_right", "barrier_chord", "cka_last")
-    repeats = analysis.table("repeats", ("arm", "method", "lr", "repeat_kind"), ("rank", "pairs", *measures))
+    measures = of_pairs("more")
+    names = [measure.name for measure in measures]
+    repeats = analysis.table("repeats", ("arm", "method", "lr", "repeat_kind"), ("rank", "pairs", *names))
     rows = [
         [
-            name_of(row["method"]), row["lr"], row["repeat_kind"],
-            whole(row["pairs"]), number(row["cosine"]), number(row["u1"]), number(row["v1"]),
-            degrees(row["angle_min_left"]), degrees(row["angle_min_right"]), number(row["barrier_chord"]),
-            number(row["cka_last"], 4),
+            name_of(row["method"]), row["lr"], row["repeat_kind"], whole(row["pairs"]),
+            *(measure.show(row[measure.name]) for measure in measures),
         ]
         for _, row in repeats.iterrows()
     ]  # fmt: skip
-    heads = ["Loss", "LR", "Other", "Pairs", "cos", "u₁", "v₁", "∠ left", "∠ right", "Barrier", "CKA"]
+    heads = ["Loss", "LR", "Other", "Pairs", *_headings(measures)]
     how = {
         "order": "in another order of the data", "start": "from another start", "order and start": "from another start "
         "in another order", "data": "on other rollouts",
@@ -214,7 +208,7 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
             [
                 name_of(arm["method"]), rate(arm["learning_rate"]),
                 *([short(arm["settings"]) or NOTHING] if settings else []),
-                f"{arm['seeds']}{lost}", _with_std(arm, "norm"), _with_std(arm, "effective_rank", 1),
+                f"{arm['seeds']}{lost}", *(_with_std(arm, measure) for measure in of_runs("main")),
                 number(arm["cosine_to_sft"]), number(arm["cosine_to_sft_ceiling"]),
                 number(arm["cosine_to_dpo_conventional"]), accuracy,
                 points(arm["base_diff"]), p_value(arm["base_p_holm"]),
@@ -225,8 +219,7 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
         "LR",
         *(["Setting"] if settings else []),
         "Runs",
-        "‖ΔW‖",
-        "Eff. rank",
+        *_headings(of_runs("main")),
         "cos SFT",
         "ceiling",
         "cos DPO",
@@ -241,8 +234,13 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
     return PaperTable("ablation", caption, heads, rows)
 
 
-def _with_std(arm: pd.Series, name: str, digits: int = 3) -> str:
-    return number(arm[name], digits) + _std(arm.get(f"{name}_std", math.nan), digits)
+def _headings(measures: Iterable[Measure]) -> list[str]:
+    return [f"{measure.heading[0].upper()}{measure.heading[1:]}" for measure in measures]
+
+
+def _with_std(arm: pd.Series, measure: Measure) -> str:
+    std = arm.get(f"{measure.name}_std", math.nan)
+    return measure.show(arm[measure.name]) + ("" if pd.isna(std) else f" ± {measure.show(std)}")
 
 
 def _std(value: float, digits: int) -> str:

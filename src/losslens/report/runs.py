@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import pandas as pd
 
+from losslens.measures import of_runs
 from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.keys import key_of
 from losslens.report.names import of_run, setting_of
-from losslens.report.numbers import NOTHING, difference, number, percent, rate, whole
+from losslens.report.numbers import NOTHING, difference, percent, rate, whole
 from losslens.report.parts import Cell, Column, Figure, Row, Section, Table, downloadable
 from losslens.report.style import INK, colour, name_of, rows_figure, safe, whisker
 
 _TEXTS = ("run", "label", "method", "lr", "benchmark", "diverged")
 _NUMBERS = (
-    "learning_rate", "seed", "init_seed", "norm", "effective_rank", "accuracy", "n", "ci_low", "ci_high",
+    "learning_rate", "seed", "init_seed", *(measure.name for measure in of_runs("main")),
+    "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high",
 )  # fmt: skip
 
@@ -86,7 +88,8 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: Comparison) -> F
 def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table:
     columns = [
         Column("run", numeric=False), Column("method", numeric=False),
-        Column("learning rate"), Column("seed"), Column("init seed"), Column("‖ΔW‖"), Column("effective rank"),
+        Column("learning rate"), Column("seed"), Column("init seed"),
+        *(Column(measure.label) for measure in of_runs("main")),
         *([Column("benchmark", numeric=False)] if several else []),
         Column("accuracy"), Column("95% interval"), Column("to the base"),
     ]  # fmt: skip
@@ -98,8 +101,7 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
             Cell(rate(row["learning_rate"])),
             Cell(whole(row["seed"])),
             Cell(whole(row["init_seed"])),
-            Cell(number(row["norm"])),
-            Cell(number(row["effective_rank"], 1)),
+            *(Cell(measure.show(row[measure.name])) for measure in of_runs("main")),
             *([Cell(row["benchmark"] or NOTHING)] if several else []),
             Cell(percent(row["accuracy"])),
             Cell(_interval(row)),

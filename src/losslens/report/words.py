@@ -5,22 +5,10 @@ Losses have theirs where they are defined (`losslens.losses`).
 
 from __future__ import annotations
 
-# Each measure, as the page calls it; docs/measures.md has the same sentences.
-MEASURES = {
-    "ΔW": "What training added to the weights of the base: the update of a run.",
-    "‖ΔW‖": "The size of the update: how far the weights have moved, in whatever direction.",
-    "cosine": "How far two updates point the same way: 1 the same direction, 0 unrelated, −1 opposite.",
-    "angle": "The smallest angle between the main directions of two updates; left for what a layer writes, right for "
-    "what it reads. 0°: they share a direction, 90°: they share none.",
-    "effective rank": "How many directions an update really uses.",
-    "stable rank": "The same, measured against the strongest direction: 1 where that one carries all.",
-    "drift": "How far LoRA's A has turned from where it began, in degrees.",
-    "barrier": "How much the loss rises on the straight way from one trained model to another. 0: they lie in one "
-    "valley.",
-    "CKA": "How alike two models' hidden states are on the same texts: 1 the same but for a rotation, 0 unrelated.",
-    "agreement of u₁, v₁": "How well the strongest directions that two updates write (u₁) and read (v₁) agree: 1 the "
-    "same, 0 unrelated.",
-    "orthogonal share": "The part of one update that has nothing to do with the other's direction.",
+from losslens.measures import of_runs, of_weights, terms
+
+_BEFORE = {"ΔW": "What training added to the weights of the base: the update of a run."}
+_BESIDE = {
     "null": "What two updates show that have nothing in common: a number within it is no sign of a relation.",
     "repeat": "What a loss shows with itself, trained again with one thing changed: the order of the data, or the "
     "start.",
@@ -33,19 +21,20 @@ MEASURES = {
 }
 
 
+def glossary() -> dict[str, str]:
+    """Each measure, and what stands beside it, in a sentence; docs/measures.md has the same ones."""
+    return {**_BEFORE, **terms(), **_BESIDE}
+
+
 def about(heading: str) -> str:
     """The sentence about what a heading names, or nothing."""
-    known = [name for name in MEASURES if name.lower() in heading.lower()]
-    return MEASURES[max(known, key=len)] if known else ""
+    known = [name for name in glossary() if name.lower() in heading.lower()]
+    return glossary()[max(known, key=len)] if known else ""
 
 
 # Of what is logged while a run trains: the title of its plot, and the unit on its axis.
 COURSE = {
-    "norm": "‖ΔW‖",
-    "effective_rank": "Effective rank",
-    "stable_rank": "Stable rank",
-    "drift_min": "Drift of A, smallest angle (°)",
-    "drift_max": "Drift of A, largest angle (°)",
+    **{measure.name: measure.title for measure in of_runs() if not measure.needs_base},
     "cosine_to_previous": "Cosine of ΔW to the one logged before",
     "cosine_of_steps": "Cosine of two steps in a row",
 }
@@ -75,8 +64,4 @@ TRAINING = {
     "logps/rejected": "Pairs: log-probability of the rejected (nats)",
 }
 # Of each run that they are compared with, whose label follows.
-TO_REFERENCE = {
-    "cosine_to_": "Cosine to {}",
-    "angle_min_left_to_": "Smallest angle to {}, left (°)",
-    "angle_min_right_to_": "Smallest angle to {}, right (°)",
-}
+TO_REFERENCE = {f"{measure.name}_to_": f"{measure.title} to {{}}" for measure in of_weights("main")}

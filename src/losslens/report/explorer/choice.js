@@ -30,9 +30,9 @@ function spread(values) {
 }
 
 const mean = values => spread(values).mean;
-const ofModule = (measure, layer, projection) => {
+const ofModule = (name, layer, projection) => {
   const module = moduleAt[layer]?.[projection];
-  return spread(pairs().map(pair => measure.module(heldRows.get(pair), module)));
+  return spread(pairs().map(pair => data.at(`modules.${name}`, heldRows.get(pair), module)));
 };
 const ofLayer = (name, layer) => spread(pairs().map(pair => data.at(`layers.${name}`, heldRows.get(pair), layer)));
 const ofWhole = name => spread(pairs().map(pair => data.at(`pairs.${name}`, pair)));

@@ -4,7 +4,7 @@
 const PLOTS = {
   modules: {make: modulesPlot, needs: () => data.any("modules.cosine")},
   depth: {make: depthPlot, needs: () => data.any("modules.cosine")},
-  angles: {make: anglesPlot, needs: () => data.any("modules.ends")},
+  angles: {make: anglesPlot, needs: () => data.any("modules.angle_min_left")},
   spectra: {make: spectraPlot, needs: () => data.any("run_modules.singular_values")},
   norms: {make: normsPlot, needs: () => data.any("run_modules.norm")},
   cka: {make: ckaPlot, needs: () => head.cka.keys.length > 0},
@@ -118,7 +118,7 @@ function controls() {
     made.append(radio, element("span", name));
     $("projection").append(made);
   });
-  $("measure").replaceChildren(...Object.entries(MEASURES).map(([key, {name}]) => element("option", name, {value: key})));
+  $("measure").replaceChildren(...head.measures.map(({name, label}) => element("option", label, {value: name})));
   $("measure").addEventListener("change", event => {
     state.measure = event.target.value;
     changed(true);
@@ -165,6 +165,7 @@ function clicks() {
 async function explore() {
   data = await Packed.from($("data").content.textContent);
   head = data.header;
+  known();
   runPairs = new Map(head.pairs.map((ends, pair) => [symmetric(...ends), [pair]]));
   armPairs = new Map(head.between.map(([a, b, numbers]) => [symmetric(a, b), numbers]));
   armRows = new Map(head.between.map(([a, b], row) => [symmetric(a, b), row]));

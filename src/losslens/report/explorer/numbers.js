@@ -19,25 +19,21 @@ function rows(table, heading, body) {
   table.append(thead, tbody);
 }
 
-const levelOf = measure => measure.level ?? "repeat";
-
 function judges(measure, at) {
-  const of = measure.of ?? (value => value);
   const found = {};
-  for (const judge of ["null", levelOf(measure)]) {
-    const name = `${measure.judged}_${judge}`;
-    const value = at === "whole" ? ofWhole(name).mean
-      : at === "layer" && data.arrays.has(`layers.${name}`) ? ofLayer(name, state.layer).mean
-      : at === "module" && name === "cosine_null" ? ofModule({module: column(name)}, state.layer, state.projection).mean : NaN;
-    found[judge] = of(value);
+  for (const judge of ["null", measure.level]) {
+    const name = `${measure.name}_${judge}`;
+    found[judge] = at === "whole" ? ofWhole(name).mean
+      : at === "layer" ? ofLayer(name, state.layer).mean
+      : ofModule(name, state.layer, state.projection).mean;
   }
   return found;
 }
 
 function beside(measure, at) {
   const lines = Object.entries(judges(measure, at)).filter(([, value]) => Number.isFinite(value))
-    .map(([judge, value]) => `${judge} ${judge === "null" && measure.signed ? "±" : ""}${fixed(value, measure.digits)}`);
-  return [...lines, ...(measure === MEASURES.cosine && at === "whole" ? verdict() : [])].join("\n");
+    .map(([judge, value]) => `${judge} ${judge === "null" && SIGNED(measure) ? "±" : ""}${fixed(value, measure.digits)}`);
+  return [...lines, ...(measure.name === "cosine" && at === "whole" ? verdict() : [])].join("\n");
 }
 
 // The ratio of the whole cosine to its ceiling, its interval, and what they say.
@@ -50,13 +46,14 @@ function verdict() {
 }
 
 function pairTable() {
-  const body = Object.entries(MEASURES).map(([key, measure]) => {
-    const cell = (value, at) => ({text: shown(value, measure.digits, measure.unit), below: beside(measure, at), key: `${key}-${at}`});
+  const body = head.measures.map(measure => {
+    const {name, label, digits, unit} = measure;
+    const cell = (value, at) => ({text: shown(value, digits, unit), below: beside(measure, at), key: `${name}-${at}`});
     return [
-      measure.name,
-      cell(ofModule(measure, state.layer, state.projection), "module"),
-      cell(measure.layer ? ofLayer(measure.layer, state.layer) : spread([]), "layer"),
-      cell(ofWhole(measure.whole), "whole"),
+      label,
+      cell(ofModule(name, state.layer, state.projection), "module"),
+      cell(ofLayer(name, state.layer), "layer"),
+      cell(ofWhole(name), "whole"),
     ];
   });
   rows($("pair"), ["", here(), `layer ${head.layers[state.layer]}`, "all modules"], body);
@@ -65,7 +62,7 @@ function pairTable() {
 function sizesTable() {
   const module = moduleAt[state.layer]?.[state.projection] ?? -1;
   const body = [];
-  for (const [name, title] of Object.entries(SIZES)) {
+  for (const [name, title] of head.sizes) {
     const cells = [[state.a, module], [state.b, module], [state.a], [state.b]].map(([which, where], place) => ({
       text: sized(ofRun(name, which, where)), key: `${name}-${"abab"[place]}-${place < 2 ? "module" : "whole"}`,
     }));
@@ -76,15 +73,15 @@ function sizesTable() {
 
 function functionsTable() {
   const body = [];
-  const interval = (name, digits, scale = 1) => {
+  const interval = (name, digits) => {
     const [one] = pairs();
     const ends = [`${name}_low`, `${name}_high`].map(end => data.at(`pairs.${end}`, one));
-    return pairs().length === 1 && ends.every(Number.isFinite) ? `95% ${fixed(ends[0] * scale, digits)} … ${fixed(ends[1] * scale, digits)}` : "";
+    return pairs().length === 1 && ends.every(Number.isFinite) ? `95% ${ends.map(end => fixed(end, digits)).join(" … ")}` : "";
   };
-  for (const [name, title] of [["barrier_chord", "barrier to the chord"], ["barrier_mean", "barrier to the mean"], ["cka_last", "CKA, last layer"], ["cka_min", "CKA, smallest"]]) {
+  for (const {name, label, digits} of head.functions) {
     const value = ofWhole(name);
-    const below = [name.startsWith("barrier") ? interval(name, 5) : "", level(name)];
-    if (value.n) body.push([title, {text: shown(value, 5), below: below.filter(Boolean).join("\n"), key: `${name}-whole`}]);
+    const below = [interval(name, digits), level(name)];
+    if (value.n) body.push([label, {text: shown(value, digits), below: below.filter(Boolean).join("\n"), key: `${name}-whole`}]);
   }
   const {row, turned: backwards} = said();
   const one = row < 0 && pairs().length === 1 ? pairs()[0] : -1;
@@ -128,10 +125,11 @@ function sentence() {
 }
 
 function tiles() {
-  const found = ["cosine", "left", "right"].map(key => {
-    const measure = MEASURES[key], around = beside(measure, "whole").replaceAll("\n", ", ");
-    const own = beside(measure, "module"), whole = shown(ofWhole(measure.whole), measure.digits, measure.unit);
-    return [measure.name, shown(ofModule(measure, state.layer, state.projection), measure.digits, measure.unit), [own, `all modules ${whole}`, around && `(${around})`]];
+  const found = head.measures.filter(measure => measure.main).map(measure => {
+    const {name, label, digits, unit} = measure;
+    const around = beside(measure, "whole").replaceAll("\n", ", ");
+    const own = beside(measure, "module").replaceAll("\n", ", "), whole = shown(ofWhole(name), digits, unit);
+    return [label, shown(ofModule(name, state.layer, state.projection), digits, unit), [own, `all modules ${whole}`, around && `(${around})`]];
   });
   const module = moduleAt[state.layer]?.[state.projection] ?? -1;
   const [a, b] = [ofRun("norm", state.a, module), ofRun("norm", state.b, module)];
@@ -144,8 +142,9 @@ function tiles() {
 }
 
 function level(name) {
-  const kind = name.startsWith("barrier") ? "repeat" : "ceiling", value = ofWhole(`${name}_${kind}`).mean;
-  return Number.isFinite(value) ? `${kind} ${fixed(value, 5)}` : "";
+  const {level: kind, digits} = head.functions.find(measure => measure.name === name);
+  const value = ofWhole(`${name}_${kind}`).mean;
+  return Number.isFinite(value) ? `${kind} ${fixed(value, digits)}` : "";
 }
 
 let saying;

@@ -1,8 +1,8 @@
 // The plots of the updates themselves.
 function modulesPlot() {
   const measure = MEASURES[state.measure];
-  const all = head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(measure, layer, projection).mean));
-  const nulls = state.measure === "cosine" ? head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule({module: column("cosine_null")}, layer, projection).mean)) : null;
+  const all = head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(measure.name, layer, projection).mean));
+  const nulls = SIGNED(measure) ? head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(`${measure.name}_null`, layer, projection).mean)) : null;
   const flat = all.flat().filter(Number.isFinite);
   const {from, to, said: scale} = scaleOf(measure);
   const middle = dark() ? "#20242a" : "#f7f7f7";
@@ -17,52 +17,48 @@ function modulesPlot() {
   });
   const trace = {
     type: "heatmap", x: head.layers, y: head.projections.map((_, p) => p), z: all, xgap: 1, ygap: 1, ...colours,
-    hoverinfo: "text", hovertext: all.map((row, p) => row.map((value, l) => `layer ${head.layers[l]}, ${safe(head.projections[p])}: ${fixed(value, measure.digits)}${measure.unit ?? ""}`)),
-    colorbar: {orientation: "h", thickness: 8, yref: "container", y: 0, yanchor: "bottom", ypad: 4, outlinewidth: 0, nticks: 5, ticksuffix: measure.unit ?? ""},
+    hoverinfo: "text", hovertext: all.map((row, p) => row.map((value, l) => `layer ${head.layers[l]}, ${safe(head.projections[p])}: ${fixed(value, measure.digits)}${measure.unit}`)),
+    colorbar: {orientation: "h", thickness: 8, yref: "container", y: 0, yanchor: "bottom", ypad: 4, outlinewidth: 0, nticks: 5, ticksuffix: measure.unit},
     ...(within ? {text: dots, texttemplate: "%{text}", textfont: {color: INK, size: 14}} : {}),
   };
   const [low, high] = [Math.min(...flat), Math.max(...flat)];
   const caption = flat.length
-    ? `${measure.name} of each module, from ${fixed(low, measure.digits)} to ${fixed(high, measure.digits)}${measure.unit ?? ""}. ${scale}${nulls ? ` Dots (${within} of ${flat.length}): within the null, what two updates with nothing in common show.` : ""} Click a module to choose it.`
+    ? `${measure.label} of each module, from ${fixed(low, measure.digits)} to ${fixed(high, measure.digits)}${measure.unit}. ${scale}${nulls ? ` Dots (${within} of ${flat.length}): within the null, what two updates with nothing in common show.` : ""} Click a module to choose it.`
     : "Not known of this pair.";
   return {data: [trace], layout, caption, table: numbers(["layer", ...head.projections], head.layers.map((layer, l) => [String(layer), ...all.map(row => fixed(row[l], measure.digits))]))};
 }
 
 function depthPlot() {
-  const measure = MEASURES[state.measure], of = measure.of ?? (value => value);
-  const x = head.layers, chosen = x.map((_, layer) => ofModule(measure, layer, state.projection));
+  const measure = MEASURES[state.measure];
+  const x = head.layers, chosen = x.map((_, layer) => ofModule(measure.name, layer, state.projection));
   const traces = [], said = [], table = [["layer"], x.map(layer => [String(layer)])];
   const add = (name, values) => { table[0].push(name); values.forEach((value, i) => table[1][i].push(fixed(value, measure.digits))); };
   const layers = name => x.map((_, layer) => ofLayer(name, layer).mean);
-  const judged = judge => measure.layer ? layers(`${measure.judged}_${judge}`).map(of) : x.map(() => of(ofWhole(`${measure.judged}_${judge}`).mean));
-  const [nulls, levels] = [judged("null"), judged(levelOf(measure))];
-  const scope = measure.layer ? "of the layer" : "median or mean over all modules";
+  const [nulls, levels] = ["null", measure.level].map(judge => layers(`${measure.name}_${judge}`));
   if (nulls.some(Number.isFinite)) {
-    if (measure.signed) traces.push(band(x, nulls.map(value => -value), nulls, SHADE));
+    if (SIGNED(measure)) traces.push(band(x, nulls.map(value => -value), nulls, SHADE));
     else traces.push(line("null", x, nulls, {colour: MUTED, width: 1.5, dash: "2px,3px"}));
-    said.push(`${measure.signed ? "Grey band" : "Dotted"}: the null, ${scope}.`);
+    said.push(`${SIGNED(measure) ? "Grey band" : "Dotted"}: the null of the layer.`);
     add("null", nulls);
   }
   if (levels.some(Number.isFinite)) {
-    traces.push(line(levelOf(measure), x, levels, {colour: INK, width: 1.5, dash: "9px,5px"}));
-    said.push(`Dashed: the ${levelOf(measure)}, what two that are one loss would show, ${scope}.`);
-    add(levelOf(measure), levels);
+    traces.push(line(measure.level, x, levels, {colour: INK, width: 1.5, dash: "9px,5px"}));
+    said.push(`Dashed: the ${measure.level}, what two that are one loss would show, of the layer.`);
+    add(measure.level, levels);
   }
   head.projections.forEach((name, projection) => {
-    const values = x.map((_, layer) => ofModule(measure, layer, projection).mean);
+    const values = x.map((_, layer) => ofModule(measure.name, layer, projection).mean);
     if (projection !== state.projection) traces.push(line(name, x, values, {colour: MUTED, width: 1}));
     add(name, values);
   });
-  if (measure.layer) {
-    const whole = layers(measure.layer);
-    traces.push(line("the layer as a whole", x, whole, {width: 1.8}));
-    said.unshift("Plain line: the layer as a whole.");
-    add("layer", whole);
-  }
+  const whole = layers(measure.name);
+  traces.push(line("the layer as a whole", x, whole, {width: 1.8}));
+  said.unshift("Plain line: the layer as a whole.");
+  add("layer", whole);
   if (average()) traces.push(band(x, chosen.map(value => value.low), chosen.map(value => value.high), "rgba(60,130,200,0.22)"));
   traces.push(line(head.projections[state.projection], x, chosen.map(value => value.mean), {colour: LINK, width: 3, symbol: "circle", size: 6}));
-  const layout = axes("layer", `${measure.name}${measure.unit ? ` (${measure.unit})` : ""}`, 330, {
-    xaxis: {range: edges()}, yaxis: {automargin: false}, margin: {l: 64, r: 16, t: 8, b: 44}, shapes: [cursor(x[state.layer]), ...(measure.signed ? [across(0)] : [])],
+  const layout = axes("layer", `${measure.label}${measure.unit ? ` (${measure.unit})` : ""}`, 330, {
+    xaxis: {range: edges()}, yaxis: {automargin: false}, margin: {l: 64, r: 16, t: 8, b: 44}, shapes: [cursor(x[state.layer]), ...(SIGNED(measure) ? [across(0)] : [])],
   });
   const others = head.projections.filter((_, p) => p !== state.projection);
   const caption = `Thick: ${head.projections[state.projection]}${average() ? ", its band from the smallest to the largest pair" : ""}${others.length ? `; thin: ${others.join(", ")}` : ""}. ${said.join(" ")} Click a layer to choose it.`;
@@ -76,7 +72,7 @@ function anglesPlot() {
   const sides = ["left", "right"].map((name, side) => {
     let values = Array.from({length: count}, (_, i) => spread(pairs().map(pair => data.at("modules.angles", angledRows.get(pair), module, side, i))));
     let x = values.map((_, i) => i + 1);
-    if (!has) [values, x] = [[0, 1].map(end => ofModule(MEASURES[`${name}${end ? "_largest" : ""}`], state.layer, state.projection)), [1, Math.max(count, 2)]];
+    if (!has) [values, x] = [[0, 1].map(end => ofModule(`angle_${end ? "max" : "min"}_${name}`, state.layer, state.projection)), [1, Math.max(count, 2)]];
     const kept = values.map(value => value.n > 0);
     return {name, x: x.filter((_, i) => kept[i]), values: values.filter((_, i) => kept[i])};
   });

@@ -1,0 +1,58 @@
+"""Principal angles of random subspaces: the null of every angle.
+
+The null hypothesis: singular values as they are, singular vectors uniformly random (Haar) and independent. It holds
+exactly for two updates B·A with independent Gaussian factors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import wishart
+
+from losslens.updates.base import Array
+
+
+def expected_angles(subspaces: Sequence[tuple[int, int, int]], draws: int = 200, seed: int = 0) -> tuple[float, float]:
+    """The expected median over modules of the smallest and the largest angle of random subspaces, in degrees.
+
+    Args:
+        subspaces: Of each module (d, k, l): the dimension of the space and of the two subspaces.
+        draws: Draws of all modules, over which the medians are averaged.
+        seed: Of the generator.
+    """
+    rng = np.random.default_rng(seed)
+    smallest, largest = [], []
+    for (d, k, l), count in sorted(Counter(subspaces).items()):
+        if min(k, l) == 0:
+            continue
+        angles = random_angles(d, k, l, draws * count, rng).reshape(draws, count, -1)
+        smallest.append(angles[..., 0])
+        largest.append(angles[..., -1])
+    if not smallest:
+        return float("nan"), float("nan")
+    low, high = (np.median(np.concatenate(part, axis=1), axis=1).mean() for part in (smallest, largest))
+    return float(np.degrees(low)), float(np.degrees(high))
+
+
+def random_angles(d: int, k: int, l: int, draws: int, rng: np.random.Generator) -> Array:
+    """Principal angles (radians, ascending) of `draws` pairs of random subspaces of ℝᵈ, shape (draws, min(k, l)).
+
+    The squared cosines of a k- and an l-dimensional one are the eigenvalues of (GᵀG + W)⁻¹GᵀG with G a k×l Gaussian
+    matrix and W Wishart with d − k degrees of freedom (Absil, Edelman and Koev 2006): no vector of length d is drawn.
+    """
+    k, l = max(k, l), min(k, l)
+    gaussian = rng.standard_normal((draws, k, l))
+    inside = gaussian.transpose(0, 2, 1) @ gaussian
+    if d - k >= l:
+        outside = wishart.rvs(df=d - k, scale=np.eye(l), size=draws, random_state=rng).reshape(draws, l, l)
+    else:
+        rest = rng.standard_normal((draws, d - k, l))
+        outside = rest.transpose(0, 2, 1) @ rest
+    whitening = np.linalg.inv(np.linalg.cholesky(inside + outside))
+    squared_cosines = np.linalg.eigvalsh(whitening @ inside @ whitening.transpose(0, 2, 1))
+    angles = np.arccos(np.sqrt(np.clip(squared_cosines[:, ::-1], 0.0, 1.0)))
+    angles[:, : max(0, k + l - d)] = 0  # so many directions they must have in common
+    return angles
