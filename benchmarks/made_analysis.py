@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from losslens import measures
 from losslens.analysis.repeats import MEASURES, arm_pairs, pairing, with_levels
 from losslens.geometry.comparison import PairGeometry, RunGeometry
-from losslens.geometry.tables import geometry_tables
+from losslens.geometry.tables import Compared, weight_tables
 from losslens.losses.introduction import own_introductions
 
 # Those of arXiv 2606.23740, in their order.
 METHODS = tuple(name for name, known in own_introductions().items() if known.place in range(1, 7))
-_ANGLES = [f"angle_{end}_{side}" for side in ("left", "right") for end in ("min", "max")]
 
 
 def make_analysis(
@@ -57,7 +57,9 @@ def make_analysis(
     lengths = {name: 0.05 * (1 + methods.index(by_name.loc[name, "method"])) for name in names}
     sizes = {name: _run(draw, len(modules), rank, length) for name, length in lengths.items()}
     compared = {(a, b): _pair(draw, sizes[a], sizes[b], layers, len(projections), top) for a, b in pairs}
-    tables = geometry_tables(modules, sizes, compared, {})
+    tables = weight_tables(
+        Compared(modules, [(2560, 2560)] * len(modules), sizes, compared, top, same_a=dict.fromkeys(compared, True))
+    )
     runs = runs.merge(tables.runs, on="run").assign(accuracy=draw.uniform(0.5, 0.6, len(runs)), n=500)
     runs = runs.assign(ci_low=runs["accuracy"] - 0.04, ci_high=runs["accuracy"] + 0.04)
     base = {
@@ -78,21 +80,19 @@ def make_analysis(
     curves, cka = _curves(draw, reference), _cka(draw, [*reference, *((name, "base-made") for name in names)], layers)
     _write(folder, "connectivity", curves)
     _write(folder, "cka", cka)
-    measured = _nulls(draw, tables.pairs, ["cosine", "u1", "v1", *_ANGLES]).merge(
-        _measured(draw, pairs, set(reference), curves, cka), on=["run_a", "run_b"]
-    )
+    measured = tables.pairs.merge(_measured(draw, pairs, set(reference), curves, cka), on=["run_a", "run_b"])
     arms, seed = (by_name[name].to_dict() for name in ("arm", "seed"))
     kinds = [pairing((seed[a], 0), (seed[b], 0), same_init=True) for a, b in pairs]
     measured = measured.assign(arm_a=measured["run_a"].map(arms), arm_b=measured["run_b"].map(arms), pairing=kinds)
     _write(folder, "pairs", with_levels(measured, MEASURES))
     of_arms = arm_pairs(measured, seed, list(dict.fromkeys(runs["arm"])))
     _write(folder, "arm_pairs", of_arms.merge(_accuracies(draw, of_arms), on=["arm_a", "arm_b"], how="left"))
-    layer_rows = _nulls(draw, tables.layers, ["cosine", "angle_min_left"])
-    layer_rows = layer_rows.merge(measured[["run_a", "run_b", "arm_a", "arm_b", "pairing"]], on=["run_a", "run_b"])
-    _write(folder, "layers", with_levels(layer_rows, ["cosine", "angle_min_left"], by=["layer"]))
-    tables.modules.assign(cosine_null=draw.uniform(0.02, 0.05, len(tables.modules))).to_parquet(
-        folder / "modules.parquet"
+    of_weights = [measure.name for measure in measures.of_weights()]
+    kinds_of = measured[["run_a", "run_b", "arm_a", "arm_b", "pairing"]]
+    _write(
+        folder, "layers", with_levels(tables.layers.merge(kinds_of, on=["run_a", "run_b"]), of_weights, by=["layer"])
     )
+    tables.modules.to_parquet(folder / "modules.parquet")
     tables.run_modules.to_parquet(folder / "run_modules.parquet")
     _write(
         folder,
@@ -181,14 +181,9 @@ def _pair(
     norms = [np.sqrt(np.sum(run.singular_values**2, axis=1)) for run in (a, b)]
     angles = [np.radians(np.sort(draw.uniform(low, 90, (modules, top)))) for low in (15, 2)]
     agreement = draw.uniform(0, 1, (2, modules))
-    return PairGeometry(cosines * norms[0] * norms[1], np.zeros(modules), *angles, *agreement)
-
-
-def _nulls(draw: np.random.Generator, table: pd.DataFrame, measures: Sequence[str]) -> pd.DataFrame:
-    nulls = {
-        f"{name}_null": draw.uniform(*((50, 60) if "angle" in name else (0.02, 0.03)), len(table)) for name in measures
-    }
-    return table.assign(**nulls)
+    # As of one A: whatever acts on the same inputs has this much in common.
+    overlap = (norms[0] * norms[1]) ** 2
+    return PairGeometry(cosines * norms[0] * norms[1], overlap, *angles, *agreement)
 
 
 def _accuracies(draw: np.random.Generator, of_arms: pd.DataFrame) -> pd.DataFrame:

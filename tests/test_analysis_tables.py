@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +14,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, seed_table
 from losslens.analysis.cache import Cache
-from losslens.analysis.floor_tables import Unrelated
 from losslens.analysis.manifests import BaseFacts, RunFacts
 from losslens.analysis.passes import Passes
 from losslens.analysis.scores import scores_of
 from losslens.analysis.subjects import Base, Gathered, Subject
+from losslens.analysis.tables import compared_weights
 from losslens.errors import InputError
 from losslens.evaluation import write_outcomes
 from losslens.geometry.comparison import PairGeometry, RunGeometry
-from losslens.geometry.floors import random_agreement, random_angle_floor, random_cosine_bound, shared_cosine_bound
-from losslens.geometry.tables import AgainstBase, geometry_tables
+from losslens.geometry.random_angles import expected_angles
+from losslens.geometry.tables import AgainstBase, Compared, WeightTables, weight_tables
+from losslens.measures.weights import random_agreement
 from losslens.models import LoadedModel, ModelSource
 from losslens.runs import Run
 
@@ -185,7 +187,7 @@ class TestGeometryTables:
             v1=np.array([0.5, 0.9, NAN]),
         )
         base = {name: AgainstBase(np.array([6.0, 6.0, 7.0]), np.array([0.5, 1.0, NAN])) for name in runs}
-        return geometry_tables(self.MODULES, runs, {("x", "y"): pair}, base)
+        return weight_tables(Compared(self.MODULES, [(9, 9)] * 3, runs, {("x", "y"): pair}, 2, base))
 
     def test_runs(self) -> None:
         """x: ‖ΔW‖² = 25 + 4 + 2 = 31, ‖W0‖ = 11; off-principal (½·25 + 4)/31; drift medians 3° and 4°."""
@@ -219,57 +221,66 @@ class TestGeometryTables:
 
     def test_one_run_has_no_pairs(self) -> None:
         runs = {"x": RunGeometry(np.ones((3, 1)), np.zeros((3, 0)))}
-        tables = geometry_tables(self.MODULES, runs, {}, {})
+        tables = weight_tables(Compared(self.MODULES, [(9, 9)] * 3, runs, {}, 2))
         assert len(tables.runs) == 1
         assert len(tables.pairs) == len(tables.layers) == len(tables.modules) == 0
         assert "cosine" in tables.pairs.columns
 
 
-class TestUnrelated:
+class TestNulls:
     """Two modules of different shapes; x has three directions, y two; top 2."""
 
     SHAPES = ((30, 50), (20, 80))
+    OVERLAP = np.array([7.0, 5.0])
+    NORMS = np.sqrt([[14, 3], [5, 25]])
 
-    def columns(self, tmp_path: Path, shared: bool, modules=(0, 1)) -> dict[str, float]:
-        starts = ("i", "i" if shared else "j")
-        subjects = [Subject(n, tmp_path, n, facts=facts("sft", k, starts[k])) for k, n in enumerate("xy")]
-        them = gathered(subjects, shapes=list(self.SHAPES), ranks=[3, 3])
+    def tables(self, tmp_path: Path, starts: tuple[str, str] | None) -> WeightTables:
+        subjects = [Subject(n, tmp_path, n, facts=starts and facts("sft", k, starts[k])) for k, n in enumerate("xy")]
+        them = replace(gathered(subjects, shapes=list(self.SHAPES), ranks=[3, 3]), modules=["a", "b"])
         runs = {
             "x": RunGeometry(np.array([[3.0, 2, 1], [1, 1, 1]]), np.zeros((2, 0))),
             "y": RunGeometry(np.array([[2.0, 1, NAN], [4, 3, NAN]]), np.zeros((2, 0))),
         }
         nan = np.full((2, 2), NAN)
-        self.overlap = np.array([7.0, 5.0])
-        pair = PairGeometry(np.zeros(2), self.overlap, nan, nan, nan[0], nan[0])
-        unrelated = Unrelated(them, runs, {("x", "y"): pair}, 2, Cache(tmp_path / "cache"))
-        measures = ("cosine", "u1", "v1", "angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right")
-        found = unrelated.columns(("x", "y"), list(modules), measures)
-        assert unrelated.columns(("x", "y"), list(modules), measures) == found
+        pairs = {("x", "y"): PairGeometry(np.zeros(2), self.OVERLAP, nan, nan, nan[0], nan[0])}
+        cache = Cache(tmp_path / "cache")
+        found = weight_tables(compared_weights(them, runs, pairs, {}, 2, cache))
+        again = weight_tables(compared_weights(them, runs, pairs, {}, 2, cache))
+        pd.testing.assert_frame_equal(again.pairs, found.pairs)
         return found
 
     def test_independent(self, tmp_path: Path) -> None:
-        found = self.columns(tmp_path, shared=False)
-        norms = np.sqrt([[14, 3], [5, 25]])
-        assert found["cosine_null"] == pytest.approx(random_cosine_bound(norms[0], norms[1], self.SHAPES))
-        assert found["u1_null"] == pytest.approx(random_agreement([30, 20]))
-        assert found["v1_null"] == pytest.approx(random_agreement([50, 80]))
-        left = random_angle_floor([(20, 2, 2), (30, 2, 2)])
-        right = random_angle_floor([(50, 2, 2), (80, 2, 2)])
-        assert (found["angle_min_left_null"], found["angle_max_left_null"]) == (left.smallest, left.largest)
-        assert (found["angle_min_right_null"], found["angle_max_right_null"]) == (right.smallest, right.largest)
+        found = self.tables(tmp_path, ("i", "j")).pairs.iloc[0]
+        squared = self.NORMS**2
+        variance = np.sum(squared[0] * squared[1] / np.prod(self.SHAPES, axis=1))
+        assert found["cosine_null"] == pytest.approx(1.95996 * np.sqrt(variance / squared.sum(axis=1).prod()), rel=1e-5)
+        assert found["u1_null"] == pytest.approx(random_agreement(np.array([30, 20])))
+        assert found["v1_null"] == pytest.approx(random_agreement(np.array([50, 80])))
+        for side, spaces in (("left", [(20, 2, 2), (30, 2, 2)]), ("right", [(50, 2, 2), (80, 2, 2)])):
+            nulls = (found[f"angle_min_{side}_null"], found[f"angle_max_{side}_null"])
+            assert nulls == expected_angles(spaces)
+        assert found["orthogonal_a_to_b_null"] == pytest.approx(np.sqrt(1 - found["cosine_null"] ** 2))
 
     def test_shared(self, tmp_path: Path) -> None:
         """The right side is random within three dimensions, the left as before."""
-        found = self.columns(tmp_path, shared=True)
-        norms = np.sqrt([[14, 3], [5, 25]])
-        assert found["cosine_null"] == pytest.approx(shared_cosine_bound(*norms, self.overlap, self.SHAPES))
+        found = self.tables(tmp_path, ("i", "i")).pairs.iloc[0]
+        bound = 1.95996 * np.sqrt(np.sum(self.OVERLAP / [30, 20]) / (self.NORMS**2).sum(axis=1).prod())
+        assert found["cosine_null"] == pytest.approx(bound, rel=1e-5)
         assert found["v1_null"] == pytest.approx(0.5)  # of the sphere in three dimensions
-        assert found["angle_min_right_null"] == random_angle_floor([(3, 2, 2)] * 2).smallest
-        assert found["angle_min_left_null"] == random_angle_floor([(20, 2, 2), (30, 2, 2)]).smallest
+        assert found["angle_min_right_null"] == expected_angles([(3, 2, 2)] * 2)[0]
+        assert found["angle_min_left_null"] == expected_angles([(20, 2, 2), (30, 2, 2)])[0]
+
+    def test_unknown(self, tmp_path: Path) -> None:
+        """Of adapters made elsewhere: the bound of the cosine that holds in any case, and nothing on the right side."""
+        shared, unknown = (self.tables(tmp_path, starts).pairs.iloc[0] for starts in (("i", "i"), None))
+        for name in ("cosine_null", "u1_null", "angle_min_left_null", "angle_max_left_null"):
+            assert unknown[name] == shared[name]
+        assert unknown[["v1_null", "angle_min_right_null", "angle_max_right_null"]].isna().all()
 
     def test_one_module(self, tmp_path: Path) -> None:
-        found = self.columns(tmp_path, shared=False, modules=(1,))
+        found = self.tables(tmp_path, ("i", "j")).modules.set_index("module").loc["b"]
         assert found["cosine_null"] == pytest.approx(1.95996 / np.sqrt(20 * 80), rel=1e-5)
+        assert found["angle_min_left_null"] == expected_angles([(20, 2, 2)])[0]
 
 
 def test_a_square_weight_that_is_kept_transposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 
 from losslens.adapters import save_adapter
 from losslens.errors import InputError
-from losslens.geometry.measures import cosine, effective_rank, orthogonal_component, stable_rank
 from losslens.geometry.tables import layer_of
+from losslens.measures.weights import cosine, effective_rank, orthogonal_share, stable_rank
 from losslens.models import LoadedModel, as_it_was
 from losslens.updates.base import pair_products
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
+from tests.measure_views import pair_of
 
 SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
 
@@ -67,15 +68,20 @@ def test_a_change_of_gauge_changes_nothing(shape: tuple[int, int, int, int, int]
     assert np.allclose(singular_values(moved), singular_values(delta))
 
 
+def cosines(inner: float, norm: float, other_norm: float) -> tuple[float, float]:
+    """The cosine of two updates of one module, and their orthogonal share."""
+    pair = pair_of([(1, 1)], ([norm], [other_norm]), inner=[inner])
+    return cosine(pair).item(), orthogonal_share(cosine, pair).item()
+
+
 def test_by_hand() -> None:
     """ΔW₁ = 2·e₁e₁ᵀ + 2·e₂e₂ᵀ, ΔW₂ = 3·e₁e₁ᵀ: inner product 6, norms √8 and 3, cosine 6/(3·√8) = 1/√2."""
     eye = np.eye(4)
     first = LoraUpdate(eye[:, :2], eye[:2], 2.0)
     second = LoraUpdate(eye[:, :1], eye[:1], 3.0)
     assert inner_product(first, second) == 6
-    assert cosine(6, math.sqrt(8), 3) == pytest.approx(1 / math.sqrt(2))
-    assert orthogonal_component(1 / math.sqrt(2)) == pytest.approx(1 / math.sqrt(2))
-    assert orthogonal_component(1 + 1e-15) == 0
+    assert cosines(6, math.sqrt(8), 3) == pytest.approx((1 / math.sqrt(2), 1 / math.sqrt(2)))
+    assert cosines(1 + 1e-15, 1, 1)[1] == 0
     assert singular_values(first) == pytest.approx([2, 2])
     assert effective_rank(np.array([2.0, 2.0])) == pytest.approx(2)
     assert stable_rank(np.array([2.0, 2.0])) == pytest.approx(2)
@@ -88,8 +94,7 @@ def test_an_update_of_zero_has_no_direction() -> None:
     zero = np.zeros(3)
     assert math.isnan(effective_rank(zero))
     assert math.isnan(stable_rank(zero))
-    assert math.isnan(cosine(0.0, 0.0, 1.0))
-    assert math.isnan(orthogonal_component(float("nan")))
+    assert np.isnan(cosines(0.0, 0.0, 1.0)).all()
     assert math.isnan(effective_rank(np.zeros(0)))
     assert math.isnan(stable_rank(np.zeros(0)))
 
@@ -99,10 +104,10 @@ def test_the_orthogonal_part_is_what_is_left_of_the_projection() -> None:
     rng = np.random.default_rng(5)
     first, second = random_delta(rng, 30, 20, 4), random_delta(rng, 30, 20, 6)
     full, other = first.dense(), second.dense()
-    value = cosine(inner_product(first, second), float(np.linalg.norm(full)), float(np.linalg.norm(other)))
+    value, share = cosines(inner_product(first, second), float(np.linalg.norm(full)), float(np.linalg.norm(other)))
     rest = full - np.sum(full * other) / np.sum(other**2) * other
-    assert orthogonal_component(value) == pytest.approx(np.linalg.norm(rest) / np.linalg.norm(full), rel=1e-12)
-    assert orthogonal_component(value) ** 2 + value**2 == pytest.approx(1, abs=1e-15)
+    assert share == pytest.approx(np.linalg.norm(rest) / np.linalg.norm(full), rel=1e-12)
+    assert share**2 + value**2 == pytest.approx(1, abs=1e-15)
 
 
 class TestAdapterFolders:

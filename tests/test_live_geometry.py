@@ -15,12 +15,12 @@ from scipy.linalg import subspace_angles
 
 from losslens.geometry.comparison import compare
 from losslens.geometry.live import LiveGeometry
-from losslens.geometry.measures import effective_rank, stable_rank
-from losslens.geometry.tables import geometry_tables
+from losslens.geometry.tables import Compared, weight_tables
 from losslens.losses import Batch
 from losslens.losses.dft import Dft
 from losslens.losses.grpo import Grpo
 from losslens.losses.sft import Sft
+from losslens.measures.weights import effective_rank, stable_rank
 from losslens.models import LoadedModel
 from losslens.training.run import train_run
 from losslens.updates.folder import open_adapter
@@ -92,9 +92,10 @@ def test_is_the_dense_computation(seed: int) -> None:
     spectra = [np.linalg.svd(r[module], compute_uv=False)[:2] for module in SHAPES]
     expected["effective_rank"] = np.mean([effective_rank(values) for values in spectra])
     expected["stable_rank"] = np.mean([stable_rank(values) for values in spectra])
-    # The columns of ΔW span what those of B do, its rows what those of A do.
-    for side, of in (("left", lambda delta: delta.b), ("right", lambda delta: delta.a.T)):
-        smallest = [subspace_angles(of(points[2][module]), of(other[module]))[-1] for module in SHAPES]
+    # Of either as many leading directions as the one of the smaller rank has, as in pairs.csv.
+    for side, turn in (("left", np.asarray), ("right", np.transpose)):
+        leading = [[np.linalg.svd(turn(each[module]))[0][:, :2] for each in (r, o)] for module in SHAPES]
+        smallest = [subspace_angles(*both)[-1] for both in leading]
         expected[f"angle_min_{side}_to_other"] = np.degrees(np.median(smallest))
     drift = [np.degrees(subspace_angles(START[m].a.T, points[2][m].a.T)) for m in SHAPES]
     expected["drift_max"] = np.median([values[0] for values in drift])
@@ -134,7 +135,9 @@ def test_a_run_logs_what_analyze_finds_in_its_adapter(
     with open_adapter(folders[0]) as grpo, open_adapter(folders[1]) as sft, open_adapter(folders[2]) as start:
         modules = grpo.modules
         runs, pairs = compare([grpo, sft], modules, initial=[start, start])
-    tables = geometry_tables(modules, dict(zip(("grpo", "sft"), runs, strict=True)), {("grpo", "sft"): pairs[0, 1]}, {})
+        shapes = [grpo[module].shape for module in modules]
+    named = dict(zip(("grpo", "sft"), runs, strict=True))
+    tables = weight_tables(Compared(modules, shapes, named, {("grpo", "sft"): pairs[0, 1]}, 10))
     run, pair = tables.runs.set_index("run").loc["grpo"], tables.pairs.iloc[0]
     assert logged.pop("norm") == pytest.approx(run["norm"], rel=1e-12)
     for name in ("effective_rank", "stable_rank", "drift_min", "drift_max"):

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from losslens.files import sha256_of
 from losslens.geometry.comparison import compare
-from losslens.geometry.tables import run_measures
+from losslens.geometry.tables import Compared, weight_tables
 from losslens.models import LoadedModel, as_it_was
 from losslens.runs import Run, runs_of
 from losslens.updates.folder import open_adapter
@@ -114,7 +114,10 @@ def test_wandb_reads_back_what_the_runs_are(sweep: Path, wandb_server: WandbServ
         assert 0 <= found["history"][-1]["eval/arithmetic/accuracy"] <= 1
         with open_adapter(run.adapter) as adapter, open_adapter(sweep / "init" / initial_of(run)) as start:
             [geometry], _ = compare([adapter], adapter.modules, initial=[start])
-        for name, value in run_measures(geometry).items():
+            shapes = [adapter[module].shape for module in adapter.modules]
+        table = weight_tables(Compared(adapter.modules, shapes, {run.name: geometry}, {}, 10)).runs
+        for name in ("norm", "effective_rank", "stable_rank", "drift_min", "drift_max"):
+            value = table[name].item()
             assert np.isclose(found["history"][-1][f"geometry/{name}"], value, rtol=1e-9)
         # Of rollouts that came offline W&B takes the first run that used them for their maker.
         assert f"adapter-{run.name}:v0" in found["logged"]

@@ -15,7 +15,7 @@ from losslens.geometry.base_weights import off_principal_share, principal
 from losslens.geometry.comparison import compare
 from losslens.geometry.forward import carrying_line
 from losslens.geometry.live import LiveGeometry
-from losslens.geometry.tables import AgainstBase, geometry_tables
+from losslens.geometry.tables import AgainstBase, Compared, weight_tables
 from losslens.geometry.trajectory import between, path
 from losslens.models import LoadedModel
 from losslens.updates.base import Update, forward_matrices, pair_products, pairs_of
@@ -91,7 +91,8 @@ def test_the_comparison_of_a_mix_is_that_of_lora(which: set[int], runs: list[Run
             for n, run in enumerate(compared)
         }
         named = {(str(i), str(j)): pair for (i, j), pair in of_pairs.items()}
-        found = geometry_tables(MODULES, {str(n): run for n, run in enumerate(of_runs)}, named, against)
+        runs_by_name = {str(n): run for n, run in enumerate(of_runs)}
+        found = weight_tables(Compared(MODULES, list(SHAPES.values()), runs_by_name, named, 5, against))
         overlaps = [("right_overlap", pair.right_overlap) for pair in of_pairs.values()]
         return [*vars(found).items(), *overlaps]
 

@@ -187,4 +187,4 @@ def _stacked(rows: Sequence[Array], modules: int) -> Array:
 
 def _lists(values: Array) -> list[Array]:
     """The rows of the last axis, each without its NaN at the end."""
-    return [row[~np.isnan(row)] for row in values.reshape(-1, values.shape[-1])]
+    return [row[~np.isnan(row)] for each in values for row in each]

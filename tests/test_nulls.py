@@ -1,4 +1,4 @@
-"""The floors against drawn updates, densely, and against the angles that are known."""
+"""The nulls against drawn updates, densely, and against the angles that are known."""
 
 from __future__ import annotations
 
@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 
-from losslens.geometry.floors import (
-    random_agreement,
-    random_angle_floor,
-    random_angles,
-    random_cosine_bound,
-    shared_cosine_bound,
-)
+from losslens.geometry.random_angles import expected_angles, random_angles
+from losslens.measures.weights import cosine_null, random_agreement
+from tests.measure_views import pair_of
+
+
+def random_cosine_bound(norms_a, norms_b, shapes) -> float:
+    return cosine_null(pair_of(shapes, (norms_a, norms_b), same_a=0)).item()
+
+
+def shared_cosine_bound(norms_a, norms_b, right_overlap, shapes) -> float:
+    known = cosine_null(pair_of(shapes, (norms_a, norms_b), right_overlap=right_overlap, same_a=1)).item()
+    # Where nobody knows, what holds in any case.
+    unknown = cosine_null(pair_of(shapes, (norms_a, norms_b), right_overlap=right_overlap)).item()
+    assert unknown == known or math.isnan(known)
+    return known
 
 
 @pytest.mark.parametrize(("d", "k", "l"), [(40, 10, 10), (40, 4, 10), (12, 10, 4), (12, 8, 8), (10, 10, 10)])
@@ -40,19 +48,19 @@ def test_one_line_against_another_in_the_plane() -> None:
 @pytest.mark.parametrize(("rank", "expected"), [(8, 85), (16, 82), (32, 77)])
 def test_the_smallest_angle_at_the_papers_width(rank: int, expected: float) -> None:
     """About 85, 82 and 77 degrees for subspaces of 8, 16 and 32 dimensions of ℝ²⁵⁶⁰."""
-    floor = random_angle_floor([(2560, rank, rank)] * 36)
-    assert floor.smallest == pytest.approx(expected, abs=1)
-    assert 89 < floor.largest < 90
+    smallest, largest = expected_angles([(2560, rank, rank)] * 36)
+    assert smallest == pytest.approx(expected, abs=1)
+    assert 89 < largest < 90
 
 
-def test_the_floor_is_a_median_over_modules_and_seeded() -> None:
+def test_the_null_is_a_median_over_modules_and_seeded() -> None:
     spaces = [(40, 4, 4)] * 3 + [(4000, 4, 4)] * 2
-    floor = random_angle_floor(spaces)
-    assert floor == random_angle_floor(spaces)
-    assert floor != random_angle_floor(spaces, seed=1)
+    found = expected_angles(spaces)
+    assert found == expected_angles(spaces)
+    assert found != expected_angles(spaces, seed=1)
     # Of five modules the median is one of the three narrow ones.
-    assert floor.smallest == pytest.approx(random_angle_floor(spaces[:3]).smallest, abs=8)
-    assert math.isnan(random_angle_floor([(10, 0, 3)]).smallest)
+    assert found[0] == pytest.approx(expected_angles(spaces[:3])[0], abs=8)
+    assert math.isnan(expected_angles([(10, 0, 3)])[0])
 
 
 def test_cosine_of_unrelated_updates() -> None:
@@ -111,7 +119,7 @@ def test_shared_cosine_bound_by_hand() -> None:
 
 def test_agreement_of_random_vectors() -> None:
     """In the plane E|cos θ| = 2/π; in space ½, since a coordinate of the sphere is uniform."""
-    assert random_agreement([2]) == pytest.approx(2 / math.pi)
-    assert random_agreement([3]) == pytest.approx(0.5)
-    assert random_agreement([2, 3]) == pytest.approx((2 / math.pi + 0.5) / 2)
-    assert random_agreement([4096]) == pytest.approx(math.sqrt(2 / math.pi / 4096), rel=1e-3)
+    assert random_agreement(np.array([2])) == pytest.approx(2 / math.pi)
+    assert random_agreement(np.array([3])) == pytest.approx(0.5)
+    assert random_agreement(np.array([2, 3])) == pytest.approx((2 / math.pi + 0.5) / 2)
+    assert random_agreement(np.array([4096])) == pytest.approx(math.sqrt(2 / math.pi / 4096), rel=1e-3)

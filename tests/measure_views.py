@@ -1,0 +1,43 @@
+"""Views for the tests of measures: one run, or one pair, of which only what a test is about is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from losslens.geometry.random_angles import expected_angles
+from losslens.measures.views import PairWeights, RunWeights
+
+
+def run_of(singular_values: Sequence[Sequence[float]], **given: Any) -> RunWeights:
+    """One run, by the singular values of its modules."""
+    count = len(singular_values)
+    known = {"singular_values": np.array([singular_values], dtype=float), **_arrays(given)}
+    unknown = {"base_norms": (1, count), "off_principal": (1, count), "off_principal_null": (count,)}
+    return RunWeights(**{"drift": np.zeros((1, count, 0)), **_nan(unknown), **known})
+
+
+def pair_of(shapes: Sequence[tuple[int, int]], norms: Any = None, **given: Any) -> PairWeights:
+    """One pair, by the shapes of its modules, and by the norms of both runs' modules, if they matter."""
+    count = len(shapes)
+    unknown: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("squared_a", "squared_b", "inner", "right_overlap", "u1", "v1", "widths", "inputs_met"), (1, count)
+    )
+    unknown |= dict.fromkeys(("angles_left", "angles_right"), (1, count, 0))
+    outputs, inputs = np.array(shapes, dtype=float).T
+    known = {"same_a": np.array([np.nan]), **_arrays(given)}
+    if norms is not None:
+        known |= {
+            f"squared_{side}": np.array([values], dtype=float) ** 2 for side, values in zip("ab", norms, strict=True)
+        }
+    return PairWeights(**{**_nan(unknown), "outputs": outputs, "inputs": inputs, "draw": expected_angles, **known})
+
+
+def _arrays(given: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.array([values], dtype=float) for name, values in given.items()}
+
+
+def _nan(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
+    return {name: np.full(shape, np.nan) for name, shape in shapes.items()}
