@@ -330,7 +330,7 @@ def test_the_numbers_are_those_of_the_tables(report) -> None:
     assert page.tables["One row an arm: mean ± standard deviation over seeds"][3] == [
         "DPO conventional", "1e-4", "4", "0.250 ± 0.013", "6.5 ± 0.2", "2.0",
         "−0.115 ceiling 0.904: −0.13 [−0.16, −0.07] opposed null 0.023", "40.8° repeat 14.6° null 59.5°",
-        "0.000 repeat 0.000", "0.9976 ceiling 0.9996", "54.0% ± 1.5% 95% 49.6% … 58.3% runs 52.0% … 56.0%",
+        "0.0000 repeat 0.0000", "0.9976 ceiling 0.9996", "54.0% ± 1.5% 95% 49.6% … 58.3% runs 52.0% … 56.0%",
         "−3.6% not significant −7.0% … +0.4% p (Holm) 0.310",
     ]  # fmt: skip
     direction, accuracy, angle, *_ = page.figures

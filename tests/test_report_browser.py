@@ -23,6 +23,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from benchmarks.made_analysis import make_analysis
+from losslens.measures import of_weights
 from losslens.report.page import write_report
 
 EVIL = "<img src=x onerror=document.title='evil'>"
@@ -131,15 +132,11 @@ class Report:
         of_layer = self.pair("layers", a, b).set_index("layer").loc[layer]
         whole = self.pair("pairs", a, b).iloc[0]
         wanted = {
-            "cosine-module": fixed(module["cosine"], 4), "cosine-layer": fixed(of_layer["cosine"], 4),
-            "cosine-whole": fixed(whole["cosine"], 4), "orthogonal-module": fixed(module["orthogonal_a_to_b"], 4),
-            "left-module": f"{fixed(module['angles_left'][0], 2)}°",
-            "left-layer": f"{fixed(of_layer['angle_min_left'], 2)}°",
-            "left_largest-module": f"{fixed(module['angles_left'][-1], 2)}°",
-            "right-module": f"{fixed(module['angles_right'][0], 2)}°",
-            "right-whole": f"{fixed(whole['angle_min_right'], 2)}°",
-            "u1-module": fixed(module["u1"], 4),
-        }  # fmt: skip
+            f"{m.name}-{where}": fixed(row[m.name], m.digits + 1) + "°" * (m.unit == "°")
+            for m in of_weights()
+            for where, row in (("module", module), ("layer", of_layer), ("whole", whole))
+        }
+        assert wanted["angle_max_left-module"] == f"{fixed(module['angles_left'][-1], 2)}°"
         for which, run in (("a", a), ("b", b)):
             rows = self.tables["run_modules"]
             row = rows[(rows["run"] == run) & (rows["module"] == here)].iloc[0]
@@ -312,8 +309,8 @@ def test_a_link_and_a_reload_show_what_was_chosen(report: Report, analysis: Path
     report.choose("b", "rft-0.001-s0")
     report.layer(4)
     report.projection("v")
-    Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("left")
-    WebDriverWait(report.browser, 5).until(lambda _: "measure=left" in report.browser.current_url)
+    Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("angle_min_left")
+    WebDriverWait(report.browser, 5).until(lambda _: "measure=angle_min_left" in report.browser.current_url)
     link = report.browser.current_url
     page = (analysis / "report.html").as_uri()
     assert link.startswith(f"{page}#explore?")
@@ -323,7 +320,7 @@ def test_a_link_and_a_reload_show_what_was_chosen(report: Report, analysis: Path
         WebDriverWait(report.browser, 30).until(lambda _: report.ready)
         report.settle()
         report.expect(f"{EVIL}-0.001-s1", "rft-0.001-s0", 4, "v")
-        assert report.browser.find_element(By.ID, "x-measure").get_attribute("value") == "left"
+        assert report.browser.find_element(By.ID, "x-measure").get_attribute("value") == "angle_min_left"
         assert report.browser.find_element(By.CSS_SELECTOR, "#x-kind input:checked").get_attribute("value") == "runs"
         if not again:  # of a reload the browser says where
             assert report.run("return document.querySelector('#explore').getBoundingClientRect().top") < 100
@@ -540,7 +537,7 @@ def test_colours_mean_the_same_whatever_is_chosen(report: Report) -> None:
 
     report.single_runs()
     scales: dict[str, set[tuple[float, ...]]] = {}
-    measures = ("cosine", "left", "right_largest", "u1", "orthogonal")
+    measures = ("cosine", "angle_min_left", "angle_max_right", "u1", "orthogonal_a_to_b")
     for a, b in (("sft-0.001-s0", "dpo-0.001-s0"), ("rft-0.001-s0", "dpo-0.001-s1"), ("sft-0.001-s0", "sft-0.001-s1")):
         report.choose("a", a)
         report.choose("b", b)
@@ -549,9 +546,9 @@ def test_colours_mean_the_same_whatever_is_chosen(report: Report) -> None:
             scales.setdefault(name, set()).add(tuple(scale()))
     most = round(max(report.tables["modules"]["u1"]), 4)
     assert {name: scales[name] for name in measures[:4]} == {
-        "cosine": {(-1, 1)}, "left": {(0, 90)}, "right_largest": {(0, 90)}, "u1": {(0, most)},
+        "cosine": {(-1, 1)}, "angle_min_left": {(0, 90)}, "angle_max_right": {(0, 90)}, "u1": {(0, most)},
     }  # fmt: skip
-    assert len(scales["orthogonal"]) == 1
+    assert len(scales["orthogonal_a_to_b"]) == 1
     Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("u1")
     report.settle()
     caption = report.browser.find_element(By.CSS_SELECTOR, "#x-modules figcaption").text

@@ -83,7 +83,8 @@ def test_every_table_is_there_and_says_the_same(folder: Path) -> None:
     np.testing.assert_allclose(found["modules.u1"], modules["u1"].to_numpy().reshape(shape), atol=5.1e-5)
     right = np.stack(modules["angles_right"]).reshape(*shape, 4)
     np.testing.assert_allclose(found["modules.angles"][:, :, 1], right, atol=5.1e-3)
-    np.testing.assert_allclose(found["modules.ends"][:, :, 1], right[:, :, [0, -1]], atol=5.1e-3)
+    for place, end in ((0, "min"), (-1, "max")):
+        np.testing.assert_allclose(found[f"modules.angle_{end}_right"], right[:, :, place], atol=5.1e-3)
     layers = pd.read_csv(folder / "layers.csv")
     np.testing.assert_allclose(found["layers.cosine"].ravel(), layers["cosine"], atol=5.1e-5)
     sizes = pd.read_parquet(folder / "run_modules.parquet")
@@ -153,7 +154,7 @@ def test_modules_are_named_by_layer_and_projection() -> None:
 
 
 def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explored, "_MOST_NUMBERS", 5 * (12 * 9 + 3 * 7))
+    monkeypatch.setattr(explored, "_MOST_NUMBERS", 5 * (12 * 11 + 3 * 24))
     monkeypatch.setattr(explored, "_MOST_ANGLES", 2 * 12 * 2 * 4)
     section = explore.section(AnalysisFolder(folder))
     assert section

@@ -12,7 +12,7 @@ import pytest
 from losslens.losses.introduction import own_introductions
 from losslens.report import names
 from losslens.report.style import METHODS, Looks, colour
-from losslens.report.words import MEASURES, about
+from losslens.report.words import about, glossary
 from tests.conftest import ROOT
 
 # Machado, Oliveira and Fernandes 2009, full severity, on linear sRGB.
@@ -129,8 +129,8 @@ def test_plain_words_for_each_loss_and_measure() -> None:
     for text in (known.summary for known in own_introductions().values()):
         assert re.fullmatch(r"[A-Z].+\.", text)
         assert text in methods
-    for text in MEASURES.values():
+    for text in glossary().values():
         assert text in measures
-    assert about("cosine to SFT at the same rate") == MEASURES["cosine"]
-    assert about("effective rank") == MEASURES["effective rank"]
+    assert about("cosine to SFT at the same rate") == glossary()["cosine"]
+    assert about("effective rank") == glossary()["effective rank"]
     assert about("verdict") == ""

@@ -46,8 +46,10 @@ def arm_figures(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> lis
         figures.append(_size_and_direction(arms, looks))
     if arms["accuracy"].notna().any():
         figures.append(_accuracy(arms, looks, base))
-    panels: list[tuple[str, str, Measure]] = [(m.name, m.label, m) for m in of_runs("more") if m.name != "norm"]
-    panels += [(f"{m.name}_to_sft", f"{m.label} to SFT", m) for m in of_pairs("main") if m.name != "cosine"]
+    panels: list[tuple[str, str, Measure]] = [
+        *((f"{m.name}_to_sft", f"{m.heading} to SFT", m) for m in of_pairs("main") if m.name != "cosine"),
+        *((m.name, m.label, m) for m in of_runs("more") if m.name != "norm"),
+    ]
     return figures + [_panel(arms, looks, *panel) for panel in panels if arms[panel[0]].notna().any()]
 
 
@@ -124,7 +126,7 @@ def _panel(
     title: str,
     measure: Measure,
 ) -> Figure:
-    axis = f"{measure.label}{f' ({measure.unit})' * (measure.unit not in ('', '%'))}"
+    axis = f"{measure.heading}{f' ({measure.unit})' * (measure.unit not in ('', '%'))}"
     plot = rows_figure(axis, arms["beside"].tolist(), arms["place"].tolist())
     level = next((f"{name}_{end}" for end in ("ceiling", "repeat") if _known(arms, f"{name}_{end}")), "")
     shown = [*arms[name], *arms.get(level, [])]

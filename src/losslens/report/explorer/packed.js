@@ -22,10 +22,10 @@ class Packed {
     }
   }
 
-  // The number at a place of an array; NaN where there is none.
+  // The number at a place of an array; NaN where there is no such place, or no such array.
   at(name, ...place) {
     const array = this.arrays.get(name);
-    if (place.some((where, side) => !(where >= 0 && where < array.shape[side]))) return NaN;
+    if (!array || place.some((where, side) => !(where >= 0 && where < array.shape[side]))) return NaN;
     array.values ??= this.read(array);
     const value = array.values[place.reduce((index, where, side) => index * array.shape[side] + where, 0)];
     if (array.kind === "f4") return value;
