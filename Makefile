@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup sweep picture test lint bench clean
+.PHONY: help setup sweep picture docs test lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -31,6 +31,9 @@ picture:  ## docs/wandb.png and docs/report.png, of what make sweep wrote
 		--screenshot=docs/report.png "file://$(CURDIR)/outputs/main/analysis/report.html"
 	$(RUN) -c "from PIL import Image; i = Image.open('docs/report.png').convert('RGB'); \
 		i.quantize(256, method=1, kmeans=4, dither=0).save('docs/report.png', optimize=True)"
+
+docs: setup  ## the reference of measures in docs/, from their declarations
+	$(RUN) -m losslens.report.reference docs/measures.md docs/metrics.md
 
 test: setup  ## all tests
 	$(RUN) -m pytest

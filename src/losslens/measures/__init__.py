@@ -58,6 +58,11 @@ class Measure:
     source: str = ""
 
     @property
+    def has_null(self) -> bool:
+        """Whether it is known what a random update, or two unrelated ones, show."""
+        return getattr(self, "null", None) is not None
+
+    @property
     def heading(self) -> str:
         """What stands over its column."""
         return self.short or self.label
@@ -102,11 +107,6 @@ class PairMeasure(Measure):
 
     kind: Kind
     identical: float
-
-    @property
-    def has_null(self) -> bool:
-        """Whether it is known what unrelated updates show."""
-        return getattr(self, "null", None) is not None
 
     @property
     def level(self) -> Literal["ceiling", "repeat"]:

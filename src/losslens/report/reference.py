@@ -1,0 +1,66 @@
+"""The reference of measures in docs/: `make docs` writes it anew between its marks."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from losslens.files import atomic_file
+from losslens.measures import Measure, PairMeasure, of_functions, of_runs, of_weights
+from losslens.report.words import glossary
+
+_BLOCK = re.compile(r"(<!-- measures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def blocks() -> dict[str, str]:
+    """The tables of the reference, as Markdown, by the names of their marks."""
+    live: list[tuple[str, Measure]] = [(m.name, m) for m in of_runs() if not m.needs_base]
+    live += [(f"{m.name}_to_<label>", m) for m in of_weights("main")]
+    return {
+        "words": _table(("", ""), glossary().items()),
+        "runs": _table(
+            ("column", "definition", "null", "source"), ((*_first(m), _yes(m), m.source) for m in of_runs())
+        ),
+        "weights": _pairs(of_weights()),
+        "functions": _pairs(of_functions()),
+        "live": _table(("name", "definition", "unit"), ((f"`{name}`", m.definition, m.unit) for name, m in live)),
+    }
+
+
+def written(text: str) -> str:
+    """The text of a page with its marked tables as they are now.
+
+    Raises:
+        KeyError: A mark names no table.
+    """
+    return _BLOCK.sub(lambda match: match[1] + blocks()[match[2]] + match[3], text)
+
+
+def _pairs(measures: Iterable[PairMeasure]) -> str:
+    heads = ("column", "definition", "of identical updates", "null", "beside it", "source")
+    return _table(heads, ((*_first(m), f"{m.identical:g}", _yes(m), f"`_{m.level}`", m.source) for m in measures))
+
+
+def _first(measure: Measure) -> tuple[str, str]:
+    unit = f" ({measure.unit})" * (measure.unit == "nats a token")
+    return f"`{measure.name}`", f"{measure.definition}{unit}"
+
+
+def _yes(measure: Measure) -> str:
+    return f"`{measure.name}_null`" if measure.has_null else ""
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(heads)]
+    lines += [["---"] * len(lines[0]), *map(list, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        page = Path(name)
+        text = written(page.read_text(encoding="utf-8"))
+        with atomic_file(page) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
