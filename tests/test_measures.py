@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_the_terminal_shows_the_main_ones(capsys: pytest.CaptureFixture[str], mo
     pair = {"arm_a": "sft", "arm_b": "dpo", **dict.fromkeys(ARM_PAIR_COLUMNS[2:], 0.5)}
     pairs = pd.DataFrame([pair | {"pairing": "same init", "cosine_verdict": "related"}])
     show(runs.assign(diverged=""), pairs.assign(accuracy_diff=np.nan), pd.DataFrame({"seeds": [1]}), {})
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(re.sub(r"\x1b\[[0-9;]*m", " ", capsys.readouterr().out).split())
     for measure in (*of_runs("more"), *of_pairs("main")):
         assert f"{measure.heading} " in shown, measure.name
 
