@@ -1,4 +1,4 @@
-"""Views for the tests of measures: one run, or one pair, of which only what a test is about is given."""
+"""Views for the tests of measures: one pair, of which only what a test is about is given."""
 
 from __future__ import annotations
 
@@ -8,15 +8,7 @@ from typing import Any
 import numpy as np
 
 from losslens.geometry.random_angles import expected_angles
-from losslens.measures.views import PairWeights, RunWeights
-
-
-def run_of(singular_values: Sequence[Sequence[float]], **given: Any) -> RunWeights:
-    """One run, by the singular values of its modules."""
-    count = len(singular_values)
-    known = {"singular_values": np.array([singular_values], dtype=float), **_arrays(given)}
-    unknown = {"base_norms": (1, count), "off_principal": (1, count), "off_principal_null": (count,)}
-    return RunWeights(**{"drift": np.zeros((1, count, 0)), **_nan(unknown), **known})
+from losslens.measures.views import PairWeights
 
 
 def pair_of(shapes: Sequence[tuple[int, int]], norms: Any = None, **given: Any) -> PairWeights:

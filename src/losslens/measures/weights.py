@@ -160,6 +160,36 @@ def _angle_null(side: Literal["left", "right"], end: int, pair: PairWeights) -> 
     return np.array(values)[places.reshape(-1)].reshape(spaces.shape[:-2])
 
 
+def overlap_left(pair: PairWeights) -> Array:
+    """The overlap of the top-k left singular subspaces beyond chance, mean over modules; 1 for the same subspace.
+
+    ‖UᵀU'‖_F²/k is the mean squared cosine of the principal angles, and k/out for two random subspaces; less that, and
+    divided by what is left of 1, it is 0 on average where nothing is in common. Unlike an angle it is an inner product
+    (of projectors), so √(ρρ') is its ceiling.
+    """
+    chance = pair.widths / pair.outputs
+    return mean((_mean_squared_cosine(pair.angles_left) - chance) / _positive(1 - chance))
+
+
+def overlap_left_null(pair: PairWeights) -> Array:
+    """The bound that |overlap| of random subspaces stays below 95 times in 100 (normal approximation).
+
+    For Haar-random k-dimensional subspaces of ℝᵈ Var ‖UᵀU'‖_F² = 2k²(d − k)²/(d²(d − 1)(d + 2)), so that the variance
+    of a module's overlap is 2/((d − 1)(d + 2)) whatever k.
+    """
+    known = ~np.isnan(_mean_squared_cosine(pair.angles_left)) & (pair.widths < pair.outputs)
+    variance = np.where(known, 2 / ((pair.outputs - 1) * (pair.outputs + 2)), 0.0)
+    return _ratio(_TWO_SIDED_95 * np.sqrt(variance.sum(axis=-1)), known.sum(axis=-1).astype(np.float64))
+
+
+def _mean_squared_cosine(angles: Array) -> Array:
+    return _ratio(np.nansum(np.cos(angles) ** 2, axis=-1), np.sum(~np.isnan(angles), axis=-1).astype(np.float64))
+
+
+def _positive(values: Array) -> Array:
+    return np.where(values > 0, values, np.nan)
+
+
 def _dimensions(side: Literal["left", "right"], pair: PairWeights) -> Array:
     return np.broadcast_to(pair.outputs if side == "left" else pair.inputs_met, pair.inner.shape).astype(np.float64)
 
@@ -271,4 +301,13 @@ MEASURES = (
     _angles("left", "max", 41),
     _angles("right", "min", 42, rank="main"),
     _angles("right", "max", 43),
+    WeightMeasure(
+        name="overlap_left", label="subspace overlap, left", short="overlap", place=45, rank="main",
+        kind="similarity", identical=1.0, bounds=(-1.0, 1.0), value=overlap_left, null=overlap_left_null,
+        term="overlap", summary="How much of the main directions that two updates write is common to both: 1 all, 0 "
+        "no more than chance.",
+        definition="(‖UᵀU'‖_F²/k − k/out)/(1 − k/out), U and U' the top-k left singular vectors, mean over modules: "
+        "the mean squared cosine of the principal angles, beyond that of random subspaces", source="projection kernel, "
+        "Hamm and Lee 2008",
+    ),
 )  # fmt: skip
