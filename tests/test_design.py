@@ -34,6 +34,7 @@ FORBIDDEN = {
     "answering.py": ("losslens.training", "losslens.runs", "losslens.scoring"),
     "scoring.py": ("losslens.training",),
     "geometry": ("losslens.config", "losslens.runs", "trl", "losslens.training"),
+    "measures": ("torch", "losslens.geometry", "losslens.analysis", "losslens.report", "losslens.config"),
     "updates": ("losslens.geometry", "losslens.models", "losslens.config", "losslens.runs", "trl", "losslens.training"),
     "statistics.py": ("losslens",),
     "analysis": ("losslens.training", "losslens.losses", "wandb", "matplotlib"),
