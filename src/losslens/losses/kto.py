@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,6 +40,7 @@ class Kto(Loss):
     unit = "rollout"
     normaliser = "rollouts"
     conventional_lr_scale = 0.1
+    diagnostic_titles: ClassVar[Mapping[str, str]] = {"kl": "Usual divergence from the base: z₀ (nats)"}
 
     name: Literal["kto"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
