@@ -15,6 +15,7 @@ class Half(Loss):
     title = "½ SFT"
     summary = "Half of supervised fine-tuning."
     colour = "#123456"
+    conventional_lr_scale = 0.2
 
     name: Literal["half"]
     share: float = 0.5

@@ -25,20 +25,20 @@ from losslens.statistics import detectable_difference
 from tests.test_analysis_tables import MODEL, scored
 
 RATES = {
-    "conventional": {"base": 1e-3, "pointwise_factor": 1.0, "pairwise_factor": 0.1},
-    "matched": {"base": 1e-3, "pointwise_factor": 1.0, "pairwise_factor": 1.0},
-    "matched_low": {"base": 1e-3, "pointwise_factor": 0.1, "pairwise_factor": 0.1},
+    "conventional": {"base": 1e-3, "factor": None},
+    "matched": {"base": 1e-3, "factor": 1.0},
+    "matched_low": {"base": 1e-3, "factor": 0.1},
 }
 
 
 def facts(method: str, lr: str, seed: int, init: int | None = None, **options: Any) -> dict[str, Any]:
-    kind = "pairwise_factor" if method == "dpo" else "pointwise_factor"
-    rate = round(RATES[lr]["base"] * RATES[lr][kind], 12)
+    scale = 0.1 if method == "dpo" else 1.0
+    rate = round(1e-3 * (RATES[lr]["factor"] or scale), 12)
     init = seed if init is None else init
     section = {"name": method, **({"beta": 0.1, "loss_type": "sigmoid"} if method == "dpo" else {}), **options}
     return {
         "method": method,
-        "pairwise": method == "dpo",
+        "conventional_lr_scale": scale,
         "learning_rate": rate,
         "base": {"sha256": "b"},
         "rollouts": {"folder": "r", "sha256": "r"},
@@ -170,7 +170,7 @@ class TestArms:
                 subjects.append(Subject(name, Path(name), name, None, None, RunFacts.model_validate(one)))
         arms = arms_of(gathered(subjects))
         assert [arm.learning_rates for arm in arms if arm.method == "sft"] == [["conventional", "matched"]] * 2
-        assert [arm.at_a_tenth for arm in arms if arm.method == "dpo"] == [True, False, True, False]
+        assert [arm.at_conventional_rate for arm in arms if arm.method == "dpo"] == [True, False, True, False]
 
     def test_each_loss_is_held_against_itself_where_its_initial_adapter_is_the_same(self) -> None:
         """Of seeds 0, 1, 2 and 3, of which 0 and 3 share their initial adapter, one pair an arm is a repeat."""

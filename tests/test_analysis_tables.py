@@ -36,7 +36,7 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
     return RunFacts.model_validate(
         {
             "method": method,
-            "pairwise": method == "dpo",
+            "conventional_lr_scale": 0.1 if method == "dpo" else 1.0,
             "learning_rate": 1e-3,
             "base": {"sha256": "b"},
             "rollouts": {"folder": "r", "sha256": "r"},
@@ -45,7 +45,7 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
             "identity": {"method": method, "seed": seed, "init_seed": 1},
             "config": {
                 "data": {"name": "quiz", "eval": 9}, "benchmark": {}, "evaluation": {}, "rollouts": {}, "model": MODEL,
-                "lr": {"name": "conventional", "base": 1e-3, "pointwise_factor": 1.0, "pairwise_factor": 0.1},
+                "lr": {"name": "conventional", "base": 1e-3, "factor": None},
                 "lora_rank": {"r": 2}, "seed": seed, "init_seed": 1,
             },
             "adapter_sha256": "a",

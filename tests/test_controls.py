@@ -65,9 +65,10 @@ class TestRows:
 
 
 def test_rates() -> None:
-    rate = LearningRate(name="matched_low", base=1e-3, pointwise_factor=0.1, pairwise_factor=0.1)
-    assert rate.of(pairwise=False) == rate.of(pairwise=True) == 1e-4
-    assert LearningRate(name="x", base=3e-4, pointwise_factor=0.1, pairwise_factor=1).of(False) == 3e-5  # not 3.0…04e-5
+    rate = LearningRate(name="matched_low", base=1e-3, factor=0.1)
+    assert rate.of(1.0) == rate.of(0.1) == 1e-4
+    assert LearningRate(name="conventional", base=1e-3, factor=None).of(0.1) == 1e-4
+    assert LearningRate(name="x", base=3e-4, factor=0.1).of(1.0) == 3e-5  # not 3.0…04e-5
 
 
 class TestSnapshots:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from losslens.config import TrainConfig, parse
 from losslens.losses.dpo import Dpo
+from losslens.losses.sft import Sft
 from tests.conftest import ROOT, TINY, script
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
@@ -111,7 +112,7 @@ def test_the_papers_settings() -> None:
     assert (optim.weight_decay, optim.max_grad_norm) == (0.01, 1.0)
     assert (optim.max_steps, 1000 % optim.snapshot_steps) == (1500, 0)
     assert (config.seed, config.init_seed) == (42, 42)
-    assert (config.lr.of(pairwise=False), config.lr.of(pairwise=True)) == (5e-6, 5e-7)
+    assert (config.lr.of(Sft.conventional_lr_scale), config.lr.of(Dpo.conventional_lr_scale)) == (5e-6, 5e-7)
     assert (dpo.beta, dpo.loss_type) == (0.1, "sigmoid")
     assert list(config.benchmark) == ["gsm8k", "aime26"]
     assert config.benchmark["gsm8k"].source["repo"] == "openai/gsm8k"
@@ -119,7 +120,7 @@ def test_the_papers_settings() -> None:
     grid = [
         composed("experiment=seeds", "model=qwen3_4b", f"lr={lr}") for lr in ("matched_low", "matched", "matched_high")
     ]
-    rates = [parse(TrainConfig, without_hydra(config)).lr.of(pairwise=True) for config in grid]
+    rates = [parse(TrainConfig, without_hydra(config)).lr.of(Dpo.conventional_lr_scale) for config in grid]
     assert rates == [5e-7, 5e-6, 5e-5]
 
 

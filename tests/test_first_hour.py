@@ -392,6 +392,8 @@ def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.
         ("optim.maxsteps=3", "optim.max_steps"),
         ("max_steps=3", "optim.max_steps"),
         ("learning_rate=1e-4", "lr.base"),
+        ("lr.pointwise_factor=1", "there is no lr.pointwise_factor; did you mean lr.factor?"),
+        ("-m lr.pairwise_factor=1,0.1", "did you mean lr.factor?"),
         ("method.betta=1", "method.beta"),
         ("method=sft,dpo", "add -m"),
         ("benchmark=arithmetic benchmark.eval=4", "did you mean benchmark.arithmetic.eval=4?"),

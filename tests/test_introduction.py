@@ -41,13 +41,16 @@ def test_a_loss_outside_the_package_is_shown_as_it_says(tmp_path: Path) -> None:
         {"summary": 5},
         {"place": "first"},
         {"place": float("nan")},
+        {"diagnostic_titles": {"x": 5}},
+        {"diagnostic_titles": ["x"]},
     ],
     ids=str,
 )
 def test_what_makes_no_sense_is_left_out(wrong: Any) -> None:
     tell("odd", {**TOLD, **wrong})
     [field] = wrong
-    expected = {**Introduction(**TOLD).model_dump(), field: {"title": "odd", "place": None}.get(field, "")}
+    instead = {"title": "odd", "place": None, "diagnostic_titles": {}}.get(field, "")
+    expected = {**Introduction(**TOLD).model_dump(), field: instead}
     assert introduction("odd").model_dump() == expected
 
 

@@ -18,7 +18,9 @@ from filelock import FileLock
 
 from losslens import migration
 from losslens.adapters import adapter_sha256
+from losslens.analysis.arms import arms_of
 from losslens.analysis.manifests import RunFacts, StartedFacts, read_facts
+from losslens.analysis.subjects import find_runs, gather
 from losslens.errors import InputError
 from losslens.files import digest, write_json
 from losslens.integrity import bound_to, require_format
@@ -95,6 +97,23 @@ def test_the_same_commands_know_them(outputs: Path) -> None:
     assert of(outputs, "rft").manifest["training"]["resumed_from"] == 4
     assert adapters(outputs).items() >= {k: v for k, v in before.items() if not k.startswith("rft")}.items()
     assert script("launch/migrate.py", f"output_dir={outputs}").stdout == ""
+
+
+def test_a_factor_for_each_kind_of_loss(outputs: Path) -> None:
+    """As manifests were before losses declared their rates: such runs are found, gone on with and compared."""
+    migrate(outputs, "main")
+    for run in runs_of(outputs, "main")[1:]:
+        manifest = run.manifest
+        assert manifest.pop("conventional_lr_scale") == (0.1 if manifest["method"] == "dpo" else 1.0)
+        assert manifest["config"]["lr"].pop("factor") is None
+        manifest["config"]["lr"] |= {"pointwise_factor": 1.0, "pairwise_factor": 0.1}
+        write_json(run.folder / "manifest.json", {**manifest, "pairwise": manifest["method"] == "dpo"})
+    arms = arms_of(gather(find_runs(outputs, ["main"], None), {}))
+    found = {arm.method: (arm.learning_rate, arm.learning_rates, arm.at_conventional_rate) for arm in arms}
+    usual = (1e-3, ["conventional"], True)
+    assert found == {"sft": usual, "grpo": usual, "dpo": (1e-4, ["conventional"], True)}
+    script("train.py", *SMALL, f"output_dir={outputs}", "method=rft", "optim.max_steps=12")
+    assert of(outputs, "rft").manifest["training"]["resumed_from"] == 4
 
 
 def test_killed_at_any_write_the_same_command_finishes_it(

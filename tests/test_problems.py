@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from losslens.errors import InputError
+from losslens.problems import is_own_source
 from losslens.problems.reasoning_gym import Reading, ReasoningGym, final_answer, split_of
 from losslens.tiny import pretrain
 
@@ -100,3 +101,11 @@ def test_bad_settings_are_refused() -> None:
         ReasoningGym("chain_sum", {}).problems("train", None, seed=0)
     with pytest.raises(InputError, match=r"only .* distinct problems"):
         ReasoningGym("chain_sum", {"min_terms": 1, "max_terms": 1, "max_digits": 1}).problems("train", 50, seed=0)
+
+
+def test_the_sources_that_a_manifest_may_name() -> None:
+    own = ("file.File", "hub_dataset.HubDataset", "reasoning_gym.ReasoningGym")
+    assert all(is_own_source(f"losslens.problems.{name}") for name in own)
+    others = ("fields.InFull", "judges.Judge", "file.ProblemSource", "ProblemSource", "file", "no.Such")
+    assert not any(is_own_source(f"losslens.problems.{name}") for name in others)
+    assert not any(is_own_source(name) for name in ("os.system", "tests.own_problems.Mine", "File", ""))

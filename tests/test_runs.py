@@ -20,8 +20,9 @@ from omegaconf import OmegaConf
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from losslens.config import Optim, Section, TrainConfig, parse
+from losslens.config import LearningRate, Optim, Section, TrainConfig, parse
 from losslens.errors import InputError
+from losslens.files import write_json
 from losslens.identity import options_of
 from losslens.losses import own_losses
 from losslens.losses.dpo import Dpo
@@ -91,7 +92,7 @@ DECIDES: dict[str, str | None] = {
     "rollouts.batch_size": "16", "rollouts.path": None,  # by its content: below
     "rollouts.accept": None, "rollouts.server": None,  # of rollouts.engine=openai: tests/test_server.py
     "method._target_": None, "method.name": None,  # all losses and their options: below
-    "lr.name": None, "lr.base": "2e-3", "lr.pointwise_factor": "0.5", "lr.pairwise_factor": None,  # SFT's is the other
+    "lr.name": None, "lr.base": "2e-3", "lr.factor": "0.5",
     "lora_rank.r": "4", "lora_rank.alpha": "8", "lora_rank.dropout": "0.1",
     "logger": None, "resources": None, "evaluation": None, "output_dir": None, "sweep": None,
     "seed": "1", "init_seed": "1", "train_on": "mixed_groups",
@@ -204,6 +205,7 @@ def test_a_loss_outside_the_package() -> None:
     own = RunSpec.of(config("method._target_=tests.own_loss.Half", "method.name=half", "+method.floor=1"))
     assert own.identity["method"] == {"name": "half", "version": 1, "floor": 1.0}
     assert own.run.name.startswith("half-conventional-")
+    assert own.learning_rate == 2e-4  # it declares a fifth of SFT's
     with pytest.raises(InputError, match=r"^method\.name=sft: LossLens's own loss; \w+ needs a name of its own$"):
         RunSpec.of(config("method._target_=tests.slow_method.Impostor"))
     with pytest.raises(InputError, match=r"^method\._target_: dict is no losslens\.losses\.Loss$"):
@@ -237,9 +239,38 @@ def test_rollouts_that_are_given_are_known_by_their_content(frozen: Path, tmp_pa
 
 
 def test_learning_rates() -> None:
-    assert config("lr.base=0.5").lr.of(pairwise=False) == 0.5
-    assert config("lr.base=0.5").lr.of(pairwise=True) == pytest.approx(0.05)
-    assert config("lr.base=0.5", "lr=matched").lr.of(pairwise=True) == 0.5
+    """As `lr=conventional` each loss has its own; KTO and the losses on pairs a tenth of SFT's."""
+
+    def rates(*overrides: str) -> dict[str, float]:
+        lr = config("lr.base=0.5", *overrides).lr
+        return {name: lr.of(kind.conventional_lr_scale) for name, kind in own_losses().items()}
+
+    assert {name: rate for name, rate in rates().items() if rate != 0.5} == {"dpo": 0.05, "simpo": 0.05, "kto": 0.05}
+    assert set(rates("lr=matched").values()) == {0.5}
+    assert set(rates("lr.factor=0.2").values()) == {0.1}
+    assert RunSpec.of(config("method=kto")).learning_rate == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("pairwise", "factors", "factor", "scale"),
+    [
+        (False, (1.0, 0.1), None, 1.0),  # KTO among them, which was trained at SFT's rate
+        (True, (1.0, 0.1), None, 0.1),
+        (True, (10.0, 10.0), 10.0, 0.1),
+        (False, (0.5, 0.1), 0.5, 1.0),
+        (True, (0.5, 0.2), 0.2, 0.1),
+    ],
+)
+def test_manifests_from_when_there_were_two_factors(
+    pairwise: bool, factors: tuple[float, float], factor: float | None, scale: float, tmp_path: Path
+) -> None:
+    lr = {"name": "mine", "base": 1e-3, "pointwise_factor": factors[0], "pairwise_factor": factors[1]}
+    write_json(tmp_path / "manifest.json", {"pairwise": pairwise, "config": {"lr": lr, "seed": 1}, "run": "x"})
+    manifest = Run(tmp_path).manifest
+    assert manifest["config"] == {"lr": {"name": "mine", "base": 1e-3, "factor": factor}, "seed": 1}
+    assert (manifest["conventional_lr_scale"], manifest["run"]) == (scale, "x")
+    rate = LearningRate(**manifest["config"]["lr"]).of(scale)
+    assert rate == pytest.approx(1e-3 * factors[pairwise])
 
 
 @pytest.mark.parametrize(
@@ -249,6 +280,8 @@ def test_learning_rates() -> None:
         ("lora_rank.r=x", "lora_rank.r: "),
         ("lr.base=-1", "lr.base: "),
         ("lr.base=inf", "lr.base: "),
+        ("lr.factor=0", "lr.factor: "),
+        ("+lr.pairwise_factor=1", "lr.pairwise_factor: there is none; did you mean lr.factor?"),
         ("optim.max_steps=0", "optim.max_steps: "),
         ("optim.save_steps=7", "optim: log_steps=5 does not divide save_steps=7"),
         (

@@ -329,7 +329,7 @@ def test_resources_make_arrays_of_their_own(recorder: Path, config) -> None:
 
 
 def test_two_names_of_one_rate_are_one_job(recorder: Path, config, capsys) -> None:
-    matched = {"name": "matched", "pointwise_factor": 1.0, "pairwise_factor": 1.0}
+    matched = {"name": "matched", "factor": 1.0}
     send([config(), config(lr=matched)])
     assert len(arrays(recorder)) == 2
     assert "Submitted 2 jobs" in capsys.readouterr().out

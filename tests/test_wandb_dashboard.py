@@ -30,12 +30,14 @@ from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
 from losslens.report.figures.write import _FIGURES
 from losslens.report.style import METHODS
+from losslens.report.words import WITH_REFERENCE
 from losslens.training.run import train_run
 from tests.conftest import ROOT
 from tests.wandb_server import ENTITY, WandbServer
 
 NORMS = ("geometry/norm/layer_0", "geometry/norm/layer_10", "geometry/norm/layer_2", "geometry/norm/q_proj")
-LOGGED = dict.fromkeys([*TRAINING, *GEOMETRY, *(f"{prefix}sft" for prefix in TO_REFERENCE), *NORMS], 1.0)
+OF_DPO = [f"train/{name}" for name in (*WITH_REFERENCE, *Dpo.diagnostic_titles)]
+LOGGED = dict.fromkeys([*TRAINING, *OF_DPO, *GEOMETRY, *(f"{prefix}sft" for prefix in TO_REFERENCE), *NORMS], 1.0)
 SCRIPT = [sys.executable, "launch/wandb_dashboard.py"]
 
 
@@ -104,10 +106,26 @@ def test_panels_show_what_training_logs(
     sweep = logged_sweep(outputs, "real")
     shown = {name for section in sections(sweep) for panel in section.panels for name in panel.names}
     unknown = {name for name in shown - sweep.names if name.startswith(("train/", "geometry/"))}
-    # Nobody was given an adapter to compare with, and no KTO was trained.
-    assert unknown == {f"{prefix}sft" for prefix in TO_REFERENCE} | {"train/kl"}
+    assert unknown == {f"{prefix}sft" for prefix in TO_REFERENCE}  # nobody was given an adapter to compare with
+    assert shown >= set(OF_DPO)
     assert sum(f"geometry/norm/layer_{layer}" in shown for layer in range(4)) == 4
     assert "geometry/norm/q_proj" in shown
+
+
+def test_what_only_some_losses_log_has_a_panel_where_one_did(outputs: Path) -> None:
+    """Under the title that the loss gives it, LossLens's own or one whose run tells of it."""
+    folder = made(outputs / "plain", "surprise")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    told = {"title": "Surprise", "diagnostic_titles": {"surprise/mean": "Surprise (nats)", "never": "Not logged"}}
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "loss": told}))
+    line = dict.fromkeys([*TRAINING, "train/surprise/mean", "train/kl", "train/untitled"], 1.0)
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, **line}) + "\n")
+    [training] = [section for section in sections(logged_sweep(outputs, "plain")) if section.title == "Training"]
+    titles = {panel.names[0]: panel.title for panel in training.panels if panel.names[0] not in TRAINING}
+    assert titles == {
+        "train/surprise/mean": "Surprise (nats)",
+        "train/kl": "Usual divergence from the base: z₀ (nats)",
+    }
 
 
 def test_panels_show_what_the_analysis_logs() -> None:

@@ -17,12 +17,13 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from losslens.config import Data, TrainConfig
+from losslens.config import RENAMED, Data, TrainConfig
 from losslens.errors import InputError
 from losslens.overrides import in_quotes, kind_of, leaves, parsed, quoted
 
-# What is often written, and what it is called here.
+# What is often written, or was called so once, and what it is called here.
 _ALIASES = {
+    **RENAMED,
     "learning_rate": "lr.base", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
     "num_train_epochs": "optim.epochs", "max_new_tokens": "rollouts.max_tokens", "teacher": "model.teacher",
     "warmup_ratio": "optim.warmup", "weight_decay": "optim.weight_decay", "num_generations": "rollouts.k",

@@ -83,6 +83,9 @@ def _not_reserved(name: str) -> str:
 SweepName = Annotated[FolderName, AfterValidator(_not_reserved)]
 
 
+# Options of an earlier LossLens, and what they are called now.
+RENAMED = {"lr.pointwise_factor": "lr.factor", "lr.pairwise_factor": "lr.factor"}
+
 # Which of the rollouts a method may learn from: losslens.training.batches.
 TrainOn = Literal["all", "mixed_groups", "dpo_rows"]
 
@@ -94,16 +97,15 @@ class Section(BaseModel):
 
 
 class LearningRate(Section):
-    """The learning rates of both kinds of methods."""
+    """The peak learning rate: `base` times `factor`, or times what is conventional for the loss where that is None."""
 
     name: FolderName
     base: float = Field(gt=0, allow_inf_nan=False)
-    pointwise_factor: float = Field(gt=0, allow_inf_nan=False)
-    pairwise_factor: float = Field(gt=0, allow_inf_nan=False)
+    factor: float | None = Field(gt=0, allow_inf_nan=False)
 
-    def of(self, pairwise: bool) -> float:
-        """The peak learning rate of a method of one kind."""
-        rate = self.base * (self.pairwise_factor if pairwise else self.pointwise_factor)
+    def of(self, conventional_scale: float) -> float:
+        """Peak learning rate of a loss whose `conventional_lr_scale` is given."""
+        rate = self.base * (conventional_scale if self.factor is None else self.factor)
         return float(f"{rate:.12g}")  # a tenth of 1e-3 and 1e-4 are one rate
 
 
@@ -615,6 +617,8 @@ def _checked(field: str, make: Callable[[], T]) -> T:
     except ValidationError as error:
         errors = error.errors()
         where = _where(field, errors[0]["loc"])
+        if where in RENAMED:
+            raise InputError(f"{where}: there is none; did you mean {RENAMED[where]}?") from error
         # Of a choice between types each has its own error, and any of them would do.
         said = [each["msg"].removeprefix("Value error, ") for each in errors if _where(field, each["loc"]) == where]
         given = "" if errors[0]["type"] in ("missing", "value_error") else f", got {errors[0]['input']!r}"

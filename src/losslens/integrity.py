@@ -181,11 +181,11 @@ def _claims_of_options(
 
 def _rate(manifest: Mapping[str, Any]) -> Any:
     """The learning rate that the configuration means."""
+    asked = _of(manifest, "config.lr")
     try:
-        rates = LearningRate.model_validate(_of(manifest, "config.lr"))
-    except ValidationError:
-        return _of(manifest, "config.lr")
-    return rates.of(manifest.get("pairwise") is True)
+        return LearningRate.model_validate(asked).of(manifest.get("conventional_lr_scale", 1.0))
+    except (ValidationError, TypeError):
+        return asked
 
 
 def _of(content: Any, path: str) -> Any:

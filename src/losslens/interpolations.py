@@ -114,8 +114,9 @@ def _embedded(here: Any, elsewhere: Any, *, _root_: DictConfig) -> Any:
 
 def _embedded_teacher(*, _root_: DictConfig) -> str | None:
     """`${embedded_teacher:}`: the embedded teacher, for the embedded student and on no file of one's own."""
-    own = _source(_root_).endswith(".File")
-    return EMBEDDED_TEACHER if OmegaConf.select(_root_, "model.path") == str(_STUDENT) and not own else None
+    reads_a_file = "path" in list(OmegaConf.select(_root_, "data.source") or {})  # listed: `in` says no where it is ???
+    is_ours = OmegaConf.select(_root_, "model.path") == str(_STUDENT)
+    return EMBEDDED_TEACHER if is_ours and not reads_a_file else None
 
 
 def _name_of(path: Any) -> str:

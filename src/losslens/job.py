@@ -254,7 +254,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         "method": spec.loss.name,
         "options": spec.loss.options,
         "loss": as_told(spec.loss),
-        "pairwise": spec.is_pairwise,
+        "conventional_lr_scale": spec.loss.conventional_lr_scale,
         "learning_rate": plan.learning_rate,
         "config": config.model_dump(mode="json"),
         "identity": spec.identity,

@@ -12,15 +12,8 @@ from typing import Any
 
 from losslens.config import Data, Model
 from losslens.errors import UnavailableError
+from losslens.problems import is_own_source
 
-# Sources of problems that read files, a dataset of the hub, or make problems up: none of their values names code.
-_KNOWN = frozenset(
-    {
-        "losslens.problems.reasoning_gym.ReasoningGym",
-        "losslens.problems.hub_dataset.HubDataset",
-        "losslens.problems.file.File",
-    }
-)
 # What names code in a section of the configuration.
 _NAMES_CODE = ("_target_", "verifier")
 
@@ -56,7 +49,7 @@ def data_of(recorded: Mapping[str, Any], trust: Trust) -> Data:
     """
     data = Data.model_validate(recorded)
     for name in _code_named_in(data.model_dump()):
-        if name not in _KNOWN and name not in trust.sources:
+        if name not in trust.sources and not is_own_source(name):
             raise UnavailableError(
                 f"the manifest names code for the problems, {name[:100]!r}, which is not run unless this command line "
                 "names it too, as sources=[…]"

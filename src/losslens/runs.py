@@ -96,12 +96,12 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The content of `manifest.json`.
+        """The content of `manifest.json`, in today's form.
 
         Raises:
             InputError: It is damaged.
         """
-        return read_object(self.folder / "manifest.json")
+        return _with_one_factor(read_object(self.folder / "manifest.json"))
 
     def is_trained(self) -> bool:
         """Whether the adapter is finished, and still the one that was trained.
@@ -181,6 +181,19 @@ class Run:
             yield
         finally:
             lock.release()
+
+
+def _with_one_factor(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest from before losses had conventional rates: those on pairs had one factor, all others another."""
+    match manifest:
+        case {
+            "pairwise": bool(pairwise),
+            "config": {"lr": {"pointwise_factor": pointwise, "pairwise_factor": pair, **lr}, **others},
+        }:
+            factor = None if (pointwise, pair) == (1.0, 0.1) else pair if pairwise else pointwise
+            config = {**others, "lr": {**lr, "factor": factor}}
+            return {**manifest, "config": config, "conventional_lr_scale": 0.1 if pairwise else 1.0}
+    return manifest
 
 
 def sha256_of_adapter(run: Run) -> str:

@@ -58,14 +58,9 @@ class RunSpec:
         return cls(config, loss)
 
     @property
-    def is_pairwise(self) -> bool:
-        """Whether the loss is one of pairs."""
-        return self.loss.unit == "pair"
-
-    @property
     def learning_rate(self) -> float:
         """Peak learning rate."""
-        return self.config.lr.of(self.is_pairwise)
+        return self.config.lr.of(self.loss.conventional_lr_scale)
 
     @property
     def lora(self) -> LoraSettings:

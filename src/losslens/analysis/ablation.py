@@ -139,7 +139,7 @@ def _spread(rows: pd.DataFrame, measures: Sequence[str]) -> dict[str, float]:
 
 def _usual_dpo(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     """DPO at its conventional rate; where the sweep has several, its usual β and loss count."""
-    candidates = [other for other in arms if other.method == "dpo" and other.subjects and other.at_a_tenth]
+    candidates = [other for other in arms if other.method == "dpo" and other.subjects and other.at_conventional_rate]
     candidates.sort(key=lambda other: (not _is_usual_dpo(other.values), other.base_rate != arm.base_rate))
     return nearest(arm, candidates, None)
 

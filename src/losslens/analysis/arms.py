@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from losslens.analysis.manifests import LearningRateFacts, StartedFacts
+from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair
 from losslens.analysis.subjects import Diverged, Gathered, Subject
 from losslens.errors import InputError
@@ -56,11 +56,10 @@ class Arm:
         return self.facts.config.lr.base
 
     @property
-    def at_a_tenth(self) -> bool:
-        """Whether its rate is a tenth of the base rate, as is usual for DPO."""
-        return self.learning_rate == LearningRateFacts(
-            name="conventional", base=self.base_rate, pointwise_factor=1.0, pairwise_factor=0.1
-        ).of(pairwise=True)
+    def at_conventional_rate(self) -> bool:
+        """Whether its rate is the usual one of its loss, whatever it was asked for as."""
+        usual = self.facts.config.lr.model_copy(update={"factor": None})
+        return self.learning_rate == usual.of(self.facts.conventional_lr_scale)
 
     @property
     def sweeps(self) -> set[str]:
@@ -191,9 +190,8 @@ def _other_names(arm: Arm, arms: Sequence[Arm]) -> list[str]:
     beside = [other for other in arms if other.base_rate == arm.base_rate and other.sweeps & arm.sweeps]
     taken = {other.lr for other in beside if (other.method, other.settings) == (arm.method, arm.settings)}
     asked = {other.lr: other.facts.config.lr for other in beside}
-    return sorted(
-        name for name, lr in asked.items() if name not in taken and lr.of(arm.facts.pairwise) == arm.learning_rate
-    )
+    scale = arm.facts.conventional_lr_scale
+    return sorted(name for name, lr in asked.items() if name not in taken and lr.of(scale) == arm.learning_rate)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:

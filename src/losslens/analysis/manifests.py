@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
-from losslens.config import FolderName, LearningRate
+from losslens.config import LearningRate
 from losslens.errors import InputError
 from losslens.identity import settings_of
 from losslens.integrity import require_own_manifest
@@ -25,22 +25,6 @@ class Named(_Facts):
     """Anything with a name."""
 
     name: str
-
-
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class LearningRateFacts(Named):
-    """Which learning rates were asked for; as `LearningRate` takes them."""
-
-    name: FolderName
-    base: Rate
-    pointwise_factor: Rate
-    pairwise_factor: Rate
-
-    def of(self, pairwise: bool) -> float:
-        """The learning rate of a method of one kind."""
-        return LearningRate.model_validate(self.model_dump()).of(pairwise)
 
 
 class TrainingFacts(_Facts):
@@ -90,7 +74,7 @@ class RunConfig(_Facts):
     evaluation: dict[str, Any]
     rollouts: dict[str, Any]
     model: ModelFacts
-    lr: LearningRateFacts
+    lr: LearningRate
     lora_rank: Rank
     seed: int
     init_seed: int
@@ -102,7 +86,7 @@ class StartedFacts(_Facts):
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
     loss: dict[str, Any] = Field(default_factory=dict)
-    pairwise: bool
+    conventional_lr_scale: float = Field(gt=0, allow_inf_nan=False)
     learning_rate: FiniteFloat
     base: dict[str, str | None]
     rollouts: Frozen

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from losslens.logger.logged_sweep import LoggedSweep
+from losslens.losses.introduction import diagnostic_titles
 from losslens.report import words
 from losslens.report.numbers import listed
 from losslens.report.style import name_of
@@ -100,7 +101,7 @@ def _all(sweep: LoggedSweep) -> list[Section]:
         Section(
             "Training",
             "What each run logs while it trains. The losses of two methods are two quantities: compare their course.",
-            tuple(Panel("lines", title, (name,)) for name, title in TRAINING.items()),
+            tuple(Panel("lines", title, (name,)) for name, title in _training(sweep).items()),
         ),
         Section(
             "Geometry",
@@ -152,6 +153,12 @@ def _all(sweep: LoggedSweep) -> list[Section]:
             of_analysis=True,
         ),
     ]
+
+
+def _training(sweep: LoggedSweep) -> dict[str, str]:
+    """What every run logs while it trains, and what some losses do as far as a run has logged it."""
+    some = {f"train/{name}": title for name, title in (words.WITH_REFERENCE | diagnostic_titles()).items()}
+    return TRAINING | {name: title for name, title in some.items() if name in sweep.names}
 
 
 def benchmarks(sweep: LoggedSweep) -> list[str]:

@@ -106,6 +106,9 @@ class Loss(BaseModel):
         normaliser: What their sum is divided by: how many of these the effective batch holds, of tokens those of
             completions.
         uses_reward: Whether a correct rollout teaches it something else than an incorrect one.
+        conventional_lr_scale: Peak learning rate over SFT's, as is usual for it: what `lr=conventional` means. SFT, and
+            what weighs its tokens, trains at 1.
+        diagnostic_titles: What plots call its `diagnostics`, by their names; those without one are in no dashboard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
@@ -119,6 +122,8 @@ class Loss(BaseModel):
     unit: ClassVar[Unit] = "token"
     normaliser: ClassVar[Normaliser] = "tokens"
     uses_reward: ClassVar[bool] = True
+    conventional_lr_scale: ClassVar[float] = 1.0
+    diagnostic_titles: ClassVar[Mapping[str, str]] = {}
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -184,6 +184,14 @@ class Dpo(PairLoss):
     paper = "arXiv 2305.18290"
     colour = "#bd1f01"
     place = 6
+    diagnostic_titles: ClassVar[Mapping[str, str]] = {
+        "rewards/margins": "Pairs: reward margin",
+        "rewards/accuracies": "Pairs: share in the right order",
+        "rewards/chosen": "Pairs: reward of the chosen",
+        "rewards/rejected": "Pairs: reward of the rejected",
+        "logps/chosen": "Pairs: log-probability of the chosen (nats)",
+        "logps/rejected": "Pairs: log-probability of the rejected (nats)",
+    }
 
     name: Literal["dpo"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)

@@ -24,6 +24,7 @@ class Introduction(BaseModel):
     Attributes:
         title: Never empty.
         place: None for those without one.
+        diagnostic_titles: Of what it logs beside what all do.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -33,6 +34,7 @@ class Introduction(BaseModel):
     paper: Annotated[Text, Field(max_length=100)] = ""
     colour: str = Field(default="", pattern=r"^(#[0-9a-fA-F]{6})?$")
     place: float | None = Field(default=None, allow_inf_nan=False)
+    diagnostic_titles: dict[str, Annotated[Text, Field(min_length=1, max_length=100)]] = Field(default_factory=dict)
 
 
 # Those that runs have told of: losses outside the package.
@@ -96,6 +98,12 @@ def introduction(name: str) -> Introduction:
     return known or Introduction(title=_printable(name)[:100] or "?")
 
 
+def diagnostic_titles() -> dict[str, str]:
+    """What plots call the diagnostics of all losses that are known, by the names under which they are logged."""
+    known = [*_TOLD.values(), *own_introductions().values()]
+    return {name: title for each in known for name, title in each.diagnostic_titles.items()}
+
+
 def _own_titles() -> set[str]:
     return {known.title for known in own_introductions().values()}
 
@@ -105,8 +113,6 @@ def own_introductions() -> dict[str, Introduction]:
     """LossLens's own losses in their order."""
     kinds = sorted(own_losses().items(), key=lambda item: (item[1].place, item[0]))
     return {
-        name: Introduction(
-            title=kind.title, summary=kind.summary, paper=kind.paper, colour=kind.colour, place=kind.place
-        )
+        name: Introduction(**{field: getattr(kind, field) for field in Introduction.model_fields})
         for name, kind in kinds
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
@@ -19,7 +20,8 @@ class Kto(Loss):
     of log π_θ(y' | x)/π_ref(y' | x) over the prompts of the whole step with other prompts' completions, at least 0,
     and has no gradient. w_t = ±λ·β·σ′(β(h − z₀)): it pulls hardest where h is near z₀, and lets go of what is far.
 
-    Source: arXiv 2402.01306, eq. 8; TRL's `KTOTrainer`, whose z₀ is of one micro-batch.
+    Source: arXiv 2402.01306, eq. 8; TRL's `KTOTrainer`, whose z₀ is of one micro-batch. By TRL's defaults it is trained
+    at DPO's rate, 1e-6.
 
     Attributes:
         beta: β.
@@ -37,6 +39,8 @@ class Kto(Loss):
     place = 8
     unit = "rollout"
     normaliser = "rollouts"
+    conventional_lr_scale = 0.1
+    diagnostic_titles: ClassVar[Mapping[str, str]] = {"kl": "Usual divergence from the base: z₀ (nats)"}
 
     name: Literal["kto"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)

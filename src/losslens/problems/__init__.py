@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -57,7 +59,11 @@ class Verifier(Protocol):
 
 
 class ProblemSource(Protocol):
-    """A set of problems with disjoint splits, and the verifier that belongs to it."""
+    """A set of problems with disjoint splits, and the verifier that belongs to it.
+
+    A class of LossLens's own inherits from it: a manifest may name it (`is_own_source`), so none of its values but
+    `verifier` names code.
+    """
 
     def identity(self, split: Split) -> dict[str, Any]:
         """What tells the problems of a split from others: settings and content, no path."""
@@ -84,6 +90,16 @@ class ProblemSource(Protocol):
     def rollouts(self) -> pd.DataFrame | None:
         """The complete rollouts that the source holds; None when it holds problems only, to be sampled."""
         ...
+
+
+def is_own_source(path: str) -> bool:
+    """Whether a Python path is that of a source of problems that comes with LossLens; no other module is imported."""
+    module, _, name = path.rpartition(".")
+    package, _, file = module.rpartition(".")
+    if package != __name__ or file not in {each.name for each in iter_modules(__path__)}:
+        return False
+    found = vars(import_module(module)).get(name)
+    return isinstance(found, type) and ProblemSource in found.__bases__
 
 
 def module_of(verifier: Verifier) -> str:

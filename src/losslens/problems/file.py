@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
-import re
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from losslens.errors import InputError, first_line
+from losslens.errors import InputError
 from losslens.files import sha256_of
-from losslens.problems import Problem, Split, Verifier, short_hash
+from losslens.problems import Problem, ProblemSource, Split, Verifier, short_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import Asked
+from losslens.problems.rows import read_rows
 from losslens.problems.table import Divided, chosen, require_columns, require_readable, text_in
 
 if TYPE_CHECKING:
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 _COLUMNS = ("id", "prompt", "answer", "completion", "reward", "sample", "source", "finished")
 
 
-class File:
+class File(ProblemSource):
     """A file of prompts and answers, or of complete rollouts with their rewards.
 
     A file with a completion and a reward in each row holds rollouts; all of its prompts are trained on. In a file of
@@ -67,7 +64,7 @@ class File:
     def identity(self, split: Split) -> dict[str, Any]:
         """See `ProblemSource.identity`."""
         file = self.eval_path if split == "eval" and self.eval_path is not None else self.path
-        holds_rollouts = self.path is not None and self._holds_rollouts(_read(self.path)[0])
+        holds_rollouts = self.path is not None and self._holds_rollouts(read_rows(self.path)[0])
         return {
             "source": "file",
             "sha256": None if file is None else sha256_of(file),
@@ -93,7 +90,7 @@ class File:
         if self.path is None:
             name = "eval_path" if split == "eval" else "path"
             raise InputError(f"{name}=FILE is needed: no file of problems is named")
-        names, _ = _read(self.path)
+        names, _ = read_rows(self.path)
         if split == "eval" and self._holds_rollouts(names):
             raise InputError(
                 f"data.eval_path: {self.path} holds rollouts, and all are trained on; name held-out problems with "
@@ -126,7 +123,7 @@ class File:
 
         if self.path is None:
             return None
-        names, rows = _read(self.path)
+        names, rows = read_rows(self.path)
         if not self._holds_rollouts(names):
             return None
         require_columns(str(self.path), names, self._called("prompt", "completion", "reward"))
@@ -180,7 +177,7 @@ class File:
     def _refuse_what_is_trained_on(self, held_out_problems: list[Problem]) -> None:
         if self.path is None:
             return
-        _, rows = _read(self.path)
+        _, rows = read_rows(self.path)
         prompts = [(number, self._text(number, "prompt", row)) for number, row in rows]
         trained_on = Asked((prompt for _, prompt in prompts), [self.template])
         for problem in held_out_problems:
@@ -197,7 +194,7 @@ class File:
         return self.columns["completion"] in names or self.columns["reward"] in names
 
     def _problems(self, file: Path) -> list[Problem]:
-        names, rows = _read(file)
+        names, rows = read_rows(file)
         require_columns(str(file), names, self._called("prompt", "answer"))
         found: dict[str, tuple[Problem, int]] = {}
         questions: dict[str, int] = {}
@@ -262,97 +259,3 @@ class File:
         if not isinstance(value, (bool, np.bool_)):
             raise self._wrong(number, "finished", f"{value!r} is neither true nor false")
         return bool(value)
-
-
-def _read(file: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    """The names of a file's columns, and its rows with their numbers from 1 (in JSON lines: of the line)."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file}: {error.strerror or first_line(error)}") from error
-    if content.startswith(b"\x1f\x8b"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(f"{file}: not a readable gzip file ({first_line(error)})") from error
-    rows = (
-        _parquet(file, content)
-        if content.startswith(b"PAR1") or _is_named_parquet(file)
-        else _json_lines(file, content)
-    )
-    if not rows:
-        raise InputError(f"{file}: no row in it")
-    names = list(dict.fromkeys(name for _, row in rows for name in row))
-    return names, iter(rows)
-
-
-def _is_named_parquet(file: Path) -> bool:
-    return file.suffix.lower() in (".parquet", ".pq")
-
-
-def _parquet(file: Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return list(enumerate(pq.read_table(pa.BufferReader(content)).to_pylist(), 1))
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise InputError(f"{file}: not a readable parquet file ({first_line(error)})") from error
-
-
-# What else is given for one of the two, by its first bytes.
-_OTHER_FORMATS = {
-    b"PK\x03\x04": "a zip archive or a spreadsheet",
-    b"\x28\xb5\x2f\xfd": "compressed by zstd",
-    b"\xfd7zXZ": "compressed by xz",
-    b"BZh": "compressed by bzip2",
-    b"ARROW1": "an Arrow file",
-    b"ORC": "an ORC file",
-    b"SQLite format 3": "an SQLite database",
-    b"\x80\x04": "a pickle",
-    b"\x80\x05": "a pickle",
-    b"version https://git-lfs": "a pointer of Git LFS, not the file itself (git lfs pull)",
-}
-
-
-def _decoded(file: Path, content: bytes) -> str:
-    for start, what in _OTHER_FORMATS.items():
-        if content.startswith(start):
-            raise InputError(f"{file}: {what}; parquet or JSON lines are read")
-    encoding = "utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
-    try:
-        return content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        why = f"line {line}: {error.reason}" if encoding == "utf-8-sig" else error.reason
-        raise InputError(f"{file}: neither parquet nor text in UTF-8 ({why})") from error
-
-
-def _json_lines(file: Path, content: bytes) -> list[tuple[int, dict[str, Any]]]:
-    rows: list[tuple[int, dict[str, Any]]] = []
-    # Not `splitlines`, which also cuts at separators that JSON leaves inside a text.
-    lines = _decoded(file, content).split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also for a number or a nesting beyond reason
-            raise InputError(f"{file}: {_not_json(number, line, not rows, error)}") from error
-        if isinstance(row, list) and not rows and all(isinstance(each, dict) for each in row):
-            raise InputError(f"{file}: a JSON array; one object a line, please")
-        if not isinstance(row, dict):
-            raise InputError(f"{file}: row {number}: not an object with the columns as its keys")
-        rows.append((number, row))
-    return rows
-
-
-def _not_json(number: int, line: str, is_first: bool, error: Exception) -> str:
-    start = line.strip()
-    if is_first and start.startswith("[") and not isinstance(error, RecursionError):
-        return "a JSON array; one object a line, please"
-    if (is_first and start in ("{", "{}")) or (is_first and re.fullmatch(r'\{\s*"[^"]*"\s*:.*,', start)):
-        return "a JSON object over several lines; one object a line, please"
-    if is_first and start[0] not in "{[":
-        return f"row {number}: not JSON, but {start[:40]!r}; parquet or JSON lines are read (no CSV)"
-    return f"row {number}: not JSON ({first_line(error)})"

@@ -16,7 +16,7 @@ from losslens.errors import InputError, first_line
 from losslens.files import digest, sha256_of
 from losslens.notices import say_once
 from losslens.patterns import compiled
-from losslens.problems import Problem, Split, Verifier, short_hash
+from losslens.problems import Problem, ProblemSource, Split, Verifier, short_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import normal
 from losslens.problems.table import Divided, cell, chosen, is_missing, require_columns, require_readable
@@ -25,7 +25,7 @@ _WHOLE = r"(?s)\s*(.*?)\s*$"  # an answer as it stands, without the space around
 _SECONDS = 20.0  # for one pattern on all answers of a split; a sensible pattern takes microseconds an answer
 
 
-class HubDataset:
+class HubDataset(ProblemSource):
     """Questions and answers of a dataset.
 
     Args:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from losslens.errors import InputError, first_line
-from losslens.problems import Problem, Split, Verdict, position, short_hash
+from losslens.problems import Problem, ProblemSource, Split, Verdict, position, short_hash
 from losslens.problems.plain import is_arithmetic, is_formula, is_literal
 
 # A question belongs to the split that its text hashes into, whatever seed drew it, so that no two splits can share a
@@ -41,7 +41,7 @@ def split_of(question: str, pretrain_share: float = 0.0) -> Split:
     return "train" if where < (1 + pretrain_share) / 2 else "eval"
 
 
-class ReasoningGym:
+class ReasoningGym(ProblemSource):
     """One reasoning-gym task at one difficulty.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
+from losslens.losses.introduction import diagnostic_titles
 from losslens.report import course
 from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
@@ -12,10 +13,8 @@ from losslens.report.keys import key_of
 from losslens.report.numbers import number, rate
 from losslens.report.parts import Figure, Section, downloadable
 from losslens.report.style import name_of
-from losslens.report.words import COURSE, TO_REFERENCE, TRAINING
+from losslens.report.words import COURSE, TO_REFERENCE, TRAINING, WITH_REFERENCE
 
-# As analysis/training_table.py calls the columns.
-_TITLES = {name.replace("/", "_"): title for name, title in TRAINING.items()}
 # What says something even where it never changes.
 _TELLING = ("weight_", "clip_")
 # What analysis/training_table.py puts before the numbers of the growing adapter.
@@ -25,12 +24,15 @@ _GEOMETRY = "geometry_"
 def section(analysis: AnalysisFolder) -> Section | None:
     """What the losses logged; None where nothing was."""
     names = [name for name in _logged(analysis) if not name.startswith(_GEOMETRY)]
+    # As analysis/training_table.py calls the columns.
+    known = TRAINING | WITH_REFERENCE | diagnostic_titles()
+    titles = {name.replace("/", "_"): title for name, title in known.items()}
     return _section(
         analysis,
         "training",
         "Training",
         "As it was logged. The losses of two methods are two quantities: compare their course.",
-        {name: _TITLES.get(name, name) for name in names},
+        {name: titles.get(name, name) for name in names},
     )
 
 

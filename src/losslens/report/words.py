@@ -38,7 +38,7 @@ COURSE = {
     "cosine_to_previous": "Cosine of ΔW to the one logged before",
     "cosine_of_steps": "Cosine of two steps in a row",
 }
-# What every run logs while it trains, and what those on pairs do.
+# What every run logs while it trains; what one loss alone logs is titled where that is defined.
 TRAINING = {
     "loss": "Loss",
     "grad_norm": "Norm of the gradient",
@@ -49,19 +49,15 @@ TRAINING = {
     "tokens_per_second": "Tokens per second",
     "logps/right": "Right rollouts: log-probability (nats a token)",
     "logps/wrong": "Wrong rollouts: log-probability (nats a token)",
-    "log_ratio/right": "Right rollouts: log-ratio to the base (nats a token)",
-    "log_ratio/wrong": "Wrong rollouts: log-ratio to the base (nats a token)",
     "weight/right": "Right rollouts: weight of a token",
     "weight/wrong": "Wrong rollouts: weight of a token",
     "weight/zero": "Share of tokens without weight",
     "weight/effective": "Effective share of the tokens",
-    "kl": "Usual divergence from the base: z₀ (nats)",
-    "rewards/margins": "Pairs: reward margin",
-    "rewards/accuracies": "Pairs: share in the right order",
-    "rewards/chosen": "Pairs: reward of the chosen",
-    "rewards/rejected": "Pairs: reward of the rejected",
-    "logps/chosen": "Pairs: log-probability of the chosen (nats)",
-    "logps/rejected": "Pairs: log-probability of the rejected (nats)",
+}
+# What runs log whose loss has a reference.
+WITH_REFERENCE = {
+    "log_ratio/right": "Right rollouts: log-ratio to the base (nats a token)",
+    "log_ratio/wrong": "Wrong rollouts: log-ratio to the base (nats a token)",
 }
 # Of each run that they are compared with, whose label follows.
 TO_REFERENCE = {f"{measure.name}_to_": f"{measure.title} to {{}}" for measure in of_weights("main")}
