@@ -2,11 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup sweep picture docs test lint bench clean
+.PHONY: help setup sweep picture docs test test-fast lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/'
 
 setup: $(VENV)/.installed  ## .venv with the pinned packages
 
@@ -37,6 +37,13 @@ docs: setup  ## the reference of measures in docs/, from their declarations
 
 test: setup  ## all tests
 	$(RUN) -m pytest
+
+# Files that train no sweep, and start next to no process.
+FAST := ablation adapters analysis_tables batches cka commands connectivity design files geometry introduction labels \
+	logger logger_identity losses measures nulls plane problems progress references report_explorer report_style statistics \
+	subspaces training_table trajectory updates
+test-fast: setup  ## those that take under a minute together
+	$(RUN) -m pytest $(FAST:%=tests/test_%.py)
 
 lint: setup  ## linter, formatter, type checker
 	$(VENV)/bin/ruff check .

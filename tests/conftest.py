@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Two test processes share the cores (`-n 2` in pyproject.toml), and the models are too small for threads to help.
+# Three test processes share two cores (`-n 3` in pyproject.toml), as one is usually waiting: for Slurm, a server, a
+# browser. The models are too small for threads to help.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import atexit
@@ -219,7 +220,7 @@ def _warm() -> tuple[subprocess.Popen[str], TextIO]:
 METHODS = "method=sft,rft,dft,rift,grpo,dpo"
 SMALL = [
     "data.train=60", "data.eval=40", "rollouts.max_tokens=64", "evaluation.max_tokens=64",
-    "optim.max_steps=12", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2",
+    "optim.max_steps=12", "optim.batch_size=4", "optim.save_steps=6", "optim.log_steps=2",
 ]  # fmt: skip
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hydra import compose, initialize_config_dir
 
 from losslens.adapters import adapter_sha256
+from losslens.analysis.job import analyze_job
 from losslens.config import LearningRate, Optim
 from losslens.errors import InputError
 from losslens.losses.dpo import Dpo
@@ -113,9 +115,10 @@ RATES = ("-m", "method=sft,dpo", "lr=conventional,matched,matched_low", "seed=0,
 
 
 @pytest.fixture(scope="module")
-def arms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def arms(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SFT and DPO at their rates, two orders of the data, snapshots on the way, and one run that diverges."""
     output_dir = tmp_path_factory.mktemp("arms")
+    shutil.copytree(sweep / "rollouts", output_dir / "rollouts")
     outcome = script(*command(output_dir, *RATES, "sweep=arms", "optim.snapshot_steps=4", "logger=none"))
     assert outcome.stdout.count(": completed") == 8  # of 12 jobs
     assert outcome.stdout.count(": skipped") == 4
@@ -137,6 +140,12 @@ def test_one_run_has_all_names_of_its_rate(arms: Path) -> None:
 
 
 SCALE = ("connectivity.points=3", "connectivity.midpoint_problems=0", "held_out.problems=12")
+
+
+def write_tables(output_dir: Path, *arguments: str) -> None:
+    """What `analyze.py` does, but for the report and the figures."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        analyze_job(compose("analyze", ["sweep=arms", f"output_dir={output_dir}", *SCALE, *arguments]))
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +208,7 @@ def test_trajectories(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
     assert end["cosine_to_sft"].item() == pytest.approx(pairs[dpo, sft])
 
 
-def test_equal_norms(arms: Path) -> None:
+def test_equal_norms(arms: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every run at one norm within 2%, at the point of its way that its manifest names; scored there."""
     script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=norm", "pairs=none", *SCALE)
     runs = pd.read_csv(arms / "arms" / "analysis-norm" / "runs.csv")
@@ -213,8 +222,8 @@ def test_equal_norms(arms: Path) -> None:
     assert all(point["between_steps"] for name, point in manifest["points"].items() if "between_steps" in point)
     assert "lies before it on the way of" in manifest["left_out"]["what came before the first snapshot"]
     some = ends.drop(index=ends.idxmin()).dropna().mean()
-    outcome = script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=norm", f"norm={some}", "pairs=none", *SCALE)
-    assert "it never reaches" in outcome.stdout
+    write_tables(arms, "at=norm", f"norm={some}", "pairs=none")
+    assert "it never reaches" in capsys.readouterr().out
     chosen = pd.read_csv(arms / "arms" / f"analysis-norm-{some:g}" / "runs.csv")["norm"].dropna()
     assert 0 < len(chosen) < 8
     assert np.allclose(chosen, some, rtol=1e-5)
@@ -223,19 +232,18 @@ def test_equal_norms(arms: Path) -> None:
 def test_what_died_half_way_is_made_again_and_what_is_damaged_is_told(arms: Path, tmp_path: Path) -> None:
     """A point with half a manifest is made anew; a snapshot that was cut off costs its run's trajectory only."""
     copied = shutil.copytree(arms, tmp_path / "copy")
-    line = ("analyze.py", "sweep=arms", f"output_dir={copied}", "pairs=none", *SCALE)
-    script(*line, "at=norm")
+    write_tables(copied, "at=norm", "pairs=none")
     points = sorted((copied / "arms").glob("*/snapshots/norm-*"))
     adapters = [adapter_sha256(point / "adapter") for point in points]
     manifest = points[0] / "manifest.json"
     manifest.write_text(manifest.read_text()[:40])
     weights = points[1] / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    script(*line, "at=norm")
+    write_tables(copied, "at=norm", "pairs=none")
     assert [adapter_sha256(point / "adapter") for point in points] == adapters
     cut = next((copied / "arms").glob("dpo-matched-*/snapshots/step-000008/adapter/adapter_model.safetensors"))
     cut.write_bytes(cut.read_bytes()[:-10])
-    outcome = script(*line)
+    outcome = script("analyze.py", "sweep=arms", f"output_dir={copied}", "pairs=none", *SCALE)
     assert f"left out: trajectory of {cut.parents[3].name}: " in outcome.stdout
     trajectories = pd.read_csv(copied / "arms" / "analysis" / "trajectories.csv")
     assert trajectories["run"].nunique() == 8  # of eight finished ones and one that diverged

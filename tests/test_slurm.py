@@ -18,12 +18,12 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from conftest import METHODS, ROOT, SMALL, cold
 
 from losslens.files import read_json
+from tests.conftest import METHODS, ROOT, SMALL, script
 
 SLURM = ["hydra/launcher=slurm", "resources=cpu", "resources.cpus=1", "resources.memory_gb=2", "logger=none"]
-SLOW = ["method=sft", "method._target_=slow_method.SlowSft", "method.name=slow_sft"]
+SLOW = ["method=sft", "method._target_=slow_method.SlowSft", "method.name=slow_sft", "optim.save_steps=2"]
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +66,12 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def submit(outputs: Path, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    return cold("train.py", "-m", *SMALL, *SLURM, f"output_dir={outputs}", *arguments, check=check)
+    return script("train.py", "-m", *SMALL, *SLURM, f"output_dir={outputs}", *arguments, check=check)
 
 
 def here(outputs: Path, *arguments: str) -> None:
     """The same without Slurm."""
-    cold("train.py", *SMALL, "logger=none", f"output_dir={outputs}", *arguments)
+    script("train.py", *SMALL, "logger=none", f"output_dir={outputs}", *arguments)
 
 
 def run_in(outputs: Path, sweep: str, pattern: str = "*-s*") -> Path:
@@ -182,7 +182,7 @@ def test_a_sweep_of_six(swept: Path, tmp_path: Path) -> None:
     assert len(runs) == 6
     assert {status(run)["state"] for run in runs} == {"completed"}
     wait_until(lambda: {slurm_says(run) for run in runs} == {"COMPLETED"})  # the process ends a little later
-    shown = cold("launch/status.py", "sweep=main", f"output_dir={swept.parent}").stdout
+    shown = script("launch/status.py", "sweep=main", f"output_dir={swept.parent}").stdout
     for run in runs:
         (row,) = [line for line in shown.splitlines() if run.name in line]
         assert "12/12" in row
@@ -252,7 +252,7 @@ def test_a_pipeline_analyses_what_it_has_trained(swept: Path) -> None:
         in subprocess.run(waits, capture_output=True, text=True, check=True).stdout
     )
     # A benchmark more, and the analysis of that, are further links.
-    evaluation = cold(
+    evaluation = script(
         "evaluate.py", *SLURM[:-1], f"output_dir={outputs}", "sweep=chain", "benchmark=one_step",
         "benchmark.one_step.eval=20", "evaluation.max_tokens=32",
     )  # fmt: skip
@@ -394,7 +394,7 @@ def test_without_slurm_it_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_several_gpus_without_slurm_end_in_one_line(tmp_path: Path) -> None:
-    refused = cold("train.py", "resources.gpus=4", f"output_dir={tmp_path}", check=2)
+    refused = script("train.py", "resources.gpus=4", f"output_dir={tmp_path}", check=2)
     (line,) = refused.stderr.splitlines()
     assert "torchrun --nproc_per_node=4 train.py" in line
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -27,6 +26,7 @@ from losslens.slurm.code import keep_code
 from losslens.slurm.ended import said_of
 from losslens.slurm.launch import launch
 from losslens.slurm.standing import standings
+from tests.conftest import ROOT
 
 RECORDER = r"""#!/bin/bash
 if [ "$1" = --test-only ] && ! grep -q -- '--account=mine$' ; then exit 0; fi

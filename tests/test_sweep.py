@@ -139,7 +139,8 @@ def test_the_same_sweep_again_trains_nothing(sweep: Path) -> None:
 
 
 def test_killed_in_the_third_run_it_ends_in_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
-    arguments = command(tmp_path, "-m", METHODS, FEW)
+    arguments = command(tmp_path, "-m", METHODS, FEW, "optim.save_steps=2")
+    shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
     process = subprocess.Popen(
         [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},

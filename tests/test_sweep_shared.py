@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import threading
@@ -33,6 +34,7 @@ def _lock(output_dir: Path, sweep: Path, method: str) -> Path:
 def test_what_another_process_is_at_is_left_for_later(sweep: Path, tmp_path: Path) -> None:
     """While the first run and the base are held the second run is trained; then both are come back to."""
     (tmp_path / "main").mkdir()
+    shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
     ended: list[subprocess.CompletedProcess[str]] = []
     line = command(tmp_path, "-m", "method=sft,rft", FEW, "logger=none")
     worker = threading.Thread(target=lambda: ended.append(script(*line, check=None)))
@@ -60,6 +62,7 @@ def test_what_another_process_is_at_is_left_for_later(sweep: Path, tmp_path: Pat
 
 
 def test_two_sweeps_at_once_train_each_run_once(sweep: Path, tmp_path: Path) -> None:
+    shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
     line = command(tmp_path, "-m", "method=sft,rft,dft", FEW, "logger=none")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     first = subprocess.Popen([sys.executable, *line], cwd=ROOT, env=_environment(), **pipes)

@@ -60,7 +60,8 @@ def become(request: dict[str, Any]) -> None:
     MEDIA_TMP._finalizer.detach()
     MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")
     sys.argv = request["command"]
-    sys.path[0] = str(Path(sys.argv[0]).parent.resolve())
+    more = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = [str(Path(sys.argv[0]).parent.resolve()), *more]
 
 
 if __name__ == "__main__":

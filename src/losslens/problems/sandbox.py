@@ -30,6 +30,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import spawn
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO
 
 # Of the parent's environment: where the loader finds shared libraries, and Python itself. Read before it is emptied.
@@ -38,6 +39,9 @@ KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "P
 _MEMORY = 8 << 30  # address space of the process, in bytes
 # What takes long to import, by the module of the verifier: before any limit runs.
 _IMPORTS = {"losslens.problems.reasoning_gym": "reasoning_gym", "losslens.problems.mathematics": "math_verify"}
+# What that imports in vain: two of reasoning-gym's tasks draw their problems, but score no answer, with a library that
+# imports matplotlib, which takes longer than all the rest.
+_IN_VAIN = {"losslens.problems.reasoning_gym": "cellpylib"}
 # What computing libraries look at besides Python's folders; nothing of it is anybody's secret.
 _SYSTEM = (
     "/dev/null", "/dev/urandom", "/dev/random", "/etc/ld.so.cache", "/etc/localtime", "/lib", "/lib64",
@@ -78,6 +82,8 @@ def serve() -> None:
             return
     try:
         spawn.prepare(start.main)
+        if name := _IN_VAIN.get(start.module):
+            sys.modules[name] = ModuleType(name)
         for name in (start.module, _IMPORTS.get(start.module, "json")):
             if name != "__main__":
                 importlib.import_module(name)

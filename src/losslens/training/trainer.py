@@ -46,6 +46,9 @@ class LossTrainer(SFTTrainer):
         # Otherwise the tokens of the effective batch are counted only for models whose forward takes any keyword.
         self.model_accepts_loss_kwargs = True
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """None: TRL would write one into each checkpoint, and they are gone when the run has ended."""
+
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = ["rows", "mismatched"]
 
