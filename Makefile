@@ -43,7 +43,7 @@ FAST := ablation adapters analysis_tables batches cka commands connectivity desi
 	logger logger_identity losses measures nulls plane problems progress references report_explorer report_style statistics \
 	subspaces training_table trajectory updates
 test-fast: setup  ## those that take under a minute together
-	$(RUN) -m pytest $(FAST:%=tests/test_%.py)
+	$(RUN) -m pytest -n 0 $(FAST:%=tests/test_%.py)
 
 lint: setup  ## linter, formatter, type checker
 	$(VENV)/bin/ruff check .

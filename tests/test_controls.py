@@ -208,7 +208,7 @@ def test_trajectories(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
     assert end["cosine_to_sft"].item() == pytest.approx(pairs[dpo, sft])
 
 
-def test_equal_norms(arms: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_norms(arms: Path, tables: dict[str, pd.DataFrame], capsys: pytest.CaptureFixture[str]) -> None:
     """Every run at one norm within 2%, at the point of its way that its manifest names; scored there."""
     script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=norm", "pairs=none", *SCALE)
     runs = pd.read_csv(arms / "arms" / "analysis-norm" / "runs.csv")
@@ -250,7 +250,7 @@ def test_what_died_half_way_is_made_again_and_what_is_damaged_is_told(arms: Path
     assert cut.parents[3].name not in set(trajectories["run"])
 
 
-def test_a_step_on_the_way(arms: Path) -> None:
+def test_a_step_on_the_way(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
     script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=8", "pairs=none", *SCALE)
     runs = pd.read_csv(arms / "arms" / "analysis-step-8" / "runs.csv").drop_duplicates("run").set_index("run")
     way = pd.read_csv(arms / "arms" / "analysis" / "trajectories.csv")
