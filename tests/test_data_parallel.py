@@ -28,7 +28,7 @@ from losslens.losses.introduction import own_introductions
 from losslens.losses.pairs import mixed_pairs
 from losslens.rollouts.frozen import freeze
 from losslens.runs import Run
-from losslens.training.batches import data_order
+from losslens.training.source import data_order
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
