@@ -7,7 +7,6 @@ On CUDA in bfloat16, with the heads that training takes there.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import tempfile
 import time
@@ -30,6 +29,7 @@ from losslens.tiny import pretrain
 from losslens.training.batches import tokenise
 from losslens.training.reference import ReferenceCache
 from losslens.training.run import TrainingPlan, make_trainer
+from losslens.training.source import FrozenSource
 
 STEPS, BATCH = 12, 32
 
@@ -115,10 +115,11 @@ def main() -> None:
         plan = TrainingPlan(
             Dpo(name="dpo"), 1e-4, lora, initial_adapter(folder, {}, base.model, lora, init_seed=0), optim, seed=0
         )
-        shared = dataclasses.replace(plan, reference=ReferenceCache(folder / "references", {}))
+        known = FrozenSource(table, plan.loss, optim, seed=0, reference=ReferenceCache(folder / "references", {}))
+        within = FrozenSource(table, plan.loss, optim, seed=0)
         makers = {
-            "shared reference": lambda: make_trainer(shared, base, table, folder / "shared", [])[0],
-            "reference in the step": lambda: make_trainer(plan, base, table, folder / "within", [])[0],
+            "shared reference": lambda: make_trainer(plan, base, known, folder / "shared", []),
+            "reference in the step": lambda: make_trainer(plan, base, within, folder / "within", []),
             "stock TRL": lambda: stock(plan, base, table, folder / "stock"),
         }
         seconds: dict[str, list[float]] = {way: [] for way in makers}

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +34,8 @@ from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import freeze
 from losslens.tiny import pretrain
 from losslens.training.batches import tokenise
-from losslens.training.run import TrainingPlan
+from losslens.training.run import TrainingPlan, train_run
+from losslens.training.source import FrozenSource
 from tests.wandb_server import WandbServer, serving
 
 # A file is one process's work: the long ones come first, so that none of them is left to run alone at the end.
@@ -130,6 +131,24 @@ def make_plan(initial: Path):
         return TrainingPlan(loss, learning_rate, LORA, initial, Optim(**{**OPTIM, **optim}), seed=5)
 
     return make
+
+
+def frozen_source(plan: TrainingPlan, tokenised: pd.DataFrame, **options: Any) -> FrozenSource:
+    """Frozen rollouts in the order of the plan's seed."""
+    return FrozenSource(tokenised, plan.loss, plan.optim, plan.seed, **options)
+
+
+def train_frozen(
+    plan: TrainingPlan,
+    base: LoadedModel,
+    tokenised: pd.DataFrame,
+    folder: Path,
+    hand_on: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    references: Mapping[str, Path] | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """`train_run` on frozen rollouts."""
+    return train_run(plan, base, frozen_source(plan, tokenised, **options), folder, hand_on, references)
 
 
 @pytest.fixture

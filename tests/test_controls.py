@@ -26,9 +26,8 @@ from losslens.models import LoadedModel
 from losslens.rollouts.frozen import load
 from losslens.runs import Run, runs_of
 from losslens.training.batches import filter_rollouts
-from losslens.training.run import train_run
 from tests import conftest
-from tests.conftest import OPTIM, ROOT, script
+from tests.conftest import OPTIM, ROOT, script, train_frozen
 
 
 def command(output_dir: Path, *arguments: str) -> list[str]:
@@ -78,8 +77,8 @@ class TestSnapshots:
         self, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
     ) -> None:
         sizes = {"max_steps": 6, "batch_size": 4}
-        train_run(make_plan(Sft(name="sft"), **sizes), base, tokenised, tmp_path / "without", quiet)
-        train_run(make_plan(Sft(name="sft"), **sizes, snapshot_steps=2), base, tokenised, tmp_path / "with", quiet)
+        train_frozen(make_plan(Sft(name="sft"), **sizes), base, tokenised, tmp_path / "without", quiet)
+        train_frozen(make_plan(Sft(name="sft"), **sizes, snapshot_steps=2), base, tokenised, tmp_path / "with", quiet)
         assert adapter_sha256(tmp_path / "with" / "adapter") == adapter_sha256(tmp_path / "without" / "adapter")
         assert not (tmp_path / "without" / "snapshots").exists()
         snapshots = Run(tmp_path / "with").snapshots
@@ -99,12 +98,12 @@ class TestSnapshots:
             if step == 5:
                 raise KeyboardInterrupt
 
-        train_run(plan, base, tokenised, tmp_path / "whole", quiet)
+        train_frozen(plan, base, tokenised, tmp_path / "whole", quiet)
         with pytest.raises(KeyboardInterrupt):
-            train_run(plan, base, tokenised, tmp_path / "cut", cut)
+            train_frozen(plan, base, tokenised, tmp_path / "cut", cut)
         stale = tmp_path / "cut" / "snapshots" / "step-000009"  # of another attempt, which had more steps
         shutil.copytree(tmp_path / "cut" / "snapshots" / "step-000004", stale)
-        train_run(plan, base, tokenised, tmp_path / "cut", quiet)
+        train_frozen(plan, base, tokenised, tmp_path / "cut", quiet)
         whole, again = (Run(tmp_path / name).snapshots for name in ("whole", "cut"))
         assert list(whole) == list(again) == list(range(1, 9))
         for step in whole:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -24,8 +25,10 @@ from safetensors.torch import load_file
 from losslens.config import TrainConfig, parse
 from losslens.job import Outcome, train_job
 from losslens.losses.introduction import own_introductions
+from losslens.losses.pairs import mixed_pairs
 from losslens.rollouts.frozen import freeze
 from losslens.runs import Run
+from losslens.training.source import data_order
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
@@ -112,15 +115,15 @@ def started(line: list[str], **options: Any) -> subprocess.Popen[str]:
 
 
 @contextlib.contextmanager
-def steps(*line: str) -> Iterator[list[subprocess.Popen[str]]]:
-    """Two processes that are told by their environment alone who they are, as a Slurm step tells them."""
+def steps(*line: str, count: int = 2) -> Iterator[list[subprocess.Popen[str]]]:
+    """Processes that are told by their environment alone who they are, as a Slurm step tells them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         started([sys.executable, *line], env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
         yield processes
@@ -195,19 +198,25 @@ def one(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ro
 def two(given: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Rows]]:
     """The same by two processes, each in two micro-batches of 2; and the rows of each step of each process."""
     output_dir = tmp_path_factory.mktemp("two")
-    (output_dir / "spy.py").write_text(SPY)
-    line = ["-m", *arguments(output_dir, given, f"method={','.join(METHODS)}", "optim.micro_batch=2")]
-    with steps(str(output_dir / "spy.py"), str(output_dir / "rows"), *line) as processes:
-        output, _ = ended(processes[0], 0)
-        assert ended(processes[1], 0)[0] == ""
+    output, seen = spied_on(output_dir, given, METHODS, count=2)
     assert output.count(": completed") == len(METHODS)
     assert output.count("python analyze.py sweep=main") == 1
-    seen: list[Rows] = [{}, {}]
-    for rank in range(2):
+    return output_dir, seen
+
+
+def spied_on(output_dir: Path, given: Path, methods: list[str], count: int, *overrides: str) -> tuple[str, list[Rows]]:
+    """What the main one of several processes says that train `methods`, and the rows of each step of each process."""
+    (output_dir / "spy.py").write_text(SPY)
+    line = ["-m", *arguments(output_dir, given, f"method={','.join(methods)}", "optim.micro_batch=2", *overrides)]
+    with steps(str(output_dir / "spy.py"), str(output_dir / "rows"), *line, count=count) as processes:
+        output, _ = ended(processes[0], 0)
+        assert all(ended(process, 0)[0] == "" for process in processes[1:])
+    seen: list[Rows] = [{} for _ in range(count)]
+    for rank in range(count):
         for entry in (output_dir / f"rows-{rank}.jsonl").read_text().splitlines():
             method, step, rows = json.loads(entry)
             seen[rank].setdefault((method, step), []).extend(rows)
-    return output_dir, seen
+    return output, seen
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -236,6 +245,30 @@ def test_they_meet_the_same_rows_in_each_step(one: tuple[Path, Rows], two: tuple
         assert sorted(first[place] + second[place]) == sorted(rows)
     tokens = [[sum(map(len, rows)) for rows in seen.values()] for seen in (first, second)]
     assert sum(a != b for a, b in zip(*tokens, strict=True)) > 20
+
+
+def test_which_process_meets_which_rows_when(
+    given: Path, one: tuple[Path, Rows], two: tuple[Path, list[Rows]], tokenised: pd.DataFrame, tmp_path: Path
+) -> None:
+    """The examples of a step are dealt out in order, a micro-batch to each process in turn; of pairs chosen ones first.
+
+    By hand for the first step of three processes, batch 12, micro-batch 2: the second one meets 2, 3, then 8, 9.
+    """
+    _, three = spied_on(tmp_path, given, ["sft", "dpo"], 3, "optim.batch_size=12", "optim.max_steps=3")
+    both = list(zip(tokenised["prompt_ids"], tokenised["completion_ids"], strict=True))
+    singles = [[row] for row in range(len(both))]
+    examples = {"sft": singles, "dpo": mixed_pairs(tokenised, "one", "")}
+    order = {name: data_order(len(examples[name]), 48, seed=42) for name in examples}
+    second = [[*both[row][0], *both[row][1]] for row in order["sft"][[2, 3, 8, 9]]]
+    assert three[1]["sft", 0] == second
+    for world, micro_batch, batch_size, steps_ in ((one[1:], 4, 8, 6), (two[1], 2, 8, 6), (three, 2, 12, 3)):
+        for name, step, rank in itertools.product(examples, range(steps_), range(len(world))):
+            expected = []
+            for start in range(rank * micro_batch, batch_size, len(world) * micro_batch):
+                met = [examples[name][i] for i in order[name][step * batch_size + start :][:micro_batch]]
+                expected += [[*both[row][0], *both[row][1]] for side in zip(*met, strict=True) for row in side]
+            assert world[rank][name, step] == expected
+            assert len(expected) == batch_size // len(world) * len(examples[name][0])
 
 
 def test_killed_they_go_on_to_the_same_bytes(

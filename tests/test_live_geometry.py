@@ -22,9 +22,9 @@ from losslens.losses.grpo import Grpo
 from losslens.losses.sft import Sft
 from losslens.measures.weights import effective_rank, stable_rank
 from losslens.models import LoadedModel
-from losslens.training.run import train_run
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
+from tests.conftest import train_frozen
 from tests.test_subspaces import random_delta
 
 SHAPES = {"layers.0.attn.q_proj": (12, 9), "layers.0.attn.v_proj": (7, 9), "layers.1.attn.q_proj": (12, 9)}
@@ -124,7 +124,7 @@ def test_a_run_logs_what_analyze_finds_in_its_adapter(
     for name, method in (("sft", Sft(name="sft")), ("grpo", Grpo(name="grpo"))):
         (tmp_path / name).mkdir()
         references = {"sft": tmp_path / "sft" / "adapter"} if name == "grpo" else {}
-        train_run(make_plan(method, **quiet), base, tokenised, tmp_path / name, lambda *_: None, references)
+        train_frozen(make_plan(method, **quiet), base, tokenised, tmp_path / name, lambda *_: None, references)
     lines = [json.loads(line) for line in (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()]
     logged = {k.removeprefix("geometry/"): v for k, v in lines[-1].items() if k.startswith("geometry/")}
     assert 0 < logged.pop("share_of_time") < 1
@@ -168,7 +168,7 @@ def test_weights_are_what_the_gradient_multiplies(
             return super().terms(batch)
 
     plan = make_plan(Watched(name=method.name), max_steps=1, log_steps=1)
-    train_run(plan, base, tokenised, tmp_path, lambda *_: None)
+    train_frozen(plan, base, tokenised, tmp_path)
     [batch], logged = seen, json.loads((tmp_path / "metrics.jsonl").read_text())
     logps, right = batch.logps.detach(), batch.correct[:, None]
     by_token = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from losslens.losses.dpo import Dpo
 from losslens.losses.grpo import Grpo
 from losslens.models import LoadedModel
 from losslens.training.reference import ReferenceCache
-from losslens.training.run import train_run
 from losslens.training.trainer import LossTrainer
+from tests.conftest import train_frozen
 from tests.test_trainers import largest_difference, trained
 
 DPO, KL = Dpo(name="dpo"), Grpo(name="grpo", kl_coef=0.1)
@@ -43,8 +42,8 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, ...]]:
 
 def ran(loss: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, folder: Path, cache: Path) -> str:
     folder.mkdir()
-    plan = dataclasses.replace(make_plan(loss, max_steps=6, batch_size=8), reference=ReferenceCache(cache, ABOUT))
-    train_run(plan, base, tokenised, folder, lambda step, values: None)
+    plan = make_plan(loss, max_steps=6, batch_size=8)
+    train_frozen(plan, base, tokenised, folder, reference=ReferenceCache(cache, ABOUT))
     return adapter_sha256(folder / "adapter")
 
 
@@ -74,9 +73,9 @@ def test_losses_on_some_of_the_rollouts_get_theirs(
             return rollouts[rollouts["reward"] > 0].iloc[::-1].reset_index(drop=True)
 
     plan = make_plan(Turned(name="grpo", kl_coef=0.1), batch_size=8, max_steps=2)
-    kept = dataclasses.replace(plan, reference=ReferenceCache(tmp_path / "cache", ABOUT))
     within = trained(plan, base, tokenised, tmp_path / "within")
-    assert largest_difference(trained(kept, base, tokenised, tmp_path / "kept"), within) < 1e-6
+    kept = trained(plan, base, tokenised, tmp_path / "kept", reference=ReferenceCache(tmp_path / "cache", ABOUT))
+    assert largest_difference(kept, within) < 1e-6
 
 
 @pytest.mark.parametrize("loss", [DPO, KL], ids=lambda loss: loss.name)
@@ -84,9 +83,9 @@ def test_it_is_what_the_base_says_within_a_batch(
     loss: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     plan = make_plan(loss, batch_size=8)
-    kept = dataclasses.replace(plan, reference=ReferenceCache(tmp_path / "cache", ABOUT))
     within = trained(plan, base, tokenised, tmp_path / "within")
-    assert largest_difference(trained(kept, base, tokenised, tmp_path / "kept"), within) < 1e-5
+    kept = trained(plan, base, tokenised, tmp_path / "kept", reference=ReferenceCache(tmp_path / "cache", ABOUT))
+    assert largest_difference(kept, within) < 1e-5
 
 
 def score_of(seen: list[int], stop_at: int = 10**9) -> Any:

@@ -26,8 +26,8 @@ from losslens.integrity import require_recorded_outcomes
 from losslens.losses.sft import Sft
 from losslens.models import LoadedModel
 from losslens.runs import Run, runs_of
-from losslens.training.run import last_checkpoint, train_run
-from tests.conftest import command, script
+from losslens.training.run import last_checkpoint
+from tests.conftest import command, script, train_frozen
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def cut(
     plan = make_plan(Sft(name="sft"), max_steps=6, batch_size=4, save_steps=2, log_steps=1)
     plan = replace(plan, identity="mine")
     with pytest.raises(KeyboardInterrupt):
-        train_run(plan, base, tokenised, folder, stop)
+        train_frozen(plan, base, tokenised, folder, stop)
     return folder, plan
 
 
@@ -122,14 +122,14 @@ class TestCheckpoints:
         whole, resumed = tmp_path / "whole", tmp_path / "resumed"
         whole.mkdir()
         folder, plan = cut
-        train_run(plan, base, tokenised, whole, lambda step, values: None)
+        train_frozen(plan, base, tokenised, whole)
         shutil.copytree(folder, resumed)
         checkpoints = resumed / "checkpoints"
         (checkpoints / "checkpoint-abc").mkdir()
         (checkpoints / "checkpoint-").write_text("x")
         shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-5")
         shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-04")
-        facts = train_run(plan, base, tokenised, resumed, lambda step, values: None)
+        facts = train_frozen(plan, base, tokenised, resumed)
         assert facts["resumed_from"] == 4
         assert adapter_sha256(resumed / "adapter") == adapter_sha256(whole / "adapter")
         said = capsys.readouterr().out

@@ -41,7 +41,7 @@ from losslens.tokens import (
 from losslens.training import batches
 from losslens.training.batches import tokenise
 from losslens.training.run import make_trainer
-from tests.conftest import ROOT, TINY, base_source, served_by
+from tests.conftest import ROOT, TINY, base_source, frozen_source, served_by
 
 STUDENT = TINY / "student"
 SMALL = [
@@ -401,7 +401,7 @@ def test_without_a_completion_token_nothing_is_learnt(
         table = tokenised.assign(completion_ids=pd.Series(empty, index=tokenised.index, dtype=object))
         plan = make_plan(method, batch_size=4, micro_batch=micro_batch, max_steps=2, log_steps=1)
         with as_it_was(base.model):
-            trainer, _ = make_trainer(plan, base, table, tmp_path / losses, [])
+            trainer = make_trainer(plan, base, frozen_source(plan, table), tmp_path / losses, [])
             trainer.train()
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         assert all(

@@ -31,9 +31,12 @@ from losslens.losses.rft import Rft
 from losslens.losses.rift import Rift
 from losslens.losses.sft import Sft
 from losslens.models import LoadedModel, as_it_was
-from losslens.training.batches import Examples, data_order
+from losslens.training.batches import Examples
 from losslens.training.lm_head import has_plain_head
-from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer, train_run
+from losslens.training.reference import ReferenceCache
+from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer
+from losslens.training.source import data_order
+from tests.conftest import frozen_source, train_frozen
 
 ALL = [kind(name=name) for name, kind in own_losses().items()]
 # One of each unit, and one whose weights are of whole rollouts.
@@ -53,11 +56,16 @@ SMALL: dict[str, Any] = {
 
 @contextlib.contextmanager
 def trainer_of(
-    plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder: Path, **options: Any
+    plan: TrainingPlan,
+    base: LoadedModel,
+    tokenised: pd.DataFrame,
+    folder: Path,
+    reference: ReferenceCache | None = None,
+    **options: Any,
 ) -> Iterator:
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
-        yield make_trainer(plan, base, tokenised, folder, [], **options)[0]
+        yield make_trainer(plan, base, frozen_source(plan, tokenised, reference=reference), folder, [], **options)
 
 
 def trained(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder: Path, **options: Any) -> Weights:
@@ -65,6 +73,11 @@ def trained(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, fold
     with trainer_of(plan, base, tokenised, folder, **options) as trainer:
         trainer.train()
         return weights_of(trainer)
+
+
+def first_step(trainer: Any) -> list[dict[str, torch.Tensor]]:
+    """Its micro-batches."""
+    return trainer.get_batch_samples(iter(()), trainer.args.gradient_accumulation_steps, trainer.args.device)[0]
 
 
 def weights_of(trainer: Any) -> Weights:
@@ -182,7 +195,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(
         folder = tmp_path / str(micro_batch)
         folder.mkdir()
         plan = make_plan(method, max_steps=1, batch_size=8, micro_batch=micro_batch, log_steps=1)
-        train_run(plan, base, tokenised, folder, lambda step, values: None)
+        train_frozen(plan, base, tokenised, folder)
         lines += logged(folder)
     at_once, accumulated = lines
     assert accumulated == pytest.approx(at_once, rel=1e-4, abs=1e-6)
@@ -198,7 +211,7 @@ def test_prompt_tokens_never_count(
 ) -> None:
     """Whoever scores the batch, policy or reference, scores the completions' tokens, all of them and no others."""
     with trainer_of(make_plan(method), base, tokenised, tmp_path) as trainer:
-        [batch], _ = trainer.get_batch_samples(iter(trainer.get_train_dataloader()), 1, base.model.device)
+        [batch] = first_step(trainer)
         masks = []
         forward = trainer.model.get_base_model().forward
 
@@ -229,7 +242,7 @@ def test_the_loss_is_the_sum_over_the_completion_tokens_of_the_batch(
     """Σ of the method's terms, from log-probabilities of the full logits, over the tokens of the effective batch."""
     with trainer_of(make_plan(method, micro_batch=8), base, tokenised, tmp_path) as trainer:
         trainer.accelerator.gradient_accumulation_steps = 4
-        batches = [batch for batch, _ in zip(trainer.get_train_dataloader(), range(4), strict=False)]
+        batches = first_step(trainer)
         tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
         total = 0.0
         for batch in batches:
@@ -261,7 +274,7 @@ def test_the_kl_reference_is_the_base(
 ) -> None:
     """After some steps the reference still scores like the untouched base, and no longer like the policy."""
     with trainer_of(make_plan(Grpo(name="grpo", kl_coef=0.1), batch_size=8), base, tokenised, tmp_path) as trainer:
-        batch = next(iter(trainer.get_train_dataloader()))
+        batch, *_ = first_step(trainer)
         tokens = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
         tokens |= {"use_cache": False, "fused_lm_head": True}
         trainer.train()
@@ -293,7 +306,7 @@ def test_the_base_is_as_it_was(
 
     before = fingerprint()
     plan = make_plan(method, max_steps=2, batch_size=8, gradient_checkpointing=True)
-    train_run(plan, base, tokenised, tmp_path / "first", lambda step, values: None)
+    train_frozen(plan, base, tokenised, tmp_path / "first")
     assert fingerprint() == before
 
 
@@ -330,7 +343,7 @@ def test_heads_that_change_the_logits_are_left_to_trl(
     plan = make_plan(Sft(name="sft"), micro_batch=4)
     plan = dataclasses.replace(plan, initial_adapter=initial_adapter(tmp_path, {}, model, plan.lora, 0))
     with trainer_of(plan, other, tokenised, tmp_path / "run") as trainer:
-        batch = next(iter(trainer.get_train_dataloader()))
+        batch, *_ = first_step(trainer)
         tokens = {name: batch[name] for name in ("input_ids", "attention_mask")}
         with torch.no_grad():
             expected = trainer.model(**tokens).logits[:, :-1].log_softmax(-1)
@@ -348,7 +361,7 @@ def test_a_run_after_others_is_byte_identical_to_the_run_alone(
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
-        train_run(make_plan(method, max_steps=3, batch_size=8), base, tokenised, folder, lambda step, values: None)
+        train_frozen(make_plan(method, max_steps=3, batch_size=8), base, tokenised, folder)
     assert adapter_sha256(tmp_path / "0" / "adapter") == adapter_sha256(tmp_path / "3" / "adapter")
     assert adapter_sha256(tmp_path / "0" / "adapter") != adapter_sha256(tmp_path / "2" / "adapter")
 
@@ -369,17 +382,17 @@ def test_a_run_cut_short_goes_on_to_the_same_bytes(
     for folder in ("whole", "cut"):
         (tmp_path / folder).mkdir()
     plan = make_plan(Grpo(name="grpo"), batch_size=8, save_steps=3, log_steps=1)
-    facts = train_run(plan, base, tokenised, tmp_path / "whole", lambda step, values: None)
+    facts = train_frozen(plan, base, tokenised, tmp_path / "whole")
     assert facts["resumed_from"] == 0
     with pytest.raises(KeyboardInterrupt):
-        train_run(plan, base, tokenised, tmp_path / "cut", cut)
+        train_frozen(plan, base, tokenised, tmp_path / "cut", cut)
     half_written = tmp_path / "cut" / "checkpoints" / "checkpoint-9"
     half_written.mkdir()
     (half_written / "trainer_state.json").write_text('{"global_st')
     if damaged:
         optimizer = tmp_path / "cut" / "checkpoints" / "checkpoint-6" / "optimizer.pt"
         optimizer.write_bytes(optimizer.read_bytes()[:-10])
-    facts = train_run(plan, base, tokenised, tmp_path / "cut", lambda step, values: None)
+    facts = train_frozen(plan, base, tokenised, tmp_path / "cut")
     assert facts["resumed_from"] == (3 if damaged else 6)
     assert adapter_sha256(tmp_path / "cut" / "adapter") == adapter_sha256(tmp_path / "whole" / "adapter")
     whole, resumed = (logged(tmp_path / folder) for folder in ("whole", "cut"))
@@ -397,12 +410,11 @@ def logged(folder: Path) -> list[dict[str, float]]:
 
 def test_a_run_that_diverges_ends(make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path) -> None:
     with pytest.raises(FloatingPointError, match="diverged"):
-        train_run(
+        train_frozen(
             make_plan(Sft(name="sft"), learning_rate=1e30, log_steps=1, max_grad_norm=1e30),
             base,
             tokenised,
             tmp_path,
-            lambda step, values: None,
         )
     assert not (tmp_path / "adapter").exists()
 
@@ -450,7 +462,7 @@ def test_wrong_rollouts_are_pushed_down(
         seen: dict[int, dict[str, float]] = {}
         folder = tmp_path / str(number)
         folder.mkdir()
-        train_run(make_plan(variant, max_steps=20, log_steps=5), base, tokenised, folder, seen.__setitem__)
+        train_frozen(make_plan(variant, max_steps=20, log_steps=5), base, tokenised, folder, seen.__setitem__)
         final.append(seen[20]["train/logps/wrong"])
     assert final[0] < final[1] - 0.02
 

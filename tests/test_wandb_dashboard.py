@@ -31,8 +31,7 @@ from losslens.losses.sft import Sft
 from losslens.report.figures.write import _FIGURES
 from losslens.report.style import METHODS
 from losslens.report.words import WITH_REFERENCE
-from losslens.training.run import train_run
-from tests.conftest import ROOT
+from tests.conftest import ROOT, train_frozen
 from tests.wandb_server import ENTITY, WandbServer
 
 NORMS = ("geometry/norm/layer_0", "geometry/norm/layer_10", "geometry/norm/layer_2", "geometry/norm/q_proj")
@@ -102,7 +101,7 @@ def test_panels_show_what_training_logs(
 ) -> None:
     for method in (Sft(name="sft"), Dpo(name="dpo", beta=0.1)):
         folder = made(outputs / "real", method.name)
-        train_run(make_plan(method, max_steps=3, log_steps=1), base, tokenised, folder, lambda step, values: None)
+        train_frozen(make_plan(method, max_steps=3, log_steps=1), base, tokenised, folder)
     sweep = logged_sweep(outputs, "real")
     shown = {name for section in sections(sweep) for panel in section.panels for name in panel.names}
     unknown = {name for name in shown - sweep.names if name.startswith(("train/", "geometry/"))}

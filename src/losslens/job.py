@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from losslens.models import LoadedModel
     from losslens.training.run import TrainingPlan
+    from losslens.training.source import FrozenSource
 
 
 @dataclass(frozen=True)
@@ -212,7 +213,7 @@ class _Prepared:
 
     plan: TrainingPlan
     base: LoadedModel
-    tokenised: pd.DataFrame
+    source: FrozenSource
     rollouts: Path
     references: dict[str, Path]
     steps: int
@@ -228,7 +229,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     _say_what_is_scored(config, rollouts)
     from losslens.limits import limits_of
     from losslens.tokens import decode
-    from losslens.training.batches import Examples, filter_rollouts, tokenise
+    from losslens.training.batches import filter_rollouts, tokenise
 
     base = load_model(source_of(config.model))
     tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
@@ -237,13 +238,13 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     ids = met["prompt_ids"].tolist(), met["completion_ids"].tolist()
     file = str(rollouts.folder / "rollouts.parquet")
     limits_of(source_of(config.model)).require_sequences(file, *ids, rows=met.index.tolist())
-    examples = Examples(tokenised, spec.loss, config.train_on)
+    source = _source(spec, base, tokenised)
     require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
-    steps = config.optim.steps(len(examples))
+    steps = config.optim.steps(source.epoch_length)
     run.set_state("running", step=0, max_steps=steps)
     initial = initial_adapter(config.output_dir, spec.base, base.model, spec.lora, config.init_seed)
     precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
-    plan = _plan(spec, initial, base)
+    plan = _plan(spec, initial)
     before = run.manifest if (run.folder / "manifest.json").exists() else {}
     before = before if isinstance(before, dict) else {}
     if before and before.get("precision") != precision:
@@ -271,7 +272,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     plan = replace(plan, identity=bound_to(manifest))
     references = references_of(config.logger.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": described(references)})
-    return _Prepared(plan, base, tokenised, rollouts.folder, references, steps)
+    return _Prepared(plan, base, source, rollouts.folder, references, steps)
 
 
 def _say_what_they_are_like(rollouts: FrozenRollouts) -> None:
@@ -319,18 +320,25 @@ def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> Non
 
     orders = {"run": str(run.folder), "rollouts": str(todo.rollouts), "initial": str(todo.plan.initial_adapter)}
     with processes.together(orders):
-        facts = train_run(todo.plan, todo.base, todo.tokenised, run.folder, note, todo.references)
+        facts = train_run(todo.plan, todo.base, todo.source, run.folder, note, todo.references)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
         run.folder / "manifest.json", {**run.manifest, "training": facts, "ended": ended, **adapter_hashes(run.adapter)}
     )
 
 
-def _plan(spec: RunSpec, initial: Path, base: LoadedModel) -> TrainingPlan:
+def _source(spec: RunSpec, base: LoadedModel, tokenised: pd.DataFrame) -> FrozenSource:
     from losslens.training.reference import ReferenceCache
-    from losslens.training.run import TrainingPlan
+    from losslens.training.source import FrozenSource
 
     about = {"base": spec.base, "dtype": str(base.model.dtype), "device": base.model.device.type}
+    kept, config = ReferenceCache(spec.config.output_dir / "references", about), spec.config
+    return FrozenSource(tokenised, spec.loss, config.optim, config.seed, config.train_on, kept)
+
+
+def _plan(spec: RunSpec, initial: Path) -> TrainingPlan:
+    from losslens.training.run import TrainingPlan
+
     return TrainingPlan(
         loss=spec.loss,
         learning_rate=spec.learning_rate,
@@ -338,8 +346,6 @@ def _plan(spec: RunSpec, initial: Path, base: LoadedModel) -> TrainingPlan:
         initial_adapter=initial,
         optim=spec.config.optim,
         seed=spec.config.seed,
-        train_on=spec.config.train_on,
-        reference=ReferenceCache(spec.config.output_dir / "references", about),
     )
 
 
@@ -359,8 +365,9 @@ def _train_along(config: TrainConfig) -> Outcome:
             base = load_model(source_of(config.model))
             rollouts = load(Path(orders["rollouts"]))
             tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
-            plan = _plan(RunSpec.of(config), Path(orders["initial"]), base)
-            train_run(plan, base, tokenised, folder, lambda step, values: None)
+            spec = RunSpec.of(config)
+            plan, source = _plan(spec, Path(orders["initial"])), _source(spec, base, tokenised)
+            train_run(plan, base, source, folder, lambda step, values: None)
     except DivergedError:
         return Outcome(name, "diverged")
     except ProcessError as error:

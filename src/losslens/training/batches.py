@@ -1,14 +1,14 @@
-"""One tokenised set of rollouts for all losses, the one order in which they meet it, and the batches laid out of it."""
+"""One tokenised set of rollouts for all losses, what each learns from in it, and the batches laid out of that."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from datasets import Dataset
 from torch.nn.utils.rnn import pad_sequence
 
 from losslens.config import TrainOn
@@ -53,15 +53,15 @@ def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any]
 
 
 class Examples:
-    """What a loss learns from: each example is a rollout, or a pair of them.
+    """Rollouts as a loss learns from them: each example is a rollout, or a pair of them.
 
     Args:
-        tokenised: All rollouts, from `tokenise`.
+        rollouts: Whole groups of them, from `tokenise`.
         loss: The loss.
-        train_on: See `filter_rollouts`.
 
     Attributes:
         table: The rollouts that the loss selects.
+        columns: What the loss computes from whole groups, each of shape (rollouts of `table`,).
         rows: The rollouts of each example by their places in `table`, shape (examples, 1), or (examples, 2) for pairs:
             chosen and rejected.
         reference: The base's log-probability of each completion token, nats, of each rollout of `table` that is in an
@@ -71,8 +71,8 @@ class Examples:
         InputError: There is nothing in them to learn from.
     """
 
-    def __init__(self, tokenised: pd.DataFrame, loss: Loss, train_on: TrainOn = "all") -> None:
-        self.table = loss.select(filter_rollouts(tokenised, train_on))
+    def __init__(self, rollouts: pd.DataFrame, loss: Loss) -> None:
+        self.table = loss.select(rollouts)
         self.columns = loss.columns(self.table)
         pairs = loss.unit == "pair"
         self.rows = np.array(loss.select_pairs(self.table)) if pairs else np.arange(len(self.table))[:, None]
@@ -84,37 +84,36 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def in_order(self, order: np.ndarray, batch_size: int, mismatched: bool) -> Dataset:
-        """The examples as they are met: the places of their rollouts in `table`.
+    def take(self, numbers: np.ndarray) -> Examples:
+        """Those with these numbers, in this order; what was computed from whole groups stays."""
+        taken = copy(self)
+        taken.rows = self.rows[numbers]
+        return taken
 
-        `rows` are an example's own; `mismatched`, if asked for, those of the last example before it in its batch that
-        answers another prompt, the batch being a ring.
-
-        Args:
-            order: Numbers of examples, whole batches of them.
-            batch_size: Examples that make one step.
-            mismatched: Whether to add `mismatched`.
+    def mismatched(self) -> np.ndarray:
+        """The number of the last example before each one that answers another prompt, all being a ring.
 
         Raises:
-            InputError: A batch answers one prompt only.
+            InputError: All answer one prompt.
         """
-        columns = {"rows": self.rows[order]}
-        if mismatched:
-            others = [
-                _of_another_prompt(batch, self._groups[self.rows[:, 0]]) for batch in order.reshape(-1, batch_size)
-            ]
-            columns["mismatched"] = self.rows[np.concatenate(others)]
-        return Dataset.from_dict(columns)
+        groups = self._groups[self.rows[:, 0]].tolist()
+        if len(set(groups)) == 1:
+            raise InputError(
+                f"optim.batch_size={len(groups)}: all rollouts of a step answer one prompt, and the loss compares them "
+                "with those of others; make it larger"
+            )
+        before = range(-1, -len(groups), -1)
+        found = [next(i + k for k in before if groups[i + k] != group) for i, group in enumerate(groups)]
+        return np.array(found) % len(groups)
 
-    def laid_out(self, examples: list[dict[str, list[int]]], pad_token_id: int) -> dict[str, Any]:
-        """A batch for the trainer: the first rollout of each example, then the second of each (TRL's order).
+    def laid_out(self, pad_token_id: int) -> dict[str, Any]:
+        """A batch of them for the trainer: the first rollout of each, then the second of each (TRL's order).
 
         Args:
-            examples: Rows of `in_order`.
             pad_token_id: What fills up sequences.
         """
-        rows = np.array([example["rows"] for example in examples]).T.reshape(-1)
-        batch = self._sequences(rows, rows, pad_token_id)
+        rows = self.rows.T.reshape(-1)
+        batch: dict[str, Any] = self.with_completions_of(self, pad_token_id)
         batch["reward"] = torch.from_numpy(self._rewards[rows])
         for name, values in self.columns.items():
             batch[f"columns/{name}"] = torch.tensor(values[rows], dtype=torch.float32)
@@ -125,30 +124,12 @@ class Examples:
             for place, row in enumerate(rows):
                 start, values = max(len(self._prompts[row]) - 1, 0), self.reference[row]
                 batch["reference"][place, start : start + len(values)] = torch.from_numpy(values)
-        if "mismatched" in examples[0]:
-            others = np.array([example["mismatched"] for example in examples]).T.reshape(-1)
-            laid = self._sequences(rows, others, pad_token_id)
-            batch |= {f"mismatched/{name}": values for name, values in laid.items()}
         return batch
 
-    def _sequences(self, prompts: np.ndarray, completions: np.ndarray, pad_token_id: int) -> dict[str, torch.Tensor]:
-        both = [(self._prompts[p], self._completions[c]) for p, c in zip(prompts, completions, strict=True)]
-        return sequences(both, pad_token_id)
-
-
-def _of_another_prompt(batch: np.ndarray, groups: np.ndarray) -> list[int]:
-    """Of each example of a batch the last one before it whose group is another."""
-    found = []
-    for place, example in enumerate(batch):
-        before = np.roll(batch, -place)[::-1]
-        others = before[groups[before] != groups[example]]
-        if not len(others):
-            raise InputError(
-                f"optim.batch_size={len(batch)}: all rollouts of a step answer one prompt, and the loss compares them "
-                "with those of others; make it larger"
-            )
-        found.append(int(others[0]))
-    return found
+    def with_completions_of(self, others: Examples, pad_token_id: int) -> dict[str, torch.Tensor]:
+        """The `sequences` of their prompts and the completions of as many `others` of the same table."""
+        rows = zip(self.rows.T.reshape(-1), others.rows.T.reshape(-1), strict=True)
+        return sequences([(self._prompts[p], self._completions[c]) for p, c in rows], pad_token_id)
 
 
 def sequences(both: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
@@ -162,14 +143,3 @@ def sequences(both: Sequence[tuple[list[int], list[int]]], pad_token_id: int) ->
 
 def _padded(rows: Sequence[list[int]], filling: int) -> torch.Tensor:
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=filling)
-
-
-def data_order(rows: int, examples: int, seed: int) -> np.ndarray:
-    """Which row is met when: `examples` row numbers, each epoch a new permutation drawn from (`seed`, epoch).
-
-    It depends on the number of rows alone, so all losses that train on the same rows meet them in the same order,
-    and every batch is full.
-    """
-    epochs = -(-examples // rows)
-    order = [np.random.default_rng([seed, epoch]).permutation(rows) for epoch in range(epochs)]
-    return np.concatenate(order)[:examples]

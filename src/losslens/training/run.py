@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils.memory import release_memory, should_reduce_batch_size
@@ -19,11 +18,10 @@ from trl import SFTConfig
 
 from losslens import preemption, processes
 from losslens.adapters import LoraSettings, load_adapter, save_adapter
-from losslens.config import Optim, TrainOn
+from losslens.config import Optim
 from losslens.files import atomic_folder
 from losslens.losses import Loss
 from losslens.models import LoadedModel, as_it_was
-from losslens.training.batches import Examples, data_order
 from losslens.training.callbacks import (
     LogTheEnd,
     Metrics,
@@ -37,7 +35,7 @@ from losslens.training.callbacks import (
 )
 from losslens.training.live_geometry import Geometry
 from losslens.training.lm_head import has_plain_head, score_selected_positions
-from losslens.training.reference import ReferenceCache
+from losslens.training.source import RolloutSource
 from losslens.training.trainer import LossTrainer
 
 
@@ -51,10 +49,8 @@ class TrainingPlan:
         lora: The adapter.
         initial_adapter: Folder of the adapter to start from.
         optim: Optimiser, schedule, batch.
-        seed: Seed of the order of the rows (and of LoRA dropout).
-        train_on: Which rollouts it may learn from.
+        seed: Seed of LoRA dropout.
         identity: What tells the run from others: its checkpoints and snapshots carry it.
-        reference: Where the base's log-probabilities of the rollouts are kept; None: each batch is scored as it comes.
     """
 
     loss: Loss
@@ -63,26 +59,24 @@ class TrainingPlan:
     initial_adapter: Path
     optim: Optim
     seed: int
-    train_on: TrainOn = "all"
     identity: str = ""
-    reference: ReferenceCache | None = None
 
 
 def make_trainer(
     plan: TrainingPlan,
     base: LoadedModel,
-    tokenised: pd.DataFrame,
+    source: RolloutSource,
     output_dir: Path,
     callbacks: list[TrainerCallback],
     selected_head: bool | None = None,
     way: tuple[int, bool] | None = None,
-) -> tuple[LossTrainer, int]:
-    """The trainer of `plan` with the initial adapter in place, and the number of examples in one of its epochs.
+) -> LossTrainer:
+    """The trainer of `plan` with the initial adapter in place, and the base's reference where it is known beforehand.
 
     Args:
         plan: What to train.
         base: The base; it is changed, so lend it with `as_it_was`.
-        tokenised: The rollouts, from `tokenise`.
+        source: The examples of each step.
         output_dir: Where checkpoints go.
         callbacks: Added to the trainer's own.
         selected_head: Whether `score_selected_positions` takes the place of TRL's fused head; by default off CUDA, for
@@ -90,18 +84,15 @@ def make_trainer(
         way: Examples in one forward pass, and whether with gradient checkpointing; the first of `Optim.ways` if None.
 
     Raises:
-        InputError: The rollouts hold nothing that the method could learn from, or the batch cannot be shared by the
-            processes.
+        InputError: The batch cannot be shared by the processes, or the reference is not this base's.
     """
-    examples = Examples(tokenised, plan.loss, plan.train_on)
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
     at_once, checkpointing = way or optim.ways(processes.count(), plan.lora.dropout > 0)[0]
-    steps = optim.steps(len(examples))
     arguments = {
         "output_dir": str(output_dir),
         "learning_rate": plan.learning_rate,
-        "max_steps": steps,
+        "max_steps": optim.steps(source.epoch_length),
         "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": optim.share(processes.count()) // at_once,
         "lr_scheduler_type": optim.scheduler,
@@ -113,28 +104,24 @@ def make_trainer(
         "logging_nan_inf_filter": False,
         "save_steps": optim.save_steps,
         "save_total_limit": 2,  # the one before, should the last one be damaged
-        "train_sampling_strategy": "sequential",
         "max_length": None,
         "seed": plan.seed,
         "bf16": base.model.dtype == torch.bfloat16,
         "fp16": base.model.dtype == torch.float16,
         "use_cpu": not on_cuda,
-        "dataloader_pin_memory": on_cuda,
         "disable_tqdm": True,
         "report_to": "none",
         # Otherwise torch moves the gradients to other buckets after the first step, and three processes or more that go
         # on from a checkpoint sum them in another order: not to the same bytes.
         "ddp_find_unused_parameters": True,
     }
-    order = data_order(len(examples), steps * optim.batch_size, plan.seed)
     trainer = LossTrainer(
         plan.loss,
-        examples,
+        source,
         args=_on_one_gpu(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})),
         model=base.model,
         processing_class=base.tokenizer,
         peft_config=plan.lora.peft_config(base.model),
-        train_dataset=examples.in_order(order, optim.batch_size, "mismatched_log_ratio" in plan.loss.needs),
         callbacks=callbacks,
     )
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
@@ -142,11 +129,10 @@ def make_trainer(
     # The bar and `metrics.jsonl` say what the trainer would print.
     trainer.remove_callback(PrinterCallback)
     load_adapter(trainer.model, plan.initial_adapter)
-    if plan.reference is not None and "reference" in plan.loss.needs:
-        known, kept = plan.reference.logps(tokenised, trainer.base_logps, base.tokenizer.pad_token_id)
-        examples.reference = [known[place] for place in examples.table["place"]]
+    kept = source.score(trainer.base_logps, base.tokenizer.pad_token_id)
+    if kept is not None:
         trainer.require_base(str(kept))
-    return trainer, len(examples)
+    return trainer
 
 
 def _on_one_gpu(arguments: Any) -> Any:
@@ -159,7 +145,7 @@ def _on_one_gpu(arguments: Any) -> Any:
 def train_run(
     plan: TrainingPlan,
     base: LoadedModel,
-    tokenised: pd.DataFrame,
+    source: RolloutSource,
     folder: Path,
     hand_on: Callable[[int, dict[str, float]], None],
     references: Mapping[str, Path] | None = None,
@@ -171,7 +157,7 @@ def train_run(
     Args:
         plan: What to train.
         base: The base; it is the same afterwards.
-        tokenised: The rollouts, from `tokenise`.
+        source: The examples of each step.
         folder: The run's folder.
         hand_on: Called with each logged step and its numbers.
         references: Adapters that the growing one is compared with at every logged step, by their labels.
@@ -196,7 +182,7 @@ def train_run(
         last = _agreed_checkpoint(checkpoints, plan.identity)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
         try:
-            rows = _train(plan, base, tokenised, folder, hand_on, references or {}, way, last)
+            _train(plan, base, source, folder, hand_on, references or {}, way, last)
             break
         except Exception as error:
             if not should_reduce_batch_size(error):
@@ -222,6 +208,7 @@ def train_run(
     processes.barrier()  # nobody reads or writes a checkpoint any more
     if processes.is_main():
         shutil.rmtree(checkpoints, ignore_errors=True)
+    rows = source.epoch_length
     return {
         "steps": plan.optim.steps(rows),
         "rows": rows,
@@ -239,14 +226,14 @@ def train_run(
 def _train(
     plan: TrainingPlan,
     base: LoadedModel,
-    tokenised: pd.DataFrame,
+    source: RolloutSource,
     folder: Path,
     hand_on: Callable[[int, dict[str, float]], None],
     references: Mapping[str, Path],
     way: tuple[int, bool],
     last: Path | None,
-) -> int:
-    """Trains from the checkpoint `last` to the end and writes the adapter; the number of rows in an epoch."""
+) -> None:
+    """Trains from the checkpoint `last` to the end and writes the adapter."""
     # One process trains runs of different precision one after another; accelerate keeps the first one's.
     AcceleratorState._reset_state(reset_partial_state=True)
     with as_it_was(base.model):
@@ -258,10 +245,10 @@ def _train(
         geometry = Geometry(plan.initial_adapter, references) if processes.is_main() else None
         if geometry is not None:
             callbacks.insert(0, geometry)  # before the checkpoint is sealed
-        trainer, rows = make_trainer(plan, base, tokenised, folder / "checkpoints", callbacks, way=way)
+        trainer = make_trainer(plan, base, source, folder / "checkpoints", callbacks, way=way)
         if geometry is not None:
             trainer.add_callback(bar)
-            trainer.add_callback(Metrics(folder / "metrics.jsonl", rows, geometry.measure, hand_on))
+            trainer.add_callback(Metrics(folder / "metrics.jsonl", source.epoch_length, geometry.measure, hand_on))
         else:
             # All begin at the seed; what LoRA dropout leaves out must not be the same for each one's rows.
             torch.manual_seed(plan.seed + processes.rank())
@@ -275,7 +262,6 @@ def _train(
         if processes.is_main():
             with atomic_folder(folder / "adapter") as temporary:
                 save_adapter(trainer.model, temporary)
-    return rows
 
 
 def _step_of(checkpoint: Path | None) -> int:

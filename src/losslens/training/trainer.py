@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
 from trl import SFTTrainer
 from trl.trainer.utils import use_adapter
 
 from losslens.errors import InputError
 from losslens.losses import Batch, Loss
 from losslens.training.batches import Examples
+from losslens.training.source import RolloutSource
 
 # How far the log-probability of a token may be, in the mean, from what it was when the base was scored, in nats. In
 # half precision the other rows of a batch move it, by .01 as a rule.
@@ -30,39 +36,63 @@ class LossTrainer(SFTTrainer):
 
     Args:
         loss: The loss.
-        examples: What it learns from.
-        **options: As for `SFTTrainer`; the dataset is `examples.in_order(…)`.
+        source: Gives what it learns from, step by step.
+        **options: As for `SFTTrainer`, but for its datasets and its collator.
     """
 
     # `compute_loss` divides by what the effective batch holds itself.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, loss: Loss, examples: Examples, **options: Any) -> None:
+    def __init__(self, loss: Loss, source: RolloutSource, **options: Any) -> None:
         self.loss = loss
+        self.source = source
         self._step: dict[str, torch.Tensor] = {}
         self._sums: dict[str, torch.Tensor] = {}
-        pad_token_id = options["processing_class"].pad_token_id
-        super().__init__(data_collator=lambda rows: examples.laid_out(rows, pad_token_id), **options)
+        self._pad_token_id = options["processing_class"].pad_token_id
+        args = options["args"]
+        numbers = Dataset.from_dict({"number": range(args.max_steps * args.gradient_accumulation_steps)})
+        super().__init__(train_dataset=numbers, data_collator=list, **options)
         # Otherwise the tokens of the effective batch are counted only for models whose forward takes any keyword.
         self.model_accepts_loss_kwargs = True
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: TRL would write one into each checkpoint, and they are gone when the run has ended."""
 
-    def _set_signature_columns_if_needed(self) -> None:
-        self._signature_columns = ["rows", "mismatched"]
+    def get_train_dataloader(self) -> DataLoader:
+        """A stand-in by which steps are counted: their micro-batches come from the source."""
+        return DataLoader(self.train_dataset)  # draws a seed when it is iterated: LoRA dropout draws after it
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """The micro-batches of a step, and how many tokens, rollouts or pairs they hold with those of all processes."""
-        batches, tokens = super().get_batch_samples(epoch_iterator, num_batches, device)
+        """The micro-batches of a step, and how many tokens, rollouts or pairs they hold with those of all processes.
+
+        Raises:
+            ValueError: The source gives another number of examples than make a step.
+        """
+        examples = self._examples(self.state.global_step)
+        # A micro-batch goes to each process in turn.
+        shape = (num_batches, self.accelerator.num_processes, self.args.per_device_train_batch_size)
+        if len(examples) != math.prod(shape):
+            raise ValueError(f"the source gives {len(examples)} examples for a step of {math.prod(shape)}")
+        shares = np.arange(len(examples)).reshape(shape)[:, self.accelerator.process_index]
+        laid_out = (examples.take(numbers).laid_out(self._pad_token_id) for numbers in shares)
+        batches, tokens = super().get_batch_samples(laid_out, num_batches, device)
         if self.loss.normaliser == "tokens":
             count = tokens
         else:
             own = sum(len(batch["pairs" if self.loss.normaliser == "pairs" else "input_ids"]) for batch in batches)
             count = self._over_processes(torch.tensor(float(own)))
         if "mismatched_log_ratio" in self.loss.needs:
-            self._step["mismatched_log_ratio"] = self._mismatched_log_ratio(batches, device)
+            others = examples.mismatched()
+            mismatched = [
+                examples.take(numbers).with_completions_of(examples.take(others[numbers]), self._pad_token_id)
+                for numbers in shares
+            ]
+            self._step["mismatched_log_ratio"] = self._mismatched_log_ratio(mismatched, device)
         return batches, count
+
+    def _examples(self, step: int) -> Examples:
+        with self._evaluating():
+            return self.source.batch(step, self.accelerator.unwrap_model(self.model).get_base_model())
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -110,11 +140,15 @@ class LossTrainer(SFTTrainer):
     def _logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities without dropout, and so without drawing what it leaves out, shape (N, T), nats."""
         placed = {name: values.to(self.accelerator.device) for name, values in _sequences(inputs).items()}
+        with self._evaluating(), self.accelerator.autocast():
+            return self.model(**placed, **_HEAD).log_probs
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
         training = self.model.training
         self.model.eval()
         try:
-            with self.accelerator.autocast():
-                return self.model(**placed, **_HEAD).log_probs
+            yield
         finally:
             self.model.train(training)
 
@@ -127,8 +161,8 @@ class LossTrainer(SFTTrainer):
         Raises:
             InputError: They differ by more than rounding.
         """
-        first = min(len(self.train_dataset), self.args.per_device_train_batch_size)
-        inputs = self.data_collator([self.train_dataset[number] for number in range(first)])
+        first = self._examples(0).take(np.arange(self.args.per_device_train_batch_size))
+        inputs = first.laid_out(self._pad_token_id)
         scored = inputs["labels"][:, 1:] != -100
         difference = (
             (self._logps(inputs).cpu() - inputs["reference"])[scored].abs().mean().item() if scored.any() else 0
@@ -143,13 +177,12 @@ class LossTrainer(SFTTrainer):
             )
 
     @torch.no_grad()
-    def _mismatched_log_ratio(self, batches: list[dict[str, Any]], device: torch.device) -> torch.Tensor:
+    def _mismatched_log_ratio(self, batches: list[dict[str, torch.Tensor]], device: torch.device) -> torch.Tensor:
         """See `Batch.step`; shape ()."""
         total, rows = torch.zeros((), device=device), 0
         for batch in batches:
-            mismatched = {name.removeprefix("mismatched/"): v for name, v in batch.items() if "mismatched/" in name}
-            total += (self._logps(mismatched) - self.base_logps(mismatched)).sum()
-            rows += len(mismatched["input_ids"])
+            total += (self._logps(batch) - self.base_logps(batch)).sum()
+            rows += len(batch["input_ids"])
         total, count = self._over_processes(torch.stack([total.cpu(), torch.tensor(float(rows))]))
         return (total / count).to(device)
 
