@@ -25,7 +25,7 @@ sweep: setup  ## the six-method sweep on the embedded default, SFT at other seed
 # Root may not use Chromium's sandbox. A pixel and a half a point, and 256 colours: sharp, and below 300 kB.
 CHROMIUM ?= chromium
 picture:  ## docs/wandb.png and docs/report.png, of what make sweep wrote
-	$(RUN) launch/wandb_dashboard.py sweep=main --picture docs/wandb.png
+	$(RUN) tools/dashboard_picture.py sweep=main file=docs/wandb.png
 	$(CHROMIUM) --headless --disable-gpu --hide-scrollbars --force-device-scale-factor=1.5 --window-size=1180,1330 \
 		--virtual-time-budget=10000 $$(test $$(id -u) = 0 && echo --no-sandbox) \
 		--screenshot=docs/report.png "file://$(CURDIR)/outputs/main/analysis/report.html"
@@ -33,7 +33,7 @@ picture:  ## docs/wandb.png and docs/report.png, of what make sweep wrote
 		i.quantize(256, method=1, kmeans=4, dither=0).save('docs/report.png', optimize=True)"
 
 docs: setup  ## the reference of measures in docs/, from their declarations
-	$(RUN) -m losslens.report.reference docs/measures.md docs/metrics.md
+	$(RUN) tools/measure_reference.py docs/measures.md docs/metrics.md
 
 test: setup  ## all tests
 	$(RUN) -m pytest

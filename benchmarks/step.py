@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,11 +26,15 @@ from losslens.config import Optim
 from losslens.losses.dpo import Dpo
 from losslens.models import LoadedModel, ModelSource, as_it_was, load_model
 from losslens.problems.reasoning_gym import ReasoningGym
-from losslens.tiny import pretrain
 from losslens.training.batches import tokenise
 from losslens.training.reference import ReferenceCache
 from losslens.training.run import TrainingPlan, make_trainer
 from losslens.training.source import FrozenSource
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools import pretrain  # noqa: E402
 
 STEPS, BATCH = 12, 32
 
@@ -90,7 +95,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, table: pd.DataFrame, folder: Pa
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default=str(Path(pretrain.__file__).parent / "student"))
+    parser.add_argument("model", nargs="?", default=str(ROOT / "src" / "losslens" / "tiny" / "student"))
     parser.add_argument("--turns", type=int, default=3)
     asked = parser.parse_args()
     cuda = torch.cuda.is_available()

@@ -23,21 +23,12 @@ def main(arguments: list[str]) -> int:
         "compared. Called again, it replaces both. The sweep's folder says what there is to show.",
         epilog="Exit status: 0 done; 1 W&B does not answer, or refuses; 2 bad input, or nobody is logged in to W&B.",
     )
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="print both as JSON; nobody is asked, nothing is sent")
-    instead.add_argument(
-        "--picture", type=Path, metavar="FILE", help="draw what they show into a PNG, after analyze.py; nothing is sent"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print both as JSON; nobody is asked, nothing is sent")
     settings, asked = parser.parse(arguments)
     output_dir, name, project, entity = (settings[key] for key in ("output_dir", "sweep", "project", "entity"))
     try:
         sweep = logged_sweep(Path(output_dir), name)
-        if asked.picture:
-            from losslens.logger.picture import draw
-
-            draw(sweep, Path(output_dir) / name / "analysis", asked.picture)
-            print(asked.picture)
-        elif asked.dry_run:
+        if asked.dry_run:
             from losslens.logger.dashboard import definition
 
             print(json.dumps(definition(sweep, project, entity), indent=2, ensure_ascii=False))

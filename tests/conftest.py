@@ -32,11 +32,11 @@ from losslens.losses import Loss
 from losslens.models import LoadedModel, ModelSource, load_model
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import freeze
-from losslens.tiny import pretrain
 from losslens.training.batches import tokenise
 from losslens.training.run import TrainingPlan, train_run
 from losslens.training.source import FrozenSource
 from tests.wandb_server import WandbServer, serving
+from tools import pretrain
 
 # A file is one process's work: the long ones come first, so that none of them is left to run alone at the end.
 _FIRST = (
@@ -46,7 +46,7 @@ _FIRST = (
 
 
 ROOT = Path(__file__).parents[1]
-TINY = Path(pretrain.__file__).parent
+TINY = ROOT / "src" / "losslens" / "tiny"
 LORA = LoraSettings(r=4, alpha=8.0, dropout=0.0, target_modules=("k_proj", "o_proj", "q_proj", "v_proj"))
 OPTIM: dict[str, Any] = {
     "max_steps": 10,

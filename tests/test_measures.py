@@ -18,8 +18,8 @@ from losslens.geometry.live import LiveGeometry
 from losslens.geometry.tables import Compared, WeightTables, weight_tables
 from losslens.logger.panels import GEOMETRY, TO_REFERENCE
 from losslens.measures import RunMeasure, WeightMeasure, measure_of, of_functions, of_pairs, of_runs, of_weights, terms
-from losslens.report.reference import written
 from losslens.updates.lora import LoraUpdate
+from tools.measure_reference import written
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {"layers.0.q": (9, 7), "layers.0.v": (6, 8), "layers.1.q": (9, 7)}

@@ -7,7 +7,7 @@ import pytest
 from losslens.errors import InputError
 from losslens.problems import is_own_source
 from losslens.problems.reasoning_gym import Reading, ReasoningGym, final_answer, split_of
-from losslens.tiny import pretrain
+from tools import pretrain
 
 
 def test_the_same_seed_gives_the_same_problems(source: ReasoningGym) -> None:

@@ -25,8 +25,8 @@ from losslens.models import load_model
 from losslens.problems import long_hash
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import load
-from losslens.tiny import pretrain
 from tests.conftest import ROOT, TINY, base_source, remove_outcomes, script, served_by
+from tools import pretrain
 
 TEACHER = str(TINY / "teacher")
 SIZE = ["data.train=6", "rollouts.k=2", "rollouts.max_tokens=64"]

@@ -22,7 +22,7 @@ from wandb_workspaces.reports.v2 import interface, internal
 from wandb_workspaces.workspaces.internal import View, WorkspaceViewspec
 
 from launch.wandb_dashboard import main
-from losslens.logger import analysis, picture
+from losslens.logger import analysis
 from losslens.logger.dashboard import definition, report, workspace
 from losslens.logger.logged_sweep import LoggedSweep, logged_sweep
 from losslens.logger.panels import CHARTS, FIGURES, GEOMETRY, TABLES, TO_REFERENCE, TRAINING, gaps, sections
@@ -33,6 +33,7 @@ from losslens.report.style import METHODS
 from losslens.report.words import WITH_REFERENCE
 from tests.conftest import ROOT, train_frozen
 from tests.wandb_server import ENTITY, WandbServer
+from tools import dashboard_picture as picture
 
 NORMS = ("geometry/norm/layer_0", "geometry/norm/layer_10", "geometry/norm/layer_2", "geometry/norm/q_proj")
 OF_DPO = [f"train/{name}" for name in (*WITH_REFERENCE, *Dpo.diagnostic_titles)]
@@ -285,10 +286,8 @@ def test_panels_of_the_report_do_not_overlap(logged: LoggedSweep) -> None:
         (["sweep=none"], "sweep=none: no folder"),
         (["sweep=main/"], "sweep=main/: not the name of a sweep"),
         (["sweep=empty"], "sweep=empty: no run in"),
-        (["sweep=main", "--dry-run", "--picture", "x.png"], "not allowed with"),
         (["sweep=torn"], "metrics.jsonl: line 1 is not a logged step"),
         (["sweep=odd"], "manifest.json: not the manifest of a run"),
-        (["sweep=plain", "--picture", "x.png"], "manifest.json: no such file"),
     ],
 )
 def test_bad_input_is_told_in_one_line(
@@ -389,9 +388,16 @@ def test_saving_again_replaces_what_is_there(
     assert wandb_server.seen()["missing"] == []
 
 
-def test_the_picture_shows_what_the_dashboard_shows(outputs: Path, logged: LoggedSweep) -> None:
+def test_the_picture_shows_what_the_dashboard_shows(
+    outputs: Path, logged: LoggedSweep, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made(outputs / "plain", "sft")
+    assert picture.main(["sweep=plain", f"output_dir={outputs}", f"file={outputs / 'x.png'}"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("dashboard_picture.py: ")
+    assert told.endswith("manifest.json: no such file\n")
     analysis = outputs / "main" / "analysis"
-    picture.draw(logged, analysis, outputs / "w.png")
+    assert picture.main(["sweep=main", f"output_dir={outputs}", f"file={outputs / 'w.png'}"]) == 0
     with Image.open(outputs / "w.png") as image:
         assert image.width == 1500
     drawn = picture._Picture(logged, picture.AnalysisFolder(analysis)).drawn()

@@ -1,4 +1,4 @@
-"""The reference of measures in docs/: `make docs` writes it anew between its marks."""
+"""Writes the reference of measures in docs/ anew, between its marks: `make docs`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Makes the tiny student or teacher: `python -m losslens.tiny.pretrain student FOLDER`.
+"""Makes the tiny student or teacher: `python tools/pretrain.py student FOLDER`.
 
 Both learn sums with every step written out, from problems of reasoning-gym's `chain_sum` that belong to the
 "pretrain" split, which no rollout and no evaluation uses.

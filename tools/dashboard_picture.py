@@ -1,8 +1,12 @@
-"""A picture of the dashboard: its panels, drawn from the files from which W&B gets what it shows."""
+"""Draws the dashboard of a sweep into a PNG, after analyze.py: `python tools/dashboard_picture.py sweep=main`.
+
+Its panels are drawn from the files from which W&B gets what it shows; nothing is sent.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,8 +21,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
+from losslens.errors import InputError
 from losslens.files import atomic_file
-from losslens.logger.logged_sweep import LoggedRun, LoggedSweep
+from losslens.key_values import KeyValueParser
+from losslens.logger.logged_sweep import LoggedRun, LoggedSweep, logged_sweep
 from losslens.logger.panels import CHARTS, Panel, Section, sections
 from losslens.report.figures.canvas import INK, MUTED, SHADE, figure, style, upright
 from losslens.report.folder import AnalysisFolder
@@ -35,6 +41,25 @@ _WIDTH, _HEAD, _TITLE, _MARGIN = 15.0, 0.75, 0.4, 0.15
 _AROUND = (0.45, 0.1, 0.3, 0.25)
 _DPI = 100
 _MOST_ROWS, _MOST_COLUMNS, _LONGEST = 5, 7, 24
+
+
+def main(arguments: list[str]) -> int:
+    """Draws it and gives the exit status: 0, or 2 for bad input."""
+    parser = KeyValueParser(
+        {"sweep": "main", "output_dir": "outputs", "file": "docs/wandb.png"},
+        "sweep=main, output_dir=outputs, file=docs/wandb.png",
+        prog="dashboard_picture.py",
+        description="Draws what launch/wandb_dashboard.py makes on W&B.",
+    )
+    settings, _ = parser.parse(arguments)
+    output_dir, name, file = (settings[key] for key in ("output_dir", "sweep", "file"))
+    try:
+        draw(logged_sweep(Path(output_dir), name), Path(output_dir) / name / "analysis", Path(file))
+    except InputError as error:
+        print(f"dashboard_picture.py: {error}", file=sys.stderr)
+        return 2
+    print(file)
+    return 0
 
 
 def draw(sweep: LoggedSweep, folder: Path, file: Path) -> None:
@@ -282,3 +307,7 @@ def _say(axes: Axes, text: str) -> bool:
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
     return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
