@@ -20,6 +20,7 @@ from losslens.losses import Batch
 from losslens.losses.dft import Dft
 from losslens.losses.grpo import Grpo
 from losslens.losses.sft import Sft
+from losslens.measures import of_weights
 from losslens.measures.weights import effective_rank, stable_rank
 from losslens.models import LoadedModel
 from losslens.updates.folder import open_adapter
@@ -97,6 +98,11 @@ def test_is_the_dense_computation(seed: int) -> None:
         leading = [[np.linalg.svd(turn(each[module]))[0][:, :2] for each in (r, o)] for module in SHAPES]
         smallest = [subspace_angles(*both)[-1] for both in leading]
         expected[f"angle_min_{side}_to_other"] = np.degrees(np.median(smallest))
+        if side == "left":
+            shares = [np.sum((a.T @ b) ** 2) / 2 for a, b in leading]
+            chances = [2 / len(r[module]) for module in SHAPES]
+            beyond = [(share - chance) / (1 - chance) for share, chance in zip(shares, chances, strict=True)]
+            expected["overlap_left_to_other"] = np.mean(beyond)
     drift = [np.degrees(subspace_angles(START[m].a.T, points[2][m].a.T)) for m in SHAPES]
     expected["drift_max"] = np.median([values[0] for values in drift])
     expected["drift_min"] = np.median([values[-1] for values in drift])
@@ -143,8 +149,8 @@ def test_a_run_logs_what_analyze_finds_in_its_adapter(
     for name in ("effective_rank", "stable_rank", "drift_min", "drift_max"):
         assert logged.pop(name) == pytest.approx(run[name], rel=1e-9)
     assert logged.pop("cosine_to_sft") == pytest.approx(pair["cosine"], rel=1e-12)
-    for name in ("angle_min_left", "angle_min_right"):
-        assert logged.pop(f"{name}_to_sft") == pytest.approx(pair[name], rel=1e-9)
+    for measure in of_weights("main")[1:]:
+        assert logged.pop(f"{measure.name}_to_sft") == pytest.approx(pair[measure.name], rel=1e-9)
     of_modules = tables.run_modules[tables.run_modules["run"] == "grpo"]
     for layer, rows in of_modules.groupby("layer"):
         assert logged.pop(f"norm/layer_{layer}") == pytest.approx(np.linalg.norm(rows["norm"]), rel=1e-12)
