@@ -84,10 +84,11 @@ def make_analysis(
     arms, seed = (by_name[name].to_dict() for name in ("arm", "seed"))
     kinds = [pairing((seed[a], 0), (seed[b], 0), same_init=True) for a, b in pairs]
     measured = measured.assign(arm_a=measured["run_a"].map(arms), arm_b=measured["run_b"].map(arms), pairing=kinds)
-    _write(folder, "pairs", with_levels(measured, MEASURES))
+    columns = dict.fromkeys([*measured, *MEASURES])
+    _write(folder, "pairs", with_levels(measured.reindex(columns=list(columns)), MEASURES))
     of_arms = arm_pairs(measured, seed, list(dict.fromkeys(runs["arm"])))
     _write(folder, "arm_pairs", of_arms.merge(_accuracies(draw, of_arms), on=["arm_a", "arm_b"], how="left"))
-    of_weights = [measure.name for measure in measures.of_weights()]
+    of_weights = [measure.name for measure in measures.of_weights("more")]
     kinds_of = measured[["run_a", "run_b", "arm_a", "arm_b", "pairing"]]
     _write(
         folder, "layers", with_levels(tables.layers.merge(kinds_of, on=["run_a", "run_b"]), of_weights, by=["layer"])

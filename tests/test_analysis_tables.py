@@ -241,8 +241,8 @@ class TestNulls:
             "x": RunGeometry(np.array([[3.0, 2, 1], [1, 1, 1]]), np.zeros((2, 0))),
             "y": RunGeometry(np.array([[2.0, 1, NAN], [4, 3, NAN]]), np.zeros((2, 0))),
         }
-        nan = np.full((2, 2), NAN)
-        pairs = {("x", "y"): PairGeometry(np.zeros(2), self.OVERLAP, nan, nan, nan[0], nan[0])}
+        angles = np.full((2, 2), 0.5)
+        pairs = {("x", "y"): PairGeometry(np.zeros(2), self.OVERLAP, angles, angles, angles[0], angles[0])}
         cache = Cache(tmp_path / "cache")
         found = weight_tables(compared_weights(them, runs, pairs, {}, 2, cache))
         again = weight_tables(compared_weights(them, runs, pairs, {}, 2, cache))

@@ -135,6 +135,7 @@ class Report:
             f"{m.name}-{where}": fixed(row[m.name], m.digits + 1) + "°" * (m.unit == "°")
             for m in of_weights()
             for where, row in (("module", module), ("layer", of_layer), ("whole", whole))
+            if m.name in row
         }
         assert wanted["angle_max_left-module"] == f"{fixed(module['angles_left'][-1], 2)}°"
         for which, run in (("a", a), ("b", b)):

@@ -18,6 +18,7 @@ from plotly.offline import get_plotlyjs_version
 from benchmarks.made_analysis import make_analysis
 from losslens.analysis.repeats import arm_pairs
 from losslens.errors import InputError
+from losslens.measures import of_weights
 from losslens.report import explore, explored, page, training
 from losslens.report.compared import find_modules, find_runs
 from losslens.report.comparison import Comparison
@@ -154,7 +155,8 @@ def test_modules_are_named_by_layer_and_projection() -> None:
 
 
 def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explored, "_MOST_NUMBERS", 5 * (12 * 11 + 3 * 24))
+    a_pair = 12 * len(explored._of_modules()) + 3 * len(explored._columns(of_weights("more")))
+    monkeypatch.setattr(explored, "_MOST_NUMBERS", 5 * a_pair)
     monkeypatch.setattr(explored, "_MOST_ANGLES", 2 * 12 * 2 * 4)
     section = explore.section(AnalysisFolder(folder))
     assert section

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
-from losslens.measures import Measure, PairMeasure, of_pairs, of_runs
+from losslens.measures import Measure, PairMeasure, beside_cosine, measure_of, of_pairs, of_runs
 from losslens.plain_table import Table
 
 # More arms than this fill more than a screen with their pairs.
@@ -99,8 +99,8 @@ def _directions(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
         "pairs of arms, by runs of other seeds where there are any (ceiling, repeat: what two would show that are one)"
     )
     table = Table(title=title, title_justify="left")
-    measures = of_pairs("main")
-    cosine, *others = measures
+    cosine, others = measure_of("cosine"), beside_cosine("main")
+    assert isinstance(cosine, PairMeasure)
     for heading in ("pair", "by", _with_judges(cosine), "relative", "verdict", *map(_with_judges, others)):
         table.add_column(heading)
     measured = arm_pairs[arm_pairs["pairing"].notna() & (arm_pairs["arm_a"] != arm_pairs["arm_b"])]

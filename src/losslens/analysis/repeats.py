@@ -33,7 +33,7 @@ CROSS_SEED = (SAME_INIT, OTHER)
 
 _MEASURES = of_pairs()
 MEASURES = tuple(measure.name for measure in _MEASURES)
-_KINDS = {measure.name: measure.kind for measure in _MEASURES}
+_BY_NAME = {measure.name: measure for measure in _MEASURES}
 _COSINE = MEASURES.index("cosine")
 # A loss that is less like itself than this has too much noise for a ratio.
 LEAST_RELIABILITY = 0.2
@@ -65,12 +65,12 @@ def pairing(seeds: tuple[int, int] | None, others: tuple[int, int] | None, same_
 
 
 def _are(measures: Sequence[str], kind: Kind) -> NDArray[np.bool_]:
-    return np.array([_KINDS[measure] == kind for measure in measures])
+    return np.array([_BY_NAME[measure].kind == kind for measure in measures])
 
 
 def _level_name(measure: str) -> str:
     """`cosine_ceiling`, `barrier_chord_repeat`: the column of what two copies of one loss would show."""
-    return f"{measure}_{'ceiling' if _KINDS[measure] == 'similarity' else 'repeat'}"
+    return f"{measure}_{_BY_NAME[measure].level}"
 
 
 def reliable(own: Array, null: Array) -> NDArray[np.bool_]:
@@ -94,7 +94,11 @@ def level(measures: Sequence[str], own_a: Array, own_b: Array, nulls_a: Array, n
     similar = _are(measures, "similarity")
     usable = reliable(own_a, nulls_a) & reliable(own_b, nulls_b)
     ceiling = np.sqrt(np.where(usable & similar, own_a * own_b, np.nan))
-    return np.where(similar, ceiling, (own_a + own_b) / 2)
+    levels = np.where(similar, ceiling, (own_a + own_b) / 2)
+    for place, measure in enumerate(measures):
+        if (derived := _BY_NAME[measure].derived) is not None:
+            levels[..., place] = derived(levels[..., list(measures).index("cosine")])
+    return levels
 
 
 def direction(

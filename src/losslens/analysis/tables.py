@@ -142,7 +142,7 @@ def layer_measures(pairs: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
     """
     kinds = ["arm_a", "arm_b", "pairing"]
     table = layers.merge(pairs[["run_a", "run_b", *kinds]], on=["run_a", "run_b"], how="left")
-    return with_levels(table, [measure.name for measure in of_weights()], by=["layer"]).drop(columns=kinds)
+    return with_levels(table, [measure.name for measure in of_weights("more")], by=["layer"]).drop(columns=kinds)
 
 
 def connectivity_table(curves: Mapping[Pair, Curve]) -> pd.DataFrame:

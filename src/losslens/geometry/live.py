@@ -11,7 +11,7 @@ from losslens.geometry.comparison import PairGeometry, RunGeometry, drift, padde
 from losslens.geometry.subspaces import principal_angles
 from losslens.geometry.tables import Compared, layer_of, pair_weights, run_weights
 from losslens.measures import of_runs, of_weights
-from losslens.updates.base import Array, ThinSvd, Update, Updates
+from losslens.updates.base import Array, ThinSvd, Update, Updates, pair_products
 
 Point = Mapping[str, Update]
 
@@ -82,7 +82,8 @@ class LiveGeometry:
 
     def _beside(self, now: Point, svds: Mapping[str, ThinSvd], reference: _Reference) -> PairGeometry:
         """The update beside a reference, by the same rules as `geometry.comparison.compare`."""
-        inner = [now[module].inner(reference.updates[module]) for module in self.modules]
+        products = [pair_products([now[module], reference.updates[module]], 1) for module in self.modules]
+        inner, right_overlap = np.concatenate(products, axis=1)
         angles: list[tuple[Array, Array]] = []
         first = np.full((2, len(self.modules)), np.nan)
         for m, module in enumerate(self.modules):
@@ -94,8 +95,7 @@ class LiveGeometry:
             if k:
                 first[:, m] = [abs(a[:, 0] @ b[:, 0]) for a, b in sides]
         lefts, rights = (padded([pair[side] for pair in angles]) for side in (0, 1))
-        unknown = np.full(len(self.modules), np.nan)
-        return PairGeometry(np.array(inner), unknown, lefts, rights, *first)
+        return PairGeometry(inner, right_overlap, lefts, rights, *first)
 
     def _parts(self, values: Sequence[Array]) -> dict[str, float]:
         """‖ΔW‖_F of each layer and of each projection."""

@@ -98,7 +98,7 @@ def weight_tables(compared: Compared) -> WeightTables:
         of_pairs.assign(orthogonal_b_to_a=of_pairs["orthogonal_a_to_b"]),
         _table(
             pair_keys.merge(pd.DataFrame({"layer": every}), how="cross"),
-            of_weights(),
+            of_weights("more"),
             [pairs.at(layers == layer) for layer in every],
         ),
         pair_modules.assign(
@@ -127,7 +127,6 @@ def pair_weights(compared: Compared) -> PairWeights:
     squared = {name: np.nansum(run.singular_values**2, axis=1) for name, run in compared.runs.items()}
     found = {name: np.sum(~np.isnan(run.singular_values), axis=1) for name, run in compared.runs.items()}
     ranks = {name: np.asarray(compared.ranks.get(name, rank)) for name, rank in found.items()}
-    widths = {name: np.minimum(np.minimum(rank, ranks[name]), compared.top) for name, rank in found.items()}
     outputs, inputs = np.array(compared.shapes, dtype=np.float64).reshape(-1, 2).T
     same_a = np.array([np.nan if (same := compared.same_a.get(pair)) is None else same for pair in of], dtype=float)
 
@@ -145,7 +144,7 @@ def pair_weights(compared: Compared) -> PairWeights:
         v1=rows([pair.v1 for pair in pairs]),
         outputs=outputs,
         inputs=inputs,
-        widths=rows([np.minimum(widths[a], widths[b]) for a, b in of]),
+        widths=rows([np.sum(~np.isnan(pair.angles_left), axis=-1) for pair in pairs]),
         inputs_met=rows(
             [_inputs_met(same, ranks[a], ranks[b], inputs) for same, (a, b) in zip(same_a, of, strict=True)]
         ),

@@ -18,11 +18,11 @@ from typing import Literal
 from losslens.measures.views import Array, Functions, PairWeights, RunWeights
 
 # Where it is shown: in everything; in the terminal and the tables of arms as well; in CSV, explorer and docs only.
-Rank = Literal["main", "more", "rest"]
+Tier = Literal["main", "more", "rest"]
 # How repeats of two losses combine (analysis/repeats.py): the ceiling √(ρρ') and a ratio; the repeat level ½(d + d')
-# and an excess; a level only.
-Kind = Literal["similarity", "distance", "level"]
-_RANKS = ("main", "more", "rest")
+# and an excess; a level only; a function of the cosine, whose level is that of the cosine's.
+Kind = Literal["similarity", "distance", "level", "derived"]
+_TIERS = ("main", "more", "rest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,12 @@ class Measure:
         name: Of its columns.
         label: What a reader calls it.
         place: Where it stands among others, least first.
-        rank: Where it is shown.
+        tier: Where it is shown.
         short: What stands over a narrow column; `label` if empty.
         unit: Of its values; `%` are shares, shown times 100.
         digits: After the point, where it stands beside others.
-        bounds: Between which it lies; None where only 0 bounds it, from below.
+        bounds: What the colours of its values go from and to; None: from 0 to the most there is. What may be negative
+            has a null on both sides of 0.
         term: The entry of the glossary that it belongs to; `label` if empty.
         summary: That entry: a sentence for who meets it for the first time.
         definition: In the reference, as Markdown.
@@ -47,7 +48,7 @@ class Measure:
     name: str
     label: str
     place: float
-    rank: Rank = "rest"
+    tier: Tier = "rest"
     short: str = ""
     unit: Literal["", "°", "%", "nats a token"] = ""
     digits: int = 3
@@ -70,14 +71,24 @@ class Measure:
     @property
     def title(self) -> str:
         """What stands above a plot, its unit with it."""
-        return f"{self.label[0].upper()}{self.label[1:]}{f' ({self.unit})' * (self.unit not in ('', '%'))}"
+        return self.titled("")
+
+    def titled(self, to: str) -> str:
+        """The same of two, `to` saying what it is to."""
+        return f"{self.label[0].upper()}{self.label[1:]}{to}{f' ({self.unit})' * (self.unit not in ('', '%'))}"
+
+    @property
+    def in_unit(self) -> str:
+        """` (nats a token)`: the unit, where it does not stand beside each number."""
+        return f" ({self.unit})" * (self.unit not in ("", "%", "°"))
 
     def show(self, value: float) -> str:
         """`0.951`, `17.7°`, `57.6%`; what is not defined is a dash."""
         if value is None or math.isnan(value):
             return "–"
         percent = self.unit == "%"
-        text = f"{100 * value if percent else value:.{self.digits}f}".replace("-", "−")
+        text = f"{100 * value if percent else value:.{self.digits}f}"
+        text = text.replace("-", "−" if text.strip("-0.") else "")
         return text + self.unit * (self.unit in ("°", "%"))
 
 
@@ -103,9 +114,12 @@ class PairMeasure(Measure):
     Attributes:
         kind: How repeats combine.
         identical: Its value for two updates that are the same.
+        derived: Of kind `derived`, the function of the cosine that it is.
     """
 
+    unit: Literal["", "°", "nats a token"] = ""
     kind: Kind
+    derived: Callable[[Array], Array] | None = None
     identical: float
 
     @property
@@ -116,7 +130,7 @@ class PairMeasure(Measure):
     @property
     def endings(self) -> tuple[str, ...]:
         """Of the names of its columns where two arms are compared, its own value first."""
-        relative = ("_relative", "_low", "_high") * (self.kind != "level")
+        relative = ("_relative", "_low", "_high") * (self.kind in ("similarity", "distance"))
         verdict = ("_verdict",) * (self.name == "cosine")
         return ("", "_min", "_max", *("_null",) * self.has_null, f"_{self.level}", *relative, *verdict)
 
@@ -128,7 +142,8 @@ class WeightMeasure(PairMeasure):
     Attributes:
         value: Of each pair, from their weights; NaN where it is not defined.
         null: What two updates show that have nothing in common but their shapes, ranks and singular values (and, where
-            they share one, A): of what may be negative the bound of 95% of absolute values, of others the mean.
+            they share one, A): of what may be negative the bound of 95% of absolute values, of what is derived from it
+            its value there, of others the mean.
     """
 
     value: Callable[[PairWeights], Array]
@@ -156,24 +171,29 @@ def _all() -> tuple[Measure, ...]:
     return tuple(sorted(found, key=lambda measure: measure.place))
 
 
-def of_runs(rank: Rank = "rest") -> tuple[RunMeasure, ...]:
-    """The measures of one run, down to `rank`."""
-    return tuple(m for m in _all() if isinstance(m, RunMeasure) and _shown(m, rank))
+def of_runs(tier: Tier = "rest") -> tuple[RunMeasure, ...]:
+    """The measures of one run, down to `tier`."""
+    return tuple(m for m in _all() if isinstance(m, RunMeasure) and _shown(m, tier))
 
 
-def of_pairs(rank: Rank = "rest") -> tuple[PairMeasure, ...]:
-    """The measures of two runs, down to `rank`."""
-    return tuple(m for m in _all() if isinstance(m, PairMeasure) and _shown(m, rank))
+def of_pairs(tier: Tier = "rest") -> tuple[PairMeasure, ...]:
+    """The measures of two runs, down to `tier`."""
+    return tuple(m for m in _all() if isinstance(m, PairMeasure) and _shown(m, tier))
 
 
-def of_weights(rank: Rank = "rest") -> tuple[WeightMeasure, ...]:
+def beside_cosine(tier: Tier = "rest") -> tuple[PairMeasure, ...]:
+    """Those of `of_pairs` but the cosine, which has a verdict."""
+    return tuple(m for m in of_pairs(tier) if m.name != "cosine")
+
+
+def of_weights(tier: Tier = "rest") -> tuple[WeightMeasure, ...]:
     """Those of `of_pairs` that need nothing but the updates."""
-    return tuple(m for m in of_pairs(rank) if isinstance(m, WeightMeasure))
+    return tuple(m for m in of_pairs(tier) if isinstance(m, WeightMeasure))
 
 
-def of_functions(rank: Rank = "rest") -> tuple[FunctionMeasure, ...]:
+def of_functions(tier: Tier = "rest") -> tuple[FunctionMeasure, ...]:
     """Those of `of_pairs` that need forward passes."""
-    return tuple(m for m in of_pairs(rank) if isinstance(m, FunctionMeasure))
+    return tuple(m for m in of_pairs(tier) if isinstance(m, FunctionMeasure))
 
 
 def measure_of(name: str) -> Measure:
@@ -186,5 +206,5 @@ def terms() -> dict[str, str]:
     return {m.term or m.label: m.summary for m in _all() if m.summary}
 
 
-def _shown(measure: Measure, rank: Rank) -> bool:
-    return _RANKS.index(measure.rank) <= _RANKS.index(rank)
+def _shown(measure: Measure, tier: Tier) -> bool:
+    return _TIERS.index(measure.tier) <= _TIERS.index(tier)

@@ -42,7 +42,7 @@ def cka_min(of: Functions) -> Array:
 
 MEASURES = (
     FunctionMeasure(
-        name="barrier_chord", label="barrier to the chord", short="barrier", place=50, rank="main", **_BARRIER,
+        name="barrier_chord", label="barrier to the chord", short="barrier", place=50, tier="main", **_BARRIER,
         value=_barrier("chord", 0), interval=_interval("chord"),
         summary="How much the loss rises on the straight way from one trained model to another. 0: they lie in one "
         "valley.",
@@ -55,7 +55,7 @@ MEASURES = (
         "it says little when they differ", source="Frankle et al. 2020",
     ),
     FunctionMeasure(
-        name="cka_last", label="CKA, last layer", short="CKA last", place=60, rank="main", **_CKA, value=cka_last,
+        name="cka_last", label="CKA, last layer", short="CKA last", place=60, tier="main", **_CKA, value=cka_last,
         summary="How alike two models' hidden states are on the same texts: 1 the same but for a rotation, 0 "
         "unrelated.",
         definition="unbiased linear CKA of the last hidden state", source="Kornblith et al. 2019; Nguyen et al. 2021",

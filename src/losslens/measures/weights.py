@@ -126,9 +126,9 @@ def _norms(pair: PairWeights) -> Array:
     return np.sqrt(pair.squared_a.sum(axis=-1)) * np.sqrt(pair.squared_b.sum(axis=-1))
 
 
-def orthogonal_share(of_pair: Callable[[PairWeights], Array], pair: PairWeights) -> Array:
+def orthogonal_share(cosines: Array) -> Array:
     """‖Δ − Π_ref Δ‖/‖Δ‖ = √(1 − cos²): the share of an update's norm (not energy) that no multiple of another gives."""
-    return np.sqrt(np.maximum(0.0, 1 - of_pair(pair) ** 2))
+    return np.sqrt(np.maximum(0.0, 1 - cosines**2))
 
 
 def random_agreement(dimensions: Array) -> Array:
@@ -164,8 +164,8 @@ def overlap_left(pair: PairWeights) -> Array:
     """The overlap of the top-k left singular subspaces beyond chance, mean over modules; 1 for the same subspace.
 
     ‖UᵀU'‖_F²/k is the mean squared cosine of the principal angles, and k/out for two random subspaces; less that, and
-    divided by what is left of 1, it is 0 on average where nothing is in common. Unlike an angle it is an inner product
-    (of projectors), so √(ρρ') is its ceiling.
+    divided by what is left of 1, it is 0 on average where nothing is in common. Runs of unequal ranks are compared in
+    as many directions as the smaller has, and each with itself in its own, so √(ρρ') is no ceiling of it.
     """
     chance = pair.widths / pair.outputs
     return mean((_mean_squared_cosine(pair.angles_left) - chance) / _positive(1 - chance))
@@ -237,22 +237,22 @@ def _agreement(name: Literal["u1", "v1"], place: float, **more: Any) -> WeightMe
 
 MEASURES = (
     RunMeasure(
-        name="norm", label="‖ΔW‖", place=1, rank="main", value=norm,
+        name="norm", label="‖ΔW‖", place=1, tier="main", value=norm,
         summary="The size of the update: how far the weights have moved, in whatever direction.",
         definition="‖ΔW‖_F, all modules together",
     ),
     RunMeasure(
-        name="relative_norm", label="‖ΔW‖ of ‖W0‖", short="of ‖W0‖", place=2, rank="more", unit="%", digits=1,
+        name="relative_norm", label="‖ΔW‖ of ‖W0‖", short="of ‖W0‖", place=2, tier="more", unit="%", digits=1,
         needs_base=True, value=relative_norm, definition="‖ΔW‖_F/‖W0‖_F over the adapted modules",
     ),
     RunMeasure(
-        name="effective_rank", label="effective rank", short="eff. rank", place=3, rank="main", digits=1,
+        name="effective_rank", label="effective rank", short="eff. rank", place=3, tier="main", digits=1,
         value=lambda run: mean(effective_rank(run.singular_values)),
         summary="How many directions an update really uses.",
         definition="exp of the entropy of σ/Σσ, mean over modules", source="Roy and Vetterli 2007",
     ),
     RunMeasure(
-        name="stable_rank", label="stable rank", place=4, rank="more", digits=1,
+        name="stable_rank", label="stable rank", place=4, tier="more", digits=1,
         value=lambda run: mean(stable_rank(run.singular_values)),
         summary="The same, measured against the strongest direction: 1 where that one carries all.",
         definition="‖ΔW‖_F²/σ₁², mean over modules", source="Rudelson and Vershynin 2007",
@@ -264,46 +264,47 @@ MEASURES = (
         "degrees",
     ),
     RunMeasure(
-        name="drift_max", label="drift of A, largest angle", short="drift of A", place=6, rank="more", unit="°",
+        name="drift_max", label="drift of A, largest angle", short="drift of A", place=6, tier="more", unit="°",
         digits=1, value=lambda run: median(_largest(run.drift)), term="drift",
         summary="How far LoRA's A has turned from where it began, in degrees.",
         definition="largest principal angle between the row spaces of A and of the initial A, median over modules, "
         "degrees",
     ),
     RunMeasure(
-        name="off_principal", label="off-principal share", short="off-principal", place=7, rank="more", unit="%",
+        name="off_principal", label="off-principal share", short="off-principal", place=7, tier="more", unit="%",
         digits=1, needs_base=True, value=off_principal, null=off_principal_null,
         definition="1 − ‖U_kU_kᵀΔWV_kV_kᵀ‖²/‖ΔW‖², U_k and V_k the top-k singular vectors of W0: inside counts what "
         "lies in both. The null is a random update's, 1 − k²/(out·in)",
     ),
     WeightMeasure(
-        name="cosine", label="cosine", place=20, rank="main", kind="similarity", identical=1.0, bounds=(-1.0, 1.0),
+        name="cosine", label="cosine", place=20, tier="main", kind="similarity", identical=1.0, bounds=(-1.0, 1.0),
         value=cosine, null=cosine_null,
         summary="How far two updates point the same way: 1 the same direction, 0 unrelated, −1 opposite.",
         definition="Σ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖·‖ΔW_b‖)", source="2606.23740",
     ),
     WeightMeasure(
-        name="orthogonal_a_to_b", label="orthogonal share", place=21, kind="level", identical=0.0,
-        value=partial(orthogonal_share, cosine), null=partial(orthogonal_share, cosine_null),
+        name="orthogonal_a_to_b", label="orthogonal share", place=21, kind="derived", identical=0.0,
+        tier="more", derived=orthogonal_share, value=lambda pair: orthogonal_share(cosine(pair)),
+        null=lambda pair: orthogonal_share(cosine_null(pair)),
         summary="The part of one update that has nothing to do with the other's direction.",
         definition="√(1 − cosine²): the share of the norm (not the energy) that no multiple of the other run gives; "
         "the same both ways, so `orthogonal_b_to_a` is the same number", source="2606.23740",
     ),
     _agreement(
-        "u1", 30, rank="more", summary="How well the strongest directions that two updates write (u₁) and read (v₁) "
+        "u1", 30, tier="more", summary="How well the strongest directions that two updates write (u₁) and read (v₁) "
         "agree: 1 the same, 0 unrelated.",
     ),
-    _agreement("v1", 31, rank="more"),
+    _agreement("v1", 31, tier="more"),
     _angles(
-        "left", "min", 40, rank="main", summary="The smallest angle between the main directions of two updates; left "
+        "left", "min", 40, tier="main", summary="The smallest angle between the main directions of two updates; left "
         "for what a layer writes, right for what it reads. 0°: they share a direction, 90°: they share none.",
     ),
     _angles("left", "max", 41),
-    _angles("right", "min", 42, rank="main"),
+    _angles("right", "min", 42, tier="main"),
     _angles("right", "max", 43),
     WeightMeasure(
-        name="overlap_left", label="subspace overlap, left", short="overlap", place=45, rank="main",
-        kind="similarity", identical=1.0, bounds=(-1.0, 1.0), value=overlap_left, null=overlap_left_null,
+        name="overlap_left", label="subspace overlap, left", short="overlap", place=45, tier="main",
+        kind="level", identical=1.0, bounds=(-1.0, 1.0), value=overlap_left, null=overlap_left_null,
         term="overlap", summary="How much of the main directions that two updates write is common to both: 1 all, 0 "
         "no more than chance.",
         definition="(‖UᵀU'‖_F²/k − k/out)/(1 − k/out), U and U' the top-k left singular vectors, mean over modules: "

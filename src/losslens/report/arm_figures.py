@@ -126,7 +126,8 @@ def _panel(
     title: str,
     measure: Measure,
 ) -> Figure:
-    axis = f"{measure.heading}{f' ({measure.unit})' * (measure.unit not in ('', '%'))}"
+    axis = measure.heading if isinstance(measure, PairMeasure) else measure.label
+    axis += f" ({measure.unit})" * (measure.unit not in ("", "%"))
     plot = rows_figure(axis, arms["beside"].tolist(), arms["place"].tolist())
     level = next((f"{name}_{end}" for end in ("ceiling", "repeat") if _known(arms, f"{name}_{end}")), "")
     shown = [*arms[name], *arms.get(level, [])]

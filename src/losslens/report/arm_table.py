@@ -19,7 +19,7 @@ _SHARE_RIGHT = ("share_right", "rollouts that are right", percent)
 
 def _measures() -> list[tuple[str, str, Callable[[float], str]]]:
     """The columns, each with its heading and how a number of it is written."""
-    to_sft = [(f"{m.name}_to_sft", f"{m.label} to SFT", m.show) for m in of_pairs("main")]
+    to_sft = [(f"{m.name}_to_sft", f"{m.label} to SFT{m.in_unit}", m.show) for m in of_pairs("main")]
     to_sft.insert(1, (_SAME_RATE, "cosine to SFT at the same rate", number))
     sizes = [(measure.name, measure.label, measure.show) for measure in of_runs("more")]
     return [*sizes, *to_sft, ("cosine_to_dpo_conventional", "cosine to conventional DPO", number)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from losslens.measures import of_functions
 from losslens.report.compared import Runs, find_modules, find_runs
 from losslens.report.comparison import Comparison
 from losslens.report.explored import Pairs, of_pairs_shown, pack
@@ -54,7 +55,7 @@ def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]
         a, b = ends[place]
         pairing = table.loc[place, "pairing"]
         apart = runs.facts[a]["loss"] != runs.facts[b]["loss"]
-        measured = int(table.loc[place, ["barrier_chord", "cka_last"]].notna().sum())
+        measured = int(table.loc[place, [measure.name for measure in of_functions()]].notna().sum())
         wanted = len({runs.facts[run]["method"] for run in ends[place]} & {"SFT", "DPO"})
         return apart and pairing == "same seeds", pairing in ("same seeds", "same init"), apart, measured, wanted
 

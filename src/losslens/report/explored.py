@@ -44,7 +44,8 @@ def of_pairs_shown() -> dict[str, int]:
 
 def _of_modules() -> dict[str, int]:
     shown = {measure.name: measure.digits + _MORE for measure in of_weights()}
-    return shown | {f"{m.name}_null": m.digits + _MORE for m in of_weights("main") if m.has_null}
+    # Of the others nulls are nearly one number for all modules of a shape.
+    return shown | {f"{m.name}_null": m.digits + _MORE for m in of_weights() if m.bounds and m.bounds[0] < 0}
 
 
 # Of two losses: what the cosine says beside its ceiling, and the accuracies.
@@ -97,7 +98,7 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
     for name, digits in of_pairs_shown().items():
         packed.fixed(f"pairs.{name}", pairs.table[name].to_numpy(), digits)
     order = _by_importance(pairs, runs.between)
-    a_pair = len(modules.names) * len(_of_modules()) + len(modules.layers) * len(_columns(of_weights()))
+    a_pair = len(modules.names) * len(_of_modules()) + len(modules.layers) * len(_columns(of_weights("more")))
     held = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])
     _layers(packed, analysis, runs, modules, pairs, held)
     angled = _modules(packed, analysis, runs, modules, pairs, held, order)
@@ -111,7 +112,8 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
 def _told(measure: PairMeasure) -> dict[str, Any]:
     """What the page must know of a measure."""
     return {
-        "name": measure.name, "label": measure.label, "unit": measure.unit if measure.unit == "°" else "",
+        "name": measure.name, "label": f"{measure.label}{measure.in_unit}",
+        "unit": measure.unit if measure.unit == "°" else "",
         "digits": measure.digits + _MORE, "level": measure.level, "bounds": measure.bounds,
         "main": measure in of_pairs("main"),
     }  # fmt: skip
@@ -120,7 +122,7 @@ def _told(measure: PairMeasure) -> dict[str, Any]:
 def _by_importance(pairs: Pairs, between: Sequence[tuple[int, int, list[int]]]) -> list[int]:
     """The pairs, those that arms are averaged over first, then those of which most was measured."""
     averaged = {pair for *_, numbers in between for pair in numbers}
-    measured = pairs.table[["barrier_chord", "cka_last"]].notna().sum(axis=1).tolist()
+    measured = pairs.table[[measure.name for measure in of_functions()]].notna().sum(axis=1).tolist()
     return sorted(range(len(pairs.ends)), key=lambda pair: (pair not in averaged, -measured[pair]))
 
 
@@ -143,11 +145,11 @@ def _left_away(all_pairs: int, held: int, angled: int) -> list[str]:
 def _layers(
     packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs, held: Sequence[int]
 ) -> None:
-    table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_columns(of_weights())))
+    table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_columns(of_weights("more"))))
     row = _places(len(pairs.ends), held)[pairs.numbers(runs, table["run_a"], table["run_b"])]
     layer = table["layer"].map({layer: place for place, layer in enumerate(modules.layers)}).fillna(-1).to_numpy(int)
     there = (row >= 0) & (layer >= 0)
-    for name, digits in _columns(of_weights()).items():
+    for name, digits in _columns(of_weights("more")).items():
         values = np.full((len(held), len(modules.layers)), np.nan)
         values[row[there], layer[there]] = table[name].to_numpy()[there]
         packed.fixed(f"layers.{name}", values, digits)

@@ -26,6 +26,9 @@ class Packed:
     def fixed(self, name: str, values: np.ndarray, digits: int) -> None:
         """Adds numbers kept to `digits` after the point; NaN stays."""
         scaled = np.round(values.astype(float) * 10.0**digits)
+        if np.abs(np.nan_to_num(scaled)).max(initial=0) >= 2**31:
+            self.significant(name, values)
+            return
         kind = np.dtype("<i2" if np.abs(np.nan_to_num(scaled)).max(initial=0) < 2**15 else "<i4")
         # The smallest integer is read as NaN.
         self._add(name, np.nan_to_num(scaled, nan=np.iinfo(kind).min).astype(kind), digits=digits)

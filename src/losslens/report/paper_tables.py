@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from losslens.files import atomic_file
-from losslens.measures import Measure, of_pairs, of_runs
+from losslens.measures import Measure, beside_cosine, of_pairs, of_runs
 from losslens.report.arms import arms as ablation_arms
 from losslens.report.arms import is_matched
 from losslens.report.comparison import Comparison
@@ -137,7 +137,7 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
         cells = [f"{loss.name} (again)" if own else loss.name, number(cosine.value)]
         cells += [number(cosine.level), ratio(cosine) if not math.isnan(cosine.relative) else NOTHING]
         cells += [number(cosine.null)]
-        for measure in of_pairs("main")[1:]:
+        for measure in beside_cosine("main"):
             beside = comparison.of(measure.name, loss, reference)
             cells += [measure.show(value) for value in (beside.value, beside.level, beside.null)]
         if cosine.known:
@@ -145,19 +145,19 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
     if not rows:
         return None
     heads = ["Loss", "cos", "ceiling", "ratio", "null"]
-    for measure in of_pairs("main")[1:]:
+    for measure in beside_cosine("main"):
         heads += [measure.heading, measure.level, "null"]
     found = [comparison.of("cosine", loss, reference) for loss in comparison.others]
     others = [
-        f"{measure.label}{f' ({measure.unit})' * (measure.unit == 'nats a token')}"
-        for measure in of_pairs("main")[1:]
+        f"{measure.label}{measure.in_unit}"
+        for measure in beside_cosine("main")
         if any(comparison.of(measure.name, loss, reference).known for loss in comparison.others)
     ]
     ceilings = "Ceiling: √(ρρ') of the two losses' own repeats, ratio: cos/ceiling with its 95% jackknife interval. "
     ceilings *= any(not math.isnan(cosine.level) for cosine in found)
     caption = (
-        f"Each loss against {reference.name}{_over(cosine.pairing for cosine in found if cosine.known)}: cosine of ΔW, "
-        f"{', '.join(others)}. {ceilings}Null: two updates with nothing in common"
+        f"Each loss against {reference.name}{_over(cosine.pairing for cosine in found if cosine.known)}: cosine of ΔW"
+        f"{'; '.join(['', *others])}. {ceilings}Null: two updates with nothing in common"
         f"{' but the initial A' * all(cosine.pairing in ('same seeds', 'same init') for cosine in found)}."
     )
     return PaperTable("to-reference", caption, heads, rows)
@@ -235,7 +235,9 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
 
 
 def _headings(measures: Iterable[Measure]) -> list[str]:
-    return [f"{measure.heading[0].upper()}{measure.heading[1:]}" for measure in measures]
+    names = [measure.heading for measure in measures]
+    # Of a symbol the capital is another one.
+    return [f"{name[0].upper()}{name[1:]}" if name[:2].isascii() and name[:2].isalpha() else name for name in names]
 
 
 def _with_std(arm: pd.Series, measure: Measure) -> str:
@@ -276,7 +278,8 @@ def _cell(text: str) -> str:
 _ESCAPES = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"$<$", ">": r"$>$", "|": r"$|$",
-    "‖ΔW‖": r"$\|\Delta W\|$", "ΔW": r"$\Delta W$", "Δ": r"$\Delta$", "∠": r"$\angle$", "₁": r"$_1$", "α": r"$\alpha$",
+    "‖ΔW‖": r"$\|\Delta W\|$", "ΔW": r"$\Delta W$", "Δ": r"$\Delta$", "∠": r"$\angle$", "₁": r"$_1$",
+    "√": r"$\surd$", "ρ": r"$\rho$", "σ": r"$\sigma$", "′": "'", "α": r"$\alpha$",
     "−": r"$-$", "–": "--", "…": r"\ldots{}", "±": r"$\pm$", "°": r"$^\circ$", "✕": r"$\times$", "×": r"$\times$",
 }  # fmt: skip
 

@@ -60,4 +60,4 @@ WITH_REFERENCE = {
     "log_ratio/wrong": "Wrong rollouts: log-ratio to the base (nats a token)",
 }
 # Of each run that they are compared with, whose label follows.
-TO_REFERENCE = {f"{measure.name}_to_": f"{measure.title} to {{}}" for measure in of_weights("main")}
+TO_REFERENCE = {f"{measure.name}_to_": measure.titled(" to {}") for measure in of_weights("main")}

@@ -4,7 +4,7 @@
 const PLOTS = {
   modules: {make: modulesPlot, needs: () => data.any("modules.cosine")},
   depth: {make: depthPlot, needs: () => data.any("modules.cosine")},
-  angles: {make: anglesPlot, needs: () => data.any("modules.angle_min_left")},
+  angles: {make: anglesPlot, needs: () => data.any("modules.angles")},
   spectra: {make: spectraPlot, needs: () => data.any("run_modules.singular_values")},
   norms: {make: normsPlot, needs: () => data.any("run_modules.norm")},
   cka: {make: ckaPlot, needs: () => head.cka.keys.length > 0},

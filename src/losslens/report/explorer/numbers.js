@@ -135,9 +135,11 @@ function tiles() {
   const [a, b] = [ofRun("norm", state.a, module), ofRun("norm", state.b, module)];
   found.push(["‖ΔW‖ of ● and ◇", `${precise(a.mean)}, ${precise(b.mean)}`, ["all modules", `${precise(ofRun("norm", state.a).mean)}, ${precise(ofRun("norm", state.b).mean)}`]]);
   const {values} = ckaOfPair(), here = values[head.cka.states.indexOf(head.layers[state.layer])];
-  if (here?.n) found.push([`CKA after layer ${head.layers[state.layer]}`, shown(here, 5), [`last layer ${shown(ofWhole("cka_last"), 5)}`, level("cka_last")]]);
-  const barrier = ofWhole("barrier_chord");
-  if (barrier.n) found.push(["barrier to the chord", shown(barrier, 5), [`to the mean ${shown(ofWhole("barrier_mean"), 5)}`, level("barrier_chord"), "nats a token"]]);
+  if (here?.n) found.push([`CKA after layer ${head.layers[state.layer]}`, shown(here, 5), []]);
+  for (const {name, label, digits} of head.functions.filter(measure => measure.main)) {
+    const value = ofWhole(name);
+    if (value.n) found.push([label, shown(value, digits), [level(name)]]);
+  }
   return found;
 }
 

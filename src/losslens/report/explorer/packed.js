@@ -38,6 +38,7 @@ class Packed {
 
   any(name) {
     const array = this.arrays.get(name);
+    if (!array) return false;
     for (let i = 0; i < array.size; i++) {
       array.values ??= this.read(array);
       const value = array.values[i];

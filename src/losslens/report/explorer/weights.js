@@ -2,7 +2,7 @@
 function modulesPlot() {
   const measure = MEASURES[state.measure];
   const all = head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(measure.name, layer, projection).mean));
-  const nulls = SIGNED(measure) ? head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(`${measure.name}_null`, layer, projection).mean)) : null;
+  const nulls = data.arrays.has(`modules.${measure.name}_null`) ? head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(`${measure.name}_null`, layer, projection).mean)) : null;
   const flat = all.flat().filter(Number.isFinite);
   const {from, to, said: scale} = scaleOf(measure);
   const middle = dark() ? "#20242a" : "#f7f7f7";
