@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial.distance import pdist, squareform
 from scipy.stats import ortho_group
 
-from losslens.analysis.map_table import map_table
+from losslens.analysis.tables import map_table
 from losslens.geometry.plane import angles, plane
 
 

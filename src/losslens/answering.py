@@ -105,13 +105,10 @@ def by_server(questions: Questions, run: str | None) -> list[list[Completion]]:
     temperature, top_p = (evaluation.temperature, evaluation.top_p) if samples else (0.0, 1.0)
     known = questions.journal.completions
     ask(
-        "evaluation.server",
-        server,
-        name,
+        "evaluation.server", server, name,
         {number: request for number, request in requests.items() if number not in known},
         Decoding(temperature, top_p, evaluation.max_tokens, {**chat, **(server.extra_body or {})}),
-        lambda number, completion: questions.journal.add({number: completion}),
-        questions.description,
-    )
+        lambda number, completion: questions.journal.add({number: completion}), questions.description,
+    )  # fmt: skip
     completions = _read(questions, [known[number] for number in requests], each)
     return [completions[i : i + each] for i in range(0, len(completions), each)]

@@ -89,7 +89,14 @@ class Jobs:
 
     def tell(self, error: Exception) -> None:
         """Prints an error on one line, once."""
-        _tell(self.script, error, self.told)
+        line = one_line(error)
+        if line not in self.told and processes.is_main():
+            if "tqdm" in sys.modules:
+                # A bar that is still open would stand on the same line.
+                for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+                    bar.close()
+            print(f"{self.script.name}: {line}", file=sys.stderr, flush=True)
+            self.told.append(line)
 
     def say(self, line: str) -> None:
         """Prints what is to be known before the work begins, once; nothing of an empty line."""
@@ -169,27 +176,11 @@ def _keep_secrets_from_hydra() -> None:
 
 
 def _require_one_gpu(config: DictConfig) -> None:
-    """Refuses what only Slurm, or torchrun, can give.
-
-    Raises:
-        InputError: The configuration asks for several GPUs, which one process cannot use.
-    """
+    """Refuses several GPUs, which one process cannot use: only Slurm, or torchrun, can give them."""
     gpus = config.resources.gpus
     if isinstance(gpus, int) and gpus > 1 and processes.count() == 1:
         line = shlex.join(["torchrun", f"--nproc_per_node={gpus}", *sys.argv])
         raise InputError(f"resources.gpus={gpus} is for hydra/launcher=slurm; here: {line}")
-
-
-def _tell(path: Path, error: Exception, told: list[str]) -> None:
-    """Prints an error on one line, once."""
-    line = one_line(error)
-    if line not in told and processes.is_main():
-        if "tqdm" in sys.modules:
-            # A bar that is still open would stand on the same line.
-            for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
-                bar.close()
-        print(f"{path.name}: {line}", file=sys.stderr, flush=True)
-        told.append(line)
 
 
 def one_line(error: Exception) -> str:

@@ -29,6 +29,8 @@ _ALIASES = {
     "warmup_ratio": "optim.warmup", "weight_decay": "optim.weight_decay", "num_generations": "rollouts.k",
 }  # fmt: skip
 _ANY_BELOW = ("difficulty", "files", "verifier")  # sections of a source of problems whose names are not ours
+# The keys of one's own files, and that of one among the benchmarks.
+_FILES, _FILE_TO_SCORE_ON = ("data.path", "data.eval_path"), "benchmark.file.eval_path"
 _TABLE_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|pq|csv|tsv)$", re.IGNORECASE)
 
 
@@ -55,7 +57,7 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
             continue
         root = re.split(r"[.@]", key.lstrip("+"))[0]
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
-            where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if _names_a_file(key) else ""
+            where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if key in _FILES else ""
             raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments{where}")
         readable = f"{key}={quoted(key, value, sweeps)}"
         if parsed(readable) is None:
@@ -64,14 +66,6 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
             raise InputError(_unreadable(arguments, place))
         found.append(readable)
     return found
-
-
-# The key of one's own file among the benchmarks.
-_FILE_TO_SCORE_ON = "benchmark.file.eval_path"
-
-
-def _names_a_file(key: str) -> bool:
-    return key in ("data.path", "data.eval_path")
 
 
 def _takes_a_value(before: Sequence[str]) -> bool:
@@ -126,8 +120,7 @@ def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> 
         key, _, value = argument.partition("=")
         group = key.partition("@")[0]
         if (conf / group).is_dir():
-            options = sorted(file.stem for file in (conf / group).glob("*.yaml"))
-            options += ["basic"] if group == "hydra/launcher" else []
+            options = _options(group, conf) + ["basic"] * (group == "hydra/launcher")
             for choice in _choices(override, value):
                 if choice not in options:
                     return _no_such_option(group, choice, options)

@@ -42,13 +42,11 @@ def outcomes_of(
     checked = verdicts(verifier, [problem for problem, _ in asked], texts, seconds)
     return pd.DataFrame(
         {
-            "problem_id": [problem.id for problem, _ in asked],
-            "sample": [sample for _, sample in asked],
-            "completion": texts,
-            "answer": [verdict.answer for verdict in checked],
+            "problem_id": [problem.id for problem, _ in asked], "sample": [sample for _, sample in asked],
+            "completion": texts, "answer": [verdict.answer for verdict in checked],
             "correct": [verdict.correct for verdict in checked],
         }
-    )
+    )  # fmt: skip
 
 
 def evaluate(

@@ -36,7 +36,9 @@ def labels(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         ]
         shown = [f"{_SEEDS[key]}{values[key]}" for key in seeds if key in values]
         found[name] = " ".join([method, *settings, *shown])
-    return _distinct(found)
+    # Those that are still alike, as one run in two sweeps, get the end of their names.
+    all_labels = list(found.values())
+    return {name: label if all_labels.count(label) == 1 else f"{label} ({name[-20:]})" for name, label in found.items()}
 
 
 def _telling(flat: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -77,12 +79,6 @@ def _shown(value: Any) -> str:
         return "+".join(map(_shown, value)) if len(value) < 4 else f"{_shown(value[0])}+{len(value) - 1}"
     text = str(value)
     return text[:8] if _HASH.fullmatch(text) else text if len(text) <= 24 else f"{text[:23]}…"
-
-
-def _distinct(found: Mapping[str, str]) -> dict[str, str]:
-    """Those that are still alike, as one run in two sweeps, get the end of their names."""
-    alike = list(found.values())
-    return {name: label if alike.count(label) == 1 else f"{label} ({name[-20:]})" for name, label in found.items()}
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -263,11 +263,7 @@ def _reason(error: Exception) -> str:
 
 
 def _require_precision(source: ModelSource, device: Any, dtype: Any) -> None:
-    """Computes something small in `dtype`.
-
-    Raises:
-        InputError: The device cannot.
-    """
+    """Computes something small in `dtype`; refuses it where the device cannot."""
     import torch
 
     try:

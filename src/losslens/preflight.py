@@ -6,14 +6,7 @@ from functools import lru_cache
 
 from losslens.adapters import require_targets
 from losslens.models import ModelSource, source_of
-from losslens.rollouts.sampling import (
-    Contents,
-    contents_of,
-    first_prompts,
-    problem_source,
-    prompts_of,
-    require_limits,
-)
+from losslens.rollouts.sampling import Contents, contents_of, first_prompts, problem_source, prompts_of, require_limits
 from losslens.spec import RunSpec
 
 

@@ -217,12 +217,9 @@ def connect(backend: str) -> None:
 
     barrier()  # some may take longer to load the base than a collective waits
     distributed.init_process_group(
-        backend,
-        store=distributed.PrefixStore(f"{_Place.job}/group", _store()),
-        rank=rank(),
-        world_size=count(),
+        backend, store=distributed.PrefixStore(f"{_Place.job}/group", _store()), rank=rank(), world_size=count(),
         timeout=timedelta(minutes=30),
-    )
+    )  # fmt: skip
 
 
 def _disconnect() -> None:

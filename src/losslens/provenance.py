@@ -65,11 +65,9 @@ def code() -> dict[str, str | None]:
 def machine() -> dict[str, Any]:
     """Host, processor count and the scheduler's ids."""
     return {
-        "host": platform.node(),
-        "platform": platform.platform(),
-        "cpus": os.cpu_count(),
+        "host": platform.node(), "platform": platform.platform(), "cpus": os.cpu_count(),
         "scheduler": {name: os.environ[name] for name in _SCHEDULER if name in os.environ},
-    }
+    }  # fmt: skip
 
 
 def _git(root: Path, *arguments: str) -> str | None:

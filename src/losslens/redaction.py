@@ -44,7 +44,7 @@ _NAMING = {
 # Parts of the path of a server's address that are no secret; whatever else stands there may be one.
 _PLAIN_PATH = re.compile(
     r"v\d+\w{0,5}|api|openai|openapi|compatible-mode|inference|serve|models|engines|deployments|endpoints|llm|vllm|"
-    r"sglang|proxy|gateway|paas|ai|chat|completions|public|serverless|beta|",
+    r"sglang|proxy|gateway|paas|ai|chat|completions|public|serverless|beta|"
 )
 _STEERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -100,11 +100,7 @@ def plain_address(url: str | None) -> str | None:
 
 def plain_path(path: str) -> str:
     """The path of an address with `…` for all that may be a secret."""
-    return "/".join(part if _is_plain(part) else "…" for part in path.split("/"))
-
-
-def _is_plain(part: str) -> bool:
-    return _PLAIN_PATH.fullmatch(part) is not None
+    return "/".join(part if _PLAIN_PATH.fullmatch(part) else "…" for part in path.split("/"))
 
 
 def has_the_form_of_a_key(text: str) -> bool:

@@ -68,8 +68,6 @@ def score_base(
         As `score_run`.
 
     Raises:
-        InputError: As for `score_run`.
-        ServerError: As for `score_run`.
         HeldError: Another process scores it, and `wait` is false.
     """
     if not benchmarks:
@@ -93,13 +91,9 @@ def _write_down_base(run: Run, model: Model) -> None:
         require_own_manifest(run.folder, run.manifest)
     except InputError:
         manifest = {
-            "run": run.name,
-            "method": "base",
-            "base": base_identity(model),
-            "config": {"model": model.model_dump(mode="json")},
-            "outcomes": {},
-            **provenance.here(),
-        }
+            "run": run.name, "method": "base", "base": base_identity(model),
+            "config": {"model": model.model_dump(mode="json")}, "outcomes": {}, **provenance.here(),
+        }  # fmt: skip
         write_json(run.folder / "manifest.json", manifest)
 
 

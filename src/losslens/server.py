@@ -99,29 +99,25 @@ def ask(
         raise failure
 
 
+@dataclass(eq=False)
 class _Asking:
     """One round of requests: who asks, and what stopped them."""
 
-    def __init__(
-        self,
-        server: Server,
-        model: str,
-        decoding: Decoding,
-        keep: Callable[[str, Completion], None],
-        key: str | None,
-    ) -> None:
+    server: Server
+    model: str
+    decoding: Decoding
+    keep: Callable[[str, Completion], None]
+    key: str | None
+    failure: BaseException | None = None
+    told: bool = False
+
+    def __post_init__(self) -> None:
         from aiolimiter import AsyncLimiter
 
-        self.server = server
-        self.model = model
-        self.decoding = decoding
-        self.keep = keep
-        self.key = key
-        self.limiter = AsyncLimiter(1, 60 / server.requests_per_minute) if server.requests_per_minute else None
+        pace = self.server.requests_per_minute
+        self.limiter = AsyncLimiter(1, 60 / pace) if pace else None
         self.stopped = asyncio.Event()
-        self.failure: BaseException | None = None
-        self.told = False
-        self.asks_ids = server.token_ids == "auto"
+        self.asks_ids = self.server.token_ids == "auto"
 
     async def all(
         self, requests: Mapping[str, Request], base_url: str | None, description: str

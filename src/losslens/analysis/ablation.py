@@ -140,12 +140,9 @@ def _spread(rows: pd.DataFrame, measures: Sequence[str]) -> dict[str, float]:
 def _usual_dpo(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     """DPO at its conventional rate; where the sweep has several, its usual β and loss count."""
     candidates = [other for other in arms if other.method == "dpo" and other.subjects and other.at_conventional_rate]
-    candidates.sort(key=lambda other: (not _is_usual_dpo(other.values), other.base_rate != arm.base_rate))
+    usual = {"method.beta": 0.1, "method.loss_type": "sigmoid"}
+    candidates.sort(key=lambda other: (not usual.items() <= other.values.items(), other.base_rate != arm.base_rate))
     return nearest(arm, candidates, None)
-
-
-def _is_usual_dpo(values: Mapping[str, Any]) -> bool:
-    return values.get("method.beta") == 0.1 and values.get("method.loss_type") == "sigmoid"
 
 
 def _accuracy(correct: pd.DataFrame | None, benchmark: str | None, base: pd.DataFrame | None) -> dict[str, Any]:

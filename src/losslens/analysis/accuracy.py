@@ -14,7 +14,7 @@ import pandas as pd
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair, all_pairs
 from losslens.analysis.scores import Scores
-from losslens.analysis.subjects import Gathered, Subject
+from losslens.analysis.subjects import Gathered
 from losslens.errors import InputError
 from losslens.evaluation import read_outcomes
 from losslens.measures import of_runs
@@ -70,10 +70,9 @@ def run_table(gathered: Gathered, sizes: pd.DataFrame) -> pd.DataFrame:
             gathered.scores, base.name, base.run, {"method": "base", "model": base.facts.config.model.name}
         )
     for subject in gathered.subjects:
-        facts = {**_facts(subject), **dict(by_run.loc[subject.name])}
-        rows += _run_rows(gathered.scores, subject.name, subject.run, facts)
-    _add_base_comparison(rows, gathered)
-    _mark_collapsed(rows, gathered)
+        facts = {"method": "adapter"} if subject.facts is None else _of_facts(subject.facts)
+        rows += _run_rows(gathered.scores, subject.name, subject.run, {**facts, **dict(by_run.loc[subject.name])})
+    _hold_against_the_base(rows, gathered)
     rows += [{"run": run.name, **_of_facts(run.facts), "diverged": run.reason} for run in gathered.diverged]
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
 
@@ -162,21 +161,6 @@ def has_collapsed(correct: pd.Series, base: pd.Series | None) -> bool:
     return mcnemar(correct.to_numpy(), base.reindex(correct.index).to_numpy()).p <= _LEVEL
 
 
-def _mark_collapsed(rows: list[dict[str, Any]], gathered: Gathered) -> None:
-    """Says of runs whose accuracy has fallen to nothing that it has."""
-    runs = {subject.name: subject.run for subject in gathered.subjects if subject.run}
-    for benchmark in gathered.scores.benchmarks(gathered.bases[0].run) if gathered.bases else []:
-        base = by_problem(gathered.scores, gathered.bases[0].run, benchmark)
-        for row in rows:
-            run = runs.get(row["run"]) if row.get("benchmark") == benchmark else None
-            if run and has_collapsed(by_problem(gathered.scores, run, benchmark), base):
-                row["diverged"] = f"accuracy fell to {row['accuracy']:.1%}, from the base's {base.mean():.1%}"
-
-
-def _facts(subject: Subject) -> dict[str, Any]:
-    return {"method": "adapter"} if subject.facts is None else _of_facts(subject.facts)
-
-
 def _of_facts(facts: StartedFacts) -> dict[str, Any]:
     return {
         "method": facts.method,
@@ -200,20 +184,26 @@ def _run_rows(scores: Scores, name: str, run: Run | None, facts: dict[str, Any])
     return rows or [{"run": name, **facts}]
 
 
-def _add_base_comparison(rows: list[dict[str, Any]], gathered: Gathered) -> None:
-    """Fills the columns that begin with `base_`: the difference to the base, and its interval over problems."""
+def _hold_against_the_base(rows: list[dict[str, Any]], gathered: Gathered) -> None:
+    """Fills the columns that begin with `base_`, the difference to the base and its interval over problems.
+
+    Says of runs whose accuracy has fallen to nothing that it has.
+    """
     runs = {subject.name: subject.run for subject in gathered.subjects if subject.run}
-    if not gathered.bases:
-        return
-    base = gathered.bases[0].run  # of several sweeps each has scored the same one
-    for benchmark in gathered.scores.benchmarks(base):
-        reference = by_problem(gathered.scores, base, benchmark)
-        for row in rows:
-            run = runs.get(row["run"]) if row.get("benchmark") == benchmark else None
-            if run:
-                found = compared(row["run"], by_problem(gathered.scores, run, benchmark), "the base", reference)
-                row["base_diff"] = found["accuracy_diff"]
-                row |= {f"base_{end}": found[end] for end in ("diff_low", "diff_high")}
+    for base in gathered.bases[:1]:  # of several sweeps each has scored the same one
+        for benchmark in gathered.scores.benchmarks(base.run):
+            reference = by_problem(gathered.scores, base.run, benchmark)
+            for row in rows:
+                run = runs.get(row["run"]) if row.get("benchmark") == benchmark else None
+                if run:
+                    correct = by_problem(gathered.scores, run, benchmark)
+                    found = compared(row["run"], correct, "the base", reference)
+                    row["base_diff"] = found["accuracy_diff"]
+                    row |= {f"base_{end}": found[end] for end in ("diff_low", "diff_high")}
+                    if has_collapsed(correct, reference):
+                        row["diverged"] = (
+                            f"accuracy fell to {row['accuracy']:.1%}, from the base's {reference.mean():.1%}"
+                        )
 
 
 def by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:

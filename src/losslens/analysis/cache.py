@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ _VERSION = 3
 Arrays = dict[str, np.ndarray]
 
 
+@dataclass(frozen=True)
 class Cache:
     """A folder of arrays; it may be deleted at any time.
 
@@ -24,8 +26,7 @@ class Cache:
         folder: Where.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def load(self, kind: str, key: Any, names: Iterable[str]) -> Arrays | None:
         """The arrays called `names` that were saved under `key`; None when none were, or they are damaged."""

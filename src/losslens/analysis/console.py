@@ -51,15 +51,12 @@ def _arms(ablation: pd.DataFrame) -> Table:
             row["collapsed"] > 0
         )
         table.add_row(
-            " = ".join([row["arm"], *others]),
-            f"{row['learning_rate']:g}",
-            f"{row['seeds']}{lost}",
+            " = ".join([row["arm"], *others]), f"{row['learning_rate']:g}", f"{row['seeds']}{lost}",
             *(f"{_shown(m, row[m.name])} ± {_shown(m, row[f'{m.name}_std'])}" for m in of_runs("main")),
             *(_judged(measure, row, f"{measure.name}_to_sft") for measure in of_pairs("main")),
-            f"{_percent(row['accuracy'])} ± {_percent(row['accuracy_std'])}",
-            _percent(row["base_diff"]),
+            f"{_percent(row['accuracy'])} ± {_percent(row['accuracy_std'])}", _percent(row["base_diff"]),
             _number(row["base_p_holm"]),
-        )
+        )  # fmt: skip
     return table
 
 
@@ -73,14 +70,11 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
     )  # fmt: skip
     for _, row in runs.iterrows():
         table.add_row(
-            str(numbers[row["run"]]),
-            row["run"],
-            Text(row["label"] if row["label"] != row["run"] else ""),
-            *["–" if pd.isna(row["benchmark"]) else row["benchmark"]] * several,
-            _percent(row["accuracy"]),
+            str(numbers[row["run"]]), row["run"], Text(row["label"] if row["label"] != row["run"] else ""),
+            *["–" if pd.isna(row["benchmark"]) else row["benchmark"]] * several, _percent(row["accuracy"]),
             f"{_percent(row['ci_low'])} … {_percent(row['ci_high'])}",
             *(_judged(measure, row, measure.name) for measure in of_runs("more")),
-        )
+        )  # fmt: skip
     return table
 
 
@@ -106,13 +100,9 @@ def _directions(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
     measured = arm_pairs[arm_pairs["pairing"].notna() & (arm_pairs["arm_a"] != arm_pairs["arm_b"])]
     for _, row in measured.iterrows():
         table.add_row(
-            _pair(arms, row),
-            row["pairing"] or "–",
-            _judged(cosine, row, cosine.name),
-            _relative(row, "cosine"),
-            row["cosine_verdict"],
-            *(_judged(measure, row, measure.name) for measure in others),
-        )
+            _pair(arms, row), row["pairing"] or "–", _judged(cosine, row, cosine.name), _relative(row, "cosine"),
+            row["cosine_verdict"], *(_judged(measure, row, measure.name) for measure in others),
+        )  # fmt: skip
     return table
 
 

@@ -20,7 +20,6 @@ from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sf
 from losslens.analysis.cache import Cache
 from losslens.analysis.console import show
 from losslens.analysis.factor_space import geometry
-from losslens.analysis.map_table import map_table
 from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.on_the_base import measure_on_the_base, trust_of
 from losslens.analysis.origins import origins
@@ -35,6 +34,7 @@ from losslens.analysis.tables import (
     compared_weights,
     connectivity_table,
     layer_measures,
+    map_table,
     pair_measures,
 )
 from losslens.analysis.training_table import training_table
@@ -174,6 +174,10 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         trajectories = trajectory_table(ways, sft, gathered.modules, cache, gathered.left_out)
         bar.update()
     on_a_plane, kept = map_table(pair_rows)
+    about = {
+        arm.name(): {"method": arm.method, "lr": arm.lr, "rank": arm.facts.config.lora_rank.r, "model": arm.facts.model}
+        for arm in arms
+    }
     training = training_table([*gathered.subjects, *gathered.diverged], gathered.left_out)
     facts = {
         "sweeps": config.sweeps,
@@ -192,30 +196,16 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     }
     return Analysis(
         Tables(
-            runs=runs,
-            pairs=pair_rows,
-            layers=layers,
-            modules=tables.modules,
-            run_modules=tables.run_modules,
-            connectivity=connectivity_table(based.curves),
-            cka=cka_table(based.ckas),
-            arm_pairs=of_arms,
-            repeats=repeat_table(
-                pair_rows,
-                seeds,
-                {arm.name(): _facts(arm) for arm in arms},
-                {arm.name(): arm.on_any_data for arm in arms},
-            ),
-            seeds=seed_table(gathered, runs),
-            ablation=ablation,
-            trajectories=trajectories,
-            training=training,
+            runs=runs, pairs=pair_rows, layers=layers, modules=tables.modules, run_modules=tables.run_modules,
+            connectivity=connectivity_table(based.curves), cka=cka_table(based.ckas), arm_pairs=of_arms,
+            repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
+            seeds=seed_table(gathered, runs), ablation=ablation, trajectories=trajectories, training=training,
             map=on_a_plane,
         ),
         gathered,
         facts,
         {**gathered.left_out, **based.left_out},
-    )
+    )  # fmt: skip
 
 
 def _family(arms: Sequence[Arm], reference: Subject) -> set[frozenset[str]]:
@@ -225,7 +215,3 @@ def _family(arms: Sequence[Arm], reference: Subject) -> set[frozenset[str]]:
     rate = reference.facts.learning_rate if reference.facts else None
     held = {(arm.name(), other.name()) for arm in arms if (other := nearest(arm, sft, rate))}
     return {frozenset(pair) for pair in held | {(arm.name(), BASE) for arm in arms} if len(set(pair)) == 2}
-
-
-def _facts(arm: Arm) -> dict[str, Any]:
-    return {"method": arm.method, "lr": arm.lr, "rank": arm.facts.config.lora_rank.r, "model": arm.facts.model}

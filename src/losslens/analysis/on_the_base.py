@@ -85,11 +85,9 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
             found.left_out["accuracy at the midpoint"] = "the runs are of another version of LossLens"
     found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
     found.held_out = {
-        "folder": frozen.folder.name,
-        "sha256": frozen.sha256,
-        "sequences": len(completions.rows),
+        "folder": frozen.folder.name, "sha256": frozen.sha256, "sequences": len(completions.rows),
         "of": len(frozen.table),
-    }
+    }  # fmt: skip
     return found
 
 

@@ -22,7 +22,7 @@ def origins(gathered: Gathered) -> dict[str, Any]:
     configurations = {name: _configuration(manifest) for name, manifest in manifests.items()}
     common = _common(list(configurations.values()))
     return {
-        "data": sorted({_data(manifest) for manifest in manifests.values()}),
+        "data": sorted({str(((m.get("config") or {}).get("data") or {}).get("name")) for m in manifests.values()}),
         "rollouts": _distinct([manifest.get("rollouts") or {} for manifest in manifests.values()]),
         "base": _distinct([manifest.get("base") or {} for manifest in manifests.values()]),
         "commands": list(dict.fromkeys(m["command"] for m in manifests.values() if m.get("command"))),
@@ -35,24 +35,18 @@ def _of_run(manifest: Mapping[str, Any], configuration: Mapping[str, Any], commo
     here = provenance.versions()
     code, training = manifest.get("code") or {}, manifest.get("training") or {}
     return {
-        "commit": code.get("commit"),
-        "changed": bool(code.get("dirty_diff")),
+        "commit": code.get("commit"), "changed": bool(code.get("dirty_diff")),
         "versions": {k: v for k, v in (manifest.get("versions") or {}).items() if here.get(k) != v},
         "precision": manifest.get("precision") or {},
-        "initial_adapter": (manifest.get("initial_adapter") or {}).get("sha256"),
-        "started": manifest.get("started"),
+        "initial_adapter": (manifest.get("initial_adapter") or {}).get("sha256"), "started": manifest.get("started"),
         "seconds": training.get("seconds"),
         "own": {name: value for name, value in configuration.items() if name not in common},
-    }
+    }  # fmt: skip
 
 
 def _configuration(manifest: Mapping[str, Any]) -> dict[str, Any]:
     flat = _flat(manifest.get("config") or {})
     return {k: v for k, v in flat.items() if not any(k == name or k.startswith(f"{name}.") for name in _NOT_SHOWN)}
-
-
-def _data(manifest: Mapping[str, Any]) -> str:
-    return str(((manifest.get("config") or {}).get("data") or {}).get("name"))
 
 
 def _common(configurations: list[dict[str, Any]]) -> dict[str, Any]:

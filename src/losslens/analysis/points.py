@@ -112,11 +112,9 @@ def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm:
     assert after is not None
     weight = round(crossing.weight, 9)  # another machine's last digit makes no other point
     manifest: dict[str, Any] = {
-        "norm": norm,
-        "between_steps": steps[crossing.before + 1 : crossing.before + 3],
-        "weight": weight,
+        "norm": norm, "between_steps": steps[crossing.before + 1 : crossing.before + 3], "weight": weight,
         "of": [sha256_of_adapter(run) for run in (before, after) if run],
-    }
+    }  # fmt: skip
     point = Run(subject.run.folder / "snapshots" / f"norm-{norm:.6g}")
     with point.lock():  # another analysis may be making it
         if not _is_there(point, manifest):

@@ -203,10 +203,7 @@ def with_levels(table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] 
 
 
 def repeat_table(
-    pairs: pd.DataFrame,
-    seeds: Mapping[str, float],
-    facts: Mapping[str, Mapping[str, Any]],
-    losses: Mapping[str, str],
+    pairs: pd.DataFrame, seeds: Mapping[str, float], facts: Mapping[str, Mapping[str, Any]], losses: Mapping[str, str]
 ) -> pd.DataFrame:
     """One row an arm and kind of repeat: the mean of each measure over the pairs of runs of one loss.
 

@@ -19,6 +19,7 @@ from losslens.analysis.repeats import pairing, with_levels
 from losslens.analysis.subjects import Gathered
 from losslens.geometry.comparison import PairGeometry, RunGeometry
 from losslens.geometry.connectivity import Curve
+from losslens.geometry.plane import angles, plane
 from losslens.geometry.random_angles import expected_angles
 from losslens.geometry.tables import AgainstBase, Compared
 from losslens.measures import of_functions, of_pairs, of_weights
@@ -172,3 +173,20 @@ def cka_table(ckas: Mapping[Pair, CkaOfPair]) -> pd.DataFrame:
     ]
     columns = ["run_a", "run_b", "layer", "cka_unbiased", "cka_without_outlier", "outlier_dimension", "n"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def map_table(pairs: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+    """The map: every run with a direction a point of a plane, near to those whose direction is nearly its own.
+
+    Beside it the share of the variance that the plane shows.
+    """
+    known = pairs[pairs["cosine"].notna()]
+    names = list(dict.fromkeys([*known["run_a"], *known["run_b"]]))
+    number = {name: place for place, name in enumerate(names)}
+    cosines = np.eye(len(names))
+    a, b = known["run_a"].map(number).to_numpy(dtype=int), known["run_b"].map(number).to_numpy(dtype=int)
+    cosines[a, b] = cosines[b, a] = known["cosine"].to_numpy(dtype=float)
+    if not names:
+        return pd.DataFrame(columns=["run", "x", "y"]), float("nan")
+    found = plane(angles(cosines))
+    return pd.DataFrame({"run": names, "x": found.points[:, 0], "y": found.points[:, 1]}), found.kept

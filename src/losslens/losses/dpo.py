@@ -92,10 +92,7 @@ def nca_pair(m: Margins) -> Tensor:
 
 def _nca_pair_weights(m: Margins) -> tuple[Tensor, Tensor]:
     chosen, rejected = m.beta * m.chosen, m.beta * m.rejected
-    return (
-        m.beta * ((-chosen).sigmoid() - 0.5 * chosen.sigmoid()),
-        -0.5 * m.beta * rejected.sigmoid(),
-    )
+    return (m.beta * ((-chosen).sigmoid() - 0.5 * chosen.sigmoid()), -0.5 * m.beta * rejected.sigmoid())
 
 
 def sppo_hard(m: Margins) -> Tensor:

@@ -11,12 +11,8 @@ from losslens.measures import FunctionMeasure
 from losslens.measures.views import Array, Functions
 
 _BARRIER: dict[str, Any] = {
-    "kind": "distance",
-    "identical": 0.0,
-    "unit": "nats a token",
-    "digits": 4,
-    "term": "barrier",
-}
+    "kind": "distance", "identical": 0.0, "unit": "nats a token", "digits": 4, "term": "barrier",
+}  # fmt: skip
 _CKA: dict[str, Any] = {"kind": "similarity", "identical": 1.0, "digits": 4, "term": "CKA"}
 
 

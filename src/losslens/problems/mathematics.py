@@ -16,13 +16,7 @@ from typing import Any, ClassVar
 from losslens.problems import Problem, Verdict
 from losslens.problems.answer_text import DOLLAR, IN_TEXT, without_markup
 from losslens.problems.final_answer import final_answers
-from losslens.problems.quantities import (
-    DEGREE,
-    PERCENT,
-    RADIAN,
-    Number,
-    same_number,
-)
+from losslens.problems.quantities import DEGREE, PERCENT, RADIAN, Number, same_number
 from losslens.problems.reading import (
     OF_AN_ANGLE,
     Choice,

@@ -13,15 +13,7 @@ from typing import Any
 
 from losslens.problems.answer_text import DOLLAR, IN_TEXT, without_markup
 from losslens.problems.final_answer import final_answers
-from losslens.problems.quantities import (
-    DEGREE,
-    Number,
-    Unit,
-    number,
-    number_in_words,
-    unit,
-    without_unit,
-)
+from losslens.problems.quantities import DEGREE, Number, Unit, number, number_in_words, unit, without_unit
 
 _LONGEST_ANSWER = 20_000  # characters that are looked at
 _DEEPEST = 8  # lists within lists

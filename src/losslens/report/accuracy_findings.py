@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from losslens.report.arms import arms as ablation_arms
+from losslens.report.arms import base_on
 from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
-from losslens.report.names import short
-from losslens.report.numbers import listed, number, p_value, percent, points, rate, whole
+from losslens.report.names import of_loss
+from losslens.report.numbers import listed, number, p_value, percent, points, whole
 from losslens.report.parts import Finding
-from losslens.report.style import name_of
 
 
 def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
     """Whose accuracy differs from the base's, and from SFT's, after Holm's correction."""
     arms = ablation_arms(analysis)
-    runs = analysis.table("runs", ("run", "method", "benchmark"), ("accuracy",))
-    base = runs[(runs["method"] == "base") & runs["accuracy"].notna()]
-    if len(arms):
-        arms = arms[arms["accuracy"].notna()]
-        base = base[base["benchmark"].isin(arms["benchmark"])]
+    arms = arms[arms["accuracy"].notna()] if len(arms) else arms
     if arms.empty:
         return []
+    base = base_on(analysis, arms["benchmark"])
     names = {loss.arm: loss.name for loss in comparison.losses}
-    arms = arms.assign(shown=[names.get(arm.arm) or _name(arm) for arm in arms.itertuples()])
+    arms = arms.assign(
+        shown=[names.get(arm.arm) or of_loss(arm.method, arm.learning_rate, arm.settings) for arm in arms.itertuples()]
+    )
     sentences = []
     if len(base) and arms["base_diff"].notna().any():
         sentences.append(_against(arms, "base", f"the base ({percent(base['accuracy'].iloc[0])})"))
@@ -38,10 +35,6 @@ def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding
     benchmark = arms["benchmark"].iloc[0]
     about = f"Accuracy ({whole(arms['n'].max())} problems of {benchmark}, p after Holm): "
     return [Finding(f"{about}{'; '.join(sentences)}.{_detectable(comparison, benchmark)}", "learning-rate")]
-
-
-def _name(arm: Any) -> str:
-    return " ".join(part for part in (name_of(arm.method), rate(arm.learning_rate), short(arm.settings)) if part)
 
 
 def _against(arms: pd.DataFrame, to: str, name: str) -> str:

@@ -14,6 +14,7 @@ from losslens.report.parts import Cell, Column, Row, Table, downloadable
 from losslens.report.style import colour, name_of
 
 _SAME_RATE = "cosine_to_sft_same_rate"
+_LOST = ("diverged", "collapsed")
 _SHARE_RIGHT = ("share_right", "rollouts that are right", percent)
 
 
@@ -47,21 +48,16 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
                 name_of(arm["method"]), below=f"{arm['lr']}\n{arm['settings']}".rstrip(), colour=colour(arm["method"])
             ),
             Cell(rate(arm["learning_rate"])),
-            Cell(str(arm["seeds"]), bad=_lost(arm)),
-            *(_measure(arm, name, show) for name, _, show in measures),
+            Cell(str(arm["seeds"]), bad="\n".join(f"✕ {arm[what]} {what}" for what in _LOST if arm[what])),
+            *(
+                Cell(show(arm[name]), _spread(arm, name, show), "\n".join(beside(arm, name, show)))
+                for name, _, show in measures
+            ),
             *([_accuracy(arm)] if scored else []),
             *(_against(arm, to) for to in against),
         ]
         rows.append(Row(cells, marked=went_wrong(arm)))
     return downloadable(analysis, "ablation", "One row an arm: mean ± standard deviation over seeds", columns, rows)
-
-
-def _lost(arm: pd.Series) -> str:
-    return "\n".join(f"✕ {arm[what]} {what}" for what in ("diverged", "collapsed") if arm[what])
-
-
-def _measure(arm: pd.Series, name: str, show: Callable[[float], str]) -> Cell:
-    return Cell(show(arm[name]), _spread(arm, name, show), "\n".join(beside(arm, name, show)))
 
 
 def beside(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
@@ -58,6 +59,12 @@ def arms(analysis: AnalysisFolder) -> pd.DataFrame:
     # A gap between one learning rate and the next.
     rows["place"] = rows.index + 0.6 * pd.factorize(rows["learning_rate"])[0]
     return rows
+
+
+def base_on(analysis: AnalysisFolder, benchmarks: Iterable[str]) -> pd.DataFrame:
+    """The untrained base on these benchmarks, with its accuracy and interval; no row where it was not scored."""
+    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
+    return runs[(runs["method"] == "base") & runs["benchmark"].isin(list(benchmarks)) & runs["accuracy"].notna()]
 
 
 def is_matched(rows: pd.DataFrame) -> bool:

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Work:
-    """One work.
-
-    Attributes:
-        what: What it is.
-        text: For a list of references.
-        bibtex: The same for BibTeX.
-    """
-
-    what: str
-    text: str
-    bibtex: str
-
-
 TITLE = "LossLens: what did each reasoning-distillation loss do to the weights?"
 STUDY = "Weight-Space Geometry of Offline Reasoning Training"
 ARXIV = "2606.23740"
 
 
-def works(version: str) -> list[Work]:
-    """What to cite, for the version that made the numbers."""
+def works(version: str) -> list[tuple[str, str, str]]:
+    """What to cite, for the version that made the numbers: what it is, its text in a list of references, its BibTeX."""
     said = f", version {version}" if version else ""
     return [
-        Work(
+        (
             "this software",
             f"The LossLens authors. {TITLE} Software{said}, 2026.",
             "@software{losslens,\n"
@@ -39,7 +21,7 @@ def works(version: str) -> list[Work]:
             + "  year    = {2026},\n"
             "}",
         ),
-        Work(
+        (
             "the study",
             f"{STUDY}. arXiv:{ARXIV}, 2026.",
             f"@article{{arxiv{ARXIV.replace('.', '')},\n"

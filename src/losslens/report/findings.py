@@ -40,9 +40,6 @@ def findings(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
     ]
 
 
-# Directions
-
-
 def directions(comparison: Comparison) -> list[Finding]:
     """How each loss' update points along the reference's: the verdict, and the figures that it follows from."""
     reference = comparison.reference
@@ -163,9 +160,6 @@ def nearest(comparison: Comparison) -> list[Finding]:
     return [Finding(text, "explore")]
 
 
-# Sizes
-
-
 def sizes(comparison: Comparison) -> list[Finding]:
     """The largest and the smallest update."""
     norms = comparison.runs.set_index("run")["norm"]
@@ -191,9 +185,6 @@ def sizes(comparison: Comparison) -> list[Finding]:
             "runs",
         )
     ]
-
-
-# The learning-rate-matched comparison
 
 
 def learning_rates(analysis: AnalysisFolder) -> list[Finding]:
@@ -240,9 +231,6 @@ def _at_the_rate_of(sft: pd.Series, arms: pd.DataFrame, several: bool) -> list[F
     return said
 
 
-# What the models compute
-
-
 def connectivity(comparison: Comparison) -> list[Finding]:
     """The largest barrier on the straight line between two updates, and the last layer's CKA to the reference."""
     pairs = comparison.pairs
@@ -277,9 +265,6 @@ def connectivity(comparison: Comparison) -> list[Finding]:
                 f"(CKA {number(ckas[least].value, 4)}{beside})"
             )
     return [Finding(f"Function: {'; '.join(sentences)}.", "explore")] if sentences else []
-
-
-# Helpers
 
 
 def _shown(comparison: Comparison, reference: Loss) -> list[Loss]:

@@ -7,6 +7,7 @@ import math
 import pandas as pd
 
 from losslens.report.arms import arms as ablation_arms
+from losslens.report.arms import base_on
 from losslens.report.caveats import caveats
 from losslens.report.comparison import Compared, Comparison, Loss
 from losslens.report.findings import findings, ratio, with_themselves
@@ -172,8 +173,7 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
     plot = rows_figure("accuracy", [loss.name for loss in losses], places, pixels=34 if len(losses) < 10 else 24)
     looks = comparison.looks
     plot.update_xaxes(tickformat=".0%")
-    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
-    base = runs[(runs["method"] == "base") & runs["benchmark"].isin(arms["benchmark"]) & runs["accuracy"].notna()]
+    base = base_on(analysis, arms["benchmark"])
     for _, row in base.head(1).iterrows():
         plot.add_vline(x=row["accuracy"], line={"color": INK, "width": 1.5, "dash": "dot"})
         plot.add_vrect(x0=row["ci_low"], x1=row["ci_high"], fillcolor="rgba(128,128,128,0.12)", line_width=0)

@@ -21,13 +21,13 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "words",
         "In plain words",
         tables=[
-            Table(caption, [Column(of, numeric=False), Column("in a sentence", numeric=False)], _rows(rows))
+            Table(
+                caption,
+                [Column(of, numeric=False), Column("in a sentence", numeric=False)],
+                [Row([Cell(name, colour=ink), Cell(text)]) for name, text, ink in rows],
+            )
             for caption, of, rows in (("The losses", "loss", losses), ("The measures", "measure", measures))
             if rows
         ],
         notes=["Equations and definitions: docs/methods.md and docs/measures.md of LossLens."],
     )
-
-
-def _rows(texts: list[tuple[str, str, str]]) -> list[Row]:
-    return [Row([Cell(name, colour=ink), Cell(text)]) for name, text, ink in texts]

@@ -6,7 +6,7 @@ import pandas as pd
 
 from losslens.report.arm_figures import arm_figures
 from losslens.report.arm_table import arm_table
-from losslens.report.arms import arms, is_matched
+from losslens.report.arms import arms, base_on, is_matched
 from losslens.report.comparison import Comparison
 from losslens.report.folder import AnalysisFolder
 from losslens.report.keys import key
@@ -20,23 +20,17 @@ def section(analysis: AnalysisFolder) -> Section | None:
     if rows.empty:
         return None
     looks = Comparison(analysis).looks
-    matched = is_matched(rows)
+    matched, base = is_matched(rows), base_on(analysis, rows["benchmark"])
     about = "Arms at one learning rate differ in their loss, arms of one method in their rate."
     return Section(
         "learning-rate",
         "The learning-rate-matched comparison" if matched else "The losses, averaged over their runs",
         text=[about if matched else "An arm is all runs of one loss that differ in their seeds only."],
         key=key(zip(rows["arm"], rows["method"], rows["beside"], strict=True), looks, lines=False),
-        figures=arm_figures(rows, looks, _base(analysis, rows)),
+        figures=arm_figures(rows, looks, None if base.empty else base.iloc[0]),
         tables=[arm_table(analysis, rows)],
         notes=[*_how_to_read(rows), *(note for _, arm in rows.iterrows() for note in _lost(arm))],
     )
-
-
-def _base(analysis: AnalysisFolder, rows: pd.DataFrame) -> pd.Series | None:
-    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy",))
-    found = runs[(runs["method"] == "base") & runs["benchmark"].isin(rows["benchmark"]) & runs["accuracy"].notna()]
-    return None if found.empty else found.iloc[0]
 
 
 def _how_to_read(rows: pd.DataFrame) -> list[str]:
@@ -63,15 +57,10 @@ def _how_to_read(rows: pd.DataFrame) -> list[str]:
 def _lost(arm: pd.Series) -> list[str]:
     name = f"{name_of(arm['method'])}, {arm['lr']}{', ' * bool(arm['settings'])}{arm['settings']}"
     total = arm["seeds"] + arm["diverged"]
-    notes = []
-    if arm["diverged"]:
-        verb = "is" if arm["diverged"] == 1 else "are"
-        notes.append(f"{name}: {arm['diverged']} of {_runs(total)} diverged and {verb} not in the averages.")
-    if arm["collapsed"]:
-        verb = "is" if arm["collapsed"] == 1 else "are"
-        notes.append(f"{name}: {arm['collapsed']} of {_runs(total)} fell to nothing and {verb} in the averages.")
-    return notes
-
-
-def _runs(count: int) -> str:
-    return f"{count} run{'s' * (count != 1)}"
+    became = {"diverged": ("diverged", " not"), "collapsed": ("fell to nothing", "")}
+    return [
+        f"{name}: {arm[what]} of {total} run{'s' * (total != 1)} {said} and "
+        f"{'is' if arm[what] == 1 else 'are'}{out} in the averages."
+        for what, (said, out) in became.items()
+        if arm[what]
+    ]

@@ -31,17 +31,15 @@ def provenance(analysis: AnalysisFolder) -> Section:
     origins = manifest.get("origins") or {}
     rows = [Row([Cell(name), Cell(value)]) for name, value in _flat(manifest) if not name.startswith(_NOT_SHOWN)]
     rows += [
-        Row([Cell(f"rollouts.{name}"), Cell(value)])
-        for each in origins.get("rollouts") or []
+        Row([Cell(f"{kind}.{name}"), Cell(value)])
+        for kind in ("rollouts", "base")
+        for each in origins.get(kind) or []
         for name, value in _flat(each)
-    ]
-    rows += [
-        Row([Cell(f"base.{name}"), Cell(value)]) for each in origins.get("base") or [] for name, value in _flat(each)
     ]
     common = [Row([Cell(name), Cell(value)]) for name, value in _flat(origins.get("configuration") or {})]
     commands = [*(origins.get("commands") or []), *([manifest["command"]] if manifest.get("command") else [])]
     version = str((manifest.get("versions") or {}).get("losslens") or "")
-    cited = [Row([Cell(work.what), Cell(work.text, below=work.bibtex)]) for work in works(version)]
+    cited = [Row([Cell(what), Cell(text, below=bibtex)]) for what, text, bibtex in works(version)]
     tables = [
         Table("Commands", [Column("", numeric=False)], [Row([Cell(command)]) for command in commands]),
         Table("Settings and versions", _PAIR, rows, closed=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -12,7 +12,6 @@ from markupsafe import Markup
 
 from losslens.files import atomic_file
 from losslens.report import (
-    downloads,
     explore,
     glance,
     glossary,
@@ -25,7 +24,7 @@ from losslens.report import (
     trajectories,
 )
 from losslens.report.folder import AnalysisFolder
-from losslens.report.parts import Section
+from losslens.report.parts import Section, downloadable
 from losslens.report.words import about
 
 _HERE = Path(__file__).parent
@@ -56,7 +55,7 @@ def write_report(folder: Path) -> Path:
     """
     analysis = AnalysisFolder(folder)
     sections = [section for make in _SECTIONS if (section := make(analysis))]
-    sections += [section] if (section := downloads.section(analysis, sections)) else []
+    sections += [section] if (section := _other_tables(analysis, sections)) else []
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -77,6 +76,20 @@ def write_report(folder: Path) -> Path:
     with atomic_file(report) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
     return report
+
+
+def _other_tables(analysis: AnalysisFolder, sections: Sequence[Section]) -> Section | None:
+    """Every table that is linked in none of the `sections`, to be had from the page; None where all are."""
+    there = {table.file.partition(".")[0] for each in sections for table in each.tables}
+    names = [file.stem for file in sorted(analysis.path.glob("*.csv")) if file.stem not in there]
+    # Without a row there is nothing to have.
+    tables = [downloadable(analysis, name) for name in names if analysis.csv(name).count(b"\n") > 1]
+    if not tables:
+        return None
+    text = ["The tables that are not linked above. What stands in each column: docs/measures.md."]
+    if list(analysis.path.glob("*.parquet")):
+        text.append("modules.parquet and run_modules.parquet, too large for a page, lie in its folder.")
+    return Section("tables", "Tables", text=text, tables=tables)
 
 
 def _read(name: str) -> str:

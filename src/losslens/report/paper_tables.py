@@ -80,7 +80,8 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
     places = runs["run"].map(order).fillna(len(order)).where(runs["method"] != "base", -1)
     runs = runs.assign(place=places).sort_values("place", kind="stable")
     tested = _tests_of_runs(analysis)
-    several = runs.loc[runs["benchmark"] != "", "benchmark"].nunique() > 1
+    benchmarks = [name for name in runs["benchmark"].unique() if name]
+    several = len(benchmarks) > 1
     rows = []
     for _, run in runs.iterrows():
         base = run["method"] == "base"
@@ -97,19 +98,14 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
         )  # fmt: skip
     heads = ["Loss", "LR", "Seed", "Init.", *_headings(of_runs("main")), *(["Benchmark"] if several else [])]
     heads += ["Acc. (%)", "95% CI", "Δ base", "p (Holm)"]
-    about = _benchmark(runs)
     caption = "Runs: size of the update."
     if runs["accuracy"].notna().any():
         test = " and, of losses trained once, the test against the base" * bool(tested)
+        about = f" on {benchmarks[0]}" if len(benchmarks) == 1 else ""
         caption = f"Runs: size of the update and accuracy{about}, with Wilson intervals{test}."
     return PaperTable(
         "runs", f"{caption}{' ✕: diverged or collapsed.' * bool((runs['diverged'] != '').any())}", heads, rows
     )
-
-
-def _benchmark(runs: pd.DataFrame) -> str:
-    names = [name for name in runs["benchmark"].unique() if name]
-    return f" on {names[0]}" if len(names) == 1 else ""
 
 
 def _tests_of_runs(analysis: AnalysisFolder) -> dict[tuple[str, str], float]:

@@ -98,15 +98,11 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
         cells = [
             Cell(f"{row['number']} {row['run']}", bad=f"✕ {row['diverged']}" if row["diverged"] else ""),
             Cell(name_of(row["method"]), below=f"{row['lr']} {setting_of(row)}".strip(), colour=colour(row["method"])),
-            Cell(rate(row["learning_rate"])),
-            Cell(whole(row["seed"])),
-            Cell(whole(row["init_seed"])),
+            Cell(rate(row["learning_rate"])), Cell(whole(row["seed"])), Cell(whole(row["init_seed"])),
             *(Cell(measure.show(row[measure.name])) for measure in of_runs("main")),
-            *([Cell(row["benchmark"] or NOTHING)] if several else []),
-            Cell(percent(row["accuracy"])),
-            Cell(_interval(row)),
-            _to_the_base(row),
-        ]
+            *([Cell(row["benchmark"] or NOTHING)] if several else []), Cell(percent(row["accuracy"])),
+            Cell(_interval(row)), _to_the_base(row),
+        ]  # fmt: skip
         rows.append(Row(cells, marked=bool(row["diverged"])))
     return downloadable(analysis, "runs", "Every run, and the base", columns, rows)
 

@@ -205,20 +205,14 @@ def figure(x: str, y: str, height: int) -> go.Figure:
     }  # fmt: skip
     return go.Figure(
         layout={
-            "template": "none",
-            "height": height,
-            "margin": {"l": 48, "r": 16, "t": 8, "b": 44},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
+            "template": "none", "height": height, "margin": {"l": 48, "r": 16, "t": 8, "b": 44},
+            "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
             "xaxis": {**axis, "title": {"text": x, "standoff": 10}},
-            "yaxis": {**axis, "title": {"text": y, "standoff": 8}},
-            "showlegend": False,
-            "hovermode": "closest",
-            "dragmode": False,
-            "uirevision": "kept",
+            "yaxis": {**axis, "title": {"text": y, "standoff": 8}}, "showlegend": False, "hovermode": "closest",
+            "dragmode": False, "uirevision": "kept",
         }
-    )
+    )  # fmt: skip
 
 
 def rows_figure(x: str, labels: list[str], places: list[float], pixels: int = 22) -> go.Figure:

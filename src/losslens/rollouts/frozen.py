@@ -95,13 +95,10 @@ def counts(table: pd.DataFrame) -> dict[str, int | float | None]:
     groups = right.groupby(table["problem_id"])
     mixed = groups.any() & ~groups.all()
     return {
-        "rollouts": len(table),
-        "prompts": int(groups.ngroups),
-        "share_right": float(right.mean()),
-        "share_mixed_groups": float(mixed.mean()),
-        "truncated": int((~table["finished"]).sum()),
+        "rollouts": len(table), "prompts": int(groups.ngroups), "share_right": float(right.mean()),
+        "share_mixed_groups": float(mixed.mean()), "truncated": int((~table["finished"]).sum()),
         "tokens": int(table["tokens"].sum()) if table["tokens"].notna().all() else None,
-    }
+    }  # fmt: skip
 
 
 def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any]) -> Path:
@@ -171,11 +168,7 @@ def _require_whole(file: Path, table: pa.Table) -> None:
 
 
 def _require_tokenizer(file: Path, about: Any) -> None:
-    """Refuses what `tokens.about_tokenizer` would not say; it need not be there.
-
-    Raises:
-        InputError: It is something else.
-    """
+    """Refuses what `tokens.about_tokenizer` would not say; it need not be there."""
     if about is None:
         return
     if not isinstance(about, dict):

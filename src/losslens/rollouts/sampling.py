@@ -89,12 +89,9 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         return identity_of(read_manifest(Path(config.rollouts.path)))
     source = problem_source(config.data)
     about = {
-        **({} if split == "train" else {"split": split}),
-        "source": source.identity(split),
-        "prompts": config.data.train,
-        "seed": config.data.seed,
-        "version": VERSION,
-    }
+        **({} if split == "train" else {"split": split}), "source": source.identity(split),
+        "prompts": config.data.train, "seed": config.data.seed, "version": VERSION,
+    }  # fmt: skip
     if source.rollouts() is not None:
         return about
     sampling = config.rollouts
@@ -191,25 +188,16 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
         given: Path | str | None = config.rollouts.path
         if given is None and problem_source(config.data).rollouts() is not None:
             given = config.data.path
-    except InputError as error:
-        raise UnavailableError(f"{error}; {_INSTEAD}") from error
-    if given is not None:
-        raise UnavailableError(f"the rollouts came from {given}, whose writer cannot be asked; {_INSTEAD}")
-    try:
+        if given is not None:
+            raise InputError(f"the rollouts came from {given}, whose writer cannot be asked")
         changes = {
             "data": config.data.model_copy(update={"train": _at_most(config.data, problems)}),
             "rollouts": config.rollouts.model_copy(update={"k": 1}),
         }
         changed = config.model_copy(update=changes)
-        identity = rollouts_identity(changed, "eval")
-    except InputError as error:
-        raise UnavailableError(f"{error}; {_INSTEAD}") from error
-    there = find(config.output_dir / "rollouts", digest(identity, 16))
-    if there is None and not may_ask and config.rollouts.engine == "openai":
-        raise UnavailableError(
-            f"the rollouts came from a server, which is asked only when held_out.base_url names it; {_INSTEAD}"
-        )
-    try:
+        there = find(config.output_dir / "rollouts", digest(rollouts_identity(changed, "eval"), 16))
+        if there is None and not may_ask and config.rollouts.engine == "openai":
+            raise InputError("the rollouts came from a server, which is asked only when held_out.base_url names it")
         require_limits(changed, "eval")
     except InputError as error:
         raise UnavailableError(f"{error}; {_INSTEAD}") from error
@@ -347,11 +335,9 @@ def _completions(
     finally:
         journal.close()
     facts = {
-        "policy": sampling.policy,
-        "writer": writer.path,
-        "device": str(loaded.model.device),
+        "policy": sampling.policy, "writer": writer.path, "device": str(loaded.model.device),
         "dtype": str(loaded.model.dtype),
-    }
+    }  # fmt: skip
     texts = [render_prompt(loaded.tokenizer, prompt) for prompt in prompts]
     facts["tokenizer"] = about_tokenizer(loaded.tokenizer, texts)
     given = [tuple(encode_prompt(loaded.tokenizer, prompt)) for prompt in prompts]

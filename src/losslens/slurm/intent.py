@@ -96,11 +96,9 @@ class Intent:
             delayed.dump(self.pending / f"{number}.pkl")
             (self.pending / f"{number}.pkl").chmod(0o600)  # which the job's shell copies with its rights
         content = {
-            "cluster": here.name,
-            "processes": limits["processes"],
-            "tickets": [str(ticket.absolute()) for ticket in tickets],
-            "runs": list(runs),
-        }
+            "cluster": here.name, "processes": limits["processes"],
+            "tickets": [str(ticket.absolute()) for ticket in tickets], "runs": list(runs),
+        }  # fmt: skip
         write_json(self.token, content)
 
     def record(self, jobs: Sequence[str]) -> None:

@@ -186,14 +186,10 @@ class Submission:
         self._intents.append(intent)
         resources = array.works[0].resources
         intent.write(
-            self.here,
-            [work.ticket for work in array.works],
-            [work.run.name if work.run else None for work in array.works],
-            tasks,
-            minutes=resources.minutes,
-            requeues=resources.requeues,
-            processes=array.processes,
-        )
+            self.here, [work.ticket for work in array.works],
+            [work.run.name if work.run else None for work in array.works], tasks, minutes=resources.minutes,
+            requeues=resources.requeues, processes=array.processes,
+        )  # fmt: skip
         self._submitted += [file for work in array.works for file in _files_of(work)]
         try:
             with _clean_environment(resources):

@@ -75,7 +75,8 @@ def _training(script: Path, config: dict[str, Any], resources: Resources) -> Wor
     elif run.divergence:
         done = f"diverged before; to train it again, delete {run.folder}"
     one_process = resources.model_copy(update={"gpus": min(resources.gpus, 1)})
-    rollouts = _rollouts(script.with_name("rollout.py"), _part_of(RolloutConfig, config), one_process)
+    part = {name: config[name] for name in RolloutConfig.model_fields if name in config}
+    rollouts = _rollouts(script.with_name("rollout.py"), part, one_process)
     return Work(
         script,
         config,
@@ -125,10 +126,6 @@ def _runs(output_dir: Path, sweeps: list[str]) -> list[Run]:
     if sweeps and not runs:
         raise InputError(f"sweep={','.join(sweeps)}: no run in it")
     return runs
-
-
-def _part_of(schema: type[RolloutConfig], config: dict[str, Any]) -> dict[str, Any]:
-    return {name: config[name] for name in schema.model_fields if name in config}
 
 
 _Kind = Callable[[Path, dict[str, Any], Resources], Work]

@@ -128,9 +128,10 @@ class LoraConfigFile:
     def _names(self, content: Mapping[str, Any], name: str) -> list[str]:
         """A list of names; empty for a regular expression, which the names of the weights stand for."""
         value = content.get(name)
-        if not (value is None or isinstance(value, str) or (isinstance(value, list) and all(map(_is_text, value)))):
+        names = value if isinstance(value, list) else []
+        if not isinstance(value, (str, list, type(None))) or not all(isinstance(each, str) for each in names):
             raise InputError(f"{self.file}: {name}: {_short(value)} is no list of names")
-        return value if isinstance(value, list) else []
+        return names
 
     def _pattern(self, content: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
         pattern = content.get(name) or {}
@@ -187,10 +188,6 @@ def _whole_name(key: str) -> str:
 
 def _is_among(module: str, names: list[str]) -> bool:
     return any(module == name or module.endswith(f".{name}") for name in names)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _short(value: Any) -> str:

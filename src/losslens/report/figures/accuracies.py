@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from losslens.report.arms import arms as ablation_arms
+from losslens.report.arms import base_on
 from losslens.report.comparison import Comparison
 from losslens.report.figures.canvas import COLUMN, INK, LETTER, SHADE, figure, lines, point_of, rows
 from losslens.report.folder import AnalysisFolder
@@ -24,9 +25,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
         return None
     drawn = figure(height=0.75 + 0.2 * len(losses))
     axes = drawn.add_subplot()
-    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
-    base = runs[(runs["method"] == "base") & runs["benchmark"].isin(by_arm["benchmark"]) & runs["accuracy"].notna()]
-    for _, row in base.head(1).iterrows():
+    for _, row in base_on(analysis, by_arm["benchmark"]).head(1).iterrows():
         axes.axvspan(row["ci_low"], row["ci_high"], color=SHADE, alpha=0.5, linewidth=0, zorder=0)
         axes.axvline(row["accuracy"], color=INK, linewidth=0.9, linestyle=":")
         axes.annotate(

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from losslens.report.arms import arms as ablation_arms
-from losslens.report.arms import is_matched
+from losslens.report.arms import base_on, is_matched
 from losslens.report.comparison import Comparison
 from losslens.report.figures.canvas import (
     COLUMN,
@@ -79,9 +79,7 @@ def _directions(axes: Axes, arms: pd.DataFrame) -> None:
 
 
 def _accuracies(axes: Axes, analysis: AnalysisFolder, arms: pd.DataFrame) -> None:
-    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
-    base = runs[(runs["method"] == "base") & runs["benchmark"].isin(arms["benchmark"]) & runs["accuracy"].notna()]
-    for _, row in base.head(1).iterrows():
+    for _, row in base_on(analysis, arms["benchmark"]).head(1).iterrows():
         axes.axhspan(row["ci_low"], row["ci_high"], color=SHADE, alpha=0.5, linewidth=0, zorder=0)
         axes.axhline(row["accuracy"], color=INK, linewidth=0.9, linestyle=":")
         axes.annotate(

@@ -14,13 +14,9 @@ from losslens.report.figures.canvas import style, write
 from losslens.report.folder import AnalysisFolder
 
 _FIGURES: tuple[tuple[str, Callable[[AnalysisFolder, Comparison], Figure | None]], ...] = (
-    ("cosines", cosines.draw),
-    ("accuracies", accuracies.draw),
-    ("norms", norms.draw),
-    ("angles", angles.draw),
-    ("connectivity", connectivity.draw),
-    ("learning_rate", learning_rate.draw),
-)
+    ("cosines", cosines.draw), ("accuracies", accuracies.draw), ("norms", norms.draw), ("angles", angles.draw),
+    ("connectivity", connectivity.draw), ("learning_rate", learning_rate.draw),
+)  # fmt: skip
 
 
 def write_figures(folder: Path) -> list[Path]:
