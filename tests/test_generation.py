@@ -84,6 +84,22 @@ def test_samples_follow_the_seed(base: LoadedModel, prompts: list[str]) -> None:
     assert [[c.text for c in group] for group in cold] == [[c.text] * 3 for c in greedy(base, prompts[:6], 6, 48)]
 
 
+def test_a_model_in_training_answers_without_dropout_and_goes_on_training(
+    base: LoadedModel, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = generate_greedy(base.model, base.tokenizer, prompts[:4], max_new_tokens=24, batch_size=4)
+    for module in base.model.modules():
+        if hasattr(module, "attention_dropout"):
+            monkeypatch.setattr(module, "attention_dropout", 0.5)
+    base.model.train()
+    try:
+        found = generate_greedy(base.model, base.tokenizer, prompts[:4], max_new_tokens=24, batch_size=4)
+        assert base.model.training
+    finally:
+        base.model.eval()
+    assert found == expected
+
+
 def test_greedy_goes_on_with_another_batch_size(base: LoadedModel, prompts: list[str], tmp_path: Path) -> None:
     whole = greedy(base, prompts, 16)
     journal = Journal(tmp_path / "j.jsonl")

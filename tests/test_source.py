@@ -42,7 +42,6 @@ class Online(RolloutSource):
         self.sampled: dict[int, list[str]] = {}
 
     def batch(self, step: int, policy: Any) -> Examples:
-        assert not policy.training
         order = np.random.default_rng(step).permutation(len(self.problems)).tolist()
         groups: list[pd.DataFrame] = []
         while len(order) >= GROUPS:

@@ -168,6 +168,8 @@ def _generate(
     gaps = _TopTwoGap(width, torch.tensor(eos_ids, device=model.device))
     # What a configuration leaves open is filled from the model's own settings: its penalties, its top-k.
     own, model.generation_config = model.generation_config, GenerationConfig()
+    training = model.training
+    model.eval()
     try:
         output = model.generate(
             input_ids=input_ids.to(model.device),
@@ -179,6 +181,7 @@ def _generate(
         )
     finally:
         model.generation_config = own
+        model.train(training)
     completions = []
     for ids in output[:, width:].tolist():
         end = next((i for i, token in enumerate(ids) if token in eos_ids), None)

@@ -36,7 +36,7 @@ class RolloutSource(Protocol):
 
         Args:
             step: Its number, from 0.
-            policy: The model as it is trained so far, in evaluation mode.
+            policy: The model as it is trained so far, in training mode; `generate_samples` samples without dropout.
         """
         ...
 

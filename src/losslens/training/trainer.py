@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from trl.trainer.utils import use_adapter
 
 from losslens.errors import InputError
 from losslens.losses import Batch, Loss
-from losslens.training.batches import Examples
 from losslens.training.source import RolloutSource
 
 # How far the log-probability of a token may be, in the mean, from what it was when the base was scored, in nats. In
@@ -68,7 +66,7 @@ class LossTrainer(SFTTrainer):
         Raises:
             ValueError: The source gives another number of examples than make a step.
         """
-        examples = self._examples(self.state.global_step)
+        examples = self.source.batch(self.state.global_step, self.model.get_base_model())
         # A micro-batch goes to each process in turn.
         shape = (num_batches, self.accelerator.num_processes, self.args.per_device_train_batch_size)
         if len(examples) != math.prod(shape):
@@ -89,10 +87,6 @@ class LossTrainer(SFTTrainer):
             ]
             self._step["mismatched_log_ratio"] = self._mismatched_log_ratio(mismatched, device)
         return batches, count
-
-    def _examples(self, step: int) -> Examples:
-        with self._evaluating():
-            return self.source.batch(step, self.accelerator.unwrap_model(self.model).get_base_model())
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -140,15 +134,11 @@ class LossTrainer(SFTTrainer):
     def _logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities without dropout, and so without drawing what it leaves out, shape (N, T), nats."""
         placed = {name: values.to(self.accelerator.device) for name, values in _sequences(inputs).items()}
-        with self._evaluating(), self.accelerator.autocast():
-            return self.model(**placed, **_HEAD).log_probs
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
         training = self.model.training
         self.model.eval()
         try:
-            yield
+            with self.accelerator.autocast():
+                return self.model(**placed, **_HEAD).log_probs
         finally:
             self.model.train(training)
 
@@ -161,7 +151,7 @@ class LossTrainer(SFTTrainer):
         Raises:
             InputError: They differ by more than rounding.
         """
-        first = self._examples(0).take(np.arange(self.args.per_device_train_batch_size))
+        first = self.source.batch(0, self.model.get_base_model()).take(np.arange(self.args.per_device_train_batch_size))
         inputs = first.laid_out(self._pad_token_id)
         scored = inputs["labels"][:, 1:] != -100
         difference = (
