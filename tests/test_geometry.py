@@ -71,7 +71,8 @@ def test_a_change_of_gauge_changes_nothing(shape: tuple[int, int, int, int, int]
 def cosines(inner: float, norm: float, other_norm: float) -> tuple[float, float]:
     """The cosine of two updates of one module, and their orthogonal share."""
     pair = pair_of([(1, 1)], ([norm], [other_norm]), inner=[inner])
-    return cosine(pair).item(), orthogonal_share(cosine, pair).item()
+    value = cosine(pair)
+    return value.item(), orthogonal_share(value).item()
 
 
 def test_by_hand() -> None:
