@@ -49,6 +49,7 @@ lint: setup  ## linter, formatter, type checker
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
 
 bench: setup  ## speed and memory, measured on this machine
 	$(RUN) benchmarks/training.py

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from losslens.cli import Tasks, run
+from losslens.cli.app import Tasks, run
 
 
 def load() -> Tasks:
     """What this script does."""
-    from losslens.analysis.job import analyze_job
-    from losslens.config import AnalyzeConfig, parse
-    from losslens.logger.analysis import log_analysis
+    from losslens.analysis.pipeline import analyze_job
+    from losslens.config.schema import AnalyzeConfig, parse
     from losslens.report.figures.write import write_figures
     from losslens.report.page import write_report
     from losslens.report.paper_tables import write_tables
+    from losslens.tracking.analysis import log_analysis
 
     def job(config: DictConfig) -> None:
         folder = analyze_job(config, write_report, write_figures, write_tables)

@@ -1,11 +1,11 @@
 """Scores finished runs once more: `python evaluate.py sweep=main benchmark=arithmetic_long`. See `--help`."""
 
-from losslens.cli import Tasks, run
+from losslens.cli.app import Tasks, run
 
 
 def load() -> Tasks:
     """What this script does."""
-    from losslens.scoring import evaluate_job
+    from losslens.evaluation.score import evaluate_job
 
     return evaluate_job, lambda: 0
 

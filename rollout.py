@@ -1,11 +1,11 @@
 """Samples, verifies and freezes rollouts: `python rollout.py`. See `--help`."""
 
-from losslens.cli import Tasks, run
+from losslens.cli.app import Tasks, run
 
 
 def load() -> Tasks:
     """What this script does."""
-    from losslens.rollouts.sampling import rollout_job
+    from losslens.rollouts.sample import rollout_job
 
     return rollout_job, lambda: 0
 

@@ -1,11 +1,11 @@
 """Trains one run a job: `python train.py -m method=sft,rft,dft,rift,grpo,dpo`. See `--help`."""
 
-from losslens.cli import Tasks, run
+from losslens.cli.app import Tasks, run
 
 
 def load() -> Tasks:
     """What this script does."""
-    from losslens.sweep import Sweep
+    from losslens.pipeline.sweep import Sweep
 
     sweep = Sweep()
     return sweep.job, sweep.end

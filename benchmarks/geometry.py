@@ -4,7 +4,7 @@
 all, moved a little in each, and B with decaying columns. Each line of the table is a process of its own, so that its
 peak memory is its own; importing is not counted as time, but as memory.
 
-- ours: `losslens.geometry.comparison.compare`: inner products, singular values, principal angles of the top 10 on both
+- ours: `losslens.measures.comparison.compare`: inner products, singular values, principal angles of the top 10 on both
   sides, u1, v1, drift of A, for every module and pair, in float64.
 - dense: the same numbers from ΔW = s·B·A in float32, full SVDs, `scipy.linalg.subspace_angles`, flattened products. One
   layer is measured, and multiplied by 36.
@@ -65,7 +65,7 @@ def path_of(folder: Path, number: int) -> Path:
 
 
 def ours(folder: Path, count: int) -> dict[str, Any]:
-    from losslens.geometry.comparison import compare
+    from losslens.measures.comparison import compare
     from losslens.updates.folder import open_adapter
 
     started = time.perf_counter()

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from losslens.geometry.live import LiveGeometry
+from losslens.measures.tracking import LiveGeometry
 from losslens.updates.lora import LoraUpdate
 
 # layers, rank, and (out, in) of q, k, v, o

@@ -13,9 +13,9 @@ import pandas as pd
 
 from losslens import measures
 from losslens.analysis.repeats import MEASURES, arm_pairs, pairing, with_levels
-from losslens.geometry.comparison import PairGeometry, RunGeometry
-from losslens.geometry.tables import Compared, weight_tables
-from losslens.losses.introduction import own_introductions
+from losslens.losses.presentation import own_introductions
+from losslens.measures.comparison import PairGeometry, RunGeometry
+from losslens.measures.tables import Compared, weight_tables
 
 # Those of arXiv 2606.23740, in their order.
 METHODS = tuple(name for name, known in own_introductions().items() if known.place in range(1, 7))

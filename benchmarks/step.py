@@ -21,10 +21,10 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from losslens.adapters import LoraSettings, initial_adapter
-from losslens.config import Optim
+from losslens.config.schema import Optim
 from losslens.losses.dpo import Dpo
-from losslens.models import LoadedModel, ModelSource, as_it_was, load_model
+from losslens.models.adapters import LoraSettings, initial_adapter
+from losslens.models.loading import LoadedModel, ModelSource, as_it_was, load_model
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.training.batches import tokenise
 from losslens.training.reference import ReferenceCache

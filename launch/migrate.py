@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from losslens.errors import InputError
-from losslens.key_values import KeyValueParser
-from losslens.migration import migrate, sweeps_of
+from losslens.cli.key_values import KeyValueParser
+from losslens.core.errors import InputError
+from losslens.pipeline.migration import migrate, sweeps_of
 
 
 def main(arguments: list[str]) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from losslens.errors import InputError
-from losslens.key_values import KeyValueParser
-from losslens.runs import runs_of
-from losslens.slurm.follow import table, watch
-from losslens.slurm.standing import Standing, standings
+from losslens.cli.key_values import KeyValueParser
+from losslens.core.errors import InputError
+from losslens.runs.run import runs_of
+from losslens.scheduling.monitor import table, watch
+from losslens.scheduling.status import Standing, standings
 
 
 def main(arguments: list[str]) -> int:

@@ -6,11 +6,11 @@ import json
 import sys
 from pathlib import Path
 
-from losslens.errors import InputError, ServerError
-from losslens.key_values import KeyValueParser
-from losslens.logger.logged_sweep import logged_sweep
-from losslens.logger.panels import gaps
-from losslens.logger.publish import publish
+from losslens.cli.key_values import KeyValueParser
+from losslens.core.errors import InputError, ServerError
+from losslens.tracking.logged_sweep import logged_sweep
+from losslens.tracking.panels import gaps
+from losslens.tracking.publish import publish
 
 
 def main(arguments: list[str]) -> int:
@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     try:
         sweep = logged_sweep(Path(output_dir), name)
         if asked.dry_run:
-            from losslens.logger.dashboard import definition
+            from losslens.tracking.dashboard import definition
 
             print(json.dumps(definition(sweep, project, entity), indent=2, ensure_ascii=False))
         else:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from losslens.errors import InputError, ServerError
-from losslens.key_values import KeyValueParser
-from losslens.logger.sync import Outcome, Plan, claimed, plan, send
+from losslens.cli.key_values import KeyValueParser
+from losslens.core.errors import InputError, ServerError
+from losslens.tracking.sync import Outcome, Plan, claimed, plan, send
 
 
 def main(arguments: list[str]) -> int:

@@ -26,10 +26,10 @@ import pytest
 import torch
 from filelock import FileLock
 
-from losslens.adapters import LoraSettings, initial_adapter
-from losslens.config import Optim
+from losslens.config.schema import Optim
 from losslens.losses import Loss
-from losslens.models import LoadedModel, ModelSource, load_model
+from losslens.models.adapters import LoraSettings, initial_adapter
+from losslens.models.loading import LoadedModel, ModelSource, load_model
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import freeze
 from losslens.training.batches import tokenise

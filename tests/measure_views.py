@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from losslens.geometry.random_angles import expected_angles
+from losslens.measures.nulls import expected_angles
 from losslens.measures.views import PairWeights
 
 

@@ -10,18 +10,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losslens.analysis.ablation import COLUMNS, Tabled, ablation_table
 from losslens.analysis.accuracy import RUN_COLUMNS, has_collapsed
 from losslens.analysis.arm_accuracy import compare_arms, outcomes_of
+from losslens.analysis.arm_summary import COLUMNS, Tabled, ablation_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, repeats, sft_partners
+from losslens.analysis.cohort import Base, Diverged, Gathered, Subject, _distinct
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts
 from losslens.analysis.pairs import all_pairs, choose
 from losslens.analysis.repeats import arm_pairs, pairing
 from losslens.analysis.scores import scores_of
-from losslens.analysis.subjects import Base, Diverged, Gathered, Subject, _distinct
-from losslens.errors import InputError
-from losslens.runs import Run
-from losslens.statistics import detectable_difference
+from losslens.core.errors import InputError
+from losslens.evaluation.statistics import detectable_difference
+from losslens.runs.run import Run
 from tests.test_analysis_tables import MODEL, scored
 
 RATES = {

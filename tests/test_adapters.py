@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from losslens.adapters import has_moved
+from losslens.models.adapters import has_moved
 
 
 def test_an_update_of_0_has_not_moved_the_weights(tmp_path: Path) -> None:

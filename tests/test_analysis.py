@@ -23,18 +23,18 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from scipy.linalg import subspace_angles
 
-from losslens.analysis import factor_space, passes
+from losslens.analysis import forward_passes, weight_space
 from losslens.analysis.cache import Cache
-from losslens.analysis.job import Analysis, analyse
 from losslens.analysis.pairs import choose, find
-from losslens.config import AnalyzeConfig
-from losslens.errors import InputError
-from losslens.files import digest, write_json
-from losslens.integrity import record_outcomes
-from losslens.models import LoadedModel, as_it_was
+from losslens.analysis.pipeline import Analysis, analyse
+from losslens.config.schema import AnalyzeConfig
+from losslens.core.errors import InputError
+from losslens.core.files import digest, write_json
+from losslens.models.loading import LoadedModel, as_it_was
+from losslens.models.tokens import encode_completion, encode_prompt
 from losslens.rollouts.frozen import load
-from losslens.runs import Run, runs_of
-from losslens.tokens import encode_completion, encode_prompt
+from losslens.runs.integrity import record_outcomes
+from losslens.runs.run import Run, runs_of
 from tests.conftest import METHODS, ROOT, cold, command, script
 
 # Few passes: three points, few sequences.
@@ -272,7 +272,7 @@ class TestNothingTwice:
     def test_one_more_run_is_all_that_is_measured(self, sweep: Path, analysis: Analysis, monkeypatch: Any) -> None:
         """A seventh run: one run and six pairs in factor space, its own passes, six lines; then nothing at all."""
         seen: dict[str, list] = {"compare": [], "passes": [], "similarities": []}
-        compare, losses, similar = factor_space.compare, passes.Passes._losses, passes.similarities
+        compare, losses, similar = weight_space.compare, forward_passes.Passes._losses, forward_passes.similarities
 
         def count_compare(adapters: Any, modules: Any, **options: Any) -> Any:
             seen["compare"].append((len(adapters), options["fresh"]))
@@ -286,9 +286,9 @@ class TestNothingTwice:
             seen["similarities"].append(1)
             return similar(*arguments)
 
-        monkeypatch.setattr(factor_space, "compare", count_compare)
-        monkeypatch.setattr(passes.Passes, "_losses", count_losses)
-        monkeypatch.setattr(passes, "similarities", count_similar)
+        monkeypatch.setattr(weight_space, "compare", count_compare)
+        monkeypatch.setattr(forward_passes.Passes, "_losses", count_losses)
+        monkeypatch.setattr(forward_passes, "similarities", count_similar)
         again = analyse(settings(sweep))
         assert seen == {"compare": [], "passes": [], "similarities": []}
         for name in ("pairs", "connectivity", "cka", "runs"):
@@ -337,10 +337,10 @@ class TestNothingTwice:
         def counted(name: str, function: Any) -> Any:
             return lambda *arguments, **options: (seen.append(name), function(*arguments, **options))[1]
 
-        monkeypatch.setattr(factor_space, "compare", counted("compare", factor_space.compare))
-        monkeypatch.setattr(passes, "losses", counted("losses", passes.losses))
-        monkeypatch.setattr(passes, "similarities", counted("similarities", passes.similarities))
-        monkeypatch.setattr(passes, "evaluate", counted("midpoints", passes.evaluate))
+        monkeypatch.setattr(weight_space, "compare", counted("compare", weight_space.compare))
+        monkeypatch.setattr(forward_passes, "losses", counted("losses", forward_passes.losses))
+        monkeypatch.setattr(forward_passes, "similarities", counted("similarities", forward_passes.similarities))
+        monkeypatch.setattr(forward_passes, "evaluate", counted("midpoints", forward_passes.evaluate))
         config = settings(sweep, override, pairs=[["sft", "dpo"]])
         shutil.rmtree(sweep / "cache.before", ignore_errors=True)
         shutil.copytree(sweep / "cache", sweep / "cache.before")
@@ -366,7 +366,7 @@ class TestNothingTwice:
         sft, dpo = of(sweep, "sft").adapter, of(sweep, "dpo").adapter
         overrides = [f"held_out.completions={frozen}", "connectivity.points=5"]
         first = analyse(settings(tmp_path, *overrides, sweep=None, adapters={"a": sft, "b": dpo}, model_path=base))
-        monkeypatch.setattr(passes, "losses", None)
+        monkeypatch.setattr(forward_passes, "losses", None)
         second = analyse(settings(tmp_path, *overrides, sweep=None, adapters={"a": dpo, "b": sft}, model_path=base))
         forward, backward = first.tables.connectivity["loss"], second.tables.connectivity["loss"]
         assert forward.tolist() == backward.tolist()[::-1]
@@ -382,7 +382,7 @@ class TestNothingTwice:
     ) -> None:
         """The model that answers at ½ has the logits of the base with ½ΔW_a + ½ΔW_b; the base chooses the outliers."""
         ids, logits, outliers = torch.arange(5, 25)[None], [], []
-        evaluate, similar = passes.evaluate, passes.similarities
+        evaluate, similar = forward_passes.evaluate, forward_passes.similarities
 
         def watched(model: Any, *arguments: Any, **options: Any) -> Any:
             with torch.no_grad():
@@ -393,9 +393,9 @@ class TestNothingTwice:
             outliers.append(chosen)
             return similar(features, chosen)
 
-        monkeypatch.setattr(passes, "evaluate", watched)
-        monkeypatch.setattr(passes, "similarities", noted)
-        monkeypatch.setattr(passes.Cache, "load", lambda *arguments: None)
+        monkeypatch.setattr(forward_passes, "evaluate", watched)
+        monkeypatch.setattr(forward_passes, "similarities", noted)
+        monkeypatch.setattr(forward_passes.Cache, "load", lambda *arguments: None)
         found = analyse(settings(sweep, pairs=[["sft", "dpo"]]))
         assert outliers[0] is None
         table = found.tables.cka.drop_duplicates("layer")

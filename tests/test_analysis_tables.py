@@ -14,19 +14,19 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, seed_table
 from losslens.analysis.cache import Cache
+from losslens.analysis.cohort import Base, Gathered, Subject
+from losslens.analysis.forward_passes import Passes
 from losslens.analysis.manifests import BaseFacts, RunFacts
-from losslens.analysis.passes import Passes
 from losslens.analysis.scores import scores_of
-from losslens.analysis.subjects import Base, Gathered, Subject
 from losslens.analysis.tables import compared_weights
-from losslens.errors import InputError
-from losslens.evaluation import write_outcomes
-from losslens.geometry.comparison import PairGeometry, RunGeometry
-from losslens.geometry.random_angles import expected_angles
-from losslens.geometry.tables import AgainstBase, Compared, WeightTables, weight_tables
-from losslens.measures.weights import random_agreement
-from losslens.models import LoadedModel, ModelSource
-from losslens.runs import Run
+from losslens.core.errors import InputError
+from losslens.evaluation.outcomes import write_outcomes
+from losslens.measures.comparison import PairGeometry, RunGeometry
+from losslens.measures.definitions.weight_space import random_agreement
+from losslens.measures.nulls import expected_angles
+from losslens.measures.tables import AgainstBase, Compared, WeightTables, weight_tables
+from losslens.models.loading import LoadedModel, ModelSource
+from losslens.runs.run import Run
 
 NAN = float("nan")
 MODEL = {"name": "t", "path": "t", "revision": None, "dtype": "auto", "device": "auto", "trust_remote_code": False}

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.analysis.held_out import _require_held_out, held_out
-from losslens.config import HeldOut, RolloutConfig, parse
-from losslens.errors import InputError, UnavailableError
-from losslens.files import digest
+from losslens.analysis.probe_set import _require_held_out, held_out
+from losslens.config.schema import HeldOut, RolloutConfig, parse
+from losslens.core.errors import InputError, UnavailableError
+from losslens.core.files import digest
 from losslens.problems import Problem, Verdict
 from losslens.problems.hub_dataset import HubDataset
 from losslens.problems.judges import identity_of, verifier_of
@@ -26,9 +26,9 @@ from losslens.problems.mathematics import MathVerify
 from losslens.problems.questions import Asked
 from losslens.problems.table import cell, require_readable
 from losslens.problems.verification import verdicts
-from losslens.recorded import Trust
 from losslens.rollouts.frozen import FrozenRollouts, freeze, load
-from losslens.rollouts.sampling import held_out_rollouts, rollouts_identity
+from losslens.rollouts.sample import held_out_rollouts, rollouts_identity
+from losslens.runs.recorded import Trust
 from tests.conftest import ROOT, TINY
 
 PAIRS = [json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text().splitlines()]

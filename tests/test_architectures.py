@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from benchmarks.full_size import qwen3_4b, saved
-from losslens.adapters import attention_modules
+from losslens.models.adapters import attention_modules
 from losslens.rollouts.frozen import freeze
 from tests.conftest import command, script
 

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losslens.config import Optim
-from losslens.errors import InputError
+from losslens.config.schema import Optim
+from losslens.core.errors import InputError
 from losslens.losses.kto import Kto
 from losslens.training.batches import Examples
 from losslens.training.source import FrozenSource

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from losslens.geometry.cka import cka, minibatch_sizes, minibatches_of, similarities, u_centred
+from losslens.measures.cka import cka, minibatch_sizes, minibatches_of, similarities, u_centred
 
 
 def hsic1(k: np.ndarray, l: np.ndarray) -> float:

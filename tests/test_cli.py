@@ -126,7 +126,7 @@ def test_flags_stand_anywhere(tmp_path: Path) -> None:
 
 def test_a_reader_that_has_seen_enough_stops_nothing(tmp_path: Path) -> None:
     code = (
-        "import pathlib; from losslens.redaction import guard_streams; guard_streams()\n"
+        "import pathlib; from losslens.core.redaction import guard_streams; guard_streams()\n"
         "for n in range(5000): print('line', n, flush=n % 50 == 0)\n"
         f"pathlib.Path({str(tmp_path / 'done')!r}).write_text('yes')"
     )

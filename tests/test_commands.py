@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.commands import command
-from losslens.config import AnalyzeConfig, parse
-from losslens.key_values import KeyValueParser
+from losslens.cli.key_values import KeyValueParser
+from losslens.config.schema import AnalyzeConfig, parse
+from losslens.core.commands import command
 from tests.conftest import ROOT
 
 PLACES = (

@@ -9,12 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from losslens.adapters import save_adapter
-from losslens.errors import InputError
-from losslens.geometry.base_weights import off_principal_share, principal
-from losslens.geometry.connectivity import SequenceLosses, barriers, curve
-from losslens.geometry.forward import Sequences, carrying_line, hidden_states, losses
-from losslens.models import LoadedModel, as_it_was
+from losslens.core.errors import InputError
+from losslens.measures.base_weights import off_principal_share, principal
+from losslens.measures.connectivity import SequenceLosses, barriers, curve
+from losslens.measures.forward import Sequences, carrying_line, hidden_states, losses
+from losslens.models.adapters import save_adapter
+from losslens.models.loading import LoadedModel, as_it_was
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
 

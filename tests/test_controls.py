@@ -16,15 +16,15 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.adapters import adapter_sha256
-from losslens.analysis.job import analyze_job
-from losslens.config import LearningRate, Optim
-from losslens.errors import InputError
+from losslens.analysis.pipeline import analyze_job
+from losslens.config.schema import LearningRate, Optim
+from losslens.core.errors import InputError
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
-from losslens.models import LoadedModel
+from losslens.models.adapters import adapter_sha256
+from losslens.models.loading import LoadedModel
 from losslens.rollouts.frozen import load
-from losslens.runs import Run, runs_of
+from losslens.runs.run import Run, runs_of
 from losslens.training.batches import filter_rollouts
 from tests import conftest
 from tests.conftest import OPTIM, ROOT, script, train_frozen

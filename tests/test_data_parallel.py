@@ -22,12 +22,12 @@ from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from losslens.config import TrainConfig, parse
-from losslens.job import Outcome, train_job
-from losslens.losses.introduction import own_introductions
+from losslens.config.schema import TrainConfig, parse
 from losslens.losses.pairs import mixed_pairs
+from losslens.losses.presentation import own_introductions
+from losslens.pipeline.train_job import Outcome, train_job
 from losslens.rollouts.frozen import freeze
-from losslens.runs import Run
+from losslens.runs.run import Run
 from losslens.training.source import data_order
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT

@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from losslens.config import TrainConfig, parse
+from losslens.config.schema import TrainConfig, parse
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
 from tests.conftest import ROOT, TINY, script

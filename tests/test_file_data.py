@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config import RolloutConfig, parse
-from losslens.errors import InputError
-from losslens.rollouts.sampling import frozen_rollouts, held_out_rollouts, problem_source, rollouts_identity
+from losslens.config.schema import RolloutConfig, parse
+from losslens.core.errors import InputError
+from losslens.rollouts.sample import frozen_rollouts, held_out_rollouts, problem_source, rollouts_identity
 from tests.conftest import METHODS, ROOT, command, script
 
 Row = dict[str, Any]

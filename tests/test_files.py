@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from losslens.errors import InputError
-from losslens.files import atomic_file, atomic_folder, digest, read_json, sha256_of, write_json
+from losslens.core.errors import InputError
+from losslens.core.files import atomic_file, atomic_folder, digest, read_json, sha256_of, write_json
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:

@@ -31,17 +31,17 @@ from transformers import (
     PreTrainedModel,
 )
 
-from losslens.adapters import LoraSettings
-from losslens.command_line import explained, prepared
-from losslens.config import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
-from losslens.errors import InputError
-from losslens.interpolations import derived
-from losslens.job import Outcome, train_job
-from losslens.key_values import KeyValueParser
-from losslens.redaction import guard_streams
-from losslens.runs import require_one_base
-from losslens.scoring import require_problems
-from losslens.sweep import Sweep
+from losslens.cli.arguments import explained, prepared
+from losslens.cli.key_values import KeyValueParser
+from losslens.config.interpolations import derived
+from losslens.config.schema import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
+from losslens.core.errors import InputError
+from losslens.core.redaction import guard_streams
+from losslens.evaluation.score import require_problems
+from losslens.models.adapters import LoraSettings
+from losslens.pipeline.sweep import Sweep
+from losslens.pipeline.train_job import Outcome, train_job
+from losslens.runs.run import require_one_base
 from tests.conftest import ROOT, TINY, script
 
 SCHEMAS = {"train": TrainConfig, "rollout": RolloutConfig, "evaluate": EvaluateConfig, "analyze": AnalyzeConfig}

@@ -15,10 +15,10 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from losslens.adapters import LoraSettings, carrying, initial_adapter, require_targets
 from losslens.analysis.named_bases import require_one_base
-from losslens.errors import InputError
-from losslens.models import LoadedModel, as_it_was
+from losslens.core.errors import InputError
+from losslens.models.adapters import LoraSettings, carrying, initial_adapter, require_targets
+from losslens.models.loading import LoadedModel, as_it_was
 from losslens.updates import lora_config
 from losslens.updates.folder import open_adapter
 from tests.conftest import TINY, base_source, script

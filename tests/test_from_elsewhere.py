@@ -16,16 +16,16 @@ from typing import Any
 
 import pytest
 
-from losslens import redaction
-from losslens.analysis.subjects import find_runs, gather
-from losslens.completions import Completion, Journal
-from losslens.config import Server
-from losslens.errors import InputError, ServerError
-from losslens.evaluation import SCHEMA, asked_of, is_scored, read_outcomes, scored_of, write_outcomes
-from losslens.files import digest, read_json, read_object, read_parquet, write_json
-from losslens.models import load_model, model_identity
+from losslens.analysis.cohort import find_runs, gather
+from losslens.config.schema import Server
+from losslens.core import redaction
+from losslens.core.completions import Completion, Journal
+from losslens.core.errors import InputError, ServerError
+from losslens.core.files import digest, read_json, read_object, read_parquet, write_json
+from losslens.evaluation.outcomes import SCHEMA, asked_of, is_scored, read_outcomes, scored_of, write_outcomes
+from losslens.models.loading import load_model, model_identity
 from losslens.rollouts.frozen import load
-from losslens.server import Decoding, Request, _completion, ask
+from losslens.sampling.server import Decoding, Request, _completion, ask
 from tests.conftest import ROOT, TINY, base_source, cold, script, served_by
 from tests.test_server import asked, command
 

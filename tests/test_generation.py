@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from losslens import generation
-from losslens.completions import Completion, Journal
-from losslens.generation import generate_greedy, generate_samples
-from losslens.models import LoadedModel
+from losslens.core.completions import Completion, Journal
+from losslens.models.loading import LoadedModel
 from losslens.problems.reasoning_gym import ReasoningGym
+from losslens.sampling import local
+from losslens.sampling.local import generate_greedy, generate_samples
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +33,21 @@ def test_greedy_is_the_same_in_any_batch(base: LoadedModel, prompts: list[str]) 
 def test_a_close_call_is_decided_alone(base: LoadedModel, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """With batches that are made to compute something else, only the answers decided alone can be right."""
     alone = greedy(base, prompts, 1)
-    honest = generation._generate
+    honest = local._generate
 
     def disturbed(model, tokenizer, encoded, *rest):
         if len(encoded) > 1:
             encoded = [ids[:-8] + ids[-7:] for ids in encoded]
         return honest(model, tokenizer, encoded, *rest)
 
-    monkeypatch.setattr(generation, "_generate", disturbed)
+    monkeypatch.setattr(local, "_generate", disturbed)
     assert greedy(base, prompts, 16) != alone
-    monkeypatch.setitem(generation._CLOSE_CALL, torch.float32, float("inf"))
+    monkeypatch.setitem(local._CLOSE_CALL, torch.float32, float("inf"))
     assert greedy(base, prompts, 16) == alone
 
 
 def test_batching_moves_logits_by_far_less_than_a_close_call(base: LoadedModel, prompts: list[str]) -> None:
-    encoded = [generation.encode_prompt(base.tokenizer, prompt) for prompt in prompts]
+    encoded = [local.encode_prompt(base.tokenizer, prompt) for prompt in prompts]
     width = max(map(len, encoded))
     pad = base.tokenizer.pad_token_id
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def test_batching_moves_logits_by_far_less_than_a_close_call(base: LoadedModel, 
             position_ids=torch.tensor([[0] * (width - len(ids)) + list(range(len(ids))) for ids in encoded]),
         ).logits[:, -1]
         single = torch.cat([base.model(input_ids=torch.tensor([ids])).logits[:, -1] for ids in encoded])
-    assert (padded - single).abs().max() < generation._CLOSE_CALL[torch.float32] / 10
+    assert (padded - single).abs().max() < local._CLOSE_CALL[torch.float32] / 10
 
 
 def test_a_completion_that_is_cut_is_not_finished(base: LoadedModel, prompts: list[str]) -> None:

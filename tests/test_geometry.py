@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
-from losslens.adapters import save_adapter
-from losslens.errors import InputError
-from losslens.geometry.tables import layer_of
-from losslens.measures.weights import cosine, effective_rank, orthogonal_share, stable_rank
-from losslens.models import LoadedModel, as_it_was
+from losslens.core.errors import InputError
+from losslens.measures.definitions.weight_space import cosine, effective_rank, orthogonal_share, stable_rank
+from losslens.measures.tables import layer_of
+from losslens.models.adapters import save_adapter
+from losslens.models.loading import LoadedModel, as_it_was
 from losslens.updates.base import pair_products
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate

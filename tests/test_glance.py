@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 
-from losslens.report import glance, statistics
+from losslens.report.arm_comparison import arms as ablation_arms
 from losslens.report.arm_figures import arm_figures
-from losslens.report.arms import arms as ablation_arms
 from losslens.report.caveats import caveats
-from losslens.report.comparison import Comparison
 from losslens.report.findings import findings
-from losslens.report.folder import AnalysisFolder
-from losslens.report.style import AGAINST, ALONG
+from losslens.report.loss_comparison import Comparison
+from losslens.report.sections import glance, statistics
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import AGAINST, ALONG
 from tests.arm_tables import arm_tables
 from tests.test_report import MANIFEST, arm, base_run
 from tests.test_report import run as row_of_run

@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens import hub
-from losslens.config import EvaluateConfig, RolloutConfig, parse
-from losslens.errors import InputError, UnavailableError
+from losslens.config.schema import EvaluateConfig, RolloutConfig, parse
+from losslens.core import hub
+from losslens.core.errors import InputError, UnavailableError
 from losslens.problems import ProblemSource
-from losslens.rollouts.sampling import problem_source
+from losslens.rollouts.sample import problem_source
 from tests.conftest import ROOT
 
 GSM8K_CARD = """---

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from losslens.errors import InputError
-from losslens.logger.logged_sweep import logged_sweep
+from losslens.core.errors import InputError
 from losslens.losses import own_losses
-from losslens.losses.introduction import Introduction, as_told, introduce, introduction, own_introductions, tell
-from losslens.report.folder import AnalysisFolder
-from losslens.report.style import _OTHERS, METHODS, colour, in_order, name_of
+from losslens.losses.presentation import Introduction, as_told, introduce, introduction, own_introductions, tell
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import _OTHERS, METHODS, colour, in_order, name_of
+from losslens.tracking.logged_sweep import logged_sweep
 from tests.own_loss import Half
 from tests.slow_method import SlowSft
 

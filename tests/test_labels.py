@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from losslens.labels import labels
+from losslens.runs.labels import labels
 
 
 def identity(method: str, **changes: Any) -> dict[str, Any]:

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
-from losslens.geometry.comparison import compare
-from losslens.geometry.live import LiveGeometry
-from losslens.geometry.tables import Compared, weight_tables
 from losslens.losses import Batch
 from losslens.losses.dft import Dft
 from losslens.losses.grpo import Grpo
 from losslens.losses.sft import Sft
 from losslens.measures import of_weights
-from losslens.measures.weights import effective_rank, stable_rank
-from losslens.models import LoadedModel
+from losslens.measures.comparison import compare
+from losslens.measures.definitions.weight_space import effective_rank, stable_rank
+from losslens.measures.tables import Compared, weight_tables
+from losslens.measures.tracking import LiveGeometry
+from losslens.models.loading import LoadedModel
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
 from tests.conftest import train_frozen

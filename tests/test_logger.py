@@ -13,10 +13,10 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from losslens.config import Logger
-from losslens.logger.session import About, session
-from losslens.preemption import Preempted
-from losslens.redaction import shareable
+from losslens.config.schema import Logger
+from losslens.core.preemption import Preempted
+from losslens.core.redaction import shareable
+from losslens.tracking.session import About, session
 
 OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True, references="auto")
 

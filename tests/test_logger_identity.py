@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import wandb
 
-from losslens.logger.artifacts import log
-from losslens.logger.identity import fitted
-from losslens.logger.session import About, session
+from losslens.tracking.artifacts import log
+from losslens.tracking.identity import fitted
+from losslens.tracking.session import About, session
 from tests.test_logger import OFFLINE, about, records
 
 # All that W&B would take for the identity of a run, some of it nothing that it would accept.

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from trl.experimental.cpo import CPOTrainer
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss, own_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType

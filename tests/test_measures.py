@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losslens.analysis.ablation import COLUMNS as ABLATION_COLUMNS
 from losslens.analysis.accuracy import RUN_COLUMNS
+from losslens.analysis.arm_summary import COLUMNS as ABLATION_COLUMNS
 from losslens.analysis.console import show
 from losslens.analysis.repeats import COLUMNS as ARM_PAIR_COLUMNS
-from losslens.geometry.comparison import compare
-from losslens.geometry.live import LiveGeometry
-from losslens.geometry.tables import Compared, WeightTables, weight_tables
-from losslens.logger.panels import GEOMETRY, TO_REFERENCE
 from losslens.measures import RunMeasure, WeightMeasure, measure_of, of_functions, of_pairs, of_runs, of_weights, terms
+from losslens.measures.comparison import compare
+from losslens.measures.tables import Compared, WeightTables, weight_tables
+from losslens.measures.tracking import LiveGeometry
+from losslens.tracking.panels import GEOMETRY, TO_REFERENCE
 from losslens.updates.lora import LoraUpdate
 from tools.measure_reference import written
 

@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from losslens import migration
-from losslens.adapters import adapter_sha256
 from losslens.analysis.arms import arms_of
+from losslens.analysis.cohort import find_runs, gather
 from losslens.analysis.manifests import RunFacts, StartedFacts, read_facts
-from losslens.analysis.subjects import find_runs, gather
-from losslens.errors import InputError
-from losslens.files import digest, write_json
-from losslens.integrity import bound_to, require_format
+from losslens.core.errors import InputError
+from losslens.core.files import digest, write_json
 from losslens.losses import own_losses
-from losslens.migration import migrate
-from losslens.runs import Run, runs_of
-from losslens.slurm.cluster import JobState
-from losslens.slurm.standing import Standing
+from losslens.models.adapters import adapter_sha256
+from losslens.pipeline import migration
+from losslens.pipeline.migration import migrate
+from losslens.runs.integrity import bound_to, require_format
+from losslens.runs.run import Run, runs_of
+from losslens.scheduling.slurm.cluster import JobState
+from losslens.scheduling.status import Standing
 from losslens.training import callbacks
 from tests.conftest import script
 

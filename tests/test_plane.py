@@ -11,7 +11,7 @@ from scipy.spatial.distance import pdist, squareform
 from scipy.stats import ortho_group
 
 from losslens.analysis.tables import map_table
-from losslens.geometry.plane import angles, plane
+from losslens.measures.mds import angles, plane
 
 
 def test_three_points_by_hand() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.problems import is_own_source
 from losslens.problems.reasoning_gym import Reading, ReasoningGym, final_answer, split_of
 from tools import pretrain

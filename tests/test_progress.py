@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from losslens.files import write_json
-from losslens.runs import Run
-from losslens.slurm.cluster import JobState
-from losslens.slurm.follow import table
-from losslens.slurm.progress import accuracies, duration, seconds_left, sweep_left, told_apart
-from losslens.slurm.standing import Standing
+from losslens.core.files import write_json
+from losslens.runs.run import Run
+from losslens.scheduling.monitor import table
+from losslens.scheduling.progress import accuracies, duration, seconds_left, sweep_left, told_apart
+from losslens.scheduling.slurm.cluster import JobState
+from losslens.scheduling.status import Standing
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 import torch
 
-from losslens.adapters import adapter_sha256
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.losses import Loss
 from losslens.losses.dpo import Dpo
 from losslens.losses.grpo import Grpo
-from losslens.models import LoadedModel
+from losslens.models.adapters import adapter_sha256
+from losslens.models.loading import LoadedModel
 from losslens.training.reference import ReferenceCache
 from losslens.training.trainer import LossTrainer
 from tests.conftest import train_frozen

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from losslens.adapters import adapter_sha256
-from losslens.errors import InputError
-from losslens.files import write_json
-from losslens.references import described, references_of
-from losslens.runs import Run
+from losslens.core.errors import InputError
+from losslens.core.files import write_json
+from losslens.models.adapters import adapter_sha256
+from losslens.runs.reference_adapters import described, references_of
+from losslens.runs.run import Run
 
 CONFIG = {"init_seed": 42, "seed": 42, "lora_rank": {"r": 2}, "train_on": "all", "optim": {}, "lr": {"base": 1e-4}}
 MANIFEST = {"method": "dpo", "base": {"sha256": "b"}, "rollouts": {"sha256": "r"}, "config": CONFIG}

@@ -19,7 +19,7 @@ from losslens.analysis.repeats import (
     repeat_table,
     with_levels,
 )
-from losslens.statistics import jackknife_interval
+from losslens.evaluation.statistics import jackknife_interval
 
 NAN = float("nan")
 

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from losslens.analysis import replacing
+from losslens.analysis import replacement
 from losslens.analysis.pairs import Chosen, extended
-from losslens.analysis.replacing import Earlier, beside, earlier, kept_aside, missing_from, settle, take_place
-from losslens.files import write_json
+from losslens.analysis.replacement import Earlier, beside, earlier, kept_aside, missing_from, settle, take_place
+from losslens.core.files import write_json
 from tests.conftest import script
 
 QUICK = (
@@ -115,7 +115,7 @@ class TestTheFolder:
         with monkeypatch.context() as patch:
             for step in ("replace", "unlink", "write_text"):
                 patch.setattr(Path, step, killed(getattr(Path, step)))
-            patch.setattr(replacing.shutil, "rmtree", killed(replacing.shutil.rmtree))
+            patch.setattr(replacement.shutil, "rmtree", killed(replacement.shutil.rmtree))
             with contextlib.suppress(KeyboardInterrupt):
                 put(folder, content)
         settle(folder)
@@ -132,7 +132,7 @@ class TestTheFolder:
     def test_what_dead_processes_left_is_removed(self, tmp_path: Path) -> None:
         folder = tmp_path / "analysis"
         with beside(folder) as mine:
-            dead = mine.with_name(mine.name.replace(f"-{replacing.os.getpid()}-", "-999999999-"))
+            dead = mine.with_name(mine.name.replace(f"-{replacement.os.getpid()}-", "-999999999-"))
             dead.mkdir()
             with beside(folder):
                 assert mine.exists()

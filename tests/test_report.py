@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.report.citation import ARXIV, STUDY, TITLE
-from losslens.report.numbers import difference, number, p_value, percent, rate, whole
 from losslens.report.page import write_report
-from losslens.report.style import METHODS, colour
+from losslens.tables.format import difference, number, p_value, percent, rate, whole
+from losslens.tables.style import METHODS, colour
 from tests.conftest import ROOT
 
 MANIFEST: dict[str, Any] = {

@@ -17,13 +17,14 @@ from plotly.offline import get_plotlyjs_version
 
 from benchmarks.made_analysis import make_analysis
 from losslens.analysis.repeats import arm_pairs
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.measures import of_weights
-from losslens.report import explore, explored, page, training
-from losslens.report.compared import find_modules, find_runs
-from losslens.report.comparison import Comparison
-from losslens.report.folder import AnalysisFolder
-from losslens.report.packed import Packed
+from losslens.report import explorer_data, page
+from losslens.report.binary_pack import Packed
+from losslens.report.explorer_index import find_modules, find_runs
+from losslens.report.loss_comparison import Comparison
+from losslens.report.sections import explorer, training
+from losslens.tables.analysis_folder import AnalysisFolder
 
 
 @pytest.fixture
@@ -51,8 +52,8 @@ def read(text: str) -> dict[str, Any]:
     return found
 
 
-def explorer(folder: Path) -> dict[str, Any]:
-    section = explore.section(AnalysisFolder(folder))
+def explorer_of(folder: Path) -> dict[str, Any]:
+    section = explorer.section(AnalysisFolder(folder))
     assert section
     return read(section.explorer)
 
@@ -73,7 +74,7 @@ def test_numbers_are_kept_to_the_digits_that_are_shown() -> None:
 
 
 def test_every_table_is_there_and_says_the_same(folder: Path) -> None:
-    found = explorer(folder)
+    found = explorer_of(folder)
     names = [run["name"] for run in found["runs"]]
     pairs = pd.read_csv(folder / "pairs.csv")
     ends = [[names.index(a), names.index(b)] for a, b in zip(pairs["run_a"], pairs["run_b"], strict=True)]
@@ -100,7 +101,7 @@ def test_every_table_is_there_and_says_the_same(folder: Path) -> None:
 
 
 def test_arms_are_compared_by_runs_of_different_seeds_and_with_themselves(folder: Path) -> None:
-    found = explorer(folder)
+    found = explorer_of(folder)
     assert [(arm["label"], arm["runs"]) for arm in found["arms"]] == [("SFT 1e-3", [0, 1]), ("DPO 1e-3", [2, 3])]
     between = {(a, b): [found["pairs"][pair] for pair in numbers] for a, b, numbers in found["between"]}
     assert between == {(0, 0): [[0, 1]], (0, 1): [[0, 3], [1, 2]], (1, 1): [[2, 3]]}
@@ -109,7 +110,7 @@ def test_arms_are_compared_by_runs_of_different_seeds_and_with_themselves(folder
 
 def test_what_is_said_of_two_arms_is_what_the_table_says(folder: Path) -> None:
     """Cosine, ceiling, accuracy and both verdicts: as everywhere on the page."""
-    found = explorer(folder)
+    found = explorer_of(folder)
     analysis = AnalysisFolder(folder)
     table = pd.read_csv(folder / "arm_pairs.csv", keep_default_na=False)
     row = table.set_index(["arm_a", "arm_b"]).loc[("sft-0.001", "dpo-0.001")]
@@ -137,7 +138,7 @@ def test_an_adapter_made_elsewhere_is_an_arm_of_its_own(folder: Path) -> None:
     pairs.to_csv(folder / "pairs.csv", index=False)
     seeds = runs.set_index("run")["seed"].to_dict()
     arm_pairs(pairs, seeds, ["sft-0.001", "dpo-0.001", theirs]).to_csv(folder / "arm_pairs.csv", index=False)
-    found = explorer(folder)
+    found = explorer_of(folder)
     assert [arm["label"] for arm in found["arms"]] == ["SFT 1e-3", "DPO 1e-3", theirs]
     assert found["runs"][3]["label"] == f"4 {theirs}"
     numbers = next(numbers for a, b, numbers in found["between"] if (a, b) == (0, 2))
@@ -155,10 +156,10 @@ def test_modules_are_named_by_layer_and_projection() -> None:
 
 
 def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a_pair = 12 * len(explored._of_modules()) + 3 * len(explored._columns(of_weights("more")))
-    monkeypatch.setattr(explored, "_MOST_NUMBERS", 5 * a_pair)
-    monkeypatch.setattr(explored, "_MOST_ANGLES", 2 * 12 * 2 * 4)
-    section = explore.section(AnalysisFolder(folder))
+    a_pair = 12 * len(explorer_data._of_modules()) + 3 * len(explorer_data._columns(of_weights("more")))
+    monkeypatch.setattr(explorer_data, "_MOST_NUMBERS", 5 * a_pair)
+    monkeypatch.setattr(explorer_data, "_MOST_ANGLES", 2 * 12 * 2 * 4)
+    section = explorer.section(AnalysisFolder(folder))
     assert section
     found = read(section.explorer)
     averaged = {pair for *_, numbers in found["between"] for pair in numbers}
@@ -174,15 +175,15 @@ def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypa
 def test_no_table_no_explorer(folder: Path) -> None:
     for name in ("cka.csv", "connectivity.csv", "map.csv", "layers.csv"):
         (folder / name).unlink()
-    found = explorer(folder)
+    found = explorer_of(folder)
     assert (found["cka"]["keys"], found["curves"]["pairs"]) == ([], [])
     assert np.isnan(found["layers.cosine"]).all()
     for name in ("modules.parquet", "run_modules.parquet"):
         (folder / name).write_bytes(b"none")
         with pytest.raises(InputError, match=f"{name}: not a (table|readable parquet file)"):
-            explore.section(AnalysisFolder(folder))
+            explorer.section(AnalysisFolder(folder))
         (folder / name).unlink()
-    assert explore.section(AnalysisFolder(folder)) is None
+    assert explorer.section(AnalysisFolder(folder)) is None
 
 
 def test_the_runs_have_the_numbers_of_their_section(folder: Path) -> None:

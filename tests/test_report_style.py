@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losslens.losses.introduction import own_introductions
+from losslens.losses.presentation import own_introductions
 from losslens.report import names
-from losslens.report.style import METHODS, Looks, colour
-from losslens.report.words import about, glossary
+from losslens.tables.descriptions import about, glossary
+from losslens.tables.style import METHODS, Looks, colour
 from tests.conftest import ROOT
 
 # Machado, Oliveira and Fernandes 2009, full severity, on linear sRGB.

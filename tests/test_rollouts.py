@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config import RolloutConfig, parse
-from losslens.errors import InputError
-from losslens.files import read_object, write_json
+from losslens.config.schema import RolloutConfig, parse
+from losslens.core.errors import InputError
+from losslens.core.files import read_object, write_json
 from losslens.rollouts.frozen import SCHEMA, content_sha256, counts, freeze, load
-from losslens.rollouts.sampling import frozen_rollouts, rollouts_identity
+from losslens.rollouts.sample import frozen_rollouts, rollouts_identity
 from tests.conftest import ROOT, cold, script
 
 SMALL = ["data.train=12", "rollouts.k=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]

@@ -20,15 +20,15 @@ from omegaconf import OmegaConf
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from losslens.config import LearningRate, Optim, Section, TrainConfig, parse
-from losslens.errors import InputError
-from losslens.files import write_json
-from losslens.identity import options_of
+from losslens.config.identity import options_of
+from losslens.config.schema import LearningRate, Optim, Section, TrainConfig, parse
+from losslens.core.errors import InputError
+from losslens.core.files import write_json
 from losslens.losses import own_losses
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
-from losslens.runs import Run, base_run, runs_of
-from losslens.spec import RunSpec
+from losslens.runs.run import Run, base_run, runs_of
+from losslens.runs.spec import RunSpec
 from tests.conftest import ROOT, TINY
 
 

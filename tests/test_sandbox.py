@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.problems import Problem, Verdict
 from losslens.problems import reasoning_gym as tasks
 from losslens.problems.mathematics import MathVerify

@@ -16,16 +16,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from losslens import integrity, scoring
-from losslens.adapters import adapter_sha256
-from losslens.analysis.subjects import find_runs, gather
-from losslens.config import Model
-from losslens.errors import InputError
-from losslens.files import write_json
-from losslens.integrity import require_recorded_outcomes
+from losslens.analysis.cohort import find_runs, gather
+from losslens.config.schema import Model
+from losslens.core.errors import InputError
+from losslens.core.files import write_json
+from losslens.evaluation import score
 from losslens.losses.sft import Sft
-from losslens.models import LoadedModel
-from losslens.runs import Run, runs_of
+from losslens.models.adapters import adapter_sha256
+from losslens.models.loading import LoadedModel
+from losslens.runs import integrity
+from losslens.runs.integrity import require_recorded_outcomes
+from losslens.runs.run import Run, runs_of
 from losslens.training.run import last_checkpoint
 from tests.conftest import command, script, train_frozen
 
@@ -280,5 +281,5 @@ class TestRuns:
             with pytest.raises(InputError, match=r"base-.*manifest\.json"):
                 analysed(sweep)
             # What `train.py` does for each of its runs.
-            scoring._write_down_base(base, Model.model_validate(of(sweep, "sft").manifest["config"]["model"]))
+            score._write_down_base(base, Model.model_validate(of(sweep, "sft").manifest["config"]["model"]))
             assert base.manifest["outcomes"] == {}

@@ -18,13 +18,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from losslens.completions import Completion, Journal
-from losslens.errors import InputError
-from losslens.generation import generate_greedy
-from losslens.models import load_model
+from losslens.core.completions import Completion, Journal
+from losslens.core.errors import InputError
+from losslens.models.loading import load_model
 from losslens.problems import long_hash
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import load
+from losslens.sampling.local import generate_greedy
 from tests.conftest import ROOT, TINY, base_source, remove_outcomes, script, served_by
 from tools import pretrain
 

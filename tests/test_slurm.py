@@ -19,7 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from losslens.files import read_json
+from losslens.core.files import read_json
 from tests.conftest import METHODS, ROOT, SMALL, script
 
 SLURM = ["hydra/launcher=slurm", "resources=cpu", "resources.cpus=1", "resources.memory_gb=2", "logger=none"]

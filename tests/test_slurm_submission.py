@@ -17,15 +17,15 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from losslens.config import Resources, parse
-from losslens.errors import InputError
-from losslens.files import read_json
-from losslens.runs import Run
-from losslens.slurm import cluster, intent, submission
-from losslens.slurm.code import keep_code
-from losslens.slurm.ended import said_of
-from losslens.slurm.launch import launch
-from losslens.slurm.standing import standings
+from losslens.config.schema import Resources, parse
+from losslens.core.errors import InputError
+from losslens.core.files import read_json
+from losslens.runs.run import Run
+from losslens.scheduling.code_snapshot import keep_code
+from losslens.scheduling.slurm import cluster, intent, submit
+from losslens.scheduling.slurm.epilog import said_of
+from losslens.scheduling.slurm.launch import launch
+from losslens.scheduling.status import standings
 from tests.conftest import ROOT
 
 RECORDER = r"""#!/bin/bash
@@ -269,7 +269,7 @@ def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
         record(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(submission.Intent, "record", interrupted)
+        patch.setattr(submit.Intent, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             send([config(seed=0), config(seed=1)])
     assert "Slurm cannot be asked what has been submitted" in capsys.readouterr().out
@@ -417,7 +417,7 @@ def test_an_old_ticket_says_nothing_of_a_new_job(recorder: Path, config, tmp_pat
     standings([run])  # its job is gone
     assert run.status["state"] == "failed"
     looked = []
-    monkeypatch.setattr(submission, "keep_code", lambda *given: looked.extend(standings([run])) or keep_code(*given))
+    monkeypatch.setattr(submit, "keep_code", lambda *given: looked.extend(standings([run])) or keep_code(*given))
     send([config(seed=0)])
     assert [each.state for each in looked] == ["failed", "queued"]  # for the rollouts' call, and the run's
 
@@ -535,7 +535,7 @@ def test_the_pickles_of_jobs_are_their_owners_alone(recorder: Path, config, tmp_
 
 def test_what_a_job_stumbles_over_is_not_kept_as_it_is(monkeypatch, tmp_path: Path, capsys) -> None:
     """submitit would pickle the text of any error, with the key in it."""
-    from losslens.slurm import task
+    from losslens.scheduling.slurm import task
 
     secret = "k3y-of-Somebody-0123456789"
 

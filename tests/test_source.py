@@ -11,18 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losslens.adapters import adapter_sha256
-from losslens.errors import InputError
-from losslens.generation import generate_samples
+from losslens.core.errors import InputError
 from losslens.losses import Loss
 from losslens.losses.dpo import Dpo
 from losslens.losses.grpo import Grpo
 from losslens.losses.kto import Kto
 from losslens.losses.sft import Sft
-from losslens.models import LoadedModel
+from losslens.models.adapters import adapter_sha256
+from losslens.models.loading import LoadedModel
+from losslens.models.tokens import encode_prompt
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.problems.verification import verdicts
-from losslens.tokens import encode_prompt
+from losslens.sampling.local import generate_samples
 from losslens.training.batches import Examples
 from losslens.training.run import train_run
 from losslens.training.source import RolloutSource

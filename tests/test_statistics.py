@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import binomtest, norm
 
 from losslens.analysis.arm_accuracy import compare_arms
-from losslens.statistics import (
+from losslens.evaluation.statistics import (
     bootstrap_difference,
     detectable_difference,
     holm,

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import subspace_angles
 
-from losslens.geometry.comparison import compare
-from losslens.geometry.subspaces import principal_angles
+from losslens.measures.comparison import compare
+from losslens.measures.subspaces import principal_angles
 from losslens.updates.base import pair_products, pairs_of
 from losslens.updates.lora import LoraUpdate
 from losslens.updates.orthonormal import orthonormalise

@@ -17,11 +17,11 @@ import pandas as pd
 from peft import PeftModel
 from safetensors.numpy import load_file
 
-from losslens.files import sha256_of
-from losslens.geometry.comparison import compare
-from losslens.geometry.tables import Compared, weight_tables
-from losslens.models import LoadedModel, as_it_was
-from losslens.runs import Run, runs_of
+from losslens.core.files import sha256_of
+from losslens.measures.comparison import compare
+from losslens.measures.tables import Compared, weight_tables
+from losslens.models.loading import LoadedModel, as_it_was
+from losslens.runs.run import Run, runs_of
 from losslens.updates.folder import open_adapter
 from tests.conftest import METHODS, ROOT, cold, command, remove_outcomes, script
 from tests.wandb_server import WandbServer

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from losslens.runs import runs_of
+from losslens.runs.run import runs_of
 from tests.conftest import ROOT, _environment, command, remove_outcomes, script
 from tests.test_sweep import FEW, adapters
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForCausalLM
 
-from losslens.evaluation import evaluate
+from losslens.evaluation.outcomes import evaluate
+from losslens.models.tokens import encode_completion, encode_prompt
 from losslens.problems.reasoning_gym import ReasoningGym
-from losslens.tokens import encode_completion, encode_prompt
 from tests.conftest import TINY
 
 ROLES = pytest.mark.parametrize(("role", "lowest", "highest"), [("student", 0.5, 0.7), ("teacher", 0.85, 1.0)])

@@ -16,19 +16,14 @@ from hydra import compose, initialize_config_dir
 from tokenizers import processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from losslens import adapters
-from losslens.completions import Completion, Journal
-from losslens.config import TrainConfig, parse
-from losslens.errors import InputError
-from losslens.job import Outcome, train_job
+from losslens.config.schema import TrainConfig, parse
+from losslens.core.completions import Completion, Journal
+from losslens.core.errors import InputError
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
-from losslens.models import LoadedModel, as_it_was, load_tokenizer, source_of
-from losslens.preflight import require_fit
-from losslens.rollouts.frozen import SCHEMA, freeze, load
-from losslens.rollouts.sampling import frozen_rollouts, require_limits
-from losslens.spec import RunSpec
-from losslens.tokens import (
+from losslens.models import adapters
+from losslens.models.loading import LoadedModel, as_it_was, load_tokenizer, source_of
+from losslens.models.tokens import (
     declare_ends,
     encode_completion,
     encode_prompt,
@@ -38,6 +33,11 @@ from losslens.tokens import (
     render_prompt,
     turns_of,
 )
+from losslens.pipeline.preflight import require_fit
+from losslens.pipeline.train_job import Outcome, train_job
+from losslens.rollouts.frozen import SCHEMA, freeze, load
+from losslens.rollouts.sample import frozen_rollouts, require_limits
+from losslens.runs.spec import RunSpec
 from losslens.training import batches
 from losslens.training.batches import tokenise
 from losslens.training.run import make_trainer
@@ -465,7 +465,7 @@ def test_rollouts_of_before_are_read_as_text(rollouts: pd.DataFrame, base: Loade
     """A folder without the columns of ids, by the hash that it was frozen with."""
     import pyarrow.parquet as pq
 
-    from losslens.files import read_json, write_json
+    from losslens.core.files import read_json, write_json
     from losslens.rollouts.frozen import IDS, content_sha256
 
     folder = freeze(rollouts, tmp_path, "test", {})

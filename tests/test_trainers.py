@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen3Config
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
-from losslens.adapters import adapter_sha256, initial_adapter, load_adapter
 from losslens.losses import Batch, Loss, own_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
@@ -30,7 +29,8 @@ from losslens.losses.kto import Kto
 from losslens.losses.rft import Rft
 from losslens.losses.rift import Rift
 from losslens.losses.sft import Sft
-from losslens.models import LoadedModel, as_it_was
+from losslens.models.adapters import adapter_sha256, initial_adapter, load_adapter
+from losslens.models.loading import LoadedModel, as_it_was
 from losslens.training.batches import Examples
 from losslens.training.lm_head import has_plain_head
 from losslens.training.reference import ReferenceCache

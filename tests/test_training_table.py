@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from losslens import provenance
-from losslens.analysis.origins import origins
+from losslens.analysis.cohort import Gathered, Subject
+from losslens.analysis.lineage import origins
 from losslens.analysis.scores import scores_of
-from losslens.analysis.subjects import Gathered, Subject
 from losslens.analysis.training_table import training_table
-from losslens.files import write_json
-from losslens.runs import Run
+from losslens.core import provenance
+from losslens.core.files import write_json
+from losslens.runs.run import Run
 
 
 def subject(folder: Path, *lines: str) -> Subject:

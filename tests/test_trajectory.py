@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losslens.geometry.trajectory import Crossing, between, first_crossing, path
+from losslens.measures.trajectory import Crossing, between, first_crossing, path
 from losslens.updates.lora import LoraUpdate
 from tests.test_subspaces import random_delta
 

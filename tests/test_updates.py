@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from losslens.geometry.base_weights import off_principal_share, principal
-from losslens.geometry.comparison import compare
-from losslens.geometry.forward import carrying_line
-from losslens.geometry.live import LiveGeometry
-from losslens.geometry.tables import AgainstBase, Compared, weight_tables
-from losslens.geometry.trajectory import between, path
-from losslens.models import LoadedModel
+from losslens.measures.base_weights import off_principal_share, principal
+from losslens.measures.comparison import compare
+from losslens.measures.forward import carrying_line
+from losslens.measures.tables import AgainstBase, Compared, weight_tables
+from losslens.measures.tracking import LiveGeometry
+from losslens.measures.trajectory import between, path
+from losslens.models.loading import LoadedModel
 from losslens.updates.base import Update, forward_matrices, pair_products, pairs_of
 from losslens.updates.lora import LoraUpdate
 from tests.test_subspaces import random_delta

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.problems import Problem, Verdict
 from losslens.problems.mathematics import MathVerify
 from losslens.problems.reasoning_gym import ReasoningGym

@@ -17,10 +17,10 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config import Logger, TrainConfig, parse
-from losslens.job import train_job
-from losslens.logger import session
-from losslens.runs import Run
+from losslens.config.schema import Logger, TrainConfig, parse
+from losslens.pipeline.train_job import train_job
+from losslens.runs.run import Run
+from losslens.tracking import session
 from tests.conftest import ROOT
 from tests.wandb_server import KEY, WandbServer
 
@@ -214,7 +214,7 @@ def test_what_failed_and_then_did_not_is_no_error(
 ) -> None:
     """Its scores come after the last step, whose numbers W&B has already."""
     with monkeypatch.context() as failing, pytest.raises(AssertionError):
-        failing.setattr("losslens.job.score_run", lambda *_: 1 / 0)
+        failing.setattr("losslens.pipeline.train_job.score_run", lambda *_: 1 / 0)
         train(tmp_path, plain[0], "logger.mode=online")
     [there] = wandb_server.seen()["runs"].values()
     assert (there["state"], there["summary"]["error"]) == ("failed", "ZeroDivisionError: division by zero")

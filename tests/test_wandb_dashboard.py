@@ -22,15 +22,15 @@ from wandb_workspaces.reports.v2 import interface, internal
 from wandb_workspaces.workspaces.internal import View, WorkspaceViewspec
 
 from launch.wandb_dashboard import main
-from losslens.logger import analysis
-from losslens.logger.dashboard import definition, report, workspace
-from losslens.logger.logged_sweep import LoggedSweep, logged_sweep
-from losslens.logger.panels import CHARTS, FIGURES, GEOMETRY, TABLES, TO_REFERENCE, TRAINING, gaps, sections
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
 from losslens.report.figures.write import _FIGURES
-from losslens.report.style import METHODS
-from losslens.report.words import WITH_REFERENCE
+from losslens.tables.descriptions import WITH_REFERENCE
+from losslens.tables.style import METHODS
+from losslens.tracking import analysis
+from losslens.tracking.dashboard import definition, report, workspace
+from losslens.tracking.logged_sweep import LoggedSweep, logged_sweep
+from losslens.tracking.panels import CHARTS, FIGURES, GEOMETRY, TABLES, TO_REFERENCE, TRAINING, gaps, sections
 from tests.conftest import ROOT, train_frozen
 from tests.wandb_server import ENTITY, WandbServer
 from tools import dashboard_picture as picture

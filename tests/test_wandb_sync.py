@@ -18,7 +18,7 @@ import wandb
 from filelock import FileLock
 
 from launch.wandb_sync import main
-from losslens.runs import Run
+from losslens.runs.run import Run
 from tests.conftest import ROOT, script
 from tests.wandb_server import WandbServer
 

@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import losslens.cli  # first, as in the scripts: it sets what other libraries read when they are imported
+import losslens.cli.app  # first, as in the scripts: it sets what other libraries read when they are imported
 
 # isort: split
 import numpy as np
@@ -24,15 +24,15 @@ import openai  # noqa: F401
 import reasoning_gym  # noqa: F401
 from wandb.sdk.data_types._private import MEDIA_TMP
 
-import losslens.analysis.job
-import losslens.geometry.connectivity
+import losslens.analysis.pipeline
+import losslens.evaluation.score
+import losslens.measures.connectivity
+import losslens.pipeline.sweep
 import losslens.report.figures.write
 import losslens.report.page
 import losslens.report.paper_tables
-import losslens.scoring
-import losslens.server
-import losslens.slurm.follow
-import losslens.sweep
+import losslens.sampling.server
+import losslens.scheduling.monitor
 import losslens.training.run  # noqa: F401
 
 

@@ -21,15 +21,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from losslens.errors import InputError
-from losslens.files import atomic_file
-from losslens.key_values import KeyValueParser
-from losslens.logger.logged_sweep import LoggedRun, LoggedSweep, logged_sweep
-from losslens.logger.panels import CHARTS, Panel, Section, sections
+from losslens.cli.key_values import KeyValueParser
+from losslens.core.errors import InputError
+from losslens.core.files import atomic_file
 from losslens.report.figures.canvas import INK, MUTED, SHADE, figure, style, upright
-from losslens.report.folder import AnalysisFolder
 from losslens.report.names import all_cut, of_loss
-from losslens.report.style import Look, Looks, place_of
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import Look, Looks, place_of
+from losslens.tracking.logged_sweep import LoggedRun, LoggedSweep, logged_sweep
+from losslens.tracking.panels import CHARTS, Panel, Section, sections
 
 LABEL = "drawn by LossLens from the same data, not a screenshot of W&B"
 # How many panels of a kind are side by side, and how high they are, in inches.

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from losslens.files import atomic_file
+from losslens.core.files import atomic_file
 from losslens.measures import Measure, PairMeasure, of_functions, of_runs, of_weights
-from losslens.report.words import glossary
+from losslens.tables.descriptions import glossary
 
 _BLOCK = re.compile(r"(<!-- measures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 

@@ -24,10 +24,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from losslens.generation import generate_greedy
+from losslens.models.tokens import encode_completion, encode_prompt
 from losslens.problems import Problem
 from losslens.problems.reasoning_gym import ReasoningGym
-from losslens.tokens import encode_completion, encode_prompt
+from losslens.sampling.local import generate_greedy
 
 SEED = 1
 DIFFICULTY = {"min_terms": 3, "max_terms": 6, "min_digits": 1, "max_digits": 1}

@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`. Hydra looks for launchers in this package only; the work is done in `losslens.slurm`."""
+"""`hydra/launcher=slurm`. Hydra looks for launchers in this package only; the work is done in `losslens.scheduling`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SlurmLauncher(Launcher):
         self.loader.load_sweep_config = keep
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from losslens.slurm.launch import launch  # not when Hydra looks for plugins, which is at every start
+        from losslens.scheduling.slurm.launch import launch  # not when Hydra looks for plugins, which is at every start
 
         configs = [
             self.composed.get(tuple(overrides)) or self.loader.load_sweep_config(self.config, list(overrides))

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from losslens.analysis.cohort import Gathered
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair, all_pairs
 from losslens.analysis.scores import Scores
-from losslens.analysis.subjects import Gathered
-from losslens.errors import InputError
-from losslens.evaluation import read_outcomes
+from losslens.core.errors import InputError
+from losslens.evaluation.outcomes import read_outcomes
+from losslens.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
 from losslens.measures import of_runs
-from losslens.runs import Run
-from losslens.statistics import bootstrap_difference, mcnemar, wilson_interval
+from losslens.runs.run import Run
 
 RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",

@@ -11,9 +11,9 @@ import pandas as pd
 
 from losslens.analysis.accuracy import by_problem
 from losslens.analysis.arms import Arm
-from losslens.analysis.subjects import Gathered
-from losslens.errors import InputError
-from losslens.statistics import bootstrap_difference, detectable_difference, holm, sign_flip, verdict
+from losslens.analysis.cohort import Gathered
+from losslens.core.errors import InputError
+from losslens.evaluation.statistics import bootstrap_difference, detectable_difference, holm, sign_flip, verdict
 
 # What the untrained base is called among the arms.
 BASE = "base"

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from losslens.analysis.cohort import Diverged, Gathered, Subject
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair
-from losslens.analysis.subjects import Diverged, Gathered, Subject
-from losslens.errors import InputError
-from losslens.runs import arm_of
+from losslens.core.errors import InputError
+from losslens.runs.run import arm_of
 
 # What does not tell the arms of one method and rate apart, or is told by other columns.
 _NOT_SETTINGS = ("format", "seed", "init_seed", "method.name", "learning_rate")

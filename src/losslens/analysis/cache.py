@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from losslens.files import atomic_file, digest
+from losslens.core.files import atomic_file, digest
 
 # Raised when the same inputs begin to give other numbers.
 _VERSION = 3

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Column
 from rich.text import Text
 
+from losslens.core.terminal import Table
 from losslens.measures import Measure, PairMeasure, beside_cosine, measure_of, of_pairs, of_runs
-from losslens.plain_table import Table
 
 # More arms than this fill more than a screen with their pairs.
 _MOST_ARMS = 8

@@ -6,11 +6,11 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
-from losslens.config import LearningRate
-from losslens.errors import InputError
-from losslens.identity import settings_of
-from losslens.integrity import require_own_manifest
-from losslens.runs import Run, arm_of
+from losslens.config.identity import settings_of
+from losslens.config.schema import LearningRate
+from losslens.core.errors import InputError
+from losslens.runs.integrity import require_own_manifest
+from losslens.runs.run import Run, arm_of
 
 Facts = TypeVar("Facts", bound="_Facts")
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from losslens import hub
-from losslens.errors import InputError
-from losslens.files import read_json
-from losslens.models import ModelSource, model_identity
+from losslens.core import hub
+from losslens.core.errors import InputError
+from losslens.core.files import read_json
+from losslens.models.loading import ModelSource, model_identity
 
 Identity = Mapping[str, str | None]
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from losslens.analysis.subjects import Subject
-from losslens.errors import InputError
+from losslens.analysis.cohort import Subject
+from losslens.core.errors import InputError
 
 # Up to so many runs all pairs are measured unless the configuration says otherwise.
 _ALL_UP_TO = 8

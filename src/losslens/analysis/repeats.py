@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from losslens.evaluation.statistics import jackknife_interval
 from losslens.measures import Kind, of_pairs
-from losslens.statistics import jackknife_interval
 
 Array = NDArray[np.float64]
 

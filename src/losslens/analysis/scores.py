@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from losslens.evaluation import asked_of
-from losslens.runs import Run
+from losslens.evaluation.outcomes import asked_of
+from losslens.runs.run import Run
 
 
 class Scores:

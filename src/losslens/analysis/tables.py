@@ -12,17 +12,17 @@ import pandas as pd
 
 from losslens.analysis.accuracy import midpoint_table
 from losslens.analysis.cache import Cache
-from losslens.analysis.on_the_base import OnTheBase
+from losslens.analysis.cohort import Gathered
+from losslens.analysis.function_space import OnTheBase
 from losslens.analysis.pairs import Pair
-from losslens.analysis.passes import CkaOfPair
 from losslens.analysis.repeats import pairing, with_levels
-from losslens.analysis.subjects import Gathered
-from losslens.geometry.comparison import PairGeometry, RunGeometry
-from losslens.geometry.connectivity import Curve
-from losslens.geometry.plane import angles, plane
-from losslens.geometry.random_angles import expected_angles
-from losslens.geometry.tables import AgainstBase, Compared
 from losslens.measures import of_functions, of_pairs, of_weights
+from losslens.measures.cka import CkaOfPair
+from losslens.measures.comparison import PairGeometry, RunGeometry
+from losslens.measures.connectivity import Curve
+from losslens.measures.mds import angles, plane
+from losslens.measures.nulls import expected_angles
+from losslens.measures.tables import AgainstBase, Compared
 from losslens.measures.views import Functions
 
 # Of the random subspaces.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.analysis.subjects import Diverged, Subject
+from losslens.analysis.cohort import Diverged, Subject
 
 _PREFIX, _GEOMETRY = "train/", "geometry/"
 # What the analysis has no use for: a cost. The norms of layers and of projections, whose names have another slash, are

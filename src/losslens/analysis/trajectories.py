@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from losslens.analysis.arms import Arm
 from losslens.analysis.cache import Cache
-from losslens.analysis.points import way_of
-from losslens.analysis.subjects import Diverged, Subject
-from losslens.errors import InputError
-from losslens.geometry.trajectory import Path, path
-from losslens.runs import Run, sha256_of_adapter
+from losslens.analysis.cohort import Diverged, Subject
+from losslens.analysis.snapshots import way_of
+from losslens.core.errors import InputError
+from losslens.measures.trajectory import Path, path
+from losslens.runs.run import Run, sha256_of_adapter
 from losslens.updates.folder import open_adapter
 
 COLUMNS = (

@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from losslens.identity import options_of
+from losslens.config.identity import options_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from losslens.config import TrainOn
+    from losslens.config.schema import TrainOn
 
 Unit = Literal["token", "rollout", "pair"]
 Normaliser = Literal["tokens", "rollouts", "pairs"]

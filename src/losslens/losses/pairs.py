@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.losses import Loss
 
 if TYPE_CHECKING:
-    from losslens.config import TrainOn
+    from losslens.config.schema import TrainOn
 
 Pairs = Literal["one", "all"]
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 import pandas as pd
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss
 
 if TYPE_CHECKING:

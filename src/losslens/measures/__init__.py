@@ -2,7 +2,7 @@
 
 From what a measure says of itself come the columns of the tables, the terminal, the report and its explorer, the tables
 for papers, the panels of W&B and the reference in docs/measures.md. A measure is a function of a view (`views`) and an
-entry in the tuple `MEASURES` of a module of this package.
+entry in the tuple `MEASURES` of a module of `definitions`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import Literal
 
+from losslens.measures import definitions
 from losslens.measures.views import Array, Functions, PairWeights, RunWeights
 
 # Where it is shown: in everything; in the terminal and the tables of arms as well; in CSV, explorer and docs only.
@@ -165,7 +166,7 @@ class FunctionMeasure(PairMeasure):
 
 @cache
 def _all() -> tuple[Measure, ...]:
-    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    modules = [import_module(f"{definitions.__name__}.{module.name}") for module in iter_modules(definitions.__path__)]
     found = [measure for module in modules for measure in getattr(module, "MEASURES", ())]
     assert len({measure.name for measure in found}) == len(found)
     return tuple(sorted(found, key=lambda measure: measure.place))

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from losslens.analysis.passes import CkaOfPair
-    from losslens.geometry.connectivity import Curve
+    from losslens.measures.cka import CkaOfPair
+    from losslens.measures.connectivity import Curve
 
 Array = NDArray[np.float64]
 # The expected smallest and largest angle, in degrees, of random subspaces (space, first, second) of several modules.

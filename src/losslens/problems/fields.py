@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.problems import Problem, ProblemSource, Split, Verifier
 
 if TYPE_CHECKING:

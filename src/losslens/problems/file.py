@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from losslens.errors import InputError
-from losslens.files import sha256_of
+from losslens.core.errors import InputError
+from losslens.core.files import sha256_of
 from losslens.problems import Problem, ProblemSource, Split, Verifier, short_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import Asked

@@ -11,11 +11,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import urlsplit
 
-from losslens import hub
-from losslens.errors import InputError, first_line
-from losslens.files import digest, sha256_of
-from losslens.notices import say_once
-from losslens.patterns import compiled
+from losslens.core import hub
+from losslens.core.errors import InputError, first_line
+from losslens.core.files import digest, sha256_of
+from losslens.core.notices import say_once
+from losslens.core.patterns import compiled
 from losslens.problems import Problem, ProblemSource, Split, Verifier, short_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import normal

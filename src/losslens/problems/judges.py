@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from losslens.errors import InputError, first_line
+from losslens.core.errors import InputError, first_line
+from losslens.core.redaction import nameable
 from losslens.problems import Problem, Verdict, Verifier
 from losslens.problems.mathematics import MathVerify
-from losslens.redaction import nameable
 
 # A path (`mypackage.judges.MyJudge`), or a mapping with `_target_` and the options that the class is made with.
 VerifierSetting = str | Mapping[str, Any] | None

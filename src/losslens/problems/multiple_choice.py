@@ -14,8 +14,8 @@ from unicodedata import normalize
 
 import numpy as np
 
-from losslens.errors import InputError
-from losslens.files import sha256_of
+from losslens.core.errors import InputError
+from losslens.core.files import sha256_of
 from losslens.problems import Problem, ProblemSource, Split, Verdict, short_hash
 from losslens.problems.questions import normal
 from losslens.problems.rows import read_rows

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from losslens.errors import InputError, first_line
+from losslens.core.errors import InputError, first_line
 from losslens.problems import Problem, ProblemSource, Split, Verdict, position, short_hash
 from losslens.problems.plain import is_arithmetic, is_formula, is_literal
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from losslens.errors import InputError, first_line
+from losslens.core.errors import InputError, first_line
 
 
 def read_rows(file: Path, csv: bool = False) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:

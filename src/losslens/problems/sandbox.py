@@ -97,7 +97,7 @@ def serve() -> None:
 
 
 def _checked(request: bytes) -> dict[str, Any]:
-    from losslens.errors import InputError, first_line
+    from losslens.core.errors import InputError, first_line
 
     try:
         number, verifier, problem, completion = pickle.loads(request)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from losslens.errors import InputError
-from losslens.notices import say_once
+from losslens.core.errors import InputError
+from losslens.core.notices import say_once
 from losslens.problems import Problem, Split, Verifier, position
 from losslens.problems.mathematics import MathVerify
 from losslens.problems.questions import normal

@@ -19,7 +19,7 @@ from multiprocessing import spawn
 from multiprocessing.util import Finalize
 from typing import Any
 
-from losslens.errors import InputError, first_line
+from losslens.core.errors import InputError, first_line
 from losslens.problems import Problem, Verdict, Verifier, module_of, sandbox
 
 _DIED = "its check ran out of memory or died"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
-from losslens.report.arms import arms as ablation_arms
-from losslens.report.arms import base_on
-from losslens.report.comparison import Comparison
-from losslens.report.folder import AnalysisFolder
+from losslens.report.arm_comparison import arms as ablation_arms
+from losslens.report.arm_comparison import base_on
+from losslens.report.components import Finding
+from losslens.report.loss_comparison import Comparison
 from losslens.report.names import of_loss
-from losslens.report.numbers import listed, number, p_value, percent, points, whole
-from losslens.report.parts import Finding
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.format import listed, number, p_value, percent, points, whole
 
 
 def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:

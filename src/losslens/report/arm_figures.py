@@ -10,9 +10,9 @@ import pandas as pd
 
 from losslens.measures import Measure, PairMeasure, of_pairs, of_runs
 from losslens.report.arm_table import beside
-from losslens.report.numbers import difference, number, percent
-from losslens.report.parts import Figure
-from losslens.report.style import (
+from losslens.report.components import Figure
+from losslens.tables.format import difference, number, percent
+from losslens.tables.style import (
     INK,
     MUTED,
     SHADE,

@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pandas as pd
 
 from losslens.measures import of_pairs, of_runs
-from losslens.report.arms import is_matched, went_wrong
-from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import NOTHING, difference, number, p_value, percent, rate
-from losslens.report.parts import Cell, Column, Row, Table, downloadable
-from losslens.report.style import colour, name_of
+from losslens.report.arm_comparison import is_matched, went_wrong
+from losslens.report.components import Cell, Column, Row, Table, downloadable
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.format import NOTHING, difference, number, p_value, percent, rate
+from losslens.tables.style import colour, name_of
 
 _SAME_RATE = "cosine_to_sft_same_rate"
 _LOST = ("diverged", "collapsed")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from losslens.report.comparison import Comparison
-from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import listed
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.format import listed
 
 
 def caveats(analysis: AnalysisFolder, comparison: Comparison) -> list[str]:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from losslens.report.accuracy_findings import accuracies
-from losslens.report.arms import arms as ablation_arms
-from losslens.report.comparison import Compared, Comparison, Loss
-from losslens.report.folder import AnalysisFolder
-from losslens.report.numbers import NOTHING, listed, number, percent, rate
-from losslens.report.parts import Finding
-from losslens.report.style import name_of
+from losslens.report.arm_comparison import arms as ablation_arms
+from losslens.report.components import Finding
+from losslens.report.loss_comparison import Compared, Comparison, Loss
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.format import NOTHING, listed, number, percent, rate
+from losslens.tables.style import name_of
 
 # Which runs compare two losses, those first that say most.
 _SEEDS = {

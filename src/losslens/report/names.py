@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from losslens.report.numbers import rate, whole
-from losslens.report.style import name_of
+from losslens.tables.format import rate, whole
+from losslens.tables.style import name_of
 
 # Characters of a name that stands beside a row or over a column.
 _LONGEST = 24

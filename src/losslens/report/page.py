@@ -10,22 +10,22 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from losslens.files import atomic_file
-from losslens.report import (
-    explore,
+from losslens.core.files import atomic_file
+from losslens.report.components import Section, downloadable
+from losslens.report.sections import (
+    explorer,
     glance,
     glossary,
-    head,
+    header,
     learning_rate,
-    origin,
+    lineage,
     runs,
     statistics,
     training,
     trajectories,
 )
-from losslens.report.folder import AnalysisFolder
-from losslens.report.parts import Section, downloadable
-from losslens.report.words import about
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.descriptions import about
 
 _HERE = Path(__file__).parent
 # One script: each file uses what stands in those before it.
@@ -34,7 +34,7 @@ _EXPLORER = (
 )  # fmt: skip
 _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     glance.section,
-    explore.section,
+    explorer.section,
     learning_rate.section,
     runs.section,
     statistics.section,
@@ -42,8 +42,8 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     training.geometry,
     training.section,
     glossary.section,
-    origin.left_out,
-    origin.provenance,
+    lineage.left_out,
+    lineage.provenance,
 )
 
 
@@ -65,8 +65,8 @@ def write_report(folder: Path) -> Path:
     if any(section.explorer for section in sections):
         scripts.append("".join(_read(f"explorer/{name}.js") for name in _EXPLORER))
     page = environment.get_template("page.html.jinja").render(
-        title=head.title(analysis),
-        facts=head.facts(analysis),
+        title=header.title(analysis),
+        facts=header.facts(analysis),
         sections=sections,
         style=Markup(_read("page.css") + _read("explore.css")),
         scripts=[Markup(script) for script in scripts],

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pandas as pd
 
-from losslens.files import atomic_file
+from losslens.core.files import atomic_file
 from losslens.measures import Measure, beside_cosine, of_pairs, of_runs
-from losslens.report.arms import arms as ablation_arms
-from losslens.report.arms import is_matched
-from losslens.report.comparison import Comparison
+from losslens.report.arm_comparison import arms as ablation_arms
+from losslens.report.arm_comparison import is_matched
 from losslens.report.findings import ratio
-from losslens.report.folder import AnalysisFolder
+from losslens.report.loss_comparison import Comparison
 from losslens.report.names import short
-from losslens.report.numbers import NOTHING, number, p_value, points, rate, whole
-from losslens.report.style import name_of
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.format import NOTHING, number, p_value, points, rate, whole
+from losslens.tables.style import name_of
 
 # A page holds no more rows of this size.
 _MOST_ROWS = 45

@@ -14,8 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from losslens.errors import InputError
-from losslens.files import atomic_folder, read_object, read_parquet, write_json
+from losslens.core.errors import InputError
+from losslens.core.files import atomic_folder, read_object, read_parquet, write_json
 from losslens.problems.questions import Asked, templates_of
 
 SCHEMA = pa.schema(

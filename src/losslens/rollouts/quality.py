@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from losslens.config import Rollouts
-from losslens.errors import InputError
+from losslens.config.schema import Rollouts
+from losslens.core.errors import InputError
 from losslens.rollouts.frozen import FrozenRollouts, counts
 
 _CUT = 0.5  # a larger share of cut rollouts than this teaches where to stop, and little else

@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from losslens.config import TrainOn
-from losslens.errors import InputError
+from losslens.config.schema import TrainOn
+from losslens.core.errors import InputError
 from losslens.losses import Loss
 from losslens.losses.pairs import mixed_pairs
-from losslens.tokens import read_rollouts
+from losslens.models.tokens import read_rollouts
 
 
 def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:

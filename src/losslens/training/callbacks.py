@@ -14,10 +14,10 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from losslens import preemption, processes
-from losslens.adapters import adapter_hashes, save_adapter
-from losslens.errors import DivergedError, InputError, first_line
-from losslens.files import atomic_folder, digest, read_json, sha256_of, write_json
+from losslens.core import distributed, preemption
+from losslens.core.errors import DivergedError, InputError, first_line
+from losslens.core.files import atomic_folder, digest, read_json, sha256_of, write_json
+from losslens.models.adapters import adapter_hashes, save_adapter
 
 # Names under which the trainers report, and ours.
 _SEAL = "sealed.json"
@@ -132,7 +132,7 @@ class StopWhenAsked(TrainerCallback):
 
     def on_step_end(self, _: TrainingArguments, __: TrainerState, control: TrainerControl, **___: Any) -> None:
         # Of several processes the main one decides, so that all stop after the same step.
-        if processes.shared(preemption.asked()):
+        if distributed.shared(preemption.asked()):
             preemption.ask(signal.SIGUSR2)
             control.should_log = True
             control.should_save = True
@@ -150,8 +150,8 @@ class SealCheckpoint(TrainerCallback):
         self.identity = identity
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
-        processes.barrier()
-        if not processes.is_main():
+        distributed.barrier()
+        if not distributed.is_main():
             return
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         write_json(checkpoint / _SEAL, _seal(self.identity, state.global_step, _hashes(checkpoint)))
@@ -234,7 +234,7 @@ class Snapshots(TrainerCallback):
         self.every = every
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
-        for snapshot in self.folder.glob("step-*") if processes.is_main() else ():
+        for snapshot in self.folder.glob("step-*") if distributed.is_main() else ():
             step = snapshot.name.removeprefix("step-")
             if step.isdigit() and int(step) > state.global_step:
                 shutil.rmtree(snapshot)
@@ -245,7 +245,7 @@ class Snapshots(TrainerCallback):
         if state.global_step % self.every == 0:
             # By every process, so that all of them end; their adapters are the same.
             require_finite(model, state.global_step)
-            if not processes.is_main():
+            if not distributed.is_main():
                 return
             with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
                 save_adapter(model, temporary / "adapter")

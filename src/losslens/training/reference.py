@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from losslens.files import atomic_file, digest
+from losslens.core.files import atomic_file, digest
 from losslens.training.batches import sequences
 
 # Raised when the same tokens begin to get other numbers.

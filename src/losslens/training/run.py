@@ -16,12 +16,12 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
-from losslens import preemption, processes
-from losslens.adapters import LoraSettings, load_adapter, save_adapter
-from losslens.config import Optim
-from losslens.files import atomic_folder
+from losslens.config.schema import Optim
+from losslens.core import distributed, preemption
+from losslens.core.files import atomic_folder
 from losslens.losses import Loss
-from losslens.models import LoadedModel, as_it_was
+from losslens.models.adapters import LoraSettings, load_adapter, save_adapter
+from losslens.models.loading import LoadedModel, as_it_was
 from losslens.training.callbacks import (
     LogTheEnd,
     Metrics,
@@ -33,10 +33,10 @@ from losslens.training.callbacks import (
     fault_of,
     require_finite,
 )
-from losslens.training.live_geometry import Geometry
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.source import RolloutSource
 from losslens.training.trainer import LossTrainer
+from losslens.training.weight_tracking import Geometry
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def make_trainer(
     """
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
-    at_once, checkpointing = way or optim.ways(processes.count(), plan.lora.dropout > 0)[0]
+    at_once, checkpointing = way or optim.ways(distributed.count(), plan.lora.dropout > 0)[0]
     arguments = {
         "output_dir": str(output_dir),
         "learning_rate": plan.learning_rate,
         "max_steps": optim.steps(source.epoch_length),
         "per_device_train_batch_size": at_once,
-        "gradient_accumulation_steps": optim.share(processes.count()) // at_once,
+        "gradient_accumulation_steps": optim.share(distributed.count()) // at_once,
         "lr_scheduler_type": optim.scheduler,
         "warmup_steps": optim.warmup,
         "weight_decay": optim.weight_decay,
@@ -176,8 +176,8 @@ def train_run(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     resumed_from: int | None = None
-    processes.connect("nccl" if base.model.device.type == "cuda" else "gloo")
-    ways = plan.optim.ways(processes.count(), plan.lora.dropout > 0)
+    distributed.connect("nccl" if base.model.device.type == "cuda" else "gloo")
+    ways = plan.optim.ways(distributed.count(), plan.lora.dropout > 0)
     for number, way in enumerate(ways, 1):
         last = _agreed_checkpoint(checkpoints, plan.identity)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
@@ -194,7 +194,7 @@ def train_run(
                         " another run: set optim.micro_batch"
                     ) from error
                 raise
-            if processes.count() > 1:
+            if distributed.count() > 1:
                 # The others wait for this one's gradients, and do not know what it would try next.
                 raise RuntimeError(
                     f"{way[0]} at once do not fit, and several processes cannot try what does: set optim.micro_batch"
@@ -205,15 +205,15 @@ def train_run(
         at_once, checkpointing = ways[number]
         aid = ", with gradient checkpointing" if checkpointing else ""
         print(f"{folder.name}: {way[0]} at once do not fit; going on with {at_once}{aid}", flush=True)
-    processes.barrier()  # nobody reads or writes a checkpoint any more
-    if processes.is_main():
+    distributed.barrier()  # nobody reads or writes a checkpoint any more
+    if distributed.is_main():
         shutil.rmtree(checkpoints, ignore_errors=True)
     rows = source.epoch_length
     return {
         "steps": plan.optim.steps(rows),
         "rows": rows,
         "epochs": plan.optim.steps(rows) * plan.optim.batch_size / rows,
-        "processes": processes.count(),
+        "processes": distributed.count(),
         "resumed_from": resumed_from,
         "micro_batch": way[0],
         "gradient_checkpointing": way[1],
@@ -242,7 +242,7 @@ def _train(
         callbacks.append(SealCheckpoint(plan.identity))
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps, plan.identity))
-        geometry = Geometry(plan.initial_adapter, references) if processes.is_main() else None
+        geometry = Geometry(plan.initial_adapter, references) if distributed.is_main() else None
         if geometry is not None:
             callbacks.insert(0, geometry)  # before the checkpoint is sealed
         trainer = make_trainer(plan, base, source, folder / "checkpoints", callbacks, way=way)
@@ -251,7 +251,7 @@ def _train(
             trainer.add_callback(Metrics(folder / "metrics.jsonl", source.epoch_length, geometry.measure, hand_on))
         else:
             # All begin at the seed; what LoRA dropout leaves out must not be the same for each one's rows.
-            torch.manual_seed(plan.seed + processes.rank())
+            torch.manual_seed(plan.seed + distributed.rank())
         try:
             # A signal in the middle of a step ends training after it.
             with preemption.deferred():
@@ -259,7 +259,7 @@ def _train(
         finally:
             bar.close()
         require_finite(trainer.model, trainer.state.global_step)
-        if processes.is_main():
+        if distributed.is_main():
             with atomic_folder(folder / "adapter") as temporary:
                 save_adapter(trainer.model, temporary)
 
@@ -270,8 +270,8 @@ def _step_of(checkpoint: Path | None) -> int:
 
 def _agreed_checkpoint(folder: Path, identity: str) -> Path | None:
     """The `last_checkpoint` as the main process finds it, for all."""
-    last = last_checkpoint(folder, identity) if processes.is_main() else None
-    name = processes.shared(None if last is None else last.name)
+    last = last_checkpoint(folder, identity) if distributed.is_main() else None
+    name = distributed.shared(None if last is None else last.name)
     return None if name is None else folder / name
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from trl import SFTTrainer
 from trl.trainer.utils import use_adapter
 
-from losslens.errors import InputError
+from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss
 from losslens.training.source import RolloutSource
 

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from losslens.errors import InputError, first_line
-from losslens.files import write_json
+from losslens.core.errors import InputError, first_line
+from losslens.core.files import write_json
 from losslens.updates.base import Array
 from losslens.updates.lora import LoraUpdate
 from losslens.updates.lora_config import LoraConfigFile

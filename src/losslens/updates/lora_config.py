@@ -11,8 +11,8 @@ from typing import Any
 
 import regex
 
-from losslens.errors import InputError, first_line
-from losslens.patterns import compiled
+from losslens.core.errors import InputError, first_line
+from losslens.core.patterns import compiled
 
 # Fields that say where the adapter is put, how it is trained or how it began, and nothing of what it adds to the base.
 # `fan_in_fan_out` says how the base stores its weight; the `*_config` of an initialisation count only with it.

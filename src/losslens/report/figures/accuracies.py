@@ -6,12 +6,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from losslens.report.arms import arms as ablation_arms
-from losslens.report.arms import base_on
-from losslens.report.comparison import Comparison
+from losslens.report.arm_comparison import arms as ablation_arms
+from losslens.report.arm_comparison import base_on
 from losslens.report.figures.canvas import COLUMN, INK, LETTER, SHADE, figure, lines, point_of, rows
-from losslens.report.folder import AnalysisFolder
-from losslens.report.style import colour
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import colour
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:

@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from losslens.report.comparison import Comparison
 from losslens.report.figures.canvas import COLUMN, INK, MUTED, figure, key, legend_above, line_of, lines, upright
-from losslens.report.folder import AnalysisFolder
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
 
 _MEASURE = "angle_min_left"
 

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from losslens.files import atomic_file
-from losslens.report.comparison import Loss
-from losslens.report.style import Looks
+from losslens.core.files import atomic_file
+from losslens.report.loss_comparison import Loss
+from losslens.tables.style import Looks
 
 # Of one column and of both, in most venues; inches.
 COLUMN, PAGE = 3.25, 6.75

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from losslens.report.comparison import Comparison, Loss
 from losslens.report.figures.canvas import COLUMN, INK, figure, key, legend_above, line_of, lines, upright
-from losslens.report.folder import AnalysisFolder
+from losslens.report.loss_comparison import Comparison, Loss
+from losslens.tables.analysis_folder import AnalysisFolder
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:

@@ -9,10 +9,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from losslens.report.comparison import Comparison
 from losslens.report.figures.canvas import COLUMN, INK, LETTER, MUTED, PAGE, SMALL, figure, lines
-from losslens.report.folder import AnalysisFolder
-from losslens.report.style import AGAINST, ALONG, DARK
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import AGAINST, ALONG, DARK
 
 _MOST_WITH_THREE = 14
 # Inches that a number of 7 points takes: with three digits, with two.

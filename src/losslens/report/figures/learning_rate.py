@@ -8,9 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from losslens.report.arms import arms as ablation_arms
-from losslens.report.arms import base_on, is_matched
-from losslens.report.comparison import Comparison
+from losslens.report.arm_comparison import arms as ablation_arms
+from losslens.report.arm_comparison import base_on, is_matched
 from losslens.report.figures.canvas import (
     COLUMN,
     INK,
@@ -22,8 +21,9 @@ from losslens.report.figures.canvas import (
     point_of,
     upright,
 )
-from losslens.report.folder import AnalysisFolder
-from losslens.report.style import colour
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import colour
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:

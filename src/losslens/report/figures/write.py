@@ -7,11 +7,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from losslens.files import atomic_folder
-from losslens.report.comparison import Comparison
+from losslens.core.files import atomic_folder
 from losslens.report.figures import accuracies, angles, connectivity, cosines, learning_rate, norms
 from losslens.report.figures.canvas import style, write
-from losslens.report.folder import AnalysisFolder
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
 
 _FIGURES: tuple[tuple[str, Callable[[AnalysisFolder, Comparison], Figure | None]], ...] = (
     ("cosines", cosines.draw), ("accuracies", accuracies.draw), ("norms", norms.draw), ("angles", angles.draw),

@@ -1,0 +1,171 @@
+"""The learning-rate-matched comparison: one row an arm, averaged over its seeds, beside SFT, usual DPO and the base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from losslens.analysis.accuracy import has_collapsed
+from losslens.analysis.arm_accuracy import BASE
+from losslens.analysis.arms import Arm, nearest
+from losslens.analysis.cohort import Subject
+from losslens.evaluation.statistics import wilson_interval
+from losslens.measures import PairMeasure, of_pairs, of_runs
+
+_SIZES = tuple(measure.name for measure in of_runs())
+_AGAINST = ("diff", "diff_low", "diff_high", "p", "p_holm", "verdict")
+
+
+def _columns_of(measure: PairMeasure, to: str) -> dict[str, str]:
+    """The columns of one measure against another arm, each with the column of `arm_pairs.csv` that it is."""
+    return {f"{measure.name}_to_{to}{end}": f"{measure.name}{end}" for end in measure.endings}
+
+
+_SFT = {name: column for measure in of_pairs("main") for name, column in _columns_of(measure, "sft").items()}
+_DPO = {
+    name: column
+    for m in of_pairs()
+    if m.name == "cosine"
+    for name, column in _columns_of(m, "dpo_conventional").items()
+}
+COLUMNS = (
+    "arm", "method", "lr", "learning_rate", "settings", "same_as", "share_right", "seeds", "diverged", "collapsed",
+    *(f"{size}{end}" for size in _SIZES for end in ("", "_std")),
+    "cosine_repeat", "sft", "pairing", "repeats", "repeat_kind", *_SFT, "cosine_to_sft_same_rate", *_DPO,
+    "benchmark", "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
+    *(f"{other}_{column}" for other in ("base", "sft") for column in _AGAINST),
+)  # fmt: skip
+_COUNTS = ("seeds", "diverged", "collapsed", "repeats", "n")
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """What the arms are told by.
+
+    Attributes:
+        runs: One row a run, with its sizes.
+        arm_pairs: One row for every two arms, and for each and itself, with measures and accuracies.
+        outcomes: Of each arm each problem's share right, one column a run; the base is one of them.
+        benchmark: What these are of.
+    """
+
+    runs: pd.DataFrame
+    arm_pairs: pd.DataFrame
+    outcomes: Mapping[str, pd.DataFrame]
+    benchmark: str | None
+
+    def between(self, arm: Arm, other: str | None) -> Mapping[str, Any]:
+        """The row of two arms, the accuracy that of `arm` over the other; empty where they were not compared."""
+        a, b = self.arm_pairs["arm_a"], self.arm_pairs["arm_b"]
+        name = arm.name()
+        found = self.arm_pairs[((a == name) & (b == other)) | ((a == other) & (b == name))]
+        return _turned(found.iloc[0].to_dict(), name) if len(found) else {}
+
+
+def ablation_table(arms: Sequence[Arm], reference: Subject, tabled: Tabled) -> pd.DataFrame:
+    """One row an arm and name of its learning rate; the rows of a second name say in `same_as` whose runs they are.
+
+    Sizes are means over the runs of an arm, with their standard deviation. What compares two arms is their row of
+    `arm_pairs.csv`, and what an arm shows with itself its repeats. Accuracies are each problem's share of right answers
+    over the arm's runs, so tests and intervals are about problems, not about seeds; the spread over seeds stands beside
+    them.
+    """
+    sft_arms = [arm for arm in arms if arm.method == "sft" and arm.subjects]
+    rate = reference.facts.learning_rate if reference.facts else None
+    base = tabled.outcomes.get(BASE)
+    rows = []
+    for arm in arms:
+        sft = nearest(arm, sft_arms, rate)
+        alike = [o for o in sft_arms if o.learning_rate == arm.learning_rate and arm.distance(o) == 0]
+        row = _facts(arm) | _spread(tabled.runs[tabled.runs["run"].isin([run.name for run in arm.subjects])], _SIZES)
+        own = tabled.between(arm, arm.name())
+        beside = tabled.between(arm, sft.name() if sft else None)
+        row |= {"cosine_repeat": own.get("cosine"), "sft": sft.name() if sft else ""}
+        row |= {name: beside.get(name) for name in ("pairing", "repeats", "repeat_kind")}
+        row |= {name: beside.get(column) for name, column in _SFT.items()}
+        row |= {"cosine_to_sft_same_rate": tabled.between(arm, alike[0].name()).get("cosine") if alike else None}
+        dpo = _usual_dpo(arm, arms)
+        to_dpo = tabled.between(arm, dpo.name() if dpo else None)
+        row |= {name: to_dpo.get(column) for name, column in _DPO.items()}
+        row |= _accuracy(tabled.outcomes.get(arm.name()), tabled.benchmark, base)
+        row |= _against("base", tabled.between(arm, BASE)) | ({} if sft is arm else _against("sft", beside))
+        rows.append(row)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.concat([table, *(_again(row, arm) for row, arm in zip(rows, arms, strict=True))], ignore_index=True)
+    return table.astype(dict.fromkeys(_COUNTS, "Int64"))
+
+
+def _turned(row: dict[str, Any], arm: str) -> dict[str, Any]:
+    """The row with `arm` first; of the measures all are the same both ways but the difference in accuracy."""
+    if row["arm_a"] == arm:
+        return row
+    row |= {"accuracy_diff": -row["accuracy_diff"], "diff_low": -row["diff_high"], "diff_high": -row["diff_low"]}
+    said = row["accuracy_verdict"]
+    return row | {"accuracy_verdict": {"better": "worse", "worse": "better"}.get(said, said)}
+
+
+def _facts(arm: Arm) -> dict[str, Any]:
+    return {
+        "arm": arm.name(),
+        "method": arm.method,
+        "lr": arm.lr,
+        "learning_rate": arm.learning_rate,
+        "settings": arm.settings,
+        "same_as": "",
+        "share_right": arm.facts.trained_on.share_right,
+        "seeds": len(arm.subjects),
+        "diverged": len(arm.diverged),
+    }
+
+
+def _again(row: Mapping[str, Any], arm: Arm) -> pd.DataFrame:
+    """The same runs once more under each other name of their learning rate."""
+    others = [{**row, "arm": arm.name(lr), "lr": lr, "same_as": row["arm"]} for lr in arm.learning_rates[1:]]
+    return pd.DataFrame(others, columns=list(COLUMNS))
+
+
+def _spread(rows: pd.DataFrame, measures: Sequence[str]) -> dict[str, float]:
+    once = rows.drop_duplicates("run")
+    return {
+        name: value
+        for measure in measures
+        for name, value in ((measure, once[measure].mean()), (f"{measure}_std", once[measure].std(ddof=1)))
+    }
+
+
+def _usual_dpo(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
+    """DPO at its conventional rate; where the sweep has several, its usual β and loss count."""
+    candidates = [other for other in arms if other.method == "dpo" and other.subjects and other.at_conventional_rate]
+    usual = {"method.beta": 0.1, "method.loss_type": "sigmoid"}
+    candidates.sort(key=lambda other: (not usual.items() <= other.values.items(), other.base_rate != arm.base_rate))
+    return nearest(arm, candidates, None)
+
+
+def _accuracy(correct: pd.DataFrame | None, benchmark: str | None, base: pd.DataFrame | None) -> dict[str, Any]:
+    if correct is None:
+        return {"collapsed": 0}
+    by_run = correct.mean()
+    low, high = wilson_interval(float(correct.mean(axis=1).sum()), len(correct))
+    untrained = None if base is None else base.iloc[:, 0]
+    return {
+        "collapsed": sum(has_collapsed(correct[run], untrained) for run in correct),
+        "benchmark": benchmark,
+        "accuracy": by_run.mean(),
+        "accuracy_std": by_run.std(ddof=1),
+        "accuracy_min": by_run.min(),
+        "accuracy_max": by_run.max(),
+        "n": len(correct),
+        "ci_low": low,
+        "ci_high": high,
+    }
+
+
+def _against(other: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    columns = dict(
+        zip(_AGAINST, ("accuracy_diff", "diff_low", "diff_high", "p", "p_holm", "accuracy_verdict"), strict=True)
+    )
+    return {f"{other}_{name}": row.get(column, np.nan) for name, column in columns.items()}

@@ -1,0 +1,250 @@
+"""Forward passes of adapters on their base, and the base's own weights: each is made once, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from losslens.analysis.cache import Arrays, Cache
+from losslens.analysis.cohort import Gathered
+from losslens.analysis.pairs import Pair
+from losslens.analysis.probe_set import TeacherForced
+from losslens.config.schema import Cka, Connectivity, Data, Evaluation
+from losslens.core.errors import InputError, UnavailableError
+from losslens.evaluation.outcomes import evaluate
+from losslens.measures.base_weights import Principal, off_principal_share, principal
+from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes, minibatches_of, similarities
+from losslens.measures.connectivity import Curve, SequenceLosses, curve
+from losslens.measures.forward import Sequences, carrying_line, hidden_states, losses, weight_of
+from losslens.measures.tables import AgainstBase
+from losslens.models.limits import limits_of
+from losslens.models.loading import LoadedModel, ModelSource, load_model
+from losslens.rollouts.sample import problem_source
+from losslens.updates.folder import open_adapter
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+class Passes:
+    """Measures adapters on their base. The base is loaded when the first thing that is not known is asked for.
+
+    Args:
+        source: Where the base is.
+        identity: What tells it from another.
+        gathered: The adapters.
+        cache: What was measured before.
+        batch_size: Sequences in one forward pass.
+    """
+
+    def __init__(
+        self, source: ModelSource, identity: dict[str, str | None], gathered: Gathered, cache: Cache, batch_size: int
+    ) -> None:
+        self._source = source
+        self._gathered = gathered
+        self._cache = cache
+        self._batch_size = batch_size
+        self._subjects = gathered.by_name
+        # What `auto` means is another precision where there is a GPU.
+        self._identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
+        self._identity += [source.attention, source.chat_options]
+        # In half precision the batch may change a value.
+        self._half = source.dtype in ("bfloat16", "float16") or (source.dtype == "auto" and torch.cuda.is_available())
+        self._identity.append(batch_size if self._half else None)
+
+    @property
+    def _base(self) -> LoadedModel:
+        try:
+            return load_model(self._source)
+        except InputError as error:
+            raise UnavailableError(str(error)) from error
+
+    def against_base(self, top: int) -> dict[str, AgainstBase]:
+        """Every run against W0."""
+        keys = {name: [self._identity, subject.sha256, top] for name, subject in self._subjects.items()}
+        found = {
+            name: AgainstBase(**known)
+            for name, known in self._known("against_base", keys, ["base_norms", "off_principal"]).items()
+        }
+        missing = [name for name in keys if name not in found]
+        if missing:
+            norms = np.empty(len(self._gathered.modules))
+            shares = {name: np.empty(len(norms)) for name in missing}
+            with ExitStack() as stack:
+                adapters = {name: stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in missing}
+                for m, module in enumerate(_bar(self._gathered.modules, "base weights", "module")):
+                    weight = self._principal(module, self._gathered.shapes[m], top)
+                    norms[m] = weight.norm
+                    for name, adapter in adapters.items():
+                        shares[name][m] = off_principal_share(adapter[module], weight)
+            for name in missing:
+                found[name] = AgainstBase(norms, shares[name])
+                self._cache.save("against_base", keys[name], vars(found[name]))
+        return found
+
+    def _principal(self, module: str, shape: tuple[int, int], top: int) -> Principal:
+        key = [self._identity, module, top]
+        known = self._cache.load("principal", key, ["norm", "left", "right"])
+        if known is None:
+            known = vars(principal(weight_of(self._base.model, module, shape).double().cpu().numpy(), top))
+            self._cache.save("principal", key, known)
+        if (len(known["left"]), len(known["right"])) != shape:
+            raise InputError(f"the adapters do not fit the base: {module} has another shape there")
+        return Principal(float(known["norm"]), known["left"], known["right"])
+
+    def curves(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Connectivity) -> dict[Pair, Curve]:
+        """The loss on the line between the two runs of each pair; the endpoints are measured once a run."""
+        alphas = np.linspace(0, 1, settings.points)
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        about = [self._identity, sequences.key]
+        end_keys = {name: [about, self._subjects[name].sha256] for name in names}
+        line_keys = {
+            pair: [about, settings.points, *sorted(self._subjects[name].sha256 for name in pair)] for pair in pairs
+        }
+        ends = self._known("losses", end_keys, ["nll", "tokens"])
+        lines = self._known("line", line_keys, ["nll"])
+        passes = len(end_keys) - len(ends) + (len(line_keys) - len(lines)) * (settings.points - 2)
+        with tqdm(desc="connectivity", unit="pass", total=passes, leave=False, disable=not passes) as bar:
+            for name in names:
+                if name not in ends:
+                    [at_end] = self._losses([name], [[1.0]], sequences, bar.update)
+                    ends[name] = {"nll": at_end.nll, "tokens": at_end.tokens}
+                    self._cache.save("losses", end_keys[name], ends[name])
+            for pair in pairs:
+                if pair not in lines:
+                    # Kept in the order of the hashes, so that (b, a) finds what (a, b) measured.
+                    weights = [[1 - alpha, alpha] for alpha in alphas[1:-1]]
+                    between = self._losses(self._in_order(pair), weights, sequences, bar.update)
+                    lines[pair] = {"nll": np.stack([losses.nll for losses in between])}
+                    self._cache.save("line", line_keys[pair], lines[pair])
+        found = {}
+        for a, b in pairs:
+            along = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
+            points = [ends[a]["nll"], *along, ends[b]["nll"]]
+            losses = [SequenceLosses(nll, ends[a]["tokens"]) for nll in points]
+            found[a, b] = curve(alphas, losses, settings.resamples)
+        return found
+
+    def _known(self, kind: str, keys: Mapping[Name, Any], names: Sequence[str]) -> dict[Name, Arrays]:
+        """What the cache has of `keys`."""
+        loaded = {name: self._cache.load(kind, key, names) for name, key in keys.items()}
+        return {name: arrays for name, arrays in loaded.items() if arrays is not None}
+
+    def midpoints(
+        self, pairs: Sequence[Pair], problems: int, data: Data, evaluation: Evaluation
+    ) -> dict[Pair, pd.Series]:
+        """Whether ½ΔW_a + ½ΔW_b gets each of the first held-out problems right, greedily; by problem id."""
+        batch = evaluation.batch_size if self._half else None
+        try:
+            source = problem_source(data)
+            asked = source.problems("eval", data.eval, data.seed)[:problems]
+        except InputError as error:
+            raise UnavailableError(str(error)) from error
+        about = [self._identity, source.identity("eval"), data.seed, len(asked), evaluation.max_tokens, batch]
+        found = {}
+        for number, pair in enumerate(pairs, 1):
+            key = [about, *sorted(self._subjects[name].sha256 for name in pair)]
+            known = self._cache.load("midpoint", key, ["problem_id", "correct"])
+            if known is None:
+                with ExitStack() as stack:
+                    adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in pair]
+                    line = carrying_line(self._base.model, self._gathered.modules, *adapters)
+                    model, set_weights = stack.enter_context(line)
+                    set_weights([0.5, 0.5])
+                    outcomes = evaluate(
+                        model,
+                        self._base.tokenizer,
+                        source.verifier,
+                        asked,
+                        max_tokens=evaluation.max_tokens,
+                        batch_size=evaluation.batch_size,
+                        seconds=data.verify_seconds,
+                        description=f"midpoint {number} of {len(pairs)}",
+                    )
+                known = {
+                    "problem_id": outcomes["problem_id"].to_numpy(dtype=str),
+                    "correct": outcomes["correct"].to_numpy(dtype=bool),
+                }
+                self._cache.save("midpoint", key, known)
+            found[pair] = pd.Series(known["correct"], index=known["problem_id"])
+        return found
+
+    def _in_order(self, pair: Pair) -> Pair:
+        a, b = sorted(pair, key=lambda name: self._subjects[name].sha256)
+        return (a, b) if self._subjects[a].sha256 != self._subjects[b].sha256 else pair
+
+    def _tokens(self, sequences: TeacherForced) -> Sequences:
+        """Their token ids, once they are known to be what the base can be shown."""
+        tokens = sequences.tokens(self._base.tokenizer)
+        where, rows = str(sequences.frozen.folder / "rollouts.parquet"), sequences.rows.index.tolist()
+        limits_of(self._source).require_sequences(where, tokens.prompts, tokens.completions, rows)
+        return tokens
+
+    def _losses(
+        self, names: Sequence[str], weights: Sequence[Sequence[float]], sequences: TeacherForced, done: Callable
+    ) -> list[SequenceLosses]:
+        tokens = self._tokens(sequences)
+        found = []
+        with ExitStack() as stack:
+            adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in names]
+            line = carrying_line(self._base.model, self._gathered.modules, *adapters)
+            model, set_weights = stack.enter_context(line)
+            for at in weights:
+                set_weights(at)
+                found.append(losses(model, tokens, self._batch_size))
+                done()
+        return found
+
+    def ckas(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Cka) -> dict[Pair, CkaOfPair]:
+        """CKA of each pair, and of each of its runs with the base."""
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        about = [self._identity, sequences.key, settings.pooling, settings.minibatch]
+        keys: dict[str | None, Any] = {None: [about, None]}  # None is the base
+        keys |= {name: [about, self._subjects[name].sha256] for name in names}
+        found = {
+            name: Similarities(known["whole"], known["without_outlier"], known["outliers"], int(known["n"]))
+            for name, known in self._known("similarities", keys, [f.name for f in fields(Similarities)]).items()
+        }
+        # The base comes first: it says which dimensions are the outliers.
+        for name in _bar([name for name in keys if name not in found], "CKA", "model"):
+            outliers = None if name is None else found[None].outliers
+            found[name] = self._similarities(name, sequences, settings, outliers)
+            self._cache.save("similarities", keys[name], vars(found[name]))
+        together = {
+            **{pair: pair for pair in pairs},
+            **{(name, self._gathered.base_name): (name, None) for name in names},
+        }
+        return {
+            pair: CkaOfPair(
+                cka(found[a].whole, found[b].whole),
+                cka(found[a].without_outlier, found[b].without_outlier),
+                found[None].outliers,
+                found[None].n,
+            )
+            for pair, (a, b) in together.items()
+        }
+
+    def _similarities(
+        self, name: str | None, sequences: TeacherForced, settings: Cka, outliers: np.ndarray | None
+    ) -> Similarities:
+        tokens = self._tokens(sequences)
+        with ExitStack() as stack:
+            model: Any = self._base.model
+            if name is not None:
+                adapter = stack.enter_context(open_adapter(self._subjects[name].adapter))
+                line = carrying_line(model, self._gathered.modules, adapter)
+                model, set_weights = stack.enter_context(line)
+                set_weights([1.0])
+            features = hidden_states(model, tokens, settings.pooling, self._batch_size)
+            sizes = minibatch_sizes(len(tokens.prompts), settings.minibatch)
+            return similarities(minibatches_of(features, sizes), outliers)
+
+
+def _bar(steps: Sequence[Any], phase: str, unit: str) -> Any:
+    return tqdm(steps, desc=phase, unit=unit, leave=False, dynamic_ncols=True, disable=not steps)

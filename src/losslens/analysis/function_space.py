@@ -1,0 +1,122 @@
+"""W0, connectivity, CKA: what needs the base. What cannot be had is said, and the rest goes on without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+from pydantic import ValidationError
+
+from losslens.analysis.cache import Cache
+from losslens.analysis.cohort import Gathered
+from losslens.analysis.forward_passes import Passes
+from losslens.analysis.manifests import RunFacts
+from losslens.analysis.pairs import Chosen, Pair
+from losslens.analysis.probe_set import TeacherForced, held_out
+from losslens.config.schema import AnalyzeConfig, Evaluation
+from losslens.core.errors import InputError, UnavailableError
+from losslens.measures.cka import CkaOfPair
+from losslens.measures.connectivity import Curve
+from losslens.measures.tables import AgainstBase
+from losslens.models.loading import ModelSource, model_identity, source_of
+from losslens.runs.recorded import Trust, data_of, model_of
+
+
+@dataclass
+class OnTheBase:
+    """What was measured; empty where it could not be.
+
+    Attributes:
+        against_base: Every run against W0.
+        curves: The loss on the line between the runs of each chosen pair.
+        ckas: CKA of each chosen pair, and of its runs with the base.
+        midpoints: Which problems the midpoint of each chosen pair gets right.
+        held_out: What the completions are: for the manifest.
+        left_out: What could not be measured, and why.
+    """
+
+    against_base: dict[str, AgainstBase] = field(default_factory=dict)
+    curves: dict[Pair, Curve] = field(default_factory=dict)
+    ckas: dict[Pair, CkaOfPair] = field(default_factory=dict)
+    midpoints: dict[Pair, pd.Series] = field(default_factory=dict)
+    held_out: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chosen, cache: Cache) -> OnTheBase:
+    """Measures all of it, for the chosen pairs.
+
+    Raises:
+        InputError: The base or the completions are not what they should be, or the adapters do not fit.
+    """
+    found = OnTheBase()
+    if chosen.left_out:
+        found.left_out["connectivity, CKA"] = chosen.left_out
+    missing = "relative norm, off-principal share, connectivity, CKA"
+    try:
+        source, identity = _base(config.model_path, gathered.first, trust_of(config))
+        passes = Passes(source, identity, gathered, cache, config.batch_size)
+        found.against_base = passes.against_base(config.top)
+        if not chosen.pairs:
+            return found
+        missing = "connectivity, CKA"
+        frozen = held_out(config.held_out, config.output_dir, gathered.first, trust_of(config), config.model_path)
+    except UnavailableError as error:
+        found.left_out[missing] = str(error)
+        return found
+    completions = TeacherForced(frozen, answer_only=False)
+    on_the_line = TeacherForced(frozen, config.connectivity.loss == "answer")
+    if on_the_line.answer_only and (on_the_line.rows["answer"] == "").any():
+        raise InputError(f"{frozen.folder}: an answer is empty; connectivity.loss=completions does without")
+    found.curves = passes.curves(chosen.pairs, on_the_line, config.connectivity)
+    if gathered.first and config.connectivity.midpoint_problems:
+        try:
+            evaluation = Evaluation.model_validate(gathered.first.config.evaluation)
+            facts = gathered.first.benchmark_data
+            if facts is None or evaluation.engine == "openai":
+                found.left_out["accuracy at the midpoint"] = "the runs were not scored in their own process"
+            else:
+                data = data_of(facts.model_dump(), trust_of(config))
+                asked = config.connectivity.midpoint_problems
+                found.midpoints = passes.midpoints(chosen.pairs, asked, data, evaluation)
+        except UnavailableError as error:
+            found.left_out["accuracy at the midpoint"] = str(error)
+        except ValidationError:
+            found.left_out["accuracy at the midpoint"] = "the runs are of another version of LossLens"
+    found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
+    found.held_out = {
+        "folder": frozen.folder.name, "sha256": frozen.sha256, "sequences": len(completions.rows),
+        "of": len(frozen.table),
+    }  # fmt: skip
+    return found
+
+
+def trust_of(config: AnalyzeConfig) -> Trust:
+    """What the command line lets the runs' manifests ask for."""
+    return Trust(config.trust_remote_code, tuple(config.sources))
+
+
+def _base(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
+    """The base of the runs, where they found it or at `model_path`."""
+    if run is not None:
+        try:
+            source = source_of(model_of(run.config.model.model_dump(), trust))
+        except ValidationError as error:
+            raise UnavailableError("the runs are of another version of LossLens") from error
+        if model_path is not None and model_path != source.path:
+            source = replace(source, field="model_path", path=model_path, revision=None, package=None)
+    elif model_path is not None:
+        source = ModelSource("model_path", model_path, None, "auto", "auto", trust.remote_code)
+    else:
+        raise UnavailableError("no run says what the base is; give model_path=FOLDER")
+    try:
+        identity = model_identity(source)
+    except InputError as error:
+        if model_path:
+            raise
+        raise UnavailableError(f"{error}; give model_path=FOLDER") from error
+    if run and identity != run.base:
+        what = f"{source.field}={source.path}: not the base that the runs were trained on"
+        raise InputError(what) if model_path else UnavailableError(f"{what}; give model_path=FOLDER")
+    return source, identity

@@ -1,0 +1,121 @@
+"""The fixed held-out completions on which every model is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from losslens.analysis.manifests import RunFacts
+from losslens.config.schema import HeldOut, RolloutConfig, Rollouts
+from losslens.core.errors import InputError, UnavailableError
+from losslens.measures.forward import Sequences
+from losslens.models.tokens import encode_completion, read_rollouts
+from losslens.problems.questions import templates_of
+from losslens.rollouts.frozen import FrozenRollouts, asked_in, load
+from losslens.rollouts.sample import held_out_rollouts
+from losslens.runs.recorded import Trust, data_of, model_of
+
+
+@dataclass(frozen=True)
+class TeacherForced:
+    """Held-out completions, or the bare reference answers to the same prompts.
+
+    Attributes:
+        frozen: Where they come from.
+        answer_only: Whether the bare reference answer stands right after the prompt, as in arXiv 2606.23740, instead of
+            the completion.
+    """
+
+    frozen: FrozenRollouts
+    answer_only: bool
+
+    @cached_property
+    def rows(self) -> Any:
+        """The rollouts that are right: what is wrong is nothing to hold a model to."""
+        return self.frozen.table[self.frozen.table["reward"] > 0]
+
+    @property
+    def key(self) -> list[Any]:
+        """What tells these sequences from others."""
+        return [self.frozen.identity, self.answer_only]
+
+    def tokens(self, tokenizer: Any) -> Sequences:
+        """The token ids."""
+        prompts, completions = read_rollouts(self.rows, tokenizer, self.frozen.manifest)
+        if self.answer_only:
+            completions = [encode_completion(tokenizer, answer, False) for answer in self.rows["answer"]]
+        return Sequences(prompts, completions)
+
+
+def held_out(
+    settings: HeldOut, output_dir: Path, run: RunFacts | None, trust: Trust, model_path: str | None = None
+) -> FrozenRollouts:
+    """The completions that `settings` names; else those that the runs' own policy gives to held-out problems.
+
+    Args:
+        settings: Of the analysis.
+        output_dir: Where frozen rollouts lie.
+        run: What the runs' manifests say.
+        trust: What they may ask for.
+        model_path: The base, where it is not where the runs found it.
+
+    Raises:
+        UnavailableError: Nobody can be asked for them.
+        InputError: They are damaged, were trained on, or too few of them are right.
+    """
+    if settings.completions is not None:
+        frozen = load(settings.completions, "held_out.completions")
+        _require_held_out(frozen, output_dir, run)
+    elif run is None:
+        raise UnavailableError(
+            "adapters made elsewhere do not say what they were trained on; give held_out.completions"
+        )
+    else:
+        config = run.config
+        try:
+            rollout_config = RolloutConfig(
+                output_dir=output_dir,
+                data=data_of(config.data.model_dump(), trust),
+                model=model_of(config.model.model_dump(), trust),
+                rollouts=Rollouts.model_validate(config.rollouts),
+            )
+        except ValidationError as error:
+            raise UnavailableError("the runs are of another version of LossLens; give held_out.completions") from error
+        model = rollout_config.model
+        if model_path is not None and model_path != model.path:
+            model = model.model_copy(update={"path": model_path, "revision": None, "package": None})
+        # Which server is asked, and with which key, this command line says.
+        server = {"base_url": settings.base_url, "api_key_env": settings.api_key_env}
+        asked = rollout_config.rollouts.server.model_copy(update=server)
+        rollouts = rollout_config.rollouts.model_copy(update={"server": asked})
+        rollout_config = rollout_config.model_copy(update={"rollouts": rollouts, "model": model})
+        frozen = held_out_rollouts(rollout_config, settings.problems, may_ask=settings.base_url is not None)
+    right = frozen.table[frozen.table["reward"] > 0]
+    if len(right) < 4:
+        raise InputError(f"{frozen.folder}: {len(right)} completions are right, and at least 4 are needed")
+    if ((right["completion"] == "") & ~right["finished"]).any():
+        raise InputError(f"{frozen.folder}: a completion is empty")
+    return frozen
+
+
+def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | None) -> None:
+    training = output_dir / "rollouts" / run.rollouts.folder if run else None
+    if training is None or not training.is_dir():
+        return  # not here to compare with
+    trained_on = asked_in(load(training))
+    prompts = frozen.table.drop_duplicates("prompt")
+    templates = templates_of(frozen.manifest.get("identity"))
+    seen = [
+        prompt
+        for prompt, problem_id in zip(prompts["prompt"], prompts["problem_id"], strict=True)
+        if trained_on.has(prompt, templates, problem_id)
+    ]
+    if seen:
+        raise InputError(
+            f"held_out.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems, "
+            f"{' '.join(seen[0].split())[:60]!r} for one"
+        )

@@ -1,0 +1,82 @@
+"""The measures that need nothing but the adapters: cached run by run and pair by pair."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from typing import Any
+
+from tqdm import tqdm
+
+from losslens.analysis.cache import Cache
+from losslens.analysis.cohort import Gathered, Subject
+from losslens.analysis.pairs import Pair, all_pairs
+from losslens.measures.comparison import PairGeometry, RunGeometry, compare
+from losslens.updates.base import pairs_of
+from losslens.updates.folder import open_adapter
+
+
+def geometry(gathered: Gathered, top: int, cache: Cache) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:
+    """Every run, and every pair of runs; what the cache has is not computed again."""
+    names, by_name = gathered.names, gathered.by_name
+    runs, pairs = {}, {}
+    for name in names:
+        if (known := cache.load("run", _run_key(by_name[name]), _names_of(RunGeometry))) is not None:
+            runs[name] = RunGeometry(**known)
+    for a, b in all_pairs(names):
+        if (known := cache.load("pair", _pair_key(by_name[a], by_name[b], top), _names_of(PairGeometry))) is not None:
+            pairs[a, b] = PairGeometry(**known)
+    fresh = _fresh(names, set(runs), set(pairs))
+    if fresh:
+        ordered = [*fresh, *(name for name in names if name not in fresh)]
+        found_runs, found_pairs = _compare([by_name[name] for name in ordered], len(fresh), gathered.modules, top)
+        for name, run in zip(fresh, found_runs, strict=True):
+            runs[name] = run
+            cache.save("run", _run_key(by_name[name]), vars(run))
+        order = {name: number for number, name in enumerate(names)}
+        for (i, j), pair in zip(pairs_of(len(ordered), len(fresh)), found_pairs.values(), strict=True):
+            a, b = sorted((ordered[i], ordered[j]), key=order.__getitem__)
+            pairs[a, b] = pair
+            cache.save("pair", _pair_key(by_name[a], by_name[b], top), vars(pair))
+    return {name: runs[name] for name in names}, {pair: pairs[pair] for pair in all_pairs(names)}
+
+
+def _fresh(names: Sequence[str], runs: set[str], pairs: set[Pair]) -> list[str]:
+    """The fewest runs such that all that is not known is about one of them."""
+    fresh = [name for name in names if name not in runs]
+    missing = {pair for pair in all_pairs(names) if pair not in pairs and not set(pair) & set(fresh)}
+    while missing:
+        [(name, _)] = Counter(name for pair in missing for name in pair).most_common(1)
+        fresh.append(name)
+        missing = {pair for pair in missing if name not in pair}
+    return fresh
+
+
+def _compare(
+    subjects: Sequence[Subject], fresh: int, modules: list[str], top: int
+) -> tuple[list[RunGeometry], dict[tuple[int, int], PairGeometry]]:
+    with ExitStack() as stack:
+        adapters = [stack.enter_context(open_adapter(subject.adapter)) for subject in subjects]
+        folders = {subject.initial for subject in subjects[:fresh] if subject.initial}
+        starts = {folder: stack.enter_context(open_adapter(folder)) for folder in folders}
+        initial = [starts[subject.initial] if subject.initial else None for subject in subjects[:fresh]]
+
+        def progress(steps: Any) -> Any:
+            return tqdm(steps, desc="geometry", unit="module", total=len(modules), leave=False, dynamic_ncols=True)
+
+        return compare(adapters, modules, top=top, fresh=fresh, initial=initial, progress=progress)
+
+
+def _run_key(subject: Subject) -> list[Any]:
+    return [subject.sha256, subject.facts.initial_adapter.sha256 if subject.facts and subject.initial else None]
+
+
+def _names_of(kind: type) -> list[str]:
+    return [field.name for field in fields(kind)]
+
+
+def _pair_key(first: Subject, second: Subject, top: int) -> list[Any]:
+    # 2: angles of unequal ranks are of as many directions as the smaller has.
+    return [*sorted((first.sha256, second.sha256)), top, 2]

@@ -1,0 +1,315 @@
+"""`key=value` arguments before Hydra reads them, and what is wrong with them when it refuses.
+
+Hydra's grammar has characters of its own (`~`, `=`, parentheses, braces, commas). A path or name that holds some is
+quoted here, where that can mean one thing only; what it still refuses is explained in terms of this project's keys.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+from hydra.core.override_parser.types import Override
+from omegaconf import OmegaConf
+from pydantic import BaseModel
+
+from losslens.config.overrides import in_quotes, kind_of, leaves, parsed, quoted
+from losslens.config.schema import RENAMED, Data, TrainConfig
+from losslens.core.errors import InputError
+
+# What is often written, or was called so once, and what it is called here.
+_ALIASES = {
+    **RENAMED,
+    "learning_rate": "lr.base", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
+    "num_train_epochs": "optim.epochs", "max_new_tokens": "rollouts.max_tokens", "teacher": "model.teacher",
+    "warmup_ratio": "optim.warmup", "weight_decay": "optim.weight_decay", "num_generations": "rollouts.k",
+}  # fmt: skip
+_ANY_BELOW = ("difficulty", "files", "verifier")  # sections of a source of problems whose names are not ours
+# The keys of one's own files, and that of one among the benchmarks.
+_FILES, _FILE_TO_SCORE_ON = ("data.path", "data.eval_path"), "benchmark.file.eval_path"
+_TABLE_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|pq|csv|tsv)$", re.IGNORECASE)
+
+
+def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], conf: Path | None = None) -> list[str]:
+    """The arguments as Hydra is to read them: paths and names are quoted where its grammar would take them apart.
+
+    Args:
+        arguments: The command line without the script.
+        script: The script's name, for messages.
+        schema: The configuration that it reads.
+        conf: Its folder, where keys that are not there are to be told before how they would be written.
+
+    Raises:
+        InputError: An argument cannot be read; the message shows how it is written.
+    """
+    sweeps = bool({"-m", "--multirun"} & set(arguments))
+    found = []
+    for place, argument in enumerate(arguments):
+        key, separator, value = argument.partition("=")
+        if not separator or argument.startswith(("-", "~")):
+            found.append(argument)
+            if not argument.startswith(("-", "~")) and not _takes_a_value(arguments[:place]):
+                raise InputError(_not_a_pair(arguments, place))
+            continue
+        root = re.split(r"[.@]", key.lstrip("+"))[0]
+        if root in set(TrainConfig.model_fields) - set(schema.model_fields):
+            where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if key in _FILES else ""
+            raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments{where}")
+        readable = f"{key}={quoted(key, value, sweeps)}"
+        if parsed(readable) is None:
+            if conf is not None and (why := _not_there(argument, key, arguments, conf, schema)):
+                raise InputError(why)
+            raise InputError(_unreadable(arguments, place))
+        found.append(readable)
+    return found
+
+
+def _takes_a_value(before: Sequence[str]) -> bool:
+    """Whether the last of these arguments is a flag of Hydra's that the next one belongs to."""
+    flags = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
+    return bool(before) and before[-1] in flags | {"--info", "-i", "--experimental-rerun"}
+
+
+def _not_a_pair(arguments: Sequence[str], place: int) -> str:
+    """Why an argument without = cannot be read."""
+    before = next((n for n in range(place - 1, -1, -1) if "=" in arguments[n]), None)
+    if before is not None:
+        whole = " ".join(arguments[before : place + 1])
+        if _is_open(arguments[before]) or kind_of(arguments[before].partition("=")[0]) == "path":
+            return f"{arguments[place]}: no key=value; an argument with spaces goes into quotes: {shlex.quote(whole)}"
+    return f"{arguments[place]}: an argument has the form key=value (--help lists the keys)"
+
+
+def _unreadable(arguments: Sequence[str], place: int) -> str:
+    """How an argument is written that Hydra's grammar does not read."""
+    argument = arguments[place]
+    for end in range(place + 2, len(arguments) + 1):
+        whole = " ".join(arguments[place:end])
+        if _is_open(argument) and parsed(whole):
+            return f"{argument}: an argument with spaces goes into quotes: {shlex.quote(whole)}"
+    key, _, value = argument.partition("=")
+    if not re.fullmatch(r"\+{0,2}[\w.@/:*-]+", key):
+        return f"{argument}: {key!r} is no key (--help lists them)"
+    if _is_open(argument):
+        return f"{argument}: a bracket, brace or quote in it is not closed"
+    written = shlex.quote(f"{key}={in_quotes(value)}")
+    return f"{argument}: characters of the value have a meaning of their own; quoted for Hydra and the shell: {written}"
+
+
+def _is_open(argument: str) -> bool:
+    return any(argument.count(left) != argument.count(right) for left, right in ("[]", "{}", "()"))
+
+
+def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
+    """What is wrong with the arguments that Hydra has refused, in one line; empty where that is not found out.
+
+    Args:
+        arguments: The command line without the script.
+        conf: The folder of the configuration.
+        schema: The configuration that the script reads.
+    """
+    sweeps = bool({"-m", "--multirun"} & set(arguments))
+    for argument in arguments:
+        override = parsed(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
+        if override is None:
+            continue
+        key, _, value = argument.partition("=")
+        group = key.partition("@")[0]
+        if (conf / group).is_dir():
+            options = _options(group, conf) + ["basic"] * (group == "hydra/launcher")
+            for choice in _choices(override, value):
+                if choice not in options:
+                    return _no_such_option(group, choice, options)
+        elif not override.is_hydra_override() and (why := _not_there(argument, key, arguments, conf, schema)):
+            return why
+        if override.is_sweep_override() and not sweeps:
+            return f"{argument}: several values {_as_several(key, value, schema)}"
+    return ""
+
+
+def _as_several(key: str, value: str, schema: type[BaseModel]) -> str:
+    """How several values of a key are written: as a list, as a sweep, or as either."""
+    field: Any = schema
+    for part in key.split("."):
+        fields = field.model_fields if isinstance(field, type) and issubclass(field, BaseModel) else {}
+        field = fields[part].annotation if part in fields else None
+    kinds = [field, *get_args(field)]
+    kinds += [inner for kind in kinds if get_origin(kind) is Annotated for inner in get_args(kind)[:1]]
+    listed = key == "benchmark" or any(get_origin(kind) is list for kind in kinds)
+    a_list = f"are a list: {shlex.quote(f'{key}=[{value}]')}"
+    if listed and (key == "benchmark" or len(get_args(field)) < 2):
+        return a_list
+    return f"make a sweep: add -m{f', or {a_list}' if listed else ''}"
+
+
+def _not_there(argument: str, key: str, arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
+    """Why a key is not there: it has another name, or belongs to an option that is not chosen; empty where it is."""
+    if (conf / key.partition("@")[0]).is_dir() or key.startswith(("+", "hydra.")):
+        return ""
+    value = argument.partition("=")[2]
+    if key.startswith("benchmark.") and "benchmark" in schema.model_fields:
+        why = _of_a_benchmark(key, value, arguments, conf)
+    elif _is_known(key, conf, schema):
+        why = _of_another_option(key, value, arguments, conf)
+    else:
+        hint = _hint(key, conf, schema)
+        why = f"there is no {key}{hint and f'; {hint}'} (--help lists the keys)"
+    return f"{argument}: {why}" if why else ""
+
+
+def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], conf: Path) -> str:
+    """Keys of benchmarks name the benchmark: `benchmark.gsm8k.eval`."""
+    _, name, *rest = key.split(".")
+    chosen = _chosen("benchmark", arguments, conf)
+    options = _options("benchmark", conf)
+    if not rest and name in Data.model_fields and name not in options:
+        whose = chosen[0] if chosen else "file" if name.endswith("path") else "NAME"
+        setting = _FILE_TO_SCORE_ON if name.endswith("path") else f"benchmark.{whose}.{name}"
+        added = "" if whose in (chosen or ()) else f"benchmark={whose} "
+        return f"there is no {key}; did you mean {added}{shlex.quote(f'{setting}={value}')}?"
+    if rest and name == "source":
+        return f"there is no {key}; did you mean benchmark.{chosen[0] if chosen else 'NAME'}.{name}.{'.'.join(rest)}?"
+    if name in options and chosen is not None and name not in chosen:
+        every = f"[{','.join([*chosen, name])}]" if chosen else name
+        return f"{name} is not among the benchmarks; add benchmark={every}"
+    if rest and not _is_known(key, conf, TrainConfig):
+        close = get_close_matches(rest[0], Data.model_fields, 1, 0.6)
+        return f"there is no {key}{f'; did you mean benchmark.{name}.{close[0]}?' if close else ''}"
+    return ""
+
+
+def _of_another_option(key: str, value: str, arguments: Sequence[str], conf: Path) -> str:
+    """Which option of a group has a key that the chosen one lacks."""
+    group, _, below = key.partition(".")
+    chosen = _chosen(group, arguments, conf) if group in ("data", "method") and below else None
+    if not chosen or not set(chosen) <= set(_options(group, conf)):
+        return ""
+    having = [option for option in _options(group, conf) if _has(conf / group / f"{option}.yaml", below)]
+    lacking = [option for option in chosen if option not in having]
+    if not lacking:
+        return ""
+    if not having:
+        names = {f"{group}.{name}" for option in chosen for name in _names_in(conf / group / f"{option}.yaml")}
+        close = get_close_matches(key, names, 1, 0.75)
+        return f"there is no {key}{f'; did you mean {close[0]}?' if close else ''} (--help lists the keys)"
+    said = f"{key} is no option of {group}={','.join(lacking)}; "
+    if alone := [option for option in chosen if option in having]:
+        return f"{said}sweep it with {group}={','.join(alone)} alone"
+    setting = shlex.quote(f"{key}={value}")
+    return f"{said}did you mean {group}={'file' if 'file' in having else having[0]} {setting}?"
+
+
+def _chosen(group: str, arguments: Sequence[str], conf: Path) -> list[str] | None:
+    """The options of a group that a command line chooses, or by default; None where an experiment may choose."""
+    for argument in reversed(arguments):
+        name, separator, value = argument.partition("=")
+        if separator and name == group:
+            override = parsed(argument)
+            found = _choices(override, value) if override else []
+            return [] if found == ["null"] else found
+    if any(argument.startswith(("experiment=", "+")) for argument in arguments):
+        return None
+    defaults = [entry for entry in OmegaConf.load(conf / "train.yaml").defaults if OmegaConf.is_dict(entry)]
+    return [str(entry[group]) for entry in defaults if entry.get(group)]
+
+
+def _options(group: str, conf: Path) -> list[str]:
+    return sorted(file.stem for file in (conf / group).glob("*.yaml"))
+
+
+def _names_in(file: Path) -> list[str]:
+    """All dotted names in a file of options, sections among them."""
+
+    def below(section: Any, prefix: str) -> Iterator[str]:
+        for name, entry in section.items():
+            yield f"{prefix}{name}"
+            if isinstance(entry, dict):
+                yield from below(entry, f"{prefix}{name}.")
+
+    return list(below(OmegaConf.to_container(OmegaConf.load(file)), ""))
+
+
+def _has(file: Path, key: str) -> bool:
+    """Whether an option has a key, or takes any below one: `source.difficulty`, whose names are the task's."""
+    names = _names_in(file)
+    return key in names or any(key.startswith(f"{name}.") for name in names if name.rpartition(".")[2] in _ANY_BELOW)
+
+
+def _choices(override: Override, value: str) -> list[str]:
+    """The options that an argument names of a group, as they were written."""
+    text = value[1:-1] if re.fullmatch(r"\[.*\]", value) else value
+    if override.is_sweep_override() and not override.is_discrete_sweep():
+        return []
+    return [part.strip().strip("\"'") for part in text.split(",") if part.strip()]
+
+
+def _no_such_option(group: str, choice: str, options: list[str]) -> str:
+    among = f"No {group}/{choice}.yaml; {group} takes one of {', '.join(options)}"
+    number = bool(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", choice, re.IGNORECASE))
+    path = "/" in choice or choice.startswith((".", "~")) or Path(choice).expanduser().exists()
+    instead = ""
+    if number:
+        rank = f"lora_rank=r{choice}" if f"r{choice}" in options else f"lora_rank.r={choice}"
+        instead = {"lr": f"lr.base={choice}", "lora_rank": rank}.get(group, "")
+    elif group == "model" and path:
+        instead = shlex.quote(f"model.path={choice}")
+    elif group in ("data", "benchmark") and (_TABLE_FILE.search(choice) or Path(choice).expanduser().is_file()):
+        name = "data.path" if group == "data" else "benchmark.file.eval_path"
+        instead = f"{group}=file {shlex.quote(f'{name}={choice}')}"
+    elif group in ("data", "benchmark") and path:
+        key = "data" if group == "data" else "benchmark.gsm8k"
+        instead = f"{group}=gsm8k {shlex.quote(f'{key}.source.repo={choice}')} with its columns (docs/data.md)"
+    elif close := get_close_matches(choice.lower(), options, 1, 0.6 if group == "model" else 0.5):
+        instead = f"{group}={close[0]}"
+    if group == "model":
+        among += "; any other is model.path=FOLDER_OR_HUB_ID"
+    if choice in ("null", "None", "none", "true", "false"):
+        among += "; none of them is []"
+    return f"{group}={choice}: {f'did you mean {instead}? ' if instead else ''}{among}"
+
+
+def _is_known(key: str, conf: Path, schema: type[BaseModel]) -> bool:
+    parts = key.split(".")
+    for known in _keys(conf, schema):
+        expected = known.split(".")
+        # Below a mapping anything may stand, and a whole section may be given.
+        shared = min(len(parts), len(expected))
+        same = all(e in ("*", p) for e, p in zip(expected[:shared], parts[:shared], strict=True))
+        if same and (len(parts) <= len(expected) or known in ("data.source", "benchmark.*.source", *_OPEN)):
+            return True
+    return False
+
+
+# Mappings whose keys are the user's own.
+_OPEN = ("model.chat_options", "rollouts.server.extra_body", "evaluation.server.extra_body", "resources.sbatch")
+
+
+def _keys(conf: Path, schema: type[BaseModel]) -> list[str]:
+    """All dotted keys of a script, the methods' options among them."""
+    names = [name for name, _ in leaves(schema) if name != "method.*"]
+    if "method" in schema.model_fields:
+        for file in sorted((conf / "method").glob("*.yaml")):
+            names += [f"method.{name!s}" for name in map(str, OmegaConf.load(file))]
+    return list(dict.fromkeys(names))
+
+
+def _hint(key: str, conf: Path, schema: type[BaseModel]) -> str:
+    """`did you mean …?` of the keys that are like one that is not there; empty where none is."""
+    keys = _keys(conf, schema)
+    plain = [name for name in keys if "*" not in name]
+    for option in ("file", "gsm8k") if "data" in schema.model_fields else ():
+        plain += [f"data.{name}" for name in _names_in(conf / "data" / f"{option}.yaml")]
+    plain = list(dict.fromkeys(plain))
+    leaf = key.rpartition(".")[2]
+    close: Iterable[str] = [_ALIASES[key]] if _ALIASES.get(key) in plain else []
+    close = close or [name for name in plain if name.rpartition(".")[2] == leaf]
+    close = close or get_close_matches(key, plain, 1, 0.75)
+    if not close:
+        leaves = {name.rpartition(".")[2] for name in plain}
+        like = get_close_matches(leaf.lower().replace("-", "_"), leaves, 1, 0.75)
+        close = [name for name in plain if like and name.rpartition(".")[2] == like[0]]
+    return f"did you mean {' or '.join(list(close)[:3])}?" if close else ""

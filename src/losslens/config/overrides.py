@@ -1,0 +1,121 @@
+"""One `key=value` argument in Hydra's grammar: how it is read, how its value is quoted, which keys hold paths."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from pydantic import BaseModel
+
+from losslens.config.schema import SOURCE_PATHS, Data, TrainConfig, UserPath
+
+_AT_HOME = get_args(UserPath)[1]  # what marks a path among the types of config.py
+_QUOTES = ('"', "'")
+
+
+def quoted(key: str, value: str, sweeps: bool) -> str:
+    """A value, in quotes of Hydra's where it is a path or name that would be read as something else."""
+    kind = kind_of(key.lstrip("+"))
+    if not kind or not value or value == "null" or "${" in value or re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
+        return value
+    if kind == "paths":
+        return value if parsed(f"{key}={value}") else _quoted_mapping(value)
+    override = parsed(f"{key}={value}")
+    if override is None:
+        if kind != "path":
+            return value
+        return ",".join(map(in_quotes, value.split(","))) if sweeps and "," in value else in_quotes(value)
+    if override.is_sweep_override():
+        return in_quotes(value) if kind == "path" and Path(value).expanduser().exists() else value
+    read = override.value()
+    if isinstance(read, (bool, int, float)) or (kind == "path" and not (isinstance(read, str) and read == value)):
+        return in_quotes(value)
+    return value
+
+
+def _quoted_mapping(value: str) -> str:
+    """`{name: path, …}` with its paths in quotes; as it is where it has another form."""
+    inside = re.fullmatch(r"\{(.*)\}", value, re.DOTALL)
+    pairs = re.split(r",\s*(?=[\w.-]+:\s)", inside[1]) if inside else []
+    named = [re.fullmatch(r"\s*([\w.-]+):\s*(.*?)\s*", pair, re.DOTALL) for pair in pairs]
+    if not named or not all(named):
+        return value
+    parts = [(pair[1], pair[2]) for pair in named if pair]
+    return "{" + ", ".join(f"{name}: {path if path[:1] in _QUOTES else in_quotes(path)}" for name, path in parts) + "}"
+
+
+def in_quotes(text: str) -> str:
+    """Quotes a text for Hydra's grammar."""
+    # Of backslashes Hydra reads only those in front of a quote.
+    return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text) + '"'
+
+
+def parsed(argument: str) -> Override | None:
+    """The argument as Hydra's grammar reads it; None where it does not."""
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException:
+        return None
+
+
+def kind_of(key: str) -> Literal["", "path", "paths", "name"]:
+    """Kind of a key's value: a path, a mapping of names to paths, another text (`name`); empty for all else."""
+    kinds = _texts()
+    parts = key.split(".")
+    for pattern, kind in kinds.items():
+        expected = pattern.split(".")
+        if len(parts) == len(expected) and all(e in ("*", p) for e, p in zip(expected, parts, strict=True)):
+            return kind
+        if kind == "path" and expected[-1] == "*" and expected[:-1] == parts:
+            return "paths"
+    return ""
+
+
+@lru_cache(maxsize=1)
+def _texts() -> dict[str, Literal["path", "name"]]:
+    """The keys of all scripts whose values are texts, `*` standing for any name."""
+    from losslens.config.schema import AnalyzeConfig, EvaluateConfig
+
+    found: dict[str, Literal["path", "name"]] = {}
+    for schema in (TrainConfig, EvaluateConfig, AnalyzeConfig):
+        for name, types in leaves(schema):
+            if _AT_HOME in types:
+                found[name] = "path"
+            elif str in types and not types & {int, float, bool}:
+                found.setdefault(name, "name")
+    return found
+
+
+def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, set[Any]]]:
+    """The dotted names of a schema's fields, with the types that each may have and what marks them."""
+    for name, field in schema.model_fields.items():
+        yield from _of_type(field.annotation, f"{prefix}{name}", set(field.metadata))
+    if schema is Data:
+        yield from ((f"{prefix}source.{name}", {_AT_HOME}) for name in SOURCE_PATHS)
+
+
+def _of_type(kind: Any, name: str, marks: set[Any]) -> Iterator[tuple[str, set[Any]]]:
+    simple = set(marks)
+    parts = [kind]
+    while parts:
+        part = parts.pop()
+        origin, arguments = get_origin(part), get_args(part)
+        if origin is Annotated:
+            parts.append(arguments[0])
+            simple |= {mark for mark in arguments[1:] if mark.__hash__}
+        elif origin in (Union, UnionType):
+            parts += arguments
+        elif origin is dict:
+            yield from _of_type(arguments[1], f"{name}.*", set())
+        elif isinstance(part, type) and issubclass(part, BaseModel):
+            yield from leaves(part, f"{name}.")
+        elif origin is not list:
+            simple.add(str if origin is Literal else part)
+    yield name, simple

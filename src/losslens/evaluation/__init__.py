@@ -1,0 +1,1 @@
+"""Answers to held-out problems, and what they show."""

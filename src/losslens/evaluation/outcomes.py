@@ -1,0 +1,139 @@
+"""What a model answers to held-out problems: one outcome an answer, on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from losslens.core.completions import Completion
+from losslens.core.errors import InputError
+from losslens.core.files import atomic_file, digest, read_parquet, read_parquet_metadata
+from losslens.problems import Problem, Verifier
+from losslens.problems.verification import verdicts
+
+SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample", pa.int64()),
+        ("completion", pa.string()),
+        ("answer", pa.string()),  # read out of the completion; null when there is none
+        ("correct", pa.bool_()),
+    ]
+)
+_ASKED = b"losslens.asked"
+_SCORED = b"losslens.scored"
+
+
+def outcomes_of(
+    verifier: Verifier, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]], seconds: float
+) -> pd.DataFrame:
+    """The verdict on each completion of each problem, each within `seconds`; columns as in `SCHEMA`."""
+    asked = [
+        (problem, sample)
+        for problem, group in zip(problems, completions, strict=True)
+        for sample, _ in enumerate(group)
+    ]
+    texts = [completion.text for group in completions for completion in group]
+    checked = verdicts(verifier, [problem for problem, _ in asked], texts, seconds)
+    return pd.DataFrame(
+        {
+            "problem_id": [problem.id for problem, _ in asked], "sample": [sample for _, sample in asked],
+            "completion": texts, "answer": [verdict.answer for verdict in checked],
+            "correct": [verdict.correct for verdict in checked],
+        }
+    )  # fmt: skip
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    verifier: Verifier,
+    problems: Sequence[Problem],
+    *,
+    max_tokens: int,
+    batch_size: int,
+    seconds: float,
+    description: str,
+) -> pd.DataFrame:
+    """One greedy completion of each problem and its verdict; columns as in `SCHEMA`."""
+    from losslens.sampling.local import generate_greedy
+
+    completions = generate_greedy(
+        model,
+        tokenizer,
+        [problem.prompt for problem in problems],
+        max_new_tokens=max_tokens,
+        batch_size=batch_size,
+        description=description,
+    )
+    return outcomes_of(verifier, problems, [[completion] for completion in completions], seconds)
+
+
+def write_outcomes(outcomes: pd.DataFrame, file: Path, asked: str, scored: str) -> None:
+    """Writes outcomes.
+
+    Args:
+        outcomes: Columns as in `SCHEMA`.
+        file: Where.
+        asked: Names the problems and the decoding: outcomes compare where it is the same.
+        scored: Names the model that answered.
+    """
+    table = pa.Table.from_pandas(outcomes, schema=SCHEMA, preserve_index=False)
+    metadata = {_ASKED: asked.encode(), _SCORED: scored.encode()}
+    with atomic_file(file) as temporary:
+        pq.write_table(table.replace_schema_metadata(metadata), temporary)
+
+
+def is_scored(file: Path, asked: str, scored: str) -> bool:
+    """Whether `file` holds, unharmed, the outcomes that these two name."""
+    try:
+        metadata = read_parquet(file).schema.metadata or {}
+    except InputError:
+        return False
+    return (metadata.get(_ASKED), metadata.get(_SCORED)) == (asked.encode(), scored.encode())
+
+
+def asked_of(file: Path) -> str:
+    """The `asked` that `file` was written with.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return _metadata(file, _ASKED)
+
+
+def scored_of(file: Path) -> str:
+    """The `scored` that `file` was written with.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    return _metadata(file, _SCORED)
+
+
+def scored_by(base_identity: dict[str, str | None], adapter_sha256: str | None) -> str:
+    """The name of who answers: the base, with an adapter on it unless that is None."""
+    return digest([base_identity, adapter_sha256], 16)
+
+
+def _metadata(file: Path, name: bytes) -> str:
+    return read_parquet_metadata(file).get(name, b"").decode("utf-8", "replace")
+
+
+def read_outcomes(file: Path) -> pd.DataFrame:
+    """The outcomes in `file`.
+
+    Raises:
+        InputError: It cannot be read, lacks a column or a value, or holds one sample twice.
+    """
+    outcomes = read_parquet(file, SCHEMA).to_pandas(ignore_metadata=True)
+    if outcomes[["problem_id", "sample", "correct"]].isna().any(axis=None):
+        raise InputError(f"{file}: an outcome has no problem_id, sample or correct")
+    if outcomes.duplicated(["problem_id", "sample"]).any():
+        raise InputError(f"{file}: a sample of a problem stands in it twice")
+    return outcomes

@@ -1,1 +1,0 @@
-"""Measures of weight updates, of whatever kind. All arithmetic is float64."""

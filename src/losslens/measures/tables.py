@@ -1,0 +1,189 @@
+"""The tables of weight measures: by run, by run and module, by pair, by pair and layer, by pair and module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from losslens.measures import RunMeasure, WeightMeasure, of_runs, of_weights
+from losslens.measures.nulls import expected_angles
+from losslens.measures.views import Array, Draw, PairWeights, RunWeights
+
+if TYPE_CHECKING:
+    from losslens.measures.comparison import PairGeometry, RunGeometry
+
+Pair = tuple[str, str]
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class AgainstBase:
+    """One run against the weights it is added to. M modules.
+
+    Attributes:
+        base_norms: ‖W0‖_F, shape (M,).
+        off_principal: `off_principal_share` of each module, shape (M,).
+    """
+
+    base_norms: Array
+    off_principal: Array
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What is known of several updates of the same modules, for `weight_tables`.
+
+    Attributes:
+        modules: Names of the M modules.
+        shapes: (out, in) of each.
+        runs: What each run shows, by name.
+        pairs: What each pair shows.
+        top: Leading singular directions whose subspaces are compared.
+        against_base: Each run against W0, where the base is known.
+        ranks: Of each run the rank that each module may have; that which it has by default.
+        same_a: Whether both runs of a pair started from one A; None, the default, where that is not known.
+        draw: Angles of random subspaces.
+    """
+
+    modules: Sequence[str]
+    shapes: Sequence[tuple[int, int]]
+    runs: Mapping[str, RunGeometry]
+    pairs: Mapping[Pair, PairGeometry]
+    top: int
+    against_base: Mapping[str, AgainstBase] = field(default_factory=dict)
+    ranks: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    same_a: Mapping[Pair, bool | None] = field(default_factory=dict)
+    draw: Draw = expected_angles
+
+
+@dataclass(frozen=True)
+class WeightTables:
+    """The weight measures of several runs, with their nulls. What has no direction (an update of 0) gives empty cells.
+
+    Attributes:
+        runs: One row a run.
+        run_modules: One row a run and module, with its singular values and all drift angles (degrees).
+        pairs: One row a pair.
+        layers: One row a pair and layer.
+        modules: One row a pair and module, with every angle (degrees, ascending).
+    """
+
+    runs: pd.DataFrame
+    run_modules: pd.DataFrame
+    pairs: pd.DataFrame
+    layers: pd.DataFrame
+    modules: pd.DataFrame
+
+
+def weight_tables(compared: Compared) -> WeightTables:
+    """Every weight measure of every run and pair: over all modules, by layer, by module."""
+    runs, pairs = run_weights(compared), pair_weights(compared)
+    run_keys = pd.DataFrame({"run": list(compared.runs)})
+    pair_keys = pd.DataFrame(list(compared.pairs), columns=["run_a", "run_b"])
+    layers = np.array([layer_of(module) for module in compared.modules], dtype=int)
+    modules = pd.DataFrame({"module": list(compared.modules), "layer": layers})
+    every = np.unique(layers)
+    run_modules = _table(run_keys.merge(modules, how="cross"), of_runs(), [runs.each()])
+    pair_modules = _table(pair_keys.merge(modules, how="cross"), of_weights(), [pairs.each()])
+    of_pairs = _table(pair_keys, of_weights(), [pairs])
+    return WeightTables(
+        _table(run_keys, of_runs(), [runs]),
+        run_modules.assign(singular_values=_lists(runs.singular_values), drift=_lists(np.degrees(runs.drift))),
+        # The same number under both names, for readers of either.
+        of_pairs.assign(orthogonal_b_to_a=of_pairs["orthogonal_a_to_b"]),
+        _table(
+            pair_keys.merge(pd.DataFrame({"layer": every}), how="cross"),
+            of_weights("more"),
+            [pairs.at(layers == layer) for layer in every],
+        ),
+        pair_modules.assign(
+            angles_left=_lists(np.degrees(pairs.angles_left)), angles_right=_lists(np.degrees(pairs.angles_right))
+        ),
+    )
+
+
+def run_weights(compared: Compared) -> RunWeights:
+    """The runs as measures see them, shape (runs, M)."""
+    unknown = AgainstBase(*np.full((2, len(compared.modules)), np.nan))
+    based = [compared.against_base.get(name, unknown) for name in compared.runs]
+    inside = [min(compared.top, *shape) ** 2 / (shape[0] * shape[1]) for shape in compared.shapes]
+    return RunWeights(
+        singular_values=_stacked([run.singular_values for run in compared.runs.values()], len(compared.modules)),
+        drift=_stacked([run.drift for run in compared.runs.values()], len(compared.modules)),
+        base_norms=np.array([base.base_norms for base in based]),
+        off_principal=np.array([base.off_principal for base in based]),
+        off_principal_null=1 - np.array(inside),
+    )
+
+
+def pair_weights(compared: Compared) -> PairWeights:
+    """The pairs as measures see them, shape (pairs, M)."""
+    count, of, pairs = len(compared.modules), list(compared.pairs), compared.pairs.values()
+    squared = {name: np.nansum(run.singular_values**2, axis=1) for name, run in compared.runs.items()}
+    found = {name: np.sum(~np.isnan(run.singular_values), axis=1) for name, run in compared.runs.items()}
+    ranks = {name: np.asarray(compared.ranks.get(name, rank)) for name, rank in found.items()}
+    outputs, inputs = np.array(compared.shapes, dtype=np.float64).reshape(-1, 2).T
+    same_a = np.array([np.nan if (same := compared.same_a.get(pair)) is None else same for pair in of], dtype=float)
+
+    def rows(values: Sequence[Array]) -> Array:
+        return np.array(values, dtype=np.float64).reshape(len(of), count)
+
+    return PairWeights(
+        squared_a=rows([squared[a] for a, _ in of]),
+        squared_b=rows([squared[b] for _, b in of]),
+        inner=rows([pair.inner for pair in pairs]),
+        right_overlap=rows([pair.right_overlap for pair in pairs]),
+        angles_left=_stacked([pair.angles_left for pair in pairs], count),
+        angles_right=_stacked([pair.angles_right for pair in pairs], count),
+        u1=rows([pair.u1 for pair in pairs]),
+        v1=rows([pair.v1 for pair in pairs]),
+        outputs=outputs,
+        inputs=inputs,
+        widths=rows([np.sum(~np.isnan(pair.angles_left), axis=-1) for pair in pairs]),
+        inputs_met=rows(
+            [_inputs_met(same, ranks[a], ranks[b], inputs) for same, (a, b) in zip(same_a, of, strict=True)]
+        ),
+        same_a=same_a,
+        draw=compared.draw,
+    )
+
+
+def _inputs_met(same_a: float, rank_a: Array, rank_b: Array, inputs: Array) -> Array:
+    """See `PairWeights.inputs_met`."""
+    if same_a == 1:
+        return np.minimum(np.maximum(rank_a, rank_b), inputs)
+    return np.where(np.isnan(same_a), np.nan, inputs)
+
+
+def layer_of(module: str) -> int:
+    """The number of the layer that a module belongs to; −1 for one outside the layers."""
+    match = _LAYER.search(module)
+    return int(match[1]) if match else -1
+
+
+def _table(keys: pd.DataFrame, measures: Sequence[RunMeasure | WeightMeasure], views: Sequence[Any]) -> pd.DataFrame:
+    """`keys` with each measure and its null, a row of each of them having as many keys as there are views."""
+    columns: dict[str, Array] = {}
+    for measure in measures:
+        for name, of in ((measure.name, measure.value), (f"{measure.name}_null", measure.null)):
+            if of is not None:
+                columns[name] = np.stack([of(view) for view in views], axis=-1).reshape(-1)
+    return pd.concat([keys, pd.DataFrame(columns, index=keys.index)], axis=1)
+
+
+def _stacked(rows: Sequence[Array], modules: int) -> Array:
+    """Arrays of shape (M, k) as one, shape (rows, M, largest k), filled up with NaN."""
+    filled = np.full((len(rows), modules, max((row.shape[1] for row in rows), default=0)), np.nan)
+    for into, row in zip(filled, rows, strict=True):
+        into[:, : row.shape[1]] = row
+    return filled
+
+
+def _lists(values: Array) -> list[Array]:
+    """The rows of the last axis, each without its NaN at the end."""
+    return [row[~np.isnan(row)] for each in values for row in each]

@@ -1,0 +1,255 @@
+"""LoRA adapters: which modules they are put on, the initial one that every method starts from, and their folders."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+
+from losslens.core.errors import InputError, first_line
+from losslens.core.files import atomic_folder, digest, read_json, read_object, sha256_of, write_json
+from losslens.models.loading import ModelSource, as_it_was, skeleton
+from losslens.updates.lora_config import LoraConfigFile
+
+# torch and peft are imported where they are needed: a sweep that is finished must not wait for them.
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The adapter that is trained: rank, alpha, dropout and the modules it is put on.
+
+    Attributes:
+        target_modules: Names of linear modules, or `attention` (every linear module of the attention blocks), or
+            `all_linear` (every linear module but the head).
+    """
+
+    r: int
+    alpha: float
+    dropout: float
+    target_modules: tuple[str, ...] | str
+
+    def peft_config(self, model: Any) -> Any:
+        """The same as PEFT's `LoraConfig`, for `model`.
+
+        Raises:
+            InputError: The model has no module of one of the names, or one that is not linear.
+        """
+        from peft import LoraConfig
+
+        if self.target_modules == "attention":
+            targets: list[str] | str = attention_modules(model)
+        elif self.target_modules == "all_linear":
+            targets = "all-linear"
+        else:
+            targets = list(self.target_modules)
+            _require_linear(model, targets)
+        return LoraConfig(
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules=targets, task_type="CAUSAL_LM"
+        )
+
+
+def _require_linear(model: Any, targets: list[str]) -> None:
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    modules = dict(model.named_modules())
+    for target in targets:
+        found = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not found:
+            head = model.get_output_embeddings()
+            linear = [name for name, m in modules.items() if isinstance(m, (Linear, Conv1D)) and m is not head]
+            names = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
+            there = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            raise InputError(
+                f"model.target_modules: no module is called {target}; the linear ones are {there or 'none'}"
+            )
+        for name in found:
+            if not isinstance(modules[name], (Linear, Conv1D)):
+                kind = type(modules[name]).__name__
+                raise InputError(
+                    f"model.target_modules: {name} is no linear module ({kind}); only those can be adapted"
+                )
+
+
+def attention_modules(model: Any) -> list[str]:
+    """Names, as PEFT matches them, of the linear modules inside the attention blocks of any architecture.
+
+    An attention block is a module whose class says so (`Qwen3Attention`, `GPT2Attention`, …); a name is the path from
+    the block's parent, such as `self_attn.q_proj`, since `c_proj` alone would also be a part of GPT-2's MLP.
+
+    Raises:
+        InputError: There is no such module.
+    """
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    modules = dict(model.named_modules())
+    found = set()
+    for name, module in modules.items():
+        if not isinstance(module, (Linear, Conv1D)):
+            continue
+        parts = name.split(".")
+        for depth in range(1, len(parts)):
+            if "attention" in type(modules[".".join(parts[:depth])]).__name__.lower():
+                found.add(".".join(parts[depth - 1 :]))
+                break
+    if not found:
+        raise InputError("model.target_modules=attention: no attention block with linear modules; name the modules")
+    return sorted(found)
+
+
+@lru_cache(maxsize=32)
+def require_targets(source: ModelSource, settings: LoraSettings) -> None:
+    """Refuses modules that no plain LoRA can be put on, by the model's configuration alone: no weight is read.
+
+    Raises:
+        InputError: As for `initial_adapter`; the model's configuration cannot be read.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        _with_lora(skeleton(source), settings)
+
+
+def _with_lora(base: Any, settings: LoraSettings) -> Any:
+    """The base with a new adapter on it, all of whose modules are linear.
+
+    Raises:
+        InputError: As for `initial_adapter`.
+    """
+    from peft import get_peft_model
+    from peft.tuners import lora
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    said = "model.target_modules" + (
+        "" if isinstance(settings.target_modules, tuple) else f"={settings.target_modules}"
+    )
+    try:
+        with warnings.catch_warnings(category=RuntimeWarning, action="ignore"):
+            adapter = get_peft_model(base, settings.peft_config(base))
+    except ValueError as error:
+        raise InputError(f"{said}: {first_line(error)}") from error
+    if isinstance(adapter.get_output_embeddings(), BaseTunerLayer):
+        raise InputError("model.target_modules: the language-model head cannot be adapted")
+    for name, module in adapter.get_base_model().named_modules():
+        if not isinstance(module, BaseTunerLayer) or isinstance(module, lora.Linear):
+            continue
+        name = name.replace(".base_layer", "")
+        if isinstance(module, lora.ParamWrapper):
+            raise InputError(
+                f"{said}: {name}.{module.parameter_name} is a parameter (experts), which PEFT adapts by "
+                "target_parameters; only linear modules can be adapted: name them, or model.target_modules=attention"
+            )
+        raise InputError(f"{said}: {name} is no linear module ({type(module.get_base_layer()).__name__})")
+    return adapter
+
+
+def initial_adapter(
+    output_dir: Path, base_identity: dict[str, str | None], base: Any, settings: LoraSettings, init_seed: int
+) -> Path:
+    """The folder of the initial adapter of (base, LoRA settings, `init_seed`); made when it is missing.
+
+    A is drawn as PEFT draws it (Kaiming-uniform) after seeding torch with `init_seed`, B is 0. All runs load this one
+    file, so that A cannot differ between trainers. It depends on the base's precision, which is part of the key.
+
+    Raises:
+        InputError: The folder's content is not what was written, no module has one of the target names, or one that has
+            is not linear.
+    """
+    import torch
+    from filelock import FileLock
+
+    key = digest({"base": base_identity, "lora": settings, "init_seed": init_seed, "dtype": str(base.dtype)}, 12)
+    folder = output_dir / "init" / key
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{key}.lock"):
+        if not folder.is_dir():
+            with atomic_folder(folder) as temporary, as_it_was(base), torch.random.fork_rng():
+                torch.manual_seed(init_seed)
+                save_adapter(_with_lora(base, settings), temporary)
+                write_json(
+                    temporary / "manifest.json",
+                    {"sha256": adapter_sha256(temporary), "init_seed": init_seed, "base": base_identity},
+                )
+    if adapter_sha256(folder) != read_object(folder / "manifest.json").get("sha256"):
+        raise InputError(f"{folder}: the initial adapter is not what was written; delete this folder to make it again")
+    return folder
+
+
+def load_adapter(model: Any, folder: Path) -> None:
+    """Puts the weights of the adapter in `folder` into the adapter that `model` carries, exactly.
+
+    Raises:
+        InputError: The adapter does not fit the model.
+    """
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    outcome = set_peft_model_state_dict(model, weights)
+    missing = [key for key in outcome.missing_keys if "lora_" in key]
+    if missing or outcome.unexpected_keys:
+        raise InputError(f"{folder}: the adapter does not fit the base ({(missing + outcome.unexpected_keys)[0]})")
+
+
+@contextmanager
+def carrying(base: Any, folder: Path) -> Iterator[Any]:
+    """The base with the adapter in `folder` on it, for scoring; afterwards the base is as it was.
+
+    Raises:
+        InputError: It is no plain LoRA, or not one that LossLens has written.
+    """
+    from peft import PeftModel
+
+    LoraConfigFile(folder / "adapter_config.json").require_names()
+    with as_it_was(base):
+        yield PeftModel.from_pretrained(base, folder).eval()
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Writes a plain PEFT folder whose files depend on nothing but the adapter."""
+    model.save_pretrained(folder)
+    # PEFT keeps the target modules as a set, whose order differs from process to process.
+    config = read_json(folder / "adapter_config.json")
+    config["target_modules"] = sorted(config["target_modules"])
+    write_json(folder / "adapter_config.json", config)
+
+
+def adapter_hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of an adapter's weights and of its configuration.
+
+    Raises:
+        InputError: One of them is missing.
+    """
+    config = folder / "adapter_config.json"
+    if not config.is_file():
+        raise InputError(f"{config}: no such file")
+    return {"adapter_sha256": adapter_sha256(folder), "adapter_config_sha256": sha256_of(config)}
+
+
+def adapter_sha256(folder: Path) -> str:
+    """The SHA-256 of an adapter's weights.
+
+    Raises:
+        InputError: There are none.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    return sha256_of(file)
+
+
+def has_moved(folder: Path) -> bool:
+    """Whether an adapter changes a weight: ΔW = s·B·A is 0 where every B is, as in the initial adapter.
+
+    Args:
+        folder: A PEFT LoRA folder.
+    """
+    with safe_open(folder / "adapter_model.safetensors", framework="numpy") as weights:
+        return any(weights.get_tensor(name).any() for name in weights.keys() if ".lora_B." in name)  # noqa: SIM118

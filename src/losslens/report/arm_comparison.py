@@ -1,0 +1,77 @@
+"""The arms of the learning-rate-matched comparison, each once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from losslens.measures import of_pairs, of_runs
+from losslens.report import names
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import place_of
+
+_TEXTS = (
+    "arm",
+    "method",
+    "lr",
+    "settings",
+    "same_as",
+    "benchmark",
+    "base_verdict",
+    "sft_verdict",
+    "sft",
+    "pairing",
+    "cosine_to_sft_verdict",
+)
+_NUMBERS = (
+    "learning_rate", "share_right",
+    *(f"{measure.name}{end}" for measure in of_runs("more") for end in ("", "_std")),
+    *(f"{m.name}_to_sft{end}" for m in of_pairs("main") for end in m.endings if end != "_verdict"),
+    "cosine_repeat", "cosine_to_sft_same_rate", "cosine_to_dpo_conventional",
+    "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
+    *(f"{other}_{column}" for other in ("base", "sft") for column in ("diff", "diff_low", "diff_high", "p", "p_holm")),
+)  # fmt: skip
+_COUNTS = ("seeds", "diverged", "collapsed")
+
+
+def arms(analysis: AnalysisFolder) -> pd.DataFrame:
+    """One row an arm, the largest learning rate first, and there in the methods' order.
+
+    `lr` names all that mean one arm's runs. Beside the table's columns there are `label`, what the arm is called,
+    `beside`, the same as short as stands beside a row, and `place`, where a plot has the arm's row.
+    """
+    table = analysis.table("ablation", _TEXTS, (*_NUMBERS, *_COUNTS))
+    if table.empty:
+        return table
+    table = table.fillna(dict.fromkeys(_COUNTS, 0)).astype(dict.fromkeys(_COUNTS, int))
+    folded = table["same_as"].isin(table.loc[table["same_as"] == "", "arm"])
+    rows = table[~folded].assign(order=table["method"].map(place_of))
+    rows = rows.sort_values(["learning_rate", "order"], ascending=[False, True], kind="stable", ignore_index=True)
+    others = table[folded].groupby("same_as")["lr"].agg(list)
+    rows["lr"] = [" = ".join([arm.lr, *others.get(arm.arm, [])]) for arm in rows.itertuples()]
+    rows["label"] = [names.of_loss(arm.method, arm.learning_rate, arm.settings) for arm in rows.itertuples()]
+    rows["beside"] = names.all_cut(rows["label"].tolist())
+    crosses = [" ✕" * went_wrong(arm) for arm in rows.itertuples()]
+    for column in ("label", "beside"):
+        rows[column] = [f"{label}{cross}" for label, cross in zip(rows[column], crosses, strict=True)]
+    # A gap between one learning rate and the next.
+    rows["place"] = rows.index + 0.6 * pd.factorize(rows["learning_rate"])[0]
+    return rows
+
+
+def base_on(analysis: AnalysisFolder, benchmarks: Iterable[str]) -> pd.DataFrame:
+    """The untrained base on these benchmarks, with its accuracy and interval; no row where it was not scored."""
+    runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
+    return runs[(runs["method"] == "base") & runs["benchmark"].isin(list(benchmarks)) & runs["accuracy"].notna()]
+
+
+def is_matched(rows: pd.DataFrame) -> bool:
+    """Whether a method was trained at several learning rates: without that, loss and rate are not told apart."""
+    return bool(len(rows)) and bool((rows.groupby("method")["learning_rate"].nunique() > 1).any())
+
+
+def went_wrong(arm: Any) -> bool:
+    """Whether a run of the arm diverged, or fell to nothing."""
+    return bool(arm.diverged or arm.collapsed)

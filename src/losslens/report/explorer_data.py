@@ -1,0 +1,277 @@
+"""The numbers that the explorer shows, packed for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from losslens.measures import PairMeasure, of_functions, of_pairs, of_runs, of_weights
+from losslens.report.binary_pack import Packed
+from losslens.report.explorer_index import Modules, Runs
+from losslens.tables.analysis_folder import AnalysisFolder
+
+_SHARE, _DEGREES, _FINE = 4, 2, 5
+# Of numbers that the terminal shows, too, a digit more.
+_MORE = 1
+# The accuracies of pairs of runs.
+_ACCURACIES = ("accuracy_mid", "accuracy_mid_a", "accuracy_mid_b", "accuracy_diff", "diff_low", "diff_high")
+
+
+def _columns(measures: Iterable[PairMeasure]) -> dict[str, int]:
+    """The columns of each measure, its value, null and level, and how many digits of them are shown."""
+    return {
+        f"{measure.name}{end}": measure.digits + _MORE
+        for measure in measures
+        for end in ("", *["_null"] * measure.has_null, f"_{measure.level}")
+    }
+
+
+def of_pairs_shown() -> dict[str, int]:
+    """The columns of `pairs.csv` that are shown, and how many digits of them."""
+    intervals = {
+        f"{measure.name}_{end}": measure.digits + _MORE
+        for measure in of_functions()
+        if measure.interval is not None
+        for end in ("low", "high")
+    }
+    return {**_columns(of_pairs()), **intervals, **dict.fromkeys(_ACCURACIES, _SHARE), "accuracy_mid_n": 0}
+
+
+def _of_modules() -> dict[str, int]:
+    shown = {measure.name: measure.digits + _MORE for measure in of_weights()}
+    # Of the others nulls are nearly one number for all modules of a shape.
+    return shown | {f"{m.name}_null": m.digits + _MORE for m in of_weights() if m.bounds and m.bounds[0] < 0}
+
+
+# Of two losses: what the cosine says beside its ceiling, and the accuracies.
+_OF_ARMS = {
+    **dict.fromkeys(("cosine_relative", "cosine_low", "cosine_high"), 2),
+    **dict.fromkeys(("accuracy_diff", "diff_low", "diff_high"), _SHARE),
+}
+# Of many runs the page holds the pairs that say most, so that it can still be opened: so many numbers by layer and
+# module, so many angles.
+_MOST_NUMBERS, _MOST_ANGLES = 3_000_000, 1_200_000
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The pairs.
+
+    Attributes:
+        table: One row a pair.
+        ends: Its two runs, by number.
+    """
+
+    table: pd.DataFrame
+    ends: Sequence[tuple[int, int]]
+
+    def numbers(self, runs: Runs, run_a: pd.Series, run_b: pd.Series) -> np.ndarray:
+        """The pairs that rows of another table are about, −1 for others."""
+        number = {name: place for place, name in enumerate(runs.names)}
+        lookup = np.full((len(number) + 1, len(number) + 1), -1)
+        for place, (a, b) in enumerate(self.ends):
+            lookup[a, b] = lookup[b, a] = place
+        first, second = (names.map(number).fillna(-1).to_numpy(dtype=int) for names in (run_a, run_b))
+        return lookup[first, second]
+
+
+def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -> tuple[Packed, list[str]]:
+    """All numbers, and notes that say which the page does not hold."""
+    packed = Packed(
+        {
+            "runs": runs.facts, "arms": runs.arms, "pairs": pairs.ends, "pairings": pairs.table["pairing"].tolist(),
+            "between": runs.between, "said": runs.rows[["cosine_verdict", "accuracy_verdict"]].to_numpy().tolist(),
+            "measures": [_told(measure) for measure in of_weights()],
+            "functions": [_told(measure) for measure in of_functions()],
+            "sizes": [[measure.name, f"{measure.label}{' (°)' * (measure.unit == '°')}"] for measure in of_runs()],
+            "layers": modules.layers, "projections": modules.projections, "modules": modules.names, "at": modules.at,
+        }
+    )  # fmt: skip
+    packed.significant("arms.p_holm", runs.rows["p_holm"].to_numpy(), digits=3)
+    for name, digits in _OF_ARMS.items():
+        packed.fixed(f"arms.{name}", runs.rows[name].to_numpy(), digits)
+    for name, digits in of_pairs_shown().items():
+        packed.fixed(f"pairs.{name}", pairs.table[name].to_numpy(), digits)
+    order = _by_importance(pairs, runs.between)
+    a_pair = len(modules.names) * len(_of_modules()) + len(modules.layers) * len(_columns(of_weights("more")))
+    held = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])
+    _layers(packed, analysis, runs, modules, pairs, held)
+    angled = _modules(packed, analysis, runs, modules, pairs, held, order)
+    _runs(packed, analysis, runs, modules)
+    _cka(packed, analysis, runs)
+    _curves(packed, analysis, runs, pairs)
+    _map(packed, analysis, runs, pairs)
+    return packed, _left_away(len(pairs.ends), len(held), angled)
+
+
+def _told(measure: PairMeasure) -> dict[str, Any]:
+    """What the page must know of a measure."""
+    return {
+        "name": measure.name, "label": f"{measure.label}{measure.in_unit}",
+        "unit": measure.unit if measure.unit == "°" else "",
+        "digits": measure.digits + _MORE, "level": measure.level, "bounds": measure.bounds,
+        "main": measure in of_pairs("main"),
+    }  # fmt: skip
+
+
+def _by_importance(pairs: Pairs, between: Sequence[tuple[int, int, list[int]]]) -> list[int]:
+    """The pairs, those that arms are averaged over first, then those of which most was measured."""
+    averaged = {pair for *_, numbers in between for pair in numbers}
+    measured = pairs.table[[measure.name for measure in of_functions()]].notna().sum(axis=1).tolist()
+    return sorted(range(len(pairs.ends)), key=lambda pair: (pair not in averaged, -measured[pair]))
+
+
+def _left_away(all_pairs: int, held: int, angled: int) -> list[str]:
+    notes = []
+    if held < all_pairs:
+        notes.append(
+            f"To stay small this page holds the layers and modules of {held:,} of {all_pairs:,} pairs: those that the "
+            "averages over seeds are made of, and those with connectivity or CKA. layers.csv and modules.parquet have "
+            "all."
+        )
+    if angled < held:
+        notes.append(
+            f"Of {angled:,} of {all_pairs:,} pairs it holds all angles, of the others the smallest and the largest; "
+            "modules.parquet has all."
+        )
+    return notes
+
+
+def _layers(
+    packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs, held: Sequence[int]
+) -> None:
+    table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_columns(of_weights("more"))))
+    row = _places(len(pairs.ends), held)[pairs.numbers(runs, table["run_a"], table["run_b"])]
+    layer = table["layer"].map({layer: place for place, layer in enumerate(modules.layers)}).fillna(-1).to_numpy(int)
+    there = (row >= 0) & (layer >= 0)
+    for name, digits in _columns(of_weights("more")).items():
+        values = np.full((len(held), len(modules.layers)), np.nan)
+        values[row[there], layer[there]] = table[name].to_numpy()[there]
+        packed.fixed(f"layers.{name}", values, digits)
+
+
+def _modules(
+    packed: Packed,
+    analysis: AnalysisFolder,
+    runs: Runs,
+    modules: Modules,
+    pairs: Pairs,
+    held: Sequence[int],
+    order: Sequence[int],
+) -> int:
+    """Returns of how many pairs all angles are in."""
+    sides = ("angles_left", "angles_right")
+    table = analysis.parquet("modules", ["run_a", "run_b", "module", *_of_modules(), *sides])
+    pair = pairs.numbers(runs, _texts(table, "run_a"), _texts(table, "run_b"))
+    module = _texts(table, "module").map({name: m for m, name in enumerate(modules.names)}).fillna(-1).to_numpy(int)
+    row = _places(len(pairs.ends), held)[pair]
+    there = (row >= 0) & (module >= 0)
+    shape = (len(held), len(modules.names))
+    for name, digits in _of_modules().items():
+        values = np.full(shape, np.nan)
+        values[row[there], module[there]] = _numbers(table, name)[there]
+        packed.fixed(f"modules.{name}", values, digits)
+    angles = np.stack([_lists(table, side) for side in sides], axis=1) if table.num_rows else np.zeros((0, 2, 0))
+    angled = sorted(set(order[: max(1, _MOST_ANGLES // max(1, len(modules.names) * 2 * angles.shape[2]))]) & set(held))
+    row = _places(len(pairs.ends), angled)[pair]
+    there = (row >= 0) & (module >= 0)
+    values = np.full((len(angled), len(modules.names), 2, angles.shape[2]), np.nan)
+    values[row[there], module[there]] = angles[there]
+    packed.fixed("modules.angles", values, _DEGREES)
+    packed.say(held=held, angled=angled)
+    return len(angled)
+
+
+def _runs(packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules) -> None:
+    sizes = [measure.name for measure in of_runs()]
+    whole = analysis.table("runs", ("run",), sizes).drop_duplicates("run").set_index("run").reindex(runs.names)
+    table = analysis.parquet("run_modules", ["run", "module", *sizes, "singular_values"])
+    run = _texts(table, "run").map({name: place for place, name in enumerate(runs.names)}).fillna(-1).to_numpy(int)
+    module = _texts(table, "module").map({name: m for m, name in enumerate(modules.names)}).fillna(-1).to_numpy(int)
+    there = (run >= 0) & (module >= 0)
+    shape = (len(runs.names), len(modules.names))
+    for name in sizes:
+        values = np.full(shape, np.nan)
+        values[run[there], module[there]] = _numbers(table, name)[there]
+        packed.significant(f"runs.{name}", whole[name].to_numpy())
+        packed.significant(f"run_modules.{name}", values)
+    spectra = _lists(table, "singular_values")
+    values = np.full((*shape, spectra.shape[1]), np.nan)
+    values[run[there], module[there]] = spectra[there]
+    packed.significant("run_modules.singular_values", values)
+
+
+def _cka(packed: Packed, analysis: AnalysisFolder, runs: Runs) -> None:
+    """By pair of runs; the base, and whatever else is no run here, is −1."""
+    table = analysis.table("cka", ("run_a", "run_b"), ("layer", "cka_unbiased", "cka_without_outlier"))
+    number = {name: place for place, name in enumerate(runs.names)}
+    states = sorted(table["layer"].dropna().unique())
+    by_pair = list(table.groupby(["run_a", "run_b"], sort=False))
+    for name in ("cka_unbiased", "cka_without_outlier"):
+        values = np.full((len(by_pair), len(states)), np.nan)
+        for place, (_, rows) in enumerate(by_pair):
+            values[place] = rows.drop_duplicates("layer").set_index("layer")[name].reindex(states)
+        packed.fixed(f"cka.{name}", values, _FINE)
+    keys = [[number.get(a, -1), number.get(b, -1)] for (a, b), _ in by_pair]
+    packed.say(cka={"keys": keys, "states": [int(state) for state in states]})
+
+
+def _curves(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) -> None:
+    names = ("loss", "loss_low", "loss_high")
+    table = analysis.table("connectivity", ("run_a", "run_b"), ("alpha", *names))
+    table["pair"] = pairs.numbers(runs, table["run_a"], table["run_b"])
+    alphas = sorted(table["alpha"].dropna().unique())
+    by_pair = [
+        (pair, rows.drop_duplicates("alpha").set_index("alpha")) for pair, rows in table.groupby("pair") if pair >= 0
+    ]
+    for name in names:
+        values = np.array([rows[name].reindex(alphas).to_numpy() for _, rows in by_pair]).reshape(
+            len(by_pair), len(alphas)
+        )
+        packed.fixed(f"curves.{name}", values, _FINE)
+    packed.say(curves={"pairs": [int(pair) for pair, _ in by_pair], "alphas": alphas})
+
+
+def _map(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) -> None:
+    table = analysis.table("map", ("run",), ("x", "y")).drop_duplicates("run").set_index("run").reindex(runs.names)
+    points = table[["x", "y"]].to_numpy(dtype=float)
+    packed.significant("map", points)
+    first, second = np.array(pairs.ends).T
+    apart = np.linalg.norm(points[first] - points[second], axis=1)
+    off = np.abs(apart - np.degrees(np.arccos(np.clip(pairs.table["cosine"].to_numpy(), -1, 1))))
+    known = off[~np.isnan(off)]
+    kept = (analysis.manifest.get("map") or {}).get("variance_kept")
+    packed.say(map={"off": round(float(np.median(known)), 1), "kept": kept} if known.size else None)
+
+
+def _places(count: int, held: Sequence[int]) -> np.ndarray:
+    """Where each pair is among those held, −1 for the others; the last place is that of no pair."""
+    places = np.full(count + 1, -1)
+    places[list(held)] = np.arange(len(held))
+    return places
+
+
+def _texts(table: pa.Table, name: str) -> pd.Series:
+    return table[name].to_pandas() if name in table.column_names else pd.Series(dtype=object)
+
+
+def _numbers(table: pa.Table, name: str) -> np.ndarray:
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return table[name].to_pandas().to_numpy(dtype=float)
+
+
+def _lists(table: pa.Table, name: str) -> np.ndarray:
+    """A column of lists as rows of one length, the shorter ones filled up with NaN."""
+    if name not in table.column_names:
+        return np.zeros((table.num_rows, 0))
+    lists = table[name].combine_chunks()
+    lengths = lists.value_lengths().fill_null(0).to_numpy()
+    values = np.full((len(lengths), lengths.max(initial=0)), np.nan)
+    values[np.arange(values.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy(zero_copy_only=False)
+    return values

@@ -1,0 +1,72 @@
+"""The explorer: two runs, or two methods, layer by layer and module by module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from losslens.measures import of_functions
+from losslens.report.components import Section
+from losslens.report.explorer_data import Pairs, of_pairs_shown, pack
+from losslens.report.explorer_index import Runs, find_modules, find_runs
+from losslens.report.legends import key_of
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import AGAINST, ALONG, figure, logarithmic
+
+_HOW_TO_READ = (
+    "Choose two, then move through layers and projections. A number is worth reading between two others: the null, "
+    "what two updates with nothing in common show, and what two that are one loss would show: the ceiling of a cosine, "
+    "the repeat level of an angle. The second is known of losses that were trained at several seeds, and holds for "
+    "pairs of different seeds: runs of one seed share their batches."
+)
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None without a pair or without its modules."""
+    table = analysis.table("pairs", ("run_a", "run_b", "pairing"), tuple(of_pairs_shown()))
+    modules = find_modules(analysis.parquet("run_modules", ["module"]), analysis.parquet("modules", ["module"]))
+    if table.empty or not modules.names:
+        return None
+    runs = find_runs(analysis, table)
+    table = table[table[["run_a", "run_b"]].isin(runs.names).all(axis=1)].reset_index(drop=True)
+    if table.empty:
+        return None
+    number = {name: place for place, name in enumerate(runs.names)}
+    ends = [(number[a], number[b]) for a, b in zip(table["run_a"], table["run_b"], strict=True)]
+    packed, notes = pack(analysis, runs, modules, Pairs(table, ends))
+    look = figure("", "", 10).update_layout(logarithmic("yaxis")).layout.to_plotly_json()
+    ticks = {name: look["yaxis"].pop(name) for name in ("tickvals", "ticktext")}
+    del look["template"], look["yaxis"]["type"]
+    packed.say(layout=look, ticks=ticks, against=AGAINST, along=ALONG)
+    packed.say(start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs)})
+    key = key_of(Comparison(analysis), (fact["loss"] for fact in runs.facts), lines=False)
+    return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), key=key, notes=notes)
+
+
+def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """What a reader sees first: two losses that met the same batches from the same initial adapter.
+
+    Of several such pairs one of which most was measured, SFT against DPO, where there are these.
+    """
+
+    def interest(place: int) -> tuple[bool, bool, bool, int, int]:
+        a, b = ends[place]
+        pairing = table.loc[place, "pairing"]
+        apart = runs.facts[a]["loss"] != runs.facts[b]["loss"]
+        measured = int(table.loc[place, [measure.name for measure in of_functions()]].notna().sum())
+        wanted = len({runs.facts[run]["method"] for run in ends[place]} & {"SFT", "DPO"})
+        return apart and pairing == "same seeds", pairing in ("same seeds", "same init"), apart, measured, wanted
+
+    a, b = ends[max(range(len(ends)), key=interest)]
+    return (b, a) if runs.facts[b]["method"] == "SFT" != runs.facts[a]["method"] else (a, b)
+
+
+def _first_arms(runs: Runs) -> tuple[int, int] | None:
+    """None where every arm is one run."""
+    apart = [(a, b) for a, b, _ in runs.between if a != b]
+    if not apart or all(len(arm["runs"]) == 1 for arm in runs.arms):
+        return None
+    a, b = max(apart, key=lambda pair: len({runs.arms[arm]["method"] for arm in pair} & {"SFT", "DPO"}))
+    return (b, a) if runs.arms[b]["method"] == "SFT" != runs.arms[a]["method"] else (a, b)

@@ -1,0 +1,33 @@
+"""The glossary: each loss and each measure of the page in a sentence."""
+
+from __future__ import annotations
+
+from losslens.losses.presentation import introduction
+from losslens.report.components import Cell, Column, Row, Section, Table
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.descriptions import glossary
+from losslens.tables.style import colour, in_order, name_of
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None where nothing was trained and so nothing measured."""
+    methods = in_order(loss.method for loss in Comparison(analysis).losses)
+    if not methods:
+        return None
+    losses = [(name_of(m), introduction(m).summary, colour(m)) for m in methods if introduction(m).summary]
+    measures = [(name, text, "") for name, text in glossary().items()]
+    return Section(
+        "words",
+        "In plain words",
+        tables=[
+            Table(
+                caption,
+                [Column(of, numeric=False), Column("in a sentence", numeric=False)],
+                [Row([Cell(name, colour=ink), Cell(text)]) for name, text, ink in rows],
+            )
+            for caption, of, rows in (("The losses", "loss", losses), ("The measures", "measure", measures))
+            if rows
+        ],
+        notes=["Equations and definitions: docs/methods.md and docs/measures.md of LossLens."],
+    )

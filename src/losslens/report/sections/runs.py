@@ -1,0 +1,118 @@
+"""The runs: how large each update is, and how accurate the model with it."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from losslens.measures import of_runs
+from losslens.report.components import Cell, Column, Figure, Row, Section, Table, downloadable
+from losslens.report.legends import key_of
+from losslens.report.loss_comparison import Comparison
+from losslens.report.names import of_run, setting_of
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.format import NOTHING, difference, percent, rate, whole
+from losslens.tables.style import INK, colour, name_of, rows_figure, safe, whisker
+
+_TEXTS = ("run", "label", "method", "lr", "benchmark", "diverged")
+_NUMBERS = (
+    "learning_rate", "seed", "init_seed", *(measure.name for measure in of_runs("main")),
+    "accuracy", "n", "ci_low", "ci_high",
+    "base_diff", "base_diff_low", "base_diff_high",
+)  # fmt: skip
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None without runs."""
+    runs = analysis.table("runs", _TEXTS, _NUMBERS)
+    if runs.empty:
+        return None
+    # The numbers that the terminal shows.
+    runs["number"] = runs["run"].map({name: place for place, name in enumerate(dict.fromkeys(runs["run"]))})
+    comparison = Comparison(analysis)
+    benchmarks = [name for name in runs["benchmark"].unique() if name]
+    diverged = runs[runs["diverged"] != ""].drop_duplicates("run")
+    return Section(
+        "runs",
+        "Runs",
+        key=key_of(comparison, comparison.arms.values(), lines=False) if benchmarks else None,
+        figures=[_accuracies(runs, name, comparison) for name in benchmarks],
+        tables=[_table(analysis, runs, len(benchmarks) > 1)],
+        notes=[f"Run {row.number} ({row.run}): {row.diverged}." for row in diverged.itertuples()],
+    )
+
+
+def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: Comparison) -> Figure:
+    # A run that diverged was scored on nothing, and is shown to have no score.
+    shown = runs[(runs["benchmark"] == benchmark) | ((runs["diverged"] != "") & (runs["benchmark"] == ""))]
+    trained = shown[shown["method"] != "base"]
+    base = shown[(shown["method"] == "base") & shown["accuracy"].notna()]
+    inits = trained["init_seed"].nunique() > 1
+    labels = [f"{'✕ ' * bool(row['diverged'])}{of_run(row, inits)}" for _, row in trained.iterrows()]
+    places = [float(place) for place in range(len(trained))] or [0.0]
+    plot = rows_figure("accuracy", labels, places, pixels=20)
+    plot.update_xaxes(tickformat=".0%")
+    for place, (_, row) in zip(places, trained.iterrows(), strict=False):
+        bad, arm = bool(row["diverged"]), comparison.arms[row["run"]]
+        look = comparison.looks.of(arm, row["method"])
+        hover = f"{safe(row['run'])}<br>accuracy {percent(row['accuracy'])} ({_interval(row)})"
+        if bad and pd.isna(row["accuracy"]):
+            plot.add_annotation(
+                x=0.01, xref="paper", y=place, text=f"✕ {safe(row['diverged'])}", showarrow=False, xanchor="left",
+                font={"size": 12},
+            )  # fmt: skip
+            continue
+        plot.add_scatter(
+            x=[row["accuracy"]], y=[place], mode="markers", meta=arm, hoverinfo="text",
+            hovertext=[f"{hover}<br>✕ {safe(row['diverged'])}" if bad else hover],
+            error_x=whisker(row["accuracy"], row["ci_low"], row["ci_high"], look.colour, thickness=1.5),
+            marker={
+                "color": look.colour, "size": 11 if bad else 9, "line": {"color": INK, "width": 0.7},
+                "symbol": "x" if bad else look.symbol,
+            },
+        )  # fmt: skip
+    for _, row in base.iterrows():
+        plot.add_vline(x=row["accuracy"], line={"color": INK, "width": 1.5, "dash": "dot"})
+        plot.add_vrect(x0=row["ci_low"], x1=row["ci_high"], fillcolor="rgba(128,128,128,0.12)", line_width=0)
+    count = whole(shown["n"].max())
+    line = " Dotted line and grey band: the untrained base." if len(base) else ""
+    crosses = " ✕: a run that diverged or collapsed." if (trained["diverged"] != "").any() else ""
+    seeds = " s: the seed of the data's order; A: of the initial adapter." if inits else " s: the seed."
+    return Figure(
+        f"Accuracy on {benchmark}",
+        f"The share of {count} problems that a run answers right, with 95% intervals.{line}{crosses}{seeds}",
+        plot,
+        wide=True,
+    )
+
+
+def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table:
+    columns = [
+        Column("run", numeric=False), Column("method", numeric=False),
+        Column("learning rate"), Column("seed"), Column("init seed"),
+        *(Column(measure.label) for measure in of_runs("main")),
+        *([Column("benchmark", numeric=False)] if several else []),
+        Column("accuracy"), Column("95% interval"), Column("to the base"),
+    ]  # fmt: skip
+    rows = []
+    for _, row in runs.iterrows():
+        cells = [
+            Cell(f"{row['number']} {row['run']}", bad=f"✕ {row['diverged']}" if row["diverged"] else ""),
+            Cell(name_of(row["method"]), below=f"{row['lr']} {setting_of(row)}".strip(), colour=colour(row["method"])),
+            Cell(rate(row["learning_rate"])), Cell(whole(row["seed"])), Cell(whole(row["init_seed"])),
+            *(Cell(measure.show(row[measure.name])) for measure in of_runs("main")),
+            *([Cell(row["benchmark"] or NOTHING)] if several else []), Cell(percent(row["accuracy"])),
+            Cell(_interval(row)), _to_the_base(row),
+        ]  # fmt: skip
+        rows.append(Row(cells, marked=bool(row["diverged"])))
+    return downloadable(analysis, "runs", "Every run, and the base", columns, rows)
+
+
+def _interval(row: pd.Series) -> str:
+    return NOTHING if pd.isna(row["ci_low"]) else f"{percent(row['ci_low'])} … {percent(row['ci_high'])}"
+
+
+def _to_the_base(row: pd.Series) -> Cell:
+    if pd.isna(row["base_diff"]):
+        return Cell(NOTHING)
+    interval = f"{difference(row['base_diff_low'])} … {difference(row['base_diff_high'])}"
+    return Cell(difference(row["base_diff"]), below=interval)

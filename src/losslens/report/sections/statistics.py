@@ -1,0 +1,133 @@
+"""The statistics: every two losses on the same problems, what the tests say, and what they could have shown."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from losslens.report.components import Cell, Column, Row, Section, Table, downloadable
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.format import NOTHING, difference, number, p_value, percent, whole
+from losslens.tables.style import colour, name_of
+
+# More rows than these are for a program to read.
+_MOST = 150
+_SAID = {"better": "first better", "worse": "second better"}
+_VERDICTS = ("not significant", "underpowered", "same answers")
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None where no two losses were scored on the same problems."""
+    comparison = Comparison(analysis)
+    pairs = comparison.arm_pairs
+    pairs = pairs[pairs["accuracy_diff"].notna()]
+    if pairs.empty:
+        return None
+    spread = _spread(analysis)
+    return Section(
+        "statistics",
+        "Statistics",
+        text=[_summary(analysis, pairs), *_detectable(pairs)],
+        tables=[_table(analysis, comparison, pairs), *([spread] if spread else [])],
+        notes=[
+            "Difference, interval and p are of each problem's share right, averaged over the runs of a loss. p: the "
+            "signs of the problems' differences are flipped (of two single runs this is McNemar's exact test). Holm: p "
+            "corrected for all comparisons of this table that have one.",
+            "Underpowered: so few problems tell the two apart that no outcome of them, or none with a single contrary "
+            "problem, could have passed Holm's first threshold. Then nothing is said about a difference.",
+            "Detectable: the difference that the exact test at Holm's first threshold would find in four of five "
+            "samples of as many problems, were the two to disagree as often as they do (– where none would be, and of "
+            "averages over runs).",
+            "Tests and intervals are about problems: they say nothing of other seeds.",
+        ],
+    )
+
+
+def _summary(analysis: AnalysisFolder, pairs: pd.DataFrame) -> str:
+    family = analysis.manifest.get("holm_family") or {}
+    tests = int(pairs["p_holm"].notna().sum())
+    counts = pairs["accuracy_verdict"].value_counts()
+    differ = int(counts.get("better", 0) + counts.get("worse", 0))
+    said = [f"{differ} differ{'s' * (differ == 1)}"]
+    said += [f"{counts[name]} {name}" for name in _VERDICTS if counts.get(name)]
+    which = {"all": "all comparisons", "reference": "those with the reference and the base"}
+    benchmark = analysis.manifest.get("benchmark")
+    on = f" on {benchmark}" if benchmark else ""
+    return (
+        f"{len(pairs)} comparison{'s' * (len(pairs) != 1)} of losses and the base{on}, each on the same problems. "
+        f"Holm's correction counts {which.get(family.get('pairs', ''), 'the family')}, {tests} "
+        f"test{'s' * (tests != 1)}: {', '.join(said)}."
+    )
+
+
+def _detectable(pairs: pd.DataFrame) -> list[str]:
+    known = pairs["detectable_diff"].dropna()
+    if known.empty:
+        return []
+    low, middle, high = known.min(), known.median(), known.max()
+    return [
+        f"To be found in four of five such samples, a difference would have to be {percent(middle)} in the median "
+        f"comparison ({percent(low)} where two disagree least, {percent(high)} where they disagree most)."
+    ]
+
+
+def _table(analysis: AnalysisFolder, comparison: Comparison, pairs: pd.DataFrame) -> Table:
+    losses = {loss.arm: loss for loss in comparison.losses}
+    shown, caption = pairs, "Every two losses, and the base, the smallest p first"
+    if len(pairs) > _MOST:
+        reference = comparison.reference
+        ends = {"base", reference.arm if reference else ""}
+        shown = pairs[pairs[["arm_a", "arm_b"]].isin(ends).any(axis=1)]
+        caption = f"The comparisons with the reference and the base; all {len(pairs)} are in arm_pairs.csv"
+    columns = [
+        Column("first", numeric=False), Column("second", numeric=False), Column("difference"), Column("95% interval"),
+        Column("p"), Column("p (Holm)"), Column("verdict", numeric=False), Column("detectable"),
+    ]  # fmt: skip
+    rows = []
+    for _, pair in shown.sort_values("p", kind="stable").iterrows():
+        ends_of = [losses.get(pair[arm]) for arm in ("arm_a", "arm_b")]
+        names = [
+            Cell(loss.name, colour=colour(loss.method)) if loss else Cell(pair[arm])
+            for loss, arm in zip(ends_of, ("arm_a", "arm_b"), strict=True)
+        ]
+        interval = f"{difference(pair['diff_low'])} … {difference(pair['diff_high'])}"
+        cells = [
+            *names, Cell(difference(pair["accuracy_diff"])), Cell(interval), Cell(p_value(pair["p"])),
+            Cell(p_value(pair["p_holm"])),
+            Cell(_SAID.get(pair["accuracy_verdict"], pair["accuracy_verdict"]) or NOTHING),
+            Cell(percent(pair["detectable_diff"])),
+        ]  # fmt: skip
+        rows.append(Row(cells))
+    return downloadable(analysis, "arm_pairs", caption, columns, rows)
+
+
+def _spread(analysis: AnalysisFolder) -> Table | None:
+    numbers = (
+        "learning_rate",
+        "seeds",
+        "accuracy_mean",
+        "accuracy_std",
+        "accuracy_min",
+        "accuracy_max",
+        "norm_mean",
+        "norm_std",
+    )
+    seeds = analysis.table("seeds", ("method", "lr", "benchmark"), numbers)
+    if seeds.empty:
+        return None
+    columns = [
+        Column("loss", numeric=False), Column("runs"), Column("accuracy"), Column("worst … best"), Column("‖ΔW‖"),
+    ]  # fmt: skip
+    rows = [
+        Row(
+            [
+                Cell(name_of(row["method"]), below=row["lr"], colour=colour(row["method"])),
+                Cell(whole(row["seeds"])),
+                Cell(percent(row["accuracy_mean"]), f"± {percent(row['accuracy_std'])}", row["benchmark"]),
+                Cell(f"{percent(row['accuracy_min'])} … {percent(row['accuracy_max'])}"),
+                Cell(number(row["norm_mean"]), f"± {number(row['norm_std'])}"),
+            ]
+        )
+        for _, row in seeds.iterrows()
+    ]
+    return downloadable(analysis, "seeds", "Spread over seeds: mean ± standard deviation", columns, rows)

@@ -1,0 +1,58 @@
+"""The trajectories: how each run got where it is."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from losslens.report import step_curves
+from losslens.report.components import Figure, Section, downloadable
+from losslens.report.legends import key
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tables.style import MUTED
+
+_NUMBERS = ("step", "norm", "cosine_to_end", "cosine_to_sft")
+_TEXTS = ("run", "diverged")
+_PLOTS = (
+    ("norm", "Size", "‖ΔW‖"),
+    ("cosine_to_end", "Direction, to the run's own end", "cosine to its own end"),
+    ("cosine_to_sft", "Direction, to SFT's end", "cosine to SFT's end"),
+)
+
+
+def section(analysis: AnalysisFolder) -> Section | None:
+    """The section; None without trajectories."""
+    table = analysis.table("trajectories", _TEXTS, _NUMBERS)
+    if table.empty:
+        return None
+    comparison = Comparison(analysis)
+    table = step_curves.by_loss(table, comparison).assign(lost=table["diverged"] == "True")
+    called = {loss.arm: loss.name for loss in comparison.losses}
+    losses = table.drop_duplicates("loss_of")
+    shown = [(row.loss_of, row.method_of, called.get(row.loss_of, row.loss_of)) for row in losses.itertuples()]
+    return Section(
+        "trajectories",
+        "Trajectories",
+        text=[f"At the steps that were kept.{step_curves.spread(table)}{_lost(table)}"],
+        key=key(shown, comparison.looks, lines=True),
+        figures=[
+            Figure(title, "", _plot(table, comparison, name, axis))
+            for name, title, axis in _PLOTS
+            if table[name].notna().any()
+        ],
+        tables=[downloadable(analysis, "trajectories")],
+    )
+
+
+def _lost(table: pd.DataFrame) -> str:
+    diverged = table.loc[table["lost"], "run"].nunique()
+    verb = "s and is a line of its own" if diverged == 1 else " and are lines of their own"
+    return f" {diverged} diverge{verb}, marked ✕." if diverged else ""
+
+
+def _plot(table: pd.DataFrame, comparison: Comparison, name: str, axis: str) -> go.Figure:
+    plot = step_curves.plot(table, comparison, name, axis, log=name == "norm", lost="lost")
+    if name != "norm" and table[name].min() < 0:
+        plot.add_hline(y=0, line={"color": MUTED, "width": 1})
+    return plot

@@ -1,0 +1,105 @@
+"""How numbers went on over the steps of each run: those of one loss averaged, with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from losslens.report.loss_comparison import Comparison
+from losslens.tables.format import number, whole
+from losslens.tables.style import INK, Look, figure, logarithmic, safe, translucent
+
+# More points than pixels only make the page heavy.
+_MOST_POINTS = 200
+# Marks on a line: enough to tell it, not so many that they cover it.
+_MARKS = 7
+
+
+def by_loss(table: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
+    """The table, whose rows are runs' steps, with the loss of each (`loss_of`, its arm) and its method."""
+    methods = {loss.arm: loss.method for loss in comparison.losses}
+    arms = [comparison.arms.get(run, run) for run in table["run"]]
+    return table.assign(loss_of=arms, method_of=[methods.get(arm, "") for arm in arms])
+
+
+def spread(table: pd.DataFrame) -> str:
+    """What is said of lines and bands, where a loss has several runs."""
+    several = len(table) and table.groupby(["loss_of", "step"])["run"].nunique().max() > 1
+    return " A line is the mean over seeds, the band goes from the smallest to the largest." if several else ""
+
+
+def plot(
+    table: pd.DataFrame,
+    comparison: Comparison,
+    name: str,
+    axis: str,
+    show: Callable[[float], str] = number,
+    log: bool | None = None,
+    lost: str = "",
+) -> go.Figure:
+    """A number over the steps, a line a loss.
+
+    Args:
+        table: Of `by_loss`.
+        comparison: The losses.
+        name: The column.
+        axis: What the number is called beside the axis.
+        show: How it is written.
+        log: Whether the axis is logarithmic; by default where the numbers span more than a factor of 20.
+        lost: Column that is true of runs that diverged: they are lines of their own, which end in a cross.
+    """
+    shown = table[np.isfinite(table[name])]
+    if log is None:
+        log = bool(shown[name].min() > 0 and shown[name].max() > 20 * shown[name].min())
+    drawn = figure("step", f"{safe(axis)}{' (log)' * log}", height=320)
+    if log:
+        drawn.update_layout(**logarithmic("yaxis"))
+        shown = shown[shown[name] > 0]
+    names = {loss.arm: loss.name for loss in comparison.losses}
+    for group, rows in shown.groupby(["loss_of", "method_of", *([lost] if lost else [])], sort=False, dropna=False):
+        arm, method, diverged = (*group, False)[:3]
+        label = f"{names.get(arm, arm)}{' ✕ diverged' * bool(diverged)}"
+        _line(drawn, rows, name, comparison.looks.of(arm, method), arm, safe(label), bool(diverged), show)
+    return drawn
+
+
+def _line(
+    drawn: go.Figure,
+    rows: pd.DataFrame,
+    name: str,
+    look: Look,
+    loss: str,
+    label: str,
+    diverged: bool,
+    show: Callable[[float], str],
+) -> None:
+    steps = rows.groupby("step")[name].agg(["mean", "min", "max", "count"]).reset_index()
+    steps = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).astype(int))]
+    along = steps["step"].tolist()
+    if (steps["count"] > 1).any():
+        drawn.add_scatter(
+            x=along + along[::-1], y=_round([*steps["max"], *steps["min"][::-1]]), mode="lines", line={"width": 0},
+            fill="toself", fillcolor=translucent(look.colour, 0.16), hoverinfo="skip", meta=loss,
+        )  # fmt: skip
+    drawn.add_scatter(
+        x=along, y=_round(steps["mean"]), mode="lines+markers", meta=loss, hoverinfo="text",
+        line={"color": look.colour, "width": 2, "dash": look.dash},
+        marker={"symbol": look.symbol, "color": look.colour, "size": 8, "maxdisplayed": _MARKS},
+        hovertext=[
+            f"<b>{label}</b><br>step {whole(row.step)}: {show(row.mean)}"
+            + (f" ({show(row.min)} … {show(row.max)})" if row.count > 1 else "")
+            for row in steps.itertuples(index=False, name="At")
+        ],
+    )  # fmt: skip
+    if diverged:
+        drawn.add_scatter(
+            x=along[-1:], y=_round(steps["mean"][-1:]), mode="markers", meta=loss, hoverinfo="skip",
+            marker={"symbol": "x", "size": 12, "color": look.colour, "line": {"color": INK, "width": 0.7}},
+        )  # fmt: skip
+
+
+def _round(values: pd.Series | list[float]) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]

@@ -1,0 +1,487 @@
+"""Samples rollouts, verifies them and freezes them, unless that was done before."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+from omegaconf import DictConfig
+
+from losslens.config.identity import options_of
+from losslens.config.interpolations import EMBEDDED_TEACHER, derived
+from losslens.config.schema import Data, RolloutConfig, build, parse
+from losslens.core.completions import Completion, Journal, say_what_was_cut
+from losslens.core.errors import InputError, ServerError, UnavailableError
+from losslens.core.files import digest
+from losslens.core.notices import say_once
+from losslens.core.provenance import versions
+from losslens.core.redaction import nameable, plain_address
+from losslens.models.loading import ModelSource, load_model, model_identity, source_of
+from losslens.problems import Problem, ProblemSource, Split, long_hash
+from losslens.problems.fields import InFull, in_full
+from losslens.problems.verification import verdicts
+from losslens.rollouts.frozen import VERSION, FrozenRollouts, find, freeze, identity_of, load, read_manifest
+from losslens.rollouts.quality import quality_of
+
+
+def problem_source(data: Data) -> ProblemSource:
+    """The source of `data`.
+
+    Raises:
+        InputError: Its settings are wrong.
+    """
+    with in_full(data.field):
+        source: ProblemSource = build(f"{data.field}.source", data.source)
+    return InFull(source, data.field)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The problems of a section of the configuration, by what is in them, so that a cache can be asked for them.
+
+    Attributes:
+        sha256: Of the section, the split and the content.
+        data: The section.
+        split: The split.
+    """
+
+    sha256: str
+    data: Data = field(compare=False)
+    split: Split = "train"
+
+
+def contents_of(data: Data, split: Split) -> Contents:
+    """What there is of `data` now.
+
+    Raises:
+        InputError: Its settings are wrong, or nothing is there.
+    """
+    identity = problem_source(data).identity(split)
+    return Contents(digest([data.model_dump(mode="json"), identity], 64), data, split)
+
+
+@lru_cache(maxsize=32)
+def prompts_of(contents: Contents, size: int | None) -> tuple[str, ...]:
+    """The prompts of `size` problems, made once in a process.
+
+    Raises:
+        InputError: As for `ProblemSource.problems`.
+    """
+    data = contents.data
+    return tuple(problem.prompt for problem in problem_source(data).problems(contents.split, size, data.seed))
+
+
+def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str, Any]:
+    """What tells these rollouts from others: their content when they are given, else how they are sampled.
+
+    Raises:
+        InputError: The writer's model, the problems or the folder are not there.
+    """
+    if config.rollouts.path is not None:
+        return identity_of(read_manifest(Path(config.rollouts.path)))
+    source = problem_source(config.data)
+    about = {
+        **({} if split == "train" else {"split": split}), "source": source.identity(split),
+        "prompts": config.data.train, "seed": config.data.seed, "version": VERSION,
+    }  # fmt: skip
+    if source.rollouts() is not None:
+        return about
+    sampling = config.rollouts
+    if sampling.engine == "openai":
+        # Where the server gives token ids, it is the base's tokenizer that reads them.
+        ids = sampling.server.token_ids != "off"
+        read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
+        return {**about, **_served_writer(config), "k": sampling.k, **read_by}
+    model = _writer(config)
+    how = options_of(sampling, ("path", "accept", "server"))
+    chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
+    return {**about, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
+
+
+def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRollouts:
+    """The rollouts that `config` asks for; sampled (or read from the user's file), verified and frozen when missing.
+
+    Of several processes that ask at once, one makes them and the others wait. What was interrupted goes on.
+
+    Args:
+        config: Which problems, who writes, and how; `data.train` prompts.
+        split: The problems to draw from.
+
+    Raises:
+        InputError: What is on disk is damaged, or the configuration cannot be followed.
+        ServerError: The server that writes them does not answer; what it answered is kept.
+    """
+    if config.rollouts.path is not None:
+        return load(Path(config.rollouts.path))
+    parent = config.output_dir / "rollouts"
+    # What these refuse leaves nothing behind.
+    key = digest(rollouts_identity(config, split), 16)
+    require_limits(config, split)
+    (parent / ".partial").mkdir(parents=True, exist_ok=True)
+    with FileLock(parent / ".partial" / f"{key}.lock"):
+        folder = find(parent, key) or _make(config, split, parent, key)
+    return load(folder)
+
+
+def require_limits(config: RolloutConfig, split: Split = "train") -> None:
+    """Refuses what the writer cannot be asked, or the base cannot be trained on, before anything is sampled.
+
+    Says nothing of rollouts that are there already.
+
+    Raises:
+        InputError: A chat template fails, a prompt leaves no room for `rollouts.max_tokens`, or a token is not known.
+    """
+    from losslens.models.limits import limits_of
+
+    source, parent = problem_source(config.data), config.output_dir / "rollouts"
+    known = config.rollouts.path is not None or source.rollouts() is not None
+    if known or find(parent, digest(rollouts_identity(config, split), 16)) is not None:
+        return
+    prompts = [problem.prompt for problem in source.problems(split, config.data.train, config.data.seed)]
+    writer = [] if config.rollouts.engine == "openai" else [_writer(config)]
+    for model in dict.fromkeys([*writer, source_of(config.model)]):
+        limits_of(model).require_prompts(prompts, config.rollouts.max_tokens, "rollouts.max_tokens")
+    if not writer:
+        from losslens.models.tokens import is_templated
+
+        tokenizer = limits_of(source_of(config.model)).tokenizer
+        if templated := sum(is_templated(tokenizer, prompt) for prompt in dict.fromkeys(prompts)):
+            say_once(
+                f"rollouts: {templated} prompts are in the base's chat template already; a server puts them into its"
+                " model's once more"
+            )
+
+
+def _served_writer(config: RolloutConfig) -> dict[str, Any]:
+    """What decides a server's answer to a prompt.
+
+    Not its address: the same model may be served elsewhere tomorrow, and what was paid for stays paid for.
+    """
+    sampling = config.rollouts
+    writer = {"server_model": sampling.server.model, "extra_body": nameable(sampling.server.extra_body or {})}
+    return {"writer": writer, "sampling": sampling.model_dump(include={"temperature", "top_p", "max_tokens", "seed"})}
+
+
+def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True) -> FrozenRollouts:
+    """One rollout of each of the first held-out problems, by the policy and with the settings of the training set.
+
+    Of all of them, where there are fewer.
+
+    Args:
+        config: Of the training set.
+        problems: How many.
+        may_ask: Whether a server may be asked for what is not there yet.
+
+    Raises:
+        UnavailableError: The training set came from a file or folder, or its writer is not there or cannot be asked.
+        InputError: As for `frozen_rollouts`.
+    """
+    try:
+        given: Path | str | None = config.rollouts.path
+        if given is None and problem_source(config.data).rollouts() is not None:
+            given = config.data.path
+        if given is not None:
+            raise InputError(f"the rollouts came from {given}, whose writer cannot be asked")
+        changes = {
+            "data": config.data.model_copy(update={"train": _at_most(config.data, problems)}),
+            "rollouts": config.rollouts.model_copy(update={"k": 1}),
+        }
+        changed = config.model_copy(update=changes)
+        there = find(config.output_dir / "rollouts", digest(rollouts_identity(changed, "eval"), 16))
+        if there is None and not may_ask and config.rollouts.engine == "openai":
+            raise InputError("the rollouts came from a server, which is asked only when held_out.base_url names it")
+        require_limits(changed, "eval")
+    except InputError as error:
+        raise UnavailableError(f"{error}; {_INSTEAD}") from error
+    try:
+        return frozen_rollouts(changed, "eval")
+    except ServerError as error:
+        raise UnavailableError(f"{error}; {_INSTEAD}") from error
+
+
+def _at_most(data: Data, problems: int) -> int:
+    """So many held-out problems, or as many as there are."""
+    source = problem_source(data)
+    try:
+        return len(source.problems("eval", problems, data.seed))
+    except InputError:
+        return len(source.problems("eval", None, data.seed))
+
+
+_INSTEAD = "give held_out.completions=FOLDER"
+WRITERS = (
+    "rollouts.policy=base (the model itself), model.teacher=FOLDER_OR_HUB_ID, "
+    "or rollouts.engine=openai rollouts.server.model=NAME"
+)
+
+
+def _writer(config: RolloutConfig) -> ModelSource:
+    model = config.model
+    if config.rollouts.policy == "base":
+        return source_of(model)
+    if model.teacher is None:
+        # What is wrong with a file of problems is told first.
+        problem_source(config.data).problems("train", config.data.train, config.data.seed)
+        whom = "the embedded one writes on no file of yours" if model.name == "tiny" else f"model.path={model.path}"
+        raise InputError(
+            f"rollouts.policy=teacher: model.teacher names none ({whom}); say who writes the rollouts: {WRITERS}"
+        )
+    return source_of(model, teacher=True)
+
+
+def unknown_to_the_teacher(config: RolloutConfig) -> str:
+    """Why the writer of the rollouts does not fit the problems, in one line; empty where nothing speaks against it."""
+    sampling, model = config.rollouts, config.model
+    asked = sampling.path is None and sampling.engine == "transformers" and sampling.policy == "teacher"
+    if not asked or model.teacher != EMBEDDED_TEACHER or not str(config.data.source["_target_"]).endswith("HubDataset"):
+        return ""
+    return (
+        f"data={config.data.name}: the embedded teacher was made for data=arithmetic and answers nothing else; "
+        f"say who writes the rollouts: {WRITERS}"
+    )
+
+
+def require_a_writer(config: RolloutConfig) -> None:
+    """Refuses to have rollouts written that are not there yet by a teacher that was not made for the problems.
+
+    Raises:
+        InputError: It was not.
+    """
+    if (why := unknown_to_the_teacher(config)) and not find(
+        config.output_dir / "rollouts", digest(rollouts_identity(config), 16)
+    ):
+        raise InputError(why)
+
+
+def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
+    started = datetime.now(UTC)
+    source = problem_source(config.data)
+    name = config.data.name if split == "train" else f"{config.data.name}-heldout"
+    about = {"keys": [key], "identity": rollouts_identity(config, split), "versions": versions()}
+    given = source.rollouts()
+    if given is not None:
+        made = {"made": started.isoformat(timespec="seconds"), "writer": config.data.path}
+        return _frozen(first_prompts(given, config.data), parent, name, {**about, **made})
+    problems = source.problems(split, config.data.train, config.data.seed)
+    completions, given_prompts, facts = _completions(config, problems, split, parent, key)
+    say_what_was_cut(
+        [c for group in completions for c in group], name, "rollouts.max_tokens", config.rollouts.max_tokens
+    )
+    table = _verified(config, source, problems, completions, given_prompts)
+    facts |= {
+        "unchecked": int((table["trouble"] != "").sum()),
+        "made": started.isoformat(timespec="seconds"),
+        "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+    }
+    folder = _frozen(table, parent, name, {**about, **facts})
+    (parent / ".partial" / f"{key}.jsonl").unlink(missing_ok=True)
+    return folder
+
+
+def _frozen(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any]) -> Path:
+    # Other settings may give the same content at the same time.
+    with FileLock(parent / ".lock"):
+        return freeze(table, parent, name, manifest)
+
+
+def first_prompts(given: pd.DataFrame, data: Data) -> pd.DataFrame:
+    """The rollouts of the first `data.train` prompts; of all when it is null."""
+    ids = given["problem_id"].drop_duplicates()
+    if data.train is not None and data.train > len(ids):
+        raise InputError(f"data.train={data.train}: {data.path} has {len(ids)} prompts; null takes all")
+    return given[given["problem_id"].isin(ids[: data.train])].reset_index(drop=True)
+
+
+def _completions(
+    config: RolloutConfig, problems: Sequence[Problem], split: Split, parent: Path, key: str
+) -> tuple[list[list[Completion]], list[str | None], dict[str, Any]]:
+    """The k completions of each problem, the texts that the writer was given, and what the manifest says of it."""
+    what = "rollouts" if split == "train" else "held-out completions"
+    if config.rollouts.engine == "openai":
+        completions, asked = _from_server(config, problems, what, parent)
+        facts = {**_bill(config, completions), "asked_now": asked}
+        completions, prompt_texts, tokenizer = _read_served(config, problems, completions)
+        return completions, prompt_texts, {**facts, "tokenizer": tokenizer}
+    from losslens.models.tokens import about_tokenizer, encode_prompt, render_prompt
+    from losslens.sampling.local import generate_samples
+
+    sampling = config.rollouts
+    writer = _writer(config)
+    loaded = load_model(writer)
+    prompts = [problem.prompt for problem in problems]
+    journal = Journal(parent / ".partial" / f"{key}.jsonl")
+    try:
+        completions = generate_samples(
+            loaded.model,
+            loaded.tokenizer,
+            prompts,
+            samples=sampling.k,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_new_tokens=sampling.max_tokens,
+            batch_size=sampling.batch_size,
+            seed=sampling.seed,
+            description=f"{what} from the {sampling.policy}",
+            journal=journal,
+        )
+    finally:
+        journal.close()
+    facts = {
+        "policy": sampling.policy, "writer": writer.path, "device": str(loaded.model.device),
+        "dtype": str(loaded.model.dtype),
+    }  # fmt: skip
+    texts = [render_prompt(loaded.tokenizer, prompt) for prompt in prompts]
+    facts["tokenizer"] = about_tokenizer(loaded.tokenizer, texts)
+    given = [tuple(encode_prompt(loaded.tokenizer, prompt)) for prompt in prompts]
+    completions = [
+        [replace(completion, prompt_ids=ids) for completion in group]
+        for ids, group in zip(given, completions, strict=True)
+    ]
+    return completions, list(texts), facts
+
+
+def _read_served(
+    config: RolloutConfig, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]]
+) -> tuple[list[list[Completion]], list[str | None], dict[str, Any] | None]:
+    """A server's completions with the text of their token ids, where it gave any; the prompts that it gave its model.
+
+    Ids that say something else than the server's text, as those of another tokenizer than the base's, are left out.
+    """
+    prompts = [problem.prompt for problem in problems]
+    if not any(completion.ids for group in completions for completion in group):
+        return [list(group) for group in completions], [None] * len(problems), None
+    from losslens.models.loading import load_tokenizer
+    from losslens.models.tokens import about_tokenizer, decode, read_served
+
+    tokenizer = load_tokenizer(source_of(config.model))
+    read = [
+        [read_served(tokenizer, prompt, completion) for completion in group]
+        for prompt, group in zip(prompts, completions, strict=True)
+    ]
+    lost = sum(completion.ids is not None for group in completions for completion in group)
+    lost -= sum(completion.ids is not None for group in read for completion in group)
+    if lost:
+        print(
+            f"{config.rollouts.server.model}: the token ids of {lost} answers do not say what their text says to the"
+            " tokenizer of model.path, and are left out",
+            flush=True,
+        )
+    texts: list[str | None] = []
+    for group in read:
+        given = {completion.prompt_ids for completion in group}
+        [ids] = given if len(given) == 1 else [None]
+        texts.append(None if ids is None else decode(tokenizer, ids))
+    return read, texts, about_tokenizer(tokenizer, [text for text in texts if text is not None])
+
+
+def _from_server(
+    config: RolloutConfig, problems: Sequence[Problem], what: str, parent: Path
+) -> tuple[list[list[Completion]], int]:
+    """The answers of the server, each kept for good and never asked for again; and how many were asked for now."""
+    from losslens.sampling.server import Decoding, Request, ask
+
+    sampling, server = config.rollouts, config.rollouts.server
+    file = parent / ".answers" / f"{digest(_served_writer(config), 16)}.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    names = [[f"{long_hash(problem.prompt)} {sample}" for sample in range(sampling.k)] for problem in problems]
+    with FileLock(file.with_suffix(".lock")):
+        journal = Journal(file)
+        try:
+            requests = {
+                name: Request(problem.prompt, random.Random(f"{sampling.seed} {name}").getrandbits(31))
+                for problem, group in zip(problems, names, strict=True)
+                for name in group
+                if name not in journal.completions
+            }
+            asked = sum(map(len, names))
+            if len(requests) < asked:
+                print(f"{asked - len(requests)} of {asked} answers of {server.model} are there already", flush=True)
+            decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, server.extra_body or {})
+            ask(
+                "rollouts.server",
+                server,
+                str(server.model),
+                requests,
+                decoding,
+                lambda name, completion: journal.add({name: completion}),
+                f"{what} from {server.model}",
+            )
+        finally:
+            journal.close()
+    return [[journal.completions[name] for name in group] for group in names], len(requests)
+
+
+def _bill(config: RolloutConfig, completions: Sequence[Sequence[Completion]]) -> dict[str, Any]:
+    """What the manifest says of a server: who, how many tokens, and what they cost at the prices given."""
+    from losslens.sampling.server import address, cost
+
+    server = config.rollouts.server
+    answers = [completion for group in completions for completion in group]
+    facts: dict[str, Any] = {"policy": "server", "writer": server.model, "base_url": plain_address(address(server))}
+    known = [(c.prompt_tokens, c.tokens) for c in answers if c.prompt_tokens is not None and c.tokens is not None]
+    if len(known) < len(answers):  # a server that does not count
+        return facts | {"prompt_tokens": None, "completion_tokens": None, "cost": None}
+    prompt_tokens, completion_tokens = sum(p for p, _ in known), sum(c for _, c in known)
+    bill = cost(server, prompt_tokens, completion_tokens)
+    return facts | {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "cost": bill}
+
+
+def _verified(
+    config: RolloutConfig,
+    source: ProblemSource,
+    problems: Sequence[Problem],
+    completions: Sequence[Sequence[Completion]],
+    prompt_texts: Sequence[str | None],
+) -> pd.DataFrame:
+    """One row a rollout, with its reward, and the trouble that its check made."""
+    rows = [
+        {
+            "problem_id": problem.id,
+            "prompt": problem.prompt,
+            "prompt_text": prompt_text,
+            "completion": completion.text,
+            "answer": problem.answer,
+            "sample": number,
+            "source": config.rollouts.server.model if config.rollouts.engine == "openai" else config.rollouts.policy,
+            "tokens": completion.tokens,
+            "finished": completion.finished,
+            "prompt_ids": completion.prompt_ids and list(completion.prompt_ids),
+            "completion_ids": completion.ids and list(completion.ids),
+        }
+        for problem, prompt_text, group in zip(problems, prompt_texts, completions, strict=True)
+        for number, completion in enumerate(group)
+    ]
+    table = pd.DataFrame(rows)
+    asked = [problem for problem, group in zip(problems, completions, strict=True) for _ in group]
+    checked = verdicts(source.verifier, asked, list(table["completion"]), config.data.verify_seconds)
+    return table.assign(reward=[float(v.correct) for v in checked], trouble=[v.trouble for v in checked])
+
+
+def rollout_job(config: DictConfig) -> None:
+    """What `rollout.py` does: finds or makes the rollouts and says what they are like."""
+    checked = parse(RolloutConfig, config)
+    sampled = checked.rollouts.path is None and problem_source(checked.data).rollouts() is None
+    if sampled and (line := derived(config)):
+        print(line, flush=True)
+    if why := unknown_to_the_teacher(checked):
+        print(f"rollout.py: {why}", file=sys.stderr, flush=True)
+    rollouts = frozen_rollouts(checked)
+    print(rollouts.folder)
+    for name, value in quality_of(rollouts).items():
+        print(f"  {name}: {value}")
+    prompts, completions = (rollouts.manifest.get(name) for name in ("prompt_tokens", "completion_tokens"))
+    if prompts is not None and completions is not None:
+        from losslens.sampling.server import cost
+
+        print(f"  tokens of the server: {prompts} in prompts, {completions} in completions")
+        price = cost(checked.rollouts.server, prompts, completions)
+        if price is not None:
+            print(f"  cost: {price:g}")

@@ -1,0 +1,1 @@
+"""Completions of a model in this process, or of a server."""

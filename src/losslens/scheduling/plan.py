@@ -1,0 +1,137 @@
+"""What a job of a command line is: which folder it is for, whether that is done, and what it has to wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from losslens.config.schema import AnalyzeConfig, EvaluateConfig, Resources, RolloutConfig, TrainConfig, parse, resolved
+from losslens.core.errors import InputError
+from losslens.core.files import digest
+from losslens.rollouts.frozen import find
+from losslens.rollouts.sample import rollouts_identity
+from losslens.runs.run import Run, runs_of
+from losslens.runs.spec import RunSpec
+
+
+@dataclass(frozen=True)
+class Work:
+    """One job of a command line.
+
+    Attributes:
+        script: Path of the entry script.
+        config: Its configuration, resolved, without the resources.
+        resources: What Slurm is to give to it.
+        name: What it makes.
+        ticket: Where it is written down as which Slurm job it was submitted.
+        folder: Where logs, pickles and the copy of the code go.
+        done: Why it need not be submitted; empty when it must.
+        run: The run, of a job of `train.py`.
+        waits_for: Tickets of what it reads; of those that are still live it waits for the end.
+        needs: What must be made first, and must not fail.
+    """
+
+    script: Path
+    config: dict[str, Any]
+    resources: Resources
+    name: str
+    ticket: Path
+    folder: Path
+    done: str = ""
+    run: Run | None = None
+    waits_for: list[Path] = field(default_factory=list)
+    needs: list[Work] = field(default_factory=list)
+
+    @property
+    def key(self) -> Path:
+        """The same for all jobs that make the same: a run that is not begun yet may have several names."""
+        return self.ticket if self.run is None else self.run.lock_file
+
+
+def work_of(script: Path, config: DictConfig) -> Work:
+    """What the job with this composed configuration is.
+
+    Raises:
+        InputError: The configuration is not one that the script would take.
+    """
+    schema, kind = _KINDS[script.stem]
+    content = resolved(schema, config)
+    resources = parse(Resources, content.pop("resources"), "resources")
+    # On the node it may be another home.
+    content["output_dir"] = str(parse(schema, content).output_dir)
+    return kind(script, content, resources)
+
+
+def _training(script: Path, config: dict[str, Any], resources: Resources) -> Work:
+    checked = parse(TrainConfig, config)
+    run = RunSpec.of(checked).run
+    done = ""
+    if run.status.get("state") == "completed" and run.is_trained():
+        done = "completed"
+    elif run.divergence:
+        done = f"diverged before; to train it again, delete {run.folder}"
+    one_process = resources.model_copy(update={"gpus": min(resources.gpus, 1)})
+    part = {name: config[name] for name in RolloutConfig.model_fields if name in config}
+    rollouts = _rollouts(script.with_name("rollout.py"), part, one_process)
+    return Work(
+        script,
+        config,
+        resources,
+        run.name,
+        run.ticket,
+        checked.output_dir / checked.sweep / "slurm",
+        done,
+        run,
+        needs=[] if done or rollouts.done else [rollouts],
+    )
+
+
+def _rollouts(script: Path, config: dict[str, Any], resources: Resources) -> Work:
+    checked = parse(RolloutConfig, config)
+    parent = checked.output_dir / "rollouts"
+    identity = rollouts_identity(checked)
+    key = digest(identity, 16)
+    made = checked.rollouts.path is not None or (parent.is_dir() and find(parent, key) is not None)
+    folder = parent / "slurm"
+    name = f"rollouts {checked.data.name}-{key[:8]}"
+    return Work(script, config, resources, name, folder / f"{key}.json", folder, "completed" if made else "")
+
+
+def _evaluation(script: Path, config: dict[str, Any], resources: Resources) -> Work:
+    checked = parse(EvaluateConfig, config)
+    runs = _runs(checked.output_dir, [checked.sweep])
+    return _of_a_sweep(script, config, resources, checked.output_dir / checked.sweep, [run.ticket for run in runs])
+
+
+def _analysis(script: Path, config: dict[str, Any], resources: Resources) -> Work:
+    checked = parse(AnalyzeConfig, config)
+    tickets = [run.ticket for run in _runs(checked.output_dir, checked.sweeps)]
+    for sweep in checked.sweeps:
+        tickets += (checked.output_dir / sweep / "slurm").glob("evaluate-*.json")
+    return _of_a_sweep(script, config, resources, checked.folder.parent, tickets)
+
+
+def _of_a_sweep(script: Path, config: dict[str, Any], resources: Resources, sweep: Path, waits_for: list[Path]) -> Work:
+    name = f"{script.stem}-{digest(config, 8)}"
+    folder = sweep / "slurm"
+    return Work(script, config, resources, name, folder / f"{name}.json", folder, waits_for=waits_for)
+
+
+def _runs(output_dir: Path, sweeps: list[str]) -> list[Run]:
+    runs = [run for sweep in sweeps for run in runs_of(output_dir, sweep)]
+    if sweeps and not runs:
+        raise InputError(f"sweep={','.join(sweeps)}: no run in it")
+    return runs
+
+
+_Kind = Callable[[Path, dict[str, Any], Resources], Work]
+_KINDS: dict[str, tuple[type[RolloutConfig | EvaluateConfig | AnalyzeConfig], _Kind]] = {
+    "train": (TrainConfig, _training),
+    "rollout": (RolloutConfig, _rollouts),
+    "evaluate": (EvaluateConfig, _evaluation),
+    "analyze": (AnalyzeConfig, _analysis),
+}

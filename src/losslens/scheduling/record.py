@@ -1,0 +1,46 @@
+"""A ticket: the file that says as which Slurm job something was submitted."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from losslens.core.errors import InputError
+from losslens.core.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """What was submitted, and as what.
+
+    Attributes:
+        job: Slurm's id: `12`, or `12_3` in an array.
+        cluster: The cluster's name: on another one the id means another job.
+        log: Path of the job's log.
+        submitted: When (UTC).
+    """
+
+    job: str
+    cluster: str
+    log: str
+    submitted: str
+
+
+def write_ticket(file: Path, ticket: Ticket) -> None:
+    """Writes a ticket, atomically."""
+    write_json(file, asdict(ticket))
+
+
+def read_ticket(file: Path) -> Ticket | None:
+    """The ticket in `file`; None when there is none.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    if not file.exists():
+        return None
+    content = read_json(file)
+    names = {field.name for field in fields(Ticket)}
+    if not isinstance(content, dict) or set(content) != names or not all(isinstance(content[n], str) for n in names):
+        raise InputError(f"{file}: not a ticket; delete it")
+    return Ticket(**content)

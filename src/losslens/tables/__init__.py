@@ -1,0 +1,1 @@
+"""The tables of an analysis, as report and W&B read them."""

@@ -1,0 +1,109 @@
+"""An analysis as a W&B run: its tables, report, figures and curves, and the adapters that it is of."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from losslens.config.schema import Logger
+from losslens.core.errors import InputError
+from losslens.core.redaction import shareable
+from losslens.runs.run import runs_of, sha256_of_adapter
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.tracking.artifacts import log, use
+from losslens.tracking.session import About, session
+
+_TABLES = ("runs", "arm_pairs", "pairs", "repeats", "seeds", "ablation")
+_CURVES = (
+    ("connectivity", ("alpha", "loss"), "Loss between two runs"),
+    ("cka", ("layer", "cka_unbiased"), "CKA of two runs"),
+)
+# More lines than this are no chart.
+_MOST_LINES = 40
+
+
+def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
+    """Makes the W&B run of the analysis that is written in `folder`; nothing with `logger=none`.
+
+    An offline run of an earlier analysis of the same folder that was not sent yet is replaced.
+
+    Args:
+        settings: Which mode, project and entity.
+        folder: The analysis, with report and figures.
+        output_dir: Where the sweeps lie.
+    """
+    if settings.name == "none":
+        return
+    analysis = AnalysisFolder(folder)
+    manifest = analysis.manifest
+    for unsent in folder.glob("wandb/offline-run-*"):
+        if not any(unsent.glob("*.wandb.synced")):
+            shutil.rmtree(unsent)
+    sweep = folder.parent.name
+    config = {name: manifest[name] for name in ("sweeps", "adapters", "settings", "reference", "benchmark")}
+    about = About(sweep, "analysis", f"{sweep}-{folder.name}", ["analysis"], config)
+    with session(settings, output_dir, folder, about) as told:
+        if settings.artifacts:
+            for run in [run for name in manifest["sweeps"] for run in runs_of(output_dir, name)]:
+                with suppress(InputError):  # a run that was left out, since it is damaged
+                    if run.is_trained() and sha256_of_adapter(run) in manifest["adapters"].values():
+                        use(told, "adapter", run.name, run.adapter)
+        for name in _TABLES:
+            if analysis.csv(name).count(b"\n") > 1:
+                told.tell(_log_table, folder / f"{name}.csv")
+        for name, columns, title in _CURVES:
+            table = analysis.table(name, ("run_a", "run_b"), columns).replace([math.inf, -math.inf], math.nan).dropna()
+            if len(table):
+                told.tell(_log_curves, table, name, title, manifest["reference"])
+        told.tell(_log_report, folder / "report.html")
+        for figure in sorted(folder.glob("figures/*.png")):
+            told.tell(_log_figure, figure)
+        files = [file for file in folder.rglob("*") if "wandb" not in file.relative_to(folder).parts]
+        if settings.artifacts:
+            log(told, "analysis", f"{sweep}-{folder.name}", folder, files)
+
+
+def _log_table(run: Any, file: Path) -> None:
+    import wandb
+
+    # W&B's tables know None, no NaN in columns of text, and no infinity, which is no JSON.
+    table = pd.read_csv(file).replace([math.inf, -math.inf], math.nan)
+    rows = table.astype(object).where(table.notna(), None).values.tolist()
+    run.log({f"tables/{file.stem}": wandb.Table(columns=list(table.columns), data=rows)})
+
+
+def _log_curves(run: Any, table: pd.DataFrame, name: str, title: str, reference: str) -> None:
+    """One line a pair, those with the reference first."""
+    import wandb
+
+    x, y = table.columns[2:]
+    pairs = list(table.groupby(["run_a", "run_b"], sort=False))
+    pairs.sort(key=lambda pair: reference not in pair[0])
+    if len(pairs) > _MOST_LINES:
+        title += f" ({_MOST_LINES} of {len(pairs)} pairs)"
+    shown = pairs[:_MOST_LINES]
+    chart = wandb.plot.line_series(
+        [rows[x].tolist() for _, rows in shown],
+        [rows[y].tolist() for _, rows in shown],
+        keys=[f"{a} – {b}" for (a, b), _ in shown],
+        title=title,
+        xname=x,
+    )
+    run.log({name: chart})
+
+
+def _log_report(run: Any, file: Path) -> None:
+    import wandb
+
+    run.log({"report": wandb.Html(shareable(file.read_text(encoding="utf-8")), inject=False)})
+
+
+def _log_figure(run: Any, file: Path) -> None:
+    import wandb
+
+    run.log({f"figures/{file.stem}": wandb.Image(str(file))})

@@ -1,0 +1,180 @@
+"""The dashboard of a sweep, a workspace and a report of the same panels, in the terms of wandb-workspaces."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+from wandb_workspaces import expr
+
+from losslens.core.files import digest
+from losslens.tables.style import METHODS, colour
+from losslens.tracking.identity import LONGEST_NAME, fitted
+from losslens.tracking.logged_sweep import LoggedSweep
+from losslens.tracking.panels import CHARTS, NORM, Panel, Section, accuracy, benchmarks, sections
+
+_COLUMNS, _MOST_ROWS = 4, 4
+# A report's grid is 24 wide.
+_WHOLE, _THIRD, _LOW, _HIGH = 24, 8, 6, 12
+_MOST_LINES = 50
+_RUNS, _ANALYSIS = "Runs", "Analysis"
+# What wandb.plot.line_series logs, and the columns of its table.
+_LINES, _LINES_COLUMNS = "wandb/lineseries/v0", ("step", "lineKey", "lineVal")
+
+
+def workspace(sweep: LoggedSweep, project: str, entity: str) -> ws.Workspace:
+    """The workspace: the runs of the sweep, an arm a line, in the colours of their methods.
+
+    Its name within W&B, which is in its URL, follows from the sweep.
+    """
+    made = ws.Workspace(
+        entity=entity,
+        project=project,
+        name=_title(sweep),
+        sections=[
+            ws.Section(
+                name=section.title,
+                panels=_panels(sweep, "workspace", section),
+                is_open=not section.details,
+                layout_settings=ws.SectionLayoutSettings(
+                    columns=_COLUMNS, rows=min(_MOST_ROWS, -(-len(section.panels) // _COLUMNS))
+                ),
+            )
+            for section in sections(sweep)
+        ],
+        settings=ws.WorkspaceSettings(max_runs=_MOST_LINES),
+        runset_settings=ws.RunsetSettings(
+            filters=expr.And(expr.Metric("Group") == fitted(sweep.name, LONGEST_NAME)),
+            groupby=[expr.Config(key) for key in sweep.settings],
+            group_colors={ws.GroupPath(*values): colour(values[0]) for values in _coloured(sweep)},
+            pinned_columns=[f"summary:{name}" for name in (*map(accuracy, benchmarks(sweep)), NORM)],
+        ),
+    )
+    made._internal_name = f"nw-{digest(['workspace', sweep.name], 11)}-v"
+    made._internal_runset_id = digest(["workspace", sweep.name], 12)
+    return made
+
+
+def report(sweep: LoggedSweep, project: str, entity: str) -> wr.Report:
+    """The report: the same panels, with a sentence about each section; details are left out.
+
+    Its runs are looked for in the project that it is in.
+    """
+    blocks: list[Any] = [wr.TableOfContents()]
+    for section in sections(sweep):
+        if not section.details:
+            runs = _runset(sweep, section)
+            blocks += [
+                wr.H1(section.title),
+                wr.P(section.text),
+                wr.PanelGrid(
+                    runsets=[runs],
+                    panels=_laid_out(_panels(sweep, "report", section)),
+                    custom_run_colors={} if section.of_analysis else _colours(sweep),
+                ),
+            ]
+    return wr.Report(
+        project=project,
+        entity=entity,
+        title=_title(sweep),
+        description=f"The sweep {sweep.name}. Made by launch/wandb_dashboard.py of LossLens, which replaces it.",
+        width="fluid",
+        blocks=blocks,
+    )
+
+
+def definition(sweep: LoggedSweep, project: str, entity: str) -> dict[str, Any]:
+    """Both as W&B keeps them, without asking it anything; the same sweep always gives the same."""
+    return {
+        kind: {
+            "entity": entity,
+            "project": project,
+            "name": model.display_name,
+            "spec": json.loads(model.spec.model_dump_json(by_alias=True, exclude_none=True)),
+        }
+        for kind, model in (
+            ("workspace", workspace(sweep, project, entity)._to_model()),
+            ("report", report(sweep, project, entity)._to_model()),
+        )
+    }
+
+
+def _title(sweep: LoggedSweep) -> str:
+    return f"LossLens {sweep.name}"[:128]  # longer ones a report does not take
+
+
+def _coloured(sweep: LoggedSweep) -> list[tuple[str, ...]]:
+    """What has a colour: the methods, those to come too, and every group of their runs."""
+    methods = [(method,) for method in METHODS]
+    return list(dict.fromkeys([*methods, *(arm[:depth] for arm in sweep.arms for depth in range(1, len(arm) + 1))]))
+
+
+def _colours(sweep: LoggedSweep) -> dict[wr.RunsetGroup, str]:
+    """The same for the runs of a report."""
+    keys = [wr.Config(key) for key in sweep.settings]
+    return {
+        wr.RunsetGroup(_RUNS, tuple(map(wr.RunsetGroupKey, keys, values))): colour(values[0])
+        for values in _coloured(sweep)
+    }
+
+
+def _runset(sweep: LoggedSweep, section: Section) -> wr.Runset:
+    kind = "analysis" if section.of_analysis else "train"
+    made = wr.Runset(
+        name=_ANALYSIS if section.of_analysis else _RUNS,
+        filters=expr.And(expr.Metric("Group") == fitted(sweep.name, LONGEST_NAME), expr.Metric("JobType") == kind),
+        groupby=[] if section.of_analysis else [f"config.{key}" for key in sweep.settings],
+    )
+    made._id = digest(["report", sweep.name, section.title], 12)
+    return made
+
+
+def _panels(sweep: LoggedSweep, where: str, section: Section) -> list[Any]:
+    panels = []
+    for panel in section.panels:
+        made = _panel(panel)
+        made._id = digest([where, sweep.name, section.title, panel.title], 12)
+        panels.append(made)
+    return panels
+
+
+def _panel(panel: Panel) -> Any:
+    names = list(panel.names)
+    match panel.kind:
+        case "lines":  # the mean over seeds, and from the smallest to the largest
+            return wr.LinePlot(
+                title=panel.title, y=names, groupby_aggfunc="mean", groupby_rangefunc="minmax", smoothing_type="none"
+            )
+        case "bars":
+            return wr.BarPlot(title=panel.title, metrics=names, groupby_aggfunc="mean", groupby_rangefunc="minmax")
+        case "points":
+            x, y = names
+            return wr.ScatterPlot(title=panel.title, x=wr.SummaryMetric(x), y=wr.SummaryMetric(y))
+        case "table":
+            return wr.WeavePanelSummaryTable(table_name=names[0])
+        case "chart":
+            table: dict[str, Any] = {"summaryTable": {"tableKey": f"{names[0]}_table"}}
+            return wr.CustomChart(
+                query={"id": None, "name": None, "_defaultColorIndex": None, **table},
+                chart_name=_LINES,
+                chart_fields={column: column for column in _LINES_COLUMNS},
+                chart_strings={"title": panel.title, "xname": CHARTS[names[0]][1]},
+            )
+        case "figures" | "page":
+            return wr.MediaBrowser(title=panel.title, media_keys=names, num_columns=min(3, len(names)))
+
+
+def _laid_out(panels: Sequence[Any]) -> list[Any]:
+    """The panels of a report in their places: three in a row; what is read rather than seen has a row of its own."""
+    x = y = 0
+    for panel in panels:
+        wide = isinstance(panel, (wr.WeavePanelSummaryTable, wr.MediaBrowser))
+        width, height = (_WHOLE, _HIGH) if wide else (_THIRD, _LOW)
+        if x + width > _WHOLE:
+            x, y = 0, y + _LOW
+        panel.layout = wr.Layout(x=x, y=y, w=width, h=height)
+        x, y = (x + width, y) if not wide else (0, y + height)
+    return list(panels)
