@@ -13,12 +13,12 @@ import pandas as pd
 
 from losslens import measures
 from losslens.analysis.repeats import MEASURES, arm_pairs, pairing, with_levels
-from losslens.losses.presentation import own_introductions
+from losslens.losses.presentation import builtin_presentations
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.tables import Compared, weight_tables
 
 # Those of arXiv 2606.23740, in their order.
-METHODS = tuple(name for name, known in own_introductions().items() if known.place in range(1, 7))
+METHODS = tuple(name for name, known in builtin_presentations().items() if known.place in range(1, 7))
 
 
 def make_analysis(
@@ -88,7 +88,7 @@ def make_analysis(
     _write(folder, "pairs", with_levels(measured.reindex(columns=list(columns)), MEASURES))
     of_arms = arm_pairs(measured, seed, list(dict.fromkeys(runs["arm"])))
     _write(folder, "arm_pairs", of_arms.merge(_accuracies(draw, of_arms), on=["arm_a", "arm_b"], how="left"))
-    of_weights = [measure.name for measure in measures.of_weights("more")]
+    of_weights = [measure.name for measure in measures.weight_measures("more")]
     kinds_of = measured[["run_a", "run_b", "arm_a", "arm_b", "pairing"]]
     _write(
         folder, "layers", with_levels(tables.layers.merge(kinds_of, on=["run_a", "run_b"]), of_weights, by=["layer"])

@@ -12,13 +12,13 @@ import pytest
 
 from losslens.analysis.accuracy import RUN_COLUMNS, has_collapsed
 from losslens.analysis.arm_accuracy import compare_arms, outcomes_of
-from losslens.analysis.arm_summary import COLUMNS, Tabled, ablation_table
+from losslens.analysis.arm_summary import COLUMNS, Tabled, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, repeats, sft_partners
-from losslens.analysis.cohort import Base, Diverged, Gathered, Subject, _distinct
+from losslens.analysis.cohort import Base, Cohort, ComparedAdapter, Diverged, _distinct
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts
 from losslens.analysis.pairs import all_pairs, choose
 from losslens.analysis.repeats import arm_pairs, pairing
-from losslens.analysis.scores import scores_of
+from losslens.analysis.scores import scores_of_runs
 from losslens.core.errors import InputError
 from losslens.evaluation.statistics import detectable_difference
 from losslens.runs.run import Run
@@ -57,21 +57,23 @@ def facts(method: str, lr: str, seed: int, init: int | None = None, **options: A
 
 def subject(
     method: str, lr: str, seed: int, run: Run | None = None, init: int | None = None, **options: Any
-) -> Subject:
+) -> ComparedAdapter:
     name = "-".join([method, lr, f"s{seed}", *map(str, options.values())])
-    return Subject(name, Path(name), name, None, run, RunFacts.model_validate(facts(method, lr, seed, init, **options)))
+    return ComparedAdapter(
+        name, Path(name), name, None, run, RunFacts.model_validate(facts(method, lr, seed, init, **options))
+    )
 
 
 def gathered(
-    subjects: list[Subject], bases: list[Base] | None = None, diverged: list[Diverged] | None = None
-) -> Gathered:
+    subjects: list[ComparedAdapter], bases: list[Base] | None = None, diverged: list[Diverged] | None = None
+) -> Cohort:
     bases = bases or []
-    scores = scores_of([*(base.run for base in bases), *(s.run for s in subjects if s.run)])
+    scores = scores_of_runs([*(base.run for base in bases), *(s.run for s in subjects if s.run)])
     ranks = {s.name: [2] for s in subjects}
-    return Gathered(subjects, ["m"], [(30, 50)], ranks, bases, scores, diverged or [], {})
+    return Cohort(subjects, ["m"], [(30, 50)], ranks, bases, scores, diverged or [], {})
 
 
-def tabled(g: Gathered, arms: list[Arm], cosines: dict[tuple[str, str], float]) -> Tabled:
+def tabled(g: Cohort, arms: list[Arm], cosines: dict[tuple[str, str], float]) -> Tabled:
     """Of runs whose measures all have the value of their cosine; those that are not named are 0 to each other."""
     subjects, names = g.subjects, arm_names(arms, g)
     runs = pd.DataFrame([{"run": s.name, "norm": n + 1.0} for n, s in enumerate(subjects)], columns=list(RUN_COLUMNS))
@@ -167,7 +169,7 @@ class TestArms:
                     f"{one['learning_rate'] * base / 1e-3:.12g}"
                 )
                 name = f"{method}-{lr}-{base:g}"
-                subjects.append(Subject(name, Path(name), name, None, None, RunFacts.model_validate(one)))
+                subjects.append(ComparedAdapter(name, Path(name), name, None, None, RunFacts.model_validate(one)))
         arms = arms_of(gathered(subjects))
         assert [arm.learning_rates for arm in arms if arm.method == "sft"] == [["conventional", "matched"]] * 2
         assert [arm.at_conventional_rate for arm in arms if arm.method == "dpo"] == [True, False, True, False]
@@ -195,7 +197,7 @@ class TestArms:
     @pytest.mark.parametrize("name", ["sft-conventional", "sft-matched"])
     def test_an_adapter_made_elsewhere_does_not_join_an_arm(self, name: str) -> None:
         runs = gathered([subject("sft", "conventional", 0), subject("dpo", "matched", 0)])
-        runs.subjects.append(Subject(name, Path(name), "theirs"))
+        runs.subjects.append(ComparedAdapter(name, Path(name), "theirs"))
         with pytest.raises(InputError, match=f"^adapters.{name}: a loss of the runs is called so already$"):
             arm_names(arms_of(runs), runs)
 
@@ -210,11 +212,11 @@ def test_equal_adapters_of_two_losses_are_two_runs() -> None:
 
 
 class TestAblation:
-    def rows(self, subjects: list[Subject], cosines: dict[tuple[str, str], float], **more: Any) -> pd.DataFrame:
+    def rows(self, subjects: list[ComparedAdapter], cosines: dict[tuple[str, str], float], **more: Any) -> pd.DataFrame:
         g = gathered(subjects, **more)
         reference = next(s for s in subjects if s.name.startswith("sft-conventional"))
         arms = arms_of(g)
-        table = ablation_table(arms, reference, tabled(g, arms, cosines))
+        table = arm_summary_table(arms, reference, tabled(g, arms, cosines))
         assert list(table.columns) == list(COLUMNS)
         return table.set_index("arm")
 
@@ -262,7 +264,7 @@ class TestAblation:
         assert (row["cosine_to_sft"], row["cosine_to_sft_same_rate"]) == (pytest.approx(0.1), pytest.approx(0.6))
         elsewhere = facts("dpo", "conventional", 0)
         elsewhere["identity"]["rollouts"] = {"policy": "base"}  # no SFT was trained on these
-        other = Subject("other", Path("other"), "other", None, None, RunFacts.model_validate(elsewhere))
+        other = ComparedAdapter("other", Path("other"), "other", None, None, RunFacts.model_validate(elsewhere))
         of_other = self.rows([*subjects, other], {(low, "other"): 0.5}).loc["dpo-conventional rollouts.policy=base"]
         assert np.isnan(of_other["cosine_to_sft_same_rate"])
         again = table.loc["dpo-matched_low"]

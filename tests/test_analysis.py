@@ -29,10 +29,11 @@ from losslens.analysis.pairs import choose, find
 from losslens.analysis.pipeline import Analysis, analyse
 from losslens.config.schema import AnalyzeConfig
 from losslens.core.errors import InputError
-from losslens.core.files import digest, write_json
-from losslens.models.loading import LoadedModel, as_it_was
+from losslens.core.files import write_json
+from losslens.core.hashing import hash_json
+from losslens.models.loading import LoadedModel, preserved
 from losslens.models.tokens import encode_completion, encode_prompt
-from losslens.rollouts.frozen import load
+from losslens.rollouts.frozen import load_rollouts
 from losslens.runs.integrity import record_outcomes
 from losslens.runs.run import Run, runs_of
 from tests.conftest import METHODS, ROOT, cold, command, script
@@ -182,18 +183,18 @@ class TestTables:
     def test_connectivity_is_the_loss_of_the_models(self, sweep: Path, analysis: Analysis, base: LoadedModel) -> None:
         """The endpoints' losses from PEFT's own models on the frozen completions that the manifest names."""
         facts = analysis.facts["held_out"]
-        frozen = load(sweep / "rollouts" / facts["folder"])
+        frozen = load_rollouts(sweep / "rollouts" / facts["folder"])
         assert frozen.sha256 == facts["sha256"]
         right = frozen.table[frozen.table["reward"] > 0]
         assert len(right) == facts["sequences"] >= 4
-        training = load(sweep / "rollouts" / of(sweep, "sft").manifest["rollouts"]["folder"])
+        training = load_rollouts(sweep / "rollouts" / of(sweep, "sft").manifest["rollouts"]["folder"])
         assert not set(training.table["problem_id"]) & set(right["problem_id"])
         curves = analysis.tables.connectivity
         assert len(curves) == 15 * 3
         for method in ("sft", "dpo"):
             run = of(sweep, method)
             nll = tokens = 0
-            with as_it_was(base.model), torch.no_grad():
+            with preserved(base.model), torch.no_grad():
                 model = PeftModel.from_pretrained(base.model, run.adapter).eval()
                 for row in right.itertuples():
                     prompt = encode_prompt(base.tokenizer, row.prompt)
@@ -272,7 +273,11 @@ class TestNothingTwice:
     def test_one_more_run_is_all_that_is_measured(self, sweep: Path, analysis: Analysis, monkeypatch: Any) -> None:
         """A seventh run: one run and six pairs in factor space, its own passes, six lines; then nothing at all."""
         seen: dict[str, list] = {"compare": [], "passes": [], "similarities": []}
-        compare, losses, similar = weight_space.compare, forward_passes.Passes._losses, forward_passes.similarities
+        compare, losses, similar = (
+            weight_space.compare,
+            forward_passes.ForwardPasses._losses,
+            forward_passes.similarities,
+        )
 
         def count_compare(adapters: Any, modules: Any, **options: Any) -> Any:
             seen["compare"].append((len(adapters), options["fresh"]))
@@ -287,7 +292,7 @@ class TestNothingTwice:
             return similar(*arguments)
 
         monkeypatch.setattr(weight_space, "compare", count_compare)
-        monkeypatch.setattr(forward_passes.Passes, "_losses", count_losses)
+        monkeypatch.setattr(forward_passes.ForwardPasses, "_losses", count_losses)
         monkeypatch.setattr(forward_passes, "similarities", count_similar)
         again = analyse(settings(sweep))
         assert seen == {"compare": [], "passes": [], "similarities": []}
@@ -402,7 +407,7 @@ class TestNothingTwice:
         for chosen in outliers[1:]:
             assert chosen.tolist() == table["outlier_dimension"].tolist()
         weights = [load_torch(of(sweep, m).adapter / "adapter_model.safetensors") for m in ("sft", "dpo")]
-        with as_it_was(base.model), torch.no_grad():
+        with preserved(base.model), torch.no_grad():
             before = {}
             for module in found.gathered.modules:
                 weight = base.model.get_submodule(module).weight
@@ -521,7 +526,7 @@ class TestRefused:
         # A run of another base has another identity, and another name.
         run, base = of(sweep, "rft"), {"sha256": "0"}
         identity = {**run.manifest["identity"], "base": base}
-        other = run.folder.with_name(f"{run.name.rpartition('-')[0]}-{digest(identity, 8)}")
+        other = run.folder.with_name(f"{run.name.rpartition('-')[0]}-{hash_json(identity, 8)}")
         shutil.copytree(run.folder, other)
         with (
             edited(other / "manifest.json", base=base, identity=identity, run=other.name),
@@ -690,11 +695,11 @@ class TestTheBase:
         found = analyse(settings(sweep, "connectivity.loss=answer", pairs=[["sft", "dpo"]]))
         curve = found.tables.connectivity
         assert len(curve) == 3
-        frozen = load(sweep / "rollouts" / found.facts["held_out"]["folder"])
+        frozen = load_rollouts(sweep / "rollouts" / found.facts["held_out"]["folder"])
         right = frozen.table[frozen.table["reward"] > 0]
         run = of(sweep, "dpo")
         nll = tokens = 0
-        with as_it_was(base.model), torch.no_grad():
+        with preserved(base.model), torch.no_grad():
             model = PeftModel.from_pretrained(base.model, run.adapter).eval()
             for row in right.itertuples():
                 prompt = encode_prompt(base.tokenizer, row.prompt)

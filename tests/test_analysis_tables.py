@@ -14,17 +14,17 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, seed_table
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Base, Gathered, Subject
-from losslens.analysis.forward_passes import Passes
+from losslens.analysis.cohort import Base, Cohort, ComparedAdapter
+from losslens.analysis.forward_passes import ForwardPasses
 from losslens.analysis.manifests import BaseFacts, RunFacts
-from losslens.analysis.scores import scores_of
+from losslens.analysis.scores import scores_of_runs
 from losslens.analysis.tables import compared_weights
 from losslens.core.errors import InputError
 from losslens.evaluation.outcomes import write_outcomes
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.definitions.weight_space import random_agreement
 from losslens.measures.nulls import expected_angles
-from losslens.measures.tables import AgainstBase, Compared, WeightTables, weight_tables
+from losslens.measures.tables import BaseComparison, Compared, WeightTables, weight_tables
 from losslens.models.loading import LoadedModel, ModelSource
 from losslens.runs.run import Run
 
@@ -71,13 +71,13 @@ def scored(folder: Path, correct: dict[str, list[bool]]) -> Run:
     return Run(folder)
 
 
-def gathered(subjects: list[Subject], **values) -> Gathered:
+def gathered(subjects: list[ComparedAdapter], **values) -> Cohort:
     shapes = values.get("shapes", [(30, 50)])
     ranks = {subject.name: values.get("ranks", [2] * len(shapes)) for subject in subjects}
     modules = [f"model.layers.{n}.m" for n in range(len(shapes))]
     bases = values.get("bases", [])
-    scores = scores_of([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
-    return Gathered(subjects, modules, shapes, ranks, bases, scores, [], {})
+    scores = scores_of_runs([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
+    return Cohort(subjects, modules, shapes, ranks, bases, scores, [], {})
 
 
 class TestAccuracy:
@@ -85,7 +85,7 @@ class TestAccuracy:
         """Of p, q, r run x has p and q right, run y r alone, in another order: b = 2, c = 1, difference ⅓."""
         x = scored(tmp_path / "x", {"p": [True], "q": [True], "r": [False]})
         y = scored(tmp_path / "y", {"r": [True], "q": [False], "p": [False]})
-        subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        subjects = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
         table = pair_table(gathered(subjects), "quiz")
         row = table.iloc[0]
         assert (row["mcnemar_b"], row["mcnemar_c"]) == (2, 1)
@@ -96,7 +96,7 @@ class TestAccuracy:
         """x: 2, 1, 0 of two right; y: 1, 1, 1. Better on one problem each; means ½ and ½; n = 3 problems."""
         x = scored(tmp_path / "x", {"p": [True, True], "q": [True, False], "r": [False, False]})
         y = scored(tmp_path / "y", {"p": [True, False], "q": [False, True], "r": [True, False]})
-        subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        subjects = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
         row = pair_table(gathered(subjects), "quiz").iloc[0]
         assert (row["mcnemar_b"], row["mcnemar_c"], row["accuracy_diff"]) == (1, 1, 0)
         runs = run_table(gathered(subjects), pd.DataFrame({"run": ["x", "y"], "norm": [1.0, 2.0]}))
@@ -108,7 +108,7 @@ class TestAccuracy:
         problems = [f"p{n}" for n in range(20)]
         base = scored(tmp_path / "base", {p: [n < 10] for n, p in enumerate(problems)})
         x, y = (scored(tmp_path / name, {p: [right] for p in problems}) for name, right in (("x", True), ("y", False)))
-        subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        subjects = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
         bases = [Base("base", base, BaseFacts.model_validate({"base": {}, "config": {"model": {"name": "tiny"}}}))]
         table = run_table(gathered(subjects, bases=bases), pd.DataFrame({"run": ["x", "y"]})).set_index("run")
         assert table.loc["x", "base_diff"] == 0.5
@@ -121,7 +121,7 @@ class TestAccuracy:
         """None of 25 against one of 25 has p = 1, and says nothing; against all of 25 p = 2/2²⁵."""
         problems = [f"p{n}" for n in range(25)]
         none = scored(tmp_path / "none", {p: [False] for p in problems})
-        subjects = [Subject("none", none.folder, "none", run=none)]
+        subjects = [ComparedAdapter("none", none.folder, "none", run=none)]
         for right, fallen in ((1, False), (25, True)):
             base = scored(tmp_path / f"base{right}", {p: [n < right] for n, p in enumerate(problems)})
             facts = BaseFacts.model_validate({"base": {}, "config": {"model": {"name": "tiny"}}})
@@ -131,8 +131,10 @@ class TestAccuracy:
     def test_the_midpoint_stands_between_its_ends(self, tmp_path: Path) -> None:
         x = scored(tmp_path / "x", {"p": [True], "q": [True], "r": [False], "s": [True]})
         y = scored(tmp_path / "y", {"p": [False], "q": [False], "r": [True], "s": [True]})
-        subjects = [Subject(run.name, run.folder, run.name, run=run, facts=facts("sft", 1, "i")) for run in (x, y)]
-        subjects.append(Subject("z", tmp_path, "z"))
+        subjects = [
+            ComparedAdapter(run.name, run.folder, run.name, run=run, facts=facts("sft", 1, "i")) for run in (x, y)
+        ]
+        subjects.append(ComparedAdapter("z", tmp_path, "z"))
         correct = pd.Series([True, False, False], index=["r", "p", "q"])
         table = midpoint_table(gathered(subjects), {("x", "y"): correct, ("x", "z"): correct})
         assert table.loc[0, ["accuracy_mid", "accuracy_mid_a", "accuracy_mid_b"]].tolist() == pytest.approx(
@@ -148,7 +150,7 @@ class TestAccuracy:
             for n, right in enumerate((1, 3, 2))
         ]
         subjects = [
-            Subject(run.name, run.folder, run.name, run=run, facts=facts(method, n, "i"))
+            ComparedAdapter(run.name, run.folder, run.name, run=run, facts=facts(method, n, "i"))
             for n, (run, method) in enumerate(zip(runs, ("sft", "sft", "dpo"), strict=True))
         ]
         them = gathered(subjects)
@@ -163,7 +165,7 @@ class TestAccuracy:
 
     def test_other_problems(self, tmp_path: Path) -> None:
         x, y = scored(tmp_path / "x", {"p": [True]}), scored(tmp_path / "y", {"q": [True]})
-        subjects = [Subject(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        subjects = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
         with pytest.raises(InputError, match="x and y: not scored on the same problems"):
             pair_table(gathered(subjects), "quiz")
 
@@ -186,7 +188,7 @@ class TestGeometryTables:
             u1=np.array([0.2, 0.4, NAN]),
             v1=np.array([0.5, 0.9, NAN]),
         )
-        base = {name: AgainstBase(np.array([6.0, 6.0, 7.0]), np.array([0.5, 1.0, NAN])) for name in runs}
+        base = {name: BaseComparison(np.array([6.0, 6.0, 7.0]), np.array([0.5, 1.0, NAN])) for name in runs}
         return weight_tables(Compared(self.MODULES, [(9, 9)] * 3, runs, {("x", "y"): pair}, 2, base))
 
     def test_runs(self) -> None:
@@ -235,7 +237,9 @@ class TestNulls:
     NORMS = np.sqrt([[14, 3], [5, 25]])
 
     def tables(self, tmp_path: Path, starts: tuple[str, str] | None) -> WeightTables:
-        subjects = [Subject(n, tmp_path, n, facts=starts and facts("sft", k, starts[k])) for k, n in enumerate("xy")]
+        subjects = [
+            ComparedAdapter(n, tmp_path, n, facts=starts and facts("sft", k, starts[k])) for k, n in enumerate("xy")
+        ]
         them = replace(gathered(subjects, shapes=list(self.SHAPES), ranks=[3, 3]), modules=["a", "b"])
         runs = {
             "x": RunGeometry(np.array([[3.0, 2, 1], [1, 1, 1]]), np.zeros((2, 0))),
@@ -295,9 +299,11 @@ def test_a_square_weight_that_is_kept_transposed(tmp_path: Path, monkeypatch: py
     }
     save_file(weights, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 1}')
-    them = Gathered([Subject("x", tmp_path, "x")], [module], [(16, 16)], {"x": [1]}, [], scores_of([]), [], {})
+    them = Cohort(
+        [ComparedAdapter("x", tmp_path, "x")], [module], [(16, 16)], {"x": [1]}, [], scores_of_runs([]), [], {}
+    )
     source = ModelSource("model_path", "gpt2", None, "float32", "cpu", False)
-    monkeypatch.setattr(Passes, "_base", LoadedModel(model, None))
-    found = Passes(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8).against_base(1)["x"]
+    monkeypatch.setattr(ForwardPasses, "_base", LoadedModel(model, None))
+    found = ForwardPasses(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8).against_base(1)["x"]
     assert found.base_norms == pytest.approx(np.linalg.norm(values))
     assert found.off_principal == pytest.approx(0, abs=1e-6)

@@ -21,9 +21,9 @@ from losslens.config.schema import LearningRate, Optim
 from losslens.core.errors import InputError
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
-from losslens.models.adapters import adapter_sha256
+from losslens.models.adapters import adapter_fingerprint
 from losslens.models.loading import LoadedModel
-from losslens.rollouts.frozen import load
+from losslens.rollouts.frozen import load_rollouts
 from losslens.runs.run import Run, runs_of
 from losslens.training.batches import filter_rollouts
 from tests import conftest
@@ -79,14 +79,16 @@ class TestSnapshots:
         sizes = {"max_steps": 6, "batch_size": 4}
         train_frozen(make_plan(Sft(name="sft"), **sizes), base, tokenised, tmp_path / "without", quiet)
         train_frozen(make_plan(Sft(name="sft"), **sizes, snapshot_steps=2), base, tokenised, tmp_path / "with", quiet)
-        assert adapter_sha256(tmp_path / "with" / "adapter") == adapter_sha256(tmp_path / "without" / "adapter")
+        assert adapter_fingerprint(tmp_path / "with" / "adapter") == adapter_fingerprint(
+            tmp_path / "without" / "adapter"
+        )
         assert not (tmp_path / "without" / "snapshots").exists()
         snapshots = Run(tmp_path / "with").snapshots
         assert list(snapshots) == [2, 4, 6]
         assert all(snapshot.is_trained() for snapshot in snapshots.values())
-        shas = [adapter_sha256(snapshot.adapter) for snapshot in snapshots.values()]
+        shas = [adapter_fingerprint(snapshot.adapter) for snapshot in snapshots.values()]
         assert len(set(shas)) == 3
-        assert shas[-1] == adapter_sha256(tmp_path / "with" / "adapter")
+        assert shas[-1] == adapter_fingerprint(tmp_path / "with" / "adapter")
 
     def test_a_run_that_was_killed_has_the_same_ones(
         self, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
@@ -107,7 +109,7 @@ class TestSnapshots:
         whole, again = (Run(tmp_path / name).snapshots for name in ("whole", "cut"))
         assert list(whole) == list(again) == list(range(1, 9))
         for step in whole:
-            assert adapter_sha256(again[step].adapter) == adapter_sha256(whole[step].adapter)
+            assert adapter_fingerprint(again[step].adapter) == adapter_fingerprint(whole[step].adapter)
 
 
 RATES = ("-m", "method=sft,dpo", "lr=conventional,matched,matched_low", "seed=0,1", "init_seed=0")
@@ -233,13 +235,13 @@ def test_what_died_half_way_is_made_again_and_what_is_damaged_is_told(arms: Path
     copied = shutil.copytree(arms, tmp_path / "copy")
     write_tables(copied, "at=norm", "pairs=none")
     points = sorted((copied / "arms").glob("*/snapshots/norm-*"))
-    adapters = [adapter_sha256(point / "adapter") for point in points]
+    adapters = [adapter_fingerprint(point / "adapter") for point in points]
     manifest = points[0] / "manifest.json"
     manifest.write_text(manifest.read_text()[:40])
     weights = points[1] / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
     write_tables(copied, "at=norm", "pairs=none")
-    assert [adapter_sha256(point / "adapter") for point in points] == adapters
+    assert [adapter_fingerprint(point / "adapter") for point in points] == adapters
     cut = next((copied / "arms").glob("dpo-matched-*/snapshots/step-000008/adapter/adapter_model.safetensors"))
     cut.write_bytes(cut.read_bytes()[:-10])
     outcome = script("analyze.py", "sweep=arms", f"output_dir={copied}", "pairs=none", *SCALE)
@@ -266,7 +268,7 @@ def test_rows_and_epochs_of_a_sweep(arms: Path) -> None:
     options = ("-m", "method=sft,dpo", "train_on=dpo_rows", "optim.epochs=1.5", "sweep=rows", "logger=none")
     script(*command(arms, *options))
     runs = {run.manifest["method"]: run for run in runs_of(arms, "rows")}
-    table = load(arms / "rollouts" / runs["sft"].manifest["rollouts"]["folder"]).table
+    table = load_rollouts(arms / "rollouts" / runs["sft"].manifest["rollouts"]["folder"]).table
     pairs = len(Dpo(name="dpo").select_pairs(table))
     assert runs["sft"].manifest["trained_on"]["rollouts"] == 2 * pairs
     assert runs["sft"].manifest["trained_on"]["share_right"] == 0.5

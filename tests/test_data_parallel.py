@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from losslens.config.schema import TrainConfig, parse
 from losslens.losses.pairs import mixed_pairs
-from losslens.losses.presentation import own_introductions
+from losslens.losses.presentation import builtin_presentations
 from losslens.pipeline.train_job import Outcome, train_job
 from losslens.rollouts.frozen import freeze
 from losslens.runs.run import Run
@@ -32,7 +32,7 @@ from losslens.training.source import data_order
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
-METHODS = list(own_introductions())  # SFT first: the others are compared with it
+METHODS = list(builtin_presentations())  # SFT first: the others are compared with it
 SMALL = (
     "data.eval=0", "logger=none", "optim.max_steps=6", "optim.batch_size=8", "optim.save_steps=2", "optim.log_steps=2",
 )  # fmt: skip

@@ -33,7 +33,7 @@ from transformers import (
 
 from losslens.cli.arguments import explained, prepared
 from losslens.cli.key_values import KeyValueParser
-from losslens.config.interpolations import derived
+from losslens.config.interpolations import describe_derived
 from losslens.config.schema import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
 from losslens.core.errors import InputError
 from losslens.core.redaction import guard_streams
@@ -111,13 +111,13 @@ def test_a_model_of_ones_own_inherits_nothing(tmp_path: Path) -> None:
     assert own.model.target_modules == "attention"
     assert (own.model.lr, own.lr.base) == (2e-4, 2e-4)
     assert (own.rollouts.max_tokens, own.evaluation.max_tokens) == (1024, 1024)
-    said = derived(composed("model.path=/models/My Model (2)"))
+    said = describe_derived(composed("model.path=/models/My Model (2)"))
     for told in ("model.name=My-Model-2", "model.target_modules=attention", "model.lr=0.0002", "max_tokens=1024"):
         assert told in said
     # What is given counts, also where it is what the embedded model has.
     given = settings("model.path=/m", "model.lr=1e-3", "rollouts.max_tokens=96", "model.target_modules=[q_proj]")
     assert (given.lr.base, given.rollouts.max_tokens, given.model.target_modules) == (1e-3, 96, ["q_proj"])
-    assert "lr=" not in derived(composed("model.path=/m", "lr.base=1e-5"))
+    assert "lr=" not in describe_derived(composed("model.path=/m", "lr.base=1e-5"))
     # By half of what the model can hold, but not by next to nothing, which is told when it is met.
     for positions, length in ((4096, 1024), (600, 300), (64, 128)):
         (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
@@ -131,12 +131,12 @@ def test_an_option_for_another_model_gives_it_nothing_of_its_own(option: str) ->
     named = {"package": None}  # of one path only
     assert own.model.model_copy(update=named) == plain.model
     assert own.lr == plain.lr
-    assert derived(composed(option, *line)) == derived(composed(*line))
+    assert describe_derived(composed(option, *line)) == describe_derived(composed(*line))
     itself = settings(option)
     assert itself.model.name in option
     assert itself.model.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert itself.lr.base == {"model=qwen3_0_6b": 2e-5, "model=qwen3_4b": 5e-6, "model=smollm2": 2e-4}.get(option, 5e-4)
-    assert "model." not in derived(composed(option)).replace("model.path=", "")
+    assert "model." not in describe_derived(composed(option)).replace("model.path=", "")
 
 
 def test_the_modules_that_there_are_are_named() -> None:
@@ -149,7 +149,7 @@ def test_the_embedded_model_stays_as_it_was() -> None:
     assert (tiny.model.name, tiny.model.teacher) == ("tiny", str(TINY / "teacher"))
     assert tiny.model.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
     assert (tiny.lr.base, tiny.rollouts.max_tokens, tiny.evaluation.max_tokens) == (1e-3, 96, 96)
-    assert derived(composed()) == ""
+    assert describe_derived(composed()) == ""
 
 
 def test_a_copy_of_the_embedded_student_has_its_rate_and_no_teacher(tmp_path: Path) -> None:

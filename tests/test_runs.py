@@ -20,11 +20,11 @@ from omegaconf import OmegaConf
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
-from losslens.config.identity import options_of
+from losslens.config.identity import identity_options
 from losslens.config.schema import LearningRate, Optim, Section, TrainConfig, parse
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
-from losslens.losses import own_losses
+from losslens.losses import builtin_losses
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
 from losslens.runs.run import Run, base_run, runs_of
@@ -131,9 +131,9 @@ def test_any_value_that_decides_the_adapter_decides_the_identity(name: str) -> N
     assert identity(*overrides) != identity()
 
 
-@pytest.mark.parametrize("name", sorted(own_losses()))
+@pytest.mark.parametrize("name", sorted(builtin_losses()))
 def test_every_option_of_a_loss_is_in_the_identity_when_it_is_not_at_its_default(name: str) -> None:
-    kind = own_losses()[name]
+    kind = builtin_losses()[name]
     assert kind(name=name).identity == {"name": name, "version": 1}
     for option, field in kind.model_fields.items():
         if option == "name":
@@ -159,8 +159,8 @@ def test_a_new_option_changes_nothing_that_was_made_before_it_was_there() -> Non
         margin: float = 0.0
 
     values = config().optim.model_dump()
-    assert options_of(NewOptim(**values)) == options_of(Optim(**values))
-    assert options_of(NewOptim(**values, nesterov=True)) != options_of(Optim(**values))
+    assert identity_options(NewOptim(**values)) == identity_options(Optim(**values))
+    assert identity_options(NewOptim(**values, nesterov=True)) != identity_options(Optim(**values))
     assert NewDpo(name="dpo", beta=0.3).identity == Dpo(name="dpo", beta=0.3).identity
     assert NewDpo(name="dpo", margin=1).identity != Dpo(name="dpo").identity
 
@@ -243,7 +243,7 @@ def test_learning_rates() -> None:
 
     def rates(*overrides: str) -> dict[str, float]:
         lr = config("lr.base=0.5", *overrides).lr
-        return {name: lr.of(kind.conventional_lr_scale) for name, kind in own_losses().items()}
+        return {name: lr.of(kind.conventional_lr_scale) for name, kind in builtin_losses().items()}
 
     assert {name: rate for name, rate in rates().items() if rate != 0.5} == {"dpo": 0.05, "simpo": 0.05, "kto": 0.05}
     assert set(rates("lr=matched").values()) == {0.5}

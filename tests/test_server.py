@@ -20,10 +20,10 @@ import pytest
 
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
+from losslens.core.hashing import hash_text
 from losslens.models.loading import load_model
-from losslens.problems import long_hash
 from losslens.problems.reasoning_gym import ReasoningGym
-from losslens.rollouts.frozen import load
+from losslens.rollouts.frozen import load_rollouts
 from losslens.sampling.local import generate_greedy
 from tests.conftest import ROOT, TINY, base_source, remove_outcomes, script, served_by
 from tools import pretrain
@@ -85,7 +85,7 @@ def answers_of(output_dir: Path) -> list[dict[str, Any]]:
 
 def rollouts_of(output_dir: Path) -> pd.DataFrame:
     [folder] = (output_dir / "rollouts").glob("arithmetic-*")
-    return load(folder).table
+    return load_rollouts(folder).table
 
 
 def test_a_real_server_writes_the_rollouts(served: tuple[str, Path], tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_killed_half_way_and_resumed_every_prompt_is_answered_once(served: tuple
     table = rollouts_of(tmp_path)
     assert len(table) == 24
     assert not table.duplicated(["problem_id", "sample"]).any()
-    names = [f"{long_hash(p)} {k}" for p, k in zip(table["prompt"], table["sample"], strict=True)]
+    names = [f"{hash_text(p)} {k}" for p, k in zip(table["prompt"], table["sample"], strict=True)]
     texts = dict(zip(names, table["completion"], strict=True))
     assert all(texts[entry["key"]] == entry["text"] for entry in kept)
     # One request was under way when the process was killed.

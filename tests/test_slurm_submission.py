@@ -21,11 +21,11 @@ from losslens.config.schema import Resources, parse
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
 from losslens.runs.run import Run
-from losslens.scheduling.code_snapshot import keep_code
+from losslens.scheduling.code_snapshot import snapshot_code
 from losslens.scheduling.slurm import cluster, intent, submit
 from losslens.scheduling.slurm.epilog import said_of
 from losslens.scheduling.slurm.launch import launch
-from losslens.scheduling.status import standings
+from losslens.scheduling.status import run_statuses
 from tests.conftest import ROOT
 
 RECORDER = r"""#!/bin/bash
@@ -339,7 +339,7 @@ def test_a_job_that_slurm_forgot_is_marked_dead(recorder: Path, config, tmp_path
     send([config(seed=0), config(seed=1)])
     runs = [Run(file.parent) for file in sorted((tmp_path / "outputs" / "main").glob("*/status.json"))]
     (recorder / "queue").write_text("102_0|PENDING|Priority\n", encoding="utf-8")
-    waiting, gone = sorted(standings(runs), key=lambda each: each.job)
+    waiting, gone = sorted(run_statuses(runs), key=lambda each: each.job)
     assert waiting.state == "queued"
     assert waiting.is_live
     assert gone.state == "failed"
@@ -347,7 +347,7 @@ def test_a_job_that_slurm_forgot_is_marked_dead(recorder: Path, config, tmp_path
     # What a process told itself stands, whatever becomes of its job.
     waiting.run.set_state("running", slurm={"job": "77", "cluster": "recorded"})
     (recorder / "queue").write_text("102_0|CANCELLED|None\n77|RUNNING|None\n", encoding="utf-8")
-    (standing,) = standings([waiting.run])
+    (standing,) = run_statuses([waiting.run])
     assert standing.state == "running"
 
 
@@ -356,7 +356,7 @@ def test_the_log_says_when_memory_ran_out(recorder: Path, config, tmp_path: Path
     (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
     log = Path(read_json(run.ticket)["log"])
     log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=102.0.\n", encoding="utf-8")
-    (standing,) = standings([run])
+    (standing,) = run_statuses([run])
     assert standing.status["error"].startswith("out of memory (resources.memory_gb)")
 
 
@@ -365,7 +365,7 @@ def test_another_clusters_jobs_are_not_asked_for(recorder: Path, config, tmp_pat
     (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
     (recorder / "scontrol").write_text(CONTROLLER.replace("recorded", "elsewhere"), encoding="utf-8")
     cluster._known.clear()
-    (standing,) = standings([run])
+    (standing,) = run_statuses([run])
     assert standing.state == "queued"
     assert standing.slurm is None
 
@@ -395,12 +395,12 @@ def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(recorder: Path, config
     with pytest.raises(InputError, match="Slurm does not say what is in its queue"):
         send([config(seed=0)])
     assert len(arrays(recorder)) == 2
-    (standing,) = standings(the_runs(tmp_path))
+    (standing,) = run_statuses(the_runs(tmp_path))
     assert standing.state == "queued"
     assert not standing.is_over
     (recorder / "deaf").unlink()
     (recorder / "queue").write_text("102|PENDING|None\n", encoding="utf-8")
-    (standing,) = standings(the_runs(tmp_path))
+    (standing,) = run_statuses(the_runs(tmp_path))
     assert not standing.is_over
 
 
@@ -414,10 +414,10 @@ def test_two_commands_at_once_submit_once(recorder: Path, config, tmp_path: Path
 def test_an_old_ticket_says_nothing_of_a_new_job(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
     send([config(seed=0)])
     (run,) = the_runs(tmp_path)
-    standings([run])  # its job is gone
+    run_statuses([run])  # its job is gone
     assert run.status["state"] == "failed"
     looked = []
-    monkeypatch.setattr(submit, "keep_code", lambda *given: looked.extend(standings([run])) or keep_code(*given))
+    monkeypatch.setattr(submit, "keep_code", lambda *given: looked.extend(run_statuses([run])) or snapshot_code(*given))
     send([config(seed=0)])
     assert [each.state for each in looked] == ["failed", "queued"]  # for the rollouts' call, and the run's
 
@@ -444,9 +444,9 @@ def test_a_run_that_was_put_back_and_then_cancelled_is_failed(recorder: Path, co
     (run,) = the_runs(tmp_path)
     run.set_state("preempted", slurm={"job": "102", "cluster": "recorded"}, step=4, max_steps=9)
     (recorder / "queue").write_text("102|PENDING|BeginTime\n", encoding="utf-8")
-    assert standings([run])[0].state == "preempted"
+    assert run_statuses([run])[0].state == "preempted"
     (recorder / "queue").write_text("102|CANCELLED|BeginTime\n", encoding="utf-8")
-    (standing,) = standings([run])
+    (standing,) = run_statuses([run])
     assert (standing.state, standing.status["step"]) == ("failed", 4)
     assert standing.status["error"] == "Slurm job 102: cancelled (scancel)"
 
@@ -454,7 +454,7 @@ def test_a_run_that_was_put_back_and_then_cancelled_is_failed(recorder: Path, co
 def test_runs_whose_rollouts_failed_say_so(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (recorder / "queue").write_text("102|CANCELLED|DependencyNeverSatisfied\n", encoding="utf-8")
-    (standing,) = standings(the_runs(tmp_path))
+    (standing,) = run_statuses(the_runs(tmp_path))
     assert standing.status["error"].startswith("its rollouts could not be made; logs: ")
     assert standing.status["error"].endswith("outputs/rollouts/slurm")
 
@@ -462,7 +462,7 @@ def test_runs_whose_rollouts_failed_say_so(recorder: Path, config, tmp_path: Pat
 def test_a_run_of_a_completed_job_is_not_marked(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (recorder / "queue").write_text("102|COMPLETED|None\n", encoding="utf-8")
-    (standing,) = standings(the_runs(tmp_path))
+    (standing,) = run_statuses(the_runs(tmp_path))
     assert standing.state == "queued"
     assert standing.is_over
 
@@ -471,7 +471,7 @@ def test_the_account_of_a_cancelled_array_is_read(recorder: Path, config, tmp_pa
     send([config(seed=0), config(seed=1)])
     sacct = "#!/bin/bash\necho 'JobID|State|ExitCode'; echo '102_[0-1%2]|CANCELLED by 0|0:0'\n"
     (recorder / "sacct").write_text(sacct, encoding="utf-8")
-    assert {each.status["error"] for each in standings(the_runs(tmp_path))} == {
+    assert {each.status["error"] for each in run_statuses(the_runs(tmp_path))} == {
         f"Slurm job 102_{task}: cancelled (scancel)" for task in (0, 1)
     }
 

@@ -17,10 +17,10 @@ import pandas as pd
 from peft import PeftModel
 from safetensors.numpy import load_file
 
-from losslens.core.files import sha256_of
+from losslens.core.hashing import hash_file
 from losslens.measures.comparison import compare
 from losslens.measures.tables import Compared, weight_tables
-from losslens.models.loading import LoadedModel, as_it_was
+from losslens.models.loading import LoadedModel, preserved
 from losslens.runs.run import Run, runs_of
 from losslens.updates.folder import open_adapter
 from tests.conftest import METHODS, ROOT, cold, command, remove_outcomes, script
@@ -33,7 +33,7 @@ def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
     """The hash of each run's adapter, by its method."""
     folder = output_dir / sweep
     return {
-        file.parents[1].name.split("-")[0]: sha256_of(file)
+        file.parents[1].name.split("-")[0]: hash_file(file)
         for file in folder.glob("*/adapter/adapter_model.safetensors")
     }
 
@@ -50,7 +50,7 @@ def test_every_run_is_complete_on_disk(sweep: Path) -> None:
         if run.name.startswith("base-"):
             continue
         assert run.status["state"] == "completed"
-        assert run.status["adapter_sha256"] == sha256_of(run.adapter / "adapter_model.safetensors")
+        assert run.status["adapter_sha256"] == hash_file(run.adapter / "adapter_model.safetensors")
         assert not run.checkpoints.exists()
         manifest = run.manifest
         assert {"share_mixed_groups", "share_right", "sha256"} <= manifest["rollouts"].keys()
@@ -64,7 +64,7 @@ def test_every_run_is_complete_on_disk(sweep: Path) -> None:
 
 def test_an_adapter_is_a_plain_peft_folder(sweep: Path, base: LoadedModel) -> None:
     [folder] = (sweep / "main").glob("sft-*/adapter")
-    with as_it_was(base.model):
+    with preserved(base.model):
         model = PeftModel.from_pretrained(base.model, folder)
         assert model.peft_config["default"].r == 8
         assert model.peft_config["default"].lora_alpha == 16

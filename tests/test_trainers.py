@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen3Config
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
-from losslens.losses import Batch, Loss, own_losses
+from losslens.losses import Batch, Loss, builtin_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
 from losslens.losses.grpo import Grpo
@@ -29,8 +29,8 @@ from losslens.losses.kto import Kto
 from losslens.losses.rft import Rft
 from losslens.losses.rift import Rift
 from losslens.losses.sft import Sft
-from losslens.models.adapters import adapter_sha256, initial_adapter, load_adapter
-from losslens.models.loading import LoadedModel, as_it_was
+from losslens.models.adapters import adapter_fingerprint, initial_adapter, load_adapter
+from losslens.models.loading import LoadedModel, preserved
 from losslens.training.batches import Examples
 from losslens.training.lm_head import has_plain_head
 from losslens.training.reference import ReferenceCache
@@ -38,7 +38,7 @@ from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer
 from losslens.training.source import data_order
 from tests.conftest import frozen_source, train_frozen
 
-ALL = [kind(name=name) for name, kind in own_losses().items()]
+ALL = [kind(name=name) for name, kind in builtin_losses().items()]
 # One of each unit, and one whose weights are of whole rollouts.
 FEW = [Sft(name="sft"), Rift(name="rift", form="sequence_mean"), Kto(name="kto"), Dpo(name="dpo")]
 few_losses = pytest.mark.parametrize("method", FEW, ids=lambda method: method.name)
@@ -64,7 +64,7 @@ def trainer_of(
     **options: Any,
 ) -> Iterator:
     AcceleratorState._reset_state(reset_partial_state=True)
-    with as_it_was(base.model):
+    with preserved(base.model):
         yield make_trainer(plan, base, frozen_source(plan, tokenised, reference=reference), folder, [], **options)
 
 
@@ -113,7 +113,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
         "seed": plan.seed,
     }
     AcceleratorState._reset_state(reset_partial_state=True)
-    with as_it_was(base.model):
+    with preserved(base.model):
         common = {
             "model": base.model,
             "processing_class": base.tokenizer,
@@ -362,8 +362,8 @@ def test_a_run_after_others_is_byte_identical_to_the_run_alone(
         folder = tmp_path / str(number)
         folder.mkdir()
         train_frozen(make_plan(method, max_steps=3, batch_size=8), base, tokenised, folder)
-    assert adapter_sha256(tmp_path / "0" / "adapter") == adapter_sha256(tmp_path / "3" / "adapter")
-    assert adapter_sha256(tmp_path / "0" / "adapter") != adapter_sha256(tmp_path / "2" / "adapter")
+    assert adapter_fingerprint(tmp_path / "0" / "adapter") == adapter_fingerprint(tmp_path / "3" / "adapter")
+    assert adapter_fingerprint(tmp_path / "0" / "adapter") != adapter_fingerprint(tmp_path / "2" / "adapter")
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -394,7 +394,7 @@ def test_a_run_cut_short_goes_on_to_the_same_bytes(
         optimizer.write_bytes(optimizer.read_bytes()[:-10])
     facts = train_frozen(plan, base, tokenised, tmp_path / "cut")
     assert facts["resumed_from"] == (3 if damaged else 6)
-    assert adapter_sha256(tmp_path / "cut" / "adapter") == adapter_sha256(tmp_path / "whole" / "adapter")
+    assert adapter_fingerprint(tmp_path / "cut" / "adapter") == adapter_fingerprint(tmp_path / "whole" / "adapter")
     whole, resumed = (logged(tmp_path / folder) for folder in ("whole", "cut"))
     assert resumed == whole
     assert len(whole) == 10

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from losslens.analysis.cohort import Gathered, Subject
-from losslens.analysis.lineage import origins
-from losslens.analysis.scores import scores_of
+from losslens.analysis.cohort import Cohort, ComparedAdapter
+from losslens.analysis.lineage import lineage
+from losslens.analysis.scores import scores_of_runs
 from losslens.analysis.training_table import training_table
 from losslens.core import provenance
 from losslens.core.files import write_json
 from losslens.runs.run import Run
 
 
-def subject(folder: Path, *lines: str) -> Subject:
+def subject(folder: Path, *lines: str) -> ComparedAdapter:
     folder.mkdir()
     if lines:
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Subject(folder.name, folder, folder.name, run=Run(folder))
+    return ComparedAdapter(folder.name, folder, folder.name, run=Run(folder))
 
 
 def test_one_row_a_logged_step(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_one_row_a_logged_step(tmp_path: Path) -> None:
         ),
         subject(tmp_path / "dpo", '{"step": 5, "train/loss": 0.69, "train/rewards/margin": 0.1}'),
         subject(tmp_path / "without"),
-        Subject("theirs", tmp_path, "theirs"),
+        ComparedAdapter("theirs", tmp_path, "theirs"),
     ]
     left_out: dict[str, str] = {}
     table = training_table(runs, left_out)
@@ -93,8 +93,8 @@ def test_origins(tmp_path: Path) -> None:
             "started": "2026", "training": {"seconds": 7},
         }  # fmt: skip
         write_json(runs[-1].run.folder / "manifest.json", manifest)
-    runs.append(Subject("theirs", tmp_path, "theirs"))
-    found = origins(Gathered(runs, [], [], {}, [], scores_of([]), [], {}))
+    runs.append(ComparedAdapter("theirs", tmp_path, "theirs"))
+    found = lineage(Cohort(runs, [], [], {}, [], scores_of_runs([]), [], {}))
     assert found["data"] == ["quiz"]
     assert found["rollouts"] == [{"folder": "quiz-1", "sha256": "1", "share_right": 0.7}]
     assert found["commands"] == ["python train.py -m method=sft,dpo"]
@@ -111,14 +111,14 @@ def test_origins(tmp_path: Path) -> None:
 
 
 def test_origins_of_adapters_made_elsewhere(tmp_path: Path) -> None:
-    them = Gathered([Subject("theirs", tmp_path, "theirs")], [], [], {}, [], scores_of([]), [], {})
-    assert origins(them) == {
+    them = Cohort([ComparedAdapter("theirs", tmp_path, "theirs")], [], [], {}, [], scores_of_runs([]), [], {})
+    assert lineage(them) == {
         "data": [], "rollouts": [], "base": [], "commands": [], "configuration": {}, "runs": {},
     }  # fmt: skip
 
 
 def test_the_command_is_that_of_a_script_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/project/train.py", "-m", "method=sft,dpo", "pairs=[[a,b]]"])
-    assert provenance.command() == "python train.py -m method=sft,dpo 'pairs=[[a,b]]'"
+    assert provenance.command_line() == "python train.py -m method=sft,dpo 'pairs=[[a,b]]'"
     monkeypatch.setattr(sys, "argv", ["/usr/lib/submitit/core/_submit.py", "/a/folder"])
-    assert provenance.command() is None
+    assert provenance.command_line() is None

@@ -294,7 +294,7 @@ def test_killed_and_started_again_it_is_one_run(
 
 def test_an_error_is_gone_when_the_run_has_gone_on(wandb_server: WandbServer, tmp_path: Path) -> None:
     settings = Logger(name="wandb", mode="online", project="p", entity=None, artifacts=True, references="auto")
-    about = session.About("main", "train", "run", [], {})
+    about = session.RunInfo("main", "train", "run", [], {})
     with pytest.raises(RuntimeError), session.session(settings, tmp_path, tmp_path, about):
         raise RuntimeError("no luck")
     [there] = wandb_server.seen()["runs"].values()

@@ -11,20 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from losslens.analysis.cohort import Gathered
+from losslens.analysis.cohort import Cohort
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair, all_pairs
 from losslens.analysis.scores import Scores
 from losslens.core.errors import InputError
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
-from losslens.measures import of_runs
+from losslens.measures import run_measures
 from losslens.runs.run import Run
 
 RUN_COLUMNS = (
     "run", "method", "lr", "learning_rate", "rank", "model", "seed", "init_seed",
     "diverged",
-    *(name for measure in of_runs() for name in (measure.name, *[f"{measure.name}_null"] * (measure.null is not None))),
+    *(
+        name
+        for measure in run_measures()
+        for name in (measure.name, *[f"{measure.name}_null"] * (measure.null is not None))
+    ),
     "benchmark", "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high",
 )  # fmt: skip
@@ -32,7 +36,7 @@ _LEVEL = 0.05
 _WHOLE_NUMBERS = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
 
 
-def benchmark_of(gathered: Gathered, asked: str | None) -> str | None:
+def benchmark_of(gathered: Cohort, asked: str | None) -> str | None:
     """The benchmark whose outcomes are compared pair by pair; None when there are no runs, or no scores.
 
     Raises:
@@ -61,7 +65,7 @@ def benchmark_of(gathered: Gathered, asked: str | None) -> str | None:
     return benchmark
 
 
-def run_table(gathered: Gathered, sizes: pd.DataFrame) -> pd.DataFrame:
+def run_table(gathered: Cohort, sizes: pd.DataFrame) -> pd.DataFrame:
     """One row a run and benchmark, the base first, with the difference to the base; `sizes` by run, to stand beside."""
     by_run = sizes.set_index("run")
     rows: list[dict[str, Any]] = []
@@ -77,7 +81,7 @@ def run_table(gathered: Gathered, sizes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
 
 
-def pair_table(gathered: Gathered, benchmark: str | None) -> pd.DataFrame:
+def pair_table(gathered: Cohort, benchmark: str | None) -> pd.DataFrame:
     """One row a pair of subjects: McNemar's counts and p and the difference; empty cells where one has no scores.
 
     The p are of two runs, and not corrected for their number; a verdict is one of two arms.
@@ -102,7 +106,7 @@ def pair_table(gathered: Gathered, benchmark: str | None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
 
 
-def midpoint_table(gathered: Gathered, midpoints: Mapping[Pair, pd.Series]) -> pd.DataFrame:
+def midpoint_table(gathered: Cohort, midpoints: Mapping[Pair, pd.Series]) -> pd.DataFrame:
     """The accuracy halfway between two runs, and that of both on the same problems of their own data, by pair."""
     rows = []
     scores = {}
@@ -120,7 +124,7 @@ def midpoint_table(gathered: Gathered, midpoints: Mapping[Pair, pd.Series]) -> p
     return pd.DataFrame(rows, columns=columns)
 
 
-def seed_table(gathered: Gathered, runs: pd.DataFrame) -> pd.DataFrame:
+def seed_table(gathered: Cohort, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a configuration and benchmark: how accuracy and norm spread over its seeds, where there are several."""
     groups = {s.name: s.facts.configuration for s in gathered.subjects if s.facts}
     trained = runs[runs["run"].isin(groups) & runs["benchmark"].notna()]
@@ -184,7 +188,7 @@ def _run_rows(scores: Scores, name: str, run: Run | None, facts: dict[str, Any])
     return rows or [{"run": name, **facts}]
 
 
-def _hold_against_the_base(rows: list[dict[str, Any]], gathered: Gathered) -> None:
+def _hold_against_the_base(rows: list[dict[str, Any]], gathered: Cohort) -> None:
     """Fills the columns that begin with `base_`, the difference to the base and its interval over problems.
 
     Says of runs whose accuracy has fallen to nothing that it has.

@@ -11,7 +11,7 @@ import pandas as pd
 
 from losslens.analysis.accuracy import by_problem
 from losslens.analysis.arms import Arm
-from losslens.analysis.cohort import Gathered
+from losslens.analysis.cohort import Cohort
 from losslens.core.errors import InputError
 from losslens.evaluation.statistics import bootstrap_difference, detectable_difference, holm, sign_flip, verdict
 
@@ -24,7 +24,7 @@ COLUMNS = (
 _LEVEL = 0.05
 
 
-def outcomes_of(gathered: Gathered, arms: Sequence[Arm], benchmark: str | None) -> dict[str, pd.DataFrame]:
+def outcomes_of(gathered: Cohort, arms: Sequence[Arm], benchmark: str | None) -> dict[str, pd.DataFrame]:
     """By arm each problem's share of right samples, one column a run; the base is one of them, what has none is not."""
     if benchmark is None:
         return {}

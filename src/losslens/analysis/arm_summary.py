@@ -12,11 +12,11 @@ import pandas as pd
 from losslens.analysis.accuracy import has_collapsed
 from losslens.analysis.arm_accuracy import BASE
 from losslens.analysis.arms import Arm, nearest
-from losslens.analysis.cohort import Subject
+from losslens.analysis.cohort import ComparedAdapter
 from losslens.evaluation.statistics import wilson_interval
-from losslens.measures import PairMeasure, of_pairs, of_runs
+from losslens.measures import PairMeasure, pair_measures, run_measures
 
-_SIZES = tuple(measure.name for measure in of_runs())
+_SIZES = tuple(measure.name for measure in run_measures())
 _AGAINST = ("diff", "diff_low", "diff_high", "p", "p_holm", "verdict")
 
 
@@ -25,10 +25,10 @@ def _columns_of(measure: PairMeasure, to: str) -> dict[str, str]:
     return {f"{measure.name}_to_{to}{end}": f"{measure.name}{end}" for end in measure.endings}
 
 
-_SFT = {name: column for measure in of_pairs("main") for name, column in _columns_of(measure, "sft").items()}
+_SFT = {name: column for measure in pair_measures("main") for name, column in _columns_of(measure, "sft").items()}
 _DPO = {
     name: column
-    for m in of_pairs()
+    for m in pair_measures()
     if m.name == "cosine"
     for name, column in _columns_of(m, "dpo_conventional").items()
 }
@@ -66,7 +66,7 @@ class Tabled:
         return _turned(found.iloc[0].to_dict(), name) if len(found) else {}
 
 
-def ablation_table(arms: Sequence[Arm], reference: Subject, tabled: Tabled) -> pd.DataFrame:
+def arm_summary_table(arms: Sequence[Arm], reference: ComparedAdapter, tabled: Tabled) -> pd.DataFrame:
     """One row an arm and name of its learning rate; the rows of a second name say in `same_as` whose runs they are.
 
     Sizes are means over the runs of an arm, with their standard deviation. What compares two arms is their row of

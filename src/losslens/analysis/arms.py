@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from losslens.analysis.cohort import Diverged, Gathered, Subject
+from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair
 from losslens.core.errors import InputError
@@ -32,7 +32,7 @@ class Arm:
     facts: StartedFacts
     settings: str = ""
     learning_rates: list[str] = field(default_factory=list)
-    subjects: list[Subject] = field(default_factory=list)
+    subjects: list[ComparedAdapter] = field(default_factory=list)
     diverged: list[Diverged] = field(default_factory=list)
 
     @property
@@ -64,7 +64,7 @@ class Arm:
     @property
     def sweeps(self) -> set[str]:
         """The sweeps that hold its runs, by what stands before their names when there are several."""
-        runs: list[Subject | Diverged] = [*self.subjects, *self.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*self.subjects, *self.diverged]
         return {run.name.rpartition("/")[0] for run in runs}
 
     @property
@@ -88,7 +88,7 @@ class Arm:
         return sum(ours.get(key) != theirs.get(key) for key in keys)
 
 
-def arms_of(gathered: Gathered) -> list[Arm]:
+def arms_of(gathered: Cohort) -> list[Arm]:
     """The arms of all runs, in the order of the tables."""
     by_configuration: dict[str, Arm] = {}
     for subject in gathered.subjects:
@@ -105,7 +105,7 @@ def arms_of(gathered: Gathered) -> list[Arm]:
     return arms
 
 
-def arm_names(arms: Sequence[Arm], gathered: Gathered) -> dict[str, str]:
+def arm_names(arms: Sequence[Arm], gathered: Cohort) -> dict[str, str]:
     """For each run's name that of its arm; an adapter made elsewhere is one of its own.
 
     Raises:
@@ -117,12 +117,12 @@ def arm_names(arms: Sequence[Arm], gathered: Gathered) -> dict[str, str]:
         if subject.facts is None and subject.name in taken:
             raise InputError(f"adapters.{subject.name}: a loss of the runs is called so already")
     for arm in arms:
-        runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*arm.subjects, *arm.diverged]
         names |= {run.name: arm.name() for run in runs}
     return names
 
 
-def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
+def sft_partners(arms: Sequence[Arm], reference: ComparedAdapter) -> dict[str, ComparedAdapter]:
     """For each run's name the SFT run it is held against where a measure is taken of chosen pairs only.
 
     Of the SFT arm that was trained in all else most as the run's; where several are as near, the one at the reference's
@@ -132,7 +132,7 @@ def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
     candidates = [arm for arm in arms if arm.method == "sft" and arm.subjects]
     for arm in arms:
         sft = nearest(arm, candidates, reference.facts.learning_rate if reference.facts else None)
-        runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*arm.subjects, *arm.diverged]
         for run in runs:
             other = partner(run, sft)
             if other:
@@ -156,7 +156,7 @@ def repeats(arm: Arm) -> list[Pair]:
     ]
 
 
-def partner(run: Subject | Diverged, arm: Arm | None) -> Subject | None:
+def partner(run: ComparedAdapter | Diverged, arm: Arm | None) -> ComparedAdapter | None:
     """The run of `arm` at the next seed from the same initial adapter; where there is none, that of both its seeds.
 
     The next, and after the last the first, so that of n seeds each run has one partner whose batches are others.

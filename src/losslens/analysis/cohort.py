@@ -12,13 +12,13 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts, read_facts
-from losslens.analysis.scores import Scores, scores_of
+from losslens.analysis.scores import Scores, scores_of_runs
 from losslens.core.errors import InputError
-from losslens.core.files import sha256_of_folder
-from losslens.evaluation.outcomes import scored_by, scored_of
-from losslens.models.adapters import adapter_sha256
+from losslens.core.hashing import hash_folder
+from losslens.evaluation.outcomes import model_fingerprint, recorded_model_fingerprint
+from losslens.models.adapters import adapter_fingerprint
 from losslens.runs.integrity import require_recorded_outcomes
-from losslens.runs.run import Run, runs_of, sha256_of_adapter
+from losslens.runs.run import Run, recorded_adapter_hash, runs_of
 from losslens.updates.folder import open_adapter
 
 _ADVICE = "they do not compare; put them into different sweeps"
@@ -34,7 +34,7 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Subject:
+class ComparedAdapter:
     """One adapter among those compared.
 
     Attributes:
@@ -72,7 +72,7 @@ class Diverged:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class Cohort:
     """All that an analysis compares.
 
     Attributes:
@@ -86,7 +86,7 @@ class Gathered:
         left_out: What is not compared, and why.
     """
 
-    subjects: list[Subject]
+    subjects: list[ComparedAdapter]
     modules: list[str]
     shapes: list[tuple[int, int]]
     ranks: dict[str, list[int]]
@@ -96,7 +96,7 @@ class Gathered:
     left_out: dict[str, str]
 
     @cached_property
-    def by_name(self) -> dict[str, Subject]:
+    def by_name(self) -> dict[str, ComparedAdapter]:
         """The subjects by name."""
         return {subject.name: subject for subject in self.subjects}
 
@@ -117,7 +117,7 @@ class Gathered:
 
 
 @dataclass
-class Found:
+class SweepContents:
     """What lies in the folders of some sweeps.
 
     Attributes:
@@ -129,7 +129,7 @@ class Found:
         left_out: What is not compared, and why.
     """
 
-    subjects: list[Subject]
+    subjects: list[ComparedAdapter]
     bases: list[Base]
     diverged: list[Diverged]
     taken: set[str]
@@ -137,7 +137,7 @@ class Found:
     left_out: dict[str, str]
 
 
-def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts"] | None) -> Found:
+def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts"] | None) -> SweepContents:
     """The runs of `sweeps`, those that are finished and those that are not.
 
     Args:
@@ -177,10 +177,10 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
     once = {(run.facts.configuration, run.facts.seeds): run for run in reversed(diverged)}
     if not sweeps:
         nothing = "sweep=null: name adapters={name: folder, …} to compare"
-    return Found(subjects, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out)
+    return SweepContents(subjects, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out)
 
 
-def gather(found: Found, adapters: Mapping[str, Path]) -> Gathered:
+def gather_cohort(found: SweepContents, adapters: Mapping[str, Path]) -> Cohort:
     """The runs that were found and the folders in `adapters`, once it is sure that they compare.
 
     Raises:
@@ -191,7 +191,7 @@ def gather(found: Found, adapters: Mapping[str, Path]) -> Gathered:
     if not subjects and not adapters:
         raise InputError(found.nothing)
     _require_own_outcomes(subjects, bases, left_out)
-    scores = scores_of([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
+    scores = scores_of_runs([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
     for benchmark in sorted(
         {benchmark for subject in subjects if subject.run for benchmark in scores.benchmarks(subject.run)}
     ):
@@ -201,10 +201,10 @@ def gather(found: Found, adapters: Mapping[str, Path]) -> Gathered:
     for name, folder in adapters.items():
         if name in found.taken:
             raise InputError(f"adapters.{name}: a run or the base is called so already")
-        sha256 = sha256_of_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
-        subjects.append(Subject(name, folder, sha256))
+        sha256 = hash_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
+        subjects.append(ComparedAdapter(name, folder, sha256))
     modules, shapes, ranks = _shapes(subjects)
-    return Gathered(subjects, modules, shapes, ranks, bases, scores, found.diverged, left_out)
+    return Cohort(subjects, modules, shapes, ranks, bases, scores, found.diverged, left_out)
 
 
 def _name(run: Run, several: bool) -> str:
@@ -224,7 +224,7 @@ def _without_status(output_dir: Path, sweeps: Sequence[str]) -> dict[str, str]:
     return missing
 
 
-def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> Subject:
+def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> ComparedAdapter:
     facts = read_facts(run, RunFacts)
     if not run.is_trained():
         raise InputError(f"{run.folder}: no finished adapter in it")
@@ -235,18 +235,18 @@ def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> 
         initial = _initial(output_dir / "init" / facts.initial_adapter.folder, facts.initial_adapter.sha256)
     except InputError as error:
         left_out[f"drift of A in {name}"] = str(error)
-    return Subject(name, run.adapter, sha256_of_adapter(run), initial, run, facts)
+    return ComparedAdapter(name, run.adapter, recorded_adapter_hash(run), initial, run, facts)
 
 
 def _initial(folder: Path, sha256: str) -> Path:
-    if adapter_sha256(folder) != sha256:
+    if adapter_fingerprint(folder) != sha256:
         raise InputError(f"{folder}: not the adapter that the run started from")
     with open_adapter(folder):
         return folder
 
 
 def _require_comparable(
-    runs: Sequence[Subject | Diverged], bases: Sequence[Base], across: Literal["rollouts"] | None
+    runs: Sequence[ComparedAdapter | Diverged], bases: Sequence[Base], across: Literal["rollouts"] | None
 ) -> None:
     """Refuses runs of another base or other rollouts than the first one's."""
     trained = [(run.name, run.facts) for run in runs if run.facts]
@@ -264,11 +264,11 @@ def _require_comparable(
             raise InputError(f"{base.name}: not the base of {trained[0][0]}; {_ADVICE}")
 
 
-def _require_own_outcomes(subjects: Sequence[Subject], bases: Sequence[Base], left_out: dict[str, str]) -> None:
+def _require_own_outcomes(subjects: Sequence[ComparedAdapter], bases: Sequence[Base], left_out: dict[str, str]) -> None:
     """Refuses outcomes that were changed, are gone, or are not of the run, or the point on its way, where they lie."""
-    everyone = [(base.name, base.run, scored_by(base.facts.base, None)) for base in bases]
+    everyone = [(base.name, base.run, model_fingerprint(base.facts.base, None)) for base in bases]
     everyone += [
-        (subject.name, subject.run, scored_by(subject.facts.base, subject.facts.adapter_sha256))
+        (subject.name, subject.run, model_fingerprint(subject.facts.base, subject.facts.adapter_sha256))
         for subject in subjects
         if subject.run and subject.facts
     ]
@@ -276,16 +276,16 @@ def _require_own_outcomes(subjects: Sequence[Subject], bases: Sequence[Base], le
         if not require_recorded_outcomes(run.folder) and any(run.folder.glob("eval/*.parquet")):
             left_out[f"a check of the outcomes of {name}"] = "its manifest is from before their hashes were kept"
         for file in sorted(run.folder.glob("eval/*.parquet")):
-            if scored_of(file) != scored:
+            if recorded_model_fingerprint(file) != scored:
                 raise InputError(f"{file}: not the answers of {name}; delete it, and the same command scores it again")
 
 
-def _distinct(subjects: Sequence[Subject], left_out: dict[str, str]) -> list[Subject]:
+def _distinct(subjects: Sequence[ComparedAdapter], left_out: dict[str, str]) -> list[ComparedAdapter]:
     """Each run once, though several sweeps may hold it: twice it would count twice in every family of tests.
 
     Two losses may well end in one adapter, as SFT and RFT do where all rollouts are right: those are two runs.
     """
-    kept: dict[tuple[Any, ...], Subject] = {}
+    kept: dict[tuple[Any, ...], ComparedAdapter] = {}
     for subject in subjects:
         facts = subject.facts
         same = kept.setdefault((subject.sha256, *((facts.configuration, facts.seeds) if facts else ())), subject)
@@ -294,7 +294,7 @@ def _distinct(subjects: Sequence[Subject], left_out: dict[str, str]) -> list[Sub
     return list(kept.values())
 
 
-def _shapes(subjects: Sequence[Subject]) -> tuple[list[str], list[tuple[int, int]], dict[str, list[int]]]:
+def _shapes(subjects: Sequence[ComparedAdapter]) -> tuple[list[str], list[tuple[int, int]], dict[str, list[int]]]:
     """The adapted modules, their shapes, and of each subject their ranks."""
     first = subjects[0]
     ranks = {}

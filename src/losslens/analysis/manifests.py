@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
-from losslens.config.identity import settings_of
+from losslens.config.identity import with_loss_options
 from losslens.config.schema import LearningRate
 from losslens.core.errors import InputError
 from losslens.runs.integrity import require_own_manifest
@@ -123,7 +123,7 @@ class StartedFacts(_Facts):
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the run, with the options of its loss that are at their defaults."""
-        return settings_of(self.identity, self.options)
+        return with_loss_options(self.identity, self.options)
 
     @property
     def configuration(self) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from losslens.analysis.cohort import Subject
+from losslens.analysis.cohort import ComparedAdapter
 from losslens.core.errors import InputError
 
 # Up to so many runs all pairs are measured unless the configuration says otherwise.
@@ -115,7 +115,7 @@ def find(field: str, name: str, names: Sequence[str]) -> str:
     return found[0]
 
 
-def default_reference(subjects: Sequence[Subject]) -> str:
+def default_reference(subjects: Sequence[ComparedAdapter]) -> str:
     """The SFT run (where there is none: the run) whose seeds most other runs have; the first of several."""
     facts = {subject.name: subject.facts for subject in subjects if subject.facts}
     if not facts:

@@ -14,30 +14,30 @@ from tqdm import tqdm
 
 from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
 from losslens.analysis.arm_accuracy import BASE, compare_arms, outcomes_of
-from losslens.analysis.arm_summary import Tabled, ablation_table
+from losslens.analysis.arm_summary import Tabled, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Diverged, Gathered, Subject, find_runs, gather
+from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged, find_runs, gather_cohort
 from losslens.analysis.console import show
-from losslens.analysis.function_space import measure_on_the_base, trust_of
-from losslens.analysis.lineage import origins
+from losslens.analysis.function_space import measure_function_space, trust_of
+from losslens.analysis.lineage import lineage
 from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.pairs import choose, default_reference, extended, find
 from losslens.analysis.repeats import arm_pairs, repeat_table
 from losslens.analysis.replacement import Earlier, beside, earlier, kept_aside, missing_from, settle, take_place
-from losslens.analysis.snapshots import moved, score_points
+from losslens.analysis.snapshots import at_checkpoint, score_snapshots
 from losslens.analysis.tables import (
     Tables,
     cka_table,
     compared_weights,
     connectivity_table,
-    layer_measures,
-    map_table,
-    pair_measures,
+    mds_table,
+    measured_layer_table,
+    measured_pair_table,
 )
 from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import trajectory_table
-from losslens.analysis.weight_space import geometry
+from losslens.analysis.weight_space import measure_weight_space
 from losslens.config.schema import AnalyzeConfig, parse
 from losslens.core import provenance
 from losslens.core.files import atomic_file, write_json
@@ -57,7 +57,7 @@ class Analysis:
     """
 
     tables: Tables
-    gathered: Gathered
+    gathered: Cohort
     facts: dict[str, Any]
     left_out: dict[str, str]
 
@@ -93,9 +93,9 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
     return folder
 
 
-def _labels(gathered: Gathered) -> dict[str, str]:
+def _labels(gathered: Cohort) -> dict[str, str]:
     """What tells each run from the others, and the base; what was made elsewhere has its name."""
-    runs: list[Subject | Diverged] = [*gathered.subjects, *gathered.diverged]
+    runs: list[ComparedAdapter | Diverged] = [*gathered.subjects, *gathered.diverged]
     found = labels({run.name: run.facts.settings for run in runs if run.facts})
     several = len(gathered.bases) > 1
     return found | {base.name: base.name if several else "base" for base in gathered.bases}
@@ -108,7 +108,9 @@ def _write(analysis: Analysis, folder: Path) -> None:
         as_csv = field.name not in ("modules", "run_modules")
         with atomic_file(folder / f"{field.name}.{'csv' if as_csv else 'parquet'}") as temporary:
             table.to_csv(temporary, index=False) if as_csv else table.to_parquet(temporary, index=False)
-    write_json(folder / "manifest.json", {**analysis.facts, "left_out": analysis.left_out, **provenance.here()})
+    write_json(
+        folder / "manifest.json", {**analysis.facts, "left_out": analysis.left_out, **provenance.describe_environment()}
+    )
 
 
 def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
@@ -122,10 +124,10 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         InputError: There is nothing to compare, or two things do not compare.
     """
     found = find_runs(config.output_dir, config.sweeps, config.across)
-    found.subjects = moved(found.subjects, config.at, config.norm, found.left_out)
+    found.subjects = at_checkpoint(found.subjects, config.at, config.norm, found.left_out)
     if config.at != "end":
-        score_points(found.subjects, config.model_path, trust_of(config), found.left_out)
-    gathered = gather(found, config.adapters or {})
+        score_snapshots(found.subjects, config.model_path, trust_of(config), found.left_out)
+    gathered = gather_cohort(found, config.adapters or {})
     runs_base = gathered.first.base if gathered.first else None
     require_one_base(config.adapters or {}, runs_base, config.model_path, gathered.left_out)
     names = gathered.names
@@ -146,13 +148,13 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
 
     # No further than the runs' own ranks: beyond them lies what two snapshots that were put together differ in.
     top = min(config.top, max(rank for ranks in gathered.ranks.values() for rank in ranks))
-    measured, pairs = geometry(gathered, top, cache)
-    based = measure_on_the_base(config, gathered, chosen, cache)
+    measured, pairs = measure_weight_space(gathered, top, cache)
+    based = measure_function_space(config, gathered, chosen, cache)
     tables = weight_tables(compared_weights(gathered, measured, pairs, based.against_base, config.top, cache))
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         gathered.left_out[f"direction of {name}"] = "its update is 0: training has not moved the weights"
     with tqdm(desc="statistics", total=6, unit="table", leave=False) as bar:
-        pair_rows = pair_measures(gathered, named, tables.pairs, based)
+        pair_rows = measured_pair_table(gathered, named, tables.pairs, based)
         bar.update()
         pair_rows = pair_rows.merge(pair_table(gathered, benchmark), on=["run_a", "run_b"])
         seeds = {s.name: s.facts.config.seed if s.facts else math.nan for s in gathered.subjects}
@@ -160,20 +162,20 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         of_arms = of_arms.merge(tested, on=["arm_a", "arm_b"], how="left")
         of_arms = pd.concat([of_arms, tested[tested["arm_b"] == BASE]], ignore_index=True)
         bar.update()
-        layers = layer_measures(pair_rows, tables.layers)
+        layers = measured_layer_table(pair_rows, tables.layers)
         bar.update()
         runs = run_table(gathered, tables.runs)
         runs.insert(1, "arm", runs["run"].map(named))
         runs.insert(2, "label", runs["run"].map(_labels(gathered)).fillna(runs["run"]))
         bar.update()
         tabled = Tabled(runs, of_arms, outcomes, benchmark)
-        ablation = ablation_table(arms, gathered.by_name[reference], tabled)
+        ablation = arm_summary_table(arms, gathered.by_name[reference], tabled)
         bar.update()
         # On the way to a point there is no way to that point.
         ways = arms if config.at == "end" else []
         trajectories = trajectory_table(ways, sft, gathered.modules, cache, gathered.left_out)
         bar.update()
-    on_a_plane, kept = map_table(pair_rows)
+    on_a_plane, kept = mds_table(pair_rows)
     about = {
         arm.name(): {"method": arm.method, "lr": arm.lr, "rank": arm.facts.config.lora_rank.r, "model": arm.facts.model}
         for arm in arms
@@ -189,9 +191,9 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         "benchmark": benchmark,
         "holm_family": {"pairs": config.family, "tests": int(of_arms["p_holm"].notna().sum())},
         "measured_pairs": [list(pair) for pair in based.curves],
-        "held_out": based.held_out,
+        "held_out": based.probe_set,
         "map": {"variance_kept": None if math.isnan(kept) else kept},
-        "origins": origins(gathered),
+        "origins": lineage(gathered),
         "points": {s.name: s.run.manifest for s in gathered.subjects if s.run} if config.at != "end" else {},
     }
     return Analysis(
@@ -208,7 +210,7 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     )  # fmt: skip
 
 
-def _family(arms: Sequence[Arm], reference: Subject) -> set[frozenset[str]]:
+def _family(arms: Sequence[Arm], reference: ComparedAdapter) -> set[frozenset[str]]:
     """The comparisons that `family=reference` means: each arm with the base, and with SFT or the reference's arm."""
     own = next((arm for arm in arms if reference in arm.subjects), None)
     sft = [arm for arm in arms if arm.method == "sft" and arm.subjects] or ([own] if own else [])

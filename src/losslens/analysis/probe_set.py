@@ -15,7 +15,7 @@ from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.forward import Sequences
 from losslens.models.tokens import encode_completion, read_rollouts
 from losslens.problems.questions import templates_of
-from losslens.rollouts.frozen import FrozenRollouts, asked_in, load
+from losslens.rollouts.frozen import FrozenRollouts, asked_in, load_rollouts
 from losslens.rollouts.sample import held_out_rollouts
 from losslens.runs.recorded import Trust, data_of, model_of
 
@@ -51,7 +51,7 @@ class TeacherForced:
         return Sequences(prompts, completions)
 
 
-def held_out(
+def probe_set(
     settings: HeldOut, output_dir: Path, run: RunFacts | None, trust: Trust, model_path: str | None = None
 ) -> FrozenRollouts:
     """The completions that `settings` names; else those that the runs' own policy gives to held-out problems.
@@ -68,7 +68,7 @@ def held_out(
         InputError: They are damaged, were trained on, or too few of them are right.
     """
     if settings.completions is not None:
-        frozen = load(settings.completions, "held_out.completions")
+        frozen = load_rollouts(settings.completions, "held_out.completions")
         _require_held_out(frozen, output_dir, run)
     elif run is None:
         raise UnavailableError(
@@ -106,7 +106,7 @@ def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | 
     training = output_dir / "rollouts" / run.rollouts.folder if run else None
     if training is None or not training.is_dir():
         return  # not here to compare with
-    trained_on = asked_in(load(training))
+    trained_on = asked_in(load_rollouts(training))
     prompts = frozen.table.drop_duplicates("prompt")
     templates = templates_of(frozen.manifest.get("identity"))
     seen = [

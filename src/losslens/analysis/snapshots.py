@@ -10,21 +10,21 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from losslens.analysis.cohort import Diverged, Subject
+from losslens.analysis.cohort import ComparedAdapter, Diverged
 from losslens.config.schema import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.evaluation.score import score_run
-from losslens.measures.trajectory import Crossing, between, first_crossing, path
+from losslens.measures.trajectory import NormCrossing, first_norm_crossing, interpolate, trajectory
 from losslens.models.adapters import adapter_hashes
 from losslens.runs.recorded import Trust, data_of, model_of
-from losslens.runs.run import Run, sha256_of_adapter
+from losslens.runs.run import Run, recorded_adapter_hash
 from losslens.updates.folder import open_adapter, write_adapter
 
 At = Literal["end", "norm"] | int
 
 
-def way_of(subject: Subject | Diverged) -> dict[int, Run]:
+def trajectory_of(subject: ComparedAdapter | Diverged) -> dict[int, Run]:
     """The snapshots of a run by step, and its end, if it has one, as the last; none for an adapter made elsewhere.
 
     Raises:
@@ -36,10 +36,12 @@ def way_of(subject: Subject | Diverged) -> dict[int, Run]:
     for run in way.values():
         if not run.is_trained():
             raise InputError(f"{run.folder}: no whole snapshot; delete it")
-    return {**way, subject.facts.training.steps: subject.run} if isinstance(subject, Subject) else way
+    return {**way, subject.facts.training.steps: subject.run} if isinstance(subject, ComparedAdapter) else way
 
 
-def moved(subjects: Sequence[Subject], at: At, norm: float | None, left_out: dict[str, str]) -> list[Subject]:
+def at_checkpoint(
+    subjects: Sequence[ComparedAdapter], at: At, norm: float | None, left_out: dict[str, str]
+) -> list[ComparedAdapter]:
     """The subjects at `at`; those that were never there are left out, with the reason.
 
     Args:
@@ -59,10 +61,10 @@ def moved(subjects: Sequence[Subject], at: At, norm: float | None, left_out: dic
     return found
 
 
-def _at_step(subjects: Sequence[Subject], step: int, left_out: dict[str, str]) -> list[Subject]:
+def _at_step(subjects: Sequence[ComparedAdapter], step: int, left_out: dict[str, str]) -> list[ComparedAdapter]:
     found = []
     for subject in subjects:
-        way = way_of(subject)
+        way = trajectory_of(subject)
         if step in way:
             found.append(_moved_to(subject, way[step]))
         else:
@@ -70,13 +72,15 @@ def _at_step(subjects: Sequence[Subject], step: int, left_out: dict[str, str]) -
     return found
 
 
-def _at_norm(subjects: Sequence[Subject], norm: float | None, left_out: dict[str, str]) -> list[Subject]:
-    ways = {subject.name: way_of(subject) for subject in subjects}
+def _at_norm(
+    subjects: Sequence[ComparedAdapter], norm: float | None, left_out: dict[str, str]
+) -> list[ComparedAdapter]:
+    ways = {subject.name: trajectory_of(subject) for subject in subjects}
     measured = {}
     for subject in tqdm(subjects, desc="norms on the way", unit="run", leave=False):
         with ExitStack() as stack:
             points = [stack.enter_context(open_adapter(run.adapter)) for run in ways[subject.name].values()]
-            measured[subject.name] = path(points, [], points[0].modules)
+            measured[subject.name] = trajectory(points, [], points[0].modules)
     # A run without a way, or that ends at 0, reaches no norm, and would let no other one reach any.
     reached = [float(measured[name].norms.max()) for name, way in ways.items() if len(way) > 1]
     reached = [norm for norm in reached if norm > 0]
@@ -89,7 +93,7 @@ def _at_norm(subjects: Sequence[Subject], norm: float | None, left_out: dict[str
         if len(way) < 2:
             left_out[subject.name] = f"at=norm: no snapshots on its way (it ends at ‖ΔW‖ = {norms[-1]:.4g})"
             continue
-        crossing = first_crossing(norms, measured[subject.name].to_next, wanted)
+        crossing = first_norm_crossing(norms, measured[subject.name].to_next, wanted)
         if crossing is None:
             left_out[subject.name] = f"it never reaches ‖ΔW‖ = {wanted:.4g} (its largest is {norms.max():.4g})"
             continue
@@ -103,7 +107,7 @@ def _at_norm(subjects: Sequence[Subject], norm: float | None, left_out: dict[str
     return moved
 
 
-def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm: float) -> Run:
+def _between(subject: ComparedAdapter, way: Mapping[int, Run], crossing: NormCrossing, norm: float) -> Run:
     """The point of a run's way at `norm`, as a folder beside its snapshots; made unless it is there."""
     assert subject.run is not None
     steps = [0, *way]
@@ -113,7 +117,7 @@ def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm:
     weight = round(crossing.weight, 9)  # another machine's last digit makes no other point
     manifest: dict[str, Any] = {
         "norm": norm, "between_steps": steps[crossing.before + 1 : crossing.before + 3], "weight": weight,
-        "of": [sha256_of_adapter(run) for run in (before, after) if run],
+        "of": [recorded_adapter_hash(run) for run in (before, after) if run],
     }  # fmt: skip
     point = Run(subject.run.folder / "snapshots" / f"norm-{norm:.6g}")
     with point.lock():  # another analysis may be making it
@@ -121,7 +125,7 @@ def _between(subject: Subject, way: Mapping[int, Run], crossing: Crossing, norm:
             with ExitStack() as stack:
                 start = stack.enter_context(open_adapter(before.adapter)) if before else None
                 adapter = stack.enter_context(open_adapter(after.adapter))
-                updates = {m: between(start[m] if start else None, adapter[m], weight) for m in adapter.modules}
+                updates = {m: interpolate(start[m] if start else None, adapter[m], weight) for m in adapter.modules}
             with atomic_folder(point.folder) as temporary:
                 write_adapter(temporary / "adapter", updates, read_json(after.adapter / "adapter_config.json"))
                 hashes = adapter_hashes(temporary / "adapter")
@@ -137,7 +141,7 @@ def _is_there(point: Run, manifest: Mapping[str, Any]) -> bool:
         return False
 
 
-def _moved_to(subject: Subject, point: Run) -> Subject:
+def _moved_to(subject: ComparedAdapter, point: Run) -> ComparedAdapter:
     if point == subject.run:
         return subject
     assert subject.facts is not None
@@ -145,15 +149,17 @@ def _moved_to(subject: Subject, point: Run) -> Subject:
     # Where two snapshots are put together, A is two matrices, and how far it drifted is no one angle.
     initial = subject.initial if point.folder.name.startswith("step-") else None
     return replace(
-        subject, adapter=point.adapter, sha256=sha256_of_adapter(point), initial=initial, run=point, facts=facts
+        subject, adapter=point.adapter, sha256=recorded_adapter_hash(point), initial=initial, run=point, facts=facts
     )
 
 
-def score_points(subjects: Sequence[Subject], model_path: str | None, trust: Trust, left_out: dict[str, str]) -> None:
+def score_snapshots(
+    subjects: Sequence[ComparedAdapter], model_path: str | None, trust: Trust, left_out: dict[str, str]
+) -> None:
     """Scores each moved subject as the end of its run was scored, unless that was done before.
 
     Args:
-        subjects: From `moved`.
+        subjects: From `at_checkpoint`.
         model_path: The base, where it is not where the runs found it.
         trust: What the runs' manifests may ask for.
         left_out: Gets the reason where they cannot be scored.

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.analysis.cohort import Diverged, Subject
+from losslens.analysis.cohort import ComparedAdapter, Diverged
 
 _PREFIX, _GEOMETRY = "train/", "geometry/"
 # What the analysis has no use for: a cost. The norms of layers and of projections, whose names have another slash, are
@@ -18,7 +18,7 @@ _NOT_SHOWN = ("geometry/share_of_time",)
 _FIRST = ["run", "step", "loss", "grad_norm", "lr"]
 
 
-def training_table(runs: Iterable[Subject | Diverged], left_out: dict[str, str]) -> pd.DataFrame:
+def training_table(runs: Iterable[ComparedAdapter | Diverged], left_out: dict[str, str]) -> pd.DataFrame:
     """One row a run and logged step; no row for runs without `metrics.jsonl`.
 
     Args:

@@ -11,14 +11,16 @@ from typing import Any
 from tqdm import tqdm
 
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Gathered, Subject
+from losslens.analysis.cohort import Cohort, ComparedAdapter
 from losslens.analysis.pairs import Pair, all_pairs
 from losslens.measures.comparison import PairGeometry, RunGeometry, compare
 from losslens.updates.base import pairs_of
 from losslens.updates.folder import open_adapter
 
 
-def geometry(gathered: Gathered, top: int, cache: Cache) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:
+def measure_weight_space(
+    gathered: Cohort, top: int, cache: Cache
+) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:
     """Every run, and every pair of runs; what the cache has is not computed again."""
     names, by_name = gathered.names, gathered.by_name
     runs, pairs = {}, {}
@@ -55,7 +57,7 @@ def _fresh(names: Sequence[str], runs: set[str], pairs: set[Pair]) -> list[str]:
 
 
 def _compare(
-    subjects: Sequence[Subject], fresh: int, modules: list[str], top: int
+    subjects: Sequence[ComparedAdapter], fresh: int, modules: list[str], top: int
 ) -> tuple[list[RunGeometry], dict[tuple[int, int], PairGeometry]]:
     with ExitStack() as stack:
         adapters = [stack.enter_context(open_adapter(subject.adapter)) for subject in subjects]
@@ -69,7 +71,7 @@ def _compare(
         return compare(adapters, modules, top=top, fresh=fresh, initial=initial, progress=progress)
 
 
-def _run_key(subject: Subject) -> list[Any]:
+def _run_key(subject: ComparedAdapter) -> list[Any]:
     return [subject.sha256, subject.facts.initial_adapter.sha256 if subject.facts and subject.initial else None]
 
 
@@ -77,6 +79,6 @@ def _names_of(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
 
 
-def _pair_key(first: Subject, second: Subject, top: int) -> list[Any]:
+def _pair_key(first: ComparedAdapter, second: ComparedAdapter, top: int) -> list[Any]:
     # 2: angles of unequal ranks are of as many directions as the smaller has.
     return [*sorted((first.sha256, second.sha256)), top, 2]

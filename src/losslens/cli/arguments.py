@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from losslens.config.overrides import in_quotes, kind_of, leaves, parsed, quoted
+from losslens.config.overrides import in_quotes, kind_of, leaves, parse_value, quote
 from losslens.config.schema import RENAMED, Data, TrainConfig
 from losslens.core.errors import InputError
 
@@ -59,8 +59,8 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
             where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if key in _FILES else ""
             raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments{where}")
-        readable = f"{key}={quoted(key, value, sweeps)}"
-        if parsed(readable) is None:
+        readable = f"{key}={quote(key, value, sweeps)}"
+        if parse_value(readable) is None:
             if conf is not None and (why := _not_there(argument, key, arguments, conf, schema)):
                 raise InputError(why)
             raise InputError(_unreadable(arguments, place))
@@ -89,7 +89,7 @@ def _unreadable(arguments: Sequence[str], place: int) -> str:
     argument = arguments[place]
     for end in range(place + 2, len(arguments) + 1):
         whole = " ".join(arguments[place:end])
-        if _is_open(argument) and parsed(whole):
+        if _is_open(argument) and parse_value(whole):
             return f"{argument}: an argument with spaces goes into quotes: {shlex.quote(whole)}"
     key, _, value = argument.partition("=")
     if not re.fullmatch(r"\+{0,2}[\w.@/:*-]+", key):
@@ -114,7 +114,7 @@ def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> 
     """
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     for argument in arguments:
-        override = parsed(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
+        override = parse_value(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
         if override is None:
             continue
         key, _, value = argument.partition("=")
@@ -208,7 +208,7 @@ def _chosen(group: str, arguments: Sequence[str], conf: Path) -> list[str] | Non
     for argument in reversed(arguments):
         name, separator, value = argument.partition("=")
         if separator and name == group:
-            override = parsed(argument)
+            override = parse_value(argument)
             found = _choices(override, value) if override else []
             return [] if found == ["null"] else found
     if any(argument.startswith(("experiment=", "+")) for argument in arguments):

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 FORMAT = 4
 
 
-def options_of(section: BaseModel, leave_out: Collection[str] = ()) -> dict[str, Any]:
+def identity_options(section: BaseModel, leave_out: Collection[str] = ()) -> dict[str, Any]:
     """Options of a section that belong into an identity, as JSON values.
 
     An option without a default is always among them; one that has a default only where its value differs. So a new
@@ -34,7 +34,7 @@ def options_of(section: BaseModel, leave_out: Collection[str] = ()) -> dict[str,
     return found
 
 
-def settings_of(identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def with_loss_options(identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """An identity with all options of the loss, those at their defaults too: what a reader is shown.
 
     Args:

@@ -2,7 +2,7 @@
 
 Hydra resolves them, so they hold in every script, in experiments, and on Slurm. What the embedded models were made with
 (their teacher, rate, modules, lengths) holds for them alone. A model or data of one's own gets what follows from the
-model itself, and is told so (`derived`), or is asked.
+model itself, and is told so (`describe_derived`), or is asked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import omegaconf.base
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from losslens.core.files import sha256_of
+from losslens.core.hashing import hash_file
 
 _STUDENT = Path(str(files("losslens") / "tiny" / "student"))
 EMBEDDED_TEACHER = str(files("losslens") / "tiny" / "teacher")
@@ -52,10 +52,10 @@ def is_embedded(path: Any) -> bool:
 
 @lru_cache(maxsize=16)
 def _sha256_of(file: Path) -> str:
-    return sha256_of(file)
+    return hash_file(file)
 
 
-def derived(config: DictConfig) -> str:
+def describe_derived(config: DictConfig) -> str:
     """What was not given and follows from the model, in one line; empty for the embedded models on their own problems.
 
     Args:

@@ -20,14 +20,14 @@ _AT_HOME = get_args(UserPath)[1]  # what marks a path among the types of config.
 _QUOTES = ('"', "'")
 
 
-def quoted(key: str, value: str, sweeps: bool) -> str:
+def quote(key: str, value: str, sweeps: bool) -> str:
     """A value, in quotes of Hydra's where it is a path or name that would be read as something else."""
     kind = kind_of(key.lstrip("+"))
     if not kind or not value or value == "null" or "${" in value or re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
         return value
     if kind == "paths":
-        return value if parsed(f"{key}={value}") else _quoted_mapping(value)
-    override = parsed(f"{key}={value}")
+        return value if parse_value(f"{key}={value}") else _quoted_mapping(value)
+    override = parse_value(f"{key}={value}")
     if override is None:
         if kind != "path":
             return value
@@ -57,7 +57,7 @@ def in_quotes(text: str) -> str:
     return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text) + '"'
 
 
-def parsed(argument: str) -> Override | None:
+def parse_value(argument: str) -> Override | None:
     """The argument as Hydra's grammar reads it; None where it does not."""
     try:
         return OverridesParser.create().parse_override(argument)

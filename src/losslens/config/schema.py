@@ -279,7 +279,7 @@ class Optim(Section):
         """Optimiser steps of a method whose epoch has `rows` rows."""
         return self.max_steps if self.epochs is None else math.ceil(round(self.epochs * rows / self.batch_size, 9))
 
-    def share(self, processes: int) -> int:
+    def per_process_batch(self, processes: int) -> int:
         """Rollouts (or pairs) of one optimiser step that each of so many processes computes.
 
         Raises:
@@ -295,13 +295,13 @@ class Optim(Section):
             )
         return share
 
-    def ways(self, processes: int = 1, dropout: bool = False) -> list[tuple[int, bool]]:
+    def microbatch_plans(self, processes: int = 1, dropout: bool = False) -> list[tuple[int, bool]]:
         """Examples in one forward pass, and whether with gradient checkpointing: what to try, the quickest first.
 
         With `dropout` the number decides what is dropped, and so the adapter: `auto` is then all that a process
         computes, and nothing smaller. Checkpointing draws the same again, and changes nothing.
         """
-        sizes = [self.micro_batch] if self.micro_batch != "auto" else _divisors(self.share(processes))
+        sizes = [self.micro_batch] if self.micro_batch != "auto" else _divisors(self.per_process_batch(processes))
         sizes = sizes[:1] if dropout else sizes
         switches = [self.gradient_checkpointing] if self.gradient_checkpointing != "auto" else [False, True]
         return [(size, switch) for switch in switches for size in sizes]

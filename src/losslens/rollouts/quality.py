@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from losslens.config.schema import Rollouts
 from losslens.core.errors import InputError
-from losslens.rollouts.frozen import FrozenRollouts, counts
+from losslens.rollouts.frozen import FrozenRollouts, count_rollouts
 
 _CUT = 0.5  # a larger share of cut rollouts than this teaches where to stop, and little else
 
 
-def quality_of(rollouts: FrozenRollouts) -> dict[str, str]:
+def rollout_quality(rollouts: FrozenRollouts) -> dict[str, str]:
     """Counts and shares of a frozen set, as text, by their names."""
-    found = dict(counts(rollouts.table))
+    found = dict(count_rollouts(rollouts.table))
     # How many answers could not be checked is known where they were sampled, and not of a user's file.
     found["unchecked"] = rollouts.manifest.get("unchecked")
     names = {"share_right": "share correct", "truncated": "cut at the token limit"}
@@ -36,7 +36,7 @@ def require_usable(rollouts: FrozenRollouts, settings: Rollouts, uses_reward: bo
     Raises:
         InputError: There is next to nothing to learn; the message says what to change, and how to go on all the same.
     """
-    found = counts(rollouts.table)
+    found = count_rollouts(rollouts.table)
     total, cut = found["rollouts"], found["truncated"]
     assert total is not None
     assert cut is not None

@@ -15,21 +15,29 @@ import pandas as pd
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from losslens.config.identity import options_of
-from losslens.config.interpolations import EMBEDDED_TEACHER, derived
+from losslens.config.identity import identity_options
+from losslens.config.interpolations import EMBEDDED_TEACHER, describe_derived
 from losslens.config.schema import Data, RolloutConfig, build, parse
-from losslens.core.completions import Completion, Journal, say_what_was_cut
+from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
-from losslens.core.files import digest
+from losslens.core.hashing import hash_json, hash_text
 from losslens.core.notices import say_once
 from losslens.core.provenance import versions
-from losslens.core.redaction import nameable, plain_address
+from losslens.core.redaction import hash_secrets, public_address
 from losslens.models.loading import ModelSource, load_model, model_identity, source_of
-from losslens.problems import Problem, ProblemSource, Split, long_hash
-from losslens.problems.fields import InFull, in_full
+from losslens.problems import Problem, ProblemSource, Split
+from losslens.problems.fields import WithFieldNames, with_field_names
 from losslens.problems.verification import verdicts
-from losslens.rollouts.frozen import VERSION, FrozenRollouts, find, freeze, identity_of, load, read_manifest
-from losslens.rollouts.quality import quality_of
+from losslens.rollouts.frozen import (
+    VERSION,
+    FrozenRollouts,
+    find_rollouts,
+    freeze,
+    identity_of,
+    load_rollouts,
+    read_manifest,
+)
+from losslens.rollouts.quality import rollout_quality
 
 
 def problem_source(data: Data) -> ProblemSource:
@@ -38,9 +46,9 @@ def problem_source(data: Data) -> ProblemSource:
     Raises:
         InputError: Its settings are wrong.
     """
-    with in_full(data.field):
+    with with_field_names(data.field):
         source: ProblemSource = build(f"{data.field}.source", data.source)
-    return InFull(source, data.field)
+    return WithFieldNames(source, data.field)
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ def contents_of(data: Data, split: Split) -> Contents:
         InputError: Its settings are wrong, or nothing is there.
     """
     identity = problem_source(data).identity(split)
-    return Contents(digest([data.model_dump(mode="json"), identity], 64), data, split)
+    return Contents(hash_json([data.model_dump(mode="json"), identity], 64), data, split)
 
 
 @lru_cache(maxsize=32)
@@ -101,7 +109,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
         return {**about, **_served_writer(config), "k": sampling.k, **read_by}
     model = _writer(config)
-    how = options_of(sampling, ("path", "accept", "server"))
+    how = identity_options(sampling, ("path", "accept", "server"))
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
     return {**about, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
 
@@ -120,15 +128,15 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
         ServerError: The server that writes them does not answer; what it answered is kept.
     """
     if config.rollouts.path is not None:
-        return load(Path(config.rollouts.path))
+        return load_rollouts(Path(config.rollouts.path))
     parent = config.output_dir / "rollouts"
     # What these refuse leaves nothing behind.
-    key = digest(rollouts_identity(config, split), 16)
+    key = hash_json(rollouts_identity(config, split), 16)
     require_limits(config, split)
     (parent / ".partial").mkdir(parents=True, exist_ok=True)
     with FileLock(parent / ".partial" / f"{key}.lock"):
-        folder = find(parent, key) or _make(config, split, parent, key)
-    return load(folder)
+        folder = find_rollouts(parent, key) or _make(config, split, parent, key)
+    return load_rollouts(folder)
 
 
 def require_limits(config: RolloutConfig, split: Split = "train") -> None:
@@ -143,7 +151,7 @@ def require_limits(config: RolloutConfig, split: Split = "train") -> None:
 
     source, parent = problem_source(config.data), config.output_dir / "rollouts"
     known = config.rollouts.path is not None or source.rollouts() is not None
-    if known or find(parent, digest(rollouts_identity(config, split), 16)) is not None:
+    if known or find_rollouts(parent, hash_json(rollouts_identity(config, split), 16)) is not None:
         return
     prompts = [problem.prompt for problem in source.problems(split, config.data.train, config.data.seed)]
     writer = [] if config.rollouts.engine == "openai" else [_writer(config)]
@@ -166,7 +174,7 @@ def _served_writer(config: RolloutConfig) -> dict[str, Any]:
     Not its address: the same model may be served elsewhere tomorrow, and what was paid for stays paid for.
     """
     sampling = config.rollouts
-    writer = {"server_model": sampling.server.model, "extra_body": nameable(sampling.server.extra_body or {})}
+    writer = {"server_model": sampling.server.model, "extra_body": hash_secrets(sampling.server.extra_body or {})}
     return {"writer": writer, "sampling": sampling.model_dump(include={"temperature", "top_p", "max_tokens", "seed"})}
 
 
@@ -195,7 +203,7 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
             "rollouts": config.rollouts.model_copy(update={"k": 1}),
         }
         changed = config.model_copy(update=changes)
-        there = find(config.output_dir / "rollouts", digest(rollouts_identity(changed, "eval"), 16))
+        there = find_rollouts(config.output_dir / "rollouts", hash_json(rollouts_identity(changed, "eval"), 16))
         if there is None and not may_ask and config.rollouts.engine == "openai":
             raise InputError("the rollouts came from a server, which is asked only when held_out.base_url names it")
         require_limits(changed, "eval")
@@ -255,8 +263,8 @@ def require_a_writer(config: RolloutConfig) -> None:
     Raises:
         InputError: It was not.
     """
-    if (why := unknown_to_the_teacher(config)) and not find(
-        config.output_dir / "rollouts", digest(rollouts_identity(config), 16)
+    if (why := unknown_to_the_teacher(config)) and not find_rollouts(
+        config.output_dir / "rollouts", hash_json(rollouts_identity(config), 16)
     ):
         raise InputError(why)
 
@@ -272,7 +280,7 @@ def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
         return _frozen(first_prompts(given, config.data), parent, name, {**about, **made})
     problems = source.problems(split, config.data.train, config.data.seed)
     completions, given_prompts, facts = _completions(config, problems, split, parent, key)
-    say_what_was_cut(
+    report_truncation(
         [c for group in completions for c in group], name, "rollouts.max_tokens", config.rollouts.max_tokens
     )
     table = _verified(config, source, problems, completions, given_prompts)
@@ -310,7 +318,7 @@ def _completions(
         facts = {**_bill(config, completions), "asked_now": asked}
         completions, prompt_texts, tokenizer = _read_served(config, problems, completions)
         return completions, prompt_texts, {**facts, "tokenizer": tokenizer}
-    from losslens.models.tokens import about_tokenizer, encode_prompt, render_prompt
+    from losslens.models.tokens import describe_tokenizer, encode_prompt, render_prompt
     from losslens.sampling.local import generate_samples
 
     sampling = config.rollouts
@@ -339,7 +347,7 @@ def _completions(
         "dtype": str(loaded.model.dtype),
     }  # fmt: skip
     texts = [render_prompt(loaded.tokenizer, prompt) for prompt in prompts]
-    facts["tokenizer"] = about_tokenizer(loaded.tokenizer, texts)
+    facts["tokenizer"] = describe_tokenizer(loaded.tokenizer, texts)
     given = [tuple(encode_prompt(loaded.tokenizer, prompt)) for prompt in prompts]
     completions = [
         [replace(completion, prompt_ids=ids) for completion in group]
@@ -359,11 +367,11 @@ def _read_served(
     if not any(completion.ids for group in completions for completion in group):
         return [list(group) for group in completions], [None] * len(problems), None
     from losslens.models.loading import load_tokenizer
-    from losslens.models.tokens import about_tokenizer, decode, read_served
+    from losslens.models.tokens import decode, describe_tokenizer, read_server_completion
 
     tokenizer = load_tokenizer(source_of(config.model))
     read = [
-        [read_served(tokenizer, prompt, completion) for completion in group]
+        [read_server_completion(tokenizer, prompt, completion) for completion in group]
         for prompt, group in zip(prompts, completions, strict=True)
     ]
     lost = sum(completion.ids is not None for group in completions for completion in group)
@@ -379,7 +387,7 @@ def _read_served(
         given = {completion.prompt_ids for completion in group}
         [ids] = given if len(given) == 1 else [None]
         texts.append(None if ids is None else decode(tokenizer, ids))
-    return read, texts, about_tokenizer(tokenizer, [text for text in texts if text is not None])
+    return read, texts, describe_tokenizer(tokenizer, [text for text in texts if text is not None])
 
 
 def _from_server(
@@ -389,9 +397,9 @@ def _from_server(
     from losslens.sampling.server import Decoding, Request, ask
 
     sampling, server = config.rollouts, config.rollouts.server
-    file = parent / ".answers" / f"{digest(_served_writer(config), 16)}.jsonl"
+    file = parent / ".answers" / f"{hash_json(_served_writer(config), 16)}.jsonl"
     file.parent.mkdir(exist_ok=True)
-    names = [[f"{long_hash(problem.prompt)} {sample}" for sample in range(sampling.k)] for problem in problems]
+    names = [[f"{hash_text(problem.prompt)} {sample}" for sample in range(sampling.k)] for problem in problems]
     with FileLock(file.with_suffix(".lock")):
         journal = Journal(file)
         try:
@@ -425,7 +433,7 @@ def _bill(config: RolloutConfig, completions: Sequence[Sequence[Completion]]) ->
 
     server = config.rollouts.server
     answers = [completion for group in completions for completion in group]
-    facts: dict[str, Any] = {"policy": "server", "writer": server.model, "base_url": plain_address(address(server))}
+    facts: dict[str, Any] = {"policy": "server", "writer": server.model, "base_url": public_address(address(server))}
     known = [(c.prompt_tokens, c.tokens) for c in answers if c.prompt_tokens is not None and c.tokens is not None]
     if len(known) < len(answers):  # a server that does not count
         return facts | {"prompt_tokens": None, "completion_tokens": None, "cost": None}
@@ -469,13 +477,13 @@ def rollout_job(config: DictConfig) -> None:
     """What `rollout.py` does: finds or makes the rollouts and says what they are like."""
     checked = parse(RolloutConfig, config)
     sampled = checked.rollouts.path is None and problem_source(checked.data).rollouts() is None
-    if sampled and (line := derived(config)):
+    if sampled and (line := describe_derived(config)):
         print(line, flush=True)
     if why := unknown_to_the_teacher(checked):
         print(f"rollout.py: {why}", file=sys.stderr, flush=True)
     rollouts = frozen_rollouts(checked)
     print(rollouts.folder)
-    for name, value in quality_of(rollouts).items():
+    for name, value in rollout_quality(rollouts).items():
         print(f"  {name}: {value}")
     prompts, completions = (rollouts.manifest.get(name) for name in ("prompt_tokens", "completion_tokens"))
     if prompts is not None and completions is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
-from losslens.models.adapters import adapter_sha256
+from losslens.models.adapters import adapter_fingerprint
 from losslens.runs.run import Run, runs_of
 from losslens.updates.folder import open_adapter
 
@@ -55,12 +55,12 @@ def references_of(
     return found
 
 
-def described(references: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+def describe_references(references: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     """The same for a manifest: the folder that an adapter lies in, and the adapter's SHA-256."""
     return {
         label: {
             "name": folder.parent.name if folder.name == "adapter" else folder.name,
-            "adapter_sha256": adapter_sha256(folder),
+            "adapter_sha256": adapter_fingerprint(folder),
         }
         for label, folder in references.items()
     }

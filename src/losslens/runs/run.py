@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from losslens.config.schema import Model
 from losslens.core.errors import InputError
-from losslens.core.files import digest, read_json, read_object, write_json
+from losslens.core.files import read_json, read_object, write_json
+from losslens.core.hashing import hash_json
 from losslens.core.provenance import slurm_job
 from losslens.models.adapters import adapter_hashes
 from losslens.models.loading import model_identity, source_of
@@ -24,7 +25,7 @@ from losslens.runs.integrity import require_format, require_own_manifest
 State = Literal["queued", "running", "preempted", "failed", "completed"]
 
 
-class HeldError(Exception):
+class LockedError(Exception):
     """Another process has a run that was not to be waited for.
 
     Args:
@@ -32,7 +33,7 @@ class HeldError(Exception):
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__(f"{run.name}: {run.holder} is at it")
+        super().__init__(f"{run.name}: {run.lock_holder} is at it")
         self.run = run
 
 
@@ -131,7 +132,7 @@ class Run:
         write_json(self.folder / "status.json", {"state": state, "time": now, **slurm, **process, **details})
 
     @property
-    def is_held(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a process has the run now."""
         if not self.lock_file.exists():
             return False
@@ -144,7 +145,7 @@ class Run:
         return False
 
     @property
-    def holder(self) -> str:
+    def lock_holder(self) -> str:
         """Which process has the run, as far as its folder says: `process 12 on host`."""
         try:
             status = self.status
@@ -172,8 +173,8 @@ class Run:
             lock.acquire(blocking=False)
         except Timeout as error:
             if not wait:
-                raise HeldError(self) from error
-            print(f"{self.name}: {self.holder} is at it; waiting", flush=True)
+                raise LockedError(self) from error
+            print(f"{self.name}: {self.lock_holder} is at it; waiting", flush=True)
             lock.acquire()
         except OSError as error:  # of which Timeout is one
             raise InputError(f"output_dir: {self.folder.parent}: {error.strerror}") from error
@@ -196,10 +197,10 @@ def _with_one_factor(manifest: dict[str, Any]) -> dict[str, Any]:
     return manifest
 
 
-def sha256_of_adapter(run: Run) -> str:
+def recorded_adapter_hash(run: Run) -> str:
     """What tells the adapter of a run, or of a point on its way, from others."""
     manifest = run.manifest
-    return digest([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
+    return hash_json([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
 
 
 def find_run(sweep: Path, identity: str) -> Run | None:
@@ -219,7 +220,7 @@ def base_identity(model: Model) -> dict[str, str | None]:
 
 def base_run(sweep: Path, model: Model) -> Run:
     """The run, of no training, in which the base of a sweep is scored."""
-    return Run(sweep / f"base-{model.name}-{digest(base_identity(model), 8)}")
+    return Run(sweep / f"base-{model.name}-{hash_json(base_identity(model), 8)}")
 
 
 def require_one_base(sweep: Path, model: Model) -> None:
@@ -267,4 +268,4 @@ def arm_of(identity: Mapping[str, Any]) -> str:
     Args:
         identity: Of the run.
     """
-    return digest({key: value for key, value in identity.items() if key not in ("seed", "init_seed")}, 16)
+    return hash_json({key: value for key, value in identity.items() if key not in ("seed", "init_seed")}, 16)

@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from losslens.config.identity import settings_of
+from losslens.config.identity import with_loss_options
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
-from losslens.scheduling.status import Standing
+from losslens.scheduling.status import RunStatus
 
 # Seconds after which a run that should have ended, and says nothing, is not taken to be at work.
 _SILENT = 60.0
@@ -45,7 +45,7 @@ def seconds_left(status: Mapping[str, Any], now: datetime | None = None) -> floa
     return None if left < -_SILENT else max(left, 0.0)
 
 
-def sweep_left(found: Sequence[Standing], now: datetime | None = None) -> float | None:
+def sweep_left(found: Sequence[RunStatus], now: datetime | None = None) -> float | None:
     """Seconds until all that runs or waits is trained, by as many at once as run now; None where that is not known."""
     running = [left for each in found if (left := seconds_left(each.status, now)) is not None]
     waiting = [each for each in found if each.state in ("queued", "preempted") and not each.is_over]
@@ -66,7 +66,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def told_apart(runs: Sequence[Run]) -> dict[Run, str]:
+def short_labels(runs: Sequence[Run]) -> dict[Run, str]:
     """What tells each run from the others, where some differ by the hash in their name alone; else nothing."""
     plain = [run.name.rpartition("-")[0] for run in runs]
     if len(set(plain)) == len(plain):
@@ -76,7 +76,7 @@ def told_apart(runs: Sequence[Run]) -> dict[Run, str]:
     return {by_name[name]: label for name, label in labels(known).items()}
 
 
-def _length(standing: Standing) -> float | None:
+def _length(standing: RunStatus) -> float | None:
     """Seconds that a run's training takes, or took."""
     status = standing.status
     try:
@@ -104,7 +104,7 @@ def _read(file: Path, _: int) -> dict[str, Any]:
 def _settings(run: Run) -> dict[str, Any] | None:
     manifest = _manifest(run)
     try:
-        return settings_of(manifest["identity"], manifest["options"])
+        return with_loss_options(manifest["identity"], manifest["options"])
     except (KeyError, TypeError):
         return None
 

@@ -10,7 +10,7 @@ from losslens.core.files import read_json, write_json
 
 
 @dataclass(frozen=True)
-class Ticket:
+class SubmissionRecord:
     """What was submitted, and as what.
 
     Attributes:
@@ -26,12 +26,12 @@ class Ticket:
     submitted: str
 
 
-def write_ticket(file: Path, ticket: Ticket) -> None:
+def write_record(file: Path, ticket: SubmissionRecord) -> None:
     """Writes a ticket, atomically."""
     write_json(file, asdict(ticket))
 
 
-def read_ticket(file: Path) -> Ticket | None:
+def read_record(file: Path) -> SubmissionRecord | None:
     """The ticket in `file`; None when there is none.
 
     Raises:
@@ -40,7 +40,7 @@ def read_ticket(file: Path) -> Ticket | None:
     if not file.exists():
         return None
     content = read_json(file)
-    names = {field.name for field in fields(Ticket)}
+    names = {field.name for field in fields(SubmissionRecord)}
     if not isinstance(content, dict) or set(content) != names or not all(isinstance(content[n], str) for n in names):
         raise InputError(f"{file}: not a ticket; delete it")
-    return Ticket(**content)
+    return SubmissionRecord(**content)

@@ -11,7 +11,7 @@ from typing import Any
 
 from losslens.core.errors import InputError
 from losslens.runs.run import Run
-from losslens.scheduling.record import Ticket, read_ticket
+from losslens.scheduling.record import SubmissionRecord, read_record
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import JobState
 
@@ -19,7 +19,7 @@ _OUT_OF_MEMORY = re.compile(r"oom.kill|OUT_OF_MEMORY|exceeded memory limit|OutOf
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     """Where a run stands.
 
     Attributes:
@@ -58,12 +58,12 @@ class Standing:
         return self.slurm is not None and self.slurm.is_live and self.state not in ("completed", "failed")
 
 
-def standings(runs: Iterable[Run]) -> list[Standing]:
+def run_statuses(runs: Iterable[Run]) -> list[RunStatus]:
     """Where each run stands. A run whose job has died without a word is marked as failed, with what is known of why."""
     read = [(run, *_read(run)) for run in runs]
-    here = cluster.here()
+    here = cluster.this_cluster()
     asked = {ticket.job for _, _, ticket in read if ticket and here and ticket.cluster == here.name}
-    told = cluster.states(asked) if asked else {}
+    told = cluster.job_states(asked) if asked else {}
     result = []
     for run, status, ticket in read:
         job = ticket.job if ticket else None
@@ -72,11 +72,11 @@ def standings(runs: Iterable[Run]) -> list[Standing]:
         # What the folder says of a run that has just been completed may reach this machine a little later.
         if ticket and is_known and (slurm is None or not (slurm.is_live or slurm.name == "COMPLETED")):
             status = mark_dead(run, ticket, _why(run, slurm, ticket), was_put_back=True) or status
-        result.append(Standing(run, status, job, slurm, is_known, ticket.log if ticket else ""))
+        result.append(RunStatus(run, status, job, slurm, is_known, ticket.log if ticket else ""))
     return result
 
 
-def mark_dead(run: Run, ticket: Ticket, why: str, was_put_back: bool = False) -> dict[str, Any] | None:
+def mark_dead(run: Run, ticket: SubmissionRecord, why: str, was_put_back: bool = False) -> dict[str, Any] | None:
     """Marks a run whose job has ended as failed, if the job did not say itself what became of it.
 
     Args:
@@ -119,7 +119,7 @@ def why_killed(log: str, otherwise: str) -> str:
     return "out of memory (resources.memory_gb)" if _OUT_OF_MEMORY.search(end_of(Path(log))) else otherwise
 
 
-def _why(run: Run, state: JobState | None, ticket: Ticket) -> str:
+def _why(run: Run, state: JobState | None, ticket: SubmissionRecord) -> str:
     if state is not None and state.reason == "DependencyNeverSatisfied":
         # Of what a run waits for, only its rollouts must not fail.
         return f"its rollouts could not be made; logs: {run.folder.parents[1] / 'rollouts' / 'slurm'}"
@@ -137,15 +137,15 @@ def _why(run: Run, state: JobState | None, ticket: Ticket) -> str:
     return f"Slurm job {ticket.job}: {said}"
 
 
-def _read(run: Run) -> tuple[dict[str, Any], Ticket | None]:
+def _read(run: Run) -> tuple[dict[str, Any], SubmissionRecord | None]:
     """The status of a run and the ticket of its last job."""
     try:
         status = run.status
-        ticket = read_ticket(run.ticket)
+        ticket = read_record(run.ticket)
     except InputError as error:
         return {"state": "damaged", "error": str(error)}, None
     # A job that was not submitted by LossLens has no ticket; one from before has an old one.
     own = status.get("slurm")
     if own and (ticket is None or ticket.job != own["job"]) and status["state"] != "queued":
-        ticket = Ticket(own["job"], own.get("cluster", ""), own.get("log", ""), "")
+        ticket = SubmissionRecord(own["job"], own.get("cluster", ""), own.get("log", ""), "")
     return status or {"state": "queued"}, ticket

@@ -14,7 +14,7 @@ from losslens.report.findings import findings, ratio, with_themselves
 from losslens.report.loss_comparison import Compared, Comparison, Loss
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import number, percent, whole
-from losslens.tables.style import AGAINST, ALONG, DARK, INK, colour, rows_figure, safe, whisker
+from losslens.tables.style import AGAINST, ALONG, DARK, INK, colour, escape_markup, rows_figure, whisker
 
 # More than these do not leave room for a ceiling under each number.
 _MOST_WITH_CEILINGS = 9
@@ -184,7 +184,7 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
             continue
         look = looks.of(loss.arm, loss.method)
         interval = f"{percent(arm['ci_low'])} … {percent(arm['ci_high'])}"
-        hover = f"<b>{safe(loss.name)}</b><br>{percent(arm['accuracy'])} ({interval})"
+        hover = f"<b>{escape_markup(loss.name)}</b><br>{percent(arm['accuracy'])} ({interval})"
         if arm["seeds"] > 1 and not pd.isna(arm["accuracy_min"]):
             several = True
             hover += f"<br>{whole(arm['seeds'])} runs: {percent(arm['accuracy_min'])} … {percent(arm['accuracy_max'])}"

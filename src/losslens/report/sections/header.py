@@ -14,7 +14,7 @@ def title(analysis: AnalysisFolder) -> str:
     return ", ".join(map(str, analysis.manifest.get("sweeps") or [])) or "adapters"
 
 
-def facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
+def header_facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
     """Name and value of what is known."""
     manifest = analysis.manifest
     runs = analysis.table("runs", ("run", "method", "diverged"), ("seed",))

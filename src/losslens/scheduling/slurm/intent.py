@@ -21,7 +21,7 @@ import submitit
 
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
-from losslens.scheduling.record import Ticket, write_ticket
+from losslens.scheduling.record import SubmissionRecord, write_record
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import Cluster
 from losslens.scheduling.slurm.task import Task
@@ -118,7 +118,7 @@ class Intent:
                 shutil.copy(self.pending / f"{number}.pkl", paths.submitted_pickle)
             with suppress(OSError):  # of another owner, or fetched and moved by its job at this moment
                 paths.submitted_pickle.chmod(0o600)
-            write_ticket(Path(name), Ticket(job, content["cluster"], str(paths.stdout), now))
+            write_record(Path(name), SubmissionRecord(job, content["cluster"], str(paths.stdout), now))
         shutil.rmtree(self.pending)
 
     def give_up(self) -> None:

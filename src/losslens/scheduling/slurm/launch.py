@@ -12,12 +12,12 @@ from pathlib import Path
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from losslens.config.interpolations import derived
-from losslens.core.commands import command
+from losslens.config.interpolations import describe_derived
+from losslens.core.commands import format_command
 from losslens.core.errors import InputError
-from losslens.scheduling.monitor import follow
-from losslens.scheduling.plan import Work, work_of
-from losslens.scheduling.record import read_ticket
+from losslens.scheduling.monitor import follow_jobs
+from losslens.scheduling.plan import JobSpec, plan_job
+from losslens.scheduling.record import read_record
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import Cluster
 from losslens.scheduling.slurm.intent import adopt
@@ -38,10 +38,10 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
     Raises:
         InputError: There is no Slurm here, a configuration is wrong, or Slurm refuses a job. Nothing is submitted then.
     """
-    here = cluster.require()
-    works = _distinct(work_of(script, config) for config in configs)
+    here = cluster.require_cluster()
+    works = _distinct(plan_job(script, config) for config in configs)
     if script.stem in ("train", "rollout"):
-        for line in dict.fromkeys(filter(None, map(derived, configs))):
+        for line in dict.fromkeys(filter(None, map(describe_derived, configs))):
             print(line, flush=True)
     output_dir = Path(works[0].config["output_dir"])
     if "%" in str(output_dir.absolute()):
@@ -63,7 +63,7 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
                 submission.submit(array)
     _say_what_was_done(plan, submission.jobs)
     if wait:
-        sys.exit(follow(works))
+        sys.exit(follow_jobs(works))
     # A diverged run is not trained again: the command cannot end well.
     if any(work.run and work.run.divergence for work in works):
         sys.exit(1)
@@ -82,9 +82,9 @@ class _Plan:
         read: The same of what `new` reads.
     """
 
-    works: list[Work]
-    first: list[Work]
-    new: list[Work]
+    works: list[JobSpec]
+    first: list[JobSpec]
+    new: list[JobSpec]
     held: set[Path]
     queued: dict[Path, str]
     read: dict[Path, str]
@@ -104,7 +104,7 @@ class _Plan:
         return result
 
 
-def _plan(works: list[Work], here: Cluster) -> _Plan:
+def _plan(works: list[JobSpec], here: Cluster) -> _Plan:
     """Finds out what is missing.
 
     Raises:
@@ -115,16 +115,16 @@ def _plan(works: list[Work], here: Cluster) -> _Plan:
     over = {work.ticket for work in works if work.done or (work.run and work.run.status.get("state") == "failed")}
     queued = _live({work.ticket for work in [*needs, *works]} - over, here)
     missing = [work for work in works if not work.done and work.ticket not in queued]
-    held = {work.ticket for work in missing if work.run and work.run.is_held}
+    held = {work.ticket for work in missing if work.run and work.run.is_locked}
     new = [work for work in missing if work.ticket not in held]
     first = [need for need in needs if need.ticket not in queued and any(need in work.needs for work in new)]
     check(arrays_of([*first, *new], {}, here))
     return _Plan(works, first, new, held, queued, _live({ticket for work in new for ticket in work.waits_for}, here))
 
 
-def _distinct(works: Iterable[Work]) -> list[Work]:
+def _distinct(works: Iterable[JobSpec]) -> list[JobSpec]:
     """Works without those that make the same as one before: two names of one learning rate are one run."""
-    found: dict[Path, Work] = {}
+    found: dict[Path, JobSpec] = {}
     for work in works:
         found.setdefault(work.key, work)
     return list(found.values())
@@ -132,8 +132,8 @@ def _distinct(works: Iterable[Work]) -> list[Work]:
 
 def _live(tickets: set[Path], here: Cluster) -> dict[Path, str]:
     """The Slurm job of each ticket whose job waits or runs."""
-    held = {file: ticket for file in tickets if (ticket := read_ticket(file)) and ticket.cluster == here.name}
-    told = cluster.states(ticket.job for ticket in held.values())
+    held = {file: ticket for file in tickets if (ticket := read_record(file)) and ticket.cluster == here.name}
+    told = cluster.job_states(ticket.job for ticket in held.values())
     if told is None:
         raise InputError("hydra/launcher=slurm: Slurm does not say what is in its queue; try again")
     return {file: ticket.job for file, ticket in held.items() if (job := told.get(ticket.job)) and job.is_live}
@@ -161,8 +161,8 @@ def _say_what_was_done(plan: _Plan, submitted: dict[Path, str]) -> None:
     live = [work for work in plan.works if work.ticket in {**plan.queued, **submitted}]
     if live:
         if first.run:
-            print(f"Follow:  {command('launch/status.py', first.config['sweep'], output_dir, '--watch')}")
-        ticket = read_ticket(live[0].ticket)
+            print(f"Follow:  {format_command('launch/status.py', first.config['sweep'], output_dir, '--watch')}")
+        ticket = read_record(live[0].ticket)
         assert ticket is not None
         print(f"A log:   tail -F {shlex.quote(ticket.log)}")
         # Of arrays that were submitted before, the others may be of another command.
@@ -170,7 +170,7 @@ def _say_what_was_done(plan: _Plan, submitted: dict[Path, str]) -> None:
         print(f"Cancel:  scancel {' '.join(mine) if len(mine) <= _SHOWN else '…'}")
         print("The same command again submits only what is missing then.", flush=True)
     if {work.run.status.get("state") for work in plan.works if work.run} == {"completed"}:
-        print(f"Compare the weights:  {command('analyze.py', first.config['sweep'], output_dir)}")
+        print(f"Compare the weights:  {format_command('analyze.py', first.config['sweep'], output_dir)}")
 
 
 def _show(plan: _Plan, texts: dict[Path, str]) -> None:

@@ -19,8 +19,8 @@ import submitit
 from losslens.config.schema import Resources
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import atomic_file
-from losslens.scheduling.code_snapshot import keep_code
-from losslens.scheduling.plan import Work
+from losslens.scheduling.code_snapshot import snapshot_code
+from losslens.scheduling.plan import JobSpec
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import Cluster
 from losslens.scheduling.slurm.intent import Intent, private
@@ -39,7 +39,7 @@ class Array:
         after: The dependency, as sbatch takes it; empty for none.
     """
 
-    works: list[Work]
+    works: list[JobSpec]
     after: str
 
     @property
@@ -114,7 +114,7 @@ class Array:
         return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def arrays_of(works: Iterable[Work], after: dict[Path, str], here: Cluster) -> list[Array]:
+def arrays_of(works: Iterable[JobSpec], after: dict[Path, str], here: Cluster) -> list[Array]:
     """Works in arrays, cut at the cluster's limit.
 
     Args:
@@ -122,7 +122,7 @@ def arrays_of(works: Iterable[Work], after: dict[Path, str], here: Cluster) -> l
         after: The dependency of each, by its ticket.
         here: The cluster.
     """
-    groups: dict[tuple[str, ...], list[Work]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[JobSpec]] = defaultdict(list)
     for work in works:
         key = (str(work.script), str(work.folder), work.resources.model_dump_json(), after.get(work.ticket, ""))
         groups[key].append(work)
@@ -177,7 +177,7 @@ class Submission:
         for work in array.works:
             self._queue(work)
         private(array.folder)
-        code = keep_code(array.works[0].script, array.folder)
+        code = snapshot_code(array.works[0].script, array.folder)
         tasks = [
             Task(code / work.script.name, work.config, work.run.folder if work.run else None) for work in array.works
         ]
@@ -205,7 +205,7 @@ class Submission:
         intent.record([job.job_id for job in jobs])
         self.jobs |= {work.ticket: job.job_id for work, job in zip(array.works, jobs, strict=True)}
 
-    def _queue(self, work: Work) -> None:
+    def _queue(self, work: JobSpec) -> None:
         """Marks what is about to be submitted, before its job can start and say what it does."""
         for file in _files_of(work):
             self._before[file] = file.read_bytes() if file.exists() else None
@@ -258,7 +258,7 @@ def _clean_environment(resources: Resources) -> Iterator[None]:
         yield
 
 
-def _files_of(work: Work) -> list[Path]:
+def _files_of(work: JobSpec) -> list[Path]:
     """What says that a work is submitted."""
     return [work.ticket, *([work.run.folder / "status.json"] if work.run else [])]
 
