@@ -171,9 +171,7 @@ class TestTables:
         assert np.allclose(row["drift"], np.degrees(subspace_angles(a, a0)[::-1]), atol=1e-6)
         assert row["drift_max"] == row["drift"][-1]
         whole = analysis.tables.runs.set_index("run").loc[run.name]
-        norms = [
-            np.linalg.norm(base.model.get_submodule(m).weight.detach().double()) for m in analysis.gathered.modules
-        ]
+        norms = [np.linalg.norm(base.model.get_submodule(m).weight.detach().double()) for m in analysis.cohort.modules]
         assert whole["relative_norm"] == pytest.approx(whole["norm"] / np.linalg.norm(norms))
         own = rows[rows["run"] == run.name]
         expected = np.sum(own["off_principal"] * own["norm"] ** 2) / np.sum(own["norm"] ** 2)
@@ -343,7 +341,7 @@ class TestNothingTwice:
             return lambda *arguments, **options: (seen.append(name), function(*arguments, **options))[1]
 
         monkeypatch.setattr(weight_space, "compare", counted("compare", weight_space.compare))
-        monkeypatch.setattr(forward_passes, "losses", counted("losses", forward_passes.losses))
+        monkeypatch.setattr(forward_passes, "sequence_losses", counted("losses", forward_passes.sequence_losses))
         monkeypatch.setattr(forward_passes, "similarities", counted("similarities", forward_passes.similarities))
         monkeypatch.setattr(forward_passes, "evaluate", counted("midpoints", forward_passes.evaluate))
         config = settings(sweep, override, pairs=[["sft", "dpo"]])
@@ -371,7 +369,7 @@ class TestNothingTwice:
         sft, dpo = of(sweep, "sft").adapter, of(sweep, "dpo").adapter
         overrides = [f"held_out.completions={frozen}", "connectivity.points=5"]
         first = analyse(settings(tmp_path, *overrides, sweep=None, adapters={"a": sft, "b": dpo}, model_path=base))
-        monkeypatch.setattr(forward_passes, "losses", None)
+        monkeypatch.setattr(forward_passes, "sequence_losses", None)
         second = analyse(settings(tmp_path, *overrides, sweep=None, adapters={"a": dpo, "b": sft}, model_path=base))
         forward, backward = first.tables.connectivity["loss"], second.tables.connectivity["loss"]
         assert forward.tolist() == backward.tolist()[::-1]
@@ -409,7 +407,7 @@ class TestNothingTwice:
         weights = [load_torch(of(sweep, m).adapter / "adapter_model.safetensors") for m in ("sft", "dpo")]
         with preserved(base.model), torch.no_grad():
             before = {}
-            for module in found.gathered.modules:
+            for module in found.cohort.modules:
                 weight = base.model.get_submodule(module).weight
                 before[module] = weight.clone()
                 for w in weights:

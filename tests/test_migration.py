@@ -179,7 +179,7 @@ def test_other_commands_say_how_they_are_taken_over(outputs: Path) -> None:
 def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are taken over meanwhile, and it later, as it is then."""
     held, queued, before = of(outputs, "rft"), of(outputs, "dpo"), tree(outputs)
-    asked = migration.standings
+    asked = migration.run_statuses
 
     def told(runs: Any) -> list[RunStatus]:
         live = JobState("PENDING", "Priority")
@@ -188,7 +188,7 @@ def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPat
             for each in asked(runs)
         ]
 
-    monkeypatch.setattr(migration, "standings", told)
+    monkeypatch.setattr(migration, "run_statuses", told)
     with FileLock(held.lock_file):
         left = {each.run: each.left for each in migrate(outputs, "main") if each.left}
     assert left.keys() == {held.name, queued.name}

@@ -74,14 +74,14 @@ def arm_summary_table(arms: Sequence[Arm], reference: ComparedAdapter, tabled: T
     over the arm's runs, so tests and intervals are about problems, not about seeds; the spread over seeds stands beside
     them.
     """
-    sft_arms = [arm for arm in arms if arm.method == "sft" and arm.subjects]
+    sft_arms = [arm for arm in arms if arm.method == "sft" and arm.members]
     rate = reference.facts.learning_rate if reference.facts else None
     base = tabled.outcomes.get(BASE)
     rows = []
     for arm in arms:
         sft = nearest(arm, sft_arms, rate)
         alike = [o for o in sft_arms if o.learning_rate == arm.learning_rate and arm.distance(o) == 0]
-        row = _facts(arm) | _spread(tabled.runs[tabled.runs["run"].isin([run.name for run in arm.subjects])], _SIZES)
+        row = _facts(arm) | _spread(tabled.runs[tabled.runs["run"].isin([run.name for run in arm.members])], _SIZES)
         own = tabled.between(arm, arm.name())
         beside = tabled.between(arm, sft.name() if sft else None)
         row |= {"cosine_repeat": own.get("cosine"), "sft": sft.name() if sft else ""}
@@ -117,7 +117,7 @@ def _facts(arm: Arm) -> dict[str, Any]:
         "settings": arm.settings,
         "same_as": "",
         "share_right": arm.facts.trained_on.share_right,
-        "seeds": len(arm.subjects),
+        "seeds": len(arm.members),
         "diverged": len(arm.diverged),
     }
 
@@ -139,7 +139,7 @@ def _spread(rows: pd.DataFrame, measures: Sequence[str]) -> dict[str, float]:
 
 def _usual_dpo(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     """DPO at its conventional rate; where the sweep has several, its usual β and loss count."""
-    candidates = [other for other in arms if other.method == "dpo" and other.subjects and other.at_conventional_rate]
+    candidates = [other for other in arms if other.method == "dpo" and other.members and other.at_conventional_rate]
     usual = {"method.beta": 0.1, "method.loss_type": "sigmoid"}
     candidates.sort(key=lambda other: (not usual.items() <= other.values.items(), other.base_rate != arm.base_rate))
     return nearest(arm, candidates, None)

@@ -38,19 +38,19 @@ class ForwardPasses:
     Args:
         source: Where the base is.
         identity: What tells it from another.
-        gathered: The adapters.
+        cohort: The adapters.
         cache: What was measured before.
         batch_size: Sequences in one forward pass.
     """
 
     def __init__(
-        self, source: ModelSource, identity: dict[str, str | None], gathered: Cohort, cache: Cache, batch_size: int
+        self, source: ModelSource, identity: dict[str, str | None], cohort: Cohort, cache: Cache, batch_size: int
     ) -> None:
         self._source = source
-        self._gathered = gathered
+        self._gathered = cohort
         self._cache = cache
         self._batch_size = batch_size
-        self._subjects = gathered.by_name
+        self._subjects = cohort.by_name
         # What `auto` means is another precision where there is a GPU.
         self._identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
         self._identity += [source.attention, source.chat_options]
@@ -67,7 +67,7 @@ class ForwardPasses:
 
     def against_base(self, top: int) -> dict[str, BaseComparison]:
         """Every run against W0."""
-        keys = {name: [self._identity, subject.sha256, top] for name, subject in self._subjects.items()}
+        keys = {name: [self._identity, member.sha256, top] for name, member in self._subjects.items()}
         found = {
             name: BaseComparison(**known)
             for name, known in self._known("against_base", keys, ["base_norms", "off_principal"]).items()

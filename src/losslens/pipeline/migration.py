@@ -67,11 +67,11 @@ def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[
         raise InputError(f"sweep={sweep}: not the name of a sweep")
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
     moved = []
-    for standing in run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
-        run = standing.run
+    for run_status in run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
+        run = run_status.run
         try:
-            if standing.is_live:
-                raise _LeftError(f"{standing.state} on Slurm: let it end, or cancel it (scancel)")
+            if run_status.is_live:
+                raise _LeftError(f"{run_status.state} on Slurm: let it end, or cancel it (scancel)")
             name = _take_over(run, losses)
         except _LeftError as error:
             moved.append(Moved(run.name, run.name, str(error)))

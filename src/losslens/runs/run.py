@@ -65,11 +65,6 @@ class Run:
         steps = {folder.name.removeprefix("step-"): folder for folder in folders}
         return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
 
-    @property
-    def ticket(self) -> Path:
-        """As which Slurm job it was submitted last (`losslens.scheduling.record`)."""
-        return self.folder / "slurm.json"
-
     def evaluation(self, benchmark: str) -> Path:
         """The outcome of each problem of `benchmark`."""
         return self.folder / "eval" / f"{benchmark}.parquet"

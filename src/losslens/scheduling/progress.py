@@ -76,12 +76,12 @@ def short_labels(runs: Sequence[Run]) -> dict[Run, str]:
     return {by_name[name]: label for name, label in labels(known).items()}
 
 
-def _length(standing: RunStatus) -> float | None:
+def _length(run_status: RunStatus) -> float | None:
     """Seconds that a run's training takes, or took."""
-    status = standing.status
+    status = run_status.status
     try:
-        if standing.state == "completed":
-            return float(_manifest(standing.run)["training"]["seconds"])
+        if run_status.state == "completed":
+            return float(_manifest(run_status.run)["training"]["seconds"])
         return float(status["max_steps"] * status["seconds_per_step"])
     except (KeyError, TypeError, ValueError):
         return None
