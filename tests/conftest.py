@@ -26,7 +26,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.losses import Loss
 from losslens.models.adapters import LoraSettings, initial_adapter
 from losslens.models.loading import LoadedModel, ModelSource, load_model

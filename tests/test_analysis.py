@@ -27,7 +27,7 @@ from losslens.analysis import forward_passes, weight_space
 from losslens.analysis.cache import Cache
 from losslens.analysis.pairs import choose, find
 from losslens.analysis.pipeline import Analysis, analyse
-from losslens.config.schema import AnalyzeConfig
+from losslens.config.analysis import AnalyzeConfig
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.core.hashing import hash_json

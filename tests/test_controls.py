@@ -17,7 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from losslens.analysis.pipeline import analyze_job
-from losslens.config.schema import LearningRate, Optim
+from losslens.config.training import LearningRate, Optim
 from losslens.core.errors import InputError
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft

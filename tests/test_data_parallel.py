@@ -22,7 +22,8 @@ from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.losses.pairs import mixed_pairs
 from losslens.losses.presentation import builtin_presentations
 from losslens.pipeline.train_job import Outcome, train_job

@@ -12,7 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
 from tests.conftest import ROOT, TINY, script

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import RolloutConfig, parse
+from losslens.config.data import RolloutConfig
+from losslens.config.parse import parse
 from losslens.core.errors import InputError
 from losslens.rollouts.sample import frozen_rollouts, held_out_rollouts, problem_source, rollouts_identity
 from tests.conftest import METHODS, ROOT, command, script

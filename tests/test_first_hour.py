@@ -33,8 +33,12 @@ from transformers import (
 
 from losslens.cli.arguments import explained, prepared
 from losslens.cli.key_values import KeyValueParser
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
 from losslens.config.interpolations import describe_derived
-from losslens.config.schema import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
 from losslens.core.redaction import guard_streams
 from losslens.evaluation.score import require_problems

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from losslens.analysis.cohort import find_runs, gather_cohort
-from losslens.config.schema import Server
+from losslens.config.data import Server
 from losslens.core import redaction
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError, ServerError

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.rollouts.frozen import freeze
 from tests.conftest import OPTIM, ROOT, command, script
 

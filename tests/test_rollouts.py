@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import RolloutConfig, parse
+from losslens.config.data import RolloutConfig
+from losslens.config.parse import parse
 from losslens.core.errors import InputError
 from losslens.core.files import read_object, write_json
 from losslens.rollouts.frozen import SCHEMA, content_sha256, count_rollouts, freeze, load_rollouts

@@ -20,8 +20,10 @@ from omegaconf import OmegaConf
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from losslens.config.base import Section
 from losslens.config.identity import identity_options
-from losslens.config.schema import LearningRate, Optim, Section, TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import LearningRate, Optim, TrainConfig
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.losses import builtin_losses

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from losslens.analysis.cohort import find_runs, gather_cohort
-from losslens.config.schema import Model
+from losslens.config.model import Model
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.evaluation import score

@@ -17,7 +17,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from losslens.config.schema import Resources, parse
+from losslens.config.parse import parse
+from losslens.config.slurm import Resources
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
 from losslens.runs.run import Run

@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 from tokenizers import processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
 from losslens.losses.dpo import Dpo

@@ -17,7 +17,9 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import Logger, TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.tracking import Logger
+from losslens.config.training import TrainConfig
 from losslens.pipeline.train_job import train_job
 from losslens.runs.run import Run
 from losslens.tracking import session

@@ -16,7 +16,9 @@ from losslens.analysis.cache import Arrays, Cache
 from losslens.analysis.cohort import Cohort
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
-from losslens.config.schema import Cka, Connectivity, Data, Evaluation
+from losslens.config.analysis import Cka, Connectivity
+from losslens.config.data import Data
+from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
 from losslens.measures.base_weights import Principal, off_principal_share, principal

@@ -14,7 +14,8 @@ from losslens.analysis.forward_passes import ForwardPasses
 from losslens.analysis.manifests import RunFacts
 from losslens.analysis.pairs import Chosen, Pair
 from losslens.analysis.probe_set import TeacherForced, probe_set
-from losslens.config.schema import AnalyzeConfig, Evaluation
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.connectivity import Curve

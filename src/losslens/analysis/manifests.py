@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
 from losslens.config.identity import with_loss_options
-from losslens.config.schema import LearningRate
+from losslens.config.training import LearningRate
 from losslens.core.errors import InputError
 from losslens.runs.integrity import require_own_manifest
 from losslens.runs.run import Run, arm_of

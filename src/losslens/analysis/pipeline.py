@@ -38,7 +38,8 @@ from losslens.analysis.tables import (
 from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import trajectory_table
 from losslens.analysis.weight_space import measure_weight_space
-from losslens.config.schema import AnalyzeConfig, parse
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.parse import parse
 from losslens.core import provenance
 from losslens.core.files import atomic_file, write_json
 from losslens.measures.tables import weight_tables

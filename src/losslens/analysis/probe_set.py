@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from losslens.analysis.manifests import RunFacts
-from losslens.config.schema import HeldOut, RolloutConfig, Rollouts
+from losslens.config.analysis import HeldOut
+from losslens.config.data import RolloutConfig, Rollouts
 from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.forward import Sequences
 from losslens.models.tokens import encode_completion, read_rollouts

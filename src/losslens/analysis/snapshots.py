@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from losslens.analysis.cohort import ComparedAdapter, Diverged
-from losslens.config.schema import Evaluation
+from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.evaluation.score import score_run

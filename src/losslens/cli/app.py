@@ -20,7 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from losslens.cli.arguments import explained, prepared
 from losslens.config import interpolations
-from losslens.config.schema import AnalyzeConfig, EvaluateConfig, Job, RolloutConfig, TrainConfig, resolved
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
+from losslens.config.parse import resolved
+from losslens.config.slurm import Job
+from losslens.config.training import TrainConfig
 from losslens.core import distributed
 from losslens.core.errors import InputError
 from losslens.core.jobs import Jobs, Tasks

@@ -17,8 +17,10 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
+from losslens.config.data import Data
 from losslens.config.overrides import in_quotes, kind_of, leaves, parse_value, quote
-from losslens.config.schema import RENAMED, Data, TrainConfig
+from losslens.config.parse import RENAMED
+from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
 
 # What is often written, or was called so once, and what it is called here.

@@ -10,7 +10,10 @@ from omegaconf import DictConfig
 from pydantic import ValidationError
 from rich.console import Console
 
-from losslens.config.schema import Data, EvaluateConfig, Evaluation, Model, parse
+from losslens.config.data import Data
+from losslens.config.evaluation import EvaluateConfig, Evaluation
+from losslens.config.model import Model
+from losslens.config.parse import parse
 from losslens.core import provenance
 from losslens.core.completions import Journal, report_truncation
 from losslens.core.errors import InputError, ServerError

@@ -13,7 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from losslens.config.identity import with_loss_options
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.core import distributed
 from losslens.core.commands import format_command
 from losslens.core.errors import InputError, ProcessError

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from losslens.config.schema import TrainConfig
+from losslens.config.training import TrainConfig
 from losslens.core import distributed, provenance
 from losslens.core.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.core.files import write_json, write_text

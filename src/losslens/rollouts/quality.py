@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from losslens.config.schema import Rollouts
+from losslens.config.data import Rollouts
 from losslens.core.errors import InputError
 from losslens.rollouts.frozen import FrozenRollouts, count_rollouts
 

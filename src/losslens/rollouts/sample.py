@@ -15,9 +15,10 @@ import pandas as pd
 from filelock import FileLock
 from omegaconf import DictConfig
 
+from losslens.config.data import Data, RolloutConfig
 from losslens.config.identity import identity_options
 from losslens.config.interpolations import EMBEDDED_TEACHER, describe_derived
-from losslens.config.schema import Data, RolloutConfig, build, parse
+from losslens.config.parse import build, parse
 from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
 from losslens.core.hashing import hash_json, hash_text

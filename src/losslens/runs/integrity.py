@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from losslens.config.schema import LearningRate
+from losslens.config.training import LearningRate
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_file, hash_json

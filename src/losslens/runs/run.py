@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from losslens.config.schema import Model
+from losslens.config.model import Model
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, read_object, write_json
 from losslens.core.hashing import hash_json

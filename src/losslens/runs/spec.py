@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from losslens.config.identity import FORMAT, identity_options
-from losslens.config.schema import TrainConfig, build
+from losslens.config.parse import build
+from losslens.config.training import TrainConfig
 from losslens.core import distributed
 from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json

@@ -9,7 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from losslens.config.schema import AnalyzeConfig, EvaluateConfig, Resources, RolloutConfig, TrainConfig, parse, resolved
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
+from losslens.config.parse import parse, resolved
+from losslens.config.slurm import Resources
+from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
 from losslens.rollouts.frozen import find_rollouts

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.config.schema import Logger
+from losslens.config.tracking import Logger
 from losslens.core.errors import InputError
 from losslens.core.redaction import redact
 from losslens.runs.run import recorded_adapter_hash, runs_of

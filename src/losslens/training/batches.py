@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from losslens.config.schema import TrainOn
+from losslens.config.training import TrainOn
 from losslens.core.errors import InputError
 from losslens.losses import Loss
 from losslens.losses.pairs import mixed_pairs

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.core import distributed, preemption
 from losslens.core.files import atomic_folder
 from losslens.losses import Loss

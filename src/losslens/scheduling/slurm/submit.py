@@ -16,7 +16,7 @@ from typing import Any
 
 import submitit
 
-from losslens.config.schema import Resources
+from losslens.config.slurm import Resources
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import atomic_file
 from losslens.scheduling.code_snapshot import snapshot_code
