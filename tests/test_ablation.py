@@ -42,7 +42,7 @@ def facts(method: str, lr: str, seed: int, init: int | None = None, **options: A
         "learning_rate": rate,
         "base": {"sha256": "b"},
         "rollouts": {"folder": "r", "sha256": "r"},
-        "trained_on": {"share_right": 0.7},
+        "trained_on": {"pass_rate": 0.7},
         "initial_adapter": {"folder": str(init), "sha256": str(init)},
         "identity": {"method": section, "learning_rate": rate, "seed": seed, "init_seed": init},
         "config": {
@@ -159,7 +159,7 @@ class TestArms:
         assert ("sft-conventional-s0", "dpo-matched-s0") not in chosen.pairs
 
     def test_rates_of_several_bases(self) -> None:
-        """`lr.base=1e-3,3e-3`: each arm has the names that mean its rate from its own base."""
+        """`lr.peak=1e-3,3e-3`: each arm has the names that mean its rate from its own base."""
         members = []
         for base in (1e-3, 3e-3):
             for method, lr in (("sft", "conventional"), ("dpo", "conventional"), ("dpo", "matched")):
@@ -268,7 +268,7 @@ class TestAblation:
         of_other = self.rows([*members, other], {(low, "other"): 0.5}).loc["dpo-conventional rollouts.policy=base"]
         assert np.isnan(of_other["cosine_to_sft_same_rate"])
         again = table.loc["dpo-matched_low"]
-        assert (again["same_as"], again["lr"], again["norm"]) == ("dpo-conventional", "matched_low", row["norm"])
+        assert (again["alias_of"], again["lr"], again["norm"]) == ("dpo-conventional", "matched_low", row["norm"])
 
     def test_what_diverged_is_counted_and_not_averaged(self) -> None:
         members = [member("sft", "conventional", 0), member("dpo", "matched", 0)]

@@ -40,7 +40,7 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
             "learning_rate": 1e-3,
             "base": {"sha256": "b"},
             "rollouts": {"folder": "r", "sha256": "r"},
-        "trained_on": {"share_right": 0.7},
+        "trained_on": {"pass_rate": 0.7},
             "initial_adapter": {"folder": init, "sha256": init},
             "identity": {"method": method, "seed": seed, "init_seed": 1},
             "config": {
@@ -205,7 +205,7 @@ class TestGeometryTables:
         """Cosine (10 + 4)/(√31·√33); medians of 10 and 20, of 80 and 20, of 1 and 5, of 2 and 5; means .3 and .7."""
         row = self.tables().pairs.iloc[0]
         assert row["cosine"] == pytest.approx(14 / np.sqrt(31 * 33))
-        assert row["orthogonal_a_to_b"] == row["orthogonal_b_to_a"] == pytest.approx(np.sqrt(1 - 14**2 / (31 * 33)))
+        assert row["orthogonal_share"] == pytest.approx(np.sqrt(1 - 14**2 / (31 * 33)))
         angles = row[["angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right"]].astype(float)
         assert angles.tolist() == pytest.approx([15, 50, 3, 3.5])
         assert (row["u1"], row["v1"]) == pytest.approx((0.3, 0.7))
@@ -263,7 +263,7 @@ class TestNulls:
         for side, spaces in (("left", [(20, 2, 2), (30, 2, 2)]), ("right", [(50, 2, 2), (80, 2, 2)])):
             nulls = (found[f"angle_min_{side}_null"], found[f"angle_max_{side}_null"])
             assert nulls == expected_angles(spaces)
-        assert found["orthogonal_a_to_b_null"] == pytest.approx(np.sqrt(1 - found["cosine_null"] ** 2))
+        assert found["orthogonal_share_null"] == pytest.approx(np.sqrt(1 - found["cosine_null"] ** 2))
 
     def test_shared(self, tmp_path: Path) -> None:
         """The right side is random within three dimensions, the left as before."""

@@ -28,7 +28,7 @@ def test_one_row_a_logged_step(tmp_path: Path) -> None:
     runs = [
         member(
             tmp_path / "sft",
-            '{"step": 5, "train/loss": 0.5, "train/logps/right": -1.5, "train/lr": 0.001, "train/grad_norm": 2}',
+            '{"step": 5, "train/loss": 0.5, "train/logps/correct": -1.5, "train/lr": 0.001, "train/grad_norm": 2}',
             '{"step": 10, "train/loss": NaN, "eval/loss": 7}',
         ),
         member(tmp_path / "dpo", '{"step": 5, "train/loss": 0.69, "train/rewards/margin": 0.1}'),
@@ -86,7 +86,7 @@ def test_origins(tmp_path: Path) -> None:
                 "optim": {"max_steps": 100}, "lr": {"of_run": rate}, "method": {"name": name, "_target_": name},
                 "evaluation": {"server": {"base_url": None}, "samples": 0}, "benchmark": {},
             },
-            "rollouts": {"folder": "quiz-1", "sha256": "1", "share_right": 0.7}, "base": {"sha256": "b"},
+            "rollouts": {"folder": "quiz-1", "sha256": "1", "pass_rate": 0.7}, "base": {"sha256": "b"},
             "initial_adapter": {"folder": "i", "sha256": "i"}, "precision": {"dtype": "float32"},
             "versions": {**provenance.versions(), "torch": "0.1"},
             "code": {"commit": commit, "dirty_diff": "+1" if name == "dpo" else ""},
@@ -96,10 +96,10 @@ def test_origins(tmp_path: Path) -> None:
     runs.append(ComparedAdapter("theirs", tmp_path, "theirs"))
     found = lineage(Cohort(runs, [], [], {}, [], scores_of_runs([]), [], {}))
     assert found["data"] == ["quiz"]
-    assert found["rollouts"] == [{"folder": "quiz-1", "sha256": "1", "share_right": 0.7}]
+    assert found["rollouts"] == [{"folder": "quiz-1", "sha256": "1", "pass_rate": 0.7}]
     assert found["commands"] == ["python train.py -m method=sft,dpo"]
     assert found["configuration"] == {
-        "data.name": "quiz", "optim.max_steps": 100, "evaluation.samples": 0, "benchmark": {},
+        "data.name": "quiz", "optim.max_steps": 100, "evaluation.samples_per_prompt": 0, "benchmark": {},
     }  # fmt: skip
     assert list(found["runs"]) == ["sft", "dpo"]
     assert found["runs"]["dpo"] == {

@@ -33,7 +33,7 @@ _DPO = {
     for name, column in _columns_of(m, "dpo_conventional").items()
 }
 COLUMNS = (
-    "arm", "method", "lr", "learning_rate", "settings", "same_as", "share_right", "seeds", "diverged", "collapsed",
+    "arm", "method", "lr", "learning_rate", "settings", "alias_of", "pass_rate", "seeds", "diverged", "collapsed",
     *(f"{size}{end}" for size in _SIZES for end in ("", "_std")),
     "cosine_repeat", "sft", "pairing", "repeats", "repeat_kind", *_SFT, "cosine_to_sft_same_rate", *_DPO,
     "benchmark", "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
@@ -67,7 +67,7 @@ class Tabled:
 
 
 def arm_summary_table(arms: Sequence[Arm], reference: ComparedAdapter, tabled: Tabled) -> pd.DataFrame:
-    """One row an arm and name of its learning rate; the rows of a second name say in `same_as` whose runs they are.
+    """One row an arm and name of its learning rate; the rows of a second name say in `alias_of` whose runs they are.
 
     Sizes are means over the runs of an arm, with their standard deviation. What compares two arms is their row of
     `arm_pairs.csv`, and what an arm shows with itself its repeats. Accuracies are each problem's share of right answers
@@ -115,8 +115,8 @@ def _facts(arm: Arm) -> dict[str, Any]:
         "lr": arm.lr,
         "learning_rate": arm.learning_rate,
         "settings": arm.settings,
-        "same_as": "",
-        "share_right": arm.facts.trained_on.share_right,
+        "alias_of": "",
+        "pass_rate": arm.facts.trained_on.pass_rate,
         "seeds": len(arm.members),
         "diverged": len(arm.diverged),
     }
@@ -124,7 +124,7 @@ def _facts(arm: Arm) -> dict[str, Any]:
 
 def _again(row: Mapping[str, Any], arm: Arm) -> pd.DataFrame:
     """The same runs once more under each other name of their learning rate."""
-    others = [{**row, "arm": arm.name(lr), "lr": lr, "same_as": row["arm"]} for lr in arm.learning_rates[1:]]
+    others = [{**row, "arm": arm.name(lr), "lr": lr, "alias_of": row["arm"]} for lr in arm.learning_rates[1:]]
     return pd.DataFrame(others, columns=list(COLUMNS))
 
 

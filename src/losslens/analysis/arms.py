@@ -53,7 +53,7 @@ class Arm:
     @property
     def base_rate(self) -> float:
         """The rate that its own is a multiple of."""
-        return self.facts.config.lr.base
+        return self.facts.config.lr.peak
 
     @property
     def at_conventional_rate(self) -> bool:

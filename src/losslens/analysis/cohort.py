@@ -257,7 +257,7 @@ def _require_comparable(
             ("rollouts", facts.rollouts.sha256, first.rollouts.sha256),
         ):
             if value != other and what != across:
-                advice = f"{_ADVICE}, or across=rollouts" if what == "rollouts" else _ADVICE
+                advice = f"{_ADVICE}, or allow_different=rollouts" if what == "rollouts" else _ADVICE
                 raise InputError(f"{name}: another {what} than {first_name}; {advice}")
     for base in bases:
         if trained and base.facts.base != trained[0][1].base:

@@ -145,7 +145,7 @@ class ForwardPasses:
         batch = evaluation.batch_size if self._half else None
         try:
             source = problem_source(data)
-            asked = source.problems("eval", data.eval, data.seed)[:problems]
+            asked = source.problems("eval", data.eval_size, data.seed)[:problems]
         except InputError as error:
             raise UnavailableError(str(error)) from error
         about = [self._identity, source.identity("eval"), data.seed, len(asked), evaluation.max_tokens, batch]

@@ -58,11 +58,11 @@ def measure_function_space(config: AnalyzeConfig, cohort: Cohort, chosen: Chosen
     try:
         source, identity = _base(config.model_path, cohort.first, trust_of(config))
         passes = ForwardPasses(source, identity, cohort, cache, config.batch_size)
-        found.against_base = passes.against_base(config.top)
+        found.against_base = passes.against_base(config.num_directions)
         if not chosen.pairs:
             return found
         missing = "connectivity, CKA"
-        frozen = probe_set(config.held_out, config.output_dir, cohort.first, trust_of(config), config.model_path)
+        frozen = probe_set(config.probe_set, config.output_dir, cohort.first, trust_of(config), config.model_path)
     except UnavailableError as error:
         found.left_out[missing] = str(error)
         return found

@@ -82,7 +82,7 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
         with beside(folder) as new:
             _write(analysis, new)
             tables = analysis.tables
-            show(tables.runs, tables.arm_pairs, tables.ablation, analysis.left_out)
+            show(tables.runs, tables.arm_pairs, tables.arms, analysis.left_out)
             for write in writers:
                 write(new)
             missing = missing_from(analysis.facts, before)
@@ -124,9 +124,9 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     Raises:
         InputError: There is nothing to compare, or two things do not compare.
     """
-    found = find_runs(config.output_dir, config.sweeps, config.across)
-    found.members = at_checkpoint(found.members, config.at, config.norm, found.left_out)
-    if config.at != "end":
+    found = find_runs(config.output_dir, config.sweeps, config.allow_different)
+    found.members = at_checkpoint(found.members, config.checkpoint, config.target_norm, found.left_out)
+    if config.checkpoint != "end":
         score_snapshots(found.members, config.model_path, trust_of(config), found.left_out)
     cohort = gather_cohort(found, config.adapters or {})
     runs_base = cohort.first.base if cohort.first else None
@@ -142,16 +142,16 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     adapters = {member.name: member.sha256 for member in cohort.members}
     places = [before or Earlier(), earlier(kept_aside(config.folder, adapters))]
     chosen = extended(chosen, names, [pair for place in places for pair in place.pairs_among(adapters)])
-    benchmark = benchmark_of(cohort, config.compare_on)
+    benchmark = benchmark_of(cohort, config.primary_benchmark)
     outcomes = outcomes_of(cohort, arms, benchmark)
-    tested = compare_arms(outcomes, None if config.family == "all" else _family(arms, cohort.by_name[reference]))
+    tested = compare_arms(outcomes, None if config.holm_family == "all" else _family(arms, cohort.by_name[reference]))
     cache = Cache(config.output_dir / "cache")
 
     # No further than the runs' own ranks: beyond them lies what two snapshots that were put together differ in.
-    top = min(config.top, max(rank for ranks in cohort.ranks.values() for rank in ranks))
+    top = min(config.num_directions, max(rank for ranks in cohort.ranks.values() for rank in ranks))
     measured, pairs = measure_weight_space(cohort, top, cache)
     based = measure_function_space(config, cohort, chosen, cache)
-    tables = weight_tables(compared_weights(cohort, measured, pairs, based.against_base, config.top, cache))
+    tables = weight_tables(compared_weights(cohort, measured, pairs, based.against_base, config.num_directions, cache))
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         cohort.left_out[f"direction of {name}"] = "its update is 0: training has not moved the weights"
     with tqdm(desc="statistics", total=6, unit="table", leave=False) as bar:
@@ -170,13 +170,13 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         runs.insert(2, "label", runs["run"].map(_labels(cohort)).fillna(runs["run"]))
         bar.update()
         tabled = Tabled(runs, of_arms, outcomes, benchmark)
-        ablation = arm_summary_table(arms, cohort.by_name[reference], tabled)
+        arm_table = arm_summary_table(arms, cohort.by_name[reference], tabled)
         bar.update()
         # On the way to a point there is no way to that point.
-        ways = arms if config.at == "end" else []
+        ways = arms if config.checkpoint == "end" else []
         trajectories = trajectory_table(ways, sft, cohort.modules, cache, cohort.left_out)
         bar.update()
-    on_a_plane, kept = mds_table(pair_rows)
+    plane, kept = mds_table(pair_rows)
     about = {
         arm.name(): {"method": arm.method, "lr": arm.lr, "rank": arm.facts.config.lora_rank.r, "model": arm.facts.model}
         for arm in arms
@@ -190,20 +190,20 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         "settings": config.model_dump(mode="json", exclude={"sweep", "output_dir", "logger"}),
         "reference": reference,
         "benchmark": benchmark,
-        "holm_family": {"pairs": config.family, "tests": int(of_arms["p_holm"].notna().sum())},
+        "holm_family": {"pairs": config.holm_family, "tests": int(of_arms["p_holm"].notna().sum())},
         "measured_pairs": [list(pair) for pair in based.curves],
         "held_out": based.probe_set,
-        "map": {"variance_kept": None if math.isnan(kept) else kept},
+        "mds": {"variance_kept": None if math.isnan(kept) else kept},
         "origins": lineage(cohort),
-        "points": {s.name: s.run.manifest for s in cohort.members if s.run} if config.at != "end" else {},
+        "points": {s.name: s.run.manifest for s in cohort.members if s.run} if config.checkpoint != "end" else {},
     }
     return Analysis(
         Tables(
             runs=runs, pairs=pair_rows, layers=layers, modules=tables.modules, run_modules=tables.run_modules,
             connectivity=connectivity_table(based.curves), cka=cka_table(based.ckas), arm_pairs=of_arms,
             repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
-            seeds=seed_table(cohort, runs), ablation=ablation, trajectories=trajectories, training=training,
-            map=on_a_plane,
+            seeds=seed_table(cohort, runs), arms=arm_table, trajectories=trajectories, training=training,
+            mds=plane,
         ),
         cohort,
         facts,
@@ -212,7 +212,7 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
 
 
 def _family(arms: Sequence[Arm], reference: ComparedAdapter) -> set[frozenset[str]]:
-    """The comparisons that `family=reference` means: each arm with the base, and with SFT or the reference's arm."""
+    """The comparisons of `holm_family=reference`: each arm with the base, and with SFT or the reference's arm."""
     own = next((arm for arm in arms if reference in arm.members), None)
     sft = [arm for arm in arms if arm.method == "sft" and arm.members] or ([own] if own else [])
     rate = reference.facts.learning_rate if reference.facts else None

@@ -83,13 +83,13 @@ def _at_norm(members: Sequence[ComparedAdapter], norm: float | None, left_out: d
     reached = [float(measured[name].norms.max()) for name, way in ways.items() if len(way) > 1]
     reached = [norm for norm in reached if norm > 0]
     if not reached:
-        raise InputError("at=norm: no run has snapshots of a way that leads anywhere (see optim.snapshot_steps)")
+        raise InputError("checkpoint=norm: no run has snapshots that lead anywhere (see optim.snapshot_steps)")
     wanted = min(reached) if norm is None else norm
     moved, early = [], []
     for member in members:
         way, norms = ways[member.name], measured[member.name].norms
         if len(way) < 2:
-            left_out[member.name] = f"at=norm: no snapshots on its way (it ends at ‖ΔW‖ = {norms[-1]:.4g})"
+            left_out[member.name] = f"checkpoint=norm: no snapshots on its way (it ends at ‖ΔW‖ = {norms[-1]:.4g})"
             continue
         crossing = first_norm_crossing(norms, measured[member.name].to_next, wanted)
         if crossing is None:

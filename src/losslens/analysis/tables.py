@@ -44,10 +44,10 @@ class Tables:
         arm_pairs: One row for every two arms, and for each arm and itself.
         repeats: One row an arm with several runs and what changed between them.
         seeds: One row a configuration with several seeds and benchmark.
-        ablation: One row an arm: runs that differ in their seeds only, and name of its learning rate.
+        arms: One row an arm: runs that differ in their seeds only, and name of its learning rate.
         trajectories: One row a run with snapshots and step.
         training: One row a run and logged step.
-        map: One row a run that has a direction: a point of a plane.
+        mds: One row a run that has a direction: a point of a plane.
     """
 
     runs: pd.DataFrame
@@ -60,10 +60,10 @@ class Tables:
     arm_pairs: pd.DataFrame
     repeats: pd.DataFrame
     seeds: pd.DataFrame
-    ablation: pd.DataFrame
+    arms: pd.DataFrame
     trajectories: pd.DataFrame
     training: pd.DataFrame
-    map: pd.DataFrame
+    mds: pd.DataFrame
 
 
 def compared_weights(

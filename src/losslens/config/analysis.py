@@ -12,11 +12,12 @@ from pydantic import (
 )
 
 from losslens.config.base import FolderName, Section, SweepName, UserPath, UserPlace, check_address
+from losslens.config.identity import Formerly
 from losslens.config.slurm import Job
 from losslens.config.tracking import Logger
 
 
-class HeldOut(Section):
+class ProbeSet(Section):
     """The fixed sequences on which connectivity and CKA are measured."""
 
     problems: int = Field(ge=4)
@@ -50,15 +51,15 @@ class AnalyzeConfig(Job):
     model_path: UserPlace | None
     trust_remote_code: bool = False
     sources: list[str] = Field(default_factory=list)
-    at: Literal["end", "norm"] | Annotated[int, Field(ge=1)]
-    norm: float | None = Field(gt=0, allow_inf_nan=False)
-    across: Literal["rollouts"] | None
-    compare_on: FolderName | None
-    top: int = Field(ge=1)
+    checkpoint: Annotated[Literal["end", "norm"] | Annotated[int, Field(ge=1)], Formerly("at")]
+    target_norm: Annotated[float | None, Formerly("norm")] = Field(gt=0, allow_inf_nan=False)
+    allow_different: Annotated[Literal["rollouts"] | None, Formerly("across")]
+    primary_benchmark: Annotated[FolderName | None, Formerly("compare_on")]
+    num_directions: Annotated[int, Formerly("top")] = Field(ge=1)
     pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     reference: str | None
-    family: Literal["all", "reference"]
-    held_out: HeldOut
+    holm_family: Annotated[Literal["all", "reference"], Formerly("family")]
+    probe_set: Annotated[ProbeSet, Formerly("held_out")]
     connectivity: Connectivity
     cka: Cka
     batch_size: int = Field(ge=1)
@@ -74,15 +75,15 @@ class AnalyzeConfig(Job):
     @property
     def folder(self) -> Path:
         """Where the analysis is written: one folder for the ends of the runs, another for each point on their way."""
-        where = {"end": "", "norm": "-norm" + (f"-{self.norm:g}" if self.norm else "")}.get(
-            str(self.at), f"-step-{self.at}"
+        where = {"end": "", "norm": "-norm" + (f"-{self.target_norm:g}" if self.target_norm else "")}.get(
+            str(self.checkpoint), f"-step-{self.checkpoint}"
         )
         return self.output_dir / (self.sweeps[0] if self.sweeps else "adapters") / f"analysis{where}"
 
     @model_validator(mode="after")
     def _a_norm_for_at_norm(self) -> Self:
-        if self.norm is not None and self.at != "norm":
-            raise ValueError(f"norm={self.norm:g} is for at=norm")
-        if self.adapters and self.at != "end":
-            raise ValueError(f"at={self.at}: adapters made elsewhere have only their ends")
+        if self.target_norm is not None and self.checkpoint != "norm":
+            raise ValueError(f"target_norm={self.target_norm:g} is for checkpoint=norm")
+        if self.adapters and self.checkpoint != "end":
+            raise ValueError(f"checkpoint={self.checkpoint}: adapters made elsewhere have only their ends")
         return self

@@ -14,6 +14,7 @@ from pydantic import (
 )
 
 from losslens.config.base import FolderName, Section, UserPath, UserPlace, check_address, expand_home
+from losslens.config.identity import Formerly
 from losslens.config.model import Model
 from losslens.config.slurm import Job
 from losslens.core.redaction import remember_name
@@ -29,8 +30,8 @@ class Data(Section):
     path: UserPlace | None = None  # of data=file; other sources say themselves where they are
     eval_path: UserPlace | None = None
     source: dict[str, Any]
-    train: int | None = Field(ge=1)
-    eval: int | None = Field(ge=0)
+    train_size: Annotated[int | None, Formerly("train")] = Field(ge=1)
+    eval_size: Annotated[int | None, Formerly("eval")] = Field(ge=0)
     seed: int = Field(ge=0)
     verify_seconds: float = Field(gt=0, allow_inf_nan=False)
     _field: str = PrivateAttr("data")
@@ -84,7 +85,7 @@ class Rollouts(Section):
 
     engine: Literal["transformers", "openai"]
     policy: Literal["teacher", "base"]
-    k: int = Field(ge=1)
+    samples_per_prompt: Annotated[int, Formerly("k")] = Field(ge=1)
     temperature: float = Field(gt=0, allow_inf_nan=False)
     top_p: float = Field(gt=0, le=1)
     max_tokens: int = Field(ge=1)
@@ -118,8 +119,8 @@ def _distinct_and_asked(benchmarks: dict[str, Data]) -> dict[str, Data]:
         if names.count(name) > 1:
             raise ValueError(f"two benchmarks are called {name}, and would have one file")
     for name, data in benchmarks.items():
-        if data.eval == 0:
-            raise ValueError(f"{name}.eval=0 leaves no problem to score on")
+        if data.eval_size == 0:
+            raise ValueError(f"{name}.eval_size=0 leaves no problem to score on")
         data._field = f"benchmark.{name}"
     return benchmarks
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     Field,
@@ -11,6 +11,7 @@ from pydantic import (
 
 from losslens.config.base import Section, SweepName, UserPath
 from losslens.config.data import Benchmarks, Data, Server
+from losslens.config.identity import Formerly
 from losslens.config.slurm import Job
 
 
@@ -20,7 +21,7 @@ class Evaluation(Section):
     engine: Literal["transformers", "openai"]
     max_tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    samples: int = Field(ge=0)
+    samples_per_prompt: Annotated[int, Formerly("samples")] = Field(ge=0)
     temperature: float = Field(gt=0, allow_inf_nan=False)
     top_p: float = Field(gt=0, le=1)
     seed: int = Field(ge=0)

@@ -11,6 +11,7 @@ from pydantic import (
 )
 
 from losslens.config.base import FolderName, Section, UserPlace
+from losslens.config.identity import Formerly
 from losslens.core.redaction import remember_name
 
 
@@ -31,7 +32,7 @@ class Model(Section):
     teacher: UserPlace | None
     teacher_revision: str | None
     target_modules: Literal["attention", "all_linear"] | Annotated[list[str], Field(min_length=1)]
-    lr: float = Field(gt=0, allow_inf_nan=False)
+    default_lr: Annotated[float, Formerly("lr")] = Field(gt=0, allow_inf_nan=False)
     dtype: Literal["auto", "float32", "bfloat16", "float16"]
     device: Literal["auto", "cpu", "cuda"]
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"]

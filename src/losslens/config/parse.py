@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from typing import Any, TypeVar
 
 from hydra.utils import get_class
@@ -16,8 +16,12 @@ from pydantic import (
 )
 
 from losslens.config import interpolations
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import Data
+from losslens.config.evaluation import EvaluateConfig
+from losslens.config.identity import Formerly, current_value, formerly, renamed
 from losslens.config.slurm import Job
-from losslens.config.training import TrainConfig
+from losslens.config.training import TRAIN_ON, TrainConfig
 from losslens.core.errors import InputError, first_line
 
 interpolations.register()
@@ -28,8 +32,38 @@ T = TypeVar("T")
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-# Options of an earlier LossLens, and what they are called now.
-RENAMED = {"lr.pointwise_factor": "lr.factor", "lr.pairwise_factor": "lr.factor"}
+
+@cache
+def renamed_options() -> dict[str, str]:
+    """Options that had another name, or another place: old paths and today's."""
+    found = {
+        "lr.pointwise_factor": "lr.factor", "lr.pairwise_factor": "lr.factor",
+        "logger.references": "weight_tracking.references",
+    }  # fmt: skip
+    for schema in (TrainConfig, EvaluateConfig, AnalyzeConfig):
+        found |= dict(renamed(schema))
+    return found
+
+
+def current_name(path: str) -> str | None:
+    """Today's name of an option that had another one; None for any other path."""
+    if benchmark := re.fullmatch(r"(benchmark\.[^.]+)\.(\w+)", path):
+        names = {mark.name: name for name, mark in formerly(Data).items()}
+        return f"{benchmark[1]}.{names[benchmark[2]]}" if benchmark[2] in names else None
+    head, dot, rest = path.partition(".")
+    names = renamed_options()
+    return names.get(path) or (f"{names[head]}.{rest}" if dot and head in names else None)
+
+
+def _require_current_values(field: str, marks: Mapping[str, Formerly], values: Mapping[str, Any]) -> None:
+    """Refuses an earlier word for a value.
+
+    Raises:
+        InputError: Says today's.
+    """
+    for name, mark in marks.items():
+        if name in values and (now := current_value(mark, values[name])) != values[name]:
+            raise InputError(f"{field}{name}={values[name]}: called {name}={now} now")
 
 
 def parse(schema: type[Schema], config: DictConfig | dict[str, Any], field: str = "") -> Schema:
@@ -39,6 +73,8 @@ def parse(schema: type[Schema], config: DictConfig | dict[str, Any], field: str 
         InputError: A value is missing, unknown, of another type or out of its range.
     """
     content = resolved(schema, config) if isinstance(config, DictConfig) else config
+    if not field:
+        _require_current_values("", {"train_on": TRAIN_ON}, content)
     return _checked(field, partial(schema.model_validate, content))
 
 
@@ -76,6 +112,11 @@ def build(field: str, section: dict[str, Any]) -> Any:
         target = get_class(values.pop("_target_"))
     except (KeyError, ValueError, TypeError, ImportError) as error:
         raise InputError(f"{field}._target_: {first_line(error)}") from error
+    if isinstance(target, type) and issubclass(target, BaseModel):
+        for name, mark in formerly(target).items():
+            if mark.name in values:
+                raise InputError(f"{field}.{mark.name}: called {field}.{name} now")
+        _require_current_values(f"{field}.", formerly(target), values)
     return _checked(field, partial(target, **values))
 
 
@@ -85,8 +126,8 @@ def _checked(field: str, make: Callable[[], T]) -> T:
     except ValidationError as error:
         errors = error.errors()
         where = _where(field, errors[0]["loc"])
-        if where in RENAMED:
-            raise InputError(f"{where}: there is none; did you mean {RENAMED[where]}?") from error
+        if now := current_name(where):
+            raise InputError(f"{where}: called {now} now") from error
         # Of a choice between types each has its own error, and any of them would do.
         said = [each["msg"].removeprefix("Value error, ") for each in errors if _where(field, each["loc"]) == where]
         given = "" if errors[0]["type"] in ("missing", "value_error") else f", got {errors[0]['input']!r}"

@@ -19,4 +19,9 @@ class Logger(Section):
     project: str = Field(pattern=r"^[^/\\#?%:]{1,128}$")  # W&B's own rule
     entity: str | None
     artifacts: bool
+
+
+class WeightTracking(Section):
+    """What the growing update is compared with while it trains."""
+
     references: Literal["auto"] | dict[str, UserPlace]

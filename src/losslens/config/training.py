@@ -13,23 +13,26 @@ from pydantic import (
 from losslens.config.base import FolderName, Section, SweepName
 from losslens.config.data import Benchmarks, Data, RolloutConfig
 from losslens.config.evaluation import Evaluation
-from losslens.config.tracking import Logger
+from losslens.config.identity import Formerly
+from losslens.config.tracking import Logger, WeightTracking
 from losslens.core.errors import InputError
 
 # Which of the rollouts a method may learn from: losslens.training.batches.
-TrainOn = Literal["all", "mixed_groups", "dpo_rows"]
+TrainOn = Literal["all", "mixed_groups", "paired_rollouts"]
+# What identities and earlier manifests call it.
+TRAIN_ON = Formerly("train_on", {"paired_rollouts": "dpo_rows"})
 
 
 class LearningRate(Section):
-    """The peak learning rate: `base` times `factor`, or times what is conventional for the loss where that is None."""
+    """The peak learning rate: `peak` times `factor`, or times what is conventional for the loss where that is None."""
 
     name: FolderName
-    base: float = Field(gt=0, allow_inf_nan=False)
+    peak: Annotated[float, Formerly("base")] = Field(gt=0, allow_inf_nan=False)
     factor: float | None = Field(gt=0, allow_inf_nan=False)
 
     def of(self, conventional_scale: float) -> float:
         """Peak learning rate of a loss whose `conventional_lr_scale` is given."""
-        rate = self.base * (conventional_scale if self.factor is None else self.factor)
+        rate = self.peak * (conventional_scale if self.factor is None else self.factor)
         return float(f"{rate:.12g}")  # a tenth of 1e-3 and 1e-4 are one rate
 
 
@@ -59,7 +62,7 @@ class Optim(Section):
     scheduler: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
     ]
-    warmup: float = Field(ge=0, lt=1)
+    warmup_ratio: Annotated[float, Formerly("warmup")] = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(gt=0, allow_inf_nan=False)
     gradient_checkpointing: Literal["auto"] | bool
@@ -125,9 +128,10 @@ class TrainConfig(RolloutConfig):
     optim: Optim
     evaluation: Evaluation
     benchmark: Benchmarks = Field(default_factory=dict)
+    weight_tracking: WeightTracking
     logger: Logger
 
     @property
     def benchmarks(self) -> list[Data]:
         """What a run is scored on: the benchmarks that are named, else the held-out problems of its own data."""
-        return list(self.benchmark.values()) or ([self.data] if self.data.eval != 0 else [])
+        return list(self.benchmark.values()) or ([self.data] if self.data.eval_size != 0 else [])

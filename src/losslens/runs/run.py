@@ -20,6 +20,7 @@ from losslens.core.hashing import hash_json
 from losslens.core.provenance import slurm_job
 from losslens.models.adapters import adapter_hashes
 from losslens.models.loading import model_identity, source_of
+from losslens.runs.current_words import current_manifest
 from losslens.runs.integrity import require_format, require_own_manifest
 
 State = Literal["queued", "running", "preempted", "failed", "completed"]
@@ -97,7 +98,7 @@ class Run:
         Raises:
             InputError: It is damaged.
         """
-        return _with_one_factor(read_object(self.folder / "manifest.json"))
+        return current_manifest(read_object(self.folder / "manifest.json"))
 
     def is_trained(self) -> bool:
         """Whether the adapter is finished, and still the one that was trained.
@@ -177,19 +178,6 @@ class Run:
             yield
         finally:
             lock.release()
-
-
-def _with_one_factor(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest from before losses had conventional rates: those on pairs had one factor, all others another."""
-    match manifest:
-        case {
-            "pairwise": bool(pairwise),
-            "config": {"lr": {"pointwise_factor": pointwise, "pairwise_factor": pair, **lr}, **others},
-        }:
-            factor = None if (pointwise, pair) == (1.0, 0.1) else pair if pairwise else pointwise
-            config = {**others, "lr": {**lr, "factor": factor}}
-            return {**manifest, "config": config, "conventional_lr_scale": 0.1 if pairwise else 1.0}
-    return manifest
 
 
 def recorded_adapter_hash(run: Run) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from losslens.config.identity import with_loss_options
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
+from losslens.runs.current_words import settings_of
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
 from losslens.scheduling.status import RunStatus
@@ -104,7 +104,7 @@ def _read(file: Path, _: int) -> dict[str, Any]:
 def _settings(run: Run) -> dict[str, Any] | None:
     manifest = _manifest(run)
     try:
-        return with_loss_options(manifest["identity"], manifest["options"])
+        return settings_of(manifest["identity"], manifest["options"])
     except (KeyError, TypeError):
         return None
 

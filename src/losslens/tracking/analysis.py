@@ -18,7 +18,7 @@ from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tracking.artifacts import log, use
 from losslens.tracking.session import RunInfo, session
 
-_TABLES = ("runs", "arm_pairs", "pairs", "repeats", "seeds", "ablation")
+_TABLES = ("runs", "arm_pairs", "pairs", "repeats", "seeds", "arms")
 _CURVES = (
     ("connectivity", ("alpha", "loss"), "Loss between two runs"),
     ("cka", ("layer", "cka_unbiased"), "CKA of two runs"),

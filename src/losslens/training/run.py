@@ -96,7 +96,7 @@ def make_trainer(
         "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": optim.per_process_batch(distributed.world_size()) // at_once,
         "lr_scheduler_type": optim.scheduler,
-        "warmup_steps": optim.warmup,
+        "warmup_steps": optim.warmup_ratio,
         "weight_decay": optim.weight_decay,
         "max_grad_norm": optim.max_grad_norm,
         "gradient_checkpointing": checkpointing,
