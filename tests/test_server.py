@@ -234,7 +234,7 @@ def test_an_answer_that_was_cut_while_it_reasoned(crooked: tuple[str, Path], tmp
     table = rollouts_of(tmp_path)
     assert set(table["completion"]) == {"<think>\nhm"}
     assert not table["finished"].any()
-    assert "12 of 12 completions were cut (rollouts.max_tokens=64)" in outcome.stdout
+    assert "12 of 12 completions were truncated (rollouts.max_tokens=64)" in outcome.stdout
 
 
 def test_the_reasoning_that_a_server_parts_from_the_answer_is_kept(crooked: tuple[str, Path], tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_journal_drops_what_was_cut_off_and_nothing_else(tmp_path: Path) -> No
     for damage in (b"x", b"[]", b"{}", b'{"key": "0"}', b'{"state": "s1"}'):  # the last one is an older version's
         damaged = b"".join([lines[0], damage + b"\n", *lines[2:]])
         file.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"j\.jsonl: line 2: not what was written"):
+        with pytest.raises(InputError, match=r"j\.jsonl: line 2 is damaged"):
             Journal(file)
         assert file.read_bytes() == damaged
 

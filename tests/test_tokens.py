@@ -450,7 +450,7 @@ def test_a_letter_that_was_changed_in_a_journal_is_told(tmp_path: Path) -> None:
     for old, new in ((b">7<", b">8<"), (b"[1, 2]", b"[1, 3]"), (b'"abc"', b'"abd"'), (b"true", b"null")):
         assert whole.count(old) == 1
         file.write_bytes(whole.replace(old, new))
-        with pytest.raises(InputError, match=r"j\.jsonl: line \d: not what was written"):
+        with pytest.raises(InputError, match=r"j\.jsonl: line \d is damaged"):
             Journal(file)
 
 
@@ -465,7 +465,7 @@ def test_answers_of_before_there_were_checksums_are_kept(tmp_path: Path) -> None
     assert Journal(file).completions == kept
     for damaged in ({"text": 7}, {"finished": None}, {"tokens": "3"}, {"ids": None}, {"state": "x"}):
         file.write_text(json.dumps({**before, **damaged}) + "\n")
-        with pytest.raises(InputError, match=r"j\.jsonl: line 1: not what was written"):
+        with pytest.raises(InputError, match=r"j\.jsonl: line 1 is damaged"):
             Journal(file)
 
 
