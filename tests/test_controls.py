@@ -260,7 +260,7 @@ def test_a_step_on_the_way(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
     wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "checkpoint=7", check=2)
     assert "checkpoint=7: no run was there" in wrong.stderr
     wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "norm=1", check=2)
-    assert "norm=1 is for checkpoint=norm" in wrong.stderr
+    assert "target_norm=1 requires checkpoint=norm" in wrong.stderr
 
 
 def test_rows_and_epochs_of_a_sweep(arms: Path) -> None:

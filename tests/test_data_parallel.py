@@ -328,7 +328,7 @@ def test_killed_they_go_on_to_the_same_bytes(
 def test_a_batch_that_cannot_be_shared_is_one_line(given: Path, tmp_path: Path) -> None:
     with steps("train.py", *arguments(tmp_path, given, "optim.batch_size=9")) as processes:
         _, errors = ended(processes[0], 2)
-        assert errors == "train.py: optim.batch_size=9 cannot be shared by 2 processes\n"
+        assert errors == "train.py: optim.batch_size=9 is not divisible by the 2 processes\n"
         assert ended(processes[1], 0) == ("", "")
 
 
@@ -355,7 +355,7 @@ def test_a_sweep_stays_in_step_until_one_process_fails(given: Path, tmp_path: Pa
     assert runs[1e30].divergence
     assert output.count(": completed") == 1
     # Each reason once, by one process.
-    refusal = "optim.micro_batch=8 does not divide 4, the share of each of 2 processes in optim.batch_size=8"
+    refusal = "optim.micro_batch=8 does not divide 4, the share of each of the 2 processes in optim.batch_size=8"
     assert errors.count(f"train.py: {refusal}\n") == 1
     assert errors.count("train.py: optim.micro_batch: Input should be") == 1
     assert errors.count(f"train.py: {runs[1e30].name}: diverged: ") == 1

@@ -307,7 +307,7 @@ def test_rollouts_in_a_file_train_all_six_methods(tmp_path: Path, rollouts: pd.D
     assert "data.eval_path: " in refused.stderr
     assert not list((tmp_path / "out" / "main").glob("*/adapter"))
     twice = ["benchmark=[arithmetic,arithmetic_long]", "benchmark.arithmetic_long.name=arithmetic"]
-    assert "benchmark: two benchmarks are called arithmetic" in script(*line, *twice, check=2).stderr
+    assert "benchmark: two benchmarks have the name arithmetic" in script(*line, *twice, check=2).stderr
     scored = [
         "benchmark=[arithmetic,arithmetic_long]",
         "benchmark.arithmetic.eval_size=10",

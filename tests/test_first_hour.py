@@ -441,7 +441,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"question": "What is 1?", "reward": "1"}))
     for line, told in (
-        (["data=file"], "data.path: not given, and needed (data.path=FILE)"),
+        (["data=file"], "data.path is required: data.path=FILE"),
         (["rollouts.engine=openai"], "rollouts.server.model=NAME"),
         (["rollouts.accept=true"], "all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not True"),
         (["data=file", "data.path=/no.jsonl"], "data.path=/no.jsonl: no such file"),
@@ -458,7 +458,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
         with pytest.raises(InputError) as error:
             require_problems(settings(*line).benchmarks)
         assert str(error.value).endswith(told) or str(error.value).startswith(told), error.value
-    with pytest.raises(InputError, match="benchmark: name what to score on"):
+    with pytest.raises(InputError, match="benchmark: choose what to score on"):
         parse(EvaluateConfig, composed(of="evaluate"))
 
 

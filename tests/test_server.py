@@ -112,7 +112,7 @@ def test_a_real_server_writes_the_rollouts(served: tuple[str, Path], tmp_path: P
     )
     assert f"cost: {2 * expected:g}" in doubled.stdout
     one = script(*command(tmp_path, url, TEACHER, "rollouts.server.price_prompt=4"), check=2)
-    assert "price_prompt and price_completion: give both or none" in one.stderr
+    assert "price_prompt and price_completion: set both or neither" in one.stderr
     assert "HTTP Request" not in outcome.stdout + outcome.stderr
 
 
