@@ -151,7 +151,7 @@ def test_an_option_for_another_model_gives_it_nothing_of_its_own(option: str) ->
 
 
 def test_the_modules_that_there_are_are_named() -> None:
-    with pytest.raises(InputError, match=r"no module is called k_proj; the linear ones are c_attn, c_proj, c_fc$"):
+    with pytest.raises(InputError, match=r"no module is called k_proj; the linear modules are c_attn, c_proj, c_fc$"):
         LoraSettings(8, 16.0, 0.0, ("k_proj",)).peft_config(MODELS["gpt2"]())
 
 
@@ -212,10 +212,10 @@ def test_six_architectures_on_problems_of_ones_own(problems: Path, tmp_path: Pat
         line += ["rollouts.samples_per_prompt=1", "rollouts.max_tokens=8", "evaluation.max_tokens=4", "logger=none"]
         line += [f"output_dir={tmp_path / 'out'}", f"sweep={name}", "optim.max_steps=1", "optim.batch_size=2"]
         stopped = script("train.py", *line, check=2)
-        assert "share correct: " in stopped.stdout
-        assert "cut at the token limit: " in stopped.stdout
+        assert "pass rate: " in stopped.stdout
+        assert "truncated at the token limit: " in stopped.stdout
         [said] = [text for text in stopped.stderr.splitlines() if text.startswith("train.py: ")]
-        assert "is correct" in said or "are cut" in said
+        assert "is correct" in said or "are truncated" in said
         assert "rollouts.accept=" in said
         if name in ("gemma", "gpt2"):
             done = script("train.py", *line, "rollouts.accept=[all_incorrect,mostly_cut]")
@@ -266,7 +266,7 @@ def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> 
     assert len(list(tmp_path.glob("main/sft-*/adapter"))) == 1
     assert not list(tmp_path.glob("main/grpo-*/adapter"))
     assert "none of 8 is correct" in outcome.stderr
-    assert outcome.stdout.count("share correct: 0.0%") == 1  # once for both
+    assert outcome.stdout.count("pass rate: 0.0%") == 1  # once for both
     assert script("rollout.py", *line[:2], line[3]).stdout.startswith(str(tmp_path / "rollouts" / "file-"))
 
 

@@ -222,7 +222,7 @@ def test_nothing_is_sampled_for_modules_that_cannot_be_adapted(tmp_path: Path) -
         f"output_dir={tmp_path}", check=2,
     )  # fmt: skip
     assert outcome.stderr.count("\n") == 1
-    assert "model.target_modules: model.embed_tokens is no linear module" in outcome.stderr
+    assert "model.target_modules: model.embed_tokens is not a linear module" in outcome.stderr
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and ".hydra" not in file.parts]
 
 

@@ -80,7 +80,7 @@ class TestDamage:
 
     def test_edited(self, frozen: Path, rollouts: pd.DataFrame) -> None:
         rollouts.assign(reward=1.0).to_parquet(frozen / "rollouts.parquet")
-        with pytest.raises(InputError, match=r"rollouts\.parquet: not the content that was frozen"):
+        with pytest.raises(InputError, match=r"rollouts\.parquet: the content has changed"):
             load_rollouts(frozen)
 
     def test_lacks_a_column(self, frozen: Path, rollouts: pd.DataFrame) -> None:
@@ -209,9 +209,9 @@ class TestFromElsewhere:
     @pytest.mark.parametrize(
         ("changes", "told"),
         [
-            ({"completion_ids": [5, None]}, r"rollouts\.parquet: row 2: completion_ids holds null, no token id"),
-            ({"completion_ids": [5, -1]}, r"rollouts\.parquet: row 2: completion_ids holds -1, no token id"),
-            ({"prompt_ids": [-1]}, r"rollouts\.parquet: row 2: prompt_ids holds -1, no token id"),
+            ({"completion_ids": [5, None]}, r"rollouts\.parquet: row 2: completion_ids contains null, which is not a token id"),
+            ({"completion_ids": [5, -1]}, r"rollouts\.parquet: row 2: completion_ids contains -1, which is not a token id"),
+            ({"prompt_ids": [-1]}, r"rollouts\.parquet: row 2: prompt_ids contains -1, which is not a token id"),
             ({"completion": None}, r"rollouts\.parquet: row 2: completion is null"),
             ({"finished": None}, r"rollouts\.parquet: row 2: finished is null"),
         ],
@@ -225,7 +225,7 @@ class TestFromElsewhere:
 
     def test_no_rows(self, frozen: Path) -> None:
         pq.write_table(SCHEMA.empty_table(), frozen / "rollouts.parquet")
-        with pytest.raises(InputError, match="no rollouts in it"):
+        with pytest.raises(InputError, match="contains no rollouts"):
             load_rollouts(frozen)
 
     @pytest.mark.parametrize(

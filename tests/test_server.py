@@ -155,12 +155,12 @@ def test_faults_that_pass_are_waited_out(crooked: tuple[str, Path], tmp_path: Pa
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ("always429", "no answer in 3 attempts; the last one: Error code: 429"),
-        ("always500", "no answer in 3 attempts; the last one: Error code: 500"),
+        ("always429", "no answer in 3 attempts; last error: Error code: 429"),
+        ("always500", "no answer in 3 attempts; last error: Error code: 500"),
         ("garbage", "no answer in 3 attempts"),
-        ("empty", "an answer without a completion"),
-        ("closes", "no answer in 3 attempts; the last one: Connection error"),
-        ("silent", "no answer in 3 attempts; the last one: Request timed out"),
+        ("empty", "no completion in the response"),
+        ("closes", "no answer in 3 attempts; last error: Connection error"),
+        ("silent", "no answer in 3 attempts; last error: Request timed out"),
         ("spent", "no money left"),
         ("unknown", "no such model"),
     ],
@@ -194,7 +194,7 @@ def test_more_prompts_and_another_reading_ask_only_for_what_is_new(crooked: tupl
     url, log = crooked
     script(*command(tmp_path, url, "good"))
     outcome = script(*command(tmp_path, url, "good"), "data.train_size=8", "data.source.reads=last_number")
-    assert "12 of 16 answers of good are there already" in outcome.stdout
+    assert "reusing 12 of 16 completions of good" in outcome.stdout
     assert len(asked(log)) == 16
     assert set(asked(log).values()) == {1}
     script(*command(tmp_path, url, "good"), "rollouts.temperature=0.5")
@@ -274,7 +274,7 @@ def test_without_an_address_and_a_key_nothing_is_asked(tmp_path: Path, monkeypat
     assert "rollouts.server.model=NAME" in outcome.stderr
     more = ["rollouts.engine=openai", "rollouts.server.model=gpt", *SIZE]
     outcome = script("rollout.py", f"output_dir={tmp_path}", *more, check=2)
-    assert "rollouts.server.base_url: give the server's address" in outcome.stderr
+    assert "rollouts.server.base_url: set the server's address" in outcome.stderr
 
 
 def test_a_journal_drops_what_was_cut_off_and_nothing_else(tmp_path: Path) -> None:

@@ -240,9 +240,9 @@ class TestText:
         for _ in range(2):
             read_rollouts(table, tokenizer)
         assert capsys.readouterr().out == (
-            "rollouts: they have no token ids; of 3, 3 are read from their text: 1 are ended with <|im_end|>; "
-            "1 have an end token themselves; 1 were cut and get no end; 1 prompts are in the chat template already; "
-            "1 texts hold special tokens, which are read as such (first: <|im_start|> in row 3); "
+            "rollouts: they have no token ids; 3 of 3 are encoded from their text: 1 get the end token <|im_end|>; "
+            "1 already have an end token; 1 are truncated and get none; 1 prompts are already in the chat template; "
+            "1 texts contain special tokens, which are encoded as such (first: <|im_start|> in row 3); "
             "1 end with </s>, which is plain text to the base\n"
         )
 
@@ -268,9 +268,8 @@ class TestPrompts:
             assert (prompts, completions) == (table["prompt_ids"].tolist(), [[25, 2]])
         prompts, _ = read_rollouts(self.table(base.tokenizer, text, ids=False), base.tokenizer, {"tokenizer": about})
         assert prompts == table["prompt_ids"].tolist()
-        assert (
-            "the base's own chat template, which scores are asked in, writes them otherwise" in capsys.readouterr().out
-        )
+        expected = "the base's own chat template, which is used for scoring, renders them differently"
+        assert expected in capsys.readouterr().out
 
     def test_a_writer_whose_tokens_the_base_has_not(
         self, base: LoadedModel, capsys: pytest.CaptureFixture[str]
@@ -281,8 +280,8 @@ class TestPrompts:
         assert prompts == [encode_prompt(base.tokenizer, "hi")]
         assert completions == [encode_completion(base.tokenizer, "7 7", True)]
         said = capsys.readouterr().out
-        assert "their writer's prompts hold <|eot|>, which is no token of the base" in said
-        assert "their token ids are another tokenizer's" in said
+        assert "their prompts contain <|eot|>, which is not a token of the base" in said
+        assert "their token ids belong to a different tokenizer" in said
 
 
 def test_prompts_that_a_server_would_template_again_are_told(
@@ -293,7 +292,7 @@ def test_prompts_that_a_server_would_template_again_are_told(
     (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
     data = ["data=file", f"data.path={tmp_path}/mine.jsonl", "data.train_size=null", "data.eval_size=0"]
     require_limits(config(tmp_path / "out", *data, "rollouts.engine=openai", "rollouts.server.model=m"))
-    assert "prompts are in the base's chat template already; a server puts them" in capsys.readouterr().out
+    assert "prompts are already in the base's chat template; the server will apply" in capsys.readouterr().out
 
 
 class TestClock:
@@ -308,16 +307,16 @@ class TestClock:
         path = self.model(tmp_path / "dated")
         told = render_prompt(load_tokenizer(base_source(path=path)), "hi")
         assert told.startswith("26 Jul 2024 00:00:00 26<|im_start|>")
-        assert "is told 2024-07-26 00:00 always" in capsys.readouterr().out
+        assert "is fixed to 2024-07-26 00:00" in capsys.readouterr().out
         options = json.dumps({"strftime_now": "2031-02-03 04:05:06"})
         told = render_prompt(load_tokenizer(base_source(path=path, chat_options=options)), "hi")
         assert told.startswith("03 Feb 2031 04:05:06 3<|im_start|>")
-        with pytest.raises(InputError, match=r"model\.chat_options\.strftime_now=soon: a date"):
+        with pytest.raises(InputError, match=r"model\.chat_options\.strftime_now=soon: must be a date"):
             load_tokenizer(base_source(path=path, chat_options='{"strftime_now": "soon"}'))
 
     @pytest.mark.parametrize("drawn", ["{{ [1, 2] | random }}", "{{ lipsum() }}"])
     def test_what_is_drawn_at_random_is_refused(self, tmp_path: Path, drawn: str) -> None:
-        with pytest.raises(InputError, match=r"model\.path=.*draws at random"):
+        with pytest.raises(InputError, match=r"model\.path=.*template is random"):
             load_tokenizer(base_source(path=self.model(tmp_path / "drawn", drawn)))
 
 
@@ -350,15 +349,15 @@ ATTENTION = "model.target_modules=attention"
 @pytest.mark.parametrize(
     ("make", "overrides", "told"),
     [
-        (short, [ATTENTION], r"rollouts\.max_tokens=48: the prompt .* has \d+ tokens, and .* has 64 positions"),
+        (short, [ATTENTION], r"rollouts\.max_tokens=48 and the \d+ tokens of the prompt .* exceed the 64 positions"),
         (short, [ATTENTION, "data=file", "data.train_size=null"],
-         r"mine\.jsonl: row 2: 1\d\d tokens .* has 64 positions"),
+         r"mine\.jsonl: row 2: 1\d\d tokens .* exceed the 64 positions"),
         (larger, ["data=file", "data.train_size=null"], r"mine\.jsonl: row 2: the prompt holds token 319 .* 319 rows"),
-        (raising, [], r"its chat template fails on .*no users here"),
+        (raising, [], r"the chat template fails on .*no users here"),
         (changed, ["model.target_modules=[q_proj,nowhere]"], r"model\.target_modules: no module is called nowhere"),
         (changed, ["model.target_modules=[mlp]"], r"model\.target_modules: "),
         (changed, ["data.eval_size=4", "evaluation.max_tokens=500"],
-         r"evaluation\.max_tokens=500: .* has 512 positions"),
+         r"evaluation\.max_tokens=500 and .* exceed the 512 positions"),
     ],
 )  # fmt: skip
 def test_limits_of_a_model_are_one_line_before_anything_is_made(
@@ -479,7 +478,7 @@ def test_rollouts_of_before_are_read_as_text(rollouts: pd.DataFrame, base: Loade
     folder = freeze(rollouts, tmp_path, "test", {})
     names = [name for name in SCHEMA.names if name not in IDS]
     pq.write_table(pq.read_table(folder / "rollouts.parquet").select(names), folder / "rollouts.parquet")
-    with pytest.raises(InputError, match="not the content that was frozen"):
+    with pytest.raises(InputError, match="the content has changed"):
         load_rollouts(folder)
     old = load_frame(folder)
     write_json(folder / "manifest.json", {**read_json(folder / "manifest.json"), "sha256": content_sha256(old)})
