@@ -114,9 +114,9 @@ def test_references_that_cannot_be_read_are_named_and_refused_when_they_are_the_
     assert capsys.readouterr().out == ""
     require_readable("mine.jsonl", MathVerify(), good + bad)
     said = capsys.readouterr().out
-    assert said.startswith("mine.jsonl: 2 of 6 references cannot be read, ")
+    assert said.startswith("mine.jsonl: 2 of 6 references cannot be parsed; ")
     assert r"row 5 '\\frac{1}{', row 6 'It is what" in said
-    with pytest.raises(InputError, match=r"mine.jsonl: 2 of 3 references cannot be read, .*row 5 .*, row 6"):
+    with pytest.raises(InputError, match=r"mine.jsonl: 2 of 3 references cannot be parsed, .*row 5 .*, row 6"):
         require_readable("mine.jsonl", MathVerify(), good[:1] + bad)
 
 
@@ -210,7 +210,7 @@ def test_rows_of_a_hub_dataset_that_differ_in_case_and_space_are_one_question(
     source = HubDataset("mine", str(tmp_path), splits, {"prompt": "q", "answer": "a"})
     train, held_out = source.problems("train", None, 0), source.problems("eval", None, 0)
     assert len(train) + len(held_out) == 40
-    assert "2 rows left out (1 repeated, row 41 first, 1 not complete, row 42 first)" in capsys.readouterr().out
+    assert "skipped 2 rows (1 repeated, first in row 41, 1 incomplete, first in row 42)" in capsys.readouterr().out
 
 
 def hub_dataset(folder: Path, **given: Any) -> HubDataset:
@@ -237,7 +237,7 @@ def test_a_dataset_is_not_read_from_where_its_description_leads(
     )
     (tmp_path / name).write_text(f"---\n{about}---\n" if name == "README.md" else about)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it was read"))
-    with pytest.raises(InputError, match=r"data_files of its README\.md: 'http://127\.0\.0\.1:9/x\.jsonl' leads out"):
+    with pytest.raises(InputError, match=r"data_files of its README\.md: 'http://127\.0\.0\.1:9/x\.jsonl' is outside"):
         hub_dataset(tmp_path).problems("train", None, 0)
 
 
@@ -247,7 +247,7 @@ def test_a_dataset_in_a_folder_with_the_name_of_a_loader(tmp_path: Path, monkeyp
     (tmp_path / "json" / "train.jsonl").write_text(rows)
     monkeypatch.chdir(tmp_path)
     assert hub_dataset(Path("json"), files={"train": "*.jsonl"}).problems("train", None, 0)
-    with pytest.raises(InputError, match=r"source\.repo=pandas: a loader of the datasets library"):
+    with pytest.raises(InputError, match=r"source\.repo=pandas is a loader of the datasets library"):
         hub_dataset(Path("pandas"), revision="0" * 40).problems("train", None, 0)
 
 
@@ -263,7 +263,7 @@ def test_a_reader_that_is_not_installed_is_told_in_one_line(tmp_path: Path, monk
 def test_a_pattern_for_answers_takes_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("losslens.problems.hub_dataset._SECONDS", 0.2)
     (tmp_path / "train.jsonl").write_text(json.dumps({"q": "?", "a": "a" * 60}) + "\n")
-    with pytest.raises(InputError, match=r"^source\.answer_pattern: takes too long"):
+    with pytest.raises(InputError, match=r"^source\.answer_pattern takes too long"):
         hub_dataset(tmp_path, answer_pattern=r"((?:a|aa|a.?)+)!").problems("train", None, 0)
 
 

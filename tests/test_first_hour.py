@@ -450,7 +450,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
         (["benchmark=file", "benchmark.file.eval_path=/no"], "benchmark.file.eval_path=/no: no such file"),
         (
             ["data=file", f"data.path={problems}", "data.eval_size=9"],
-            "held-out problems; data.eval_size=null takes all",
+            "held-out problems; data.eval_size=null uses all",
         ),
         (["data=file", f"data.path={other}", "data.eval_path=/dev/null"], "data.eval_path=/dev/null: no such file"),
         (["benchmark=file", f"benchmark.file.eval_path={other}"], "(benchmark.file.source.columns.prompt=question)"),

@@ -108,7 +108,7 @@ def test_deepscaler_is_divided_by_the_question(deepscaler: Path, capsys: pytest.
     assert len(train) + len(test) == 200
     assert 5 <= len(test) <= 40
     assert not {p.id for p in train} & {p.id for p in test}
-    assert "deepscaler, split 'train': 2 rows left out" in capsys.readouterr().out
+    assert "deepscaler, split 'train': skipped 2 rows" in capsys.readouterr().out
     assert source.verifier(train[0], f"\\boxed{{{train[0].answer}}}").correct
 
 
@@ -116,7 +116,7 @@ def test_aime26(aime26: Path) -> None:
     source = benchmark_of("aime26", f"benchmark.aime26.source.repo={aime26}")
     problems = source.problems("eval", None, 0)
     assert sorted(int(p.answer) for p in problems) == list(range(1, 31))
-    with pytest.raises(InputError, match=r"splits\.train: aime26 has no split for it"):
+    with pytest.raises(InputError, match=r"splits\.train: aime26 has no such split"):
         source.problems("train", 1, 0)
 
 
@@ -138,14 +138,14 @@ def not_parquet(folder: Path) -> None:
         (
             None,
             ["data.source.columns={prompt: problem, answer: answer}"],
-            "split 'train': no column 'problem'; there are 'question', 'answer'",
+            "split 'train': no column 'problem'; columns are 'question', 'answer'",
         ),
         (None, ["data.source.splits={train: training, eval: test}"], "split 'training': "),
         (None, ["data.source.config=other"], "other"),
         (empty_file, [], "split 'train': "),
         (no_rows, [], "split 'train': an empty or damaged file"),
         (not_parquet, [], "Parquet magic bytes not found"),
-        (None, ["data.source.answer_pattern='=> (.*)'"], "no problem in it for split 'train'"),
+        (None, ["data.source.answer_pattern='=> (.*)'"], "contains no problems for split 'train'"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_the_files_is_told_in_one_line(
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_the_files_is_told_in_one_line(
 
 
 def test_more_problems_than_there_are(gsm8k: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.train=31: .* has 30 problems; data\.train=null takes all"):
+    with pytest.raises(InputError, match=r"data\.train_size=31: .* has 30 problems; data\.train_size=null uses all"):
         data_of("gsm8k", f"data.source.repo={gsm8k}").problems("train", 31, 0)
 
 
@@ -170,8 +170,8 @@ def test_more_problems_than_there_are(gsm8k: Path) -> None:
     ("override", "told"),
     [
         ("data.source.answer_pattern='(' ", "answer_pattern"),
-        ("data.source.answer_pattern=x", "no group in it"),
-        ("data.source.template=x", "no {question} in it"),
+        ("data.source.answer_pattern=x", "source.answer_pattern must contain a group"),
+        ("data.source.template=x", "source.template must contain {question}"),
         ("+data.source.columns.id=a", "names prompt and answer"),
         ("data.source.repo=no/such/folder", "no such folder"),
     ],

@@ -145,6 +145,6 @@ def test_finished_runs_are_scored_on_their_own_base_only(tmp_path: Path) -> None
     (base / "generation_config.json").write_text("{}")
     line = ["evaluate.py", "sweep=main", f"output_dir={output_dir}", "benchmark=arithmetic", "evaluation.max_tokens=8"]
     refused = script(*line, check=2)
-    assert refused.stderr.count("is not the base that it was trained on") == 2
+    assert refused.stderr.count("is not the base that the run was trained on") == 2
     shutil.copyfile(TINY / "student" / "generation_config.json", base / "generation_config.json")
     script(*line, "benchmark.arithmetic.eval_size=4", "benchmark.arithmetic.name=again")

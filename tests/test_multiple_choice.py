@@ -174,12 +174,12 @@ def test_columns_of_options_in_csv_and_parquet(tmp_path: Path) -> None:
         ({"answer": 4}, "row 2, column 'answer': '4' is none of the 4 options"),
         ({"answer": None}, "row 2, column 'answer': missing"),
         ({"question": " "}, "row 2, column 'question': empty"),
-        ({"choices": None}, "row 2, column 'choices': None is no list of options"),
-        ({"choices": "Rome, Paris"}, "row 2, column 'choices': 'Rome, Paris' is no list of options"),
+        ({"choices": None}, "row 2, column 'choices': None is not a list of options"),
+        ({"choices": "Rome, Paris"}, "row 2, column 'choices': 'Rome, Paris' is not a list of options"),
         ({"choices": ["Rome", ""]}, "row 2, column 'choices': empty"),
-        ({"choices": ["Rome", "Rome. ", "Paris"]}, "row 2, column 'choices': 'Rome.' stands there twice"),
-        ({"choices": ["Rome"], "answer": "A"}, "row 2, column 'choices': 1 of them; from 2 to 26"),
-        ({"choices": [str(n) for n in range(27)]}, "row 2, column 'choices': 27 of them; from 2 to 26"),
+        ({"choices": ["Rome", "Rome. ", "Paris"]}, "row 2, column 'choices': 'Rome.' occurs twice"),
+        ({"choices": ["Rome"], "answer": "A"}, "row 2, column 'choices': 1 options, not 2 to 26"),
+        ({"choices": [str(n) for n in range(27)]}, "row 2, column 'choices': 27 options, not 2 to 26"),
         ({"choices": {"text": CITIES, "label": ["A"]}}, "row 2, column 'choices': 1 labels for 4 options"),
         ({"question": ROW["question"]}, "row 2: the question and its options stand in row 1 already"),
     ],
@@ -195,7 +195,7 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no column 'choices'"):
         asked(written(tmp_path, {"question": "?", "answer": "A"}))
     (tmp_path / "short.csv").write_text("question,choices,answer\n1,2\n")
-    with pytest.raises(InputError, match=r"short\.csv: row 1: not as many cells"):
+    with pytest.raises(InputError, match=r"short\.csv: row 1: the number of cells"):
         asked(tmp_path / "short.csv")
     with pytest.raises(InputError, match=r"^path=.*no such file"):
         source(tmp_path / "none.jsonl")
@@ -217,7 +217,7 @@ def test_splits_share_no_question(tmp_path: Path) -> None:
     assert source(file).identity("train") != source(file, shuffle=True).identity("train")
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(rows[7]) + "\n")
-    with pytest.raises(InputError, match=r"other\.jsonl: row 1: .* has it too, in row 8$"):
+    with pytest.raises(InputError, match=r"other\.jsonl: row 1: .* also in .*, row 8$"):
         source(file, eval_path=str(other)).problems("eval", None, 0)
 
 

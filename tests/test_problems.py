@@ -87,9 +87,11 @@ def test_what_counts_as_the_final_answer(reads: Reading, completion: str, answer
 
 
 def test_bad_settings_are_refused() -> None:
-    with pytest.raises(InputError, match=r"source\.task=no_such_task: reasoning-gym has no such task; near it are "):
+    with pytest.raises(InputError, match=r"source\.task=no_such_task: reasoning-gym has no such task; similar names: "):
         ReasoningGym("no_such_task", {}).problems("train", 1, seed=0)
-    with pytest.raises(InputError, match=r"source\.difficulty\.max_n: chain_sum has no such knob; it has min_terms, "):
+    with pytest.raises(
+        InputError, match=r"source\.difficulty\.max_n: chain_sum has no such parameter; it has min_"
+    ):
         ReasoningGym("chain_sum", {"max_n": 3}).problems("train", 1, seed=0)
     with pytest.raises(InputError, match="min_terms"):
         ReasoningGym("chain_sum", {"min_terms": 0}).problems("train", 1, seed=0)

@@ -209,8 +209,14 @@ class TestFromElsewhere:
     @pytest.mark.parametrize(
         ("changes", "told"),
         [
-            ({"completion_ids": [5, None]}, r"rollouts\.parquet: row 2: completion_ids contains null, which is not a token id"),
-            ({"completion_ids": [5, -1]}, r"rollouts\.parquet: row 2: completion_ids contains -1, which is not a token id"),
+            (
+                {"completion_ids": [5, None]},
+                r"rollouts\.parquet: row 2: completion_ids contains null, which is not a token id",
+            ),
+            (
+                {"completion_ids": [5, -1]},
+                r"rollouts\.parquet: row 2: completion_ids contains -1, which is not a token id",
+            ),
             ({"prompt_ids": [-1]}, r"rollouts\.parquet: row 2: prompt_ids contains -1, which is not a token id"),
             ({"completion": None}, r"rollouts\.parquet: row 2: completion is null"),
             ({"finished": None}, r"rollouts\.parquet: row 2: finished is null"),

@@ -143,7 +143,7 @@ def test_a_verifier_that_cannot_be_loaded_is_told_of(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "only_here", only_here)
     with pytest.raises(InputError, match=r"verifier only_here\.Own cannot be loaded: ModuleNotFoundError"):
         told(only_here.Own(), "1")
-    with pytest.raises(InputError, match=r"cannot be sent to the process that checks answers"):
+    with pytest.raises(InputError, match=r"cannot be sent to the verification process"):
         told(lambda problem, completion: Verdict("1", True), "1")
 
 
@@ -202,7 +202,7 @@ def test_every_task_of_reasoning_gym(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if not right.correct and task not in NO_ANSWER:
             wrong.append((task, right))
         late = [
-            (text, verdict) for text, verdict in zip(hostile, found, strict=True) if "not checked" in verdict.trouble
+            (text, verdict) for text, verdict in zip(hostile, found, strict=True) if "not verified" in verdict.trouble
         ]
         wrong += [(task, *each) for each in late]
         assert KEY not in str(found)

@@ -326,7 +326,7 @@ def test_scores_by_a_server(served: tuple[str, Path], sweep: Path) -> None:
     assert list(outcomes["completion"]) == [answer.text for answer in answers]
     file.unlink()
     refused = script(*[part for part in line if "server.model" not in part], check=None)
-    assert "evaluation.server.model: the name under which the server serves the base" in refused.stderr
+    assert "evaluation.server.model is required: the server's name for the base" in refused.stderr
 
 
 def test_an_adapter_that_the_server_does_not_know(crooked: tuple[str, Path], sweep: Path) -> None:

@@ -283,6 +283,6 @@ def test_problems_that_were_trained_on_are_counted(sweep: Path, tmp_path: Path) 
     rows.to_parquet(tmp_path / "seen.parquet")
     line = ["evaluate.py", "sweep=main", f"output_dir={sweep}", "benchmark=file", "evaluation.max_tokens=8"]
     outcome = script(*line, f"benchmark.file.eval_path={tmp_path / 'seen.parquet'}")
-    assert outcome.stdout.count("5 of 5 problems are prompts that it was trained on") == 6
+    assert outcome.stdout.count("trained on the prompts of 5 of 5 problems") == 6
     for file in (sweep / "main").glob("*/eval/file.parquet"):
         remove_outcomes(file)

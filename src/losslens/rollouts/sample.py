@@ -278,8 +278,8 @@ def _create(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path
     manifest = {"keys": [key], "identity": rollouts_identity(config, split), "versions": versions()}
     given = source.rollouts()
     if given is not None:
-        facts = {"made": started.isoformat(timespec="seconds"), "writer": config.data.path}
-        return _freeze(first_prompts(given, config.data), parent, name, {**manifest, **facts})
+        origin = {"made": started.isoformat(timespec="seconds"), "writer": config.data.path}
+        return _freeze(first_prompts(given, config.data), parent, name, {**manifest, **origin})
     problems = source.problems(split, config.data.train_size, config.data.seed)
     completions, given_prompts, facts = _completions(config, problems, split, parent, key)
     report_truncation(
