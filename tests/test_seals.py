@@ -202,7 +202,7 @@ class TestRuns:
         with pytest.raises(InputError, match=r"base-.*arithmetic\.parquet: gone"):
             analysed(sweep)
         outcome = script(*command(sweep, "method=sft", "logger=none"))
-        assert "arithmetic.parquet: not the outcomes that were written; scoring again" in outcome.stdout
+        assert "arithmetic.parquet: damaged or outdated; scoring again" in outcome.stdout
         for file, expected in zip((first, second), before, strict=True):
             pd.testing.assert_frame_equal(pd.read_parquet(file), expected)
         analysed(sweep)
