@@ -261,7 +261,7 @@ def test_a_reader_that_is_not_installed_is_told_in_one_line(tmp_path: Path, monk
 
 
 def test_a_pattern_for_answers_takes_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("losslens.problems.hub_dataset._SECONDS", 0.2)
+    monkeypatch.setattr("losslens.problems.hub_dataset._PATTERN_SECONDS", 0.2)
     (tmp_path / "train.jsonl").write_text(json.dumps({"q": "?", "a": "a" * 60}) + "\n")
     with pytest.raises(InputError, match=r"^source\.answer_pattern takes too long"):
         hub_dataset(tmp_path, answer_pattern=r"((?:a|aa|a.?)+)!").problems("train", None, 0)

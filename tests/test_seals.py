@@ -281,5 +281,5 @@ class TestRuns:
             with pytest.raises(InputError, match=r"base-.*manifest\.json"):
                 analysed(sweep)
             # What `train.py` does for each of its runs.
-            score._write_down_base(base, Model.model_validate(of(sweep, "sft").manifest["config"]["model"]))
+            score._write_base_manifest(base, Model.model_validate(of(sweep, "sft").manifest["config"]["model"]))
             assert base.manifest["outcomes"] == {}

@@ -352,7 +352,7 @@ ATTENTION = "model.target_modules=attention"
         (short, [ATTENTION], r"rollouts\.max_tokens=48 and the \d+ tokens of the prompt .* exceed the 64 positions"),
         (short, [ATTENTION, "data=file", "data.train_size=null"],
          r"mine\.jsonl: row 2: 1\d\d tokens .* exceed the 64 positions"),
-        (larger, ["data=file", "data.train_size=null"], r"mine\.jsonl: row 2: the prompt contains token 319 .* 319 rows"),
+        (larger, ["data=file", "data.train_size=null"], r"mine\.jsonl: row 2: the prompt contains token 319 .*319"),
         (raising, [], r"the chat template fails on .*no users here"),
         (changed, ["model.target_modules=[q_proj,nowhere]"], r"model\.target_modules: no module is called nowhere"),
         (changed, ["model.target_modules=[mlp]"], r"model\.target_modules: "),
