@@ -1,4 +1,4 @@
-"""The user's own file: problems, or complete rollouts; what is wrong in it is told with row and column."""
+"""Problems or complete rollouts in the user's own file; errors name row and column."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_problems(tmp_path: Path, name: str) -> None:
     assert all(source.verifier(p, f"\\boxed{{{p.answer}}}").correct for p in held_out)
 
 
-def test_held_out_problems_of_a_file_of_their_own(tmp_path: Path) -> None:
+def test_held_out_problems_in_a_separate_file(tmp_path: Path) -> None:
     file, other = written(tmp_path / "a.jsonl", problem_rows(20)), written(tmp_path / "b.jsonl", problem_rows(30)[20:])
     source = problem_source(config(tmp_path, file, f"data.eval_path={other}").data)
     assert len(source.problems("train", None, 0)) == 20
     assert {p.id for p in source.problems("eval", None, 0)} == {f"p{n}" for n in range(20, 30)}
 
 
-def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+def test_held_out_problems_must_not_be_trained_on(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", problem_rows(20))
     other = written(tmp_path / "b.jsonl", problem_rows(22)[18:])
     source = problem_source(config(tmp_path, file, f"data.eval_path={other}").data)
@@ -73,7 +73,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
         source.problems("eval", None, 0)
 
 
-def test_other_held_out_problems_are_the_same_training_set(tmp_path: Path) -> None:
+def test_held_out_problems_do_not_affect_the_training_set(tmp_path: Path) -> None:
     file, other = written(tmp_path / "a.jsonl", problem_rows(20)), written(tmp_path / "b.jsonl", problem_rows(30)[20:])
     more = written(tmp_path / "c.jsonl", problem_rows(40)[20:])
     small = ["data.train_size=4", "rollouts.policy=base"]
@@ -81,15 +81,15 @@ def test_other_held_out_problems_are_the_same_training_set(tmp_path: Path) -> No
     assert identities[0] == identities[1] != rollouts_identity(config(tmp_path, file, *small))
 
 
-def test_held_out_completions_of_all_problems_where_there_are_few(tmp_path: Path) -> None:
-    """The analysis asks for a hundred; a file that holds out three gives three."""
+def test_held_out_completions_of_fewer_problems_than_requested(tmp_path: Path) -> None:
+    """A hundred problems are requested, but only three of the file are held out."""
     file, other = written(tmp_path / "a.jsonl", problem_rows(20)), written(tmp_path / "b.jsonl", problem_rows(23)[20:])
     small = [f"data.eval_path={other}", "rollouts.policy=base", "rollouts.max_tokens=8"]
     assert len(held_out_rollouts(config(tmp_path, file, *small), 100).table) == 3
     assert len(held_out_rollouts(config(tmp_path, file, *small), 2).table) == 2
 
 
-def test_without_ids_a_prompt_is_known_by_its_text(tmp_path: Path) -> None:
+def test_without_ids_prompts_are_identified_by_their_text(tmp_path: Path) -> None:
     rows = [{"question": row["prompt"], "gold": row["answer"]} for row in problem_rows(40)]
     names = ["data.source.columns.prompt=question", "data.source.columns.answer=gold"]
     source = problem_source(config(tmp_path, written(tmp_path / "a.jsonl", rows), *names, "data.eval_size=1").data)
@@ -106,7 +106,7 @@ def test_numbers_as_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["theirs.jsonl", "theirs.parquet"])
-def test_rollouts_are_frozen_as_they_are(tmp_path: Path, name: str) -> None:
+def test_rollouts_are_frozen_unchanged(tmp_path: Path, name: str) -> None:
     file = written(tmp_path / name, rollout_rows(10))
     frozen = frozen_rollouts(config(tmp_path, file))
     assert list(frozen.table["completion"]) == [row["completion"] for row in rollout_rows(10)]
@@ -120,7 +120,7 @@ def test_rollouts_are_frozen_as_they_are(tmp_path: Path, name: str) -> None:
     assert len(frozen_rollouts(config(tmp_path, file, "data.train_size=3")).table) == 6
 
 
-def test_rollouts_are_known_by_the_content_of_their_file(tmp_path: Path) -> None:
+def test_rollouts_are_identified_by_the_content_of_their_file(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", rollout_rows(10))
     identity = rollouts_identity(config(tmp_path, file))
     assert rollouts_identity(config(tmp_path, file.rename(tmp_path / "b.jsonl"))) == identity
@@ -173,7 +173,7 @@ def changed(row: int, **cells: Any) -> list[Row]:
         ([], "contains no rows"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_in_rollouts_is_told_with_row_and_column(tmp_path: Path, rows: list[Row], told: str) -> None:
+def test_errors_in_rollouts_name_row_and_column(tmp_path: Path, rows: list[Row], told: str) -> None:
     file = written(tmp_path / "theirs.jsonl", rows)
     with pytest.raises(InputError) as error:
         frozen_rollouts(config(tmp_path, file))
@@ -195,7 +195,7 @@ def test_a_reward_that_is_not_a_number_in_parquet(tmp_path: Path) -> None:
         ([{"problem_id": "x", "question": "?"}], "no column 'prompt'; columns are 'problem_id', 'question'"),
     ],
 )
-def test_what_is_wrong_in_problems(tmp_path: Path, rows: list[Row], told: str) -> None:
+def test_errors_in_problems_name_row_and_column(tmp_path: Path, rows: list[Row], told: str) -> None:
     with pytest.raises(InputError) as error:
         problem_source(config(tmp_path, written(tmp_path / "mine.jsonl", rows)).data).problems("train", None, 0)
     assert told in str(error.value)
@@ -216,7 +216,7 @@ def lines(rows: list[Row]) -> bytes:
         ("a.jsonl", None),
     ],
 )
-def test_files_are_known_by_their_content(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_formats_are_recognised_by_content(tmp_path: Path, name: str, content: bytes | None) -> None:
     file = tmp_path / name
     if content is None:
         pd.DataFrame(problem_rows(30)).to_parquet(file)
@@ -252,7 +252,7 @@ def test_files_are_known_by_their_content(tmp_path: Path, name: str, content: by
         (lines([{"prompt": str(n), "answer": "\\frac{1}{"} for n in range(3)]), "3 of 3 references cannot be parsed"),
     ],
 )
-def test_what_a_file_is_instead(tmp_path: Path, content: bytes, told: str) -> None:
+def test_unsupported_formats_are_named(tmp_path: Path, content: bytes, told: str) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_bytes(content)
     other = written(tmp_path / "other.jsonl", problem_rows(3))
@@ -263,7 +263,7 @@ def test_what_a_file_is_instead(tmp_path: Path, content: bytes, told: str) -> No
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_for_a_file(tmp_path: Path) -> None:
+def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"path=.* is a folder; name a parquet or JSON Lines file in it"):
         problem_source(config(tmp_path, tmp_path).data)
 

@@ -1,4 +1,4 @@
-"""Datasets and models of the hub: against local files of the same layout, and offline."""
+"""Datasets and models from the hub: with local files of the same layout, and offline."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def not_parquet(folder: Path) -> None:
         (None, ["data.source.answer_pattern='=> (.*)'"], "contains no problems for split 'train'"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_the_files_is_told_in_one_line(
+def test_errors_in_files_are_one_line(
     gsm8k: Path, change: Callable[[Path], None] | None, overrides: list[str], told: str
 ) -> None:
     if change is not None:
@@ -176,12 +176,12 @@ def test_more_problems_than_there_are(gsm8k: Path) -> None:
         ("data.source.repo=no/such/folder", "no such folder"),
     ],
 )
-def test_wrong_settings(override: str, told: str) -> None:
+def test_invalid_settings(override: str, told: str) -> None:
     with pytest.raises(InputError, match=told.replace("{", r"\{").replace("}", r"\}")):
         _ = data_of("gsm8k", override.strip()).identity("train")
 
 
-def test_problems_are_known_by_their_content(gsm8k: Path, tmp_path: Path) -> None:
+def test_problems_are_identified_by_their_content(gsm8k: Path, tmp_path: Path) -> None:
     identity = data_of("gsm8k", f"data.source.repo={gsm8k}").identity("train")
     moved = gsm8k.rename(tmp_path / "moved")
     assert data_of("gsm8k", f"data.source.repo={moved}").identity("train") == identity
@@ -189,8 +189,8 @@ def test_problems_are_known_by_their_content(gsm8k: Path, tmp_path: Path) -> Non
     assert data_of("gsm8k", f"data.source.repo={moved}").identity("train") != identity
 
 
-def test_everything_of_the_hub_is_pinned() -> None:
-    """Every hub id in `conf/` has a full commit, so that it stays what it is, and is known without a network."""
+def test_all_hub_ids_are_pinned() -> None:
+    """Every hub id in `conf/` has a full commit, so that it cannot change and needs no network to resolve."""
     found = 0
     for file in [*(ROOT / "conf").glob("*/*.yaml")]:
         lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
@@ -205,7 +205,7 @@ def test_everything_of_the_hub_is_pinned() -> None:
     assert found == 6
 
 
-def test_without_the_hub_a_branch_is_what_the_local_copy_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_a_branch_resolves_to_the_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     commit = "0123456789abcdef0123456789abcdef01234567"
