@@ -139,7 +139,7 @@ class HubDataset(ProblemSource):
             else:
                 problems[normalise(question)] = self._problem(question, answer, number)
         if len(problems) < count:
-            why = ", ".join(f"{len(rows_)} {what}, first in row {rows_[0]}" for what, rows_ in skipped.items() if rows_)
+            why = ", ".join(f"{len(at)} {what}, first in row {at[0]}" for what, at in skipped.items() if at)
             say_once(f"{self.name}, split {name!r}: skipped {count - len(problems)} rows ({why})")
         divided = Divided()
         available = [
