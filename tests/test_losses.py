@@ -365,7 +365,7 @@ class TestRftRows:
         assert list(Rft(name="rft", deduplicate=True).select(self.table)["reward"]) == [1, 0, 0, 1]
 
     def test_refuses_rollouts_without_a_right_one(self) -> None:
-        with pytest.raises(InputError, match="no right one"):
+        with pytest.raises(InputError, match="no rollout is correct"):
             Rft(name="rft").select(self.table.assign(reward=0.0))
 
 

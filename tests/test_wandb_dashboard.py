@@ -124,7 +124,7 @@ def test_what_only_some_losses_log_has_a_panel_where_one_did(outputs: Path) -> N
     titles = {panel.names[0]: panel.title for panel in training.panels if panel.names[0] not in TRAINING}
     assert titles == {
         "train/surprise/mean": "Surprise (nats)",
-        "train/kl": "Usual divergence from the base: z₀ (nats)",
+        "train/kl": "KL estimate to the base: z₀ (nats)",
     }
 
 
