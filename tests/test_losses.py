@@ -317,7 +317,7 @@ class TestSimPo:
         """The loss that TRL's CPO makes of mean log-probabilities."""
         facts = {"beta": 2.0, "simpo_gamma": 1.0, "loss_type": "simpo", "label_smoothing": 0.0, "alpha": 0.0}
         stub = SimpleNamespace(**facts, accelerator=SimpleNamespace(device="cpu"))
-        means = self.pair.of_pairs(self.pair.logps.sum(dim=1) / self.pair.lengths)
+        means = self.pair.split_pairs(self.pair.logps.sum(dim=1) / self.pair.lengths)
         losses, *_ = CPOTrainer.cpo_loss(stub, *means)
         assert losses.tolist() == pytest.approx(SimPo(name="simpo").terms(self.pair).tolist(), rel=1e-12)
 

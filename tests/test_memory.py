@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_trained_in_pieces_to_the_same_adapter(rollouts: pd
         [sys.executable, "-c", LIMITED, "280", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert outcome.returncode == 0, outcome.stderr[-3000:]
-    assert "32 at once do not fit; going on with 16" in outcome.stdout
+    assert "out of memory with a micro-batch of 32; trying 16" in outcome.stdout
     script(*command(tmp_path / "whole", *line))
     [limited], [whole] = ((tmp_path / name).glob("main/sft-*") for name in ("limited", "whole"))
     assert limited.name == whole.name

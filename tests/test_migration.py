@@ -26,7 +26,7 @@ from losslens.losses import builtin_losses
 from losslens.models.adapters import adapter_fingerprint
 from losslens.pipeline import migration
 from losslens.pipeline.migration import migrate
-from losslens.runs.integrity import bound_to, require_format
+from losslens.runs.integrity import require_format, run_fingerprint
 from losslens.runs.run import Run, runs_of
 from losslens.scheduling.slurm.cluster import JobState
 from losslens.scheduling.status import RunStatus
@@ -88,7 +88,7 @@ def test_the_same_commands_know_them(outputs: Path) -> None:
         assert facts.adapter_sha256 == adapter_fingerprint(run.adapter)
         assert run.is_trained()
         assert all(snapshot.is_trained() for snapshot in run.snapshots.values())
-        assert {snapshot.manifest["run"] for snapshot in run.snapshots.values()} <= {bound_to(run.manifest)}
+        assert {snapshot.manifest["run"] for snapshot in run.snapshots.values()} <= {run_fingerprint(run.manifest)}
     assert of(outputs, "grpo").manifest["identity"]["method"] == {"name": "grpo", "version": 1, "bias": 0.2}
     line = ["train.py", *SMALL, f"output_dir={outputs}"]
     again = script("train.py", "-m", *line[1:], "method=sft,dpo", "optim.snapshot_steps=2").stdout
@@ -173,7 +173,7 @@ def test_other_commands_say_how_they_are_taken_over(outputs: Path) -> None:
     """Nothing is trained once more under another name without a word."""
     for line in (["analyze.py"], ["train.py", *SMALL, "method=sft"], ["evaluate.py", "benchmark=arithmetic"]):
         outcome = script(*line, f"output_dir={outputs}", check=2)
-        assert f"python launch/migrate.py output_dir={outputs} takes it over" in outcome.stderr
+        assert f"migrate it with python launch/migrate.py output_dir={outputs}" in outcome.stderr
     assert len(list(outputs.glob("main/sft-*"))) == 1
 
 
@@ -193,8 +193,8 @@ def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPat
     with FileLock(held.lock_file):
         left = {each.run: each.left for each in migrate(outputs, "main") if each.left}
     assert left.keys() == {held.name, queued.name}
-    assert left[held.name].endswith("is at it: let it end")
-    assert left[queued.name] == "queued on Slurm: let it end, or cancel it (scancel)"
+    assert left[held.name].endswith("another process; wait for it to finish")
+    assert left[queued.name] == "its Slurm job is queued: wait for it to finish, or cancel it (scancel)"
     for name in left:
         assert {k: v for k, v in tree(outputs).items() if name in k} == {k: v for k, v in before.items() if name in k}
     queued.set_state("completed", step=5)

@@ -107,7 +107,7 @@ EXPECTED = [[-10, -20], [-30], [-50, -60], []]
 class TestCache:
     @pytest.fixture(autouse=True)
     def one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("losslens.training.reference._AT_ONCE", 1)
+        monkeypatch.setattr("losslens.training.reference._BATCH_TOKENS", 1)
 
     def logps(self, folder: Path, score: Any, **about: str) -> list[list[float]]:
         found, file = ReferenceCache(folder, {**ABOUT, **about}).logps(ROWS, score, pad_token_id=0)
@@ -129,7 +129,7 @@ class TestCache:
         assert len(seen) == 3 * 3 + 4  # on CUDA all at once, the one without tokens too
 
     def test_who_is_killed_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("losslens.training.reference._A_SAVE", 1)
+        monkeypatch.setattr("losslens.training.reference._SAVE_TOKENS", 1)
         seen: list[int] = []
         with pytest.raises(KeyboardInterrupt):
             self.logps(tmp_path, score_of(seen, stop_at=2))

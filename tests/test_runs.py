@@ -208,9 +208,9 @@ def test_a_loss_outside_the_package() -> None:
     assert own.identity["method"] == {"name": "half", "version": 1, "floor": 1.0}
     assert own.run.name.startswith("half-conventional-")
     assert own.learning_rate == 2e-4  # it declares a fifth of SFT's
-    with pytest.raises(InputError, match=r"^method\.name=sft: LossLens's own loss; \w+ needs a name of its own$"):
+    with pytest.raises(InputError, match=r"^method\.name=sft: the name of a built-in loss; \w+ needs another name$"):
         RunSpec.of(config("method._target_=tests.slow_method.Impostor"))
-    with pytest.raises(InputError, match=r"^method\._target_: dict is no losslens\.losses\.Loss$"):
+    with pytest.raises(InputError, match=r"^method\._target_: dict is not a subclass of losslens\.losses\.Loss$"):
         RunSpec.of(config("method._target_=builtins.dict"))
 
 
@@ -325,7 +325,7 @@ def test_bad_options_of_a_method_are_refused_by_name(method: str, option: str) -
 
 
 def test_a_sweeps_runs(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="sweep=main: no folder"):
+    with pytest.raises(InputError, match="sweep=main: no such sweep"):
         runs_of(tmp_path, "main")
     for name, state in (("b", "completed"), ("a", "failed"), ("base-x", "completed")):
         Run(tmp_path / "main" / name).set_state(state)

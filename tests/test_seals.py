@@ -50,14 +50,14 @@ def cut(
 
 
 def without_optimizer(checkpoint: Path) -> None:
-    """Its file is gone, and so is the line of the seal."""
+    """Removes a file together with its checksum."""
     (checkpoint / "optimizer.pt").unlink()
-    seal = json.loads((checkpoint / "sealed.json").read_text())
-    del seal["files"]["optimizer.pt"]
-    (checkpoint / "sealed.json").write_text(json.dumps(seal))
+    checksums = json.loads((checkpoint / "sealed.json").read_text())
+    del checksums["files"]["optimizer.pt"]
+    (checkpoint / "sealed.json").write_text(json.dumps(checksums))
 
 
-def changed_seal(**values: Any) -> Callable[[Path], None]:
+def changed_checksums(**values: Any) -> Callable[[Path], None]:
     def change(checkpoint: Path) -> None:
         file = checkpoint / "sealed.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -81,18 +81,18 @@ def linked(checkpoint: Path) -> None:
 FAULTS: dict[str, Callable[[Path], Any]] = {
     "a flipped bit": flipped,
     "a missing file": lambda checkpoint: (checkpoint / "rng_state.pth").unlink(),
-    "a missing file that its seal does not know": without_optimizer,
+    "a missing file without a checksum": without_optimizer,
     "a further file": lambda checkpoint: (checkpoint / "training_args.pkl").write_bytes(b"x"),
     "a further file in a folder": lambda checkpoint: shutil.copytree(checkpoint, checkpoint / "old"),
     "a link": linked,
-    "no seal": lambda checkpoint: (checkpoint / "sealed.json").unlink(),
-    "a list as seal": lambda checkpoint: (checkpoint / "sealed.json").write_text("[]"),
+    "no checksums": lambda checkpoint: (checkpoint / "sealed.json").unlink(),
+    "a list as checksums": lambda checkpoint: (checkpoint / "sealed.json").write_text("[]"),
     "no UTF-8": lambda checkpoint: (checkpoint / "sealed.json").write_bytes(b"\xff\xfe{"),
-    "a deep seal": lambda checkpoint: (checkpoint / "sealed.json").write_text("[" * 200_000),
-    "a seal of another run": changed_seal(run="yours"),
-    "a seal of another step": changed_seal(step=3),
-    "a seal of no step": changed_seal(step="4"),
-    "a seal of lists": changed_seal(files=["optimizer.pt"]),
+    "deeply nested checksums": lambda checkpoint: (checkpoint / "sealed.json").write_text("[" * 200_000),
+    "checksums of another run": changed_checksums(run="yours"),
+    "checksums of another step": changed_checksums(step=3),
+    "checksums with a step that is not an integer": changed_checksums(step="4"),
+    "checksums with a list of files": changed_checksums(files=["optimizer.pt"]),
     "the one before": lambda checkpoint: (
         shutil.rmtree(checkpoint), shutil.copytree(checkpoint.with_name("checkpoint-2"), checkpoint),
     ),
@@ -101,10 +101,12 @@ FAULTS: dict[str, Callable[[Path], Any]] = {
 
 
 class TestCheckpoints:
-    """Only a checkpoint of this run, of its step and with all its files is gone on from."""
+    """A run resumes only from a checkpoint of its own, with the right step and all files intact."""
 
     @pytest.mark.parametrize("fault", FAULTS)
-    def test_the_one_before_is_taken(self, fault: str, cut: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
+    def test_resumes_from_the_previous_checkpoint(
+        self, fault: str, cut: tuple[Path, Any], tmp_path: Path, capsys: Any
+    ) -> None:
         checkpoints = shutil.copytree(cut[0] / "checkpoints", tmp_path / "checkpoints")
         assert last_checkpoint(checkpoints, "mine") == checkpoints / "checkpoint-4"
         FAULTS[fault](checkpoints / "checkpoint-4")
@@ -113,11 +115,11 @@ class TestCheckpoints:
         assert line.startswith(f"{checkpoints / 'checkpoint-4'}: ")
         assert not (checkpoints / "checkpoint-4").exists()
 
-    def test_those_of_another_run_are_not_gone_on_from(self, cut: tuple[Path, Any], tmp_path: Path) -> None:
+    def test_ignores_checkpoints_of_another_run(self, cut: tuple[Path, Any], tmp_path: Path) -> None:
         checkpoints = shutil.copytree(cut[0] / "checkpoints", tmp_path / "checkpoints")
         assert last_checkpoint(checkpoints, "of another seed") is None
 
-    def test_among_strays_it_goes_on_to_the_same_bytes(
+    def test_resumes_byte_identically_among_stray_folders(
         self, cut: tuple[Path, Any], base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path, capsys: Any
     ) -> None:
         whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -133,8 +135,7 @@ class TestCheckpoints:
         facts = train_frozen(plan, base, tokenised, resumed)
         assert facts["resumed_from"] == 4
         assert adapter_fingerprint(resumed / "adapter") == adapter_fingerprint(whole / "adapter")
-        said = capsys.readouterr().out
-        assert said.count("; left out") == 4
+        assert capsys.readouterr().out.count("; ignored") == 4
 
 
 def of(output_dir: Path, method: str) -> Run:
@@ -175,18 +176,18 @@ class TestRuns:
 
     def test_any_flipped_bit_of_an_outcome_is_seen(self, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of 4,000 random flips, 560 changed answers unnoticed."""
-        monkeypatch.setattr(integrity, "_SECONDS", 0.0)
+        monkeypatch.setattr(integrity, "_RETRY_SECONDS", 0.0)
         run = of(sweep, "sft")
         file = run.evaluation("arithmetic")
         rng = random.Random(0)
-        said = r"arithmetic\.parquet: not the outcomes that were written"
+        message = r"arithmetic\.parquet: does not match the hash recorded"
         for _ in range(100):
             with kept(file):
                 flip(file, rng)
-                with pytest.raises(InputError, match=said):
+                with pytest.raises(InputError, match=message):
                     require_recorded_outcomes(run.folder)
         analysed(sweep)
-        with kept(file), pytest.raises(InputError, match=said):
+        with kept(file), pytest.raises(InputError, match=message):
             flip(file, rng)
             analysed(sweep)
 
@@ -199,7 +200,7 @@ class TestRuns:
         turned = table.set_column(4, "correct", pc.invert(table["correct"]))
         pq.write_table(turned, first)
         second.unlink()
-        with pytest.raises(InputError, match=r"base-.*arithmetic\.parquet: gone"):
+        with pytest.raises(InputError, match=r"base-.*arithmetic\.parquet: missing"):
             analysed(sweep)
         outcome = script(*command(sweep, "method=sft", "logger=none"))
         assert "arithmetic.parquet: not the outcomes that were written; scoring again" in outcome.stdout
@@ -211,7 +212,7 @@ class TestRuns:
         run = of(sweep, "sft")
         other = run.evaluation("other")
         shutil.copy(run.evaluation("arithmetic"), other)
-        with pytest.raises(InputError, match=r"other\.parquet: not the outcomes that were written"):
+        with pytest.raises(InputError, match=r"other\.parquet: does not match the hash recorded"):
             analysed(sweep)
         other.unlink()
 

@@ -283,7 +283,7 @@ def test_panels_of_the_report_do_not_overlap(logged: LoggedSweep) -> None:
         (["swep=main"], "swep=main: takes sweep=…, project=…, entity=…, output_dir=…"),
         (["main"], "main: takes sweep="),
         (["sweep="], "sweep=: takes sweep="),
-        (["sweep=none"], "sweep=none: no folder"),
+        (["sweep=none"], "sweep=none: no such sweep"),
         (["sweep=main/"], "sweep=main/: not the name of a sweep"),
         (["sweep=empty"], "sweep=empty: no run in"),
         (["sweep=torn"], "metrics.jsonl: line 1 is not a logged step"),

@@ -321,7 +321,7 @@ def test_bad_input_and_no_server_in_one_line(
         assert line.startswith("wandb_sync.py: ")
         return line
 
-    assert "sweep=other: no folder" in said("sweep=other", status=2)
+    assert "sweep=other: no such sweep" in said("sweep=other", status=2)
     assert "parallel=0" in said("parallel=0", status=2)
     assert "sweeep=main: takes" in said("sweeep=main", status=2)
     wandb_server.fail({"status": 401, "message": "user is not logged in"})

@@ -75,7 +75,7 @@ class Batch:
         assert self.reference is not None
         return self.logps.sum(dim=1) - self.reference.sum(dim=1)
 
-    def of_pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
+    def split_pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Splits `values`, shape (N,), into those of the chosen and of the rejected rollouts, each of shape (P,)."""
         assert self.pairs is not None
         return values[self.pairs[:, 0]], values[self.pairs[:, 1]]

@@ -211,7 +211,7 @@ class Dpo(PairLoss):
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Computes TRL's metrics of pairs: `rewards` are β·h, `logps` are summed over the completion."""
         margins = self._margins(batch)
-        chosen, rejected = batch.of_pairs(batch.logps.sum(dim=1))
+        chosen, rejected = batch.split_pairs(batch.logps.sum(dim=1))
         chosen_rewards, rejected_rewards = self.beta * margins.chosen, self.beta * margins.rejected
         return {
             "rewards/chosen": chosen_rewards,
@@ -223,4 +223,4 @@ class Dpo(PairLoss):
         }
 
     def _margins(self, batch: Batch) -> Margins:
-        return Margins(*batch.of_pairs(batch.log_ratio), *batch.of_pairs(batch.lengths), self.beta)
+        return Margins(*batch.split_pairs(batch.log_ratio), *batch.split_pairs(batch.lengths), self.beta)

@@ -46,9 +46,9 @@ class SimPo(PairLoss):
     def weights(self, batch: Batch) -> Tensor:
         """Computes ±β·σ(−margin)/|y|, shape (N, T)."""
         weight = self.beta * (-self._margin(batch)).sigmoid()
-        chosen, rejected = batch.of_pairs(batch.lengths)
+        chosen, rejected = batch.split_pairs(batch.lengths)
         return batch.over_tokens_of_pairs(weight / chosen, -weight / rejected)
 
     def _margin(self, batch: Batch) -> Tensor:
-        chosen, rejected = batch.of_pairs(batch.logps.sum(dim=1) / batch.lengths)
+        chosen, rejected = batch.split_pairs(batch.logps.sum(dim=1) / batch.lengths)
         return self.beta * (chosen - rejected) - self.gamma

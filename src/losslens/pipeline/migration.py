@@ -21,7 +21,7 @@ from losslens.core.errors import InputError, first_line
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_json
 from losslens.losses import Loss, builtin_losses
-from losslens.runs.integrity import bound_to
+from losslens.runs.integrity import run_fingerprint
 from losslens.runs.run import LockedError, Run, find_run, runs_of
 from losslens.runs.spec import OPTIMISER
 from losslens.scheduling.status import run_statuses
@@ -99,8 +99,8 @@ def _take_over(run: Run, losses: Collection[str]) -> str:
         there = find_run(run.folder.parent, target.name.rpartition("-")[2])
         if there is not None and there != run:
             raise _LeftError(f"it is the same run as {there.name}; keep one of both, and move or delete the other")
-        now = bound_to(manifest)
-        before = bound_to({**manifest, "identity": manifest["migrated_from"]["identity"]})
+        now = run_fingerprint(manifest)
+        before = run_fingerprint({**manifest, "identity": manifest["migrated_from"]["identity"]})
         snapshots = [(file, _snapshot(file)) for file in sorted(run.folder.glob("snapshots/step-*/manifest.json"))]
         write_json(run.folder / "manifest.json", manifest)
         for file, snapshot in snapshots:

@@ -27,7 +27,7 @@ from losslens.pipeline.preflight import require_fit
 from losslens.rollouts.frozen import FrozenRollouts, count_rollouts, load_rollouts
 from losslens.rollouts.quality import require_usable, rollout_quality
 from losslens.rollouts.sample import frozen_rollouts, problem_source, require_a_writer
-from losslens.runs.integrity import bound_to
+from losslens.runs.integrity import run_fingerprint
 from losslens.runs.reference_adapters import describe_references, references_of
 from losslens.runs.run import LockedError, Run, State, require_one_base
 from losslens.runs.spec import RunSpec
@@ -265,7 +265,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         "started": started.isoformat(timespec="seconds"),
         "outcomes": before.get("outcomes") or {},
     }
-    plan = replace(plan, identity=bound_to(manifest))
+    plan = replace(plan, identity=run_fingerprint(manifest))
     references = references_of(config.weight_tracking.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": describe_references(references)})
     return _Prepared(plan, base, source, rollouts.folder, references, steps)
