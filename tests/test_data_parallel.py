@@ -306,7 +306,7 @@ def test_killed_they_go_on_to_the_same_bytes(
         assert processes[0].stdout is not None
         with lock:
             said = ""
-            while "another process is at it; left for later" not in said:
+            while "locked by another process; left for later" not in said:
                 said = processes[0].stdout.readline()
                 assert said, ended(processes[0], 0)
             time.sleep(1)

@@ -234,7 +234,7 @@ def test_two_runs_that_are_one_today(outputs: Path) -> None:
     shutil.move(copy, other.folder)
     (moved,) = migrate(outputs, "main")
     assert moved.left.startswith("it is the same run as grpo-")
-    assert moved.left.endswith("; keep one of both, and move or delete the other")
+    assert moved.left.endswith("; move or delete one of the two")
 
 
 def test_who_was_compared_with_whom(outputs: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_loss_of_ones_own_is_imported_only_when_it_is_named(outputs: Path) -> 
     theirs = renamed(of(outputs, "sft"), _target_="tests.own_loss.Half", name="half", share=0.5, floor=0.25)
     (moved,) = [each for each in migrate(outputs, "main") if each.left]
     assert moved.run == moved.name == theirs.name
-    assert moved.left == "its loss is tests.own_loss.Half; to take it over too: losses=tests.own_loss.Half"
+    assert moved.left == "its loss tests.own_loss.Half must be allowed with losses=tests.own_loss.Half"
     script("launch/migrate.py", f"output_dir={outputs}", check=1)
     script("launch/migrate.py", f"output_dir={outputs}", "losses=tests.own_loss.Half")
     manifest = of(outputs, "sft").manifest
@@ -272,7 +272,7 @@ def test_a_loss_of_ones_own_is_imported_only_when_it_is_named(outputs: Path) -> 
 def test_a_loss_under_the_name_of_another_is_left(outputs: Path) -> None:
     renamed(of(outputs, "sft"), _target_="tests.own_loss.Half", name="sft")
     (moved,) = [each for each in migrate(outputs, "main", ["tests.own_loss.Half"]) if each.left]
-    assert "has the name of LossLens's own" in moved.left
+    assert "has the name of the built-in loss" in moved.left
 
 
 def test_runs_of_version_2_stay_what_they_were_trained_on(outputs: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_strangers_folder_gets_no_name_that_is_not_its_own(outputs: Path, chan
     of(outputs, "sft").folder.rename(run.folder)
     write_json(run.folder / "manifest.json", {**manifest, **change})
     (moved,) = migrate(outputs, "main")
-    assert moved == migration.Moved(run.name, run.name, "its manifest.json is not of this folder")
+    assert moved == migration.Moved(run.name, run.name, "its manifest.json belongs to another folder")
 
 
 @pytest.mark.parametrize("identity", [[], {"version": 3}, {"version": 3, "method": 1, "optim": {}, "lora": {}}])
