@@ -25,7 +25,7 @@ from losslens.runs.run import Run
 from losslens.scheduling.code_snapshot import snapshot_code
 from losslens.scheduling.record import record_file
 from losslens.scheduling.slurm import cluster, intent, submit
-from losslens.scheduling.slurm.epilog import said_of
+from losslens.scheduling.slurm.epilog import describe_exit
 from losslens.scheduling.slurm.launch import launch
 from losslens.scheduling.status import run_statuses
 from tests.conftest import ROOT
@@ -150,7 +150,7 @@ def test_what_is_refused_half_way_is_taken_back(recorder: Path, config, tmp_path
     send([config(seed=0)])
     before = {file: file.read_bytes() for file in (tmp_path / "outputs").rglob("*.json")}
     monkeypatch.setenv("REFUSE_FROM", "5")  # the rollouts' call is the third, the first array's the fourth
-    with pytest.raises(InputError, match=r"^Slurm refuses it: Too many jobs \(resources: gpus=0 "):
+    with pytest.raises(InputError, match=r"^Slurm rejects the job: Too many jobs \(resources: gpus=0 "):
         send([config(seed=seed) for seed in range(500)])
     assert sorted((recorder / "cancelled").read_text(encoding="utf-8").split()) == ["103", "104"]
     names = ("status.json", "slurm.json")
@@ -196,11 +196,11 @@ def killed(configs: list[DictConfig], at: str) -> None:
         ("write_json 4", 2),  # at the names of the runs by their jobs
     ],
 )
-def test_what_was_cut_off_is_found_in_the_queue_again(
+def test_interrupted_submissions_are_recovered(
     at: str, calls: int, recorder: Path, config, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """Killed between sbatch's answer and the last record, the same command submits only what is not in the queue."""
-    monkeypatch.setattr(intent, "_SECONDS", 0.5)
+    monkeypatch.setattr(intent, "_SBATCH_SECONDS", 0.5)
     configs = [config(seed=0), config(seed=1)]
     killed(configs, at)
     assert (len(arrays(recorder)) if calls else not (recorder / "calls").exists()) == (calls or True)
@@ -214,7 +214,7 @@ def test_what_was_cut_off_is_found_in_the_queue_again(
     wait_in_the_queue()
     send(configs)
     assert len(arrays(recorder)) == 2
-    assert ("found again" in capsys.readouterr().out) == bool(calls)
+    assert ("recovered" in capsys.readouterr().out) == bool(calls)
     assert {read_json(record_file(run.folder))["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
     assert read_json(tmp_path / "outputs" / "main" / "slurm" / "102_runs.json").keys() == {"102_0", "102_1"}
     assert not list((tmp_path / "outputs").rglob("submission-*/"))
@@ -225,7 +225,7 @@ def test_what_was_cut_off_is_found_in_the_queue_again(
     wait_in_the_queue()
     send(configs)
     assert len(arrays(recorder)) == 2
-    assert "found again" not in capsys.readouterr().out
+    assert "recovered" not in capsys.readouterr().out
 
 
 def begun(text: str, job: str) -> str:
@@ -241,7 +241,7 @@ def begun(text: str, job: str) -> str:
 
 def test_a_job_whose_submission_was_given_up_runs_nothing(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
     """An sbatch that outlived its command and was answered after the next one had looked."""
-    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    monkeypatch.setattr(intent, "_SBATCH_SECONDS", 0.0)
     killed([config(seed=0)], "sbatch 1")
     (late,) = arrays(recorder)
     # Until then it needs nothing more of the command that was cut off: it fetches its task itself.
@@ -260,7 +260,7 @@ def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
     call: int, recorder: Path, config, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """The job may be running: its record and its run stay as they are, and the next command finds it."""
-    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    monkeypatch.setattr(intent, "_SBATCH_SECONDS", 0.0)
     record, calls = intent.Intent.record, []
 
     def interrupted(*given: object) -> None:
@@ -274,7 +274,7 @@ def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
         patch.setattr(submit.Intent, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             send([config(seed=0), config(seed=1)])
-    assert "Slurm cannot be asked what has been submitted" in capsys.readouterr().out
+    assert "Slurm cannot be queried for the submitted jobs" in capsys.readouterr().out
     assert len(list((tmp_path / "outputs").rglob("submission-*/"))) == 1
     assert not (recorder / "cancelled").exists()
     if call == 2:
@@ -284,7 +284,7 @@ def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
     (recorder / "queue").write_text("".join(f"{job}|RUNNING|None\n" for job in jobs))
     send([config(seed=0), config(seed=1)])
     assert len(arrays(recorder)) == 2
-    assert "found again" in capsys.readouterr().out
+    assert "recovered" in capsys.readouterr().out
     assert {read_json(record_file(run.folder))["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
 
 
@@ -312,7 +312,9 @@ def test_a_comment_of_ones_own_stays(recorder: Path, config) -> None:
 
 def test_a_rejected_account_ends_in_one_line(recorder: Path, config, tmp_path: Path) -> None:
     # In Slurm's words. It looks at accounts only with a database, which a node for trials does not have.
-    words = "Slurm refuses it: Invalid account or account/partition combination specified (resources: gpus=0 cpus=2 "
+    words = (
+        "Slurm rejects the job: Invalid account or account/partition combination specified (resources: gpus=0 cpus=2 "
+    )
     with pytest.raises(InputError) as refused:
         send([config(seed=0), config(seed=1, resources={"account": "mine"})])
     assert str(refused.value).startswith(words)
@@ -383,18 +385,18 @@ def test_times_are_read_as_slurm_reads_them(composed: DictConfig, time: object, 
 
 
 def test_an_exit_status_in_words() -> None:
-    assert said_of(143) == "killed by SIGTERM"
-    assert said_of(3) == "its process ended with exit status 3"
+    assert describe_exit(143) == "killed by SIGTERM"
+    assert describe_exit(3) == "its process ended with exit status 3"
 
 
 def the_runs(tmp_path: Path) -> list[Run]:
     return [Run(file.parent) for file in sorted((tmp_path / "outputs" / "main").glob("*/status.json"))]
 
 
-def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(recorder: Path, config, tmp_path: Path) -> None:
+def test_a_failing_squeue_is_not_an_empty_queue(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (recorder / "deaf").touch()
-    with pytest.raises(InputError, match="Slurm does not say what is in its queue"):
+    with pytest.raises(InputError, match="the Slurm queue cannot be queried"):
         send([config(seed=0)])
     assert len(arrays(recorder)) == 2
     (run_status,) = run_statuses(the_runs(tmp_path))
@@ -459,7 +461,7 @@ def test_runs_whose_rollouts_failed_say_so(recorder: Path, config, tmp_path: Pat
     send([config(seed=0)])
     (recorder / "queue").write_text("102|CANCELLED|DependencyNeverSatisfied\n", encoding="utf-8")
     (run_status,) = run_statuses(the_runs(tmp_path))
-    assert run_status.status["error"].startswith("its rollouts could not be made; logs: ")
+    assert run_status.status["error"].startswith("sampling its rollouts failed; logs: ")
     assert run_status.status["error"].endswith("outputs/rollouts/slurm")
 
 
@@ -517,7 +519,7 @@ def test_a_percent_sign_in_the_output_folder_is_refused(recorder: Path, config, 
 
 def test_the_pickles_of_jobs_are_their_owners_alone(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
     """They hold whole addresses, with what is secret in them."""
-    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    monkeypatch.setattr(intent, "_SBATCH_SECONDS", 0.0)
     before = os.umask(0o022)
     try:
         killed([config(seed=0)], "sbatch 1")
