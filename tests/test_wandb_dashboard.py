@@ -151,7 +151,7 @@ def test_sections_follow_from_what_is_there(logged: LoggedSweep, outputs: Path) 
     assert not {"Accuracy", "Geometry by layer"} & {section.title for section in sections(early)}
     left_out, empty = gaps(early)
     assert left_out.endswith("Geometry by layer, Geometry by projection and Accuracy")
-    assert empty.startswith("empty until a run logs it: train/loss, ")
+    assert empty.startswith("panels that stay empty until a run logs these metrics: train/loss, ")
 
 
 def test_both_are_made_without_asking_anybody(logged: LoggedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_who_is_not_logged_in_is_told_so_and_not_asked(outputs: Path, alone: dic
     told = os.read(ours, 10000).decode()
     os.close(ours)
     assert (outcome.returncode, outcome.stdout) == (2, b"")
-    assert told == "wandb_dashboard.py: not logged in to W&B; `wandb login` does it, or a key in WANDB_API_KEY\r\n"
+    assert told == "wandb_dashboard.py: not logged in to W&B; run `wandb login` or set WANDB_API_KEY\r\n"
 
 
 def test_a_dry_run_needs_no_login(outputs: Path, alone: dict[str, str], logged: LoggedSweep) -> None:

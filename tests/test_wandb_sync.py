@@ -229,7 +229,7 @@ time.sleep(60)
     wandb.teardown()
     assert main([f"output_dir={tmp_path}"]) == 0
     said = capsys.readouterr().out
-    assert f"{file.parent.relative_to(tmp_path / 'main')}: its last entry is cut off" in said
+    assert f"{file.parent.relative_to(tmp_path / 'main')}: its last entry is incomplete" in said
     assert "sent 2 of 2" in said
     killed, whole = sorted(wandb_server.seen()["runs"].values(), key=lambda run: run["config"]["number"]["value"])
     assert losses(killed) == [step / 8 for step in range(len(killed["history"]))]

@@ -138,7 +138,7 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
         try:
             prepared = None if run.is_trained() else _prepare(spec, run)
             wandb_session = Session() if done_before else stack.enter_context(_session(config, run))
-            wandb_session.tell(catch_up, run.folder / "metrics.jsonl")
+            wandb_session.run_safely(catch_up, run.folder / "metrics.jsonl")
             if prepared is not None:
                 if config.logger.artifacts:
                     artifacts.use(wandb_session, "rollouts", prepared.rollouts.name, prepared.rollouts)
