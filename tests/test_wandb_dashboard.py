@@ -414,4 +414,4 @@ def test_the_picture_shows_what_the_dashboard_shows(
     assert [bar.get_height() for bar in axes["Accuracy on sums"].patches] == [0.5, 0.5, 0.5]
     [way] = axes["Connectivity: the loss between two runs"].lines
     assert dict(zip(way.get_xdata(), way.get_ydata(), strict=True)) == {1.0: 3.0, 0.5: 2.0, 0.0: 1.0}
-    assert axes["CKA: hidden states by layer"].texts[0].get_text() == "nothing there yet"
+    assert axes["CKA: hidden states by layer"].texts[0].get_text() == "no data yet"

@@ -105,8 +105,8 @@ def _all(sweep: LoggedSweep) -> list[Section]:
         ),
         Section(
             "Geometry",
-            "The update ΔW = BA of all adapted modules, compared with the initial adapter, the previously logged update, "
-            "and the finished run that serves as reference.",
+            "The update ΔW = BA of all adapted modules, compared with the initial adapter, the previously logged "
+            "update, and the finished run that serves as reference.",
             (
                 *(Panel("lines", title, (name,)) for name, title in GEOMETRY.items()),
                 *(
