@@ -1,4 +1,4 @@
-"""How batches are laid out: whose completion stands in for another's, and what a batch of one prompt is told."""
+"""Collation of batches, and mismatched completions for KTO."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TABLE = pd.DataFrame(
 )
 
 
-def test_a_mismatched_completion_is_the_last_one_before_of_another_prompt() -> None:
+def test_mismatched_completion_is_the_last_preceding_one_of_another_prompt() -> None:
     """In a ring: before 0 and 1 comes 4, before 2 and 3 comes 1, before 4 comes 3."""
     examples = Examples(TABLE, Kto(name="kto"))
     others = examples.take(examples.mismatched())

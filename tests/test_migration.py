@@ -169,7 +169,7 @@ def test_killed_at_any_write_the_same_command_finishes_it(
     assert number > 4 * 2 + 4 + 2  # a manifest and a name for each, four snapshots, two checkpoints
 
 
-def test_other_commands_say_how_they_are_taken_over(outputs: Path) -> None:
+def test_other_commands_say_how_to_migrate(outputs: Path) -> None:
     """Nothing is trained once more under another name without a word."""
     for line in (["analyze.py"], ["train.py", *SMALL, "method=sft"], ["evaluate.py", "benchmark=arithmetic"]):
         outcome = script(*line, f"output_dir={outputs}", check=2)
@@ -177,7 +177,7 @@ def test_other_commands_say_how_they_are_taken_over(outputs: Path) -> None:
     assert len(list(outputs.glob("main/sft-*"))) == 1
 
 
-def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_active_runs_are_not_migrated(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are taken over meanwhile, and it later, as it is then."""
     held, queued, before = of(outputs, "rft"), of(outputs, "dpo"), tree(outputs)
     asked = migration.run_statuses
@@ -237,7 +237,7 @@ def test_two_runs_that_are_one_today(outputs: Path) -> None:
     assert moved.left.endswith("; move or delete one of the two")
 
 
-def test_who_was_compared_with_whom(outputs: Path) -> None:
+def test_references_are_renamed(outputs: Path) -> None:
     """References are called as they are now, also when they were taken over in another call."""
     sft, dpo = of(outputs, "sft"), of(outputs, "dpo")
     assert dpo.manifest["references"]["sft"]["name"] == sft.name
@@ -257,7 +257,7 @@ def renamed(run: Run, **section: Any) -> Run:
     return Run(run.folder.rename(run.folder.with_name(manifest["run"])))
 
 
-def test_a_loss_of_ones_own_is_imported_only_when_it_is_named(outputs: Path) -> None:
+def test_an_external_loss_is_imported_only_if_allowed(outputs: Path) -> None:
     theirs = renamed(of(outputs, "sft"), _target_="tests.own_loss.Half", name="half", share=0.5, floor=0.25)
     (moved,) = [each for each in migrate(outputs, "main") if each.left]
     assert moved.run == moved.name == theirs.name
@@ -297,7 +297,7 @@ def test_runs_of_version_2_stay_what_they_were_trained_on(outputs: Path) -> None
         {"migrated_from": {"run": 5, "identity": [1]}},
     ],
 )
-def test_a_strangers_folder_gets_no_name_that_is_not_its_own(outputs: Path, change: dict[str, Any]) -> None:
+def test_a_forged_manifest_does_not_rename_a_folder(outputs: Path, change: dict[str, Any]) -> None:
     """A manifest in today's form in a folder of another name: as a killed migration leaves it, or made up."""
     run = of(outputs, "sft")
     migrate(outputs, "main")
@@ -309,7 +309,7 @@ def test_a_strangers_folder_gets_no_name_that_is_not_its_own(outputs: Path, chan
 
 
 @pytest.mark.parametrize("identity", [[], {"version": 3}, {"version": 3, "method": 1, "optim": {}, "lora": {}}])
-def test_an_identity_that_is_none(outputs: Path, identity: Any) -> None:
+def test_invalid_identities(outputs: Path, identity: Any) -> None:
     run = of(outputs, "sft")
     folder = run.folder.with_name(f"sft-conventional-r1-tiny-s42-{hash_json(identity, 8)}")
     write_json(run.folder / "manifest.json", {**run.manifest, "identity": identity})

@@ -1,4 +1,4 @@
-"""Which adapters a run is compared with while it trains."""
+"""Selection of the reference adapters that a run is compared with during training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies on disk is believed only where it is what was written: checkpoints, outcomes, manifests."""
+"""Integrity checks of checkpoints, outcomes and manifests on disk."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def without(content: dict[str, Any], *path: str, **value: Any) -> dict[str, Any]
 class TestRuns:
     """Outcomes and manifests of finished runs."""
 
-    def test_any_flipped_bit_of_an_outcome_is_seen(self, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_any_flipped_bit_of_an_outcome_is_detected(self, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of 4,000 random flips, 560 changed answers unnoticed."""
         monkeypatch.setattr(integrity, "_RETRY_SECONDS", 0.0)
         run = of(sweep, "sft")
@@ -191,7 +191,7 @@ class TestRuns:
             flip(file, rng)
             analysed(sweep)
 
-    def test_training_scores_again_what_was_changed_or_is_gone(self, sweep: Path) -> None:
+    def test_training_rescores_changed_or_missing_outcomes(self, sweep: Path) -> None:
         run = of(sweep, "sft")
         base = of(sweep, "base")
         first, second = run.evaluation("arithmetic"), base.evaluation("arithmetic")
@@ -208,7 +208,7 @@ class TestRuns:
             pd.testing.assert_frame_equal(pd.read_parquet(file), expected)
         analysed(sweep)
 
-    def test_outcomes_that_nobody_recorded(self, sweep: Path) -> None:
+    def test_unrecorded_outcomes_are_refused(self, sweep: Path) -> None:
         run = of(sweep, "sft")
         other = run.evaluation("other")
         shutil.copy(run.evaluation("arithmetic"), other)
@@ -216,7 +216,7 @@ class TestRuns:
             analysed(sweep)
         other.unlink()
 
-    def test_runs_from_before_hashes_were_kept(self, sweep: Path) -> None:
+    def test_runs_without_recorded_hashes(self, sweep: Path) -> None:
         """They are compared, and that they cannot be checked is said; the next command notes their hashes."""
         run = of(sweep, "sft")
         write_json(run.folder / "manifest.json", {k: v for k, v in run.manifest.items() if k != "outcomes"})
@@ -274,7 +274,7 @@ class TestRuns:
         shutil.move(sweep / "kept", other.folder)
 
     @pytest.mark.parametrize("content", [b"[]", b"\xff", b"{", b"[" * 200_000])
-    def test_a_damaged_manifest_of_the_base_is_made_again(self, content: bytes, sweep: Path) -> None:
+    def test_a_damaged_manifest_of_the_base_is_rewritten(self, content: bytes, sweep: Path) -> None:
         base = of(sweep, "base")
         file = base.folder / "manifest.json"
         with kept(file):

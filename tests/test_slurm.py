@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm, of one node, that `launch/local_slurm.sh` starts."""
+"""Sweeps on a real single-node Slurm, started by `launch/local_slurm.sh`."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_two_processes_share_a_run_and_stop_at_the_same_step(
         assert torch.linalg.norm(theirs[name] - tensor) <= 1e-3 * torch.linalg.norm(tensor)
 
 
-def test_past_its_time_limit_it_goes_on_in_a_new_turn(swept: Path, reference: bytes) -> None:
+def test_resumes_in_a_new_attempt_after_its_time_limit(swept: Path, reference: bytes) -> None:
     run = run_in(swept.parent, "limit")
     wait_until(ended(run))
     assert status(run)["state"] == "completed"
@@ -292,7 +292,7 @@ def test_past_its_time_limit_it_goes_on_in_a_new_turn(swept: Path, reference: by
     assert "Traceback" not in log_of(run)
 
 
-def test_a_preempted_run_goes_on_with_the_code_it_was_submitted_with(
+def test_a_preempted_run_resumes_with_the_submitted_code(
     swept: Path, reference: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout = tmp_path / "checkout"

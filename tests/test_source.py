@@ -1,4 +1,4 @@
-"""A source that knows no rollouts beforehand: it samples them from the policy of each step, for the same trainer."""
+"""A source that samples rollouts online from the policy of each step, with the same trainer."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_run_on_samples_of_its_policy(
     assert ("train/kl" in lines[0]) == (loss.name == "kto")
 
 
-def test_a_batch_of_another_size_is_refused(
+def test_refuses_a_batch_of_the_wrong_size(
     make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     plan = make_plan(Sft(name="sft"), batch_size=8)
