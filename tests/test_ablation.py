@@ -164,7 +164,7 @@ class TestArms:
         for base in (1e-3, 3e-3):
             for method, lr in (("sft", "conventional"), ("dpo", "conventional"), ("dpo", "matched")):
                 one = facts(method, lr, 0)
-                one["config"]["lr"]["base"] = base
+                one["config"]["lr"]["peak"] = base
                 one["learning_rate"] = one["identity"]["learning_rate"] = float(
                     f"{one['learning_rate'] * base / 1e-3:.12g}"
                 )

@@ -38,10 +38,11 @@ def current_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
         current = {**current, "config": config}
     if isinstance(current.get("options"), dict):
         current = {**current, "options": _options(current.get("method"), current["options"])}
-    trained_on = current.get("trained_on")
-    if isinstance(trained_on, dict) and "share_right" in trained_on:
-        rest = {name: value for name, value in trained_on.items() if name != "share_right"}
-        current = {**current, "trained_on": {**rest, "pass_rate": trained_on["share_right"]}}
+    for name in ("rollouts", "trained_on"):
+        counts = current.get(name)
+        if isinstance(counts, dict) and "share_right" in counts:
+            rest = {key: value for key, value in counts.items() if key != "share_right"}
+            current = {**current, name: {**rest, "pass_rate": counts["share_right"]}}
     return current
 
 
@@ -52,8 +53,8 @@ def settings_of(identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict
         identity: Identity of the run.
         options: Options of its loss, from its manifest.
     """
-    method = {name: identity["method"][name] for name in ("version", "name") if name in identity["method"]}
-    settings = {**identity, "method": {**method, **options}}
+    method = identity["method"]
+    settings = {**identity, "method": {**_options(method.get("name"), method), **options}}
     if "optim" in settings:
         settings["optim"] = in_current_words(Optim, settings["optim"])
     if "train_on" in settings:
