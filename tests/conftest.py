@@ -143,12 +143,12 @@ def train_frozen(
     base: LoadedModel,
     tokenised: pd.DataFrame,
     folder: Path,
-    hand_on: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    on_metrics: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     references: Mapping[str, Path] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """`train_run` on frozen rollouts."""
-    return train_run(plan, base, frozen_source(plan, tokenised, **options), folder, hand_on, references)
+    return train_run(plan, base, frozen_source(plan, tokenised, **options), folder, on_metrics, references)
 
 
 @pytest.fixture

@@ -509,7 +509,7 @@ class TestRefused:
                 command(sweep, "method=sft"),
             ):
                 outcome = script(name, *arguments, check=2)
-                assert "not the adapter that was trained" in outcome.stderr
+                assert "the adapter has changed since training" in outcome.stderr
                 assert run.name in outcome.stderr
         with (
             edited(run.folder / "status.json", adapter_sha256="0"),

@@ -235,7 +235,7 @@ def test_a_second_base_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     config = settings("sweep=two", f"output_dir={tmp_path / 'out'}")
     outcome = train_job(config)
     assert (outcome.state, outcome.exit_status) == ("failed", 2)
-    assert "sweep=two has one base" in outcome.error
+    assert "all runs of a sweep (sweep=two) must have the same base" in outcome.error
     assert [path.name for path in other.parent.iterdir()] == [other.name]
     (other / "status.json").write_text(json.dumps({"state": "failed"}))
     require_one_base(other.parent, config.model)

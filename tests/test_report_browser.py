@@ -563,7 +563,7 @@ def test_a_loss_is_hidden_in_every_plot(report: Report) -> None:
     for box in report.browser.find_elements(By.CSS_SELECTOR, "#geometry .plot"):
         report.look_at(box)
     button = report.browser.find_element(By.CSS_SELECTOR, "#geometry button[data-loss='dpo-0.001']")
-    assert "pairs of a right and a wrong rollout" in (button.get_attribute("title") or "")
+    assert "pairs of a correct and an incorrect rollout" in (button.get_attribute("title") or "")
     report.run("arguments[0].click()", button)
     report.settle()
     assert set(report.run(hidden)) == {"dpo-0.001"}

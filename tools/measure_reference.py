@@ -1,4 +1,4 @@
-"""Writes the reference of measures in docs/ anew, between its marks: `make docs`."""
+"""Updates the tables of measures in docs/, between their markers: `make docs`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ _BLOCK = re.compile(r"(<!-- measures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def blocks() -> dict[str, str]:
-    """The tables of the reference, as Markdown, by the names of their marks."""
+    """Returns the tables of the reference as Markdown, by the names of their markers."""
     live: list[tuple[str, Measure]] = [(m.name, m) for m in run_measures() if not m.needs_base]
     live += [(f"{m.name}_to_<label>", m) for m in weight_measures("main")]
     return {
         "words": _table(("", ""), glossary().items()),
         "runs": _table(
-            ("column", "definition", "null", "source"), ((*_first(m), _yes(m), m.source) for m in run_measures())
+            ("column", "definition", "null", "source"),
+            ((*_definition(m), _null_column(m), m.source) for m in run_measures()),
         ),
         "weights": _pairs(weight_measures()),
         "functions": _pairs(function_measures()),
@@ -30,30 +31,31 @@ def blocks() -> dict[str, str]:
 
 
 def written(text: str) -> str:
-    """The text of a page with its marked tables as they are now.
+    """Returns the text of a page with its tables updated.
 
     Raises:
-        KeyError: A mark names no table.
+        KeyError: A marker names an unknown table.
     """
     return _BLOCK.sub(lambda match: match[1] + blocks()[match[2]] + match[3], text)
 
 
 def _pairs(measures: Iterable[PairMeasure]) -> str:
-    heads = ("column", "definition", "of identical updates", "null", "beside it", "source")
-    return _table(heads, ((*_first(m), f"{m.identical:g}", _yes(m), f"`_{m.level}`", m.source) for m in measures))
+    header = ("column", "definition", "of identical updates", "null", "beside it", "source")
+    rows = ((*_definition(m), f"{m.identical:g}", _null_column(m), f"`_{m.level}`", m.source) for m in measures)
+    return _table(header, rows)
 
 
-def _first(measure: Measure) -> tuple[str, str]:
+def _definition(measure: Measure) -> tuple[str, str]:
     unit = f" ({measure.unit})" * (measure.unit == "nats a token")
     return f"`{measure.name}`", f"{measure.definition}{unit}"
 
 
-def _yes(measure: Measure) -> str:
+def _null_column(measure: Measure) -> str:
     return f"`{measure.name}_null`" if measure.has_null else ""
 
 
-def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(heads)]
+def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(header)]
     lines += [["---"] * len(lines[0]), *map(list, rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

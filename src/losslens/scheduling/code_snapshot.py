@@ -1,4 +1,4 @@
-"""The code as it is when a job is submitted: a job that starts late, or again, runs that and not what came after."""
+"""Snapshot of the code at submission, so that a job that starts later, or is requeued, runs the same code."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _SOURCES = ("*.py", "*.css", "*.js", "*.jinja")
 
 
 def snapshot_code(script: Path, folder: Path) -> Path:
-    """Copies the package, and what lies beside the entry script, to `<folder>/code-<hash>`, unless that is there.
+    """Copies the package and the scripts beside the entry script to `<folder>/code-<hash>`, unless it exists.
 
     Args:
-        script: Path of the entry script, say `train.py`.
-        folder: Where the copies of a sweep lie.
+        script: Path of the entry script, such as `train.py`.
+        folder: Folder of a sweep's code snapshots.
 
     Returns:
-        The copy: `src/losslens` and the scripts of the project's root in it, and in `code.json` the commit they are of.
+        The copy, with `src/losslens`, the scripts of the project root, and their commit in `code.json`.
     """
     package = Path(losslens.__file__).parent
     files = {Path(file.name): file for file in script.parent.glob("*.py")}
