@@ -121,7 +121,8 @@ def orders() -> dict[str, str] | None:
     Raises:
         ProcessError: It failed, or is gone.
     """
-    return _hear(f"{_Place.job}/orders")
+    said: dict[str, str] | None = _hear(f"{_Place.job}/orders")
+    return said
 
 
 @contextmanager

@@ -121,7 +121,7 @@ def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
 def _rendered(tokenizer: Any, messages: Sequence[tuple[str, str]], answer: bool) -> str:
     chat = [{"role": role, "content": content} for role, content in messages]
     try:
-        return tokenizer.apply_chat_template(chat, add_generation_prompt=answer, tokenize=False)
+        return str(tokenizer.apply_chat_template(chat, add_generation_prompt=answer, tokenize=False))
     except Exception as error:  # whatever a template from elsewhere may raise
         where = f"{tokenizer.name_or_path}: its chat template fails"
         raise InputError(f"{where} on {messages[0][1][:40]!r} ({first_line(error)})") from error
@@ -177,7 +177,7 @@ def encode_rendered(tokenizer: Any, text: str, bare: bool) -> list[int]:
     What a tokenizer's post-processor puts after a text, as some do with EOS, would stand before the completion: never
     put. A BOS token stands there once, whoever writes it.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     own = list(turns_of(tokenizer).own) if bare else []
     if ids[: len(own)] != own:
         ids = own + ids
@@ -211,7 +211,7 @@ def _with_end(tokenizer: Any, completion: str, finished: bool) -> tuple[list[int
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """The text of token ids, special tokens included."""
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def fingerprint(tokenizer: Any) -> str:

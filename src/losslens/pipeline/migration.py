@@ -231,9 +231,10 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
     else:
         raise _LeftError(f"its loss is {target or 'not named'}; to take it over too: losses={target}")
     try:
-        return kind(**options)
+        loss: Loss = kind(**options)
     except (ValidationError, TypeError) as error:
         raise _LeftError(f"its loss {target} does not take these options any more: {_field(error)}") from error
+    return loss
 
 
 def _field(error: ValidationError | TypeError) -> str:

@@ -275,7 +275,7 @@ def _wait(error: Exception, attempt: int) -> float | None:
     """Seconds until the next attempt; None when another one would not help."""
     from openai import APIStatusError
 
-    pause = min(_LONGEST_PAUSE, 0.5 * 2 ** (attempt - 1))
+    pause = min(_LONGEST_PAUSE, 0.5 * 2.0 ** (attempt - 1))
     if not isinstance(error, APIStatusError):
         # No connection, or a body that the client cannot make sense of: any kind of error, by what is wrong with it.
         return pause

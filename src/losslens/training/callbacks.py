@@ -273,6 +273,6 @@ class StopWhenNotFinite(TrainerCallback):
 def _step(line: str) -> float:
     """The step of a line; infinity for one that was cut off in the middle."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf

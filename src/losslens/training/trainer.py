@@ -56,11 +56,13 @@ class LossTrainer(SFTTrainer):
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """None: TRL would write one into each checkpoint, and they are gone when the run has ended."""
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """A stand-in by which steps are counted: their micro-batches come from the source."""
         return DataLoader(self.train_dataset)  # draws a seed when it is iterated: LoRA dropout draws after it
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
         """The micro-batches of a step, and how many tokens, rollouts or pairs they hold with those of all processes.
 
         Raises:
@@ -138,7 +140,8 @@ class LossTrainer(SFTTrainer):
         self.model.eval()
         try:
             with self.accelerator.autocast():
-                return self.model(**placed, **_HEAD).log_probs
+                logps: torch.Tensor = self.model(**placed, **_HEAD).log_probs
+                return logps
         finally:
             self.model.train(training)
 
@@ -173,12 +176,13 @@ class LossTrainer(SFTTrainer):
         for batch in batches:
             total += (self._logps(batch) - self.base_logps(batch)).sum()
             rows += len(batch["input_ids"])
-        total, count = self._over_processes(torch.stack([total.cpu(), torch.tensor(float(rows))]))
-        return (total / count).to(device)
+        summed, count = self._over_processes(torch.stack([total.cpu(), torch.tensor(float(rows))]))
+        return torch.div(summed, count).to(device)
 
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
         device = self.accelerator.device
-        return self.accelerator.reduce(values.to(device), reduction="sum").to("cpu")
+        reduced: torch.Tensor = self.accelerator.reduce(values.to(device), reduction="sum")
+        return reduced.to("cpu")
 
     @torch.no_grad()
     def _note(self, batch: Batch, weights: torch.Tensor, outputs: Any, attention_mask: torch.Tensor) -> None:
