@@ -28,6 +28,8 @@ from losslens.measures.tables import AgainstBase, Compared, WeightTables, weight
 from losslens.models.loading import LoadedModel, ModelSource
 from losslens.runs.run import Run
 
+pytestmark = pytest.mark.fast
+
 NAN = float("nan")
 MODEL = {"name": "t", "path": "t", "revision": None, "dtype": "auto", "device": "auto", "trust_remote_code": False}
 

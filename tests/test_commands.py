@@ -14,6 +14,8 @@ from losslens.config.schema import AnalyzeConfig, parse
 from losslens.core.commands import command
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.fast
+
 PLACES = (
     "outputs", "/scratch/o", "my runs", "a=b", "(x) [y], {z}", "it's", 'say "x"', "back\\slash", "end\\", "e\\'s",
     "me~", "a,b", "$HOME", "#1", "é",

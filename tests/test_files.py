@@ -8,6 +8,8 @@ import pytest
 from losslens.core.errors import InputError
 from losslens.core.files import atomic_file, atomic_folder, digest, read_json, sha256_of, write_json
 
+pytestmark = pytest.mark.fast
+
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     file = tmp_path / "sub" / "file"

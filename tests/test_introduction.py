@@ -17,6 +17,8 @@ from losslens.tracking.logged_sweep import logged_sweep
 from tests.own_loss import Half
 from tests.slow_method import SlowSft
 
+pytestmark = pytest.mark.fast
+
 TOLD = as_told(Half(name="half"))
 
 

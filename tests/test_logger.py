@@ -18,6 +18,8 @@ from losslens.core.preemption import Preempted
 from losslens.core.redaction import shareable
 from losslens.tracking.session import About, session
 
+pytestmark = pytest.mark.fast
+
 OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True, references="auto")
 
 

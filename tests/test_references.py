@@ -16,6 +16,8 @@ from losslens.models.adapters import adapter_sha256
 from losslens.runs.reference_adapters import described, references_of
 from losslens.runs.run import Run
 
+pytestmark = pytest.mark.fast
+
 CONFIG = {"init_seed": 42, "seed": 42, "lora_rank": {"r": 2}, "train_on": "all", "optim": {}, "lr": {"base": 1e-4}}
 MANIFEST = {"method": "dpo", "base": {"sha256": "b"}, "rollouts": {"sha256": "r"}, "config": CONFIG}
 
