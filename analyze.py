@@ -11,7 +11,8 @@ from losslens.core.jobs import Tasks
 def load() -> Tasks:
     """What this script does."""
     from losslens.analysis.pipeline import analyze_job
-    from losslens.config.schema import AnalyzeConfig, parse
+    from losslens.config.analysis import AnalyzeConfig
+    from losslens.config.parse import parse
     from losslens.report.figures.write import write_figures
     from losslens.report.page import write_report
     from losslens.report.paper_tables import write_tables

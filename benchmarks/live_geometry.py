@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from losslens.measures.tracking import LiveGeometry
+from losslens.measures.tracking import WeightTracker
 from losslens.updates.lora import LoraUpdate
 
 # layers, rank, and (out, in) of q, k, v, o
@@ -35,7 +35,7 @@ def milliseconds(layers: int, rank: int, shapes: dict[str, tuple[int, int]]) -> 
         }
 
     start, reference, points = point(), point(), [point() for _ in range(3)]
-    live = LiveGeometry(start, {"sft": reference}, list(start))
+    live = WeightTracker(start, {"sft": reference}, list(start))
     taken = []
     for number in range(TIMES + 2):
         started = time.perf_counter()

@@ -13,12 +13,12 @@ import pandas as pd
 
 from losslens import measures
 from losslens.analysis.repeats import MEASURES, arm_pairs, pairing, with_levels
-from losslens.losses.presentation import own_introductions
+from losslens.losses.presentation import builtin_presentations
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.tables import Compared, weight_tables
 
 # Those of arXiv 2606.23740, in their order.
-METHODS = tuple(name for name, known in own_introductions().items() if known.place in range(1, 7))
+METHODS = tuple(name for name, known in builtin_presentations().items() if known.place in range(1, 7))
 
 
 def make_analysis(
@@ -72,7 +72,7 @@ def make_analysis(
         "n": 500,
     }
     _write(folder, "runs", pd.concat([pd.DataFrame([base]), runs.drop(columns="settings")]))
-    _write(folder, "ablation", _arms(draw, runs))
+    _write(folder, "arms", _arms(draw, runs))
     _write(folder, "trajectories", _trajectories(draw, runs))
     own = [(a, b) for a, b in pairs if by_name.loc[a, "arm"] == by_name.loc[b, "arm"]]
     reference = [(a, b) for a, b in pairs if "sft" in (by_name.loc[a, "method"], by_name.loc[b, "method"])]
@@ -88,7 +88,7 @@ def make_analysis(
     _write(folder, "pairs", with_levels(measured.reindex(columns=list(columns)), MEASURES))
     of_arms = arm_pairs(measured, seed, list(dict.fromkeys(runs["arm"])))
     _write(folder, "arm_pairs", of_arms.merge(_accuracies(draw, of_arms), on=["arm_a", "arm_b"], how="left"))
-    of_weights = [measure.name for measure in measures.of_weights("more")]
+    of_weights = [measure.name for measure in measures.weight_measures("more")]
     kinds_of = measured[["run_a", "run_b", "arm_a", "arm_b", "pairing"]]
     _write(
         folder, "layers", with_levels(tables.layers.merge(kinds_of, on=["run_a", "run_b"]), of_weights, by=["layer"])
@@ -97,7 +97,7 @@ def make_analysis(
     tables.run_modules.to_parquet(folder / "run_modules.parquet")
     _write(
         folder,
-        "map",
+        "mds",
         pd.DataFrame({"run": names, "x": draw.normal(0, 30, len(names)), "y": draw.normal(0, 30, len(names))}),
     )
     _write(folder, "training", pd.concat([_training(draw, name, steps) for name in names]))

@@ -21,10 +21,10 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.losses.dpo import Dpo
 from losslens.models.adapters import LoraSettings, initial_adapter
-from losslens.models.loading import LoadedModel, ModelSource, as_it_was, load_model
+from losslens.models.loading import LoadedModel, ModelSource, load_model, preserved
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.training.batches import tokenise
 from losslens.training.reference import ReferenceCache
@@ -132,7 +132,7 @@ def main() -> None:
             for way, make in makers.items():
                 AcceleratorState._reset_state(reset_partial_state=True)
                 clock = Clock()
-                with as_it_was(base.model):
+                with preserved(base.model):
                     trainer = make()
                     trainer.add_callback(clock)
                     trainer.train()

@@ -2,7 +2,7 @@
 # Rollouts, runs and analysis on Slurm in one command; each waits for what it reads.
 #
 #   launch/pipeline.sh method=sft,rft,dft,rift,grpo,dpo resources.partition=gpu
-#   launch/pipeline.sh experiment=lr_matched_dpo analyze.resources=cpu analyze.at=norm
+#   launch/pipeline.sh experiment=lr_matched_dpo analyze.resources=cpu analyze.checkpoint=norm
 #
 # Takes what `train.py -m` takes. resources…=, hydra.launcher…= and output_dir= are for the analysis too;
 # analyze.KEY=VALUE is for it alone. Again with the same line: submits the runs that are missing, and an analysis.

@@ -11,7 +11,7 @@ from losslens.cli.key_values import KeyValueParser
 from losslens.core.errors import InputError
 from losslens.runs.run import runs_of
 from losslens.scheduling.monitor import table, watch
-from losslens.scheduling.status import Standing, standings
+from losslens.scheduling.status import RunStatus, run_statuses
 
 
 def main(arguments: list[str]) -> int:
@@ -29,8 +29,8 @@ def main(arguments: list[str]) -> int:
     settings, asked = parser.parse(arguments)
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
 
-    def find() -> list[Standing]:
-        return standings(runs_of(output_dir, sweep))
+    def find() -> list[RunStatus]:
+        return run_statuses(runs_of(output_dir, sweep))
 
     try:
         if asked.watch:

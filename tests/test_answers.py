@@ -15,18 +15,20 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.analysis.probe_set import _require_held_out, held_out
-from losslens.config.schema import HeldOut, RolloutConfig, parse
+from losslens.analysis.probe_set import _require_held_out, probe_set
+from losslens.config.analysis import HeldOut
+from losslens.config.data import RolloutConfig
+from losslens.config.parse import parse
 from losslens.core.errors import InputError, UnavailableError
-from losslens.core.files import digest
+from losslens.core.hashing import hash_json
 from losslens.problems import Problem, Verdict
 from losslens.problems.hub_dataset import HubDataset
 from losslens.problems.judges import identity_of, verifier_of
 from losslens.problems.mathematics import MathVerify
-from losslens.problems.questions import Asked
+from losslens.problems.questions import SeenQuestions
 from losslens.problems.table import cell, require_readable
 from losslens.problems.verification import verdicts
-from losslens.rollouts.frozen import FrozenRollouts, freeze, load
+from losslens.rollouts.frozen import FrozenRollouts, freeze, load_rollouts
 from losslens.rollouts.sample import held_out_rollouts, rollouts_identity
 from losslens.runs.recorded import Trust
 from tests.conftest import ROOT, TINY
@@ -273,7 +275,9 @@ def test_a_pattern_for_answers_takes_bounded_space(pattern: Any, tmp_path: Path)
 
 def test_a_prompt_is_known_by_its_text() -> None:
     template = "{question}\nPlease reason step by step."
-    asked = Asked(["What is 0 + 1?", "Solve this.\nWhat is 1 + 1?", "Gold:\n2\nAns"], ids=["0", "mine-0123456789ab"])
+    asked = SeenQuestions(
+        ["What is 0 + 1?", "Solve this.\nWhat is 1 + 1?", "Gold:\n2\nAns"], ids=["0", "mine-0123456789ab"]
+    )
     for prompt in ("What is 0 + 1?", " what  is 0 + 1? ", "What is \uff10 + 1?", "What is 1 + 1?"):
         assert asked.has(prompt), prompt
     assert asked.has("What is 0 + 1?\nPlease reason step by step.")  # instructions of its own line
@@ -281,7 +285,7 @@ def test_a_prompt_is_known_by_its_text() -> None:
     assert asked.has("another text", problem_id="mine-0123456789ab")
     for prompt in ("What is 0 + 2?", "How much is 0 + 1?", "Solve this.\nWhat is 1 + 2?", "Gold:\n3\nAns"):
         assert not asked.has(prompt, problem_id="0"), prompt
-    assert Asked(["What is 2?\nPlease reason step by step."], [template]).has("What is 2?")
+    assert SeenQuestions(["What is 2?\nPlease reason step by step."], [template]).has("What is 2?")
 
 
 def test_held_out_completions_are_told_by_their_prompts(tmp_path: Path) -> None:
@@ -297,7 +301,7 @@ def test_held_out_completions_are_told_by_their_prompts(tmp_path: Path) -> None:
         ]  # fmt: skip
         folder = tmp_path / "rollouts"
         folder.mkdir(exist_ok=True)
-        return load(freeze(pd.DataFrame(rows), folder, name, {"keys": [name]}))
+        return load_rollouts(freeze(pd.DataFrame(rows), folder, name, {"keys": [name]}))
 
     trained_on = frozen("file", ["What is 0 + 1?", "What is 1 + 2?"], ["0", "1"])
     run: Any = SimpleNamespace(rollouts=SimpleNamespace(folder=trained_on.folder.name))
@@ -328,12 +332,12 @@ class TestHeldOutWhereTheBaseWasMoved:
             }
             for n in range(5)
         ]  # fmt: skip
-        folder = freeze(pd.DataFrame(rows), tmp_path / "rollouts", "heldout", {"keys": [digest(identity, 16)]})
+        folder = freeze(pd.DataFrame(rows), tmp_path / "rollouts", "heldout", {"keys": [hash_json(identity, 16)]})
         run: Any = SimpleNamespace(config=self.config(tmp_path, tmp_path / "gone"))
         settings = HeldOut(completions=None, problems=5, base_url=None, api_key_env="NONE")
-        assert held_out(settings, tmp_path, run, Trust(), str(TINY / "student")).folder == folder
+        assert probe_set(settings, tmp_path, run, Trust(), str(TINY / "student")).folder == folder
         with pytest.raises(UnavailableError, match="no such folder"):
-            held_out(settings, tmp_path, run, Trust())
+            probe_set(settings, tmp_path, run, Trust())
 
     def test_what_the_base_cannot_be_asked_stops_no_analysis(self, tmp_path: Path) -> None:
         shutil.copytree(TINY / "student", tmp_path / "model")

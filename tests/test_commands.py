@@ -10,8 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from losslens.cli.key_values import KeyValueParser
-from losslens.config.schema import AnalyzeConfig, parse
-from losslens.core.commands import command
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.parse import parse
+from losslens.core.commands import format_command
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.fast
@@ -24,7 +25,7 @@ PLACES = (
 
 @pytest.mark.parametrize(("place", "sweep"), [*((place, "main") for place in PLACES), ("o", ["a", "b.c"]), ("o", None)])
 def test_hydra_reads_what_was_meant(place: str, sweep: str | list[str] | None) -> None:
-    _, script, *overrides = shlex.split(command("analyze.py", sweep, place))
+    _, script, *overrides = shlex.split(format_command("analyze.py", sweep, place))
     assert script == "analyze.py"
     assert len(overrides) == (sweep is not None) + (place != "outputs")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
@@ -34,13 +35,13 @@ def test_hydra_reads_what_was_meant(place: str, sweep: str | list[str] | None) -
 
 
 def test_a_folder_with_spaces_is_readable() -> None:
-    line = command("analyze.py", "main", "/tmp/x (5=b)")
+    line = format_command("analyze.py", "main", "/tmp/x (5=b)")
     assert line.endswith("""'output_dir="/tmp/x (5=b)"'""")
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_scripts_in_launch_do(place: str) -> None:
-    line = shlex.split(command("launch/status.py", "main", place, "--watch"))
+    line = shlex.split(format_command("launch/status.py", "main", place, "--watch"))
     assert line[-1] == "--watch"
     parser = KeyValueParser({"sweep": "", "output_dir": "outputs"}, "")
     parser.add_argument("--watch", action="store_true")
@@ -52,9 +53,9 @@ def test_from_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
     monkeypatch.setenv("PATH", str(tmp_path))
-    python, script, *_ = shlex.split(command("analyze.py", "main", "outputs"))
+    python, script, *_ = shlex.split(format_command("analyze.py", "main", "outputs"))
     assert (python, script) == (sys.executable, str(ROOT / "analyze.py"))
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    assert command("launch/status.py", "main", "o") == f"python {ROOT}/launch/status.py sweep=main output_dir=o"
+    assert format_command("launch/status.py", "main", "o") == f"python {ROOT}/launch/status.py sweep=main output_dir=o"
     monkeypatch.setattr(sys, "argv", [str(ROOT / "launch" / "status.py")])
-    assert shlex.split(command("analyze.py", "main", "o"))[1] == str(ROOT / "analyze.py")
+    assert shlex.split(format_command("analyze.py", "main", "o"))[1] == str(ROOT / "analyze.py")

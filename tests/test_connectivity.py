@@ -12,9 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from losslens.core.errors import InputError
 from losslens.measures.base_weights import off_principal_share, principal
 from losslens.measures.connectivity import SequenceLosses, barriers, curve
-from losslens.measures.forward import Sequences, carrying_line, hidden_states, losses
+from losslens.measures.forward import Sequences, hidden_states, interpolated_model, sequence_losses
 from losslens.models.adapters import save_adapter
-from losslens.models.loading import LoadedModel, as_it_was
+from losslens.models.loading import LoadedModel, preserved
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
 
@@ -96,7 +96,7 @@ def adapters(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> lis
     ):
         config = LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options)
         folder = tmp_path_factory.mktemp(f"adapter{number}")
-        with as_it_was(base.model):
+        with preserved(base.model):
             torch.manual_seed(number)
             model = get_peft_model(base.model, config)
             with torch.no_grad():
@@ -121,7 +121,7 @@ def test_the_interpolated_model_is_the_dense_one(base: LoadedModel, adapters: li
     with open_adapter(adapters[0]) as first, open_adapter(adapters[1]) as second:
         modules = first.modules
         plain = base.model(ids).logits
-        with carrying_line(base.model, modules, first, second) as (model, set_weights), torch.no_grad():
+        with interpolated_model(base.model, modules, first, second) as (model, set_weights), torch.no_grad():
             found = []
             for alpha in ALPHAS:
                 set_weights([1 - alpha, alpha])
@@ -146,10 +146,10 @@ def test_the_interpolated_model_is_the_dense_one(base: LoadedModel, adapters: li
 @pytest.mark.parametrize("which", [0, 1])
 def test_the_endpoints_are_pefts_models(which: int, base: LoadedModel, adapters: list[Path]) -> None:
     ids = torch.randint(5, base.model.config.vocab_size, (2, 15), generator=torch.Generator().manual_seed(1))
-    with as_it_was(base.model), torch.no_grad():
+    with preserved(base.model), torch.no_grad():
         expected = PeftModel.from_pretrained(base.model, adapters[which]).eval()(ids).logits
     with open_adapter(adapters[which]) as adapter, torch.no_grad():
-        with carrying_line(base.model, adapter.modules, adapter) as (model, set_weights):
+        with interpolated_model(base.model, adapter.modules, adapter) as (model, set_weights):
             set_weights([1.0])
             assert torch.allclose(model(ids).logits, expected, atol=1e-5)
         after = base.model(ids).logits
@@ -165,7 +165,10 @@ def test_a_negative_scale(base: LoadedModel) -> None:
     ]
     x = torch.randn(4, 128)
     plain = base.model.get_submodule(module)(x)
-    with carrying_line(base.model, [module], *({module: d} for d in deltas)) as (model, set_weights), torch.no_grad():
+    with (
+        interpolated_model(base.model, [module], *({module: d} for d in deltas)) as (model, set_weights),
+        torch.no_grad(),
+    ):
         set_weights([0.25, 0.75])
         found = model.get_submodule(module)(x) - plain
     dense = sum(w * d.dense() for w, d in zip((0.25, 0.75), deltas, strict=True))
@@ -177,7 +180,7 @@ def test_an_adapter_of_another_base(base: LoadedModel) -> None:
     for module in ("model.layers.0.self_attn.q_proj", "model.layers.0.no_such"):
         with (
             pytest.raises(InputError, match="do not fit the base"),
-            carrying_line(base.model, [module], {module: delta}),
+            interpolated_model(base.model, [module], {module: delta}),
         ):
             pass
 
@@ -190,7 +193,7 @@ def test_losses_are_those_of_each_sequence_alone(base: LoadedModel, sequences: S
             scores = base.model(torch.tensor([prompt + completion])).logits[0].log_softmax(-1)
         expected.append(-sum(float(scores[len(prompt) + i - 1, token]) for i, token in enumerate(completion)))
     for batch_size in (1, 2, 5):
-        found = losses(base.model, sequences, batch_size)
+        found = sequence_losses(base.model, sequences, batch_size)
         assert found.nll == pytest.approx(expected, abs=1e-4)
         assert found.tokens.tolist() == [6, 2, 8, 1, 5]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from losslens.core.errors import InputError
-from losslens.core.files import atomic_file, atomic_folder, digest, read_json, sha256_of, write_json
+from losslens.core.files import atomic_file, atomic_folder, read_json, write_json
+from losslens.core.hashing import hash_file, hash_json
 
 pytestmark = pytest.mark.fast
 
@@ -50,7 +51,7 @@ def test_digests(tmp_path: Path) -> None:
     class Point:
         x: int
 
-    assert digest({"a": 1, "b": 2}, 8) == digest({"b": 2, "a": 1}, 8) != digest({"a": 1, "b": 3}, 8)
-    assert digest(Point(1), 8) == digest({"x": 1}, 8)
+    assert hash_json({"a": 1, "b": 2}, 8) == hash_json({"b": 2, "a": 1}, 8) != hash_json({"a": 1, "b": 3}, 8)
+    assert hash_json(Point(1), 8) == hash_json({"x": 1}, 8)
     (tmp_path / "empty").touch()
-    assert sha256_of(tmp_path / "empty").startswith("e3b0c44298fc1c14")  # of nothing, as is well known
+    assert hash_file(tmp_path / "empty").startswith("e3b0c44298fc1c14")  # of nothing, as is well known

@@ -17,8 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3MoeConfig, Qwen3MoeFo
 
 from losslens.analysis.named_bases import require_one_base
 from losslens.core.errors import InputError
-from losslens.models.adapters import LoraSettings, carrying, initial_adapter, require_targets
-from losslens.models.loading import LoadedModel, as_it_was
+from losslens.models.adapters import LoraSettings, initial_adapter, require_targets, with_adapter
+from losslens.models.loading import LoadedModel, preserved
 from losslens.updates import lora_config
 from losslens.updates.folder import open_adapter
 from tests.conftest import TINY, base_source, script
@@ -29,7 +29,7 @@ def plain(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plain LoRA adapter of the tiny student."""
     folder = tmp_path_factory.mktemp("adapters") / "plain"
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    with as_it_was(base.model), torch.random.fork_rng():
+    with preserved(base.model), torch.random.fork_rng():
         torch.manual_seed(1)
         get_peft_model(base.model, config).save_pretrained(folder)
     return folder
@@ -148,7 +148,7 @@ def test_a_pattern_that_peft_would_try_for_hours_is_not_handed_to_it(
     plain: Path, base: LoadedModel, tmp_path: Path
 ) -> None:
     x = changed(plain, tmp_path / "x", alpha_pattern={"(.+)+!": 3})
-    with pytest.raises(InputError, match="alpha_pattern"), carrying(base.model, x):
+    with pytest.raises(InputError, match="alpha_pattern"), with_adapter(base.model, x):
         pass
 
 

@@ -16,15 +16,23 @@ from typing import Any
 
 import pytest
 
-from losslens.analysis.cohort import find_runs, gather
-from losslens.config.schema import Server
+from losslens.analysis.cohort import find_runs, gather_cohort
+from losslens.config.data import Server
 from losslens.core import redaction
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError, ServerError
-from losslens.core.files import digest, read_json, read_object, read_parquet, write_json
-from losslens.evaluation.outcomes import SCHEMA, asked_of, is_scored, read_outcomes, scored_of, write_outcomes
+from losslens.core.files import read_json, read_object, read_parquet, write_json
+from losslens.core.hashing import hash_json
+from losslens.evaluation.outcomes import (
+    SCHEMA,
+    is_scored,
+    read_outcomes,
+    recorded_model_fingerprint,
+    task_fingerprint,
+    write_outcomes,
+)
 from losslens.models.loading import load_model, model_identity
-from losslens.rollouts.frozen import load
+from losslens.rollouts.frozen import load_rollouts
 from losslens.sampling.server import Decoding, Request, _completion, ask
 from tests.conftest import ROOT, TINY, base_source, cold, script, served_by
 from tests.test_server import asked, command
@@ -32,11 +40,12 @@ from tests.test_server import asked, command
 KEY = "sk-Very.Secret/Key+0123456789"
 TOKEN = "T0ken-in-the-path"
 SMALL = [
-    "data.train=12", "data.eval=6", "rollouts.policy=base", "rollouts.k=2", "rollouts.max_tokens=32",
+    "data.train_size=12", "data.eval_size=6", "rollouts.policy=base", "rollouts.samples_per_prompt=2",
+    "rollouts.max_tokens=32",
     "evaluation.max_tokens=16", "optim.max_steps=2", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2",
     "logger=none",
 ]  # fmt: skip
-ANALYSIS = ["logger=none", "connectivity.resamples=100", "connectivity.points=3", "held_out.problems=20"]
+ANALYSIS = ["logger=none", "connectivity.resamples=100", "connectivity.points=3", "probe_set.problems=20"]
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +98,7 @@ def test_a_manifest_that_names_code_runs_none(outputs: Path, tmp_path: Path) -> 
     script(
         "evaluate.py",
         "benchmark=arithmetic",
-        "benchmark.arithmetic.eval=3",
+        "benchmark.arithmetic.eval_size=3",
         "evaluation.max_tokens=16",
         f"output_dir={outputs}",
     )
@@ -124,9 +133,9 @@ def test_a_manifest_sends_no_key_to_a_server(
     edit(outputs, change)
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
-    assert "asked only when held_out.base_url names it" in outcome.stdout
+    assert "asked only when probe_set.base_url names it" in outcome.stdout
     assert not asked(log)
-    script("analyze.py", *ANALYSIS, f"output_dir={outputs}", f"held_out.base_url={url}", check=None)
+    script("analyze.py", *ANALYSIS, f"output_dir={outputs}", f"probe_set.base_url={url}", check=None)
     assert asked(log)
 
 
@@ -175,7 +184,7 @@ def test_trust_in_code_is_the_command_lines(with_code: Path, tmp_path: Path, mon
     cold("train.py", "-m", "method=sft,dft", *SMALL, *own, f"output_dir={outputs}")
     assert ran.exists()
     ran.unlink()
-    score = ["evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval=3", f"output_dir={outputs}"]
+    score = ["evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval_size=3", f"output_dir={outputs}"]
     assert "model.trust_remote_code=true" in one_line(script(*score, check=2), "evaluate.py")
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
     assert "trust_remote_code=true" in outcome.stdout
@@ -297,7 +306,7 @@ def test_a_json_file_that_is_none_is_refused_in_one_line(kind: str, tmp_path: Pa
 
 def compared(outputs: Path) -> None:
     """What `analyze.py` reads of the runs before it measures anything."""
-    gather(find_runs(outputs, ["main"], None), {})
+    gather_cohort(find_runs(outputs, ["main"], None), {})
 
 
 def test_a_damaged_run_is_refused_in_one_line(outputs: Path) -> None:
@@ -312,13 +321,13 @@ def test_a_damaged_run_is_refused_in_one_line(outputs: Path) -> None:
         (run / name).write_text(before)
     (run / "manifest.json").write_text(DAMAGED["deep"])
     outcome = script(
-        "evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2
+        "evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval_size=3", f"output_dir={outputs}", check=2
     )
     assert str(run / "manifest.json") in one_line(outcome, "evaluate.py")
 
 
 OTHER_TYPES: list[tuple[str, Any]] = [
-    ("config.lr.name", 5), ("config.lr.name", "a b"), ("config.lr.base", -1), ("config.lr.base", "x"),
+    ("config.lr.name", 5), ("config.lr.name", "a b"), ("config.lr.peak", -1), ("config.lr.peak", "x"),
     ("config.lr", []), ("config", "x"), ("config.lora_rank.r", []), ("rollouts", []), ("rollouts.folder", "../../x"),
     ("base", []), ("method", {}), ("identity", 3), ("training.steps", "many"), ("initial_adapter.folder", 7),
     ("config.seed", []), ("config.benchmark", 4), ("config.data.eval", "x"), ("adapter_sha256", 5),
@@ -348,8 +357,8 @@ def test_a_flipped_byte_in_a_parquet_file_is_one_line(outputs: Path, tmp_path: P
     [outcomes] = outputs.glob("main/sft-*/eval/*.parquet")
     told = []
     for file, read in (
-        (rollouts / "rollouts.parquet", lambda: load(rollouts)),
-        (outcomes, lambda: (read_outcomes(outcomes), asked_of(outcomes), is_scored(outcomes, "a", "b"))),
+        (rollouts / "rollouts.parquet", lambda: load_rollouts(rollouts)),
+        (outcomes, lambda: (read_outcomes(outcomes), task_fingerprint(outcomes), is_scored(outcomes, "a", "b"))),
     ):
         content = file.read_bytes()
         footer = int.from_bytes(content[-8:-4], "little") + 8
@@ -380,13 +389,13 @@ def test_what_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
         "a": ["abcd1234efgh x", ("ghp_abcdefgh",)], "Hunter2Hunter2": 1, "data": "arithmetic x1 word", "n": 2.5,
         "url": "http://u:p@h/v1?api_key=zzz&x=1", "proxy": "pass0word1", "root": str(ROOT),
     }  # fmt: skip
-    assert redaction.redacted(value) == {
+    assert redaction.without_secrets(value) == {
         "a": ["[redacted] x", ["[redacted]"]], "[redacted]": 1, "data": "arithmetic x1 word", "n": 2.5,
         "url": "http://[redacted]@h/v1?api_key=[redacted]&x=1", "proxy": "[redacted]", "root": str(ROOT),
     }  # fmt: skip
-    assert redaction.plain_address("https://u:p@h:8/abc/v1/deployments/x?k=v") == "https://h:8/…/v1/deployments/…"
-    assert redaction.plain_address("http://127.0.0.1:8000/v1") == "http://127.0.0.1:8000/v1"
-    assert redaction.printable("é\t\n\x1b[0m\x9b\u202e") == "é\t\n\\x1b[0m\\x9b\\u202e"
+    assert redaction.public_address("https://u:p@h:8/abc/v1/deployments/x?k=v") == "https://h:8/…/v1/deployments/…"
+    assert redaction.public_address("http://127.0.0.1:8000/v1") == "http://127.0.0.1:8000/v1"
+    assert redaction.escape_control("é\t\n\x1b[0m\x9b\u202e") == "é\t\n\\x1b[0m\\x9b\\u202e"
 
 
 SECRET = "Zx9Qw3Lk7Pm2Rt5vBn8a"
@@ -417,7 +426,7 @@ def test_an_address_hides_nothing_of_what_a_run_is(url: str, tmp_path: Path, mon
         base_url=url, model=model, api_key_env="NO", concurrency=1, attempts=1, timeout=9, token_ids="off", **settings
     )
     redaction.remember_address(url)
-    writer = {"server_model": model, "extra_body": redaction.nameable({"api_key": SECRET, "top_k": 5})}
+    writer = {"server_model": model, "extra_body": redaction.hash_secrets({"api_key": SECRET, "top_k": 5})}
     identity = {"method": {"name": "proj-rift"}, "base": {"path": model}, "rollouts": {"writer": writer}, "url": url}
     config = {
         "model": {"path": "meta-llama/Llama-3.2-1B", "target_modules": "attention"}, "method": {"name": "proj-rift"},
@@ -425,14 +434,14 @@ def test_an_address_hides_nothing_of_what_a_run_is(url: str, tmp_path: Path, mon
     }  # fmt: skip
     write_json(tmp_path / "manifest.json", {"run": "proj-rift-x", "identity": identity, "config": config})
     manifest = read_json(tmp_path / "manifest.json")
-    assert digest(manifest["identity"], 8) == digest(identity, 8)
-    assert manifest["config"]["rollouts"]["server"].pop("base_url") == redaction.plain_address(url)
+    assert hash_json(manifest["identity"], 8) == hash_json(identity, 8)
+    assert manifest["config"]["rollouts"]["server"].pop("base_url") == redaction.public_address(url)
     config["rollouts"]["server"].pop("base_url")
     assert manifest["config"] == config
     assert manifest["run"] == "proj-rift-x"
     assert SECRET not in json.dumps([writer, manifest["config"]])
-    assert SECRET not in url or SECRET not in redaction.redacted(f"{url}: no {SECRET}")
-    assert url == redaction.plain_address(url) or url not in redaction.redacted(f"x={url}/chat")
+    assert SECRET not in url or SECRET not in redaction.without_secrets(f"{url}: no {SECRET}")
+    assert url == redaction.public_address(url) or url not in redaction.without_secrets(f"x={url}/chat")
 
 
 @pytest.mark.parametrize("key", ["whatever", "not-needed", "sk-no-key-required", "12345678", "EMPTY", None, KEY])
@@ -456,9 +465,9 @@ def test_who_asked_and_answered_is_read_without_the_outcomes(tmp_path: Path, mon
     file = tmp_path / "x.parquet"
     write_outcomes(SCHEMA.empty_table().to_pandas(), file, "asked", "scored")
     monkeypatch.setattr("pyarrow.parquet.read_table", None)
-    assert (asked_of(file), scored_of(file)) == ("asked", "scored")
+    assert (task_fingerprint(file), recorded_model_fingerprint(file)) == ("asked", "scored")
     file.write_bytes(b"PAR1" + b"\xff" * 99 + b"PAR1")
     with pytest.raises(InputError, match=r"x\.parquet: not a readable parquet file"):
-        scored_of(file)
+        recorded_model_fingerprint(file)
     with pytest.raises(InputError, match="no such file"):
-        asked_of(tmp_path / "none.parquet")
+        task_fingerprint(tmp_path / "none.parquet")

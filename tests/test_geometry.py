@@ -19,7 +19,7 @@ from losslens.core.errors import InputError
 from losslens.measures.definitions.weight_space import cosine, effective_rank, orthogonal_share, stable_rank
 from losslens.measures.tables import layer_of
 from losslens.models.adapters import save_adapter
-from losslens.models.loading import LoadedModel, as_it_was
+from losslens.models.loading import LoadedModel, preserved
 from losslens.updates.base import pair_products
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
@@ -131,7 +131,7 @@ class TestAdapterFolders:
     )
     def test_the_update_is_what_peft_would_merge(self, options: dict, base: LoadedModel, tmp_path: Path) -> None:
         config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "v_proj"], init_lora_weights=False, **options)
-        with as_it_was(base.model):
+        with preserved(base.model):
             model = get_peft_model(base.model, config)
             save_adapter(model, tmp_path)
             deltas = {

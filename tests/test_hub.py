@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import EvaluateConfig, RolloutConfig, parse
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
+from losslens.config.parse import parse
 from losslens.core import hub
 from losslens.core.errors import InputError, UnavailableError
 from losslens.problems import ProblemSource
@@ -213,9 +215,9 @@ def test_without_the_hub_a_branch_is_what_the_local_copy_says(tmp_path: Path, mo
     (copy / "snapshots" / commit).mkdir(parents=True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
-    hub.commit_of.cache_clear()
-    assert hub.commit_of("model.path", "me/mine", None) == commit
+    hub.resolve_commit.cache_clear()
+    assert hub.resolve_commit("model.path", "me/mine", None) == commit
     assert hub.is_available("model.path", "me/mine", None)
     with pytest.raises(UnavailableError, match=r"model\.path=me/other"):
-        hub.commit_of("model.path", "me/other", None)
+        hub.resolve_commit("model.path", "me/other", None)
     assert not hub.is_available("model.path", "me/other", "v1")

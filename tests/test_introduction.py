@@ -9,17 +9,24 @@ from typing import Any
 import pytest
 
 from losslens.core.errors import InputError
-from losslens.losses import own_losses
-from losslens.losses.presentation import Introduction, as_told, introduce, introduction, own_introductions, tell
+from losslens.losses import builtin_losses
+from losslens.losses.presentation import (
+    Presentation,
+    builtin_presentations,
+    get_presentation,
+    manifest_entry,
+    presentation_of,
+    register_from_manifest,
+)
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.style import _OTHERS, METHODS, colour, in_order, name_of
+from losslens.tables.style import _OTHERS, METHODS, colour, in_plot_order, loss_title
 from losslens.tracking.logged_sweep import logged_sweep
 from tests.own_loss import Half
 from tests.slow_method import SlowSft
 
 pytestmark = pytest.mark.fast
 
-TOLD = as_told(Half(name="half"))
+TOLD = manifest_entry(Half(name="half"))
 
 
 def test_a_loss_outside_the_package_is_shown_as_it_says(tmp_path: Path) -> None:
@@ -27,9 +34,9 @@ def test_a_loss_outside_the_package_is_shown_as_it_says(tmp_path: Path) -> None:
     assert json.loads(json.dumps(TOLD)) == TOLD
     (tmp_path / "manifest.json").write_text(json.dumps({"losses": {"half": TOLD}}))
     AnalysisFolder(tmp_path)
-    assert (name_of("half"), colour("half")) == ("½ SFT", "#123456")
-    assert introduction("half").summary == "Half of supervised fine-tuning."
-    assert in_order(["half", "dpo", "sft"]) == ["sft", "dpo", "half"]
+    assert (loss_title("half"), colour("half")) == ("½ SFT", "#123456")
+    assert get_presentation("half").summary == "Half of supervised fine-tuning."
+    assert in_plot_order(["half", "dpo", "sft"]) == ["sft", "dpo", "half"]
 
 
 @pytest.mark.parametrize(
@@ -49,17 +56,17 @@ def test_a_loss_outside_the_package_is_shown_as_it_says(tmp_path: Path) -> None:
     ids=str,
 )
 def test_what_makes_no_sense_is_left_out(wrong: Any) -> None:
-    tell("odd", {**TOLD, **wrong})
+    register_from_manifest("odd", {**TOLD, **wrong})
     [field] = wrong
     instead = {"title": "odd", "place": None, "diagnostic_titles": {}}.get(field, "")
-    expected = {**Introduction(**TOLD).model_dump(), field: instead}
-    assert introduction("odd").model_dump() == expected
+    expected = {**Presentation(**TOLD).model_dump(), field: instead}
+    assert get_presentation("odd").model_dump() == expected
 
 
 @pytest.mark.parametrize("told", [{}, [], None, "half"])
 def test_what_is_no_introduction_is_none(told: Any) -> None:
-    tell("none", told)
-    assert introduction("none") == Introduction(title="none")
+    register_from_manifest("none", told)
+    assert get_presentation("none") == Presentation(title="none")
 
 
 @pytest.mark.parametrize(
@@ -73,24 +80,24 @@ def test_what_is_no_introduction_is_none(told: Any) -> None:
 def test_a_loss_that_introduces_itself_badly_is_told_so_at_the_start(wrong: dict[str, str], message: str) -> None:
     kind = type("Wrong", (Half,), wrong)
     with pytest.raises(InputError, match=message):
-        introduce(kind(name="half"))
+        presentation_of(kind(name="half"))
 
 
 def test_nobody_speaks_for_losslens_own(tmp_path: Path) -> None:
-    tell("sft", {**TOLD, "title": "RFT"})
-    assert name_of("sft") == "SFT"
-    assert list(own_introductions())[:2] == ["sft", "rft"]
-    assert own_introductions().keys() == own_losses().keys()
+    register_from_manifest("sft", {**TOLD, "title": "RFT"})
+    assert loss_title("sft") == "SFT"
+    assert list(builtin_presentations())[:2] == ["sft", "rft"]
+    assert builtin_presentations().keys() == builtin_losses().keys()
 
 
 def test_a_title_steers_no_terminal() -> None:
-    tell("steers", {**TOLD, "title": "a\x1b]0;x\x07b\u202e"})
-    assert name_of("steers") == "a]0;xb"
+    register_from_manifest("steers", {**TOLD, "title": "a\x1b]0;x\x07b\u202e"})
+    assert loss_title("steers") == "a]0;xb"
 
 
 def test_one_made_of_losslens_own_is_another() -> None:
-    assert introduce(SlowSft(name="slow_sft")) == Introduction(title="slow_sft")
-    assert introduce(own_losses()["simpo"](name="simpo")) == own_introductions()["simpo"]
+    assert presentation_of(SlowSft(name="slow_sft")) == Presentation(title="slow_sft")
+    assert presentation_of(builtin_losses()["simpo"](name="simpo")) == builtin_presentations()["simpo"]
 
 
 def test_colours_of_losses_without_one_are_nobodys() -> None:
@@ -105,4 +112,4 @@ def test_a_dashboard_knows_it_from_the_runs(tmp_path: Path) -> None:
     (folder / "status.json").write_text('{"state": "completed"}')
     (folder / "manifest.json").write_text(json.dumps({**manifest, "loss": {**TOLD, "title": "Third"}}))
     [run] = logged_sweep(tmp_path, "main").runs
-    assert (name_of(run.method), colour(run.method)) == ("Third", "#123456")
+    assert (loss_title(run.method), colour(run.method)) == ("Third", "#123456")

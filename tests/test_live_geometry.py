@@ -17,11 +17,11 @@ from losslens.losses import Batch
 from losslens.losses.dft import Dft
 from losslens.losses.grpo import Grpo
 from losslens.losses.sft import Sft
-from losslens.measures import of_weights
+from losslens.measures import weight_measures
 from losslens.measures.comparison import compare
 from losslens.measures.definitions.weight_space import effective_rank, stable_rank
 from losslens.measures.tables import Compared, weight_tables
-from losslens.measures.tracking import LiveGeometry
+from losslens.measures.tracking import WeightTracker
 from losslens.models.loading import LoadedModel
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
@@ -43,7 +43,7 @@ def one(b: list[float], a: list[float], scale: float = 1.0) -> dict[str, LoraUpd
 
 def test_by_hand() -> None:
     """ΔW = 0, then 2·(3, 0)ᵀ(1, 0), then 2·(3, 4)ᵀ(1, 0), against (0, 5)ᵀ(0, 1) + nothing."""
-    live = LiveGeometry(one([0, 0], [1, 1]), {"other": one([0, 5], [1, 0])}, ["layers.3.q_proj"])
+    live = WeightTracker(one([0, 0], [1, 1]), {"other": one([0, 5], [1, 0])}, ["layers.3.q_proj"])
     nothing = live.measure(one([0, 0], [1, 1], 2.0))
     assert nothing == {
         "norm": 0.0, "norm/layer_3": 0.0, "norm/q_proj": 0.0, "drift_min": pytest.approx(0, abs=1e-6),
@@ -70,7 +70,7 @@ def test_by_hand() -> None:
 def test_is_the_dense_computation(seed: int) -> None:
     rng = np.random.default_rng(seed)
     points, other = [point(rng) for _ in range(3)], point(rng, 3)
-    live = LiveGeometry(START, {"other": other}, list(SHAPES))
+    live = WeightTracker(START, {"other": other}, list(SHAPES))
     [_, _, found] = [live.measure(each) for each in points]
     p, q, r, o = ({module: delta.dense() for module, delta in each.items()} for each in (*points, other))
 
@@ -117,7 +117,7 @@ def test_a_turn_of_the_factors_changes_nothing() -> None:
     before, now, other = point(rng), point(rng), point(rng)
     turn = rng.standard_normal((2, 2))
     turned = {m: LoraUpdate(d.b @ turn, np.linalg.inv(turn) @ d.a, d.scale) for m, d in now.items()}
-    plain, other_way = (LiveGeometry(START, {"other": other}, list(SHAPES)) for _ in range(2))
+    plain, other_way = (WeightTracker(START, {"other": other}, list(SHAPES)) for _ in range(2))
     for live in (plain, other_way):
         live.measure(before)
     assert other_way.measure(turned) == pytest.approx(plain.measure(now), rel=1e-9, abs=1e-7)
@@ -149,7 +149,7 @@ def test_a_run_logs_what_analyze_finds_in_its_adapter(
     for name in ("effective_rank", "stable_rank", "drift_min", "drift_max"):
         assert logged.pop(name) == pytest.approx(run[name], rel=1e-9)
     assert logged.pop("cosine_to_sft") == pytest.approx(pair["cosine"], rel=1e-12)
-    for measure in of_weights("main")[1:]:
+    for measure in weight_measures("main")[1:]:
         assert logged.pop(f"{measure.name}_to_sft") == pytest.approx(pair[measure.name], rel=1e-9)
     of_modules = tables.run_modules[tables.run_modules["run"] == "grpo"]
     for layer, rows in of_modules.groupby("layer"):

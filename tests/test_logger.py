@@ -13,18 +13,18 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from losslens.config.schema import Logger
+from losslens.config.tracking import Logger
 from losslens.core.preemption import Preempted
-from losslens.core.redaction import shareable
-from losslens.tracking.session import About, session
+from losslens.core.redaction import redact
+from losslens.tracking.session import RunInfo, session
 
 pytestmark = pytest.mark.fast
 
 OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True, references="auto")
 
 
-def about(name: str, **config: Any) -> About:
-    return About("sweep", "train", name, ["sft", "r8"], config)
+def about(name: str, **config: Any) -> RunInfo:
+    return RunInfo("sweep", "train", name, ["sft", "r8"], config)
 
 
 def records(folder: Path) -> list[wandb_internal_pb2.Record]:
@@ -162,7 +162,7 @@ def test_nothing_of_the_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_only_the_home_folder_itself_is_shortened(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/al")
-    assert shareable({"a": ["/home/al/x", "/home/alice/x", "at /home/al: no"], "b": 1}) == {
+    assert redact({"a": ["/home/al/x", "/home/alice/x", "at /home/al: no"], "b": 1}) == {
         "a": ["~/x", "/home/alice/x", "at ~: no"],
         "b": 1,
     }
@@ -171,7 +171,7 @@ def test_only_the_home_folder_itself_is_shortened(monkeypatch: pytest.MonkeyPatc
 def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as for a number of a container that has no name
-    assert shareable("/home/al/x") == "/home/al/x"
+    assert redact("/home/al/x") == "/home/al/x"
 
 
 def test_none_writes_nothing(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 import wandb
 
 from losslens.tracking.artifacts import log
-from losslens.tracking.identity import fitted
-from losslens.tracking.session import About, session
+from losslens.tracking.identity import fit_name
+from losslens.tracking.session import RunInfo, session
 from tests.test_logger import OFFLINE, about, records
 
 pytestmark = pytest.mark.fast
@@ -75,7 +75,7 @@ def test_long_names_are_logged(tmp_path: Path) -> None:
     for name in names:
         folder = tmp_path / name[-1]
         folder.mkdir()
-        with session(OFFLINE, tmp_path, folder, About(name, "train", name, [name, "r8"], {"run": name})) as told:
+        with session(OFFLINE, tmp_path, folder, RunInfo(name, "train", name, [name, "r8"], {"run": name})) as told:
             log(told, "adapter", name, folder, [])
         found = records(folder)
         [run] = [record.run for record in found if record.HasField("run")]
@@ -91,5 +91,5 @@ def test_long_names_are_logged(tmp_path: Path) -> None:
 
 
 def test_what_fits_stays() -> None:
-    assert fitted("x" * 64, 64) == "x" * 64
-    assert len(fitted("x" * 65, 64)) == 64
+    assert fit_name("x" * 64, 64) == "x" * 64
+    assert len(fit_name("x" * 65, 64)) == 64

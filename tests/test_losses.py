@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from trl.experimental.cpo import CPOTrainer
 
 from losslens.core.errors import InputError
-from losslens.losses import Batch, Loss, own_losses
+from losslens.losses import Batch, Loss, builtin_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
 from losslens.losses.grpo import Grpo, group_advantages
@@ -171,7 +171,7 @@ class TestRift:
         assert RIFT.bounded
 
     def test_options(self) -> None:
-        for wrong in ({"form": "other"}, {"reward_right": -1}, {"reward_wrong": 0.5}, {"extra": 1}):
+        for wrong in ({"form": "other"}, {"reward_correct": -1}, {"reward_incorrect": 0.5}, {"extra": 1}):
             with pytest.raises(ValidationError):
                 Rift(name="rift", **wrong)
 
@@ -209,7 +209,7 @@ class TestGrpo:
     def test_prob_weight(self) -> None:
         """−0.6·(½ + ¼) + 0.4·⅛ = −0.4; the weight is Â·π, DFT's times the advantage."""
         batch = batch_of(*RIGHT_AND_WRONG, advantage=[0.6, -0.4])
-        loss = Grpo(name="grpo", prob_weight=True)
+        loss = Grpo(name="grpo", weight_by="prob")
         assert total(loss, batch).item() == pytest.approx(-0.4)
         assert pull(loss, batch)[0] == pytest.approx([0.3, 0.15])
         assert pull(loss, batch)[1] == pytest.approx([-0.05, 0])
@@ -360,10 +360,10 @@ class TestRftRows:
         assert Rft(name="rft").select(self.table).equals(self.table)
 
     def test_filter_drops_wrong_rows(self) -> None:
-        assert list(Rft(name="rft", wrong="filter").select(self.table).index) == [5, 6, 8]
+        assert list(Rft(name="rft", incorrect="drop").select(self.table).index) == [5, 6, 8]
 
     def test_deduplicate_counts_a_prompts_solution_once(self) -> None:
-        assert list(Rft(name="rft", wrong="filter", deduplicate=True).select(self.table).index) == [5, 8]
+        assert list(Rft(name="rft", incorrect="drop", deduplicate=True).select(self.table).index) == [5, 8]
         assert list(Rft(name="rft", deduplicate=True).select(self.table)["reward"]) == [1, 0, 0, 1]
 
     def test_refuses_rollouts_without_a_right_one(self) -> None:
@@ -374,7 +374,7 @@ class TestRftRows:
 def variants() -> dict[str, Loss]:
     """Every loss, and every value of its options that chooses among formulas."""
     found: dict[str, Loss] = {}
-    for name, kind in own_losses().items():
+    for name, kind in builtin_losses().items():
         found[name] = kind(name=name)
         for option, about in kind.model_fields.items():
             if option == "name":
@@ -428,7 +428,7 @@ def test_no_two_losses_pull_alike() -> None:
     alike = {pair for pair in combinations(pulls, 2) if np.allclose(pulls[pair[0]], pulls[pair[1]], atol=1e-9)}
     # What decides which rollouts it learns from, or how their advantages are made, moves no weight of a given batch,
     # and λ is of the affine form.
-    elsewhere = ("wrong=filter", "deduplicate", "pairs=", "bias", "std_norm", "affine_lambda")
+    elsewhere = ("incorrect=drop", "deduplicate", "pairs=", "bias", "std_norm", "affine_lambda")
     assert {pair for pair in alike if not any(word in name for word in elsewhere for name in pair)} == set()
     assert ("dpo", "dpo pairs=all") in alike
 
@@ -447,7 +447,7 @@ def test_padding_changes_no_loss(loss: Loss) -> None:
     assert total(loss, dataclasses.replace(batch, **wider)).item() == pytest.approx(total(loss, batch).item())
 
 
-@pytest.mark.parametrize("kind", own_losses().values(), ids=own_losses())
+@pytest.mark.parametrize("kind", builtin_losses().values(), ids=builtin_losses())
 def test_every_loss_introduces_itself(kind: type[Loss]) -> None:
     assert kind.title
     assert kind.summary.endswith(".")

@@ -13,10 +13,19 @@ from losslens.analysis.accuracy import RUN_COLUMNS
 from losslens.analysis.arm_summary import COLUMNS as ABLATION_COLUMNS
 from losslens.analysis.console import show
 from losslens.analysis.repeats import COLUMNS as ARM_PAIR_COLUMNS
-from losslens.measures import RunMeasure, WeightMeasure, measure_of, of_functions, of_pairs, of_runs, of_weights, terms
+from losslens.measures import (
+    RunMeasure,
+    WeightMeasure,
+    function_measures,
+    get_measure,
+    glossary_terms,
+    pair_measures,
+    run_measures,
+    weight_measures,
+)
 from losslens.measures.comparison import compare
 from losslens.measures.tables import Compared, WeightTables, weight_tables
-from losslens.measures.tracking import LiveGeometry
+from losslens.measures.tracking import WeightTracker
 from losslens.tracking.panels import GEOMETRY, TO_REFERENCE
 from losslens.updates.lora import LoraUpdate
 from tools.measure_reference import written
@@ -53,12 +62,12 @@ def found() -> WeightTables:
     return tables({"a": first, "again": first, "b": adapter(1), "other rank": adapter(2, 2)})
 
 
-@pytest.mark.parametrize("measure", of_weights(), ids=lambda m: m.name)
+@pytest.mark.parametrize("measure", weight_measures(), ids=lambda m: m.name)
 class TestWeights:
     def test_identical_updates(self, measure: WeightMeasure, found: WeightTables) -> None:
         for table in (found.pairs, found.layers, found.modules):
             if measure.name not in table:
-                assert measure not in of_weights("more")
+                assert measure not in weight_measures("more")
                 continue
             same = table[(table["run_a"] == "a") & (table["run_b"] == "again")]
             assert same[measure.name].to_numpy() == pytest.approx(measure.identical, abs=1e-6)
@@ -71,7 +80,7 @@ class TestWeights:
 
     def test_of_one_module_it_is_the_modules(self, measure: WeightMeasure, found: WeightTables) -> None:
         """Layer 1 has one module."""
-        if measure not in of_weights("more"):
+        if measure not in weight_measures("more"):
             assert measure.name not in found.layers
             return
         keys = ["run_a", "run_b"]
@@ -90,19 +99,19 @@ def test_an_update_of_zero_shows_nothing() -> None:
     found = tables({"a": adapter(1), "nothing": nothing})
     zero = found.runs.set_index("run").loc["nothing"]
     assert zero["norm"] == 0
-    assert zero[[m.name for m in of_runs() if m.name != "norm" and not m.needs_base]].isna().all()
-    assert found.pairs[[m.name for m in of_weights()]].isna().all(axis=None)
+    assert zero[[m.name for m in run_measures() if m.name != "norm" and not m.needs_base]].isna().all()
+    assert found.pairs[[m.name for m in weight_measures()]].isna().all(axis=None)
 
 
 def test_every_measure_has_its_columns(found: WeightTables) -> None:
-    for measure in of_runs():
+    for measure in run_measures():
         assert measure.name in found.runs
         assert measure.name in found.run_modules
         assert measure.name in RUN_COLUMNS
         assert {measure.name, f"{measure.name}_std"} <= set(ABLATION_COLUMNS)
-    for measure in of_pairs():
+    for measure in pair_measures():
         assert {f"{measure.name}{end}" for end in measure.endings} <= set(ARM_PAIR_COLUMNS)
-    for measure in of_pairs("main"):
+    for measure in pair_measures("main"):
         assert {f"{measure.name}_to_sft{end}" for end in measure.endings} <= set(ABLATION_COLUMNS)
 
 
@@ -115,41 +124,41 @@ def test_the_terminal_shows_the_main_ones(capsys: pytest.CaptureFixture[str], mo
     pairs = pd.DataFrame([pair | {"pairing": "same init", "cosine_verdict": "related"}])
     show(runs.assign(diverged=""), pairs.assign(accuracy_diff=np.nan), pd.DataFrame({"seeds": [1]}), {})
     shown = " ".join(re.sub(r"\x1b\[[0-9;]*m", " ", capsys.readouterr().out).split())
-    for measure in (*of_runs("more"), *of_pairs("main")):
+    for measure in (*run_measures("more"), *pair_measures("main")):
         assert f"{measure.heading} " in shown, measure.name
 
 
 def test_what_is_logged_has_its_panel() -> None:
-    live = LiveGeometry(adapter(0), {"sft": adapter(1)}, list(SHAPES)).measure(adapter(2))
-    for measure in of_runs():
+    live = WeightTracker(adapter(0), {"sft": adapter(1)}, list(SHAPES)).measure(adapter(2))
+    for measure in run_measures():
         assert (measure.name in live) == (not measure.needs_base)
         assert (f"geometry/{measure.name}" in GEOMETRY) == (not measure.needs_base)
-    for measure in of_weights():
-        assert (f"{measure.name}_to_sft" in live) == (measure in of_weights("main"))
-        assert (f"geometry/{measure.name}_to_" in TO_REFERENCE) == (measure in of_weights("main"))
+    for measure in weight_measures():
+        assert (f"{measure.name}_to_sft" in live) == (measure in weight_measures("main"))
+        assert (f"geometry/{measure.name}_to_" in TO_REFERENCE) == (measure in weight_measures("main"))
 
 
 @pytest.mark.parametrize("page", ["measures.md", "metrics.md"])
 def test_the_reference_is_what_the_measures_say(page: str) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert written(text) == text, "out of date: make docs"
-    for measure in (*of_runs(), *of_pairs()) if page == "measures.md" else ():
+    for measure in (*run_measures(), *pair_measures()) if page == "measures.md" else ():
         assert f"| `{measure.name}` |" in text
 
 
 def test_each_is_told_once_and_fully() -> None:
-    measures = [*of_runs(), *of_weights(), *of_functions()]
+    measures = [*run_measures(), *weight_measures(), *function_measures()]
     assert len({m.place for m in measures}) == len({m.label for m in measures}) == len(measures)
     for measure in measures:
         assert measure.definition
-        assert (measure.term or measure.label) in terms() or measure.tier != "main"
+        assert (measure.term or measure.label) in glossary_terms() or measure.tier != "main"
     with pytest.raises(StopIteration):
-        measure_of("nobody")
-    assert isinstance(measure_of("norm"), RunMeasure)
+        get_measure("nobody")
+    assert isinstance(get_measure("norm"), RunMeasure)
 
 
 def test_numbers_are_written_by_their_unit() -> None:
     shown = {"cosine": (-0.10449, "−0.104"), "angle_min_left": (17.66, "17.7°"), "relative_norm": (0.0176, "1.8%")}
     for name, (value, text) in shown.items():
-        assert measure_of(name).show(value) == text
-    assert measure_of("norm").show(float("nan")) == "–"
+        assert get_measure(name).show(value) == text
+    assert get_measure("norm").show(float("nan")) == "–"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.rollouts.frozen import freeze
 from tests.conftest import OPTIM, ROOT, command, script
 
@@ -30,7 +30,7 @@ def test_the_quickest_way_is_tried_first(
     micro_batch: int | str, checkpointing: bool | str, ways: list[tuple[int, bool]]
 ) -> None:
     optim = Optim(**{**OPTIM, "batch_size": 6, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing})
-    assert optim.ways() == ways
+    assert optim.microbatch_plans() == ways
 
 
 # Runs train.py in a process whose address space ends `sys.argv[1]` MiB above what torch and the model take.
@@ -61,9 +61,9 @@ def test_what_does_not_fit_is_trained_in_pieces_to_the_same_adapter(rollouts: pd
     frozen = freeze(long, tmp_path / "given", "long", {})
     line = [
         f"rollouts.path={frozen}",
-        "data.eval=2",
+        "data.eval_size=2",
         "optim.max_steps=2",
-        "optim.warmup=0",
+        "optim.warmup_ratio=0",
         "optim.batch_size=32",
         "logger=none",
     ]

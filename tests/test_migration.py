@@ -17,23 +17,25 @@ import pytest
 from filelock import FileLock
 
 from losslens.analysis.arms import arms_of
-from losslens.analysis.cohort import find_runs, gather
+from losslens.analysis.cohort import find_runs, gather_cohort
 from losslens.analysis.manifests import RunFacts, StartedFacts, read_facts
 from losslens.core.errors import InputError
-from losslens.core.files import digest, write_json
-from losslens.losses import own_losses
-from losslens.models.adapters import adapter_sha256
+from losslens.core.files import write_json
+from losslens.core.hashing import hash_json
+from losslens.losses import builtin_losses
+from losslens.models.adapters import adapter_fingerprint
 from losslens.pipeline import migration
 from losslens.pipeline.migration import migrate
 from losslens.runs.integrity import bound_to, require_format
 from losslens.runs.run import Run, runs_of
 from losslens.scheduling.slurm.cluster import JobState
-from losslens.scheduling.status import Standing
+from losslens.scheduling.status import RunStatus
 from losslens.training import callbacks
 from tests.conftest import script
 
 SMALL = [
-    "data.train=12", "data.eval=4", "rollouts.k=4", "rollouts.max_tokens=48", "rollouts.seed=1",
+    "data.train_size=12", "data.eval_size=4", "rollouts.samples_per_prompt=4", "rollouts.max_tokens=48",
+    "rollouts.seed=1",
     "evaluation.max_tokens=48", "optim.max_steps=4", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2",
     "logger=none", "lora_rank.r=1",
 ]  # fmt: skip
@@ -56,7 +58,7 @@ def adapters(outputs: Path) -> dict[str, str]:
     found = {}
     for file in outputs.glob("main/**/adapter_model.safetensors"):
         run, *place = file.relative_to(outputs / "main").parts
-        found["/".join([run.partition("-")[0], *place])] = adapter_sha256(file.parent)
+        found["/".join([run.partition("-")[0], *place])] = adapter_fingerprint(file.parent)
     return found
 
 
@@ -83,14 +85,14 @@ def test_the_same_commands_know_them(outputs: Path) -> None:
     for method in ("sft", "dpo", "grpo"):
         run = of(outputs, method)
         facts = read_facts(run, RunFacts)
-        assert facts.adapter_sha256 == adapter_sha256(run.adapter)
+        assert facts.adapter_sha256 == adapter_fingerprint(run.adapter)
         assert run.is_trained()
         assert all(snapshot.is_trained() for snapshot in run.snapshots.values())
         assert {snapshot.manifest["run"] for snapshot in run.snapshots.values()} <= {bound_to(run.manifest)}
     assert of(outputs, "grpo").manifest["identity"]["method"] == {"name": "grpo", "version": 1, "bias": 0.2}
     line = ["train.py", *SMALL, f"output_dir={outputs}"]
     again = script("train.py", "-m", *line[1:], "method=sft,dpo", "optim.snapshot_steps=2").stdout
-    again += script(*line, "method=grpo", "method.bias=0.2", "optim.warmup=0.1").stdout
+    again += script(*line, "method=grpo", "method.bias=0.2", "optim.warmup_ratio=0.1").stdout
     assert again.count(": skipped") == 3
     assert ": completed" not in again
     script(*line, "method=rft", "optim.max_steps=12")
@@ -108,7 +110,7 @@ def test_a_factor_for_each_kind_of_loss(outputs: Path) -> None:
         assert manifest["config"]["lr"].pop("factor") is None
         manifest["config"]["lr"] |= {"pointwise_factor": 1.0, "pairwise_factor": 0.1}
         write_json(run.folder / "manifest.json", {**manifest, "pairwise": manifest["method"] == "dpo"})
-    arms = arms_of(gather(find_runs(outputs, ["main"], None), {}))
+    arms = arms_of(gather_cohort(find_runs(outputs, ["main"], None), {}))
     found = {arm.method: (arm.learning_rate, arm.learning_rates, arm.at_conventional_rate) for arm in arms}
     usual = (1e-3, ["conventional"], True)
     assert found == {"sft": usual, "grpo": usual, "dpo": (1e-4, ["conventional"], True)}
@@ -178,16 +180,16 @@ def test_other_commands_say_how_they_are_taken_over(outputs: Path) -> None:
 def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are taken over meanwhile, and it later, as it is then."""
     held, queued, before = of(outputs, "rft"), of(outputs, "dpo"), tree(outputs)
-    asked = migration.standings
+    asked = migration.run_statuses
 
-    def told(runs: Any) -> list[Standing]:
+    def told(runs: Any) -> list[RunStatus]:
         live = JobState("PENDING", "Priority")
         return [
             replace(each, slurm=live, status={"state": "queued"}) if each.run == queued else each
             for each in asked(runs)
         ]
 
-    monkeypatch.setattr(migration, "standings", told)
+    monkeypatch.setattr(migration, "run_statuses", told)
     with FileLock(held.lock_file):
         left = {each.run: each.left for each in migrate(outputs, "main") if each.left}
     assert left.keys() == {held.name, queued.name}
@@ -250,7 +252,7 @@ def renamed(run: Run, **section: Any) -> Run:
     """The run as it would be, had its loss been another one."""
     manifest = json.loads((run.folder / "manifest.json").read_text())
     manifest["identity"]["method"] = manifest["config"]["method"] = section
-    manifest["run"] = f"{run.name.rpartition('-')[0]}-{digest(manifest['identity'], 8)}"
+    manifest["run"] = f"{run.name.rpartition('-')[0]}-{hash_json(manifest['identity'], 8)}"
     (run.folder / "manifest.json").write_text(json.dumps(manifest))
     return Run(run.folder.rename(run.folder.with_name(manifest["run"])))
 
@@ -278,7 +280,7 @@ def test_runs_of_version_2_stay_what_they_were_trained_on(outputs: Path) -> None
     run = of(outputs, "dpo")
     manifest = run.manifest
     manifest["identity"]["version"] = 2
-    manifest["run"] = f"{run.name.rpartition('-')[0]}-{digest(manifest['identity'], 8)}"
+    manifest["run"] = f"{run.name.rpartition('-')[0]}-{hash_json(manifest['identity'], 8)}"
     write_json(run.folder / "manifest.json", manifest)
     run.folder.rename(run.folder.with_name(manifest["run"]))
     migrate(outputs, "main")
@@ -309,7 +311,7 @@ def test_a_strangers_folder_gets_no_name_that_is_not_its_own(outputs: Path, chan
 @pytest.mark.parametrize("identity", [[], {"version": 3}, {"version": 3, "method": 1, "optim": {}, "lora": {}}])
 def test_an_identity_that_is_none(outputs: Path, identity: Any) -> None:
     run = of(outputs, "sft")
-    folder = run.folder.with_name(f"sft-conventional-r1-tiny-s42-{digest(identity, 8)}")
+    folder = run.folder.with_name(f"sft-conventional-r1-tiny-s42-{hash_json(identity, 8)}")
     write_json(run.folder / "manifest.json", {**run.manifest, "identity": identity})
     run.folder.rename(folder)
     (moved,) = [each for each in migrate(outputs, "main") if each.left]
@@ -330,7 +332,7 @@ def test_classes_that_are_no_losses_are_refused(outputs: Path) -> None:
 
 def test_what_an_older_version_of_a_loss_made_can_still_be_read(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     migrate(outputs, "main")
-    monkeypatch.setattr(own_losses()["grpo"], "version", 2)
+    monkeypatch.setattr(builtin_losses()["grpo"], "version", 2)
     assert read_facts(of(outputs, "grpo"), RunFacts).options["bias"] == 0.2
     manifest = of(outputs, "grpo").manifest
     for change in ({"config": {**manifest["config"], "method": 5}}, {"options": {**manifest["options"], "bias": 0.3}}):

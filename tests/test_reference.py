@@ -14,7 +14,7 @@ from losslens.core.errors import InputError
 from losslens.losses import Loss
 from losslens.losses.dpo import Dpo
 from losslens.losses.grpo import Grpo
-from losslens.models.adapters import adapter_sha256
+from losslens.models.adapters import adapter_fingerprint
 from losslens.models.loading import LoadedModel
 from losslens.training.reference import ReferenceCache
 from losslens.training.trainer import LossTrainer
@@ -44,7 +44,7 @@ def ran(loss: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, 
     folder.mkdir()
     plan = make_plan(loss, max_steps=6, batch_size=8)
     train_frozen(plan, base, tokenised, folder, reference=ReferenceCache(cache, ABOUT))
-    return adapter_sha256(folder / "adapter")
+    return adapter_fingerprint(folder / "adapter")
 
 
 def test_each_rollout_is_scored_once_for_all_runs(

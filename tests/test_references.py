@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
-from losslens.models.adapters import adapter_sha256
-from losslens.runs.reference_adapters import described, references_of
+from losslens.models.adapters import adapter_fingerprint
+from losslens.runs.reference_adapters import describe_references, references_of
 from losslens.runs.run import Run
 
 pytestmark = pytest.mark.fast
@@ -35,7 +35,7 @@ def finished(sweep: Path, name: str, state: str = "completed", into: int = 4, **
     run = Run(sweep / name)
     peft_folder(run.adapter, into)
     write_json(run.folder / "status.json", {"state": state})
-    content = {**MANIFEST, "method": "sft", "adapter_sha256": adapter_sha256(run.adapter), **manifest}
+    content = {**MANIFEST, "method": "sft", "adapter_sha256": adapter_fingerprint(run.adapter), **manifest}
     write_json(run.folder / "manifest.json", content)
     return run
 
@@ -75,7 +75,9 @@ def test_the_sft_run_that_differs_least(run: Run, initial: Path) -> None:
     finished(sweep, "z-same")
     assert chosen() == "z-same"
     # A run that goes on is compared with what it was compared with.
-    write_json(run.folder / "manifest.json", {"references": described({"sft": sweep / "c-other-seed" / "adapter"})})
+    write_json(
+        run.folder / "manifest.json", {"references": describe_references({"sft": sweep / "c-other-seed" / "adapter"})}
+    )
     assert chosen() == "c-other-seed"
     shutil.rmtree(sweep / "c-other-seed")
     assert chosen() == "z-same"
@@ -103,17 +105,23 @@ def test_those_that_are_named(run: Run, initial: Path, tmp_path: Path) -> None:
     asked = {"sft": "sft-s1", "theirs": str(elsewhere), "rft": str(other_run.folder)}
     found = references_of(asked, run, initial, MANIFEST)
     assert found == {"sft": sibling.adapter, "theirs": elsewhere, "rft": other_run.adapter}
-    assert described(found)["theirs"] == {"name": "elsewhere", "adapter_sha256": adapter_sha256(elsewhere)}
-    assert described(found)["rft"]["name"] == "rft"
+    assert describe_references(found)["theirs"] == {
+        "name": "elsewhere",
+        "adapter_sha256": adapter_fingerprint(elsewhere),
+    }
+    assert describe_references(found)["rft"]["name"] == "rft"
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"sft": "nowhere"}, "logger.references.sft: no adapter of a finished run and no PEFT folder: nowhere"),
-        ({"sft": "other"}, "logger.references.sft: other is not on the modules of this run"),
-        ({"a/b": "other"}, "logger.references: 'a/b'"),
-        ({"previous": "other"}, "logger.references.previous: cosine"),
+        (
+            {"sft": "nowhere"},
+            "weight_tracking.references.sft: no adapter of a finished run and no PEFT folder: nowhere",
+        ),
+        ({"sft": "other"}, "weight_tracking.references.sft: other is not on the modules of this run"),
+        ({"a/b": "other"}, "weight_tracking.references: 'a/b'"),
+        ({"previous": "other"}, "weight_tracking.references.previous: cosine"),
     ],
 )
 def test_what_cannot_be_compared_with_is_refused(asked: dict[str, str], message: str, run: Run, initial: Path) -> None:

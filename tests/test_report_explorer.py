@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs_version
 from benchmarks.made_analysis import make_analysis
 from losslens.analysis.repeats import arm_pairs
 from losslens.core.errors import InputError
-from losslens.measures import of_weights
+from losslens.measures import weight_measures
 from losslens.report import explorer_data, page
 from losslens.report.binary_pack import Packed
 from losslens.report.explorer_index import find_modules, find_runs
@@ -158,7 +158,7 @@ def test_modules_are_named_by_layer_and_projection() -> None:
 
 
 def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a_pair = 12 * len(explorer_data._of_modules()) + 3 * len(explorer_data._columns(of_weights("more")))
+    a_pair = 12 * len(explorer_data._of_modules()) + 3 * len(explorer_data._columns(weight_measures("more")))
     monkeypatch.setattr(explorer_data, "_MOST_NUMBERS", 5 * a_pair)
     monkeypatch.setattr(explorer_data, "_MOST_ANGLES", 2 * 12 * 2 * 4)
     section = explorer.section(AnalysisFolder(folder))
@@ -175,7 +175,7 @@ def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypa
 
 
 def test_no_table_no_explorer(folder: Path) -> None:
-    for name in ("cka.csv", "connectivity.csv", "map.csv", "layers.csv"):
+    for name in ("cka.csv", "connectivity.csv", "mds.csv", "layers.csv"):
         (folder / name).unlink()
     found = explorer_of(folder)
     assert (found["cka"]["keys"], found["curves"]["pairs"]) == ([], [])

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losslens.losses.presentation import own_introductions
+from losslens.losses.presentation import builtin_presentations
 from losslens.report import names
-from losslens.tables.descriptions import about, glossary
-from losslens.tables.style import METHODS, Looks, colour
+from losslens.tables.descriptions import describe, glossary
+from losslens.tables.style import METHODS, PlotStyles, colour
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.fast
@@ -68,7 +68,7 @@ def test_the_difference_of_two_colours_is_that_of_the_paper() -> None:
 
 @pytest.mark.parametrize("reader", SEEN)
 def test_the_colours_of_the_papers_losses_are_told_apart(reader: str) -> None:
-    papers = [name for name, known in own_introductions().items() if known.place in range(1, 7)]
+    papers = [name for name, known in builtin_presentations().items() if known.place in range(1, 7)]
     assert len(papers) == 6
     seen = {method: lab(np.array(SEEN[reader]) @ linear(colour(method))) for method in papers}
     apart = {(a, b): difference(seen[a], seen[b]) for a, b in itertools.combinations(seen, 2)}
@@ -86,7 +86,7 @@ def test_twenty_losses_look_different_without_a_colour_too() -> None:
         [(f"own-{number}", f"own-{number}") for number in range(20)],
         [(f"{method}-{number}", method) for method in ("sft", "another") for number in range(20)],
     ):
-        looks = Looks(losses)
+        looks = PlotStyles(losses)
         found = [looks.of(*loss) for loss in losses]
         assert len({(look.colour, look.dash, look.symbol) for look in found}) == len(losses)
         assert len({look.symbol for look in found}) == len(losses)
@@ -95,10 +95,10 @@ def test_twenty_losses_look_different_without_a_colour_too() -> None:
 
 
 def test_the_first_loss_of_a_method_looks_the_same_everywhere() -> None:
-    many = Looks([*((f"sft-{number}", "sft") for number in range(30)), ("dpo", "dpo")])
-    alone = Looks([("dpo", "dpo")])
+    many = PlotStyles([*((f"sft-{number}", "sft") for number in range(30)), ("dpo", "dpo")])
+    alone = PlotStyles([("dpo", "dpo")])
     assert many.of("dpo", "dpo") == alone.of("dpo", "dpo")
-    assert len({Looks().of(method, method).symbol for method in METHODS}) == len(METHODS)
+    assert len({PlotStyles().of(method, method).symbol for method in METHODS}) == len(METHODS)
 
 
 def test_long_names_are_cut_and_stay_different() -> None:
@@ -115,24 +115,24 @@ def test_long_names_are_cut_and_stay_different() -> None:
 def test_what_a_run_is_called() -> None:
     about = {"label": "", "method": "grpo", "learning_rate": 1e-3, "seed": 1.0, "init_seed": 2.0}
     run = pd.Series({"number": 3, "run": "x", **about})
-    assert names.of_run(run, inits=False) == "3 GRPO 1e-3 s1"
-    assert names.of_run(run, inits=True) == "3 GRPO 1e-3 s1 A2"
+    assert names.run_name(run, inits=False) == "3 GRPO 1e-3 s1"
+    assert names.run_name(run, inits=True) == "3 GRPO 1e-3 s1 A2"
     run["label"] = "grpo lr 0.001 bias 0.1 max_steps 20 s1 init 2"
-    assert names.of_run(run, inits=True, whole_name=True) == "3 GRPO 1e-3 bias 0.1 max_steps 20 s1 A2"
+    assert names.run_name(run, inits=True, whole_name=True) == "3 GRPO 1e-3 bias 0.1 max_steps 20 s1 A2"
     theirs = run.copy()
     theirs[["learning_rate", "seed", "init_seed"]] = np.nan
-    assert names.of_run(theirs, inits=True) == "3 x"
+    assert names.run_name(theirs, inits=True) == "3 x"
 
 
 def test_plain_words_for_each_loss_and_measure() -> None:
     methods, measures = (
         " ".join((ROOT / file).read_text(encoding="utf-8").split()) for file in ("docs/methods.md", "docs/measures.md")
     )
-    for text in (known.summary for known in own_introductions().values()):
+    for text in (known.summary for known in builtin_presentations().values()):
         assert re.fullmatch(r"[A-Z].+\.", text)
         assert text in methods
     for text in glossary().values():
         assert text in measures
-    assert about("cosine to SFT at the same rate") == glossary()["cosine"]
-    assert about("effective rank") == glossary()["effective rank"]
-    assert about("verdict") == ""
+    assert describe("cosine to SFT at the same rate") == glossary()["cosine"]
+    assert describe("effective rank") == glossary()["effective rank"]
+    assert describe("verdict") == ""

@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import RolloutConfig, parse
+from losslens.config.data import RolloutConfig
+from losslens.config.parse import parse
 from losslens.core.errors import InputError
 from losslens.core.files import read_object, write_json
-from losslens.rollouts.frozen import SCHEMA, content_sha256, counts, freeze, load
+from losslens.rollouts.frozen import SCHEMA, content_sha256, count_rollouts, freeze, load_rollouts
 from losslens.rollouts.sample import frozen_rollouts, rollouts_identity
 from tests.conftest import ROOT, cold, script
 
-SMALL = ["data.train=12", "rollouts.k=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]
+SMALL = ["data.train_size=12", "rollouts.samples_per_prompt=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]
 
 
 def config(output_dir: Path, *overrides: str) -> RolloutConfig:
@@ -33,7 +34,7 @@ def config(output_dir: Path, *overrides: str) -> RolloutConfig:
 
 
 def test_what_is_frozen_is_loaded(frozen: Path, rollouts: pd.DataFrame) -> None:
-    loaded = load(frozen)
+    loaded = load_rollouts(frozen)
     assert list(loaded.table.columns) == SCHEMA.names
     assert loaded.table["completion"].tolist() == rollouts["completion"].tolist()
     assert frozen.name == f"test-{loaded.sha256[:12]}"
@@ -44,7 +45,7 @@ def test_the_hash_is_of_the_content(rollouts: pd.DataFrame, frozen: Path, tmp_pa
     """Another compression and another manifest are the same rollouts; another order or reward are not."""
     table = pq.read_table(frozen / "rollouts.parquet")
     pq.write_table(table, frozen / "rollouts.parquet", compression="gzip", row_group_size=7)
-    load(frozen)
+    load_rollouts(frozen)
     assert freeze(rollouts, tmp_path, "test", {"policy": "other"}).name == frozen.name
     assert content_sha256(rollouts[::-1]) != content_sha256(rollouts)
     assert content_sha256(rollouts.assign(reward=1.0)) != content_sha256(rollouts)
@@ -60,10 +61,10 @@ def test_counts() -> None:
             "tokens": [2] * 6,
         }
     )
-    assert counts(table) == {
+    assert count_rollouts(table) == {
         "rollouts": 6,
         "prompts": 3,
-        "share_right": 0.5,
+        "pass_rate": 0.5,
         "share_mixed_groups": pytest.approx(1 / 3),
         "truncated": 1,
         "tokens": 12,
@@ -75,33 +76,33 @@ class TestDamage:
         file = frozen / "rollouts.parquet"
         file.write_bytes(file.read_bytes()[:-100])
         with pytest.raises(InputError, match=r"rollouts\.parquet: not a readable parquet file"):
-            load(frozen)
+            load_rollouts(frozen)
 
     def test_edited(self, frozen: Path, rollouts: pd.DataFrame) -> None:
         rollouts.assign(reward=1.0).to_parquet(frozen / "rollouts.parquet")
         with pytest.raises(InputError, match=r"rollouts\.parquet: not the content that was frozen"):
-            load(frozen)
+            load_rollouts(frozen)
 
     def test_lacks_a_column(self, frozen: Path, rollouts: pd.DataFrame) -> None:
         rollouts.drop(columns="reward").to_parquet(frozen / "rollouts.parquet")
         with pytest.raises(InputError, match=r"rollouts\.parquet: no column 'reward'"):
-            load(frozen)
+            load_rollouts(frozen)
 
     def test_wrong_type(self, frozen: Path, rollouts: pd.DataFrame) -> None:
         rollouts.assign(reward="good").to_parquet(frozen / "rollouts.parquet")
         with pytest.raises(InputError, match=r"rollouts\.parquet: .*good"):
-            load(frozen)
+            load_rollouts(frozen)
 
     def test_no_file(self, frozen: Path) -> None:
         (frozen / "rollouts.parquet").unlink()
         with pytest.raises(InputError, match="no such file"):
-            load(frozen)
+            load_rollouts(frozen)
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"sha'])
     def test_manifest(self, frozen: Path, text: str) -> None:
         (frozen / "manifest.json").write_text(text)
         with pytest.raises(InputError, match=r"manifest\.json"):
-            load(frozen)
+            load_rollouts(frozen)
 
 
 def test_sampled_verified_and_frozen(tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_sampled_verified_and_frozen(tmp_path: Path) -> None:
     answered = table["completion"].str.extract(r"<answer>(.*)</answer>")[0]
     assert ((answered == table["answer"]) == (table["reward"] == 1)).all()
     assert manifest["policy"] == "teacher"
-    assert manifest["share_right"] == table["reward"].mean()
+    assert manifest["pass_rate"] == table["reward"].mean()
     assert "torch" in manifest["versions"]
     assert manifest["identity"]["sampling"]["k"] == 3
 
@@ -220,12 +221,12 @@ class TestFromElsewhere:
         rows[1] |= changes
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), frozen / "rollouts.parquet")
         with pytest.raises(InputError, match=told):
-            load(frozen)
+            load_rollouts(frozen)
 
     def test_no_rows(self, frozen: Path) -> None:
         pq.write_table(SCHEMA.empty_table(), frozen / "rollouts.parquet")
         with pytest.raises(InputError, match="no rollouts in it"):
-            load(frozen)
+            load_rollouts(frozen)
 
     @pytest.mark.parametrize(
         ("tokenizer", "field"),
@@ -244,7 +245,7 @@ class TestFromElsewhere:
     def test_a_tokenizer_that_is_none(self, frozen: Path, tokenizer: Any, field: str) -> None:
         self.say(frozen, tokenizer=tokenizer)
         with pytest.raises(InputError, match=rf"manifest\.json: {field}"):
-            load(frozen)
+            load_rollouts(frozen)
 
     def test_whose_tokens_they_are_tells_runs_apart(self, frozen: Path, tmp_path: Path) -> None:
         given = config(tmp_path / "out", f"rollouts.path={frozen}")
@@ -253,7 +254,7 @@ class TestFromElsewhere:
         identities = []
         for tokenizer in (TOKENIZER, {**TOKENIZER, "sha256": "other"}, {**TOKENIZER, "ends": {}}, None):
             self.say(frozen, tokenizer=tokenizer)
-            assert load(frozen).identity == rollouts_identity(given)
+            assert load_rollouts(frozen).identity == rollouts_identity(given)
             identities.append(json.dumps(rollouts_identity(given)))
         assert len(set(identities)) == 4
 

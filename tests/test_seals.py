@@ -16,13 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from losslens.analysis.cohort import find_runs, gather
-from losslens.config.schema import Model
+from losslens.analysis.cohort import find_runs, gather_cohort
+from losslens.config.model import Model
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.evaluation import score
 from losslens.losses.sft import Sft
-from losslens.models.adapters import adapter_sha256
+from losslens.models.adapters import adapter_fingerprint
 from losslens.models.loading import LoadedModel
 from losslens.runs import integrity
 from losslens.runs.integrity import require_recorded_outcomes
@@ -132,7 +132,7 @@ class TestCheckpoints:
         shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-04")
         facts = train_frozen(plan, base, tokenised, resumed)
         assert facts["resumed_from"] == 4
-        assert adapter_sha256(resumed / "adapter") == adapter_sha256(whole / "adapter")
+        assert adapter_fingerprint(resumed / "adapter") == adapter_fingerprint(whole / "adapter")
         said = capsys.readouterr().out
         assert said.count("; left out") == 4
 
@@ -160,7 +160,7 @@ def kept(file: Path) -> Iterator[None]:
 
 def analysed(outputs: Path) -> None:
     """The part of an analysis that reads runs."""
-    gather(find_runs(outputs, ["main"], None), {})
+    gather_cohort(find_runs(outputs, ["main"], None), {})
 
 
 def without(content: dict[str, Any], *path: str, **value: Any) -> dict[str, Any]:
@@ -219,11 +219,11 @@ class TestRuns:
         """They are compared, and that they cannot be checked is said; the next command notes their hashes."""
         run = of(sweep, "sft")
         write_json(run.folder / "manifest.json", {k: v for k, v in run.manifest.items() if k != "outcomes"})
-        gathered = gather(find_runs(sweep, ["main"], None), {})
-        assert f"a check of the outcomes of {run.name}" in gathered.left_out
+        cohort = gather_cohort(find_runs(sweep, ["main"], None), {})
+        assert f"a check of the outcomes of {run.name}" in cohort.left_out
         script(*command(sweep, "method=sft", "logger=none"))
-        gathered = gather(find_runs(sweep, ["main"], None), {})
-        assert f"a check of the outcomes of {run.name}" not in gathered.left_out
+        cohort = gather_cohort(find_runs(sweep, ["main"], None), {})
+        assert f"a check of the outcomes of {run.name}" not in cohort.left_out
 
     @pytest.mark.parametrize(
         ("method", "path", "value"),

@@ -17,7 +17,7 @@ from losslens.losses.dpo import Dpo
 from losslens.losses.grpo import Grpo
 from losslens.losses.kto import Kto
 from losslens.losses.sft import Sft
-from losslens.models.adapters import adapter_sha256
+from losslens.models.adapters import adapter_fingerprint
 from losslens.models.loading import LoadedModel
 from losslens.models.tokens import encode_prompt
 from losslens.problems.reasoning_gym import ReasoningGym
@@ -102,8 +102,8 @@ def test_a_run_on_samples_of_its_policy(
         train_run(plan, base, Online(loss, source, base.tokenizer), tmp_path / "cut", cut)
     facts = train_run(plan, base, resumed, tmp_path / "cut", lambda step, values: None)
     assert facts["resumed_from"] == 1
-    assert adapter_sha256(tmp_path / "cut" / "adapter") == adapter_sha256(tmp_path / "whole" / "adapter")
-    assert adapter_sha256(tmp_path / "whole" / "adapter") != adapter_sha256(plan.initial_adapter)
+    assert adapter_fingerprint(tmp_path / "cut" / "adapter") == adapter_fingerprint(tmp_path / "whole" / "adapter")
+    assert adapter_fingerprint(tmp_path / "whole" / "adapter") != adapter_fingerprint(plan.initial_adapter)
     lines = logged(tmp_path / "whole")
     assert logged(tmp_path / "cut") == lines
     assert [line["train/epoch"] for line in lines] == [step * BATCH / whole.epoch_length for step in (1, 2, 3)]

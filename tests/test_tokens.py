@@ -16,26 +16,27 @@ from hydra import compose, initialize_config_dir
 from tokenizers import processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
 from losslens.models import adapters
-from losslens.models.loading import LoadedModel, as_it_was, load_tokenizer, source_of
+from losslens.models.loading import LoadedModel, load_tokenizer, preserved, source_of
 from losslens.models.tokens import (
+    chat_turns,
     declare_ends,
     encode_completion,
     encode_prompt,
-    fingerprint,
     read_rollouts,
-    read_served,
+    read_server_completion,
     render_prompt,
-    turns_of,
+    tokenizer_fingerprint,
 )
 from losslens.pipeline.preflight import require_fit
 from losslens.pipeline.train_job import Outcome, train_job
-from losslens.rollouts.frozen import SCHEMA, freeze, load
+from losslens.rollouts.frozen import SCHEMA, freeze, load_rollouts
 from losslens.rollouts.sample import frozen_rollouts, require_limits
 from losslens.runs.spec import RunSpec
 from losslens.training import batches
@@ -45,7 +46,8 @@ from tests.conftest import ROOT, TINY, base_source, frozen_source, served_by
 
 STUDENT = TINY / "student"
 SMALL = [
-    "data.train=8", "data.eval=0", "rollouts.policy=base", "rollouts.k=2", "rollouts.max_tokens=48",
+    "data.train_size=8", "data.eval_size=0", "rollouts.policy=base", "rollouts.samples_per_prompt=2",
+    "rollouts.max_tokens=48",
     "optim.max_steps=2", "optim.batch_size=4", "logger=none",
 ]  # fmt: skip
 
@@ -68,7 +70,7 @@ def adapter(output_dir: Path, *overrides: str) -> bytes:
 
 def rollouts_of(output_dir: Path) -> pd.DataFrame:
     [folder] = (output_dir / "rollouts").glob("[!.]*-*")
-    return load(folder).table
+    return load_rollouts(folder).table
 
 
 def changed(folder: Path, **files: dict[str, Any]) -> Path:
@@ -130,7 +132,7 @@ def test_another_end_than_eos_trains_to_the_bytes_of_the_plain_one_whatever_way_
     mine.to_parquet(tmp_path / "mine.parquet")
     mine.to_json(tmp_path / "mine.jsonl", orient="records", lines=True)
     for name in ("parquet", "jsonl"):
-        data = ["data=file", f"data.path={tmp_path}/mine.{name}", "data.train=null", "data.eval=0"]
+        data = ["data=file", f"data.path={tmp_path}/mine.{name}", "data.train_size=null", "data.eval_size=0"]
         assert adapter(tmp_path / name, *other, *data) == plain
 
 
@@ -155,7 +157,7 @@ class TestServed:
     def completion(self, tokenizer: Any, text: str, **changes: Any) -> Completion:
         ids = tuple(encode_completion(tokenizer, "<answer>1</answer>", True))
         given = {"ids": ids, "prompt_ids": tuple(encode_prompt(tokenizer, "hi")), **changes}
-        return read_served(tokenizer, "hi", Completion(text, 1, True, **given))
+        return read_server_completion(tokenizer, "hi", Completion(text, 1, True, **given))
 
     @pytest.mark.parametrize("text", ["<answer>1</answer>", "<>1</>", " <answer>1\n</answer>"])
     def test_text_with_or_without_special_tokens_becomes_that_of_the_ids(self, tokenizer: Any, text: str) -> None:
@@ -179,13 +181,13 @@ class TestText:
 
     def test_the_end_is_that_of_the_template_then_of_generation_then_eos(self, tokenizer: Any) -> None:
         tokenizer.eos_token = "<|endoftext|>"
-        assert turns_of(tokenizer).end == 2
+        assert chat_turns(tokenizer).end == 2
         declare_ends(tokenizer, [1, 2])
-        assert turns_of(tokenizer).ends == {0, 1, 2}
+        assert chat_turns(tokenizer).ends == {0, 1, 2}
         tokenizer.chat_template = None
-        assert turns_of(tokenizer).end == 1
+        assert chat_turns(tokenizer).end == 1
         declare_ends(tokenizer, [1, 0])
-        assert turns_of(tokenizer).end == 0
+        assert chat_turns(tokenizer).end == 0
 
     @pytest.mark.parametrize(
         "text", ["7", "7<|im_end|>", "7<|im_end|>\n", "7<|im_end|><|endoftext|><|endoftext|>", "7<|endoftext|>"]
@@ -255,7 +257,11 @@ class TestPrompts:
 
     def test_what_the_writer_was_given(self, base: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
         text = "<|im_start|>system\nbe brief<|im_end|>\n" + render_prompt(base.tokenizer, "hi")
-        about = {"sha256": fingerprint(base.tokenizer), "ends": {"2": "<|im_end|>"}, "control": ["<|im_end|>"]}
+        about = {
+            "sha256": tokenizer_fingerprint(base.tokenizer),
+            "ends": {"2": "<|im_end|>"},
+            "control": ["<|im_end|>"],
+        }
         table = self.table(base.tokenizer, text)
         for manifest in ({"tokenizer": about}, {"tokenizer": {**about, "sha256": "another"}}):
             prompts, completions = read_rollouts(table, base.tokenizer, manifest)
@@ -285,7 +291,7 @@ def test_prompts_that_a_server_would_template_again_are_told(
     prompts = [render_prompt(base.tokenizer, f"{n}") for n in range(30)] + ["plain"]
     rows = [json.dumps({"prompt": prompt, "answer": "1"}) for prompt in prompts]
     (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
-    data = ["data=file", f"data.path={tmp_path}/mine.jsonl", "data.train=null", "data.eval=0"]
+    data = ["data=file", f"data.path={tmp_path}/mine.jsonl", "data.train_size=null", "data.eval_size=0"]
     require_limits(config(tmp_path / "out", *data, "rollouts.engine=openai", "rollouts.server.model=m"))
     assert "prompts are in the base's chat template already; a server puts them" in capsys.readouterr().out
 
@@ -345,12 +351,14 @@ ATTENTION = "model.target_modules=attention"
     ("make", "overrides", "told"),
     [
         (short, [ATTENTION], r"rollouts\.max_tokens=48: the prompt .* has \d+ tokens, and .* has 64 positions"),
-        (short, [ATTENTION, "data=file", "data.train=null"], r"mine\.jsonl: row 2: 1\d\d tokens .* has 64 positions"),
-        (larger, ["data=file", "data.train=null"], r"mine\.jsonl: row 2: the prompt holds token 319 .* 319 rows"),
+        (short, [ATTENTION, "data=file", "data.train_size=null"],
+         r"mine\.jsonl: row 2: 1\d\d tokens .* has 64 positions"),
+        (larger, ["data=file", "data.train_size=null"], r"mine\.jsonl: row 2: the prompt holds token 319 .* 319 rows"),
         (raising, [], r"its chat template fails on .*no users here"),
         (changed, ["model.target_modules=[q_proj,nowhere]"], r"model\.target_modules: no module is called nowhere"),
         (changed, ["model.target_modules=[mlp]"], r"model\.target_modules: "),
-        (changed, ["data.eval=4", "evaluation.max_tokens=500"], r"evaluation\.max_tokens=500: .* has 512 positions"),
+        (changed, ["data.eval_size=4", "evaluation.max_tokens=500"],
+         r"evaluation\.max_tokens=500: .* has 512 positions"),
     ],
 )  # fmt: skip
 def test_limits_of_a_model_are_one_line_before_anything_is_made(
@@ -383,7 +391,7 @@ def test_what_jobs_of_a_sweep_have_in_common_is_looked_at_once(tmp_path: Path, m
     for completion in ("7", "8"):
         mine.write_text(json.dumps({"prompt": "2", "completion": completion, "reward": 1}) + "\n")
         for seed in (1, 2):
-            asked = config(tmp_path, "data=file", f"data.path={mine}", "data.train=null", f"seed={seed}")
+            asked = config(tmp_path, "data=file", f"data.path={mine}", "data.train_size=null", f"seed={seed}")
             require_fit(RunSpec.of(asked))
     assert looked == ["skeleton", "_with_lora", "tokenise", "tokenise"]  # a file is read again when it changed
 
@@ -400,7 +408,7 @@ def test_without_a_completion_token_nothing_is_learnt(
         empty = [[] if i < share * len(tokenised) else ids for i, ids in enumerate(tokenised["completion_ids"])]
         table = tokenised.assign(completion_ids=pd.Series(empty, index=tokenised.index, dtype=object))
         plan = make_plan(method, batch_size=4, micro_batch=micro_batch, max_steps=2, log_steps=1)
-        with as_it_was(base.model):
+        with preserved(base.model):
             trainer = make_trainer(plan, base, frozen_source(plan, table), tmp_path / losses, [])
             trainer.train()
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -429,7 +437,7 @@ def test_dropout_makes_the_rows_computed_at_once_part_of_the_identity(
     assert (launched["processes"], launched["micro_batch"]) == (2, 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert launched == identity("lora_rank.dropout=0.1")
-    assert config(tmp_path).optim.ways(dropout=True) == [(4, False), (4, True)]
+    assert config(tmp_path).optim.microbatch_plans(dropout=True) == [(4, False), (4, True)]
 
 
 def test_a_letter_that_was_changed_in_a_journal_is_told(tmp_path: Path) -> None:
@@ -472,10 +480,10 @@ def test_rollouts_of_before_are_read_as_text(rollouts: pd.DataFrame, base: Loade
     names = [name for name in SCHEMA.names if name not in IDS]
     pq.write_table(pq.read_table(folder / "rollouts.parquet").select(names), folder / "rollouts.parquet")
     with pytest.raises(InputError, match="not the content that was frozen"):
-        load(folder)
+        load_rollouts(folder)
     old = load_frame(folder)
     write_json(folder / "manifest.json", {**read_json(folder / "manifest.json"), "sha256": content_sha256(old)})
-    frozen = load(folder)
+    frozen = load_rollouts(folder)
     assert frozen.table[list(IDS)].isna().all(axis=None)
     assert tokenise(frozen.table, base.tokenizer, frozen.manifest).equals(tokenise(frozen.table, base.tokenizer))
 

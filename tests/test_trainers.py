@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen3Config
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
-from losslens.losses import Batch, Loss, own_losses
+from losslens.losses import Batch, Loss, builtin_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
 from losslens.losses.grpo import Grpo
@@ -29,8 +29,8 @@ from losslens.losses.kto import Kto
 from losslens.losses.rft import Rft
 from losslens.losses.rift import Rift
 from losslens.losses.sft import Sft
-from losslens.models.adapters import adapter_sha256, initial_adapter, load_adapter
-from losslens.models.loading import LoadedModel, as_it_was
+from losslens.models.adapters import adapter_fingerprint, initial_adapter, load_adapter
+from losslens.models.loading import LoadedModel, preserved
 from losslens.training.batches import Examples
 from losslens.training.lm_head import has_plain_head
 from losslens.training.reference import ReferenceCache
@@ -38,7 +38,7 @@ from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer
 from losslens.training.source import data_order
 from tests.conftest import frozen_source, train_frozen
 
-ALL = [kind(name=name) for name, kind in own_losses().items()]
+ALL = [kind(name=name) for name, kind in builtin_losses().items()]
 # One of each unit, and one whose weights are of whole rollouts.
 FEW = [Sft(name="sft"), Rift(name="rift", form="sequence_mean"), Kto(name="kto"), Dpo(name="dpo")]
 few_losses = pytest.mark.parametrize("method", FEW, ids=lambda method: method.name)
@@ -64,7 +64,7 @@ def trainer_of(
     **options: Any,
 ) -> Iterator:
     AcceleratorState._reset_state(reset_partial_state=True)
-    with as_it_was(base.model):
+    with preserved(base.model):
         yield make_trainer(plan, base, frozen_source(plan, tokenised, reference=reference), folder, [], **options)
 
 
@@ -99,7 +99,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
         "max_steps": optim.max_steps,
         "per_device_train_batch_size": optim.batch_size,
         "lr_scheduler_type": optim.scheduler,
-        "warmup_steps": optim.warmup,
+        "warmup_steps": optim.warmup_ratio,
         "weight_decay": optim.weight_decay,
         "max_grad_norm": optim.max_grad_norm,
         "gradient_checkpointing": False,
@@ -113,7 +113,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
         "seed": plan.seed,
     }
     AcceleratorState._reset_state(reset_partial_state=True)
-    with as_it_was(base.model):
+    with preserved(base.model):
         common = {
             "model": base.model,
             "processing_class": base.tokenizer,
@@ -200,7 +200,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(
     at_once, accumulated = lines
     assert accumulated == pytest.approx(at_once, rel=1e-4, abs=1e-6)
     assert 0 < at_once["train/weight/effective"] <= 1 + 1e-9
-    assert ("train/log_ratio/right" in at_once) == ("reference" in method.needs)
+    assert ("train/log_ratio/correct" in at_once) == ("reference" in method.needs)
     assert at_once["train/clip/share"] in (0, 1)
     assert ("train/kl" in at_once) == ("mismatched_log_ratio" in method.needs)
 
@@ -362,8 +362,8 @@ def test_a_run_after_others_is_byte_identical_to_the_run_alone(
         folder = tmp_path / str(number)
         folder.mkdir()
         train_frozen(make_plan(method, max_steps=3, batch_size=8), base, tokenised, folder)
-    assert adapter_sha256(tmp_path / "0" / "adapter") == adapter_sha256(tmp_path / "3" / "adapter")
-    assert adapter_sha256(tmp_path / "0" / "adapter") != adapter_sha256(tmp_path / "2" / "adapter")
+    assert adapter_fingerprint(tmp_path / "0" / "adapter") == adapter_fingerprint(tmp_path / "3" / "adapter")
+    assert adapter_fingerprint(tmp_path / "0" / "adapter") != adapter_fingerprint(tmp_path / "2" / "adapter")
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -394,7 +394,7 @@ def test_a_run_cut_short_goes_on_to_the_same_bytes(
         optimizer.write_bytes(optimizer.read_bytes()[:-10])
     facts = train_frozen(plan, base, tokenised, tmp_path / "cut")
     assert facts["resumed_from"] == (3 if damaged else 6)
-    assert adapter_sha256(tmp_path / "cut" / "adapter") == adapter_sha256(tmp_path / "whole" / "adapter")
+    assert adapter_fingerprint(tmp_path / "cut" / "adapter") == adapter_fingerprint(tmp_path / "whole" / "adapter")
     whole, resumed = (logged(tmp_path / folder) for folder in ("whole", "cut"))
     assert resumed == whole
     assert len(whole) == 10
@@ -448,7 +448,7 @@ def test_kto_equals_stock_trl_where_a_step_is_one_micro_batch(
 @pytest.mark.parametrize(
     ("method", "without"),
     [
-        (Rift(name="rift", reward_wrong=-5.0), Rift(name="rift", reward_wrong=0.0)),
+        (Rift(name="rift", reward_incorrect=-5.0), Rift(name="rift", reward_incorrect=0.0)),
         (Grpo(name="grpo", bias=0.0), Rft(name="rft")),
     ],
     ids=["rift", "grpo"],
@@ -463,7 +463,7 @@ def test_wrong_rollouts_are_pushed_down(
         folder = tmp_path / str(number)
         folder.mkdir()
         train_frozen(make_plan(variant, max_steps=20, log_steps=5), base, tokenised, folder, seen.__setitem__)
-        final.append(seen[20]["train/logps/wrong"])
+        final.append(seen[20]["train/logps/incorrect"])
     assert final[0] < final[1] - 0.02
 
 

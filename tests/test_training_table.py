@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from losslens.analysis.cohort import Gathered, Subject
-from losslens.analysis.lineage import origins
-from losslens.analysis.scores import scores_of
+from losslens.analysis.cohort import Cohort, ComparedAdapter
+from losslens.analysis.lineage import lineage
+from losslens.analysis.scores import scores_of_runs
 from losslens.analysis.training_table import training_table
 from losslens.core import provenance
 from losslens.core.files import write_json
@@ -19,23 +19,23 @@ from losslens.runs.run import Run
 pytestmark = pytest.mark.fast
 
 
-def subject(folder: Path, *lines: str) -> Subject:
+def member(folder: Path, *lines: str) -> ComparedAdapter:
     folder.mkdir()
     if lines:
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return Subject(folder.name, folder, folder.name, run=Run(folder))
+    return ComparedAdapter(folder.name, folder, folder.name, run=Run(folder))
 
 
 def test_one_row_a_logged_step(tmp_path: Path) -> None:
     runs = [
-        subject(
+        member(
             tmp_path / "sft",
-            '{"step": 5, "train/loss": 0.5, "train/logps/right": -1.5, "train/lr": 0.001, "train/grad_norm": 2}',
+            '{"step": 5, "train/loss": 0.5, "train/logps/correct": -1.5, "train/lr": 0.001, "train/grad_norm": 2}',
             '{"step": 10, "train/loss": NaN, "eval/loss": 7}',
         ),
-        subject(tmp_path / "dpo", '{"step": 5, "train/loss": 0.69, "train/rewards/margin": 0.1}'),
-        subject(tmp_path / "without"),
-        Subject("theirs", tmp_path, "theirs"),
+        member(tmp_path / "dpo", '{"step": 5, "train/loss": 0.69, "train/rewards/margin": 0.1}'),
+        member(tmp_path / "without"),
+        ComparedAdapter("theirs", tmp_path, "theirs"),
     ]
     left_out: dict[str, str] = {}
     table = training_table(runs, left_out)
@@ -50,7 +50,7 @@ def test_one_row_a_logged_step(tmp_path: Path) -> None:
 def test_the_geometry_of_the_whole_update_is_kept(tmp_path: Path) -> None:
     names = ("norm", "norm/layer_0", "norm/q_proj", "cosine_to_sft", "share_of_time")
     line = json.dumps({"step": 5, "train/loss": 0.5, **{f"geometry/{name}": 0.25 for name in names}})
-    table = training_table([subject(tmp_path / "sft", line)], {})
+    table = training_table([member(tmp_path / "sft", line)], {})
     assert table.columns.tolist() == [
         "run",
         "step",
@@ -64,7 +64,7 @@ def test_the_geometry_of_the_whole_update_is_kept(tmp_path: Path) -> None:
 
 
 def test_no_run_that_logged(tmp_path: Path) -> None:
-    table = training_table([subject(tmp_path / "sft")], {})
+    table = training_table([member(tmp_path / "sft")], {})
     assert table.empty
     assert table.columns.tolist() == ["run", "step", "loss", "grad_norm", "lr"]
 
@@ -72,7 +72,7 @@ def test_no_run_that_logged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"step": 10, "tr', "7", '{"train/loss": 1}', '{"step": 10, "train/loss": "much"}'])
 def test_a_damaged_file_is_left_out_and_said(tmp_path: Path, line: str) -> None:
     left_out: dict[str, str] = {}
-    table = training_table([subject(tmp_path / "sft", '{"step": 5, "train/loss": 1}', line)], left_out)
+    table = training_table([member(tmp_path / "sft", '{"step": 5, "train/loss": 1}', line)], left_out)
     assert table.empty
     assert left_out == {"training of sft": f"{tmp_path / 'sft' / 'metrics.jsonl'}: line 2 is not a logged step"}
 
@@ -80,7 +80,7 @@ def test_a_damaged_file_is_left_out_and_said(tmp_path: Path, line: str) -> None:
 def test_origins(tmp_path: Path) -> None:
     runs = []
     for name, rate, commit in (("sft", 1e-3, "aaa"), ("dpo", 1e-4, "bbb")):
-        runs.append(subject(tmp_path / name))
+        runs.append(member(tmp_path / name))
         manifest = {
             "command": "python train.py -m method=sft,dpo",
             "config": {
@@ -88,20 +88,20 @@ def test_origins(tmp_path: Path) -> None:
                 "optim": {"max_steps": 100}, "lr": {"of_run": rate}, "method": {"name": name, "_target_": name},
                 "evaluation": {"server": {"base_url": None}, "samples": 0}, "benchmark": {},
             },
-            "rollouts": {"folder": "quiz-1", "sha256": "1", "share_right": 0.7}, "base": {"sha256": "b"},
+            "rollouts": {"folder": "quiz-1", "sha256": "1", "pass_rate": 0.7}, "base": {"sha256": "b"},
             "initial_adapter": {"folder": "i", "sha256": "i"}, "precision": {"dtype": "float32"},
             "versions": {**provenance.versions(), "torch": "0.1"},
             "code": {"commit": commit, "dirty_diff": "+1" if name == "dpo" else ""},
             "started": "2026", "training": {"seconds": 7},
         }  # fmt: skip
         write_json(runs[-1].run.folder / "manifest.json", manifest)
-    runs.append(Subject("theirs", tmp_path, "theirs"))
-    found = origins(Gathered(runs, [], [], {}, [], scores_of([]), [], {}))
+    runs.append(ComparedAdapter("theirs", tmp_path, "theirs"))
+    found = lineage(Cohort(runs, [], [], {}, [], scores_of_runs([]), [], {}))
     assert found["data"] == ["quiz"]
-    assert found["rollouts"] == [{"folder": "quiz-1", "sha256": "1", "share_right": 0.7}]
+    assert found["rollouts"] == [{"folder": "quiz-1", "sha256": "1", "pass_rate": 0.7}]
     assert found["commands"] == ["python train.py -m method=sft,dpo"]
     assert found["configuration"] == {
-        "data.name": "quiz", "optim.max_steps": 100, "evaluation.samples": 0, "benchmark": {},
+        "data.name": "quiz", "optim.max_steps": 100, "evaluation.samples_per_prompt": 0, "benchmark": {},
     }  # fmt: skip
     assert list(found["runs"]) == ["sft", "dpo"]
     assert found["runs"]["dpo"] == {
@@ -113,14 +113,14 @@ def test_origins(tmp_path: Path) -> None:
 
 
 def test_origins_of_adapters_made_elsewhere(tmp_path: Path) -> None:
-    them = Gathered([Subject("theirs", tmp_path, "theirs")], [], [], {}, [], scores_of([]), [], {})
-    assert origins(them) == {
+    them = Cohort([ComparedAdapter("theirs", tmp_path, "theirs")], [], [], {}, [], scores_of_runs([]), [], {})
+    assert lineage(them) == {
         "data": [], "rollouts": [], "base": [], "commands": [], "configuration": {}, "runs": {},
     }  # fmt: skip
 
 
 def test_the_command_is_that_of_a_script_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/project/train.py", "-m", "method=sft,dpo", "pairs=[[a,b]]"])
-    assert provenance.command() == "python train.py -m method=sft,dpo 'pairs=[[a,b]]'"
+    assert provenance.command_line() == "python train.py -m method=sft,dpo 'pairs=[[a,b]]'"
     monkeypatch.setattr(sys, "argv", ["/usr/lib/submitit/core/_submit.py", "/a/folder"])
-    assert provenance.command() is None
+    assert provenance.command_line() is None

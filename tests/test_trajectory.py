@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from losslens.measures.trajectory import Crossing, between, first_crossing, path
+from losslens.measures.trajectory import NormCrossing, first_norm_crossing, interpolate, trajectory
 from losslens.updates.lora import LoraUpdate
 from tests.test_subspaces import random_delta
 
@@ -34,7 +34,7 @@ def test_a_path_is_the_dense_one(seed: int) -> None:
         [{name: random_delta(rng, *shape, 2) for name, shape in modules.items()} for _ in range(count)]
         for count in (3, 2)
     )
-    found = path(points, targets, list(modules))
+    found = trajectory(points, targets, list(modules))
     flat, flat_targets = (
         np.array([np.concatenate([p[name].dense().ravel() for name in modules]) for p in of])
         for of in (points, targets)
@@ -49,7 +49,7 @@ def test_a_path_is_the_dense_one(seed: int) -> None:
 def test_an_update_of_0_has_no_direction() -> None:
     rng = np.random.default_rng(0)
     nothing = LoraUpdate(np.zeros((4, 2)), rng.standard_normal((2, 3)), 1.0)
-    found = path([{"a": nothing}], [{"a": random_delta(rng, 4, 3, 2)}], ["a"])
+    found = trajectory([{"a": nothing}], [{"a": random_delta(rng, 4, 3, 2)}], ["a"])
     assert found.norms[0] == 0
     assert np.isnan(found.cosines).all()
 
@@ -58,29 +58,29 @@ class TestFirstCrossing:
     def test_by_hand(self) -> None:
         """From (3, 0) to (3, 4) the norm 4 is met at (3, 4t) with 9 + 16t² = 16: t = √7/4."""
         norms, to_next = [3.0, 5.0], [9.0]
-        assert first_crossing(norms, to_next, 4.0) == Crossing(0, pytest.approx(math.sqrt(7) / 4))
-        assert first_crossing(norms, to_next, 1.5) == Crossing(-1, pytest.approx(0.5))
-        assert first_crossing(norms, to_next, 3.0) == Crossing(-1, pytest.approx(1.0))
-        assert first_crossing(norms, to_next, 5.0) == Crossing(0, pytest.approx(1.0))
-        assert first_crossing(norms, to_next, 5.1) is None
+        assert first_norm_crossing(norms, to_next, 4.0) == NormCrossing(0, pytest.approx(math.sqrt(7) / 4))
+        assert first_norm_crossing(norms, to_next, 1.5) == NormCrossing(-1, pytest.approx(0.5))
+        assert first_norm_crossing(norms, to_next, 3.0) == NormCrossing(-1, pytest.approx(1.0))
+        assert first_norm_crossing(norms, to_next, 5.0) == NormCrossing(0, pytest.approx(1.0))
+        assert first_norm_crossing(norms, to_next, 5.1) is None
 
     def test_the_first_of_several(self) -> None:
         """1 → 3 → 1 → 3 along one line passes 2 three times."""
-        assert first_crossing([1.0, 3.0, 1.0, 3.0], [3.0, 3.0, 3.0], 2.0) == Crossing(0, pytest.approx(0.5))
+        assert first_norm_crossing([1.0, 3.0, 1.0, 3.0], [3.0, 3.0, 3.0], 2.0) == NormCrossing(0, pytest.approx(0.5))
 
     @given(SEEDS, st.floats(0.01, 3.0))
     @settings(deadline=None)
     def test_the_norm_is_met(self, seed: int, norm: float) -> None:
         rng = np.random.default_rng(seed)
         points = [{"a": random_delta(rng, 6, 5, 2)} for _ in range(4)]
-        found = path(points, [], ["a"])
+        found = trajectory(points, [], ["a"])
         norm *= float(found.norms.mean())
-        crossing = first_crossing(found.norms, found.to_next, norm)
+        crossing = first_norm_crossing(found.norms, found.to_next, norm)
         if crossing is None:
             assert norm > found.norms.max()
             return
         before = points[crossing.before]["a"] if crossing.before >= 0 else None
-        there = between(before, points[crossing.before + 1]["a"], crossing.weight)
+        there = interpolate(before, points[crossing.before + 1]["a"], crossing.weight)
         assert np.linalg.norm(there.dense()) == pytest.approx(norm, rel=1e-9)
         start = np.zeros((6, 5)) if before is None else before.dense()
         end = points[crossing.before + 1]["a"].dense()

@@ -13,10 +13,10 @@ import torch
 
 from losslens.measures.base_weights import off_principal_share, principal
 from losslens.measures.comparison import compare
-from losslens.measures.forward import carrying_line
-from losslens.measures.tables import AgainstBase, Compared, weight_tables
-from losslens.measures.tracking import LiveGeometry
-from losslens.measures.trajectory import between, path
+from losslens.measures.forward import interpolated_model
+from losslens.measures.tables import BaseComparison, Compared, weight_tables
+from losslens.measures.tracking import WeightTracker
+from losslens.measures.trajectory import interpolate, trajectory
 from losslens.models.loading import LoadedModel
 from losslens.updates.base import Update, forward_matrices, pair_products, pairs_of
 from losslens.updates.lora import LoraUpdate
@@ -86,7 +86,7 @@ def test_the_comparison_of_a_mix_is_that_of_lora(which: set[int], runs: list[Run
         of_runs, of_pairs = compare(compared, MODULES, top=5, initial=[initial] * 4)
         bases = {module: principal(weight, 5) for module, weight in weights.items()}
         against = {
-            str(n): AgainstBase(
+            str(n): BaseComparison(
                 np.array([bases[module].norm for module in MODULES]),
                 np.array([off_principal_share(run[module], bases[module]) for module in MODULES]),
             )
@@ -133,23 +133,24 @@ def test_products_of_a_mix(which: set[int], fresh: int, runs: list[Run]) -> None
 
 def test_a_trajectory(runs: list[Run]) -> None:
     """Of dense snapshots towards a LoRA and a dense target; the point between two of them is the same matrix."""
-    expected = path(runs[:3], [runs[3], runs[2]], MODULES)
+    expected = trajectory(runs[:3], [runs[3], runs[2]], MODULES)
     points = [densely(run) for run in runs[:3]]
-    found = path(points, [runs[3], points[2]], MODULES)
+    found = trajectory(points, [runs[3], points[2]], MODULES)
     for name, values in vars(expected).items():
         assert np.allclose(getattr(found, name), values, rtol=1e-10), name
     for module in MODULES:
         for before in (None, 0):
             lora, dense = (
-                between(None if before is None else run[before][module], run[1][module], 0.25) for run in (runs, points)
+                interpolate(None if before is None else run[before][module], run[1][module], 0.25)
+                for run in (runs, points)
             )
             assert np.allclose(dense.dense(), lora.dense(), rtol=1e-12)
 
 
 def test_a_run_that_trains(runs: list[Run], initial: Run) -> None:
     """The same numbers at every logged step, without drift; what a checkpoint keeps makes the same update again."""
-    lora = LiveGeometry(initial, {"other": runs[3]}, MODULES, top=3)
-    dense = LiveGeometry(
+    lora = WeightTracker(initial, {"other": runs[3]}, MODULES, top=3)
+    dense = WeightTracker(
         {m: DenseUpdate(0 * u.dense()) for m, u in initial.items()}, {"other": runs[3]}, MODULES, top=3
     )
     for run in runs[:3]:
@@ -181,7 +182,7 @@ def test_a_forward_pass_on_the_line(which: set[int], base: LoadedModel) -> None:
     ids = torch.randint(5, model.config.vocab_size, (2, 15), generator=torch.Generator().manual_seed(0))
     found = []
     for line in (ends, mixed(ends, which)):
-        with carrying_line(model, list(shapes), *line) as (carrying, set_weights), torch.no_grad():
+        with interpolated_model(model, list(shapes), *line) as (carrying, set_weights), torch.no_grad():
             logits = []
             for weight in (0.0, 0.3, 1.0):
                 set_weights([1 - weight, weight])

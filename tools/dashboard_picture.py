@@ -25,9 +25,9 @@ from losslens.cli.key_values import KeyValueParser
 from losslens.core.errors import InputError
 from losslens.core.files import atomic_file
 from losslens.report.figures.canvas import INK, MUTED, SHADE, figure, style, upright
-from losslens.report.names import all_cut, of_loss
+from losslens.report.names import all_cut, loss_name
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.style import Look, Looks, place_of
+from losslens.tables.style import PlotStyle, PlotStyles, plot_order
 from losslens.tracking.logged_sweep import LoggedRun, LoggedSweep, logged_sweep
 from losslens.tracking.panels import CHARTS, Panel, Section, sections
 
@@ -89,9 +89,9 @@ class _Picture:
         self.sweep, self.analysis = sweep, analysis
         self.reference = str(analysis.manifest.get("reference"))
         self.scores = analysis.table("runs", ("run", "method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
-        arms = sorted(sweep.arms, key=lambda arm: place_of(arm[0]))
+        arms = sorted(sweep.arms, key=lambda arm: plot_order(arm[0]))
         self.arms = [[run for run in sweep.runs if sweep.values(run) == arm] for arm in arms]
-        looks = Looks((str(place), runs[0].method) for place, runs in enumerate(self.arms))
+        looks = PlotStyles((str(place), runs[0].method) for place, runs in enumerate(self.arms))
         self.looks = [looks.of(str(place), runs[0].method) for place, runs in enumerate(self.arms)]
         self.names = all_cut([self._name(runs[0]) for runs in self.arms])
         # Side by side below the bars of a panel, in letters of 0.06 inches.
@@ -106,9 +106,9 @@ class _Picture:
         told = zip(self.sweep.settings, self.sweep.values(run), strict=True)
         differ = [key for key in self.sweep.settings if len({str(other.config.get(key)) for other in alike}) > 1]
         settings = " ".join(f"{key}={value}" for key, value in told if key in differ and not key.startswith("lr."))
-        return of_loss(run.method, run.learning_rate if several else math.nan, settings)
+        return loss_name(run.method, run.learning_rate if several else math.nan, settings)
 
-    def _look(self, run: LoggedRun) -> Look:
+    def _look(self, run: LoggedRun) -> PlotStyle:
         return next(look for look, runs in zip(self.looks, self.arms, strict=True) if run in runs)
 
     def drawn(self) -> Figure:
@@ -291,7 +291,7 @@ def _bar(axes: Axes, section: Section) -> None:
     axes.text(0.004, 0.5, text, transform=axes.transAxes, va="center", fontsize=10)
 
 
-def _line(axes: Axes, x: pd.Series | pd.Index, y: pd.Series, look: Look) -> None:
+def _line(axes: Axes, x: pd.Series | pd.Index, y: pd.Series, look: PlotStyle) -> None:
     """The line of a loss, with some of its marks."""
     axes.plot(x, y, **look.marker, linestyle=look.linestyle, markersize=3.5, markevery=max(1, len(y) // 6))
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from losslens.core.files import atomic_file
-from losslens.measures import Measure, PairMeasure, of_functions, of_runs, of_weights
+from losslens.measures import Measure, PairMeasure, function_measures, run_measures, weight_measures
 from losslens.tables.descriptions import glossary
 
 _BLOCK = re.compile(r"(<!-- measures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -16,15 +16,15 @@ _BLOCK = re.compile(r"(<!-- measures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def blocks() -> dict[str, str]:
     """The tables of the reference, as Markdown, by the names of their marks."""
-    live: list[tuple[str, Measure]] = [(m.name, m) for m in of_runs() if not m.needs_base]
-    live += [(f"{m.name}_to_<label>", m) for m in of_weights("main")]
+    live: list[tuple[str, Measure]] = [(m.name, m) for m in run_measures() if not m.needs_base]
+    live += [(f"{m.name}_to_<label>", m) for m in weight_measures("main")]
     return {
         "words": _table(("", ""), glossary().items()),
         "runs": _table(
-            ("column", "definition", "null", "source"), ((*_first(m), _yes(m), m.source) for m in of_runs())
+            ("column", "definition", "null", "source"), ((*_first(m), _yes(m), m.source) for m in run_measures())
         ),
-        "weights": _pairs(of_weights()),
-        "functions": _pairs(of_functions()),
+        "weights": _pairs(weight_measures()),
+        "functions": _pairs(function_measures()),
         "live": _table(("name", "definition", "unit"), ((f"`{name}`", m.definition, m.unit) for name, m in live)),
     }
 

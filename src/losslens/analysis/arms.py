@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from losslens.analysis.cohort import Diverged, Gathered, Subject
+from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair
 from losslens.core.errors import InputError
@@ -25,14 +25,14 @@ class Arm:
         facts: The manifest of one of them.
         settings: What tells it from the other arms of its method and `lr`, for example `method.beta=0.3`; may be empty.
         learning_rates: Names of the `lr` that give its learning rate, its own first.
-        subjects: Its runs that have an end.
+        members: Its runs that have an end.
         diverged: Those that have none.
     """
 
     facts: StartedFacts
     settings: str = ""
     learning_rates: list[str] = field(default_factory=list)
-    subjects: list[Subject] = field(default_factory=list)
+    members: list[ComparedAdapter] = field(default_factory=list)
     diverged: list[Diverged] = field(default_factory=list)
 
     @property
@@ -53,7 +53,7 @@ class Arm:
     @property
     def base_rate(self) -> float:
         """The rate that its own is a multiple of."""
-        return self.facts.config.lr.base
+        return self.facts.config.lr.peak
 
     @property
     def at_conventional_rate(self) -> bool:
@@ -64,7 +64,7 @@ class Arm:
     @property
     def sweeps(self) -> set[str]:
         """The sweeps that hold its runs, by what stands before their names when there are several."""
-        runs: list[Subject | Diverged] = [*self.subjects, *self.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*self.members, *self.diverged]
         return {run.name.rpartition("/")[0] for run in runs}
 
     @property
@@ -88,13 +88,13 @@ class Arm:
         return sum(ours.get(key) != theirs.get(key) for key in keys)
 
 
-def arms_of(gathered: Gathered) -> list[Arm]:
+def arms_of(cohort: Cohort) -> list[Arm]:
     """The arms of all runs, in the order of the tables."""
     by_configuration: dict[str, Arm] = {}
-    for subject in gathered.subjects:
-        if subject.facts is not None:
-            by_configuration.setdefault(subject.facts.configuration, Arm(subject.facts)).subjects.append(subject)
-    for run in gathered.diverged:
+    for member in cohort.members:
+        if member.facts is not None:
+            by_configuration.setdefault(member.facts.configuration, Arm(member.facts)).members.append(member)
+    for run in cohort.diverged:
         by_configuration.setdefault(run.facts.configuration, Arm(run.facts)).diverged.append(run)
     arms = list(by_configuration.values())
     for arm in arms:
@@ -105,34 +105,34 @@ def arms_of(gathered: Gathered) -> list[Arm]:
     return arms
 
 
-def arm_names(arms: Sequence[Arm], gathered: Gathered) -> dict[str, str]:
+def arm_names(arms: Sequence[Arm], cohort: Cohort) -> dict[str, str]:
     """For each run's name that of its arm; an adapter made elsewhere is one of its own.
 
     Raises:
         InputError: Such an adapter is called like an arm, whose runs it would join.
     """
-    names = {subject.name: subject.name for subject in gathered.subjects}
+    names = {member.name: member.name for member in cohort.members}
     taken = {arm.name(lr) for arm in arms for lr in arm.learning_rates}
-    for subject in gathered.subjects:
-        if subject.facts is None and subject.name in taken:
-            raise InputError(f"adapters.{subject.name}: a loss of the runs is called so already")
+    for member in cohort.members:
+        if member.facts is None and member.name in taken:
+            raise InputError(f"adapters.{member.name}: a loss of the runs is called so already")
     for arm in arms:
-        runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*arm.members, *arm.diverged]
         names |= {run.name: arm.name() for run in runs}
     return names
 
 
-def sft_partners(arms: Sequence[Arm], reference: Subject) -> dict[str, Subject]:
+def sft_partners(arms: Sequence[Arm], reference: ComparedAdapter) -> dict[str, ComparedAdapter]:
     """For each run's name the SFT run it is held against where a measure is taken of chosen pairs only.
 
     Of the SFT arm that was trained in all else most as the run's; where several are as near, the one at the reference's
     learning rate.
     """
     found = {}
-    candidates = [arm for arm in arms if arm.method == "sft" and arm.subjects]
+    candidates = [arm for arm in arms if arm.method == "sft" and arm.members]
     for arm in arms:
         sft = nearest(arm, candidates, reference.facts.learning_rate if reference.facts else None)
-        runs: list[Subject | Diverged] = [*arm.subjects, *arm.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*arm.members, *arm.diverged]
         for run in runs:
             other = partner(run, sft)
             if other:
@@ -150,26 +150,26 @@ def repeats(arm: Arm) -> list[Pair]:
     """Pairs of the arm's own runs that started from one initial adapter."""
     return [
         (a.name, b.name)
-        for number, a in enumerate(arm.subjects)
-        for b in arm.subjects[number + 1 :]
+        for number, a in enumerate(arm.members)
+        for b in arm.members[number + 1 :]
         if a.facts and b.facts and a.facts.initial_adapter.sha256 == b.facts.initial_adapter.sha256
     ]
 
 
-def partner(run: Subject | Diverged, arm: Arm | None) -> Subject | None:
+def partner(run: ComparedAdapter | Diverged, arm: Arm | None) -> ComparedAdapter | None:
     """The run of `arm` at the next seed from the same initial adapter; where there is none, that of both its seeds.
 
     The next, and after the last the first, so that of n seeds each run has one partner whose batches are others.
     """
     if arm is None or run.facts is None:
         return None
-    facts = {s.name: s.facts for s in arm.subjects if s.facts}
+    facts = {s.name: s.facts for s in arm.members if s.facts}
     initial, (seed, _) = run.facts.initial_adapter.sha256, run.facts.seeds
-    others = [s for s in arm.subjects if s.name in facts and facts[s.name].initial_adapter.sha256 == initial]
+    others = [s for s in arm.members if s.name in facts and facts[s.name].initial_adapter.sha256 == initial]
     others = [s for s in others if facts[s.name].seeds[0] != seed]
     if others:
         return min(others, key=lambda s: (facts[s.name].seeds[0] < seed, facts[s.name].seeds[0]))
-    return next((s for s in arm.subjects if s.name in facts and facts[s.name].seeds == run.facts.seeds), None)
+    return next((s for s in arm.members if s.name in facts and facts[s.name].seeds == run.facts.seeds), None)
 
 
 def _settings(arm: Arm, alike: Sequence[Arm]) -> str:

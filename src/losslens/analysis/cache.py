@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from losslens.core.files import atomic_file, digest
+from losslens.core.files import atomic_file
+from losslens.core.hashing import hash_json
 
 # Raised when the same inputs begin to give other numbers.
 _VERSION = 3
@@ -42,4 +43,4 @@ class Cache:
             np.savez(file, allow_pickle=False, **arrays)
 
     def _file(self, kind: str, key: Any) -> Path:
-        return self.folder / kind / f"{digest([_VERSION, kind, key], 24)}.npz"
+        return self.folder / kind / f"{hash_json([_VERSION, kind, key], 24)}.npz"

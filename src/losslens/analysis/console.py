@@ -11,20 +11,20 @@ from rich.table import Column
 from rich.text import Text
 
 from losslens.core.terminal import Table
-from losslens.measures import Measure, PairMeasure, beside_cosine, measure_of, of_pairs, of_runs
+from losslens.measures import Measure, PairMeasure, get_measure, measures_besides_cosine, pair_measures, run_measures
 
 # More arms than this fill more than a screen with their pairs.
 _MOST_ARMS = 8
 
 
-def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, ablation: pd.DataFrame, left_out: Mapping[str, str]) -> None:
+def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, arm_table: pd.DataFrame, left_out: Mapping[str, str]) -> None:
     """Prints the runs, the arms where there are several runs of one, every two arms, and what was left out."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(runs["run"]))}
     console.print(_runs(runs, numbers))
     arms = list(dict.fromkeys(runs.loc[runs["method"] != "base", "arm"]))
-    if len(arms) > _MOST_ARMS or (ablation["seeds"] > 1).any():
-        console.print(_arms(ablation))
+    if len(arms) > _MOST_ARMS or (arm_table["seeds"] > 1).any():
+        console.print(_arms(arm_table))
     if len(arms) > _MOST_ARMS:
         print(f"{len(arm_pairs)} pairs of arms: arm_pairs.csv")
     elif len(arm_pairs):
@@ -38,22 +38,22 @@ def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, ablation: pd.DataFrame, le
         print(f"left out: {name}: {why}")
 
 
-def _arms(ablation: pd.DataFrame) -> Table:
+def _arms(arm_table: pd.DataFrame) -> Table:
     title = "arms, averaged over their runs (± over them; in brackets: unrelated updates; what one loss would show)"
     table = Table(
-        "arm", "rate", "runs", *(measure.heading for measure in of_runs("main")),
-        *(f"{measure.heading} to SFT" for measure in of_pairs("main")), "accuracy", "to the base", "p (Holm)",
+        "arm", "rate", "runs", *(measure.heading for measure in run_measures("main")),
+        *(f"{measure.heading} to SFT" for measure in pair_measures("main")), "accuracy", "to the base", "p (Holm)",
         title=title, title_justify="left",
     )  # fmt: skip
-    for _, row in ablation[ablation["same_as"] == ""].iterrows():
-        others = ablation.loc[ablation["same_as"] == row["arm"], "lr"]
+    for _, row in arm_table[arm_table["alias_of"] == ""].iterrows():
+        others = arm_table.loc[arm_table["alias_of"] == row["arm"], "lr"]
         lost = f" +{row['diverged']} diverged" * (row["diverged"] > 0) + f", {row['collapsed']} collapsed" * (
             row["collapsed"] > 0
         )
         table.add_row(
             " = ".join([row["arm"], *others]), f"{row['learning_rate']:g}", f"{row['seeds']}{lost}",
-            *(f"{_shown(m, row[m.name])} ± {_shown(m, row[f'{m.name}_std'])}" for m in of_runs("main")),
-            *(_judged(measure, row, f"{measure.name}_to_sft") for measure in of_pairs("main")),
+            *(f"{_shown(m, row[m.name])} ± {_shown(m, row[f'{m.name}_std'])}" for m in run_measures("main")),
+            *(_judged(measure, row, f"{measure.name}_to_sft") for measure in pair_measures("main")),
             f"{_percent(row['accuracy'])} ± {_percent(row['accuracy_std'])}", _percent(row["base_diff"]),
             _number(row["base_p_holm"]),
         )  # fmt: skip
@@ -65,7 +65,7 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
     several = len(benchmarks) > 1
     table = Table(
         "", Column("run", overflow="fold"), "what", *["benchmark"] * several, "accuracy", "95% interval",
-        *(f"{measure.heading}{' (null)' * (measure.null is not None)}" for measure in of_runs("more")),
+        *(f"{measure.heading}{' (null)' * (measure.null is not None)}" for measure in run_measures("more")),
         title=f"runs, scored on {benchmarks[0]}" if len(benchmarks) == 1 else None, title_justify="left",
     )  # fmt: skip
     for _, row in runs.iterrows():
@@ -73,7 +73,7 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
             str(numbers[row["run"]]), row["run"], Text(row["label"] if row["label"] != row["run"] else ""),
             *["–" if pd.isna(row["benchmark"]) else row["benchmark"]] * several, _percent(row["accuracy"]),
             f"{_percent(row['ci_low'])} … {_percent(row['ci_high'])}",
-            *(_judged(measure, row, measure.name) for measure in of_runs("more")),
+            *(_judged(measure, row, measure.name) for measure in run_measures("more")),
         )  # fmt: skip
     return table
 
@@ -93,7 +93,7 @@ def _directions(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
         "pairs of arms, by runs of other seeds where there are any (ceiling, repeat: what two would show that are one)"
     )
     table = Table(title=title, title_justify="left")
-    cosine, others = measure_of("cosine"), beside_cosine("main")
+    cosine, others = get_measure("cosine"), measures_besides_cosine("main")
     assert isinstance(cosine, PairMeasure)
     for heading in ("pair", "by", _with_judges(cosine), "relative", "verdict", *map(_with_judges, others)):
         table.add_column(heading)

@@ -13,17 +13,19 @@ import torch
 from tqdm import tqdm
 
 from losslens.analysis.cache import Arrays, Cache
-from losslens.analysis.cohort import Gathered
+from losslens.analysis.cohort import Cohort
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
-from losslens.config.schema import Cka, Connectivity, Data, Evaluation
+from losslens.config.analysis import Cka, Connectivity
+from losslens.config.data import Data
+from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
 from losslens.measures.base_weights import Principal, off_principal_share, principal
 from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.measures.connectivity import Curve, SequenceLosses, curve
-from losslens.measures.forward import Sequences, carrying_line, hidden_states, losses, weight_of
-from losslens.measures.tables import AgainstBase
+from losslens.measures.forward import Sequences, base_weight, hidden_states, interpolated_model, sequence_losses
+from losslens.measures.tables import BaseComparison
 from losslens.models.limits import limits_of
 from losslens.models.loading import LoadedModel, ModelSource, load_model
 from losslens.rollouts.sample import problem_source
@@ -32,25 +34,25 @@ from losslens.updates.folder import open_adapter
 Name = TypeVar("Name", bound=Hashable)
 
 
-class Passes:
+class ForwardPasses:
     """Measures adapters on their base. The base is loaded when the first thing that is not known is asked for.
 
     Args:
         source: Where the base is.
         identity: What tells it from another.
-        gathered: The adapters.
+        cohort: The adapters.
         cache: What was measured before.
         batch_size: Sequences in one forward pass.
     """
 
     def __init__(
-        self, source: ModelSource, identity: dict[str, str | None], gathered: Gathered, cache: Cache, batch_size: int
+        self, source: ModelSource, identity: dict[str, str | None], cohort: Cohort, cache: Cache, batch_size: int
     ) -> None:
         self._source = source
-        self._gathered = gathered
+        self._gathered = cohort
         self._cache = cache
         self._batch_size = batch_size
-        self._subjects = gathered.by_name
+        self._subjects = cohort.by_name
         # What `auto` means is another precision where there is a GPU.
         self._identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
         self._identity += [source.attention, source.chat_options]
@@ -65,11 +67,11 @@ class Passes:
         except InputError as error:
             raise UnavailableError(str(error)) from error
 
-    def against_base(self, top: int) -> dict[str, AgainstBase]:
+    def against_base(self, top: int) -> dict[str, BaseComparison]:
         """Every run against W0."""
-        keys = {name: [self._identity, subject.sha256, top] for name, subject in self._subjects.items()}
+        keys = {name: [self._identity, member.sha256, top] for name, member in self._subjects.items()}
         found = {
-            name: AgainstBase(**known)
+            name: BaseComparison(**known)
             for name, known in self._known("against_base", keys, ["base_norms", "off_principal"]).items()
         }
         missing = [name for name in keys if name not in found]
@@ -84,7 +86,7 @@ class Passes:
                     for name, adapter in adapters.items():
                         shares[name][m] = off_principal_share(adapter[module], weight)
             for name in missing:
-                found[name] = AgainstBase(norms, shares[name])
+                found[name] = BaseComparison(norms, shares[name])
                 self._cache.save("against_base", keys[name], vars(found[name]))
         return found
 
@@ -92,7 +94,7 @@ class Passes:
         key = [self._identity, module, top]
         known = self._cache.load("principal", key, ["norm", "left", "right"])
         if known is None:
-            known = vars(principal(weight_of(self._base.model, module, shape).double().cpu().numpy(), top))
+            known = vars(principal(base_weight(self._base.model, module, shape).double().cpu().numpy(), top))
             self._cache.save("principal", key, known)
         if (len(known["left"]), len(known["right"])) != shape:
             raise InputError(f"the adapters do not fit the base: {module} has another shape there")
@@ -143,7 +145,7 @@ class Passes:
         batch = evaluation.batch_size if self._half else None
         try:
             source = problem_source(data)
-            asked = source.problems("eval", data.eval, data.seed)[:problems]
+            asked = source.problems("eval", data.eval_size, data.seed)[:problems]
         except InputError as error:
             raise UnavailableError(str(error)) from error
         about = [self._identity, source.identity("eval"), data.seed, len(asked), evaluation.max_tokens, batch]
@@ -154,7 +156,7 @@ class Passes:
             if known is None:
                 with ExitStack() as stack:
                     adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in pair]
-                    line = carrying_line(self._base.model, self._gathered.modules, *adapters)
+                    line = interpolated_model(self._base.model, self._gathered.modules, *adapters)
                     model, set_weights = stack.enter_context(line)
                     set_weights([0.5, 0.5])
                     outcomes = evaluate(
@@ -197,11 +199,11 @@ class Passes:
         found = []
         with ExitStack() as stack:
             adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in names]
-            line = carrying_line(self._base.model, self._gathered.modules, *adapters)
+            line = interpolated_model(self._base.model, self._gathered.modules, *adapters)
             model, set_weights = stack.enter_context(line)
             for at in weights:
                 set_weights(at)
-                found.append(losses(model, tokens, self._batch_size))
+                found.append(sequence_losses(model, tokens, self._batch_size))
                 done()
         return found
 
@@ -242,7 +244,7 @@ class Passes:
             model: Any = self._base.model
             if name is not None:
                 adapter = stack.enter_context(open_adapter(self._subjects[name].adapter))
-                line = carrying_line(model, self._gathered.modules, adapter)
+                line = interpolated_model(model, self._gathered.modules, adapter)
                 model, set_weights = stack.enter_context(line)
                 set_weights([1.0])
             features = hidden_states(model, tokens, settings.pooling, self._batch_size)

@@ -9,22 +9,23 @@ import pandas as pd
 from pydantic import ValidationError
 
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Gathered
-from losslens.analysis.forward_passes import Passes
+from losslens.analysis.cohort import Cohort
+from losslens.analysis.forward_passes import ForwardPasses
 from losslens.analysis.manifests import RunFacts
 from losslens.analysis.pairs import Chosen, Pair
-from losslens.analysis.probe_set import TeacherForced, held_out
-from losslens.config.schema import AnalyzeConfig, Evaluation
+from losslens.analysis.probe_set import TeacherForced, probe_set
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.connectivity import Curve
-from losslens.measures.tables import AgainstBase
+from losslens.measures.tables import BaseComparison
 from losslens.models.loading import ModelSource, model_identity, source_of
 from losslens.runs.recorded import Trust, data_of, model_of
 
 
 @dataclass
-class OnTheBase:
+class FunctionSpace:
     """What was measured; empty where it could not be.
 
     Attributes:
@@ -32,36 +33,36 @@ class OnTheBase:
         curves: The loss on the line between the runs of each chosen pair.
         ckas: CKA of each chosen pair, and of its runs with the base.
         midpoints: Which problems the midpoint of each chosen pair gets right.
-        held_out: What the completions are: for the manifest.
+        probe_set: What the completions are: for the manifest.
         left_out: What could not be measured, and why.
     """
 
-    against_base: dict[str, AgainstBase] = field(default_factory=dict)
+    against_base: dict[str, BaseComparison] = field(default_factory=dict)
     curves: dict[Pair, Curve] = field(default_factory=dict)
     ckas: dict[Pair, CkaOfPair] = field(default_factory=dict)
     midpoints: dict[Pair, pd.Series] = field(default_factory=dict)
-    held_out: dict[str, Any] = field(default_factory=dict)
+    probe_set: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chosen, cache: Cache) -> OnTheBase:
+def measure_function_space(config: AnalyzeConfig, cohort: Cohort, chosen: Chosen, cache: Cache) -> FunctionSpace:
     """Measures all of it, for the chosen pairs.
 
     Raises:
         InputError: The base or the completions are not what they should be, or the adapters do not fit.
     """
-    found = OnTheBase()
+    found = FunctionSpace()
     if chosen.left_out:
         found.left_out["connectivity, CKA"] = chosen.left_out
     missing = "relative norm, off-principal share, connectivity, CKA"
     try:
-        source, identity = _base(config.model_path, gathered.first, trust_of(config))
-        passes = Passes(source, identity, gathered, cache, config.batch_size)
-        found.against_base = passes.against_base(config.top)
+        source, identity = _base(config.model_path, cohort.first, trust_of(config))
+        passes = ForwardPasses(source, identity, cohort, cache, config.batch_size)
+        found.against_base = passes.against_base(config.num_directions)
         if not chosen.pairs:
             return found
         missing = "connectivity, CKA"
-        frozen = held_out(config.held_out, config.output_dir, gathered.first, trust_of(config), config.model_path)
+        frozen = probe_set(config.probe_set, config.output_dir, cohort.first, trust_of(config), config.model_path)
     except UnavailableError as error:
         found.left_out[missing] = str(error)
         return found
@@ -70,10 +71,10 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
     if on_the_line.answer_only and (on_the_line.rows["answer"] == "").any():
         raise InputError(f"{frozen.folder}: an answer is empty; connectivity.loss=completions does without")
     found.curves = passes.curves(chosen.pairs, on_the_line, config.connectivity)
-    if gathered.first and config.connectivity.midpoint_problems:
+    if cohort.first and config.connectivity.midpoint_problems:
         try:
-            evaluation = Evaluation.model_validate(gathered.first.config.evaluation)
-            facts = gathered.first.benchmark_data
+            evaluation = Evaluation.model_validate(cohort.first.config.evaluation)
+            facts = cohort.first.benchmark_data
             if facts is None or evaluation.engine == "openai":
                 found.left_out["accuracy at the midpoint"] = "the runs were not scored in their own process"
             else:
@@ -85,7 +86,7 @@ def measure_on_the_base(config: AnalyzeConfig, gathered: Gathered, chosen: Chose
         except ValidationError:
             found.left_out["accuracy at the midpoint"] = "the runs are of another version of LossLens"
     found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
-    found.held_out = {
+    found.probe_set = {
         "folder": frozen.folder.name, "sha256": frozen.sha256, "sequences": len(completions.rows),
         "of": len(frozen.table),
     }  # fmt: skip

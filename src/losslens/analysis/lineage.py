@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from losslens.analysis.cohort import Diverged, Gathered, Subject
+from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.core import provenance
 
 # Of a run's configuration what other columns say, and what did not decide it: where it lay, who was told.
@@ -15,9 +15,9 @@ _NOT_SHOWN = (
 )  # fmt: skip
 
 
-def origins(gathered: Gathered) -> dict[str, Any]:
+def lineage(cohort: Cohort) -> dict[str, Any]:
     """For the manifest: the rollouts, the data, what all configurations share, and of each run what it alone has."""
-    runs: list[Subject | Diverged] = [*gathered.subjects, *gathered.diverged]
+    runs: list[ComparedAdapter | Diverged] = [*cohort.members, *cohort.diverged]
     manifests = {run.name: run.run.manifest for run in runs if run.run}
     configurations = {name: _configuration(manifest) for name, manifest in manifests.items()}
     common = _common(list(configurations.values()))

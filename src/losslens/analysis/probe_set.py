@@ -10,12 +10,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from losslens.analysis.manifests import RunFacts
-from losslens.config.schema import HeldOut, RolloutConfig, Rollouts
+from losslens.config.analysis import ProbeSet
+from losslens.config.data import RolloutConfig, Rollouts
 from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.forward import Sequences
 from losslens.models.tokens import encode_completion, read_rollouts
 from losslens.problems.questions import templates_of
-from losslens.rollouts.frozen import FrozenRollouts, asked_in, load
+from losslens.rollouts.frozen import FrozenRollouts, asked_in, load_rollouts
 from losslens.rollouts.sample import held_out_rollouts
 from losslens.runs.recorded import Trust, data_of, model_of
 
@@ -51,8 +52,8 @@ class TeacherForced:
         return Sequences(prompts, completions)
 
 
-def held_out(
-    settings: HeldOut, output_dir: Path, run: RunFacts | None, trust: Trust, model_path: str | None = None
+def probe_set(
+    settings: ProbeSet, output_dir: Path, run: RunFacts | None, trust: Trust, model_path: str | None = None
 ) -> FrozenRollouts:
     """The completions that `settings` names; else those that the runs' own policy gives to held-out problems.
 
@@ -68,11 +69,11 @@ def held_out(
         InputError: They are damaged, were trained on, or too few of them are right.
     """
     if settings.completions is not None:
-        frozen = load(settings.completions, "held_out.completions")
+        frozen = load_rollouts(settings.completions, "probe_set.completions")
         _require_held_out(frozen, output_dir, run)
     elif run is None:
         raise UnavailableError(
-            "adapters made elsewhere do not say what they were trained on; give held_out.completions"
+            "adapters made elsewhere do not say what they were trained on; give probe_set.completions"
         )
     else:
         config = run.config
@@ -84,7 +85,7 @@ def held_out(
                 rollouts=Rollouts.model_validate(config.rollouts),
             )
         except ValidationError as error:
-            raise UnavailableError("the runs are of another version of LossLens; give held_out.completions") from error
+            raise UnavailableError("the runs are of another version of LossLens; give probe_set.completions") from error
         model = rollout_config.model
         if model_path is not None and model_path != model.path:
             model = model.model_copy(update={"path": model_path, "revision": None, "package": None})
@@ -106,7 +107,7 @@ def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | 
     training = output_dir / "rollouts" / run.rollouts.folder if run else None
     if training is None or not training.is_dir():
         return  # not here to compare with
-    trained_on = asked_in(load(training))
+    trained_on = asked_in(load_rollouts(training))
     prompts = frozen.table.drop_duplicates("prompt")
     templates = templates_of(frozen.manifest.get("identity"))
     seen = [
@@ -116,6 +117,6 @@ def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | 
     ]
     if seen:
         raise InputError(
-            f"held_out.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems, "
+            f"probe_set.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems, "
             f"{' '.join(seen[0].split())[:60]!r} for one"
         )

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from losslens.evaluation.statistics import jackknife_interval
-from losslens.measures import Kind, of_pairs
+from losslens.measures import Kind, pair_measures
 
 Array = NDArray[np.float64]
 
@@ -31,7 +31,7 @@ _ORDER = (SAME_INIT, OTHER, SAME_SEEDS, SAME_ORDER, "")
 # Pairs whose noise is independent.
 CROSS_SEED = (SAME_INIT, OTHER)
 
-_MEASURES = of_pairs()
+_MEASURES = pair_measures()
 MEASURES = tuple(measure.name for measure in _MEASURES)
 _BY_NAME = {measure.name: measure for measure in _MEASURES}
 _COSINE = MEASURES.index("cosine")
@@ -73,7 +73,7 @@ def _level_name(measure: str) -> str:
     return f"{measure}_{_BY_NAME[measure].level}"
 
 
-def reliable(own: Array, null: Array) -> NDArray[np.bool_]:
+def is_reliable(own: Array, null: Array) -> NDArray[np.bool_]:
     """Whether a loss is like itself: ρ at least .2, and above its null where that is known."""
     with np.errstate(invalid="ignore"):
         return (own >= LEAST_RELIABILITY) & ~(own <= null)
@@ -92,7 +92,7 @@ def level(measures: Sequence[str], own_a: Array, own_b: Array, nulls_a: Array, n
         nulls_b: That of `own_b`.
     """
     similar = _are(measures, "similarity")
-    usable = reliable(own_a, nulls_a) & reliable(own_b, nulls_b)
+    usable = is_reliable(own_a, nulls_a) & is_reliable(own_b, nulls_b)
     ceiling = np.sqrt(np.where(usable & similar, own_a * own_b, np.nan))
     levels = np.where(similar, ceiling, (own_a + own_b) / 2)
     for place, measure in enumerate(measures):
@@ -118,7 +118,7 @@ def direction(
         return ""
     if np.isnan(own).any():
         return TOO_FEW
-    if not reliable(np.array(own), np.array(nulls)).all():
+    if not is_reliable(np.array(own), np.array(nulls)).all():
         return TOO_NOISY
     if abs(value) <= null:
         return NOTHING

@@ -15,7 +15,8 @@ from typing import Any
 
 from losslens.analysis.pairs import Pair
 from losslens.core.errors import InputError
-from losslens.core.files import digest, read_json
+from losslens.core.files import read_json
+from losslens.core.hashing import hash_json
 from losslens.runs.run import Run
 
 _KEPT_AS = ".kept-as"  # in an analysis on its way aside: the name it is to have there
@@ -64,7 +65,7 @@ def earlier(folder: Path) -> Earlier:
 def kept_aside(folder: Path, adapters: Mapping[str, str]) -> Path:
     """Where an analysis of exactly these adapters is kept when one that lacks some takes its place in `folder`."""
     runs = f"{len(adapters)}-run{'s' * (len(adapters) != 1)}"
-    return folder.with_name(f"{folder.name}-of-{runs}-{digest(sorted(adapters.values()), 6)}")
+    return folder.with_name(f"{folder.name}-of-{runs}-{hash_json(sorted(adapters.values()), 6)}")
 
 
 def missing_from(facts: Mapping[str, Any], before: Earlier) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from losslens.evaluation.outcomes import asked_of
+from losslens.evaluation.outcomes import task_fingerprint
 from losslens.runs.run import Run
 
 
@@ -29,13 +29,15 @@ class Scores:
         return self._files[run.folder][benchmark]
 
 
-def scores_of(runs: Sequence[Run]) -> Scores:
+def scores_of_runs(runs: Sequence[Run]) -> Scores:
     """The outcomes of `runs`.
 
     Raises:
         InputError: A file cannot be read.
     """
-    found = {run.folder: {file: asked_of(file) for file in sorted(run.folder.glob("eval/*.parquet"))} for run in runs}
+    found = {
+        run.folder: {file: task_fingerprint(file) for file in sorted(run.folder.glob("eval/*.parquet"))} for run in runs
+    }
     ways: dict[str, dict[str, float]] = {}
     for files in found.values():
         for file, asked in files.items():

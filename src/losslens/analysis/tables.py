@@ -12,17 +12,17 @@ import pandas as pd
 
 from losslens.analysis.accuracy import midpoint_table
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Gathered
-from losslens.analysis.function_space import OnTheBase
+from losslens.analysis.cohort import Cohort
+from losslens.analysis.function_space import FunctionSpace
 from losslens.analysis.pairs import Pair
 from losslens.analysis.repeats import pairing, with_levels
-from losslens.measures import of_functions, of_pairs, of_weights
+from losslens.measures import function_measures, pair_measures, weight_measures
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.connectivity import Curve
-from losslens.measures.mds import angles, plane
+from losslens.measures.mds import angles, mds
 from losslens.measures.nulls import expected_angles
-from losslens.measures.tables import AgainstBase, Compared
+from losslens.measures.tables import BaseComparison, Compared
 from losslens.measures.views import Functions
 
 # Of the random subspaces.
@@ -44,10 +44,10 @@ class Tables:
         arm_pairs: One row for every two arms, and for each arm and itself.
         repeats: One row an arm with several runs and what changed between them.
         seeds: One row a configuration with several seeds and benchmark.
-        ablation: One row an arm: runs that differ in their seeds only, and name of its learning rate.
+        arms: One row an arm: runs that differ in their seeds only, and name of its learning rate.
         trajectories: One row a run with snapshots and step.
         training: One row a run and logged step.
-        map: One row a run that has a direction: a point of a plane.
+        mds: One row a run that has a direction: a point of a plane.
     """
 
     runs: pd.DataFrame
@@ -60,30 +60,30 @@ class Tables:
     arm_pairs: pd.DataFrame
     repeats: pd.DataFrame
     seeds: pd.DataFrame
-    ablation: pd.DataFrame
+    arms: pd.DataFrame
     trajectories: pd.DataFrame
     training: pd.DataFrame
-    map: pd.DataFrame
+    mds: pd.DataFrame
 
 
 def compared_weights(
-    gathered: Gathered,
+    cohort: Cohort,
     runs: Mapping[str, RunGeometry],
     pairs: Mapping[Pair, PairGeometry],
-    against_base: Mapping[str, AgainstBase],
+    against_base: Mapping[str, BaseComparison],
     top: int,
     cache: Cache,
 ) -> Compared:
     """What is known of the updates, with what decides their null."""
     return Compared(
-        modules=gathered.modules,
-        shapes=gathered.shapes,
+        modules=cohort.modules,
+        shapes=cohort.shapes,
         runs=runs,
         pairs=pairs,
         against_base=against_base,
         top=top,
-        ranks=gathered.ranks,
-        same_a={pair: shares_initial_adapter(gathered, pair) for pair in pairs},
+        ranks=cohort.ranks,
+        same_a={pair: shares_initial_adapter(cohort, pair) for pair in pairs},
         draw=partial(_drawn_angles, cache),
     )
 
@@ -97,53 +97,55 @@ def _drawn_angles(cache: Cache, spaces: tuple[tuple[int, int, int], ...]) -> tup
     return float(known["smallest"]), float(known["largest"])
 
 
-def shares_initial_adapter(gathered: Gathered, pair: Pair) -> bool | None:
+def shares_initial_adapter(cohort: Cohort, pair: Pair) -> bool | None:
     """Whether both started from the same A; None where that is not known."""
-    facts = [gathered.by_name[name].facts for name in pair]
+    facts = [cohort.by_name[name].facts for name in pair]
     if facts[0] is None or facts[1] is None:
         return None
     return facts[0].initial_adapter.sha256 == facts[1].initial_adapter.sha256
 
 
-def pair_measures(gathered: Gathered, arms: Mapping[str, str], rows: pd.DataFrame, based: OnTheBase) -> pd.DataFrame:
+def measured_pair_table(
+    cohort: Cohort, arms: Mapping[str, str], rows: pd.DataFrame, based: FunctionSpace
+) -> pd.DataFrame:
     """What is measured of each pair but its accuracies, its arms, and what two equal losses would show.
 
     Args:
-        gathered: What is compared.
+        cohort: What is compared.
         arms: The arm of each run.
         rows: One row a pair, with what its weights show.
         based: What passes through the base show.
     """
-    seeds = {s.name: s.facts.seeds if s.facts else None for s in gathered.subjects}
+    seeds = {s.name: s.facts.seeds if s.facts else None for s in cohort.members}
     pairs = list(zip(rows["run_a"], rows["run_b"], strict=True))
     functions = Functions([based.curves.get(pair) for pair in pairs], [based.ckas.get(pair) for pair in pairs])
     beside: dict[str, Any] = {}
-    for measure in of_functions():
+    for measure in function_measures():
         beside[measure.name] = measure.value(functions)
         if measure.interval is not None:
             beside |= zip((f"{measure.name}_low", f"{measure.name}_high"), measure.interval(functions), strict=True)
     table = rows.assign(
         arm_a=rows["run_a"].map(arms),
         arm_b=rows["run_b"].map(arms),
-        pairing=[pairing(seeds[a], seeds[b], shares_initial_adapter(gathered, (a, b))) for a, b in pairs],
+        pairing=[pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b))) for a, b in pairs],
         **beside,
     )
-    table = table.merge(midpoint_table(gathered, based.midpoints), on=["run_a", "run_b"], how="left")
-    table = with_levels(table, [measure.name for measure in of_pairs()])
+    table = table.merge(midpoint_table(cohort, based.midpoints), on=["run_a", "run_b"], how="left")
+    table = with_levels(table, [measure.name for measure in pair_measures()])
     first = ["run_a", "run_b", "arm_a", "arm_b", "pairing"]
     return table[[*first, *(name for name in table if name not in first)]]
 
 
-def layer_measures(pairs: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
+def measured_layer_table(pairs: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
     """The layers of each pair, and what two equal losses would show.
 
     Args:
-        pairs: What `pair_measures` gives.
+        pairs: The table of `measured_pair_table`.
         layers: One row a pair and layer.
     """
     kinds = ["arm_a", "arm_b", "pairing"]
     table = layers.merge(pairs[["run_a", "run_b", *kinds]], on=["run_a", "run_b"], how="left")
-    return with_levels(table, [measure.name for measure in of_weights("more")], by=["layer"]).drop(columns=kinds)
+    return with_levels(table, [measure.name for measure in weight_measures("more")], by=["layer"]).drop(columns=kinds)
 
 
 def connectivity_table(curves: Mapping[Pair, Curve]) -> pd.DataFrame:
@@ -175,7 +177,7 @@ def cka_table(ckas: Mapping[Pair, CkaOfPair]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def map_table(pairs: pd.DataFrame) -> tuple[pd.DataFrame, float]:
+def mds_table(pairs: pd.DataFrame) -> tuple[pd.DataFrame, float]:
     """The map: every run with a direction a point of a plane, near to those whose direction is nearly its own.
 
     Beside it the share of the variance that the plane shows.
@@ -188,5 +190,5 @@ def map_table(pairs: pd.DataFrame) -> tuple[pd.DataFrame, float]:
     cosines[a, b] = cosines[b, a] = known["cosine"].to_numpy(dtype=float)
     if not names:
         return pd.DataFrame(columns=["run", "x", "y"]), float("nan")
-    found = plane(angles(cosines))
+    found = mds(angles(cosines))
     return pd.DataFrame({"run": names, "x": found.points[:, 0], "y": found.points[:, 1]}), found.kept

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.analysis.cohort import Diverged, Subject
+from losslens.analysis.cohort import ComparedAdapter, Diverged
 
 _PREFIX, _GEOMETRY = "train/", "geometry/"
 # What the analysis has no use for: a cost. The norms of layers and of projections, whose names have another slash, are
@@ -18,7 +18,7 @@ _NOT_SHOWN = ("geometry/share_of_time",)
 _FIRST = ["run", "step", "loss", "grad_norm", "lr"]
 
 
-def training_table(runs: Iterable[Subject | Diverged], left_out: dict[str, str]) -> pd.DataFrame:
+def training_table(runs: Iterable[ComparedAdapter | Diverged], left_out: dict[str, str]) -> pd.DataFrame:
     """One row a run and logged step; no row for runs without `metrics.jsonl`.
 
     Args:
@@ -26,14 +26,14 @@ def training_table(runs: Iterable[Subject | Diverged], left_out: dict[str, str])
         left_out: Gets the runs whose file is damaged, and the reason.
     """
     rows: list[dict[str, Any]] = []
-    for subject in runs:
-        file = subject.run.folder / "metrics.jsonl" if subject.run else None
+    for member in runs:
+        file = member.run.folder / "metrics.jsonl" if member.run else None
         if file is None or not file.exists():
             continue
         try:
-            rows += [{"run": subject.name, **step} for step in _steps(file)]
+            rows += [{"run": member.name, **step} for step in _steps(file)]
         except ValueError as error:
-            left_out[f"training of {subject.name}"] = str(error)
+            left_out[f"training of {member.name}"] = str(error)
     columns = [*_FIRST, *(name for row in rows for name in row)]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
 

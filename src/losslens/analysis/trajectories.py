@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from losslens.analysis.arms import Arm
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Diverged, Subject
-from losslens.analysis.snapshots import way_of
+from losslens.analysis.cohort import ComparedAdapter, Diverged
+from losslens.analysis.snapshots import trajectory_of
 from losslens.core.errors import InputError
-from losslens.measures.trajectory import Path, path
-from losslens.runs.run import Run, sha256_of_adapter
+from losslens.measures.trajectory import Trajectory, trajectory
+from losslens.runs.run import Run, recorded_adapter_hash
 from losslens.updates.folder import open_adapter
 
 COLUMNS = (
@@ -27,7 +27,11 @@ COLUMNS = (
 
 
 def trajectory_table(
-    arms: Sequence[Arm], sft: Mapping[str, Subject], modules: Sequence[str], cache: Cache, left_out: dict[str, str]
+    arms: Sequence[Arm],
+    sft: Mapping[str, ComparedAdapter],
+    modules: Sequence[str],
+    cache: Cache,
+    left_out: dict[str, str],
 ) -> pd.DataFrame:
     """One row a run and snapshot, the end included; no row for runs without snapshots.
 
@@ -40,16 +44,16 @@ def trajectory_table(
     """
     rows: list[dict[str, Any]] = []
     for arm in tqdm(arms, desc="trajectories", unit="arm", leave=False):
-        for run in (*arm.subjects, *arm.diverged):
+        for run in (*arm.members, *arm.diverged):
             try:
-                way = way_of(run)
+                way = trajectory_of(run)
             except InputError as error:
                 left_out[f"trajectory of {run.name}"] = str(error)
                 continue
             if len(way) < 2 or not _fits(way, modules):
                 continue
             assert run.facts is not None
-            towards = [run if isinstance(run, Subject) else None, sft.get(run.name)]
+            towards = [run if isinstance(run, ComparedAdapter) else None, sft.get(run.name)]
             found = _measured(way, [target for target in towards if target], modules, cache)
             cosines = iter(found.cosines.T)
             to_end, to_sft = (next(cosines) if target else np.full(len(way), np.nan) for target in towards)
@@ -79,14 +83,16 @@ def _fits(way: Mapping[int, Run], modules: Sequence[str]) -> bool:
         return adapter.modules == list(modules)
 
 
-def _measured(way: Mapping[int, Run], towards: Sequence[Subject], modules: Sequence[str], cache: Cache) -> Path:
-    key = [[sha256_of_adapter(run) for run in way.values()], [target.sha256 for target in towards]]
-    names = [field.name for field in fields(Path)]
+def _measured(
+    way: Mapping[int, Run], towards: Sequence[ComparedAdapter], modules: Sequence[str], cache: Cache
+) -> Trajectory:
+    key = [[recorded_adapter_hash(run) for run in way.values()], [target.sha256 for target in towards]]
+    names = [field.name for field in fields(Trajectory)]
     known = cache.load("path", key, names)
     if known is None:
         with ExitStack() as stack:
             points = [stack.enter_context(open_adapter(run.adapter)) for run in way.values()]
             targets = [stack.enter_context(open_adapter(target.adapter)) for target in towards]
-            known = vars(path(points, targets, modules))
+            known = vars(trajectory(points, targets, modules))
         cache.save("path", key, known)
-    return Path(**known)
+    return Trajectory(**known)

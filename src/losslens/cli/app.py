@@ -20,11 +20,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from losslens.cli.arguments import explained, prepared
 from losslens.config import interpolations
-from losslens.config.schema import AnalyzeConfig, EvaluateConfig, Job, RolloutConfig, TrainConfig, resolved
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
+from losslens.config.parse import resolved
+from losslens.config.slurm import Job
+from losslens.config.training import TrainConfig
 from losslens.core import distributed
 from losslens.core.errors import InputError
 from losslens.core.jobs import Jobs, Tasks
-from losslens.core.redaction import guard_streams, redacted, remember_address
+from losslens.core.redaction import guard_streams, remember_address, without_secrets
 
 # What each entry script reads of its configuration.
 _SCHEMAS: dict[str, type[Job]] = {
@@ -60,7 +65,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
             return  # a sweep of an experiment whose jobs differ for train.py only
         done.append(content)
         if schema is TrainConfig:
-            jobs.say(interpolations.derived(config))
+            jobs.say(interpolations.describe_derived(config))
         jobs.run(config)
 
     job.script = path  # type: ignore[attr-defined]  # for hydra/launcher=slurm, which runs none of them here
@@ -93,18 +98,18 @@ def _keep_secrets_from_hydra() -> None:
     """Has Hydra write a sweep's command line and configuration without secrets; it has no setting for that file."""
     save = OmegaConf.save
 
-    def without_secrets(config: Any, f: Any, resolve: bool = False) -> None:
+    def save_safely(config: Any, f: Any, resolve: bool = False) -> None:
         content = OmegaConf.to_container(config, resolve=resolve) if OmegaConf.is_config(config) else config
         for url in re.findall(r"https?://[^\s'\",\]}]+", str(content)):
             remember_address(url)
-        save(OmegaConf.create(redacted(content)), f)
+        save(OmegaConf.create(without_secrets(content)), f)
 
-    OmegaConf.save = staticmethod(without_secrets)  # type: ignore[method-assign]
+    OmegaConf.save = staticmethod(save_safely)  # type: ignore[method-assign]
 
 
 def _require_one_gpu(config: DictConfig) -> None:
     """Refuses several GPUs, which one process cannot use: only Slurm, or torchrun, can give them."""
     gpus = config.resources.gpus
-    if isinstance(gpus, int) and gpus > 1 and distributed.count() == 1:
+    if isinstance(gpus, int) and gpus > 1 and distributed.world_size() == 1:
         line = shlex.join(["torchrun", f"--nproc_per_node={gpus}", *sys.argv])
         raise InputError(f"resources.gpus={gpus} is for hydra/launcher=slurm; here: {line}")

@@ -17,17 +17,22 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
-from losslens.config.overrides import in_quotes, kind_of, leaves, parsed, quoted
-from losslens.config.schema import RENAMED, Data, TrainConfig
+from losslens.config.data import Data
+from losslens.config.identity import formerly
+from losslens.config.overrides import in_quotes, kind_of, leaves, parse_value, quote
+from losslens.config.parse import current_name
+from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
+from losslens.losses import builtin_losses
 
-# What is often written, or was called so once, and what it is called here.
+# What is often written, and what it is called here.
 _ALIASES = {
-    **RENAMED,
-    "learning_rate": "lr.base", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
+    "learning_rate": "lr.peak", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
     "num_train_epochs": "optim.epochs", "max_new_tokens": "rollouts.max_tokens", "teacher": "model.teacher",
-    "warmup_ratio": "optim.warmup", "weight_decay": "optim.weight_decay", "num_generations": "rollouts.k",
+    "warmup_ratio": "optim.warmup_ratio", "weight_decay": "optim.weight_decay",
+    "num_generations": "rollouts.samples_per_prompt",
 }  # fmt: skip
+_RENAMED_CHOICES = {("experiment", "dpo_rows"): "paired_rollouts"}
 _ANY_BELOW = ("difficulty", "files", "verifier")  # sections of a source of problems whose names are not ours
 # The keys of one's own files, and that of one among the benchmarks.
 _FILES, _FILE_TO_SCORE_ON = ("data.path", "data.eval_path"), "benchmark.file.eval_path"
@@ -59,8 +64,8 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
             where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if key in _FILES else ""
             raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments{where}")
-        readable = f"{key}={quoted(key, value, sweeps)}"
-        if parsed(readable) is None:
+        readable = f"{key}={quote(key, value, sweeps)}"
+        if parse_value(readable) is None:
             if conf is not None and (why := _not_there(argument, key, arguments, conf, schema)):
                 raise InputError(why)
             raise InputError(_unreadable(arguments, place))
@@ -89,7 +94,7 @@ def _unreadable(arguments: Sequence[str], place: int) -> str:
     argument = arguments[place]
     for end in range(place + 2, len(arguments) + 1):
         whole = " ".join(arguments[place:end])
-        if _is_open(argument) and parsed(whole):
+        if _is_open(argument) and parse_value(whole):
             return f"{argument}: an argument with spaces goes into quotes: {shlex.quote(whole)}"
     key, _, value = argument.partition("=")
     if not re.fullmatch(r"\+{0,2}[\w.@/:*-]+", key):
@@ -114,7 +119,7 @@ def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> 
     """
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     for argument in arguments:
-        override = parsed(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
+        override = parse_value(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
         if override is None:
             continue
         key, _, value = argument.partition("=")
@@ -162,7 +167,7 @@ def _not_there(argument: str, key: str, arguments: Sequence[str], conf: Path, sc
 
 
 def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], conf: Path) -> str:
-    """Keys of benchmarks name the benchmark: `benchmark.gsm8k.eval`."""
+    """Keys of benchmarks name the benchmark: `benchmark.gsm8k.eval_size`."""
     _, name, *rest = key.split(".")
     chosen = _chosen("benchmark", arguments, conf)
     options = _options("benchmark", conf)
@@ -208,7 +213,7 @@ def _chosen(group: str, arguments: Sequence[str], conf: Path) -> list[str] | Non
     for argument in reversed(arguments):
         name, separator, value = argument.partition("=")
         if separator and name == group:
-            override = parsed(argument)
+            override = parse_value(argument)
             found = _choices(override, value) if override else []
             return [] if found == ["null"] else found
     if any(argument.startswith(("experiment=", "+")) for argument in arguments):
@@ -248,13 +253,15 @@ def _choices(override: Override, value: str) -> list[str]:
 
 
 def _no_such_option(group: str, choice: str, options: list[str]) -> str:
+    if (group, choice) in _RENAMED_CHOICES:
+        return f"{group}={choice}: called {group}={_RENAMED_CHOICES[group, choice]} now"
     among = f"No {group}/{choice}.yaml; {group} takes one of {', '.join(options)}"
     number = bool(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", choice, re.IGNORECASE))
     path = "/" in choice or choice.startswith((".", "~")) or Path(choice).expanduser().exists()
     instead = ""
     if number:
         rank = f"lora_rank=r{choice}" if f"r{choice}" in options else f"lora_rank.r={choice}"
-        instead = {"lr": f"lr.base={choice}", "lora_rank": rank}.get(group, "")
+        instead = {"lr": f"lr.peak={choice}", "lora_rank": rank}.get(group, "")
     elif group == "model" and path:
         instead = shlex.quote(f"model.path={choice}")
     elif group in ("data", "benchmark") and (_TABLE_FILE.search(choice) or Path(choice).expanduser().is_file()):
@@ -297,8 +304,16 @@ def _keys(conf: Path, schema: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _current_option(key: str) -> str | None:
+    """Today's name of an option of a loss."""
+    names = {f"method.{mark.name}": name for loss in builtin_losses().values() for name, mark in formerly(loss).items()}
+    return f"method.{names[key]}" if key in names else None
+
+
 def _hint(key: str, conf: Path, schema: type[BaseModel]) -> str:
-    """`did you mean …?` of the keys that are like one that is not there; empty where none is."""
+    """What a key that is not there is called now, or which keys are like it; empty where none is."""
+    if now := current_name(key) or _current_option(key):
+        return f"it is called {now} now"
     keys = _keys(conf, schema)
     plain = [name for name in keys if "*" not in name]
     for option in ("file", "gsm8k") if "data" in schema.model_fields else ():

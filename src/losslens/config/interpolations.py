@@ -2,7 +2,7 @@
 
 Hydra resolves them, so they hold in every script, in experiments, and on Slurm. What the embedded models were made with
 (their teacher, rate, modules, lengths) holds for them alone. A model or data of one's own gets what follows from the
-model itself, and is told so (`derived`), or is asked.
+model itself, and is told so (`describe_derived`), or is asked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import omegaconf.base
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from losslens.core.files import sha256_of
+from losslens.core.hashing import hash_file
 
 _STUDENT = Path(str(files("losslens") / "tiny" / "student"))
 EMBEDDED_TEACHER = str(files("losslens") / "tiny" / "teacher")
@@ -35,7 +35,7 @@ _SLURM = "hydra_plugins.losslens_slurm.SlurmLauncher"
 _DERIVED = {
     "model.name": "{}",
     "model.target_modules": "{}",
-    "model.lr": "{} (LoRA's usual rate)",
+    "model.default_lr": "{} (LoRA's usual rate)",
     "rollouts.max_tokens": "{}",
 }
 
@@ -52,10 +52,10 @@ def is_embedded(path: Any) -> bool:
 
 @lru_cache(maxsize=16)
 def _sha256_of(file: Path) -> str:
-    return sha256_of(file)
+    return hash_file(file)
 
 
-def derived(config: DictConfig) -> str:
+def describe_derived(config: DictConfig) -> str:
     """What was not given and follows from the model, in one line; empty for the embedded models on their own problems.
 
     Args:
@@ -72,7 +72,7 @@ def derived(config: DictConfig) -> str:
         section, _, name = key.partition(".")
         if OmegaConf.select(config, section) is None or not OmegaConf.is_interpolation(config[section], name):
             continue
-        if key == "model.lr" and not ("lr" in config and OmegaConf.is_interpolation(config.lr, "base")):
+        if key == "model.default_lr" and not ("lr" in config and OmegaConf.is_interpolation(config.lr, "peak")):
             continue  # not used
         if _is_of_the_option(config[section], name, path):
             continue
@@ -80,7 +80,7 @@ def derived(config: DictConfig) -> str:
         if "lr" not in config and key.startswith("model."):
             continue  # of rollout.py, which puts no adapter on it
         text = f"{value:g}" if isinstance(value, float) else str(value)
-        if key == "model.lr" and is_embedded(path):
+        if key == "model.default_lr" and is_embedded(path):
             reason = "{} (the embedded student's, whose weights these are)"
         found.append(f"{key}={reason.format(text)}")
     what = f"data={OmegaConf.select(config, 'data.name')}" if path == str(_STUDENT) else f"model.path={path}"

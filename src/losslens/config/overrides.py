@@ -14,20 +14,22 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from pydantic import BaseModel
 
-from losslens.config.schema import SOURCE_PATHS, Data, TrainConfig, UserPath
+from losslens.config.base import UserPath
+from losslens.config.data import SOURCE_PATHS, Data
+from losslens.config.training import TrainConfig
 
 _AT_HOME = get_args(UserPath)[1]  # what marks a path among the types of config.py
 _QUOTES = ('"', "'")
 
 
-def quoted(key: str, value: str, sweeps: bool) -> str:
+def quote(key: str, value: str, sweeps: bool) -> str:
     """A value, in quotes of Hydra's where it is a path or name that would be read as something else."""
     kind = kind_of(key.lstrip("+"))
     if not kind or not value or value == "null" or "${" in value or re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
         return value
     if kind == "paths":
-        return value if parsed(f"{key}={value}") else _quoted_mapping(value)
-    override = parsed(f"{key}={value}")
+        return value if parse_value(f"{key}={value}") else _quoted_mapping(value)
+    override = parse_value(f"{key}={value}")
     if override is None:
         if kind != "path":
             return value
@@ -57,7 +59,7 @@ def in_quotes(text: str) -> str:
     return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text) + '"'
 
 
-def parsed(argument: str) -> Override | None:
+def parse_value(argument: str) -> Override | None:
     """The argument as Hydra's grammar reads it; None where it does not."""
     try:
         return OverridesParser.create().parse_override(argument)
@@ -81,7 +83,8 @@ def kind_of(key: str) -> Literal["", "path", "paths", "name"]:
 @lru_cache(maxsize=1)
 def _texts() -> dict[str, Literal["path", "name"]]:
     """The keys of all scripts whose values are texts, `*` standing for any name."""
-    from losslens.config.schema import AnalyzeConfig, EvaluateConfig
+    from losslens.config.analysis import AnalyzeConfig
+    from losslens.config.evaluation import EvaluateConfig
 
     found: dict[str, Literal["path", "name"]] = {}
     for schema in (TrainConfig, EvaluateConfig, AnalyzeConfig):

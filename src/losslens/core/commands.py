@@ -13,7 +13,7 @@ from pathlib import Path
 _PLAIN = re.compile(r"[A-Za-z0-9_./:%+-]+")
 
 
-def command(script: str, sweep: str | Sequence[str] | None, output_dir: Path | str, *flags: str) -> str:
+def format_command(script: str, sweep: str | Sequence[str] | None, output_dir: Path | str, *flags: str) -> str:
     """The command line of another of the project's scripts on the same sweep.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from losslens.core.errors import InputError
-from losslens.core.files import digest
+from losslens.core.hashing import hash_json
 
 _CHECKSUM, _DIGITS = "sha256", 16
 # A line of before there were token ids and checksums: what it holds was paid for, and stays.
@@ -25,7 +25,7 @@ class Completion:
 
     Attributes:
         text: The decoded completion, special tokens included, but for the token that ended it; a server's is as the
-            server writes it until `tokens.read_served` has read it from its ids.
+            server writes it until `tokens.read_server_completion` has read it from its ids.
         tokens: Number of tokens, the one that ended it included; None where a server does not say.
         finished: Whether the model ended it; False when it was cut.
         prompt_tokens: Number of tokens of the prompt, where a server says so.
@@ -41,7 +41,7 @@ class Completion:
     prompt_ids: tuple[int, ...] | None = None
 
 
-def say_what_was_cut(completions: Sequence[Completion], what: str, field: str, limit: int) -> None:
+def report_truncation(completions: Sequence[Completion], what: str, field: str, limit: int) -> None:
     """Prints how many completions were cut at the token limit, when it is a tenth of them or more."""
     cut = sum(not completion.finished for completion in completions)
     if cut >= max(1, 0.1 * len(completions)):
@@ -75,7 +75,7 @@ class Journal:
                 entry = json.loads(line)
                 if not _is_of_before(entry):
                     checksum = entry.pop(_CHECKSUM, None)
-                    if checksum != digest(entry, _DIGITS):
+                    if checksum != hash_json(entry, _DIGITS):
                         raise ValueError("another checksum")
                 self._take(entry)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -91,7 +91,7 @@ class Journal:
         entries: list[dict[str, Any]] = [{"key": key, **asdict(c)} for key, c in completions.items()]
         if state is not None:
             entries.append({"state": state})
-        lines = [json.dumps({**entry, _CHECKSUM: digest(entry, _DIGITS)}) + "\n" for entry in entries]
+        lines = [json.dumps({**entry, _CHECKSUM: hash_json(entry, _DIGITS)}) + "\n" for entry in entries]
         self._handle.write("".join(lines).encode())
         self._handle.flush()
         os.fsync(self._handle.fileno())

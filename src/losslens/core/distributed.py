@@ -27,19 +27,19 @@ _FAILURE = "failure"
 _MET_BY_ALL = (DivergedError, Preempted)
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """The number of this process among them."""
-    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
     """The number of this process among those of its machine: the number of its GPU."""
-    return int(os.environ.get("LOCAL_RANK", "0")) if count() > 1 else 0
+    return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
@@ -53,14 +53,16 @@ class _Place:
     job = 0  # of the command
     point = 0  # of the job: how often all have met in it
     told = False  # by the main process, in this job
-    broken = False
+    desynchronised = False
 
 
 @lru_cache(maxsize=1)
 def _store() -> Any:
     missing = [name for name in _GIVEN if not os.environ.get(name)]
     if missing:
-        raise InputError(f"WORLD_SIZE={count()} processes, but {', '.join(missing)} not set: start them with torchrun")
+        raise InputError(
+            f"WORLD_SIZE={world_size()} processes, but {', '.join(missing)} not set: start them with torchrun"
+        )
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -81,13 +83,13 @@ def _hear(key: str) -> Any:
     try:
         while not store.check([key]):
             if store.check([_FAILURE]):
-                _Place.broken = True
+                _Place.desynchronised = True
                 raise _told_by(store.get(_FAILURE).decode())
             time.sleep(pause)
             pause = min(1.3 * pause, 0.5)
         return json.loads(store.get(key))
     except RuntimeError as error:  # torch's, when nobody is at the other end
-        _Place.broken = True
+        _Place.desynchronised = True
         raise ProcessError("the main process has ended") from error
 
 
@@ -99,9 +101,9 @@ def _told_by(text: str) -> ProcessError:
 
 
 @contextmanager
-def one_job() -> Iterator[None]:
+def job_scope() -> Iterator[None]:
     """One job of the command. Whatever comes of it, the others then know whether they are needed for it."""
-    if count() == 1:
+    if world_size() == 1:
         yield
         return
     _store()
@@ -115,8 +117,8 @@ def one_job() -> Iterator[None]:
         raise
 
 
-def orders() -> dict[str, str] | None:
-    """What the main process said when it began `together`; None when it ended the job without.
+def wait_for_plan() -> dict[str, str] | None:
+    """What the main process said when it began `lockstep`; None when it ended the job without.
 
     Raises:
         ProcessError: It failed, or is gone.
@@ -126,16 +128,16 @@ def orders() -> dict[str, str] | None:
 
 
 @contextmanager
-def together(said: dict[str, str] | None = None) -> Iterator[None]:
-    """What all processes do, and leave together; `said` is the main process's, for `orders`.
+def lockstep(said: dict[str, str] | None = None) -> Iterator[None]:
+    """Runs a block in all processes together; `said` is the main process's plan, which `wait_for_plan` returns there.
 
-    A process that raises in it leaves the others behind, who wait for it: so the command ends (`broken`). Divergence
-    and preemption are no such things: all see the same numbers, and stop at the same step.
+    A process that raises inside leaves the others waiting for it, so the command ends (`desynchronised`). Divergence
+    and preemption do not count: all processes see the same numbers and stop at the same step.
 
     Raises:
         ProcessError: Another process failed first.
     """
-    if count() == 1:
+    if world_size() == 1:
         yield
         return
     if is_main():
@@ -151,7 +153,7 @@ def together(said: dict[str, str] | None = None) -> Iterator[None]:
     except _MET_BY_ALL:
         raise
     except BaseException as error:
-        _Place.broken = True
+        _Place.desynchronised = True
         cause = _first_failure(error)
         if cause is not None and isinstance(error, Exception):
             # What was raised here, a broken connection say, only follows from it.
@@ -159,9 +161,9 @@ def together(said: dict[str, str] | None = None) -> Iterator[None]:
         raise
 
 
-def broken() -> bool:
+def desynchronised() -> bool:
     """Whether the processes are no longer in step, so that this one must end."""
-    return _Place.broken
+    return _Place.desynchronised
 
 
 def _first_failure(error: BaseException) -> ProcessError | None:
@@ -183,22 +185,22 @@ def barrier() -> None:
     Raises:
         ProcessError: One of them failed instead.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     _Place.point += 1
     key = f"{_Place.job}/{_Place.point}"
-    if _store().add(f"{key}/here", 1) == count():
+    if _store().add(f"{key}/here", 1) == world_size():
         _say(key, None)
     _hear(key)
 
 
-def shared(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The main process's `value`, which goes into JSON, for all.
 
     Raises:
         ProcessError: It failed instead.
     """
-    if count() == 1:
+    if world_size() == 1:
         return value
     _Place.point += 1
     key = f"{_Place.job}/{_Place.point}"
@@ -207,18 +209,18 @@ def shared(value: Any) -> Any:
     return _hear(key)
 
 
-def connect(backend: str) -> None:
-    """Lets the processes exchange gradients over `backend`, until the end of `together`.
+def init_process_group(backend: str) -> None:
+    """Lets the processes exchange gradients over `backend`, until the end of `lockstep`.
 
     A group a job: between jobs nobody waits in it, and its memory is free while the main process scores.
     """
-    if count() == 1:
+    if world_size() == 1:
         return
     from torch import distributed
 
     barrier()  # some may take longer to load the base than a collective waits
     distributed.init_process_group(
-        backend, store=distributed.PrefixStore(f"{_Place.job}/group", _store()), rank=rank(), world_size=count(),
+        backend, store=distributed.PrefixStore(f"{_Place.job}/group", _store()), rank=rank(), world_size=world_size(),
         timeout=timedelta(minutes=30),
     )  # fmt: skip
 
@@ -231,15 +233,15 @@ def _disconnect() -> None:
         distributed.destroy_process_group()
 
 
-def leave() -> None:
+def close_store() -> None:
     """Called at the end of the command: the main process may hold the store, so it goes last."""
-    if count() == 1 or not _Place.job:
+    if world_size() == 1 or not _Place.job:
         return
     with suppress(RuntimeError):
         if not is_main():
             _say(f"left/{rank()}", None)
             return
         deadline = time.monotonic() + 60
-        others = [f"left/{number}" for number in range(1, count())]
+        others = [f"left/{number}" for number in range(1, world_size())]
         while not _store().check(others) and time.monotonic() < deadline:
             time.sleep(0.05)

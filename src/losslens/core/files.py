@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from losslens.core.errors import InputError, first_line
-from losslens.core.redaction import redacted
+from losslens.core.hashing import json_value
+from losslens.core.redaction import without_secrets
 
 
 @contextmanager
@@ -50,7 +49,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically, without secrets (`redaction`)."""
-    text = json.dumps(redacted(value), indent=2, ensure_ascii=False, default=lambda entry: redacted(_plain(entry)))
+    text = json.dumps(
+        without_secrets(value), indent=2, ensure_ascii=False, default=lambda entry: without_secrets(json_value(entry))
+    )
     with atomic_file(path) as temporary:
         # Half of a surrogate pair, of a file's name or an error's text, is no UTF-8.
         temporary.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
@@ -58,7 +59,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text`, without secrets (`redaction`)."""
-    path.write_text(redacted(text), encoding="utf-8", errors="backslashreplace")
+    path.write_text(without_secrets(text), encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:
@@ -140,33 +141,6 @@ def read_parquet_metadata(path: Path) -> dict[bytes, bytes]:
         raise InputError(f"{path}: no such file") from error
     except Exception as error:  # of a damaged file: any
         raise InputError(f"{path}: not a readable parquet file ({first_line(error)})") from error
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_of_folder(folder: Path, patterns: tuple[str, ...]) -> str:
-    """The SHA-256 of the names and contents of the files of `folder` (not of its subfolders) that match a pattern."""
-    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
-    return digest({file.name: sha256_of(file) for file in files}, 64)
-
-
-def digest(value: Any, length: int) -> str:
-    """The first `length` hexadecimal digits of the SHA-256 of `value` as canonical JSON."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
-    return hashlib.sha256(text.encode()).hexdigest()[:length]
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, Path):
-        return str(value)
-    # Whatever else, its text may hold an address in memory, and a hash of it would never be the same again.
-    raise TypeError(f"{type(value).__name__} does not go into JSON")
 
 
 def _to_disk(path: Path) -> None:

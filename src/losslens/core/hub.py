@@ -21,7 +21,7 @@ def is_hub_id(path: str) -> bool:
 
 
 @lru_cache(maxsize=32)
-def commit_of(field: str, repo: str, revision: str | None, repo_type: RepoType = "model") -> str:
+def resolve_commit(field: str, repo: str, revision: str | None, repo_type: RepoType = "model") -> str:
     """The commit that `revision` of a repository means: itself when it is one, else as the hub says.
 
     Where the hub cannot be reached, it is what the local copy was downloaded as.

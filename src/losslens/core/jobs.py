@@ -73,7 +73,7 @@ class Jobs:
 
     def tell(self, error: Exception) -> None:
         """Prints an error on one line, once."""
-        line = one_line(error)
+        line = on_one_line(error)
         if line not in self.told and distributed.is_main():
             if "tqdm" in sys.modules:
                 # A bar that is still open would stand on the same line.
@@ -89,7 +89,7 @@ class Jobs:
             self._said.append(line)
 
 
-def one_line(error: Exception) -> str:
+def on_one_line(error: Exception) -> str:
     """An error's text on one line; Hydra puts the useful half into the cause."""
     text = str(error)
     if isinstance(error.__cause__, OmegaConfBaseException):

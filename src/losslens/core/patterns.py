@@ -12,7 +12,7 @@ _LONGEST = 1000  # characters
 _REPEATS = 10_000  # all counts in braces multiplied: as often a pattern that nests them is copied when it is compiled
 
 
-def compiled(pattern: str) -> Any:
+def compile_pattern(pattern: str) -> Any:
     """The pattern, of the `regex` package, whose searches take a `timeout`.
 
     Raises:

@@ -22,7 +22,7 @@ class Preempted(BaseException):
         self.signal = signum
 
 
-def listen(*signals: signal.Signals) -> None:
+def install_handlers(*signals: signal.Signals) -> None:
     """From now on the first of these signals raises `Preempted`, at once or where a `deferred` block ends."""
     for signum in signals:
         signal.signal(signum, _handle)
@@ -34,12 +34,12 @@ def ignore(*signals: signal.Signals) -> None:
         signal.signal(signum, signal.SIG_IGN)
 
 
-def asked() -> bool:
+def is_requested() -> bool:
     """Whether the work is to stop."""
     return _asked is not None
 
 
-def ask(signum: signal.Signals) -> None:
+def request(signum: signal.Signals) -> None:
     """Notes that the work is to stop, as a signal would: another process of the same run got one."""
     global _asked
     _asked = _asked or signum
@@ -47,7 +47,7 @@ def ask(signum: signal.Signals) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Inside, a signal is only noted (see `asked`); `Preempted` is raised when the block ends without an error."""
+    """Defers signals: inside they are only noted (`is_requested`); `Preempted` is raised when the block ends."""
     global _deferred
     _deferred = True
     try:
@@ -61,6 +61,6 @@ def deferred() -> Iterator[None]:
 def _handle(signum: int, _: FrameType | None) -> None:
     if _asked is not None:
         return  # it is stopping already
-    ask(signal.Signals(signum))
+    request(signal.Signals(signum))
     if not _deferred:
         raise Preempted(signal.Signals(signum))

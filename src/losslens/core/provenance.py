@@ -15,7 +15,7 @@ from typing import Any
 from losslens.core.files import read_object
 
 _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "reasoning-gym", "numpy")
-# In a copy of the code that was made for a job (`scheduling.code_snapshot`): what `code` gave at the original.
+# In a copy of the code that was made for a job (`scheduling.code_snapshot`): what `code_version` gave at the original.
 KEPT_CODE = "code.json"
 # Not a scheduler's own program, which a job's command line is of.
 _SCRIPTS = ("train.py", "analyze.py")
@@ -26,12 +26,12 @@ _SCHEDULER = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLUR
 JOB_LOG = "LOSSLENS_JOB_LOG"
 
 
-def here() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """What a manifest says of where it was written."""
-    return {"command": command(), "versions": versions(), "code": code(), "machine": machine()}
+    return {"command": command_line(), "versions": versions(), "code": code_version(), "machine": machine()}
 
 
-def command() -> str | None:
+def command_line() -> str | None:
     """The command line that this process was started by; None where it is not one of the scripts."""
     name = Path(sys.argv[0]).name
     return shlex.join(["python", name, *sys.argv[1:]]) if name in _SCRIPTS else None
@@ -53,7 +53,7 @@ def slurm_job() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
-def code() -> dict[str, str | None]:
+def code_version() -> dict[str, str | None]:
     """The commit of the checkout that losslens runs from, and what differs from it; None outside a checkout."""
     root = Path(__file__).parents[1]
     kept = root.parents[1] / KEPT_CODE

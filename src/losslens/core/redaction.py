@@ -1,8 +1,8 @@
 """What is told to nobody: keys, the secret parts of addresses, the home folder; and text that would steer a terminal.
 
 Used at the doors, not at each call: whatever is written as JSON (`files`), printed (`guard_streams`), or sent to W&B
-(`shareable`) goes through here. Data (prompts, completions, answers) does not: of it only a key is hidden that a server
-repeats (`without_key`). Nor does what tells a run from others, which is hashed again (`nameable`).
+(`redact`) goes through here. Data (prompts, completions, answers) does not: of it only a key is hidden that a server
+repeats (`without_key`). Nor does what tells a run from others, which is hashed again (`hash_secrets`).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _names: set[str] = set()
 _paths: set[tuple[str, str]] = set()  # of addresses, host and path: hidden but for their plain parts
 
 
-def remember(secret: str | None) -> None:
+def remember_secret(secret: str | None) -> None:
     """Hides a text from now on: a key that was read by a name that says nothing of it."""
     if secret and _looks_like_a_key(secret):
         _remembered.add(secret)
@@ -80,30 +80,30 @@ def remember_address(url: str | None) -> None:
     except ValueError:
         return
     # Of the path alone what has the form of a key: the rest is hidden where the path stands, and is a word elsewhere.
-    secrets = [parts.password, parts.query, *filter(has_the_form_of_a_key, parts.path.split("/"))]
+    secrets = [parts.password, parts.query, *filter(looks_like_key, parts.path.split("/"))]
     for secret in secrets:
-        remember(secret)
-        remember(secret and unquote(secret))
-    if plain_path(parts.path) != parts.path:
+        remember_secret(secret)
+        remember_secret(secret and unquote(secret))
+    if public_path(parts.path) != parts.path:
         _paths.add((parts.netloc.rpartition("@")[2], parts.path.rstrip("/")))
 
 
-def plain_address(url: str | None) -> str | None:
+def public_address(url: str | None) -> str | None:
     """An address as it may be told: scheme, host, port, and of the path what is no secret."""
     if url is None:
         return None
     remember_address(url)
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{plain_path(parts.path)}"
+    return f"{parts.scheme}://{host}{public_path(parts.path)}"
 
 
-def plain_path(path: str) -> str:
+def public_path(path: str) -> str:
     """The path of an address with `…` for all that may be a secret."""
     return "/".join(part if _PLAIN_PATH.fullmatch(part) else "…" for part in path.split("/"))
 
 
-def has_the_form_of_a_key(text: str) -> bool:
+def looks_like_key(text: str) -> bool:
     """Whether a text is a key by its form alone: long, letters mixed with digits, or with the mark of a key's maker."""
     if _MARKED.fullmatch(text) or _UUID.fullmatch(text):
         return True
@@ -117,7 +117,7 @@ def without_key(text: str, key: str | None) -> str:
     return text.replace(key, _HIDDEN) if key and mixed and _looks_like_a_key(key) else text
 
 
-def nameable(value: Any) -> Any:
+def hash_secrets(value: Any) -> Any:
     """Settings as they may stand in an identity: keys as a hash, told by their names and form alone.
 
     What is hashed to name a run or rollouts must be the same on every machine, whatever its environment holds, and the
@@ -127,40 +127,40 @@ def nameable(value: Any) -> Any:
         return {
             name: _hashed(entry)
             if isinstance(entry, str) and _NAMES_A_SECRET.search(str(name)) and len(entry) >= _SHORTEST
-            else nameable(entry)
+            else hash_secrets(entry)
             for name, entry in value.items()
         }
     if isinstance(value, (list, tuple)):
-        return [nameable(entry) for entry in value]
+        return [hash_secrets(entry) for entry in value]
     if not isinstance(value, str):
         return value
     if re.fullmatch(r"\w+://\S+", value):
-        secret = _USERINFO.search(value) or _QUERY.search(value) or any(map(has_the_form_of_a_key, value.split("/")))
+        secret = _USERINFO.search(value) or _QUERY.search(value) or any(map(looks_like_key, value.split("/")))
         return _hashed(value) if secret else value
-    return _hashed(value) if has_the_form_of_a_key(value) and not re.search(r"[/\s]", value) else value
+    return _hashed(value) if looks_like_key(value) and not re.search(r"[/\s]", value) else value
 
 
 def _hashed(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}"
 
 
-def redacted(value: Any) -> Any:
+def without_secrets(value: Any) -> Any:
     """The same without any secret that is known, in every text of it, however deep; `identity` stays as it is."""
     return _mapped(value, _without_secrets)
 
 
-def shareable(value: Any) -> Any:
-    """What may leave this machine: `redacted`, with the home folder as `~`."""
-    return _mapped(redacted(value), _without_home, everywhere=True)
+def redact(value: Any) -> Any:
+    """What may leave this machine: `without_secrets`, with the home folder as `~`."""
+    return _mapped(without_secrets(value), _without_home, everywhere=True)
 
 
-def printable(text: str) -> str:
+def escape_control(text: str) -> str:
     r"""The text with what would steer a terminal written out, as `\x1b`; line ends and tabs stay."""
     return _STEERS.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode(), text)
 
 
 def guard_streams() -> None:
-    """Has all that is printed from now on go through `redacted` and `printable`, to any terminal.
+    """Has all that is printed from now on go through `without_secrets` and `escape_control`, to any terminal.
 
     What a terminal's encoding (latin-1, ASCII) cannot show is a ? there, where Python would stop with an error.
     """
@@ -185,11 +185,11 @@ class _Guarded:
         drawer = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] in _DRAWERS
         text = _without_secrets(text)
         if drawer:
-            shown = [printable(part) for part in _DRAWS.split(text)]
+            shown = [escape_control(part) for part in _DRAWS.split(text)]
             drawn = [*_DRAWS.findall(text), ""]
             self._pass_on("".join(part for pair in zip(shown, drawn, strict=True) for part in pair))
         else:
-            self._pass_on(printable(text))
+            self._pass_on(escape_control(text))
         return len(text)
 
     def flush(self) -> None:
@@ -233,16 +233,16 @@ def _entry(name: Any, value: Any, change: Callable[[str], str]) -> Any:
         return _mapped(value, lambda text: change(text) if "://" in text else text, everywhere=True)
     if name == "base_url" and isinstance(value, str):
         with suppress(ValueError):
-            return change(plain_address(value) or "")
+            return change(public_address(value) or "")
     return _mapped(value, change)
 
 
 def _without_secrets(text: str) -> str:
     for host, path in sorted(_paths, key=lambda each: len(each[1]), reverse=True):
-        text = text.replace(host + path, host + plain_path(path))
+        text = text.replace(host + path, host + public_path(path))
         # A server's error may name the path alone, which as one short word is also the end of many a folder's.
         if path.count("/") > 1 and not any(path in name for name in _names):
-            text = text.replace(path, plain_path(path))
+            text = text.replace(path, public_path(path))
     for secret in _secrets():
         text = text.replace(secret, _HIDDEN)
     if "://" in text:

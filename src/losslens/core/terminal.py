@@ -7,7 +7,7 @@ from typing import Any
 import rich.table
 from rich.text import Text
 
-from losslens.core.redaction import printable
+from losslens.core.redaction import escape_control
 
 
 class Table(rich.table.Table):
@@ -15,4 +15,4 @@ class Table(rich.table.Table):
 
     def add_row(self, *cells: Any, **options: Any) -> None:
         """Adds a row; a text among `cells` is shown as it is, but for control characters."""
-        super().add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in cells), **options)
+        super().add_row(*(Text(escape_control(cell)) if isinstance(cell, str) else cell for cell in cells), **options)

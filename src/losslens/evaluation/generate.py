@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losslens.config.schema import Evaluation, Model
+from losslens.config.evaluation import Evaluation
+from losslens.config.model import Model
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
-from losslens.models.adapters import carrying
+from losslens.models.adapters import with_adapter
 from losslens.models.loading import load_model, source_of
 from losslens.problems import Problem
 
 
 @dataclass(frozen=True)
-class Questions:
+class EvalRequest:
     """Problems, and how they are to be answered.
 
     Attributes:
@@ -37,7 +38,7 @@ class Questions:
     description: str
 
 
-def in_process(questions: Questions, adapter: Path | None) -> list[list[Completion]]:
+def answer_locally(questions: EvalRequest, adapter: Path | None) -> list[list[Completion]]:
     """The answers of the base with the adapter in a folder on it; the base is as it was afterwards."""
     from losslens.models.limits import limits_of
     from losslens.sampling.local import generate_greedy, generate_samples
@@ -52,7 +53,7 @@ def in_process(questions: Questions, adapter: Path | None) -> list[list[Completi
         "description": questions.description,
         "journal": questions.journal,
     }
-    with nullcontext(base.model) if adapter is None else carrying(base.model, adapter) as model:
+    with nullcontext(base.model) if adapter is None else with_adapter(base.model, adapter) as model:
         if not questions.samples:
             return [[completion] for completion in generate_greedy(model, base.tokenizer, prompts, **options)]
         return generate_samples(
@@ -67,19 +68,19 @@ def in_process(questions: Questions, adapter: Path | None) -> list[list[Completi
         )
 
 
-def _read(questions: Questions, completions: list[Completion], each: int) -> list[Completion]:
+def _read(questions: EvalRequest, completions: list[Completion], each: int) -> list[Completion]:
     """A server's answers with the text of their token ids, special tokens included, where it gave any."""
     if not any(completion.ids for completion in completions):
         return completions
     from losslens.models.loading import load_tokenizer
-    from losslens.models.tokens import read_served
+    from losslens.models.tokens import read_server_completion
 
     tokenizer = load_tokenizer(source_of(questions.model))
     prompts = [problem.prompt for problem in questions.problems for _ in range(each)]
-    return [read_served(tokenizer, prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
+    return [read_server_completion(tokenizer, prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
 
 
-def by_server(questions: Questions, run: str | None) -> list[list[Completion]]:
+def answer_via_server(questions: EvalRequest, run: str | None) -> list[list[Completion]]:
     """The answers of a server that serves the base as `evaluation.server.model` and each adapter by its run's name.
 
     Args:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from losslens.core.completions import Completion
 from losslens.core.errors import InputError
-from losslens.core.files import atomic_file, digest, read_parquet, read_parquet_metadata
+from losslens.core.files import atomic_file, read_parquet, read_parquet_metadata
+from losslens.core.hashing import hash_json
 from losslens.problems import Problem, Verifier
 from losslens.problems.verification import verdicts
 
@@ -98,7 +99,7 @@ def is_scored(file: Path, asked: str, scored: str) -> bool:
     return (metadata.get(_ASKED), metadata.get(_SCORED)) == (asked.encode(), scored.encode())
 
 
-def asked_of(file: Path) -> str:
+def task_fingerprint(file: Path) -> str:
     """The `asked` that `file` was written with.
 
     Raises:
@@ -107,7 +108,7 @@ def asked_of(file: Path) -> str:
     return _metadata(file, _ASKED)
 
 
-def scored_of(file: Path) -> str:
+def recorded_model_fingerprint(file: Path) -> str:
     """The `scored` that `file` was written with.
 
     Raises:
@@ -116,9 +117,9 @@ def scored_of(file: Path) -> str:
     return _metadata(file, _SCORED)
 
 
-def scored_by(base_identity: dict[str, str | None], adapter_sha256: str | None) -> str:
+def model_fingerprint(base_identity: dict[str, str | None], adapter_sha256: str | None) -> str:
     """The name of who answers: the base, with an adapter on it unless that is None."""
-    return digest([base_identity, adapter_sha256], 16)
+    return hash_json([base_identity, adapter_sha256], 16)
 
 
 def _metadata(file: Path, name: bytes) -> str:

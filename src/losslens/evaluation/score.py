@@ -10,23 +10,34 @@ from omegaconf import DictConfig
 from pydantic import ValidationError
 from rich.console import Console
 
-from losslens.config.schema import Data, EvaluateConfig, Evaluation, Model, parse
+from losslens.config.data import Data
+from losslens.config.evaluation import EvaluateConfig, Evaluation
+from losslens.config.model import Model
+from losslens.config.parse import parse
 from losslens.core import provenance
-from losslens.core.completions import Journal, say_what_was_cut
+from losslens.core.completions import Journal, report_truncation
 from losslens.core.errors import InputError, ServerError
-from losslens.core.files import digest, write_json
+from losslens.core.files import write_json
+from losslens.core.hashing import hash_json
 from losslens.core.terminal import Table
-from losslens.evaluation.generate import Questions, by_server, in_process
-from losslens.evaluation.outcomes import asked_of, is_scored, outcomes_of, read_outcomes, scored_by, write_outcomes
+from losslens.evaluation.generate import EvalRequest, answer_locally, answer_via_server
+from losslens.evaluation.outcomes import (
+    is_scored,
+    model_fingerprint,
+    outcomes_of,
+    read_outcomes,
+    task_fingerprint,
+    write_outcomes,
+)
 from losslens.evaluation.statistics import wilson_interval
-from losslens.models.adapters import adapter_sha256
+from losslens.models.adapters import adapter_fingerprint
 from losslens.problems import Problem
 from losslens.problems.questions import templates_of
-from losslens.rollouts.frozen import asked_in, load
+from losslens.rollouts.frozen import asked_in, load_rollouts
 from losslens.rollouts.sample import problem_source
 from losslens.runs.integrity import are_recorded, record_outcomes, require_own_manifest
 from losslens.runs.recorded import Trust, model_of
-from losslens.runs.run import HeldError, Run, base_identity, base_run, runs_of
+from losslens.runs.run import LockedError, Run, base_identity, base_run, runs_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +103,7 @@ def _write_down_base(run: Run, model: Model) -> None:
     except InputError:
         manifest = {
             "run": run.name, "method": "base", "base": base_identity(model),
-            "config": {"model": model.model_dump(mode="json")}, "outcomes": {}, **provenance.here(),
+            "config": {"model": model.model_dump(mode="json")}, "outcomes": {}, **provenance.describe_environment(),
         }  # fmt: skip
         write_json(run.folder / "manifest.json", manifest)
 
@@ -104,12 +115,12 @@ def require_problems(benchmarks: Sequence[Data]) -> None:
         InputError: As for `ProblemSource.problems`.
     """
     for data in benchmarks:
-        problem_source(data).problems("eval", data.eval, data.seed)
+        problem_source(data).problems("eval", data.eval_size, data.seed)
 
 
 def sample_counts(evaluation: Evaluation) -> list[int]:
     """Samples of each way in which problems are answered: 0 is greedily (pass@1), k by k samples (avg@k)."""
-    return [0, evaluation.samples] if evaluation.samples else [0]
+    return [0, evaluation.samples_per_prompt] if evaluation.samples_per_prompt else [0]
 
 
 def benchmark_name(data: Data, samples: int) -> str:
@@ -120,9 +131,9 @@ def benchmark_name(data: Data, samples: int) -> str:
 def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation: Evaluation, samples: int) -> Path:
     name = benchmark_name(data, samples)
     source = problem_source(data)
-    about = {"source": source.identity("eval"), "eval": data.eval, "seed": data.seed}
-    asked = digest([about, _decoding(model, evaluation, samples)], 16)
-    scored = scored_by(base_identity(model), None if adapter is None else adapter_sha256(adapter))
+    about = {"source": source.identity("eval"), "eval": data.eval_size, "seed": data.seed}
+    asked = hash_json([about, _decoding(model, evaluation, samples)], 16)
+    scored = model_fingerprint(base_identity(model), None if adapter is None else adapter_fingerprint(adapter))
     file = _outcomes_file(run, name, asked)
     if is_scored(file, asked, scored):
         intact = are_recorded(run.folder, file)
@@ -132,18 +143,18 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
             return file
     if file.exists():
         print(f"{file}: not the outcomes that were written; scoring again", flush=True)
-    problems = source.problems("eval", data.eval, data.seed)
+    problems = source.problems("eval", data.eval_size, data.seed)
     description = f"{run.name} on {name}"
     _say_what_was_trained_on(run, problems, source.identity("eval"), description)
     journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")
     try:
-        questions = Questions(problems, samples, model, evaluation, journal, description)
+        questions = EvalRequest(problems, samples, model, evaluation, journal, description)
         if evaluation.engine == "openai":
-            completions = by_server(questions, None if adapter is None else run.name)
+            completions = answer_via_server(questions, None if adapter is None else run.name)
         else:
-            completions = in_process(questions, adapter)
+            completions = answer_locally(questions, adapter)
         answers = [answer for group in completions for answer in group]
-        say_what_was_cut(answers, description, "evaluation.max_tokens", evaluation.max_tokens)
+        report_truncation(answers, description, "evaluation.max_tokens", evaluation.max_tokens)
         outcomes = outcomes_of(source.verifier, problems, completions, data.verify_seconds)
         write_outcomes(outcomes, file, asked, scored)
         record_outcomes(run.folder, file)
@@ -157,7 +168,7 @@ def _outcomes_file(run: Run, benchmark: str, asked: str) -> Path:
     """Where outcomes go: what was asked in another way before stays, and keeps the benchmark's plain name."""
     plain = run.evaluation(benchmark)
     try:
-        taken = plain.exists() and asked_of(plain) != asked and are_recorded(run.folder, plain) is not False
+        taken = plain.exists() and task_fingerprint(plain) != asked and are_recorded(run.folder, plain) is not False
     except InputError:  # damaged, and written anew
         taken = False
     return run.evaluation(f"{benchmark}-{asked[:8]}") if taken else plain
@@ -172,7 +183,7 @@ def _say_what_was_trained_on(
     if folder is None or not rollouts.is_dir():
         return
     try:
-        trained_on = asked_in(load(rollouts))
+        trained_on = asked_in(load_rollouts(rollouts))
     except InputError as error:  # scores do not need them
         print(f"{error}; whether its prompts are among the problems is not known", flush=True)
         return
@@ -226,7 +237,7 @@ def evaluate_job(config: DictConfig) -> None:
             else:
                 files = _score_again(run, benchmarks, evaluation, trust, wait)
             scores[run] = {name: read_outcomes(files[name]) for name in names}
-        except HeldError as error:
+        except LockedError as error:
             print(f"{error}; left for later", flush=True)
             todo.append((run, True))  # after the others, and then it is waited for
         except (InputError, ServerError) as error:

@@ -19,12 +19,12 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
-from losslens.config.identity import options_of
+from losslens.config.identity import identity_options
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from losslens.config.schema import TrainOn
+    from losslens.config.training import TrainOn
 
 Unit = Literal["token", "rollout", "pair"]
 Normaliser = Literal["tokens", "rollouts", "pairs"]
@@ -130,7 +130,7 @@ class Loss(BaseModel):
     @property
     def identity(self) -> dict[str, Any]:
         """What of the loss decides an adapter: name, version, and the options that are not at their defaults."""
-        return {"version": self.version, **options_of(self)}
+        return {"version": self.version, **identity_options(self)}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Loss(BaseModel):
 
 
 @cache
-def own_losses() -> dict[str, type[Loss]]:
+def builtin_losses() -> dict[str, type[Loss]]:
     """The losses that come with LossLens, by name."""
     found: dict[str, type[Loss]] = {}
     for module in iter_modules(__path__):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from losslens.core.errors import InputError
-from losslens.losses import Loss, own_losses
+from losslens.losses import Loss, builtin_losses
 
 
 def _printable(text: Any) -> Any:
@@ -18,7 +18,7 @@ def _printable(text: Any) -> Any:
 Text = Annotated[str, BeforeValidator(_printable)]
 
 
-class Introduction(BaseModel):
+class Presentation(BaseModel):
     """What a reader is told of a loss; see `Loss` for what each is.
 
     Attributes:
@@ -38,10 +38,10 @@ class Introduction(BaseModel):
 
 
 # Those that runs have told of: losses outside the package.
-_TOLD: dict[str, Introduction] = {}
+_TOLD: dict[str, Presentation] = {}
 
 
-def introduce(loss: Loss) -> Introduction:
+def presentation_of(loss: Loss) -> Presentation:
     """What a loss says of itself.
 
     Raises:
@@ -49,14 +49,14 @@ def introduce(loss: Loss) -> Introduction:
     """
     kind = type(loss)
     told = {
-        name: value for name in Introduction.model_fields if (value := _said(kind, name)) not in (None, float("inf"))
+        name: value for name in Presentation.model_fields if (value := _said(kind, name)) not in (None, float("inf"))
     }
     try:
-        found = Introduction.model_validate({**told, "title": told.get("title") or loss.name})
+        found = Presentation.model_validate({**told, "title": told.get("title") or loss.name})
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{kind.__qualname__}.{first['loc'][0]}: {first['msg']}") from error
-    if loss.name not in own_introductions() and found.title in _own_titles():
+    if loss.name not in builtin_presentations() and found.title in _own_titles():
         raise InputError(f"{kind.__qualname__}.title: {found.title} is the title of a loss of LossLens's own")
     return found
 
@@ -72,47 +72,47 @@ def _said(kind: type[Loss], name: str) -> Any:
     return None
 
 
-def as_told(loss: Loss) -> dict[str, Any]:
+def manifest_entry(loss: Loss) -> dict[str, Any]:
     """What a run's manifest says of its loss, as JSON values."""
-    return introduce(loss).model_dump(exclude_none=True) | {"unit": loss.unit, "normaliser": loss.normaliser}
+    return presentation_of(loss).model_dump(exclude_none=True) | {"unit": loss.unit, "normaliser": loss.normaliser}
 
 
-def tell(name: str, told: Any) -> None:
+def register_from_manifest(name: str, told: Any) -> None:
     """Remembers what a manifest says of the loss `name`, unless it is LossLens's own; nonsense is left out."""
-    if name in own_introductions() or not isinstance(told, dict):
+    if name in builtin_presentations() or not isinstance(told, dict):
         return
     known = {"title": name[:100], **told}
     if known["title"] in _own_titles():
         known["title"] = name[:100]
     try:
-        _TOLD[name] = Introduction.model_validate(known)
+        _TOLD[name] = Presentation.model_validate(known)
     except ValidationError as error:
         wrong = {problem["loc"][0] for problem in error.errors()}
         kept = {field: value for field, value in known.items() if field not in wrong}
-        _TOLD[name] = Introduction.model_validate({"title": _printable(name)[:100] or "?", **kept})
+        _TOLD[name] = Presentation.model_validate({"title": _printable(name)[:100] or "?", **kept})
 
 
-def introduction(name: str) -> Introduction:
+def get_presentation(name: str) -> Presentation:
     """What is known of a loss; of one that nobody has told of, its name."""
-    known = own_introductions().get(name) or _TOLD.get(name)
-    return known or Introduction(title=_printable(name)[:100] or "?")
+    known = builtin_presentations().get(name) or _TOLD.get(name)
+    return known or Presentation(title=_printable(name)[:100] or "?")
 
 
 def diagnostic_titles() -> dict[str, str]:
     """What plots call the diagnostics of all losses that are known, by the names under which they are logged."""
-    known = [*_TOLD.values(), *own_introductions().values()]
+    known = [*_TOLD.values(), *builtin_presentations().values()]
     return {name: title for each in known for name, title in each.diagnostic_titles.items()}
 
 
 def _own_titles() -> set[str]:
-    return {known.title for known in own_introductions().values()}
+    return {known.title for known in builtin_presentations().values()}
 
 
 @cache
-def own_introductions() -> dict[str, Introduction]:
+def builtin_presentations() -> dict[str, Presentation]:
     """LossLens's own losses in their order."""
-    kinds = sorted(own_losses().items(), key=lambda item: (item[1].place, item[0]))
+    kinds = sorted(builtin_losses().items(), key=lambda item: (item[1].place, item[0]))
     return {
-        name: Introduction(**{field: getattr(kind, field) for field in Introduction.model_fields})
+        name: Presentation(**{field: getattr(kind, field) for field in Presentation.model_fields})
         for name, kind in kinds
     }

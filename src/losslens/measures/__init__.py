@@ -172,37 +172,37 @@ def _all() -> tuple[Measure, ...]:
     return tuple(sorted(found, key=lambda measure: measure.place))
 
 
-def of_runs(tier: Tier = "rest") -> tuple[RunMeasure, ...]:
+def run_measures(tier: Tier = "rest") -> tuple[RunMeasure, ...]:
     """The measures of one run, down to `tier`."""
     return tuple(m for m in _all() if isinstance(m, RunMeasure) and _shown(m, tier))
 
 
-def of_pairs(tier: Tier = "rest") -> tuple[PairMeasure, ...]:
+def pair_measures(tier: Tier = "rest") -> tuple[PairMeasure, ...]:
     """The measures of two runs, down to `tier`."""
     return tuple(m for m in _all() if isinstance(m, PairMeasure) and _shown(m, tier))
 
 
-def beside_cosine(tier: Tier = "rest") -> tuple[PairMeasure, ...]:
-    """Those of `of_pairs` but the cosine, which has a verdict."""
-    return tuple(m for m in of_pairs(tier) if m.name != "cosine")
+def measures_besides_cosine(tier: Tier = "rest") -> tuple[PairMeasure, ...]:
+    """Those of `pair_measures` but the cosine, which has a verdict."""
+    return tuple(m for m in pair_measures(tier) if m.name != "cosine")
 
 
-def of_weights(tier: Tier = "rest") -> tuple[WeightMeasure, ...]:
-    """Those of `of_pairs` that need nothing but the updates."""
-    return tuple(m for m in of_pairs(tier) if isinstance(m, WeightMeasure))
+def weight_measures(tier: Tier = "rest") -> tuple[WeightMeasure, ...]:
+    """Those of `pair_measures` that need nothing but the updates."""
+    return tuple(m for m in pair_measures(tier) if isinstance(m, WeightMeasure))
 
 
-def of_functions(tier: Tier = "rest") -> tuple[FunctionMeasure, ...]:
-    """Those of `of_pairs` that need forward passes."""
-    return tuple(m for m in of_pairs(tier) if isinstance(m, FunctionMeasure))
+def function_measures(tier: Tier = "rest") -> tuple[FunctionMeasure, ...]:
+    """Those of `pair_measures` that need forward passes."""
+    return tuple(m for m in pair_measures(tier) if isinstance(m, FunctionMeasure))
 
 
-def measure_of(name: str) -> Measure:
+def get_measure(name: str) -> Measure:
     """The measure of that name."""
     return next(measure for measure in _all() if measure.name == name)
 
 
-def terms() -> dict[str, str]:
+def glossary_terms() -> dict[str, str]:
     """The glossary: the sentence of each term, in the order of the measures."""
     return {m.term or m.label: m.summary for m in _all() if m.summary}
 

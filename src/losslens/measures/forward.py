@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from losslens.core.errors import InputError
 from losslens.measures.connectivity import SequenceLosses
-from losslens.models.loading import as_it_was
+from losslens.models.loading import preserved
 from losslens.updates.base import Array, Updates, forward_matrices
 
 Pooling = Literal["mean", "last"]
@@ -34,7 +34,7 @@ class Sequences:
 
 
 @contextmanager
-def carrying_line(
+def interpolated_model(
     base: Any, modules: Sequence[str], *updates: Updates
 ) -> Iterator[tuple[Any, Callable[[Sequence[float]], None]]]:
     """The base with Σ w_i·ΔW_i on it, exact and unmerged; afterwards the base is as it was.
@@ -53,7 +53,7 @@ def carrying_line(
         InputError: The base has no such module, or one of another shape.
     """
     added: dict[str, list[torch.Tensor]] = {}
-    originals = {module: weight_of(base, module, updates[0][module].shape) for module in modules}
+    originals = {module: base_weight(base, module, updates[0][module].shape) for module in modules}
 
     @torch.no_grad()
     def set_weights(weights: Sequence[float]) -> None:
@@ -68,13 +68,13 @@ def carrying_line(
             product = torch.nn.functional.linear(product, matrix)
         return (output + product).to(output.dtype)
 
-    with as_it_was(base):
+    with preserved(base):
         for module in modules:
             base.get_submodule(module).register_forward_hook(partial(add, module))
         yield base.eval(), set_weights
 
 
-def weight_of(base: Any, module: str, shape: tuple[int, int]) -> torch.Tensor:
+def base_weight(base: Any, module: str, shape: tuple[int, int]) -> torch.Tensor:
     """The weight of a linear module, which must have `shape` (out, in).
 
     Raises:
@@ -92,7 +92,7 @@ def weight_of(base: Any, module: str, shape: tuple[int, int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def losses(model: Any, sequences: Sequences, batch_size: int) -> SequenceLosses:
+def sequence_losses(model: Any, sequences: Sequences, batch_size: int) -> SequenceLosses:
     """The loss of each completion, teacher-forced, in float32 or better."""
     nll, tokens = np.zeros(len(sequences.prompts)), np.array([len(ids) for ids in sequences.completions])
     for indices, ids, mask, completion in _batches(sequences, batch_size, model.device):

@@ -10,7 +10,7 @@ from losslens.updates.base import Array
 
 
 @dataclass(frozen=True)
-class Plane:
+class MdsPlane:
     """N points.
 
     Attributes:
@@ -23,7 +23,7 @@ class Plane:
     kept: float
 
 
-def plane(distances: Array) -> Plane:
+def mds(distances: Array) -> MdsPlane:
     """Classical multidimensional scaling (Torgerson 1952) into two dimensions.
 
     B = −½·J(D∘D)J with J = I − 11ᵀ/N holds the inner products of centred points that have the distances D; with
@@ -47,7 +47,7 @@ def plane(distances: Array) -> Plane:
     points = np.zeros((n, 2))
     points[:, : len(lengths)] = vectors[:, :2] * np.sqrt(lengths)
     farthest = points[np.abs(np.round(points, 9)).argmax(axis=0), [0, 1]]
-    return Plane(points * np.where(farthest < 0, -1.0, 1.0), float(lengths.sum()) / total if total else float("nan"))
+    return MdsPlane(points * np.where(farthest < 0, -1.0, 1.0), float(lengths.sum()) / total if total else float("nan"))
 
 
 def angles(cosines: Array) -> Array:

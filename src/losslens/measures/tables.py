@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from losslens.measures import RunMeasure, WeightMeasure, of_runs, of_weights
+from losslens.measures import RunMeasure, WeightMeasure, run_measures, weight_measures
 from losslens.measures.nulls import expected_angles
 from losslens.measures.views import Array, Draw, PairWeights, RunWeights
 
@@ -22,7 +22,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class AgainstBase:
+class BaseComparison:
     """One run against the weights it is added to. M modules.
 
     Attributes:
@@ -55,7 +55,7 @@ class Compared:
     runs: Mapping[str, RunGeometry]
     pairs: Mapping[Pair, PairGeometry]
     top: int
-    against_base: Mapping[str, AgainstBase] = field(default_factory=dict)
+    against_base: Mapping[str, BaseComparison] = field(default_factory=dict)
     ranks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     same_a: Mapping[Pair, bool | None] = field(default_factory=dict)
     draw: Draw = expected_angles
@@ -88,17 +88,17 @@ def weight_tables(compared: Compared) -> WeightTables:
     layers = np.array([layer_of(module) for module in compared.modules], dtype=int)
     modules = pd.DataFrame({"module": list(compared.modules), "layer": layers})
     every = np.unique(layers)
-    run_modules = _table(run_keys.merge(modules, how="cross"), of_runs(), [runs.each()])
-    pair_modules = _table(pair_keys.merge(modules, how="cross"), of_weights(), [pairs.each()])
-    of_pairs = _table(pair_keys, of_weights(), [pairs])
+    run_modules = _table(run_keys.merge(modules, how="cross"), run_measures(), [runs.each()])
+    pair_modules = _table(pair_keys.merge(modules, how="cross"), weight_measures(), [pairs.each()])
+    of_pairs = _table(pair_keys, weight_measures(), [pairs])
     return WeightTables(
-        _table(run_keys, of_runs(), [runs]),
+        _table(run_keys, run_measures(), [runs]),
         run_modules.assign(singular_values=_lists(runs.singular_values), drift=_lists(np.degrees(runs.drift))),
         # The same number under both names, for readers of either.
-        of_pairs.assign(orthogonal_b_to_a=of_pairs["orthogonal_a_to_b"]),
+        of_pairs,
         _table(
             pair_keys.merge(pd.DataFrame({"layer": every}), how="cross"),
-            of_weights("more"),
+            weight_measures("more"),
             [pairs.at(layers == layer) for layer in every],
         ),
         pair_modules.assign(
@@ -109,7 +109,7 @@ def weight_tables(compared: Compared) -> WeightTables:
 
 def run_weights(compared: Compared) -> RunWeights:
     """The runs as measures see them, shape (runs, M)."""
-    unknown = AgainstBase(*np.full((2, len(compared.modules)), np.nan))
+    unknown = BaseComparison(*np.full((2, len(compared.modules)), np.nan))
     based = [compared.against_base.get(name, unknown) for name in compared.runs]
     inside = [min(compared.top, *shape) ** 2 / (shape[0] * shape[1]) for shape in compared.shapes]
     return RunWeights(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from losslens.measures import of_runs, of_weights
+from losslens.measures import run_measures, weight_measures
 from losslens.measures.comparison import PairGeometry, RunGeometry, drift, padded
 from losslens.measures.subspaces import principal_angles
 from losslens.measures.tables import Compared, layer_of, pair_weights, run_weights
@@ -16,7 +16,7 @@ from losslens.updates.base import Array, ThinSvd, Update, Updates, pair_products
 Point = Mapping[str, Update]
 
 
-class LiveGeometry:
+class WeightTracker:
     """Measures one run's update again and again. What does not change is worked out once.
 
     The numbers are those of `runs.csv`, `pairs.csv` and `layers.csv` (docs/measures.md) at that moment; what has no
@@ -69,10 +69,10 @@ class LiveGeometry:
             top=self.top,
         )
         runs, both = run_weights(compared), pair_weights(compared)
-        numbers = {measure.name: float(measure.value(runs)[0]) for measure in of_runs() if not measure.needs_base}
+        numbers = {measure.name: float(measure.value(runs)[0]) for measure in run_measures() if not measure.needs_base}
         numbers |= self._parts(values)
         numbers |= self._course(now)
-        for measure in of_weights("main"):
+        for measure in weight_measures("main"):
             numbers |= {
                 f"{measure.name}_to_{label}": float(value)
                 for label, value in zip(pairs, measure.value(both), strict=True)

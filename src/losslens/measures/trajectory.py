@@ -15,7 +15,7 @@ Kind = TypeVar("Kind", bound=Update)
 
 
 @dataclass(frozen=True)
-class Path:
+class Trajectory:
     """Inner products along a run's way, over all modules. S points in order of their steps.
 
     Attributes:
@@ -38,7 +38,7 @@ class Path:
         return cosines
 
 
-def path(points: Sequence[Updates], targets: Sequence[Updates], modules: Sequence[str]) -> Path:
+def trajectory(points: Sequence[Updates], targets: Sequence[Updates], modules: Sequence[str]) -> Trajectory:
     """Measures `points`, in order of their steps, against each other and against `targets`."""
     squared, to_next = np.zeros(len(points)), np.zeros(max(0, len(points) - 1))
     to_targets, squared_targets = np.zeros((len(points), len(targets))), np.zeros(len(targets))
@@ -53,11 +53,11 @@ def path(points: Sequence[Updates], targets: Sequence[Updates], modules: Sequenc
             if before is not None:
                 to_next[s - 1] += before.inner(update)
             before = update
-    return Path(np.sqrt(squared), to_next, to_targets, np.sqrt(squared_targets))
+    return Trajectory(np.sqrt(squared), to_next, to_targets, np.sqrt(squared_targets))
 
 
 @dataclass(frozen=True)
-class Crossing:
+class NormCrossing:
     """Where a path first reaches a norm: (1 − weight)·ΔW_before + weight·ΔW_after.
 
     Attributes:
@@ -69,7 +69,9 @@ class Crossing:
     weight: float
 
 
-def first_crossing(norms: Sequence[float] | Array, to_next: Sequence[float] | Array, norm: float) -> Crossing | None:
+def first_norm_crossing(
+    norms: Sequence[float] | Array, to_next: Sequence[float] | Array, norm: float
+) -> NormCrossing | None:
     """The first place at which the path, straight from point to point and beginning at ΔW = 0, has the norm `norm`.
 
     On a segment ‖(1−t)ΔW_a + tΔW_b‖² = (1−t)²‖ΔW_a‖² + 2t(1−t)⟨ΔW_a, ΔW_b⟩ + t²‖ΔW_b‖², a quadratic in t, so the
@@ -88,10 +90,10 @@ def first_crossing(norms: Sequence[float] | Array, to_next: Sequence[float] | Ar
         # a·t² + 2·b·t + c = 0; before it c < 0, since no earlier place had the norm.
         a, b, c = before**2 - 2 * product + after**2, product - before**2, before**2 - norm**2
         if after >= norm and a > 0:
-            return Crossing(s - 1, min(1.0, (-b + math.sqrt(b * b - a * c)) / a))
+            return NormCrossing(s - 1, min(1.0, (-b + math.sqrt(b * b - a * c)) / a))
     return None
 
 
-def between(before: Kind | None, after: Kind, weight: float) -> Kind:
+def interpolate(before: Kind | None, after: Kind, weight: float) -> Kind:
     """(1 − weight)·ΔW_before + weight·ΔW_after; `before` None is ΔW = 0."""
     return weight * after if before is None else (1 - weight) * before + weight * after

@@ -13,8 +13,9 @@ from typing import Any
 from safetensors import safe_open
 
 from losslens.core.errors import InputError, first_line
-from losslens.core.files import atomic_folder, digest, read_json, read_object, sha256_of, write_json
-from losslens.models.loading import ModelSource, as_it_was, skeleton
+from losslens.core.files import atomic_folder, read_json, read_object, write_json
+from losslens.core.hashing import hash_file, hash_json
+from losslens.models.loading import ModelSource, preserved, skeleton
 from losslens.updates.lora_config import LoraConfigFile
 
 # torch and peft are imported where they are needed: a sweep that is finished must not wait for them.
@@ -165,19 +166,19 @@ def initial_adapter(
     import torch
     from filelock import FileLock
 
-    key = digest({"base": base_identity, "lora": settings, "init_seed": init_seed, "dtype": str(base.dtype)}, 12)
+    key = hash_json({"base": base_identity, "lora": settings, "init_seed": init_seed, "dtype": str(base.dtype)}, 12)
     folder = output_dir / "init" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{key}.lock"):
         if not folder.is_dir():
-            with atomic_folder(folder) as temporary, as_it_was(base), torch.random.fork_rng():
+            with atomic_folder(folder) as temporary, preserved(base), torch.random.fork_rng():
                 torch.manual_seed(init_seed)
                 save_adapter(_with_lora(base, settings), temporary)
                 write_json(
                     temporary / "manifest.json",
-                    {"sha256": adapter_sha256(temporary), "init_seed": init_seed, "base": base_identity},
+                    {"sha256": adapter_fingerprint(temporary), "init_seed": init_seed, "base": base_identity},
                 )
-    if adapter_sha256(folder) != read_object(folder / "manifest.json").get("sha256"):
+    if adapter_fingerprint(folder) != read_object(folder / "manifest.json").get("sha256"):
         raise InputError(f"{folder}: the initial adapter is not what was written; delete this folder to make it again")
     return folder
 
@@ -199,7 +200,7 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 
 @contextmanager
-def carrying(base: Any, folder: Path) -> Iterator[Any]:
+def with_adapter(base: Any, folder: Path) -> Iterator[Any]:
     """The base with the adapter in `folder` on it, for scoring; afterwards the base is as it was.
 
     Raises:
@@ -208,7 +209,7 @@ def carrying(base: Any, folder: Path) -> Iterator[Any]:
     from peft import PeftModel
 
     LoraConfigFile(folder / "adapter_config.json").require_names()
-    with as_it_was(base):
+    with preserved(base):
         yield PeftModel.from_pretrained(base, folder).eval()
 
 
@@ -230,10 +231,10 @@ def adapter_hashes(folder: Path) -> dict[str, str]:
     config = folder / "adapter_config.json"
     if not config.is_file():
         raise InputError(f"{config}: no such file")
-    return {"adapter_sha256": adapter_sha256(folder), "adapter_config_sha256": sha256_of(config)}
+    return {"adapter_sha256": adapter_fingerprint(folder), "adapter_config_sha256": hash_file(config)}
 
 
-def adapter_sha256(folder: Path) -> str:
+def adapter_fingerprint(folder: Path) -> str:
     """The SHA-256 of an adapter's weights.
 
     Raises:
@@ -242,10 +243,10 @@ def adapter_sha256(folder: Path) -> str:
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
         raise InputError(f"{file}: no such file")
-    return sha256_of(file)
+    return hash_file(file)
 
 
-def has_moved(folder: Path) -> bool:
+def differs_from(folder: Path) -> bool:
     """Whether an adapter changes a weight: ΔW = s·B·A is 0 where every B is, as in the initial adapter.
 
     Args:

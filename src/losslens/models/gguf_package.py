@@ -8,7 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from losslens.core.errors import InputError, UnavailableError, first_line
-from losslens.core.files import atomic_folder, sha256_of
+from losslens.core.files import atomic_folder
+from losslens.core.hashing import hash_file
 
 
 def gguf_file(package: str) -> Path:
@@ -39,7 +40,7 @@ def identity(package: str) -> dict[str, str | None]:
     Raises:
         InputError: As for `gguf_file`.
     """
-    return {"gguf_sha256": sha256_of(gguf_file(package))}
+    return {"gguf_sha256": hash_file(gguf_file(package))}
 
 
 def converted(package: str) -> Path:

@@ -14,13 +14,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from losslens.config.schema import Model
+from losslens.config.model import Model
 from losslens.core import distributed, hub
 from losslens.core.errors import InputError, UnavailableError, first_line
-from losslens.core.files import sha256_of_folder
+from losslens.core.hashing import hash_folder
 from losslens.core.notices import say_once
 from losslens.models import gguf_package
-from losslens.models.tokens import declare_ends, turns_of
+from losslens.models.tokens import chat_turns, declare_ends
 
 # torch, transformers and peft are imported where they are needed: a sweep that is finished must not wait for them.
 
@@ -90,7 +90,7 @@ def source_of(model: Model, teacher: bool = False) -> ModelSource:
 
 
 @lru_cache(maxsize=16)
-def located(source: ModelSource) -> tuple[str, str | None]:
+def locate(source: ModelSource) -> tuple[str, str | None]:
     """Where a model is loaded from: a folder, or a hub id and its commit.
 
     Raises:
@@ -104,7 +104,7 @@ def located(source: ModelSource) -> tuple[str, str | None]:
     if not hub.is_hub_id(source.path) or ("/" in source.path and Path(source.path).parent.is_dir()):
         raise InputError(f"{source.field}={source.path}: no such folder")
     if source.package is None or hub.is_available(source.field, source.path, source.revision):
-        return source.path, hub.commit_of(source.field, source.path, source.revision)
+        return source.path, hub.resolve_commit(source.field, source.path, source.revision)
     try:
         folder = gguf_package.converted(source.package)
     except UnavailableError as error:
@@ -120,15 +120,15 @@ def model_identity(source: ModelSource) -> dict[str, str | None]:
     A packaged model is known by its GGUF file. It is not the model of the hub: its weights were quantised.
 
     Raises:
-        InputError: As for `located`.
+        InputError: As for `locate`.
     """
-    path, commit = located(source)
+    path, commit = locate(source)
     if commit is not None:
         return {"hub_id": path, "revision": commit}
     if path != str(Path(source.path).expanduser()):
         assert source.package is not None
         return gguf_package.identity(source.package)
-    return {"sha256": sha256_of_folder(Path(path), _MODEL_FILES)}
+    return {"sha256": hash_folder(Path(path), _MODEL_FILES)}
 
 
 # The moment that chat templates are told when they ask for the time: the day that Llama's take where there is no clock.
@@ -192,7 +192,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     declare_ends(tokenizer, settings.eos_token_id)
     if tokenizer.chat_template is not None:
         tokenizer.chat_template = _settled(tokenizer.chat_template, source)
-    end = turns_of(tokenizer).end
+    end = chat_turns(tokenizer).end
     if end is None:
         raise InputError(
             f"{where}: the tokenizer has no end-of-sequence token, and neither has the model's configuration"
@@ -208,7 +208,7 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 def _place(source: ModelSource) -> tuple[str, dict[str, Any]]:
     """Where a model is loaded from, and with which options."""
-    path, commit = located(source)
+    path, commit = locate(source)
     # Said in any case: left unsaid, transformers asks on a terminal, and runs what a "y" allows.
     options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
     return path, options | ({"revision": commit} if commit else {})
@@ -230,7 +230,7 @@ def load_model(source: ModelSource) -> LoadedModel:
     name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name if source.device == "auto" else source.device)
-        if device.type == "cuda" and distributed.count() > 1:
+        if device.type == "cuda" and distributed.world_size() > 1:
             torch.cuda.set_device(distributed.local_rank())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -309,7 +309,7 @@ def _settled(template: Any, source: ModelSource) -> Any:
 
 
 @contextmanager
-def as_it_was(base: Any) -> Iterator[Any]:
+def preserved(base: Any) -> Iterator[Any]:
     """Lends the base out and takes back exactly what was lent.
 
     PEFT replaces modules and freezes parameters, TRL replaces `forward`, disables dropout and edits the

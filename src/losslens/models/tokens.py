@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from losslens.core.completions import Completion
 from losslens.core.errors import InputError, first_line
-from losslens.core.files import digest
+from losslens.core.hashing import hash_json
 from losslens.core.notices import say_once
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Turns:
 _TURNS: WeakKeyDictionary[Any, tuple[Any, Turns]] = WeakKeyDictionary()
 
 
-def turns_of(tokenizer: Any) -> Turns:
+def chat_turns(tokenizer: Any) -> Turns:
     """The `Turns` of a tokenizer, found once for each chat template that it is given.
 
     Raises:
@@ -131,7 +131,7 @@ def is_templated(tokenizer: Any, prompt: str) -> bool:
     """Whether `prompt` is in the tokenizer's chat template already: begins as one, or ends where an answer begins."""
     if tokenizer.chat_template is None:
         return False
-    turns = turns_of(tokenizer)
+    turns = chat_turns(tokenizer)
     text = prompt.strip().removeprefix(turns.bos or tokenizer.bos_token or "").lstrip()
     header = turns.header.strip()
     ended = header != "" and text.endswith(header)
@@ -154,7 +154,7 @@ def render_prompt(tokenizer: Any, prompt: str) -> str:
         return prompt
     if not is_templated(tokenizer, prompt):
         return _rendered(tokenizer, [("user", prompt)], True)
-    turns, text = turns_of(tokenizer), prompt.rstrip()
+    turns, text = chat_turns(tokenizer), prompt.rstrip()
     for tail in (turns.header.rstrip(), turns.closing.rstrip()):
         if tail and text.endswith(tail):
             prompt = text.removesuffix(tail) + turns.header
@@ -178,7 +178,7 @@ def encode_rendered(tokenizer: Any, text: str, bare: bool) -> list[int]:
     put. A BOS token stands there once, whoever writes it.
     """
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    own = list(turns_of(tokenizer).own) if bare else []
+    own = list(chat_turns(tokenizer).own) if bare else []
     if ids[: len(own)] != own:
         ids = own + ids
     twice = tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2
@@ -196,7 +196,7 @@ def encode_completion(tokenizer: Any, completion: str, finished: bool) -> list[i
 def _with_end(tokenizer: Any, completion: str, finished: bool) -> tuple[list[int], bool]:
     """As `encode_completion`; and whether the text ended with an end token itself."""
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    turns, pad = turns_of(tokenizer), tokenizer.pad_token_id
+    turns, pad = chat_turns(tokenizer), tokenizer.pad_token_id
     filling = {*turns.ends, pad}
     tail, own_end = len(ids), None
     while tail and (ids[tail - 1] in filling or not decode(tokenizer, ids[tail - 1 : tail]).strip()):
@@ -214,21 +214,21 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def fingerprint(tokenizer: Any) -> str:
+def tokenizer_fingerprint(tokenizer: Any) -> str:
     """SHA-256 of what token ids mean: the vocabulary, and the added and special tokens."""
     added = [(id_, str(token), bool(token.special)) for id_, token in tokenizer.added_tokens_decoder.items()]
-    return digest([sorted(tokenizer.get_vocab().items()), sorted(added)], 64)
+    return hash_json([sorted(tokenizer.get_vocab().items()), sorted(added)], 64)
 
 
-def about_tokenizer(tokenizer: Any, prompts: Sequence[str]) -> dict[str, Any]:
+def describe_tokenizer(tokenizer: Any, prompts: Sequence[str]) -> dict[str, Any]:
     """What a manifest says of the tokenizer that its ids belong to: fingerprint, end tokens, and `prompts`' tokens."""
-    turns = turns_of(tokenizer)
+    turns = chat_turns(tokenizer)
     ends = {str(id_): tokenizer.convert_ids_to_tokens(id_) for id_ in sorted(turns.ends)}
     control = sorted({token for prompt in set(prompts) for token in turns.special.findall(prompt)})
-    return {"sha256": fingerprint(tokenizer), "ends": ends, "control": control}
+    return {"sha256": tokenizer_fingerprint(tokenizer), "ends": ends, "control": control}
 
 
-def read_served(tokenizer: Any, prompt: str, completion: Completion) -> Completion:
+def read_server_completion(tokenizer: Any, prompt: str, completion: Completion) -> Completion:
     """A server's completion with the text of its ids, special tokens included; without ids that say something else.
 
     A server may leave special tokens out of its text, and may part a model's reasoning from its answer: special tokens,
@@ -239,7 +239,7 @@ def read_served(tokenizer: Any, prompt: str, completion: Completion) -> Completi
         prompt: The user's turn.
         completion: As the server gave it.
     """
-    ids, prompt_ids, turns = completion.ids, completion.prompt_ids, turns_of(tokenizer)
+    ids, prompt_ids, turns = completion.ids, completion.prompt_ids, chat_turns(tokenizer)
     size = len(tokenizer)
     if ids is None or not all(0 <= id_ < size for id_ in (*ids, *(prompt_ids or ()))):
         return _without_ids(completion)
@@ -317,7 +317,7 @@ def _rows(table: pd.DataFrame) -> list[_Row]:
 
 def _same_ids(rows: Sequence[_Row], tokenizer: Any, writer: Mapping[str, Any]) -> bool:
     """Whether the ids at hand mean to `tokenizer` what they meant to their writer."""
-    if writer.get("sha256") == fingerprint(tokenizer):
+    if writer.get("sha256") == tokenizer_fingerprint(tokenizer):
         return True
     ends = {int(id_): token for id_, token in writer.get("ends", {}).items()}
     size = len(tokenizer)
@@ -342,7 +342,7 @@ def _same_ids(rows: Sequence[_Row], tokenizer: Any, writer: Mapping[str, Any]) -
 
 def _prompts(rows: Sequence[_Row], tokenizer: Any, writer: Mapping[str, Any], sampled: bool) -> list[list[int]]:
     """The prompts as their writer was given them, wherever that is known and `tokenizer` can read it."""
-    turns = turns_of(tokenizer)
+    turns = chat_turns(tokenizer)
     unread = [token for token in writer.get("control", []) if not turns.marks.fullmatch(token)]
     own = {prompt: render_prompt(tokenizer, prompt) for prompt in dict.fromkeys(row.prompt for row in rows)}
     found: dict[tuple[str, str | None], list[int]] = {}
@@ -377,7 +377,7 @@ class _Notes:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self.turns = turns_of(tokenizer)
+        self.turns = chat_turns(tokenizer)
         self.counts: Counter[str] = Counter()
         self.prompts: dict[str, bool] = {}
         self.first = ""

@@ -15,14 +15,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from losslens.config.identity import FORMAT
+from losslens.config.identity import FORMAT, in_current_words
+from losslens.config.training import TRAIN_ON
 from losslens.core.errors import InputError, first_line
-from losslens.core.files import digest, read_json, write_json
-from losslens.losses import Loss, own_losses
+from losslens.core.files import read_json, write_json
+from losslens.core.hashing import hash_json
+from losslens.losses import Loss, builtin_losses
 from losslens.runs.integrity import bound_to
-from losslens.runs.run import HeldError, Run, find_run, runs_of
+from losslens.runs.run import LockedError, Run, find_run, runs_of
 from losslens.runs.spec import OPTIMISER
-from losslens.scheduling.status import standings
+from losslens.scheduling.status import run_statuses
 
 # What an identity of before has: 2 until rollouts kept their token ids, 3 since.
 _BEFORE = (2, 3)
@@ -66,11 +68,11 @@ def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[
         raise InputError(f"sweep={sweep}: not the name of a sweep")
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
     moved = []
-    for standing in standings(run for run in runs if (run.folder / "manifest.json").exists()):
-        run = standing.run
+    for run_status in run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
+        run = run_status.run
         try:
-            if standing.is_live:
-                raise _LeftError(f"{standing.state} on Slurm: let it end, or cancel it (scancel)")
+            if run_status.is_live:
+                raise _LeftError(f"{run_status.state} on Slurm: let it end, or cancel it (scancel)")
             name = _take_over(run, losses)
         except _LeftError as error:
             moved.append(Moved(run.name, run.name, str(error)))
@@ -105,9 +107,9 @@ def _take_over(run: Run, losses: Collection[str]) -> str:
             if snapshot.get("run") == before:
                 write_json(file, {**snapshot, "run": now})
         for checkpoint in sorted(run.folder.glob("checkpoints/checkpoint-*")):
-            from losslens.training.callbacks import seal_anew
+            from losslens.training.callbacks import rewrite_checksums
 
-            seal_anew(checkpoint, before, now)
+            rewrite_checksums(checkpoint, before, now)
         run.folder.rename(target.folder)
     run.lock_file.unlink(missing_ok=True)
     return target.name
@@ -150,8 +152,8 @@ def _hold(run: Run, stack: ExitStack) -> None:
     """Holds a run until the stack ends."""
     try:
         stack.enter_context(run.lock(wait=False))
-    except HeldError as error:
-        raise _LeftError(f"{run.holder} is at it: let it end") from error
+    except LockedError as error:
+        raise _LeftError(f"{run.lock_holder} is at it: let it end") from error
 
 
 def _upgraded(run: Run, losses: Collection[str]) -> dict[str, Any]:
@@ -165,11 +167,11 @@ def _upgraded(run: Run, losses: Collection[str]) -> dict[str, Any]:
         raise _LeftError("no identity in its manifest.json")
     stem, _, suffix = run.name.rpartition("-")
     if "format" in identity:
-        name = f"{stem}-{digest(identity, 8)}"
+        name = f"{stem}-{hash_json(identity, 8)}"
         if manifest.get("run") != name or (name != run.name and not _was_begun(run, manifest)):
             raise _LeftError("its manifest.json is not of this folder")
         return manifest
-    if identity.get("version") not in _BEFORE or digest(identity, 8) != suffix:
+    if identity.get("version") not in _BEFORE or hash_json(identity, 8) != suffix:
         raise _LeftError("its manifest.json is not of this folder, or of an unknown LossLens")
     if not all(isinstance(identity.get(name), dict) for name in ("method", "optim", "lora")):
         raise _LeftError("its identity is not one of an earlier LossLens")
@@ -180,7 +182,7 @@ def _upgraded(run: Run, losses: Collection[str]) -> dict[str, Any]:
         raise _LeftError("its manifest.json lacks what decides a run") from error
     return {
         **manifest,
-        "run": f"{stem}-{digest(upgraded, 8)}",
+        "run": f"{stem}-{hash_json(upgraded, 8)}",
         "options": loss.options,
         "identity": upgraded,
         "migrated_from": {"run": run.name, "identity": identity},
@@ -192,16 +194,17 @@ def _was_begun(run: Run, manifest: Mapping[str, Any]) -> bool:
     before = manifest.get("migrated_from")
     if not isinstance(before, dict) or before.get("run") != run.name:
         return False
-    return digest(before.get("identity"), 8) == run.name.rpartition("-")[2]
+    return hash_json(before.get("identity"), 8) == run.name.rpartition("-")[2]
 
 
 def _identity(before: Mapping[str, Any], loss: Loss, manifest: Mapping[str, Any]) -> dict[str, Any]:
     after = {name: value for name, value in before.items() if name != "version"}
+    train_on = loss.learns_from(manifest["config"]["train_on"])
     after |= {
         "format": FORMAT,
         "method": loss.identity,
         "optim": {"version": OPTIMISER, **before["optim"]},
-        "train_on": loss.learns_from(manifest["config"]["train_on"]),
+        "train_on": TRAIN_ON.values.get(train_on, train_on),
     }
     if before["version"] < 3:
         # Trained on what its text was tokenised to: no configuration of today means that.
@@ -216,7 +219,7 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
     """The loss of a recorded configuration; no class is imported but LossLens's own and those in `losses`."""
     options = dict(section)
     target, name = str(options.pop("_target_", "")), str(options.get("name"))
-    own = own_losses().get(name)
+    own = builtin_losses().get(name)
     if target.startswith(_OWN) and own is not None:
         kind: Any = own
     elif target in losses:
@@ -231,7 +234,7 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
     else:
         raise _LeftError(f"its loss is {target or 'not named'}; to take it over too: losses={target}")
     try:
-        loss: Loss = kind(**options)
+        loss: Loss = kind(**in_current_words(kind, options))
     except (ValidationError, TypeError) as error:
         raise _LeftError(f"its loss {target} does not take these options any more: {_field(error)}") from error
     return loss

@@ -12,14 +12,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from losslens.config.identity import settings_of
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.core import distributed
-from losslens.core.commands import command
+from losslens.core.commands import format_command
 from losslens.core.errors import InputError, ProcessError
-from losslens.core.jobs import one_line
+from losslens.core.jobs import on_one_line
 from losslens.core.terminal import Table
 from losslens.pipeline.train_job import Outcome, train_job
+from losslens.runs.current_words import settings_of
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
 
@@ -49,20 +50,20 @@ class Sweep:
         """Runs one job and says in a line how it ended, or that it is left for later."""
         number = len(self._jobs)
         self._jobs.append(None)
-        with distributed.one_job():
+        with distributed.job_scope():
             try:
                 self._jobs[number] = checked = parse(TrainConfig, config)
                 self.sweep, self._output_dir = checked.sweep, checked.output_dir
                 outcome = train_job(checked, wait=False)
             except (InputError, OmegaConfBaseException) as error:
                 choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-                outcome = Outcome(" ".join(choices) or "-", "failed", error=one_line(error), exit_status=2)
+                outcome = Outcome(" ".join(choices) or "-", "failed", error=on_one_line(error), exit_status=2)
         self._ended(number, outcome)
 
     def _ended(self, number: int, outcome: Outcome) -> None:
         if outcome.held is not None:
             if number not in self._later:
-                print(f"{outcome.held.name}: {outcome.held.holder} is at it; left for later", flush=True)
+                print(f"{outcome.held.name}: {outcome.held.lock_holder} is at it; left for later", flush=True)
             self._later[number] = outcome.held
         else:
             self._later.pop(number, None)
@@ -70,7 +71,7 @@ class Sweep:
         if outcome.state != "held" and (number not in self._outcomes or outcome.error):
             self._tell(outcome)
             self._outcomes[number] = outcome
-        if distributed.broken():
+        if distributed.desynchronised():
             # The others wait for what will not come, or have ended: the launcher ends them all.
             sys.exit(1)
 
@@ -78,15 +79,15 @@ class Sweep:
         """Does what was left for later, each job as soon as nobody else is at it."""
         while True:
             try:
-                with distributed.one_job():
-                    number = distributed.shared(self._next() if distributed.is_main() else None)
+                with distributed.job_scope():
+                    number = distributed.broadcast(self._next() if distributed.is_main() else None)
             except ProcessError:
                 sys.exit(1)  # the main process was stopped while it waited, and says so itself
             if number is None:
                 return
             config = self._jobs[number]
             assert config is not None
-            with distributed.one_job():
+            with distributed.job_scope():
                 outcome = train_job(config, wait=False)
             self._ended(number, outcome)
 
@@ -94,10 +95,10 @@ class Sweep:
         """The first job that was left for later and that nobody is at any more; waits for one. None when none is."""
         pause, said = _FIRST_LOOK, ""
         while self._later:
-            free = [number for number, run in self._later.items() if not run.is_held]
+            free = [number for number, run in self._later.items() if not run.is_locked]
             if free:
                 return free[0]
-            held = {run.name: f"{run.name} ({run.holder})" for run in self._later.values()}
+            held = {run.name: f"{run.name} ({run.lock_holder})" for run in self._later.values()}
             if (waiting := f"waiting for {', '.join(held.values())}") != said and pause > 2 * _FIRST_LOOK:
                 print(waiting, flush=True)
                 said = waiting
@@ -106,7 +107,7 @@ class Sweep:
         return None
 
     def _tell(self, outcome: Outcome) -> None:
-        if outcome.error and not distributed.is_main() and not distributed.broken():
+        if outcome.error and not distributed.is_main() and not distributed.desynchronised():
             return  # the main process says the same
         if outcome.error:
             if outcome.error not in {earlier.error for earlier in self._outcomes.values()}:
@@ -127,7 +128,7 @@ class Sweep:
             The exit status: 1 if a run failed at work, 2 if only input was bad.
         """
         self._come_back()
-        distributed.leave()
+        distributed.close_store()
         # Where all were refused for one reason, which is told, there is nothing to add.
         if len(self.outcomes) > 1 and not self._were_refused_alike:
             table = Table("run", "what", "state", "accuracy", "error", title=f"sweep {self.sweep}")
@@ -144,7 +145,7 @@ class Sweep:
             Console(width=None if sys.stdout.isatty() else 150, soft_wrap=not sys.stdout.isatty()).print(table)
         statuses = {outcome.exit_status for outcome in self.outcomes}
         if statuses == {0}:
-            print(f"Compare the weights:  {command('analyze.py', self.sweep, self._output_dir)}")
+            print(f"Compare the weights:  {format_command('analyze.py', self.sweep, self._output_dir)}")
         return 1 if 1 in statuses else max(statuses, default=0)
 
     def _labels(self) -> dict[str, str]:

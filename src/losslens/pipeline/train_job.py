@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from losslens.config.schema import TrainConfig
+from losslens.config.training import TrainConfig
 from losslens.core import distributed, provenance
 from losslens.core.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.core.files import write_json, write_text
@@ -20,19 +20,19 @@ from losslens.core.preemption import Preempted
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.score import require_problems, score_base, score_run
 from losslens.evaluation.statistics import wilson_interval
-from losslens.losses.presentation import as_told
-from losslens.models.adapters import adapter_hashes, adapter_sha256, has_moved, initial_adapter
+from losslens.losses.presentation import manifest_entry
+from losslens.models.adapters import adapter_fingerprint, adapter_hashes, differs_from, initial_adapter
 from losslens.models.loading import load_model, source_of
 from losslens.pipeline.preflight import require_fit
-from losslens.rollouts.frozen import FrozenRollouts, counts, load
-from losslens.rollouts.quality import quality_of, require_usable
+from losslens.rollouts.frozen import FrozenRollouts, count_rollouts, load_rollouts
+from losslens.rollouts.quality import require_usable, rollout_quality
 from losslens.rollouts.sample import frozen_rollouts, problem_source, require_a_writer
 from losslens.runs.integrity import bound_to
-from losslens.runs.reference_adapters import described, references_of
-from losslens.runs.run import HeldError, Run, State, require_one_base
+from losslens.runs.reference_adapters import describe_references, references_of
+from losslens.runs.run import LockedError, Run, State, require_one_base
 from losslens.runs.spec import RunSpec
 from losslens.tracking import artifacts
-from losslens.tracking.session import About, Session, catch_up, session
+from losslens.tracking.session import RunInfo, Session, catch_up, session
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,7 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
             require_one_base(spec.sweep, config.model)
             require_problems(config.benchmarks)
             require_a_writer(config)
-            config.optim.share(distributed.count())
+            config.optim.per_process_batch(distributed.world_size())
             require_fit(spec)
         with run.lock(wait):
             run = spec.run  # another process may have begun it by another name
@@ -101,7 +101,7 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
                     name, "diverged", error=f"{name}: {diverged}; to train it again, delete {folder}", exit_status=1
                 )
             return _train_and_score(spec, run, wait)
-    except HeldError as error:
+    except LockedError as error:
         return Outcome(name, "held", held=error.run)
     except DivergedError as error:
         return Outcome(name, "diverged", error=f"{name}: {error}", exit_status=1)
@@ -156,9 +156,9 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
             raise
         steps = run.manifest["training"]["steps"]
         if not done_before:
-            run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_sha256(run.adapter))
+            run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_fingerprint(run.adapter))
             (run.folder / "error.txt").unlink(missing_ok=True)
-            if not has_moved(run.adapter):
+            if not differs_from(run.adapter):
                 print(f"{run.name}: its update is 0: training has not moved the weights", flush=True)
         told.log_late(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
     accuracy = None
@@ -171,7 +171,7 @@ def _score_base(config: TrainConfig, wait: bool) -> Run | None:
     """Scores the base; gives it back where another process does that, and it is not to be waited for."""
     try:
         score_base(config.output_dir / config.sweep, config.model, config.benchmarks, config.evaluation, wait)
-    except HeldError as error:
+    except LockedError as error:
         return error.run
     return None
 
@@ -188,7 +188,7 @@ def _session(config: TrainConfig, run: Run) -> AbstractContextManager[Session]:
         "references": manifest.get("references", {}),
     }
     tags = [str(config.method["name"]), f"r{config.lora_rank.r}", config.model.name]
-    about = About(config.sweep, "train", run.name, tags, {**manifest["config"], "losslens": facts})
+    about = RunInfo(config.sweep, "train", run.name, tags, {**manifest["config"], "losslens": facts})
     return session(config.logger, config.output_dir, run.folder, about)
 
 
@@ -250,29 +250,29 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         "run": run.name,
         "method": spec.loss.name,
         "options": spec.loss.options,
-        "loss": as_told(spec.loss),
+        "loss": manifest_entry(spec.loss),
         "conventional_lr_scale": spec.loss.conventional_lr_scale,
         "learning_rate": plan.learning_rate,
         "config": config.model_dump(mode="json"),
         "identity": spec.identity,
-        "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **counts(rollouts.table)},
-        "trained_on": counts(usable),
+        "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **count_rollouts(rollouts.table)},
+        "trained_on": count_rollouts(usable),
         "base": spec.base,
-        "initial_adapter": {"folder": initial.name, "sha256": adapter_sha256(initial)},
+        "initial_adapter": {"folder": initial.name, "sha256": adapter_fingerprint(initial)},
         "precision": precision,
         "prompt_example": decode(base.tokenizer, tokenised["prompt_ids"].iloc[0]),
-        **provenance.here(),
+        **provenance.describe_environment(),
         "started": started.isoformat(timespec="seconds"),
         "outcomes": before.get("outcomes") or {},
     }
     plan = replace(plan, identity=bound_to(manifest))
-    references = references_of(config.logger.references, run, initial, manifest)
-    write_json(run.folder / "manifest.json", {**manifest, "references": described(references)})
+    references = references_of(config.weight_tracking.references, run, initial, manifest)
+    write_json(run.folder / "manifest.json", {**manifest, "references": describe_references(references)})
     return _Prepared(plan, base, source, rollouts.folder, references, steps)
 
 
 def _say_what_they_are_like(rollouts: FrozenRollouts) -> None:
-    lines = [f"  {name}: {value}" for name, value in quality_of(rollouts).items()]
+    lines = [f"  {name}: {value}" for name, value in rollout_quality(rollouts).items()]
     say_once("\n".join([str(rollouts.folder), *lines]))
 
 
@@ -295,12 +295,12 @@ def _say_what_is_scored(config: TrainConfig, rollouts: FrozenRollouts) -> None:
     """Says when rollouts from a folder answer other problems than those that runs are scored on by default."""
     about = rollouts.manifest.get("identity")
     source = about.get("source") if isinstance(about, dict) else None
-    if config.rollouts.path is None or config.benchmark or config.data.eval == 0 or not isinstance(source, dict):
+    if config.rollouts.path is None or config.benchmark or config.data.eval_size == 0 or not isinstance(source, dict):
         return
     if source != problem_source(config.data).identity("train"):
         say_once(
             f"rollouts.path={config.rollouts.path}: these answer other problems than data={config.data.name}, whose "
-            "held-out problems the runs are scored on; benchmark=… names others, data.eval=0 none"
+            "held-out problems the runs are scored on; benchmark=… names others, data.eval_size=0 none"
         )
 
 
@@ -315,7 +315,7 @@ def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> Non
         told.log(step, values)
 
     orders = {"run": str(run.folder), "rollouts": str(todo.rollouts), "initial": str(todo.plan.initial_adapter)}
-    with distributed.together(orders):
+    with distributed.lockstep(orders):
         facts = train_run(todo.plan, todo.base, todo.source, run.folder, note, todo.references)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
@@ -349,17 +349,17 @@ def _train_along(config: TrainConfig) -> Outcome:
     """What a process does that is not the main one: it trains, when that one says so, what that one has prepared."""
     name, folder = str(config.method.get("name")), None
     try:
-        orders = distributed.orders()
+        orders = distributed.wait_for_plan()
         if orders is None:
             return Outcome(name, "skipped")
         folder = Path(orders["run"])
         name = folder.name
-        with distributed.together():
+        with distributed.lockstep():
             from losslens.training.batches import tokenise
             from losslens.training.run import train_run
 
             base = load_model(source_of(config.model))
-            rollouts = load(Path(orders["rollouts"]))
+            rollouts = load_rollouts(Path(orders["rollouts"]))
             tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
             spec = RunSpec.of(config)
             plan, source = _plan(spec, Path(orders["initial"])), _source(spec, base, tokenised)

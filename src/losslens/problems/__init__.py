@@ -8,6 +8,8 @@ from importlib import import_module
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from losslens.core.hashing import hash_text
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -112,11 +114,6 @@ def position(question: str) -> float:
     return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
 
 
-def long_hash(text: str) -> str:
-    """The SHA-256 of a text, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def short_hash(question: str) -> str:
+def question_hash(question: str) -> str:
     """The hash that a question is known by in ids."""
-    return long_hash(question)[:12]
+    return hash_text(question)[:12]

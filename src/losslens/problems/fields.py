@@ -20,7 +20,7 @@ _FIELD = re.compile(
 
 
 @contextmanager
-def in_full(field: str) -> Iterator[None]:
+def with_field_names(field: str) -> Iterator[None]:
     """Completes the names of fields in what is refused meanwhile: `eval_path=…` becomes `benchmark.file.eval_path=…`.
 
     Raises:
@@ -33,7 +33,7 @@ def in_full(field: str) -> Iterator[None]:
         raise
 
 
-class InFull:
+class WithFieldNames:
     """A source of problems whose messages name the fields in full.
 
     Args:
@@ -51,21 +51,21 @@ class InFull:
 
     def identity(self, split: Split) -> dict[str, Any]:
         """See `ProblemSource.identity`."""
-        with in_full(self._field):
+        with with_field_names(self._field):
             return self._source.identity(split)
 
     @property
     def verifier(self) -> Verifier:
         """See `ProblemSource.verifier`."""
-        with in_full(self._field):
+        with with_field_names(self._field):
             return self._source.verifier
 
     def problems(self, split: Split, size: int | None, seed: int) -> list[Problem]:
         """See `ProblemSource.problems`."""
-        with in_full(self._field):
+        with with_field_names(self._field):
             return self._source.problems(split, size, seed)
 
     def rollouts(self) -> pd.DataFrame | None:
         """See `ProblemSource.rollouts`."""
-        with in_full(self._field):
+        with with_field_names(self._field):
             return self._source.rollouts()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from losslens.core.errors import InputError
-from losslens.core.files import sha256_of
-from losslens.problems import Problem, ProblemSource, Split, Verifier, short_hash
+from losslens.core.hashing import hash_file
+from losslens.problems import Problem, ProblemSource, Split, Verifier, question_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
-from losslens.problems.questions import Asked
+from losslens.problems.questions import SeenQuestions
 from losslens.problems.rows import read_rows
-from losslens.problems.table import Divided, chosen, require_columns, require_readable, text_in
+from losslens.problems.table import Divided, require_columns, require_readable, select_split, text_in
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,7 +67,7 @@ class File(ProblemSource):
         holds_rollouts = self.path is not None and self._holds_rollouts(read_rows(self.path)[0])
         return {
             "source": "file",
-            "sha256": None if file is None else sha256_of(file),
+            "sha256": None if file is None else hash_file(file),
             # Of rollouts all are trained on, whatever they are scored on.
             "divided": self.eval_path is None and not holds_rollouts,
             "columns": self.columns,
@@ -94,7 +94,7 @@ class File(ProblemSource):
         if split == "eval" and self._holds_rollouts(names):
             raise InputError(
                 f"data.eval_path: {self.path} holds rollouts, and all are trained on; name held-out problems with "
-                "data.eval_path=FILE or benchmark=…, or do without scores with data.eval=0"
+                "data.eval_path=FILE or benchmark=…, or do without scores with data.eval_size=0"
             )
         problems = self._problems(self.path)
         if self.eval_path is None:
@@ -104,12 +104,12 @@ class File(ProblemSource):
                 raise InputError(
                     f"{self.path}: a tenth of the prompts is held out by their hash, and of these {count} none is; "
                     "name held-out problems with data.eval_path=FILE or benchmark=…, or do without scores with "
-                    "data.eval=0"
+                    "data.eval_size=0"
                 )
         return self._picked(problems, size, seed, self.path, split)
 
     def _picked(self, problems: list[Problem], size: int | None, seed: int, file: Path, split: Split) -> list[Problem]:
-        picked = chosen(problems, size, seed, str(file), split)
+        picked = select_split(problems, size, seed, str(file), split)
         require_readable(str(file), self.verifier, picked)
         return picked
 
@@ -179,11 +179,11 @@ class File(ProblemSource):
             return
         _, rows = read_rows(self.path)
         prompts = [(number, self._text(number, "prompt", row)) for number, row in rows]
-        trained_on = Asked((prompt for _, prompt in prompts), [self.template])
+        trained_on = SeenQuestions((prompt for _, prompt in prompts), [self.template])
         for problem in held_out_problems:
             question = problem.metadata["question"]
             if trained_on.has(question, [self.template]):
-                alike = (number for number, prompt in prompts if Asked([prompt], [self.template]).has(question))
+                alike = (number for number, prompt in prompts if SeenQuestions([prompt], [self.template]).has(question))
                 what = f"{self.path} has it too, in row {next(alike, '?')}"
                 raise self._wrong(problem.metadata["row"], "prompt", what, self.eval_path)
 
@@ -225,7 +225,7 @@ class File(ProblemSource):
         self, number: int, question: str, row: Mapping[str, Any], names: list[str], file: Path | None = None
     ) -> str:
         if self.columns["id"] not in names:
-            return f"prompt-{short_hash(question)}"
+            return f"prompt-{question_hash(question)}"
         return self._text(number, "id", row, file)
 
     def _known_by(self, names: list[str]) -> str:

@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 
 from losslens.core import hub
 from losslens.core.errors import InputError, first_line
-from losslens.core.files import digest, sha256_of
+from losslens.core.hashing import hash_file, hash_json
 from losslens.core.notices import say_once
-from losslens.core.patterns import compiled
-from losslens.problems import Problem, ProblemSource, Split, Verifier, short_hash
+from losslens.core.patterns import compile_pattern
+from losslens.problems import Problem, ProblemSource, Split, Verifier, question_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
-from losslens.problems.questions import normal
-from losslens.problems.table import Divided, cell, chosen, is_missing, require_columns, require_readable
+from losslens.problems.questions import normalise
+from losslens.problems.table import Divided, cell, is_missing, require_columns, require_readable, select_split
 
 _WHOLE = r"(?s)\s*(.*?)\s*$"  # an answer as it stands, without the space around it
 _SECONDS = 20.0  # for one pattern on all answers of a split; a sensible pattern takes microseconds an answer
@@ -73,7 +73,7 @@ class HubDataset(ProblemSource):
         for split, file in self.files.items():
             _require_inside(f"source.files.{split}", file)
         try:
-            self.answer_pattern = compiled(answer_pattern or _WHOLE)
+            self.answer_pattern = compile_pattern(answer_pattern or _WHOLE)
         except ValueError as error:
             raise InputError(f"source.answer_pattern: {error}") from error
         if self.answer_pattern.groups < 1:
@@ -85,13 +85,13 @@ class HubDataset(ProblemSource):
         if folder is None:
             where = {
                 "repo": self.repo,
-                "revision": hub.commit_of("source.repo", self.repo, self.revision, "dataset"),
+                "revision": hub.resolve_commit("source.repo", self.repo, self.revision, "dataset"),
             }
         else:
             files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
             # What begins with a dot is the client's and git's.
-            kept = {name: sha256_of(path) for name, path in files.items() if not re.search(r"(^|/)\.", name)}
-            where = {"sha256": digest(kept, 64)}
+            kept = {name: hash_file(path) for name, path in files.items() if not re.search(r"(^|/)\.", name)}
+            where = {"sha256": hash_json(kept, 64)}
         settings = {name: getattr(self, name) for name in ("columns", "config", "files", "template")}
         return {
             "source": "hub_dataset",
@@ -134,10 +134,10 @@ class HubDataset(ProblemSource):
             answer = reference.of(cell(where, number, self.columns["answer"], answer_cell, listed=True))
             if not answer:
                 left_out["not complete"].append(number)
-            elif normal(question) in found:
+            elif normalise(question) in found:
                 left_out["repeated"].append(number)
             else:
-                found[normal(question)] = self._problem(question, answer, number)
+                found[normalise(question)] = self._problem(question, answer, number)
         if len(found) < count:
             why = ", ".join(f"{len(those)} {what}, row {those[0]} first" for what, those in left_out.items() if those)
             say_once(f"{self.name}, split {name!r}: {count - len(found)} rows left out ({why})")
@@ -147,14 +147,14 @@ class HubDataset(ProblemSource):
             for problem in found.values()
             if not self._divided or divided.is_in(problem.metadata["question"], split)
         ]
-        picked = chosen(kept, size, seed, where, split)
+        picked = select_split(kept, size, seed, where, split)
         require_readable(where, self.verifier, picked)
         return picked
 
     def _problem(self, question: str, answer: str, row: int) -> Problem:
         prompt = self.template.replace("{question}", question)
         about = {"question": question, "row": row}
-        return Problem(f"{self.name}-{short_hash(question)}", prompt, answer, about)
+        return Problem(f"{self.name}-{question_hash(question)}", prompt, answer, about)
 
     @property
     def _divided(self) -> bool:
@@ -180,7 +180,7 @@ class HubDataset(ProblemSource):
         if folder is None:
             if self.repo in _PACKAGED_DATASETS_MODULES:  # it would read whatever files it is given, from anywhere
                 raise InputError(f"source.repo={self.repo}: a loader of the datasets library, not a dataset")
-            commit = hub.commit_of("source.repo", self.repo, self.revision, "dataset")
+            commit = hub.resolve_commit("source.repo", self.repo, self.revision, "dataset")
         files = {split: self.files[split]} if split in self.files else None
         where = f"source.repo={self.repo}, split {split!r}"
         if commit and not hub.is_available("source.repo", self.repo, commit, "dataset"):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from losslens.core.errors import InputError, first_line
-from losslens.core.redaction import nameable
+from losslens.core.redaction import hash_secrets
 from losslens.problems import Problem, Verdict, Verifier
 from losslens.problems.mathematics import MathVerify
 
@@ -85,7 +85,7 @@ def identity_of(setting: VerifierSetting) -> dict[str, Any]:
     if setting is None:
         return {"judge": "mathematics", "version": 2}
     judge = _judge(setting)
-    return {"judge": judge.target, "options": nameable(json.loads(judge.options))}
+    return {"judge": judge.target, "options": hash_secrets(json.loads(judge.options))}
 
 
 def _judge(setting: str | Mapping[str, Any]) -> Judge:

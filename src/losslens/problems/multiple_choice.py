@@ -15,11 +15,11 @@ from unicodedata import normalize
 import numpy as np
 
 from losslens.core.errors import InputError
-from losslens.core.files import sha256_of
-from losslens.problems import Problem, ProblemSource, Split, Verdict, short_hash
-from losslens.problems.questions import normal
+from losslens.core.hashing import hash_file
+from losslens.problems import Problem, ProblemSource, Split, Verdict, question_hash
+from losslens.problems.questions import normalise
 from losslens.problems.rows import read_rows
-from losslens.problems.table import Divided, cell, chosen, require_columns, text_in
+from losslens.problems.table import Divided, cell, require_columns, select_split, text_in
 
 
 class MultipleChoice(ProblemSource):
@@ -72,7 +72,7 @@ class MultipleChoice(ProblemSource):
         return {
             "source": "multiple_choice",
             "version": 1,
-            "sha256": None if file is None else sha256_of(file),
+            "sha256": None if file is None else hash_file(file),
             "divided": self.eval_path is None,
             **settings,
         }
@@ -95,11 +95,11 @@ class MultipleChoice(ProblemSource):
             divided = Divided()
             problems = [each for each in problems if divided.is_in(each.metadata["asked"], split)]
         elif split == "eval" and self.path is not None:
-            trained_on = {normal(each.metadata["asked"]): each.metadata["row"] for each in self._problems(self.path)}
+            trained_on = {normalise(each.metadata["asked"]): each.metadata["row"] for each in self._problems(self.path)}
             for each in problems:
-                if row := trained_on.get(normal(each.metadata["asked"])):
+                if row := trained_on.get(normalise(each.metadata["asked"])):
                     raise InputError(f"{file}: row {each.metadata['row']}: {self.path} has it too, in row {row}")
-        return chosen(problems, size, seed, str(file), split)
+        return select_split(problems, size, seed, str(file), split)
 
     def _problems(self, file: Path) -> list[Problem]:
         names, rows = read_rows(file, csv=True)
@@ -109,7 +109,7 @@ class MultipleChoice(ProblemSource):
         found: dict[str, Problem] = {}
         for number, row in rows:
             problem = self._problem(file, number, row)
-            first = found.setdefault(normal(problem.metadata["question"]), problem)
+            first = found.setdefault(normalise(problem.metadata["question"]), problem)
             if first is not problem:
                 raise InputError(
                     f"{file}: row {number}: the question and its options stand in row {first.metadata['row']} already"
@@ -126,11 +126,11 @@ class MultipleChoice(ProblemSource):
             raise self._wrong(file, number, self.choices, f"{_shown(twice)} stands there twice")
         right = self._right(file, number, row, labels, plain)
         if self.shuffle:
-            drawn = np.random.default_rng(int(short_hash(asked), 16)).permutation(len(options)).tolist()
+            drawn = np.random.default_rng(int(question_hash(asked), 16)).permutation(len(options)).tolist()
             options, right = [options[n] for n in drawn], drawn.index(right)
         question = "\n".join([asked, *(f"{letter}. {option}" for letter, option in _lettered(options))])
         return Problem(
-            f"choice-{short_hash(question)}",
+            f"choice-{question_hash(question)}",
             self.template.replace("{question}", question),
             ascii_uppercase[right],
             {"question": question, "asked": asked, "choices": options, "row": number},

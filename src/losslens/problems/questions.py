@@ -7,17 +7,17 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# Ids that are made of the question's hash (`short_hash`) name it whatever stands around it.
+# Ids that are made of the question's hash (`question_hash`) name it whatever stands around it.
 _HASHED = re.compile(r"-[0-9a-f]{12}$")
 
 
-def normal(text: str) -> str:
+def normalise(text: str) -> str:
     """A text in one Unicode form, without case, its white space single."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(folded.split())
 
 
-class Asked:
+class SeenQuestions:
     """The questions of a set of prompts, to look others up in.
 
     Args:
@@ -45,11 +45,11 @@ class Asked:
         )
 
     def _bare_of(self, prompt: str, templates: Iterable[str] = ()) -> set[str]:
-        found = {normal(prompt)}
+        found = {normalise(prompt)}
         for template in (*self._templates, *templates):
             before, _, after = template.partition("{question}")
             if (before or after) and prompt.startswith(before) and prompt.endswith(after):
-                found.add(normal(prompt[len(before) : len(prompt) - len(after) or None]))
+                found.add(normalise(prompt[len(before) : len(prompt) - len(after) or None]))
         return found - {""}
 
 
@@ -57,7 +57,7 @@ def _lines_within(prompt: str) -> set[str]:
     """What is left of a prompt without its first lines or its last: there stand instructions."""
     lines = [line for line in prompt.split("\n") if line.strip()]
     parts = [lines[1:], lines[:-1], lines[1:-1], lines[2:], lines[:-2]] if len(lines) > 1 else []
-    return {normal("\n".join(part)) for part in parts} - {""}
+    return {normalise("\n".join(part)) for part in parts} - {""}
 
 
 def templates_of(identity: Any) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from losslens.core.errors import InputError, first_line
-from losslens.problems import Problem, ProblemSource, Split, Verdict, position, short_hash
+from losslens.problems import Problem, ProblemSource, Split, Verdict, position, question_hash
 from losslens.problems.plain import is_arithmetic, is_formula, is_literal
 
 # A question belongs to the split that its text hashes into, whatever seed drew it, so that no two splits can share a
@@ -110,7 +110,7 @@ class ReasoningGym(ProblemSource):
             in_vain = 0
             bar.update()
             found[question] = Problem(
-                id=f"{self.task}-{short_hash(question)}",
+                id=f"{self.task}-{question_hash(question)}",
                 prompt=self.template.replace("{question}", question),
                 answer=entry["answer"],
                 metadata=entry,

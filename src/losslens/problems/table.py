@@ -14,7 +14,7 @@ from losslens.core.errors import InputError
 from losslens.core.notices import say_once
 from losslens.problems import Problem, Split, Verifier, position
 from losslens.problems.mathematics import MathVerify
-from losslens.problems.questions import normal
+from losslens.problems.questions import normalise
 
 # Of a set that is not divided, the questions whose text hashes into the last tenth are held out.
 _TRAINED_ON = 0.9
@@ -136,11 +136,11 @@ class Divided:
 
     def is_in(self, question: str, split: Split) -> bool:
         """Whether a question is in `split`. Ask in the order of the rows."""
-        first = self._first.setdefault(normal(question), question)
+        first = self._first.setdefault(normalise(question), question)
         return (position(first) >= _TRAINED_ON) == (split == "eval")
 
 
-def chosen(problems: Sequence[Problem], size: int | None, seed: int, where: str, split: Split) -> list[Problem]:
+def select_split(problems: Sequence[Problem], size: int | None, seed: int, where: str, split: Split) -> list[Problem]:
     """`size` of the problems (None: all) in an order drawn from `seed`.
 
     Raises:

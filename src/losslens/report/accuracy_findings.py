@@ -8,7 +8,7 @@ from losslens.report.arm_comparison import arms as ablation_arms
 from losslens.report.arm_comparison import base_on
 from losslens.report.components import Finding
 from losslens.report.loss_comparison import Comparison
-from losslens.report.names import of_loss
+from losslens.report.names import loss_name
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import listed, number, p_value, percent, points, whole
 
@@ -22,7 +22,9 @@ def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding
     base = base_on(analysis, arms["benchmark"])
     names = {loss.arm: loss.name for loss in comparison.losses}
     arms = arms.assign(
-        shown=[names.get(arm.arm) or of_loss(arm.method, arm.learning_rate, arm.settings) for arm in arms.itertuples()]
+        shown=[
+            names.get(arm.arm) or loss_name(arm.method, arm.learning_rate, arm.settings) for arm in arms.itertuples()
+        ]
     )
     sentences = []
     if len(base) and arms["base_diff"].notna().any():

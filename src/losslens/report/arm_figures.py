@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.measures import Measure, PairMeasure, of_pairs, of_runs
+from losslens.measures import Measure, PairMeasure, pair_measures, run_measures
 from losslens.report.arm_table import beside
 from losslens.report.components import Figure
 from losslens.tables.format import difference, number, percent
@@ -16,12 +16,12 @@ from losslens.tables.style import (
     INK,
     MUTED,
     SHADE,
-    Looks,
+    PlotStyles,
     colour,
+    escape_markup,
     figure,
     logarithmic,
     rows_figure,
-    safe,
     translucent,
     whisker,
 )
@@ -33,7 +33,7 @@ _NULL = "what two updates with nothing in common show"
 _SMALLEST_BARRIER = 0.01
 
 
-def arm_figures(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> list[Figure]:
+def arm_figures(arms: pd.DataFrame, looks: PlotStyles, base: pd.Series | None) -> list[Figure]:
     """All figures that the table has numbers for.
 
     Args:
@@ -47,13 +47,13 @@ def arm_figures(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> lis
     if arms["accuracy"].notna().any():
         figures.append(_accuracy(arms, looks, base))
     panels: list[tuple[str, str, Measure]] = [
-        *((f"{m.name}_to_sft", f"{m.heading} to SFT", m) for m in of_pairs("main") if m.name != "cosine"),
-        *((m.name, m.label, m) for m in of_runs("more") if m.name != "norm"),
+        *((f"{m.name}_to_sft", f"{m.heading} to SFT", m) for m in pair_measures("main") if m.name != "cosine"),
+        *((m.name, m.label, m) for m in run_measures("more") if m.name != "norm"),
     ]
     return figures + [_panel(arms, looks, *panel) for panel in panels if arms[panel[0]].notna().any()]
 
 
-def _size_and_direction(arms: pd.DataFrame, looks: Looks) -> Figure:
+def _size_and_direction(arms: pd.DataFrame, looks: PlotStyles) -> Figure:
     plot = figure("‖ΔW‖ (log)", "cosine to SFT", height=420)
     shown = arms[arms["norm"].gt(0) & arms["cosine_to_sft"].notna()]
     smallest, largest = math.log10(shown["norm"].min()), math.log10(shown["norm"].max())
@@ -88,7 +88,7 @@ def _size_and_direction(arms: pd.DataFrame, looks: Looks) -> Figure:
     )
 
 
-def _accuracy(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> Figure:
+def _accuracy(arms: pd.DataFrame, looks: PlotStyles, base: pd.Series | None) -> Figure:
     plot = rows_figure("accuracy", arms["beside"].tolist(), arms["place"].tolist())
     plot.update_xaxes(tickformat=".0%")
     if base is not None:
@@ -106,7 +106,7 @@ def _accuracy(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> Figur
                 meta=arm["arm"],
             )  # fmt: skip
         to_base = "" if pd.isna(arm["base_diff"]) else f"<br>to the base {difference(arm['base_diff'])}"
-        hover = f"{_hover(arm, 'accuracy', percent)}{to_base} {safe(arm['base_verdict'])}"
+        hover = f"{_hover(arm, 'accuracy', percent)}{to_base} {escape_markup(arm['base_verdict'])}"
         plot.add_scatter(**point, **_mark(arm, looks, hover))
     line = " Dotted: the untrained base." if base is not None else ""
     lost = arms["diverged"].any() or arms["collapsed"].any()
@@ -121,7 +121,7 @@ def _accuracy(arms: pd.DataFrame, looks: Looks, base: pd.Series | None) -> Figur
 
 def _panel(
     arms: pd.DataFrame,
-    looks: Looks,
+    looks: PlotStyles,
     name: str,
     title: str,
     measure: Measure,
@@ -159,7 +159,7 @@ def _panel(
     return Figure(f"{title[0].upper()}{title[1:]}", " ".join(said) or "Mean and standard deviation over runs.", plot)
 
 
-def _mark(arm: pd.Series, looks: Looks, hover: str) -> dict[str, Any]:
+def _mark(arm: pd.Series, looks: PlotStyles, hover: str) -> dict[str, Any]:
     look = looks.of(arm["arm"], arm["method"])
     return {
         "mode": "markers", "hoverinfo": "text", "hovertext": [hover], "meta": arm["arm"],
@@ -183,4 +183,6 @@ def _known(arms: pd.DataFrame, column: str) -> bool:
 def _hover(arm: pd.Series, name: str, show: Callable[[float], str]) -> str:
     std = "" if pd.isna(arm.get(f"{name}_std")) else f" ± {show(arm[f'{name}_std'])}"
     lines = [f"<br>{line}" for line in beside(arm, name, show)]
-    return f"<b>{safe(arm['label'])}</b> ({safe(arm['lr'])})<br>{show(arm[name])}{std}{''.join(lines)}"
+    return (
+        f"<b>{escape_markup(arm['label'])}</b> ({escape_markup(arm['lr'])})<br>{show(arm[name])}{std}{''.join(lines)}"
+    )

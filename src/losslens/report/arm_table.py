@@ -6,23 +6,23 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from losslens.measures import of_pairs, of_runs
+from losslens.measures import pair_measures, run_measures
 from losslens.report.arm_comparison import is_matched, went_wrong
 from losslens.report.components import Cell, Column, Row, Table, downloadable
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, difference, number, p_value, percent, rate
-from losslens.tables.style import colour, name_of
+from losslens.tables.style import colour, loss_title
 
 _SAME_RATE = "cosine_to_sft_same_rate"
 _LOST = ("diverged", "collapsed")
-_SHARE_RIGHT = ("share_right", "rollouts that are right", percent)
+_SHARE_RIGHT = ("pass_rate", "rollouts that are right", percent)
 
 
 def _measures() -> list[tuple[str, str, Callable[[float], str]]]:
     """The columns, each with its heading and how a number of it is written."""
-    to_sft = [(f"{m.name}_to_sft", f"{m.label} to SFT{m.in_unit}", m.show) for m in of_pairs("main")]
+    to_sft = [(f"{m.name}_to_sft", f"{m.label} to SFT{m.in_unit}", m.show) for m in pair_measures("main")]
     to_sft.insert(1, (_SAME_RATE, "cosine to SFT at the same rate", number))
-    sizes = [(measure.name, measure.label, measure.show) for measure in of_runs("more")]
+    sizes = [(measure.name, measure.label, measure.show) for measure in run_measures("more")]
     return [*sizes, *to_sft, ("cosine_to_dpo_conventional", "cosine to conventional DPO", number)]
 
 
@@ -32,7 +32,7 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
     if not is_matched(arms):  # the same numbers twice
         measures = [measure for measure in measures if measure[0] != _SAME_RATE]
     # Of one sweep all arms saw the same rollouts.
-    measures += [_SHARE_RIGHT] if arms["share_right"].nunique() > 1 else []
+    measures += [_SHARE_RIGHT] if arms["pass_rate"].nunique() > 1 else []
     scored = arms["accuracy"].notna().any()
     against = [to for to in ("base", "sft") if arms[f"{to}_diff"].notna().any()]
     columns = [
@@ -45,7 +45,9 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
     for _, arm in arms.iterrows():
         cells = [
             Cell(
-                name_of(arm["method"]), below=f"{arm['lr']}\n{arm['settings']}".rstrip(), colour=colour(arm["method"])
+                loss_title(arm["method"]),
+                below=f"{arm['lr']}\n{arm['settings']}".rstrip(),
+                colour=colour(arm["method"]),
             ),
             Cell(rate(arm["learning_rate"])),
             Cell(str(arm["seeds"]), bad="\n".join(f"✕ {arm[what]} {what}" for what in _LOST if arm[what])),
@@ -57,7 +59,7 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
             *(_against(arm, to) for to in against),
         ]
         rows.append(Row(cells, marked=went_wrong(arm)))
-    return downloadable(analysis, "ablation", "One row an arm: mean ± standard deviation over seeds", columns, rows)
+    return downloadable(analysis, "arms", "One row an arm: mean ± standard deviation over seeds", columns, rows)
 
 
 def beside(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from losslens.measures import PairMeasure, of_functions, of_pairs, of_runs, of_weights
+from losslens.measures import PairMeasure, function_measures, pair_measures, run_measures, weight_measures
 from losslens.report.binary_pack import Packed
 from losslens.report.explorer_index import Modules, Runs
 from losslens.tables.analysis_folder import AnalysisFolder
@@ -35,17 +35,17 @@ def of_pairs_shown() -> dict[str, int]:
     """The columns of `pairs.csv` that are shown, and how many digits of them."""
     intervals = {
         f"{measure.name}_{end}": measure.digits + _MORE
-        for measure in of_functions()
+        for measure in function_measures()
         if measure.interval is not None
         for end in ("low", "high")
     }
-    return {**_columns(of_pairs()), **intervals, **dict.fromkeys(_ACCURACIES, _SHARE), "accuracy_mid_n": 0}
+    return {**_columns(pair_measures()), **intervals, **dict.fromkeys(_ACCURACIES, _SHARE), "accuracy_mid_n": 0}
 
 
 def _of_modules() -> dict[str, int]:
-    shown = {measure.name: measure.digits + _MORE for measure in of_weights()}
+    shown = {measure.name: measure.digits + _MORE for measure in weight_measures()}
     # Of the others nulls are nearly one number for all modules of a shape.
-    return shown | {f"{m.name}_null": m.digits + _MORE for m in of_weights() if m.bounds and m.bounds[0] < 0}
+    return shown | {f"{m.name}_null": m.digits + _MORE for m in weight_measures() if m.bounds and m.bounds[0] < 0}
 
 
 # Of two losses: what the cosine says beside its ceiling, and the accuracies.
@@ -87,9 +87,9 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
         {
             "runs": runs.facts, "arms": runs.arms, "pairs": pairs.ends, "pairings": pairs.table["pairing"].tolist(),
             "between": runs.between, "said": runs.rows[["cosine_verdict", "accuracy_verdict"]].to_numpy().tolist(),
-            "measures": [_told(measure) for measure in of_weights()],
-            "functions": [_told(measure) for measure in of_functions()],
-            "sizes": [[measure.name, f"{measure.label}{' (°)' * (measure.unit == '°')}"] for measure in of_runs()],
+            "measures": [_told(measure) for measure in weight_measures()],
+            "functions": [_told(measure) for measure in function_measures()],
+            "sizes": [[measure.name, f"{measure.label}{' (°)' * (measure.unit == '°')}"] for measure in run_measures()],
             "layers": modules.layers, "projections": modules.projections, "modules": modules.names, "at": modules.at,
         }
     )  # fmt: skip
@@ -99,7 +99,7 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
     for name, digits in of_pairs_shown().items():
         packed.fixed(f"pairs.{name}", pairs.table[name].to_numpy(), digits)
     order = _by_importance(pairs, runs.between)
-    a_pair = len(modules.names) * len(_of_modules()) + len(modules.layers) * len(_columns(of_weights("more")))
+    a_pair = len(modules.names) * len(_of_modules()) + len(modules.layers) * len(_columns(weight_measures("more")))
     held = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])
     _layers(packed, analysis, runs, modules, pairs, held)
     angled = _modules(packed, analysis, runs, modules, pairs, held, order)
@@ -116,14 +116,14 @@ def _told(measure: PairMeasure) -> dict[str, Any]:
         "name": measure.name, "label": f"{measure.label}{measure.in_unit}",
         "unit": measure.unit if measure.unit == "°" else "",
         "digits": measure.digits + _MORE, "level": measure.level, "bounds": measure.bounds,
-        "main": measure in of_pairs("main"),
+        "main": measure in pair_measures("main"),
     }  # fmt: skip
 
 
 def _by_importance(pairs: Pairs, between: Sequence[tuple[int, int, list[int]]]) -> list[int]:
     """The pairs, those that arms are averaged over first, then those of which most was measured."""
     averaged = {pair for *_, numbers in between for pair in numbers}
-    measured = pairs.table[[measure.name for measure in of_functions()]].notna().sum(axis=1).tolist()
+    measured = pairs.table[[measure.name for measure in function_measures()]].notna().sum(axis=1).tolist()
     return sorted(range(len(pairs.ends)), key=lambda pair: (pair not in averaged, -measured[pair]))
 
 
@@ -146,11 +146,11 @@ def _left_away(all_pairs: int, held: int, angled: int) -> list[str]:
 def _layers(
     packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs, held: Sequence[int]
 ) -> None:
-    table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_columns(of_weights("more"))))
+    table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_columns(weight_measures("more"))))
     row = _places(len(pairs.ends), held)[pairs.numbers(runs, table["run_a"], table["run_b"])]
     layer = table["layer"].map({layer: place for place, layer in enumerate(modules.layers)}).fillna(-1).to_numpy(int)
     there = (row >= 0) & (layer >= 0)
-    for name, digits in _columns(of_weights("more")).items():
+    for name, digits in _columns(weight_measures("more")).items():
         values = np.full((len(held), len(modules.layers)), np.nan)
         values[row[there], layer[there]] = table[name].to_numpy()[there]
         packed.fixed(f"layers.{name}", values, digits)
@@ -189,7 +189,7 @@ def _modules(
 
 
 def _runs(packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules) -> None:
-    sizes = [measure.name for measure in of_runs()]
+    sizes = [measure.name for measure in run_measures()]
     whole = analysis.table("runs", ("run",), sizes).drop_duplicates("run").set_index("run").reindex(runs.names)
     table = analysis.parquet("run_modules", ["run", "module", *sizes, "singular_values"])
     run = _texts(table, "run").map({name: place for place, name in enumerate(runs.names)}).fillna(-1).to_numpy(int)
@@ -239,14 +239,14 @@ def _curves(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) 
 
 
 def _map(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) -> None:
-    table = analysis.table("map", ("run",), ("x", "y")).drop_duplicates("run").set_index("run").reindex(runs.names)
+    table = analysis.table("mds", ("run",), ("x", "y")).drop_duplicates("run").set_index("run").reindex(runs.names)
     points = table[["x", "y"]].to_numpy(dtype=float)
     packed.significant("map", points)
     first, second = np.array(pairs.ends).T
     apart = np.linalg.norm(points[first] - points[second], axis=1)
     off = np.abs(apart - np.degrees(np.arccos(np.clip(pairs.table["cosine"].to_numpy(), -1, 1))))
     known = off[~np.isnan(off)]
-    kept = (analysis.manifest.get("map") or {}).get("variance_kept")
+    kept = (analysis.manifest.get("mds") or {}).get("variance_kept")
     packed.say(map={"off": round(float(np.median(known)), 1), "kept": kept} if known.size else None)
 
 

@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 
 from losslens.report.loss_comparison import Comparison, Loss
-from losslens.report.names import of_loss, of_run
+from losslens.report.names import loss_name, run_name
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.style import colour, name_of
+from losslens.tables.style import colour, loss_title
 
 _LAYER = re.compile(r"^.*?\.(\d+)\.")
 # As a block reads its input; what is not among them comes after, by name.
@@ -78,15 +78,15 @@ def find_runs(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Runs:
         look = comparison.looks.of(run["arm"], run["method"])
         facts.append(
             {
-                "name": run["run"], "label": f"{'✕ ' * bool(run['diverged'])}{of_run(run, inits, whole_name=True)}",
-                "method": name_of(run["method"]), "loss": run["arm"], "colour": look.colour, "symbol": look.symbol,
+                "name": run["run"], "label": f"{'✕ ' * bool(run['diverged'])}{run_name(run, inits, whole_name=True)}",
+                "method": loss_title(run["method"]), "loss": run["arm"], "colour": look.colour, "symbol": look.symbol,
             }
         )  # fmt: skip
     of_name = {name: place for place, name in enumerate(names)}
     losses = [loss for loss in comparison.losses if any(run in of_name for run in loss.runs)]
     arms = [
         {
-            "label": _label(loss), "method": name_of(loss.method), "colour": colour(loss.method),
+            "label": _label(loss), "method": loss_title(loss.method), "colour": colour(loss.method),
             "runs": [of_name[run] for run in loss.runs if run in of_name],
         }
         for loss in losses
@@ -111,7 +111,7 @@ def _label(loss: Loss) -> str:
     """Its name, at whatever length."""
     if math.isnan(loss.learning_rate):
         return loss.arm
-    return of_loss(loss.method, loss.learning_rate, loss.arm.partition(" ")[2])
+    return loss_name(loss.method, loss.learning_rate, loss.arm.partition(" ")[2])
 
 
 def find_modules(*tables: pa.Table) -> Modules:

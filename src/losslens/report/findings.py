@@ -16,7 +16,7 @@ from losslens.report.components import Finding
 from losslens.report.loss_comparison import Compared, Comparison, Loss
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, listed, number, percent, rate
-from losslens.tables.style import name_of
+from losslens.tables.style import loss_title
 
 # Which runs compare two losses, those first that say most.
 _SEEDS = {
@@ -224,7 +224,8 @@ def _at_the_rate_of(sft: pd.Series, arms: pd.DataFrame, several: bool) -> list[F
             )
         said.append(
             Finding(
-                f"At SFT's learning rate ({rate(there['learning_rate'])}) {name_of(str(method))} has {listed(parts)}.",
+                f"At SFT's learning rate ({rate(there['learning_rate'])}) "
+                f"{loss_title(str(method))} has {listed(parts)}.",
                 "learning-rate",
             )
         )

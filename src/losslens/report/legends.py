@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from losslens.losses.presentation import introduction
+from losslens.losses.presentation import get_presentation
 from losslens.report.components import Key, Keyed
 from losslens.report.loss_comparison import Comparison
-from losslens.tables.style import Looks
+from losslens.tables.style import PlotStyles
 
 
-def key(losses: Iterable[tuple[str, str, str]], looks: Looks, lines: bool) -> Key:
+def legend(losses: Iterable[tuple[str, str, str]], looks: PlotStyles, lines: bool) -> Key:
     """The key of some losses.
 
     Args:
@@ -20,14 +20,14 @@ def key(losses: Iterable[tuple[str, str, str]], looks: Looks, lines: bool) -> Ke
     """
     return Key(
         [
-            Keyed(loss, name, introduction(method).summary, looks.of(loss, method).sample(lines))
+            Keyed(loss, name, get_presentation(method).summary, looks.of(loss, method).sample(lines))
             for loss, method, name in losses
         ]
     )
 
 
-def key_of(comparison: Comparison, shown: Iterable[str], lines: bool) -> Key:
+def legend_of(comparison: Comparison, shown: Iterable[str], lines: bool) -> Key:
     """The key of those of the losses compared that are `shown`."""
     wanted = set(shown)
     found = [(loss.arm, loss.method, loss.name) for loss in comparison.losses if loss.arm in wanted]
-    return key(found, comparison.looks, lines)
+    return legend(found, comparison.looks, lines)

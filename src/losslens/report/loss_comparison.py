@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.measures import of_pairs
+from losslens.measures import pair_measures
 from losslens.report import names
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.style import Looks, name_of, place_of
+from losslens.tables.style import PlotStyles, loss_title, plot_order
 
 _RUN_TEXTS = ("run", "arm", "method", "lr", "diverged")
 _RUN_NUMBERS = ("learning_rate", "rank", "seed", "init_seed", "norm")
@@ -127,12 +127,12 @@ class Comparison:
                 )
             )  # fmt: skip
         rates = self.runs.groupby("arm")["learning_rate"].first().fillna(-1.0)
-        return sorted(losses, key=lambda loss: (-rates[loss.arm], place_of(loss.method), loss.arm))
+        return sorted(losses, key=lambda loss: (-rates[loss.arm], plot_order(loss.method), loss.arm))
 
     @cached_property
-    def looks(self) -> Looks:
+    def looks(self) -> PlotStyles:
         """The look of each loss, by its arm."""
-        return Looks((loss.arm, loss.method) for loss in self.losses)
+        return PlotStyles((loss.arm, loss.method) for loss in self.losses)
 
     @cached_property
     def arms(self) -> dict[str, str]:
@@ -154,7 +154,9 @@ class Comparison:
     @cached_property
     def arm_pairs(self) -> pd.DataFrame:
         """One row for every two arms, the base among them, and for each arm and itself."""
-        columns = [f"{measure.name}{end}" for measure in of_pairs() for end in measure.endings if end != "_verdict"]
+        columns = [
+            f"{measure.name}{end}" for measure in pair_measures() for end in measure.endings if end != "_verdict"
+        ]
         return self._analysis.table("arm_pairs", _TEXTS, (*_NUMBERS, *columns))
 
     @cached_property
@@ -206,7 +208,7 @@ class Comparison:
 def _name(run: pd.Series, several: bool) -> str:
     """`SFT`; `DPO 1e-3`, `DPO 1e-3 beta=0.3` where the method is there several times; of an adapter its own name."""
     if run["arm"] == run["run"]:
-        return run["run"] if pd.isna(run["learning_rate"]) or several else name_of(run["method"])
+        return run["run"] if pd.isna(run["learning_rate"]) or several else loss_title(run["method"])
     if not several:
-        return name_of(run["method"])
-    return names.of_loss(run["method"], run["learning_rate"], run["arm"].partition(" ")[2])
+        return loss_title(run["method"])
+    return names.loss_name(run["method"], run["learning_rate"], run["arm"].partition(" ")[2])

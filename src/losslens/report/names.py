@@ -8,19 +8,19 @@ from collections.abc import Sequence
 import pandas as pd
 
 from losslens.tables.format import rate, whole
-from losslens.tables.style import name_of
+from losslens.tables.style import loss_title
 
 # Characters of a name that stands beside a row or over a column.
 _LONGEST = 24
 
 
-def of_loss(method: str, learning_rate: float, settings: str) -> str:
+def loss_name(method: str, learning_rate: float, settings: str) -> str:
     """`DPO 1e-3 beta=0.3`: a loss in full; a rate that is not known is left out."""
     known = "" if pd.isna(learning_rate) else rate(learning_rate)
-    return " ".join(part for part in (name_of(method), known, short(settings)) if part)
+    return " ".join(part for part in (loss_title(method), known, short(settings)) if part)
 
 
-def of_run(run: pd.Series, inits: bool, whole_name: bool = False) -> str:
+def run_name(run: pd.Series, inits: bool, whole_name: bool = False) -> str:
     """`1 DPO 1e-3 β=0.3 s0`: a run by its number, as short as tells it from the others.
 
     Args:
@@ -32,13 +32,13 @@ def of_run(run: pd.Series, inits: bool, whole_name: bool = False) -> str:
         name = run["run"]
     else:
         known = "" if pd.isna(run["learning_rate"]) else rate(run["learning_rate"])
-        name = " ".join(part for part in (name_of(run["method"]), known, setting_of(run)) if part)
+        name = " ".join(part for part in (loss_title(run["method"]), known, setting_text(run)) if part)
     seeds = "" if pd.isna(run["seed"]) else f" s{whole(run['seed'])}"
     init = f" A{whole(run['init_seed'])}" if inits and not pd.isna(run["init_seed"]) else ""
     return f"{run['number']} {name if whole_name else cut(name)}{seeds}{init}"
 
 
-def setting_of(run: pd.Series) -> str:
+def setting_text(run: pd.Series) -> str:
     """`β=0.3`: the settings, but for rate and seeds, that tell a run from the others of its method, by its `label`."""
     told = run["label"].removeprefix(run["method"]) if run["label"] != run["run"] else ""
     return " ".join(re.sub(r"(?<!\S)(?:lr \S+|s\d+|init \d+)(?!\S)", " ", told).split())

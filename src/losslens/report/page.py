@@ -25,7 +25,7 @@ from losslens.report.sections import (
     trajectories,
 )
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.descriptions import about
+from losslens.tables.descriptions import describe
 
 _HERE = Path(__file__).parent
 # One script: each file uses what stands in those before it.
@@ -59,14 +59,14 @@ def write_report(folder: Path) -> Path:
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["about"] = about
+    environment.filters["about"] = describe
     names = ["vendor/plotly-cartesian.min.js", "page.js"]
     scripts = [_read(name) for name in names]
     if any(section.explorer for section in sections):
         scripts.append("".join(_read(f"explorer/{name}.js") for name in _EXPLORER))
     page = environment.get_template("page.html.jinja").render(
         title=header.title(analysis),
-        facts=header.facts(analysis),
+        facts=header.header_facts(analysis),
         sections=sections,
         style=Markup(_read("page.css") + _read("explore.css")),
         scripts=[Markup(script) for script in scripts],

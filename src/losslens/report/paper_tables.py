@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from losslens.core.files import atomic_file
-from losslens.measures import Measure, beside_cosine, of_pairs, of_runs
+from losslens.measures import Measure, measures_besides_cosine, pair_measures, run_measures
 from losslens.report.arm_comparison import arms as ablation_arms
 from losslens.report.arm_comparison import is_matched
 from losslens.report.findings import ratio
@@ -20,7 +20,7 @@ from losslens.report.loss_comparison import Comparison
 from losslens.report.names import short
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, number, p_value, points, rate, whole
-from losslens.tables.style import name_of
+from losslens.tables.style import loss_title
 
 # A page holds no more rows of this size.
 _MOST_ROWS = 45
@@ -72,7 +72,7 @@ def _without_empty_columns(table: PaperTable) -> PaperTable:
 
 def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
     texts = ("run", "method", "benchmark", "diverged")
-    sizes = [measure.name for measure in of_runs("main")]
+    sizes = [measure.name for measure in run_measures("main")]
     numbers = ("learning_rate", "seed", "init_seed", *sizes, "accuracy", "ci_low", "ci_high", "base_diff")
     runs = analysis.table("runs", texts, numbers)
     names = {run: loss.name for loss in comparison.losses for run in loss.runs}
@@ -86,17 +86,17 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
     for _, run in runs.iterrows():
         base = run["method"] == "base"
         mark = " ✕" if run["diverged"] else ""
-        known = name_of(run["method"]) if not pd.isna(run["learning_rate"]) else names.get(run["run"], run["run"])
+        known = loss_title(run["method"]) if not pd.isna(run["learning_rate"]) else names.get(run["run"], run["run"])
         rows.append(
             [
                 "base" if base else f"{known}{mark}", rate(run["learning_rate"]), whole(run["seed"]),
-                whole(run["init_seed"]), *(measure.show(run[measure.name]) for measure in of_runs("main")),
+                whole(run["init_seed"]), *(measure.show(run[measure.name]) for measure in run_measures("main")),
                 *([run["benchmark"] or NOTHING] if several else []),
                 _percent(run["accuracy"]), _interval(run["ci_low"], run["ci_high"]), points(run["base_diff"]),
                 p_value(tested.get((run["run"], run["benchmark"]), math.nan)),
             ]
         )  # fmt: skip
-    heads = ["Loss", "LR", "Seed", "Init.", *_headings(of_runs("main")), *(["Benchmark"] if several else [])]
+    heads = ["Loss", "LR", "Seed", "Init.", *_headings(run_measures("main")), *(["Benchmark"] if several else [])]
     heads += ["Acc. (%)", "95% CI", "Δ base", "p (Holm)"]
     caption = "Runs: size of the update."
     if runs["accuracy"].notna().any():
@@ -133,7 +133,7 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
         cells = [f"{loss.name} (again)" if own else loss.name, number(cosine.value)]
         cells += [number(cosine.level), ratio(cosine) if not math.isnan(cosine.relative) else NOTHING]
         cells += [number(cosine.null)]
-        for measure in beside_cosine("main"):
+        for measure in measures_besides_cosine("main"):
             beside = comparison.of(measure.name, loss, reference)
             cells += [measure.show(value) for value in (beside.value, beside.level, beside.null)]
         if cosine.known:
@@ -141,12 +141,12 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
     if not rows:
         return None
     heads = ["Loss", "cos", "ceiling", "ratio", "null"]
-    for measure in beside_cosine("main"):
+    for measure in measures_besides_cosine("main"):
         heads += [measure.heading, measure.level, "null"]
     found = [comparison.of("cosine", loss, reference) for loss in comparison.others]
     others = [
         f"{measure.label}{measure.in_unit}"
-        for measure in beside_cosine("main")
+        for measure in measures_besides_cosine("main")
         if any(comparison.of(measure.name, loss, reference).known for loss in comparison.others)
     ]
     ceilings = "Ceiling: √(ρρ') of the two losses' own repeats, ratio: cos/ceiling with its 95% jackknife interval. "
@@ -171,12 +171,12 @@ def _over(pairings: Iterable[str]) -> str:
 
 
 def _repeats(analysis: AnalysisFolder) -> PaperTable:
-    measures = of_pairs("more")
+    measures = pair_measures("more")
     names = [measure.name for measure in measures]
     repeats = analysis.table("repeats", ("arm", "method", "lr", "repeat_kind"), ("rank", "pairs", *names))
     rows = [
         [
-            name_of(row["method"]), row["lr"], row["repeat_kind"], whole(row["pairs"]),
+            loss_title(row["method"]), row["lr"], row["repeat_kind"], whole(row["pairs"]),
             *(measure.show(row[measure.name]) for measure in measures),
         ]
         for _, row in repeats.iterrows()
@@ -202,9 +202,9 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
         accuracy = _percent(arm["accuracy"]) + _std(100 * arm["accuracy_std"], 1)
         rows.append(
             [
-                name_of(arm["method"]), rate(arm["learning_rate"]),
+                loss_title(arm["method"]), rate(arm["learning_rate"]),
                 *([short(arm["settings"]) or NOTHING] if settings else []),
-                f"{arm['seeds']}{lost}", *(_with_std(arm, measure) for measure in of_runs("main")),
+                f"{arm['seeds']}{lost}", *(_with_std(arm, measure) for measure in run_measures("main")),
                 number(arm["cosine_to_sft"]), number(arm["cosine_to_sft_ceiling"]),
                 number(arm["cosine_to_dpo_conventional"]), accuracy,
                 points(arm["base_diff"]), p_value(arm["base_p_holm"]),
@@ -215,7 +215,7 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
         "LR",
         *(["Setting"] if settings else []),
         "Runs",
-        *_headings(of_runs("main")),
+        *_headings(run_measures("main")),
         "cos SFT",
         "ceiling",
         "cos DPO",
@@ -227,7 +227,7 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
         f"{_over(others['pairing'])}; ceiling: √(ρρ') of SFT's and the loss's own repeats; cos DPO: cosine to "
         "conventional DPO; p: sign-flip test over problems, Holm over all comparisons of arms."
     )
-    return PaperTable("ablation", caption, heads, rows)
+    return PaperTable("arms", caption, heads, rows)
 
 
 def _headings(measures: Iterable[Measure]) -> list[str]:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.format import number, whole
-from losslens.tables.style import INK, Look, figure, logarithmic, safe, translucent
+from losslens.tables.style import INK, PlotStyle, escape_markup, figure, logarithmic, translucent
 
 # More points than pixels only make the page heavy.
 _MOST_POINTS = 200
@@ -54,7 +54,7 @@ def plot(
     shown = table[np.isfinite(table[name])]
     if log is None:
         log = bool(shown[name].min() > 0 and shown[name].max() > 20 * shown[name].min())
-    drawn = figure("step", f"{safe(axis)}{' (log)' * log}", height=320)
+    drawn = figure("step", f"{escape_markup(axis)}{' (log)' * log}", height=320)
     if log:
         drawn.update_layout(**logarithmic("yaxis"))
         shown = shown[shown[name] > 0]
@@ -62,7 +62,7 @@ def plot(
     for group, rows in shown.groupby(["loss_of", "method_of", *([lost] if lost else [])], sort=False, dropna=False):
         arm, method, diverged = (*group, False)[:3]
         label = f"{names.get(arm, arm)}{' ✕ diverged' * bool(diverged)}"
-        _line(drawn, rows, name, comparison.looks.of(arm, method), arm, safe(label), bool(diverged), show)
+        _line(drawn, rows, name, comparison.looks.of(arm, method), arm, escape_markup(label), bool(diverged), show)
     return drawn
 
 
@@ -70,7 +70,7 @@ def _line(
     drawn: go.Figure,
     rows: pd.DataFrame,
     name: str,
-    look: Look,
+    look: PlotStyle,
     loss: str,
     label: str,
     diverged: bool,

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from losslens.core.errors import InputError
 from losslens.core.files import atomic_folder, read_object, read_parquet, write_json
-from losslens.problems.questions import Asked, templates_of
+from losslens.problems.questions import SeenQuestions, templates_of
 
 SCHEMA = pa.schema(
     [
@@ -89,13 +89,13 @@ def _plain(cell: Any) -> Any:
     return None if pd.isna(cell) else cell
 
 
-def counts(table: pd.DataFrame) -> dict[str, int | float | None]:
+def count_rollouts(table: pd.DataFrame) -> dict[str, int | float | None]:
     """Rows, prompts, share of right rollouts, share of mixed groups, and rollouts that were cut off."""
     right = table["reward"] > 0
     groups = right.groupby(table["problem_id"])
     mixed = groups.any() & ~groups.all()
     return {
-        "rollouts": len(table), "prompts": int(groups.ngroups), "share_right": float(right.mean()),
+        "rollouts": len(table), "prompts": int(groups.ngroups), "pass_rate": float(right.mean()),
         "share_mixed_groups": float(mixed.mean()), "truncated": int((~table["finished"]).sum()),
         "tokens": int(table["tokens"].sum()) if table["tokens"].notna().all() else None,
     }  # fmt: skip
@@ -115,23 +115,23 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
     """
     table = table.assign(**{name: None for name in IDS if name not in table})
     table = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
-    # Read back as `load` will see it, so that the hash is that of what is on disk.
+    # Read back as `load_rollouts` will see it, so that the hash is that of what is on disk.
     content = _frame(table)
     sha256 = content_sha256(content)
     folder = parent / f"{name}-{sha256[:12]}"
     if folder.is_dir():
         # Other settings gave the same content before: that folder stays, and is known by these settings too.
-        known = load(folder).manifest
+        known = load_rollouts(folder).manifest
         keys = sorted({*known.get("keys", []), *manifest.get("keys", [])})
         write_json(folder / "manifest.json", {**known, "keys": keys})
         return folder
     with atomic_folder(folder) as temporary:
         pq.write_table(table, temporary / "rollouts.parquet")
-        write_json(temporary / "manifest.json", {**manifest, **counts(content), "sha256": sha256})
+        write_json(temporary / "manifest.json", {**manifest, **count_rollouts(content), "sha256": sha256})
     return folder
 
 
-def load(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
+def load_rollouts(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
     """The frozen rollouts in `folder`, after checking that they are what was frozen; `field` named it, for messages.
 
     Raises:
@@ -168,7 +168,7 @@ def _require_whole(file: Path, table: pa.Table) -> None:
 
 
 def _require_tokenizer(file: Path, about: Any) -> None:
-    """Refuses what `tokens.about_tokenizer` would not say; it need not be there."""
+    """Refuses what `tokens.describe_tokenizer` would not say; it need not be there."""
     if about is None:
         return
     if not isinstance(about, dict):
@@ -184,10 +184,10 @@ def _require_tokenizer(file: Path, about: Any) -> None:
         raise InputError(f"{file}: tokenizer.control: no list of tokens")
 
 
-def asked_in(frozen: FrozenRollouts) -> Asked:
+def asked_in(frozen: FrozenRollouts) -> SeenQuestions:
     """The questions of frozen rollouts, to look others up in."""
     table = frozen.table
-    return Asked(table["prompt"], templates_of(frozen.manifest.get("identity")), table["problem_id"].unique())
+    return SeenQuestions(table["prompt"], templates_of(frozen.manifest.get("identity")), table["problem_id"].unique())
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
@@ -209,7 +209,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def find(parent: Path, key: str) -> Path | None:
+def find_rollouts(parent: Path, key: str) -> Path | None:
     """The folder below `parent` whose rollouts were made with the settings that hash to `key`."""
     for file in sorted(parent.glob("[!.]*/manifest.json")):
         try:

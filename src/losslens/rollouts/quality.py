@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from losslens.config.schema import Rollouts
+from losslens.config.data import Rollouts
 from losslens.core.errors import InputError
-from losslens.rollouts.frozen import FrozenRollouts, counts
+from losslens.rollouts.frozen import FrozenRollouts, count_rollouts
 
 _CUT = 0.5  # a larger share of cut rollouts than this teaches where to stop, and little else
 
 
-def quality_of(rollouts: FrozenRollouts) -> dict[str, str]:
+def rollout_quality(rollouts: FrozenRollouts) -> dict[str, str]:
     """Counts and shares of a frozen set, as text, by their names."""
-    found = dict(counts(rollouts.table))
+    found = dict(count_rollouts(rollouts.table))
     # How many answers could not be checked is known where they were sampled, and not of a user's file.
     found["unchecked"] = rollouts.manifest.get("unchecked")
-    names = {"share_right": "share correct", "truncated": "cut at the token limit"}
+    names = {"pass_rate": "share correct", "truncated": "cut at the token limit"}
     return {
         names.get(name, name.replace("_", " ")): f"{value:.1%}" if isinstance(value, float) else str(value)
         for name, value in found.items()
@@ -36,14 +36,14 @@ def require_usable(rollouts: FrozenRollouts, settings: Rollouts, uses_reward: bo
     Raises:
         InputError: There is next to nothing to learn; the message says what to change, and how to go on all the same.
     """
-    found = counts(rollouts.table)
+    found = count_rollouts(rollouts.table)
     total, cut = found["rollouts"], found["truncated"]
     assert total is not None
     assert cut is not None
     sampled = "policy" in rollouts.manifest
     writer = rollouts.manifest.get("writer", rollouts.folder)
     wrong = {}
-    if not found["share_right"] and (sampled or uses_reward):
+    if not found["pass_rate"] and (sampled or uses_reward):
         wrong["all_incorrect"] = f"none of {total} is correct"
     if cut > _CUT * total:
         longer = f" (rollouts.max_tokens={settings.max_tokens})" if sampled else ""

@@ -15,21 +15,30 @@ import pandas as pd
 from filelock import FileLock
 from omegaconf import DictConfig
 
-from losslens.config.identity import options_of
-from losslens.config.interpolations import EMBEDDED_TEACHER, derived
-from losslens.config.schema import Data, RolloutConfig, build, parse
-from losslens.core.completions import Completion, Journal, say_what_was_cut
+from losslens.config.data import Data, RolloutConfig
+from losslens.config.identity import identity_options
+from losslens.config.interpolations import EMBEDDED_TEACHER, describe_derived
+from losslens.config.parse import build, parse
+from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
-from losslens.core.files import digest
+from losslens.core.hashing import hash_json, hash_text
 from losslens.core.notices import say_once
 from losslens.core.provenance import versions
-from losslens.core.redaction import nameable, plain_address
+from losslens.core.redaction import hash_secrets, public_address
 from losslens.models.loading import ModelSource, load_model, model_identity, source_of
-from losslens.problems import Problem, ProblemSource, Split, long_hash
-from losslens.problems.fields import InFull, in_full
+from losslens.problems import Problem, ProblemSource, Split
+from losslens.problems.fields import WithFieldNames, with_field_names
 from losslens.problems.verification import verdicts
-from losslens.rollouts.frozen import VERSION, FrozenRollouts, find, freeze, identity_of, load, read_manifest
-from losslens.rollouts.quality import quality_of
+from losslens.rollouts.frozen import (
+    VERSION,
+    FrozenRollouts,
+    find_rollouts,
+    freeze,
+    identity_of,
+    load_rollouts,
+    read_manifest,
+)
+from losslens.rollouts.quality import rollout_quality
 
 
 def problem_source(data: Data) -> ProblemSource:
@@ -38,9 +47,9 @@ def problem_source(data: Data) -> ProblemSource:
     Raises:
         InputError: Its settings are wrong.
     """
-    with in_full(data.field):
+    with with_field_names(data.field):
         source: ProblemSource = build(f"{data.field}.source", data.source)
-    return InFull(source, data.field)
+    return WithFieldNames(source, data.field)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def contents_of(data: Data, split: Split) -> Contents:
         InputError: Its settings are wrong, or nothing is there.
     """
     identity = problem_source(data).identity(split)
-    return Contents(digest([data.model_dump(mode="json"), identity], 64), data, split)
+    return Contents(hash_json([data.model_dump(mode="json"), identity], 64), data, split)
 
 
 @lru_cache(maxsize=32)
@@ -90,7 +99,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
     source = problem_source(config.data)
     about = {
         **({} if split == "train" else {"split": split}), "source": source.identity(split),
-        "prompts": config.data.train, "seed": config.data.seed, "version": VERSION,
+        "prompts": config.data.train_size, "seed": config.data.seed, "version": VERSION,
     }  # fmt: skip
     if source.rollouts() is not None:
         return about
@@ -99,9 +108,9 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         # Where the server gives token ids, it is the base's tokenizer that reads them.
         ids = sampling.server.token_ids != "off"
         read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
-        return {**about, **_served_writer(config), "k": sampling.k, **read_by}
+        return {**about, **_served_writer(config), "k": sampling.samples_per_prompt, **read_by}
     model = _writer(config)
-    how = options_of(sampling, ("path", "accept", "server"))
+    how = identity_options(sampling, ("path", "accept", "server"))
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
     return {**about, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
 
@@ -112,7 +121,7 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     Of several processes that ask at once, one makes them and the others wait. What was interrupted goes on.
 
     Args:
-        config: Which problems, who writes, and how; `data.train` prompts.
+        config: Which problems, who writes, and how; `data.train_size` prompts.
         split: The problems to draw from.
 
     Raises:
@@ -120,15 +129,15 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
         ServerError: The server that writes them does not answer; what it answered is kept.
     """
     if config.rollouts.path is not None:
-        return load(Path(config.rollouts.path))
+        return load_rollouts(Path(config.rollouts.path))
     parent = config.output_dir / "rollouts"
     # What these refuse leaves nothing behind.
-    key = digest(rollouts_identity(config, split), 16)
+    key = hash_json(rollouts_identity(config, split), 16)
     require_limits(config, split)
     (parent / ".partial").mkdir(parents=True, exist_ok=True)
     with FileLock(parent / ".partial" / f"{key}.lock"):
-        folder = find(parent, key) or _make(config, split, parent, key)
-    return load(folder)
+        folder = find_rollouts(parent, key) or _make(config, split, parent, key)
+    return load_rollouts(folder)
 
 
 def require_limits(config: RolloutConfig, split: Split = "train") -> None:
@@ -143,9 +152,9 @@ def require_limits(config: RolloutConfig, split: Split = "train") -> None:
 
     source, parent = problem_source(config.data), config.output_dir / "rollouts"
     known = config.rollouts.path is not None or source.rollouts() is not None
-    if known or find(parent, digest(rollouts_identity(config, split), 16)) is not None:
+    if known or find_rollouts(parent, hash_json(rollouts_identity(config, split), 16)) is not None:
         return
-    prompts = [problem.prompt for problem in source.problems(split, config.data.train, config.data.seed)]
+    prompts = [problem.prompt for problem in source.problems(split, config.data.train_size, config.data.seed)]
     writer = [] if config.rollouts.engine == "openai" else [_writer(config)]
     for model in dict.fromkeys([*writer, source_of(config.model)]):
         limits_of(model).require_prompts(prompts, config.rollouts.max_tokens, "rollouts.max_tokens")
@@ -166,7 +175,7 @@ def _served_writer(config: RolloutConfig) -> dict[str, Any]:
     Not its address: the same model may be served elsewhere tomorrow, and what was paid for stays paid for.
     """
     sampling = config.rollouts
-    writer = {"server_model": sampling.server.model, "extra_body": nameable(sampling.server.extra_body or {})}
+    writer = {"server_model": sampling.server.model, "extra_body": hash_secrets(sampling.server.extra_body or {})}
     return {"writer": writer, "sampling": sampling.model_dump(include={"temperature", "top_p", "max_tokens", "seed"})}
 
 
@@ -192,12 +201,12 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
             raise InputError(f"the rollouts came from {given}, whose writer cannot be asked")
         changes = {
             "data": config.data.model_copy(update={"train": _at_most(config.data, problems)}),
-            "rollouts": config.rollouts.model_copy(update={"k": 1}),
+            "rollouts": config.rollouts.model_copy(update={"samples_per_prompt": 1}),
         }
         changed = config.model_copy(update=changes)
-        there = find(config.output_dir / "rollouts", digest(rollouts_identity(changed, "eval"), 16))
+        there = find_rollouts(config.output_dir / "rollouts", hash_json(rollouts_identity(changed, "eval"), 16))
         if there is None and not may_ask and config.rollouts.engine == "openai":
-            raise InputError("the rollouts came from a server, which is asked only when held_out.base_url names it")
+            raise InputError("the rollouts came from a server, which is asked only when probe_set.base_url names it")
         require_limits(changed, "eval")
     except InputError as error:
         raise UnavailableError(f"{error}; {_INSTEAD}") from error
@@ -216,7 +225,7 @@ def _at_most(data: Data, problems: int) -> int:
         return len(source.problems("eval", None, data.seed))
 
 
-_INSTEAD = "give held_out.completions=FOLDER"
+_INSTEAD = "give probe_set.completions=FOLDER"
 WRITERS = (
     "rollouts.policy=base (the model itself), model.teacher=FOLDER_OR_HUB_ID, "
     "or rollouts.engine=openai rollouts.server.model=NAME"
@@ -229,7 +238,7 @@ def _writer(config: RolloutConfig) -> ModelSource:
         return source_of(model)
     if model.teacher is None:
         # What is wrong with a file of problems is told first.
-        problem_source(config.data).problems("train", config.data.train, config.data.seed)
+        problem_source(config.data).problems("train", config.data.train_size, config.data.seed)
         whom = "the embedded one writes on no file of yours" if model.name == "tiny" else f"model.path={model.path}"
         raise InputError(
             f"rollouts.policy=teacher: model.teacher names none ({whom}); say who writes the rollouts: {WRITERS}"
@@ -255,8 +264,8 @@ def require_a_writer(config: RolloutConfig) -> None:
     Raises:
         InputError: It was not.
     """
-    if (why := unknown_to_the_teacher(config)) and not find(
-        config.output_dir / "rollouts", digest(rollouts_identity(config), 16)
+    if (why := unknown_to_the_teacher(config)) and not find_rollouts(
+        config.output_dir / "rollouts", hash_json(rollouts_identity(config), 16)
     ):
         raise InputError(why)
 
@@ -270,9 +279,9 @@ def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
     if given is not None:
         made = {"made": started.isoformat(timespec="seconds"), "writer": config.data.path}
         return _frozen(first_prompts(given, config.data), parent, name, {**about, **made})
-    problems = source.problems(split, config.data.train, config.data.seed)
+    problems = source.problems(split, config.data.train_size, config.data.seed)
     completions, given_prompts, facts = _completions(config, problems, split, parent, key)
-    say_what_was_cut(
+    report_truncation(
         [c for group in completions for c in group], name, "rollouts.max_tokens", config.rollouts.max_tokens
     )
     table = _verified(config, source, problems, completions, given_prompts)
@@ -293,11 +302,11 @@ def _frozen(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, An
 
 
 def first_prompts(given: pd.DataFrame, data: Data) -> pd.DataFrame:
-    """The rollouts of the first `data.train` prompts; of all when it is null."""
+    """The rollouts of the first `data.train_size` prompts; of all when it is null."""
     ids = given["problem_id"].drop_duplicates()
-    if data.train is not None and data.train > len(ids):
-        raise InputError(f"data.train={data.train}: {data.path} has {len(ids)} prompts; null takes all")
-    return given[given["problem_id"].isin(ids[: data.train])].reset_index(drop=True)
+    if data.train_size is not None and data.train_size > len(ids):
+        raise InputError(f"data.train_size={data.train_size}: {data.path} has {len(ids)} prompts; null takes all")
+    return given[given["problem_id"].isin(ids[: data.train_size])].reset_index(drop=True)
 
 
 def _completions(
@@ -310,7 +319,7 @@ def _completions(
         facts = {**_bill(config, completions), "asked_now": asked}
         completions, prompt_texts, tokenizer = _read_served(config, problems, completions)
         return completions, prompt_texts, {**facts, "tokenizer": tokenizer}
-    from losslens.models.tokens import about_tokenizer, encode_prompt, render_prompt
+    from losslens.models.tokens import describe_tokenizer, encode_prompt, render_prompt
     from losslens.sampling.local import generate_samples
 
     sampling = config.rollouts
@@ -323,7 +332,7 @@ def _completions(
             loaded.model,
             loaded.tokenizer,
             prompts,
-            samples=sampling.k,
+            samples=sampling.samples_per_prompt,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_new_tokens=sampling.max_tokens,
@@ -339,7 +348,7 @@ def _completions(
         "dtype": str(loaded.model.dtype),
     }  # fmt: skip
     texts = [render_prompt(loaded.tokenizer, prompt) for prompt in prompts]
-    facts["tokenizer"] = about_tokenizer(loaded.tokenizer, texts)
+    facts["tokenizer"] = describe_tokenizer(loaded.tokenizer, texts)
     given = [tuple(encode_prompt(loaded.tokenizer, prompt)) for prompt in prompts]
     completions = [
         [replace(completion, prompt_ids=ids) for completion in group]
@@ -359,11 +368,11 @@ def _read_served(
     if not any(completion.ids for group in completions for completion in group):
         return [list(group) for group in completions], [None] * len(problems), None
     from losslens.models.loading import load_tokenizer
-    from losslens.models.tokens import about_tokenizer, decode, read_served
+    from losslens.models.tokens import decode, describe_tokenizer, read_server_completion
 
     tokenizer = load_tokenizer(source_of(config.model))
     read = [
-        [read_served(tokenizer, prompt, completion) for completion in group]
+        [read_server_completion(tokenizer, prompt, completion) for completion in group]
         for prompt, group in zip(prompts, completions, strict=True)
     ]
     lost = sum(completion.ids is not None for group in completions for completion in group)
@@ -379,7 +388,7 @@ def _read_served(
         given = {completion.prompt_ids for completion in group}
         [ids] = given if len(given) == 1 else [None]
         texts.append(None if ids is None else decode(tokenizer, ids))
-    return read, texts, about_tokenizer(tokenizer, [text for text in texts if text is not None])
+    return read, texts, describe_tokenizer(tokenizer, [text for text in texts if text is not None])
 
 
 def _from_server(
@@ -389,9 +398,12 @@ def _from_server(
     from losslens.sampling.server import Decoding, Request, ask
 
     sampling, server = config.rollouts, config.rollouts.server
-    file = parent / ".answers" / f"{digest(_served_writer(config), 16)}.jsonl"
+    file = parent / ".answers" / f"{hash_json(_served_writer(config), 16)}.jsonl"
     file.parent.mkdir(exist_ok=True)
-    names = [[f"{long_hash(problem.prompt)} {sample}" for sample in range(sampling.k)] for problem in problems]
+    names = [
+        [f"{hash_text(problem.prompt)} {sample}" for sample in range(sampling.samples_per_prompt)]
+        for problem in problems
+    ]
     with FileLock(file.with_suffix(".lock")):
         journal = Journal(file)
         try:
@@ -425,7 +437,7 @@ def _bill(config: RolloutConfig, completions: Sequence[Sequence[Completion]]) ->
 
     server = config.rollouts.server
     answers = [completion for group in completions for completion in group]
-    facts: dict[str, Any] = {"policy": "server", "writer": server.model, "base_url": plain_address(address(server))}
+    facts: dict[str, Any] = {"policy": "server", "writer": server.model, "base_url": public_address(address(server))}
     known = [(c.prompt_tokens, c.tokens) for c in answers if c.prompt_tokens is not None and c.tokens is not None]
     if len(known) < len(answers):  # a server that does not count
         return facts | {"prompt_tokens": None, "completion_tokens": None, "cost": None}
@@ -469,13 +481,13 @@ def rollout_job(config: DictConfig) -> None:
     """What `rollout.py` does: finds or makes the rollouts and says what they are like."""
     checked = parse(RolloutConfig, config)
     sampled = checked.rollouts.path is None and problem_source(checked.data).rollouts() is None
-    if sampled and (line := derived(config)):
+    if sampled and (line := describe_derived(config)):
         print(line, flush=True)
     if why := unknown_to_the_teacher(checked):
         print(f"rollout.py: {why}", file=sys.stderr, flush=True)
     rollouts = frozen_rollouts(checked)
     print(rollouts.folder)
-    for name, value in quality_of(rollouts).items():
+    for name, value in rollout_quality(rollouts).items():
         print(f"  {name}: {value}")
     prompts, completions = (rollouts.manifest.get(name) for name in ("prompt_tokens", "completion_tokens"))
     if prompts is not None and completions is not None:

@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from losslens.config.schema import LearningRate
+from losslens.config.identity import in_current_words
+from losslens.config.training import LearningRate, Optim
 from losslens.core.errors import InputError
-from losslens.core.files import digest, read_json, sha256_of, write_json
-from losslens.losses import own_losses
+from losslens.core.files import read_json, write_json
+from losslens.core.hashing import hash_file, hash_json
+from losslens.losses import builtin_losses
 
 _SECONDS = 0.3
 
@@ -24,7 +26,7 @@ def bound_to(manifest: Mapping[str, Any]) -> str:
         manifest: The run's.
     """
     parts = (manifest.get("identity"), *(_of(manifest, f"{name}.sha256") for name in ("rollouts", "initial_adapter")))
-    return digest(parts, 64)
+    return hash_json(parts, 64)
 
 
 def require_own_manifest(folder: Path, manifest: Any) -> None:
@@ -71,7 +73,7 @@ def record_outcomes(folder: Path, file: Path) -> None:
     manifest = read_json(folder / "manifest.json")
     # One from before hashes were kept gets those of all that is there.
     files = [file] if "outcomes" in manifest else [file, *folder.glob("eval/*.parquet")]
-    outcomes = {**_recorded(manifest), **{each.name: sha256_of(each) for each in files}}
+    outcomes = {**_recorded(manifest), **{each.name: hash_file(each) for each in files}}
     write_json(folder / "manifest.json", {**manifest, "outcomes": outcomes})
 
 
@@ -80,7 +82,7 @@ def are_recorded(folder: Path, file: Path) -> bool | None:
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     if not isinstance(manifest, dict) or "outcomes" not in manifest:
         return None
-    return file.is_file() and _recorded(manifest).get(file.name) == sha256_of(file)
+    return file.is_file() and _recorded(manifest).get(file.name) == hash_file(file)
 
 
 def require_recorded_outcomes(folder: Path) -> bool:
@@ -111,7 +113,7 @@ def _fault_of_outcomes(folder: Path) -> str:
     for name in sorted(recorded.keys() - files.keys()):
         return f"{folder / 'eval' / name}: gone, though manifest.json has its hash"
     for name, file in files.items():
-        if recorded.get(name) != sha256_of(file):
+        if recorded.get(name) != hash_file(file):
             return f"{file}: not the outcomes that were written (manifest.json has another hash)"
     return ""
 
@@ -134,12 +136,12 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, An
                 yield "run", manifest["run"], bound_to(read_json(run))
         return
     if folder.name.startswith("base-") and manifest.get("method") == "base":
-        yield "base", digest(manifest.get("base"), 8), suffix
+        yield "base", hash_json(manifest.get("base"), 8), suffix
         yield "config.model.name", f"base-{_of(manifest, 'config.model.name')}-{suffix}", folder.name
         return
     if not isinstance(identity, dict):
         raise InputError(f"{folder / 'manifest.json'}: no identity in it: not the manifest of a run")
-    yield "identity", digest(identity, 8), suffix
+    yield "identity", hash_json(identity, 8), suffix
     yield "run", manifest.get("run"), folder.name
     yield "method", manifest.get("method"), _of(identity, "method.name")
     for name in ("config.seed", "config.init_seed", "learning_rate", "base"):
@@ -149,6 +151,7 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, An
     yield from _claims_of_options(folder / "manifest.json", manifest, identity)
     given, expected = _of(manifest, "config.optim"), identity.get("optim")
     if isinstance(given, dict) and isinstance(expected, dict):
+        expected = in_current_words(Optim, expected)
         for name in given.keys() & expected.keys():
             yield f"config.optim.{name}", given[name], expected[name]
 
@@ -161,7 +164,7 @@ def _claims_of_options(
     if not isinstance(decided, dict) or not isinstance(options, dict):
         raise InputError(f"{file}: no options of its loss in it: not the manifest of a run")
     loss, version = decided.get("name"), decided.get("version")
-    own = own_losses().get(str(loss))
+    own = builtin_losses().get(str(loss))
     given = _of(manifest, "config.method")
     if not isinstance(given, dict):
         raise InputError(f"{file}: config.method: not the options of a loss")

@@ -20,7 +20,7 @@ def labels(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     The seeds stand in all labels as soon as two runs differ in them: which runs share them matters for every pair.
 
     Args:
-        identities: What decides each run (`losslens.config.identity.settings_of`), by its name.
+        identities: What decides each run (`losslens.config.identity.with_loss_options`), by its name.
     """
     flat = {name: dict(_flat(identity)) for name, identity in identities.items()}
     chosen = _telling(flat)

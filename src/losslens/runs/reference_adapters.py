@@ -10,7 +10,7 @@ from typing import Any
 
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
-from losslens.models.adapters import adapter_sha256
+from losslens.models.adapters import adapter_fingerprint
 from losslens.runs.run import Run, runs_of
 from losslens.updates.folder import open_adapter
 
@@ -42,25 +42,27 @@ def references_of(
     found = {}
     for label, named in asked.items():
         if not _LABEL.fullmatch(label):
-            raise InputError(f"logger.references: {label!r}: a label is made of letters, digits, _, . and -")
+            raise InputError(f"weight_tracking.references: {label!r}: a label is made of letters, digits, _, . and -")
         if label == "previous":
-            raise InputError("logger.references.previous: cosine_to_previous is the cosine to the line before")
+            raise InputError("weight_tracking.references.previous: cosine_to_previous is the cosine to the line before")
         places = [run.folder.parent / named / "adapter", Path(named).expanduser(), Path(named).expanduser() / "adapter"]
         folder = next((place for place in places if (place / "adapter_config.json").is_file()), None)
         if folder is None:
-            raise InputError(f"logger.references.{label}: no adapter of a finished run and no PEFT folder: {named}")
+            raise InputError(
+                f"weight_tracking.references.{label}: no adapter of a finished run and no PEFT folder: {named}"
+            )
         if _shapes(folder) != shapes:
-            raise InputError(f"logger.references.{label}: {named} is not on the modules of this run")
+            raise InputError(f"weight_tracking.references.{label}: {named} is not on the modules of this run")
         found[label] = folder
     return found
 
 
-def described(references: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+def describe_references(references: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     """The same for a manifest: the folder that an adapter lies in, and the adapter's SHA-256."""
     return {
         label: {
             "name": folder.parent.name if folder.name == "adapter" else folder.name,
-            "adapter_sha256": adapter_sha256(folder),
+            "adapter_sha256": adapter_fingerprint(folder),
         }
         for label, folder in references.items()
     }

@@ -13,18 +13,20 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from losslens.config.schema import Model
+from losslens.config.model import Model
 from losslens.core.errors import InputError
-from losslens.core.files import digest, read_json, read_object, write_json
+from losslens.core.files import read_json, read_object, write_json
+from losslens.core.hashing import hash_json
 from losslens.core.provenance import slurm_job
 from losslens.models.adapters import adapter_hashes
 from losslens.models.loading import model_identity, source_of
+from losslens.runs.current_words import current_manifest
 from losslens.runs.integrity import require_format, require_own_manifest
 
 State = Literal["queued", "running", "preempted", "failed", "completed"]
 
 
-class HeldError(Exception):
+class LockedError(Exception):
     """Another process has a run that was not to be waited for.
 
     Args:
@@ -32,7 +34,7 @@ class HeldError(Exception):
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__(f"{run.name}: {run.holder} is at it")
+        super().__init__(f"{run.name}: {run.lock_holder} is at it")
         self.run = run
 
 
@@ -63,11 +65,6 @@ class Run:
         folders = [file.parent for file in self.folder.glob("snapshots/step-*/manifest.json")]
         steps = {folder.name.removeprefix("step-"): folder for folder in folders}
         return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
-
-    @property
-    def ticket(self) -> Path:
-        """As which Slurm job it was submitted last (`losslens.scheduling.record`)."""
-        return self.folder / "slurm.json"
 
     def evaluation(self, benchmark: str) -> Path:
         """The outcome of each problem of `benchmark`."""
@@ -101,7 +98,7 @@ class Run:
         Raises:
             InputError: It is damaged.
         """
-        return _with_one_factor(read_object(self.folder / "manifest.json"))
+        return current_manifest(read_object(self.folder / "manifest.json"))
 
     def is_trained(self) -> bool:
         """Whether the adapter is finished, and still the one that was trained.
@@ -131,7 +128,7 @@ class Run:
         write_json(self.folder / "status.json", {"state": state, "time": now, **slurm, **process, **details})
 
     @property
-    def is_held(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a process has the run now."""
         if not self.lock_file.exists():
             return False
@@ -144,7 +141,7 @@ class Run:
         return False
 
     @property
-    def holder(self) -> str:
+    def lock_holder(self) -> str:
         """Which process has the run, as far as its folder says: `process 12 on host`."""
         try:
             status = self.status
@@ -172,8 +169,8 @@ class Run:
             lock.acquire(blocking=False)
         except Timeout as error:
             if not wait:
-                raise HeldError(self) from error
-            print(f"{self.name}: {self.holder} is at it; waiting", flush=True)
+                raise LockedError(self) from error
+            print(f"{self.name}: {self.lock_holder} is at it; waiting", flush=True)
             lock.acquire()
         except OSError as error:  # of which Timeout is one
             raise InputError(f"output_dir: {self.folder.parent}: {error.strerror}") from error
@@ -183,23 +180,10 @@ class Run:
             lock.release()
 
 
-def _with_one_factor(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest from before losses had conventional rates: those on pairs had one factor, all others another."""
-    match manifest:
-        case {
-            "pairwise": bool(pairwise),
-            "config": {"lr": {"pointwise_factor": pointwise, "pairwise_factor": pair, **lr}, **others},
-        }:
-            factor = None if (pointwise, pair) == (1.0, 0.1) else pair if pairwise else pointwise
-            config = {**others, "lr": {**lr, "factor": factor}}
-            return {**manifest, "config": config, "conventional_lr_scale": 0.1 if pairwise else 1.0}
-    return manifest
-
-
-def sha256_of_adapter(run: Run) -> str:
+def recorded_adapter_hash(run: Run) -> str:
     """What tells the adapter of a run, or of a point on its way, from others."""
     manifest = run.manifest
-    return digest([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
+    return hash_json([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
 
 
 def find_run(sweep: Path, identity: str) -> Run | None:
@@ -219,7 +203,7 @@ def base_identity(model: Model) -> dict[str, str | None]:
 
 def base_run(sweep: Path, model: Model) -> Run:
     """The run, of no training, in which the base of a sweep is scored."""
-    return Run(sweep / f"base-{model.name}-{digest(base_identity(model), 8)}")
+    return Run(sweep / f"base-{model.name}-{hash_json(base_identity(model), 8)}")
 
 
 def require_one_base(sweep: Path, model: Model) -> None:
@@ -267,4 +251,4 @@ def arm_of(identity: Mapping[str, Any]) -> str:
     Args:
         identity: Of the run.
     """
-    return digest({key: value for key, value in identity.items() if key not in ("seed", "init_seed")}, 16)
+    return hash_json({key: value for key, value in identity.items() if key not in ("seed", "init_seed")}, 16)

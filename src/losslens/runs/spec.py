@@ -7,13 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from losslens.config.identity import FORMAT, options_of
-from losslens.config.schema import TrainConfig, build
+from losslens.config.identity import FORMAT, identity_options
+from losslens.config.parse import build
+from losslens.config.training import TRAIN_ON, TrainConfig
 from losslens.core import distributed
 from losslens.core.errors import InputError
-from losslens.core.files import digest
-from losslens.losses import Loss, Need, own_losses
-from losslens.losses.presentation import introduce
+from losslens.core.hashing import hash_json
+from losslens.losses import Loss, Need, builtin_losses
+from losslens.losses.presentation import presentation_of
 from losslens.models.adapters import LoraSettings
 from losslens.rollouts.sample import rollouts_identity
 from losslens.runs.run import Run, base_identity, find_run
@@ -46,13 +47,13 @@ class RunSpec:
         loss: Loss = build("method", config.method)
         if not isinstance(loss, Loss):
             raise InputError(f"method._target_: {type(loss).__qualname__} is no losslens.losses.Loss")
-        own = own_losses().get(loss.name)
+        own = builtin_losses().get(loss.name)
         if own is not None and type(loss) is not own:
             # Runs are known by the name of their loss, wherever its class is.
             raise InputError(
                 f"method.name={loss.name}: LossLens's own loss; {type(loss).__qualname__} needs a name of its own"
             )
-        introduce(loss)
+        presentation_of(loss)
         if unknown := loss.needs - set(get_args(Need)):
             raise InputError(f"method.name={loss.name}: needs {', '.join(sorted(unknown))}, which no batch has")
         return cls(config, loss)
@@ -88,18 +89,19 @@ class RunSpec:
             InputError: The model or the rollouts that are named are not there.
         """
         config = self.config
+        train_on = self.loss.learns_from(config.train_on)
         steps = ("max_steps",) if config.optim.epochs else ()
         return {
             "format": FORMAT,
             "method": self.loss.identity,
-            "train_on": self.loss.learns_from(config.train_on),
+            "train_on": TRAIN_ON.values.get(train_on, train_on),
             "learning_rate": self.learning_rate,
             "lora": asdict(self.lora),
             "base": self.base,
             "dtype": config.model.dtype,
             "chat_options": config.model.chat_options,
             "rollouts": rollouts_identity(config),
-            "optim": {"version": OPTIMISER, **options_of(config.optim, (*_NOT_SCIENCE, *steps))},
+            "optim": {"version": OPTIMISER, **identity_options(config.optim, (*_NOT_SCIENCE, *steps))},
             "seed": config.seed,
             "init_seed": config.init_seed,
             **self._what_dropout_meets(),
@@ -112,8 +114,8 @@ class RunSpec:
             return {}
         # Whoever asks before the run has its processes, as the launcher does, knows how many there will be.
         gpus = config.resources.gpus if config.resources is not None else 1
-        count = distributed.count() if distributed.count() > 1 else max(gpus, 1)
-        return {"micro_batch": config.optim.ways(count, dropout=True)[0][0], "processes": count}
+        count = distributed.world_size() if distributed.world_size() > 1 else max(gpus, 1)
+        return {"micro_batch": config.optim.microbatch_plans(count, dropout=True)[0][0], "processes": count}
 
     @property
     def sweep(self) -> Path:
@@ -126,6 +128,6 @@ class RunSpec:
 
         Two names of one learning rate are one run: whichever was started first has the folder.
         """
-        identity, config = digest(self.identity, 8), self.config
+        identity, config = hash_json(self.identity, 8), self.config
         parts = (self.loss.name, config.lr.name, f"r{config.lora_rank.r}", config.model.name, f"s{config.seed}")
         return find_run(self.sweep, identity) or Run(self.sweep / "-".join([*parts, identity]))

@@ -13,7 +13,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
-from losslens.models.tokens import decode, encode_prompt, turns_of
+from losslens.models.tokens import chat_turns, decode, encode_prompt
 
 # Two logits nearer than this may swap places when the same sequence is computed in another batch shape. Measured on
 # the tiny student in float32: batching moves a logit by less than 1e-4 (tests/test_generation.py).
@@ -165,7 +165,7 @@ def _generate(
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
     declared = model.generation_config.eos_token_id
-    eos_ids = sorted({*turns_of(tokenizer).ends, *([declared] if isinstance(declared, int) else declared or [])})
+    eos_ids = sorted({*chat_turns(tokenizer).ends, *([declared] if isinstance(declared, int) else declared or [])})
     gaps = _TopTwoGap(width, torch.tensor(eos_ids, device=model.device))
     # What a configuration leaves open is filled from the model's own settings: its penalties, its top-k.
     own, model.generation_config = model.generation_config, GenerationConfig()

@@ -12,10 +12,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from losslens.config.schema import Server
+from losslens.config.data import Server
 from losslens.core.completions import Completion
 from losslens.core.errors import InputError, ServerError, first_line
-from losslens.core.redaction import plain_address, printable, redacted, remember, remember_address, without_key
+from losslens.core.redaction import (
+    escape_control,
+    public_address,
+    remember_address,
+    remember_secret,
+    without_key,
+    without_secrets,
+)
 
 _LONGEST_PAUSE = 60.0  # seconds between two attempts, unless the server names a time
 _LONGEST_WAIT = 600.0  # seconds, whatever the server names
@@ -85,7 +92,7 @@ def ask(
     base_url = address(server)
     key = os.environ.get(server.api_key_env)
     # Whatever the server, or the library that asks it, says of them.
-    remember(key)
+    remember_secret(key)
     remember_address(base_url)
     if base_url is None and key is None:
         raise InputError(
@@ -93,8 +100,8 @@ def ask(
         )
     failure = asyncio.run(_Asking(server, model, decoding, keep, key).all(requests, base_url, description))
     if isinstance(failure, ServerError):
-        where = f"{model} at {plain_address(base_url) or 'OpenAI'}"
-        raise ServerError(redacted(f"{section}: {where}: {failure}")) from failure.__cause__
+        where = f"{model} at {public_address(base_url) or 'OpenAI'}"
+        raise ServerError(without_secrets(f"{section}: {where}: {failure}")) from failure.__cause__
     if failure is not None:
         raise failure
 
@@ -209,7 +216,7 @@ class _Asking:
                 if not self.told or wait > _LONGEST_PAUSE:
                     self.told = True
                     tqdm.write(
-                        f"{printable(_told(error))}; attempt {attempt + 1} of {self.server.attempts} in {wait:g} s"
+                        f"{escape_control(_told(error))}; attempt {attempt + 1} of {self.server.attempts} in {wait:g} s"
                     )
             try:
                 await asyncio.wait_for(self.stopped.wait(), wait)
@@ -234,10 +241,10 @@ def _completion(answer: Any, key: str | None) -> Completion:
         # Where a server parts a model's reasoning from its answer; a model is distilled from both.
         reasoning = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise _NoAnswerError(f"an answer without a completion: {redacted(str(answer))[:80]!r}") from error
+        raise _NoAnswerError(f"an answer without a completion: {without_secrets(str(answer))[:80]!r}") from error
     for part in (text, reasoning):
         if not isinstance(part, (str, type(None))):
-            raise _NoAnswerError(f"an answer whose text is none: {redacted(str(part))[:80]!r}")
+            raise _NoAnswerError(f"an answer whose text is none: {without_secrets(str(part))[:80]!r}")
     text = text or ""
     usage = getattr(answer, "usage", None)
     tokens, prompt_tokens = (_count(getattr(usage, name, None)) for name in ("completion_tokens", "prompt_tokens"))
@@ -293,12 +300,12 @@ def _told(error: Exception) -> str:
     from openai import APIStatusError
 
     # Redacted before it is cut: half a key is one too.
-    cause = f" ({redacted(first_line(error.__cause__))[:200]})" if error.__cause__ is not None else ""
+    cause = f" ({without_secrets(first_line(error.__cause__))[:200]})" if error.__cause__ is not None else ""
     said = ""
     if isinstance(error, APIStatusError):
-        text = redacted(" ".join(error.response.text.split()))[:200]
+        text = without_secrets(" ".join(error.response.text.split()))[:200]
         said = f": {text}" if text and text not in str(error) and str(error).count("{") == 0 else ""
-    return f"{redacted(first_line(error))[:200]}{said}{cause}"
+    return f"{without_secrets(first_line(error))[:200]}{said}{cause}"
 
 
 def address(server: Server) -> str | None:

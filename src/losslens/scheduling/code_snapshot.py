@@ -7,12 +7,13 @@ from pathlib import Path
 
 import losslens
 from losslens.core import provenance
-from losslens.core.files import atomic_folder, digest, sha256_of, write_json
+from losslens.core.files import atomic_folder, write_json
+from losslens.core.hashing import hash_file, hash_json
 
 _SOURCES = ("*.py", "*.css", "*.js", "*.jinja")
 
 
-def keep_code(script: Path, folder: Path) -> Path:
+def snapshot_code(script: Path, folder: Path) -> Path:
     """Copies the package, and what lies beside the entry script, to `<folder>/code-<hash>`, unless that is there.
 
     Args:
@@ -26,9 +27,9 @@ def keep_code(script: Path, folder: Path) -> Path:
     files = {Path(file.name): file for file in script.parent.glob("*.py")}
     for pattern in _SOURCES:
         files |= {Path("src", "losslens") / file.relative_to(package): file for file in package.rglob(pattern)}
-    commit = provenance.code()
-    content = {str(name): sha256_of(file) for name, file in sorted(files.items())}
-    copy = folder / f"code-{digest([content, commit], 12)}"
+    commit = provenance.code_version()
+    content = {str(name): hash_file(file) for name, file in sorted(files.items())}
+    copy = folder / f"code-{hash_json([content, commit], 12)}"
     if not (copy / provenance.KEPT_CODE).exists():
         with atomic_folder(copy) as temporary:
             for name, file in files.items():

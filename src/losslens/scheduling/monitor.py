@@ -11,23 +11,23 @@ from rich.live import Live
 from rich.text import Text
 
 from losslens.core.terminal import Table
-from losslens.scheduling.plan import Work
-from losslens.scheduling.progress import accuracies, duration, seconds_left, sweep_left, told_apart
-from losslens.scheduling.record import read_ticket
+from losslens.scheduling.plan import JobSpec
+from losslens.scheduling.progress import accuracies, duration, seconds_left, short_labels, sweep_left
+from losslens.scheduling.record import read_record
 from losslens.scheduling.slurm import cluster
-from losslens.scheduling.status import Standing, standings
+from losslens.scheduling.status import RunStatus, run_statuses
 
 _EVERY = 5.0  # seconds; squeue is asked once each time, whatever the number of runs
 _COLOURS = {"completed": "green", "running": "cyan", "failed": "red", "damaged": "red", "preempted": "yellow"}
 
 
-def table(found: Sequence[Standing], title: str = "") -> Table:
+def table(found: Sequence[RunStatus], title: str = "") -> Table:
     """A row a run: state, step, time left, tokens per second, loss, accuracy, Slurm's id and state, the last error.
 
     Below it stands how long the training of all that runs or waits will take.
     """
     runs = [each.run for each in found]
-    apart, accuracy = told_apart(runs), accuracies(runs)
+    apart, accuracy = short_labels(runs), accuracies(runs)
     left = sweep_left(found)
     rows = Table(title=title or None, title_justify="left", caption_justify="left")
     rows.caption = None if left is None else f"about {duration(left)} of training left"
@@ -57,7 +57,7 @@ def table(found: Sequence[Standing], title: str = "") -> Table:
     return rows
 
 
-def watch(find: Callable[[], Sequence[Standing]], is_over: Callable[[Sequence[Standing]], bool], title: str) -> None:
+def watch(find: Callable[[], Sequence[RunStatus]], is_over: Callable[[Sequence[RunStatus]], bool], title: str) -> None:
     """Shows the table, and again when it changes, until it is over; on a terminal in one place."""
     console = Console(soft_wrap=False)
     if console.is_terminal:
@@ -82,28 +82,28 @@ def watch(find: Callable[[], Sequence[Standing]], is_over: Callable[[Sequence[St
         time.sleep(_EVERY)
 
 
-def _line(standing: Standing, state: str) -> str:
+def _line(run_status: RunStatus, state: str) -> str:
     """`sft-…: completed, accuracy 60.0%`."""
-    said = f"{standing.run.name}: {state} {standing.status.get('error', '')}".rstrip()
-    accuracy = accuracies([standing.run]) if standing.state == "completed" else {}
-    return f"{said}, accuracy {accuracy[standing.run]:.1%}" if accuracy else said
+    said = f"{run_status.run.name}: {state} {run_status.status.get('error', '')}".rstrip()
+    accuracy = accuracies([run_status.run]) if run_status.state == "completed" else {}
+    return f"{said}, accuracy {accuracy[run_status.run]:.1%}" if accuracy else said
 
 
-def follow(works: Sequence[Work]) -> int:
-    """Waits for works; 0 when all have ended well, else 1."""
-    runs = [work.run for work in works if work.run]
+def follow_jobs(specs: Sequence[JobSpec]) -> int:
+    """Waits for specs; 0 when all have ended well, else 1."""
+    runs = [spec.run for spec in specs if spec.run]
     if runs:
-        watch(lambda: standings(runs), lambda found: all(each.is_over for each in found), "")
-    tickets = [work.ticket for work in works if not work.run and not work.done]
-    ended_well = _wait_for(tickets)
-    return 0 if ended_well and all(each.state == "completed" for each in standings(runs)) else 1
+        watch(lambda: run_statuses(runs), lambda found: all(each.is_over for each in found), "")
+    records = [spec.record for spec in specs if not spec.run and not spec.done]
+    ended_well = _wait_for(records)
+    return 0 if ended_well and all(each.state == "completed" for each in run_statuses(runs)) else 1
 
 
-def _wait_for(tickets: Sequence[Path]) -> bool:
+def _wait_for(records: Sequence[Path]) -> bool:
     """Waits for jobs that are of no run; whether all have ended well, as far as Slurm knows."""
-    jobs = {ticket.job for file in tickets if (ticket := read_ticket(file))}
+    jobs = {record.job for file in records if (record := read_record(file))}
     while True:
-        told = cluster.states(jobs)
+        told = cluster.job_states(jobs)
         if told is not None and not any(state.is_live for state in told.values()):
             return all(job not in told or told[job].name == "COMPLETED" for job in jobs)
         time.sleep(_EVERY)

@@ -9,17 +9,23 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from losslens.config.schema import AnalyzeConfig, EvaluateConfig, Resources, RolloutConfig, TrainConfig, parse, resolved
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
+from losslens.config.parse import parse, resolved
+from losslens.config.slurm import Resources
+from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
-from losslens.core.files import digest
-from losslens.rollouts.frozen import find
+from losslens.core.hashing import hash_json
+from losslens.rollouts.frozen import find_rollouts
 from losslens.rollouts.sample import rollouts_identity
 from losslens.runs.run import Run, runs_of
 from losslens.runs.spec import RunSpec
+from losslens.scheduling.record import record_file
 
 
 @dataclass(frozen=True)
-class Work:
+class JobSpec:
     """One job of a command line.
 
     Attributes:
@@ -27,7 +33,7 @@ class Work:
         config: Its configuration, resolved, without the resources.
         resources: What Slurm is to give to it.
         name: What it makes.
-        ticket: Where it is written down as which Slurm job it was submitted.
+        record: Where it is written down as which Slurm job it was submitted.
         folder: Where logs, pickles and the copy of the code go.
         done: Why it need not be submitted; empty when it must.
         run: The run, of a job of `train.py`.
@@ -39,20 +45,20 @@ class Work:
     config: dict[str, Any]
     resources: Resources
     name: str
-    ticket: Path
+    record: Path
     folder: Path
     done: str = ""
     run: Run | None = None
     waits_for: list[Path] = field(default_factory=list)
-    needs: list[Work] = field(default_factory=list)
+    needs: list[JobSpec] = field(default_factory=list)
 
     @property
     def key(self) -> Path:
         """The same for all jobs that make the same: a run that is not begun yet may have several names."""
-        return self.ticket if self.run is None else self.run.lock_file
+        return self.record if self.run is None else self.run.lock_file
 
 
-def work_of(script: Path, config: DictConfig) -> Work:
+def plan_job(script: Path, config: DictConfig) -> JobSpec:
     """What the job with this composed configuration is.
 
     Raises:
@@ -66,7 +72,7 @@ def work_of(script: Path, config: DictConfig) -> Work:
     return kind(script, content, resources)
 
 
-def _training(script: Path, config: dict[str, Any], resources: Resources) -> Work:
+def _training(script: Path, config: dict[str, Any], resources: Resources) -> JobSpec:
     checked = parse(TrainConfig, config)
     run = RunSpec.of(checked).run
     done = ""
@@ -77,12 +83,12 @@ def _training(script: Path, config: dict[str, Any], resources: Resources) -> Wor
     one_process = resources.model_copy(update={"gpus": min(resources.gpus, 1)})
     part = {name: config[name] for name in RolloutConfig.model_fields if name in config}
     rollouts = _rollouts(script.with_name("rollout.py"), part, one_process)
-    return Work(
+    return JobSpec(
         script,
         config,
         resources,
         run.name,
-        run.ticket,
+        record_file(run.folder),
         checked.output_dir / checked.sweep / "slurm",
         done,
         run,
@@ -90,35 +96,39 @@ def _training(script: Path, config: dict[str, Any], resources: Resources) -> Wor
     )
 
 
-def _rollouts(script: Path, config: dict[str, Any], resources: Resources) -> Work:
+def _rollouts(script: Path, config: dict[str, Any], resources: Resources) -> JobSpec:
     checked = parse(RolloutConfig, config)
     parent = checked.output_dir / "rollouts"
     identity = rollouts_identity(checked)
-    key = digest(identity, 16)
-    made = checked.rollouts.path is not None or (parent.is_dir() and find(parent, key) is not None)
+    key = hash_json(identity, 16)
+    made = checked.rollouts.path is not None or (parent.is_dir() and find_rollouts(parent, key) is not None)
     folder = parent / "slurm"
     name = f"rollouts {checked.data.name}-{key[:8]}"
-    return Work(script, config, resources, name, folder / f"{key}.json", folder, "completed" if made else "")
+    return JobSpec(script, config, resources, name, folder / f"{key}.json", folder, "completed" if made else "")
 
 
-def _evaluation(script: Path, config: dict[str, Any], resources: Resources) -> Work:
+def _evaluation(script: Path, config: dict[str, Any], resources: Resources) -> JobSpec:
     checked = parse(EvaluateConfig, config)
     runs = _runs(checked.output_dir, [checked.sweep])
-    return _of_a_sweep(script, config, resources, checked.output_dir / checked.sweep, [run.ticket for run in runs])
+    return _of_a_sweep(
+        script, config, resources, checked.output_dir / checked.sweep, [record_file(run.folder) for run in runs]
+    )
 
 
-def _analysis(script: Path, config: dict[str, Any], resources: Resources) -> Work:
+def _analysis(script: Path, config: dict[str, Any], resources: Resources) -> JobSpec:
     checked = parse(AnalyzeConfig, config)
-    tickets = [run.ticket for run in _runs(checked.output_dir, checked.sweeps)]
+    records = [record_file(run.folder) for run in _runs(checked.output_dir, checked.sweeps)]
     for sweep in checked.sweeps:
-        tickets += (checked.output_dir / sweep / "slurm").glob("evaluate-*.json")
-    return _of_a_sweep(script, config, resources, checked.folder.parent, tickets)
+        records += (checked.output_dir / sweep / "slurm").glob("evaluate-*.json")
+    return _of_a_sweep(script, config, resources, checked.folder.parent, records)
 
 
-def _of_a_sweep(script: Path, config: dict[str, Any], resources: Resources, sweep: Path, waits_for: list[Path]) -> Work:
-    name = f"{script.stem}-{digest(config, 8)}"
+def _of_a_sweep(
+    script: Path, config: dict[str, Any], resources: Resources, sweep: Path, waits_for: list[Path]
+) -> JobSpec:
+    name = f"{script.stem}-{hash_json(config, 8)}"
     folder = sweep / "slurm"
-    return Work(script, config, resources, name, folder / f"{name}.json", folder, waits_for=waits_for)
+    return JobSpec(script, config, resources, name, folder / f"{name}.json", folder, waits_for=waits_for)
 
 
 def _runs(output_dir: Path, sweeps: list[str]) -> list[Run]:
@@ -128,7 +138,7 @@ def _runs(output_dir: Path, sweeps: list[str]) -> list[Run]:
     return runs
 
 
-_Kind = Callable[[Path, dict[str, Any], Resources], Work]
+_Kind = Callable[[Path, dict[str, Any], Resources], JobSpec]
 _KINDS: dict[str, tuple[type[RolloutConfig | EvaluateConfig | AnalyzeConfig], _Kind]] = {
     "train": (TrainConfig, _training),
     "rollout": (RolloutConfig, _rollouts),

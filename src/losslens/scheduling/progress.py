@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from losslens.config.identity import settings_of
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
+from losslens.runs.current_words import settings_of
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
-from losslens.scheduling.status import Standing
+from losslens.scheduling.status import RunStatus
 
 # Seconds after which a run that should have ended, and says nothing, is not taken to be at work.
 _SILENT = 60.0
@@ -45,7 +45,7 @@ def seconds_left(status: Mapping[str, Any], now: datetime | None = None) -> floa
     return None if left < -_SILENT else max(left, 0.0)
 
 
-def sweep_left(found: Sequence[Standing], now: datetime | None = None) -> float | None:
+def sweep_left(found: Sequence[RunStatus], now: datetime | None = None) -> float | None:
     """Seconds until all that runs or waits is trained, by as many at once as run now; None where that is not known."""
     running = [left for each in found if (left := seconds_left(each.status, now)) is not None]
     waiting = [each for each in found if each.state in ("queued", "preempted") and not each.is_over]
@@ -66,7 +66,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def told_apart(runs: Sequence[Run]) -> dict[Run, str]:
+def short_labels(runs: Sequence[Run]) -> dict[Run, str]:
     """What tells each run from the others, where some differ by the hash in their name alone; else nothing."""
     plain = [run.name.rpartition("-")[0] for run in runs]
     if len(set(plain)) == len(plain):
@@ -76,12 +76,12 @@ def told_apart(runs: Sequence[Run]) -> dict[Run, str]:
     return {by_name[name]: label for name, label in labels(known).items()}
 
 
-def _length(standing: Standing) -> float | None:
+def _length(run_status: RunStatus) -> float | None:
     """Seconds that a run's training takes, or took."""
-    status = standing.status
+    status = run_status.status
     try:
-        if standing.state == "completed":
-            return float(_manifest(standing.run)["training"]["seconds"])
+        if run_status.state == "completed":
+            return float(_manifest(run_status.run)["training"]["seconds"])
         return float(status["max_steps"] * status["seconds_per_step"])
     except (KeyError, TypeError, ValueError):
         return None

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import read_json, read_parquet
-from losslens.losses.presentation import tell
+from losslens.losses.presentation import register_from_manifest
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class AnalysisFolder:
         if (self.path / "manifest.json").exists():
             losses = self.manifest.get("losses")
             for name, told in losses.items() if isinstance(losses, dict) else ():
-                tell(str(name), told)
+                register_from_manifest(str(name), told)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:

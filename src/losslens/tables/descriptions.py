@@ -5,7 +5,7 @@ Losses have theirs where they are defined (`losslens.losses`).
 
 from __future__ import annotations
 
-from losslens.measures import of_runs, of_weights, terms
+from losslens.measures import glossary_terms, run_measures, weight_measures
 
 _BEFORE = {"ΔW": "What training added to the weights of the base: the update of a run."}
 _BESIDE = {
@@ -23,10 +23,10 @@ _BESIDE = {
 
 def glossary() -> dict[str, str]:
     """Each measure, and what stands beside it, in a sentence; docs/measures.md has the same ones."""
-    return {**_BEFORE, **terms(), **_BESIDE}
+    return {**_BEFORE, **glossary_terms(), **_BESIDE}
 
 
-def about(heading: str) -> str:
+def describe(heading: str) -> str:
     """The sentence about what a heading names, or nothing."""
     known = [name for name in glossary() if name.lower() in heading.lower()]
     return glossary()[max(known, key=len)] if known else ""
@@ -34,7 +34,7 @@ def about(heading: str) -> str:
 
 # Of what is logged while a run trains: the title of its plot, and the unit on its axis.
 COURSE = {
-    **{measure.name: measure.title for measure in of_runs() if not measure.needs_base},
+    **{measure.name: measure.title for measure in run_measures() if not measure.needs_base},
     "cosine_to_previous": "Cosine of ΔW to the one logged before",
     "cosine_of_steps": "Cosine of two steps in a row",
 }
@@ -47,17 +47,17 @@ TRAINING = {
     "entropy": "Entropy (nats)",
     "token_accuracy": "Token accuracy",
     "tokens_per_second": "Tokens per second",
-    "logps/right": "Right rollouts: log-probability (nats a token)",
-    "logps/wrong": "Wrong rollouts: log-probability (nats a token)",
-    "weight/right": "Right rollouts: weight of a token",
-    "weight/wrong": "Wrong rollouts: weight of a token",
+    "logps/correct": "Right rollouts: log-probability (nats a token)",
+    "logps/incorrect": "Wrong rollouts: log-probability (nats a token)",
+    "weight/correct": "Right rollouts: weight of a token",
+    "weight/incorrect": "Wrong rollouts: weight of a token",
     "weight/zero": "Share of tokens without weight",
     "weight/effective": "Effective share of the tokens",
 }
 # What runs log whose loss has a reference.
 WITH_REFERENCE = {
-    "log_ratio/right": "Right rollouts: log-ratio to the base (nats a token)",
-    "log_ratio/wrong": "Wrong rollouts: log-ratio to the base (nats a token)",
+    "log_ratio/correct": "Right rollouts: log-ratio to the base (nats a token)",
+    "log_ratio/incorrect": "Wrong rollouts: log-ratio to the base (nats a token)",
 }
 # Of each run that they are compared with, whose label follows.
-TO_REFERENCE = {f"{measure.name}_to_": measure.titled(" to {}") for measure in of_weights("main")}
+TO_REFERENCE = {f"{measure.name}_to_": measure.titled(" to {}") for measure in weight_measures("main")}

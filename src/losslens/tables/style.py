@@ -12,12 +12,12 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from losslens.losses.presentation import introduction, own_introductions
+from losslens.losses.presentation import builtin_presentations, get_presentation
 
 # LossLens's own losses, in their order, and their colours: of Petroff's ten (arXiv 2107.02270), of the palettes in use
 # that can be read on paper and on a dark screen, those that stay farthest apart however a reader sees colours
 # (tests/test_report_style.py).
-METHODS = {name: known.colour for name, known in own_introductions().items()}
+METHODS = {name: known.colour for name, known in builtin_presentations().items()}
 # Of losses that come without one.
 _OTHERS = ("#94a4a2", "#228833", "#aa3377", "#4b4b8f")
 # Of a cosine from −1 over 0 to 1 (Okabe and Ito 2008): two colours that nobody confuses.
@@ -62,7 +62,7 @@ _DASHES: tuple[tuple[str, Any], ...] = (
 
 
 @dataclass(frozen=True)
-class Look:
+class PlotStyle:
     """A loss, wherever it is drawn: told from the others by its colour, and by its mark or dashes without any colour.
 
     Attributes:
@@ -115,7 +115,7 @@ class Look:
         )
 
 
-class Looks:
+class PlotStyles:
     """The look of each loss: those that are first of their method always have the same, wherever they are shown.
 
     No two have one mark, and so no two look alike without colour, as long as there are no more than 40 of them.
@@ -125,13 +125,13 @@ class Looks:
     """
 
     def __init__(self, losses: Iterable[tuple[str, str]] = ()) -> None:
-        self._looks: dict[str, Look] = {}
+        self._looks: dict[str, PlotStyle] = {}
         self._places = {method: place for place, method in enumerate(METHODS)}
         self._losses: dict[str, int] = {}
         for loss, method in losses:
             self.of(loss, method)
 
-    def of(self, loss: str, method: str) -> Look:
+    def of(self, loss: str, method: str) -> PlotStyle:
         """The look of a loss; of one not seen before a new one."""
         if loss not in self._looks:
             place = self._places.setdefault(method, len(self._places))
@@ -139,7 +139,7 @@ class Looks:
             self._looks[loss] = self._new(colour(method), place, number)
         return self._looks[loss]
 
-    def _new(self, ink: str, place: int, number: int) -> Look:
+    def _new(self, ink: str, place: int, number: int) -> PlotStyle:
         """Of the `number`th loss of a method: its shape with another filling, then other shapes."""
         taken = {(look.shape, look.filling) for look in self._looks.values()}
         taken |= {(first, 0) for first in range(len(METHODS)) if first != place or number}
@@ -149,28 +149,28 @@ class Looks:
             shape = (place + 6 * turn + turn // 2) % len(_SHAPES)
             if (shape, filling) not in taken:
                 break
-        return Look(ink, shape, filling, (place + number) % len(_DASHES))
+        return PlotStyle(ink, shape, filling, (place + number) % len(_DASHES))
 
 
 def colour(method: str) -> str:
     """The colour of a method, wherever it is shown."""
-    return introduction(method).colour or _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)]
+    return get_presentation(method).colour or _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)]
 
 
-def name_of(method: str) -> str:
+def loss_title(method: str) -> str:
     """`SFT`: what a text calls a method; one that nobody introduced keeps its name."""
-    return introduction(method).title
+    return get_presentation(method).title
 
 
-def place_of(method: str) -> float:
+def plot_order(method: str) -> float:
     """Where a method stands among others, wherever several are shown, least first."""
-    place = introduction(method).place
+    place = get_presentation(method).place
     return float("inf") if place is None else place
 
 
-def in_order(methods: Iterable[str]) -> list[str]:
+def in_plot_order(methods: Iterable[str]) -> list[str]:
     """Each method once, in their order."""
-    return sorted(dict.fromkeys(methods), key=place_of)
+    return sorted(dict.fromkeys(methods), key=plot_order)
 
 
 def translucent(ink: str, share: float) -> str:
@@ -179,7 +179,7 @@ def translucent(ink: str, share: float) -> str:
     return f"rgba({red},{green},{blue},{share})"
 
 
-def safe(text: str) -> str:
+def escape_markup(text: str) -> str:
     """`text` for a plot, where plotly would read markup."""
     return html.escape(text, quote=False)
 
@@ -219,8 +219,8 @@ def rows_figure(x: str, labels: list[str], places: list[float], pixels: int = 22
     """An empty plot of one row a label, the first on top."""
     plot = figure(x, "", height=int(70 + pixels * (max(places) + 1)))
     plot.update_yaxes(
-        tickvals=places, ticktext=[safe(label) for label in labels], range=[max(places) + 0.7, -0.7], showgrid=False,
-        ticks="", title=None, showline=False,
+        tickvals=places, ticktext=[escape_markup(label) for label in labels], range=[max(places) + 0.7, -0.7],
+        showgrid=False, ticks="", title=None, showline=False,
     )  # fmt: skip
     plot.update_xaxes(nticks=5, tickangle=0)
     plot.update_layout(margin={"l": 8})

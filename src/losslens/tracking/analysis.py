@@ -10,15 +10,15 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.config.schema import Logger
+from losslens.config.tracking import Logger
 from losslens.core.errors import InputError
-from losslens.core.redaction import shareable
-from losslens.runs.run import runs_of, sha256_of_adapter
+from losslens.core.redaction import redact
+from losslens.runs.run import recorded_adapter_hash, runs_of
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tracking.artifacts import log, use
-from losslens.tracking.session import About, session
+from losslens.tracking.session import RunInfo, session
 
-_TABLES = ("runs", "arm_pairs", "pairs", "repeats", "seeds", "ablation")
+_TABLES = ("runs", "arm_pairs", "pairs", "repeats", "seeds", "arms")
 _CURVES = (
     ("connectivity", ("alpha", "loss"), "Loss between two runs"),
     ("cka", ("layer", "cka_unbiased"), "CKA of two runs"),
@@ -46,12 +46,12 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
             shutil.rmtree(unsent)
     sweep = folder.parent.name
     config = {name: manifest[name] for name in ("sweeps", "adapters", "settings", "reference", "benchmark")}
-    about = About(sweep, "analysis", f"{sweep}-{folder.name}", ["analysis"], config)
+    about = RunInfo(sweep, "analysis", f"{sweep}-{folder.name}", ["analysis"], config)
     with session(settings, output_dir, folder, about) as told:
         if settings.artifacts:
             for run in [run for name in manifest["sweeps"] for run in runs_of(output_dir, name)]:
                 with suppress(InputError):  # a run that was left out, since it is damaged
-                    if run.is_trained() and sha256_of_adapter(run) in manifest["adapters"].values():
+                    if run.is_trained() and recorded_adapter_hash(run) in manifest["adapters"].values():
                         use(told, "adapter", run.name, run.adapter)
         for name in _TABLES:
             if analysis.csv(name).count(b"\n") > 1:
@@ -100,7 +100,7 @@ def _log_curves(run: Any, table: pd.DataFrame, name: str, title: str, reference:
 def _log_report(run: Any, file: Path) -> None:
     import wandb
 
-    run.log({"report": wandb.Html(shareable(file.read_text(encoding="utf-8")), inject=False)})
+    run.log({"report": wandb.Html(redact(file.read_text(encoding="utf-8")), inject=False)})
 
 
 def _log_figure(run: Any, file: Path) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from losslens.core.redaction import shareable
-from losslens.tracking.identity import LONGEST_NAME, fitted
+from losslens.core.redaction import redact
+from losslens.tracking.identity import LONGEST_NAME, fit_name
 from losslens.tracking.session import Session
 
 Kind = Literal["rollouts", "adapter", "analysis"]
@@ -41,7 +41,7 @@ def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path], aside:
     import wandb
 
     # The same content under the same name is the same version to W&B, whoever brings it.
-    artifact = wandb.Artifact(fitted(re.sub(r"[^A-Za-z0-9_.-]", "_", f"{kind}-{name}"), LONGEST_NAME), kind)
+    artifact = wandb.Artifact(fit_name(re.sub(r"[^A-Za-z0-9_.-]", "_", f"{kind}-{name}"), LONGEST_NAME), kind)
     for file in sorted(files):
         if file.is_file():
             inside = file.relative_to(folder).as_posix()
@@ -56,7 +56,7 @@ def _shareable(file: Path, copy: Path) -> Path:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return file
-    told = shareable(_without_host_and_diff(text) if file.name == "manifest.json" else text)
+    told = redact(_without_host_and_diff(text) if file.name == "manifest.json" else text)
     if told == text:
         return file
     copy.parent.mkdir(parents=True, exist_ok=True)

@@ -10,9 +10,9 @@ import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 from wandb_workspaces import expr
 
-from losslens.core.files import digest
+from losslens.core.hashing import hash_json
 from losslens.tables.style import METHODS, colour
-from losslens.tracking.identity import LONGEST_NAME, fitted
+from losslens.tracking.identity import LONGEST_NAME, fit_name
 from losslens.tracking.logged_sweep import LoggedSweep
 from losslens.tracking.panels import CHARTS, NORM, Panel, Section, accuracy, benchmarks, sections
 
@@ -47,14 +47,14 @@ def workspace(sweep: LoggedSweep, project: str, entity: str) -> ws.Workspace:
         ],
         settings=ws.WorkspaceSettings(max_runs=_MOST_LINES),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(expr.Metric("Group") == fitted(sweep.name, LONGEST_NAME)),
+            filters=expr.And(expr.Metric("Group") == fit_name(sweep.name, LONGEST_NAME)),
             groupby=[expr.Config(key) for key in sweep.settings],
             group_colors={ws.GroupPath(*values): colour(values[0]) for values in _coloured(sweep)},
             pinned_columns=[f"summary:{name}" for name in (*map(accuracy, benchmarks(sweep)), NORM)],
         ),
     )
-    made._internal_name = f"nw-{digest(['workspace', sweep.name], 11)}-v"
-    made._internal_runset_id = digest(["workspace", sweep.name], 12)
+    made._internal_name = f"nw-{hash_json(['workspace', sweep.name], 11)}-v"
+    made._internal_runset_id = hash_json(["workspace", sweep.name], 12)
     return made
 
 
@@ -125,10 +125,10 @@ def _runset(sweep: LoggedSweep, section: Section) -> wr.Runset:
     kind = "analysis" if section.of_analysis else "train"
     made = wr.Runset(
         name=_ANALYSIS if section.of_analysis else _RUNS,
-        filters=expr.And(expr.Metric("Group") == fitted(sweep.name, LONGEST_NAME), expr.Metric("JobType") == kind),
+        filters=expr.And(expr.Metric("Group") == fit_name(sweep.name, LONGEST_NAME), expr.Metric("JobType") == kind),
         groupby=[] if section.of_analysis else [f"config.{key}" for key in sweep.settings],
     )
-    made._id = digest(["report", sweep.name, section.title], 12)
+    made._id = hash_json(["report", sweep.name, section.title], 12)
     return made
 
 
@@ -136,7 +136,7 @@ def _panels(sweep: LoggedSweep, where: str, section: Section) -> list[Any]:
     panels = []
     for panel in section.panels:
         made = _panel(panel)
-        made._id = digest([where, sweep.name, section.title, panel.title], 12)
+        made._id = hash_json([where, sweep.name, section.title, panel.title], 12)
         panels.append(made)
     return panels
 

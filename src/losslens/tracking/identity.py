@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from losslens.core.files import digest
+from losslens.core.hashing import hash_json
 
 # W&B refuses tags that are longer, its server longer names and groups.
 LONGEST_TAG = 64
@@ -18,13 +18,13 @@ _DECIDED = ("run_", "resume", "fork_from", "sweep_", "launch", "job_", "project"
 _OTHER_NAMES = {"name": "run_name", "notes": "run_notes", "tags": "run_tags", "config": "config_paths"}
 
 
-def fitted(text: str, longest: int) -> str:
+def fit_name(text: str, longest: int) -> str:
     """`text`, or of a longer one its beginning and a hash of the whole, so that two texts stay two."""
-    return text if len(text) <= longest else f"{text[: longest - 9]}-{digest(text, 8)}"
+    return text if len(text) <= longest else f"{text[: longest - 9]}-{hash_json(text, 8)}"
 
 
 @contextmanager
-def decided_here() -> Iterator[None]:
+def without_environment() -> Iterator[None]:
     """Inside, neither `WANDB_*` variables nor W&B's settings files say who a run is.
 
     Where W&B is reached, as whom, and where it keeps its files, they still say.

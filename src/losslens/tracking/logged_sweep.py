@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from losslens.core.errors import InputError
-from losslens.losses.presentation import tell
+from losslens.losses.presentation import register_from_manifest
 from losslens.runs.run import Run, arm_of, runs_of
 
 _SEEDS = ("seed", "init_seed")
@@ -115,7 +115,7 @@ def _read(run: Run) -> LoggedRun:
     try:
         arm = arm_of(manifest["identity"])
         config, learning_rate = dict(_flat(manifest["config"])), float(manifest["learning_rate"])
-        tell(str(config[METHOD]), manifest.get("loss"))
+        register_from_manifest(str(config[METHOD]), manifest.get("loss"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.folder / 'manifest.json'}: not the manifest of a run") from error
     benchmarks = sorted(file.stem for file in run.folder.glob("eval/*.parquet"))

@@ -8,7 +8,7 @@ from typing import Literal
 from losslens.losses.presentation import diagnostic_titles
 from losslens.tables import descriptions
 from losslens.tables.format import listed
-from losslens.tables.style import name_of
+from losslens.tables.style import loss_title
 from losslens.tracking.logged_sweep import LoggedSweep
 
 # Of numbers, by their names: lines over the steps; bars and points of the last values. Of what the analysis sends:
@@ -31,7 +31,7 @@ TABLES = {
     "tables/arm_pairs": "Pairs of arms: what each two show, against their ceiling, and what that says",
     "tables/pairs": "Pairs of runs",
     "tables/repeats": "Repeats: an arm against itself",
-    "tables/ablation": "Arms",
+    "tables/arms": "Arms",
     "tables/seeds": "Spread over seeds",
 }
 # The titles, and the columns along x and y of the analysis' table of that name.
@@ -110,7 +110,7 @@ def _all(sweep: LoggedSweep) -> list[Section]:
             (
                 *(Panel("lines", title, (name,)) for name, title in GEOMETRY.items()),
                 *(
-                    Panel("lines", title.format(name_of(label)), (f"{prefix}{label}",))
+                    Panel("lines", title.format(loss_title(label)), (f"{prefix}{label}",))
                     for label in compared_with
                     for prefix, title in TO_REFERENCE.items()
                 ),
@@ -136,7 +136,7 @@ def _all(sweep: LoggedSweep) -> list[Section]:
             (
                 *(Panel("points", f"Accuracy on {name} and ‖ΔW‖", (NORM, accuracy(name))) for name in scored_on),
                 *(
-                    Panel("points", f"Cosine to {name_of(label)} and ‖ΔW‖", (NORM, f"{COSINE}{label}"))
+                    Panel("points", f"Cosine to {loss_title(label)} and ‖ΔW‖", (NORM, f"{COSINE}{label}"))
                     for label in compared_with
                 ),
             ),

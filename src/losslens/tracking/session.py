@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from losslens.config.schema import Logger
+from losslens.config.tracking import Logger
 from losslens.core.errors import first_line
 from losslens.core.files import atomic_file
 from losslens.core.preemption import Preempted
-from losslens.core.redaction import shareable
-from losslens.tracking.identity import LONGEST_NAME, LONGEST_TAG, decided_here, fitted
+from losslens.core.redaction import redact
+from losslens.tracking.identity import LONGEST_NAME, LONGEST_TAG, fit_name, without_environment
 
 # Seconds. A server that answers does so in one; a run must not wait for one that does not.
 _INIT_TIMEOUT = 30
@@ -28,7 +28,7 @@ _FINISH_TIMEOUT = 60
 
 
 @dataclass(frozen=True)
-class About:
+class RunInfo:
     """What W&B shows of a run.
 
     Attributes:
@@ -84,7 +84,7 @@ def catch_up(run: Any, metrics: Path) -> None:
 
 
 @contextmanager
-def session(settings: Logger, output_dir: Path, folder: Path, about: About) -> Iterator[Session]:
+def session(settings: Logger, output_dir: Path, folder: Path, about: RunInfo) -> Iterator[Session]:
     """Opens the W&B run of what is done in `folder`, and closes it with the status that the block ends with.
 
     Offline by default: the files lie in `<folder>/wandb`, for `launch/wandb_sync.py`. Online, what is gone on with
@@ -109,7 +109,7 @@ def session(settings: Logger, output_dir: Path, folder: Path, about: About) -> I
     except BaseException as error:
         exit_code = 255 if isinstance(error, KeyboardInterrupt) else 1
         message = f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
-        told.tell(lambda run: run.summary.update({"error": shareable(message)}))
+        told.tell(lambda run: run.summary.update({"error": redact(message)}))
         if isinstance(error, Preempted):
             told.tell(lambda run: run.mark_preempting())
         raise
@@ -125,13 +125,13 @@ def _forget_the_error(run: Any) -> None:
         del run.summary["error"]
 
 
-def _open(settings: Logger, output_dir: Path, folder: Path, about: About) -> Any:
+def _open(settings: Logger, output_dir: Path, folder: Path, about: RunInfo) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     opened: list[Any] = []
 
     def init(mode: Literal["online", "offline"]) -> None:
         _serve_from(output_dir)
-        with chdir(output_dir), decided_here():
+        with chdir(output_dir), without_environment():
             opened.append(_init(settings, folder, about, mode))
         _tell_files_from(opened[-1], output_dir)
 
@@ -160,18 +160,18 @@ def _serve_from(output_dir: Path) -> None:
     _served_from = output_dir
 
 
-def _init(settings: Logger, folder: Path, about: About, mode: Literal["online", "offline"]) -> Any:
+def _init(settings: Logger, folder: Path, about: RunInfo, mode: Literal["online", "offline"]) -> Any:
     import wandb
 
     online = mode == "online"
     return wandb.init(
         project=settings.project,
         entity=settings.entity,
-        group=fitted(about.sweep, LONGEST_NAME),
+        group=fit_name(about.sweep, LONGEST_NAME),
         job_type=about.job_type,
-        name=fitted(about.name, LONGEST_NAME),
-        tags=[fitted(tag, LONGEST_TAG) for tag in about.tags],
-        config=shareable(about.config),
+        name=fit_name(about.name, LONGEST_NAME),
+        tags=[fit_name(tag, LONGEST_TAG) for tag in about.tags],
+        config=redact(about.config),
         dir=folder,
         mode=mode,
         id=_id_of(folder) if online else _new_id(),
@@ -241,6 +241,6 @@ def _succeeds(call: Callable[[], object]) -> bool:
     try:
         call()
     except Exception as error:
-        warnings.warn(f"W&B: {shareable(first_line(error))}; the run itself goes on", stacklevel=2)
+        warnings.warn(f"W&B: {redact(first_line(error))}; the run itself goes on", stacklevel=2)
         return False
     return True

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from losslens.core.errors import InputError, ServerError, first_line
 from losslens.runs.run import Run
-from losslens.tracking.identity import decided_here
+from losslens.tracking.identity import without_environment
 
 # Seconds: a file that nothing was written to for so long, and whose run nobody holds, is nobody's any more.
 _QUIET = 60.0
@@ -82,9 +82,9 @@ class Segment:
         return self.is_online and self._own_log.is_whole and not self._own_log.errors
 
     @property
-    def is_held(self) -> bool:
+    def is_locked(self) -> bool:
         """Whether a process has the run that it lies below."""
-        return Run(self.sweep / self.file.relative_to(self.sweep).parts[0]).is_held
+        return Run(self.sweep / self.file.relative_to(self.sweep).parts[0]).is_locked
 
     @property
     def is_open(self) -> bool:
@@ -161,7 +161,7 @@ def plan(output_dir: Path, sweep: str) -> Plan:
         rest = all_of_run[first:]
         sent += first
         if any(
-            segment.is_held or (segment == newest[segment.file.parent.parent] and segment.is_open) for segment in rest
+            segment.is_locked or (segment == newest[segment.file.parent.parent] and segment.is_open) for segment in rest
         ):
             being_written += rest
         elif with_entries := [segment for segment in rest if segment.file.stat().st_size > _HEADER]:
@@ -203,7 +203,7 @@ def _start_service(output_dir: Path) -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     from wandb.sdk import wandb_setup
 
-    with chdir(output_dir), decided_here():
+    with chdir(output_dir), without_environment():
         wandb_setup.singleton().ensure_service()
 
 
@@ -215,7 +215,7 @@ def _log_in() -> Any:
     from wandb.sdk.lib import wbauth
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
 
-    with decided_here():
+    with without_environment():
         settings = wandb_setup.singleton().settings.model_copy()
     hint = f"not logged in to {settings.base_url}; `wandb login` asks for the key, or set WANDB_API_KEY"
     try:

@@ -16,7 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from losslens.core import distributed, preemption
 from losslens.core.errors import DivergedError, InputError, first_line
-from losslens.core.files import atomic_folder, digest, read_json, sha256_of, write_json
+from losslens.core.files import atomic_folder, read_json, write_json
+from losslens.core.hashing import hash_file, hash_json
 from losslens.models.adapters import adapter_hashes, save_adapter
 
 # Names under which the trainers report, and ours.
@@ -81,7 +82,7 @@ class Metrics(TrainerCallback):
         self.file = file
         self.examples_per_epoch = examples_per_epoch
         self.measure = measure
-        self.hand_on = hand_on
+        self.on_metrics = hand_on
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
         kept: list[str] = []
@@ -116,10 +117,10 @@ class Metrics(TrainerCallback):
         self.since = (now, values["train/num_tokens"])
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **values}) + "\n")
-        self.hand_on(state.global_step, values)
+        self.on_metrics(state.global_step, values)
 
 
-class LogTheEnd(TrainerCallback):
+class LogFinalStep(TrainerCallback):
     """Logs the last step, too: its numbers are those of the adapter that is kept. In all processes, as they share."""
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
@@ -127,19 +128,19 @@ class LogTheEnd(TrainerCallback):
             control.should_log = True
 
 
-class StopWhenAsked(TrainerCallback):
+class PreemptionCallback(TrainerCallback):
     """Where the scheduler has asked for it, ends training after the step it is at, with a checkpoint of that step."""
 
     def on_step_end(self, _: TrainingArguments, __: TrainerState, control: TrainerControl, **___: Any) -> None:
         # Of several processes the main one decides, so that all stop after the same step.
-        if distributed.shared(preemption.asked()):
-            preemption.ask(signal.SIGUSR2)
+        if distributed.broadcast(preemption.is_requested()):
+            preemption.request(signal.SIGUSR2)
             control.should_log = True
             control.should_save = True
             control.should_training_stop = True
 
 
-class SealCheckpoint(TrainerCallback):
+class ChecksumCheckpoint(TrainerCallback):
     """Seals a checkpoint once all processes have written theirs: to its run, its step and every file in it.
 
     Args:
@@ -157,7 +158,7 @@ class SealCheckpoint(TrainerCallback):
         write_json(checkpoint / _SEAL, _seal(self.identity, state.global_step, _hashes(checkpoint)))
 
 
-def fault_of(checkpoint: Path, identity: str) -> str:
+def checkpoint_fault(checkpoint: Path, identity: str) -> str:
     """Why a checkpoint must not be gone on from; empty for one that is as it was sealed.
 
     Args:
@@ -186,7 +187,7 @@ def fault_of(checkpoint: Path, identity: str) -> str:
     return ""
 
 
-def seal_anew(checkpoint: Path, before: str, now: str) -> None:
+def rewrite_checksums(checkpoint: Path, before: str, now: str) -> None:
     """Seals a checkpoint to the same run's identity in another form; one that is not whole stays as it is.
 
     Args:
@@ -194,14 +195,14 @@ def seal_anew(checkpoint: Path, before: str, now: str) -> None:
         before: The identity that it is sealed to.
         now: The identity in its new form.
     """
-    if not fault_of(checkpoint, before):
+    if not checkpoint_fault(checkpoint, before):
         step = int(checkpoint.name.rpartition("-")[2])
         write_json(checkpoint / _SEAL, _seal(now, step, _hashes(checkpoint)))
 
 
 def _seal(identity: str, step: int, files: dict[str, str]) -> dict[str, Any]:
     content = {"run": identity, "step": step, "files": files}
-    return {**content, "sha256": digest(content, 64)}
+    return {**content, "sha256": hash_json(content, 64)}
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
@@ -215,7 +216,7 @@ def _hashes(checkpoint: Path) -> dict[str, str]:
         if file.is_symlink():
             raise OSError(f"{file.name} is a link")
         if not file.is_dir() and file != checkpoint / _SEAL:
-            hashes[file.relative_to(checkpoint).as_posix()] = sha256_of(file)
+            hashes[file.relative_to(checkpoint).as_posix()] = hash_file(file)
     return hashes
 
 
@@ -259,7 +260,7 @@ def require_finite(model: Any, step: int) -> None:
         raise DivergedError(f"diverged: the adapter holds values that are not finite at step {step}")
 
 
-class StopWhenNotFinite(TrainerCallback):
+class NonFiniteGuard(TrainerCallback):
     """Ends a run whose loss or gradient is no longer a number: nothing after it would mean anything."""
 
     def on_log(

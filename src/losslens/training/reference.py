@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
-from losslens.core.files import atomic_file, digest
+from losslens.core.files import atomic_file
+from losslens.core.hashing import hash_json
 from losslens.training.batches import sequences
 
 # Raised when the same tokens begin to get other numbers.
@@ -57,7 +58,9 @@ class ReferenceCache:
         """
         both = list(zip(tokenised["prompt_ids"], tokenised["completion_ids"], strict=True))
         file = (
-            self.folder / digest({"version": _VERSION, **self.about, "tokens": _hash(both)}, 16) / "logps.safetensors"
+            self.folder
+            / hash_json({"version": _VERSION, **self.about, "tokens": _hash(both)}, 16)
+            / "logps.safetensors"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
         # A first token with nothing before it has no probability.

@@ -16,27 +16,27 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.core import distributed, preemption
 from losslens.core.files import atomic_folder
 from losslens.losses import Loss
 from losslens.models.adapters import LoraSettings, load_adapter, save_adapter
-from losslens.models.loading import LoadedModel, as_it_was
+from losslens.models.loading import LoadedModel, preserved
 from losslens.training.callbacks import (
-    LogTheEnd,
+    ChecksumCheckpoint,
+    LogFinalStep,
     Metrics,
+    NonFiniteGuard,
+    PreemptionCallback,
     ProgressBar,
-    SealCheckpoint,
     Snapshots,
-    StopWhenAsked,
-    StopWhenNotFinite,
-    fault_of,
+    checkpoint_fault,
     require_finite,
 )
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.source import RolloutSource
 from losslens.training.trainer import LossTrainer
-from losslens.training.weight_tracking import Geometry
+from losslens.training.weight_tracking import WeightTrackingCallback
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def make_trainer(
 
     Args:
         plan: What to train.
-        base: The base; it is changed, so lend it with `as_it_was`.
+        base: The base; it is changed, so lend it with `preserved`.
         source: The examples of each step.
         output_dir: Where checkpoints go.
         callbacks: Added to the trainer's own.
@@ -88,15 +88,15 @@ def make_trainer(
     """
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
-    at_once, checkpointing = way or optim.ways(distributed.count(), plan.lora.dropout > 0)[0]
+    at_once, checkpointing = way or optim.microbatch_plans(distributed.world_size(), plan.lora.dropout > 0)[0]
     arguments = {
         "output_dir": str(output_dir),
         "learning_rate": plan.learning_rate,
         "max_steps": optim.steps(source.epoch_length),
         "per_device_train_batch_size": at_once,
-        "gradient_accumulation_steps": optim.share(distributed.count()) // at_once,
+        "gradient_accumulation_steps": optim.per_process_batch(distributed.world_size()) // at_once,
         "lr_scheduler_type": optim.scheduler,
-        "warmup_steps": optim.warmup,
+        "warmup_steps": optim.warmup_ratio,
         "weight_decay": optim.weight_decay,
         "max_grad_norm": optim.max_grad_norm,
         "gradient_checkpointing": checkpointing,
@@ -176,8 +176,8 @@ def train_run(
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     resumed_from: int | None = None
-    distributed.connect("nccl" if base.model.device.type == "cuda" else "gloo")
-    ways = plan.optim.ways(distributed.count(), plan.lora.dropout > 0)
+    distributed.init_process_group("nccl" if base.model.device.type == "cuda" else "gloo")
+    ways = plan.optim.microbatch_plans(distributed.world_size(), plan.lora.dropout > 0)
     for number, way in enumerate(ways, 1):
         last = _agreed_checkpoint(checkpoints, plan.identity)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
@@ -194,7 +194,7 @@ def train_run(
                         " another run: set optim.micro_batch"
                     ) from error
                 raise
-            if distributed.count() > 1:
+            if distributed.world_size() > 1:
                 # The others wait for this one's gradients, and do not know what it would try next.
                 raise RuntimeError(
                     f"{way[0]} at once do not fit, and several processes cannot try what does: set optim.micro_batch"
@@ -213,7 +213,7 @@ def train_run(
         "steps": plan.optim.steps(rows),
         "rows": rows,
         "epochs": plan.optim.steps(rows) * plan.optim.batch_size / rows,
-        "processes": distributed.count(),
+        "processes": distributed.world_size(),
         "resumed_from": resumed_from,
         "micro_batch": way[0],
         "gradient_checkpointing": way[1],
@@ -236,13 +236,13 @@ def _train(
     """Trains from the checkpoint `last` to the end and writes the adapter."""
     # One process trains runs of different precision one after another; accelerate keeps the first one's.
     AcceleratorState._reset_state(reset_partial_state=True)
-    with as_it_was(base.model):
+    with preserved(base.model):
         bar = ProgressBar(folder.name)
-        callbacks: list[TrainerCallback] = [StopWhenNotFinite(), LogTheEnd(), StopWhenAsked()]
-        callbacks.append(SealCheckpoint(plan.identity))
+        callbacks: list[TrainerCallback] = [NonFiniteGuard(), LogFinalStep(), PreemptionCallback()]
+        callbacks.append(ChecksumCheckpoint(plan.identity))
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps, plan.identity))
-        geometry = Geometry(plan.initial_adapter, references) if distributed.is_main() else None
+        geometry = WeightTrackingCallback(plan.initial_adapter, references) if distributed.is_main() else None
         if geometry is not None:
             callbacks.insert(0, geometry)  # before the checkpoint is sealed
         trainer = make_trainer(plan, base, source, folder / "checkpoints", callbacks, way=way)
@@ -271,7 +271,7 @@ def _step_of(checkpoint: Path | None) -> int:
 def _agreed_checkpoint(folder: Path, identity: str) -> Path | None:
     """The `last_checkpoint` as the main process finds it, for all."""
     last = last_checkpoint(folder, identity) if distributed.is_main() else None
-    name = distributed.shared(None if last is None else last.name)
+    name = distributed.broadcast(None if last is None else last.name)
     return None if name is None else folder / name
 
 
@@ -286,7 +286,7 @@ def last_checkpoint(folder: Path, identity: str) -> Path | None:
     """
     whole = []
     for checkpoint in sorted(folder.glob("checkpoint-*")):
-        why = fault_of(checkpoint, identity)
+        why = checkpoint_fault(checkpoint, identity)
         if not why:
             whole.append(checkpoint)
             continue

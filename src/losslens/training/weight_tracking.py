@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from losslens.core import distributed
-from losslens.measures.tracking import LiveGeometry
+from losslens.measures.tracking import WeightTracker
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import updates_of
 
@@ -20,7 +20,7 @@ from losslens.updates.lora import updates_of
 _BEFORE = "logged_before.safetensors"
 
 
-class Geometry(TrainerCallback):
+class WeightTrackingCallback(TrainerCallback):
     """The geometry of the adapter that a model carries, for `Metrics`.
 
     Args:
@@ -35,7 +35,7 @@ class Geometry(TrainerCallback):
         with ExitStack() as stack:
             start = stack.enter_context(open_adapter(initial))
             others = {label: stack.enter_context(open_adapter(folder)) for label, folder in references.items()}
-            self.live = LiveGeometry(start, others, start.modules)
+            self.live = WeightTracker(start, others, start.modules)
 
     def measure(self, model: Any) -> dict[str, float]:
         """The numbers by name (docs/metrics.md); none where a weight is not finite, which other callbacks tell."""

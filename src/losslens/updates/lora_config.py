@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import regex
 
 from losslens.core.errors import InputError, first_line
-from losslens.core.patterns import compiled
+from losslens.core.patterns import compile_pattern
 
 # Fields that say where the adapter is put, how it is trained or how it began, and nothing of what it adds to the base.
 # `fan_in_fan_out` says how the base stores its weight; the `*_config` of an initialisation count only with it.
@@ -140,7 +140,7 @@ class LoraConfigFile:
             raise InputError(f"{self.file}: {name} is no mapping")
         for key in pattern:
             try:
-                compiled(_whole_name(key))
+                compile_pattern(_whole_name(key))
             except ValueError as error:
                 raise InputError(
                     f"{self.file}: {name}: {_short(key)} is no regular expression ({first_line(error)})"

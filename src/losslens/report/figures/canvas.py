@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from losslens.core.files import atomic_file
 from losslens.report.loss_comparison import Loss
-from losslens.tables.style import Looks
+from losslens.tables.style import PlotStyles
 
 # Of one column and of both, in most venues; inches.
 COLUMN, PAGE = 3.25, 6.75
@@ -74,7 +74,7 @@ def write(drawn: Figure, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def line_of(loss: Loss, looks: Looks, points: int = 0) -> dict[str, Any]:
+def line_of(loss: Loss, looks: PlotStyles, points: int = 0) -> dict[str, Any]:
     """How the line of a loss is drawn.
 
     Args:
@@ -89,14 +89,14 @@ def line_of(loss: Loss, looks: Looks, points: int = 0) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def point_of(loss: str, method: str, looks: Looks) -> dict[str, Any]:
+def point_of(loss: str, method: str, looks: PlotStyles) -> dict[str, Any]:
     """How the mark of a loss is drawn."""
     look = looks.of(loss, method)
     edge = look.colour if look.marker["fillstyle"] == "none" else INK
     return {**look.marker, "markeredgecolor": edge, "markeredgewidth": 0.6, "markersize": 5}
 
 
-def key(losses: Sequence[Loss], looks: Looks) -> list[Line2D]:
+def key(losses: Sequence[Loss], looks: PlotStyles) -> list[Line2D]:
     """Each loss with its line and mark."""
     return [Line2D([], [], **{**line_of(loss, looks), "markevery": None}) for loss in losses]
 

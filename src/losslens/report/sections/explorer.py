@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from losslens.measures import of_functions
+from losslens.measures import function_measures
 from losslens.report.components import Section
 from losslens.report.explorer_data import Pairs, of_pairs_shown, pack
 from losslens.report.explorer_index import Runs, find_modules, find_runs
-from losslens.report.legends import key_of
+from losslens.report.legends import legend_of
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import AGAINST, ALONG, figure, logarithmic
@@ -41,7 +41,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     del look["template"], look["yaxis"]["type"]
     packed.say(layout=look, ticks=ticks, against=AGAINST, along=ALONG)
     packed.say(start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs)})
-    key = key_of(Comparison(analysis), (fact["loss"] for fact in runs.facts), lines=False)
+    key = legend_of(Comparison(analysis), (fact["loss"] for fact in runs.facts), lines=False)
     return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), key=key, notes=notes)
 
 
@@ -55,7 +55,7 @@ def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]
         a, b = ends[place]
         pairing = table.loc[place, "pairing"]
         apart = runs.facts[a]["loss"] != runs.facts[b]["loss"]
-        measured = int(table.loc[place, [measure.name for measure in of_functions()]].notna().sum())
+        measured = int(table.loc[place, [measure.name for measure in function_measures()]].notna().sum())
         wanted = len({runs.facts[run]["method"] for run in ends[place]} & {"SFT", "DPO"})
         return apart and pairing == "same seeds", pairing in ("same seeds", "same init"), apart, measured, wanted
 

@@ -14,7 +14,7 @@ from losslens.report.findings import findings, ratio, with_themselves
 from losslens.report.loss_comparison import Compared, Comparison, Loss
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import number, percent, whole
-from losslens.tables.style import AGAINST, ALONG, DARK, INK, colour, rows_figure, safe, whisker
+from losslens.tables.style import AGAINST, ALONG, DARK, INK, colour, escape_markup, rows_figure, whisker
 
 # More than these do not leave room for a ceiling under each number.
 _MOST_WITH_CEILINGS = 9
@@ -59,7 +59,7 @@ def _compared(analysis: AnalysisFolder, comparison: Comparison) -> str:
     if len(rollouts) == 1 and rollouts[0].get("rollouts"):
         them = rollouts[0]
         said += f", trained on the same {them['rollouts']} rollouts of {them['prompts']} prompts"
-        said += f" ({percent(them['share_right'])} right, {percent(them['share_mixed_groups'])} of the groups mixed)"
+        said += f" ({percent(them['pass_rate'])} right, {percent(them['share_mixed_groups'])} of the groups mixed)"
     if len(origins.get("base") or []) == 1:
         said += " from the same base"
     initial = {run.get("initial_adapter") for run in (origins.get("runs") or {}).values()}
@@ -184,7 +184,7 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
             continue
         look = looks.of(loss.arm, loss.method)
         interval = f"{percent(arm['ci_low'])} … {percent(arm['ci_high'])}"
-        hover = f"<b>{safe(loss.name)}</b><br>{percent(arm['accuracy'])} ({interval})"
+        hover = f"<b>{escape_markup(loss.name)}</b><br>{percent(arm['accuracy'])} ({interval})"
         if arm["seeds"] > 1 and not pd.isna(arm["accuracy_min"]):
             several = True
             hover += f"<br>{whole(arm['seeds'])} runs: {percent(arm['accuracy_min'])} … {percent(arm['accuracy_max'])}"

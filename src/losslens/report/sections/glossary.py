@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from losslens.losses.presentation import introduction
+from losslens.losses.presentation import get_presentation
 from losslens.report.components import Cell, Column, Row, Section, Table
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import glossary
-from losslens.tables.style import colour, in_order, name_of
+from losslens.tables.style import colour, in_plot_order, loss_title
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """The section; None where nothing was trained and so nothing measured."""
-    methods = in_order(loss.method for loss in Comparison(analysis).losses)
+    methods = in_plot_order(loss.method for loss in Comparison(analysis).losses)
     if not methods:
         return None
-    losses = [(name_of(m), introduction(m).summary, colour(m)) for m in methods if introduction(m).summary]
+    losses = [(loss_title(m), get_presentation(m).summary, colour(m)) for m in methods if get_presentation(m).summary]
     measures = [(name, text, "") for name, text in glossary().items()]
     return Section(
         "words",

@@ -14,7 +14,7 @@ def title(analysis: AnalysisFolder) -> str:
     return ", ".join(map(str, analysis.manifest.get("sweeps") or [])) or "adapters"
 
 
-def facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
+def header_facts(analysis: AnalysisFolder) -> list[tuple[str, str]]:
     """Name and value of what is known."""
     manifest = analysis.manifest
     runs = analysis.table("runs", ("run", "method", "diverged"), ("seed",))
@@ -45,7 +45,7 @@ def _rollouts(origins: dict[str, Any]) -> str:
     sets = [each for each in origins.get("rollouts") or [] if each.get("rollouts")]
     if len(sets) != 1:
         return ", ".join(str(each.get("folder")) for each in sets)
-    right, mixed = percent(sets[0]["share_right"]), percent(sets[0]["share_mixed_groups"])
+    right, mixed = percent(sets[0]["pass_rate"]), percent(sets[0]["share_mixed_groups"])
     return f"{sets[0]['rollouts']}, {right} right, {mixed} of the groups mixed"
 
 

@@ -8,10 +8,10 @@ from losslens.report.arm_comparison import arms, base_on, is_matched
 from losslens.report.arm_figures import arm_figures
 from losslens.report.arm_table import arm_table
 from losslens.report.components import Section
-from losslens.report.legends import key
+from losslens.report.legends import legend
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.style import name_of
+from losslens.tables.style import loss_title
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
@@ -26,7 +26,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "learning-rate",
         "The learning-rate-matched comparison" if matched else "The losses, averaged over their runs",
         text=[about if matched else "An arm is all runs of one loss that differ in their seeds only."],
-        key=key(zip(rows["arm"], rows["method"], rows["beside"], strict=True), looks, lines=False),
+        key=legend(zip(rows["arm"], rows["method"], rows["beside"], strict=True), looks, lines=False),
         figures=arm_figures(rows, looks, None if base.empty else base.iloc[0]),
         tables=[arm_table(analysis, rows)],
         notes=[*_how_to_read(rows), *(note for _, arm in rows.iterrows() for note in _lost(arm))],
@@ -55,7 +55,7 @@ def _how_to_read(rows: pd.DataFrame) -> list[str]:
 
 
 def _lost(arm: pd.Series) -> list[str]:
-    name = f"{name_of(arm['method'])}, {arm['lr']}{', ' * bool(arm['settings'])}{arm['settings']}"
+    name = f"{loss_title(arm['method'])}, {arm['lr']}{', ' * bool(arm['settings'])}{arm['settings']}"
     total = arm["seeds"] + arm["diverged"]
     became = {"diverged": ("diverged", " not"), "collapsed": ("fell to nothing", "")}
     return [

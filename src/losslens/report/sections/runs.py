@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pandas as pd
 
-from losslens.measures import of_runs
+from losslens.measures import run_measures
 from losslens.report.components import Cell, Column, Figure, Row, Section, Table, downloadable
-from losslens.report.legends import key_of
+from losslens.report.legends import legend_of
 from losslens.report.loss_comparison import Comparison
-from losslens.report.names import of_run, setting_of
+from losslens.report.names import run_name, setting_text
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, difference, percent, rate, whole
-from losslens.tables.style import INK, colour, name_of, rows_figure, safe, whisker
+from losslens.tables.style import INK, colour, escape_markup, loss_title, rows_figure, whisker
 
 _TEXTS = ("run", "label", "method", "lr", "benchmark", "diverged")
 _NUMBERS = (
-    "learning_rate", "seed", "init_seed", *(measure.name for measure in of_runs("main")),
+    "learning_rate", "seed", "init_seed", *(measure.name for measure in run_measures("main")),
     "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high",
 )  # fmt: skip
@@ -34,7 +34,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     return Section(
         "runs",
         "Runs",
-        key=key_of(comparison, comparison.arms.values(), lines=False) if benchmarks else None,
+        key=legend_of(comparison, comparison.arms.values(), lines=False) if benchmarks else None,
         figures=[_accuracies(runs, name, comparison) for name in benchmarks],
         tables=[_table(analysis, runs, len(benchmarks) > 1)],
         notes=[f"Run {row.number} ({row.run}): {row.diverged}." for row in diverged.itertuples()],
@@ -47,23 +47,23 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: Comparison) -> F
     trained = shown[shown["method"] != "base"]
     base = shown[(shown["method"] == "base") & shown["accuracy"].notna()]
     inits = trained["init_seed"].nunique() > 1
-    labels = [f"{'✕ ' * bool(row['diverged'])}{of_run(row, inits)}" for _, row in trained.iterrows()]
+    labels = [f"{'✕ ' * bool(row['diverged'])}{run_name(row, inits)}" for _, row in trained.iterrows()]
     places = [float(place) for place in range(len(trained))] or [0.0]
     plot = rows_figure("accuracy", labels, places, pixels=20)
     plot.update_xaxes(tickformat=".0%")
     for place, (_, row) in zip(places, trained.iterrows(), strict=False):
         bad, arm = bool(row["diverged"]), comparison.arms[row["run"]]
         look = comparison.looks.of(arm, row["method"])
-        hover = f"{safe(row['run'])}<br>accuracy {percent(row['accuracy'])} ({_interval(row)})"
+        hover = f"{escape_markup(row['run'])}<br>accuracy {percent(row['accuracy'])} ({_interval(row)})"
         if bad and pd.isna(row["accuracy"]):
             plot.add_annotation(
-                x=0.01, xref="paper", y=place, text=f"✕ {safe(row['diverged'])}", showarrow=False, xanchor="left",
-                font={"size": 12},
+                x=0.01, xref="paper", y=place, text=f"✕ {escape_markup(row['diverged'])}", showarrow=False,
+                xanchor="left", font={"size": 12},
             )  # fmt: skip
             continue
         plot.add_scatter(
             x=[row["accuracy"]], y=[place], mode="markers", meta=arm, hoverinfo="text",
-            hovertext=[f"{hover}<br>✕ {safe(row['diverged'])}" if bad else hover],
+            hovertext=[f"{hover}<br>✕ {escape_markup(row['diverged'])}" if bad else hover],
             error_x=whisker(row["accuracy"], row["ci_low"], row["ci_high"], look.colour, thickness=1.5),
             marker={
                 "color": look.colour, "size": 11 if bad else 9, "line": {"color": INK, "width": 0.7},
@@ -89,7 +89,7 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
     columns = [
         Column("run", numeric=False), Column("method", numeric=False),
         Column("learning rate"), Column("seed"), Column("init seed"),
-        *(Column(measure.label) for measure in of_runs("main")),
+        *(Column(measure.label) for measure in run_measures("main")),
         *([Column("benchmark", numeric=False)] if several else []),
         Column("accuracy"), Column("95% interval"), Column("to the base"),
     ]  # fmt: skip
@@ -97,9 +97,12 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
     for _, row in runs.iterrows():
         cells = [
             Cell(f"{row['number']} {row['run']}", bad=f"✕ {row['diverged']}" if row["diverged"] else ""),
-            Cell(name_of(row["method"]), below=f"{row['lr']} {setting_of(row)}".strip(), colour=colour(row["method"])),
+            Cell(
+                loss_title(row["method"]), below=f"{row['lr']} {setting_text(row)}".strip(),
+                colour=colour(row["method"]),
+            ),
             Cell(rate(row["learning_rate"])), Cell(whole(row["seed"])), Cell(whole(row["init_seed"])),
-            *(Cell(measure.show(row[measure.name])) for measure in of_runs("main")),
+            *(Cell(measure.show(row[measure.name])) for measure in run_measures("main")),
             *([Cell(row["benchmark"] or NOTHING)] if several else []), Cell(percent(row["accuracy"])),
             Cell(_interval(row)), _to_the_base(row),
         ]  # fmt: skip

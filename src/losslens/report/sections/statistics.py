@@ -8,7 +8,7 @@ from losslens.report.components import Cell, Column, Row, Section, Table, downlo
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, difference, number, p_value, percent, whole
-from losslens.tables.style import colour, name_of
+from losslens.tables.style import colour, loss_title
 
 # More rows than these are for a program to read.
 _MOST = 150
@@ -121,7 +121,7 @@ def _spread(analysis: AnalysisFolder) -> Table | None:
     rows = [
         Row(
             [
-                Cell(name_of(row["method"]), below=row["lr"], colour=colour(row["method"])),
+                Cell(loss_title(row["method"]), below=row["lr"], colour=colour(row["method"])),
                 Cell(whole(row["seeds"])),
                 Cell(percent(row["accuracy_mean"]), f"± {percent(row['accuracy_std'])}", row["benchmark"]),
                 Cell(f"{percent(row['accuracy_min'])} … {percent(row['accuracy_max'])}"),

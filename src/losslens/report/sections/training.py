@@ -8,12 +8,12 @@ import plotly.graph_objects as go
 from losslens.losses.presentation import diagnostic_titles
 from losslens.report import step_curves
 from losslens.report.components import Figure, Section, downloadable
-from losslens.report.legends import key_of
+from losslens.report.legends import legend_of
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import COURSE, TO_REFERENCE, TRAINING, WITH_REFERENCE
 from losslens.tables.format import number, rate
-from losslens.tables.style import name_of
+from losslens.tables.style import loss_title
 
 # What says something even where it never changes.
 _TELLING = ("weight_", "clip_")
@@ -42,7 +42,7 @@ def geometry(analysis: AnalysisFolder) -> Section | None:
     titles = {name: title for name, title in COURSE.items() if name in logged}
     for begin, title in TO_REFERENCE.items():
         known = (name for name in logged if name.startswith(begin) and name not in COURSE)
-        titles |= {name: title.format(name_of(name.removeprefix(begin))) for name in known}
+        titles |= {name: title.format(loss_title(name.removeprefix(begin))) for name in known}
     return _section(
         analysis,
         "geometry",
@@ -68,7 +68,7 @@ def _section(analysis: AnalysisFolder, id: str, title: str, text: str, titles: d
         id,
         title,
         text=[f"{text}{step_curves.spread(table)}"],
-        key=key_of(comparison, table["loss_of"], lines=True),
+        key=legend_of(comparison, table["loss_of"], lines=True),
         figures=[Figure(of, "", _plot(table, comparison, name, of)) for name, of in shown.items()],
         tables=[downloadable(analysis, "training")] if id == "training" else [],
     )

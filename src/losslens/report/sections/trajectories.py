@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from losslens.report import step_curves
 from losslens.report.components import Figure, Section, downloadable
-from losslens.report.legends import key
+from losslens.report.legends import legend
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import MUTED
@@ -35,7 +35,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "trajectories",
         "Trajectories",
         text=[f"At the steps that were kept.{step_curves.spread(table)}{_lost(table)}"],
-        key=key(shown, comparison.looks, lines=True),
+        key=legend(shown, comparison.looks, lines=True),
         figures=[
             Figure(title, "", _plot(table, comparison, name, axis))
             for name, title, axis in _PLOTS

@@ -66,7 +66,7 @@ class JobState:
 _known: list[Cluster] = []
 
 
-def here() -> Cluster | None:
+def this_cluster() -> Cluster | None:
     """The cluster that this machine belongs to; None where there is none, or its controller does not answer now."""
     if not _known and (told := _ask("scontrol", "show", "config")) is not None:
         values = dict(re.findall(r"^(ClusterName|MaxArraySize)\s*=\s*(\S+)", told, re.MULTILINE))
@@ -75,8 +75,8 @@ def here() -> Cluster | None:
     return _known[0] if _known else None
 
 
-def require() -> Cluster:
-    """As `here`.
+def require_cluster() -> Cluster:
+    """As `describe_environment`.
 
     Raises:
         InputError: There is no Slurm here, or its controller does not answer.
@@ -84,13 +84,13 @@ def require() -> Cluster:
     missing = [command for command in ("sbatch", "srun", "scontrol", "squeue") if shutil.which(command) is None]
     if missing:
         raise InputError(f"hydra/launcher=slurm: no {missing[0]} here; submit from a machine of a Slurm cluster")
-    cluster = here()
+    cluster = this_cluster()
     if cluster is None:
         raise InputError(f"hydra/launcher=slurm: the controller of Slurm does not answer ({_why('scontrol', 'ping')})")
     return cluster
 
 
-def states(jobs: Iterable[str]) -> dict[str, JobState] | None:
+def job_states(jobs: Iterable[str]) -> dict[str, JobState] | None:
     """What Slurm says of these jobs (`12` or, of an array, `12_3`).
 
     A job that it no longer knows is not among them. None when Slurm cannot be asked.

@@ -54,7 +54,7 @@ class Task:
         assert callable(requeue)
         _one_of_several()
         # Of several processes the main one listens, and the others follow.
-        (preemption.listen if distributed.is_main() else preemption.ignore)(_TIME_IS_UP, signal.SIGTERM)
+        (preemption.install_handlers if distributed.is_main() else preemption.ignore)(_TIME_IS_UP, signal.SIGTERM)
         try:
             status = self._run()
         except Preempted as stop:
