@@ -38,12 +38,9 @@ docs: setup  ## the reference of measures in docs/, from their declarations
 test: setup  ## all tests
 	$(RUN) -m pytest
 
-# Files that train no sweep, and start next to no process.
-FAST := ablation adapters analysis_tables batches cka commands connectivity design files geometry introduction labels \
-	logger logger_identity losses measures nulls plane problems progress references report_explorer report_style statistics \
-	subspaces training_table trajectory updates
+# In one process: each further one would begin with the same imports.
 test-fast: setup  ## those that take under a minute together
-	$(RUN) -m pytest -n 0 $(FAST:%=tests/test_%.py)
+	$(RUN) -m pytest -n 0 -m "not slow"
 
 lint: setup  ## linter, formatter, type checker
 	$(VENV)/bin/ruff check .

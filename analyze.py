@@ -4,7 +4,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from losslens.cli.app import Tasks, run
+from losslens.cli.app import run
+from losslens.core.jobs import Tasks
 
 
 def load() -> Tasks:

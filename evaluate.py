@@ -1,6 +1,7 @@
 """Scores finished runs once more: `python evaluate.py sweep=main benchmark=arithmetic_long`. See `--help`."""
 
-from losslens.cli.app import Tasks, run
+from losslens.cli.app import run
+from losslens.core.jobs import Tasks
 
 
 def load() -> Tasks:

@@ -1,6 +1,7 @@
 """Samples, verifies and freezes rollouts: `python rollout.py`. See `--help`."""
 
-from losslens.cli.app import Tasks, run
+from losslens.cli.app import run
+from losslens.core.jobs import Tasks
 
 
 def load() -> Tasks:

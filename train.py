@@ -1,6 +1,7 @@
 """Trains one run a job: `python train.py -m method=sft,rft,dft,rift,grpo,dpo`. See `--help`."""
 
-from losslens.cli.app import Tasks, run
+from losslens.cli.app import run
+from losslens.core.jobs import Tasks
 
 
 def load() -> Tasks:

@@ -24,6 +24,8 @@ from losslens.evaluation.statistics import detectable_difference
 from losslens.runs.run import Run
 from tests.test_analysis_tables import MODEL, scored
 
+pytestmark = pytest.mark.fast
+
 RATES = {
     "conventional": {"peak": 1e-3, "factor": None},
     "matched": {"peak": 1e-3, "factor": 1.0},

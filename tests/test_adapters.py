@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from losslens.models.adapters import differs_from
+
+pytestmark = pytest.mark.fast
 
 
 def test_an_update_of_zero_does_not_change_the_weights(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from losslens.training.batches import Examples
 from losslens.training.source import FrozenSource
 from tests.conftest import OPTIM
 
+pytestmark = pytest.mark.fast
+
 # Prompts 0, 0, 1, 1, 2: the second rollout of a prompt must not meet the first one's completion.
 TABLE = pd.DataFrame(
     {

@@ -15,6 +15,8 @@ from losslens.config.parse import parse
 from losslens.core.commands import format_command
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.fast
+
 PLACES = (
     "outputs", "/scratch/o", "my runs", "a=b", "(x) [y], {z}", "it's", 'say "x"', "back\\slash", "end\\", "e\\'s",
     "me~", "a,b", "$HOME", "#1", "é",

@@ -9,6 +9,8 @@ from losslens.core.errors import InputError
 from losslens.core.files import atomic_file, atomic_folder, read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
 
+pytestmark = pytest.mark.fast
+
 
 def test_files_are_written_atomically(tmp_path: Path) -> None:
     file = tmp_path / "sub" / "file"

@@ -24,6 +24,8 @@ from losslens.tracking.logged_sweep import logged_sweep
 from tests.own_loss import Half
 from tests.slow_method import SlowSft
 
+pytestmark = pytest.mark.fast
+
 TOLD = manifest_entry(Half(name="half"))
 
 

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from losslens.runs.labels import labels
+
+pytestmark = pytest.mark.fast
 
 
 def identity(method: str, **changes: Any) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from losslens.core.preemption import Preempted
 from losslens.core.redaction import redact
 from losslens.tracking.session import RunInfo, session
 
+pytestmark = pytest.mark.fast
+
 OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True, references="auto")
 
 

@@ -12,6 +12,8 @@ from losslens.tracking.identity import fit_name
 from losslens.tracking.session import RunInfo, session
 from tests.test_logger import OFFLINE, about, records
 
+pytestmark = pytest.mark.fast
+
 # All that W&B would take for the identity of a run, some of it nothing that it would accept.
 ENVIRONMENT = {
     "WANDB_RUN_ID": "abc",

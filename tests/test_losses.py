@@ -32,6 +32,8 @@ from losslens.losses.rift import Form, Rift
 from losslens.losses.sft import Sft
 from losslens.losses.simpo import SimPo
 
+pytestmark = pytest.mark.fast
+
 SFT, RFT, DFT, RIFT, GRPO = Sft(name="sft"), Rft(name="rft"), Dft(name="dft"), Rift(name="rift"), Grpo(name="grpo")
 
 

@@ -9,6 +9,8 @@ from losslens.problems import is_own_source
 from losslens.problems.reasoning_gym import Reading, ReasoningGym, final_answer, split_of
 from tools import pretrain
 
+pytestmark = pytest.mark.fast
+
 
 def test_the_same_seed_gives_the_same_problems(source: ReasoningGym) -> None:
     assert source.problems("train", 50, seed=1) == source.problems("train", 50, seed=1)

@@ -18,6 +18,8 @@ from losslens.scheduling.progress import accuracies, duration, seconds_left, sho
 from losslens.scheduling.slurm.cluster import JobState
 from losslens.scheduling.status import RunStatus
 
+pytestmark = pytest.mark.fast
+
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 

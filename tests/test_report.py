@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
+import losslens
 from losslens.core.errors import InputError
-from losslens.report.citation import ARXIV, STUDY, TITLE
+from losslens.report.citation import ARXIV, AUTHORS, STUDY, TITLE
 from losslens.report.page import write_report
 from losslens.tables.format import difference, number, p_value, percent, rate, whole
 from losslens.tables.style import METHODS, colour
 from tests.conftest import ROOT
 
 MANIFEST: dict[str, Any] = {
-    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic", "settings": {"num_directions": 10, "checkpoint": "end"},
+    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic",
+    "settings": {"num_directions": 10, "checkpoint": "end"},
     "adapters": {"sft-conventional-s0": "c0ffee"}, "left_out": {}, "versions": {"losslens": "0.1.0"},
     "code": {"commit": "0123456789abcdef", "dirty_diff": "secret"}, "machine": {"host": "mine", "cpus": 2},
 }  # fmt: skip
@@ -430,13 +433,17 @@ def test_where_the_runs_come_from(report) -> None:
 
 def test_how_to_cite(report) -> None:
     """As CITATION.cff has it, which is not in the package."""
-    cff = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert f'title: "{TITLE}"' in cff
-    assert f"title: {STUDY}" in cff
-    assert f"value: arXiv:{ARXIV}" in cff
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (reference,) = cff["references"]
+    assert (cff["title"], reference["title"]) == (TITLE, STUDY)
+    assert [f"{author['family-names']}, {author['given-names']}" for author in reference["authors"]] == [*AUTHORS]
+    assert reference["identifiers"][0]["value"] == f"arXiv:{ARXIV}"
+    assert cff["version"] == losslens.__version__
     software, study = report().tables["How to cite"][1:]
     assert f"The LossLens authors. {TITLE} Software, version 0.1.0, 2026. @software{{losslens," in software[1]
-    assert f"{STUDY}. arXiv:2606.23740, 2026. @article{{arxiv260623740," in study[1]
+    named = "Aleksandr Nikolich, Igor Kiselev, Vladimir Platonov and Karina Romanova"
+    assert f"{named}. {STUDY}. arXiv:2606.23740, 2026. @article{{arxiv260623740," in study[1]
+    assert "author = {Nikolich, Aleksandr and Kiselev, Igor and Platonov, Vladimir and Romanova, Karina}," in study[1]
 
 
 def test_a_finding_leads_to_its_section(report) -> None:

@@ -26,6 +26,8 @@ from benchmarks.made_analysis import make_analysis
 from losslens.measures import weight_measures
 from losslens.report.page import write_report
 
+pytestmark = pytest.mark.browser
+
 EVIL = "<img src=x onerror=document.title='evil'>"
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",

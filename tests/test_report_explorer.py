@@ -26,6 +26,8 @@ from losslens.report.loss_comparison import Comparison
 from losslens.report.sections import explorer, training
 from losslens.tables.analysis_folder import AnalysisFolder
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

@@ -22,6 +22,8 @@ import torch
 from losslens.core.files import read_json
 from tests.conftest import METHODS, ROOT, SMALL, script
 
+pytestmark = pytest.mark.slurm
+
 SLURM = ["hydra/launcher=slurm", "resources=cpu", "resources.cpus=1", "resources.memory_gb=2", "logger=none"]
 SLOW = ["method=sft", "method._target_=slow_method.SlowSft", "method.name=slow_sft", "optim.save_steps=2"]
 

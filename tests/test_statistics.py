@@ -21,6 +21,8 @@ from losslens.evaluation.statistics import (
     wilson_interval,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def outcomes(b: int, c: int, both: int = 10) -> tuple[np.ndarray, np.ndarray]:
     first = [True] * b + [False] * c + [True] * both

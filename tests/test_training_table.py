@@ -16,6 +16,8 @@ from losslens.core import provenance
 from losslens.core.files import write_json
 from losslens.runs.run import Run
 
+pytestmark = pytest.mark.fast
+
 
 def member(folder: Path, *lines: str) -> ComparedAdapter:
     folder.mkdir()

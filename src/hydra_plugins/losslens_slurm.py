@@ -32,7 +32,8 @@ class SlurmLauncher(Launcher):
         compose = self.loader.load_sweep_config
 
         def keep(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-            config = self.composed[tuple(sweep_overrides)] = compose(master_config, sweep_overrides)
+            config: DictConfig = compose(master_config, sweep_overrides)
+            self.composed[tuple(sweep_overrides)] = config
             return config
 
         self.loader.load_sweep_config = keep

@@ -189,7 +189,11 @@ class ForwardPasses:
         return tokens
 
     def _losses(
-        self, names: Sequence[str], weights: Sequence[Sequence[float]], sequences: TeacherForced, done: Callable
+        self,
+        names: Sequence[str],
+        weights: Sequence[Sequence[float]],
+        sequences: TeacherForced,
+        done: Callable[[], object],
     ) -> list[SequenceLosses]:
         tokens = self._tokens(sequences)
         found = []

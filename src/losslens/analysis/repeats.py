@@ -323,7 +323,8 @@ def _mean(values: Array) -> Array:
     known = ~np.isnan(values)
     counts = known.sum(axis=0)
     sums = np.where(known, values, 0.0).sum(axis=0)
-    return np.divide(sums, counts, out=np.full(len(MEASURES), np.nan), where=counts > 0)
+    means: Array = np.divide(sums, counts, out=np.full(len(MEASURES), np.nan), where=counts > 0)
+    return means
 
 
 def _extreme(reduce: Any, values: Array) -> Array:

@@ -123,7 +123,8 @@ def wait_for_plan() -> dict[str, str] | None:
     Raises:
         ProcessError: The main process failed or has ended.
     """
-    return _receive(f"{_State.job}/plan")
+    plan: dict[str, str] | None = _receive(f"{_State.job}/plan")
+    return plan
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def sign_flip(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
         spectrum *= np.cos(np.pi * frequencies * size / length) ** count
     probabilities = irfft(spectrum, length)  # of each sum of the differences that are flipped to positive
     tail = 2 * float(np.sum(probabilities[: (total - observed) // 2 + 1]))
-    return min(1.0, max(tail, 2.0 ** (1 - weights.size)))
+    return min(1.0, max(tail, float(2.0 ** (1 - weights.size))))
 
 
 def bootstrap_difference(

@@ -47,10 +47,9 @@ def group_advantages(
     if std_norm:
         spread = np.sqrt(np.bincount(member, weights=advantage**2) / size)
         advantage = np.divide(advantage, spread[member], out=np.zeros_like(advantage), where=spread[member] > 1e-12)
-    if bias_scope == "all":
-        return advantage + bias
-    all_correct = np.bincount(member, weights=reward <= 0) == 0
-    return advantage + bias * all_correct[member]
+    biased = np.ones(len(size)) if bias_scope == "all" else np.bincount(member, weights=reward <= 0) == 0
+    shifted: np.ndarray = advantage + bias * biased[member]
+    return shifted
 
 
 class Grpo(Loss):

@@ -132,4 +132,5 @@ def minibatches_of(features: Iterable[Array], sizes: Iterable[int]) -> Iterator[
 def _flat(gram: Array) -> Array:
     # Each minibatch is weighted by 1/(n(n − 3)), so that the products add up to a sum of HSICs.
     n = gram.shape[-1]
-    return gram.reshape(len(gram), -1) / np.sqrt(n * (n - 3))
+    flat: Array = gram.reshape(len(gram), -1) / np.sqrt(n * (n - 3))
+    return flat

@@ -82,7 +82,7 @@ def base_weight(base: Any, module: str, shape: tuple[int, int]) -> torch.Tensor:
     """
     try:
         layer = base.get_submodule(module)
-        weight = layer.weight.detach()
+        weight: torch.Tensor = layer.weight.detach()
     except AttributeError as error:
         raise InputError(f"the adapters do not fit the base: it has no module {module} with a weight") from error
     weight = weight.T if isinstance(layer, Conv1D) else weight  # GPT-2's, which keeps it as (in, out)

@@ -53,6 +53,6 @@ def random_angles(d: int, k: int, l: int, draws: int, rng: np.random.Generator) 
         outside = rest.transpose(0, 2, 1) @ rest
     whitening = np.linalg.inv(np.linalg.cholesky(inside + outside))
     squared_cosines = np.linalg.eigvalsh(whitening @ inside @ whitening.transpose(0, 2, 1))
-    angles = np.arccos(np.sqrt(np.clip(squared_cosines[:, ::-1], 0.0, 1.0)))
+    angles: Array = np.arccos(np.sqrt(np.clip(squared_cosines[:, ::-1], 0.0, 1.0)))
     angles[:, : max(0, k + l - d)] = 0  # so many directions they must have in common
     return angles

@@ -32,7 +32,8 @@ def angles_from_overlap(overlap: Array) -> Array:
 
     Good to about 1e-15 / θ; see `with_small_angles`.
     """
-    return np.arccos(np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0))
+    angles: Array = np.arccos(np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0))
+    return angles
 
 
 def with_small_angles(angles: Array, first: Array, second: Array, overlap: Array) -> Array:

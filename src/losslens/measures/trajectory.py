@@ -34,7 +34,8 @@ class Trajectory:
     def cosines(self) -> Array:
         """Cosine of each point to each target, shape (S, targets); NaN where one of them is 0."""
         norms = self.norms[:, None] * self.target_norms[None, :]
-        return np.divide(self.to_targets, norms, out=np.full(norms.shape, np.nan), where=norms > 0)
+        cosines: Array = np.divide(self.to_targets, norms, out=np.full(norms.shape, np.nan), where=norms > 0)
+        return cosines
 
 
 def trajectory(points: Sequence[Updates], targets: Sequence[Updates], modules: Sequence[str]) -> Trajectory:

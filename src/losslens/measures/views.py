@@ -65,7 +65,8 @@ class RunWeights(_ByModule):
     @property
     def squared(self) -> Array:
         """‖ΔW‖_F² of each module, shape (…, M)."""
-        return np.nansum(self.singular_values**2, axis=-1)
+        squared: Array = np.nansum(self.singular_values**2, axis=-1)
+        return squared
 
 
 @dataclass(frozen=True, kw_only=True)

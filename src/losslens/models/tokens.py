@@ -121,7 +121,7 @@ def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
 def _rendered(tokenizer: Any, messages: Sequence[tuple[str, str]], answer: bool) -> str:
     chat = [{"role": role, "content": content} for role, content in messages]
     try:
-        return tokenizer.apply_chat_template(chat, add_generation_prompt=answer, tokenize=False)
+        return str(tokenizer.apply_chat_template(chat, add_generation_prompt=answer, tokenize=False))
     except Exception as error:  # a template can raise anything
         where = f"{tokenizer.name_or_path}: the chat template fails"
         raise InputError(f"{where} on {messages[0][1][:40]!r} ({first_line(error)})") from error
@@ -177,7 +177,7 @@ def encode_rendered(tokenizer: Any, text: str, bare: bool) -> list[int]:
     Tokens that a tokenizer's post-processor appends to a text, such as EOS, are omitted, since they would precede the
     completion. A BOS token is never duplicated.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     own = list(chat_turns(tokenizer).own) if bare else []
     if ids[: len(own)] != own:
         ids = own + ids
@@ -211,7 +211,7 @@ def _with_end(tokenizer: Any, completion: str, finished: bool) -> tuple[list[int
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """Decodes token ids, including special tokens."""
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

@@ -236,9 +236,10 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
     else:
         raise _NotMigratedError(f"its loss {target or '(not named)'} must be allowed with losses={target}")
     try:
-        return kind(**in_current_words(kind, options))
+        loss: Loss = kind(**in_current_words(kind, options))
     except (ValidationError, TypeError) as error:
         raise _NotMigratedError(f"its loss {target} no longer accepts these options: {_describe(error)}") from error
+    return loss
 
 
 def _describe(error: ValidationError | TypeError) -> str:

@@ -102,14 +102,15 @@ def _judge(setting: str | Mapping[str, Any]) -> Judge:
         raise InputError(f"source.verifier={target}: options must be JSON values ({first_line(error)})") from error
 
 
-def _import(target: str) -> Any:
+def _import(target: str) -> Callable[..., Any]:
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except AttributeError as error:
         raise InputError(f"source.verifier={target}: {module} has no {name}") from error
     except Exception as error:  # importing a user's module can raise anything
         raise InputError(f"source.verifier={target}: {type(error).__name__}: {first_line(error)}") from error
+    return found
 
 
 @lru_cache(maxsize=8)
@@ -118,6 +119,7 @@ def _create(target: str, options: str) -> Callable[[Problem, str], Any]:
     if not isinstance(verifier, type):
         return verifier
     try:
-        return verifier(**json.loads(options))
+        made: Callable[[Problem, str], Any] = verifier(**json.loads(options))
     except TypeError as error:
         raise InputError(f"source.verifier={target}: {first_line(error)}") from error
+    return made

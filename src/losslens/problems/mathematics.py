@@ -172,7 +172,7 @@ def _same_exactly(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
 def _same_base(a: Reading, b: Reading) -> bool:
     """True if one number omits the base of the other (`2516` for `2516_8`), or the base is ten."""
     if isinstance(a, Exact) and a.value[0] == "base" and isinstance(b, Quantity):
-        return b.text.lstrip("0") == a.value[1]
+        return bool(b.text.lstrip("0") == a.value[1])
     if isinstance(b, Exact) and b.value[0] == "base" and isinstance(a, Quantity):
         return b.value[2] in ("10", "ten") and a.text.lstrip("0") == b.value[1]
     return False

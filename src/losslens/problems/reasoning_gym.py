@@ -167,7 +167,8 @@ def final_answer(completion: str, reads: Reading) -> str | None:
     if reads == "answer_tag":
         from reasoning_gym.utils import extract_answer
 
-        return extract_answer(completion)
+        found: str | None = extract_answer(completion)
+        return found
     if reads == "last_number":
         numbers = _NUMBER.findall(completion)
         return numbers[-1].replace(",", "") if numbers else None

@@ -309,7 +309,7 @@ def _seccomp(libc: Any, network: bool) -> bool:
     code = _filter(column, architecture, network)
     content = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *instruction) for instruction in code))
     program = struct.pack("@HP", len(code), ctypes.addressof(content))
-    return libc.syscall(seccomp, 1, 1, program) == 0  # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC
+    return bool(libc.syscall(seccomp, 1, 1, program) == 0)  # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC
 
 
 def _filter(column: int, architecture: int, network: bool) -> list[Instruction]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 TITLE = "LossLens: what did each reasoning-distillation loss do to the weights?"
 STUDY = "Weight-Space Geometry of Offline Reasoning Training"
 ARXIV = "2606.23740"
+AUTHORS = ("Nikolich, Aleksandr", "Kiselev, Igor", "Platonov, Vladimir", "Romanova, Karina")
 
 
 def works(version: str) -> list[tuple[str, str, str]]:
@@ -23,11 +26,18 @@ def works(version: str) -> list[tuple[str, str, str]]:
         ),
         (
             "the study",
-            f"{STUDY}. arXiv:{ARXIV}, 2026.",
+            f"{_listed(AUTHORS)}. {STUDY}. arXiv:{ARXIV}, 2026.",
             f"@article{{arxiv{ARXIV.replace('.', '')},\n"
+            f"  author  = {{{' and '.join(AUTHORS)}}},\n"
             f"  title   = {{{{{STUDY}}}}},\n"
             f"  journal = {{arXiv preprint arXiv:{ARXIV}}},\n"
             "  year    = {2026},\n"
             "}",
         ),
     ]
+
+
+def _listed(authors: Sequence[str]) -> str:
+    """Their names as they are spoken, in one line."""
+    *first, last = (" ".join(reversed(author.split(", "))) for author in authors)
+    return f"{', '.join(first)} and {last}"

@@ -77,7 +77,8 @@ class Pairs:
         for place, (a, b) in enumerate(self.ends):
             lookup[a, b] = lookup[b, a] = place
         first, second = (names.map(number).fillna(-1).to_numpy(dtype=int) for names in (run_a, run_b))
-        return lookup[first, second]
+        numbers: np.ndarray = lookup[first, second]
+        return numbers
 
 
 def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -> tuple[Packed, list[str]]:
@@ -263,7 +264,8 @@ def _texts(table: pa.Table, name: str) -> pd.Series:
 def _numbers(table: pa.Table, name: str) -> np.ndarray:
     if name not in table.column_names:
         return np.full(table.num_rows, np.nan)
-    return table[name].to_pandas().to_numpy(dtype=float)
+    values: np.ndarray = table[name].to_pandas().to_numpy(dtype=float)
+    return values
 
 
 def _lists(table: pa.Table, name: str) -> np.ndarray:

@@ -59,7 +59,7 @@ class FrozenRollouts:
     @property
     def sha256(self) -> str:
         """SHA-256 of the content."""
-        return self.manifest["sha256"]
+        return str(self.manifest["sha256"])
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -125,10 +125,11 @@ def generate_samples(
     return [[known[str(i + j)] for j in range(samples)] for i in range(0, len(encoded), samples)]
 
 
-def _batches(encoded: Sequence[Any], batch_size: int, description: str) -> list[range]:
+def _batches(encoded: Sequence[Any], batch_size: int, description: str) -> Iterable[range]:
     starts = range(0, len(encoded), batch_size)
     ranges = [range(start, min(start + batch_size, len(encoded))) for start in starts]
-    return tqdm(ranges, desc=description, unit="batch", leave=False, dynamic_ncols=True)
+    shown: Iterable[range] = tqdm(ranges, desc=description, unit="batch", leave=False, dynamic_ncols=True)
+    return shown
 
 
 class _TopTwoGap(LogitsProcessor):

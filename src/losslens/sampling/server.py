@@ -281,7 +281,7 @@ def _wait(error: Exception, attempt: int) -> float | None:
     """Returns the seconds until the next attempt; None if the failure is permanent."""
     from openai import APIStatusError
 
-    pause = min(_MAX_BACKOFF, 0.5 * 2 ** (attempt - 1))
+    pause = min(_MAX_BACKOFF, 0.5 * 2.0 ** (attempt - 1))
     if not isinstance(error, APIStatusError):
         # No connection, or a response that the client cannot parse, which can raise any kind of error.
         return pause

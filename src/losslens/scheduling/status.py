@@ -41,7 +41,7 @@ class RunStatus:
     @property
     def state(self) -> str:
         """`queued`, `running`, `preempted`, `failed`, `completed` or `damaged`."""
-        return self.status["state"]
+        return str(self.status["state"])
 
     @property
     def is_over(self) -> bool:

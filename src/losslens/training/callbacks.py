@@ -280,6 +280,6 @@ class NonFiniteGuard(TrainerCallback):
 def _step(line: str) -> float:
     """The step of a line; infinity for a truncated line."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf

@@ -57,12 +57,14 @@ class LossTrainer(SFTTrainer):
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Does nothing: TRL would write a model card into each (temporary) checkpoint."""
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns a placeholder that only counts steps; the micro-batches come from the source."""
         # Iterating it draws a seed from the global generator, before LoRA dropout does: kept for reproducibility.
         return DataLoader(self.train_dataset)
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
         """Returns the micro-batches of a step, and its number of tokens, rollouts or pairs over all processes.
 
         Raises:
@@ -142,7 +144,8 @@ class LossTrainer(SFTTrainer):
         self.model.eval()
         try:
             with self.accelerator.autocast():
-                return self.model(**placed, **_HEAD).log_probs
+                logps: torch.Tensor = self.model(**placed, **_HEAD).log_probs
+                return logps
         finally:
             self.model.train(training)
 
@@ -177,12 +180,13 @@ class LossTrainer(SFTTrainer):
         for batch in batches:
             total += (self._logps(batch) - self.base_logps(batch)).sum()
             rows += len(batch["input_ids"])
-        total, count = self._over_processes(torch.stack([total.cpu(), torch.tensor(float(rows))]))
-        return (total / count).to(device)
+        summed, count = self._over_processes(torch.stack([total.cpu(), torch.tensor(float(rows))]))
+        return torch.div(summed, count).to(device)
 
     def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
         device = self.accelerator.device
-        return self.accelerator.reduce(values.to(device), reduction="sum").to("cpu")
+        reduced: torch.Tensor = self.accelerator.reduce(values.to(device), reduction="sum")
+        return reduced.to("cpu")
 
     @torch.no_grad()
     def _accumulate_metrics(

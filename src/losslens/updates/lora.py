@@ -34,7 +34,7 @@ class LoraUpdate(Update):
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return int(self.a.shape[0])
 
     def dense(self) -> Array:
         return self.scale * self.b @ self.a

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import regex
 
@@ -47,6 +47,8 @@ _WHY = {
 }
 _SECONDS = 0.5  # for one pattern and one module's name; a sensible pattern takes microseconds
 _LARGEST = 1e100  # far above any weight, and its square is finite
+
+_Value = TypeVar("_Value")
 
 
 class LoraConfigFile:
@@ -101,7 +103,6 @@ class LoraConfigFile:
     def scale(self, module: str, rank: int) -> float:
         """The factor before B·A: alpha / rank, or alpha / √rank with rsLoRA."""
         alpha = self._of_module("alpha_pattern", self._alphas, module, self._alpha)
-        assert alpha is not None
         return alpha / (math.sqrt(rank) if self._rslora else rank)
 
     def _refuse_variants(self, content: Mapping[str, Any]) -> None:
@@ -146,7 +147,7 @@ class LoraConfigFile:
                 ) from error
         return list(pattern.items())
 
-    def _of_module(self, name: str, pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    def _of_module(self, name: str, pattern: Mapping[str, _Value], module: str, default: _Value) -> _Value:
         """PEFT's rule: the first key that is the module's name or the end of it."""
         for key, value in pattern.items():
             try:

@@ -32,7 +32,8 @@ def median(values: Array) -> Array:
 
 def _ratio(numerator: Array, denominator: Array) -> Array:
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
-    return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=np.asarray(denominator) > 0)
+    ratio: Array = np.divide(numerator, denominator, out=np.full(shape, np.nan), where=np.asarray(denominator) > 0)
+    return ratio
 
 
 # Of one run
@@ -40,7 +41,8 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
 
 def norm(run: RunWeights) -> Array:
     """‖ΔW‖_F over the modules."""
-    return np.sqrt(run.squared.sum(axis=-1))
+    norms: Array = np.sqrt(run.squared.sum(axis=-1))
+    return norms
 
 
 def relative_norm(run: RunWeights) -> Array:
@@ -123,7 +125,8 @@ def cosine_null(pair: PairWeights) -> Array:
 
 
 def _norms(pair: PairWeights) -> Array:
-    return np.sqrt(pair.squared_a.sum(axis=-1)) * np.sqrt(pair.squared_b.sum(axis=-1))
+    norms: Array = np.sqrt(pair.squared_a.sum(axis=-1)) * np.sqrt(pair.squared_b.sum(axis=-1))
+    return norms
 
 
 def orthogonal_share(cosines: Array) -> Array:
@@ -135,7 +138,8 @@ def random_agreement(dimensions: Array) -> Array:
     """The mean over the last axis of E|⟨u, u'⟩| for independent unit vectors in ℝᵈ: Γ(d/2)/(√π·Γ((d + 1)/2))."""
     from scipy.special import gammaln  # slow to import, and what shows measures needs none of it
 
-    return np.mean(np.exp(gammaln(dimensions / 2) - gammaln((dimensions + 1) / 2)) / np.sqrt(np.pi), axis=-1)
+    means: Array = np.mean(np.exp(gammaln(dimensions / 2) - gammaln((dimensions + 1) / 2)) / np.sqrt(np.pi), axis=-1)
+    return means
 
 
 def _agreement_null(side: Literal["left", "right"], pair: PairWeights) -> Array:
