@@ -621,7 +621,7 @@ class TestRefused:
         taken = of(sweep, "sft").name
         for adapters, message in (
             ({"wide": wide}, r"wide: .* is 64 × 5, in dft-\S+ it is 64 × 128"),
-            ({"broken": broken}, f"{broken}: .* holds values that are not finite"),
+            ({"broken": broken}, f"{broken}: .* contains non-finite values"),
             ({taken: broken}, f"adapters.{taken}: a run or the base is called so already"),
             ({"gone": tmp_path / "gone"}, "gone: not a readable PEFT adapter"),
         ):

@@ -265,7 +265,7 @@ class TestTables:
 
     @pytest.mark.parametrize(
         ("pairing", "said"),
-        [("same init", ", over runs at different seeds;"), ("same seeds", ", over runs of one seed;"), ("", ";")],
+        [("same init", ", over runs at different seeds;"), ("same seeds", ", over runs of the same seed;"), ("", ";")],
     )
     def test_the_comparison_says_of_which_runs_it_is(self, analysis: AnalysisFolder, pairing: str, said: str) -> None:
         rows = [row | {"pairing": "same init" if row["method"] == "sft" else pairing} for row in [*ARMS, MATCHED]]
@@ -284,7 +284,7 @@ class TestTables:
                 for kind in ("order", "data")]  # fmt: skip
         write(analysis.path, repeats=rows)
         text = write_tables(analysis.path)[0].read_text(encoding="utf-8")
-        assert "Repeats: one loss trained again in another order of the data, or on other rollouts." in text
+        assert "Repeats: the same loss trained again in a different data order, or on different rollouts." in text
 
     def test_escaped(self) -> None:
         assert escaped("50%_a & {b}#$") == r"50\%\_a \& \{b\}\#\$"

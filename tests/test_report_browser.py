@@ -553,7 +553,7 @@ def test_colours_mean_the_same_whatever_is_chosen(report: Report) -> None:
     Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("u1")
     report.settle()
     caption = report.browser.find_element(By.CSS_SELECTOR, "#x-modules figcaption").text
-    assert f"Colours: 0 to {fixed(most, 4)}, the most in any pair." in caption
+    assert f"The colour scale is 0 to {fixed(most, 4)}, the largest value of any pair." in caption
     Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("cosine")
 
 

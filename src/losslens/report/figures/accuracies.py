@@ -1,4 +1,4 @@
-"""Accuracies with their intervals, against the untrained base."""
+"""Figure of the accuracies with their intervals and the untrained base."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from losslens.tables.style import colour
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    """The figure; None where nothing was scored."""
+    """Draws the figure; None if nothing was scored."""
     arms = ablation_arms(analysis)
     if arms.empty or not arms["accuracy"].notna().any():
         return None

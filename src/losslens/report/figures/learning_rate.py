@@ -1,4 +1,4 @@
-"""The learning-rate-matched comparison: size, direction and accuracy of each method at each of its rates."""
+"""Figure of the learning-rate-matched comparison: size, direction and accuracy of each arm."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from losslens.tables.style import colour
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    """The figure; None where no method was trained at several rates."""
+    """Draws the figure; None if no method was trained at several learning rates."""
     arms = ablation_arms(analysis)
     if not is_matched(arms):
         return None
@@ -72,7 +72,7 @@ def _directions(axes: Axes, arms: pd.DataFrame) -> None:
     for value in repeats:
         axes.axhline(value, color=INK, linewidth=0.9, linestyle="--")
         axes.annotate(
-            "SFT, again", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
+            "SFT, repeat", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
             textcoords="offset points", va="top", ha="center", fontsize=7,
         )  # fmt: skip
     axes.set_ylabel("cosine to SFT")
