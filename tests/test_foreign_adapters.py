@@ -242,7 +242,7 @@ class TestBases:
         x = changed(plain, tmp_path / "x", base_model_name_or_path=str(other))
         left_out: dict[str, str] = {}
         for runs, model_path in ((None, None), (None, str(TINY / "student"))):
-            with pytest.raises(InputError, match=r"adapters\.x: made on another base"):
+            with pytest.raises(InputError, match=r"adapters\.x: trained on a different base"):
                 require_one_base({"plain": plain, "x": x}, runs, model_path, left_out)
         assert left_out == {}
 
@@ -276,7 +276,7 @@ class TestBases:
             require_one_base({"x": x, "y": y}, None, None, left_out)
             assert list(left_out) == ([] if same else ["the base of y"])
             return
-        with pytest.raises(InputError, match=r"adapters\.y: made on another base"):
+        with pytest.raises(InputError, match=r"adapters\.y: trained on a different base"):
             require_one_base({"x": x, "y": y}, None, None, {})
 
     @pytest.mark.parametrize("name", ["someone/another-base", "/no/such/folder", None])

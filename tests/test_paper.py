@@ -231,7 +231,7 @@ class TestTables:
         assert "| base | – | – | – | – | – | 57.6 | 55.6–64.2 | – | – |" in lines
         # Of a loss that was trained once the p of its arm, the only one there is.
         assert "| RFT | 1e-3 | 0 | 0 | 0.951 | 6.3 | 60.0 | 55.6–64.2 | +2.4 | 0.310 |" in lines
-        assert "| SFT (again) | 0.800 | 0.020 | 15.0° | 59.5° | 2.0° | – | 0.9000 |" in lines
+        assert "| SFT (repeat) | 0.800 | 0.020 | 15.0° | 59.5° | 2.0° | – | 0.9000 |" in lines
         assert "| RFT | 0.700 | 0.020 | 15.0° | 59.5° | 2.0° | 0.0010 | 0.9000 |" in lines
         assert "| SFT | conv\\_100% | order | 1 | 0.800 | 0.900 |" in lines
         assert sum(line.startswith("| ---") for line in lines) == 3  # no comparison of learning rates

@@ -163,8 +163,8 @@ def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypa
     assert section
     found = read(section.explorer)
     averaged = {pair for *_, numbers in found["between"] for pair in numbers}
-    assert len(found["held"]) == 5
-    assert averaged <= set(found["held"])
+    assert len(found["kept"]) == 5
+    assert averaged <= set(found["kept"])
     # With connectivity and CKA.
     assert [found["pairs"][pair] for pair in found["angled"]] == [[0, 1], [0, 3]]
     assert not np.isnan(found["modules.angles"]).any()

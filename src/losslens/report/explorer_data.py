@@ -98,14 +98,14 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
         packed.fixed(f"pairs.{name}", pairs.table[name].to_numpy(), digits)
     order = _by_importance(pairs, runs.between)
     a_pair = len(modules.names) * len(_module_columns()) + len(modules.layers) * len(_columns(weight_measures("more")))
-    held = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])
-    _layers(packed, analysis, runs, modules, pairs, held)
-    angled = _modules(packed, analysis, runs, modules, pairs, held, order)
+    kept = sorted(order[: max(1, _MOST_NUMBERS // max(1, a_pair))])
+    _layers(packed, analysis, runs, modules, pairs, kept)
+    angled = _modules(packed, analysis, runs, modules, pairs, kept, order)
     _runs(packed, analysis, runs, modules)
     _cka(packed, analysis, runs)
     _curves(packed, analysis, runs, pairs)
     _map(packed, analysis, runs, pairs)
-    return packed, _omissions(len(pairs.ends), len(held), angled)
+    return packed, _omissions(len(pairs.ends), len(kept), angled)
 
 
 def _entry(measure: PairMeasure) -> dict[str, Any]:
@@ -125,14 +125,14 @@ def _by_importance(pairs: Pairs, between: Sequence[tuple[int, int, list[int]]]) 
     return sorted(range(len(pairs.ends)), key=lambda pair: (pair not in averaged, -measured[pair]))
 
 
-def _omissions(all_pairs: int, held: int, angled: int) -> list[str]:
+def _omissions(all_pairs: int, kept: int, angled: int) -> list[str]:
     notes = []
-    if held < all_pairs:
+    if kept < all_pairs:
         notes.append(
-            f"To keep the page small, it holds the layers and modules of {held:,} of {all_pairs:,} pairs: those used "
+            f"To keep the page small, it holds the layers and modules of {kept:,} of {all_pairs:,} pairs: those used "
             "in averages over seeds, and those with connectivity or CKA. layers.csv and modules.parquet have all pairs."
         )
-    if angled < held:
+    if angled < kept:
         notes.append(
             f"It holds all angles of {angled:,} of {all_pairs:,} pairs, and the smallest and the largest angle of the "
             "others; modules.parquet has all angles."
@@ -141,14 +141,14 @@ def _omissions(all_pairs: int, held: int, angled: int) -> list[str]:
 
 
 def _layers(
-    packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs, held: Sequence[int]
+    packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs, kept: Sequence[int]
 ) -> None:
     table = analysis.table("layers", ("run_a", "run_b"), ("layer", *_columns(weight_measures("more"))))
-    row = _places(len(pairs.ends), held)[pairs.numbers(runs, table["run_a"], table["run_b"])]
+    row = _places(len(pairs.ends), kept)[pairs.numbers(runs, table["run_a"], table["run_b"])]
     layer = table["layer"].map({layer: place for place, layer in enumerate(modules.layers)}).fillna(-1).to_numpy(int)
     there = (row >= 0) & (layer >= 0)
     for name, digits in _columns(weight_measures("more")).items():
-        values = np.full((len(held), len(modules.layers)), np.nan)
+        values = np.full((len(kept), len(modules.layers)), np.nan)
         values[row[there], layer[there]] = table[name].to_numpy()[there]
         packed.fixed(f"layers.{name}", values, digits)
 
@@ -159,7 +159,7 @@ def _modules(
     runs: Runs,
     modules: Modules,
     pairs: Pairs,
-    held: Sequence[int],
+    kept: Sequence[int],
     order: Sequence[int],
 ) -> int:
     """Packs the measures by module; returns the number of pairs packed with all angles."""
@@ -167,21 +167,21 @@ def _modules(
     table = analysis.parquet("modules", ["run_a", "run_b", "module", *_module_columns(), *sides])
     pair = pairs.numbers(runs, _texts(table, "run_a"), _texts(table, "run_b"))
     module = _texts(table, "module").map({name: m for m, name in enumerate(modules.names)}).fillna(-1).to_numpy(int)
-    row = _places(len(pairs.ends), held)[pair]
+    row = _places(len(pairs.ends), kept)[pair]
     there = (row >= 0) & (module >= 0)
-    shape = (len(held), len(modules.names))
+    shape = (len(kept), len(modules.names))
     for name, digits in _module_columns().items():
         values = np.full(shape, np.nan)
         values[row[there], module[there]] = _numbers(table, name)[there]
         packed.fixed(f"modules.{name}", values, digits)
     angles = np.stack([_lists(table, side) for side in sides], axis=1) if table.num_rows else np.zeros((0, 2, 0))
-    angled = sorted(set(order[: max(1, _MOST_ANGLES // max(1, len(modules.names) * 2 * angles.shape[2]))]) & set(held))
+    angled = sorted(set(order[: max(1, _MOST_ANGLES // max(1, len(modules.names) * 2 * angles.shape[2]))]) & set(kept))
     row = _places(len(pairs.ends), angled)[pair]
     there = (row >= 0) & (module >= 0)
     values = np.full((len(angled), len(modules.names), 2, angles.shape[2]), np.nan)
     values[row[there], module[there]] = angles[there]
     packed.fixed("modules.angles", values, _DEGREES)
-    packed.add_header(held=held, angled=angled)
+    packed.add_header(kept=kept, angled=angled)
     return len(angled)
 
 
@@ -247,10 +247,10 @@ def _map(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) -> 
     packed.add_header(map={"off": round(float(np.median(known)), 1), "kept": kept} if known.size else None)
 
 
-def _places(count: int, held: Sequence[int]) -> np.ndarray:
-    """Returns the index of each pair among those held, −1 for the others and, in the last entry, for no pair."""
+def _places(count: int, kept: Sequence[int]) -> np.ndarray:
+    """Returns the index of each pair among those kept, −1 for the others and, in the last entry, for no pair."""
     places = np.full(count + 1, -1)
-    places[list(held)] = np.arange(len(held))
+    places[list(kept)] = np.arange(len(kept))
     return places
 
 

@@ -38,14 +38,14 @@ def cka_min(of: Functions) -> Array:
 
 MEASURES = (
     FunctionMeasure(
-        name="barrier_chord", label="barrier to the chord", short="barrier", place=50, tier="main", **_BARRIER,
+        name="barrier_chord", label="barrier above the chord", short="barrier", place=50, tier="main", **_BARRIER,
         value=_barrier("chord", 0), interval=_interval("chord"),
         summary="How much the loss rises on the straight path from one trained model to another; 0: they lie in "
         "the same basin.",
         definition="max_α [L(α) − ((1−α)L(0) + αL(1))], never below 0", source="Entezari et al. 2022",
     ),
     FunctionMeasure(
-        name="barrier_mean", label="barrier to the mean", place=51, **_BARRIER,
+        name="barrier_mean", label="barrier above the mean", place=51, **_BARRIER,
         value=_barrier("mean", 0), interval=_interval("mean"),
         definition="max_α L(α) − (L(0) + L(1))/2, never below half the difference of the endpoints; if "
         "they differ, read it together with the curve", source="Frankle et al. 2020",

@@ -35,7 +35,7 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=np.asarray(denominator) > 0)
 
 
-# Of one run
+# Measures of one run
 
 
 def norm(run: RunWeights) -> Array:
@@ -100,7 +100,7 @@ def _unknown(run: RunWeights) -> Array:
     return np.where(np.isnan(run.off_principal).all(axis=-1), np.nan, 0.0)
 
 
-# Of two runs
+# Measures of two runs
 
 
 def cosine(pair: PairWeights) -> Array:
@@ -210,7 +210,7 @@ def _angles(side: Literal["left", "right"], end: Literal["min", "max"], place: f
         value=partial(_angle, side, _smallest if smallest else _largest),
         null=partial(_angle_null, side, 0 if smallest else 1),
         definition=f"{'smallest' if smallest else 'largest'} principal angle between the top-k {side} singular "
-        "subspaces, median over modules, degrees; k = `top` = 10, or the smaller of the two ranks",
+        "subspaces, median over modules, degrees; k = `num_directions` = 10, or the smaller of the two ranks",
         source="Björck and Golub 1973; Knyazev and Argentati 2002",
         **more,
     )

@@ -17,7 +17,7 @@ function armPair() {
   const row = a === b && !arms() ? undefined : armRows.get(symmetric(a, b));
   return row === undefined ? {row: -1} : {row, turned: head.between[row][0] !== a};
 }
-let armPairs, armRows, runPairs, heldRows, angledRows, moduleAt;
+let armPairs, armRows, runPairs, keptRows, angledRows, moduleAt;
 
 function spread(values) {
   const known = values.filter(Number.isFinite);
@@ -31,9 +31,9 @@ function spread(values) {
 const mean = values => spread(values).mean;
 const ofModule = (name, layer, projection) => {
   const module = moduleAt[layer]?.[projection];
-  return spread(pairs().map(pair => data.at(`modules.${name}`, heldRows.get(pair), module)));
+  return spread(pairs().map(pair => data.at(`modules.${name}`, keptRows.get(pair), module)));
 };
-const ofLayer = (name, layer) => spread(pairs().map(pair => data.at(`layers.${name}`, heldRows.get(pair), layer)));
+const ofLayer = (name, layer) => spread(pairs().map(pair => data.at(`layers.${name}`, keptRows.get(pair), layer)));
 const ofWhole = name => spread(pairs().map(pair => data.at(`pairs.${name}`, pair)));
 const ofRun = (name, which, module) => spread(runsOf(which).map(run => module === undefined ? data.at(`runs.${name}`, run) : data.at(`run_modules.${name}`, run, module)));
 

@@ -169,7 +169,7 @@ async function explore() {
   runPairs = new Map(head.pairs.map((ends, pair) => [symmetric(...ends), [pair]]));
   armPairs = new Map(head.between.map(([a, b, numbers]) => [symmetric(a, b), numbers]));
   armRows = new Map(head.between.map(([a, b], row) => [symmetric(a, b), row]));
-  heldRows = new Map(head.held.map((pair, row) => [pair, row]));
+  keptRows = new Map(head.kept.map((pair, row) => [pair, row]));
   angledRows = new Map(head.angled.map((pair, row) => [pair, row]));
   moduleAt = head.layers.map(() => []);
   head.at.forEach(([layer, projection], module) => moduleAt[layer][projection] = module);

@@ -18,7 +18,7 @@ function scaleOf(measure) {
   }
   if (measure.most === undefined) {
     measure.most = 0;
-    for (let row = 0; row < head.held.length; row++) {
+    for (let row = 0; row < head.kept.length; row++) {
       for (let module = 0; module < head.modules.length; module++) {
         const value = data.at(`modules.${measure.name}`, row, module);
         if (value > measure.most) measure.most = value;

@@ -115,7 +115,7 @@ function sentence() {
   const many = pairs();
   const both = `● ${label(state.a)} and ◇ ${label(state.b)}`;
   if (!many.length) return `${both}: no pair of their runs was compared.`;
-  if (!many.some(pair => heldRows.has(pair))) return `${both}: this page has no layers or modules of this pair; see the notes below.`;
+  if (!many.some(pair => keptRows.has(pair))) return `${both}: this page has no layers or modules of this pair; see the notes below.`;
   const of = arms() ? `, ${many.length === 1 ? "1 pair" : `mean ± standard deviation of ${many.length} pairs`} of runs` : "";
   const kinds = new Set(many.map(pair => head.pairings[pair]));
   const initial = kinds.size > 1 ? "" : {
