@@ -25,8 +25,8 @@ JUDGEMENT = {
     "or both.",
     "ceiling": "What two losses would show if they were the same loss, computed from their repeats (for cosines and "
     "CKA); a cosine is judged by its ratio to the ceiling.",
-    "repeat level": "The same for all other measures of two updates: what two losses would show if they were the same "
-    "loss, for most measures the mean of their repeats.",
+    "repeat level": "What two losses would show if they were the same loss, for measures without a ceiling; for most "
+    "measures, the mean of their repeats.",
     "accuracy": "The share of held-out problems that a run answers correctly; the 95% interval is its uncertainty over "
     "problems.",
     "p (Holm)": "The probability that chance alone gives such a difference or a larger one, corrected for the number "

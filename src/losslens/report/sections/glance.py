@@ -136,15 +136,15 @@ def _cosine_caption(comparison: Comparison) -> str:
     losses = comparison.losses
     cosines = {(a, b): comparison.of("cosine", a, b) for a in losses for b in losses}
     own = any(cosine.known for (a, b), cosine in cosines.items() if a is b)
-    sentences = ["Dotted: the repeat of each loss, its cosine with itself when trained again"]
-    sentences[0] += "; – where it was trained once." if own else " (not known: each was trained once)."
+    sentences = ["Dotted: the repeat of each loss (its cosine with itself, trained again)"]
+    sentences[0] += "; – if it was trained only once." if own else "; not known, since each was trained only once."
     others = [cosine for (a, b), cosine in cosines.items() if a is not b and cosine.known]
     if any(cosine.pairing in ("same seeds", "same order") for cosine in others):
         sentences.append("Losses without runs of different seeds are compared by runs that share their batches.")
     if any(not math.isnan(cosine.level) for cosine in others) and len(losses) <= _MOST_WITH_CEILINGS:
         sentences.append(
-            "Below a cosine: of its ceiling (√(ρρ') of the two repeats, the cosine if the two were the same loss) → "
-            "its ratio to that ceiling."
+            "Below each cosine: “of” its ceiling, √(ρρ') of the two repeats, which the two would show if they were the "
+            "same loss; “→” its ratio to the ceiling."
         )
     nulls = [cosine.null for cosine in others if not math.isnan(cosine.null)]
     if nulls:
