@@ -51,11 +51,11 @@ def _rollouts(origins: dict[str, Any]) -> str:
 
 def _checkpoint(settings: dict[str, Any], points: dict[str, Any]) -> str:
     """Returns the point of training that is compared; empty for the end."""
-    at = settings.get("at", "end")
-    if at == "end":
+    checkpoint = settings.get("checkpoint", "end")
+    if checkpoint == "end":
         return ""
-    if at != "norm":
-        return f"at step {at}"
+    if checkpoint != "norm":
+        return f"at step {checkpoint}"
     norms = {point["norm"] for point in points.values() if "norm" in point}
     return f"at ‖ΔW‖ = {norms.pop():.4g}" if len(norms) == 1 else "at the same norm"
 
