@@ -24,7 +24,8 @@ from losslens.tables.style import METHODS, colour
 from tests.conftest import ROOT
 
 MANIFEST: dict[str, Any] = {
-    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic", "settings": {"num_directions": 10, "checkpoint": "end"},
+    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic",
+    "settings": {"num_directions": 10, "checkpoint": "end"},
     "adapters": {"sft-conventional-s0": "c0ffee"}, "left_out": {}, "versions": {"losslens": "0.1.0"},
     "code": {"commit": "0123456789abcdef", "dirty_diff": "secret"}, "machine": {"host": "mine", "cpus": 2},
 }  # fmt: skip

@@ -205,9 +205,7 @@ def _compare_with_base(rows: list[dict[str, Any]], cohort: Cohort) -> None:
                     row["base_diff"] = comparison["accuracy_diff"]
                     row |= {f"base_{end}": comparison[end] for end in ("diff_low", "diff_high")}
                     if has_collapsed(correct, reference):
-                        row["diverged"] = (
-                            f"accuracy fell to {row['accuracy']:.1%} from {reference.mean():.1%} of the base"
-                        )
+                        row["diverged"] = f"accuracy fell to {row['accuracy']:.1%} (base: {reference.mean():.1%})"
 
 
 def by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from losslens.measures import Measure, PairMeasure, pair_measures, run_measures
-from losslens.report.arm_table import beside
+from losslens.report.arm_table import lines_below
 from losslens.report.components import Figure
 from losslens.tables.format import difference, number, percent
 from losslens.tables.style import (
@@ -184,7 +184,7 @@ def _known(arms: pd.DataFrame, column: str) -> bool:
 
 def _hover(arm: pd.Series, name: str, show: Callable[[float], str]) -> str:
     std = "" if pd.isna(arm.get(f"{name}_std")) else f" ± {show(arm[f'{name}_std'])}"
-    lines = [f"<br>{line}" for line in beside(arm, name, show)]
+    lines = [f"<br>{line}" for line in lines_below(arm, name, show)]
     return (
         f"<b>{escape_markup(arm['label'])}</b> ({escape_markup(arm['lr'])})<br>{show(arm[name])}{std}{''.join(lines)}"
     )

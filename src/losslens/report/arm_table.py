@@ -52,7 +52,7 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
             Cell(rate(arm["learning_rate"])),
             Cell(str(arm["seeds"]), bad="\n".join(f"✕ {arm[what]} {what}" for what in _LOST if arm[what])),
             *(
-                Cell(show(arm[name]), _spread(arm, name, show), "\n".join(beside(arm, name, show)))
+                Cell(show(arm[name]), _spread(arm, name, show), "\n".join(lines_below(arm, name, show)))
                 for name, _, show in measures
             ),
             *([_accuracy(arm)] if scored else []),
@@ -62,7 +62,7 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
     return downloadable(analysis, "arms", "One row per arm: mean ± standard deviation over seeds", columns, rows)
 
 
-def beside(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:
+def lines_below(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:
     """Returns the lines below a measure: ceiling and ratio, or repeat level; verdict; null."""
     known = {what: arm.get(f"{name}_{what}") for what in ("ceiling", "repeat", "relative", "low", "high", "null")}
     lines = [f"{what} {show(known[what])}" for what in ("ceiling", "repeat") if not pd.isna(known[what])]

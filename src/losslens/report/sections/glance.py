@@ -119,13 +119,13 @@ def _table(comparison: Comparison) -> Table:
         cells = []
         for b in losses:
             cosine = comparison.of("cosine", a, b)
-            cells.append(Cell(number(cosine.value), "", "\n".join(_beside(cosine))))
+            cells.append(Cell(number(cosine.value), "", "\n".join(_lines_below(cosine))))
         rows.append(Row([Cell(a.name, colour=colour(a.method)), *cells]))
     columns = [Column("loss", numeric=False), *(Column(loss.name) for loss in losses)]
     return Table("Cosine of the updates, in numbers", columns, rows, closed=True)
 
 
-def _beside(cosine: Compared) -> list[str]:
+def _lines_below(cosine: Compared) -> list[str]:
     """Returns the lines below a cosine: ceiling and ratio, verdict, null."""
     lines = [] if math.isnan(cosine.level) else [f"ceiling {number(cosine.level)}, ratio {ratio(cosine, ', 95%')}"]
     lines += [cosine.verdict] * (cosine.verdict not in ("", "too few seeds"))
@@ -165,7 +165,7 @@ def _hover(first: Loss, second: Loss, cosine: Compared) -> str:
         f"cosine {number(cosine.value)} ({over})",
     ]
     repeats = repeats_of(first, second, cosine)
-    return "\n".join([*lines, *([repeats] if repeats else []), *_beside(cosine)])
+    return "\n".join([*lines, *([repeats] if repeats else []), *_lines_below(cosine)])
 
 
 def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
