@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 
-from losslens.report.arm_comparison import arms as ablation_arms
+from losslens.report.arm_comparison import arm_rows
 from losslens.report.arm_figures import arm_figures
 from losslens.report.caveats import caveats
 from losslens.report.findings import findings
@@ -354,7 +354,7 @@ def test_the_repeat_of_each_sft_arm_is_drawn(folder) -> None:
         row = arm("sft", "conventional", 1e-3, settings=f"lora.r={rank}", sft=name, cosine_repeat=repeat)
         arms.append(row | {"arm": name})
     analysis = folder(runs=[SFT], pairs=[], arms=arms)
-    first, *_ = arm_figures(ablation_arms(analysis), Comparison(analysis).looks, None)
+    first, *_ = arm_figures(arm_rows(analysis), Comparison(analysis).looks, None)
     assert sorted(line.y0 for line in first.plot.layout.shapes if line.line.dash == "dash") == [0.5, 0.9]
     assert "Dashed: the repeat of each SFT arm." in first.caption
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from losslens.report.arm_comparison import arms as ablation_arms
-from losslens.report.arm_comparison import base_on
+from losslens.report.arm_comparison import arm_rows, base_on
 from losslens.report.components import Finding
 from losslens.report.loss_comparison import Comparison
 from losslens.report.names import loss_name
@@ -15,7 +14,7 @@ from losslens.tables.format import listed, number, p_value, percent, points, who
 
 def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
     """Reports which losses differ in accuracy from the base and from SFT, after Holm's correction."""
-    arms = ablation_arms(analysis)
+    arms = arm_rows(analysis)
     arms = arms[arms["accuracy"].notna()] if len(arms) else arms
     if arms.empty:
         return []

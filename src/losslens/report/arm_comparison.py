@@ -36,7 +36,7 @@ _NUMBERS = (
 _COUNTS = ("seeds", "diverged", "collapsed")
 
 
-def arms(analysis: AnalysisFolder) -> pd.DataFrame:
+def arm_rows(analysis: AnalysisFolder) -> pd.DataFrame:
     """Returns one row per arm, ordered by learning rate (largest first) and then by method.
 
     `lr` joins all learning-rate names that stand for the same runs. Added columns are `label` (the displayed name),

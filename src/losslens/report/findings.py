@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from losslens.report.accuracy_findings import accuracies
-from losslens.report.arm_comparison import arms as ablation_arms
+from losslens.report.arm_comparison import arm_rows
 from losslens.report.components import Finding
 from losslens.report.loss_comparison import Compared, Comparison, Loss
 from losslens.tables.analysis_folder import AnalysisFolder
@@ -203,7 +203,7 @@ def sizes(comparison: Comparison) -> list[Finding]:
 
 def learning_rates(analysis: AnalysisFolder) -> list[Finding]:
     """Compares each method at SFT's learning rate with the same method at its own, if both were trained."""
-    arms = ablation_arms(analysis)
+    arms = arm_rows(analysis)
     arms = arms[arms["norm"].notna()] if len(arms) else arms
     references = arms[arms["arm"] == arms["sft"]] if len(arms) else arms
     return [

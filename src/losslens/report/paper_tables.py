@@ -13,8 +13,7 @@ import pandas as pd
 
 from losslens.core.files import atomic_file
 from losslens.measures import Measure, measures_besides_cosine, pair_measures, run_measures
-from losslens.report.arm_comparison import arms as ablation_arms
-from losslens.report.arm_comparison import is_matched
+from losslens.report.arm_comparison import arm_rows, is_matched
 from losslens.report.findings import ratio
 from losslens.report.loss_comparison import Comparison
 from losslens.report.names import short
@@ -52,7 +51,7 @@ def write_tables(folder: Path) -> list[Path]:
     analysis = AnalysisFolder(folder)
     comparison = Comparison(analysis)
     name = ", ".join(map(str, analysis.manifest.get("sweeps") or [])) or "adapters"
-    candidates = (_runs(analysis, comparison), _to_reference(comparison), _repeats(analysis), _ablation(analysis))
+    candidates = (_runs(analysis, comparison), _to_reference(comparison), _repeats(analysis), _arms(analysis))
     tables = [_without_empty_columns(table) for table in candidates if table and table.rows]
     written = []
     for kind, text in (("md", _markdown(name, tables)), ("tex", _latex(name, tables))):
@@ -110,7 +109,7 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
 
 def _tests_of_runs(analysis: AnalysisFolder) -> dict[tuple[str, str], float]:
     """Returns, for each (run, benchmark) whose arm has a single run, the arm's p against the base."""
-    arms = ablation_arms(analysis)
+    arms = arm_rows(analysis)
     runs = analysis.table("runs", ("run", "arm", "benchmark"), ())
     if arms.empty:
         return {}
@@ -193,8 +192,8 @@ def _repeats(analysis: AnalysisFolder) -> PaperTable:
     return PaperTable("repeats", caption, heads, rows)
 
 
-def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
-    arms = ablation_arms(analysis)
+def _arms(analysis: AnalysisFolder) -> PaperTable | None:
+    arms = arm_rows(analysis)
     if not is_matched(arms) and not (len(arms) and (arms["seeds"] > 1).any()):
         return None
     settings = arms["settings"].any()

@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from losslens.report.arm_comparison import arms as ablation_arms
-from losslens.report.arm_comparison import base_on, is_matched
+from losslens.report.arm_comparison import arm_rows, base_on, is_matched
 from losslens.report.figures.canvas import (
     COLUMN,
     INK,
@@ -28,7 +27,7 @@ from losslens.tables.style import colour
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     """Draws the figure; None if no method was trained at several learning rates."""
-    arms = ablation_arms(analysis)
+    arms = arm_rows(analysis)
     if not is_matched(arms):
         return None
     arms = arms[arms["norm"].gt(0)]

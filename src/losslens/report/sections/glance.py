@@ -6,8 +6,7 @@ import math
 
 import pandas as pd
 
-from losslens.report.arm_comparison import arms as ablation_arms
-from losslens.report.arm_comparison import base_on
+from losslens.report.arm_comparison import arm_rows, base_on
 from losslens.report.caveats import caveats
 from losslens.report.components import Cell, Column, Figure, Matrix, Row, Section, Square, Table
 from losslens.report.findings import findings, ratio, repeats_of
@@ -169,7 +168,7 @@ def _hover(first: Loss, second: Loss, cosine: Compared) -> str:
 
 
 def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    arms = ablation_arms(analysis)
+    arms = arm_rows(analysis)
     if arms.empty or not arms["accuracy"].notna().any():
         return None
     by_arm = arms.set_index("arm")

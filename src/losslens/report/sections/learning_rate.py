@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from losslens.report.arm_comparison import arms, base_on, is_matched
+from losslens.report.arm_comparison import arm_rows, base_on, is_matched
 from losslens.report.arm_figures import arm_figures
 from losslens.report.arm_table import arm_table
 from losslens.report.components import Section
@@ -16,7 +16,7 @@ from losslens.tables.style import loss_title
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """Builds the section; None if the analysis has no arms."""
-    rows = arms(analysis)
+    rows = arm_rows(analysis)
     if rows.empty:
         return None
     looks = Comparison(analysis).looks
