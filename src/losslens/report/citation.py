@@ -1,4 +1,4 @@
-"""How to cite what a report shows: the software, as CITATION.cff has it, and the study that it makes repeatable."""
+"""Citations shown in a report: the software, as in CITATION.cff, and the study that it reproduces."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ AUTHORS = ("Nikolich, Aleksandr", "Kiselev, Igor", "Platonov, Vladimir", "Romano
 
 
 def works(version: str) -> list[tuple[str, str, str]]:
-    """What to cite, for the version that made the numbers: what it is, its text in a list of references, its BibTeX."""
-    said = f", version {version}" if version else ""
+    """Returns the kind, reference text and BibTeX of each work to cite, for the version that made the numbers."""
+    of_version = f", version {version}" if version else ""
     return [
         (
             "this software",
-            f"The LossLens authors. {TITLE} Software{said}, 2026.",
+            f"The LossLens authors. {TITLE} Software{of_version}, 2026.",
             "@software{losslens,\n"
             "  author  = {{The LossLens authors}},\n"
             f"  title   = {{{{{TITLE}}}}},\n"

@@ -1,7 +1,7 @@
-"""Single tensors out of a safetensors file.
+"""Reads single tensors from a safetensors file.
 
-The library maps the whole file into memory, where every page that was ever read stays resident: for many adapters that
-is all of their files at once. Here each tensor is read when it is asked for, and gone when it is dropped.
+The safetensors library maps the whole file into memory, and every page read stays resident: with many adapters, all
+files at once. Here each tensor is read on access and freed when dropped.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class TensorFile:
         path: The file.
 
     Raises:
-        OSError: It cannot be read.
-        SafetensorError: It is no whole safetensors file.
+        OSError: The file cannot be read.
+        SafetensorError: It is not a complete safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,19 +55,19 @@ class TensorFile:
         return tuple(self._header[name]["shape"])
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, as it is stored.
+        """Reads a tensor in its stored dtype.
 
         Raises:
             ValueError: It is not stored as floating-point numbers of 16, 32 or 64 bits.
-            OSError: The file has been cut short since it was opened.
+            OSError: The file was truncated after it was opened.
         """
         entry = self._header[name]
         if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} is stored as {entry['dtype']}")
+            raise ValueError(f"{name} is stored as {entry['dtype']}, not as 16-, 32- or 64-bit floats")
         first, last = entry["data_offsets"]
         content = bytearray(last - first)
         if os.preadv(self._file.fileno(), [content], self._start + first) != len(content):
-            raise OSError(f"{name} is cut short")
+            raise OSError(f"{name} is truncated")
         if not math.prod(entry["shape"]):
             return torch.zeros(entry["shape"], dtype=_DTYPES[entry["dtype"]])
         return torch.frombuffer(content, dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])

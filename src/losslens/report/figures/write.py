@@ -1,4 +1,4 @@
-"""Writes every figure that the tables of an analysis have numbers for."""
+"""Writes every figure for which the tables of an analysis have values."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _FIGURES: tuple[tuple[str, Callable[[AnalysisFolder, Comparison], Figure | None]
 
 
 def write_figures(folder: Path) -> list[Path]:
-    """Writes `figures/<name>.pdf` and `.png` into the folder of an analysis; what an earlier one left there is gone.
+    """Writes `figures/<name>.pdf` and `.png` into the folder of an analysis, replacing older figures.
 
     Raises:
-        InputError: The analysis has no manifest, or a table is none.
+        InputError: The analysis has no manifest, or a table cannot be read.
     """
     analysis = AnalysisFolder(folder)
     comparison = Comparison(analysis)
     names = []
-    _ = analysis.manifest  # of an analysis that was cut off there are no figures
+    _ = analysis.manifest  # raises for an interrupted analysis
     with atomic_folder(folder / "figures") as temporary, style():
         for name, draw in _FIGURES:
             drawn = draw(analysis, comparison)
