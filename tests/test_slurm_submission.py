@@ -552,7 +552,7 @@ def test_what_a_job_stumbles_over_is_not_kept_as_it_is(monkeypatch, tmp_path: Pa
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     with pytest.raises(SystemExit) as stopped:
-        task.Task(tmp_path / "train.py", {}, None)()
+        task.Task(tmp_path, tmp_path / "train.py", {}, None)()
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert "RuntimeError: no: [redacted]" in said

@@ -18,10 +18,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from losslens.cli.arguments import explained, prepared
+from losslens.cli.arguments import explained, flags_first, prepared
 from losslens.config import interpolations
+from losslens.config.folders import conf_folder
 from losslens.config.schema import AnalyzeConfig, EvaluateConfig, Job, RolloutConfig, TrainConfig, resolved
 from losslens.core import distributed
+from losslens.core.commands import called, called_subcommand
 from losslens.core.errors import InputError
 from losslens.core.jobs import Jobs, Tasks
 from losslens.core.redaction import guard_streams, remember_address, without_secrets
@@ -36,7 +38,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     """Runs the jobs that the command line asks for, and exits.
 
     Args:
-        script: Path of the entry script; `conf/<its name>.yaml` beside it is its configuration.
+        script: Path of the entry script; `conf/<its name>.yaml` is its configuration.
         load: Called when the first job starts, so that `--help` does not wait for its imports.
     """
     guard_streams()
@@ -46,7 +48,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         # Of several processes that train together the main one speaks for all.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    schema = _SCHEMAS[path.stem]
+    schema, name = _SCHEMAS[path.stem], called(path.name)
     done: list[dict[str, Any]] = []
 
     def job(config: DictConfig) -> None:
@@ -69,21 +71,20 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = prepared(arguments, path.name, schema, path.parent / "conf")
-        hydra.main(version_base="1.3", config_path=str(path.parent / "conf"), config_name=path.stem)(job)()
+        conf = conf_folder()
+        sys.argv[1:] = flags_first(prepared(arguments, name, schema, conf))
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=path.stem)(job)()
         status = jobs.end()
     except Exception as error:
         # Before the first job nothing is at work but Hydra, on what the user wrote.
         if jobs.started and not isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
             raise
-        why = (
-            "" if jobs.started or isinstance(error, InputError) else explained(arguments, path.parent / "conf", schema)
-        )
+        why = "" if jobs.started or isinstance(error, InputError) else explained(arguments, conf, schema)
         jobs.tell(InputError(why) if why else error)
         status = 2
     except KeyboardInterrupt:
         if distributed.is_main():
-            print(f"{path.name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            print(f"{name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         status = 130
     # A launcher ends all processes when one ends with a failure, and would cut off what the main one still says.
     sys.exit(status if distributed.is_main() else 0)
@@ -106,5 +107,7 @@ def _require_one_gpu(config: DictConfig) -> None:
     """Refuses several GPUs, which one process cannot use: only Slurm, or torchrun, can give them."""
     gpus = config.resources.gpus
     if isinstance(gpus, int) and gpus > 1 and distributed.world_size() == 1:
-        line = shlex.join(["torchrun", f"--nproc_per_node={gpus}", *sys.argv])
+        subcommand = called_subcommand()
+        program = ["-m", "losslens", subcommand] if subcommand else sys.argv[:1]
+        line = shlex.join(["torchrun", f"--nproc_per_node={gpus}", *program, *sys.argv[1:]])
         raise InputError(f"resources.gpus={gpus} is for hydra/launcher=slurm; here: {line}")

@@ -22,6 +22,7 @@ import omegaconf.base
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from losslens.core.commands import spoken
 from losslens.core.hashing import hash_file
 
 _STUDENT = Path(str(files("losslens") / "tiny" / "student"))
@@ -173,6 +174,11 @@ def _implied_mode(roots: Sequence[str] | None = None, *, _root_: DictConfig) -> 
     return None
 
 
+def _typed(script: str) -> str:
+    """`${typed:train.py}`: how a command is called from the usual place, in what `--help` says."""
+    return spoken(script)
+
+
 @lru_cache(maxsize=1)
 def _scratch() -> str:
     """`${scratch:}`: a folder for what Hydra notes of a sweep, which nobody reads; gone when the command ends."""
@@ -187,6 +193,8 @@ def register() -> None:
     It parses them anew wherever it meets them, in every job of a sweep: that took most of the time of planning one.
     """
     omegaconf.base.parse = lru_cache(maxsize=4096)(omegaconf.base.parse)
-    for resolver in (_package, _cycle, _when, _embedded, _embedded_teacher, _name_of, _answer_length, _implied_mode):
+    for resolver in (
+        _package, _cycle, _when, _embedded, _embedded_teacher, _name_of, _answer_length, _implied_mode, _typed,
+    ):  # fmt: skip
         OmegaConf.register_new_resolver(resolver.__name__[1:], resolver, replace=True)
     OmegaConf.register_new_resolver("scratch", lambda: _scratch(), replace=True)

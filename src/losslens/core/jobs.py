@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from losslens.core import distributed
+from losslens.core.commands import called
 from losslens.core.errors import InputError, ServerError
 
 # Importing torch, transformers and PEFT makes so many objects that the collector takes a quarter of the time.
@@ -79,7 +80,7 @@ class Jobs:
                 # A bar that is still open would stand on the same line.
                 for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
                     bar.close()
-            print(f"{self.script.name}: {line}", file=sys.stderr, flush=True)
+            print(f"{called(self.script.name)}: {line}", file=sys.stderr, flush=True)
             self.told.append(line)
 
     def say(self, line: str) -> None:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from losslens.core.commands import called, called_subcommand
 from losslens.core.files import read_object
 
 _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "reasoning-gym", "numpy")
@@ -19,6 +20,7 @@ _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "
 KEPT_CODE = "code.json"
 # Not a scheduler's own program, which a job's command line is of.
 _SCRIPTS = ("train.py", "analyze.py")
+_SUBCOMMANDS = ("train", "analyze")
 _SCHEDULER = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 
 
@@ -33,6 +35,8 @@ def describe_environment() -> dict[str, Any]:
 
 def command_line() -> str | None:
     """The command line that this process was started by; None where it is not one of the scripts."""
+    if called_subcommand() in _SUBCOMMANDS:
+        return shlex.join([*called(called_subcommand()).split(), *sys.argv[1:]])
     name = Path(sys.argv[0]).name
     return shlex.join(["python", name, *sys.argv[1:]]) if name in _SCRIPTS else None
 
@@ -59,6 +63,8 @@ def code_version() -> dict[str, str | None]:
     kept = root.parents[1] / KEPT_CODE
     if kept.exists():
         return read_object(kept)
+    if root.parent.name != "src":  # installed, perhaps inside of another project's checkout
+        return {"commit": None, "dirty_diff": None}
     return {"commit": _git(root, "rev-parse", "HEAD"), "dirty_diff": _git(root, "diff", "HEAD")}
 
 

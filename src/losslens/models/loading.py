@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from losslens.config.schema import Model
 from losslens.core import distributed, hub
+from losslens.core.commands import called
 from losslens.core.errors import InputError, UnavailableError, first_line
 from losslens.core.hashing import hash_folder
 from losslens.core.notices import say_once
@@ -258,7 +259,8 @@ def _reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             "this model comes with code of its own, which is not run unless the command line says so "
-            "(model.trust_remote_code=true; of analyze.py and evaluate.py trust_remote_code=true)"
+            f"(model.trust_remote_code=true; of {called('analyze.py')} and {called('evaluate.py')} "
+            "trust_remote_code=true)"
         )
     return first_line(error)
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from losslens.config.identity import with_loss_options
 from losslens.config.schema import TrainConfig, parse
 from losslens.core import distributed
-from losslens.core.commands import format_command
+from losslens.core.commands import called, format_command
 from losslens.core.errors import InputError, ProcessError
 from losslens.core.jobs import on_one_line
 from losslens.core.terminal import Table
@@ -110,7 +110,7 @@ class Sweep:
             return  # the main process says the same
         if outcome.error:
             if outcome.error not in {earlier.error for earlier in self._outcomes.values()}:
-                print(f"train.py: {outcome.error}", file=sys.stderr, flush=True)
+                print(f"{called('train.py')}: {outcome.error}", file=sys.stderr, flush=True)
         else:
             scored = "not scored" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.1%}"
             print(f"{outcome.run}: {outcome.state}, {scored}", flush=True)

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from losslens.config.identity import identity_options
 from losslens.config.interpolations import EMBEDDED_TEACHER, describe_derived
 from losslens.config.schema import Data, RolloutConfig, build, parse
+from losslens.core.commands import called
 from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
 from losslens.core.hashing import hash_json, hash_text
@@ -480,7 +481,7 @@ def rollout_job(config: DictConfig) -> None:
     if sampled and (line := describe_derived(config)):
         print(line, flush=True)
     if why := unknown_to_the_teacher(checked):
-        print(f"rollout.py: {why}", file=sys.stderr, flush=True)
+        print(f"{called('rollout.py')}: {why}", file=sys.stderr, flush=True)
     rollouts = frozen_rollouts(checked)
     print(rollouts.folder)
     for name, value in rollout_quality(rollouts).items():

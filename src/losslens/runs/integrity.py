@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from losslens.config.schema import LearningRate
+from losslens.core.commands import called, spoken
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
@@ -63,7 +64,7 @@ def require_format(folder: Path, manifest: Any) -> None:
     if is_of_before or is_begun:
         raise InputError(
             f"{folder}: a run of an earlier LossLens, which named runs otherwise; "
-            f"python launch/migrate.py output_dir={folder.parents[1]} takes it over as it is"
+            f"{spoken('launch/migrate.py')} output_dir={folder.parents[1]} takes it over as it is"
         )
 
 
@@ -99,7 +100,7 @@ def require_recorded_outcomes(folder: Path) -> bool:
         time.sleep(_SECONDS)
         fault = _fault_of_outcomes(folder)
     if fault:
-        raise InputError(f"{fault}; the same train.py or evaluate.py command scores it again")
+        raise InputError(f"{fault}; the same {called('train.py')} or {called('evaluate.py')} command scores it again")
     return "outcomes" in read_json(folder / "manifest.json")
 
 

@@ -19,7 +19,7 @@ import submitit
 from losslens.config.schema import Resources
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import atomic_file
-from losslens.scheduling.code_snapshot import snapshot_code
+from losslens.scheduling.code_snapshot import script_in, snapshot_code
 from losslens.scheduling.plan import JobSpec
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import Cluster
@@ -87,7 +87,7 @@ class Array:
                 f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{resources.cpus}}}",
                 # The code as it is now, before whatever the working directory holds when the job starts.
                 "export PYTHONSAFEPATH=1",
-                f"export PYTHONPATH={shlex.quote(f'{code}/src:{code}')}${{PYTHONPATH:+:$PYTHONPATH}}",
+                f"export PYTHONPATH={shlex.quote(f'{code}/src')}${{PYTHONPATH:+:$PYTHONPATH}}",
             ],
             teardown=[
                 # This shell outlives a process that was killed, and can say so. Its exit status is the job's.
@@ -179,7 +179,8 @@ class Submission:
         private(array.folder)
         code = snapshot_code(array.works[0].script, array.folder)
         tasks = [
-            Task(code / work.script.name, work.config, work.run.folder if work.run else None) for work in array.works
+            Task(code, script_in(code, work.script), work.config, work.run.folder if work.run else None)
+            for work in array.works
         ]
         left_before = set(array.folder.iterdir())
         intent = Intent.new(array.folder)

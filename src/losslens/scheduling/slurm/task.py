@@ -16,11 +16,13 @@ import submitit
 from omegaconf import OmegaConf
 
 from losslens.core import distributed, preemption, provenance
+from losslens.core.commands import call_as_installed
 from losslens.core.errors import first_line
 from losslens.core.jobs import Jobs
 from losslens.core.preemption import Preempted
 from losslens.core.redaction import guard_streams
 from losslens.runs.run import Run
+from losslens.scheduling.code_snapshot import is_in_package
 from losslens.scheduling.slurm import cluster
 
 # Sent before the time limit (resources.signal_seconds), and, where the cluster is set up so, before preemption.
@@ -31,13 +33,15 @@ class Task:
     """One job of an entry script. submitit keeps it on disk and calls it on the node, again after each requeue.
 
     Args:
-        script: The entry script, in the copy of the code.
+        code: The copy of the code.
+        script: The entry script in it.
         config: The configuration, resolved.
         run: Folder of the run; None for a job that is not one's.
     """
 
-    def __init__(self, script: Path, config: dict[str, Any], run: Path | None) -> None:
+    def __init__(self, code: Path, script: Path, config: dict[str, Any], run: Path | None) -> None:
         # As text: what is pickled is to need nothing to be read again.
+        self.code = str(code)
         self.script = str(script)
         self.config = config
         self.run = None if run is None else str(run)
@@ -77,6 +81,10 @@ class Task:
 
     def _run(self) -> int:
         """Does what the script does for one job; its exit status."""
+        # Last: no file of one's own that lies beside the losses takes the place of a package.
+        sys.path.append(self.code)
+        if is_in_package(Path(self.script)):
+            call_as_installed()
         spec = importlib.util.spec_from_file_location(Path(self.script).stem, self.script)
         assert spec is not None
         assert spec.loader is not None
