@@ -108,11 +108,17 @@ def main() -> None:
         train = freeze(rollouts(40, 0, options.characters), output_dir / "given", "train", {})
         other = freeze(rollouts(8, 1, options.characters), output_dir / "given", "other", {})
         sizes = [f"optim.max_steps={STEPS}", f"optim.batch_size={BATCH}", "optim.log_steps=5", "optim.save_steps=10"]
-        given = [f"model.path={folder}", "model.name=drawn", f"rollouts.path={train}", "data.eval=0", "lora_rank=r32"]
+        given = [
+            f"model.path={folder}",
+            "model.name=drawn",
+            f"rollouts.path={train}",
+            "data.eval_size=0",
+            "lora_rank=r32",
+        ]
         common = [f"output_dir={output_dir}", "logger=none"]
         run("train.py", "-m", "method=sft,dpo", *common, *given, *sizes)
         analysis = run(
-            "analyze.py", f"output_dir={output_dir}", f"held_out.completions={other}", "connectivity.points=5"
+            "analyze.py", f"output_dir={output_dir}", f"probe_set.completions={other}", "connectivity.points=5"
         )
         print(f"{options.layers} layers, {parameters / 1e9:.2f}B parameters, {dtype}".replace("torch.", ""))
         for manifest in sorted(output_dir.glob("main/*/manifest.json")):

@@ -72,7 +72,7 @@ def make_analysis(
         "n": 500,
     }
     _write(folder, "runs", pd.concat([pd.DataFrame([base]), runs.drop(columns="settings")]))
-    _write(folder, "ablation", _arms(draw, runs))
+    _write(folder, "arms", _arms(draw, runs))
     _write(folder, "trajectories", _trajectories(draw, runs))
     own = [(a, b) for a, b in pairs if by_name.loc[a, "arm"] == by_name.loc[b, "arm"]]
     reference = [(a, b) for a, b in pairs if "sft" in (by_name.loc[a, "method"], by_name.loc[b, "method"])]
@@ -97,7 +97,7 @@ def make_analysis(
     tables.run_modules.to_parquet(folder / "run_modules.parquet")
     _write(
         folder,
-        "map",
+        "mds",
         pd.DataFrame({"run": names, "x": draw.normal(0, 30, len(names)), "y": draw.normal(0, 30, len(names))}),
     )
     _write(folder, "training", pd.concat([_training(draw, name, steps) for name in names]))

@@ -21,7 +21,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.losses.dpo import Dpo
 from losslens.models.adapters import LoraSettings, initial_adapter
 from losslens.models.loading import LoadedModel, ModelSource, load_model, preserved

@@ -26,7 +26,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.losses import Loss
 from losslens.models.adapters import LoraSettings, initial_adapter
 from losslens.models.loading import LoadedModel, ModelSource, load_model
@@ -238,7 +238,7 @@ def _warm() -> tuple[subprocess.Popen[str], TextIO]:
 
 METHODS = "method=sft,rft,dft,rift,grpo,dpo"
 SMALL = [
-    "data.train=60", "data.eval=40", "rollouts.max_tokens=64", "evaluation.max_tokens=64",
+    "data.train_size=60", "data.eval_size=40", "rollouts.max_tokens=64", "evaluation.max_tokens=64",
     "optim.max_steps=12", "optim.batch_size=4", "optim.save_steps=6", "optim.log_steps=2",
 ]  # fmt: skip
 

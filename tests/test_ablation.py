@@ -42,7 +42,7 @@ def facts(method: str, lr: str, seed: int, init: int | None = None, **options: A
         "learning_rate": rate,
         "base": {"sha256": "b"},
         "rollouts": {"folder": "r", "sha256": "r"},
-        "trained_on": {"share_right": 0.7},
+        "trained_on": {"pass_rate": 0.7},
         "initial_adapter": {"folder": str(init), "sha256": str(init)},
         "identity": {"method": section, "learning_rate": rate, "seed": seed, "init_seed": init},
         "config": {
@@ -55,7 +55,7 @@ def facts(method: str, lr: str, seed: int, init: int | None = None, **options: A
     }  # fmt: skip
 
 
-def subject(
+def member(
     method: str, lr: str, seed: int, run: Run | None = None, init: int | None = None, **options: Any
 ) -> ComparedAdapter:
     name = "-".join([method, lr, f"s{seed}", *map(str, options.values())])
@@ -64,22 +64,22 @@ def subject(
     )
 
 
-def gathered(
-    subjects: list[ComparedAdapter], bases: list[Base] | None = None, diverged: list[Diverged] | None = None
+def cohort(
+    members: list[ComparedAdapter], bases: list[Base] | None = None, diverged: list[Diverged] | None = None
 ) -> Cohort:
     bases = bases or []
-    scores = scores_of_runs([*(base.run for base in bases), *(s.run for s in subjects if s.run)])
-    ranks = {s.name: [2] for s in subjects}
-    return Cohort(subjects, ["m"], [(30, 50)], ranks, bases, scores, diverged or [], {})
+    scores = scores_of_runs([*(base.run for base in bases), *(s.run for s in members if s.run)])
+    ranks = {s.name: [2] for s in members}
+    return Cohort(members, ["m"], [(30, 50)], ranks, bases, scores, diverged or [], {})
 
 
 def tabled(g: Cohort, arms: list[Arm], cosines: dict[tuple[str, str], float]) -> Tabled:
     """Of runs whose measures all have the value of their cosine; those that are not named are 0 to each other."""
-    subjects, names = g.subjects, arm_names(arms, g)
-    runs = pd.DataFrame([{"run": s.name, "norm": n + 1.0} for n, s in enumerate(subjects)], columns=list(RUN_COLUMNS))
-    seeds = {s.name: s.facts.seeds for s in subjects if s.facts}
+    members, names = g.members, arm_names(arms, g)
+    runs = pd.DataFrame([{"run": s.name, "norm": n + 1.0} for n, s in enumerate(members)], columns=list(RUN_COLUMNS))
+    seeds = {s.name: s.facts.seeds for s in members if s.facts}
     pairs = []
-    for a, b in all_pairs([s.name for s in subjects]):
+    for a, b in all_pairs([s.name for s in members]):
         value = cosines.get((a, b), cosines.get((b, a), 0.0))
         kind = pairing(seeds[a], seeds[b], seeds[a][1] == seeds[b][1])
         row = {"run_a": a, "run_b": b, "arm_a": names[a], "arm_b": names[b], "pairing": kind}
@@ -87,7 +87,7 @@ def tabled(g: Cohort, arms: list[Arm], cosines: dict[tuple[str, str], float]) ->
         pairs.append(row | {"cosine_null": 0.02, "angle_min_left_null": 0.02})
     columns = ["run_a", "run_b", "arm_a", "arm_b", "pairing"]
     rows = pd.DataFrame(pairs, columns=None if pairs else columns)
-    benchmark = "quiz" if any(s.run for s in subjects) else None
+    benchmark = "quiz" if any(s.run for s in members) else None
     outcomes = outcomes_of(g, arms, benchmark)
     of_arms = arm_pairs(rows, {name: seed for name, (seed, _) in seeds.items()}, [arm.name() for arm in arms])
     return Tabled(
@@ -103,21 +103,21 @@ def diverged(method: str, lr: str, seed: int) -> Diverged:
 
 class TestArms:
     def test_runs_that_differ_in_their_seeds_only(self) -> None:
-        subjects = [subject("sft", "conventional", s) for s in (0, 1)] + [subject("dpo", "matched", s) for s in (0, 1)]
-        arms = arms_of(gathered(subjects, diverged=[diverged("dpo", "matched", 2)]))
+        members = [member("sft", "conventional", s) for s in (0, 1)] + [member("dpo", "matched", s) for s in (0, 1)]
+        arms = arms_of(cohort(members, diverged=[diverged("dpo", "matched", 2)]))
         assert [arm.name() for arm in arms] == ["sft-conventional", "dpo-matched"]
-        assert [len(arm.subjects) for arm in arms] == [2, 2]
+        assert [len(arm.members) for arm in arms] == [2, 2]
         assert [run.name for run in arms[1].diverged] == ["dpo-matched-s2"]
 
     def test_every_name_of_a_rate(self) -> None:
         """SFT has one rate as conventional and as matched, DPO as conventional and as matched_low."""
-        subjects = [
-            subject(*which, 0)
+        members = [
+            member(*which, 0)
             for which in (
                 ("sft", "conventional"), ("sft", "matched_low"), ("dpo", "conventional"), ("dpo", "matched"),
             )
         ]  # fmt: skip
-        names = {arm.name(): arm.learning_rates for arm in arms_of(gathered(subjects))}
+        names = {arm.name(): arm.learning_rates for arm in arms_of(cohort(members))}
         assert names == {
             "sft-conventional": ["conventional", "matched"],
             "sft-matched_low": ["matched_low"],
@@ -126,23 +126,23 @@ class TestArms:
         }
 
     def test_a_rate_of_the_same_name_that_was_trained_is_no_second_name(self) -> None:
-        subjects = [subject("sft", "conventional", 0), subject("dpo", "matched", 0), subject("dpo", "conventional", 0)]
-        assert [arm.learning_rates for arm in arms_of(gathered(subjects))][1:] == [["matched"], ["conventional"]]
+        members = [member("sft", "conventional", 0), member("dpo", "matched", 0), member("dpo", "conventional", 0)]
+        assert [arm.learning_rates for arm in arms_of(cohort(members))][1:] == [["matched"], ["conventional"]]
 
     def test_other_settings_are_told(self) -> None:
-        subjects = [subject("dpo", "matched", 0, beta=beta) for beta in (0.1, 0.3)] + [subject("sft", "matched", 0)]
-        assert [arm.name() for arm in arms_of(gathered(subjects))] == [
+        members = [member("dpo", "matched", 0, beta=beta) for beta in (0.1, 0.3)] + [member("sft", "matched", 0)]
+        assert [arm.name() for arm in arms_of(cohort(members))] == [
             "dpo-matched method.beta=0.1", "dpo-matched method.beta=0.3", "sft-matched",
         ]  # fmt: skip
 
     def test_each_run_is_held_against_sft_at_the_next_seed(self) -> None:
         """From one initial adapter; where there is none such, at its own seeds."""
-        subjects = [
-            *(subject("sft", "conventional", seed, init=0) for seed in (0, 1, 2)),
-            *(subject("dpo", "matched", seed, init=0) for seed in (0, 1, 2)),
-            subject("sft", "conventional", 5), subject("dpo", "matched", 5), subject("dpo", "matched", 6),
+        members = [
+            *(member("sft", "conventional", seed, init=0) for seed in (0, 1, 2)),
+            *(member("dpo", "matched", seed, init=0) for seed in (0, 1, 2)),
+            member("sft", "conventional", 5), member("dpo", "matched", 5), member("dpo", "matched", 6),
         ]  # fmt: skip
-        partners = sft_partners(arms_of(gathered(subjects)), subjects[0])
+        partners = sft_partners(arms_of(cohort(members)), members[0])
         assert {name: partner.name for name, partner in partners.items()} == {
             "sft-conventional-s0": "sft-conventional-s1",
             "sft-conventional-s1": "sft-conventional-s2",
@@ -153,14 +153,14 @@ class TestArms:
             "dpo-matched-s2": "sft-conventional-s0",
             "dpo-matched-s5": "sft-conventional-s5",
         }
-        names = [s.name for s in subjects]
+        names = [s.name for s in members]
         chosen = choose(names, "reference", names[0], {name: partner.name for name, partner in partners.items()})
         assert ("sft-conventional-s1", "dpo-matched-s0") in chosen.pairs
         assert ("sft-conventional-s0", "dpo-matched-s0") not in chosen.pairs
 
     def test_rates_of_several_bases(self) -> None:
-        """`lr.base=1e-3,3e-3`: each arm has the names that mean its rate from its own base."""
-        subjects = []
+        """`lr.peak=1e-3,3e-3`: each arm has the names that mean its rate from its own base."""
+        members = []
         for base in (1e-3, 3e-3):
             for method, lr in (("sft", "conventional"), ("dpo", "conventional"), ("dpo", "matched")):
                 one = facts(method, lr, 0)
@@ -169,19 +169,19 @@ class TestArms:
                     f"{one['learning_rate'] * base / 1e-3:.12g}"
                 )
                 name = f"{method}-{lr}-{base:g}"
-                subjects.append(ComparedAdapter(name, Path(name), name, None, None, RunFacts.model_validate(one)))
-        arms = arms_of(gathered(subjects))
+                members.append(ComparedAdapter(name, Path(name), name, None, None, RunFacts.model_validate(one)))
+        arms = arms_of(cohort(members))
         assert [arm.learning_rates for arm in arms if arm.method == "sft"] == [["conventional", "matched"]] * 2
         assert [arm.at_conventional_rate for arm in arms if arm.method == "dpo"] == [True, False, True, False]
 
     def test_each_loss_is_held_against_itself_where_its_initial_adapter_is_the_same(self) -> None:
         """Of seeds 0, 1, 2 and 3, of which 0 and 3 share their initial adapter, one pair an arm is a repeat."""
-        subjects = [subject(m, "conventional", s, init=s % 3) for m in ("sft", "dpo") for s in range(4)]
-        own = [pair for arm in arms_of(gathered(subjects)) for pair in repeats(arm)]
+        members = [member(m, "conventional", s, init=s % 3) for m in ("sft", "dpo") for s in range(4)]
+        own = [pair for arm in arms_of(cohort(members)) for pair in repeats(arm)]
         assert own == [
             ("sft-conventional-s0", "sft-conventional-s3"), ("dpo-conventional-s0", "dpo-conventional-s3"),
         ]  # fmt: skip
-        names = [s.name for s in subjects]
+        names = [s.name for s in members]
         without, with_own = (choose(names, "reference", names[0], {}, pairs) for pairs in ([], own))
         assert set(with_own.pairs) - set(without.pairs) == {("dpo-conventional-s0", "dpo-conventional-s3")}
         assert without.left_out == "pairs=reference: only the pairs with sft-conventional-s0"
@@ -196,15 +196,15 @@ class TestArms:
 
     @pytest.mark.parametrize("name", ["sft-conventional", "sft-matched"])
     def test_an_adapter_made_elsewhere_does_not_join_an_arm(self, name: str) -> None:
-        runs = gathered([subject("sft", "conventional", 0), subject("dpo", "matched", 0)])
-        runs.subjects.append(ComparedAdapter(name, Path(name), "theirs"))
+        runs = cohort([member("sft", "conventional", 0), member("dpo", "matched", 0)])
+        runs.members.append(ComparedAdapter(name, Path(name), "theirs"))
         with pytest.raises(InputError, match=f"^adapters.{name}: a loss of the runs is called so already$"):
             arm_names(arms_of(runs), runs)
 
 
 def test_equal_adapters_of_two_losses_are_two_runs() -> None:
     """As SFT and RFT where all rollouts are right; one run that two sweeps hold is one."""
-    runs = [replace(subject(method, "conventional", 0), sha256="same") for method in ("sft", "rft", "sft")]
+    runs = [replace(member(method, "conventional", 0), sha256="same") for method in ("sft", "rft", "sft")]
     again = replace(runs[2], name="seeds/sft")
     left_out: dict[str, str] = {}
     assert _distinct([*runs[:2], again], left_out) == runs[:2]
@@ -212,9 +212,9 @@ def test_equal_adapters_of_two_losses_are_two_runs() -> None:
 
 
 class TestAblation:
-    def rows(self, subjects: list[ComparedAdapter], cosines: dict[tuple[str, str], float], **more: Any) -> pd.DataFrame:
-        g = gathered(subjects, **more)
-        reference = next(s for s in subjects if s.name.startswith("sft-conventional"))
+    def rows(self, members: list[ComparedAdapter], cosines: dict[tuple[str, str], float], **more: Any) -> pd.DataFrame:
+        g = cohort(members, **more)
+        reference = next(s for s in members if s.name.startswith("sft-conventional"))
         arms = arms_of(g)
         table = arm_summary_table(arms, reference, tabled(g, arms, cosines))
         assert list(table.columns) == list(COLUMNS)
@@ -222,13 +222,13 @@ class TestAblation:
 
     def test_what_compares_two_arms_is_their_row_of_arm_pairs(self) -> None:
         """DPO to SFT from one A: (.2 + .4)/2 = .3 over pairs of other seeds, that of one seed does not count."""
-        subjects = [subject(m, "conventional", s, init=0) for m in ("sft", "dpo") for s in (0, 1)]
+        members = [member(m, "conventional", s, init=0) for m in ("sft", "dpo") for s in (0, 1)]
         sft, dpo = ([f"{m}-conventional-s{s}" for s in (0, 1)] for m in ("sft", "dpo"))
         cosines = {
             (sft[0], dpo[1]): 0.2, (sft[1], dpo[0]): 0.4, (sft[0], dpo[0]): 0.9,
             (sft[0], sft[1]): 0.64, (dpo[0], dpo[1]): 0.36,
         }  # fmt: skip
-        row = self.rows(subjects, cosines).loc["dpo-conventional"]
+        row = self.rows(members, cosines).loc["dpo-conventional"]
         assert row["cosine_to_sft"] == pytest.approx(0.3)
         assert (row["cosine_to_sft_min"], row["cosine_to_sft_max"]) == (0.2, 0.4)
         assert row["cosine_to_sft_null"] == pytest.approx(0.02)
@@ -241,39 +241,39 @@ class TestAblation:
         assert (row["norm"], row["norm_std"], row["seeds"]) == (3.5, pytest.approx(np.sqrt(0.5)), 2)
 
     def test_without_a_repeat_there_is_no_ceiling(self) -> None:
-        subjects = [subject(m, "conventional", 0) for m in ("sft", "dpo")]
-        row = self.rows(subjects, {("sft-conventional-s0", "dpo-conventional-s0"): 0.3}).loc["dpo-conventional"]
+        members = [member(m, "conventional", 0) for m in ("sft", "dpo")]
+        row = self.rows(members, {("sft-conventional-s0", "dpo-conventional-s0"): 0.3}).loc["dpo-conventional"]
         assert (row["cosine_to_sft"], row["pairing"]) == (0.3, "same seeds")
         assert np.isnan(row["cosine_to_sft_ceiling"])
 
     def test_sft_and_itself_are_its_repeats(self) -> None:
-        subjects = [subject("sft", "conventional", s, init=i) for s, i in ((0, 0), (1, 1), (3, 0))]
+        members = [member("sft", "conventional", s, init=i) for s, i in ((0, 0), (1, 1), (3, 0))]
         cosines = {
             ("sft-conventional-s0", "sft-conventional-s3"): 0.7,
             ("sft-conventional-s0", "sft-conventional-s1"): 0.1,
         }
-        row = self.rows(subjects, cosines).loc["sft-conventional"]
+        row = self.rows(members, cosines).loc["sft-conventional"]
         assert row["cosine_to_sft"] == row["cosine_repeat"] == pytest.approx(0.7)
         assert np.isnan(row["cosine_to_sft_ceiling"])
 
     def test_sft_at_the_same_rate(self) -> None:
-        subjects = [subject(*w, 0) for w in (("sft", "conventional"), ("sft", "matched_low"), ("dpo", "conventional"))]
-        low, dpo = subjects[1].name, subjects[2].name
-        table = self.rows(subjects, {(low, dpo): 0.6, (subjects[0].name, dpo): 0.1})
+        members = [member(*w, 0) for w in (("sft", "conventional"), ("sft", "matched_low"), ("dpo", "conventional"))]
+        low, dpo = members[1].name, members[2].name
+        table = self.rows(members, {(low, dpo): 0.6, (members[0].name, dpo): 0.1})
         row = table.loc["dpo-conventional"]
         assert (row["cosine_to_sft"], row["cosine_to_sft_same_rate"]) == (pytest.approx(0.1), pytest.approx(0.6))
         elsewhere = facts("dpo", "conventional", 0)
         elsewhere["identity"]["rollouts"] = {"policy": "base"}  # no SFT was trained on these
         other = ComparedAdapter("other", Path("other"), "other", None, None, RunFacts.model_validate(elsewhere))
-        of_other = self.rows([*subjects, other], {(low, "other"): 0.5}).loc["dpo-conventional rollouts.policy=base"]
+        of_other = self.rows([*members, other], {(low, "other"): 0.5}).loc["dpo-conventional rollouts.policy=base"]
         assert np.isnan(of_other["cosine_to_sft_same_rate"])
         again = table.loc["dpo-matched_low"]
-        assert (again["same_as"], again["lr"], again["norm"]) == ("dpo-conventional", "matched_low", row["norm"])
+        assert (again["alias_of"], again["lr"], again["norm"]) == ("dpo-conventional", "matched_low", row["norm"])
 
     def test_what_diverged_is_counted_and_not_averaged(self) -> None:
-        subjects = [subject("sft", "conventional", 0), subject("dpo", "matched", 0)]
+        members = [member("sft", "conventional", 0), member("dpo", "matched", 0)]
         lost = [diverged("dpo", "matched", 1), diverged("rft", "matched", 1)]
-        table = self.rows(subjects, {}, diverged=lost)
+        table = self.rows(members, {}, diverged=lost)
         assert tuple(table.loc["dpo-matched", ["seeds", "diverged", "norm"]]) == (1, 1, 2.0)
         assert tuple(table.loc["rft-matched", ["seeds", "diverged"]]) == (0, 1)
         assert np.isnan(table.loc["rft-matched", "norm"])
@@ -287,12 +287,12 @@ class TestAblation:
         base = Base("base", scored(tmp_path / "b", {p: [p == "d"] for p in "abcd"}), BaseFacts.model_validate(
             {"base": {"sha256": "b"}, "config": {"model": {"name": "t"}}}
         ))  # fmt: skip
-        subjects = [
-            subject("sft", "conventional", s, scored(tmp_path / f"s{s}", {p: [p in right] for p in "abcd"}))
+        members = [
+            member("sft", "conventional", s, scored(tmp_path / f"s{s}", {p: [p in right] for p in "abcd"}))
             for s, right in ((0, "abc"), (1, "abd"))
         ]
-        collapsed = subject("dpo", "matched", 0, scored(tmp_path / "d0", {p: [False] for p in "abcd"}))
-        table = self.rows([*subjects, collapsed], {}, bases=[base])
+        collapsed = member("dpo", "matched", 0, scored(tmp_path / "d0", {p: [False] for p in "abcd"}))
+        table = self.rows([*members, collapsed], {}, bases=[base])
         row = table.loc["sft-conventional"]
         assert (row["accuracy"], row["accuracy_std"], row["accuracy_min"], row["n"]) == (0.75, 0.0, 0.75, 4)
         assert row["base_diff"] == pytest.approx(0.5)

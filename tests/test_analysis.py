@@ -27,7 +27,7 @@ from losslens.analysis import forward_passes, weight_space
 from losslens.analysis.cache import Cache
 from losslens.analysis.pairs import choose, find
 from losslens.analysis.pipeline import Analysis, analyse
-from losslens.config.schema import AnalyzeConfig
+from losslens.config.analysis import AnalyzeConfig
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.core.hashing import hash_json
@@ -39,21 +39,21 @@ from losslens.runs.run import Run, runs_of
 from tests.conftest import METHODS, ROOT, cold, command, script
 
 # Few passes: three points, few sequences.
-QUICK = ["held_out.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=5", "cka.minibatch=5"]
+QUICK = ["probe_set.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=5", "cka.minibatch=5"]
 CONTRACT = {
     "runs": "run method lr rank model seed init_seed norm effective_rank stable_rank benchmark accuracy n "
     "ci_low ci_high",
-    "pairs": "run_a run_b cosine u1 v1 angle_min_left angle_max_left angle_min_right angle_max_right orthogonal_a_to_b "
-    "orthogonal_b_to_a barrier_chord barrier_mean cka_last cka_min mcnemar_b mcnemar_c mcnemar_p mcnemar_midp "
+    "pairs": "run_a run_b cosine u1 v1 angle_min_left angle_max_left angle_min_right angle_max_right orthogonal_share "
+    "barrier_chord barrier_mean cka_last cka_min mcnemar_b mcnemar_c mcnemar_p mcnemar_midp "
     "accuracy_diff diff_low diff_high arm_a arm_b pairing cosine_ceiling angle_min_left_repeat cosine_null",
     "arm_pairs": "arm_a arm_b pairing pairs repeats repeat_kind cosine cosine_null cosine_ceiling cosine_relative "
     "cosine_low cosine_high cosine_verdict barrier_chord_repeat accuracy_diff p p_holm detectable_diff "
     "accuracy_verdict",
-    "layers": "run_a run_b layer cosine orthogonal_a_to_b angle_min_left",
+    "layers": "run_a run_b layer cosine orthogonal_share angle_min_left",
     "connectivity": "run_a run_b alpha loss loss_low loss_high",
     "cka": "run_a run_b layer cka_unbiased n",
     "training": "run step loss grad_norm lr",
-    "map": "run x y",
+    "mds": "run x y",
 }
 
 
@@ -131,7 +131,7 @@ class TestTables:
         for _, pair in pairs.iterrows():
             a, b = dense[pair["run_a"]], dense[pair["run_b"]]
             assert pair["cosine"] == pytest.approx(a @ b / np.linalg.norm(a) / np.linalg.norm(b), abs=1e-10)
-            assert pair["orthogonal_a_to_b"] ** 2 + pair["cosine"] ** 2 == pytest.approx(1)
+            assert pair["orthogonal_share"] ** 2 + pair["cosine"] ** 2 == pytest.approx(1)
             assert pair["mcnemar_b"] - pair["mcnemar_c"] == pytest.approx(40 * pair["accuracy_diff"])
         arms = analysis.tables.arm_pairs.set_index(["arm_a", "arm_b"])
         named = dict(zip(runs["run"], runs["arm"], strict=True))
@@ -171,9 +171,7 @@ class TestTables:
         assert np.allclose(row["drift"], np.degrees(subspace_angles(a, a0)[::-1]), atol=1e-6)
         assert row["drift_max"] == row["drift"][-1]
         whole = analysis.tables.runs.set_index("run").loc[run.name]
-        norms = [
-            np.linalg.norm(base.model.get_submodule(m).weight.detach().double()) for m in analysis.gathered.modules
-        ]
+        norms = [np.linalg.norm(base.model.get_submodule(m).weight.detach().double()) for m in analysis.cohort.modules]
         assert whole["relative_norm"] == pytest.approx(whole["norm"] / np.linalg.norm(norms))
         own = rows[rows["run"] == run.name]
         expected = np.sum(own["off_principal"] * own["norm"] ** 2) / np.sum(own["norm"] ** 2)
@@ -249,7 +247,7 @@ class TestTables:
         assert row["cosine_verdict"] == "too few seeds"
         own = tables.arm_pairs.set_index(["arm_a", "arm_b"]).loc[("sft-conventional", "sft-conventional")]
         assert own["cosine"] == pytest.approx(repeats.loc["order", "cosine"])
-        assert tables.ablation.set_index("arm").loc["sft-conventional", "cosine_repeat"] == own["cosine"]
+        assert tables.arms.set_index("arm").loc["sft-conventional", "cosine_repeat"] == own["cosine"]
         assert not pairs.filter(like="_null").isna().any().any()
         assert pairs["angle_min_left_null"].between(45, 90).all()
         # With a shared A of rank 8 all top-8 right subspaces are the same one, whatever the loss.
@@ -323,14 +321,14 @@ class TestNothingTwice:
     @pytest.mark.parametrize(
         ("override", "again"),
         [
-            ("top=3", {"compare"}),
+            ("num_directions=3", {"compare"}),
             ("cka.pooling=last", {"similarities"}),
             ("cka.minibatch=4", {"similarities"}),
             ("connectivity.points=5", {"losses"}),
             ("connectivity.loss=answer", {"losses"}),
             ("connectivity.midpoint_problems=4", {"midpoints"}),
             ("connectivity.resamples=200", set()),
-            ("held_out.problems=11", {"losses", "similarities"}),
+            ("probe_set.problems=11", {"losses", "similarities"}),
         ],
     )
     def test_what_a_setting_decides_is_measured_again(
@@ -343,7 +341,7 @@ class TestNothingTwice:
             return lambda *arguments, **options: (seen.append(name), function(*arguments, **options))[1]
 
         monkeypatch.setattr(weight_space, "compare", counted("compare", weight_space.compare))
-        monkeypatch.setattr(forward_passes, "losses", counted("losses", forward_passes.losses))
+        monkeypatch.setattr(forward_passes, "sequence_losses", counted("losses", forward_passes.sequence_losses))
         monkeypatch.setattr(forward_passes, "similarities", counted("similarities", forward_passes.similarities))
         monkeypatch.setattr(forward_passes, "evaluate", counted("midpoints", forward_passes.evaluate))
         config = settings(sweep, override, pairs=[["sft", "dpo"]])
@@ -369,9 +367,9 @@ class TestNothingTwice:
         [frozen] = list((sweep / "rollouts").glob("arithmetic-heldout-*"))[:1]
         base = of(sweep, "sft").manifest["config"]["model"]["path"]
         sft, dpo = of(sweep, "sft").adapter, of(sweep, "dpo").adapter
-        overrides = [f"held_out.completions={frozen}", "connectivity.points=5"]
+        overrides = [f"probe_set.completions={frozen}", "connectivity.points=5"]
         first = analyse(settings(tmp_path, *overrides, sweep=None, adapters={"a": sft, "b": dpo}, model_path=base))
-        monkeypatch.setattr(forward_passes, "losses", None)
+        monkeypatch.setattr(forward_passes, "sequence_losses", None)
         second = analyse(settings(tmp_path, *overrides, sweep=None, adapters={"a": dpo, "b": sft}, model_path=base))
         forward, backward = first.tables.connectivity["loss"], second.tables.connectivity["loss"]
         assert forward.tolist() == backward.tolist()[::-1]
@@ -409,7 +407,7 @@ class TestNothingTwice:
         weights = [load_torch(of(sweep, m).adapter / "adapter_model.safetensors") for m in ("sft", "dpo")]
         with preserved(base.model), torch.no_grad():
             before = {}
-            for module in found.gathered.modules:
+            for module in found.cohort.modules:
                 weight = base.model.get_submodule(module).weight
                 before[module] = weight.clone()
                 for w in weights:
@@ -468,7 +466,7 @@ class TestChoosingPairs:
         assert find("pairs", "sft", ["a/rft-1", "a/sft-1"]) == "a/sft-1"
 
     def test_the_family_of_holm(self, sweep: Path, analysis: Analysis) -> None:
-        few = analyse(settings(sweep, "family=reference", "pairs=none"))
+        few = analyse(settings(sweep, "holm_family=reference", "pairs=none"))
         corrected = few.tables.arm_pairs[few.tables.arm_pairs["p_holm"].notna()]
         assert len(corrected) == 6 + 5
         either = corrected[["arm_a", "arm_b"]].isin(["sft-conventional", "base"]).any(axis=1)
@@ -505,7 +503,7 @@ class TestRefused:
                 [
                     "evaluate.py",
                     "benchmark=arithmetic_long",
-                    "benchmark.arithmetic_long.eval=20",
+                    "benchmark.arithmetic_long.eval_size=20",
                     f"output_dir={sweep}",
                 ],
                 command(sweep, "method=sft"),
@@ -537,7 +535,7 @@ class TestRefused:
 
     def test_runs_scored_on_other_problems(self, sweep: Path) -> None:
         """Scores that do not compare are not compared; the weights are."""
-        script(*command(sweep, "method=rft", "seed=5", "data.eval=20", "sweep=fewer", "logger=none"))
+        script(*command(sweep, "method=rft", "seed=5", "data.eval_size=20", "sweep=fewer", "logger=none"))
         both = analyse(settings(sweep, "pairs=none", sweep=["main", "fewer"]))
         assert both.left_out["accuracy of pairs"].startswith("no benchmark on which all runs were scored")
         assert both.tables.pairs["accuracy_diff"].isna().all()
@@ -546,7 +544,7 @@ class TestRefused:
         assert set(runs[runs.index.str.startswith("main/")]) <= {"arithmetic", "arithmetic_long"}
         assert runs[runs.index.str.startswith("fewer/")].str.fullmatch("arithmetic-[0-9a-f]{8}").all()
         with pytest.raises(InputError, match="not scored on no_such"):
-            analyse(settings(sweep, "compare_on=no_such"))
+            analyse(settings(sweep, "primary_benchmark=no_such"))
 
     def test_damaged_files(self, sweep: Path) -> None:
         """Outcomes of another adapter, outcomes cut short, a manifest without what is needed: each in one line."""
@@ -599,9 +597,9 @@ class TestRefused:
     def test_completions_that_were_trained_on(self, sweep: Path) -> None:
         folder = sweep / "rollouts" / of(sweep, "sft").manifest["rollouts"]["folder"]
         with pytest.raises(InputError, match=r"held_out\.completions=.*: the runs were trained on 60 of its problems"):
-            analyse(settings(sweep, f"held_out.completions={folder}"))
+            analyse(settings(sweep, f"probe_set.completions={folder}"))
         with pytest.raises(InputError, match=r"held_out\.completions=/nowhere: no such folder"):
-            analyse(settings(sweep, "held_out.completions=/nowhere"))
+            analyse(settings(sweep, "probe_set.completions=/nowhere"))
 
     def test_other_target_modules(self, sweep: Path) -> None:
         script(*command(sweep, "model.target_modules=[q_proj]", "sweep=targets", "logger=none"))
@@ -644,7 +642,7 @@ class TestRefused:
         alone = script("analyze.py", "sweep=null", f"adapters={{untrained: {start}}}", f"output_dir={tmp_path}/alone")
         assert "Warning" not in alone.stderr
         assert len(pd.read_csv(tmp_path / "alone" / "adapters" / "analysis" / "pairs.csv")) == 0
-        columns = ["cosine", "u1", "v1", "angle_min_left", "angle_max_right", "orthogonal_a_to_b"]
+        columns = ["cosine", "u1", "v1", "angle_min_left", "angle_max_right", "orthogonal_share"]
         assert pairs.loc[0, columns].isna().all()
         runs = pd.read_csv(folder / "runs.csv").set_index("run")
         assert runs.loc["untrained", "norm"] == 0
@@ -684,10 +682,10 @@ class TestTheBase:
                 content["config"]["rollouts"]["path"] = str(folder)
                 write_json(manifest, content)
         analysis = analyse(settings(copy))
-        assert any("held_out.completions" in why for why in analysis.left_out.values())
+        assert any("probe_set.completions" in why for why in analysis.left_out.values())
         assert analysis.tables.pairs["cka_last"].isna().all()
         frozen = min((sweep / "rollouts").glob("arithmetic-heldout-*"))
-        given = analyse(settings(copy, f"held_out.completions={frozen}", pairs=[["sft", "dpo"]]))
+        given = analyse(settings(copy, f"probe_set.completions={frozen}", pairs=[["sft", "dpo"]]))
         assert given.tables.pairs["cka_last"].notna().sum() == 1
 
     def test_the_answer_alone(self, sweep: Path, base: LoadedModel) -> None:
@@ -717,7 +715,7 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert outcome.stdout.endswith(f"{folder / 'report.html'}\n")
     assert {file.name for file in folder.iterdir()} == {
         "runs.csv", "pairs.csv", "layers.csv", "connectivity.csv", "cka.csv", "arm_pairs.csv",
-        "repeats.csv", "seeds.csv", "ablation.csv", "trajectories.csv", "training.csv", "map.csv", "modules.parquet",
+        "repeats.csv", "seeds.csv", "arms.csv", "trajectories.csv", "training.csv", "mds.csv", "modules.parquet",
         "run_modules.parquet",
         "manifest.json", "report.html", "figures", "tables.md", "tables.tex", "wandb",
     }  # fmt: skip
@@ -730,14 +728,14 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert manifest["command"].startswith(f"python analyze.py output_dir={sweep}")
     [trained_by] = manifest["origins"]["commands"]
     assert "method=sft,rft,dft,rift,grpo,dpo" in trained_by
-    assert 0 < manifest["map"]["variance_kept"] <= 1
+    assert 0 < manifest["mds"]["variance_kept"] <= 1
     assert set(pd.read_csv(folder / "runs.csv")["arm"].dropna()) == {
         f"{method}-conventional" for method in METHODS.partition("=")[2].split(",")
     }
     assert manifest["settings"]["connectivity"]["points"] == 3
     assert pd.read_csv(folder / "pairs.csv")["barrier_chord"].notna().all()
-    cold("evaluate.py", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=20", f"output_dir={sweep}")
-    script("analyze.py", f"output_dir={sweep}", *QUICK, "compare_on=arithmetic_long", "pairs=[[sft,dpo]]")
+    cold("evaluate.py", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=20", f"output_dir={sweep}")
+    script("analyze.py", f"output_dir={sweep}", *QUICK, "primary_benchmark=arithmetic_long", "pairs=[[sft,dpo]]")
     pairs = pd.read_csv(folder / "pairs.csv")
     assert pairs["accuracy_mid_a"].notna().all()  # also of the pairs that are not listed, which were measured before
     assert (pairs["mcnemar_b"] + pairs["mcnemar_c"] <= 20).all()

@@ -40,7 +40,7 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
             "learning_rate": 1e-3,
             "base": {"sha256": "b"},
             "rollouts": {"folder": "r", "sha256": "r"},
-        "trained_on": {"share_right": 0.7},
+        "trained_on": {"pass_rate": 0.7},
             "initial_adapter": {"folder": init, "sha256": init},
             "identity": {"method": method, "seed": seed, "init_seed": 1},
             "config": {
@@ -71,13 +71,13 @@ def scored(folder: Path, correct: dict[str, list[bool]]) -> Run:
     return Run(folder)
 
 
-def gathered(subjects: list[ComparedAdapter], **values) -> Cohort:
+def cohort(members: list[ComparedAdapter], **values) -> Cohort:
     shapes = values.get("shapes", [(30, 50)])
-    ranks = {subject.name: values.get("ranks", [2] * len(shapes)) for subject in subjects}
+    ranks = {member.name: values.get("ranks", [2] * len(shapes)) for member in members}
     modules = [f"model.layers.{n}.m" for n in range(len(shapes))]
     bases = values.get("bases", [])
-    scores = scores_of_runs([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
-    return Cohort(subjects, modules, shapes, ranks, bases, scores, [], {})
+    scores = scores_of_runs([*(base.run for base in bases), *(member.run for member in members if member.run)])
+    return Cohort(members, modules, shapes, ranks, bases, scores, [], {})
 
 
 class TestAccuracy:
@@ -85,8 +85,8 @@ class TestAccuracy:
         """Of p, q, r run x has p and q right, run y r alone, in another order: b = 2, c = 1, difference ⅓."""
         x = scored(tmp_path / "x", {"p": [True], "q": [True], "r": [False]})
         y = scored(tmp_path / "y", {"r": [True], "q": [False], "p": [False]})
-        subjects = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
-        table = pair_table(gathered(subjects), "quiz")
+        members = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        table = pair_table(cohort(members), "quiz")
         row = table.iloc[0]
         assert (row["mcnemar_b"], row["mcnemar_c"]) == (2, 1)
         assert row["accuracy_diff"] == pytest.approx(1 / 3)
@@ -96,10 +96,10 @@ class TestAccuracy:
         """x: 2, 1, 0 of two right; y: 1, 1, 1. Better on one problem each; means ½ and ½; n = 3 problems."""
         x = scored(tmp_path / "x", {"p": [True, True], "q": [True, False], "r": [False, False]})
         y = scored(tmp_path / "y", {"p": [True, False], "q": [False, True], "r": [True, False]})
-        subjects = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
-        row = pair_table(gathered(subjects), "quiz").iloc[0]
+        members = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        row = pair_table(cohort(members), "quiz").iloc[0]
         assert (row["mcnemar_b"], row["mcnemar_c"], row["accuracy_diff"]) == (1, 1, 0)
-        runs = run_table(gathered(subjects), pd.DataFrame({"run": ["x", "y"], "norm": [1.0, 2.0]}))
+        runs = run_table(cohort(members), pd.DataFrame({"run": ["x", "y"], "norm": [1.0, 2.0]}))
         assert runs["n"].tolist() == [3, 3]
         assert runs["accuracy"].tolist() == [0.5, 0.5]
 
@@ -108,9 +108,9 @@ class TestAccuracy:
         problems = [f"p{n}" for n in range(20)]
         base = scored(tmp_path / "base", {p: [n < 10] for n, p in enumerate(problems)})
         x, y = (scored(tmp_path / name, {p: [right] for p in problems}) for name, right in (("x", True), ("y", False)))
-        subjects = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        members = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
         bases = [Base("base", base, BaseFacts.model_validate({"base": {}, "config": {"model": {"name": "tiny"}}}))]
-        table = run_table(gathered(subjects, bases=bases), pd.DataFrame({"run": ["x", "y"]})).set_index("run")
+        table = run_table(cohort(members, bases=bases), pd.DataFrame({"run": ["x", "y"]})).set_index("run")
         assert table.loc["x", "base_diff"] == 0.5
         assert table.loc["y", "base_diff"] == -0.5
         assert table.loc["x", "base_diff_low"] < 0.5 < table.loc["x", "base_diff_high"]
@@ -121,22 +121,22 @@ class TestAccuracy:
         """None of 25 against one of 25 has p = 1, and says nothing; against all of 25 p = 2/2²⁵."""
         problems = [f"p{n}" for n in range(25)]
         none = scored(tmp_path / "none", {p: [False] for p in problems})
-        subjects = [ComparedAdapter("none", none.folder, "none", run=none)]
+        members = [ComparedAdapter("none", none.folder, "none", run=none)]
         for right, fallen in ((1, False), (25, True)):
             base = scored(tmp_path / f"base{right}", {p: [n < right] for n, p in enumerate(problems)})
             facts = BaseFacts.model_validate({"base": {}, "config": {"model": {"name": "tiny"}}})
-            table = run_table(gathered(subjects, bases=[Base("base", base, facts)]), pd.DataFrame({"run": ["none"]}))
+            table = run_table(cohort(members, bases=[Base("base", base, facts)]), pd.DataFrame({"run": ["none"]}))
             assert ("fell to 0.0%" in str(table.iloc[-1]["diverged"])) == fallen
 
     def test_the_midpoint_stands_between_its_ends(self, tmp_path: Path) -> None:
         x = scored(tmp_path / "x", {"p": [True], "q": [True], "r": [False], "s": [True]})
         y = scored(tmp_path / "y", {"p": [False], "q": [False], "r": [True], "s": [True]})
-        subjects = [
+        members = [
             ComparedAdapter(run.name, run.folder, run.name, run=run, facts=facts("sft", 1, "i")) for run in (x, y)
         ]
-        subjects.append(ComparedAdapter("z", tmp_path, "z"))
+        members.append(ComparedAdapter("z", tmp_path, "z"))
         correct = pd.Series([True, False, False], index=["r", "p", "q"])
-        table = midpoint_table(gathered(subjects), {("x", "y"): correct, ("x", "z"): correct})
+        table = midpoint_table(cohort(members), {("x", "y"): correct, ("x", "z"): correct})
         assert table.loc[0, ["accuracy_mid", "accuracy_mid_a", "accuracy_mid_b"]].tolist() == pytest.approx(
             [1 / 3, 2 / 3, 1 / 3]
         )
@@ -149,11 +149,11 @@ class TestAccuracy:
             scored(tmp_path / f"s{n}", {p: [k < right] for k, p in enumerate("pqrs")})
             for n, right in enumerate((1, 3, 2))
         ]
-        subjects = [
+        members = [
             ComparedAdapter(run.name, run.folder, run.name, run=run, facts=facts(method, n, "i"))
             for n, (run, method) in enumerate(zip(runs, ("sft", "sft", "dpo"), strict=True))
         ]
-        them = gathered(subjects)
+        them = cohort(members)
         sizes = pd.DataFrame({"run": them.names, "norm": [1.0, 3.0, 9.0]})
         table = seed_table(them, run_table(them, sizes))
         assert len(table) == 1
@@ -165,9 +165,9 @@ class TestAccuracy:
 
     def test_other_problems(self, tmp_path: Path) -> None:
         x, y = scored(tmp_path / "x", {"p": [True]}), scored(tmp_path / "y", {"q": [True]})
-        subjects = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
+        members = [ComparedAdapter(run.name, run.folder, run.name, run=run) for run in (x, y)]
         with pytest.raises(InputError, match="x and y: not scored on the same problems"):
-            pair_table(gathered(subjects), "quiz")
+            pair_table(cohort(members), "quiz")
 
 
 class TestGeometryTables:
@@ -205,7 +205,7 @@ class TestGeometryTables:
         """Cosine (10 + 4)/(√31·√33); medians of 10 and 20, of 80 and 20, of 1 and 5, of 2 and 5; means .3 and .7."""
         row = self.tables().pairs.iloc[0]
         assert row["cosine"] == pytest.approx(14 / np.sqrt(31 * 33))
-        assert row["orthogonal_a_to_b"] == row["orthogonal_b_to_a"] == pytest.approx(np.sqrt(1 - 14**2 / (31 * 33)))
+        assert row["orthogonal_share"] == pytest.approx(np.sqrt(1 - 14**2 / (31 * 33)))
         angles = row[["angle_min_left", "angle_max_left", "angle_min_right", "angle_max_right"]].astype(float)
         assert angles.tolist() == pytest.approx([15, 50, 3, 3.5])
         assert (row["u1"], row["v1"]) == pytest.approx((0.3, 0.7))
@@ -237,10 +237,10 @@ class TestNulls:
     NORMS = np.sqrt([[14, 3], [5, 25]])
 
     def tables(self, tmp_path: Path, starts: tuple[str, str] | None) -> WeightTables:
-        subjects = [
+        members = [
             ComparedAdapter(n, tmp_path, n, facts=starts and facts("sft", k, starts[k])) for k, n in enumerate("xy")
         ]
-        them = replace(gathered(subjects, shapes=list(self.SHAPES), ranks=[3, 3]), modules=["a", "b"])
+        them = replace(cohort(members, shapes=list(self.SHAPES), ranks=[3, 3]), modules=["a", "b"])
         runs = {
             "x": RunGeometry(np.array([[3.0, 2, 1], [1, 1, 1]]), np.zeros((2, 0))),
             "y": RunGeometry(np.array([[2.0, 1, NAN], [4, 3, NAN]]), np.zeros((2, 0))),
@@ -263,7 +263,7 @@ class TestNulls:
         for side, spaces in (("left", [(20, 2, 2), (30, 2, 2)]), ("right", [(50, 2, 2), (80, 2, 2)])):
             nulls = (found[f"angle_min_{side}_null"], found[f"angle_max_{side}_null"])
             assert nulls == expected_angles(spaces)
-        assert found["orthogonal_a_to_b_null"] == pytest.approx(np.sqrt(1 - found["cosine_null"] ** 2))
+        assert found["orthogonal_share_null"] == pytest.approx(np.sqrt(1 - found["cosine_null"] ** 2))
 
     def test_shared(self, tmp_path: Path) -> None:
         """The right side is random within three dimensions, the left as before."""

@@ -16,7 +16,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from losslens.analysis.probe_set import _require_held_out, probe_set
-from losslens.config.schema import HeldOut, RolloutConfig, parse
+from losslens.config.analysis import HeldOut
+from losslens.config.data import RolloutConfig
+from losslens.config.parse import parse
 from losslens.core.errors import InputError, UnavailableError
 from losslens.core.hashing import hash_json
 from losslens.problems import Problem, Verdict

@@ -58,12 +58,14 @@ def compared(output_dir: Path, model: Path, rollouts: pd.DataFrame, *overrides: 
     train, held_out = (rollouts[rollouts["problem_id"].isin(ids)] for ids in (known[:32], known[32:]))
     frozen = freeze(train, output_dir / "given", "train", {})
     others = freeze(held_out, output_dir / "given", "other", {})
-    line = command(output_dir, "-m", "method=sft,dpo", f"model.path={model}", f"rollouts.path={frozen}", "data.eval=4")
+    line = command(
+        output_dir, "-m", "method=sft,dpo", f"model.path={model}", f"rollouts.path={frozen}", "data.eval_size=4"
+    )
     line += ["model.name=random", "evaluation.max_tokens=8", "optim.max_steps=2", "lr=matched", "logger=none"]
     script(*line, *overrides)
     script(
-        "analyze.py", "sweep=main", f"output_dir={output_dir}", f"held_out.completions={others}",
-        "connectivity.points=3", "connectivity.midpoint_problems=2", "top=4",
+        "analyze.py", "sweep=main", f"output_dir={output_dir}", f"probe_set.completions={others}",
+        "connectivity.points=3", "connectivity.midpoint_problems=2", "num_directions=4",
     )  # fmt: skip
     analysis = output_dir / "main" / "analysis"
     assert json.loads((analysis / "manifest.json").read_text())["left_out"] == {}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.core.errors import InputError
 from losslens.losses.kto import Kto
 from losslens.training.batches import Examples

@@ -47,14 +47,14 @@ def refused(name: str, *arguments: str) -> str:
     [
         (["method=foo"], "method/foo"),
         (["lora_rank.r=0"], "lora_rank.r"),
-        (["lr.base=-0.001"], "lr.base"),
+        (["lr.peak=-0.001"], "lr.peak"),
         (["nokey=1"], "nokey"),
         (["lora_rank=8"], "lora_rank"),
         (["sweep=rollouts"], "sweep"),
         (["optim.scheduler=foo"], "optim.scheduler"),
         (["method.name=../../up"], "method.name"),
         (["data.source.task=nothing"], "source.task=nothing"),
-        (["lr.base=${nowhere}"], "nowhere"),
+        (["lr.peak=${nowhere}"], "nowhere"),
         (["-m", "method=sft,dpo", "model.path=/no/such/model"], "model.path=/no/such/model"),
     ],
 )
@@ -72,7 +72,9 @@ def test_a_model_folder_that_holds_no_model(tmp_path: Path) -> None:
     arguments = (f"model.path={tmp_path / 'model'}", f"output_dir={tmp_path}")
     assert "no config.json" in refused("train.py", *arguments)
     (tmp_path / "model" / "config.json").write_text("{}")
-    assert f"model.path={tmp_path / 'model'}" in refused("train.py", *arguments, "rollouts.policy=base", "data.train=2")
+    assert f"model.path={tmp_path / 'model'}" in refused(
+        "train.py", *arguments, "rollouts.policy=base", "data.train_size=2"
+    )
 
 
 def test_rollouts_without_a_right_one_or_without_a_mixed_group(tmp_path: Path, rollouts: pd.DataFrame) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from losslens.cli.key_values import KeyValueParser
-from losslens.config.schema import AnalyzeConfig, parse
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.parse import parse
 from losslens.core.commands import format_command
 from tests.conftest import ROOT
 

@@ -17,7 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from losslens.analysis.pipeline import analyze_job
-from losslens.config.schema import LearningRate, Optim
+from losslens.config.training import LearningRate, Optim
 from losslens.core.errors import InputError
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
@@ -32,7 +32,7 @@ from tests.conftest import OPTIM, ROOT, script, train_frozen
 
 def command(output_dir: Path, *arguments: str) -> list[str]:
     """Scored on a few problems: nothing here is about how well they do."""
-    return conftest.command(output_dir, "data.eval=8", *arguments)
+    return conftest.command(output_dir, "data.eval_size=8", *arguments)
 
 
 def quiet(step: int, values: dict[str, float]) -> None:
@@ -51,13 +51,13 @@ class TestRows:
 
         assert kept("all") == [(problem, n) for problem, n, _ in rows]
         assert kept("mixed_groups") == [("a", 0), ("a", 1), ("a", 2), ("c", 0), ("c", 1), ("c", 2), ("c", 3)]
-        assert kept("dpo_rows") == [("a", 0), ("a", 1), ("c", 0), ("c", 2)]
-        with pytest.raises(InputError, match="train_on=dpo_rows: no prompt has both"):
-            filter_rollouts(table[table["problem_id"] == "b"], "dpo_rows")
+        assert kept("paired_rollouts") == [("a", 0), ("a", 1), ("c", 0), ("c", 2)]
+        with pytest.raises(InputError, match="train_on=paired_rollouts: no prompt has both"):
+            filter_rollouts(table[table["problem_id"] == "b"], "paired_rollouts")
 
     def test_they_are_those_of_dpo(self, rollouts: pd.DataFrame) -> None:
         pairs = Dpo(name="dpo").select_pairs(rollouts)
-        rows = filter_rollouts(rollouts, "dpo_rows")
+        rows = filter_rollouts(rollouts, "paired_rollouts")
         assert list(rows.index) == sorted(row for pair in pairs for row in pair)
         assert len(Dpo(name="dpo").select_pairs(rows)) == len(pairs)  # and DPO makes the same number out of them
         everything = Dpo(name="dpo", pairs="all")
@@ -123,7 +123,7 @@ def arms(sweep: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = script(*command(output_dir, *RATES, "sweep=arms", "optim.snapshot_steps=4", "logger=none"))
     assert outcome.stdout.count(": completed") == 8  # of 12 jobs
     assert outcome.stdout.count(": skipped") == 4
-    hot = ("method=rft", "lr.base=1e30", "optim.max_grad_norm=1e30", "optim.log_steps=1", "optim.snapshot_steps=1")
+    hot = ("method=rft", "lr.peak=1e30", "optim.max_grad_norm=1e30", "optim.log_steps=1", "optim.snapshot_steps=1")
     script(*command(output_dir, *hot, "seed=0", "init_seed=0", "sweep=arms", "logger=none"), check=1)
     return output_dir
 
@@ -140,7 +140,7 @@ def test_one_run_has_all_names_of_its_rate(arms: Path) -> None:
     assert not changed
 
 
-SCALE = ("connectivity.points=3", "connectivity.midpoint_problems=0", "held_out.problems=12")
+SCALE = ("connectivity.points=3", "connectivity.midpoint_problems=0", "probe_set.problems=12")
 
 
 def write_tables(output_dir: Path, *arguments: str) -> None:
@@ -157,22 +157,22 @@ def tables(arms: Path) -> dict[str, pd.DataFrame]:
 
 
 def test_the_comparison_of_a_sweep(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
-    ablation = tables["ablation"].set_index("arm")
+    arm_table = tables["arms"].set_index("arm")
     pairs = tables["pairs"]
-    assert set(ablation.index[ablation["same_as"].isna()]) == {
+    assert set(arm_table.index[arm_table["alias_of"].isna()]) == {
         "dpo-conventional", "dpo-matched", "rft-conventional", "sft-conventional", "sft-matched_low",
     }  # fmt: skip
-    assert ablation.loc["sft-matched", "same_as"] == "sft-conventional"
-    assert ablation.loc["dpo-matched_low", "same_as"] == "dpo-conventional"
+    assert arm_table.loc["sft-matched", "alias_of"] == "sft-conventional"
+    assert arm_table.loc["dpo-matched_low", "alias_of"] == "dpo-conventional"
     ours = pairs[pairs["run_a"].str.startswith("dpo-matched") & pairs["run_b"].str.startswith("sft-conventional")]
     other = ours[ours["run_a"].str.extract(r"-(s\d)-")[0] != ours["run_b"].str.extract(r"-(s\d)-")[0]]
     assert other["pairing"].tolist() == ["same init"] * 2
-    row = ablation.loc["dpo-matched"]
+    row = arm_table.loc["dpo-matched"]
     assert row["cosine_to_sft"] == pytest.approx(other["cosine"].mean())
     assert (row["cosine_to_sft_min"], row["cosine_to_sft_max"]) == (other["cosine"].min(), other["cosine"].max())
     assert row["cka_last_to_sft"] == pytest.approx(other["cka_last"].mean())
     own = {name: tables["repeats"].set_index("arm").loc[name, "cosine"] for name in ("sft-conventional", "dpo-matched")}
-    assert {name: ablation.loc[name, "cosine_repeat"] for name in own} == pytest.approx(own)
+    assert {name: arm_table.loc[name, "cosine_repeat"] for name in own} == pytest.approx(own)
     if min(own.values()) >= 0.2:
         assert row["cosine_to_sft_ceiling"] == pytest.approx(np.sqrt(np.prod(list(own.values()))))
     else:
@@ -185,7 +185,7 @@ def test_a_run_that_diverged_is_in_every_table(arms: Path, tables: dict[str, pd.
     assert str(runs.loc["rft", "diverged"]).startswith("diverged: ")
     assert np.isnan(runs.loc["rft", "norm"])
     assert runs.loc[["sft", "dpo"], "diverged"].isna().all()
-    row = tables["ablation"].set_index("arm").loc["rft-conventional"]
+    row = tables["arms"].set_index("arm").loc["rft-conventional"]
     assert (row["seeds"], row["diverged"]) == (0, 1)
     manifest = json.loads((arms / "arms" / "analysis" / "manifest.json").read_text())
     assert any(why.startswith("diverged: ") for why in manifest["left_out"].values())
@@ -211,7 +211,7 @@ def test_trajectories(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
 
 def test_equal_norms(arms: Path, tables: dict[str, pd.DataFrame], capsys: pytest.CaptureFixture[str]) -> None:
     """Every run at one norm within 2%, at the point of its way that its manifest names; scored there."""
-    script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=norm", "pairs=none", *SCALE)
+    script("analyze.py", "sweep=arms", f"output_dir={arms}", "checkpoint=norm", "pairs=none", *SCALE)
     runs = pd.read_csv(arms / "arms" / "analysis-norm" / "runs.csv")
     ends = pd.read_csv(arms / "arms" / "analysis" / "runs.csv").drop_duplicates("run").set_index("run")["norm"]
     there = runs[runs["method"].isin(["sft", "dpo"])].set_index("run")
@@ -223,7 +223,7 @@ def test_equal_norms(arms: Path, tables: dict[str, pd.DataFrame], capsys: pytest
     assert all(point["between_steps"] for name, point in manifest["points"].items() if "between_steps" in point)
     assert "lies before it on the way of" in manifest["left_out"]["what came before the first snapshot"]
     some = ends.drop(index=ends.idxmin()).dropna().mean()
-    write_tables(arms, "at=norm", f"norm={some}", "pairs=none")
+    write_tables(arms, "checkpoint=norm", f"norm={some}", "pairs=none")
     assert "it never reaches" in capsys.readouterr().out
     chosen = pd.read_csv(arms / "arms" / f"analysis-norm-{some:g}" / "runs.csv")["norm"].dropna()
     assert 0 < len(chosen) < 8
@@ -233,14 +233,14 @@ def test_equal_norms(arms: Path, tables: dict[str, pd.DataFrame], capsys: pytest
 def test_what_died_half_way_is_made_again_and_what_is_damaged_is_told(arms: Path, tmp_path: Path) -> None:
     """A point with half a manifest is made anew; a snapshot that was cut off costs its run's trajectory only."""
     copied = shutil.copytree(arms, tmp_path / "copy")
-    write_tables(copied, "at=norm", "pairs=none")
+    write_tables(copied, "checkpoint=norm", "pairs=none")
     points = sorted((copied / "arms").glob("*/snapshots/norm-*"))
     adapters = [adapter_fingerprint(point / "adapter") for point in points]
     manifest = points[0] / "manifest.json"
     manifest.write_text(manifest.read_text()[:40])
     weights = points[1] / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-10])
-    write_tables(copied, "at=norm", "pairs=none")
+    write_tables(copied, "checkpoint=norm", "pairs=none")
     assert [adapter_fingerprint(point / "adapter") for point in points] == adapters
     cut = next((copied / "arms").glob("dpo-matched-*/snapshots/step-000008/adapter/adapter_model.safetensors"))
     cut.write_bytes(cut.read_bytes()[:-10])
@@ -252,35 +252,35 @@ def test_what_died_half_way_is_made_again_and_what_is_damaged_is_told(arms: Path
 
 
 def test_a_step_on_the_way(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
-    script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=8", "pairs=none", *SCALE)
+    script("analyze.py", "sweep=arms", f"output_dir={arms}", "checkpoint=8", "pairs=none", *SCALE)
     runs = pd.read_csv(arms / "arms" / "analysis-step-8" / "runs.csv").drop_duplicates("run").set_index("run")
     way = pd.read_csv(arms / "arms" / "analysis" / "trajectories.csv")
     at_8 = way[(way["step"] == 8) & (way["method"] != "rft")].set_index("run")["norm"]
     assert runs.loc[at_8.index, "norm"].to_dict() == pytest.approx(at_8.to_dict())
-    wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "at=7", check=2)
-    assert "at=7: no run was there" in wrong.stderr
+    wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "checkpoint=7", check=2)
+    assert "checkpoint=7: no run was there" in wrong.stderr
     wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "norm=1", check=2)
-    assert "norm=1 is for at=norm" in wrong.stderr
+    assert "norm=1 is for checkpoint=norm" in wrong.stderr
 
 
 def test_rows_and_epochs_of_a_sweep(arms: Path) -> None:
     """Row-matched: both methods on DPO's rows. Epoch-matched: as many passes over own rows, whatever their number."""
-    options = ("-m", "method=sft,dpo", "train_on=dpo_rows", "optim.epochs=1.5", "sweep=rows", "logger=none")
+    options = ("-m", "method=sft,dpo", "train_on=paired_rollouts", "optim.epochs=1.5", "sweep=rows", "logger=none")
     script(*command(arms, *options))
     runs = {run.manifest["method"]: run for run in runs_of(arms, "rows")}
     table = load_rollouts(arms / "rollouts" / runs["sft"].manifest["rollouts"]["folder"]).table
     pairs = len(Dpo(name="dpo").select_pairs(table))
     assert runs["sft"].manifest["trained_on"]["rollouts"] == 2 * pairs
-    assert runs["sft"].manifest["trained_on"]["share_right"] == 0.5
+    assert runs["sft"].manifest["trained_on"]["pass_rate"] == 0.5
     for method, rows in (("sft", 2 * pairs), ("dpo", pairs)):
         training = runs[method].manifest["training"]
         assert training["rows"] == rows
         assert training["steps"] == runs[method].status["step"] == math.ceil(1.5 * rows / 4)
         assert 1.5 <= training["epochs"] < 1.5 + 4 / rows
     # One pair a prompt is made of the same rows in any case: for DPO this is one run. With all pairs it is not.
-    script(*command(arms, "-m", "method=dpo", "train_on=all,mixed_groups,dpo_rows", "sweep=once", "logger=none"))
+    script(*command(arms, "-m", "method=dpo", "train_on=all,mixed_groups,paired_rollouts", "sweep=once", "logger=none"))
     assert sum(run.name.startswith("dpo") for run in runs_of(arms, "once")) == 1
-    everything = ("method.pairs=all", "train_on=all,mixed_groups,dpo_rows", "sweep=twice", "logger=none")
+    everything = ("method.pairs=all", "train_on=all,mixed_groups,paired_rollouts", "sweep=twice", "logger=none")
     script(*command(arms, "-m", "method=dpo", *everything))
     assert sum(run.name.startswith("dpo") for run in runs_of(arms, "twice")) == 2
 
@@ -292,11 +292,11 @@ def test_other_rollouts_side_by_side(arms: Path) -> None:
     line = ("analyze.py", "sweep=[arms,student]", f"output_dir={arms}", "pairs=none", *SCALE)
     refused = script(*line, check=2)
     assert "another rollouts" in refused.stderr
-    assert "across=rollouts" in refused.stderr
-    script(*line, "across=rollouts")
-    ablation = pd.read_csv(arms / "arms" / "analysis" / "ablation.csv")
-    dpo = ablation[(ablation["method"] == "dpo") & (ablation["lr"] == "conventional")]
-    assert dpo["share_right"].nunique() == 2
+    assert "allow_different=rollouts" in refused.stderr
+    script(*line, "allow_different=rollouts")
+    arm_table = pd.read_csv(arms / "arms" / "analysis" / "arms.csv")
+    dpo = arm_table[(arm_table["method"] == "dpo") & (arm_table["lr"] == "conventional")]
+    assert dpo["pass_rate"].nunique() == 2
     assert dpo["settings"].str.contains("rollouts.sampling.policy=base").sum() == 1
     assert dpo["cosine_to_sft"].notna().all()  # each is held against SFT on its own rollouts
 

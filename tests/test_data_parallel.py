@@ -22,7 +22,8 @@ from filelock import FileLock
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.losses.pairs import mixed_pairs
 from losslens.losses.presentation import builtin_presentations
 from losslens.pipeline.train_job import Outcome, train_job
@@ -34,7 +35,8 @@ from tests.conftest import ROOT
 
 METHODS = list(builtin_presentations())  # SFT first: the others are compared with it
 SMALL = (
-    "data.eval=0", "logger=none", "optim.max_steps=6", "optim.batch_size=8", "optim.save_steps=2", "optim.log_steps=2",
+    "data.eval_size=0", "logger=none", "optim.max_steps=6", "optim.batch_size=8", "optim.save_steps=2",
+    "optim.log_steps=2",
 )  # fmt: skip
 
 # ‖difference‖ / ‖ΔW‖ of one process and two. Rounding makes 2e-6. A loss that lacks the factor of the processes makes
@@ -336,7 +338,7 @@ def test_a_sweep_stays_in_step_until_one_process_fails(given: Path, tmp_path: Pa
     In the last one the second process fails while the first one waits for its gradients: all end, the cause is kept.
     """
     (tmp_path / "failing.py").write_text(FAILING)
-    jobs = ("-m", "lr.base=1e30,1e-3,2e-3", "optim.micro_batch=8,x,2")
+    jobs = ("-m", "lr.peak=1e30,1e-3,2e-3", "optim.micro_batch=8,x,2")
     line = [*jobs, *arguments(tmp_path, given, "optim.max_grad_norm=1e30", "optim.max_steps=4")]
     process = started(torchrun(str(tmp_path / "failing.py"), *line))
     try:

@@ -12,7 +12,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.losses.dpo import Dpo
 from losslens.losses.sft import Sft
 from tests.conftest import ROOT, TINY, script
@@ -20,7 +21,7 @@ from tests.conftest import ROOT, TINY, script
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
 FEW = ["optim.max_steps=2", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2", "logger=none"]
 EMBEDDED = [
-    "model=tiny", "rollouts.policy=teacher", "data=arithmetic", "data.train=24", "data.eval=8",
+    "model=tiny", "rollouts.policy=teacher", "data=arithmetic", "data.train_size=24", "data.eval_size=8",
     "rollouts.max_tokens=64", "evaluation.max_tokens=32",
 ]  # fmt: skip
 
@@ -45,7 +46,7 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
         "smollm2_cpu": {"method": ALL},
         "lr_matched_dpo": {"method": ALL, **LR_MATCHED},
         "lr_matched_dpo_smollm2": {"method": "sft,dpo", **LR_MATCHED},
-        "dpo_rows": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
+        "paired_rollouts": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
         "dpo_epochs": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
         "dpo_student": {"method": ALL, "lr": "conventional,matched", "seed": "0,3"},
         "dpo_beta": {
@@ -86,7 +87,7 @@ def test_the_controls_change_what_they_are_called_after_and_nothing_else() -> No
 
     whole = settings("experiment=lr_matched_dpo", "method=dpo")
     for name, change in {
-        "dpo_rows": {"train_on": "dpo_rows"},
+        "paired_rollouts": {"train_on": "paired_rollouts"},
         "dpo_epochs": {"optim": {**whole["optim"], "epochs": 0.8}},
         "dpo_student": {"rollouts": {**whole["rollouts"], "policy": "base"}},
         "dpo_beta": {},
@@ -104,11 +105,11 @@ def test_the_papers_settings() -> None:
     dpo = Dpo.model_validate({k: v for k, v in compose_method("dpo").items() if k != "_target_"})
     assert config.model.path == "Qwen/Qwen3-4B-Instruct-2507"
     assert config.data.source["repo"] == "agentica-org/DeepScaleR-Preview-Dataset"
-    assert (config.rollouts.k, config.rollouts.policy) == (4, "teacher")
+    assert (config.rollouts.samples_per_prompt, config.rollouts.policy) == (4, "teacher")
     assert set(config.model.target_modules) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     assert (config.lora_rank.r, config.lora_rank.scale_numerator, config.lora_rank.dropout) == (32, 64, 0)
     optim = config.optim
-    assert (optim.batch_size, optim.scheduler, optim.warmup) == (32, "cosine", 0.05)
+    assert (optim.batch_size, optim.scheduler, optim.warmup_ratio) == (32, "cosine", 0.05)
     assert (optim.weight_decay, optim.max_grad_norm) == (0.01, 1.0)
     assert (optim.max_steps, 1000 % optim.snapshot_steps) == (1500, 0)
     assert (config.seed, config.init_seed) == (42, 42)
@@ -151,7 +152,13 @@ def test_a_method_of_an_experiment_alone(tmp_path: Path) -> None:
 
 def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
     """SmolLM2 from its package, on its own rollouts: trained, scored, compared."""
-    size = ["data.train=5", "data.eval=2", "rollouts.k=4", "rollouts.max_tokens=48", "evaluation.max_tokens=16"]
+    size = [
+        "data.train_size=5",
+        "data.eval_size=2",
+        "rollouts.samples_per_prompt=4",
+        "rollouts.max_tokens=48",
+        "evaluation.max_tokens=16",
+    ]
     size += [*FEW, "optim.batch_size=2"]
     line = ["-m", "experiment=smollm2_cpu", "method=sft,dpo", f"output_dir={tmp_path}", *size]
     outcome = script("train.py", *line)
@@ -163,7 +170,7 @@ def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
     assert table["prompt_text"].str.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM").all()
     assert 0 < table["reward"].mean() < 1
     script(
-        "analyze.py", "sweep=smollm2_cpu", f"output_dir={tmp_path}", "held_out.problems=20", "connectivity.points=3",
+        "analyze.py", "sweep=smollm2_cpu", f"output_dir={tmp_path}", "probe_set.problems=20", "connectivity.points=3",
         "connectivity.midpoint_problems=0",
     )  # fmt: skip
     [pair] = pd.read_csv(tmp_path / "smollm2_cpu" / "analysis" / "pairs.csv").to_dict("records")
@@ -176,8 +183,14 @@ def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
 def test_sampled_answers_stand_beside_the_greedy_ones(sweep: Path) -> None:
     """avg@3 of every run: its own file, its own rows in runs.csv, and a comparison by problem."""
     names = "benchmark.arithmetic_long.name=long"
-    line = ["sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=6", names]
-    line += ["evaluation.max_tokens=64", "evaluation.samples=3", "evaluation.batch_size=7"]
+    line = [
+        "sweep=main",
+        f"output_dir={sweep}",
+        "benchmark=arithmetic_long",
+        "benchmark.arithmetic_long.eval_size=6",
+        names,
+    ]
+    line += ["evaluation.max_tokens=64", "evaluation.samples_per_prompt=3", "evaluation.batch_size=7"]
     outcome = script("evaluate.py", *line)
     assert "long-avg3 (n = 6)" in outcome.stdout
     for run in (file.parent for file in sweep.glob("main/*/status.json")):
@@ -188,7 +201,7 @@ def test_sampled_answers_stand_beside_the_greedy_ones(sweep: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in sweep.glob("main/*/eval/long*.parquet")}
     script("evaluate.py", *line)
     assert before == {file: file.stat().st_mtime_ns for file in before}
-    script("analyze.py", "sweep=main", f"output_dir={sweep}", "pairs=none", "compare_on=long-avg3")
+    script("analyze.py", "sweep=main", f"output_dir={sweep}", "pairs=none", "primary_benchmark=long-avg3")
     analysis = sweep / "main" / "analysis"
     runs = pd.read_csv(analysis / "runs.csv").query("benchmark == 'long-avg3'")
     assert len(runs) == 7
@@ -207,7 +220,7 @@ def test_sampled_answers_stand_beside_the_greedy_ones(sweep: Path) -> None:
 def test_the_embedded_models_are_not_needed(tmp_path: Path) -> None:
     """A folder of one's own: the student's, under another name and without a teacher."""
     line = [f"output_dir={tmp_path}", f"model.path={TINY / 'student'}", "model.name=mine", "model.teacher=null", *FEW]
-    size = ["data.train=24", "data.eval=4", "rollouts.max_tokens=64"]
+    size = ["data.train_size=24", "data.eval_size=4", "rollouts.max_tokens=64"]
     refused = script("train.py", *line, *size, check=2)
     assert "rollouts.policy=teacher: model.teacher names none" in refused.stderr
     script("train.py", *line, *size, "rollouts.policy=base")

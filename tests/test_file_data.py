@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import RolloutConfig, parse
+from losslens.config.data import RolloutConfig
+from losslens.config.parse import parse
 from losslens.core.errors import InputError
 from losslens.rollouts.sample import frozen_rollouts, held_out_rollouts, problem_source, rollouts_identity
 from tests.conftest import METHODS, ROOT, command, script
@@ -75,7 +76,7 @@ def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
 def test_other_held_out_problems_are_the_same_training_set(tmp_path: Path) -> None:
     file, other = written(tmp_path / "a.jsonl", problem_rows(20)), written(tmp_path / "b.jsonl", problem_rows(30)[20:])
     more = written(tmp_path / "c.jsonl", problem_rows(40)[20:])
-    small = ["data.train=4", "rollouts.policy=base"]
+    small = ["data.train_size=4", "rollouts.policy=base"]
     identities = [rollouts_identity(config(tmp_path, file, f"data.eval_path={f}", *small)) for f in (other, more)]
     assert identities[0] == identities[1] != rollouts_identity(config(tmp_path, file, *small))
 
@@ -91,7 +92,7 @@ def test_held_out_completions_of_all_problems_where_there_are_few(tmp_path: Path
 def test_without_ids_a_prompt_is_known_by_its_text(tmp_path: Path) -> None:
     rows = [{"question": row["prompt"], "gold": row["answer"]} for row in problem_rows(40)]
     names = ["data.source.columns.prompt=question", "data.source.columns.answer=gold"]
-    source = problem_source(config(tmp_path, written(tmp_path / "a.jsonl", rows), *names, "data.eval=1").data)
+    source = problem_source(config(tmp_path, written(tmp_path / "a.jsonl", rows), *names, "data.eval_size=1").data)
     assert len({p.id for p in source.problems("train", None, 0)}) >= 30
     assert source.problems("train", 1, 0)[0].id.startswith("prompt-")
 
@@ -113,10 +114,10 @@ def test_rollouts_are_frozen_as_they_are(tmp_path: Path, name: str) -> None:
     assert list(frozen.table["sample"]) == [0, 1] * 10
     assert set(frozen.table["source"]) == {name}
     assert frozen.table["finished"].all()
-    assert frozen.manifest["share_right"] == 0.5
+    assert frozen.manifest["pass_rate"] == 0.5
     assert frozen.manifest["tokens"] is None
     assert frozen_rollouts(config(tmp_path, file)).folder == frozen.folder
-    assert len(frozen_rollouts(config(tmp_path, file, "data.train=3")).table) == 6
+    assert len(frozen_rollouts(config(tmp_path, file, "data.train_size=3")).table) == 6
 
 
 def test_rollouts_are_known_by_the_content_of_their_file(tmp_path: Path) -> None:
@@ -124,7 +125,10 @@ def test_rollouts_are_known_by_the_content_of_their_file(tmp_path: Path) -> None
     identity = rollouts_identity(config(tmp_path, file))
     assert rollouts_identity(config(tmp_path, file.rename(tmp_path / "b.jsonl"))) == identity
     # How others would be sampled does not matter.
-    assert rollouts_identity(config(tmp_path, tmp_path / "b.jsonl", "rollouts.k=7", "model=smollm2")) == identity
+    assert (
+        rollouts_identity(config(tmp_path, tmp_path / "b.jsonl", "rollouts.samples_per_prompt=7", "model=smollm2"))
+        == identity
+    )
     changed = written(tmp_path / "c.jsonl", rollout_rows(11))
     assert rollouts_identity(config(tmp_path, changed)) != identity
 
@@ -296,7 +300,7 @@ def test_rollouts_in_a_file_train_all_six_methods(tmp_path: Path, rollouts: pd.D
     file = tmp_path / "theirs.parquet"
     theirs.to_parquet(file)
     line = command(
-        tmp_path / "out", "-m", METHODS, "data=file", f"data.path={file}", "data.train=null", "data.eval=null"
+        tmp_path / "out", "-m", METHODS, "data=file", f"data.path={file}", "data.train_size=null", "data.eval_size=null"
     )
     line += ["data.source.columns.reward=score", "optim.max_steps=4", "logger=none"]
     refused = script(*line, check=2)
@@ -306,8 +310,8 @@ def test_rollouts_in_a_file_train_all_six_methods(tmp_path: Path, rollouts: pd.D
     assert "benchmark: two benchmarks are called arithmetic" in script(*line, *twice, check=2).stderr
     scored = [
         "benchmark=[arithmetic,arithmetic_long]",
-        "benchmark.arithmetic.eval=10",
-        "benchmark.arithmetic_long.eval=8",
+        "benchmark.arithmetic.eval_size=10",
+        "benchmark.arithmetic_long.eval_size=8",
     ]
     script(*line, *scored)
     runs = [path for path in (tmp_path / "out" / "main").glob("*-conventional-*") if (path / "adapter").is_dir()]
@@ -316,7 +320,7 @@ def test_rollouts_in_a_file_train_all_six_methods(tmp_path: Path, rollouts: pd.D
         assert len(pd.read_parquet(run / "eval" / "arithmetic.parquet")) == 10
         assert len(pd.read_parquet(run / "eval" / "arithmetic_long.parquet")) == 8
     outcome = script("analyze.py", "sweep=main", f"output_dir={tmp_path / 'out'}")
-    assert "whose writer cannot be asked; give held_out.completions=FOLDER" in outcome.stdout
+    assert "whose writer cannot be asked; give probe_set.completions=FOLDER" in outcome.stdout
     pairs = pd.read_csv(tmp_path / "out" / "main" / "analysis" / "pairs.csv")
     assert len(pairs) == 15
     assert pairs["cosine"].notna().all()
@@ -325,7 +329,9 @@ def test_rollouts_in_a_file_train_all_six_methods(tmp_path: Path, rollouts: pd.D
 
 def test_a_run_that_is_not_scored(tmp_path: Path) -> None:
     file = written(tmp_path / "theirs.jsonl", rollout_rows(20))
-    line = command(tmp_path / "out", "data=file", f"data.path={file}", "data.train=null", "data.eval=0", "logger=none")
+    line = command(
+        tmp_path / "out", "data=file", f"data.path={file}", "data.train_size=null", "data.eval_size=0", "logger=none"
+    )
     outcome = script(*line, "optim.max_steps=2")
     assert "completed, not scored" in outcome.stdout
     script("analyze.py", "sweep=main", f"output_dir={tmp_path / 'out'}")

@@ -33,8 +33,12 @@ from transformers import (
 
 from losslens.cli.arguments import explained, prepared
 from losslens.cli.key_values import KeyValueParser
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
 from losslens.config.interpolations import describe_derived
-from losslens.config.schema import AnalyzeConfig, EvaluateConfig, RolloutConfig, TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
 from losslens.core.redaction import guard_streams
 from losslens.evaluation.score import require_problems
@@ -109,15 +113,22 @@ def test_a_model_of_ones_own_inherits_nothing(tmp_path: Path) -> None:
     assert own.model.teacher_revision is None
     assert own.model.name == "My-Model-2"
     assert own.model.target_modules == "attention"
-    assert (own.model.lr, own.lr.base) == (2e-4, 2e-4)
+    assert (own.model.default_lr, own.lr.peak) == (2e-4, 2e-4)
     assert (own.rollouts.max_tokens, own.evaluation.max_tokens) == (1024, 1024)
     said = describe_derived(composed("model.path=/models/My Model (2)"))
-    for told in ("model.name=My-Model-2", "model.target_modules=attention", "model.lr=0.0002", "max_tokens=1024"):
+    for told in (
+        "model.name=My-Model-2",
+        "model.target_modules=attention",
+        "model.default_lr=0.0002",
+        "max_tokens=1024",
+    ):
         assert told in said
     # What is given counts, also where it is what the embedded model has.
-    given = settings("model.path=/m", "model.lr=1e-3", "rollouts.max_tokens=96", "model.target_modules=[q_proj]")
-    assert (given.lr.base, given.rollouts.max_tokens, given.model.target_modules) == (1e-3, 96, ["q_proj"])
-    assert "lr=" not in describe_derived(composed("model.path=/m", "lr.base=1e-5"))
+    given = settings(
+        "model.path=/m", "model.default_lr=1e-3", "rollouts.max_tokens=96", "model.target_modules=[q_proj]"
+    )
+    assert (given.lr.peak, given.rollouts.max_tokens, given.model.target_modules) == (1e-3, 96, ["q_proj"])
+    assert "lr=" not in describe_derived(composed("model.path=/m", "lr.peak=1e-5"))
     # By half of what the model can hold, but not by next to nothing, which is told when it is met.
     for positions, length in ((4096, 1024), (600, 300), (64, 128)):
         (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": positions}))
@@ -135,7 +146,7 @@ def test_an_option_for_another_model_gives_it_nothing_of_its_own(option: str) ->
     itself = settings(option)
     assert itself.model.name in option
     assert itself.model.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert itself.lr.base == {"model=qwen3_0_6b": 2e-5, "model=qwen3_4b": 5e-6, "model=smollm2": 2e-4}.get(option, 5e-4)
+    assert itself.lr.peak == {"model=qwen3_0_6b": 2e-5, "model=qwen3_4b": 5e-6, "model=smollm2": 2e-4}.get(option, 5e-4)
     assert "model." not in describe_derived(composed(option)).replace("model.path=", "")
 
 
@@ -148,7 +159,7 @@ def test_the_embedded_model_stays_as_it_was() -> None:
     tiny = settings()
     assert (tiny.model.name, tiny.model.teacher) == ("tiny", str(TINY / "teacher"))
     assert tiny.model.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    assert (tiny.lr.base, tiny.rollouts.max_tokens, tiny.evaluation.max_tokens) == (1e-3, 96, 96)
+    assert (tiny.lr.peak, tiny.rollouts.max_tokens, tiny.evaluation.max_tokens) == (1e-3, 96, 96)
     assert describe_derived(composed()) == ""
 
 
@@ -198,7 +209,7 @@ def test_six_architectures_on_problems_of_ones_own(problems: Path, tmp_path: Pat
     for number, (name, make) in enumerate(MODELS.items()):
         model = folder_of(make, tmp_path / name, template=number % 2 == 0)
         line = ["method=sft", f"model.path={model}", "data=file", f"data.path={problems}", "rollouts.policy=base"]
-        line += ["rollouts.k=1", "rollouts.max_tokens=8", "evaluation.max_tokens=4", "logger=none"]
+        line += ["rollouts.samples_per_prompt=1", "rollouts.max_tokens=8", "evaluation.max_tokens=4", "logger=none"]
         line += [f"output_dir={tmp_path / 'out'}", f"sweep={name}", "optim.max_steps=1", "optim.batch_size=2"]
         stopped = script("train.py", *line, check=2)
         assert "share correct: " in stopped.stdout
@@ -248,7 +259,7 @@ def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> 
     file = tmp_path / "rollouts.jsonl"
     rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "reward": 0} for n in range(8)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    line = ["data=file", f"data.path={file}", "data.eval=0", f"output_dir={tmp_path}", "logger=none"]
+    line = ["data=file", f"data.path={file}", "data.eval_size=0", f"output_dir={tmp_path}", "logger=none"]
     line += ["optim.max_steps=1", "optim.batch_size=4"]
     outcome = script("train.py", "-m", "method=sft,grpo", *line, check=2)
     assert "s42" in outcome.stdout
@@ -278,14 +289,14 @@ def test_every_script_takes_every_experiment(name: str) -> None:
 
 
 def test_rollouts_are_swept_over_where_an_experiment_does() -> None:
-    params = {"rollouts.k": "2,4", "method": "sft,dpo"}
+    params = {"rollouts.samples_per_prompt": "2,4", "method": "sft,dpo"}
     for read_by, mode in (("[model,data,rollouts]", RunMode.MULTIRUN), ("[]", None), ("null", RunMode.MULTIRUN)):
         hydra = {"mode": f"${{implied_mode:{read_by}}}", "sweeper": {"params": params}}
         assert OmegaConf.create({"hydra": hydra}).hydra.mode == mode
 
 
 def test_runs_are_scored_again_as_long_as_before(sweep: Path) -> None:
-    line = ["sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=2"]
+    line = ["sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=2"]
     for run in (file.parent for file in sweep.glob("main/*/status.json")):
         if not run.name.startswith("sft"):
             shutil.rmtree(run)  # also the base, as if none had been scored
@@ -343,16 +354,16 @@ def test_home_in_every_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("HOME", str(tmp_path))
     own = settings(
         "output_dir='~/o'", "model.path='~/m'", "model.teacher='~/t'", "data=file", "data.path='~/d'",
-        "rollouts.path='~/r'", "logger.references={a: '~/l'}", "benchmark=[gsm8k]",
+        "rollouts.path='~/r'", "weight_tracking.references={a: '~/l'}", "benchmark=[gsm8k]",
         "benchmark.gsm8k.source.repo='~/g'",
     )  # fmt: skip
     found = [own.output_dir, own.model.path, own.model.teacher, own.data.path, own.rollouts.path]
-    found += [own.logger.references["a"], own.benchmark["gsm8k"].source["repo"], own.data.source["path"]]  # type: ignore[index]
+    found += [own.weight_tracking.references["a"], own.benchmark["gsm8k"].source["repo"], own.data.source["path"]]  # type: ignore[index]
     assert [str(path) for path in found] == [str(tmp_path / name) for name in "omtdrlgd"]
-    line = ["adapters={a: '~/a'}", "model_path='~/m'", "held_out.completions='~/h'"]
+    line = ["adapters={a: '~/a'}", "model_path='~/m'", "probe_set.completions='~/h'"]
     theirs = parse(AnalyzeConfig, composed(*line, of="analyze"))
     assert theirs.adapters == {"a": tmp_path / "a"}
-    assert (theirs.model_path, theirs.held_out.completions) == (str(tmp_path / "m"), tmp_path / "h")
+    assert (theirs.model_path, theirs.probe_set.completions) == (str(tmp_path / "m"), tmp_path / "h")
     parser = KeyValueParser({"output_dir": "outputs", "sweep": "main"}, "", prog="status.py")
     assert parser.parse(["output_dir=~/a=b c"])[0]["output_dir"] == f"{tmp_path}/a=b c"
     with pytest.raises(InputError, match=r"output_dir: .*no such home folder"):
@@ -367,7 +378,7 @@ def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.
     rows = [{"prompt": f"What is {n}?", "completion": f"It is {n}.", "reward": n % 2} for n in range(8)]
     (home / "roll=1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     shutil.copytree(TINY / "student", home / "model (1)")
-    line = [f"data.path=~/{home.name}/roll=1.jsonl", f"output_dir=~/{home.name}/out", "data=file", "data.eval=0"]
+    line = [f"data.path=~/{home.name}/roll=1.jsonl", f"output_dir=~/{home.name}/out", "data=file", "data.eval_size=0"]
     line += [f"model.path=~/{home.name}/model (1)", "logger=none", "optim.max_steps=1", "optim.batch_size=4"]
     script("train.py", *line)
     assert list((home / "out" / "main").glob("sft-conventional-r8-model-1-*/adapter"))
@@ -377,7 +388,7 @@ def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ("lr=1e-4", "lr.base=1e-4"),
+        ("lr=1e-4", "lr.peak=1e-4"),
         ("lora_rank=16", "lora_rank=r16"),
         ("lora_rank=17", "lora_rank.r=17"),
         ("model=Qwen/Qwen3-0.6B", "model.path=Qwen/Qwen3-0.6B"),
@@ -391,12 +402,12 @@ def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.
         ("hydra/launcher=slum", "hydra/launcher=slurm"),
         ("optim.maxsteps=3", "optim.max_steps"),
         ("max_steps=3", "optim.max_steps"),
-        ("learning_rate=1e-4", "lr.base"),
+        ("learning_rate=1e-4", "lr.peak"),
         ("lr.pointwise_factor=1", "there is no lr.pointwise_factor; did you mean lr.factor?"),
         ("-m lr.pairwise_factor=1,0.1", "did you mean lr.factor?"),
         ("method.betta=1", "method.beta"),
         ("method=sft,dpo", "add -m"),
-        ("benchmark=arithmetic benchmark.eval=4", "did you mean benchmark.arithmetic.eval=4?"),
+        ("benchmark=arithmetic benchmark.eval=4", "did you mean benchmark.arithmetic.eval_size=4?"),
         ("benchmark.file.eval_path=x.jsonl benchmark=gsm8k", "benchmark=[gsm8k,file]"),
         ("-m method=sft,grpo method.bias=0.0,0.1", "no option of method=sft; sweep it with method=grpo alone"),
         ("method.bias=0.1", "did you mean method=grpo method.bias=0.1?"),
@@ -437,7 +448,10 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
         (["data=file", f"data.path={problems}", "data.eval_path=/no"], "data.eval_path=/no: no such file"),
         (["benchmark=file"], "benchmark.file.eval_path=FILE is needed"),
         (["benchmark=file", "benchmark.file.eval_path=/no"], "benchmark.file.eval_path=/no: no such file"),
-        (["data=file", f"data.path={problems}", "data.eval=9"], "held-out problems; data.eval=null takes all"),
+        (
+            ["data=file", f"data.path={problems}", "data.eval_size=9"],
+            "held-out problems; data.eval_size=null takes all",
+        ),
         (["data=file", f"data.path={other}", "data.eval_path=/dev/null"], "data.eval_path=/dev/null: no such file"),
         (["benchmark=file", f"benchmark.file.eval_path={other}"], "(benchmark.file.source.columns.prompt=question)"),
     ):
@@ -475,7 +489,7 @@ def test_how_it_is_quoted_is_shown(line: list[str], told: str) -> None:
         ("train.py", [f"data.name={'d' * 240}"], "data.name"),
         ("train.py", ["-m", "method=sft,dpo", f"sweep={'s' * 240}"], "sweep"),
         ("train.py", ["model.name=a/b c"], "model.name"),
-        ("train.py", ["lr=1e-4"], "lr.base=1e-4"),
+        ("train.py", ["lr=1e-4"], "lr.peak=1e-4"),
         ("train.py", ["-m", "experiment=dpo_beta", "method=SFT"], "method=sft"),
         ("train.py", ["data=file"], "data.path"),
         ("rollout.py", ["model=Qwen/Qwen3-0.6B"], "model.path=Qwen/Qwen3-0.6B"),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from losslens.analysis.cohort import find_runs, gather_cohort
-from losslens.config.schema import Server
+from losslens.config.data import Server
 from losslens.core import redaction
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError, ServerError
@@ -40,11 +40,12 @@ from tests.test_server import asked, command
 KEY = "sk-Very.Secret/Key+0123456789"
 TOKEN = "T0ken-in-the-path"
 SMALL = [
-    "data.train=12", "data.eval=6", "rollouts.policy=base", "rollouts.k=2", "rollouts.max_tokens=32",
+    "data.train_size=12", "data.eval_size=6", "rollouts.policy=base", "rollouts.samples_per_prompt=2",
+    "rollouts.max_tokens=32",
     "evaluation.max_tokens=16", "optim.max_steps=2", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2",
     "logger=none",
 ]  # fmt: skip
-ANALYSIS = ["logger=none", "connectivity.resamples=100", "connectivity.points=3", "held_out.problems=20"]
+ANALYSIS = ["logger=none", "connectivity.resamples=100", "connectivity.points=3", "probe_set.problems=20"]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def test_a_manifest_that_names_code_runs_none(outputs: Path, tmp_path: Path) -> 
     script(
         "evaluate.py",
         "benchmark=arithmetic",
-        "benchmark.arithmetic.eval=3",
+        "benchmark.arithmetic.eval_size=3",
         "evaluation.max_tokens=16",
         f"output_dir={outputs}",
     )
@@ -132,9 +133,9 @@ def test_a_manifest_sends_no_key_to_a_server(
     edit(outputs, change)
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
-    assert "asked only when held_out.base_url names it" in outcome.stdout
+    assert "asked only when probe_set.base_url names it" in outcome.stdout
     assert not asked(log)
-    script("analyze.py", *ANALYSIS, f"output_dir={outputs}", f"held_out.base_url={url}", check=None)
+    script("analyze.py", *ANALYSIS, f"output_dir={outputs}", f"probe_set.base_url={url}", check=None)
     assert asked(log)
 
 
@@ -183,7 +184,7 @@ def test_trust_in_code_is_the_command_lines(with_code: Path, tmp_path: Path, mon
     cold("train.py", "-m", "method=sft,dft", *SMALL, *own, f"output_dir={outputs}")
     assert ran.exists()
     ran.unlink()
-    score = ["evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval=3", f"output_dir={outputs}"]
+    score = ["evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval_size=3", f"output_dir={outputs}"]
     assert "model.trust_remote_code=true" in one_line(script(*score, check=2), "evaluate.py")
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
     assert "trust_remote_code=true" in outcome.stdout
@@ -320,13 +321,13 @@ def test_a_damaged_run_is_refused_in_one_line(outputs: Path) -> None:
         (run / name).write_text(before)
     (run / "manifest.json").write_text(DAMAGED["deep"])
     outcome = script(
-        "evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval=3", f"output_dir={outputs}", check=2
+        "evaluate.py", "benchmark=arithmetic", "benchmark.arithmetic.eval_size=3", f"output_dir={outputs}", check=2
     )
     assert str(run / "manifest.json") in one_line(outcome, "evaluate.py")
 
 
 OTHER_TYPES: list[tuple[str, Any]] = [
-    ("config.lr.name", 5), ("config.lr.name", "a b"), ("config.lr.base", -1), ("config.lr.base", "x"),
+    ("config.lr.name", 5), ("config.lr.name", "a b"), ("config.lr.peak", -1), ("config.lr.peak", "x"),
     ("config.lr", []), ("config", "x"), ("config.lora_rank.r", []), ("rollouts", []), ("rollouts.folder", "../../x"),
     ("base", []), ("method", {}), ("identity", 3), ("training.steps", "many"), ("initial_adapter.folder", 7),
     ("config.seed", []), ("config.benchmark", 4), ("config.data.eval", "x"), ("adapter_sha256", 5),

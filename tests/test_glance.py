@@ -230,7 +230,7 @@ class TestAccuracy:
 
     def said(self, folder, *arms: dict[str, Any], runs: list[dict[str, Any]] | None = None) -> str:
         runs = runs if runs is not None else [base_run(), SFT, AGAIN, DPO, run("dpo", seed=1, learning_rate=1e-4)]
-        return said(folder(runs=runs, pairs=[], ablation=[self.SFT_ARM, *arms]), "Accuracy")
+        return said(folder(runs=runs, pairs=[], arms=[self.SFT_ARM, *arms]), "Accuracy")
 
     def test_no_difference(self, folder) -> None:
         assert self.said(folder, arm("dpo", "conventional", 1e-4)) == (
@@ -259,7 +259,7 @@ class TestAccuracy:
             dpo = arm("dpo", "conventional", 1e-4, **named, accuracy=0.6, sft_diff=0.6 - accuracy, sft_diff_low=-0.15,
                       sft_diff_high=0.25, sft_p_holm=0.01, sft_verdict="worse" if rank == 16 else "better")  # fmt: skip
             arms.append(dpo | {"arm": f"dpo-conventional {settings}"})
-        told = said(folder(runs=[base_run(), SFT, DPO], pairs=[], ablation=arms), "Accuracy")
+        told = said(folder(runs=[base_run(), SFT, DPO], pairs=[], arms=arms), "Accuracy")
         assert "; DPO 1e-4 r=8 (+20.0 points, 95% −15.0 … +25.0, p = 0.010) is better than SFT 1e-3 r=8 (40.0%)" in told
         assert "; DPO 1e-4 r=16 (−10.0 points, 95% −15.0 … +25.0, p = 0.010) is worse than SFT 1e-3 r=16 (70." in told
 
@@ -273,7 +273,7 @@ class TestAccuracy:
         }
         analysis = folder(
             runs=[base_run(), SFT, DPO], pairs=[],
-            ablation=[{**self.SFT_ARM, **same}, arm("dpo", "conventional", 1e-4, **same)],
+            arms=[{**self.SFT_ARM, **same}, arm("dpo", "conventional", 1e-4, **same)],
         )  # fmt: skip
         assert said(analysis, "Accuracy") == (
             "Accuracy (500 problems of arithmetic, p after Holm): all are that of the base (57.6%)."
@@ -281,7 +281,7 @@ class TestAccuracy:
 
         analysis = folder(
             runs=[base_run(), SFT, DPO], pairs=[],
-            ablation=[
+            arms=[
                 self.SFT_ARM,
                 arm("dpo", "conventional", 1e-4, sft_diff=0.0, sft_p_holm=1.0, sft_verdict="same answers"),
             ],
@@ -290,7 +290,7 @@ class TestAccuracy:
 
     def test_without_a_base(self, folder) -> None:
         lost = dict.fromkeys(("base_diff", "base_diff_low", "base_diff_high", "base_p", "base_p_holm"), NAN)
-        analysis = folder(runs=[SFT, AGAIN], pairs=[], ablation=[{**self.SFT_ARM, **lost, "base_verdict": ""}])
+        analysis = folder(runs=[SFT, AGAIN], pairs=[], arms=[{**self.SFT_ARM, **lost, "base_verdict": ""}])
         assert said(analysis, "Accuracy") == ""
         assert caveats(analysis, Comparison(analysis))[-1] == (
             "The untrained base was not scored: whether training helped or hurt is not known."
@@ -304,7 +304,7 @@ class TestAccuracy:
         ]
         found += [{"arm_a": "sft-conventional", "arm_b": "dpo-conventional", "detectable_diff": 0.2}]
         arms = [self.SFT_ARM, arm("dpo", "conventional", 1e-4)]
-        analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], ablation=arms, accuracies=found)
+        analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], arms=arms, accuracies=found)
         assert said(analysis, "Accuracy").endswith(
             " A difference of 5.4 to 6.0 points between a loss and the base would be found in four of five samples "
             "of as many problems of arithmetic."
@@ -316,12 +316,12 @@ def test_the_learning_rate_matched_comparison_in_short(folder) -> None:
     usual = arm("dpo", "conventional", 1e-4, cosine_to_sft=-0.11)
     matched = arm("dpo", "matched", 1e-3, cosine_to_sft=-0.09, norm=1.1, accuracy=0.29)
     runs = [base_run(), SFT, DPO]
-    assert said(folder(runs=runs, pairs=[], ablation=[sft, usual, matched]), "At SFT's") == (
+    assert said(folder(runs=runs, pairs=[], arms=[sft, usual, matched]), "At SFT's") == (
         "At SFT's learning rate (1e-3) DPO has a cosine to SFT of −0.090 of 0.904 (at 1e-4 −0.110 of 0.904), a norm of "
         "1.100 (0.250; SFT 0.700) and an accuracy of 29.0% (54.0%; SFT 60.0%)."
     )
-    assert said(folder(runs=runs, pairs=[], ablation=[sft, usual]), "At SFT's") == ""
-    assert said(folder(runs=runs, pairs=[], ablation=[usual, matched]), "At SFT's") == ""
+    assert said(folder(runs=runs, pairs=[], arms=[sft, usual]), "At SFT's") == ""
+    assert said(folder(runs=runs, pairs=[], arms=[usual, matched]), "At SFT's") == ""
 
 
 def test_the_learning_rate_matched_comparison_at_two_ranks(folder) -> None:
@@ -336,7 +336,7 @@ def test_the_learning_rate_matched_comparison_at_two_ranks(folder) -> None:
         ):
             row = arm(method, lr, learning_rate, **named, norm=norm, cosine_to_sft=norm - 0.5)
             arms.append(row | {"arm": f"{method}-{lr} lora.r={rank}"})
-    analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], ablation=arms)
+    analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], arms=arms)
     told = [each.text for each in findings(analysis, Comparison(analysis)) if each.text.startswith("At SFT's")]
     assert [text.partition(" of 0.904")[0].partition("has ")[2] for text in told] == [
         "a cosine to SFT 1e-3 r=8 of 0.200",
@@ -351,7 +351,7 @@ def test_the_repeat_of_each_sft_arm_is_drawn(folder) -> None:
         name = f"sft-conventional lora.r={rank}"
         row = arm("sft", "conventional", 1e-3, settings=f"lora.r={rank}", sft=name, cosine_repeat=repeat)
         arms.append(row | {"arm": name})
-    analysis = folder(runs=[SFT], pairs=[], ablation=arms)
+    analysis = folder(runs=[SFT], pairs=[], arms=arms)
     first, *_ = arm_figures(ablation_arms(analysis), Comparison(analysis).looks, None)
     assert sorted(line.y0 for line in first.plot.layout.shapes if line.line.dash == "dash") == [0.5, 0.9]
     assert "Dashed: each SFT with itself, its repeat." in first.caption
@@ -449,7 +449,7 @@ class TestComparison:
 
 class TestSection:
     ORIGINS: ClassVar = {
-        "rollouts": [{"rollouts": 2400, "prompts": 600, "share_right": 0.728, "share_mixed_groups": 0.518}],
+        "rollouts": [{"rollouts": 2400, "prompts": 600, "pass_rate": 0.728, "share_mixed_groups": 0.518}],
         "base": [{"sha256": "b"}], "data": ["arithmetic"], "runs": {"a": {"initial_adapter": "i"}},
     }  # fmt: skip
 
@@ -509,7 +509,7 @@ class TestSection:
 
     def test_the_accuracies(self, folder) -> None:
         arms = [arm("sft", "conventional", 1e-3), arm("rft", "conventional", 1e-3, accuracy=NAN)]
-        figures = glance.section(folder(runs=[base_run(), SFT, AGAIN], pairs=[], ablation=arms)).figures
+        figures = glance.section(folder(runs=[base_run(), SFT, AGAIN], pairs=[], arms=arms)).figures
         plot = figures[-1].plot
         assert list(plot.layout.yaxis.ticktext) == ["SFT"]
         assert [trace.x[0] for trace in plot.data] == [0.52, 0.54]

@@ -12,7 +12,9 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import EvaluateConfig, RolloutConfig, parse
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
+from losslens.config.parse import parse
 from losslens.core import hub
 from losslens.core.errors import InputError, UnavailableError
 from losslens.problems import ProblemSource

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from losslens.cli.arguments import explained, flags_first, prepared
-from losslens.config.schema import TrainConfig
+from losslens.config.training import TrainConfig
 from losslens.core import commands, provenance
 from losslens.core.errors import InputError
 from losslens.scheduling.code_snapshot import script_in, snapshot_code
@@ -35,7 +35,7 @@ class MyLoss(Loss):
         return -self.share * batch.logps
 """
 SMALL = [
-    "data.train=8", "data.eval=4", "rollouts.policy=base", "rollouts.k=2", "rollouts.max_tokens=24",
+    "data.train_size=8", "data.eval_size=4", "rollouts.policy=base", "rollouts.samples_per_prompt=2", "rollouts.max_tokens=24",
     "evaluation.max_tokens=8", "rollouts.accept=mostly_cut", "optim.max_steps=1", "optim.batch_size=2", "logger=none",
 ]  # fmt: skip
 

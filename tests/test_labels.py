@@ -53,7 +53,7 @@ def test_all_that_is_told_by_the_hash_alone_today() -> None:
         ({"lora": {"r": 16, "alpha": 32.0, "targets": ["q", "k"]}}, "sft r16"),
         ({"lora": {"r": 8, "alpha": 16.0, "targets": ["q"]}}, "sft targets q"),
         ({"learning_rate": 1e-4}, "sft lr 0.0001"),
-        ({"train_on": "dpo_rows"}, "sft train_on dpo_rows"),
+        ({"train_on": "paired_rollouts"}, "sft train_on paired_rollouts"),
         ({"rollouts": {"sha256": "c" * 64}}, "sft rollouts cccccccc"),
     ):
         first, second = of(plain, {**plain, **change})

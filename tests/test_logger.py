@@ -13,7 +13,7 @@ import pytest
 import wandb
 from wandb.proto import wandb_internal_pb2
 
-from losslens.config.schema import Logger
+from losslens.config.tracking import Logger
 from losslens.core.preemption import Preempted
 from losslens.core.redaction import redact
 from losslens.tracking.session import RunInfo, session

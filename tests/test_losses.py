@@ -169,7 +169,7 @@ class TestRift:
         assert RIFT.bounded
 
     def test_options(self) -> None:
-        for wrong in ({"form": "other"}, {"reward_right": -1}, {"reward_wrong": 0.5}, {"extra": 1}):
+        for wrong in ({"form": "other"}, {"reward_correct": -1}, {"reward_incorrect": 0.5}, {"extra": 1}):
             with pytest.raises(ValidationError):
                 Rift(name="rift", **wrong)
 
@@ -207,7 +207,7 @@ class TestGrpo:
     def test_prob_weight(self) -> None:
         """−0.6·(½ + ¼) + 0.4·⅛ = −0.4; the weight is Â·π, DFT's times the advantage."""
         batch = batch_of(*RIGHT_AND_WRONG, advantage=[0.6, -0.4])
-        loss = Grpo(name="grpo", prob_weight=True)
+        loss = Grpo(name="grpo", weight_by="prob")
         assert total(loss, batch).item() == pytest.approx(-0.4)
         assert pull(loss, batch)[0] == pytest.approx([0.3, 0.15])
         assert pull(loss, batch)[1] == pytest.approx([-0.05, 0])
@@ -358,10 +358,10 @@ class TestRftRows:
         assert Rft(name="rft").select(self.table).equals(self.table)
 
     def test_filter_drops_wrong_rows(self) -> None:
-        assert list(Rft(name="rft", wrong="filter").select(self.table).index) == [5, 6, 8]
+        assert list(Rft(name="rft", incorrect="drop").select(self.table).index) == [5, 6, 8]
 
     def test_deduplicate_counts_a_prompts_solution_once(self) -> None:
-        assert list(Rft(name="rft", wrong="filter", deduplicate=True).select(self.table).index) == [5, 8]
+        assert list(Rft(name="rft", incorrect="drop", deduplicate=True).select(self.table).index) == [5, 8]
         assert list(Rft(name="rft", deduplicate=True).select(self.table)["reward"]) == [1, 0, 0, 1]
 
     def test_refuses_rollouts_without_a_right_one(self) -> None:
@@ -426,7 +426,7 @@ def test_no_two_losses_pull_alike() -> None:
     alike = {pair for pair in combinations(pulls, 2) if np.allclose(pulls[pair[0]], pulls[pair[1]], atol=1e-9)}
     # What decides which rollouts it learns from, or how their advantages are made, moves no weight of a given batch,
     # and λ is of the affine form.
-    elsewhere = ("wrong=filter", "deduplicate", "pairs=", "bias", "std_norm", "affine_lambda")
+    elsewhere = ("incorrect=drop", "deduplicate", "pairs=", "bias", "std_norm", "affine_lambda")
     assert {pair for pair in alike if not any(word in name for word in elsewhere for name in pair)} == set()
     assert ("dpo", "dpo pairs=all") in alike
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.rollouts.frozen import freeze
 from tests.conftest import OPTIM, ROOT, command, script
 
@@ -61,9 +61,9 @@ def test_what_does_not_fit_is_trained_in_pieces_to_the_same_adapter(rollouts: pd
     frozen = freeze(long, tmp_path / "given", "long", {})
     line = [
         f"rollouts.path={frozen}",
-        "data.eval=2",
+        "data.eval_size=2",
         "optim.max_steps=2",
-        "optim.warmup=0",
+        "optim.warmup_ratio=0",
         "optim.batch_size=32",
         "logger=none",
     ]

@@ -34,7 +34,8 @@ from losslens.training import callbacks
 from tests.conftest import script
 
 SMALL = [
-    "data.train=12", "data.eval=4", "rollouts.k=4", "rollouts.max_tokens=48", "rollouts.seed=1",
+    "data.train_size=12", "data.eval_size=4", "rollouts.samples_per_prompt=4", "rollouts.max_tokens=48",
+    "rollouts.seed=1",
     "evaluation.max_tokens=48", "optim.max_steps=4", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2",
     "logger=none", "lora_rank.r=1",
 ]  # fmt: skip
@@ -91,7 +92,7 @@ def test_the_same_commands_know_them(outputs: Path) -> None:
     assert of(outputs, "grpo").manifest["identity"]["method"] == {"name": "grpo", "version": 1, "bias": 0.2}
     line = ["train.py", *SMALL, f"output_dir={outputs}"]
     again = script("train.py", "-m", *line[1:], "method=sft,dpo", "optim.snapshot_steps=2").stdout
-    again += script(*line, "method=grpo", "method.bias=0.2", "optim.warmup=0.1").stdout
+    again += script(*line, "method=grpo", "method.bias=0.2", "optim.warmup_ratio=0.1").stdout
     assert again.count(": skipped") == 3
     assert ": completed" not in again
     script(*line, "method=rft", "optim.max_steps=12")
@@ -179,7 +180,7 @@ def test_other_commands_say_how_they_are_taken_over(outputs: Path) -> None:
 def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are taken over meanwhile, and it later, as it is then."""
     held, queued, before = of(outputs, "rft"), of(outputs, "dpo"), tree(outputs)
-    asked = migration.standings
+    asked = migration.run_statuses
 
     def told(runs: Any) -> list[RunStatus]:
         live = JobState("PENDING", "Priority")
@@ -188,7 +189,7 @@ def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPat
             for each in asked(runs)
         ]
 
-    monkeypatch.setattr(migration, "standings", told)
+    monkeypatch.setattr(migration, "run_statuses", told)
     with FileLock(held.lock_file):
         left = {each.run: each.left for each in migrate(outputs, "main") if each.left}
     assert left.keys() == {held.name, queued.name}

@@ -116,7 +116,7 @@ def test_a_hub_id_is_loaded_from_its_local_copy_and_noted_by_its_commit(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     output_dir = tmp_path / "out"
     # Started as users do: the hub's client reads its environment when it is imported.
-    size = ("data.train=12", "data.eval=4", "optim.max_steps=2", "logger=none")
+    size = ("data.train_size=12", "data.eval_size=4", "optim.max_steps=2", "logger=none")
     line = command(output_dir, "-m", "method=sft,rft", "model.path=me/tiny", "rollouts.policy=base", *size)
     cold(*line)
     [manifest] = output_dir.glob("main/sft-*/manifest.json")
@@ -126,7 +126,7 @@ def test_a_hub_id_is_loaded_from_its_local_copy_and_noted_by_its_commit(
         "sweep=main",
         f"output_dir={output_dir}",
         "connectivity.midpoint_problems=0",
-        "held_out.problems=12",
+        "probe_set.problems=12",
     )
     again = cold(*line, f"model.revision={commit},{other},v9", check=2)
     assert again.stdout.count(": skipped") == 2
@@ -140,11 +140,11 @@ def test_finished_runs_are_scored_on_their_own_base_only(tmp_path: Path) -> None
     base = tmp_path / "base"
     shutil.copytree(TINY / "student", base)
     output_dir = tmp_path / "out"
-    size = ("data.train=12", "data.eval=4", "optim.max_steps=2", "logger=none")
+    size = ("data.train_size=12", "data.eval_size=4", "optim.max_steps=2", "logger=none")
     script(*command(output_dir, f"model.path={base}", "rollouts.policy=base", *size))
     (base / "generation_config.json").write_text("{}")
     line = ["evaluate.py", "sweep=main", f"output_dir={output_dir}", "benchmark=arithmetic", "evaluation.max_tokens=8"]
     refused = script(*line, check=2)
     assert refused.stderr.count("is not the base that it was trained on") == 2
     shutil.copyfile(TINY / "student" / "generation_config.json", base / "generation_config.json")
-    script(*line, "benchmark.arithmetic.eval=4", "benchmark.arithmetic.name=again")
+    script(*line, "benchmark.arithmetic.eval_size=4", "benchmark.arithmetic.name=again")

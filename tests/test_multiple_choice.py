@@ -227,10 +227,10 @@ def test_by_its_commands(tmp_path: Path) -> None:
         {"question": f"Which is {n}+1?", "choices": [str(n + m) for m in (3, 1, 2)], "answer": "B"} for n in range(60)
     ]
     file, out = written(tmp_path, *rows), tmp_path / "out"
-    line = ["data=multiple_choice", f"data.path={file}", "data.train=4", "data.eval=2", f"output_dir={out}"]
+    line = ["data=multiple_choice", f"data.path={file}", "data.train_size=4", "data.eval_size=2", f"output_dir={out}"]
     line += [
         "rollouts.policy=base",
-        "rollouts.k=2",
+        "rollouts.samples_per_prompt=2",
         "rollouts.max_tokens=8",
         "rollouts.accept=[all_incorrect,mostly_cut]",
     ]
@@ -242,7 +242,7 @@ def test_by_its_commands(tmp_path: Path) -> None:
     told = json.loads(run.read_text())["config"]["data"]
     assert data_of(told, Trust()).path == str(file)  # a stranger's manifest may name it: it runs no code
     benchmark = ["benchmark=multiple_choice", f"benchmark.multiple_choice.eval_path={file}", "evaluation.max_tokens=8"]
-    script("evaluate.py", *benchmark, "benchmark.multiple_choice.eval=3", f"output_dir={out}")
+    script("evaluate.py", *benchmark, "benchmark.multiple_choice.eval_size=3", f"output_dir={out}")
     assert len(list(run.parent.glob("eval/*.parquet"))) == 2
     bad = written(tmp_path, {**ROW, "answer": "E"})
     outcome = script("rollout.py", *line, check=2)

@@ -93,7 +93,7 @@ def analysis(tmp_path: Path) -> AnalysisFolder:
         for layer, norm in ((0, 3.0), (0, 4.0), (1, 1.0))
     ]
     pd.DataFrame(modules).to_parquet(tmp_path / "run_modules.parquet")
-    return write(tmp_path, runs=RUNS, pairs=PAIRS, ablation=ARMS, layers=LAYERS, connectivity=CURVES, repeats=REPEATS)
+    return write(tmp_path, runs=RUNS, pairs=PAIRS, arms=ARMS, layers=LAYERS, connectivity=CURVES, repeats=REPEATS)
 
 
 def drawn(module: Any, analysis: AnalysisFolder) -> Figure:
@@ -127,7 +127,7 @@ class TestFiles:
     def test_what_was_there_before_is_gone(self, analysis: AnalysisFolder) -> None:
         write_figures(analysis.path)
         (analysis.path / "connectivity.csv").unlink()
-        write(analysis.path, ablation=[*ARMS, MATCHED])
+        write(analysis.path, arms=[*ARMS, MATCHED])
         names = {file.stem for file in write_figures(analysis.path)}
         assert names == {file.stem for file in (analysis.path / "figures").iterdir()}
         assert names == {"cosines", "accuracies", "norms", "angles", "learning_rate"}
@@ -156,7 +156,7 @@ class TestFiles:
 
 @pytest.mark.parametrize("module", [cosines, accuracies, norms, angles, connectivity, learning_rate])
 def test_a_column_wide_and_readable(module: Any, analysis: AnalysisFolder) -> None:
-    write(analysis.path, ablation=[*ARMS, MATCHED])
+    write(analysis.path, arms=[*ARMS, MATCHED])
     figure = drawn(module, analysis)
     assert figure.get_figwidth() == COLUMN
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
@@ -215,7 +215,7 @@ class TestContent:
 
     def test_the_learning_rates(self, analysis: AnalysisFolder) -> None:
         assert learning_rate.draw(analysis, Comparison(analysis)) is None
-        write(analysis.path, ablation=[*ARMS, MATCHED])
+        write(analysis.path, arms=[*ARMS, MATCHED])
         directions, accuracy = drawn(learning_rate, analysis).axes
         assert not directions.findobj(PathCollection)
         points = {tuple(line.get_xydata()[0]) for line in accuracy.lines if line.get_marker() in ("o", "D", "p")}
@@ -256,7 +256,7 @@ class TestTables:
         assert not re.search("seeds|ceiling|initial|Wilson|CKA", text, re.IGNORECASE)
 
     def test_the_comparison_of_learning_rates(self, analysis: AnalysisFolder) -> None:
-        write(analysis.path, ablation=[*ARMS, MATCHED])
+        write(analysis.path, arms=[*ARMS, MATCHED])
         lines = write_tables(analysis.path)[0].read_text(encoding="utf-8").splitlines()
         assert lines[-1] == (
             "| DPO | 1e-4 | 1 | 0.250 ± 0.013 | 6.5 ± 0.2 | −0.115 | 0.904 | 54.0 ± 1.5 | −3.6 | 0.310 |"
@@ -269,7 +269,7 @@ class TestTables:
     )
     def test_the_comparison_says_of_which_runs_it_is(self, analysis: AnalysisFolder, pairing: str, said: str) -> None:
         rows = [row | {"pairing": "same init" if row["method"] == "sft" else pairing} for row in [*ARMS, MATCHED]]
-        write(analysis.path, ablation=rows)
+        write(analysis.path, arms=rows)
         text = write_tables(analysis.path)[0].read_text(encoding="utf-8")
         assert f"cos SFT: cosine to SFT{said} ceiling" in text
 
@@ -314,7 +314,7 @@ class TestTables:
         write(
             analysis.path,
             runs=[*RUNS, {**evil, "arm": "x"}],
-            ablation=[*ARMS, MATCHED],
+            arms=[*ARMS, MATCHED],
             manifest={"sweeps": ["a_%\nb"]},
         )
         write_tables(analysis.path)

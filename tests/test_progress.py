@@ -21,7 +21,7 @@ from losslens.scheduling.status import RunStatus
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
-def standing(folder: Path, **status: Any) -> RunStatus:
+def run_status(folder: Path, **status: Any) -> RunStatus:
     return RunStatus(Run(folder), {"time": NOW.isoformat(), **status}, None, None, False, "")
 
 
@@ -67,12 +67,12 @@ def test_what_is_left_of_a_run() -> None:
 def test_what_is_left_of_a_sweep(tmp_path: Path) -> None:
     """Two run, of 60 and 100 s; one that waits takes as long as the others: (200 + 200) / 2 and 30 s."""
     running = [
-        standing(tmp_path / name, state="running", step=step, max_steps=100, seconds_per_step=2.0)
+        run_status(tmp_path / name, state="running", step=step, max_steps=100, seconds_per_step=2.0)
         for name, step in (("a", 70), ("b", 50))
     ]
     assert sweep_left(running, NOW) == 100
     run(tmp_path / "done", [True], {})
-    done = standing(tmp_path / "done", state="completed")
+    done = run_status(tmp_path / "done", state="completed")
     waiting = RunStatus(Run(tmp_path / "c"), {"state": "queued"}, "12", JobState("PENDING", ""), True, "")
     assert sweep_left([*running, waiting], NOW) == pytest.approx((60 + 100 + 200) / 2)
     assert sweep_left([*running, waiting, done], NOW) == pytest.approx((160 + (200 + 200 + 30) / 3) / 2)
@@ -87,5 +87,5 @@ def test_runs_that_only_their_hashes_tell_apart_are_told_apart(tmp_path: Path) -
     assert short_labels([one, other]) == {one: "dpo init 42", other: "dpo init 1"}
     assert short_labels([one]) == {}
     console = Console(width=240, record=True)
-    console.print(table([standing(each.folder, state="completed") for each in (one, other)]))
+    console.print(table([run_status(each.folder, state="completed") for each in (one, other)]))
     assert "dpo init 1 " in console.export_text()

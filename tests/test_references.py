@@ -113,10 +113,13 @@ def test_those_that_are_named(run: Run, initial: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"sft": "nowhere"}, "logger.references.sft: no adapter of a finished run and no PEFT folder: nowhere"),
-        ({"sft": "other"}, "logger.references.sft: other is not on the modules of this run"),
-        ({"a/b": "other"}, "logger.references: 'a/b'"),
-        ({"previous": "other"}, "logger.references.previous: cosine"),
+        (
+            {"sft": "nowhere"},
+            "weight_tracking.references.sft: no adapter of a finished run and no PEFT folder: nowhere",
+        ),
+        ({"sft": "other"}, "weight_tracking.references.sft: other is not on the modules of this run"),
+        ({"a/b": "other"}, "weight_tracking.references: 'a/b'"),
+        ({"previous": "other"}, "weight_tracking.references.previous: cosine"),
     ],
 )
 def test_what_cannot_be_compared_with_is_refused(asked: dict[str, str], message: str, run: Run, initial: Path) -> None:

@@ -16,7 +16,7 @@ from losslens.core.files import write_json
 from tests.conftest import script
 
 QUICK = (
-    "held_out.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=0", "connectivity.resamples=100",
+    "probe_set.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=0", "connectivity.resamples=100",
     "logger=none",
 )  # fmt: skip
 

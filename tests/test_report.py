@@ -110,7 +110,7 @@ def base_run() -> dict[str, Any]:
 def arm(method: str, lr: str, learning_rate: float, **columns: Any) -> dict[str, Any]:
     row = {
         "arm": f"{method}-{lr}", "method": method, "lr": lr, "learning_rate": learning_rate, "settings": "",
-        "same_as": "", "seeds": 4, "diverged": 0, "collapsed": 0, "norm": 0.25, "norm_std": 0.0125,
+        "alias_of": "", "seeds": 4, "diverged": 0, "collapsed": 0, "norm": 0.25, "norm_std": 0.0125,
         "effective_rank": 6.5, "effective_rank_std": 0.25, "stable_rank": 2.0, "cosine_to_sft": -0.1154,
         "cosine_to_sft_min": -0.1365, "cosine_to_sft_max": -0.0943, "cosine_to_sft_ceiling": 0.9041,
         "cosine_to_sft_relative": -0.1276, "cosine_to_sft_low": -0.16, "cosine_to_sft_high": -0.07,
@@ -132,7 +132,7 @@ ARMS = [
     arm("sft", "conventional", 1e-3, cosine_to_sft=0.8141, cosine_repeat=0.8141, cosine_to_sft_ceiling=np.nan),
     arm("dpo", "conventional", 1e-4),
     arm("dpo", "matched", 1e-3, diverged=1, seeds=3, collapsed=2),
-    arm("sft", "matched", 1e-3, cosine_to_sft=0.8141, same_as="sft-conventional"),
+    arm("sft", "matched", 1e-3, cosine_to_sft=0.8141, alias_of="sft-conventional"),
 ]
 STEPS = [
     {
@@ -162,7 +162,7 @@ def report(tmp_path: Path):
 
 
 def test_a_whole_analysis(report) -> None:
-    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS, manifest={"left_out": {"x": "it was not completed"}})
+    page = report(runs=RUNS, arms=ARMS, trajectories=STEPS, manifest={"left_out": {"x": "it was not completed"}})
     assert page.sections == ["glance", "learning-rate", "runs", "trajectories", "words", "left-out", "provenance"]
     assert page.tables["What was not compared, and why"][1] == ["x", "it was not completed"]
     assert "0123456789ab, with changes" in page.text
@@ -174,10 +174,10 @@ def test_a_whole_analysis(report) -> None:
 def test_a_section_needs_its_table(report, tmp_path: Path) -> None:
     assert report().sections == ["provenance"]
     assert report(runs=RUNS).sections == ["glance", "runs", "words", "provenance"]
-    for name in ("ablation", "trajectories"):
+    for name in ("arms", "trajectories"):
         (tmp_path / f"{name}.csv").write_text("arm,method,run\n")
     assert report(runs=RUNS).sections == ["glance", "runs", "words", "provenance"]
-    (tmp_path / "ablation.csv").write_text("")
+    (tmp_path / "arms.csv").write_text("")
     assert report(runs=RUNS).sections == ["glance", "runs", "words", "provenance"]
 
 
@@ -202,8 +202,8 @@ def test_runs_that_were_not_scored_and_adapters_of_which_little_is_known(report)
 
 
 def test_arms_of_which_only_the_weights_were_measured(report) -> None:
-    known = ("arm", "method", "lr", "learning_rate", "settings", "same_as", "seeds", "norm", "cosine_to_sft")
-    page = report(ablation=[{name: row[name] for name in known} for row in ARMS])
+    known = ("arm", "method", "lr", "learning_rate", "settings", "alias_of", "seeds", "norm", "cosine_to_sft")
+    page = report(arms=[{name: row[name] for name in known} for row in ARMS])
     heading, *_ = page.tables["One row an arm: mean ± standard deviation over seeds"]
     assert heading == ["arm", "learning rate", "runs", "‖ΔW‖", "cosine to SFT"]
     assert len(page.figures) == 1
@@ -220,7 +220,7 @@ def test_what_is_on_the_disk_is_text(report) -> None:
             run(EVIL, EVIL, lr=EVIL, arm=EVIL, benchmark=EVIL, diverged=EVIL),
             run("lost", "sft", diverged=EVIL, benchmark="", accuracy=None),
         ],
-        ablation=[arm(EVIL, EVIL, 1e-3, settings=f"{EVIL}</script>", base_verdict=EVIL, arm=EVIL)],
+        arms=[arm(EVIL, EVIL, 1e-3, settings=f"{EVIL}</script>", base_verdict=EVIL, arm=EVIL)],
         trajectories=[{**STEPS[0], "run": EVIL, "method": EVIL, "lr": EVIL, "settings": EVIL}],
         manifest={"sweeps": [EVIL], "bases": [EVIL], "left_out": {EVIL: EVIL}, "settings": {EVIL: EVIL}},
     )  # fmt: skip
@@ -242,7 +242,7 @@ def _texts(value: Any, key: str = "") -> list[str]:
 
 
 def test_nothing_is_loaded_from_anywhere(report) -> None:
-    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    page = report(runs=RUNS, arms=ARMS, trajectories=STEPS)
     for tag, attributes in page.tags:
         assert tag not in ("link", "img", "iframe", "base", "object", "embed", "form")
         assert "src" not in attributes
@@ -268,7 +268,7 @@ def test_the_style_loads_nothing(report, tmp_path: Path) -> None:
 
 
 def test_names_of_one_learning_rate_are_one_arm(report) -> None:
-    page = report(runs=RUNS, ablation=ARMS)
+    page = report(runs=RUNS, arms=ARMS)
     _, *rows = page.tables["One row an arm: mean ± standard deviation over seeds"]
     assert [row[:2] for row in rows] == [
         ["SFT conventional = matched", "1e-3"],
@@ -280,13 +280,13 @@ def test_names_of_one_learning_rate_are_one_arm(report) -> None:
 
 
 def test_a_row_whose_twin_is_missing_stays(report) -> None:
-    page = report(ablation=ARMS[1:])
+    page = report(arms=ARMS[1:])
     _, *rows = page.tables["One row an arm: mean ± standard deviation over seeds"]
     assert [row[0] for row in rows] == ["SFT matched", "DPO matched", "DPO conventional"]
 
 
 def test_an_arm_says_which_of_its_runs_were_lost(report) -> None:
-    page = report(ablation=[*ARMS, arm("dft", "matched", 1e-3, collapsed=1, settings="method.beta=0.3")])
+    page = report(arms=[*ARMS, arm("dft", "matched", 1e-3, collapsed=1, settings="method.beta=0.3")])
     assert "DPO, matched: 1 of 4 runs diverged and is not in the averages." in page.text
     assert "DPO, matched: 2 of 4 runs fell to nothing and are in the averages." in page.text
     assert "DFT, matched, method.beta=0.3: 1 of 4 runs fell to nothing and is in the averages." in page.text
@@ -296,9 +296,7 @@ def test_an_arm_says_which_of_its_runs_were_lost(report) -> None:
 
 def test_an_arm_without_a_run_is_a_row_without_numbers(report) -> None:
     lost = {name: np.nan for name, value in ARMS[1].items() if isinstance(value, float) and name != "learning_rate"}
-    page = report(
-        ablation=[ARMS[0], {**ARMS[1], **lost, "seeds": 0, "diverged": 4, "benchmark": "", "base_verdict": ""}]
-    )
+    page = report(arms=[ARMS[0], {**ARMS[1], **lost, "seeds": 0, "diverged": 4, "benchmark": "", "base_verdict": ""}])
     _, _, row = page.tables["One row an arm: mean ± standard deviation over seeds"]
     assert row[2:5] == ["0 ✕ 4 diverged", "–", "–"]
     assert "4 of 4 runs diverged and are not in the averages." in page.text
@@ -322,7 +320,7 @@ def test_a_run_that_diverged_is_shown_as_such(report) -> None:
 
 
 def test_the_numbers_are_those_of_the_tables(report) -> None:
-    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    page = report(runs=RUNS, arms=ARMS, trajectories=STEPS)
     assert page.tables["Every run, and the base"][2] == [
         "1 sft-conventional-s0", "SFT conventional", "1e-3", "0", "0", "0.951", "6.3", "60.0%", "55.6% … 64.2%",
         "+2.4% −1.0% … +5.0%",
@@ -348,7 +346,7 @@ def test_barriers_of_0_are_shown_at_the_left_of_a_range_that_has_some(report) ->
     def shown(*heights: float) -> dict:
         table = [arm("sft", "conventional", 1e-3), arm("dpo", "conventional", 1e-4)]
         rows = [{**row, "barrier_chord_to_sft": height} for row, height in zip(table, heights, strict=True)]
-        figures = report(runs=RUNS, ablation=rows).figures
+        figures = report(runs=RUNS, arms=rows).figures
         return next(
             plot["layout"]["xaxis"] for plot in figures if "barrier" in plot["layout"]["xaxis"]["title"]["text"]
         )
@@ -383,7 +381,7 @@ def test_the_tables_that_no_section_shows_can_be_had_too(report, tmp_path: Path)
     pd.DataFrame({"run_a": ["sft"], "run_b": ["dpo"], "module": ["q"]}).to_parquet(tmp_path / "modules.parquet")
     page = report(runs=RUNS, map=[{"run": "sft", "x": 1, "y": 2}], repeats=[{"method": "sft"}][:0])
     links = {a["download"]: a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a}
-    assert list(links) == ["runs.csv", "layers.csv.gz", "map.csv"]
+    assert list(links) == ["runs.csv", "layers.csv.gz", "mds.csv"]
     packed = base64.b64decode(links["layers.csv.gz"].partition("base64,")[2])
     assert gzip.decompress(packed).count(b"sft,1") == 100_000
     assert "modules.parquet" in page.text
@@ -403,7 +401,7 @@ def test_where_the_runs_come_from(report) -> None:
         "dpo": {"commit": "b" * 40, "changed": True, "versions": {"torch": "2.0"}, "precision": {"dtype": "bfloat16"},
                 "started": "2026-11-22", "seconds": None, "own": {}},
     }  # fmt: skip
-    counts = {"folder": "r-1", "rollouts": 2400, "prompts": 600, "share_right": 0.728, "share_mixed_groups": 0.518}
+    counts = {"folder": "r-1", "rollouts": 2400, "prompts": 600, "pass_rate": 0.728, "share_mixed_groups": 0.518}
     origins = {
         "data": ["arithmetic"], "rollouts": [counts], "base": [{"sha256": "ba5e"}], "runs": runs,
         "commands": ["python train.py -m method=sft,dpo"], "configuration": {"optim.max_steps": 100},
@@ -450,17 +448,17 @@ def test_a_finding_leads_to_its_section(report) -> None:
 
 
 def test_a_table_can_be_had(report) -> None:
-    page = report(runs=RUNS, ablation=ARMS, trajectories=STEPS)
+    page = report(runs=RUNS, arms=ARMS, trajectories=STEPS)
     links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
-    assert list(links) == ["ablation.csv", "runs.csv", "trajectories.csv"]
-    link = links["ablation.csv"]
+    assert list(links) == ["arms.csv", "runs.csv", "trajectories.csv"]
+    link = links["arms.csv"]
     assert link is not None
     table = pd.read_csv(io.BytesIO(base64.b64decode(link.partition("base64,")[2])), keep_default_na=False)
-    assert table["same_as"].tolist() == ["", "", "", "sft-conventional"]
+    assert table["alias_of"].tolist() == ["", "", "", "sft-conventional"]
 
 
 def test_a_method_has_one_colour_everywhere(report) -> None:
-    page = report(runs=[*RUNS, STEPPED[1]], ablation=ARMS, trajectories=STEPS)
+    page = report(runs=[*RUNS, STEPPED[1]], arms=ARMS, trajectories=STEPS)
     used = {
         (trace["meta"].partition("-")[0], trace["marker"]["color"])
         for plot in page.figures

@@ -348,7 +348,7 @@ def test_a_name_with_markup_does_nothing(report: Report) -> None:
 
 def test_an_analysis_of_weights_alone(browser: webdriver.Chrome, tmp_path: Path) -> None:
     make_analysis(tmp_path, methods=["sft", "dpo"], layers=2, top=3, rank=4)
-    for name in ("cka.csv", "connectivity.csv", "map.csv", "training.csv", "layers.csv", "arm_pairs.csv"):
+    for name in ("cka.csv", "connectivity.csv", "mds.csv", "training.csv", "layers.csv", "arm_pairs.csv"):
         (tmp_path / name).unlink()
     names = ("run_a", "run_b", "cosine", "angle_min_left")
     pd.read_csv(tmp_path / "pairs.csv")[list(names)].to_csv(tmp_path / "pairs.csv", index=False)
@@ -538,7 +538,7 @@ def test_colours_mean_the_same_whatever_is_chosen(report: Report) -> None:
 
     report.single_runs()
     scales: dict[str, set[tuple[float, ...]]] = {}
-    measures = ("cosine", "angle_min_left", "angle_max_right", "u1", "orthogonal_a_to_b")
+    measures = ("cosine", "angle_min_left", "angle_max_right", "u1", "orthogonal_share")
     for a, b in (("sft-0.001-s0", "dpo-0.001-s0"), ("rft-0.001-s0", "dpo-0.001-s1"), ("sft-0.001-s0", "sft-0.001-s1")):
         report.choose("a", a)
         report.choose("b", b)
@@ -549,7 +549,7 @@ def test_colours_mean_the_same_whatever_is_chosen(report: Report) -> None:
     assert {name: scales[name] for name in measures[:4]} == {
         "cosine": {(-1, 1)}, "angle_min_left": {(0, 90)}, "angle_max_right": {(0, 90)}, "u1": {(0, most)},
     }  # fmt: skip
-    assert len(scales["orthogonal_a_to_b"]) == 1
+    assert len(scales["orthogonal_share"]) == 1
     Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("u1")
     report.settle()
     caption = report.browser.find_element(By.CSS_SELECTOR, "#x-modules figcaption").text

@@ -173,7 +173,7 @@ def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypa
 
 
 def test_no_table_no_explorer(folder: Path) -> None:
-    for name in ("cka.csv", "connectivity.csv", "map.csv", "layers.csv"):
+    for name in ("cka.csv", "connectivity.csv", "mds.csv", "layers.csv"):
         (folder / name).unlink()
     found = explorer_of(folder)
     assert (found["cka"]["keys"], found["curves"]["pairs"]) == ([], [])

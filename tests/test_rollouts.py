@@ -17,14 +17,15 @@ import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import RolloutConfig, parse
+from losslens.config.data import RolloutConfig
+from losslens.config.parse import parse
 from losslens.core.errors import InputError
 from losslens.core.files import read_object, write_json
 from losslens.rollouts.frozen import SCHEMA, content_sha256, count_rollouts, freeze, load_rollouts
 from losslens.rollouts.sample import frozen_rollouts, rollouts_identity
 from tests.conftest import ROOT, cold, script
 
-SMALL = ["data.train=12", "rollouts.k=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]
+SMALL = ["data.train_size=12", "rollouts.samples_per_prompt=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]
 
 
 def config(output_dir: Path, *overrides: str) -> RolloutConfig:
@@ -63,7 +64,7 @@ def test_counts() -> None:
     assert count_rollouts(table) == {
         "rollouts": 6,
         "prompts": 3,
-        "share_right": 0.5,
+        "pass_rate": 0.5,
         "share_mixed_groups": pytest.approx(1 / 3),
         "truncated": 1,
         "tokens": 12,
@@ -114,7 +115,7 @@ def test_sampled_verified_and_frozen(tmp_path: Path) -> None:
     answered = table["completion"].str.extract(r"<answer>(.*)</answer>")[0]
     assert ((answered == table["answer"]) == (table["reward"] == 1)).all()
     assert manifest["policy"] == "teacher"
-    assert manifest["share_right"] == table["reward"].mean()
+    assert manifest["pass_rate"] == table["reward"].mean()
     assert "torch" in manifest["versions"]
     assert manifest["identity"]["sampling"]["k"] == 3
 

@@ -20,8 +20,10 @@ from omegaconf import OmegaConf
 from pydantic import Field
 from pydantic.fields import FieldInfo
 
+from losslens.config.base import Section
 from losslens.config.identity import identity_options
-from losslens.config.schema import LearningRate, Optim, Section, TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import LearningRate, Optim, TrainConfig
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.losses import builtin_losses
@@ -62,7 +64,7 @@ def test_the_folder_says_what_it_is() -> None:
         "optim.save_steps=10",
         "optim.gradient_checkpointing=true",
         "evaluation.batch_size=1",
-        "data.eval=10",
+        "data.eval_size=10",
         "data.name=renamed",
         "model.name=renamed",
         "lora_rank.alpha=16",  # what it is anyway: twice the rank
@@ -79,25 +81,25 @@ DECIDES: dict[str, str | None] = {
     "model.path": f"{TINY / 'teacher'} model.teacher={TINY / 'teacher'}",
     "model.name": None, "model.revision": None, "model.package": None,  # for a model of the hub
     "model.teacher": str(TINY / "student"), "model.teacher_revision": None,
-    "model.target_modules": "[q_proj]", "model.lr": "2e-3", "model.dtype": "bfloat16", "model.device": None,
+    "model.target_modules": "[q_proj]", "model.default_lr": "2e-3", "model.dtype": "bfloat16", "model.device": None,
     "model.attention": None, "model.chat_options": "{thinking: false}", "model.trust_remote_code": None,
     "data.name": None, "data.source._target_": None, "data.source.task": "basic_arithmetic data.source.difficulty={}",
     "data.source.difficulty.min_terms": "2", "data.source.difficulty.max_terms": "7",
     "data.source.difficulty.min_digits": "1 data.source.difficulty.max_digits=2",
     "data.source.difficulty.max_digits": "2", "data.source.template": "'Q: {question}'",
     "data.source.reads": "last_word", "data.source.pretrain_share": "0.5",
-    "data.train": "10", "data.eval": None, "data.seed": "1", "data.verify_seconds": None,
-    "rollouts.engine": "openai rollouts.server.model=x", "rollouts.policy": "base", "rollouts.k": "2",
+    "data.train_size": "10", "data.eval": None, "data.seed": "1", "data.verify_seconds": None,
+    "rollouts.engine": "openai rollouts.server.model=x", "rollouts.policy": "base", "rollouts.samples_per_prompt": "2",
     "rollouts.temperature": "0.5", "rollouts.top_p": "0.9", "rollouts.max_tokens": "32", "rollouts.seed": "1",
     "rollouts.batch_size": "16", "rollouts.path": None,  # by its content: below
     "rollouts.accept": None, "rollouts.server": None,  # of rollouts.engine=openai: tests/test_server.py
     "method._target_": None, "method.name": None,  # all losses and their options: below
-    "lr.name": None, "lr.base": "2e-3", "lr.factor": "0.5",
+    "lr.name": None, "lr.peak": "2e-3", "lr.factor": "0.5",
     "lora_rank.r": "4", "lora_rank.alpha": "8", "lora_rank.dropout": "0.1",
     "logger": None, "resources": None, "evaluation": None, "output_dir": None, "sweep": None,
     "seed": "1", "init_seed": "1", "train_on": "mixed_groups",
     "optim.max_steps": "1", "optim.epochs": "2", "optim.batch_size": "16", "optim.micro_batch": None,
-    "optim.scheduler": "linear", "optim.warmup": "0", "optim.weight_decay": "0", "optim.max_grad_norm": "0.5",
+    "optim.scheduler": "linear", "optim.warmup_ratio": "0", "optim.weight_decay": "0", "optim.max_grad_norm": "0.5",
     "optim.gradient_checkpointing": None, "optim.log_steps": None, "optim.save_steps": None,
     "optim.snapshot_steps": None,
 }  # fmt: skip
@@ -242,7 +244,7 @@ def test_learning_rates() -> None:
     """As `lr=conventional` each loss has its own; KTO and the losses on pairs a tenth of SFT's."""
 
     def rates(*overrides: str) -> dict[str, float]:
-        lr = config("lr.base=0.5", *overrides).lr
+        lr = config("lr.peak=0.5", *overrides).lr
         return {name: lr.of(kind.conventional_lr_scale) for name, kind in builtin_losses().items()}
 
     assert {name: rate for name, rate in rates().items() if rate != 0.5} == {"dpo": 0.05, "simpo": 0.05, "kto": 0.05}
@@ -278,8 +280,8 @@ def test_manifests_from_when_there_were_two_factors(
     [
         ("lora_rank.r=0", "lora_rank.r: "),
         ("lora_rank.r=x", "lora_rank.r: "),
-        ("lr.base=-1", "lr.base: "),
-        ("lr.base=inf", "lr.base: "),
+        ("lr.peak=-1", "lr.peak: "),
+        ("lr.peak=inf", "lr.peak: "),
         ("lr.factor=0", "lr.factor: "),
         ("+lr.pairwise_factor=1", "lr.pairwise_factor: there is none; did you mean lr.factor?"),
         ("optim.max_steps=0", "optim.max_steps: "),
@@ -293,7 +295,7 @@ def test_manifests_from_when_there_were_two_factors(
         ("rollouts.policy=other", "rollouts.policy: "),
         ("sweep=../up", "sweep: "),
         ("seed=-1", "seed: "),
-        ("data.train=0", "data.train: "),
+        ("data.train_size=0", "data.train_size: "),
         ("model.path=/no/such/folder", "model.path=/no/such/folder: no such folder"),
         ("rollouts.path=/no/such/folder", "/no/such/folder/manifest.json: no such file"),
         ("method._target_=losslens.nothing", "method._target_: "),
@@ -314,7 +316,7 @@ def test_bad_values_are_refused_by_name(override: str, message: str) -> None:
         ("grpo", "kl_coef=-1"),
         ("dpo", "beta=0"),
         ("dpo", "pairs=two"),
-        ("rft", "wrong=keep"),
+        ("rft", "incorrect=keep"),
     ],
 )
 def test_bad_options_of_a_method_are_refused_by_name(method: str, option: str) -> None:

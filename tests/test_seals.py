@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from losslens.analysis.cohort import find_runs, gather_cohort
-from losslens.config.schema import Model
+from losslens.config.model import Model
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.evaluation import score
@@ -219,11 +219,11 @@ class TestRuns:
         """They are compared, and that they cannot be checked is said; the next command notes their hashes."""
         run = of(sweep, "sft")
         write_json(run.folder / "manifest.json", {k: v for k, v in run.manifest.items() if k != "outcomes"})
-        gathered = gather_cohort(find_runs(sweep, ["main"], None), {})
-        assert f"a check of the outcomes of {run.name}" in gathered.left_out
+        cohort = gather_cohort(find_runs(sweep, ["main"], None), {})
+        assert f"a check of the outcomes of {run.name}" in cohort.left_out
         script(*command(sweep, "method=sft", "logger=none"))
-        gathered = gather_cohort(find_runs(sweep, ["main"], None), {})
-        assert f"a check of the outcomes of {run.name}" not in gathered.left_out
+        cohort = gather_cohort(find_runs(sweep, ["main"], None), {})
+        assert f"a check of the outcomes of {run.name}" not in cohort.left_out
 
     @pytest.mark.parametrize(
         ("method", "path", "value"),

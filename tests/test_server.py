@@ -29,7 +29,7 @@ from tests.conftest import ROOT, TINY, base_source, remove_outcomes, script, ser
 from tools import pretrain
 
 TEACHER = str(TINY / "teacher")
-SIZE = ["data.train=6", "rollouts.k=2", "rollouts.max_tokens=64"]
+SIZE = ["data.train_size=6", "rollouts.samples_per_prompt=2", "rollouts.max_tokens=64"]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_killed_half_way_and_resumed_every_prompt_is_answered_once(served: tuple
     # Without those that are refused, one a command: this server knows nothing of token ids.
     answered = 'POST /v1/chat/completions HTTP/1.1" 200'
     before = log.read_text().count(answered)
-    line = [*command(tmp_path, url, TEACHER, "rollouts.server.concurrency=1"), "data.train=12"]
+    line = [*command(tmp_path, url, TEACHER, "rollouts.server.concurrency=1"), "data.train_size=12"]
     process = subprocess.Popen([sys.executable, *line], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     answers = tmp_path / "rollouts" / ".answers"
     deadline = time.monotonic() + 120
@@ -193,7 +193,7 @@ def test_what_was_paid_for_is_kept_when_the_server_dies(tmp_path: Path) -> None:
 def test_more_prompts_and_another_reading_ask_only_for_what_is_new(crooked: tuple[str, Path], tmp_path: Path) -> None:
     url, log = crooked
     script(*command(tmp_path, url, "good"))
-    outcome = script(*command(tmp_path, url, "good"), "data.train=8", "data.source.reads=last_number")
+    outcome = script(*command(tmp_path, url, "good"), "data.train_size=8", "data.source.reads=last_number")
     assert "12 of 16 answers of good are there already" in outcome.stdout
     assert len(asked(log)) == 16
     assert set(asked(log).values()) == {1}
@@ -308,7 +308,11 @@ def test_scores_by_a_server(served: tuple[str, Path], sweep: Path) -> None:
     """
     url, _ = served
     where = ["evaluation.engine=openai", f"evaluation.server.base_url={url}", f"evaluation.server.model={TEACHER}"]
-    size = ["benchmark.arithmetic_long.eval=4", "evaluation.max_tokens=64", "benchmark.arithmetic_long.name=by_server"]
+    size = [
+        "benchmark.arithmetic_long.eval_size=4",
+        "evaluation.max_tokens=64",
+        "benchmark.arithmetic_long.name=by_server",
+    ]
     line = ["evaluate.py", "sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", *size, *where]
     outcome = script(*line, "evaluation.server.attempts=1", check=1)
     assert "evaluation.server: " in outcome.stderr
@@ -329,7 +333,7 @@ def test_an_adapter_that_the_server_does_not_know(crooked: tuple[str, Path], swe
     """Adapters are asked for by their runs' names; here only `unknown` is one."""
     url, log = crooked
     where = ["evaluation.engine=openai", f"evaluation.server.base_url={url}", "evaluation.server.model=unknown"]
-    size = ["benchmark.arithmetic_long.eval=2", "benchmark.arithmetic_long.name=by_crooked"]
+    size = ["benchmark.arithmetic_long.eval_size=2", "benchmark.arithmetic_long.name=by_crooked"]
     line = ["evaluate.py", "sweep=main", f"output_dir={sweep}", "benchmark=arithmetic_long", *size, *where]
     outcome = script(*line, check=1)
     assert "evaluation.server: " in outcome.stderr

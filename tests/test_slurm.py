@@ -237,7 +237,7 @@ def test_a_pipeline_analyses_what_it_has_trained(swept: Path) -> None:
     outputs = swept.parent
     arguments = ["method=sft,dpo", *SMALL, *SLURM[1:], f"output_dir={outputs}", "sweep=chain"]
     pipeline = subprocess.run(
-        [ROOT / "launch" / "pipeline.sh", *arguments, "analyze.held_out.problems=8", "analyze.pairs=none"],
+        [ROOT / "launch" / "pipeline.sh", *arguments, "analyze.probe_set.problems=8", "analyze.pairs=none"],
         env={**os.environ, "PYTHON": sys.executable},
         capture_output=True,
         text=True,
@@ -254,7 +254,7 @@ def test_a_pipeline_analyses_what_it_has_trained(swept: Path) -> None:
     # A benchmark more, and the analysis of that, are further links.
     evaluation = script(
         "evaluate.py", *SLURM[:-1], f"output_dir={outputs}", "sweep=chain", "benchmark=one_step",
-        "benchmark.one_step.eval=20", "evaluation.max_tokens=32",
+        "benchmark.one_step.eval_size=20", "evaluation.max_tokens=32",
     )  # fmt: skip
     assert evaluation.stdout.count("submitted as") == 1
     wait_until((outputs / "chain" / "analysis" / "report.html").exists)
@@ -414,7 +414,7 @@ def test_a_command_killed_after_sbatch_has_answered_submits_nothing_twice(
     wrapper.parent.mkdir()
     wrapper.write_text(SUBMIT_AND_KILL.format(sbatch=shutil.which("sbatch"), log=log), encoding="utf-8")
     wrapper.chmod(0o755)
-    line = ["method=sft,rft", "sweep=cut", "data.eval=0", "optim.max_steps=2", frozen(swept.parent)]
+    line = ["method=sft,rft", "sweep=cut", "data.eval_size=0", "optim.max_steps=2", frozen(swept.parent)]
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
         assert submit(swept.parent, *line, check=None).returncode == -signal.SIGKILL

@@ -17,11 +17,13 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from losslens.config.schema import Resources, parse
+from losslens.config.parse import parse
+from losslens.config.slurm import Resources
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
 from losslens.runs.run import Run
 from losslens.scheduling.code_snapshot import snapshot_code
+from losslens.scheduling.record import record_file
 from losslens.scheduling.slurm import cluster, intent, submit
 from losslens.scheduling.slurm.epilog import said_of
 from losslens.scheduling.slurm.launch import launch
@@ -158,7 +160,7 @@ def test_what_is_refused_half_way_is_taken_back(recorder: Path, config, tmp_path
 
 
 def killed(configs: list[DictConfig], at: str) -> None:
-    """Sends in another process, which is killed: at a call of sbatch, or at a ticket."""
+    """Sends in another process, which is killed: at a call of sbatch, or at a record."""
     child = os.fork()
     if not child:
         where, _, number = at.partition(" ")
@@ -189,7 +191,7 @@ def killed(configs: list[DictConfig], at: str) -> None:
         ("sbatch 1", 1),  # the rollouts' call was answered, and nobody has heard it
         ("sbatch 2", 2),  # the runs' call
         ("write_ticket 1", 1),
-        ("write_ticket 3", 2),  # one of the two runs has a ticket
+        ("write_ticket 3", 2),  # one of the two runs has a record
         ("write_json 1", 0),  # before sbatch
         ("write_json 4", 2),  # at the names of the runs by their jobs
     ],
@@ -213,11 +215,11 @@ def test_what_was_cut_off_is_found_in_the_queue_again(
     send(configs)
     assert len(arrays(recorder)) == 2
     assert ("found again" in capsys.readouterr().out) == bool(calls)
-    assert {read_json(run.ticket)["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
+    assert {read_json(record_file(run.folder))["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
     assert read_json(tmp_path / "outputs" / "main" / "slurm" / "102_runs.json").keys() == {"102_0", "102_1"}
     assert not list((tmp_path / "outputs").rglob("submission-*/"))
     for run in the_runs(tmp_path):
-        pickled = run.folder.parent / "slurm" / f"{read_json(run.ticket)['job']}_submitted.pkl"
+        pickled = run.folder.parent / "slurm" / f"{read_json(record_file(run.folder))['job']}_submitted.pkl"
         with pickled.open("rb") as file:
             assert pickle.load(file).function.run == str(run.folder)
     wait_in_the_queue()
@@ -257,7 +259,7 @@ def test_a_job_whose_submission_was_given_up_runs_nothing(recorder: Path, config
 def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
     call: int, recorder: Path, config, tmp_path: Path, monkeypatch, capsys
 ) -> None:
-    """The job may be running: its ticket and its run stay as they are, and the next command finds it."""
+    """The job may be running: its record and its run stay as they are, and the next command finds it."""
     monkeypatch.setattr(intent, "_SECONDS", 0.0)
     record, calls = intent.Intent.record, []
 
@@ -283,7 +285,7 @@ def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
     send([config(seed=0), config(seed=1)])
     assert len(arrays(recorder)) == 2
     assert "found again" in capsys.readouterr().out
-    assert {read_json(run.ticket)["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
+    assert {read_json(record_file(run.folder))["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
 
 
 def test_a_refusal_leaves_the_files_of_other_jobs(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
@@ -347,17 +349,17 @@ def test_a_job_that_slurm_forgot_is_marked_dead(recorder: Path, config, tmp_path
     # What a process told itself stands, whatever becomes of its job.
     waiting.run.set_state("running", slurm={"job": "77", "cluster": "recorded"})
     (recorder / "queue").write_text("102_0|CANCELLED|None\n77|RUNNING|None\n", encoding="utf-8")
-    (standing,) = run_statuses([waiting.run])
-    assert standing.state == "running"
+    (run_status,) = run_statuses([waiting.run])
+    assert run_status.state == "running"
 
 
 def test_the_log_says_when_memory_ran_out(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
-    log = Path(read_json(run.ticket)["log"])
+    log = Path(read_json(record_file(run.folder))["log"])
     log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=102.0.\n", encoding="utf-8")
-    (standing,) = run_statuses([run])
-    assert standing.status["error"].startswith("out of memory (resources.memory_gb)")
+    (run_status,) = run_statuses([run])
+    assert run_status.status["error"].startswith("out of memory (resources.memory_gb)")
 
 
 def test_another_clusters_jobs_are_not_asked_for(recorder: Path, config, tmp_path: Path) -> None:
@@ -365,9 +367,9 @@ def test_another_clusters_jobs_are_not_asked_for(recorder: Path, config, tmp_pat
     (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
     (recorder / "scontrol").write_text(CONTROLLER.replace("recorded", "elsewhere"), encoding="utf-8")
     cluster._known.clear()
-    (standing,) = run_statuses([run])
-    assert standing.state == "queued"
-    assert standing.slurm is None
+    (run_status,) = run_statuses([run])
+    assert run_status.state == "queued"
+    assert run_status.slurm is None
 
 
 @pytest.mark.parametrize(
@@ -395,13 +397,13 @@ def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(recorder: Path, config
     with pytest.raises(InputError, match="Slurm does not say what is in its queue"):
         send([config(seed=0)])
     assert len(arrays(recorder)) == 2
-    (standing,) = run_statuses(the_runs(tmp_path))
-    assert standing.state == "queued"
-    assert not standing.is_over
+    (run_status,) = run_statuses(the_runs(tmp_path))
+    assert run_status.state == "queued"
+    assert not run_status.is_over
     (recorder / "deaf").unlink()
     (recorder / "queue").write_text("102|PENDING|None\n", encoding="utf-8")
-    (standing,) = run_statuses(the_runs(tmp_path))
-    assert not standing.is_over
+    (run_status,) = run_statuses(the_runs(tmp_path))
+    assert not run_status.is_over
 
 
 def test_two_commands_at_once_submit_once(recorder: Path, config, tmp_path: Path) -> None:
@@ -417,7 +419,9 @@ def test_an_old_ticket_says_nothing_of_a_new_job(recorder: Path, config, tmp_pat
     run_statuses([run])  # its job is gone
     assert run.status["state"] == "failed"
     looked = []
-    monkeypatch.setattr(submit, "keep_code", lambda *given: looked.extend(run_statuses([run])) or snapshot_code(*given))
+    monkeypatch.setattr(
+        submit, "snapshot_code", lambda *given: looked.extend(run_statuses([run])) or snapshot_code(*given)
+    )
     send([config(seed=0)])
     assert [each.state for each in looked] == ["failed", "queued"]  # for the rollouts' call, and the run's
 
@@ -425,14 +429,14 @@ def test_an_old_ticket_says_nothing_of_a_new_job(recorder: Path, config, tmp_pat
 def test_what_was_submitted_is_cancelled_when_its_tickets_cannot_be_written(
     recorder: Path, config, tmp_path: Path, monkeypatch
 ) -> None:
-    def full(file: Path, ticket: object) -> None:
+    def full(file: Path, record: object) -> None:
         raise OSError(122, "Disk quota exceeded")
 
-    monkeypatch.setattr(intent, "write_ticket", full)
+    monkeypatch.setattr(intent, "write_record", full)
     with pytest.raises(OSError, match="quota"):
         send([config(seed=0), config(seed=1)])
     assert (recorder / "cancelled").read_text(encoding="utf-8").split() == ["101"]
-    monkeypatch.setattr(intent, "write_ticket", lambda file, ticket: "rollouts" in str(file) or full(file, ticket))
+    monkeypatch.setattr(intent, "write_record", lambda file, record: "rollouts" in str(file) or full(file, record))
     with pytest.raises(OSError, match="quota"):
         send([config(seed=0), config(seed=1)])
     assert (recorder / "cancelled").read_text(encoding="utf-8").split() == ["101", "102", "103"]
@@ -446,25 +450,25 @@ def test_a_run_that_was_put_back_and_then_cancelled_is_failed(recorder: Path, co
     (recorder / "queue").write_text("102|PENDING|BeginTime\n", encoding="utf-8")
     assert run_statuses([run])[0].state == "preempted"
     (recorder / "queue").write_text("102|CANCELLED|BeginTime\n", encoding="utf-8")
-    (standing,) = run_statuses([run])
-    assert (standing.state, standing.status["step"]) == ("failed", 4)
-    assert standing.status["error"] == "Slurm job 102: cancelled (scancel)"
+    (run_status,) = run_statuses([run])
+    assert (run_status.state, run_status.status["step"]) == ("failed", 4)
+    assert run_status.status["error"] == "Slurm job 102: cancelled (scancel)"
 
 
 def test_runs_whose_rollouts_failed_say_so(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (recorder / "queue").write_text("102|CANCELLED|DependencyNeverSatisfied\n", encoding="utf-8")
-    (standing,) = run_statuses(the_runs(tmp_path))
-    assert standing.status["error"].startswith("its rollouts could not be made; logs: ")
-    assert standing.status["error"].endswith("outputs/rollouts/slurm")
+    (run_status,) = run_statuses(the_runs(tmp_path))
+    assert run_status.status["error"].startswith("its rollouts could not be made; logs: ")
+    assert run_status.status["error"].endswith("outputs/rollouts/slurm")
 
 
 def test_a_run_of_a_completed_job_is_not_marked(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (recorder / "queue").write_text("102|COMPLETED|None\n", encoding="utf-8")
-    (standing,) = run_statuses(the_runs(tmp_path))
-    assert standing.state == "queued"
-    assert standing.is_over
+    (run_status,) = run_statuses(the_runs(tmp_path))
+    assert run_status.state == "queued"
+    assert run_status.is_over
 
 
 def test_the_account_of_a_cancelled_array_is_read(recorder: Path, config, tmp_path: Path) -> None:
@@ -546,7 +550,7 @@ def test_what_a_job_stumbles_over_is_not_kept_as_it_is(monkeypatch, tmp_path: Pa
     monkeypatch.setattr(task.Task, "_run", fails)
     monkeypatch.setattr(task.submitit, "JobEnvironment", lambda: SimpleNamespace(paths=SimpleNamespace(stdout="log")))
     monkeypatch.setattr(task.provenance, "JOB_LOG", "NO_LOG")
-    monkeypatch.setattr(task.preemption, "listen", lambda *_: None)
+    monkeypatch.setattr(task.preemption, "install_handlers", lambda *_: None)
     monkeypatch.setattr(task.preemption, "ignore", lambda *_: None)
     monkeypatch.setattr(task.signal, "getsignal", lambda _: print)
     monkeypatch.setattr(sys, "stdout", sys.stdout)

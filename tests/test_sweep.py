@@ -26,7 +26,7 @@ from losslens.updates.folder import open_adapter
 from tests.conftest import METHODS, ROOT, cold, command, remove_outcomes, script
 from tests.wandb_server import WandbServer
 
-FEW = "data.eval=8"  # where nothing is about how well a run does
+FEW = "data.eval_size=8"  # where nothing is about how well a run does
 
 
 def adapters(output_dir: Path, sweep: str = "main") -> dict[str, str]:
@@ -53,7 +53,7 @@ def test_every_run_is_complete_on_disk(sweep: Path) -> None:
         assert run.status["adapter_sha256"] == hash_file(run.adapter / "adapter_model.safetensors")
         assert not run.checkpoints.exists()
         manifest = run.manifest
-        assert {"share_mixed_groups", "share_right", "sha256"} <= manifest["rollouts"].keys()
+        assert {"share_mixed_groups", "pass_rate", "sha256"} <= manifest["rollouts"].keys()
         assert {"base", "code", "config", "identity", "machine", "versions", "started", "ended"} <= manifest.keys()
         initial.add(manifest["initial_adapter"]["sha256"])
         metrics = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
@@ -179,7 +179,7 @@ def test_seeds_move_what_they_should(sweep: Path) -> None:
 
 def test_a_run_that_diverges_stops_no_other_and_is_kept(sweep: Path) -> None:
     """The rate of the second run is past all bounds; the third is trained, and the sweep says so; all of it once."""
-    arguments = ("-m", "lr.base=1e-3,1e30,2e-3", "optim.max_grad_norm=1e30", "sweep=diverging", FEW, "logger=none")
+    arguments = ("-m", "lr.peak=1e-3,1e30,2e-3", "optim.max_grad_norm=1e30", "sweep=diverging", FEW, "logger=none")
     outcome = script(*command(sweep, *arguments), check=1)
     states = {run.status["state"]: run for run in runs_of(sweep, "diverging") if run.name.startswith("sft")}
     assert [run.status["state"] for run in runs_of(sweep, "diverging")].count("completed") == 3
@@ -243,7 +243,7 @@ def test_bad_input_in_a_sweep_is_a_line_of_its_table(sweep: Path) -> None:
 
 
 def test_evaluate_scores_finished_runs_and_the_base_once_more(sweep: Path) -> None:
-    arguments = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=20", f"output_dir={sweep}")
+    arguments = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=20", f"output_dir={sweep}")
     outcome = script("evaluate.py", *arguments)
     assert outcome.stdout.count("%") >= 7
     files = list((sweep / "main").glob("*/eval/arithmetic_long.parquet"))
@@ -257,7 +257,7 @@ def test_what_was_scored_stays_when_it_is_asked_in_another_way(sweep: Path) -> N
     """Another number of problems, then the training command again: nothing is scored twice, and nothing is lost."""
     files = sorted((sweep / "main").glob("*/eval/arithmetic.parquet"))
     before = {file: file.read_bytes() for file in files}
-    again = ["sweep=main", "benchmark=arithmetic", "benchmark.arithmetic.eval=10", "evaluation.max_tokens=64"]
+    again = ["sweep=main", "benchmark=arithmetic", "benchmark.arithmetic.eval_size=10", "evaluation.max_tokens=64"]
     outcome = script("evaluate.py", *again, f"output_dir={sweep}")
     assert "arithmetic (n = 10)" in outcome.stdout
     others = sorted((sweep / "main").glob("*/eval/arithmetic-????????.parquet"))

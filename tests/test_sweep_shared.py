@@ -78,7 +78,7 @@ def test_two_sweeps_at_once_train_each_run_once(sweep: Path, tmp_path: Path) -> 
 
 
 def test_evaluate_scores_what_is_free_first(sweep: Path) -> None:
-    arguments = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval=4", "evaluation.max_tokens=8")
+    arguments = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=4", "evaluation.max_tokens=8")
     ended: list[subprocess.CompletedProcess[str]] = []
     work = lambda: ended.append(script("evaluate.py", *arguments, f"output_dir={sweep}", check=None))  # noqa: E731
     worker = threading.Thread(target=work)

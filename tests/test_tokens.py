@@ -16,7 +16,8 @@ from hydra import compose, initialize_config_dir
 from tokenizers import processors
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
 from losslens.losses.dpo import Dpo
@@ -45,7 +46,8 @@ from tests.conftest import ROOT, TINY, base_source, frozen_source, served_by
 
 STUDENT = TINY / "student"
 SMALL = [
-    "data.train=8", "data.eval=0", "rollouts.policy=base", "rollouts.k=2", "rollouts.max_tokens=48",
+    "data.train_size=8", "data.eval_size=0", "rollouts.policy=base", "rollouts.samples_per_prompt=2",
+    "rollouts.max_tokens=48",
     "optim.max_steps=2", "optim.batch_size=4", "logger=none",
 ]  # fmt: skip
 
@@ -130,7 +132,7 @@ def test_another_end_than_eos_trains_to_the_bytes_of_the_plain_one_whatever_way_
     mine.to_parquet(tmp_path / "mine.parquet")
     mine.to_json(tmp_path / "mine.jsonl", orient="records", lines=True)
     for name in ("parquet", "jsonl"):
-        data = ["data=file", f"data.path={tmp_path}/mine.{name}", "data.train=null", "data.eval=0"]
+        data = ["data=file", f"data.path={tmp_path}/mine.{name}", "data.train_size=null", "data.eval_size=0"]
         assert adapter(tmp_path / name, *other, *data) == plain
 
 
@@ -289,7 +291,7 @@ def test_prompts_that_a_server_would_template_again_are_told(
     prompts = [render_prompt(base.tokenizer, f"{n}") for n in range(30)] + ["plain"]
     rows = [json.dumps({"prompt": prompt, "answer": "1"}) for prompt in prompts]
     (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
-    data = ["data=file", f"data.path={tmp_path}/mine.jsonl", "data.train=null", "data.eval=0"]
+    data = ["data=file", f"data.path={tmp_path}/mine.jsonl", "data.train_size=null", "data.eval_size=0"]
     require_limits(config(tmp_path / "out", *data, "rollouts.engine=openai", "rollouts.server.model=m"))
     assert "prompts are in the base's chat template already; a server puts them" in capsys.readouterr().out
 
@@ -349,12 +351,14 @@ ATTENTION = "model.target_modules=attention"
     ("make", "overrides", "told"),
     [
         (short, [ATTENTION], r"rollouts\.max_tokens=48: the prompt .* has \d+ tokens, and .* has 64 positions"),
-        (short, [ATTENTION, "data=file", "data.train=null"], r"mine\.jsonl: row 2: 1\d\d tokens .* has 64 positions"),
-        (larger, ["data=file", "data.train=null"], r"mine\.jsonl: row 2: the prompt holds token 319 .* 319 rows"),
+        (short, [ATTENTION, "data=file", "data.train_size=null"],
+         r"mine\.jsonl: row 2: 1\d\d tokens .* has 64 positions"),
+        (larger, ["data=file", "data.train_size=null"], r"mine\.jsonl: row 2: the prompt holds token 319 .* 319 rows"),
         (raising, [], r"its chat template fails on .*no users here"),
         (changed, ["model.target_modules=[q_proj,nowhere]"], r"model\.target_modules: no module is called nowhere"),
         (changed, ["model.target_modules=[mlp]"], r"model\.target_modules: "),
-        (changed, ["data.eval=4", "evaluation.max_tokens=500"], r"evaluation\.max_tokens=500: .* has 512 positions"),
+        (changed, ["data.eval_size=4", "evaluation.max_tokens=500"],
+         r"evaluation\.max_tokens=500: .* has 512 positions"),
     ],
 )  # fmt: skip
 def test_limits_of_a_model_are_one_line_before_anything_is_made(
@@ -387,7 +391,7 @@ def test_what_jobs_of_a_sweep_have_in_common_is_looked_at_once(tmp_path: Path, m
     for completion in ("7", "8"):
         mine.write_text(json.dumps({"prompt": "2", "completion": completion, "reward": 1}) + "\n")
         for seed in (1, 2):
-            asked = config(tmp_path, "data=file", f"data.path={mine}", "data.train=null", f"seed={seed}")
+            asked = config(tmp_path, "data=file", f"data.path={mine}", "data.train_size=null", f"seed={seed}")
             require_fit(RunSpec.of(asked))
     assert looked == ["skeleton", "_with_lora", "tokenise", "tokenise"]  # a file is read again when it changed
 

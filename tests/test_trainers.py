@@ -99,7 +99,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
         "max_steps": optim.max_steps,
         "per_device_train_batch_size": optim.batch_size,
         "lr_scheduler_type": optim.scheduler,
-        "warmup_steps": optim.warmup,
+        "warmup_steps": optim.warmup_ratio,
         "weight_decay": optim.weight_decay,
         "max_grad_norm": optim.max_grad_norm,
         "gradient_checkpointing": False,
@@ -200,7 +200,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(
     at_once, accumulated = lines
     assert accumulated == pytest.approx(at_once, rel=1e-4, abs=1e-6)
     assert 0 < at_once["train/weight/effective"] <= 1 + 1e-9
-    assert ("train/log_ratio/right" in at_once) == ("reference" in method.needs)
+    assert ("train/log_ratio/correct" in at_once) == ("reference" in method.needs)
     assert at_once["train/clip/share"] in (0, 1)
     assert ("train/kl" in at_once) == ("mismatched_log_ratio" in method.needs)
 
@@ -448,7 +448,7 @@ def test_kto_equals_stock_trl_where_a_step_is_one_micro_batch(
 @pytest.mark.parametrize(
     ("method", "without"),
     [
-        (Rift(name="rift", reward_wrong=-5.0), Rift(name="rift", reward_wrong=0.0)),
+        (Rift(name="rift", reward_incorrect=-5.0), Rift(name="rift", reward_incorrect=0.0)),
         (Grpo(name="grpo", bias=0.0), Rft(name="rft")),
     ],
     ids=["rift", "grpo"],
@@ -463,7 +463,7 @@ def test_wrong_rollouts_are_pushed_down(
         folder = tmp_path / str(number)
         folder.mkdir()
         train_frozen(make_plan(variant, max_steps=20, log_steps=5), base, tokenised, folder, seen.__setitem__)
-        final.append(seen[20]["train/logps/wrong"])
+        final.append(seen[20]["train/logps/incorrect"])
     assert final[0] < final[1] - 0.02
 
 

@@ -17,7 +17,7 @@ from losslens.core.files import write_json
 from losslens.runs.run import Run
 
 
-def subject(folder: Path, *lines: str) -> ComparedAdapter:
+def member(folder: Path, *lines: str) -> ComparedAdapter:
     folder.mkdir()
     if lines:
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -26,13 +26,13 @@ def subject(folder: Path, *lines: str) -> ComparedAdapter:
 
 def test_one_row_a_logged_step(tmp_path: Path) -> None:
     runs = [
-        subject(
+        member(
             tmp_path / "sft",
-            '{"step": 5, "train/loss": 0.5, "train/logps/right": -1.5, "train/lr": 0.001, "train/grad_norm": 2}',
+            '{"step": 5, "train/loss": 0.5, "train/logps/correct": -1.5, "train/lr": 0.001, "train/grad_norm": 2}',
             '{"step": 10, "train/loss": NaN, "eval/loss": 7}',
         ),
-        subject(tmp_path / "dpo", '{"step": 5, "train/loss": 0.69, "train/rewards/margin": 0.1}'),
-        subject(tmp_path / "without"),
+        member(tmp_path / "dpo", '{"step": 5, "train/loss": 0.69, "train/rewards/margin": 0.1}'),
+        member(tmp_path / "without"),
         ComparedAdapter("theirs", tmp_path, "theirs"),
     ]
     left_out: dict[str, str] = {}
@@ -48,7 +48,7 @@ def test_one_row_a_logged_step(tmp_path: Path) -> None:
 def test_the_geometry_of_the_whole_update_is_kept(tmp_path: Path) -> None:
     names = ("norm", "norm/layer_0", "norm/q_proj", "cosine_to_sft", "share_of_time")
     line = json.dumps({"step": 5, "train/loss": 0.5, **{f"geometry/{name}": 0.25 for name in names}})
-    table = training_table([subject(tmp_path / "sft", line)], {})
+    table = training_table([member(tmp_path / "sft", line)], {})
     assert table.columns.tolist() == [
         "run",
         "step",
@@ -62,7 +62,7 @@ def test_the_geometry_of_the_whole_update_is_kept(tmp_path: Path) -> None:
 
 
 def test_no_run_that_logged(tmp_path: Path) -> None:
-    table = training_table([subject(tmp_path / "sft")], {})
+    table = training_table([member(tmp_path / "sft")], {})
     assert table.empty
     assert table.columns.tolist() == ["run", "step", "loss", "grad_norm", "lr"]
 
@@ -70,7 +70,7 @@ def test_no_run_that_logged(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"step": 10, "tr', "7", '{"train/loss": 1}', '{"step": 10, "train/loss": "much"}'])
 def test_a_damaged_file_is_left_out_and_said(tmp_path: Path, line: str) -> None:
     left_out: dict[str, str] = {}
-    table = training_table([subject(tmp_path / "sft", '{"step": 5, "train/loss": 1}', line)], left_out)
+    table = training_table([member(tmp_path / "sft", '{"step": 5, "train/loss": 1}', line)], left_out)
     assert table.empty
     assert left_out == {"training of sft": f"{tmp_path / 'sft' / 'metrics.jsonl'}: line 2 is not a logged step"}
 
@@ -78,7 +78,7 @@ def test_a_damaged_file_is_left_out_and_said(tmp_path: Path, line: str) -> None:
 def test_origins(tmp_path: Path) -> None:
     runs = []
     for name, rate, commit in (("sft", 1e-3, "aaa"), ("dpo", 1e-4, "bbb")):
-        runs.append(subject(tmp_path / name))
+        runs.append(member(tmp_path / name))
         manifest = {
             "command": "python train.py -m method=sft,dpo",
             "config": {
@@ -86,7 +86,7 @@ def test_origins(tmp_path: Path) -> None:
                 "optim": {"max_steps": 100}, "lr": {"of_run": rate}, "method": {"name": name, "_target_": name},
                 "evaluation": {"server": {"base_url": None}, "samples": 0}, "benchmark": {},
             },
-            "rollouts": {"folder": "quiz-1", "sha256": "1", "share_right": 0.7}, "base": {"sha256": "b"},
+            "rollouts": {"folder": "quiz-1", "sha256": "1", "pass_rate": 0.7}, "base": {"sha256": "b"},
             "initial_adapter": {"folder": "i", "sha256": "i"}, "precision": {"dtype": "float32"},
             "versions": {**provenance.versions(), "torch": "0.1"},
             "code": {"commit": commit, "dirty_diff": "+1" if name == "dpo" else ""},
@@ -96,10 +96,10 @@ def test_origins(tmp_path: Path) -> None:
     runs.append(ComparedAdapter("theirs", tmp_path, "theirs"))
     found = lineage(Cohort(runs, [], [], {}, [], scores_of_runs([]), [], {}))
     assert found["data"] == ["quiz"]
-    assert found["rollouts"] == [{"folder": "quiz-1", "sha256": "1", "share_right": 0.7}]
+    assert found["rollouts"] == [{"folder": "quiz-1", "sha256": "1", "pass_rate": 0.7}]
     assert found["commands"] == ["python train.py -m method=sft,dpo"]
     assert found["configuration"] == {
-        "data.name": "quiz", "optim.max_steps": 100, "evaluation.samples": 0, "benchmark": {},
+        "data.name": "quiz", "optim.max_steps": 100, "evaluation.samples_per_prompt": 0, "benchmark": {},
     }  # fmt: skip
     assert list(found["runs"]) == ["sft", "dpo"]
     assert found["runs"]["dpo"] == {

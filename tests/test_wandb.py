@@ -17,7 +17,9 @@ import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 
-from losslens.config.schema import Logger, TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.tracking import Logger
+from losslens.config.training import TrainConfig
 from losslens.pipeline.train_job import train_job
 from losslens.runs.run import Run
 from losslens.tracking import session
@@ -34,7 +36,7 @@ SMALL = [
 
 
 def overrides(output_dir: Path, frozen: Path, *others: str) -> list[str]:
-    return [*SMALL, "data.eval=8", f"rollouts.path={frozen}", f"output_dir={output_dir}", *others]
+    return [*SMALL, "data.eval_size=8", f"rollouts.path={frozen}", f"output_dir={output_dir}", *others]
 
 
 def train(output_dir: Path, frozen: Path, *others: str) -> Run:
@@ -133,8 +135,8 @@ def test_an_analysis(
     def analyse(mode: str) -> None:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             settings = [
-                f"held_out.completions={plain[0]}",
-                "held_out.problems=8",
+                f"probe_set.completions={plain[0]}",
+                "probe_set.problems=8",
                 "connectivity.points=3",
                 "connectivity.midpoint_problems=0",
             ]
@@ -158,7 +160,7 @@ def test_an_analysis(
     assert artifacts["analysis-main-analysis"]["files"].keys() >= {"report.html", "runs.csv", "modules.parquet"}
     assert not any("wandb" in name for name in artifacts["analysis-main-analysis"]["files"])
     assert there["summary"]["tables/runs"]["nrows"] == len(pd.read_csv(folder / "runs.csv"))
-    assert {"connectivity_table", "cka_table", "tables/pairs", "tables/ablation", "report"} <= there["summary"].keys()
+    assert {"connectivity_table", "cka_table", "tables/pairs", "tables/arms", "report"} <= there["summary"].keys()
     figures = {name.removeprefix("figures/") for name in there["summary"] if name.startswith("figures/")}
     assert figures == {file.stem for file in folder.glob("figures/*.png")} != set()
     assert seen["missing"] == []

@@ -235,8 +235,8 @@ def test_one_arm_a_method_needs_no_further_key(outputs: Path) -> None:
     file = outputs / "plain" / "rift-s2" / "manifest.json"
     file.write_text(file.read_text().replace('"identity": {', '"identity": {"rollouts": "others", '))
     assert logged_sweep(outputs, "plain").arms == [("rift",), ("sft",)]
-    made(outputs / "plain", "rift-steep", seed=1, reward_wrong=-0.5)
-    made(outputs / "plain", "rift-steeper", seed=1, reward_wrong=-1)
+    made(outputs / "plain", "rift-steep", seed=1, reward_incorrect=-0.5)
+    made(outputs / "plain", "rift-steeper", seed=1, reward_incorrect=-1)
     assert logged_sweep(outputs, "plain").arms == [
         ("rift", "null"), ("rift", "-0.5"), ("rift", "-1"), ("sft", "null"),
     ]  # fmt: skip

@@ -36,27 +36,27 @@ _LEVEL = 0.05
 _WHOLE_NUMBERS = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
 
 
-def benchmark_of(gathered: Cohort, asked: str | None) -> str | None:
+def benchmark_of(cohort: Cohort, asked: str | None) -> str | None:
     """The benchmark whose outcomes are compared pair by pair; None when there are no runs, or no scores.
 
     Raises:
         InputError: The one asked for is one that a run was not scored on.
     """
-    if gathered.first is None:
+    if cohort.first is None:
         return None
-    scored = {subject.name: gathered.scores.benchmarks(subject.run) for subject in gathered.subjects if subject.run}
+    scored = {member.name: cohort.scores.benchmarks(member.run) for member in cohort.members if member.run}
     if asked is None and not any(scored.values()):
         return None
     common = sorted(set.intersection(*map(set, scored.values())))
     if asked is None and not common:
-        gathered.left_out["accuracy of pairs"] = "no benchmark on which all runs were scored in one way"
+        cohort.left_out["accuracy of pairs"] = "no benchmark on which all runs were scored in one way"
         return None
-    benchmark = asked or gathered.first.benchmark
+    benchmark = asked or cohort.first.benchmark
     if asked is None and benchmark not in common:
         # Scored again on something else, since it was trained.
         if benchmark is not None:
             why = f"not all runs were scored on it; pairs are compared on {common[0]}"
-            gathered.left_out[f"accuracy of pairs on {benchmark}"] = why
+            cohort.left_out[f"accuracy of pairs on {benchmark}"] = why
         benchmark = common[0]
     for name, known in scored.items():
         if benchmark not in known:
@@ -65,39 +65,37 @@ def benchmark_of(gathered: Cohort, asked: str | None) -> str | None:
     return benchmark
 
 
-def run_table(gathered: Cohort, sizes: pd.DataFrame) -> pd.DataFrame:
+def run_table(cohort: Cohort, sizes: pd.DataFrame) -> pd.DataFrame:
     """One row a run and benchmark, the base first, with the difference to the base; `sizes` by run, to stand beside."""
     by_run = sizes.set_index("run")
     rows: list[dict[str, Any]] = []
-    for base in gathered.bases:
-        rows += _run_rows(
-            gathered.scores, base.name, base.run, {"method": "base", "model": base.facts.config.model.name}
-        )
-    for subject in gathered.subjects:
-        facts = {"method": "adapter"} if subject.facts is None else _of_facts(subject.facts)
-        rows += _run_rows(gathered.scores, subject.name, subject.run, {**facts, **dict(by_run.loc[subject.name])})
-    _hold_against_the_base(rows, gathered)
-    rows += [{"run": run.name, **_of_facts(run.facts), "diverged": run.reason} for run in gathered.diverged]
+    for base in cohort.bases:
+        rows += _run_rows(cohort.scores, base.name, base.run, {"method": "base", "model": base.facts.config.model.name})
+    for member in cohort.members:
+        facts = {"method": "adapter"} if member.facts is None else _of_facts(member.facts)
+        rows += _run_rows(cohort.scores, member.name, member.run, {**facts, **dict(by_run.loc[member.name])})
+    _hold_against_the_base(rows, cohort)
+    rows += [{"run": run.name, **_of_facts(run.facts), "diverged": run.reason} for run in cohort.diverged]
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
 
 
-def pair_table(gathered: Cohort, benchmark: str | None) -> pd.DataFrame:
-    """One row a pair of subjects: McNemar's counts and p and the difference; empty cells where one has no scores.
+def pair_table(cohort: Cohort, benchmark: str | None) -> pd.DataFrame:
+    """One row a pair of members: McNemar's counts and p and the difference; empty cells where one has no scores.
 
     The p are of two runs, and not corrected for their number; a verdict is one of two arms.
 
     Args:
-        gathered: What is compared.
+        cohort: What is compared.
         benchmark: The problems.
     """
     outcomes = {
-        subject.name: by_problem(gathered.scores, subject.run, benchmark)
-        for subject in gathered.subjects
-        if subject.run and benchmark
+        member.name: by_problem(cohort.scores, member.run, benchmark)
+        for member in cohort.members
+        if member.run and benchmark
     }
     rows = [
         {"run_a": a, "run_b": b, **(compared(a, outcomes[a], b, outcomes[b]) if {a, b} <= outcomes.keys() else {})}
-        for a, b in all_pairs(gathered.names)
+        for a, b in all_pairs(cohort.names)
     ]
     names = [
         "run_a", "run_b", "mcnemar_b", "mcnemar_c", "mcnemar_p", "mcnemar_midp",
@@ -106,15 +104,15 @@ def pair_table(gathered: Cohort, benchmark: str | None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
 
 
-def midpoint_table(gathered: Cohort, midpoints: Mapping[Pair, pd.Series]) -> pd.DataFrame:
+def midpoint_table(cohort: Cohort, midpoints: Mapping[Pair, pd.Series]) -> pd.DataFrame:
     """The accuracy halfway between two runs, and that of both on the same problems of their own data, by pair."""
     rows = []
     scores = {}
     if midpoints:
         scores = {
-            s.name: by_problem(gathered.scores, s.run, s.facts.benchmark)
-            for s in gathered.subjects
-            if s.run and s.facts and s.facts.benchmark in gathered.scores.benchmarks(s.run)
+            s.name: by_problem(cohort.scores, s.run, s.facts.benchmark)
+            for s in cohort.members
+            if s.run and s.facts and s.facts.benchmark in cohort.scores.benchmarks(s.run)
         }
     for (a, b), correct in midpoints.items():
         ends = [scores[name].reindex(correct.index).mean(skipna=False) if name in scores else np.nan for name in (a, b)]
@@ -124,9 +122,9 @@ def midpoint_table(gathered: Cohort, midpoints: Mapping[Pair, pd.Series]) -> pd.
     return pd.DataFrame(rows, columns=columns)
 
 
-def seed_table(gathered: Cohort, runs: pd.DataFrame) -> pd.DataFrame:
+def seed_table(cohort: Cohort, runs: pd.DataFrame) -> pd.DataFrame:
     """One row a configuration and benchmark: how accuracy and norm spread over its seeds, where there are several."""
-    groups = {s.name: s.facts.configuration for s in gathered.subjects if s.facts}
+    groups = {s.name: s.facts.configuration for s in cohort.members if s.facts}
     trained = runs[runs["run"].isin(groups) & runs["benchmark"].notna()]
     rows = []
     for (_, benchmark), group in trained.groupby([trained["run"].map(groups), "benchmark"], sort=False):
@@ -188,19 +186,19 @@ def _run_rows(scores: Scores, name: str, run: Run | None, facts: dict[str, Any])
     return rows or [{"run": name, **facts}]
 
 
-def _hold_against_the_base(rows: list[dict[str, Any]], gathered: Cohort) -> None:
+def _hold_against_the_base(rows: list[dict[str, Any]], cohort: Cohort) -> None:
     """Fills the columns that begin with `base_`, the difference to the base and its interval over problems.
 
     Says of runs whose accuracy has fallen to nothing that it has.
     """
-    runs = {subject.name: subject.run for subject in gathered.subjects if subject.run}
-    for base in gathered.bases[:1]:  # of several sweeps each has scored the same one
-        for benchmark in gathered.scores.benchmarks(base.run):
-            reference = by_problem(gathered.scores, base.run, benchmark)
+    runs = {member.name: member.run for member in cohort.members if member.run}
+    for base in cohort.bases[:1]:  # of several sweeps each has scored the same one
+        for benchmark in cohort.scores.benchmarks(base.run):
+            reference = by_problem(cohort.scores, base.run, benchmark)
             for row in rows:
                 run = runs.get(row["run"]) if row.get("benchmark") == benchmark else None
                 if run:
-                    correct = by_problem(gathered.scores, run, benchmark)
+                    correct = by_problem(cohort.scores, run, benchmark)
                     found = compared(row["run"], correct, "the base", reference)
                     row["base_diff"] = found["accuracy_diff"]
                     row |= {f"base_{end}": found[end] for end in ("diff_low", "diff_high")}

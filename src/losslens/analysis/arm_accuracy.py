@@ -24,13 +24,13 @@ COLUMNS = (
 _LEVEL = 0.05
 
 
-def outcomes_of(gathered: Cohort, arms: Sequence[Arm], benchmark: str | None) -> dict[str, pd.DataFrame]:
+def outcomes_of(cohort: Cohort, arms: Sequence[Arm], benchmark: str | None) -> dict[str, pd.DataFrame]:
     """By arm each problem's share of right samples, one column a run; the base is one of them, what has none is not."""
     if benchmark is None:
         return {}
-    scores = gathered.scores
-    runs = {arm.name(): [(subject.name, subject.run) for subject in arm.subjects if subject.run] for arm in arms}
-    runs |= {BASE: [(base.name, base.run) for base in gathered.bases[:1]]}  # each sweep has scored the same one
+    scores = cohort.scores
+    runs = {arm.name(): [(member.name, member.run) for member in arm.members if member.run] for arm in arms}
+    runs |= {BASE: [(base.name, base.run) for base in cohort.bases[:1]]}  # each sweep has scored the same one
     found = {
         arm: {name: by_problem(scores, run, benchmark) for name, run in own if benchmark in scores.benchmarks(run)}
         for arm, own in runs.items()

@@ -33,7 +33,7 @@ _DPO = {
     for name, column in _columns_of(m, "dpo_conventional").items()
 }
 COLUMNS = (
-    "arm", "method", "lr", "learning_rate", "settings", "same_as", "share_right", "seeds", "diverged", "collapsed",
+    "arm", "method", "lr", "learning_rate", "settings", "alias_of", "pass_rate", "seeds", "diverged", "collapsed",
     *(f"{size}{end}" for size in _SIZES for end in ("", "_std")),
     "cosine_repeat", "sft", "pairing", "repeats", "repeat_kind", *_SFT, "cosine_to_sft_same_rate", *_DPO,
     "benchmark", "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
@@ -67,21 +67,21 @@ class Tabled:
 
 
 def arm_summary_table(arms: Sequence[Arm], reference: ComparedAdapter, tabled: Tabled) -> pd.DataFrame:
-    """One row an arm and name of its learning rate; the rows of a second name say in `same_as` whose runs they are.
+    """One row an arm and name of its learning rate; the rows of a second name say in `alias_of` whose runs they are.
 
     Sizes are means over the runs of an arm, with their standard deviation. What compares two arms is their row of
     `arm_pairs.csv`, and what an arm shows with itself its repeats. Accuracies are each problem's share of right answers
     over the arm's runs, so tests and intervals are about problems, not about seeds; the spread over seeds stands beside
     them.
     """
-    sft_arms = [arm for arm in arms if arm.method == "sft" and arm.subjects]
+    sft_arms = [arm for arm in arms if arm.method == "sft" and arm.members]
     rate = reference.facts.learning_rate if reference.facts else None
     base = tabled.outcomes.get(BASE)
     rows = []
     for arm in arms:
         sft = nearest(arm, sft_arms, rate)
         alike = [o for o in sft_arms if o.learning_rate == arm.learning_rate and arm.distance(o) == 0]
-        row = _facts(arm) | _spread(tabled.runs[tabled.runs["run"].isin([run.name for run in arm.subjects])], _SIZES)
+        row = _facts(arm) | _spread(tabled.runs[tabled.runs["run"].isin([run.name for run in arm.members])], _SIZES)
         own = tabled.between(arm, arm.name())
         beside = tabled.between(arm, sft.name() if sft else None)
         row |= {"cosine_repeat": own.get("cosine"), "sft": sft.name() if sft else ""}
@@ -115,16 +115,16 @@ def _facts(arm: Arm) -> dict[str, Any]:
         "lr": arm.lr,
         "learning_rate": arm.learning_rate,
         "settings": arm.settings,
-        "same_as": "",
-        "share_right": arm.facts.trained_on.share_right,
-        "seeds": len(arm.subjects),
+        "alias_of": "",
+        "pass_rate": arm.facts.trained_on.pass_rate,
+        "seeds": len(arm.members),
         "diverged": len(arm.diverged),
     }
 
 
 def _again(row: Mapping[str, Any], arm: Arm) -> pd.DataFrame:
     """The same runs once more under each other name of their learning rate."""
-    others = [{**row, "arm": arm.name(lr), "lr": lr, "same_as": row["arm"]} for lr in arm.learning_rates[1:]]
+    others = [{**row, "arm": arm.name(lr), "lr": lr, "alias_of": row["arm"]} for lr in arm.learning_rates[1:]]
     return pd.DataFrame(others, columns=list(COLUMNS))
 
 
@@ -139,7 +139,7 @@ def _spread(rows: pd.DataFrame, measures: Sequence[str]) -> dict[str, float]:
 
 def _usual_dpo(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
     """DPO at its conventional rate; where the sweep has several, its usual β and loss count."""
-    candidates = [other for other in arms if other.method == "dpo" and other.subjects and other.at_conventional_rate]
+    candidates = [other for other in arms if other.method == "dpo" and other.members and other.at_conventional_rate]
     usual = {"method.beta": 0.1, "method.loss_type": "sigmoid"}
     candidates.sort(key=lambda other: (not usual.items() <= other.values.items(), other.base_rate != arm.base_rate))
     return nearest(arm, candidates, None)

@@ -25,14 +25,14 @@ class Arm:
         facts: The manifest of one of them.
         settings: What tells it from the other arms of its method and `lr`, for example `method.beta=0.3`; may be empty.
         learning_rates: Names of the `lr` that give its learning rate, its own first.
-        subjects: Its runs that have an end.
+        members: Its runs that have an end.
         diverged: Those that have none.
     """
 
     facts: StartedFacts
     settings: str = ""
     learning_rates: list[str] = field(default_factory=list)
-    subjects: list[ComparedAdapter] = field(default_factory=list)
+    members: list[ComparedAdapter] = field(default_factory=list)
     diverged: list[Diverged] = field(default_factory=list)
 
     @property
@@ -53,7 +53,7 @@ class Arm:
     @property
     def base_rate(self) -> float:
         """The rate that its own is a multiple of."""
-        return self.facts.config.lr.base
+        return self.facts.config.lr.peak
 
     @property
     def at_conventional_rate(self) -> bool:
@@ -64,7 +64,7 @@ class Arm:
     @property
     def sweeps(self) -> set[str]:
         """The sweeps that hold its runs, by what stands before their names when there are several."""
-        runs: list[ComparedAdapter | Diverged] = [*self.subjects, *self.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*self.members, *self.diverged]
         return {run.name.rpartition("/")[0] for run in runs}
 
     @property
@@ -88,13 +88,13 @@ class Arm:
         return sum(ours.get(key) != theirs.get(key) for key in keys)
 
 
-def arms_of(gathered: Cohort) -> list[Arm]:
+def arms_of(cohort: Cohort) -> list[Arm]:
     """The arms of all runs, in the order of the tables."""
     by_configuration: dict[str, Arm] = {}
-    for subject in gathered.subjects:
-        if subject.facts is not None:
-            by_configuration.setdefault(subject.facts.configuration, Arm(subject.facts)).subjects.append(subject)
-    for run in gathered.diverged:
+    for member in cohort.members:
+        if member.facts is not None:
+            by_configuration.setdefault(member.facts.configuration, Arm(member.facts)).members.append(member)
+    for run in cohort.diverged:
         by_configuration.setdefault(run.facts.configuration, Arm(run.facts)).diverged.append(run)
     arms = list(by_configuration.values())
     for arm in arms:
@@ -105,19 +105,19 @@ def arms_of(gathered: Cohort) -> list[Arm]:
     return arms
 
 
-def arm_names(arms: Sequence[Arm], gathered: Cohort) -> dict[str, str]:
+def arm_names(arms: Sequence[Arm], cohort: Cohort) -> dict[str, str]:
     """For each run's name that of its arm; an adapter made elsewhere is one of its own.
 
     Raises:
         InputError: Such an adapter is called like an arm, whose runs it would join.
     """
-    names = {subject.name: subject.name for subject in gathered.subjects}
+    names = {member.name: member.name for member in cohort.members}
     taken = {arm.name(lr) for arm in arms for lr in arm.learning_rates}
-    for subject in gathered.subjects:
-        if subject.facts is None and subject.name in taken:
-            raise InputError(f"adapters.{subject.name}: a loss of the runs is called so already")
+    for member in cohort.members:
+        if member.facts is None and member.name in taken:
+            raise InputError(f"adapters.{member.name}: a loss of the runs is called so already")
     for arm in arms:
-        runs: list[ComparedAdapter | Diverged] = [*arm.subjects, *arm.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*arm.members, *arm.diverged]
         names |= {run.name: arm.name() for run in runs}
     return names
 
@@ -129,10 +129,10 @@ def sft_partners(arms: Sequence[Arm], reference: ComparedAdapter) -> dict[str, C
     learning rate.
     """
     found = {}
-    candidates = [arm for arm in arms if arm.method == "sft" and arm.subjects]
+    candidates = [arm for arm in arms if arm.method == "sft" and arm.members]
     for arm in arms:
         sft = nearest(arm, candidates, reference.facts.learning_rate if reference.facts else None)
-        runs: list[ComparedAdapter | Diverged] = [*arm.subjects, *arm.diverged]
+        runs: list[ComparedAdapter | Diverged] = [*arm.members, *arm.diverged]
         for run in runs:
             other = partner(run, sft)
             if other:
@@ -150,8 +150,8 @@ def repeats(arm: Arm) -> list[Pair]:
     """Pairs of the arm's own runs that started from one initial adapter."""
     return [
         (a.name, b.name)
-        for number, a in enumerate(arm.subjects)
-        for b in arm.subjects[number + 1 :]
+        for number, a in enumerate(arm.members)
+        for b in arm.members[number + 1 :]
         if a.facts and b.facts and a.facts.initial_adapter.sha256 == b.facts.initial_adapter.sha256
     ]
 
@@ -163,13 +163,13 @@ def partner(run: ComparedAdapter | Diverged, arm: Arm | None) -> ComparedAdapter
     """
     if arm is None or run.facts is None:
         return None
-    facts = {s.name: s.facts for s in arm.subjects if s.facts}
+    facts = {s.name: s.facts for s in arm.members if s.facts}
     initial, (seed, _) = run.facts.initial_adapter.sha256, run.facts.seeds
-    others = [s for s in arm.subjects if s.name in facts and facts[s.name].initial_adapter.sha256 == initial]
+    others = [s for s in arm.members if s.name in facts and facts[s.name].initial_adapter.sha256 == initial]
     others = [s for s in others if facts[s.name].seeds[0] != seed]
     if others:
         return min(others, key=lambda s: (facts[s.name].seeds[0] < seed, facts[s.name].seeds[0]))
-    return next((s for s in arm.subjects if s.name in facts and facts[s.name].seeds == run.facts.seeds), None)
+    return next((s for s in arm.members if s.name in facts and facts[s.name].seeds == run.facts.seeds), None)
 
 
 def _settings(arm: Arm, alike: Sequence[Arm]) -> str:

@@ -76,17 +76,17 @@ class Cohort:
     """All that an analysis compares.
 
     Attributes:
-        subjects: The adapters, in the order of the tables.
+        members: The adapters, in the order of the tables.
         modules: Names of the adapted modules, the same in all.
         shapes: (out, in) of each module.
-        ranks: Of each subject the ranks of its modules.
+        ranks: Of each member the ranks of its modules.
         bases: The untrained base, once a sweep.
         scores: The outcomes of all of them.
         diverged: Runs that have nothing to compare: they stand in the tables, and in no average.
         left_out: What is not compared, and why.
     """
 
-    subjects: list[ComparedAdapter]
+    members: list[ComparedAdapter]
     modules: list[str]
     shapes: list[tuple[int, int]]
     ranks: dict[str, list[int]]
@@ -97,18 +97,18 @@ class Cohort:
 
     @cached_property
     def by_name(self) -> dict[str, ComparedAdapter]:
-        """The subjects by name."""
-        return {subject.name: subject for subject in self.subjects}
+        """The members by name."""
+        return {member.name: member for member in self.members}
 
     @property
     def names(self) -> list[str]:
-        """Names of the subjects."""
-        return [subject.name for subject in self.subjects]
+        """Names of the members."""
+        return [member.name for member in self.members]
 
     @property
     def first(self) -> RunFacts | None:
         """The manifest of the first run: base, rollouts and problems are those of all. None when there are no runs."""
-        return next((subject.facts for subject in self.subjects if subject.facts), None)
+        return next((member.facts for member in self.members if member.facts), None)
 
     @property
     def base_name(self) -> str:
@@ -121,15 +121,15 @@ class SweepContents:
     """What lies in the folders of some sweeps.
 
     Attributes:
-        subjects: The finished runs.
+        members: The finished runs.
         bases: The untrained base, once a sweep.
         diverged: Runs that diverged.
         taken: Names that no adapter made elsewhere may have.
-        nothing: What is wrong where there is no subject, nor an adapter made elsewhere.
+        nothing: What is wrong where there is no member, nor an adapter made elsewhere.
         left_out: What is not compared, and why.
     """
 
-    subjects: list[ComparedAdapter]
+    members: list[ComparedAdapter]
     bases: list[Base]
     diverged: list[Diverged]
     taken: set[str]
@@ -169,15 +169,15 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
     not_yet = len(left_out) - len(diverged)
     why = [f"{not_yet} are not"] * bool(not_yet) + [f"{len(diverged)} diverged"] * bool(diverged)
     nothing = f"sweep={','.join(sweeps)}: no run is completed" + f" ({', '.join(why)})" * bool(why)
-    subjects = [
+    members = [
         _of_run(name, run, output_dir, left_out)
         for name, run in tqdm(trained.items(), desc="gathering", unit="run", leave=False, disable=not trained)
     ]
-    _require_comparable([*subjects, *diverged], bases, across)
+    _require_comparable([*members, *diverged], bases, across)
     once = {(run.facts.configuration, run.facts.seeds): run for run in reversed(diverged)}
     if not sweeps:
         nothing = "sweep=null: name adapters={name: folder, …} to compare"
-    return SweepContents(subjects, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out)
+    return SweepContents(members, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out)
 
 
 def gather_cohort(found: SweepContents, adapters: Mapping[str, Path]) -> Cohort:
@@ -187,24 +187,24 @@ def gather_cohort(found: SweepContents, adapters: Mapping[str, Path]) -> Cohort:
         InputError: There is nothing to compare; two things do not compare (modules, shapes, problems differ); outcomes
             are not of what they stand beside, or are damaged.
     """
-    subjects, bases, left_out = found.subjects, found.bases, found.left_out
-    if not subjects and not adapters:
+    members, bases, left_out = found.members, found.bases, found.left_out
+    if not members and not adapters:
         raise InputError(found.nothing)
-    _require_own_outcomes(subjects, bases, left_out)
-    scores = scores_of_runs([*(base.run for base in bases), *(subject.run for subject in subjects if subject.run)])
+    _require_own_outcomes(members, bases, left_out)
+    scores = scores_of_runs([*(base.run for base in bases), *(member.run for member in members if member.run)])
     for benchmark in sorted(
-        {benchmark for subject in subjects if subject.run for benchmark in scores.benchmarks(subject.run)}
+        {benchmark for member in members if member.run for benchmark in scores.benchmarks(member.run)}
     ):
         if not bases or benchmark not in scores.benchmarks(bases[0].run):
             left_out[f"comparison with the base on {benchmark}"] = "the base was not scored on it"
-    subjects = _distinct(subjects, left_out)
+    members = _distinct(members, left_out)
     for name, folder in adapters.items():
         if name in found.taken:
             raise InputError(f"adapters.{name}: a run or the base is called so already")
         sha256 = hash_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
-        subjects.append(ComparedAdapter(name, folder, sha256))
-    modules, shapes, ranks = _shapes(subjects)
-    return Cohort(subjects, modules, shapes, ranks, bases, scores, found.diverged, left_out)
+        members.append(ComparedAdapter(name, folder, sha256))
+    modules, shapes, ranks = _shapes(members)
+    return Cohort(members, modules, shapes, ranks, bases, scores, found.diverged, left_out)
 
 
 def _name(run: Run, several: bool) -> str:
@@ -257,20 +257,20 @@ def _require_comparable(
             ("rollouts", facts.rollouts.sha256, first.rollouts.sha256),
         ):
             if value != other and what != across:
-                advice = f"{_ADVICE}, or across=rollouts" if what == "rollouts" else _ADVICE
+                advice = f"{_ADVICE}, or allow_different=rollouts" if what == "rollouts" else _ADVICE
                 raise InputError(f"{name}: another {what} than {first_name}; {advice}")
     for base in bases:
         if trained and base.facts.base != trained[0][1].base:
             raise InputError(f"{base.name}: not the base of {trained[0][0]}; {_ADVICE}")
 
 
-def _require_own_outcomes(subjects: Sequence[ComparedAdapter], bases: Sequence[Base], left_out: dict[str, str]) -> None:
+def _require_own_outcomes(members: Sequence[ComparedAdapter], bases: Sequence[Base], left_out: dict[str, str]) -> None:
     """Refuses outcomes that were changed, are gone, or are not of the run, or the point on its way, where they lie."""
     everyone = [(base.name, base.run, model_fingerprint(base.facts.base, None)) for base in bases]
     everyone += [
-        (subject.name, subject.run, model_fingerprint(subject.facts.base, subject.facts.adapter_sha256))
-        for subject in subjects
-        if subject.run and subject.facts
+        (member.name, member.run, model_fingerprint(member.facts.base, member.facts.adapter_sha256))
+        for member in members
+        if member.run and member.facts
     ]
     for name, run, scored in everyone:
         if not require_recorded_outcomes(run.folder) and any(run.folder.glob("eval/*.parquet")):
@@ -280,42 +280,42 @@ def _require_own_outcomes(subjects: Sequence[ComparedAdapter], bases: Sequence[B
                 raise InputError(f"{file}: not the answers of {name}; delete it, and the same command scores it again")
 
 
-def _distinct(subjects: Sequence[ComparedAdapter], left_out: dict[str, str]) -> list[ComparedAdapter]:
+def _distinct(members: Sequence[ComparedAdapter], left_out: dict[str, str]) -> list[ComparedAdapter]:
     """Each run once, though several sweeps may hold it: twice it would count twice in every family of tests.
 
     Two losses may well end in one adapter, as SFT and RFT do where all rollouts are right: those are two runs.
     """
     kept: dict[tuple[Any, ...], ComparedAdapter] = {}
-    for subject in subjects:
-        facts = subject.facts
-        same = kept.setdefault((subject.sha256, *((facts.configuration, facts.seeds) if facts else ())), subject)
-        if same is not subject:
-            left_out[subject.name] = f"the same run as {same.name}"
+    for member in members:
+        facts = member.facts
+        same = kept.setdefault((member.sha256, *((facts.configuration, facts.seeds) if facts else ())), member)
+        if same is not member:
+            left_out[member.name] = f"the same run as {same.name}"
     return list(kept.values())
 
 
-def _shapes(subjects: Sequence[ComparedAdapter]) -> tuple[list[str], list[tuple[int, int]], dict[str, list[int]]]:
-    """The adapted modules, their shapes, and of each subject their ranks."""
-    first = subjects[0]
+def _shapes(members: Sequence[ComparedAdapter]) -> tuple[list[str], list[tuple[int, int]], dict[str, list[int]]]:
+    """The adapted modules, their shapes, and of each member their ranks."""
+    first = members[0]
     ranks = {}
     shapes: dict[str, tuple[int, int]] = {}
-    for subject in subjects:
-        with open_adapter(subject.adapter) as adapter:
+    for member in members:
+        with open_adapter(member.adapter) as adapter:
             shapes = shapes or adapter.shapes
             for module in sorted(shapes.keys() ^ adapter.shapes.keys()):
                 raise InputError(
-                    f"{subject.name}: other modules are adapted than in {first.name} (one of them has {module}, the "
+                    f"{member.name}: other modules are adapted than in {first.name} (one of them has {module}, the "
                     "other has not); they do not compare"
                 )
             for module, shape in adapter.shapes.items():
                 if shape != shapes[module]:
                     raise InputError(
-                        f"{subject.name}: {module} is {_times(shape)}, in {first.name} it is {_times(shapes[module])}; "
+                        f"{member.name}: {module} is {_times(shape)}, in {first.name} it is {_times(shapes[module])}; "
                         "they do not compare"
                     )
             # Two snapshots put together have twice the rank, though both lie in about the same few dimensions.
-            most = subject.facts.config.lora_rank.r if subject.facts else None
-            ranks[subject.name] = [min(rank, most or rank) for rank in adapter.ranks.values()]
+            most = member.facts.config.lora_rank.r if member.facts else None
+            ranks[member.name] = [min(rank, most or rank) for rank in adapter.ranks.values()]
     return list(shapes), list(shapes.values()), ranks
 
 

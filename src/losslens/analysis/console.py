@@ -17,14 +17,14 @@ from losslens.measures import Measure, PairMeasure, get_measure, measures_beside
 _MOST_ARMS = 8
 
 
-def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, ablation: pd.DataFrame, left_out: Mapping[str, str]) -> None:
+def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, arm_table: pd.DataFrame, left_out: Mapping[str, str]) -> None:
     """Prints the runs, the arms where there are several runs of one, every two arms, and what was left out."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(runs["run"]))}
     console.print(_runs(runs, numbers))
     arms = list(dict.fromkeys(runs.loc[runs["method"] != "base", "arm"]))
-    if len(arms) > _MOST_ARMS or (ablation["seeds"] > 1).any():
-        console.print(_arms(ablation))
+    if len(arms) > _MOST_ARMS or (arm_table["seeds"] > 1).any():
+        console.print(_arms(arm_table))
     if len(arms) > _MOST_ARMS:
         print(f"{len(arm_pairs)} pairs of arms: arm_pairs.csv")
     elif len(arm_pairs):
@@ -38,15 +38,15 @@ def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, ablation: pd.DataFrame, le
         print(f"left out: {name}: {why}")
 
 
-def _arms(ablation: pd.DataFrame) -> Table:
+def _arms(arm_table: pd.DataFrame) -> Table:
     title = "arms, averaged over their runs (± over them; in brackets: unrelated updates; what one loss would show)"
     table = Table(
         "arm", "rate", "runs", *(measure.heading for measure in run_measures("main")),
         *(f"{measure.heading} to SFT" for measure in pair_measures("main")), "accuracy", "to the base", "p (Holm)",
         title=title, title_justify="left",
     )  # fmt: skip
-    for _, row in ablation[ablation["same_as"] == ""].iterrows():
-        others = ablation.loc[ablation["same_as"] == row["arm"], "lr"]
+    for _, row in arm_table[arm_table["alias_of"] == ""].iterrows():
+        others = arm_table.loc[arm_table["alias_of"] == row["arm"], "lr"]
         lost = f" +{row['diverged']} diverged" * (row["diverged"] > 0) + f", {row['collapsed']} collapsed" * (
             row["collapsed"] > 0
         )

@@ -16,7 +16,9 @@ from losslens.analysis.cache import Arrays, Cache
 from losslens.analysis.cohort import Cohort
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
-from losslens.config.schema import Cka, Connectivity, Data, Evaluation
+from losslens.config.analysis import Cka, Connectivity
+from losslens.config.data import Data
+from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
 from losslens.measures.base_weights import Principal, off_principal_share, principal
@@ -38,19 +40,19 @@ class ForwardPasses:
     Args:
         source: Where the base is.
         identity: What tells it from another.
-        gathered: The adapters.
+        cohort: The adapters.
         cache: What was measured before.
         batch_size: Sequences in one forward pass.
     """
 
     def __init__(
-        self, source: ModelSource, identity: dict[str, str | None], gathered: Cohort, cache: Cache, batch_size: int
+        self, source: ModelSource, identity: dict[str, str | None], cohort: Cohort, cache: Cache, batch_size: int
     ) -> None:
         self._source = source
-        self._gathered = gathered
+        self._gathered = cohort
         self._cache = cache
         self._batch_size = batch_size
-        self._subjects = gathered.by_name
+        self._subjects = cohort.by_name
         # What `auto` means is another precision where there is a GPU.
         self._identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
         self._identity += [source.attention, source.chat_options]
@@ -67,7 +69,7 @@ class ForwardPasses:
 
     def against_base(self, top: int) -> dict[str, BaseComparison]:
         """Every run against W0."""
-        keys = {name: [self._identity, subject.sha256, top] for name, subject in self._subjects.items()}
+        keys = {name: [self._identity, member.sha256, top] for name, member in self._subjects.items()}
         found = {
             name: BaseComparison(**known)
             for name, known in self._known("against_base", keys, ["base_norms", "off_principal"]).items()
@@ -143,7 +145,7 @@ class ForwardPasses:
         batch = evaluation.batch_size if self._half else None
         try:
             source = problem_source(data)
-            asked = source.problems("eval", data.eval, data.seed)[:problems]
+            asked = source.problems("eval", data.eval_size, data.seed)[:problems]
         except InputError as error:
             raise UnavailableError(str(error)) from error
         about = [self._identity, source.identity("eval"), data.seed, len(asked), evaluation.max_tokens, batch]

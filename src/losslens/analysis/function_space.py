@@ -14,7 +14,8 @@ from losslens.analysis.forward_passes import ForwardPasses
 from losslens.analysis.manifests import RunFacts
 from losslens.analysis.pairs import Chosen, Pair
 from losslens.analysis.probe_set import TeacherForced, probe_set
-from losslens.config.schema import AnalyzeConfig, Evaluation
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.connectivity import Curve
@@ -44,7 +45,7 @@ class FunctionSpace:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def measure_function_space(config: AnalyzeConfig, gathered: Cohort, chosen: Chosen, cache: Cache) -> FunctionSpace:
+def measure_function_space(config: AnalyzeConfig, cohort: Cohort, chosen: Chosen, cache: Cache) -> FunctionSpace:
     """Measures all of it, for the chosen pairs.
 
     Raises:
@@ -55,13 +56,13 @@ def measure_function_space(config: AnalyzeConfig, gathered: Cohort, chosen: Chos
         found.left_out["connectivity, CKA"] = chosen.left_out
     missing = "relative norm, off-principal share, connectivity, CKA"
     try:
-        source, identity = _base(config.model_path, gathered.first, trust_of(config))
-        passes = ForwardPasses(source, identity, gathered, cache, config.batch_size)
-        found.against_base = passes.against_base(config.top)
+        source, identity = _base(config.model_path, cohort.first, trust_of(config))
+        passes = ForwardPasses(source, identity, cohort, cache, config.batch_size)
+        found.against_base = passes.against_base(config.num_directions)
         if not chosen.pairs:
             return found
         missing = "connectivity, CKA"
-        frozen = probe_set(config.held_out, config.output_dir, gathered.first, trust_of(config), config.model_path)
+        frozen = probe_set(config.probe_set, config.output_dir, cohort.first, trust_of(config), config.model_path)
     except UnavailableError as error:
         found.left_out[missing] = str(error)
         return found
@@ -70,10 +71,10 @@ def measure_function_space(config: AnalyzeConfig, gathered: Cohort, chosen: Chos
     if on_the_line.answer_only and (on_the_line.rows["answer"] == "").any():
         raise InputError(f"{frozen.folder}: an answer is empty; connectivity.loss=completions does without")
     found.curves = passes.curves(chosen.pairs, on_the_line, config.connectivity)
-    if gathered.first and config.connectivity.midpoint_problems:
+    if cohort.first and config.connectivity.midpoint_problems:
         try:
-            evaluation = Evaluation.model_validate(gathered.first.config.evaluation)
-            facts = gathered.first.benchmark_data
+            evaluation = Evaluation.model_validate(cohort.first.config.evaluation)
+            facts = cohort.first.benchmark_data
             if facts is None or evaluation.engine == "openai":
                 found.left_out["accuracy at the midpoint"] = "the runs were not scored in their own process"
             else:

@@ -15,9 +15,9 @@ _NOT_SHOWN = (
 )  # fmt: skip
 
 
-def lineage(gathered: Cohort) -> dict[str, Any]:
+def lineage(cohort: Cohort) -> dict[str, Any]:
     """For the manifest: the rollouts, the data, what all configurations share, and of each run what it alone has."""
-    runs: list[ComparedAdapter | Diverged] = [*gathered.subjects, *gathered.diverged]
+    runs: list[ComparedAdapter | Diverged] = [*cohort.members, *cohort.diverged]
     manifests = {run.name: run.run.manifest for run in runs if run.run}
     configurations = {name: _configuration(manifest) for name, manifest in manifests.items()}
     common = _common(list(configurations.values()))

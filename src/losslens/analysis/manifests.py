@@ -6,9 +6,9 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
-from losslens.config.identity import with_loss_options
-from losslens.config.schema import LearningRate
+from losslens.config.training import LearningRate
 from losslens.core.errors import InputError
+from losslens.runs.current_words import settings_of
 from losslens.runs.integrity import require_own_manifest
 from losslens.runs.run import Run, arm_of
 
@@ -49,7 +49,7 @@ class Frozen(_Facts):
 class TrainedOn(_Facts):
     """The rollouts that a method could learn from."""
 
-    share_right: float
+    pass_rate: float
 
 
 class DataFacts(Named):
@@ -57,7 +57,7 @@ class DataFacts(Named):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    eval: int | None
+    eval_size: int | None
 
 
 class ModelFacts(Named):
@@ -98,7 +98,7 @@ class StartedFacts(_Facts):
     @property
     def scored_on(self) -> list[DataFacts]:
         """The problems that the run was scored on when it was trained."""
-        return list(self.config.benchmark.values()) or [self.config.data] * (self.config.data.eval != 0)
+        return list(self.config.benchmark.values()) or [self.config.data] * (self.config.data.eval_size != 0)
 
     @property
     def benchmark_data(self) -> DataFacts | None:
@@ -123,7 +123,7 @@ class StartedFacts(_Facts):
     @property
     def settings(self) -> dict[str, Any]:
         """All that decides the run, with the options of its loss that are at their defaults."""
-        return with_loss_options(self.identity, self.options)
+        return settings_of(self.identity, self.options)
 
     @property
     def configuration(self) -> str:

@@ -115,10 +115,10 @@ def find(field: str, name: str, names: Sequence[str]) -> str:
     return found[0]
 
 
-def default_reference(subjects: Sequence[ComparedAdapter]) -> str:
+def default_reference(members: Sequence[ComparedAdapter]) -> str:
     """The SFT run (where there is none: the run) whose seeds most other runs have; the first of several."""
-    facts = {subject.name: subject.facts for subject in subjects if subject.facts}
+    facts = {member.name: member.facts for member in members if member.facts}
     if not facts:
-        return subjects[0].name
+        return members[0].name
     seeds = Counter(run.seeds for run in facts.values())
     return max(facts, key=lambda name: (facts[name].method == "sft", seeds[facts[name].seeds]))

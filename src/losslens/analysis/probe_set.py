@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from losslens.analysis.manifests import RunFacts
-from losslens.config.schema import HeldOut, RolloutConfig, Rollouts
+from losslens.config.analysis import ProbeSet
+from losslens.config.data import RolloutConfig, Rollouts
 from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.forward import Sequences
 from losslens.models.tokens import encode_completion, read_rollouts
@@ -52,7 +53,7 @@ class TeacherForced:
 
 
 def probe_set(
-    settings: HeldOut, output_dir: Path, run: RunFacts | None, trust: Trust, model_path: str | None = None
+    settings: ProbeSet, output_dir: Path, run: RunFacts | None, trust: Trust, model_path: str | None = None
 ) -> FrozenRollouts:
     """The completions that `settings` names; else those that the runs' own policy gives to held-out problems.
 
@@ -68,11 +69,11 @@ def probe_set(
         InputError: They are damaged, were trained on, or too few of them are right.
     """
     if settings.completions is not None:
-        frozen = load_rollouts(settings.completions, "held_out.completions")
+        frozen = load_rollouts(settings.completions, "probe_set.completions")
         _require_held_out(frozen, output_dir, run)
     elif run is None:
         raise UnavailableError(
-            "adapters made elsewhere do not say what they were trained on; give held_out.completions"
+            "adapters made elsewhere do not say what they were trained on; give probe_set.completions"
         )
     else:
         config = run.config
@@ -84,7 +85,7 @@ def probe_set(
                 rollouts=Rollouts.model_validate(config.rollouts),
             )
         except ValidationError as error:
-            raise UnavailableError("the runs are of another version of LossLens; give held_out.completions") from error
+            raise UnavailableError("the runs are of another version of LossLens; give probe_set.completions") from error
         model = rollout_config.model
         if model_path is not None and model_path != model.path:
             model = model.model_copy(update={"path": model_path, "revision": None, "package": None})
@@ -116,6 +117,6 @@ def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | 
     ]
     if seen:
         raise InputError(
-            f"held_out.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems, "
+            f"probe_set.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems, "
             f"{' '.join(seen[0].split())[:60]!r} for one"
         )

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from losslens.analysis.cohort import ComparedAdapter, Diverged
-from losslens.config.schema import Evaluation
+from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.evaluation.score import score_run
@@ -24,28 +24,28 @@ from losslens.updates.folder import open_adapter, write_adapter
 At = Literal["end", "norm"] | int
 
 
-def trajectory_of(subject: ComparedAdapter | Diverged) -> dict[int, Run]:
+def trajectory_of(member: ComparedAdapter | Diverged) -> dict[int, Run]:
     """The snapshots of a run by step, and its end, if it has one, as the last; none for an adapter made elsewhere.
 
     Raises:
         InputError: One of them is not as it was written.
     """
-    if subject.run is None or subject.facts is None:
+    if member.run is None or member.facts is None:
         return {}
-    way = subject.run.snapshots
+    way = member.run.snapshots
     for run in way.values():
         if not run.is_trained():
             raise InputError(f"{run.folder}: no whole snapshot; delete it")
-    return {**way, subject.facts.training.steps: subject.run} if isinstance(subject, ComparedAdapter) else way
+    return {**way, member.facts.training.steps: member.run} if isinstance(member, ComparedAdapter) else way
 
 
 def at_checkpoint(
-    subjects: Sequence[ComparedAdapter], at: At, norm: float | None, left_out: dict[str, str]
+    members: Sequence[ComparedAdapter], at: At, norm: float | None, left_out: dict[str, str]
 ) -> list[ComparedAdapter]:
-    """The subjects at `at`; those that were never there are left out, with the reason.
+    """The members at `at`; those that were never there are left out, with the reason.
 
     Args:
-        subjects: Finished runs, at their ends.
+        members: Finished runs, at their ends.
         at: `end`, a step, or `norm`: the first place at which ‖ΔW‖ is `norm`.
         norm: ‖ΔW‖_F; by default the largest that every run reaches.
         left_out: Gets the reasons.
@@ -53,53 +53,51 @@ def at_checkpoint(
     Raises:
         InputError: No run was there, or a snapshot is not as it was written.
     """
-    if at == "end" or not subjects:
-        return list(subjects)
-    found = _at_norm(subjects, norm, left_out) if at == "norm" else _at_step(subjects, int(at), left_out)
+    if at == "end" or not members:
+        return list(members)
+    found = _at_norm(members, norm, left_out) if at == "norm" else _at_step(members, int(at), left_out)
     if not found:
         raise InputError(f"at={at}: no run was there (see optim.snapshot_steps)")
     return found
 
 
-def _at_step(subjects: Sequence[ComparedAdapter], step: int, left_out: dict[str, str]) -> list[ComparedAdapter]:
+def _at_step(members: Sequence[ComparedAdapter], step: int, left_out: dict[str, str]) -> list[ComparedAdapter]:
     found = []
-    for subject in subjects:
-        way = trajectory_of(subject)
+    for member in members:
+        way = trajectory_of(member)
         if step in way:
-            found.append(_moved_to(subject, way[step]))
+            found.append(_moved_to(member, way[step]))
         else:
-            left_out[subject.name] = f"no snapshot at step {step}; it has {', '.join(map(str, way))}"
+            left_out[member.name] = f"no snapshot at step {step}; it has {', '.join(map(str, way))}"
     return found
 
 
-def _at_norm(
-    subjects: Sequence[ComparedAdapter], norm: float | None, left_out: dict[str, str]
-) -> list[ComparedAdapter]:
-    ways = {subject.name: trajectory_of(subject) for subject in subjects}
+def _at_norm(members: Sequence[ComparedAdapter], norm: float | None, left_out: dict[str, str]) -> list[ComparedAdapter]:
+    ways = {member.name: trajectory_of(member) for member in members}
     measured = {}
-    for subject in tqdm(subjects, desc="norms on the way", unit="run", leave=False):
+    for member in tqdm(members, desc="norms on the way", unit="run", leave=False):
         with ExitStack() as stack:
-            points = [stack.enter_context(open_adapter(run.adapter)) for run in ways[subject.name].values()]
-            measured[subject.name] = trajectory(points, [], points[0].modules)
+            points = [stack.enter_context(open_adapter(run.adapter)) for run in ways[member.name].values()]
+            measured[member.name] = trajectory(points, [], points[0].modules)
     # A run without a way, or that ends at 0, reaches no norm, and would let no other one reach any.
     reached = [float(measured[name].norms.max()) for name, way in ways.items() if len(way) > 1]
     reached = [norm for norm in reached if norm > 0]
     if not reached:
-        raise InputError("at=norm: no run has snapshots of a way that leads anywhere (see optim.snapshot_steps)")
+        raise InputError("checkpoint=norm: no run has snapshots that lead anywhere (see optim.snapshot_steps)")
     wanted = min(reached) if norm is None else norm
     moved, early = [], []
-    for subject in subjects:
-        way, norms = ways[subject.name], measured[subject.name].norms
+    for member in members:
+        way, norms = ways[member.name], measured[member.name].norms
         if len(way) < 2:
-            left_out[subject.name] = f"at=norm: no snapshots on its way (it ends at ‖ΔW‖ = {norms[-1]:.4g})"
+            left_out[member.name] = f"checkpoint=norm: no snapshots on its way (it ends at ‖ΔW‖ = {norms[-1]:.4g})"
             continue
-        crossing = first_norm_crossing(norms, measured[subject.name].to_next, wanted)
+        crossing = first_norm_crossing(norms, measured[member.name].to_next, wanted)
         if crossing is None:
-            left_out[subject.name] = f"it never reaches ‖ΔW‖ = {wanted:.4g} (its largest is {norms.max():.4g})"
+            left_out[member.name] = f"it never reaches ‖ΔW‖ = {wanted:.4g} (its largest is {norms.max():.4g})"
             continue
-        moved.append(_moved_to(subject, _between(subject, way, crossing, wanted)))
+        moved.append(_moved_to(member, _between(member, way, crossing, wanted)))
         if crossing.before < 0:
-            early.append(subject.name)
+            early.append(member.name)
     if early:
         left_out["what came before the first snapshot"] = (
             f"‖ΔW‖ = {wanted:.4g} lies before it on the way of {', '.join(early)}: there it stands made smaller"
@@ -107,9 +105,9 @@ def _at_norm(
     return moved
 
 
-def _between(subject: ComparedAdapter, way: Mapping[int, Run], crossing: NormCrossing, norm: float) -> Run:
+def _between(member: ComparedAdapter, way: Mapping[int, Run], crossing: NormCrossing, norm: float) -> Run:
     """The point of a run's way at `norm`, as a folder beside its snapshots; made unless it is there."""
-    assert subject.run is not None
+    assert member.run is not None
     steps = [0, *way]
     runs = [None, *way.values()]
     before, after = runs[crossing.before + 1], runs[crossing.before + 2]
@@ -119,7 +117,7 @@ def _between(subject: ComparedAdapter, way: Mapping[int, Run], crossing: NormCro
         "norm": norm, "between_steps": steps[crossing.before + 1 : crossing.before + 3], "weight": weight,
         "of": [recorded_adapter_hash(run) for run in (before, after) if run],
     }  # fmt: skip
-    point = Run(subject.run.folder / "snapshots" / f"norm-{norm:.6g}")
+    point = Run(member.run.folder / "snapshots" / f"norm-{norm:.6g}")
     with point.lock():  # another analysis may be making it
         if not _is_there(point, manifest):
             with ExitStack() as stack:
@@ -141,36 +139,36 @@ def _is_there(point: Run, manifest: Mapping[str, Any]) -> bool:
         return False
 
 
-def _moved_to(subject: ComparedAdapter, point: Run) -> ComparedAdapter:
-    if point == subject.run:
-        return subject
-    assert subject.facts is not None
-    facts = subject.facts.model_copy(update=adapter_hashes(point.adapter))
+def _moved_to(member: ComparedAdapter, point: Run) -> ComparedAdapter:
+    if point == member.run:
+        return member
+    assert member.facts is not None
+    facts = member.facts.model_copy(update=adapter_hashes(point.adapter))
     # Where two snapshots are put together, A is two matrices, and how far it drifted is no one angle.
-    initial = subject.initial if point.folder.name.startswith("step-") else None
+    initial = member.initial if point.folder.name.startswith("step-") else None
     return replace(
-        subject, adapter=point.adapter, sha256=recorded_adapter_hash(point), initial=initial, run=point, facts=facts
+        member, adapter=point.adapter, sha256=recorded_adapter_hash(point), initial=initial, run=point, facts=facts
     )
 
 
 def score_snapshots(
-    subjects: Sequence[ComparedAdapter], model_path: str | None, trust: Trust, left_out: dict[str, str]
+    members: Sequence[ComparedAdapter], model_path: str | None, trust: Trust, left_out: dict[str, str]
 ) -> None:
-    """Scores each moved subject as the end of its run was scored, unless that was done before.
+    """Scores each moved member as the end of its run was scored, unless that was done before.
 
     Args:
-        subjects: From `at_checkpoint`.
+        members: From `at_checkpoint`.
         model_path: The base, where it is not where the runs found it.
         trust: What the runs' manifests may ask for.
         left_out: Gets the reason where they cannot be scored.
     """
-    for subject in tqdm(subjects, desc="scoring", unit="run", leave=False):
-        if subject.run is None or subject.facts is None:
+    for member in tqdm(members, desc="scoring", unit="run", leave=False):
+        if member.run is None or member.facts is None:
             continue
-        config = subject.facts.config
+        config = member.facts.config
         try:
             evaluation = Evaluation.model_validate(config.evaluation)
-            benchmarks = [data_of(data.model_dump(), trust) for data in subject.facts.scored_on]
+            benchmarks = [data_of(data.model_dump(), trust) for data in member.facts.scored_on]
             model = model_of(config.model.model_dump(), trust)
         except UnavailableError as error:
             left_out["accuracy"] = str(error)
@@ -184,8 +182,8 @@ def score_snapshots(
         if model_path is not None:
             model = model.model_copy(update={"path": model_path, "revision": None, "package": None})
         try:
-            with subject.run.lock():
-                score_run(subject.run, model, benchmarks, evaluation)
+            with member.run.lock():
+                score_run(member.run, model, benchmarks, evaluation)
         except InputError as error:
             left_out["accuracy"] = str(error)
             return

@@ -44,10 +44,10 @@ class Tables:
         arm_pairs: One row for every two arms, and for each arm and itself.
         repeats: One row an arm with several runs and what changed between them.
         seeds: One row a configuration with several seeds and benchmark.
-        ablation: One row an arm: runs that differ in their seeds only, and name of its learning rate.
+        arms: One row an arm: runs that differ in their seeds only, and name of its learning rate.
         trajectories: One row a run with snapshots and step.
         training: One row a run and logged step.
-        map: One row a run that has a direction: a point of a plane.
+        mds: One row a run that has a direction: a point of a plane.
     """
 
     runs: pd.DataFrame
@@ -60,14 +60,14 @@ class Tables:
     arm_pairs: pd.DataFrame
     repeats: pd.DataFrame
     seeds: pd.DataFrame
-    ablation: pd.DataFrame
+    arms: pd.DataFrame
     trajectories: pd.DataFrame
     training: pd.DataFrame
-    map: pd.DataFrame
+    mds: pd.DataFrame
 
 
 def compared_weights(
-    gathered: Cohort,
+    cohort: Cohort,
     runs: Mapping[str, RunGeometry],
     pairs: Mapping[Pair, PairGeometry],
     against_base: Mapping[str, BaseComparison],
@@ -76,14 +76,14 @@ def compared_weights(
 ) -> Compared:
     """What is known of the updates, with what decides their null."""
     return Compared(
-        modules=gathered.modules,
-        shapes=gathered.shapes,
+        modules=cohort.modules,
+        shapes=cohort.shapes,
         runs=runs,
         pairs=pairs,
         against_base=against_base,
         top=top,
-        ranks=gathered.ranks,
-        same_a={pair: shares_initial_adapter(gathered, pair) for pair in pairs},
+        ranks=cohort.ranks,
+        same_a={pair: shares_initial_adapter(cohort, pair) for pair in pairs},
         draw=partial(_drawn_angles, cache),
     )
 
@@ -97,26 +97,26 @@ def _drawn_angles(cache: Cache, spaces: tuple[tuple[int, int, int], ...]) -> tup
     return float(known["smallest"]), float(known["largest"])
 
 
-def shares_initial_adapter(gathered: Cohort, pair: Pair) -> bool | None:
+def shares_initial_adapter(cohort: Cohort, pair: Pair) -> bool | None:
     """Whether both started from the same A; None where that is not known."""
-    facts = [gathered.by_name[name].facts for name in pair]
+    facts = [cohort.by_name[name].facts for name in pair]
     if facts[0] is None or facts[1] is None:
         return None
     return facts[0].initial_adapter.sha256 == facts[1].initial_adapter.sha256
 
 
 def measured_pair_table(
-    gathered: Cohort, arms: Mapping[str, str], rows: pd.DataFrame, based: FunctionSpace
+    cohort: Cohort, arms: Mapping[str, str], rows: pd.DataFrame, based: FunctionSpace
 ) -> pd.DataFrame:
     """What is measured of each pair but its accuracies, its arms, and what two equal losses would show.
 
     Args:
-        gathered: What is compared.
+        cohort: What is compared.
         arms: The arm of each run.
         rows: One row a pair, with what its weights show.
         based: What passes through the base show.
     """
-    seeds = {s.name: s.facts.seeds if s.facts else None for s in gathered.subjects}
+    seeds = {s.name: s.facts.seeds if s.facts else None for s in cohort.members}
     pairs = list(zip(rows["run_a"], rows["run_b"], strict=True))
     functions = Functions([based.curves.get(pair) for pair in pairs], [based.ckas.get(pair) for pair in pairs])
     beside: dict[str, Any] = {}
@@ -127,10 +127,10 @@ def measured_pair_table(
     table = rows.assign(
         arm_a=rows["run_a"].map(arms),
         arm_b=rows["run_b"].map(arms),
-        pairing=[pairing(seeds[a], seeds[b], shares_initial_adapter(gathered, (a, b))) for a, b in pairs],
+        pairing=[pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b))) for a, b in pairs],
         **beside,
     )
-    table = table.merge(midpoint_table(gathered, based.midpoints), on=["run_a", "run_b"], how="left")
+    table = table.merge(midpoint_table(cohort, based.midpoints), on=["run_a", "run_b"], how="left")
     table = with_levels(table, [measure.name for measure in pair_measures()])
     first = ["run_a", "run_b", "arm_a", "arm_b", "pairing"]
     return table[[*first, *(name for name in table if name not in first)]]

@@ -26,14 +26,14 @@ def training_table(runs: Iterable[ComparedAdapter | Diverged], left_out: dict[st
         left_out: Gets the runs whose file is damaged, and the reason.
     """
     rows: list[dict[str, Any]] = []
-    for subject in runs:
-        file = subject.run.folder / "metrics.jsonl" if subject.run else None
+    for member in runs:
+        file = member.run.folder / "metrics.jsonl" if member.run else None
         if file is None or not file.exists():
             continue
         try:
-            rows += [{"run": subject.name, **step} for step in _steps(file)]
+            rows += [{"run": member.name, **step} for step in _steps(file)]
         except ValueError as error:
-            left_out[f"training of {subject.name}"] = str(error)
+            left_out[f"training of {member.name}"] = str(error)
     columns = [*_FIRST, *(name for row in rows for name in row)]
     return pd.DataFrame(rows, columns=list(dict.fromkeys(columns)))
 

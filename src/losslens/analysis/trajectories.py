@@ -44,7 +44,7 @@ def trajectory_table(
     """
     rows: list[dict[str, Any]] = []
     for arm in tqdm(arms, desc="trajectories", unit="arm", leave=False):
-        for run in (*arm.subjects, *arm.diverged):
+        for run in (*arm.members, *arm.diverged):
             try:
                 way = trajectory_of(run)
             except InputError as error:

@@ -19,10 +19,10 @@ from losslens.updates.folder import open_adapter
 
 
 def measure_weight_space(
-    gathered: Cohort, top: int, cache: Cache
+    cohort: Cohort, top: int, cache: Cache
 ) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:
     """Every run, and every pair of runs; what the cache has is not computed again."""
-    names, by_name = gathered.names, gathered.by_name
+    names, by_name = cohort.names, cohort.by_name
     runs, pairs = {}, {}
     for name in names:
         if (known := cache.load("run", _run_key(by_name[name]), _names_of(RunGeometry))) is not None:
@@ -33,7 +33,7 @@ def measure_weight_space(
     fresh = _fresh(names, set(runs), set(pairs))
     if fresh:
         ordered = [*fresh, *(name for name in names if name not in fresh)]
-        found_runs, found_pairs = _compare([by_name[name] for name in ordered], len(fresh), gathered.modules, top)
+        found_runs, found_pairs = _compare([by_name[name] for name in ordered], len(fresh), cohort.modules, top)
         for name, run in zip(fresh, found_runs, strict=True):
             runs[name] = run
             cache.save("run", _run_key(by_name[name]), vars(run))
@@ -57,13 +57,13 @@ def _fresh(names: Sequence[str], runs: set[str], pairs: set[Pair]) -> list[str]:
 
 
 def _compare(
-    subjects: Sequence[ComparedAdapter], fresh: int, modules: list[str], top: int
+    members: Sequence[ComparedAdapter], fresh: int, modules: list[str], top: int
 ) -> tuple[list[RunGeometry], dict[tuple[int, int], PairGeometry]]:
     with ExitStack() as stack:
-        adapters = [stack.enter_context(open_adapter(subject.adapter)) for subject in subjects]
-        folders = {subject.initial for subject in subjects[:fresh] if subject.initial}
+        adapters = [stack.enter_context(open_adapter(member.adapter)) for member in members]
+        folders = {member.initial for member in members[:fresh] if member.initial}
         starts = {folder: stack.enter_context(open_adapter(folder)) for folder in folders}
-        initial = [starts[subject.initial] if subject.initial else None for subject in subjects[:fresh]]
+        initial = [starts[member.initial] if member.initial else None for member in members[:fresh]]
 
         def progress(steps: Any) -> Any:
             return tqdm(steps, desc="geometry", unit="module", total=len(modules), leave=False, dynamic_ncols=True)
@@ -71,8 +71,8 @@ def _compare(
         return compare(adapters, modules, top=top, fresh=fresh, initial=initial, progress=progress)
 
 
-def _run_key(subject: ComparedAdapter) -> list[Any]:
-    return [subject.sha256, subject.facts.initial_adapter.sha256 if subject.facts and subject.initial else None]
+def _run_key(member: ComparedAdapter) -> list[Any]:
+    return [member.sha256, member.facts.initial_adapter.sha256 if member.facts and member.initial else None]
 
 
 def _names_of(kind: type) -> list[str]:

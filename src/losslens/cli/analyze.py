@@ -10,7 +10,8 @@ from losslens.cli.app import Tasks, run
 def load() -> Tasks:
     """Imports what a job needs, when the first one starts."""
     from losslens.analysis.pipeline import analyze_job
-    from losslens.config.schema import AnalyzeConfig, parse
+    from losslens.config.analysis import AnalyzeConfig
+    from losslens.config.parse import parse
     from losslens.report.figures.write import write_figures
     from losslens.report.page import write_report
     from losslens.report.paper_tables import write_tables

@@ -20,8 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from losslens.cli.arguments import explained, flags_first, prepared
 from losslens.config import interpolations
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
 from losslens.config.folders import conf_folder
-from losslens.config.schema import AnalyzeConfig, EvaluateConfig, Job, RolloutConfig, TrainConfig, resolved
+from losslens.config.parse import resolved
+from losslens.config.slurm import Job
+from losslens.config.training import TrainConfig
 from losslens.core import distributed
 from losslens.core.commands import called, called_subcommand
 from losslens.core.errors import InputError

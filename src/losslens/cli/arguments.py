@@ -17,19 +17,24 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from pydantic import BaseModel
 
+from losslens.config.data import Data
 from losslens.config.folders import ConfigFolders
+from losslens.config.identity import formerly
 from losslens.config.overrides import in_quotes, kind_of, leaves, parse_value, quote
-from losslens.config.schema import RENAMED, Data, TrainConfig
+from losslens.config.parse import current_name
+from losslens.config.training import TrainConfig
 from losslens.core.commands import called
 from losslens.core.errors import InputError
+from losslens.losses import builtin_losses
 
-# What is often written, or was called so once, and what it is called here.
+# What is often written, and what it is called here.
 _ALIASES = {
-    **RENAMED,
-    "learning_rate": "lr.base", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
+    "learning_rate": "lr.peak", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
     "num_train_epochs": "optim.epochs", "max_new_tokens": "rollouts.max_tokens", "teacher": "model.teacher",
-    "warmup_ratio": "optim.warmup", "weight_decay": "optim.weight_decay", "num_generations": "rollouts.k",
+    "warmup_ratio": "optim.warmup_ratio", "weight_decay": "optim.weight_decay",
+    "num_generations": "rollouts.samples_per_prompt",
 }  # fmt: skip
+_RENAMED_CHOICES = {("experiment", "dpo_rows"): "paired_rollouts"}
 _ANY_BELOW = ("difficulty", "files", "verifier")  # sections of a source of problems whose names are not ours
 # The keys of one's own files, and that of one among the benchmarks.
 _FILES, _FILE_TO_SCORE_ON = ("data.path", "data.eval_path"), "benchmark.file.eval_path"
@@ -182,7 +187,7 @@ def _not_there(
 
 
 def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], folders: ConfigFolders) -> str:
-    """Keys of benchmarks name the benchmark: `benchmark.gsm8k.eval`."""
+    """Keys of benchmarks name the benchmark: `benchmark.gsm8k.eval_size`."""
     _, name, *rest = key.split(".")
     chosen = _chosen("benchmark", arguments, folders)
     options = folders.options("benchmark")
@@ -264,13 +269,15 @@ def _choices(override: Override, value: str) -> list[str]:
 
 
 def _no_such_option(group: str, choice: str, options: list[str]) -> str:
+    if (group, choice) in _RENAMED_CHOICES:
+        return f"{group}={choice}: called {group}={_RENAMED_CHOICES[group, choice]} now"
     among = f"No {group}/{choice}.yaml; {group} takes one of {', '.join(options)}"
     number = bool(re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", choice, re.IGNORECASE))
     path = "/" in choice or choice.startswith((".", "~")) or Path(choice).expanduser().exists()
     instead = ""
     if number:
         rank = f"lora_rank=r{choice}" if f"r{choice}" in options else f"lora_rank.r={choice}"
-        instead = {"lr": f"lr.base={choice}", "lora_rank": rank}.get(group, "")
+        instead = {"lr": f"lr.peak={choice}", "lora_rank": rank}.get(group, "")
     elif group == "model" and path:
         instead = shlex.quote(f"model.path={choice}")
     elif group in ("data", "benchmark") and (_TABLE_FILE.search(choice) or Path(choice).expanduser().is_file()):
@@ -313,8 +320,16 @@ def _keys(folders: ConfigFolders, schema: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _current_option(key: str) -> str | None:
+    """Today's name of an option of a loss."""
+    names = {f"method.{mark.name}": name for loss in builtin_losses().values() for name, mark in formerly(loss).items()}
+    return f"method.{names[key]}" if key in names else None
+
+
 def _hint(key: str, folders: ConfigFolders, schema: type[BaseModel]) -> str:
-    """`did you mean …?` of the keys that are like one that is not there; empty where none is."""
+    """What a key that is not there is called now, or which keys are like it; empty where none is."""
+    if now := current_name(key) or _current_option(key):
+        return f"it is called {now} now"
     keys = _keys(folders, schema)
     plain = [name for name in keys if "*" not in name]
     for option in ("file", "gsm8k") if "data" in schema.model_fields else ():

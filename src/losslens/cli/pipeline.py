@@ -17,7 +17,7 @@ _SHARED = ("resources", "hydra.launcher", "--config-dir=")
 _HELP = """Rollouts, runs and analysis on Slurm in one command; each waits for what it reads.
 
   {name} method=sft,rft,dft,rift,grpo,dpo resources.partition=gpu
-  {name} experiment=lr_matched_dpo analyze.resources=cpu analyze.at=norm
+  {name} experiment=lr_matched_dpo analyze.resources=cpu analyze.checkpoint=norm
 
 Takes what `{train} -m` takes. resources…=, hydra.launcher…= and output_dir= are for the analysis too;
 analyze.KEY=VALUE is for it alone. Again with the same line: submits the runs that are missing, and an analysis."""

@@ -36,7 +36,7 @@ _SLURM = "hydra_plugins.losslens_slurm.SlurmLauncher"
 _DERIVED = {
     "model.name": "{}",
     "model.target_modules": "{}",
-    "model.lr": "{} (LoRA's usual rate)",
+    "model.default_lr": "{} (LoRA's usual rate)",
     "rollouts.max_tokens": "{}",
 }
 
@@ -73,7 +73,7 @@ def describe_derived(config: DictConfig) -> str:
         section, _, name = key.partition(".")
         if OmegaConf.select(config, section) is None or not OmegaConf.is_interpolation(config[section], name):
             continue
-        if key == "model.lr" and not ("lr" in config and OmegaConf.is_interpolation(config.lr, "base")):
+        if key == "model.default_lr" and not ("lr" in config and OmegaConf.is_interpolation(config.lr, "peak")):
             continue  # not used
         if _is_of_the_option(config[section], name, path):
             continue
@@ -81,7 +81,7 @@ def describe_derived(config: DictConfig) -> str:
         if "lr" not in config and key.startswith("model."):
             continue  # of rollout.py, which puts no adapter on it
         text = f"{value:g}" if isinstance(value, float) else str(value)
-        if key == "model.lr" and is_embedded(path):
+        if key == "model.default_lr" and is_embedded(path):
             reason = "{} (the embedded student's, whose weights these are)"
         found.append(f"{key}={reason.format(text)}")
     what = f"data={OmegaConf.select(config, 'data.name')}" if path == str(_STUDENT) else f"model.path={path}"

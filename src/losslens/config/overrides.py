@@ -14,7 +14,9 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from pydantic import BaseModel
 
-from losslens.config.schema import SOURCE_PATHS, Data, TrainConfig, UserPath
+from losslens.config.base import UserPath
+from losslens.config.data import SOURCE_PATHS, Data
+from losslens.config.training import TrainConfig
 
 _AT_HOME = get_args(UserPath)[1]  # what marks a path among the types of config.py
 _QUOTES = ('"', "'")
@@ -81,7 +83,8 @@ def kind_of(key: str) -> Literal["", "path", "paths", "name"]:
 @lru_cache(maxsize=1)
 def _texts() -> dict[str, Literal["path", "name"]]:
     """The keys of all scripts whose values are texts, `*` standing for any name."""
-    from losslens.config.schema import AnalyzeConfig, EvaluateConfig
+    from losslens.config.analysis import AnalyzeConfig
+    from losslens.config.evaluation import EvaluateConfig
 
     found: dict[str, Literal["path", "name"]] = {}
     for schema in (TrainConfig, EvaluateConfig, AnalyzeConfig):

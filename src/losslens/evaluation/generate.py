@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from losslens.config.schema import Evaluation, Model
+from losslens.config.evaluation import Evaluation
+from losslens.config.model import Model
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
 from losslens.models.adapters import with_adapter

@@ -10,7 +10,10 @@ from omegaconf import DictConfig
 from pydantic import ValidationError
 from rich.console import Console
 
-from losslens.config.schema import Data, EvaluateConfig, Evaluation, Model, parse
+from losslens.config.data import Data
+from losslens.config.evaluation import EvaluateConfig, Evaluation
+from losslens.config.model import Model
+from losslens.config.parse import parse
 from losslens.core import provenance
 from losslens.core.completions import Journal, report_truncation
 from losslens.core.errors import InputError, ServerError
@@ -112,12 +115,12 @@ def require_problems(benchmarks: Sequence[Data]) -> None:
         InputError: As for `ProblemSource.problems`.
     """
     for data in benchmarks:
-        problem_source(data).problems("eval", data.eval, data.seed)
+        problem_source(data).problems("eval", data.eval_size, data.seed)
 
 
 def sample_counts(evaluation: Evaluation) -> list[int]:
     """Samples of each way in which problems are answered: 0 is greedily (pass@1), k by k samples (avg@k)."""
-    return [0, evaluation.samples] if evaluation.samples else [0]
+    return [0, evaluation.samples_per_prompt] if evaluation.samples_per_prompt else [0]
 
 
 def benchmark_name(data: Data, samples: int) -> str:
@@ -128,7 +131,7 @@ def benchmark_name(data: Data, samples: int) -> str:
 def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation: Evaluation, samples: int) -> Path:
     name = benchmark_name(data, samples)
     source = problem_source(data)
-    about = {"source": source.identity("eval"), "eval": data.eval, "seed": data.seed}
+    about = {"source": source.identity("eval"), "eval": data.eval_size, "seed": data.seed}
     asked = hash_json([about, _decoding(model, evaluation, samples)], 16)
     scored = model_fingerprint(base_identity(model), None if adapter is None else adapter_fingerprint(adapter))
     file = _outcomes_file(run, name, asked)
@@ -140,7 +143,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
             return file
     if file.exists():
         print(f"{file}: not the outcomes that were written; scoring again", flush=True)
-    problems = source.problems("eval", data.eval, data.seed)
+    problems = source.problems("eval", data.eval_size, data.seed)
     description = f"{run.name} on {name}"
     _say_what_was_trained_on(run, problems, source.identity("eval"), description)
     journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")

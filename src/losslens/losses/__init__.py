@@ -24,7 +24,7 @@ from losslens.config.identity import identity_options
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from losslens.config.schema import TrainOn
+    from losslens.config.training import TrainOn
 
 Unit = Literal["token", "rollout", "pair"]
 Normaliser = Literal["tokens", "rollouts", "pairs"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from losslens.config.identity import Formerly
 from losslens.losses import Batch, Loss, Need
 
 if TYPE_CHECKING:
@@ -55,16 +56,16 @@ def group_advantages(
 class Grpo(Loss):
     """Â_i·ℓ_t, plus `kl_coef` times an estimate of the divergence from the base.
 
-    w_t = Â_i (with `prob_weight` Â_i·π_t) + β(e^d − 1), d = log π_ref − log π_θ. Where Â < 0 the term is unbounded
+    w_t = Â_i (with `weight_by=prob` Â_i·π_t) + β(e^d − 1), d = log π_ref − log π_θ. Where Â < 0 the term is unbounded
     below; the trainer logs the mean log-probability of incorrect rollouts.
 
-    Source: arXiv 2606.23740; `prob_weight`: Krafton's offline GRPO.
+    Source: arXiv 2606.23740; `weight_by=prob`: Krafton's offline GRPO.
 
     Attributes:
         bias: See `group_advantages`, as of the next two.
         bias_scope: See there.
         std_norm: See there.
-        prob_weight: −Â_i·π_t in place of −Â_i·log π_t: DFT times the advantage.
+        weight_by: `prob` has −Â_i·π_t in place of −Â_i·log π_t: DFT times the advantage.
         kl_coef: β of β·(exp(d) − d − 1) per token: arXiv 2402.03300, eq. 4, here on frozen rollouts, so an estimate of
             the divergence on their distribution.
     """
@@ -82,13 +83,13 @@ class Grpo(Loss):
     bias: float = Field(default=0.1, allow_inf_nan=False)
     bias_scope: BiasScope = "all"
     std_norm: bool = False
-    prob_weight: bool = False
+    weight_by: Annotated[Literal["logp", "prob"], Formerly("prob_weight", {"prob": True, "logp": False})] = "logp"
     kl_coef: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
     @property
     def bounded(self) -> bool:
         """See `Loss.bounded`: probabilities are bounded, log-probabilities are not."""
-        return self.prob_weight
+        return self.weight_by == "prob"
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -102,7 +103,7 @@ class Grpo(Loss):
 
     def terms(self, batch: Batch) -> Tensor:
         """−Â_i·log π_t (or −Â_i·π_t) and the KL term, shape (N, T)."""
-        likelihood = batch.logps.exp() if self.prob_weight else batch.logps
+        likelihood = batch.logps.exp() if self.weight_by == "prob" else batch.logps
         loss = -self._advantage(batch) * likelihood
         if self.kl_coef:
             assert batch.reference is not None
@@ -113,7 +114,7 @@ class Grpo(Loss):
     def weights(self, batch: Batch) -> Tensor:
         """Â_i (or Â_i·π_t) + β(e^d − 1), shape (N, T)."""
         weights = self._advantage(batch).expand_as(batch.logps)
-        if self.prob_weight:
+        if self.weight_by == "prob":
             weights = weights * batch.logps.exp()
         if self.kl_coef:
             assert batch.reference is not None

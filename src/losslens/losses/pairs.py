@@ -11,7 +11,7 @@ from losslens.core.errors import InputError
 from losslens.losses import Loss
 
 if TYPE_CHECKING:
-    from losslens.config.schema import TrainOn
+    from losslens.config.training import TrainOn
 
 Pairs = Literal["one", "all"]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pandas as pd
 
+from losslens.config.identity import Formerly
 from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss
 
@@ -19,10 +20,10 @@ class Rft(Loss):
     Source: Yuan et al. 2023, arXiv 2308.01825.
 
     Attributes:
-        wrong: `mask` keeps incorrect rollouts in their place with weight 0, so that all losses on single rollouts see
-            the same batches; `filter` drops them before batching.
+        incorrect: `mask` keeps incorrect rollouts in their place with weight 0, so that all losses on single rollouts
+            see the same batches; `drop` leaves them out before batching.
         deduplicate: Whether only the first of a prompt's identical correct completions counts (the source's distinct
-            reasoning paths). The others count as incorrect: masked or dropped, and among `train/logps/wrong`.
+            reasoning paths). The others count as incorrect: masked or dropped, and among `train/logps/incorrect`.
     """
 
     title = "RFT"
@@ -32,7 +33,7 @@ class Rft(Loss):
     place = 2
 
     name: Literal["rft"]
-    wrong: Literal["mask", "filter"] = "mask"
+    incorrect: Annotated[Literal["mask", "drop"], Formerly("wrong", {"drop": "filter"})] = "mask"
     deduplicate: bool = False
 
     def select(self, rollouts: pd.DataFrame) -> pd.DataFrame:
@@ -44,7 +45,7 @@ class Rft(Loss):
             right = rows["reward"] > 0
             again = right & rows[right].duplicated(["problem_id", "completion"]).reindex(rows.index, fill_value=False)
             rows = rows.assign(reward=rows["reward"].mask(again, 0.0))
-        return rows[rows["reward"] > 0] if self.wrong == "filter" else rows
+        return rows[rows["reward"] > 0] if self.incorrect == "drop" else rows
 
     def terms(self, batch: Batch) -> Tensor:
         """−1[r = 1]·log π_t, shape (N, T)."""

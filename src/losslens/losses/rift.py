@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from losslens.config.identity import Formerly
 from losslens.losses import Batch, Loss
 
 if TYPE_CHECKING:
@@ -18,8 +19,8 @@ Form = Literal["token", "sequence_mean", "affine", "naive"]
 class Rift(Loss):
     """Correct rollouts by their negative log-likelihood, incorrect ones by their probability.
 
-    With R = `reward_right` for correct rollouts and `reward_wrong` for incorrect ones, the term of token t is R·ℓ_t
-    where R > 0 (w_t = R), and where R < 0
+    With R = `reward_correct` for correct rollouts and `reward_incorrect` for incorrect ones, the term of token t is
+    R·ℓ_t where R > 0 (w_t = R), and where R < 0
 
     - `token`: −R·π_t. w_t = R·π_t, a negative DFT term.
     - `sequence_mean`: −R·exp(mean_t log π_t), the same for each token, so that a rollout counts by its length as in
@@ -41,8 +42,8 @@ class Rift(Loss):
 
     name: Literal["rift"]
     form: Form = "token"
-    reward_right: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    reward_wrong: float = Field(default=-0.2, le=0, allow_inf_nan=False)
+    reward_correct: Annotated[float, Formerly("reward_right")] = Field(default=1.0, gt=0, allow_inf_nan=False)
+    reward_incorrect: Annotated[float, Formerly("reward_wrong")] = Field(default=-0.2, le=0, allow_inf_nan=False)
     affine_lambda: float = Field(default=0.5, allow_inf_nan=False)
 
     @model_validator(mode="after")
@@ -57,8 +58,8 @@ class Rift(Loss):
     def bounded(self) -> bool:
         """See `Loss.bounded`."""
         if self.form == "affine":
-            return max(self.affine_lambda * self.reward_right, self.affine_lambda * self.reward_wrong) <= 1
-        return self.form != "naive" or self.reward_wrong == 0
+            return max(self.affine_lambda * self.reward_correct, self.affine_lambda * self.reward_incorrect) <= 1
+        return self.form != "naive" or self.reward_incorrect == 0
 
     def terms(self, batch: Batch) -> Tensor:
         """The terms of the class, shape (N, T)."""
@@ -80,7 +81,7 @@ class Rift(Loss):
     def _reward(self, batch: Batch) -> Tensor:
         """R, shape (N, 1)."""
         correct = batch.correct
-        return (correct * self.reward_right + ~correct * self.reward_wrong).to(batch.logps.dtype)[:, None]
+        return (correct * self.reward_correct + ~correct * self.reward_incorrect).to(batch.logps.dtype)[:, None]
 
     def _probability(self, batch: Batch) -> Tensor:
         """π_t, shape (N, T), or the geometric mean of a rollout's, shape (N, 1)."""

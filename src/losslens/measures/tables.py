@@ -95,7 +95,7 @@ def weight_tables(compared: Compared) -> WeightTables:
         _table(run_keys, run_measures(), [runs]),
         run_modules.assign(singular_values=_lists(runs.singular_values), drift=_lists(np.degrees(runs.drift))),
         # The same number under both names, for readers of either.
-        of_pairs.assign(orthogonal_b_to_a=of_pairs["orthogonal_a_to_b"]),
+        of_pairs,
         _table(
             pair_keys.merge(pd.DataFrame({"layer": every}), how="cross"),
             weight_measures("more"),

@@ -14,7 +14,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from losslens.config.schema import Model
+from losslens.config.model import Model
 from losslens.core import distributed, hub
 from losslens.core.commands import called
 from losslens.core.errors import InputError, UnavailableError, first_line

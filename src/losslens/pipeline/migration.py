@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from losslens.config.identity import FORMAT
+from losslens.config.identity import FORMAT, in_current_words
+from losslens.config.training import TRAIN_ON
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_json
@@ -67,11 +68,11 @@ def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[
         raise InputError(f"sweep={sweep}: not the name of a sweep")
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
     moved = []
-    for standing in run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
-        run = standing.run
+    for run_status in run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
+        run = run_status.run
         try:
-            if standing.is_live:
-                raise _LeftError(f"{standing.state} on Slurm: let it end, or cancel it (scancel)")
+            if run_status.is_live:
+                raise _LeftError(f"{run_status.state} on Slurm: let it end, or cancel it (scancel)")
             name = _take_over(run, losses)
         except _LeftError as error:
             moved.append(Moved(run.name, run.name, str(error)))
@@ -198,11 +199,12 @@ def _was_begun(run: Run, manifest: Mapping[str, Any]) -> bool:
 
 def _identity(before: Mapping[str, Any], loss: Loss, manifest: Mapping[str, Any]) -> dict[str, Any]:
     after = {name: value for name, value in before.items() if name != "version"}
+    train_on = loss.learns_from(manifest["config"]["train_on"])
     after |= {
         "format": FORMAT,
         "method": loss.identity,
         "optim": {"version": OPTIMISER, **before["optim"]},
-        "train_on": loss.learns_from(manifest["config"]["train_on"]),
+        "train_on": TRAIN_ON.values.get(train_on, train_on),
     }
     if before["version"] < 3:
         # Trained on what its text was tokenised to: no configuration of today means that.
@@ -232,7 +234,7 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
     else:
         raise _LeftError(f"its loss is {target or 'not named'}; to take it over too: losses={target}")
     try:
-        return kind(**options)
+        return kind(**in_current_words(kind, options))
     except (ValidationError, TypeError) as error:
         raise _LeftError(f"its loss {target} does not take these options any more: {_field(error)}") from error
 

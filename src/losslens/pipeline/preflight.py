@@ -26,7 +26,7 @@ def require_fit(spec: RunSpec) -> None:
         _require_given(source, contents_of(config.data, "train"))
     if config.evaluation.engine == "transformers":
         for data in config.benchmarks:
-            _require_room(source, prompts_of(contents_of(data, "eval"), data.eval), config.evaluation.max_tokens)
+            _require_room(source, prompts_of(contents_of(data, "eval"), data.eval_size), config.evaluation.max_tokens)
 
 
 @lru_cache(maxsize=32)

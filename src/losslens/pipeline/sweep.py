@@ -12,14 +12,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from losslens.config.identity import with_loss_options
-from losslens.config.schema import TrainConfig, parse
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
 from losslens.core import distributed
 from losslens.core.commands import called, format_command
 from losslens.core.errors import InputError, ProcessError
 from losslens.core.jobs import on_one_line
 from losslens.core.terminal import Table
 from losslens.pipeline.train_job import Outcome, train_job
+from losslens.runs.current_words import settings_of
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
 
@@ -153,5 +154,5 @@ class Sweep:
         for name in {outcome.run for outcome in self.outcomes}:
             with suppress(InputError, KeyError, TypeError):
                 manifest = Run(self._output_dir / self.sweep / name).manifest
-                settings[name] = with_loss_options(manifest["identity"], manifest.get("options") or {})
+                settings[name] = settings_of(manifest["identity"], manifest.get("options") or {})
         return labels(settings)

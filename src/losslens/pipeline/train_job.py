@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from losslens.config.schema import TrainConfig
+from losslens.config.training import TrainConfig
 from losslens.core import distributed, provenance
 from losslens.core.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.core.files import write_json, write_text
@@ -266,7 +266,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         "outcomes": before.get("outcomes") or {},
     }
     plan = replace(plan, identity=bound_to(manifest))
-    references = references_of(config.logger.references, run, initial, manifest)
+    references = references_of(config.weight_tracking.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": describe_references(references)})
     return _Prepared(plan, base, source, rollouts.folder, references, steps)
 
@@ -295,12 +295,12 @@ def _say_what_is_scored(config: TrainConfig, rollouts: FrozenRollouts) -> None:
     """Says when rollouts from a folder answer other problems than those that runs are scored on by default."""
     about = rollouts.manifest.get("identity")
     source = about.get("source") if isinstance(about, dict) else None
-    if config.rollouts.path is None or config.benchmark or config.data.eval == 0 or not isinstance(source, dict):
+    if config.rollouts.path is None or config.benchmark or config.data.eval_size == 0 or not isinstance(source, dict):
         return
     if source != problem_source(config.data).identity("train"):
         say_once(
             f"rollouts.path={config.rollouts.path}: these answer other problems than data={config.data.name}, whose "
-            "held-out problems the runs are scored on; benchmark=… names others, data.eval=0 none"
+            "held-out problems the runs are scored on; benchmark=… names others, data.eval_size=0 none"
         )
 
 

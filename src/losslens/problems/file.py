@@ -94,7 +94,7 @@ class File(ProblemSource):
         if split == "eval" and self._holds_rollouts(names):
             raise InputError(
                 f"data.eval_path: {self.path} holds rollouts, and all are trained on; name held-out problems with "
-                "data.eval_path=FILE or benchmark=…, or do without scores with data.eval=0"
+                "data.eval_path=FILE or benchmark=…, or do without scores with data.eval_size=0"
             )
         problems = self._problems(self.path)
         if self.eval_path is None:
@@ -104,7 +104,7 @@ class File(ProblemSource):
                 raise InputError(
                     f"{self.path}: a tenth of the prompts is held out by their hash, and of these {count} none is; "
                     "name held-out problems with data.eval_path=FILE or benchmark=…, or do without scores with "
-                    "data.eval=0"
+                    "data.eval_size=0"
                 )
         return self._picked(problems, size, seed, self.path, split)
 

@@ -17,7 +17,7 @@ _TEXTS = (
     "method",
     "lr",
     "settings",
-    "same_as",
+    "alias_of",
     "benchmark",
     "base_verdict",
     "sft_verdict",
@@ -26,7 +26,7 @@ _TEXTS = (
     "cosine_to_sft_verdict",
 )
 _NUMBERS = (
-    "learning_rate", "share_right",
+    "learning_rate", "pass_rate",
     *(f"{measure.name}{end}" for measure in run_measures("more") for end in ("", "_std")),
     *(f"{m.name}_to_sft{end}" for m in pair_measures("main") for end in m.endings if end != "_verdict"),
     "cosine_repeat", "cosine_to_sft_same_rate", "cosine_to_dpo_conventional",
@@ -42,14 +42,14 @@ def arms(analysis: AnalysisFolder) -> pd.DataFrame:
     `lr` names all that mean one arm's runs. Beside the table's columns there are `label`, what the arm is called,
     `beside`, the same as short as stands beside a row, and `place`, where a plot has the arm's row.
     """
-    table = analysis.table("ablation", _TEXTS, (*_NUMBERS, *_COUNTS))
+    table = analysis.table("arms", _TEXTS, (*_NUMBERS, *_COUNTS))
     if table.empty:
         return table
     table = table.fillna(dict.fromkeys(_COUNTS, 0)).astype(dict.fromkeys(_COUNTS, int))
-    folded = table["same_as"].isin(table.loc[table["same_as"] == "", "arm"])
+    folded = table["alias_of"].isin(table.loc[table["alias_of"] == "", "arm"])
     rows = table[~folded].assign(order=table["method"].map(plot_order))
     rows = rows.sort_values(["learning_rate", "order"], ascending=[False, True], kind="stable", ignore_index=True)
-    others = table[folded].groupby("same_as")["lr"].agg(list)
+    others = table[folded].groupby("alias_of")["lr"].agg(list)
     rows["lr"] = [" = ".join([arm.lr, *others.get(arm.arm, [])]) for arm in rows.itertuples()]
     rows["label"] = [names.loss_name(arm.method, arm.learning_rate, arm.settings) for arm in rows.itertuples()]
     rows["beside"] = names.all_cut(rows["label"].tolist())

@@ -15,7 +15,7 @@ from losslens.tables.style import colour, loss_title
 
 _SAME_RATE = "cosine_to_sft_same_rate"
 _LOST = ("diverged", "collapsed")
-_SHARE_RIGHT = ("share_right", "rollouts that are right", percent)
+_SHARE_RIGHT = ("pass_rate", "rollouts that are right", percent)
 
 
 def _measures() -> list[tuple[str, str, Callable[[float], str]]]:
@@ -32,7 +32,7 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
     if not is_matched(arms):  # the same numbers twice
         measures = [measure for measure in measures if measure[0] != _SAME_RATE]
     # Of one sweep all arms saw the same rollouts.
-    measures += [_SHARE_RIGHT] if arms["share_right"].nunique() > 1 else []
+    measures += [_SHARE_RIGHT] if arms["pass_rate"].nunique() > 1 else []
     scored = arms["accuracy"].notna().any()
     against = [to for to in ("base", "sft") if arms[f"{to}_diff"].notna().any()]
     columns = [
@@ -59,7 +59,7 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
             *(_against(arm, to) for to in against),
         ]
         rows.append(Row(cells, marked=went_wrong(arm)))
-    return downloadable(analysis, "ablation", "One row an arm: mean ± standard deviation over seeds", columns, rows)
+    return downloadable(analysis, "arms", "One row an arm: mean ± standard deviation over seeds", columns, rows)
 
 
 def beside(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:

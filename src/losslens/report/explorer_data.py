@@ -238,14 +238,14 @@ def _curves(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) 
 
 
 def _map(packed: Packed, analysis: AnalysisFolder, runs: Runs, pairs: Pairs) -> None:
-    table = analysis.table("map", ("run",), ("x", "y")).drop_duplicates("run").set_index("run").reindex(runs.names)
+    table = analysis.table("mds", ("run",), ("x", "y")).drop_duplicates("run").set_index("run").reindex(runs.names)
     points = table[["x", "y"]].to_numpy(dtype=float)
     packed.significant("map", points)
     first, second = np.array(pairs.ends).T
     apart = np.linalg.norm(points[first] - points[second], axis=1)
     off = np.abs(apart - np.degrees(np.arccos(np.clip(pairs.table["cosine"].to_numpy(), -1, 1))))
     known = off[~np.isnan(off)]
-    kept = (analysis.manifest.get("map") or {}).get("variance_kept")
+    kept = (analysis.manifest.get("mds") or {}).get("variance_kept")
     packed.say(map={"off": round(float(np.median(known)), 1), "kept": kept} if known.size else None)
 
 

@@ -227,7 +227,7 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
         f"{_over(others['pairing'])}; ceiling: √(ρρ') of SFT's and the loss's own repeats; cos DPO: cosine to "
         "conventional DPO; p: sign-flip test over problems, Holm over all comparisons of arms."
     )
-    return PaperTable("ablation", caption, heads, rows)
+    return PaperTable("arms", caption, heads, rows)
 
 
 def _headings(measures: Iterable[Measure]) -> list[str]:

@@ -95,7 +95,7 @@ def count_rollouts(table: pd.DataFrame) -> dict[str, int | float | None]:
     groups = right.groupby(table["problem_id"])
     mixed = groups.any() & ~groups.all()
     return {
-        "rollouts": len(table), "prompts": int(groups.ngroups), "share_right": float(right.mean()),
+        "rollouts": len(table), "prompts": int(groups.ngroups), "pass_rate": float(right.mean()),
         "share_mixed_groups": float(mixed.mean()), "truncated": int((~table["finished"]).sum()),
         "tokens": int(table["tokens"].sum()) if table["tokens"].notna().all() else None,
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from losslens.config.schema import Rollouts
+from losslens.config.data import Rollouts
 from losslens.core.errors import InputError
 from losslens.rollouts.frozen import FrozenRollouts, count_rollouts
 
@@ -14,7 +14,7 @@ def rollout_quality(rollouts: FrozenRollouts) -> dict[str, str]:
     found = dict(count_rollouts(rollouts.table))
     # How many answers could not be checked is known where they were sampled, and not of a user's file.
     found["unchecked"] = rollouts.manifest.get("unchecked")
-    names = {"share_right": "share correct", "truncated": "cut at the token limit"}
+    names = {"pass_rate": "share correct", "truncated": "cut at the token limit"}
     return {
         names.get(name, name.replace("_", " ")): f"{value:.1%}" if isinstance(value, float) else str(value)
         for name, value in found.items()
@@ -43,7 +43,7 @@ def require_usable(rollouts: FrozenRollouts, settings: Rollouts, uses_reward: bo
     sampled = "policy" in rollouts.manifest
     writer = rollouts.manifest.get("writer", rollouts.folder)
     wrong = {}
-    if not found["share_right"] and (sampled or uses_reward):
+    if not found["pass_rate"] and (sampled or uses_reward):
         wrong["all_incorrect"] = f"none of {total} is correct"
     if cut > _CUT * total:
         longer = f" (rollouts.max_tokens={settings.max_tokens})" if sampled else ""

@@ -15,9 +15,10 @@ import pandas as pd
 from filelock import FileLock
 from omegaconf import DictConfig
 
+from losslens.config.data import Data, RolloutConfig
 from losslens.config.identity import identity_options
 from losslens.config.interpolations import EMBEDDED_TEACHER, describe_derived
-from losslens.config.schema import Data, RolloutConfig, build, parse
+from losslens.config.parse import build, parse
 from losslens.core.commands import called
 from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
@@ -99,7 +100,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
     source = problem_source(config.data)
     about = {
         **({} if split == "train" else {"split": split}), "source": source.identity(split),
-        "prompts": config.data.train, "seed": config.data.seed, "version": VERSION,
+        "prompts": config.data.train_size, "seed": config.data.seed, "version": VERSION,
     }  # fmt: skip
     if source.rollouts() is not None:
         return about
@@ -108,7 +109,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         # Where the server gives token ids, it is the base's tokenizer that reads them.
         ids = sampling.server.token_ids != "off"
         read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
-        return {**about, **_served_writer(config), "k": sampling.k, **read_by}
+        return {**about, **_served_writer(config), "k": sampling.samples_per_prompt, **read_by}
     model = _writer(config)
     how = identity_options(sampling, ("path", "accept", "server"))
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
@@ -121,7 +122,7 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     Of several processes that ask at once, one makes them and the others wait. What was interrupted goes on.
 
     Args:
-        config: Which problems, who writes, and how; `data.train` prompts.
+        config: Which problems, who writes, and how; `data.train_size` prompts.
         split: The problems to draw from.
 
     Raises:
@@ -154,7 +155,7 @@ def require_limits(config: RolloutConfig, split: Split = "train") -> None:
     known = config.rollouts.path is not None or source.rollouts() is not None
     if known or find_rollouts(parent, hash_json(rollouts_identity(config, split), 16)) is not None:
         return
-    prompts = [problem.prompt for problem in source.problems(split, config.data.train, config.data.seed)]
+    prompts = [problem.prompt for problem in source.problems(split, config.data.train_size, config.data.seed)]
     writer = [] if config.rollouts.engine == "openai" else [_writer(config)]
     for model in dict.fromkeys([*writer, source_of(config.model)]):
         limits_of(model).require_prompts(prompts, config.rollouts.max_tokens, "rollouts.max_tokens")
@@ -201,12 +202,12 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
             raise InputError(f"the rollouts came from {given}, whose writer cannot be asked")
         changes = {
             "data": config.data.model_copy(update={"train": _at_most(config.data, problems)}),
-            "rollouts": config.rollouts.model_copy(update={"k": 1}),
+            "rollouts": config.rollouts.model_copy(update={"samples_per_prompt": 1}),
         }
         changed = config.model_copy(update=changes)
         there = find_rollouts(config.output_dir / "rollouts", hash_json(rollouts_identity(changed, "eval"), 16))
         if there is None and not may_ask and config.rollouts.engine == "openai":
-            raise InputError("the rollouts came from a server, which is asked only when held_out.base_url names it")
+            raise InputError("the rollouts came from a server, which is asked only when probe_set.base_url names it")
         require_limits(changed, "eval")
     except InputError as error:
         raise UnavailableError(f"{error}; {_INSTEAD}") from error
@@ -225,7 +226,7 @@ def _at_most(data: Data, problems: int) -> int:
         return len(source.problems("eval", None, data.seed))
 
 
-_INSTEAD = "give held_out.completions=FOLDER"
+_INSTEAD = "give probe_set.completions=FOLDER"
 WRITERS = (
     "rollouts.policy=base (the model itself), model.teacher=FOLDER_OR_HUB_ID, "
     "or rollouts.engine=openai rollouts.server.model=NAME"
@@ -238,7 +239,7 @@ def _writer(config: RolloutConfig) -> ModelSource:
         return source_of(model)
     if model.teacher is None:
         # What is wrong with a file of problems is told first.
-        problem_source(config.data).problems("train", config.data.train, config.data.seed)
+        problem_source(config.data).problems("train", config.data.train_size, config.data.seed)
         whom = "the embedded one writes on no file of yours" if model.name == "tiny" else f"model.path={model.path}"
         raise InputError(
             f"rollouts.policy=teacher: model.teacher names none ({whom}); say who writes the rollouts: {WRITERS}"
@@ -279,7 +280,7 @@ def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
     if given is not None:
         made = {"made": started.isoformat(timespec="seconds"), "writer": config.data.path}
         return _frozen(first_prompts(given, config.data), parent, name, {**about, **made})
-    problems = source.problems(split, config.data.train, config.data.seed)
+    problems = source.problems(split, config.data.train_size, config.data.seed)
     completions, given_prompts, facts = _completions(config, problems, split, parent, key)
     report_truncation(
         [c for group in completions for c in group], name, "rollouts.max_tokens", config.rollouts.max_tokens
@@ -302,11 +303,11 @@ def _frozen(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, An
 
 
 def first_prompts(given: pd.DataFrame, data: Data) -> pd.DataFrame:
-    """The rollouts of the first `data.train` prompts; of all when it is null."""
+    """The rollouts of the first `data.train_size` prompts; of all when it is null."""
     ids = given["problem_id"].drop_duplicates()
-    if data.train is not None and data.train > len(ids):
-        raise InputError(f"data.train={data.train}: {data.path} has {len(ids)} prompts; null takes all")
-    return given[given["problem_id"].isin(ids[: data.train])].reset_index(drop=True)
+    if data.train_size is not None and data.train_size > len(ids):
+        raise InputError(f"data.train_size={data.train_size}: {data.path} has {len(ids)} prompts; null takes all")
+    return given[given["problem_id"].isin(ids[: data.train_size])].reset_index(drop=True)
 
 
 def _completions(
@@ -332,7 +333,7 @@ def _completions(
             loaded.model,
             loaded.tokenizer,
             prompts,
-            samples=sampling.k,
+            samples=sampling.samples_per_prompt,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             max_new_tokens=sampling.max_tokens,
@@ -400,7 +401,10 @@ def _from_server(
     sampling, server = config.rollouts, config.rollouts.server
     file = parent / ".answers" / f"{hash_json(_served_writer(config), 16)}.jsonl"
     file.parent.mkdir(exist_ok=True)
-    names = [[f"{hash_text(problem.prompt)} {sample}" for sample in range(sampling.k)] for problem in problems]
+    names = [
+        [f"{hash_text(problem.prompt)} {sample}" for sample in range(sampling.samples_per_prompt)]
+        for problem in problems
+    ]
     with FileLock(file.with_suffix(".lock")):
         journal = Journal(file)
         try:

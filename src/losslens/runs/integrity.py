@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from losslens.config.schema import LearningRate
+from losslens.config.identity import in_current_words
+from losslens.config.training import LearningRate, Optim
 from losslens.core.commands import called, spoken
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
@@ -151,6 +152,7 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, An
     yield from _claims_of_options(folder / "manifest.json", manifest, identity)
     given, expected = _of(manifest, "config.optim"), identity.get("optim")
     if isinstance(given, dict) and isinstance(expected, dict):
+        expected = in_current_words(Optim, expected)
         for name in given.keys() & expected.keys():
             yield f"config.optim.{name}", given[name], expected[name]
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from losslens.config.schema import Data, Model
+from losslens.config.data import Data
+from losslens.config.model import Model
 from losslens.core.errors import UnavailableError
 from losslens.problems import is_own_source
 

@@ -42,15 +42,17 @@ def references_of(
     found = {}
     for label, named in asked.items():
         if not _LABEL.fullmatch(label):
-            raise InputError(f"logger.references: {label!r}: a label is made of letters, digits, _, . and -")
+            raise InputError(f"weight_tracking.references: {label!r}: a label is made of letters, digits, _, . and -")
         if label == "previous":
-            raise InputError("logger.references.previous: cosine_to_previous is the cosine to the line before")
+            raise InputError("weight_tracking.references.previous: cosine_to_previous is the cosine to the line before")
         places = [run.folder.parent / named / "adapter", Path(named).expanduser(), Path(named).expanduser() / "adapter"]
         folder = next((place for place in places if (place / "adapter_config.json").is_file()), None)
         if folder is None:
-            raise InputError(f"logger.references.{label}: no adapter of a finished run and no PEFT folder: {named}")
+            raise InputError(
+                f"weight_tracking.references.{label}: no adapter of a finished run and no PEFT folder: {named}"
+            )
         if _shapes(folder) != shapes:
-            raise InputError(f"logger.references.{label}: {named} is not on the modules of this run")
+            raise InputError(f"weight_tracking.references.{label}: {named} is not on the modules of this run")
         found[label] = folder
     return found
 

@@ -13,13 +13,14 @@ from typing import Any, Literal, get_args
 
 from filelock import FileLock, Timeout
 
-from losslens.config.schema import Model
+from losslens.config.model import Model
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, read_object, write_json
 from losslens.core.hashing import hash_json
 from losslens.core.provenance import slurm_job
 from losslens.models.adapters import adapter_hashes
 from losslens.models.loading import model_identity, source_of
+from losslens.runs.current_words import current_manifest
 from losslens.runs.integrity import require_format, require_own_manifest
 
 State = Literal["queued", "running", "preempted", "failed", "completed"]
@@ -65,11 +66,6 @@ class Run:
         steps = {folder.name.removeprefix("step-"): folder for folder in folders}
         return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
 
-    @property
-    def ticket(self) -> Path:
-        """As which Slurm job it was submitted last (`losslens.scheduling.record`)."""
-        return self.folder / "slurm.json"
-
     def evaluation(self, benchmark: str) -> Path:
         """The outcome of each problem of `benchmark`."""
         return self.folder / "eval" / f"{benchmark}.parquet"
@@ -102,7 +98,7 @@ class Run:
         Raises:
             InputError: It is damaged.
         """
-        return _with_one_factor(read_object(self.folder / "manifest.json"))
+        return current_manifest(read_object(self.folder / "manifest.json"))
 
     def is_trained(self) -> bool:
         """Whether the adapter is finished, and still the one that was trained.
@@ -182,19 +178,6 @@ class Run:
             yield
         finally:
             lock.release()
-
-
-def _with_one_factor(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest from before losses had conventional rates: those on pairs had one factor, all others another."""
-    match manifest:
-        case {
-            "pairwise": bool(pairwise),
-            "config": {"lr": {"pointwise_factor": pointwise, "pairwise_factor": pair, **lr}, **others},
-        }:
-            factor = None if (pointwise, pair) == (1.0, 0.1) else pair if pairwise else pointwise
-            config = {**others, "lr": {**lr, "factor": factor}}
-            return {**manifest, "config": config, "conventional_lr_scale": 0.1 if pairwise else 1.0}
-    return manifest
 
 
 def recorded_adapter_hash(run: Run) -> str:

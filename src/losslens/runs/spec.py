@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from losslens.config.identity import FORMAT, identity_options
-from losslens.config.schema import TrainConfig, build
+from losslens.config.parse import build
+from losslens.config.training import TRAIN_ON, TrainConfig
 from losslens.core import distributed
 from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
@@ -88,11 +89,12 @@ class RunSpec:
             InputError: The model or the rollouts that are named are not there.
         """
         config = self.config
+        train_on = self.loss.learns_from(config.train_on)
         steps = ("max_steps",) if config.optim.epochs else ()
         return {
             "format": FORMAT,
             "method": self.loss.identity,
-            "train_on": self.loss.learns_from(config.train_on),
+            "train_on": TRAIN_ON.values.get(train_on, train_on),
             "learning_rate": self.learning_rate,
             "lora": asdict(self.lora),
             "base": self.base,

@@ -12,7 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from losslens.config.schema import Server
+from losslens.config.data import Server
 from losslens.core.completions import Completion
 from losslens.core.errors import InputError, ServerError, first_line
 from losslens.core.redaction import (

@@ -82,26 +82,26 @@ def watch(find: Callable[[], Sequence[RunStatus]], is_over: Callable[[Sequence[R
         time.sleep(_EVERY)
 
 
-def _line(standing: RunStatus, state: str) -> str:
+def _line(run_status: RunStatus, state: str) -> str:
     """`sft-…: completed, accuracy 60.0%`."""
-    said = f"{standing.run.name}: {state} {standing.status.get('error', '')}".rstrip()
-    accuracy = accuracies([standing.run]) if standing.state == "completed" else {}
-    return f"{said}, accuracy {accuracy[standing.run]:.1%}" if accuracy else said
+    said = f"{run_status.run.name}: {state} {run_status.status.get('error', '')}".rstrip()
+    accuracy = accuracies([run_status.run]) if run_status.state == "completed" else {}
+    return f"{said}, accuracy {accuracy[run_status.run]:.1%}" if accuracy else said
 
 
-def follow_jobs(works: Sequence[JobSpec]) -> int:
-    """Waits for works; 0 when all have ended well, else 1."""
-    runs = [work.run for work in works if work.run]
+def follow_jobs(specs: Sequence[JobSpec]) -> int:
+    """Waits for specs; 0 when all have ended well, else 1."""
+    runs = [spec.run for spec in specs if spec.run]
     if runs:
         watch(lambda: run_statuses(runs), lambda found: all(each.is_over for each in found), "")
-    tickets = [work.ticket for work in works if not work.run and not work.done]
-    ended_well = _wait_for(tickets)
+    records = [spec.record for spec in specs if not spec.run and not spec.done]
+    ended_well = _wait_for(records)
     return 0 if ended_well and all(each.state == "completed" for each in run_statuses(runs)) else 1
 
 
-def _wait_for(tickets: Sequence[Path]) -> bool:
+def _wait_for(records: Sequence[Path]) -> bool:
     """Waits for jobs that are of no run; whether all have ended well, as far as Slurm knows."""
-    jobs = {ticket.job for file in tickets if (ticket := read_record(file))}
+    jobs = {record.job for file in records if (record := read_record(file))}
     while True:
         told = cluster.job_states(jobs)
         if told is not None and not any(state.is_live for state in told.values()):

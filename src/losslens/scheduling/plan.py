@@ -9,13 +9,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from losslens.config.schema import AnalyzeConfig, EvaluateConfig, Resources, RolloutConfig, TrainConfig, parse, resolved
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import RolloutConfig
+from losslens.config.evaluation import EvaluateConfig
+from losslens.config.parse import parse, resolved
+from losslens.config.slurm import Resources
+from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
 from losslens.rollouts.frozen import find_rollouts
 from losslens.rollouts.sample import rollouts_identity
 from losslens.runs.run import Run, runs_of
 from losslens.runs.spec import RunSpec
+from losslens.scheduling.record import record_file
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class JobSpec:
         config: Its configuration, resolved, without the resources.
         resources: What Slurm is to give to it.
         name: What it makes.
-        ticket: Where it is written down as which Slurm job it was submitted.
+        record: Where it is written down as which Slurm job it was submitted.
         folder: Where logs, pickles and the copy of the code go.
         done: Why it need not be submitted; empty when it must.
         run: The run, of a job of `train.py`.
@@ -39,7 +45,7 @@ class JobSpec:
     config: dict[str, Any]
     resources: Resources
     name: str
-    ticket: Path
+    record: Path
     folder: Path
     done: str = ""
     run: Run | None = None
@@ -49,7 +55,7 @@ class JobSpec:
     @property
     def key(self) -> Path:
         """The same for all jobs that make the same: a run that is not begun yet may have several names."""
-        return self.ticket if self.run is None else self.run.lock_file
+        return self.record if self.run is None else self.run.lock_file
 
 
 def plan_job(script: Path, config: DictConfig) -> JobSpec:
@@ -82,7 +88,7 @@ def _training(script: Path, config: dict[str, Any], resources: Resources) -> Job
         config,
         resources,
         run.name,
-        run.ticket,
+        record_file(run.folder),
         checked.output_dir / checked.sweep / "slurm",
         done,
         run,
@@ -104,15 +110,17 @@ def _rollouts(script: Path, config: dict[str, Any], resources: Resources) -> Job
 def _evaluation(script: Path, config: dict[str, Any], resources: Resources) -> JobSpec:
     checked = parse(EvaluateConfig, config)
     runs = _runs(checked.output_dir, [checked.sweep])
-    return _of_a_sweep(script, config, resources, checked.output_dir / checked.sweep, [run.ticket for run in runs])
+    return _of_a_sweep(
+        script, config, resources, checked.output_dir / checked.sweep, [record_file(run.folder) for run in runs]
+    )
 
 
 def _analysis(script: Path, config: dict[str, Any], resources: Resources) -> JobSpec:
     checked = parse(AnalyzeConfig, config)
-    tickets = [run.ticket for run in _runs(checked.output_dir, checked.sweeps)]
+    records = [record_file(run.folder) for run in _runs(checked.output_dir, checked.sweeps)]
     for sweep in checked.sweeps:
-        tickets += (checked.output_dir / sweep / "slurm").glob("evaluate-*.json")
-    return _of_a_sweep(script, config, resources, checked.folder.parent, tickets)
+        records += (checked.output_dir / sweep / "slurm").glob("evaluate-*.json")
+    return _of_a_sweep(script, config, resources, checked.folder.parent, records)
 
 
 def _of_a_sweep(

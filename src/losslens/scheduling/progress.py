@@ -11,9 +11,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from losslens.config.identity import with_loss_options
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
+from losslens.runs.current_words import settings_of
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
 from losslens.scheduling.status import RunStatus
@@ -76,12 +76,12 @@ def short_labels(runs: Sequence[Run]) -> dict[Run, str]:
     return {by_name[name]: label for name, label in labels(known).items()}
 
 
-def _length(standing: RunStatus) -> float | None:
+def _length(run_status: RunStatus) -> float | None:
     """Seconds that a run's training takes, or took."""
-    status = standing.status
+    status = run_status.status
     try:
-        if standing.state == "completed":
-            return float(_manifest(standing.run)["training"]["seconds"])
+        if run_status.state == "completed":
+            return float(_manifest(run_status.run)["training"]["seconds"])
         return float(status["max_steps"] * status["seconds_per_step"])
     except (KeyError, TypeError, ValueError):
         return None
@@ -104,7 +104,7 @@ def _read(file: Path, _: int) -> dict[str, Any]:
 def _settings(run: Run) -> dict[str, Any] | None:
     manifest = _manifest(run)
     try:
-        return with_loss_options(manifest["identity"], manifest["options"])
+        return settings_of(manifest["identity"], manifest["options"])
     except (KeyError, TypeError):
         return None
 

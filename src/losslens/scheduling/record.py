@@ -1,4 +1,4 @@
-"""A ticket: the file that says as which Slurm job something was submitted."""
+"""A record: the file that says as which Slurm job something was submitted."""
 
 from __future__ import annotations
 
@@ -26,13 +26,18 @@ class SubmissionRecord:
     submitted: str
 
 
-def write_record(file: Path, ticket: SubmissionRecord) -> None:
-    """Writes a ticket, atomically."""
-    write_json(file, asdict(ticket))
+def record_file(run: Path) -> Path:
+    """Where the folder of a run has the record of its last submission."""
+    return run / "slurm.json"
+
+
+def write_record(file: Path, record: SubmissionRecord) -> None:
+    """Writes a record, atomically."""
+    write_json(file, asdict(record))
 
 
 def read_record(file: Path) -> SubmissionRecord | None:
-    """The ticket in `file`; None when there is none.
+    """The record in `file`; None when there is none.
 
     Raises:
         InputError: It is damaged.
@@ -42,5 +47,5 @@ def read_record(file: Path) -> SubmissionRecord | None:
     content = read_json(file)
     names = {field.name for field in fields(SubmissionRecord)}
     if not isinstance(content, dict) or set(content) != names or not all(isinstance(content[n], str) for n in names):
-        raise InputError(f"{file}: not a ticket; delete it")
+        raise InputError(f"{file}: not a record; delete it")
     return SubmissionRecord(**content)

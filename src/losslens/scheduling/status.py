@@ -11,7 +11,7 @@ from typing import Any
 
 from losslens.core.errors import InputError
 from losslens.runs.run import Run
-from losslens.scheduling.record import SubmissionRecord, read_record
+from losslens.scheduling.record import SubmissionRecord, read_record, record_file
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import JobState
 
@@ -62,26 +62,26 @@ def run_statuses(runs: Iterable[Run]) -> list[RunStatus]:
     """Where each run stands. A run whose job has died without a word is marked as failed, with what is known of why."""
     read = [(run, *_read(run)) for run in runs]
     here = cluster.this_cluster()
-    asked = {ticket.job for _, _, ticket in read if ticket and here and ticket.cluster == here.name}
+    asked = {record.job for _, _, record in read if record and here and record.cluster == here.name}
     told = cluster.job_states(asked) if asked else {}
     result = []
-    for run, status, ticket in read:
-        job = ticket.job if ticket else None
+    for run, status, record in read:
+        job = record.job if record else None
         slurm = (told or {}).get(job) if job else None
         is_known = told is not None and job in asked
         # What the folder says of a run that has just been completed may reach this machine a little later.
-        if ticket and is_known and (slurm is None or not (slurm.is_live or slurm.name == "COMPLETED")):
-            status = mark_dead(run, ticket, _why(run, slurm, ticket), was_put_back=True) or status
-        result.append(RunStatus(run, status, job, slurm, is_known, ticket.log if ticket else ""))
+        if record and is_known and (slurm is None or not (slurm.is_live or slurm.name == "COMPLETED")):
+            status = mark_dead(run, record, _why(run, slurm, record), was_put_back=True) or status
+        result.append(RunStatus(run, status, job, slurm, is_known, record.log if record else ""))
     return result
 
 
-def mark_dead(run: Run, ticket: SubmissionRecord, why: str, was_put_back: bool = False) -> dict[str, Any] | None:
+def mark_dead(run: Run, record: SubmissionRecord, why: str, was_put_back: bool = False) -> dict[str, Any] | None:
     """Marks a run whose job has ended as failed, if the job did not say itself what became of it.
 
     Args:
         run: The run.
-        ticket: Its job.
+        record: Its job.
         why: What is known of the end.
         was_put_back: Whether that is the end also of a run that had stopped to go on in a further turn.
 
@@ -90,13 +90,13 @@ def mark_dead(run: Run, ticket: SubmissionRecord, why: str, was_put_back: bool =
     """
     status = _read(run)[0]  # once more: the job may have written it after Slurm was asked
     job = status.get("slurm", {}).get("job")
-    promises = ("running", "preempted") if was_put_back and ticket.submitted else ("running",)
-    if not (status["state"] == "queued" or (status["state"] in promises and job == ticket.job)):
+    promises = ("running", "preempted") if was_put_back and record.submitted else ("running",)
+    if not (status["state"] == "queued" or (status["state"] in promises and job == record.job)):
         return None
-    if os.path.isfile(ticket.log):  # noqa: PTH113  # of another user's folder too, which may not be looked into
-        why += f"; log: {ticket.log}"
+    if os.path.isfile(record.log):  # noqa: PTH113  # of another user's folder too, which may not be looked into
+        why += f"; log: {record.log}"
     kept = {name: status[name] for name in ("step", "max_steps", "loss", "tokens_per_second") if name in status}
-    slurm = {"job": ticket.job, "cluster": ticket.cluster, "log": ticket.log}
+    slurm = {"job": record.job, "cluster": record.cluster, "log": record.log}
     try:
         run.set_state("failed", error=why, slurm=slurm, **kept)
     except OSError:
@@ -119,12 +119,12 @@ def why_killed(log: str, otherwise: str) -> str:
     return "out of memory (resources.memory_gb)" if _OUT_OF_MEMORY.search(end_of(Path(log))) else otherwise
 
 
-def _why(run: Run, state: JobState | None, ticket: SubmissionRecord) -> str:
+def _why(run: Run, state: JobState | None, record: SubmissionRecord) -> str:
     if state is not None and state.reason == "DependencyNeverSatisfied":
         # Of what a run waits for, only its rollouts must not fail.
         return f"its rollouts could not be made; logs: {run.folder.parents[1] / 'rollouts' / 'slurm'}"
     if state is None:
-        return why_killed(ticket.log, f"Slurm no longer knows its job {ticket.job}: killed, or its node was lost")
+        return why_killed(record.log, f"Slurm no longer knows its job {record.job}: killed, or its node was lost")
     known = {
         "CANCELLED": "cancelled (scancel)",
         "NODE_FAIL": "its node was lost",
@@ -133,19 +133,19 @@ def _why(run: Run, state: JobState | None, ticket: SubmissionRecord) -> str:
         "DEADLINE": "its deadline passed",
         "PREEMPTED": "preempted, and not put back into the queue",
     }
-    said = known.get(state.name) or why_killed(ticket.log, f"its job ended as {state}")
-    return f"Slurm job {ticket.job}: {said}"
+    said = known.get(state.name) or why_killed(record.log, f"its job ended as {state}")
+    return f"Slurm job {record.job}: {said}"
 
 
 def _read(run: Run) -> tuple[dict[str, Any], SubmissionRecord | None]:
-    """The status of a run and the ticket of its last job."""
+    """The status of a run and the record of its last job."""
     try:
         status = run.status
-        ticket = read_record(run.ticket)
+        record = read_record(record_file(run.folder))
     except InputError as error:
         return {"state": "damaged", "error": str(error)}, None
-    # A job that was not submitted by LossLens has no ticket; one from before has an old one.
+    # A job that was not submitted by LossLens has no record; one from before has an old one.
     own = status.get("slurm")
-    if own and (ticket is None or ticket.job != own["job"]) and status["state"] != "queued":
-        ticket = SubmissionRecord(own["job"], own.get("cluster", ""), own.get("log", ""), "")
-    return status or {"state": "queued"}, ticket
+    if own and (record is None or record.job != own["job"]) and status["state"] != "queued":
+        record = SubmissionRecord(own["job"], own.get("cluster", ""), own.get("log", ""), "")
+    return status or {"state": "queued"}, record

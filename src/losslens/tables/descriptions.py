@@ -47,17 +47,17 @@ TRAINING = {
     "entropy": "Entropy (nats)",
     "token_accuracy": "Token accuracy",
     "tokens_per_second": "Tokens per second",
-    "logps/right": "Right rollouts: log-probability (nats a token)",
-    "logps/wrong": "Wrong rollouts: log-probability (nats a token)",
-    "weight/right": "Right rollouts: weight of a token",
-    "weight/wrong": "Wrong rollouts: weight of a token",
+    "logps/correct": "Right rollouts: log-probability (nats a token)",
+    "logps/incorrect": "Wrong rollouts: log-probability (nats a token)",
+    "weight/correct": "Right rollouts: weight of a token",
+    "weight/incorrect": "Wrong rollouts: weight of a token",
     "weight/zero": "Share of tokens without weight",
     "weight/effective": "Effective share of the tokens",
 }
 # What runs log whose loss has a reference.
 WITH_REFERENCE = {
-    "log_ratio/right": "Right rollouts: log-ratio to the base (nats a token)",
-    "log_ratio/wrong": "Wrong rollouts: log-ratio to the base (nats a token)",
+    "log_ratio/correct": "Right rollouts: log-ratio to the base (nats a token)",
+    "log_ratio/incorrect": "Wrong rollouts: log-ratio to the base (nats a token)",
 }
 # Of each run that they are compared with, whose label follows.
 TO_REFERENCE = {f"{measure.name}_to_": measure.titled(" to {}") for measure in weight_measures("main")}

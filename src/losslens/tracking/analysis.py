@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.config.schema import Logger
+from losslens.config.tracking import Logger
 from losslens.core.errors import InputError
 from losslens.core.redaction import redact
 from losslens.runs.run import recorded_adapter_hash, runs_of
@@ -18,7 +18,7 @@ from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tracking.artifacts import log, use
 from losslens.tracking.session import RunInfo, session
 
-_TABLES = ("runs", "arm_pairs", "pairs", "repeats", "seeds", "ablation")
+_TABLES = ("runs", "arm_pairs", "pairs", "repeats", "seeds", "arms")
 _CURVES = (
     ("connectivity", ("alpha", "loss"), "Loss between two runs"),
     ("cka", ("layer", "cka_unbiased"), "CKA of two runs"),

@@ -31,7 +31,7 @@ TABLES = {
     "tables/arm_pairs": "Pairs of arms: what each two show, against their ceiling, and what that says",
     "tables/pairs": "Pairs of runs",
     "tables/repeats": "Repeats: an arm against itself",
-    "tables/ablation": "Arms",
+    "tables/arms": "Arms",
     "tables/seeds": "Spread over seeds",
 }
 # The titles, and the columns along x and y of the analysis' table of that name.

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from losslens.config.schema import Logger
+from losslens.config.tracking import Logger
 from losslens.core.errors import first_line
 from losslens.core.files import atomic_file
 from losslens.core.preemption import Preempted

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from losslens.config.schema import TrainOn
+from losslens.config.training import TrainOn
 from losslens.core.errors import InputError
 from losslens.losses import Loss
 from losslens.losses.pairs import mixed_pairs
@@ -24,14 +24,14 @@ def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
     Args:
         rollouts: All of them.
         train_on: `all`; `mixed_groups`, those of the prompts that have a right and a wrong rollout, which DPO can use;
-            or `dpo_rows`, the first right and the first wrong rollout of each of these: its pairs.
+            or `paired_rollouts`, the first right and the first wrong rollout of each of these: its pairs.
 
     Raises:
         InputError: There are none.
     """
     if train_on == "all":
         return rollouts
-    pairs = mixed_pairs(rollouts, "one" if train_on == "dpo_rows" else "all", f"train_on={train_on}")
+    pairs = mixed_pairs(rollouts, "one" if train_on == "paired_rollouts" else "all", f"train_on={train_on}")
     return rollouts.iloc[sorted({row for pair in pairs for row in pair})]
 
 

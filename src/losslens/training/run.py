@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig
 
-from losslens.config.schema import Optim
+from losslens.config.training import Optim
 from losslens.core import distributed, preemption
 from losslens.core.files import atomic_folder
 from losslens.losses import Loss
@@ -96,7 +96,7 @@ def make_trainer(
         "per_device_train_batch_size": at_once,
         "gradient_accumulation_steps": optim.per_process_batch(distributed.world_size()) // at_once,
         "lr_scheduler_type": optim.scheduler,
-        "warmup_steps": optim.warmup,
+        "warmup_steps": optim.warmup_ratio,
         "weight_decay": optim.weight_decay,
         "max_grad_norm": optim.max_grad_norm,
         "gradient_checkpointing": checkpointing,

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from losslens.config.schema import Optim, TrainOn
+from losslens.config.training import Optim, TrainOn
 from losslens.losses import Loss
 from losslens.training.batches import Examples, filter_rollouts
 from losslens.training.reference import ReferenceCache

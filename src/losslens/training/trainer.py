@@ -195,16 +195,16 @@ class LossTrainer(SFTTrainer):
         means = {
             "entropy": (outputs.entropy, mask),
             "mean_token_accuracy": (outputs.is_top1, mask),
-            "logps/right": (logps, right),
-            "logps/wrong": (logps, wrong),
-            "weight/right": (weights, right),
-            "weight/wrong": (weights, wrong),
+            "logps/correct": (logps, right),
+            "logps/incorrect": (logps, wrong),
+            "weight/correct": (weights, right),
+            "weight/incorrect": (weights, wrong),
             "weight/zero": (weights.abs() < _NO_WEIGHT, mask),
         }
         if batch.reference is not None:
             ratios, scored = batch.log_ratio / batch.lengths, mask.any(dim=1)
-            means["log_ratio/right"] = (ratios, batch.correct & scored)
-            means["log_ratio/wrong"] = (ratios, ~batch.correct & scored)
+            means["log_ratio/correct"] = (ratios, batch.correct & scored)
+            means["log_ratio/incorrect"] = (ratios, ~batch.correct & scored)
         own = self.loss.diagnostics(batch)
         means |= {name: (values, torch.ones_like(values, dtype=torch.bool)) for name, values in own.items()}
         for name, (values, where) in means.items():

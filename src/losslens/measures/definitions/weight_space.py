@@ -283,12 +283,12 @@ MEASURES = (
         definition="Σ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖·‖ΔW_b‖)", source="2606.23740",
     ),
     WeightMeasure(
-        name="orthogonal_a_to_b", label="orthogonal share", place=21, kind="derived", identical=0.0,
+        name="orthogonal_share", label="orthogonal share", place=21, kind="derived", identical=0.0,
         tier="more", derived=orthogonal_share, value=lambda pair: orthogonal_share(cosine(pair)),
         null=lambda pair: orthogonal_share(cosine_null(pair)),
         summary="The part of one update that has nothing to do with the other's direction.",
         definition="√(1 − cosine²): the share of the norm (not the energy) that no multiple of the other run gives; "
-        "the same both ways, so `orthogonal_b_to_a` is the same number", source="2606.23740",
+        "the same both ways", source="2606.23740",
     ),
     _agreement(
         "u1", 30, tier="more", summary="How well the strongest directions that two updates write (u₁) and read (v₁) "

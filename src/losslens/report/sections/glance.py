@@ -59,7 +59,7 @@ def _compared(analysis: AnalysisFolder, comparison: Comparison) -> str:
     if len(rollouts) == 1 and rollouts[0].get("rollouts"):
         them = rollouts[0]
         said += f", trained on the same {them['rollouts']} rollouts of {them['prompts']} prompts"
-        said += f" ({percent(them['share_right'])} right, {percent(them['share_mixed_groups'])} of the groups mixed)"
+        said += f" ({percent(them['pass_rate'])} right, {percent(them['share_mixed_groups'])} of the groups mixed)"
     if len(origins.get("base") or []) == 1:
         said += " from the same base"
     initial = {run.get("initial_adapter") for run in (origins.get("runs") or {}).values()}

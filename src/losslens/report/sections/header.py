@@ -45,7 +45,7 @@ def _rollouts(origins: dict[str, Any]) -> str:
     sets = [each for each in origins.get("rollouts") or [] if each.get("rollouts")]
     if len(sets) != 1:
         return ", ".join(str(each.get("folder")) for each in sets)
-    right, mixed = percent(sets[0]["share_right"]), percent(sets[0]["share_mixed_groups"])
+    right, mixed = percent(sets[0]["pass_rate"]), percent(sets[0]["share_mixed_groups"])
     return f"{sets[0]['rollouts']}, {right} right, {mixed} of the groups mixed"
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from losslens.core.files import read_object
 from losslens.core.provenance import slurm_job
 from losslens.runs.run import Run
-from losslens.scheduling.record import read_record
+from losslens.scheduling.record import read_record, record_file
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.intent import runs_file
 from losslens.scheduling.status import mark_dead, why_killed
@@ -37,9 +37,9 @@ def main(folder: Path, code: int, requeues: int) -> None:
     runs = read_object(file) if file.exists() else {}
     if job in runs:
         run = Run(folder.parent / runs[job])
-        ticket = read_record(run.ticket)
-        if ticket is not None and ticket.job == job:
-            mark_dead(run, ticket, f"Slurm job {job}: {why_killed(ticket.log, said_of(code))}")
+        record = read_record(record_file(run.folder))
+        if record is not None and record.job == job:
+            mark_dead(run, record, f"Slurm job {job}: {why_killed(record.log, said_of(code))}")
 
 
 def said_of(code: int) -> str:

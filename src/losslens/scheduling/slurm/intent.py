@@ -1,6 +1,6 @@
 """Submissions by what is written down before sbatch is called: one that was cut off is found in the queue again.
 
-A submission has an id, which its jobs carry in their comment. Before sbatch is called its works and their tasks are on
+A submission has an id, which its jobs carry in their comment. Before sbatch is called its specs and their tasks are on
 disk, so that a job needs nothing of the command that submitted it; a job whose submission was given up runs nothing.
 """
 
@@ -66,7 +66,7 @@ class Intent:
         """Lines of shell a job begins with: it ends when its submission was given up, else puts its task in place.
 
         It ends as failed, so that no job starts that waits for what it should have made. Its run is marked by nobody:
-        no ticket names it.
+        no record names it.
         """
         job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
         gone = "The command that submitted this job was cut off, and another job does its work."
@@ -78,13 +78,13 @@ class Intent:
         ]
 
     def write(
-        self, here: Cluster, tickets: Sequence[Path], runs: Sequence[str | None], tasks: Sequence[Task], **limits: int
+        self, here: Cluster, records: Sequence[Path], runs: Sequence[str | None], tasks: Sequence[Task], **limits: int
     ) -> None:
         """Writes down what is about to be submitted.
 
         Args:
             here: The cluster.
-            tickets: Of each job the file that says as which it was submitted.
+            records: Of each job the file that says as which it was submitted.
             runs: Of each job the name of its run; None for one that is not one's.
             tasks: What each job runs.
             limits: `minutes` that a job may run, `requeues` after which it ends, `processes` of a job.
@@ -97,22 +97,22 @@ class Intent:
             (self.pending / f"{number}.pkl").chmod(0o600)  # which the job's shell copies with its rights
         content = {
             "cluster": here.name, "processes": limits["processes"],
-            "tickets": [str(ticket.absolute()) for ticket in tickets], "runs": list(runs),
+            "records": [str(record.absolute()) for record in records], "runs": list(runs),
         }  # fmt: skip
         write_json(self.token, content)
 
     def record(self, jobs: Sequence[str]) -> None:
-        """Writes the ticket of each job, and which run is whose; then it is pending no more.
+        """Writes the record of each job, and which run is whose; then it is pending no more.
 
         Args:
-            jobs: Their ids, in the order of the works.
+            jobs: Their ids, in the order of the specs.
         """
         content = _content(self.token)
         # For the job's shell, when its process dies without a word.
         runs = {job: run for job, run in zip(jobs, content["runs"], strict=True) if run}
         write_json(runs_file(self.folder, jobs[0].partition("_")[0]), runs)
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        for number, (job, name) in enumerate(zip(jobs, content["tickets"], strict=True)):
+        for number, (job, name) in enumerate(zip(jobs, content["records"], strict=True)):
             paths = submitit.SlurmJob(folder=self.folder, job_id=job, tasks=list(range(content["processes"]))).paths
             if not paths.submitted_pickle.exists():
                 shutil.copy(self.pending / f"{number}.pkl", paths.submitted_pickle)
@@ -127,7 +127,7 @@ class Intent:
         shutil.rmtree(self.pending, ignore_errors=True)
 
     def jobs(self, number: int) -> list[str] | None:
-        """The jobs in the queue that carry its comment, in the order of its works; empty where there are none.
+        """The jobs in the queue that carry its comment, in the order of its specs; empty where there are none.
 
         Args:
             number: How many it was to be.
@@ -178,10 +178,10 @@ def adopt(folders: Iterable[Path], here: Cluster) -> list[str]:
             content = _content(intent.token)
             if content["cluster"] != here.name:
                 continue
-            jobs = intent.jobs(len(content["tickets"]))
+            jobs = intent.jobs(len(content["records"]))
             while not jobs and time.time() - intent.token.stat().st_mtime < _SECONDS:
                 time.sleep(0.5)
-                jobs = intent.jobs(len(content["tickets"]))
+                jobs = intent.jobs(len(content["records"]))
             if not jobs:
                 intent.give_up()
                 continue
@@ -197,6 +197,6 @@ def runs_file(folder: Path, array: str) -> Path:
 
 def _content(token: Path) -> dict[str, Any]:
     content = read_json(token)
-    if not isinstance(content, dict) or not {"cluster", "processes", "tickets", "runs"} <= content.keys():
+    if not isinstance(content, dict) or not {"cluster", "processes", "records", "runs"} <= content.keys():
         raise InputError(f"{token}: not what was to be submitted; delete it, and {token.with_suffix('')}")
     return content

@@ -16,7 +16,7 @@ from typing import Any
 
 import submitit
 
-from losslens.config.schema import Resources
+from losslens.config.slurm import Resources
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import atomic_file
 from losslens.scheduling.code_snapshot import script_in, snapshot_code
@@ -35,27 +35,27 @@ class Array:
     """What one call of sbatch submits.
 
     Attributes:
-        works: One job each; all with the same script, resources and folder.
+        specs: One job each; all with the same script, resources and folder.
         after: The dependency, as sbatch takes it; empty for none.
     """
 
-    works: list[JobSpec]
+    specs: list[JobSpec]
     after: str
 
     @property
     def folder(self) -> Path:
         """Where its logs and pickles go."""
-        return self.works[0].folder.absolute()
+        return self.specs[0].folder.absolute()
 
     @property
     def processes(self) -> int:
         """How many processes each of its jobs has."""
-        first = self.works[0]
+        first = self.specs[0]
         return max(first.resources.gpus, 1) if first.script.stem == "train" else 1
 
     def executor(self, code: Path, intent: Intent) -> submitit.SlurmExecutor:
         """Submitit's executor for this array, whose jobs run the copy `code` of the code, and are those of `intent`."""
-        first = self.works[0]
+        first = self.specs[0]
         resources = first.resources
         executor = submitit.SlurmExecutor(folder=self.folder, max_num_timeout=resources.requeues)
         python = shlex.quote(sys.executable)
@@ -109,23 +109,23 @@ class Array:
     def batch_file(self, code: Path) -> str:
         """The script that sbatch is given."""
         executor = self.executor(code, Intent(self.folder, "ID"))
-        if len(self.works) > 1:
-            executor.parameters["map_count"] = len(self.works)
+        if len(self.specs) > 1:
+            executor.parameters["map_count"] = len(self.specs)
         return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def arrays_of(works: Iterable[JobSpec], after: dict[Path, str], here: Cluster) -> list[Array]:
+def arrays_of(specs: Iterable[JobSpec], after: dict[Path, str], here: Cluster) -> list[Array]:
     """Works in arrays, cut at the cluster's limit.
 
     Args:
-        works: What to submit.
-        after: The dependency of each, by its ticket.
+        specs: What to submit.
+        after: The dependency of each, by its record.
         here: The cluster.
     """
     groups: dict[tuple[str, ...], list[JobSpec]] = defaultdict(list)
-    for work in works:
-        key = (str(work.script), str(work.folder), work.resources.model_dump_json(), after.get(work.ticket, ""))
-        groups[key].append(work)
+    for spec in specs:
+        key = (str(spec.script), str(spec.folder), spec.resources.model_dump_json(), after.get(spec.record, ""))
+        groups[key].append(spec)
     return [
         Array(group[start : start + here.array_limit], key[-1])
         for key, group in groups.items()
@@ -143,7 +143,7 @@ def check(arrays: Iterable[Array]) -> None:
         text = array.batch_file(Path("code"))
         # A dependency on a job that is about to be submitted cannot be checked.
         text = re.sub(r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", text, flags=re.MULTILINE)
-        with _clean_environment(array.works[0].resources):
+        with _clean_environment(array.specs[0].resources):
             outcome = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
         if outcome.returncode != 0:
             raise InputError(f"{_said(outcome.stderr)} ({_asked(array)})")
@@ -153,7 +153,7 @@ class Submission:
     """All arrays of one command: where one of them is refused, those before it are taken back.
 
     As a context manager: what was submitted inside is cancelled when the block ends with an error, and its runs and
-    tickets are as they were. Where Slurm cannot be asked whether it has a job, all that was submitted stays, for the
+    records are as they were. Where Slurm cannot be asked whether it has a job, all that was submitted stays, for the
     next command to find.
     """
 
@@ -163,35 +163,35 @@ class Submission:
         self._arrays: list[str] = []
         self._intents: list[Intent] = []
         self._before: dict[Path, bytes | None] = {}
-        self._submitted: list[Path] = []  # of what `_before` has, the files of works whose submission is written down
+        self._submitted: list[Path] = []  # of what `_before` has, the files of specs whose submission is written down
 
     def __enter__(self) -> Submission:
         return self
 
     def submit(self, array: Array) -> None:
-        """Submits an array, and writes the ticket of each of its works.
+        """Submits an array, and writes the record of each of its specs.
 
         Raises:
             InputError: Slurm refuses it.
         """
-        for work in array.works:
-            self._queue(work)
+        for spec in array.specs:
+            self._queue(spec)
         private(array.folder)
-        code = snapshot_code(array.works[0].script, array.folder)
+        code = snapshot_code(array.specs[0].script, array.folder)
         tasks = [
-            Task(code, script_in(code, work.script), work.config, work.run.folder if work.run else None)
-            for work in array.works
+            Task(code, script_in(code, spec.script), spec.config, spec.run.folder if spec.run else None)
+            for spec in array.specs
         ]
         left_before = set(array.folder.iterdir())
         intent = Intent.new(array.folder)
         self._intents.append(intent)
-        resources = array.works[0].resources
+        resources = array.specs[0].resources
         intent.write(
-            self.here, [work.ticket for work in array.works],
-            [work.run.name if work.run else None for work in array.works], tasks, minutes=resources.minutes,
+            self.here, [spec.record for spec in array.specs],
+            [spec.run.name if spec.run else None for spec in array.specs], tasks, minutes=resources.minutes,
             requeues=resources.requeues, processes=array.processes,
         )  # fmt: skip
-        self._submitted += [file for work in array.works for file in _files_of(work)]
+        self._submitted += [file for spec in array.specs for file in _files_of(spec)]
         try:
             with _clean_environment(resources):
                 jobs = array.executor(code, intent).submit_array(tasks)
@@ -204,17 +204,17 @@ class Submission:
             raise InputError(f"{_said(str(error))} ({_asked(array)})") from error
         self._arrays.append(jobs[0].job_id.partition("_")[0])
         intent.record([job.job_id for job in jobs])
-        self.jobs |= {work.ticket: job.job_id for work, job in zip(array.works, jobs, strict=True)}
+        self.jobs |= {spec.record: job.job_id for spec, job in zip(array.specs, jobs, strict=True)}
 
-    def _queue(self, work: JobSpec) -> None:
+    def _queue(self, spec: JobSpec) -> None:
         """Marks what is about to be submitted, before its job can start and say what it does."""
-        for file in _files_of(work):
+        for file in _files_of(spec):
             self._before[file] = file.read_bytes() if file.exists() else None
-        # An old ticket would make whoever looks now believe that the new job has died.
-        work.ticket.unlink(missing_ok=True)
-        if work.run:
-            status = work.run.status
-            work.run.set_state("queued", **{name: status[name] for name in ("step", "max_steps") if name in status})
+        # An old record would make whoever looks now believe that the new job has died.
+        spec.record.unlink(missing_ok=True)
+        if spec.run:
+            status = spec.run.status
+            spec.run.set_state("queued", **{name: status[name] for name in ("step", "max_steps") if name in status})
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
@@ -259,14 +259,14 @@ def _clean_environment(resources: Resources) -> Iterator[None]:
         yield
 
 
-def _files_of(work: JobSpec) -> list[Path]:
+def _files_of(spec: JobSpec) -> list[Path]:
     """What says that a work is submitted."""
-    return [work.ticket, *([work.run.folder / "status.json"] if work.run else [])]
+    return [spec.record, *([spec.run.folder / "status.json"] if spec.run else [])]
 
 
 def _asked(array: Array) -> str:
     """What was asked for, as it is set."""
-    given = array.works[0].resources.model_dump(exclude={"requeues", "signal_seconds", "max_running", "setup"})
+    given = array.specs[0].resources.model_dump(exclude={"requeues", "signal_seconds", "max_running", "setup"})
     return "resources: " + " ".join(f"{name}={value}" for name, value in given.items() if value not in (None, {}))
 
 

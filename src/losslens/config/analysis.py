@@ -1,0 +1,89 @@
+"""The configuration of `analyze.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    model_validator,
+)
+
+from losslens.config.base import FolderName, Section, SweepName, UserPath, UserPlace, check_address
+from losslens.config.identity import Formerly
+from losslens.config.slurm import Job
+from losslens.config.tracking import Logger
+
+
+class ProbeSet(Section):
+    """The fixed sequences on which connectivity and CKA are measured."""
+
+    problems: int = Field(ge=4)
+    completions: UserPath | None
+    base_url: Annotated[str | None, AfterValidator(check_address)] = None
+    api_key_env: str = "OPENAI_API_KEY"
+
+
+class Connectivity(Section):
+    """Linear mode connectivity."""
+
+    points: int = Field(ge=3)
+    loss: Literal["completions", "answer"]
+    resamples: int = Field(ge=100)
+    midpoint_problems: int = Field(ge=0)
+
+
+class Cka(Section):
+    """CKA of hidden states."""
+
+    pooling: Literal["mean", "last"]
+    minibatch: int = Field(ge=4)
+
+
+class AnalyzeConfig(Job):
+    """The configuration of `analyze.py`: `conf/analyze.yaml`."""
+
+    sweep: SweepName | Annotated[list[SweepName], Field(min_length=1)] | None
+    output_dir: UserPath
+    adapters: dict[FolderName, UserPath] | None
+    model_path: UserPlace | None
+    trust_remote_code: bool = False
+    sources: list[str] = Field(default_factory=list)
+    checkpoint: Annotated[Literal["end", "norm"] | Annotated[int, Field(ge=1)], Formerly("at")]
+    target_norm: Annotated[float | None, Formerly("norm")] = Field(gt=0, allow_inf_nan=False)
+    allow_different: Annotated[Literal["rollouts"] | None, Formerly("across")]
+    primary_benchmark: Annotated[FolderName | None, Formerly("compare_on")]
+    num_directions: Annotated[int, Formerly("top")] = Field(ge=1)
+    pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
+    reference: str | None
+    holm_family: Annotated[Literal["all", "reference"], Formerly("family")]
+    probe_set: Annotated[ProbeSet, Formerly("held_out")]
+    connectivity: Connectivity
+    cka: Cka
+    batch_size: int = Field(ge=1)
+    logger: Logger
+
+    @property
+    def sweeps(self) -> list[str]:
+        """The sweeps to gather."""
+        if self.sweep is None:
+            return []
+        return [self.sweep] if isinstance(self.sweep, str) else list(dict.fromkeys(self.sweep))
+
+    @property
+    def folder(self) -> Path:
+        """Where the analysis is written: one folder for the ends of the runs, another for each point on their way."""
+        where = {"end": "", "norm": "-norm" + (f"-{self.target_norm:g}" if self.target_norm else "")}.get(
+            str(self.checkpoint), f"-step-{self.checkpoint}"
+        )
+        return self.output_dir / (self.sweeps[0] if self.sweeps else "adapters") / f"analysis{where}"
+
+    @model_validator(mode="after")
+    def _a_norm_for_at_norm(self) -> Self:
+        if self.target_norm is not None and self.checkpoint != "norm":
+            raise ValueError(f"target_norm={self.target_norm:g} is for checkpoint=norm")
+        if self.adapters and self.checkpoint != "end":
+            raise ValueError(f"checkpoint={self.checkpoint}: adapters made elsewhere have only their ends")
+        return self

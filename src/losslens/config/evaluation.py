@@ -1,0 +1,51 @@
+"""How held-out problems are answered: the configuration of `evaluate.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    Field,
+    field_validator,
+)
+
+from losslens.config.base import Section, SweepName, UserPath
+from losslens.config.data import Benchmarks, Data, Server
+from losslens.config.identity import Formerly
+from losslens.config.slurm import Job
+
+
+class Evaluation(Section):
+    """How the held-out problems are answered: greedily once, and by `samples` samples besides."""
+
+    engine: Literal["transformers", "openai"]
+    max_tokens: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    samples_per_prompt: Annotated[int, Formerly("samples")] = Field(ge=0)
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    top_p: float = Field(gt=0, le=1)
+    seed: int = Field(ge=0)
+    server: Server
+
+
+class LaterEvaluation(Evaluation):
+    """The same of runs that were scored before."""
+
+    max_tokens: int | None = Field(ge=1)  # type: ignore[assignment]  # None: as long as then
+
+
+class EvaluateConfig(Job):
+    """The configuration of `evaluate.py`: `conf/evaluate.yaml`."""
+
+    sweep: SweepName
+    output_dir: UserPath
+    trust_remote_code: bool = False
+    benchmark: Benchmarks = Field(default_factory=dict, validate_default=True)
+    evaluation: LaterEvaluation
+
+    @field_validator("benchmark")
+    @classmethod
+    def _something_to_score_on(cls, benchmarks: dict[str, Data]) -> dict[str, Data]:
+        if not benchmarks:
+            raise ValueError("name what to score on, for example benchmark=gsm8k (all of them: --help)")
+        return benchmarks

@@ -1,0 +1,104 @@
+"""What Slurm gives to a job."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
+
+from losslens.config.base import Section
+
+# Flags of sbatch that resources have a name for, or that the launcher depends on.
+_SET_BY_LOSSLENS = (
+    *("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "partition", "qos", "signal", "time"),
+    *("array", "chdir", "clusters", "dependency", "error", "export", "input", "job-name", "kill-on-invalid-dep"),
+    *(
+        "nodes",
+        "ntasks",
+        "open-mode",
+        "output",
+        "parsable",
+        "quiet",
+        "requeue",
+        "no-requeue",
+        "test-only",
+        "wait",
+        "wrap",
+    ),
+)
+
+_SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d{1,2}){0,2})")
+
+
+class Resources(Section):
+    """What Slurm gives to one job."""
+
+    gpus: int = Field(ge=0)
+    cpus: int = Field(ge=1)
+    memory_gb: float = Field(gt=0, allow_inf_nan=False)
+    time: int | str
+    requeues: int = Field(ge=0)
+    signal_seconds: int = Field(ge=1, lt=65536)
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    max_running: int = Field(ge=1)
+    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], str | int | float | bool] | None
+    setup: list[str]
+
+    @field_validator("sbatch")
+    @classmethod
+    def _nothing_that_is_set_otherwise(cls, flags: dict[str, Any] | None) -> dict[str, Any] | None:
+        for name in flags or {}:
+            if name in _SET_BY_LOSSLENS:
+                raise ValueError(f"{name} is set by LossLens itself; see the other resources")
+        return flags
+
+    @model_validator(mode="after")
+    def _a_time_of_slurm(self) -> Self:
+        if self.minutes < 1:
+            raise ValueError(f"time={self.time}: at least a minute")
+        if self.signal_seconds >= 60 * self.minutes:
+            raise ValueError(f"signal_seconds={self.signal_seconds} is not before the limit, time={self.time}")
+        # submitit takes an earlier signal for preemption, which is not counted.
+        if self.signal_seconds > max(600, 12 * self.minutes):
+            raise ValueError(f"signal_seconds={self.signal_seconds}: at most 600, or a fifth of the time")
+        if isinstance(self.time, int) and self.time > 1440:
+            # YAML reads 8:00:00 as a number, 28800, and Slurm would take that for minutes.
+            raise ValueError(
+                f'time={self.time}: for more than a day of minutes write D-HH:MM:SS, and "H:MM:SS" in quotes'
+            )
+        return self
+
+    @property
+    def minutes(self) -> int:
+        """`time` in minutes, rounded up.
+
+        Raises:
+            ValueError: It is not a time as Slurm writes it.
+        """
+        match = _SLURM_TIME.fullmatch(str(self.time))
+        if match is None:
+            raise ValueError(f"time={self.time}: minutes, M:SS, H:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS")
+        parts = [int(part) for part in match["parts"].split(":")]
+        if match["days"] is not None:  # D-H, D-H:M, D-H:M:S
+            hours, minutes, seconds = [*parts, 0, 0][:3]
+            hours += 24 * int(match["days"])
+        else:  # M, M:S, H:M:S
+            hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+        return math.ceil(hours * 60 + minutes + seconds / 60)
+
+
+class Job(Section):
+    """What all entry scripts can be told."""
+
+    # Read by hydra/launcher=slurm before the job; no part of what the job does, nor of its manifest.
+    resources: Resources | None = Field(default=None, exclude=True)
