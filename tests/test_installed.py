@@ -35,7 +35,8 @@ class MyLoss(Loss):
         return -self.share * batch.logps
 """
 SMALL = [
-    "data.train_size=8", "data.eval_size=4", "rollouts.policy=base", "rollouts.samples_per_prompt=2", "rollouts.max_tokens=24",
+    "data.train_size=8", "data.eval_size=4", "rollouts.policy=base", "rollouts.samples_per_prompt=2",
+    "rollouts.max_tokens=24",
     "evaluation.max_tokens=8", "rollouts.accept=mostly_cut", "optim.max_steps=1", "optim.batch_size=2", "logger=none",
 ]  # fmt: skip
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from losslens.config.training import TrainConfig
 from losslens.core import distributed
 from losslens.core.commands import called, called_subcommand
 from losslens.core.errors import InputError
+from losslens.core.extras import require_extras
 from losslens.core.jobs import Jobs, Tasks
 from losslens.core.redaction import guard_streams, remember_address, without_secrets
 
@@ -58,6 +60,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
 
     def job(config: DictConfig) -> None:
         try:
+            _require_packages(path.stem, config)
             _require_one_gpu(config)
             content = {} if schema is TrainConfig else resolved(schema, config)
         except InputError as error:
@@ -70,7 +73,9 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
             jobs.say(interpolations.describe_derived(config))
         jobs.run(config)
 
-    job.script = path  # type: ignore[attr-defined]  # for hydra/launcher=slurm, which runs none of them here
+    # For hydra/launcher=slurm, which runs none of them here.
+    job.script = path  # type: ignore[attr-defined]
+    job.require_packages = partial(_require_packages, path.stem)  # type: ignore[attr-defined]
     arguments = sys.argv[1:]
     _keep_secrets_from_hydra()
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
@@ -106,6 +111,18 @@ def _keep_secrets_from_hydra() -> None:
         save(OmegaConf.create(without_secrets(content)), f)
 
     OmegaConf.save = staticmethod(save_safely)  # type: ignore[method-assign]
+
+
+# The extras that a job of each command needs, whatever its configuration.
+_EXTRAS = {"rollout": ("train",), "train": ("train",), "evaluate": ("train",), "analyze": ("train", "report")}
+
+
+def _require_packages(command: str, config: DictConfig) -> None:
+    """Refuses a job before it begins when a package that it will need is not installed."""
+    engines = [OmegaConf.select(config, key) for key in ("rollouts.engine", "evaluation.engine")]
+    require_extras(*_EXTRAS[command], *["server"] * ("openai" in engines))
+    if OmegaConf.select(config, "logger.name") == "wandb":
+        require_extras("wandb", instead="logger=none")
 
 
 def _require_one_gpu(config: DictConfig) -> None:

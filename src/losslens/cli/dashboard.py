@@ -6,14 +6,16 @@ import json
 import sys
 from pathlib import Path
 
-from losslens.cli.key_values import KeyValueParser
+from losslens.cli.key_values import KeyValueParser, tells_missing_extras
 from losslens.core.commands import called
 from losslens.core.errors import InputError, ServerError
+from losslens.core.extras import require_extras, tell
 from losslens.tracking.logged_sweep import logged_sweep
 from losslens.tracking.panels import gaps
 from losslens.tracking.publish import publish
 
 
+@tells_missing_extras("launch/wandb_dashboard.py")
 def main(arguments: list[str]) -> int:
     """Makes both and gives the exit status: 0 when they are saved, 1 when W&B fails, 2 for bad input."""
     parser = KeyValueParser(
@@ -28,6 +30,7 @@ def main(arguments: list[str]) -> int:
     settings, asked = parser.parse(arguments)
     output_dir, name, project, entity = (settings[key] for key in ("output_dir", "sweep", "project", "entity"))
     try:
+        require_extras("wandb")
         sweep = logged_sweep(Path(output_dir), name)
         if asked.dry_run:
             from losslens.tracking.dashboard import definition
@@ -37,7 +40,7 @@ def main(arguments: list[str]) -> int:
             for saved in publish(sweep, project, entity or None):
                 print(f"{saved.kind} {'replaced' if saved.replaced else 'made'}: {saved.url}", flush=True)
     except (InputError, ServerError) as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(tell(parser.prog, error), file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
     for gap in gaps(sweep):
         print(f"{parser.prog}: {gap}", file=sys.stderr)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from losslens.cli.key_values import KeyValueParser
+from losslens.cli.key_values import KeyValueParser, tells_missing_extras
 from losslens.core.commands import called
 from losslens.core.errors import InputError
+from losslens.core.extras import tell
 from losslens.pipeline.migration import migrate, sweeps_of
 
 
+@tells_missing_extras("launch/migrate.py")
 def main(arguments: list[str]) -> int:
     """Prints what became of each run and gives the exit status: 0, 1 when some were left, 2 for bad input."""
     parser = KeyValueParser(
@@ -38,6 +40,6 @@ def main(arguments: list[str]) -> int:
                 again = f"{called('analyze.py')} sweep={sweep}"
                 print(f"{sweep}: analyses name runs as they were called; {again} makes them anew")
     except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(tell(parser.prog, error), file=sys.stderr)
         return 2
     return 1 if left else 0

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from losslens.cli.key_values import KeyValueParser
+from losslens.cli.key_values import KeyValueParser, tells_missing_extras
 from losslens.core.commands import called
 from losslens.core.errors import InputError
+from losslens.core.extras import tell
 from losslens.runs.run import runs_of
 from losslens.scheduling.monitor import table, watch
 from losslens.scheduling.status import RunStatus, run_statuses
 
 
+@tells_missing_extras("launch/status.py")
 def main(arguments: list[str]) -> int:
     """Prints the states and gives the exit status: 0 when all runs are completed, 1 when not, 2 for bad input."""
     parser = KeyValueParser(
@@ -38,7 +40,7 @@ def main(arguments: list[str]) -> int:
             watch(find, lambda found: all(each.is_over for each in found), f"sweep {sweep}")
         found = find()
     except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(tell(parser.prog, error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -8,12 +8,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from losslens.cli.key_values import KeyValueParser
+from losslens.cli.key_values import KeyValueParser, tells_missing_extras
 from losslens.core.commands import called
 from losslens.core.errors import InputError, ServerError
+from losslens.core.extras import require_extras, tell
 from losslens.tracking.sync import Outcome, Plan, claimed, plan, send
 
 
+@tells_missing_extras("launch/wandb_sync.py")
 def main(arguments: list[str]) -> int:
     """Sends what was not sent yet and gives the exit status: 0 when nothing stays, 1 when something does."""
     parser = KeyValueParser(
@@ -31,13 +33,14 @@ def main(arguments: list[str]) -> int:
         parser.error(f"parallel={settings['parallel']}: how many runs to send at a time, at least 1")
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
     try:
+        require_extras("wandb")
         with claimed(output_dir, sweep):
             return _sync(output_dir, plan(output_dir, sweep), sweep, int(settings["parallel"]))
     except InputError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(tell(parser.prog, error), file=sys.stderr)
         return 2
     except ServerError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(tell(parser.prog, error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; the same command sends what is left", file=sys.stderr)

@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from losslens.core import distributed
 from losslens.core.commands import called
 from losslens.core.errors import InputError, ServerError
+from losslens.core.extras import missing_extra, tell
 
 # Importing torch, transformers and PEFT makes so many objects that the collector takes a quarter of the time.
 gc.set_threshold(10_000)
@@ -64,6 +65,11 @@ class Jobs:
             self._tasks[0](config)
         except (InputError, OmegaConfBaseException, PermissionError, IsADirectoryError, NotADirectoryError) as error:
             self.tell(error)
+        except ModuleNotFoundError as error:
+            missing = missing_extra(error)
+            if missing is None:
+                raise
+            self.tell(missing)
         except ServerError as error:
             self._failed = True
             self.tell(error)
@@ -80,7 +86,7 @@ class Jobs:
                 # A bar that is still open would stand on the same line.
                 for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
                     bar.close()
-            print(f"{called(self.script.name)}: {line}", file=sys.stderr, flush=True)
+            print(tell(called(self.script.name), error, line), file=sys.stderr, flush=True)
             self.told.append(line)
 
     def say(self, line: str) -> None:

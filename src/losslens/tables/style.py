@@ -7,12 +7,13 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import plotly.graph_objects as go
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from losslens.losses.presentation import builtin_presentations, get_presentation
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from markupsafe import Markup
 
 # LossLens's own losses, in their order, and their colours: of Petroff's ten (arXiv 2107.02270), of the palettes in use
 # that can be read on paper and on a dark screen, those that stay farthest apart however a reader sees colours
@@ -102,6 +103,8 @@ class PlotStyle:
 
     def sample(self, line: bool) -> Markup:
         """Its mark, on its line where `line`, as an SVG for a key."""
+        from markupsafe import Markup
+
         width, is_open = (44 if line else 16), self.filling % 2 == 1
         dashes = "" if self.dash == "solid" else f' stroke-dasharray="{self.dash.replace("px", "")}"'
         line_of = f'stroke="{self.colour}" stroke-width="2.2"{dashes}'
@@ -199,6 +202,8 @@ def logarithmic(axis: str) -> dict[str, Any]:
 
 def figure(x: str, y: str, height: int) -> go.Figure:
     """An empty plot with its axes named."""
+    import plotly.graph_objects as go  # colours alone are wanted without it, too
+
     axis: dict[str, Any] = {
         "gridcolor": GRID, "linecolor": RULE, "tickcolor": RULE, "zerolinecolor": RULE, "zeroline": False,
         "automargin": True, "ticks": "outside", "ticklen": 4,

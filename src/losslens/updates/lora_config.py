@@ -173,8 +173,11 @@ class LoraConfigFile:
 
 
 def _default(name: str) -> Any:
-    """The value that the installed PEFT gives to a field; one that equals nothing for a field it does not have."""
-    from peft import LoraConfig
+    """The value that the installed PEFT gives to a field; one that equals nothing where it has none."""
+    try:
+        from peft import LoraConfig
+    except ModuleNotFoundError:  # adapters are read without PEFT, too
+        return math.nan
 
     for field in dataclasses.fields(LoraConfig):
         if field.name == name and field.default is not dataclasses.MISSING:

@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from submitit.slurm.slurm import SlurmInfoWatcher
-
 from losslens.core.errors import InputError, first_line
 
 # Of a job that will never run again. All other states are of jobs that wait, run, or are about to go back to the queue.
@@ -113,10 +111,16 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState] | None:
     if forgotten := wanted - found.keys():
         # Where jobs are accounted for, Slurm still knows how they ended. submitit knows what `12_[3-5]` means.
         told = _ask("sacct", "--allocations", "--parsable2", "--format=JobID,State,ExitCode", f"--jobs={arrays}")
-        ended = SlurmInfoWatcher().read_info(told) if told else {}
+        ended = _ended_jobs(told) if told else {}
         for job in forgotten & ended.keys():
             found[job] = JobState(ended[job]["State"].split()[0], f"exit code {ended[job]['ExitCode']}")
     return found
+
+
+def _ended_jobs(told: str) -> dict[str, dict[str, str]]:
+    from submitit.slurm.slurm import SlurmInfoWatcher  # runs are shown where there is no submitit, too
+
+    return SlurmInfoWatcher().read_info(told)
 
 
 def with_comment(comment: str) -> list[str] | None:
