@@ -11,8 +11,8 @@ from losslens.core.errors import InputError
 # Of each extra of pyproject.toml the modules that its packages are imported by.
 MODULES: Mapping[str, tuple[str, ...]] = {
     "train": (
-        "accelerate", "datasets", "huggingface_hub", "math_verify", "peft", "platformdirs", "reasoning_gym",
-        "statsmodels", "torch", "transformers", "trl",
+        "accelerate", "datasets", "huggingface_hub", "latex2sympy2_extended", "math_verify", "peft", "platformdirs",
+        "reasoning_gym", "statsmodels", "sympy", "torch", "transformers", "trl",
     ),
     "wandb": ("wandb", "wandb_workspaces"),
     "slurm": ("submitit",),
