@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from trl.trainer.utils import FusedCausalLMOutput
+
+from losslens.training.trl_internals import FusedCausalLMOutput
 
 # Names under which architectures keep what TRL's fused head does to the logits and this one does not.
 _LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")

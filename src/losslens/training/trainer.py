@@ -10,23 +10,20 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from trl import SFTTrainer
-from trl.trainer.utils import use_adapter
 
 from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss
 from losslens.training.source import RolloutSource
+from losslens.training.trl_internals import HEAD, OpenSFTTrainer, use_adapter
 
 # How far the log-probability of a token may be, in the mean, from what it was when the base was scored, in nats. In
 # half precision the other rows of a batch move it, by .01 as a rule.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1
-# What TRL's fused head, or `score_selected_positions`, is called with.
-_HEAD = {"use_cache": False, "fused_lm_head": True}
 # From this size on a token counts as pulled at.
 _NO_WEIGHT = 1e-6
 
 
-class LossTrainer(SFTTrainer):
+class LossTrainer(OpenSFTTrainer):
     """TRL's `SFTTrainer` with the loss of LossLens, whatever its unit.
 
     The loss is Σ of its terms, divided by the completion tokens, rollouts or pairs of the effective batch (over
@@ -38,9 +35,6 @@ class LossTrainer(SFTTrainer):
         **options: As for `SFTTrainer`, but for its datasets and its collator.
     """
 
-    # `compute_loss` divides by what the effective batch holds itself.
-    loss_is_scaled_for_ga = True
-
     def __init__(self, loss: Loss, source: RolloutSource, **options: Any) -> None:
         self.loss = loss
         self.source = source
@@ -50,11 +44,6 @@ class LossTrainer(SFTTrainer):
         args = options["args"]
         numbers = Dataset.from_dict({"number": range(args.max_steps * args.gradient_accumulation_steps)})
         super().__init__(train_dataset=numbers, data_collator=list, **options)
-        # Otherwise the tokens of the effective batch are counted only for models whose forward takes any keyword.
-        self.model_accepts_loss_kwargs = True
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None: TRL would write one into each checkpoint, and they are gone when the run has ended."""
 
     def get_train_dataloader(self) -> DataLoader:
         """A stand-in by which steps are counted: their micro-batches come from the source."""
@@ -94,7 +83,7 @@ class LossTrainer(SFTTrainer):
         """The loss of one micro-batch; `return_outputs` is not supported."""
         assert not return_outputs
         assert num_items_in_batch is not None
-        outputs = model(**_sequences(inputs), **_HEAD)
+        outputs = model(**_sequences(inputs), **HEAD)
         reference = inputs.get("reference")
         if reference is None and "reference" in self.loss.needs:
             reference = self.base_logps(inputs)
@@ -138,7 +127,7 @@ class LossTrainer(SFTTrainer):
         self.model.eval()
         try:
             with self.accelerator.autocast():
-                return self.model(**placed, **_HEAD).log_probs
+                return self.model(**placed, **HEAD).log_probs
         finally:
             self.model.train(training)
 
@@ -217,19 +206,16 @@ class LossTrainer(SFTTrainer):
     def _close_the_step(self, names: list[str]) -> None:
         sums = dict(zip(self._sums, self._over_processes(torch.stack(list(self._sums.values()))).tolist(), strict=True))
         self._sums = {}
-        metrics, tokens = self._metrics["train"], sums["entropy/n"]
-        for name in names:
-            if sums[f"{name}/n"]:
-                metrics[name].append(sums[name] / sums[f"{name}/n"])
+        tokens = sums["entropy/n"]
+        metrics = {name: sums[name] / sums[f"{name}/n"] for name in names if sums[f"{name}/n"]}
         if sums["squared_weight"]:
-            metrics["weight/effective"].append(sums["weight"] ** 2 / (tokens * sums["squared_weight"]))
-        metrics["completion_tokens"].append(tokens)
-        self._total_train_tokens += sums["tokens"]
-        metrics["num_tokens"] = [self._total_train_tokens]
+            metrics["weight/effective"] = sums["weight"] ** 2 / (tokens * sums["squared_weight"])
+        self.add_metrics({**metrics, "completion_tokens": tokens})
+        self.count_tokens(sums["tokens"])
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        self._metrics["train"]["clip/share"].append(float(norm > self.args.max_grad_norm))
+        self.add_metrics({"clip/share": float(norm > self.args.max_grad_norm)})
         return norm
 
 
