@@ -105,7 +105,7 @@ def make_analysis(
         "sweeps": ["made"],
         "bases": ["base-made"],
         "benchmark": "arithmetic",
-        "settings": {"top": top},
+        "settings": {"num_directions": top},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return names

@@ -24,7 +24,7 @@ from losslens.tables.style import METHODS, colour
 from tests.conftest import ROOT
 
 MANIFEST: dict[str, Any] = {
-    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic", "settings": {"top": 10, "at": "end"},
+    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic", "settings": {"num_directions": 10, "checkpoint": "end"},
     "adapters": {"sft-conventional-s0": "c0ffee"}, "left_out": {}, "versions": {"losslens": "0.1.0"},
     "code": {"commit": "0123456789abcdef", "dirty_diff": "secret"}, "machine": {"host": "mine", "cpus": 2},
 }  # fmt: skip
@@ -168,7 +168,7 @@ def test_a_whole_analysis(report) -> None:
     assert "0123456789ab, with changes" in page.text
     assert "secret" not in page.text
     assert "mine" not in page.text
-    assert ["settings.top", "10"] in page.tables["Settings and versions"]
+    assert ["settings.num_directions", "10"] in page.tables["Settings and versions"]
 
 
 def test_a_section_needs_its_table(report, tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
 def test_the_tables_that_no_section_shows_can_be_had_too(report, tmp_path: Path) -> None:
     (tmp_path / "layers.csv").write_text("run_a,layer\n" + "sft,1\n" * 100_000)
     pd.DataFrame({"run_a": ["sft"], "run_b": ["dpo"], "module": ["q"]}).to_parquet(tmp_path / "modules.parquet")
-    page = report(runs=RUNS, map=[{"run": "sft", "x": 1, "y": 2}], repeats=[{"method": "sft"}][:0])
+    page = report(runs=RUNS, mds=[{"run": "sft", "x": 1, "y": 2}], repeats=[{"method": "sft"}][:0])
     links = {a["download"]: a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a}
     assert list(links) == ["runs.csv", "layers.csv.gz", "mds.csv"]
     packed = base64.b64decode(links["layers.csv.gz"].partition("base64,")[2])
@@ -484,6 +484,6 @@ def test_numbers_read_as_on_the_terminal() -> None:
 
 def test_a_comparison_on_the_way_says_where(report) -> None:
     points = {"sft": {"norm": 0.1412, "weight": 0.5}, "dpo": {"norm": 0.1412, "weight": 0.7}}
-    settings = {"settings": {"at": "norm", "norm": None}}
+    settings = {"settings": {"checkpoint": "norm", "target_norm": None}}
     assert "at ‖ΔW‖ = 0.1412" in report(runs=RUNS, manifest={**settings, "points": points}).text
-    assert "at step 1000" in report(runs=RUNS, manifest={"settings": {"at": 1000, "norm": None}}).text
+    assert "at step 1000" in report(runs=RUNS, manifest={"settings": {"checkpoint": 1000, "target_norm": None}}).text

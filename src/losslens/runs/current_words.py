@@ -38,10 +38,11 @@ def current_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
         found = {**found, "config": config}
     if isinstance(found.get("options"), dict):
         found = {**found, "options": _options(found.get("method"), found["options"])}
-    trained_on = found.get("trained_on")
-    if isinstance(trained_on, dict) and "share_right" in trained_on:
-        rest = {name: value for name, value in trained_on.items() if name != "share_right"}
-        found = {**found, "trained_on": {**rest, "pass_rate": trained_on["share_right"]}}
+    for name in ("rollouts", "trained_on"):
+        counts = found.get(name)
+        if isinstance(counts, dict) and "share_right" in counts:
+            rest = {key: value for key, value in counts.items() if key != "share_right"}
+            found = {**found, name: {**rest, "pass_rate": counts["share_right"]}}
     return found
 
 
@@ -52,8 +53,8 @@ def settings_of(identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict
         identity: Of the run.
         options: Of its loss, as its manifest has them.
     """
-    method = {name: identity["method"][name] for name in ("version", "name") if name in identity["method"]}
-    found = {**identity, "method": {**method, **options}}
+    method = identity["method"]
+    found = {**identity, "method": {**_options(method.get("name"), method), **options}}
     if "optim" in found:
         found["optim"] = in_current_words(Optim, found["optim"])
     if "train_on" in found:

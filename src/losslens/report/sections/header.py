@@ -51,7 +51,7 @@ def _rollouts(origins: dict[str, Any]) -> str:
 
 def _where(settings: dict[str, Any], points: dict[str, Any]) -> str:
     """At which point of the runs' ways, where it is not their end."""
-    at = settings.get("at", "end")
+    at = settings.get("checkpoint", "end")
     if at == "end":
         return ""
     if at != "norm":
