@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from losslens.core.errors import InputError
 from losslens.core.extras import require_extras
 from losslens.measures import run_measures, weight_measures
 from losslens.measures.comparison import compare as compare_updates
+from losslens.measures.nulls import expected_angles
 from losslens.measures.tables import Compared, WeightTables, weight_tables
 from losslens.runs.run import Run, runs_of
 from losslens.tables.analysis_folder import AnalysisFolder
@@ -165,6 +166,7 @@ def _measured(cohort: Cohort, named: Mapping[str, Path], initial: Path | None, t
             top=top,
             ranks={label: cohort.ranks[label] for label in labels},
             same_a=dict.fromkeys(by_label, None if initial is None else True),
+            draw=cache(expected_angles),  # layers and modules of one shape have one null
         )
     )
 
