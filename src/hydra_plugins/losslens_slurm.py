@@ -39,12 +39,17 @@ class SlurmLauncher(Launcher):
         self.loader.load_sweep_config = keep
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from losslens.scheduling.slurm.launch import launch  # imported late: Hydra loads plugins at every start
+        from losslens.core.extras import require_extras  # imported late: Hydra loads plugins at every start
+
+        require_extras("slurm")
+        from losslens.scheduling.slurm.launch import launch
 
         configs = [
             self.composed.get(tuple(overrides)) or self.loader.load_sweep_config(self.config, list(overrides))
             for overrides in job_overrides
         ]
+        for config in configs:
+            self.task_function.require_packages(config)
         launch(
             self.task_function.script,
             configs,

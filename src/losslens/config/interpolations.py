@@ -22,6 +22,7 @@ import omegaconf.base
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from losslens.core.commands import spoken
 from losslens.core.hashing import hash_file
 
 _STUDENT = Path(str(files("losslens") / "tiny" / "student"))
@@ -174,6 +175,11 @@ def _implied_mode(roots: Sequence[str] | None = None, *, _root_: DictConfig) -> 
     return None
 
 
+def _typed(script: str) -> str:
+    """`${typed:train.py}`: how a command is called from the usual place, in what `--help` says."""
+    return spoken(script)
+
+
 @lru_cache(maxsize=1)
 def _scratch() -> str:
     """`${scratch:}`: a temporary folder for Hydra's own files of a sweep, deleted when the command ends."""
@@ -188,6 +194,8 @@ def register() -> None:
     OmegaConf parses an interpolation at each occurrence in every job, which took most of the time of planning a sweep.
     """
     omegaconf.base.parse = lru_cache(maxsize=4096)(omegaconf.base.parse)
-    for resolver in (_package, _cycle, _when, _embedded, _embedded_teacher, _name_of, _answer_length, _implied_mode):
+    for resolver in (
+        _package, _cycle, _when, _embedded, _embedded_teacher, _name_of, _answer_length, _implied_mode, _typed,
+    ):  # fmt: skip
         OmegaConf.register_new_resolver(resolver.__name__[1:], resolver, replace=True)
     OmegaConf.register_new_resolver("scratch", lambda: _scratch(), replace=True)

@@ -1,4 +1,7 @@
-"""Command lines for the user to copy: valid in the current folder, with the Python interpreter that prints them."""
+"""How commands are called here: as a script of the checkout (`python train.py`), or as `losslens train`.
+
+Command lines that are printed can be copied: they are valid in the current folder, with the Python that prints them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,44 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:%+-]+")
+_PROGRAM = "losslens"
+# What it calls the scripts that have another name there.
+_SUBCOMMANDS = {"wandb_sync": "sync", "wandb_dashboard": "dashboard"}
+
+
+class _Caller:
+    """How this process was called."""
+
+    installed = False  # by `losslens`, which needs no checkout
+    subcommand = ""  # of that; empty in a job that a scheduler started
+
+
+def call_as_installed(subcommand: str = "") -> None:
+    """Notes that this process, or the command that submitted its job, was started by `losslens <subcommand>`."""
+    _Caller.installed, _Caller.subcommand = True, subcommand
+
+
+def called_subcommand() -> str:
+    """The subcommand that this process was started by; empty where that was no `losslens`."""
+    return _Caller.subcommand
+
+
+def called(script: str) -> str:
+    """What begins the messages of a command: `train.py`, or `losslens train`.
+
+    Args:
+        script: Its path from the project's root: `train.py`, `launch/status.py`.
+    """
+    return f"{_PROGRAM} {_subcommand(script)}" if _Caller.installed else Path(script).name
+
+
+def spoken(script: str) -> str:
+    """What a reader types from the usual place: `python train.py`, or `losslens train`."""
+    return called(script) if _Caller.installed else f"python {script}"
+
+
+def _subcommand(script: str) -> str:
+    return _SUBCOMMANDS.get(Path(script).stem, Path(script).stem)
 
 
 def format_command(script: str, sweep: str | Sequence[str] | None, output_dir: Path | str, *flags: str) -> str:
@@ -25,7 +66,17 @@ def format_command(script: str, sweep: str | Sequence[str] | None, output_dir: P
     hydra = "/" not in script  # the scripts in `launch/` take values literally
     values = {"sweep": sweep, "output_dir": None if str(output_dir) == "outputs" else str(output_dir)}
     settings = [f"{name}={_value(value, hydra)}" for name, value in values.items() if value is not None]
-    return shlex.join([_python(), _path(script), *settings, *flags])
+    program = [*_program(), _subcommand(script)] if _Caller.installed else [_python(), _path(script)]
+    return shlex.join([*program, *settings, *flags])
+
+
+def _program() -> list[str]:
+    """`losslens` where that is the one of the Python that runs; else its path, or the module where it has no file."""
+    beside = Path(sys.executable or "python").parent / _PROGRAM
+    found = shutil.which(_PROGRAM)
+    if found and Path(found).parent == beside.parent:
+        return [_PROGRAM]
+    return [_short(beside)] if beside.is_file() else [_python(), "-m", _PROGRAM]
 
 
 def _value(value: str | Sequence[str], hydra: bool) -> str:
@@ -47,7 +98,11 @@ def _python() -> str:
     on_path = shutil.which("python")
     if not sys.executable or (on_path and Path(on_path).parent == executable.parent):
         return "python"
-    return os.path.relpath(executable) if executable.is_relative_to(Path.cwd()) else str(executable)
+    return _short(executable)
+
+
+def _short(file: Path) -> str:
+    return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
 
 
 def _path(script: str) -> str:

@@ -14,7 +14,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from losslens.core import distributed
+from losslens.core.commands import called
 from losslens.core.errors import InputError, ServerError
+from losslens.core.extras import missing_extra, tell
 
 # With the default threshold, garbage collection takes a quarter of the time of importing torch, transformers and PEFT.
 gc.set_threshold(10_000)
@@ -65,6 +67,11 @@ class Jobs:
             self._tasks[0](config)
         except (InputError, OmegaConfBaseException, PermissionError, IsADirectoryError, NotADirectoryError) as error:
             self.tell(error)
+        except ModuleNotFoundError as error:
+            missing = missing_extra(error)
+            if missing is None:
+                raise
+            self.tell(missing)
         except ServerError as error:
             self._failed = True
             self.tell(error)
@@ -81,7 +88,7 @@ class Jobs:
                 # An open progress bar would share the line.
                 for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
                     bar.close()
-            print(f"{self.script.name}: {line}", file=sys.stderr, flush=True)
+            print(tell(called(self.script.name), error, line), file=sys.stderr, flush=True)
             self.told.append(line)
 
     def say(self, line: str) -> None:

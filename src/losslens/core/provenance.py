@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from losslens.core.commands import called, called_subcommand
 from losslens.core.files import read_object
 
 _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "reasoning-gym", "numpy")
@@ -19,6 +20,7 @@ _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "
 KEPT_CODE = "code.json"
 # In a Slurm job the command line may be the scheduler's own program, which is not recorded.
 _SCRIPTS = ("train.py", "analyze.py")
+_SUBCOMMANDS = ("train", "analyze")
 _SCHEDULER = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_RESTART_COUNT")
 # Environment variable with the path of a submitted job's log.
 JOB_LOG = "LOSSLENS_JOB_LOG"
@@ -30,7 +32,9 @@ def describe_environment() -> dict[str, Any]:
 
 
 def command_line() -> str | None:
-    """Returns the command line of this process; None if it is not one of the entry scripts."""
+    """Returns the command line of this process; None if it is not one of LossLens's commands."""
+    if called_subcommand() in _SUBCOMMANDS:
+        return shlex.join([*called(called_subcommand()).split(), *sys.argv[1:]])
     name = Path(sys.argv[0]).name
     return shlex.join(["python", name, *sys.argv[1:]]) if name in _SCRIPTS else None
 
@@ -57,6 +61,8 @@ def code_version() -> dict[str, str | None]:
     recorded = root.parents[1] / KEPT_CODE
     if recorded.exists():
         return read_object(recorded)
+    if root.parent.name != "src":  # installed, perhaps inside another project's checkout
+        return {"commit": None, "dirty_diff": None}
     return {"commit": _git(root, "rev-parse", "HEAD"), "dirty_diff": _git(root, "diff", "HEAD")}
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_limits
 
+from losslens.core.cores import available_cores
 from losslens.measures.subspaces import SMALL_ANGLE, angles_from_overlap, principal_angles, with_small_angles
 from losslens.updates.base import Array, Update, Updates, pair_products, pairs_of
 
 # More than four modules at once use more memory without being faster.
-_WORKERS = min(4, torch.get_num_threads())
+_WORKERS = min(4, available_cores())
 
 
 @dataclass(frozen=True)

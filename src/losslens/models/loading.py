@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 
 from losslens.config.model import Model
 from losslens.core import distributed, hub
+from losslens.core.commands import called
 from losslens.core.errors import InputError, UnavailableError, first_line
 from losslens.core.hashing import hash_folder
 from losslens.core.notices import say_once
@@ -255,7 +256,8 @@ def _reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             "this model comes with its own code, which only runs if the command line allows it "
-            "(model.trust_remote_code=true; for analyze.py and evaluate.py trust_remote_code=true)"
+            f"(model.trust_remote_code=true; for {called('analyze.py')} and {called('evaluate.py')} "
+            "trust_remote_code=true)"
         )
     return first_line(error)
 

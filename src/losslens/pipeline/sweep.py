@@ -15,7 +15,7 @@ from rich.console import Console
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
 from losslens.core import distributed
-from losslens.core.commands import format_command
+from losslens.core.commands import called, format_command
 from losslens.core.errors import InputError, ProcessError
 from losslens.core.jobs import on_one_line
 from losslens.core.terminal import Table
@@ -112,7 +112,7 @@ class Sweep:
             return  # the main process prints the same error
         if outcome.error:
             if outcome.error not in {earlier.error for earlier in self._outcomes.values()}:
-                print(f"train.py: {outcome.error}", file=sys.stderr, flush=True)
+                print(f"{called('train.py')}: {outcome.error}", file=sys.stderr, flush=True)
         else:
             scored = "not scored" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.1%}"
             print(f"{outcome.run}: {outcome.state}, {scored}", flush=True)

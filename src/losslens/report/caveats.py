@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from losslens.core.commands import spoken
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import listed
@@ -43,7 +44,11 @@ def _repeats(comparison: Comparison) -> Iterable[str]:
     unknown = [loss for loss in own if loss not in again]
     if unknown:
         methods = dict.fromkeys(loss.method for loss in unknown if not math.isnan(loss.learning_rate))
-        how = f" (`python train.py{' -m' * (len(methods) > 1)} method={','.join(methods)} seed=…`)" if methods else ""
+        how = (
+            f" (`{spoken('train.py')}{' -m' * (len(methods) > 1)} method={','.join(methods)} seed=…`)"
+            if methods
+            else ""
+        )
         one = len(unknown) == 1
         yield (
             f"There is no ceiling for {listed([loss.name for loss in unknown])}: {'it was' if one else 'they were'} "

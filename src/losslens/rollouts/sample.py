@@ -19,6 +19,7 @@ from losslens.config.data import Data, RolloutConfig
 from losslens.config.identity import identity_options
 from losslens.config.interpolations import EMBEDDED_TEACHER, describe_derived
 from losslens.config.parse import build, parse
+from losslens.core.commands import called
 from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
 from losslens.core.hashing import hash_json, hash_text
@@ -485,7 +486,7 @@ def rollout_job(config: DictConfig) -> None:
     if sampled and (line := describe_derived(config)):
         print(line, flush=True)
     if why := unknown_to_the_teacher(settings):
-        print(f"rollout.py: {why}", file=sys.stderr, flush=True)
+        print(f"{called('rollout.py')}: {why}", file=sys.stderr, flush=True)
     rollouts = frozen_rollouts(settings)
     print(rollouts.folder)
     for name, value in rollout_quality(rollouts).items():

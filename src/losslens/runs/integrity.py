@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from losslens.config.identity import in_current_words
 from losslens.config.training import LearningRate, Optim
+from losslens.core.commands import called, spoken
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
@@ -64,7 +65,7 @@ def require_format(folder: Path, manifest: Any) -> None:
     if has_old_identity or is_half_migrated:
         raise InputError(
             f"{folder}: written by an earlier version of LossLens, which named runs differently; migrate it with "
-            f"python launch/migrate.py output_dir={folder.parents[1]} (nothing is trained again)"
+            f"{spoken('launch/migrate.py')} output_dir={folder.parents[1]} (nothing is trained again)"
         )
 
 
@@ -100,7 +101,9 @@ def require_recorded_outcomes(folder: Path) -> bool:
         time.sleep(_RETRY_SECONDS)
         fault = _outcome_fault(folder)
     if fault:
-        raise InputError(f"{fault}; run the same train.py or evaluate.py command again to score it anew")
+        raise InputError(
+            f"{fault}; run the same {called('train.py')} or {called('evaluate.py')} command again to score it anew"
+        )
     return "outcomes" in read_json(folder / "manifest.json")
 
 

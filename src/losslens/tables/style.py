@@ -7,12 +7,13 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import plotly.graph_objects as go
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from losslens.losses.presentation import builtin_presentations, get_presentation
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from markupsafe import Markup
 
 # Colours of the built-in losses, in their order. From Petroff's ten (arXiv 2107.02270), of the common palettes that are
 # legible on paper and on dark screens, these stay farthest apart under colour vision deficiencies
@@ -102,6 +103,8 @@ class PlotStyle:
 
     def sample(self, line: bool) -> Markup:
         """Returns the mark, on its line if `line` is true, as an SVG for a legend."""
+        from markupsafe import Markup
+
         width, is_open = (44 if line else 16), self.filling % 2 == 1
         dashes = "" if self.dash == "solid" else f' stroke-dasharray="{self.dash.replace("px", "")}"'
         line_of = f'stroke="{self.colour}" stroke-width="2.2"{dashes}'
@@ -199,6 +202,8 @@ def logarithmic(axis: str) -> dict[str, Any]:
 
 def figure(x: str, y: str, height: int) -> go.Figure:
     """Creates an empty plot with axis titles."""
+    import plotly.graph_objects as go  # the colours above are used without plotly, too
+
     axis: dict[str, Any] = {
         "gridcolor": GRID, "linecolor": RULE, "tickcolor": RULE, "zerolinecolor": RULE, "zeroline": False,
         "automargin": True, "ticks": "outside", "ticklen": 4,

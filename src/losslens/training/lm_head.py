@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from trl.trainer.utils import FusedCausalLMOutput
+
+from losslens.training.trl_internals import FusedCausalLMOutput
 
 # Configuration fields of logit transformations, which TRL's fused head applies and this one does not.
 _LOGIT_TRANSFORMS = (

@@ -10,23 +10,20 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from trl import SFTTrainer
-from trl.trainer.utils import use_adapter
 
 from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss
 from losslens.training.source import RolloutSource
+from losslens.training.trl_internals import HEAD, OpenSFTTrainer, use_adapter
 
 # Allowed mean absolute difference of a token's log-probability from its saved reference, in nats. In half precision it
 # depends on the other rows of a batch, typically by 0.01.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1
-# Arguments of TRL's fused head and of `score_selected_positions`.
-_HEAD = {"use_cache": False, "fused_lm_head": True}
 # Weights below this absolute value count as zero.
 _ZERO_WEIGHT = 1e-6
 
 
-class LossTrainer(SFTTrainer):
+class LossTrainer(OpenSFTTrainer):
     """TRL's `SFTTrainer` with a LossLens loss of any unit.
 
     The loss is the sum of its terms divided by the number of completion tokens, rollouts or pairs in the effective
@@ -39,9 +36,6 @@ class LossTrainer(SFTTrainer):
         **options: Options of `SFTTrainer`, except datasets and collator.
     """
 
-    # `compute_loss` normalises by the effective batch itself.
-    loss_is_scaled_for_ga = True
-
     def __init__(self, loss: Loss, source: RolloutSource, **options: Any) -> None:
         self.loss = loss
         self.source = source
@@ -51,11 +45,6 @@ class LossTrainer(SFTTrainer):
         args = options["args"]
         numbers = Dataset.from_dict({"number": range(args.max_steps * args.gradient_accumulation_steps)})
         super().__init__(train_dataset=numbers, data_collator=list, **options)
-        # Otherwise transformers counts the tokens only for models whose forward accepts arbitrary keywords.
-        self.model_accepts_loss_kwargs = True
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Does nothing: TRL would write a model card into each (temporary) checkpoint."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Returns a placeholder that only counts steps; the micro-batches come from the source."""
@@ -100,7 +89,7 @@ class LossTrainer(SFTTrainer):
         """Computes the loss of one micro-batch; `return_outputs` is not supported."""
         assert not return_outputs
         assert num_items_in_batch is not None
-        outputs = model(**_sequences(inputs), **_HEAD)
+        outputs = model(**_sequences(inputs), **HEAD)
         reference = inputs.get("reference")
         if reference is None and "reference" in self.loss.needs:
             reference = self.base_logps(inputs)
@@ -144,7 +133,7 @@ class LossTrainer(SFTTrainer):
         self.model.eval()
         try:
             with self.accelerator.autocast():
-                logps: torch.Tensor = self.model(**placed, **_HEAD).log_probs
+                logps: torch.Tensor = self.model(**placed, **HEAD).log_probs
                 return logps
         finally:
             self.model.train(training)
@@ -227,19 +216,16 @@ class LossTrainer(SFTTrainer):
     def _report_metrics(self, names: list[str]) -> None:
         sums = dict(zip(self._sums, self._over_processes(torch.stack(list(self._sums.values()))).tolist(), strict=True))
         self._sums = {}
-        metrics, tokens = self._metrics["train"], sums["entropy/n"]
-        for name in names:
-            if sums[f"{name}/n"]:
-                metrics[name].append(sums[name] / sums[f"{name}/n"])
+        tokens = sums["entropy/n"]
+        metrics = {name: sums[name] / sums[f"{name}/n"] for name in names if sums[f"{name}/n"]}
         if sums["squared_weight"]:
-            metrics["weight/effective"].append(sums["weight"] ** 2 / (tokens * sums["squared_weight"]))
-        metrics["completion_tokens"].append(tokens)
-        self._total_train_tokens += sums["tokens"]
-        metrics["num_tokens"] = [self._total_train_tokens]
+            metrics["weight/effective"] = sums["weight"] ** 2 / (tokens * sums["squared_weight"])
+        self.add_metrics({**metrics, "completion_tokens": tokens})
+        self.count_tokens(sums["tokens"])
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
-        self._metrics["train"]["clip/share"].append(float(norm > self.args.max_grad_norm))
+        self.add_metrics({"clip/share": float(norm > self.args.max_grad_norm)})
         return norm
 
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.numpy import save_file
 
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import write_json
@@ -107,7 +106,7 @@ class Adapter:
     def _read(self, module: str, factor: str) -> Array:
         file, key = self._factors[module][factor]
         try:
-            values = file.read(key).to(torch.float64).numpy()
+            values = file.read(key)
         except (ValueError, OSError) as error:
             raise InputError(f"{self.folder}: {first_line(error)}") from error
         # A finite sum implies finite terms, and needs no extra array.
@@ -158,7 +157,7 @@ def write_adapter(folder: Path, updates: Mapping[str, LoraUpdate], config: Mappi
     """Writes updates by module as a PEFT folder: float32 factors, a scale of 1, other fields from `config`."""
     folder.mkdir()
     tensors = {
-        f"base_model.model.{module}.lora_{name}.weight": torch.from_numpy(factor.astype(np.float32)).contiguous()
+        f"base_model.model.{module}.lora_{name}.weight": np.ascontiguousarray(factor, dtype=np.float32)
         for module, update in updates.items()
         for name, factor in (("A", update.a), ("B", update.scale * update.b))
     }

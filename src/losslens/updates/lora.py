@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 
 from losslens.updates.base import Array, ThinSvd, Update, leading
 from losslens.updates.orthonormal import column_space, orthonormalise
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -125,4 +127,6 @@ def updates_of(model: Any) -> dict[str, LoraUpdate]:
 
 
 def _copied(weight: torch.Tensor) -> Array:
+    import torch
+
     return weight.detach().cpu().to(torch.float64, copy=True).numpy()

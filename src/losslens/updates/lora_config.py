@@ -174,8 +174,11 @@ class LoraConfigFile:
 
 
 def _default(name: str) -> Any:
-    """Returns the installed PEFT's default of a field; NaN, which equals nothing, for an unknown field."""
-    from peft import LoraConfig
+    """Returns the installed PEFT's default of a field; NaN, which equals nothing, if there is none or no PEFT."""
+    try:
+        from peft import LoraConfig
+    except ModuleNotFoundError:  # adapters can be read without PEFT
+        return math.nan
 
     for field in dataclasses.fields(LoraConfig):
         if field.name == name and field.default is not dataclasses.MISSING:

@@ -7,16 +7,18 @@ files at once. Here each tensor is read on access and freed when dropped.
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
+import numpy as np
 from safetensors import safe_open
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from losslens.updates.base import Array
+
+# As the file holds them, little-endian. numpy has no bfloat16: it is the upper half of a float32.
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class TensorFile:
@@ -31,7 +33,7 @@ class TensorFile:
     """
 
     def __init__(self, path: Path) -> None:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="np"):
             pass  # the library checks header, bounds and length
         self._file = path.open("rb")
         length = int.from_bytes(self._file.read(8), "little")
@@ -54,8 +56,8 @@ class TensorFile:
         """Shape of a tensor, without reading it."""
         return tuple(self._header[name]["shape"])
 
-    def read(self, name: str) -> torch.Tensor:
-        """Reads a tensor in its stored dtype.
+    def read(self, name: str) -> Array:
+        """Reads a tensor as float64, which represents all stored values exactly.
 
         Raises:
             ValueError: It is not stored as floating-point numbers of 16, 32 or 64 bits.
@@ -68,6 +70,9 @@ class TensorFile:
         content = bytearray(last - first)
         if os.preadv(self._file.fileno(), [content], self._start + first) != len(content):
             raise OSError(f"{name} is truncated")
-        if not math.prod(entry["shape"]):
-            return torch.zeros(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-        return torch.frombuffer(content, dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        if not content:
+            return np.zeros(entry["shape"])
+        values = np.frombuffer(content, dtype=_DTYPES[entry["dtype"]])
+        if entry["dtype"] == "BF16":
+            values = (values.astype("<u4") << 16).view("<f4")
+        return values.astype(np.float64).reshape(entry["shape"])

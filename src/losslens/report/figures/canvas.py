@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -55,9 +56,19 @@ def style() -> Iterator[None]:
         yield
 
 
+class _Shown(Figure):
+    """A figure that a notebook shows, which has no pyplot to ask."""
+
+    def _repr_png_(self) -> bytes:
+        content = BytesIO()
+        with style():
+            self.savefig(content, format="png", dpi=150)
+        return content.getvalue()
+
+
 def figure(width: float = COLUMN, height: float = 2.2) -> Figure:
     """Creates an empty figure; sizes are in inches."""
-    drawn = Figure(figsize=(width, height), layout="constrained")
+    drawn = _Shown(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(drawn)
     return drawn
 

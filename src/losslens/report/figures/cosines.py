@@ -72,7 +72,8 @@ def _below(comparison: Comparison) -> list[str]:
     losses = comparison.losses
     nulls = [comparison.of("cosine", a, b).null for a in losses for b in losses if a is not b]
     nulls = [null for null in nulls if not math.isnan(null)]
-    notes = ["Diagonal: same loss, trained again (repeat)."]
+    again = any(comparison.of("cosine", loss, loss).known for loss in losses)
+    notes = ["Diagonal: same loss, trained again (repeat)."] * again
     if nulls:
         notes.append(f"Unrelated updates: |cosine| < {_text(max(nulls))} (95%).")
     return notes

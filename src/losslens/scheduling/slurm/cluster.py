@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from submitit.slurm.slurm import SlurmInfoWatcher
-
 from losslens.core.errors import InputError, first_line
 
 # States of jobs that will never run again; in all others a job is pending, running or about to be requeued.
@@ -116,10 +114,16 @@ def job_states(jobs: Iterable[str]) -> dict[str, JobState] | None:
     if unknown := wanted - states.keys():
         # With job accounting, Slurm still knows how they ended. submitit parses ids such as `12_[3-5]`.
         output = _query("sacct", "--allocations", "--parsable2", "--format=JobID,State,ExitCode", f"--jobs={arrays}")
-        ended = SlurmInfoWatcher().read_info(output) if output else {}
+        ended = _ended_jobs(output) if output else {}
         for job in unknown & ended.keys():
             states[job] = JobState(ended[job]["State"].split()[0], f"exit code {ended[job]['ExitCode']}")
     return states
+
+
+def _ended_jobs(output: str) -> dict[str, dict[str, str]]:
+    from submitit.slurm.slurm import SlurmInfoWatcher  # runs are shown where there is no submitit, too
+
+    return SlurmInfoWatcher().read_info(output)
 
 
 def jobs_with_comment(comment: str) -> list[str] | None:

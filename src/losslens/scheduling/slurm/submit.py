@@ -19,7 +19,7 @@ import submitit
 from losslens.config.slurm import Resources
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import atomic_file
-from losslens.scheduling.code_snapshot import snapshot_code
+from losslens.scheduling.code_snapshot import script_in, snapshot_code
 from losslens.scheduling.plan import JobSpec
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import Cluster
@@ -92,7 +92,7 @@ class Array:
                 f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{resources.cpus}}}",
                 # The code snapshot, and not the working directory, which may have changed.
                 "export PYTHONSAFEPATH=1",
-                f"export PYTHONPATH={shlex.quote(f'{code}/src:{code}')}${{PYTHONPATH:+:$PYTHONPATH}}",
+                f"export PYTHONPATH={shlex.quote(f'{code}/src')}${{PYTHONPATH:+:$PYTHONPATH}}",
             ],
             teardown=[
                 # The shell outlives a killed process and can report it. Its exit status is the job's.
@@ -183,7 +183,8 @@ class Submission:
         make_private_folder(array.folder)
         code = snapshot_code(array.specs[0].script, array.folder)
         tasks = [
-            Task(code / spec.script.name, spec.config, spec.run.folder if spec.run else None) for spec in array.specs
+            Task(code, script_in(code, spec.script), spec.config, spec.run.folder if spec.run else None)
+            for spec in array.specs
         ]
         files_before = set(array.folder.iterdir())
         intent = Intent.new(array.folder)

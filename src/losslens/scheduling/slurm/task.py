@@ -16,11 +16,13 @@ import submitit
 from omegaconf import OmegaConf
 
 from losslens.core import distributed, preemption, provenance
+from losslens.core.commands import call_as_installed
 from losslens.core.errors import first_line
 from losslens.core.jobs import Jobs
 from losslens.core.preemption import Preempted
 from losslens.core.redaction import guard_streams
 from losslens.runs.run import Run
+from losslens.scheduling.code_snapshot import is_in_package
 from losslens.scheduling.slurm import cluster
 
 # Sent before the time limit (resources.signal_seconds) and, depending on the cluster, before preemption.
@@ -31,13 +33,15 @@ class Task:
     """One job of an entry script; submitit pickles it and calls it on the node, again after each requeue.
 
     Args:
-        script: The entry script, in the code snapshot.
+        code: The code snapshot.
+        script: The entry script in it.
         config: The resolved configuration.
         run: Folder of the run; None for a job without a run.
     """
 
-    def __init__(self, script: Path, config: dict[str, Any], run: Path | None) -> None:
+    def __init__(self, code: Path, script: Path, config: dict[str, Any], run: Path | None) -> None:
         # Strings and built-in types only, so that unpickling imports nothing else.
+        self.code = str(code)
         self.script = str(script)
         self.config = config
         self.run = None if run is None else str(run)
@@ -77,6 +81,10 @@ class Task:
 
     def _run(self) -> int:
         """Runs the script for one job and returns its exit status."""
+        # Appended: no file of the user's takes the place of a package.
+        sys.path.append(self.code)
+        if is_in_package(Path(self.script)):
+            call_as_installed()
         spec = importlib.util.spec_from_file_location(Path(self.script).stem, self.script)
         assert spec is not None
         assert spec.loader is not None
