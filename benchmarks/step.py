@@ -111,7 +111,7 @@ def main() -> None:
     table = tokenise(rollouts(), base.tokenizer)
     lora = LoraSettings(8, 16.0, 0.0, ("k_proj", "o_proj", "q_proj", "v_proj"))
     optim = Optim(
-        max_steps=STEPS, epochs=None, batch_size=BATCH, micro_batch="auto", scheduler="cosine", warmup=0.05,
+        max_steps=STEPS, epochs=None, batch_size=BATCH, micro_batch="auto", scheduler="cosine", warmup_ratio=0.05,
         weight_decay=0.01, max_grad_norm=1.0, gradient_checkpointing=False, log_steps=STEPS, save_steps=1000 * STEPS,
         snapshot_steps=None,
     )  # fmt: skip

@@ -54,7 +54,7 @@ OPTIM: dict[str, Any] = {
     "batch_size": 32,
     "micro_batch": "auto",
     "scheduler": "cosine",
-    "warmup": 0.05,
+    "warmup_ratio": 0.05,
     "weight_decay": 0.01,
     "max_grad_norm": 1.0,
     "gradient_checkpointing": "auto",

@@ -25,9 +25,9 @@ from losslens.runs.run import Run
 from tests.test_analysis_tables import MODEL, scored
 
 RATES = {
-    "conventional": {"base": 1e-3, "factor": None},
-    "matched": {"base": 1e-3, "factor": 1.0},
-    "matched_low": {"base": 1e-3, "factor": 0.1},
+    "conventional": {"peak": 1e-3, "factor": None},
+    "matched": {"peak": 1e-3, "factor": 1.0},
+    "matched_low": {"peak": 1e-3, "factor": 0.1},
 }
 
 
@@ -46,7 +46,7 @@ def facts(method: str, lr: str, seed: int, init: int | None = None, **options: A
         "initial_adapter": {"folder": str(init), "sha256": str(init)},
         "identity": {"method": section, "learning_rate": rate, "seed": seed, "init_seed": init},
         "config": {
-            "data": {"name": "quiz", "eval": 9}, "benchmark": {}, "evaluation": {}, "rollouts": {}, "model": MODEL,
+            "data": {"name": "quiz", "eval_size": 9}, "benchmark": {}, "evaluation": {}, "rollouts": {}, "model": MODEL,
             "lr": {"name": lr, **RATES[lr]}, "lora_rank": {"r": 2}, "seed": seed, "init_seed": init,
         },
         "adapter_sha256": "a",

@@ -44,8 +44,8 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
             "initial_adapter": {"folder": init, "sha256": init},
             "identity": {"method": method, "seed": seed, "init_seed": 1},
             "config": {
-                "data": {"name": "quiz", "eval": 9}, "benchmark": {}, "evaluation": {}, "rollouts": {}, "model": MODEL,
-                "lr": {"name": "conventional", "base": 1e-3, "factor": None},
+                "data": {"name": "quiz", "eval_size": 9}, "benchmark": {}, "evaluation": {}, "rollouts": {}, "model": MODEL,
+                "lr": {"name": "conventional", "peak": 1e-3, "factor": None},
                 "lora_rank": {"r": 2}, "seed": seed, "init_seed": 1,
             },
             "adapter_sha256": "a",

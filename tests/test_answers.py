@@ -322,8 +322,8 @@ class TestHeldOutWhereTheBaseWasMoved:
 
     def test_they_are_found_with_model_path(self, tmp_path: Path) -> None:
         asked = self.config(tmp_path, TINY / "student")
-        rollouts = asked.rollouts.model_copy(update={"k": 1})
-        data = asked.data.model_copy(update={"train": 5})
+        rollouts = asked.rollouts.model_copy(update={"samples_per_prompt": 1})
+        data = asked.data.model_copy(update={"train_size": 5})
         identity = rollouts_identity(asked.model_copy(update={"rollouts": rollouts, "data": data}), "eval")
         rows = [
             {

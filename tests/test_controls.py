@@ -66,10 +66,10 @@ class TestRows:
 
 
 def test_rates() -> None:
-    rate = LearningRate(name="matched_low", base=1e-3, factor=0.1)
+    rate = LearningRate(name="matched_low", peak=1e-3, factor=0.1)
     assert rate.of(1.0) == rate.of(0.1) == 1e-4
-    assert LearningRate(name="conventional", base=1e-3, factor=None).of(0.1) == 1e-4
-    assert LearningRate(name="x", base=3e-4, factor=0.1).of(1.0) == 3e-5  # not 3.0…04e-5
+    assert LearningRate(name="conventional", peak=1e-3, factor=None).of(0.1) == 1e-4
+    assert LearningRate(name="x", peak=3e-4, factor=0.1).of(1.0) == 3e-5  # not 3.0…04e-5
 
 
 class TestSnapshots:

@@ -264,7 +264,7 @@ def test_a_folder_for_a_file(tmp_path: Path) -> None:
 
 def test_few_prompts_of_which_none_is_held_out(tmp_path: Path) -> None:
     file = written(tmp_path / "few.jsonl", [{"prompt": f"What is {n} + {n + 1}?", "answer": n} for n in range(3)])
-    with pytest.raises(InputError, match=r"of these 3 none is; .*data\.eval_path=FILE.*data\.eval=0"):
+    with pytest.raises(InputError, match=r"of these 3 none is; .*data\.eval_path=FILE.*data\.eval_size=0"):
         problem_source(config(tmp_path, file).data).problems("eval", None, 0)
 
 

@@ -16,7 +16,7 @@ from losslens.models.adapters import adapter_fingerprint
 from losslens.runs.reference_adapters import describe_references, references_of
 from losslens.runs.run import Run
 
-CONFIG = {"init_seed": 42, "seed": 42, "lora_rank": {"r": 2}, "train_on": "all", "optim": {}, "lr": {"base": 1e-4}}
+CONFIG = {"init_seed": 42, "seed": 42, "lora_rank": {"r": 2}, "train_on": "all", "optim": {}, "lr": {"peak": 1e-4}}
 MANIFEST = {"method": "dpo", "base": {"sha256": "b"}, "rollouts": {"sha256": "r"}, "config": CONFIG}
 
 

@@ -86,7 +86,7 @@ def test_a_run_on_samples_of_its_policy(
 
     The base is scored within the step: at the first one it is the policy, so that the log-ratios are 0, and later not.
     """
-    plan = make_plan(loss, 1e-2, max_steps=STEPS, batch_size=BATCH, micro_batch=4, warmup=0, save_steps=1, log_steps=1)
+    plan = make_plan(loss, 1e-2, max_steps=STEPS, batch_size=BATCH, micro_batch=4, warmup_ratio=0, save_steps=1, log_steps=1)
     plan = dataclasses.replace(plan, lora=dataclasses.replace(plan.lora, dropout=0.1))
 
     def cut(step: int, values: dict[str, float]) -> None:

@@ -47,7 +47,7 @@ def made(sweep: Path, name: str, lr: str = "conventional", seed: int = 0, **chan
     (folder / "eval").mkdir(parents=True)
     (folder / "eval" / "sums.parquet").touch()
     rate = 1e-4 if method == "dpo" and lr == "conventional" else 1e-3
-    config = {"method": {"name": method, **changes}, "lr": {"name": lr, "base": 1e-3}, "seed": seed, "init_seed": 1}
+    config = {"method": {"name": method, **changes}, "lr": {"name": lr, "peak": 1e-3}, "seed": seed, "init_seed": 1}
     identity = {"method": config["method"], "learning_rate": rate, "seed": seed, "init_seed": 1}
     facts = {"config": {**config, "output_dir": name}, "identity": identity, "learning_rate": rate}
     (folder / "manifest.json").write_text(json.dumps(facts))

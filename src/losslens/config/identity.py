@@ -79,7 +79,7 @@ def identity_options(section: BaseModel, leave_out: Collection[str] = ()) -> dic
             # A set has no order, but JSON does: the same one in every process.
             plain = sorted(values[name]) if isinstance(value, (set, frozenset)) else values[name]
             if mark is None:
-                found[name] = plain
+                found[option.serialization_alias or option.alias or name] = plain
             else:
                 found[mark.name] = mark.values.get(plain, plain) if isinstance(plain, str) else plain
     return found

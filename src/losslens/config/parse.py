@@ -63,7 +63,7 @@ def _require_current_values(field: str, marks: Mapping[str, Formerly], values: M
     """
     for name, mark in marks.items():
         if name in values and (now := current_value(mark, values[name])) != values[name]:
-            raise InputError(f"{field}{name}={values[name]}: called {name}={now} now")
+            raise InputError(f"{field}{name}={values[name]}: called {field}{name}={now} now")
 
 
 def parse(schema: type[Schema], config: DictConfig | dict[str, Any], field: str = "") -> Schema:
