@@ -158,17 +158,26 @@ def _word(yes: bool) -> str:
 
 
 def _options(name: str) -> str:
-    """The options of a loss: types and defaults of its class, meanings from its configuration."""
+    """The options of a loss: types and defaults of its class, meanings from its configuration or its docstring."""
     kind = _kind(name)
     options = {option: field for option, field in kind.model_fields.items() if option != "name"}
     if not options:
         return "This loss has no options.\n"
-    said = {line.key: line.comment for line in _lines(CONF / "method" / f"{name}.yaml")}
+    said = {line.key: line.comment or _attribute(kind, line.key) for line in _lines(_file("method", name))}
     rows = (
         (f"`method.{option}`", f"`{_plain(field.default)}`", _values(field.annotation, field.metadata), said[option])
         for option, field in options.items()
     )
     return _table(("option", "default", "values", "meaning"), rows)
+
+
+def _attribute(kind: type[Loss], name: str) -> str:
+    """What the docstring of a class, or of one that it derives from, says of an attribute."""
+    for each in kind.__mro__:
+        found = re.search(rf"\n    {name}: (.+?)(?=\n    \w+: |\n\n|\Z)", inspect.getdoc(each) or "", re.DOTALL)
+        if found:
+            return " ".join(found[1].split()).rstrip(".")
+    return ""
 
 
 def _values(annotation: Any, metadata: Iterable[Any]) -> str:
