@@ -31,7 +31,7 @@ _DRAWS, _SEED = 200, 0
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of one analysis; docs/measures.md says what stands in each column.
+    """The tables of one analysis; docs/reference/measures.md says what stands in each column.
 
     Attributes:
         runs: One row a run and benchmark, the base first.

@@ -1,4 +1,4 @@
-"""Parts of a run's identity: the options that decide an adapter, as plain JSON (docs/identity.md).
+"""Parts of a run's identity: the options that decide an adapter, as plain JSON (docs/reference/identity.md).
 
 An option that is renamed, or one of whose values is, says by `Formerly` what it was called. Identities keep the old
 words, so no run gets another folder; manifests of earlier runs are read in the new ones; and a command line that uses

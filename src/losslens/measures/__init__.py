@@ -1,8 +1,8 @@
 """Measures of runs and of pairs of runs: each is declared once, and all that shows it reads its declaration.
 
 From what a measure says of itself come the columns of the tables, the terminal, the report and its explorer, the tables
-for papers, the panels of W&B and the reference in docs/measures.md. A measure is a function of a view (`views`) and an
-entry in the tuple `MEASURES` of a module of `definitions`.
+for papers, the panels of W&B and the reference in docs/reference/measures.md. A measure is a function of a view
+(`views`) and an entry in the tuple `MEASURES` of a module of `definitions`.
 """
 
 from __future__ import annotations

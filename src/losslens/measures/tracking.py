@@ -19,8 +19,8 @@ Point = Mapping[str, Update]
 class WeightTracker:
     """Measures one run's update again and again. What does not change is worked out once.
 
-    The numbers are those of `runs.csv`, `pairs.csv` and `layers.csv` (docs/measures.md) at that moment; what has no
-    direction (an update of 0) or no predecessor is left out. Of LoRA no product as large as ΔW is made.
+    The numbers are those of `runs.csv`, `pairs.csv` and `layers.csv` (docs/reference/measures.md) at that moment; what
+    has no direction (an update of 0) or no predecessor is left out. Of LoRA no product as large as ΔW is made.
 
     Args:
         initial: The adapter that the run started from.

@@ -43,7 +43,7 @@ class MathVerify:
 
     Of a completion counts what stands after its last `</think>`: in the last `<answer>…</answer>` where there is one,
     else in the last `\boxed{…}` with something in it, after `####`, after “the answer is”, or at its end. What is equal
-    to what stands in docs/data.md (“Checking answers”).
+    to what stands in docs/reference/answers.md.
     """
 
     needs_network: ClassVar[bool] = False

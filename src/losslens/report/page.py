@@ -86,7 +86,7 @@ def _other_tables(analysis: AnalysisFolder, sections: Sequence[Section]) -> Sect
     tables = [downloadable(analysis, name) for name in names if analysis.csv(name).count(b"\n") > 1]
     if not tables:
         return None
-    text = ["The tables that are not linked above. What stands in each column: docs/measures.md."]
+    text = ["The tables that are not linked above. What stands in each column: docs/reference/measures.md."]
     if list(analysis.path.glob("*.parquet")):
         text.append("modules.parquet and run_modules.parquet, too large for a page, lie in its folder.")
     return Section("tables", "Tables", text=text, tables=tables)

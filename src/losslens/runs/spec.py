@@ -83,7 +83,7 @@ class RunSpec:
     def identity(self) -> dict[str, Any]:
         """All that decides what the adapter will be, and nothing else: no path, no class, no launcher, no logger.
 
-        The form is described in docs/identity.md.
+        The form is described in docs/reference/identity.md.
 
         Raises:
             InputError: The model or the rollouts that are named are not there.

@@ -1,4 +1,4 @@
-"""Plain words: each measure in a sentence, for who meets it for the first time; docs/measures.md has the definitions.
+"""Plain words: each measure in a sentence, for newcomers; definitions: docs/reference/measures.md.
 
 Losses have theirs where they are defined (`losslens.losses`).
 """
@@ -22,7 +22,7 @@ _BESIDE = {
 
 
 def glossary() -> dict[str, str]:
-    """Each measure, and what stands beside it, in a sentence; docs/measures.md has the same ones."""
+    """Each measure, and what stands beside it, in a sentence; docs/reference/measures.md has the same ones."""
     return {**_BEFORE, **glossary_terms(), **_BESIDE}
 
 

@@ -38,7 +38,7 @@ class WeightTrackingCallback(TrainerCallback):
             self.live = WeightTracker(start, others, start.modules)
 
     def measure(self, model: Any) -> dict[str, float]:
-        """The numbers by name (docs/metrics.md); none where a weight is not finite, which other callbacks tell."""
+        """The numbers by name (docs/reference/metrics.md); none where a weight is not finite: other callbacks tell."""
         now = updates_of(model)
         finite = all(np.isfinite(array).all() for update in now.values() for array in update.arrays().values())
         return {f"geometry/{name}": value for name, value in self.live.measure(now).items()} if finite else {}

@@ -29,5 +29,5 @@ def section(analysis: AnalysisFolder) -> Section | None:
             for caption, of, rows in (("The losses", "loss", losses), ("The measures", "measure", measures))
             if rows
         ],
-        notes=["Equations and definitions: docs/methods.md and docs/measures.md of LossLens."],
+        notes=["Equations and definitions: docs/reference/losses and docs/reference/measures.md of LossLens."],
     )
