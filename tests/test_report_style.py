@@ -126,7 +126,8 @@ def test_what_a_run_is_called() -> None:
 
 def test_plain_words_for_each_loss_and_measure() -> None:
     methods, measures = (
-        " ".join((ROOT / file).read_text(encoding="utf-8").split()) for file in ("docs/methods.md", "docs/measures.md")
+        " ".join((ROOT / "docs" / "reference" / page).read_text(encoding="utf-8").split())
+        for page in ("losses/index.md", "measures.md")
     )
     for text in (known.summary for known in builtin_presentations().values()):
         assert re.fullmatch(r"[A-Z].+\.", text)

@@ -217,8 +217,8 @@ def test_a_loss_outside_the_package() -> None:
 
 
 def test_the_form_of_an_identity() -> None:
-    """The example in docs/identity.md, computed without LossLens."""
-    page = (ROOT / "docs" / "identity.md").read_text(encoding="utf-8")
+    """The example in docs/reference/identity.md, computed without LossLens."""
+    page = (ROOT / "docs" / "reference" / "identity.md").read_text(encoding="utf-8")
     shown = json.loads(page.partition("```json")[2].partition("```")[0])
     spec = RunSpec.of(config("method=grpo", "method.bias=0.2"))
     assert json.loads(json.dumps(spec.identity)) == shown

@@ -73,7 +73,7 @@ def test_an_adapter_is_a_plain_peft_folder(sweep: Path, base: LoadedModel) -> No
 
 
 def test_all_that_is_logged_is_explained(sweep: Path) -> None:
-    """Every name stands in docs/metrics.md, and what stands there is logged by some method."""
+    """Every name stands in docs/reference/metrics.md, and what stands there is logged by some method."""
     kinds = [(r"/layer_-?\d+$", "/layer_<i>"), (r"/\w+_proj$", "/<projection>"), (r"_to_sft$", "_to_<label>")]
     logged = set()
     for file in (sweep / "main").glob("*/metrics.jsonl"):
@@ -83,7 +83,7 @@ def test_all_that_is_logged_is_explained(sweep: Path) -> None:
             logged.add(name)
     explained = set()
     group = ""
-    for line in (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8").splitlines():
         if heading := re.match(r"## `(\w+)/`", line):
             group = heading[1]
         elif row := re.match(r"\| (`.*?) \|", line):

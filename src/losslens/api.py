@@ -243,7 +243,7 @@ class Sweep:
     def tables(self) -> Mapping[str, pd.DataFrame]:
         """The tables of the analysis by their names (`pairs`, `arm_pairs`, …); each is read when it is asked for.
 
-        What stands in their columns: docs/measures.md.
+        What stands in their columns: docs/reference/measures.md.
         """
         return _Tables(self._require_analysis())
 

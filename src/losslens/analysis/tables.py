@@ -31,7 +31,7 @@ _DRAWS, _SEED = 200, 0
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of one analysis; docs/measures.md defines their columns.
+    """The tables of one analysis; docs/reference/measures.md defines their columns.
 
     Attributes:
         runs: One row per run and benchmark, the base first.

@@ -285,7 +285,8 @@ def _no_such_option(group: str, choice: str, options: list[str]) -> str:
         instead = f"{group}=file {shlex.quote(f'{name}={choice}')}"
     elif group in ("data", "benchmark") and path:
         key = "data" if group == "data" else "benchmark.gsm8k"
-        instead = f"{group}=gsm8k {shlex.quote(f'{key}.source.repo={choice}')} with its columns (docs/data.md)"
+        repo = shlex.quote(f"{key}.source.repo={choice}")
+        instead = f"{group}=gsm8k {repo} with its columns (docs/guides/own_data.md)"
     elif close := get_close_matches(choice.lower(), options, 1, 0.6 if group == "model" else 0.5):
         instead = f"{group}={close[0]}"
     if group == "model":

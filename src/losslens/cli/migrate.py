@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
         "output_dir=outputs, sweep=all of them, losses=none (classes of one's own: mine.MyLoss,mine.Another)",
         prog=called("launch/migrate.py"),
         description="Renames the folders of runs that an earlier LossLens made, and writes their identities in today's "
-        "form (docs/identity.md), so that train, evaluate and analyze know them. Nothing is trained, scored "
+        "form (docs/reference/identity.md), so that train, evaluate and analyze know them. Nothing is trained, scored "
         "or deleted; what was killed half-way is finished by the same command.",
         epilog="Exit status: 0 all runs are in today's form; 1 some were left as they are; 2 bad input.",
     )

@@ -1,4 +1,4 @@
-"""Parts of a run's identity: the options that determine an adapter, as plain JSON (docs/identity.md).
+"""Parts of a run's identity: the options that determine an adapter, as plain JSON (docs/reference/identity.md).
 
 A renamed option or value declares its earlier name with `Formerly`. Identities keep the earlier names, so that no run
 changes its folder; manifests of earlier runs are read with the current names; and a command line that uses an earlier

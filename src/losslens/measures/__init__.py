@@ -2,7 +2,7 @@
 
 Each measure is declared once: a function of a view (`views`) and an entry in the tuple `MEASURES` of a module of
 `definitions`. The columns of the tables, the terminal, the report and its explorer, the tables for papers, the W&B
-panels and the reference in docs/measures.md are derived from the declaration.
+panels and the reference in docs/reference/measures.md are derived from the declaration.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ Point = Mapping[str, Update]
 class WeightTracker:
     """Measures the update of one run repeatedly; constant quantities are computed once.
 
-    The numbers are those of `runs.csv`, `pairs.csv` and `layers.csv` (docs/measures.md) at that step; those that need a
-    direction are left out for a zero update, those that need a previous measurement are left out at first. For LoRA no
-    product as large as ΔW is computed.
+    The numbers are those of `runs.csv`, `pairs.csv` and `layers.csv` (docs/reference/measures.md) at that step; those
+    that need a direction are left out for a zero update, those that need a previous measurement are left out at first.
+    For LoRA no product as large as ΔW is computed.
 
     Args:
         initial: The adapter that the run started from.

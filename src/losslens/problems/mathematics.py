@@ -42,8 +42,8 @@ class MathVerify:
     r"""The verifier of problems whose answer is a number, a quantity, an expression, a choice, or a few words.
 
     The answer is taken from the text after the last `</think>`: from the last `<answer>…</answer>` if there is one,
-    else from the last non-empty `\boxed{…}`, after `####`, after “the answer is”, or from the end. docs/data.md
-    (“Checking answers”) describes which answers are equal.
+    else from the last non-empty `\boxed{…}`, after `####`, after “the answer is”, or from the end.
+    docs/reference/answers.md describes which answers are equal.
     """
 
     needs_network: ClassVar[bool] = False

@@ -86,7 +86,7 @@ def _other_tables(analysis: AnalysisFolder, sections: Sequence[Section]) -> Sect
     tables = [downloadable(analysis, name) for name in names if analysis.csv(name).count(b"\n") > 1]
     if not tables:
         return None
-    text = ["All tables that are not linked above. docs/measures.md defines their columns."]
+    text = ["All tables that are not linked above. docs/reference/measures.md defines their columns."]
     if list(analysis.path.glob("*.parquet")):
         text.append("modules.parquet and run_modules.parquet are too large for this page; they are in its folder.")
     return Section("tables", "Tables", text=text, tables=tables)

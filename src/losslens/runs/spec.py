@@ -86,7 +86,7 @@ class RunSpec:
     def identity(self) -> dict[str, Any]:
         """Everything that determines the adapter, and nothing else: no paths, classes, launcher or logger.
 
-        The format is described in docs/identity.md.
+        The format is described in docs/reference/identity.md.
 
         Raises:
             InputError: The model or the rollouts do not exist.

@@ -1,4 +1,4 @@
-"""Plain-language descriptions of terms and measures; docs/measures.md has the definitions.
+"""Plain-language descriptions of terms and measures; docs/reference/measures.md has the definitions.
 
 Losses are described where they are defined (`losslens.losses`).
 """
@@ -40,7 +40,7 @@ def measure_terms() -> dict[str, str]:
 
 
 def glossary() -> dict[str, str]:
-    """Returns a one-sentence description of each measure and of how it is judged, as in docs/measures.md."""
+    """Returns a one-sentence description of each measure and of how it is judged, as in docs/reference/measures.md."""
     return {**measure_terms(), **JUDGEMENT}
 
 

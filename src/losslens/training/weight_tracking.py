@@ -38,7 +38,7 @@ class WeightTrackingCallback(TrainerCallback):
             self.tracker = WeightTracker(start, others, start.modules)
 
     def measure(self, model: Any) -> dict[str, float]:
-        """Returns the measures by name (docs/metrics.md); empty if a weight is not finite (see `NonFiniteGuard`)."""
+        """Returns the measures by name (docs/reference/metrics.md); empty if a weight is not finite."""
         now = updates_of(model)
         finite = all(np.isfinite(array).all() for update in now.values() for array in update.arrays().values())
         return {f"geometry/{name}": value for name, value in self.tracker.measure(now).items()} if finite else {}

@@ -34,5 +34,5 @@ def section(analysis: AnalysisFolder) -> Section | None:
             )
             if rows
         ],
-        notes=["Equations and full definitions: docs/methods.md and docs/measures.md of LossLens."],
+        notes=["Equations and full definitions: docs/reference/losses and docs/reference/measures.md of LossLens."],
     )

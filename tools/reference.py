@@ -1,0 +1,402 @@
+"""Writes the generated tables of docs/ anew, between their marks: `make docs`.
+
+A mark is `<!-- KIND: NAME -->`, and the table ends at `<!-- end -->`. Measures, losses and options are read from where
+they are declared (`losslens.measures`, `losslens.losses`, `conf/`), so that no page can say something else.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import losslens
+from losslens.config import interpolations
+from losslens.core.files import atomic_file
+from losslens.losses import Loss, builtin_losses
+from losslens.losses.presentation import builtin_presentations
+from losslens.measures import Measure, PairMeasure, function_measures, run_measures, weight_measures
+from losslens.tables.descriptions import glossary
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+DOCS = ROOT / "docs"
+SCRIPTS = ("train", "rollout", "evaluate", "analyze")
+
+interpolations.register()
+
+_BLOCK = re.compile(r"(<!-- (\w+): ([\w ]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def written(text: str) -> str:
+    """The text of a page with its marked tables as they are now.
+
+    Raises:
+        KeyError: A mark names no table.
+    """
+    return _BLOCK.sub(lambda match: match[1] + _KINDS[match[2]](match[3]) + match[4], text)
+
+
+def pages() -> list[Path]:
+    """The pages that hold generated tables."""
+    return [page for page in sorted(DOCS.rglob("*.md")) if _BLOCK.search(page.read_text(encoding="utf-8"))]
+
+
+# Measures
+
+
+def _measures(name: str) -> str:
+    live: list[tuple[str, Measure]] = [(m.name, m) for m in run_measures() if not m.needs_base]
+    live += [(f"{m.name}_to_<label>", m) for m in weight_measures("main")]
+    tables: dict[str, Callable[[], str]] = {
+        "words": lambda: _table(("term", "in plain words"), glossary().items()),
+        "runs": lambda: _table(
+            ("column", "definition", "null", "source"), ((*_first(m), _yes(m), m.source) for m in run_measures())
+        ),
+        "weights": lambda: _pairs(weight_measures()),
+        "functions": lambda: _pairs(function_measures()),
+        "live": lambda: _table(("name", "definition", "unit"), ((f"`{n}`", m.definition, m.unit) for n, m in live)),
+    }
+    return tables[name]()
+
+
+def _pairs(measures: Iterable[PairMeasure]) -> str:
+    heads = ("column", "definition", "of identical updates", "null", "beside it", "source")
+    return _table(heads, ((*_first(m), f"{m.identical:g}", _yes(m), f"`_{m.level}`", m.source) for m in measures))
+
+
+def _first(measure: Measure) -> tuple[str, str]:
+    unit = f" ({measure.unit})" * (measure.unit == "nats per token")
+    return f"`{measure.name}`", f"{measure.definition}{unit}"
+
+
+def _yes(measure: Measure) -> str:
+    return f"`{measure.name}_null`" if measure.has_null else ""
+
+
+# Losses
+
+_NORMALISERS = {
+    "tokens": "completion tokens in the effective batch",
+    "rollouts": "rollouts in the effective batch",
+    "pairs": "pairs in the effective batch",
+}
+
+
+def _losses(name: str) -> str:
+    known = builtin_presentations()
+    tables: dict[str, Callable[[], str]] = {
+        "index": lambda: _table(
+            ("loss", "in plain words", "unit", "paper"),
+            (
+                (f"[`{loss}`]({loss}.md)", said.summary, _kind(loss).unit, _linked(said.paper))
+                for loss, said in known.items()
+            ),
+        ),
+        "short": lambda: _table(
+            ("loss", "in plain words"),
+            ((f"[`{loss}`](docs/reference/losses/{loss}.md)", said.summary) for loss, said in known.items()),
+        ),
+        "rates": lambda: _table(
+            ("loss", "`lr=conventional`"),
+            ((f"[`{loss}`]({loss}.md)", f"{_kind(loss).conventional_lr_scale:g} × `lr.peak`") for loss in known),
+        ),
+    }
+    return tables[name]()
+
+
+def _loss(about: str) -> str:
+    name, _, table = about.partition(" ")
+    kind = _kind(name)
+    tables: dict[str, Callable[[], str]] = {
+        "summary": lambda: f"{kind.summary}\n",
+        "facts": lambda: _facts(name),
+        "options": lambda: _options(name),
+        "metrics": lambda: _table(
+            ("name", "what it is"), ((f"`train/{n}`", said) for n, said in kind.diagnostic_titles.items())
+        ),
+    }
+    return tables[table]()
+
+
+@cache
+def _kind(name: str) -> type[Loss]:
+    return builtin_losses()[name]
+
+
+def _facts(name: str) -> str:
+    kind = _kind(name)
+    loss = kind(name=name)
+    source = Path(inspect.getfile(kind))
+    rows = [
+        ("run it", f"`python train.py method={name}`"),
+        ("one term for each", kind.unit),
+        ("sum divided by", _NORMALISERS[kind.normaliser]),
+        ("uses the reward", _word(kind.uses_reward)),
+        ("needs the base's log-probabilities", _word("reference" in loss.needs)),
+        ("bounded below", _word(loss.bounded)),
+        ("peak learning rate with `lr=conventional`", f"{kind.conventional_lr_scale:g} × `lr.peak`"),
+        ("version in the [identity](../identity.md)", f"{kind.version}"),
+        ("paper", _linked(kind.paper) or "–"),
+        ("code", f"[`losses/{source.name}`](../../../src/losslens/losses/{source.name})"),
+    ]
+    return _table(("", ""), rows)
+
+
+def _word(yes: bool) -> str:
+    return "yes" if yes else "no"
+
+
+def _options(name: str) -> str:
+    """The options of a loss: types and defaults of its class, meanings from its configuration or its docstring."""
+    kind = _kind(name)
+    options = {option: field for option, field in kind.model_fields.items() if option != "name"}
+    if not options:
+        return "This loss has no options.\n"
+    said = {line.key: line.comment or _attribute(kind, line.key) for line in _lines(_file("method", name))}
+    rows = (
+        (f"`method.{option}`", f"`{_plain(field.default)}`", _values(field.annotation, field.metadata), said[option])
+        for option, field in options.items()
+    )
+    return _table(("option", "default", "values", "meaning"), rows)
+
+
+def _attribute(kind: type[Loss], name: str) -> str:
+    """What the docstring of a class, or of one that it derives from, says of an attribute."""
+    for each in kind.__mro__:
+        found = re.search(rf"\n    {name}: (.+?)(?=\n    \w+: |\n\n|\Z)", inspect.getdoc(each) or "", re.DOTALL)
+        if found:
+            return " ".join(found[1].split()).rstrip(".")
+    return ""
+
+
+def _values(annotation: Any, metadata: Iterable[Any]) -> str:
+    """What an option takes, in words."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _values(get_args(annotation)[0], metadata)
+    if origin is Literal:
+        return ", ".join(f"`{value}`" for value in get_args(annotation))
+    if origin in (Union, UnionType):
+        return " or ".join(_values(part, metadata) for part in get_args(annotation))
+    if annotation is bool:
+        return "`true`, `false`"
+    signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
+    bounds = [f"{sign} {getattr(m, key):g}" for m in metadata for key, sign in signs.items() if hasattr(m, key)]
+    return " ".join(["number", *bounds])
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _linked(paper: str) -> str:
+    return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", paper)
+
+
+# Options
+
+
+class Line(NamedTuple):
+    """An option of a configuration file.
+
+    Attributes:
+        key: Its path within the file, with dots.
+        value: As it is written there.
+        comment: What is said of it, beside it or on the lines above it.
+    """
+
+    key: str
+    value: str
+    comment: str
+
+
+def _configs(name: str) -> str:
+    if name == "scripts":
+        return "\n".join(_script(script) for script in SCRIPTS)
+    if name == "methods":
+        return _table(
+            ("option", "what it is"),
+            ((f"[`method={loss}`](losses/{loss}.md)", _heading(_file("method", loss))[0]) for loss in _in_order()),
+        )
+    if name == "experiments":
+        files = sorted((CONF / "experiment").glob("*.yaml"))
+        return _table(("experiment", "what it is"), ((f"`experiment={f.stem}`", _experiment(f)) for f in files))
+    if name == "benchmarks":
+        files = sorted((CONF / "benchmark").glob("*.yaml"))
+        return _table(("option", "what it is"), ((f"`benchmark={f.stem}`", _benchmark(f)) for f in files))
+    documented = {*_GROUPS, "method", "experiment", "benchmark", "hydra", "server"}
+    assert documented == {p.name for p in CONF.iterdir() if p.is_dir()}, "a new group of options: say where it stands"
+    return "\n".join(map(_group, (*_GROUPS, "hydra/launcher", "server")))
+
+
+_GROUPS = ("lr", "lora_rank", "model", "data", "rollouts", "logger", "resources")
+
+
+def _in_order() -> Iterable[str]:
+    return builtin_presentations()
+
+
+def _file(group: str, option: str) -> Path:
+    return CONF / group / f"{option}.yaml"
+
+
+def _experiment(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    beside = next(re.split(r" {4,}", line)[1:] for line in lines if line.startswith("# python"))
+    title = beside[0].strip() if beside else ""
+    return ". ".join(part for part in (title[:1].upper() + title[1:], _heading(file)[0]) if part)
+
+
+def _benchmark(file: Path) -> str:
+    said, _ = _heading(file)
+    same = _file("data", file.stem)
+    return said or f"The held-out problems of `data={same.stem}`"
+
+
+def _script(script: str) -> str:
+    said, _ = _heading(CONF / f"{script}.yaml")
+    return f"### {script}.py\n\n{said.rstrip(':')}.\n\n{_option_table('', script, _lines(CONF / f'{script}.yaml'), [])}"
+
+
+def _group(group: str) -> str:
+    """A heading for each option of a group; of those that only differ in some values, what differs."""
+    files = sorted((CONF / group).glob("*.yaml"), key=lambda file: (not _is_default(group, file.stem), file.stem))
+    first = {line.key: line.value for line in _lines(files[0])}
+    parts = [f"### {group}\n"]
+    for file in files:
+        default = " (default)" * _is_default(group, file.stem)
+        lines = _lines(file)
+        parts.append(f"#### {group}={file.stem}{default}\n")
+        said, command = _heading(file)
+        if said:
+            parts.append(f"{said.rstrip(':')}{'' if said.endswith('.') else '.'}\n")
+        if command and group != "server":
+            parts.append(f"```bash\n{command}\n```\n")
+        base = _inherited(file)
+        if base or (file != files[0] and [line.key for line in lines] == list(first)):
+            lines = [line for line in lines if base or line.value != first[line.key]]
+            parts.append(f"Differs from `{group}={base or files[0].stem}` in:\n")
+        parts.append(_option_table(group, "train", lines, [f"{group}={file.stem}"]))
+    return "\n".join(parts)
+
+
+def _is_default(group: str, option: str) -> bool:
+    defaults = yaml.safe_load((CONF / "train.yaml").read_text(encoding="utf-8"))["defaults"]
+    return any(isinstance(entry, dict) and entry.get(group) == option for entry in defaults)
+
+
+def _inherited(file: Path) -> str:
+    defaults = yaml.safe_load(file.read_text(encoding="utf-8")).get("defaults", [])
+    return next((entry for entry in defaults if isinstance(entry, str) and entry != "_self_"), "")
+
+
+def _option_table(group: str, script: str, lines: list[Line], overrides: list[str]) -> str:
+    place = {"hydra/launcher": "hydra.launcher", "server": "rollouts.server"}.get(group, group)
+    rows = [
+        (f"`{key}`", _default(key, line.value, script, overrides), line.comment.replace("<", "\\<"))
+        for line in lines
+        if line.key.rpartition(".")[2] != "_target_"
+        for key in [f"{place}.{line.key}" if place else line.key]
+    ]
+    return _table(("option", "default", "meaning"), rows) if rows else ""
+
+
+def _default(key: str, value: str, script: str, overrides: list[str]) -> str:
+    if value == "???":
+        return "required"
+    if other := re.fullmatch(r"\$\{([a-z_][\w.]*)\}", value):
+        return f"that of `{other[1]}`"
+    if relative := re.fullmatch(r"\$\{\.\.([\w.]*)\}", value):
+        return f"that of `{key.split('.')[0]}.{relative[1]}`"
+    return f"`{_composed(script, tuple(overrides), key) if '${' in value else value}`"
+
+
+@cache
+def _config(script: str, overrides: tuple[str, ...]) -> Any:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(script, list(overrides))
+
+
+def _composed(script: str, overrides: tuple[str, ...], key: str) -> str:
+    value = OmegaConf.select(_config(script, overrides), key)
+    text = json.dumps(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value).replace('"', "")
+    return text.replace(str(Path(losslens.__file__).parent), "losslens")
+
+
+def _heading(file: Path) -> tuple[str, str]:
+    """What a file says of itself on top: its sentences, and its first command."""
+    said, command = [], ""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#")
+        if text.startswith(" @package"):
+            continue
+        if re.match(r" +(python|launch)\b", text):
+            command = command or re.split(r" {4,}", text.strip())[0]
+        elif not text.startswith("  "):
+            said.append(text.strip())
+    return " ".join(said), command
+
+
+def _lines(file: Path) -> list[Line]:
+    text = file.read_text(encoding="utf-8")
+    root = yaml.compose(text)
+    return list(_below(root, "", text.splitlines(), file.name == "train.yaml")) if root is not None else []
+
+
+def _below(node: Any, prefix: str, source: list[str], defaults: bool) -> Iterator[Line]:
+    for key, value in node.value:
+        path = f"{prefix}{key.value}"
+        if path in ("defaults", "hydra"):
+            continue
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            yield from _below(value, f"{path}.", source, defaults)
+            continue
+        first, last = value.start_mark, value.end_mark
+        written = source[first.line][first.column : last.column if first.line == last.line else None].strip()
+        after = source[last.line][last.column :] if first.line == last.line else ""
+        comment = after.partition("#")[2].strip()
+        yield Line(path, re.sub(r"^(['\"])(.*)\1$", r"\2", written), comment or _above(source, key.start_mark.line))
+
+
+def _above(source: list[str], line: int) -> str:
+    """The comment lines directly above an option, where they are no heading of the file."""
+    found: list[str] = []
+    while line > 0 and source[line - 1].lstrip().startswith("#") and any(not s.startswith("#") for s in source[:line]):
+        line -= 1
+        found.insert(0, source[line].lstrip("# ").strip())
+    return " ".join(found)
+
+
+_KINDS: dict[str, Callable[[str], str]] = {
+    "measures": _measures, "losses": _losses, "loss": _loss, "configs": _configs,
+}  # fmt: skip
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    lines = [list(heads)]
+    lines += [["---"] * len(lines[0]), *([_cell(cell) for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\\|", "|").replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    for page in [Path(name) for name in sys.argv[1:]] or [*pages(), ROOT / "README.md"]:
+        text = written(page.read_text(encoding="utf-8"))
+        with atomic_file(page) as temporary:
+            temporary.write_text(text, encoding="utf-8", newline="\n")
