@@ -164,7 +164,7 @@ def changed(row: int, **cells: Any) -> list[Row]:
         ),
         ([{**row, "sample": 10**30} for row in rollout_rows(2)], "is not an integer from 0"),
         ([{**row, "sample": -1} for row in rollout_rows(2)], "is not an integer from 0"),
-        ([{**row, "sample": "x"} for row in rollout_rows(2)], "row 1, column 'sample': 'x' is not a whole"),
+        ([{**row, "sample": "x"} for row in rollout_rows(2)], "row 1, column 'sample': 'x' is not an integer"),
         (
             [{**row, "finished": "yes"} for row in rollout_rows(2)],
             "row 1, column 'finished': 'yes' is neither true nor false",
@@ -270,7 +270,7 @@ def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
 
 def test_few_prompts_of_which_none_is_held_out(tmp_path: Path) -> None:
     file = written(tmp_path / "few.jsonl", [{"prompt": f"What is {n} + {n + 1}?", "answer": n} for n in range(3)])
-    with pytest.raises(InputError, match=r"of these 3 none is; .*data\.eval_path=FILE.*data\.eval_size=0"):
+    with pytest.raises(InputError, match=r"none of these 3 is; .*data\.eval_path=FILE.*data\.eval_size=0"):
         problem_source(config(tmp_path, file).data).problems("eval", None, 0)
 
 
@@ -286,7 +286,7 @@ def test_prompts_that_differ_in_case_and_space_are_in_one_split(tmp_path: Path) 
 def test_damaged_files(tmp_path: Path) -> None:
     for name, content, told in (
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "row 2: not JSON"),
-        ("b.jsonl", b"[1]\n", "row 1: not an object"),
+        ("b.jsonl", b"[1]\n", "row 1: not a JSON object"),
         ("c.jsonl", b"\xff\xfe\x00", "neither parquet nor UTF-8 text"),
         ("d.jsonl", b"", "contains no rows"),
         ("f.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "row 1: not JSON"),

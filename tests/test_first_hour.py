@@ -446,7 +446,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
         (["rollouts.accept=true"], "all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not True"),
         (["data=file", "data.path=/no.jsonl"], "data.path=/no.jsonl: no such file"),
         (["data=file", f"data.path={problems}", "data.eval_path=/no"], "data.eval_path=/no: no such file"),
-        (["benchmark=file"], "benchmark.file.eval_path=FILE is needed"),
+        (["benchmark=file"], "benchmark.file.eval_path=FILE is required"),
         (["benchmark=file", "benchmark.file.eval_path=/no"], "benchmark.file.eval_path=/no: no such file"),
         (
             ["data=file", f"data.path={problems}", "data.eval_size=9"],

@@ -133,7 +133,7 @@ def test_a_manifest_sends_no_key_to_a_server(
     edit(outputs, change)
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
-    assert "asked only when probe_set.base_url names it" in outcome.stdout
+    assert "used only if probe_set.base_url is set" in outcome.stdout
     assert not asked(log)
     script("analyze.py", *ANALYSIS, f"output_dir={outputs}", f"probe_set.base_url={url}", check=None)
     assert asked(log)

@@ -172,7 +172,7 @@ def test_more_problems_than_there_are(gsm8k: Path) -> None:
         ("data.source.answer_pattern='(' ", "answer_pattern"),
         ("data.source.answer_pattern=x", "source.answer_pattern must contain a group"),
         ("data.source.template=x", "source.template must contain {question}"),
-        ("+data.source.columns.id=a", "names prompt and answer"),
+        ("+data.source.columns.id=a", "must name exactly prompt and answer"),
         ("data.source.repo=no/such/folder", "no such folder"),
     ],
 )

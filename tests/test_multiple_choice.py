@@ -181,7 +181,7 @@ def test_columns_of_options_in_csv_and_parquet(tmp_path: Path) -> None:
         ({"choices": ["Rome"], "answer": "A"}, "row 2, column 'choices': 1 options, not 2 to 26"),
         ({"choices": [str(n) for n in range(27)]}, "row 2, column 'choices': 27 options, not 2 to 26"),
         ({"choices": {"text": CITIES, "label": ["A"]}}, "row 2, column 'choices': 1 labels for 4 options"),
-        ({"question": ROW["question"]}, "row 2: the question and its options stand in row 1 already"),
+        ({"question": ROW["question"]}, "row 2: the question and its options are already in row 1"),
     ],
 )
 def test_errors_name_file_and_row(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -199,9 +199,9 @@ def test_missing_columns(tmp_path: Path) -> None:
         asked(tmp_path / "short.csv")
     with pytest.raises(InputError, match=r"^path=.*no such file"):
         source(tmp_path / "none.jsonl")
-    with pytest.raises(InputError, match=r"source\.columns: "):
+    with pytest.raises(InputError, match=r"source\.columns must"):
         source(None, {"question": "q"})
-    with pytest.raises(InputError, match=r"source\.template: "):
+    with pytest.raises(InputError, match=r"source\.template must"):
         source(None, template="?")
 
 

@@ -95,11 +95,11 @@ def test_invalid_settings_are_refused() -> None:
         ReasoningGym("chain_sum", {"max_n": 3}).problems("train", 1, seed=0)
     with pytest.raises(InputError, match="min_terms"):
         ReasoningGym("chain_sum", {"min_terms": 0}).problems("train", 1, seed=0)
-    with pytest.raises(InputError, match=r"template: no \{question\}"):
+    with pytest.raises(InputError, match=r"template must contain \{question\}"):
         ReasoningGym("chain_sum", {}, template="?")
-    with pytest.raises(InputError, match="reads: answer_tag, last_number or last_word"):
+    with pytest.raises(InputError, match="reads must be answer_tag, last_number or last_word"):
         ReasoningGym("chain_sum", {}, reads="first_number")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="say how many"):
+    with pytest.raises(InputError, match="set how many"):
         ReasoningGym("chain_sum", {}).problems("train", None, seed=0)
     with pytest.raises(InputError, match=r"only .* distinct problems"):
         ReasoningGym("chain_sum", {"min_terms": 1, "max_terms": 1, "max_digits": 1}).problems("train", 50, seed=0)

@@ -237,7 +237,7 @@ class TestFromElsewhere:
     @pytest.mark.parametrize(
         ("tokenizer", "field"),
         [
-            ([], "tokenizer: "),
+            ([], "tokenizer must"),
             ({}, r"tokenizer\.sha256"),
             ({**TOKENIZER, "sha256": 5}, r"tokenizer\.sha256"),
             ({**TOKENIZER, "ends": []}, r"tokenizer\.ends"),

@@ -264,7 +264,7 @@ def test_keys_are_read_from_the_environment_and_never_written(
         assert not file.is_file() or b"sk-very-secret" not in file.read_bytes()
     for address in ("http://me:pw@host/v1", "http://host/v1?key=x", "localhost:8000/v1", "me:pw@host/v1"):
         outcome = script(*command(tmp_path, f"'{address}'", "good"), check=2)
-        assert "rollouts.server.base_url: an address" in outcome.stderr
+        assert "rollouts.server.base_url: must" in outcome.stderr
     outcome = script(*command(tmp_path, crooked[0], "good", "+rollouts.server.api_key=x"), check=2)
     assert "rollouts.server.api_key" in outcome.stderr
 
