@@ -176,15 +176,15 @@ def test_weights_are_what_the_gradient_multiplies(
     plan = make_plan(Watched(name=method.name), max_steps=1, log_steps=1)
     train_frozen(plan, base, tokenised, tmp_path)
     [batch], logged = seen, json.loads((tmp_path / "metrics.jsonl").read_text())
-    logps, right = batch.logps.detach(), batch.correct[:, None]
+    logps, correct = batch.logps.detach(), batch.correct[:, None]
     by_token = {
         "sft": lambda: logps * 0 + 1,
         "dft": logps.exp,
         "grpo": lambda: batch.columns["advantage"][:, None] + logps * 0,
     }
     weights = by_token[method.name]()
-    for name, where in (("right", right & batch.mask), ("wrong", ~right & batch.mask)):
-        assert logged[f"train/weight/{name}"] == pytest.approx(weights[where].mean().item(), rel=1e-5)
+    for name, tokens in (("correct", correct & batch.mask), ("incorrect", ~correct & batch.mask)):
+        assert logged[f"train/weight/{name}"] == pytest.approx(weights[tokens].mean().item(), rel=1e-5)
     pulls = weights[batch.mask].abs()
     assert logged["train/weight/zero"] == (pulls < 1e-6).float().mean().item()
     effective = pulls.sum() ** 2 / (len(pulls) * (pulls**2).sum())
