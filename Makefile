@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup sweep picture docs test test-fast lint bench clean
+.PHONY: help setup sweep picture docs test test-fast coverage lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -42,6 +42,9 @@ test: setup  ## all tests
 test-fast: setup  ## those that take under a minute together
 	$(RUN) -m pytest -n 0 -m "not slow"
 
+coverage: setup  ## all tests, and what of the package they run: the table, and htmlcov/index.html
+	$(RUN) -m pytest --cov --cov-report=term --cov-report=html
+
 lint: setup  ## linter, formatter, type checker
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -58,5 +61,5 @@ bench: setup  ## speed and memory, measured on this machine
 	$(RUN) benchmarks/wandb_sync.py
 
 clean:  ## remove what tools left behind, never outputs/
-	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.* htmlcov
 	find . -name __pycache__ -prune -not -path './$(VENV)/*' -exec rm -rf {} +
