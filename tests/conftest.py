@@ -281,10 +281,9 @@ def remove_outcomes(file: Path) -> None:
 def served_by(name: str, *arguments: Path) -> Iterator[str]:
     """The address of a server in a process of its own: `tests/<name>.py`, which prints its port."""
     line = [sys.executable, str(ROOT / "tests" / f"{name}.py"), *map(str, arguments)]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    try:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}/v1"
+        finally:
+            process.kill()

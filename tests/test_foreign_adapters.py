@@ -208,6 +208,7 @@ def test_experts_are_refused_when_read_and_before_training(tmp_path: Path) -> No
     require_targets(source, LoraSettings(2, 4.0, 0.0, "attention"))
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's word on lm_head, before the refusal
 @pytest.mark.parametrize("name", ["embed_tokens", "lm_head", "norm", "mlp", "nowhere"])
 def test_modules_that_are_not_linear_are_refused_by_the_option(name: str, base: LoadedModel, tmp_path: Path) -> None:
     settings = LoraSettings(4, 8.0, 0.0, ("q_proj", name))
