@@ -20,7 +20,7 @@ from losslens.tracking.session import RunInfo, session
 
 pytestmark = pytest.mark.fast
 
-OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True, references="auto")
+OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True)
 
 
 def about(name: str, **config: Any) -> RunInfo:

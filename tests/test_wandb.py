@@ -295,7 +295,7 @@ def test_a_killed_and_resumed_run_is_one_wandb_run(
 
 
 def test_a_resumed_run_clears_its_error(wandb_server: WandbServer, tmp_path: Path) -> None:
-    settings = Logger(name="wandb", mode="online", project="p", entity=None, artifacts=True, references="auto")
+    settings = Logger(name="wandb", mode="online", project="p", entity=None, artifacts=True)
     about = session.RunInfo("main", "train", "run", [], {})
     with pytest.raises(RuntimeError), session.session(settings, tmp_path, tmp_path, about):
         raise RuntimeError("no luck")
