@@ -191,6 +191,7 @@ def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], folders: Con
     _, name, *rest = key.split(".")
     chosen = _chosen("benchmark", arguments, folders)
     options = folders.options("benchmark")
+    name = next((now for now, mark in formerly(Data).items() if mark.name == name), name) if not rest else name
     if not rest and name in Data.model_fields and name not in options:
         whose = chosen[0] if chosen else "file" if name.endswith("path") else "NAME"
         setting = _FILE_TO_SCORE_ON if name.endswith("path") else f"benchmark.{whose}.{name}"
