@@ -190,8 +190,8 @@ def killed(configs: list[DictConfig], at: str) -> None:
     [
         ("sbatch 1", 1),  # the rollouts' call was answered, and nobody has heard it
         ("sbatch 2", 2),  # the runs' call
-        ("write_ticket 1", 1),
-        ("write_ticket 3", 2),  # one of the two runs has a record
+        ("write_record 1", 1),
+        ("write_record 3", 2),  # one of the two runs has a record
         ("write_json 1", 0),  # before sbatch
         ("write_json 4", 2),  # at the names of the runs by their jobs
     ],
