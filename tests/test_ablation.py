@@ -193,7 +193,7 @@ class TestArms:
         names = [f"run{number}" for number in range(9)]
         chosen = choose(names, None, "run0", dict.fromkeys(names, "run0"))
         assert chosen.left_out == (
-            "9 runs, so each run against SFT, of another seed where there is one (pairs=all measures all 36)"
+            "9 runs, so only each run with SFT, at another seed if there is one (pairs=all measures all 36)"
         )
 
     @pytest.mark.parametrize("name", ["sft-conventional", "sft-matched"])
