@@ -18,6 +18,7 @@ from trl import SFTConfig
 
 from losslens.config.training import Optim
 from losslens.core import distributed, preemption
+from losslens.core.errors import InputError
 from losslens.core.files import atomic_folder
 from losslens.losses import Loss
 from losslens.models.adapters import LoraSettings, load_adapter, save_adapter
@@ -36,6 +37,7 @@ from losslens.training.callbacks import (
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.source import RolloutSource
 from losslens.training.trainer import LossTrainer
+from losslens.training.trl_internals import has_fused_head
 from losslens.training.weight_tracking import WeightTrackingCallback
 
 
@@ -84,7 +86,8 @@ def make_trainer(
         way: Examples in one forward pass, and whether with gradient checkpointing; the first of `Optim.ways` if None.
 
     Raises:
-        InputError: The batch cannot be shared by the processes, or the reference is not this base's.
+        InputError: The batch cannot be shared by the processes, the reference is not this base's, or the installed TRL
+            cannot score the model's tokens.
     """
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
@@ -126,6 +129,8 @@ def make_trainer(
     )
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
         score_selected_positions(trainer.model.get_base_model())
+    elif not has_fused_head():
+        raise InputError("TRL's fused head, which this model's training takes, needs Triton or trl>=1.16")
     # The bar and `metrics.jsonl` say what the trainer would print.
     trainer.remove_callback(PrinterCallback)
     load_adapter(trainer.model, plan.initial_adapter)
