@@ -18,6 +18,7 @@ from trl import SFTConfig
 
 from losslens.config.training import Optim
 from losslens.core import distributed, preemption
+from losslens.core.errors import InputError
 from losslens.core.files import atomic_folder
 from losslens.losses import Loss
 from losslens.models.adapters import LoraSettings, load_adapter, save_adapter
@@ -36,6 +37,7 @@ from losslens.training.callbacks import (
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.source import RolloutSource
 from losslens.training.trainer import LossTrainer
+from losslens.training.trl_internals import has_fused_head
 from losslens.training.weight_tracking import WeightTrackingCallback
 
 
@@ -85,7 +87,8 @@ def make_trainer(
             `Optim.microbatch_plans`.
 
     Raises:
-        InputError: The batch cannot be divided among the processes, or the reference was computed with another base.
+        InputError: The batch cannot be divided among the processes, the reference was computed with another base, or the
+            installed TRL cannot score the model's tokens.
     """
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
@@ -129,6 +132,8 @@ def make_trainer(
     )
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
         score_selected_positions(trainer.model.get_base_model())
+    elif not has_fused_head():
+        raise InputError("training this model uses TRL's fused head, which needs Triton or trl>=1.16")
     trainer.remove_callback(PrinterCallback)
     load_adapter(trainer.model, plan.initial_adapter)
     reference_file = source.score(trainer.base_logps, base.tokenizer.pad_token_id)

@@ -1,7 +1,7 @@
 """All that is used of TRL beyond what it documents: a new release of TRL is looked at here.
 
 `tests/test_trl_internals.py` holds the releases below against pyproject.toml, and sees to it that no other module goes
-through these doors. A release is added when `tests/test_trainers.py` passes with it.
+through these doors. A release is added when runs end in the same bytes with it as with the one before.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from trl import SFTTrainer
+from trl.trainer import utils
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
-__all__ = ["HEAD", "TESTED", "FusedCausalLMOutput", "OpenSFTTrainer", "use_adapter"]
+__all__ = ["HEAD", "TESTED", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head", "use_adapter"]
 
-# Minor releases that the trainer works with, ascending. Before the first one there is no fused head to call.
+# Minor releases that the trainer works with, ascending. Before the first one there is no fused head to call; that one's
+# takes Triton (`has_fused_head`), so without it, as on the CPU, it trains models only whose logits are the head's.
 TESTED = ("1.15", "1.16")
 # What TRL's fused head, which `SFTTrainer` puts onto the model, is called with; `lm_head` answers to the same.
 HEAD: Mapping[str, bool] = {"use_cache": False, "fused_lm_head": True}
@@ -43,3 +45,8 @@ class OpenSFTTrainer(SFTTrainer):
         """Adds the tokens of a step to those that the run has seen, which are logged as `num_tokens`."""
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+
+def has_fused_head() -> bool:
+    """Whether TRL's fused head can be called: since 1.16 always, before where Triton is installed."""
+    return utils._ChunkedLogProbFunction is not None
