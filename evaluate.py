@@ -1,14 +1,8 @@
 """Scores finished runs once more: `python evaluate.py sweep=main benchmark=arithmetic_long`. See `--help`."""
 
-from losslens.cli.app import Tasks, run
+from losslens.cli.evaluate import load, main
 
-
-def load() -> Tasks:
-    """What this script does."""
-    from losslens.evaluation.score import evaluate_job
-
-    return evaluate_job, lambda: 0
-
+__all__ = ["load"]  # which a job on Slurm asks this file for
 
 if __name__ == "__main__":
-    run(__file__, load)
+    main(__file__)

@@ -1,14 +1,8 @@
 """Samples, verifies and freezes rollouts: `python rollout.py`. See `--help`."""
 
-from losslens.cli.app import Tasks, run
+from losslens.cli.rollout import load, main
 
-
-def load() -> Tasks:
-    """What this script does."""
-    from losslens.rollouts.sample import rollout_job
-
-    return rollout_job, lambda: 0
-
+__all__ = ["load"]  # which a job on Slurm asks this file for
 
 if __name__ == "__main__":
-    run(__file__, load)
+    main(__file__)

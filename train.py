@@ -1,15 +1,8 @@
 """Trains one run a job: `python train.py -m method=sft,rft,dft,rift,grpo,dpo`. See `--help`."""
 
-from losslens.cli.app import Tasks, run
+from losslens.cli.train import load, main
 
-
-def load() -> Tasks:
-    """What this script does."""
-    from losslens.pipeline.sweep import Sweep
-
-    sweep = Sweep()
-    return sweep.job, sweep.end
-
+__all__ = ["load"]  # which a job on Slurm asks this file for
 
 if __name__ == "__main__":
-    run(__file__, load)
+    main(__file__)

@@ -1,10 +1,10 @@
-"""A model of Qwen3-4B's shapes with random weights through training, saving, geometry, connectivity and CKA.
+"""Trains and analyses a randomly initialised model of Qwen3-4B's size (geometry, connectivity and CKA).
 
-    python benchmarks/full_size.py              36 layers where there is a GPU, else 2
+    python benchmarks/full_size.py              36 layers on a GPU, else 2
     python benchmarks/full_size.py --layers 2
 
-Nothing is downloaded: weights and rollouts are drawn, the tokenizer is the embedded student's. Prints
-tokens per second and peak memory of SFT and DPO (LoRA r = 32, 8 rollouts a step), and the time of the analysis.
+Nothing is downloaded: weights and rollouts are random, the tokenizer is that of the embedded student. Prints tokens per
+second and peak memory of SFT and DPO (LoRA r = 32, 8 rollouts per step), and the time of the analysis.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STEPS, BATCH = 10, 8
 
 
 def qwen3_4b(layers: int = 36, **changes: Any) -> Any:
-    """Qwen3-4B-Instruct-2507 as its config.json has it, but for the number of layers, with random weights.
+    """Builds Qwen3-4B-Instruct-2507, according to its config.json, with `layers` layers and random weights.
 
     `changes` replace other values of its configuration.
     """
@@ -52,7 +52,7 @@ def qwen3_4b(layers: int = 36, **changes: Any) -> Any:
 
 
 def saved(model: Any, folder: Path) -> Path:
-    """A model folder with the embedded student's tokenizer, whose ids are below every vocabulary's size."""
+    """Saves a model with the tokenizer of the embedded student, whose ids fit every vocabulary."""
     from transformers import AutoTokenizer
 
     model.generation_config.eos_token_id = None
@@ -62,7 +62,7 @@ def saved(model: Any, folder: Path) -> Path:
 
 
 def rollouts(prompts: int, seed: int, characters: int) -> pd.DataFrame:
-    """Four drawn completions of each of `prompts` drawn prompts, two of them called right."""
+    """Generates random prompts with four random completions each, of which two have reward 1."""
     draw = random.Random(seed)
     rows = [
         {
@@ -96,7 +96,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=36 if torch.cuda.is_available() else 2)
-    parser.add_argument("--characters", type=int, default=400, help="length of a completion")
+    parser.add_argument("--characters", type=int, default=400, help="characters per completion")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         output_dir = Path(temporary)
@@ -128,8 +128,8 @@ def main() -> None:
             memory = training["peak_gpu_bytes"] or resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
             pair = pd.read_csv(output_dir / "main" / "analysis" / "pairs.csv").iloc[0]
             print(
-                f"{facts['method']}: {tokens / training['seconds']:.0f} tokens/s, {memory / 1e9:.1f} GB at most, "
-                f"{training['micro_batch']} at once"
+                f"{facts['method']}: {tokens / training['seconds']:.0f} tokens/s, peak memory {memory / 1e9:.1f} GB, "
+                f"micro-batch {training['micro_batch']}"
             )
         print(f"analysis: {analysis:.0f} s; cosine {pair['cosine']:.4f}, CKA of the last layer {pair['cka_last']:.4f}")
 

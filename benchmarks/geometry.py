@@ -1,16 +1,16 @@
-"""The whole factor geometry against the dense way, at the shapes of arXiv 2606.23740, from disk to numbers.
+"""Weight-space measures from LoRA factors compared with dense matrices, at the shapes of arXiv 2606.23740, from disk.
 
-36 layers of q (4096×2560), k and v (1024×2560) and o (2560×4096), r = 32: 144 modules. Adapters are drawn: one A for
-all, moved a little in each, and B with decaying columns. Each line of the table is a process of its own, so that its
-peak memory is its own; importing is not counted as time, but as memory.
+36 layers of q (4096×2560), k and v (1024×2560) and o (2560×4096), r = 32: 144 modules. Adapters are random: a shared A
+with small perturbations, and B with decaying columns. Each row of the table is measured in a process of its own, so
+that peak memory is that of the row alone; imports count towards memory, but not time.
 
 - ours: `losslens.measures.comparison.compare`: inner products, singular values, principal angles of the top 10 on both
-  sides, u1, v1, drift of A, for every module and pair, in float64.
-- dense: the same numbers from ΔW = s·B·A in float32, full SVDs, `scipy.linalg.subspace_angles`, flattened products. One
-  layer is measured, and multiplied by 36.
+  sides, u1, v1 and drift of A, for every module and pair, in float64.
+- dense: the same measures from ΔW = s·B·A in float32, with full SVDs, `scipy.linalg.subspace_angles` and flattened
+  inner products. One layer is measured and multiplied by 36.
 - files: reading every byte.
 
-Needs 5 GB of disk for the 48 adapters (`--most 12` less).
+Needs 5 GB of disk space for the 48 adapters (less with `--most 12`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def module_name(layer: int, name: str) -> str:
 
 
 def make(folder: Path, count: int) -> dict[str, Any]:
-    """Adapters 0 … count − 1 and the one they started from."""
+    """Writes adapters 0 … count − 1 and the initial adapter."""
     import torch
     from safetensors.torch import save_file
 
@@ -127,47 +127,47 @@ def files(folder: Path, count: int) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - started}
 
 
-def measured(way: str, folder: Path, count: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--one", way, str(folder), str(count)]
+def measured(variant: str, folder: Path, count: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", variant, str(folder), str(count)]
     outcome = subprocess.run(command, capture_output=True, text=True, check=True)
     return json.loads(outcome.stdout)
 
 
-def line(way: str, count: int, found: dict[str, Any], note: str = "") -> None:
+def print_row(variant: str, count: int, result: dict[str, Any], note: str = "") -> None:
     pairs = count * (count - 1) // 2
-    print(f"{way:<18} {count:>8} {pairs:>6} {found['seconds']:>10.1f} {found['peak_mb']:>8.0f}  {note}", flush=True)
+    print(
+        f"{variant:<18} {count:>8} {pairs:>6} {result['seconds']:>10.1f} {result['peak_mb']:>8.0f}  {note}", flush=True
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=COUNTS[-1], help="the most adapters that are compared")
+    parser.add_argument("--most", type=int, default=COUNTS[-1], help="largest number of adapters to compare")
     most = parser.parse_args().most
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measured("make", folder, most)
-        print(f"{'way':<18} {'adapters':>8} {'pairs':>6} {'seconds':>10} {'peak MB':>8}")
-        line("files only", 6, measured("files", folder, 6))
+        print(f"{'variant':<18} {'adapters':>8} {'pairs':>6} {'seconds':>10} {'peak MB':>8}")
+        print_row("files only", 6, measured("files", folder, 6))
         first = measured("ours", folder, 6)
-        line("ours", 6, first)
+        print_row("ours", 6, first)
         reference = measured("dense", folder, 6)
-        line("dense, float32", 6, reference, f"one layer of {LAYERS} measured, the others extrapolated")
-        print(
-            f"{reference['seconds'] / first['seconds']:.0f} times faster; largest difference to the dense float32 way:"
-        )
-        for what in ("values", "inner"):
-            pairs = zip(first[what], reference[what], strict=True)
-            scale = max(map(abs, reference[what]))
-            print(f"  {what}: {max(abs(x - y) for x, y in pairs) / scale:.1e} of the largest")
+        print_row("dense, float32", 6, reference, f"extrapolated from one of {LAYERS} layers")
+        print(f"{reference['seconds'] / first['seconds']:.0f} times faster; largest differences from dense float32:")
+        for quantity in ("values", "inner"):
+            pairs = zip(first[quantity], reference[quantity], strict=True)
+            scale = max(map(abs, reference[quantity]))
+            print(f"  {quantity}: {max(abs(x - y) for x, y in pairs) / scale:.1e} of the largest")
         print(f"  angles: {max(abs(x - y) for x, y in zip(first['angles'], reference['angles'], strict=True)):.1e} rad")
         for count in COUNTS[1:]:
             if count <= most:
-                line("ours", count, measured("ours", folder, count))
+                print_row("ours", count, measured("ours", folder, count))
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        way = {"make": make, "ours": ours, "dense": dense, "files": files}[sys.argv[2]]
-        outcome = way(Path(sys.argv[3]), int(sys.argv[4]))
+        variant = {"make": make, "ours": ours, "dense": dense, "files": files}[sys.argv[2]]
+        outcome = variant(Path(sys.argv[3]), int(sys.argv[4]))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
         print(json.dumps({**outcome, "peak_mb": peak}))
     else:

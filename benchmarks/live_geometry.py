@@ -1,6 +1,6 @@
-"""Milliseconds that the geometry of one logged step takes, with one reference, at two models' shapes.
+"""Milliseconds for the weight tracking of one logged step with one reference, at the shapes of two models.
 
-What a run really spent on it stands in its `metrics.jsonl` as `geometry/share_of_time`.
+The share of time that a run has spent on it is logged in its `metrics.jsonl` as `geometry/share_of_time`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TIMES = 9
 
 
 def milliseconds(layers: int, rank: int, shapes: dict[str, tuple[int, int]]) -> float:
-    """The median over a run that has two lines behind it, as all but its first two have."""
+    """Median time of a logged step, from the third step on, since earlier ones compare with fewer updates."""
     rng = np.random.default_rng(0)
 
-    def point() -> dict[str, LoraUpdate]:
+    def random_update() -> dict[str, LoraUpdate]:
         return {
             f"layers.{layer}.self_attn.{name}_proj": LoraUpdate(
                 rng.standard_normal((out, rank)), rng.standard_normal((rank, into)), 2.0
@@ -34,18 +34,18 @@ def milliseconds(layers: int, rank: int, shapes: dict[str, tuple[int, int]]) -> 
             for name, (out, into) in shapes.items()
         }
 
-    start, reference, points = point(), point(), [point() for _ in range(3)]
-    live = WeightTracker(start, {"sft": reference}, list(start))
-    taken = []
+    start, reference, updates = random_update(), random_update(), [random_update() for _ in range(3)]
+    tracker = WeightTracker(start, {"sft": reference}, list(start))
+    durations = []
     for number in range(TIMES + 2):
         started = time.perf_counter()
-        live.measure(points[number % 3])
-        taken.append(1000 * (time.perf_counter() - started))
-    return statistics.median(taken[2:])
+        tracker.measure(updates[number % 3])
+        durations.append(1000 * (time.perf_counter() - started))
+    return statistics.median(durations[2:])
 
 
 def main() -> None:
-    print(f"{'shapes':<10} {'modules':>8} {'rank':>5} {'ms a logged step':>17}")
+    print(f"{'shapes':<10} {'modules':>8} {'rank':>5} {'ms per log step':>17}")
     for name, (layers, rank, shapes) in SHAPES.items():
         print(f"{name:<10} {layers * len(shapes):>8} {rank:>5} {milliseconds(layers, rank, shapes):>17.1f}", flush=True)
 

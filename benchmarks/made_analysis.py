@@ -1,4 +1,4 @@
-"""An analysis folder of any size, its numbers drawn at random, its tables those of a real one."""
+"""Synthetic analysis folders of any size: random values in the tables of a real analysis."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from losslens.losses.presentation import builtin_presentations
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.tables import Compared, weight_tables
 
-# Those of arXiv 2606.23740, in their order.
+# The losses of arXiv 2606.23740.
 METHODS = tuple(name for name, known in builtin_presentations().items() if known.place in range(1, 7))
 
 
@@ -35,17 +35,19 @@ def make_analysis(
 ) -> list[str]:
     """Writes the tables that the explorer reads, and returns the names of the runs.
 
+    There is one arm for each combination of method, learning rate and settings.
+
     Args:
-        folder: Where to; made where there is none.
-        methods: One arm each, rate and settings.
-        seeds: Of each arm.
+        folder: Folder of the analysis; created if it does not exist.
+        methods: Names of the losses.
+        seeds: Runs per arm.
         rates: Peak learning rates.
-        settings: What tells arms of one method and rate apart, such as `method.bias=0.1`.
-        layers: Of the model.
-        projections: Adapted ones of each layer.
-        top: Angles of each module and side.
-        rank: Of the adapters.
-        steps: That were logged.
+        settings: Settings that distinguish arms of one method and rate, such as `method.bias=0.1`.
+        layers: Layers of the model.
+        projections: Adapted projections of each layer.
+        top: Principal angles per module and side.
+        rank: Rank of the adapters.
+        steps: Logged training steps.
     """
     draw = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +107,7 @@ def make_analysis(
         "sweeps": ["made"],
         "bases": ["base-made"],
         "benchmark": "arithmetic",
-        "settings": {"top": top},
+        "settings": {"num_directions": top},
     }
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     return names
@@ -182,7 +184,7 @@ def _pair(
     norms = [np.sqrt(np.sum(run.singular_values**2, axis=1)) for run in (a, b)]
     angles = [np.radians(np.sort(draw.uniform(low, 90, (modules, top)))) for low in (15, 2)]
     agreement = draw.uniform(0, 1, (2, modules))
-    # As of one A: whatever acts on the same inputs has this much in common.
+    # As if A was shared, so that the inputs of both updates span the same subspace.
     overlap = (norms[0] * norms[1]) ** 2
     return PairGeometry(cosines * norms[0] * norms[1], overlap, *angles, *agreement)
 
@@ -233,8 +235,9 @@ def _measured(
         row = {"run_a": a, "run_b": b, "accuracy_diff": difference, "diff_low": low, "diff_high": high}
         if (a, b) in reference:
             alphas, loss = (by_curve[a, b][name].to_numpy() for name in ("alpha", "loss"))
-            for form, floor in (("chord", loss[0] + alphas * (loss[-1] - loss[0])), ("mean", (loss[0] + loss[-1]) / 2)):
-                barrier = float(np.max(loss - floor))
+            chord, mean = loss[0] + alphas * (loss[-1] - loss[0]), (loss[0] + loss[-1]) / 2
+            for form, baseline in (("chord", chord), ("mean", mean)):
+                barrier = float(np.max(loss - baseline))
                 row |= {
                     f"barrier_{form}": barrier,
                     f"barrier_{form}_low": 0.8 * barrier,

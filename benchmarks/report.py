@@ -1,11 +1,11 @@
-"""Size of the report and milliseconds until its explorer can be used, on analyses of the paper's shapes.
+"""Size of the report and time until its explorer is usable, for analyses of the paper's size.
 
     python benchmarks/report.py
     python benchmarks/report.py --runs 12
 
-36 layers, 4 projections, r = 32, 10 angles a side, made up (benchmarks/made_analysis.py): random numbers compress worse
-than real ones. Needs Chromium and its driver. Counted from the start of the navigation to the second frame after the
-explorer's numbers and plots on the screen were drawn; the slowest of three.
+36 layers, 4 projections, r = 32, 10 angles per side, with synthetic values (benchmarks/made_analysis.py), which
+compress worse than real ones. Needs Chromium and its driver. Time is measured from the start of the navigation to the
+second frame after the explorer has drawn its visible numbers and plots; the slowest of three runs counts.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def main() -> None:
             names = make_analysis(Path(folder), METHODS, seeds=max(1, count // len(METHODS)))
             start = time.perf_counter()
             report = write_report(Path(folder))
-            wrote = time.perf_counter() - start
+            seconds = time.perf_counter() - start
             ready, step = zip(*(_opened(report) for _ in range(3)), strict=True)
             print(
-                f"{len(names)} runs, {len(names) * (len(names) - 1) // 2} pairs: written in {wrote:.1f} s, "
+                f"{len(names)} runs, {len(names) * (len(names) - 1) // 2} pairs: written in {seconds:.1f} s, "
                 f"{report.stat().st_size / 1e6:.1f} MB, usable after {max(ready):.0f} ms, "
                 f"another layer after {max(step):.0f} ms"
             )

@@ -1,7 +1,7 @@
-"""Seconds a step of DPO on the embedded model: with shared reference log-probabilities, without, and by stock TRL.
+"""Time per step of DPO on the embedded model, with precomputed reference log-probabilities, without, and in stock TRL.
 
-The three take turns in one process, so that whatever else the machine does meets all of them; the median step counts.
-On CUDA in bfloat16, with the heads that training takes there.
+The three variants take turns in one process, so that load on the machine affects all of them; the median step counts.
+On CUDA in bfloat16, with the language-model head that training uses there.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STEPS, BATCH = 12, 32
 
 
 class Clock(TrainerCallback):
-    """Seconds of each step."""
+    """Records the duration of each step in seconds."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -55,7 +55,7 @@ class Clock(TrainerCallback):
 
 
 def rollouts() -> pd.DataFrame:
-    """A right and a wrong worked solution of each of 64 problems."""
+    """Returns a correct and an incorrect worked solution of each of 64 problems."""
     rows = []
     for problem in ReasoningGym("chain_sum", pretrain.DIFFICULTY, pretrain_share=pretrain.SHARE).problems(
         "train", 64, 3
@@ -68,7 +68,7 @@ def rollouts() -> pd.DataFrame:
 
 
 def stock(plan: TrainingPlan, base: LoadedModel, table: pd.DataFrame, folder: Path) -> Any:
-    """TRL's own trainer on the same pairs."""
+    """Builds TRL's own trainer on the same pairs."""
     pairs = [
         {
             "prompt": base.tokenizer.decode(table["prompt_ids"].iloc[chosen]),
@@ -93,15 +93,15 @@ def stock(plan: TrainingPlan, base: LoadedModel, table: pd.DataFrame, folder: Pa
 
 
 def main() -> None:
-    """Prints a table."""
+    """Prints the table of timings."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?", default=str(ROOT / "src" / "losslens" / "tiny" / "student"))
     parser.add_argument("--turns", type=int, default=3)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     cuda = torch.cuda.is_available()
     source = ModelSource(
         "model",
-        asked.model,
+        options.model,
         None,
         "bfloat16" if cuda else "float32",
         "cuda" if cuda else "cpu",
@@ -120,27 +120,28 @@ def main() -> None:
         plan = TrainingPlan(
             Dpo(name="dpo"), 1e-4, lora, initial_adapter(folder, {}, base.model, lora, init_seed=0), optim, seed=0
         )
-        known = FrozenSource(table, plan.loss, optim, seed=0, reference=ReferenceCache(folder / "references", {}))
-        within = FrozenSource(table, plan.loss, optim, seed=0)
-        makers = {
-            "shared reference": lambda: make_trainer(plan, base, known, folder / "shared", []),
-            "reference in the step": lambda: make_trainer(plan, base, within, folder / "within", []),
+        cached = FrozenSource(table, plan.loss, optim, seed=0, reference=ReferenceCache(folder / "references", {}))
+        uncached = FrozenSource(table, plan.loss, optim, seed=0)
+        variants = {
+            "cached reference": lambda: make_trainer(plan, base, cached, folder / "cached", []),
+            "reference in the step": lambda: make_trainer(plan, base, uncached, folder / "uncached", []),
             "stock TRL": lambda: stock(plan, base, table, folder / "stock"),
         }
-        seconds: dict[str, list[float]] = {way: [] for way in makers}
-        for _ in range(asked.turns):
-            for way, make in makers.items():
+        seconds: dict[str, list[float]] = {variant: [] for variant in variants}
+        for _ in range(options.turns):
+            for variant, make in variants.items():
                 AcceleratorState._reset_state(reset_partial_state=True)
                 clock = Clock()
                 with preserved(base.model):
                     trainer = make()
                     trainer.add_callback(clock)
                     trainer.train()
-                seconds[way] += clock.seconds[2:]
-    medians = {way: statistics.median(values) for way, values in seconds.items()}
-    print(torch.cuda.get_device_name() if cuda else "CPU", f"{torch.get_num_threads()} threads", Path(asked.model).name)
-    for way, value in medians.items():
-        print(f"{way:<24} {1000 * value:9.1f} ms  {value / medians['reference in the step']:.2f}")
+                seconds[variant] += clock.seconds[2:]
+    medians = {variant: statistics.median(values) for variant, values in seconds.items()}
+    device = torch.cuda.get_device_name() if cuda else "CPU"
+    print(device, f"{torch.get_num_threads()} threads", Path(options.model).name)
+    for variant, value in medians.items():
+        print(f"{variant:<24} {1000 * value:9.1f} ms  {value / medians['reference in the step']:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Seconds to plan and submit a sweep of 1,000 runs to Slurm, beside Hydra's own submitit launcher.
+"""Time to plan and submit a sweep of 1,000 runs to Slurm, compared with Hydra's own submitit launcher.
 
     python benchmarks/submission.py
     python benchmarks/submission.py --runs 100
 
-No Slurm is needed: sbatch and its like are scripts that only answer. Hydra's own launcher (hydra-submitit-launcher, put
-into a temporary folder) waits for its jobs, so it is stopped when it has called sbatch. It resumes nothing: it looks at
-no run, and does not write down which job is whose. Ours does both.
+Slurm is not needed: sbatch and the other commands are replaced by scripts. Hydra's own launcher
+(hydra-submitit-launcher, installed into a temporary folder) waits for its jobs, so it is stopped after it has called
+sbatch. Unlike ours, it neither checks which runs are done nor records which job belongs to which run.
 """
 
 from __future__ import annotations
@@ -35,30 +35,31 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        (place / "bin").mkdir()
+        temporary = Path(folder)
+        (temporary / "bin").mkdir()
         for name, text in COMMANDS.items():
-            (place / "bin" / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
-            (place / "bin" / name).chmod(0o755)
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", place / "stock", STOCK]
+            (temporary / "bin" / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+            (temporary / "bin" / name).chmod(0o755)
+        target = temporary / "stock"
+        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, STOCK]
         subprocess.run(pip, check=True)
-        ours = seconds(place, "ours", runs, ["hydra/launcher=slurm"], {})
-        again = seconds(place, "ours", runs, ["hydra/launcher=slurm", "hydra.launcher.dry_run=true"], {})
-        stock = seconds(place, "stock", runs, ["hydra/launcher=submitit_slurm"], {"PYTHONPATH": str(place / "stock")})
-    print(f"{runs} runs, from the command to the last call of sbatch (ours: to the prompt)")
-    print(f"  hydra/launcher=slurm            {ours:6.1f} s  {1000 * ours / runs:5.0f} ms a run")
-    print(f"  the same as a dry run           {again:6.1f} s  {1000 * again / runs:5.0f} ms a run")
-    print(f"  Hydra's own, submitit_slurm     {stock:6.1f} s  {1000 * stock / runs:5.0f} ms a run")
+        ours = seconds(temporary, "ours", runs, ["hydra/launcher=slurm"], {})
+        dry_run = seconds(temporary, "ours", runs, ["hydra/launcher=slurm", "hydra.launcher.dry_run=true"], {})
+        stock = seconds(temporary, "stock", runs, ["hydra/launcher=submitit_slurm"], {"PYTHONPATH": str(target)})
+    print(f"{runs} runs, from the command to the last call of sbatch (ours: to the end of the command)")
+    print(f"  hydra/launcher=slurm            {ours:6.1f} s  {1000 * ours / runs:5.0f} ms per run")
+    print(f"  the same as a dry run           {dry_run:6.1f} s  {1000 * dry_run / runs:5.0f} ms per run")
+    print(f"  Hydra's own, submitit_slurm     {stock:6.1f} s  {1000 * stock / runs:5.0f} ms per run")
 
 
-def seconds(place: Path, name: str, runs: int, arguments: list[str], environment: dict[str, str]) -> float:
-    """From the start of the command to its end, or to its call of sbatch where it does not end by itself."""
-    record = place / f"{name}.record"
+def seconds(temporary: Path, name: str, runs: int, arguments: list[str], environment: dict[str, str]) -> float:
+    """Time from the start of the command to its end or, for the stock launcher, to its call of sbatch."""
+    record = temporary / f"{name}.record"
     command = [
-        sys.executable, "train.py", "-m", *arguments, f"seed=range(0,{runs})", f"output_dir={place / name}",
+        sys.executable, "train.py", "-m", *arguments, f"seed=range(0,{runs})", f"output_dir={temporary / name}",
         "resources=cpu",
     ]  # fmt: skip
-    path = f"{place / 'bin'}:{os.environ['PATH']}"
+    path = f"{temporary / 'bin'}:{os.environ['PATH']}"
     started, wall = time.monotonic(), time.time()
     process = subprocess.Popen(
         command,
@@ -75,7 +76,7 @@ def seconds(place: Path, name: str, runs: int, arguments: list[str], environment
             return float(record.read_text(encoding="utf-8").split()[0]) - wall
         time.sleep(0.05)
     if process.returncode != 0:
-        sys.exit(f"submission.py: {' '.join(arguments)} ended with status {process.returncode}")
+        sys.exit(f"submission.py: {' '.join(arguments)} failed with exit status {process.returncode}")
     return time.monotonic() - started
 
 

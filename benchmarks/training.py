@@ -1,7 +1,7 @@
-"""Tokens per second and peak memory of one training step, by how the language-model head is scored.
+"""Tokens per second and peak memory of a training step, by implementation of the language-model head.
 
-Prints a table: positions selected before the head (what runs off CUDA), TRL's fused head (what runs on CUDA), and the
-full logits of stock transformers. On the tiny student and, with a folder as argument, on that model.
+Prints a table: positions selected before the head (used off CUDA), TRL's fused head (used on CUDA), and the full logits
+of stock transformers. Measured on the tiny student and on the models given as arguments.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import time
 from pathlib import Path
 
 STEPS = 8
-WAYS = ("selected", "fused", "full logits")
+HEADS = ("selected", "fused", "full logits")
 
 
-def measure(path: str, way: str) -> tuple[float, float]:
-    """Tokens per second (median step) and peak memory in MB of forward and backward at 8 × 96 tokens."""
+def measure(path: str, head: str) -> tuple[float, float]:
+    """Returns tokens per second (median step) and peak memory in MB of forward and backward pass at 8 × 96 tokens."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -30,9 +30,9 @@ def measure(path: str, way: str) -> tuple[float, float]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device)
-    if way == "selected":
+    if head == "selected":
         score_selected_positions(model)
-    elif way == "fused":
+    elif head == "fused":
         add_fused_lm_head(model)
     model = get_peft_model(model, LoraConfig(r=8, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
     tokens = torch.randint(0, model.config.vocab_size, (8, 96), device=device)
@@ -40,7 +40,7 @@ def measure(path: str, way: str) -> tuple[float, float]:
     seconds = []
     for _ in range(STEPS):
         started = time.perf_counter()
-        if way == "full logits":
+        if head == "full logits":
             loss = model(input_ids=tokens, labels=labels).loss
         else:
             loss = -model(input_ids=tokens, labels=labels, fused_lm_head=True).log_probs.sum()
@@ -62,13 +62,13 @@ def main() -> None:
     paths = [str(Path(losslens.tiny.__file__).parent / "student"), *sys.argv[1:]]
     print(f"{'model':<12} {'head':<12} {'tokens/s':>10} {'peak MB':>9}")
     for path in paths:
-        for way in WAYS:
-            # A process each, since peak memory never falls.
+        for head in HEADS:
+            # A process of its own, since the recorded peak memory never decreases.
             outcome = subprocess.run(
-                [sys.executable, __file__, "--one", path, way], capture_output=True, text=True, check=True
+                [sys.executable, __file__, "--one", path, head], capture_output=True, text=True, check=True
             )
             speed, peak = outcome.stdout.split()
-            print(f"{Path(path).name:<12} {way:<12} {float(speed):>10.0f} {float(peak):>9.0f}", flush=True)
+            print(f"{Path(path).name:<12} {head:<12} {float(speed):>10.0f} {float(peak):>9.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Offline W&B runs sent a second: `launch/wandb_sync.py` beside W&B's own `wandb sync`, one at a time and several.
+"""Offline W&B runs sent per second by `launch/wandb_sync.py` and W&B's own `wandb sync`, sequentially and in parallel.
 
     python benchmarks/wandb_sync.py
     python benchmarks/wandb_sync.py --runs 20
 
-The server is the one of the tests, on this machine, once as fast as it can and once answering each request after 50 ms,
-as one far away does. Times are of whole commands. After each it is counted what arrived.
+Uses the local server of the tests, once without delay and once with 50 ms of latency per request, as for a remote
+server. Times are those of whole commands; after each command all runs are checked to have arrived.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
         make(made / "main", runs)
         print(f"{runs} offline runs of {STEPS} steps with {METRICS} metrics")
         for delay in (0.0, 0.05):
-            print(f"  the server answers {'after 50 ms' if delay else 'at once'}")
+            print(f"  server latency: {'50 ms' if delay else 'none'}")
             for title, command in (
                 ("wandb sync -n 1", ["wandb", "sync", "-n", "1"]),
                 ("wandb sync (5 at a time)", ["wandb", "sync"]),
@@ -45,8 +45,8 @@ def main() -> None:
                 ("launch/wandb_sync.py (8 at a time)", []),
                 ("launch/wandb_sync.py parallel=32", ["parallel=32"]),
             ):
-                took = seconds(server, made, Path(folder) / "sent", delay, command, runs)
-                print(f"    {title:36}{took:6.1f} s  {runs / took:5.1f} runs a second", flush=True)
+                duration = seconds(server, made, Path(folder) / "sent", delay, command, runs)
+                print(f"    {title:36}{duration:6.1f} s  {runs / duration:5.1f} runs per second", flush=True)
 
 
 def make(sweep: Path, runs: int) -> None:
@@ -60,24 +60,24 @@ def make(sweep: Path, runs: int) -> None:
     wandb.teardown()
 
 
-def seconds(server: WandbServer, made: Path, place: Path, delay: float, command: list[str], runs: int) -> float:
-    """Sends copies of what was made, that no one has sent; ends the benchmark when not all of it arrives."""
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(made, place, symlinks=True)
+def seconds(server: WandbServer, made: Path, copy: Path, delay: float, command: list[str], runs: int) -> float:
+    """Sends a fresh copy of the runs; exits if not all of them arrive."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(made, copy, symlinks=True)
     if command[:1] == ["wandb"]:
-        command = [*command, *map(str, place.glob("main/*/wandb/offline-run-*"))]
+        command = [*command, *map(str, copy.glob("main/*/wandb/offline-run-*"))]
     else:
-        command = [sys.executable, "launch/wandb_sync.py", f"output_dir={place}", *command]
+        command = [sys.executable, "launch/wandb_sync.py", f"output_dir={copy}", *command]
     server.reset()
     server.fail({"delay": delay})
-    environment = {**os.environ, **server.environment, "WANDB_DIR": str(place)}  # for the logs of `wandb sync`
+    environment = {**os.environ, **server.environment, "WANDB_DIR": str(copy)}  # for the logs of `wandb sync`
     started = time.monotonic()
     subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=True)
-    took = time.monotonic() - started
+    duration = time.monotonic() - started
     arrived = [run for run in server.seen()["runs"].values() if len(run["history"]) == STEPS and not run["repeated"]]
     if len(arrived) != runs:
-        sys.exit(f"wandb_sync.py: {len(arrived)} of {runs} arrived")
-    return took
+        sys.exit(f"wandb_sync.py: only {len(arrived)} of {runs} runs arrived")
+    return duration
 
 
 if __name__ == "__main__":

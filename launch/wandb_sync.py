@@ -1,74 +1,8 @@
 """Sends the offline W&B runs of a sweep: `python launch/wandb_sync.py sweep=NAME [parallel=N]`."""
 
-from __future__ import annotations
-
 import sys
-import time
-from pathlib import Path
 
-from tqdm import tqdm
-
-from losslens.cli.key_values import KeyValueParser
-from losslens.core.errors import InputError, ServerError
-from losslens.tracking.sync import Outcome, Plan, claimed, plan, send
-
-
-def main(arguments: list[str]) -> int:
-    """Sends what was not sent yet and gives the exit status: 0 when nothing stays, 1 when something does."""
-    parser = KeyValueParser(
-        {"sweep": "main", "output_dir": "outputs", "parallel": "8"},
-        "sweep=main, output_dir=outputs, parallel=8",
-        prog="wandb_sync.py",
-        description="Sends the W&B runs of a sweep that were logged offline, and online ones whose upload was cut off, "
-        "several at a time. What has arrived is marked and not sent again; what has not stays and is named. Runs that "
-        "are still at work are left for later.",
-        epilog="Exit status: 0 all is sent; 1 something stays, or the server cannot be reached; 2 bad input, or not "
-        "logged in.",
-    )
-    settings, _ = parser.parse(arguments)
-    if not settings["parallel"].isdecimal() or int(settings["parallel"]) < 1:
-        parser.error(f"parallel={settings['parallel']}: how many runs to send at a time, at least 1")
-    output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
-    try:
-        with claimed(output_dir, sweep):
-            return _sync(output_dir, plan(output_dir, sweep), sweep, int(settings["parallel"]))
-    except InputError as error:
-        print(f"wandb_sync.py: {error}", file=sys.stderr)
-        return 2
-    except ServerError as error:
-        print(f"wandb_sync.py: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("wandb_sync.py: interrupted; the same command sends what is left", file=sys.stderr)
-        return 130
-
-
-def _sync(output_dir: Path, found: Plan, sweep: str, parallel: int) -> int:
-    for segment in found.being_written:
-        print(f"{segment.name}: still at work; left for later")
-    segments = [segment for run in found.runs for segment in run]
-    if not segments:
-        print(f"sweep {sweep}: nothing to send" + (f" ({found.sent} sent before)" if found.sent else ""))
-        return 0
-    outcomes: list[Outcome] = []
-    started = time.monotonic()
-    with tqdm(total=len(segments), desc="sending", unit="run", leave=False, dynamic_ncols=True) as bar:
-
-        def told(outcome: Outcome) -> None:
-            outcomes.append(outcome)
-            bar.update()
-
-        send(output_dir, found.runs, parallel, told)
-    stays = sorted((outcome for outcome in outcomes if outcome.error), key=lambda outcome: outcome.segment.name)
-    for outcome in outcomes:
-        if outcome.note:
-            print(f"{outcome.segment.name}: {outcome.note}")
-    took = time.monotonic() - started
-    print(f"sweep {sweep}: sent {len(segments) - len(stays)} of {len(segments)} in {took:.1f} s")
-    for outcome in stays:
-        print(f"wandb_sync.py: {outcome.segment.name} stays: {outcome.error}", file=sys.stderr)
-    return 1 if stays else 0
-
+from losslens.cli.sync import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

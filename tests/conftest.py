@@ -65,6 +65,10 @@ OPTIM: dict[str, Any] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Slow is what does not say that it is fast: a new file is in `make test` by itself, in `make test-fast` on purpose.
+    for item in items:
+        if item.get_closest_marker("fast") is None:
+            item.add_marker("slow")
     order = {f"test_{name}": place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
@@ -143,12 +147,12 @@ def train_frozen(
     base: LoadedModel,
     tokenised: pd.DataFrame,
     folder: Path,
-    hand_on: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    on_metrics: Callable[[int, dict[str, float]], None] = lambda step, values: None,
     references: Mapping[str, Path] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """`train_run` on frozen rollouts."""
-    return train_run(plan, base, frozen_source(plan, tokenised, **options), folder, hand_on, references)
+    return train_run(plan, base, frozen_source(plan, tokenised, **options), folder, on_metrics, references)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from losslens.analysis.accuracy import RUN_COLUMNS, has_collapsed
 from losslens.analysis.arm_accuracy import compare_arms, outcomes_of
-from losslens.analysis.arm_summary import COLUMNS, Tabled, arm_summary_table
+from losslens.analysis.arm_summary import COLUMNS, SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, repeats, sft_partners
 from losslens.analysis.cohort import Base, Cohort, ComparedAdapter, Diverged, _distinct
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts
@@ -23,6 +23,8 @@ from losslens.core.errors import InputError
 from losslens.evaluation.statistics import detectable_difference
 from losslens.runs.run import Run
 from tests.test_analysis_tables import MODEL, scored
+
+pytestmark = pytest.mark.fast
 
 RATES = {
     "conventional": {"peak": 1e-3, "factor": None},
@@ -73,7 +75,7 @@ def cohort(
     return Cohort(members, ["m"], [(30, 50)], ranks, bases, scores, diverged or [], {})
 
 
-def tabled(g: Cohort, arms: list[Arm], cosines: dict[tuple[str, str], float]) -> Tabled:
+def tabled(g: Cohort, arms: list[Arm], cosines: dict[tuple[str, str], float]) -> SummaryTables:
     """Of runs whose measures all have the value of their cosine; those that are not named are 0 to each other."""
     members, names = g.members, arm_names(arms, g)
     runs = pd.DataFrame([{"run": s.name, "norm": n + 1.0} for n, s in enumerate(members)], columns=list(RUN_COLUMNS))
@@ -90,7 +92,7 @@ def tabled(g: Cohort, arms: list[Arm], cosines: dict[tuple[str, str], float]) ->
     benchmark = "quiz" if any(s.run for s in members) else None
     outcomes = outcomes_of(g, arms, benchmark)
     of_arms = arm_pairs(rows, {name: seed for name, (seed, _) in seeds.items()}, [arm.name() for arm in arms])
-    return Tabled(
+    return SummaryTables(
         runs, of_arms.merge(compare_arms(outcomes, None), on=["arm_a", "arm_b"], how="outer"), outcomes, benchmark
     )
 
@@ -164,7 +166,7 @@ class TestArms:
         for base in (1e-3, 3e-3):
             for method, lr in (("sft", "conventional"), ("dpo", "conventional"), ("dpo", "matched")):
                 one = facts(method, lr, 0)
-                one["config"]["lr"]["base"] = base
+                one["config"]["lr"]["peak"] = base
                 one["learning_rate"] = one["identity"]["learning_rate"] = float(
                     f"{one['learning_rate'] * base / 1e-3:.12g}"
                 )
@@ -198,7 +200,7 @@ class TestArms:
     def test_an_adapter_made_elsewhere_does_not_join_an_arm(self, name: str) -> None:
         runs = cohort([member("sft", "conventional", 0), member("dpo", "matched", 0)])
         runs.members.append(ComparedAdapter(name, Path(name), "theirs"))
-        with pytest.raises(InputError, match=f"^adapters.{name}: a loss of the runs is called so already$"):
+        with pytest.raises(InputError, match=f"^adapters.{name}: the name is already taken by a loss of the runs$"):
             arm_names(arms_of(runs), runs)
 
 

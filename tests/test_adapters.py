@@ -1,17 +1,20 @@
-"""What is asked of an adapter's folder without a model."""
+"""Properties of an adapter's folder, without a model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from safetensors.numpy import save_file
 
 from losslens.models.adapters import differs_from
 
+pytestmark = pytest.mark.fast
 
-def test_an_update_of_0_has_not_moved_the_weights(tmp_path: Path) -> None:
-    """B = 0, as an adapter begins, and as it ends after steps of rate 0."""
+
+def test_an_update_of_zero_does_not_change_the_weights(tmp_path: Path) -> None:
+    """B = 0, as in the initial adapter, and after training with a learning rate of 0."""
     weights = {
         f"m.{n}.lora_{side}.weight": np.full((2, 2), side == "A", dtype=np.float32) for n in "ab" for side in "AB"
     }

@@ -28,6 +28,8 @@ from losslens.measures.tables import BaseComparison, Compared, WeightTables, wei
 from losslens.models.loading import LoadedModel, ModelSource
 from losslens.runs.run import Run
 
+pytestmark = pytest.mark.fast
+
 NAN = float("nan")
 MODEL = {"name": "t", "path": "t", "revision": None, "dtype": "auto", "device": "auto", "trust_remote_code": False}
 
@@ -44,7 +46,8 @@ def facts(method: str, seed: int, init: str) -> RunFacts:
             "initial_adapter": {"folder": init, "sha256": init},
             "identity": {"method": method, "seed": seed, "init_seed": 1},
             "config": {
-                "data": {"name": "quiz", "eval_size": 9}, "benchmark": {}, "evaluation": {}, "rollouts": {}, "model": MODEL,
+                "data": {"name": "quiz", "eval_size": 9}, "benchmark": {}, "evaluation": {}, "rollouts": {},
+                "model": MODEL,
                 "lr": {"name": "conventional", "peak": 1e-3, "factor": None},
                 "lora_rank": {"r": 2}, "seed": seed, "init_seed": 1,
             },

@@ -1,4 +1,4 @@
-"""Answers are read as people write them: hundreds of pairs in the styles of common data sets, and what is not right."""
+"""Parsing and comparison of answers: hundreds of pairs in the styles of common datasets, and incorrect answers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def problem(answer: str, row: int = 0) -> Problem:
     return Problem(f"p{row}", "?", answer, {"row": row})
 
 
-def test_pairs_of_every_style_are_judged_right() -> None:
+def test_pairs_of_every_style_are_judged_correctly() -> None:
     judge = MathVerify()
     faults = [
         pair for pair in PAIRS if judge(problem(pair["reference"]), pair["completion"]).correct is not pair["right"]
@@ -52,7 +52,7 @@ def test_pairs_of_every_style_are_judged_right() -> None:
     assert sum(not pair["right"] for pair in PAIRS) > 80
 
 
-def test_every_reference_of_the_pairs_can_be_read() -> None:
+def test_every_reference_can_be_parsed() -> None:
     assert [pair["reference"] for pair in PAIRS if not MathVerify.reads(pair["reference"])] == []
 
 
@@ -105,7 +105,7 @@ def test_a_long_completion_is_searched_in_bounded_time(completion: str) -> None:
     assert time.process_time() - started < 5
 
 
-def test_references_that_cannot_be_read_are_named_and_refused_when_they_are_the_rule(
+def test_unreadable_references_are_named_and_refused_if_frequent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     good = [problem(answer, row) for row, answer in enumerate(["72", "$x+1$", "east", r"\frac{1}{2}"], 1)]
@@ -114,9 +114,9 @@ def test_references_that_cannot_be_read_are_named_and_refused_when_they_are_the_
     assert capsys.readouterr().out == ""
     require_readable("mine.jsonl", MathVerify(), good + bad)
     said = capsys.readouterr().out
-    assert said.startswith("mine.jsonl: 2 of 6 references cannot be read, ")
+    assert said.startswith("mine.jsonl: 2 of 6 references cannot be parsed; ")
     assert r"row 5 '\\frac{1}{', row 6 'It is what" in said
-    with pytest.raises(InputError, match=r"mine.jsonl: 2 of 3 references cannot be read, .*row 5 .*, row 6"):
+    with pytest.raises(InputError, match=r"mine.jsonl: 2 of 3 references cannot be parsed, .*row 5 .*, row 6"):
         require_readable("mine.jsonl", MathVerify(), good[:1] + bad)
 
 
@@ -144,7 +144,7 @@ def test_cells(value: Any, text: str) -> None:
         (b"x", "b'x' is not text"),
     ],
 )
-def test_cells_that_are_refused(value: Any, told: str) -> None:
+def test_invalid_cells(value: Any, told: str) -> None:
     with pytest.raises(InputError) as error:
         cell("f", 3, "answer", value, listed=True)
     assert str(error.value).startswith("f: row 3, column 'answer': ")
@@ -152,7 +152,7 @@ def test_cells_that_are_refused(value: Any, told: str) -> None:
 
 
 class Lenient:
-    """A judge of one's own: right is what contains the reference."""
+    """A user-defined verifier: an answer is correct if it contains the reference."""
 
     needs_network: ClassVar[bool] = False
 
@@ -168,7 +168,7 @@ def judged_by_length(problem: Problem, completion: str) -> bool:
     return len(completion) == int(problem.answer)
 
 
-def test_a_judge_of_ones_own_by_its_path() -> None:
+def test_a_user_defined_verifier_by_its_path() -> None:
     options = {"_target_": "tests.test_answers.Lenient", "folded": True}
     for setting, completion, correct in (
         ("tests.test_answers.Lenient", "It is 5", True),
@@ -195,7 +195,7 @@ def test_a_judge_of_ones_own_by_its_path() -> None:
         ({"_target_": "tests.test_answers.Lenient", "colour": 1}, "unexpected keyword argument 'colour'"),
     ],
 )
-def test_a_judge_that_is_none(setting: Any, told: str) -> None:
+def test_invalid_verifiers(setting: Any, told: str) -> None:
     with pytest.raises(InputError, match=told):
         verifier_of(setting)
 
@@ -210,7 +210,7 @@ def test_rows_of_a_hub_dataset_that_differ_in_case_and_space_are_one_question(
     source = HubDataset("mine", str(tmp_path), splits, {"prompt": "q", "answer": "a"})
     train, held_out = source.problems("train", None, 0), source.problems("eval", None, 0)
     assert len(train) + len(held_out) == 40
-    assert "2 rows left out (1 repeated, row 41 first, 1 not complete, row 42 first)" in capsys.readouterr().out
+    assert "skipped 2 rows (1 repeated, first in row 41, 1 incomplete, first in row 42)" in capsys.readouterr().out
 
 
 def hub_dataset(folder: Path, **given: Any) -> HubDataset:
@@ -222,13 +222,13 @@ def hub_dataset(folder: Path, **given: Any) -> HubDataset:
     ["http://127.0.0.1:9/x.json", "hf://datasets/a/b/x.json", "zip://x.json::http://a/b.zip", "x::y", "../x.json",
      "data/../../x.json", "/etc/x.json", "\\\\host\\x.json", "c:/x.json", "~/x.json", "", 3, ["x.json"]],
 )  # fmt: skip
-def test_files_of_a_dataset_lie_inside_it(file: Any, tmp_path: Path) -> None:
+def test_files_of_a_dataset_must_be_inside_it(file: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"^source\.files\.train: "):
         hub_dataset(tmp_path, files={"train": file})
 
 
 @pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
-def test_a_dataset_is_not_read_from_where_its_description_leads(
+def test_data_files_outside_the_repository_are_refused(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x.jsonl").write_text('{"q": "1+1?", "a": "2"}\n')
@@ -237,7 +237,7 @@ def test_a_dataset_is_not_read_from_where_its_description_leads(
     )
     (tmp_path / name).write_text(f"---\n{about}---\n" if name == "README.md" else about)
     monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("it was read"))
-    with pytest.raises(InputError, match=r"data_files of its README\.md: 'http://127\.0\.0\.1:9/x\.jsonl' leads out"):
+    with pytest.raises(InputError, match=r"data_files of its README\.md: 'http://127\.0\.0\.1:9/x\.jsonl' is outside"):
         hub_dataset(tmp_path).problems("train", None, 0)
 
 
@@ -247,11 +247,11 @@ def test_a_dataset_in_a_folder_with_the_name_of_a_loader(tmp_path: Path, monkeyp
     (tmp_path / "json" / "train.jsonl").write_text(rows)
     monkeypatch.chdir(tmp_path)
     assert hub_dataset(Path("json"), files={"train": "*.jsonl"}).problems("train", None, 0)
-    with pytest.raises(InputError, match=r"source\.repo=pandas: a loader of the datasets library"):
+    with pytest.raises(InputError, match=r"source\.repo=pandas is a loader of the datasets library"):
         hub_dataset(Path("pandas"), revision="0" * 40).problems("train", None, 0)
 
 
-def test_a_reader_that_is_not_installed_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_reader_is_reported_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any, **__: Any) -> None:
         raise ImportError("no module named so")
 
@@ -261,19 +261,21 @@ def test_a_reader_that_is_not_installed_is_told_in_one_line(tmp_path: Path, monk
 
 
 def test_a_pattern_for_answers_takes_bounded_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("losslens.problems.hub_dataset._SECONDS", 0.2)
+    monkeypatch.setattr("losslens.problems.hub_dataset._PATTERN_SECONDS", 0.2)
     (tmp_path / "train.jsonl").write_text(json.dumps({"q": "?", "a": "a" * 60}) + "\n")
-    with pytest.raises(InputError, match=r"^source\.answer_pattern: takes too long"):
+    with pytest.raises(InputError, match=r"^source\.answer_pattern takes too long"):
         hub_dataset(tmp_path, answer_pattern=r"((?:a|aa|a.?)+)!").problems("train", None, 0)
 
 
 @pytest.mark.parametrize("pattern", ["((a{9999}){9999})", "(((a{1,99}){1,99}){,99})", "(" + "a" * 2000 + ")", 5])
-def test_a_pattern_for_answers_takes_bounded_space(pattern: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^source\.answer_pattern: (too long, or repeated too often|.* is text)"):
+def test_a_pattern_for_answers_takes_bounded_memory(pattern: Any, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^source\.answer_pattern: (the regular expression is too long|.* must be a string)"
+    ):
         hub_dataset(tmp_path, answer_pattern=pattern)
 
 
-def test_a_prompt_is_known_by_its_text() -> None:
+def test_prompts_are_identified_by_their_text() -> None:
     template = "{question}\nPlease reason step by step."
     asked = SeenQuestions(
         ["What is 0 + 1?", "Solve this.\nWhat is 1 + 1?", "Gold:\n2\nAns"], ids=["0", "mine-0123456789ab"]
@@ -288,8 +290,8 @@ def test_a_prompt_is_known_by_its_text() -> None:
     assert SeenQuestions(["What is 2?\nPlease reason step by step."], [template]).has("What is 2?")
 
 
-def test_held_out_completions_are_told_by_their_prompts(tmp_path: Path) -> None:
-    """The very prompts under other ids are refused; other prompts under the same ids are taken."""
+def test_held_out_completions_are_identified_by_their_prompts(tmp_path: Path) -> None:
+    """The same prompts under other ids are refused; other prompts under the same ids are accepted."""
 
     def frozen(name: str, prompts: list[str], ids: list[str]) -> FrozenRollouts:
         rows = [
@@ -320,7 +322,7 @@ class TestHeldOutWhereTheBaseWasMoved:
                 RolloutConfig, compose("rollout", [f"output_dir={output_dir}", f"model.path={model}", *server])
             )
 
-    def test_they_are_found_with_model_path(self, tmp_path: Path) -> None:
+    def test_completions_are_found_with_model_path(self, tmp_path: Path) -> None:
         asked = self.config(tmp_path, TINY / "student")
         rollouts = asked.rollouts.model_copy(update={"samples_per_prompt": 1})
         data = asked.data.model_copy(update={"train_size": 5})
@@ -339,7 +341,7 @@ class TestHeldOutWhereTheBaseWasMoved:
         with pytest.raises(UnavailableError, match="no such folder"):
             probe_set(settings, tmp_path, run, Trust())
 
-    def test_what_the_base_cannot_be_asked_stops_no_analysis(self, tmp_path: Path) -> None:
+    def test_problems_that_exceed_the_base_do_not_stop_the_analysis(self, tmp_path: Path) -> None:
         shutil.copytree(TINY / "student", tmp_path / "model")
         (tmp_path / "model" / "chat_template.jinja").write_text("{{ raise_exception('no users here') }}")
         with pytest.raises(UnavailableError, match=r"no users here.*give held_out\.completions"):

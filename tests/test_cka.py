@@ -7,6 +7,8 @@ import pytest
 
 from losslens.measures.cka import cka, minibatch_sizes, minibatches_of, similarities, u_centred
 
+pytestmark = pytest.mark.fast
+
 
 def hsic1(k: np.ndarray, l: np.ndarray) -> float:
     """Song et al. 2012, equation 5, written out: [tr(K̃L̃) + 1ᵀK̃1·1ᵀL̃1/((n−1)(n−2)) − 2·1ᵀK̃L̃1/(n−2)]/(n(n−3))."""

@@ -1,4 +1,4 @@
-"""Commands that are printed work as they are printed: split by a shell, read by Hydra or by the scripts in launch/."""
+"""Printed commands can be copied: the shell splits them, and Hydra or the scripts in launch/ read them correctly."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from losslens.config.parse import parse
 from losslens.core.commands import format_command
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.fast
+
 PLACES = (
     "outputs", "/scratch/o", "my runs", "a=b", "(x) [y], {z}", "it's", 'say "x"', "back\\slash", "end\\", "e\\'s",
     "me~", "a,b", "$HOME", "#1", "é",
@@ -22,7 +24,7 @@ PLACES = (
 
 
 @pytest.mark.parametrize(("place", "sweep"), [*((place, "main") for place in PLACES), ("o", ["a", "b.c"]), ("o", None)])
-def test_hydra_reads_what_was_meant(place: str, sweep: str | list[str] | None) -> None:
+def test_hydra_parses_printed_commands(place: str, sweep: str | list[str] | None) -> None:
     _, script, *overrides = shlex.split(format_command("analyze.py", sweep, place))
     assert script == "analyze.py"
     assert len(overrides) == (sweep is not None) + (place != "outputs")
@@ -38,7 +40,7 @@ def test_a_folder_with_spaces_is_readable() -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_scripts_in_launch_do(place: str) -> None:
+def test_launch_scripts_parse_printed_commands(place: str) -> None:
     line = shlex.split(format_command("launch/status.py", "main", place, "--watch"))
     assert line[-1] == "--watch"
     parser = KeyValueParser({"sweep": "", "output_dir": "outputs"}, "")
@@ -46,8 +48,8 @@ def test_the_scripts_in_launch_do(place: str) -> None:
     assert parser.parse(line[2:])[0] == {"sweep": "main", "output_dir": place}
 
 
-def test_from_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The script beside the one that runs, by its Python where another one is called `python`."""
+def test_commands_printed_in_another_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The command names the sibling script, and the interpreter if `python` is a different one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(ROOT / "train.py")])
     monkeypatch.setenv("PATH", str(tmp_path))

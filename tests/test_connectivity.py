@@ -18,6 +18,8 @@ from losslens.models.loading import LoadedModel, preserved
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
 
+pytestmark = pytest.mark.fast
+
 ALPHAS = np.linspace(0, 1, 11)
 
 

@@ -221,7 +221,7 @@ def test_equal_norms(arms: Path, tables: dict[str, pd.DataFrame], capsys: pytest
     assert there["accuracy"].notna().all()
     manifest = json.loads((arms / "arms" / "analysis-norm" / "manifest.json").read_text())
     assert all(point["between_steps"] for name, point in manifest["points"].items() if "between_steps" in point)
-    assert "lies before it on the way of" in manifest["left_out"]["what came before the first snapshot"]
+    assert "before its first snapshot" in manifest["left_out"]["what came before the first snapshot"]
     some = ends.drop(index=ends.idxmin()).dropna().mean()
     write_tables(arms, "checkpoint=norm", f"norm={some}", "pairs=none")
     assert "it never reaches" in capsys.readouterr().out
@@ -258,9 +258,9 @@ def test_a_step_on_the_way(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
     at_8 = way[(way["step"] == 8) & (way["method"] != "rft")].set_index("run")["norm"]
     assert runs.loc[at_8.index, "norm"].to_dict() == pytest.approx(at_8.to_dict())
     wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "checkpoint=7", check=2)
-    assert "checkpoint=7: no run was there" in wrong.stderr
+    assert "checkpoint=7: no run has a snapshot there" in wrong.stderr
     wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "norm=1", check=2)
-    assert "norm=1 is for checkpoint=norm" in wrong.stderr
+    assert "target_norm=1 requires checkpoint=norm" in wrong.stderr
 
 
 def test_rows_and_epochs_of_a_sweep(arms: Path) -> None:
@@ -291,7 +291,7 @@ def test_other_rollouts_side_by_side(arms: Path) -> None:
     script(*command(arms, *student))
     line = ("analyze.py", "sweep=[arms,student]", f"output_dir={arms}", "pairs=none", *SCALE)
     refused = script(*line, check=2)
-    assert "another rollouts" in refused.stderr
+    assert "different rollouts" in refused.stderr
     assert "allow_different=rollouts" in refused.stderr
     script(*line, "allow_different=rollouts")
     arm_table = pd.read_csv(arms / "arms" / "analysis" / "arms.csv")

@@ -1,4 +1,4 @@
-"""One run trained by two processes: the run that one process trains, in step with it through whatever a sweep meets."""
+"""Data-parallel training with two processes: equal to one process, and in lockstep through a whole sweep."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ def test_two_processes_train_what_one_does(method: str, one: tuple[Path, Rows], 
         assert line["train/epoch"] == expected["train/epoch"]
 
 
-def test_they_meet_the_same_rows_in_each_step(one: tuple[Path, Rows], two: tuple[Path, list[Rows]]) -> None:
+def test_both_see_the_same_rows_in_each_step(one: tuple[Path, Rows], two: tuple[Path, list[Rows]]) -> None:
     """Together the rows of one process, none twice; and not as many tokens each, so that the counts must be added."""
     first, second = two[1]
     assert one[1].keys() == first.keys() == second.keys()
@@ -249,7 +249,7 @@ def test_they_meet_the_same_rows_in_each_step(one: tuple[Path, Rows], two: tuple
     assert sum(a != b for a, b in zip(*tokens, strict=True)) > 20
 
 
-def test_which_process_meets_which_rows_when(
+def test_assignment_of_rows_to_processes(
     given: Path, one: tuple[Path, Rows], two: tuple[Path, list[Rows]], tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """The examples of a step are dealt out in order, a micro-batch to each process in turn; of pairs chosen ones first.
@@ -273,7 +273,7 @@ def test_which_process_meets_which_rows_when(
             assert len(expected) == batch_size // len(world) * len(examples[name][0])
 
 
-def test_killed_they_go_on_to_the_same_bytes(
+def test_killed_processes_resume_byte_identically(
     given: Path, two: tuple[Path, list[Rows]], one: tuple[Path, Rows], tmp_path: Path
 ) -> None:
     """Killed in the second run; then, meanwhile, one process begins a third, which two go on with, and the reverse.
@@ -306,7 +306,7 @@ def test_killed_they_go_on_to_the_same_bytes(
         assert processes[0].stdout is not None
         with lock:
             said = ""
-            while "another process is at it; left for later" not in said:
+            while "locked by another process; left for later" not in said:
                 said = processes[0].stdout.readline()
                 assert said, ended(processes[0], 0)
             time.sleep(1)
@@ -328,7 +328,7 @@ def test_killed_they_go_on_to_the_same_bytes(
 def test_a_batch_that_cannot_be_shared_is_one_line(given: Path, tmp_path: Path) -> None:
     with steps("train.py", *arguments(tmp_path, given, "optim.batch_size=9")) as processes:
         _, errors = ended(processes[0], 2)
-        assert errors == "train.py: optim.batch_size=9 cannot be shared by 2 processes\n"
+        assert errors == "train.py: optim.batch_size=9 is not divisible by the 2 processes\n"
         assert ended(processes[1], 0) == ("", "")
 
 
@@ -355,11 +355,11 @@ def test_a_sweep_stays_in_step_until_one_process_fails(given: Path, tmp_path: Pa
     assert runs[1e30].divergence
     assert output.count(": completed") == 1
     # Each reason once, by one process.
-    refusal = "optim.micro_batch=8 does not divide 4, the share of each of 2 processes in optim.batch_size=8"
+    refusal = "optim.micro_batch=8 does not divide 4, the share of each of the 2 processes in optim.batch_size=8"
     assert errors.count(f"train.py: {refusal}\n") == 1
     assert errors.count("train.py: optim.micro_batch: Input should be") == 1
     assert errors.count(f"train.py: {runs[1e30].name}: diverged: ") == 1
-    assert "process 1: RuntimeError: 2 at once do not fit" in runs[2e-3].status["error"]
+    assert "process 1: RuntimeError: out of memory with a micro-batch of 2" in runs[2e-3].status["error"]
     assert "set optim.micro_batch" in runs[2e-3].status["error"]
     assert "set optim.micro_batch" in errors
     assert "CUDA out of memory. Tried" in (runs[2e-3].folder / "error.txt").read_text()

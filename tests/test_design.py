@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 import losslens
+
+pytestmark = pytest.mark.fast
 
 PACKAGE = Path(losslens.__file__).parent
 ROOT = PACKAGE.parents[1]

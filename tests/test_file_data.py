@@ -1,4 +1,4 @@
-"""The user's own file: problems, or complete rollouts; what is wrong in it is told with row and column."""
+"""Problems or complete rollouts in the user's own file; errors name row and column."""
 
 from __future__ import annotations
 
@@ -58,22 +58,22 @@ def test_problems(tmp_path: Path, name: str) -> None:
     assert all(source.verifier(p, f"\\boxed{{{p.answer}}}").correct for p in held_out)
 
 
-def test_held_out_problems_of_a_file_of_their_own(tmp_path: Path) -> None:
+def test_held_out_problems_in_a_separate_file(tmp_path: Path) -> None:
     file, other = written(tmp_path / "a.jsonl", problem_rows(20)), written(tmp_path / "b.jsonl", problem_rows(30)[20:])
     source = problem_source(config(tmp_path, file, f"data.eval_path={other}").data)
     assert len(source.problems("train", None, 0)) == 20
     assert {p.id for p in source.problems("eval", None, 0)} == {f"p{n}" for n in range(20, 30)}
 
 
-def test_what_is_held_out_is_not_trained_on(tmp_path: Path) -> None:
+def test_held_out_problems_must_not_be_trained_on(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", problem_rows(20))
     other = written(tmp_path / "b.jsonl", problem_rows(22)[18:])
     source = problem_source(config(tmp_path, file, f"data.eval_path={other}").data)
-    with pytest.raises(InputError, match=r"b.jsonl: row 1, column 'prompt': .*a.jsonl has it too, in row 19"):
+    with pytest.raises(InputError, match=r"b.jsonl: row 1, column 'prompt': .* also in .*a.jsonl, row 19"):
         source.problems("eval", None, 0)
 
 
-def test_other_held_out_problems_are_the_same_training_set(tmp_path: Path) -> None:
+def test_held_out_problems_do_not_affect_the_training_set(tmp_path: Path) -> None:
     file, other = written(tmp_path / "a.jsonl", problem_rows(20)), written(tmp_path / "b.jsonl", problem_rows(30)[20:])
     more = written(tmp_path / "c.jsonl", problem_rows(40)[20:])
     small = ["data.train_size=4", "rollouts.policy=base"]
@@ -81,15 +81,15 @@ def test_other_held_out_problems_are_the_same_training_set(tmp_path: Path) -> No
     assert identities[0] == identities[1] != rollouts_identity(config(tmp_path, file, *small))
 
 
-def test_held_out_completions_of_all_problems_where_there_are_few(tmp_path: Path) -> None:
-    """The analysis asks for a hundred; a file that holds out three gives three."""
+def test_held_out_completions_of_fewer_problems_than_requested(tmp_path: Path) -> None:
+    """A hundred problems are requested, but only three of the file are held out."""
     file, other = written(tmp_path / "a.jsonl", problem_rows(20)), written(tmp_path / "b.jsonl", problem_rows(23)[20:])
     small = [f"data.eval_path={other}", "rollouts.policy=base", "rollouts.max_tokens=8"]
     assert len(held_out_rollouts(config(tmp_path, file, *small), 100).table) == 3
     assert len(held_out_rollouts(config(tmp_path, file, *small), 2).table) == 2
 
 
-def test_without_ids_a_prompt_is_known_by_its_text(tmp_path: Path) -> None:
+def test_without_ids_prompts_are_identified_by_their_text(tmp_path: Path) -> None:
     rows = [{"question": row["prompt"], "gold": row["answer"]} for row in problem_rows(40)]
     names = ["data.source.columns.prompt=question", "data.source.columns.answer=gold"]
     source = problem_source(config(tmp_path, written(tmp_path / "a.jsonl", rows), *names, "data.eval_size=1").data)
@@ -106,7 +106,7 @@ def test_numbers_as_answers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["theirs.jsonl", "theirs.parquet"])
-def test_rollouts_are_frozen_as_they_are(tmp_path: Path, name: str) -> None:
+def test_rollouts_are_frozen_unchanged(tmp_path: Path, name: str) -> None:
     file = written(tmp_path / name, rollout_rows(10))
     frozen = frozen_rollouts(config(tmp_path, file))
     assert list(frozen.table["completion"]) == [row["completion"] for row in rollout_rows(10)]
@@ -120,7 +120,7 @@ def test_rollouts_are_frozen_as_they_are(tmp_path: Path, name: str) -> None:
     assert len(frozen_rollouts(config(tmp_path, file, "data.train_size=3")).table) == 6
 
 
-def test_rollouts_are_known_by_the_content_of_their_file(tmp_path: Path) -> None:
+def test_rollouts_are_identified_by_the_content_of_their_file(tmp_path: Path) -> None:
     file = written(tmp_path / "a.jsonl", rollout_rows(10))
     identity = rollouts_identity(config(tmp_path, file))
     assert rollouts_identity(config(tmp_path, file.rename(tmp_path / "b.jsonl"))) == identity
@@ -142,38 +142,38 @@ def changed(row: int, **cells: Any) -> list[Row]:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        (changed(3, reward="good"), "row 3, column 'reward': 'good' is text; write 1 or 0 without quotes"),
-        (changed(3, reward="1"), "row 3, column 'reward': '1' is text; write 1 or 0 without quotes"),
+        (changed(3, reward="good"), "row 3, column 'reward': 'good' is a string; write 1 or 0 without quotes"),
+        (changed(3, reward="1"), "row 3, column 'reward': '1' is a string; write 1 or 0 without quotes"),
         (changed(3, reward=float("nan")), "row 3, column 'reward': NaN"),
         (changed(3, reward=None), "row 3, column 'reward': missing"),
-        (changed(3, reward=float("inf")), "row 3, column 'reward': inf is neither 1 (right) nor 0 (wrong)"),
-        (changed(3, reward=0.5), "row 3, column 'reward': 0.5 is neither 1 (right) nor 0 (wrong)"),
+        (changed(3, reward=float("inf")), "row 3, column 'reward': inf is neither 1 (correct) nor 0 (incorrect)"),
+        (changed(3, reward=0.5), "row 3, column 'reward': 0.5 is neither 1 (correct) nor 0 (incorrect)"),
         (changed(4, problem_id=None), "row 4, column 'problem_id': missing"),
         (changed(4, problem_id=" "), "row 4, column 'problem_id': empty"),
-        (changed(4, problem_id="p3"), "row 7, column 'problem_id': 'p3' has another prompt in row 4"),
+        (changed(4, problem_id="p3"), "row 7, column 'problem_id': 'p3' has a different prompt in row 4"),
         (changed(5, completion=""), "row 5, column 'completion': empty"),
         (changed(5, completion=None), "row 5, column 'completion': missing"),
-        (changed(5, completion=["a"]), "row 5, column 'completion': ['a'] is not text"),
-        (changed(5, completion="\ud83d"), "row 5, column 'completion': half of a surrogate pair is no text"),
+        (changed(5, completion=["a"]), "row 5, column 'completion': ['a'] is a list of 1"),
+        (changed(5, completion="\ud83d"), "row 5, column 'completion': the text contains a lone surrogate"),
         (changed(3, reward=10**400), "row 3, column 'reward': 1000"),
         (changed(1, prompt=None), "row 1, column 'prompt': missing"),
         (changed(2, answer=None), "row 2, column 'answer': missing"),
         (
             [{**row, "sample": 0} for row in rollout_rows(2)],
-            "row 2, column 'problem_id': 'p0', sample 0, stands in row 1 already",
+            "row 2, column 'problem_id': 'p0', sample 0, is already in row 1",
         ),
-        ([{**row, "sample": 10**30} for row in rollout_rows(2)], "is not a whole number from 0"),
-        ([{**row, "sample": -1} for row in rollout_rows(2)], "is not a whole number from 0"),
+        ([{**row, "sample": 10**30} for row in rollout_rows(2)], "is not an integer from 0"),
+        ([{**row, "sample": -1} for row in rollout_rows(2)], "is not an integer from 0"),
         ([{**row, "sample": "x"} for row in rollout_rows(2)], "row 1, column 'sample': 'x' is not a whole"),
         (
             [{**row, "finished": "yes"} for row in rollout_rows(2)],
             "row 1, column 'finished': 'yes' is neither true nor false",
         ),
         ([{k: v for k, v in row.items() if k != "reward"} for row in rollout_rows(2)], "no column 'reward'"),
-        ([], "no row in it"),
+        ([], "contains no rows"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_in_rollouts_is_told_with_row_and_column(tmp_path: Path, rows: list[Row], told: str) -> None:
+def test_errors_in_rollouts_name_row_and_column(tmp_path: Path, rows: list[Row], told: str) -> None:
     file = written(tmp_path / "theirs.jsonl", rows)
     with pytest.raises(InputError) as error:
         frozen_rollouts(config(tmp_path, file))
@@ -190,12 +190,12 @@ def test_a_reward_that_is_not_a_number_in_parquet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        ([*problem_rows(3), problem_rows(2)[1]], "row 4, column 'problem_id': 'p1' stands in row 2 already"),
+        ([*problem_rows(3), problem_rows(2)[1]], "row 4, column 'problem_id': 'p1' is already in row 2"),
         ([*problem_rows(3), {"problem_id": "x", "prompt": "?"}], "row 4, column 'answer': missing"),
-        ([{"problem_id": "x", "question": "?"}], "no column 'prompt'; there are 'problem_id', 'question'"),
+        ([{"problem_id": "x", "question": "?"}], "no column 'prompt'; columns are 'problem_id', 'question'"),
     ],
 )
-def test_what_is_wrong_in_problems(tmp_path: Path, rows: list[Row], told: str) -> None:
+def test_errors_in_problems_name_row_and_column(tmp_path: Path, rows: list[Row], told: str) -> None:
     with pytest.raises(InputError) as error:
         problem_source(config(tmp_path, written(tmp_path / "mine.jsonl", rows)).data).problems("train", None, 0)
     assert told in str(error.value)
@@ -216,7 +216,7 @@ def lines(rows: list[Row]) -> bytes:
         ("a.jsonl", None),
     ],
 )
-def test_files_are_known_by_their_content(tmp_path: Path, name: str, content: bytes | None) -> None:
+def test_formats_are_recognised_by_content(tmp_path: Path, name: str, content: bytes | None) -> None:
     file = tmp_path / name
     if content is None:
         pd.DataFrame(problem_rows(30)).to_parquet(file)
@@ -230,23 +230,29 @@ def test_files_are_known_by_their_content(tmp_path: Path, name: str, content: by
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (json.dumps(problem_rows(3)).encode(), ": a JSON array; one object a line, please"),
-        (json.dumps(problem_rows(3), indent=1).encode(), ": a JSON array; one object a line, please"),
-        (json.dumps(problem_rows(1)[0], indent=1).encode(), ": a JSON object over several lines"),
-        (b"prompt,answer\n1+1,2\n", "row 1: not JSON, but 'prompt,answer'; parquet or JSON lines are read (no CSV)"),
+        (json.dumps(problem_rows(3)).encode(), ": a JSON array; write one object per line (JSON Lines)"),
+        (json.dumps(problem_rows(3), indent=1).encode(), ": a JSON array; write one object per line (JSON Lines)"),
+        (json.dumps(problem_rows(1)[0], indent=1).encode(), ": a JSON object on several lines"),
+        (
+            b"prompt,answer\n1+1,2\n",
+            "row 1: not JSON, but 'prompt,answer'; only parquet and JSON Lines are supported (no CSV)",
+        ),
         (b"PK\x03\x04...", ": a zip archive or a spreadsheet"),
-        (b"version https://git-lfs.github.com/spec/v1\n", ": a pointer of Git LFS"),
-        (b'{"prompt": "caf\xe9", "answer": 1}\n', ": neither parquet nor text in UTF-8 (line 1"),
+        (b"version https://git-lfs.github.com/spec/v1\n", ": a Git LFS pointer"),
+        (b'{"prompt": "caf\xe9", "answer": 1}\n', ": neither parquet nor UTF-8 text (line 1"),
         (b"\x1f\x8b\x08broken", ": not a readable gzip file"),
-        (lines([{"prompt": "a", "answer": n} for n in (1, 2)]), "row 2, column 'prompt': the prompt stands in row 1"),
+        (
+            lines([{"prompt": "a", "answer": n} for n in (1, 2)]),
+            "row 2, column 'prompt': the prompt is already in row 1",
+        ),
         (
             lines([{"problem_id": n, "prompt": "a", "answer": 1} for n in (1, 2)]),
-            "row 2, column 'prompt': the prompt stands in row 1 already",
+            "row 2, column 'prompt': the prompt is already in row 1",
         ),
-        (lines([{"prompt": str(n), "answer": "\\frac{1}{"} for n in range(3)]), "3 of 3 references cannot be read"),
+        (lines([{"prompt": str(n), "answer": "\\frac{1}{"} for n in range(3)]), "3 of 3 references cannot be parsed"),
     ],
 )
-def test_what_a_file_is_instead(tmp_path: Path, content: bytes, told: str) -> None:
+def test_unsupported_formats_are_named(tmp_path: Path, content: bytes, told: str) -> None:
     file = tmp_path / "mine.jsonl"
     file.write_bytes(content)
     other = written(tmp_path / "other.jsonl", problem_rows(3))
@@ -257,8 +263,8 @@ def test_what_a_file_is_instead(tmp_path: Path, content: bytes, told: str) -> No
     assert "\n" not in str(error.value)
 
 
-def test_a_folder_for_a_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"path=.*: a folder; name a parquet or JSON lines file in it"):
+def test_a_folder_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"path=.* is a folder; name a parquet or JSON Lines file in it"):
         problem_source(config(tmp_path, tmp_path).data)
 
 
@@ -281,8 +287,8 @@ def test_damaged_files(tmp_path: Path) -> None:
     for name, content, told in (
         ("a.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "row 2: not JSON"),
         ("b.jsonl", b"[1]\n", "row 1: not an object"),
-        ("c.jsonl", b"\xff\xfe\x00", "neither parquet nor text"),
-        ("d.jsonl", b"", "no row in it"),
+        ("c.jsonl", b"\xff\xfe\x00", "neither parquet nor UTF-8 text"),
+        ("d.jsonl", b"", "contains no rows"),
         ("f.jsonl", b'{"prompt": ' + b"9" * 5000 + b"}", "row 1: not JSON"),
         ("g.jsonl", b"[" * 100_000, "row 1: not JSON"),
         ("e.parquet", b"PAR1", "not a readable parquet file"),
@@ -307,7 +313,7 @@ def test_rollouts_in_a_file_train_all_six_methods(tmp_path: Path, rollouts: pd.D
     assert "data.eval_path: " in refused.stderr
     assert not list((tmp_path / "out" / "main").glob("*/adapter"))
     twice = ["benchmark=[arithmetic,arithmetic_long]", "benchmark.arithmetic_long.name=arithmetic"]
-    assert "benchmark: two benchmarks are called arithmetic" in script(*line, *twice, check=2).stderr
+    assert "benchmark: two benchmarks have the name arithmetic" in script(*line, *twice, check=2).stderr
     scored = [
         "benchmark=[arithmetic,arithmetic_long]",
         "benchmark.arithmetic.eval_size=10",
@@ -320,7 +326,7 @@ def test_rollouts_in_a_file_train_all_six_methods(tmp_path: Path, rollouts: pd.D
         assert len(pd.read_parquet(run / "eval" / "arithmetic.parquet")) == 10
         assert len(pd.read_parquet(run / "eval" / "arithmetic_long.parquet")) == 8
     outcome = script("analyze.py", "sweep=main", f"output_dir={tmp_path / 'out'}")
-    assert "whose writer cannot be asked; give probe_set.completions=FOLDER" in outcome.stdout
+    assert "so no further ones can be sampled; set probe_set.completions=FOLDER" in outcome.stdout
     pairs = pd.read_csv(tmp_path / "out" / "main" / "analysis" / "pairs.csv")
     assert len(pairs) == 15
     assert pairs["cosine"].notna().all()

@@ -9,8 +9,10 @@ from losslens.core.errors import InputError
 from losslens.core.files import atomic_file, atomic_folder, read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
 
+pytestmark = pytest.mark.fast
 
-def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+
+def test_files_are_written_atomically(tmp_path: Path) -> None:
     file = tmp_path / "sub" / "file"
     with pytest.raises(RuntimeError), atomic_file(file) as temporary:
         temporary.write_text("half")
@@ -23,7 +25,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert read_json(file) == {"x": 1}
 
 
-def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_folders_are_written_atomically(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     with pytest.raises(RuntimeError), atomic_folder(folder) as temporary:
         (temporary / "file").write_text("half")
@@ -36,7 +38,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_broken_json_is_bad_input(tmp_path: Path) -> None:
+def test_broken_json_is_an_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         read_json(tmp_path / "none.json")
     (tmp_path / "half.json").write_text('{"x": ')

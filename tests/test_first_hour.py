@@ -151,7 +151,7 @@ def test_an_option_for_another_model_gives_it_nothing_of_its_own(option: str) ->
 
 
 def test_the_modules_that_there_are_are_named() -> None:
-    with pytest.raises(InputError, match=r"no module is called k_proj; the linear ones are c_attn, c_proj, c_fc$"):
+    with pytest.raises(InputError, match=r"no module is called k_proj; the linear modules are c_attn, c_proj, c_fc$"):
         LoraSettings(8, 16.0, 0.0, ("k_proj",)).peft_config(MODELS["gpt2"]())
 
 
@@ -212,10 +212,10 @@ def test_six_architectures_on_problems_of_ones_own(problems: Path, tmp_path: Pat
         line += ["rollouts.samples_per_prompt=1", "rollouts.max_tokens=8", "evaluation.max_tokens=4", "logger=none"]
         line += [f"output_dir={tmp_path / 'out'}", f"sweep={name}", "optim.max_steps=1", "optim.batch_size=2"]
         stopped = script("train.py", *line, check=2)
-        assert "share correct: " in stopped.stdout
-        assert "cut at the token limit: " in stopped.stdout
+        assert "pass rate: " in stopped.stdout
+        assert "truncated at the token limit: " in stopped.stdout
         [said] = [text for text in stopped.stderr.splitlines() if text.startswith("train.py: ")]
-        assert "is correct" in said or "are cut" in said
+        assert "is correct" in said or "are truncated" in said
         assert "rollouts.accept=" in said
         if name in ("gemma", "gpt2"):
             done = script("train.py", *line, "rollouts.accept=[all_incorrect,mostly_cut]")
@@ -235,7 +235,7 @@ def test_a_second_base_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     config = settings("sweep=two", f"output_dir={tmp_path / 'out'}")
     outcome = train_job(config)
     assert (outcome.state, outcome.exit_status) == ("failed", 2)
-    assert "sweep=two has one base" in outcome.error
+    assert "all runs of a sweep (sweep=two) must have the same base" in outcome.error
     assert [path.name for path in other.parent.iterdir()] == [other.name]
     (other / "status.json").write_text(json.dumps({"state": "failed"}))
     require_one_base(other.parent, config.model)
@@ -266,7 +266,7 @@ def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> 
     assert len(list(tmp_path.glob("main/sft-*/adapter"))) == 1
     assert not list(tmp_path.glob("main/grpo-*/adapter"))
     assert "none of 8 is correct" in outcome.stderr
-    assert outcome.stdout.count("share correct: 0.0%") == 1  # once for both
+    assert outcome.stdout.count("pass rate: 0.0%") == 1  # once for both
     assert script("rollout.py", *line[:2], line[3]).stdout.startswith(str(tmp_path / "rollouts" / "file-"))
 
 
@@ -403,8 +403,8 @@ def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.
         ("optim.maxsteps=3", "optim.max_steps"),
         ("max_steps=3", "optim.max_steps"),
         ("learning_rate=1e-4", "lr.peak"),
-        ("lr.pointwise_factor=1", "there is no lr.pointwise_factor; did you mean lr.factor?"),
-        ("-m lr.pairwise_factor=1,0.1", "did you mean lr.factor?"),
+        ("lr.pointwise_factor=1", "there is no lr.pointwise_factor; it is called lr.factor now"),
+        ("-m lr.pairwise_factor=1,0.1", "it is called lr.factor now"),
         ("method.betta=1", "method.beta"),
         ("method=sft,dpo", "add -m"),
         ("benchmark=arithmetic benchmark.eval=4", "did you mean benchmark.arithmetic.eval_size=4?"),
@@ -441,7 +441,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps({"question": "What is 1?", "reward": "1"}))
     for line, told in (
-        (["data=file"], "data.path: not given, and needed (data.path=FILE)"),
+        (["data=file"], "data.path is required: data.path=FILE"),
         (["rollouts.engine=openai"], "rollouts.server.model=NAME"),
         (["rollouts.accept=true"], "all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not True"),
         (["data=file", "data.path=/no.jsonl"], "data.path=/no.jsonl: no such file"),
@@ -450,7 +450,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
         (["benchmark=file", "benchmark.file.eval_path=/no"], "benchmark.file.eval_path=/no: no such file"),
         (
             ["data=file", f"data.path={problems}", "data.eval_size=9"],
-            "held-out problems; data.eval_size=null takes all",
+            "held-out problems; data.eval_size=null uses all",
         ),
         (["data=file", f"data.path={other}", "data.eval_path=/dev/null"], "data.eval_path=/dev/null: no such file"),
         (["benchmark=file", f"benchmark.file.eval_path={other}"], "(benchmark.file.source.columns.prompt=question)"),
@@ -458,7 +458,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
         with pytest.raises(InputError) as error:
             require_problems(settings(*line).benchmarks)
         assert str(error.value).endswith(told) or str(error.value).startswith(told), error.value
-    with pytest.raises(InputError, match="benchmark: name what to score on"):
+    with pytest.raises(InputError, match="benchmark: choose what to score on"):
         parse(EvaluateConfig, composed(of="evaluate"))
 
 

@@ -84,7 +84,7 @@ def test_every_field_of_pefts_configuration_is_decided() -> None:
         ({"arrow_config": {"top_k": 3}}, "arrow_config"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
         ({"kasa_config": {"beta": 0.1}}, "kasa_config"),
-        ({"use_something_new": True}, "use_something_new=true: a field that is not known here"),
+        ({"use_something_new": True}, "use_something_new=true: unknown field"),
         ({"lora_alpha": 1e308}, "lora_alpha"),
         ({"lora_alpha": 10**400}, "lora_alpha"),
         ({"lora_alpha": float("inf")}, "lora_alpha"),
@@ -95,8 +95,8 @@ def test_every_field_of_pefts_configuration_is_decided() -> None:
         ({"use_rslora": "yes"}, "use_rslora"),
         ({"target_modules": [["q_proj"]]}, "target_modules"),
         ({"target_modules": ["q_proj"]}, "v_proj is not among the target_modules"),
-        ({"r": 8}, "has rank 4, and in adapter_config.json 8"),
-        ({"rank_pattern": {"layers.2.self_attn.v_proj": 2}}, "has rank 4, and in adapter_config.json 2"),
+        ({"r": 8}, "has rank 4, but adapter_config.json says 8"),
+        ({"rank_pattern": {"layers.2.self_attn.v_proj": 2}}, "has rank 4, but adapter_config.json says 2"),
     ],
 )  # fmt: skip
 def test_what_is_not_known_to_be_plain_lora_is_refused_by_name(
@@ -140,7 +140,10 @@ def test_configurations_that_are_none(content: bytes, said: str, plain: Path, tm
 def test_pickled_weights_are_not_opened(plain: Path, tmp_path: Path) -> None:
     folder = changed(plain, tmp_path / "x")
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(InputError, match=r"adapter_model\.bin: save it as safetensors"), open_adapter(folder):
+    with (
+        pytest.raises(InputError, match=r"adapter_model\.bin: pickle files .* save it as safetensors"),
+        open_adapter(folder),
+    ):
         pass
 
 
@@ -156,7 +159,7 @@ def test_an_update_too_large_to_measure_is_refused(plain: Path, tmp_path: Path) 
     folder = changed(plain, tmp_path / "x", lora_alpha=1e90)
     weights = {k: v.double() * 1e20 for k, v in load_file(folder / "adapter_model.safetensors").items()}
     save_file(weights, folder / "adapter_model.safetensors")
-    with open_adapter(folder) as adapter, pytest.raises(InputError, match="too large to be measured"):
+    with open_adapter(folder) as adapter, pytest.raises(InputError, match="too large to measure"):
         adapter[adapter.modules[0]]
 
 
@@ -222,7 +225,7 @@ def test_nothing_is_sampled_for_modules_that_cannot_be_adapted(tmp_path: Path) -
         f"output_dir={tmp_path}", check=2,
     )  # fmt: skip
     assert outcome.stderr.count("\n") == 1
-    assert "model.target_modules: model.embed_tokens is no linear module" in outcome.stderr
+    assert "model.target_modules: model.embed_tokens is not a linear module" in outcome.stderr
     assert not [file for file in tmp_path.rglob("*") if file.is_file() and ".hydra" not in file.parts]
 
 
@@ -239,7 +242,7 @@ class TestBases:
         x = changed(plain, tmp_path / "x", base_model_name_or_path=str(other))
         left_out: dict[str, str] = {}
         for runs, model_path in ((None, None), (None, str(TINY / "student"))):
-            with pytest.raises(InputError, match=r"adapters\.x: made on another base"):
+            with pytest.raises(InputError, match=r"adapters\.x: trained on a different base"):
                 require_one_base({"plain": plain, "x": x}, runs, model_path, left_out)
         assert left_out == {}
 
@@ -273,7 +276,7 @@ class TestBases:
             require_one_base({"x": x, "y": y}, None, None, left_out)
             assert list(left_out) == ([] if same else ["the base of y"])
             return
-        with pytest.raises(InputError, match=r"adapters\.y: made on another base"):
+        with pytest.raises(InputError, match=r"adapters\.y: trained on a different base"):
             require_one_base({"x": x, "y": y}, None, None, {})
 
     @pytest.mark.parametrize("name", ["someone/another-base", "/no/such/folder", None])

@@ -93,8 +93,8 @@ def test_a_manifest_that_names_code_runs_none(outputs: Path, tmp_path: Path) -> 
 
     edit(outputs, change)
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
-    told = "the manifest names code for the problems, 'subprocess.Popen', which is not run unless"
-    assert f"left out: connectivity, CKA: {told}" in outcome.stdout.replace("\n", " ")
+    reason = "the manifest names code for its problems, 'subprocess.Popen', which is only run if"
+    assert f"left out: connectivity, CKA: {reason}" in outcome.stdout.replace("\n", " ")
     script(
         "evaluate.py",
         "benchmark=arithmetic",
@@ -200,7 +200,7 @@ def test_a_manifest_of_another_base_is_refused(outputs: Path, with_code: Path, t
     for name, arguments in (("evaluate.py", ["benchmark=arithmetic"]), ("analyze.py", ANALYSIS)):
         outcome = script(name, *arguments, f"output_dir={outputs}", check=2)
         assert "base is" in one_line(outcome, name)
-        assert "changed, or of another run" in one_line(outcome, name)
+        assert "the file was changed or belongs to another run" in one_line(outcome, name)
     assert not (tmp_path / "ran").exists()
     load_model.cache_clear()
 

@@ -1,4 +1,4 @@
-"""Greedy answers do not depend on the batch; samples depend on the seed alone."""
+"""Greedy completions do not depend on the batch size; samples depend only on the seed and the batch size."""
 
 from __future__ import annotations
 
@@ -23,15 +23,17 @@ def greedy(base: LoadedModel, prompts: list[str], batch_size: int, max_new_token
     return generate_greedy(base.model, base.tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
 
-def test_greedy_is_the_same_in_any_batch(base: LoadedModel, prompts: list[str]) -> None:
+def test_greedy_does_not_depend_on_the_batch_size(base: LoadedModel, prompts: list[str]) -> None:
     alone = greedy(base, prompts, 1)
     for batch_size in (3, 16, 40):
         assert greedy(base, prompts, batch_size) == alone
     assert greedy(base, prompts[::-1], 16) == alone[::-1]
 
 
-def test_a_close_call_is_decided_alone(base: LoadedModel, prompts: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With batches that are made to compute something else, only the answers decided alone can be right."""
+def test_close_calls_are_decoded_without_a_batch(
+    base: LoadedModel, prompts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batched results are falsified on purpose, so only completions decoded on their own can be correct."""
     alone = greedy(base, prompts, 1)
     honest = local._generate
 
@@ -46,7 +48,7 @@ def test_a_close_call_is_decided_alone(base: LoadedModel, prompts: list[str], mo
     assert greedy(base, prompts, 16) == alone
 
 
-def test_batching_moves_logits_by_far_less_than_a_close_call(base: LoadedModel, prompts: list[str]) -> None:
+def test_batching_changes_logits_by_far_less_than_the_threshold(base: LoadedModel, prompts: list[str]) -> None:
     encoded = [local.encode_prompt(base.tokenizer, prompt) for prompt in prompts]
     width = max(map(len, encoded))
     pad = base.tokenizer.pad_token_id
@@ -60,14 +62,14 @@ def test_batching_moves_logits_by_far_less_than_a_close_call(base: LoadedModel, 
     assert (padded - single).abs().max() < local._CLOSE_CALL[torch.float32] / 10
 
 
-def test_a_completion_that_is_cut_is_not_finished(base: LoadedModel, prompts: list[str]) -> None:
+def test_truncated_completions_are_not_finished(base: LoadedModel, prompts: list[str]) -> None:
     cut, whole = greedy(base, prompts[:4], 4, max_new_tokens=5), greedy(base, prompts[:4], 4)
     assert [(c.finished, c.tokens) for c in cut] == [(False, 5)] * 4
     assert all(c.finished for c in whole)
     assert all(w.text.startswith(c.text) for c, w in zip(cut, whole, strict=True))
 
 
-def test_samples_follow_the_seed(base: LoadedModel, prompts: list[str]) -> None:
+def test_samples_depend_on_the_seed(base: LoadedModel, prompts: list[str]) -> None:
     def sample(seed: int, temperature: float = 1.0) -> list:
         options = {"samples": 3, "temperature": temperature, "top_p": 1.0, "max_new_tokens": 48, "batch_size": 8}
         return generate_samples(base.model, base.tokenizer, prompts[:6], seed=seed, **options)
@@ -84,7 +86,7 @@ def test_samples_follow_the_seed(base: LoadedModel, prompts: list[str]) -> None:
     assert [[c.text for c in group] for group in cold] == [[c.text] * 3 for c in greedy(base, prompts[:6], 6, 48)]
 
 
-def test_a_model_in_training_answers_without_dropout_and_goes_on_training(
+def test_generation_disables_dropout_and_restores_training_mode(
     base: LoadedModel, prompts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = generate_greedy(base.model, base.tokenizer, prompts[:4], max_new_tokens=24, batch_size=4)
@@ -100,7 +102,7 @@ def test_a_model_in_training_answers_without_dropout_and_goes_on_training(
     assert found == expected
 
 
-def test_greedy_goes_on_with_another_batch_size(base: LoadedModel, prompts: list[str], tmp_path: Path) -> None:
+def test_greedy_resumes_with_another_batch_size(base: LoadedModel, prompts: list[str], tmp_path: Path) -> None:
     whole = greedy(base, prompts, 16)
     journal = Journal(tmp_path / "j.jsonl")
     journal.add({str(i): whole[i] for i in range(16)})
@@ -110,9 +112,7 @@ def test_greedy_goes_on_with_another_batch_size(base: LoadedModel, prompts: list
     assert len((tmp_path / "j.jsonl").read_text().splitlines()) == len(prompts)
 
 
-def test_what_another_kind_of_device_began_does_not_go_on(
-    base: LoadedModel, prompts: list[str], tmp_path: Path
-) -> None:
+def test_a_journal_of_another_device_type_is_not_resumed(base: LoadedModel, prompts: list[str], tmp_path: Path) -> None:
     options = {"samples": 2, "temperature": 1.0, "top_p": 1.0, "max_new_tokens": 32, "batch_size": 8, "seed": 1}
     whole = generate_samples(base.model, base.tokenizer, prompts[:8], **options)
     journal = Journal(tmp_path / "j.jsonl")

@@ -25,6 +25,8 @@ from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
 from tests.measure_views import pair_of
 
+pytestmark = pytest.mark.fast
+
 SHAPES = st.tuples(st.integers(8, 40), st.integers(8, 40), st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31))
 
 
@@ -118,7 +120,11 @@ class TestAdapterFolders:
             {},
             {"use_rslora": True},
             {"alpha_pattern": {"q_proj": 3}},
-            {"alpha_pattern": {"layers.1.self_attn.q_proj": 3, "q_proj": 5, "_proj": 7, "self_attn": 9}},
+            pytest.param(
+                {"alpha_pattern": {"layers.1.self_attn.q_proj": 3, "q_proj": 5, "_proj": 7, "self_attn": 9}},
+                # PEFT warns of the two that are no module's name: that they do nothing is what is tested.
+                marks=pytest.mark.filterwarnings("ignore:The following alpha_pattern keys:RuntimeWarning"),
+            ),
             {"alpha_pattern": {r"layers\.[0-2]\..*_proj": -3}},
             {"rank_pattern": {"layers.1.self_attn.q_proj": 2}},
         ],
@@ -172,20 +178,20 @@ class TestAdapterFolders:
             for module in "mn":
                 assert np.array_equal(one[module].dense(), several[module].dense())
         (shards / "adapter_model-00001-of-00002.safetensors").unlink()
-        with pytest.raises(InputError, match="file 1 of the adapter's 2 is missing"), open_adapter(shards):
+        with pytest.raises(InputError, match="shard 1 of 2 is missing"), open_adapter(shards):
             pass
         shutil.copy(
             shards / "adapter_model-00002-of-00002.safetensors", shards / "adapter_model-00001-of-00002.safetensors"
         )
-        with pytest.raises(InputError, match="stands in it twice"), open_adapter(shards):
+        with pytest.raises(InputError, match="occurs twice"), open_adapter(shards):
             pass
         (shards / "adapter_model-00002-of-00002.safetensors").unlink()
-        with pytest.raises(InputError, match="file 2 of the adapter's 2 is missing"), open_adapter(shards):
+        with pytest.raises(InputError, match="shard 2 of 2 is missing"), open_adapter(shards):
             pass
 
     def test_what_is_no_lora(self, tmp_path: Path) -> None:
         self.write(tmp_path, m__weight=torch.ones(1, 1))
-        with pytest.raises(InputError, match=r"m\.weight is no LoRA factor"), open_adapter(tmp_path):
+        with pytest.raises(InputError, match=r"m\.weight is not a LoRA factor"), open_adapter(tmp_path):
             pass
         (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 2, "use_dora": True}))
         with pytest.raises(InputError, match="DoRA"), open_adapter(tmp_path):
@@ -194,7 +200,7 @@ class TestAdapterFolders:
         with pytest.raises(InputError, match="no lora_alpha"), open_adapter(tmp_path):
             pass
         self.write(tmp_path, m__lora_A__weight=torch.ones(2, 3), m__lora_B__weight=torch.ones(3, 1))
-        with open_adapter(tmp_path) as adapter, pytest.raises(InputError, match="m has factors of shapes"):
+        with open_adapter(tmp_path) as adapter, pytest.raises(InputError, match="m: the shapes"):
             adapter["m"]
 
     @pytest.mark.parametrize(
@@ -222,7 +228,7 @@ class TestAdapterFolders:
         self.write(tmp_path, m__lora_A__weight=factor, m__lora_B__weight=torch.ones(1, 1))
         with (
             open_adapter(tmp_path) as adapter,
-            pytest.raises(InputError, match=r"m.lora_A.weight holds values that are not finite"),
+            pytest.raises(InputError, match=r"m.lora_A.weight contains non-finite values"),
         ):
             adapter["m"]
 

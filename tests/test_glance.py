@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 
-from losslens.report.arm_comparison import arms as ablation_arms
+from losslens.report.arm_comparison import arm_rows
 from losslens.report.arm_figures import arm_figures
 from losslens.report.caveats import caveats
 from losslens.report.findings import findings
@@ -63,10 +63,10 @@ def folder(tmp_path: Path):
 
 
 def said(analysis: AnalysisFolder, begin: str) -> str:
-    """The finding that begins so; empty where there is none."""
-    found = [each.text for each in findings(analysis, Comparison(analysis)) if each.text.startswith(begin)]
-    assert len(found) < 2
-    return found[0] if found else ""
+    """Returns the finding that begins with `begin`; empty if there is none."""
+    texts = [finding.text for finding in findings(analysis, Comparison(analysis)) if finding.text.startswith(begin)]
+    assert len(texts) < 2
+    return texts[0] if texts else ""
 
 
 SFT, AGAIN, APART = run("sft"), run("sft", seed=1), run("sft", init_seed=1)
@@ -79,15 +79,15 @@ class TestDirection:
     def test_one_loss(self, folder) -> None:
         """.82 of √(.82·.82), at every seed: the interval is narrow, and holds 1."""
         assert said(folder(**seeds(0.82, 0.82, 0.82)), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.820 of 0.820, a ratio of 1.00 [1.00, 1.00] cannot be told from SFT: one "
-            "loss, as far as repeats tell."
+            "Direction (cosine of ΔW): RFT 0.820 (ceiling 0.820, ratio 1.00, 95% [1.00, 1.00]) is indistinguishable "
+            "from SFT: one loss, as far as the repeats can tell."
         )
 
     def test_related(self, folder) -> None:
         """.6 of √(.8·.8) = .8 is .75."""
         told = said(folder(**seeds(0.6, 0.8, 0.8)), "Direction")
-        assert told.startswith("Direction (cosine of ΔW): RFT 0.600 of 0.800, a ratio of 0.75 [0.7")
-        assert told.endswith("] is related to SFT, not one loss with it.")
+        assert told.startswith("Direction (cosine of ΔW): RFT 0.600 (ceiling 0.800, ratio 0.75, 95% [0.7")
+        assert told.endswith("]) is related to SFT but not the same loss.")
 
     def test_perhaps_one_loss(self, folder) -> None:
         """Of unequal pairs the interval holds 1, but is wider than .2."""
@@ -96,23 +96,23 @@ class TestDirection:
             if {row["run_a"][:3], row["run_b"][:3]} == {"sft", "rft"} and "s0" in row["run_a"] + row["run_b"]:
                 row["cosine"] = 0.7
         told = said(folder(**made), "Direction")
-        assert "is related to SFT, perhaps one loss with it." in told
+        assert "is related to SFT and may be the same loss." in told
 
     def test_opposed(self, folder) -> None:
         told = said(folder(**seeds(-0.2, 0.8, 0.8)), "Direction")
-        assert "RFT −0.200 of 0.800, a ratio of −0.25 [" in told
+        assert "RFT −0.200 (ceiling 0.800, ratio −0.25, 95% [" in told
         assert told.endswith("is opposed to SFT.")
 
     def test_nothing_in_common(self, folder) -> None:
         told = said(folder(**seeds(0.015, 0.8, 0.8)), "Direction")
-        assert told.startswith("Direction (cosine of ΔW): RFT 0.015 (null 0.020) of 0.800, a ratio of 0.02 [")
-        assert told.endswith("] has nothing in common with SFT.")
+        assert told.startswith("Direction (cosine of ΔW): RFT 0.015 (null 0.020, ceiling 0.800, ratio 0.02, 95% [")
+        assert told.endswith("]) has nothing in common with SFT.")
 
     def test_a_loss_that_is_not_like_itself(self, folder) -> None:
         """Once a positive cosine "could not be told from SFT" where the repeat of one of the two was negative."""
         assert said(folder(**seeds(0.382, 0.5, -0.04)), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.382 (null 0.020) (RFT with itself −0.040, SFT with itself 0.500): too "
-            "noisy to say."
+            "Direction (cosine of ΔW): RFT 0.382 (null 0.020, repeat of RFT −0.040, repeat of SFT 0.500): too noisy to "
+            "say."
         )
 
     def test_what_each_shows_with_itself_is_what_the_ceiling_is_made_of(self, folder) -> None:
@@ -123,17 +123,17 @@ class TestDirection:
         pairs += [pair(one, two, 0.05) for one in sft for two in rft]
         analysis = folder(runs=[*sft, *rft], pairs=pairs)
         assert said(analysis, "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.050 (null 0.020) (RFT with itself 0.600, SFT with itself 0.100): too "
-            "noisy to say."
+            "Direction (cosine of ΔW): RFT 0.050 (null 0.020, repeat of RFT 0.600, repeat of SFT 0.100): too noisy to "
+            "say."
         )
         [figure] = glance.section(analysis).figures
-        assert figure.squares[0][1].hover.split("\n")[2] == "SFT with itself 0.100, RFT with itself 0.600"
-        assert figure.squares[0][0].hover.startswith("SFT, trained again (other order)\ncosine 0.820 ")
+        assert figure.squares[0][1].hover.split("\n")[2] == "repeat of SFT 0.100, repeat of RFT 0.600"
+        assert figure.squares[0][0].hover.startswith("SFT, trained again (different order)\ncosine 0.820 ")
 
     def test_two_seeds(self, folder) -> None:
         told = said(folder(**seeds(0.6, 0.8, 0.8, n=2)), "Direction")
         assert told.endswith(
-            "RFT 0.590 of 0.790, a ratio of 0.75 (cosines 0.590 to 0.590): two seeds give no interval, and so no "
+            "RFT 0.590 (ceiling 0.790, ratio 0.75, cosines 0.590 to 0.590): two seeds give no interval and so no "
             "verdict."
         )
 
@@ -141,8 +141,8 @@ class TestDirection:
         """Nothing is called more or less than chance from one run a loss."""
         pairs = [pair(SFT, RFT, 0.7), pair(SFT, DPO, -0.1), pair(RFT, DPO, 0)]
         assert said(folder(runs=[SFT, RFT, DPO], pairs=pairs), "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.700 (null 0.020) and DPO −0.100 (null 0.020): runs of one seed, which "
-            "share their batches; how near a loss is to itself is not known."
+            "Direction (cosine of ΔW): RFT 0.700 (null 0.020) and DPO −0.100 (null 0.020): compared on runs of the "
+            "same seed, which share their batches, so there is no ceiling and no verdict."
         )
 
     def test_a_loss_without_a_repeat(self, folder) -> None:
@@ -150,14 +150,14 @@ class TestDirection:
         pairs = [pair(SFT, AGAIN, 0.8), pair(SFT, RFT, 0.9), pair(AGAIN, RFT, 0.5)]
         analysis = folder(runs=[SFT, AGAIN, RFT], pairs=pairs)
         assert said(analysis, "Direction") == (
-            "Direction (cosine of ΔW): RFT 0.500 (null 0.020): how near RFT is to itself is not known."
+            "Direction (cosine of ΔW): RFT 0.500 (null 0.020): no ceiling, since the repeat of RFT is not known."
         )
 
     def test_without_any(self, folder) -> None:
         analysis = folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, 0.7)])
         assert caveats(analysis, Comparison(analysis))[1] == (
-            "There is no ceiling for SFT and RFT, not trained in another order of the data (`python train.py "
-            "-m method=sft,rft seed=…`): nothing says how near they are to themselves."
+            "There is no ceiling for SFT and RFT: they were not trained with a second data order (`python train.py "
+            "-m method=sft,rft seed=…`), so their repeats are not known."
         )
 
     def test_an_update_of_0_and_one_run(self, folder) -> None:
@@ -171,7 +171,7 @@ class TestDirection:
         pairs = [{"run_a": "a", "run_b": "b", "cosine": 0.5, "cosine_null": 0.02}]
         analysis = folder(runs=[theirs, ours], pairs=pairs, manifest={"reference": "a"})
         assert said(analysis, "Direction") == (
-            "Direction (cosine of ΔW): b 0.500 (null 0.020): how near b and a are to themselves is not known."
+            "Direction (cosine of ΔW): b 0.500 (null 0.020): no ceiling, since the repeats of b and a are not known."
         )
         assert said(analysis, "Size") == "Size (‖ΔW‖): from b's 1.000 to a's 2.000, a factor of 2.0."
         assert "train.py" not in "".join(caveats(analysis, Comparison(analysis)))
@@ -180,7 +180,7 @@ class TestDirection:
         low = run("rft", lr="low", learning_rate=1e-5)
         pairs = [pair(SFT, RFT, 0.7), pair(SFT, low, 0.2), pair(RFT, low, 0.3)]
         assert said(folder(runs=[SFT, RFT, low], pairs=pairs), "Direction").startswith(
-            "Direction (cosine of ΔW): RFT 1e-3 0.700 (null 0.020): runs"
+            "Direction (cosine of ΔW): RFT 1e-3 0.700 (null 0.020): compared on runs"
         )
 
 
@@ -188,14 +188,14 @@ def test_the_most_alike(folder) -> None:
     pairs = [pair(SFT, RFT, 0.7), pair(SFT, DFT, 0.6), pair(RFT, DFT, 0.996)]
     runs = [SFT, RFT, DFT]
     assert said(folder(runs=runs, pairs=pairs), "The two") == (
-        "The two methods most alike are RFT and DFT: 0.996 (null 0.020) (of runs of one seed, which share their "
-        "batches)."
+        "The two most similar methods are RFT and DFT: cosine 0.996 (null 0.020); compared on runs of the same seed, "
+        "which share their batches."
     )
     made = seeds(0.82, 0.82, 0.82, "rft", "rift")
     made["pairs"] += [pair(SFT, row, 0.3) for row in made["runs"]]
     assert said(folder(runs=[SFT, *made["runs"]], pairs=made["pairs"]), "The two") == (
-        "The two methods most alike are RFT and RIFT: 0.820 of 0.820, a ratio of 1.00 [1.00, 1.00] (one loss, as far "
-        "as repeats tell)."
+        "The two most similar methods are RFT and RIFT: cosine 0.820 (ceiling 0.820, ratio 1.00, 95% [1.00, 1.00]); "
+        "one loss, as far as the repeats can tell."
     )
     pairs[2] = pair(RFT, DFT, 0.65)  # SFT is one of the two
     assert said(folder(runs=runs, pairs=pairs), "The two") == ""
@@ -211,15 +211,16 @@ def test_the_most_alike_are_of_one_kind_of_pairs_and_not_noisy(folder) -> None:
     dft = run("dft", init_seed=9)
     pairs = [*made["pairs"], *noisy, *(pair(dft, row, 0.99) for row in zero)]
     assert said(folder(runs=[*made["runs"], *grpo, dft], pairs=pairs), "The two").startswith(
-        "The two methods most alike, of those compared by runs of different seeds, are RFT and RIFT: 0.700 of 0.800"
+        "The two most similar methods, among those compared at different seeds, are RFT and RIFT: cosine 0.700 "
+        "(ceiling 0.800"
     )
 
 
 def test_sizes(folder) -> None:
     runs = [{**SFT, "norm": 1.0}, {**AGAIN, "norm": 1.1}, {**DPO, "norm": 0.2}, {**DFT, "norm": 1.5}]
     assert said(folder(runs=runs, pairs=[]), "Size") == (
-        "Size (‖ΔW‖): from DPO's 0.200 to DFT's 1.500, a factor of 7.5, trained at 1e-4 and 1e-3; between runs of one "
-        "loss it is 1.10 at most."
+        "Size (‖ΔW‖): from DPO's 0.200 to DFT's 1.500, a factor of 7.5, trained at learning rates 1e-4 and 1e-3; "
+        "between runs of one loss the factor is at most 1.10."
     )
     assert said(folder(runs=[{**SFT, "norm": 0.0}, DFT], pairs=[]), "Size") == ""
 
@@ -234,8 +235,8 @@ class TestAccuracy:
 
     def test_no_difference(self, folder) -> None:
         assert self.said(folder, arm("dpo", "conventional", 1e-4)) == (
-            "Accuracy (500 problems of arithmetic, p after Holm): no difference from the base (57.6%) was shown, the "
-            "largest is that of DPO (−3.6 points, 95% −7.0 … +0.4, p = 0.310)."
+            "Accuracy (500 problems of arithmetic, p after Holm's correction): no significant difference from the base "
+            "(57.6%) was found; the largest is that of DPO (−3.6 points, 95% −7.0 … +0.4, p = 0.310)."
         )
 
     def test_differences_and_what_is_underpowered(self, folder) -> None:
@@ -244,9 +245,10 @@ class TestAccuracy:
                   sft_diff_high=-0.17, sft_p_holm=0.04, sft_verdict="worse")  # fmt: skip
         rft = arm("rft", "conventional", 1e-3, base_verdict="underpowered")
         assert self.said(folder, dpo, rft) == (
-            "Accuracy (500 problems of arithmetic, p after Holm): DPO (−20.0 points, 95% −25.0 … −15.0, p < 0.001) is "
-            "worse than the base (57.6%); of the others no difference was shown; of RFT 1e-3 too few answers differ to "
-            "show any (underpowered); DPO (−22.0 points, 95% −27.0 … −17.0, p = 0.040) is worse than SFT (60.0%)."
+            "Accuracy (500 problems of arithmetic, p after Holm's correction): DPO (−20.0 points, 95% −25.0 … −15.0, "
+            "p < 0.001) is worse than the base (57.6%); no significant difference was found for the others; for RFT "
+            "1e-3, too few answers differ to show any difference (underpowered); DPO (−22.0 points, 95% −27.0 … −17.0, "
+            "p = 0.040) is worse than SFT (60.0%)."
         )
 
     def test_each_arm_is_held_against_its_own_sft(self, folder) -> None:
@@ -276,7 +278,7 @@ class TestAccuracy:
             arms=[{**self.SFT_ARM, **same}, arm("dpo", "conventional", 1e-4, **same)],
         )  # fmt: skip
         assert said(analysis, "Accuracy") == (
-            "Accuracy (500 problems of arithmetic, p after Holm): all are that of the base (57.6%)."
+            "Accuracy (500 problems of arithmetic, p after Holm's correction): all losses equal the base (57.6%)."
         )
 
         analysis = folder(
@@ -286,14 +288,14 @@ class TestAccuracy:
                 arm("dpo", "conventional", 1e-4, sft_diff=0.0, sft_p_holm=1.0, sft_verdict="same answers"),
             ],
         )  # fmt: skip
-        assert "; that of DPO is that of SFT (" in said(analysis, "Accuracy")
+        assert "; DPO equals SFT (" in said(analysis, "Accuracy")
 
     def test_without_a_base(self, folder) -> None:
         lost = dict.fromkeys(("base_diff", "base_diff_low", "base_diff_high", "base_p", "base_p_holm"), NAN)
         analysis = folder(runs=[SFT, AGAIN], pairs=[], arms=[{**self.SFT_ARM, **lost, "base_verdict": ""}])
         assert said(analysis, "Accuracy") == ""
         assert caveats(analysis, Comparison(analysis))[-1] == (
-            "The untrained base was not scored: whether training helped or hurt is not known."
+            "The untrained base was not scored, so whether training helped or hurt is not known."
         )
 
     def test_what_could_have_been_found(self, folder) -> None:
@@ -306,8 +308,8 @@ class TestAccuracy:
         arms = [self.SFT_ARM, arm("dpo", "conventional", 1e-4)]
         analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], arms=arms, accuracies=found)
         assert said(analysis, "Accuracy").endswith(
-            " A difference of 5.4 to 6.0 points between a loss and the base would be found in four of five samples "
-            "of as many problems of arithmetic."
+            " With this many problems of arithmetic, a difference of 5.4 to 6.0 points between a loss and the base "
+            "would be detected in four of five samples."
         )
 
 
@@ -317,8 +319,8 @@ def test_the_learning_rate_matched_comparison_in_short(folder) -> None:
     matched = arm("dpo", "matched", 1e-3, cosine_to_sft=-0.09, norm=1.1, accuracy=0.29)
     runs = [base_run(), SFT, DPO]
     assert said(folder(runs=runs, pairs=[], arms=[sft, usual, matched]), "At SFT's") == (
-        "At SFT's learning rate (1e-3) DPO has a cosine to SFT of −0.090 of 0.904 (at 1e-4 −0.110 of 0.904), a norm of "
-        "1.100 (0.250; SFT 0.700) and an accuracy of 29.0% (54.0%; SFT 60.0%)."
+        "At SFT's learning rate (1e-3), DPO has a cosine to SFT of −0.090 (ceiling 0.904; at 1e-4: −0.110, ceiling "
+        "0.904), a norm of 1.100 (at 1e-4: 0.250; SFT: 0.700) and an accuracy of 29.0% (at 1e-4: 54.0%; SFT: 60.0%)."
     )
     assert said(folder(runs=runs, pairs=[], arms=[sft, usual]), "At SFT's") == ""
     assert said(folder(runs=runs, pairs=[], arms=[usual, matched]), "At SFT's") == ""
@@ -338,11 +340,11 @@ def test_the_learning_rate_matched_comparison_at_two_ranks(folder) -> None:
             arms.append(row | {"arm": f"{method}-{lr} lora.r={rank}"})
     analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], arms=arms)
     told = [each.text for each in findings(analysis, Comparison(analysis)) if each.text.startswith("At SFT's")]
-    assert [text.partition(" of 0.904")[0].partition("has ")[2] for text in told] == [
+    assert [text.partition(" (ceiling 0.904")[0].partition("has ")[2] for text in told] == [
         "a cosine to SFT 1e-3 r=8 of 0.200",
         "a cosine to SFT 1e-3 r=16 of 0.400",
     ]
-    assert "; SFT 1e-3 r=16 0.900)" in told[1]
+    assert "; SFT 1e-3 r=16: 0.900)" in told[1]
 
 
 def test_the_repeat_of_each_sft_arm_is_drawn(folder) -> None:
@@ -352,9 +354,9 @@ def test_the_repeat_of_each_sft_arm_is_drawn(folder) -> None:
         row = arm("sft", "conventional", 1e-3, settings=f"lora.r={rank}", sft=name, cosine_repeat=repeat)
         arms.append(row | {"arm": name})
     analysis = folder(runs=[SFT], pairs=[], arms=arms)
-    first, *_ = arm_figures(ablation_arms(analysis), Comparison(analysis).looks, None)
+    first, *_ = arm_figures(arm_rows(analysis), Comparison(analysis).looks, None)
     assert sorted(line.y0 for line in first.plot.layout.shapes if line.line.dash == "dash") == [0.5, 0.9]
-    assert "Dashed: each SFT with itself, its repeat." in first.caption
+    assert "Dashed: the repeat of each SFT arm." in first.caption
 
 
 class TestFunction:
@@ -365,23 +367,25 @@ class TestFunction:
         pairs += [pair(AGAIN, rft, 0.7), pair(RFT, rft, 0.8, **flat, cka_last=0.9996)]
         pairs += [pair(SFT, rft, 0.7, **flat, cka_last=0.9991)]
         assert said(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Function") == (
-            "Function: no loss barrier to the chord between two updates (largest of 2 pairs of runs: 0.000 nats a "
-            "token; repeat level 0.000); the last layer's hidden states differ most from SFT's in RFT (CKA 0.9991, "
-            "ceiling 0.9996)."
+            "Function: no loss barrier on the straight path between two runs of different losses (largest of 2 "
+            "measured pairs: 0.000 nats per token; repeat level 0.000); the last-layer hidden states that differ most "
+            "from SFT's are those of RFT (CKA 0.9991, ceiling 0.9996)."
         )
 
     def test_a_barrier(self, folder) -> None:
         high = {"barrier_chord": 0.25, "barrier_chord_low": 0.2, "barrier_chord_high": 0.31}
         pairs = [pair(SFT, RFT, 0.7, barrier_chord=0.01), pair(RFT, DPO, 0.1, **high)]
         assert said(folder(runs=[SFT, RFT, DPO], pairs=pairs), "Function") == (
-            "Function: the largest loss barrier to the chord between two updates, of 2 pairs of runs, is 0.250 "
-            "nats a token (RFT and DPO, 95% 0.200 … 0.310)."
+            "Function: the largest loss barrier on the straight path between two runs of different losses is 0.250 "
+            "nats per token (RFT and DPO, 95% 0.200 … 0.310, of 2 measured pairs)."
         )
 
     def test_the_least_cka_at_whatever_rate(self, folder) -> None:
         dpo = run("dpo", lr="matched")
         pairs = [pair(SFT, DPO, 0.7, cka_last=0.99), pair(SFT, dpo, 0.7, cka_last=0.5)]
-        assert "most from SFT's in DPO 1e-3 (CKA 0.5000)" in said(folder(runs=[SFT, DPO, dpo], pairs=pairs), "Function")
+        assert "most from SFT's are those of DPO 1e-3 (CKA 0.5000)" in said(
+            folder(runs=[SFT, DPO, dpo], pairs=pairs), "Function"
+        )
 
     def test_nothing_was_measured(self, folder) -> None:
         assert said(folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, 0.7)]), "Function") == ""
@@ -394,28 +398,31 @@ class TestCaveats:
 
     def test_one_run_each(self, folder) -> None:
         once = (
-            "how much of this would be otherwise at another seed is not known. Intervals and tests are about problems, "
-            "not about seeds."
+            "so how much of this would change at another seed is not known. Intervals and tests are over problems, not "
+            "over seeds."
         )
-        assert self.said(folder, [base_run(), SFT, DPO], [])[0] == f"Each loss was trained once: {once}"
-        assert self.said(folder, [base_run(), SFT], []) == [f"SFT was trained once: {once}"]
-        assert self.said(folder, [base_run(), SFT, AGAIN, DPO, RFT], [])[0] == f"RFT and DPO were trained once: {once}"
+        assert self.said(folder, [base_run(), SFT, DPO], [])[0] == f"Each loss was trained once, {once}"
+        assert self.said(folder, [base_run(), SFT], []) == [f"SFT was trained once, {once}"]
+        assert self.said(folder, [base_run(), SFT, AGAIN, DPO, RFT], [])[0] == f"RFT and DPO were trained once, {once}"
 
     def test_several_seeds(self, folder) -> None:
         notes = self.said(folder, [base_run(), SFT, AGAIN], [pair(SFT, AGAIN, 0.8)])
-        assert notes == ["Every loss was trained at least 2 times. Tests are about problems, ± is over runs."]
+        assert notes == [
+            "Every loss was trained at least 2 times. Tests are over problems, not over seeds; ± is the standard "
+            "deviation over runs."
+        ]
         notes = self.said(folder, [base_run(), SFT, AGAIN, RFT], [pair(SFT, AGAIN, 0.8)])
         assert notes[1:] == [
-            "There is no ceiling for RFT, not trained in another order of the data (`python train.py method=rft "
-            "seed=…`): nothing says how near it is to itself.",
-            "SFT was trained at two seeds: three give an interval, and a verdict.",
+            "There is no ceiling for RFT: it was not trained with a second data order (`python train.py method=rft "
+            "seed=…`), so its repeat is not known.",
+            "SFT was trained at two seeds only; three would give an interval and a verdict.",
         ]
 
     def test_a_run_that_diverged(self, folder) -> None:
         lost = run("dpo", seed=1, learning_rate=1e-4, diverged="diverged: loss is nan at step 5", norm=NAN)
         analysis = folder(runs=[base_run(), SFT, DPO, lost], pairs=[pair(SFT, DPO, -0.1)])
         assert caveats(analysis, Comparison(analysis))[-1] == "DPO: 1 of 2 runs diverged or collapsed."
-        assert "DPO −0.100 (null 0.020): runs of one seed" in said(analysis, "Direction")
+        assert "DPO −0.100 (null 0.020): compared on runs of the same seed" in said(analysis, "Direction")
 
 
 class TestComparison:
@@ -459,7 +466,8 @@ class TestSection:
         )
         assert section.text == [
             "What did each loss do to the weights? Two losses, 3 runs, trained on the same 2400 rollouts of 600 "
-            "prompts (72.8% right, 51.8% of the groups mixed) from the same base and initial adapter."
+            "prompts (72.8% of the rollouts are correct; 51.8% of the prompts have both correct and incorrect ones) "
+            "from the same base and initial adapter."
         ]
         section = glance.section(folder(runs=[base_run(), SFT], pairs=[]))
         assert section.text == ["What did each loss do to the weights? One loss, 1 run."]
@@ -483,10 +491,10 @@ class TestSection:
         assert [square.share for square in sft] == pytest.approx([0.8, 0.6, 0.1])
         lines = sft[1].hover.split("\n")
         assert lines[:2] == ["SFT and RFT", "cosine 0.600 (6 pairs of runs, same init)"]
-        assert lines[2] == "SFT with itself 0.800, RFT with itself 0.800"
-        assert lines[3].startswith("of 0.800: 0.75 [0.7")
+        assert lines[2] == "repeat of SFT 0.800, repeat of RFT 0.800"
+        assert lines[3].startswith("ceiling 0.800, ratio 0.75, 95% [0.7")
         assert lines[4:] == ["related", "null 0.020"]
-        assert "stay below 0.020 in 95 of 100" in figure.caption
+        assert "stays below 0.020 in 95 of 100" in figure.caption
         [table] = glance.section(analysis).tables
         assert [column.heading for column in table.columns] == ["loss", "SFT", "RFT", "DPO"]
         cells = table.rows[0].cells
@@ -503,9 +511,9 @@ class TestSection:
     def test_adapters_made_elsewhere_are_no_losses(self, folder) -> None:
         theirs = [{"run": name, "arm": name, "method": "adapter", "norm": 1.0} for name in ("a", "b")]
         section = glance.section(folder(runs=theirs, pairs=[]))
-        assert section.text == ["What did each loss do to the weights? Two adapters made elsewhere."]
+        assert section.text == ["What did each loss do to the weights? Two external adapters."]
         section = glance.section(folder(runs=[SFT, AGAIN, theirs[0]], pairs=[]))
-        assert section.text == ["What did each loss do to the weights? One loss, 2 runs; one adapter made elsewhere."]
+        assert section.text == ["What did each loss do to the weights? One loss, 2 runs; one external adapter."]
 
     def test_the_accuracies(self, folder) -> None:
         arms = [arm("sft", "conventional", 1e-3), arm("rft", "conventional", 1e-3, accuracy=NAN)]
@@ -529,10 +537,10 @@ class TestStatistics:
         accuracies += [{"arm_a": rft, "arm_b": "base", **rest}]
         section = statistics.section(folder(runs=[base_run(), SFT, RFT, DPO], pairs=[], accuracies=accuracies))
         assert section.text == [
-            "3 comparisons of losses and the base on arithmetic, each on the same problems. Holm's correction counts "
-            "the family, 3 tests: 1 differs, 2 underpowered.",
-            "To be found in four of five such samples, a difference would have to be 2.1% in the median comparison "
-            "(2.1% where two disagree least, 2.1% where they disagree most).",
+            "3 comparisons of losses with each other and with the base on arithmetic, each on the same problems. "
+            "Holm's correction covers the family, 3 tests: 1 differs, 2 underpowered.",
+            "To be detected in four of five samples of this size, a difference would have to be 2.1% in the median "
+            "comparison (2.1% where two disagree least, 2.1% where they disagree most).",
         ]
         first, *others = section.tables[0].rows
         assert [cell.text for cell in first.cells] == [

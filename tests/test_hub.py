@@ -1,4 +1,4 @@
-"""Datasets and models of the hub: against local files of the same layout, and offline."""
+"""Datasets and models from the hub: with local files of the same layout, and offline."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_deepscaler_is_divided_by_the_question(deepscaler: Path, capsys: pytest.
     assert len(train) + len(test) == 200
     assert 5 <= len(test) <= 40
     assert not {p.id for p in train} & {p.id for p in test}
-    assert "deepscaler, split 'train': 2 rows left out" in capsys.readouterr().out
+    assert "deepscaler, split 'train': skipped 2 rows" in capsys.readouterr().out
     assert source.verifier(train[0], f"\\boxed{{{train[0].answer}}}").correct
 
 
@@ -116,7 +116,7 @@ def test_aime26(aime26: Path) -> None:
     source = benchmark_of("aime26", f"benchmark.aime26.source.repo={aime26}")
     problems = source.problems("eval", None, 0)
     assert sorted(int(p.answer) for p in problems) == list(range(1, 31))
-    with pytest.raises(InputError, match=r"splits\.train: aime26 has no split for it"):
+    with pytest.raises(InputError, match=r"splits\.train: aime26 has no such split"):
         source.problems("train", 1, 0)
 
 
@@ -138,17 +138,17 @@ def not_parquet(folder: Path) -> None:
         (
             None,
             ["data.source.columns={prompt: problem, answer: answer}"],
-            "split 'train': no column 'problem'; there are 'question', 'answer'",
+            "split 'train': no column 'problem'; columns are 'question', 'answer'",
         ),
         (None, ["data.source.splits={train: training, eval: test}"], "split 'training': "),
         (None, ["data.source.config=other"], "other"),
         (empty_file, [], "split 'train': "),
         (no_rows, [], "split 'train': an empty or damaged file"),
         (not_parquet, [], "Parquet magic bytes not found"),
-        (None, ["data.source.answer_pattern='=> (.*)'"], "no problem in it for split 'train'"),
+        (None, ["data.source.answer_pattern='=> (.*)'"], "contains no problems for split 'train'"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_the_files_is_told_in_one_line(
+def test_errors_in_files_are_one_line(
     gsm8k: Path, change: Callable[[Path], None] | None, overrides: list[str], told: str
 ) -> None:
     if change is not None:
@@ -162,7 +162,7 @@ def test_what_is_wrong_with_the_files_is_told_in_one_line(
 
 
 def test_more_problems_than_there_are(gsm8k: Path) -> None:
-    with pytest.raises(InputError, match=r"data\.train=31: .* has 30 problems; data\.train=null takes all"):
+    with pytest.raises(InputError, match=r"data\.train_size=31: .* has 30 problems; data\.train_size=null uses all"):
         data_of("gsm8k", f"data.source.repo={gsm8k}").problems("train", 31, 0)
 
 
@@ -170,18 +170,18 @@ def test_more_problems_than_there_are(gsm8k: Path) -> None:
     ("override", "told"),
     [
         ("data.source.answer_pattern='(' ", "answer_pattern"),
-        ("data.source.answer_pattern=x", "no group in it"),
-        ("data.source.template=x", "no {question} in it"),
+        ("data.source.answer_pattern=x", "source.answer_pattern must contain a group"),
+        ("data.source.template=x", "source.template must contain {question}"),
         ("+data.source.columns.id=a", "names prompt and answer"),
         ("data.source.repo=no/such/folder", "no such folder"),
     ],
 )
-def test_wrong_settings(override: str, told: str) -> None:
+def test_invalid_settings(override: str, told: str) -> None:
     with pytest.raises(InputError, match=told.replace("{", r"\{").replace("}", r"\}")):
         _ = data_of("gsm8k", override.strip()).identity("train")
 
 
-def test_problems_are_known_by_their_content(gsm8k: Path, tmp_path: Path) -> None:
+def test_problems_are_identified_by_their_content(gsm8k: Path, tmp_path: Path) -> None:
     identity = data_of("gsm8k", f"data.source.repo={gsm8k}").identity("train")
     moved = gsm8k.rename(tmp_path / "moved")
     assert data_of("gsm8k", f"data.source.repo={moved}").identity("train") == identity
@@ -189,8 +189,8 @@ def test_problems_are_known_by_their_content(gsm8k: Path, tmp_path: Path) -> Non
     assert data_of("gsm8k", f"data.source.repo={moved}").identity("train") != identity
 
 
-def test_everything_of_the_hub_is_pinned() -> None:
-    """Every hub id in `conf/` has a full commit, so that it stays what it is, and is known without a network."""
+def test_all_hub_ids_are_pinned() -> None:
+    """Every hub id in `conf/` has a full commit, so that it cannot change and needs no network to resolve."""
     found = 0
     for file in [*(ROOT / "conf").glob("*/*.yaml")]:
         lines = [line.partition("#")[0].strip() for line in file.read_text().splitlines()]
@@ -205,7 +205,7 @@ def test_everything_of_the_hub_is_pinned() -> None:
     assert found == 6
 
 
-def test_without_the_hub_a_branch_is_what_the_local_copy_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_a_branch_resolves_to_the_local_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
     commit = "0123456789abcdef0123456789abcdef01234567"

@@ -1,4 +1,4 @@
-"""How losses introduce themselves, those outside the package too."""
+"""Presentation of losses in tables and plots, built-in and external."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from losslens.tracking.logged_sweep import logged_sweep
 from tests.own_loss import Half
 from tests.slow_method import SlowSft
 
+pytestmark = pytest.mark.fast
+
 TOLD = manifest_entry(Half(name="half"))
 
 
-def test_a_loss_outside_the_package_is_shown_as_it_says(tmp_path: Path) -> None:
+def test_external_loss_is_shown_as_its_manifest_says(tmp_path: Path) -> None:
     """From the manifest of an analysis, where nothing is imported."""
     assert json.loads(json.dumps(TOLD)) == TOLD
     (tmp_path / "manifest.json").write_text(json.dumps({"losses": {"half": TOLD}}))
@@ -53,7 +55,7 @@ def test_a_loss_outside_the_package_is_shown_as_it_says(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_what_makes_no_sense_is_left_out(wrong: Any) -> None:
+def test_invalid_values_are_dropped(wrong: Any) -> None:
     register_from_manifest("odd", {**TOLD, **wrong})
     [field] = wrong
     instead = {"title": "odd", "place": None, "diagnostic_titles": {}}.get(field, "")
@@ -62,7 +64,7 @@ def test_what_makes_no_sense_is_left_out(wrong: Any) -> None:
 
 
 @pytest.mark.parametrize("told", [{}, [], None, "half"])
-def test_what_is_no_introduction_is_none(told: Any) -> None:
+def test_invalid_entries_are_ignored(told: Any) -> None:
     register_from_manifest("none", told)
     assert get_presentation("none") == Presentation(title="none")
 
@@ -75,34 +77,34 @@ def test_what_is_no_introduction_is_none(told: Any) -> None:
         ({"title": "x" * 101}, "Wrong.title: "),
     ],
 )
-def test_a_loss_that_introduces_itself_badly_is_told_so_at_the_start(wrong: dict[str, str], message: str) -> None:
+def test_invalid_presentation_is_refused(wrong: dict[str, str], message: str) -> None:
     kind = type("Wrong", (Half,), wrong)
     with pytest.raises(InputError, match=message):
         presentation_of(kind(name="half"))
 
 
-def test_nobody_speaks_for_losslens_own(tmp_path: Path) -> None:
+def test_builtin_presentations_cannot_be_replaced(tmp_path: Path) -> None:
     register_from_manifest("sft", {**TOLD, "title": "RFT"})
     assert loss_title("sft") == "SFT"
     assert list(builtin_presentations())[:2] == ["sft", "rft"]
     assert builtin_presentations().keys() == builtin_losses().keys()
 
 
-def test_a_title_steers_no_terminal() -> None:
+def test_control_characters_are_removed_from_titles() -> None:
     register_from_manifest("steers", {**TOLD, "title": "a\x1b]0;x\x07b\u202e"})
     assert loss_title("steers") == "a]0;xb"
 
 
-def test_one_made_of_losslens_own_is_another() -> None:
+def test_subclass_of_a_builtin_loss_inherits_no_presentation() -> None:
     assert presentation_of(SlowSft(name="slow_sft")) == Presentation(title="slow_sft")
     assert presentation_of(builtin_losses()["simpo"](name="simpo")) == builtin_presentations()["simpo"]
 
 
-def test_colours_of_losses_without_one_are_nobodys() -> None:
+def test_fallback_colours_are_not_those_of_builtin_losses() -> None:
     assert not set(_OTHERS) & set(METHODS.values())
 
 
-def test_a_dashboard_knows_it_from_the_runs(tmp_path: Path) -> None:
+def test_dashboard_reads_it_from_the_runs(tmp_path: Path) -> None:
     config = {"method": {"name": "third", "_target_": "mine.Third"}, "seed": 1}
     manifest = {"identity": {"method": {"name": "third"}}, "config": config, "learning_rate": 1e-3}
     folder = tmp_path / "main" / "third-1"

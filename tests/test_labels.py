@@ -1,10 +1,14 @@
-"""Labels of runs: what tells them apart, and nothing else."""
+"""Labels of runs, made of the settings in which they differ."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from losslens.runs.labels import labels
+
+pytestmark = pytest.mark.fast
 
 
 def identity(method: str, **changes: Any) -> dict[str, Any]:
@@ -31,7 +35,7 @@ def test_an_option_of_one_method() -> None:
     assert of(identity("grpo", bias=0.0), identity("grpo", bias=0.1)) == ["grpo bias 0", "grpo bias 0.1"]
 
 
-def test_seeds_stand_everywhere_once_they_differ() -> None:
+def test_seeds_are_in_all_labels_if_they_differ() -> None:
     assert of(identity("sft"), identity("dpo"), identity("dpo", init_seed=1)) == [
         "sft init 42", "dpo init 42", "dpo init 1",
     ]  # fmt: skip
@@ -46,7 +50,7 @@ def test_an_option_and_an_initial_adapter_at_once() -> None:
     assert found == ["dpo β=0.1 init 42", "dpo β=0.1 init 7", "dpo β=0.3 init 42", "dpo β=0.3 init 7"]
 
 
-def test_all_that_is_told_by_the_hash_alone_today() -> None:
+def test_settings_that_only_the_hash_distinguishes() -> None:
     plain = identity("sft")
     for change, label in (
         ({"optim": {"max_steps": 200, "batch_size": 32}}, "sft max_steps 200"),
@@ -61,7 +65,7 @@ def test_all_that_is_told_by_the_hash_alone_today() -> None:
         assert first != second
 
 
-def test_no_two_are_alike() -> None:
+def test_labels_are_unique() -> None:
     one = identity("sft")
     assert len(set(labels({"a/sft-1": one, "b/sft-1": one}).values())) == 2
     both = of(one, identity("sft", optim={"max_steps": 200, "batch_size": 32}), identity("sft", seed=1))

@@ -1,4 +1,4 @@
-"""The geometry of a growing update: by hand, against the dense computation, and equal to what analyze.py finds."""
+"""Weight tracking during training: by hand, against the dense computation, and equal to the analysis."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_is_the_dense_computation(seed: int) -> None:
         assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-7), name
 
 
-def test_a_turn_of_the_factors_changes_nothing() -> None:
+def test_rotating_the_factors_changes_nothing() -> None:
     """B·A = (B·T)·(T⁻¹·A): the numbers are the update's, not its factors'."""
     rng = np.random.default_rng(0)
     before, now, other = point(rng), point(rng), point(rng)

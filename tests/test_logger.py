@@ -1,4 +1,4 @@
-"""W&B: a run of its own for each run, closed whatever happens, and no reason to stop."""
+"""W&B: a W&B run for each run, closed whatever happens, whose failures stop nothing."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from losslens.config.tracking import Logger
 from losslens.core.preemption import Preempted
 from losslens.core.redaction import redact
 from losslens.tracking.session import RunInfo, session
+
+pytestmark = pytest.mark.fast
 
 OFFLINE = Logger(name="wandb", mode="offline", project="losslens", entity=None, artifacts=True, references="auto")
 
@@ -69,7 +71,7 @@ def exit_codes(found: list[wandb_internal_pb2.Record]) -> list[int]:
     return [record.exit.exit_code for record in found if record.HasField("exit")]
 
 
-def test_two_runs_of_one_process_are_apart(tmp_path: Path) -> None:
+def test_two_runs_of_one_process_are_separate(tmp_path: Path) -> None:
     """Also when both are open, and when somebody has a run of his own."""
     mine = wandb.init(mode="offline", dir=tmp_path, project="mine")
     folders = [tmp_path / name for name in "ab"]
@@ -117,9 +119,7 @@ def test_an_error_closes_the_run_and_is_its_status(
 
 
 @pytest.mark.parametrize("broken", ["init", "log", "finish"])
-def test_what_goes_wrong_in_wandb_is_warned_of_once(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_failures_warn_once(broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("no space left")
 
@@ -135,7 +135,7 @@ def test_what_goes_wrong_in_wandb_is_warned_of_once(
     wandb.teardown()
 
 
-def test_nothing_of_the_machine_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_about_the_machine_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_TOKEN", "a-secret-of-the-environment")
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

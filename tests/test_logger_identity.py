@@ -1,4 +1,4 @@
-"""Who a run is on W&B: its own id, name, group and tags, whatever the environment says and however long they are."""
+"""Identity of runs on W&B: id, name, group and tags, independent of the environment and of long names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from losslens.tracking.artifacts import log
 from losslens.tracking.identity import fit_name
 from losslens.tracking.session import RunInfo, session
 from tests.test_logger import OFFLINE, about, records
+
+pytestmark = pytest.mark.fast
 
 # All that W&B would take for the identity of a run, some of it nothing that it would accept.
 ENVIRONMENT = {
@@ -46,7 +48,7 @@ ALONE = (["WANDB_RUN_ID"], ["WANDB_SWEEP_ID"], ["WANDB_RESUME", "WANDB_RUN_ID"],
 
 
 @pytest.mark.parametrize("variables", [*ALONE, list(ENVIRONMENT)], ids=lambda names: "+".join(names)[:30])
-def test_the_environment_decides_no_identity(
+def test_the_environment_does_not_affect_the_identity(
     variables: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in variables:
@@ -88,6 +90,6 @@ def test_long_names_are_logged(tmp_path: Path) -> None:
         assert one != other
 
 
-def test_what_fits_stays() -> None:
+def test_short_names_are_unchanged() -> None:
     assert fit_name("x" * 64, 64) == "x" * 64
     assert len(fit_name("x" * 65, 64)) == 64

@@ -32,6 +32,8 @@ from losslens.losses.rift import Form, Rift
 from losslens.losses.sft import Sft
 from losslens.losses.simpo import SimPo
 
+pytestmark = pytest.mark.fast
+
 SFT, RFT, DFT, RIFT, GRPO = Sft(name="sft"), Rft(name="rft"), Dft(name="dft"), Rift(name="rift"), Grpo(name="grpo")
 
 
@@ -146,7 +148,7 @@ class TestRift:
         assert pull(loss, batch)[0] == pytest.approx([-0.05, -0.05, 0])
 
     @pytest.mark.parametrize("form", ["token", "sequence_mean"])
-    def test_a_long_wrong_rollout_does_not_vanish(self, form: Form) -> None:
+    def test_long_incorrect_rollouts_keep_their_weight(self, form: Form) -> None:
         """200 tokens at log π = −0.3: 0.2·e^−0.3 a token. The literal sequence probability leaves 0.2·e^−60 = 2e-27."""
         batch = batch_of([[math.exp(-0.3)] * 200], [0.0])
         literal = 0.2 * batch_of([[math.exp(-0.3)] * 200], [0.0]).logps.sum().exp()
@@ -270,13 +272,13 @@ class TestDpo:
         assert weights[0] == pytest.approx([chosen, chosen, 0], abs=1e-6)
         assert weights[1] == pytest.approx([rejected] * 3, abs=1e-6)
 
-    def test_discopop_starts_uphill(self) -> None:
+    def test_discopop_initially_lowers_the_margin(self) -> None:
         """At the base, u = 0: s = ½, s′ = 5; slope 5·(1 − ln 2) − ½·½ − ½ = .784264, so w = −.0784264 on the chosen."""
         batch = batch_of([[0.5], [0.25]], [1.0, 0.0], reference=[[0.5], [0.25]], pairs=torch.tensor([[0, 1]]))
         loss = Dpo(name="dpo", loss_type="discopop")
         assert pull(loss, batch) == [[pytest.approx(-0.0784264, abs=1e-7)], [pytest.approx(0.0784264, abs=1e-7)]]
 
-    def test_what_is_logged_of_pairs(self) -> None:
+    def test_diagnostics_of_pairs(self) -> None:
         """Rewards are β·h: .0223144 and −.0693147; log-probabilities ln .4 and ln .1125."""
         found = Dpo(name="dpo").diagnostics(batch_of(**PAIR, pairs=torch.tensor([[0, 1]])))
         values = {name: value.item() for name, value in found.items()}
@@ -313,11 +315,11 @@ class TestSimPo:
         assert pull(loss, self.pair)[1] == pytest.approx([-0.408638] * 3, abs=1e-6)
         assert not loss.needs
 
-    def test_it_is_trls(self) -> None:
+    def test_equals_trl(self) -> None:
         """The loss that TRL's CPO makes of mean log-probabilities."""
         facts = {"beta": 2.0, "simpo_gamma": 1.0, "loss_type": "simpo", "label_smoothing": 0.0, "alpha": 0.0}
         stub = SimpleNamespace(**facts, accelerator=SimpleNamespace(device="cpu"))
-        means = self.pair.of_pairs(self.pair.logps.sum(dim=1) / self.pair.lengths)
+        means = self.pair.split_pairs(self.pair.logps.sum(dim=1) / self.pair.lengths)
         losses, *_ = CPOTrainer.cpo_loss(stub, *means)
         assert losses.tolist() == pytest.approx(SimPo(name="simpo").terms(self.pair).tolist(), rel=1e-12)
 
@@ -357,15 +359,15 @@ class TestRftRows:
     def test_mask_keeps_every_row(self) -> None:
         assert Rft(name="rft").select(self.table).equals(self.table)
 
-    def test_filter_drops_wrong_rows(self) -> None:
+    def test_drop_removes_incorrect_rows(self) -> None:
         assert list(Rft(name="rft", incorrect="drop").select(self.table).index) == [5, 6, 8]
 
     def test_deduplicate_counts_a_prompts_solution_once(self) -> None:
         assert list(Rft(name="rft", incorrect="drop", deduplicate=True).select(self.table).index) == [5, 8]
         assert list(Rft(name="rft", deduplicate=True).select(self.table)["reward"]) == [1, 0, 0, 1]
 
-    def test_refuses_rollouts_without_a_right_one(self) -> None:
-        with pytest.raises(InputError, match="no right one"):
+    def test_refuses_rollouts_without_a_correct_one(self) -> None:
+        with pytest.raises(InputError, match="no rollout is correct"):
             Rft(name="rft").select(self.table.assign(reward=0.0))
 
 
@@ -412,14 +414,14 @@ def any_batch(seed: int, scale: float = 1.0) -> Batch:
 @each_variant
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.01, 1.0, 30.0]))
-def test_weights_are_what_autograd_finds(loss: Loss, seed: int, scale: float) -> None:
+def test_weights_equal_autograd(loss: Loss, seed: int, scale: float) -> None:
     batch = any_batch(seed, scale)
     [grad] = torch.autograd.grad(total(loss, batch), batch.logps)
     expected, found = (-grad).where(batch.mask, 0), loss.weights(batch).detach().where(batch.mask, 0)
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_no_two_losses_pull_alike() -> None:
+def test_no_two_losses_have_the_same_weights() -> None:
     """An option that is silently ignored would make two of them one."""
     batch = any_batch(1)
     pulls = {name: np.array(pull(loss, batch)) for name, loss in variants().items()}
@@ -432,7 +434,7 @@ def test_no_two_losses_pull_alike() -> None:
 
 
 @pytest.mark.parametrize("loss", [loss for loss in variants().values() if loss.bounded], ids=repr)
-def test_what_says_that_it_is_bounded_is(loss: Loss) -> None:
+def test_bounded_losses_are_bounded(loss: Loss) -> None:
     """Far out on both sides, where an unbounded one falls without end."""
     batches = [any_batch(seed, scale) for seed in range(20) for scale in (1.0, 1e2, 1e4)]
     assert min(total(loss, batch).item() for batch in batches) > -100
@@ -446,7 +448,7 @@ def test_padding_changes_no_loss(loss: Loss) -> None:
 
 
 @pytest.mark.parametrize("kind", builtin_losses().values(), ids=builtin_losses())
-def test_every_loss_introduces_itself(kind: type[Loss]) -> None:
+def test_every_loss_has_a_presentation(kind: type[Loss]) -> None:
     assert kind.title
     assert kind.summary.endswith(".")
     assert re.fullmatch(r"#[0-9a-f]{6}", kind.colour)

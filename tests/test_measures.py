@@ -30,6 +30,8 @@ from losslens.tracking.panels import GEOMETRY, TO_REFERENCE
 from losslens.updates.lora import LoraUpdate
 from tools.reference import written
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[1]
 SHAPES = {"layers.0.q": (9, 7), "layers.0.v": (6, 8), "layers.1.q": (9, 7)}
 

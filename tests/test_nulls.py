@@ -12,6 +12,8 @@ from losslens.measures.definitions.weight_space import cosine_null, overlap_left
 from losslens.measures.nulls import expected_angles, random_angles
 from tests.measure_views import pair_of
 
+pytestmark = pytest.mark.fast
+
 
 def random_cosine_bound(norms_a, norms_b, shapes) -> float:
     return cosine_null(pair_of(shapes, (norms_a, norms_b), same_a=0)).item()

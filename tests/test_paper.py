@@ -231,7 +231,7 @@ class TestTables:
         assert "| base | – | – | – | – | – | 57.6 | 55.6–64.2 | – | – |" in lines
         # Of a loss that was trained once the p of its arm, the only one there is.
         assert "| RFT | 1e-3 | 0 | 0 | 0.951 | 6.3 | 60.0 | 55.6–64.2 | +2.4 | 0.310 |" in lines
-        assert "| SFT (again) | 0.800 | 0.020 | 15.0° | 59.5° | 2.0° | – | 0.9000 |" in lines
+        assert "| SFT (repeat) | 0.800 | 0.020 | 15.0° | 59.5° | 2.0° | – | 0.9000 |" in lines
         assert "| RFT | 0.700 | 0.020 | 15.0° | 59.5° | 2.0° | 0.0010 | 0.9000 |" in lines
         assert "| SFT | conv\\_100% | order | 1 | 0.800 | 0.900 |" in lines
         assert sum(line.startswith("| ---") for line in lines) == 3  # no comparison of learning rates
@@ -265,7 +265,7 @@ class TestTables:
 
     @pytest.mark.parametrize(
         ("pairing", "said"),
-        [("same init", ", over runs at different seeds;"), ("same seeds", ", over runs of one seed;"), ("", ";")],
+        [("same init", ", over runs at different seeds;"), ("same seeds", ", over runs of the same seed;"), ("", ";")],
     )
     def test_the_comparison_says_of_which_runs_it_is(self, analysis: AnalysisFolder, pairing: str, said: str) -> None:
         rows = [row | {"pairing": "same init" if row["method"] == "sft" else pairing} for row in [*ARMS, MATCHED]]
@@ -284,7 +284,7 @@ class TestTables:
                 for kind in ("order", "data")]  # fmt: skip
         write(analysis.path, repeats=rows)
         text = write_tables(analysis.path)[0].read_text(encoding="utf-8")
-        assert "Repeats: one loss trained again in another order of the data, or on other rollouts." in text
+        assert "Repeats: the same loss trained again in a different data order, or on different rollouts." in text
 
     def test_escaped(self) -> None:
         assert escaped("50%_a & {b}#$") == r"50\%\_a \& \{b\}\#\$"

@@ -13,6 +13,8 @@ from scipy.stats import ortho_group
 from losslens.analysis.tables import mds_table
 from losslens.measures.mds import angles, mds
 
+pytestmark = pytest.mark.fast
+
 
 def test_three_points_by_hand() -> None:
     """A right triangle, legs 3 and 4. Centred corners (−1, −4/3), (2, −4/3), (−1, 8/3): XᵀX = [[6, −4], [−4, 32/3]], so

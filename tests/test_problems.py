@@ -1,4 +1,4 @@
-"""Problems: the same for the same seed, in splits that share no question, checked by the library's own scorer."""
+"""reasoning-gym problems: reproducible by seed, disjoint splits, verified by the library's own scorer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from losslens.core.errors import InputError
 from losslens.problems import is_own_source
 from losslens.problems.reasoning_gym import Reading, ReasoningGym, final_answer, split_of
 from tools import pretrain
+
+pytestmark = pytest.mark.fast
 
 
 def test_the_same_seed_gives_the_same_problems(source: ReasoningGym) -> None:
@@ -58,12 +60,12 @@ def test_verify(source: ReasoningGym) -> None:
     assert source.verifier(problem, "no tags").answer is None
 
 
-def test_the_worked_solution_is_right(source: ReasoningGym) -> None:
+def test_worked_solutions_are_correct(source: ReasoningGym) -> None:
     for problem in source.problems("pretrain", 200, seed=0):
         assert source.verifier(problem, pretrain.worked_solution(problem)).correct
 
 
-def test_the_template_is_put_around_the_question() -> None:
+def test_the_template_contains_the_question() -> None:
     source = ReasoningGym("chain_sum", pretrain.DIFFICULTY, template="Sum.\n{question}\nAnswer in tags: {x}")
     prompt = source.problems("train", 1, seed=0)[0].prompt
     assert prompt.startswith("Sum.\nState")
@@ -82,14 +84,14 @@ def test_the_template_is_put_around_the_question() -> None:
         ("last_word", "...", None),
     ],
 )
-def test_what_counts_as_the_final_answer(reads: Reading, completion: str, answer: str | None) -> None:
+def test_final_answer(reads: Reading, completion: str, answer: str | None) -> None:
     assert final_answer(completion, reads) == answer
 
 
-def test_bad_settings_are_refused() -> None:
-    with pytest.raises(InputError, match=r"source\.task=no_such_task: reasoning-gym has no such task; near it are "):
+def test_invalid_settings_are_refused() -> None:
+    with pytest.raises(InputError, match=r"source\.task=no_such_task: reasoning-gym has no such task; similar names: "):
         ReasoningGym("no_such_task", {}).problems("train", 1, seed=0)
-    with pytest.raises(InputError, match=r"source\.difficulty\.max_n: chain_sum has no such knob; it has min_terms, "):
+    with pytest.raises(InputError, match=r"source\.difficulty\.max_n: chain_sum has no such parameter; it has min_"):
         ReasoningGym("chain_sum", {"max_n": 3}).problems("train", 1, seed=0)
     with pytest.raises(InputError, match="min_terms"):
         ReasoningGym("chain_sum", {"min_terms": 0}).problems("train", 1, seed=0)
@@ -103,7 +105,7 @@ def test_bad_settings_are_refused() -> None:
         ReasoningGym("chain_sum", {"min_terms": 1, "max_terms": 1, "max_digits": 1}).problems("train", 50, seed=0)
 
 
-def test_the_sources_that_a_manifest_may_name() -> None:
+def test_only_own_sources_may_be_named_by_a_manifest() -> None:
     own = ("file.File", "hub_dataset.HubDataset", "reasoning_gym.ReasoningGym")
     assert all(is_own_source(f"losslens.problems.{name}") for name in own)
     others = ("fields.InFull", "judges.Judge", "file.ProblemSource", "ProblemSource", "file", "no.Such")

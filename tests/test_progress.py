@@ -1,4 +1,4 @@
-"""What launch/status.py says of accuracy, of the time that is left, and of runs that only their hashes tell apart."""
+"""Accuracy, remaining time and labels in the status table."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from losslens.scheduling.monitor import table
 from losslens.scheduling.progress import accuracies, duration, seconds_left, short_labels, sweep_left
 from losslens.scheduling.slurm.cluster import JobState
 from losslens.scheduling.status import RunStatus
+
+pytestmark = pytest.mark.fast
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -53,7 +55,7 @@ def test_the_accuracy_is_that_of_the_first_benchmark(tmp_path: Path) -> None:
     assert runs[0] not in accuracies(runs)
 
 
-def test_what_is_left_of_a_run() -> None:
+def test_remaining_time_of_a_run() -> None:
     status = {"state": "running", "step": 40, "max_steps": 100, "seconds_per_step": 2.0, "time": NOW.isoformat()}
     assert seconds_left(status, NOW + timedelta(seconds=20)) == 100
     assert seconds_left(status, NOW + timedelta(seconds=130)) == 0
@@ -64,7 +66,7 @@ def test_what_is_left_of_a_run() -> None:
     assert seconds_left({**status, "time": "noon"}, NOW) is None
 
 
-def test_what_is_left_of_a_sweep(tmp_path: Path) -> None:
+def test_remaining_time_of_a_sweep(tmp_path: Path) -> None:
     """Two run, of 60 and 100 s; one that waits takes as long as the others: (200 + 200) / 2 and 30 s."""
     running = [
         run_status(tmp_path / name, state="running", step=step, max_steps=100, seconds_per_step=2.0)
@@ -80,7 +82,7 @@ def test_what_is_left_of_a_sweep(tmp_path: Path) -> None:
     assert [duration(seconds) for seconds in (40, 720, 7500)] == ["40 s", "12 min", "2 h 05 min"]
 
 
-def test_runs_that_only_their_hashes_tell_apart_are_told_apart(tmp_path: Path) -> None:
+def test_runs_with_equal_names_except_for_the_hash_get_labels(tmp_path: Path) -> None:
     method = {"name": "dpo", "beta": 0.1}
     one = run(tmp_path / "dpo-conventional-r8-tiny-s42-1", [True], {}, method=method, init_seed=42)
     other = run(tmp_path / "dpo-conventional-r8-tiny-s42-2", [True], {}, method=method, init_seed=1)

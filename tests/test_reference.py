@@ -1,4 +1,4 @@
-"""The base's log-probabilities of the rollouts: scored once, kept, shared, and checked at the first step."""
+"""Reference log-probabilities of the base: computed once, cached, shared, and checked before the first step."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_each_rollout_is_scored_once_for_all_runs(
     assert ran(DPO, make_plan, base, few, tmp_path / "afresh", tmp_path / "other") == first
 
 
-def test_losses_on_some_of_the_rollouts_get_theirs(
+def test_losses_on_a_subset_get_their_reference(
     make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """Each rollout's numbers, whichever rows are selected, in whatever order, under whatever labels."""
@@ -79,7 +79,7 @@ def test_losses_on_some_of_the_rollouts_get_theirs(
 
 
 @pytest.mark.parametrize("loss", [DPO, KL], ids=lambda loss: loss.name)
-def test_it_is_what_the_base_says_within_a_batch(
+def test_cache_equals_scoring_within_a_step(
     loss: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     plan = make_plan(loss, batch_size=8)
@@ -107,7 +107,7 @@ EXPECTED = [[-10, -20], [-30], [-50, -60], []]
 class TestCache:
     @pytest.fixture(autouse=True)
     def one_at_a_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("losslens.training.reference._AT_ONCE", 1)
+        monkeypatch.setattr("losslens.training.reference._BATCH_TOKENS", 1)
 
     def logps(self, folder: Path, score: Any, **about: str) -> list[list[float]]:
         found, file = ReferenceCache(folder, {**ABOUT, **about}).logps(ROWS, score, pad_token_id=0)
@@ -122,14 +122,14 @@ class TestCache:
         assert self.logps(tmp_path, score_of(seen)) == EXPECTED
         assert len(seen) == 3
 
-    def test_another_base_precision_or_device_is_another(self, tmp_path: Path) -> None:
+    def test_base_precision_and_device_are_part_of_the_key(self, tmp_path: Path) -> None:
         seen: list[int] = []
         for about in ({}, {"base": "other"}, {"dtype": "bfloat16"}, {"device": "cuda"}):
             self.logps(tmp_path, score_of(seen), **about)
         assert len(seen) == 3 * 3 + 4  # on CUDA all at once, the one without tokens too
 
-    def test_who_is_killed_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("losslens.training.reference._A_SAVE", 1)
+    def test_interrupted_scoring_resumes(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("losslens.training.reference._SAVE_TOKENS", 1)
         seen: list[int] = []
         with pytest.raises(KeyboardInterrupt):
             self.logps(tmp_path, score_of(seen, stop_at=2))
@@ -140,7 +140,7 @@ class TestCache:
     @pytest.mark.parametrize(
         "damage", [lambda b: b[:-1], lambda b: b[:-4] + b"\0\0\0\x40", lambda b: b"", lambda b: b"{}"]
     )
-    def test_a_damaged_file_is_made_again(self, damage: Any, tmp_path: Path) -> None:
+    def test_a_damaged_file_is_recomputed(self, damage: Any, tmp_path: Path) -> None:
         seen: list[int] = []
         assert self.logps(tmp_path, score_of(seen)) == EXPECTED
         [file] = tmp_path.glob("*/logps.safetensors")

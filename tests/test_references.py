@@ -1,4 +1,4 @@
-"""Which adapters a run is compared with while it trains."""
+"""Selection of the reference adapters that a run is compared with during training."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_run_is_not_its_own_reference(run: Run, initial: Path) -> None:
     assert references_of("auto", own, initial, MANIFEST) == {}
 
 
-def test_those_that_are_named(run: Run, initial: Path, tmp_path: Path) -> None:
+def test_named_references(run: Run, initial: Path, tmp_path: Path) -> None:
     sibling = finished(run.folder.parent, "sft-s1")
     elsewhere = peft_folder(tmp_path / "elsewhere")
     other_run = finished(tmp_path / "other", "rft")
@@ -115,14 +115,14 @@ def test_those_that_are_named(run: Run, initial: Path, tmp_path: Path) -> None:
     [
         (
             {"sft": "nowhere"},
-            "weight_tracking.references.sft: no adapter of a finished run and no PEFT folder: nowhere",
+            "weight_tracking.references.sft: nowhere is neither a finished run of the sweep nor a PEFT folder",
         ),
-        ({"sft": "other"}, "weight_tracking.references.sft: other is not on the modules of this run"),
-        ({"a/b": "other"}, "weight_tracking.references: 'a/b'"),
-        ({"previous": "other"}, "weight_tracking.references.previous: cosine"),
+        ({"sft": "other"}, "weight_tracking.references.sft: other does not adapt the modules of this run"),
+        ({"a/b": "other"}, "weight_tracking.references: invalid label 'a/b'"),
+        ({"previous": "other"}, "weight_tracking.references.previous: reserved"),
     ],
 )
-def test_what_cannot_be_compared_with_is_refused(asked: dict[str, str], message: str, run: Run, initial: Path) -> None:
+def test_refuses_invalid_references(asked: dict[str, str], message: str, run: Run, initial: Path) -> None:
     finished(run.folder.parent, "other", into=5)
     with pytest.raises(InputError, match=message):
         references_of(asked, run, initial, MANIFEST)

@@ -90,6 +90,7 @@ def test_a_benchmark_has_its_own_options() -> None:
 def test_an_earlier_manifest_is_read_in_the_words_of_today() -> None:
     manifest = {
         "method": "rft", "options": {"wrong": "filter", "deduplicate": False}, "trained_on": {"share_right": 0.25},
+        "rollouts": {"sha256": "1", "share_right": 0.5},
         "identity": {"method": {"name": "rft", "version": 1, "wrong": "filter"}, "train_on": "dpo_rows"},
         "config": {
             "method": {"name": "rft", "wrong": "filter"}, "train_on": "dpo_rows", "lr": {"base": 1e-3, "name": "x"},
@@ -104,6 +105,7 @@ def test_an_earlier_manifest_is_read_in_the_words_of_today() -> None:
     assert now["identity"] == manifest["identity"]
     assert now["options"] == {"incorrect": "drop", "deduplicate": False}
     assert now["trained_on"] == {"pass_rate": 0.25}
+    assert now["rollouts"] == {"sha256": "1", "pass_rate": 0.5}
     assert now["config"] == {
         "method": {"name": "rft", "incorrect": "drop"}, "train_on": "paired_rollouts",
         "lr": {"name": "x", "peak": 1e-3}, "data": {"train_size": 5, "eval_size": 2},

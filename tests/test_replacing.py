@@ -11,7 +11,15 @@ import pytest
 
 from losslens.analysis import replacement
 from losslens.analysis.pairs import Chosen, extended
-from losslens.analysis.replacement import Earlier, beside, earlier, kept_aside, missing_from, settle, take_place
+from losslens.analysis.replacement import (
+    EarlierAnalysis,
+    archive_path,
+    finish_interrupted,
+    missing_from,
+    read_earlier,
+    replace_analysis,
+    temporary_folder,
+)
 from losslens.core.files import write_json
 from tests.conftest import script
 
@@ -25,32 +33,32 @@ def facts(*pairs: tuple[str, str], **adapters: str) -> dict[str, Any]:
     return {"adapters": adapters, "measured_pairs": [list(pair) for pair in pairs]}
 
 
-def written(folder: Path, content: dict[str, Any]) -> Earlier:
+def written(folder: Path, content: dict[str, Any]) -> EarlierAnalysis:
     write_json(folder / "manifest.json", content)
-    return earlier(folder)
+    return read_earlier(folder)
 
 
 def put(folder: Path, content: dict[str, Any]) -> bool:
-    before = earlier(folder)
-    with beside(folder) as new:
+    before = read_earlier(folder)
+    with temporary_folder(folder) as new:
         write_json(new / "manifest.json", content)
-        return take_place(new, folder, before, keep=bool(missing_from(content, before)))
+        return replace_analysis(new, folder, before, keep=bool(missing_from(content, before)))
 
 
 class TestWhatIsKnown:
     def test_pairs_are_known_by_their_adapters(self) -> None:
         """Of two sweeps the runs have other names; a run that was trained anew is another one."""
-        before = Earlier({"sft": "1", "dpo": "2", "rft": "3"}, [("sft", "dpo"), ("sft", "rft")])
+        before = EarlierAnalysis({"sft": "1", "dpo": "2", "rft": "3"}, [("sft", "dpo"), ("sft", "rft")])
         assert before.pairs_among({"main/sft": "1", "main/dpo": "2", "main/rft": "4"}) == [("main/sft", "main/dpo")]
         assert before.pairs_among({"sft": "1", "dpo": "9"}) == []
 
     def test_two_runs_with_one_adapter_stay_two(self) -> None:
-        before = Earlier({"sft": "1", "rft": "1", "dpo": "2"}, [("rft", "dpo")])
+        before = EarlierAnalysis({"sft": "1", "rft": "1", "dpo": "2"}, [("rft", "dpo")])
         assert before.pairs_among({"sft": "1", "rft": "1", "dpo": "2"}) == [("rft", "dpo")]
 
     def test_chosen_pairs_are_extended_in_the_order_of_the_tables(self) -> None:
         names = ("a", "b", "c")
-        found = extended(Chosen([("b", "c")], "pairs: only the pairs that are listed"), names, [("b", "a")])
+        found = extended(Chosen([("b", "c")], "pairs: only the listed pairs"), names, [("b", "a")])
         assert found.pairs == [("a", "b"), ("b", "c")]
         assert found.left_out.endswith("and the pairs measured before")
         assert extended(Chosen([], "pairs=none"), names, [("a", "b"), ("a", "c"), ("c", "b")]).left_out == ""
@@ -59,10 +67,10 @@ class TestWhatIsKnown:
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"adapters": 1, "measured_pairs": 2}', "{\x00"])
     def test_what_is_no_analysis_has_nothing(self, content: str, tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(content)
-        assert earlier(tmp_path) == Earlier()
+        assert read_earlier(tmp_path) == EarlierAnalysis()
 
     def test_what_a_new_one_lacks(self) -> None:
-        before = Earlier({"a": "1", "b": "2"}, [("a", "b")])
+        before = EarlierAnalysis({"a": "1", "b": "2"}, [("a", "b")])
         assert missing_from(facts(("x", "y"), x="1", y="2"), before) == ""
         assert missing_from(facts(a="1"), before) == "1 of its adapters (b)"
         assert missing_from(facts(a="1", b="2"), before) == "connectivity and CKA of 1 of its pairs"
@@ -78,19 +86,19 @@ class TestTheFolder:
         assert (folder / "notes.md").exists()  # of somebody else
         assert [entry.name for entry in tmp_path.iterdir() if entry.is_dir()] == ["analysis"]
         assert put(folder, facts(a="1"))
-        kept = kept_aside(folder, {"a": "1", "b": "2", "c": "3"})
+        kept = archive_path(folder, {"a": "1", "b": "2", "c": "3"})
         assert kept.name.startswith("analysis-of-3-runs-")
-        assert earlier(kept).pairs == [("a", "b")]
-        assert earlier(folder).adapters == {"a": "1"}
+        assert read_earlier(kept).pairs == [("a", "b")]
+        assert read_earlier(folder).adapters == {"a": "1"}
         assert (folder / "wandb").exists()
 
     def test_one_that_was_written_meanwhile_is_not_lost(self, tmp_path: Path) -> None:
         folder = tmp_path / "analysis"
-        with beside(folder) as new:
+        with temporary_folder(folder) as new:
             write_json(new / "manifest.json", facts(a="1"))
             assert put(folder, facts(("a", "b"), a="1", b="2"))
-            assert not take_place(new, folder, Earlier(), keep=False)
-        assert earlier(folder).pairs == [("a", "b")]
+            assert not replace_analysis(new, folder, EarlierAnalysis(), keep=False)
+        assert read_earlier(folder).pairs == [("a", "b")]
 
     @pytest.mark.parametrize("after", range(9))
     @pytest.mark.parametrize("content", [facts(a="1"), facts(a="1", b="2", c="3")], ids=["less", "more"])
@@ -118,23 +126,23 @@ class TestTheFolder:
             patch.setattr(replacement.shutil, "rmtree", killed(replacement.shutil.rmtree))
             with contextlib.suppress(KeyboardInterrupt):
                 put(folder, content)
-        settle(folder)
-        there = [earlier(path).adapters for path in (folder, kept_aside(folder, first["adapters"]))]
+        finish_interrupted(folder)
+        there = [read_earlier(path).adapters for path in (folder, archive_path(folder, first["adapters"]))]
         assert there[0] in (first["adapters"], content["adapters"])  # before anything more is put there
         assert len(content["adapters"]) > 2 or first["adapters"] in there
         assert not list(tmp_path.glob("*/.kept-as"))
         assert put(folder, content)
-        whole = [earlier(path).adapters for path in tmp_path.glob("analysis*") if path.is_dir()]
+        whole = [read_earlier(path).adapters for path in tmp_path.glob("analysis*") if path.is_dir()]
         assert content["adapters"] in whole
         assert len(content["adapters"]) > 2 or first["adapters"] in whole
         assert list(tmp_path.glob("analysis*/wandb"))
 
     def test_what_dead_processes_left_is_removed(self, tmp_path: Path) -> None:
         folder = tmp_path / "analysis"
-        with beside(folder) as mine:
+        with temporary_folder(folder) as mine:
             dead = mine.with_name(mine.name.replace(f"-{replacement.os.getpid()}-", "-999999999-"))
             dead.mkdir()
-            with beside(folder):
+            with temporary_folder(folder):
                 assert mine.exists()
             assert not dead.exists()
         assert list(tmp_path.glob(".*.tmp")) == []

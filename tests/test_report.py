@@ -15,16 +15,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
+import losslens
 from losslens.core.errors import InputError
-from losslens.report.citation import ARXIV, STUDY, TITLE
+from losslens.report.citation import ARXIV, AUTHORS, STUDY, TITLE
 from losslens.report.page import write_report
 from losslens.tables.format import difference, number, p_value, percent, rate, whole
 from losslens.tables.style import METHODS, colour
 from tests.conftest import ROOT
 
 MANIFEST: dict[str, Any] = {
-    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic", "settings": {"top": 10, "at": "end"},
+    "sweeps": ["a"], "bases": ["base-tiny-1"], "benchmark": "arithmetic",
+    "settings": {"num_directions": 10, "checkpoint": "end"},
     "adapters": {"sft-conventional-s0": "c0ffee"}, "left_out": {}, "versions": {"losslens": "0.1.0"},
     "code": {"commit": "0123456789abcdef", "dirty_diff": "secret"}, "machine": {"host": "mine", "cpus": 2},
 }  # fmt: skip
@@ -165,10 +168,10 @@ def test_a_whole_analysis(report) -> None:
     page = report(runs=RUNS, arms=ARMS, trajectories=STEPS, manifest={"left_out": {"x": "it was not completed"}})
     assert page.sections == ["glance", "learning-rate", "runs", "trajectories", "words", "left-out", "provenance"]
     assert page.tables["What was not compared, and why"][1] == ["x", "it was not completed"]
-    assert "0123456789ab, with changes" in page.text
+    assert "0123456789ab, with uncommitted changes" in page.text
     assert "secret" not in page.text
     assert "mine" not in page.text
-    assert ["settings.top", "10"] in page.tables["Settings and versions"]
+    assert ["settings.num_directions", "10"] in page.tables["Settings and versions"]
 
 
 def test_a_section_needs_its_table(report, tmp_path: Path) -> None:
@@ -197,14 +200,14 @@ def test_an_analysis_that_was_cut_off_has_no_report(tmp_path: Path) -> None:
 def test_runs_that_were_not_scored_and_adapters_of_which_little_is_known(report) -> None:
     known = ("run", "arm", "method", "norm", "effective_rank")
     page = report(runs=[{name: run("theirs", "adapter", arm="theirs")[name] for name in known}])
-    assert page.tables["Every run, and the base"][1][:2] == ["0 theirs", "adapter"]
+    assert page.tables["Every run and the base"][1][:2] == ["0 theirs", "adapter"]
     assert page.figures == []
 
 
 def test_arms_of_which_only_the_weights_were_measured(report) -> None:
     known = ("arm", "method", "lr", "learning_rate", "settings", "alias_of", "seeds", "norm", "cosine_to_sft")
     page = report(arms=[{name: row[name] for name in known} for row in ARMS])
-    heading, *_ = page.tables["One row an arm: mean ± standard deviation over seeds"]
+    heading, *_ = page.tables["One row per arm: mean ± standard deviation over seeds"]
     assert heading == ["arm", "learning rate", "runs", "‖ΔW‖", "cosine to SFT"]
     assert len(page.figures) == 1
     assert "There are no ceilings" in page.text
@@ -269,7 +272,7 @@ def test_the_style_loads_nothing(report, tmp_path: Path) -> None:
 
 def test_names_of_one_learning_rate_are_one_arm(report) -> None:
     page = report(runs=RUNS, arms=ARMS)
-    _, *rows = page.tables["One row an arm: mean ± standard deviation over seeds"]
+    _, *rows = page.tables["One row per arm: mean ± standard deviation over seeds"]
     assert [row[:2] for row in rows] == [
         ["SFT conventional = matched", "1e-3"],
         ["DPO matched", "1e-3"],
@@ -281,15 +284,15 @@ def test_names_of_one_learning_rate_are_one_arm(report) -> None:
 
 def test_a_row_whose_twin_is_missing_stays(report) -> None:
     page = report(arms=ARMS[1:])
-    _, *rows = page.tables["One row an arm: mean ± standard deviation over seeds"]
+    _, *rows = page.tables["One row per arm: mean ± standard deviation over seeds"]
     assert [row[0] for row in rows] == ["SFT matched", "DPO matched", "DPO conventional"]
 
 
 def test_an_arm_says_which_of_its_runs_were_lost(report) -> None:
     page = report(arms=[*ARMS, arm("dft", "matched", 1e-3, collapsed=1, settings="method.beta=0.3")])
-    assert "DPO, matched: 1 of 4 runs diverged and is not in the averages." in page.text
-    assert "DPO, matched: 2 of 4 runs fell to nothing and are in the averages." in page.text
-    assert "DFT, matched, method.beta=0.3: 1 of 4 runs fell to nothing and is in the averages." in page.text
+    assert "DPO, matched: 1 of 4 runs diverged and is not included in the averages." in page.text
+    assert "DPO, matched: 2 of 4 runs collapsed and are included in the averages." in page.text
+    assert "DFT, matched, method.beta=0.3: 1 of 4 runs collapsed and is included in the averages." in page.text
     assert page.text.count("of 4 runs") == 3
     assert "average of 3 to 4 runs" in page.text
 
@@ -297,9 +300,9 @@ def test_an_arm_says_which_of_its_runs_were_lost(report) -> None:
 def test_an_arm_without_a_run_is_a_row_without_numbers(report) -> None:
     lost = {name: np.nan for name, value in ARMS[1].items() if isinstance(value, float) and name != "learning_rate"}
     page = report(arms=[ARMS[0], {**ARMS[1], **lost, "seeds": 0, "diverged": 4, "benchmark": "", "base_verdict": ""}])
-    _, _, row = page.tables["One row an arm: mean ± standard deviation over seeds"]
+    _, _, row = page.tables["One row per arm: mean ± standard deviation over seeds"]
     assert row[2:5] == ["0 ✕ 4 diverged", "–", "–"]
-    assert "4 of 4 runs diverged and are not in the averages." in page.text
+    assert "4 of 4 runs diverged and are not included in the averages." in page.text
 
 
 def test_a_run_that_diverged_is_shown_as_such(report) -> None:
@@ -307,7 +310,7 @@ def test_a_run_that_diverged_is_shown_as_such(report) -> None:
     lost = run("dpo-matched-s1", "dpo", seed=1, diverged="diverged: loss is nan at step 5", benchmark="", **scores)
     collapsed = run("dpo-matched-s2", "dpo", seed=2, diverged="accuracy fell to 1.0%", accuracy=0.01)
     page = report(runs=[*RUNS, lost, collapsed])
-    _, *rows = page.tables["Every run, and the base"]
+    _, *rows = page.tables["Every run and the base"]
     assert [row[0] for row in rows][3:] == [
         "3 dpo-matched-s1 ✕ diverged: loss is nan at step 5",
         "4 dpo-matched-s2 ✕ accuracy fell to 1.0%",
@@ -321,13 +324,13 @@ def test_a_run_that_diverged_is_shown_as_such(report) -> None:
 
 def test_the_numbers_are_those_of_the_tables(report) -> None:
     page = report(runs=RUNS, arms=ARMS, trajectories=STEPS)
-    assert page.tables["Every run, and the base"][2] == [
+    assert page.tables["Every run and the base"][2] == [
         "1 sft-conventional-s0", "SFT conventional", "1e-3", "0", "0", "0.951", "6.3", "60.0%", "55.6% … 64.2%",
         "+2.4% −1.0% … +5.0%",
     ]  # fmt: skip
-    assert page.tables["One row an arm: mean ± standard deviation over seeds"][3] == [
+    assert page.tables["One row per arm: mean ± standard deviation over seeds"][3] == [
         "DPO conventional", "1e-4", "4", "0.250 ± 0.013", "6.5 ± 0.2", "2.0",
-        "−0.115 ceiling 0.904: −0.13 [−0.16, −0.07] opposed null 0.023", "40.8° repeat 14.6° null 59.5°",
+        "−0.115 ceiling 0.904, ratio −0.13 [−0.16, −0.07] opposed null 0.023", "40.8° repeat 14.6° null 59.5°",
         "0.0000 repeat 0.0000", "0.9976 ceiling 0.9996", "54.0% ± 1.5% 95% 49.6% … 58.3% runs 52.0% … 56.0%",
         "−3.6% not significant −7.0% … +0.4% p (Holm) 0.310",
     ]  # fmt: skip
@@ -373,13 +376,13 @@ def test_a_trajectory_that_diverges_is_a_line_of_its_own(report) -> None:
     assert [line["y"] for line in lines] == [pytest.approx([0.305, 0.605]), [5.0]]
     [cross] = [trace for trace in norm["data"] if trace["mode"] == "markers"]
     assert (cross["x"], cross["y"], cross["marker"]["symbol"]) == ([30], [5.0], "x")
-    assert "1 diverges and is a line of its own, marked ✕." in page.text
+    assert "1 run diverged and has its own line, marked ✕." in page.text
 
 
 def test_the_tables_that_no_section_shows_can_be_had_too(report, tmp_path: Path) -> None:
     (tmp_path / "layers.csv").write_text("run_a,layer\n" + "sft,1\n" * 100_000)
     pd.DataFrame({"run_a": ["sft"], "run_b": ["dpo"], "module": ["q"]}).to_parquet(tmp_path / "modules.parquet")
-    page = report(runs=RUNS, map=[{"run": "sft", "x": 1, "y": 2}], repeats=[{"method": "sft"}][:0])
+    page = report(runs=RUNS, mds=[{"run": "sft", "x": 1, "y": 2}], repeats=[{"method": "sft"}][:0])
     links = {a["download"]: a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a}
     assert list(links) == ["runs.csv", "layers.csv.gz", "mds.csv"]
     packed = base64.b64decode(links["layers.csv.gz"].partition("base64,")[2])
@@ -412,31 +415,35 @@ def test_where_the_runs_come_from(report) -> None:
     assert [row[0] for row in page.tables["Commands"]] == ["python train.py -m method=sft,dpo", "python analyze.py"]
     assert ["rollouts.folder", "r-1"] in page.tables["Settings and versions"]
     assert ["base.sha256", "ba5e"] in page.tables["Settings and versions"]
-    assert page.tables["Configuration that all runs share"][1] == ["optim.max_steps", "100"]
-    assert page.tables["Runs: where each comes from"][1:] == [
+    assert page.tables["Configuration shared by all runs"][1] == ["optim.max_steps", "100"]
+    assert page.tables["Provenance of each run"][1:] == [
         ["sft", "lr.of_run=0.001", "aaaaaaaaaaaa", "2026-11-22", "16", "c0ffee"],
-        ["dpo", "torch=2.0", "bbbbbbbbbbbb, with changes", "2026-11-22", "–", "–"],
+        ["dpo", "torch=2.0", "bbbbbbbbbbbb, with uncommitted changes", "2026-11-22", "–", "–"],
     ]
     for warning in (
-        "The runs come from 2 commits of the code.",
-        "1 run of 2 came from code with changes that are in no commit.",
-        "1 run of 2 came from other versions of the packages than the analysis.",
-        "The runs were trained in different precisions, or on different devices.",
-        "The analysis' code had changes that are in no commit; manifest.json has them.",
+        "The runs were trained with 2 different commits of the code.",
+        "1 of 2 runs was trained with uncommitted changes of the code.",
+        "1 of 2 runs was trained with other package versions than the analysis used.",
+        "The runs were trained in different precisions or on different devices.",
+        "The code of the analysis had uncommitted changes; they are in manifest.json.",
     ):
         assert warning in page.text
-    assert "2400, 72.8% right, 51.8% of the groups mixed" in page.text
+    assert "2400, 72.8% correct; 51.8% of prompts with both correct and incorrect ones" in page.text
 
 
 def test_how_to_cite(report) -> None:
     """As CITATION.cff has it, which is not in the package."""
-    cff = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert f'title: "{TITLE}"' in cff
-    assert f"title: {STUDY}" in cff
-    assert f"value: arXiv:{ARXIV}" in cff
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (reference,) = cff["references"]
+    assert (cff["title"], reference["title"]) == (TITLE, STUDY)
+    assert [f"{author['family-names']}, {author['given-names']}" for author in reference["authors"]] == [*AUTHORS]
+    assert reference["identifiers"][0]["value"] == f"arXiv:{ARXIV}"
+    assert cff["version"] == losslens.__version__
     software, study = report().tables["How to cite"][1:]
     assert f"The LossLens authors. {TITLE} Software, version 0.1.0, 2026. @software{{losslens," in software[1]
-    assert f"{STUDY}. arXiv:2606.23740, 2026. @article{{arxiv260623740," in study[1]
+    named = "Aleksandr Nikolich, Igor Kiselev, Vladimir Platonov and Karina Romanova"
+    assert f"{named}. {STUDY}. arXiv:2606.23740, 2026. @article{{arxiv260623740," in study[1]
+    assert "author = {Nikolich, Aleksandr and Kiselev, Igor and Platonov, Vladimir and Romanova, Karina}," in study[1]
 
 
 def test_a_finding_leads_to_its_section(report) -> None:
@@ -484,6 +491,6 @@ def test_numbers_read_as_on_the_terminal() -> None:
 
 def test_a_comparison_on_the_way_says_where(report) -> None:
     points = {"sft": {"norm": 0.1412, "weight": 0.5}, "dpo": {"norm": 0.1412, "weight": 0.7}}
-    settings = {"settings": {"at": "norm", "norm": None}}
+    settings = {"settings": {"checkpoint": "norm", "target_norm": None}}
     assert "at ‖ΔW‖ = 0.1412" in report(runs=RUNS, manifest={**settings, "points": points}).text
-    assert "at step 1000" in report(runs=RUNS, manifest={"settings": {"at": 1000, "norm": None}}).text
+    assert "at step 1000" in report(runs=RUNS, manifest={"settings": {"checkpoint": 1000, "target_norm": None}}).text

@@ -26,6 +26,8 @@ from benchmarks.made_analysis import make_analysis
 from losslens.measures import weight_measures
 from losslens.report.page import write_report
 
+pytestmark = pytest.mark.browser
+
 EVIL = "<img src=x onerror=document.title='evil'>"
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-dev-shm-usage",
@@ -211,7 +213,7 @@ def test_methods_are_averaged_over_runs_of_different_seeds(report: Report) -> No
     assert report.browser.find_element(By.CSS_SELECTOR, "#x-kind input:checked").get_attribute("value") == "arms"
     status = report.run("return document.getElementById('x-status').textContent")
     assert "● SFT 1e-3 and ◇ DPO 1e-3, mean ± standard deviation of 2 pairs" in status
-    assert "of different seeds, from one initial adapter" in status
+    assert "of different seeds, from the same initial adapter" in status
     modules = [report.pair("modules", f"sft-0.001-s{seed}", f"dpo-0.001-s{1 - seed}") for seed in (0, 1)]
     found = [rows.set_index("module").loc["model.layers.2.self_attn.q_proj", "cosine"] for rows in modules]
     mean, std = (float(text.replace("−", "-")) for text in report.shown("cosine-module").split(" ± "))
@@ -553,7 +555,7 @@ def test_colours_mean_the_same_whatever_is_chosen(report: Report) -> None:
     Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("u1")
     report.settle()
     caption = report.browser.find_element(By.CSS_SELECTOR, "#x-modules figcaption").text
-    assert f"Colours: 0 to {fixed(most, 4)}, the most in any pair." in caption
+    assert f"The colour scale is 0 to {fixed(most, 4)}, the largest value of any pair." in caption
     Select(report.browser.find_element(By.ID, "x-measure")).select_by_value("cosine")
 
 
@@ -563,7 +565,7 @@ def test_a_loss_is_hidden_in_every_plot(report: Report) -> None:
     for box in report.browser.find_elements(By.CSS_SELECTOR, "#geometry .plot"):
         report.look_at(box)
     button = report.browser.find_element(By.CSS_SELECTOR, "#geometry button[data-loss='dpo-0.001']")
-    assert "pairs of a right and a wrong rollout" in (button.get_attribute("title") or "")
+    assert "pairs of a correct and an incorrect rollout" in (button.get_attribute("title") or "")
     report.run("arguments[0].click()", button)
     report.settle()
     assert set(report.run(hidden)) == {"dpo-0.001"}

@@ -26,6 +26,8 @@ from losslens.report.loss_comparison import Comparison
 from losslens.report.sections import explorer, training
 from losslens.tables.analysis_folder import AnalysisFolder
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -115,7 +117,7 @@ def test_what_is_said_of_two_arms_is_what_the_table_says(folder: Path) -> None:
     table = pd.read_csv(folder / "arm_pairs.csv", keep_default_na=False)
     row = table.set_index(["arm_a", "arm_b"]).loc[("sft-0.001", "dpo-0.001")]
     place = [(a, b) for a, b, _ in found["between"]].index((0, 1))
-    assert found["said"][place] == [row["cosine_verdict"], row["accuracy_verdict"]]
+    assert found["verdicts"][place] == [row["cosine_verdict"], row["accuracy_verdict"]]
     assert found["arms.accuracy_diff"][place] == pytest.approx(float(row["accuracy_diff"]), abs=5.1e-5)
     assert found["arms.p_holm"][place] == pytest.approx(float(row["p_holm"]))
     comparison = Comparison(analysis)
@@ -156,20 +158,20 @@ def test_modules_are_named_by_layer_and_projection() -> None:
 
 
 def test_of_many_pairs_the_page_holds_those_that_say_most(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    a_pair = 12 * len(explorer_data._of_modules()) + 3 * len(explorer_data._columns(weight_measures("more")))
+    a_pair = 12 * len(explorer_data._module_columns()) + 3 * len(explorer_data._columns(weight_measures("more")))
     monkeypatch.setattr(explorer_data, "_MOST_NUMBERS", 5 * a_pair)
     monkeypatch.setattr(explorer_data, "_MOST_ANGLES", 2 * 12 * 2 * 4)
     section = explorer.section(AnalysisFolder(folder))
     assert section
     found = read(section.explorer)
     averaged = {pair for *_, numbers in found["between"] for pair in numbers}
-    assert len(found["held"]) == 5
-    assert averaged <= set(found["held"])
+    assert len(found["kept"]) == 5
+    assert averaged <= set(found["kept"])
     # With connectivity and CKA.
     assert [found["pairs"][pair] for pair in found["angled"]] == [[0, 1], [0, 3]]
     assert not np.isnan(found["modules.angles"]).any()
     assert any("5 of 6 pairs" in note for note in section.notes)
-    assert any(note.startswith("Of 2 of 6 pairs it holds all angles") for note in section.notes)
+    assert any(note.startswith("It holds all angles of 2 of 6 pairs") for note in section.notes)
 
 
 def test_no_table_no_explorer(folder: Path) -> None:
@@ -194,7 +196,7 @@ def test_the_runs_have_the_numbers_of_their_section(folder: Path) -> None:
 def test_training_curves(folder: Path) -> None:
     section = training.section(AnalysisFolder(folder))
     assert section
-    assert [figure.title for figure in section.figures] == ["Loss", "Norm of the gradient"]
+    assert [figure.title for figure in section.figures] == ["Loss", "Gradient norm"]
     table = pd.read_csv(folder / "training.csv")
     sft = table[table["run"].str.startswith("sft")].groupby("step")["loss"].mean()
     band, line, *_ = section.figures[0].plot.data

@@ -15,6 +15,8 @@ from losslens.tables.descriptions import describe, glossary
 from losslens.tables.style import METHODS, PlotStyles, colour
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.fast
+
 # Machado, Oliveira and Fernandes 2009, full severity, on linear sRGB.
 SEEN = {
     "by most": np.eye(3),

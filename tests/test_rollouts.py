@@ -1,4 +1,4 @@
-"""Frozen rollouts: known by their content, refused when it changed, made once."""
+"""Frozen rollouts: identified by their content, refused if it has changed, sampled only once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def config(output_dir: Path, *overrides: str) -> RolloutConfig:
         return parse(RolloutConfig, compose("rollout", [f"output_dir={output_dir}", *SMALL, *overrides]))
 
 
-def test_what_is_frozen_is_loaded(frozen: Path, rollouts: pd.DataFrame) -> None:
+def test_frozen_rollouts_are_loaded_unchanged(frozen: Path, rollouts: pd.DataFrame) -> None:
     loaded = load_rollouts(frozen)
     assert list(loaded.table.columns) == SCHEMA.names
     assert loaded.table["completion"].tolist() == rollouts["completion"].tolist()
@@ -41,8 +41,8 @@ def test_what_is_frozen_is_loaded(frozen: Path, rollouts: pd.DataFrame) -> None:
     assert loaded.manifest["policy"] == "test"
 
 
-def test_the_hash_is_of_the_content(rollouts: pd.DataFrame, frozen: Path, tmp_path: Path) -> None:
-    """Another compression and another manifest are the same rollouts; another order or reward are not."""
+def test_the_hash_depends_only_on_the_content(rollouts: pd.DataFrame, frozen: Path, tmp_path: Path) -> None:
+    """Compression and manifest do not affect the hash; order and rewards do."""
     table = pq.read_table(frozen / "rollouts.parquet")
     pq.write_table(table, frozen / "rollouts.parquet", compression="gzip", row_group_size=7)
     load_rollouts(frozen)
@@ -52,7 +52,7 @@ def test_the_hash_is_of_the_content(rollouts: pd.DataFrame, frozen: Path, tmp_pa
 
 
 def test_counts() -> None:
-    """Prompt a is mixed, b all right, c all wrong: 3 of 6 right, 1 of 3 mixed, one rollout cut off."""
+    """Prompt a is mixed, b all correct, c all incorrect: 3 of 6 correct, 1 of 3 mixed, one rollout truncated."""
     table = pd.DataFrame(
         {
             "problem_id": list("aabbcc"),
@@ -80,7 +80,7 @@ class TestDamage:
 
     def test_edited(self, frozen: Path, rollouts: pd.DataFrame) -> None:
         rollouts.assign(reward=1.0).to_parquet(frozen / "rollouts.parquet")
-        with pytest.raises(InputError, match=r"rollouts\.parquet: not the content that was frozen"):
+        with pytest.raises(InputError, match=r"rollouts\.parquet: the content has changed"):
             load_rollouts(frozen)
 
     def test_lacks_a_column(self, frozen: Path, rollouts: pd.DataFrame) -> None:
@@ -120,7 +120,7 @@ def test_sampled_verified_and_frozen(tmp_path: Path) -> None:
     assert manifest["identity"]["sampling"]["k"] == 3
 
 
-def test_made_once_for_the_same_settings_and_anew_for_others(tmp_path: Path) -> None:
+def test_rollouts_are_reused_for_the_same_settings_only(tmp_path: Path) -> None:
     first = frozen_rollouts(config(tmp_path))
     made = (first.folder / "manifest.json").stat().st_mtime_ns
     assert frozen_rollouts(config(tmp_path)).folder == first.folder
@@ -131,8 +131,8 @@ def test_made_once_for_the_same_settings_and_anew_for_others(tmp_path: Path) -> 
     assert again.folder.name == first.folder.name
 
 
-def test_other_settings_that_give_the_same_rollouts_leave_them_in_place(tmp_path: Path) -> None:
-    """No completion reaches either limit: one folder, made once, known by both settings."""
+def test_other_settings_with_the_same_rollouts_share_the_folder(tmp_path: Path) -> None:
+    """No completion reaches either limit: one folder, sampled once, registered under both settings."""
     first = frozen_rollouts(config(tmp_path)).folder
     inode = (first / "rollouts.parquet").stat().st_ino
     other = config(tmp_path, "rollouts.max_tokens=80")
@@ -143,7 +143,7 @@ def test_other_settings_that_give_the_same_rollouts_leave_them_in_place(tmp_path
     assert (first / "rollouts.parquet").stat().st_ino == inode
 
 
-def test_damage_elsewhere_is_passed_over(tmp_path: Path) -> None:
+def test_other_damaged_folders_are_ignored(tmp_path: Path) -> None:
     folder = frozen_rollouts(config(tmp_path)).folder
     for name in ("aa-1", ".left-over.tmp"):
         (folder.parent / name).mkdir()
@@ -157,7 +157,7 @@ def _make(output_dir: Path) -> tuple[str, int]:
     return folder.name, (folder / "manifest.json").stat().st_ino
 
 
-def test_two_processes_that_start_at_once_make_them_once(tmp_path: Path) -> None:
+def test_concurrent_processes_sample_once(tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         made = list(pool.map(_make, [tmp_path, tmp_path]))
     # The one that came second found the very file of the first: made anew, it would be another file.
@@ -175,8 +175,8 @@ def test_the_script(tmp_path: Path) -> None:
     assert "model.teacher" in refused.stderr
 
 
-def test_sampling_that_was_killed_goes_on_to_the_same_rollouts(tmp_path: Path) -> None:
-    """36 rollouts in batches of 6, SIGKILL after the second or third: the rest is what it would have been."""
+def test_killed_sampling_resumes_to_the_same_rollouts(tmp_path: Path) -> None:
+    """36 rollouts in batches of 6, SIGKILL after the second or third: the remaining ones are unchanged."""
     small = [*SMALL, "rollouts.batch_size=6", "rollouts.temperature=1.5"]
     line = [sys.executable, "rollout.py", f"output_dir={tmp_path / 'killed'}", *small]
     process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -194,7 +194,7 @@ def test_sampling_that_was_killed_goes_on_to_the_same_rollouts(tmp_path: Path) -
     assert not list(partial.glob("*.jsonl"))
 
 
-def test_the_text_that_was_given_to_the_model_is_kept(tmp_path: Path) -> None:
+def test_the_rendered_prompt_is_stored(tmp_path: Path) -> None:
     table = frozen_rollouts(config(tmp_path)).table
     expected = "<|im_start|>user\n" + table["prompt"] + "<|im_end|>\n<|im_start|>assistant\n"
     assert (table["prompt_text"] == expected).all()
@@ -204,19 +204,25 @@ TOKENIZER = {"sha256": "another", "ends": {"2": "<|im_end|>"}, "control": ["<|im
 
 
 class TestFromElsewhere:
-    """A folder whose hash is right, made by whoever."""
+    """A folder from an untrusted source, whose hash is correct."""
 
     @pytest.mark.parametrize(
         ("changes", "told"),
         [
-            ({"completion_ids": [5, None]}, r"rollouts\.parquet: row 2: completion_ids holds null, no token id"),
-            ({"completion_ids": [5, -1]}, r"rollouts\.parquet: row 2: completion_ids holds -1, no token id"),
-            ({"prompt_ids": [-1]}, r"rollouts\.parquet: row 2: prompt_ids holds -1, no token id"),
+            (
+                {"completion_ids": [5, None]},
+                r"rollouts\.parquet: row 2: completion_ids contains null, which is not a token id",
+            ),
+            (
+                {"completion_ids": [5, -1]},
+                r"rollouts\.parquet: row 2: completion_ids contains -1, which is not a token id",
+            ),
+            ({"prompt_ids": [-1]}, r"rollouts\.parquet: row 2: prompt_ids contains -1, which is not a token id"),
             ({"completion": None}, r"rollouts\.parquet: row 2: completion is null"),
             ({"finished": None}, r"rollouts\.parquet: row 2: finished is null"),
         ],
     )
-    def test_rows_that_are_none(self, frozen: Path, rollouts: pd.DataFrame, changes: dict[str, Any], told: str) -> None:
+    def test_invalid_rows(self, frozen: Path, rollouts: pd.DataFrame, changes: dict[str, Any], told: str) -> None:
         rows = rollouts.assign(prompt_ids=None, completion_ids=None)[SCHEMA.names].head(3).to_dict("records")
         rows[1] |= changes
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), frozen / "rollouts.parquet")
@@ -225,7 +231,7 @@ class TestFromElsewhere:
 
     def test_no_rows(self, frozen: Path) -> None:
         pq.write_table(SCHEMA.empty_table(), frozen / "rollouts.parquet")
-        with pytest.raises(InputError, match="no rollouts in it"):
+        with pytest.raises(InputError, match="contains no rollouts"):
             load_rollouts(frozen)
 
     @pytest.mark.parametrize(
@@ -242,12 +248,12 @@ class TestFromElsewhere:
             ({**TOKENIZER, "control": [5]}, r"tokenizer\.control"),
         ],
     )
-    def test_a_tokenizer_that_is_none(self, frozen: Path, tokenizer: Any, field: str) -> None:
+    def test_invalid_tokenizers(self, frozen: Path, tokenizer: Any, field: str) -> None:
         self.say(frozen, tokenizer=tokenizer)
         with pytest.raises(InputError, match=rf"manifest\.json: {field}"):
             load_rollouts(frozen)
 
-    def test_whose_tokens_they_are_tells_runs_apart(self, frozen: Path, tmp_path: Path) -> None:
+    def test_the_tokenizer_is_part_of_the_identity(self, frozen: Path, tmp_path: Path) -> None:
         given = config(tmp_path / "out", f"rollouts.path={frozen}")
         manifest = read_object(frozen / "manifest.json")
         assert rollouts_identity(given) == {"sha256": manifest["sha256"]}  # as that of folders of before

@@ -1,4 +1,4 @@
-"""Who a run is: what changes its identity, and what must not."""
+"""Identity of runs: what changes it, and what must not."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_folder_says_what_it_is() -> None:
         "lr=matched",  # for a pointwise method the same rate
     ],
 )
-def test_what_is_no_science_changes_no_identity(override: str) -> None:
+def test_unrelated_options_do_not_change_the_identity(override: str) -> None:
     assert identity(override) == identity()
 
 
@@ -155,7 +155,7 @@ def _another(field: FieldInfo) -> Any:
     return not field.default if isinstance(field.default, bool) else field.default * 0.3 + 0.1 * (field.default >= 0)
 
 
-def test_a_new_option_changes_nothing_that_was_made_before_it_was_there() -> None:
+def test_a_new_option_at_its_default_keeps_identities() -> None:
     class NewOptim(Optim):
         nesterov: bool = False
 
@@ -169,7 +169,7 @@ def test_a_new_option_changes_nothing_that_was_made_before_it_was_there() -> Non
     assert NewDpo(name="dpo", margin=1).identity != Dpo(name="dpo").identity
 
 
-def test_options_of_any_kind_are_told_apart() -> None:
+def test_options_of_any_type_change_the_identity() -> None:
     class Schedule(Section):
         kind: str = "linear"
         power: float = 1.0
@@ -210,9 +210,9 @@ def test_a_loss_outside_the_package() -> None:
     assert own.identity["method"] == {"name": "half", "version": 1, "floor": 1.0}
     assert own.run.name.startswith("half-conventional-")
     assert own.learning_rate == 2e-4  # it declares a fifth of SFT's
-    with pytest.raises(InputError, match=r"^method\.name=sft: LossLens's own loss; \w+ needs a name of its own$"):
+    with pytest.raises(InputError, match=r"^method\.name=sft: the name of a built-in loss; \w+ needs another name$"):
         RunSpec.of(config("method._target_=tests.slow_method.Impostor"))
-    with pytest.raises(InputError, match=r"^method\._target_: dict is no losslens\.losses\.Loss$"):
+    with pytest.raises(InputError, match=r"^method\._target_: dict is not a subclass of losslens\.losses\.Loss$"):
         RunSpec.of(config("method._target_=builtins.dict"))
 
 
@@ -327,7 +327,7 @@ def test_bad_options_of_a_method_are_refused_by_name(method: str, option: str) -
 
 
 def test_a_sweeps_runs(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="sweep=main: no folder"):
+    with pytest.raises(InputError, match="sweep=main: no such sweep"):
         runs_of(tmp_path, "main")
     for name, state in (("b", "completed"), ("a", "failed"), ("base-x", "completed")):
         Run(tmp_path / "main" / name).set_state(state)
@@ -347,7 +347,7 @@ def _hold(folder: Path) -> tuple[float, float]:
         return entered, time.monotonic()
 
 
-def test_a_run_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
+def test_a_run_is_locked_by_one_process_at_a_time(tmp_path: Path) -> None:
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         first, second = sorted(pool.map(_hold, [tmp_path / "run"] * 2, chunksize=1))
     assert first[1] <= second[0]

@@ -1,4 +1,4 @@
-"""No answer is evaluated, and what evaluates all the same finds nothing to take and nobody to tell."""
+"""Answers are not evaluated, and code that runs anyway can neither read secrets nor send them anywhere."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's walls a
 
 @dataclass(frozen=True)
 class Evaluates:
-    """The verifier that none should be: it runs the completion, and tells what came of it."""
+    """An unsafe verifier: runs the completion and returns the result."""
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
         return Verdict(repr(eval(completion)), True)
 
 
 class EvaluatesOnline(Evaluates):
-    """The same, as a verifier that asks a server."""
+    """The same, as a verifier that needs the network."""
 
     needs_network = True
 
@@ -49,7 +49,7 @@ def told(verifier: Any, *completions: str, seconds: float = 20) -> list[Verdict]
 
 
 def attempts(file: Path, port: int) -> list[str]:
-    """What code in an answer might try."""
+    """Attacks by code in an answer."""
     me = os.getpid()
     return [
         f"open({str(file)!r}, 'w').write('x')",
@@ -79,10 +79,8 @@ def port() -> Any:
 
 
 @pytest.mark.parametrize("kind", ["guarded", pytest.param("unguarded", marks=LINUX)])
-def test_code_in_an_answer_finds_every_door_shut(
-    kind: str, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With all layers, and with the kernel's alone."""
+def test_code_in_an_answer_cannot_escape(kind: str, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all layers, and with the kernel's only."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     from tests.unguarded import Unguarded
 
@@ -103,7 +101,7 @@ def test_code_in_an_answer_finds_every_door_shut(
     assert (tmp_path / "there").read_text() == KEY
 
 
-def test_a_verifier_that_asks_a_server_may_and_still_writes_nothing(
+def test_a_verifier_with_network_access_cannot_write(
     tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -121,8 +119,8 @@ def test_a_verifier_that_asks_a_server_may_and_still_writes_nothing(
     assert [file.name for file in tmp_path.iterdir()] == ["there"]
 
 
-def test_what_the_process_says_is_never_unpickled_and_checked() -> None:
-    """Code that found the way to the parent can lie about the answer, and no more."""
+def test_responses_of_the_process_are_validated_and_never_unpickled() -> None:
+    """Code that controls the process can lie about the answer, but do no more."""
     lies = [
         'b"\\x80\\x04\\x95"', '[]', '{"answer": 5, "correct": "yes", "trouble": ["x"]}', "nothing",
         '{"answer": "\\ud83d", "correct": true}',
@@ -137,17 +135,17 @@ def test_what_the_process_says_is_never_unpickled_and_checked() -> None:
     assert told(Evaluates(), "6 * 7")[0].answer == "42"
 
 
-def test_a_verifier_that_cannot_be_loaded_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verifier_that_cannot_be_loaded_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     only_here = types.ModuleType("only_here")
     only_here.Own = type("Own", (Evaluates,), {"__module__": "only_here", "__qualname__": "Own"})  # type: ignore
     monkeypatch.setitem(sys.modules, "only_here", only_here)
     with pytest.raises(InputError, match=r"verifier only_here\.Own cannot be loaded: ModuleNotFoundError"):
         told(only_here.Own(), "1")
-    with pytest.raises(InputError, match=r"cannot be sent to the process that checks answers"):
+    with pytest.raises(InputError, match=r"cannot be sent to the verification process"):
         told(lambda problem, completion: Verdict("1", True), "1")
 
 
-def test_several_threads_get_their_own_verdicts() -> None:
+def test_threads_receive_their_own_verdicts() -> None:
     answers: dict[int, str | None] = {}
     told(Evaluates(), "1")  # the process ends with the thread that began it
 
@@ -185,7 +183,7 @@ HOSTILE = (
 
 
 def test_every_task_of_reasoning_gym(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the verifying process a right answer is right, a hostile one wrong within its time, and nothing happens."""
+    """Correct answers are correct, hostile ones are incorrect within the time limit and have no effect."""
     from reasoning_gym.factory import DATASETS
 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -202,7 +200,7 @@ def test_every_task_of_reasoning_gym(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if not right.correct and task not in NO_ANSWER:
             wrong.append((task, right))
         late = [
-            (text, verdict) for text, verdict in zip(hostile, found, strict=True) if "not checked" in verdict.trouble
+            (text, verdict) for text, verdict in zip(hostile, found, strict=True) if "not verified" in verdict.trouble
         ]
         wrong += [(task, *each) for each in late]
         assert KEY not in str(found)
@@ -211,7 +209,7 @@ def test_every_task_of_reasoning_gym(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_scorers_that_evaluate_never_see_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any wall: the scorer is called here, in the process of the tests."""
+    """Without the sandbox: the scorer is called in the process of the tests."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     for task in tasks._EVALUATED:
         entry = tasks._dataset(task, {}, seed=3, size=2)[0]
@@ -224,8 +222,8 @@ def test_scorers_that_evaluate_never_see_code(tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
-def test_the_list_of_scorers_that_evaluate_is_whole() -> None:
-    """A version of reasoning-gym with another one fails here."""
+def test_the_list_of_scorers_that_evaluate_is_complete() -> None:
+    """Fails for a version of reasoning-gym with a further one."""
     from reasoning_gym.factory import DATASETS
 
     evaluates = re.compile(
@@ -260,13 +258,13 @@ def test_the_list_of_scorers_that_evaluate_is_whole() -> None:
         ),
     ],
 )  # fmt: skip
-def test_literals_and_formulas_are_told_from_code(check: Any, right: list[str], wrong: list[str]) -> None:
+def test_literals_and_formulas_are_distinguished_from_code(check: Any, right: list[str], wrong: list[str]) -> None:
     assert [text for text in right if not check(text)] == []
     assert [text for text in wrong if check(text)] == []
 
 
 class Watched(MathVerify):
-    """Tells, instead of the answer, all that was compiled or run while it was checked."""
+    """Returns, instead of the answer, everything that was compiled or run during verification."""
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
         compiled: list[str] = []
@@ -282,7 +280,7 @@ class Watched(MathVerify):
         return Verdict("\n".join(compiled), False)
 
 
-def test_math_verify_compiles_no_word_of_an_answer() -> None:
+def test_math_verify_does_not_compile_answers() -> None:
     code = "__import__('os').system('marker')"
     texts = [
         f"\\boxed{{{code}}}", f"${code}$", f"<answer>{code}</answer>", f"\\boxed{{\\text{{{code}}}}}", code,
@@ -293,15 +291,15 @@ def test_math_verify_compiles_no_word_of_an_answer() -> None:
         assert verdict.answer is None or "marker" not in verdict.answer, text
 
 
-def test_a_check_costs_milliseconds() -> None:
+def test_verification_takes_milliseconds() -> None:
     told(Evaluates(), "1")
     started = time.monotonic()
     assert len(told(Evaluates(), *["1 + 1"] * 500)) == 500
     assert time.monotonic() - started < 5
 
 
-def test_a_user_without_a_home_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that runs as a number: with an empty environment nobody knows a home."""
+def test_a_user_without_a_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container with a numeric user: without an environment, the home folder is unknown."""
     import pwd
 
     from losslens.problems import sandbox

@@ -1,4 +1,4 @@
-"""What lies on disk is believed only where it is what was written: checkpoints, outcomes, manifests."""
+"""Integrity checks of checkpoints, outcomes and manifests on disk."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def cut(
 
 
 def without_optimizer(checkpoint: Path) -> None:
-    """Its file is gone, and so is the line of the seal."""
+    """Removes a file together with its checksum."""
     (checkpoint / "optimizer.pt").unlink()
-    seal = json.loads((checkpoint / "sealed.json").read_text())
-    del seal["files"]["optimizer.pt"]
-    (checkpoint / "sealed.json").write_text(json.dumps(seal))
+    checksums = json.loads((checkpoint / "sealed.json").read_text())
+    del checksums["files"]["optimizer.pt"]
+    (checkpoint / "sealed.json").write_text(json.dumps(checksums))
 
 
-def changed_seal(**values: Any) -> Callable[[Path], None]:
+def changed_checksums(**values: Any) -> Callable[[Path], None]:
     def change(checkpoint: Path) -> None:
         file = checkpoint / "sealed.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
@@ -81,18 +81,18 @@ def linked(checkpoint: Path) -> None:
 FAULTS: dict[str, Callable[[Path], Any]] = {
     "a flipped bit": flipped,
     "a missing file": lambda checkpoint: (checkpoint / "rng_state.pth").unlink(),
-    "a missing file that its seal does not know": without_optimizer,
+    "a missing file without a checksum": without_optimizer,
     "a further file": lambda checkpoint: (checkpoint / "training_args.pkl").write_bytes(b"x"),
     "a further file in a folder": lambda checkpoint: shutil.copytree(checkpoint, checkpoint / "old"),
     "a link": linked,
-    "no seal": lambda checkpoint: (checkpoint / "sealed.json").unlink(),
-    "a list as seal": lambda checkpoint: (checkpoint / "sealed.json").write_text("[]"),
+    "no checksums": lambda checkpoint: (checkpoint / "sealed.json").unlink(),
+    "a list as checksums": lambda checkpoint: (checkpoint / "sealed.json").write_text("[]"),
     "no UTF-8": lambda checkpoint: (checkpoint / "sealed.json").write_bytes(b"\xff\xfe{"),
-    "a deep seal": lambda checkpoint: (checkpoint / "sealed.json").write_text("[" * 200_000),
-    "a seal of another run": changed_seal(run="yours"),
-    "a seal of another step": changed_seal(step=3),
-    "a seal of no step": changed_seal(step="4"),
-    "a seal of lists": changed_seal(files=["optimizer.pt"]),
+    "deeply nested checksums": lambda checkpoint: (checkpoint / "sealed.json").write_text("[" * 200_000),
+    "checksums of another run": changed_checksums(run="yours"),
+    "checksums of another step": changed_checksums(step=3),
+    "checksums with a step that is not an integer": changed_checksums(step="4"),
+    "checksums with a list of files": changed_checksums(files=["optimizer.pt"]),
     "the one before": lambda checkpoint: (
         shutil.rmtree(checkpoint), shutil.copytree(checkpoint.with_name("checkpoint-2"), checkpoint),
     ),
@@ -101,10 +101,12 @@ FAULTS: dict[str, Callable[[Path], Any]] = {
 
 
 class TestCheckpoints:
-    """Only a checkpoint of this run, of its step and with all its files is gone on from."""
+    """A run resumes only from a checkpoint of its own, with the right step and all files intact."""
 
     @pytest.mark.parametrize("fault", FAULTS)
-    def test_the_one_before_is_taken(self, fault: str, cut: tuple[Path, Any], tmp_path: Path, capsys: Any) -> None:
+    def test_resumes_from_the_previous_checkpoint(
+        self, fault: str, cut: tuple[Path, Any], tmp_path: Path, capsys: Any
+    ) -> None:
         checkpoints = shutil.copytree(cut[0] / "checkpoints", tmp_path / "checkpoints")
         assert last_checkpoint(checkpoints, "mine") == checkpoints / "checkpoint-4"
         FAULTS[fault](checkpoints / "checkpoint-4")
@@ -113,11 +115,11 @@ class TestCheckpoints:
         assert line.startswith(f"{checkpoints / 'checkpoint-4'}: ")
         assert not (checkpoints / "checkpoint-4").exists()
 
-    def test_those_of_another_run_are_not_gone_on_from(self, cut: tuple[Path, Any], tmp_path: Path) -> None:
+    def test_ignores_checkpoints_of_another_run(self, cut: tuple[Path, Any], tmp_path: Path) -> None:
         checkpoints = shutil.copytree(cut[0] / "checkpoints", tmp_path / "checkpoints")
         assert last_checkpoint(checkpoints, "of another seed") is None
 
-    def test_among_strays_it_goes_on_to_the_same_bytes(
+    def test_resumes_byte_identically_among_stray_folders(
         self, cut: tuple[Path, Any], base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path, capsys: Any
     ) -> None:
         whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -133,8 +135,7 @@ class TestCheckpoints:
         facts = train_frozen(plan, base, tokenised, resumed)
         assert facts["resumed_from"] == 4
         assert adapter_fingerprint(resumed / "adapter") == adapter_fingerprint(whole / "adapter")
-        said = capsys.readouterr().out
-        assert said.count("; left out") == 4
+        assert capsys.readouterr().out.count("; ignored") == 4
 
 
 def of(output_dir: Path, method: str) -> Run:
@@ -173,24 +174,24 @@ def without(content: dict[str, Any], *path: str, **value: Any) -> dict[str, Any]
 class TestRuns:
     """Outcomes and manifests of finished runs."""
 
-    def test_any_flipped_bit_of_an_outcome_is_seen(self, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_any_flipped_bit_of_an_outcome_is_detected(self, sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of 4,000 random flips, 560 changed answers unnoticed."""
-        monkeypatch.setattr(integrity, "_SECONDS", 0.0)
+        monkeypatch.setattr(integrity, "_RETRY_SECONDS", 0.0)
         run = of(sweep, "sft")
         file = run.evaluation("arithmetic")
         rng = random.Random(0)
-        said = r"arithmetic\.parquet: not the outcomes that were written"
+        message = r"arithmetic\.parquet: does not match the hash recorded"
         for _ in range(100):
             with kept(file):
                 flip(file, rng)
-                with pytest.raises(InputError, match=said):
+                with pytest.raises(InputError, match=message):
                     require_recorded_outcomes(run.folder)
         analysed(sweep)
-        with kept(file), pytest.raises(InputError, match=said):
+        with kept(file), pytest.raises(InputError, match=message):
             flip(file, rng)
             analysed(sweep)
 
-    def test_training_scores_again_what_was_changed_or_is_gone(self, sweep: Path) -> None:
+    def test_training_rescores_changed_or_missing_outcomes(self, sweep: Path) -> None:
         run = of(sweep, "sft")
         base = of(sweep, "base")
         first, second = run.evaluation("arithmetic"), base.evaluation("arithmetic")
@@ -199,23 +200,23 @@ class TestRuns:
         turned = table.set_column(4, "correct", pc.invert(table["correct"]))
         pq.write_table(turned, first)
         second.unlink()
-        with pytest.raises(InputError, match=r"base-.*arithmetic\.parquet: gone"):
+        with pytest.raises(InputError, match=r"base-.*arithmetic\.parquet: missing"):
             analysed(sweep)
         outcome = script(*command(sweep, "method=sft", "logger=none"))
-        assert "arithmetic.parquet: not the outcomes that were written; scoring again" in outcome.stdout
+        assert "arithmetic.parquet: damaged or outdated; scoring again" in outcome.stdout
         for file, expected in zip((first, second), before, strict=True):
             pd.testing.assert_frame_equal(pd.read_parquet(file), expected)
         analysed(sweep)
 
-    def test_outcomes_that_nobody_recorded(self, sweep: Path) -> None:
+    def test_unrecorded_outcomes_are_refused(self, sweep: Path) -> None:
         run = of(sweep, "sft")
         other = run.evaluation("other")
         shutil.copy(run.evaluation("arithmetic"), other)
-        with pytest.raises(InputError, match=r"other\.parquet: not the outcomes that were written"):
+        with pytest.raises(InputError, match=r"other\.parquet: does not match the hash recorded"):
             analysed(sweep)
         other.unlink()
 
-    def test_runs_from_before_hashes_were_kept(self, sweep: Path) -> None:
+    def test_runs_without_recorded_hashes(self, sweep: Path) -> None:
         """They are compared, and that they cannot be checked is said; the next command notes their hashes."""
         run = of(sweep, "sft")
         write_json(run.folder / "manifest.json", {k: v for k, v in run.manifest.items() if k != "outcomes"})
@@ -273,7 +274,7 @@ class TestRuns:
         shutil.move(sweep / "kept", other.folder)
 
     @pytest.mark.parametrize("content", [b"[]", b"\xff", b"{", b"[" * 200_000])
-    def test_a_damaged_manifest_of_the_base_is_made_again(self, content: bytes, sweep: Path) -> None:
+    def test_a_damaged_manifest_of_the_base_is_rewritten(self, content: bytes, sweep: Path) -> None:
         base = of(sweep, "base")
         file = base.folder / "manifest.json"
         with kept(file):
@@ -281,5 +282,5 @@ class TestRuns:
             with pytest.raises(InputError, match=r"base-.*manifest\.json"):
                 analysed(sweep)
             # What `train.py` does for each of its runs.
-            score._write_down_base(base, Model.model_validate(of(sweep, "sft").manifest["config"]["model"]))
+            score._write_base_manifest(base, Model.model_validate(of(sweep, "sft").manifest["config"]["model"]))
             assert base.manifest["outcomes"] == {}

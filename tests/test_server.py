@@ -1,4 +1,4 @@
-"""Rollouts and scores from OpenAI-compatible servers, each in a process of its own: real ones, and crooked ones."""
+"""Rollouts and scores from OpenAI-compatible servers, real and faulty ones, each in a separate process."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def command(output_dir: Path, url: str, model: str, *more: str) -> list[str]:
 
 
 def answers_of(output_dir: Path) -> list[dict[str, Any]]:
-    """What of the server's answers is on disk."""
+    """Returns the server's completions that are on disk."""
     [file] = (output_dir / "rollouts" / ".answers").glob("*.jsonl")
     return [json.loads(line) for line in file.read_text().splitlines()]
 
@@ -88,7 +88,7 @@ def rollouts_of(output_dir: Path) -> pd.DataFrame:
     return load_rollouts(folder).table
 
 
-def test_a_real_server_writes_the_rollouts(served: tuple[str, Path], tmp_path: Path) -> None:
+def test_rollouts_of_a_real_server(served: tuple[str, Path], tmp_path: Path) -> None:
     url, _ = served
     prices = ["rollouts.server.price_prompt=2", "rollouts.server.price_completion=10"]
     outcome = script(*command(tmp_path, url, TEACHER, *prices))
@@ -112,12 +112,12 @@ def test_a_real_server_writes_the_rollouts(served: tuple[str, Path], tmp_path: P
     )
     assert f"cost: {2 * expected:g}" in doubled.stdout
     one = script(*command(tmp_path, url, TEACHER, "rollouts.server.price_prompt=4"), check=2)
-    assert "price_prompt and price_completion: give both or none" in one.stderr
+    assert "price_prompt and price_completion: set both or neither" in one.stderr
     assert "HTTP Request" not in outcome.stdout + outcome.stderr
 
 
-def test_killed_half_way_and_resumed_every_prompt_is_answered_once(served: tuple[str, Path], tmp_path: Path) -> None:
-    """A real server, SIGKILL in the middle: what had arrived is kept to the byte, and the rest alone is asked for."""
+def test_killed_sampling_resumes_without_repeating_requests(served: tuple[str, Path], tmp_path: Path) -> None:
+    """SIGKILL in the middle: completions received so far are kept byte by byte, and only the rest is requested."""
     url, log = served
     # Without those that are refused, one a command: this server knows nothing of token ids.
     answered = 'POST /v1/chat/completions HTTP/1.1" 200'
@@ -145,7 +145,7 @@ def test_killed_half_way_and_resumed_every_prompt_is_answered_once(served: tuple
     assert 24 <= log.read_text().count(answered) - before <= 25
 
 
-def test_faults_that_pass_are_waited_out(crooked: tuple[str, Path], tmp_path: Path) -> None:
+def test_transient_failures_are_retried(crooked: tuple[str, Path], tmp_path: Path) -> None:
     url, log = crooked
     script(*command(tmp_path, url, "flaky"))
     assert len(rollouts_of(tmp_path)) == 12
@@ -155,17 +155,19 @@ def test_faults_that_pass_are_waited_out(crooked: tuple[str, Path], tmp_path: Pa
 @pytest.mark.parametrize(
     ("model", "told"),
     [
-        ("always429", "no answer in 3 attempts; the last one: Error code: 429"),
-        ("always500", "no answer in 3 attempts; the last one: Error code: 500"),
+        ("always429", "no answer in 3 attempts; last error: Error code: 429"),
+        ("always500", "no answer in 3 attempts; last error: Error code: 500"),
         ("garbage", "no answer in 3 attempts"),
-        ("empty", "an answer without a completion"),
-        ("closes", "no answer in 3 attempts; the last one: Connection error"),
-        ("silent", "no answer in 3 attempts; the last one: Request timed out"),
+        ("empty", "no completion in the response"),
+        ("closes", "no answer in 3 attempts; last error: Connection error"),
+        ("silent", "no answer in 3 attempts; last error: Request timed out"),
         ("spent", "no money left"),
         ("unknown", "no such model"),
     ],
 )
-def test_faults_that_stay_end_in_one_line(crooked: tuple[str, Path], tmp_path: Path, model: str, told: str) -> None:
+def test_permanent_failures_are_reported_in_one_line(
+    crooked: tuple[str, Path], tmp_path: Path, model: str, told: str
+) -> None:
     url, log = crooked
     limits = ["rollouts.server.attempts=3", "rollouts.server.concurrency=2", "rollouts.server.timeout=1"]
     outcome = script(*command(tmp_path, url, model, *limits), check=1)
@@ -177,8 +179,8 @@ def test_faults_that_stay_end_in_one_line(crooked: tuple[str, Path], tmp_path: P
     assert max(asked(log).values()) == (1 if model in ("spent", "unknown") else 3)
 
 
-def test_what_was_paid_for_is_kept_when_the_server_dies(tmp_path: Path) -> None:
-    """Three servers, one after another at other addresses: each gives five answers and then only fails."""
+def test_completions_are_kept_if_the_server_fails(tmp_path: Path) -> None:
+    """Three servers in turn at different addresses: each returns five completions and then fails."""
     log = tmp_path / "requests.log"
     limits = ["rollouts.server.attempts=1", "rollouts.server.concurrency=1"]
     for number, check in ((1, 1), (2, 1), (3, 0)):
@@ -190,18 +192,18 @@ def test_what_was_paid_for_is_kept_when_the_server_dies(tmp_path: Path) -> None:
     assert sorted(asked(log).values()) == [1] * 10 + [2] * 2
 
 
-def test_more_prompts_and_another_reading_ask_only_for_what_is_new(crooked: tuple[str, Path], tmp_path: Path) -> None:
+def test_existing_completions_are_reused_for_more_prompts(crooked: tuple[str, Path], tmp_path: Path) -> None:
     url, log = crooked
     script(*command(tmp_path, url, "good"))
     outcome = script(*command(tmp_path, url, "good"), "data.train_size=8", "data.source.reads=last_number")
-    assert "12 of 16 answers of good are there already" in outcome.stdout
+    assert "reusing 12 of 16 completions of good" in outcome.stdout
     assert len(asked(log)) == 16
     assert set(asked(log).values()) == {1}
     script(*command(tmp_path, url, "good"), "rollouts.temperature=0.5")
     assert sum(asked(log).values()) == 28
 
 
-def test_ctrl_c_waits_for_what_is_under_way(crooked: tuple[str, Path], tmp_path: Path) -> None:
+def test_ctrl_c_waits_for_pending_requests(crooked: tuple[str, Path], tmp_path: Path) -> None:
     url, log = crooked
     line = command(tmp_path, url, "slow", "rollouts.server.concurrency=3")
     process = subprocess.Popen([sys.executable, *line], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -218,8 +220,8 @@ def test_ctrl_c_waits_for_what_is_under_way(crooked: tuple[str, Path], tmp_path:
     assert set(asked(log).values()) == {1}
 
 
-def test_a_server_that_does_not_count(crooked: tuple[str, Path], tmp_path: Path) -> None:
-    """No usage, and half a surrogate pair in the text: an answer all the same, whose length is not known."""
+def test_a_server_without_token_counts(crooked: tuple[str, Path], tmp_path: Path) -> None:
+    """No usage and a lone surrogate in the text: a valid completion of unknown length."""
     script(*command(tmp_path, crooked[0], "uncounted", "rollouts.server.extra_body={seed: null, top_p: 0.5}"))
     table = rollouts_of(tmp_path)
     assert set(table["completion"]) == {"? <answer>7</answer>"}
@@ -229,15 +231,15 @@ def test_a_server_that_does_not_count(crooked: tuple[str, Path], tmp_path: Path)
     assert sum(asked(crooked[1]).values()) == 12
 
 
-def test_an_answer_that_was_cut_while_it_reasoned(crooked: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_completion_truncated_during_reasoning(crooked: tuple[str, Path], tmp_path: Path) -> None:
     outcome = script(*command(tmp_path, crooked[0], "long"))
     table = rollouts_of(tmp_path)
     assert set(table["completion"]) == {"<think>\nhm"}
     assert not table["finished"].any()
-    assert "12 of 12 completions were cut (rollouts.max_tokens=64)" in outcome.stdout
+    assert "12 of 12 completions were truncated (rollouts.max_tokens=64)" in outcome.stdout
 
 
-def test_the_reasoning_that_a_server_parts_from_the_answer_is_kept(crooked: tuple[str, Path], tmp_path: Path) -> None:
+def test_separate_reasoning_is_kept(crooked: tuple[str, Path], tmp_path: Path) -> None:
     script(*command(tmp_path, crooked[0], "reasons"))
     assert set(rollouts_of(tmp_path)["completion"]) == {"<think>\n3 + 4 = 7\n</think>\n\n<answer>7</answer>"}
 
@@ -253,7 +255,7 @@ def test_requests_are_spaced_by_the_rate_limit(crooked: tuple[str, Path], tmp_pa
     assert times[-1] - times[0] > 2
 
 
-def test_a_key_is_read_from_the_environment_and_written_nowhere(
+def test_keys_are_read_from_the_environment_and_never_written(
     crooked: tuple[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
@@ -267,17 +269,17 @@ def test_a_key_is_read_from_the_environment_and_written_nowhere(
     assert "rollouts.server.api_key" in outcome.stderr
 
 
-def test_without_an_address_and_a_key_nothing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_or_a_key_is_required(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     outcome = script("rollout.py", f"output_dir={tmp_path}", "rollouts.engine=openai", *SIZE, check=2)
     assert "rollouts.server.model=NAME" in outcome.stderr
     more = ["rollouts.engine=openai", "rollouts.server.model=gpt", *SIZE]
     outcome = script("rollout.py", f"output_dir={tmp_path}", *more, check=2)
-    assert "rollouts.server.base_url: give the server's address" in outcome.stderr
+    assert "rollouts.server.base_url: set the server's address" in outcome.stderr
 
 
-def test_a_journal_drops_what_was_cut_off_and_nothing_else(tmp_path: Path) -> None:
+def test_a_journal_drops_only_an_incomplete_last_line(tmp_path: Path) -> None:
     file = tmp_path / "j.jsonl"
     journal = Journal(file)
     journal.add({"0": Completion("a", 1, True)}, state="s1")
@@ -296,15 +298,15 @@ def test_a_journal_drops_what_was_cut_off_and_nothing_else(tmp_path: Path) -> No
     for damage in (b"x", b"[]", b"{}", b'{"key": "0"}', b'{"state": "s1"}'):  # the last one is an older version's
         damaged = b"".join([lines[0], damage + b"\n", *lines[2:]])
         file.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"j\.jsonl: line 2: not what was written"):
+        with pytest.raises(InputError, match=r"j\.jsonl: line 2 is damaged"):
             Journal(file)
         assert file.read_bytes() == damaged
 
 
-def test_scores_by_a_server(served: tuple[str, Path], sweep: Path) -> None:
+def test_scoring_with_a_server(served: tuple[str, Path], sweep: Path) -> None:
     """What the server answers greedily is what the model that it serves answers in this process.
 
-    It serves no adapter, and says so; `test_an_adapter_that_the_server_does_not_know` has one that does.
+    It serves no adapter, and says so; `test_an_adapter_that_the_server_lacks` has one that does.
     """
     url, _ = served
     where = ["evaluation.engine=openai", f"evaluation.server.base_url={url}", f"evaluation.server.model={TEACHER}"]
@@ -326,11 +328,11 @@ def test_scores_by_a_server(served: tuple[str, Path], sweep: Path) -> None:
     assert list(outcomes["completion"]) == [answer.text for answer in answers]
     file.unlink()
     refused = script(*[part for part in line if "server.model" not in part], check=None)
-    assert "evaluation.server.model: the name under which the server serves the base" in refused.stderr
+    assert "evaluation.server.model is required: the server's name for the base" in refused.stderr
 
 
-def test_an_adapter_that_the_server_does_not_know(crooked: tuple[str, Path], sweep: Path) -> None:
-    """Adapters are asked for by their runs' names; here only `unknown` is one."""
+def test_an_adapter_that_the_server_lacks(crooked: tuple[str, Path], sweep: Path) -> None:
+    """Adapters are requested by their runs' names; this server lacks only `unknown`."""
     url, log = crooked
     where = ["evaluation.engine=openai", f"evaluation.server.base_url={url}", "evaluation.server.model=unknown"]
     size = ["benchmark.arithmetic_long.eval_size=2", "benchmark.arithmetic_long.name=by_crooked"]

@@ -1,4 +1,4 @@
-"""Sweeps on a real Slurm, of one node, that `launch/local_slurm.sh` starts."""
+"""Sweeps on a real single-node Slurm, started by `launch/local_slurm.sh`."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ import torch
 
 from losslens.core.files import read_json
 from tests.conftest import METHODS, ROOT, SMALL, script
+
+pytestmark = pytest.mark.slurm
 
 SLURM = ["hydra/launcher=slurm", "resources=cpu", "resources.cpus=1", "resources.memory_gb=2", "logger=none"]
 SLOW = ["method=sft", "method._target_=slow_method.SlowSft", "method.name=slow_sft", "optim.save_steps=2"]
@@ -214,7 +216,7 @@ def test_killed_cancelled_and_failed_runs_say_so_and_the_same_line_finishes_them
     assert status(fine)["state"] != "failed"  # "completed" below, by its first submission
     log = read_json(killed / "slurm.json")["log"]
     assert status(killed)["error"] == (
-        f"Slurm job {job(killed)}: killed by SIGKILL, by hand or for want of memory; log: {log}"
+        f"Slurm job {job(killed)}: killed by SIGKILL, manually or because it ran out of memory; log: {log}"
     )
     assert status(cancelled)["error"] == "cancelled (scancel)"
     assert status(cancelled)["slurm"]["log"] == read_json(cancelled / "slurm.json")["log"]
@@ -282,7 +284,7 @@ def test_two_processes_share_a_run_and_stop_at_the_same_step(
         assert torch.linalg.norm(theirs[name] - tensor) <= 1e-3 * torch.linalg.norm(tensor)
 
 
-def test_past_its_time_limit_it_goes_on_in_a_new_turn(swept: Path, reference: bytes) -> None:
+def test_resumes_in_a_new_attempt_after_its_time_limit(swept: Path, reference: bytes) -> None:
     run = run_in(swept.parent, "limit")
     wait_until(ended(run))
     assert status(run)["state"] == "completed"
@@ -292,7 +294,7 @@ def test_past_its_time_limit_it_goes_on_in_a_new_turn(swept: Path, reference: by
     assert "Traceback" not in log_of(run)
 
 
-def test_a_preempted_run_goes_on_with_the_code_it_was_submitted_with(
+def test_a_preempted_run_resumes_with_the_submitted_code(
     swept: Path, reference: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkout = tmp_path / "checkout"
@@ -341,7 +343,7 @@ def test_a_dry_run_says_what_would_be_submitted_and_writes_nothing(slurm: None, 
         "#SBATCH --nice=5",
     ):
         assert line in said.stdout
-    assert "It would be 3 jobs in 2 calls of sbatch." in said.stdout
+    assert "(3 jobs in 2 calls of sbatch)" in said.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -388,9 +390,8 @@ def test_what_slurm_or_the_configuration_refuses_ends_in_one_line(
 def test_without_slurm_it_ends_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
     refused = submit(tmp_path, "method=sft,dpo", check=2)
-    assert (
-        refused.stderr == "train.py: hydra/launcher=slurm: no sbatch here; submit from a machine of a Slurm cluster\n"
-    )
+    reason = "sbatch not found on this machine; submit from a machine of a Slurm cluster"
+    assert refused.stderr == f"train.py: hydra/launcher=slurm: {reason}\n"
 
 
 def test_several_gpus_without_slurm_end_in_one_line(tmp_path: Path) -> None:
@@ -420,7 +421,7 @@ def test_a_command_killed_after_sbatch_has_answered_submits_nothing_twice(
         assert submit(swept.parent, *line, check=None).returncode == -signal.SIGKILL
     again = submit(swept.parent, *line, "hydra.launcher.wait=true")
     array = log.read_text(encoding="utf-8").split()[-1]
-    assert f"job {array}: found again" in again.stdout
+    assert f"job {array}: recovered" in again.stdout
     assert "submitted as" not in again.stdout
     runs = [file.parent for file in (swept.parent / "cut").glob("*-s42-*/status.json")]
     assert {job(run) for run in runs} == {f"{array}_0", f"{array}_1"}

@@ -1,4 +1,4 @@
-"""What is planned and submitted, with a recorder in the place of sbatch: no Slurm is needed."""
+"""Planning and submission with recorded Slurm commands; needs no Slurm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from losslens.runs.run import Run
 from losslens.scheduling.code_snapshot import snapshot_code
 from losslens.scheduling.record import record_file
 from losslens.scheduling.slurm import cluster, intent, submit
-from losslens.scheduling.slurm.epilog import said_of
+from losslens.scheduling.slurm.epilog import describe_exit
 from losslens.scheduling.slurm.launch import launch
 from losslens.scheduling.status import run_statuses
 from tests.conftest import ROOT
@@ -146,11 +146,11 @@ def test_a_thousand_runs_are_four_calls(
     assert len(arrays(recorder)) == 4
 
 
-def test_what_is_refused_half_way_is_taken_back(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+def test_a_rejection_half_way_is_rolled_back(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
     send([config(seed=0)])
     before = {file: file.read_bytes() for file in (tmp_path / "outputs").rglob("*.json")}
     monkeypatch.setenv("REFUSE_FROM", "5")  # the rollouts' call is the third, the first array's the fourth
-    with pytest.raises(InputError, match=r"^Slurm refuses it: Too many jobs \(resources: gpus=0 "):
+    with pytest.raises(InputError, match=r"^Slurm rejects the job: Too many jobs \(resources: gpus=0 "):
         send([config(seed=seed) for seed in range(500)])
     assert sorted((recorder / "cancelled").read_text(encoding="utf-8").split()) == ["103", "104"]
     names = ("status.json", "slurm.json")
@@ -196,11 +196,11 @@ def killed(configs: list[DictConfig], at: str) -> None:
         ("write_json 4", 2),  # at the names of the runs by their jobs
     ],
 )
-def test_what_was_cut_off_is_found_in_the_queue_again(
+def test_interrupted_submissions_are_recovered(
     at: str, calls: int, recorder: Path, config, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """Killed between sbatch's answer and the last record, the same command submits only what is not in the queue."""
-    monkeypatch.setattr(intent, "_SECONDS", 0.5)
+    monkeypatch.setattr(intent, "_SBATCH_SECONDS", 0.5)
     configs = [config(seed=0), config(seed=1)]
     killed(configs, at)
     assert (len(arrays(recorder)) if calls else not (recorder / "calls").exists()) == (calls or True)
@@ -214,7 +214,7 @@ def test_what_was_cut_off_is_found_in_the_queue_again(
     wait_in_the_queue()
     send(configs)
     assert len(arrays(recorder)) == 2
-    assert ("found again" in capsys.readouterr().out) == bool(calls)
+    assert ("recovered" in capsys.readouterr().out) == bool(calls)
     assert {read_json(record_file(run.folder))["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
     assert read_json(tmp_path / "outputs" / "main" / "slurm" / "102_runs.json").keys() == {"102_0", "102_1"}
     assert not list((tmp_path / "outputs").rglob("submission-*/"))
@@ -225,7 +225,7 @@ def test_what_was_cut_off_is_found_in_the_queue_again(
     wait_in_the_queue()
     send(configs)
     assert len(arrays(recorder)) == 2
-    assert "found again" not in capsys.readouterr().out
+    assert "recovered" not in capsys.readouterr().out
 
 
 def begun(text: str, job: str) -> str:
@@ -239,9 +239,9 @@ def begun(text: str, job: str) -> str:
     return outcome.stdout
 
 
-def test_a_job_whose_submission_was_given_up_runs_nothing(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+def test_a_job_of_an_abandoned_submission_does_nothing(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
     """An sbatch that outlived its command and was answered after the next one had looked."""
-    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    monkeypatch.setattr(intent, "_SBATCH_SECONDS", 0.0)
     killed([config(seed=0)], "sbatch 1")
     (late,) = arrays(recorder)
     # Until then it needs nothing more of the command that was cut off: it fetches its task itself.
@@ -256,11 +256,11 @@ def test_a_job_whose_submission_was_given_up_runs_nothing(recorder: Path, config
 
 
 @pytest.mark.parametrize("call", [1, 2])
-def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
+def test_an_interrupt_without_slurm_abandons_nothing(
     call: int, recorder: Path, config, tmp_path: Path, monkeypatch, capsys
 ) -> None:
     """The job may be running: its record and its run stay as they are, and the next command finds it."""
-    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    monkeypatch.setattr(intent, "_SBATCH_SECONDS", 0.0)
     record, calls = intent.Intent.record, []
 
     def interrupted(*given: object) -> None:
@@ -274,7 +274,7 @@ def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
         patch.setattr(submit.Intent, "record", interrupted)
         with pytest.raises(KeyboardInterrupt):
             send([config(seed=0), config(seed=1)])
-    assert "Slurm cannot be asked what has been submitted" in capsys.readouterr().out
+    assert "Slurm cannot be queried for the submitted jobs" in capsys.readouterr().out
     assert len(list((tmp_path / "outputs").rglob("submission-*/"))) == 1
     assert not (recorder / "cancelled").exists()
     if call == 2:
@@ -284,7 +284,7 @@ def test_an_interrupt_while_slurm_cannot_be_asked_gives_up_nothing(
     (recorder / "queue").write_text("".join(f"{job}|RUNNING|None\n" for job in jobs))
     send([config(seed=0), config(seed=1)])
     assert len(arrays(recorder)) == 2
-    assert "found again" in capsys.readouterr().out
+    assert "recovered" in capsys.readouterr().out
     assert {read_json(record_file(run.folder))["job"] for run in the_runs(tmp_path)} == {"102_0", "102_1"}
 
 
@@ -312,7 +312,9 @@ def test_a_comment_of_ones_own_stays(recorder: Path, config) -> None:
 
 def test_a_rejected_account_ends_in_one_line(recorder: Path, config, tmp_path: Path) -> None:
     # In Slurm's words. It looks at accounts only with a database, which a node for trials does not have.
-    words = "Slurm refuses it: Invalid account or account/partition combination specified (resources: gpus=0 cpus=2 "
+    words = (
+        "Slurm rejects the job: Invalid account or account/partition combination specified (resources: gpus=0 cpus=2 "
+    )
     with pytest.raises(InputError) as refused:
         send([config(seed=0), config(seed=1, resources={"account": "mine"})])
     assert str(refused.value).startswith(words)
@@ -362,7 +364,7 @@ def test_the_log_says_when_memory_ran_out(recorder: Path, config, tmp_path: Path
     assert run_status.status["error"].startswith("out of memory (resources.memory_gb)")
 
 
-def test_another_clusters_jobs_are_not_asked_for(recorder: Path, config, tmp_path: Path) -> None:
+def test_jobs_of_another_cluster_are_not_queried(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
     (recorder / "scontrol").write_text(CONTROLLER.replace("recorded", "elsewhere"), encoding="utf-8")
@@ -382,19 +384,19 @@ def test_times_are_read_as_slurm_reads_them(composed: DictConfig, time: object, 
     assert parse(Resources, {**given, "time": time, "signal_seconds": 1}).minutes == minutes
 
 
-def test_an_exit_status_in_words() -> None:
-    assert said_of(143) == "killed by SIGTERM"
-    assert said_of(3) == "its process ended with exit status 3"
+def test_describe_exit() -> None:
+    assert describe_exit(143) == "killed by SIGTERM"
+    assert describe_exit(3) == "its process ended with exit status 3"
 
 
 def the_runs(tmp_path: Path) -> list[Run]:
     return [Run(file.parent) for file in sorted((tmp_path / "outputs" / "main").glob("*/status.json"))]
 
 
-def test_a_queue_that_cannot_be_asked_is_not_an_empty_one(recorder: Path, config, tmp_path: Path) -> None:
+def test_a_failing_squeue_is_not_an_empty_queue(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (recorder / "deaf").touch()
-    with pytest.raises(InputError, match="Slurm does not say what is in its queue"):
+    with pytest.raises(InputError, match="the Slurm queue cannot be queried"):
         send([config(seed=0)])
     assert len(arrays(recorder)) == 2
     (run_status,) = run_statuses(the_runs(tmp_path))
@@ -413,7 +415,7 @@ def test_two_commands_at_once_submit_once(recorder: Path, config, tmp_path: Path
     assert len(arrays(recorder)) == 2
 
 
-def test_an_old_ticket_says_nothing_of_a_new_job(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+def test_an_old_record_says_nothing_about_a_new_job(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
     send([config(seed=0)])
     (run,) = the_runs(tmp_path)
     run_statuses([run])  # its job is gone
@@ -426,7 +428,7 @@ def test_an_old_ticket_says_nothing_of_a_new_job(recorder: Path, config, tmp_pat
     assert [each.state for each in looked] == ["failed", "queued"]  # for the rollouts' call, and the run's
 
 
-def test_what_was_submitted_is_cancelled_when_its_tickets_cannot_be_written(
+def test_jobs_are_cancelled_if_their_records_cannot_be_written(
     recorder: Path, config, tmp_path: Path, monkeypatch
 ) -> None:
     def full(file: Path, record: object) -> None:
@@ -443,7 +445,7 @@ def test_what_was_submitted_is_cancelled_when_its_tickets_cannot_be_written(
     assert not the_runs(tmp_path)
 
 
-def test_a_run_that_was_put_back_and_then_cancelled_is_failed(recorder: Path, config, tmp_path: Path) -> None:
+def test_a_run_cancelled_after_a_requeue_is_failed(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (run,) = the_runs(tmp_path)
     run.set_state("preempted", slurm={"job": "102", "cluster": "recorded"}, step=4, max_steps=9)
@@ -459,7 +461,7 @@ def test_runs_whose_rollouts_failed_say_so(recorder: Path, config, tmp_path: Pat
     send([config(seed=0)])
     (recorder / "queue").write_text("102|CANCELLED|DependencyNeverSatisfied\n", encoding="utf-8")
     (run_status,) = run_statuses(the_runs(tmp_path))
-    assert run_status.status["error"].startswith("its rollouts could not be made; logs: ")
+    assert run_status.status["error"].startswith("sampling its rollouts failed; logs: ")
     assert run_status.status["error"].endswith("outputs/rollouts/slurm")
 
 
@@ -480,7 +482,7 @@ def test_the_account_of_a_cancelled_array_is_read(recorder: Path, config, tmp_pa
     }
 
 
-def test_sbatch_is_told_by_the_resources_alone(recorder: Path, config, monkeypatch) -> None:
+def test_sbatch_options_come_from_the_resources_only(recorder: Path, config, monkeypatch) -> None:
     for name in ("SBATCH_TIMELIMIT", "SBATCH_NO_REQUEUE", "SLURM_ARRAY_JOB_ID", "SLURM_MEM_PER_CPU", "SBATCH_ACCOUNT"):
         monkeypatch.setenv(name, "7")
     monkeypatch.setenv("SLURM_CONF", "/somewhere/slurm.conf")
@@ -504,7 +506,7 @@ def test_sbatch_is_told_by_the_resources_alone(recorder: Path, config, monkeypat
         ({"sbatch": {"parsable": True}}, "parsable is set by LossLens itself"),
     ],
 )
-def test_resources_that_would_not_do_what_they_seem_to(composed: DictConfig, given: dict, said: str) -> None:
+def test_misleading_resources_are_refused(composed: DictConfig, given: dict, said: str) -> None:
     all_of_them = OmegaConf.to_container(composed.resources)
     with pytest.raises(InputError, match=said):
         parse(Resources, {**all_of_them, **given}, "resources")
@@ -515,9 +517,9 @@ def test_a_percent_sign_in_the_output_folder_is_refused(recorder: Path, config, 
         send([config(output_dir=str(tmp_path / "50%j"))])
 
 
-def test_the_pickles_of_jobs_are_their_owners_alone(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
+def test_pickles_of_jobs_are_private(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
     """They hold whole addresses, with what is secret in them."""
-    monkeypatch.setattr(intent, "_SECONDS", 0.0)
+    monkeypatch.setattr(intent, "_SBATCH_SECONDS", 0.0)
     before = os.umask(0o022)
     try:
         killed([config(seed=0)], "sbatch 1")
@@ -537,7 +539,7 @@ def test_the_pickles_of_jobs_are_their_owners_alone(recorder: Path, config, tmp_
     assert (tmp_path / "outputs" / "rollouts").stat().st_mode & 0o777 == 0o755
 
 
-def test_what_a_job_stumbles_over_is_not_kept_as_it_is(monkeypatch, tmp_path: Path, capsys) -> None:
+def test_tracebacks_of_jobs_are_redacted(monkeypatch, tmp_path: Path, capsys) -> None:
     """submitit would pickle the text of any error, with the key in it."""
     from losslens.scheduling.slurm import task
 
@@ -556,7 +558,7 @@ def test_what_a_job_stumbles_over_is_not_kept_as_it_is(monkeypatch, tmp_path: Pa
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     with pytest.raises(SystemExit) as stopped:
-        task.Task(tmp_path / "train.py", {}, None)()
+        task.Task(tmp_path, tmp_path / "train.py", {}, None)()
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert "RuntimeError: no: [redacted]" in said

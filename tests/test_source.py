@@ -1,4 +1,4 @@
-"""A source that knows no rollouts beforehand: it samples them from the policy of each step, for the same trainer."""
+"""A source that samples rollouts online from the policy of each step, with the same trainer."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def test_a_run_on_samples_of_its_policy(
 
     The base is scored within the step: at the first one it is the policy, so that the log-ratios are 0, and later not.
     """
-    plan = make_plan(loss, 1e-2, max_steps=STEPS, batch_size=BATCH, micro_batch=4, warmup_ratio=0, save_steps=1, log_steps=1)
+    plan = make_plan(
+        loss, 1e-2, max_steps=STEPS, batch_size=BATCH, micro_batch=4, warmup_ratio=0, save_steps=1, log_steps=1
+    )
     plan = dataclasses.replace(plan, lora=dataclasses.replace(plan.lora, dropout=0.1))
 
     def cut(step: int, values: dict[str, float]) -> None:
@@ -120,11 +122,11 @@ def test_a_run_on_samples_of_its_policy(
     assert ("train/kl" in lines[0]) == (loss.name == "kto")
 
 
-def test_a_batch_of_another_size_is_refused(
+def test_refuses_a_batch_of_the_wrong_size(
     make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     plan = make_plan(Sft(name="sft"), batch_size=8)
     with trainer_of(plan, base, tokenised, tmp_path) as trainer:
         trainer.source = frozen_source(make_plan(Sft(name="sft"), batch_size=7), tokenised)
-        with pytest.raises(ValueError, match="the source gives 7 examples for a step of 8"):
+        with pytest.raises(ValueError, match=r"source\.batch returned 7 examples; optim\.batch_size=8 are required"):
             trainer.train()

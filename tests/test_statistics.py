@@ -21,6 +21,8 @@ from losslens.evaluation.statistics import (
     wilson_interval,
 )
 
+pytestmark = pytest.mark.fast
+
 
 def outcomes(b: int, c: int, both: int = 10) -> tuple[np.ndarray, np.ndarray]:
     first = [True] * b + [False] * c + [True] * both
@@ -92,7 +94,7 @@ def test_bootstrap_difference() -> None:
 
 
 class TestVerdict:
-    def test_nine_right_against_one_of_thirty(self) -> None:
+    def test_nine_correct_against_one_of_thirty(self) -> None:
         """Fifteen pairs, so .05/15 = .0033. Eight problems tell them apart at best: 2/2⁸ = .0078. Even ten do not do:
         9 against 1 has p = 22/1024 = .021, and only 10 against 0 could pass."""
         best = mcnemar(*outcomes(8, 0))
@@ -141,7 +143,7 @@ class TestSignFlip:
         expected = np.mean(sums >= abs(np.sum(first - second)) - 1e-9)
         assert sign_flip(first, second) == pytest.approx(expected, abs=1e-12)
 
-    def test_shares_that_no_grid_holds(self) -> None:
+    def test_shares_without_a_common_denominator(self) -> None:
         """Shares with nothing in common: all signs are one, so two of 2¹² flips are as far from 0."""
         first = np.random.default_rng(0).random(12) / 2 + 0.1
         assert sign_flip(first, np.zeros(12)) == pytest.approx(2 / 2**12)
@@ -161,12 +163,12 @@ class TestSignFlip:
         assert set(found.loc["arm 0", "accuracy_verdict"]) == {"better"}
         assert found.loc[("arm 0", "base"), "p_holm"] < 1e-6
 
-    def test_rounding_is_no_difference(self) -> None:
+    def test_rounding_errors_are_not_differences(self) -> None:
         first, second = np.array([0.1 + 0.2] * 8), np.array([0.3] * 8)
         assert (first != second).all()
         assert sign_flip(first, second) == 1.0
 
-    def test_an_average_of_runs_is_no_better_or_worse_than_one_that_is_as_good(self) -> None:
+    def test_an_average_of_runs_equals_a_single_run_of_the_same_accuracy(self) -> None:
         """Four runs that each flip 6% of a base's outcomes at the rates that keep 93%: McNemar's test finds a
         difference in nearly every trial, this one in about one of twenty."""
         rng = np.random.default_rng(0)
@@ -191,7 +193,7 @@ class TestDetectableDifference:
         r = 1 - q
         assert q**10 + 10 * q**9 * r + r**10 + 10 * r**9 * q == pytest.approx(0.8, abs=1e-5)
 
-    def test_with_so_little_disagreement_nothing_is(self) -> None:
+    def test_nothing_is_detectable_with_few_discordant_problems(self) -> None:
         """Five discordant problems on one side have p = 2/2⁵ = .06; all of six .03, but in 64 of 100 samples only."""
         assert math.isnan(detectable_difference(5, 5, 0.05))
         assert math.isnan(detectable_difference(0, 500, 0.05))
@@ -206,7 +208,7 @@ class TestDetectableDifference:
         approximate = math.sqrt(share) * (a * math.sqrt(n) + b * math.sqrt(n - a**2 + b**2)) / (n + b**2)
         assert detectable_difference(discordant, n, 0.05 / tests) == pytest.approx(approximate, rel=0.04)
 
-    def test_it_is_found_in_eight_of_ten_samples(self) -> None:
+    def test_it_is_detected_in_eight_of_ten_samples(self) -> None:
         n, discordant, level = 500, 60, 0.05 / 28
         share, difference = discordant / n, detectable_difference(discordant, n, level)
         drawn = np.random.default_rng(0).multinomial(
@@ -215,6 +217,6 @@ class TestDetectableDifference:
         found = [binomtest(int(b), int(b + c)).pvalue <= level for b, c, _ in drawn]
         assert np.mean(found) == pytest.approx(0.8, abs=0.03)  # 0.009 is the standard error
 
-    def test_more_tests_and_fewer_problems_ask_for_more(self) -> None:
+    def test_it_grows_with_more_tests_and_fewer_problems(self) -> None:
         assert detectable_difference(60, 500, 0.05 / 28) > detectable_difference(60, 500, 0.05)
         assert detectable_difference(30, 250, 0.05) > detectable_difference(60, 500, 0.05)

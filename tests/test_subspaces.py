@@ -17,6 +17,8 @@ from losslens.updates.base import pair_products, pairs_of
 from losslens.updates.lora import LoraUpdate
 from losslens.updates.orthonormal import orthonormalise
 
+pytestmark = pytest.mark.fast
+
 SEEDS = st.integers(0, 2**31)
 
 

@@ -1,4 +1,4 @@
-"""The whole thing by its commands: six methods, again, killed in the middle, and one that fails."""
+"""End to end: a sweep of six losses, repeated, killed half-way, and with a failing run."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_the_same_sweep_again_trains_nothing(sweep: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in (sweep / "main").glob("*/adapter/*")} == before
 
 
-def test_killed_in_the_third_run_it_ends_in_the_same_bytes(sweep: Path, tmp_path: Path) -> None:
+def test_a_sweep_killed_in_its_third_run_resumes_byte_identically(sweep: Path, tmp_path: Path) -> None:
     arguments = command(tmp_path, "-m", METHODS, FEW, "optim.save_steps=2")
     shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
     process = subprocess.Popen(
@@ -213,7 +213,7 @@ def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
     assert again.stdout.count(": completed") == again.stdout.count(": skipped") == 1
 
 
-def test_a_run_whose_adapter_is_gone_is_trained_again(sweep: Path) -> None:
+def test_a_run_with_a_missing_adapter_is_trained_again(sweep: Path) -> None:
     script(*command(sweep, "method=rft", "sweep=gone", FEW, "logger=none"))
     [run] = [run for run in runs_of(sweep, "gone") if run.name.startswith("rft")]
     before = run.status["adapter_sha256"]
@@ -253,7 +253,7 @@ def test_evaluate_scores_finished_runs_and_the_base_once_more(sweep: Path) -> No
     assert {file: file.stat().st_mtime_ns for file in files} == before
 
 
-def test_what_was_scored_stays_when_it_is_asked_in_another_way(sweep: Path) -> None:
+def test_outcomes_with_other_settings_are_kept(sweep: Path) -> None:
     """Another number of problems, then the training command again: nothing is scored twice, and nothing is lost."""
     files = sorted((sweep / "main").glob("*/eval/arithmetic.parquet"))
     before = {file: file.read_bytes() for file in files}
@@ -283,6 +283,6 @@ def test_problems_that_were_trained_on_are_counted(sweep: Path, tmp_path: Path) 
     rows.to_parquet(tmp_path / "seen.parquet")
     line = ["evaluate.py", "sweep=main", f"output_dir={sweep}", "benchmark=file", "evaluation.max_tokens=8"]
     outcome = script(*line, f"benchmark.file.eval_path={tmp_path / 'seen.parquet'}")
-    assert outcome.stdout.count("5 of 5 problems are prompts that it was trained on") == 6
+    assert outcome.stdout.count("trained on the prompts of 5 of 5 problems") == 6
     for file in (sweep / "main").glob("*/eval/file.parquet"):
         remove_outcomes(file)

@@ -1,7 +1,8 @@
-"""Two commands on one sweep: each takes what nobody is at, and comes back to the rest."""
+"""Two commands on one sweep: each takes the runs that are not locked, then the rest."""
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -31,8 +32,8 @@ def _lock(output_dir: Path, sweep: Path, method: str) -> Path:
     return output_dir / "main" / f".{name.rpartition('-')[2]}.lock"
 
 
-def test_what_another_process_is_at_is_left_for_later(sweep: Path, tmp_path: Path) -> None:
-    """While the first run and the base are held the second run is trained; then both are come back to."""
+def test_locked_runs_are_left_for_later(sweep: Path, tmp_path: Path) -> None:
+    """While the first run and the base are locked, the second run is trained; the others follow."""
     (tmp_path / "main").mkdir()
     shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
     ended: list[subprocess.CompletedProcess[str]] = []
@@ -51,7 +52,7 @@ def test_what_another_process_is_at_is_left_for_later(sweep: Path, tmp_path: Pat
     [outcome] = ended
     assert outcome.returncode == 0, outcome.stderr
     said = outcome.stdout
-    assert said.index("another process is at it; left for later") < said.index(f"{done.name}: completed")
+    assert said.index("locked by another process; left for later") < said.index(f"{done.name}: completed")
     assert said.index(f"{done.name}: completed") < said.index("waiting for sft-") < said.rindex(": completed")
     assert ": skipped" not in said
     assert {run.name.split("-")[0]: run.status["state"] for run in runs_of(tmp_path, "main")} == {
@@ -74,10 +75,10 @@ def test_two_sweeps_at_once_train_each_run_once(sweep: Path, tmp_path: Path) -> 
     there = adapters(sweep)
     assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft", "dft")}
     assert both.count(": completed") == both.count(": skipped") == 3
-    assert "at it; left for later" in second.stdout
+    assert re.search(r"locked by .*; left for later", second.stdout)
 
 
-def test_evaluate_scores_what_is_free_first(sweep: Path) -> None:
+def test_evaluate_scores_unlocked_runs_first(sweep: Path) -> None:
     arguments = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=4", "evaluation.max_tokens=8")
     ended: list[subprocess.CompletedProcess[str]] = []
     work = lambda: ended.append(script("evaluate.py", *arguments, f"output_dir={sweep}", check=None))  # noqa: E731
@@ -88,7 +89,7 @@ def test_evaluate_scores_what_is_free_first(sweep: Path) -> None:
         _until(lambda: len(list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))) == 6)
     worker.join()
     assert ended[0].returncode == 0, ended[0].stderr
-    assert f"{held.name}: another process is at it; left for later" in ended[0].stdout
+    assert f"{held.name}: locked by another process; left for later" in ended[0].stdout
     files = list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))
     assert len(files) == 7
     for file in files:

@@ -1,4 +1,4 @@
-"""What was sampled is what is trained on, and what text becomes where there is nothing else."""
+"""Training uses the sampled token ids; rollouts that exist only as text are encoded."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def answering(folder: Path, table: pd.DataFrame) -> Iterator[str]:
         yield url
 
 
-def test_another_end_than_eos_trains_to_the_bytes_of_the_plain_one_whatever_way_rollouts_come(tmp_path: Path) -> None:
+def test_another_end_token_than_eos_gives_the_same_adapter(tmp_path: Path) -> None:
     plain = adapter(tmp_path / "plain")
     table = rollouts_of(tmp_path / "plain")
     assert {ids[-1] for ids, end in zip(table["completion_ids"], table["finished"], strict=True) if end} == {2}
@@ -136,7 +136,7 @@ def test_another_end_than_eos_trains_to_the_bytes_of_the_plain_one_whatever_way_
         assert adapter(tmp_path / name, *other, *data) == plain
 
 
-def test_special_tokens_inside_a_completion_are_kept_judged_and_trained_on(tmp_path: Path) -> None:
+def test_special_tokens_inside_a_completion_are_kept(tmp_path: Path) -> None:
     asked = config(tmp_path / "out", f"model.path={special(tmp_path / 'special')}", "model.name=special")
     frozen = frozen_rollouts(asked)
     table = frozen.table
@@ -160,7 +160,7 @@ class TestServed:
         return read_server_completion(tokenizer, "hi", Completion(text, 1, True, **given))
 
     @pytest.mark.parametrize("text", ["<answer>1</answer>", "<>1</>", " <answer>1\n</answer>"])
-    def test_text_with_or_without_special_tokens_becomes_that_of_the_ids(self, tokenizer: Any, text: str) -> None:
+    def test_the_text_is_decoded_from_the_ids(self, tokenizer: Any, text: str) -> None:
         read = self.completion(tokenizer, text)
         assert read.text == "<answer>1</answer>"
         assert read.ids is not None
@@ -169,7 +169,7 @@ class TestServed:
         assert without_end.ids == read.ids
 
     @pytest.mark.parametrize("changes", [{"ids": (30, 30, 2)}, {"ids": (9999, 2)}, {"prompt_ids": (30, 30)}])
-    def test_ids_that_say_something_else_are_left_out(self, tokenizer: Any, changes: Any) -> None:
+    def test_ids_that_do_not_match_the_text_are_dropped(self, tokenizer: Any, changes: Any) -> None:
         read = self.completion(tokenizer, "<>1</>", **changes)
         assert (read.text, read.ids, read.prompt_ids) == ("<>1</>", None, None)
 
@@ -179,7 +179,7 @@ class TestText:
     def tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(STUDENT)
 
-    def test_the_end_is_that_of_the_template_then_of_generation_then_eos(self, tokenizer: Any) -> None:
+    def test_order_of_precedence_of_end_tokens(self, tokenizer: Any) -> None:
         tokenizer.eos_token = "<|endoftext|>"
         assert chat_turns(tokenizer).end == 2
         declare_ends(tokenizer, [1, 2])
@@ -195,7 +195,7 @@ class TestText:
     def test_one_end(self, tokenizer: Any, text: str) -> None:
         assert encode_completion(tokenizer, text, True) == [25, 2]
 
-    def test_what_stands_inside_is_left_alone(self, tokenizer: Any) -> None:
+    def test_end_tokens_inside_a_completion_are_kept(self, tokenizer: Any) -> None:
         assert encode_completion(tokenizer, "7<|im_end|>7", True) == [25, 2, 25, 2]
         assert encode_completion(tokenizer, "7\n", True) == [25, 201, 2]
         assert encode_completion(tokenizer, "7", False) == [25]
@@ -230,7 +230,9 @@ class TestText:
             assert encode_prompt(tokenizer, given) == encode_prompt(tokenizer, given.removeprefix("<|endoftext|>"))
         assert encode_completion(tokenizer, "7", True) == [25, 2]
 
-    def test_one_line_says_what_was_done(self, tokenizer: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_encoding_of_texts_is_summarised_in_one_line(
+        self, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         rows = [
             ("a1", "7<|im_end|>", True),
             (render_prompt(tokenizer, "a2"), "7", True),
@@ -240,22 +242,22 @@ class TestText:
         for _ in range(2):
             read_rollouts(table, tokenizer)
         assert capsys.readouterr().out == (
-            "rollouts: they have no token ids; of 3, 3 are read from their text: 1 are ended with <|im_end|>; "
-            "1 have an end token themselves; 1 were cut and get no end; 1 prompts are in the chat template already; "
-            "1 texts hold special tokens, which are read as such (first: <|im_start|> in row 3); "
+            "rollouts: they have no token ids; 3 of 3 are encoded from their text: 1 get the end token <|im_end|>; "
+            "1 already have an end token; 1 are truncated and get none; 1 prompts are already in the chat template; "
+            "1 texts contain special tokens, which are encoded as such (first: <|im_start|> in row 3); "
             "1 end with </s>, which is plain text to the base\n"
         )
 
 
 class TestPrompts:
-    """`prompt_text` is what is trained on, wherever the base can read it."""
+    """`prompt_text` is trained on if the base has its tokens."""
 
     def table(self, tokenizer: Any, text: str, ids: bool = True) -> pd.DataFrame:
         given = tokenizer(text)["input_ids"] if ids else None
         row = {"prompt": "hi", "prompt_text": text, "prompt_ids": given, "completion": "7", "finished": True}
         return pd.DataFrame([row | {"completion_ids": [25, 2] if ids else None}])
 
-    def test_what_the_writer_was_given(self, base: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_prompts_as_rendered_for_sampling(self, base: LoadedModel, capsys: pytest.CaptureFixture[str]) -> None:
         text = "<|im_start|>system\nbe brief<|im_end|>\n" + render_prompt(base.tokenizer, "hi")
         about = {
             "sha256": tokenizer_fingerprint(base.tokenizer),
@@ -268,11 +270,10 @@ class TestPrompts:
             assert (prompts, completions) == (table["prompt_ids"].tolist(), [[25, 2]])
         prompts, _ = read_rollouts(self.table(base.tokenizer, text, ids=False), base.tokenizer, {"tokenizer": about})
         assert prompts == table["prompt_ids"].tolist()
-        assert (
-            "the base's own chat template, which scores are asked in, writes them otherwise" in capsys.readouterr().out
-        )
+        expected = "the base's own chat template, which is used for scoring, renders them differently"
+        assert expected in capsys.readouterr().out
 
-    def test_a_writer_whose_tokens_the_base_has_not(
+    def test_prompts_with_tokens_that_the_base_lacks(
         self, base: LoadedModel, capsys: pytest.CaptureFixture[str]
     ) -> None:
         about = {"sha256": "another", "ends": {"2": "<|eot|>"}, "control": ["<|eot|>"]}
@@ -281,11 +282,11 @@ class TestPrompts:
         assert prompts == [encode_prompt(base.tokenizer, "hi")]
         assert completions == [encode_completion(base.tokenizer, "7 7", True)]
         said = capsys.readouterr().out
-        assert "their writer's prompts hold <|eot|>, which is no token of the base" in said
-        assert "their token ids are another tokenizer's" in said
+        assert "their prompts contain <|eot|>, which is not a token of the base" in said
+        assert "their token ids belong to a different tokenizer" in said
 
 
-def test_prompts_that_a_server_would_template_again_are_told(
+def test_prompts_already_in_the_chat_template_are_reported(
     tmp_path: Path, base: LoadedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts = [render_prompt(base.tokenizer, f"{n}") for n in range(30)] + ["plain"]
@@ -293,7 +294,7 @@ def test_prompts_that_a_server_would_template_again_are_told(
     (tmp_path / "mine.jsonl").write_text("\n".join(rows) + "\n")
     data = ["data=file", f"data.path={tmp_path}/mine.jsonl", "data.train_size=null", "data.eval_size=0"]
     require_limits(config(tmp_path / "out", *data, "rollouts.engine=openai", "rollouts.server.model=m"))
-    assert "prompts are in the base's chat template already; a server puts them" in capsys.readouterr().out
+    assert "prompts are already in the base's chat template; the server will apply" in capsys.readouterr().out
 
 
 class TestClock:
@@ -304,20 +305,20 @@ class TestClock:
         (folder / "chat_template.jinja").write_text(template)
         return str(folder)
 
-    def test_stands_still(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_date_is_fixed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         path = self.model(tmp_path / "dated")
         told = render_prompt(load_tokenizer(base_source(path=path)), "hi")
         assert told.startswith("26 Jul 2024 00:00:00 26<|im_start|>")
-        assert "is told 2024-07-26 00:00 always" in capsys.readouterr().out
+        assert "is fixed to 2024-07-26 00:00" in capsys.readouterr().out
         options = json.dumps({"strftime_now": "2031-02-03 04:05:06"})
         told = render_prompt(load_tokenizer(base_source(path=path, chat_options=options)), "hi")
         assert told.startswith("03 Feb 2031 04:05:06 3<|im_start|>")
-        with pytest.raises(InputError, match=r"model\.chat_options\.strftime_now=soon: a date"):
+        with pytest.raises(InputError, match=r"model\.chat_options\.strftime_now=soon: must be a date"):
             load_tokenizer(base_source(path=path, chat_options='{"strftime_now": "soon"}'))
 
     @pytest.mark.parametrize("drawn", ["{{ [1, 2] | random }}", "{{ lipsum() }}"])
-    def test_what_is_drawn_at_random_is_refused(self, tmp_path: Path, drawn: str) -> None:
-        with pytest.raises(InputError, match=r"model\.path=.*draws at random"):
+    def test_random_templates_are_refused(self, tmp_path: Path, drawn: str) -> None:
+        with pytest.raises(InputError, match=r"model\.path=.*template is random"):
             load_tokenizer(base_source(path=self.model(tmp_path / "drawn", drawn)))
 
 
@@ -330,7 +331,7 @@ def short(folder: Path) -> Path:
 
 
 def larger(folder: Path) -> Path:
-    """Three tokens more than its embedding has rows."""
+    """A tokenizer with three tokens more than the embedding has rows."""
     changed(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["What", "sum", "Compute"])
@@ -350,18 +351,18 @@ ATTENTION = "model.target_modules=attention"
 @pytest.mark.parametrize(
     ("make", "overrides", "told"),
     [
-        (short, [ATTENTION], r"rollouts\.max_tokens=48: the prompt .* has \d+ tokens, and .* has 64 positions"),
+        (short, [ATTENTION], r"rollouts\.max_tokens=48 and the \d+ tokens of the prompt .* exceed the 64 positions"),
         (short, [ATTENTION, "data=file", "data.train_size=null"],
-         r"mine\.jsonl: row 2: 1\d\d tokens .* has 64 positions"),
-        (larger, ["data=file", "data.train_size=null"], r"mine\.jsonl: row 2: the prompt holds token 319 .* 319 rows"),
-        (raising, [], r"its chat template fails on .*no users here"),
+         r"mine\.jsonl: row 2: 1\d\d tokens .* exceed the 64 positions"),
+        (larger, ["data=file", "data.train_size=null"], r"mine\.jsonl: row 2: the prompt contains token 319 .*319"),
+        (raising, [], r"the chat template fails on .*no users here"),
         (changed, ["model.target_modules=[q_proj,nowhere]"], r"model\.target_modules: no module is called nowhere"),
         (changed, ["model.target_modules=[mlp]"], r"model\.target_modules: "),
         (changed, ["data.eval_size=4", "evaluation.max_tokens=500"],
-         r"evaluation\.max_tokens=500: .* has 512 positions"),
+         r"evaluation\.max_tokens=500 and .* exceed the 512 positions"),
     ],
 )  # fmt: skip
-def test_limits_of_a_model_are_one_line_before_anything_is_made(
+def test_limits_of_a_model_are_checked_before_sampling(
     make: Callable[[Path], Path], overrides: list[str], told: str, tmp_path: Path
 ) -> None:
     rows = [
@@ -381,7 +382,7 @@ def test_limits_of_a_model_are_one_line_before_anything_is_made(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_jobs_of_a_sweep_have_in_common_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_of_a_sweep_share_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
     adapters.require_targets.cache_clear()
     for name in ("skeleton", "_with_lora"):
@@ -400,7 +401,7 @@ def test_what_jobs_of_a_sweep_have_in_common_is_looked_at_once(tmp_path: Path, m
     ("method", "micro_batch"),
     [(Sft(name="sft"), 2), (Sft(name="sft"), 4), (Dpo(name="dpo"), 2), (Dpo(name="dpo", loss_type="ipo"), 4)],
 )
-def test_without_a_completion_token_nothing_is_learnt(
+def test_batches_without_completion_tokens_have_loss_zero(
     method: Any, micro_batch: int, base: LoadedModel, tokenised: pd.DataFrame, make_plan: Any, tmp_path: Path
 ) -> None:
     """A batch without one has loss 0; and a batch that is half so has gradients, in whole or in micro-batches."""
@@ -421,9 +422,7 @@ def test_without_a_completion_token_nothing_is_learnt(
                 assert [entry["loss"] for entry in logs] == [0.0, 0.0]
 
 
-def test_dropout_makes_the_rows_computed_at_once_part_of_the_identity(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_dropout_the_micro_batch_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def identity(*overrides: str) -> dict[str, Any]:
         return RunSpec.of(config(tmp_path, *overrides)).identity
 
@@ -440,7 +439,7 @@ def test_dropout_makes_the_rows_computed_at_once_part_of_the_identity(
     assert config(tmp_path).optim.microbatch_plans(dropout=True) == [(4, False), (4, True)]
 
 
-def test_a_letter_that_was_changed_in_a_journal_is_told(tmp_path: Path) -> None:
+def test_a_changed_character_in_a_journal_is_detected(tmp_path: Path) -> None:
     file = tmp_path / "j.jsonl"
     journal = Journal(file)
     journal.add({"0": Completion("<answer>7</answer>", 3, True, 5, (1, 2), (3,))}, state="abc")
@@ -450,11 +449,11 @@ def test_a_letter_that_was_changed_in_a_journal_is_told(tmp_path: Path) -> None:
     for old, new in ((b">7<", b">8<"), (b"[1, 2]", b"[1, 3]"), (b'"abc"', b'"abd"'), (b"true", b"null")):
         assert whole.count(old) == 1
         file.write_bytes(whole.replace(old, new))
-        with pytest.raises(InputError, match=r"j\.jsonl: line \d: not what was written"):
+        with pytest.raises(InputError, match=r"j\.jsonl: line \d is damaged"):
             Journal(file)
 
 
-def test_answers_of_before_there_were_checksums_are_kept(tmp_path: Path) -> None:
+def test_journal_entries_without_checksums_are_read(tmp_path: Path) -> None:
     file = tmp_path / "j.jsonl"
     before = {"key": "a 0", "text": "7", "tokens": 3, "finished": True, "prompt_tokens": None}
     file.write_text(json.dumps(before) + "\n")
@@ -465,12 +464,12 @@ def test_answers_of_before_there_were_checksums_are_kept(tmp_path: Path) -> None
     assert Journal(file).completions == kept
     for damaged in ({"text": 7}, {"finished": None}, {"tokens": "3"}, {"ids": None}, {"state": "x"}):
         file.write_text(json.dumps({**before, **damaged}) + "\n")
-        with pytest.raises(InputError, match=r"j\.jsonl: line 1: not what was written"):
+        with pytest.raises(InputError, match=r"j\.jsonl: line 1 is damaged"):
             Journal(file)
 
 
-def test_rollouts_of_before_are_read_as_text(rollouts: pd.DataFrame, base: LoadedModel, tmp_path: Path) -> None:
-    """A folder without the columns of ids, by the hash that it was frozen with."""
+def test_rollouts_without_token_ids_are_read_as_text(rollouts: pd.DataFrame, base: LoadedModel, tmp_path: Path) -> None:
+    """A folder without the columns of ids keeps the hash that it was frozen with."""
     import pyarrow.parquet as pq
 
     from losslens.core.files import read_json, write_json
@@ -479,7 +478,7 @@ def test_rollouts_of_before_are_read_as_text(rollouts: pd.DataFrame, base: Loade
     folder = freeze(rollouts, tmp_path, "test", {})
     names = [name for name in SCHEMA.names if name not in IDS]
     pq.write_table(pq.read_table(folder / "rollouts.parquet").select(names), folder / "rollouts.parquet")
-    with pytest.raises(InputError, match="not the content that was frozen"):
+    with pytest.raises(InputError, match="the content has changed"):
         load_rollouts(folder)
     old = load_frame(folder)
     write_json(folder / "manifest.json", {**read_json(folder / "manifest.json"), "sha256": content_sha256(old)})

@@ -1,4 +1,4 @@
-"""The two trainers: equal to stock TRL, to themselves in micro-batches, and without a trace on the base."""
+"""The trainer: equal to stock TRL, independent of the micro-batch, and without effect on the base."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_the_kl_reference_is_the_base(
 
 
 @few_losses
-def test_the_base_is_as_it_was(
+def test_the_base_is_unchanged(
     method: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     def fingerprint() -> tuple:
@@ -330,7 +330,7 @@ def test_dropout_is_the_same_for_all_methods(
     ],
     ids=lambda config: config.model_type,
 )
-def test_heads_that_change_the_logits_are_left_to_trl(
+def test_transformed_logits_use_trls_head(
     config: Any, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """Whatever the architecture does to its logits, our trainer's log-probabilities are those of its own forward."""
@@ -367,7 +367,7 @@ def test_a_run_after_others_is_byte_identical_to_the_run_alone(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_a_run_cut_short_goes_on_to_the_same_bytes(
+def test_an_interrupted_run_resumes_byte_identically(
     damaged: bool, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """Cut at step 7 with checkpoints every 3 steps: it goes on from step 6, and the log shows each step once.
@@ -453,7 +453,7 @@ def test_kto_equals_stock_trl_where_a_step_is_one_micro_batch(
     ],
     ids=["rift", "grpo"],
 )
-def test_wrong_rollouts_are_pushed_down(
+def test_incorrect_rollouts_become_less_likely(
     method: Loss, without: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
     """The sign of the negative terms, seen in training: with them wrong rollouts end less likely than without."""

@@ -16,6 +16,8 @@ from losslens.core import provenance
 from losslens.core.files import write_json
 from losslens.runs.run import Run
 
+pytestmark = pytest.mark.fast
+
 
 def member(folder: Path, *lines: str) -> ComparedAdapter:
     folder.mkdir()
@@ -37,7 +39,7 @@ def test_one_row_a_logged_step(tmp_path: Path) -> None:
     ]
     left_out: dict[str, str] = {}
     table = training_table(runs, left_out)
-    assert table.columns.tolist() == ["run", "step", "loss", "grad_norm", "lr", "logps_right", "rewards_margin"]
+    assert table.columns.tolist() == ["run", "step", "loss", "grad_norm", "lr", "logps_correct", "rewards_margin"]
     assert table["run"].tolist() == ["sft", "sft", "dpo"]
     assert table["step"].tolist() == [5, 10, 5]
     assert table.loc[0].tolist()[2:6] == [0.5, 2.0, 0.001, -1.5]
@@ -84,7 +86,7 @@ def test_origins(tmp_path: Path) -> None:
             "config": {
                 "data": {"name": "quiz"}, "output_dir": "/here", "sweep": "main", "seed": 1, "init_seed": 1,
                 "optim": {"max_steps": 100}, "lr": {"of_run": rate}, "method": {"name": name, "_target_": name},
-                "evaluation": {"server": {"base_url": None}, "samples": 0}, "benchmark": {},
+                "evaluation": {"server": {"base_url": None}, "samples_per_prompt": 0}, "benchmark": {},
             },
             "rollouts": {"folder": "quiz-1", "sha256": "1", "pass_rate": 0.7}, "base": {"sha256": "b"},
             "initial_adapter": {"folder": "i", "sha256": "i"}, "precision": {"dtype": "float32"},

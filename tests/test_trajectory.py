@@ -13,6 +13,8 @@ from losslens.measures.trajectory import NormCrossing, first_norm_crossing, inte
 from losslens.updates.lora import LoraUpdate
 from tests.test_subspaces import random_delta
 
+pytestmark = pytest.mark.fast
+
 SEEDS = st.integers(0, 2**31)
 
 

@@ -22,6 +22,8 @@ from losslens.updates.base import Update, forward_matrices, pair_products, pairs
 from losslens.updates.lora import LoraUpdate
 from tests.test_subspaces import random_delta
 
+pytestmark = pytest.mark.fast
+
 SHAPES = {"model.layers.0.q_proj": (40, 30), "model.layers.0.o_proj": (25, 50), "model.layers.1.q_proj": (40, 30)}
 MODULES = list(SHAPES)
 # Which of four runs are dense.

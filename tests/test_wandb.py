@@ -1,4 +1,4 @@
-"""Runs and analyses as a W&B server sees them, and that whatever becomes of W&B, the adapter stays the same."""
+"""Runs and analyses on a W&B server; failures of W&B do not change the adapter."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_an_analysis(
 
 
 @pytest.mark.parametrize("trouble", ["nobody", "silent", "lost", "artifacts", "no_key", "no_folder"])
-def test_trouble_with_wandb_is_said_once_and_changes_nothing(
+def test_wandb_failures_warn_once_and_change_nothing(
     trouble: str,
     plain: tuple[Path, bytes],
     soon: None,
@@ -201,7 +201,7 @@ def test_trouble_with_wandb_is_said_once_and_changes_nothing(
             return begin(settings, output_dir, folder, about)
 
         monkeypatch.setattr(session, "_open", in_the_way)
-    with pytest.warns(UserWarning, match=r"W&B: .*the run itself goes on") as warned:
+    with pytest.warns(UserWarning, match=r"W&B: .*the run continues without it") as warned:
         run = train(tmp_path / "out", frozen, f"logger.mode={mode}")
     assert len([warning for warning in warned if "W&B" in str(warning.message)]) == 1
     assert weights(run) == expected
@@ -211,7 +211,7 @@ def test_trouble_with_wandb_is_said_once_and_changes_nothing(
     }.get(trouble, ["offline"])  # fmt: skip
 
 
-def test_what_failed_and_then_did_not_is_no_error(
+def test_a_recovered_failure_is_no_error(
     plain: tuple[Path, bytes], wandb_server: WandbServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its scores come after the last step, whose numbers W&B has already."""
@@ -267,7 +267,7 @@ def test_a_full_disk_below_wandb_changes_nothing(
     assert len(logged(run)) == 6
 
 
-def test_killed_and_started_again_it_is_one_run(
+def test_a_killed_and_resumed_run_is_one_wandb_run(
     plain: tuple[Path, bytes], wandb_server: WandbServer, tmp_path: Path
 ) -> None:
     frozen, expected = plain
@@ -294,7 +294,7 @@ def test_killed_and_started_again_it_is_one_run(
     assert there["state"] == "finished"
 
 
-def test_an_error_is_gone_when_the_run_has_gone_on(wandb_server: WandbServer, tmp_path: Path) -> None:
+def test_a_resumed_run_clears_its_error(wandb_server: WandbServer, tmp_path: Path) -> None:
     settings = Logger(name="wandb", mode="online", project="p", entity=None, artifacts=True, references="auto")
     about = session.RunInfo("main", "train", "run", [], {})
     with pytest.raises(RuntimeError), session.session(settings, tmp_path, tmp_path, about):

@@ -1,4 +1,4 @@
-"""The dashboard on W&B: what it names, how it is grouped and coloured, read back as it was made, and drawn."""
+"""The W&B dashboard: names, groups and colours, round trip, and the drawn picture."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_panels_show_what_training_logs(
     assert "geometry/norm/q_proj" in shown
 
 
-def test_what_only_some_losses_log_has_a_panel_where_one_did(outputs: Path) -> None:
+def test_loss_specific_metrics_have_a_panel_once_logged(outputs: Path) -> None:
     """Under the title that the loss gives it, LossLens's own or one whose run tells of it."""
     folder = made(outputs / "plain", "surprise")
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -124,7 +124,7 @@ def test_what_only_some_losses_log_has_a_panel_where_one_did(outputs: Path) -> N
     titles = {panel.names[0]: panel.title for panel in training.panels if panel.names[0] not in TRAINING}
     assert titles == {
         "train/surprise/mean": "Surprise (nats)",
-        "train/kl": "Usual divergence from the base: z₀ (nats)",
+        "train/kl": "KL estimate to the base: z₀ (nats)",
     }
 
 
@@ -151,10 +151,10 @@ def test_sections_follow_from_what_is_there(logged: LoggedSweep, outputs: Path) 
     assert not {"Accuracy", "Geometry by layer"} & {section.title for section in sections(early)}
     left_out, empty = gaps(early)
     assert left_out.endswith("Geometry by layer, Geometry by projection and Accuracy")
-    assert empty.startswith("empty until a run logs it: train/loss, ")
+    assert empty.startswith("panels that stay empty until a run logs these metrics: train/loss, ")
 
 
-def test_both_are_made_without_asking_anybody(logged: LoggedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_definition_needs_no_network(logged: LoggedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
     def asked(*_: Any, **__: Any) -> None:
         raise AssertionError("W&B was asked")
 
@@ -242,7 +242,7 @@ def test_one_arm_a_method_needs_no_further_key(outputs: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_made_is_read_back_as_it_was(logged: LoggedSweep) -> None:
+def test_definition_survives_a_round_trip(logged: LoggedSweep) -> None:
     sent = workspace(logged, "losslens", "me")._to_model()
     spec = WorkspaceViewspec.model_validate_json(sent.spec.model_dump_json(by_alias=True, exclude_none=True))
     assert spec == sent.spec
@@ -283,14 +283,14 @@ def test_panels_of_the_report_do_not_overlap(logged: LoggedSweep) -> None:
         (["swep=main"], "swep=main: takes sweep=…, project=…, entity=…, output_dir=…"),
         (["main"], "main: takes sweep="),
         (["sweep="], "sweep=: takes sweep="),
-        (["sweep=none"], "sweep=none: no folder"),
+        (["sweep=none"], "sweep=none: no such sweep"),
         (["sweep=main/"], "sweep=main/: not the name of a sweep"),
         (["sweep=empty"], "sweep=empty: no run in"),
         (["sweep=torn"], "metrics.jsonl: line 1 is not a logged step"),
         (["sweep=odd"], "manifest.json: not the manifest of a run"),
     ],
 )
-def test_bad_input_is_told_in_one_line(
+def test_bad_input_is_one_line(
     arguments: list[str], told: str, outputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (outputs / "empty").mkdir()
@@ -309,14 +309,14 @@ def test_bad_input_is_told_in_one_line(
     assert printed.err.count("\n") == 1
 
 
-def test_a_line_that_is_being_written_is_left_for_later(outputs: Path) -> None:
+def test_an_incomplete_line_is_ignored(outputs: Path) -> None:
     file = outputs / "main" / "sft-s0" / "metrics.jsonl"
     file.write_text(file.read_text() + '{"step": 15, "train/lo')
     [steps] = [run.steps for run in logged_sweep(outputs, "main").runs if run.name == "sft-s0"]
     assert [step["step"] for step in steps] == [5, 10]
 
 
-def test_who_is_not_logged_in_is_told_so_and_not_asked(outputs: Path, alone: dict[str, str]) -> None:
+def test_without_a_login_it_fails_without_a_prompt(outputs: Path, alone: dict[str, str]) -> None:
     ours, theirs = pty.openpty()  # as in a terminal, where wandb would ask for a key
     outcome = subprocess.run(
         [*SCRIPT, "sweep=main", f"output_dir={outputs}"],
@@ -326,7 +326,7 @@ def test_who_is_not_logged_in_is_told_so_and_not_asked(outputs: Path, alone: dic
     told = os.read(ours, 10000).decode()
     os.close(ours)
     assert (outcome.returncode, outcome.stdout) == (2, b"")
-    assert told == "wandb_dashboard.py: not logged in to W&B; `wandb login` does it, or a key in WANDB_API_KEY\r\n"
+    assert told == "wandb_dashboard.py: not logged in to W&B; run `wandb login` or set WANDB_API_KEY\r\n"
 
 
 def test_a_dry_run_needs_no_login(outputs: Path, alone: dict[str, str], logged: LoggedSweep) -> None:
@@ -414,4 +414,4 @@ def test_the_picture_shows_what_the_dashboard_shows(
     assert [bar.get_height() for bar in axes["Accuracy on sums"].patches] == [0.5, 0.5, 0.5]
     [way] = axes["Connectivity: the loss between two runs"].lines
     assert dict(zip(way.get_xdata(), way.get_ydata(), strict=True)) == {1.0: 3.0, 0.5: 2.0, 0.0: 1.0}
-    assert axes["CKA: hidden states by layer"].texts[0].get_text() == "nothing there yet"
+    assert axes["CKA: hidden states by layer"].texts[0].get_text() == "no data yet"

@@ -1,4 +1,4 @@
-"""`launch/wandb_sync.py` against a server: all that was logged arrives, once; what does not stays and is named."""
+"""`launch/wandb_sync.py` against a server: everything arrives once; failures are kept and reported."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_hundred_runs_arrive_once(hundred: Path, wandb_server: WandbServer) ->
     assert len(wandb_server.requests()) == len(requests)
 
 
-def test_what_fails_stays_and_is_named(
+def test_failed_segments_are_kept_and_reported(
     some: Callable[[int], Path], wandb_server: WandbServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output_dir = some(6)
@@ -154,7 +154,7 @@ def test_what_fails_stays_and_is_named(
     assert not any(wandb_file(output_dir, f"run-{number}").stem[4:] in again for number in (0, 4, 5))
 
 
-def test_what_was_interrupted_or_has_grown_is_sent_again(
+def test_interrupted_or_grown_segments_are_sent_again(
     some: Callable[[int], Path], wandb_server: WandbServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output_dir = some(3)
@@ -174,7 +174,7 @@ def test_what_was_interrupted_or_has_grown_is_sent_again(
     assert "nothing to send (3 sent before)" in capsys.readouterr().out
 
 
-def test_runs_at_work_are_left_for_later(
+def test_active_runs_are_left_for_later(
     some: Callable[[int], Path], wandb_server: WandbServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     output_dir = some(2)
@@ -196,7 +196,7 @@ def test_runs_at_work_are_left_for_later(
     assert all(is_whole(run) for run in wandb_server.seen()["runs"].values())
 
 
-def test_what_a_killed_process_left_is_sent(
+def test_segments_of_killed_processes_are_sent(
     wandb_server: WandbServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     code = """
@@ -229,7 +229,7 @@ time.sleep(60)
     wandb.teardown()
     assert main([f"output_dir={tmp_path}"]) == 0
     said = capsys.readouterr().out
-    assert f"{file.parent.relative_to(tmp_path / 'main')}: its last entry is cut off" in said
+    assert f"{file.parent.relative_to(tmp_path / 'main')}: its last entry is incomplete" in said
     assert "sent 2 of 2" in said
     killed, whole = sorted(wandb_server.seen()["runs"].values(), key=lambda run: run["config"]["number"]["value"])
     assert losses(killed) == [step / 8 for step in range(len(killed["history"]))]
@@ -237,7 +237,7 @@ time.sleep(60)
     assert is_whole(whole)
 
 
-def test_of_online_runs_what_was_cut_off_is_sent(
+def test_interrupted_uploads_of_online_runs_are_sent(
     wandb_server: WandbServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     online: dict[str, Any] = {"mode": "online", "resume": "allow"}
@@ -266,7 +266,7 @@ def test_of_online_runs_what_was_cut_off_is_sent(
     assert "nothing to send (4 sent before)" in capsys.readouterr().out
 
 
-def test_artifacts_arrive_with_who_made_and_who_used_them(
+def test_artifacts_arrive_with_their_lineage(
     wandb_server: WandbServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     adapter = tmp_path / "adapter.bin"
@@ -321,7 +321,7 @@ def test_bad_input_and_no_server_in_one_line(
         assert line.startswith("wandb_sync.py: ")
         return line
 
-    assert "sweep=other: no folder" in said("sweep=other", status=2)
+    assert "sweep=other: no such sweep" in said("sweep=other", status=2)
     assert "parallel=0" in said("parallel=0", status=2)
     assert "sweeep=main: takes" in said("sweeep=main", status=2)
     wandb_server.fail({"status": 401, "message": "user is not logged in"})

@@ -1,6 +1,6 @@
-"""Draws the dashboard of a sweep into a PNG, after analyze.py: `python tools/dashboard_picture.py sweep=main`.
+"""Draws the W&B dashboard of an analysed sweep to a PNG file: `python tools/dashboard_picture.py sweep=main`.
 
-Its panels are drawn from the files from which W&B gets what it shows; nothing is sent.
+Its panels are drawn from the same local files that are sent to W&B; no network access is needed.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from losslens.tracking.logged_sweep import LoggedRun, LoggedSweep, logged_sweep
 from losslens.tracking.panels import CHARTS, Panel, Section, sections
 
 LABEL = "drawn by LossLens from the same data, not a screenshot of W&B"
-# How many panels of a kind are side by side, and how high they are, in inches.
-_SIDE_BY_SIDE = {"table": 2, "figures": 1}
-_HIGH = {"table": 1.45, "figures": 2.6}
-_ROW = 1.7
+# Panels per row and height of a row in inches, by kind of panel, where they differ from the defaults.
+_PER_ROW = {"table": 2, "figures": 1}
+_HEIGHTS = {"table": 1.45, "figures": 2.6}
+_DEFAULT_HEIGHT = 1.7
 _WIDTH, _HEAD, _TITLE, _MARGIN = 15.0, 0.75, 0.4, 0.15
-# What the labels of a panel take of its place: left, right, above, below.
-_AROUND = (0.45, 0.1, 0.3, 0.25)
+# Space for the labels of a panel in inches: left, right, above, below.
+_PADDING = (0.45, 0.1, 0.3, 0.25)
 _DPI = 100
-_MOST_ROWS, _MOST_COLUMNS, _LONGEST = 5, 7, 24
+_MAX_ROWS, _MAX_COLUMNS, _MAX_CHARACTERS = 5, 7, 24
 
 
 def main(arguments: list[str]) -> int:
-    """Draws it and gives the exit status: 0, or 2 for bad input."""
+    """Draws the picture and returns the exit status: 0, or 2 for invalid input."""
     parser = KeyValueParser(
         {"sweep": "main", "output_dir": "outputs", "file": "docs/wandb.png"},
         "sweep=main, output_dir=outputs, file=docs/wandb.png",
         prog="dashboard_picture.py",
-        description="Draws what launch/wandb_dashboard.py makes on W&B.",
+        description="Draws the dashboard that launch/wandb_dashboard.py creates on W&B.",
     )
     settings, _ = parser.parse(arguments)
     output_dir, name, file = (settings[key] for key in ("output_dir", "sweep", "file"))
@@ -63,22 +63,22 @@ def main(arguments: list[str]) -> int:
 
 
 def draw(sweep: LoggedSweep, folder: Path, file: Path) -> None:
-    """Writes the picture as PNG.
+    """Draws the picture and saves it as PNG.
 
     Args:
-        sweep: The sweep, as far as it has logged.
-        folder: That of its analysis.
-        file: Where to.
+        sweep: The logged sweep.
+        folder: Folder of its analysis.
+        file: Path of the PNG file.
 
     Raises:
-        InputError: There is no analysis, or a table of it is none.
+        InputError: The analysis does not exist, or one of its tables is damaged.
     """
     picture = _Picture(sweep, AnalysisFolder(folder))
     with style(), atomic_file(file) as temporary:
         canvas = FigureCanvasAgg(picture.drawn())
         canvas.draw()
         pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-        # A third of the bytes, and nobody sees it.
+        # A third of the size, without a visible difference.
         pixels.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE).save(
             temporary, "png", optimize=True
         )
@@ -94,25 +94,25 @@ class _Picture:
         looks = PlotStyles((str(place), runs[0].method) for place, runs in enumerate(self.arms))
         self.looks = [looks.of(str(place), runs[0].method) for place, runs in enumerate(self.arms)]
         self.names = all_cut([self._name(runs[0]) for runs in self.arms])
-        # Side by side below the bars of a panel, in letters of 0.06 inches.
+        # Numbers instead of names below bars if the names, at 0.06 inches per letter, do not fit side by side.
         self.numbered = 0.06 * (max(map(len, self.names), default=0) + 2) * len(self.names) > _WIDTH / 4 - sum(
-            _AROUND[:2]
+            _PADDING[:2]
         )
 
     def _name(self, run: LoggedRun) -> str:
-        """A loss by what tells it from the other losses of its method."""
-        alike = [other for other in self.sweep.runs if other.method == run.method]
-        several = len({other.learning_rate for other in alike}) > 1
-        told = zip(self.sweep.settings, self.sweep.values(run), strict=True)
-        differ = [key for key in self.sweep.settings if len({str(other.config.get(key)) for other in alike}) > 1]
-        settings = " ".join(f"{key}={value}" for key, value in told if key in differ and not key.startswith("lr."))
-        return loss_name(run.method, run.learning_rate if several else math.nan, settings)
+        """Name of a run's loss, with the settings in which runs of the same loss differ."""
+        same_method = [other for other in self.sweep.runs if other.method == run.method]
+        several_rates = len({other.learning_rate for other in same_method}) > 1
+        values = zip(self.sweep.settings, self.sweep.values(run), strict=True)
+        differ = [key for key in self.sweep.settings if len({str(other.config.get(key)) for other in same_method}) > 1]
+        settings = " ".join(f"{key}={value}" for key, value in values if key in differ and not key.startswith("lr."))
+        return loss_name(run.method, run.learning_rate if several_rates else math.nan, settings)
 
     def _look(self, run: LoggedRun) -> PlotStyle:
         return next(look for look, runs in zip(self.looks, self.arms, strict=True) if run in runs)
 
     def drawn(self) -> Figure:
-        """The sections, one below the other."""
+        """Draws the sections, one below the other."""
         shown = [(section, list(_rows(section))) for section in sections(self.sweep)]
         columns = max(1, int(0.6 * _WIDTH / (0.8 + 0.09 * max(map(len, self.names), default=0))))
         head = max(_HEAD, 0.2 + 0.2 * -(-len(self.names) // columns))
@@ -130,8 +130,8 @@ class _Picture:
             _bar(place(_MARGIN, top + 0.06, _WIDTH - 2 * _MARGIN, _TITLE - 0.14), section)
             top += _TITLE
             for row in rows:
-                wide = (_WIDTH - 2 * _MARGIN) / _SIDE_BY_SIDE.get(row[0].kind, 4)
-                left, right, above, below = _AROUND
+                wide = (_WIDTH - 2 * _MARGIN) / _PER_ROW.get(row[0].kind, 4)
+                left, right, above, below = _PADDING
                 for number, panel in enumerate(row):
                     axes = place(
                         _MARGIN + number * wide + left, top + above,
@@ -168,12 +168,12 @@ class _Picture:
             case "figures":
                 shown = self._figures(axes, panel.names)
             case "page":
-                shown = _say(axes, "report.html, as analyze.py wrote it")
+                shown = _note(axes, "report.html, as written by analyze.py")
         if not shown:
-            _say(axes, "nothing there yet")
+            _note(axes, "no data yet")
 
     def _lines(self, axes: Axes, name: str) -> bool:
-        """The mean of each arm, and from its smallest to its largest run."""
+        """Draws the mean of each arm, with a band from its smallest to its largest run."""
         for look, runs in zip(self.looks, self.arms, strict=True):
             rows = [(step["step"], step[name]) for run in runs for step in run.steps if name in step]
             if rows:
@@ -213,28 +213,28 @@ class _Picture:
         return bool(axes.lines)
 
     def _table(self, axes: Axes, name: str) -> bool:
-        """The first rows and columns."""
+        """Draws the first rows and columns of a table."""
         axes.axis("off")
         columns = self.analysis.columns(name)
         rows = self.analysis.table(name, columns, ())
         if rows.empty:
             return False
-        shown = rows.iloc[:_MOST_ROWS, :_MOST_COLUMNS].map(_short)
-        letters = [max(map(len, [name, *shown[name]])) + 2 for name in shown]
+        shown = rows.iloc[:_MAX_ROWS, :_MAX_COLUMNS].map(_short)
+        widths = [max(map(len, [name, *shown[name]])) + 2 for name in shown]
         drawn = axes.table(
-            shown.to_numpy().tolist(), colLabels=[*shown], colWidths=[each / sum(letters) for each in letters],
+            shown.to_numpy().tolist(), colLabels=[*shown], colWidths=[width / sum(widths) for width in widths],
             loc="upper left", cellLoc="left", colLoc="left", edges="B",
         )  # fmt: skip
         drawn.auto_set_font_size(False)
         drawn.set_fontsize(7)
         for cell in drawn.get_celld().values():
-            cell.set(edgecolor=SHADE, height=0.85 / (_MOST_ROWS + 1))
+            cell.set(edgecolor=SHADE, height=0.85 / (_MAX_ROWS + 1))
         size = f"{len(rows)} rows, {len(columns)} columns"
         axes.text(1, 1.01, size, transform=axes.transAxes, ha="right", va="bottom", fontsize=7, color=MUTED)
         return True
 
     def _chart(self, axes: Axes, name: str) -> bool:
-        """The curves of the reference's pairs, each in the colour of the other."""
+        """Draws the curves of all pairs with the reference, each in the colour of the other run."""
         _, x, y = CHARTS[name]
         rows = self.analysis.table(name, ("run_a", "run_b"), (x, y))
         runs = {run.name: run for run in self.sweep.runs}
@@ -243,14 +243,14 @@ class _Picture:
         ):
             other = b if a == self.reference else a
             along = curve[x] if x != "alpha" or a == self.reference else 1 - curve[x]
-            if other in runs:  # and not the base
+            if other in runs:  # not the base
                 _line(axes, along, curve[y], self._look(runs[other]))
-        axes.set_xlabel({"alpha": "α, from the reference (0) to the other (1)"}.get(x, x), fontsize=7, labelpad=1)
+        axes.set_xlabel({"alpha": "α, from the reference (0) to the other run (1)"}.get(x, x), fontsize=7, labelpad=1)
         upright(axes)
         return bool(axes.lines)
 
     def _figures(self, axes: Axes, names: Sequence[str]) -> bool:
-        """The figures that analyze.py wrote, side by side."""
+        """Shows the figures of the analysis side by side."""
         files = [file for name in names if (file := self.analysis.path / f"{name}.png").exists()]
         axes.axis("off")
         box = axes.get_window_extent()
@@ -264,7 +264,7 @@ class _Picture:
         return bool(files)
 
     def _end(self, run: LoggedRun, name: str) -> float:
-        """The last value that a run has of a name, for scores by the table of runs; NaN where there is none."""
+        """Last logged value of a run's metric, or its score from the table of runs; NaN if there is none."""
         group, _, rest = name.partition("/")
         if group != "eval":
             return next((step[name] for step in reversed(run.steps) if name in step), math.nan)
@@ -274,14 +274,14 @@ class _Picture:
 
 
 def _rows(section: Section) -> Iterator[list[Panel]]:
-    """The panels of a section in rows of one kind of size; none of one that is closed."""
-    for side_by_side, group in groupby(section.panels, lambda panel: _SIDE_BY_SIDE.get(panel.kind, 4)):
+    """The panels of a section in rows of equal panel size; none for a collapsed section."""
+    for per_row, group in groupby(section.panels, lambda panel: _PER_ROW.get(panel.kind, 4)):
         panels = [] if section.details else list(group)
-        yield from (panels[start : start + side_by_side] for start in range(0, len(panels), side_by_side))
+        yield from (panels[start : start + per_row] for start in range(0, len(panels), per_row))
 
 
 def _height(row: Sequence[Panel]) -> float:
-    return _HIGH.get(row[0].kind, _ROW)
+    return _HEIGHTS.get(row[0].kind, _DEFAULT_HEIGHT)
 
 
 def _bar(axes: Axes, section: Section) -> None:
@@ -292,7 +292,7 @@ def _bar(axes: Axes, section: Section) -> None:
 
 
 def _line(axes: Axes, x: pd.Series | pd.Index, y: pd.Series, look: PlotStyle) -> None:
-    """The line of a loss, with some of its marks."""
+    """Draws the line of a loss, with a few markers."""
     axes.plot(x, y, **look.marker, linestyle=look.linestyle, markersize=3.5, markevery=max(1, len(y) // 6))
 
 
@@ -300,10 +300,10 @@ def _short(text: str) -> str:
     try:
         return f"{float(text):.4g}"
     except ValueError:
-        return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+        return text if len(text) <= _MAX_CHARACTERS else f"{text[: _MAX_CHARACTERS - 1]}…"
 
 
-def _say(axes: Axes, text: str) -> bool:
+def _note(axes: Axes, text: str) -> bool:
     axes.set(xticks=[], yticks=[])
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=MUTED)
     return True

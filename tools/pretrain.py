@@ -1,7 +1,7 @@
-"""Makes the tiny student or teacher: `python tools/pretrain.py student FOLDER`.
+"""Pretrains the tiny student or teacher: `python tools/pretrain.py student FOLDER`.
 
-Both learn sums with every step written out, from problems of reasoning-gym's `chain_sum` that belong to the
-"pretrain" split, which no rollout and no evaluation uses.
+Both learn to add step by step, from problems of reasoning-gym's `chain_sum` in the "pretrain" split, which is used
+neither for rollouts nor for evaluation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from losslens.sampling.local import generate_greedy
 
 SEED = 1
 DIFFICULTY = {"min_terms": 3, "max_terms": 6, "min_digits": 1, "max_digits": 1}
-SHARE = 0.8  # of the questions, kept for pretraining
+SHARE = 0.8  # share of the questions that is reserved for pretraining
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size of a tiny model and how long it is trained."""
+    """Size and training of a tiny model."""
 
     hidden_size: int
     layers: int
@@ -56,10 +56,10 @@ RECIPES = {
 
 
 def worked_solution(problem: Problem) -> str:
-    """The steps of a sum from left to right, then the answer in its tags.
+    """Returns the steps of a sum from left to right, then the answer in its tags.
 
     Example:
-        `4 - 7 + 8` gives `4 - 7 = -3`, `-3 + 8 = 5`, `<answer>5</answer>`, a line each.
+        `4 - 7 + 8` gives the lines `4 - 7 = -3`, `-3 + 8 = 5` and `<answer>5</answer>`.
     """
     first, *rest = re.findall(r"[+-]|\d+", problem.metadata["metadata"]["expression"])
     total, lines = int(first), []
@@ -72,7 +72,7 @@ def worked_solution(problem: Problem) -> str:
 
 
 def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with one token a digit: any text survives it, and the sums' own words are one token each."""
+    """Trains a byte-level BPE with one token per digit: lossless for any text, one token per word of the problems."""
     words = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -100,7 +100,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """An untrained Qwen3 with two query heads a key-value head."""
+    """Builds an untrained Qwen3 with two query heads per key-value head."""
     heads = recipe.hidden_size // 32
     return Qwen3ForCausalLM(
         Qwen3Config(
@@ -121,7 +121,7 @@ def make_model(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCa
 
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> Dataset:
-    """Prompt and worked solution of each problem; the prompt is masked out of the labels."""
+    """Tokenises the prompt and the worked solution of each problem; labels of the prompt are masked."""
     rows = []
     for problem in problems:
         prompt = encode_prompt(tokenizer, problem.prompt)
@@ -131,11 +131,11 @@ def tokenise(tokenizer: PreTrainedTokenizerFast, problems: list[Problem]) -> Dat
 
 
 def main() -> None:
-    """Trains one of the two, writes it and scores it."""
+    """Trains, saves and evaluates one of the two models."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("role", choices=sorted(RECIPES))
-    parser.add_argument("folder", type=Path, help="where the model and the tokenizer are written")
-    parser.add_argument("--problems", type=int, help="train on so many problems instead of the recipe's")
+    parser.add_argument("folder", type=Path, help="folder for the model and the tokenizer")
+    parser.add_argument("--problems", type=int, help="number of problems to train on, instead of the recipe's")
     args = parser.parse_args()
     recipe = RECIPES[args.role]
     source = ReasoningGym("chain_sum", DIFFICULTY, pretrain_share=SHARE)
@@ -170,18 +170,18 @@ def main() -> None:
         data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
     ).train()
 
-    # Shipped in bfloat16, as the large models are; it is the rounded model that is scored.
+    # Saved in bfloat16, like large models; the rounded model is the one that is evaluated.
     model.to(torch.bfloat16).save_pretrained(args.folder)
     tokenizer.save_pretrained(args.folder)
     model = Qwen3ForCausalLM.from_pretrained(args.folder, dtype=torch.float32).eval()
     held_out = source.problems("eval", 500, seed=2)
     completions = generate_greedy(model, tokenizer, [p.prompt for p in held_out], max_new_tokens=96, batch_size=128)
-    right = sum(
+    correct = sum(
         source.verifier(problem, completion.text).correct
         for problem, completion in zip(held_out, completions, strict=True)
     )
     print(completions[0].text)
-    print(f"{args.role}: {right} of {len(held_out)} held-out problems right, greedy", flush=True)
+    print(f"{args.role}: {correct} of {len(held_out)} held-out problems correct (greedy)", flush=True)
 
 
 if __name__ == "__main__":

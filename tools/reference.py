@@ -76,7 +76,7 @@ def _pairs(measures: Iterable[PairMeasure]) -> str:
 
 
 def _first(measure: Measure) -> tuple[str, str]:
-    unit = f" ({measure.unit})" * (measure.unit == "nats a token")
+    unit = f" ({measure.unit})" * (measure.unit == "nats per token")
     return f"`{measure.name}`", f"{measure.definition}{unit}"
 
 

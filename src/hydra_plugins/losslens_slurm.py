@@ -1,4 +1,4 @@
-"""`hydra/launcher=slurm`. Hydra looks for launchers in this package only; the work is done in `losslens.scheduling`."""
+"""Hydra plugin for `hydra/launcher=slurm`; Hydra finds plugins in this package only (see `losslens.scheduling`)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from omegaconf import DictConfig
 
 
 class SlurmLauncher(Launcher):
-    """Sends the jobs of a command line to Slurm instead of running them.
+    """Submits the jobs of a command line to Slurm instead of running them.
 
     Args:
-        wait: Whether to stay until the last one has ended, with one live table.
-        dry_run: Whether to say only what would be submitted.
+        wait: Wait until all jobs have ended, and show a live table.
+        dry_run: Only print what would be submitted.
     """
 
     def __init__(self, wait: bool, dry_run: bool) -> None:
@@ -26,23 +26,30 @@ class SlurmLauncher(Launcher):
         self.loader = hydra_context.config_loader
         self.task_function = task_function
         self.config = config
-        # Hydra's sweeper composes every job to check it, and throws the result away. Composing is what planning costs.
+        # Hydra's sweeper composes the configuration of every job for validation and discards it. Composing dominates
+        # the time of planning, so keep the results.
         self.composed: dict[tuple[str, ...], DictConfig] = {}
         compose = self.loader.load_sweep_config
 
         def keep(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-            config = self.composed[tuple(sweep_overrides)] = compose(master_config, sweep_overrides)
+            config: DictConfig = compose(master_config, sweep_overrides)
+            self.composed[tuple(sweep_overrides)] = config
             return config
 
         self.loader.load_sweep_config = keep
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from losslens.scheduling.slurm.launch import launch  # not when Hydra looks for plugins, which is at every start
+        from losslens.core.extras import require_extras  # imported late: Hydra loads plugins at every start
+
+        require_extras("slurm")
+        from losslens.scheduling.slurm.launch import launch
 
         configs = [
             self.composed.get(tuple(overrides)) or self.loader.load_sweep_config(self.config, list(overrides))
             for overrides in job_overrides
         ]
+        for config in configs:
+            self.task_function.require_packages(config)
         launch(
             self.task_function.script,
             configs,

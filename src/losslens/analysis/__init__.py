@@ -1,1 +1,1 @@
-"""From finished runs to tables: who is compared, what is measured (once, and kept), what it sums up to."""
+"""Analysis of finished runs: gathers the cohort, measures it (cached) and writes the tables."""

@@ -1,6 +1,6 @@
-"""Accuracies: of every run, of every pair on the same problems, and over seeds.
+"""Accuracies of runs, of pairs of runs on the same problems, and over seeds.
 
-What a comparison says is said of arms: see `losslens.analysis.arm_accuracy`.
+Verdicts are given on arms only: see `losslens.analysis.arm_accuracy`.
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ _LEVEL = 0.05
 _WHOLE_NUMBERS = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
 
 
-def benchmark_of(cohort: Cohort, asked: str | None) -> str | None:
-    """The benchmark whose outcomes are compared pair by pair; None when there are no runs, or no scores.
+def benchmark_of(cohort: Cohort, requested: str | None) -> str | None:
+    """Returns the benchmark on which pairs are compared; None without runs or scores.
 
     Raises:
-        InputError: The one asked for is one that a run was not scored on.
+        InputError: A run was not scored on the requested benchmark.
     """
     if cohort.first is None:
         return None
     scored = {member.name: cohort.scores.benchmarks(member.run) for member in cohort.members if member.run}
-    if asked is None and not any(scored.values()):
+    if requested is None and not any(scored.values()):
         return None
     common = sorted(set.intersection(*map(set, scored.values())))
-    if asked is None and not common:
-        cohort.left_out["accuracy of pairs"] = "no benchmark on which all runs were scored in one way"
+    if requested is None and not common:
+        cohort.left_out["accuracy of pairs"] = "there is no benchmark on which all runs were scored in the same way"
         return None
-    benchmark = asked or cohort.first.benchmark
-    if asked is None and benchmark not in common:
-        # Scored again on something else, since it was trained.
+    benchmark = requested or cohort.first.benchmark
+    if requested is None and benchmark not in common:
+        # Scored on another benchmark after training.
         if benchmark is not None:
             why = f"not all runs were scored on it; pairs are compared on {common[0]}"
             cohort.left_out[f"accuracy of pairs on {benchmark}"] = why
@@ -61,12 +61,17 @@ def benchmark_of(cohort: Cohort, asked: str | None) -> str | None:
     for name, known in scored.items():
         if benchmark not in known:
             which = ", ".join(known) or "no benchmark"
-            raise InputError(f"{name}: not scored on {benchmark}, so it does not compare; scored on {which}")
+            raise InputError(f"{name}: not scored on {benchmark}, only on {which}; it cannot be compared")
     return benchmark
 
 
 def run_table(cohort: Cohort, sizes: pd.DataFrame) -> pd.DataFrame:
-    """One row a run and benchmark, the base first, with the difference to the base; `sizes` by run, to stand beside."""
+    """Builds `runs.csv`: one row per run and benchmark, the base first.
+
+    Args:
+        cohort: The compared adapters.
+        sizes: The weight measures of each run.
+    """
     by_run = sizes.set_index("run")
     rows: list[dict[str, Any]] = []
     for base in cohort.bases:
@@ -74,19 +79,19 @@ def run_table(cohort: Cohort, sizes: pd.DataFrame) -> pd.DataFrame:
     for member in cohort.members:
         facts = {"method": "adapter"} if member.facts is None else _of_facts(member.facts)
         rows += _run_rows(cohort.scores, member.name, member.run, {**facts, **dict(by_run.loc[member.name])})
-    _hold_against_the_base(rows, cohort)
+    _compare_with_base(rows, cohort)
     rows += [{"run": run.name, **_of_facts(run.facts), "diverged": run.reason} for run in cohort.diverged]
     return pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype(_WHOLE_NUMBERS)
 
 
 def pair_table(cohort: Cohort, benchmark: str | None) -> pd.DataFrame:
-    """One row a pair of members: McNemar's counts and p and the difference; empty cells where one has no scores.
+    """Compares the accuracies of every two members: McNemar's counts and p, and difference; empty without scores.
 
-    The p are of two runs, and not corrected for their number; a verdict is one of two arms.
+    The p-values are for two runs and not corrected for their number; verdicts are given on arms only.
 
     Args:
-        cohort: What is compared.
-        benchmark: The problems.
+        cohort: The compared adapters.
+        benchmark: The benchmark; None leaves all cells empty.
     """
     outcomes = {
         member.name: by_problem(cohort.scores, member.run, benchmark)
@@ -105,7 +110,7 @@ def pair_table(cohort: Cohort, benchmark: str | None) -> pd.DataFrame:
 
 
 def midpoint_table(cohort: Cohort, midpoints: Mapping[Pair, pd.Series]) -> pd.DataFrame:
-    """The accuracy halfway between two runs, and that of both on the same problems of their own data, by pair."""
+    """Returns, for each pair, the accuracy at the midpoint and of both runs on the same problems of their data."""
     rows = []
     scores = {}
     if midpoints:
@@ -123,7 +128,7 @@ def midpoint_table(cohort: Cohort, midpoints: Mapping[Pair, pd.Series]) -> pd.Da
 
 
 def seed_table(cohort: Cohort, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a configuration and benchmark: how accuracy and norm spread over its seeds, where there are several."""
+    """Builds `seeds.csv`: the spread of accuracy and norm over the seeds of each configuration with several runs."""
     groups = {s.name: s.facts.configuration for s in cohort.members if s.facts}
     trained = runs[runs["run"].isin(groups) & runs["benchmark"].notna()]
     rows = []
@@ -152,11 +157,11 @@ def seed_table(cohort: Cohort, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def has_collapsed(correct: pd.Series, base: pd.Series | None) -> bool:
-    """Whether a run has fallen to nothing: to a tenth of the base's accuracy or less, and not by chance.
+    """True if a run collapsed: its accuracy is at most a tenth of the base's, and McNemar's exact p is at most .05.
 
     Args:
-        correct: Each problem's share of right samples.
-        base: The same of the untrained base. By chance is what McNemar's exact test gives a p above .05.
+        correct: The share of correct samples of each problem.
+        base: The same for the untrained base.
     """
     if base is None or not correct.mean() <= base.mean() / 10 < base.mean():
         return False
@@ -186,41 +191,36 @@ def _run_rows(scores: Scores, name: str, run: Run | None, facts: dict[str, Any])
     return rows or [{"run": name, **facts}]
 
 
-def _hold_against_the_base(rows: list[dict[str, Any]], cohort: Cohort) -> None:
-    """Fills the columns that begin with `base_`, the difference to the base and its interval over problems.
-
-    Says of runs whose accuracy has fallen to nothing that it has.
-    """
+def _compare_with_base(rows: list[dict[str, Any]], cohort: Cohort) -> None:
+    """Fills the `base_` columns: the difference to the base and its interval over problems; marks collapsed runs."""
     runs = {member.name: member.run for member in cohort.members if member.run}
-    for base in cohort.bases[:1]:  # of several sweeps each has scored the same one
+    for base in cohort.bases[:1]:  # all sweeps scored the same base
         for benchmark in cohort.scores.benchmarks(base.run):
             reference = by_problem(cohort.scores, base.run, benchmark)
             for row in rows:
                 run = runs.get(row["run"]) if row.get("benchmark") == benchmark else None
                 if run:
                     correct = by_problem(cohort.scores, run, benchmark)
-                    found = compared(row["run"], correct, "the base", reference)
-                    row["base_diff"] = found["accuracy_diff"]
-                    row |= {f"base_{end}": found[end] for end in ("diff_low", "diff_high")}
+                    comparison = compared(row["run"], correct, "the base", reference)
+                    row["base_diff"] = comparison["accuracy_diff"]
+                    row |= {f"base_{end}": comparison[end] for end in ("diff_low", "diff_high")}
                     if has_collapsed(correct, reference):
-                        row["diverged"] = (
-                            f"accuracy fell to {row['accuracy']:.1%}, from the base's {reference.mean():.1%}"
-                        )
+                        row["diverged"] = f"accuracy fell to {row['accuracy']:.1%} (base: {reference.mean():.1%})"
 
 
 def by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:
-    """Each problem's share of right samples, by its id."""
+    """Returns the share of correct samples of each problem, by problem id."""
     return read_outcomes(scores.file(run, benchmark)).groupby("problem_id")["correct"].mean()
 
 
 def compared(a: str, first: pd.Series, b: str, second: pd.Series) -> dict[str, Any]:
-    """Two runs' outcomes by problem, as columns of `pairs.csv`.
+    """Compares the outcomes of two runs by problem; returns columns of `pairs.csv`.
 
     Raises:
-        InputError: They are of different problems.
+        InputError: The runs were scored on different problems.
     """
     if set(first.index) != set(second.index):
-        raise InputError(f"{a} and {b}: not scored on the same problems; they do not compare")
+        raise InputError(f"{a} and {b}: not scored on the same problems; they cannot be compared")
     x, y = first.to_numpy(), second.reindex(first.index).to_numpy()
     test = mcnemar(x, y)
     low, high = bootstrap_difference(x, y)

@@ -1,4 +1,4 @@
-"""The learning-rate-matched comparison: one row an arm, averaged over its seeds, beside SFT, usual DPO and the base."""
+"""Summary of arms, averaged over seeds and compared with SFT, conventional DPO and the base."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _AGAINST = ("diff", "diff_low", "diff_high", "p", "p_holm", "verdict")
 
 
 def _columns_of(measure: PairMeasure, to: str) -> dict[str, str]:
-    """The columns of one measure against another arm, each with the column of `arm_pairs.csv` that it is."""
+    """Maps the columns of a measure against another arm to those of `arm_pairs.csv`."""
     return {f"{measure.name}_to_{to}{end}": f"{measure.name}{end}" for end in measure.endings}
 
 
@@ -43,14 +43,14 @@ _COUNTS = ("seeds", "diverged", "collapsed", "repeats", "n")
 
 
 @dataclass(frozen=True)
-class Tabled:
-    """What the arms are told by.
+class SummaryTables:
+    """Tables from which the summary is built.
 
     Attributes:
-        runs: One row a run, with its sizes.
-        arm_pairs: One row for every two arms, and for each and itself, with measures and accuracies.
-        outcomes: Of each arm each problem's share right, one column a run; the base is one of them.
-        benchmark: What these are of.
+        runs: One row per run, with its weight measures.
+        arm_pairs: One row for every two arms, and for each arm with itself, with measures and accuracies.
+        outcomes: For each arm (and the base), the share of correct answers by problem, one column per run.
+        benchmark: The benchmark of the outcomes.
     """
 
     runs: pd.DataFrame
@@ -59,53 +59,53 @@ class Tabled:
     benchmark: str | None
 
     def between(self, arm: Arm, other: str | None) -> Mapping[str, Any]:
-        """The row of two arms, the accuracy that of `arm` over the other; empty where they were not compared."""
+        """Returns the row of two arms, oriented so that `arm` comes first; empty if they were not compared."""
         a, b = self.arm_pairs["arm_a"], self.arm_pairs["arm_b"]
         name = arm.name()
-        found = self.arm_pairs[((a == name) & (b == other)) | ((a == other) & (b == name))]
-        return _turned(found.iloc[0].to_dict(), name) if len(found) else {}
+        rows = self.arm_pairs[((a == name) & (b == other)) | ((a == other) & (b == name))]
+        return _oriented(rows.iloc[0].to_dict(), name) if len(rows) else {}
 
 
-def arm_summary_table(arms: Sequence[Arm], reference: ComparedAdapter, tabled: Tabled) -> pd.DataFrame:
-    """One row an arm and name of its learning rate; the rows of a second name say in `alias_of` whose runs they are.
+def arm_summary_table(arms: Sequence[Arm], reference: ComparedAdapter, tables: SummaryTables) -> pd.DataFrame:
+    """Builds `arms.csv`: one row per arm and name of its learning rate; `alias_of` marks rows of a second name.
 
-    Sizes are means over the runs of an arm, with their standard deviation. What compares two arms is their row of
-    `arm_pairs.csv`, and what an arm shows with itself its repeats. Accuracies are each problem's share of right answers
-    over the arm's runs, so tests and intervals are about problems, not about seeds; the spread over seeds stands beside
-    them.
+    Weight measures are means over the runs of an arm, with standard deviations. Comparisons of two arms come from their
+    row of `arm_pairs.csv`, and repeats from the row of an arm with itself. Accuracies are shares of correct answers by
+    problem over the arm's runs, so tests and intervals are over problems, not over seeds; the spread over seeds is
+    given as well.
     """
     sft_arms = [arm for arm in arms if arm.method == "sft" and arm.members]
     rate = reference.facts.learning_rate if reference.facts else None
-    base = tabled.outcomes.get(BASE)
+    base = tables.outcomes.get(BASE)
     rows = []
     for arm in arms:
         sft = nearest(arm, sft_arms, rate)
-        alike = [o for o in sft_arms if o.learning_rate == arm.learning_rate and arm.distance(o) == 0]
-        row = _facts(arm) | _spread(tabled.runs[tabled.runs["run"].isin([run.name for run in arm.members])], _SIZES)
-        own = tabled.between(arm, arm.name())
-        beside = tabled.between(arm, sft.name() if sft else None)
+        matched = [o for o in sft_arms if o.learning_rate == arm.learning_rate and arm.distance(o) == 0]
+        row = _facts(arm) | _spread(tables.runs[tables.runs["run"].isin([run.name for run in arm.members])], _SIZES)
+        own = tables.between(arm, arm.name())
+        to_sft = tables.between(arm, sft.name() if sft else None)
         row |= {"cosine_repeat": own.get("cosine"), "sft": sft.name() if sft else ""}
-        row |= {name: beside.get(name) for name in ("pairing", "repeats", "repeat_kind")}
-        row |= {name: beside.get(column) for name, column in _SFT.items()}
-        row |= {"cosine_to_sft_same_rate": tabled.between(arm, alike[0].name()).get("cosine") if alike else None}
+        row |= {name: to_sft.get(name) for name in ("pairing", "repeats", "repeat_kind")}
+        row |= {name: to_sft.get(column) for name, column in _SFT.items()}
+        row |= {"cosine_to_sft_same_rate": tables.between(arm, matched[0].name()).get("cosine") if matched else None}
         dpo = _usual_dpo(arm, arms)
-        to_dpo = tabled.between(arm, dpo.name() if dpo else None)
+        to_dpo = tables.between(arm, dpo.name() if dpo else None)
         row |= {name: to_dpo.get(column) for name, column in _DPO.items()}
-        row |= _accuracy(tabled.outcomes.get(arm.name()), tabled.benchmark, base)
-        row |= _against("base", tabled.between(arm, BASE)) | ({} if sft is arm else _against("sft", beside))
+        row |= _accuracy(tables.outcomes.get(arm.name()), tables.benchmark, base)
+        row |= _against("base", tables.between(arm, BASE)) | ({} if sft is arm else _against("sft", to_sft))
         rows.append(row)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table = pd.concat([table, *(_again(row, arm) for row, arm in zip(rows, arms, strict=True))], ignore_index=True)
+    table = pd.concat([table, *(_aliases(row, arm) for row, arm in zip(rows, arms, strict=True))], ignore_index=True)
     return table.astype(dict.fromkeys(_COUNTS, "Int64"))
 
 
-def _turned(row: dict[str, Any], arm: str) -> dict[str, Any]:
-    """The row with `arm` first; of the measures all are the same both ways but the difference in accuracy."""
+def _oriented(row: dict[str, Any], arm: str) -> dict[str, Any]:
+    """Returns the row with `arm` first; only the difference in accuracy depends on the order."""
     if row["arm_a"] == arm:
         return row
     row |= {"accuracy_diff": -row["accuracy_diff"], "diff_low": -row["diff_high"], "diff_high": -row["diff_low"]}
-    said = row["accuracy_verdict"]
-    return row | {"accuracy_verdict": {"better": "worse", "worse": "better"}.get(said, said)}
+    verdict = row["accuracy_verdict"]
+    return row | {"accuracy_verdict": {"better": "worse", "worse": "better"}.get(verdict, verdict)}
 
 
 def _facts(arm: Arm) -> dict[str, Any]:
@@ -122,8 +122,8 @@ def _facts(arm: Arm) -> dict[str, Any]:
     }
 
 
-def _again(row: Mapping[str, Any], arm: Arm) -> pd.DataFrame:
-    """The same runs once more under each other name of their learning rate."""
+def _aliases(row: Mapping[str, Any], arm: Arm) -> pd.DataFrame:
+    """Repeats the row under each further name of the arm's learning rate."""
     others = [{**row, "arm": arm.name(lr), "lr": lr, "alias_of": row["arm"]} for lr in arm.learning_rates[1:]]
     return pd.DataFrame(others, columns=list(COLUMNS))
 
@@ -138,7 +138,7 @@ def _spread(rows: pd.DataFrame, measures: Sequence[str]) -> dict[str, float]:
 
 
 def _usual_dpo(arm: Arm, arms: Sequence[Arm]) -> Arm | None:
-    """DPO at its conventional rate; where the sweep has several, its usual β and loss count."""
+    """Returns DPO at its conventional rate; of several, the one with the usual β and loss."""
     candidates = [other for other in arms if other.method == "dpo" and other.members and other.at_conventional_rate]
     usual = {"method.beta": 0.1, "method.loss_type": "sigmoid"}
     candidates.sort(key=lambda other: (not usual.items() <= other.values.items(), other.base_rate != arm.base_rate))

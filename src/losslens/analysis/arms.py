@@ -1,4 +1,4 @@
-"""The arms of a comparison: runs that differ in their seeds only, and the SFT run that each is held against."""
+"""Arms: runs that differ only in their seeds, and the SFT arm or run that each is compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from losslens.analysis.pairs import Pair
 from losslens.core.errors import InputError
 from losslens.runs.run import arm_of
 
-# What does not tell the arms of one method and rate apart, or is told by other columns.
+# Keys that do not distinguish arms of one method and learning rate, or that have their own columns.
 _NOT_SETTINGS = ("format", "seed", "init_seed", "method.name", "learning_rate")
 
 
@@ -22,11 +22,12 @@ class Arm:
     """One configuration and its runs.
 
     Attributes:
-        facts: The manifest of one of them.
-        settings: What tells it from the other arms of its method and `lr`, for example `method.beta=0.3`; may be empty.
-        learning_rates: Names of the `lr` that give its learning rate, its own first.
-        members: Its runs that have an end.
-        diverged: Those that have none.
+        facts: The manifest of one of its runs.
+        settings: Settings that distinguish it from other arms of its method and `lr`, such as `method.beta=0.3`; may be
+            empty.
+        learning_rates: Names of the `lr` options that give its learning rate, its own first.
+        members: Its finished runs.
+        diverged: Its runs that diverged.
     """
 
     facts: StartedFacts
@@ -42,7 +43,7 @@ class Arm:
 
     @property
     def lr(self) -> str:
-        """The name under which its learning rate was asked for."""
+        """The name of its `lr` option."""
         return self.facts.config.lr.name
 
     @property
@@ -52,44 +53,44 @@ class Arm:
 
     @property
     def base_rate(self) -> float:
-        """The rate that its own is a multiple of."""
+        """The base learning rate (`lr.peak`), of which its own is a multiple."""
         return self.facts.config.lr.peak
 
     @property
     def at_conventional_rate(self) -> bool:
-        """Whether its rate is the usual one of its loss, whatever it was asked for as."""
+        """True if its learning rate is the conventional one of its loss, whatever its `lr` option."""
         usual = self.facts.config.lr.model_copy(update={"factor": None})
         return self.learning_rate == usual.of(self.facts.conventional_lr_scale)
 
     @property
     def sweeps(self) -> set[str]:
-        """The sweeps that hold its runs, by what stands before their names when there are several."""
+        """The sweeps of its runs, from the prefixes of their names; one empty name if there is a single sweep."""
         runs: list[ComparedAdapter | Diverged] = [*self.members, *self.diverged]
         return {run.name.rpartition("/")[0] for run in runs}
 
     @property
     def values(self) -> dict[str, Any]:
-        """All that decides its runs but the seeds, flat."""
+        """All settings of its runs except the seeds, flattened."""
         return dict(_flat(self.facts.settings))
 
     @property
     def on_any_data(self) -> str:
-        """What it has in common with the arms that differ from it in their rollouts only, as a hash."""
+        """Hash shared by arms that differ only in their rollouts."""
         return arm_of({key: value for key, value in self.facts.identity.items() if key != "rollouts"})
 
     def name(self, lr: str | None = None) -> str:
-        """`dpo-matched`, with its settings where there are others like it."""
+        """Returns `dpo-matched`, followed by the settings that distinguish it from similar arms."""
         return " ".join(part for part in (f"{self.method}-{lr or self.lr}", self.settings) if part)
 
     def distance(self, other: Arm) -> int:
-        """In how many settings, other than method and rate, it differs from `other`."""
+        """Counts the settings, other than method and learning rate, in which it differs from `other`."""
         ours, theirs = self.values, other.values
         keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("method.")} - set(_NOT_SETTINGS)
         return sum(ours.get(key) != theirs.get(key) for key in keys)
 
 
 def arms_of(cohort: Cohort) -> list[Arm]:
-    """The arms of all runs, in the order of the tables."""
+    """Groups all runs into arms, in the order of the tables."""
     by_configuration: dict[str, Arm] = {}
     for member in cohort.members:
         if member.facts is not None:
@@ -98,24 +99,24 @@ def arms_of(cohort: Cohort) -> list[Arm]:
         by_configuration.setdefault(run.facts.configuration, Arm(run.facts)).diverged.append(run)
     arms = list(by_configuration.values())
     for arm in arms:
-        alike = [other for other in arms if (other.method, other.lr) == (arm.method, arm.lr)]
-        arm.settings = _settings(arm, alike)
+        similar = [other for other in arms if (other.method, other.lr) == (arm.method, arm.lr)]
+        arm.settings = _settings(arm, similar)
     for arm in arms:
         arm.learning_rates = [arm.lr, *_other_names(arm, arms)]
     return arms
 
 
 def arm_names(arms: Sequence[Arm], cohort: Cohort) -> dict[str, str]:
-    """For each run's name that of its arm; an adapter made elsewhere is one of its own.
+    """Maps the name of each run to that of its arm; an external adapter is its own arm.
 
     Raises:
-        InputError: Such an adapter is called like an arm, whose runs it would join.
+        InputError: An external adapter has the name of an arm.
     """
     names = {member.name: member.name for member in cohort.members}
     taken = {arm.name(lr) for arm in arms for lr in arm.learning_rates}
     for member in cohort.members:
         if member.facts is None and member.name in taken:
-            raise InputError(f"adapters.{member.name}: a loss of the runs is called so already")
+            raise InputError(f"adapters.{member.name}: the name is already taken by a loss of the runs")
     for arm in arms:
         runs: list[ComparedAdapter | Diverged] = [*arm.members, *arm.diverged]
         names |= {run.name: arm.name() for run in runs}
@@ -123,12 +124,12 @@ def arm_names(arms: Sequence[Arm], cohort: Cohort) -> dict[str, str]:
 
 
 def sft_partners(arms: Sequence[Arm], reference: ComparedAdapter) -> dict[str, ComparedAdapter]:
-    """For each run's name the SFT run it is held against where a measure is taken of chosen pairs only.
+    """Maps the name of each run to the SFT run it is compared with by measures of chosen pairs.
 
-    Of the SFT arm that was trained in all else most as the run's; where several are as near, the one at the reference's
-    learning rate.
+    The SFT run comes from the SFT arm whose other settings are nearest to those of the run's arm; of several, the one
+    at the reference's learning rate.
     """
-    found = {}
+    partners = {}
     candidates = [arm for arm in arms if arm.method == "sft" and arm.members]
     for arm in arms:
         sft = nearest(arm, candidates, reference.facts.learning_rate if reference.facts else None)
@@ -136,18 +137,18 @@ def sft_partners(arms: Sequence[Arm], reference: ComparedAdapter) -> dict[str, C
         for run in runs:
             other = partner(run, sft)
             if other:
-                found[run.name] = other
-    return found
+                partners[run.name] = other
+    return partners
 
 
 def nearest(arm: Arm, candidates: Iterable[Arm], learning_rate: float | None) -> Arm | None:
-    """The candidate that was trained most as `arm` was; of several the first at `learning_rate`."""
+    """Returns the candidate with the fewest settings different from `arm`; of several, the first at `learning_rate`."""
     ordered = sorted(candidates, key=lambda other: (arm.distance(other), other.learning_rate != learning_rate))
     return ordered[0] if ordered else None
 
 
 def repeats(arm: Arm) -> list[Pair]:
-    """Pairs of the arm's own runs that started from one initial adapter."""
+    """Returns the pairs of the arm's runs that share their initial adapter."""
     return [
         (a.name, b.name)
         for number, a in enumerate(arm.members)
@@ -157,9 +158,9 @@ def repeats(arm: Arm) -> list[Pair]:
 
 
 def partner(run: ComparedAdapter | Diverged, arm: Arm | None) -> ComparedAdapter | None:
-    """The run of `arm` at the next seed from the same initial adapter; where there is none, that of both its seeds.
+    """Returns the run of `arm` at the next seed with the same initial adapter, or else the run of the same seeds.
 
-    The next, and after the last the first, so that of n seeds each run has one partner whose batches are others.
+    Seeds wrap around, so with n seeds each run has one partner with different batches.
     """
     if arm is None or run.facts is None:
         return None
@@ -172,26 +173,26 @@ def partner(run: ComparedAdapter | Diverged, arm: Arm | None) -> ComparedAdapter
     return next((s for s in arm.members if s.name in facts and facts[s.name].seeds == run.facts.seeds), None)
 
 
-def _settings(arm: Arm, alike: Sequence[Arm]) -> str:
-    values = [other.values for other in alike]
-    keys = sorted({key for each in values for key in each} - set(_NOT_SETTINGS[:-1]))
-    differing = [key for key in keys if len({repr(each.get(key)) for each in values}) > 1]
+def _settings(arm: Arm, similar: Sequence[Arm]) -> str:
+    settings = [other.values for other in similar]
+    keys = sorted({key for values in settings for key in values} - set(_NOT_SETTINGS[:-1]))
+    differing = [key for key in keys if len({repr(values.get(key)) for values in settings}) > 1]
     return " ".join(f"{key}={_shortened(arm.values.get(key))}" for key in differing)
 
 
 def _shortened(value: Any) -> str:
-    """A hash by its first digits."""
+    """Shortens a hash to its first 8 digits."""
     text = str(value)
     return text[:8] if re.fullmatch(r"[0-9a-f]{40,}", text) else text
 
 
 def _other_names(arm: Arm, arms: Sequence[Arm]) -> list[str]:
-    """Names of other `lr` of its sweep that mean this arm's rate for its method: one run is trained for all of them."""
-    beside = [other for other in arms if other.base_rate == arm.base_rate and other.sweeps & arm.sweeps]
-    taken = {other.lr for other in beside if (other.method, other.settings) == (arm.method, arm.settings)}
-    asked = {other.lr: other.facts.config.lr for other in beside}
+    """Returns the other `lr` options of the sweep that give this arm's learning rate, so that they share its runs."""
+    siblings = [other for other in arms if other.base_rate == arm.base_rate and other.sweeps & arm.sweeps]
+    taken = {other.lr for other in siblings if (other.method, other.settings) == (arm.method, arm.settings)}
+    options = {other.lr: other.facts.config.lr for other in siblings}
     scale = arm.facts.conventional_lr_scale
-    return sorted(name for name, lr in asked.items() if name not in taken and lr.of(scale) == arm.learning_rate)
+    return sorted(name for name, lr in options.items() if name not in taken and lr.of(scale) == arm.learning_rate)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:

@@ -1,4 +1,4 @@
-"""What was measured before: arrays in files named after all that decides them, so that nothing is measured twice."""
+"""Cache of measurements: arrays in files named by the hash of everything that determines them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from losslens.core.files import atomic_file
 from losslens.core.hashing import hash_json
 
-# Raised when the same inputs begin to give other numbers.
+# Incremented when the same inputs give different numbers.
 _VERSION = 3
 
 Arrays = dict[str, np.ndarray]
@@ -21,16 +21,16 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of arrays; it may be deleted at any time.
+    """A folder of cached arrays; it may be deleted at any time.
 
     Args:
-        folder: Where.
+        folder: The folder.
     """
 
     folder: Path
 
     def load(self, kind: str, key: Any, names: Iterable[str]) -> Arrays | None:
-        """The arrays called `names` that were saved under `key`; None when none were, or they are damaged."""
+        """Loads the arrays `names` saved under `key`; None if missing or damaged."""
         try:
             with self._file(kind, key).open("rb") as file, np.load(file, allow_pickle=False) as content:
                 return {name: content[name] for name in names}
@@ -38,7 +38,7 @@ class Cache:
             return None
 
     def save(self, kind: str, key: Any, arrays: Arrays) -> None:
-        """Keeps `arrays` under `key`: all that decides them, as plain values."""
+        """Saves `arrays` under `key`, plain values that determine them completely."""
         with atomic_file(self._file(kind, key)) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
 

@@ -1,4 +1,4 @@
-"""Who is compared: finished runs, adapters made elsewhere, and what forbids to compare them."""
+"""The compared adapters: finished runs and external adapters, with checks that they can be compared."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from losslens.runs.integrity import require_recorded_outcomes
 from losslens.runs.run import Run, recorded_adapter_hash, runs_of
 from losslens.updates.folder import open_adapter
 
-_ADVICE = "they do not compare; put them into different sweeps"
+_ADVICE = "they cannot be compared; put them into different sweeps"
 
 
 @dataclass(frozen=True)
 class Base:
-    """The untrained base, as a sweep scored it."""
+    """The untrained base, as scored in a sweep."""
 
     name: str
     run: Run
@@ -35,15 +35,15 @@ class Base:
 
 @dataclass(frozen=True)
 class ComparedAdapter:
-    """One adapter among those compared.
+    """One of the compared adapters.
 
     Attributes:
-        name: What it is called in the tables.
+        name: Its name in the tables.
         adapter: Its folder.
         sha256: Hash of its weights and its configuration.
-        initial: Folder of the adapter it started from, where that is known and still there.
-        run: The run that made it; None for one made elsewhere.
-        facts: The run's manifest; None for one made elsewhere.
+        initial: Folder of the adapter it started from; None if unknown or deleted.
+        run: The run that trained it; None for an external adapter.
+        facts: The run's manifest; None for an external adapter.
     """
 
     name: str
@@ -56,13 +56,13 @@ class ComparedAdapter:
 
 @dataclass(frozen=True)
 class Diverged:
-    """A run without an end.
+    """A run that diverged and has no final adapter.
 
     Attributes:
-        name: What it is called in the tables.
-        run: Its folder.
+        name: Its name in the tables.
+        run: The run.
         facts: Its manifest.
-        reason: What was no longer finite, and when.
+        reason: What became non-finite, and at which step.
     """
 
     name: str
@@ -73,17 +73,17 @@ class Diverged:
 
 @dataclass(frozen=True)
 class Cohort:
-    """All that an analysis compares.
+    """The adapters that an analysis compares.
 
     Attributes:
         members: The adapters, in the order of the tables.
         modules: Names of the adapted modules, the same in all.
         shapes: (out, in) of each module.
-        ranks: Of each member the ranks of its modules.
-        bases: The untrained base, once a sweep.
-        scores: The outcomes of all of them.
-        diverged: Runs that have nothing to compare: they stand in the tables, and in no average.
-        left_out: What is not compared, and why.
+        ranks: For each member, the ranks of its modules.
+        bases: The untrained base, once per sweep.
+        scores: The outcomes of members and bases.
+        diverged: Runs that diverged; they are listed in the tables but not averaged.
+        left_out: What is not compared, with the reasons.
     """
 
     members: list[ComparedAdapter]
@@ -107,26 +107,26 @@ class Cohort:
 
     @property
     def first(self) -> RunFacts | None:
-        """The manifest of the first run: base, rollouts and problems are those of all. None when there are no runs."""
+        """The manifest of the first run, whose base, rollouts and problems are those of all; None without runs."""
         return next((member.facts for member in self.members if member.facts), None)
 
     @property
     def base_name(self) -> str:
-        """What the untrained base is called in the tables."""
+        """The name of the untrained base in the tables."""
         return self.bases[0].name if self.bases else "base"
 
 
 @dataclass
 class SweepContents:
-    """What lies in the folders of some sweeps.
+    """The contents of some sweeps.
 
     Attributes:
         members: The finished runs.
-        bases: The untrained base, once a sweep.
+        bases: The untrained base, once per sweep.
         diverged: Runs that diverged.
-        taken: Names that no adapter made elsewhere may have.
-        nothing: What is wrong where there is no member, nor an adapter made elsewhere.
-        left_out: What is not compared, and why.
+        taken: Names not available to external adapters.
+        nothing: The error message if there are neither members nor external adapters.
+        left_out: What is not compared, with the reasons.
     """
 
     members: list[ComparedAdapter]
@@ -138,16 +138,16 @@ class SweepContents:
 
 
 def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts"] | None) -> SweepContents:
-    """The runs of `sweeps`, those that are finished and those that are not.
+    """Finds the runs of `sweeps`, finished or not.
 
     Args:
-        output_dir: Where the sweeps lie.
+        output_dir: The folder of the sweeps.
         sweeps: Their names.
         across: What the runs may differ in.
 
     Raises:
-        InputError: There is no such sweep, a finished run's adapter is not the one that was trained, or two runs do not
-            compare (base, rollouts).
+        InputError: There is no such sweep, a finished run's adapter is not the one that was trained, or two runs cannot
+            be compared (base, rollouts).
     """
     runs = {_name(run, len(sweeps) > 1): run for sweep in sweeps for run in runs_of(output_dir, sweep)}
     left_out = _without_status(output_dir, sweeps)
@@ -167,8 +167,8 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
     ]
     trained = {name: run for name, run in finished.items() if not run.name.startswith("base-")}
     not_yet = len(left_out) - len(diverged)
-    why = [f"{not_yet} are not"] * bool(not_yet) + [f"{len(diverged)} diverged"] * bool(diverged)
-    nothing = f"sweep={','.join(sweeps)}: no run is completed" + f" ({', '.join(why)})" * bool(why)
+    why = [f"{not_yet} not completed"] * bool(not_yet) + [f"{len(diverged)} diverged"] * bool(diverged)
+    nothing = f"sweep={','.join(sweeps)}: no completed run" + f" ({', '.join(why)})" * bool(why)
     members = [
         _of_run(name, run, output_dir, left_out)
         for name, run in tqdm(trained.items(), desc="gathering", unit="run", leave=False, disable=not trained)
@@ -176,20 +176,20 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
     _require_comparable([*members, *diverged], bases, across)
     once = {(run.facts.configuration, run.facts.seeds): run for run in reversed(diverged)}
     if not sweeps:
-        nothing = "sweep=null: name adapters={name: folder, …} to compare"
+        nothing = "sweep=null: give adapters={name: folder, …} to compare"
     return SweepContents(members, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out)
 
 
-def gather_cohort(found: SweepContents, adapters: Mapping[str, Path]) -> Cohort:
-    """The runs that were found and the folders in `adapters`, once it is sure that they compare.
+def gather_cohort(contents: SweepContents, adapters: Mapping[str, Path]) -> Cohort:
+    """Joins the runs of some sweeps and the external `adapters`, after checking that they can be compared.
 
     Raises:
-        InputError: There is nothing to compare; two things do not compare (modules, shapes, problems differ); outcomes
-            are not of what they stand beside, or are damaged.
+        InputError: There is nothing to compare; two adapters cannot be compared (modules, shapes or problems differ);
+            outcomes belong to another adapter, or are damaged.
     """
-    members, bases, left_out = found.members, found.bases, found.left_out
+    members, bases, left_out = contents.members, contents.bases, contents.left_out
     if not members and not adapters:
-        raise InputError(found.nothing)
+        raise InputError(contents.nothing)
     _require_own_outcomes(members, bases, left_out)
     scores = scores_of_runs([*(base.run for base in bases), *(member.run for member in members if member.run)])
     for benchmark in sorted(
@@ -199,37 +199,37 @@ def gather_cohort(found: SweepContents, adapters: Mapping[str, Path]) -> Cohort:
             left_out[f"comparison with the base on {benchmark}"] = "the base was not scored on it"
     members = _distinct(members, left_out)
     for name, folder in adapters.items():
-        if name in found.taken:
-            raise InputError(f"adapters.{name}: a run or the base is called so already")
+        if name in contents.taken:
+            raise InputError(f"adapters.{name}: the name is already taken by a run or the base")
         sha256 = hash_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
         members.append(ComparedAdapter(name, folder, sha256))
     modules, shapes, ranks = _shapes(members)
-    return Cohort(members, modules, shapes, ranks, bases, scores, found.diverged, left_out)
+    return Cohort(members, modules, shapes, ranks, bases, scores, contents.diverged, left_out)
 
 
 def _name(run: Run, several: bool) -> str:
-    """What a run is called in the tables: its folder, after its sweep's name when there are several sweeps."""
+    """Returns the name of a run in the tables: its folder, prefixed by its sweep if there are several."""
     return f"{run.folder.parent.name}/{run.name}" if several else run.name
 
 
 def _without_status(output_dir: Path, sweeps: Sequence[str]) -> dict[str, str]:
-    """Folders that would be runs if they had a status."""
+    """Returns folders with an adapter but without a status."""
     missing = {}
     for sweep in sweeps:
         for folder in sorted((output_dir / sweep).iterdir()):
             if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
                 raise InputError(f"{folder}: cannot be read")
             if (folder / "adapter").is_dir() and not (folder / "status.json").exists():
-                missing[_name(Run(folder), len(sweeps) > 1)] = "no status.json in it"
+                missing[_name(Run(folder), len(sweeps) > 1)] = "no status.json"
     return missing
 
 
 def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> ComparedAdapter:
     facts = read_facts(run, RunFacts)
     if not run.is_trained():
-        raise InputError(f"{run.folder}: no finished adapter in it")
+        raise InputError(f"{run.folder}: no finished adapter")
     if run.status.get("adapter_sha256") != facts.adapter_sha256:
-        raise InputError(f"{run.folder}: the adapter_sha256 in status.json is not that of its adapter")
+        raise InputError(f"{run.folder}: the adapter_sha256 in status.json does not match its adapter")
     initial = None
     try:
         initial = _initial(output_dir / "init" / facts.initial_adapter.folder, facts.initial_adapter.sha256)
@@ -248,7 +248,7 @@ def _initial(folder: Path, sha256: str) -> Path:
 def _require_comparable(
     runs: Sequence[ComparedAdapter | Diverged], bases: Sequence[Base], across: Literal["rollouts"] | None
 ) -> None:
-    """Refuses runs of another base or other rollouts than the first one's."""
+    """Rejects runs whose base or rollouts differ from those of the first run."""
     trained = [(run.name, run.facts) for run in runs if run.facts]
     for name, facts in trained:
         first_name, first = trained[0]
@@ -258,32 +258,32 @@ def _require_comparable(
         ):
             if value != other and what != across:
                 advice = f"{_ADVICE}, or allow_different=rollouts" if what == "rollouts" else _ADVICE
-                raise InputError(f"{name}: another {what} than {first_name}; {advice}")
+                raise InputError(f"{name}: different {what} than {first_name}; {advice}")
     for base in bases:
         if trained and base.facts.base != trained[0][1].base:
             raise InputError(f"{base.name}: not the base of {trained[0][0]}; {_ADVICE}")
 
 
 def _require_own_outcomes(members: Sequence[ComparedAdapter], bases: Sequence[Base], left_out: dict[str, str]) -> None:
-    """Refuses outcomes that were changed, are gone, or are not of the run, or the point on its way, where they lie."""
-    everyone = [(base.name, base.run, model_fingerprint(base.facts.base, None)) for base in bases]
-    everyone += [
+    """Rejects outcomes that were changed or deleted, or that belong to another run or snapshot."""
+    models = [(base.name, base.run, model_fingerprint(base.facts.base, None)) for base in bases]
+    models += [
         (member.name, member.run, model_fingerprint(member.facts.base, member.facts.adapter_sha256))
         for member in members
         if member.run and member.facts
     ]
-    for name, run, scored in everyone:
+    for name, run, scored in models:
         if not require_recorded_outcomes(run.folder) and any(run.folder.glob("eval/*.parquet")):
-            left_out[f"a check of the outcomes of {name}"] = "its manifest is from before their hashes were kept"
+            left_out[f"a check of the outcomes of {name}"] = "its manifest has no hashes of them (older version)"
         for file in sorted(run.folder.glob("eval/*.parquet")):
             if recorded_model_fingerprint(file) != scored:
-                raise InputError(f"{file}: not the answers of {name}; delete it, and the same command scores it again")
+                raise InputError(f"{file}: not the answers of {name}; delete the file and score the run again")
 
 
 def _distinct(members: Sequence[ComparedAdapter], left_out: dict[str, str]) -> list[ComparedAdapter]:
-    """Each run once, though several sweeps may hold it: twice it would count twice in every family of tests.
+    """Removes duplicates of runs that several sweeps contain, which would count twice in every family of tests.
 
-    Two losses may well end in one adapter, as SFT and RFT do where all rollouts are right: those are two runs.
+    Two losses may end in the same adapter, as SFT and RFT do if all rollouts are correct; these remain two runs.
     """
     kept: dict[tuple[Any, ...], ComparedAdapter] = {}
     for member in members:
@@ -295,7 +295,7 @@ def _distinct(members: Sequence[ComparedAdapter], left_out: dict[str, str]) -> l
 
 
 def _shapes(members: Sequence[ComparedAdapter]) -> tuple[list[str], list[tuple[int, int]], dict[str, list[int]]]:
-    """The adapted modules, their shapes, and of each member their ranks."""
+    """Returns the adapted modules, their shapes, and for each member their ranks."""
     first = members[0]
     ranks = {}
     shapes: dict[str, tuple[int, int]] = {}
@@ -304,16 +304,16 @@ def _shapes(members: Sequence[ComparedAdapter]) -> tuple[list[str], list[tuple[i
             shapes = shapes or adapter.shapes
             for module in sorted(shapes.keys() ^ adapter.shapes.keys()):
                 raise InputError(
-                    f"{member.name}: other modules are adapted than in {first.name} (one of them has {module}, the "
-                    "other has not); they do not compare"
+                    f"{member.name}: adapts different modules than {first.name} (only one of them has {module}); they "
+                    "cannot be compared"
                 )
             for module, shape in adapter.shapes.items():
                 if shape != shapes[module]:
                     raise InputError(
-                        f"{member.name}: {module} is {_times(shape)}, in {first.name} it is {_times(shapes[module])}; "
-                        "they do not compare"
+                        f"{member.name}: {module} is {_times(shape)}, but {_times(shapes[module])} in {first.name}; "
+                        "they cannot be compared"
                     )
-            # Two snapshots put together have twice the rank, though both lie in about the same few dimensions.
+            # An interpolation of two snapshots has twice the rank, though both lie in about the same few dimensions.
             most = member.facts.config.lora_rank.r if member.facts else None
             ranks[member.name] = [min(rank, most or rank) for rank in adapter.ranks.values()]
     return list(shapes), list(shapes.values()), ranks

@@ -1,4 +1,4 @@
-"""The main tables on the terminal."""
+"""Prints the main tables to the terminal."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from rich.text import Text
 from losslens.core.terminal import Table
 from losslens.measures import Measure, PairMeasure, get_measure, measures_besides_cosine, pair_measures, run_measures
 
-# More arms than this fill more than a screen with their pairs.
+# Most arms whose pairs are printed; more would fill more than a screen.
 _MOST_ARMS = 8
 
 
 def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, arm_table: pd.DataFrame, left_out: Mapping[str, str]) -> None:
-    """Prints the runs, the arms where there are several runs of one, every two arms, and what was left out."""
+    """Prints the runs, the arms (if one has several runs), the pairs of arms, and what was left out."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(runs["run"]))}
     console.print(_runs(runs, numbers))
@@ -39,10 +39,10 @@ def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, arm_table: pd.DataFrame, l
 
 
 def _arms(arm_table: pd.DataFrame) -> Table:
-    title = "arms, averaged over their runs (± over them; in brackets: unrelated updates; what one loss would show)"
+    title = "arms: mean ± standard deviation over runs (in brackets: null; ceiling or repeat level)"
     table = Table(
         "arm", "rate", "runs", *(measure.heading for measure in run_measures("main")),
-        *(f"{measure.heading} to SFT" for measure in pair_measures("main")), "accuracy", "to the base", "p (Holm)",
+        *(f"{measure.heading} to SFT" for measure in pair_measures("main")), "accuracy", "vs base", "p (Holm)",
         title=title, title_justify="left",
     )  # fmt: skip
     for _, row in arm_table[arm_table["alias_of"] == ""].iterrows():
@@ -53,7 +53,7 @@ def _arms(arm_table: pd.DataFrame) -> Table:
         table.add_row(
             " = ".join([row["arm"], *others]), f"{row['learning_rate']:g}", f"{row['seeds']}{lost}",
             *(f"{_shown(m, row[m.name])} ± {_shown(m, row[f'{m.name}_std'])}" for m in run_measures("main")),
-            *(_judged(measure, row, f"{measure.name}_to_sft") for measure in pair_measures("main")),
+            *(_with_levels(measure, row, f"{measure.name}_to_sft") for measure in pair_measures("main")),
             f"{_percent(row['accuracy'])} ± {_percent(row['accuracy_std'])}", _percent(row["base_diff"]),
             _number(row["base_p_holm"]),
         )  # fmt: skip
@@ -73,14 +73,14 @@ def _runs(runs: pd.DataFrame, numbers: Mapping[str, int]) -> Table:
             str(numbers[row["run"]]), row["run"], Text(row["label"] if row["label"] != row["run"] else ""),
             *["–" if pd.isna(row["benchmark"]) else row["benchmark"]] * several, _percent(row["accuracy"]),
             f"{_percent(row['ci_low'])} … {_percent(row['ci_high'])}",
-            *(_judged(measure, row, measure.name) for measure in run_measures("more")),
+            *(_with_levels(measure, row, measure.name) for measure in run_measures("more")),
         )  # fmt: skip
     return table
 
 
 def _cosines(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
     cosines = {frozenset((pair.arm_a, pair.arm_b)): pair.cosine for pair in arm_pairs.itertuples()}
-    title = "cosine of ΔW (on the diagonal: a loss with itself, trained again)"
+    title = "cosine of ΔW (on the diagonal: the repeat of each loss)"
     table = Table("", *map(str, range(1, len(arms) + 1)), title=title, title_justify="left")
     for number, arm in enumerate(arms, start=1):
         cells = [_number(cosines.get(frozenset((arm, other)), float("nan"))) for other in arms]
@@ -89,19 +89,17 @@ def _cosines(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
 
 
 def _directions(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
-    title = (
-        "pairs of arms, by runs of other seeds where there are any (ceiling, repeat: what two would show that are one)"
-    )
+    title = "pairs of arms, by runs of different seeds if any (ceiling, repeat: the value if both were the same loss)"
     table = Table(title=title, title_justify="left")
     cosine, others = get_measure("cosine"), measures_besides_cosine("main")
     assert isinstance(cosine, PairMeasure)
-    for heading in ("pair", "by", _with_judges(cosine), "relative", "verdict", *map(_with_judges, others)):
+    for heading in ("pair", "by", _heading(cosine), "relative", "verdict", *map(_heading, others)):
         table.add_column(heading)
     measured = arm_pairs[arm_pairs["pairing"].notna() & (arm_pairs["arm_a"] != arm_pairs["arm_b"])]
     for _, row in measured.iterrows():
         table.add_row(
-            _pair(arms, row), row["pairing"] or "–", _judged(cosine, row, cosine.name), _relative(row, "cosine"),
-            row["cosine_verdict"], *(_judged(measure, row, measure.name) for measure in others),
+            _pair(arms, row), row["pairing"] or "–", _with_levels(cosine, row, cosine.name), _relative(row, "cosine"),
+            row["cosine_verdict"], *(_with_levels(measure, row, measure.name) for measure in others),
         )  # fmt: skip
     return table
 
@@ -109,13 +107,13 @@ def _directions(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
 def _accuracies(arms: Sequence[str], arm_pairs: pd.DataFrame) -> Table:
     table = Table("pair", "Δ accuracy", "95% interval", "p (Holm)", "verdict")
     for _, row in arm_pairs[arm_pairs["accuracy_diff"].notna()].iterrows():
-        said = "–" if pd.isna(row["accuracy_verdict"]) else row["accuracy_verdict"]
+        verdict = "–" if pd.isna(row["accuracy_verdict"]) else row["accuracy_verdict"]
         table.add_row(
             _pair(arms, row),
             _percent(row["accuracy_diff"]),
             f"{_percent(row['diff_low'])} … {_percent(row['diff_high'])}",
             _number(row["p_holm"]),
-            f"{_number_of(arms, row['arm_a'])} {said}" if said in ("better", "worse") else said,
+            f"{_number_of(arms, row['arm_a'])} {verdict}" if verdict in ("better", "worse") else verdict,
         )
     return table
 
@@ -125,12 +123,12 @@ def _pair(arms: Sequence[str], row: pd.Series) -> str:
 
 
 def _number_of(arms: Sequence[str], arm: str) -> str:
-    """Of an arm its number in the table before; the base has none."""
+    """Returns the number of an arm in the table of cosines; the base keeps its name."""
     return str(arms.index(arm) + 1) if arm in arms else arm
 
 
 def _relative(row: pd.Series, measure: str) -> str:
-    """`0.83 [0.74, 0.91]`: the ratio to the ceiling and its interval, where there is one."""
+    """Formats the ratio to the ceiling with its interval, if any: `0.83 [0.74, 0.91]`."""
     relative, low, high = (row[f"{measure}_{end}"] for end in ("relative", "low", "high"))
     return _number(relative, 2) + ("" if pd.isna(low) else f" [{_number(low, 2)}, {_number(high, 2)}]")
 
@@ -143,17 +141,17 @@ def _number(value: float, digits: int = 3) -> str:
     return "–" if pd.isna(value) else f"{value:.{digits}f}"
 
 
-def _with_judges(measure: PairMeasure) -> str:
-    """`cosine (null, ceiling)`."""
+def _heading(measure: PairMeasure) -> str:
+    """Returns `cosine (null, ceiling)`."""
     return f"{measure.heading} ({'null, ' * measure.has_null}{measure.level})"
 
 
-def _judged(measure: Measure, row: pd.Series, name: str) -> str:
-    """`0.302 (0.022, 0.317)`: the value, and in brackets the null and level that it has."""
-    beside = [row[f"{name}_{end}"] for end in ("null", "ceiling", "repeat") if not pd.isna(row.get(f"{name}_{end}"))]
-    return _shown(measure, row[name]) + f" ({', '.join(_shown(measure, value) for value in beside)})" * bool(beside)
+def _with_levels(measure: Measure, row: pd.Series, name: str) -> str:
+    """Returns `0.302 (0.022, 0.317)`: the value, with its null and its ceiling or repeat level in brackets."""
+    levels = [row[f"{name}_{end}"] for end in ("null", "ceiling", "repeat") if not pd.isna(row.get(f"{name}_{end}"))]
+    return _shown(measure, row[name]) + f" ({', '.join(_shown(measure, value) for value in levels)})" * bool(levels)
 
 
 def _shown(measure: Measure, value: float) -> str:
-    """As a program may read it: with ASCII's minus."""
+    """Formats a value with an ASCII minus sign, for programs that read the output."""
     return measure.show(value).replace("−", "-")

@@ -1,4 +1,4 @@
-"""Forward passes of adapters on their base, and the base's own weights: each is made once, and kept."""
+"""Forward passes of adapters on their base, and measures against the base weights; all results are cached."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ Name = TypeVar("Name", bound=Hashable)
 
 
 class ForwardPasses:
-    """Measures adapters on their base. The base is loaded when the first thing that is not known is asked for.
+    """Measures adapters on their base. The base is only loaded for results missing from the cache.
 
     Args:
-        source: Where the base is.
-        identity: What tells it from another.
+        source: The source of the base.
+        identity: The identity of the base, for cache keys.
         cohort: The adapters.
-        cache: What was measured before.
-        batch_size: Sequences in one forward pass.
+        cache: Cached results.
+        batch_size: Sequences per forward pass.
     """
 
     def __init__(
         self, source: ModelSource, identity: dict[str, str | None], cohort: Cohort, cache: Cache, batch_size: int
     ) -> None:
         self._source = source
-        self._gathered = cohort
+        self._cohort = cohort
         self._cache = cache
         self._batch_size = batch_size
-        self._subjects = cohort.by_name
-        # What `auto` means is another precision where there is a GPU.
+        self._members = cohort.by_name
+        # On a GPU, `auto` means a different precision.
         self._identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
         self._identity += [source.attention, source.chat_options]
-        # In half precision the batch may change a value.
+        # In half precision the batch size may change values.
         self._half = source.dtype in ("bfloat16", "float16") or (source.dtype == "auto" and torch.cuda.is_available())
         self._identity.append(batch_size if self._half else None)
 
@@ -68,20 +68,20 @@ class ForwardPasses:
             raise UnavailableError(str(error)) from error
 
     def against_base(self, top: int) -> dict[str, BaseComparison]:
-        """Every run against W0."""
-        keys = {name: [self._identity, member.sha256, top] for name, member in self._subjects.items()}
+        """Compares every run with W0."""
+        keys = {name: [self._identity, member.sha256, top] for name, member in self._members.items()}
         found = {
             name: BaseComparison(**known)
             for name, known in self._known("against_base", keys, ["base_norms", "off_principal"]).items()
         }
         missing = [name for name in keys if name not in found]
         if missing:
-            norms = np.empty(len(self._gathered.modules))
+            norms = np.empty(len(self._cohort.modules))
             shares = {name: np.empty(len(norms)) for name in missing}
             with ExitStack() as stack:
-                adapters = {name: stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in missing}
-                for m, module in enumerate(_bar(self._gathered.modules, "base weights", "module")):
-                    weight = self._principal(module, self._gathered.shapes[m], top)
+                adapters = {name: stack.enter_context(open_adapter(self._members[name].adapter)) for name in missing}
+                for m, module in enumerate(_bar(self._cohort.modules, "base weights", "module")):
+                    weight = self._principal(module, self._cohort.shapes[m], top)
                     norms[m] = weight.norm
                     for name, adapter in adapters.items():
                         shares[name][m] = off_principal_share(adapter[module], weight)
@@ -97,17 +97,17 @@ class ForwardPasses:
             known = vars(principal(base_weight(self._base.model, module, shape).double().cpu().numpy(), top))
             self._cache.save("principal", key, known)
         if (len(known["left"]), len(known["right"])) != shape:
-            raise InputError(f"the adapters do not fit the base: {module} has another shape there")
+            raise InputError(f"the adapters do not fit the base: {module} has a different shape there")
         return Principal(float(known["norm"]), known["left"], known["right"])
 
     def curves(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Connectivity) -> dict[Pair, Curve]:
-        """The loss on the line between the two runs of each pair; the endpoints are measured once a run."""
+        """Computes the loss on the straight path between the runs of each pair; endpoints once per run."""
         alphas = np.linspace(0, 1, settings.points)
         names = list(dict.fromkeys(name for pair in pairs for name in pair))
         about = [self._identity, sequences.key]
-        end_keys = {name: [about, self._subjects[name].sha256] for name in names}
+        end_keys = {name: [about, self._members[name].sha256] for name in names}
         line_keys = {
-            pair: [about, settings.points, *sorted(self._subjects[name].sha256 for name in pair)] for pair in pairs
+            pair: [about, settings.points, *sorted(self._members[name].sha256 for name in pair)] for pair in pairs
         }
         ends = self._known("losses", end_keys, ["nll", "tokens"])
         lines = self._known("line", line_keys, ["nll"])
@@ -120,50 +120,50 @@ class ForwardPasses:
                     self._cache.save("losses", end_keys[name], ends[name])
             for pair in pairs:
                 if pair not in lines:
-                    # Kept in the order of the hashes, so that (b, a) finds what (a, b) measured.
+                    # Cached in the order of the hashes, so that (b, a) finds the result of (a, b).
                     weights = [[1 - alpha, alpha] for alpha in alphas[1:-1]]
                     between = self._losses(self._in_order(pair), weights, sequences, bar.update)
                     lines[pair] = {"nll": np.stack([losses.nll for losses in between])}
                     self._cache.save("line", line_keys[pair], lines[pair])
-        found = {}
+        curves = {}
         for a, b in pairs:
             along = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
             points = [ends[a]["nll"], *along, ends[b]["nll"]]
             losses = [SequenceLosses(nll, ends[a]["tokens"]) for nll in points]
-            found[a, b] = curve(alphas, losses, settings.resamples)
-        return found
+            curves[a, b] = curve(alphas, losses, settings.resamples)
+        return curves
 
     def _known(self, kind: str, keys: Mapping[Name, Any], names: Sequence[str]) -> dict[Name, Arrays]:
-        """What the cache has of `keys`."""
+        """Loads the cached results for `keys`."""
         loaded = {name: self._cache.load(kind, key, names) for name, key in keys.items()}
         return {name: arrays for name, arrays in loaded.items() if arrays is not None}
 
     def midpoints(
         self, pairs: Sequence[Pair], problems: int, data: Data, evaluation: Evaluation
     ) -> dict[Pair, pd.Series]:
-        """Whether ½ΔW_a + ½ΔW_b gets each of the first held-out problems right, greedily; by problem id."""
+        """Scores ½ΔW_a + ½ΔW_b greedily on the first held-out problems; True for correct answers, by problem id."""
         batch = evaluation.batch_size if self._half else None
         try:
             source = problem_source(data)
-            asked = source.problems("eval", data.eval_size, data.seed)[:problems]
+            selected = source.problems("eval", data.eval_size, data.seed)[:problems]
         except InputError as error:
             raise UnavailableError(str(error)) from error
-        about = [self._identity, source.identity("eval"), data.seed, len(asked), evaluation.max_tokens, batch]
+        about = [self._identity, source.identity("eval"), data.seed, len(selected), evaluation.max_tokens, batch]
         found = {}
         for number, pair in enumerate(pairs, 1):
-            key = [about, *sorted(self._subjects[name].sha256 for name in pair)]
+            key = [about, *sorted(self._members[name].sha256 for name in pair)]
             known = self._cache.load("midpoint", key, ["problem_id", "correct"])
             if known is None:
                 with ExitStack() as stack:
-                    adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in pair]
-                    line = interpolated_model(self._base.model, self._gathered.modules, *adapters)
+                    adapters = [stack.enter_context(open_adapter(self._members[name].adapter)) for name in pair]
+                    line = interpolated_model(self._base.model, self._cohort.modules, *adapters)
                     model, set_weights = stack.enter_context(line)
                     set_weights([0.5, 0.5])
                     outcomes = evaluate(
                         model,
                         self._base.tokenizer,
                         source.verifier,
-                        asked,
+                        selected,
                         max_tokens=evaluation.max_tokens,
                         batch_size=evaluation.batch_size,
                         seconds=data.verify_seconds,
@@ -178,49 +178,53 @@ class ForwardPasses:
         return found
 
     def _in_order(self, pair: Pair) -> Pair:
-        a, b = sorted(pair, key=lambda name: self._subjects[name].sha256)
-        return (a, b) if self._subjects[a].sha256 != self._subjects[b].sha256 else pair
+        a, b = sorted(pair, key=lambda name: self._members[name].sha256)
+        return (a, b) if self._members[a].sha256 != self._members[b].sha256 else pair
 
     def _tokens(self, sequences: TeacherForced) -> Sequences:
-        """Their token ids, once they are known to be what the base can be shown."""
+        """Returns the token ids, after checking that the base can process them."""
         tokens = sequences.tokens(self._base.tokenizer)
         where, rows = str(sequences.frozen.folder / "rollouts.parquet"), sequences.rows.index.tolist()
         limits_of(self._source).require_sequences(where, tokens.prompts, tokens.completions, rows)
         return tokens
 
     def _losses(
-        self, names: Sequence[str], weights: Sequence[Sequence[float]], sequences: TeacherForced, done: Callable
+        self,
+        names: Sequence[str],
+        weights: Sequence[Sequence[float]],
+        sequences: TeacherForced,
+        done: Callable[[], object],
     ) -> list[SequenceLosses]:
         tokens = self._tokens(sequences)
-        found = []
+        losses = []
         with ExitStack() as stack:
-            adapters = [stack.enter_context(open_adapter(self._subjects[name].adapter)) for name in names]
-            line = interpolated_model(self._base.model, self._gathered.modules, *adapters)
+            adapters = [stack.enter_context(open_adapter(self._members[name].adapter)) for name in names]
+            line = interpolated_model(self._base.model, self._cohort.modules, *adapters)
             model, set_weights = stack.enter_context(line)
             for at in weights:
                 set_weights(at)
-                found.append(sequence_losses(model, tokens, self._batch_size))
+                losses.append(sequence_losses(model, tokens, self._batch_size))
                 done()
-        return found
+        return losses
 
     def ckas(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Cka) -> dict[Pair, CkaOfPair]:
-        """CKA of each pair, and of each of its runs with the base."""
+        """Computes CKA of each pair, and of each of its runs with the base."""
         names = list(dict.fromkeys(name for pair in pairs for name in pair))
         about = [self._identity, sequences.key, settings.pooling, settings.minibatch]
         keys: dict[str | None, Any] = {None: [about, None]}  # None is the base
-        keys |= {name: [about, self._subjects[name].sha256] for name in names}
+        keys |= {name: [about, self._members[name].sha256] for name in names}
         found = {
             name: Similarities(known["whole"], known["without_outlier"], known["outliers"], int(known["n"]))
             for name, known in self._known("similarities", keys, [f.name for f in fields(Similarities)]).items()
         }
-        # The base comes first: it says which dimensions are the outliers.
+        # The base comes first: it determines the outlier dimensions.
         for name in _bar([name for name in keys if name not in found], "CKA", "model"):
             outliers = None if name is None else found[None].outliers
             found[name] = self._similarities(name, sequences, settings, outliers)
             self._cache.save("similarities", keys[name], vars(found[name]))
         together = {
             **{pair: pair for pair in pairs},
-            **{(name, self._gathered.base_name): (name, None) for name in names},
+            **{(name, self._cohort.base_name): (name, None) for name in names},
         }
         return {
             pair: CkaOfPair(
@@ -239,8 +243,8 @@ class ForwardPasses:
         with ExitStack() as stack:
             model: Any = self._base.model
             if name is not None:
-                adapter = stack.enter_context(open_adapter(self._subjects[name].adapter))
-                line = interpolated_model(model, self._gathered.modules, adapter)
+                adapter = stack.enter_context(open_adapter(self._members[name].adapter))
+                line = interpolated_model(model, self._cohort.modules, adapter)
                 model, set_weights = stack.enter_context(line)
                 set_weights([1.0])
             features = hidden_states(model, tokens, settings.pooling, self._batch_size)

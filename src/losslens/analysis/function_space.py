@@ -1,4 +1,4 @@
-"""W0, connectivity, CKA: what needs the base. What cannot be had is said, and the rest goes on without it."""
+"""Measures that need the base: W0, connectivity and CKA. What is not available is left out with its reason."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from losslens.runs.recorded import Trust, data_of, model_of
 
 @dataclass
 class FunctionSpace:
-    """What was measured; empty where it could not be.
+    """Results of the measures; empty where not available.
 
     Attributes:
-        against_base: Every run against W0.
-        curves: The loss on the line between the runs of each chosen pair.
+        against_base: Comparison of each run with W0.
+        curves: The loss on the straight path between the runs of each chosen pair.
         ckas: CKA of each chosen pair, and of its runs with the base.
-        midpoints: Which problems the midpoint of each chosen pair gets right.
-        probe_set: What the completions are: for the manifest.
-        left_out: What could not be measured, and why.
+        midpoints: For each chosen pair, whether the midpoint answers each problem correctly.
+        probe_set: Description of the probe set, for the manifest.
+        left_out: What could not be measured, with the reasons.
     """
 
     against_base: dict[str, BaseComparison] = field(default_factory=dict)
@@ -46,10 +46,10 @@ class FunctionSpace:
 
 
 def measure_function_space(config: AnalyzeConfig, cohort: Cohort, chosen: Chosen, cache: Cache) -> FunctionSpace:
-    """Measures all of it, for the chosen pairs.
+    """Measures the chosen pairs in function space, and all runs against W0.
 
     Raises:
-        InputError: The base or the completions are not what they should be, or the adapters do not fit.
+        InputError: The base or the completions are not the expected ones, or the adapters do not fit the base.
     """
     found = FunctionSpace()
     if chosen.left_out:
@@ -67,24 +67,24 @@ def measure_function_space(config: AnalyzeConfig, cohort: Cohort, chosen: Chosen
         found.left_out[missing] = str(error)
         return found
     completions = TeacherForced(frozen, answer_only=False)
-    on_the_line = TeacherForced(frozen, config.connectivity.loss == "answer")
-    if on_the_line.answer_only and (on_the_line.rows["answer"] == "").any():
-        raise InputError(f"{frozen.folder}: an answer is empty; connectivity.loss=completions does without")
-    found.curves = passes.curves(chosen.pairs, on_the_line, config.connectivity)
+    targets = TeacherForced(frozen, config.connectivity.loss == "answer")
+    if targets.answer_only and (targets.rows["answer"] == "").any():
+        raise InputError(f"{frozen.folder}: an answer is empty; use connectivity.loss=completions")
+    found.curves = passes.curves(chosen.pairs, targets, config.connectivity)
     if cohort.first and config.connectivity.midpoint_problems:
         try:
             evaluation = Evaluation.model_validate(cohort.first.config.evaluation)
             facts = cohort.first.benchmark_data
             if facts is None or evaluation.engine == "openai":
-                found.left_out["accuracy at the midpoint"] = "the runs were not scored in their own process"
+                found.left_out["accuracy at the midpoint"] = "the runs were not scored in process"
             else:
                 data = data_of(facts.model_dump(), trust_of(config))
-                asked = config.connectivity.midpoint_problems
-                found.midpoints = passes.midpoints(chosen.pairs, asked, data, evaluation)
+                problems = config.connectivity.midpoint_problems
+                found.midpoints = passes.midpoints(chosen.pairs, problems, data, evaluation)
         except UnavailableError as error:
             found.left_out["accuracy at the midpoint"] = str(error)
         except ValidationError:
-            found.left_out["accuracy at the midpoint"] = "the runs are of another version of LossLens"
+            found.left_out["accuracy at the midpoint"] = "the runs were made by another version of LossLens"
     found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
     found.probe_set = {
         "folder": frozen.folder.name, "sha256": frozen.sha256, "sequences": len(completions.rows),
@@ -94,23 +94,23 @@ def measure_function_space(config: AnalyzeConfig, cohort: Cohort, chosen: Chosen
 
 
 def trust_of(config: AnalyzeConfig) -> Trust:
-    """What the command line lets the runs' manifests ask for."""
+    """Returns what the command line allows the runs' manifests to request."""
     return Trust(config.trust_remote_code, tuple(config.sources))
 
 
 def _base(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
-    """The base of the runs, where they found it or at `model_path`."""
+    """Returns the base of the runs, at its recorded path or at `model_path`."""
     if run is not None:
         try:
             source = source_of(model_of(run.config.model.model_dump(), trust))
         except ValidationError as error:
-            raise UnavailableError("the runs are of another version of LossLens") from error
+            raise UnavailableError("the runs were made by another version of LossLens") from error
         if model_path is not None and model_path != source.path:
             source = replace(source, field="model_path", path=model_path, revision=None, package=None)
     elif model_path is not None:
         source = ModelSource("model_path", model_path, None, "auto", "auto", trust.remote_code)
     else:
-        raise UnavailableError("no run says what the base is; give model_path=FOLDER")
+        raise UnavailableError("no run records the base; give model_path=FOLDER")
     try:
         identity = model_identity(source)
     except InputError as error:

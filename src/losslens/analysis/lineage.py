@@ -1,4 +1,4 @@
-"""Where the runs come from: what a reader needs to make them again, or to see why they may not compare."""
+"""Provenance of the runs: what a reader needs to reproduce them, or to see why they may not be comparable."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.core import provenance
 
-# Of a run's configuration what other columns say, and what did not decide it: where it lay, who was told.
+# Parts of the configuration that other columns show or that do not affect the result (paths, logging).
 _NOT_SHOWN = (
     "output_dir", "sweep", "logger", "evaluation.server", "rollouts.server", "seed", "init_seed", "method.name",
     "method._target_",
@@ -16,7 +16,7 @@ _NOT_SHOWN = (
 
 
 def lineage(cohort: Cohort) -> dict[str, Any]:
-    """For the manifest: the rollouts, the data, what all configurations share, and of each run what it alone has."""
+    """Returns the manifest entries on data, rollouts, base, shared configuration, and what is specific to each run."""
     runs: list[ComparedAdapter | Diverged] = [*cohort.members, *cohort.diverged]
     manifests = {run.name: run.run.manifest for run in runs if run.run}
     configurations = {name: _configuration(manifest) for name, manifest in manifests.items()}

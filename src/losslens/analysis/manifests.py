@@ -1,4 +1,4 @@
-"""What an analysis needs of a run's manifest, checked as it is read."""
+"""The parts of a run's manifest that an analysis needs, validated on reading."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ Facts = TypeVar("Facts", bound="_Facts")
 
 
 class _Facts(BaseModel):
-    """A part of a run's manifest; what is not named here is not needed here."""
+    """A part of a run's manifest; other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
 
 
 class Named(_Facts):
-    """Anything with a name."""
+    """A configuration group with a name."""
 
     name: str
 
 
 class TrainingFacts(_Facts):
-    """How training went."""
+    """The result of training."""
 
     steps: int
 
 
 class Rank(_Facts):
-    """The size of the adapter."""
+    """The rank of the adapter."""
 
     r: int
 
 
 class Frozen(_Facts):
-    """A folder that is known by its content: its name, and no way elsewhere."""
+    """A folder identified by its hash; its name may not contain a path."""
 
     folder: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]+$")]
     sha256: str
 
 
 class TrainedOn(_Facts):
-    """The rollouts that a method could learn from."""
+    """The rollouts that the method may learn from."""
 
     pass_rate: float
 
 
 class DataFacts(Named):
-    """The problems; `Data` takes what is not named here."""
+    """The problems; further fields are kept for `Data`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -61,7 +61,7 @@ class DataFacts(Named):
 
 
 class ModelFacts(Named):
-    """The base; `Model` takes what is not named here."""
+    """The base; further fields are kept for `Model`."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
@@ -97,22 +97,22 @@ class StartedFacts(_Facts):
 
     @property
     def scored_on(self) -> list[DataFacts]:
-        """The problems that the run was scored on when it was trained."""
+        """The benchmarks on which the run was scored after training."""
         return list(self.config.benchmark.values()) or [self.config.data] * (self.config.data.eval_size != 0)
 
     @property
     def benchmark_data(self) -> DataFacts | None:
-        """The first of them; None when it was not scored."""
+        """The first of these benchmarks; None if the run was not scored."""
         return next(iter(self.scored_on), None)
 
     @property
     def benchmark(self) -> str | None:
-        """The name of what the run was first scored on."""
+        """The name of the first benchmark; None if the run was not scored."""
         return self.benchmark_data.name if self.benchmark_data else None
 
     @property
     def model(self) -> str:
-        """The base's name."""
+        """The name of the base."""
         return self.config.model.name
 
     @property
@@ -122,12 +122,12 @@ class StartedFacts(_Facts):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All that decides the run, with the options of its loss that are at their defaults."""
+        """All settings that determine the run, including options of its loss at their defaults."""
         return settings_of(self.identity, self.options)
 
     @property
     def configuration(self) -> str:
-        """Its arm, as a hash."""
+        """Hash of the configuration without seeds, which identifies the arm."""
         return arm_of(self.identity)
 
 
@@ -153,10 +153,10 @@ class BaseFacts(_Facts):
 
 
 def read_facts(run: Run, kind: type[Facts]) -> Facts:
-    """The manifest of `run`.
+    """Reads the manifest of `run`.
 
     Raises:
-        InputError: It is not there, lacks something, or is not of this run.
+        InputError: It is missing or incomplete, or belongs to another run.
     """
     try:
         manifest = run.manifest
@@ -165,7 +165,7 @@ def read_facts(run: Run, kind: type[Facts]) -> Facts:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "it"
         raise InputError(
-            f"{run.folder / 'manifest.json'}: {where}: {first['msg']} (of another version of LossLens?)"
+            f"{run.folder / 'manifest.json'}: {where}: {first['msg']} (written by another version of LossLens?)"
         ) from error
     require_own_manifest(run.folder, manifest)
     return facts

@@ -1,4 +1,4 @@
-"""Compares the bases that adapters made elsewhere name with the base that they are compared on."""
+"""Checks that external adapters name the base on which they are compared."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _COMMIT = re.compile(r"^[0-9a-f]{40}$")
 def require_one_base(
     adapters: Mapping[str, Path], runs: Identity | None, model_path: str | None, left_out: dict[str, str]
 ) -> None:
-    """Refuses an adapter whose `base_model_name_or_path` is another model than that of the others.
+    """Rejects an adapter whose `base_model_name_or_path` is a different model than that of the others.
 
-    Local folders are known by their content, models of the hub by id and commit. A name without a commit that is not
-    the other's tells nothing: it may be a relative path.
+    Local folders are identified by content, hub models by id and commit. A different name without a commit proves
+    nothing: it may be a relative path.
 
     Args:
-        adapters: The adapters made elsewhere, by label.
-        runs: The base of the runs; None where there are none.
-        model_path: The base that was named for the analysis.
-        left_out: Gets a line for each adapter whose base cannot be told from the name.
+        adapters: The external adapters, by label.
+        runs: The base of the runs; None without runs.
+        model_path: The base given for the analysis.
+        left_out: Receives a line for each adapter whose base cannot be verified.
 
     Raises:
-        InputError: It is another model.
+        InputError: An adapter names a different base.
     """
     bases: dict[str, tuple[str, Identity | None]] = {}
     if runs is not None:
@@ -41,7 +41,7 @@ def require_one_base(
         config = read_json(folder / "adapter_config.json")
         named, revision = config.get("base_model_name_or_path"), config.get("revision")
         if not named or not isinstance(named, str):
-            left_out[f"the base of {label}"] = "its adapter_config.json names none, so that it is the same is not known"
+            left_out[f"the base of {label}"] = "its adapter_config.json names no base, so it cannot be verified"
             continue
         bases[label] = (named, _identity(named, revision if isinstance(revision, str) else None))
     for label in adapters.keys() & bases.keys():
@@ -51,18 +51,18 @@ def require_one_base(
         same = named == expected if known is None else known
         if known is False:
             raise InputError(
-                f"adapters.{label}: made on another base ({_named(named)}) than {first} ({_named(expected)}); they do "
-                "not compare"
+                f"adapters.{label}: trained on a different base ({_named(named)}) than {first} ({_named(expected)}); "
+                "they cannot be compared"
             )
         if not same:
             left_out[f"the base of {label}"] = (
-                f"its adapter_config.json names {_named(named)}; that it is the base of {first} ({_named(expected)}) "
-                "cannot be told from the name"
+                f"its adapter_config.json names {_named(named)}; whether this is the base of {first} "
+                f"({_named(expected)}) cannot be verified from the name"
             )
 
 
 def _identity(name: str, revision: str | None) -> Identity | None:
-    """The content of a local folder, or id and revision of a model of the hub; None for a path that is not here."""
+    """Returns the content hash of a local folder, or id and revision of a hub model; None for a missing path."""
     folder = Path(name).expanduser()
     if (folder / "config.json").is_file():
         return model_identity(ModelSource("base_model_name_or_path", name, None, "auto", "auto", False))
@@ -70,14 +70,14 @@ def _identity(name: str, revision: str | None) -> Identity | None:
 
 
 def _are_same(first: Identity | None, second: Identity | None) -> bool | None:
-    """Whether two are one model; None where that is not known."""
+    """True if two identities are the same model; None if unknown."""
     if first is None or second is None or first.keys() != second.keys():
         return None
     if "hub_id" not in first:
         return dict(first) == dict(second)
     commits = [revision for base in (first, second) if (revision := base["revision"]) and _COMMIT.match(revision)]
     if str(first["hub_id"]).lower() != str(second["hub_id"]).lower():
-        # Without a commit a name may be that of a folder where the adapter was made: `models/llama`.
+        # Without a commit, a name may be a relative folder on another machine, such as `models/llama`.
         return False if len(commits) == 2 else None
     return len(set(commits)) < 2
 

@@ -1,4 +1,4 @@
-"""What `analyze.py` does: gathers, measures what is not known yet, writes every table."""
+"""The analysis: gathers the cohort, measures what is not cached, and writes the tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
 from losslens.analysis.arm_accuracy import BASE, compare_arms, outcomes_of
-from losslens.analysis.arm_summary import Tabled, arm_summary_table
+from losslens.analysis.arm_summary import SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged, find_runs, gather_cohort
@@ -24,7 +24,15 @@ from losslens.analysis.lineage import lineage
 from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.pairs import choose, default_reference, extended, find
 from losslens.analysis.repeats import arm_pairs, repeat_table
-from losslens.analysis.replacement import Earlier, beside, earlier, kept_aside, missing_from, settle, take_place
+from losslens.analysis.replacement import (
+    EarlierAnalysis,
+    archive_path,
+    finish_interrupted,
+    missing_from,
+    read_earlier,
+    replace_analysis,
+    temporary_folder,
+)
 from losslens.analysis.snapshots import at_checkpoint, score_snapshots
 from losslens.analysis.tables import (
     Tables,
@@ -48,13 +56,13 @@ from losslens.runs.labels import labels
 
 @dataclass(frozen=True)
 class Analysis:
-    """The tables, and what the reader must know about them.
+    """The result of an analysis.
 
     Attributes:
         tables: The tables.
-        cohort: What was compared.
-        facts: For the manifest: settings, and what the measures were taken on.
-        left_out: What was left out: its name, and why.
+        cohort: The compared adapters.
+        facts: Entries of the manifest: settings, and what the measures were computed on.
+        left_out: Names of what was left out, with the reasons.
     """
 
     tables: Tables
@@ -64,46 +72,48 @@ class Analysis:
 
 
 def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
-    """What `analyze.py` does first: writes the tables, shows the main ones, and gives their folder.
+    """Runs `analyze.py`: writes the tables, prints the main ones, and returns their folder.
 
-    The new analysis is written beside the old one and takes its place at the end, as a whole. What the old one has
-    measured of the same runs is in the new one; an old one that has more is kept aside.
+    The new analysis is written to a temporary folder and replaces the old one atomically at the end. It includes what
+    the old one measured on the same runs; an old analysis that has more is kept under another name.
 
     Args:
         config: The configuration.
-        writers: What else to write into the folder, before it takes the place.
+        writers: Functions that write further files into the folder before it replaces the old one.
     """
     checked = parse(AnalyzeConfig, config)
     folder = checked.folder
     while True:
-        settle(folder)
-        before = earlier(folder)
+        finish_interrupted(folder)
+        before = read_earlier(folder)
         analysis = analyse(checked, before)
-        with beside(folder) as new:
+        with temporary_folder(folder) as new:
             _write(analysis, new)
             tables = analysis.tables
             show(tables.runs, tables.arm_pairs, tables.arms, analysis.left_out)
             for write in writers:
                 write(new)
             missing = missing_from(analysis.facts, before)
-            if take_place(new, folder, before, keep=bool(missing)):
+            if replace_analysis(new, folder, before, keep=bool(missing)):
                 break
-        print(f"{folder}: another analysis was written meanwhile; what it measured is taken in", flush=True)
+        print(f"{folder}: another analysis was written in the meantime; including what it measured", flush=True)
     if missing:
-        print(f"{kept_aside(folder, before.adapters)}: the analysis before, kept since this one lacks {missing}")
+        print(
+            f"{archive_path(folder, before.adapters)}: the previous analysis, kept because the new one lacks {missing}"
+        )
     return folder
 
 
 def _labels(cohort: Cohort) -> dict[str, str]:
-    """What tells each run from the others, and the base; what was made elsewhere has its name."""
+    """Returns the labels of the runs and the base; an external adapter is labelled by its name."""
     runs: list[ComparedAdapter | Diverged] = [*cohort.members, *cohort.diverged]
-    found = labels({run.name: run.facts.settings for run in runs if run.facts})
+    of_runs = labels({run.name: run.facts.settings for run in runs if run.facts})
     several = len(cohort.bases) > 1
-    return found | {base.name: base.name if several else "base" for base in cohort.bases}
+    return of_runs | {base.name: base.name if several else "base" for base in cohort.bases}
 
 
 def _write(analysis: Analysis, folder: Path) -> None:
-    """Writes the tables, and the manifest last."""
+    """Writes the tables, then the manifest."""
     for field in fields(Tables):
         table = getattr(analysis.tables, field.name)
         as_csv = field.name not in ("modules", "run_modules")
@@ -114,21 +124,21 @@ def _write(analysis: Analysis, folder: Path) -> None:
     )
 
 
-def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
-    """Compares all finished runs of the sweeps, and the adapters made elsewhere.
+def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Analysis:
+    """Compares all finished runs of the sweeps, and the external adapters.
 
     Args:
-        config: What is compared, and how.
-        before: The analysis that this one takes the place of: the pairs that it measured are measured here, too.
+        config: The configuration.
+        before: The analysis to replace: the pairs that it measured are measured here, too.
 
     Raises:
-        InputError: There is nothing to compare, or two things do not compare.
+        InputError: There is nothing to compare, or two adapters cannot be compared.
     """
-    found = find_runs(config.output_dir, config.sweeps, config.allow_different)
-    found.members = at_checkpoint(found.members, config.checkpoint, config.target_norm, found.left_out)
+    contents = find_runs(config.output_dir, config.sweeps, config.allow_different)
+    contents.members = at_checkpoint(contents.members, config.checkpoint, config.target_norm, contents.left_out)
     if config.checkpoint != "end":
-        score_snapshots(found.members, config.model_path, trust_of(config), found.left_out)
-    cohort = gather_cohort(found, config.adapters or {})
+        score_snapshots(contents.members, config.model_path, trust_of(config), contents.left_out)
+    cohort = gather_cohort(contents, config.adapters or {})
     runs_base = cohort.first.base if cohort.first else None
     require_one_base(config.adapters or {}, runs_base, config.model_path, cohort.left_out)
     names = cohort.names
@@ -136,24 +146,24 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
     arms = arms_of(cohort)
     named = arm_names(arms, cohort)
     sft = sft_partners(arms, cohort.by_name[reference])
-    # Who is named as the reference is the reference of all.
-    held = {} if config.reference else {name: other.name for name, other in sft.items()}
-    chosen = choose(names, config.pairs, reference, held, [pair for arm in arms for pair in repeats(arm)])
+    # A reference named in the configuration is the reference of all runs.
+    partners = {} if config.reference else {name: other.name for name, other in sft.items()}
+    chosen = choose(names, config.pairs, reference, partners, [pair for arm in arms for pair in repeats(arm)])
     adapters = {member.name: member.sha256 for member in cohort.members}
-    places = [before or Earlier(), earlier(kept_aside(config.folder, adapters))]
-    chosen = extended(chosen, names, [pair for place in places for pair in place.pairs_among(adapters)])
+    previous = [before or EarlierAnalysis(), read_earlier(archive_path(config.folder, adapters))]
+    chosen = extended(chosen, names, [pair for analysis in previous for pair in analysis.pairs_among(adapters)])
     benchmark = benchmark_of(cohort, config.primary_benchmark)
     outcomes = outcomes_of(cohort, arms, benchmark)
     tested = compare_arms(outcomes, None if config.holm_family == "all" else _family(arms, cohort.by_name[reference]))
     cache = Cache(config.output_dir / "cache")
 
-    # No further than the runs' own ranks: beyond them lies what two snapshots that were put together differ in.
+    # At most the rank of the runs: an interpolation of two snapshots has further directions, in which they differ.
     top = min(config.num_directions, max(rank for ranks in cohort.ranks.values() for rank in ranks))
     measured, pairs = measure_weight_space(cohort, top, cache)
     based = measure_function_space(config, cohort, chosen, cache)
     tables = weight_tables(compared_weights(cohort, measured, pairs, based.against_base, config.num_directions, cache))
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
-        cohort.left_out[f"direction of {name}"] = "its update is 0: training has not moved the weights"
+        cohort.left_out[f"direction of {name}"] = "its update is 0: training has not changed the weights"
     with tqdm(desc="statistics", total=6, unit="table", leave=False) as bar:
         pair_rows = measured_pair_table(cohort, named, tables.pairs, based)
         bar.update()
@@ -167,14 +177,15 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
         bar.update()
         runs = run_table(cohort, tables.runs)
         runs.insert(1, "arm", runs["run"].map(named))
-        runs.insert(2, "label", runs["run"].map(_labels(cohort)).fillna(runs["run"]))
+        label_of = _labels(cohort)
+        runs.insert(2, "label", [label_of.get(run, run) for run in runs["run"]])
         bar.update()
-        tabled = Tabled(runs, of_arms, outcomes, benchmark)
-        arm_table = arm_summary_table(arms, cohort.by_name[reference], tabled)
+        summary = SummaryTables(runs, of_arms, outcomes, benchmark)
+        arm_table = arm_summary_table(arms, cohort.by_name[reference], summary)
         bar.update()
-        # On the way to a point there is no way to that point.
-        ways = arms if config.checkpoint == "end" else []
-        trajectories = trajectory_table(ways, sft, cohort.modules, cache, cohort.left_out)
+        # Trajectories are only computed to the ends of the runs.
+        arms_at_end = arms if config.checkpoint == "end" else []
+        trajectories = trajectory_table(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
         bar.update()
     plane, kept = mds_table(pair_rows)
     about = {
@@ -212,9 +223,9 @@ def analyse(config: AnalyzeConfig, before: Earlier | None = None) -> Analysis:
 
 
 def _family(arms: Sequence[Arm], reference: ComparedAdapter) -> set[frozenset[str]]:
-    """The comparisons of `holm_family=reference`: each arm with the base, and with SFT or the reference's arm."""
+    """Returns the comparisons of `holm_family=reference`: each arm with the base and with SFT or the reference arm."""
     own = next((arm for arm in arms if reference in arm.members), None)
     sft = [arm for arm in arms if arm.method == "sft" and arm.members] or ([own] if own else [])
     rate = reference.facts.learning_rate if reference.facts else None
-    held = {(arm.name(), other.name()) for arm in arms if (other := nearest(arm, sft, rate))}
-    return {frozenset(pair) for pair in held | {(arm.name(), BASE) for arm in arms} if len(set(pair)) == 2}
+    with_sft = {(arm.name(), other.name()) for arm in arms if (other := nearest(arm, sft, rate))}
+    return {frozenset(pair) for pair in with_sft | {(arm.name(), BASE) for arm in arms} if len(set(pair)) == 2}

@@ -1,4 +1,4 @@
-"""The fixed held-out completions on which every model is measured."""
+"""The probe set: fixed held-out completions on which all models are measured."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class TeacherForced:
     """Held-out completions, or the bare reference answers to the same prompts.
 
     Attributes:
-        frozen: Where they come from.
-        answer_only: Whether the bare reference answer stands right after the prompt, as in arXiv 2606.23740, instead of
-            the completion.
+        frozen: The rollouts with the completions.
+        answer_only: True if the bare reference answer follows the prompt, as in arXiv 2606.23740, instead of the
+            completion.
     """
 
     frozen: FrozenRollouts
@@ -36,16 +36,16 @@ class TeacherForced:
 
     @cached_property
     def rows(self) -> Any:
-        """The rollouts that are right: what is wrong is nothing to hold a model to."""
+        """The correct rollouts; incorrect ones are no target for a model."""
         return self.frozen.table[self.frozen.table["reward"] > 0]
 
     @property
     def key(self) -> list[Any]:
-        """What tells these sequences from others."""
+        """The identity of these sequences, for cache keys."""
         return [self.frozen.identity, self.answer_only]
 
     def tokens(self, tokenizer: Any) -> Sequences:
-        """The token ids."""
+        """Returns the token ids of prompts and completions."""
         prompts, completions = read_rollouts(self.rows, tokenizer, self.frozen.manifest)
         if self.answer_only:
             completions = [encode_completion(tokenizer, answer, False) for answer in self.rows["answer"]]
@@ -55,26 +55,24 @@ class TeacherForced:
 def probe_set(
     settings: ProbeSet, output_dir: Path, run: RunFacts | None, trust: Trust, model_path: str | None = None
 ) -> FrozenRollouts:
-    """The completions that `settings` names; else those that the runs' own policy gives to held-out problems.
+    """Loads the completions named in `settings`, or samples them from the runs' policy on held-out problems.
 
     Args:
-        settings: Of the analysis.
-        output_dir: Where frozen rollouts lie.
-        run: What the runs' manifests say.
-        trust: What they may ask for.
-        model_path: The base, where it is not where the runs found it.
+        settings: The settings of the probe set.
+        output_dir: The folder with the frozen rollouts.
+        run: The manifest of the first run; None without runs.
+        trust: What the manifests may request.
+        model_path: The base, if it was moved since training.
 
     Raises:
-        UnavailableError: Nobody can be asked for them.
-        InputError: They are damaged, were trained on, or too few of them are right.
+        UnavailableError: The completions cannot be sampled.
+        InputError: They are damaged, were used for training, or too few of them are correct.
     """
     if settings.completions is not None:
         frozen = load_rollouts(settings.completions, "probe_set.completions")
         _require_held_out(frozen, output_dir, run)
     elif run is None:
-        raise UnavailableError(
-            "adapters made elsewhere do not say what they were trained on; give probe_set.completions"
-        )
+        raise UnavailableError("external adapters do not record their training data; give probe_set.completions=FOLDER")
     else:
         config = run.config
         try:
@@ -85,20 +83,22 @@ def probe_set(
                 rollouts=Rollouts.model_validate(config.rollouts),
             )
         except ValidationError as error:
-            raise UnavailableError("the runs are of another version of LossLens; give probe_set.completions") from error
+            raise UnavailableError(
+                "the runs were made by another version of LossLens; give probe_set.completions=FOLDER"
+            ) from error
         model = rollout_config.model
         if model_path is not None and model_path != model.path:
             model = model.model_copy(update={"path": model_path, "revision": None, "package": None})
-        # Which server is asked, and with which key, this command line says.
+        # The server and its key come from this command line only.
         server = {"base_url": settings.base_url, "api_key_env": settings.api_key_env}
-        asked = rollout_config.rollouts.server.model_copy(update=server)
-        rollouts = rollout_config.rollouts.model_copy(update={"server": asked})
+        server_config = rollout_config.rollouts.server.model_copy(update=server)
+        rollouts = rollout_config.rollouts.model_copy(update={"server": server_config})
         rollout_config = rollout_config.model_copy(update={"rollouts": rollouts, "model": model})
         frozen = held_out_rollouts(rollout_config, settings.problems, may_ask=settings.base_url is not None)
-    right = frozen.table[frozen.table["reward"] > 0]
-    if len(right) < 4:
-        raise InputError(f"{frozen.folder}: {len(right)} completions are right, and at least 4 are needed")
-    if ((right["completion"] == "") & ~right["finished"]).any():
+    correct = frozen.table[frozen.table["reward"] > 0]
+    if len(correct) < 4:
+        raise InputError(f"{frozen.folder}: at least 4 correct completions are needed, but there are {len(correct)}")
+    if ((correct["completion"] == "") & ~correct["finished"]).any():
         raise InputError(f"{frozen.folder}: a completion is empty")
     return frozen
 
@@ -106,7 +106,7 @@ def probe_set(
 def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | None) -> None:
     training = output_dir / "rollouts" / run.rollouts.folder if run else None
     if training is None or not training.is_dir():
-        return  # not here to compare with
+        return  # the training rollouts are not available
     trained_on = asked_in(load_rollouts(training))
     prompts = frozen.table.drop_duplicates("prompt")
     templates = templates_of(frozen.manifest.get("identity"))
@@ -118,5 +118,5 @@ def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | 
     if seen:
         raise InputError(
             f"probe_set.completions={frozen.folder}: the runs were trained on {len(seen)} of its problems, "
-            f"{' '.join(seen[0].split())[:60]!r} for one"
+            f"for example {' '.join(seen[0].split())[:60]!r}"
         )

@@ -1,10 +1,10 @@
-"""Two losses against each other, each loss against itself, and what the one says of the other.
+"""Compares two losses by their runs, with repeats, ceilings, repeat levels and verdicts.
 
-The model behind every formula: the update of a run is its loss's mean update and noise of mean 0, independent across
-seeds. So only pairs of runs with different seeds count: two runs of one seed met the same batches, share their noise,
-and read too high. Of such pairs E cos(a, b) = cos of the two mean updates · √(ρ_a·ρ_b), ρ being what a loss has with
-itself at another seed (Spearman 1904); variances of distances add, so two copies of one loss are ½(d_aa' + d_bb')
-apart. Nothing outside this module makes a number of two arms out of pairs of runs.
+Model behind every formula: the update of a run is the mean update of its loss plus noise of mean 0, independent across
+seeds. Only pairs of runs with different seeds count, since two runs of one seed share their batches and thus their
+noise, and read too high. For such pairs E cos(a, b) = cos of the two mean updates · √(ρ_a·ρ_b), where ρ is the cosine
+of a loss with itself at another seed (Spearman 1904); variances of distances add, so two copies of one loss are
+½(d_aa' + d_bb') apart. Only this module combines pairs of runs into numbers of two arms.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from losslens.measures import Kind, pair_measures
 Array = NDArray[np.float64]
 
 SAME_SEEDS, SAME_INIT, SAME_ORDER, OTHER = "same seeds", "same init", "same order", "other"
-# What changed between two runs of one loss.
+# Kind of repeat by pairing: what changed between two runs of one loss.
 REPEAT_KINDS = {SAME_INIT: "order", SAME_ORDER: "start", OTHER: "order and start"}
-# Two arms are compared by the first kind of pairs that they have: those of other seeds before those that share batches.
+# Two arms are compared by the first pairing they have: different seeds before pairs that share batches.
 _ORDER = (SAME_INIT, OTHER, SAME_SEEDS, SAME_ORDER, "")
-# Pairs whose noise is independent.
+# Pairings with independent noise.
 CROSS_SEED = (SAME_INIT, OTHER)
 
 _MEASURES = pair_measures()
 MEASURES = tuple(measure.name for measure in _MEASURES)
 _BY_NAME = {measure.name: measure for measure in _MEASURES}
 _COSINE = MEASURES.index("cosine")
-# A loss that is less like itself than this has too much noise for a ratio.
+# Smallest ρ for a ratio; below it the noise of a loss is too large.
 LEAST_RELIABILITY = 0.2
-# An interval that holds 1 says "one loss" only where it is narrower.
+# Largest width of an interval containing 1 for the verdict "one loss".
 _NARROW = 0.2
 
 ONE_LOSS, RELATED, NOTHING, OPPOSED = "one loss", "related", "nothing in common", "opposed"
@@ -50,12 +50,12 @@ COLUMNS = (
 
 
 def pairing(seeds: tuple[int, int] | None, others: tuple[int, int] | None, same_init: bool | None) -> str:
-    """What two runs share: `same seeds`, `same init`, `same order` or `other`; empty where that is not known.
+    """Returns what two runs share: `same seeds`, `same init`, `same order` or `other`; empty if unknown.
 
     Args:
-        seeds: `seed` and `init_seed` of the one.
-        others: Those of the other.
-        same_init: Whether both started from the same A.
+        seeds: `seed` and `init_seed` of the first run.
+        others: `seed` and `init_seed` of the second run.
+        same_init: True if both started from the same A.
     """
     if seeds is None or others is None or same_init is None:
         return ""
@@ -69,27 +69,27 @@ def _are(measures: Sequence[str], kind: Kind) -> NDArray[np.bool_]:
 
 
 def _level_name(measure: str) -> str:
-    """`cosine_ceiling`, `barrier_chord_repeat`: the column of what two copies of one loss would show."""
+    """Returns the column of a measure's ceiling or repeat level: `cosine_ceiling`, `barrier_chord_repeat`."""
     return f"{measure}_{_BY_NAME[measure].level}"
 
 
 def is_reliable(own: Array, null: Array) -> NDArray[np.bool_]:
-    """Whether a loss is like itself: ρ at least .2, and above its null where that is known."""
+    """True where a loss is reliable: ρ is at least .2 and, if known, above its null."""
     with np.errstate(invalid="ignore"):
         return (own >= LEAST_RELIABILITY) & ~(own <= null)
 
 
 def level(measures: Sequence[str], own_a: Array, own_b: Array, nulls_a: Array, nulls_b: Array) -> Array:
-    """What two losses would show that are one: √(ρρ') for similarities, ½(d + d') for the rest; shape as `own_a`.
+    """Computes ceilings √(ρρ') (similarities) and repeat levels ½(d + d') (others); shape as `own_a`.
 
-    NaN where one of them was not repeated, and for similarities where one is not reliable: never a ceiling of 0.
+    NaN if a loss has no repeat, and for similarities if one is not reliable, so a ceiling is never 0.
 
     Args:
-        measures: Names, along the last axis.
-        own_a: What one loss shows with itself, shape (…, measures).
-        own_b: What the other shows.
-        nulls_a: The bound that `own_a` stays below by chance; NaN where there is none.
-        nulls_b: That of `own_b`.
+        measures: Names of the measures, along the last axis.
+        own_a: Repeats of the first loss, shape (…, measures).
+        own_b: Repeats of the second loss, same shape.
+        nulls_a: Nulls of `own_a`; NaN if there is none.
+        nulls_b: Nulls of `own_b`.
     """
     similar = _are(measures, "similarity")
     usable = is_reliable(own_a, nulls_a) & is_reliable(own_b, nulls_b)
@@ -104,17 +104,17 @@ def level(measures: Sequence[str], own_a: Array, own_b: Array, nulls_a: Array, n
 def direction(
     value: float, null: float, own: Sequence[float], nulls: Sequence[float], interval: Sequence[float]
 ) -> str:
-    """What the cosine of two losses says: one of five verdicts, or `too few seeds` where none can be given.
+    """Returns the verdict on the cosine of two losses; `too few seeds` if none can be given, empty without a cosine.
 
     Args:
-        value: Their cosine over cross-seed pairs.
-        null: The bound that it stays below by chance.
-        own: ρ of both, NaN where a loss was not repeated.
+        value: The cosine over cross-seed pairs.
+        null: Its null.
+        own: ρ of both losses; NaN for a loss without repeats.
         nulls: The null of each ρ.
-        interval: 95% of the ratio to the ceiling, NaN where there is none.
+        interval: 95% interval of the ratio to the ceiling; NaN if there is none.
     """
     low, high = interval
-    if np.isnan(value):  # an update of 0 has no direction
+    if np.isnan(value):  # a zero update has no direction
         return ""
     if np.isnan(own).any():
         return TOO_FEW
@@ -136,9 +136,9 @@ class _Pairs:
     """Pairs of runs.
 
     Attributes:
-        seeds: The seed of the data's order of both runs, that of the first arm first; shape (pairs, 2).
-        values: Of each measure, shape (pairs, measures).
-        nulls: Of each measure, NaN where it has none; the same shape.
+        seeds: `seed` (data order) of both runs, that of the first arm first; shape (pairs, 2).
+        values: Values of the measures, shape (pairs, measures).
+        nulls: Nulls of the measures, NaN for those without; same shape.
     """
 
     seeds: Array
@@ -146,25 +146,25 @@ class _Pairs:
     nulls: Array
 
     def mean(self, without: float | None = None) -> Array:
-        """The mean of each measure, without the runs of one seed; NaN where nothing is left."""
+        """Returns the mean of each measure, optionally without the runs of one seed; NaN if no pair is left."""
         return _mean(self.values if without is None else self.values[(self.seeds != without).all(axis=1)])
 
 
 def arm_pairs(pairs: pd.DataFrame, seeds: Mapping[str, float], arms: Sequence[str]) -> pd.DataFrame:
-    """One row for every two arms, and for each arm and itself, that have a pair of runs.
+    """Builds `arm_pairs.csv`: one row for every two arms, and each arm with itself, that have a pair of runs.
 
     Args:
-        pairs: One row a pair of runs, with `run_a`, `run_b`, `arm_a`, `arm_b`, `pairing`, the measures and their nulls.
-        seeds: The seed of the data's order of each run.
-        arms: In the order of the table.
+        pairs: One row per pair of runs, with `run_a`, `run_b`, `arm_a`, `arm_b`, `pairing`, measures and nulls.
+        seeds: `seed` (data order) of each run.
+        arms: Names of the arms, in the order of the table.
 
     Returns:
-        `pairing`, by which the two are compared, and how many `pairs` that are; each measure's mean, range and null
-        over them; its ceiling or repeat level; `_relative`, the ratio to the ceiling (of distances the excess over the
-        level), with its 95% jackknife interval `_low`, `_high`; `repeats`, how many seeds each loss has at least;
-        `repeat_kind`, what changed between two runs of one loss, where both were repeated so; `cosine_repeat_a` and
-        `_b`, what each has with itself, of which the ceiling is made; `cosine_verdict`. In the row of an arm and itself
-        the means are its repeats, and nothing is relative to anything.
+        The `pairing` by which the two are compared and the number of `pairs`; the mean, range and null of each measure
+        over them; its ceiling or repeat level; `_relative`, the ratio to the ceiling (for distances the excess over the
+        level), with its 95% jackknife interval `_low`, `_high`; `repeats`, the smaller number of seeds of the two;
+        `repeat_kind`, what changed between the repeats of both losses; `cosine_repeat_a` and `_b`, the repeats from
+        which the ceiling is made; `cosine_verdict`. In the row of an arm with itself the means are its repeats, and
+        the relative columns are empty.
     """
     groups = _grouped(pairs, seeds, arms)
     rows = []
@@ -172,20 +172,23 @@ def arm_pairs(pairs: pd.DataFrame, seeds: Mapping[str, float], arms: Sequence[st
         kind = next((kind for kind in _ORDER if (a, b, kind) in groups), None)
         if kind is not None:
             between, own = groups[a, b, kind], [groups.get((arm, arm, kind)) for arm in (a, b)]
-            found = _with_itself(between) if a == b else _compared(between, own if kind in CROSS_SEED else [None, None])
+            if a == b:
+                row = _repeat_row(between)
+            else:
+                row = _comparison_row(between, own if kind in CROSS_SEED else [None, None])
             repeated = all(own) and (a == b or kind in CROSS_SEED)
             changed = REPEAT_KINDS.get(kind, "") if repeated else ""
-            rows.append({"arm_a": a, "arm_b": b, "pairing": kind, "repeat_kind": changed, **found})
+            rows.append({"arm_a": a, "arm_b": b, "pairing": kind, "repeat_kind": changed, **row})
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"pairs": "Int64", "repeats": "Int64"})
 
 
 def with_levels(table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] = ()) -> pd.DataFrame:
-    """`table` with the ceiling or repeat level of each pair of runs of two losses at different seeds; else empty.
+    """Adds ceilings or repeat levels to pairs of runs of two losses at different seeds; other cells are empty.
 
     Args:
-        table: One row a pair (and value of `by`), with `arm_a`, `arm_b`, `pairing`, the measures and their nulls.
-        measures: Those that get a level.
-        by: Further columns, whose values are kept apart.
+        table: One row per pair (and value of `by`), with `arm_a`, `arm_b`, `pairing`, the measures and their nulls.
+        measures: Measures that get a level.
+        by: Further columns to group by.
     """
     own = table[(table["arm_a"] == table["arm_b"]) & table["pairing"].isin(CROSS_SEED)]
     nulls = [f"{measure}_null" for measure in measures if f"{measure}_null" in table]
@@ -193,8 +196,8 @@ def with_levels(table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] 
     sides = []
     for arm in ("arm_a", "arm_b"):
         keys = pd.MultiIndex.from_frame(table[[arm, "pairing", *by]])
-        found = means.reindex(keys).reindex(columns=[*measures, *(f"{measure}_null" for measure in measures)])
-        sides.append(found.to_numpy(dtype=float))
+        side = means.reindex(keys).reindex(columns=[*measures, *(f"{measure}_null" for measure in measures)])
+        sides.append(side.to_numpy(dtype=float))
     count = len(measures)
     (own_a, nulls_a), (own_b, nulls_b) = ((side[:, :count], side[:, count:]) for side in sides)
     levels = level(measures, own_a, own_b, nulls_a, nulls_b)
@@ -205,14 +208,14 @@ def with_levels(table: pd.DataFrame, measures: Sequence[str], by: Sequence[str] 
 def repeat_table(
     pairs: pd.DataFrame, seeds: Mapping[str, float], facts: Mapping[str, Mapping[str, Any]], losses: Mapping[str, str]
 ) -> pd.DataFrame:
-    """One row an arm and kind of repeat: the mean of each measure over the pairs of runs of one loss.
+    """Builds `repeats.csv`: one row per arm and kind of repeat, with the mean of each measure over its pairs of runs.
 
     Args:
-        pairs: As `arm_pairs` takes them.
-        seeds: As well.
-        facts: What else to say of each arm, in the order of the table.
-        losses: What each arm has in common with those that differ from it in their rollouts only, which are its repeats
-            on other data, from the same A.
+        pairs: The pairs, as for `arm_pairs`.
+        seeds: The seeds, as for `arm_pairs`.
+        facts: Further columns of each arm, in the order of the table.
+        losses: For each arm, a key shared by arms that differ only in their rollouts; from the same A these count as
+            repeats on other data.
     """
     first, second, _ = _ordered(pairs, list(facts))
     kinds = pairs["pairing"].map(REPEAT_KINDS).where(first == second)
@@ -230,13 +233,13 @@ def repeat_table(
 
 
 def _seeds_of(pairs: pd.DataFrame, seeds: Mapping[str, float]) -> int:
-    """How many seeds each arm has at least in pairs of two arms, or of one."""
+    """Returns the smaller number of seeds of the arms in these pairs."""
     sides = pd.concat([pairs[[f"arm_{side}", f"run_{side}"]].set_axis(["arm", "run"], axis=1) for side in "ab"])
     return int(sides["run"].map(seeds).groupby(sides["arm"]).nunique().min())
 
 
 def _ordered(pairs: pd.DataFrame, arms: Sequence[str]) -> tuple[pd.Series, pd.Series, NDArray[np.bool_]]:
-    """Both arms of each pair, the one first that is first in `arms`, and where they were turned for that."""
+    """Returns both arms of each pair in the order of `arms`, and a mask of the pairs that were swapped."""
     place = {arm: number for number, arm in enumerate(arms)}
     turned = (pairs["arm_a"].map(place) > pairs["arm_b"].map(place)).to_numpy()
     first, second = pairs["arm_b"].where(turned, pairs["arm_a"]), pairs["arm_a"].where(turned, pairs["arm_b"])
@@ -246,30 +249,30 @@ def _ordered(pairs: pd.DataFrame, arms: Sequence[str]) -> tuple[pd.Series, pd.Se
 def _grouped(
     pairs: pd.DataFrame, seeds: Mapping[str, float], arms: Sequence[str]
 ) -> dict[tuple[str, str, str], _Pairs]:
-    """The pairs of every two arms, the one first that is first in `arms`, by their pairing."""
+    """Groups the pairs by their two arms, in the order of `arms`, and by pairing."""
     first, second, turned = _ordered(pairs, arms)
     of_runs = np.stack([pairs[run].map(seeds).to_numpy(dtype=float) for run in ("run_a", "run_b")], axis=1)
     of_runs[turned] = of_runs[turned, ::-1]
     values = pairs.reindex(columns=MEASURES).to_numpy(dtype=float)
     nulls = pairs.reindex(columns=[f"{measure}_null" for measure in MEASURES]).to_numpy(dtype=float)
-    found = pairs.groupby([first, second, "pairing"]).indices if len(pairs) else {}
-    return {key: _Pairs(of_runs[rows], values[rows], nulls[rows]) for key, rows in found.items()}
+    groups = pairs.groupby([first, second, "pairing"]).indices if len(pairs) else {}
+    return {key: _Pairs(of_runs[rows], values[rows], nulls[rows]) for key, rows in groups.items()}
 
 
-def _with_itself(repeats: _Pairs) -> dict[str, Any]:
-    """The row of a loss and itself."""
+def _repeat_row(repeats: _Pairs) -> dict[str, Any]:
+    """Returns the row of a loss with itself."""
     return {**_described(repeats), "repeats": len(np.unique(repeats.seeds)), "cosine_verdict": ""}
 
 
-def _compared(between: _Pairs, own: Sequence[_Pairs | None]) -> dict[str, Any]:
-    """The row of two losses, `own` being what each has with itself, None where it was not repeated."""
+def _comparison_row(between: _Pairs, own: Sequence[_Pairs | None]) -> dict[str, Any]:
+    """Returns the row of two losses; `own` holds the repeats of each, None for a loss without repeats."""
     values, nulls = between.mean(), _mean(between.nulls)
     unknown = np.full(len(MEASURES), np.nan)
-    rho = [unknown if each is None else each.mean() for each in own]
-    rho_nulls = [unknown if each is None else _mean(each.nulls) for each in own]
-    # Of a loss without repeats the runs that it has in these pairs.
+    rho = [unknown if repeats is None else repeats.mean() for repeats in own]
+    rho_nulls = [unknown if repeats is None else _mean(repeats.nulls) for repeats in own]
+    # A loss without repeats counts the seeds of its runs in these pairs.
     fewest = min(
-        len(np.unique(between.seeds[:, side] if each is None else each.seeds)) for side, each in enumerate(own)
+        len(np.unique(between.seeds[:, side] if repeats is None else repeats.seeds)) for side, repeats in enumerate(own)
     )
     levels = level(MEASURES, *rho, *rho_nulls)
     relative = _relative(values, levels)
@@ -282,38 +285,38 @@ def _compared(between: _Pairs, own: Sequence[_Pairs | None]) -> dict[str, Any]:
     row = {**_described(between), "repeats": fewest, "cosine_repeat_a": rho[0][_COSINE]}
     row |= {"cosine_repeat_b": rho[1][_COSINE]}
     for place, measure in enumerate(MEASURES):
-        found = {"relative": relative, "low": low, "high": high}
-        row |= {f"{measure}_{end}": values_of[place] for end, values_of in found.items()}
+        columns = {"relative": relative, "low": low, "high": high}
+        row |= {f"{measure}_{end}": column[place] for end, column in columns.items()}
         row[_level_name(measure)] = levels[place]
     at = _COSINE
-    own_cosines, own_nulls = [each[at] for each in rho], [each[at] for each in rho_nulls]
+    own_cosines, own_nulls = [repeat[at] for repeat in rho], [null[at] for null in rho_nulls]
     verdict = direction(values[at], nulls[at], own_cosines, own_nulls, (low[at], high[at]))
-    # Seeds there are enough, but without one of them a loss has nothing of itself.
+    # There are enough seeds, but leaving one out makes a ρ non-positive.
     lost = verdict == TOO_FEW and fewest > 2 and not np.isnan(relative[at])
     return row | {"cosine_verdict": TOO_NOISY if lost else verdict}
 
 
 def _described(pairs: _Pairs) -> dict[str, Any]:
-    """How many pairs, and the mean, range and null of each measure over them."""
+    """Returns the number of pairs, and the mean, range and null of each measure over them."""
     with np.errstate(all="ignore"):
         ends = [_extreme(reduce, pairs.values) for reduce in (np.nanmin, np.nanmax)]
     columns = {"": pairs.mean(), "_min": ends[0], "_max": ends[1], "_null": _mean(pairs.nulls)}
     return {"pairs": len(pairs.values)} | {
-        f"{measure}{end}": found[place] for place, measure in enumerate(MEASURES) for end, found in columns.items()
+        f"{measure}{end}": column[place] for place, measure in enumerate(MEASURES) for end, column in columns.items()
     }
 
 
 def _raw_level(own_a: Array, own_b: Array) -> Array:
-    """The level without the rule of reliability, which is one for the whole, not for the parts of a jackknife.
+    """Computes the level without the reliability rule, which applies to the whole and not to parts of a jackknife.
 
-    Of similarities NaN where one of the two is not above 0: two such ones make no ceiling.
+    NaN for similarities if a repeat is not above 0, since two negative ones must not make a ceiling.
     """
     above = np.where((own_a > 0) & (own_b > 0), own_a * own_b, np.nan)
     return np.where(_are(MEASURES, "similarity"), np.sqrt(above), (own_a + own_b) / 2)
 
 
 def _relative(values: Array, levels: Array) -> Array:
-    """The ratio of similarities to their ceiling, the excess of distances over their level; of angles nothing."""
+    """Computes the ratio of similarities to their ceiling and the excess of distances over their level; else NaN."""
     with np.errstate(invalid="ignore", divide="ignore"):
         ratio = np.where(_are(MEASURES, "similarity"), values / levels, np.nan)
     return np.where(_are(MEASURES, "distance"), values - levels, ratio)
@@ -323,11 +326,12 @@ def _mean(values: Array) -> Array:
     known = ~np.isnan(values)
     counts = known.sum(axis=0)
     sums = np.where(known, values, 0.0).sum(axis=0)
-    return np.divide(sums, counts, out=np.full(len(MEASURES), np.nan), where=counts > 0)
+    means: Array = np.divide(sums, counts, out=np.full(len(MEASURES), np.nan), where=counts > 0)
+    return means
 
 
 def _extreme(reduce: Any, values: Array) -> Array:
-    found = np.full(len(MEASURES), np.nan)
+    extremes = np.full(len(MEASURES), np.nan)
     known = ~np.isnan(values).all(axis=0)
-    found[known] = reduce(values[:, known], axis=0)
-    return found
+    extremes[known] = reduce(values[:, known], axis=0)
+    return extremes

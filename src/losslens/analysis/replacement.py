@@ -1,4 +1,4 @@
-"""One analysis takes the place of another as a whole, extends it, and never destroys one that has more."""
+"""Replaces an analysis atomically by a new one that extends it; one that has more is kept under another name."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from losslens.core.files import read_json
 from losslens.core.hashing import hash_json
 from losslens.runs.run import Run
 
-_KEPT_AS = ".kept-as"  # in an analysis on its way aside: the name it is to have there
+_KEPT_AS = ".kept-as"  # file in an analysis being replaced: the name under which it will be kept
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """The adapters and the measured pairs of an analysis that is written.
+class EarlierAnalysis:
+    """The adapters and measured pairs of an existing analysis.
 
     Attributes:
-        adapters: The hash of each adapter, by its name there.
+        adapters: The hash of each adapter, by its name in that analysis.
         pairs: The pairs with connectivity and CKA, by these names.
     """
 
@@ -35,41 +35,41 @@ class Earlier:
     pairs: Sequence[Pair] = ()
 
     def pairs_among(self, adapters: Mapping[str, str]) -> list[Pair]:
-        """The measured pairs whose two adapters are among `adapters` (hash by name), by the names there.
+        """Returns the measured pairs whose adapters are both in `adapters` (hash by name), by the names used there.
 
-        A sweep's runs have other names beside those of a second sweep: what counts is the adapter.
+        Adapters are matched by hash, since names change when several sweeps are compared.
         """
         by_hash = {sha256: name for name, sha256 in reversed(list(adapters.items()))}
-        found = []
+        pairs = []
         for pair in self.pairs:
-            here = [
+            names = [
                 name if adapters.get(name) == self.adapters.get(name) else by_hash.get(self.adapters.get(name, ""))
                 for name in pair
             ]
-            if None not in here and here[0] != here[1]:
-                found.append((str(here[0]), str(here[1])))
-        return found
+            if None not in names and names[0] != names[1]:
+                pairs.append((str(names[0]), str(names[1])))
+        return pairs
 
 
-def earlier(folder: Path) -> Earlier:
-    """The analysis in `folder`; an empty one where there is none, or none that came to its end."""
+def read_earlier(folder: Path) -> EarlierAnalysis:
+    """Reads the analysis in `folder`; returns an empty one if there is none or it is incomplete."""
     with suppress(InputError, KeyError, TypeError, ValueError, AttributeError):
         manifest = read_json(folder / "manifest.json")
-        return Earlier(
+        return EarlierAnalysis(
             {str(name): str(sha256) for name, sha256 in manifest["adapters"].items()},
             [(str(a), str(b)) for a, b in manifest["measured_pairs"]],
         )
-    return Earlier()
+    return EarlierAnalysis()
 
 
-def kept_aside(folder: Path, adapters: Mapping[str, str]) -> Path:
-    """Where an analysis of exactly these adapters is kept when one that lacks some takes its place in `folder`."""
+def archive_path(folder: Path, adapters: Mapping[str, str]) -> Path:
+    """Returns the path where an analysis of exactly these adapters is kept when one that lacks some replaces it."""
     runs = f"{len(adapters)}-run{'s' * (len(adapters) != 1)}"
     return folder.with_name(f"{folder.name}-of-{runs}-{hash_json(sorted(adapters.values()), 6)}")
 
 
-def missing_from(facts: Mapping[str, Any], before: Earlier) -> str:
-    """What the analysis `before` has and the new one, with these facts for its manifest, has not; may be empty."""
+def missing_from(facts: Mapping[str, Any], before: EarlierAnalysis) -> str:
+    """Describes what the analysis `before` has but the new one (with these manifest facts) lacks; may be empty."""
     hashes = set(facts["adapters"].values())
     gone = [name for name, sha256 in before.adapters.items() if sha256 not in hashes]
     if gone:
@@ -80,8 +80,8 @@ def missing_from(facts: Mapping[str, Any], before: Earlier) -> str:
 
 
 @contextmanager
-def beside(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` to write an analysis into; gone at the end, unless it has taken the place."""
+def temporary_folder(folder: Path) -> Iterator[Path]:
+    """Creates a temporary folder next to `folder` for a new analysis; it is deleted on exit unless it was moved."""
     mine = f".{folder.name}.{platform.node()}-"
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f"{mine}*.tmp"):
@@ -95,47 +95,47 @@ def beside(folder: Path) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def take_place(new: Path, folder: Path, before: Earlier, keep: bool) -> bool:
-    """Puts the analysis in `new` where `folder` is, unless another one was put there since `before` was read.
+def replace_analysis(new: Path, folder: Path, before: EarlierAnalysis, keep: bool) -> bool:
+    """Replaces `folder` by the analysis in `new`, unless `folder` changed since `before` was read.
 
-    Killed at any point it leaves the old one or the new one, whole.
+    If the process is killed at any point, the old or the new analysis remains intact.
 
     Args:
-        new: From `beside`.
-        folder: The place.
-        before: What was there, from `earlier`.
-        keep: Whether what was there is kept aside.
+        new: The folder from `temporary_folder`.
+        folder: The folder to replace.
+        before: The previous analysis, from `read_earlier`.
+        keep: True to keep the previous analysis under another name.
 
     Returns:
-        Whether it has been done.
+        True if the folder was replaced.
     """
     with Run(folder).lock():
-        _settle(folder)
-        if earlier(folder) != before:
+        _finish(folder)
+        if read_earlier(folder) != before:
             return False
-        kept = kept_aside(folder, before.adapters) if keep else None
+        kept = archive_path(folder, before.adapters) if keep else None
         if folder.exists():
-            # Where it is to stay is written into it first, for whoever settles what is cut off here.
+            # Its new name is written into it first, so that `finish_interrupted` can complete the replacement.
             (folder / _KEPT_AS).unlink(missing_ok=True)
             if kept is not None:
                 (folder / _KEPT_AS).write_text(kept.name, encoding="utf-8")
             folder.replace(_old(folder))
         new.replace(folder)
-        _settle(folder)
+        _finish(folder)
     return True
 
 
-def settle(folder: Path) -> None:
-    """Brings to its end what a process that was killed in `take_place` had begun."""
+def finish_interrupted(folder: Path) -> None:
+    """Finishes a replacement whose process was killed in `replace_analysis`."""
     if _old(folder).exists() or (folder / _KEPT_AS).exists():
-        with Run(folder).lock():  # another process may be about it
-            _settle(folder)
+        with Run(folder).lock():  # another process may be replacing it
+            _finish(folder)
 
 
-def _settle(folder: Path) -> None:
+def _finish(folder: Path) -> None:
     old = _old(folder)
     if folder.exists():
-        (folder / _KEPT_AS).unlink(missing_ok=True)  # it was not moved away
+        (folder / _KEPT_AS).unlink(missing_ok=True)  # it was not moved
     if not old.exists():
         return
     if not folder.exists():
@@ -145,13 +145,13 @@ def _settle(folder: Path) -> None:
     name = (old / _KEPT_AS).read_text(encoding="utf-8", errors="replace") if (old / _KEPT_AS).is_file() else ""
     if not re.fullmatch(rf"{re.escape(folder.name)}-of-[\w-]+", name):
         name = ""
-    # W&B's files, and whatever somebody else has put there.
+    # W&B's files, and any other files added to the folder.
     _carry_over(old, folder, ["wandb"] if name else [entry.name for entry in old.iterdir()])
     if not name:
         shutil.rmtree(old)
         return
     kept = folder.with_name(name)
-    if kept.exists():  # the same adapters, kept aside before
+    if kept.exists():  # an older analysis of the same adapters
         shutil.rmtree(kept)
     old.replace(kept)
     (kept / _KEPT_AS).unlink(missing_ok=True)

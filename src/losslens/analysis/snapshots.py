@@ -1,4 +1,4 @@
-"""Which point of every run's way is compared: its end, a step, or the place where the update has a certain norm."""
+"""Selects the point of training at which runs are compared: the end, a step, or a given norm of the update."""
 
 from __future__ import annotations
 
@@ -25,101 +25,101 @@ At = Literal["end", "norm"] | int
 
 
 def trajectory_of(member: ComparedAdapter | Diverged) -> dict[int, Run]:
-    """The snapshots of a run by step, and its end, if it has one, as the last; none for an adapter made elsewhere.
+    """Returns the snapshots of a run by step, with its end (if any) last; empty for an external adapter.
 
     Raises:
-        InputError: One of them is not as it was written.
+        InputError: A snapshot is damaged.
     """
     if member.run is None or member.facts is None:
         return {}
-    way = member.run.snapshots
-    for run in way.values():
+    snapshots = member.run.snapshots
+    for run in snapshots.values():
         if not run.is_trained():
-            raise InputError(f"{run.folder}: no whole snapshot; delete it")
-    return {**way, member.facts.training.steps: member.run} if isinstance(member, ComparedAdapter) else way
+            raise InputError(f"{run.folder}: damaged snapshot; delete it")
+    return {**snapshots, member.facts.training.steps: member.run} if isinstance(member, ComparedAdapter) else snapshots
 
 
 def at_checkpoint(
     members: Sequence[ComparedAdapter], at: At, norm: float | None, left_out: dict[str, str]
 ) -> list[ComparedAdapter]:
-    """The members at `at`; those that were never there are left out, with the reason.
+    """Moves the members to a point of training; those that never reach it are left out, with the reason.
 
     Args:
         members: Finished runs, at their ends.
-        at: `end`, a step, or `norm`: the first place at which ‖ΔW‖ is `norm`.
-        norm: ‖ΔW‖_F; by default the largest that every run reaches.
-        left_out: Gets the reasons.
+        at: `end`, a step, or `norm`: the first point at which ‖ΔW‖ is `norm`.
+        norm: ‖ΔW‖_F; by default the largest norm that every run reaches.
+        left_out: Receives the reasons.
 
     Raises:
-        InputError: No run was there, or a snapshot is not as it was written.
+        InputError: No run reaches the point, or a snapshot is damaged.
     """
     if at == "end" or not members:
         return list(members)
-    found = _at_norm(members, norm, left_out) if at == "norm" else _at_step(members, int(at), left_out)
-    if not found:
-        raise InputError(f"at={at}: no run was there (see optim.snapshot_steps)")
-    return found
+    moved = _at_norm(members, norm, left_out) if at == "norm" else _at_step(members, int(at), left_out)
+    if not moved:
+        raise InputError(f"checkpoint={at}: no run has a snapshot there (see optim.snapshot_steps)")
+    return moved
 
 
 def _at_step(members: Sequence[ComparedAdapter], step: int, left_out: dict[str, str]) -> list[ComparedAdapter]:
-    found = []
+    moved = []
     for member in members:
-        way = trajectory_of(member)
-        if step in way:
-            found.append(_moved_to(member, way[step]))
+        snapshots = trajectory_of(member)
+        if step in snapshots:
+            moved.append(_moved_to(member, snapshots[step]))
         else:
-            left_out[member.name] = f"no snapshot at step {step}; it has {', '.join(map(str, way))}"
-    return found
+            left_out[member.name] = f"no snapshot at step {step}, only at {', '.join(map(str, snapshots))}"
+    return moved
 
 
 def _at_norm(members: Sequence[ComparedAdapter], norm: float | None, left_out: dict[str, str]) -> list[ComparedAdapter]:
-    ways = {member.name: trajectory_of(member) for member in members}
+    trajectories = {member.name: trajectory_of(member) for member in members}
     measured = {}
-    for member in tqdm(members, desc="norms on the way", unit="run", leave=False):
+    for member in tqdm(members, desc="norms of snapshots", unit="run", leave=False):
         with ExitStack() as stack:
-            points = [stack.enter_context(open_adapter(run.adapter)) for run in ways[member.name].values()]
+            points = [stack.enter_context(open_adapter(run.adapter)) for run in trajectories[member.name].values()]
             measured[member.name] = trajectory(points, [], points[0].modules)
-    # A run without a way, or that ends at 0, reaches no norm, and would let no other one reach any.
-    reached = [float(measured[name].norms.max()) for name, way in ways.items() if len(way) > 1]
+    # Runs without snapshots or with a zero update reach no norm; they must not lower the common one to 0.
+    reached = [float(measured[name].norms.max()) for name, snapshots in trajectories.items() if len(snapshots) > 1]
     reached = [norm for norm in reached if norm > 0]
     if not reached:
-        raise InputError("checkpoint=norm: no run has snapshots that lead anywhere (see optim.snapshot_steps)")
-    wanted = min(reached) if norm is None else norm
+        raise InputError("checkpoint=norm: no run has snapshots with a non-zero update (see optim.snapshot_steps)")
+    target = min(reached) if norm is None else norm
     moved, early = [], []
     for member in members:
-        way, norms = ways[member.name], measured[member.name].norms
-        if len(way) < 2:
-            left_out[member.name] = f"checkpoint=norm: no snapshots on its way (it ends at ‖ΔW‖ = {norms[-1]:.4g})"
+        snapshots, norms = trajectories[member.name], measured[member.name].norms
+        if len(snapshots) < 2:
+            left_out[member.name] = f"checkpoint=norm: it has no snapshots (it ends at ‖ΔW‖ = {norms[-1]:.4g})"
             continue
-        crossing = first_norm_crossing(norms, measured[member.name].to_next, wanted)
+        crossing = first_norm_crossing(norms, measured[member.name].to_next, target)
         if crossing is None:
-            left_out[member.name] = f"it never reaches ‖ΔW‖ = {wanted:.4g} (its largest is {norms.max():.4g})"
+            left_out[member.name] = f"it never reaches ‖ΔW‖ = {target:.4g} (its largest norm is {norms.max():.4g})"
             continue
-        moved.append(_moved_to(member, _between(member, way, crossing, wanted)))
+        moved.append(_moved_to(member, _between(member, snapshots, crossing, target)))
         if crossing.before < 0:
             early.append(member.name)
     if early:
         left_out["what came before the first snapshot"] = (
-            f"‖ΔW‖ = {wanted:.4g} lies before it on the way of {', '.join(early)}: there it stands made smaller"
+            f"{', '.join(early)} reached ‖ΔW‖ = {target:.4g} before its first snapshot; that snapshot is scaled down"
         )
     return moved
 
 
-def _between(member: ComparedAdapter, way: Mapping[int, Run], crossing: NormCrossing, norm: float) -> Run:
-    """The point of a run's way at `norm`, as a folder beside its snapshots; made unless it is there."""
+def _between(member: ComparedAdapter, snapshots: Mapping[int, Run], crossing: NormCrossing, norm: float) -> Run:
+    """Returns the interpolated point at `norm` as a folder next to the snapshots; writes it unless it exists."""
     assert member.run is not None
-    steps = [0, *way]
-    runs = [None, *way.values()]
+    steps = [0, *snapshots]
+    runs = [None, *snapshots.values()]
     before, after = runs[crossing.before + 1], runs[crossing.before + 2]
     assert after is not None
-    weight = round(crossing.weight, 9)  # another machine's last digit makes no other point
+    weight = round(crossing.weight, 9)  # rounding differences between machines must not make a new point
     manifest: dict[str, Any] = {
         "norm": norm, "between_steps": steps[crossing.before + 1 : crossing.before + 3], "weight": weight,
         "of": [recorded_adapter_hash(run) for run in (before, after) if run],
     }  # fmt: skip
     point = Run(member.run.folder / "snapshots" / f"norm-{norm:.6g}")
-    with point.lock():  # another analysis may be making it
-        if not _is_there(point, manifest):
+    with point.lock():  # another analysis may be writing it
+        if not _exists(point, manifest):
             with ExitStack() as stack:
                 start = stack.enter_context(open_adapter(before.adapter)) if before else None
                 adapter = stack.enter_context(open_adapter(after.adapter))
@@ -131,8 +131,8 @@ def _between(member: ComparedAdapter, way: Mapping[int, Run], crossing: NormCros
     return point
 
 
-def _is_there(point: Run, manifest: Mapping[str, Any]) -> bool:
-    """Whether a point was made of the same snapshots, and is still as it was written."""
+def _exists(point: Run, manifest: Mapping[str, Any]) -> bool:
+    """True if the point exists intact and was made from the same snapshots."""
     try:
         return manifest.items() <= point.manifest.items() and point.is_trained()
     except InputError:
@@ -144,7 +144,7 @@ def _moved_to(member: ComparedAdapter, point: Run) -> ComparedAdapter:
         return member
     assert member.facts is not None
     facts = member.facts.model_copy(update=adapter_hashes(point.adapter))
-    # Where two snapshots are put together, A is two matrices, and how far it drifted is no one angle.
+    # The interpolation of two snapshots has two matrices A, so its drift is undefined.
     initial = member.initial if point.folder.name.startswith("step-") else None
     return replace(
         member, adapter=point.adapter, sha256=recorded_adapter_hash(point), initial=initial, run=point, facts=facts
@@ -154,13 +154,13 @@ def _moved_to(member: ComparedAdapter, point: Run) -> ComparedAdapter:
 def score_snapshots(
     members: Sequence[ComparedAdapter], model_path: str | None, trust: Trust, left_out: dict[str, str]
 ) -> None:
-    """Scores each moved member as the end of its run was scored, unless that was done before.
+    """Scores each member at its snapshot as its final adapter was scored, unless already done.
 
     Args:
-        members: From `at_checkpoint`.
-        model_path: The base, where it is not where the runs found it.
-        trust: What the runs' manifests may ask for.
-        left_out: Gets the reason where they cannot be scored.
+        members: The members from `at_checkpoint`.
+        model_path: The base, if it was moved since training.
+        trust: What the runs' manifests may request.
+        left_out: Receives the reason if they cannot be scored.
     """
     for member in tqdm(members, desc="scoring", unit="run", leave=False):
         if member.run is None or member.facts is None:
@@ -174,10 +174,10 @@ def score_snapshots(
             left_out["accuracy"] = str(error)
             return
         except ValidationError:
-            left_out["accuracy"] = "the runs are of another version of LossLens"
+            left_out["accuracy"] = "the runs were made by another version of LossLens"
             return
         if evaluation.engine == "openai":
-            left_out["accuracy"] = "the runs were scored by a server, which has only their ends"
+            left_out["accuracy"] = "the runs were scored by a server, which has only their final adapters"
             return
         if model_path is not None:
             model = model.model_copy(update={"path": model_path, "revision": None, "package": None})

@@ -1,4 +1,4 @@
-"""The tables of an analysis, put together from what was measured."""
+"""Builds the tables of an analysis from the measurements."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from losslens.measures.nulls import expected_angles
 from losslens.measures.tables import BaseComparison, Compared
 from losslens.measures.views import Functions
 
-# Of the random subspaces.
+# Draws of the random subspaces.
 _DRAWS, _SEED = 200, 0
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of one analysis; docs/reference/measures.md says what stands in each column.
+    """The tables of one analysis; docs/reference/measures.md defines their columns.
 
     Attributes:
-        runs: One row a run and benchmark, the base first.
-        pairs: One row a pair of runs.
-        layers: One row a pair and layer.
-        modules: One row a pair and module.
-        run_modules: One row a run and module.
-        connectivity: One row a chosen pair and alpha.
-        cka: One row a chosen pair (or run and base) and hidden state.
-        arm_pairs: One row for every two arms, and for each arm and itself.
-        repeats: One row an arm with several runs and what changed between them.
-        seeds: One row a configuration with several seeds and benchmark.
-        arms: One row an arm: runs that differ in their seeds only, and name of its learning rate.
-        trajectories: One row a run with snapshots and step.
-        training: One row a run and logged step.
-        mds: One row a run that has a direction: a point of a plane.
+        runs: One row per run and benchmark, the base first.
+        pairs: One row per pair of runs.
+        layers: One row per pair and layer.
+        modules: One row per pair and module.
+        run_modules: One row per run and module.
+        connectivity: One row per chosen pair and alpha.
+        cka: One row per chosen pair (or run and base) and hidden state.
+        arm_pairs: One row for every two arms, and for each arm with itself.
+        repeats: One row per arm with several runs and kind of repeat.
+        seeds: One row per configuration with several seeds and benchmark.
+        arms: One row per arm (runs that differ only in their seeds) and name of its learning rate.
+        trajectories: One row per run with snapshots and step.
+        training: One row per run and logged step.
+        mds: One row per run with a non-zero update: its point in the plane.
     """
 
     runs: pd.DataFrame
@@ -74,7 +74,7 @@ def compared_weights(
     top: int,
     cache: Cache,
 ) -> Compared:
-    """What is known of the updates, with what decides their null."""
+    """Collects the input of `weight_tables`, including what the nulls depend on."""
     return Compared(
         modules=cohort.modules,
         shapes=cohort.shapes,
@@ -89,16 +89,16 @@ def compared_weights(
 
 
 def _drawn_angles(cache: Cache, spaces: tuple[tuple[int, int, int], ...]) -> tuple[float, float]:
-    about = [spaces, _DRAWS, _SEED]
-    known = cache.load("floor", about, ["smallest", "largest"])
+    key = [spaces, _DRAWS, _SEED]
+    known = cache.load("floor", key, ["smallest", "largest"])
     if known is None:
         known = dict(zip(("smallest", "largest"), map(np.array, expected_angles(spaces, _DRAWS, _SEED)), strict=True))
-        cache.save("floor", about, known)
+        cache.save("floor", key, known)
     return float(known["smallest"]), float(known["largest"])
 
 
 def shares_initial_adapter(cohort: Cohort, pair: Pair) -> bool | None:
-    """Whether both started from the same A; None where that is not known."""
+    """True if both runs started from the same A; None if unknown."""
     facts = [cohort.by_name[name].facts for name in pair]
     if facts[0] is None or facts[1] is None:
         return None
@@ -108,27 +108,27 @@ def shares_initial_adapter(cohort: Cohort, pair: Pair) -> bool | None:
 def measured_pair_table(
     cohort: Cohort, arms: Mapping[str, str], rows: pd.DataFrame, based: FunctionSpace
 ) -> pd.DataFrame:
-    """What is measured of each pair but its accuracies, its arms, and what two equal losses would show.
+    """Builds the table of pairs without accuracies: arms, pairing, measures, and ceilings or repeat levels.
 
     Args:
-        cohort: What is compared.
+        cohort: The compared adapters.
         arms: The arm of each run.
-        rows: One row a pair, with what its weights show.
-        based: What passes through the base show.
+        rows: One row per pair, with its weight measures.
+        based: The measures in function space.
     """
     seeds = {s.name: s.facts.seeds if s.facts else None for s in cohort.members}
     pairs = list(zip(rows["run_a"], rows["run_b"], strict=True))
     functions = Functions([based.curves.get(pair) for pair in pairs], [based.ckas.get(pair) for pair in pairs])
-    beside: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for measure in function_measures():
-        beside[measure.name] = measure.value(functions)
+        columns[measure.name] = measure.value(functions)
         if measure.interval is not None:
-            beside |= zip((f"{measure.name}_low", f"{measure.name}_high"), measure.interval(functions), strict=True)
+            columns |= zip((f"{measure.name}_low", f"{measure.name}_high"), measure.interval(functions), strict=True)
     table = rows.assign(
         arm_a=rows["run_a"].map(arms),
         arm_b=rows["run_b"].map(arms),
         pairing=[pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b))) for a, b in pairs],
-        **beside,
+        **columns,
     )
     table = table.merge(midpoint_table(cohort, based.midpoints), on=["run_a", "run_b"], how="left")
     table = with_levels(table, [measure.name for measure in pair_measures()])
@@ -137,11 +137,11 @@ def measured_pair_table(
 
 
 def measured_layer_table(pairs: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """The layers of each pair, and what two equal losses would show.
+    """Adds ceilings and repeat levels to the layers of each pair.
 
     Args:
         pairs: The table of `measured_pair_table`.
-        layers: One row a pair and layer.
+        layers: One row per pair and layer.
     """
     kinds = ["arm_a", "arm_b", "pairing"]
     table = layers.merge(pairs[["run_a", "run_b", *kinds]], on=["run_a", "run_b"], how="left")
@@ -149,7 +149,7 @@ def measured_layer_table(pairs: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFr
 
 
 def connectivity_table(curves: Mapping[Pair, Curve]) -> pd.DataFrame:
-    """The curves, point by point."""
+    """Returns the loss curves, one row per point."""
     rows = [
         {"run_a": a, "run_b": b, "alpha": alpha, "loss": loss, "loss_low": low, "loss_high": high}
         for (a, b), curve in curves.items()
@@ -159,28 +159,29 @@ def connectivity_table(curves: Mapping[Pair, Curve]) -> pd.DataFrame:
 
 
 def cka_table(ckas: Mapping[Pair, CkaOfPair]) -> pd.DataFrame:
-    """CKA, hidden state by hidden state: layer −1 are the embeddings, the others the outputs of the layers."""
+    """Returns CKA by hidden state: layer −1 is the embeddings, the others are the outputs of the layers."""
     rows = [
         {
             "run_a": a,
             "run_b": b,
             "layer": number - 1,
-            "cka_unbiased": found.unbiased[number],
-            "cka_without_outlier": found.without_outlier[number],
-            "outlier_dimension": found.outliers[number],
-            "n": found.n,
+            "cka_unbiased": of_pair.unbiased[number],
+            "cka_without_outlier": of_pair.without_outlier[number],
+            "outlier_dimension": of_pair.outliers[number],
+            "n": of_pair.n,
         }
-        for (a, b), found in ckas.items()
-        for number in range(len(found.unbiased))
+        for (a, b), of_pair in ckas.items()
+        for number in range(len(of_pair.unbiased))
     ]
     columns = ["run_a", "run_b", "layer", "cka_unbiased", "cka_without_outlier", "outlier_dimension", "n"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def mds_table(pairs: pd.DataFrame) -> tuple[pd.DataFrame, float]:
-    """The map: every run with a direction a point of a plane, near to those whose direction is nearly its own.
+    """Maps every run with a non-zero update to a point in a plane, near to runs of similar direction.
 
-    Beside it the share of the variance that the plane shows.
+    Returns:
+        The points, and the share of the variance that the plane shows.
     """
     known = pairs[pairs["cosine"].notna()]
     names = list(dict.fromkeys([*known["run_a"], *known["run_b"]]))
@@ -190,5 +191,5 @@ def mds_table(pairs: pd.DataFrame) -> tuple[pd.DataFrame, float]:
     cosines[a, b] = cosines[b, a] = known["cosine"].to_numpy(dtype=float)
     if not names:
         return pd.DataFrame(columns=["run", "x", "y"]), float("nan")
-    found = mds(angles(cosines))
-    return pd.DataFrame({"run": names, "x": found.points[:, 0], "y": found.points[:, 1]}), found.kept
+    plane = mds(angles(cosines))
+    return pd.DataFrame({"run": names, "x": plane.points[:, 0], "y": plane.points[:, 1]}), plane.kept

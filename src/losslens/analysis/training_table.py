@@ -1,4 +1,4 @@
-"""What the runs logged while they trained."""
+"""Table of the metrics that the runs logged during training."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import pandas as pd
 from losslens.analysis.cohort import ComparedAdapter, Diverged
 
 _PREFIX, _GEOMETRY = "train/", "geometry/"
-# What the analysis has no use for: a cost. The norms of layers and of projections, whose names have another slash, are
-# left in `metrics.jsonl` too.
+# A cost, of no use to the analysis. Norms of layers and projections, whose names have a second slash, are left out as
+# well.
 _NOT_SHOWN = ("geometry/share_of_time",)
 _FIRST = ["run", "step", "loss", "grad_norm", "lr"]
 
 
 def training_table(runs: Iterable[ComparedAdapter | Diverged], left_out: dict[str, str]) -> pd.DataFrame:
-    """One row a run and logged step; no row for runs without `metrics.jsonl`.
+    """Builds the table, one row per run and logged step; runs without `metrics.jsonl` have no rows.
 
     Args:
-        runs: The runs, also those without an end.
-        left_out: Gets the runs whose file is damaged, and the reason.
+        runs: The runs, including those that diverged.
+        left_out: Receives the runs whose file is damaged, with the reason.
     """
     rows: list[dict[str, Any]] = []
     for member in runs:

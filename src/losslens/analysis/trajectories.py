@@ -1,4 +1,4 @@
-"""How each run got where it is: its norm, and its direction against its own end and SFT's."""
+"""Trajectories of the runs: norm, and cosine to the run's own end and to SFT's."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ def trajectory_table(
     cache: Cache,
     left_out: dict[str, str],
 ) -> pd.DataFrame:
-    """One row a run and snapshot, the end included; no row for runs without snapshots.
+    """Builds the table, one row per run and snapshot, including the end; runs without snapshots have no rows.
 
     Args:
-        arms: The runs, at their ends.
-        sft: For each run's name the SFT run of its seeds, where there is one.
+        arms: The arms, with their runs at their ends.
+        sft: For each run, the SFT run it is compared with, if any.
         modules: Names of the adapted modules.
-        cache: Of what was measured before.
-        left_out: Gets the runs with a snapshot that is not as it was written, and the reason.
+        cache: Cached results.
+        left_out: Receives the runs with a damaged snapshot, with the reason.
     """
     rows: list[dict[str, Any]] = []
     for arm in tqdm(arms, desc="trajectories", unit="arm", leave=False):
         for run in (*arm.members, *arm.diverged):
             try:
-                way = trajectory_of(run)
+                snapshots = trajectory_of(run)
             except InputError as error:
                 left_out[f"trajectory of {run.name}"] = str(error)
                 continue
-            if len(way) < 2 or not _fits(way, modules):
+            if len(snapshots) < 2 or not _fits(snapshots, modules):
                 continue
             assert run.facts is not None
-            towards = [run if isinstance(run, ComparedAdapter) else None, sft.get(run.name)]
-            found = _measured(way, [target for target in towards if target], modules, cache)
-            cosines = iter(found.cosines.T)
-            to_end, to_sft = (next(cosines) if target else np.full(len(way), np.nan) for target in towards)
-            for number, step in enumerate(way):
+            targets = [run if isinstance(run, ComparedAdapter) else None, sft.get(run.name)]
+            measured = _measured(snapshots, [target for target in targets if target], modules, cache)
+            cosines = iter(measured.cosines.T)
+            to_end, to_sft = (next(cosines) if target else np.full(len(snapshots), np.nan) for target in targets)
+            for number, step in enumerate(snapshots):
                 rows.append(
                     {
                         "run": run.name,
@@ -69,7 +69,7 @@ def trajectory_table(
                         "init_seed": run.facts.config.init_seed,
                         "diverged": isinstance(run, Diverged),
                         "step": step,
-                        "norm": found.norms[number],
+                        "norm": measured.norms[number],
                         "cosine_to_end": to_end[number],
                         "cosine_to_sft": to_sft[number],
                     }
@@ -77,22 +77,22 @@ def trajectory_table(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _fits(way: Mapping[int, Run], modules: Sequence[str]) -> bool:
-    """Whether a run adapts what the others adapt: of one that diverged nothing was made sure of before."""
-    with open_adapter(next(iter(way.values())).adapter) as adapter:
+def _fits(snapshots: Mapping[int, Run], modules: Sequence[str]) -> bool:
+    """True if a run adapts the same modules as the others, which was not yet checked for diverged runs."""
+    with open_adapter(next(iter(snapshots.values())).adapter) as adapter:
         return adapter.modules == list(modules)
 
 
 def _measured(
-    way: Mapping[int, Run], towards: Sequence[ComparedAdapter], modules: Sequence[str], cache: Cache
+    snapshots: Mapping[int, Run], targets: Sequence[ComparedAdapter], modules: Sequence[str], cache: Cache
 ) -> Trajectory:
-    key = [[recorded_adapter_hash(run) for run in way.values()], [target.sha256 for target in towards]]
+    key = [[recorded_adapter_hash(run) for run in snapshots.values()], [target.sha256 for target in targets]]
     names = [field.name for field in fields(Trajectory)]
     known = cache.load("path", key, names)
     if known is None:
         with ExitStack() as stack:
-            points = [stack.enter_context(open_adapter(run.adapter)) for run in way.values()]
-            targets = [stack.enter_context(open_adapter(target.adapter)) for target in towards]
-            known = vars(trajectory(points, targets, modules))
+            points = [stack.enter_context(open_adapter(run.adapter)) for run in snapshots.values()]
+            ends = [stack.enter_context(open_adapter(target.adapter)) for target in targets]
+            known = vars(trajectory(points, ends, modules))
         cache.save("path", key, known)
     return Trajectory(**known)

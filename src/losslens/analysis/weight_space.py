@@ -1,4 +1,4 @@
-"""The measures that need nothing but the adapters: cached run by run and pair by pair."""
+"""Weight-space geometry of runs and pairs, cached by run and by pair."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from losslens.updates.folder import open_adapter
 def measure_weight_space(
     cohort: Cohort, top: int, cache: Cache
 ) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:
-    """Every run, and every pair of runs; what the cache has is not computed again."""
+    """Measures every run and every pair of runs, except for those in the cache."""
     names, by_name = cohort.names, cohort.by_name
     runs, pairs = {}, {}
     for name in names:
@@ -33,12 +33,12 @@ def measure_weight_space(
     fresh = _fresh(names, set(runs), set(pairs))
     if fresh:
         ordered = [*fresh, *(name for name in names if name not in fresh)]
-        found_runs, found_pairs = _compare([by_name[name] for name in ordered], len(fresh), cohort.modules, top)
-        for name, run in zip(fresh, found_runs, strict=True):
+        new_runs, new_pairs = _compare([by_name[name] for name in ordered], len(fresh), cohort.modules, top)
+        for name, run in zip(fresh, new_runs, strict=True):
             runs[name] = run
             cache.save("run", _run_key(by_name[name]), vars(run))
         order = {name: number for number, name in enumerate(names)}
-        for (i, j), pair in zip(pairs_of(len(ordered), len(fresh)), found_pairs.values(), strict=True):
+        for (i, j), pair in zip(pairs_of(len(ordered), len(fresh)), new_pairs.values(), strict=True):
             a, b = sorted((ordered[i], ordered[j]), key=order.__getitem__)
             pairs[a, b] = pair
             cache.save("pair", _pair_key(by_name[a], by_name[b], top), vars(pair))
@@ -46,7 +46,7 @@ def measure_weight_space(
 
 
 def _fresh(names: Sequence[str], runs: set[str], pairs: set[Pair]) -> list[str]:
-    """The fewest runs such that all that is not known is about one of them."""
+    """Returns a small set of runs that covers every run and pair missing from the cache (greedy cover)."""
     fresh = [name for name in names if name not in runs]
     missing = {pair for pair in all_pairs(names) if pair not in pairs and not set(pair) & set(fresh)}
     while missing:
@@ -80,5 +80,5 @@ def _names_of(kind: type) -> list[str]:
 
 
 def _pair_key(first: ComparedAdapter, second: ComparedAdapter, top: int) -> list[Any]:
-    # 2: angles of unequal ranks are of as many directions as the smaller has.
+    # Version 2: runs of unequal ranks are compared in as many directions as the smaller rank.
     return [*sorted((first.sha256, second.sha256)), top, 2]

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,19 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from losslens.cli.arguments import explained, prepared
+from losslens.cli.arguments import explained, flags_first, prepared
 from losslens.config import interpolations
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.data import RolloutConfig
 from losslens.config.evaluation import EvaluateConfig
+from losslens.config.folders import conf_folder
 from losslens.config.parse import resolved
 from losslens.config.slurm import Job
 from losslens.config.training import TrainConfig
 from losslens.core import distributed
+from losslens.core.commands import called, called_subcommand
 from losslens.core.errors import InputError
+from losslens.core.extras import require_extras
 from losslens.core.jobs import Jobs, Tasks
 from losslens.core.redaction import guard_streams, remember_address, without_secrets
 
@@ -41,7 +45,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     """Runs the jobs that the command line asks for, and exits.
 
     Args:
-        script: Path of the entry script; `conf/<its name>.yaml` beside it is its configuration.
+        script: Path of the entry script; `conf/<its name>.yaml` is its configuration.
         load: Called when the first job starts, so that `--help` does not wait for its imports.
     """
     guard_streams()
@@ -51,11 +55,12 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         # Of several processes that train together the main one speaks for all.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    schema = _SCHEMAS[path.stem]
+    schema, name = _SCHEMAS[path.stem], called(path.name)
     done: list[dict[str, Any]] = []
 
     def job(config: DictConfig) -> None:
         try:
+            _require_packages(path.stem, config)
             _require_one_gpu(config)
             content = {} if schema is TrainConfig else resolved(schema, config)
         except InputError as error:
@@ -68,27 +73,28 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
             jobs.say(interpolations.describe_derived(config))
         jobs.run(config)
 
-    job.script = path  # type: ignore[attr-defined]  # for hydra/launcher=slurm, which runs none of them here
+    # For hydra/launcher=slurm, which runs none of them here.
+    job.script = path  # type: ignore[attr-defined]
+    job.require_packages = partial(_require_packages, path.stem)  # type: ignore[attr-defined]
     arguments = sys.argv[1:]
     _keep_secrets_from_hydra()
     # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv[1:] = prepared(arguments, path.name, schema, path.parent / "conf")
-        hydra.main(version_base="1.3", config_path=str(path.parent / "conf"), config_name=path.stem)(job)()
+        conf = conf_folder()
+        sys.argv[1:] = flags_first(prepared(arguments, name, schema, conf))
+        hydra.main(version_base="1.3", config_path=str(conf), config_name=path.stem)(job)()
         status = jobs.end()
     except Exception as error:
         # Before the first job nothing is at work but Hydra, on what the user wrote.
         if jobs.started and not isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
             raise
-        why = (
-            "" if jobs.started or isinstance(error, InputError) else explained(arguments, path.parent / "conf", schema)
-        )
+        why = "" if jobs.started or isinstance(error, InputError) else explained(arguments, conf, schema)
         jobs.tell(InputError(why) if why else error)
         status = 2
     except KeyboardInterrupt:
         if distributed.is_main():
-            print(f"{path.name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            print(f"{name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
         status = 130
     # A launcher ends all processes when one ends with a failure, and would cut off what the main one still says.
     sys.exit(status if distributed.is_main() else 0)
@@ -107,9 +113,23 @@ def _keep_secrets_from_hydra() -> None:
     OmegaConf.save = staticmethod(save_safely)  # type: ignore[method-assign]
 
 
+# The extras that a job of each command needs, whatever its configuration.
+_EXTRAS = {"rollout": ("train",), "train": ("train",), "evaluate": ("train",), "analyze": ("train", "report")}
+
+
+def _require_packages(command: str, config: DictConfig) -> None:
+    """Refuses a job before it begins when a package that it will need is not installed."""
+    engines = [OmegaConf.select(config, key) for key in ("rollouts.engine", "evaluation.engine")]
+    require_extras(*_EXTRAS[command], *["server"] * ("openai" in engines))
+    if OmegaConf.select(config, "logger.name") == "wandb":
+        require_extras("wandb", instead="logger=none")
+
+
 def _require_one_gpu(config: DictConfig) -> None:
     """Refuses several GPUs, which one process cannot use: only Slurm, or torchrun, can give them."""
     gpus = config.resources.gpus
     if isinstance(gpus, int) and gpus > 1 and distributed.world_size() == 1:
-        line = shlex.join(["torchrun", f"--nproc_per_node={gpus}", *sys.argv])
+        subcommand = called_subcommand()
+        program = ["-m", "losslens", subcommand] if subcommand else sys.argv[:1]
+        line = shlex.join(["torchrun", f"--nproc_per_node={gpus}", *program, *sys.argv[1:]])
         raise InputError(f"resources.gpus={gpus} is for hydra/launcher=slurm; here: {line}")

@@ -18,10 +18,12 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 
 from losslens.config.data import Data
+from losslens.config.folders import ConfigFolders
 from losslens.config.identity import formerly
 from losslens.config.overrides import in_quotes, kind_of, leaves, parse_value, quote
 from losslens.config.parse import current_name
 from losslens.config.training import TrainConfig
+from losslens.core.commands import called
 from losslens.core.errors import InputError
 from losslens.losses import builtin_losses
 
@@ -51,6 +53,7 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
     Raises:
         InputError: An argument cannot be read; the message shows how it is written.
     """
+    folders = None if conf is None else ConfigFolders(conf, arguments)
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     found = []
     for place, argument in enumerate(arguments):
@@ -63,14 +66,28 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
         root = re.split(r"[.@]", key.lstrip("+"))[0]
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
             where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if key in _FILES else ""
-            raise InputError(f"{argument}: {script} reads no {root}; it is for train.py and experiments{where}")
+            raise InputError(
+                f"{argument}: {script} reads no {root}; it is for {called('train.py')} and experiments{where}"
+            )
         readable = f"{key}={quote(key, value, sweeps)}"
         if parse_value(readable) is None:
-            if conf is not None and (why := _not_there(argument, key, arguments, conf, schema)):
+            if folders is not None and (why := _not_there(argument, key, arguments, folders, schema)):
                 raise InputError(why)
             raise InputError(_unreadable(arguments, place))
         found.append(readable)
     return found
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with Hydra's flags, and their values, in front: it reads no `key=value` on both sides of a flag."""
+    flags: list[str] = []
+    others: list[str] = []
+    for place, argument in enumerate(arguments):
+        is_value = place > 0 and flags[-1:] == [arguments[place - 1]] and _takes_a_value(arguments[:place])
+        # --info alone asks for all of it.
+        is_value = is_value and ("=" not in argument or arguments[place - 1] not in ("--info", "-i"))
+        (flags if argument.startswith("-") or is_value else others).append(argument)
+    return [*flags, *others]
 
 
 def _takes_a_value(before: Sequence[str]) -> bool:
@@ -117,6 +134,7 @@ def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> 
         conf: The folder of the configuration.
         schema: The configuration that the script reads.
     """
+    folders = ConfigFolders(conf, arguments)
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     for argument in arguments:
         override = parse_value(argument) if "=" in argument and not argument.startswith(("-", "~", "+")) else None
@@ -124,12 +142,12 @@ def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> 
             continue
         key, _, value = argument.partition("=")
         group = key.partition("@")[0]
-        if (conf / group).is_dir():
-            options = _options(group, conf) + ["basic"] * (group == "hydra/launcher")
+        if folders.is_group(group):
+            options = folders.options(group) + ["basic"] * (group == "hydra/launcher")
             for choice in _choices(override, value):
                 if choice not in options:
                     return _no_such_option(group, choice, options)
-        elif not override.is_hydra_override() and (why := _not_there(argument, key, arguments, conf, schema)):
+        elif not override.is_hydra_override() and (why := _not_there(argument, key, arguments, folders, schema)):
             return why
         if override.is_sweep_override() and not sweeps:
             return f"{argument}: several values {_as_several(key, value, schema)}"
@@ -151,26 +169,28 @@ def _as_several(key: str, value: str, schema: type[BaseModel]) -> str:
     return f"make a sweep: add -m{f', or {a_list}' if listed else ''}"
 
 
-def _not_there(argument: str, key: str, arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
+def _not_there(
+    argument: str, key: str, arguments: Sequence[str], folders: ConfigFolders, schema: type[BaseModel]
+) -> str:
     """Why a key is not there: it has another name, or belongs to an option that is not chosen; empty where it is."""
-    if (conf / key.partition("@")[0]).is_dir() or key.startswith(("+", "hydra.")):
+    if folders.is_group(key.partition("@")[0]) or key.startswith(("+", "hydra.")):
         return ""
     value = argument.partition("=")[2]
     if key.startswith("benchmark.") and "benchmark" in schema.model_fields:
-        why = _of_a_benchmark(key, value, arguments, conf)
-    elif _is_known(key, conf, schema):
-        why = _of_another_option(key, value, arguments, conf)
+        why = _of_a_benchmark(key, value, arguments, folders)
+    elif _is_known(key, folders, schema):
+        why = _of_another_option(key, value, arguments, folders)
     else:
-        hint = _hint(key, conf, schema)
+        hint = _hint(key, folders, schema)
         why = f"there is no {key}{hint and f'; {hint}'} (--help lists the keys)"
     return f"{argument}: {why}" if why else ""
 
 
-def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], conf: Path) -> str:
+def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], folders: ConfigFolders) -> str:
     """Keys of benchmarks name the benchmark: `benchmark.gsm8k.eval_size`."""
     _, name, *rest = key.split(".")
-    chosen = _chosen("benchmark", arguments, conf)
-    options = _options("benchmark", conf)
+    chosen = _chosen("benchmark", arguments, folders)
+    options = folders.options("benchmark")
     if not rest and name in Data.model_fields and name not in options:
         whose = chosen[0] if chosen else "file" if name.endswith("path") else "NAME"
         setting = _FILE_TO_SCORE_ON if name.endswith("path") else f"benchmark.{whose}.{name}"
@@ -181,24 +201,24 @@ def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], conf: Path) 
     if name in options and chosen is not None and name not in chosen:
         every = f"[{','.join([*chosen, name])}]" if chosen else name
         return f"{name} is not among the benchmarks; add benchmark={every}"
-    if rest and not _is_known(key, conf, TrainConfig):
+    if rest and not _is_known(key, folders, TrainConfig):
         close = get_close_matches(rest[0], Data.model_fields, 1, 0.6)
         return f"there is no {key}{f'; did you mean benchmark.{name}.{close[0]}?' if close else ''}"
     return ""
 
 
-def _of_another_option(key: str, value: str, arguments: Sequence[str], conf: Path) -> str:
+def _of_another_option(key: str, value: str, arguments: Sequence[str], folders: ConfigFolders) -> str:
     """Which option of a group has a key that the chosen one lacks."""
     group, _, below = key.partition(".")
-    chosen = _chosen(group, arguments, conf) if group in ("data", "method") and below else None
-    if not chosen or not set(chosen) <= set(_options(group, conf)):
+    chosen = _chosen(group, arguments, folders) if group in ("data", "method") and below else None
+    if not chosen or not set(chosen) <= set(folders.options(group)):
         return ""
-    having = [option for option in _options(group, conf) if _has(conf / group / f"{option}.yaml", below)]
+    having = [option for option in folders.options(group) if _has(folders.files(group)[option], below)]
     lacking = [option for option in chosen if option not in having]
     if not lacking:
         return ""
     if not having:
-        names = {f"{group}.{name}" for option in chosen for name in _names_in(conf / group / f"{option}.yaml")}
+        names = {f"{group}.{name}" for option in chosen for name in _names_in(folders.files(group)[option])}
         close = get_close_matches(key, names, 1, 0.75)
         return f"there is no {key}{f'; did you mean {close[0]}?' if close else ''} (--help lists the keys)"
     said = f"{key} is no option of {group}={','.join(lacking)}; "
@@ -208,7 +228,7 @@ def _of_another_option(key: str, value: str, arguments: Sequence[str], conf: Pat
     return f"{said}did you mean {group}={'file' if 'file' in having else having[0]} {setting}?"
 
 
-def _chosen(group: str, arguments: Sequence[str], conf: Path) -> list[str] | None:
+def _chosen(group: str, arguments: Sequence[str], folders: ConfigFolders) -> list[str] | None:
     """The options of a group that a command line chooses, or by default; None where an experiment may choose."""
     for argument in reversed(arguments):
         name, separator, value = argument.partition("=")
@@ -218,12 +238,8 @@ def _chosen(group: str, arguments: Sequence[str], conf: Path) -> list[str] | Non
             return [] if found == ["null"] else found
     if any(argument.startswith(("experiment=", "+")) for argument in arguments):
         return None
-    defaults = [entry for entry in OmegaConf.load(conf / "train.yaml").defaults if OmegaConf.is_dict(entry)]
+    defaults = [entry for entry in OmegaConf.load(folders.conf / "train.yaml").defaults if OmegaConf.is_dict(entry)]
     return [str(entry[group]) for entry in defaults if entry.get(group)]
-
-
-def _options(group: str, conf: Path) -> list[str]:
-    return sorted(file.stem for file in (conf / group).glob("*.yaml"))
 
 
 def _names_in(file: Path) -> list[str]:
@@ -280,9 +296,9 @@ def _no_such_option(group: str, choice: str, options: list[str]) -> str:
     return f"{group}={choice}: {f'did you mean {instead}? ' if instead else ''}{among}"
 
 
-def _is_known(key: str, conf: Path, schema: type[BaseModel]) -> bool:
+def _is_known(key: str, folders: ConfigFolders, schema: type[BaseModel]) -> bool:
     parts = key.split(".")
-    for known in _keys(conf, schema):
+    for known in _keys(folders, schema):
         expected = known.split(".")
         # Below a mapping anything may stand, and a whole section may be given.
         shared = min(len(parts), len(expected))
@@ -296,11 +312,11 @@ def _is_known(key: str, conf: Path, schema: type[BaseModel]) -> bool:
 _OPEN = ("model.chat_options", "rollouts.server.extra_body", "evaluation.server.extra_body", "resources.sbatch")
 
 
-def _keys(conf: Path, schema: type[BaseModel]) -> list[str]:
+def _keys(folders: ConfigFolders, schema: type[BaseModel]) -> list[str]:
     """All dotted keys of a script, the methods' options among them."""
     names = [name for name, _ in leaves(schema) if name != "method.*"]
     if "method" in schema.model_fields:
-        for file in sorted((conf / "method").glob("*.yaml")):
+        for file in folders.files("method").values():
             names += [f"method.{name!s}" for name in map(str, OmegaConf.load(file))]
     return list(dict.fromkeys(names))
 
@@ -311,14 +327,14 @@ def _current_option(key: str) -> str | None:
     return f"method.{names[key]}" if key in names else None
 
 
-def _hint(key: str, conf: Path, schema: type[BaseModel]) -> str:
+def _hint(key: str, folders: ConfigFolders, schema: type[BaseModel]) -> str:
     """What a key that is not there is called now, or which keys are like it; empty where none is."""
     if now := current_name(key) or _current_option(key):
         return f"it is called {now} now"
-    keys = _keys(conf, schema)
+    keys = _keys(folders, schema)
     plain = [name for name in keys if "*" not in name]
     for option in ("file", "gsm8k") if "data" in schema.model_fields else ():
-        plain += [f"data.{name}" for name in _names_in(conf / "data" / f"{option}.yaml")]
+        plain += [f"data.{name}" for name in _names_in(folders.files("data")[option])]
     plain = list(dict.fromkeys(plain))
     leaf = key.rpartition(".")[2]
     close: Iterable[str] = [_ALIASES[key]] if _ALIASES.get(key) in plain else []

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
+from losslens.core.commands import called
+from losslens.core.extras import missing_extra, tell
 from losslens.core.redaction import guard_streams
 
 
@@ -46,3 +50,27 @@ class KeyValueParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends the script."""
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def tells_missing_extras(script: str) -> Callable[[Callable[[list[str]], int]], Callable[[list[str]], int]]:
+    """Has the main function of a command end with one line, and status 2, where a package of an extra is missing.
+
+    Args:
+        script: Path of its script from the project's root.
+    """
+
+    def wrap(main: Callable[[list[str]], int]) -> Callable[[list[str]], int]:
+        @wraps(main)
+        def told(arguments: list[str]) -> int:
+            try:
+                return main(arguments)
+            except ModuleNotFoundError as error:
+                missing = missing_extra(error)
+                if missing is None:
+                    raise
+                print(tell(called(script), missing), file=sys.stderr)
+                return 2
+
+        return told
+
+    return wrap

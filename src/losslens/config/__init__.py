@@ -1,1 +1,1 @@
-"""Everything a user can set."""
+"""Configuration schemas of the entry scripts, and how options are parsed."""

@@ -67,23 +67,23 @@ class AnalyzeConfig(Job):
 
     @property
     def sweeps(self) -> list[str]:
-        """The sweeps to gather."""
+        """Names of the sweeps to analyse, without duplicates."""
         if self.sweep is None:
             return []
         return [self.sweep] if isinstance(self.sweep, str) else list(dict.fromkeys(self.sweep))
 
     @property
     def folder(self) -> Path:
-        """Where the analysis is written: one folder for the ends of the runs, another for each point on their way."""
-        where = {"end": "", "norm": "-norm" + (f"-{self.target_norm:g}" if self.target_norm else "")}.get(
+        """Folder of the analysis: a separate one for the final adapters and for each choice of `checkpoint`."""
+        suffix = {"end": "", "norm": "-norm" + (f"-{self.target_norm:g}" if self.target_norm else "")}.get(
             str(self.checkpoint), f"-step-{self.checkpoint}"
         )
-        return self.output_dir / (self.sweeps[0] if self.sweeps else "adapters") / f"analysis{where}"
+        return self.output_dir / (self.sweeps[0] if self.sweeps else "adapters") / f"analysis{suffix}"
 
     @model_validator(mode="after")
-    def _a_norm_for_at_norm(self) -> Self:
+    def _checkpoint_fits(self) -> Self:
         if self.target_norm is not None and self.checkpoint != "norm":
-            raise ValueError(f"target_norm={self.target_norm:g} is for checkpoint=norm")
+            raise ValueError(f"target_norm={self.target_norm:g} requires checkpoint=norm")
         if self.adapters and self.checkpoint != "end":
-            raise ValueError(f"checkpoint={self.checkpoint}: adapters made elsewhere have only their ends")
+            raise ValueError(f"checkpoint={self.checkpoint}: adapters trained elsewhere have no snapshots; use end")
         return self

@@ -1,4 +1,4 @@
-"""Names, paths and addresses as a user may write them, and the base of all sections of the configuration."""
+"""Types of names, paths and addresses in the configuration, and the base class of its sections."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ from pydantic import (
 
 from losslens.core.redaction import remember_address
 
-_NAME_LENGTH = 100  # of 255 that a file's name may have: names of runs and files hold several
+_NAME_LENGTH = 100  # of the 255 characters of a file name, since names of runs and files contain several
 
 
-def _of_a_folder(name: str) -> str:
+def _folder_name(name: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ValueError(f"a name of letters, digits, ., _ and -, which begins with a letter or digit, not {name!r}")
+        raise ValueError(f"{name!r} must start with a letter or digit and contain only letters, digits, ., _ and -")
     if len(name) > _NAME_LENGTH:
-        raise ValueError(f"{len(name)} characters; a name has at most {_NAME_LENGTH}")
+        raise ValueError(f"a name may have at most {_NAME_LENGTH} characters, not {len(name)}")
     return name
 
 
-FolderName = Annotated[str, AfterValidator(_of_a_folder)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
 
 
 def expand_home(path: Any) -> Any:
-    """A path with `~` replaced by the home folder."""
+    """Replaces a leading `~` by the home folder.
+
+    Raises:
+        ValueError: The path is empty, contains a null character, or names an unknown home folder.
+    """
     if not isinstance(path, (str, Path)):
         return path
     if not str(path).strip():
-        raise ValueError("empty; the folder here is .")
+        raise ValueError("empty path; the current folder is .")
     if "\0" in str(path):
-        raise ValueError("a path has no null character")
+        raise ValueError("a path must not contain a null character")
     if not str(path).startswith("~"):
         return path
     try:
@@ -46,15 +50,16 @@ def expand_home(path: Any) -> Any:
         raise ValueError(f"{path}: no such home folder") from error
 
 
-# A file or folder that the user names; and one that may be an id of the hub instead.
+# A file or folder given by the user.
 UserPath = Annotated[Path, BeforeValidator(expand_home)]
 
+# A folder or hub id given by the user.
 UserPlace = Annotated[str, BeforeValidator(expand_home)]
 
 
 def _not_reserved(name: str) -> str:
     if name in ("rollouts", "references", "init", "adapters", "cache"):
-        raise ValueError(f"{name} is the name of another folder of output_dir")
+        raise ValueError(f"{name} is a reserved folder of output_dir")
     return name
 
 
@@ -62,17 +67,21 @@ SweepName = Annotated[FolderName, AfterValidator(_not_reserved)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: no field that is not declared, no value of another type."""
+    """A section of the configuration; rejects undeclared fields and values of other types."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def check_address(url: str | None) -> str | None:
-    """Checks that an address names no user, password or query, and keeps its secret parts out of what is printed."""
+    """Checks the address of a server, and registers its secret parts for redaction.
+
+    Raises:
+        ValueError: It is not an http(s) address, or contains a user, a password or a query.
+    """
     parts = urlsplit(url or "http://unset")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("an address like http://localhost:8000/v1")
+        raise ValueError("must be an address like http://localhost:8000/v1")
     if parts.username or parts.password or parts.query:
-        raise ValueError("an address without user, password and query; a key comes from the environment")
+        raise ValueError("must not contain a user, password or query; set the key in the environment")
     remember_address(url)
     return url

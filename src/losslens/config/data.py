@@ -1,4 +1,4 @@
-"""Problems, rollouts and servers."""
+"""Configuration of problems, rollouts and servers: `data`, `rollouts` and `server`; the schema of `rollout.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from losslens.config.model import Model
 from losslens.config.slurm import Job
 from losslens.core.redaction import remember_name
 
-# What of a source of problems is a path.
+# Options of a problem source that are paths.
 SOURCE_PATHS = ("path", "eval_path", "repo")
 
 
@@ -27,7 +27,7 @@ class Data(Section):
     """The problems: where they come from, and how many."""
 
     name: FolderName
-    path: UserPlace | None = None  # of data=file; other sources say themselves where they are
+    path: UserPlace | None = None  # for data=file; other sources know their location
     eval_path: UserPlace | None = None
     source: dict[str, Any]
     train_size: Annotated[int | None, Formerly("train")] = Field(ge=1)
@@ -38,17 +38,17 @@ class Data(Section):
 
     @property
     def field(self) -> str:
-        """Where it stands in the configuration, for messages: `data`, `benchmark.gsm8k`."""
+        """Its key in the configuration, for messages: `data`, `benchmark.gsm8k`."""
         return self._field
 
     @field_validator("source")
     @classmethod
-    def _paths_of_the_source(cls, source: dict[str, Any]) -> dict[str, Any]:
+    def _expand_source_paths(cls, source: dict[str, Any]) -> dict[str, Any]:
         return {name: expand_home(value) if name in SOURCE_PATHS else value for name, value in source.items()}
 
 
 class Server(Section):
-    """An OpenAI-compatible server. Keys come from the environment alone, so that none can stand in a manifest."""
+    """An OpenAI-compatible server. Its key is read only from the environment, so that it cannot enter a manifest."""
 
     base_url: Annotated[str | None, AfterValidator(check_address)]
     model: str | None
@@ -63,25 +63,25 @@ class Server(Section):
     extra_body: dict[str, Any] | None
 
     @model_validator(mode="after")
-    def _a_name_is_no_secret(self) -> Self:
+    def _remember_names(self) -> Self:
         remember_name(self.model)
         return self
 
     @model_validator(mode="after")
-    def _both_prices_or_none(self) -> Self:
+    def _require_both_prices(self) -> Self:
         if (self.price_prompt is None) != (self.price_completion is None):
-            raise ValueError("price_prompt and price_completion: give both or none")
+            raise ValueError("price_prompt and price_completion: set both or neither")
         return self
 
 
-def _one_or_several(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     if not isinstance(value, (str, list)):
-        raise ValueError(f"all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not {value!r}")
+        raise ValueError(f"must be all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not {value!r}")
     return [value] if isinstance(value, str) else value
 
 
 class Rollouts(Section):
-    """How the rollouts are sampled."""
+    """Sampling of the frozen rollouts."""
 
     engine: Literal["transformers", "openai"]
     policy: Literal["teacher", "base"]
@@ -92,15 +92,15 @@ class Rollouts(Section):
     seed: int = Field(ge=0)
     batch_size: int = Field(ge=1)
     path: UserPath | None
-    accept: Annotated[list[Literal["all_incorrect", "mostly_cut"]], BeforeValidator(_one_or_several)] = Field(
+    accept: Annotated[list[Literal["all_incorrect", "mostly_cut"]], BeforeValidator(_as_list)] = Field(
         default_factory=list
     )
     server: Server
 
     @model_validator(mode="after")
-    def _the_server_is_told_the_model(self) -> Self:
+    def _require_server_model(self) -> Self:
         if self.engine == "openai" and not self.server.model:
-            raise ValueError("engine=openai: what does the server call its model? rollouts.server.model=NAME")
+            raise ValueError("engine=openai needs the server's name for the model: rollouts.server.model=NAME")
         return self
 
 
@@ -113,16 +113,16 @@ class RolloutConfig(Job):
     rollouts: Rollouts
 
 
-def _distinct_and_asked(benchmarks: dict[str, Data]) -> dict[str, Data]:
+def _require_distinct(benchmarks: dict[str, Data]) -> dict[str, Data]:
     names = [data.name for data in benchmarks.values()]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two benchmarks are called {name}, and would have one file")
+            raise ValueError(f"two benchmarks have the name {name}, and would be written to the same file")
     for name, data in benchmarks.items():
         if data.eval_size == 0:
-            raise ValueError(f"{name}.eval_size=0 leaves no problem to score on")
+            raise ValueError(f"{name}.eval_size=0 leaves no problems to score on")
         data._field = f"benchmark.{name}"
     return benchmarks
 
 
-Benchmarks = Annotated[dict[FolderName, Data], AfterValidator(_distinct_and_asked)]
+Benchmarks = Annotated[dict[FolderName, Data], AfterValidator(_require_distinct)]

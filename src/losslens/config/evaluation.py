@@ -1,4 +1,4 @@
-"""How held-out problems are answered: the configuration of `evaluate.py`."""
+"""Configuration of evaluation on held-out problems, and of `evaluate.py`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from losslens.config.slurm import Job
 
 
 class Evaluation(Section):
-    """How the held-out problems are answered: greedily once, and by `samples` samples besides."""
+    """Decoding on held-out problems: one greedy answer each, and `samples_per_prompt` sampled ones."""
 
     engine: Literal["transformers", "openai"]
     max_tokens: int = Field(ge=1)
@@ -29,9 +29,9 @@ class Evaluation(Section):
 
 
 class LaterEvaluation(Evaluation):
-    """The same of runs that were scored before."""
+    """Evaluation of runs that were scored before, after training."""
 
-    max_tokens: int | None = Field(ge=1)  # type: ignore[assignment]  # None: as long as then
+    max_tokens: int | None = Field(ge=1)  # type: ignore[assignment]  # None: as after training
 
 
 class EvaluateConfig(Job):
@@ -45,7 +45,7 @@ class EvaluateConfig(Job):
 
     @field_validator("benchmark")
     @classmethod
-    def _something_to_score_on(cls, benchmarks: dict[str, Data]) -> dict[str, Data]:
+    def _require_benchmark(cls, benchmarks: dict[str, Data]) -> dict[str, Data]:
         if not benchmarks:
-            raise ValueError("name what to score on, for example benchmark=gsm8k (all of them: --help)")
+            raise ValueError("choose what to score on, for example benchmark=gsm8k (--help lists all benchmarks)")
         return benchmarks

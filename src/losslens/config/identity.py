@@ -1,8 +1,8 @@
-"""Parts of a run's identity: the options that decide an adapter, as plain JSON (docs/reference/identity.md).
+"""Parts of a run's identity: the options that determine an adapter, as plain JSON (docs/reference/identity.md).
 
-An option that is renamed, or one of whose values is, says by `Formerly` what it was called. Identities keep the old
-words, so no run gets another folder; manifests of earlier runs are read in the new ones; and a command line that uses
-an old word ends in one line that says the new one.
+A renamed option or value declares its earlier name with `Formerly`. Identities keep the earlier names, so that no run
+changes its folder; manifests of earlier runs are read with the current names; and a command line that uses an earlier
+name is refused with a line that gives the current one.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Any
 
 from pydantic import BaseModel
 
-# Raised when identities are written in another form: losses, the optimiser and rollouts have versions of their own.
+# Incremented when the format of identities changes; losses, the optimiser and rollouts have their own versions.
 FORMAT = 4
 
 
 @dataclass(frozen=True)
 class Formerly:
-    """An earlier name of an option, in the annotation of its field.
+    """An earlier name of an option, as an annotation of its field.
 
     Attributes:
         name: The earlier name.
-        values: Earlier words for values, by today's.
+        values: Maps current values to earlier ones.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Formerly:
 
 
 def formerly(section: type[BaseModel]) -> dict[str, Formerly]:
-    """Earlier names of a section's options, by today's names."""
+    """Returns the earlier names of a section's options, by their current names."""
     return {
         name: mark
         for name, option in section.model_fields.items()
@@ -44,49 +44,49 @@ def formerly(section: type[BaseModel]) -> dict[str, Formerly]:
 
 
 def in_current_words(section: type[BaseModel], recorded: Any) -> Any:
-    """Recorded options of a section with the names and values of today; anything but a mapping comes back as it is."""
+    """Translates recorded options of a section to current names and values; returns non-mappings unchanged."""
     if not isinstance(recorded, Mapping):
         return recorded
-    found = dict(recorded)
+    current = dict(recorded)
     for name, mark in formerly(section).items():
-        if mark.name in found:
-            found[name] = current_value(mark, found.pop(mark.name))
-    return found
+        if mark.name in current:
+            current[name] = current_value(mark, current.pop(mark.name))
+    return current
 
 
 def current_value(mark: Formerly, value: Any) -> Any:
-    """Today's word for a recorded value."""
+    """Returns the current name of a recorded value."""
     return next((new for new, old in mark.values.items() if type(old) is type(value) and old == value), value)
 
 
 def identity_options(section: BaseModel, leave_out: Collection[str] = ()) -> dict[str, Any]:
-    """Options of a section that belong into an identity, as JSON values.
+    """Returns the options of a section that are part of an identity, as JSON values.
 
-    An option without a default is always among them; one that has a default only where its value differs. So a new
-    option with a default changes nothing that was made before it was there.
+    Options without a default are always included; those with a default only if their value differs from it. Hence
+    adding an option with a default does not change existing identities.
 
     Args:
-        section: A checked part of the configuration, or a loss.
-        leave_out: Options that decide nothing, or that are told in another way.
+        section: A validated section of the configuration, or a loss.
+        leave_out: Options that do not affect the result, or that the identity contains in another form.
     """
     values, marks = section.model_dump(mode="json"), formerly(type(section))
-    found = {}
+    options = {}
     for name, option in type(section).model_fields.items():
         value, default = getattr(section, name), option.get_default(call_default_factory=True)
         is_default = not option.is_required() and type(value) is type(default) and value == default
         if name not in leave_out and not is_default:
             mark = marks.get(name)
-            # A set has no order, but JSON does: the same one in every process.
+            # The iteration order of a set differs between processes.
             plain = sorted(values[name]) if isinstance(value, (set, frozenset)) else values[name]
             if mark is None:
-                found[option.serialization_alias or option.alias or name] = plain
+                options[option.serialization_alias or option.alias or name] = plain
             else:
-                found[mark.name] = mark.values.get(plain, plain) if isinstance(plain, str) else plain
-    return found
+                options[mark.name] = mark.values.get(plain, plain) if isinstance(plain, str) else plain
+    return options
 
 
 def renamed(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Old and new paths of all options below a section."""
+    """Yields the earlier and the current path of each renamed option in a section."""
     for name, option in section.model_fields.items():
         kind = option.annotation
         for mark in option.metadata:

@@ -1,4 +1,4 @@
-"""The base model that is trained, and its teacher."""
+"""Configuration of the base model and its teacher."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from losslens.core.redaction import remember_name
 
 
 class Package(Section):
-    """An installed Python package that ships a model of the hub."""
+    """An installed Python package that ships a model from the hub."""
 
     name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
     of: str
 
 
 class Model(Section):
-    """The base that is trained, and the teacher that may write the rollouts."""
+    """The base model to train, and the teacher that may sample the rollouts."""
 
     name: FolderName
     path: UserPlace
@@ -40,7 +40,7 @@ class Model(Section):
     trust_remote_code: bool
 
     @model_validator(mode="after")
-    def _a_name_is_no_secret(self) -> Self:
+    def _remember_names(self) -> Self:
         remember_name(self.path)
         remember_name(self.teacher)
         return self

@@ -1,4 +1,4 @@
-"""One `key=value` argument in Hydra's grammar: how it is read, how its value is quoted, which keys hold paths."""
+"""`key=value` arguments in Hydra's grammar: parsing, quoting, and the keys whose values are paths."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from losslens.config.base import UserPath
 from losslens.config.data import SOURCE_PATHS, Data
 from losslens.config.training import TrainConfig
 
-_AT_HOME = get_args(UserPath)[1]  # what marks a path among the types of config.py
+_PATH_MARK = get_args(UserPath)[1]  # marks paths in the schemas
 _QUOTES = ('"', "'")
 
 
 def quote(key: str, value: str, sweeps: bool) -> str:
-    """A value, in quotes of Hydra's where it is a path or name that would be read as something else."""
+    """Quotes a value for Hydra if it is a path or name that Hydra would otherwise parse as something else."""
     kind = kind_of(key.lstrip("+"))
     if not kind or not value or value == "null" or "${" in value or re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
         return value
@@ -43,7 +43,7 @@ def quote(key: str, value: str, sweeps: bool) -> str:
 
 
 def _quoted_mapping(value: str) -> str:
-    """`{name: path, …}` with its paths in quotes; as it is where it has another form."""
+    """Quotes the paths in `{name: path, …}`; returns a value of any other form unchanged."""
     inside = re.fullmatch(r"\{(.*)\}", value, re.DOTALL)
     pairs = re.split(r",\s*(?=[\w.-]+:\s)", inside[1]) if inside else []
     named = [re.fullmatch(r"\s*([\w.-]+):\s*(.*?)\s*", pair, re.DOTALL) for pair in pairs]
@@ -55,12 +55,12 @@ def _quoted_mapping(value: str) -> str:
 
 def in_quotes(text: str) -> str:
     """Quotes a text for Hydra's grammar."""
-    # Of backslashes Hydra reads only those in front of a quote.
+    # In Hydra's grammar a backslash escapes only in front of a quote.
     return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text) + '"'
 
 
 def parse_value(argument: str) -> Override | None:
-    """The argument as Hydra's grammar reads it; None where it does not."""
+    """Parses an argument with Hydra's grammar; None if it is invalid."""
     try:
         return OverridesParser.create().parse_override(argument)
     except HydraException:
@@ -68,8 +68,8 @@ def parse_value(argument: str) -> Override | None:
 
 
 def kind_of(key: str) -> Literal["", "path", "paths", "name"]:
-    """Kind of a key's value: a path, a mapping of names to paths, another text (`name`); empty for all else."""
-    kinds = _texts()
+    """Returns the kind of a key's value: path, mapping of names to paths, other string (`name`); else empty."""
+    kinds = _string_keys()
     parts = key.split(".")
     for pattern, kind in kinds.items():
         expected = pattern.split(".")
@@ -81,30 +81,30 @@ def kind_of(key: str) -> Literal["", "path", "paths", "name"]:
 
 
 @lru_cache(maxsize=1)
-def _texts() -> dict[str, Literal["path", "name"]]:
-    """The keys of all scripts whose values are texts, `*` standing for any name."""
+def _string_keys() -> dict[str, Literal["path", "name"]]:
+    """Returns the kinds of all keys with string values in any script; `*` stands for any name."""
     from losslens.config.analysis import AnalyzeConfig
     from losslens.config.evaluation import EvaluateConfig
 
-    found: dict[str, Literal["path", "name"]] = {}
+    keys: dict[str, Literal["path", "name"]] = {}
     for schema in (TrainConfig, EvaluateConfig, AnalyzeConfig):
         for name, types in leaves(schema):
-            if _AT_HOME in types:
-                found[name] = "path"
+            if _PATH_MARK in types:
+                keys[name] = "path"
             elif str in types and not types & {int, float, bool}:
-                found.setdefault(name, "name")
-    return found
+                keys.setdefault(name, "name")
+    return keys
 
 
 def leaves(schema: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, set[Any]]]:
-    """The dotted names of a schema's fields, with the types that each may have and what marks them."""
+    """Yields the dotted names of a schema's fields, each with its possible types and annotations."""
     for name, field in schema.model_fields.items():
-        yield from _of_type(field.annotation, f"{prefix}{name}", set(field.metadata))
+        yield from _leaves_of_type(field.annotation, f"{prefix}{name}", set(field.metadata))
     if schema is Data:
-        yield from ((f"{prefix}source.{name}", {_AT_HOME}) for name in SOURCE_PATHS)
+        yield from ((f"{prefix}source.{name}", {_PATH_MARK}) for name in SOURCE_PATHS)
 
 
-def _of_type(kind: Any, name: str, marks: set[Any]) -> Iterator[tuple[str, set[Any]]]:
+def _leaves_of_type(kind: Any, name: str, marks: set[Any]) -> Iterator[tuple[str, set[Any]]]:
     simple = set(marks)
     parts = [kind]
     while parts:
@@ -116,7 +116,7 @@ def _of_type(kind: Any, name: str, marks: set[Any]) -> Iterator[tuple[str, set[A
         elif origin in (Union, UnionType):
             parts += arguments
         elif origin is dict:
-            yield from _of_type(arguments[1], f"{name}.*", set())
+            yield from _leaves_of_type(arguments[1], f"{name}.*", set())
         elif isinstance(part, type) and issubclass(part, BaseModel):
             yield from leaves(part, f"{name}.")
         elif origin is not list:

@@ -1,4 +1,4 @@
-"""Checks a composed configuration against its schema; what is wrong ends in one line that names the field."""
+"""Validates a composed configuration against its schema; errors are one line that names the field."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 @cache
 def renamed_options() -> dict[str, str]:
-    """Options that had another name, or another place: old paths and today's."""
-    found = {
+    """Returns the current paths of renamed or moved options, by their earlier paths."""
+    paths = {
         "lr.pointwise_factor": "lr.factor", "lr.pairwise_factor": "lr.factor",
         "logger.references": "weight_tracking.references",
     }  # fmt: skip
     for schema in (TrainConfig, EvaluateConfig, AnalyzeConfig):
-        found |= dict(renamed(schema))
-    return found
+        paths |= dict(renamed(schema))
+    return paths
 
 
 def current_name(path: str) -> str | None:
-    """Today's name of an option that had another one; None for any other path."""
+    """Returns the current path of a renamed option; None for any other path."""
     if benchmark := re.fullmatch(r"(benchmark\.[^.]+)\.(\w+)", path):
         names = {mark.name: name for name, mark in formerly(Data).items()}
         return f"{benchmark[1]}.{names[benchmark[2]]}" if benchmark[2] in names else None
@@ -56,10 +56,10 @@ def current_name(path: str) -> str | None:
 
 
 def _require_current_values(field: str, marks: Mapping[str, Formerly], values: Mapping[str, Any]) -> None:
-    """Refuses an earlier word for a value.
+    """Refuses earlier names of values.
 
     Raises:
-        InputError: Says today's.
+        InputError: A value has been renamed; the message gives its current name.
     """
     for name, mark in marks.items():
         if name in values and (now := current_value(mark, values[name])) != values[name]:
@@ -67,10 +67,10 @@ def _require_current_values(field: str, marks: Mapping[str, Formerly], values: M
 
 
 def parse(schema: type[Schema], config: DictConfig | dict[str, Any], field: str = "") -> Schema:
-    """`config`, resolved and checked against `schema`; `field` is where it stands in the whole configuration.
+    """Resolves `config` and validates it against `schema`; `field` is its key in the whole configuration.
 
     Raises:
-        InputError: A value is missing, unknown, of another type or out of its range.
+        InputError: A value is missing, unknown, of another type or out of range.
     """
     content = resolved(schema, config) if isinstance(config, DictConfig) else config
     if not field:
@@ -79,12 +79,12 @@ def parse(schema: type[Schema], config: DictConfig | dict[str, Any], field: str 
 
 
 def resolved(schema: type[BaseModel], config: DictConfig) -> dict[str, Any]:
-    """The values of `config` that `schema` asks for, resolved, and any that no script knows.
+    """Resolves the values of `config` that `schema` declares, and those that no script declares.
 
-    An experiment sets for `train.py` what other scripts do not have.
+    Values of other scripts are skipped, since an experiment may set options that only `train.py` has.
 
     Raises:
-        InputError: A value that has to be given is not.
+        InputError: A mandatory value is missing.
     """
     others = set(TrainConfig.model_fields) | {"hydra"} if issubclass(schema, Job) else set()
     names = [name for name in map(str, config) if name in schema.model_fields or name not in others]
@@ -97,15 +97,15 @@ def resolved(schema: type[BaseModel], config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         if missing := re.search(r"Missing mandatory value: (\S+)", str(error)):
             value = "FILE" if missing[1].endswith("path") else "…"
-            raise InputError(f"{missing[1]}: not given, and needed ({missing[1]}={value})") from None
+            raise InputError(f"{missing[1]} is required: {missing[1]}={value}") from None
         raise
 
 
 def build(field: str, section: dict[str, Any]) -> Any:
-    """The object that a section of the configuration describes: its `_target_`, called with its other values.
+    """Instantiates the `_target_` of a section of the configuration with the section's other values.
 
     Raises:
-        InputError: There is no such class, or it does not take these values.
+        InputError: The class does not exist or does not accept these values.
     """
     values = dict(section)
     try:
@@ -128,14 +128,14 @@ def _checked(field: str, make: Callable[[], T]) -> T:
         where = _where(field, errors[0]["loc"])
         if now := current_name(where):
             raise InputError(f"{where}: called {now} now") from error
-        # Of a choice between types each has its own error, and any of them would do.
-        said = [each["msg"].removeprefix("Value error, ") for each in errors if _where(field, each["loc"]) == where]
+        # A union has one error for each of its types, any of which would be accepted.
+        messages = [e["msg"].removeprefix("Value error, ") for e in errors if _where(field, e["loc"]) == where]
         given = "" if errors[0]["type"] in ("missing", "value_error") else f", got {errors[0]['input']!r}"
-        raise InputError(f"{where}: {', or '.join(dict.fromkeys(said))}{given}") from error
+        raise InputError(f"{where}: {', or '.join(dict.fromkeys(messages))}{given}") from error
     except TypeError as error:
         raise InputError(f"{field}: {error}") from error
 
 
 def _where(field: str, loc: tuple[int | str, ...]) -> str:
-    # Of a choice between types pydantic names the one it tried, for example `list[str]`.
+    # For a union, pydantic includes the type that it tried, for example `list[str]`.
     return ".".join(str(part) for part in (field, *loc) if part != "" and not _TYPE.search(str(part)))

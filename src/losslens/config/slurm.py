@@ -1,4 +1,4 @@
-"""What Slurm gives to a job."""
+"""Configuration of the resources that a Slurm job requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import (
 
 from losslens.config.base import Section
 
-# Flags of sbatch that resources have a name for, or that the launcher depends on.
+# Flags of sbatch that have their own option in `resources`, or that the launcher depends on.
 _SET_BY_LOSSLENS = (
     *("account", "constraint", "cpus-per-task", "gpus-per-node", "mem", "partition", "qos", "signal", "time"),
     *("array", "chdir", "clusters", "dependency", "error", "export", "input", "job-name", "kill-on-invalid-dep"),
@@ -38,7 +38,7 @@ _SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d{1,2}){0,2})")
 
 
 class Resources(Section):
-    """What Slurm gives to one job."""
+    """Resources that one job requests from Slurm."""
 
     gpus: int = Field(ge=0)
     cpus: int = Field(ge=1)
@@ -56,25 +56,25 @@ class Resources(Section):
 
     @field_validator("sbatch")
     @classmethod
-    def _nothing_that_is_set_otherwise(cls, flags: dict[str, Any] | None) -> dict[str, Any] | None:
+    def _refuse_flags_set_elsewhere(cls, flags: dict[str, Any] | None) -> dict[str, Any] | None:
         for name in flags or {}:
             if name in _SET_BY_LOSSLENS:
-                raise ValueError(f"{name} is set by LossLens itself; see the other resources")
+                raise ValueError(f"{name} is set by LossLens itself; use the other resources options")
         return flags
 
     @model_validator(mode="after")
-    def _a_time_of_slurm(self) -> Self:
+    def _check_times(self) -> Self:
         if self.minutes < 1:
-            raise ValueError(f"time={self.time}: at least a minute")
+            raise ValueError(f"time={self.time}: must be at least one minute")
         if self.signal_seconds >= 60 * self.minutes:
-            raise ValueError(f"signal_seconds={self.signal_seconds} is not before the limit, time={self.time}")
-        # submitit takes an earlier signal for preemption, which is not counted.
+            raise ValueError(f"signal_seconds={self.signal_seconds} must be shorter than time={self.time}")
+        # submitit mistakes an earlier signal for preemption, which does not count as a timeout.
         if self.signal_seconds > max(600, 12 * self.minutes):
-            raise ValueError(f"signal_seconds={self.signal_seconds}: at most 600, or a fifth of the time")
+            raise ValueError(f"signal_seconds={self.signal_seconds}: must be at most 600, or a fifth of the time limit")
         if isinstance(self.time, int) and self.time > 1440:
-            # YAML reads 8:00:00 as a number, 28800, and Slurm would take that for minutes.
+            # YAML parses 8:00:00 as the number 28800, which Slurm would read as minutes.
             raise ValueError(
-                f'time={self.time}: for more than a day of minutes write D-HH:MM:SS, and "H:MM:SS" in quotes'
+                f'time={self.time}: write more than a day (1440 minutes) as D-HH:MM:SS, and "H:MM:SS" in quotes'
             )
         return self
 
@@ -83,11 +83,11 @@ class Resources(Section):
         """`time` in minutes, rounded up.
 
         Raises:
-            ValueError: It is not a time as Slurm writes it.
+            ValueError: It is not in one of Slurm's formats.
         """
         match = _SLURM_TIME.fullmatch(str(self.time))
         if match is None:
-            raise ValueError(f"time={self.time}: minutes, M:SS, H:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS")
+            raise ValueError(f"time={self.time}: must be minutes, M:SS, H:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS")
         parts = [int(part) for part in match["parts"].split(":")]
         if match["days"] is not None:  # D-H, D-H:M, D-H:M:S
             hours, minutes, seconds = [*parts, 0, 0][:3]
@@ -98,7 +98,7 @@ class Resources(Section):
 
 
 class Job(Section):
-    """What all entry scripts can be told."""
+    """Options common to all entry scripts."""
 
-    # Read by hydra/launcher=slurm before the job; no part of what the job does, nor of its manifest.
+    # Read by hydra/launcher=slurm before the job starts; not part of the job's manifest.
     resources: Resources | None = Field(default=None, exclude=True)

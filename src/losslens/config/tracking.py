@@ -1,4 +1,4 @@
-"""What is logged, and where it goes."""
+"""Configuration of logging and of weight tracking during training."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from losslens.config.base import Section, UserPlace
 
 
 class Logger(Section):
-    """What is logged, and where it goes besides `metrics.jsonl`."""
+    """Destination of metrics and artifacts, in addition to `metrics.jsonl`."""
 
     name: Literal["wandb", "none"]
     mode: Literal["offline", "online"]
-    project: str = Field(pattern=r"^[^/\\#?%:]{1,128}$")  # W&B's own rule
+    project: str = Field(pattern=r"^[^/\\#?%:]{1,128}$")  # as required by W&B
     entity: str | None
     artifacts: bool
 
 
 class WeightTracking(Section):
-    """What the growing update is compared with while it trains."""
+    """Adapters with which a run's update is compared during training."""
 
     references: Literal["auto"] | dict[str, UserPlace]

@@ -1,4 +1,4 @@
-"""Learning rate, adapter, optimiser: the configuration of `train.py`."""
+"""Configuration of learning rate, adapter and optimiser, and of `train.py`."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from losslens.config.identity import Formerly
 from losslens.config.tracking import Logger, WeightTracking
 from losslens.core.errors import InputError
 
-# Which of the rollouts a method may learn from: losslens.training.batches.
+# Rollouts that a loss may train on: losslens.training.batches.
 TrainOn = Literal["all", "mixed_groups", "paired_rollouts"]
-# What identities and earlier manifests call it.
+# Its name in identities and earlier manifests.
 TRAIN_ON = Formerly("train_on", {"paired_rollouts": "dpo_rows"})
 
 
 class LearningRate(Section):
-    """The peak learning rate: `peak` times `factor`, or times what is conventional for the loss where that is None."""
+    """The peak learning rate: `peak` times `factor` or, if that is None, times the loss's conventional scale."""
 
     name: FolderName
     peak: Annotated[float, Formerly("base")] = Field(gt=0, allow_inf_nan=False)
     factor: float | None = Field(gt=0, allow_inf_nan=False)
 
     def of(self, conventional_scale: float) -> float:
-        """Peak learning rate of a loss whose `conventional_lr_scale` is given."""
+        """Computes the peak learning rate of a loss from its `conventional_lr_scale`."""
         rate = self.peak * (conventional_scale if self.factor is None else self.factor)
-        return float(f"{rate:.12g}")  # a tenth of 1e-3 and 1e-4 are one rate
+        return float(f"{rate:.12g}")  # so that a tenth of 1e-3 equals 1e-4
 
 
 class LoraRank(Section):
-    """Size of the adapter."""
+    """Rank, alpha and dropout of the adapter."""
 
     r: int = Field(ge=1)
     alpha: float | None = Field(gt=0, allow_inf_nan=False)
@@ -52,7 +52,7 @@ class LoraRank(Section):
 class Optim(Section):
     """The optimiser and its schedule.
 
-    An option that is added here gets its default here too: then runs from before it keep their identity.
+    New options must have a default in this class, so that earlier runs keep their identity.
     """
 
     max_steps: int = Field(ge=1)
@@ -71,7 +71,7 @@ class Optim(Section):
     snapshot_steps: int | None = Field(ge=1)
 
     @model_validator(mode="after")
-    def _steps_and_batches_fit(self) -> Self:
+    def _check_divisors(self) -> Self:
         if self.micro_batch != "auto" and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}")
         if self.save_steps % self.log_steps:
@@ -79,30 +79,30 @@ class Optim(Section):
         return self
 
     def steps(self, rows: int) -> int:
-        """Optimiser steps of a method whose epoch has `rows` rows."""
+        """Computes the number of optimiser steps of a loss whose epoch has `rows` rows."""
         return self.max_steps if self.epochs is None else math.ceil(round(self.epochs * rows / self.batch_size, 9))
 
     def per_process_batch(self, processes: int) -> int:
-        """Rollouts (or pairs) of one optimiser step that each of so many processes computes.
+        """Computes the number of rollouts (or pairs) per optimiser step and process.
 
         Raises:
-            InputError: The batch, or a process's share of it, cannot be divided so.
+            InputError: The batch cannot be divided among the processes, or a process's share into micro-batches.
         """
         share, rest = divmod(self.batch_size, processes)
         if rest:
-            raise InputError(f"optim.batch_size={self.batch_size} cannot be shared by {processes} processes")
+            raise InputError(f"optim.batch_size={self.batch_size} is not divisible by the {processes} processes")
         if self.micro_batch != "auto" and share % self.micro_batch:
             raise InputError(
                 f"optim.micro_batch={self.micro_batch} does not divide {share}, "
-                f"the share of each of {processes} processes in optim.batch_size={self.batch_size}"
+                f"the share of each of the {processes} processes in optim.batch_size={self.batch_size}"
             )
         return share
 
     def microbatch_plans(self, processes: int = 1, dropout: bool = False) -> list[tuple[int, bool]]:
-        """Examples in one forward pass, and whether with gradient checkpointing: what to try, the quickest first.
+        """Returns the micro-batch sizes to try, each with or without gradient checkpointing, fastest first.
 
-        With `dropout` the number decides what is dropped, and so the adapter: `auto` is then all that a process
-        computes, and nothing smaller. Checkpointing draws the same again, and changes nothing.
+        With `dropout`, the size affects the dropout masks and hence the adapter: `auto` is then the whole share of a
+        process, and nothing smaller. Checkpointing repeats the same masks and does not change the result.
         """
         sizes = [self.micro_batch] if self.micro_batch != "auto" else _divisors(self.per_process_batch(processes))
         sizes = sizes[:1] if dropout else sizes
@@ -111,12 +111,12 @@ class Optim(Section):
 
 
 def _divisors(number: int) -> list[int]:
-    """The divisors, from the largest to 1."""
+    """Returns all divisors of `number` in descending order."""
     return [d for d in range(number, 0, -1) if number % d == 0]
 
 
 class TrainConfig(RolloutConfig):
-    """The configuration of `train.py`: `conf/train.yaml`. `method` is checked by the method's own class."""
+    """The configuration of `train.py`: `conf/train.yaml`. The class of the loss validates `method`."""
 
     sweep: SweepName
     seed: int = Field(ge=0, lt=2**32)
@@ -133,5 +133,5 @@ class TrainConfig(RolloutConfig):
 
     @property
     def benchmarks(self) -> list[Data]:
-        """What a run is scored on: the benchmarks that are named, else the held-out problems of its own data."""
+        """Benchmarks that a run is scored on: those chosen, else the held-out problems of its own data."""
         return list(self.benchmark.values()) or ([self.data] if self.data.eval_size != 0 else [])

@@ -1,1 +1,1 @@
-"""What every room stands on: errors, files, processes, redaction. Knows nothing of models, runs or losses."""
+"""Foundations of all packages: errors, files, processes, redaction. Independent of models, runs and losses."""

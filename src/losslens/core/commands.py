@@ -1,4 +1,7 @@
-"""Command lines to print: they work as they stand, from the folder and with the Python of the one that prints them."""
+"""How commands are called here: as a script of the checkout (`python train.py`), or as `losslens train`.
+
+Command lines that are printed can be copied: they are valid in the current folder, with the Python that prints them.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,69 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:%+-]+")
+_PROGRAM = "losslens"
+# What it calls the scripts that have another name there.
+_SUBCOMMANDS = {"wandb_sync": "sync", "wandb_dashboard": "dashboard"}
+
+
+class _Caller:
+    """How this process was called."""
+
+    installed = False  # by `losslens`, which needs no checkout
+    subcommand = ""  # of that; empty in a job that a scheduler started
+
+
+def call_as_installed(subcommand: str = "") -> None:
+    """Notes that this process, or the command that submitted its job, was started by `losslens <subcommand>`."""
+    _Caller.installed, _Caller.subcommand = True, subcommand
+
+
+def called_subcommand() -> str:
+    """The subcommand that this process was started by; empty where that was no `losslens`."""
+    return _Caller.subcommand
+
+
+def called(script: str) -> str:
+    """What begins the messages of a command: `train.py`, or `losslens train`.
+
+    Args:
+        script: Its path from the project's root: `train.py`, `launch/status.py`.
+    """
+    return f"{_PROGRAM} {_subcommand(script)}" if _Caller.installed else Path(script).name
+
+
+def spoken(script: str) -> str:
+    """What a reader types from the usual place: `python train.py`, or `losslens train`."""
+    return called(script) if _Caller.installed else f"python {script}"
+
+
+def _subcommand(script: str) -> str:
+    return _SUBCOMMANDS.get(Path(script).stem, Path(script).stem)
 
 
 def format_command(script: str, sweep: str | Sequence[str] | None, output_dir: Path | str, *flags: str) -> str:
-    """The command line of another of the project's scripts on the same sweep.
+    """Formats the command line of another entry script for the same sweep.
 
     Args:
-        script: Its path from the project's root: `analyze.py`, `launch/status.py`.
-        sweep: The sweep, or several.
-        output_dir: Where it lies; named unless it is the default.
-        flags: What else belongs to it.
+        script: Path from the project's root: `analyze.py`, `launch/status.py`.
+        sweep: Name of the sweep, or of several; None omits the option.
+        output_dir: Output folder; omitted if it is the default.
+        flags: Further arguments.
     """
-    hydra = "/" not in script  # the scripts in `launch/` take a value as it is
+    hydra = "/" not in script  # the scripts in `launch/` take values literally
     values = {"sweep": sweep, "output_dir": None if str(output_dir) == "outputs" else str(output_dir)}
     settings = [f"{name}={_value(value, hydra)}" for name, value in values.items() if value is not None]
-    return shlex.join([_python(), _path(script), *settings, *flags])
+    program = [*_program(), _subcommand(script)] if _Caller.installed else [_python(), _path(script)]
+    return shlex.join([*program, *settings, *flags])
+
+
+def _program() -> list[str]:
+    """`losslens` where that is the one of the Python that runs; else its path, or the module where it has no file."""
+    beside = Path(sys.executable or "python").parent / _PROGRAM
+    found = shutil.which(_PROGRAM)
+    if found and Path(found).parent == beside.parent:
+        return [_PROGRAM]
+    return [_short(beside)] if beside.is_file() else [_python(), "-m", _PROGRAM]
 
 
 def _value(value: str | Sequence[str], hydra: bool) -> str:
@@ -34,24 +85,28 @@ def _value(value: str | Sequence[str], hydra: bool) -> str:
     if not hydra or _PLAIN.fullmatch(value):
         return value
     if not re.search(r'["$\\]', value):
-        return f'"{value}"'  # the shell's quotes around it are the single ones
-    # As Hydra reads it: a backslash counts before a quote only.
+        return f'"{value}"'  # `shlex.join` puts single quotes around it
+    # In Hydra's grammar a backslash escapes only in front of a quote.
     text = re.sub(r"(\\*)'", r"\1\1\\'", value)
     text = re.sub(r"(\\+)$", r"\1\1", text)
     return f"'{text}'"
 
 
 def _python() -> str:
-    """`python` where that is the one that runs; else its path, short where it lies below this folder."""
-    here = Path(sys.executable or "python")
-    found = shutil.which("python")
-    if not sys.executable or (found and Path(found).parent == here.parent):
+    """Returns `python` if that is the running interpreter, else its path, relative if it is in the current folder."""
+    executable = Path(sys.executable or "python")
+    on_path = shutil.which("python")
+    if not sys.executable or (on_path and Path(on_path).parent == executable.parent):
         return "python"
-    return os.path.relpath(here) if here.is_relative_to(Path.cwd()) else str(here)
+    return _short(executable)
+
+
+def _short(file: Path) -> str:
+    return os.path.relpath(file) if file.is_relative_to(Path.cwd()) else str(file)
 
 
 def _path(script: str) -> str:
-    """The script beside the one that runs, as that one was called."""
+    """Returns the path of a script in the project of the running one, relative in the same way as that one's."""
     running = Path(sys.argv[0])
     root = running.parent.parent if running.parent.name == "launch" else running.parent
     return str(root / script) if (root / script).is_file() else script

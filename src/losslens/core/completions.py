@@ -1,4 +1,4 @@
-"""A completion, whoever wrote it, and the journal that keeps completions as they arrive."""
+"""Completions, and the journal that stores them as they arrive."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
 
 _CHECKSUM, _DIGITS = "sha256", 16
-# A line of before there were token ids and checksums: what it holds was paid for, and stays.
-_OF_BEFORE: dict[str, Any] = {
+# Fields of a journal entry from before token ids and checksums. It may have cost money, so it is still read.
+_LEGACY_FIELDS: dict[str, Any] = {
     "key": str, "text": str, "tokens": (int, type(None)), "finished": bool, "prompt_tokens": (int, type(None)),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after a prompt.
+    """A model's completion of a prompt.
 
     Attributes:
-        text: The decoded completion, special tokens included, but for the token that ended it; a server's is as the
-            server writes it until `tokens.read_server_completion` has read it from its ids.
-        tokens: Number of tokens, the one that ended it included; None where a server does not say.
-        finished: Whether the model ended it; False when it was cut.
-        prompt_tokens: Number of tokens of the prompt, where a server says so.
-        ids: The tokens themselves, the one that ended it included; None where a server does not give them.
-        prompt_ids: Those of the prompt as a server gave it to its model, where it says so.
+        text: Decoded completion with its special tokens, without the end token. A server's text is kept as sent until
+            `tokens.read_server_completion` decodes it from the ids.
+        tokens: Number of tokens, including the end token; None if a server does not report it.
+        finished: True if the model ended the completion, False if it was truncated.
+        prompt_tokens: Number of prompt tokens, if a server reports it.
+        ids: Token ids, including the end token; None if a server does not return them.
+        prompt_ids: Token ids of the prompt as the server passed it to the model, if it returns them.
     """
 
     text: str
@@ -42,52 +42,51 @@ class Completion:
 
 
 def report_truncation(completions: Sequence[Completion], what: str, field: str, limit: int) -> None:
-    """Prints how many completions were cut at the token limit, when it is a tenth of them or more."""
-    cut = sum(not completion.finished for completion in completions)
-    if cut >= max(1, 0.1 * len(completions)):
-        print(f"{what}: {cut} of {len(completions)} completions were cut ({field}={limit})", flush=True)
+    """Prints how many completions were truncated at the token limit, if at least a tenth of them were."""
+    truncated = sum(not completion.finished for completion in completions)
+    if truncated >= max(1, 0.1 * len(completions)):
+        print(f"{what}: {truncated} of {len(completions)} completions were truncated ({field}={limit})", flush=True)
 
 
 class Journal:
-    """Completions on disk as they arrive, so that what was interrupted goes on, and nothing is paid for twice.
+    """Completions stored on disk as they arrive, so that interrupted sampling resumes and none is paid for twice.
 
-    One JSON object a line: the key of the request and its completion, or the state of the random generator after the
-    lines before it, each with the SHA-256 of what it says. A last line that was cut off is dropped. Lines of before
-    there were token ids have none, and no SHA-256.
+    One JSON object per line: the key of a request with its completion, or the state of the random generator after the
+    preceding lines; each with a SHA-256 of its content. An incomplete last line is dropped. Legacy lines have neither
+    token ids nor a SHA-256.
 
     Args:
-        file: Where.
+        file: Path of the journal; created if it does not exist.
 
     Raises:
-        InputError: Another line than the last is not what was written.
+        InputError: A line other than the last is damaged.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self.completions: dict[str, Completion] = {}
         self.state: str | None = None
-        self._at_state: dict[str, Completion] = {}
+        self._completions_at_state: dict[str, Completion] = {}
         file.parent.mkdir(parents=True, exist_ok=True)
         content = file.read_bytes() if file.exists() else b""
-        whole = content.rfind(b"\n") + 1
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], 1):
+        complete = content.rfind(b"\n") + 1
+        for number, line in enumerate(content[:complete].split(b"\n")[:-1], 1):
             try:
                 entry = json.loads(line)
-                if not _is_of_before(entry):
+                if not _is_legacy(entry):
                     checksum = entry.pop(_CHECKSUM, None)
                     if checksum != hash_json(entry, _DIGITS):
-                        raise ValueError("another checksum")
-                self._take(entry)
+                        raise ValueError("wrong checksum")
+                self._load(entry)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(
-                    f"{file}: line {number}: not what was written, or written by an older version; "
-                    "delete the line to go on"
+                    f"{file}: line {number} is damaged or was written by an older version; delete the line to continue"
                 ) from error
         self._handle = file.open("ab")
-        self._handle.truncate(whole)
+        self._handle.truncate(complete)
 
     def add(self, completions: Mapping[str, Completion], state: str | None = None) -> None:
-        """Keeps completions by the key of their request, and the generator's state after them."""
+        """Appends completions by the key of their request, and the generator's state after them; syncs to disk."""
         entries: list[dict[str, Any]] = [{"key": key, **asdict(c)} for key, c in completions.items()]
         if state is not None:
             entries.append({"state": state})
@@ -96,40 +95,40 @@ class Journal:
         self._handle.flush()
         os.fsync(self._handle.fileno())
         for entry in entries:
-            self._take(entry)
+            self._load(entry)
 
     def up_to_state(self) -> dict[str, Completion]:
-        """The completions that were there when the last state was kept."""
-        return dict(self._at_state)
+        """Returns the completions that precede the last stored generator state."""
+        return dict(self._completions_at_state)
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Deletes all entries."""
         self._handle.truncate(0)
-        self.completions, self._at_state, self.state = {}, {}, None
+        self.completions, self._completions_at_state, self.state = {}, {}, None
 
     def close(self) -> None:
-        """Closes the file and leaves it."""
+        """Closes the file and keeps it."""
         self._handle.close()
 
     def done(self) -> None:
-        """Removes the file: the completions are kept elsewhere now."""
+        """Deletes the file, once its completions are stored elsewhere."""
         self._handle.close()
         self.file.unlink(missing_ok=True)
 
-    def _take(self, entry: dict[str, Any]) -> None:
+    def _load(self, entry: dict[str, Any]) -> None:
         if "state" in entry:
-            self.state, self._at_state = entry["state"], dict(self.completions)
+            self.state, self._completions_at_state = entry["state"], dict(self.completions)
         else:
-            values: dict[str, Any] = {"ids": None, "prompt_ids": None} if _is_of_before(entry) else {}
+            values: dict[str, Any] = {"ids": None, "prompt_ids": None} if _is_legacy(entry) else {}
             values |= {name: entry[name] for name in Completion.__dataclass_fields__ if name not in values}
             for name in ("ids", "prompt_ids"):
                 values[name] = None if values[name] is None else tuple(values[name])
             self.completions[entry["key"]] = Completion(**values)
 
 
-def _is_of_before(entry: Any) -> bool:
+def _is_legacy(entry: Any) -> bool:
     return (
         isinstance(entry, dict)
-        and entry.keys() == _OF_BEFORE.keys()
-        and all(isinstance(entry[name], kind) for name, kind in _OF_BEFORE.items())
+        and entry.keys() == _LEGACY_FIELDS.keys()
+        and all(isinstance(entry[name], kind) for name, kind in _LEGACY_FIELDS.items())
     )

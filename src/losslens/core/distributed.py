@@ -1,9 +1,9 @@
-"""The processes that train one run together: who they are, and how they stay in step. torch comes when it is needed.
+"""The processes that train one run together: rank, world size and synchronisation. torch is imported only if needed.
 
-A launcher (torchrun, a Slurm step) starts the same command several times and tells each process in its environment who
-it is. All of them go through the same jobs in the same order. The main one alone decides and writes; the others wait
-for its orders, train along, and wait again. They wait at torch's key-value store, however long the main process samples
-and scores; a collective operation would give up after half an hour.
+A launcher (torchrun, a Slurm step) starts the same command several times and sets each process's rank in its
+environment. All processes go through the same jobs in the same order. The main process (rank 0) alone makes decisions
+and writes files; the others wait for its plan, train along, and wait again. They poll torch's key-value store, which
+works however long the main process samples and scores; a collective operation would time out after half an hour.
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from typing import Any
 from losslens.core.errors import DivergedError, InputError, ProcessError, first_line
 from losslens.core.preemption import Preempted
 
-_GIVEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_REQUIRED_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _FAILURE = "failure"
-# What all processes meet at the same step, so that they are still in step when they have met it.
-_MET_BY_ALL = (DivergedError, Preempted)
+# Raised by all processes at the same step, so they stay synchronised.
+_RAISED_BY_ALL = (DivergedError, Preempted)
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Returns the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:
-    """The number of this process among them."""
+    """Returns the rank of this process."""
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
 
 
 def local_rank() -> int:
-    """The number of this process among those of its machine: the number of its GPU."""
+    """Returns the rank of this process on its machine, which is the index of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0")) if world_size() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the process that decides, writes and tells."""
+    """True in the main process, which makes decisions, writes files and prints."""
     return rank() == 0
 
 
-class _Place:
-    """Where this process is: all are at the same place when they speak of the same thing."""
+class _State:
+    """Position of this process in the command; keys in the store contain it, so that all processes use the same."""
 
-    job = 0  # of the command
-    point = 0  # of the job: how often all have met in it
-    told = False  # by the main process, in this job
+    job = 0
+    sync_point = 0  # barriers and broadcasts in this job so far
+    plan_sent = False  # by the main process, in this job
     desynchronised = False
 
 
 @lru_cache(maxsize=1)
 def _store() -> Any:
-    missing = [name for name in _GIVEN if not os.environ.get(name)]
+    missing = [name for name in _REQUIRED_ENV if not os.environ.get(name)]
     if missing:
         raise InputError(
-            f"WORLD_SIZE={world_size()} processes, but {', '.join(missing)} not set: start them with torchrun"
+            f"WORLD_SIZE={world_size()}, but {', '.join(missing)} not set; start the processes with torchrun"
         )
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
@@ -69,31 +69,31 @@ def _store() -> Any:
     return PrefixStore("losslens", next(rendezvous("env://"))[0])
 
 
-def _say(key: str, value: Any) -> None:
+def _publish(key: str, value: Any) -> None:
     _store().set(key, json.dumps(value))
 
 
-def _hear(key: str) -> Any:
-    """What was said, as soon as it is.
+def _receive(key: str) -> Any:
+    """Waits for the value that another process publishes under `key`, and returns it.
 
     Raises:
-        ProcessError: Another process failed instead, or took the store with it.
+        ProcessError: Another process failed, or the one that hosts the store has ended.
     """
     store, pause = _store(), 0.002
     try:
         while not store.check([key]):
             if store.check([_FAILURE]):
-                _Place.desynchronised = True
-                raise _told_by(store.get(_FAILURE).decode())
+                _State.desynchronised = True
+                raise _process_error(store.get(_FAILURE).decode())
             time.sleep(pause)
             pause = min(1.3 * pause, 0.5)
         return json.loads(store.get(key))
-    except RuntimeError as error:  # torch's, when nobody is at the other end
-        _Place.desynchronised = True
+    except RuntimeError as error:  # from torch: the connection to the store is lost
+        _State.desynchronised = True
         raise ProcessError("the main process has ended") from error
 
 
-def _told_by(text: str) -> ProcessError:
+def _process_error(text: str) -> ProcessError:
     failure = json.loads(text)
     error = ProcessError(failure["error"])
     error.add_note(failure["traceback"])
@@ -102,36 +102,37 @@ def _told_by(text: str) -> ProcessError:
 
 @contextmanager
 def job_scope() -> Iterator[None]:
-    """One job of the command. Whatever comes of it, the others then know whether they are needed for it."""
+    """Encloses one job of the command; if the job ends without `lockstep`, tells the other processes so."""
     if world_size() == 1:
         yield
         return
     _store()
-    _Place.job, _Place.point, _Place.told = _Place.job + 1, 0, False
+    _State.job, _State.sync_point, _State.plan_sent = _State.job + 1, 0, False
     try:
         yield
-        if is_main() and not _Place.told:
-            _say(f"{_Place.job}/orders", None)
+        if is_main() and not _State.plan_sent:
+            _publish(f"{_State.job}/plan", None)
     except BaseException as error:
         _first_failure(error)
         raise
 
 
 def wait_for_plan() -> dict[str, str] | None:
-    """What the main process said when it began `lockstep`; None when it ended the job without.
+    """Returns the plan with which the main process entered `lockstep`; None if it ended the job without doing so.
 
     Raises:
-        ProcessError: It failed, or is gone.
+        ProcessError: The main process failed or has ended.
     """
-    return _hear(f"{_Place.job}/orders")
+    plan: dict[str, str] | None = _receive(f"{_State.job}/plan")
+    return plan
 
 
 @contextmanager
-def lockstep(said: dict[str, str] | None = None) -> Iterator[None]:
-    """Runs a block in all processes together; `said` is the main process's plan, which `wait_for_plan` returns there.
+def lockstep(plan: dict[str, str] | None = None) -> Iterator[None]:
+    """Runs a block in all processes together; `wait_for_plan` returns the main process's `plan` in the others.
 
-    A process that raises inside leaves the others waiting for it, so the command ends (`desynchronised`). Divergence
-    and preemption do not count: all processes see the same numbers and stop at the same step.
+    An exception in one process would leave the others waiting for it, so the command ends (`desynchronised`).
+    Divergence and preemption are exempt: all processes see the same numbers and stop at the same step.
 
     Raises:
         ProcessError: Another process failed first.
@@ -140,86 +141,86 @@ def lockstep(said: dict[str, str] | None = None) -> Iterator[None]:
         yield
         return
     if is_main():
-        _say(f"{_Place.job}/orders", said)
-        _Place.told = True
+        _publish(f"{_State.job}/plan", plan)
+        _State.plan_sent = True
     try:
         try:
             yield
-        except _MET_BY_ALL:
+        except _RAISED_BY_ALL:
             _disconnect()
             raise
         _disconnect()
-    except _MET_BY_ALL:
+    except _RAISED_BY_ALL:
         raise
     except BaseException as error:
-        _Place.desynchronised = True
+        _State.desynchronised = True
         cause = _first_failure(error)
         if cause is not None and isinstance(error, Exception):
-            # What was raised here, a broken connection say, only follows from it.
+            # The exception raised here, such as a lost connection, is only a consequence.
             raise cause from error
         raise
 
 
 def desynchronised() -> bool:
-    """Whether the processes are no longer in step, so that this one must end."""
-    return _Place.desynchronised
+    """True if the processes are no longer synchronised, so that this one must end."""
+    return _State.desynchronised
 
 
 def _first_failure(error: BaseException) -> ProcessError | None:
-    """Tells the others what was raised here, unless one of them was first: then what that one told."""
-    said = {
+    """Publishes this process's failure; if another process failed first, returns that failure instead."""
+    failure = {
         "error": f"process {rank()}: {type(error).__name__}: {first_line(error)}",
         "traceback": "".join(traceback.format_exception(error)),
     }
-    with suppress(RuntimeError):  # the store is gone with the process that held it
-        first = _store().compare_set(_FAILURE, "", json.dumps(said)).decode()
-        if json.loads(first) != said:
-            return _told_by(first)
+    with suppress(RuntimeError):  # the process that hosts the store has ended
+        first = _store().compare_set(_FAILURE, "", json.dumps(failure)).decode()
+        if json.loads(first) != failure:
+            return _process_error(first)
     return error if isinstance(error, ProcessError) else None
 
 
 def barrier() -> None:
-    """Waits until all processes are here; does nothing for one.
+    """Waits until all processes have called it; returns at once if there is only one.
 
     Raises:
-        ProcessError: One of them failed instead.
+        ProcessError: Another process failed.
     """
     if world_size() == 1:
         return
-    _Place.point += 1
-    key = f"{_Place.job}/{_Place.point}"
-    if _store().add(f"{key}/here", 1) == world_size():
-        _say(key, None)
-    _hear(key)
+    _State.sync_point += 1
+    key = f"{_State.job}/{_State.sync_point}"
+    if _store().add(f"{key}/arrived", 1) == world_size():
+        _publish(key, None)
+    _receive(key)
 
 
 def broadcast(value: Any) -> Any:
-    """The main process's `value`, which goes into JSON, for all.
+    """Returns the main process's `value`, which must be JSON-serialisable, in all processes.
 
     Raises:
-        ProcessError: It failed instead.
+        ProcessError: Another process failed.
     """
     if world_size() == 1:
         return value
-    _Place.point += 1
-    key = f"{_Place.job}/{_Place.point}"
+    _State.sync_point += 1
+    key = f"{_State.job}/{_State.sync_point}"
     if is_main():
-        _say(key, value)
-    return _hear(key)
+        _publish(key, value)
+    return _receive(key)
 
 
 def init_process_group(backend: str) -> None:
-    """Lets the processes exchange gradients over `backend`, until the end of `lockstep`.
+    """Initialises torch's process group with `backend`, until the end of `lockstep`.
 
-    A group a job: between jobs nobody waits in it, and its memory is free while the main process scores.
+    One group per job: between jobs no process waits in it, and its memory is free while the main process scores.
     """
     if world_size() == 1:
         return
     from torch import distributed
 
-    barrier()  # some may take longer to load the base than a collective waits
+    barrier()  # loading the base may take some processes longer than a collective's timeout
     distributed.init_process_group(
-        backend, store=distributed.PrefixStore(f"{_Place.job}/group", _store()), rank=rank(), world_size=world_size(),
+        backend, store=distributed.PrefixStore(f"{_State.job}/group", _store()), rank=rank(), world_size=world_size(),
         timeout=timedelta(minutes=30),
     )  # fmt: skip
 
@@ -233,12 +234,12 @@ def _disconnect() -> None:
 
 
 def close_store() -> None:
-    """Called at the end of the command: the main process may hold the store, so it goes last."""
-    if world_size() == 1 or not _Place.job:
+    """Ends the use of the store at the end of the command: the main process, which may host it, ends last."""
+    if world_size() == 1 or not _State.job:
         return
     with suppress(RuntimeError):
         if not is_main():
-            _say(f"left/{rank()}", None)
+            _publish(f"left/{rank()}", None)
             return
         deadline = time.monotonic() + 60
         others = [f"left/{number}" for number in range(1, world_size())]

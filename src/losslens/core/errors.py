@@ -1,33 +1,33 @@
-"""The exceptions that are told in one line."""
+"""Exceptions that are reported in one line."""
 
 
 class InputError(Exception):
-    """Bad input: a configuration value, a file or a folder that cannot be used.
+    """Invalid input: a configuration value, a file or a folder that cannot be used.
 
-    Its text is one line that names the field or the file. The entry scripts print it without a traceback and end
-    with exit status 2.
+    Its message is one line that names the field or the file. The entry scripts print it without a traceback and exit
+    with status 2.
     """
 
 
 class UnavailableError(InputError):
-    """Something is not there that only a part of the work needs: the rest can go on without, and must say so."""
+    """Something that only part of the work needs is missing: the rest may continue, and must report what it skips."""
 
 
 class ServerError(Exception):
-    """A server did not answer. Not bad input: the same command may work later, and goes on where it stopped.
+    """A server did not answer. The input is valid: the same command may succeed later, and resumes where it stopped.
 
-    Its text is one line. The entry scripts print it without a traceback and end with exit status 1.
+    Its message is one line. The entry scripts print it without a traceback and exit with status 1.
     """
 
 
 class ProcessError(Exception):
-    """Of several processes that train a run together another one failed. Its text is one line: which, and how."""
+    """Another of the processes that train a run together failed. Its message is one line with its rank and error."""
 
 
 class DivergedError(FloatingPointError):
-    """A run's loss, gradient or weights are no longer numbers. Its text is one line that says what, and when."""
+    """A run's loss, gradient or weights are not finite. Its message is one line that says which, and at which step."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type when it has none."""
+    """Returns the first line of an error's message, or the name of its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -1,4 +1,4 @@
-"""Writing so that a reader never sees half a file, and knowing a file by its content."""
+"""Atomic writing of files and folders, and reading of JSON and parquet with one-line errors."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from losslens.core.redaction import without_secrets
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; it takes the place of `path` when the block ends without an error."""
+    """Yields a temporary path beside `path`; the file replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        _to_disk(temporary)
+        _sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -31,7 +31,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to fill; it takes the place of `path` when the block ends without an error."""
+    """Yields a temporary folder beside `path`; it replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     temporary.mkdir()
@@ -39,7 +39,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
-                _to_disk(file)
+                _sync(file)
         if path.exists():
             shutil.rmtree(path)
         temporary.replace(path)
@@ -48,25 +48,25 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically, without secrets (`redaction`)."""
+    """Writes `value` as indented JSON, atomically and with secrets removed (`redaction`)."""
     text = json.dumps(
         without_secrets(value), indent=2, ensure_ascii=False, default=lambda entry: without_secrets(json_value(entry))
     )
     with atomic_file(path) as temporary:
-        # Half of a surrogate pair, of a file's name or an error's text, is no UTF-8.
+        # A file's name or an error's message may contain a lone surrogate, which UTF-8 cannot encode.
         temporary.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text`, without secrets (`redaction`)."""
+    """Writes `text` with secrets removed (`redaction`)."""
     path.write_text(without_secrets(text), encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:
-    """The value in the JSON file at `path`.
+    """Reads a JSON file.
 
     Raises:
-        InputError: There is no such file, it cannot be read, or it is not JSON.
+        InputError: The file does not exist, cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -75,38 +75,39 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except RecursionError as error:
-        raise InputError(f"{path}: not JSON that can be read (nested too deep)") from error
+        raise InputError(f"{path}: the JSON is nested too deeply") from error
     except (ValueError, MemoryError) as error:
         raise InputError(f"{path}: not JSON ({first_line(error)})") from error
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`.
+    """Reads a JSON file that contains an object.
 
     Raises:
-        InputError: As for `read_json`, or it holds something else.
+        InputError: As for `read_json`, or the value is not an object.
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise InputError(f"{path}: no JSON object in it")
+        raise InputError(f"{path}: not a JSON object")
     return value
 
 
 def read_parquet(path: Path, schema: Any = None, optional: Collection[str] = ()) -> Any:
-    """The table in a parquet file.
+    """Reads a parquet file as a `pyarrow.Table`.
 
     Args:
         path: The file.
-        schema: What it must hold, as a `pyarrow.Schema`: these columns are read, and cast; None: all, as they are.
-        optional: Names of columns in `schema` that it may lack, and that are then left out.
+        schema: A `pyarrow.Schema` of the columns to read and the types to cast them to; None reads all columns as
+            they are.
+        optional: Columns of `schema` that may be missing from the file, and then from the table.
 
     Raises:
-        InputError: There is no such file, it cannot be read, or it does not hold that.
+        InputError: The file does not exist, cannot be read, or does not match the schema.
     """
     import pyarrow.parquet as pq
 
     try:
-        # Not mapped and not trusted: what a damaged file makes of pyarrow is any kind of error, at any of these steps.
+        # Not memory-mapped. A damaged file can raise any kind of error in any of these steps.
         table = pq.read_table(path, partitioning=None)
         table.validate(full=True)
         names = table.column_names
@@ -128,10 +129,10 @@ def read_parquet(path: Path, schema: Any = None, optional: Collection[str] = ())
 
 
 def read_parquet_metadata(path: Path) -> dict[bytes, bytes]:
-    """The metadata that a parquet file was written with; its columns are not read.
+    """Reads the metadata of a parquet file without its columns.
 
     Raises:
-        InputError: There is no such file, or it cannot be read.
+        InputError: The file does not exist or cannot be read.
     """
     import pyarrow.parquet as pq
 
@@ -139,10 +140,10 @@ def read_parquet_metadata(path: Path) -> dict[bytes, bytes]:
         return dict(pq.read_schema(path).metadata or {})
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except Exception as error:  # of a damaged file: any
+    except Exception as error:  # a damaged file can raise anything
         raise InputError(f"{path}: not a readable parquet file ({first_line(error)})") from error
 
 
-def _to_disk(path: Path) -> None:
+def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())

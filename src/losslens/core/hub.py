@@ -1,4 +1,4 @@
-"""What a hub id stands for: a commit on the Hugging Face hub, or in the local copy of it."""
+"""Resolution of Hugging Face hub ids to commits, online or from the local cache."""
 
 from __future__ import annotations
 
@@ -12,76 +12,76 @@ RepoType = Literal["model", "dataset"]
 
 _HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?$")
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
-_SECONDS = 10.0
+_TIMEOUT = 10.0  # seconds
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether `path` has the form of a hub id: `name` or `owner/name`."""
+    """True if `path` has the form of a hub id: `name` or `owner/name`."""
     return _HUB_ID.match(path) is not None
 
 
 @lru_cache(maxsize=32)
 def resolve_commit(field: str, repo: str, revision: str | None, repo_type: RepoType = "model") -> str:
-    """The commit that `revision` of a repository means: itself when it is one, else as the hub says.
+    """Resolves a revision of a repository to a commit.
 
-    Where the hub cannot be reached, it is what the local copy was downloaded as.
+    If the hub cannot be reached, returns the commit of the local copy.
 
     Args:
-        field: What named the repository, for messages.
+        field: Option that names the repository, for messages.
         repo: The hub id.
-        revision: A commit, tag or branch; None is the main branch.
-        repo_type: Which kind of repository.
+        revision: A commit (returned unchanged), tag or branch; None is the main branch.
+        repo_type: Kind of repository.
 
     Raises:
-        InputError: The hub has no such repository or revision, or does not let us see it.
+        InputError: The hub has no such repository or revision, or denies access to it.
         UnavailableError: The hub cannot be reached, and there is no local copy.
     """
     if revision is not None and _COMMIT.match(revision):
         return revision
     try:
-        return str(_asked(field, repo, revision, repo_type).sha)
+        return str(_repo_info(field, repo, revision, repo_type).sha)
     except UnavailableError:
-        found = _local_commit(repo, revision, repo_type)
-        if found is None:
+        commit = _local_commit(repo, revision, repo_type)
+        if commit is None:
             raise
-        return found
+        return commit
 
 
 def is_available(field: str, repo: str, revision: str | None, repo_type: RepoType = "model") -> bool:
-    """Whether a repository can be loaded: there is a local copy of the revision, or the hub answers.
+    """True if a repository can be loaded: a local copy of the revision exists, or the hub can be reached.
 
     Raises:
-        InputError: The hub answers that it has no such repository or revision.
+        InputError: The hub has no such repository or revision.
     """
     if _local_commit(repo, revision, repo_type) is not None:
         return True
     try:
-        _asked(field, repo, revision, repo_type)
+        _repo_info(field, repo, revision, repo_type)
     except UnavailableError:
         return False
     return True
 
 
 @lru_cache(maxsize=32)
-def _asked(field: str, repo: str, revision: str | None, repo_type: RepoType) -> Any:
+def _repo_info(field: str, repo: str, revision: str | None, repo_type: RepoType) -> Any:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     where = f"{field}={repo}" + (f" (revision {revision})" if revision else "")
     try:
-        return HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=_SECONDS)
+        return HfApi().repo_info(repo, revision=revision, repo_type=repo_type, timeout=_TIMEOUT)
     except OfflineModeIsEnabled as error:
         raise UnavailableError(f"{where}: HF_HUB_OFFLINE is set, and there is no local copy") from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 500)
         kind = UnavailableError if status >= 500 or status == 429 else InputError
         raise kind(f"{where}: {first_line(error)}") from error
-    except Exception as error:  # of whatever HTTP library the hub's client is built on
+    except Exception as error:  # depends on the HTTP library of the hub's client
         raise UnavailableError(f"{where}: the Hugging Face hub cannot be reached ({first_line(error)})") from error
 
 
 def _local_commit(repo: str, revision: str | None, repo_type: RepoType) -> str | None:
-    """The commit of the local copy, whose folder is named after it; None when there is none."""
+    """Returns the commit of the local copy, from its folder's name; None if there is no copy."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

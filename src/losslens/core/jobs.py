@@ -1,4 +1,4 @@
-"""The jobs of an entry script in one process, and what every such process sets before other libraries are imported."""
+"""The jobs of an entry script in one process, and process-wide settings that must precede other imports."""
 
 from __future__ import annotations
 
@@ -14,31 +14,35 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from losslens.core import distributed
+from losslens.core.commands import called
 from losslens.core.errors import InputError, ServerError
+from losslens.core.extras import missing_extra, tell
 
-# Importing torch, transformers and PEFT makes so many objects that the collector takes a quarter of the time.
+# With the default threshold, garbage collection takes a quarter of the time of importing torch, transformers and PEFT.
 gc.set_threshold(10_000)
-# Set before any library reads them. TRL tells its makers about every trainer otherwise.
+# Otherwise TRL reports every trainer to its developers.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if not sys.stderr.isatty():
-    # A log needs no picture of each step.
+    # Keeps logs from filling up with progress bars.
     os.environ.setdefault("TQDM_MININTERVAL", "10")
-# Hydra shows what libraries log; these log every request, and every glyph.
+# Hydra shows the log messages of libraries; these log every request or glyph.
 for _client in ("httpx", "httpx2", "openai", "fontTools"):
     logging.getLogger(_client).setLevel(logging.WARNING)
-# TRL and PEFT still ask transformers by the old name.
+# TRL and PEFT still use the old name.
 warnings.filterwarnings("ignore", message="`(is_)?gradient_checkpointing` is deprecated", category=FutureWarning)
-# GPT-2 stores a weight the other way round, which PEFT sees by itself.
+# GPT-2 stores transposed weights; PEFT detects that and adapts the setting itself.
 warnings.filterwarnings("ignore", message="fan_in_fan_out is set to", category=UserWarning, module=r"peft\.")
-# transformers aligns the configuration with the tokenizer, as it should; adapters do not hold it.
-logging.getLogger("transformers.trainer_utils").addFilter(lambda said: "new PAD/BOS/EOS tokens" not in str(said.msg))
+# transformers aligns the model's configuration with the tokenizer; adapters do not contain that configuration.
+logging.getLogger("transformers.trainer_utils").addFilter(
+    lambda record: "new PAD/BOS/EOS tokens" not in str(record.msg)
+)
 
-# What does one job, and what is called after the last one and gives the exit status.
+# The function that does one job, and the one called after the last job, which returns the exit status.
 Tasks = tuple[Callable[[DictConfig], None], Callable[[], int]]
 
 
 class Jobs:
-    """The jobs of an entry script in one process, and how they ended.
+    """The jobs of an entry script in one process, and their outcome.
 
     Args:
         script: Path of the entry script.
@@ -52,45 +56,50 @@ class Jobs:
         self.told: list[str] = []
         self._tasks: Tasks | None = None
         self._failed = False
-        self._said: list[str] = []
+        self._printed: list[str] = []
 
     def run(self, config: DictConfig) -> None:
-        """Runs one job, with its configuration; bad input and a server's failure are told in one line."""
+        """Runs one job with its configuration; reports invalid input and server failures in one line."""
         self.started = True
-        # Not raised through Hydra, which would end a sweep with a report of its own.
+        # Errors must not propagate through Hydra, which would end a sweep with its own report.
         try:
             self._tasks = self._tasks or self.load()
             self._tasks[0](config)
         except (InputError, OmegaConfBaseException, PermissionError, IsADirectoryError, NotADirectoryError) as error:
             self.tell(error)
+        except ModuleNotFoundError as error:
+            missing = missing_extra(error)
+            if missing is None:
+                raise
+            self.tell(missing)
         except ServerError as error:
             self._failed = True
             self.tell(error)
 
     def end(self) -> int:
-        """What is to be done after the last job; the exit status."""
+        """Finishes after the last job and returns the exit status."""
         return (self._tasks[1]() if self._tasks else 0) or (1 if self._failed else 2 if self.told else 0)
 
     def tell(self, error: Exception) -> None:
-        """Prints an error on one line, once."""
+        """Prints an error on one line, unless the same line was printed before."""
         line = on_one_line(error)
         if line not in self.told and distributed.is_main():
             if "tqdm" in sys.modules:
-                # A bar that is still open would stand on the same line.
+                # An open progress bar would share the line.
                 for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
                     bar.close()
-            print(f"{self.script.name}: {line}", file=sys.stderr, flush=True)
+            print(tell(called(self.script.name), error, line), file=sys.stderr, flush=True)
             self.told.append(line)
 
     def say(self, line: str) -> None:
-        """Prints what is to be known before the work begins, once; nothing of an empty line."""
-        if line and line not in self._said:
+        """Prints a line about the job to come, unless it is empty or was printed before."""
+        if line and line not in self._printed:
             print(line, flush=True)
-            self._said.append(line)
+            self._printed.append(line)
 
 
 def on_one_line(error: Exception) -> str:
-    """An error's text on one line; Hydra puts the useful half into the cause."""
+    """Formats an error's message on one line, with its cause, where Hydra puts the useful half."""
     text = str(error)
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = f"{text}: {error.__cause__}"

@@ -1,4 +1,4 @@
-"""Lines for the user that several jobs of one process would print alike."""
+"""Messages for the user that are printed once, however many jobs of a process emit them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from functools import lru_cache
 
 @lru_cache(maxsize=1000)
 def say_once(text: str) -> None:
-    """Prints `text`, unless it is empty or this process printed it before."""
+    """Prints `text`, unless it is empty or this process has printed it before."""
     if text:
         print(text, flush=True)

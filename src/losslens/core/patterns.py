@@ -1,4 +1,4 @@
-"""Regular expressions that a stranger may have written: compiled in bounded space, to be matched with a timeout."""
+"""Untrusted regular expressions: compiled with bounded memory, to be matched with a timeout."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 import regex
 
-_LONGEST = 1000  # characters
-_REPEATS = 10_000  # all counts in braces multiplied: as often a pattern that nests them is copied when it is compiled
+_MAX_LENGTH = 1000  # characters
+_MAX_REPEATS = 10_000  # product of all counts in braces: how often nested repeats copy a subpattern when compiled
 
 
 def compile_pattern(pattern: str) -> Any:
-    """The pattern, of the `regex` package, whose searches take a `timeout`.
+    """Compiles a pattern with the `regex` package, whose searches accept a `timeout`.
 
     Raises:
-        ValueError: It is no regular expression, or one that would take more space than any sensible one.
+        ValueError: It is not a regular expression, or one that is too long or repeats too often.
     """
     if not isinstance(pattern, str):
-        raise ValueError(f"a regular expression is text, not {pattern!r:.40}")
-    counts = [max(map(int, found)) for braces in re.findall(r"\{([^{}]*)\}", pattern)
-              if (found := re.findall(r"\d{1,9}", braces))]  # fmt: skip
-    if len(pattern) > _LONGEST or math.prod(max(count, 1) for count in counts) > _REPEATS:
-        raise ValueError("too long, or repeated too often")
+        raise ValueError(f"a regular expression must be a string, not {pattern!r:.40}")
+    counts = [max(map(int, numbers)) for braces in re.findall(r"\{([^{}]*)\}", pattern)
+              if (numbers := re.findall(r"\d{1,9}", braces))]  # fmt: skip
+    if len(pattern) > _MAX_LENGTH or math.prod(max(count, 1) for count in counts) > _MAX_REPEATS:
+        raise ValueError("the regular expression is too long or has too many repeats")
     try:
         return regex.compile(pattern)
     except (regex.error, RecursionError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""Stopping in time: a scheduler's signal ends the work where little is lost, and the caller learns of it."""
+"""Preemption: a scheduler's signal stops the work at a point where little is lost."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_asked: signal.Signals | None = None
+_received: signal.Signals | None = None
 _deferred = False
 
 
 class Preempted(BaseException):
-    """The scheduler asked for the work to stop, and it has: what was done is on disk.
+    """The work has stopped at the scheduler's request; its results so far are on disk.
 
-    Not an `Exception`: nothing on the way is to take it for a failure of its own.
+    Not an `Exception`, so that no handler mistakes it for a failure.
     """
 
     def __init__(self, signum: signal.Signals) -> None:
@@ -23,44 +23,44 @@ class Preempted(BaseException):
 
 
 def install_handlers(*signals: signal.Signals) -> None:
-    """From now on the first of these signals raises `Preempted`, at once or where a `deferred` block ends."""
+    """Makes the first of these signals raise `Preempted`, at once or at the end of a `deferred` block."""
     for signum in signals:
         signal.signal(signum, _handle)
 
 
 def ignore(*signals: signal.Signals) -> None:
-    """From now on these signals do nothing: all that is left is to exit, with the status that the work earned."""
+    """Ignores these signals, once the work is done and they must not change the exit status."""
     for signum in signals:
         signal.signal(signum, signal.SIG_IGN)
 
 
 def is_requested() -> bool:
-    """Whether the work is to stop."""
-    return _asked is not None
+    """True if the work has been asked to stop."""
+    return _received is not None
 
 
 def request(signum: signal.Signals) -> None:
-    """Notes that the work is to stop, as a signal would: another process of the same run got one."""
-    global _asked
-    _asked = _asked or signum
+    """Requests a stop as a signal would: another process of the same run received one."""
+    global _received
+    _received = _received or signum
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Defers signals: inside they are only noted (`is_requested`); `Preempted` is raised when the block ends."""
+    """Defers signals: inside the block they only set `is_requested`; `Preempted` is raised when the block ends."""
     global _deferred
     _deferred = True
     try:
         yield
     finally:
         _deferred = False
-    if _asked is not None:
-        raise Preempted(_asked)
+    if _received is not None:
+        raise Preempted(_received)
 
 
 def _handle(signum: int, _: FrameType | None) -> None:
-    if _asked is not None:
-        return  # it is stopping already
+    if _received is not None:
+        return  # already stopping
     request(signal.Signals(signum))
     if not _deferred:
         raise Preempted(signal.Signals(signum))

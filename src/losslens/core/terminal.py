@@ -1,4 +1,4 @@
-"""Tables on the screen whose cells are text, names and errors of others too: no markup, nothing that steers."""
+"""Terminal tables for untrusted text: no markup, no control characters."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from losslens.core.redaction import escape_control
 
 
 class Table(rich.table.Table):
-    """Rich's, which takes what stands in a cell as it stands there."""
+    """A Rich table whose cells are literal text."""
 
     def add_row(self, *cells: Any, **options: Any) -> None:
-        """Adds a row; a text among `cells` is shown as it is, but for control characters."""
+        """Adds a row; strings are shown literally, with control characters escaped."""
         super().add_row(*(Text(escape_control(cell)) if isinstance(cell, str) else cell for cell in cells), **options)

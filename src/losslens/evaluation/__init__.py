@@ -1,1 +1,1 @@
-"""Answers to held-out problems, and what they show."""
+"""Evaluation on held-out problems: generation of answers, their verification, and statistics."""

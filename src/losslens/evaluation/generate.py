@@ -1,4 +1,4 @@
-"""Answers to problems: of the base or an adapter in this process, or of a server that serves them."""
+"""Generation of answers to problems, by the base or an adapter in this process, or by a server."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from losslens.problems import Problem
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """Problems, and how they are to be answered.
+    """Problems to answer, and the decoding parameters.
 
     Attributes:
         problems: The problems.
-        samples: Sampled answers to each; 0: one greedy answer.
-        model: The base.
-        evaluation: Token limit and sampling.
-        journal: Keeps the answers as they arrive; what is in it is not asked again.
-        description: Of the progress bar.
+        samples: Number of sampled answers per problem; 0: one greedy answer.
+        model: The base model.
+        evaluation: Token limit and sampling parameters.
+        journal: Stores answers as they arrive; answers already in it are reused.
+        description: Label of the progress bar.
     """
 
     problems: Sequence[Problem]
@@ -38,29 +38,29 @@ class EvalRequest:
     description: str
 
 
-def answer_locally(questions: EvalRequest, adapter: Path | None) -> list[list[Completion]]:
-    """The answers of the base with the adapter in a folder on it; the base is as it was afterwards."""
+def answer_locally(request: EvalRequest, adapter: Path | None) -> list[list[Completion]]:
+    """Generates the answers of the base, with the adapter in a folder unless that is None; restores the base."""
     from losslens.models.limits import limits_of
     from losslens.sampling.local import generate_greedy, generate_samples
 
-    evaluation = questions.evaluation
-    prompts = [problem.prompt for problem in questions.problems]
-    limits_of(source_of(questions.model)).require_prompts(prompts, evaluation.max_tokens, "evaluation.max_tokens")
-    base = load_model(source_of(questions.model))
+    evaluation = request.evaluation
+    prompts = [problem.prompt for problem in request.problems]
+    limits_of(source_of(request.model)).require_prompts(prompts, evaluation.max_tokens, "evaluation.max_tokens")
+    base = load_model(source_of(request.model))
     options: dict[str, Any] = {
         "max_new_tokens": evaluation.max_tokens,
         "batch_size": evaluation.batch_size,
-        "description": questions.description,
-        "journal": questions.journal,
+        "description": request.description,
+        "journal": request.journal,
     }
     with nullcontext(base.model) if adapter is None else with_adapter(base.model, adapter) as model:
-        if not questions.samples:
+        if not request.samples:
             return [[completion] for completion in generate_greedy(model, base.tokenizer, prompts, **options)]
         return generate_samples(
             model,
             base.tokenizer,
             prompts,
-            samples=questions.samples,
+            samples=request.samples,
             temperature=evaluation.temperature,
             top_p=evaluation.top_p,
             seed=evaluation.seed,
@@ -68,48 +68,50 @@ def answer_locally(questions: EvalRequest, adapter: Path | None) -> list[list[Co
         )
 
 
-def _read(questions: EvalRequest, completions: list[Completion], each: int) -> list[Completion]:
-    """A server's answers with the text of their token ids, special tokens included, where it gave any."""
+def _decode(request: EvalRequest, completions: list[Completion], per_problem: int) -> list[Completion]:
+    """Decodes a server's answers from their token ids, including special tokens, if it returned any."""
     if not any(completion.ids for completion in completions):
         return completions
     from losslens.models.loading import load_tokenizer
     from losslens.models.tokens import read_server_completion
 
-    tokenizer = load_tokenizer(source_of(questions.model))
-    prompts = [problem.prompt for problem in questions.problems for _ in range(each)]
+    tokenizer = load_tokenizer(source_of(request.model))
+    prompts = [problem.prompt for problem in request.problems for _ in range(per_problem)]
     return [read_server_completion(tokenizer, prompt, c) for prompt, c in zip(prompts, completions, strict=True)]
 
 
-def answer_via_server(questions: EvalRequest, run: str | None) -> list[list[Completion]]:
-    """The answers of a server that serves the base as `evaluation.server.model` and each adapter by its run's name.
+def answer_via_server(request: EvalRequest, run: str | None) -> list[list[Completion]]:
+    """Requests answers from a server with the base as `evaluation.server.model` and each adapter under its run's name.
 
     Args:
-        questions: What is asked.
+        request: The problems and decoding parameters.
         run: The run's name; None for the base.
 
     Raises:
-        InputError: The base's name there is not given.
-        ServerError: The server does not answer; what it answered is in the journal.
+        InputError: `evaluation.server.model` is not set.
+        ServerError: The server does not answer; answers received so far are in the journal.
     """
     from losslens.sampling.server import Decoding, Request, ask
 
-    evaluation, server, samples = questions.evaluation, questions.evaluation.server, questions.samples
+    evaluation, server, samples = request.evaluation, request.evaluation.server, request.samples
     name = run or server.model
     if not name:
-        raise InputError("evaluation.server.model: the name under which the server serves the base")
-    each = max(samples, 1)
+        raise InputError("evaluation.server.model is required: the server's name for the base")
+    per_problem = max(samples, 1)
     requests = {
-        str(number): Request(questions.problems[number // each].prompt, evaluation.seed + number if samples else None)
-        for number in range(each * len(questions.problems))
+        str(number): Request(
+            request.problems[number // per_problem].prompt, evaluation.seed + number if samples else None
+        )
+        for number in range(per_problem * len(request.problems))
     }
-    chat = {"chat_template_kwargs": questions.model.chat_options} if questions.model.chat_options else {}
+    chat = {"chat_template_kwargs": request.model.chat_options} if request.model.chat_options else {}
     temperature, top_p = (evaluation.temperature, evaluation.top_p) if samples else (0.0, 1.0)
-    known = questions.journal.completions
+    known = request.journal.completions
     ask(
         "evaluation.server", server, name,
         {number: request for number, request in requests.items() if number not in known},
         Decoding(temperature, top_p, evaluation.max_tokens, {**chat, **(server.extra_body or {})}),
-        lambda number, completion: questions.journal.add({number: completion}), questions.description,
+        lambda number, completion: request.journal.add({number: completion}), request.description,
     )  # fmt: skip
-    completions = _read(questions, [known[number] for number in requests], each)
-    return [completions[i : i + each] for i in range(0, len(completions), each)]
+    completions = _decode(request, [known[number] for number in requests], per_problem)
+    return [completions[i : i + per_problem] for i in range(0, len(completions), per_problem)]

@@ -1,4 +1,4 @@
-"""What a model answers to held-out problems: one outcome an answer, on disk."""
+"""Outcomes on held-out problems: one row per answer, stored as parquet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCHEMA = pa.schema(
         ("problem_id", pa.string()),
         ("sample", pa.int64()),
         ("completion", pa.string()),
-        ("answer", pa.string()),  # read out of the completion; null when there is none
+        ("answer", pa.string()),  # extracted from the completion; null if there is none
         ("correct", pa.bool_()),
     ]
 )
@@ -33,19 +33,19 @@ _SCORED = b"losslens.scored"
 def outcomes_of(
     verifier: Verifier, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]], seconds: float
 ) -> pd.DataFrame:
-    """The verdict on each completion of each problem, each within `seconds`; columns as in `SCHEMA`."""
-    asked = [
+    """Verifies each completion of each problem, within `seconds` each; columns as in `SCHEMA`."""
+    samples = [
         (problem, sample)
         for problem, group in zip(problems, completions, strict=True)
         for sample, _ in enumerate(group)
     ]
     texts = [completion.text for group in completions for completion in group]
-    checked = verdicts(verifier, [problem for problem, _ in asked], texts, seconds)
+    results = verdicts(verifier, [problem for problem, _ in samples], texts, seconds)
     return pd.DataFrame(
         {
-            "problem_id": [problem.id for problem, _ in asked], "sample": [sample for _, sample in asked],
-            "completion": texts, "answer": [verdict.answer for verdict in checked],
-            "correct": [verdict.correct for verdict in checked],
+            "problem_id": [problem.id for problem, _ in samples], "sample": [sample for _, sample in samples],
+            "completion": texts, "answer": [verdict.answer for verdict in results],
+            "correct": [verdict.correct for verdict in results],
         }
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def evaluate(
     seconds: float,
     description: str,
 ) -> pd.DataFrame:
-    """One greedy completion of each problem and its verdict; columns as in `SCHEMA`."""
+    """Generates and verifies one greedy completion per problem; columns as in `SCHEMA`."""
     from losslens.sampling.local import generate_greedy
 
     completions = generate_greedy(
@@ -76,13 +76,13 @@ def evaluate(
 
 
 def write_outcomes(outcomes: pd.DataFrame, file: Path, asked: str, scored: str) -> None:
-    """Writes outcomes.
+    """Writes outcomes, with fingerprints of the task and of the model in the file's metadata.
 
     Args:
         outcomes: Columns as in `SCHEMA`.
-        file: Where.
-        asked: Names the problems and the decoding: outcomes compare where it is the same.
-        scored: Names the model that answered.
+        file: Path of the parquet file.
+        asked: Fingerprint of the task (problems and decoding); outcomes are comparable if it is the same.
+        scored: Fingerprint of the model (`model_fingerprint`).
     """
     table = pa.Table.from_pandas(outcomes, schema=SCHEMA, preserve_index=False)
     metadata = {_ASKED: asked.encode(), _SCORED: scored.encode()}
@@ -91,7 +91,7 @@ def write_outcomes(outcomes: pd.DataFrame, file: Path, asked: str, scored: str) 
 
 
 def is_scored(file: Path, asked: str, scored: str) -> bool:
-    """Whether `file` holds, unharmed, the outcomes that these two name."""
+    """True if `file` is intact and contains the outcomes with these fingerprints of task and model."""
     try:
         metadata = read_parquet(file).schema.metadata or {}
     except InputError:
@@ -100,25 +100,25 @@ def is_scored(file: Path, asked: str, scored: str) -> bool:
 
 
 def task_fingerprint(file: Path) -> str:
-    """The `asked` that `file` was written with.
+    """Reads the fingerprint of the task (`asked`) from a file of outcomes.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: The file cannot be read.
     """
     return _metadata(file, _ASKED)
 
 
 def recorded_model_fingerprint(file: Path) -> str:
-    """The `scored` that `file` was written with.
+    """Reads the fingerprint of the model (`scored`) from a file of outcomes.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: The file cannot be read.
     """
     return _metadata(file, _SCORED)
 
 
 def model_fingerprint(base_identity: dict[str, str | None], adapter_sha256: str | None) -> str:
-    """The name of who answers: the base, with an adapter on it unless that is None."""
+    """Computes the fingerprint of a base model with an adapter, or without one if that is None."""
     return hash_json([base_identity, adapter_sha256], 16)
 
 
@@ -127,14 +127,14 @@ def _metadata(file: Path, name: bytes) -> str:
 
 
 def read_outcomes(file: Path) -> pd.DataFrame:
-    """The outcomes in `file`.
+    """Reads a file of outcomes.
 
     Raises:
-        InputError: It cannot be read, lacks a column or a value, or holds one sample twice.
+        InputError: The file cannot be read, lacks a column or a value, or contains a sample twice.
     """
     outcomes = read_parquet(file, SCHEMA).to_pandas(ignore_metadata=True)
     if outcomes[["problem_id", "sample", "correct"]].isna().any(axis=None):
-        raise InputError(f"{file}: an outcome has no problem_id, sample or correct")
+        raise InputError(f"{file}: a row lacks problem_id, sample or correct")
     if outcomes.duplicated(["problem_id", "sample"]).any():
-        raise InputError(f"{file}: a sample of a problem stands in it twice")
+        raise InputError(f"{file}: contains the same sample of a problem twice")
     return outcomes

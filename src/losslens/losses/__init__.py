@@ -1,9 +1,9 @@
-"""Losses under comparison, one file each: the function, its options, and what the rest of the house must know of it.
+"""Losses under comparison, one file each: the function, its options, and its presentation in tables and plots.
 
-Shapes in names: N rollouts, T tokens of the padded completions, P pairs of two rollouts each (N = 2P).
+Shapes: N rollouts, T tokens of the padded completions, P pairs of two rollouts each (N = 2P).
 
-Every loss here sees the log-probabilities of the sampled tokens only, so its gradient is that of −Σ_t sg(w_t)·log π_t:
-the weights w_t say all there is to say about it (`Loss.weights`).
+Every loss here depends on the log-probabilities of the sampled tokens only, so its gradient is that of
+−Σ_t sg(w_t)·log π_t: the weights w_t (`Loss.weights`) describe it completely.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ if TYPE_CHECKING:
 
 Unit = Literal["token", "rollout", "pair"]
 Normaliser = Literal["tokens", "rollouts", "pairs"]
-# What costs a forward pass, and is made for the losses only that ask for it.
+# Inputs that cost an extra forward pass, computed only for the losses that need them.
 Need = Literal["reference", "mismatched_log_ratio"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rollouts as the model under training scores them.
+    """Rollouts of a micro-batch, scored by the model under training.
 
-    Positions without a completion token have mask 0 and log-probabilities of 0; whatever a loss says of them is left
-    out, and so is what it says of rollouts and pairs without any completion token.
+    Positions without a completion token have mask 0 and log-probability 0. Loss terms at these positions, and of
+    rollouts and pairs without any completion token, are ignored.
 
     Attributes:
         logps: log π_θ(y_t | y_<t, x), shape (N, T), nats.
-        mask: Where there is a completion token, shape (N, T), bool.
-        reward: The verifier's reward, 1 correct and 0 incorrect, shape (N,).
-        columns: What `Loss.columns` gave for these rollouts, each of shape (N,).
-        pairs: Numbers of each pair's chosen and rejected rollout, shape (P, 2); None unless the unit is the pair.
-        reference: log π_ref(y_t | y_<t, x) of the base, shape (N, T), nats; None unless it is needed.
-        step: Numbers of the whole step, over all its micro-batches and processes, by the name of the need: for
-            `mismatched_log_ratio` the mean of log π_θ(y' | x)/π_ref(y' | x) over the prompts of the step, each with the
-            completion y' of the last rollout before it in the step that answers another prompt.
+        mask: True at completion tokens, shape (N, T), bool.
+        reward: The verifier's reward, 1 for correct and 0 for incorrect, shape (N,).
+        columns: Output of `Loss.columns` for these rollouts, each of shape (N,).
+        pairs: Indices of each pair's chosen and rejected rollout, shape (P, 2); None unless the unit is the pair.
+        reference: log π_ref(y_t | y_<t, x) of the base, shape (N, T), nats; None unless the loss needs it.
+        step: Statistics of the whole step, over all its micro-batches and processes, keyed by the name of the need: for
+            `mismatched_log_ratio` the mean of log π_θ(y' | x)/π_ref(y' | x) over the prompts of the step, where y' is
+            the completion of the last preceding rollout in the step that answers another prompt.
     """
 
     logps: Tensor
@@ -61,12 +61,12 @@ class Batch:
 
     @property
     def correct(self) -> Tensor:
-        """Whether the verifier accepted it, shape (N,), bool."""
+        """True where the verifier accepted the rollout, shape (N,), bool."""
         return self.reward > 0
 
     @property
     def lengths(self) -> Tensor:
-        """|y|, the number of completion tokens, at least 1, shape (N,), in the type of `logps`."""
+        """|y|, the number of completion tokens, at least 1, shape (N,), in the dtype of `logps`."""
         return self.mask.sum(dim=1).clamp(min=1).to(self.logps.dtype)
 
     @property
@@ -75,17 +75,17 @@ class Batch:
         assert self.reference is not None
         return self.logps.sum(dim=1) - self.reference.sum(dim=1)
 
-    def of_pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """The chosen rollouts' and the rejected ones' share of `values`, from shape (N,) to twice (P,)."""
+    def split_pairs(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Splits `values`, shape (N,), into those of the chosen and of the rejected rollouts, each of shape (P,)."""
         assert self.pairs is not None
         return values[self.pairs[:, 0]], values[self.pairs[:, 1]]
 
     def over_tokens(self, values: Tensor) -> Tensor:
-        """One number a rollout at each of its tokens, from shape (N,) to (N, T)."""
+        """Repeats one value per rollout at each of its tokens, from shape (N,) to (N, T)."""
         return values[:, None].expand_as(self.logps)
 
     def over_tokens_of_pairs(self, chosen: Tensor, rejected: Tensor) -> Tensor:
-        """One number a pair and side at each token of its rollout, from twice (P,) to (N, T)."""
+        """Repeats the values of the chosen and rejected rollouts at each token, from two of shape (P,) to (N, T)."""
         assert self.pairs is not None
         values = self.logps.new_zeros(len(self.logps))
         values = values.index_put((self.pairs[:, 0],), chosen).index_put((self.pairs[:, 1],), rejected)
@@ -93,22 +93,24 @@ class Batch:
 
 
 class Loss(BaseModel):
-    """A loss and its options; a subclass narrows `name` to its own, and its options are its fields.
+    """Base class of losses: a subclass narrows `name` to its own, and its fields are its options.
 
     Attributes:
-        version: Raised when the same options begin to mean another adapter: runs of before are then others.
-        title: What a text calls it; its name if empty.
-        summary: What it does, in a sentence that a newcomer reads once.
-        paper: Where it comes from.
-        colour: In plots, `#rrggbb`; one is chosen by its name if empty.
-        place: Where it stands among others in tables and plots, least first; those without one come last.
-        unit: What `terms` has one number for.
-        normaliser: What their sum is divided by: how many of these the effective batch holds, of tokens those of
-            completions.
-        uses_reward: Whether a correct rollout teaches it something else than an incorrect one.
-        conventional_lr_scale: Peak learning rate over SFT's, as is usual for it: what `lr=conventional` means. SFT, and
-            what weighs its tokens, trains at 1.
-        diagnostic_titles: What plots call its `diagnostics`, by their names; those without one are in no dashboard.
+        version: Increased when the same options start to produce a different adapter; earlier runs then no longer count
+            as the same run.
+        title: Display name; `name` if empty.
+        summary: One sentence that explains the loss to a newcomer.
+        paper: Source.
+        colour: Colour in plots, `#rrggbb`; derived from `name` if empty.
+        place: Sort key in tables and plots, ascending; losses without one come last.
+        unit: The unit that `terms` has one value for.
+        normaliser: Divisor of the sum of the terms: the number of completion tokens, rollouts or pairs in the effective
+            batch.
+        uses_reward: True if the loss treats correct and incorrect rollouts differently.
+        conventional_lr_scale: Usual peak learning rate relative to SFT's, used by `lr=conventional`. It is 1 for SFT
+            and for losses that reweight its tokens.
+        diagnostic_titles: Titles of the `diagnostics` in plots, by name; diagnostics without a title are not shown in
+            the dashboard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
@@ -129,7 +131,7 @@ class Loss(BaseModel):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What of the loss decides an adapter: name, version, and the options that are not at their defaults."""
+        """The part of a run's identity that describes the loss: name, version, and the non-default options."""
         return {"version": self.version, **identity_options(self)}
 
     @property
@@ -139,65 +141,65 @@ class Loss(BaseModel):
 
     @property
     def bounded(self) -> bool:
-        """Whether it is bounded below whatever the log-probabilities; it may depend on the options."""
+        """True if the loss is bounded below for all log-probabilities; may depend on the options."""
         return True
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What `Batch` is to hold beside the log-probabilities; it may depend on the options."""
+        """Inputs that `Batch` must hold besides the log-probabilities; may depend on the options."""
         return frozenset()
 
     def learns_from(self, train_on: TrainOn) -> TrainOn:
-        """The widest choice of rollouts from which the loss takes the same rows as from `train_on`."""
+        """Returns the widest value of `train_on` from which the loss selects the same rollouts."""
         return train_on
 
     def select(self, rollouts: pd.DataFrame) -> pd.DataFrame:
-        """The rollouts that are trained on, in their order.
+        """Returns the rollouts to train on, in their original order.
 
         Raises:
-            InputError: There is nothing in them to learn from.
+            InputError: None of them can be used by the loss.
         """
         return rollouts
 
     def select_pairs(self, rollouts: pd.DataFrame) -> list[tuple[int, int]]:
-        """Positions in `rollouts` of the chosen and the rejected one of each pair; for losses whose unit is the pair.
+        """Returns the positions in `rollouts` of each pair's chosen and rejected rollout, if the unit is the pair.
 
         Raises:
-            InputError: There is no pair.
+            InputError: There are no pairs.
         """
         raise NotImplementedError
 
     def columns(self, rollouts: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Numbers of each rollout that `terms` needs, each of shape (rollouts,), made once from whole groups.
+        """Computes per-rollout values that `terms` needs, each of shape (rollouts,), once and from whole groups.
 
         Args:
-            rollouts: What `select` gave; `group` numbers their prompts, `reward` is 1 or 0.
+            rollouts: Output of `select`; the column `group` numbers the prompts, `reward` is 1 or 0.
         """
         return {}
 
     def terms(self, batch: Batch) -> Tensor:
-        """The loss of each token, rollout or pair (`unit`): shape (N, T), (N,) or (P,)."""
+        """Computes the loss of each token, rollout or pair (`unit`), of shape (N, T), (N,) or (P,)."""
         raise NotImplementedError
 
     def weights(self, batch: Batch) -> Tensor:
-        """w_t = −∂(Σ terms)/∂log π_t in closed form, shape (N, T): how hard, and which way, it pulls at each token.
+        """Computes w_t = −∂(Σ terms)/∂log π_t in closed form, shape (N, T): the pull on each token.
 
-        It documents a loss and is tested against autograd; what is logged is found by autograd, of any loss.
+        Documents the loss and is tested against autograd; the trainer logs weights computed by autograd.
         """
         raise NotImplementedError
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Numbers to be logged beside those of every loss, by name: their means over rollouts (N,) or pairs (P,)."""
+        """Computes extra metrics by name, of shape (N,) or (P,); their means over rollouts or pairs are logged."""
         return {}
 
 
 @cache
 def builtin_losses() -> dict[str, type[Loss]]:
-    """The losses that come with LossLens, by name."""
-    found: dict[str, type[Loss]] = {}
+    """Returns the losses that come with LossLens, by name."""
+    losses: dict[str, type[Loss]] = {}
     for module in iter_modules(__path__):
         for value in vars(import_module(f"{__name__}.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, Loss) and value.__module__.startswith(f"{__name__}."):
                 for name in get_args(value.model_fields["name"].annotation):
-                    found[name] = value
-    return found
+                    losses[name] = value
+    return losses

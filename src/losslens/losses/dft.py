@@ -30,9 +30,9 @@ class Dft(Loss):
     name: Literal["dft"]
 
     def terms(self, batch: Batch) -> Tensor:
-        """−sg(π_t)·log π_t, shape (N, T)."""
+        """Computes −sg(π_t)·log π_t, shape (N, T)."""
         return -batch.logps * batch.logps.exp().detach()
 
     def weights(self, batch: Batch) -> Tensor:
-        """π_t, shape (N, T)."""
+        """Computes π_t, shape (N, T)."""
         return batch.logps.exp()

@@ -1,4 +1,4 @@
-"""Direct preference optimisation on pairs of a correct and an incorrect rollout, and its kin."""
+"""Direct preference optimisation on pairs of a correct and an incorrect rollout, and its variants."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DISCOPOP_TAU = 0.05
 
 @dataclass(frozen=True)
 class Margins:
-    """What a loss on pairs is a function of; all of shape (P,).
+    """Arguments of the loss functions in this file; tensors of shape (P,).
 
     Attributes:
         chosen: h_w = log π_θ(y_w | x) − log π_ref(y_w | x), summed over the completion, nats.
@@ -72,7 +72,7 @@ def _hinge_weights(m: Margins) -> tuple[Tensor, Tensor]:
 def ipo(m: Margins) -> Tensor:
     """(h_w/|y_w| − h_l/|y_l| − 1/2β)², β being the source's τ.
 
-    Source: arXiv 2310.12036, eq. 17, which does not divide by the lengths; TRL does, by its authors' word.
+    Source: arXiv 2310.12036, eq. 17, which does not divide by the lengths; TRL does, on its authors' advice.
     """
     return (m.mean_difference - 1 / (2 * m.beta)) ** 2
 
@@ -96,7 +96,7 @@ def _nca_pair_weights(m: Margins) -> tuple[Tensor, Tensor]:
 
 
 def sppo_hard(m: Margins) -> Tensor:
-    """(h_w − 1/2β)² + (h_l + 1/2β)². Source: arXiv 2405.00675, eq. 4.7, with probabilities 1 and 0 as TRL has it."""
+    """(h_w − 1/2β)² + (h_l + 1/2β)². Source: arXiv 2405.00675, eq. 4.7, with probabilities 1 and 0 as in TRL."""
     return (m.chosen - 0.5 / m.beta) ** 2 + (m.rejected + 0.5 / m.beta) ** 2
 
 
@@ -151,7 +151,7 @@ def _slope(x: Tensor) -> Tensor:
     return x.sigmoid() * (-x).sigmoid()
 
 
-# Of each loss its terms, and the weights of the chosen and of the rejected rollout's tokens: −∂/∂h_w and −∂/∂h_l.
+# For each loss type: the terms, and the weights of the chosen and rejected rollouts' tokens, −∂/∂h_w and −∂/∂h_l.
 _LOSS_TYPES: dict[LossType, tuple[Callable[[Margins], Tensor], Callable[[Margins], tuple[Tensor, Tensor]]]] = {
     "sigmoid": (sigmoid, _sigmoid_weights),
     "hinge": (hinge, _hinge_weights),
@@ -171,19 +171,20 @@ class Dpo(PairLoss):
 
     Attributes:
         beta: β.
-        loss_type: `sigmoid` is DPO; the others are the functions of this file, under TRL's names.
+        loss_type: `sigmoid` is DPO; the others are the functions in this file, under TRL's names.
     """
 
     title = "DPO"
     summary = (
-        "Direct preference optimisation: learns from pairs of a right and a wrong rollout to prefer the right one."
+        "Direct preference optimisation: learns from pairs of a correct and an incorrect rollout to prefer the correct "
+        "one."
     )
     paper = "arXiv 2305.18290"
     colour = "#bd1f01"
     place = 6
     diagnostic_titles: ClassVar[Mapping[str, str]] = {
         "rewards/margins": "Pairs: reward margin",
-        "rewards/accuracies": "Pairs: share in the right order",
+        "rewards/accuracies": "Pairs: share ranked correctly",
         "rewards/chosen": "Pairs: reward of the chosen",
         "rewards/rejected": "Pairs: reward of the rejected",
         "logps/chosen": "Pairs: log-probability of the chosen (nats)",
@@ -200,17 +201,17 @@ class Dpo(PairLoss):
         return frozenset({"reference"})
 
     def terms(self, batch: Batch) -> Tensor:
-        """The loss of each pair, shape (P,)."""
+        """Computes the loss of each pair, shape (P,)."""
         return _LOSS_TYPES[self.loss_type][0](self._margins(batch))
 
     def weights(self, batch: Batch) -> Tensor:
-        """The weights of `loss_type`, shape (N, T)."""
+        """Computes the weights of `loss_type`, shape (N, T)."""
         return batch.over_tokens_of_pairs(*_LOSS_TYPES[self.loss_type][1](self._margins(batch)))
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """TRL's numbers of pairs: `rewards` are β·h, `logps` sums over the completion."""
+        """Computes TRL's metrics of pairs: `rewards` are β·h, `logps` are summed over the completion."""
         margins = self._margins(batch)
-        chosen, rejected = batch.of_pairs(batch.logps.sum(dim=1))
+        chosen, rejected = batch.split_pairs(batch.logps.sum(dim=1))
         chosen_rewards, rejected_rewards = self.beta * margins.chosen, self.beta * margins.rejected
         return {
             "rewards/chosen": chosen_rewards,
@@ -222,4 +223,4 @@ class Dpo(PairLoss):
         }
 
     def _margins(self, batch: Batch) -> Margins:
-        return Margins(*batch.of_pairs(batch.log_ratio), *batch.of_pairs(batch.lengths), self.beta)
+        return Margins(*batch.split_pairs(batch.log_ratio), *batch.split_pairs(batch.lengths), self.beta)

@@ -24,15 +24,15 @@ def group_advantages(
     bias_scope: BiasScope = "all",
     std_norm: bool = False,
 ) -> np.ndarray:
-    """Â_i = r_i − mean of r in the group of i (+ b).
+    """Computes Â_i = r_i − mean of r in the group of i (+ b).
 
     Args:
         reward: Rewards, shape (n,).
-        group: Which rollouts belong together, shape (n,).
-        bias: b. A group whose rollouts all agree contributes nothing else.
-        bias_scope: `all` adds b to every rollout; `all_positive` only to those of groups that are right throughout.
-        std_norm: Whether r_i − mean is divided by the group's standard deviation (population), as in
-            arXiv 2402.03300. Groups without spread stay at 0.
+        group: Group label of each rollout, shape (n,).
+        bias: b. For a group whose rewards are all equal it is the whole advantage.
+        bias_scope: `all` adds b to every rollout; `all_positive` only to groups in which every rollout is correct.
+        std_norm: Divide r_i − mean by the group's (population) standard deviation, as in arXiv 2402.03300. Groups
+            with zero standard deviation stay at 0.
 
     Source: arXiv 2402.03300, §4.1.2 (outcome supervision); b and the offline form: arXiv 2606.23740.
 
@@ -47,33 +47,32 @@ def group_advantages(
     if std_norm:
         spread = np.sqrt(np.bincount(member, weights=advantage**2) / size)
         advantage = np.divide(advantage, spread[member], out=np.zeros_like(advantage), where=spread[member] > 1e-12)
-    if bias_scope == "all":
-        return advantage + bias
-    all_right = np.bincount(member, weights=reward <= 0) == 0
-    return advantage + bias * all_right[member]
+    biased = np.ones(len(size)) if bias_scope == "all" else np.bincount(member, weights=reward <= 0) == 0
+    shifted: np.ndarray = advantage + bias * biased[member]
+    return shifted
 
 
 class Grpo(Loss):
-    """Â_i·ℓ_t, plus `kl_coef` times an estimate of the divergence from the base.
+    """Â_i·ℓ_t, plus `kl_coef` times an estimate of the KL divergence from the base.
 
-    w_t = Â_i (with `weight_by=prob` Â_i·π_t) + β(e^d − 1), d = log π_ref − log π_θ. Where Â < 0 the term is unbounded
+    w_t = Â_i (with `weight_by=prob` Â_i·π_t) + β(e^d − 1), d = log π_ref − log π_θ. Terms with Â < 0 are unbounded
     below; the trainer logs the mean log-probability of incorrect rollouts.
 
     Source: arXiv 2606.23740; `weight_by=prob`: Krafton's offline GRPO.
 
     Attributes:
-        bias: See `group_advantages`, as of the next two.
-        bias_scope: See there.
-        std_norm: See there.
-        weight_by: `prob` has −Â_i·π_t in place of −Â_i·log π_t: DFT times the advantage.
-        kl_coef: β of β·(exp(d) − d − 1) per token: arXiv 2402.03300, eq. 4, here on frozen rollouts, so an estimate of
-            the divergence on their distribution.
+        bias: See `group_advantages`.
+        bias_scope: See `group_advantages`.
+        std_norm: See `group_advantages`.
+        weight_by: `prob` replaces −Â_i·log π_t by −Â_i·π_t: DFT times the advantage.
+        kl_coef: β of β·(exp(d) − d − 1) per token: arXiv 2402.03300, eq. 4; on frozen rollouts, so it estimates the
+            divergence under their distribution.
     """
 
     title = "GRPO"
     summary = (
-        "Group-relative policy optimisation, offline: pulls up rollouts that are better than the others of their "
-        "prompt, pushes down those that are worse."
+        "Group-relative policy optimisation, offline: raises the probability of rollouts that are better than the "
+        "average for their prompt and lowers that of rollouts that are worse."
     )
     paper = "arXiv 2402.03300"
     colour = "#717581"
@@ -97,12 +96,12 @@ class Grpo(Loss):
         return frozenset({"reference"}) if self.kl_coef else frozenset()
 
     def columns(self, rollouts: pd.DataFrame) -> dict[str, np.ndarray]:
-        """`advantage`, from `group_advantages`."""
+        """Computes the column `advantage` (`group_advantages`)."""
         reward, group = rollouts["reward"].to_numpy(), rollouts["group"].to_numpy()
         return {"advantage": group_advantages(reward, group, self.bias, self.bias_scope, self.std_norm)}
 
     def terms(self, batch: Batch) -> Tensor:
-        """−Â_i·log π_t (or −Â_i·π_t) and the KL term, shape (N, T)."""
+        """Computes −Â_i·log π_t (or −Â_i·π_t) plus the KL term, shape (N, T)."""
         likelihood = batch.logps.exp() if self.weight_by == "prob" else batch.logps
         loss = -self._advantage(batch) * likelihood
         if self.kl_coef:
@@ -112,7 +111,7 @@ class Grpo(Loss):
         return loss
 
     def weights(self, batch: Batch) -> Tensor:
-        """Â_i (or Â_i·π_t) + β(e^d − 1), shape (N, T)."""
+        """Computes Â_i (or Â_i·π_t) + β(e^d − 1), shape (N, T)."""
         weights = self._advantage(batch).expand_as(batch.logps)
         if self.weight_by == "prob":
             weights = weights * batch.logps.exp()

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation: single rollouts, good or bad, against what is usual."""
+"""Kahneman-Tversky optimisation: single rollouts, desirable or undesirable, relative to a reference point."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class Kto(Loss):
-    """λ_D·(1 − σ(β(h − z₀))) of a correct rollout, λ_U·(1 − σ(β(z₀ − h))) of an incorrect one.
+    """λ_D·(1 − σ(β(h − z₀))) for a correct rollout, λ_U·(1 − σ(β(z₀ − h))) for an incorrect one.
 
-    h = log π_θ(y | x) − log π_ref(y | x), the reference being the base; z₀, the usual divergence from it, is the mean
-    of log π_θ(y' | x)/π_ref(y' | x) over the prompts of the whole step with other prompts' completions, at least 0,
-    and has no gradient. w_t = ±λ·β·σ′(β(h − z₀)): it pulls hardest where h is near z₀, and lets go of what is far.
+    h = log π_θ(y | x) − log π_ref(y | x), the reference being the base; the reference point z₀ is the mean of
+    log π_θ(y' | x)/π_ref(y' | x) over the prompts of the whole step, with completions y' of other prompts, clamped at
+    0, and has no gradient. w_t = ±λ·β·σ′(β(h − z₀)): largest where h is near z₀, vanishing far from it.
 
-    Source: arXiv 2402.01306, eq. 8; TRL's `KTOTrainer`, whose z₀ is of one micro-batch. By TRL's defaults it is trained
-    at DPO's rate, 1e-6.
+    Source: arXiv 2402.01306, eq. 8; TRL's `KTOTrainer`, which estimates z₀ from one micro-batch. TRL's default learning
+    rate is that of DPO, 1e-6.
 
     Attributes:
         beta: β.
@@ -31,8 +31,8 @@ class Kto(Loss):
 
     title = "KTO"
     summary = (
-        "Kahneman-Tversky optimisation: pulls up right rollouts and pushes down wrong ones, most where they differ "
-        "little from what is usual."
+        "Kahneman-Tversky optimisation: raises correct rollouts and lowers incorrect ones, most strongly those whose "
+        "log-ratio to the base is close to the average."
     )
     paper = "arXiv 2402.01306"
     colour = "#92dadd"
@@ -40,7 +40,7 @@ class Kto(Loss):
     unit = "rollout"
     normaliser = "rollouts"
     conventional_lr_scale = 0.1
-    diagnostic_titles: ClassVar[Mapping[str, str]] = {"kl": "Usual divergence from the base: z₀ (nats)"}
+    diagnostic_titles: ClassVar[Mapping[str, str]] = {"kl": "KL estimate to the base: z₀ (nats)"}
 
     name: Literal["kto"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
@@ -53,26 +53,27 @@ class Kto(Loss):
         return frozenset({"reference", "mismatched_log_ratio"})
 
     def terms(self, batch: Batch) -> Tensor:
-        """The loss of each rollout, shape (N,)."""
+        """Computes the loss of each rollout, shape (N,)."""
         return self._scale(batch) * (-self._distance(batch)).sigmoid()
 
     def weights(self, batch: Batch) -> Tensor:
-        """±λ·β·σ(d)σ(−d), d the distance from z₀, shape (N, T)."""
+        """Computes ±λ·β·σ(d)σ(−d), d the distance from z₀, shape (N, T)."""
         distance, sign = self._distance(batch), batch.correct.to(batch.logps.dtype) * 2 - 1
         return batch.over_tokens(self._scale(batch) * sign * self.beta * distance.sigmoid() * (-distance).sigmoid())
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """z₀, nats."""
-        return {"kl": self._usual(batch)[None]}
+        """Computes `kl`, which is z₀ in nats."""
+        return {"kl": self._reference_point(batch)[None]}
 
     def _scale(self, batch: Batch) -> Tensor:
         correct = batch.correct
         return (correct * self.desirable_weight + ~correct * self.undesirable_weight).to(batch.logps.dtype)
 
     def _distance(self, batch: Batch) -> Tensor:
-        """β(h − z₀) of a correct rollout, β(z₀ − h) of an incorrect one, shape (N,)."""
-        distance = self.beta * (batch.log_ratio - self._usual(batch))
+        """β(h − z₀) for a correct rollout, β(z₀ − h) for an incorrect one, shape (N,)."""
+        distance = self.beta * (batch.log_ratio - self._reference_point(batch))
         return distance.where(batch.correct, -distance)
 
-    def _usual(self, batch: Batch) -> Tensor:
+    def _reference_point(self, batch: Batch) -> Tensor:
+        """z₀, shape ()."""
         return batch.step["mismatched_log_ratio"].clamp(min=0)

@@ -1,4 +1,4 @@
-"""One dial from supervised fine-tuning to dynamic fine-tuning and beyond."""
+"""A family of probability-weighted losses that contains supervised and dynamic fine-tuning."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 class PAlpha(Loss):
     """(1 − π_t^α)/α on all rollouts; w_t = π_t^α.
 
-    α → 0 is SFT, α = 1 has DFT's gradient, and above it only tokens that are nearly certain count.
+    α → 0 is SFT, α = 1 has DFT's gradient; for larger α only tokens with probability near 1 count.
 
-    Source: arXiv 2510.00526 (its family of losses by probability).
+    Source: arXiv 2510.00526 (probability-based family of losses).
 
     Attributes:
         alpha: α.
@@ -25,7 +25,7 @@ class PAlpha(Loss):
 
     title = "p^α"
     summary = (
-        "Probability-weighted fine-tuning: imitates every rollout, each token by a power of how much it is expected."
+        "Probability-weighted fine-tuning: imitates every rollout, each token weighted by a power of its probability."
     )
     paper = "arXiv 2510.00526"
     colour = "#e76300"
@@ -36,9 +36,9 @@ class PAlpha(Loss):
     alpha: float = Field(default=0.5, gt=0, allow_inf_nan=False)
 
     def terms(self, batch: Batch) -> Tensor:
-        """(1 − π_t^α)/α, shape (N, T)."""
+        """Computes (1 − π_t^α)/α, shape (N, T)."""
         return -(self.alpha * batch.logps).expm1() / self.alpha
 
     def weights(self, batch: Batch) -> Tensor:
-        """π_t^α, shape (N, T)."""
+        """Computes π_t^α, shape (N, T)."""
         return (self.alpha * batch.logps).exp()

@@ -1,4 +1,4 @@
-"""Pairs of a correct and an incorrect rollout of one prompt, and what all losses on them share."""
+"""Pairs of a correct and an incorrect rollout of one prompt, and the base class of losses on them."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ if TYPE_CHECKING:
 Pairs = Literal["one", "all"]
 
 
-def mixed_pairs(rollouts: pd.DataFrame, pairs: Pairs, asked_by: str) -> list[tuple[int, int]]:
-    """Positions in `rollouts` of the correct and the incorrect one of each pair.
+def mixed_pairs(rollouts: pd.DataFrame, pairs: Pairs, option: str) -> list[tuple[int, int]]:
+    """Returns the positions in `rollouts` of each pair's correct and incorrect rollout.
 
     Args:
-        rollouts: With `problem_id` and `reward`.
+        rollouts: Table with the columns `problem_id` and `reward`.
         pairs: `one` takes the first correct and the first incorrect rollout of each prompt that has both; `all` takes
             every correct × incorrect pair.
-        asked_by: The option that asks for pairs, for the message.
+        option: The option that requires pairs, for the error message.
 
     Raises:
-        InputError: No prompt has both.
+        InputError: No prompt has both a correct and an incorrect rollout.
     """
     positions = pd.Series(np.arange(len(rollouts)), index=rollouts.index)
-    found = []
+    positions_of_pairs = []
     for _, group in rollouts.groupby("problem_id", sort=False):
         correct = positions[group.index[group["reward"] > 0]]
         incorrect = positions[group.index[group["reward"] <= 0]]
-        found += [(int(w), int(l)) for w in correct for l in incorrect][: 1 if pairs == "one" else None]
-    if not found:
-        raise InputError(f"{asked_by}: no prompt has both a right and a wrong rollout (no mixed group)")
-    return found
+        positions_of_pairs += [(int(w), int(l)) for w in correct for l in incorrect][: 1 if pairs == "one" else None]
+    if not positions_of_pairs:
+        raise InputError(f"{option}: no prompt has both a correct and an incorrect rollout (no mixed group)")
+    return positions_of_pairs
 
 
 class PairLoss(Loss):
-    """A loss on pairs.
+    """Base class of losses on pairs.
 
-    It is usually trained more slowly than SFT: at a tenth of its rate in arXiv 2606.23740 (DPO 5e-7, SFT 5e-6), at a
-    twentieth by TRL's defaults (DPO and CPO 1e-6, SFT 2e-5).
+    They usually train at a lower learning rate than SFT: a tenth of it in arXiv 2606.23740 (DPO 5e-7, SFT 5e-6), a
+    twentieth with TRL's defaults (DPO and CPO 1e-6, SFT 2e-5).
 
     Attributes:
         pairs: See `mixed_pairs`.
@@ -60,7 +60,7 @@ class PairLoss(Loss):
         return mixed_pairs(rollouts, self.pairs, f"method={self.name}")
 
     def learns_from(self, train_on: TrainOn) -> TrainOn:
-        """See `Loss.learns_from`: all pairs are of mixed groups, and `one` is the first of each group."""
+        """See `Loss.learns_from`: pairs come from mixed groups only, and `one` takes the first pair of each group."""
         if type(self).select_pairs is not PairLoss.select_pairs:
             return train_on
         return "all" if self.pairs == "one" or train_on == "mixed_groups" else train_on

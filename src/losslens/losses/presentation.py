@@ -1,4 +1,4 @@
-"""How losses introduce themselves to tables, plots and pages: LossLens's own by their classes, others by their runs."""
+"""Presentation of losses in tables, plots and pages: built-in losses by their classes, others by their runs."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ Text = Annotated[str, BeforeValidator(_printable)]
 
 
 class Presentation(BaseModel):
-    """What a reader is told of a loss; see `Loss` for what each is.
+    """Presentation of a loss; the fields are those of `Loss`.
 
     Attributes:
         title: Never empty.
-        place: None for those without one.
-        diagnostic_titles: Of what it logs beside what all do.
+        place: None for losses without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -37,35 +36,37 @@ class Presentation(BaseModel):
     diagnostic_titles: dict[str, Annotated[Text, Field(min_length=1, max_length=100)]] = Field(default_factory=dict)
 
 
-# Those that runs have told of: losses outside the package.
-_TOLD: dict[str, Presentation] = {}
+# Losses outside the package, as read from the manifests of their runs.
+_REGISTERED: dict[str, Presentation] = {}
 
 
 def presentation_of(loss: Loss) -> Presentation:
-    """What a loss says of itself.
+    """Returns the presentation that the class of a loss declares.
 
     Raises:
-        InputError: It is no introduction, or the title of one of LossLens's own.
+        InputError: A declared value is invalid, or the title is that of a built-in loss.
     """
     kind = type(loss)
-    told = {
-        name: value for name in Presentation.model_fields if (value := _said(kind, name)) not in (None, float("inf"))
+    declared = {
+        name: value
+        for name in Presentation.model_fields
+        if (value := _declared(kind, name)) not in (None, float("inf"))
     }
     try:
-        found = Presentation.model_validate({**told, "title": told.get("title") or loss.name})
+        presentation = Presentation.model_validate({**declared, "title": declared.get("title") or loss.name})
     except ValidationError as error:
         first = error.errors()[0]
         raise InputError(f"{kind.__qualname__}.{first['loc'][0]}: {first['msg']}") from error
-    if loss.name not in builtin_presentations() and found.title in _own_titles():
-        raise InputError(f"{kind.__qualname__}.title: {found.title} is the title of a loss of LossLens's own")
-    return found
+    if loss.name not in builtin_presentations() and presentation.title in _builtin_titles():
+        raise InputError(f"{kind.__qualname__}.title: {presentation.title} is the title of a built-in loss")
+    return presentation
 
 
-def _said(kind: type[Loss], name: str) -> Any:
-    """What a class says itself: one outside that is made of one of LossLens's own has another title and colour."""
-    own = kind.__module__.startswith(f"{Loss.__module__}.")
+def _declared(kind: type[Loss], name: str) -> Any:
+    """Value of a class attribute; a class outside the package does not inherit it from a built-in loss."""
+    builtin = kind.__module__.startswith(f"{Loss.__module__}.")
     for base in kind.__mro__:
-        if not own and base.__module__.startswith(f"{Loss.__module__}."):
+        if not builtin and base.__module__.startswith(f"{Loss.__module__}."):
             break
         if name in vars(base):
             return vars(base)[name]
@@ -73,44 +74,44 @@ def _said(kind: type[Loss], name: str) -> Any:
 
 
 def manifest_entry(loss: Loss) -> dict[str, Any]:
-    """What a run's manifest says of its loss, as JSON values."""
+    """Returns the description of a loss for a run's manifest, as JSON values."""
     return presentation_of(loss).model_dump(exclude_none=True) | {"unit": loss.unit, "normaliser": loss.normaliser}
 
 
-def register_from_manifest(name: str, told: Any) -> None:
-    """Remembers what a manifest says of the loss `name`, unless it is LossLens's own; nonsense is left out."""
-    if name in builtin_presentations() or not isinstance(told, dict):
+def register_from_manifest(name: str, entry: Any) -> None:
+    """Registers the presentation of the loss `name` from a manifest, unless it is built in; drops invalid values."""
+    if name in builtin_presentations() or not isinstance(entry, dict):
         return
-    known = {"title": name[:100], **told}
-    if known["title"] in _own_titles():
-        known["title"] = name[:100]
+    values = {"title": name[:100], **entry}
+    if values["title"] in _builtin_titles():
+        values["title"] = name[:100]
     try:
-        _TOLD[name] = Presentation.model_validate(known)
+        _REGISTERED[name] = Presentation.model_validate(values)
     except ValidationError as error:
-        wrong = {problem["loc"][0] for problem in error.errors()}
-        kept = {field: value for field, value in known.items() if field not in wrong}
-        _TOLD[name] = Presentation.model_validate({"title": _printable(name)[:100] or "?", **kept})
+        invalid = {problem["loc"][0] for problem in error.errors()}
+        valid = {field: value for field, value in values.items() if field not in invalid}
+        _REGISTERED[name] = Presentation.model_validate({"title": _printable(name)[:100] or "?", **valid})
 
 
 def get_presentation(name: str) -> Presentation:
-    """What is known of a loss; of one that nobody has told of, its name."""
-    known = builtin_presentations().get(name) or _TOLD.get(name)
+    """Returns the presentation of a loss; for an unknown one, just its name."""
+    known = builtin_presentations().get(name) or _REGISTERED.get(name)
     return known or Presentation(title=_printable(name)[:100] or "?")
 
 
 def diagnostic_titles() -> dict[str, str]:
-    """What plots call the diagnostics of all losses that are known, by the names under which they are logged."""
-    known = [*_TOLD.values(), *builtin_presentations().values()]
-    return {name: title for each in known for name, title in each.diagnostic_titles.items()}
+    """Returns the titles of the diagnostics of all known losses, by the names under which they are logged."""
+    known = [*_REGISTERED.values(), *builtin_presentations().values()]
+    return {name: title for presentation in known for name, title in presentation.diagnostic_titles.items()}
 
 
-def _own_titles() -> set[str]:
-    return {known.title for known in builtin_presentations().values()}
+def _builtin_titles() -> set[str]:
+    return {presentation.title for presentation in builtin_presentations().values()}
 
 
 @cache
 def builtin_presentations() -> dict[str, Presentation]:
-    """LossLens's own losses in their order."""
+    """Returns the presentations of the built-in losses, in the order of tables and plots."""
     kinds = sorted(builtin_losses().items(), key=lambda item: (item[1].place, item[0]))
     return {
         name: Presentation(**{field: getattr(kind, field) for field in Presentation.model_fields})

@@ -1,4 +1,4 @@
-"""Rejection-sampling fine-tuning: only what the verifier accepted."""
+"""Rejection-sampling fine-tuning: supervised fine-tuning on correct rollouts only."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class Rft(Loss):
-    """1[r = 1]·ℓ_t: the negative log-likelihood of correct rollouts, 0 for incorrect ones; w_t = 1[r = 1].
+    """1[r = 1]·ℓ_t: the negative log-likelihood for correct rollouts, 0 for incorrect ones; w_t = 1[r = 1].
 
     Source: Yuan et al. 2023, arXiv 2308.01825.
 
     Attributes:
-        incorrect: `mask` keeps incorrect rollouts in their place with weight 0, so that all losses on single rollouts
-            see the same batches; `drop` leaves them out before batching.
-        deduplicate: Whether only the first of a prompt's identical correct completions counts (the source's distinct
-            reasoning paths). The others count as incorrect: masked or dropped, and among `train/logps/incorrect`.
+        incorrect: `mask` keeps incorrect rollouts in the batch with weight 0, so that all losses on single rollouts
+            see the same batches; `drop` removes them before batching.
+        deduplicate: Count only the first of a prompt's identical correct completions (the source's distinct reasoning
+            paths). The others count as incorrect: masked or dropped, and included in `train/logps/incorrect`.
     """
 
     title = "RFT"
-    summary = "Rejection-sampling fine-tuning: imitates the right rollouts and ignores the wrong ones."
+    summary = "Rejection-sampling fine-tuning: imitates the correct rollouts and ignores the incorrect ones."
     paper = "arXiv 2308.01825"
     colour = "#ffa90e"
     place = 2
@@ -39,18 +39,18 @@ class Rft(Loss):
     def select(self, rollouts: pd.DataFrame) -> pd.DataFrame:
         """See `Loss.select`."""
         if not (rollouts["reward"] > 0).any():
-            raise InputError(f"method={self.name}: the rollouts hold no right one (column reward is nowhere 1)")
+            raise InputError(f"method={self.name}: no rollout is correct (the column reward is never 1)")
         rows = rollouts
         if self.deduplicate:
-            right = rows["reward"] > 0
-            again = right & rows[right].duplicated(["problem_id", "completion"]).reindex(rows.index, fill_value=False)
-            rows = rows.assign(reward=rows["reward"].mask(again, 0.0))
+            correct = rows["reward"] > 0
+            duplicated = rows[correct].duplicated(["problem_id", "completion"]).reindex(rows.index, fill_value=False)
+            rows = rows.assign(reward=rows["reward"].mask(correct & duplicated, 0.0))
         return rows[rows["reward"] > 0] if self.incorrect == "drop" else rows
 
     def terms(self, batch: Batch) -> Tensor:
-        """−1[r = 1]·log π_t, shape (N, T)."""
+        """Computes −1[r = 1]·log π_t, shape (N, T)."""
         return -batch.logps * batch.correct.to(batch.logps.dtype)[:, None]
 
     def weights(self, batch: Batch) -> Tensor:
-        """1[r = 1], shape (N, T)."""
+        """Computes 1[r = 1], shape (N, T)."""
         return batch.over_tokens(batch.correct.to(batch.logps.dtype))

@@ -1,4 +1,4 @@
-"""Reward-informed fine-tuning: incorrect rollouts are pushed down by a loss that stays bounded."""
+"""Reward-informed fine-tuning: lowers the probability of incorrect rollouts with a bounded loss."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ Form = Literal["token", "sequence_mean", "affine", "naive"]
 
 
 class Rift(Loss):
-    """Correct rollouts by their negative log-likelihood, incorrect ones by their probability.
+    """Negative log-likelihood for correct rollouts, probability for incorrect ones.
 
     With R = `reward_correct` for correct rollouts and `reward_incorrect` for incorrect ones, the term of token t is
-    R·ℓ_t where R > 0 (w_t = R), and where R < 0
+    R·ℓ_t for R > 0 (w_t = R), and for R < 0
 
     - `token`: −R·π_t. w_t = R·π_t, a negative DFT term.
-    - `sequence_mean`: −R·exp(mean_t log π_t), the same for each token, so that a rollout counts by its length as in
-      the other forms; w_t = R·exp(mean_t log π_t). The probability of the whole sequence, which the source writes,
-      vanishes beside the other terms (200 tokens at a mean of −0.3 nats give 9e-27) and would silently leave RFT.
+    - `sequence_mean`: −R·exp(mean_t log π_t), the same for each token, so that a rollout counts in proportion to its
+      length, as in the other forms; w_t = R·exp(mean_t log π_t). The probability of the whole sequence, as in the
+      source, is negligible beside the other terms (200 tokens at a mean of −0.3 nats give 9e-27), which would silently
+      reduce the loss to RFT.
     - `naive`: R·ℓ_t, w_t = R, unbounded below.
 
-    `affine` is arXiv 2606.23740's form for all rollouts, (1 − λR)·ℓ_t with λ = `affine_lambda`, which that paper does
-    not give.
+    `affine` is arXiv 2606.23740's form for all rollouts, (1 − λR)·ℓ_t with λ = `affine_lambda`; that paper does not
+    state λ.
 
     Source: arXiv 2601.09253 (rewards +1.0 and −0.2).
     """
 
     title = "RIFT"
-    summary = "Reward-informed fine-tuning: imitates the right rollouts and gently pushes the wrong ones down."
+    summary = "Reward-informed fine-tuning: imitates the correct rollouts and gently lowers the incorrect ones."
     paper = "arXiv 2601.09253"
     colour = "#832db6"
     place = 3
@@ -47,11 +48,13 @@ class Rift(Loss):
     affine_lambda: float = Field(default=0.5, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _warn_of_the_unbounded_form(self) -> Self:
+    def _warn_if_unbounded(self) -> Self:
         if self.form == "naive" and not self.bounded:
-            warnings.warn("method.form=naive is unbounded below: wrong rollouts can run away", stacklevel=2)
+            warnings.warn(
+                "method.form=naive is unbounded below: training on incorrect rollouts can diverge", stacklevel=2
+            )
         if self.form == "affine" and not self.bounded:
-            warnings.warn("method.form=affine is unbounded below where λ·R > 1: here for right rollouts", stacklevel=2)
+            warnings.warn("method.form=affine is unbounded below for λ·R > 1: here, for correct rollouts", stacklevel=2)
         return self
 
     @property
@@ -62,7 +65,7 @@ class Rift(Loss):
         return self.form != "naive" or self.reward_incorrect == 0
 
     def terms(self, batch: Batch) -> Tensor:
-        """The terms of the class, shape (N, T)."""
+        """Computes the term of each token, shape (N, T)."""
         reward = self._reward(batch)
         if self.form == "affine":
             return -(1 - self.affine_lambda * reward) * batch.logps
@@ -70,7 +73,7 @@ class Rift(Loss):
         return likelihood if self.form == "naive" else likelihood.where(reward > 0, -reward * self._probability(batch))
 
     def weights(self, batch: Batch) -> Tensor:
-        """The weights of the class, shape (N, T)."""
+        """Computes the weight of each token, shape (N, T)."""
         reward = self._reward(batch)
         if self.form == "affine":
             return (1 - self.affine_lambda * reward).expand_as(batch.logps)
@@ -84,7 +87,7 @@ class Rift(Loss):
         return (correct * self.reward_correct + ~correct * self.reward_incorrect).to(batch.logps.dtype)[:, None]
 
     def _probability(self, batch: Batch) -> Tensor:
-        """π_t, shape (N, T), or the geometric mean of a rollout's, shape (N, 1)."""
+        """π_t, shape (N, T), or its geometric mean over a rollout, shape (N, 1)."""
         if self.form == "token":
             return batch.logps.exp()
         return (batch.logps.sum(dim=1, keepdim=True) / batch.lengths[:, None]).exp()

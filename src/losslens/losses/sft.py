@@ -14,7 +14,7 @@ class Sft(Loss):
     """ℓ_t = −log π_t on all rollouts, whatever their reward; w_t = 1."""
 
     title = "SFT"
-    summary = "Supervised fine-tuning: imitates every rollout, right or wrong."
+    summary = "Supervised fine-tuning: imitates every rollout, correct or incorrect."
     colour = "#3f90da"
     place = 1
     uses_reward = False
@@ -22,9 +22,9 @@ class Sft(Loss):
     name: Literal["sft"]
 
     def terms(self, batch: Batch) -> Tensor:
-        """−log π_t, shape (N, T)."""
+        """Computes −log π_t, shape (N, T)."""
         return -batch.logps
 
     def weights(self, batch: Batch) -> Tensor:
-        """1, shape (N, T)."""
+        """Returns ones, shape (N, T)."""
         return batch.logps.new_ones(batch.logps.shape)

@@ -1,4 +1,4 @@
-"""Simple preference optimisation: pairs by their mean log-probabilities, without a reference."""
+"""Simple preference optimisation: compares mean log-probabilities of pairs, without a reference."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class SimPo(PairLoss):
 
     Attributes:
         beta: β.
-        gamma: γ, the margin asked for: absolute, as in the paper and in TRL; its authors' code takes γ/β.
+        gamma: γ, the target margin: absolute, as in the paper and in TRL; the authors' code takes γ/β.
     """
 
     title = "SimPO"
     summary = (
-        "Simple preference optimisation: learns from pairs to prefer the right rollout by its mean log-probability, "
-        "without a reference."
+        "Simple preference optimisation: learns from pairs to prefer the correct rollout by its mean log-probability, "
+        "without a reference model."
     )
     paper = "arXiv 2405.14734"
     colour = "#b9ac70"
@@ -38,17 +38,17 @@ class SimPo(PairLoss):
     gamma: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
     def terms(self, batch: Batch) -> Tensor:
-        """The loss of each pair, shape (P,)."""
+        """Computes the loss of each pair, shape (P,)."""
         from torch.nn.functional import logsigmoid
 
         return -logsigmoid(self._margin(batch))
 
     def weights(self, batch: Batch) -> Tensor:
-        """±β·σ(−margin)/|y|, shape (N, T)."""
+        """Computes ±β·σ(−margin)/|y|, shape (N, T)."""
         weight = self.beta * (-self._margin(batch)).sigmoid()
-        chosen, rejected = batch.of_pairs(batch.lengths)
+        chosen, rejected = batch.split_pairs(batch.lengths)
         return batch.over_tokens_of_pairs(weight / chosen, -weight / rejected)
 
     def _margin(self, batch: Batch) -> Tensor:
-        chosen, rejected = batch.of_pairs(batch.logps.sum(dim=1) / batch.lengths)
+        chosen, rejected = batch.split_pairs(batch.logps.sum(dim=1) / batch.lengths)
         return self.beta * (chosen - rejected) - self.gamma

@@ -1,8 +1,8 @@
-"""Measures of runs and of pairs of runs: each is declared once, and all that shows it reads its declaration.
+"""Registry of the measures of runs and of pairs of runs.
 
-From what a measure says of itself come the columns of the tables, the terminal, the report and its explorer, the tables
-for papers, the panels of W&B and the reference in docs/reference/measures.md. A measure is a function of a view
-(`views`) and an entry in the tuple `MEASURES` of a module of `definitions`.
+Each measure is declared once: a function of a view (`views`) and an entry in the tuple `MEASURES` of a module of
+`definitions`. The columns of the tables, the terminal, the report and its explorer, the tables for papers, the W&B
+panels and the reference in docs/reference/measures.md are derived from the declaration.
 """
 
 from __future__ import annotations
@@ -18,32 +18,33 @@ from typing import Literal
 from losslens.measures import definitions
 from losslens.measures.views import Array, Functions, PairWeights, RunWeights
 
-# Where it is shown: in everything; in the terminal and the tables of arms as well; in CSV, explorer and docs only.
+# Where a measure is shown: main: everywhere; more: in the terminal and the tables of arms; rest: only in CSV files,
+# explorer and docs.
 Tier = Literal["main", "more", "rest"]
-# How repeats of two losses combine (analysis/repeats.py): the ceiling √(ρρ') and a ratio; the repeat level ½(d + d')
-# and an excess; a level only; a function of the cosine, whose level is that of the cosine's.
+# How the repeats of two losses combine (analysis/repeats.py): similarity: ceiling √(ρρ') and ratio; distance: repeat
+# level ½(d + d') and excess; level: repeat level only; derived: a function of the cosine, its level from the ceiling.
 Kind = Literal["similarity", "distance", "level", "derived"]
 _TIERS = ("main", "more", "rest")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What is told of a measure, whatever it is of.
+    """Declaration of a measure of runs or of pairs.
 
     Attributes:
-        name: Of its columns.
-        label: What a reader calls it.
-        place: Where it stands among others, least first.
+        name: Name of its columns.
+        label: Displayed name.
+        place: Position among the measures, smallest first.
         tier: Where it is shown.
-        short: What stands over a narrow column; `label` if empty.
-        unit: Of its values; `%` are shares, shown times 100.
-        digits: After the point, where it stands beside others.
-        bounds: What the colours of its values go from and to; None: from 0 to the most there is. What may be negative
-            has a null on both sides of 0.
-        term: The entry of the glossary that it belongs to; `label` if empty.
-        summary: That entry: a sentence for who meets it for the first time.
-        definition: In the reference, as Markdown.
-        source: Where the definition is from.
+        short: Heading of a narrow column; `label` if empty.
+        unit: Unit of its values; `%` marks shares, shown times 100.
+        digits: Decimals shown in tables.
+        bounds: Ends of its colour scale; None for 0 to the largest value. If the lower end is negative, the null is
+            two-sided (±).
+        term: Its entry in the glossary; `label` if empty.
+        summary: The text of that entry, one plain sentence.
+        definition: The definition in the reference, as Markdown.
+        source: Source of the definition.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Measure:
     place: float
     tier: Tier = "rest"
     short: str = ""
-    unit: Literal["", "°", "%", "nats a token"] = ""
+    unit: Literal["", "°", "%", "nats per token"] = ""
     digits: int = 3
     bounds: tuple[float, float] | None = None
     term: str = ""
@@ -61,30 +62,30 @@ class Measure:
 
     @property
     def has_null(self) -> bool:
-        """Whether it is known what a random update, or two unrelated ones, show."""
+        """True if the measure has a null."""
         return getattr(self, "null", None) is not None
 
     @property
     def heading(self) -> str:
-        """What stands over its column."""
+        """Heading of its column."""
         return self.short or self.label
 
     @property
     def title(self) -> str:
-        """What stands above a plot, its unit with it."""
+        """Title of a plot, with its unit."""
         return self.titled("")
 
     def titled(self, to: str) -> str:
-        """The same of two, `to` saying what it is to."""
+        """Returns the title with `to` after the label, such as ` to SFT`."""
         return f"{self.label[0].upper()}{self.label[1:]}{to}{f' ({self.unit})' * (self.unit not in ('', '%'))}"
 
     @property
     def in_unit(self) -> str:
-        """` (nats a token)`: the unit, where it does not stand beside each number."""
+        """The unit as ` (nats per token)`; empty for units shown with each number."""
         return f" ({self.unit})" * (self.unit not in ("", "%", "°"))
 
     def show(self, value: float) -> str:
-        """`0.951`, `17.7°`, `57.6%`; what is not defined is a dash."""
+        """Formats a value: `0.951`, `17.7°`, `57.6%`; a dash if undefined."""
         if value is None or math.isnan(value):
             return "–"
         percent = self.unit == "%"
@@ -95,12 +96,12 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class RunMeasure(Measure):
-    """A number of one update, of all its modules and of each.
+    """A measure of one update, over all its modules and of each.
 
     Attributes:
-        value: Of each run, from their weights; NaN where it is not defined.
-        null: What a random update of the same size and shape shows, on average; None where that says nothing.
-        needs_base: Whether it is about W0 as well: then it is not logged while a run trains.
+        value: Computes the value of each run; NaN where undefined.
+        null: Computes the mean value of a random update of the same size and shape; None if the measure has no null.
+        needs_base: True if it depends on W0; then it is not logged during training.
     """
 
     value: Callable[[RunWeights], Array]
@@ -110,27 +111,27 @@ class RunMeasure(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class PairMeasure(Measure):
-    """A number of two updates, the same both ways; what is of weights is of all modules, of each layer and each module.
+    """A symmetric measure of two updates; weight measures are computed over all modules, by layer and by module.
 
     Attributes:
         kind: How repeats combine.
-        identical: Its value for two updates that are the same.
-        derived: Of kind `derived`, the function of the cosine that it is.
+        identical: Its value for two identical updates.
+        derived: For kind `derived`, the function that computes it from the cosine.
     """
 
-    unit: Literal["", "°", "nats a token"] = ""
+    unit: Literal["", "°", "nats per token"] = ""
     kind: Kind
     derived: Callable[[Array], Array] | None = None
     identical: float
 
     @property
     def level(self) -> Literal["ceiling", "repeat"]:
-        """What the level is called that two copies of one loss show."""
+        """Name of the level for two updates of the same loss."""
         return "ceiling" if self.kind == "similarity" else "repeat"
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """Of the names of its columns where two arms are compared, its own value first."""
+        """Suffixes of its columns in tables that compare two arms, the value itself first."""
         relative = ("_relative", "_low", "_high") * (self.kind in ("similarity", "distance"))
         verdict = ("_verdict",) * (self.name == "cosine")
         return ("", "_min", "_max", *("_null",) * self.has_null, f"_{self.level}", *relative, *verdict)
@@ -138,13 +139,13 @@ class PairMeasure(Measure):
 
 @dataclass(frozen=True, kw_only=True)
 class WeightMeasure(PairMeasure):
-    """One that needs nothing but the updates.
+    """A pair measure computed from the updates alone.
 
     Attributes:
-        value: Of each pair, from their weights; NaN where it is not defined.
-        null: What two updates show that have nothing in common but their shapes, ranks and singular values (and, where
-            they share one, A): of what may be negative the bound of 95% of absolute values, of what is derived from it
-            its value there, of others the mean.
+        value: Computes the value of each pair; NaN where undefined.
+        null: Computes the value for two updates that share only their shapes, ranks and singular values (and the
+            initial A, if the runs share it): for signed measures the 95% bound of the absolute value, for those derived
+            from one their value at that bound, for others the mean.
     """
 
     value: Callable[[PairWeights], Array]
@@ -153,11 +154,11 @@ class WeightMeasure(PairMeasure):
 
 @dataclass(frozen=True, kw_only=True)
 class FunctionMeasure(PairMeasure):
-    """One that needs forward passes; measured of the chosen pairs.
+    """A pair measure that needs forward passes, computed for the chosen pairs only.
 
     Attributes:
-        value: Of each pair, from its passes; NaN where none were made.
-        interval: Its 95% interval, low and high; None where it has none.
+        value: Computes the value of each pair; NaN for pairs without forward passes.
+        interval: Computes the ends of its 95% interval; None if it has no interval.
     """
 
     value: Callable[[Functions], Array]
@@ -167,43 +168,43 @@ class FunctionMeasure(PairMeasure):
 @cache
 def _all() -> tuple[Measure, ...]:
     modules = [import_module(f"{definitions.__name__}.{module.name}") for module in iter_modules(definitions.__path__)]
-    found = [measure for module in modules for measure in getattr(module, "MEASURES", ())]
-    assert len({measure.name for measure in found}) == len(found)
-    return tuple(sorted(found, key=lambda measure: measure.place))
+    measures = [measure for module in modules for measure in getattr(module, "MEASURES", ())]
+    assert len({measure.name for measure in measures}) == len(measures)
+    return tuple(sorted(measures, key=lambda measure: measure.place))
 
 
 def run_measures(tier: Tier = "rest") -> tuple[RunMeasure, ...]:
-    """The measures of one run, down to `tier`."""
+    """Returns the measures of one run, down to `tier`."""
     return tuple(m for m in _all() if isinstance(m, RunMeasure) and _shown(m, tier))
 
 
 def pair_measures(tier: Tier = "rest") -> tuple[PairMeasure, ...]:
-    """The measures of two runs, down to `tier`."""
+    """Returns the measures of two runs, down to `tier`."""
     return tuple(m for m in _all() if isinstance(m, PairMeasure) and _shown(m, tier))
 
 
 def measures_besides_cosine(tier: Tier = "rest") -> tuple[PairMeasure, ...]:
-    """Those of `pair_measures` but the cosine, which has a verdict."""
+    """Returns `pair_measures` without the cosine, which has a verdict."""
     return tuple(m for m in pair_measures(tier) if m.name != "cosine")
 
 
 def weight_measures(tier: Tier = "rest") -> tuple[WeightMeasure, ...]:
-    """Those of `pair_measures` that need nothing but the updates."""
+    """Returns the `pair_measures` that need only the updates."""
     return tuple(m for m in pair_measures(tier) if isinstance(m, WeightMeasure))
 
 
 def function_measures(tier: Tier = "rest") -> tuple[FunctionMeasure, ...]:
-    """Those of `pair_measures` that need forward passes."""
+    """Returns the `pair_measures` that need forward passes."""
     return tuple(m for m in pair_measures(tier) if isinstance(m, FunctionMeasure))
 
 
 def get_measure(name: str) -> Measure:
-    """The measure of that name."""
+    """Returns the measure with this name."""
     return next(measure for measure in _all() if measure.name == name)
 
 
 def glossary_terms() -> dict[str, str]:
-    """The glossary: the sentence of each term, in the order of the measures."""
+    """Returns the summary of each glossary term, in the order of the measures."""
     return {m.term or m.label: m.summary for m in _all() if m.summary}
 
 

@@ -1,4 +1,4 @@
-"""Updates against the weights W0 that they are added to."""
+"""Measures of updates relative to the base weights W0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.sparse.linalg import svds
 
 from losslens.updates.base import Array, Update
 
-# Up to this smaller dimension the full SVD is quicker than Lanczos' method.
+# Up to this smaller dimension the full SVD is faster than Lanczos.
 _DENSE = 512
 
 
@@ -29,7 +29,7 @@ class Principal:
 
 
 def principal(weight: Array, top: int = 10) -> Principal:
-    """The top-k singular subspaces of W0, shape (out, in), by Lanczos' method (ARPACK) to machine precision."""
+    """Computes the top-k singular subspaces of W0, shape (out, in), by Lanczos (ARPACK) to machine precision."""
     if min(weight.shape) <= max(_DENSE, top) or not weight.any():
         u, _, vt = np.linalg.svd(weight, full_matrices=False)
     else:
@@ -40,10 +40,10 @@ def principal(weight: Array, top: int = 10) -> Principal:
 
 
 def off_principal_share(update: Update, base: Principal) -> float:
-    """1 − ‖U_kU_kᵀ·ΔW·V_kV_kᵀ‖²/‖ΔW‖²: the share of ‖ΔW‖² outside the top-k singular subspaces of W0.
+    """Computes 1 − ‖U_kU_kᵀ·ΔW·V_kV_kᵀ‖²/‖ΔW‖²: the share of ‖ΔW‖² outside the top-k singular subspaces of W0.
 
-    U_k and V_k are W0's leading left and right singular vectors. A random update has 1 − k²/(out·in). NaN for an update
-    that is 0.
+    U_k and V_k are the leading left and right singular vectors of W0. A random update has 1 − k²/(out·in). NaN for a
+    zero update.
     """
     total = float(np.sum(update.svd(0).values ** 2))
     inside = float(np.sum(update.project(base.left, base.right) ** 2))

@@ -1,7 +1,7 @@
-"""Linear CKA of hidden states, unbiased, from one forward pass a model.
+"""Unbiased linear CKA of hidden states, from one forward pass per model.
 
-A pass leaves of each layer and minibatch only the U-centred Gram matrix of the sequences, n×n whatever the model's
-width. Every pair of models is then a sum of products of these matrices.
+Only the U-centred Gram matrices of the sequences are kept for each layer and minibatch; their size n×n does not depend
+on the width of the model. The CKA of a pair of models is then a ratio of sums of products of these matrices.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from losslens.updates.base import Array
 
 @dataclass(frozen=True)
 class Similarities:
-    """U-centred Gram matrices of one model's features on some sequences. L layers, P values.
+    """U-centred Gram matrices of one model's features; L layers, P values.
 
     Attributes:
-        whole: Of all feature dimensions: for each layer the matrices of all minibatches, flattened, shape (L, P).
-        without_outlier: The same with one dimension left out in each layer.
-        outliers: That dimension, shape (L,).
+        whole: The matrices over all feature dimensions: all minibatches of each layer, flattened, shape (L, P).
+        without_outlier: The same without one dimension of each layer.
+        outliers: Index of that dimension, shape (L,).
         n: Number of sequences.
     """
 
@@ -33,12 +33,12 @@ class Similarities:
 
 @dataclass(frozen=True)
 class CkaOfPair:
-    """CKA of two models on the same sequences; one value a hidden state, the embeddings first.
+    """CKA of two models on the same sequences; one value per hidden state, the embeddings first.
 
     Attributes:
-        unbiased: Of all feature dimensions, shape (layers + 1,).
-        without_outlier: Without the base's dimension of largest variance in each layer.
-        outliers: That dimension.
+        unbiased: CKA over all feature dimensions, shape (layers + 1,).
+        without_outlier: CKA without the base's dimension of largest variance in each layer, shape (layers + 1,).
+        outliers: Index of that dimension, shape (layers + 1,).
         n: Number of sequences.
     """
 
@@ -49,20 +49,20 @@ class CkaOfPair:
 
 
 def similarities(minibatches: Iterable[Array], outliers: np.ndarray | None = None) -> Similarities:
-    """Takes up features minibatch by minibatch; none is kept.
+    """Computes the Gram matrices minibatch by minibatch, without keeping the features.
 
     Args:
         minibatches: Features, each of shape (L, n, d) with n ≥ 4; L and d the same in all.
-        outliers: The dimension of each layer to leave out; by default the one of the largest variance in the first
-            minibatch, which is how it is chosen on the base.
+        outliers: The dimension of each layer to leave out; by default (used for the base) the one of largest variance
+            in the first minibatch.
     """
     whole, without, count = [], [], 0
     for minibatch in minibatches:
         features = minibatch.astype(np.float64)
         rounding = 1e-12 * np.abs(features).max(axis=(1, 2), keepdims=True)
-        # HSIC does not change with an offset, but digits are lost to one.
+        # HSIC is invariant to an offset, but an offset costs precision.
         features -= features.mean(axis=1, keepdims=True)
-        features[np.abs(features) <= rounding] = 0  # the same in all sequences
+        features[np.abs(features) <= rounding] = 0  # constant over the sequences
         if outliers is None:
             outliers = features.var(axis=1).argmax(axis=1)
         gram = features @ features.transpose(0, 2, 1)
@@ -76,12 +76,12 @@ def similarities(minibatches: Iterable[Array], outliers: np.ndarray | None = Non
 
 
 def u_centred(gram: Array) -> Array:
-    """Gram matrices, shape (…, n, n), centred so that ⟨K̃, L̃⟩/(n(n − 3)) is the unbiased HSIC₁(K, L).
+    """U-centres Gram matrices, shape (…, n, n), so that ⟨K̃, L̃⟩/(n(n − 3)) is the unbiased HSIC₁(K, L).
 
     Source: Székely and Rizzo 2014; HSIC₁: Song et al. 2012, used for CKA by Nguyen et al. 2021 (arXiv 2010.15327).
 
     Raises:
-        ValueError: n < 4, where it is not defined.
+        ValueError: n < 4, where the unbiased HSIC is undefined.
     """
     n = gram.shape[-1]
     if n < 4:
@@ -97,10 +97,10 @@ def u_centred(gram: Array) -> Array:
 
 
 def cka(first: Array, second: Array) -> Array:
-    """CKA of each layer from U-centred Gram matrices, shape (L, P) to (L,): Σ HSIC(K, L)/√(Σ HSIC(K, K)·Σ HSIC(L, L)).
+    """Computes CKA by layer, (L, P) to (L,), from U-centred Gram matrices: Σ HSIC(K, L)/√(Σ HSIC(K, K)·Σ HSIC(L, L)).
 
     The sums run over the minibatches and are divided once, at the end. Values are not clipped: unrelated features give
-    about 0, on either side. NaN where a model's own HSIC is not positive.
+    values around 0, of either sign. NaN where a model's own HSIC is not positive.
     """
     own = np.sum(first**2, axis=1) * np.sum(second**2, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -108,28 +108,29 @@ def cka(first: Array, second: Array) -> Array:
 
 
 def minibatch_sizes(n: int, size: int) -> list[int]:
-    """Sizes of minibatches of `n` sequences: about equal, none below 4, at most `size` where that allows it.
+    """Returns minibatch sizes for `n` sequences: about equal, at least 4, at most `size` if possible.
 
-    All minibatches weigh the same, so that a short one would bring the noise of few sequences into the sum.
+    All minibatches have the same weight, so a short one would add the noise of few sequences to the sum.
     """
     count = max(1, min(-(-n // size), n // 4))
     return [n // count + (number < n % count) for number in range(count)]
 
 
 def minibatches_of(features: Iterable[Array], sizes: Iterable[int]) -> Iterator[Array]:
-    """Joins features of few sequences, each of shape (L, n, d), to minibatches of `sizes`, which must add up."""
+    """Regroups features of shape (L, n, d) into minibatches of the given `sizes`, which must sum to the total n."""
     parts = iter(features)
     rest: Array | None = None
     for size in sizes:
-        waiting = [] if rest is None else [rest]
-        while sum(part.shape[1] for part in waiting) < size:
-            waiting.append(next(parts))
-        joined = np.concatenate(waiting, axis=1)
+        pending = [] if rest is None else [rest]
+        while sum(part.shape[1] for part in pending) < size:
+            pending.append(next(parts))
+        joined = np.concatenate(pending, axis=1)
         yield joined[:, :size]
         rest = joined[:, size:]
 
 
 def _flat(gram: Array) -> Array:
-    # Each minibatch is weighted by 1/(n(n − 3)), so that the products add up to a sum of HSICs.
+    # Weighted by 1/(n(n − 3)), so that the products sum to a sum of HSICs.
     n = gram.shape[-1]
-    return gram.reshape(len(gram), -1) / np.sqrt(n * (n - 3))
+    flat: Array = gram.reshape(len(gram), -1) / np.sqrt(n * (n - 3))
+    return flat

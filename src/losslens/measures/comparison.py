@@ -1,7 +1,7 @@
-"""Every run against every other, module by module: what `tables` sums up.
+"""Compares every run with every other, module by module; `tables` aggregates the results.
 
-One module's updates of all runs are in memory at a time (one a worker), so memory grows with the number of runs and
-not with the model. Of a pair of LoRA updates only r×r and k×k products of the factors are ever made.
+Each worker holds the updates of all runs for one module at a time, so memory grows with the number of runs and not with
+the model. For a pair of LoRA updates only r×r and k×k products of the factors are computed.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from threadpoolctl import threadpool_limits
 
+from losslens.core.cores import available_cores
 from losslens.measures.subspaces import SMALL_ANGLE, angles_from_overlap, principal_angles, with_small_angles
 from losslens.updates.base import Array, Update, Updates, pair_products, pairs_of
 
-# More than four modules in memory at once would cost more than they bring.
-_WORKERS = min(4, torch.get_num_threads())
+# More than four modules at once use more memory without being faster.
+_WORKERS = min(4, available_cores())
 
 
 @dataclass(frozen=True)
 class RunGeometry:
-    """One run. M modules.
+    """Geometry of one run; M modules.
 
     Attributes:
-        singular_values: Of each module, descending, NaN past the rank, shape (M, r).
+        singular_values: Singular values of each module, descending, NaN past the rank, shape (M, r).
         drift: Principal angles (radians, ascending) between the row spaces of A and of the initial A, NaN past the
             rank and where there is no initial adapter, shape (M, r).
     """
@@ -38,16 +38,16 @@ class RunGeometry:
 
 @dataclass(frozen=True)
 class PairGeometry:
-    """Two runs. M modules, k angles. All of it is the same for (b, a) as for (a, b).
+    """Geometry of two runs, symmetric in the two; M modules, k angles.
 
     Attributes:
         inner: ⟨ΔW_a, ΔW_b⟩, shape (M,).
-        right_overlap: ‖ΔW_a·ΔW_bᵀ‖_F², shape (M,): how far the two act on the same inputs, whatever they make of them.
+        right_overlap: ‖ΔW_a·ΔW_bᵀ‖_F², shape (M,): how far the two act on the same inputs, whatever their outputs.
         angles_left: Principal angles (radians, ascending) between the top-k left singular subspaces, shape (M, k), k at
             most the largest rank; NaN where a run has fewer directions.
         angles_right: The same on the right.
         u1: |⟨u_1, u_1'⟩| of the top left singular vectors, shape (M,); NaN where a run has none.
-        v1: The same on the right.
+        v1: The same for the top right singular vectors.
     """
 
     inner: Array
@@ -67,18 +67,18 @@ def compare(
     initial: Sequence[Updates | None] | None = None,
     progress: Callable[[Iterable[_Module]], Iterable[_Module]] = iter,
 ) -> tuple[list[RunGeometry], dict[tuple[int, int], PairGeometry]]:
-    """Compares the adapters.
+    """Measures the adapters and compares every two of them.
 
     Args:
-        adapters: The runs; ranks may differ, shapes of ΔW may not.
+        adapters: The updates of the runs; ranks may differ, shapes of ΔW may not.
         modules: Names of the modules.
         top: k, the number of leading singular directions whose subspaces are compared.
-        fresh: Only the first so many runs are measured and compared, with each other and with the rest; by default all.
-        initial: The adapter that each of the fresh runs started from, where it is known.
-        progress: Wraps what is gone through module by module, for a progress bar.
+        fresh: Number of leading runs to measure and to compare with each other and with the rest; by default all.
+        initial: The adapter that each of the fresh runs started from, if known.
+        progress: Wraps the iteration over modules, for a progress bar.
 
     Returns:
-        Of each fresh run, and of each of `pairs_of(len(adapters), fresh)`.
+        The geometry of each fresh run, and of each pair of `pairs_of(len(adapters), fresh)`.
     """
     fresh = len(adapters) if fresh is None else fresh
     started_from = list(initial) if initial is not None else [None] * fresh
@@ -103,7 +103,7 @@ def compare(
 
 @dataclass(frozen=True)
 class _Module:
-    """One module: a list or row for each fresh run, and a row for each pair."""
+    """Results for one module: an entry per fresh run and per pair."""
 
     singular_values: list[Array]
     drift: list[Array]
@@ -131,23 +131,23 @@ def _measure(
 
 
 def drift(start: Array | None, update: Update) -> Array:
-    """Principal angles between the inputs that an update may act on and those it might at its start.
+    """Computes the principal angles between the input space of an update and its initial one.
 
     Args:
-        start: `input_space` of the initial update; None where that is not known.
-        update: The update now.
+        start: `input_space` of the initial update; None if unknown.
+        update: The current update.
 
     Returns:
-        Radians, ascending; none where one of the two is not confined to a space (`Update.input_space`).
+        Radians, ascending; empty if either update is not confined to an input space (`Update.input_space`).
     """
     now = update.input_space() if start is not None else None
     return np.zeros(0) if start is None or now is None else principal_angles(start, now)
 
 
 def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]:
-    """Principal angles and first-vector agreement of the pairs, from at most `top` orthonormal columns of each run.
+    """Computes principal angles and first-vector agreement of the pairs, from at most `top` orthonormal columns each.
 
-    Of a pair as many columns of either as the run of the smaller rank has: the nearest k of more directions would be
+    A pair is compared in as many columns as the smaller rank has: with more columns on one side, the nearest k would be
     nearer the more there are.
     """
     pairs = pairs_of(len(vectors), fresh)
@@ -164,7 +164,7 @@ def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]
     for n, (i, j) in enumerate(pairs):
         k = min(widths[i], widths[j])
         overlap[n, k:], overlap[n, :, k:] = 0, 0
-    # A missing column is a zero column: its cosines are 0 and come last, and are taken out again.
+    # Missing columns are zero: their cosines are 0, come last and are removed below.
     angles = angles_from_overlap(overlap)
     first = np.abs(overlap[:, 0, 0])
     for n, (i, j) in enumerate(pairs):
@@ -177,13 +177,13 @@ def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]
 
 
 def _in_parallel(measure: Callable[[str], _Module], modules: Sequence[str]) -> Iterator[_Module]:
-    """Several modules at once, each on one core: the factors are too thin for one product to fill many."""
+    """Measures several modules in parallel, one core each: the factors are too thin to use more for one product."""
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(_WORKERS) as pool:
         yield from pool.map(measure, modules)
 
 
 def padded(rows: Sequence[Array]) -> Array:
-    """The rows under each other, filled up with NaN."""
+    """Stacks rows of different lengths, padded with NaN."""
     filled = np.full((len(rows), max((len(row) for row in rows), default=0)), np.nan)
     for row, values in zip(filled, rows, strict=True):
         row[: len(values)] = values

@@ -1,4 +1,4 @@
-"""Linear mode connectivity: the loss along the straight line between two updates."""
+"""Linear mode connectivity: the loss along the straight path between two updates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SequenceLosses:
 
     Attributes:
         nll: −log π(completion | prompt) of each sequence in nats, summed over its tokens, shape (sequences,).
-        tokens: Number of completion tokens of each, shape (sequences,).
+        tokens: Number of completion tokens of each sequence, shape (sequences,).
     """
 
     nll: Array
@@ -24,13 +24,13 @@ class SequenceLosses:
 
 @dataclass(frozen=True)
 class Curve:
-    """The loss on the way from one update to another, with 95% bootstrap intervals over the sequences.
+    """The loss on the straight path between two updates, with 95% bootstrap intervals over sequences.
 
     Attributes:
-        alphas: Positions, from 0 (the first) to 1 (the second), shape (points,).
-        loss: Nats a token at each, shape (points,).
-        low: Lower ends of its intervals.
-        high: Upper ends.
+        alphas: Positions on the path, from 0 (first update) to 1 (second update), shape (points,).
+        loss: Loss at each position in nats per token, shape (points,).
+        low: Lower ends of the intervals, shape (points,).
+        high: Upper ends of the intervals, shape (points,).
         chord: `barriers` against the chord: value, low, high.
         mean: `barriers` against the mean of the endpoints: value, low, high.
     """
@@ -44,7 +44,7 @@ class Curve:
 
 
 def barriers(alphas: Array, losses: Array) -> tuple[Array, Array]:
-    """The highest rise of a curve above its endpoints, in both definitions in use.
+    """Computes the barrier of a curve in both common definitions.
 
     Args:
         alphas: Shape (points,), from 0 to 1.
@@ -62,16 +62,16 @@ def barriers(alphas: Array, losses: Array) -> tuple[Array, Array]:
 
 
 def curve(alphas: Array, losses: list[SequenceLosses], resamples: int = 1000, seed: int = 0) -> Curve:
-    """Sums up the losses at the points of a line.
+    """Computes the loss curve and its barriers from the losses at the points of a path.
 
-    The loss is Σ nll / Σ tokens. Each bootstrap sample draws whole sequences, the same ones at every point, so that
-    what is hard about a sequence cancels between the points.
+    The loss is Σ nll / Σ tokens. Each bootstrap sample draws whole sequences, the same ones at every point, so that the
+    difficulty of a sequence cancels between points.
 
     Args:
-        alphas: Where they were measured, from 0 to 1, shape (points,).
-        losses: One for each point, on the same sequences.
-        resamples: Bootstrap samples.
-        seed: Of the generator.
+        alphas: Positions of the points, from 0 to 1, shape (points,).
+        losses: The losses at each point, on the same sequences.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
     """
     nll = np.stack([point.nll for point in losses])
     tokens = losses[0].tokens.astype(np.float64)

@@ -1,4 +1,4 @@
-"""Models that carry a combination of updates, and what one forward pass over fixed sequences tells about them."""
+"""Forward passes of the base with interpolated updates over fixed sequences: losses and hidden states."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Pooling = Literal["mean", "last"]
 
 @dataclass(frozen=True)
 class Sequences:
-    """Fixed sequences that every model is shown.
+    """Fixed sequences on which all models are run.
 
     Attributes:
         prompts: Token ids of each prompt.
-        completions: Token ids of each completion, at least one.
+        completions: Token ids of each completion, at least one token each.
     """
 
     prompts: list[list[int]]
@@ -37,20 +37,20 @@ class Sequences:
 def interpolated_model(
     base: Any, modules: Sequence[str], *updates: Updates
 ) -> Iterator[tuple[Any, Callable[[Sequence[float]], None]]]:
-    """The base with Σ w_i·ΔW_i on it, exact and unmerged; afterwards the base is as it was.
+    """Adds Σ w_i·ΔW_i to the base, exactly and unmerged; restores the base on exit.
 
-    What the updates make of a module's input is added to its output, in float32 or better.
+    The product of the updates with a module's input is added to its output, in float32 or better.
 
     Args:
         base: The model without an adapter.
         modules: Names of the adapted modules.
-        updates: What to add.
+        updates: The updates ΔW_i.
 
     Yields:
-        The model, and a function that sets the weights w_i ≥ 0; they are to be set before the first pass.
+        The model, and a function that sets the weights w_i ≥ 0; call it before the first forward pass.
 
     Raises:
-        InputError: The base has no such module, or one of another shape.
+        InputError: The base lacks a module, or its shape differs.
     """
     added: dict[str, list[torch.Tensor]] = {}
     originals = {module: base_weight(base, module, updates[0][module].shape) for module in modules}
@@ -75,25 +75,28 @@ def interpolated_model(
 
 
 def base_weight(base: Any, module: str, shape: tuple[int, int]) -> torch.Tensor:
-    """The weight of a linear module, which must have `shape` (out, in).
+    """Returns the weight of a linear module, checked to have `shape` (out, in).
 
     Raises:
-        InputError: The base has no such module, or one of another shape.
+        InputError: The base lacks the module, or its shape differs.
     """
     try:
         layer = base.get_submodule(module)
-        weight = layer.weight.detach()
+        weight: torch.Tensor = layer.weight.detach()
     except AttributeError as error:
         raise InputError(f"the adapters do not fit the base: it has no module {module} with a weight") from error
-    weight = weight.T if isinstance(layer, Conv1D) else weight  # GPT-2's, which keeps it as (in, out)
+    weight = weight.T if isinstance(layer, Conv1D) else weight  # GPT-2 stores it as (in, out)
     if weight.shape != shape:
-        raise InputError(f"the adapters do not fit the base: {module} has another shape there")
+        raise InputError(
+            f"the adapters do not fit the base: {module} has shape {shape} in the adapters and {tuple(weight.shape)} "
+            "in the base"
+        )
     return weight
 
 
 @torch.inference_mode()
 def sequence_losses(model: Any, sequences: Sequences, batch_size: int) -> SequenceLosses:
-    """The loss of each completion, teacher-forced, in float32 or better."""
+    """Computes the teacher-forced loss of each completion, in float32 or better."""
     nll, tokens = np.zeros(len(sequences.prompts)), np.array([len(ids) for ids in sequences.completions])
     for indices, ids, mask, completion in _batches(sequences, batch_size, model.device):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
@@ -108,10 +111,10 @@ def sequence_losses(model: Any, sequences: Sequences, batch_size: int) -> Sequen
 
 @torch.inference_mode()
 def hidden_states(model: Any, sequences: Sequences, pooling: Pooling, batch_size: int) -> Iterator[Array]:
-    """Features of the sequences, batch by batch and in their order: shape (layers + 1, sequences, d).
+    """Computes features of the sequences, batch by batch and in order, shape (layers + 1, sequences, d).
 
-    Every hidden state that the model gives: the embeddings, and the output of each layer (the last one after the final
-    norm). `pooling` says of which positions: the mean over the completion's tokens, or its last token.
+    Features are all hidden states of the model: the embeddings and the output of each layer (the last one after the
+    final norm), pooled to the mean over the completion's tokens or to its last token (`pooling`).
     """
     for _, ids, mask, completion in _batches(sequences, batch_size, model.device, in_order=True):
         states = model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True).hidden_states
@@ -126,7 +129,7 @@ def hidden_states(model: Any, sequences: Sequences, pooling: Pooling, batch_size
 def _batches(
     sequences: Sequences, batch_size: int, device: torch.device, in_order: bool = False
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Right-padded batches: numbers of the sequences, token ids, attention mask, and which tokens are completion."""
+    """Yields right-padded batches: sequence indices, token ids, attention mask and completion mask."""
     lengths = [len(p) + len(c) for p, c in zip(sequences.prompts, sequences.completions, strict=True)]
     order = list(range(len(lengths))) if in_order else sorted(range(len(lengths)), key=lengths.__getitem__)
     for start in range(0, len(order), batch_size):

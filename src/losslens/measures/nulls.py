@@ -1,7 +1,7 @@
 """Principal angles of random subspaces: the null of every angle.
 
-The null hypothesis: singular values as they are, singular vectors uniformly random (Haar) and independent. It holds
-exactly for two updates B·A with independent Gaussian factors.
+The null hypothesis keeps the singular values and draws the singular vectors independently and uniformly (Haar). It
+holds exactly for two updates B·A with independent Gaussian factors.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from losslens.updates.base import Array
 
 
 def expected_angles(subspaces: Sequence[tuple[int, int, int]], draws: int = 200, seed: int = 0) -> tuple[float, float]:
-    """The expected median over modules of the smallest and the largest angle of random subspaces, in degrees.
+    """Computes the expected median over modules of the smallest and largest angle of random subspaces, in degrees.
 
     Args:
-        subspaces: Of each module (d, k, l): the dimension of the space and of the two subspaces.
-        draws: Draws of all modules, over which the medians are averaged.
-        seed: Of the generator.
+        subspaces: For each module (d, k, l): the dimensions of the space and of the two subspaces.
+        draws: Number of draws of all modules, over which the medians are averaged.
+        seed: Seed of the draws.
     """
     rng = np.random.default_rng(seed)
     smallest, largest = [], []
@@ -38,10 +38,11 @@ def expected_angles(subspaces: Sequence[tuple[int, int, int]], draws: int = 200,
 
 
 def random_angles(d: int, k: int, l: int, draws: int, rng: np.random.Generator) -> Array:
-    """Principal angles (radians, ascending) of `draws` pairs of random subspaces of ℝᵈ, shape (draws, min(k, l)).
+    """Draws principal angles (radians, ascending) of pairs of random subspaces of ℝᵈ, shape (draws, min(k, l)).
 
-    The squared cosines of a k- and an l-dimensional one are the eigenvalues of (GᵀG + W)⁻¹GᵀG with G a k×l Gaussian
-    matrix and W Wishart with d − k degrees of freedom (Absil, Edelman and Koev 2006): no vector of length d is drawn.
+    The squared cosines of a k- and an l-dimensional subspace are the eigenvalues of (GᵀG + W)⁻¹GᵀG with G a k×l
+    Gaussian matrix and W Wishart with d − k degrees of freedom (Absil, Edelman and Koev 2006), so no
+    vector of length d is drawn.
     """
     k, l = max(k, l), min(k, l)
     gaussian = rng.standard_normal((draws, k, l))
@@ -53,6 +54,6 @@ def random_angles(d: int, k: int, l: int, draws: int, rng: np.random.Generator) 
         outside = rest.transpose(0, 2, 1) @ rest
     whitening = np.linalg.inv(np.linalg.cholesky(inside + outside))
     squared_cosines = np.linalg.eigvalsh(whitening @ inside @ whitening.transpose(0, 2, 1))
-    angles = np.arccos(np.sqrt(np.clip(squared_cosines[:, ::-1], 0.0, 1.0)))
-    angles[:, : max(0, k + l - d)] = 0  # so many directions they must have in common
+    angles: Array = np.arccos(np.sqrt(np.clip(squared_cosines[:, ::-1], 0.0, 1.0)))
+    angles[:, : max(0, k + l - d)] = 0  # two such subspaces always share this many directions
     return angles

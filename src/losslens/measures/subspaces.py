@@ -1,4 +1,4 @@
-"""The angles between subspaces."""
+"""Principal angles between subspaces."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 
 from losslens.updates.base import Array
 
-# Below this angle (radians) the cosine has lost too many digits and the sine is taken.
+# Below this angle (radians) the cosine loses too many digits and the sine is used.
 SMALL_ANGLE = 1e-3
 
 
 def principal_angles(first: Array, second: Array) -> Array:
-    """The principal angles between the spans of two sets of orthonormal columns, in radians, ascending.
+    """Computes the principal angles between the spans of two sets of orthonormal columns, in radians, ascending.
 
     Source: Björck and Golub 1973; the sine for small angles as in Knyazev and Argentati 2002. SciPy's
     `subspace_angles` gives the same in descending order.
@@ -28,15 +28,16 @@ def principal_angles(first: Array, second: Array) -> Array:
 
 
 def angles_from_overlap(overlap: Array) -> Array:
-    """Angles from the cosines, the singular values of UᵀV, for a whole batch; shape (…, k, l) to (…, min(k, l)).
+    """Computes angles from their cosines, the singular values of UᵀV; batched, shape (…, k, l) to (…, min(k, l)).
 
-    Good to about 1e-15 / θ; see `with_small_angles`.
+    Accurate to about 1e-15 / θ; see `with_small_angles`.
     """
-    return np.arccos(np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0))
+    angles: Array = np.arccos(np.clip(np.linalg.svd(overlap, compute_uv=False), 0.0, 1.0))
+    return angles
 
 
 def with_small_angles(angles: Array, first: Array, second: Array, overlap: Array) -> Array:
-    """`angles` with the small ones taken from their sines, the singular values of (I − U·Uᵀ)V."""
+    """Recomputes small angles from their sines, the singular values of (I − U·Uᵀ)V."""
     small = int(np.sum(angles < SMALL_ANGLE))
     if not small:
         return angles

@@ -1,4 +1,4 @@
-"""The tables of weight measures: by run, by run and module, by pair, by pair and layer, by pair and module."""
+"""Tables of weight measures: by run, by run and module, by pair, by pair and layer, by pair and module."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class BaseComparison:
-    """One run against the weights it is added to. M modules.
+    """One run compared with the base weights; M modules.
 
     Attributes:
         base_norms: ‖W0‖_F, shape (M,).
@@ -36,18 +36,18 @@ class BaseComparison:
 
 @dataclass(frozen=True)
 class Compared:
-    """What is known of several updates of the same modules, for `weight_tables`.
+    """Input of `weight_tables`: measured runs and pairs with the same modules.
 
     Attributes:
         modules: Names of the M modules.
-        shapes: (out, in) of each.
-        runs: What each run shows, by name.
-        pairs: What each pair shows.
-        top: Leading singular directions whose subspaces are compared.
-        against_base: Each run against W0, where the base is known.
-        ranks: Of each run the rank that each module may have; that which it has by default.
-        same_a: Whether both runs of a pair started from one A; None, the default, where that is not known.
-        draw: Angles of random subspaces.
+        shapes: (out, in) of each module.
+        runs: Geometry of each run, by name.
+        pairs: Geometry of each pair.
+        top: Number of leading singular directions whose subspaces are compared.
+        against_base: Comparison of each run with W0, where the base is known.
+        ranks: For each run, the largest rank of each module; by default the rank found.
+        same_a: For each pair, True if both runs started from the same A; None (default) if unknown.
+        draw: Computes the expected angles of random subspaces.
     """
 
     modules: Sequence[str]
@@ -63,14 +63,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class WeightTables:
-    """The weight measures of several runs, with their nulls. What has no direction (an update of 0) gives empty cells.
+    """The weight measures of several runs, with their nulls. A zero update has no direction: its cells are empty.
 
     Attributes:
-        runs: One row a run.
-        run_modules: One row a run and module, with its singular values and all drift angles (degrees).
-        pairs: One row a pair.
-        layers: One row a pair and layer.
-        modules: One row a pair and module, with every angle (degrees, ascending).
+        runs: One row per run.
+        run_modules: One row per run and module, with its singular values and all drift angles (degrees).
+        pairs: One row per pair.
+        layers: One row per pair and layer.
+        modules: One row per pair and module, with all angles (degrees, ascending).
     """
 
     runs: pd.DataFrame
@@ -81,7 +81,7 @@ class WeightTables:
 
 
 def weight_tables(compared: Compared) -> WeightTables:
-    """Every weight measure of every run and pair: over all modules, by layer, by module."""
+    """Computes all weight measures of all runs and pairs: over all modules, by layer and by module."""
     runs, pairs = run_weights(compared), pair_weights(compared)
     run_keys = pd.DataFrame({"run": list(compared.runs)})
     pair_keys = pd.DataFrame(list(compared.pairs), columns=["run_a", "run_b"])
@@ -94,7 +94,6 @@ def weight_tables(compared: Compared) -> WeightTables:
     return WeightTables(
         _table(run_keys, run_measures(), [runs]),
         run_modules.assign(singular_values=_lists(runs.singular_values), drift=_lists(np.degrees(runs.drift))),
-        # The same number under both names, for readers of either.
         of_pairs,
         _table(
             pair_keys.merge(pd.DataFrame({"layer": every}), how="cross"),
@@ -108,25 +107,25 @@ def weight_tables(compared: Compared) -> WeightTables:
 
 
 def run_weights(compared: Compared) -> RunWeights:
-    """The runs as measures see them, shape (runs, M)."""
+    """Builds the view of the runs, shape (runs, M)."""
     unknown = BaseComparison(*np.full((2, len(compared.modules)), np.nan))
-    based = [compared.against_base.get(name, unknown) for name in compared.runs]
+    bases = [compared.against_base.get(name, unknown) for name in compared.runs]
     inside = [min(compared.top, *shape) ** 2 / (shape[0] * shape[1]) for shape in compared.shapes]
     return RunWeights(
         singular_values=_stacked([run.singular_values for run in compared.runs.values()], len(compared.modules)),
         drift=_stacked([run.drift for run in compared.runs.values()], len(compared.modules)),
-        base_norms=np.array([base.base_norms for base in based]),
-        off_principal=np.array([base.off_principal for base in based]),
+        base_norms=np.array([base.base_norms for base in bases]),
+        off_principal=np.array([base.off_principal for base in bases]),
         off_principal_null=1 - np.array(inside),
     )
 
 
 def pair_weights(compared: Compared) -> PairWeights:
-    """The pairs as measures see them, shape (pairs, M)."""
+    """Builds the view of the pairs, shape (pairs, M)."""
     count, of, pairs = len(compared.modules), list(compared.pairs), compared.pairs.values()
     squared = {name: np.nansum(run.singular_values**2, axis=1) for name, run in compared.runs.items()}
-    found = {name: np.sum(~np.isnan(run.singular_values), axis=1) for name, run in compared.runs.items()}
-    ranks = {name: np.asarray(compared.ranks.get(name, rank)) for name, rank in found.items()}
+    found_ranks = {name: np.sum(~np.isnan(run.singular_values), axis=1) for name, run in compared.runs.items()}
+    ranks = {name: np.asarray(compared.ranks.get(name, rank)) for name, rank in found_ranks.items()}
     outputs, inputs = np.array(compared.shapes, dtype=np.float64).reshape(-1, 2).T
     same_a = np.array([np.nan if (same := compared.same_a.get(pair)) is None else same for pair in of], dtype=float)
 
@@ -154,20 +153,20 @@ def pair_weights(compared: Compared) -> PairWeights:
 
 
 def _inputs_met(same_a: float, rank_a: Array, rank_b: Array, inputs: Array) -> Array:
-    """See `PairWeights.inputs_met`."""
+    """Computes `PairWeights.inputs_met`."""
     if same_a == 1:
         return np.minimum(np.maximum(rank_a, rank_b), inputs)
     return np.where(np.isnan(same_a), np.nan, inputs)
 
 
 def layer_of(module: str) -> int:
-    """The number of the layer that a module belongs to; −1 for one outside the layers."""
+    """Returns the layer number of a module; −1 if it is outside the layers."""
     match = _LAYER.search(module)
     return int(match[1]) if match else -1
 
 
 def _table(keys: pd.DataFrame, measures: Sequence[RunMeasure | WeightMeasure], views: Sequence[Any]) -> pd.DataFrame:
-    """`keys` with each measure and its null, a row of each of them having as many keys as there are views."""
+    """Adds a column for each measure and its null to `keys`; the views of one run or pair fill consecutive rows."""
     columns: dict[str, Array] = {}
     for measure in measures:
         for name, of in ((measure.name, measure.value), (f"{measure.name}_null", measure.null)):
@@ -177,7 +176,7 @@ def _table(keys: pd.DataFrame, measures: Sequence[RunMeasure | WeightMeasure], v
 
 
 def _stacked(rows: Sequence[Array], modules: int) -> Array:
-    """Arrays of shape (M, k) as one, shape (rows, M, largest k), filled up with NaN."""
+    """Stacks arrays of shape (M, k) into one of shape (rows, M, largest k), padded with NaN."""
     filled = np.full((len(rows), modules, max((row.shape[1] for row in rows), default=0)), np.nan)
     for into, row in zip(filled, rows, strict=True):
         into[:, : row.shape[1]] = row
@@ -185,5 +184,5 @@ def _stacked(rows: Sequence[Array], modules: int) -> Array:
 
 
 def _lists(values: Array) -> list[Array]:
-    """The rows of the last axis, each without its NaN at the end."""
-    return [row[~np.isnan(row)] for each in values for row in each]
+    """Returns the rows of the last axis without NaN."""
+    return [row[~np.isnan(row)] for matrix in values for row in matrix]

@@ -1,4 +1,4 @@
-"""An update while it grows: its size and shape, where it heads, and how near others it is, as cheap as can be."""
+"""Measures a growing update during training, cheaply: size, ranks, drift and similarity to reference adapters."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ Point = Mapping[str, Update]
 
 
 class WeightTracker:
-    """Measures one run's update again and again. What does not change is worked out once.
+    """Measures the update of one run repeatedly; constant quantities are computed once.
 
-    The numbers are those of `runs.csv`, `pairs.csv` and `layers.csv` (docs/reference/measures.md) at that moment; what
-    has no direction (an update of 0) or no predecessor is left out. Of LoRA no product as large as ΔW is made.
+    The numbers are those of `runs.csv`, `pairs.csv` and `layers.csv` (docs/reference/measures.md) at that step; those
+    that need a direction are left out for a zero update, those that need a previous measurement are left out at first.
+    For LoRA no product as large as ΔW is computed.
 
     Args:
         initial: The adapter that the run started from.
-        references: Adapters to compare with, by the label in the numbers' names.
-        modules: Names of the modules, the same for all.
-        top: Leading singular directions whose subspaces are compared.
+        references: Adapters to compare with, by the label used in the names of the numbers.
+        modules: Names of the modules, the same for all adapters.
+        top: Number of leading singular directions whose subspaces are compared.
     """
 
     def __init__(
@@ -38,27 +39,27 @@ class WeightTracker:
         self._projections = [module.rpartition(".")[2] for module in modules]
         self._start = {module: initial[module].input_space() for module in modules}
         self._references = {label: _Reference(updates, self.modules, top) for label, updates in references.items()}
-        #: The two points measured last, the latest one first.
+        #: The two points measured last, the latest first.
         self.before: list[Point] = []
 
     def measure(self, now: Point) -> dict[str, float]:
-        """The numbers of the update `now`, which is the predecessor of the next one.
+        """Measures the update `now` and keeps it for comparison with the next one.
 
         Args:
             now: ΔW of each module.
 
         Returns:
-            By name: the measures of a run; `norm/layer_<i>` (−1 outside the layers), `norm/<projection>`;
-            `cosine_to_previous` (of ΔW to the ΔW measured before), `cosine_of_steps` (of what was added since then to
-            what was added before that); of each reference `<measure>_to_<label>`, the main measures of two runs.
+            Numbers by name: the measures of a run; `norm/layer_<i>` (−1 outside the layers), `norm/<projection>`;
+            `cosine_to_previous` (of ΔW to the previously measured ΔW), `cosine_of_steps` (of the last change of ΔW to
+            the change before it); for each reference `<measure>_to_<label>`, the main measures of two runs.
         """
         svds, drifts = {}, []
-        # The factors are too thin for one product to fill several cores.
+        # The factors are too thin for one product to use several cores.
         with threadpool_limits(1, "blas"):
             for module in self.modules:
                 svds[module] = now[module].svd(self.top)
                 drifts.append(drift(self._start[module], now[module]))
-            pairs = {label: self._beside(now, svds, reference) for label, reference in self._references.items()}
+            pairs = {label: self._compare(now, svds, reference) for label, reference in self._references.items()}
         values = [svd.values for svd in svds.values()]
         compared = Compared(
             modules=self.modules,
@@ -70,8 +71,8 @@ class WeightTracker:
         )
         runs, both = run_weights(compared), pair_weights(compared)
         numbers = {measure.name: float(measure.value(runs)[0]) for measure in run_measures() if not measure.needs_base}
-        numbers |= self._parts(values)
-        numbers |= self._course(now)
+        numbers |= self._norms_by_part(values)
+        numbers |= self._cosines_of_steps(now)
         for measure in weight_measures("main"):
             numbers |= {
                 f"{measure.name}_to_{label}": float(value)
@@ -80,8 +81,8 @@ class WeightTracker:
         self.before = [now, *self.before[:1]]
         return {name: value for name, value in numbers.items() if np.isfinite(value)}
 
-    def _beside(self, now: Point, svds: Mapping[str, ThinSvd], reference: _Reference) -> PairGeometry:
-        """The update beside a reference, by the same rules as `geometry.comparison.compare`."""
+    def _compare(self, now: Point, svds: Mapping[str, ThinSvd], reference: _Reference) -> PairGeometry:
+        """Compares the update with a reference by the rules of `measures.comparison.compare`."""
         products = [pair_products([now[module], reference.updates[module]], 1) for module in self.modules]
         inner, right_overlap = np.concatenate(products, axis=1)
         angles: list[tuple[Array, Array]] = []
@@ -97,8 +98,8 @@ class WeightTracker:
         lefts, rights = (padded([pair[side] for pair in angles]) for side in (0, 1))
         return PairGeometry(inner, right_overlap, lefts, rights, *first)
 
-    def _parts(self, values: Sequence[Array]) -> dict[str, float]:
-        """‖ΔW‖_F of each layer and of each projection."""
+    def _norms_by_part(self, values: Sequence[Array]) -> dict[str, float]:
+        """Computes ‖ΔW‖_F of each layer and of each projection."""
         squared: dict[str, float] = {}
         names = [[f"layer_{layer}" for layer in self._layers], self._projections]
         for part in names:
@@ -106,8 +107,8 @@ class WeightTracker:
                 squared[name] = squared.get(name, 0.0) + float(np.sum(singular**2))
         return {f"norm/{name}": value**0.5 for name, value in squared.items()}
 
-    def _course(self, now: Point) -> dict[str, float]:
-        """Against the two points before: with p, q, r the points, ⟨r − q, q − p⟩ from inner products alone."""
+    def _cosines_of_steps(self, now: Point) -> dict[str, float]:
+        """Compares `now` (r) with the last two points (p, q); ⟨r − q, q − p⟩ comes from inner products alone."""
         if not self.before:
             return {}
         q = self.before[0]
@@ -116,7 +117,7 @@ class WeightTracker:
         if len(self.before) > 1:
             p = self.before[1]
             rp, qp, pp = self._inner(now, p), self._inner(q, p), self._inner(p, p)
-            # Rounding can leave a tiny negative square of a step that went nowhere.
+            # Rounding can make the square of a zero step slightly negative.
             step, last = max(rr - 2 * rq + qq, 0.0) ** 0.5, max(qq - 2 * qp + pp, 0.0) ** 0.5
             numbers["cosine_of_steps"] = _cosine(rq - rp - qq + qp, step, last)
         return numbers
@@ -130,7 +131,7 @@ def _cosine(inner: float, norm: float, other_norm: float) -> float:
 
 
 class _Reference:
-    """An adapter to compare with, its subspaces worked out."""
+    """A reference adapter with precomputed subspaces."""
 
     def __init__(self, updates: Updates, modules: Sequence[str], top: int) -> None:
         self.updates = {module: updates[module] for module in modules}

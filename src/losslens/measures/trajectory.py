@@ -1,4 +1,4 @@
-"""The way of one run through the weights: how far it is, where it heads, and where on it a norm is reached."""
+"""Trajectory of one run in weight space: its norms, its cosines to targets, and where it first reaches a norm."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Kind = TypeVar("Kind", bound=Update)
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Inner products along a run's way, over all modules. S points in order of their steps.
+    """Inner products along the trajectory of a run, over all modules; S points in order of their steps.
 
     Attributes:
         norms: ‖ΔW‖_F of each point, shape (S,).
@@ -32,23 +32,24 @@ class Trajectory:
 
     @property
     def cosines(self) -> Array:
-        """Cosine of each point to each target, shape (S, targets); NaN where one of them is 0."""
+        """Cosine of each point to each target, shape (S, targets); NaN where either is zero."""
         norms = self.norms[:, None] * self.target_norms[None, :]
-        return np.divide(self.to_targets, norms, out=np.full(norms.shape, np.nan), where=norms > 0)
+        cosines: Array = np.divide(self.to_targets, norms, out=np.full(norms.shape, np.nan), where=norms > 0)
+        return cosines
 
 
 def trajectory(points: Sequence[Updates], targets: Sequence[Updates], modules: Sequence[str]) -> Trajectory:
-    """Measures `points`, in order of their steps, against each other and against `targets`."""
+    """Measures `points`, in order of their steps, against the next point and against `targets`."""
     squared, to_next = np.zeros(len(points)), np.zeros(max(0, len(points) - 1))
     to_targets, squared_targets = np.zeros((len(points), len(targets))), np.zeros(len(targets))
     for module in modules:
-        there = [target[module] for target in targets]
-        squared_targets += [target.inner(target) for target in there]
+        target_updates = [target[module] for target in targets]
+        squared_targets += [target.inner(target) for target in target_updates]
         before: Update | None = None
         for s, point in enumerate(points):
             update = point[module]
             squared[s] += update.inner(update)
-            to_targets[s] += [update.inner(target) for target in there]
+            to_targets[s] += [update.inner(target) for target in target_updates]
             if before is not None:
                 to_next[s - 1] += before.inner(update)
             before = update
@@ -57,10 +58,10 @@ def trajectory(points: Sequence[Updates], targets: Sequence[Updates], modules: S
 
 @dataclass(frozen=True)
 class NormCrossing:
-    """Where a path first reaches a norm: (1 − weight)·ΔW_before + weight·ΔW_after.
+    """Point where a trajectory first reaches a norm: (1 − weight)·ΔW_before + weight·ΔW_after.
 
     Attributes:
-        before: Number of the point before it; −1 is the start, ΔW = 0.
+        before: Index of the point before the crossing; −1 is the start, ΔW = 0.
         weight: In (0, 1].
     """
 
@@ -71,10 +72,10 @@ class NormCrossing:
 def first_norm_crossing(
     norms: Sequence[float] | Array, to_next: Sequence[float] | Array, norm: float
 ) -> NormCrossing | None:
-    """The first place at which the path, straight from point to point and beginning at ΔW = 0, has the norm `norm`.
+    """Finds the first point at which the piecewise linear path from ΔW = 0 through all points has the norm `norm`.
 
     On a segment ‖(1−t)ΔW_a + tΔW_b‖² = (1−t)²‖ΔW_a‖² + 2t(1−t)⟨ΔW_a, ΔW_b⟩ + t²‖ΔW_b‖², a quadratic in t, so the
-    norm at the place found is exact.
+    norm at the crossing is exact.
 
     Args:
         norms: ‖ΔW‖ of the points, shape (S,).
@@ -82,11 +83,11 @@ def first_norm_crossing(
         norm: The norm to reach.
 
     Returns:
-        None when no point of the path has that norm.
+        The crossing, or None if no point of the path has that norm.
     """
     for s, after in enumerate(norms):
         before, product = (norms[s - 1], to_next[s - 1]) if s else (0.0, 0.0)
-        # a·t² + 2·b·t + c = 0; before it c < 0, since no earlier place had the norm.
+        # a·t² + 2·b·t + c = 0; c < 0, since no earlier point had the norm.
         a, b, c = before**2 - 2 * product + after**2, product - before**2, before**2 - norm**2
         if after >= norm and a > 0:
             return NormCrossing(s - 1, min(1.0, (-b + math.sqrt(b * b - a * c)) / a))
@@ -94,5 +95,5 @@ def first_norm_crossing(
 
 
 def interpolate(before: Kind | None, after: Kind, weight: float) -> Kind:
-    """(1 − weight)·ΔW_before + weight·ΔW_after; `before` None is ΔW = 0."""
+    """Computes (1 − weight)·ΔW_before + weight·ΔW_after; `before=None` is ΔW = 0."""
     return weight * after if before is None else (1 - weight) * before + weight * after

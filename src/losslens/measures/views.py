@@ -1,7 +1,7 @@
-"""What measures are computed from: arrays with a module axis, of many runs or pairs at once.
+"""Views from which measures are computed: arrays with a module axis, for many runs or pairs at once.
 
-Leading axes (`…`) number runs or pairs; M is the number of modules. What measures sum or average over is the module
-axis, so the same function gives a value for all modules, for those of a layer, and for each of them.
+Leading axes (`…`) index runs or pairs; M is the number of modules. Measures reduce the module axis, so the same
+function computes a value for all modules, for those of a layer, and for each module.
 """
 
 from __future__ import annotations
@@ -18,38 +18,39 @@ if TYPE_CHECKING:
     from losslens.measures.connectivity import Curve
 
 Array = NDArray[np.float64]
-# The expected smallest and largest angle, in degrees, of random subspaces (space, first, second) of several modules.
+# Maps the dimensions (space, first subspace, second subspace) of several modules to the expected smallest and largest
+# angle of random subspaces, in degrees.
 Draw = Callable[[tuple[tuple[int, int, int], ...]], tuple[float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ByModule:
-    # The arrays with a module axis, and how many axes they have after it.
+    # The arrays with a module axis, and the number of axes after it.
     _axes: ClassVar[Mapping[str, int]]
 
     def _modules(self, index: Callable[[int], tuple[Any, ...]]) -> dict[str, Array]:
-        return {name: getattr(self, name)[index(behind)] for name, behind in self._axes.items()}
+        return {name: getattr(self, name)[index(axes)] for name, axes in self._axes.items()}
 
     def at(self, modules: Sequence[int] | NDArray[np.bool_]) -> Self:
-        """The same of some modules."""
-        return replace(self, **self._modules(lambda behind: (..., modules, *[slice(None)] * behind)))
+        """Returns the view of some modules."""
+        return replace(self, **self._modules(lambda axes: (..., modules, *[slice(None)] * axes)))
 
     def each(self) -> Self:
-        """The same of each module alone: one more leading axis, of M, and then a module axis of 1."""
-        return replace(self, **self._modules(lambda behind: (..., np.newaxis, *[slice(None)] * behind)))
+        """Returns the view of each module alone: a new leading axis of M, and a module axis of 1."""
+        return replace(self, **self._modules(lambda axes: (..., np.newaxis, *[slice(None)] * axes)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunWeights(_ByModule):
-    """Updates and the weights that they are added to.
+    """View of runs: their updates and base weights.
 
     Attributes:
-        singular_values: Descending, NaN past the rank, shape (…, M, r).
+        singular_values: Singular values, descending, NaN past the rank, shape (…, M, r).
         drift: Principal angles (radians, ascending) between the row spaces of A and of the initial A, NaN past the rank
-            and where that is not known, shape (…, M, r).
-        base_norms: ‖W0‖_F, NaN where the base is not known, shape (…, M).
-        off_principal: `off_principal_share`, NaN where it is not known, shape (…, M).
-        off_principal_null: That of a random update, shape (…, M) or (M,).
+            and where unknown, shape (…, M, r).
+        base_norms: ‖W0‖_F, NaN if the base is unknown, shape (…, M).
+        off_principal: `off_principal_share`, NaN if unknown, shape (…, M).
+        off_principal_null: `off_principal_share` of a random update, shape (…, M) or (M,).
     """
 
     _axes: ClassVar[Mapping[str, int]] = {
@@ -65,29 +66,30 @@ class RunWeights(_ByModule):
     @property
     def squared(self) -> Array:
         """‖ΔW‖_F² of each module, shape (…, M)."""
-        return np.nansum(self.singular_values**2, axis=-1)
+        squared: Array = np.nansum(self.singular_values**2, axis=-1)
+        return squared
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairWeights(_ByModule):
-    """Pairs of updates; see `geometry.comparison.PairGeometry` for the products.
+    """View of pairs of updates; `measures.comparison.PairGeometry` defines the products.
 
     Attributes:
         squared_a: ‖ΔW_a‖_F², shape (…, M).
         squared_b: ‖ΔW_b‖_F², shape (…, M).
         inner: ⟨ΔW_a, ΔW_b⟩, shape (…, M).
         right_overlap: ‖ΔW_a·ΔW_bᵀ‖_F², shape (…, M).
-        angles_left: Radians, ascending, NaN past what both have, shape (…, M, k).
-        angles_right: The same on the right.
+        angles_left: Left principal angles in radians, ascending, NaN past the smaller rank, shape (…, M, k).
+        angles_right: The same for the right singular subspaces.
         u1: |⟨u_1, u_1'⟩|, shape (…, M).
-        v1: The same on the right.
+        v1: |⟨v_1, v_1'⟩|, shape (…, M).
         outputs: Rows of ΔW, shape (M,).
         inputs: Columns of ΔW, shape (M,).
-        widths: How many leading directions of both are compared, shape (…, M).
-        inputs_met: Dimensions of the space that both act on whatever they are: r where they started from one A,
-            `inputs` else, NaN where that is not known; shape (…, M).
-        same_a: Whether they started from one A: 1, 0, or NaN where that is not known; shape (…).
-        draw: Angles of random subspaces.
+        widths: Number of leading directions compared, shape (…, M).
+        inputs_met: Dimension of the input space that both act on under the null: r if they started from the same A,
+            else `inputs`, NaN if unknown; shape (…, M).
+        same_a: 1 if both started from the same A, 0 if not, NaN if unknown; shape (…).
+        draw: Computes the expected angles of random subspaces.
     """
 
     _axes: ClassVar[Mapping[str, int]] = {
@@ -112,17 +114,17 @@ class PairWeights(_ByModule):
     draw: Draw
 
     def each(self) -> Self:
-        """The same of each module alone: one more leading axis, of M, and then a module axis of 1."""
+        """Returns the view of each module alone: a new leading axis of M, and a module axis of 1."""
         return replace(super().each(), same_a=self.same_a[..., np.newaxis])
 
 
 @dataclass(frozen=True)
 class Functions:
-    """What forward passes showed of each of P pairs; None where none were made.
+    """View of forward passes of P pairs; None for pairs without forward passes.
 
     Attributes:
-        curves: The loss on the straight way between the two, P of them.
-        ckas: CKA of their hidden states, P of them.
+        curves: The loss on the straight path between the two, length P.
+        ckas: CKA of their hidden states, length P.
     """
 
     curves: Sequence[Curve | None]

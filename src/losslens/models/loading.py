@@ -1,4 +1,4 @@
-"""The base model and its tokenizer: where they come from, how they are loaded, and lending the base."""
+"""Loading of models and tokenizers, and preservation of the shared base model."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from safetensors import SafetensorError
 
 from losslens.config.model import Model
 from losslens.core import distributed, hub
+from losslens.core.commands import called
 from losslens.core.errors import InputError, UnavailableError, first_line
 from losslens.core.hashing import hash_folder
 from losslens.core.notices import say_once
 from losslens.models import gguf_package
 from losslens.models.tokens import chat_turns, declare_ends
 
-# torch, transformers and peft are imported where they are needed: a sweep that is finished must not wait for them.
+# torch, transformers and peft are imported only where needed, so that a completed sweep does not wait for them.
 
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
-# `SafetensorError`, which says of a damaged file that it is one, is an `Exception` and no more.
+# `SafetensorError`, raised for damaged files, derives directly from `Exception`.
 _LOADING_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, SafetensorError)
 
-_CLOCK_NAME = "strftime_now"  # what transformers calls it in chat templates
+_CLOCK_NAME = "strftime_now"  # transformers' function for the current date in chat templates
 _CLOCK_CODES = [f"%{flag}{letter}" for flag in ("-", "") for letter in "aAwdbBmyYHIpMSfzZjUWcxXGuVDFTReklhCg"]
 _RANDOM = re.compile(r"\|\s*random\b|\blipsum\b")
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model is loaded from.
+    """Location of a model and options for loading it.
 
     Attributes:
-        field: The configuration field that names it, for error messages.
+        field: Configuration key that names the model, for messages.
         path: A local folder or a hub id.
         revision: Commit, tag or branch of a hub id.
         dtype: Precision of the weights; `auto` is float32 on the CPU and bfloat16 on CUDA.
-        device: A torch device; `auto` is CUDA where there is one.
-        trust_remote_code: Whether code that comes with the model may run.
-        attention: The attention implementation; `auto` is what transformers chooses: `sdpa`, where the model has it.
-        package: A Python package that ships this very model; taken when the hub cannot be reached.
+        device: A torch device; `auto` is CUDA if available.
+        trust_remote_code: Allows code that comes with the model to run.
+        attention: Attention implementation; `auto` leaves the choice to transformers: `sdpa` if the model supports it.
+        package: A Python package that ships the model, used if the hub cannot be reached.
         chat_options: Variables of the chat template as JSON, for example `{"enable_thinking": false}`; `strftime_now`
-            is the date that a template is told.
+            is the date that templates see.
     """
 
     field: str
@@ -63,14 +64,14 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in memory with its tokenizer."""
+    """A model in memory and its tokenizer."""
 
     model: Any
     tokenizer: Any
 
 
 def source_of(model: Model, teacher: bool = False) -> ModelSource:
-    """Where the base, or the teacher, of a configuration is loaded from."""
+    """Returns the source of a configuration's base model, or of its teacher."""
     if teacher:
         field, path, revision, package = "model.teacher", str(model.teacher), model.teacher_revision, None
     else:
@@ -91,10 +92,10 @@ def source_of(model: Model, teacher: bool = False) -> ModelSource:
 
 @lru_cache(maxsize=16)
 def locate(source: ModelSource) -> tuple[str, str | None]:
-    """Where a model is loaded from: a folder, or a hub id and its commit.
+    """Resolves where a model is loaded from: a folder and None, or a hub id and its commit.
 
     Raises:
-        InputError: `path` is neither a folder with a model in it nor a hub id that can be loaded.
+        InputError: `path` is neither a folder that contains a model nor a hub id that can be loaded.
     """
     folder = Path(source.path).expanduser()
     if folder.is_dir():
@@ -109,15 +110,15 @@ def locate(source: ModelSource) -> tuple[str, str | None]:
         folder = gguf_package.converted(source.package)
     except UnavailableError as error:
         raise InputError(f"{source.field}={source.path}: the hub cannot be reached, and {error}") from error
-    print(f"{source.path}: the hub cannot be reached; taking the weights in the package {source.package}", flush=True)
+    print(f"{source.path}: the hub cannot be reached; using the weights of the package {source.package}", flush=True)
     return str(folder), None
 
 
 @lru_cache(maxsize=16)
 def model_identity(source: ModelSource) -> dict[str, str | None]:
-    """What tells a model from another, wherever it lies: the content of a folder, or a hub id and its commit.
+    """Returns the identity of a model, independent of its location: hash of a folder's content, or hub id and commit.
 
-    A packaged model is known by its GGUF file. It is not the model of the hub: its weights were quantised.
+    A packaged model is identified by its GGUF file. It differs from the hub's model, since its weights are quantised.
 
     Raises:
         InputError: As for `locate`.
@@ -131,8 +132,8 @@ def model_identity(source: ModelSource) -> dict[str, str | None]:
     return {"sha256": hash_folder(Path(path), _MODEL_FILES)}
 
 
-# The moment that chat templates are told when they ask for the time: the day that Llama's take where there is no clock.
-# A prompt must not change from one day to the next: the same run would be trained on another one.
+# The date that chat templates see: the default of Llama's templates. With the real date, the prompts of a run would
+# change from one day to the next.
 CLOCK = datetime(2024, 7, 26)
 
 
@@ -141,11 +142,11 @@ def load_config(source: ModelSource) -> Any:
     """Loads the configuration of a model.
 
     Raises:
-        InputError: There is no such model, or it cannot be read.
+        InputError: The model does not exist or cannot be read.
     """
     from transformers import AutoConfig
 
-    path, options = _place(source)
+    path, options = _load_options(source)
     try:
         return AutoConfig.from_pretrained(path, **options)
     except (*_LOADING_ERRORS, RecursionError) as error:
@@ -153,10 +154,10 @@ def load_config(source: ModelSource) -> Any:
 
 
 def skeleton(source: ModelSource) -> Any:
-    """A model without its weights, which costs no memory and hardly any time: to see what modules it has.
+    """Creates a model without its weights, fast and without memory, to inspect its modules.
 
     Raises:
-        InputError: There is no such model, or it cannot be read.
+        InputError: The model does not exist or cannot be read.
     """
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -171,15 +172,14 @@ def skeleton(source: ModelSource) -> Any:
 
 @lru_cache(maxsize=16)
 def load_tokenizer(source: ModelSource) -> Any:
-    """Loads the tokenizer of a model, which then knows the model's end tokens, its `chat_options`, and no clock.
+    """Loads the tokenizer of a model, with the model's end tokens, its `chat_options` and a fixed date.
 
     Raises:
-        InputError: There is no such model, it cannot be read, nothing says what ends a turn, or its chat template is
-            another one each time.
+        InputError: The model does not exist or cannot be read, has no end token, or has a random chat template.
     """
     from transformers import AutoTokenizer, GenerationConfig
 
-    path, options = _place(source)
+    path, options = _load_options(source)
     where, config = f"{source.field}={source.path}", load_config(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
@@ -191,42 +191,40 @@ def load_tokenizer(source: ModelSource) -> Any:
         settings = GenerationConfig.from_model_config(config)
     declare_ends(tokenizer, settings.eos_token_id)
     if tokenizer.chat_template is not None:
-        tokenizer.chat_template = _settled(tokenizer.chat_template, source)
+        tokenizer.chat_template = _fix_template(tokenizer.chat_template, source)
     end = chat_turns(tokenizer).end
     if end is None:
-        raise InputError(
-            f"{where}: the tokenizer has no end-of-sequence token, and neither has the model's configuration"
-        )
+        raise InputError(f"{where}: neither the tokenizer nor the model's configuration has an end-of-sequence token")
     if tokenizer.eos_token_id is None:
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
     rows = getattr(config.get_text_config(), "vocab_size", None)
     if tokenizer.pad_token_id is None or (rows is not None and tokenizer.pad_token_id >= rows):
-        # Padding is masked everywhere, so any token will do; TRL would set it for some trainers and not for others.
+        # Padding is masked everywhere, so any token will do. TRL sets one for some trainers only.
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _place(source: ModelSource) -> tuple[str, dict[str, Any]]:
-    """Where a model is loaded from, and with which options."""
+def _load_options(source: ModelSource) -> tuple[str, dict[str, Any]]:
+    """Returns the folder or hub id of a model and the keyword arguments for `from_pretrained`."""
     path, commit = locate(source)
-    # Said in any case: left unsaid, transformers asks on a terminal, and runs what a "y" allows.
+    # Always set: otherwise transformers asks on a terminal whether to run the code.
     options: dict[str, Any] = {"trust_remote_code": source.trust_remote_code}
     return path, options | ({"revision": commit} if commit else {})
 
 
 @lru_cache(maxsize=1)
 def load_model(source: ModelSource) -> LoadedModel:
-    """Loads a model and its tokenizer, and says what was chosen; the last one stays in memory and is given again.
+    """Loads a model and its tokenizer, and prints device, precision and attention; caches the last one.
 
     Raises:
-        InputError: There is no such model, it cannot be read, or the device is not there.
+        InputError: The model does not exist or cannot be read, or the device or precision is not available.
     """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    path, options = _place(source)
+    path, options = _load_options(source)
     name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name if source.device == "auto" else source.device)
@@ -254,41 +252,42 @@ def load_model(source: ModelSource) -> LoadedModel:
 
 
 def _reason(error: Exception) -> str:
-    """Why a model could not be loaded, in one line."""
+    """Returns in one line why a model could not be loaded."""
     if "trust_remote_code" in str(error):
         return (
-            "this model comes with code of its own, which is not run unless the command line says so "
-            "(model.trust_remote_code=true; of analyze.py and evaluate.py trust_remote_code=true)"
+            "this model comes with its own code, which only runs if the command line allows it "
+            f"(model.trust_remote_code=true; for {called('analyze.py')} and {called('evaluate.py')} "
+            "trust_remote_code=true)"
         )
     return first_line(error)
 
 
 def _require_precision(source: ModelSource, device: Any, dtype: Any) -> None:
-    """Computes something small in `dtype`; refuses it where the device cannot."""
+    """Checks with a small computation that the device supports `dtype`."""
     import torch
 
     try:
         if device.type == "cuda" and dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported():
-            raise RuntimeError("this GPU has no bfloat16")
+            raise RuntimeError("this GPU does not support bfloat16")
         small = torch.ones(8, 8, dtype=dtype, device=device, requires_grad=True)
         torch.nn.functional.silu(small @ small).log_softmax(-1).sum().backward()
     except RuntimeError as error:
-        raise InputError(f"model.dtype={source.dtype}: not on {device} ({first_line(error)})") from error
+        raise InputError(f"model.dtype={source.dtype}: not supported on {device} ({first_line(error)})") from error
 
 
-def _settled(template: Any, source: ModelSource) -> Any:
-    """A chat template (or several by name) with the options and a clock that stands at its head.
+def _fix_template(template: Any, source: ModelSource) -> Any:
+    """Prepends the chat options and a fixed date to a chat template (or to several, by name).
 
-    Whoever renders it gets the same text, today and tomorrow.
+    The rendered text is then the same for every caller and on every day.
 
     Raises:
-        InputError: It draws something at random, or the option that sets its clock is no date.
+        InputError: The template is random, or the option with the date is not a date.
     """
     if isinstance(template, dict):
-        return {name: _settled(text, source) for name, text in template.items()}
+        return {name: _fix_template(text, source) for name, text in template.items()}
     if _RANDOM.search(template):
         raise InputError(
-            f"{source.field}={source.path}: its chat template draws at random, so no prompt would stay the same"
+            f"{source.field}={source.path}: the chat template is random, so prompts would not be reproducible"
         )
     values = json.loads(source.chat_options)
     now = values.pop(_CLOCK_NAME, CLOCK.isoformat(" "))
@@ -298,26 +297,26 @@ def _settled(template: Any, source: ModelSource) -> Any:
     try:
         clock = datetime.fromisoformat(now)
     except (ValueError, TypeError) as error:
-        raise InputError(f"model.chat_options.{_CLOCK_NAME}={now}: a date like 2024-07-26") from error
+        raise InputError(f"model.chat_options.{_CLOCK_NAME}={now}: must be a date like 2024-07-26") from error
     say_once(
-        f"{source.path}: its chat template asks for the time, and is told {clock:%Y-%m-%d %H:%M} always"
+        f"{source.path}: the chat template contains the date, which is fixed to {clock:%Y-%m-%d %H:%M}"
         f" (model.chat_options.{_CLOCK_NAME})"
     )
-    # A macro takes the place of the function that reads the clock.
+    # A macro replaces the function that reads the clock.
     formatted = "".join(f".replace({json.dumps(code)}, {json.dumps(clock.strftime(code))})" for code in _CLOCK_CODES)
     return f"{{%- macro {_CLOCK_NAME}(format) -%}}{{{{ format{formatted} }}}}{{%- endmacro -%}}" + head + template
 
 
 @contextmanager
 def preserved(base: Any) -> Iterator[Any]:
-    """Lends the base out and takes back exactly what was lent.
+    """Restores the base after the block: modules, hooks, `requires_grad`, gradients and configuration.
 
-    PEFT replaces modules and freezes parameters, TRL replaces `forward`, disables dropout and edits the
-    configuration. None of it may reach the next run.
+    PEFT replaces modules and freezes parameters; TRL replaces `forward`, disables dropout and edits the configuration.
+    None of this may affect the next run.
     """
     import copy
 
-    # A module keeps parameters, children, hooks and buffers in dictionaries that are edited in place.
+    # A module's parameters, children, hooks and buffers are in dictionaries that are edited in place.
     modules = [
         (
             module,

@@ -1,7 +1,7 @@
-"""Text and token ids: the one place where prompts are rendered, ends are put, and ids are read back.
+"""Text and token ids: rendering of prompts, end tokens, and encoding and decoding of completions.
 
-What a model sampled is kept as ids, and trained on as such. Where only text exists, as in a file of one's own, its
-ends, special tokens and templates are handled here, and one line says what was done.
+Sampled completions are stored as token ids and trained on as such. For rollouts that exist only as text, as in a user's
+file, this module handles end tokens, special tokens and templates, and summarises what was done in one line.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from losslens.core.notices import say_once
 if TYPE_CHECKING:
     import pandas as pd
 
-_MARK = "losslens0text"  # stands for a text in a rendered template; no template changes it
-_FOREIGN = re.compile(r"(</s>|<\|[^\s<>|]{1,40}\|>|<(?:eos|end_of_turn)>)\s*$")  # ends of other models' turns
+_PLACEHOLDER = "losslens0text"  # marks the position of a text in a rendered template; no template changes it
+_FOREIGN_END = re.compile(r"(</s>|<\|[^\s<>|]{1,40}\|>|<(?:eos|end_of_turn)>)\s*$")  # end tokens of other models
 
 
 @dataclass(frozen=True)
 class Turns:
-    """A tokenizer's way of beginning and ending turns.
+    """Markup of chat turns by a tokenizer and its chat template.
 
     Attributes:
-        end: The token that a finished turn of the assistant ends with, as its chat template writes it; None if unknown.
-        ends: All tokens that a turn may end with.
-        special: Matches its special tokens in a text.
-        marks: Matches these and its other added tokens, but for words and space.
-        own: Ids that it puts before a bare text.
-        bos: What its chat template begins with: the BOS token, or nothing.
-        opening: What its chat template writes before a user's text, from the first mark on.
-        closing: What it writes after it, up to the end of the user's turn.
-        header: What it writes after it, up to where the answer begins.
+        end: Token that ends a finished assistant turn in the chat template; None if unknown.
+        ends: All tokens that may end a turn.
+        special: Matches special tokens in a text.
+        marks: Matches special tokens and other added tokens that are not words or whitespace.
+        own: Ids that the tokenizer puts before a bare text.
+        bos: BOS token at the beginning of the chat template, or empty.
+        opening: Markup before the user's text, from the first mark on.
+        closing: Markup after the user's text, up to the end of the user's turn.
+        header: Markup after the user's text, up to the beginning of the answer.
     """
 
     end: int | None
@@ -56,20 +56,20 @@ _TURNS: WeakKeyDictionary[Any, tuple[Any, Turns]] = WeakKeyDictionary()
 
 
 def chat_turns(tokenizer: Any) -> Turns:
-    """The `Turns` of a tokenizer, found once for each chat template that it is given.
+    """Returns the `Turns` of a tokenizer, cached until its chat template or end tokens change.
 
     Raises:
         InputError: The chat template fails.
     """
-    about = (repr(tokenizer.chat_template), tokenizer.eos_token, _declared_ends(tokenizer))
-    known = _TURNS.get(tokenizer)
-    if known is None or known[0] != about:
-        known = _TURNS[tokenizer] = about, _find_turns(tokenizer)
-    return known[1]
+    key = (repr(tokenizer.chat_template), tokenizer.eos_token, _declared_ends(tokenizer))
+    cached = _TURNS.get(tokenizer)
+    if cached is None or cached[0] != key:
+        cached = _TURNS[tokenizer] = key, _find_turns(tokenizer)
+    return cached[1]
 
 
 def declare_ends(tokenizer: Any, ids: int | Sequence[int] | None) -> None:
-    """Notes the end tokens of a model's generation settings on its tokenizer, which is all that encoding has."""
+    """Stores the end tokens of a model's generation settings on its tokenizer, for use in encoding."""
     tokenizer.declared_ends = tuple([ids] if isinstance(ids, int) else ids or [])
 
 
@@ -87,11 +87,11 @@ def _find_turns(tokenizer: Any) -> Turns:
     plain = Turns(end, frozenset(ends), _any_of(special), _any_of(marks), _own_prefix(tokenizer))
     if tokenizer.chat_template is None:
         return plain
-    before, _, header = _rendered(tokenizer, [("user", _MARK)], True).partition(_MARK)
+    before, _, header = _rendered(tokenizer, [("user", _PLACEHOLDER)], True).partition(_PLACEHOLDER)
     try:
-        closing = _rendered(tokenizer, [("user", _MARK)], False).partition(_MARK)[2]
-        answered = _rendered(tokenizer, [("user", "a"), ("assistant", _MARK)], False).partition(_MARK)[2]
-    except InputError:  # a template for prompts alone
+        closing = _rendered(tokenizer, [("user", _PLACEHOLDER)], False).partition(_PLACEHOLDER)[2]
+        answered = _rendered(tokenizer, [("user", "a"), ("assistant", _PLACEHOLDER)], False).partition(_PLACEHOLDER)[2]
+    except InputError:  # the template supports only prompts
         closing = answered = ""
     written = plain.marks.match(answered.lstrip())
     if written is not None:
@@ -110,7 +110,7 @@ def _any_of(tokens: set[str]) -> re.Pattern[str]:
 
 
 def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
-    """What a tokenizer puts before a text. What its post-processor puts after one would come before the completion."""
+    """Returns the ids that a tokenizer puts before a text; those it puts after one must not precede a completion."""
     bare, full = (tokenizer("a", add_special_tokens=added)["input_ids"] for added in (False, True))
     for start in range(len(full) - len(bare) + 1):
         if full[start : start + len(bare)] == bare:
@@ -121,31 +121,31 @@ def _own_prefix(tokenizer: Any) -> tuple[int, ...]:
 def _rendered(tokenizer: Any, messages: Sequence[tuple[str, str]], answer: bool) -> str:
     chat = [{"role": role, "content": content} for role, content in messages]
     try:
-        return tokenizer.apply_chat_template(chat, add_generation_prompt=answer, tokenize=False)
-    except Exception as error:  # whatever a template from elsewhere may raise
-        where = f"{tokenizer.name_or_path}: its chat template fails"
+        return str(tokenizer.apply_chat_template(chat, add_generation_prompt=answer, tokenize=False))
+    except Exception as error:  # a template can raise anything
+        where = f"{tokenizer.name_or_path}: the chat template fails"
         raise InputError(f"{where} on {messages[0][1][:40]!r} ({first_line(error)})") from error
 
 
 def is_templated(tokenizer: Any, prompt: str) -> bool:
-    """Whether `prompt` is in the tokenizer's chat template already: begins as one, or ends where an answer begins."""
+    """True if `prompt` is already in the tokenizer's chat template: begins or ends with its markup."""
     if tokenizer.chat_template is None:
         return False
     turns = chat_turns(tokenizer)
     text = prompt.strip().removeprefix(turns.bos or tokenizer.bos_token or "").lstrip()
     header = turns.header.strip()
-    ended = header != "" and text.endswith(header)
+    has_header = header != "" and text.endswith(header)
     mark = turns.marks.match(turns.opening)
-    # Without a mark of the tokenizer's only beginning and end together are no accident.
-    began = text.startswith(mark.group() if mark else turns.opening) and bool(turns.opening)
-    return (began and (mark is not None or ended)) or (ended and turns.marks.search(header) is not None)
+    # If the markup contains no added token, only a matching beginning and end together are conclusive.
+    has_opening = text.startswith(mark.group() if mark else turns.opening) and bool(turns.opening)
+    return (has_opening and (mark is not None or has_header)) or (has_header and turns.marks.search(header) is not None)
 
 
 def render_prompt(tokenizer: Any, prompt: str) -> str:
-    """What the model is given: `prompt` as a user's turn, up to where the assistant's turn begins.
+    """Renders `prompt` as a user turn, up to the beginning of the assistant's turn.
 
-    A tokenizer without a chat template gives the bare text. A prompt that is in the chat template already is not put
-    into it again; only the beginning of the answer is added, where it lacks that.
+    Without a chat template, returns the bare text. A prompt that is already in the chat template is not rendered again;
+    only a missing header of the assistant's turn is added.
 
     Raises:
         InputError: The chat template fails.
@@ -163,7 +163,7 @@ def render_prompt(tokenizer: Any, prompt: str) -> str:
 
 
 def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
-    """Token ids of `render_prompt`; a chat template writes its special tokens itself.
+    """Encodes a prompt as `render_prompt` renders it; a chat template contains its own special tokens.
 
     Raises:
         InputError: The chat template fails.
@@ -172,12 +172,12 @@ def encode_prompt(tokenizer: Any, prompt: str) -> list[int]:
 
 
 def encode_rendered(tokenizer: Any, text: str, bare: bool) -> list[int]:
-    """Token ids of what a model is given; a `bare` text gets what the tokenizer puts before one.
+    """Encodes a rendered prompt; a `bare` text is preceded by the ids that the tokenizer puts before a text.
 
-    What a tokenizer's post-processor puts after a text, as some do with EOS, would stand before the completion: never
-    put. A BOS token stands there once, whoever writes it.
+    Tokens that a tokenizer's post-processor appends to a text, such as EOS, are omitted, since they would precede the
+    completion. A BOS token is never duplicated.
     """
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     own = list(chat_turns(tokenizer).own) if bare else []
     if ids[: len(own)] != own:
         ids = own + ids
@@ -186,20 +186,20 @@ def encode_rendered(tokenizer: Any, text: str, bare: bool) -> list[int]:
 
 
 def encode_completion(tokenizer: Any, completion: str, finished: bool) -> list[int]:
-    """Token ids of `completion`, with the token that ends a turn unless it was cut off before its end.
+    """Encodes `completion`, followed by the end token unless the completion is truncated.
 
-    A text that ends with an end token already gets no second one, and loses the padding that is written after it.
+    A text that already ends with an end token gets no second one, and any padding after it is removed.
     """
     return _with_end(tokenizer, completion, finished)[0]
 
 
 def _with_end(tokenizer: Any, completion: str, finished: bool) -> tuple[list[int], bool]:
-    """As `encode_completion`; and whether the text ended with an end token itself."""
+    """As `encode_completion`; also returns True if the text itself ends with an end token."""
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
     turns, pad = chat_turns(tokenizer), tokenizer.pad_token_id
-    filling = {*turns.ends, pad}
+    trailing = {*turns.ends, pad}
     tail, own_end = len(ids), None
-    while tail and (ids[tail - 1] in filling or not decode(tokenizer, ids[tail - 1 : tail]).strip()):
+    while tail and (ids[tail - 1] in trailing or not decode(tokenizer, ids[tail - 1 : tail]).strip()):
         tail -= 1
         own_end = tail if ids[tail] in turns.ends else own_end
     if own_end is not None:
@@ -210,18 +210,18 @@ def _with_end(tokenizer: Any, completion: str, finished: bool) -> tuple[list[int
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of token ids, special tokens included."""
-    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    """Decodes token ids, including special tokens."""
+    return str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of what token ids mean: the vocabulary, and the added and special tokens."""
+    """Computes the SHA-256 of the meaning of token ids: the vocabulary, and the added and special tokens."""
     added = [(id_, str(token), bool(token.special)) for id_, token in tokenizer.added_tokens_decoder.items()]
     return hash_json([sorted(tokenizer.get_vocab().items()), sorted(added)], 64)
 
 
 def describe_tokenizer(tokenizer: Any, prompts: Sequence[str]) -> dict[str, Any]:
-    """What a manifest says of the tokenizer that its ids belong to: fingerprint, end tokens, and `prompts`' tokens."""
+    """Describes the tokenizer of stored ids, for a manifest: fingerprint, end tokens, special tokens in `prompts`."""
     turns = chat_turns(tokenizer)
     ends = {str(id_): tokenizer.convert_ids_to_tokens(id_) for id_ in sorted(turns.ends)}
     control = sorted({token for prompt in set(prompts) for token in turns.special.findall(prompt)})
@@ -229,27 +229,27 @@ def describe_tokenizer(tokenizer: Any, prompts: Sequence[str]) -> dict[str, Any]
 
 
 def read_server_completion(tokenizer: Any, prompt: str, completion: Completion) -> Completion:
-    """A server's completion with the text of its ids, special tokens included; without ids that say something else.
+    """Decodes a server's completion from its token ids; drops ids that do not match the server's text.
 
-    A server may leave special tokens out of its text, and may part a model's reasoning from its answer: special tokens,
-    spaces and the marks of reasoning are not compared.
+    A server may omit special tokens from its text and return a model's reasoning separately, so special tokens,
+    whitespace and reasoning tags are ignored in the comparison.
 
     Args:
-        tokenizer: Whose ids they should be.
-        prompt: The user's turn.
-        completion: As the server gave it.
+        tokenizer: Tokenizer that the ids should belong to.
+        prompt: The user turn.
+        completion: The server's completion.
     """
     ids, prompt_ids, turns = completion.ids, completion.prompt_ids, chat_turns(tokenizer)
     size = len(tokenizer)
     if ids is None or not all(0 <= id_ < size for id_ in (*ids, *(prompt_ids or ()))):
         return _without_ids(completion)
     kept = ids[:-1] if ids and ids[-1] in turns.ends else ids
-    said = {_squeezed(tokenizer.decode(list(kept), skip_special_tokens=skip)) for skip in (False, True)}
-    if _squeezed(completion.text) not in said:
+    decoded = {_comparable(tokenizer.decode(list(kept), skip_special_tokens=skip)) for skip in (False, True)}
+    if _comparable(completion.text) not in decoded:
         return _without_ids(completion)
-    if prompt_ids is not None and _squeezed(prompt) not in _squeezed(decode(tokenizer, prompt_ids)):
+    if prompt_ids is not None and _comparable(prompt) not in _comparable(decode(tokenizer, prompt_ids)):
         return _without_ids(completion)
-    if completion.finished and kept == ids and turns.end is not None:  # a server that does not give the end token
+    if completion.finished and kept == ids and turns.end is not None:  # the server omits the end token
         ids = (*ids, turns.end)
     return replace(completion, text=decode(tokenizer, kept), ids=ids, tokens=len(ids))
 
@@ -258,19 +258,19 @@ def _without_ids(completion: Completion) -> Completion:
     return replace(completion, ids=None, prompt_ids=None)
 
 
-def _squeezed(text: str) -> str:
+def _comparable(text: str) -> str:
     return "".join(text.replace("<think>", "").replace("</think>", "").split())
 
 
 def read_rollouts(
     table: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any] | None = None
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of the prompt and of the completion of each rollout; says once what is not read as it was sampled.
+    """Returns the token ids of each rollout's prompt and completion; prints once what differs from how it was sampled.
 
     Args:
         table: Frozen rollouts; `prompt_text`, `prompt_ids` and `completion_ids` may be missing or null.
-        tokenizer: Of the base.
-        manifest: Of the rollouts: `tokenizer` says which one their ids belong to.
+        tokenizer: Tokenizer of the base.
+        manifest: Manifest of the rollouts; its `tokenizer` describes the one that their ids belong to.
 
     Raises:
         InputError: The chat template fails.
@@ -280,22 +280,22 @@ def read_rollouts(
     rows = _rows(table)
     have_ids = any(row.completion_ids is not None for row in rows)
     sampled = have_ids and _same_ids(rows, tokenizer, writer)
-    why = "their token ids are another tokenizer's" if have_ids and not sampled else "they have no token ids"
+    why = "their token ids belong to a different tokenizer" if have_ids and not sampled else "they have no token ids"
     prompts = _prompts(rows, tokenizer, writer, sampled)
-    notes = _Notes(tokenizer)
+    reader = _TextReader(tokenizer)
     completions = []
-    for place, row in zip(table.index, rows, strict=True):
+    for index, row in zip(table.index, rows, strict=True):
         if sampled and row.completion_ids is not None:
             completions.append(list(row.completion_ids))
         else:
-            completions.append(notes.completion(int(place) + 1, row))
-    say_once(notes.told(why, len(rows)))
+            completions.append(reader.completion(int(index) + 1, row))
+    say_once(reader.summary(why, len(rows)))
     return prompts, completions
 
 
 @dataclass(frozen=True)
 class _Row:
-    """What of a rollout is read; None where it is not known."""
+    """Fields of a rollout that are used here; None if unknown."""
 
     prompt: str
     prompt_text: str | None
@@ -316,7 +316,7 @@ def _rows(table: pd.DataFrame) -> list[_Row]:
 
 
 def _same_ids(rows: Sequence[_Row], tokenizer: Any, writer: Mapping[str, Any]) -> bool:
-    """Whether the ids at hand mean to `tokenizer` what they meant to their writer."""
+    """True if the stored ids have the same meaning for `tokenizer` as for the model that sampled them."""
     if writer.get("sha256") == tokenizer_fingerprint(tokenizer):
         return True
     ends = {int(id_): token for id_, token in writer.get("ends", {}).items()}
@@ -341,59 +341,59 @@ def _same_ids(rows: Sequence[_Row], tokenizer: Any, writer: Mapping[str, Any]) -
 
 
 def _prompts(rows: Sequence[_Row], tokenizer: Any, writer: Mapping[str, Any], sampled: bool) -> list[list[int]]:
-    """The prompts as their writer was given them, wherever that is known and `tokenizer` can read it."""
+    """Encodes the prompts as they were rendered for sampling, if that is known and `tokenizer` has the tokens."""
     turns = chat_turns(tokenizer)
-    unread = [token for token in writer.get("control", []) if not turns.marks.fullmatch(token)]
+    unknown = [token for token in writer.get("control", []) if not turns.marks.fullmatch(token)]
     own = {prompt: render_prompt(tokenizer, prompt) for prompt in dict.fromkeys(row.prompt for row in rows)}
-    found: dict[tuple[str, str | None], list[int]] = {}
-    other = ""
+    encoded: dict[tuple[str, str | None], list[int]] = {}
+    different = ""
     for row in rows:
         key = row.prompt, row.prompt_text
-        if key in found:
+        if key in encoded:
             continue
         differs = row.prompt_text is not None and row.prompt_text != own[row.prompt]
-        other = other or (str(row.prompt_text) if differs else "")
+        different = different or (str(row.prompt_text) if differs else "")
         if sampled and row.prompt_ids is not None:
-            found[key] = list(row.prompt_ids)
-        elif differs and not unread:
-            found[key] = encode_rendered(tokenizer, str(row.prompt_text), row.prompt_text == row.prompt)
+            encoded[key] = list(row.prompt_ids)
+        elif differs and not unknown:
+            encoded[key] = encode_rendered(tokenizer, str(row.prompt_text), row.prompt_text == row.prompt)
         else:
-            found[key] = encode_prompt(tokenizer, row.prompt)
-    if other and unread and not sampled:
+            encoded[key] = encode_prompt(tokenizer, row.prompt)
+    if different and unknown and not sampled:
         say_once(
-            f"rollouts: their writer's prompts hold {unread[0]}, which is no token of the base: trained on the base's"
-            " own rendering of them"
+            f"rollouts: their prompts contain {unknown[0]}, which is not a token of the base; training on the prompts"
+            " in the base's own chat template"
         )
-    elif other:
+    elif different:
         say_once(
-            f"rollouts: trained on the prompts as their writer was given them ({other[:60]!r}…); the base's own chat"
-            " template, which scores are asked in, writes them otherwise"
+            f"rollouts: training on the prompts as rendered for sampling ({different[:60]!r}…); the base's own chat"
+            " template, which is used for scoring, renders them differently"
         )
-    return [found[row.prompt, row.prompt_text] for row in rows]
+    return [encoded[row.prompt, row.prompt_text] for row in rows]
 
 
-class _Notes:
-    """Reads completions from their text, and keeps count of what was done to them and found in them."""
+class _TextReader:
+    """Encodes completions from their text, and counts what was added to them and found in them."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.turns = chat_turns(tokenizer)
         self.counts: Counter[str] = Counter()
-        self.prompts: dict[str, bool] = {}
-        self.first = ""
-        self.foreign = ""
+        self.prompts: dict[str, bool] = {}  # True if templated
+        self.first_special = ""
+        self.foreign_end = ""
 
     def completion(self, number: int, row: _Row) -> list[int]:
-        """Token ids of a row's completion."""
-        ids, had = _with_end(self.tokenizer, row.completion, row.finished)
+        """Encodes a row's completion."""
+        ids, had_end = _with_end(self.tokenizer, row.completion, row.finished)
         self.counts["read"] += 1
-        self.counts["had an end" if had else "got one" if row.finished else "cut"] += 1
+        self.counts["had an end" if had_end else "got one" if row.finished else "truncated"] += 1
         inner = decode(self.tokenizer, ids[:-1] if ids and ids[-1] in self.turns.ends else ids)
         self._note_special(f"row {number}", inner)
-        foreign = _FOREIGN.search(row.completion)
+        foreign = _FOREIGN_END.search(row.completion)
         if foreign and not self.turns.marks.fullmatch(foreign.group(1)):
             self.counts["foreign"] += 1
-            self.foreign = self.foreign or foreign.group(1)
+            self.foreign_end = self.foreign_end or foreign.group(1)
         if row.prompt not in self.prompts:
             self.prompts[row.prompt] = is_templated(self.tokenizer, row.prompt)
             if not self.prompts[row.prompt]:
@@ -403,21 +403,22 @@ class _Notes:
     def _note_special(self, where: str, text: str) -> None:
         if found := self.turns.special.search(text):
             self.counts["special"] += 1
-            self.first = self.first or f"{found.group()} in {where}"
+            self.first_special = self.first_special or f"{found.group()} in {where}"
 
-    def told(self, why: str, total: int) -> str:
-        """One line of it; empty when no text was read."""
+    def summary(self, why: str, total: int) -> str:
+        """Summarises in one line how texts were encoded; empty if there were none."""
         counts = self.counts
         end = self.tokenizer.convert_ids_to_tokens(self.turns.end) if self.turns.end is not None else "nothing"
         templated = sum(self.prompts.values())
         parts = [
-            f"{counts['got one']} are ended with {end}" * bool(counts["got one"]),
-            f"{counts['had an end']} have an end token themselves" * bool(counts["had an end"]),
-            f"{counts['cut']} were cut and get no end" * bool(counts["cut"]),
-            f"{templated} prompts are in the chat template already" * bool(templated),
-            f"{counts['special']} texts hold special tokens, which are read as such (first: {self.first})"
+            f"{counts['got one']} get the end token {end}" * bool(counts["got one"]),
+            f"{counts['had an end']} already have an end token" * bool(counts["had an end"]),
+            f"{counts['truncated']} are truncated and get none" * bool(counts["truncated"]),
+            f"{templated} prompts are already in the chat template" * bool(templated),
+            f"{counts['special']} texts contain special tokens, which are encoded as such (first: {self.first_special})"
             * bool(counts["special"]),
-            f"{counts['foreign']} end with {self.foreign}, which is plain text to the base" * bool(counts["foreign"]),
+            f"{counts['foreign']} end with {self.foreign_end}, which is plain text to the base"
+            * bool(counts["foreign"]),
         ]
-        said = "; ".join(filter(None, parts))
-        return f"rollouts: {why}; of {total}, {counts['read']} are read from their text: {said}" if said else ""
+        summary = "; ".join(filter(None, parts))
+        return f"rollouts: {why}; {counts['read']} of {total} are encoded from their text: {summary}" if summary else ""

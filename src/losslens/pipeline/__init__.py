@@ -1,1 +1,1 @@
-"""All that one command does: a job, a sweep."""
+"""Complete workflows of the commands: a training job, a sweep, a migration."""

@@ -1,7 +1,7 @@
-"""Takes runs of an earlier LossLens over: their identities in today's form, their folders under today's names.
+"""Migration of runs of earlier versions: converts their identities to the current format and renames their folders.
 
-Nothing is trained, scored or deleted. Each step is done once or not at all, so that the same call finishes what a
-killed one began.
+Nothing is trained, scored or deleted. Each step is atomic, so that repeating the call completes an interrupted
+migration.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from losslens.core.errors import InputError, first_line
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_json
 from losslens.losses import Loss, builtin_losses
-from losslens.runs.integrity import bound_to
+from losslens.runs.integrity import run_fingerprint
 from losslens.runs.run import LockedError, Run, find_run, runs_of
 from losslens.runs.spec import OPTIMISER
 from losslens.scheduling.status import run_statuses
 
-# What an identity of before has: 2 until rollouts kept their token ids, 3 since.
-_BEFORE = (2, 3)
-_OWN = "losslens.methods."
+# Versions of the old identity format: 2 before rollouts stored token ids, 3 after.
+_OLD_VERSIONS = (2, 3)
+_OLD_BUILTIN_PREFIX = "losslens.methods."
 
 
 @dataclass(frozen=True)
 class Moved:
-    """What became of a run.
+    """Result of the migration of a run.
 
     Attributes:
-        run: Its folder's name as it was.
-        name: Its folder's name now.
-        left: Why it was left as it was; empty for one that was taken over.
+        run: Old name of its folder.
+        name: New name of its folder.
+        left: Why it was not migrated; empty if it was.
     """
 
     run: str
@@ -46,61 +46,63 @@ class Moved:
     left: str = ""
 
 
-class _LeftError(Exception):
-    """Says why a run stays as it is."""
+class _NotMigratedError(Exception):
+    """Raised with the reason why a run cannot be migrated."""
 
 
 def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[Moved]:
-    """Takes the runs of a sweep over.
+    """Migrates the runs of a sweep to the current format.
 
     Args:
-        output_dir: The folder of all sweeps.
-        sweep: The sweep.
-        losses: Classes of losses outside LossLens, by their Python path: only those are imported.
+        output_dir: Folder of all sweeps.
+        sweep: Name of the sweep.
+        losses: Python paths of user-defined loss classes; no others are imported.
 
     Returns:
-        The runs that were not in today's form, and what became of each.
+        The result for each run that was not in the current format.
 
     Raises:
-        InputError: There is no such sweep, or no such class.
+        InputError: The sweep or a class in `losses` does not exist.
     """
     if Path(sweep).name != sweep:
         raise InputError(f"sweep={sweep}: not the name of a sweep")
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
-    moved = []
+    results = []
     for run_status in run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
         run = run_status.run
         try:
             if run_status.is_live:
-                raise _LeftError(f"{run_status.state} on Slurm: let it end, or cancel it (scancel)")
-            name = _take_over(run, losses)
-        except _LeftError as error:
-            moved.append(Moved(run.name, run.name, str(error)))
+                raise _NotMigratedError(
+                    f"its Slurm job is {run_status.state}: wait for it to finish, or cancel it (scancel)"
+                )
+            name = _migrate_run(run, losses)
+        except _NotMigratedError as error:
+            results.append(Moved(run.name, run.name, str(error)))
             continue
         if name != run.name:
-            moved.append(Moved(run.name, name))
+            results.append(Moved(run.name, name))
     _rename_references(runs_of(output_dir, sweep))
-    return moved
+    return results
 
 
-def _take_over(run: Run, losses: Collection[str]) -> str:
-    """Writes what the folder holds in today's form, and renames it then.
+def _migrate_run(run: Run, losses: Collection[str]) -> str:
+    """Rewrites the files of a run in the current format, then renames its folder.
 
     Returns:
-        Its name now.
+        New name of the folder.
     """
     with ExitStack() as stack:
-        _hold(run, stack)
-        manifest = _upgraded(run, losses)  # as it is now, that nobody writes it any more
+        _lock(run, stack)
+        manifest = _upgraded(run, losses)  # read only now that the run is locked
         target = Run(run.folder.with_name(manifest["run"]))
         if target == run:
             return run.name
-        _hold(target, stack)
-        there = find_run(run.folder.parent, target.name.rpartition("-")[2])
-        if there is not None and there != run:
-            raise _LeftError(f"it is the same run as {there.name}; keep one of both, and move or delete the other")
-        now = bound_to(manifest)
-        before = bound_to({**manifest, "identity": manifest["migrated_from"]["identity"]})
+        _lock(target, stack)
+        existing = find_run(run.folder.parent, target.name.rpartition("-")[2])
+        if existing is not None and existing != run:
+            raise _NotMigratedError(f"it is the same run as {existing.name}; move or delete one of the two")
+        now = run_fingerprint(manifest)
+        before = run_fingerprint({**manifest, "identity": manifest["migrated_from"]["identity"]})
         snapshots = [(file, _snapshot(file)) for file in sorted(run.folder.glob("snapshots/step-*/manifest.json"))]
         write_json(run.folder / "manifest.json", manifest)
         for file, snapshot in snapshots:
@@ -116,7 +118,7 @@ def _take_over(run: Run, losses: Collection[str]) -> str:
 
 
 def _snapshot(file: Path) -> dict[str, Any]:
-    """The manifest of a snapshot; empty for a damaged one, which stays as it is."""
+    """The manifest of a snapshot; empty if it is damaged, which leaves it unchanged."""
     try:
         content = read_json(file)
     except InputError:
@@ -125,61 +127,61 @@ def _snapshot(file: Path) -> dict[str, Any]:
 
 
 def _rename_references(runs: Iterable[Run]) -> None:
-    """Names the runs that others were compared with while they trained as they are called now."""
+    """Replaces old run names in the references recorded in manifests."""
     manifests: dict[Run, dict[str, Any]] = {}
     names: dict[str, str] = {}
     for run in runs:
         with suppress(InputError):
             manifest = run.manifest
-            before = manifest.get("migrated_from") if isinstance(manifest, dict) else None
-            if isinstance(before, dict) and manifest.get("run") == run.name:
+            origin = manifest.get("migrated_from") if isinstance(manifest, dict) else None
+            if isinstance(origin, dict) and manifest.get("run") == run.name:
                 manifests[run] = manifest
-                names[str(before.get("run"))] = run.name
+                names[str(origin.get("run"))] = run.name
     for run, manifest in manifests.items():
         references = manifest.get("references")
         if not isinstance(references, dict):
             continue
-        stale = {
-            label: {**each, "name": names[str(each["name"])]}
-            for label, each in references.items()
-            if isinstance(each, dict) and str(each.get("name")) in names
+        renamed = {
+            label: {**reference, "name": names[str(reference["name"])]}
+            for label, reference in references.items()
+            if isinstance(reference, dict) and str(reference.get("name")) in names
         }
-        if stale:
-            write_json(run.folder / "manifest.json", {**manifest, "references": {**references, **stale}})
+        if renamed:
+            write_json(run.folder / "manifest.json", {**manifest, "references": {**references, **renamed}})
 
 
-def _hold(run: Run, stack: ExitStack) -> None:
-    """Holds a run until the stack ends."""
+def _lock(run: Run, stack: ExitStack) -> None:
+    """Locks a run until the stack is closed."""
     try:
         stack.enter_context(run.lock(wait=False))
     except LockedError as error:
-        raise _LeftError(f"{run.lock_holder} is at it: let it end") from error
+        raise _NotMigratedError(f"locked by {run.lock_holder}; wait for it to finish") from error
 
 
 def _upgraded(run: Run, losses: Collection[str]) -> dict[str, Any]:
-    """The manifest in today's form; of a run that has it, as it is."""
+    """The manifest in the current format; unchanged if it already is."""
     try:
         manifest = run.manifest
     except InputError as error:
-        raise _LeftError(str(error)) from error
+        raise _NotMigratedError(str(error)) from error
     identity = manifest.get("identity") if isinstance(manifest, dict) else None
     if not isinstance(identity, dict):
-        raise _LeftError("no identity in its manifest.json")
+        raise _NotMigratedError("its manifest.json has no identity")
     stem, _, suffix = run.name.rpartition("-")
     if "format" in identity:
         name = f"{stem}-{hash_json(identity, 8)}"
-        if manifest.get("run") != name or (name != run.name and not _was_begun(run, manifest)):
-            raise _LeftError("its manifest.json is not of this folder")
+        if manifest.get("run") != name or (name != run.name and not _is_half_migrated(run, manifest)):
+            raise _NotMigratedError("its manifest.json belongs to another folder")
         return manifest
-    if identity.get("version") not in _BEFORE or hash_json(identity, 8) != suffix:
-        raise _LeftError("its manifest.json is not of this folder, or of an unknown LossLens")
+    if identity.get("version") not in _OLD_VERSIONS or hash_json(identity, 8) != suffix:
+        raise _NotMigratedError("its manifest.json belongs to another folder, or to an unknown version of LossLens")
     if not all(isinstance(identity.get(name), dict) for name in ("method", "optim", "lora")):
-        raise _LeftError("its identity is not one of an earlier LossLens")
+        raise _NotMigratedError("the identity in its manifest.json is not in a known format")
     loss = _loss(identity["method"], losses)
     try:
         upgraded = _identity(identity, loss, manifest)
     except (KeyError, TypeError, AttributeError) as error:
-        raise _LeftError("its manifest.json lacks what decides a run") from error
+        raise _NotMigratedError("its manifest.json lacks fields of the identity") from error
     return {
         **manifest,
         "run": f"{stem}-{hash_json(upgraded, 8)}",
@@ -189,12 +191,12 @@ def _upgraded(run: Run, losses: Collection[str]) -> dict[str, Any]:
     }
 
 
-def _was_begun(run: Run, manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest in today's form was written by a migration that did not come to the folder's name."""
-    before = manifest.get("migrated_from")
-    if not isinstance(before, dict) or before.get("run") != run.name:
+def _is_half_migrated(run: Run, manifest: Mapping[str, Any]) -> bool:
+    """True if a migration was interrupted between writing the manifest and renaming the folder."""
+    origin = manifest.get("migrated_from")
+    if not isinstance(origin, dict) or origin.get("run") != run.name:
         return False
-    return hash_json(before.get("identity"), 8) == run.name.rpartition("-")[2]
+    return hash_json(origin.get("identity"), 8) == run.name.rpartition("-")[2]
 
 
 def _identity(before: Mapping[str, Any], loss: Loss, manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def _identity(before: Mapping[str, Any], loss: Loss, manifest: Mapping[str, Any]
         "train_on": TRAIN_ON.values.get(train_on, train_on),
     }
     if before["version"] < 3:
-        # Trained on what its text was tokenised to: no configuration of today means that.
+        # Trained on re-tokenised text, which no current configuration describes.
         after["tokens"] = "of the text"
         if before["lora"].get("dropout"):
             facts = manifest.get("training") or {}
@@ -216,30 +218,31 @@ def _identity(before: Mapping[str, Any], loss: Loss, manifest: Mapping[str, Any]
 
 
 def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
-    """The loss of a recorded configuration; no class is imported but LossLens's own and those in `losses`."""
+    """The loss of a recorded configuration; only built-in classes and those in `losses` are imported."""
     options = dict(section)
     target, name = str(options.pop("_target_", "")), str(options.get("name"))
-    own = builtin_losses().get(name)
-    if target.startswith(_OWN) and own is not None:
-        kind: Any = own
+    builtin = builtin_losses().get(name)
+    if target.startswith(_OLD_BUILTIN_PREFIX) and builtin is not None:
+        kind: Any = builtin
     elif target in losses:
         try:
             kind = pydoc.locate(target)
         except pydoc.ErrorDuringImport as error:
             raise InputError(f"losses={target}: {first_line(error)}") from error
         if not (isinstance(kind, type) and issubclass(kind, Loss)):
-            raise InputError(f"losses={target}: no class that is a losslens.losses.Loss")
-        if own is not None and kind is not own:
-            raise _LeftError(f"its loss {target} has the name of LossLens's own {name}")
+            raise InputError(f"losses={target}: not a subclass of losslens.losses.Loss")
+        if builtin is not None and kind is not builtin:
+            raise _NotMigratedError(f"its loss {target} has the name of the built-in loss {name}")
     else:
-        raise _LeftError(f"its loss is {target or 'not named'}; to take it over too: losses={target}")
+        raise _NotMigratedError(f"its loss {target or '(not named)'} must be allowed with losses={target}")
     try:
-        return kind(**in_current_words(kind, options))
+        loss: Loss = kind(**in_current_words(kind, options))
     except (ValidationError, TypeError) as error:
-        raise _LeftError(f"its loss {target} does not take these options any more: {_field(error)}") from error
+        raise _NotMigratedError(f"its loss {target} no longer accepts these options: {_describe(error)}") from error
+    return loss
 
 
-def _field(error: ValidationError | TypeError) -> str:
+def _describe(error: ValidationError | TypeError) -> str:
     if isinstance(error, TypeError):
         return first_line(error)
     first = error.errors()[0]
@@ -247,10 +250,10 @@ def _field(error: ValidationError | TypeError) -> str:
 
 
 def sweeps_of(output_dir: Path) -> Iterator[str]:
-    """Names of the folders that hold runs.
+    """Yields the names of the folders that hold runs.
 
     Raises:
-        InputError: There is no such folder.
+        InputError: `output_dir` does not exist.
     """
     if not output_dir.is_dir():
         raise InputError(f"output_dir={output_dir}: no such folder")

@@ -1,4 +1,4 @@
-"""Checks of a run before anything is sampled, trained or written: what the model could not take is refused."""
+"""Checks that a run fits its base, before anything is sampled, trained or written."""
 
 from __future__ import annotations
 
@@ -11,41 +11,43 @@ from losslens.runs.spec import RunSpec
 
 
 def require_fit(spec: RunSpec) -> None:
-    """Refuses what the base cannot be trained on, or asked, before anything is sampled, trained or written.
+    """Checks that the base has the target modules and can process the rollouts and prompts of a run.
 
-    What several jobs of a process have in common is looked at once.
+    Checks that several jobs of a process share are done once.
 
     Raises:
-        InputError: A module that is to be adapted is not there, the chat template fails, or something is too long.
+        InputError: A target module does not exist, the chat template fails, or a sequence is too long.
     """
     config = spec.config
     source = source_of(config.model)
     require_targets(source, spec.lora)
     require_limits(config)
     if config.rollouts.path is None:
-        _require_given(source, contents_of(config.data, "train"))
+        _require_rollouts_fit(source, contents_of(config.data, "train"))
     if config.evaluation.engine == "transformers":
         for data in config.benchmarks:
-            _require_room(source, prompts_of(contents_of(data, "eval"), data.eval_size), config.evaluation.max_tokens)
+            _require_prompts_fit(
+                source, prompts_of(contents_of(data, "eval"), data.eval_size), config.evaluation.max_tokens
+            )
 
 
 @lru_cache(maxsize=32)
-def _require_given(source: ModelSource, contents: Contents) -> None:
-    """Refuses a file of rollouts of one's own that the base cannot be shown."""
-    given = problem_source(contents.data).rollouts()
-    if given is None:
+def _require_rollouts_fit(source: ModelSource, contents: Contents) -> None:
+    """Checks that user-provided rollouts fit the context of the base."""
+    provided = problem_source(contents.data).rollouts()
+    if provided is None:
         return
     from losslens.models.limits import limits_of
     from losslens.training.batches import tokenise
 
     limits = limits_of(source)
-    rows = tokenise(first_prompts(given, contents.data), limits.tokenizer)
+    rows = tokenise(first_prompts(provided, contents.data), limits.tokenizer)
     limits.require_sequences(str(contents.data.path), list(rows["prompt_ids"]), list(rows["completion_ids"]))
 
 
 @lru_cache(maxsize=32)
-def _require_room(source: ModelSource, prompts: tuple[str, ...], max_tokens: int) -> None:
-    """Refuses prompts of benchmarks that leave no room for an answer."""
+def _require_prompts_fit(source: ModelSource, prompts: tuple[str, ...], max_tokens: int) -> None:
+    """Checks that benchmark prompts leave room for an answer."""
     from losslens.models.limits import limits_of
 
     limits_of(source).require_prompts(prompts, max_tokens, "evaluation.max_tokens")

@@ -1,4 +1,4 @@
-"""What `train.py` does with a command line: its jobs one by one, then one table of all runs."""
+"""The workflow of `train.py`: runs the jobs of a command line one by one, then prints a table of all runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
 from losslens.core import distributed
-from losslens.core.commands import format_command
+from losslens.core.commands import called, format_command
 from losslens.core.errors import InputError, ProcessError
 from losslens.core.jobs import on_one_line
 from losslens.core.terminal import Table
@@ -24,14 +24,15 @@ from losslens.runs.current_words import settings_of
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
 
-# Seconds between two looks at what other processes are at: soon at first, and then seldom.
-_FIRST_LOOK, _LAST_LOOK = 0.2, 5.0
+# Seconds between two checks of runs that other processes have locked; grows from the first to the second value.
+_MIN_POLL, _MAX_POLL = 0.2, 5.0
 
 
 class Sweep:
-    """The jobs of one command and how they ended.
+    """The jobs of one command and their outcomes.
 
-    What another process is at is left for later: two commands at once share the runs, and each waits at its end only.
+    Jobs that are locked by another process are deferred to the end, so that concurrent commands share the runs of a
+    sweep.
     """
 
     def __init__(self) -> None:
@@ -39,15 +40,15 @@ class Sweep:
         self._output_dir = Path("outputs")
         self._jobs: list[TrainConfig | None] = []
         self._outcomes: dict[int, Outcome] = {}
-        self._later: dict[int, Run] = {}
+        self._deferred: dict[int, Run] = {}
 
     @property
     def outcomes(self) -> list[Outcome]:
-        """How the jobs ended, in their order."""
+        """Outcomes of the jobs, in their order."""
         return [self._outcomes[number] for number in sorted(self._outcomes)]
 
     def job(self, config: DictConfig) -> None:
-        """Runs one job and says in a line how it ended, or that it is left for later."""
+        """Runs one job and prints its outcome, or defers it if it is locked by another process."""
         number = len(self._jobs)
         self._jobs.append(None)
         with distributed.job_scope():
@@ -61,28 +62,28 @@ class Sweep:
         self._ended(number, outcome)
 
     def _ended(self, number: int, outcome: Outcome) -> None:
-        if outcome.held is not None:
-            if number not in self._later:
-                print(f"{outcome.held.name}: {outcome.held.lock_holder} is at it; left for later", flush=True)
-            self._later[number] = outcome.held
+        if outcome.locked is not None:
+            if number not in self._deferred:
+                print(f"{outcome.locked.name}: locked by {outcome.locked.lock_holder}; left for later", flush=True)
+            self._deferred[number] = outcome.locked
         else:
-            self._later.pop(number, None)
-        # What was done before the base was waited for is told already.
-        if outcome.state != "held" and (number not in self._outcomes or outcome.error):
-            self._tell(outcome)
+            self._deferred.pop(number, None)
+        # If only the base was locked, the outcome of the run has been printed before.
+        if outcome.state != "locked" and (number not in self._outcomes or outcome.error):
+            self._print_outcome(outcome)
             self._outcomes[number] = outcome
         if distributed.desynchronised():
-            # The others wait for what will not come, or have ended: the launcher ends them all.
+            # The other processes are stuck or have exited; the launcher terminates them all.
             sys.exit(1)
 
-    def _come_back(self) -> None:
-        """Does what was left for later, each job as soon as nobody else is at it."""
+    def _run_deferred(self) -> None:
+        """Runs the deferred jobs, each as soon as it is no longer locked."""
         while True:
             try:
                 with distributed.job_scope():
-                    number = distributed.broadcast(self._next() if distributed.is_main() else None)
+                    number = distributed.broadcast(self._next_unlocked() if distributed.is_main() else None)
             except ProcessError:
-                sys.exit(1)  # the main process was stopped while it waited, and says so itself
+                sys.exit(1)  # the main process was stopped while it waited, and reports that itself
             if number is None:
                 return
             config = self._jobs[number]
@@ -91,57 +92,57 @@ class Sweep:
                 outcome = train_job(config, wait=False)
             self._ended(number, outcome)
 
-    def _next(self) -> int | None:
-        """The first job that was left for later and that nobody is at any more; waits for one. None when none is."""
-        pause, said = _FIRST_LOOK, ""
-        while self._later:
-            free = [number for number, run in self._later.items() if not run.is_locked]
-            if free:
-                return free[0]
-            held = {run.name: f"{run.name} ({run.lock_holder})" for run in self._later.values()}
-            if (waiting := f"waiting for {', '.join(held.values())}") != said and pause > 2 * _FIRST_LOOK:
-                print(waiting, flush=True)
-                said = waiting
+    def _next_unlocked(self) -> int | None:
+        """Waits until a deferred job is no longer locked and returns its number; None if no jobs are deferred."""
+        pause, printed = _MIN_POLL, ""
+        while self._deferred:
+            unlocked = [number for number, run in self._deferred.items() if not run.is_locked]
+            if unlocked:
+                return unlocked[0]
+            locked = {run.name: f"{run.name} ({run.lock_holder})" for run in self._deferred.values()}
+            if (message := f"waiting for {', '.join(locked.values())}") != printed and pause > 2 * _MIN_POLL:
+                print(message, flush=True)
+                printed = message
             time.sleep(pause)
-            pause = min(1.5 * pause, _LAST_LOOK)
+            pause = min(1.5 * pause, _MAX_POLL)
         return None
 
-    def _tell(self, outcome: Outcome) -> None:
+    def _print_outcome(self, outcome: Outcome) -> None:
         if outcome.error and not distributed.is_main() and not distributed.desynchronised():
-            return  # the main process says the same
+            return  # the main process prints the same error
         if outcome.error:
             if outcome.error not in {earlier.error for earlier in self._outcomes.values()}:
-                print(f"train.py: {outcome.error}", file=sys.stderr, flush=True)
+                print(f"{called('train.py')}: {outcome.error}", file=sys.stderr, flush=True)
         else:
             scored = "not scored" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.1%}"
             print(f"{outcome.run}: {outcome.state}, {scored}", flush=True)
 
     @property
-    def _were_refused_alike(self) -> bool:
+    def _all_failed_alike(self) -> bool:
         errors = {outcome.error for outcome in self.outcomes}
         return len(errors) == 1 and "" not in errors
 
     def end(self) -> int:
-        """Does what was left for later, and prints the table of a sweep.
+        """Runs the deferred jobs and prints the table of the sweep.
 
         Returns:
-            The exit status: 1 if a run failed at work, 2 if only input was bad.
+            The exit status: 1 if a run failed during its work, 2 if only input was invalid.
         """
-        self._come_back()
+        self._run_deferred()
         distributed.close_store()
-        # Where all were refused for one reason, which is told, there is nothing to add.
-        if len(self.outcomes) > 1 and not self._were_refused_alike:
-            table = Table("run", "what", "state", "accuracy", "error", title=f"sweep {self.sweep}")
-            what = self._labels()
-            shown, told = set(), set()
+        # If all jobs failed with the same error, which has been printed, a table adds nothing.
+        if len(self.outcomes) > 1 and not self._all_failed_alike:
+            table = Table("run", "settings", "state", "accuracy", "error", title=f"sweep {self.sweep}")
+            settings = self._labels()
+            shown, errors = set(), set()
             for outcome in self.outcomes:
                 if outcome.run in shown and outcome.state in ("skipped", "diverged"):
-                    continue  # once more by another name of its learning rate
+                    continue  # the same run under another name of its learning rate
                 shown.add(outcome.run)
                 accuracy = "" if outcome.accuracy is None else f"{outcome.accuracy:.1%}"
-                error = "as above" if outcome.error in told else outcome.error
-                table.add_row(outcome.run, what.get(outcome.run, ""), outcome.state, accuracy, error)
-                told |= {outcome.error} - {""}
+                error = "as above" if outcome.error in errors else outcome.error
+                table.add_row(outcome.run, settings.get(outcome.run, ""), outcome.state, accuracy, error)
+                errors |= {outcome.error} - {""}
             Console(width=None if sys.stdout.isatty() else 150, soft_wrap=not sys.stdout.isatty()).print(table)
         statuses = {outcome.exit_status for outcome in self.outcomes}
         if statuses == {0}:
@@ -149,7 +150,7 @@ class Sweep:
         return 1 if 1 in statuses else max(statuses, default=0)
 
     def _labels(self) -> dict[str, str]:
-        """What tells the runs apart, which their names do by a hash alone; nothing of those that were not started."""
+        """Labels of the started runs by the settings in which they differ; their names show these only as a hash."""
         settings = {}
         for name in {outcome.run for outcome in self.outcomes}:
             with suppress(InputError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""One job of `train.py`: rollouts, training and evaluation of one run, each only when it is still to do."""
+"""One job of `train.py`: rollouts, training and evaluation of one run, skipping steps that are done."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from losslens.pipeline.preflight import require_fit
 from losslens.rollouts.frozen import FrozenRollouts, count_rollouts, load_rollouts
 from losslens.rollouts.quality import require_usable, rollout_quality
 from losslens.rollouts.sample import frozen_rollouts, problem_source, require_a_writer
-from losslens.runs.integrity import bound_to
+from losslens.runs.integrity import run_fingerprint
 from losslens.runs.reference_adapters import describe_references, references_of
 from losslens.runs.run import LockedError, Run, State, require_one_base
 from losslens.runs.spec import RunSpec
@@ -44,16 +44,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
+    """Outcome of a job.
 
     Attributes:
-        run: Name of the run, or of what could not be started.
-        state: `completed`, `skipped` (it was completed before), `failed`, `diverged` (now or before), or `held` (by
-            another process, and not waited for).
-        accuracy: Greedy pass@1 on the first benchmark; None when there is none.
-        error: One line; empty unless it failed.
-        exit_status: 0, 1 for a failure while working, 2 for bad input.
-        held: What another process is at, this run or the base, so that the job is to be done once more; else None.
+        run: Name of the run, or of the method or overrides of a job that could not be started.
+        state: `completed`, `skipped` (completed before), `failed`, `diverged` (now or before), or `locked` (by another
+            process).
+        accuracy: Greedy pass@1 on the first benchmark; None if there is none.
+        error: One line; empty unless the job failed.
+        exit_status: 0, 1 for a failure during the work, 2 for invalid input.
+        locked: The run, or the base, that another process has locked, so that the job must be repeated; else None.
     """
 
     run: str
@@ -61,28 +61,28 @@ class Outcome:
     accuracy: float | None = None
     error: str = ""
     exit_status: int = 0
-    held: Run | None = None
+    locked: Run | None = None
 
 
 def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
-    """Trains and scores the run that `config` describes, and scores the base; skips what is done.
+    """Trains and scores the run that `config` describes, and scores the base; skips steps that are done.
 
-    A failure is written to the run's `status.json` and told in the outcome, so that the other jobs of a sweep go on.
-    All that is the main process's; the others take part in its training.
+    A failure is written to the run's `status.json` and returned in the outcome, so that the other jobs of a sweep
+    continue. Only the main process does all this; the others just take part in training.
 
     Args:
-        config: The run.
-        wait: Whether to wait for what another process is at; else the outcome says what that is.
+        config: Configuration of the run.
+        wait: Wait for locks of other processes; otherwise return the locked run in the outcome.
     """
     if not distributed.is_main():
-        return _train_along(config)
+        return _join_training(config)
     name, folder = str(config.method.get("name")), None
     try:
         spec = RunSpec.of(config)
         try:
             run = spec.run
         except InputError:
-            require_problems(config.benchmarks)  # what is wrong with them is told before who could answer them
+            require_problems(config.benchmarks)  # errors in the benchmarks are reported first
             raise
         name, folder = run.name, run.folder
         if not run.is_trained():
@@ -92,24 +92,24 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
             config.optim.per_process_batch(distributed.world_size())
             require_fit(spec)
         with run.lock(wait):
-            run = spec.run  # another process may have begun it by another name
+            run = spec.run  # another process may have started it under another name
             name, folder = run.name, run.folder
             if not name.startswith(f"{spec.loss.name}-{config.lr.name}-"):
-                print(f"lr={config.lr.name} is the same rate for it, and the same run: {name}", flush=True)
+                print(f"lr={config.lr.name}: same learning rate, and so the same run, as {name}", flush=True)
             if diverged := run.divergence:
                 return Outcome(
                     name, "diverged", error=f"{name}: {diverged}; to train it again, delete {folder}", exit_status=1
                 )
             return _train_and_score(spec, run, wait)
     except LockedError as error:
-        return Outcome(name, "held", held=error.run)
+        return Outcome(name, "locked", locked=error.run)
     except DivergedError as error:
         return Outcome(name, "diverged", error=f"{name}: {error}", exit_status=1)
     except InputError as error:
-        _leave_the_queue(folder, error)
+        _mark_queued_as_failed(folder, error)
         return Outcome(name, "failed", error=str(error), exit_status=2)
     except ServerError as error:
-        _leave_the_queue(folder, error)
+        _mark_queued_as_failed(folder, error)
         return Outcome(name, "failed", error=str(error), exit_status=1)
     except Exception as error:
         message = f"{type(error).__name__}: {first_line(error)}"
@@ -119,8 +119,8 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
         return Outcome(name, "failed", error=message, exit_status=1)
 
 
-def _leave_the_queue(folder: Path | None, error: Exception) -> None:
-    """Says of a run that was submitted, and refused before it began, why it will not."""
+def _mark_queued_as_failed(folder: Path | None, error: Exception) -> None:
+    """Marks a submitted run as failed if its job was refused before the run started."""
     if folder is not None and Run(folder).status.get("state") == "queued":
         Run(folder).set_state("failed", error=first_line(error))
 
@@ -129,46 +129,49 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
     config = spec.config
     done_before = run.status.get("state") == "completed" and run.is_trained()
     if done_before and config.optim.snapshot_steps and not run.snapshots:
-        print(f"{run.name}: trained without snapshots; to have them, delete {run.folder}", flush=True)
-    # W&B is told last: what the folder says must not wait for it.
+        print(
+            f"{run.name}: was trained without snapshots; to train it again with snapshots, delete {run.folder}",
+            flush=True,
+        )
+    # W&B comes last, since the status in the folder must not wait for it.
     with ExitStack() as stack:
         try:
-            todo = None if run.is_trained() else _prepare(spec, run)
-            told = Session() if done_before else stack.enter_context(_session(config, run))
-            told.tell(catch_up, run.folder / "metrics.jsonl")
-            if todo is not None:
+            prepared = None if run.is_trained() else _prepare(spec, run)
+            wandb_session = Session() if done_before else stack.enter_context(_session(config, run))
+            wandb_session.run_safely(catch_up, run.folder / "metrics.jsonl")
+            if prepared is not None:
                 if config.logger.artifacts:
-                    artifacts.use(told, "rollouts", todo.rollouts.name, todo.rollouts)
-                _train(config, run, todo, told)
+                    artifacts.use(wandb_session, "rollouts", prepared.rollouts.name, prepared.rollouts)
+                _train(config, run, prepared, wandb_session)
             if config.logger.artifacts:
-                artifacts.log(told, "adapter", run.name, run.adapter, run.adapter.iterdir())
-            held = _score_base(config, wait)
+                artifacts.log(wandb_session, "adapter", run.name, run.adapter, run.adapter.iterdir())
+            locked_base = _score_base(config, wait)
             files = score_run(run, config.model, config.benchmarks, config.evaluation)
         except BaseException as error:
-            # What was completed stays so: its adapter is as good as before.
+            # A completed run stays completed: its adapter is unchanged.
             if not done_before:
                 state: State = "preempted" if isinstance(error, (KeyboardInterrupt, Preempted)) else "failed"
-                told_of = isinstance(error, (InputError, ServerError, DivergedError, Preempted))
+                is_explained = isinstance(error, (InputError, ServerError, DivergedError, Preempted))
                 details = {"diverged": True} if isinstance(error, DivergedError) else {}
-                reached = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
-                message = ("" if told_of else f"{type(error).__name__}: ") + first_line(error)
-                run.set_state(state, error=message, **reached, **details)
+                progress = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
+                message = ("" if is_explained else f"{type(error).__name__}: ") + first_line(error)
+                run.set_state(state, error=message, **progress, **details)
             raise
         steps = run.manifest["training"]["steps"]
         if not done_before:
             run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_fingerprint(run.adapter))
             (run.folder / "error.txt").unlink(missing_ok=True)
             if not differs_from(run.adapter):
-                print(f"{run.name}: its update is 0: training has not moved the weights", flush=True)
-        told.log_late(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
+                print(f"{run.name}: the update is 0: training has not changed the weights", flush=True)
+        wandb_session.log_late(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
     accuracy = None
     if config.benchmarks:
         accuracy = float(read_outcomes(files[config.benchmarks[0].name])["correct"].mean())
-    return Outcome(run.name, "skipped" if done_before else "completed", accuracy, held=held)
+    return Outcome(run.name, "skipped" if done_before else "completed", accuracy, locked=locked_base)
 
 
 def _score_base(config: TrainConfig, wait: bool) -> Run | None:
-    """Scores the base; gives it back where another process does that, and it is not to be waited for."""
+    """Scores the base; returns it if it is locked by another process and `wait` is false."""
     try:
         score_base(config.output_dir / config.sweep, config.model, config.benchmarks, config.evaluation, wait)
     except LockedError as error:
@@ -193,19 +196,19 @@ def _session(config: TrainConfig, run: Run) -> AbstractContextManager[Session]:
 
 
 def _accuracies(files: dict[str, Path]) -> dict[str, float]:
-    """Of each benchmark the accuracy and its 95% interval (Wilson), over problems."""
-    numbers: dict[str, float] = {}
+    """Accuracy over problems on each benchmark, with its 95% Wilson interval."""
+    metrics: dict[str, float] = {}
     for name, file in files.items():
         by_problem = read_outcomes(file).groupby("problem_id")["correct"].mean()
         low, high = wilson_interval(float(by_problem.sum()), len(by_problem))
         values = {"accuracy": float(by_problem.mean()), "ci_low": low, "ci_high": high, "n": len(by_problem)}
-        numbers |= {f"{name}/{measure}": value for measure, value in values.items()}
-    return numbers
+        metrics |= {f"{name}/{measure}": value for measure, value in values.items()}
+    return metrics
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a run is trained with."""
+    """Inputs of the training of a run."""
 
     plan: TrainingPlan
     base: LoadedModel
@@ -216,13 +219,13 @@ class _Prepared:
 
 
 def _prepare(spec: RunSpec, run: Run) -> _Prepared:
-    """Makes the rollouts and the initial adapter when they are missing, and writes down what the run is."""
+    """Creates the rollouts and the initial adapter if they are missing, and writes the run's manifest."""
     config = spec.config
     started = datetime.now(UTC)
     run.set_state("running")
     rollouts = frozen_rollouts(config)
-    _say_what_they_are_like(rollouts)
-    _say_what_is_scored(config, rollouts)
+    _print_quality(rollouts)
+    _note_other_benchmark(config, rollouts)
     from losslens.models.limits import limits_of
     from losslens.models.tokens import decode
     from losslens.training.batches import filter_rollouts, tokenise
@@ -230,10 +233,10 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     base = load_model(source_of(config.model))
     tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
     usable = filter_rollouts(tokenised, config.train_on)
-    met = tokenised if "reference" in spec.loss.needs else usable  # the base scores all of them, once
-    ids = met["prompt_ids"].tolist(), met["completion_ids"].tolist()
+    processed = tokenised if "reference" in spec.loss.needs else usable  # the base scores all rollouts
+    ids = processed["prompt_ids"].tolist(), processed["completion_ids"].tolist()
     file = str(rollouts.folder / "rollouts.parquet")
-    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=met.index.tolist())
+    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=processed.index.tolist())
     source = _source(spec, base, tokenised)
     require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
     steps = config.optim.steps(source.epoch_length)
@@ -244,7 +247,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     before = run.manifest if (run.folder / "manifest.json").exists() else {}
     before = before if isinstance(before, dict) else {}
     if before and before.get("precision") != precision:
-        # Half a run in one precision and half in another would be neither.
+        # A run must not be resumed in another precision.
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     manifest: dict[str, Any] = {
         "run": run.name,
@@ -265,25 +268,25 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         "started": started.isoformat(timespec="seconds"),
         "outcomes": before.get("outcomes") or {},
     }
-    plan = replace(plan, identity=bound_to(manifest))
+    plan = replace(plan, identity=run_fingerprint(manifest))
     references = references_of(config.weight_tracking.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": describe_references(references)})
     return _Prepared(plan, base, source, rollouts.folder, references, steps)
 
 
-def _say_what_they_are_like(rollouts: FrozenRollouts) -> None:
+def _print_quality(rollouts: FrozenRollouts) -> None:
     lines = [f"  {name}: {value}" for name, value in rollout_quality(rollouts).items()]
     say_once("\n".join([str(rollouts.folder), *lines]))
 
 
 class _Pace:
-    """How long a step takes: the mean since the first one that was told of, before which much is done only once."""
+    """Mean duration of a step, from the first logged step on: before it there is one-time work."""
 
     def __init__(self) -> None:
         self._first: tuple[int, float] | None = None
 
     def at(self, step: int) -> dict[str, float]:
-        """`seconds_per_step`, as soon as it is known; called at `step`."""
+        """Returns `seconds_per_step` after `step`; empty for the first logged step."""
         now = time.monotonic()
         if self._first is None or step <= self._first[0]:
             self._first = (step, now)
@@ -291,32 +294,34 @@ class _Pace:
         return {"seconds_per_step": round((now - self._first[1]) / (step - self._first[0]), 6)}
 
 
-def _say_what_is_scored(config: TrainConfig, rollouts: FrozenRollouts) -> None:
-    """Says when rollouts from a folder answer other problems than those that runs are scored on by default."""
-    about = rollouts.manifest.get("identity")
-    source = about.get("source") if isinstance(about, dict) else None
+def _note_other_benchmark(config: TrainConfig, rollouts: FrozenRollouts) -> None:
+    """Prints a note if rollouts from `rollouts.path` are of another problem source than the default benchmark."""
+    identity = rollouts.manifest.get("identity")
+    source = identity.get("source") if isinstance(identity, dict) else None
     if config.rollouts.path is None or config.benchmark or config.data.eval_size == 0 or not isinstance(source, dict):
         return
     if source != problem_source(config.data).identity("train"):
         say_once(
-            f"rollouts.path={config.rollouts.path}: these answer other problems than data={config.data.name}, whose "
-            "held-out problems the runs are scored on; benchmark=… names others, data.eval_size=0 none"
+            f"rollouts.path={config.rollouts.path}: these rollouts answer problems of another source than "
+            f"data={config.data.name}, on whose held-out problems the runs are scored; choose another benchmark with "
+            "benchmark=…, or none with data.eval_size=0"
         )
 
 
-def _train(config: TrainConfig, run: Run, todo: _Prepared, told: Session) -> None:
+def _train(config: TrainConfig, run: Run, prepared: _Prepared, wandb_session: Session) -> None:
     from losslens.training.run import train_run
 
     pace = _Pace()
 
-    def note(step: int, values: dict[str, float]) -> None:
-        rate = {"tokens_per_second": values["train/tokens_per_second"], **pace.at(step)}
-        run.set_state("running", step=step, max_steps=todo.steps, loss=values["train/loss"], **rate)
-        told.log(step, values)
+    def on_metrics(step: int, metrics: dict[str, float]) -> None:
+        rate = {"tokens_per_second": metrics["train/tokens_per_second"], **pace.at(step)}
+        run.set_state("running", step=step, max_steps=prepared.steps, loss=metrics["train/loss"], **rate)
+        wandb_session.log(step, metrics)
 
-    orders = {"run": str(run.folder), "rollouts": str(todo.rollouts), "initial": str(todo.plan.initial_adapter)}
-    with distributed.lockstep(orders):
-        facts = train_run(todo.plan, todo.base, todo.source, run.folder, note, todo.references)
+    plan = prepared.plan
+    folders = {"run": str(run.folder), "rollouts": str(prepared.rollouts), "initial": str(plan.initial_adapter)}
+    with distributed.lockstep(folders):
+        facts = train_run(plan, prepared.base, prepared.source, run.folder, on_metrics, prepared.references)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
         run.folder / "manifest.json", {**run.manifest, "training": facts, "ended": ended, **adapter_hashes(run.adapter)}
@@ -328,8 +333,8 @@ def _source(spec: RunSpec, base: LoadedModel, tokenised: pd.DataFrame) -> Frozen
     from losslens.training.source import FrozenSource
 
     about = {"base": spec.base, "dtype": str(base.model.dtype), "device": base.model.device.type}
-    kept, config = ReferenceCache(spec.config.output_dir / "references", about), spec.config
-    return FrozenSource(tokenised, spec.loss, config.optim, config.seed, config.train_on, kept)
+    reference, config = ReferenceCache(spec.config.output_dir / "references", about), spec.config
+    return FrozenSource(tokenised, spec.loss, config.optim, config.seed, config.train_on, reference)
 
 
 def _plan(spec: RunSpec, initial: Path) -> TrainingPlan:
@@ -345,24 +350,24 @@ def _plan(spec: RunSpec, initial: Path) -> TrainingPlan:
     )
 
 
-def _train_along(config: TrainConfig) -> Outcome:
-    """What a process does that is not the main one: it trains, when that one says so, what that one has prepared."""
+def _join_training(config: TrainConfig) -> Outcome:
+    """Trains, in a process that is not the main one, what the main process has prepared."""
     name, folder = str(config.method.get("name")), None
     try:
-        orders = distributed.wait_for_plan()
-        if orders is None:
+        folders = distributed.wait_for_plan()
+        if folders is None:
             return Outcome(name, "skipped")
-        folder = Path(orders["run"])
+        folder = Path(folders["run"])
         name = folder.name
         with distributed.lockstep():
             from losslens.training.batches import tokenise
             from losslens.training.run import train_run
 
             base = load_model(source_of(config.model))
-            rollouts = load_rollouts(Path(orders["rollouts"]))
+            rollouts = load_rollouts(Path(folders["rollouts"]))
             tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
             spec = RunSpec.of(config)
-            plan, source = _plan(spec, Path(orders["initial"])), _source(spec, base, tokenised)
+            plan, source = _plan(spec, Path(folders["initial"])), _source(spec, base, tokenised)
             train_run(plan, base, source, folder, lambda step, values: None)
     except DivergedError:
         return Outcome(name, "diverged")
@@ -371,7 +376,7 @@ def _train_along(config: TrainConfig) -> Outcome:
     except Exception as error:
         if folder is None:
             raise
-        # The main process may be ended before it hears of it.
+        # The main process may be terminated before it learns of the failure.
         message = f"process {distributed.rank()}: {type(error).__name__}: {first_line(error)}"
         Run(folder).set_state("failed", error=message)
         write_text(folder / "error.txt", "".join(traceback.format_exception(error)))

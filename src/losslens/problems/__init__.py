@@ -1,4 +1,4 @@
-"""Problems: what is asked, what is right, and how an answer is checked. One file a source."""
+"""Problems: questions, reference answers and verifiers. One module per problem source."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Split = Literal["pretrain", "train", "eval"]
 
 @dataclass(frozen=True)
 class Problem:
-    """One question with its known answer.
+    """One question with its reference answer.
 
     Attributes:
-        id: Stable name, the same wherever the same question appears.
-        prompt: The text of the user's turn, before any chat template.
+        id: Stable identifier; the same question always has the same id.
+        prompt: Text of the user turn, before any chat template.
         answer: The reference answer.
-        metadata: What the source's own scorer needs besides the answer.
+        metadata: Further data for the source's own scorer.
     """
 
     id: str
@@ -35,12 +35,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was read out of a completion, and whether it is right.
+    """The answer extracted from a completion, and the verifier's judgement.
 
     Attributes:
-        answer: The answer found in the completion; None when there is none.
-        correct: Whether the verifier gave it full marks.
-        trouble: Why it could not be checked, and so counts as wrong; empty when it was.
+        answer: The answer found in the completion; None if there is none.
+        correct: True if the answer is correct, with full marks.
+        trouble: Why the answer could not be verified and counts as incorrect; empty if it was verified.
     """
 
     answer: str | None
@@ -49,71 +49,71 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """Checks a completion. It is sent to another process (`verification.py`), so it is small and can be pickled.
+    """Verifies completions. It is sent to another process (`verification.py`), so it must be small and picklable.
 
-    One that has to reach a server says so by an attribute, `needs_network: ClassVar[bool] = True`; without it, it is
-    checked where there is no network.
+    A verifier that has to reach a server declares `needs_network: ClassVar[bool] = True`; any other runs without
+    network access.
     """
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
-        """The verdict on `completion` as an answer to `problem`; it may take as long as it likes."""
+        """Judges `completion` as an answer to `problem`; the caller limits the time."""
         ...
 
 
 class ProblemSource(Protocol):
-    """A set of problems with disjoint splits, and the verifier that belongs to it.
+    """A set of problems with disjoint splits, and its verifier.
 
-    A class of LossLens's own inherits from it: a manifest may name it (`is_own_source`), so none of its values but
-    `verifier` names code.
+    LossLens's own sources inherit from this class. Since manifests may name them (`is_own_source`), none of their
+    settings except `verifier` may name code.
     """
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """What tells the problems of a split from others: settings and content, no path."""
+        """Returns the identity of the problems of a split: settings and content, but no path."""
         ...
 
     @property
     def verifier(self) -> Verifier:
-        """Checks the answers to these problems."""
+        """Verifier of the answers to these problems."""
         ...
 
     def problems(self, split: Split, size: int | None, seed: int) -> list[Problem]:
-        """The same `size` distinct problems of `split` for the same `seed`, in the same order.
+        """Selects `size` distinct problems of `split`; the same ones in the same order for the same `seed`.
 
         Args:
-            split: Which of them.
-            size: How many; None for all that there are.
-            seed: Which of them, and their order.
+            split: The split.
+            size: Number of problems; None for all.
+            seed: Determines the selection and the order.
 
         Raises:
-            InputError: There are not so many, or the source cannot be read.
+            InputError: The split has fewer problems, or the source cannot be read.
         """
         ...
 
     def rollouts(self) -> pd.DataFrame | None:
-        """The complete rollouts that the source holds; None when it holds problems only, to be sampled."""
+        """Returns the complete rollouts in the source; None if it contains only problems to sample rollouts for."""
         ...
 
 
 def is_own_source(path: str) -> bool:
-    """Whether a Python path is that of a source of problems that comes with LossLens; no other module is imported."""
+    """True if a Python path names one of LossLens's own problem sources; imports no other module."""
     module, _, name = path.rpartition(".")
     package, _, file = module.rpartition(".")
-    if package != __name__ or file not in {each.name for each in iter_modules(__path__)}:
+    if package != __name__ or file not in {info.name for info in iter_modules(__path__)}:
         return False
-    found = vars(import_module(module)).get(name)
-    return isinstance(found, type) and ProblemSource in found.__bases__
+    source = vars(import_module(module)).get(name)
+    return isinstance(source, type) and ProblemSource in source.__bases__
 
 
 def module_of(verifier: Verifier) -> str:
-    """The module that a verifier needs: its class's own, or that of what it stands for (its attribute `module`)."""
+    """Returns the module that a verifier needs: that of its class, or the one in its attribute `module`."""
     return str(getattr(verifier, "module", type(verifier).__module__))
 
 
 def position(question: str) -> float:
-    """Where a question lies between 0 and 1, by the SHA-256 of its text; splits are cut there, whatever the seed."""
+    """Maps a question to a number in [0, 1) by the SHA-256 of its text; splits are divided by it, for any seed."""
     return int.from_bytes(hashlib.sha256(question.encode()).digest()[:8], "big") / 2**64
 
 
 def question_hash(question: str) -> str:
-    """The hash that a question is known by in ids."""
+    """Returns the hash of a question that is part of its problem's id."""
     return hash_text(question)[:12]

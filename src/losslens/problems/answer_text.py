@@ -1,6 +1,6 @@
-r"""A text with the signs of LaTeX and ASCII alone, and without markup, whatever signs it came in.
+r"""Normalisation of answers: Unicode symbols become LaTeX and ASCII, and markup is removed.
 
-A text may be a hostile completion's, so a search takes time linear in its length.
+Completions may be hostile, so every search takes time linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 import unicodedata
 
-DOLLAR = "¤"  # a dollar that is money, told from the dollars that enclose maths
+DOLLAR = "¤"  # stands for a dollar sign that means money, as opposed to those that enclose mathematics
 
-# What NFKC would flatten (`x²` to `x2`) or leave as signs that the parser does not know.
+# Characters that NFKC would flatten (`x²` to `x2`) or leave in a form that the parser does not know.
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", strict=True))
 _SIGNS = {
@@ -127,9 +127,10 @@ _FILLER = re.compile(
 
 
 def plain(text: str) -> str:
-    r"""Writes a text with the signs of LaTeX and ASCII: digits, fractions, powers, minus, roots, spaces, Greek letters.
+    r"""Converts Unicode digits, fractions, powers, minus signs, roots, spaces and Greek letters to LaTeX and ASCII.
 
-    `½` becomes `\frac{1}{2}`, `x²` `x^{2}`, `−` `-`, `٣` `3`, `60°` stays; what cannot be seen is left out.
+    `½` becomes `\frac{1}{2}`, `x²` becomes `x^{2}`, `−` becomes `-`, `٣` becomes `3`; `60°` is unchanged. Invisible
+    characters are removed.
     """
     if text.isascii():
         return text
@@ -162,9 +163,9 @@ def _script(match: re.Match[str]) -> str:
 
 
 def without_markup(text: str) -> str:
-    r"""An answer without what is around it: bold, italics, tags, quotes, dollars, `\(…\)`, fonts, a full stop.
+    r"""Removes markup from an answer: bold, italics, tags, quotes, dollars, `\(…\)`, fonts, a final full stop.
 
-    Fonts and `\mathrm` become `\text`; a dollar that is money becomes `DOLLAR`.
+    Fonts and `\mathrm` become `\text`; a dollar sign that means money becomes `DOLLAR`.
     """
     text = _HTML.sub("", plain(text).replace("\\$", DOLLAR)).replace("\\%", "%")
     text = _BOLD.sub(r"\2", text)
@@ -198,7 +199,7 @@ def without_markup(text: str) -> str:
 
 
 def _money(text: str) -> str:
-    """Dollars in pairs enclose maths and go; one that is left is money."""
+    """Removes pairs of dollar signs, which enclose mathematics; replaces any other by `DOLLAR`."""
     text = text.replace("$$", "$")
     if "$" not in text:
         return text
@@ -208,7 +209,7 @@ def _money(text: str) -> str:
         if open_ is None:
             open_ = at
         elif (before.isspace() and text[open_ + 1 : open_ + 2].isdigit()) or (after.isdigit() and before.isspace()):
-            # `$5 and $6`: the one before was money
+            # `$5 and $6`: the previous dollar sign meant money
             out += [text[last:open_], DOLLAR]
             last, open_ = open_ + 1, at
         else:

@@ -1,4 +1,4 @@
-"""Names of fields as the user writes them: a source of problems does not know where in the configuration it stands."""
+"""Full option names in the messages of problem sources, which do not know their place in the configuration."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from losslens.problems import Problem, ProblemSource, Split, Verifier
 if TYPE_CHECKING:
     import pandas as pd
 
-# How a source's own message names a field: at its beginning, or as what would help.
+# Places where a source's message names an option: at the beginning, or in the remedy.
 _FIELD = re.compile(
-    r"^(?=(?:path|eval_path|train|eval|source)[.=:])|(?<=\()(?=source\.columns\.)|(?<=; )(?=\w+=null takes all$)"
+    r"^(?=(?:path|eval_path|train_size|eval_size|source)[.=:])|(?<=\()(?=source\.columns\.)"
+    r"|(?<=; )(?=\w+=null uses all$)"
 )
 
 
 @contextmanager
 def with_field_names(field: str) -> Iterator[None]:
-    """Completes the names of fields in what is refused meanwhile: `eval_path=…` becomes `benchmark.file.eval_path=…`.
+    """Completes option names in errors raised in the block: `eval_path=…` becomes `benchmark.file.eval_path=…`.
 
     Raises:
-        InputError: As it was raised, with these names.
+        InputError: The original error, with full names.
     """
     try:
         yield
@@ -34,11 +35,11 @@ def with_field_names(field: str) -> Iterator[None]:
 
 
 class WithFieldNames:
-    """A source of problems whose messages name the fields in full.
+    """A problem source whose messages contain full option names.
 
     Args:
         source: The source.
-        field: Where it stands in the configuration: `data`, `benchmark.gsm8k`.
+        field: Its key in the configuration: `data`, `benchmark.gsm8k`.
     """
 
     def __init__(self, source: ProblemSource, field: str) -> None:
@@ -46,7 +47,7 @@ class WithFieldNames:
         self._field = field
 
     def __getattr__(self, name: str) -> Any:
-        """What else the source has."""
+        """Returns any other attribute of the source."""
         return getattr(self._source, name)
 
     def identity(self, split: Split) -> dict[str, Any]:

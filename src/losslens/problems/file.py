@@ -1,4 +1,4 @@
-"""Problems, or complete rollouts, in the user's own parquet or JSONL file."""
+"""Problems or complete rollouts in the user's own parquet or JSON Lines file."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ _COLUMNS = ("id", "prompt", "answer", "completion", "reward", "sample", "source"
 class File(ProblemSource):
     """A file of prompts and answers, or of complete rollouts with their rewards.
 
-    A file with a completion and a reward in each row holds rollouts; all of its prompts are trained on. In a file of
-    problems the prompts whose text hashes into the last tenth are held out, unless `eval_path` names a file of them.
+    A file with a completion and a reward in each row contains rollouts; all of its prompts are trained on. Of a file of
+    problems, a tenth of the prompts is held out, chosen by hash, unless `eval_path` names a file of held-out problems.
 
     Args:
-        path: Parquet or JSON lines, whatever its name ends with; null where only `eval_path` is asked for.
-        columns: What the columns are called: `prompt`, `answer`; `id` (without it, the hash of the prompt); of rollouts
-            `completion`, `reward` (0 or 1), and where there are such columns `sample`, `source` and `finished`.
+        path: Parquet or JSON Lines, with any extension; None if only `eval_path` is used.
+        columns: Names of the columns: `prompt`, `answer`; `id` (optional; by default the hash of the prompt); for
+            rollouts `completion`, `reward` (0 or 1), and optionally `sample`, `source` and `finished`.
         eval_path: A file of held-out problems.
-        template: The prompt, with `{question}` in it.
-        verifier: Who checks the answers (`judges.verifier_of`); null: `MathVerify`.
+        template: Template of the prompt, which contains `{question}`.
+        verifier: Verifier of the answers (`judges.verifier_of`); None: `MathVerify`.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class File(ProblemSource):
         self._judge = verifier
         for name, file in (("path", self.path), ("eval_path", self.eval_path)):
             if file is not None and file.is_dir():
-                raise InputError(f"{name}={file}: a folder; name a parquet or JSON lines file in it")
+                raise InputError(f"{name}={file} is a folder; name a parquet or JSON Lines file in it")
             if file is not None and not file.is_file():
                 raise InputError(f"{name}={file}: no such file")
         if set(self.columns) != set(_COLUMNS):
-            raise InputError(f"source.columns: names {', '.join(_COLUMNS)}, and nothing else")
+            raise InputError(f"source.columns must name exactly {', '.join(_COLUMNS)}")
         if "{question}" not in template:
-            raise InputError("source.template: no {question} in it")
+            raise InputError("source.template must contain {question}")
 
     def identity(self, split: Split) -> dict[str, Any]:
         """See `ProblemSource.identity`."""
@@ -68,11 +68,11 @@ class File(ProblemSource):
         return {
             "source": "file",
             "sha256": None if file is None else hash_file(file),
-            # Of rollouts all are trained on, whatever they are scored on.
+            # All rollouts are trained on, whatever they are scored on.
             "divided": self.eval_path is None and not holds_rollouts,
             "columns": self.columns,
             "template": self.template,
-            # Rollouts come with their rewards.
+            # Rollouts include their rewards.
             **({} if holds_rollouts and split == "train" else identity_of(self._judge)),
         }
 
@@ -85,16 +85,16 @@ class File(ProblemSource):
         """See `ProblemSource.problems`."""
         if split == "eval" and self.eval_path is not None:
             problems = self._problems(self.eval_path)
-            self._refuse_what_is_trained_on(problems)
-            return self._picked(problems, size, seed, self.eval_path, split)
+            self._require_unseen(problems)
+            return self._select(problems, size, seed, self.eval_path, split)
         if self.path is None:
             name = "eval_path" if split == "eval" else "path"
-            raise InputError(f"{name}=FILE is needed: no file of problems is named")
+            raise InputError(f"{name}=FILE is required: no file of problems is given")
         names, _ = read_rows(self.path)
         if split == "eval" and self._holds_rollouts(names):
             raise InputError(
-                f"data.eval_path: {self.path} holds rollouts, and all are trained on; name held-out problems with "
-                "data.eval_path=FILE or benchmark=…, or do without scores with data.eval_size=0"
+                f"data.eval_path: all rollouts of {self.path} are trained on; set held-out problems with "
+                "data.eval_path=FILE or benchmark=…, or skip scoring with data.eval_size=0"
             )
         problems = self._problems(self.path)
         if self.eval_path is None:
@@ -102,22 +102,22 @@ class File(ProblemSource):
             problems = [problem for problem in problems if divided.is_in(problem.metadata["question"], split)]
             if not problems and split == "eval":
                 raise InputError(
-                    f"{self.path}: a tenth of the prompts is held out by their hash, and of these {count} none is; "
-                    "name held-out problems with data.eval_path=FILE or benchmark=…, or do without scores with "
+                    f"{self.path}: a tenth of the prompts is held out by hash, but none of these {count} is; "
+                    "set held-out problems with data.eval_path=FILE or benchmark=…, or skip scoring with "
                     "data.eval_size=0"
                 )
-        return self._picked(problems, size, seed, self.path, split)
+        return self._select(problems, size, seed, self.path, split)
 
-    def _picked(self, problems: list[Problem], size: int | None, seed: int, file: Path, split: Split) -> list[Problem]:
-        picked = select_split(problems, size, seed, str(file), split)
-        require_readable(str(file), self.verifier, picked)
-        return picked
+    def _select(self, problems: list[Problem], size: int | None, seed: int, file: Path, split: Split) -> list[Problem]:
+        selected = select_split(problems, size, seed, str(file), split)
+        require_readable(str(file), self.verifier, selected)
+        return selected
 
     def rollouts(self) -> pd.DataFrame | None:
         """See `ProblemSource.rollouts`.
 
         Raises:
-            InputError: A row is not complete; the message names row and column.
+            InputError: A row is incomplete or invalid; the message names row and column.
         """
         import pandas as pd
 
@@ -126,17 +126,17 @@ class File(ProblemSource):
         names, rows = read_rows(self.path)
         if not self._holds_rollouts(names):
             return None
-        require_columns(str(self.path), names, self._called("prompt", "completion", "reward"))
+        require_columns(str(self.path), names, self._column_names("prompt", "completion", "reward"))
         prompts: dict[str, tuple[str, int]] = {}
         seen: dict[tuple[str, int], int] = {}
         samples: dict[str, int] = {}
-        found = []
+        rollouts = []
         for number, row in rows:
             prompt = self._text(number, "prompt", row)
             problem_id = self._id(number, prompt, row, names)
-            before = prompts.setdefault(problem_id, (prompt, number))
-            if before[0] != prompt:
-                raise self._wrong(number, "id", f"{problem_id!r} has another prompt in row {before[1]}")
+            first_prompt, first_row = prompts.setdefault(problem_id, (prompt, number))
+            if first_prompt != prompt:
+                raise self._error(number, "id", f"{problem_id!r} has a different prompt in row {first_row}")
             if self.columns["sample"] in names:
                 sample = self._sample(number, row)
             else:
@@ -149,8 +149,8 @@ class File(ProblemSource):
                     if self.columns["id"] in names
                     else f"sample {sample} of the prompt"
                 )
-                raise self._wrong(number, self._known_by(names), f"{what} stands in row {first} already")
-            found.append(
+                raise self._error(number, self._id_column(names), f"{what} is already in row {first}")
+            rollouts.append(
                 {
                     "problem_id": problem_id,
                     "prompt": self.template.replace("{question}", prompt),
@@ -164,17 +164,17 @@ class File(ProblemSource):
                     "finished": self._finished(number, row, names),
                 }
             )
-        self._refuse_one_prompt_under_two_ids(prompts)
-        return pd.DataFrame(found)
+        self._require_one_id_per_prompt(prompts)
+        return pd.DataFrame(rollouts)
 
-    def _refuse_one_prompt_under_two_ids(self, prompts: Mapping[str, tuple[str, int]]) -> None:
+    def _require_one_id_per_prompt(self, prompts: Mapping[str, tuple[str, int]]) -> None:
         ids: dict[str, tuple[str, int]] = {}
         for problem_id, (prompt, number) in prompts.items():
-            other, before = ids.setdefault(prompt, (problem_id, number))
+            other, first = ids.setdefault(prompt, (problem_id, number))
             if other != problem_id:
-                raise self._wrong(number, "id", f"{problem_id!r} has the prompt of {other!r} in row {before}")
+                raise self._error(number, "id", f"{problem_id!r} has the same prompt as {other!r} in row {first}")
 
-    def _refuse_what_is_trained_on(self, held_out_problems: list[Problem]) -> None:
+    def _require_unseen(self, held_out_problems: list[Problem]) -> None:
         if self.path is None:
             return
         _, rows = read_rows(self.path)
@@ -184,10 +184,10 @@ class File(ProblemSource):
             question = problem.metadata["question"]
             if trained_on.has(question, [self.template]):
                 alike = (number for number, prompt in prompts if SeenQuestions([prompt], [self.template]).has(question))
-                what = f"{self.path} has it too, in row {next(alike, '?')}"
-                raise self._wrong(problem.metadata["row"], "prompt", what, self.eval_path)
+                what = f"this prompt is also in {self.path}, row {next(alike, '?')}"
+                raise self._error(problem.metadata["row"], "prompt", what, self.eval_path)
 
-    def _called(self, *columns: str) -> dict[str, str]:
+    def _column_names(self, *columns: str) -> dict[str, str]:
         return {name: self.columns[name] for name in columns}
 
     def _holds_rollouts(self, names: list[str]) -> bool:
@@ -195,8 +195,8 @@ class File(ProblemSource):
 
     def _problems(self, file: Path) -> list[Problem]:
         names, rows = read_rows(file)
-        require_columns(str(file), names, self._called("prompt", "answer"))
-        found: dict[str, tuple[Problem, int]] = {}
+        require_columns(str(file), names, self._column_names("prompt", "answer"))
+        problems: dict[str, tuple[Problem, int]] = {}
         questions: dict[str, int] = {}
         for number, row in rows:
             question = self._text(number, "prompt", row, file)
@@ -207,18 +207,18 @@ class File(ProblemSource):
                 self._text(number, "answer", row, file),
                 {"question": question, "row": number},
             )
-            if problem_id in found and self.columns["id"] in names:
-                raise self._wrong(number, "id", f"{problem_id!r} stands in row {found[problem_id][1]} already", file)
+            if problem_id in problems and self.columns["id"] in names:
+                raise self._error(number, "id", f"{problem_id!r} is already in row {problems[problem_id][1]}", file)
             first = questions.setdefault(question, number)
             if first != number:
-                raise self._wrong(number, "prompt", f"the prompt stands in row {first} already", file)
-            found[problem_id] = problem, number
-        return [problem for problem, _ in found.values()]
+                raise self._error(number, "prompt", f"the prompt is already in row {first}", file)
+            problems[problem_id] = problem, number
+        return [problem for problem, _ in problems.values()]
 
     def _text(self, number: int, name: str, row: Mapping[str, Any], file: Path | None = None) -> str:
         return text_in(str(file or self.path), number, self.columns[name], row, listed=name == "answer")
 
-    def _wrong(self, number: int, name: str, what: str, file: Path | None = None) -> InputError:
+    def _error(self, number: int, name: str, what: str, file: Path | None = None) -> InputError:
         return InputError(f"{file or self.path}: row {number}, column {self.columns[name]!r}: {what}")
 
     def _id(
@@ -228,28 +228,28 @@ class File(ProblemSource):
             return f"prompt-{question_hash(question)}"
         return self._text(number, "id", row, file)
 
-    def _known_by(self, names: list[str]) -> str:
-        """The column that tells one problem from another."""
+    def _id_column(self, names: list[str]) -> str:
+        """Returns the column that identifies a problem."""
         return "id" if self.columns["id"] in names else "prompt"
 
     def _reward(self, number: int, row: Mapping[str, Any]) -> float:
         value = row.get(self.columns["reward"])
         if value is None:
-            raise self._wrong(number, "reward", "missing")
+            raise self._error(number, "reward", "missing")
         if isinstance(value, float) and math.isnan(value):
-            raise self._wrong(number, "reward", "NaN")
+            raise self._error(number, "reward", "NaN")
         if isinstance(value, str):
-            raise self._wrong(number, "reward", f"{value[:40]!r} is text; write 1 or 0 without quotes")
+            raise self._error(number, "reward", f"{value[:40]!r} is a string; write 1 or 0 without quotes")
         if not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)):
-            raise self._wrong(number, "reward", f"{value!r} is not a number")
+            raise self._error(number, "reward", f"{value!r} is not a number")
         if value not in (0, 1):
-            raise self._wrong(number, "reward", f"{str(value)[:40]} is neither 1 (right) nor 0 (wrong)")
+            raise self._error(number, "reward", f"{str(value)[:40]} is neither 1 (correct) nor 0 (incorrect)")
         return float(value)
 
     def _sample(self, number: int, row: Mapping[str, Any]) -> int:
         value = row.get(self.columns["sample"])
         if isinstance(value, bool) or not isinstance(value, (int, float, np.integer)) or value not in range(1 << 31):
-            raise self._wrong(number, "sample", f"{value!r} is not a whole number from 0 to 2³¹ − 1")
+            raise self._error(number, "sample", f"{value!r} is not an integer from 0 to 2³¹ − 1")
         return int(value)
 
     def _finished(self, number: int, row: Mapping[str, Any], names: list[str]) -> bool:
@@ -257,5 +257,5 @@ class File(ProblemSource):
             return True
         value = row.get(self.columns["finished"])
         if not isinstance(value, (bool, np.bool_)):
-            raise self._wrong(number, "finished", f"{value!r} is neither true nor false")
+            raise self._error(number, "finished", f"{value!r} is neither true nor false")
         return bool(value)

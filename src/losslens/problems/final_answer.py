@@ -1,7 +1,7 @@
-r"""Where a completion puts its answer: in a tag or box, after what announces it, or at its end.
+r"""Location of the final answer in a completion: in a tag or box, after an announcement, or at the end.
 
-Nothing here knows what an answer means (`quantities.py`, `reading.py`). A completion may be hostile, so a search takes
-time linear in its length.
+Answers are interpreted elsewhere (`quantities.py`, `reading.py`). Completions may be hostile, so every search takes
+time linear in the length of the text.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _EMPTY = re.compile(r"\\(?:ldots|dots|cdots|quad|text|mathrm|hspace|_|,|;|!|:| )
 
 
 def final_answers(completion: str) -> tuple[bool, list[list[str]]]:
-    r"""Where the answer of a completion may stand, the most explicit place first; each place as one or more wordings.
+    r"""Finds the places where a completion may state its answer, the most explicit one first.
+
+    In order: the last non-empty `<answer>…</answer>`; the last non-empty `\boxed{…}` (together with adjacent boxes, as
+    a further wording); the text after `####`; the text after the last “answer is” or “Answer:”; otherwise the last
+    line, the end of the last sentence, the last formula or number. Text before the last `</think>` is ignored.
 
     Returns:
-        Whether the completion says itself which is its answer; and the places.
-
-    The last `<answer>…</answer>` with something in it; the last `\boxed{…}` with something in it (with the boxes that
-    stand beside it, as further wordings); what follows `####`; what follows the last “answer is” or “Answer:”; else the
-    last line, the end of the last sentence, the last maths or number. Only what follows the last `</think>` counts.
+        True if the completion states explicitly which is its answer; and the places, each as one or more wordings.
     """
     text = completion
     for end in ("</think>", "</thinking>", "</reasoning>"):
@@ -33,10 +33,10 @@ def final_answers(completion: str) -> tuple[bool, list[list[str]]]:
     tag = _last_tag(text)
     if tag is not None:
         inner = _boxes(tag)
-        return True, [inner] if inner else _spread(tag)
+        return True, [inner] if inner else _places_in(tag)
     boxes = _boxes(text)
     if boxes:
-        return True, [boxes, *_spread(boxes[0])[1:]]
+        return True, [boxes, *_places_in(boxes[0])[1:]]
     places = []
     if "####" in text and (line := text.rpartition("####")[2].strip().split("\n")[0].strip()):
         places.append([line])
@@ -46,8 +46,8 @@ def final_answers(completion: str) -> tuple[bool, list[list[str]]]:
     return bool(places), [*places, *_at_the_end(text)]
 
 
-def _spread(answer: str) -> list[list[str]]:
-    """What stands in a tag or box, and should that be prose, what the prose says."""
+def _places_in(answer: str) -> list[list[str]]:
+    """Returns the content of a tag or box and, if it is prose, the answer that the prose states."""
     if len(answer.split()) < 4:
         return [[answer]]
     announced = _announced(answer)
@@ -73,7 +73,7 @@ _BETWEEN_BOXES = re.compile(
 
 
 def _boxes(text: str) -> list[str]:
-    """The content of the last box that is not empty; with it, the boxes that stand directly beside it as one list."""
+    """Returns the content of the last non-empty box; also, as one list, of all boxes directly adjacent to it."""
     found: list[tuple[int, int, str]] = []
     for match in list(_BOX.finditer(text))[-20:]:
         content, end = _braced(text, match.end())
@@ -93,7 +93,7 @@ def _boxes(text: str) -> list[str]:
 
 
 def _braced(text: str, at: int) -> tuple[str, int]:
-    """What stands in the braces that open at `at`, and where they end; unclosed: to the end of the line."""
+    """Returns the content of the braces that open at `at`, and their end; up to the end of the line if not closed."""
     if text[at : at + 1] != "{":
         token = re.match(r"[^\s$.,;]*", text[at : at + 60])
         return (token[0] if token else ""), at + (token.end() if token else 0)
@@ -130,7 +130,7 @@ def _last(found: Iterator[T]) -> T | None:
 
 
 def _announced(text: str) -> list[str]:
-    """What the text itself calls its answer, in the wordings it can be cut to."""
+    """Returns the wordings of the answer that the text announces."""
     text = plain(text)
     last = _last(match for match in _ANNOUNCED.finditer(text) if not text[match.end() :].startswith("not "))
     correct = _last(_IS_CORRECT.finditer(text))
@@ -152,7 +152,7 @@ _END_OF_SENTENCE = re.compile(r"(?<=\S)(?:[.?](?=\s|$|\*|_)|!(?=[*_]*$|[*_]*\s+[
 
 
 def _cuts(line: str) -> list[str]:
-    """A line, and what is left of it when it is cut at its first full stop, its reason, and after its first value."""
+    """Returns a line, and the line cut at its first full stop, before a reason, and after its first value."""
     line = line.strip()
     if not line:
         return []
@@ -187,7 +187,7 @@ _NOT_COUNTED = frozenset(
 )
 
 
-# Words that join the value before them to one after them, or make another of it alone.
+# Words that join two values, and words that change the value before them.
 JOINING = frozenset("and or to plus minus times over per in out of by than".split())  # noqa: SIM905
 CHANGING = frozenset("squared cubed factorial divided multiplied choose mod modulo raised".split())  # noqa: SIM905
 _OF_EXPRESSIONS = frozenset(
@@ -199,7 +199,7 @@ _IN_WORDS = frozenset(
     eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred thousand million half
     """.split()  # noqa: SIM905
 )
-# Words before a value that make another of it.
+# Words that change the value after them.
 _CHANGED = re.compile(
     r"\b(?:minus|negative|not|between|half|third|quarter|twice|double|triple|thrice|root|square|cube|factorial"
     r"|logarithm|reciprocal|inverse|(?:less|more|fewer|greater|larger|smaller|other|rather)\s+than)\b[^.]{0,12}$",
@@ -214,15 +214,15 @@ _ATOM = re.compile(
 _MARKS = re.compile(r"(?<=\S)(?:\*\*?|__)(?=[\s.,;:!?)]|$)|(?:(?<=\s)|^)(?:\*\*?|__)(?=\S)")
 _NEGATIVE = re.compile(r"(?<![\d)}$]\s)\b(?:minus|negative)\s+(?=[\d.])", re.I)
 _A_PART = re.compile(r"\s+(?:half|third|quarter)\b", re.I)
-_NOUNS_OF_A_VALUE = 4
-_LONGEST_PROSE = 2000  # characters that a value is sought in
+_MAX_NOUNS = 4  # after a value
+_LONGEST_PROSE = 2000  # characters searched for a value
 
 
 def _values(text: str) -> Iterator[str]:
-    r"""The values in prose, each as far as it goes, in their order.
+    r"""Yields the values in prose, in order, each at its full length.
 
-    What is joined is one value: `5 + 3`, `2\sqrt{3}`, `5/x`, `5 or 6`, `5 apples and 3 pears`. One that the words
-    before it change (`less than 5`) is none.
+    Joined values count as one: `5 + 3`, `2\sqrt{3}`, `5/x`, `5 or 6`, `5 apples and 3 pears`. A value that is changed
+    by the words before it (`less than 5`) is skipped.
     """
     text = _NEGATIVE.sub("-", _MARKS.sub("", text))
     for start, end in _runs(text):
@@ -243,7 +243,7 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")
 
 
 def _begins_prose(text: str, at: int, nouns: int) -> bool:
-    """Whether the sign behind a value opens a remark: `(a dozen)`, `: 2 blue and 1 white`."""
+    """True if the character after a value begins a remark: `(a dozen)`, `: 2 blue and 1 white`."""
     if text[at] == ":":
         return nouns > 0 or (text[at + 1 : at + 2].isspace() and not text[at - 1].isspace())
     remark = _PARENTHESIS.match(text, at)
@@ -251,7 +251,7 @@ def _begins_prose(text: str, at: int, nouns: int) -> bool:
 
 
 def _runs(text: str) -> Iterator[tuple[int, int]]:
-    """Where the values of a text stand: each run of mathematics that has a number, with what joins its parts."""
+    """Yields start and end of each value in a text: a run of mathematics with a number, including joining words."""
     start, end, has_value, nouns, joint = -1, -1, False, 0, ""
     for atom in _ATOM.finditer(text):
         kind = atom.lastgroup if atom.lastgroup in ("text", "command", "word", "stop", "sign") else "value"
@@ -288,24 +288,18 @@ def _runs(text: str) -> Iterator[tuple[int, int]]:
             joint = atom[0] if joint in ("", ",", "(") or atom[0] not in "([{-+" else joint
         elif has_value and word in JOINING and joint in ("", ",", word, "out"):
             joint = word
-        elif (
-            kind in ("word", "text")
-            and has_value
-            and not joint
-            and word not in _NOT_COUNTED
-            and nouns < _NOUNS_OF_A_VALUE
-        ):
+        elif kind in ("word", "text") and has_value and not joint and word not in _NOT_COUNTED and nouns < _MAX_NOUNS:
             nouns += 1
         else:
             if has_value:
                 yield start, end
             start, end, has_value, nouns, joint = -1, -1, False, 0, ""
     if has_value:
-        yield start, len(text) if joint and joint in "+-*/^=" else end  # cut off behind an operator
+        yield start, len(text) if joint and joint in "+-*/^=" else end  # the text ends with an operator
 
 
 def _at_the_end(text: str) -> list[list[str]]:
-    """Of a text that announces nothing: its last line if that is an answer, the end of its sentence, a value."""
+    """Returns candidates in a text without an announcement: a short last line, the end of its sentence, a value."""
     text = plain(text).strip()
     lines = [line.strip() for line in text[-4000:].split("\n") if line.strip(" *_#-")]
     if not lines:

@@ -1,4 +1,4 @@
-"""Problems from a dataset of the Hugging Face hub, or from a local folder of the same layout."""
+"""Problems from a dataset on the Hugging Face hub, or from a local folder of the same layout."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import normalise
 from losslens.problems.table import Divided, cell, is_missing, require_columns, require_readable, select_split
 
-_WHOLE = r"(?s)\s*(.*?)\s*$"  # an answer as it stands, without the space around it
-_SECONDS = 20.0  # for one pattern on all answers of a split; a sensible pattern takes microseconds an answer
+_WHOLE = r"(?s)\s*(.*?)\s*$"  # the whole answer without surrounding whitespace
+_PATTERN_SECONDS = 20.0  # time limit for all answers of a split; a sensible pattern takes microseconds per answer
 
 
 class HubDataset(ProblemSource):
     """Questions and answers of a dataset.
 
-    Args:
-        name: What the problems' ids begin with.
-        repo: The hub id, or a local folder of the same layout.
-        splits: The dataset's own split that `train` and `eval` are taken from; null where there is none. Where both are
-            the same, the questions whose text hashes into the last tenth are held out.
-        columns: Names of the columns that hold `prompt` and `answer`.
-        revision: Commit, tag or branch of the repository; null is its main branch.
-        config: The dataset's configuration (a subset's name).
-        files: The data file of each of the dataset's splits, where the repository does not say; a path inside it.
-        answer_pattern: A regular expression whose first group is the reference answer in its column; null: all of it.
-        template: The prompt, with `{question}` in it.
-        verifier: Who checks the answers (`judges.verifier_of`); null: `MathVerify`.
+    Rows without a question or an answer, and repeated questions, are skipped; their number is printed.
 
-    A row without a question or an answer is left out, and so is a question that came before; how many is said.
+    Args:
+        name: Prefix of the problems' ids.
+        repo: Hub id, or a local folder of the same layout.
+        splits: The dataset's splits to use for `train` and `eval`; None if there is none. If both are the same, a tenth
+            of the questions is held out, chosen by the hash of their text.
+        columns: Names of the columns with `prompt` and `answer`.
+        revision: Commit, tag or branch of the repository; None is the main branch.
+        config: Configuration (subset) of the dataset.
+        files: Data file of each of the dataset's splits, if the repository does not declare it; a path inside it.
+        answer_pattern: Regular expression whose first group extracts the reference answer; None: the whole cell.
+        template: Template of the prompt, which contains `{question}`.
+        verifier: Verifier of the answers (`judges.verifier_of`); None: `MathVerify`.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class HubDataset(ProblemSource):
         self.template = template
         self._judge = verifier
         if set(self.columns) != {"prompt", "answer"}:
-            raise InputError("source.columns: names prompt and answer, and nothing else")
+            raise InputError("source.columns must name exactly prompt and answer")
         if "{question}" not in template:
-            raise InputError("source.template: no {question} in it")
+            raise InputError("source.template must contain {question}")
         for split, file in self.files.items():
             _require_inside(f"source.files.{split}", file)
         try:
@@ -77,10 +77,10 @@ class HubDataset(ProblemSource):
         except ValueError as error:
             raise InputError(f"source.answer_pattern: {error}") from error
         if self.answer_pattern.groups < 1:
-            raise InputError("source.answer_pattern: no group in it")
+            raise InputError("source.answer_pattern must contain a group")
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """See `ProblemSource.identity`: the commit, or the content of a folder."""
+        """See `ProblemSource.identity`; contains the commit, or the hash of a folder's content."""
         folder = self._folder
         if folder is None:
             where = {
@@ -89,9 +89,9 @@ class HubDataset(ProblemSource):
             }
         else:
             files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-            # What begins with a dot is the client's and git's.
-            kept = {name: hash_file(path) for name, path in files.items() if not re.search(r"(^|/)\.", name)}
-            where = {"sha256": hash_json(kept, 64)}
+            # Names that begin with a dot belong to git or the hub's client.
+            hashes = {name: hash_file(path) for name, path in files.items() if not re.search(r"(^|/)\.", name)}
+            where = {"sha256": hash_json(hashes, 64)}
         settings = {name: getattr(self, name) for name in ("columns", "config", "files", "template")}
         return {
             "source": "hub_dataset",
@@ -109,56 +109,56 @@ class HubDataset(ProblemSource):
         return verifier_of(self._judge)
 
     def rollouts(self) -> None:
-        """See `ProblemSource.rollouts`: there are none."""
+        """See `ProblemSource.rollouts`; always None."""
 
     def problems(self, split: Split, size: int | None, seed: int) -> list[Problem]:
         """See `ProblemSource.problems`."""
         name = self.splits.get(split)
         if name is None:
-            raise InputError(f"source.splits.{split}: {self.name} has no split for it; choose other data for it")
+            raise InputError(f"source.splits.{split}: {self.name} has no such split; choose other data for it")
         rows = self._rows(name)
         where = f"source.repo={self.repo}, split {name!r}"
         require_columns(where, rows, self.columns)
         count = len(rows[self.columns["prompt"]])
         if count == 0:
-            raise InputError(f"{where}: no row in it")
+            raise InputError(f"{where}: contains no rows")
         reference = _Reference(self.answer_pattern)
-        found: dict[str, Problem] = {}
-        left_out: dict[str, list[int]] = {"repeated": [], "not complete": []}
+        problems: dict[str, Problem] = {}
+        skipped: dict[str, list[int]] = {"repeated": [], "incomplete": []}
         cells = zip(rows[self.columns["prompt"]], rows[self.columns["answer"]], strict=True)
         for number, (question_cell, answer_cell) in enumerate(cells, 1):
             if is_missing(question_cell) or is_missing(answer_cell):
-                left_out["not complete"].append(number)
+                skipped["incomplete"].append(number)
                 continue
             question = cell(where, number, self.columns["prompt"], question_cell)
             answer = reference.of(cell(where, number, self.columns["answer"], answer_cell, listed=True))
             if not answer:
-                left_out["not complete"].append(number)
-            elif normalise(question) in found:
-                left_out["repeated"].append(number)
+                skipped["incomplete"].append(number)
+            elif normalise(question) in problems:
+                skipped["repeated"].append(number)
             else:
-                found[normalise(question)] = self._problem(question, answer, number)
-        if len(found) < count:
-            why = ", ".join(f"{len(those)} {what}, row {those[0]} first" for what, those in left_out.items() if those)
-            say_once(f"{self.name}, split {name!r}: {count - len(found)} rows left out ({why})")
+                problems[normalise(question)] = self._problem(question, answer, number)
+        if len(problems) < count:
+            why = ", ".join(f"{len(at)} {what}, first in row {at[0]}" for what, at in skipped.items() if at)
+            say_once(f"{self.name}, split {name!r}: skipped {count - len(problems)} rows ({why})")
         divided = Divided()
-        kept = [
+        available = [
             problem
-            for problem in found.values()
+            for problem in problems.values()
             if not self._divided or divided.is_in(problem.metadata["question"], split)
         ]
-        picked = select_split(kept, size, seed, where, split)
-        require_readable(where, self.verifier, picked)
-        return picked
+        selected = select_split(available, size, seed, where, split)
+        require_readable(where, self.verifier, selected)
+        return selected
 
     def _problem(self, question: str, answer: str, row: int) -> Problem:
         prompt = self.template.replace("{question}", question)
-        about = {"question": question, "row": row}
-        return Problem(f"{self.name}-{question_hash(question)}", prompt, answer, about)
+        metadata = {"question": question, "row": row}
+        return Problem(f"{self.name}-{question_hash(question)}", prompt, answer, metadata)
 
     @property
     def _divided(self) -> bool:
-        """Whether both splits come from one of the dataset's, and are told apart by the question."""
+        """True if both splits come from the same split of the dataset, divided by the hash of the question."""
         return self.splits.get("train") == self.splits.get("eval")
 
     @property
@@ -171,28 +171,28 @@ class HubDataset(ProblemSource):
         return None
 
     def _rows(self, split: str) -> dict[str, list[Any]]:
-        """The columns of a split."""
+        """Loads the columns of a split."""
         from datasets import load_dataset
         from datasets.exceptions import DatasetGenerationError
         from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES
 
         commit, folder = None, self._folder
         if folder is None:
-            if self.repo in _PACKAGED_DATASETS_MODULES:  # it would read whatever files it is given, from anywhere
-                raise InputError(f"source.repo={self.repo}: a loader of the datasets library, not a dataset")
+            if self.repo in _PACKAGED_DATASETS_MODULES:  # would read files from anywhere
+                raise InputError(f"source.repo={self.repo} is a loader of the datasets library, not a dataset")
             commit = hub.resolve_commit("source.repo", self.repo, self.revision, "dataset")
         files = {split: self.files[split]} if split in self.files else None
         where = f"source.repo={self.repo}, split {split!r}"
         if commit and not hub.is_available("source.repo", self.repo, commit, "dataset"):
             raise InputError(f"{where}: the hub cannot be reached, and there is no local copy")
         with ExitStack() as stack:
-            # What is downloaded is kept by its commit; a folder would be kept by its name, whatever is in it now.
+            # The library caches downloads by commit, but folders by name, even if their content has changed.
             cache = None if commit else stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
             try:
                 for name in _declared_files(folder, self.repo, commit):
                     _require_inside(f"source.repo={self.repo}: the data_files of its README.md", name)
                 rows = load_dataset(
-                    # A folder by its whole path: by its name it could be one of the library's own loaders.
+                    # The full path, since a folder's name alone could be that of one of the library's loaders.
                     self.repo if folder is None else str(folder.resolve()),
                     self.config,
                     split=split,
@@ -207,19 +207,19 @@ class HubDataset(ProblemSource):
                 raise InputError(
                     f"{where}: an empty or damaged file ({first_line(error.__cause__ or error)})"
                 ) from error
-            except Exception as error:  # of whatever library reads the format that the files turn out to be in
+            except Exception as error:  # depends on the library that reads the files' format
                 raise InputError(f"{where}: {first_line(error)}") from error
 
 
 class _Reference:
-    """Reads the reference answers of a split by a pattern, which may be a stranger's, in bounded time."""
+    """Extracts the reference answers of a split with a pattern, which may be untrusted, in bounded time."""
 
     def __init__(self, pattern: Any) -> None:
         self._pattern = pattern
-        self._left = _SECONDS
+        self._seconds_left = _PATTERN_SECONDS
 
     def of(self, text: str) -> str:
-        """The first group, without space around it; empty where the pattern does not match.
+        """Returns the first group without surrounding whitespace; empty if the pattern does not match.
 
         Raises:
             InputError: The pattern takes too long.
@@ -228,36 +228,36 @@ class _Reference:
             return text.strip()
         began = time.monotonic()
         try:
-            found = self._pattern.search(text, timeout=max(self._left, 0.001))
+            match = self._pattern.search(text, timeout=max(self._seconds_left, 0.001))
         except TimeoutError as error:
-            raise InputError("source.answer_pattern: takes too long to match") from error
-        self._left -= time.monotonic() - began
-        return (found[1] or "").strip() if found else ""
+            raise InputError("source.answer_pattern takes too long to match") from error
+        self._seconds_left -= time.monotonic() - began
+        return (match[1] or "").strip() if match else ""
 
 
 def _require_inside(field: str, path: Any) -> None:
-    """Refuses what is not a relative path inside the repository: the datasets library would open any address.
+    """Requires a relative path inside the repository, since the datasets library would open any address.
 
     Raises:
-        InputError: It leads elsewhere.
+        InputError: It is not such a path.
     """
     if not isinstance(path, str) or not path:
-        raise InputError(f"{field}: a path inside the repository, not {str(path)[:60]!r}")
+        raise InputError(f"{field} must be a path inside the repository, not {str(path)[:60]!r}")
     plain = path.replace("\\", "/")
-    leads_on = "://" in plain or "::" in plain or _scheme(plain) or plain.startswith(("/", "~"))
-    if leads_on or ".." in PurePosixPath(plain).parts:
-        raise InputError(f"{field}: {path[:100]!r} leads out of the repository; a relative path inside it, please")
+    is_absolute = "://" in plain or "::" in plain or _scheme(plain) or plain.startswith(("/", "~"))
+    if is_absolute or ".." in PurePosixPath(plain).parts:
+        raise InputError(f"{field}: {path[:100]!r} is outside the repository; use a relative path inside it")
 
 
 def _scheme(path: str) -> str:
     try:
         return urlsplit(path).scheme
-    except ValueError:  # half an address of IPv6
+    except ValueError:  # an incomplete IPv6 address
         return "?"
 
 
 def _declared_files(folder: Path | None, repo: str, commit: str | None) -> Iterator[Any]:
-    """Where the repository's own description says that its data are."""
+    """Yields the paths of the data files that the repository's own description declares."""
     import yaml
     from huggingface_hub import DatasetCard, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -272,8 +272,8 @@ def _declared_files(folder: Path | None, repo: str, commit: str | None) -> Itera
                 file = Path(hf_hub_download(repo, name, repo_type="dataset", revision=commit))
             except EntryNotFoundError:
                 continue
-        about = DatasetCard.load(file).data.to_dict() if name == "README.md" else yaml.safe_load(file.read_bytes())
-        configs = about.get("configs") if isinstance(about, Mapping) else None
+        card = DatasetCard.load(file).data.to_dict() if name == "README.md" else yaml.safe_load(file.read_bytes())
+        configs = card.get("configs") if isinstance(card, Mapping) else None
         for config in configs if isinstance(configs, list) else []:
             if isinstance(config, Mapping):
                 yield from _texts_in([config.get("data_files"), config.get("data_dir")])

@@ -1,4 +1,4 @@
-"""Verifiers of one's own, named by their Python path: a class or function that judges a completion."""
+"""User-defined verifiers, given by the Python path of a class or function that judges a completion."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from losslens.core.redaction import hash_secrets
 from losslens.problems import Problem, Verdict, Verifier
 from losslens.problems.mathematics import MathVerify
 
-# A path (`mypackage.judges.MyJudge`), or a mapping with `_target_` and the options that the class is made with.
+# A path (`mypackage.judges.MyJudge`), or a mapping with `_target_` and the options to create the class with.
 VerifierSetting = str | Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)
 class Judge:
-    """A verifier of one's own. It is imported and made in the process that checks answers.
+    """A user-defined verifier, imported and created in the process that verifies answers.
 
     Attributes:
-        target: Its Python path: a class, made with the options and then called; or a function.
-        options: The options, as JSON.
+        target: Python path of a class, which is created with the options and then called, or of a function.
+        options: The options as JSON.
     """
 
     target: str
@@ -38,50 +38,50 @@ class Judge:
 
     @property
     def needs_network(self) -> bool:
-        """Whether the target asks for the network (its attribute `needs_network`)."""
-        return bool(getattr(_found(self.target), "needs_network", False))
+        """True if the target's attribute `needs_network` is."""
+        return bool(getattr(_import(self.target), "needs_network", False))
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
-        """See `Verifier`; what the target answers may also be just true or false."""
-        said = _made(self.target, self.options)(problem, completion)
-        if isinstance(said, Verdict):
-            return said
-        if isinstance(said, bool):
-            return Verdict(None, said)
-        raise InputError(f"source.verifier={self.target}: gives {type(said).__name__}, not a Verdict, true or false")
+        """See `Verifier`; the target may also return a bool."""
+        result = _create(self.target, self.options)(problem, completion)
+        if isinstance(result, Verdict):
+            return result
+        if isinstance(result, bool):
+            return Verdict(None, result)
+        raise InputError(f"source.verifier={self.target} must return a Verdict or a bool, not {type(result).__name__}")
 
 
 def verifier_of(setting: VerifierSetting) -> Verifier:
-    """Builds the verifier that `source.verifier` names; None: `MathVerify`.
+    """Creates the verifier that `source.verifier` names; None: `MathVerify`.
 
     Raises:
-        InputError: It is no path of a class or function that can be imported, or does not take the options.
+        InputError: It is not the path of an importable class or function, or does not accept the options.
     """
     if setting is None:
         return MathVerify()
     judge = _judge(setting)
-    target = _found(judge.target)
+    target = _import(judge.target)
     if not callable(target):
-        raise InputError(f"source.verifier={judge.target}: neither a class nor a function")
+        raise InputError(f"source.verifier={judge.target} is neither a class nor a function")
     if not isinstance(target, type) and judge.options != "{}":
-        raise InputError(f"source.verifier={judge.target}: options are for a class; this is a function")
+        raise InputError(f"source.verifier={judge.target} is a function; only a class can have options")
     if isinstance(target, type):
         _require_options(target, judge)
     return judge
 
 
 def _require_options(target: type, judge: Judge) -> None:
-    """Refuses options that a class does not take, before anything is sampled for it to judge."""
+    """Checks before sampling that a class accepts the options."""
     try:
         inspect.signature(target).bind(**json.loads(judge.options))
     except TypeError as error:
         raise InputError(f"source.verifier={judge.target}: {first_line(error)}") from error
-    except ValueError:  # a class whose signature is not known
+    except ValueError:  # the class has no signature
         return
 
 
 def identity_of(setting: VerifierSetting) -> dict[str, Any]:
-    """Names what judges, for the identity of problems."""
+    """Returns the verifier's part of the identity of problems."""
     if setting is None:
         return {"judge": "mathematics", "version": 2}
     judge = _judge(setting)
@@ -93,31 +93,33 @@ def _judge(setting: str | Mapping[str, Any]) -> Judge:
     target = setting if isinstance(setting, str) else options.pop("_target_", None)
     if not isinstance(target, str) or not all(part.isidentifier() for part in target.split(".")) or "." not in target:
         raise InputError(
-            f"source.verifier: a Python path such as mypackage.judges.MyJudge, or {{_target_: PATH, OPTION: VALUE}}, "
-            f"got {target if isinstance(setting, str) else dict(setting)!r}"
+            "source.verifier must be a Python path such as mypackage.judges.MyJudge, or {_target_: PATH, OPTION: VALUE}"
+            f", not {target if isinstance(setting, str) else dict(setting)!r}"
         )
     try:
         return Judge(target, json.dumps(options, sort_keys=True))
     except (TypeError, ValueError) as error:
-        raise InputError(f"source.verifier={target}: options are plain values ({first_line(error)})") from error
+        raise InputError(f"source.verifier={target}: options must be JSON values ({first_line(error)})") from error
 
 
-def _found(target: str) -> Any:
+def _import(target: str) -> Callable[..., Any]:
     module, _, name = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except AttributeError as error:
         raise InputError(f"source.verifier={target}: {module} has no {name}") from error
-    except Exception as error:  # whatever a module of one's own may raise when it is imported
+    except Exception as error:  # importing a user's module can raise anything
         raise InputError(f"source.verifier={target}: {type(error).__name__}: {first_line(error)}") from error
+    return found
 
 
 @lru_cache(maxsize=8)
-def _made(target: str, options: str) -> Callable[[Problem, str], Any]:
-    found = _found(target)
-    if not isinstance(found, type):
-        return found
+def _create(target: str, options: str) -> Callable[[Problem, str], Any]:
+    verifier = _import(target)
+    if not isinstance(verifier, type):
+        return verifier
     try:
-        return found(**json.loads(options))
+        made: Callable[[Problem, str], Any] = verifier(**json.loads(options))
     except TypeError as error:
         raise InputError(f"source.verifier={target}: {first_line(error)}") from error
+    return made

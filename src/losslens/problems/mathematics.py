@@ -1,6 +1,6 @@
-r"""The judge of answers: two that were read (`reading.py`) are compared as what they are.
+r"""Verification of mathematical answers: parsed answers (`reading.py`) are compared according to their kind.
 
-Only what is none of the plain kinds goes to math-verify, which parses the LaTeX and compares expressions.
+Only answers of no simpler kind are passed to math-verify, which parses the LaTeX and compares expressions.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from losslens.problems.reading import (
     read_reference,
 )
 
-_LONGEST_EXPRESSION = 1500  # characters; the LaTeX parser goes on for minutes with what is longer
+_LONGEST_EXPRESSION = 1500  # characters; the LaTeX parser takes minutes for longer ones
 _LONGEST_PLAIN = 200
-_WORDS_OF_AN_ANSWER = 8  # a reference of more words is prose, which nobody repeats word by word
-_WORDS_OF_A_GUESS = 3  # so many words at the end of a text that announces no answer are taken for one
+_MAX_WORDS_OF_REFERENCE = 8  # a longer reference is prose, which no completion repeats verbatim
+_MAX_WORDS_OF_ANSWER = 3  # as many words at the end of a text without an announcement may be its answer
 
 
 class MathVerify:
     r"""The verifier of problems whose answer is a number, a quantity, an expression, a choice, or a few words.
 
-    Of a completion counts what stands after its last `</think>`: in the last `<answer>…</answer>` where there is one,
-    else in the last `\boxed{…}` with something in it, after `####`, after “the answer is”, or at its end. What is equal
-    to what stands in docs/reference/answers.md.
+    The answer is taken from the text after the last `</think>`: from the last `<answer>…</answer>` if there is one,
+    else from the last non-empty `\boxed{…}`, after `####`, after “the answer is”, or from the end.
+    docs/reference/answers.md describes which answers are equal.
     """
 
     needs_network: ClassVar[bool] = False
@@ -64,23 +64,23 @@ class MathVerify:
 
     @staticmethod
     def reads(answer: str) -> bool:
-        """Whether a reference can be read, so that some completion could be right."""
+        """True if a reference can be parsed, so that a completion could be correct."""
         return _is_readable(read_reference(answer))
 
     @staticmethod
     def reads_plainly(answer: str) -> bool:
-        """Whether a reference is read at once, with nothing in it that the LaTeX parser is needed for."""
+        """True if a reference can be parsed without the LaTeX parser, and hence at once."""
         return len(answer) <= _LONGEST_PLAIN and _is_plain(read_reference(answer))
 
 
 @dataclass(frozen=True)
 class ReadsReference:
-    """Finds out, in the process that checks answers, whether a problem's reference can be read."""
+    """Tests in the process that verifies answers if a problem's reference can be parsed."""
 
     needs_network: ClassVar[bool] = False
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
-        """See `Verifier`; right means that it can."""
+        """See `Verifier`; correct means that the reference can be parsed."""
         return Verdict(None, MathVerify.reads(problem.answer))
 
 
@@ -90,7 +90,7 @@ def _shown(text: str) -> str:
 
 
 def same(a: Reading, b: Reading) -> bool:
-    """Whether the answer `b` is the reference `a`."""
+    """True if the answer `b` equals the reference `a`."""
     if a.name and b.name and a.name != b.name and _is_symbol(a.name) and _is_symbol(b.name):
         return a.text != b.text and _verified(f"{a.name}={a.text}", f"{b.name}={b.text}")
     if a.text == b.text and a.text:
@@ -107,7 +107,7 @@ def same(a: Reading, b: Reading) -> bool:
     if isinstance(a, Choice) and isinstance(b, Choice):
         return a.letter == b.letter
     if isinstance(a, Words) and isinstance(b, Words):
-        return bool(_said(a.text)) and _said(a.text) == _said(b.text)
+        return bool(_normalised(a.text)) and _normalised(a.text) == _normalised(b.text)
     if isinstance(a, Exact) and isinstance(b, Exact):
         return _same_exactly(a.value, b.value)
     ratios = [_ratio(a), _ratio(b)]
@@ -119,7 +119,7 @@ def same(a: Reading, b: Reading) -> bool:
         return _same_several(a, b) or ("∪" in (a.brackets, b.brackets) and _verified(a.text, b.text))
     for one, other in ((a, b), (b, a)):
         if isinstance(one, Words) and isinstance(other, Several) and not other.brackets:
-            return _said(one.text) == "".join(_said(item.text) for item in other.items).casefold()
+            return _normalised(one.text) == "".join(_normalised(item.text) for item in other.items).casefold()
         if isinstance(one, Words) and isinstance(other, Quantity):
             return _alike(one, other) or (len(one.text) < 4 and _verified(a.text, b.text))
         if isinstance(one, Several) and isinstance(other, Quantity) and not one.brackets and _as_list(other):
@@ -130,8 +130,10 @@ def same(a: Reading, b: Reading) -> bool:
 
 
 def _alike(a: Reading, b: Reading) -> bool:
-    """Whether two texts of which one is words say the same, and no operator makes them mathematics."""
-    return _said(a.text) == _said(b.text) and not any(re.search(r"[-+*/^!=<>\d]", one.text) for one in (a, b))
+    """True if two texts, of which one is words, are the same and contain no mathematical operator."""
+    return _normalised(a.text) == _normalised(b.text) and not any(
+        re.search(r"[-+*/^!=<>\d]", one.text) for one in (a, b)
+    )
 
 
 def _is_symbol(name: str) -> bool:
@@ -139,7 +141,7 @@ def _is_symbol(name: str) -> bool:
 
 
 _ARTICLES = re.compile(r"^(?:(?:to|in|on|at) )?(?:the|a|an) ")
-_SAID_ALIKE = {
+_SYNONYMS = {
     **dict.fromkeys(
         (r"\emptyset", r"\varnothing", "no solutions", "no real solution", "no real solutions", "there is no solution",
          "there are no solutions", "no solution exists", "no such solution", "empty set"),
@@ -152,25 +154,25 @@ _SAID_ALIKE = {
 }  # fmt: skip
 
 
-def _said(text: str) -> str:
-    """Words as they are compared: no case, no punctuation, no article."""
+def _normalised(text: str) -> str:
+    """Normalises words for comparison: removes case, punctuation and articles; replaces synonyms."""
     text = IN_TEXT.sub(r"\1", text)
     letter = text if len(text) == 1 else text.casefold()
     plain = " ".join(re.sub(r"[-\"'.,!?:()]", " ", letter).split()) if "\\" not in letter else letter.strip()
     plain = _ARTICLES.sub("", plain)
-    return _SAID_ALIKE.get(plain, plain)
+    return _SYNONYMS.get(plain, plain)
 
 
 def _same_exactly(a: tuple[Any, ...], b: tuple[Any, ...]) -> bool:
     if a[0] == b[0] == "date" and len(a) == len(b) == 4 and 0 in (a[1], b[1]):
-        return a[2:] == b[2:]  # one without the year
+        return a[2:] == b[2:]  # one date has no year
     return a == b
 
 
 def _same_base(a: Reading, b: Reading) -> bool:
-    """Whether an answer leaves out the base of its reference (`2516` for `2516_8`), or says that it is ten."""
+    """True if one number omits the base of the other (`2516` for `2516_8`), or the base is ten."""
     if isinstance(a, Exact) and a.value[0] == "base" and isinstance(b, Quantity):
-        return b.text.lstrip("0") == a.value[1]
+        return bool(b.text.lstrip("0") == a.value[1])
     if isinstance(b, Exact) and b.value[0] == "base" and isinstance(a, Quantity):
         return b.value[2] in ("10", "ten") and a.text.lstrip("0") == b.value[1]
     return False
@@ -212,12 +214,12 @@ def _same_several(a: Several, b: Several) -> bool:
             left.remove(match)
         return True
     if len(kinds - {""}) > 1 and (len(a.items) == 2 or kinds != {"()", "[]"}):
-        return False  # intervals with other ends
+        return False  # intervals of different types
     return all(same(one, other) for one, other in zip(a.items, b.items, strict=True))
 
 
 def _as_list(reading: Quantity) -> tuple[Reading, ...]:
-    """`100,200` can be two numbers."""
+    """Reads a number such as `100,200` as two numbers."""
     if not re.fullmatch(r"-?\d{1,3}(?:,\d{3})+", reading.text):
         return ()
     return tuple(read_one(part) for part in reading.text.split(","))
@@ -286,12 +288,12 @@ def _exact(value: Fraction) -> Any:
 
 
 def _expression(quantity: Quantity) -> Any:
-    """The value as sympy has it; None when it cannot be parsed."""
+    """Converts the value to sympy; None if it cannot be parsed."""
     return _exact(quantity.value.value) if quantity.value is not None else parsed(quantity.latex)
 
 
 def _near(value: Number, expression: Any) -> bool | None:
-    """Whether a written number is an expression; None when the expression is no number."""
+    """True if a written number equals an expression; None if the expression is not a number."""
     other = _evaluated(expression)
     if other is None:
         return None
@@ -302,7 +304,7 @@ def _near(value: Number, expression: Any) -> bool | None:
 
 
 def _evaluated(expression: Any) -> Any:
-    """A number of thirty digits; None for what is none."""
+    """Evaluates an expression to thirty digits; None if it is not a number."""
     import sympy
 
     if not isinstance(expression, sympy.Expr) or expression.free_symbols:
@@ -337,7 +339,7 @@ _DEGREES = re.compile(r"(\d+(?:\.\d+)?)\s*(?:\^\s*\{?\s*\\circ\s*\}?|°|\\degree
 
 @lru_cache(maxsize=1024)
 def parsed(latex: str) -> Any:
-    """What math-verify's parser makes of LaTeX; None when that is nothing, or the text is prose."""
+    """Parses LaTeX with math-verify; None if that fails or the text is prose."""
     from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
     from math_verify.parser import parse_latex_cached
     from sympy import Basic, I, MatrixBase
@@ -345,18 +347,18 @@ def parsed(latex: str) -> Any:
     if not latex.strip() or _is_prose(latex):
         return None
     if len(latex) > _LONGEST_EXPRESSION:
-        raise ValueError(f"an expression of {len(latex)} characters, of at most {_LONGEST_EXPRESSION}")
-    # The time limit is `verification.py`'s; math-verify's own is a signal, which a long product ignores.
+        raise ValueError(f"the expression has {len(latex)} characters, more than {_LONGEST_EXPRESSION}")
+    # `verification.py` enforces the time limit; math-verify's own uses a signal, which a long product ignores.
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)
-    # Units are parted from values before: math-verify would take the `t` of `\frac{1}{2}t` for one.
+    # Units have been removed already: math-verify would take the `t` of `\frac{1}{2}t` for one.
     latex = _DEGREES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", latex) if OF_AN_ANGLE.search(latex) else latex
-    latex = re.sub(r"(?<=[\d)}])i(?![A-Za-z])", " i", latex)  # it takes the `i` of `3i` for a variable
+    latex = re.sub(r"(?<=[\d)}])i(?![A-Za-z])", " i", latex)  # math-verify takes the `i` of `3i` for a variable
     config = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="none")
     try:
         found = parse_latex_cached(normalize_latex(latex.replace("°", r"^{\circ}"), config))
     except (RecursionError, MemoryError):
         raise
-    except Exception:  # the parser's own, of many kinds
+    except Exception:  # the parser raises errors of many kinds
         return None
     if not isinstance(found, (Basic, MatrixBase)):
         return None
@@ -372,7 +374,7 @@ def _is_prose(latex: str) -> bool:
 
 def _is_readable(reading: Reading) -> bool:
     if isinstance(reading, Words):
-        return 0 < len(reading.text.split()) <= _WORDS_OF_AN_ANSWER and bool(_said(reading.text))
+        return 0 < len(reading.text.split()) <= _MAX_WORDS_OF_REFERENCE and bool(_normalised(reading.text))
     if isinstance(reading, Choice):
         return reading.content is None or _is_readable(reading.content)
     if isinstance(reading, Several):
@@ -393,7 +395,7 @@ def _is_plain(reading: Reading) -> bool:
 
 
 def _is_an_answer(reading: Reading, in_words: bool) -> bool:
-    """Whether a text that may be the answer is one (words only where they can be), and no other place is looked at."""
+    """True if a candidate is an answer (a few words only if `in_words`), so that no other place is considered."""
     if isinstance(reading, Words):
-        return in_words and len(reading.text.split()) <= _WORDS_OF_A_GUESS
+        return in_words and len(reading.text.split()) <= _MAX_WORDS_OF_ANSWER
     return _is_readable(reading)

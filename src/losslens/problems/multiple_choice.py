@@ -1,4 +1,4 @@
-"""Multiple-choice problems in the user's own file, as ARC, GPQA and MMLU have them."""
+"""Multiple-choice problems in the user's own file, as in ARC, GPQA and MMLU."""
 
 from __future__ import annotations
 
@@ -23,19 +23,20 @@ from losslens.problems.table import Divided, cell, require_columns, select_split
 
 
 class MultipleChoice(ProblemSource):
-    """A file of questions with lettered options, of which one is right.
+    """A file of questions with lettered options, one of which is correct.
 
-    The questions whose text hashes into the last tenth are held out, unless `eval_path` names a file of them.
+    A tenth of the questions is held out, chosen by hash, unless `eval_path` names a file of held-out questions.
 
     Args:
-        path: JSON lines, parquet, or CSV (`.csv`); null where only `eval_path` is asked for.
-        columns: What the columns are called: `question`, `choices`, `answer`. `choices` is a column of lists (in CSV a
-            JSON array; a mapping with `text` and `label`, as ARC has it, will do), or a list of columns with an option
-            each. `answer` is a letter, a number from `first_index`, or the words of the right option.
+        path: JSON Lines, parquet, or CSV (`.csv`); None if only `eval_path` is used.
+        columns: Names of the columns: `question`, `choices`, `answer`. `choices` is a column of lists (in CSV, JSON
+            arrays; mappings with `text` and `label` as in ARC are accepted), or a list of columns with one option each.
+            `answer` is a letter, a number counted from `first_index`, or the text of the correct option.
         eval_path: A file of held-out questions.
-        template: The prompt; `{question}` in it stands for the question and its options, a line each: `A. Paris`.
-        first_index: Number of the first option in answers that are numbers.
-        shuffle: Whether the options are put in an order drawn from the question, for files with the right one first.
+        template: Template of the prompt; `{question}` is replaced by the question and its options, one per line:
+            `A. Paris`.
+        first_index: Number of the first option, if answers are numbers.
+        shuffle: Shuffles the options, seeded by the question, for files in which the correct option comes first.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class MultipleChoice(ProblemSource):
         self.first_index = first_index
         self.shuffle = shuffle
         if set(columns) != {"question", "choices", "answer"}:
-            raise InputError("source.columns: names question, choices and answer, and nothing else")
+            raise InputError("source.columns must name exactly question, choices and answer")
         self.question, self.answer = str(columns["question"]), str(columns["answer"])
         self.choices = columns["choices"] if isinstance(columns["choices"], str) else list(columns["choices"])
         if "{question}" not in template:
-            raise InputError("source.template: no {question} in it")
+            raise InputError("source.template must contain {question}")
         for role, file in (("path", self.path), ("eval_path", self.eval_path)):
             if file is not None and not file.is_file():
                 raise InputError(f"{role}={file}: no such file")
@@ -83,22 +84,23 @@ class MultipleChoice(ProblemSource):
         return ReadsLetter()
 
     def rollouts(self) -> None:
-        """See `ProblemSource.rollouts`: there are none."""
+        """See `ProblemSource.rollouts`; always None."""
 
     def problems(self, split: Split, size: int | None, seed: int) -> list[Problem]:
         """See `ProblemSource.problems`."""
         file = self.eval_path if split == "eval" and self.eval_path is not None else self.path
         if file is None:
-            raise InputError(f"{'eval_path' if split == 'eval' else 'path'}=FILE is needed: no file is named")
+            raise InputError(f"{'eval_path' if split == 'eval' else 'path'}=FILE is required: no file is given")
         problems = self._problems(file)
         if self.eval_path is None:
             divided = Divided()
-            problems = [each for each in problems if divided.is_in(each.metadata["asked"], split)]
+            problems = [problem for problem in problems if divided.is_in(problem.metadata["asked"], split)]
         elif split == "eval" and self.path is not None:
-            trained_on = {normalise(each.metadata["asked"]): each.metadata["row"] for each in self._problems(self.path)}
-            for each in problems:
-                if row := trained_on.get(normalise(each.metadata["asked"])):
-                    raise InputError(f"{file}: row {each.metadata['row']}: {self.path} has it too, in row {row}")
+            trained_on = {normalise(p.metadata["asked"]): p.metadata["row"] for p in self._problems(self.path)}
+            for problem in problems:
+                if row := trained_on.get(normalise(problem.metadata["asked"])):
+                    where = f"{file}: row {problem.metadata['row']}"
+                    raise InputError(f"{where}: this question is also in {self.path}, row {row}")
         return select_split(problems, size, seed, str(file), split)
 
     def _problems(self, file: Path) -> list[Problem]:
@@ -106,38 +108,38 @@ class MultipleChoice(ProblemSource):
         require_columns(str(file), names, {"question": self.question, "answer": self.answer})
         for name in [self.choices] if isinstance(self.choices, str) else self.choices:
             require_columns(str(file), names, {"choices": name})
-        found: dict[str, Problem] = {}
+        problems: dict[str, Problem] = {}
         for number, row in rows:
             problem = self._problem(file, number, row)
-            first = found.setdefault(normalise(problem.metadata["question"]), problem)
+            first = problems.setdefault(normalise(problem.metadata["question"]), problem)
             if first is not problem:
                 raise InputError(
-                    f"{file}: row {number}: the question and its options stand in row {first.metadata['row']} already"
+                    f"{file}: row {number}: the question and its options are already in row {first.metadata['row']}"
                 )
-        return list(found.values())
+        return list(problems.values())
 
     def _problem(self, file: Path, number: int, row: Mapping[str, Any]) -> Problem:
         asked = text_in(str(file), number, self.question, row).strip()
         labels, options = self._options(file, number, row)
         if not 2 <= len(options) <= len(ascii_uppercase):
-            raise self._wrong(file, number, self.choices, f"{len(options)} of them; from 2 to {len(ascii_uppercase)}")
+            raise self._error(file, number, self.choices, f"{len(options)} options, not 2 to {len(ascii_uppercase)}")
         plain = [_plain(option) for option in options]
         if twice := next((option for n, option in enumerate(options) if plain[n] in plain[:n]), None):
-            raise self._wrong(file, number, self.choices, f"{_shown(twice)} stands there twice")
-        right = self._right(file, number, row, labels, plain)
+            raise self._error(file, number, self.choices, f"{_shown(twice)} occurs twice")
+        correct = self._correct(file, number, row, labels, plain)
         if self.shuffle:
             drawn = np.random.default_rng(int(question_hash(asked), 16)).permutation(len(options)).tolist()
-            options, right = [options[n] for n in drawn], drawn.index(right)
+            options, correct = [options[n] for n in drawn], drawn.index(correct)
         question = "\n".join([asked, *(f"{letter}. {option}" for letter, option in _lettered(options))])
         return Problem(
             f"choice-{question_hash(question)}",
             self.template.replace("{question}", question),
-            ascii_uppercase[right],
+            ascii_uppercase[correct],
             {"question": question, "asked": asked, "choices": options, "row": number},
         )
 
     def _options(self, file: Path, number: int, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-        """What the row itself calls its options, and their texts."""
+        """Returns the row's own labels of the options, if any, and their texts."""
         if isinstance(self.choices, list):
             return self.choices, [text_in(str(file), number, name, row).strip() for name in self.choices]
         given = row.get(self.choices)
@@ -145,21 +147,21 @@ class MultipleChoice(ProblemSource):
             try:
                 given = json.loads(given)
             except (ValueError, RecursionError):
-                raise self._wrong(file, number, self.choices, f"{_shown(given)} is no list of options") from None
+                raise self._error(file, number, self.choices, f"{_shown(given)} is not a list of options") from None
         labels = given.get("label") if isinstance(given, Mapping) else None
         given = given.get("text") if isinstance(given, Mapping) else given
         if not isinstance(given, list) or (labels is not None and not isinstance(labels, list)):
-            raise self._wrong(file, number, self.choices, f"{_shown(given)} is no list of options")
+            raise self._error(file, number, self.choices, f"{_shown(given)} is not a list of options")
         if labels is not None and len(labels) != len(given):
-            raise self._wrong(file, number, self.choices, f"{len(labels)} labels for {len(given)} options")
+            raise self._error(file, number, self.choices, f"{len(labels)} labels for {len(given)} options")
         return [str(label) for label in labels or ()], [
             cell(str(file), number, self.choices, option).strip() for option in given
         ]
 
-    def _right(
+    def _correct(
         self, file: Path, number: int, row: Mapping[str, Any], labels: Sequence[str], plain: Sequence[str]
     ) -> int:
-        """The place of the right option: by its label, its words, its letter, or its number."""
+        """Returns the index of the correct option, given by its label, text, letter or number."""
         answer = text_in(str(file), number, self.answer, row).strip()
         if answer in labels:
             return labels.index(answer)
@@ -169,9 +171,9 @@ class MultipleChoice(ProblemSource):
             return ascii_uppercase.index(answer.upper())
         if answer.isascii() and answer.isdigit() and 0 <= int(answer) - self.first_index < len(plain):
             return int(answer) - self.first_index
-        raise self._wrong(file, number, self.answer, f"{_shown(answer)} is none of the {len(plain)} options")
+        raise self._error(file, number, self.answer, f"{_shown(answer)} is none of the {len(plain)} options")
 
-    def _wrong(self, file: Path, number: int, column: str | list[str], what: str) -> InputError:
+    def _error(self, file: Path, number: int, column: str | list[str], what: str) -> InputError:
         return InputError(f"{file}: row {number}, column {column!r}: {what}")
 
 
@@ -189,23 +191,23 @@ _AROUND = " \t\n\"'“”‘’.,;:!{}"
 
 
 def _plain(text: str) -> str:
-    """An option's words without spacing, markup, and the signs around them; of signs alone, these."""
+    """Removes markup, repeated whitespace and surrounding punctuation from an option, unless it is all punctuation."""
     words = " ".join(_MARKUP.sub("", normalize("NFKC", text)).split())
     return words.strip(_AROUND) or words
 
 
 def _meant(words: str, plain: Sequence[str], begin: bool = False) -> list[int]:
-    """The options that `words` are, or begin with; case counts only where it tells two options apart."""
+    """Returns the options that `words` equals, or begins with if `begin`; ignores case if no option matches it."""
     end = r"(?!\w)" if begin else r"\Z"
 
-    def found(words: str, options: Sequence[str]) -> list[int]:
+    def matches(words: str, options: Sequence[str]) -> list[int]:
         return [n for n, option in enumerate(options) if option and re.match(re.escape(option) + end, words)]
 
-    return found(words, plain) or found(words.casefold(), [option.casefold() for option in plain])
+    return matches(words, plain) or matches(words.casefold(), [option.casefold() for option in plain])
 
 
-_MOST = 100  # announcements that are looked at, from the last
-# Linear in the length of the text: every repetition is bounded, or of one sign that nothing after it can take.
+_MAX_ANNOUNCEMENTS = 100  # considered, from the last
+# Matching takes linear time: every repetition is bounded, or of a character that nothing after it can match.
 _WHAT = r"(?:answer|(?:correct|right|best|final)\s+(?:option|choice|letter|one|alternative))"
 _STATED = re.compile(
     rf"\b{_WHAT}s?\b(?:\s+(?!is\b|are\b|would\b|must\b|should\b)[\w()'-]{{1,30}}){{0,8}}?\s{{0,9}}"
@@ -233,12 +235,12 @@ _AT_THE_END = re.compile(
 
 @dataclass(frozen=True)
 class ReadsLetter:
-    """The verifier of multiple-choice problems: the letter that a completion states last.
+    """The verifier of multiple-choice problems: compares the letter that a completion states last.
 
-    A letter is stated in a box, an `<answer>` tag or after `####`; after “the answer is”, “Answer:”, “I choose” and the
-    like, or before “is correct”; as an option's own words in these places; else by the last line, if it is a letter or
-    an option and does not end a list of them. Whoever states two at once has stated none. Only what follows the last
-    `</think>` counts.
+    A letter, or an option's own text, may be stated in a box, in an `<answer>` tag or after `####`; after “the answer
+    is”, “Answer:”, “I choose” and the like, or before “is correct”; else by the last line, if it is a letter or an
+    option and not the end of a list of options. Two letters at once count as none. Text before the last `</think>` is
+    ignored.
     """
 
     def __call__(self, problem: Problem, completion: str) -> Verdict:
@@ -248,13 +250,16 @@ class ReadsLetter:
 
 
 def stated(completion: str, choices: Sequence[str]) -> str | None:
-    """The letter of the option that a completion states as its answer; None where it states none, or several."""
+    """Returns the letter of the option that a completion states as its answer; None if it states none or several."""
     text = completion
     for end in ("</think>", "</thinking>", "</reasoning>"):
         text = text.rpartition(end)[2]
     text = _MARKUP.sub("", text)
     plain = [_plain(choice) for choice in choices]
-    announced = [*deque(_STATED.finditer(text), _MOST), *deque(_IS_RIGHT.finditer(text), _MOST)]
+    announced = [
+        *deque(_STATED.finditer(text), _MAX_ANNOUNCEMENTS),
+        *deque(_IS_RIGHT.finditer(text), _MAX_ANNOUNCEMENTS),
+    ]
     for match in sorted(announced, key=lambda match: -match.start()):
         named = _letters(match[1] if match.re is _IS_RIGHT else _content(text, match), plain)
         if named:
@@ -265,7 +270,7 @@ def stated(completion: str, choices: Sequence[str]) -> str | None:
 
 
 def _content(text: str, match: re.Match[str]) -> str:
-    """What follows an announcement, to the end of its box or tag, or of the first line that is not empty."""
+    """Returns the text after an announcement, up to the end of its box or tag, or of the first non-empty line."""
     rest = text[match.end() : match.end() + 2000]
     if match[0].lower() == "<answer>":
         return rest.partition("</")[0]
@@ -275,7 +280,7 @@ def _content(text: str, match: re.Match[str]) -> str:
 
 
 def _letters(content: str, plain: Sequence[str]) -> str:
-    """The letters of the options that a statement names: one, several, or none."""
+    """Returns the letters of the options that a statement names: none, one, or several."""
     letters = ascii_uppercase[: len(plain)]
     content = _LEADING.sub("", content.strip(_AROUND), count=1) if _LEADING.match(content.strip(_AROUND)) else content
     content = content.strip().strip("\"'“”‘’{").strip()
@@ -295,7 +300,7 @@ def _letters(content: str, plain: Sequence[str]) -> str:
 
 
 def _last_line(text: str, plain: Sequence[str]) -> str:
-    """What the last line says where nothing announces an answer; nothing where it is the end of a list of options."""
+    """Returns the letter stated by the last line of a text without an announcement; empty if a list ends there."""
     lines = [line.strip() for line in text[-4000:].split("\n") if line.strip(_AROUND + "-#")]
     if not lines:
         return ""
@@ -309,7 +314,7 @@ def _last_line(text: str, plain: Sequence[str]) -> str:
 
 
 def _option(line: str, plain: Sequence[str]) -> tuple[str, str] | None:
-    """Letter of the option that a whole line is, and in what form: a letter, its words, or both."""
+    """Returns the letter of the option that makes up a line, and its form: a letter, its words, or both."""
     letters = ascii_uppercase[: len(plain)]
     match = re.fullmatch(r"[\[(]?([A-Za-z])[\])]?\s*[.:)]?", line)
     if match and match[1].upper() in letters:

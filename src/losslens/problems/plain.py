@@ -1,4 +1,4 @@
-"""Answers that a scorer may evaluate: literals and formulas, told from code by their grammar before it sees them."""
+"""Answers that a scorer may safely evaluate: literals and formulas, distinguished from code by their grammar."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import re
 from collections.abc import Callable
 
-# What reasoning-gym's own answers and those of a model that answers hold; sympy would read any other name as a symbol.
+# Functions in the answers of reasoning-gym and of models; sympy would read any other name as a symbol.
 _FUNCTIONS = {
     "Abs", "acos", "acosh", "acot", "asec", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "cot",
     "coth", "csc", "erf", "exp", "li", "ln", "log", "Max", "Min", "Rational", "sec", "sech", "sign", "sin",
@@ -20,7 +20,7 @@ _LARGEST_EXPONENT = 100
 
 
 def is_literal(text: str) -> bool:
-    """Whether evaluating `text` gives back what stands in it: words, or lists of numbers and texts."""
+    """True if `text` evaluates to a literal: words, or lists of numbers and strings."""
     if _WORDS.fullmatch(text):
         return True
     tree = _parsed(text)
@@ -29,12 +29,12 @@ def is_literal(text: str) -> bool:
 
 
 def is_arithmetic(text: str) -> bool:
-    """Whether `text` is made of numbers, `+ - * / // % **` and parentheses alone."""
+    """True if `text` consists only of numbers, `+ - * / // % **` and parentheses."""
     return _is_formula(text, lambda node: False)
 
 
 def is_formula(text: str) -> bool:
-    """Whether `text` is arithmetic with symbols and the elementary functions, as sympy writes it; no factorial."""
+    """True if `text` is arithmetic with symbols and elementary functions in sympy's notation, without factorials."""
     return _is_formula(text, _is_symbolic)
 
 
@@ -65,7 +65,7 @@ def _is_arithmetic(node: ast.AST) -> bool:
 
 
 def _is_small(exponent: ast.expr) -> bool:
-    """Whether an exponent makes no number of millions of digits: at most a hundred, and no power itself."""
+    """True if an exponent is at most a hundred and not itself a power, so that the result is not excessively large."""
     nodes = list(ast.walk(exponent))
     numbers = [node.value for node in nodes if isinstance(node, ast.Constant)]
     return not any(isinstance(node, ast.Pow) for node in nodes) and all(
@@ -74,7 +74,7 @@ def _is_small(exponent: ast.expr) -> bool:
 
 
 def _parsed(text: str) -> ast.expr | None:
-    """The tree of one expression; None when `text` is none, or too long to be an answer."""
+    """Parses an expression; None if `text` is not one, or too long to be an answer."""
     if len(text) > _LONGEST:
         return None
     try:

@@ -1,6 +1,6 @@
-r"""Numbers and units as people write them: `1,234.5`, `2 1/2`, `6.63 \times 10^{-34}`, `5 km/h`, `$18`, `50%`, `60°`.
+r"""Parsing of numbers and units: `1,234.5`, `2 1/2`, `6.63 \times 10^{-34}`, `5 km/h`, `$18`, `50%`, `60°`.
 
-Values are exact fractions, so that nothing is rounded before it is compared.
+Values are exact fractions, so that nothing is rounded before the comparison.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from losslens.problems.answer_text import DOLLAR, IN_TEXT
 from losslens.problems.final_answer import CHANGING, JOINING
 
 _LARGEST_EXPONENT = 5000
-# A number written with so many digits stands for all that round to it: 0.333333 for a third, 3.14159 for pi.
+# A decimal with at least this many digits equals any number that rounds to it: 0.333333 for a third, 3.14159 for pi.
 _DIGITS_OF_AN_APPROXIMATION = 6
 _ROUNDING_OF_FLOATS = Fraction(1, 10**12)
 
 
 class Number(NamedTuple):
-    """A number as it was written.
+    """A written number.
 
     Attributes:
-        value: What it is, exactly.
-        ulp: One unit of the last digit written; None for whole numbers and fractions, which are meant exactly.
-        digits: Significant digits written.
+        value: Its exact value.
+        ulp: One unit in the last written digit; None for integers and fractions, which are exact.
+        digits: Number of significant digits written.
     """
 
     value: Fraction
@@ -36,7 +36,7 @@ class Number(NamedTuple):
 
 
 def same_number(a: Number, b: Number) -> bool:
-    """Whether two written numbers are one: exactly, or one is the other rounded (or cut) to six digits or more."""
+    """True if two written numbers are equal, or one is the other rounded or truncated to six or more digits."""
     if a.value == b.value:
         return True
     difference = abs(a.value - b.value)
@@ -49,7 +49,7 @@ def same_number(a: Number, b: Number) -> bool:
 
 _SIGN = r"(?P<sign>[-+]?)\s*"
 _PLAIN = re.compile(_SIGN + r"(?P<whole>\d+)(?:\.(?P<part>\d*))?|[-+]?\.\d+")
-_GROUPED = [  # what separates the thousands, what the decimals
+_GROUPED = [  # pattern, thousands separator, decimal separator
     (re.compile(r"[-+]?\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?"), ",", "."),
     (re.compile(r"[-+]?\s*\d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?"), ",", "."),  # 12,34,567
     (re.compile(r"[-+]?\s*\d{1,3}(?: \d{3})+(?:\.\d+)?"), " ", "."),
@@ -74,18 +74,18 @@ _OPEN = re.compile(r"(.*\.\d{3,})\s*(?:\\ldots|\\dots|\\cdots|\.\.\.|…)")
 
 
 def number(text: str) -> Number | None:
-    """Reads a number; None when the text is something else."""
+    """Parses a number; None if the text is not a number."""
     text = text.strip()
     if not text or len(text) > 400 or not any(sign.isdigit() for sign in text):
         return None
     if match := _OPEN.fullmatch(text):
-        cut = _decimal(match[1])
-        return cut and cut._replace(digits=max(cut.digits, _DIGITS_OF_AN_APPROXIMATION))
-    found = _decimal(text) or _scientific(text) or _fraction(text) or _mixed(text) or _repeating(text)
-    if found is None and re.match(r"[-+]\s*\(.*\)$", text):
+        truncated = _decimal(match[1])
+        return truncated and truncated._replace(digits=max(truncated.digits, _DIGITS_OF_AN_APPROXIMATION))
+    value = _decimal(text) or _scientific(text) or _fraction(text) or _mixed(text) or _repeating(text)
+    if value is None and re.match(r"[-+]\s*\(.*\)$", text):
         inner = number(text[text.index("(") + 1 : -1])
         return inner and inner._replace(value=-inner.value if text[0] == "-" else inner.value)
-    return found
+    return value
 
 
 def _decimal(text: str) -> Number | None:
@@ -201,7 +201,7 @@ def _is_a_number(word: str) -> bool:
 
 
 def number_in_words(text: str) -> str:
-    """Puts digits for a number that is written in words at the beginning (`twenty-one apples`, `5 million`)."""
+    """Replaces a number in words at the beginning of a text by digits (`twenty-one apples`, `5 million`)."""
     if signed := re.fullmatch(r"(?:minus|negative)\s+(.*)", text, re.I | re.S):
         unsigned = number_in_words(signed[1])
         return f"-{unsigned}" if unsigned[:1].isdigit() else text
@@ -245,11 +245,11 @@ def _shortest(value: Fraction) -> str:
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit that is known: how much of its base units it is.
+    """A known unit, as a multiple of base units.
 
     Attributes:
-        factor: So many of them.
-        base: The base units with their powers, in order.
+        factor: Number of base units.
+        base: The base units with their powers, sorted.
     """
 
     factor: Fraction
@@ -260,7 +260,7 @@ PERCENT = Unit(Fraction(1), (("%", 1),))
 DEGREE = Unit(Fraction(1), (("°", 1),))
 RADIAN = Unit(Fraction(1), (("rad", 1),))
 
-# names, how many, of what; symbols that take the prefixes of the SI are below
+# names | factor | base units; symbols that take SI prefixes are below
 _WORDS = """
 in inch inches|0.0254|m
 ft foot feet|0.3048|m
@@ -349,7 +349,7 @@ _WORDY = [
 
 
 def unit(text: str) -> Unit | None:
-    r"""Reads a unit (`km/h`, `\text{ cm}^2`, `square feet`, `miles per hour`); None when it is not known."""
+    r"""Parses a unit (`km/h`, `\text{ cm}^2`, `square feet`, `miles per hour`); None if it is unknown."""
     text = IN_TEXT.sub(r" \1", text).replace("{}", "").strip(" .()")
     for pattern, instead in _WORDY:
         text = pattern.sub(instead, text)
@@ -366,17 +366,17 @@ def unit(text: str) -> Unit | None:
             sign = -1 if match[1] in ("/", "per") else sign
             continue
         name = match["name"].replace(" ", "")
-        found = known.get(name) or known.get(name.lower()) if len(name) > 1 else known.get(name)
-        if found is None:
+        definition = known.get(name) or known.get(name.lower()) if len(name) > 1 else known.get(name)
+        if definition is None:
             return None
         power = sign * int(match["power"] or match["digit"] or 1)
-        factor *= found[0] ** power
-        for base, each in found[1].items():
-            powers[base] = powers.get(base, 0) + each * power
+        factor *= definition[0] ** power
+        for base, base_power in definition[1].items():
+            powers[base] = powers.get(base, 0) + base_power * power
     return Unit(factor, tuple(sorted((name, power) for name, power in powers.items() if power)))
 
 
-# Words after a value that belong to mathematics and not to what is counted.
+# Words after a value that are mathematics and not what is counted.
 _OF_MATHS = frozenset(
     """
     pi sqrt sin cos tan cot sec csc log ln exp lim or and to inf infinity mod times plus minus over choose if
@@ -391,7 +391,7 @@ _LAST_OF_VALUE = re.compile(r"(?:[\d)}\]!|]|\\(?:pi|infty|alpha|beta|theta)\b|(?
 
 
 def _are_counted(nouns: list[str]) -> bool:
-    """Whether words after a value tell only what is counted: not `squared`, `thirds`, `apples and three pears`."""
+    """True if words after a value only name what is counted: not `squared`, `thirds`, `apples and three pears`."""
     first = nouns[0]
     if first in CHANGING or (first in _OF_MATHS and nouns[:2] != ["times", "as"]) or "or" in nouns:
         return False
@@ -401,10 +401,10 @@ def _are_counted(nouns: list[str]) -> bool:
 
 
 def without_unit(text: str) -> tuple[str, Unit | None, str]:
-    """Parts a value from the unit after it (or the currency before it).
+    """Separates a value from the unit after it, or from the currency before it.
 
     Returns:
-        The value; the unit if it is known; the words in its place if they are not.
+        The value; its unit if known, else None; the words in place of a unit if they are not a known one.
     """
     text = text.strip()
     money = re.match(rf"(-?)\s*(?:US|USD|A|C)?\s*([{DOLLAR}€£¥₹]|Rs\.?|USD|EUR)\s*(?=[-\d.\\])", text)
@@ -426,11 +426,11 @@ def without_unit(text: str) -> tuple[str, Unit | None, str]:
     name = after.strip(" .,")
     if not name:
         return text, None, ""
-    found = unit(re.sub(r"[⁻¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: f"^{m[0].translate(_BACK)}", name))
+    known = unit(re.sub(r"[⁻¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: f"^{m[0].translate(_BACK)}", name))
     attached = not after[:1].isspace()
     value = re.sub(r"[⁻¹²³⁴⁵⁶⁷⁸⁹]+", lambda m: f"^{{{m[0].translate(_BACK)}}}", value).strip()
-    if found is not None and not (attached and len(name) == 1 and name.isalpha()):
-        return value, found, ""
+    if known is not None and not (attached and len(name) == 1 and name.isalpha()):
+        return value, known, ""
     nouns = re.sub(r"\([^()]*\)$", "", name).split()
     if (
         nouns
@@ -439,6 +439,6 @@ def without_unit(text: str) -> tuple[str, Unit | None, str]:
         and len(nouns[0].strip(".,")) > 2
         and _are_counted([word.lower().strip(".,") for word in nouns])
     ):
-        told = " ".join(takewhile(lambda word: word not in ("in", "of", "on", "for", "at", "from"), nouns))
-        return value, unit(told) if told != name else None, " ".join(nouns)
+        counted = " ".join(takewhile(lambda word: word not in ("in", "of", "on", "for", "at", "from"), nouns))
+        return value, unit(counted) if counted != name else None, " ".join(nouns)
     return text, None, ""

@@ -1,7 +1,7 @@
-r"""Answers as they are read: what kind of thing a text is.
+r"""Parsing of answers into kinds.
 
-A text is read as one of a few kinds: a quantity (a value with its unit), several values (a list, tuple, interval, set),
-words, a choice of a multiple-choice question, a ratio, a time or date, a relation. An expression stays LaTeX.
+The kinds are: a quantity (a value with its unit), several values (a list, tuple, interval or set), words, a choice of a
+multiple-choice question, a ratio, a time or date, and a relation. Expressions remain LaTeX.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from losslens.problems.answer_text import DOLLAR, IN_TEXT, without_markup
 from losslens.problems.final_answer import final_answers
 from losslens.problems.quantities import DEGREE, Number, Unit, number, number_in_words, unit, without_unit
 
-_LONGEST_ANSWER = 20_000  # characters that are looked at
-_DEEPEST = 8  # lists within lists
+_LONGEST_ANSWER = 20_000  # characters; the rest is ignored
+_MAX_DEPTH = 8  # of nested lists
 
 
 @dataclass(frozen=True)
 class Reading:
-    """An answer as it was read.
+    """A parsed answer.
 
     Attributes:
-        text: Its wording, without markup.
-        name: What it is the value of, in `x = 5`.
+        text: Its text without markup.
+        name: The name before an equals sign: `x` in `x = 5`.
     """
 
     text: str
@@ -34,12 +34,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Quantity(Reading):
-    """A value with the unit after it.
+    """A value and its unit.
 
     Attributes:
-        value: The number; None for an expression, to be parsed from `latex`.
-        latex: The value's wording.
-        unit: Its unit, where it is known; what else is counted (`72 clips`) tells nothing.
+        value: The number; None for an expression, which is parsed from `latex`.
+        latex: Text of the value.
+        unit: Its unit if known; other words for what is counted (`72 clips`) are ignored.
     """
 
     value: Number | None = None
@@ -49,12 +49,12 @@ class Quantity(Reading):
 
 @dataclass(frozen=True)
 class Words(Reading):
-    """Text that is no mathematics."""
+    """Text that is not mathematics."""
 
 
 @dataclass(frozen=True)
 class Choice(Reading):
-    """A choice of a multiple-choice question, with what it says where that is repeated."""
+    """A choice of a multiple-choice question, with its content if that is given, too."""
 
     letter: str = ""
     content: Reading | None = None
@@ -62,7 +62,7 @@ class Choice(Reading):
 
 @dataclass(frozen=True)
 class Several(Reading):
-    """Values in brackets, or in a row without (`brackets` is empty)."""
+    """Several values in brackets, or without (then `brackets` is empty)."""
 
     items: tuple[Reading, ...] = ()
     brackets: str = ""
@@ -70,14 +70,14 @@ class Several(Reading):
 
 @dataclass(frozen=True)
 class Ratio(Reading):
-    """`3:2`."""
+    """A ratio such as `3:2`."""
 
     parts: tuple[Fraction, ...] = ()
 
 
 @dataclass(frozen=True)
 class Exact(Reading):
-    """A time of day, a date, a number in another base: equal or not."""
+    """A time of day, a date, or a number in another base, compared for equality."""
 
     value: tuple[Any, ...] = ()
 
@@ -88,7 +88,7 @@ class Relation(Reading):
 
 
 def read_reference(text: str) -> Reading:
-    r"""Reads a reference answer; of a worked solution, what stands in its last box or after `####`."""
+    r"""Parses a reference answer; in a worked solution, the content of its last box or the text after `####`."""
     if "####" in text or "\\boxed" in text or "\\fbox" in text or "<answer>" in text:
         for wordings in final_answers(text)[1]:
             return read(wordings[-1])
@@ -96,7 +96,7 @@ def read_reference(text: str) -> Reading:
 
 
 def read(text: str) -> Reading:
-    """Reads an answer."""
+    """Parses an answer."""
     text = " ".join(without_markup(text[: 2 * _LONGEST_ANSWER]).split())
     if len(text) > _LONGEST_ANSWER:
         return Words(text[:_LONGEST_ANSWER])
@@ -104,8 +104,8 @@ def read(text: str) -> Reading:
 
 
 def read_one(text: str) -> Reading:
-    """Reads one of several answers, which is not split further."""
-    return _read(text, _DEEPEST)
+    """Parses one of several answers, which is not split further."""
+    return _read(text, _MAX_DEPTH)
 
 
 def _read(text: str, depth: int) -> Reading:
@@ -127,7 +127,7 @@ def _read(text: str, depth: int) -> Reading:
     if total := _compound(simple):
         return total
     text = _as_latex(text)
-    if depth < _DEEPEST:
+    if depth < _MAX_DEPTH:
         for splitter in (_equation, _several):
             if found := splitter(text, depth):
                 return found
@@ -136,7 +136,7 @@ def _read(text: str, depth: int) -> Reading:
     if _LETTERS.fullmatch(simple) and "\\" not in _as_latex(simple) and not _A_MINUS.search(simple):
         return Words(simple)
     rest, known, _ = without_unit(text)
-    if known == DEGREE and OF_AN_ANGLE.search(rest):  # the angle's, not the value's
+    if known == DEGREE and OF_AN_ANGLE.search(rest):  # the unit of the angle, not of the value
         rest, known = text, None
     return Quantity(text, value=number(rest), latex=rest, unit=known)
 
@@ -232,7 +232,7 @@ def _in_a_base(text: str) -> Reading | None:
 
 
 def _compound(text: str) -> Reading | None:
-    """`2 hours 30 minutes`: the sum, in the first unit."""
+    """Parses `2 hours 30 minutes` as the sum, in the first unit."""
     parts = re.findall(r"(\d[\d.,/]*)\s*([A-Za-z]+)\.?", text)
     if len(parts) < 2 or re.sub(r"(\d[\d.,/]*)\s*([A-Za-z]+)\.?|\band\b|[\s,]", "", text):
         return None
@@ -242,10 +242,10 @@ def _compound(text: str) -> Reading | None:
     if first is None:
         return None
     total = Fraction(0)
-    for value, each in zip(values, units, strict=True):
-        if value is None or each is None or each.base != first.base or each.factor > first.factor:
+    for value, part in zip(values, units, strict=True):
+        if value is None or part is None or part.base != first.base or part.factor > first.factor:
             return None
-        total += value.value * each.factor / first.factor
+        total += value.value * part.factor / first.factor
     return Quantity(text, value=Number(total), latex=text, unit=first) if len(set(units)) == len(units) else None
 
 
@@ -256,7 +256,7 @@ _NAME = re.compile(
 
 
 def _equation(text: str, depth: int) -> Reading | None:
-    """`x = 5` as 5 with a name; of a chain, its last part; another equation as a relation."""
+    """Parses `x = 5` as 5 with a name, a chain of equations as its last part, and other equations as a relation."""
     parts = _split(text, r"(?<![<>!\\:])=(?!=)|\\in\b(?=\s*[\[({\\])")
     about = _split(text, r"\\approx\b|≈")
     if len(parts) == 1 and len(about) == 2 and all(about):
@@ -284,7 +284,7 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """A text cut at a separator that stands in no bracket."""
+    """Splits a text at a separator outside brackets."""
     parts, depth, start = [], 0, 0
     for match in re.finditer(rf"\\[{{}}]|\\(?:langle|rangle)\b|[\[\](){{}}]|(?P<cut>{separator})", text):
         sign = match[0].strip("\\") if match["cut"] is None else ""
@@ -343,7 +343,7 @@ def _several(text: str, depth: int) -> Reading | None:
 
 
 def _closes_at_the_end(text: str) -> bool:
-    """Whether the bracket that a text begins with is closed by its last sign."""
+    """True if the bracket that a text begins with is closed by its last character."""
     depth = 0
     for match in re.finditer(r"\\(?:lbrace|langle|lbrack)\b|\\(?:rbrace|rangle|rbrack)\b|\\?[\[\](){}]", text):
         opens = match[0].lstrip("\\") in ("(", "[", "{", "lbrace", "langle", "lbrack")
@@ -363,7 +363,7 @@ _ROOT_CALL = re.compile(r"(?<![A-Za-z])\\?(sqrt|cbrt)\s*\(")
 
 
 def _as_latex(text: str) -> str:
-    r"""Mathematics as it is typed (`sqrt(2)/2`, `x**2`, `pi`, `>=`) in LaTeX."""
+    r"""Converts typed mathematics (`sqrt(2)/2`, `x**2`, `pi`, `>=`) to LaTeX."""
     text = text.replace("**", "^").replace("<=", r"\le ").replace(">=", r"\ge ").replace("!=", r"\ne ")
     text = text.replace("+/-", r"\pm ").replace(DOLLAR, "")
     for _ in range(10):
@@ -385,8 +385,8 @@ def _as_latex(text: str) -> str:
 
 def _closing(text: str, at: int) -> int:
     depth = 0
-    for place in range(at, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for index in range(at, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
         if depth == 0:
-            return place
+            return index
     return len(text)

@@ -1,4 +1,4 @@
-"""Procedural problems from the reasoning-gym library, checked by each task's own scorer."""
+"""Procedurally generated problems from the reasoning-gym library, verified by each task's own scorer."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from losslens.core.errors import InputError, first_line
 from losslens.problems import Problem, ProblemSource, Split, Verdict, position, question_hash
 from losslens.problems.plain import is_arithmetic, is_formula, is_literal
 
-# A question belongs to the split that its text hashes into, whatever seed drew it, so that no two splits can share a
-# question. Seeds alone cannot give this: reasoning-gym draws item i from seed + i, so neighbouring seeds overlap.
+# The hash of a question determines its split, whatever seed generated it, so that splits never share a question.
+# Separate seeds do not ensure this: reasoning-gym generates item i from seed + i, so neighbouring seeds overlap.
 _DRAWS_PER_PROBLEM = 1000
-_DRAWS_IN_VAIN = 200_000
+_MAX_FAILED_DRAWS = 200_000  # in a row
 _CHUNK = 10_000
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
-# The tasks whose scorers evaluate the answer, with `eval` or `sympy.parse_expr`, and what it has to be before they may.
+# Tasks whose scorers evaluate the answer with `eval` or `sympy.parse_expr`, and the condition that it must meet first.
 _EVALUATED: dict[str, Callable[[str], bool]] = {
     **dict.fromkeys(("binary_matrix", "n_queens", "spiral_matrix", "string_insertion"), is_literal),
     **dict.fromkeys(("countdown", "puzzle24"), is_arithmetic),
@@ -34,11 +34,11 @@ Reading = Literal["answer_tag", "last_number", "last_word"]
 
 
 def split_of(question: str, pretrain_share: float = 0.0) -> Split:
-    """The split that `question` belongs to: what is not kept for pretraining is halved."""
-    where = position(question)
-    if where < pretrain_share:
+    """Returns the split of `question`; questions not reserved for pretraining are halved between train and eval."""
+    at = position(question)
+    if at < pretrain_share:
         return "pretrain"
-    return "train" if where < (1 + pretrain_share) / 2 else "eval"
+    return "train" if at < (1 + pretrain_share) / 2 else "eval"
 
 
 class ReasoningGym(ProblemSource):
@@ -46,11 +46,11 @@ class ReasoningGym(ProblemSource):
 
     Args:
         task: Name of the task, for example `chain_sum`.
-        difficulty: The task's own settings, for example `{"min_terms": 3}`; None: its defaults.
-        template: The prompt, with `{question}` in it.
-        reads: What of a completion is the final answer: the last `<answer>…</answer>`, as reasoning-gym asks for it, or
-            for models that do not write tags, its last number or its last word.
-        pretrain_share: Share of the questions that is kept from both splits: the embedded models were made with it.
+        difficulty: Parameters of the task, for example `{"min_terms": 3}`; None: its defaults.
+        template: Template of the prompt, which contains `{question}`.
+        reads: Final answer of a completion: the content of the last `<answer>…</answer>`, as reasoning-gym requests it,
+            or the last number or last word, for models that do not write tags.
+        pretrain_share: Share of the questions excluded from both splits, on which the embedded models were pretrained.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class ReasoningGym(ProblemSource):
         self.reads = reads
         self.pretrain_share = pretrain_share
         if not 0 <= pretrain_share < 1:
-            raise InputError(f"source.pretrain_share: at least 0 and below 1, got {pretrain_share!r}")
+            raise InputError(f"source.pretrain_share must be at least 0 and less than 1, not {pretrain_share!r}")
         if "{question}" not in template:
-            raise InputError("source.template: no {question} in it")
+            raise InputError("source.template must contain {question}")
         if reads not in ("answer_tag", "last_number", "last_word"):
-            raise InputError(f"source.reads: answer_tag, last_number or last_word, got {reads!r}")
+            raise InputError(f"source.reads must be answer_tag, last_number or last_word, not {reads!r}")
 
     def identity(self, _: Split) -> dict[str, Any]:
         """See `ProblemSource.identity`."""
@@ -81,7 +81,7 @@ class ReasoningGym(ProblemSource):
             "template",
             "reads",
             "pretrain_share",
-        )  # a new option: only where it is not default
+        )  # include a new option only if it differs from its default
         return {"source": "reasoning_gym", **{name: getattr(self, name) for name in names}}
 
     @property
@@ -90,42 +90,42 @@ class ReasoningGym(ProblemSource):
         return TaskScorer(self.task, json.dumps(self.difficulty, sort_keys=True), self.reads)
 
     def rollouts(self) -> None:
-        """See `ProblemSource.rollouts`: there are none."""
+        """See `ProblemSource.rollouts`; always None."""
 
     def problems(self, split: Split, size: int | None, seed: int) -> list[Problem]:
         """See `ProblemSource.problems`."""
         if size is None:
-            raise InputError(f"source.task={self.task}: its problems are drawn without end; say how many")
-        found: dict[str, Problem] = {}
-        in_vain = 0
-        # The bar is for what takes longer than a moment.
+            raise InputError(f"source.task={self.task} generates any number of problems; set how many")
+        problems: dict[str, Problem] = {}
+        failed = 0
+        # Only shown if it takes longer than two seconds.
         bar = tqdm(total=size, desc="problems", unit="problem", leave=False, delay=2, dynamic_ncols=True)
         for entry in self._draws(seed, _DRAWS_PER_PROBLEM * size):
-            if len(found) == size or in_vain == _DRAWS_IN_VAIN:
+            if len(problems) == size or failed == _MAX_FAILED_DRAWS:
                 break
             question = entry["question"]
-            in_vain += 1
-            if question in found or split_of(question, self.pretrain_share) != split:
+            failed += 1
+            if question in problems or split_of(question, self.pretrain_share) != split:
                 continue
-            in_vain = 0
+            failed = 0
             bar.update()
-            found[question] = Problem(
+            problems[question] = Problem(
                 id=f"{self.task}-{question_hash(question)}",
                 prompt=self.template.replace("{question}", question),
                 answer=entry["answer"],
                 metadata=entry,
             )
         bar.close()
-        if len(found) < size:
+        if len(problems) < size:
             raise InputError(
-                f"source.task={self.task}: only {len(found)} distinct problems in split {split!r}, not {size}; "
-                "raise the difficulty or ask for fewer"
+                f"source.task={self.task}: only {len(problems)} distinct problems in split {split!r}, not {size}; "
+                "increase the difficulty or request fewer"
             )
-        return list(found.values())
+        return list(problems.values())
 
     def _draws(self, seed: int, most: int) -> Iterator[dict[str, Any]]:
-        """The first `most` items of the endless stream of `seed`; some tasks prepare a whole dataset, so by chunks."""
-        # Far apart, so that the streams of different seeds do not overlap.
+        """Yields the first `most` items of the stream of `seed`, in chunks, since some tasks prepare whole datasets."""
+        # Spaced so that the streams of different seeds do not overlap.
         start = seed * 100_000_000
         for offset in range(0, most, _CHUNK):
             dataset = _dataset(self.task, self.difficulty, start + offset)
@@ -135,14 +135,14 @@ class ReasoningGym(ProblemSource):
 
 @dataclass(frozen=True)
 class TaskScorer:
-    """The verifier of a task: its own scorer; partial credit counts as wrong.
+    """The verifier of a task: its own scorer; partial credit counts as incorrect.
 
-    Where that scorer would evaluate an answer that is neither literal nor formula, the answer is wrong unseen.
+    If the scorer evaluates answers, any answer that is neither a literal nor a formula is incorrect without evaluation.
 
     Attributes:
         task: Name of the task.
-        difficulty: The task's settings as JSON.
-        reads: As for `ReasoningGym`.
+        difficulty: Parameters of the task as JSON.
+        reads: See `ReasoningGym`.
     """
 
     task: str
@@ -154,7 +154,7 @@ class TaskScorer:
         answer = final_answer(completion, self.reads)
         if answer is None:
             return Verdict(None, False)
-        # A composite task hands the answer on to the scorer of the task that the problem is from.
+        # A composite task passes the answer to the scorer of the problem's own task.
         tasks = {self.task, str(problem.metadata.get("metadata", {}).get("source_dataset"))}
         if not all(_EVALUATED[task](answer) for task in tasks & _EVALUATED.keys()):
             return Verdict(answer, False)
@@ -163,11 +163,12 @@ class TaskScorer:
 
 
 def final_answer(completion: str, reads: Reading) -> str | None:
-    """The final answer in a completion; None when there is none."""
+    """Extracts the final answer from a completion; None if there is none."""
     if reads == "answer_tag":
         from reasoning_gym.utils import extract_answer
 
-        return extract_answer(completion)
+        found: str | None = extract_answer(completion)
+        return found
     if reads == "last_number":
         numbers = _NUMBER.findall(completion)
         return numbers[-1].replace(",", "") if numbers else None
@@ -186,11 +187,11 @@ def _dataset(task: str, difficulty: dict[str, Any], seed: int, size: int = _CHUN
 
     if task not in DATASETS:
         near = ", ".join(get_close_matches(task, DATASETS, 5, 0)) or "none"
-        raise InputError(f"source.task={task}: reasoning-gym has no such task; near it are {near}")
-    knobs = [field.name for field in fields(DATASETS[task][1]) if field.name not in ("seed", "size")]
+        raise InputError(f"source.task={task}: reasoning-gym has no such task; similar names: {near}")
+    parameters = [field.name for field in fields(DATASETS[task][1]) if field.name not in ("seed", "size")]
     for name in difficulty:
-        if name not in knobs:
-            raise InputError(f"source.difficulty.{name}: {task} has no such knob; it has {', '.join(knobs)}")
+        if name not in parameters:
+            raise InputError(f"source.difficulty.{name}: {task} has no such parameter; it has {', '.join(parameters)}")
     try:
         return reasoning_gym.create_dataset(task, seed=seed, size=size, **difficulty)
     except (ValueError, TypeError, AttributeError, KeyError, AssertionError) as error:

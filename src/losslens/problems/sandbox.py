@@ -1,17 +1,17 @@
-"""The process in which answers are checked: it takes pickled checks from its parent and gives plain JSON back.
+"""The sandboxed process that verifies answers: receives pickled requests from its parent and returns plain JSON.
 
-What it checks was written by a model or a stranger, and some scorers evaluate it. So before the first answer comes the
-process gives up what an answer could want: the environment, the network, every file but Python's own packages, writing,
-and other processes. The layers, from the portable to the strict:
+Answers come from a model or from untrusted data, and some scorers evaluate them. Before the first answer arrives, the
+process therefore gives up what an attacker could use: the environment, the network, all files except Python's own
+packages, writing, and other processes. The layers, from the most portable to the strictest:
 
-- an environment that is empty, and no file that is inherited;
-- an audit hook of Python (everywhere): no socket, no process, no writing, no reading outside Python's folders;
-- resource limits (where there are some: Linux, macOS): no byte to any file, a bound on memory;
-- Landlock (Linux 5.13 and later): the kernel lets it read below those folders alone;
-- a seccomp filter (Linux on x86-64 and 64-bit ARM): of the system calls those alone that computing and reading need.
+- an empty environment, and no inherited files;
+- a Python audit hook (everywhere): no sockets, no processes, no writing, no reading outside Python's folders;
+- resource limits (Linux, macOS): no writing to files, limited memory;
+- Landlock (Linux 5.13 and later): the kernel permits reading only in those folders;
+- a seccomp filter (Linux on x86-64 and 64-bit ARM): only the system calls needed for computing and reading.
 
-A verifier that says `needs_network` keeps the environment, the network and reading: it is the user's own code, and
-asks a server of his. It still writes nothing and starts nothing.
+A verifier with `needs_network` keeps the environment, the network and read access: it is the user's own code, which
+calls a server. It still cannot write files or start processes.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO
 
-# Of the parent's environment: where the loader finds shared libraries, and Python itself. Read before it is emptied.
+# Kept from the parent's environment: where the loader finds shared libraries and Python. Read before it is cleared.
 KEPT = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH", "PYTHONHOME", "SYSTEMROOT")
 
 _MEMORY = 8 << 30  # address space of the process, in bytes
-# What takes long to import, by the module of the verifier: before any limit runs.
+# Slow imports, by the verifier's module; done before any time limit starts.
 _IMPORTS = {"losslens.problems.reasoning_gym": "reasoning_gym", "losslens.problems.mathematics": "math_verify"}
-# What that imports in vain: two of reasoning-gym's tasks draw their problems, but score no answer, with a library that
-# imports matplotlib, which takes longer than all the rest.
-_IN_VAIN = {"losslens.problems.reasoning_gym": "cellpylib"}
-# What computing libraries look at besides Python's folders; nothing of it is anybody's secret.
+# Unneeded imports, by the verifier's module: two of reasoning-gym's tasks use this library to generate problems, not to
+# score answers, and it imports matplotlib, which takes longer than everything else.
+_UNNEEDED_IMPORTS = {"losslens.problems.reasoning_gym": "cellpylib"}
+# Paths outside Python's folders that numerical libraries read; none contains secrets.
 _SYSTEM = (
     "/dev/null", "/dev/urandom", "/dev/random", "/etc/ld.so.cache", "/etc/localtime", "/lib", "/lib64",
     "/proc/cpuinfo", "/proc/meminfo", "/sys/devices/system", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo",
@@ -52,13 +52,13 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_GET_NAME, _PR_SET_NO_NEW_PRIVS, _PR_SET_VMA
 
 @dataclass(frozen=True)
 class Start:
-    """What the process is told before its first check.
+    """The first message to the process.
 
     Attributes:
-        main: Where the parent's `__main__` is, as multiprocessing's `spawn` says it, or empty.
-        module: The module of the verifier, imported while files can still be read.
-        needs_network: Whether the verifier may use the network, the environment and files that it reads.
-        parent: The parent's process id.
+        main: Location of the parent's `__main__`, as described by multiprocessing's `spawn`, or empty.
+        module: Module of the verifier, imported while files can still be read.
+        needs_network: Allows the verifier to use the network, the environment and files (read-only).
+        parent: Process id of the parent.
     """
 
     main: dict[str, Any]
@@ -68,7 +68,7 @@ class Start:
 
 
 def serve() -> None:
-    """Answers checks from stdin on stdout, until stdin ends; to be called in a process of its own."""
+    """Verifies answers from stdin and writes verdicts to stdout until stdin ends; runs in its own process."""
     requests, answers = _channel()
     start: Start = pickle.loads(received(requests) or b"")
     if not start.needs_network:
@@ -76,27 +76,27 @@ def serve() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
     if libc is not None:
-        # Should the parent be killed, the kernel ends this process too, whatever it is in the middle of.
+        # If the parent is killed, the kernel kills this process, too.
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != start.parent:
             return
     try:
         spawn.prepare(start.main)
-        if name := _IN_VAIN.get(start.module):
+        if name := _UNNEEDED_IMPORTS.get(start.module):
             sys.modules[name] = ModuleType(name)
         for name in (start.module, _IMPORTS.get(start.module, "json")):
             if name != "__main__":
                 importlib.import_module(name)
-    except Exception as error:  # told by the parent
+    except Exception as error:  # reported by the parent
         _send(answers, {"failed": f"{type(error).__name__}: {error}"})
         return
     _lock_down(libc, start)
     _send(answers, {"ready": True})
     while (request := received(requests)) is not None:
-        _send(answers, _checked(request))
+        _send(answers, _verify(request))
 
 
-def _checked(request: bytes) -> dict[str, Any]:
+def _verify(request: bytes) -> dict[str, Any]:
     from losslens.core.errors import InputError, first_line
 
     try:
@@ -105,18 +105,18 @@ def _checked(request: bytes) -> dict[str, Any]:
         return {"input_error": f"the verifier cannot be loaded: {type(error).__name__}: {first_line(error)}"}
     try:
         verdict = verifier(problem, completion)
-        said = {"answer": verdict.answer, "correct": bool(verdict.correct), "trouble": str(verdict.trouble)}
+        result = {"answer": verdict.answer, "correct": bool(verdict.correct), "trouble": str(verdict.trouble)}
     except MemoryError:
-        said = {"trouble": "its check ran out of memory or died"}
-    except InputError as error:  # the settings are wrong, not the answer
-        said = {"input_error": str(error)}
-    except Exception as error:  # a scorer met what it was not made for; the answer is not what was asked
-        said = {"trouble": f"its check failed: {type(error).__name__}: {first_line(error)}"}
-    return {"number": number, **said}
+        result = {"trouble": "verification ran out of memory or crashed"}
+    except InputError as error:  # invalid settings, not an invalid answer
+        result = {"input_error": str(error)}
+    except Exception as error:  # an answer of a form that the scorer does not support
+        result = {"trouble": f"verification failed: {type(error).__name__}: {first_line(error)}"}
+    return {"number": number, **result}
 
 
 def _channel() -> tuple[BinaryIO, BinaryIO]:
-    """Stdin and stdout, kept away from what a verifier prints or reads."""
+    """Returns duplicates of stdin and stdout, and redirects the originals so that a verifier cannot use them."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -125,13 +125,13 @@ def _channel() -> tuple[BinaryIO, BinaryIO]:
 
 
 def received(requests: BinaryIO) -> bytes | None:
-    """The next message, its length before it; None at the end."""
+    """Reads the next length-prefixed message; None at the end."""
     head = requests.read(8)
     return requests.read(struct.unpack("<Q", head)[0]) if len(head) == 8 else None
 
 
 def message(content: Any) -> bytes:
-    """What `received` reads: pickled, its length before it. Only ever from the parent to the process."""
+    """Pickles a message with a length prefix, for `received`. Used only from the parent to the process."""
     body = pickle.dumps(content)
     return struct.pack("<Q", len(body)) + body
 
@@ -142,7 +142,7 @@ def _send(answers: BinaryIO, content: dict[str, Any]) -> None:
 
 
 def _lock_down(libc: Any, start: Start) -> None:
-    """Gives up all that a check does not need; what a platform lacks is left to the other layers."""
+    """Drops all rights that verification does not need, with the layers that the platform supports."""
     sys.dont_write_bytecode = True
     filtered = False
     folders = _readable(start.module)
@@ -155,17 +155,17 @@ def _lock_down(libc: Any, start: Start) -> None:
 
 
 def _readable(module: str) -> list[str]:
-    """The files and folders that a check may read: Python's, this package's, and the verifier's own package."""
+    """Returns the readable files and folders: Python's, this package's, and those of the verifier's own package."""
     prefixes = {sys.prefix, sys.base_prefix, sys.exec_prefix, sys.base_exec_prefix}
     packages = {entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")}
     own = {str(Path(__file__).parents[1])}
     own |= {str(path) for path in getattr(sys.modules.get(module.partition(".")[0]), "__path__", ())}
-    found = {os.path.realpath(path) for path in (*prefixes, *packages, *own, *_SYSTEM) if path}
+    readable = {os.path.realpath(path) for path in (*prefixes, *packages, *own, *_SYSTEM) if path}
     try:
-        home = [os.path.realpath(Path("~").expanduser())]
-    except RuntimeError:  # a user whom no list names, as in a container: there is no home to keep apart
-        home = []
-    return sorted(path for path in found if Path(path).exists() and not any(_is_below(each, [path]) for each in home))
+        home = os.path.realpath(Path("~").expanduser())
+    except RuntimeError:  # an unknown user, as in a container: no home folder to protect
+        home = None
+    return sorted(path for path in readable if Path(path).exists() and not (home and _is_below(home, [path])))
 
 
 def _is_below(path: str, folders: Iterable[str]) -> bool:
@@ -188,11 +188,11 @@ def _limit(processes: bool) -> None:
 
 
 class _Guard:
-    """The audit hook: what Python itself is asked to do that a check does not need is refused.
+    """Audit hook that refuses Python operations which verification does not need.
 
     Args:
-        folders: What may be read.
-        network: Whether the network, and all files, may be used.
+        folders: Readable files and folders.
+        network: Allows the network and reading of all files.
     """
 
     _NEVER = (
@@ -215,25 +215,25 @@ class _Guard:
         elif event in ("os.listdir", "os.scandir"):
             self._require(event, arguments[0], allowed=True)
         elif event in self._NEVER or (not self._network and event.startswith(("socket.", "ctypes.", "winreg."))):
-            raise PermissionError(f"not where answers are checked: {event}")
+            raise PermissionError(f"not allowed in the verification process: {event}")
 
     def _require(self, event: str, path: Any, allowed: bool) -> None:
-        if isinstance(path, int):  # what is open already
+        if isinstance(path, int):  # already open
             return
         name = os.fsdecode(path) if isinstance(path, (str, bytes)) or hasattr(path, "__fspath__") else "."
         if not (allowed and (self._network or _is_below(os.path.realpath(name), self._folders))):
-            raise PermissionError(f"not where answers are checked: {event} of {name}")
+            raise PermissionError(f"not allowed in the verification process: {event} of {name}")
 
 
-# Landlock: include/uapi/linux/landlock.h. The numbers of its calls are the same on every architecture.
+# Landlock: include/uapi/linux/landlock.h. Its system calls have the same numbers on all architectures.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _READ_FILE, _READ_DIR, _EXECUTE = 1 << 2, 1 << 3, 1 << 0
-_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # by version, how many rights there are to files
+_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}  # number of file rights, by version
 _NET_RIGHTS, _SCOPES = 0b11, 0b11  # binding and connecting TCP (version 4); abstract sockets and signals (version 6)
 
 
 def _landlock(libc: Any, folders: Iterable[str]) -> None:
-    """Has the kernel refuse this process every file but those below `folders`, and to change any."""
+    """Restricts this process to reading files in `folders`, enforced by the kernel."""
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
     if version < 1:
         return
@@ -252,7 +252,7 @@ def _landlock(libc: Any, folders: Iterable[str]) -> None:
     os.close(ruleset)
 
 
-# System calls by their number on x86-64 and on 64-bit ARM (-1: not there).
+# Numbers of system calls on x86-64 and 64-bit ARM (-1: does not exist).
 _CALLS = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "stat": (4, -1), "fstat": (5, 80), "lstat": (6, -1),
     "poll": (7, -1), "lseek": (8, 62), "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "brk": (12, 214),
@@ -281,7 +281,7 @@ _NETWORK_CALLS = {
     "getpeername": (52, 205), "socketpair": (53, 199), "setsockopt": (54, 208), "getsockopt": (55, 209),
     "recvmmsg": (299, 243), "sendmmsg": (307, 269),
 }  # fmt: skip
-# Those that glibc does without when they are not there: answered so, and not as forbidden.
+# glibc has fallbacks for these if they do not exist, so they are refused with ENOSYS instead of EPERM.
 _ABSENT_CALLS = {"clone3": (435, 435), "openat2": (437, 437)}
 _IOCTLS = (
     0x5401,
@@ -290,7 +290,7 @@ _IOCTLS = (
     0x5421,
     0x5450,
     0x5451,
-)  # asking for a terminal, what is there to read, close-on-exec
+)  # terminal queries, number of readable bytes, close-on-exec
 _O_WRITES = 0o3 | 0o100 | 0o1000 | 0o2000  # O_ACCMODE, O_CREAT, O_TRUNC, O_APPEND: the same on both
 _CLONE_THREAD = 0x10000
 _EPERM, _ENOSYS = 1, 38
@@ -302,27 +302,27 @@ Instruction = tuple[int, int, int, int]
 
 
 def _seccomp(libc: Any, network: bool) -> bool:
-    """Has the kernel refuse all system calls but those in the tables, in all threads; whether it does."""
+    """Restricts all threads to the system calls in the tables; returns True if the kernel enforces it."""
     if platform.machine() not in _ARCHITECTURES or sys.byteorder != "little":
         return False
     column, architecture, seccomp = _ARCHITECTURES[platform.machine()]
     code = _filter(column, architecture, network)
     content = ctypes.create_string_buffer(b"".join(struct.pack("<HBBI", *instruction) for instruction in code))
     program = struct.pack("@HP", len(code), ctypes.addressof(content))
-    return libc.syscall(seccomp, 1, 1, program) == 0  # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC
+    return bool(libc.syscall(seccomp, 1, 1, program) == 0)  # SECCOMP_SET_MODE_FILTER with SECCOMP_FILTER_FLAG_TSYNC
 
 
 def _filter(column: int, architecture: int, network: bool) -> list[Instruction]:
     me = os.getpid()
     readonly, nothing = [("none", _O_WRITES)], [("is", 0)]
-    # System call (number of an argument, what it must be).
-    if_so: list[tuple[tuple[int, int], dict[int, Any]]] = [
+    # System calls that are allowed under conditions: offset of an argument, allowed values.
+    conditional: list[tuple[tuple[int, int], dict[int, Any]]] = [
         ((2, -1), {16 + 8 * 1: readonly}),  # open
         ((257, 56), {16 + 8 * 2: readonly}),  # openat
-        ((56, 220), {16: [("some", _CLONE_THREAD)]}),  # clone: threads, no processes
+        ((56, 220), {16: [("some", _CLONE_THREAD)]}),  # clone: threads only
         ((62, 129), {16: [("is", me)]}),  # kill
         ((234, 131), {16: [("is", me)]}),  # tgkill
-        ((302, 261), {16 + 8 * 2: nothing, 20 + 8 * 2: nothing}),  # prlimit64: asking, not setting
+        ((302, 261), {16 + 8 * 2: nothing, 20 + 8 * 2: nothing}),  # prlimit64: query only
         ((16, 29), {16 + 8 * 1: [("is", number) for number in _IOCTLS]}),  # ioctl
         ((157, 167), {16: [("is", number) for number in (_PR_SET_NAME, _PR_GET_NAME, _PR_SET_VMA)]}),  # prctl
     ]
@@ -333,7 +333,7 @@ def _filter(column: int, architecture: int, network: bool) -> list[Instruction]:
             code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ALLOW)]
     for numbers in _ABSENT_CALLS.values():
         code += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ERRNO | _ENOSYS)]
-    for numbers, conditions in if_so:
+    for numbers, conditions in conditional:
         if numbers[column] >= 0:
             body = [instruction for offset, choices in conditions.items() for instruction in _one_of(offset, choices)]
             body.append((_RETURN, 0, 0, _ALLOW))
@@ -342,11 +342,11 @@ def _filter(column: int, architecture: int, network: bool) -> list[Instruction]:
 
 
 def _one_of(offset: int, choices: Sequence[tuple[str, int]]) -> list[Instruction]:
-    """Goes on where the 32 bits at `offset` are one of `choices`, and refuses the call else."""
+    """Continues if the 32 bits at `offset` match one of `choices`, and refuses the call otherwise."""
     code: list[Instruction] = [(_LOAD, 0, 0, offset)]
-    for place, (kind, value) in enumerate(choices):
-        rest = len(choices) - place - 1
-        # What follows: the other choices, then the refusal.
+    for index, (kind, value) in enumerate(choices):
+        rest = len(choices) - index - 1
+        # The other choices follow, then the refusal.
         code.append((_EQUAL, rest + 1, 0, value) if kind == "is" else (_ANY_BIT, rest + 1, 0, value))
         if kind == "none":
             code[-1] = (_ANY_BIT, rest, rest + 1, value)

@@ -1,4 +1,4 @@
-"""The arms of the learning-rate-matched comparison, each once."""
+"""The arms of the learning-rate-matched comparison, without duplicates."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ _NUMBERS = (
 _COUNTS = ("seeds", "diverged", "collapsed")
 
 
-def arms(analysis: AnalysisFolder) -> pd.DataFrame:
-    """One row an arm, the largest learning rate first, and there in the methods' order.
+def arm_rows(analysis: AnalysisFolder) -> pd.DataFrame:
+    """Returns one row per arm, ordered by learning rate (largest first) and then by method.
 
-    `lr` names all that mean one arm's runs. Beside the table's columns there are `label`, what the arm is called,
-    `beside`, the same as short as stands beside a row, and `place`, where a plot has the arm's row.
+    `lr` joins all learning-rate names that stand for the same runs. Added columns are `label` (the displayed name),
+    `beside` (the name shortened for the row of a plot) and `place` (the y position of that row).
     """
     table = analysis.table("arms", _TEXTS, (*_NUMBERS, *_COUNTS))
     if table.empty:
@@ -56,22 +56,22 @@ def arms(analysis: AnalysisFolder) -> pd.DataFrame:
     crosses = [" ✕" * went_wrong(arm) for arm in rows.itertuples()]
     for column in ("label", "beside"):
         rows[column] = [f"{label}{cross}" for label, cross in zip(rows[column], crosses, strict=True)]
-    # A gap between one learning rate and the next.
+    # Leaves a gap between learning rates.
     rows["place"] = rows.index + 0.6 * pd.factorize(rows["learning_rate"])[0]
     return rows
 
 
 def base_on(analysis: AnalysisFolder, benchmarks: Iterable[str]) -> pd.DataFrame:
-    """The untrained base on these benchmarks, with its accuracy and interval; no row where it was not scored."""
+    """Returns the untrained base's accuracy and interval on these benchmarks; no rows where it was not scored."""
     runs = analysis.table("runs", ("method", "benchmark"), ("accuracy", "ci_low", "ci_high"))
     return runs[(runs["method"] == "base") & runs["benchmark"].isin(list(benchmarks)) & runs["accuracy"].notna()]
 
 
 def is_matched(rows: pd.DataFrame) -> bool:
-    """Whether a method was trained at several learning rates: without that, loss and rate are not told apart."""
+    """True if a method was trained at several learning rates; otherwise loss and learning rate are confounded."""
     return bool(len(rows)) and bool((rows.groupby("method")["learning_rate"].nunique() > 1).any())
 
 
 def went_wrong(arm: Any) -> bool:
-    """Whether a run of the arm diverged, or fell to nothing."""
+    """True if a run of the arm diverged or collapsed."""
     return bool(arm.diverged or arm.collapsed)

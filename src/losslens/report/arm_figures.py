@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from losslens.measures import Measure, PairMeasure, pair_measures, run_measures
-from losslens.report.arm_table import beside
+from losslens.report.arm_table import lines_below
 from losslens.report.components import Figure
 from losslens.tables.format import difference, number, percent
 from losslens.tables.style import (
@@ -26,20 +26,20 @@ from losslens.tables.style import (
     whisker,
 )
 
-_LEVEL = "what the two would show if they were one loss (ceiling, repeat level)"
-_NULL = "what two updates with nothing in common show"
+_LEVEL = "the ceiling or repeat level, which the two would show if they were the same loss"
+_NULL = "which two updates with nothing in common would show"
 
-# Where nothing else decides, an axis of barriers goes so far: most are 0.
+# Smallest range of an axis of barriers, most of which are 0.
 _SMALLEST_BARRIER = 0.01
 
 
 def arm_figures(arms: pd.DataFrame, looks: PlotStyles, base: pd.Series | None) -> list[Figure]:
-    """All figures that the table has numbers for.
+    """Draws all figures for which the table has values.
 
     Args:
-        arms: One row an arm.
-        looks: Of the losses of the page.
-        base: The untrained base on the same benchmark, where it was scored.
+        arms: One row per arm.
+        looks: The plot styles of the page's losses.
+        base: The untrained base on the same benchmark; None if it was not scored.
     """
     figures = []
     if (arms["norm"].gt(0) & arms["cosine_to_sft"].notna()).any():
@@ -67,7 +67,7 @@ def _size_and_direction(arms: pd.DataFrame, looks: PlotStyles) -> Figure:
             error_y={"array": nulls["cosine_to_sft_null"].tolist(), "thickness": 12, "width": 0, "color": SHADE},
         )  # fmt: skip
     plot.add_hline(y=0, line={"color": MUTED, "width": 1})
-    # Of the arms that the others are held against.
+    # The repeats of the SFT arms that the others are compared with.
     repeats = shown.loc[shown["arm"] == shown["sft"], "cosine_repeat"].dropna()
     for value in repeats:
         plot.add_hline(y=value, line={"color": INK, "width": 1.5, "dash": "dash"})
@@ -77,12 +77,12 @@ def _size_and_direction(arms: pd.DataFrame, looks: PlotStyles) -> Figure:
             error_y=_spread(arm, "cosine_to_sft"), cliponaxis=False,
             **_mark(arm, looks, _hover(arm, "cosine_to_sft", number)),
         )  # fmt: skip
-    line = f" Dashed: {'SFT' if len(repeats) == 1 else 'each SFT'} with itself, its repeat." if len(repeats) else ""
-    bars = f" Grey bars: {_NULL} (95%)." if len(nulls) else ""
+    line = f" Dashed: the repeat of {'SFT' if len(repeats) == 1 else 'each SFT arm'}." if len(repeats) else ""
+    bars = f" Grey bars: the null (95%), {_NULL}." if len(nulls) else ""
     return Figure(
         "Size and direction",
-        "Each mark is an arm, the lines through it the standard deviation of its size and the range of its cosines."
-        f"{line}{bars}",
+        "Each mark is an arm; the lines through it show the standard deviation of its size and the range of its "
+        f"cosines.{line}{bars}",
         plot,
         wide=True,
     )
@@ -105,7 +105,7 @@ def _accuracy(arms: pd.DataFrame, looks: PlotStyles, base: pd.Series | None) -> 
                 **point, error_x=bar, mode="markers", marker={"size": 1, "color": bar["color"]}, hoverinfo="skip",
                 meta=arm["arm"],
             )  # fmt: skip
-        to_base = "" if pd.isna(arm["base_diff"]) else f"<br>to the base {difference(arm['base_diff'])}"
+        to_base = "" if pd.isna(arm["base_diff"]) else f"<br>vs base {difference(arm['base_diff'])}"
         hover = f"{_hover(arm, 'accuracy', percent)}{to_base} {escape_markup(arm['base_verdict'])}"
         plot.add_scatter(**point, **_mark(arm, looks, hover))
     line = " Dotted: the untrained base." if base is not None else ""
@@ -113,7 +113,7 @@ def _accuracy(arms: pd.DataFrame, looks: PlotStyles, base: pd.Series | None) -> 
     crosses = " ✕: runs of this arm diverged or collapsed; see the notes." if lost else ""
     return Figure(
         "Accuracy",
-        f"Wide bar: 95% interval over problems. Thin line: from the worst seed to the best.{line}{crosses}",
+        f"Wide bar: 95% interval over problems. Thin line: from the worst to the best seed.{line}{crosses}",
         plot,
         wide=True,
     )
@@ -135,19 +135,19 @@ def _panel(
         plot.update_xaxes(tickformat=".0%")
     if isinstance(measure, PairMeasure):
         if measure.kind == "distance" and max(value for value in shown if value == value) < _SMALLEST_BARRIER:
-            # Where all are 0 plotly would show −1 to 1, whatever it is to include.
+            # If all are 0, plotly would show −1 to 1 even with `autorangeoptions_include`.
             plot.update_xaxes(range=[-_SMALLEST_BARRIER / 20, _SMALLEST_BARRIER * 1.05])
         else:
             plot.update_xaxes(autorangeoptions_include=[measure.identical])
     for _, arm in arms[arms[name].notna()].iterrows():
         mark = _mark(arm, looks, _hover(arm, name, measure.show))
         plot.add_scatter(x=[arm[name]], y=[arm["place"]], error_x=_spread(arm, name), **mark)
-    # Over the marks: a mark at its level is a finding.
+    # Drawn over the marks, so that a mark at its level stays visible as such.
     tick = {"symbol": "line-ns", "size": 13, "line": {"color": INK, "width": 2.5}}
     null = {"symbol": "circle-open", "size": 6, "color": MUTED}
-    said = []
+    captions = []
     for column, marker, meaning in (
-        (level, tick, f"Upright tick: {_LEVEL}."),
+        (level, tick, f"Vertical tick: {_LEVEL}."),
         (f"{name}_null", null, f"Small circle: the null, {_NULL}."),
     ):
         if _known(arms, column):
@@ -155,8 +155,10 @@ def _panel(
             plot.add_scatter(
                 x=known[column].tolist(), y=known["place"].tolist(), mode="markers", hoverinfo="skip", marker=marker
             )
-            said.append(meaning)
-    return Figure(f"{title[0].upper()}{title[1:]}", " ".join(said) or "Mean and standard deviation over runs.", plot)
+            captions.append(meaning)
+    return Figure(
+        f"{title[0].upper()}{title[1:]}", " ".join(captions) or "Mean and standard deviation over runs.", plot
+    )
 
 
 def _mark(arm: pd.Series, looks: PlotStyles, hover: str) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def _mark(arm: pd.Series, looks: PlotStyles, hover: str) -> dict[str, Any]:
 
 
 def _spread(arm: pd.Series, name: str) -> dict[str, Any]:
-    """The standard deviation over runs; of what compares two arms the range over pairs of runs."""
+    """Returns error bars: the standard deviation over runs or, for pair measures, the range over pairs of runs."""
     std = arm.get(f"{name}_std", math.nan)
     low, high = arm.get(f"{name}_min", arm[name] - std), arm.get(f"{name}_max", arm[name] + std)
     return whisker(arm[name], low, high, colour(arm["method"]), thickness=1.5, width=3)
@@ -182,7 +184,7 @@ def _known(arms: pd.DataFrame, column: str) -> bool:
 
 def _hover(arm: pd.Series, name: str, show: Callable[[float], str]) -> str:
     std = "" if pd.isna(arm.get(f"{name}_std")) else f" ± {show(arm[f'{name}_std'])}"
-    lines = [f"<br>{line}" for line in beside(arm, name, show)]
+    lines = [f"<br>{line}" for line in lines_below(arm, name, show)]
     return (
         f"<b>{escape_markup(arm['label'])}</b> ({escape_markup(arm['lr'])})<br>{show(arm[name])}{std}{''.join(lines)}"
     )

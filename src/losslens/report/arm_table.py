@@ -1,4 +1,4 @@
-"""The table of the learning-rate-matched comparison: every measure, and what it is judged by beside it."""
+"""Table of the learning-rate-matched comparison: each measure with its ceiling or repeat level and its null."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from losslens.tables.style import colour, loss_title
 
 _SAME_RATE = "cosine_to_sft_same_rate"
 _LOST = ("diverged", "collapsed")
-_SHARE_RIGHT = ("pass_rate", "rollouts that are right", percent)
+_PASS_RATE = ("pass_rate", "pass rate", percent)
 
 
 def _measures() -> list[tuple[str, str, Callable[[float], str]]]:
-    """The columns, each with its heading and how a number of it is written."""
+    """Returns the column, heading and number format of each measure."""
     to_sft = [(f"{m.name}_to_sft", f"{m.label} to SFT{m.in_unit}", m.show) for m in pair_measures("main")]
     to_sft.insert(1, (_SAME_RATE, "cosine to SFT at the same rate", number))
     sizes = [(measure.name, measure.label, measure.show) for measure in run_measures("more")]
@@ -27,19 +27,19 @@ def _measures() -> list[tuple[str, str, Callable[[float], str]]]:
 
 
 def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
-    """One row an arm; measures that no arm has are no columns."""
+    """Builds the table, one row per arm; measures that no arm has are left out."""
     measures = [measure for measure in _measures() if arms[measure[0]].notna().any()]
-    if not is_matched(arms):  # the same numbers twice
+    if not is_matched(arms):  # it would repeat the cosine to SFT
         measures = [measure for measure in measures if measure[0] != _SAME_RATE]
-    # Of one sweep all arms saw the same rollouts.
-    measures += [_SHARE_RIGHT] if arms["pass_rate"].nunique() > 1 else []
+    # Shown only if the arms learned from different rollouts.
+    measures += [_PASS_RATE] if arms["pass_rate"].nunique() > 1 else []
     scored = arms["accuracy"].notna().any()
     against = [to for to in ("base", "sft") if arms[f"{to}_diff"].notna().any()]
     columns = [
         Column("arm", numeric=False), Column("learning rate"), Column("runs"),
         *(Column(heading) for _, heading, _ in measures),
         *([Column("accuracy")] if scored else []),
-        *(Column({"base": "to the base", "sft": "to SFT"}[to]) for to in against),
+        *(Column({"base": "vs base", "sft": "vs SFT"}[to]) for to in against),
     ]  # fmt: skip
     rows = []
     for _, arm in arms.iterrows():
@@ -52,23 +52,23 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
             Cell(rate(arm["learning_rate"])),
             Cell(str(arm["seeds"]), bad="\n".join(f"✕ {arm[what]} {what}" for what in _LOST if arm[what])),
             *(
-                Cell(show(arm[name]), _spread(arm, name, show), "\n".join(beside(arm, name, show)))
+                Cell(show(arm[name]), _spread(arm, name, show), "\n".join(lines_below(arm, name, show)))
                 for name, _, show in measures
             ),
             *([_accuracy(arm)] if scored else []),
             *(_against(arm, to) for to in against),
         ]
         rows.append(Row(cells, marked=went_wrong(arm)))
-    return downloadable(analysis, "arms", "One row an arm: mean ± standard deviation over seeds", columns, rows)
+    return downloadable(analysis, "arms", "One row per arm: mean ± standard deviation over seeds", columns, rows)
 
 
-def beside(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:
-    """What a measure is judged by: the ceiling and the ratio to it, or the repeat level; its verdict; its null."""
+def lines_below(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:
+    """Returns the lines below a measure: ceiling and ratio, or repeat level; verdict; null."""
     known = {what: arm.get(f"{name}_{what}") for what in ("ceiling", "repeat", "relative", "low", "high", "null")}
     lines = [f"{what} {show(known[what])}" for what in ("ceiling", "repeat") if not pd.isna(known[what])]
     if not pd.isna(known["ceiling"]) and not pd.isna(known["relative"]):
         interval = "" if pd.isna(known["low"]) else f" [{number(known['low'], 2)}, {number(known['high'], 2)}]"
-        lines[-1] += f": {number(known['relative'], 2)}{interval}"
+        lines[-1] += f", ratio {number(known['relative'], 2)}{interval}"
     verdict = arm.get(f"{name}_verdict", "")
     lines += [verdict] * (verdict not in ("", "too few seeds"))
     return lines + ([] if pd.isna(known["null"]) else [f"null {show(known['null'])}"])

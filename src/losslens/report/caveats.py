@@ -1,17 +1,18 @@
-"""What must be known before any of the findings is believed."""
+"""Caveats: what limits the findings, such as losses without seeds, repeats or a base."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 
+from losslens.core.commands import spoken
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import listed
 
 
 def caveats(analysis: AnalysisFolder, comparison: Comparison) -> list[str]:
-    """What must be known before any of it is believed."""
+    """Returns the caveats, one sentence or two each."""
     return [*_seeds(comparison), *_repeats(comparison), *_no_base(analysis), *_lost(comparison)]
 
 
@@ -22,12 +23,15 @@ def _seeds(comparison: Comparison) -> Iterable[str]:
     once = [loss.name for loss, count in counts.items() if count == 1]
     if not once:
         fewest = min(counts.values())
-        yield f"Every loss was trained at least {fewest} times. Tests are about problems, ± is over runs."
+        yield (
+            f"Every loss was trained at least {fewest} times. Tests are over problems, not over seeds; ± is the "
+            "standard deviation over runs."
+        )
         return
     who = "Each loss was" if 1 < len(once) == len(counts) else f"{listed(once)} {'was' if len(once) == 1 else 'were'}"
     yield (
-        f"{who} trained once: how much of this would be otherwise at another seed is not known. Intervals and tests "
-        "are about problems, not about seeds."
+        f"{who} trained once, so how much of this would change at another seed is not known. Intervals and tests are "
+        "over problems, not over seeds."
     )
 
 
@@ -40,23 +44,28 @@ def _repeats(comparison: Comparison) -> Iterable[str]:
     unknown = [loss for loss in own if loss not in again]
     if unknown:
         methods = dict.fromkeys(loss.method for loss in unknown if not math.isnan(loss.learning_rate))
-        how = f" (`python train.py{' -m' * (len(methods) > 1)} method={','.join(methods)} seed=…`)" if methods else ""
+        how = (
+            f" (`{spoken('train.py')}{' -m' * (len(methods) > 1)} method={','.join(methods)} seed=…`)"
+            if methods
+            else ""
+        )
         one = len(unknown) == 1
         yield (
-            f"There is no ceiling for {listed([loss.name for loss in unknown])}, not trained in another order of the "
-            f"data{how}: nothing says how near {'it is to itself' if one else 'they are to themselves'}."
+            f"There is no ceiling for {listed([loss.name for loss in unknown])}: {'it was' if one else 'they were'} "
+            f"not trained with a second data order{how}, so {'its repeat is' if one else 'their repeats are'} not "
+            "known."
         )
     two = [loss.name for loss, cosine in again.items() if cosine.repeats == 2]
     if two:
         were = "was" if len(two) == 1 else "were"
-        yield f"{listed(two)} {were} trained at two seeds: three give an interval, and a verdict."
+        yield f"{listed(two)} {were} trained at two seeds only; three would give an interval and a verdict."
 
 
 def _no_base(analysis: AnalysisFolder) -> Iterable[str]:
     runs = analysis.table("runs", ("method",), ("accuracy",))
     scored = runs[runs["accuracy"].notna()]
     if len(scored) and not (scored["method"] == "base").any():
-        yield "The untrained base was not scored: whether training helped or hurt is not known."
+        yield "The untrained base was not scored, so whether training helped or hurt is not known."
 
 
 def _lost(comparison: Comparison) -> Iterable[str]:

@@ -1,4 +1,4 @@
-"""What a page is put together from. Texts are plain; the template escapes them."""
+"""The components of a page. Texts are plain; the template escapes them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from losslens.tables.analysis_folder import AnalysisFolder
 
-# Larger tables are packed: pandas and R read them as they are.
+# Tables larger than this many bytes are gzipped; pandas and R read them directly.
 _LARGE = 500_000
 
 
@@ -21,11 +21,11 @@ class Cell:
     """One cell of a table.
 
     Attributes:
-        text: What stands in it.
-        spread: Beside the text, smaller.
-        below: Under the text, smaller.
-        bad: Under both: what went wrong.
-        colour: Of the mark before the text, if any.
+        text: Its text.
+        spread: Smaller text after it.
+        below: Smaller text below it.
+        bad: A warning below both, for example that a run diverged.
+        colour: The colour of a mark before the text; empty for none.
     """
 
     text: str
@@ -37,7 +37,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its heading, and whether it holds numbers."""
+    """One column.
+
+    Attributes:
+        heading: Its heading.
+        numeric: True if it holds numbers.
+    """
 
     heading: str
     numeric: bool = True
@@ -45,7 +50,12 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One row; `marked` where something went wrong with what it shows."""
+    """One row of a table.
+
+    Attributes:
+        cells: Its cells.
+        marked: True if it shows a failed run.
+    """
 
     cells: Sequence[Cell]
     marked: bool = False
@@ -56,12 +66,12 @@ class Table:
     """One table, scrolled inside its own box.
 
     Attributes:
-        caption: What it shows.
+        caption: Its caption.
         columns: Its columns; the first names the row.
         rows: Its rows.
-        file: Name of the download, if any.
-        content: What is downloaded.
-        closed: Whether it opens on demand only.
+        file: The name of the download; empty for none.
+        content: The content of the download.
+        closed: True if it is collapsed until opened.
     """
 
     caption: str
@@ -73,7 +83,7 @@ class Table:
 
     @property
     def link(self) -> str:
-        """The download, inside the page."""
+        """The download as a data URL."""
         return f"data:text/csv;charset=utf-8;base64,{base64.b64encode(self.content).decode()}"
 
 
@@ -82,10 +92,10 @@ class Figure:
     """One plot.
 
     Attributes:
-        title: What it shows.
+        title: Its title.
         caption: How to read it.
         plot: The plot.
-        wide: Whether it takes the whole width.
+        wide: True if it takes the whole width.
     """
 
     title: str
@@ -95,7 +105,7 @@ class Figure:
 
     @property
     def json(self) -> Markup:
-        """The plot for a `<script>`, which only `<` could end."""
+        """The plot as JSON for a `<script>`, with `<` escaped so that it cannot close the element."""
         return Markup(self.plot.to_json(validate=False).replace("<", "\\u003c"))
 
 
@@ -104,12 +114,12 @@ class Square:
     """One cell of a matrix.
 
     Attributes:
-        text: What stands in it.
-        below: Under the text, smaller.
-        hover: All that is known of it, line by line.
-        ink: The colour of its end of the scale, if any.
-        share: How much of that colour it has, from 0 to 1.
-        strong: Whether white is read better on it than ink.
+        text: Its text.
+        below: Smaller text below it.
+        hover: Details shown on hover, line by line.
+        ink: The colour of its end of the scale; empty for none.
+        share: The share of that colour, from 0 to 1.
+        strong: True if its text is white.
     """
 
     text: str
@@ -122,16 +132,16 @@ class Square:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A square of coloured cells, as a table: on a narrow screen it is scrolled beside its names.
+    """A square matrix of coloured cells, rendered as a table whose row names stay visible when scrolled.
 
     Attributes:
-        title: What it shows.
+        title: Its title.
         caption: How to read it.
-        names: Of the rows, and of the columns.
-        squares: The cells, row by row; the diagonal is of another kind.
+        names: The names of the rows and columns.
+        squares: The cells, row by row; the diagonal holds the repeats.
         low: The colour of −1.
         high: The colour of 1.
-        wide: Whether it takes the whole width.
+        wide: True if it takes the whole width.
     """
 
     title: str
@@ -145,12 +155,12 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Keyed:
-    """One loss of a key.
+    """One loss of a legend.
 
     Attributes:
-        loss: As the traces of its plots have it.
-        name: What a reader calls it.
-        about: What it is, in a sentence; may be empty.
+        loss: Its identifier in the traces of the plots.
+        name: Its displayed name.
+        about: A one-sentence description; may be empty.
         sample: Its mark, as an SVG.
     """
 
@@ -162,14 +172,14 @@ class Keyed:
 
 @dataclass(frozen=True)
 class Key:
-    """What colours, marks and dashes mean: each loss, which can be hidden in all plots."""
+    """The legend of a section; each loss can be hidden in all plots."""
 
     losses: Sequence[Keyed]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence that the numbers carry, and the id of the section that has them all."""
+    """A finding in one sentence, and the id of the section with its numbers."""
 
     text: str
     section: str
@@ -183,12 +193,12 @@ class Section:
         id: Its anchor.
         title: Its heading.
         text: Paragraphs before the figures.
-        findings: What the numbers say, after the text.
-        key: What colours and marks mean in its figures.
+        findings: The findings, shown after the text.
+        key: The legend of its figures.
         figures: Its plots.
         tables: Its tables.
-        notes: What must be known to read the tables.
-        explorer: The packed numbers of the explorer, in the section that is one.
+        notes: Notes needed to read the tables.
+        explorer: The packed numbers of the explorer; empty in all other sections.
     """
 
     id: str
@@ -205,9 +215,9 @@ class Section:
 def downloadable(
     analysis: AnalysisFolder, name: str, caption: str = "", columns: Sequence[Column] = (), rows: Sequence[Row] = ()
 ) -> Table:
-    """The analysis' table `name`, which a reader can have whole, and what is shown of it."""
+    """Builds a table whose download is the whole table `name` of the analysis, whatever rows are shown."""
     content = analysis.csv(name)
     packed = len(content) > _LARGE
-    # Without a time in it, the same table gives the same page.
+    # Without a timestamp, so that the same table gives the same page.
     content = gzip.compress(content, mtime=0) if packed else content
     return Table(caption, columns, rows, f"{name}.csv{'.gz' * packed}", content)

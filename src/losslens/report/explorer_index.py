@@ -1,4 +1,4 @@
-"""What was compared, as the explorer names it: runs, arms and the pairs between them, layers and projections."""
+"""Index of the explorer: runs, arms, the pairs between them, layers and projections."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import colour, loss_title
 
 _LAYER = re.compile(r"^.*?\.(\d+)\.")
-# As a block reads its input; what is not among them comes after, by name.
+# The order of projections within a block; others follow by name.
 _ORDER = ("q", "k", "v", "o", "gate", "up", "down")
 _TEXTS = ("run", "label", "arm", "method", "lr", "diverged")
 _NUMBERS = ("learning_rate", "rank", "seed", "init_seed")
@@ -28,12 +28,12 @@ class Runs:
     """The runs whose updates were measured, and the arms that they belong to.
 
     Attributes:
-        names: Of the runs, as the tables have them.
-        facts: Of each run what the page shows: `name`, `label`, `method`, `loss`, `colour`, `symbol`.
-        arms: Of each arm `label`, `method`, `colour` and the numbers of its `runs`.
-        between: For every two arms that were compared, and each and itself: their numbers, and those of the pairs of
-            runs by which they are.
-        rows: Of each of `between` its row of `arm_pairs.csv`.
+        names: The names of the runs, as in the tables.
+        facts: For each run, `name`, `label`, `method`, `loss`, `colour` and `symbol`.
+        arms: For each arm, `label`, `method`, `colour` and the numbers of its `runs`.
+        between: For every two compared arms, and each arm with itself: the numbers of the two arms, and of the pairs of
+            runs by which they are compared.
+        rows: The row of `arm_pairs.csv` of each entry of `between`.
     """
 
     names: list[str]
@@ -48,10 +48,10 @@ class Modules:
     """The adapted modules.
 
     Attributes:
-        names: As the tables have them.
-        layers: Numbers of the layers, ascending; −1 for what lies outside of them.
-        projections: Names, such as `q`.
-        at: Layer and projection of each module, as places in those two.
+        names: Names of the modules, as in the tables.
+        layers: Layer numbers, ascending; −1 for modules outside the layers.
+        projections: Names of the projections, such as `q`.
+        at: The indices of the layer and projection of each module.
     """
 
     names: list[str]
@@ -61,11 +61,11 @@ class Modules:
 
 
 def find_runs(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Runs:
-    """The runs of `pairs`, in the order of `runs.csv`, numbered as the page's section of runs numbers them.
+    """Finds the runs of `pairs`, in the order of `runs.csv` and with the numbers of the Runs section.
 
     Args:
         analysis: The analysis.
-        pairs: One row a pair, with `run_a` and `run_b`.
+        pairs: One row per pair, with `run_a` and `run_b`.
     """
     table = analysis.table("runs", _TEXTS, _NUMBERS)
     table = table.drop_duplicates("run", ignore_index=True).assign(number=lambda rows: rows.index)
@@ -100,7 +100,7 @@ def find_runs(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Runs:
         numbers = sorted(number[pair] for pair in zip(by["run_a"], by["run_b"], strict=True) if pair in number)
         if numbers:
             row = rows.iloc[places[frozenset((one.arm, other.arm))]]
-            # As the page has them: the first of the two is the one that comes first among the losses.
+            # In the order of `arm_pairs.csv`, so that signed differences keep their direction.
             first, second = (a, b) if row["arm_a"] == one.arm else (b, a)
             between.append((first, second, numbers))
             compared.append(row)
@@ -108,14 +108,14 @@ def find_runs(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Runs:
 
 
 def _label(loss: Loss) -> str:
-    """Its name, at whatever length."""
+    """Returns the full name of a loss."""
     if math.isnan(loss.learning_rate):
         return loss.arm
     return loss_name(loss.method, loss.learning_rate, loss.arm.partition(" ")[2])
 
 
 def find_modules(*tables: pa.Table) -> Modules:
-    """The modules that `tables` have rows of, taken apart into layer and projection."""
+    """Finds the modules in `tables`, split into layer and projection."""
     columns = [table["module"].unique().to_pylist() for table in tables if "module" in table.column_names]
     names = list(dict.fromkeys(name for column in columns for name in column))
     matches = [_LAYER.match(name) for name in names]

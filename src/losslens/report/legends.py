@@ -1,4 +1,4 @@
-"""The key of a section: its losses, each with its mark."""
+"""Legend of a section: its losses, each with its mark."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from losslens.tables.style import PlotStyles
 
 
 def legend(losses: Iterable[tuple[str, str, str]], looks: PlotStyles, lines: bool) -> Key:
-    """The key of some losses.
+    """Builds the legend of some losses.
 
     Args:
-        losses: Name in the tables, method, and what a reader calls it, of each.
-        looks: Of the losses of the page.
-        lines: Whether they are lines.
+        losses: Arm, method and displayed name of each loss.
+        looks: The plot styles of the page's losses.
+        lines: True if the losses are drawn as lines, not marks.
     """
     return Key(
         [
@@ -27,7 +27,7 @@ def legend(losses: Iterable[tuple[str, str, str]], looks: PlotStyles, lines: boo
 
 
 def legend_of(comparison: Comparison, shown: Iterable[str], lines: bool) -> Key:
-    """The key of those of the losses compared that are `shown`."""
-    wanted = set(shown)
-    found = [(loss.arm, loss.method, loss.name) for loss in comparison.losses if loss.arm in wanted]
-    return legend(found, comparison.looks, lines)
+    """Builds the legend of the compared losses whose arms are in `shown`."""
+    arms = set(shown)
+    losses = [(loss.arm, loss.method, loss.name) for loss in comparison.losses if loss.arm in arms]
+    return legend(losses, comparison.looks, lines)

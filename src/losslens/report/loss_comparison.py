@@ -1,4 +1,4 @@
-"""Who is compared on the page: the losses, and what the tables say of every two of them. Nothing is averaged here."""
+"""The losses of an analysis and the tabulated measures of every two of them; nothing is averaged here."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ _OF_PAIRS = ("cosine", "barrier_chord", "barrier_chord_low", "barrier_chord_high
 
 @dataclass(frozen=True)
 class Loss:
-    """One loss as it was trained: an arm of the analysis, or an adapter made elsewhere.
+    """A loss as it was trained: an arm of the analysis, or an external adapter.
 
     Attributes:
         arm: Its name in the tables.
         method: Its method.
         lr: The name of its learning rate.
-        learning_rate: The rate; NaN where it is not known.
-        name: What a reader calls it: `DPO`, or `DPO 1e-3` where the method is there at several rates.
-        runs: Names of its runs, those without an end left out.
-        diverged: How many have none, or have fallen to nothing.
+        learning_rate: The learning rate; NaN if unknown.
+        name: Its displayed name: `DPO`, or `DPO 1e-3` if the method was trained at several rates.
+        runs: Names of its runs that have a final adapter.
+        diverged: Number of runs that diverged or collapsed.
     """
 
     arm: str
@@ -59,22 +59,22 @@ class Loss:
 
 @dataclass(frozen=True)
 class Compared:
-    """A measure of two losses, or of a loss and itself, as `arm_pairs.csv` has it; NaN is what is not known.
+    """A measure of two losses, or of a loss and its repeats, from `arm_pairs.csv`; NaN if unknown.
 
     Attributes:
-        value: The mean over the pairs of runs by which they are compared.
-        lowest: The smallest of these.
-        highest: The largest.
-        null: What unrelated updates show.
-        level: What they would show if they were one loss: the ceiling of a similarity, the repeat level of others.
+        value: The mean over the pairs of runs by which the losses are compared.
+        lowest: The smallest value over these pairs.
+        highest: The largest value over these pairs.
+        null: The value for two unrelated updates.
+        level: The value if the two were the same loss: the ceiling for similarities, else the repeat level.
         relative: The ratio to the ceiling, or the excess over the repeat level.
-        low: Of its 95% interval.
-        high: Of its 95% interval.
-        pairs: How many pairs of runs.
-        pairing: What these share.
-        repeats: How many seeds each loss has at least.
-        verdict: What the cosine says.
-        own: The cosine that each of the two has with itself, by which the ceiling is made.
+        low: Lower end of the 95% interval of `relative`.
+        high: Upper end of the 95% interval of `relative`.
+        pairs: Number of pairs of runs.
+        pairing: What the two runs of these pairs share.
+        repeats: Smallest number of seeds of the two losses.
+        verdict: The verdict on the cosine.
+        own: The cosine repeats of the two losses, from which the ceiling is made.
         changed: What changed between two runs of one loss: `order`, `start`, `order and start`.
     """
 
@@ -95,7 +95,7 @@ class Compared:
 
     @property
     def known(self) -> bool:
-        """Whether there is anything to show."""
+        """True if the measure has a value."""
         return not math.isnan(self.value)
 
 
@@ -107,13 +107,13 @@ class Comparison:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One row a run, the base left out."""
+        """One row per run, without the base."""
         runs = self._analysis.table("runs", _RUN_TEXTS, _RUN_NUMBERS).drop_duplicates("run")
         return runs[runs["method"] != "base"].reset_index(drop=True)
 
     @cached_property
     def losses(self) -> list[Loss]:
-        """The losses: by learning rate, the largest first, and then in the order in which methods are shown."""
+        """The losses, ordered by learning rate (largest first) and then by method."""
         groups = [group for _, group in self.runs.groupby("arm", sort=False)]
         several = self.runs.groupby("method")["arm"].nunique()
         full = [_name(group.iloc[0], several[group.iloc[0]["method"]] > 1) for group in groups]
@@ -131,7 +131,7 @@ class Comparison:
 
     @cached_property
     def looks(self) -> PlotStyles:
-        """The look of each loss, by its arm."""
+        """The plot style of each loss, by arm."""
         return PlotStyles((loss.arm, loss.method) for loss in self.losses)
 
     @cached_property
@@ -141,19 +141,19 @@ class Comparison:
 
     @cached_property
     def reference(self) -> Loss | None:
-        """The loss that the others are held against: that of the analysis' reference, else SFT; None without either."""
-        named = self._analysis.manifest.get("reference")
-        found = [loss for loss in self.losses if named in loss.runs]
-        return next(iter(found or [loss for loss in self.losses if loss.method == "sft"]), None)
+        """The loss that the others are compared with: that of the reference run, else SFT; None without either."""
+        run = self._analysis.manifest.get("reference")
+        references = [loss for loss in self.losses if run in loss.runs]
+        return next(iter(references or [loss for loss in self.losses if loss.method == "sft"]), None)
 
     @property
     def others(self) -> list[Loss]:
-        """All but the reference."""
+        """All losses but the reference."""
         return [loss for loss in self.losses if loss is not self.reference]
 
     @cached_property
     def arm_pairs(self) -> pd.DataFrame:
-        """One row for every two arms, the base among them, and for each arm and itself."""
+        """One row for every two arms (including the base), and for each arm with itself."""
         columns = [
             f"{measure.name}{end}" for measure in pair_measures() for end in measure.endings if end != "_verdict"
         ]
@@ -161,16 +161,16 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> pd.DataFrame:
-        """One row a pair of runs, with the arms of both and what they share."""
+        """One row per pair of runs, with the arm of each and their pairing."""
         return self._analysis.table("pairs", ("run_a", "run_b", "arm_a", "arm_b", "pairing"), _OF_PAIRS)
 
     def between(self, first: Loss, second: Loss) -> pd.DataFrame:
-        """The pairs of runs by which two losses are compared, or a loss with itself."""
+        """Returns the pairs of runs by which two losses, or a loss and itself, are compared."""
         rows = self.pairs.iloc[self._pairs.get(frozenset((first.arm, second.arm)), [])]
         return rows[rows["pairing"] == self.of("cosine", first, second).pairing]
 
     def of(self, measure: str, first: Loss, second: Loss) -> Compared:
-        """A measure of two losses, or of a loss with itself, trained again."""
+        """Returns a measure of two losses, or the repeat of one loss."""
         row = self._rows.get(frozenset((first.arm, second.arm)))
         if row is None or math.isnan(row[measure]):
             return Compared()
@@ -199,14 +199,14 @@ class Comparison:
 
     @cached_property
     def _pairs(self) -> dict[frozenset[str], list[int]]:
-        found: dict[frozenset[str], list[int]] = {}
-        for place, arms in enumerate(zip(self.pairs["arm_a"], self.pairs["arm_b"], strict=True)):
-            found.setdefault(frozenset(arms), []).append(place)
-        return found
+        rows: dict[frozenset[str], list[int]] = {}
+        for row, arms in enumerate(zip(self.pairs["arm_a"], self.pairs["arm_b"], strict=True)):
+            rows.setdefault(frozenset(arms), []).append(row)
+        return rows
 
 
 def _name(run: pd.Series, several: bool) -> str:
-    """`SFT`; `DPO 1e-3`, `DPO 1e-3 beta=0.3` where the method is there several times; of an adapter its own name."""
+    """Returns `SFT`, or `DPO 1e-3 beta=0.3` if the method has several arms; an external adapter keeps its name."""
     if run["arm"] == run["run"]:
         return run["run"] if pd.isna(run["learning_rate"]) or several else loss_title(run["method"])
     if not several:

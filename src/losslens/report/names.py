@@ -1,4 +1,4 @@
-"""What runs and losses are called on the page; nothing else makes up a name, so that all of it says the same."""
+"""Displayed names of runs and losses, made here only so that the whole page uses the same ones."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import pandas as pd
 from losslens.tables.format import rate, whole
 from losslens.tables.style import loss_title
 
-# Characters of a name that stands beside a row or over a column.
+# Most characters of a name that heads a row or a column.
 _LONGEST = 24
 
 
 def loss_name(method: str, learning_rate: float, settings: str) -> str:
-    """`DPO 1e-3 beta=0.3`: a loss in full; a rate that is not known is left out."""
+    """Returns the full name of a loss, such as `DPO 1e-3 beta=0.3`; an unknown learning rate is left out."""
     known = "" if pd.isna(learning_rate) else rate(learning_rate)
     return " ".join(part for part in (loss_title(method), known, short(settings)) if part)
 
 
 def run_name(run: pd.Series, inits: bool, whole_name: bool = False) -> str:
-    """`1 DPO 1e-3 β=0.3 s0`: a run by its number, as short as tells it from the others.
+    """Returns the short name of a run, such as `1 DPO 1e-3 β=0.3 s0`, unique by its number.
 
     Args:
-        run: A row of `runs.csv`, `label` included, and its number.
-        inits: Whether runs differ in their `init_seed`.
-        whole_name: Whether there is room for however long a name.
+        run: A row of `runs.csv`, including `label`, and the run's number.
+        inits: True if the runs differ in `init_seed`.
+        whole_name: True if the name may have any length.
     """
     if pd.isna(run["learning_rate"]) and pd.isna(run["seed"]):  # an adapter made elsewhere
         name = run["run"]
@@ -39,18 +39,18 @@ def run_name(run: pd.Series, inits: bool, whole_name: bool = False) -> str:
 
 
 def setting_text(run: pd.Series) -> str:
-    """`β=0.3`: the settings, but for rate and seeds, that tell a run from the others of its method, by its `label`."""
-    told = run["label"].removeprefix(run["method"]) if run["label"] != run["run"] else ""
-    return " ".join(re.sub(r"(?<!\S)(?:lr \S+|s\d+|init \d+)(?!\S)", " ", told).split())
+    """Returns the settings in a run's `label` apart from learning rate and seeds, such as `β=0.3`."""
+    settings = run["label"].removeprefix(run["method"]) if run["label"] != run["run"] else ""
+    return " ".join(re.sub(r"(?<!\S)(?:lr \S+|s\d+|init \d+)(?!\S)", " ", settings).split())
 
 
 def short(settings: str) -> str:
-    """`beta=0.3` of `method.beta=0.3`."""
+    """Drops config groups from settings: `method.beta=0.3` becomes `beta=0.3`."""
     return re.sub(r"(?:\w+\.)+(?=\w+=)", "", settings)
 
 
 def cut(name: str) -> str:
-    """A long name, each of its long words without its middle; of a setting the value stays."""
+    """Shortens a long name by cutting the middle of its long words; the value of a setting is kept."""
     words = name.split(" ")
     room = _LONGEST - len(words) + 1
     widths: dict[int, int] = {}
@@ -58,21 +58,21 @@ def cut(name: str) -> str:
         widths[place] = min(len(words[place]), (room - sum(widths.values())) // (len(words) - len(widths)))
     if len(name) <= _LONGEST:
         return name
-    if any(widths[place] < min(len(word), 6) for place, word in enumerate(words)):  # too many to tell each
+    if any(widths[place] < min(len(word), 6) for place, word in enumerate(words)):  # too many words to shorten each
         return _without_middle(name, _LONGEST)
     return " ".join(_without_middle(word, widths[place]) for place, word in enumerate(words))
 
 
 def all_cut(names: Sequence[str]) -> list[str]:
-    """Names, the long ones short; those that would be the same then are numbered."""
+    """Shortens the long names; names that become the same are numbered."""
     numbers: dict[str, dict[str, int]] = {}
-    found = []
+    shortened = []
     for name in names:
         brief = cut(name)
-        alike = numbers.setdefault(brief, {})
-        number = alike.setdefault(name, len(alike) + 1)
-        found.append(f"{brief} ({number})" if number > 1 else brief)
-    return found
+        same_brief = numbers.setdefault(brief, {})
+        number = same_brief.setdefault(name, len(same_brief) + 1)
+        shortened.append(f"{brief} ({number})" if number > 1 else brief)
+    return shortened
 
 
 def _without_middle(word: str, width: int) -> str:

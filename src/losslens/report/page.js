@@ -1,16 +1,16 @@
 "use strict";
-// Each box and the function that says what is drawn in it. What is drawn has today's colours and not the losses that are
-// switched off, and is drawn when it comes near the screen: a page has many plots, and a reader looks at one.
+// Each plot's box and the function that makes its content. A plot takes the colours of the current theme, leaves out hidden
+// losses, and is drawn when it comes near the screen, since a page has many plots and a reader looks at one.
 const charts = new Map();
 const hidden = new Set();
 const near = new Set();
 const stale = new Set();
 
-// Pixels between the margins of an upright page, and of one of its two columns; the height of a plot there, of a row of
-// names, and of the longest plot that a page holds.
+// In print, in pixels: the width between the margins of a portrait page and of one of its two columns; the height of a plot,
+// of a row of names, and of the tallest plot that fits on a page.
 const PAPER = 680, COLUMN = 325, LOW = 185, ROW = 13, PAGE = 880;
 
-// On paper a plot is low and its letters are small. One of many rows has what they need, or the whole page.
+// In print a plot is low and its font is small. A plot with many rows is as tall as they need, at most a page.
 function onPaper(layout, wide) {
   const rows = layout.yaxis.ticktext?.length && layout.yaxis.tickvals?.length === layout.yaxis.ticktext.length && layout.yaxis.type !== "log" ? layout.yaxis.ticktext.length : 0;
   const needed = rows ? 18 + layout.margin.t + layout.margin.b + ROW * rows : wide ? 1.3 * LOW : LOW, height = Math.min(layout.height, needed, PAGE);
@@ -31,7 +31,7 @@ function paint(box, printing) {
   const layout = printing ? onPaper(asked, Boolean(box.closest(".wide"))) : asked;
   for (const trace of data) trace.visible = !hidden.has(trace.meta);
   layout.modebar = {bgcolor: "rgba(0,0,0,0)", color: style.getPropertyValue("--muted"), activecolor: style.getPropertyValue("--ink")};
-  // Where nothing hovers the buttons would lie on every plot for good.
+  // On devices without hover the buttons would always cover the plots.
   const buttons = matchMedia("(hover: hover)").matches ? "hover" : false;
   Plotly.react(box, data, layout, {responsive: true, displaylogo: false, displayModeBar: buttons, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]});
 }

@@ -1,4 +1,4 @@
-"""The page: its sections in their order, in one file that needs nothing else."""
+"""Builds the report page from its sections, as one self-contained file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import describe
 
 _HERE = Path(__file__).parent
-# One script: each file uses what stands in those before it.
+# Joined into one script: each file uses definitions of those before it.
 _EXPLORER = (
     "packed", "texts", "measures", "choice", "numbers", "drawing", "weights", "functions", "link", "controls",
 )  # fmt: skip
@@ -48,10 +48,10 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
 
 
 def write_report(folder: Path) -> Path:
-    """Writes `report.html` into the folder of an analysis, and returns its path.
+    """Writes `report.html` into the folder of an analysis and returns its path.
 
     Raises:
-        InputError: The analysis has no manifest, or a table is none.
+        InputError: The analysis has no manifest, or a table cannot be read.
     """
     analysis = AnalysisFolder(folder)
     sections = [section for make in _SECTIONS if (section := make(analysis))]
@@ -79,16 +79,16 @@ def write_report(folder: Path) -> Path:
 
 
 def _other_tables(analysis: AnalysisFolder, sections: Sequence[Section]) -> Section | None:
-    """Every table that is linked in none of the `sections`, to be had from the page; None where all are."""
-    there = {table.file.partition(".")[0] for each in sections for table in each.tables}
-    names = [file.stem for file in sorted(analysis.path.glob("*.csv")) if file.stem not in there]
-    # Without a row there is nothing to have.
+    """Builds a section with the downloads that no other section links; None if there are none."""
+    linked = {table.file.partition(".")[0] for section in sections for table in section.tables}
+    names = [file.stem for file in sorted(analysis.path.glob("*.csv")) if file.stem not in linked]
+    # Tables without rows are left out.
     tables = [downloadable(analysis, name) for name in names if analysis.csv(name).count(b"\n") > 1]
     if not tables:
         return None
-    text = ["The tables that are not linked above. What stands in each column: docs/reference/measures.md."]
+    text = ["All tables that are not linked above. docs/reference/measures.md defines their columns."]
     if list(analysis.path.glob("*.parquet")):
-        text.append("modules.parquet and run_modules.parquet, too large for a page, lie in its folder.")
+        text.append("modules.parquet and run_modules.parquet are too large for this page; they are in its folder.")
     return Section("tables", "Tables", text=text, tables=tables)
 
 
@@ -97,5 +97,5 @@ def _read(name: str) -> str:
 
 
 def _hash(script: str) -> str:
-    """What a content security policy knows a script by."""
+    """Returns the hash of a script for the content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""Tables for papers, as Markdown and as LaTeX with booktabs: runs, losses against the reference, repeats, arms."""
+"""Tables for papers, as Markdown and LaTeX (booktabs): runs, losses vs the reference, repeats, arms."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import pandas as pd
 
 from losslens.core.files import atomic_file
 from losslens.measures import Measure, measures_besides_cosine, pair_measures, run_measures
-from losslens.report.arm_comparison import arms as ablation_arms
-from losslens.report.arm_comparison import is_matched
+from losslens.report.arm_comparison import arm_rows, is_matched
 from losslens.report.findings import ratio
 from losslens.report.loss_comparison import Comparison
 from losslens.report.names import short
@@ -22,7 +21,7 @@ from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, number, p_value, points, rate, whole
 from losslens.tables.style import loss_title
 
-# A page holds no more rows of this size.
+# Most rows that fit on a page.
 _MOST_ROWS = 45
 
 
@@ -31,10 +30,10 @@ class PaperTable:
     """One table.
 
     Attributes:
-        label: For references.
-        caption: What it shows.
-        heads: Of its columns; the first names the row, the others are of numbers.
-        rows: Their cells, plain text.
+        label: Its label for references.
+        caption: Its caption.
+        heads: Column headings; the first column names the row, the others hold numbers.
+        rows: The cells as plain text.
     """
 
     label: str
@@ -47,13 +46,13 @@ def write_tables(folder: Path) -> list[Path]:
     """Writes `tables.md` and `tables.tex` into the folder of an analysis.
 
     Raises:
-        InputError: The analysis has no manifest, or a table is none.
+        InputError: The analysis has no manifest, or a table cannot be read.
     """
     analysis = AnalysisFolder(folder)
     comparison = Comparison(analysis)
     name = ", ".join(map(str, analysis.manifest.get("sweeps") or [])) or "adapters"
-    made = (_runs(analysis, comparison), _to_reference(comparison), _repeats(analysis), _ablation(analysis))
-    tables = [_without_empty_columns(table) for table in made if table and table.rows]
+    candidates = (_runs(analysis, comparison), _to_reference(comparison), _repeats(analysis), _arms(analysis))
+    tables = [_without_empty_columns(table) for table in candidates if table and table.rows]
     written = []
     for kind, text in (("md", _markdown(name, tables)), ("tex", _latex(name, tables))):
         file = folder / f"tables.{kind}"
@@ -64,7 +63,7 @@ def write_tables(folder: Path) -> list[Path]:
 
 
 def _without_empty_columns(table: PaperTable) -> PaperTable:
-    """Without what is not known of any row."""
+    """Drops columns without any value."""
     kept = [place for place in range(len(table.heads)) if any(row[place] != NOTHING for row in table.rows)]
     rows = [[row[place] for place in kept] for row in table.rows]
     return replace(table, heads=[table.heads[place] for place in kept], rows=rows)
@@ -98,19 +97,19 @@ def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
         )  # fmt: skip
     heads = ["Loss", "LR", "Seed", "Init.", *_headings(run_measures("main")), *(["Benchmark"] if several else [])]
     heads += ["Acc. (%)", "95% CI", "Δ base", "p (Holm)"]
-    caption = "Runs: size of the update."
+    caption = "Runs: norm of the update."
     if runs["accuracy"].notna().any():
-        test = " and, of losses trained once, the test against the base" * bool(tested)
+        test = " and, for losses trained once, the test against the base" * bool(tested)
         about = f" on {benchmarks[0]}" if len(benchmarks) == 1 else ""
-        caption = f"Runs: size of the update and accuracy{about}, with Wilson intervals{test}."
+        caption = f"Runs: norm of the update and accuracy{about}, with Wilson intervals{test}."
     return PaperTable(
         "runs", f"{caption}{' ✕: diverged or collapsed.' * bool((runs['diverged'] != '').any())}", heads, rows
     )
 
 
 def _tests_of_runs(analysis: AnalysisFolder) -> dict[tuple[str, str], float]:
-    """Of each run that is all of its arm, and of the benchmark that was tested, the p of the arm against the base."""
-    arms = ablation_arms(analysis)
+    """Returns, for each (run, benchmark) whose arm has a single run, the arm's p against the base."""
+    arms = arm_rows(analysis)
     runs = analysis.table("runs", ("run", "arm", "benchmark"), ())
     if arms.empty:
         return {}
@@ -130,7 +129,7 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
     for loss in comparison.losses:
         own = loss is reference
         cosine = comparison.of("cosine", loss, reference)
-        cells = [f"{loss.name} (again)" if own else loss.name, number(cosine.value)]
+        cells = [f"{loss.name} (repeat)" if own else loss.name, number(cosine.value)]
         cells += [number(cosine.level), ratio(cosine) if not math.isnan(cosine.relative) else NOTHING]
         cells += [number(cosine.null)]
         for measure in measures_besides_cosine("main"):
@@ -149,25 +148,27 @@ def _to_reference(comparison: Comparison) -> PaperTable | None:
         for measure in measures_besides_cosine("main")
         if any(comparison.of(measure.name, loss, reference).known for loss in comparison.others)
     ]
-    ceilings = "Ceiling: √(ρρ') of the two losses' own repeats, ratio: cos/ceiling with its 95% jackknife interval. "
+    ceilings = "Ceiling: √(ρρ') of the repeats of the two losses; ratio: cos/ceiling with its 95% jackknife interval. "
     ceilings *= any(not math.isnan(cosine.level) for cosine in found)
     caption = (
         f"Each loss against {reference.name}{_over(cosine.pairing for cosine in found if cosine.known)}: cosine of ΔW"
-        f"{'; '.join(['', *others])}. {ceilings}Null: two updates with nothing in common"
+        f"{'; '.join(['', *others])}. {ceilings}Null: the value for two updates with nothing in common"
         f"{' but the initial A' * all(cosine.pairing in ('same seeds', 'same init') for cosine in found)}."
     )
     return PaperTable("to-reference", caption, heads, rows)
 
 
 def _over(pairings: Iterable[str]) -> str:
-    """Of which runs the pairs are; where all are of one kind, or of different seeds and not, it is said."""
+    """Describes the seeds of the pairs of runs; empty if they are unknown."""
     kinds = {"different" if pairing in ("same init", "other") else pairing for pairing in pairings}
-    one_seed = kinds & {"same seeds", "same order"}
+    same_seed = kinds & {"same seeds", "same order"}
     if not kinds or "" in kinds:
         return ""
-    if not one_seed:
+    if not same_seed:
         return ", over runs at different seeds"
-    return ", over runs at different seeds where there are any" if "different" in kinds else ", over runs of one seed"
+    if "different" in kinds:
+        return ", over runs at different seeds where there are any"
+    return ", over runs of the same seed"
 
 
 def _repeats(analysis: AnalysisFolder) -> PaperTable:
@@ -181,18 +182,18 @@ def _repeats(analysis: AnalysisFolder) -> PaperTable:
         ]
         for _, row in repeats.iterrows()
     ]  # fmt: skip
-    heads = ["Loss", "LR", "Other", "Pairs", *_headings(measures)]
-    how = {
-        "order": "in another order of the data", "start": "from another start", "order and start": "from another start "
-        "in another order", "data": "on other rollouts",
+    heads = ["Loss", "LR", "Changed", "Pairs", *_headings(measures)]
+    changes = {
+        "order": "in a different data order", "start": "from a different initial adapter", "order and start": "in a "
+        "different data order from a different initial adapter", "data": "on different rollouts",
     }  # fmt: skip
-    kinds = [said for kind, said in how.items() if (repeats["repeat_kind"] == kind).any()]
-    caption = f"Repeats: one loss trained again {', or '.join(kinds)}."
+    kinds = [change for kind, change in changes.items() if (repeats["repeat_kind"] == kind).any()]
+    caption = f"Repeats: the same loss trained again {', or '.join(kinds)}."
     return PaperTable("repeats", caption, heads, rows)
 
 
-def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
-    arms = ablation_arms(analysis)
+def _arms(analysis: AnalysisFolder) -> PaperTable | None:
+    arms = arm_rows(analysis)
     if not is_matched(arms) and not (len(arms) and (arms["seeds"] > 1).any()):
         return None
     settings = arms["settings"].any()
@@ -224,7 +225,7 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
     others = arms[(arms["arm"] != arms["sft"]) & arms["cosine_to_sft"].notna()]
     caption = (
         "The learning-rate-matched comparison: mean ± standard deviation over runs. cos SFT: cosine to SFT"
-        f"{_over(others['pairing'])}; ceiling: √(ρρ') of SFT's and the loss's own repeats; cos DPO: cosine to "
+        f"{_over(others['pairing'])}; ceiling: √(ρρ') of the repeats of SFT and of the loss; cos DPO: cosine to "
         "conventional DPO; p: sign-flip test over problems, Holm over all comparisons of arms."
     )
     return PaperTable("arms", caption, heads, rows)
@@ -232,7 +233,7 @@ def _ablation(analysis: AnalysisFolder) -> PaperTable | None:
 
 def _headings(measures: Iterable[Measure]) -> list[str]:
     names = [measure.heading for measure in measures]
-    # Of a symbol the capital is another one.
+    # Symbols are not capitalised.
     return [f"{name[0].upper()}{name[1:]}" if name[:2].isascii() and name[:2].isalpha() else name for name in names]
 
 
@@ -281,23 +282,23 @@ _ESCAPES = {
 
 
 def escaped(text: str) -> str:
-    """`text` for LaTeX; a character that pdfLaTeX has no glyph for loses its accents, or is a question mark."""
-    found = []
+    """Escapes text for LaTeX; characters without a pdfLaTeX glyph lose their accents or become question marks."""
+    parts = []
     for character in re.split(r"(‖ΔW‖|ΔW|.)", " ".join(text.split()), flags=re.DOTALL):
         if character in _ESCAPES:
-            found.append(_ESCAPES[character])
+            parts.append(_ESCAPES[character])
         elif character.isascii() and (character.isprintable() or not character):
-            found.append(character)
+            parts.append(character)
         else:
             plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
-            found.append("".join(_ESCAPES.get(part, part) for part in plain if part.isprintable()) or "?")
-    return "".join(found)
+            parts.append("".join(_ESCAPES.get(letter, letter) for letter in plain if letter.isprintable()) or "?")
+    return "".join(parts)
 
 
 def _latex(name: str, tables: Sequence[PaperTable]) -> str:
     lines = [
-        f"% LossLens, sweep {escaped(name)}. \\input this; it needs \\usepackage{{booktabs}}.",
-        "% One column of a two-column page is too narrow for these: table* spans both.",
+        f"% LossLens, sweep {escaped(name)}. Include it with \\input; it needs \\usepackage{{booktabs}}.",
+        "% The tables are too wide for one column of a two-column page: table* spans both.",
     ]
     for table in tables:
         parts = -(-len(table.rows) // _MOST_ROWS)

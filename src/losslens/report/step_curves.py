@@ -1,4 +1,4 @@
-"""How numbers went on over the steps of each run: those of one loss averaged, with their spread."""
+"""Plots of numbers over training steps: the mean over the runs of each loss, with their spread."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from losslens.report.loss_comparison import Comparison
 from losslens.tables.format import number, whole
 from losslens.tables.style import INK, PlotStyle, escape_markup, figure, logarithmic, translucent
 
-# More points than pixels only make the page heavy.
+# More points than pixels only make the page larger.
 _MOST_POINTS = 200
-# Marks on a line: enough to tell it, not so many that they cover it.
+# Marks on a line: enough to identify it without covering it.
 _MARKS = 7
 
 
 def by_loss(table: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
-    """The table, whose rows are runs' steps, with the loss of each (`loss_of`, its arm) and its method."""
+    """Adds to a table of runs and steps the loss (`loss_of`, the arm) and the method (`method_of`) of each run."""
     methods = {loss.arm: loss.method for loss in comparison.losses}
     arms = [comparison.arms.get(run, run) for run in table["run"]]
     return table.assign(loss_of=arms, method_of=[methods.get(arm, "") for arm in arms])
 
 
 def spread(table: pd.DataFrame) -> str:
-    """What is said of lines and bands, where a loss has several runs."""
+    """Returns the sentence that explains lines and bands; empty if no loss has several runs."""
     several = len(table) and table.groupby(["loss_of", "step"])["run"].nunique().max() > 1
-    return " A line is the mean over seeds, the band goes from the smallest to the largest." if several else ""
+    return " Lines are means over seeds; bands go from the smallest to the largest value." if several else ""
 
 
 def plot(
@@ -40,16 +40,16 @@ def plot(
     log: bool | None = None,
     lost: str = "",
 ) -> go.Figure:
-    """A number over the steps, a line a loss.
+    """Plots a column over the steps, one line per loss.
 
     Args:
-        table: Of `by_loss`.
+        table: A table from `by_loss`.
         comparison: The losses.
         name: The column.
-        axis: What the number is called beside the axis.
-        show: How it is written.
-        log: Whether the axis is logarithmic; by default where the numbers span more than a factor of 20.
-        lost: Column that is true of runs that diverged: they are lines of their own, which end in a cross.
+        axis: The title of the y axis.
+        show: Formats a value.
+        log: True for a logarithmic axis; by default if the values span more than a factor of 20.
+        lost: A boolean column, true for runs that diverged; these get their own lines, which end in a cross.
     """
     shown = table[np.isfinite(table[name])]
     if log is None:

@@ -1,4 +1,4 @@
-"""The frozen set: a parquet file and a manifest, in a folder that is named after its content."""
+"""Frozen rollouts: a parquet file and a manifest, in a folder named after the hash of the content."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from losslens.problems.questions import SeenQuestions, templates_of
 SCHEMA = pa.schema(
     [
         ("problem_id", pa.string()),
-        ("prompt", pa.string()),  # the user's turn, before the chat template
-        # What the writer was given, its chat template applied; null: not known, as with servers that do not say.
+        ("prompt", pa.string()),  # the user turn, before the chat template
+        # The prompt as rendered for sampling, with the chat template; null if unknown, as for most servers.
         ("prompt_text", pa.string()),
-        ("completion", pa.string()),  # but for the token that ended it
-        ("reward", pa.float64()),  # 1 right, 0 wrong
+        ("completion", pa.string()),  # without the end token
+        ("reward", pa.float64()),  # 1 correct, 0 incorrect
         ("answer", pa.string()),  # the problem's reference answer
-        ("sample", pa.int64()),  # number of the rollout within its prompt
-        ("source", pa.string()),  # who wrote it
-        ("tokens", pa.int64()),  # length, the token that ended it included; null: not known
-        ("finished", pa.bool_()),  # False: cut at the token limit
-        # The tokens themselves, of the tokenizer in the manifest; null: only text is known.
+        ("sample", pa.int64()),  # index of the rollout within its prompt
+        ("source", pa.string()),  # policy or model that sampled it
+        ("tokens", pa.int64()),  # length including the end token; null if unknown
+        ("finished", pa.bool_()),  # False: truncated at the token limit
+        # Token ids of the tokenizer in the manifest; null if only the text is known.
         ("prompt_ids", pa.list_(pa.int32())),
         ("completion_ids", pa.list_(pa.int32())),
     ]
 )
-IDS = ("prompt_ids", "completion_ids")  # which rollouts of before version 2 lack
-_ALWAYS = ("problem_id", "prompt", "completion", "reward", "finished")
-_END = re.compile(r"[0-9]{1,10}")  # a token id as JSON has it for a key
-VERSION = 2  # raised when the same settings begin to mean other rollouts
+IDS = ("prompt_ids", "completion_ids")  # missing in rollouts before version 2
+_REQUIRED = ("problem_id", "prompt", "completion", "reward", "finished")
+_TOKEN_ID_KEY = re.compile(r"[0-9]{1,10}")  # a token id as a key in JSON
+VERSION = 2  # incremented when the same settings result in different rollouts
 
 
 @dataclass(frozen=True)
 class FrozenRollouts:
-    """Rollouts as they lie on disk.
+    """Frozen rollouts in memory.
 
     Attributes:
-        folder: Where.
-        table: One row a rollout, with the columns of `SCHEMA`.
-        manifest: Who made them and how, and their counts.
+        folder: Their folder.
+        table: One row per rollout, with the columns of `SCHEMA`.
+        manifest: How they were sampled, and their counts.
     """
 
     folder: Path
@@ -58,23 +58,23 @@ class FrozenRollouts:
 
     @property
     def sha256(self) -> str:
-        """The hash of the content."""
-        return self.manifest["sha256"]
+        """SHA-256 of the content."""
+        return str(self.manifest["sha256"])
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells what is trained on from other rollouts (`identity_of`)."""
+        """Identity of the rollouts as training data (`identity_of`)."""
         return identity_of(self.manifest)
 
 
 def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The hash of the content, and whose tokens its ids are, which decides whether these are read or the text."""
+    """Returns the hash of the content, and the tokenizer, which determines if token ids or texts are trained on."""
     tokenizer = {"tokenizer": manifest["tokenizer"]} if "tokenizer" in manifest else {}
     return {"sha256": manifest["sha256"], **tokenizer}
 
 
 def content_sha256(table: pd.DataFrame) -> str:
-    """The SHA-256 of the rows as JSON lines, columns in the order of `SCHEMA`: the same for any writer of parquet."""
+    """Computes the SHA-256 of the rows as JSON lines, columns in the order of `SCHEMA`; independent of parquet."""
     digest = hashlib.sha256()
     columns = [list(map(_plain, table[name].tolist())) for name in SCHEMA.names if name in table]
     for row in zip(*columns, strict=True):
@@ -90,37 +90,37 @@ def _plain(cell: Any) -> Any:
 
 
 def count_rollouts(table: pd.DataFrame) -> dict[str, int | float | None]:
-    """Rows, prompts, share of right rollouts, share of mixed groups, and rollouts that were cut off."""
-    right = table["reward"] > 0
-    groups = right.groupby(table["problem_id"])
+    """Counts rollouts, prompts, truncated rollouts and tokens; computes pass rate and share of mixed groups."""
+    correct = table["reward"] > 0
+    groups = correct.groupby(table["problem_id"])
     mixed = groups.any() & ~groups.all()
     return {
-        "rollouts": len(table), "prompts": int(groups.ngroups), "pass_rate": float(right.mean()),
+        "rollouts": len(table), "prompts": int(groups.ngroups), "pass_rate": float(correct.mean()),
         "share_mixed_groups": float(mixed.mean()), "truncated": int((~table["finished"]).sum()),
         "tokens": int(table["tokens"].sum()) if table["tokens"].notna().all() else None,
     }  # fmt: skip
 
 
 def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any]) -> Path:
-    """Writes `<parent>/<name>-<hash>/` and returns it.
+    """Writes the folder `<parent>/<name>-<hash>` and returns its path.
 
     Args:
-        table: One row a rollout, with the columns of `SCHEMA`, of which `IDS` may be missing.
-        parent: The folder that holds frozen rollouts.
-        name: What the folder's name begins with.
-        manifest: Who made them and how (`keys`: digests of the settings); counts and hash are added.
+        table: One row per rollout, with the columns of `SCHEMA`; `IDS` may be missing.
+        parent: Folder of all frozen rollouts.
+        name: Prefix of the folder's name.
+        manifest: How they were sampled (`keys`: hashes of the settings); counts and hash are added.
 
     Raises:
-        InputError: A folder of this name is there and damaged.
+        InputError: A folder of this name exists and is damaged.
     """
     table = table.assign(**{name: None for name in IDS if name not in table})
     table = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
-    # Read back as `load_rollouts` will see it, so that the hash is that of what is on disk.
+    # Converted as in `load_rollouts`, so that the hash is that of the content on disk.
     content = _frame(table)
     sha256 = content_sha256(content)
     folder = parent / f"{name}-{sha256[:12]}"
     if folder.is_dir():
-        # Other settings gave the same content before: that folder stays, and is known by these settings too.
+        # Other settings gave the same content before: the folder is also registered under these settings.
         known = load_rollouts(folder).manifest
         keys = sorted({*known.get("keys", []), *manifest.get("keys", [])})
         write_json(folder / "manifest.json", {**known, "keys": keys})
@@ -132,11 +132,11 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
 
 
 def load_rollouts(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
-    """The frozen rollouts in `folder`, after checking that they are what was frozen; `field` named it, for messages.
+    """Loads the frozen rollouts in `folder` and verifies their content; `field` is its option, for messages.
 
     Raises:
-        InputError: A file is missing, cannot be read, lacks a column or a value, holds token ids that are none, or does
-            not have the content it was frozen with.
+        InputError: A file is missing or cannot be read, a column or value is missing, a token id is invalid, or the
+            content does not match the manifest's hash.
     """
     file = folder / "rollouts.parquet"
     if not folder.is_dir():
@@ -144,18 +144,18 @@ def load_rollouts(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
     manifest = read_manifest(folder)
     _require_tokenizer(folder / "manifest.json", manifest.get("tokenizer"))
     table = read_parquet(file, SCHEMA, optional=IDS)
-    _require_whole(file, table)
+    _require_complete(file, table)
     content = _frame(table)
     if content_sha256(content) != manifest["sha256"]:
-        raise InputError(f"{file}: not the content that was frozen (its hash is not the manifest's sha256)")
+        raise InputError(f"{file}: the content has changed since it was frozen (its hash is not the manifest's sha256)")
     return FrozenRollouts(folder, content.assign(**{name: None for name in IDS if name not in content}), manifest)
 
 
-def _require_whole(file: Path, table: pa.Table) -> None:
-    """Refuses what no rollout is, whatever its hash: none at all, one without a text or a reward, ids that are none."""
+def _require_complete(file: Path, table: pa.Table) -> None:
+    """Refuses an empty table, missing texts and rewards, and invalid token ids, whatever the hash."""
     if not table.num_rows:
-        raise InputError(f"{file}: no rollouts in it")
-    for name in _ALWAYS:
+        raise InputError(f"{file}: contains no rollouts")
+    for name in _REQUIRED:
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True)
             raise InputError(f"{file}: row {row + 1}: {name} is null")
@@ -164,57 +164,58 @@ def _require_whole(file: Path, table: pa.Table) -> None:
         for row, ids in enumerate(cells, 1):
             for id_ in ids or ():
                 if id_ is None or id_ < 0:
-                    raise InputError(f"{file}: row {row}: {name} holds {'null' if id_ is None else id_}, no token id")
+                    value = "null" if id_ is None else id_
+                    raise InputError(f"{file}: row {row}: {name} contains {value}, which is not a token id")
 
 
-def _require_tokenizer(file: Path, about: Any) -> None:
-    """Refuses what `tokens.describe_tokenizer` would not say; it need not be there."""
-    if about is None:
+def _require_tokenizer(file: Path, description: Any) -> None:
+    """Checks a manifest's description of the tokenizer (`tokens.describe_tokenizer`), which may be missing."""
+    if description is None:
         return
-    if not isinstance(about, dict):
-        raise InputError(f"{file}: tokenizer: no JSON object")
-    sha256, ends, control = (about.get(name) for name in ("sha256", "ends", "control"))
+    if not isinstance(description, dict):
+        raise InputError(f"{file}: tokenizer must be a JSON object")
+    sha256, ends, control = (description.get(name) for name in ("sha256", "ends", "control"))
     if not isinstance(sha256, str):
-        raise InputError(f"{file}: tokenizer.sha256: no text")
-    if not isinstance(ends, dict) or not all(map(_END.fullmatch, ends)):
-        raise InputError(f"{file}: tokenizer.ends: no JSON object from token ids to tokens")
+        raise InputError(f"{file}: tokenizer.sha256 must be a string")
+    if not isinstance(ends, dict) or not all(map(_TOKEN_ID_KEY.fullmatch, ends)):
+        raise InputError(f"{file}: tokenizer.ends must be a JSON object from token ids to tokens")
     if not all(isinstance(token, (str, type(None))) for token in ends.values()):
-        raise InputError(f"{file}: tokenizer.ends: a token that is no text")
+        raise InputError(f"{file}: tokenizer.ends: every token must be a string")
     if not isinstance(control, list) or not all(isinstance(token, str) for token in control):
-        raise InputError(f"{file}: tokenizer.control: no list of tokens")
+        raise InputError(f"{file}: tokenizer.control must be a list of tokens")
 
 
 def asked_in(frozen: FrozenRollouts) -> SeenQuestions:
-    """The questions of frozen rollouts, to look others up in."""
+    """Collects the questions of frozen rollouts, to check others against."""
     table = frozen.table
     return SeenQuestions(table["prompt"], templates_of(frozen.manifest.get("identity")), table["problem_id"].unique())
 
 
 def _frame(table: pa.Table) -> pd.DataFrame:
-    # Without a nullable type, lengths of which one is not known would be floats.
+    # With a nullable type, so that an unknown length does not turn the column into floats.
     frame = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype()}.get)
     lists = {name: pd.Series(table[name].to_pylist(), dtype=object) for name in IDS if name in table.column_names}
     return frame.assign(**lists)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the frozen rollouts in `folder`.
+    """Reads the manifest of the frozen rollouts in `folder`.
 
     Raises:
-        InputError: There is none, or none with a hash.
+        InputError: The manifest is missing or contains no hash.
     """
     manifest = read_object(folder / "manifest.json")
     if not isinstance(manifest.get("sha256"), str):
-        raise InputError(f"{folder / 'manifest.json'}: no sha256 in it")
+        raise InputError(f"{folder / 'manifest.json'}: sha256 is missing")
     return manifest
 
 
 def find_rollouts(parent: Path, key: str) -> Path | None:
-    """The folder below `parent` whose rollouts were made with the settings that hash to `key`."""
+    """Finds the folder in `parent` with the rollouts of the settings that hash to `key`; None if there is none."""
     for file in sorted(parent.glob("[!.]*/manifest.json")):
         try:
             manifest = read_manifest(file.parent)
-        except InputError:  # another folder's damage; its own is told when it is loaded
+        except InputError:  # an unrelated damaged folder, reported if it is ever loaded
             continue
         keys = manifest.get("keys", [])
         if isinstance(keys, list) and key in keys:

@@ -1,4 +1,4 @@
-"""Samples rollouts, verifies them and freezes them, unless that was done before."""
+"""Sampling, verification and freezing of rollouts, unless they exist already."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from losslens.config.data import Data, RolloutConfig
 from losslens.config.identity import identity_options
 from losslens.config.interpolations import EMBEDDED_TEACHER, describe_derived
 from losslens.config.parse import build, parse
+from losslens.core.commands import called
 from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
 from losslens.core.hashing import hash_json, hash_text
@@ -42,10 +43,10 @@ from losslens.rollouts.quality import rollout_quality
 
 
 def problem_source(data: Data) -> ProblemSource:
-    """The source of `data`.
+    """Creates the problem source of `data`.
 
     Raises:
-        InputError: Its settings are wrong.
+        InputError: Its settings are invalid.
     """
     with with_field_names(data.field):
         source: ProblemSource = build(f"{data.field}.source", data.source)
@@ -54,11 +55,11 @@ def problem_source(data: Data) -> ProblemSource:
 
 @dataclass(frozen=True)
 class Contents:
-    """The problems of a section of the configuration, by what is in them, so that a cache can be asked for them.
+    """Problems of a `data` section, identified by their content; usable as a cache key.
 
     Attributes:
-        sha256: Of the section, the split and the content.
-        data: The section.
+        sha256: SHA-256 of the section, the split and the content.
+        data: The section of the configuration.
         split: The split.
     """
 
@@ -68,10 +69,10 @@ class Contents:
 
 
 def contents_of(data: Data, split: Split) -> Contents:
-    """What there is of `data` now.
+    """Identifies the current content of `data`.
 
     Raises:
-        InputError: Its settings are wrong, or nothing is there.
+        InputError: Its settings are invalid, or its content does not exist.
     """
     identity = problem_source(data).identity(split)
     return Contents(hash_json([data.model_dump(mode="json"), identity], 64), data, split)
@@ -79,7 +80,7 @@ def contents_of(data: Data, split: Split) -> Contents:
 
 @lru_cache(maxsize=32)
 def prompts_of(contents: Contents, size: int | None) -> tuple[str, ...]:
-    """The prompts of `size` problems, made once in a process.
+    """Returns the prompts of `size` problems, cached per process.
 
     Raises:
         InputError: As for `ProblemSource.problems`.
@@ -89,70 +90,68 @@ def prompts_of(contents: Contents, size: int | None) -> tuple[str, ...]:
 
 
 def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str, Any]:
-    """What tells these rollouts from others: their content when they are given, else how they are sampled.
+    """Returns the identity of the rollouts: their content if they are given, else how they are sampled.
 
     Raises:
-        InputError: The writer's model, the problems or the folder are not there.
+        InputError: The model that samples them, the problems or the folder do not exist.
     """
     if config.rollouts.path is not None:
         return identity_of(read_manifest(Path(config.rollouts.path)))
     source = problem_source(config.data)
-    about = {
+    problems = {
         **({} if split == "train" else {"split": split}), "source": source.identity(split),
         "prompts": config.data.train_size, "seed": config.data.seed, "version": VERSION,
     }  # fmt: skip
     if source.rollouts() is not None:
-        return about
+        return problems
     sampling = config.rollouts
     if sampling.engine == "openai":
-        # Where the server gives token ids, it is the base's tokenizer that reads them.
+        # Token ids from the server are decoded with the base's tokenizer.
         ids = sampling.server.token_ids != "off"
         read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
-        return {**about, **_served_writer(config), "k": sampling.samples_per_prompt, **read_by}
+        return {**problems, **_server_identity(config), "k": sampling.samples_per_prompt, **read_by}
     model = _writer(config)
     how = identity_options(sampling, ("path", "accept", "server"))
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
-    return {**about, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
+    return {**problems, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
 
 
 def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRollouts:
-    """The rollouts that `config` asks for; sampled (or read from the user's file), verified and frozen when missing.
+    """Loads the rollouts of `config`; samples (or reads from the user's file), verifies and freezes them if missing.
 
-    Of several processes that ask at once, one makes them and the others wait. What was interrupted goes on.
+    If several processes need the same rollouts, one samples them and the others wait. Interrupted sampling resumes.
 
     Args:
-        config: Which problems, who writes, and how; `data.train_size` prompts.
-        split: The problems to draw from.
+        config: Problems, model and sampling settings; `data.train_size` prompts are used.
+        split: The problems to sample from.
 
     Raises:
-        InputError: What is on disk is damaged, or the configuration cannot be followed.
-        ServerError: The server that writes them does not answer; what it answered is kept.
+        InputError: Data on disk are damaged, or the configuration is invalid.
+        ServerError: The server does not answer; completions received so far are kept.
     """
     if config.rollouts.path is not None:
         return load_rollouts(Path(config.rollouts.path))
     parent = config.output_dir / "rollouts"
-    # What these refuse leaves nothing behind.
+    # Checked first, so that an invalid configuration leaves no files behind.
     key = hash_json(rollouts_identity(config, split), 16)
     require_limits(config, split)
     (parent / ".partial").mkdir(parents=True, exist_ok=True)
     with FileLock(parent / ".partial" / f"{key}.lock"):
-        folder = find_rollouts(parent, key) or _make(config, split, parent, key)
+        folder = find_rollouts(parent, key) or _create(config, split, parent, key)
     return load_rollouts(folder)
 
 
 def require_limits(config: RolloutConfig, split: Split = "train") -> None:
-    """Refuses what the writer cannot be asked, or the base cannot be trained on, before anything is sampled.
-
-    Says nothing of rollouts that are there already.
+    """Checks before sampling that the prompts fit the model that samples and the base; skips existing rollouts.
 
     Raises:
-        InputError: A chat template fails, a prompt leaves no room for `rollouts.max_tokens`, or a token is not known.
+        InputError: A chat template fails, a prompt leaves no room for `rollouts.max_tokens`, or a token is unknown.
     """
     from losslens.models.limits import limits_of
 
     source, parent = problem_source(config.data), config.output_dir / "rollouts"
-    known = config.rollouts.path is not None or source.rollouts() is not None
-    if known or find_rollouts(parent, hash_json(rollouts_identity(config, split), 16)) is not None:
+    given = config.rollouts.path is not None or source.rollouts() is not None
+    if given or find_rollouts(parent, hash_json(rollouts_identity(config, split), 16)) is not None:
         return
     prompts = [problem.prompt for problem in source.problems(split, config.data.train_size, config.data.seed)]
     writer = [] if config.rollouts.engine == "openai" else [_writer(config)]
@@ -164,15 +163,15 @@ def require_limits(config: RolloutConfig, split: Split = "train") -> None:
         tokenizer = limits_of(source_of(config.model)).tokenizer
         if templated := sum(is_templated(tokenizer, prompt) for prompt in dict.fromkeys(prompts)):
             say_once(
-                f"rollouts: {templated} prompts are in the base's chat template already; a server puts them into its"
-                " model's once more"
+                f"rollouts: {templated} prompts are already in the base's chat template; the server will apply its"
+                " model's again"
             )
 
 
-def _served_writer(config: RolloutConfig) -> dict[str, Any]:
-    """What decides a server's answer to a prompt.
+def _server_identity(config: RolloutConfig) -> dict[str, Any]:
+    """Returns the settings that determine a server's completions.
 
-    Not its address: the same model may be served elsewhere tomorrow, and what was paid for stays paid for.
+    The address is excluded: the same model may be served elsewhere later, and existing completions remain valid.
     """
     sampling = config.rollouts
     writer = {"server_model": sampling.server.model, "extra_body": hash_secrets(sampling.server.extra_body or {})}
@@ -180,17 +179,16 @@ def _served_writer(config: RolloutConfig) -> dict[str, Any]:
 
 
 def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True) -> FrozenRollouts:
-    """One rollout of each of the first held-out problems, by the policy and with the settings of the training set.
-
-    Of all of them, where there are fewer.
+    """Samples one rollout of each of the first held-out problems, with policy and settings of the training rollouts.
 
     Args:
-        config: Of the training set.
-        problems: How many.
-        may_ask: Whether a server may be asked for what is not there yet.
+        config: Configuration of the training rollouts.
+        problems: Number of problems; all are used if there are fewer.
+        may_ask: Allows requests to a server for missing completions.
 
     Raises:
-        UnavailableError: The training set came from a file or folder, or its writer is not there or cannot be asked.
+        UnavailableError: The training rollouts came from a file or folder, or the model that sampled them is not
+            available.
         InputError: As for `frozen_rollouts`.
     """
     try:
@@ -198,26 +196,26 @@ def held_out_rollouts(config: RolloutConfig, problems: int, may_ask: bool = True
         if given is None and problem_source(config.data).rollouts() is not None:
             given = config.data.path
         if given is not None:
-            raise InputError(f"the rollouts came from {given}, whose writer cannot be asked")
+            raise InputError(f"the rollouts came from {given}, so no further ones can be sampled")
         changes = {
-            "data": config.data.model_copy(update={"train": _at_most(config.data, problems)}),
+            "data": config.data.model_copy(update={"train_size": _at_most(config.data, problems)}),
             "rollouts": config.rollouts.model_copy(update={"samples_per_prompt": 1}),
         }
         changed = config.model_copy(update=changes)
-        there = find_rollouts(config.output_dir / "rollouts", hash_json(rollouts_identity(changed, "eval"), 16))
-        if there is None and not may_ask and config.rollouts.engine == "openai":
-            raise InputError("the rollouts came from a server, which is asked only when probe_set.base_url names it")
+        existing = find_rollouts(config.output_dir / "rollouts", hash_json(rollouts_identity(changed, "eval"), 16))
+        if existing is None and not may_ask and config.rollouts.engine == "openai":
+            raise InputError("the rollouts came from a server, which is used only if probe_set.base_url is set")
         require_limits(changed, "eval")
     except InputError as error:
-        raise UnavailableError(f"{error}; {_INSTEAD}") from error
+        raise UnavailableError(f"{error}; {_PROBE_SET_REMEDY}") from error
     try:
         return frozen_rollouts(changed, "eval")
     except ServerError as error:
-        raise UnavailableError(f"{error}; {_INSTEAD}") from error
+        raise UnavailableError(f"{error}; {_PROBE_SET_REMEDY}") from error
 
 
 def _at_most(data: Data, problems: int) -> int:
-    """So many held-out problems, or as many as there are."""
+    """Returns the number of held-out problems, at most `problems`."""
     source = problem_source(data)
     try:
         return len(source.problems("eval", problems, data.seed))
@@ -225,7 +223,7 @@ def _at_most(data: Data, problems: int) -> int:
         return len(source.problems("eval", None, data.seed))
 
 
-_INSTEAD = "give probe_set.completions=FOLDER"
+_PROBE_SET_REMEDY = "set probe_set.completions=FOLDER"
 WRITERS = (
     "rollouts.policy=base (the model itself), model.teacher=FOLDER_OR_HUB_ID, "
     "or rollouts.engine=openai rollouts.server.model=NAME"
@@ -237,32 +235,36 @@ def _writer(config: RolloutConfig) -> ModelSource:
     if config.rollouts.policy == "base":
         return source_of(model)
     if model.teacher is None:
-        # What is wrong with a file of problems is told first.
+        # Errors in a problem file take precedence.
         problem_source(config.data).problems("train", config.data.train_size, config.data.seed)
-        whom = "the embedded one writes on no file of yours" if model.name == "tiny" else f"model.path={model.path}"
+        why = "the embedded one is not for your own files" if model.name == "tiny" else f"model.path={model.path}"
         raise InputError(
-            f"rollouts.policy=teacher: model.teacher names none ({whom}); say who writes the rollouts: {WRITERS}"
+            f"rollouts.policy=teacher: no model.teacher is set ({why}); choose what samples the rollouts: {WRITERS}"
         )
     return source_of(model, teacher=True)
 
 
 def unknown_to_the_teacher(config: RolloutConfig) -> str:
-    """Why the writer of the rollouts does not fit the problems, in one line; empty where nothing speaks against it."""
+    """Explains in one line why the teacher cannot solve the problems; empty if that is not known of it."""
     sampling, model = config.rollouts, config.model
-    asked = sampling.path is None and sampling.engine == "transformers" and sampling.policy == "teacher"
-    if not asked or model.teacher != EMBEDDED_TEACHER or not str(config.data.source["_target_"]).endswith("HubDataset"):
+    uses_teacher = sampling.path is None and sampling.engine == "transformers" and sampling.policy == "teacher"
+    if (
+        not uses_teacher
+        or model.teacher != EMBEDDED_TEACHER
+        or not str(config.data.source["_target_"]).endswith("HubDataset")
+    ):
         return ""
     return (
-        f"data={config.data.name}: the embedded teacher was made for data=arithmetic and answers nothing else; "
-        f"say who writes the rollouts: {WRITERS}"
+        f"data={config.data.name}: the embedded teacher can only solve data=arithmetic; "
+        f"choose what samples the rollouts: {WRITERS}"
     )
 
 
 def require_a_writer(config: RolloutConfig) -> None:
-    """Refuses to have rollouts written that are not there yet by a teacher that was not made for the problems.
+    """Refuses to sample missing rollouts from a teacher that cannot solve the problems.
 
     Raises:
-        InputError: It was not.
+        InputError: The rollouts are missing, and the teacher cannot solve the problems.
     """
     if (why := unknown_to_the_teacher(config)) and not find_rollouts(
         config.output_dir / "rollouts", hash_json(rollouts_identity(config), 16)
@@ -270,15 +272,15 @@ def require_a_writer(config: RolloutConfig) -> None:
         raise InputError(why)
 
 
-def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
+def _create(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
     started = datetime.now(UTC)
     source = problem_source(config.data)
     name = config.data.name if split == "train" else f"{config.data.name}-heldout"
-    about = {"keys": [key], "identity": rollouts_identity(config, split), "versions": versions()}
+    manifest = {"keys": [key], "identity": rollouts_identity(config, split), "versions": versions()}
     given = source.rollouts()
     if given is not None:
-        made = {"made": started.isoformat(timespec="seconds"), "writer": config.data.path}
-        return _frozen(first_prompts(given, config.data), parent, name, {**about, **made})
+        origin = {"made": started.isoformat(timespec="seconds"), "writer": config.data.path}
+        return _freeze(first_prompts(given, config.data), parent, name, {**manifest, **origin})
     problems = source.problems(split, config.data.train_size, config.data.seed)
     completions, given_prompts, facts = _completions(config, problems, split, parent, key)
     report_truncation(
@@ -290,29 +292,29 @@ def _make(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path:
         "made": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
     }
-    folder = _frozen(table, parent, name, {**about, **facts})
+    folder = _freeze(table, parent, name, {**manifest, **facts})
     (parent / ".partial" / f"{key}.jsonl").unlink(missing_ok=True)
     return folder
 
 
-def _frozen(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any]) -> Path:
-    # Other settings may give the same content at the same time.
+def _freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any]) -> Path:
+    # Another process may freeze the same content under other settings at the same time.
     with FileLock(parent / ".lock"):
         return freeze(table, parent, name, manifest)
 
 
 def first_prompts(given: pd.DataFrame, data: Data) -> pd.DataFrame:
-    """The rollouts of the first `data.train_size` prompts; of all when it is null."""
+    """Selects the rollouts of the first `data.train_size` prompts; of all if it is None."""
     ids = given["problem_id"].drop_duplicates()
     if data.train_size is not None and data.train_size > len(ids):
-        raise InputError(f"data.train_size={data.train_size}: {data.path} has {len(ids)} prompts; null takes all")
+        raise InputError(f"data.train_size={data.train_size}: {data.path} has only {len(ids)} prompts; null uses all")
     return given[given["problem_id"].isin(ids[: data.train_size])].reset_index(drop=True)
 
 
 def _completions(
     config: RolloutConfig, problems: Sequence[Problem], split: Split, parent: Path, key: str
 ) -> tuple[list[list[Completion]], list[str | None], dict[str, Any]]:
-    """The k completions of each problem, the texts that the writer was given, and what the manifest says of it."""
+    """Returns the completions of each problem, the rendered prompts, and facts for the manifest."""
     what = "rollouts" if split == "train" else "held-out completions"
     if config.rollouts.engine == "openai":
         completions, asked = _from_server(config, problems, what, parent)
@@ -360,9 +362,9 @@ def _completions(
 def _read_served(
     config: RolloutConfig, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]]
 ) -> tuple[list[list[Completion]], list[str | None], dict[str, Any] | None]:
-    """A server's completions with the text of their token ids, where it gave any; the prompts that it gave its model.
+    """Decodes a server's completions from their token ids, if any; also returns rendered prompts and the tokenizer.
 
-    Ids that say something else than the server's text, as those of another tokenizer than the base's, are left out.
+    Token ids that do not match the server's text, such as those of a tokenizer other than the base's, are dropped.
     """
     prompts = [problem.prompt for problem in problems]
     if not any(completion.ids for group in completions for completion in group):
@@ -375,12 +377,12 @@ def _read_served(
         [read_server_completion(tokenizer, prompt, completion) for completion in group]
         for prompt, group in zip(prompts, completions, strict=True)
     ]
-    lost = sum(completion.ids is not None for group in completions for completion in group)
-    lost -= sum(completion.ids is not None for group in read for completion in group)
-    if lost:
+    dropped = sum(completion.ids is not None for group in completions for completion in group)
+    dropped -= sum(completion.ids is not None for group in read for completion in group)
+    if dropped:
         print(
-            f"{config.rollouts.server.model}: the token ids of {lost} answers do not say what their text says to the"
-            " tokenizer of model.path, and are left out",
+            f"{config.rollouts.server.model}: dropped the token ids of {dropped} completions, which do not match their"
+            " text with the tokenizer of model.path",
             flush=True,
         )
     texts: list[str | None] = []
@@ -394,11 +396,11 @@ def _read_served(
 def _from_server(
     config: RolloutConfig, problems: Sequence[Problem], what: str, parent: Path
 ) -> tuple[list[list[Completion]], int]:
-    """The answers of the server, each kept for good and never asked for again; and how many were asked for now."""
+    """Returns the server's completions, requesting only those not stored yet, and the number of requests."""
     from losslens.sampling.server import Decoding, Request, ask
 
     sampling, server = config.rollouts, config.rollouts.server
-    file = parent / ".answers" / f"{hash_json(_served_writer(config), 16)}.jsonl"
+    file = parent / ".answers" / f"{hash_json(_server_identity(config), 16)}.jsonl"
     file.parent.mkdir(exist_ok=True)
     names = [
         [f"{hash_text(problem.prompt)} {sample}" for sample in range(sampling.samples_per_prompt)]
@@ -413,9 +415,9 @@ def _from_server(
                 for name in group
                 if name not in journal.completions
             }
-            asked = sum(map(len, names))
-            if len(requests) < asked:
-                print(f"{asked - len(requests)} of {asked} answers of {server.model} are there already", flush=True)
+            total = sum(map(len, names))
+            if len(requests) < total:
+                print(f"reusing {total - len(requests)} of {total} completions of {server.model}", flush=True)
             decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, server.extra_body or {})
             ask(
                 "rollouts.server",
@@ -432,14 +434,14 @@ def _from_server(
 
 
 def _bill(config: RolloutConfig, completions: Sequence[Sequence[Completion]]) -> dict[str, Any]:
-    """What the manifest says of a server: who, how many tokens, and what they cost at the prices given."""
+    """Returns the manifest's facts about a server: model, address, numbers of tokens, and their cost."""
     from losslens.sampling.server import address, cost
 
     server = config.rollouts.server
     answers = [completion for group in completions for completion in group]
     facts: dict[str, Any] = {"policy": "server", "writer": server.model, "base_url": public_address(address(server))}
     known = [(c.prompt_tokens, c.tokens) for c in answers if c.prompt_tokens is not None and c.tokens is not None]
-    if len(known) < len(answers):  # a server that does not count
+    if len(known) < len(answers):  # the server does not report all counts
         return facts | {"prompt_tokens": None, "completion_tokens": None, "cost": None}
     prompt_tokens, completion_tokens = sum(p for p, _ in known), sum(c for _, c in known)
     bill = cost(server, prompt_tokens, completion_tokens)
@@ -453,7 +455,7 @@ def _verified(
     completions: Sequence[Sequence[Completion]],
     prompt_texts: Sequence[str | None],
 ) -> pd.DataFrame:
-    """One row a rollout, with its reward, and the trouble that its check made."""
+    """Verifies the completions; returns one row per rollout, with its reward and any trouble in verification."""
     rows = [
         {
             "problem_id": problem.id,
@@ -472,20 +474,20 @@ def _verified(
         for number, completion in enumerate(group)
     ]
     table = pd.DataFrame(rows)
-    asked = [problem for problem, group in zip(problems, completions, strict=True) for _ in group]
-    checked = verdicts(source.verifier, asked, list(table["completion"]), config.data.verify_seconds)
-    return table.assign(reward=[float(v.correct) for v in checked], trouble=[v.trouble for v in checked])
+    repeated = [problem for problem, group in zip(problems, completions, strict=True) for _ in group]
+    verified = verdicts(source.verifier, repeated, list(table["completion"]), config.data.verify_seconds)
+    return table.assign(reward=[float(v.correct) for v in verified], trouble=[v.trouble for v in verified])
 
 
 def rollout_job(config: DictConfig) -> None:
-    """What `rollout.py` does: finds or makes the rollouts and says what they are like."""
-    checked = parse(RolloutConfig, config)
-    sampled = checked.rollouts.path is None and problem_source(checked.data).rollouts() is None
+    """Runs the job of `rollout.py`: finds or samples the rollouts and prints a summary of them."""
+    settings = parse(RolloutConfig, config)
+    sampled = settings.rollouts.path is None and problem_source(settings.data).rollouts() is None
     if sampled and (line := describe_derived(config)):
         print(line, flush=True)
-    if why := unknown_to_the_teacher(checked):
-        print(f"rollout.py: {why}", file=sys.stderr, flush=True)
-    rollouts = frozen_rollouts(checked)
+    if why := unknown_to_the_teacher(settings):
+        print(f"{called('rollout.py')}: {why}", file=sys.stderr, flush=True)
+    rollouts = frozen_rollouts(settings)
     print(rollouts.folder)
     for name, value in rollout_quality(rollouts).items():
         print(f"  {name}: {value}")
@@ -493,7 +495,7 @@ def rollout_job(config: DictConfig) -> None:
     if prompts is not None and completions is not None:
         from losslens.sampling.server import cost
 
-        print(f"  tokens of the server: {prompts} in prompts, {completions} in completions")
-        price = cost(checked.rollouts.server, prompts, completions)
+        print(f"  server tokens: {prompts} in prompts, {completions} in completions")
+        price = cost(settings.rollouts.server, prompts, completions)
         if price is not None:
             print(f"  cost: {price:g}")

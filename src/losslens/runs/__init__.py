@@ -1,1 +1,1 @@
-"""A run: what decides it, and its folder."""
+"""Runs: their specification, identity and folder on disk."""

@@ -1,4 +1,4 @@
-"""Manifests and identities in the words of today: options and facts under the names that they have now."""
+"""Conversion of recorded manifests and identities to the current names of options and fields."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def current_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of a run, its configuration and facts under today's names; its identity stays as it was written."""
-    found = _with_one_factor(manifest)
-    config = found.get("config")
+    """Returns a run's manifest with configuration and facts under their current names; its identity is unchanged."""
+    current = _with_one_factor(manifest)
+    config = current.get("config")
     if isinstance(config, dict):
         config = {name: in_current_words(_SECTIONS[name], v) if name in _SECTIONS else v for name, v in config.items()}
         if isinstance(config.get("benchmark"), dict):
@@ -35,36 +35,37 @@ def current_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
         if isinstance(logger, dict) and "references" in logger:
             config["logger"] = {name: value for name, value in logger.items() if name != "references"}
             config["weight_tracking"] = {"references": logger["references"]}
-        found = {**found, "config": config}
-    if isinstance(found.get("options"), dict):
-        found = {**found, "options": _options(found.get("method"), found["options"])}
-    trained_on = found.get("trained_on")
-    if isinstance(trained_on, dict) and "share_right" in trained_on:
-        rest = {name: value for name, value in trained_on.items() if name != "share_right"}
-        found = {**found, "trained_on": {**rest, "pass_rate": trained_on["share_right"]}}
-    return found
+        current = {**current, "config": config}
+    if isinstance(current.get("options"), dict):
+        current = {**current, "options": _options(current.get("method"), current["options"])}
+    for name in ("rollouts", "trained_on"):
+        counts = current.get(name)
+        if isinstance(counts, dict) and "share_right" in counts:
+            rest = {key: value for key, value in counts.items() if key != "share_right"}
+            current = {**current, name: {**rest, "pass_rate": counts["share_right"]}}
+    return current
 
 
 def settings_of(identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reader is shown of an identity: today's names, and all options of the loss, those at their defaults too.
+    """Returns an identity for display: current names, and all options of the loss, including those at their defaults.
 
     Args:
-        identity: Of the run.
-        options: Of its loss, as its manifest has them.
+        identity: Identity of the run.
+        options: Options of its loss, from its manifest.
     """
-    method = {name: identity["method"][name] for name in ("version", "name") if name in identity["method"]}
-    found = {**identity, "method": {**method, **options}}
-    if "optim" in found:
-        found["optim"] = in_current_words(Optim, found["optim"])
-    if "train_on" in found:
-        found["train_on"] = current_value(TRAIN_ON, found["train_on"])
-    rollouts = found.get("rollouts")
+    method = identity["method"]
+    settings = {**identity, "method": {**_options(method.get("name"), method), **options}}
+    if "optim" in settings:
+        settings["optim"] = in_current_words(Optim, settings["optim"])
+    if "train_on" in settings:
+        settings["train_on"] = current_value(TRAIN_ON, settings["train_on"])
+    rollouts = settings.get("rollouts")
     if isinstance(rollouts, Mapping):
-        found["rollouts"] = {
+        settings["rollouts"] = {
             name: in_current_words(Rollouts, value) if name == "sampling" else value
             for name, value in in_current_words(Rollouts, rollouts).items()
         }
-    return found
+    return settings
 
 
 def _options(name: Any, recorded: Mapping[str, Any]) -> Any:
@@ -73,7 +74,7 @@ def _options(name: Any, recorded: Mapping[str, Any]) -> Any:
 
 
 def _with_one_factor(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest from before losses had conventional rates: those on pairs had one factor, all others another."""
+    """Converts manifests of versions with one learning-rate factor for pairwise and one for all other losses."""
     match manifest:
         case {
             "pairwise": bool(pairwise),

@@ -1,4 +1,4 @@
-"""Checks that a run's folder holds what was written into it: its manifest is of this run, its outcomes are its own."""
+"""Integrity checks of run folders: the manifest belongs to the run, and its outcomes are unchanged."""
 
 from __future__ import annotations
 
@@ -11,74 +11,75 @@ from pydantic import ValidationError
 
 from losslens.config.identity import in_current_words
 from losslens.config.training import LearningRate, Optim
+from losslens.core.commands import called, spoken
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
 from losslens.losses import builtin_losses
 
-_SECONDS = 0.3
+_RETRY_SECONDS = 0.3
 
 
-def bound_to(manifest: Mapping[str, Any]) -> str:
-    """Fingerprint of a run, for its checkpoints and snapshots: its identity, its rollouts, its initial adapter.
+def run_fingerprint(manifest: Mapping[str, Any]) -> str:
+    """Returns the fingerprint recorded in a run's checkpoints and snapshots: identity, rollouts and initial adapter.
 
     Args:
-        manifest: The run's.
+        manifest: The run's manifest.
     """
-    parts = (manifest.get("identity"), *(_of(manifest, f"{name}.sha256") for name in ("rollouts", "initial_adapter")))
+    parts = (manifest.get("identity"), *(_at(manifest, f"{name}.sha256") for name in ("rollouts", "initial_adapter")))
     return hash_json(parts, 64)
 
 
 def require_own_manifest(folder: Path, manifest: Any) -> None:
-    """Refuses a manifest that is not of the run, the base or the snapshot in whose folder it lies.
+    """Checks that a manifest belongs to the run, base or snapshot in whose folder it is.
 
-    A folder's name ends in the hash of what decides the run (`identity`), and the tables read what the manifest repeats
-    of it: the method, its options, rates, ranks, seeds, the base.
+    A folder's name ends in the hash of the run's `identity`. The manifest repeats parts of the identity (method,
+    options, learning rate, rank, seeds, base), which tables read, so they must agree with it.
 
     Raises:
-        InputError: It does not fit.
+        InputError: A field disagrees with the identity or the folder's name.
     """
     file = folder / "manifest.json"
     if not isinstance(manifest, dict):
         raise InputError(f"{file}: not the manifest of a run")
-    for name, given, expected in _claims(folder, manifest):
-        if given != expected:
+    for name, actual, expected in _claims(folder, manifest):
+        if actual != expected:
             raise InputError(
-                f"{file}: {name} is {_short(given)}, and by the identity of this run {_short(expected)}: changed, or "
-                f"of another run; delete {folder} to make it again"
+                f"{file}: {name} is {_short(actual)}, but the identity of this run says {_short(expected)}: the file "
+                f"was changed or belongs to another run; delete {folder} to train it again"
             )
 
 
 def require_format(folder: Path, manifest: Any) -> None:
-    """Refuses a run whose identity an earlier LossLens wrote: it would not be known as the same run.
+    """Refuses a run with the identity format of an earlier version, which would not be recognised as the same run.
 
     Raises:
-        InputError: Says how it is taken over.
+        InputError: The run must be migrated first; the message says how.
     """
     if not isinstance(manifest, dict):
         return
-    identity, before = manifest.get("identity"), manifest.get("migrated_from")
-    is_of_before = isinstance(identity, dict) and "format" not in identity
-    # It was killed before the folder got its new name.
-    is_begun = isinstance(before, dict) and before.get("run") == folder.name != manifest.get("run")
-    if is_of_before or is_begun:
+    identity, origin = manifest.get("identity"), manifest.get("migrated_from")
+    has_old_identity = isinstance(identity, dict) and "format" not in identity
+    # The migration was interrupted before the folder was renamed.
+    is_half_migrated = isinstance(origin, dict) and origin.get("run") == folder.name != manifest.get("run")
+    if has_old_identity or is_half_migrated:
         raise InputError(
-            f"{folder}: a run of an earlier LossLens, which named runs otherwise; "
-            f"python launch/migrate.py output_dir={folder.parents[1]} takes it over as it is"
+            f"{folder}: written by an earlier version of LossLens, which named runs differently; migrate it with "
+            f"{spoken('launch/migrate.py')} output_dir={folder.parents[1]} (nothing is trained again)"
         )
 
 
 def record_outcomes(folder: Path, file: Path) -> None:
-    """Notes the hash of a file of outcomes in the manifest of `folder`; the caller holds the run's lock."""
+    """Records the hash of an outcome file in the manifest of `folder`; the caller must hold the run's lock."""
     manifest = read_json(folder / "manifest.json")
-    # One from before hashes were kept gets those of all that is there.
+    # A manifest of an earlier version has no hashes: record those of all existing files.
     files = [file] if "outcomes" in manifest else [file, *folder.glob("eval/*.parquet")]
-    outcomes = {**_recorded(manifest), **{each.name: hash_file(each) for each in files}}
+    outcomes = {**_recorded(manifest), **{path.name: hash_file(path) for path in files}}
     write_json(folder / "manifest.json", {**manifest, "outcomes": outcomes})
 
 
 def are_recorded(folder: Path, file: Path) -> bool | None:
-    """Whether a file of outcomes is as it was written; None where the manifest is from before hashes were kept."""
+    """Returns True if an outcome file matches its recorded hash; None if the manifest predates recorded hashes."""
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     if not isinstance(manifest, dict) or "outcomes" not in manifest:
         return None
@@ -86,35 +87,37 @@ def are_recorded(folder: Path, file: Path) -> bool | None:
 
 
 def require_recorded_outcomes(folder: Path) -> bool:
-    """Refuses outcomes that are not as they were written, and a folder from which some are gone.
+    """Checks that no outcome file of a folder has changed or is missing.
 
     Returns:
-        Whether there were hashes to compare with: a manifest may be from before they were kept.
+        True if there were recorded hashes to compare with; False for a manifest that predates them.
 
     Raises:
-        InputError: Names the file.
+        InputError: A file has changed or is missing.
     """
-    fault = _fault_of_outcomes(folder)
+    fault = _outcome_fault(folder)
     if fault:
-        # Another process may be between writing a file and noting its hash.
-        time.sleep(_SECONDS)
-        fault = _fault_of_outcomes(folder)
+        # Another process may have written a file but not yet recorded its hash.
+        time.sleep(_RETRY_SECONDS)
+        fault = _outcome_fault(folder)
     if fault:
-        raise InputError(f"{fault}; the same train.py or evaluate.py command scores it again")
+        raise InputError(
+            f"{fault}; run the same {called('train.py')} or {called('evaluate.py')} command again to score it anew"
+        )
     return "outcomes" in read_json(folder / "manifest.json")
 
 
-def _fault_of_outcomes(folder: Path) -> str:
+def _outcome_fault(folder: Path) -> str:
     manifest = read_json(folder / "manifest.json")
     if "outcomes" not in manifest:
         return ""
     recorded = _recorded(manifest)
     files = {file.name: file for file in sorted(folder.glob("eval/*.parquet"))}
     for name in sorted(recorded.keys() - files.keys()):
-        return f"{folder / 'eval' / name}: gone, though manifest.json has its hash"
+        return f"{folder / 'eval' / name}: missing, although manifest.json records its hash"
     for name, file in files.items():
         if recorded.get(name) != hash_file(file):
-            return f"{file}: not the outcomes that were written (manifest.json has another hash)"
+            return f"{file}: does not match the hash recorded in manifest.json"
     return ""
 
 
@@ -124,7 +127,7 @@ def _recorded(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """What the manifest says, what it would have to say, and where."""
+    """Yields the name, the actual and the expected value of each field of the manifest that the identity determines."""
     identity = manifest.get("identity")
     require_format(folder, manifest)
     suffix = folder.name.rpartition("-")[2]
@@ -133,66 +136,66 @@ def _claims(folder: Path, manifest: Mapping[str, Any]) -> Iterator[tuple[str, An
         if folder.name.startswith("step-") and "run" in manifest:
             yield "step", manifest.get("step"), int(suffix) if suffix.isdigit() else suffix
             if run.exists():
-                yield "run", manifest["run"], bound_to(read_json(run))
+                yield "run", manifest["run"], run_fingerprint(read_json(run))
         return
     if folder.name.startswith("base-") and manifest.get("method") == "base":
         yield "base", hash_json(manifest.get("base"), 8), suffix
-        yield "config.model.name", f"base-{_of(manifest, 'config.model.name')}-{suffix}", folder.name
+        yield "config.model.name", f"base-{_at(manifest, 'config.model.name')}-{suffix}", folder.name
         return
     if not isinstance(identity, dict):
-        raise InputError(f"{folder / 'manifest.json'}: no identity in it: not the manifest of a run")
+        raise InputError(f"{folder / 'manifest.json'}: not the manifest of a run: it has no identity")
     yield "identity", hash_json(identity, 8), suffix
     yield "run", manifest.get("run"), folder.name
-    yield "method", manifest.get("method"), _of(identity, "method.name")
+    yield "method", manifest.get("method"), _at(identity, "method.name")
     for name in ("config.seed", "config.init_seed", "learning_rate", "base"):
-        yield name, _of(manifest, name), identity.get(name.removeprefix("config."))
-    yield "config.lora_rank.r", _of(manifest, "config.lora_rank.r"), _of(identity, "lora.r")
-    yield "config.lr", _rate(manifest), identity.get("learning_rate")
-    yield from _claims_of_options(folder / "manifest.json", manifest, identity)
-    given, expected = _of(manifest, "config.optim"), identity.get("optim")
-    if isinstance(given, dict) and isinstance(expected, dict):
+        yield name, _at(manifest, name), identity.get(name.removeprefix("config."))
+    yield "config.lora_rank.r", _at(manifest, "config.lora_rank.r"), _at(identity, "lora.r")
+    yield "config.lr", _learning_rate(manifest), identity.get("learning_rate")
+    yield from _option_claims(folder / "manifest.json", manifest, identity)
+    actual, expected = _at(manifest, "config.optim"), identity.get("optim")
+    if isinstance(actual, dict) and isinstance(expected, dict):
         expected = in_current_words(Optim, expected)
-        for name in given.keys() & expected.keys():
-            yield f"config.optim.{name}", given[name], expected[name]
+        for name in actual.keys() & expected.keys():
+            yield f"config.optim.{name}", actual[name], expected[name]
 
 
-def _claims_of_options(
+def _option_claims(
     file: Path, manifest: Mapping[str, Any], identity: Mapping[str, Any]
 ) -> Iterator[tuple[str, Any, Any]]:
-    """The loss's options stand in full in the manifest, in its configuration, and without defaults in the identity."""
-    decided, options = identity.get("method"), manifest.get("options")
-    if not isinstance(decided, dict) or not isinstance(options, dict):
-        raise InputError(f"{file}: no options of its loss in it: not the manifest of a run")
-    loss, version = decided.get("name"), decided.get("version")
-    own = builtin_losses().get(str(loss))
-    given = _of(manifest, "config.method")
-    if not isinstance(given, dict):
+    """`_claims` about the loss's options: complete in manifest and configuration, without defaults in the identity."""
+    expected, options = identity.get("method"), manifest.get("options")
+    if not isinstance(expected, dict) or not isinstance(options, dict):
+        raise InputError(f"{file}: not the manifest of a run: it has no options of the loss")
+    name, version = expected.get("name"), expected.get("version")
+    builtin = builtin_losses().get(str(name))
+    configured = _at(manifest, "config.method")
+    if not isinstance(configured, dict):
         raise InputError(f"{file}: config.method: not the options of a loss")
-    if own is None or own.version != version:  # the defaults are not known here, or not those of then
-        meant = {"name": loss, "version": version, **options}
-        yield "options", {name: meant.get(name) for name in decided}, decided
-        yield "config.method.name", given.get("name"), loss
+    if builtin is None or builtin.version != version:  # the defaults at that time are unknown
+        actual = {"name": name, "version": version, **options}
+        yield "options", {option: actual.get(option) for option in expected}, expected
+        yield "config.method.name", configured.get("name"), name
         return
-    asked = {name: value for name, value in given.items() if name != "_target_"}
-    for where, values in (("options", {"name": loss, **options}), ("config.method", asked)):
+    configured = {option: value for option, value in configured.items() if option != "_target_"}
+    for field, values in (("options", {"name": name, **options}), ("config.method", configured)):
         try:
-            yield where, own(**values).identity, decided
+            yield field, builtin(**values).identity, expected
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(f"{file}: {where}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise InputError(f"{file}: {field}.{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
-def _rate(manifest: Mapping[str, Any]) -> Any:
-    """The learning rate that the configuration means."""
-    asked = _of(manifest, "config.lr")
+def _learning_rate(manifest: Mapping[str, Any]) -> Any:
+    """The learning rate that the configuration specifies."""
+    configured = _at(manifest, "config.lr")
     try:
-        return LearningRate.model_validate(asked).of(manifest.get("conventional_lr_scale", 1.0))
+        return LearningRate.model_validate(configured).of(manifest.get("conventional_lr_scale", 1.0))
     except (ValidationError, TypeError):
-        return asked
+        return configured
 
 
-def _of(content: Any, path: str) -> Any:
-    """The value at `a.b.c`; an empty mapping where there is none."""
+def _at(content: Any, path: str) -> Any:
+    """The value at the path `a.b.c`; an empty mapping if there is none."""
     for name in path.split("."):
         content = content.get(name, {}) if isinstance(content, Mapping) else {}
     return content

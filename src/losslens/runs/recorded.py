@@ -1,7 +1,7 @@
-"""What a manifest records, as configuration again: values alone. Nothing that it names is imported, obeyed or asked.
+"""Safe conversion of a recorded manifest back to a configuration: values only, without importing what it names.
 
-A run folder may be a stranger's. Classes, permission to run code, servers and the keys for them come from the command
-line of whoever reads it.
+A run folder may come from an untrusted source. Classes, permission to run code, servers and their API keys are taken
+only from the reader's own command line.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from losslens.config.model import Model
 from losslens.core.errors import UnavailableError
 from losslens.problems import is_own_source
 
-# What names code in a section of the configuration.
-_NAMES_CODE = ("_target_", "verifier")
+# Keys of the configuration whose values name code.
+_CODE_KEYS = ("_target_", "verifier")
 
 
 @dataclass(frozen=True)
 class Trust:
-    """What this command line lets a manifest ask for.
+    """Permissions that the command line grants to a manifest.
 
     Attributes:
-        remote_code: Whether code that comes with the base may run.
-        sources: Classes of problems of one's own, and of their verifiers, that a manifest may name.
+        remote_code: Allow running code that comes with the base.
+        sources: User-defined classes of problem sources and verifiers that a manifest may name.
     """
 
     remote_code: bool = False
@@ -33,27 +33,27 @@ class Trust:
 
 
 def model_of(recorded: Mapping[str, Any], trust: Trust) -> Model:
-    """The base of a run; whether its own code may run is not for the manifest to say.
+    """Returns the configuration of a run's base; only `trust` decides whether the model's own code may run.
 
     Raises:
-        ValidationError: It is not the configuration of a model.
+        ValidationError: The recorded configuration of the model is invalid.
     """
     return Model.model_validate({**recorded, "trust_remote_code": trust.remote_code})
 
 
 def data_of(recorded: Mapping[str, Any], trust: Trust) -> Data:
-    """The problems of a run.
+    """Returns the configuration of a run's problems.
 
     Raises:
-        ValidationError: They are not the configuration of problems.
-        UnavailableError: It names code that this command line does not name.
+        ValidationError: The recorded configuration of the problems is invalid.
+        UnavailableError: It names code that the command line does not allow.
     """
     data = Data.model_validate(recorded)
     for name in _code_named_in(data.model_dump()):
         if name not in trust.sources and not is_own_source(name):
             raise UnavailableError(
-                f"the manifest names code for the problems, {name[:100]!r}, which is not run unless this command line "
-                "names it too, as sources=[…]"
+                f"the manifest names code for its problems, {name[:100]!r}, which is only run if the command line "
+                "allows it with sources=[…]"
             )
     return data
 
@@ -61,7 +61,7 @@ def data_of(recorded: Mapping[str, Any], trust: Trust) -> Data:
 def _code_named_in(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         for key, entry in value.items():
-            if key in _NAMES_CODE and entry is not None and not isinstance(entry, Mapping):
+            if key in _CODE_KEYS and entry is not None and not isinstance(entry, Mapping):
                 yield str(entry)
             yield from _code_named_in(entry)
     elif isinstance(value, (list, tuple)):

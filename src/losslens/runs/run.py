@@ -1,4 +1,4 @@
-"""A run on disk: where it lies, what state it is in, and which runs a sweep holds. Nothing imports torch."""
+"""Runs on disk: their folder, state and lock, and the runs of a sweep. Does not import torch."""
 
 from __future__ import annotations
 
@@ -27,84 +27,84 @@ State = Literal["queued", "running", "preempted", "failed", "completed"]
 
 
 class LockedError(Exception):
-    """Another process has a run that was not to be waited for.
+    """Raised when a run is locked by another process and the caller does not wait.
 
     Args:
         run: The run.
     """
 
     def __init__(self, run: Run) -> None:
-        super().__init__(f"{run.name}: {run.lock_holder} is at it")
+        super().__init__(f"{run.name}: locked by {run.lock_holder}")
         self.run = run
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. What lies in it is described in the README."""
+    """The folder of a run; the README describes its files."""
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.folder.name
 
     @property
     def adapter(self) -> Path:
-        """The finished adapter."""
+        """Folder of the finished adapter."""
         return self.folder / "adapter"
 
     @property
     def checkpoints(self) -> Path:
-        """Where unfinished training is kept."""
+        """Folder of the checkpoints of unfinished training."""
         return self.folder / "checkpoints"
 
     @property
     def snapshots(self) -> dict[int, Run]:
-        """What was kept on the way, by step: folders with an adapter and a manifest, as those of runs."""
+        """Snapshots by step: folders with an adapter and a manifest, like those of runs."""
         folders = [file.parent for file in self.folder.glob("snapshots/step-*/manifest.json")]
         steps = {folder.name.removeprefix("step-"): folder for folder in folders}
         return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
 
     def evaluation(self, benchmark: str) -> Path:
-        """The outcome of each problem of `benchmark`."""
+        """Returns the path of the outcomes on `benchmark`, one row per problem."""
         return self.folder / "eval" / f"{benchmark}.parquet"
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`; empty when the run was never started.
+        """Content of `status.json`; empty if the run was never started.
 
         Raises:
-            InputError: It is damaged.
+            InputError: The file is damaged.
         """
         file = self.folder / "status.json"
         if not file.exists():
             return {}
         status = read_json(file)
         if not isinstance(status, dict) or status.get("state") not in get_args(State):
-            raise InputError(f"{file}: no state in it; delete it, and the run goes on from what it has")
+            raise InputError(f"{file}: no valid state in it; delete it, and the run resumes from its last checkpoint")
         return status
 
     @property
     def divergence(self) -> str:
-        """What was no longer finite, and when, of a run that diverged; empty for others."""
+        """Description of what became non-finite, and when, for a diverged run; empty for others."""
         status = self.status
         return str(status.get("error")) if status.get("diverged") else ""
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """The content of `manifest.json`, in today's form.
+        """Content of `manifest.json`, under the current names of options and fields.
 
         Raises:
-            InputError: It is damaged.
+            InputError: The file is damaged.
         """
         return current_manifest(read_object(self.folder / "manifest.json"))
 
     def is_trained(self) -> bool:
-        """Whether the adapter is finished, and still the one that was trained.
+        """Returns True if training is finished, after checking that the adapter is the one that was trained.
 
         Raises:
-            InputError: It was finished and has changed since, or the manifest is not this run's.
+            InputError: The adapter has changed since training, or the manifest belongs to another run.
         """
         if not self.adapter.is_dir() or not (self.folder / "manifest.json").exists():
             return False
@@ -114,14 +114,14 @@ class Run:
         for name, value in adapter_hashes(self.adapter).items():
             if manifest.get(name) != value:
                 raise InputError(
-                    f"{self.adapter}: not the adapter that was trained (its {name} is not the one in manifest.json); "
-                    f"delete {self.folder} to train it again"
+                    f"{self.adapter}: the adapter has changed since training (its {name} is not the one in "
+                    f"manifest.json); delete {self.folder} to train it again"
                 )
         require_own_manifest(self.folder, manifest)
         return True
 
     def set_state(self, state: State, **details: Any) -> None:
-        """Writes `status.json` anew."""
+        """Replaces `status.json`."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         slurm = {"slurm": job} if (job := slurm_job()) else {}
         process = {"process": {"host": platform.node(), "pid": os.getpid()}} if state == "running" else {}
@@ -129,7 +129,7 @@ class Run:
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process has the run now."""
+        """True if a process has locked the run."""
         if not self.lock_file.exists():
             return False
         lock = FileLock(self.lock_file)
@@ -142,7 +142,7 @@ class Run:
 
     @property
     def lock_holder(self) -> str:
-        """Which process has the run, as far as its folder says: `process 12 on host`."""
+        """The process that has locked the run, according to `status.json`: `process 12 on host`."""
         try:
             status = self.status
         except InputError:
@@ -152,16 +152,19 @@ class Run:
 
     @property
     def lock_file(self) -> Path:
-        """What a process that has the run has locked, by whatever name of the run."""
+        """Lock file of the run, the same for all folder names of one identity."""
         return self.folder.parent / f".{self.name.rpartition('-')[2]}.lock"
 
     @contextmanager
     def lock(self, wait: bool = True) -> Iterator[None]:
-        """Holds the run, under whatever name, against other processes; waits while another one has it.
+        """Locks the run against other processes; waits if another process has locked it.
+
+        Args:
+            wait: Wait for the lock; otherwise raise.
 
         Raises:
-            HeldError: Another one has it, and `wait` is false.
-            InputError: The sweep's folder cannot be made or written to.
+            LockedError: Another process has locked it, and `wait` is false.
+            InputError: The sweep's folder cannot be created or written to.
         """
         lock = FileLock(self.lock_file)
         try:
@@ -170,9 +173,9 @@ class Run:
         except Timeout as error:
             if not wait:
                 raise LockedError(self) from error
-            print(f"{self.name}: {self.lock_holder} is at it; waiting", flush=True)
+            print(f"{self.name}: locked by {self.lock_holder}; waiting", flush=True)
             lock.acquire()
-        except OSError as error:  # of which Timeout is one
+        except OSError as error:  # after Timeout, which is a subclass
             raise InputError(f"output_dir: {self.folder.parent}: {error.strerror}") from error
         try:
             yield
@@ -181,40 +184,40 @@ class Run:
 
 
 def recorded_adapter_hash(run: Run) -> str:
-    """What tells the adapter of a run, or of a point on its way, from others."""
+    """Returns the fingerprint of the adapter of a run or snapshot (weights and configuration), from its manifest."""
     manifest = run.manifest
     return hash_json([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)
 
 
 def find_run(sweep: Path, identity: str) -> Run | None:
-    """The run of a sweep that was started under an identity, whatever its name begins with; None if there is none.
+    """Returns the run of a sweep that was started with an identity, or None.
 
     Args:
         sweep: The sweep's folder.
-        identity: The eight digits in which its folder's name ends.
+        identity: Hash of the identity: the eight digits at the end of the folder's name.
     """
     return next((Run(status.parent) for status in sweep.glob(f"*-{identity}/status.json")), None)
 
 
 def base_identity(model: Model) -> dict[str, str | None]:
-    """Fingerprint of a base: its content, or its commit on the hub."""
+    """Returns the fingerprint of a base: its content, or its commit on the Hugging Face Hub."""
     return model_identity(source_of(model))
 
 
 def base_run(sweep: Path, model: Model) -> Run:
-    """The run, of no training, in which the base of a sweep is scored."""
+    """Returns the untrained run that holds the evaluation of a sweep's base."""
     return Run(sweep / f"base-{model.name}-{hash_json(base_identity(model), 8)}")
 
 
 def require_one_base(sweep: Path, model: Model) -> None:
-    """Refuses a sweep that holds runs of another base, or of an earlier LossLens: they could not be compared.
+    """Refuses a sweep with runs of another base, or of an earlier version: they could not be compared.
 
     Args:
         sweep: The sweep's folder.
-        model: The base of a run that is to be trained.
+        model: The base of the run to train.
 
     Raises:
-        InputError: There are such runs, under way or completed.
+        InputError: There are such runs, unfinished or completed.
     """
     base = base_identity(model)
     for file in sorted(sweep.glob("*/status.json")):
@@ -222,33 +225,33 @@ def require_one_base(sweep: Path, model: Model) -> None:
         try:
             manifest = run.manifest
             other = manifest.get("base") if run.status.get("state") != "failed" else None
-        except InputError:  # damaged, or not that far
+        except InputError:  # damaged, or not written yet
             continue
         require_format(run.folder, manifest)
         if other is not None and other != base:
             raise InputError(
-                f"model.path={model.path}: another base than that of {run.name}; sweep={sweep.name} has one base, so "
-                "that its runs can be compared: put this one into a sweep of its own (sweep=NAME)"
+                f"model.path={model.path}: not the base of {run.name}; all runs of a sweep (sweep={sweep.name}) must "
+                "have the same base to be comparable: use another sweep for this one (sweep=NAME)"
             )
 
 
 def runs_of(output_dir: Path, sweep: str) -> list[Run]:
-    """Every run of a sweep that was ever started, the base first, then by name.
+    """Returns all runs of a sweep that were ever started, the base first, then by name.
 
     Raises:
-        InputError: There is no such sweep.
+        InputError: The sweep does not exist.
     """
     folder = output_dir / sweep
     if not folder.is_dir():
-        raise InputError(f"sweep={sweep}: no folder {folder}")
+        raise InputError(f"sweep={sweep}: no such sweep: {folder} does not exist")
     runs = [Run(file.parent) for file in folder.glob("*/status.json")]
     return sorted(runs, key=lambda run: (not run.name.startswith("base-"), run.name))
 
 
 def arm_of(identity: Mapping[str, Any]) -> str:
-    """The arm of a run: what it shares with its repeats at other seeds, as a hash; nothing else says what an arm is.
+    """Returns the arm of a run: the hash of its identity without the seeds. This is the only definition of an arm.
 
     Args:
-        identity: Of the run.
+        identity: Identity of the run.
     """
     return hash_json({key: value for key, value in identity.items() if key not in ("seed", "init_seed")}, 16)

@@ -1,4 +1,4 @@
-"""What decides a run, built once from a configuration: from it come its identity, its folder and its training."""
+"""Specification of a run, built once from its configuration: determines its identity, folder and training."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from losslens.models.adapters import LoraSettings
 from losslens.rollouts.sample import rollouts_identity
 from losslens.runs.run import Run, base_identity, find_run
 
-# Raised when the same `optim` begins to mean another adapter.
+# Increased when the same `optim` starts to produce a different adapter.
 OPTIMISER = 1
-# Of `optim`: what is computed at once, and what is kept and told while it trains.
-_NOT_SCIENCE = ("micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps")
+# Fields of `optim` that do not change the adapter: memory use, logging and saving.
+_NOT_IN_IDENTITY = ("micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps")
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """A run as it was asked for.
+    """Specification of a run.
 
     Attributes:
-        config: The whole configuration, with what decides nothing.
+        config: The complete configuration, including options that do not affect the adapter.
         loss: The loss, with its options.
     """
 
@@ -39,23 +39,26 @@ class RunSpec:
 
     @classmethod
     def of(cls, config: TrainConfig) -> RunSpec:
-        """Builds the loss that `config` names.
+        """Builds the specification, including the loss that `config` names.
 
         Raises:
-            InputError: There is no such loss, it does not take these options, or it has the name of another one.
+            InputError: The loss does not exist, rejects its options, or has the name of a built-in loss.
         """
         loss: Loss = build("method", config.method)
         if not isinstance(loss, Loss):
-            raise InputError(f"method._target_: {type(loss).__qualname__} is no losslens.losses.Loss")
-        own = builtin_losses().get(loss.name)
-        if own is not None and type(loss) is not own:
-            # Runs are known by the name of their loss, wherever its class is.
+            raise InputError(f"method._target_: {type(loss).__qualname__} is not a subclass of losslens.losses.Loss")
+        builtin = builtin_losses().get(loss.name)
+        if builtin is not None and type(loss) is not builtin:
+            # A run is identified by the name of its loss, not by its class.
             raise InputError(
-                f"method.name={loss.name}: LossLens's own loss; {type(loss).__qualname__} needs a name of its own"
+                f"method.name={loss.name}: the name of a built-in loss; {type(loss).__qualname__} needs another name"
             )
         presentation_of(loss)
         if unknown := loss.needs - set(get_args(Need)):
-            raise InputError(f"method.name={loss.name}: needs {', '.join(sorted(unknown))}, which no batch has")
+            raise InputError(
+                f"method.name={loss.name}: needs {', '.join(sorted(unknown))}; a loss may need only "
+                f"{', '.join(sorted(get_args(Need)))}"
+            )
         return cls(config, loss)
 
     @property
@@ -65,7 +68,7 @@ class RunSpec:
 
     @property
     def lora(self) -> LoraSettings:
-        """The adapter."""
+        """Settings of the adapter."""
         rank, names = self.config.lora_rank, self.config.model.target_modules
         targets = names if isinstance(names, str) else tuple(sorted(set(names)))
         return LoraSettings(rank.r, rank.scale_numerator, rank.dropout, targets)
@@ -75,18 +78,18 @@ class RunSpec:
         """Fingerprint of the base.
 
         Raises:
-            InputError: The model is not there.
+            InputError: The model does not exist.
         """
         return base_identity(self.config.model)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """All that decides what the adapter will be, and nothing else: no path, no class, no launcher, no logger.
+        """Everything that determines the adapter, and nothing else: no paths, classes, launcher or logger.
 
-        The form is described in docs/reference/identity.md.
+        The format is described in docs/reference/identity.md.
 
         Raises:
-            InputError: The model or the rollouts that are named are not there.
+            InputError: The model or the rollouts do not exist.
         """
         config = self.config
         train_on = self.loss.learns_from(config.train_on)
@@ -101,18 +104,18 @@ class RunSpec:
             "dtype": config.model.dtype,
             "chat_options": config.model.chat_options,
             "rollouts": rollouts_identity(config),
-            "optim": {"version": OPTIMISER, **identity_options(config.optim, (*_NOT_SCIENCE, *steps))},
+            "optim": {"version": OPTIMISER, **identity_options(config.optim, (*_NOT_IN_IDENTITY, *steps))},
             "seed": config.seed,
             "init_seed": config.init_seed,
-            **self._what_dropout_meets(),
+            **self._dropout_identity(),
         }
 
-    def _what_dropout_meets(self) -> dict[str, Any]:
-        """What decides which activations LoRA dropout leaves out: the rows computed at once, and who draws."""
+    def _dropout_identity(self) -> dict[str, Any]:
+        """Micro-batch and number of processes, which determine the masks of LoRA dropout; empty without dropout."""
         config = self.config
         if not config.lora_rank.dropout:
             return {}
-        # Whoever asks before the run has its processes, as the launcher does, knows how many there will be.
+        # Outside the run's processes, as in the launcher, the resources say how many there will be.
         gpus = config.resources.gpus if config.resources is not None else 1
         count = distributed.world_size() if distributed.world_size() > 1 else max(gpus, 1)
         return {"micro_batch": config.optim.microbatch_plans(count, dropout=True)[0][0], "processes": count}
@@ -124,9 +127,9 @@ class RunSpec:
 
     @property
     def run(self) -> Run:
-        """The run's folder: the same configuration always has the same one.
+        """The run; the same configuration always gives the same one.
 
-        Two names of one learning rate are one run: whichever was started first has the folder.
+        Two names of the same learning rate give one run, with the folder of whichever was started first.
         """
         identity, config = hash_json(self.identity, 8), self.config
         parts = (self.loss.name, config.lr.name, f"r{config.lora_rank.r}", config.model.name, f"s{config.seed}")

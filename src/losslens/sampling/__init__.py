@@ -1,1 +1,1 @@
-"""Completions of a model in this process, or of a server."""
+"""Sampling of completions from a model in this process or from a server."""

@@ -1,9 +1,9 @@
-"""Completions from a causal language model: greedy, independent of the batch size, or sampled and seeded."""
+"""Completions from a causal language model: greedy (independent of the batch size) or sampled with a seed."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
 from losslens.models.tokens import chat_turns, decode, encode_prompt
 
-# Two logits nearer than this may swap places when the same sequence is computed in another batch shape. Measured on
-# the tiny student in float32: batching moves a logit by less than 1e-4 (tests/test_generation.py).
+# Two logits closer than this may swap order when the same sequence is computed in a batch of another shape. Measured on
+# the tiny student in float32: batching changes a logit by less than 1e-4 (tests/test_generation.py).
 _CLOSE_CALL = {torch.float32: 1e-3, torch.float64: 1e-9}
 
 
@@ -30,27 +30,27 @@ def generate_greedy(
     description: str = "greedy",
     journal: Journal | None = None,
 ) -> list[Completion]:
-    """Greedy completions of `prompts`, the same whatever `batch_size` is.
+    """Generates greedy completions of `prompts`, independent of `batch_size`.
 
-    Matrix products round differently in different shapes, so a greedy choice between two almost equal logits can
-    depend on the batch. Whenever a sequence met such a close call, its prompt is decoded again alone, without
-    padding: that result depends on nothing but the model and the prompt. In half precision, where batching moves
-    logits by more than any useful threshold, no such promise is made.
+    Matrix products round differently for different shapes, so a greedy choice between two almost equal logits can
+    depend on the batch. If that happens in a sequence, its prompt is decoded again on its own, without padding; the
+    result then depends only on the model and the prompt. In half precision, batching changes logits by more than any
+    useful threshold, and completions may depend on `batch_size`.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        prompts: Users' turns.
-        max_new_tokens: Where a completion is cut.
-        batch_size: Sequences at once.
-        description: Of the progress bar.
-        journal: Takes each batch's completions, by the prompt's number; what is in it is not made again.
+        prompts: User turns.
+        max_new_tokens: Maximum length of a completion.
+        batch_size: Sequences per batch.
+        description: Label of the progress bar.
+        journal: Stores each batch's completions by the prompt's index; completions already in it are reused.
     """
     threshold = _CLOSE_CALL.get(model.dtype, 0.0)
     config: dict[str, Any] = {"do_sample": False}
     known = dict(journal.completions) if journal else {}
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    # Not by whole batches: it may go on with another batch size.
+    # By prompt, not by batch, since the batch size may differ when resuming.
     missing = [i for i in range(len(encoded)) if str(i) not in known]
     for rows in _batches(missing, batch_size, description):
         indices = [missing[row] for row in rows]
@@ -79,23 +79,23 @@ def generate_samples(
     description: str = "sample",
     journal: Journal | None = None,
 ) -> list[list[Completion]]:
-    """`samples` independent completions of each of `prompts`, in their order.
+    """Samples independent completions of each of `prompts`, in order.
 
-    The result depends on `seed` and on `batch_size`, not on the state of the global generator, which is put back.
+    The result depends on `seed` and `batch_size`, not on the state of the global generator, which is restored.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        prompts: Users' turns.
-        samples: Completions of each.
-        temperature: Of the softmax.
-        top_p: Share of the probability mass that is sampled from.
-        max_new_tokens: Where a completion is cut.
-        batch_size: Sequences at once.
-        seed: Of the generator.
-        description: Of the progress bar.
-        journal: Takes each batch's completions, by number (prompt · samples + sample), and the generator's state after
-            it, so that the rest of an interrupted call is what it would have been.
+        prompts: User turns.
+        samples: Completions per prompt.
+        temperature: Softmax temperature.
+        top_p: Probability mass of nucleus sampling.
+        max_new_tokens: Maximum length of a completion.
+        batch_size: Sequences per batch.
+        seed: Seed of the generator.
+        description: Label of the progress bar.
+        journal: Stores each batch's completions by index (prompt · samples + sample), and the generator's state after
+            the batch, so that an interrupted call resumes with the same samples.
     """
     config: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
@@ -103,12 +103,12 @@ def generate_samples(
     known: dict[str, Completion] = {}
     with torch.random.fork_rng(devices=[model.device] if cuda else []):
         torch.manual_seed(seed)
-        # Another kind of device draws otherwise: what was begun there does not go on here.
+        # Generators differ between device types, so a journal from another type cannot be resumed.
         kind, _, state = (journal.state or "").partition(":") if journal else ("", "", "")
         if journal is not None and kind == model.device.type:
             known = journal.up_to_state()
-            if set(known) != {str(i) for i in range(len(known))}:  # with a gap the generator's state fits no more
-                raise InputError(f"{journal.file}: completions are missing in it; delete it to sample them again")
+            if set(known) != {str(i) for i in range(len(known))}:  # the generator's state no longer fits
+                raise InputError(f"{journal.file}: some completions are missing; delete the file to sample again")
             tensor = torch.frombuffer(bytearray(base64.b64decode(state)), dtype=torch.uint8)
             torch.cuda.set_rng_state(tensor, model.device) if cuda else torch.set_rng_state(tensor)
         elif journal is not None:
@@ -125,14 +125,15 @@ def generate_samples(
     return [[known[str(i + j)] for j in range(samples)] for i in range(0, len(encoded), samples)]
 
 
-def _batches(encoded: Sequence[Any], batch_size: int, description: str) -> list[range]:
+def _batches(encoded: Sequence[Any], batch_size: int, description: str) -> Iterable[range]:
     starts = range(0, len(encoded), batch_size)
     ranges = [range(start, min(start + batch_size, len(encoded))) for start in starts]
-    return tqdm(ranges, desc=description, unit="batch", leave=False, dynamic_ncols=True)
+    shown: Iterable[range] = tqdm(ranges, desc=description, unit="batch", leave=False, dynamic_ncols=True)
+    return shown
 
 
 class _TopTwoGap(LogitsProcessor):
-    """Notes, for each sequence, the smallest gap between its two largest logits at any step it was still open."""
+    """Records for each sequence the smallest gap between its two largest logits in all steps before its end."""
 
     def __init__(self, prompt_length: int, eos_ids: torch.Tensor) -> None:
         self.prompt_length = prompt_length
@@ -145,8 +146,8 @@ class _TopTwoGap(LogitsProcessor):
         if self.smallest is None:
             self.smallest = gap
         else:
-            closed = torch.isin(input_ids[:, self.prompt_length :], self.eos_ids).any(dim=1)
-            self.smallest = torch.where(closed, self.smallest, torch.minimum(self.smallest, gap))
+            ended = torch.isin(input_ids[:, self.prompt_length :], self.eos_ids).any(dim=1)
+            self.smallest = torch.where(ended, self.smallest, torch.minimum(self.smallest, gap))
         return scores
 
 
@@ -158,7 +159,7 @@ def _generate(
     max_new_tokens: int,
     config: dict[str, Any],
 ) -> tuple[list[Completion], list[float]]:
-    """One batch, padded on the left; the completions and each one's smallest gap between its top two logits."""
+    """Generates one left-padded batch; returns completions and each one's smallest gap between the top two logits."""
     pad_id = tokenizer.pad_token_id
     width = max(len(ids) for ids in encoded)
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in encoded])
@@ -166,7 +167,7 @@ def _generate(
     declared = model.generation_config.eos_token_id
     eos_ids = sorted({*chat_turns(tokenizer).ends, *([declared] if isinstance(declared, int) else declared or [])})
     gaps = _TopTwoGap(width, torch.tensor(eos_ids, device=model.device))
-    # What a configuration leaves open is filled from the model's own settings: its penalties, its top-k.
+    # Otherwise `generate` would fill unset options from the model's own settings, such as penalties and top-k.
     own, model.generation_config = model.generation_config, GenerationConfig()
     training = model.training
     model.eval()
@@ -186,7 +187,7 @@ def _generate(
     for ids in output[:, width:].tolist():
         end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
         ids = ids if end is None else ids[: end + 1]
-        # What stands inside is kept, special or not: the marks of thinking, say. Only the end is no part of the text.
+        # Special tokens inside, such as reasoning tags, are kept; only the end token is not part of the text.
         text = decode(tokenizer, ids if end is None else ids[:end])
         completions.append(Completion(text, len(ids), end is not None, ids=tuple(ids)))
     assert gaps.smallest is not None

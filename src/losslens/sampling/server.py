@@ -1,4 +1,4 @@
-"""Completions from an OpenAI-compatible server (vLLM, SGLang, `transformers serve`, a vendor): asked once each."""
+"""Completions from an OpenAI-compatible server (vLLM, SGLang, `transformers serve`, a vendor), each requested once."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from losslens.core.redaction import (
     without_secrets,
 )
 
-_LONGEST_PAUSE = 60.0  # seconds between two attempts, unless the server names a time
-_LONGEST_WAIT = 600.0  # seconds, whatever the server names
-_MOST_TOKENS = 10**9  # of one answer, or its prompt; what says more does not count
+_MAX_BACKOFF = 60.0  # seconds between two attempts, unless the server sends Retry-After
+_MAX_RETRY_AFTER = 600.0  # seconds, even if the server asks for more
+_MAX_TOKENS = 10**9  # of a completion or prompt; larger counts are considered invalid
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question to the server.
+    """A request for one completion.
 
     Attributes:
-        prompt: The user's turn; the server puts its chat template around it.
-        seed: For sampling; None for greedy decoding.
+        prompt: The user turn, to which the server applies its chat template.
+        seed: Seed for sampling; None for greedy decoding.
     """
 
     prompt: str
@@ -44,13 +44,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How completions are decoded.
+    """Decoding parameters of a request.
 
     Attributes:
-        temperature: 0 is greedy.
-        top_p: Share of the probability mass that is sampled from.
-        max_tokens: Where a completion is cut.
-        extra_body: Further fields of the request.
+        temperature: Softmax temperature; 0 is greedy.
+        top_p: Probability mass of nucleus sampling.
+        max_tokens: Maximum length of a completion.
+        extra_body: Additional fields of the request.
     """
 
     temperature: float
@@ -68,37 +68,37 @@ def ask(
     keep: Callable[[str, Completion], None],
     description: str,
 ) -> None:
-    """Asks all `requests`, several at once, and hands each answer to `keep` as it arrives.
+    """Sends all `requests` concurrently and passes each completion to `keep` as it arrives.
 
-    Requests that fail in a way that may pass (429, 5xx, no connection, an answer that is none) are tried again with
-    growing pauses, or when the server says. If one fails for good, or at the first Ctrl-C, those that are under way are
-    waited for and kept.
+    Transient failures (429, 5xx, no connection, an invalid response) are retried with exponential backoff, or when the
+    server says. After a permanent failure or the first Ctrl-C, pending requests are still awaited and their completions
+    kept.
 
     Args:
         section: The configuration section of the server, for messages.
-        server: Where and how fast.
-        model: The model's name there.
-        requests: By key.
-        decoding: Temperature, limits, further fields.
-        keep: Called once for each request that is answered.
-        description: Of the progress bar.
+        server: Address, concurrency, and limits.
+        model: The server's name for the model.
+        requests: Requests by key.
+        decoding: Decoding parameters.
+        keep: Called with key and completion, once per completed request.
+        description: Label of the progress bar.
 
     Raises:
-        InputError: No address is given, or no key.
-        ServerError: A request failed for good; all that was answered was handed to `keep`.
+        InputError: Neither an address nor a key is given.
+        ServerError: A request failed permanently; all completions received were passed to `keep`.
     """
     if not requests:
         return
     base_url = address(server)
     key = os.environ.get(server.api_key_env)
-    # Whatever the server, or the library that asks it, says of them.
+    # The server or the client library may repeat them in messages.
     remember_secret(key)
     remember_address(base_url)
     if base_url is None and key is None:
         raise InputError(
-            f"{section}.base_url: give the server's address, or the key in the environment ({server.api_key_env})"
+            f"{section}.base_url: set the server's address, or the key in the environment ({server.api_key_env})"
         )
-    failure = asyncio.run(_Asking(server, model, decoding, keep, key).all(requests, base_url, description))
+    failure = asyncio.run(_Requests(server, model, decoding, keep, key).all(requests, base_url, description))
     if isinstance(failure, ServerError):
         where = f"{model} at {public_address(base_url) or 'OpenAI'}"
         raise ServerError(without_secrets(f"{section}: {where}: {failure}")) from failure.__cause__
@@ -107,8 +107,8 @@ def ask(
 
 
 @dataclass(eq=False)
-class _Asking:
-    """One round of requests: who asks, and what stopped them."""
+class _Requests:
+    """A set of concurrent requests, and the failure that stopped them."""
 
     server: Server
     model: str
@@ -116,7 +116,7 @@ class _Asking:
     keep: Callable[[str, Completion], None]
     key: str | None
     failure: BaseException | None = None
-    told: bool = False
+    reported: bool = False
 
     def __post_init__(self) -> None:
         from aiolimiter import AsyncLimiter
@@ -129,7 +129,7 @@ class _Asking:
     async def all(
         self, requests: Mapping[str, Request], base_url: str | None, description: str
     ) -> BaseException | None:
-        """Asks them all; what stopped it, or None."""
+        """Sends all requests; returns the failure that stopped them, or None."""
         from openai import AsyncOpenAI
 
         waiting = iter(requests.items())
@@ -144,10 +144,10 @@ class _Asking:
                     if completion is not None:
                         self.keep(name, completion)
                         bar.update()
-                except Exception as error:  # told by `ask`, once the others' answers are kept
+                except Exception as error:  # raised by `ask` once the pending completions are kept
                     self._stop(error)
 
-        # Its own retries know nothing of an answer that is none.
+        # The client's own retries do not cover invalid responses.
         options: dict[str, Any] = {"base_url": base_url, "api_key": self.key or "none", "timeout": self.server.timeout}
         self._catch_interrupt()
         try:
@@ -166,7 +166,7 @@ class _Asking:
         loop = asyncio.get_running_loop()
 
         def interrupted() -> None:
-            tqdm.write("waiting for the answers that are under way; Ctrl-C again drops them")
+            tqdm.write("waiting for pending completions; press Ctrl-C again to discard them")
             self._stop(KeyboardInterrupt())
             loop.remove_signal_handler(signal.SIGINT)
 
@@ -174,10 +174,10 @@ class _Asking:
             loop.add_signal_handler(signal.SIGINT, interrupted)
 
     async def _one(self, client: Any, request: Request) -> Completion | None:
-        """One answer, after as many attempts as are allowed; None when it was stopped meanwhile."""
+        """Requests one completion, with retries; returns None if stopped meanwhile."""
         from openai import omit
 
-        # A field that `extra_body` names is its own to give, or as null to leave out: not every server takes every one.
+        # `extra_body` takes precedence and omits a field with null, since not every server accepts every field.
         body = self.decoding.extra_body
         fields: dict[str, Any] = {
             "temperature": self.decoding.temperature,
@@ -205,19 +205,18 @@ class _Asking:
                 )
             except Exception as error:
                 if asks_ids and getattr(error, "status_code", None) in (400, 422):
-                    # A server that refuses what it does not know, unless it refuses the question itself.
+                    # The server may reject unknown fields; if it rejects the request itself, it will do so again.
                     self.asks_ids = False
                     return await self._one(client, request)
                 wait = _wait(error, attempt)
                 if wait is None:
-                    raise ServerError(f"{_told(error)} (the prompt begins {request.prompt[:40]!r})") from error
+                    raise ServerError(f"{_describe(error)} (the prompt begins {request.prompt[:40]!r})") from error
                 if attempt == self.server.attempts:
-                    raise ServerError(f"no answer in {attempt} attempts; the last one: {_told(error)}") from error
-                if not self.told or wait > _LONGEST_PAUSE:
-                    self.told = True
-                    tqdm.write(
-                        f"{escape_control(_told(error))}; attempt {attempt + 1} of {self.server.attempts} in {wait:g} s"
-                    )
+                    raise ServerError(f"no answer in {attempt} attempts; last error: {_describe(error)}") from error
+                if not self.reported or wait > _MAX_BACKOFF:
+                    self.reported = True
+                    next_attempt = f"attempt {attempt + 1} of {self.server.attempts} in {wait:g} s"
+                    tqdm.write(f"{escape_control(_describe(error))}; {next_attempt}")
             try:
                 await asyncio.wait_for(self.stopped.wait(), wait)
             except TimeoutError:
@@ -225,96 +224,96 @@ class _Asking:
         return None
 
 
-class _NoAnswerError(Exception):
-    """The server answered, but not with a completion."""
+class _InvalidResponseError(Exception):
+    """The server's response contains no completion."""
 
 
-def _completion(answer: Any, key: str | None) -> Completion:
-    """The completion in an answer to a request with `key`.
+def _completion(response: Any, key: str | None) -> Completion:
+    """Extracts the completion from the response to a request that was sent with `key`.
 
     Raises:
-        _NoAnswerError: There is none in it.
+        _InvalidResponseError: The response contains no completion.
     """
     try:
-        choice = answer.choices[0]
-        text, cut = choice.message.content, choice.finish_reason != "stop"
-        # Where a server parts a model's reasoning from its answer; a model is distilled from both.
+        choice = response.choices[0]
+        text, truncated = choice.message.content, choice.finish_reason != "stop"
+        # Some servers return a model's reasoning separately; rollouts contain both.
         reasoning = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise _NoAnswerError(f"an answer without a completion: {without_secrets(str(answer))[:80]!r}") from error
+        raise _InvalidResponseError(f"no completion in the response {without_secrets(str(response))[:80]!r}") from error
     for part in (text, reasoning):
         if not isinstance(part, (str, type(None))):
-            raise _NoAnswerError(f"an answer whose text is none: {without_secrets(str(part))[:80]!r}")
+            raise _InvalidResponseError(f"the completion is not a string: {without_secrets(str(part))[:80]!r}")
     text = text or ""
-    usage = getattr(answer, "usage", None)
+    usage = getattr(response, "usage", None)
     tokens, prompt_tokens = (_count(getattr(usage, name, None)) for name in ("completion_tokens", "prompt_tokens"))
     if not (text or reasoning or tokens):
-        raise _NoAnswerError("an empty answer")
+        raise _InvalidResponseError("an empty completion")
     if reasoning:
-        text = f"<think>\n{reasoning}" if cut and not text else f"<think>\n{reasoning}\n</think>\n\n{text}"
-    # Half of a surrogate pair is no text, and nothing could keep it. What is kept is data: the same on every machine,
-    # whatever its environment holds; only the request's own key, should the server repeat it, is not the model's.
+        text = f"<think>\n{reasoning}" if truncated and not text else f"<think>\n{reasoning}\n</think>\n\n{text}"
+    # Lone surrogates cannot be stored. Otherwise the text is kept as it is, since data must not depend on the machine's
+    # environment; only the request's own key is removed, if the server repeats it.
     kept = without_key(text.encode("utf-8", "replace").decode("utf-8"), key)
     ids, prompt_ids = (
         _token_ids(getattr(holder, name, None))
-        for holder, name in ((choice, "token_ids"), (answer, "prompt_token_ids"))
+        for holder, name in ((choice, "token_ids"), (response, "prompt_token_ids"))
     )
-    if kept != text or ids is None:  # the ids would tell the key again
+    if kept != text or ids is None:  # the ids would reveal the key
         ids = prompt_ids = None
-    return Completion(kept, tokens, not cut, prompt_tokens, ids, prompt_ids)
+    return Completion(kept, tokens, not truncated, prompt_tokens, ids, prompt_ids)
 
 
 def _token_ids(value: Any) -> tuple[int, ...] | None:
-    """Token ids as vLLM gives them (`return_token_ids`); None where there are none, or something else."""
+    """Returns token ids as sent by vLLM (`return_token_ids`); None if missing or invalid."""
     if not isinstance(value, list) or not all(type(id_) is int and 0 <= id_ < 2**31 for id_ in value):
         return None
     return tuple(value)
 
 
 def _count(value: Any) -> int | None:
-    """A number of tokens as a server gives it; None, not known, where it is no such number."""
+    """Returns a number of tokens sent by a server; None if missing or invalid."""
     if isinstance(value, bool) or not isinstance(value, int):
         return None
-    return value if 0 <= value <= _MOST_TOKENS else None
+    return value if 0 <= value <= _MAX_TOKENS else None
 
 
 def _wait(error: Exception, attempt: int) -> float | None:
-    """Seconds until the next attempt; None when another one would not help."""
+    """Returns the seconds until the next attempt; None if the failure is permanent."""
     from openai import APIStatusError
 
-    pause = min(_LONGEST_PAUSE, 0.5 * 2 ** (attempt - 1))
+    pause = min(_MAX_BACKOFF, 0.5 * 2.0 ** (attempt - 1))
     if not isinstance(error, APIStatusError):
-        # No connection, or a body that the client cannot make sense of: any kind of error, by what is wrong with it.
+        # No connection, or a response that the client cannot parse, which can raise any kind of error.
         return pause
-    spent = getattr(error, "code", None) == "insufficient_quota"
-    if spent or not (error.status_code in (408, 409, 429) or error.status_code >= 500):
+    out_of_quota = getattr(error, "code", None) == "insufficient_quota"
+    if out_of_quota or not (error.status_code in (408, 409, 429) or error.status_code >= 500):
         return None
     try:
-        return min(_LONGEST_WAIT, max(pause, float(error.response.headers.get("retry-after", 0))))
+        return min(_MAX_RETRY_AFTER, max(pause, float(error.response.headers.get("retry-after", 0))))
     except ValueError:  # a date
-        return _LONGEST_PAUSE
+        return _MAX_BACKOFF
 
 
-def _told(error: Exception) -> str:
-    """What happened, in one line, with what the server said of it."""
+def _describe(error: Exception) -> str:
+    """Describes an error in one line, with the server's message."""
     from openai import APIStatusError
 
-    # Redacted before it is cut: half a key is one too.
+    # Redacted before truncation: part of a key is still a secret.
     cause = f" ({without_secrets(first_line(error.__cause__))[:200]})" if error.__cause__ is not None else ""
-    said = ""
+    body = ""
     if isinstance(error, APIStatusError):
         text = without_secrets(" ".join(error.response.text.split()))[:200]
-        said = f": {text}" if text and text not in str(error) and str(error).count("{") == 0 else ""
-    return f"{without_secrets(first_line(error))[:200]}{said}{cause}"
+        body = f": {text}" if text and text not in str(error) and str(error).count("{") == 0 else ""
+    return f"{without_secrets(first_line(error))[:200]}{body}{cause}"
 
 
 def address(server: Server) -> str | None:
-    """Where the server is; None is OpenAI."""
+    """Returns the address of the server; None for OpenAI."""
     return server.base_url or os.environ.get("OPENAI_BASE_URL")
 
 
 def cost(server: Server, prompt_tokens: int, completion_tokens: int) -> float | None:
-    """What so many tokens cost at the prices given (a million tokens each); None when none are."""
+    """Computes the cost of a number of tokens from the prices per million tokens; None if no prices are given."""
     if server.price_prompt is None or server.price_completion is None:
         return None
     return (prompt_tokens * server.price_prompt + completion_tokens * server.price_completion) / 1e6

@@ -1,1 +1,1 @@
-"""Jobs on Slurm: what is submitted, as which code, and what became of it. submitit and Slurm do the work."""
+"""Job scheduling: submission to Slurm through submitit, and the status of runs."""

@@ -1,4 +1,4 @@
-"""The code as it is when a job is submitted: a job that starts late, or again, runs that and not what came after."""
+"""Snapshot of the code at submission, so that a job that starts later, or is requeued, runs the same code."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ _SOURCES = ("*.py", "*.css", "*.js", "*.jinja")
 
 
 def snapshot_code(script: Path, folder: Path) -> Path:
-    """Copies the package, and what lies beside the entry script, to `<folder>/code-<hash>`, unless that is there.
+    """Copies the package, and the user's files that jobs may import, to `<folder>/code-<hash>`, unless it exists.
+
+    Those are the Python files beside the entry script; for `losslens`, which lies in the package, those of the current
+    folder.
 
     Args:
-        script: Path of the entry script, say `train.py`.
-        folder: Where the copies of a sweep lie.
+        script: Path of the entry script, such as `train.py`.
+        folder: Folder of a sweep's code snapshots.
 
     Returns:
-        The copy: `src/losslens` and the scripts of the project's root in it, and in `code.json` the commit they are of.
+        The copy, with `src/losslens`, the user's files, and the commit of the package in `code.json`.
     """
     package = Path(losslens.__file__).parent
-    files = {Path(file.name): file for file in script.parent.glob("*.py")}
+    own = Path.cwd() if is_in_package(script) else script.parent
+    files = {Path(file.name): file for file in own.glob("*.py") if file.is_file()}
     for pattern in _SOURCES:
         files |= {Path("src", "losslens") / file.relative_to(package): file for file in package.rglob(pattern)}
     commit = provenance.code_version()
@@ -37,3 +41,14 @@ def snapshot_code(script: Path, folder: Path) -> Path:
                 shutil.copyfile(file, temporary / name)
             write_json(temporary / provenance.KEPT_CODE, commit)
     return copy
+
+
+def script_in(copy: Path, script: Path) -> Path:
+    """Where the entry script lies in a copy of the code."""
+    package = Path(losslens.__file__).resolve().parent
+    return copy / "src" / "losslens" / script.relative_to(package) if is_in_package(script) else copy / script.name
+
+
+def is_in_package(script: Path) -> bool:
+    """Whether an entry script is one of `losslens`, and not one of a checkout."""
+    return script.resolve().is_relative_to(Path(losslens.__file__).resolve().parent)

@@ -1,4 +1,4 @@
-"""One live table of the runs of a sweep, here and on Slurm."""
+"""A live table of the runs of a sweep, local and on Slurm."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from losslens.scheduling.record import read_record
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.status import RunStatus, run_statuses
 
-_EVERY = 5.0  # seconds; squeue is asked once each time, whatever the number of runs
+_POLL_SECONDS = 5.0  # one call of squeue each time, whatever the number of runs
 _COLOURS = {"completed": "green", "running": "cyan", "failed": "red", "damaged": "red", "preempted": "yellow"}
 
 
-def table(found: Sequence[RunStatus], title: str = "") -> Table:
-    """A row a run: state, step, time left, tokens per second, loss, accuracy, Slurm's id and state, the last error.
+def table(run_statuses: Sequence[RunStatus], title: str = "") -> Table:
+    """Builds a table with one row per run: state, step, time left, speed, loss, accuracy, Slurm job, last error.
 
-    Below it stands how long the training of all that runs or waits will take.
+    The caption shows the remaining training time of all running and waiting runs.
     """
-    runs = [each.run for each in found]
-    apart, accuracy = short_labels(runs), accuracies(runs)
-    left = sweep_left(found)
+    runs = [each.run for each in run_statuses]
+    labels, accuracy = short_labels(runs), accuracies(runs)
+    left = sweep_left(run_statuses)
     rows = Table(title=title or None, title_justify="left", caption_justify="left")
     rows.caption = None if left is None else f"about {duration(left)} of training left"
     rows.add_column("run", overflow="fold")
-    if apart:
-        rows.add_column("what", overflow="fold")
+    if labels:
+        rows.add_column("settings", overflow="fold")
     rows.add_column("state", overflow="fold")
     for name in ("step", "left", "tokens/s", "loss", "accuracy"):
         rows.add_column(name, justify="right", overflow="fold")
     for name in ("Slurm", "error"):
         rows.add_column(name, overflow="fold")
-    for each in found:
+    for each in run_statuses:
         status = each.status
         seconds = seconds_left(status)
         rows.add_row(
             Text(each.run.name),
-            *([Text(apart.get(each.run, ""))] if apart else []),
+            *([Text(labels.get(each.run, ""))] if labels else []),
             Text(each.state, style=_COLOURS.get(each.state, "")),
             f"{status['step']}/{status['max_steps']}" if "step" in status else "",
             "" if seconds is None else duration(seconds),
@@ -58,52 +58,52 @@ def table(found: Sequence[RunStatus], title: str = "") -> Table:
 
 
 def watch(find: Callable[[], Sequence[RunStatus]], is_over: Callable[[Sequence[RunStatus]], bool], title: str) -> None:
-    """Shows the table, and again when it changes, until it is over; on a terminal in one place."""
+    """Shows the table until `is_over`: updated in place on a terminal, otherwise as a line per change of state."""
     console = Console(soft_wrap=False)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while True:
-                found = find()
-                live.update(table(found, title), refresh=True)
-                if is_over(found):
+                statuses = find()
+                live.update(table(statuses, title), refresh=True)
+                if is_over(statuses):
                     return
-                time.sleep(_EVERY)
-    said: dict[str, str] = {}
+                time.sleep(_POLL_SECONDS)
+    printed: dict[str, str] = {}
     while True:
-        found = find()
-        for each in found:
-            # Slurm takes a moment longer to see that a run is completed.
-            now = each.state if each.state == "completed" else f"{each.state} {each.slurm or ''}".strip()
-            if said.get(each.run.name) != now:
-                print(_line(each, now), flush=True)
-                said[each.run.name] = now
-        if is_over(found):
+        statuses = find()
+        for each in statuses:
+            # Slurm notices the end of a completed run a little later.
+            state = each.state if each.state == "completed" else f"{each.state} {each.slurm or ''}".strip()
+            if printed.get(each.run.name) != state:
+                print(_line(each, state), flush=True)
+                printed[each.run.name] = state
+        if is_over(statuses):
             return
-        time.sleep(_EVERY)
+        time.sleep(_POLL_SECONDS)
 
 
 def _line(run_status: RunStatus, state: str) -> str:
-    """`sft-…: completed, accuracy 60.0%`."""
-    said = f"{run_status.run.name}: {state} {run_status.status.get('error', '')}".rstrip()
+    """A line such as `sft-…: completed, accuracy 60.0%`."""
+    line = f"{run_status.run.name}: {state} {run_status.status.get('error', '')}".rstrip()
     accuracy = accuracies([run_status.run]) if run_status.state == "completed" else {}
-    return f"{said}, accuracy {accuracy[run_status.run]:.1%}" if accuracy else said
+    return f"{line}, accuracy {accuracy[run_status.run]:.1%}" if accuracy else line
 
 
 def follow_jobs(specs: Sequence[JobSpec]) -> int:
-    """Waits for specs; 0 when all have ended well, else 1."""
+    """Waits until all jobs have ended; returns 0 if all of them succeeded, else 1."""
     runs = [spec.run for spec in specs if spec.run]
     if runs:
-        watch(lambda: run_statuses(runs), lambda found: all(each.is_over for each in found), "")
+        watch(lambda: run_statuses(runs), lambda statuses: all(each.is_over for each in statuses), "")
     records = [spec.record for spec in specs if not spec.run and not spec.done]
-    ended_well = _wait_for(records)
-    return 0 if ended_well and all(each.state == "completed" for each in run_statuses(runs)) else 1
+    succeeded = _wait_for(records)
+    return 0 if succeeded and all(each.state == "completed" for each in run_statuses(runs)) else 1
 
 
 def _wait_for(records: Sequence[Path]) -> bool:
-    """Waits for jobs that are of no run; whether all have ended well, as far as Slurm knows."""
+    """Waits for jobs that belong to no run; returns True if all succeeded, as far as Slurm knows."""
     jobs = {record.job for file in records if (record := read_record(file))}
     while True:
-        told = cluster.job_states(jobs)
-        if told is not None and not any(state.is_live for state in told.values()):
-            return all(job not in told or told[job].name == "COMPLETED" for job in jobs)
-        time.sleep(_EVERY)
+        states = cluster.job_states(jobs)
+        if states is not None and not any(state.is_live for state in states.values()):
+            return all(job not in states or states[job].name == "COMPLETED" for job in jobs)
+        time.sleep(_POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What a job of a command line is: which folder it is for, whether that is done, and what it has to wait for."""
+"""Planning of the jobs of a command line: their folders, whether they are done, and their dependencies."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class JobSpec:
 
     Attributes:
         script: Path of the entry script.
-        config: Its configuration, resolved, without the resources.
-        resources: What Slurm is to give to it.
-        name: What it makes.
-        record: Where it is written down as which Slurm job it was submitted.
-        folder: Where logs, pickles and the copy of the code go.
-        done: Why it need not be submitted; empty when it must.
-        run: The run, of a job of `train.py`.
-        waits_for: Tickets of what it reads; of those that are still live it waits for the end.
-        needs: What must be made first, and must not fail.
+        config: Its resolved configuration, without the resources.
+        resources: Resources to request from Slurm.
+        name: Name of its result.
+        record: File of its submission record.
+        folder: Folder of logs, pickles and code snapshots.
+        done: Why it need not be submitted; empty if it must be.
+        run: The run of a job of `train.py`; None for other jobs.
+        waits_for: Submission records of jobs whose results it reads; it starts after those that have not ended yet.
+        needs: Jobs that must succeed first.
     """
 
     script: Path
@@ -54,20 +54,20 @@ class JobSpec:
 
     @property
     def key(self) -> Path:
-        """The same for all jobs that make the same: a run that is not begun yet may have several names."""
+        """Key shared by jobs with the same result; a run that has not started yet may have several names."""
         return self.record if self.run is None else self.run.lock_file
 
 
 def plan_job(script: Path, config: DictConfig) -> JobSpec:
-    """What the job with this composed configuration is.
+    """Returns the job of an entry script with a composed configuration.
 
     Raises:
-        InputError: The configuration is not one that the script would take.
+        InputError: The configuration is invalid.
     """
     schema, kind = _KINDS[script.stem]
     content = resolved(schema, config)
     resources = parse(Resources, content.pop("resources"), "resources")
-    # On the node it may be another home.
+    # Expanded here, since the home folder may differ on the node.
     content["output_dir"] = str(parse(schema, content).output_dir)
     return kind(script, content, resources)
 
@@ -79,7 +79,7 @@ def _training(script: Path, config: dict[str, Any], resources: Resources) -> Job
     if run.status.get("state") == "completed" and run.is_trained():
         done = "completed"
     elif run.divergence:
-        done = f"diverged before; to train it again, delete {run.folder}"
+        done = f"diverged earlier; to train it again, delete {run.folder}"
     one_process = resources.model_copy(update={"gpus": min(resources.gpus, 1)})
     part = {name: config[name] for name in RolloutConfig.model_fields if name in config}
     rollouts = _rollouts(script.with_name("rollout.py"), part, one_process)
@@ -101,16 +101,16 @@ def _rollouts(script: Path, config: dict[str, Any], resources: Resources) -> Job
     parent = checked.output_dir / "rollouts"
     identity = rollouts_identity(checked)
     key = hash_json(identity, 16)
-    made = checked.rollouts.path is not None or (parent.is_dir() and find_rollouts(parent, key) is not None)
+    exists = checked.rollouts.path is not None or (parent.is_dir() and find_rollouts(parent, key) is not None)
     folder = parent / "slurm"
     name = f"rollouts {checked.data.name}-{key[:8]}"
-    return JobSpec(script, config, resources, name, folder / f"{key}.json", folder, "completed" if made else "")
+    return JobSpec(script, config, resources, name, folder / f"{key}.json", folder, "completed" if exists else "")
 
 
 def _evaluation(script: Path, config: dict[str, Any], resources: Resources) -> JobSpec:
     checked = parse(EvaluateConfig, config)
     runs = _runs(checked.output_dir, [checked.sweep])
-    return _of_a_sweep(
+    return _sweep_job(
         script, config, resources, checked.output_dir / checked.sweep, [record_file(run.folder) for run in runs]
     )
 
@@ -120,10 +120,10 @@ def _analysis(script: Path, config: dict[str, Any], resources: Resources) -> Job
     records = [record_file(run.folder) for run in _runs(checked.output_dir, checked.sweeps)]
     for sweep in checked.sweeps:
         records += (checked.output_dir / sweep / "slurm").glob("evaluate-*.json")
-    return _of_a_sweep(script, config, resources, checked.folder.parent, records)
+    return _sweep_job(script, config, resources, checked.folder.parent, records)
 
 
-def _of_a_sweep(
+def _sweep_job(
     script: Path, config: dict[str, Any], resources: Resources, sweep: Path, waits_for: list[Path]
 ) -> JobSpec:
     name = f"{script.stem}-{hash_json(config, 8)}"
@@ -134,7 +134,7 @@ def _of_a_sweep(
 def _runs(output_dir: Path, sweeps: list[str]) -> list[Run]:
     runs = [run for sweep in sweeps for run in runs_of(output_dir, sweep)]
     if sweeps and not runs:
-        raise InputError(f"sweep={','.join(sweeps)}: no run in it")
+        raise InputError(f"sweep={','.join(sweeps)}: there are no runs in it")
     return runs
 
 

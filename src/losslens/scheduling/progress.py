@@ -1,4 +1,4 @@
-"""How accurate runs are and how long they will take, as far as their folders say."""
+"""Accuracy and remaining time of runs, read from their folders."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from losslens.runs.labels import labels
 from losslens.runs.run import Run
 from losslens.scheduling.status import RunStatus
 
-# Seconds after which a run that should have ended, and says nothing, is not taken to be at work.
-_SILENT = 60.0
+# A run that is this many seconds overdue without an update is not considered active.
+_OVERDUE_SECONDS = 60.0
 
 
 def accuracies(runs: Sequence[Run]) -> dict[Run, float]:
-    """The share of right greedy answers on the first benchmark, of the runs that are scored.
+    """Returns the greedy accuracy on the first benchmark of each run that has been scored.
 
-    The base is scored on what the runs are, and has none of its own.
+    The base has no benchmark of its own; it is scored on that of the runs.
     """
     names = {run: _benchmark(_manifest(run)) for run in runs}
-    usual = next((name for name in names.values() if name), None)
-    found = {run: _correct(run, names[run] or (usual if run.name.startswith("base-") else None)) for run in runs}
-    return {run: share for run, share in found.items() if share is not None}
+    default = next((name for name in names.values() if name), None)
+    by_run = {run: _accuracy(run, names[run] or (default if run.name.startswith("base-") else None)) for run in runs}
+    return {run: accuracy for run, accuracy in by_run.items() if accuracy is not None}
 
 
 def seconds_left(status: Mapping[str, Any], now: datetime | None = None) -> float | None:
-    """Seconds of training that a running run has before it; None where that is not known."""
+    """Returns the remaining training time of a running run in seconds; None if it is unknown."""
     try:
         if status["state"] != "running":
             return None
@@ -42,24 +42,27 @@ def seconds_left(status: Mapping[str, Any], now: datetime | None = None) -> floa
         left = (status["max_steps"] - status["step"]) * status["seconds_per_step"] - since
     except (KeyError, TypeError, ValueError):
         return None
-    return None if left < -_SILENT else max(left, 0.0)
+    return None if left < -_OVERDUE_SECONDS else max(left, 0.0)
 
 
-def sweep_left(found: Sequence[RunStatus], now: datetime | None = None) -> float | None:
-    """Seconds until all that runs or waits is trained, by as many at once as run now; None where that is not known."""
-    running = [left for each in found if (left := seconds_left(each.status, now)) is not None]
-    waiting = [each for each in found if each.state in ("queued", "preempted") and not each.is_over]
+def sweep_left(run_statuses: Sequence[RunStatus], now: datetime | None = None) -> float | None:
+    """Returns the remaining training time of a sweep in seconds; None if it is unknown.
+
+    Assumes that as many runs train in parallel as now, and that waiting runs take as long as the others on average.
+    """
+    running = [left for each in run_statuses if (left := seconds_left(each.status, now)) is not None]
+    waiting = [each for each in run_statuses if each.state in ("queued", "preempted") and not each.is_over]
     if not running:
         return None
     if not waiting:
         return max(running)
-    whole = [length for each in found if (length := _length(each)) is not None]
-    total = sum(running) + len(waiting) * sum(whole) / len(whole)
-    return max(*running, total / len(running))
+    totals = [seconds for each in run_statuses if (seconds := _total_seconds(each)) is not None]
+    remaining = sum(running) + len(waiting) * sum(totals) / len(totals)
+    return max(*running, remaining / len(running))
 
 
 def duration(seconds: float) -> str:
-    """`2 h 05 min`, `12 min`, `40 s`."""
+    """Formats a duration: `2 h 05 min`, `12 min`, `40 s`."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{round(seconds)} s"
@@ -67,17 +70,17 @@ def duration(seconds: float) -> str:
 
 
 def short_labels(runs: Sequence[Run]) -> dict[Run, str]:
-    """What tells each run from the others, where some differ by the hash in their name alone; else nothing."""
-    plain = [run.name.rpartition("-")[0] for run in runs]
-    if len(set(plain)) == len(plain):
+    """Returns labels of the runs by the settings in which they differ; empty if their names differ without the hash."""
+    stems = [run.name.rpartition("-")[0] for run in runs]
+    if len(set(stems)) == len(stems):
         return {}
     by_name = {run.name: run for run in runs}
     known = {run.name: settings for run in runs if (settings := _settings(run)) is not None}
     return {by_name[name]: label for name, label in labels(known).items()}
 
 
-def _length(run_status: RunStatus) -> float | None:
-    """Seconds that a run's training takes, or took."""
+def _total_seconds(run_status: RunStatus) -> float | None:
+    """Duration of a run's whole training in seconds, measured or estimated."""
     status = run_status.status
     try:
         if run_status.state == "completed":
@@ -110,7 +113,7 @@ def _settings(run: Run) -> dict[str, Any] | None:
 
 
 def _benchmark(manifest: Mapping[str, Any]) -> str | None:
-    """The name of what a run is scored on first."""
+    """Name of the first benchmark of a run."""
     try:
         config = manifest["config"]
         first = next(iter(config["benchmark"].values()), None)
@@ -119,15 +122,15 @@ def _benchmark(manifest: Mapping[str, Any]) -> str | None:
         return None
 
 
-def _correct(run: Run, benchmark: str | None) -> float | None:
+def _accuracy(run: Run, benchmark: str | None) -> float | None:
     file = run.evaluation(benchmark or "")
     try:
-        return _share(file, file.stat().st_mtime_ns) if benchmark else None
+        return _mean_correct(file, file.stat().st_mtime_ns) if benchmark else None
     except (OSError, pa.ArrowException, ValueError, TypeError):
         return None
 
 
 @lru_cache(maxsize=4096)
-def _share(file: Path, _: int) -> float | None:
+def _mean_correct(file: Path, _: int) -> float | None:
     correct = pq.read_table(file, columns=["correct"])["correct"].to_pylist()
     return sum(correct) / len(correct) if correct else None

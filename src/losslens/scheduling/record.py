@@ -1,4 +1,4 @@
-"""A record: the file that says as which Slurm job something was submitted."""
+"""Submission records: files that name the Slurm job that was submitted for a result."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from losslens.core.files import read_json, write_json
 
 @dataclass(frozen=True)
 class SubmissionRecord:
-    """What was submitted, and as what.
+    """Record of a submission.
 
     Attributes:
-        job: Slurm's id: `12`, or `12_3` in an array.
-        cluster: The cluster's name: on another one the id means another job.
+        job: Slurm job id: `12`, or `12_3` in an array.
+        cluster: Name of the cluster, since job ids are unique only within a cluster.
         log: Path of the job's log.
-        submitted: When (UTC).
+        submitted: Time of the submission (UTC).
     """
 
     job: str
@@ -27,25 +27,25 @@ class SubmissionRecord:
 
 
 def record_file(run: Path) -> Path:
-    """Where the folder of a run has the record of its last submission."""
+    """Returns the path of the record of a run's last submission."""
     return run / "slurm.json"
 
 
 def write_record(file: Path, record: SubmissionRecord) -> None:
-    """Writes a record, atomically."""
+    """Writes a record atomically."""
     write_json(file, asdict(record))
 
 
 def read_record(file: Path) -> SubmissionRecord | None:
-    """The record in `file`; None when there is none.
+    """Reads a record; returns None if the file does not exist.
 
     Raises:
-        InputError: It is damaged.
+        InputError: The file is damaged.
     """
     if not file.exists():
         return None
     content = read_json(file)
     names = {field.name for field in fields(SubmissionRecord)}
     if not isinstance(content, dict) or set(content) != names or not all(isinstance(content[n], str) for n in names):
-        raise InputError(f"{file}: not a record; delete it")
+        raise InputError(f"{file}: not a valid submission record; delete it")
     return SubmissionRecord(**content)

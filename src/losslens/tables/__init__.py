@@ -1,1 +1,1 @@
-"""The tables of an analysis, as report and W&B read them."""
+"""Reads and formats the tables of an analysis, for the report and W&B."""

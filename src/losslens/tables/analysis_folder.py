@@ -1,4 +1,4 @@
-"""The folder of an analysis, read as it lies on the disk."""
+"""Reads the folder of an analysis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from losslens.losses.presentation import register_from_manifest
 
 @dataclass(frozen=True)
 class AnalysisFolder:
-    """An analysis: its manifest, and those of its tables that are there.
+    """The folder of an analysis: its manifest and the tables it contains.
 
     Attributes:
         path: The folder.
@@ -30,15 +30,15 @@ class AnalysisFolder:
     def __post_init__(self) -> None:
         if (self.path / "manifest.json").exists():
             losses = self.manifest.get("losses")
-            for name, told in losses.items() if isinstance(losses, dict) else ():
-                register_from_manifest(str(name), told)
+            for name, entry in losses.items() if isinstance(losses, dict) else ():
+                register_from_manifest(str(name), entry)
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What the analysis says of itself.
+        """The manifest of the analysis.
 
         Raises:
-            InputError: There is none: the analysis was cut off.
+            InputError: It is missing (the analysis was interrupted) or not a manifest.
         """
         manifest = read_json(self.path / "manifest.json")
         if not isinstance(manifest, dict):
@@ -46,41 +46,41 @@ class AnalysisFolder:
         return manifest
 
     def csv(self, name: str) -> bytes:
-        """The table `name` as it is written; empty where there is none."""
+        """Returns the bytes of the table `name`; empty if it is missing."""
         file = self.path / f"{name}.csv"
         return file.read_bytes() if file.exists() else b""
 
     def columns(self, name: str) -> list[str]:
-        """Names of the columns of the table `name`; none where there is no such table."""
+        """Returns the column names of the table `name`; empty if it is missing."""
         first, _, _ = self.csv(name).partition(b"\n")
         return next(csv.reader([first.decode("utf-8", errors="replace").strip()]), [])
 
     def table(self, name: str, texts: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
-        """These columns of the table `name`, empty where it lacks them; without rows where there is no such table.
+        """Reads columns of the table `name`; missing columns are empty, a missing table has no rows.
 
         Args:
-            name: Of the table.
-            texts: Columns that are never numbers, whatever they look like; what is empty is an empty text.
-            numbers: Columns of numbers; what is empty is NaN.
+            name: Name of the table.
+            texts: Columns read as text; empty cells become empty strings.
+            numbers: Columns read as numbers; empty cells become NaN.
 
         Raises:
-            InputError: It is no table.
+            InputError: The file is not a table with these columns.
         """
         file = self.path / f"{name}.csv"
         try:
-            found = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
-            table = found.reindex(columns=[*texts, *numbers]).astype(dict.fromkeys(numbers, float))
+            whole = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
+            table = whole.reindex(columns=[*texts, *numbers]).astype(dict.fromkeys(numbers, float))
         except (FileNotFoundError, pd.errors.EmptyDataError):
             return pd.DataFrame(columns=[*texts, *numbers])
-        except ValueError as error:  # no table at all, or words where numbers should be
+        except ValueError as error:  # not a CSV file, or text in a column of numbers
             raise InputError(f"{file}: not a table of an analysis ({first_line(error)})") from error
         return table.assign(**{column: table[column].astype(object).fillna("") for column in texts})
 
     def parquet(self, name: str, columns: Sequence[str]) -> pa.Table:
-        """Those of these columns that the table `name` has; without rows or columns where there is no such table.
+        """Reads those of `columns` that the table `name` has; a missing table has no rows and columns.
 
         Raises:
-            InputError: It is no table.
+            InputError: The file is not readable parquet.
         """
         file = self.path / f"{name}.parquet"
         if not file.exists():

@@ -1,4 +1,4 @@
-"""How things look: a colour a method, a look a loss, and the figure that all plots begin with."""
+"""Plot styles: a colour per method, a style per loss, and the base layout of all plots."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import math
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import plotly.graph_objects as go
-from markupsafe import Markup
+from typing import TYPE_CHECKING, Any
 
 from losslens.losses.presentation import builtin_presentations, get_presentation
 
-# LossLens's own losses, in their order, and their colours: of Petroff's ten (arXiv 2107.02270), of the palettes in use
-# that can be read on paper and on a dark screen, those that stay farthest apart however a reader sees colours
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from markupsafe import Markup
+
+# Colours of the built-in losses, in their order. From Petroff's ten (arXiv 2107.02270), of the common palettes that are
+# legible on paper and on dark screens, these stay farthest apart under colour vision deficiencies
 # (tests/test_report_style.py).
 METHODS = {name: known.colour for name, known in builtin_presentations().items()}
-# Of losses that come without one.
+# Colours of losses that define none.
 _OTHERS = ("#94a4a2", "#228833", "#aa3377", "#4b4b8f")
-# Of a cosine from −1 over 0 to 1 (Okabe and Ito 2008): two colours that nobody confuses.
+# Colours of cosines −1 and 1 (Okabe and Ito 2008), distinguishable with any colour vision.
 AGAINST, ALONG = "#D55E00", "#0072B2"
-# From this cosine on white can be read on its colour better than ink.
+# Above this cosine, white text is more legible on its colour than ink.
 DARK = 0.87
 
-# page.css says what these are, in the light and in the dark; page.js asks it.
+# Defined in page.css for light and dark mode; page.js resolves them.
 INK = "var(--ink)"
 MUTED = "var(--muted)"
 PAPER = "var(--paper)"
@@ -33,7 +34,7 @@ GRID = "var(--grid)"
 RULE = "var(--rule)"
 SHADE = "rgba(128,128,128,0.28)"
 
-# A shape as plotly and as matplotlib call it, and as a path in a box from −6 to 6.
+# Shapes: name in plotly, name in matplotlib, and SVG path in a box from −6 to 6.
 _SHAPES = (
     ("circle", "o", "M5 0A5 5 0 1 1 -5 0A5 5 0 1 1 5 0Z"),
     ("diamond", "D", "M0 -6L6 0L0 6L-6 0Z"),
@@ -48,9 +49,9 @@ _SHAPES = (
     ("diamond-tall", "d", "M0 -6L3.5 0L0 6L-3.5 0Z"),
     ("hexagon", "h", "M0 -5.5L4.8 -2.8V2.8L0 5.5L-4.8 2.8V-2.8Z"),
 )
-# How a shape is filled: as plotly and as matplotlib call it.
+# Fillings of a shape: plotly suffix, matplotlib fillstyle.
 _FILLINGS = (("", "full"), ("-open", "none"), ("-dot", "left"), ("-open-dot", "bottom"))
-# Lengths, which plotly and SVG both read, and the same for matplotlib, which counts in widths of the line.
+# Dashes: lengths for plotly and SVG, and the same for matplotlib in units of the line width.
 _DASHES: tuple[tuple[str, Any], ...] = (
     ("solid", "-"),
     ("9px,5px", (0, (4, 1.5))),
@@ -63,13 +64,13 @@ _DASHES: tuple[tuple[str, Any], ...] = (
 
 @dataclass(frozen=True)
 class PlotStyle:
-    """A loss, wherever it is drawn: told from the others by its colour, and by its mark or dashes without any colour.
+    """The plot style of a loss, distinguishable by colour and, without colour, by mark or dashes.
 
     Attributes:
-        colour: Of its method.
-        shape: Of its mark.
-        filling: Of its mark.
-        dashes: Of its line.
+        colour: The colour of its method.
+        shape: Index of the shape of its mark.
+        filling: Index of the filling of its mark.
+        dashes: Index of the dashes of its line.
     """
 
     colour: str
@@ -79,17 +80,17 @@ class PlotStyle:
 
     @property
     def symbol(self) -> str:
-        """The mark, as plotly calls it."""
+        """The mark in plotly."""
         return _SHAPES[self.shape][0] + _FILLINGS[self.filling][0]
 
     @property
     def dash(self) -> str:
-        """The dashes, as plotly calls them."""
+        """The dashes in plotly."""
         return _DASHES[self.dashes][0]
 
     @property
     def marker(self) -> dict[str, Any]:
-        """The mark, as matplotlib draws it."""
+        """The mark in matplotlib."""
         return {
             "marker": _SHAPES[self.shape][1], "fillstyle": _FILLINGS[self.filling][1], "color": self.colour,
             "markerfacecoloralt": "white",
@@ -97,11 +98,13 @@ class PlotStyle:
 
     @property
     def linestyle(self) -> Any:
-        """The dashes, as matplotlib calls them."""
+        """The dashes in matplotlib."""
         return _DASHES[self.dashes][1]
 
     def sample(self, line: bool) -> Markup:
-        """Its mark, on its line where `line`, as an SVG for a key."""
+        """Returns the mark, on its line if `line` is true, as an SVG for a legend."""
+        from markupsafe import Markup
+
         width, is_open = (44 if line else 16), self.filling % 2 == 1
         dashes = "" if self.dash == "solid" else f' stroke-dasharray="{self.dash.replace("px", "")}"'
         line_of = f'stroke="{self.colour}" stroke-width="2.2"{dashes}'
@@ -116,36 +119,36 @@ class PlotStyle:
 
 
 class PlotStyles:
-    """The look of each loss: those that are first of their method always have the same, wherever they are shown.
+    """Assigns plot styles to losses; the first loss of a built-in method always gets the same one.
 
-    No two have one mark, and so no two look alike without colour, as long as there are no more than 40 of them.
+    Up to 40 losses get different marks, so all can be distinguished without colour.
 
     Args:
-        losses: Each loss and its method, in the order in which they are shown.
+        losses: Each loss and its method, in display order.
     """
 
     def __init__(self, losses: Iterable[tuple[str, str]] = ()) -> None:
-        self._looks: dict[str, PlotStyle] = {}
+        self._styles: dict[str, PlotStyle] = {}
         self._places = {method: place for place, method in enumerate(METHODS)}
         self._losses: dict[str, int] = {}
         for loss, method in losses:
             self.of(loss, method)
 
     def of(self, loss: str, method: str) -> PlotStyle:
-        """The look of a loss; of one not seen before a new one."""
-        if loss not in self._looks:
+        """Returns the style of a loss; a new loss gets a new style."""
+        if loss not in self._styles:
             place = self._places.setdefault(method, len(self._places))
             number = self._losses[method] = self._losses.get(method, -1) + 1
-            self._looks[loss] = self._new(colour(method), place, number)
-        return self._looks[loss]
+            self._styles[loss] = self._new(colour(method), place, number)
+        return self._styles[loss]
 
     def _new(self, ink: str, place: int, number: int) -> PlotStyle:
-        """Of the `number`th loss of a method: its shape with another filling, then other shapes."""
-        taken = {(look.shape, look.filling) for look in self._looks.values()}
+        """Makes the style of the `number`th loss of a method: its shape with another filling, then other shapes."""
+        taken = {(style.shape, style.filling) for style in self._styles.values()}
         taken |= {(first, 0) for first in range(len(METHODS)) if first != place or number}
-        every = len(_SHAPES) * len(_FILLINGS)
-        for step in range(number, number + every):
-            turn, filling = divmod(step % every, len(_FILLINGS))
+        count = len(_SHAPES) * len(_FILLINGS)
+        for step in range(number, number + count):
+            turn, filling = divmod(step % count, len(_FILLINGS))
             shape = (place + 6 * turn + turn // 2) % len(_SHAPES)
             if (shape, filling) not in taken:
                 break
@@ -153,52 +156,54 @@ class PlotStyles:
 
 
 def colour(method: str) -> str:
-    """The colour of a method, wherever it is shown."""
+    """Returns the colour of a method."""
     return get_presentation(method).colour or _OTHERS[zlib.crc32(method.encode()) % len(_OTHERS)]
 
 
 def loss_title(method: str) -> str:
-    """`SFT`: what a text calls a method; one that nobody introduced keeps its name."""
+    """Returns the title of a method, such as `SFT`; an unknown method keeps its name."""
     return get_presentation(method).title
 
 
 def plot_order(method: str) -> float:
-    """Where a method stands among others, wherever several are shown, least first."""
+    """Returns the position of a method among others, smallest first."""
     place = get_presentation(method).place
     return float("inf") if place is None else place
 
 
 def in_plot_order(methods: Iterable[str]) -> list[str]:
-    """Each method once, in their order."""
+    """Sorts methods into display order, without duplicates."""
     return sorted(dict.fromkeys(methods), key=plot_order)
 
 
 def translucent(ink: str, share: float) -> str:
-    """A colour, seen through."""
+    """Returns a colour with an opacity of `share`."""
     red, green, blue = (int(ink[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{share})"
 
 
 def escape_markup(text: str) -> str:
-    """`text` for a plot, where plotly would read markup."""
+    """Escapes text for plotly, which interprets some markup."""
     return html.escape(text, quote=False)
 
 
 def whisker(value: float, low: float, high: float, ink: str, thickness: float, width: int = 0) -> dict[str, Any]:
-    """An error bar from `low` to `high`; none where they are not known."""
+    """Returns an error bar from `low` to `high`; invisible if they are unknown."""
     known = not math.isnan(low + high)
     lengths = {"array": [high - value], "arrayminus": [value - low]} if known else {}
     return {**lengths, "visible": known, "color": ink, "thickness": thickness, "width": width}
 
 
 def logarithmic(axis: str) -> dict[str, Any]:
-    """The settings of a logarithmic axis whose ticks say their whole number."""
+    """Returns the settings of a logarithmic axis with ticks labelled in plain numbers."""
     ticks = [digit * 10.0**power for power in range(-6, 6) for digit in (1, 2, 5)]
     return {f"{axis}_type": "log", f"{axis}_tickvals": ticks, f"{axis}_ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def figure(x: str, y: str, height: int) -> go.Figure:
-    """An empty plot with its axes named."""
+    """Creates an empty plot with axis titles."""
+    import plotly.graph_objects as go  # the colours above are used without plotly, too
+
     axis: dict[str, Any] = {
         "gridcolor": GRID, "linecolor": RULE, "tickcolor": RULE, "zerolinecolor": RULE, "zeroline": False,
         "automargin": True, "ticks": "outside", "ticklen": 4,
@@ -216,7 +221,7 @@ def figure(x: str, y: str, height: int) -> go.Figure:
 
 
 def rows_figure(x: str, labels: list[str], places: list[float], pixels: int = 22) -> go.Figure:
-    """An empty plot of one row a label, the first on top."""
+    """Creates an empty plot with one row per label, the first on top."""
     plot = figure(x, "", height=int(70 + pixels * (max(places) + 1)))
     plot.update_yaxes(
         tickvals=places, ticktext=[escape_markup(label) for label in labels], range=[max(places) + 0.7, -0.7],

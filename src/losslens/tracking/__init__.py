@@ -1,1 +1,1 @@
-"""Weights & Biases: what is sent there, and how."""
+"""Logging to Weights & Biases: runs, artifacts, analyses, dashboards and syncing of offline runs."""

@@ -1,4 +1,4 @@
-"""An analysis as a W&B run: its tables, report, figures and curves, and the adapters that it is of."""
+"""Logging of an analysis as a W&B run: its tables, report, figures and curves, and the adapters it used."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ _CURVES = (
     ("connectivity", ("alpha", "loss"), "Loss between two runs"),
     ("cka", ("layer", "cka_unbiased"), "CKA of two runs"),
 )
-# More lines than this are no chart.
-_MOST_LINES = 40
+# A chart with more lines would be unreadable.
+_MAX_LINES = 40
 
 
 def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
-    """Makes the W&B run of the analysis that is written in `folder`; nothing with `logger=none`.
+    """Logs the analysis in `folder` as a W&B run; does nothing with `logger=none`.
 
-    An offline run of an earlier analysis of the same folder that was not sent yet is replaced.
+    Replaces an offline run of an earlier analysis in the same folder that has not been sent yet.
 
     Args:
-        settings: Which mode, project and entity.
-        folder: The analysis, with report and figures.
-        output_dir: Where the sweeps lie.
+        settings: Mode, project and entity.
+        folder: Folder of the analysis, with report and figures.
+        output_dir: Folder of all sweeps.
     """
     if settings.name == "none":
         return
@@ -47,46 +47,46 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
     sweep = folder.parent.name
     config = {name: manifest[name] for name in ("sweeps", "adapters", "settings", "reference", "benchmark")}
     about = RunInfo(sweep, "analysis", f"{sweep}-{folder.name}", ["analysis"], config)
-    with session(settings, output_dir, folder, about) as told:
+    with session(settings, output_dir, folder, about) as wandb_session:
         if settings.artifacts:
             for run in [run for name in manifest["sweeps"] for run in runs_of(output_dir, name)]:
-                with suppress(InputError):  # a run that was left out, since it is damaged
+                with suppress(InputError):  # a damaged run, which the analysis has left out
                     if run.is_trained() and recorded_adapter_hash(run) in manifest["adapters"].values():
-                        use(told, "adapter", run.name, run.adapter)
+                        use(wandb_session, "adapter", run.name, run.adapter)
         for name in _TABLES:
             if analysis.csv(name).count(b"\n") > 1:
-                told.tell(_log_table, folder / f"{name}.csv")
+                wandb_session.run_safely(_log_table, folder / f"{name}.csv")
         for name, columns, title in _CURVES:
             table = analysis.table(name, ("run_a", "run_b"), columns).replace([math.inf, -math.inf], math.nan).dropna()
             if len(table):
-                told.tell(_log_curves, table, name, title, manifest["reference"])
-        told.tell(_log_report, folder / "report.html")
+                wandb_session.run_safely(_log_curves, table, name, title, manifest["reference"])
+        wandb_session.run_safely(_log_report, folder / "report.html")
         for figure in sorted(folder.glob("figures/*.png")):
-            told.tell(_log_figure, figure)
+            wandb_session.run_safely(_log_figure, figure)
         files = [file for file in folder.rglob("*") if "wandb" not in file.relative_to(folder).parts]
         if settings.artifacts:
-            log(told, "analysis", f"{sweep}-{folder.name}", folder, files)
+            log(wandb_session, "analysis", f"{sweep}-{folder.name}", folder, files)
 
 
 def _log_table(run: Any, file: Path) -> None:
     import wandb
 
-    # W&B's tables know None, no NaN in columns of text, and no infinity, which is no JSON.
+    # W&B's tables accept None, but neither NaN in text columns nor infinity, which is not valid JSON.
     table = pd.read_csv(file).replace([math.inf, -math.inf], math.nan)
     rows = table.astype(object).where(table.notna(), None).values.tolist()
     run.log({f"tables/{file.stem}": wandb.Table(columns=list(table.columns), data=rows)})
 
 
 def _log_curves(run: Any, table: pd.DataFrame, name: str, title: str, reference: str) -> None:
-    """One line a pair, those with the reference first."""
+    """Logs a chart with one line per pair of runs, pairs with the reference first."""
     import wandb
 
     x, y = table.columns[2:]
     pairs = list(table.groupby(["run_a", "run_b"], sort=False))
     pairs.sort(key=lambda pair: reference not in pair[0])
-    if len(pairs) > _MOST_LINES:
-        title += f" ({_MOST_LINES} of {len(pairs)} pairs)"
-    shown = pairs[:_MOST_LINES]
+    if len(pairs) > _MAX_LINES:
+        title += f" ({_MAX_LINES} of {len(pairs)} pairs)"
+    shown = pairs[:_MAX_LINES]
     chart = wandb.plot.line_series(
         [rows[x].tolist() for _, rows in shown],
         [rows[y].tolist() for _, rows in shown],

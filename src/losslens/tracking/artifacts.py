@@ -1,4 +1,4 @@
-"""What W&B keeps the lineage of: rollouts → run → adapter → analysis, by the content of the files."""
+"""W&B artifacts, identified by content: the lineage rollouts → run → adapter → analysis."""
 
 from __future__ import annotations
 
@@ -15,57 +15,56 @@ from losslens.tracking.session import Session
 Kind = Literal["rollouts", "adapter", "analysis"]
 
 
-def use(told: Session, kind: Kind, name: str, folder: Path) -> None:
-    """Says that the run reads the files of `folder`. Who is the first to say so also uploads them."""
+def use(session: Session, kind: Kind, name: str, folder: Path) -> None:
+    """Logs the files of `folder` as an input artifact of the run, and uploads them unless W&B has them."""
 
-    def say(run: Any) -> None:
-        artifact = _artifact(kind, name, folder, folder.iterdir(), _aside(run, name))
-        # What `run.use_artifact` does with files that W&B may not know yet. By that name it wants to be online, and
-        # waits until the server has them all, however long that takes.
+    def log_input(run: Any) -> None:
+        artifact = _artifact(kind, name, folder, folder.iterdir(), _copies(run, name))
+        # Like `run.use_artifact`, which however fails offline, and online blocks until all files are uploaded.
         run._log_artifact(artifact, is_user_created=True, use_after_commit=True)
 
-    told.tell(say)
+    session.run_safely(log_input)
 
 
-def log(told: Session, kind: Kind, name: str, folder: Path, files: Iterable[Path]) -> None:
-    """Says that the run made these `files` below `folder`, and uploads them."""
-    told.tell(lambda run: run.log_artifact(_artifact(kind, name, folder, files, _aside(run, name))))
+def log(session: Session, kind: Kind, name: str, folder: Path, files: Iterable[Path]) -> None:
+    """Logs `files`, which lie below `folder`, as an output artifact of the run, and uploads them."""
+    session.run_safely(lambda run: run.log_artifact(_artifact(kind, name, folder, files, _copies(run, name))))
 
 
-def _aside(run: Any, name: str) -> Path:
-    """Where copies lie that are made for sending alone: with the run's W&B files."""
+def _copies(run: Any, name: str) -> Path:
+    """Folder of redacted copies, among the run's W&B files."""
     return Path(run.settings.sync_dir) / "shareable" / name
 
 
-def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path], aside: Path) -> Any:
+def _artifact(kind: Kind, name: str, folder: Path, files: Iterable[Path], copies: Path) -> Any:
     import wandb
 
-    # The same content under the same name is the same version to W&B, whoever brings it.
+    # W&B identifies a version by name and content, whichever run logs it.
     artifact = wandb.Artifact(fit_name(re.sub(r"[^A-Za-z0-9_.-]", "_", f"{kind}-{name}"), LONGEST_NAME), kind)
     for file in sorted(files):
         if file.is_file():
-            inside = file.relative_to(folder).as_posix()
-            # Immutable: not copied, since it is never written again.
-            artifact.add_file(str(_shareable(file, aside / inside).resolve()), name=inside, policy="immutable")
+            entry = file.relative_to(folder).as_posix()
+            # Immutable: W&B need not copy the file, since it is never written again.
+            artifact.add_file(str(_redacted(file, copies / entry).resolve()), name=entry, policy="immutable")
     return artifact
 
 
-def _shareable(file: Path, copy: Path) -> Path:
-    """The file, or where it is a text that tells more of this machine than may leave it a copy that does not."""
+def _redacted(file: Path, copy: Path) -> Path:
+    """The file, or, if its text reveals private facts about this machine, a copy without them."""
     try:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         return file
-    told = redact(_without_host_and_diff(text) if file.name == "manifest.json" else text)
-    if told == text:
+    redacted = redact(_without_host_and_diff(text) if file.name == "manifest.json" else text)
+    if redacted == text:
         return file
     copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_text(told, encoding="utf-8")
+    copy.write_text(redacted, encoding="utf-8")
     return copy
 
 
 def _without_host_and_diff(text: str) -> str:
-    """A manifest without what the report of an analysis leaves out, too."""
+    """A manifest without the host name and the uncommitted changes, which the report leaves out, too."""
     manifest = json.loads(text)
-    found = [manifest.get("machine", {}).pop("host", None), manifest.get("code", {}).pop("dirty_diff", None)]
-    return json.dumps(manifest, indent=2) if any(found) else text
+    removed = [manifest.get("machine", {}).pop("host", None), manifest.get("code", {}).pop("dirty_diff", None)]
+    return json.dumps(manifest, indent=2) if any(removed) else text

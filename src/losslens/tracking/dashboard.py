@@ -1,4 +1,4 @@
-"""The dashboard of a sweep, a workspace and a report of the same panels, in the terms of wandb-workspaces."""
+"""The dashboard of a sweep on W&B: a workspace and a report with the same panels, built with wandb-workspaces."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from losslens.tracking.identity import LONGEST_NAME, fit_name
 from losslens.tracking.logged_sweep import LoggedSweep
 from losslens.tracking.panels import CHARTS, NORM, Panel, Section, accuracy, benchmarks, sections
 
-_COLUMNS, _MOST_ROWS = 4, 4
-# A report's grid is 24 wide.
-_WHOLE, _THIRD, _LOW, _HIGH = 24, 8, 6, 12
-_MOST_LINES = 50
+_COLUMNS, _MAX_ROWS = 4, 4
+# A report's grid is 24 units wide.
+_FULL_WIDTH, _THIRD_WIDTH, _LOW, _HIGH = 24, 8, 6, 12
+_MAX_LINES = 50
 _RUNS, _ANALYSIS = "Runs", "Analysis"
-# What wandb.plot.line_series logs, and the columns of its table.
+# The chart that wandb.plot.line_series logs, and the columns of its table.
 _LINES, _LINES_COLUMNS = "wandb/lineseries/v0", ("step", "lineKey", "lineVal")
 
 
 def workspace(sweep: LoggedSweep, project: str, entity: str) -> ws.Workspace:
-    """The workspace: the runs of the sweep, an arm a line, in the colours of their methods.
+    """Builds the workspace: the runs of the sweep, one line per arm, in the colours of their losses.
 
-    Its name within W&B, which is in its URL, follows from the sweep.
+    Its internal name on W&B, which is part of the URL, is derived from the sweep's name.
     """
-    made = ws.Workspace(
+    result = ws.Workspace(
         entity=entity,
         project=project,
         name=_title(sweep),
@@ -40,12 +40,12 @@ def workspace(sweep: LoggedSweep, project: str, entity: str) -> ws.Workspace:
                 panels=_panels(sweep, "workspace", section),
                 is_open=not section.details,
                 layout_settings=ws.SectionLayoutSettings(
-                    columns=_COLUMNS, rows=min(_MOST_ROWS, -(-len(section.panels) // _COLUMNS))
+                    columns=_COLUMNS, rows=min(_MAX_ROWS, -(-len(section.panels) // _COLUMNS))
                 ),
             )
             for section in sections(sweep)
         ],
-        settings=ws.WorkspaceSettings(max_runs=_MOST_LINES),
+        settings=ws.WorkspaceSettings(max_runs=_MAX_LINES),
         runset_settings=ws.RunsetSettings(
             filters=expr.And(expr.Metric("Group") == fit_name(sweep.name, LONGEST_NAME)),
             groupby=[expr.Config(key) for key in sweep.settings],
@@ -53,15 +53,15 @@ def workspace(sweep: LoggedSweep, project: str, entity: str) -> ws.Workspace:
             pinned_columns=[f"summary:{name}" for name in (*map(accuracy, benchmarks(sweep)), NORM)],
         ),
     )
-    made._internal_name = f"nw-{hash_json(['workspace', sweep.name], 11)}-v"
-    made._internal_runset_id = hash_json(["workspace", sweep.name], 12)
-    return made
+    result._internal_name = f"nw-{hash_json(['workspace', sweep.name], 11)}-v"
+    result._internal_runset_id = hash_json(["workspace", sweep.name], 12)
+    return result
 
 
 def report(sweep: LoggedSweep, project: str, entity: str) -> wr.Report:
-    """The report: the same panels, with a sentence about each section; details are left out.
+    """Builds the report: the panels of the workspace without details, with a sentence about each section.
 
-    Its runs are looked for in the project that it is in.
+    Its runs are those of the report's own project.
     """
     blocks: list[Any] = [wr.TableOfContents()]
     for section in sections(sweep):
@@ -80,6 +80,7 @@ def report(sweep: LoggedSweep, project: str, entity: str) -> wr.Report:
         project=project,
         entity=entity,
         title=_title(sweep),
+        # `publish` finds the report by this text.
         description=f"The sweep {sweep.name}. Made by launch/wandb_dashboard.py of LossLens, which replaces it.",
         width="fluid",
         blocks=blocks,
@@ -87,7 +88,7 @@ def report(sweep: LoggedSweep, project: str, entity: str) -> wr.Report:
 
 
 def definition(sweep: LoggedSweep, project: str, entity: str) -> dict[str, Any]:
-    """Both as W&B keeps them, without asking it anything; the same sweep always gives the same."""
+    """Returns workspace and report as W&B stores them, without network access; deterministic for a given sweep."""
     return {
         kind: {
             "entity": entity,
@@ -103,17 +104,17 @@ def definition(sweep: LoggedSweep, project: str, entity: str) -> dict[str, Any]:
 
 
 def _title(sweep: LoggedSweep) -> str:
-    return f"LossLens {sweep.name}"[:128]  # longer ones a report does not take
+    return f"LossLens {sweep.name}"[:128]  # the limit of a report's title
 
 
 def _coloured(sweep: LoggedSweep) -> list[tuple[str, ...]]:
-    """What has a colour: the methods, those to come too, and every group of their runs."""
+    """Groups of runs that have a colour: all losses, also those without runs yet, and all groups of their runs."""
     methods = [(method,) for method in METHODS]
     return list(dict.fromkeys([*methods, *(arm[:depth] for arm in sweep.arms for depth in range(1, len(arm) + 1))]))
 
 
 def _colours(sweep: LoggedSweep) -> dict[wr.RunsetGroup, str]:
-    """The same for the runs of a report."""
+    """The colours of these groups in a report."""
     keys = [wr.Config(key) for key in sweep.settings]
     return {
         wr.RunsetGroup(_RUNS, tuple(map(wr.RunsetGroupKey, keys, values))): colour(values[0])
@@ -123,28 +124,28 @@ def _colours(sweep: LoggedSweep) -> dict[wr.RunsetGroup, str]:
 
 def _runset(sweep: LoggedSweep, section: Section) -> wr.Runset:
     kind = "analysis" if section.of_analysis else "train"
-    made = wr.Runset(
+    runset = wr.Runset(
         name=_ANALYSIS if section.of_analysis else _RUNS,
         filters=expr.And(expr.Metric("Group") == fit_name(sweep.name, LONGEST_NAME), expr.Metric("JobType") == kind),
         groupby=[] if section.of_analysis else [f"config.{key}" for key in sweep.settings],
     )
-    made._id = hash_json(["report", sweep.name, section.title], 12)
-    return made
+    runset._id = hash_json(["report", sweep.name, section.title], 12)
+    return runset
 
 
-def _panels(sweep: LoggedSweep, where: str, section: Section) -> list[Any]:
+def _panels(sweep: LoggedSweep, page: str, section: Section) -> list[Any]:
     panels = []
     for panel in section.panels:
-        made = _panel(panel)
-        made._id = hash_json([where, sweep.name, section.title, panel.title], 12)
-        panels.append(made)
+        wandb_panel = _panel(panel)
+        wandb_panel._id = hash_json([page, sweep.name, section.title, panel.title], 12)
+        panels.append(wandb_panel)
     return panels
 
 
 def _panel(panel: Panel) -> Any:
     names = list(panel.names)
     match panel.kind:
-        case "lines":  # the mean over seeds, and from the smallest to the largest
+        case "lines":  # mean over seeds, with a band from the smallest to the largest
             return wr.LinePlot(
                 title=panel.title, y=names, groupby_aggfunc="mean", groupby_rangefunc="minmax", smoothing_type="none"
             )
@@ -168,12 +169,12 @@ def _panel(panel: Panel) -> Any:
 
 
 def _laid_out(panels: Sequence[Any]) -> list[Any]:
-    """The panels of a report in their places: three in a row; what is read rather than seen has a row of its own."""
+    """Places the panels of a report on its grid: three in a row, tables and media in rows of their own."""
     x = y = 0
     for panel in panels:
         wide = isinstance(panel, (wr.WeavePanelSummaryTable, wr.MediaBrowser))
-        width, height = (_WHOLE, _HIGH) if wide else (_THIRD, _LOW)
-        if x + width > _WHOLE:
+        width, height = (_FULL_WIDTH, _HIGH) if wide else (_THIRD_WIDTH, _LOW)
+        if x + width > _FULL_WIDTH:
             x, y = 0, y + _LOW
         panel.layout = wr.Layout(x=x, y=y, w=width, h=height)
         x, y = (x + width, y) if not wide else (0, y + height)

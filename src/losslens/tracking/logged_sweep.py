@@ -1,4 +1,4 @@
-"""What the runs of a sweep have logged so far, as it lies on the disk."""
+"""Metrics and configurations that the runs of a sweep have logged so far, read from disk."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from losslens.runs.run import Run, arm_of, runs_of
 
 _SEEDS = ("seed", "init_seed")
 METHOD = "method.name"
-# Where to look first for what tells two arms of a method apart, and where not at all.
-_FIRST = ("method.", "lr.name", "lr.", "lora_rank.", "train_on", "optim.", "model.name")
-_NEVER = (*_SEEDS, METHOD, "method._target_", "output_dir", "sweep", "logger.", "evaluation.", "benchmark.")
+# Prefixes of settings to prefer for distinguishing two arms of a loss, and of settings to ignore.
+_PREFERRED = ("method.", "lr.name", "lr.", "lora_rank.", "train_on", "optim.", "model.name")
+_IGNORED = (*_SEEDS, METHOD, "method._target_", "output_dir", "sweep", "logger.", "evaluation.", "benchmark.")
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class LoggedRun:
     """A run that was started.
 
     Attributes:
-        name: Its folder's name.
-        config: Its configuration, flat: `method.name`, `lr.name`, `seed`.
-        learning_rate: Its peak learning rate.
-        arm: What it shares with the runs that differ from it in their seeds only.
-        steps: The lines of its `metrics.jsonl`.
-        benchmarks: What it was scored on.
+        name: Name of its folder.
+        config: Its flattened configuration, with keys such as `method.name`, `lr.name` and `seed`.
+        learning_rate: Peak learning rate.
+        arm: Hash of its arm, see `arm_of`.
+        steps: Lines of its `metrics.jsonl`.
+        benchmarks: Names of the benchmarks it was scored on.
     """
 
     name: str
@@ -42,17 +42,17 @@ class LoggedRun:
 
     @property
     def method(self) -> str:
-        """The name of its method."""
+        """Name of its loss."""
         return str(self.config[METHOD])
 
 
 @dataclass(frozen=True)
 class LoggedSweep:
-    """The runs of a sweep that were started, without the base.
+    """The started runs of a sweep, without the base.
 
     Attributes:
-        name: Of the sweep.
-        runs: By name.
+        name: Name of the sweep.
+        runs: The runs, sorted by name.
     """
 
     name: str
@@ -60,53 +60,53 @@ class LoggedSweep:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Of all numbers that any run has logged, `step` left out."""
+        """Names of all metrics that any run has logged, except `step`."""
         return frozenset(name for run in self.runs for step in run.steps for name in step) - {"step"}
 
     @cached_property
     def benchmarks(self) -> list[str]:
-        """What any run was scored on."""
+        """Names of all benchmarks that any run was scored on."""
         return sorted({name for run in self.runs for name in run.benchmarks})
 
     @cached_property
     def settings(self) -> list[str]:
-        """The keys of the configuration that tell the arms apart: the method, and what differs between two of one."""
-        keys = {key for run in self.runs for key in run.config if not key.startswith(_NEVER)}
+        """Keys of the configuration that distinguish arms: the loss, and keys in which arms of one loss differ."""
+        keys = {key for run in self.runs for key in run.config if not key.startswith(_IGNORED)}
         chosen = [METHOD]
-        for key in sorted(keys, key=lambda key: (_place(key), key)):
-            if any(_tells_apart(key, alike) for alike in self._alike(chosen)):
+        for key in sorted(keys, key=lambda key: (_rank(key), key)):
+            if any(_distinguishes(key, group) for group in self._group_by(chosen)):
                 chosen.append(key)
         return chosen
 
     @cached_property
     def arms(self) -> list[tuple[str, ...]]:
-        """The values of `settings` of each arm, as W&B shows them; of methods with one arm too."""
+        """Values of `settings` of each arm, as W&B shows them."""
         return list(dict.fromkeys(self.values(run) for run in self.runs))
 
     def values(self, run: LoggedRun) -> tuple[str, ...]:
-        """The values of `settings` of a run."""
-        return tuple(_shown(run.config.get(key)) for key in self.settings)
+        """Returns the values of `settings` of a run."""
+        return tuple(_format(run.config.get(key)) for key in self.settings)
 
-    def _alike(self, keys: Sequence[str]) -> list[list[LoggedRun]]:
-        """The runs, those together that have the same values of `keys`."""
+    def _group_by(self, keys: Sequence[str]) -> list[list[LoggedRun]]:
+        """Groups the runs by their values of `keys`."""
         groups: dict[tuple[str, ...], list[LoggedRun]] = {}
         for run in self.runs:
-            groups.setdefault(tuple(_shown(run.config.get(key)) for key in keys), []).append(run)
+            groups.setdefault(tuple(_format(run.config.get(key)) for key in keys), []).append(run)
         return list(groups.values())
 
 
 def logged_sweep(output_dir: Path, sweep: str) -> LoggedSweep:
-    """Reads what the runs of `sweep` have logged.
+    """Reads the logged metrics and configurations of a sweep.
 
     Raises:
-        InputError: There is no such sweep, none of its runs was started, or a file is damaged.
+        InputError: The sweep does not exist, none of its runs was started, or a file is damaged.
     """
-    if Path(sweep).name != sweep:  # it is also the group that runs have on W&B
+    if Path(sweep).name != sweep:  # also the name of the runs' group on W&B
         raise InputError(f"sweep={sweep}: not the name of a sweep")
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
     started = [_read(run) for run in runs if (run.folder / "manifest.json").exists()]
     if not started:
-        raise InputError(f"sweep={sweep}: no run in {output_dir / sweep} was started yet")
+        raise InputError(f"sweep={sweep}: no run in {output_dir / sweep} has been started yet")
     return LoggedSweep(sweep, started)
 
 
@@ -127,7 +127,7 @@ def _steps(file: Path) -> Iterator[dict[str, float]]:
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.exists() else []
     for number, line in enumerate(lines, start=1):
         if not line.endswith("\n"):
-            return  # the run is writing it
+            return  # still being written
         try:
             values = {name: float(value) for name, value in json.loads(line).items()}
             _ = values["step"]
@@ -144,13 +144,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _place(key: str) -> int:
-    return next((place for place, first in enumerate(_FIRST) if key.startswith(first)), len(_FIRST))
+def _rank(key: str) -> int:
+    return next((rank for rank, prefix in enumerate(_PREFERRED) if key.startswith(prefix)), len(_PREFERRED))
 
 
-def _tells_apart(key: str, runs: Sequence[LoggedRun]) -> bool:
-    return len({run.arm for run in runs}) > 1 and len({_shown(run.config.get(key)) for run in runs}) > 1
+def _distinguishes(key: str, runs: Sequence[LoggedRun]) -> bool:
+    return len({run.arm for run in runs}) > 1 and len({_format(run.config.get(key)) for run in runs}) > 1
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""What the dashboard of a sweep shows: its sections and their panels, by the names under which things are logged."""
+"""Content of a sweep's dashboard: its sections and panels, by the names of the logged metrics."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from losslens.tables.format import listed
 from losslens.tables.style import loss_title
 from losslens.tracking.logged_sweep import LoggedSweep
 
-# Of numbers, by their names: lines over the steps; bars and points of the last values. Of what the analysis sends:
-# tables, wandb.plot's charts, the report's page, and figures.
+# For metrics of runs: lines over steps, bars and points of the last values. For logged analyses: tables, charts of
+# wandb.plot, the page of the report, and figures.
 Kind = Literal["lines", "bars", "points", "table", "chart", "page", "figures"]
 
 TRAINING = {f"train/{name}": title for name, title in descriptions.TRAINING.items()}
 NORM = "geometry/norm"
 GEOMETRY = {
     **{f"geometry/{name}": title for name, title in descriptions.COURSE.items()},
-    "geometry/share_of_time": "Share of the time that geometry takes",
+    "geometry/share_of_time": "Share of training time spent on geometry",
 }
 LAYER = "layer_"
-# Of each reference; its label follows.
+# Prefix of the metric of each reference, followed by its label.
 COSINE = "geometry/cosine_to_"
 TO_REFERENCE = {f"geometry/{begin}": title for begin, title in descriptions.TO_REFERENCE.items()}
-_USUAL_REFERENCE = "sft"
+_DEFAULT_REFERENCE = "sft"
 TABLES = {
     "tables/runs": "Runs",
-    "tables/arm_pairs": "Pairs of arms: what each two show, against their ceiling, and what that says",
+    "tables/arm_pairs": "Pairs of arms: measures, ceilings and verdicts",
     "tables/pairs": "Pairs of runs",
-    "tables/repeats": "Repeats: an arm against itself",
+    "tables/repeats": "Repeats: runs of the same arm compared with each other",
     "tables/arms": "Arms",
     "tables/seeds": "Spread over seeds",
 }
-# The titles, and the columns along x and y of the analysis' table of that name.
+# Title and x and y columns of the charts, by the name of the analysis table.
 CHARTS = {
     "connectivity": ("Connectivity: the loss between two runs", "alpha", "loss"),
     "cka": ("CKA: hidden states by layer", "layer", "cka_unbiased"),
@@ -45,12 +45,12 @@ FIGURES = ("cosines", "accuracies", "norms", "angles", "connectivity", "learning
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel.
+    """A panel of the dashboard.
 
     Attributes:
-        kind: What is drawn.
-        title: What stands above it.
-        names: Of what is drawn; of points the names of x and y.
+        kind: Type of the panel.
+        title: Its title.
+        names: Names of the logged values; for points, those of x and y.
     """
 
     kind: Kind
@@ -63,11 +63,11 @@ class Section:
     """A titled row of panels.
 
     Attributes:
-        title: What stands above them.
-        text: What a reader should know of them.
+        title: Its title.
+        text: Explanation for the reader.
         panels: The panels.
-        details: Whether it is more than most readers want: closed in the workspace, and not in the report.
-        of_analysis: Whether the panels show what the analysis has sent, not the runs.
+        details: True for details, which are collapsed in the workspace and left out of the report.
+        of_analysis: True if the panels show a logged analysis rather than the runs.
     """
 
     title: str
@@ -78,21 +78,21 @@ class Section:
 
 
 def sections(sweep: LoggedSweep) -> list[Section]:
-    """The sections of the dashboard of a sweep; what is about nothing that is there yet is left out."""
+    """Returns the sections of a sweep's dashboard that have data."""
     return [section for section in _all(sweep) if section.panels]
 
 
 def gaps(sweep: LoggedSweep) -> list[str]:
-    """What the dashboard does not show yet, a sentence each."""
-    left_out = [section.title for section in _all(sweep) if not section.panels]
+    """Returns sentences about what the dashboard does not show yet."""
+    missing = [section.title for section in _all(sweep) if not section.panels]
     lines = [panel for section in sections(sweep) for panel in section.panels if panel.kind == "lines"]
     empty = [name for panel in lines for name in panel.names if name not in sweep.names]
-    told = []
-    if left_out:
-        told.append(f"left out, with nothing there yet: {listed(left_out)}")
+    sentences = []
+    if missing:
+        sentences.append(f"sections left out because they have no data yet: {listed(missing)}")
     if empty:
-        told.append(f"empty until a run logs it: {listed(empty)}")
-    return told
+        sentences.append(f"panels that stay empty until a run logs these metrics: {listed(empty)}")
+    return sentences
 
 
 def _all(sweep: LoggedSweep) -> list[Section]:
@@ -100,13 +100,13 @@ def _all(sweep: LoggedSweep) -> list[Section]:
     return [
         Section(
             "Training",
-            "What each run logs while it trains. The losses of two methods are two quantities: compare their course.",
+            "Metrics logged during training. Values of different losses are not comparable; compare their course.",
             tuple(Panel("lines", title, (name,)) for name, title in _training(sweep).items()),
         ),
         Section(
             "Geometry",
-            "Where the weights go: the update ΔW = BA of every adapted module, against the initial adapter, the update "
-            "logged before, and the finished run that is the reference.",
+            "The update ΔW = BA of all adapted modules, compared with the initial adapter, the previously logged "
+            "update, and the finished run that serves as reference.",
             (
                 *(Panel("lines", title, (name,)) for name, title in GEOMETRY.items()),
                 *(
@@ -116,11 +116,11 @@ def _all(sweep: LoggedSweep) -> list[Section]:
                 ),
             ),
         ),
-        Section("Geometry by layer", "‖ΔW‖ of each layer.", _norms(sweep, of_layers=True), details=True),
-        Section("Geometry by projection", "‖ΔW‖ of each projection.", _norms(sweep, of_layers=False), details=True),
+        Section("Geometry by layer", "‖ΔW‖ by layer.", _norms(sweep, of_layers=True), details=True),
+        Section("Geometry by projection", "‖ΔW‖ by projection.", _norms(sweep, of_layers=False), details=True),
         Section(
             "Accuracy",
-            "Held-out problems, greedy answers, and the 95% interval of each run.",
+            "Accuracy of greedy answers on held-out problems, with the 95% interval of each run.",
             tuple(
                 panel
                 for name in scored_on
@@ -131,8 +131,8 @@ def _all(sweep: LoggedSweep) -> list[Section]:
             ),
         ),
         Section(
-            "Methods compared",
-            "Each run by the end of its update.",
+            "Losses compared",
+            "One point per run, at the end of training.",
             (
                 *(Panel("points", f"Accuracy on {name} and ‖ΔW‖", (NORM, accuracy(name))) for name in scored_on),
                 *(
@@ -142,8 +142,8 @@ def _all(sweep: LoggedSweep) -> list[Section]:
             ),
         ),
         Section(
-            "Methods compared: the analysis",
-            "What analyze.py found: every two arms and runs, and beside each measure what one loss would show.",
+            "Losses compared: the analysis",
+            "Results of analyze.py: measures of all pairs of arms and of runs, with their ceilings and repeat levels.",
             (
                 *(Panel("table", title, (name,)) for name, title in TABLES.items()),
                 *(Panel("chart", title, (name,)) for name, (title, _, _) in CHARTS.items()),
@@ -156,34 +156,36 @@ def _all(sweep: LoggedSweep) -> list[Section]:
 
 
 def _training(sweep: LoggedSweep) -> dict[str, str]:
-    """What every run logs while it trains, and what some losses do as far as a run has logged it."""
-    some = {f"train/{name}": title for name, title in (descriptions.WITH_REFERENCE | diagnostic_titles()).items()}
-    return TRAINING | {name: title for name, title in some.items() if name in sweep.names}
+    """Titles of the metrics that all runs log, and of those specific to some losses that a run has logged."""
+    specific = {f"train/{name}": title for name, title in (descriptions.WITH_REFERENCE | diagnostic_titles()).items()}
+    return TRAINING | {name: title for name, title in specific.items() if name in sweep.names}
 
 
 def benchmarks(sweep: LoggedSweep) -> list[str]:
-    """What runs were scored on, by the files or by what was logged."""
-    first, last = accuracy("|").split("|")
-    logged = {name.removeprefix(first).removesuffix(last) for name in sweep.names if name.endswith(last)}
+    """Returns the names of the benchmarks that runs were scored on, from their files and logged metrics."""
+    prefix, suffix = accuracy("|").split("|")
+    logged = {name.removeprefix(prefix).removesuffix(suffix) for name in sweep.names if name.endswith(suffix)}
     return sorted({*sweep.benchmarks, *logged})
 
 
 def accuracy(benchmark: str) -> str:
-    """The name of the accuracy on a benchmark."""
+    """Returns the metric name of the accuracy on a benchmark."""
     return f"eval/{benchmark}/accuracy"
 
 
 def references(sweep: LoggedSweep) -> list[str]:
-    """Labels of what updates were compared with; the usual one where nothing was yet."""
+    """Returns the labels of the references in the logged metrics; the default one if there are none yet."""
     labels = {name.removeprefix(COSINE) for name in sweep.names - GEOMETRY.keys() if name.startswith(COSINE)}
-    return sorted(labels) or [_USUAL_REFERENCE]
+    return sorted(labels) or [_DEFAULT_REFERENCE]
 
 
 def _norms(sweep: LoggedSweep, of_layers: bool) -> tuple[Panel, ...]:
-    """A panel for each layer, or for each projection."""
+    """One panel of ‖ΔW‖ per layer, or per projection."""
     parts = [name.removeprefix(f"{NORM}/") for name in sweep.names if name.startswith(f"{NORM}/")]
     numbers = sorted(int(part.removeprefix(LAYER)) for part in parts if part.startswith(LAYER))
-    titles = {f"{LAYER}{number}": f"layer {number}" if number >= 0 else "what is in no layer" for number in numbers}
+    titles = {
+        f"{LAYER}{number}": f"layer {number}" if number >= 0 else "modules outside the layers" for number in numbers
+    }
     if not of_layers:
         titles = {part: part for part in sorted(parts) if part not in titles}
     return tuple(Panel("lines", f"‖ΔW‖ of {title}", (f"{NORM}/{part}",)) for part, title in titles.items())

@@ -1,7 +1,7 @@
-"""Saving the dashboard of a sweep on W&B, in the place of the one that was saved before.
+"""Saving of a sweep's dashboard on W&B, replacing the one that was saved before.
 
-The workspace is found by a name that follows from the sweep; the report, whose name W&B gives, by title and
-description. So there is one of each, however often and from wherever they are saved.
+The workspace is found by its internal name, which is derived from the sweep; the report, whose name W&B assigns, by
+title and description. So there is only one of each, however often and from whichever machine they are saved.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from losslens.core.errors import InputError, ServerError, first_line
 from losslens.tracking.logged_sweep import LoggedSweep
 
-# Not by Workspace.from_url, which refuses what the app has written anew since.
+# Instead of Workspace.from_url, which rejects workspaces that were edited in the app.
 _VIEW = """
 query View($entity: String!, $project: String!, $name: String!) {
   project(name: $project, entityName: $entity) {
@@ -28,12 +28,12 @@ query View($entity: String!, $project: String!, $name: String!) {
 
 @dataclass(frozen=True)
 class Saved:
-    """A workspace or a report that was saved.
+    """A saved workspace or report.
 
     Attributes:
-        kind: Which of the two.
-        url: Where it is.
-        replaced: Whether it was there before.
+        kind: `workspace` or `report`.
+        url: Its URL.
+        replaced: True if it replaced an existing one.
     """
 
     kind: str
@@ -42,26 +42,26 @@ class Saved:
 
 
 def publish(sweep: LoggedSweep, project: str, entity: str | None) -> Iterator[Saved]:
-    """Saves the workspace, then the report, and gives each when it is there.
+    """Saves the workspace, then the report, and yields each once it is saved.
 
     Args:
         sweep: The sweep.
-        project: The project of its runs.
-        entity: Who has the project; None for whom the login belongs to.
+        project: Project of its runs.
+        entity: Entity of the project; by default that of the login.
 
     Raises:
-        InputError: Nobody is logged in, W&B refuses the login, or there is no such project.
-        ServerError: W&B does not answer, or refuses.
+        InputError: Not logged in to W&B, the login is rejected, or the project does not exist.
+        ServerError: W&B does not respond, or rejects the request.
     """
-    # Read when wandb is set up, and who is silent does not ask for a key either.
+    # Must be set before wandb is set up; in silent mode it does not prompt for an API key.
     os.environ["WANDB_SILENT"] = "true"
-    with _in_one_line():
+    with _translated_errors():
         import wandb
 
         api = wandb.Api()
         entity = entity or api.settings["entity"] or api.default_entity
         if not entity:
-            raise InputError("entity: the W&B login has none of its own; name one with entity=…")
+            raise InputError("entity: the W&B login has no default entity; set it with entity=…")
         yield _workspace(api, sweep, project, entity)
         yield _report(api, sweep, project, entity)
 
@@ -71,33 +71,33 @@ def _workspace(api: Any, sweep: LoggedSweep, project: str, entity: str) -> Saved
 
     from losslens.tracking.dashboard import workspace
 
-    made = workspace(sweep, project, entity)
-    answer = execute_graphql(api, _VIEW, {"entity": entity, "project": project, "name": made._internal_name})
-    if not answer.get("project"):
+    new = workspace(sweep, project, entity)
+    response = execute_graphql(api, _VIEW, {"entity": entity, "project": project, "name": new._internal_name})
+    if not response.get("project"):
         raise InputError(f"project={project}: {entity} has no such project on W&B; send runs of the sweep first")
-    there = [edge["node"]["id"] for edge in answer["project"]["allViews"]["edges"]]
-    made._internal_id = there[0] if there else ""
-    return Saved("workspace", made.save().url, bool(there))
+    existing = [edge["node"]["id"] for edge in response["project"]["allViews"]["edges"]]
+    new._internal_id = existing[0] if existing else ""
+    return Saved("workspace", new.save().url, bool(existing))
 
 
 def _report(api: Any, sweep: LoggedSweep, project: str, entity: str) -> Saved:
     from losslens.tracking.dashboard import report
 
-    made = report(sweep, project, entity)
-    for runs in (runs for block in made.blocks for runs in getattr(block, "runsets", [])):
+    new = report(sweep, project, entity)
+    for runs in (runs for block in new.blocks for runs in getattr(block, "runsets", [])):
         runs.entity, runs.project = entity, project
-    there = [
+    existing = [
         each.id
         for each in api.reports(f"{entity}/{project}")
-        if (each.display_name, each.description) == (made.title, made.description)
+        if (each.display_name, each.description) == (new.title, new.description)
     ]
-    made.id = there[0] if there else ""
-    return Saved("report", made.save().url, bool(there))
+    new.id = existing[0] if existing else ""
+    return Saved("report", new.save().url, bool(existing))
 
 
 @contextmanager
-def _in_one_line() -> Iterator[None]:
-    """Tells W&B's errors as ours."""
+def _translated_errors() -> Iterator[None]:
+    """Converts W&B's exceptions to LossLens's, with one-line messages."""
     import wandb
     from wandb.errors import AuthenticationError, UsageError
     from wandb.sdk.lib.service.service_connection import WandbApiFailedError
@@ -105,12 +105,12 @@ def _in_one_line() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise InputError("not logged in to W&B; `wandb login` does it, or a key in WANDB_API_KEY") from error
+        raise InputError("not logged in to W&B; run `wandb login` or set WANDB_API_KEY") from error
     except AuthenticationError as error:
         response = getattr(error.__cause__, "response", None)
         status = getattr(response, "http_status", None)
         if error.__cause__ is None or status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise InputError(f"W&B refuses the login: {first_line(error)}") from error
-        raise ServerError(f"W&B does not answer: {first_line(error)}") from error
+            raise InputError(f"W&B rejects the login: {first_line(error)}") from error
+        raise ServerError(f"W&B does not respond: {first_line(error)}") from error
     except (wandb.Error, WandbApiFailedError) as error:
         raise ServerError(f"W&B: {first_line(error)}") from error

@@ -1,7 +1,7 @@
-"""Sends the W&B runs of a sweep that lie on the disk: offline ones, and online ones whose upload was cut off.
+"""Syncing of a sweep's W&B runs from disk: offline runs, and online runs whose upload was interrupted.
 
-W&B's own service sends them, several at a time. What did not arrive it writes into its log only, and marks the run as
-synced all the same; so the log is read, and the mark taken back.
+W&B's own service sends them, several at a time. It reports failed uploads only in its log and still marks the run as
+synced; so the log is read, and the marker removed after failures.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from losslens.core.errors import InputError, ServerError, first_line
 from losslens.runs.run import Run
 from losslens.tracking.identity import without_environment
 
-# Seconds: a file that nothing was written to for so long, and whose run nobody holds, is nobody's any more.
-_QUIET = 60.0
-# Bytes of a file with nothing in it.
+# Seconds without a write after which a file is considered abandoned if its run is not locked.
+_ABANDONED_SECONDS = 60.0
+# Bytes of a file without entries.
 _HEADER = 7
-# Of each request. W&B's own numbers are meant for training that waits for its server: hours. Here one can ask again.
+# Limits of each request. W&B's defaults, meant for training, retry for hours; here the command can be repeated.
 _RETRIES = 3
 _TIMEOUT = 60.0
 
 
 @dataclass(frozen=True)
 class Segment:
-    """The folder of W&B files that one process left, for a run or a part of it.
+    """The W&B files that one process has written for a run or a part of it.
 
     Attributes:
         file: Its `.wandb` file.
-        sweep: The folder of the sweep that it lies below.
+        sweep: Folder of the sweep.
     """
 
     file: Path
@@ -48,48 +48,48 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """Its folder, as seen from the sweep."""
+        """Its folder, relative to the sweep's."""
         return str(self.file.parent.relative_to(self.sweep))
 
     @property
     def is_online(self) -> bool:
-        """Whether it was sent while it was written."""
+        """True if it was written in online mode."""
         return not self.file.parent.name.startswith("offline-")
 
     @property
     def run(self) -> tuple[Path, str]:
-        """What the segments of one W&B run have in common."""
+        """Key that the segments of one W&B run share."""
         return self.file.parent.parent, self.file.stem
 
     @property
     def marker(self) -> Path:
-        """What `wandb sync` makes when it has sent the file, empty. Here it holds how many bytes of it were sent."""
+        """Marker of a sent file; `wandb sync` leaves it empty, here it holds the number of bytes sent."""
         return self.file.with_suffix(".wandb.synced")
 
     @property
     def sending(self) -> Path:
-        """There while the file is sent: a marker beside it is from a process that did not come to its end."""
+        """Marker that exists while the file is being sent; with it, `marker` is from an interrupted process."""
         return self.file.with_suffix(".wandb.sending")
 
     @property
     def is_sent(self) -> bool:
-        """Whether all of it has arrived, as far as is known here."""
+        """True if the whole file has been sent, as far as is known locally."""
         if self.sending.exists():
             return False
         if self.marker.exists():
             size = self.marker.read_text(encoding="utf-8").strip()
             return not size or size == str(self.file.stat().st_size)
-        return self.is_online and self._own_log.is_whole and not self._own_log.errors
+        return self.is_online and self._own_log.is_complete and not self._own_log.errors
 
     @property
     def is_locked(self) -> bool:
-        """Whether a process has the run that it lies below."""
+        """True if a process has locked the run that it belongs to."""
         return Run(self.sweep / self.file.relative_to(self.sweep).parts[0]).is_locked
 
     @property
     def is_open(self) -> bool:
-        """Whether its process may still be at work: it has not closed the file, and has written to it a moment ago."""
-        return not self._own_log.is_whole and time.time() - self.file.stat().st_mtime < _QUIET
+        """True if its process may still be running: the file is not closed and was written to recently."""
+        return not self._own_log.is_complete and time.time() - self.file.stat().st_mtime < _ABANDONED_SECONDS
 
     @property
     def _own_log(self) -> _Log:
@@ -98,7 +98,13 @@ class Segment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a segment: `error` is empty when it has arrived, `note` what is to be said even then."""
+    """Result of sending a segment.
+
+    Attributes:
+        segment: The segment.
+        error: Empty if it was sent.
+        note: Remark to print even if it was sent.
+    """
 
     segment: Segment
     error: str = ""
@@ -107,12 +113,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to send.
+    """Plan of what to send.
 
     Attributes:
-        runs: The segments of each W&B run, in the order in which they were written.
-        being_written: What is left for later.
-        sent: How many segments have been sent before.
+        runs: Segments to send of each W&B run, in the order in which they were written.
+        being_written: Segments that are skipped because their runs are still active.
+        sent: Number of segments that were sent before.
     """
 
     runs: list[list[Segment]]
@@ -122,16 +128,16 @@ class Plan:
 
 @contextmanager
 def claimed(output_dir: Path, sweep: str) -> Iterator[None]:
-    """Waits until nobody else sends the sweep; what they send would be sent again.
+    """Locks a sweep against concurrent syncing; waits if another process has locked it.
 
     Raises:
-        InputError: There is no such sweep.
+        InputError: The sweep does not exist.
     """
     lock = FileLock(_folder(output_dir, sweep) / ".wandb-sync.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        print(f"sweep {sweep}: another process sends it; waiting", flush=True)
+        print(f"sweep {sweep}: locked by another process; waiting", flush=True)
         lock.acquire()
     try:
         yield
@@ -140,12 +146,13 @@ def claimed(output_dir: Path, sweep: str) -> Iterator[None]:
 
 
 def plan(output_dir: Path, sweep: str) -> Plan:
-    """What of a sweep is to be sent: whatever lies in a `wandb` folder one or two levels below it.
+    """Finds the segments to send: those in `wandb` folders one or two levels below the sweep's folder.
 
-    Of an online run that came in segments, all from the first that did not arrive: the last one tells how it ended.
+    Of an online run with several segments, all from the first unsent one on are sent, since the last one has the run's
+    exit status.
 
     Raises:
-        InputError: There is no such sweep.
+        InputError: The sweep does not exist.
     """
     folder = _folder(output_dir, sweep)
     files = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/wandb/*run-*/run-*.wandb")]
@@ -156,15 +163,16 @@ def plan(output_dir: Path, sweep: str) -> Plan:
         by_run.setdefault(segment.run, []).append(segment)
         newest[segment.file.parent.parent] = segment
     runs, being_written, sent = [], [], 0
-    for all_of_run in by_run.values():
-        first = next((i for i, segment in enumerate(all_of_run) if not segment.is_sent), len(all_of_run))
-        rest = all_of_run[first:]
+    for of_run in by_run.values():
+        first = next((i for i, segment in enumerate(of_run) if not segment.is_sent), len(of_run))
+        unsent = of_run[first:]
         sent += first
         if any(
-            segment.is_locked or (segment == newest[segment.file.parent.parent] and segment.is_open) for segment in rest
+            segment.is_locked or (segment == newest[segment.file.parent.parent] and segment.is_open)
+            for segment in unsent
         ):
-            being_written += rest
-        elif with_entries := [segment for segment in rest if segment.file.stat().st_size > _HEADER]:
+            being_written += unsent
+        elif with_entries := [segment for segment in unsent if segment.file.stat().st_size > _HEADER]:
             runs.append(with_entries)
     return Plan(runs, being_written, sent)
 
@@ -172,34 +180,34 @@ def plan(output_dir: Path, sweep: str) -> Plan:
 def _folder(output_dir: Path, sweep: str) -> Path:
     folder = output_dir / sweep
     if not folder.is_dir():
-        raise InputError(f"sweep={sweep}: no folder {folder}")
+        raise InputError(f"sweep={sweep}: no such sweep: {folder} does not exist")
     return folder
 
 
-def send(output_dir: Path, runs: Sequence[list[Segment]], parallel: int, told: Callable[[Outcome], None]) -> None:
-    """Sends segments, `parallel` W&B runs at a time; `told` hears of each as it ends.
+def send(output_dir: Path, runs: Sequence[list[Segment]], parallel: int, on_outcome: Callable[[Outcome], None]) -> None:
+    """Sends segments of `parallel` W&B runs at a time, and calls `on_outcome` for each segment.
 
-    The first one goes alone: several at once that bring the same rollouts would each make a version of them. What is in
-    `analysis` folders comes last: what it says to have used has to be there, or W&B takes the analysis for its maker.
+    The first run is sent alone: runs sent concurrently would each create a new version of the rollouts they share.
+    Analyses are sent last: artifacts that they use must exist, or W&B attributes them to the analysis.
 
     Raises:
-        InputError: Nobody is logged in.
+        InputError: Not logged in to W&B.
         ServerError: The server cannot be reached.
     """
     _start_service(output_dir)
     settings = _log_in()
-    makers = [run for run in runs if not run[0].name.startswith("analysis")]
-    users = [run for run in runs if run[0].name.startswith("analysis")]
-    for wave in (makers[:1], makers[1:], users):
+    trained = [run for run in runs if not run[0].name.startswith("analysis")]
+    analyses = [run for run in runs if run[0].name.startswith("analysis")]
+    for batch in (trained[:1], trained[1:], analyses):
         try:
-            _run(partial(_send_all, wave, parallel, settings, told))
+            _run(partial(_send_all, batch, parallel, settings, on_outcome))
         except KeyboardInterrupt:
-            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each request that is given up would say so
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # hides an error for each cancelled request
             raise
 
 
 def _start_service(output_dir: Path) -> None:
-    """Where W&B's service is started, it looks for the files of artifacts: they are told from `output_dir`."""
+    """Starts W&B's service in `output_dir`, from which it resolves the relative paths of artifact files."""
     os.environ.setdefault("WANDB_SILENT", "true")
     from wandb.sdk import wandb_setup
 
@@ -208,7 +216,7 @@ def _start_service(output_dir: Path) -> None:
 
 
 def _log_in() -> Any:
-    """W&B's settings, with credentials that the server takes."""
+    """Returns W&B's settings after checking that the server accepts the credentials."""
     from wandb.apis.public.service_api import ServiceApi
     from wandb.errors import AuthenticationError
     from wandb.sdk import wandb_setup
@@ -217,13 +225,13 @@ def _log_in() -> Any:
 
     with without_environment():
         settings = wandb_setup.singleton().settings.model_copy()
-    hint = f"not logged in to {settings.base_url}; `wandb login` asks for the key, or set WANDB_API_KEY"
+    hint = f"not logged in to {settings.base_url}; run `wandb login` or set WANDB_API_KEY"
     try:
         if wbauth.authenticate_session(host=settings.base_url, source="wandb_sync", prompt=False) is None:
             raise InputError(hint)
         settings = settings.model_copy(
             update={
-                # What the machine that sends is called, and where things lie on it, is nobody's business.
+                # Do not send the host name and paths of the machine.
                 "x_disable_machine_info": True,
                 "x_disable_meta": True,
                 "program": "wandb_sync.py",
@@ -251,23 +259,26 @@ def _run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _send_all(
-    runs: Sequence[list[Segment]], parallel: int, settings: Any, told: Callable[[Outcome], None]
+    runs: Sequence[list[Segment]], parallel: int, settings: Any, on_outcome: Callable[[Outcome], None]
 ) -> None:
-    at_a_time = asyncio.Semaphore(parallel)
+    semaphore = asyncio.Semaphore(parallel)
 
-    async def one(run: list[Segment]) -> None:
-        async with at_a_time:
-            stays = ""
+    async def send_run(run: list[Segment]) -> None:
+        async with semaphore:
+            failed = ""
             for segment in run:
-                outcome = Outcome(segment, f"comes after {stays}") if stays else await _send_one(segment, settings)
-                stays = stays or (segment.name if outcome.error else "")
-                told(outcome)
+                if failed:
+                    outcome = Outcome(segment, f"not sent, since the earlier segment {failed} failed")
+                else:
+                    outcome = await _send_one(segment, settings)
+                failed = failed or (segment.name if outcome.error else "")
+                on_outcome(outcome)
 
-    await asyncio.gather(*(one(run) for run in runs))
+    await asyncio.gather(*(send_run(run) for run in runs))
 
 
 async def _send_one(segment: Segment, settings: Any) -> Outcome:
-    """Has W&B's service send a segment, and marks it as sent when all of it has arrived, and only then."""
+    """Sends a segment with W&B's service, and marks it as sent only if all of it has arrived."""
     try:
         segment.sending.touch()
         size = segment.file.stat().st_size
@@ -286,7 +297,7 @@ async def _send_one(segment: Segment, settings: Any) -> Outcome:
 
 
 async def _sync(file: Path, settings: Any) -> list[str]:
-    """Has W&B's service send the file, and gives what it says went wrong."""
+    """Sends a file with W&B's service and returns the errors that it reports."""
     from wandb.proto.wandb_sync_pb2 import ServerSyncMessage
     from wandb.sdk import wandb_setup
 
@@ -294,43 +305,42 @@ async def _sync(file: Path, settings: Any) -> list[str]:
     handle = await service.init_sync(
         {file}, settings, cwd=None, live=False, entity="", project="", run_id="", job_type="", tag_replacements={}
     )
-    begun = await handle.wait_async(timeout=_TIMEOUT)
-    handle = await service.sync(begun.id, parallelism=1)
+    operation = await handle.wait_async(timeout=_TIMEOUT)
+    handle = await service.sync(operation.id, parallelism=1)
     response = await handle.wait_async(timeout=None)
     return [message.content for message in response.messages if message.severity >= ServerSyncMessage.SEVERITY_ERROR]
 
 
 def _outcome(segment: Segment, failures: list[str], logs: list[_Log]) -> Outcome:
     errors = [error for log in logs for error in log.errors]
-    # What a process that was killed had not written is nowhere; all else was sent.
-    cut = [failure for failure in failures if "ends with an incomplete record" in failure]
-    if cut:
-        failures = [failure for failure in failures if failure not in cut]
+    # The last record of a killed process may be incomplete; everything before it was sent.
+    incomplete = [failure for failure in failures if "ends with an incomplete record" in failure]
+    if incomplete:
+        failures = [failure for failure in failures if failure not in incomplete]
         errors = [error for error in errors if "incomplete transaction log" not in error]
-    if errors or failures or not logs or not (cut or segment.marker.exists()):
-        return Outcome(segment, _one_line([*errors[-1:], *failures, "W&B does not say why"][0]))
-    return Outcome(
-        segment, note="its last entry is cut off, as after a kill; what is before it was sent" if cut else ""
-    )
+    if errors or failures or not logs or not (incomplete or segment.marker.exists()):
+        return Outcome(segment, _one_line([*errors[-1:], *failures, "W&B reports no reason"][0]))
+    note = "its last entry is incomplete, as after a kill; everything before it was sent" if incomplete else ""
+    return Outcome(segment, note=note)
 
 
 @dataclass(frozen=True)
 class _Log:
     errors: list[str]
-    is_whole: bool
+    is_complete: bool
 
 
 def _log(file: Path) -> _Log:
-    """What the JSON log of W&B's service says went wrong, and whether it came to its end."""
+    """Reads the errors in the JSON log of W&B's service, and whether the service finished."""
     if not file.exists():
         return _Log([], False)
     entries = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(json.JSONDecodeError):  # cut off by a kill
+        with suppress(json.JSONDecodeError):  # truncated by a kill
             entries.append(json.loads(line))
-    # The first is about a request; what became of it without what it asked is told after it.
-    told = [entry for entry in entries if entry.get("msg") != "api: HTTP error"]
-    errors = [entry for entry in told if str(entry.get("level")).startswith("ERROR")]
+    # "api: HTTP error" contains the request; the entry after it reports the result without it.
+    relevant = [entry for entry in entries if entry.get("msg") != "api: HTTP error"]
+    errors = [entry for entry in relevant if str(entry.get("level")).startswith("ERROR")]
     reasons = [f"{entry['msg']}: {entry['error']}" if "error" in entry else entry["msg"] for entry in errors]
     return _Log(reasons, any(entry.get("msg") == "stream: all finished" for entry in entries[-3:]))
 

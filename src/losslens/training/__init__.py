@@ -1,1 +1,1 @@
-"""Training one run: the rows in their order, two trainers, and what is written while they work."""
+"""Training of one run: the batches in their order, the trainer, and the files written during training."""

@@ -1,4 +1,4 @@
-"""One tokenised set of rollouts for all losses, what each learns from in it, and the batches laid out of that."""
+"""Tokenised rollouts shared by all losses, the examples each loss takes from them, and their collation into batches."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from losslens.models.tokens import read_rollouts
 
 
 def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
-    """The rollouts that losses may learn from, in their order.
+    """Returns the rollouts that losses may train on, in their original order.
 
     Args:
-        rollouts: All of them.
-        train_on: `all`; `mixed_groups`, those of the prompts that have a right and a wrong rollout, which DPO can use;
-            or `paired_rollouts`, the first right and the first wrong rollout of each of these: its pairs.
+        rollouts: All rollouts.
+        train_on: `all`; `mixed_groups`, the rollouts of prompts that have both a correct and an incorrect rollout,
+            which are the ones DPO can use; or `paired_rollouts`, the first correct and the first incorrect rollout of
+            each such prompt, which are DPO's pairs.
 
     Raises:
-        InputError: There are none.
+        InputError: No prompt has both a correct and an incorrect rollout.
     """
     if train_on == "all":
         return rollouts
@@ -36,12 +37,12 @@ def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
 
 
 def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any] | None = None) -> pd.DataFrame:
-    """The rollouts with `prompt_ids`, `completion_ids`, their `place` and the number of their `group` (their prompt).
+    """Adds the columns `prompt_ids`, `completion_ids`, `place` (row number) and `group` (number of the prompt).
 
     Args:
-        rollouts: As they are frozen.
-        tokenizer: Of the base.
-        manifest: Of the frozen rollouts: whose tokens their ids are.
+        rollouts: Frozen rollouts.
+        tokenizer: Tokenizer of the base.
+        manifest: Manifest of the frozen rollouts, which names the tokenizer of their token ids.
     """
     prompts, completions = read_rollouts(rollouts, tokenizer, manifest)
     return rollouts.assign(
@@ -53,22 +54,22 @@ def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any]
 
 
 class Examples:
-    """Rollouts as a loss learns from them: each example is a rollout, or a pair of them.
+    """Training examples of a loss: single rollouts, or pairs of rollouts.
 
     Args:
-        rollouts: Whole groups of them, from `tokenise`.
+        rollouts: Output of `tokenise`, with whole groups.
         loss: The loss.
 
     Attributes:
         table: The rollouts that the loss selects.
-        columns: What the loss computes from whole groups, each of shape (rollouts of `table`,).
-        rows: The rollouts of each example by their places in `table`, shape (examples, 1), or (examples, 2) for pairs:
+        columns: Output of `Loss.columns`, computed from whole groups, each of shape (rows of `table`,).
+        rows: Positions in `table` of the rollouts of each example, shape (examples, 1), or (examples, 2) for pairs:
             chosen and rejected.
-        reference: The base's log-probability of each completion token, nats, of each rollout of `table` that is in an
-            example; None where nobody has scored them.
+        reference: The base's log-probability of each completion token, nats, for each row of `table` that is in an
+            example; None if they have not been scored.
 
     Raises:
-        InputError: There is nothing in them to learn from.
+        InputError: None of the rollouts can be used by the loss.
     """
 
     def __init__(self, rollouts: pd.DataFrame, loss: Loss) -> None:
@@ -85,32 +86,32 @@ class Examples:
         return len(self.rows)
 
     def take(self, numbers: np.ndarray) -> Examples:
-        """Those with these numbers, in this order; what was computed from whole groups stays."""
+        """Returns the examples with these indices, in this order; columns stay those of the whole groups."""
         taken = copy(self)
         taken.rows = self.rows[numbers]
         return taken
 
     def mismatched(self) -> np.ndarray:
-        """The number of the last example before each one that answers another prompt, all being a ring.
+        """Returns for each example the index of the last preceding one with another prompt, cyclically.
 
         Raises:
-            InputError: All answer one prompt.
+            InputError: All examples have the same prompt.
         """
         groups = self._groups[self.rows[:, 0]].tolist()
         if len(set(groups)) == 1:
             raise InputError(
-                f"optim.batch_size={len(groups)}: all rollouts of a step answer one prompt, and the loss compares them "
-                "with those of others; make it larger"
+                f"optim.batch_size={len(groups)}: all rollouts of a step have the same prompt, but the loss needs "
+                "rollouts of at least two prompts in each step; use a larger batch"
             )
-        before = range(-1, -len(groups), -1)
-        found = [next(i + k for k in before if groups[i + k] != group) for i, group in enumerate(groups)]
-        return np.array(found) % len(groups)
+        offsets = range(-1, -len(groups), -1)
+        preceding = [next(i + k for k in offsets if groups[i + k] != group) for i, group in enumerate(groups)]
+        return np.array(preceding) % len(groups)
 
-    def laid_out(self, pad_token_id: int) -> dict[str, Any]:
-        """A batch of them for the trainer: the first rollout of each, then the second of each (TRL's order).
+    def collate(self, pad_token_id: int) -> dict[str, Any]:
+        """Collates the examples into a batch: the first rollout of each, then the second of each (TRL's order).
 
         Args:
-            pad_token_id: What fills up sequences.
+            pad_token_id: Padding token of the inputs.
         """
         rows = self.rows.T.reshape(-1)
         batch: dict[str, Any] = self.with_completions_of(self, pad_token_id)
@@ -127,19 +128,19 @@ class Examples:
         return batch
 
     def with_completions_of(self, others: Examples, pad_token_id: int) -> dict[str, torch.Tensor]:
-        """The `sequences` of their prompts and the completions of as many `others` of the same table."""
+        """Collates the prompts of these examples with the completions of as many `others` from the same table."""
         rows = zip(self.rows.T.reshape(-1), others.rows.T.reshape(-1), strict=True)
         return sequences([(self._prompts[p], self._completions[c]) for p, c in rows], pad_token_id)
 
 
-def sequences(both: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """`input_ids`, `labels` and `attention_mask` of prompts and their completions, each of shape (N, T + 1)."""
+def sequences(token_ids: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Returns `input_ids`, `labels` and `attention_mask` of prompts and completions, each of shape (N, T + 1)."""
     return {
-        "input_ids": _padded([[*prompt, *completion] for prompt, completion in both], pad_token_id),
-        "labels": _padded([[*[-100] * len(prompt), *completion] for prompt, completion in both], -100),
-        "attention_mask": _padded([[1] * (len(prompt) + len(completion)) for prompt, completion in both], 0),
+        "input_ids": _padded([[*prompt, *completion] for prompt, completion in token_ids], pad_token_id),
+        "labels": _padded([[*[-100] * len(prompt), *completion] for prompt, completion in token_ids], -100),
+        "attention_mask": _padded([[1] * (len(prompt) + len(completion)) for prompt, completion in token_ids], 0),
     }
 
 
-def _padded(rows: Sequence[list[int]], filling: int) -> torch.Tensor:
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=filling)
+def _padded(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)

@@ -1,4 +1,4 @@
-"""What is shown and written while a run trains."""
+"""Trainer callbacks: progress bar, metrics, checkpoints, snapshots and preemption."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
 from losslens.models.adapters import adapter_hashes, save_adapter
 
-# Names under which the trainers report, and ours.
-_SEAL = "sealed.json"
-# Of the files of a checkpoint those that transformers would go on without: from another state than there was.
-_NEEDED = {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"}
-_RANDOM = "rng_state"
+_CHECKSUMS = "sealed.json"
+# Files without which transformers would silently resume from a different state.
+_REQUIRED = {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"}
+_RNG_STATE = "rng_state"
+# The trainer's metric names and ours.
 _RENAMED = {"learning_rate": "lr", "mean_token_accuracy": "token_accuracy"}
 _DROPPED = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 
 
 class ProgressBar(TrainerCallback):
-    """One bar a run, with the latest loss."""
+    """Shows a progress bar with the latest loss."""
 
     def __init__(self, description: str) -> None:
         self.description = description
@@ -57,19 +57,19 @@ class ProgressBar(TrainerCallback):
             self.bar.set_postfix(loss=f"{float(logs['loss']):.4f}")
 
     def close(self) -> None:
-        """Takes the bar away, however training ended."""
+        """Removes the bar, however training ended."""
         if self.bar is not None:
             self.bar.close()
 
 
 class Metrics(TrainerCallback):
-    """Writes one line of `metrics.jsonl` a logged step, and hands the same numbers on.
+    """Writes one line of `metrics.jsonl` per logged step, and passes the same values to `on_metrics`.
 
     Args:
-        file: The file. A run that goes on from a checkpoint keeps the lines up to it.
-        examples_per_epoch: Rows that make one epoch, for the column `epoch`.
-        measure: Gives further numbers of the model.
-        hand_on: Called with the step and its numbers.
+        file: The file. When a run resumes from a checkpoint, the lines up to that step are kept.
+        examples_per_epoch: Examples in one epoch, for the column `epoch`.
+        measure: Computes further metrics of the model.
+        on_metrics: Called with the step and its metrics.
     """
 
     def __init__(
@@ -77,19 +77,19 @@ class Metrics(TrainerCallback):
         file: Path,
         examples_per_epoch: float,
         measure: Callable[[Any], dict[str, float]],
-        hand_on: Callable[[int, dict[str, float]], None],
+        on_metrics: Callable[[int, dict[str, float]], None],
     ) -> None:
         self.file = file
         self.examples_per_epoch = examples_per_epoch
         self.measure = measure
-        self.on_metrics = hand_on
+        self.on_metrics = on_metrics
 
     def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
         kept: list[str] = []
         if self.file.exists() and state.global_step:
             lines = self.file.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step(line) <= state.global_step]
-        # The trainers count tokens from 0 whenever they start.
+        # The trainer's token count restarts at 0 when it resumes.
         self.tokens_before = json.loads(kept[-1])["train/num_tokens"] if kept else 0.0
         self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.since = (time.perf_counter(), self.tokens_before)
@@ -121,7 +121,7 @@ class Metrics(TrainerCallback):
 
 
 class LogFinalStep(TrainerCallback):
-    """Logs the last step, too: its numbers are those of the adapter that is kept. In all processes, as they share."""
+    """Logs the last step as well, since its metrics describe the final adapter; runs in all processes."""
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, control: TrainerControl, **__: Any) -> None:
         if state.global_step >= state.max_steps:
@@ -129,10 +129,10 @@ class LogFinalStep(TrainerCallback):
 
 
 class PreemptionCallback(TrainerCallback):
-    """Where the scheduler has asked for it, ends training after the step it is at, with a checkpoint of that step."""
+    """Stops training after the current step, with a checkpoint, if the scheduler has asked for it."""
 
     def on_step_end(self, _: TrainingArguments, __: TrainerState, control: TrainerControl, **___: Any) -> None:
-        # Of several processes the main one decides, so that all stop after the same step.
+        # The main process decides, so that all processes stop after the same step.
         if distributed.broadcast(preemption.is_requested()):
             preemption.request(signal.SIGUSR2)
             control.should_log = True
@@ -141,10 +141,10 @@ class PreemptionCallback(TrainerCallback):
 
 
 class ChecksumCheckpoint(TrainerCallback):
-    """Seals a checkpoint once all processes have written theirs: to its run, its step and every file in it.
+    """Writes the checksums of a checkpoint's files, with its run and step, once all processes have saved it.
 
     Args:
-        identity: What tells the run from others.
+        identity: Fingerprint of the run.
     """
 
     def __init__(self, identity: str) -> None:
@@ -155,78 +155,80 @@ class ChecksumCheckpoint(TrainerCallback):
         if not distributed.is_main():
             return
         checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        write_json(checkpoint / _SEAL, _seal(self.identity, state.global_step, _hashes(checkpoint)))
+        write_json(checkpoint / _CHECKSUMS, _checksums(self.identity, state.global_step, _hashes(checkpoint)))
 
 
 def checkpoint_fault(checkpoint: Path, identity: str) -> str:
-    """Why a checkpoint must not be gone on from; empty for one that is as it was sealed.
+    """Returns why a checkpoint must not be resumed from; empty if it is intact and belongs to the run.
 
     Args:
         checkpoint: Its folder, `checkpoint-<step>`.
-        identity: The run that would go on.
+        identity: Fingerprint of the run to resume.
     """
     try:
-        sealed, files = read_json(checkpoint / _SEAL), _hashes(checkpoint)
+        recorded, files = read_json(checkpoint / _CHECKSUMS), _hashes(checkpoint)
     except InputError:
-        return "no seal in it that can be read"
+        return f"{_CHECKSUMS} is missing or damaged"
     except OSError as error:
         return first_line(error)
-    if not isinstance(sealed, dict) or not isinstance(sealed.get("files"), dict):
-        return "no seal in it that can be read"
-    if sealed.get("run") != identity:
-        return "it is of another run"
-    step, then = sealed.get("step"), sealed["files"]
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("files"), dict):
+        return f"{_CHECKSUMS} is missing or damaged"
+    if recorded.get("run") != identity:
+        return "it belongs to another run"
+    step, written = recorded.get("step"), recorded["files"]
     if type(step) is not int or f"checkpoint-{step}" != checkpoint.name:
-        return f"it is of step {step}"
-    unlike = sorted(name for name in then.keys() | files.keys() if then.get(name) != files.get(name))
-    if unlike:
-        return f"{unlike[0]} is not as it was written"
-    missing = sorted(_NEEDED - files.keys()) or [_RANDOM] * (not any(name.startswith(_RANDOM) for name in files))
-    if missing or sealed != _seal(identity, step, files):
-        return f"it was sealed without {missing[0]}" if missing else "its seal was changed"
+        return f"it is the checkpoint of step {step}"
+    changed = sorted(name for name in written.keys() | files.keys() if written.get(name) != files.get(name))
+    if changed:
+        return f"{changed[0]} does not match its checksum"
+    missing = sorted(_REQUIRED - files.keys()) or [_RNG_STATE] * (
+        not any(name.startswith(_RNG_STATE) for name in files)
+    )
+    if missing or recorded != _checksums(identity, step, files):
+        return f"it was written without {missing[0]}" if missing else f"{_CHECKSUMS} was changed"
     return ""
 
 
 def rewrite_checksums(checkpoint: Path, before: str, now: str) -> None:
-    """Seals a checkpoint to the same run's identity in another form; one that is not whole stays as it is.
+    """Records a checkpoint under its run's new fingerprint; leaves one that is not intact unchanged.
 
     Args:
         checkpoint: Its folder.
-        before: The identity that it is sealed to.
-        now: The identity in its new form.
+        before: Fingerprint that it is recorded under.
+        now: New fingerprint of the same run.
     """
     if not checkpoint_fault(checkpoint, before):
         step = int(checkpoint.name.rpartition("-")[2])
-        write_json(checkpoint / _SEAL, _seal(now, step, _hashes(checkpoint)))
+        write_json(checkpoint / _CHECKSUMS, _checksums(now, step, _hashes(checkpoint)))
 
 
-def _seal(identity: str, step: int, files: dict[str, str]) -> dict[str, Any]:
+def _checksums(identity: str, step: int, files: dict[str, str]) -> dict[str, Any]:
     content = {"run": identity, "step": step, "files": files}
     return {**content, "sha256": hash_json(content, 64)}
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
-    """The SHA-256 of every file but the seal, by its path in the checkpoint.
+    """Returns the SHA-256 of every file but the checksum file, by its path in the checkpoint.
 
     Raises:
-        OSError: One cannot be read, or is a link to somewhere else.
+        OSError: A file cannot be read or is a symbolic link.
     """
     hashes = {}
     for file in sorted(checkpoint.rglob("*")):
         if file.is_symlink():
-            raise OSError(f"{file.name} is a link")
-        if not file.is_dir() and file != checkpoint / _SEAL:
+            raise OSError(f"{file.name} is a symbolic link")
+        if not file.is_dir() and file != checkpoint / _CHECKSUMS:
             hashes[file.relative_to(checkpoint).as_posix()] = hash_file(file)
     return hashes
 
 
 class Snapshots(TrainerCallback):
-    """Keeps the adapter as it is after every so many steps: `step-000010/adapter`, with its hashes in `manifest.json`.
+    """Saves a snapshot of the adapter every `every` steps: `step-000010/adapter`, with its hashes in `manifest.json`.
 
     Args:
-        folder: Where. A run that goes on from a checkpoint keeps the snapshots up to it.
-        every: Steps from one to the next.
-        identity: What tells the run from others.
+        folder: Folder of the snapshots. When a run resumes from a checkpoint, those up to that step are kept.
+        every: Steps between snapshots.
+        identity: Fingerprint of the run.
     """
 
     def __init__(self, folder: Path, every: int, identity: str) -> None:
@@ -244,24 +246,28 @@ class Snapshots(TrainerCallback):
         self, _: TrainingArguments, state: TrainerState, __: TrainerControl, model: Any, **___: Any
     ) -> None:
         if state.global_step % self.every == 0:
-            # By every process, so that all of them end; their adapters are the same.
+            # Checked by every process, so that all of them stop; their adapters are the same.
             require_finite(model, state.global_step)
             if not distributed.is_main():
                 return
             with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
                 save_adapter(model, temporary / "adapter")
-                bound = {"run": self.identity, "step": state.global_step, "outcomes": {}}
-                write_json(temporary / "manifest.json", {**bound, **adapter_hashes(temporary / "adapter")})
+                manifest = {"run": self.identity, "step": state.global_step, "outcomes": {}}
+                write_json(temporary / "manifest.json", {**manifest, **adapter_hashes(temporary / "adapter")})
 
 
 def require_finite(model: Any, step: int) -> None:
-    """Raises `DivergedError` when a weight that is trained is not finite."""
+    """Checks that all trained weights are finite.
+
+    Raises:
+        DivergedError: A weight is NaN or infinite.
+    """
     if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
-        raise DivergedError(f"diverged: the adapter holds values that are not finite at step {step}")
+        raise DivergedError(f"diverged: the adapter has non-finite weights at step {step}")
 
 
 class NonFiniteGuard(TrainerCallback):
-    """Ends a run whose loss or gradient is no longer a number: nothing after it would mean anything."""
+    """Stops a run whose loss or gradient norm is NaN or infinite."""
 
     def on_log(
         self, _: TrainingArguments, state: TrainerState, __: TrainerControl, logs: dict[str, float], **___: Any
@@ -272,8 +278,8 @@ class NonFiniteGuard(TrainerCallback):
 
 
 def _step(line: str) -> float:
-    """The step of a line; infinity for one that was cut off in the middle."""
+    """The step of a line; infinity for a truncated line."""
     try:
-        return json.loads(line)["step"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return math.inf

@@ -1,4 +1,4 @@
-"""Per-token log-probabilities on the CPU without the full logits."""
+"""Per-token log-probabilities without materialising the full logits, for devices without TRL's fused kernel."""
 
 from __future__ import annotations
 
@@ -7,23 +7,30 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
-from trl.trainer.utils import FusedCausalLMOutput
 
-# Names under which architectures keep what TRL's fused head does to the logits and this one does not.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+from losslens.training.trl_internals import FusedCausalLMOutput
+
+# Configuration fields of logit transformations, which TRL's fused head applies and this one does not.
+_LOGIT_TRANSFORMS = (
+    "final_logit_softcapping",
+    "logit_scale",
+    "output_multiplier",
+    "lm_head_multiplier",
+    "logits_scaling",
+)
 
 
 def has_plain_head(model: PreTrainedModel) -> bool:
-    """Whether the logits are the head's output as it is, neither scaled nor capped (as Granite's and Gemma 2's are)."""
+    """Returns True if the logits are the unmodified output of the head: not scaled (Granite) or capped (Gemma 2)."""
     config = model.config.get_text_config()
-    return all(getattr(config, name, None) in (None, 1.0) for name in _LOGIT_CHANGES)
+    return all(getattr(config, name, None) in (None, 1.0) for name in _LOGIT_TRANSFORMS)
 
 
 def score_selected_positions(model: PreTrainedModel) -> None:
-    """Makes `model(…, labels=…, fused_lm_head=True)` put only the labelled positions through the language-model head.
+    """Makes `model(…, labels=…, fused_lm_head=True)` apply the language-model head at labelled positions only.
 
-    TRL's fused head answers to the same call. On CUDA it is the better one; without Triton it puts every position,
-    prompt and padding included, through the head, and computes each tile again in the backward pass.
+    TRL's fused head has the same interface. It is preferable on CUDA, but without Triton it processes every position,
+    including prompt and padding, and recomputes each tile in the backward pass.
 
     Args:
         model: The causal language model inside the PEFT model, with a plain head; its `forward` is replaced.
@@ -43,14 +50,14 @@ def score_selected_positions(model: PreTrainedModel) -> None:
             entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
             is_top1 = logits.argmax(dim=-1) == targets
 
-        def unselected(values: torch.Tensor) -> torch.Tensor:
+        def scatter(values: torch.Tensor) -> torch.Tensor:
             return values.new_zeros(mask.shape).masked_scatter(mask, values)
 
         return FusedCausalLMOutput(
-            log_probs=unselected(log_probs.gather(-1, targets[:, None]).squeeze(-1)),
-            entropy=unselected(entropy),
-            mean_logits=unselected(logits.detach().mean(dim=-1)),
-            is_top1=unselected(is_top1),
+            log_probs=scatter(log_probs.gather(-1, targets[:, None]).squeeze(-1)),
+            entropy=scatter(entropy),
+            mean_logits=scatter(logits.detach().mean(dim=-1)),
+            is_top1=scatter(is_top1),
             label_mask=mask,
         )
 

@@ -1,4 +1,4 @@
-"""What the base says of the frozen rollouts: scored once, and kept for all runs that need a reference."""
+"""Reference log-probabilities: the base scores the frozen rollouts once, for all runs that need a reference."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from losslens.core.files import atomic_file
 from losslens.core.hashing import hash_json
 from losslens.training.batches import sequences
 
-# Raised when the same tokens begin to get other numbers.
+# Increased when the same tokens start to get different values.
 _VERSION = 1
-# Tokens, with the padding, that are scored at once. Not what the run has room for: which rollouts are scored together
-# moves the numbers by rounding, and they are to be the same whoever scores them.
-_AT_ONCE, _AT_ONCE_ON_CUDA = 1 << 11, 1 << 14
-# After how many the numbers so far are kept.
-_A_SAVE = 1 << 20
+# Tokens per forward pass, padding included. Fixed rather than adapted to free memory: the composition of a batch
+# affects rounding, and the values must not depend on the machine that computes them.
+_BATCH_TOKENS, _BATCH_TOKENS_ON_CUDA = 1 << 11, 1 << 14
+# Tokens between two saves of partial results.
+_SAVE_TOKENS = 1 << 20
 
-Both = list[tuple[list[int], list[int]]]
+# Prompt and completion of each rollout.
+TokenIds = list[tuple[list[int], list[int]]]
 
 
 @dataclass(frozen=True)
 class ReferenceCache:
-    """Log-probabilities under the base, in a folder named after all that decides them.
+    """Cache of log-probabilities under the base, keyed by everything that determines them.
 
-    These are the content of the base, its precision and device, and the tokens themselves: what rollouts, tokenizer
-    and chat template come down to. Who is killed while he scores goes on.
+    The key hashes the content of the base, its precision and device, and the token ids, which already reflect
+    rollouts, tokenizer and chat template. Interrupted scoring resumes from the last save.
 
     Attributes:
-        folder: Of all of them.
-        about: What tells the base, its precision and device from others.
+        folder: Folder of the cache.
+        about: Fingerprint of the base, its precision and its device.
     """
 
     folder: Path
@@ -49,83 +50,87 @@ class ReferenceCache:
     def logps(
         self, tokenised: pd.DataFrame, score: Callable[[dict[str, torch.Tensor]], torch.Tensor], pad_token_id: int
     ) -> tuple[list[np.ndarray], Path]:
-        """The log-probability of each completion token of each rollout, nats, float32, and the file they are kept in.
+        """Returns the log-probabilities of each rollout's completion tokens (nats, float32), and the file they are in.
 
         Args:
             tokenised: All rollouts, from `tokenise`.
-            score: Gives the base's log-probabilities, shape (N, T), of what `sequences` gives.
-            pad_token_id: What fills up sequences.
+            score: Computes the base's log-probabilities, shape (N, T), of a batch from `sequences`.
+            pad_token_id: Padding token of the inputs.
         """
-        both = list(zip(tokenised["prompt_ids"], tokenised["completion_ids"], strict=True))
+        token_ids = list(zip(tokenised["prompt_ids"], tokenised["completion_ids"], strict=True))
         file = (
             self.folder
-            / hash_json({"version": _VERSION, **self.about, "tokens": _hash(both)}, 16)
+            / hash_json({"version": _VERSION, **self.about, "tokens": _hash(token_ids)}, 16)
             / "logps.safetensors"
         )
         file.parent.mkdir(parents=True, exist_ok=True)
-        # A first token with nothing before it has no probability.
-        lengths = np.array([max(len(completion) - (not prompt), 0) for prompt, completion in both])
+        # The first token of a sequence has no probability.
+        lengths = np.array([max(len(completion) - (not prompt), 0) for prompt, completion in token_ids])
         with FileLock(file.with_suffix(".lock")):
-            known = _read(file, lengths)
-            todo = [chunk for chunk in self._chunks(both) if any(np.isnan(known[row]).any() for row in chunk)]
+            logps = _read(file, lengths)
+            todo = [batch for batch in self._batches(token_ids) if any(np.isnan(logps[row]).any() for row in batch)]
             if todo:
-                _score(both, todo, known, file, lambda found: score(sequences(found, pad_token_id)))
-        return known, file
+                _score(token_ids, todo, logps, file, lambda batch: score(sequences(batch, pad_token_id)))
+        return logps, file
 
-    def _chunks(self, both: Both) -> list[list[int]]:
-        """Places of rollouts that are scored together: of like length, the longest first."""
-        room = _AT_ONCE_ON_CUDA if self.about.get("device") == "cuda" else _AT_ONCE
-        order = sorted(range(len(both)), key=lambda row: (-len(both[row][0]) - len(both[row][1]), row))
-        chunks: list[list[int]] = []
+    def _batches(self, token_ids: TokenIds) -> list[list[int]]:
+        """Row numbers of the rollouts in each batch: of similar length, the longest first."""
+        max_tokens = _BATCH_TOKENS_ON_CUDA if self.about.get("device") == "cuda" else _BATCH_TOKENS
+        order = sorted(range(len(token_ids)), key=lambda row: (-len(token_ids[row][0]) - len(token_ids[row][1]), row))
+        batches: list[list[int]] = []
         while order:
-            longest = len(both[order[0]][0]) + len(both[order[0]][1])
-            number = max(room // max(longest, 1), 1)
-            chunks.append(order[:number])
-            order = order[number:]
-        return chunks
+            longest = len(token_ids[order[0]][0]) + len(token_ids[order[0]][1])
+            size = max(max_tokens // max(longest, 1), 1)
+            batches.append(order[:size])
+            order = order[size:]
+        return batches
 
 
 def _score(
-    both: Both, todo: list[list[int]], known: list[np.ndarray], file: Path, score: Callable[[Both], torch.Tensor]
+    token_ids: TokenIds,
+    todo: list[list[int]],
+    logps: list[np.ndarray],
+    file: Path,
+    score: Callable[[TokenIds], torch.Tensor],
 ) -> None:
     unsaved = 0
     total = sum(map(len, todo))
-    with tqdm(total=total, desc="the base scores the rollouts, once", unit="rollout", leave=False) as bar:
+    with tqdm(total=total, desc="scoring the rollouts with the base", unit="rollout", leave=False) as bar:
         for number, rows in enumerate(todo, 1):
-            found = score([both[row] for row in rows]).float().cpu().numpy()
-            for row, values in zip(rows, found, strict=True):
-                start = max(len(both[row][0]) - 1, 0)
-                known[row][:] = values[start : start + len(known[row])]
+            batch = score([token_ids[row] for row in rows]).float().cpu().numpy()
+            for row, values in zip(rows, batch, strict=True):
+                start = max(len(token_ids[row][0]) - 1, 0)
+                logps[row][:] = values[start : start + len(logps[row])]
             bar.update(len(rows))
-            unsaved += found.size
-            if unsaved >= _A_SAVE or number == len(todo):
-                _write(file, known)
+            unsaved += batch.size
+            if unsaved >= _SAVE_TOKENS or number == len(todo):
+                _write(file, logps)
                 unsaved = 0
 
 
-def _hash(both: Both) -> str:
-    found = hashlib.sha256()
-    for ids in both:
-        for part in ids:
-            found.update(np.array([len(part), *part], dtype="<i8").tobytes())
-    return found.hexdigest()
+def _hash(token_ids: TokenIds) -> str:
+    digest = hashlib.sha256()
+    for prompt_and_completion in token_ids:
+        for ids in prompt_and_completion:
+            digest.update(np.array([len(ids), *ids], dtype="<i8").tobytes())
+    return digest.hexdigest()
 
 
 def _read(file: Path, lengths: np.ndarray) -> list[np.ndarray]:
-    """What is known, and NaN for the rest: for all where there is no such file, or it is damaged."""
+    """Saved log-probabilities, NaN where missing; all NaN if there is no file or it is damaged."""
     values = np.full(int(lengths.sum()), np.nan, dtype=np.float32)
     try:
         with safe_open(file, "np") as content:
-            kept = content.get_tensor("logps")
-            if kept.shape == values.shape and content.metadata() == {"sha256": _sha256(kept)}:
-                values = kept
+            saved = content.get_tensor("logps")
+            if saved.shape == values.shape and content.metadata() == {"sha256": _sha256(saved)}:
+                values = saved
     except (OSError, SafetensorError, ValueError):
         pass
     return np.split(values, np.cumsum(lengths)[:-1])
 
 
-def _write(file: Path, known: list[np.ndarray]) -> None:
-    values = np.concatenate(known)
+def _write(file: Path, logps: list[np.ndarray]) -> None:
+    values = np.concatenate(logps)
     with atomic_file(file) as temporary:
         save_file({"logps": values}, temporary, {"sha256": _sha256(values)})
 

@@ -1,4 +1,4 @@
-"""Trains one run from the base and the initial adapter to the finished adapter, or on from its last checkpoint."""
+"""Training of one run, from the base and the initial adapter or from its last checkpoint to the finished adapter."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ from losslens.training.weight_tracking import WeightTrackingCallback
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """All that decides a run, besides the base and the rollouts.
+    """Everything that determines a run, besides the base and the rollouts.
 
     Attributes:
         loss: The loss.
         learning_rate: Peak learning rate.
-        lora: The adapter.
-        initial_adapter: Folder of the adapter to start from.
+        lora: Settings of the adapter.
+        initial_adapter: Folder of the initial adapter.
         optim: Optimiser, schedule, batch.
         seed: Seed of LoRA dropout.
-        identity: What tells the run from others: its checkpoints and snapshots carry it.
+        identity: Fingerprint of the run, recorded in its checkpoints and snapshots.
     """
 
     loss: Loss
@@ -69,32 +69,35 @@ def make_trainer(
     output_dir: Path,
     callbacks: list[TrainerCallback],
     selected_head: bool | None = None,
-    way: tuple[int, bool] | None = None,
+    microbatch_plan: tuple[int, bool] | None = None,
 ) -> LossTrainer:
-    """The trainer of `plan` with the initial adapter in place, and the base's reference where it is known beforehand.
+    """Builds the trainer of `plan`, with the initial adapter loaded and precomputed reference log-probabilities.
 
     Args:
-        plan: What to train.
-        base: The base; it is changed, so lend it with `preserved`.
-        source: The examples of each step.
-        output_dir: Where checkpoints go.
+        plan: The plan of the run.
+        base: The base; it is modified, so call this within `preserved`.
+        source: Source of the examples of each step.
+        output_dir: Folder for checkpoints.
         callbacks: Added to the trainer's own.
-        selected_head: Whether `score_selected_positions` takes the place of TRL's fused head; by default off CUDA, for
-            models with a plain head.
-        way: Examples in one forward pass, and whether with gradient checkpointing; the first of `Optim.ways` if None.
+        selected_head: Use `score_selected_positions` instead of TRL's fused head; by default only off CUDA, for models
+            with a plain head.
+        microbatch_plan: Examples per forward pass, and whether to use gradient checkpointing; by default the first of
+            `Optim.microbatch_plans`.
 
     Raises:
-        InputError: The batch cannot be shared by the processes, or the reference is not this base's.
+        InputError: The batch cannot be divided among the processes, or the reference was computed with another base.
     """
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
-    at_once, checkpointing = way or optim.microbatch_plans(distributed.world_size(), plan.lora.dropout > 0)[0]
+    if microbatch_plan is None:
+        microbatch_plan = optim.microbatch_plans(distributed.world_size(), plan.lora.dropout > 0)[0]
+    micro_batch, checkpointing = microbatch_plan
     arguments = {
         "output_dir": str(output_dir),
         "learning_rate": plan.learning_rate,
         "max_steps": optim.steps(source.epoch_length),
-        "per_device_train_batch_size": at_once,
-        "gradient_accumulation_steps": optim.per_process_batch(distributed.world_size()) // at_once,
+        "per_device_train_batch_size": micro_batch,
+        "gradient_accumulation_steps": optim.per_process_batch(distributed.world_size()) // micro_batch,
         "lr_scheduler_type": optim.scheduler,
         "warmup_steps": optim.warmup_ratio,
         "weight_decay": optim.weight_decay,
@@ -103,7 +106,7 @@ def make_trainer(
         "logging_steps": optim.log_steps,
         "logging_nan_inf_filter": False,
         "save_steps": optim.save_steps,
-        "save_total_limit": 2,  # the one before, should the last one be damaged
+        "save_total_limit": 2,  # in case the last one is damaged
         "max_length": None,
         "seed": plan.seed,
         "bf16": base.model.dtype == torch.bfloat16,
@@ -111,8 +114,8 @@ def make_trainer(
         "use_cpu": not on_cuda,
         "disable_tqdm": True,
         "report_to": "none",
-        # Otherwise torch moves the gradients to other buckets after the first step, and three processes or more that go
-        # on from a checkpoint sum them in another order: not to the same bytes.
+        # Otherwise torch rebuilds the gradient buckets after the first step, and three or more processes that resume
+        # from a checkpoint sum gradients in another order: the result is not byte-identical.
         "ddp_find_unused_parameters": True,
     }
     trainer = LossTrainer(
@@ -126,18 +129,17 @@ def make_trainer(
     )
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
         score_selected_positions(trainer.model.get_base_model())
-    # The bar and `metrics.jsonl` say what the trainer would print.
     trainer.remove_callback(PrinterCallback)
     load_adapter(trainer.model, plan.initial_adapter)
-    kept = source.score(trainer.base_logps, base.tokenizer.pad_token_id)
-    if kept is not None:
-        trainer.require_base(str(kept))
+    reference_file = source.score(trainer.base_logps, base.tokenizer.pad_token_id)
+    if reference_file is not None:
+        trainer.require_base(str(reference_file))
     return trainer
 
 
 def _on_one_gpu(arguments: Any) -> Any:
-    """The same arguments for one GPU: where there are several, the trainer would multiply the batch by their number."""
-    _ = arguments.device  # counts them
+    """Restricts the arguments to one GPU; the trainer would multiply the batch by the number of visible GPUs."""
+    _ = arguments.device  # counts the GPUs
     arguments._n_gpu = min(arguments._n_gpu, 1)
     return arguments
 
@@ -147,29 +149,29 @@ def train_run(
     base: LoadedModel,
     source: RolloutSource,
     folder: Path,
-    hand_on: Callable[[int, dict[str, float]], None],
+    on_metrics: Callable[[int, dict[str, float]], None],
     references: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Trains `plan` in `folder`: checkpoints below it while it works, `adapter/` at the end, `snapshots/` if asked for.
+    """Trains `plan` in `folder`: writes checkpoints on the way, `adapter/` at the end, and `snapshots/` if configured.
 
-    Of several processes, who all call it in `processes.together`, the main one writes them.
+    With several processes, all of them call this within `distributed.lockstep`, and the main process writes the files.
 
     Args:
-        plan: What to train.
-        base: The base; it is the same afterwards.
-        source: The examples of each step.
+        plan: The plan of the run.
+        base: The base; unchanged afterwards.
+        source: Source of the examples of each step.
         folder: The run's folder.
-        hand_on: Called with each logged step and its numbers.
-        references: Adapters that the growing one is compared with at every logged step, by their labels.
+        on_metrics: Called with each logged step and its metrics.
+        references: Folders of the reference adapters to compare with at every logged step, by label.
 
     Returns:
-        Steps, examples an epoch (`rows`), epochs, processes, the step gone on from, and, since then, seconds and peak
-        GPU memory (of this process).
+        Facts for the manifest: steps, examples per epoch (`rows`), epochs, processes, the step resumed from, and, since
+        then, seconds and peak GPU memory (of this process).
 
     Raises:
-        InputError: As for `make_trainer`.
+        InputError: See `make_trainer`.
         DivergedError: The loss, its gradient or the adapter is not finite.
-        Preempted: The scheduler asked for it to stop; there is a checkpoint of the last step.
+        Preempted: The scheduler has asked the run to stop; there is a checkpoint of the last step.
     """
     checkpoints = folder / "checkpoints"
     started = time.monotonic()
@@ -177,35 +179,36 @@ def train_run(
         torch.cuda.reset_peak_memory_stats()
     resumed_from: int | None = None
     distributed.init_process_group("nccl" if base.model.device.type == "cuda" else "gloo")
-    ways = plan.optim.microbatch_plans(distributed.world_size(), plan.lora.dropout > 0)
-    for number, way in enumerate(ways, 1):
+    microbatch_plans = plan.optim.microbatch_plans(distributed.world_size(), plan.lora.dropout > 0)
+    for number, (micro_batch, gradient_checkpointing) in enumerate(microbatch_plans, 1):
         last = _agreed_checkpoint(checkpoints, plan.identity)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
         try:
-            _train(plan, base, source, folder, hand_on, references or {}, way, last)
+            microbatch_plan = (micro_batch, gradient_checkpointing)
+            _train(plan, base, source, folder, on_metrics, references or {}, microbatch_plan, last)
             break
         except Exception as error:
             if not should_reduce_batch_size(error):
                 raise
-            if number == len(ways):
+            if number == len(microbatch_plans):
                 if plan.lora.dropout > 0 and plan.optim.micro_batch == "auto":
                     raise RuntimeError(
-                        f"{way[0]} at once do not fit; with lora_rank.dropout nothing smaller is tried, as it would be"
-                        " another run: set optim.micro_batch"
+                        f"out of memory with a micro-batch of {micro_batch}; with lora_rank.dropout no smaller one is"
+                        " tried, since it would be a different run: set optim.micro_batch"
                     ) from error
                 raise
             if distributed.world_size() > 1:
-                # The others wait for this one's gradients, and do not know what it would try next.
+                # The other processes wait for this one's gradients and cannot follow it to another micro-batch.
                 raise RuntimeError(
-                    f"{way[0]} at once do not fit, and several processes cannot try what does: set optim.micro_batch"
-                    " lower, or optim.gradient_checkpointing=true"
+                    f"out of memory with a micro-batch of {micro_batch}; with several processes no smaller one is"
+                    " tried: set a smaller optim.micro_batch, or optim.gradient_checkpointing=true"
                 ) from error
-        # Out of the `except`, whose traceback would keep what did not fit alive.
+        # Outside the `except` block, whose traceback keeps the tensors alive.
         release_memory()
-        at_once, checkpointing = ways[number]
-        aid = ", with gradient checkpointing" if checkpointing else ""
-        print(f"{folder.name}: {way[0]} at once do not fit; going on with {at_once}{aid}", flush=True)
-    distributed.barrier()  # nobody reads or writes a checkpoint any more
+        smaller, checkpointing = microbatch_plans[number]
+        note = " and gradient checkpointing" if checkpointing else ""
+        print(f"{folder.name}: out of memory with a micro-batch of {micro_batch}; trying {smaller}{note}", flush=True)
+    distributed.barrier()  # all processes are done with the checkpoints
     if distributed.is_main():
         shutil.rmtree(checkpoints, ignore_errors=True)
     rows = source.epoch_length
@@ -215,8 +218,8 @@ def train_run(
         "epochs": plan.optim.steps(rows) * plan.optim.batch_size / rows,
         "processes": distributed.world_size(),
         "resumed_from": resumed_from,
-        "micro_batch": way[0],
-        "gradient_checkpointing": way[1],
+        "micro_batch": micro_batch,
+        "gradient_checkpointing": gradient_checkpointing,
         "seconds": round(time.monotonic() - started, 2),
         "threads": torch.get_num_threads(),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None,
@@ -228,13 +231,13 @@ def _train(
     base: LoadedModel,
     source: RolloutSource,
     folder: Path,
-    hand_on: Callable[[int, dict[str, float]], None],
+    on_metrics: Callable[[int, dict[str, float]], None],
     references: Mapping[str, Path],
-    way: tuple[int, bool],
+    microbatch_plan: tuple[int, bool],
     last: Path | None,
 ) -> None:
     """Trains from the checkpoint `last` to the end and writes the adapter."""
-    # One process trains runs of different precision one after another; accelerate keeps the first one's.
+    # accelerate keeps the precision of the first run in a process; later runs may have another one.
     AcceleratorState._reset_state(reset_partial_state=True)
     with preserved(base.model):
         bar = ProgressBar(folder.name)
@@ -242,19 +245,19 @@ def _train(
         callbacks.append(ChecksumCheckpoint(plan.identity))
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps, plan.identity))
-        geometry = WeightTrackingCallback(plan.initial_adapter, references) if distributed.is_main() else None
-        if geometry is not None:
-            callbacks.insert(0, geometry)  # before the checkpoint is sealed
-        trainer = make_trainer(plan, base, source, folder / "checkpoints", callbacks, way=way)
-        if geometry is not None:
+        tracking = WeightTrackingCallback(plan.initial_adapter, references) if distributed.is_main() else None
+        if tracking is not None:
+            callbacks.insert(0, tracking)  # its file must be covered by the checksums
+        checkpoints = folder / "checkpoints"
+        trainer = make_trainer(plan, base, source, checkpoints, callbacks, microbatch_plan=microbatch_plan)
+        if tracking is not None:
             trainer.add_callback(bar)
-            trainer.add_callback(Metrics(folder / "metrics.jsonl", source.epoch_length, geometry.measure, hand_on))
+            trainer.add_callback(Metrics(folder / "metrics.jsonl", source.epoch_length, tracking.measure, on_metrics))
         else:
-            # All begin at the seed; what LoRA dropout leaves out must not be the same for each one's rows.
+            # All processes start from the same seed, but their dropout masks must differ.
             torch.manual_seed(plan.seed + distributed.rank())
         try:
-            # A signal in the middle of a step ends training after it.
-            with preemption.deferred():
+            with preemption.deferred():  # a signal in the middle of a step takes effect after it
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
         finally:
             bar.close()
@@ -269,31 +272,31 @@ def _step_of(checkpoint: Path | None) -> int:
 
 
 def _agreed_checkpoint(folder: Path, identity: str) -> Path | None:
-    """The `last_checkpoint` as the main process finds it, for all."""
+    """The `last_checkpoint` found by the main process, broadcast to all."""
     last = last_checkpoint(folder, identity) if distributed.is_main() else None
     name = distributed.broadcast(None if last is None else last.name)
     return None if name is None else folder / name
 
 
 def last_checkpoint(folder: Path, identity: str) -> Path | None:
-    """The latest checkpoint that is this run's, and as it was written.
+    """Returns the latest intact checkpoint of a run, or None.
 
-    Of the others those whose name a checkpoint of this run may get are removed.
+    Removes the other checkpoints whose names could collide with later ones of this run.
 
     Args:
-        folder: Where they lie.
-        identity: What tells the run from others.
+        folder: Folder of the checkpoints.
+        identity: Fingerprint of the run.
     """
-    whole = []
+    intact = []
     for checkpoint in sorted(folder.glob("checkpoint-*")):
-        why = checkpoint_fault(checkpoint, identity)
-        if not why:
-            whole.append(checkpoint)
+        fault = checkpoint_fault(checkpoint, identity)
+        if not fault:
+            intact.append(checkpoint)
             continue
-        print(f"{checkpoint}: {why}; left out", flush=True)
+        print(f"{checkpoint}: {fault}; ignored", flush=True)
         if checkpoint.name.rpartition("-")[2].isdigit():
             _remove(checkpoint)
-    return max(whole, key=_step_of, default=None)
+    return max(intact, key=_step_of, default=None)
 
 
 def _remove(path: Path) -> None:

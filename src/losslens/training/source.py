@@ -1,4 +1,4 @@
-"""Where the examples of each step come from."""
+"""Sources of the examples of each training step."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ if TYPE_CHECKING:
 
 
 class RolloutSource(Protocol):
-    """Gives a trainer the examples of each step; a subclass may sample them from the policy of that step.
+    """Provides the examples of each training step; a subclass may sample them from the policy of that step.
 
     Attributes:
-        epoch_length: Examples that make one epoch.
+        epoch_length: Number of examples in one epoch.
     """
 
     epoch_length: int
 
     def batch(self, step: int, policy: PreTrainedModel) -> Examples:
-        """The examples of a step: `optim.batch_size` of them, from whole groups, the same in all processes.
+        """Returns the examples of a step: `optim.batch_size` of them, from whole groups, the same in all processes.
 
-        They follow from `step` and the weights of `policy` alone, and global generators are left as they were: so a run
-        goes on from its checkpoint as if it had never stopped. Whatever is drawn is seeded by the step.
+        They must depend on `step` and the weights of `policy` only, and global random generators must be left
+        unchanged, so that a resumed run is identical to an uninterrupted one. Sampling is seeded by the step.
 
         Args:
-            step: Its number, from 0.
-            policy: The model as it is trained so far, in training mode; `generate_samples` samples without dropout.
+            step: Number of the step, from 0.
+            policy: The model under training, in training mode; `generate_samples` samples without dropout.
         """
         ...
 
     def score(self, base_logps: Callable[[dict[str, torch.Tensor]], torch.Tensor], pad_token_id: int) -> Path | None:
-        """Has the base score what is known before the first step, if anything; the file that keeps it.
+        """Scores with the base the rollouts that are known before training, and returns the file of their scores.
 
-        What is not known by then, the base scores in each step.
+        Returns None if there are none; the base then scores the rollouts in each step.
 
         Args:
-            base_logps: Gives the base's log-probabilities, shape (N, T), nats, of what `batches.sequences` gives.
-            pad_token_id: What fills up sequences.
+            base_logps: Computes the base's log-probabilities, shape (N, T), nats, of a batch from `batches.sequences`.
+            pad_token_id: Padding token of the inputs.
         """
         return None
 
 
 class FrozenSource(RolloutSource):
-    """Frozen rollouts, in the one order in which all losses that train on the same rows meet them.
+    """Frozen rollouts, in an order that is the same for all losses that train on the same rows.
 
     Args:
         tokenised: All rollouts, from `tokenise`.
-        loss: What learns from them.
-        optim: The size of a batch, and how many there are.
-        seed: Of the order.
-        train_on: Which of them may be learnt from; see `filter_rollouts`.
-        reference: Where the base's log-probabilities are kept; None: it scores them in each step.
+        loss: The loss.
+        optim: Batch size and number of steps.
+        seed: Seed of the data order.
+        train_on: Rollouts that may be trained on; see `filter_rollouts`.
+        reference: Cache of the base's log-probabilities; None to score the rollouts in each step.
 
     Raises:
-        InputError: There is nothing in them to learn from, or not in the batch of a step.
+        InputError: The loss can use none of the rollouts, or not those of one of the steps.
     """
 
     def __init__(
@@ -81,30 +81,30 @@ class FrozenSource(RolloutSource):
         examples = optim.steps(self.epoch_length) * optim.batch_size
         self._order = data_order(self.epoch_length, examples, seed).reshape(-1, optim.batch_size)
         if "mismatched_log_ratio" in loss.needs:
-            # Refused now, and not in the middle of training.
-            for numbers in self._order:
-                self._examples.take(numbers).mismatched()
+            # Fail now rather than in the middle of training.
+            for indices in self._order:
+                self._examples.take(indices).mismatched()
         self._tokenised = tokenised
         self._reference = reference if "reference" in loss.needs else None
 
     def batch(self, step: int, policy: PreTrainedModel) -> Examples:
-        """The next examples in the order, whatever the policy."""
+        """Returns the examples of a step, independent of the policy."""
         return self._examples.take(self._order[step])
 
     def score(self, base_logps: Callable[[dict[str, torch.Tensor]], torch.Tensor], pad_token_id: int) -> Path | None:
-        """See `RolloutSource.score`: it scores all rollouts, as other runs may learn from others of them."""
+        """See `RolloutSource.score`; scores all rollouts, since other runs may train on different ones."""
         if self._reference is None:
             return None
-        known, file = self._reference.logps(self._tokenised, base_logps, pad_token_id)
-        self._examples.reference = [known[place] for place in self._examples.table["place"]]
+        logps, file = self._reference.logps(self._tokenised, base_logps, pad_token_id)
+        self._examples.reference = [logps[place] for place in self._examples.table["place"]]
         return file
 
 
 def data_order(rows: int, examples: int, seed: int) -> np.ndarray:
-    """Which row is met when: `examples` row numbers, each epoch a new permutation drawn from (`seed`, epoch).
+    """Returns `examples` row numbers, where each epoch is a new permutation drawn from (`seed`, epoch).
 
-    It depends on the number of rows alone, so all losses that train on the same rows meet them in the same order,
-    and every batch is full.
+    Depends on the number of rows only, so that all losses that train on the same rows see them in the same order.
+    Epochs follow each other without a gap, so that every batch is full.
     """
     epochs = -(-examples // rows)
     order = [np.random.default_rng([seed, epoch]).permutation(rows) for epoch in range(epochs)]

@@ -1,4 +1,4 @@
-"""Measures the adapter that is being trained, at every logged step."""
+"""Measures of the weight update during training, at every logged step."""
 
 from __future__ import annotations
 
@@ -16,55 +16,55 @@ from losslens.measures.tracking import WeightTracker
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import updates_of
 
-# In a checkpoint: the adapter as it was a logged step before, so that a run that goes on knows where it came from.
-_BEFORE = "logged_before.safetensors"
+# File in a checkpoint: the adapter at the previous logged step, which a resumed run is compared with.
+_PREVIOUS = "logged_before.safetensors"
 
 
 class WeightTrackingCallback(TrainerCallback):
-    """The geometry of the adapter that a model carries, for `Metrics`.
+    """Measures the update of the adapter under training, for `Metrics`.
 
     Args:
-        initial: Folder of the adapter that the run starts from.
-        references: Folders of adapters on the same modules, by their labels.
+        initial: Folder of the initial adapter.
+        references: Folders of reference adapters on the same modules, by label.
 
     Raises:
-        InputError: One of them cannot be read.
+        InputError: An adapter cannot be read.
     """
 
     def __init__(self, initial: Path, references: Mapping[str, Path]) -> None:
         with ExitStack() as stack:
             start = stack.enter_context(open_adapter(initial))
             others = {label: stack.enter_context(open_adapter(folder)) for label, folder in references.items()}
-            self.live = WeightTracker(start, others, start.modules)
+            self.tracker = WeightTracker(start, others, start.modules)
 
     def measure(self, model: Any) -> dict[str, float]:
-        """The numbers by name (docs/reference/metrics.md); none where a weight is not finite: other callbacks tell."""
+        """Returns the measures by name (docs/reference/metrics.md); none if a weight is not finite."""
         now = updates_of(model)
         finite = all(np.isfinite(array).all() for update in now.values() for array in update.arrays().values())
-        return {f"geometry/{name}": value for name, value in self.live.measure(now).items()} if finite else {}
+        return {f"geometry/{name}": value for name, value in self.tracker.measure(now).items()} if finite else {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, _: TrainerControl, model: Any, **__: Any
     ) -> None:
         if not state.global_step:
             return
-        # Checkpoints are made at logged steps: what is gone on from is the point measured last.
+        # Checkpoints are written at logged steps, so the resumed adapter is the one measured last.
         now = updates_of(model)
-        self.live.before = [now]
-        file = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _BEFORE
+        self.tracker.before = [now]
+        file = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _PREVIOUS
         if file.exists():
             stored = load_file(file)
-            before = {}
+            previous = {}
             for module, update in now.items():
-                before[module] = update.with_arrays({name: stored[f"{module}.{name}"] for name in update.arrays()})
-            self.live.before.append(before)
+                previous[module] = update.with_arrays({name: stored[f"{module}.{name}"] for name in update.arrays()})
+            self.tracker.before.append(previous)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
-        if len(self.live.before) < 2 or not distributed.is_main():
+        if len(self.tracker.before) < 2 or not distributed.is_main():
             return
         arrays = {
             f"{module}.{name}": array
-            for module, update in self.live.before[1].items()
+            for module, update in self.tracker.before[1].items()
             for name, array in update.arrays().items()
         }
-        save_file(arrays, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _BEFORE)
+        save_file(arrays, Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / _PREVIOUS)

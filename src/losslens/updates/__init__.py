@@ -1,1 +1,1 @@
-"""Weight updates ΔW, one file a kind; float64. LoRA's stay in factor space: no d×d matrix is ever built of them."""
+"""Weight updates ΔW in float64, one module per kind. LoRA updates stay in factor space: no d×d matrix is built."""

@@ -1,4 +1,4 @@
-"""The interface of an update: what training did to one module's weight, as the measures ask about it."""
+"""Interface of an update: the change ΔW of one module's weight by training, with the operations that measures need."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-# Directions whose singular value is below this share of the largest are rounding, not directions.
+# Singular values below this share of the largest are rounding; their directions are left out.
 NULL = 1e-10
 
 
 @dataclass(frozen=True)
 class ThinSvd:
-    """ΔW = `left`·diag(`values`)·`right`ᵀ, null directions left out.
+    """Thin SVD ΔW = `left`·diag(`values`)·`right`ᵀ without null directions.
 
     Attributes:
         left: Left (output) singular vectors in columns, shape (out, k), k at most the rank.
-        values: All singular values, descending, shape (rank,). Empty for an update that is 0.
+        values: All singular values, descending, shape (rank,); empty for a zero update.
         right: Right (input) singular vectors in columns, shape (in, k).
     """
 
@@ -32,114 +32,114 @@ class ThinSvd:
 
 
 class Update(ABC):
-    """ΔW of one module, float64.
+    """ΔW of one module, in float64.
 
-    All answers follow from `dense`; a kind of update overrides what it can answer without that matrix.
+    Every method has a default based on `dense`; subclasses override those they can compute without that matrix.
     """
 
     @abstractmethod
     def dense(self) -> Array:
-        """ΔW, shape (out, in)."""
+        """Returns ΔW, shape (out, in)."""
 
     @abstractmethod
     def arrays(self) -> dict[str, Array]:
-        """The arrays that it is made of, by the names under which a checkpoint keeps them."""
+        """Returns the arrays that define the update, by the names used in checkpoints."""
 
     @abstractmethod
     def with_arrays(self, arrays: Mapping[str, Array]) -> Self:
-        """The same made of other arrays, such as `arrays` gives."""
+        """Returns the same kind of update with other arrays, named as by `arrays`."""
 
     @abstractmethod
     def __rmul__(self, factor: float) -> Self:
-        """`factor`·ΔW."""
+        """Returns `factor`·ΔW."""
 
     @abstractmethod
     def __add__(self, other: Self) -> Self:
-        """ΔW + ΔW' of two updates of one kind."""
+        """Returns ΔW + ΔW' of two updates of the same kind."""
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """Shape (out, in) of ΔW."""
         out, into = self.dense().shape
         return out, into
 
     @property
     def rank(self) -> int:
-        """The largest rank that an update of this kind and size can have."""
+        """The largest possible rank of an update of this kind and size."""
         return min(self.shape)
 
     def svd(self, top: int | None = None) -> ThinSvd:
-        """The SVD; of the vectors the leading `top`, all by default."""
+        """Computes the SVD, with the `top` leading singular vectors (all by default)."""
         return leading(*np.linalg.svd(self.dense(), full_matrices=False), top)
 
     def inner(self, other: Update) -> float:
-        """⟨ΔW, ΔW'⟩."""
+        """Computes ⟨ΔW, ΔW'⟩."""
         return float(np.vdot(self.dense(), other.dense()))
 
     def right_overlap(self, other: Update) -> float:
-        """‖ΔW·ΔW'ᵀ‖_F²: how far the two act on the same inputs, whatever they make of them."""
-        if other.rank < self.rank:  # that one may know a cheaper way
+        """Computes ‖ΔW·ΔW'ᵀ‖_F²: how far the two act on the same inputs, whatever their outputs."""
+        if other.rank < self.rank:  # its method may be cheaper
             return other.right_overlap(self)
         return float(np.sum((self.dense() @ other.dense().T) ** 2))
 
     def project(self, left: Array, right: Array) -> Array:
-        """`left`ᵀ·ΔW·`right` of columns of shapes (out, k) and (in, l), shape (k, l)."""
+        """Computes `left`ᵀ·ΔW·`right`, shape (k, l), for columns of shapes (out, k) and (in, l)."""
         return left.T @ self.dense() @ right
 
     def input_space(self) -> Array | None:
-        """The inputs that the kind of update lets ΔW act on, as orthonormal columns of shape (in, k); None if all.
+        """Returns the input space to which this kind of update is confined; None if it is not confined.
 
-        The angles between this space now and at the start are the drift.
+        Orthonormal columns of shape (in, k). The angles between the current and the initial space are the drift.
         """
         return None
 
     @classmethod
     def of_pairs(cls, updates: Sequence[Self], fresh: int) -> list[tuple[float, float]]:
-        """`inner` and `right_overlap` of the `pairs_of` the updates."""
+        """Computes `inner` and `right_overlap` of each pair of `pairs_of(len(updates), fresh)`."""
         pairs = [(updates[i], updates[j]) for i, j in pairs_of(len(updates), fresh)]
         return [(first.inner(second), first.right_overlap(second)) for first, second in pairs]
 
     @classmethod
     def matrices(cls, updates: Sequence[Self], weights: Sequence[float]) -> list[Array]:
-        """Matrices that take x, one after the other, to Σ w_i·ΔW_i·x, for a forward pass; w_i ≥ 0."""
+        """Returns matrices whose successive application to x gives Σ w_i·ΔW_i·x, for a forward pass; w_i ≥ 0."""
         return [np.sum([w * update.dense() for w, update in zip(weights, updates, strict=True)], axis=0)]
 
 
 class Updates(Protocol):
-    """The updates of one run, by module: an opened folder, or any mapping."""
+    """The updates of one run by module: an open adapter folder or any mapping."""
 
     def __getitem__(self, module: str, /) -> Update: ...
 
 
 def leading(u: Array, values: Array, vt: Array, top: int | None) -> ThinSvd:
-    """What a `ThinSvd` has of an SVD."""
+    """Builds a `ThinSvd` from a full SVD, dropping null directions."""
     kept = int(np.sum(values > NULL * values[0])) if values.size and values[0] > 0 else 0
     k = kept if top is None else min(top, kept)
     return ThinSvd(u[:, :k], values[:kept], vt[:k].T)
 
 
 def pairs_of(count: int, fresh: int) -> list[tuple[int, int]]:
-    """The pairs (i, j), i < j, of `count` runs of which at least one is among the first `fresh`."""
+    """Returns the pairs (i, j), i < j, of `count` runs with i among the first `fresh`."""
     return [(i, j) for i in range(fresh) for j in range(i + 1, count)]
 
 
 def pair_products(updates: Sequence[Update], fresh: int) -> tuple[Array, Array]:
-    """`inner` and `right_overlap` of the `pairs_of` the updates, each of shape (pairs,); those of one kind together."""
-    found: dict[tuple[int, int], tuple[float, float]] = {}
+    """Computes `inner` and `right_overlap` of all `pairs_of`, each of shape (pairs,); updates of one kind together."""
+    products: dict[tuple[int, int], tuple[float, float]] = {}
     for kind in {type(update) for update in updates}:
         members = [n for n, update in enumerate(updates) if type(update) is kind]
         first = sum(n < fresh for n in members)
         pairs = [(members[i], members[j]) for i, j in pairs_of(len(members), first)]
-        found |= zip(pairs, kind.of_pairs([updates[n] for n in members], first), strict=True)
-    every = pairs_of(len(updates), fresh)
-    for i, j in every:
-        if (i, j) not in found:
-            [found[i, j]] = Update.of_pairs([updates[i], updates[j]], 1)
-    inner, overlap = np.array([found[pair] for pair in every], dtype=np.float64).reshape(-1, 2).T
+        products |= zip(pairs, kind.of_pairs([updates[n] for n in members], first), strict=True)
+    all_pairs = pairs_of(len(updates), fresh)
+    for i, j in all_pairs:
+        if (i, j) not in products:
+            [products[i, j]] = Update.of_pairs([updates[i], updates[j]], 1)
+    inner, overlap = np.array([products[pair] for pair in all_pairs], dtype=np.float64).reshape(-1, 2).T
     return inner, overlap
 
 
 def forward_matrices(updates: Sequence[Update], weights: Sequence[float]) -> list[Array]:
-    """`Update.matrices` in the way of their kind, or in the general one where they are of several."""
+    """Returns `Update.matrices` of the updates' common kind, or the dense default if they are of several kinds."""
     kinds = {type(update) for update in updates}
     return (kinds.pop() if len(kinds) == 1 else Update).matrices(updates, weights)

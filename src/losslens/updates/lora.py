@@ -1,22 +1,24 @@
-"""The update of LoRA, ΔW = s·B·A, in factor space: no matrix as large as ΔW is built."""
+"""LoRA updates ΔW = s·B·A in factor space: no matrix as large as ΔW is built."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import torch
 
 from losslens.updates.base import Array, ThinSvd, Update, leading
 from losslens.updates.orthonormal import column_space, orthonormalise
 
+if TYPE_CHECKING:
+    import torch
+
 
 @dataclass(frozen=True)
 class LoraUpdate(Update):
-    """ΔW = `scale`·B·A.
+    """LoRA update ΔW = `scale`·B·A.
 
     Attributes:
         b: B, shape (out, r), float64.
@@ -34,7 +36,7 @@ class LoraUpdate(Update):
 
     @property
     def rank(self) -> int:
-        return self.a.shape[0]
+        return int(self.a.shape[0])
 
     def dense(self) -> Array:
         return self.scale * self.b @ self.a
@@ -49,24 +51,24 @@ class LoraUpdate(Update):
         return replace(self, scale=factor * self.scale)
 
     def __add__(self, other: Self) -> Self:
-        """The sum, of the ranks' sum: [s·B, s'·B'] with [A; A'] and a scale of 1."""
+        """Returns the sum, whose rank is the sum of ranks: [s·B, s'·B'] with [A; A'] and a scale of 1."""
         b = np.concatenate([self.scale * self.b, other.scale * other.b], axis=1)
         return replace(self, b=b, a=np.concatenate([self.a, other.a]), scale=1.0)
 
     def svd(self, top: int | None = None) -> ThinSvd:
-        """The exact SVD: with B = Q_b·R_b and Aᵀ = Q_a·R_a that of the r×r core s·R_b·R_aᵀ, turned by Q_b and Q_a."""
+        """Computes the exact SVD from that of the r×r core s·R_b·R_aᵀ, with B = Q_b·R_b and Aᵀ = Q_a·R_a."""
         b, a = orthonormalise(self.b), orthonormalise(self.a.T)
         core = leading(*np.linalg.svd(self.scale * b.r @ a.r.T), top)
         return ThinSvd(b.combine(core.left), core.values, a.combine(core.right))
 
     def inner(self, other: Update) -> float:
-        """s·s'·Σ[(BᵀB') ∘ (AA'ᵀ)]."""
+        """Computes s·s'·Σ[(BᵀB') ∘ (AA'ᵀ)]."""
         if not isinstance(other, LoraUpdate):
             return super().inner(other)
         return self.scale * other.scale * float(np.vdot(self.b.T @ other.b, self.a @ other.a.T))
 
     def right_overlap(self, other: Update) -> float:
-        """s²·Σ[(BᵀB) ∘ (CᵀC)] with C = ΔW'·Aᵀ."""
+        """Computes s²·Σ[(BᵀB) ∘ (CᵀC)] with C = ΔW'·Aᵀ."""
         image = other.dense() @ self.a.T
         return self.scale**2 * float(np.vdot(self.b.T @ self.b, image.T @ image))
 
@@ -74,12 +76,12 @@ class LoraUpdate(Update):
         return self.scale * (left.T @ self.b) @ (self.a @ right)
 
     def input_space(self) -> Array | None:
-        """The row space of A."""
+        """Returns the row space of A."""
         return column_space(self.a.T)
 
     @classmethod
     def of_pairs(cls, updates: Sequence[Self], fresh: int) -> list[tuple[float, float]]:
-        """All at once: of each of the `fresh` one product with the factors of all that follow it.
+        """Computes all pairs at once: one product per fresh update with the factors of all that follow it.
 
         s_i·s_j·Σ[(B_iᵀB_j) ∘ C] and (s_i·s_j)²·Σ[(B_iᵀB_i·C) ∘ (C·B_jᵀB_j)] with C = A_iA_jᵀ.
         """
@@ -87,7 +89,7 @@ class LoraUpdate(Update):
         a = np.concatenate([update.a for update in updates], axis=0)
         grams = [update.b.T @ update.b for update in updates]
         starts = np.cumsum([0, *(update.rank for update in updates)])
-        found = []
+        products = []
         for i in range(min(fresh, len(updates) - 1)):
             after = starts[i + 1]
             b_products, a_products = updates[i].b.T @ b[:, after:], updates[i].a @ a[after:].T
@@ -97,12 +99,12 @@ class LoraUpdate(Update):
                 scale = updates[i].scale * updates[j].scale
                 inner = scale * np.vdot(b_products[:, block], a_products[:, block])
                 overlap = scale**2 * np.vdot(turned[:, block], a_products[:, block] @ grams[j])
-                found.append((float(inner), float(overlap)))
-        return found
+                products.append((float(inner), float(overlap)))
+        return products
 
     @classmethod
     def matrices(cls, updates: Sequence[Self], weights: Sequence[float]) -> list[Array]:
-        """The stacked factors √(w_i·s_i)·A_i and √(w_i·s_i)·B_i: interpolating A and B apart would add B_i·A_j."""
+        """Stacks √(w_i·s_i)·A_i and √(w_i·s_i)·B_i; interpolating A and B separately would add B_i·A_j."""
         roots = [np.sqrt(weight * abs(update.scale)) for weight, update in zip(weights, updates, strict=True)]
         pairs = list(zip(roots, updates, strict=True))
         b = np.concatenate([root * np.sign(update.scale) * update.b for root, update in pairs], axis=1)
@@ -110,7 +112,7 @@ class LoraUpdate(Update):
 
 
 def updates_of(model: Any) -> dict[str, LoraUpdate]:
-    """ΔW of each module that a PEFT model adapts by LoRA, by the names that the adapter's folder has."""
+    """Returns ΔW of each LoRA module of a PEFT model, by the names used in the adapter folder."""
     from peft.tuners.lora import LoraLayer
 
     return {
@@ -125,4 +127,6 @@ def updates_of(model: Any) -> dict[str, LoraUpdate]:
 
 
 def _copied(weight: torch.Tensor) -> Array:
+    import torch
+
     return weight.detach().cpu().to(torch.float64, copy=True).numpy()

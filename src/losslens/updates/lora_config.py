@@ -1,4 +1,4 @@
-"""Reads a PEFT configuration as plain LoRA, ΔW = scale·B·A on linear modules; whatever else it may say is refused."""
+"""Reads a PEFT configuration as plain LoRA, ΔW = scale·B·A on linear modules; any other variant is rejected."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import regex
 
 from losslens.core.errors import InputError, first_line
 from losslens.core.patterns import compile_pattern
 
-# Fields that say where the adapter is put, how it is trained or how it began, and nothing of what it adds to the base.
-# `fan_in_fan_out` says how the base stores its weight; the `*_config` of an initialisation count only with it.
+# Fields on placement, training or initialisation that do not affect what the adapter adds to the base.
+# `fan_in_fan_out` describes how the base stores its weight; each `*_config` matters only for its initialisation.
 _WITHOUT_EFFECT = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "fan_in_fan_out",
@@ -23,30 +23,32 @@ _WITHOUT_EFFECT = {
     "lora_ga_config",
 }  # fmt: skip
 _READ = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"}
-# Ways to begin that leave the base as it is; all others take a part out of its weights, or are not known.
+# Initialisations that leave the base unchanged; all others change its weights or are unknown.
 _INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
 _OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
-# Why a field must be off. One that is in none of these lists is of another version of PEFT.
+# Why a field must be off. A field in none of these lists comes from another version of PEFT.
 _WHY = {
     "use_dora": "a DoRA adapter, whose update is not B·A alone",
-    "target_parameters": "it adapts parameters of a module (experts), which are not read",
+    "target_parameters": "it adapts parameters of a module (experts), which is not supported",
     "bias": "biases are trained too",
     "lora_bias": "biases are trained too",
     "modules_to_save": "whole modules are trained too",
     "trainable_token_indices": "embeddings of tokens are trained too",
     "layer_replication": "its layers are not those of the base",
     "alora_invocation_tokens": "an activated LoRA, whose update does not hold for every token",
-    "arrow_config": "an update that is routed from token to token",
+    "arrow_config": "its update depends on the token (routing)",
     "use_bdlora": "its factors are block-diagonal",
     "kasa_config": "it changes the base too",
     "use_qalora": "its input is pooled",
     "ensure_weight_tying": "tied modules share factors",
-    "megatron_config": "layers of Megatron",
-    "velora_config": "a variant of LoRA that is not known here",
-    "monteclora_config": "a variant of LoRA that is not known here",
+    "megatron_config": "Megatron layers are not supported",
+    "velora_config": "an unsupported variant of LoRA",
+    "monteclora_config": "an unsupported variant of LoRA",
 }
-_SECONDS = 0.5  # for one pattern and one module's name; a sensible pattern takes microseconds
-_LARGEST = 1e100  # far above any weight, and its square is finite
+_SECONDS = 0.5  # timeout of one match of a pattern and a module name; normal patterns take microseconds
+_LARGEST = 1e100  # far above any weight, with a finite square
+
+_Value = TypeVar("_Value")
 
 
 class LoraConfigFile:
@@ -56,7 +58,7 @@ class LoraConfigFile:
         file: Its path.
 
     Raises:
-        InputError: It cannot be read, or says anything but plain LoRA.
+        InputError: The file cannot be read or does not describe plain LoRA.
     """
 
     def __init__(self, file: Path) -> None:
@@ -68,9 +70,9 @@ class LoraConfigFile:
                 f"{file.parent}: not a readable PEFT adapter ({file.name}: {first_line(error)})"
             ) from error
         if isinstance(content, dict) and content.get("peft_type", "LORA") != "LORA":
-            raise InputError(f"{file}: peft_type={_short(content['peft_type'])}: only LORA is read")
+            raise InputError(f"{file}: peft_type={_short(content['peft_type'])} is not supported, only LORA")
         if not isinstance(content, dict) or "lora_alpha" not in content:
-            raise InputError(f"{file}: no lora_alpha in it: not a LoRA adapter")
+            raise InputError(f"{file}: not a LoRA adapter (no lora_alpha)")
         self._refuse_variants(content)
         self._targets, self._excluded = (self._names(content, name) for name in ("target_modules", "exclude_modules"))
         self._alpha = self._number("lora_alpha", content["lora_alpha"])
@@ -80,28 +82,27 @@ class LoraConfigFile:
         self._ranks = {k: self._whole("rank_pattern", v) for k, v in self._pattern(content, "rank_pattern")}
 
     def puts_on(self, module: str) -> bool:
-        """Whether PEFT would put the adapter on `module`, as far as lists of names say."""
+        """True if PEFT would adapt `module`, judged by lists of names only."""
         return (not self._targets or _is_among(module, self._targets)) and not _is_among(module, self._excluded)
 
     def require_names(self) -> None:
-        """Refuses patterns that are not names of modules: PEFT would match them, however long that takes.
+        """Rejects patterns that are not plain module names, since PEFT would match them without a timeout.
 
         Raises:
-            InputError: There is one.
+            InputError: A pattern is not a plain name.
         """
         for name, pattern in (("alpha_pattern", self._alphas), ("rank_pattern", self._ranks)):
             for key in pattern:
                 if not regex.fullmatch(r"[\w.]+", key):
-                    raise InputError(f"{self.file}: {name}: {_short(key)} is no module's name")
+                    raise InputError(f"{self.file}: {name}: {_short(key)} is not a module name")
 
     def rank(self, module: str) -> int | None:
-        """The rank that `module` has; None where the file does not say."""
+        """Returns the rank of `module`; None if the file does not give it."""
         return self._of_module("rank_pattern", self._ranks, module, self._rank)
 
     def scale(self, module: str, rank: int) -> float:
-        """The factor before B·A: alpha / rank, or alpha / √rank with rsLoRA."""
+        """Returns the scale of B·A: alpha / rank, or alpha / √rank with rsLoRA."""
         alpha = self._of_module("alpha_pattern", self._alphas, module, self._alpha)
-        assert alpha is not None
         return alpha / (math.sqrt(rank) if self._rslora else rank)
 
     def _refuse_variants(self, content: Mapping[str, Any]) -> None:
@@ -114,40 +115,40 @@ class LoraConfigFile:
                 continue
             if name not in _WHY and value == _default(name):
                 continue
-            why = _WHY.get(name, "a field that is not known here: of a newer PEFT?")
+            why = _WHY.get(name, "unknown field, perhaps of a newer PEFT")
             raise InputError(f"{self.file}: {_short(name)}={_short(value)}: {why}")
-        begun = content.get("init_lora_weights", True)
-        if begun is None or isinstance(begun, bool):
+        initialisation = content.get("init_lora_weights", True)
+        if initialisation is None or isinstance(initialisation, bool):
             return
-        if not isinstance(begun, str) or begun.lower() not in _INITIALISATIONS:
+        if not isinstance(initialisation, str) or initialisation.lower() not in _INITIALISATIONS:
             raise InputError(
-                f"{self.file}: init_lora_weights={_short(begun)} may change the base too; "
-                "save it converted to plain LoRA"
+                f"{self.file}: init_lora_weights={_short(initialisation)} may also change the base; convert the "
+                "adapter to plain LoRA"
             )
 
     def _names(self, content: Mapping[str, Any], name: str) -> list[str]:
-        """A list of names; empty for a regular expression, which the names of the weights stand for."""
+        """Returns a list of names; empty for a regular expression, where the names of the weights decide."""
         value = content.get(name)
         names = value if isinstance(value, list) else []
-        if not isinstance(value, (str, list, type(None))) or not all(isinstance(each, str) for each in names):
-            raise InputError(f"{self.file}: {name}: {_short(value)} is no list of names")
+        if not isinstance(value, (str, list, type(None))) or not all(isinstance(item, str) for item in names):
+            raise InputError(f"{self.file}: {name}: {_short(value)} is not a list of names")
         return names
 
     def _pattern(self, content: Mapping[str, Any], name: str) -> list[tuple[str, Any]]:
         pattern = content.get(name) or {}
         if not isinstance(pattern, dict):
-            raise InputError(f"{self.file}: {name} is no mapping")
+            raise InputError(f"{self.file}: {name} is not a mapping")
         for key in pattern:
             try:
                 compile_pattern(_whole_name(key))
             except ValueError as error:
                 raise InputError(
-                    f"{self.file}: {name}: {_short(key)} is no regular expression ({first_line(error)})"
+                    f"{self.file}: {name}: {_short(key)} is not a valid regular expression ({first_line(error)})"
                 ) from error
         return list(pattern.items())
 
-    def _of_module(self, name: str, pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-        """PEFT's rule: the first key that is the module's name or the end of it."""
+    def _of_module(self, name: str, pattern: Mapping[str, _Value], module: str, default: _Value) -> _Value:
+        """Looks up a module by PEFT's rule: the first key that matches its name or the end of it."""
         for key, value in pattern.items():
             try:
                 if regex.match(_whole_name(key), module, timeout=_SECONDS):
@@ -158,12 +159,12 @@ class LoraConfigFile:
 
     def _number(self, name: str, value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) <= _LARGEST:
-            raise InputError(f"{self.file}: {name}: {_short(value)} is no finite number that a scale can be made of")
+            raise InputError(f"{self.file}: {name}: {_short(value)} is not a finite number usable as a scale")
         return float(value)
 
     def _whole(self, name: str, value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{self.file}: {name}: {_short(value)} is no rank")
+            raise InputError(f"{self.file}: {name}: {_short(value)} is not a rank (a whole number of 1 or more)")
         return value
 
     def _switch(self, name: str, value: Any) -> bool:
@@ -173,8 +174,11 @@ class LoraConfigFile:
 
 
 def _default(name: str) -> Any:
-    """The value that the installed PEFT gives to a field; one that equals nothing for a field it does not have."""
-    from peft import LoraConfig
+    """Returns the installed PEFT's default of a field; NaN, which equals nothing, if there is none or no PEFT."""
+    try:
+        from peft import LoraConfig
+    except ModuleNotFoundError:  # adapters can be read without PEFT
+        return math.nan
 
     for field in dataclasses.fields(LoraConfig):
         if field.name == name and field.default is not dataclasses.MISSING:

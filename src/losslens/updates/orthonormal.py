@@ -8,15 +8,15 @@ import numpy as np
 
 from losslens.updates.base import NULL, Array
 
-# Up to these squared condition numbers one round of Cholesky QR is exact to 1e-10, and two to rounding.
+# Up to these squared condition numbers, one round of Cholesky QR is exact to 1e-10 and two are exact to rounding.
 _ONE_ROUND, _TWO_ROUNDS = 1e6, 1e12
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Orthonormal columns Q = `frame`·`turn`, and `r` with Q·`r` = the matrix they were made of.
+    """QR decomposition in factored form: Q = `frame`·`turn`, and Q·`r` is the decomposed matrix.
 
-    Q itself is seldom needed: a few of its combinations are, and `basis.combine(few)` is the cheaper product.
+    Usually only a few combinations of the columns of Q are needed; `combine` computes them without forming Q.
     """
 
     frame: Array
@@ -24,15 +24,15 @@ class Basis:
     r: Array
 
     def combine(self, few: Array) -> Array:
-        """Q·`few`."""
+        """Computes Q·`few`."""
         return self.frame @ (self.turn @ few)
 
 
 def orthonormalise(matrix: Array) -> Basis:
-    """An orthonormal basis of the columns of `matrix`, shape (d, r) with d ≥ r.
+    """Computes an orthonormal basis of the columns of `matrix`, shape (d, r) with d ≥ r.
 
-    Cholesky QR: R from the r×r Gram matrix, all in matrix products. Its error grows with the square of the condition
-    number, so a second round is made where that is large (Yamamoto et al. 2015), and Householder's QR beyond.
+    Uses Cholesky QR, which takes R from the r×r Gram matrix. Its error grows with the square of the condition number,
+    so a second round is used where that is large (Yamamoto et al. 2015), and Householder QR beyond.
     """
     gram = matrix.T @ matrix
     spectrum = np.linalg.eigvalsh(gram)
@@ -48,13 +48,13 @@ def orthonormalise(matrix: Array) -> Basis:
 
 
 def column_space(matrix: Array) -> Array:
-    """Orthonormal columns that span those of `matrix`, shape (d, rank): null directions are left out."""
+    """Computes orthonormal columns, shape (d, rank), that span those of `matrix`, without null directions."""
     basis = orthonormalise(matrix)
     u, values, _ = np.linalg.svd(basis.r)
     return basis.combine(u[:, values > NULL * values.max(initial=0.0)])
 
 
 def _cholesky(gram: Array) -> tuple[Array, Array]:
-    """R with RᵀR = `gram`, and its inverse."""
+    """Returns R with RᵀR = `gram`, and its inverse."""
     r = np.asarray(np.linalg.cholesky(gram).T, dtype=np.float64)
     return r, np.asarray(np.linalg.inv(r), dtype=np.float64)

@@ -1,22 +1,24 @@
-"""Single tensors out of a safetensors file.
+"""Reads single tensors from a safetensors file.
 
-The library maps the whole file into memory, where every page that was ever read stays resident: for many adapters that
-is all of their files at once. Here each tensor is read when it is asked for, and gone when it is dropped.
+The safetensors library maps the whole file into memory, and every page read stays resident: with many adapters, all
+files at once. Here each tensor is read on access and freed when dropped.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
+import numpy as np
 from safetensors import safe_open
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from losslens.updates.base import Array
+
+# As the file holds them, little-endian. numpy has no bfloat16: it is the upper half of a float32.
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
 class TensorFile:
@@ -26,12 +28,12 @@ class TensorFile:
         path: The file.
 
     Raises:
-        OSError: It cannot be read.
-        SafetensorError: It is no whole safetensors file.
+        OSError: The file cannot be read.
+        SafetensorError: It is not a complete safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="np"):
             pass  # the library checks header, bounds and length
         self._file = path.open("rb")
         length = int.from_bytes(self._file.read(8), "little")
@@ -54,20 +56,23 @@ class TensorFile:
         """Shape of a tensor, without reading it."""
         return tuple(self._header[name]["shape"])
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor, as it is stored.
+    def read(self, name: str) -> Array:
+        """Reads a tensor as float64, which represents all stored values exactly.
 
         Raises:
             ValueError: It is not stored as floating-point numbers of 16, 32 or 64 bits.
-            OSError: The file has been cut short since it was opened.
+            OSError: The file was truncated after it was opened.
         """
         entry = self._header[name]
         if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{name} is stored as {entry['dtype']}")
+            raise ValueError(f"{name} is stored as {entry['dtype']}, not as 16-, 32- or 64-bit floats")
         first, last = entry["data_offsets"]
         content = bytearray(last - first)
         if os.preadv(self._file.fileno(), [content], self._start + first) != len(content):
-            raise OSError(f"{name} is cut short")
-        if not math.prod(entry["shape"]):
-            return torch.zeros(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-        return torch.frombuffer(content, dtype=_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+            raise OSError(f"{name} is truncated")
+        if not content:
+            return np.zeros(entry["shape"])
+        values = np.frombuffer(content, dtype=_DTYPES[entry["dtype"]])
+        if entry["dtype"] == "BF16":
+            values = (values.astype("<u4") << 16).view("<f4")
+        return values.astype(np.float64).reshape(entry["shape"])

@@ -1,1 +1,1 @@
-"""The measures: each file has its functions, and the entries that say what they are called and what they mean."""
+"""The measures: each module holds functions and the entries (`MEASURES`) that name and define them."""

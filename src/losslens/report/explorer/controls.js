@@ -1,6 +1,6 @@
-// Every number and plot follows from what is chosen here.
+// The controls: every number and plot follows from what is chosen here.
 
-// Which plots there are, and what of the choice they depend on.
+// The plots, the data they need, and whether only the choice of runs or methods changes them (`still`).
 const PLOTS = {
   modules: {make: modulesPlot, needs: () => data.any("modules.cosine")},
   depth: {make: depthPlot, needs: () => data.any("modules.cosine")},
@@ -52,7 +52,7 @@ function update(all = true) {
   redraw(Object.entries(PLOTS).filter(([name, {still}]) => !$(name).hidden && (all || !still)).map(([name]) => $(name).querySelector(".plot")));
 }
 
-// A run is not compared with itself; an arm is, by its own runs.
+// A run is not compared with itself; an arm is, by its repeats.
 const alone = value => !(arms() && armPairs.has(symmetric(value, value)));
 
 function choose(which, value) {
@@ -63,7 +63,7 @@ function choose(which, value) {
   changed();
 }
 
-// What is chosen; who goes through a list by the keyboard passes over the other one.
+// Shows the choice in both lists; in each, the other's entry is disabled so that the keyboard skips it.
 function marked() {
   for (const [which, other] of [["a", "b"], ["b", "a"]]) {
     $(which).value = state[which];
@@ -78,8 +78,8 @@ function list() {
   marked();
 }
 
-// Brings all controls to what is chosen.
-function placed() {
+// Sets all controls to the current choice.
+function showChoice() {
   for (const radio of $("kind").querySelectorAll("input")) radio.checked = radio.value === state.kind;
   list();
   $("layer").value = state.layer;
@@ -123,10 +123,10 @@ function controls() {
     state.measure = event.target.value;
     changed(true);
   });
-  placed();
+  showChoice();
   addEventListener("hashchange", () => {
     if (!recall()) return;
-    placed();
+    showChoice();
     changed();
   });
 }
@@ -134,14 +134,14 @@ function controls() {
 function at(layer, projection) {
   if (layer in head.layers) state.layer = layer;
   if (projection in head.projections) state.projection = projection;
-  placed();
+  showChoice();
   changed(true);
 }
 
 function clicks() {
   const box = name => $(name).querySelector(".plot");
   const on = (name, act) => {
-    // Plotly gives a box its events when it draws there for the first time.
+    // Plotly adds its event functions to a box when it first draws there.
     const make = charts.get(box(name));
     charts.set(box(name), () => {
       queueMicrotask(() => {
@@ -169,7 +169,7 @@ async function explore() {
   runPairs = new Map(head.pairs.map((ends, pair) => [symmetric(...ends), [pair]]));
   armPairs = new Map(head.between.map(([a, b, numbers]) => [symmetric(a, b), numbers]));
   armRows = new Map(head.between.map(([a, b], row) => [symmetric(a, b), row]));
-  heldRows = new Map(head.held.map((pair, row) => [pair, row]));
+  keptRows = new Map(head.kept.map((pair, row) => [pair, row]));
   angledRows = new Map(head.angled.map((pair, row) => [pair, row]));
   moduleAt = head.layers.map(() => []);
   head.at.forEach(([layer, projection], module) => moduleAt[layer][projection] = module);
@@ -189,9 +189,9 @@ async function explore() {
   }
   clicks();
   update();
-  // Of a link, but not of a reload, which comes back to where the reader was.
+  // On a link, but not on a reload, which returns to the reader's scroll position.
   if (linked && performance.getEntriesByType("navigation")[0].type !== "reload") document.getElementById("explore").scrollIntoView({behavior: "instant"});
-  // The watcher has seen by the second frame what is on the screen.
+  // By the second frame the observer has reported what is on the screen.
   requestAnimationFrame(() => requestAnimationFrame(() => performance.mark("explorer")));
 }
 

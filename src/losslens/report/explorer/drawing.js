@@ -1,6 +1,4 @@
-// What all plots are drawn with.
-
-// The explorer: every number and plot follows from two runs (or two methods), a layer, a projection and a measure.
+// Drawing helpers shared by all plots of the explorer.
 const LINK = "var(--link)", INK = "var(--ink)", MUTED = "var(--muted)", RULE = "var(--rule)", SHADE = "rgba(128,128,128,0.22)";
 
 const DASH = "5px,4px";

@@ -1,8 +1,8 @@
-// What is chosen stands in the address, so that a link or a reload shows the same; names are kept, which outlast numbers.
+// The choice is kept in the address, so that a link or a reload shows the same; by names, which are more stable than indices.
 const LINK_BEGINS = "#explore?";
 const nameOf = thing => thing.name ?? thing.label;
 
-// The address is written when the choice rests: browsers refuse to have it rewritten many times a second.
+// The address is written once the choice has settled: browsers limit how often it may be rewritten.
 let writing;
 function remember() {
   clearTimeout(writing);
@@ -15,7 +15,7 @@ function remember() {
   }, 300);
 }
 
-// Takes the choice from the address; what is not in this analysis stays as it is. Whether there was one.
+// Takes the choice from the address, ignoring what is not in this analysis. Returns true if the address has a choice.
 function recall() {
   if (!location.hash.startsWith(LINK_BEGINS)) return false;
   const chosen = new URLSearchParams(location.hash.slice(LINK_BEGINS.length));
@@ -24,8 +24,8 @@ function recall() {
   const compared = (kind === "arms" ? armPairs : runPairs).has(symmetric(a, b));
   if (compared) Object.assign(state, {kind, a, b});
   const place = (name, values) => {
-    const found = values.map(String).indexOf(chosen.get(name));
-    if (found >= 0) state[name] = found;
+    const index = values.map(String).indexOf(chosen.get(name));
+    if (index >= 0) state[name] = index;
   };
   place("layer", head.layers);
   place("projection", head.projections);

@@ -1,4 +1,4 @@
-// The tables and tiles, and what a screen reader hears.
+// The tables and tiles, and the announcements for screen readers.
 function rows(table, heading, body) {
   const thead = element("thead"), tbody = element("tbody"), top = element("tr");
   heading.forEach((text, place) => top.append(text ? element("th", text, {scope: "col", ...(place ? {class: "number"} : {})}) : element("td")));
@@ -19,30 +19,31 @@ function rows(table, heading, body) {
   table.append(thead, tbody);
 }
 
-function judges(measure, at) {
-  const found = {};
-  for (const judge of ["null", measure.level]) {
-    const name = `${measure.name}_${judge}`;
-    found[judge] = at === "whole" ? ofWhole(name).mean
+// The null and the ceiling or repeat level of a measure.
+function references(measure, at) {
+  const values = {};
+  for (const kind of ["null", measure.level]) {
+    const name = `${measure.name}_${kind}`;
+    values[kind] = at === "whole" ? ofWhole(name).mean
       : at === "layer" ? ofLayer(name, state.layer).mean
       : ofModule(name, state.layer, state.projection).mean;
   }
-  return found;
+  return values;
 }
 
 function beside(measure, at) {
-  const lines = Object.entries(judges(measure, at)).filter(([, value]) => Number.isFinite(value))
-    .map(([judge, value]) => `${judge} ${judge === "null" && SIGNED(measure) ? "±" : ""}${fixed(value, measure.digits)}`);
+  const lines = Object.entries(references(measure, at)).filter(([, value]) => Number.isFinite(value))
+    .map(([kind, value]) => `${kind} ${kind === "null" && SIGNED(measure) ? "±" : ""}${fixed(value, measure.digits)}`);
   return [...lines, ...(measure.name === "cosine" && at === "whole" ? verdict() : [])].join("\n");
 }
 
-// The ratio of the whole cosine to its ceiling, its interval, and what they say.
+// The ratio of the cosine over all modules to its ceiling, its interval, and the verdict.
 function verdict() {
-  const {row} = said();
+  const {row} = armPair();
   if (row < 0) return [];
   const [ratio, low, high] = ["relative", "low", "high"].map(end => data.at(`arms.cosine_${end}`, row));
   const interval = Number.isFinite(low) ? ` [${fixed(low, 2)}, ${fixed(high, 2)}]` : "";
-  return [Number.isFinite(ratio) ? `ratio ${fixed(ratio, 2)}${interval}` : "", head.said[row][0]].filter(Boolean);
+  return [Number.isFinite(ratio) ? `ratio ${fixed(ratio, 2)}${interval}` : "", head.verdicts[row][0]].filter(Boolean);
 }
 
 function pairTable() {
@@ -83,7 +84,7 @@ function functionsTable() {
     const below = [interval(name, digits), level(name)];
     if (value.n) body.push([label, {text: shown(value, digits), below: below.filter(Boolean).join("\n"), key: `${name}-whole`}]);
   }
-  const {row, turned: backwards} = said();
+  const {row, turned: backwards} = armPair();
   const one = row < 0 && pairs().length === 1 ? pairs()[0] : -1;
   const [from, place, back] = row < 0 ? ["pairs", one, one >= 0 && turned(one)] : ["arms", row, backwards];
   const difference = data.at(`${from}.accuracy_diff`, place) * (back ? -100 : 100);
@@ -93,18 +94,18 @@ function functionsTable() {
     if (Number.isFinite(low)) facts.push(`95% ${back ? `${fixed(-high, 1)} … ${fixed(-low, 1)}` : `${fixed(low, 1)} … ${fixed(high, 1)}`}`);
     const p = row < 0 ? NaN : data.at("arms.p_holm", row);
     if (Number.isFinite(p)) facts.push(`p (Holm) ${p < 0.001 ? "<0.001" : precise(p)}`);
-    const told = row < 0 ? "of two runs; a verdict is one of their losses" : head.said[row][1];
-    facts.push({better: back ? "◇ better" : "● better", worse: back ? "● better" : "◇ better"}[told] ?? told);
-    body.push(["accuracy, ● over ◇", {text: `${fixed(difference, 2)} points`, below: facts.filter(Boolean).join("\n"), key: "accuracy_diff"}]);
+    const result = row < 0 ? "of two runs; verdicts are given only on losses" : head.verdicts[row][1];
+    facts.push({better: back ? "◇ better" : "● better", worse: back ? "● better" : "◇ better"}[result] ?? result);
+    body.push(["accuracy, ● minus ◇", {text: `${fixed(difference, 2)} points`, below: facts.filter(Boolean).join("\n"), key: "accuracy_diff"}]);
   }
   const middle = spread(pairs().map(pair => data.at("pairs.accuracy_mid", pair) * 100));
   if (middle.n) {
-    // Of fewer problems than the accuracies elsewhere, so beside it the two ends' on the same ones.
+    // Measured on fewer problems than elsewhere, so the endpoints' accuracies on the same problems are shown with it.
     const end = which => mean(pairs().map(pair => data.at(`pairs.accuracy_mid_${turned(pair) === (which === "a") ? "b" : "a"}`, pair) * 100));
     const ends = [["●", end("a")], ["◇", end("b")]].filter(([, value]) => Number.isFinite(value)).map(([mark, value]) => `${mark} ${fixed(value, 1)}%`);
     const count = Math.max(...pairs().map(pair => data.at("pairs.accuracy_mid_n", pair)).filter(Number.isFinite));
     const same = ends.length ? `${ends.join(", ")} on the same${count > 0 ? ` ${count}` : ""} problems` : "";
-    body.push(["accuracy halfway", {text: `${fixed(middle.mean, 1)}%`, below: same, key: "accuracy_mid"}]);
+    body.push(["accuracy at the midpoint", {text: `${fixed(middle.mean, 1)}%`, below: same, key: "accuracy_mid"}]);
   }
   if (!body.length) body.push(["not measured for this pair", ""]);
   rows($("functions"), ["", "value"], body);
@@ -113,19 +114,19 @@ function functionsTable() {
 function sentence() {
   const many = pairs();
   const both = `● ${label(state.a)} and ◇ ${label(state.b)}`;
-  if (!many.length) return `${both}: no pair of these was compared.`;
-  if (!many.some(pair => heldRows.has(pair))) return `${both}: this page holds no layers or modules of this pair; see the notes below.`;
+  if (!many.length) return `${both}: no pair of their runs was compared.`;
+  if (!many.some(pair => keptRows.has(pair))) return `${both}: this page has no layers or modules of this pair; see the notes below.`;
   const of = arms() ? `, ${many.length === 1 ? "1 pair" : `mean ± standard deviation of ${many.length} pairs`} of runs` : "";
   const kinds = new Set(many.map(pair => head.pairings[pair]));
   const initial = kinds.size > 1 ? "" : {
-    "same seeds": ", of the same seeds", "same init": ", of different seeds, from one initial adapter",
-    "same order": ", of one seed, from different initial adapters", other: ", of different seeds, from different initial adapters",
+    "same seeds": ", of the same seeds", "same init": ", of different seeds, from the same initial adapter",
+    "same order": ", of the same seed, from different initial adapters", other: ", of different seeds, from different initial adapters",
   }[[...kinds][0]] ?? "";
   return `${both}${of}${initial}; ${here()}.`;
 }
 
 function tiles() {
-  const found = head.measures.filter(measure => measure.main).map(measure => {
+  const entries = head.measures.filter(measure => measure.main).map(measure => {
     const {name, label, digits, unit} = measure;
     const around = beside(measure, "whole").replaceAll("\n", ", ");
     const own = beside(measure, "module").replaceAll("\n", ", "), whole = shown(ofWhole(name), digits, unit);
@@ -133,14 +134,14 @@ function tiles() {
   });
   const module = moduleAt[state.layer]?.[state.projection] ?? -1;
   const [a, b] = [ofRun("norm", state.a, module), ofRun("norm", state.b, module)];
-  found.push(["‖ΔW‖ of ● and ◇", `${precise(a.mean)}, ${precise(b.mean)}`, ["all modules", `${precise(ofRun("norm", state.a).mean)}, ${precise(ofRun("norm", state.b).mean)}`]]);
+  entries.push(["‖ΔW‖ of ● and ◇", `${precise(a.mean)}, ${precise(b.mean)}`, ["all modules", `${precise(ofRun("norm", state.a).mean)}, ${precise(ofRun("norm", state.b).mean)}`]]);
   const {values} = ckaOfPair(), here = values[head.cka.states.indexOf(head.layers[state.layer])];
-  if (here?.n) found.push([`CKA after layer ${head.layers[state.layer]}`, shown(here, 5), []]);
+  if (here?.n) entries.push([`CKA after layer ${head.layers[state.layer]}`, shown(here, 5), []]);
   for (const {name, label, digits} of head.functions.filter(measure => measure.main)) {
     const value = ofWhole(name);
-    if (value.n) found.push([label, shown(value, digits), [level(name)]]);
+    if (value.n) entries.push([label, shown(value, digits), [level(name)]]);
   }
-  return found;
+  return entries;
 }
 
 function level(name) {
@@ -149,7 +150,7 @@ function level(name) {
   return Number.isFinite(value) ? `${kind} ${fixed(value, digits)}` : "";
 }
 
-let saying;
+let announcing;
 
 function status() {
   const list = element("dl");
@@ -161,10 +162,10 @@ function status() {
     list.append(tile);
   }
   $("status").replaceChildren(element("p", sentence()), list);
-  // A screen reader hears what was reached, not what was passed on the way.
-  clearTimeout(saying);
-  saying = setTimeout(() => {
-    const heard = tiles().slice(0, 3).map(([name, value]) => `${name} ${value}`).join("; ");
-    $("said").textContent = `${sentence()} ${heard}.`;
+  // Screen readers announce the final choice only, not each step towards it.
+  clearTimeout(announcing);
+  announcing = setTimeout(() => {
+    const values = tiles().slice(0, 3).map(([name, value]) => `${name} ${value}`).join("; ");
+    $("announcement").textContent = `${sentence()} ${values}.`;
   }, 600);
 }

@@ -1,5 +1,5 @@
 "use strict";
-// What report/packed.py wrote: a header, and arrays by name.
+// Reads what report/binary_pack.py wrote: a header, and arrays by name.
 class Packed {
   static async from(text) {
     const zipped = atob(text);
@@ -22,7 +22,7 @@ class Packed {
     }
   }
 
-  // The number at a place of an array; NaN where there is no such place, or no such array.
+  // Returns the number at an index of an array; NaN if there is no such index or array.
   at(name, ...place) {
     const array = this.arrays.get(name);
     if (!array || place.some((where, side) => !(where >= 0 && where < array.shape[side]))) return NaN;

@@ -1,10 +1,10 @@
-// The plots of the updates themselves.
+// The plots of weight space.
 function modulesPlot() {
   const measure = MEASURES[state.measure];
   const all = head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(measure.name, layer, projection).mean));
   const nulls = data.arrays.has(`modules.${measure.name}_null`) ? head.projections.map((_, projection) => head.layers.map((_, layer) => ofModule(`${measure.name}_null`, layer, projection).mean)) : null;
   const flat = all.flat().filter(Number.isFinite);
-  const {from, to, said: scale} = scaleOf(measure);
+  const {from, to, text: scale} = scaleOf(measure);
   const middle = dark() ? "#20242a" : "#f7f7f7";
   const colours = {zmin: from, zmax: to, colorscale: from < 0 ? [[0, head.against], [0.5, middle], [1, head.along]] : dark() ? [[0, "#20242a"], [1, "#8cc8ff"]] : [[0, "#f3f6fa"], [1, "#0b4f8a"]]};
   const dots = nulls && all.map((row, p) => row.map((value, l) => Math.abs(value) < nulls[p][l] ? "·" : ""));
@@ -23,27 +23,27 @@ function modulesPlot() {
   };
   const [low, high] = [Math.min(...flat), Math.max(...flat)];
   const caption = flat.length
-    ? `${measure.label} of each module, from ${fixed(low, measure.digits)} to ${fixed(high, measure.digits)}${measure.unit}. ${scale}${nulls ? ` Dots (${within} of ${flat.length}): within the null, what two updates with nothing in common show.` : ""} Click a module to choose it.`
-    : "Not known of this pair.";
+    ? `${measure.label} of each module, from ${fixed(low, measure.digits)} to ${fixed(high, measure.digits)}${measure.unit}. ${scale}${nulls ? ` Dots (${within} of ${flat.length}): within the null, as for two updates with nothing in common.` : ""} Click a module to choose it.`
+    : "Not measured for this pair.";
   return {data: [trace], layout, caption, table: numbers(["layer", ...head.projections], head.layers.map((layer, l) => [String(layer), ...all.map(row => fixed(row[l], measure.digits))]))};
 }
 
 function depthPlot() {
   const measure = MEASURES[state.measure];
   const x = head.layers, chosen = x.map((_, layer) => ofModule(measure.name, layer, state.projection));
-  const traces = [], said = [], table = [["layer"], x.map(layer => [String(layer)])];
+  const traces = [], notes = [], table = [["layer"], x.map(layer => [String(layer)])];
   const add = (name, values) => { table[0].push(name); values.forEach((value, i) => table[1][i].push(fixed(value, measure.digits))); };
   const layers = name => x.map((_, layer) => ofLayer(name, layer).mean);
   const [nulls, levels] = ["null", measure.level].map(judge => layers(`${measure.name}_${judge}`));
   if (nulls.some(Number.isFinite)) {
     if (SIGNED(measure)) traces.push(band(x, nulls.map(value => -value), nulls, SHADE));
     else traces.push(line("null", x, nulls, {colour: MUTED, width: 1.5, dash: "2px,3px"}));
-    said.push(`${SIGNED(measure) ? "Grey band" : "Dotted"}: the null of the layer.`);
+    notes.push(`${SIGNED(measure) ? "Grey band" : "Dotted"}: the null of the layer.`);
     add("null", nulls);
   }
   if (levels.some(Number.isFinite)) {
     traces.push(line(measure.level, x, levels, {colour: INK, width: 1.5, dash: "9px,5px"}));
-    said.push(`Dashed: the ${measure.level}, what two that are one loss would show, of the layer.`);
+    notes.push(`Dashed: the ${measure.level === "repeat" ? "repeat level" : measure.level} of the layer, which two runs of the same loss would show.`);
     add(measure.level, levels);
   }
   head.projections.forEach((name, projection) => {
@@ -52,8 +52,8 @@ function depthPlot() {
     add(name, values);
   });
   const whole = layers(measure.name);
-  traces.push(line("the layer as a whole", x, whole, {width: 1.8}));
-  said.unshift("Plain line: the layer as a whole.");
+  traces.push(line("all modules of the layer", x, whole, {width: 1.8}));
+  notes.unshift("Plain line: all modules of the layer.");
   add("layer", whole);
   if (average()) traces.push(band(x, chosen.map(value => value.low), chosen.map(value => value.high), "rgba(60,130,200,0.22)"));
   traces.push(line(head.projections[state.projection], x, chosen.map(value => value.mean), {colour: LINK, width: 3, symbol: "circle", size: 6}));
@@ -61,7 +61,7 @@ function depthPlot() {
     xaxis: {range: edges()}, yaxis: {automargin: false}, margin: {l: 64, r: 16, t: 8, b: 44}, shapes: [cursor(x[state.layer]), ...(SIGNED(measure) ? [across(0)] : [])],
   });
   const others = head.projections.filter((_, p) => p !== state.projection);
-  const caption = `Thick: ${head.projections[state.projection]}${average() ? ", its band from the smallest to the largest pair" : ""}${others.length ? `; thin: ${others.join(", ")}` : ""}. ${said.join(" ")} Click a layer to choose it.`;
+  const caption = `Thick: ${head.projections[state.projection]}${average() ? ", with a band from the smallest to the largest pair" : ""}${others.length ? `; thin: ${others.join(", ")}` : ""}. ${notes.join(" ")} Click a layer to choose it.`;
   return {data: traces, layout, caption, table: numbers(...table)};
 }
 
@@ -84,20 +84,21 @@ function anglesPlot() {
   const last = Math.max(1, ...sides.map(side => side.x.at(-1) ?? 1));
   const marks = {null: {symbol: "circle-open", size: 8, color: MUTED, line: {width: 1.5}}, repeat: {symbol: "line-ew", size: 16, line: {color: INK, width: 2.5}}};
   const known = new Set();
-  for (const judge of ["null", "repeat"]) {
-    const found = [["min", 1], ["max", last]].flatMap(([end, x]) => ["left", "right"].map(side => ({x, y: ofWhole(`angle_${end}_${side}_${judge}`).mean, text: `${judge}, ${end === "min" ? "smallest" : "largest"} ${side}`}))).filter(({y}) => Number.isFinite(y));
-    if (!found.length) continue;
-    known.add(judge);
-    traces.push({type: "scatter", mode: "markers", x: found.map(each => each.x), y: found.map(each => each.y), marker: marks[judge], hovertext: found.map(each => `${each.text}: ${fixed(each.y, 2)}°`), hoverinfo: "text"});
+  for (const kind of ["null", "repeat"]) {
+    const points = [["min", 1], ["max", last]].flatMap(([end, x]) => ["left", "right"].map(side => ({x, y: ofWhole(`angle_${end}_${side}_${kind}`).mean, text: `${kind}, ${end === "min" ? "smallest" : "largest"} ${side}`}))).filter(({y}) => Number.isFinite(y));
+    if (!points.length) continue;
+    known.add(kind);
+    traces.push({type: "scatter", mode: "markers", x: points.map(point => point.x), y: points.map(point => point.y), marker: marks[kind], hovertext: points.map(point => `${point.text}: ${fixed(point.y, 2)}°`), hoverinfo: "text"});
   }
   const rowsOf = Math.max(...sides.map(side => side.x.length), 0);
   table[0].push("left (°)", "right (°)");
   for (let i = 0; i < rowsOf; i++) table[1].push([String(sides[0].x[i] ?? sides[1].x[i]), ...sides.map(side => fixed(side.values[i]?.mean, 2))]);
-  const said = `${known.has("null") ? " Circles: the null;" : ""}${known.has("repeat") ? " bars: the repeat level;" : ""}${known.size ? " of the smallest and the largest angle, medians over all modules." : ""}`;
+  const symbols = [known.has("null") ? "circles: the null" : "", known.has("repeat") ? "bars: the repeat level" : ""].filter(Boolean).join("; ");
+  const levels = symbols ? ` ${capital(symbols)} (of the smallest and the largest angle, median over all modules).` : "";
   const [left, right] = sides.map(side => side.values.length ? `${fixed(side.values[0].mean, 2)}° to ${fixed(side.values.at(-1).mean, 2)}°` : "–");
   return {
     data: traces, layout: axes("angle, ascending", "degrees", 320, {yaxis: {range: [0, 92], tickvals: [0, 15, 30, 45, 60, 75, 90]}, xaxis: {dtick: 1, showgrid: false, range: [0.5, last + 0.5]}}),
-    caption: `${capital(here())}. Left, output (line): ${left}. Right, input (dashed): ${right}.${has ? "" : " Only the smallest and largest are on this page."}${said}`, table: numbers(...table),
+    caption: `${capital(here())}. Left, output (line): ${left}. Right, input (dashed): ${right}.${has ? "" : " This page has only the smallest and the largest angle of this pair."}${levels}`, table: numbers(...table),
   };
 }
 
@@ -137,7 +138,7 @@ function mapPlot() {
   return {
     data: [ring(a, "circle-open", 18), ring(b, "diamond-open", 18), ...traces],
     layout: axes("degrees", "degrees", 420, {yaxis: {scaleanchor: "x"}}),
-    caption: `Each point is a run, its mark that of its loss; distances stand for the angles between the updates (${head.map.kept === null ? "" : `the plane shows ${Math.round(100 * head.map.kept)}% of their variance; `}half of them are off by less than ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to make it the second, with Shift the first.`,
+    caption: `Each point is a run, with the mark of its loss; distances approximate the angles between the updates (${head.map.kept === null ? "" : `the plane shows ${Math.round(100 * head.map.kept)}% of their variance; `}half of them are off by less than ${head.map.off}°). Rings: ● ${label(state.a)}; diamonds: ◇ ${label(state.b)}. Click a point to choose it as the second, Shift-click as the first.`,
     table: numbers(["run", "x", "y"], points.map(point => [point.label, precise(point.x), precise(point.y)])),
   };
 }

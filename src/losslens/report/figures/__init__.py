@@ -1,1 +1,1 @@
-"""Figures for papers, from the tables of an analysis: as vectors and as pixels, one file a figure."""
+"""Figures for papers, drawn from the tables of an analysis as PDF and PNG; one module per figure."""

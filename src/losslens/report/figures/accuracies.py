@@ -1,4 +1,4 @@
-"""Accuracies with their intervals, against the untrained base."""
+"""Figure of the accuracies with their intervals and the untrained base."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from losslens.report.arm_comparison import arms as ablation_arms
-from losslens.report.arm_comparison import base_on
+from losslens.report.arm_comparison import arm_rows, base_on
 from losslens.report.figures.canvas import COLUMN, INK, LETTER, SHADE, figure, lines, point_of, rows
 from losslens.report.loss_comparison import Comparison
 from losslens.tables.analysis_folder import AnalysisFolder
@@ -15,8 +14,8 @@ from losslens.tables.style import colour
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    """The figure; None where nothing was scored."""
-    arms = ablation_arms(analysis)
+    """Draws the figure; None if nothing was scored."""
+    arms = arm_rows(analysis)
     if arms.empty or not arms["accuracy"].notna().any():
         return None
     by_arm = arms[arms["accuracy"].notna()].set_index("arm")

@@ -1,4 +1,4 @@
-"""The angle of each loss to the reference in every layer, between what the reference shows with itself and the null."""
+"""Figure of the angle of each loss to the reference by layer, with the reference's repeat and the null."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MEASURE = "angle_min_left"
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    """The figure; None without a reference or layers."""
+    """Draws the figure; None without a reference or layers."""
     layers = analysis.table("layers", ("run_a", "run_b"), ("layer", _MEASURE, f"{_MEASURE}_null"))
     layers = layers[layers[_MEASURE].notna()]
     reference = comparison.reference
@@ -32,7 +32,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     handles = key(list(by_loss), comparison.looks)
     own = _of(comparison.between(reference, reference), layers).groupby("layer")[_MEASURE].mean()
     if len(own):
-        label = f"{reference.name}, again"
+        label = f"{reference.name}, repeat"
         handles += axes.plot(own.index, own.to_numpy(), color=INK, linestyle="--", label=label)
     null = pd.concat(by_loss.values()).groupby("layer")[f"{_MEASURE}_null"].mean().dropna()
     if len(null):
@@ -47,5 +47,5 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
 
 
 def _of(pairs: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:
-    """The layers of these pairs."""
+    """Returns the rows of `layers` of these pairs."""
     return layers.merge(pairs[["run_a", "run_b"]], on=["run_a", "run_b"])

@@ -1,4 +1,4 @@
-"""The cosine matrix: every two losses, and on the diagonal each with itself, trained again."""
+"""Figure of the cosine matrix: every two losses, and on the diagonal the repeat of each."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import AGAINST, ALONG, DARK
 
 _MOST_WITH_THREE = 14
-# Inches that a number of 7 points takes: with three digits, with two.
+# Widths of a 7-point number with three and with two digits, in inches.
 _THREE, _TWO = 0.35, 0.33
-# Points below which nobody reads a number.
+# Smallest readable font size, in points.
 _SMALLEST = 5.0
 
 
 def draw(_: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    """The figure; None with fewer than two losses."""
+    """Draws the figure; None with fewer than two losses."""
     losses = comparison.losses
     if len(losses) < 2:
         return None
@@ -68,11 +68,12 @@ def _text(value: float, digits: int = 3) -> str:
 
 
 def _below(comparison: Comparison) -> list[str]:
-    """What the diagonal is, and what unrelated updates show."""
+    """Returns the notes below the matrix, on its diagonal and the null."""
     losses = comparison.losses
     nulls = [comparison.of("cosine", a, b).null for a in losses for b in losses if a is not b]
     nulls = [null for null in nulls if not math.isnan(null)]
-    said = ["Diagonal: same loss, trained again."]
+    again = any(comparison.of("cosine", loss, loss).known for loss in losses)
+    notes = ["Diagonal: same loss, trained again (repeat)."] * again
     if nulls:
-        said.append(f"Unrelated updates: |cosine| < {_text(max(nulls))} (95%).")
-    return said
+        notes.append(f"Unrelated updates: |cosine| < {_text(max(nulls))} (95%).")
+    return notes

@@ -1,4 +1,4 @@
-"""The learning-rate-matched comparison: size, direction and accuracy of each method at each of its rates."""
+"""Figure of the learning-rate-matched comparison: size, direction and accuracy of each arm."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from losslens.report.arm_comparison import arms as ablation_arms
-from losslens.report.arm_comparison import base_on, is_matched
+from losslens.report.arm_comparison import arm_rows, base_on, is_matched
 from losslens.report.figures.canvas import (
     COLUMN,
     INK,
@@ -27,8 +26,8 @@ from losslens.tables.style import colour
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    """The figure; None where no method was trained at several rates."""
-    arms = ablation_arms(analysis)
+    """Draws the figure; None if no method was trained at several learning rates."""
+    arms = arm_rows(analysis)
     if not is_matched(arms):
         return None
     arms = arms[arms["norm"].gt(0)]
@@ -72,7 +71,7 @@ def _directions(axes: Axes, arms: pd.DataFrame) -> None:
     for value in repeats:
         axes.axhline(value, color=INK, linewidth=0.9, linestyle="--")
         axes.annotate(
-            "SFT, again", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
+            "SFT, repeat", (0.5, value), xycoords=("axes fraction", "data"), xytext=(0, -2),
             textcoords="offset points", va="top", ha="center", fontsize=7,
         )  # fmt: skip
     axes.set_ylabel("cosine to SFT")

@@ -1,4 +1,4 @@
-"""How large each loss' update is in every layer, and how its singular values fall."""
+"""Figure of the norm of each loss's update by layer, and of its singular values."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _MOST_VALUES = 64
 
 
 def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    """The figure; None without the table of runs and modules."""
+    """Draws the figure; None without the table of runs and modules."""
     columns = ["run", "layer", "norm", "singular_values"]
-    found = analysis.parquet("run_modules", columns)
-    if set(found.column_names) != set(columns):
+    parquet = analysis.parquet("run_modules", columns)
+    if set(parquet.column_names) != set(columns):
         return None
-    table = found.to_pandas()
+    table = parquet.to_pandas()
     table = table[table["norm"] > 0]
     losses = [loss for loss in comparison.losses if table["run"].isin(loss.runs).any()]
     if not losses:
@@ -29,7 +29,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     by_layer, by_number = drawn.subplots(2, 1)
     for loss in losses:
         rows = table[table["run"].isin(loss.runs)]
-        # Over the modules of a layer the norms add up in squares; over the runs of a loss they are averaged.
+        # Squared norms are summed over the modules of a layer; norms are averaged over runs.
         squared = rows.assign(squared=rows["norm"] ** 2).groupby(["run", "layer"])["squared"].sum()
         norms = np.sqrt(squared).groupby("layer").mean()
         by_layer.plot(norms.index, norms.to_numpy(), **line_of(loss, comparison.looks, len(norms)))
@@ -41,14 +41,14 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
         upright(axes)
     by_layer.set_xlabel("layer")
     by_layer.set_ylabel("‖ΔW‖ of the layer")
-    by_number.set_xlabel("number of the singular value")
+    by_number.set_xlabel("index of the singular value")
     by_number.set_ylabel("σ of ΔW (mean)")
     legend_above(drawn, key(losses, comparison.looks))
     return drawn
 
 
 def _spectrum(rows: pd.DataFrame) -> np.ndarray:
-    """The k-th singular value, averaged over modules and runs; those that an update lacks are 0."""
+    """Averages the k-th singular value over modules and runs; missing ones count as 0."""
     lists = [np.asarray(values, dtype=float) for values in rows["singular_values"]]
     longest = min(max((len(values) for values in lists), default=0), _MOST_VALUES)
     padded = np.zeros((len(lists), longest))

@@ -1,8 +1,8 @@
-"""Writes every figure that the tables of an analysis have numbers for."""
+"""Writes every figure for which the tables of an analysis have values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -19,19 +19,32 @@ _FIGURES: tuple[tuple[str, Callable[[AnalysisFolder, Comparison], Figure | None]
 )  # fmt: skip
 
 
-def write_figures(folder: Path) -> list[Path]:
-    """Writes `figures/<name>.pdf` and `.png` into the folder of an analysis; what an earlier one left there is gone.
+def draw_figures(analysis: AnalysisFolder, names: Iterable[str] | None = None) -> dict[str, Figure]:
+    """The figures that the tables have numbers for, by their names.
+
+    Args:
+        analysis: The tables.
+        names: Of those to draw; all by default.
 
     Raises:
-        InputError: The analysis has no manifest, or a table is none.
+        InputError: A table is none.
+    """
+    comparison = Comparison(analysis)
+    with style():
+        drawn = {name: draw(analysis, comparison) for name, draw in _FIGURES if names is None or name in names}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+def write_figures(folder: Path) -> list[Path]:
+    """Writes `figures/<name>.pdf` and `.png` into the folder of an analysis, replacing older figures.
+
+    Raises:
+        InputError: The analysis has no manifest, or a table cannot be read.
     """
     analysis = AnalysisFolder(folder)
-    comparison = Comparison(analysis)
     names = []
-    _ = analysis.manifest  # of an analysis that was cut off there are no figures
+    _ = analysis.manifest  # raises for an interrupted analysis
     with atomic_folder(folder / "figures") as temporary, style():
-        for name, draw in _FIGURES:
-            drawn = draw(analysis, comparison)
-            if drawn is not None:
-                names += [file.name for file in write(drawn, temporary, name)]
+        for name, drawn in draw_figures(analysis).items():
+            names += [file.name for file in write(drawn, temporary, name)]
     return [folder / "figures" / name for name in names]

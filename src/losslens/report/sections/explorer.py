@@ -1,4 +1,4 @@
-"""The explorer: two runs, or two methods, layer by layer and module by module."""
+"""The explorer: two runs or two methods compared layer by layer and module by module."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pandas as pd
 
 from losslens.measures import function_measures
 from losslens.report.components import Section
-from losslens.report.explorer_data import Pairs, of_pairs_shown, pack
+from losslens.report.explorer_data import Pairs, pack, pair_columns
 from losslens.report.explorer_index import Runs, find_modules, find_runs
 from losslens.report.legends import legend_of
 from losslens.report.loss_comparison import Comparison
@@ -16,16 +16,16 @@ from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import AGAINST, ALONG, figure, logarithmic
 
 _HOW_TO_READ = (
-    "Choose two, then move through layers and projections. A number is worth reading between two others: the null, "
-    "what two updates with nothing in common show, and what two that are one loss would show: the ceiling of a cosine, "
-    "the repeat level of an angle. The second is known of losses that were trained at several seeds, and holds for "
-    "pairs of different seeds: runs of one seed share their batches."
+    "Choose two methods or runs, then a layer and a projection. Read each number between two others: the null, which "
+    "two updates with nothing in common would show, and the ceiling (of a cosine) or repeat level (of an angle), which "
+    "two runs of the same loss would show. Ceiling and repeat level are known only for losses trained at several "
+    "seeds, and hold for pairs of different seeds, because runs of the same seed share their batches."
 )
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
-    """The section; None without a pair or without its modules."""
-    table = analysis.table("pairs", ("run_a", "run_b", "pairing"), tuple(of_pairs_shown()))
+    """Builds the section; None without a pair of runs or without their modules."""
+    table = analysis.table("pairs", ("run_a", "run_b", "pairing"), tuple(pair_columns()))
     modules = find_modules(analysis.parquet("run_modules", ["module"]), analysis.parquet("modules", ["module"]))
     if table.empty or not modules.names:
         return None
@@ -39,16 +39,16 @@ def section(analysis: AnalysisFolder) -> Section | None:
     look = figure("", "", 10).update_layout(logarithmic("yaxis")).layout.to_plotly_json()
     ticks = {name: look["yaxis"].pop(name) for name in ("tickvals", "ticktext")}
     del look["template"], look["yaxis"]["type"]
-    packed.say(layout=look, ticks=ticks, against=AGAINST, along=ALONG)
-    packed.say(start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs)})
+    packed.add_header(layout=look, ticks=ticks, against=AGAINST, along=ALONG)
+    packed.add_header(start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs)})
     key = legend_of(Comparison(analysis), (fact["loss"] for fact in runs.facts), lines=False)
     return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), key=key, notes=notes)
 
 
 def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """What a reader sees first: two losses that met the same batches from the same initial adapter.
+    """Returns the pair of runs shown first: two losses with the same seeds and initial adapter.
 
-    Of several such pairs one of which most was measured, SFT against DPO, where there are these.
+    Prefers pairs with the most measures, and SFT against DPO if both were trained.
     """
 
     def interest(place: int) -> tuple[bool, bool, bool, int, int]:
@@ -64,7 +64,7 @@ def _first_pair(runs: Runs, table: pd.DataFrame, ends: Sequence[tuple[int, int]]
 
 
 def _first_arms(runs: Runs) -> tuple[int, int] | None:
-    """None where every arm is one run."""
+    """Returns the pair of arms shown first; None if every arm has a single run."""
     apart = [(a, b) for a, b, _ in runs.between if a != b]
     if not apart or all(len(arm["runs"]) == 1 for arm in runs.arms):
         return None

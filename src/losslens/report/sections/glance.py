@@ -1,4 +1,4 @@
-"""At a glance: the question, what was compared, what the numbers say, the cosines and the accuracies."""
+"""At a glance: the question, what was compared, the findings, the cosines and the accuracies."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ import math
 
 import pandas as pd
 
-from losslens.report.arm_comparison import arms as ablation_arms
-from losslens.report.arm_comparison import base_on
+from losslens.report.arm_comparison import arm_rows, base_on
 from losslens.report.caveats import caveats
 from losslens.report.components import Cell, Column, Figure, Matrix, Row, Section, Square, Table
-from losslens.report.findings import findings, ratio, with_themselves
+from losslens.report.findings import findings, ratio, repeats_of
 from losslens.report.loss_comparison import Compared, Comparison, Loss
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import number, percent, whole
 from losslens.tables.style import AGAINST, ALONG, DARK, INK, colour, escape_markup, rows_figure, whisker
 
-# More than these do not leave room for a ceiling under each number.
+# Most losses for which a ceiling fits under each cosine.
 _MOST_WITH_CEILINGS = 9
-# And more than these none for three digits, of which the third tells 0.997 from 1.
+# Most losses for which three digits fit; the third distinguishes 0.997 from 1.
 _MOST_WITH_THREE = 16
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
-    """The section; None without a trained run."""
+    """Builds the section; None without a trained run."""
     comparison = Comparison(analysis)
     if not comparison.losses:
         return None
@@ -42,7 +41,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
 
 
 def _compared(analysis: AnalysisFolder, comparison: Comparison) -> str:
-    """What was trained on what, as far as the manifest knows."""
+    """Describes the runs, their rollouts and their base, as far as the manifest records them."""
     trained = [loss for loss in comparison.losses if not math.isnan(loss.learning_rate)]
     methods = len({loss.method for loss in trained})
     losses, elsewhere = len(trained), len(comparison.losses) - len(trained)
@@ -52,22 +51,25 @@ def _compared(analysis: AnalysisFolder, comparison: Comparison) -> str:
     origins = analysis.manifest.get("origins") or {}
     rollouts = origins.get("rollouts") or []
     runs = len(comparison.runs) - elsewhere
-    adapters = f"{_count(elsewhere)} adapter{'s' * (elsewhere != 1)} made elsewhere"
+    adapters = f"{_count(elsewhere)} external adapter{'s' * (elsewhere != 1)}"
     if not trained:
         return f"{adapters[0].upper()}{adapters[1:]}."
-    said = f"{kinds[0].upper()}{kinds[1:]}, {runs} run{'s' * (runs != 1)}"
+    text = f"{kinds[0].upper()}{kinds[1:]}, {runs} run{'s' * (runs != 1)}"
     if len(rollouts) == 1 and rollouts[0].get("rollouts"):
-        them = rollouts[0]
-        said += f", trained on the same {them['rollouts']} rollouts of {them['prompts']} prompts"
-        said += f" ({percent(them['pass_rate'])} right, {percent(them['share_mixed_groups'])} of the groups mixed)"
+        counts = rollouts[0]
+        text += (
+            f", trained on the same {counts['rollouts']} rollouts of {counts['prompts']} prompts "
+            f"({percent(counts['pass_rate'])} of the rollouts are correct; {percent(counts['share_mixed_groups'])} of "
+            "the prompts have both correct and incorrect ones)"
+        )
     if len(origins.get("base") or []) == 1:
-        said += " from the same base"
+        text += " from the same base"
     initial = {run.get("initial_adapter") for run in (origins.get("runs") or {}).values()}
     if len(initial - {None}) == 1 and runs > 1:
-        said += " and initial adapter"
+        text += " and initial adapter"
     elif len(initial - {None}) > 1:
-        said += f" and {_count(len(initial - {None}))} initial adapters"
-    return f"{said}; {adapters}." if elsewhere else f"{said}."
+        text += f" and {_count(len(initial - {None}))} initial adapters"
+    return f"{text}; {adapters}." if elsewhere else f"{text}."
 
 
 def _count(number_: int) -> str:
@@ -103,28 +105,28 @@ def _square(comparison: Comparison, first: Loss, second: Loss) -> Square:
 
 
 def _brief(value: float, digits: int) -> str:
-    """`.951`: without the 0 that every cosine begins with."""
+    """Formats a cosine without its leading 0: `.951`."""
     text = number(value, digits)
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
 def _table(comparison: Comparison) -> Table:
-    """The matrix in numbers, for who cannot see or hover it."""
+    """Repeats the matrix as a table, for readers who cannot see or hover it."""
     losses = comparison.losses
     rows = []
     for a in losses:
         cells = []
         for b in losses:
             cosine = comparison.of("cosine", a, b)
-            cells.append(Cell(number(cosine.value), "", "\n".join(_beside(cosine))))
+            cells.append(Cell(number(cosine.value), "", "\n".join(_lines_below(cosine))))
         rows.append(Row([Cell(a.name, colour=colour(a.method)), *cells]))
     columns = [Column("loss", numeric=False), *(Column(loss.name) for loss in losses)]
     return Table("Cosine of the updates, in numbers", columns, rows, closed=True)
 
 
-def _beside(cosine: Compared) -> list[str]:
-    """Ceiling and ratio, the verdict, and the null."""
-    lines = [] if math.isnan(cosine.level) else [f"of {number(cosine.level)}: {ratio(cosine)}"]
+def _lines_below(cosine: Compared) -> list[str]:
+    """Returns the lines below a cosine: ceiling and ratio, verdict, null."""
+    lines = [] if math.isnan(cosine.level) else [f"ceiling {number(cosine.level)}, ratio {ratio(cosine, ', 95%')}"]
     lines += [cosine.verdict] * (cosine.verdict not in ("", "too few seeds"))
     return lines + ([] if math.isnan(cosine.null) else [f"null {number(cosine.null)}"])
 
@@ -133,36 +135,40 @@ def _cosine_caption(comparison: Comparison) -> str:
     losses = comparison.losses
     cosines = {(a, b): comparison.of("cosine", a, b) for a in losses for b in losses}
     own = any(cosine.known for (a, b), cosine in cosines.items() if a is b)
-    said = ["Dotted: each loss with itself, trained again, its repeat"]
-    said[0] += "; – where it was trained once." if own else ", but each was trained once."
+    sentences = ["Dotted: the repeat of each loss (its cosine with itself, trained again)"]
+    sentences[0] += "; – if it was trained only once." if own else "; not known, since each was trained only once."
     others = [cosine for (a, b), cosine in cosines.items() if a is not b and cosine.known]
     if any(cosine.pairing in ("same seeds", "same order") for cosine in others):
-        said.append("Losses that have no runs of different seeds are compared by runs that share their batches.")
+        sentences.append("Losses without runs of different seeds are compared by runs that share their batches.")
     if any(not math.isnan(cosine.level) for cosine in others) and len(losses) <= _MOST_WITH_CEILINGS:
-        said.append(
-            "Of: the ceiling, √(ρρ') of the two repeats, what the two would show if they were one loss; → the ratio."
+        sentences.append(
+            "Below each cosine: “of” its ceiling, √(ρρ') of the two repeats, which the two would show if they were the "
+            "same loss; “→” its ratio to the ceiling."
         )
     nulls = [cosine.null for cosine in others if not math.isnan(cosine.null)]
     if nulls:
         low, high = number(min(nulls)), number(max(nulls))
         span = low if low == high else f"{low} to {high}"
-        said.append(f"Null: two updates with nothing in common (but A) stay below {span} in 95 of 100 cases.")
-    return " ".join(said)
+        sentences.append(
+            f"Null: the absolute cosine of two updates with nothing in common (but A) stays below {span} in 95 of 100 "
+            "cases."
+        )
+    return " ".join(sentences)
 
 
 def _hover(first: Loss, second: Loss, cosine: Compared) -> str:
-    over = f"{cosine.pairs} pair{'s' * (cosine.pairs != 1)} of runs, {cosine.pairing or 'seeds not known'}"
-    again = f"{first.name}, trained again{f' (other {cosine.changed})' if cosine.changed else ''}"
+    over = f"{cosine.pairs} pair{'s' * (cosine.pairs != 1)} of runs, {cosine.pairing or 'unknown seeds'}"
+    again = f"{first.name}, trained again{f' (different {cosine.changed})' if cosine.changed else ''}"
     lines = [
         f"{first.name} and {second.name}" if first is not second else again,
         f"cosine {number(cosine.value)} ({over})",
     ]
-    themselves = with_themselves(first, second, cosine)
-    return "\n".join([*lines, *([themselves] if themselves else []), *_beside(cosine)])
+    repeats = repeats_of(first, second, cosine)
+    return "\n".join([*lines, *([repeats] if repeats else []), *_lines_below(cosine)])
 
 
 def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
-    arms = ablation_arms(analysis)
+    arms = arm_rows(analysis)
     if arms.empty or not arms["accuracy"].notna().any():
         return None
     by_arm = arms.set_index("arm")
@@ -199,8 +205,10 @@ def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | No
         )  # fmt: skip
     n = whole(arms["n"].max())
     line = " Dotted line and grey band: the untrained base." if len(base) else " The base was not scored."
-    ticks = " Upright ticks: the worst and the best run." if several else ""
+    ticks = " Vertical ticks: the worst and the best run." if several else ""
     benchmark = next(name for name in arms["benchmark"] if name)
     return Figure(
-        f"Accuracy on {benchmark}", f"Share of {n} problems that are right, with 95% intervals.{line}{ticks}", plot
+        f"Accuracy on {benchmark}",
+        f"Share of {n} problems answered correctly, with 95% intervals.{line}{ticks}",
+        plot,
     )

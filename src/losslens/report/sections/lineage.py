@@ -1,4 +1,4 @@
-"""Where the numbers come from, and what is not among them."""
+"""Provenance of the numbers, and what was left out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from losslens.report.components import Cell, Column, Row, Section, Table
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, whole
 
-# Shown in another way, or of no use to a reader elsewhere.
+# Shown elsewhere on the page, or of no use to readers.
 _NOT_SHOWN = ("adapters", "left_out", "measured_pairs", "code.dirty_diff", "machine.host", "origins", "command")
 _PAIR = (Column("what", numeric=False), Column("value", numeric=False))
 
 
 def left_out(analysis: AnalysisFolder) -> Section | None:
-    """What was left out, and why; None where nothing was."""
+    """Builds the section of what was left out and why; None if nothing was."""
     names = analysis.manifest.get("left_out") or {}
     if not names:
         return None
@@ -26,15 +26,15 @@ def left_out(analysis: AnalysisFolder) -> Section | None:
 
 
 def provenance(analysis: AnalysisFolder) -> Section:
-    """Commands, configurations, versions and hashes, what makes the runs less than comparable, and how to cite."""
+    """Builds the section of commands, configurations, versions, hashes, warnings and citations."""
     manifest = analysis.manifest
     origins = manifest.get("origins") or {}
     rows = [Row([Cell(name), Cell(value)]) for name, value in _flat(manifest) if not name.startswith(_NOT_SHOWN)]
     rows += [
         Row([Cell(f"{kind}.{name}"), Cell(value)])
         for kind in ("rollouts", "base")
-        for each in origins.get(kind) or []
-        for name, value in _flat(each)
+        for origin in origins.get(kind) or []
+        for name, value in _flat(origin)
     ]
     common = [Row([Cell(name), Cell(value)]) for name, value in _flat(origins.get("configuration") or {})]
     commands = [*(origins.get("commands") or []), *([manifest["command"]] if manifest.get("command") else [])]
@@ -43,8 +43,8 @@ def provenance(analysis: AnalysisFolder) -> Section:
     tables = [
         Table("Commands", [Column("", numeric=False)], [Row([Cell(command)]) for command in commands]),
         Table("Settings and versions", _PAIR, rows, closed=True),
-        Table("Configuration that all runs share", _PAIR, common, closed=True),
-        Table("Runs: where each comes from", _RUN_COLUMNS, _runs(manifest, origins), closed=True),
+        Table("Configuration shared by all runs", _PAIR, common, closed=True),
+        Table("Provenance of each run", _RUN_COLUMNS, _runs(manifest, origins), closed=True),
         Table("How to cite", [Column("what", numeric=False), Column("as", numeric=False)], cited, closed=True),
     ]
     return Section(
@@ -53,8 +53,8 @@ def provenance(analysis: AnalysisFolder) -> Section:
 
 
 _RUN_COLUMNS = (
-    Column("run", numeric=False), Column("what it alone has", numeric=False), Column("commit", numeric=False),
-    Column("started", numeric=False), Column("seconds"), Column("SHA-256 of its adapter", numeric=False),
+    Column("run", numeric=False), Column("own settings", numeric=False), Column("commit", numeric=False),
+    Column("started", numeric=False), Column("seconds"), Column("SHA-256 of the adapter", numeric=False),
 )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def _runs(manifest: Mapping[str, Any], origins: Mapping[str, Any]) -> list[Row]:
             f"{key}={value}" for key, value in {**(run.get("own") or {}), **(run.get("versions") or {})}.items()
         )
         commit = str(run.get("commit") or "")[:12]
-        changed = ", with changes" * bool(run.get("changed"))
+        changed = ", with uncommitted changes" * bool(run.get("changed"))
         cells = [
             Cell(str(name)), Cell("", below=own), Cell(f"{commit}{changed}" or NOTHING),
             Cell(str(run.get("started") or NOTHING)), Cell(whole(float(run.get("seconds") or "nan"))),
@@ -78,31 +78,32 @@ def _runs(manifest: Mapping[str, Any], origins: Mapping[str, Any]) -> list[Row]:
 
 
 def _warnings(manifest: Mapping[str, Any]) -> list[str]:
-    """What a reader would otherwise have to find in the tables."""
+    """Returns what makes the runs less comparable, such as several commits or precisions."""
     runs = ((manifest.get("origins") or {}).get("runs") or {}).values()
     warnings = []
     left_out = manifest.get("left_out") or {}
     if left_out:
-        warnings.append(f"{len(left_out)} thing{'s were' if len(left_out) > 1 else ' was'} left out: see above.")
+        warnings.append(f"{len(left_out)} item{'s were' if len(left_out) > 1 else ' was'} left out: see above.")
     commits = {run["commit"] for run in runs if run.get("commit")}
     if len(commits) > 1:
-        warnings.append(f"The runs come from {len(commits)} commits of the code.")
+        warnings.append(f"The runs were trained with {len(commits)} different commits of the code.")
     changed = sum(bool(run.get("changed")) for run in runs)
     if changed:
         warnings.append(
-            f"{changed} run{'s' * (changed > 1)} of {len(runs)} came from code with changes that are in no commit."
+            f"{changed} of {len(runs)} run{'s' * (len(runs) > 1)} {'were' if changed > 1 else 'was'} trained with "
+            "uncommitted changes of the code."
         )
     elsewhere = sum(bool(run.get("versions")) for run in runs)
     if elsewhere:
         warnings.append(
-            f"{elsewhere} run{'s' * (elsewhere > 1)} of {len(runs)} came from other versions of the packages than the "
-            "analysis."
+            f"{elsewhere} of {len(runs)} run{'s' * (len(runs) > 1)} {'were' if elsewhere > 1 else 'was'} trained with "
+            "other package versions than the analysis used."
         )
     precisions = {tuple(sorted((run.get("precision") or {}).items())) for run in runs}
     if len(precisions) > 1:
-        warnings.append("The runs were trained in different precisions, or on different devices.")
+        warnings.append("The runs were trained in different precisions or on different devices.")
     if (manifest.get("code") or {}).get("dirty_diff"):
-        warnings.append("The analysis' code had changes that are in no commit; manifest.json has them.")
+        warnings.append("The code of the analysis had uncommitted changes; they are in manifest.json.")
     return warnings
 
 

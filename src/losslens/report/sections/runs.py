@@ -1,4 +1,4 @@
-"""The runs: how large each update is, and how accurate the model with it."""
+"""The runs: the size of each update and the accuracy of each model."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _NUMBERS = (
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
-    """The section; None without runs."""
+    """Builds the section; None without runs."""
     runs = analysis.table("runs", _TEXTS, _NUMBERS)
     if runs.empty:
         return None
-    # The numbers that the terminal shows.
+    # The same numbers as on the terminal.
     runs["number"] = runs["run"].map({name: place for place, name in enumerate(dict.fromkeys(runs["run"]))})
     comparison = Comparison(analysis)
     benchmarks = [name for name in runs["benchmark"].unique() if name]
@@ -42,7 +42,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
 
 
 def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: Comparison) -> Figure:
-    # A run that diverged was scored on nothing, and is shown to have no score.
+    # A diverged run was not scored; it is shown without a score.
     shown = runs[(runs["benchmark"] == benchmark) | ((runs["diverged"] != "") & (runs["benchmark"] == ""))]
     trained = shown[shown["method"] != "base"]
     base = shown[(shown["method"] == "base") & shown["accuracy"].notna()]
@@ -76,10 +76,10 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: Comparison) -> F
     count = whole(shown["n"].max())
     line = " Dotted line and grey band: the untrained base." if len(base) else ""
     crosses = " ✕: a run that diverged or collapsed." if (trained["diverged"] != "").any() else ""
-    seeds = " s: the seed of the data's order; A: of the initial adapter." if inits else " s: the seed."
+    seeds = " s: the seed (data order); A: the init_seed (initial adapter)." if inits else " s: the seed."
     return Figure(
         f"Accuracy on {benchmark}",
-        f"The share of {count} problems that a run answers right, with 95% intervals.{line}{crosses}{seeds}",
+        f"Share of {count} problems that a run answers correctly, with 95% intervals.{line}{crosses}{seeds}",
         plot,
         wide=True,
     )
@@ -91,7 +91,7 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
         Column("learning rate"), Column("seed"), Column("init seed"),
         *(Column(measure.label) for measure in run_measures("main")),
         *([Column("benchmark", numeric=False)] if several else []),
-        Column("accuracy"), Column("95% interval"), Column("to the base"),
+        Column("accuracy"), Column("95% interval"), Column("vs base"),
     ]  # fmt: skip
     rows = []
     for _, row in runs.iterrows():
@@ -107,7 +107,7 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
             Cell(_interval(row)), _to_the_base(row),
         ]  # fmt: skip
         rows.append(Row(cells, marked=bool(row["diverged"])))
-    return downloadable(analysis, "runs", "Every run, and the base", columns, rows)
+    return downloadable(analysis, "runs", "Every run and the base", columns, rows)
 
 
 def _interval(row: pd.Series) -> str:

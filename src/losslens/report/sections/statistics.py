@@ -1,4 +1,4 @@
-"""The statistics: every two losses on the same problems, what the tests say, and what they could have shown."""
+"""The statistics: accuracy tests of every two losses on the same problems, and the differences they could detect."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, difference, number, p_value, percent, whole
 from losslens.tables.style import colour, loss_title
 
-# More rows than these are for a program to read.
+# Most rows shown; longer tables are left to the CSV file.
 _MOST = 150
-_SAID = {"better": "first better", "worse": "second better"}
+_BETTER = {"better": "first better", "worse": "second better"}
 _VERDICTS = ("not significant", "underpowered", "same answers")
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
-    """The section; None where no two losses were scored on the same problems."""
+    """Builds the section; None if no two losses were scored on the same problems."""
     comparison = Comparison(analysis)
     pairs = comparison.arm_pairs
     pairs = pairs[pairs["accuracy_diff"].notna()]
@@ -30,15 +30,15 @@ def section(analysis: AnalysisFolder) -> Section | None:
         text=[_summary(analysis, pairs), *_detectable(pairs)],
         tables=[_table(analysis, comparison, pairs), *([spread] if spread else [])],
         notes=[
-            "Difference, interval and p are of each problem's share right, averaged over the runs of a loss. p: the "
-            "signs of the problems' differences are flipped (of two single runs this is McNemar's exact test). Holm: p "
-            "corrected for all comparisons of this table that have one.",
-            "Underpowered: so few problems tell the two apart that no outcome of them, or none with a single contrary "
-            "problem, could have passed Holm's first threshold. Then nothing is said about a difference.",
-            "Detectable: the difference that the exact test at Holm's first threshold would find in four of five "
-            "samples of as many problems, were the two to disagree as often as they do (– where none would be, and of "
-            "averages over runs).",
-            "Tests and intervals are about problems: they say nothing of other seeds.",
+            "Difference, interval and p are computed from the share of correct answers to each problem, averaged over "
+            "the runs of a loss. p: sign-flip test on the differences per problem (for two single runs, McNemar's "
+            "exact test). Holm: p corrected for all comparisons of this table that have one.",
+            "Underpowered: the two disagree on so few problems that no outcome, or none with a single contrary "
+            "problem, could have passed Holm's first threshold; nothing can be said about a difference.",
+            "Detectable: the difference that the exact test at Holm's first threshold would detect in four of five "
+            "samples of this many problems, if the two disagreed as often as they do here (–: none would be detected, "
+            "or the comparison averages over runs).",
+            "Tests and intervals are over problems; they say nothing about other seeds.",
         ],
     )
 
@@ -48,15 +48,16 @@ def _summary(analysis: AnalysisFolder, pairs: pd.DataFrame) -> str:
     tests = int(pairs["p_holm"].notna().sum())
     counts = pairs["accuracy_verdict"].value_counts()
     differ = int(counts.get("better", 0) + counts.get("worse", 0))
-    said = [f"{differ} differ{'s' * (differ == 1)}"]
-    said += [f"{counts[name]} {name}" for name in _VERDICTS if counts.get(name)]
+    outcomes = [f"{differ} differ{'s' * (differ == 1)}"]
+    outcomes += [f"{counts[name]} {name}" for name in _VERDICTS if counts.get(name)]
     which = {"all": "all comparisons", "reference": "those with the reference and the base"}
     benchmark = analysis.manifest.get("benchmark")
     on = f" on {benchmark}" if benchmark else ""
     return (
-        f"{len(pairs)} comparison{'s' * (len(pairs) != 1)} of losses and the base{on}, each on the same problems. "
-        f"Holm's correction counts {which.get(family.get('pairs', ''), 'the family')}, {tests} "
-        f"test{'s' * (tests != 1)}: {', '.join(said)}."
+        f"{len(pairs)} comparison{'s' * (len(pairs) != 1)} of losses with each other and with the base{on}, each "
+        "on the same problems. "
+        f"Holm's correction covers {which.get(family.get('pairs', ''), 'the family')}, {tests} "
+        f"test{'s' * (tests != 1)}: {', '.join(outcomes)}."
     )
 
 
@@ -66,19 +67,19 @@ def _detectable(pairs: pd.DataFrame) -> list[str]:
         return []
     low, middle, high = known.min(), known.median(), known.max()
     return [
-        f"To be found in four of five such samples, a difference would have to be {percent(middle)} in the median "
-        f"comparison ({percent(low)} where two disagree least, {percent(high)} where they disagree most)."
+        f"To be detected in four of five samples of this size, a difference would have to be {percent(middle)} in the "
+        f"median comparison ({percent(low)} where two disagree least, {percent(high)} where they disagree most)."
     ]
 
 
 def _table(analysis: AnalysisFolder, comparison: Comparison, pairs: pd.DataFrame) -> Table:
     losses = {loss.arm: loss for loss in comparison.losses}
-    shown, caption = pairs, "Every two losses, and the base, the smallest p first"
+    shown, caption = pairs, "Every two losses, and each with the base; smallest p first"
     if len(pairs) > _MOST:
         reference = comparison.reference
         ends = {"base", reference.arm if reference else ""}
         shown = pairs[pairs[["arm_a", "arm_b"]].isin(ends).any(axis=1)]
-        caption = f"The comparisons with the reference and the base; all {len(pairs)} are in arm_pairs.csv"
+        caption = f"Comparisons with the reference and the base; all {len(pairs)} are in arm_pairs.csv"
     columns = [
         Column("first", numeric=False), Column("second", numeric=False), Column("difference"), Column("95% interval"),
         Column("p"), Column("p (Holm)"), Column("verdict", numeric=False), Column("detectable"),
@@ -94,7 +95,7 @@ def _table(analysis: AnalysisFolder, comparison: Comparison, pairs: pd.DataFrame
         cells = [
             *names, Cell(difference(pair["accuracy_diff"])), Cell(interval), Cell(p_value(pair["p"])),
             Cell(p_value(pair["p_holm"])),
-            Cell(_SAID.get(pair["accuracy_verdict"], pair["accuracy_verdict"]) or NOTHING),
+            Cell(_BETTER.get(pair["accuracy_verdict"], pair["accuracy_verdict"]) or NOTHING),
             Cell(percent(pair["detectable_diff"])),
         ]  # fmt: skip
         rows.append(Row(cells))

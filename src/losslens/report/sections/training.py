@@ -1,4 +1,4 @@
-"""The training curves: what each run logged while it was trained."""
+"""The training curves: the metrics that each run logged during training."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from losslens.tables.descriptions import COURSE, TO_REFERENCE, TRAINING, WITH_RE
 from losslens.tables.format import number, rate
 from losslens.tables.style import loss_title
 
-# What says something even where it never changes.
-_TELLING = ("weight_", "clip_")
-# What analysis/training_table.py puts before the numbers of the growing adapter.
+# Prefixes of metrics that are informative even if constant.
+_SHOWN_IF_CONSTANT = ("weight_", "clip_")
+# Prefix that analysis/training_table.py gives to the measures of the growing update.
 _GEOMETRY = "geometry_"
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
-    """What the losses logged; None where nothing was."""
+    """Builds the section of logged metrics; None if there are none."""
     names = [name for name in _logged(analysis) if not name.startswith(_GEOMETRY)]
-    # As analysis/training_table.py calls the columns.
+    # The column names of analysis/training_table.py.
     known = TRAINING | WITH_REFERENCE | diagnostic_titles()
     titles = {name.replace("/", "_"): title for name, title in known.items()}
     return _section(
         analysis,
         "training",
         "Training",
-        "As it was logged. The losses of two methods are two quantities: compare their course.",
+        "Metrics as logged. The losses of two methods are different quantities: compare the shapes of their curves, "
+        "not their values.",
         {name: titles.get(name, name) for name in names},
     )
 
 
 def geometry(analysis: AnalysisFolder) -> Section | None:
-    """The geometry of the updates as they grew; None where it was not logged."""
+    """Builds the section on the geometry of the growing updates; None if it was not logged."""
     logged = [name.removeprefix(_GEOMETRY) for name in _logged(analysis) if name.startswith(_GEOMETRY)]
     titles = {name: title for name, title in COURSE.items() if name in logged}
     for begin, title in TO_REFERENCE.items():
@@ -47,8 +48,7 @@ def geometry(analysis: AnalysisFolder) -> Section | None:
         analysis,
         "geometry",
         "Geometry over the steps",
-        "Where the weights went while each run trained: its update ΔW at every logged step. SFT, or another reference, "
-        "is a finished run.",
+        "The update ΔW of each run at every logged step of training. SFT, or another reference, is a finished run.",
         {f"{_GEOMETRY}{name}": title for name, title in titles.items()},
     )
 
@@ -59,7 +59,8 @@ def _logged(analysis: AnalysisFolder) -> list[str]:
 
 def _section(analysis: AnalysisFolder, id: str, title: str, text: str, titles: dict[str, str]) -> Section | None:
     table = analysis.table("training", ("run",), ("step", *titles))
-    shown = {name: of for name, of in titles.items() if table[name].nunique() > (0 if name.startswith(_TELLING) else 1)}
+    least = {name: 1 if name.startswith(_SHOWN_IF_CONSTANT) else 2 for name in titles}
+    shown = {name: heading for name, heading in titles.items() if table[name].nunique() >= least[name]}
     if not shown:
         return None
     comparison = Comparison(analysis)
@@ -69,7 +70,7 @@ def _section(analysis: AnalysisFolder, id: str, title: str, text: str, titles: d
         title,
         text=[f"{text}{step_curves.spread(table)}"],
         key=legend_of(comparison, table["loss_of"], lines=True),
-        figures=[Figure(of, "", _plot(table, comparison, name, of)) for name, of in shown.items()],
+        figures=[Figure(heading, "", _plot(table, comparison, name, heading)) for name, heading in shown.items()],
         tables=[downloadable(analysis, "training")] if id == "training" else [],
     )
 

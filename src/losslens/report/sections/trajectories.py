@@ -1,4 +1,4 @@
-"""The trajectories: how each run got where it is."""
+"""The trajectories: size and direction of each update at its snapshots."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ _NUMBERS = ("step", "norm", "cosine_to_end", "cosine_to_sft")
 _TEXTS = ("run", "diverged")
 _PLOTS = (
     ("norm", "Size", "‖ΔW‖"),
-    ("cosine_to_end", "Direction, to the run's own end", "cosine to its own end"),
-    ("cosine_to_sft", "Direction, to SFT's end", "cosine to SFT's end"),
+    ("cosine_to_end", "Direction, relative to the run's own end", "cosine to its own end"),
+    ("cosine_to_sft", "Direction, relative to SFT's end", "cosine to SFT's end"),
 )
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
-    """The section; None without trajectories."""
+    """Builds the section; None without trajectories."""
     table = analysis.table("trajectories", _TEXTS, _NUMBERS)
     if table.empty:
         return None
     comparison = Comparison(analysis)
     table = step_curves.by_loss(table, comparison).assign(lost=table["diverged"] == "True")
-    called = {loss.arm: loss.name for loss in comparison.losses}
+    names = {loss.arm: loss.name for loss in comparison.losses}
     losses = table.drop_duplicates("loss_of")
-    shown = [(row.loss_of, row.method_of, called.get(row.loss_of, row.loss_of)) for row in losses.itertuples()]
+    shown = [(row.loss_of, row.method_of, names.get(row.loss_of, row.loss_of)) for row in losses.itertuples()]
     return Section(
         "trajectories",
         "Trajectories",
-        text=[f"At the steps that were kept.{step_curves.spread(table)}{_lost(table)}"],
+        text=[f"The update of each run at its snapshots.{step_curves.spread(table)}{_lost(table)}"],
         key=legend(shown, comparison.looks, lines=True),
         figures=[
             Figure(title, "", _plot(table, comparison, name, axis))
@@ -47,8 +47,10 @@ def section(analysis: AnalysisFolder) -> Section | None:
 
 def _lost(table: pd.DataFrame) -> str:
     diverged = table.loc[table["lost"], "run"].nunique()
-    verb = "s and is a line of its own" if diverged == 1 else " and are lines of their own"
-    return f" {diverged} diverge{verb}, marked ✕." if diverged else ""
+    if not diverged:
+        return ""
+    which = "run diverged and has its own line" if diverged == 1 else "runs diverged and have their own lines"
+    return f" {diverged} {which}, marked ✕."
 
 
 def _plot(table: pd.DataFrame, comparison: Comparison, name: str, axis: str) -> go.Figure:

@@ -1,1 +1,1 @@
-"""Slurm."""
+"""Submission of jobs to Slurm, and their execution on the nodes."""

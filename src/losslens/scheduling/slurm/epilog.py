@@ -1,6 +1,6 @@
-"""Decides what follows a failed process: `python -m losslens.scheduling.slurm.epilog SLURM_FOLDER CODE REQUEUES`.
+"""Handles a failed job process: `python -m losslens.scheduling.slurm.epilog SLURM_FOLDER CODE REQUEUES`.
 
-The job's own shell calls it, since it outlives a process that was killed. What the process told itself stands.
+Called by the job's shell, which outlives a killed process. A final state that the process has written is kept.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from losslens.scheduling.status import mark_dead, why_killed
 
 
 def main(folder: Path, code: int, requeues: int) -> None:
-    """Marks the run of this job as failed, unless it says already what became of it.
+    """Marks the run of this job as failed, unless it has a final state.
 
-    A process that was told to stop before it could listen, while it still imported, goes back into the queue.
+    A job that was told to stop before it had installed its signal handlers, during imports, is requeued.
     """
     job = slurm_job()["job"]
     told_to_stop = code in (128 + signal.SIGUSR2, 128 + signal.SIGTERM)
@@ -31,7 +31,7 @@ def main(folder: Path, code: int, requeues: int) -> None:
     if why == "requeued":
         return
     if why == "preempted" and restarts < requeues and cluster.requeue(job):
-        print(f"{said_of(code)} before it could listen; back in the queue", flush=True)
+        print(f"{describe_exit(code)} during startup; requeued", flush=True)
         return
     file = runs_file(folder, job.partition("_")[0])
     runs = read_object(file) if file.exists() else {}
@@ -39,14 +39,14 @@ def main(folder: Path, code: int, requeues: int) -> None:
         run = Run(folder.parent / runs[job])
         record = read_record(record_file(run.folder))
         if record is not None and record.job == job:
-            mark_dead(run, record, f"Slurm job {job}: {why_killed(record.log, said_of(code))}")
+            mark_dead(run, record, f"Slurm job {job}: {why_killed(record.log, describe_exit(code))}")
 
 
-def said_of(code: int) -> str:
-    """An exit status of a shell, in words."""
+def describe_exit(code: int) -> str:
+    """Describes the exit status of a shell."""
     if code > 128 and code - 128 in set(signal.Signals):
         name = signal.Signals(code - 128).name
-        return f"killed by {name}{', by hand or for want of memory' if name == 'SIGKILL' else ''}"
+        return f"killed by {name}{', manually or because it ran out of memory' if name == 'SIGKILL' else ''}"
     return f"its process ended with exit status {code}"
 
 

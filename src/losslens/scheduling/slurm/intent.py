@@ -1,7 +1,7 @@
-"""Submissions by what is written down before sbatch is called: one that was cut off is found in the queue again.
+"""Write-ahead records of submissions, from which the jobs of an interrupted submission are recovered.
 
-A submission has an id, which its jobs carry in their comment. Before sbatch is called its specs and their tasks are on
-disk, so that a job needs nothing of the command that submitted it; a job whose submission was given up runs nothing.
+A submission has an id, which its jobs carry in their comment. Its specs and tasks are written to disk before sbatch is
+called, so that a job does not depend on the command that submitted it. Jobs of an abandoned submission do not run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import Cluster
 from losslens.scheduling.slurm.task import Task
 
-_SECONDS = 10.0  # for which an sbatch may outlive the command that called it, and still submit
+_SBATCH_SECONDS = 10.0  # an sbatch process may outlive the command that called it, and still submit
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Intent:
     """One call of sbatch.
 
     Attributes:
-        folder: Where logs and pickles go.
-        id: What tells it from all others.
+        folder: Folder of logs and pickles.
+        id: Unique id of the submission.
     """
 
     folder: Path
@@ -43,58 +43,58 @@ class Intent:
 
     @classmethod
     def new(cls, folder: Path) -> Intent:
-        """One that nothing is written of yet."""
+        """Creates a submission with a new id; writes nothing."""
         return cls(folder, uuid.uuid4().hex[:16])
 
     @property
     def token(self) -> Path:
-        """There as long as its jobs are to run: what was to be submitted."""
+        """File that lists the submitted jobs; it exists as long as they are allowed to run."""
         return self.folder / f"submission-{self.id}.json"
 
     @property
     def pending(self) -> Path:
-        """There until all is recorded: the tasks of its jobs."""
+        """Folder of the tasks of its jobs; it exists until all jobs are recorded."""
         return self.folder / f"submission-{self.id}"
 
     @property
     def comment(self) -> str:
-        """The comment of its jobs."""
+        """Slurm comment of its jobs."""
         return f"losslens:{self.id}"
 
     @property
     def setup(self) -> list[str]:
-        """Lines of shell a job begins with: it ends when its submission was given up, else puts its task in place.
+        """First shell lines of a job: exit if the submission was abandoned, else put the task in place.
 
-        It ends as failed, so that no job starts that waits for what it should have made. Its run is marked by nobody:
-        no record names it.
+        The job then exits as failed, so that jobs that depend on it do not start. Its run is not marked as failed,
+        since no record names the job.
         """
         job = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
-        gone = "The command that submitted this job was cut off, and another job does its work."
+        abandoned = "The command that submitted this job was interrupted, and another job does its work."
         token, tasks, folder = (shlex.quote(str(path)) for path in (self.token, self.pending, self.folder))
         task = f"{folder}/{job}_submitted.pkl"
         return [
-            f"[ -e {token} ] || {{ echo {shlex.quote(gone)}; exit 1; }}",
+            f"[ -e {token} ] || {{ echo {shlex.quote(abandoned)}; exit 1; }}",
             f"[ -e {task} ] || cp {tasks}/${{SLURM_ARRAY_TASK_ID:-0}}.pkl {task}",
         ]
 
     def write(
         self, here: Cluster, records: Sequence[Path], runs: Sequence[str | None], tasks: Sequence[Task], **limits: int
     ) -> None:
-        """Writes down what is about to be submitted.
+        """Writes the submission to disk, before sbatch is called.
 
         Args:
             here: The cluster.
-            records: Of each job the file that says as which it was submitted.
-            runs: Of each job the name of its run; None for one that is not one's.
-            tasks: What each job runs.
-            limits: `minutes` that a job may run, `requeues` after which it ends, `processes` of a job.
+            records: File of each job's submission record.
+            runs: Name of each job's run; None for a job without a run.
+            tasks: Task of each job.
+            limits: `minutes` that a job may run, maximum number of `requeues`, and `processes` per job.
         """
         self.pending.mkdir(mode=0o700, parents=True)
         for number, task in enumerate(tasks):
             delayed = submitit.helpers.DelayedSubmission(task)
             delayed.set_timeout(limits["minutes"], limits["requeues"])
             delayed.dump(self.pending / f"{number}.pkl")
-            (self.pending / f"{number}.pkl").chmod(0o600)  # which the job's shell copies with its rights
+            (self.pending / f"{number}.pkl").chmod(0o600)  # kept when the job's shell copies it
         content = {
             "cluster": here.name, "processes": limits["processes"],
             "records": [str(record.absolute()) for record in records], "runs": list(runs),
@@ -102,13 +102,13 @@ class Intent:
         write_json(self.token, content)
 
     def record(self, jobs: Sequence[str]) -> None:
-        """Writes the record of each job, and which run is whose; then it is pending no more.
+        """Writes the record of each job and the table of their runs, then removes the pending tasks.
 
         Args:
-            jobs: Their ids, in the order of the specs.
+            jobs: Ids of the jobs, in the order of the specs.
         """
         content = _content(self.token)
-        # For the job's shell, when its process dies without a word.
+        # For the epilog, which looks up the run of a killed job.
         runs = {job: run for job, run in zip(jobs, content["runs"], strict=True) if run}
         write_json(runs_file(self.folder, jobs[0].partition("_")[0]), runs)
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -116,87 +116,87 @@ class Intent:
             paths = submitit.SlurmJob(folder=self.folder, job_id=job, tasks=list(range(content["processes"]))).paths
             if not paths.submitted_pickle.exists():
                 shutil.copy(self.pending / f"{number}.pkl", paths.submitted_pickle)
-            with suppress(OSError):  # of another owner, or fetched and moved by its job at this moment
+            with suppress(OSError):  # owned by another user, or just moved by its job
                 paths.submitted_pickle.chmod(0o600)
             write_record(Path(name), SubmissionRecord(job, content["cluster"], str(paths.stdout), now))
         shutil.rmtree(self.pending)
 
     def give_up(self) -> None:
-        """Its jobs are not to run, should there be any."""
+        """Abandons the submission: its jobs, if there are any, will not run."""
         self.token.unlink(missing_ok=True)
         shutil.rmtree(self.pending, ignore_errors=True)
 
     def jobs(self, number: int) -> list[str] | None:
-        """The jobs in the queue that carry its comment, in the order of its specs; empty where there are none.
+        """Returns its jobs in the queue, found by their comment, in the order of the specs; empty if there are none.
 
         Args:
-            number: How many it was to be.
+            number: Number of jobs in the submission.
 
         Raises:
-            InputError: Slurm does not say.
+            InputError: Slurm cannot be queried.
         """
-        found = cluster.with_comment(self.comment)
-        if found is None:
-            raise InputError("hydra/launcher=slurm: Slurm does not say what is in its queue; try again")
-        if not found:
+        queued = cluster.jobs_with_comment(self.comment)
+        if queued is None:
+            raise InputError("hydra/launcher=slurm: the Slurm queue cannot be queried (squeue failed); try again")
+        if not queued:
             return []
-        array = found[0].partition("_")[0]
+        array = queued[0].partition("_")[0]
         return [array] if number == 1 else [f"{array}_{task}" for task in range(number)]
 
 
-def private(folder: Path) -> None:
-    """Makes a folder that is its owner's alone; one that is there stays as open as it is.
+def make_private_folder(folder: Path) -> None:
+    """Creates a folder that only its owner can access; the permissions of an existing one are kept.
 
-    The pickles of jobs hold whole addresses, with what is secret in them, and submitit writes them with the usual
-    rights, in this folder and again with every requeue.
+    The pickles of jobs may contain server addresses with secrets, and submitit writes them with default permissions,
+    at submission and with every requeue.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(FileExistsError):  # whoever shares a sweep has opened it
+    with suppress(FileExistsError):  # may have been opened to share the sweep
         folder.mkdir(mode=0o700)
 
 
-def adopt(folders: Iterable[Path], here: Cluster) -> list[str]:
-    """Records the jobs of submissions that were cut off after sbatch, and gives up those that never reached the queue.
+def recover(folders: Iterable[Path], here: Cluster) -> list[str]:
+    """Records the jobs of submissions that were interrupted after sbatch, and abandons those that are not in the queue.
 
     Args:
-        folders: Where submissions lie.
-        here: The cluster; submissions to others are left alone.
+        folders: Folders of submissions.
+        here: The cluster; submissions to other clusters are skipped.
 
     Returns:
-        The ids of the arrays, or single jobs, that were found again.
+        The ids of the recovered arrays or single jobs.
 
     Raises:
-        InputError: Slurm does not say what is in its queue.
+        InputError: Slurm cannot be queried.
     """
-    adopted = []
+    recovered = []
     for folder in folders:
         for pending in sorted(folder.absolute().glob("submission-*/")):
             intent = Intent(folder.absolute(), pending.name.removeprefix("submission-"))
             if not intent.token.exists():
-                intent.give_up()  # cut off before sbatch could be called
+                intent.give_up()  # interrupted before sbatch was called
                 continue
             content = _content(intent.token)
             if content["cluster"] != here.name:
                 continue
             jobs = intent.jobs(len(content["records"]))
-            while not jobs and time.time() - intent.token.stat().st_mtime < _SECONDS:
+            while not jobs and time.time() - intent.token.stat().st_mtime < _SBATCH_SECONDS:
                 time.sleep(0.5)
                 jobs = intent.jobs(len(content["records"]))
             if not jobs:
                 intent.give_up()
                 continue
             intent.record(jobs)
-            adopted.append(jobs[0].partition("_")[0])
-    return adopted
+            recovered.append(jobs[0].partition("_")[0])
+    return recovered
 
 
 def runs_file(folder: Path, array: str) -> Path:
-    """Where the names of the runs of an array are written, by their jobs' ids."""
+    """Returns the path of the file that maps the job ids of an array to the names of their runs."""
     return folder / f"{array}_runs.json"
 
 
 def _content(token: Path) -> dict[str, Any]:
     content = read_json(token)
     if not isinstance(content, dict) or not {"cluster", "processes", "records", "runs"} <= content.keys():
-        raise InputError(f"{token}: not what was to be submitted; delete it, and {token.with_suffix('')}")
+        raise InputError(f"{token}: damaged record of a submission; delete it and {token.with_suffix('')}")
     return content

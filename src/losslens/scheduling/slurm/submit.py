@@ -1,4 +1,4 @@
-"""Sends work to Slurm through submitit: a few arrays, all of them or none."""
+"""Submission of job arrays to Slurm through submitit: all arrays of a command, or none."""
 
 from __future__ import annotations
 
@@ -19,78 +19,83 @@ import submitit
 from losslens.config.slurm import Resources
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import atomic_file
-from losslens.scheduling.code_snapshot import snapshot_code
+from losslens.scheduling.code_snapshot import script_in, snapshot_code
 from losslens.scheduling.plan import JobSpec
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import Cluster
-from losslens.scheduling.slurm.intent import Intent, private
+from losslens.scheduling.slurm.intent import Intent, make_private_folder
 from losslens.scheduling.slurm.task import Task
 
-# What submitit writes before sbatch has given an id; commands that share a folder take turns.
-_OF_A_CALL = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")
+# Files that submitit writes before it knows the job id.
+_TEMPORARY_FILES = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")
 
 
 @dataclass(frozen=True)
 class Array:
-    """What one call of sbatch submits.
+    """The jobs of one call of sbatch.
 
     Attributes:
-        specs: One job each; all with the same script, resources and folder.
-        after: The dependency, as sbatch takes it; empty for none.
+        specs: The jobs; all have the same script, resources and folder.
+        dependency: Value of sbatch's `--dependency`; empty for none.
     """
 
     specs: list[JobSpec]
-    after: str
+    dependency: str
 
     @property
     def folder(self) -> Path:
-        """Where its logs and pickles go."""
+        """Folder of its logs and pickles."""
         return self.specs[0].folder.absolute()
 
     @property
     def processes(self) -> int:
-        """How many processes each of its jobs has."""
+        """Number of processes per job."""
         first = self.specs[0]
         return max(first.resources.gpus, 1) if first.script.stem == "train" else 1
 
     def executor(self, code: Path, intent: Intent) -> submitit.SlurmExecutor:
-        """Submitit's executor for this array, whose jobs run the copy `code` of the code, and are those of `intent`."""
+        """Builds submitit's executor for this array.
+
+        Args:
+            code: Code snapshot that the jobs run.
+            intent: The submission.
+        """
         first = self.specs[0]
         resources = first.resources
         executor = submitit.SlurmExecutor(folder=self.folder, max_num_timeout=resources.requeues)
         python = shlex.quote(sys.executable)
-        # submitit writes its own names with underscores, and what is set by hand is to take their place.
+        # With underscores, as in submitit's own parameters, so that the user's values replace them.
         extra = {name.replace("-", "_"): value for name, value in (resources.sbatch or {}).items()}
-        # By its comment a job is found again, should this command be cut off before it has written down the job's id.
+        # Identifies the jobs if this command is interrupted before it has recorded their ids.
         comment = f"{extra.pop('comment', '')} {intent.comment}".strip()
         flags: dict[str, Any] = {"requeue": True, "chdir": str(Path.cwd()), **extra}
-        if self.after:
-            # What depends on rollouts that could not be made is to go, not to wait for ever.
-            flags |= {"dependency": self.after, "kill-on-invalid-dep": "yes"}
+        if self.dependency:
+            # Cancel jobs whose rollouts failed; otherwise they would stay pending forever.
+            flags |= {"dependency": self.dependency, "kill-on-invalid-dep": "yes"}
         executor.update_parameters(
             job_name=f"losslens-{first.script.stem}",
             time=resources.minutes,
             ntasks_per_node=self.processes,
             cpus_per_task=resources.cpus,
-            mem=f"{max(1, round(resources.memory_gb * 1024))}M",  # 0 would be all that the node has
+            mem=f"{max(1, round(resources.memory_gb * 1024))}M",  # 0 would request all memory of the node
             wckey=None,
             comment=comment,
             signal_delay_s=resources.signal_seconds,
             array_parallelism=resources.max_running,
             stderr_to_stdout=True,
-            # A process that died would leave the others of its run waiting. The cores are not handed on by themselves.
+            # A dead process would leave the others waiting. srun does not inherit --cpus-per-task from sbatch.
             srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={resources.cpus}"],
             setup=[
                 *intent.setup,
                 *resources.setup,
-                # The same number of threads on whatever node a run goes on: it decides how sums are rounded.
+                # The same number of threads on every node a run resumes on, since it affects rounding.
                 f"export OMP_NUM_THREADS=${{OMP_NUM_THREADS:-{resources.cpus}}}",
-                # The code as it is now, before whatever the working directory holds when the job starts.
+                # The code snapshot, and not the working directory, which may have changed.
                 "export PYTHONSAFEPATH=1",
-                f"export PYTHONPATH={shlex.quote(f'{code}/src:{code}')}${{PYTHONPATH:+:$PYTHONPATH}}",
+                f"export PYTHONPATH={shlex.quote(f'{code}/src')}${{PYTHONPATH:+:$PYTHONPATH}}",
             ],
             teardown=[
-                # This shell outlives a process that was killed, and can say so. Its exit status is the job's.
+                # The shell outlives a killed process and can report it. Its exit status is the job's.
                 "code=$?",
                 f"[ $code -eq 0 ] || {python} -m losslens.scheduling.slurm.epilog "
                 f"{shlex.quote(str(self.folder))} $code {resources.requeues}",
@@ -107,25 +112,25 @@ class Array:
         return executor
 
     def batch_file(self, code: Path) -> str:
-        """The script that sbatch is given."""
+        """Returns the batch script for sbatch."""
         executor = self.executor(code, Intent(self.folder, "ID"))
         if len(self.specs) > 1:
             executor.parameters["map_count"] = len(self.specs)
         return executor._make_submission_file_text(executor._submitit_command_str, "")
 
 
-def arrays_of(specs: Iterable[JobSpec], after: dict[Path, str], here: Cluster) -> list[Array]:
-    """Works in arrays, cut at the cluster's limit.
+def arrays_of(specs: Iterable[JobSpec], dependencies: dict[Path, str], here: Cluster) -> list[Array]:
+    """Groups jobs into arrays, no larger than the cluster's limit.
 
     Args:
-        specs: What to submit.
-        after: The dependency of each, by its record.
+        specs: The jobs to submit.
+        dependencies: Dependency of each job, by its record.
         here: The cluster.
     """
     groups: dict[tuple[str, ...], list[JobSpec]] = defaultdict(list)
     for spec in specs:
-        key = (str(spec.script), str(spec.folder), spec.resources.model_dump_json(), after.get(spec.record, ""))
-        groups[key].append(spec)
+        dependency = dependencies.get(spec.record, "")
+        groups[str(spec.script), str(spec.folder), spec.resources.model_dump_json(), dependency].append(spec)
     return [
         Array(group[start : start + here.array_limit], key[-1])
         for key, group in groups.items()
@@ -134,27 +139,26 @@ def arrays_of(specs: Iterable[JobSpec], after: dict[Path, str], here: Cluster) -
 
 
 def check(arrays: Iterable[Array]) -> None:
-    """Asks Slurm whether it would take these arrays; nothing is submitted or written.
+    """Checks with `sbatch --test-only` that Slurm would accept these arrays; nothing is submitted or written.
 
     Raises:
-        InputError: It would not.
+        InputError: Slurm would reject an array.
     """
     for array in arrays:
         text = array.batch_file(Path("code"))
-        # A dependency on a job that is about to be submitted cannot be checked.
+        # Dependencies on jobs that are not submitted yet cannot be checked.
         text = re.sub(r"^#SBATCH --(dependency|kill-on-invalid-dep)=.*\n", "", text, flags=re.MULTILINE)
         with _clean_environment(array.specs[0].resources):
             outcome = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
         if outcome.returncode != 0:
-            raise InputError(f"{_said(outcome.stderr)} ({_asked(array)})")
+            raise InputError(f"{_describe_error(outcome.stderr)} ({_describe_resources(array)})")
 
 
 class Submission:
-    """All arrays of one command: where one of them is refused, those before it are taken back.
+    """Submission of all arrays of a command: if one of them is rejected, the previous ones are cancelled.
 
-    As a context manager: what was submitted inside is cancelled when the block ends with an error, and its runs and
-    records are as they were. Where Slurm cannot be asked whether it has a job, all that was submitted stays, for the
-    next command to find.
+    As a context manager: if the block raises, the jobs submitted in it are cancelled, and their runs and records are
+    restored. If Slurm cannot be queried for a job, all submitted jobs are kept, for the next command to recover.
     """
 
     def __init__(self, here: Cluster) -> None:
@@ -162,26 +166,27 @@ class Submission:
         self.jobs: dict[Path, str] = {}
         self._arrays: list[str] = []
         self._intents: list[Intent] = []
-        self._before: dict[Path, bytes | None] = {}
-        self._submitted: list[Path] = []  # of what `_before` has, the files of specs whose submission is written down
+        self._previous: dict[Path, bytes | None] = {}  # content of changed files before; None if they did not exist
+        self._submitted: list[Path] = []  # those of `_previous` whose jobs have a written submission
 
     def __enter__(self) -> Submission:
         return self
 
     def submit(self, array: Array) -> None:
-        """Submits an array, and writes the record of each of its specs.
+        """Submits an array, and writes the record of each of its jobs.
 
         Raises:
-            InputError: Slurm refuses it.
+            InputError: Slurm rejects it.
         """
         for spec in array.specs:
-            self._queue(spec)
-        private(array.folder)
+            self._mark_queued(spec)
+        make_private_folder(array.folder)
         code = snapshot_code(array.specs[0].script, array.folder)
         tasks = [
-            Task(code / spec.script.name, spec.config, spec.run.folder if spec.run else None) for spec in array.specs
+            Task(code, script_in(code, spec.script), spec.config, spec.run.folder if spec.run else None)
+            for spec in array.specs
         ]
-        left_before = set(array.folder.iterdir())
+        files_before = set(array.folder.iterdir())
         intent = Intent.new(array.folder)
         self._intents.append(intent)
         resources = array.specs[0].resources
@@ -196,20 +201,20 @@ class Submission:
                 jobs = array.executor(code, intent).submit_array(tasks)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             intent.give_up()
-            # The folder is that of running jobs too, whose logs and results appear meanwhile.
-            for file in set(array.folder.iterdir()) - left_before:
-                if _OF_A_CALL.fullmatch(file.name):
+            # Running jobs may have written logs and results to the folder meanwhile.
+            for file in set(array.folder.iterdir()) - files_before:
+                if _TEMPORARY_FILES.fullmatch(file.name):
                     file.unlink(missing_ok=True)
-            raise InputError(f"{_said(str(error))} ({_asked(array)})") from error
+            raise InputError(f"{_describe_error(str(error))} ({_describe_resources(array)})") from error
         self._arrays.append(jobs[0].job_id.partition("_")[0])
         intent.record([job.job_id for job in jobs])
         self.jobs |= {spec.record: job.job_id for spec, job in zip(array.specs, jobs, strict=True)}
 
-    def _queue(self, spec: JobSpec) -> None:
-        """Marks what is about to be submitted, before its job can start and say what it does."""
+    def _mark_queued(self, spec: JobSpec) -> None:
+        """Marks a run as queued before its job can start and change the status."""
         for file in _files_of(spec):
-            self._before[file] = file.read_bytes() if file.exists() else None
-        # An old record would make whoever looks now believe that the new job has died.
+            self._previous[file] = file.read_bytes() if file.exists() else None
+        # With the record of an old job, the run would look as if its new job had died.
         spec.record.unlink(missing_ok=True)
         if spec.run:
             status = spec.run.status
@@ -218,21 +223,21 @@ class Submission:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             return
-        stays = False
+        is_unknown = False
         for intent in self._intents:
-            if intent.pending.exists() and intent.token.exists():  # sbatch may have answered, and nobody has heard it
-                jobs = cluster.with_comment(intent.comment)
-                stays |= jobs is None
+            if intent.pending.exists() and intent.token.exists():  # interrupted while sbatch was running
+                jobs = cluster.jobs_with_comment(intent.comment)
+                is_unknown |= jobs is None
                 self._arrays += {job.partition("_")[0] for job in jobs or []}
-        if stays:
-            print("Slurm cannot be asked what has been submitted; the same command finds it again, or submits it")
+        if is_unknown:
+            print("Slurm cannot be queried for the submitted jobs; repeat the command to recover or submit them")
             for file in self._submitted:
-                self._before.pop(file, None)
+                self._previous.pop(file, None)
         else:
             for intent in self._intents:
                 intent.give_up()
             cluster.cancel(dict.fromkeys(self._arrays))
-        for file, content in self._before.items():
+        for file, content in self._previous.items():
             if content is None:
                 file.unlink(missing_ok=True)
                 if file.parent.is_dir() and not any(file.parent.iterdir()):
@@ -244,9 +249,9 @@ class Submission:
 
 @contextmanager
 def _clean_environment(resources: Resources) -> Iterator[None]:
-    """Without what the environment would say to sbatch instead of the resources, and without the job it may be part of.
+    """Removes environment variables that would override the resources or describe an enclosing Slurm job.
 
-    The usual ways to name one's account and partition once and for all stay, where the resources name none.
+    Keeps `SBATCH_ACCOUNT`, `SBATCH_PARTITION` and `SBATCH_QOS` if the resources do not set them.
     """
     kept = {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
     for name in ("account", "partition", "qos"):
@@ -259,21 +264,21 @@ def _clean_environment(resources: Resources) -> Iterator[None]:
 
 
 def _files_of(spec: JobSpec) -> list[Path]:
-    """What says that a work is submitted."""
+    """Files that change when a job is submitted."""
     return [spec.record, *([spec.run.folder / "status.json"] if spec.run else [])]
 
 
-def _asked(array: Array) -> str:
-    """What was asked for, as it is set."""
-    given = array.specs[0].resources.model_dump(exclude={"requeues", "signal_seconds", "max_running", "setup"})
-    return "resources: " + " ".join(f"{name}={value}" for name, value in given.items() if value not in (None, {}))
+def _describe_resources(array: Array) -> str:
+    """The requested resources, for error messages."""
+    requested = array.specs[0].resources.model_dump(exclude={"requeues", "signal_seconds", "max_running", "setup"})
+    return "resources: " + " ".join(f"{name}={value}" for name, value in requested.items() if value not in (None, {}))
 
 
-def _said(error: str) -> str:
-    """What sbatch said of it."""
-    lines = [line.partition("error:")[2].strip() for line in error.splitlines() if "sbatch: error:" in line]
-    told = dict.fromkeys(
+def _describe_error(stderr: str) -> str:
+    """The error of sbatch in one line."""
+    lines = [line.partition("error:")[2].strip() for line in stderr.splitlines() if "sbatch: error:" in line]
+    reasons = dict.fromkeys(
         re.sub(r"^(Batch job submission failed|allocation failure): ", "", line)
-        for line in lines or [first_line(Exception(error))]
+        for line in lines or [first_line(Exception(stderr))]
     )
-    return f"Slurm refuses it: {'; '.join(told)}"
+    return f"Slurm rejects the job: {'; '.join(reasons)}"

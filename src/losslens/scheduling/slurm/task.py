@@ -1,4 +1,4 @@
-"""What runs on the node: one job of an entry script, as it was submitted."""
+"""Execution of a submitted job on a node."""
 
 from __future__ import annotations
 
@@ -16,28 +16,32 @@ import submitit
 from omegaconf import OmegaConf
 
 from losslens.core import distributed, preemption, provenance
+from losslens.core.commands import call_as_installed
 from losslens.core.errors import first_line
 from losslens.core.jobs import Jobs
 from losslens.core.preemption import Preempted
 from losslens.core.redaction import guard_streams
 from losslens.runs.run import Run
+from losslens.scheduling.code_snapshot import is_in_package
 from losslens.scheduling.slurm import cluster
 
-# Sent before the time limit (resources.signal_seconds), and, where the cluster is set up so, before preemption.
-_TIME_IS_UP = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
+# Sent before the time limit (resources.signal_seconds) and, depending on the cluster, before preemption.
+_TIMEOUT_SIGNAL = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
 
 
 class Task:
-    """One job of an entry script. submitit keeps it on disk and calls it on the node, again after each requeue.
+    """One job of an entry script; submitit pickles it and calls it on the node, again after each requeue.
 
     Args:
-        script: The entry script, in the copy of the code.
-        config: The configuration, resolved.
-        run: Folder of the run; None for a job that is not one's.
+        code: The code snapshot.
+        script: The entry script in it.
+        config: The resolved configuration.
+        run: Folder of the run; None for a job without a run.
     """
 
-    def __init__(self, script: Path, config: dict[str, Any], run: Path | None) -> None:
-        # As text: what is pickled is to need nothing to be read again.
+    def __init__(self, code: Path, script: Path, config: dict[str, Any], run: Path | None) -> None:
+        # Strings and built-in types only, so that unpickling imports nothing else.
+        self.code = str(code)
         self.script = str(script)
         self.config = config
         self.run = None if run is None else str(run)
@@ -45,38 +49,42 @@ class Task:
     def __call__(self) -> None:
         """Runs the job.
 
-        It exits with the script's status, so that Slurm sees a failure as one. When the time is up, or the job is
-        preempted, it writes its checkpoint, asks to be put back into the queue, and goes on there next time.
+        Exits with the script's status, so that Slurm sees failures. Before the time limit, or when the job is
+        preempted, it writes a checkpoint and requeues itself; the next attempt resumes from the checkpoint.
         """
         guard_streams()
         os.environ[provenance.JOB_LOG] = str(submitit.JobEnvironment().paths.stdout)
-        requeue = signal.getsignal(_TIME_IS_UP)  # submitit's own: it writes this task down again and requeues the job
+        requeue = signal.getsignal(_TIMEOUT_SIGNAL)  # submitit's handler: pickles this task again and requeues the job
         assert callable(requeue)
-        _one_of_several()
-        # Of several processes the main one listens, and the others follow.
-        (preemption.install_handlers if distributed.is_main() else preemption.ignore)(_TIME_IS_UP, signal.SIGTERM)
+        _export_distributed_environment()
+        # Only the main process handles the signals; the others follow it.
+        (preemption.install_handlers if distributed.is_main() else preemption.ignore)(_TIMEOUT_SIGNAL, signal.SIGTERM)
         try:
             status = self._run()
         except Preempted as stop:
-            self._stopped(stop, requeue)
+            self._handle_preemption(stop, requeue)
             status = 1
-        except Exception:  # submitit would keep its text as it is, with whatever key or address stands in it
-            traceback.print_exc()  # through the guard
+        except Exception:  # submitit would write the message unredacted, with any keys or addresses in it
+            traceback.print_exc()  # redacted by `guard_streams`
             sys.stdout.flush()
             sys.stderr.flush()
-            sys.exit(1)  # of whichever process: the others would wait for it
+            sys.exit(1)  # in any process, since the others would wait for it
         sys.stdout.flush()
-        preemption.ignore(_TIME_IS_UP, signal.SIGTERM)
-        # Slurm ends all processes when one ends with a failure, and would cut off what the main one still says.
+        preemption.ignore(_TIMEOUT_SIGNAL, signal.SIGTERM)
+        # Slurm kills all processes when one fails, which could cut off the output of the main process.
         if status and distributed.is_main():
             sys.exit(status)
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit is to run next time: the same."""
+        """Returns the task that submitit runs after a requeue: this one."""
         return submitit.helpers.DelayedSubmission(self)
 
     def _run(self) -> int:
-        """Does what the script does for one job; its exit status."""
+        """Runs the script for one job and returns its exit status."""
+        # Appended: no file of the user's takes the place of a package.
+        sys.path.append(self.code)
+        if is_in_package(Path(self.script)):
+            call_as_installed()
         spec = importlib.util.spec_from_file_location(Path(self.script).stem, self.script)
         assert spec is not None
         assert spec.loader is not None
@@ -86,39 +94,39 @@ class Task:
         jobs.run(OmegaConf.create(self.config))
         return jobs.end()
 
-    def _stopped(self, stop: Preempted, requeue: Callable[[int, None], None]) -> None:
+    def _handle_preemption(self, stop: Preempted, requeue: Callable[[int, None], None]) -> None:
         if not distributed.is_main():
-            signal.pause()  # the main process puts the job back into the queue, and Slurm ends this one
+            signal.pause()  # the main process requeues the job, and Slurm then kills this process
         if stop.signal is signal.SIGTERM:
             why = cluster.why_stopped(provenance.slurm_job()["job"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
             if why == "cancelled":
-                self._mark("cancelled (scancel)")
+                self._mark_failed("cancelled (scancel)")
             if why != "preempted":
                 return
         try:
             requeue(stop.signal, None)
         except submitit.core.utils.UncompletedJobError:
-            self._mark("its time limit was reached once too often (resources.time, resources.requeues)")
+            self._mark_failed("time limit reached after the last requeue (resources.time, resources.requeues)")
         except subprocess.SubprocessError as error:
-            self._mark(f"it was to go back into the queue, and Slurm did not take it ({first_line(error)})")
+            self._mark_failed(f"Slurm refused to requeue the job ({first_line(error)})")
         except SystemExit:
-            # Slurm is ending this job's other processes already; what libraries would send them at exit gets lost.
+            # Slurm is already killing the other processes; exit handlers of libraries could not reach them.
             sys.stdout.flush()
             os._exit(255)
 
-    def _mark(self, error: str) -> None:
-        """Marks the run, where the job is one's, as failed, at the step it has reached."""
+    def _mark_failed(self, error: str) -> None:
+        """Marks the run of the job, if there is one, as failed at the step it has reached."""
         if self.run is not None:
             run = Run(Path(self.run))
-            reached = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
-            run.set_state("failed", error=error, **reached)
+            progress = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
+            run.set_state("failed", error=error, **progress)
         print(error, flush=True)
 
 
-def _one_of_several() -> None:
-    """Tells torch which of the run's processes this is, where Slurm has started several."""
+def _export_distributed_environment() -> None:
+    """Sets torch.distributed's variables (rank, world size, …) if Slurm has started several processes."""
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         from submitit.helpers import TorchDistributedEnvironment
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        os.environ["MASTER_ADDR"] = "127.0.0.1"  # all are on one node, whose name need not resolve
+        os.environ["MASTER_ADDR"] = "127.0.0.1"  # all processes are on one node, whose name may not resolve

@@ -1,0 +1,357 @@
+"""LossLens from Python and notebooks: adapters compared where they lie, and what a sweep has left on the disk.
+
+`losslens.compare` reads PEFT LoRA folders alone, and needs neither torch nor PEFT; `losslens.load_sweep` reads what
+`losslens train` and `losslens analyze` wrote. Figures need `pip install 'losslens[report]'`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+
+from losslens.analysis.cohort import Cohort, SweepContents, gather_cohort
+from losslens.core.commands import spoken
+from losslens.core.errors import InputError
+from losslens.core.extras import require_extras
+from losslens.measures import run_measures, weight_measures
+from losslens.measures.comparison import compare as compare_updates
+from losslens.measures.nulls import expected_angles
+from losslens.measures.tables import Compared, WeightTables, weight_tables
+from losslens.runs.run import Run, runs_of
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.updates.folder import open_adapter
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Comparison", "Sweep", "compare", "load_sweep"]
+
+AdapterPath = str | os.PathLike[str]
+_INITIAL = "the initial adapter"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The weight updates of several adapters, each against every other. Angles are in degrees.
+
+    Beside a measure stands its null (`cosine_null`): what two updates show that have nothing in common but their
+    shapes, ranks and singular values; of the cosine the bound of 95% of absolute values.
+
+    Attributes:
+        folders: The folder of each adapter, by its label.
+        runs: One row an adapter: norm, effective rank and the like.
+        run_modules: One row an adapter and module, with its singular values.
+        pairs: One row a pair: cosine, principal angles, overlap.
+        layers: One row a pair and layer; −1 is what lies outside the layers.
+        modules: One row a pair and module, with every principal angle.
+    """
+
+    folders: Mapping[str, Path]
+    runs: pd.DataFrame
+    run_modules: pd.DataFrame
+    pairs: pd.DataFrame
+    layers: pd.DataFrame
+    modules: pd.DataFrame
+
+    def matrix(self, measure: str = "cosine") -> pd.DataFrame:
+        """One measure of every two adapters, with their labels on both sides; the diagonal is what two equal ones show.
+
+        Args:
+            measure: A column of `pairs`.
+
+        Raises:
+            InputError: There is no measure of that name.
+        """
+        known = {each.name: each.identical for each in weight_measures()}
+        if measure not in known:
+            raise InputError(f"matrix: no measure {measure!r}; there are {', '.join(known)}")
+        labels = list(self.folders)
+        found = pd.DataFrame(math.nan, index=labels, columns=labels)
+        for a, b, value in zip(self.pairs["run_a"], self.pairs["run_b"], self.pairs[measure], strict=True):
+            found.loc[a, b] = found.loc[b, a] = value
+        for label in labels:
+            found.loc[label, label] = known[measure]
+        return found
+
+    def cosines(self) -> Figure:
+        """The cosine of every two updates, as a matplotlib figure."""
+        return self._draw("cosines", "two adapters")
+
+    def norms(self) -> Figure:
+        """How large each update is in every layer, and how its singular values fall, as a matplotlib figure."""
+        return self._draw("norms", "an update that is not 0")
+
+    def angles(self) -> Figure:
+        """The smallest left principal angle of each update to the first one's, by layer, as a matplotlib figure."""
+        return self._draw("angles", "two adapters")
+
+    def _draw(self, name: str, needs: str) -> Figure:
+        drawn = _draw(self._tables, [name]).get(name)
+        if drawn is None:
+            raise InputError(f"{name}: there is nothing to draw; it takes {needs}")
+        return drawn
+
+    @property
+    def _tables(self) -> AnalysisFolder:
+        """The tables as an analysis of adapters made elsewhere has them: each adapter is an arm of its own."""
+        arms = {"arm": self.runs["run"], "method": self.runs["run"]}
+        pairs = self.pairs.assign(arm_a=self.pairs["run_a"], arm_b=self.pairs["run_b"])
+        ends = {f"{each.name}{end}": pairs[each.name] for each in weight_measures() for end in ("_min", "_max")}
+        tables = {
+            "runs": self.runs.assign(**arms), "run_modules": self.run_modules, "pairs": pairs, "layers": self.layers,
+            "arm_pairs": pairs.assign(pairs=1, **ends),
+        }  # fmt: skip
+        return _InMemory(Path(os.devnull), tables, next(iter(self.folders)))
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the adapters by their main measures, and the cosines."""
+        main = [measure.name for measure in run_measures("main")]
+        runs = self.runs.set_index("run")[[name for name in main if self.runs[name].notna().any()]]
+        shown = {"adapters": runs, "cosine of every two updates": self.matrix()}
+        return "".join(f"<p>{title}</p>{table.to_html(float_format='%.3g')}" for title, table in shown.items())
+
+
+def compare(
+    folders: Mapping[str, AdapterPath] | Iterable[AdapterPath], *, initial: AdapterPath | None = None, top: int = 10
+) -> Comparison:
+    """Compares PEFT LoRA adapters by what they add to the weights.
+
+    Args:
+        folders: The adapter folders, by a label each or as they are; the folder of a run of LossLens stands for its
+            adapter.
+        initial: The adapter that all of them started from, where there is one: then the drift of A is measured, and
+            nulls are those of updates that share it.
+        top: Leading singular directions whose subspaces are compared.
+
+    Raises:
+        InputError: A folder holds no readable LoRA adapter, or two do not compare (other modules, other shapes); it
+            names the folder or the label.
+    """
+    named = _named(folders)
+    if top < 1:
+        raise InputError(f"top={top}: at least 1 direction is compared")
+    started_from = None if initial is None else _adapter_in(Path(initial))
+    # What is checked of adapters is checked of the one they started from.
+    cohort = gather_cohort(
+        SweepContents([], [], [], set(), "compare: no adapter folder is given", {}),
+        named if started_from is None else {**named, _INITIAL: started_from},
+    )
+    tables = _measured(cohort, named, started_from, top)
+    return Comparison(named, tables.runs, tables.run_modules, tables.pairs, tables.layers, tables.modules)
+
+
+def _measured(cohort: Cohort, named: Mapping[str, Path], initial: Path | None, top: int) -> WeightTables:
+    labels = list(named)
+    top = min(top, max(rank for label in labels for rank in cohort.ranks[label]))
+    with ExitStack() as stack:
+        adapters = [stack.enter_context(open_adapter(folder)) for folder in named.values()]
+        start = None if initial is None else stack.enter_context(open_adapter(initial))
+        runs, pairs = compare_updates(adapters, cohort.modules, top=top, initial=[start] * len(labels))
+    by_label = {(labels[a], labels[b]): pair for (a, b), pair in pairs.items()}
+    return weight_tables(
+        Compared(
+            modules=cohort.modules,
+            shapes=cohort.shapes,
+            runs=dict(zip(labels, runs, strict=True)),
+            pairs=by_label,
+            top=top,
+            ranks={label: cohort.ranks[label] for label in labels},
+            same_a=dict.fromkeys(by_label, None if initial is None else True),
+            draw=cache(expected_angles),  # layers and modules of one shape have one null
+        )
+    )
+
+
+def _named(folders: Mapping[str, AdapterPath] | Iterable[AdapterPath]) -> dict[str, Path]:
+    """The adapter folders by their labels: of those without one the shortest end of the path that tells it apart."""
+    if isinstance(folders, (str, os.PathLike)):
+        raise InputError(f"compare: {folders}: a list of folders, or a mapping of labels to folders")
+    if isinstance(folders, Mapping):
+        return {str(label): _adapter_in(Path(folder)) for label, folder in folders.items()}
+    paths = [Path(folder) for folder in folders]
+    named = {}
+    for path in paths:
+        parts = path.expanduser().absolute().parts
+        own = parts[:-1] if parts[-1] == "adapter" and len(parts) > 2 else parts
+        others = [other.expanduser().absolute().parts for other in paths if other is not path]
+        if parts in others:
+            raise InputError(f"compare: {path}: given twice")
+        others = [other[:-1] if other[-1] == "adapter" and len(other) > 2 else other for other in others]
+        length = next(
+            (n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own)
+        )  # fmt: skip
+        named["/".join(own[-length:])] = _adapter_in(path)
+    return named
+
+
+def _adapter_in(folder: Path) -> Path:
+    try:
+        folder = folder.expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{folder}: no such home folder") from error
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    inside = folder / "adapter"
+    is_run = not (folder / "adapter_config.json").exists() and (inside / "adapter_config.json").exists()
+    return inside if is_run else folder
+
+
+class Sweep:
+    """The runs of a sweep and its analysis, as they lie on the disk. Nothing is computed.
+
+    Args:
+        folder: The sweep's folder, `outputs/<sweep>`.
+        analysis: Name of the analysis in it.
+    """
+
+    def __init__(self, folder: Path, analysis: str) -> None:
+        self.folder = folder
+        self.analysis = folder / analysis
+        self._found = {run.name: run for run in runs_of(folder.parent, folder.name)}
+
+    @property
+    def name(self) -> str:
+        """Name of the sweep."""
+        return self.folder.name
+
+    @property
+    def report(self) -> Path:
+        """Path of the report, one HTML file."""
+        return self.analysis / "report.html"
+
+    @property
+    def adapters(self) -> dict[str, Path]:
+        """The folder of each finished adapter, by the run's name: for `compare`."""
+        return {name: run.adapter for name, run in self._found.items() if run.adapter.is_dir()}
+
+    @cached_property
+    def runs(self) -> pd.DataFrame:
+        """One row a run, the base among them: state, method, learning rate, seeds, folder."""
+        columns = ["run", "state", "method", "learning_rate", "seed", "init_seed", "folder"]
+        return pd.DataFrame([_row(name, run) for name, run in self._found.items()], columns=columns)
+
+    @cached_property
+    def tables(self) -> Mapping[str, pd.DataFrame]:
+        """The tables of the analysis by their names (`pairs`, `arm_pairs`, …); each is read when it is asked for.
+
+        What stands in their columns: docs/reference/measures.md.
+        """
+        return _Tables(self._require_analysis())
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """What the analysis says of itself: settings, versions, what was left out and why."""
+        return AnalysisFolder(self._require_analysis()).manifest
+
+    def figures(self) -> dict[str, Figure]:
+        """Every figure that the analysis has numbers for, by its name, as matplotlib figures."""
+        return _draw(AnalysisFolder(self._require_analysis()))
+
+    def _require_analysis(self) -> Path:
+        if not (self.analysis / "manifest.json").is_file():
+            raise InputError(
+                f"{self.analysis}: no finished analysis; `{spoken('analyze.py')} sweep={self.name}` makes one"
+            )
+        return self.analysis
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the runs."""
+        return str(self.runs.drop(columns="folder").to_html(index=False, na_rep="", float_format="%.3g"))
+
+    def __repr__(self) -> str:
+        return f"Sweep({str(self.folder)!r}: {len(self._found)} runs)"
+
+
+def load_sweep(name: str = "main", output_dir: AdapterPath = "outputs", analysis: str = "analysis") -> Sweep:
+    """Opens a sweep.
+
+    Args:
+        name: Its name.
+        output_dir: Where it lies.
+        analysis: Which of its analyses: `analysis-norm` for one that was made with `checkpoint=norm`.
+
+    Raises:
+        InputError: There is no such sweep; it names the folder.
+    """
+    return Sweep(Path(output_dir).expanduser() / name, analysis)
+
+
+def _row(name: str, run: Run) -> dict[str, Any]:
+    try:
+        manifest = run.manifest
+    except InputError:  # one that waits has none yet
+        manifest = {}
+    config = manifest.get("config") if isinstance(manifest.get("config"), dict) else {}
+    return {
+        "run": name, "state": run.status.get("state"), "method": manifest.get("method"),
+        "learning_rate": manifest.get("learning_rate"), "seed": (config or {}).get("seed"),
+        "init_seed": (config or {}).get("init_seed"), "folder": run.folder,
+    }  # fmt: skip
+
+
+class _Tables(Mapping[str, pd.DataFrame]):
+    """The tables in the folder of an analysis."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {file.stem: file for kind in ("csv", "parquet") for file in sorted(folder.glob(f"*.{kind}"))}
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> pd.DataFrame:
+        if name not in self._files:
+            raise InputError(f"{self._folder}: no table {name!r}; there are {', '.join(self._files)}")
+        file = self._files[name]
+        try:
+            return pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
+        except pd.errors.EmptyDataError:
+            return pd.DataFrame()
+        except (OSError, ValueError) as error:  # pyarrow's are among the latter
+            raise InputError(f"{file}: not a table of an analysis ({error})") from error
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
+@dataclass(frozen=True)
+class _InMemory(AnalysisFolder):
+    """Tables that were never written, read as an analysis is.
+
+    Attributes:
+        tables: By their names.
+        reference: The adapter that others are held against.
+    """
+
+    tables: Mapping[str, pd.DataFrame]
+    reference: str
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return {"reference": self.reference}
+
+    def table(self, name: str, texts: Iterable[str], numbers: Iterable[str]) -> pd.DataFrame:
+        texts, numbers = list(texts), list(numbers)
+        found = self.tables[name].reindex(columns=[*texts, *numbers])
+        return found.astype(dict.fromkeys(numbers, float)).assign(
+            **{column: found[column].astype(object).fillna("") for column in texts}
+        )
+
+    def parquet(self, name: str, columns: Iterable[str]) -> pa.Table:
+        return pa.Table.from_pandas(self.tables[name][list(columns)], preserve_index=False)
+
+
+def _draw(analysis: AnalysisFolder, names: Iterable[str] | None = None) -> dict[str, Figure]:
+    require_extras("report")
+    from losslens.report.figures.write import draw_figures
+
+    return draw_figures(analysis, names)

@@ -1,0 +1,47 @@
+"""`losslens dashboard`, `launch/wandb_dashboard.py`: a workspace and a report of a sweep on W&B."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from losslens.cli.key_values import KeyValueParser, tells_missing_extras
+from losslens.core.commands import called
+from losslens.core.errors import InputError, ServerError
+from losslens.core.extras import require_extras, tell
+from losslens.tracking.logged_sweep import logged_sweep
+from losslens.tracking.panels import gaps
+from losslens.tracking.publish import publish
+
+
+@tells_missing_extras("launch/wandb_dashboard.py")
+def main(arguments: list[str]) -> int:
+    """Makes both and gives the exit status: 0 when they are saved, 1 when W&B fails, 2 for bad input."""
+    parser = KeyValueParser(
+        {"sweep": "main", "project": "losslens", "entity": "", "output_dir": "outputs"},
+        "sweep=main, project=losslens, entity=NAME (whom the login belongs to), output_dir=outputs",
+        prog=called("launch/wandb_dashboard.py"),
+        description="A workspace and a report of a sweep's runs on W&B: training, geometry, accuracy, and the methods "
+        "compared. Called again, it replaces both. The sweep's folder says what there is to show.",
+        epilog="Exit status: 0 done; 1 W&B does not answer, or refuses; 2 bad input, or nobody is logged in to W&B.",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print both as JSON; nobody is asked, nothing is sent")
+    settings, asked = parser.parse(arguments)
+    output_dir, name, project, entity = (settings[key] for key in ("output_dir", "sweep", "project", "entity"))
+    try:
+        require_extras("wandb")
+        sweep = logged_sweep(Path(output_dir), name)
+        if asked.dry_run:
+            from losslens.tracking.dashboard import definition
+
+            print(json.dumps(definition(sweep, project, entity), indent=2, ensure_ascii=False))
+        else:
+            for saved in publish(sweep, project, entity or None):
+                print(f"{saved.kind} {'replaced' if saved.replaced else 'made'}: {saved.url}", flush=True)
+    except (InputError, ServerError) as error:
+        print(tell(parser.prog, error), file=sys.stderr)
+        return 2 if isinstance(error, InputError) else 1
+    for gap in gaps(sweep):
+        print(f"{parser.prog}: {gap}", file=sys.stderr)
+    return 0

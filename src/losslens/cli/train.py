@@ -1,0 +1,21 @@
+"""`losslens train`, `python train.py`: trains one run a job."""
+
+from losslens.cli.app import run
+from losslens.core.jobs import Tasks
+
+
+def load() -> Tasks:
+    """Imports what a job needs, when the first one starts."""
+    from losslens.pipeline.sweep import Sweep
+
+    sweep = Sweep()
+    return sweep.job, sweep.end
+
+
+def main(script: str = __file__) -> None:
+    """Runs the jobs of the command line, and exits.
+
+    Args:
+        script: Path of the script that was started.
+    """
+    run(script, load)

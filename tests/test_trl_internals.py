@@ -1,0 +1,41 @@
+"""The doors to TRL's inside: one module has them all, and says which releases have them."""
+
+from __future__ import annotations
+
+import ast
+import re
+from importlib.metadata import version
+
+import trl
+
+from losslens.training.trl_internals import TESTED
+from tests.conftest import ROOT
+from tests.test_extras import PROJECT
+
+PRIVATE = {"_metrics", "_total_train_tokens", "loss_is_scaled_for_ga", "model_accepts_loss_kwargs", "create_model_card"}
+
+
+def test_the_releases_that_were_tested_are_those_that_are_asked_for() -> None:
+    [asked] = [name for name in PROJECT["optional-dependencies"]["train"] if name.startswith("trl>")]
+    major, minor = TESTED[-1].split(".")
+    assert asked == f"trl>={TESTED[0]},<{major}.{int(minor) + 1}"
+    assert len(TESTED) >= 2
+    assert [f"{major}.{n}" for n in range(int(minor) - len(TESTED) + 1, int(minor) + 1)] == list(TESTED)
+
+
+def test_the_installed_one_is_among_them() -> None:
+    assert re.match(r"\d+\.\d+", trl.__version__)[0] in TESTED
+    assert version("trl") == trl.__version__
+
+
+def test_no_other_module_goes_through_them() -> None:
+    for file in (ROOT / "src").rglob("*.py"):
+        if file.name == "trl_internals.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                assert not (node.module or "").startswith("trl."), file
+            elif isinstance(node, ast.Import):
+                assert not [alias.name for alias in node.names if alias.name.startswith("trl.")], file
+            elif isinstance(node, ast.Attribute):
+                assert node.attr not in PRIVATE, (file, node.lineno)
