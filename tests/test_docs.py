@@ -44,6 +44,8 @@ from tests.conftest import ROOT, train_frozen
 from tools.reference import pages as generated_pages
 from tools.reference import written
 
+pytestmark = pytest.mark.fast
+
 DOCS = ROOT / "docs"
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -111,6 +113,8 @@ def commands_in(words: list[str]) -> Iterator[list[str]]:
 
 
 COMMANDS = [(page, words) for page in PAGES for words in commands_of(page) if words and words[0] not in OTHERS]
+# One that several pages have is checked once.
+DIFFERENT = list({tuple(words): (page, words) for page, words in COMMANDS}.values())
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +150,7 @@ def _each_file_is_read_once() -> Iterator[None]:
 # Commands
 
 
-@pytest.mark.parametrize(("page", "words"), COMMANDS, ids=[f"{name_of(page)}:{' '.join(w)}" for page, w in COMMANDS])
+@pytest.mark.parametrize(("page", "words"), DIFFERENT, ids=[f"{name_of(page)}:{' '.join(w)}" for page, w in DIFFERENT])
 def test_a_command_is_one(
     page: Path, words: list[str], folders: dict[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -211,9 +215,20 @@ def check_hydra(script: str, arguments: list[str], folder: Path) -> None:
 def check_line(script: str, line: list[str], folder: Path) -> None:
     """It composes, and what comes out passes the schema; so do the loss and its options."""
     overrides = OverridesParser.create().parse_overrides(prepared(line, f"{script}.py", SCHEMAS[script]))
-    chosen = [each for each in overrides if each.is_hydra_override() or (ROOT / "conf" / each.key_or_group).is_dir()]
+    options = {each.key_or_group: each.value() for each in overrides if each.key_or_group in PLAIN}
+    chosen = [
+        each
+        for each in overrides
+        if each.key_or_group not in options
+        and (each.is_hydra_override() or (ROOT / "conf" / each.key_or_group).is_dir())
+    ]
+    rest = [each for each in overrides if each not in chosen and each.key_or_group not in options]
     config = deepcopy(composed(script, tuple(str(each.input_line) for each in chosen), folder))
-    ConfigLoaderImpl._apply_overrides_to_config([each for each in overrides if each not in chosen], config)
+    for group, option in options.items():
+        file = f"conf/{group}/{option}.yaml"
+        found = next(place / file for place in (folder, ROOT) if (place / file).exists())
+        config[group] = OmegaConf.load(found)
+    ConfigLoaderImpl._apply_overrides_to_config(rest, config)
     if script == "evaluate" and not config.get("benchmark"):
         return  # which is to be chosen, as `losslens evaluate` alone is a name
     parse(SCHEMAS[script], config)
@@ -221,17 +236,21 @@ def check_line(script: str, line: list[str], folder: Path) -> None:
         assert isinstance(build("method", OmegaConf.to_container(config.method, resolve=True)), Loss)
 
 
+# Groups whose options are one file each, with no defaults of their own: set in place, since composing is slow.
+PLAIN = ("method", "lr", "lora_rank", "logger")
 _COMPOSED: dict[tuple[str, tuple[str, ...], Path | None], DictConfig] = {}
 
 
 def composed(script: str, choices: tuple[str, ...], folder: Path) -> DictConfig:
-    """A command's configuration with options of groups chosen, and files of the reader's own `conf/` among them."""
-    own = folder / "conf" if (folder / "conf").exists() else None
-    search = [f"hydra.searchpath=[file://{own}]"] if own else []
-    if (script, choices, own) not in _COMPOSED:
+    """A command's configuration with options of groups chosen; they may be of the reader's own `conf/`."""
+    own = folder / "conf"
+    mine = any((own / f"{choice.replace('=', '/')}.yaml").exists() for choice in choices)
+    key = script, choices, own if mine else None
+    if key not in _COMPOSED:
+        search = [f"hydra.searchpath=[file://{own}]"] if mine else []
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-            _COMPOSED[script, choices, own] = compose(script, [*search, *choices])
-    return _COMPOSED[script, choices, own]
+            _COMPOSED[key] = compose(script, [*search, *choices])
+    return _COMPOSED[key]
 
 
 def check_key_values(name: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

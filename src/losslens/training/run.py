@@ -87,7 +87,7 @@ def make_trainer(
             `Optim.microbatch_plans`.
 
     Raises:
-        InputError: The batch cannot be divided among the processes, the reference was computed with another base, or the
+        InputError: The batch cannot be divided among the processes, the reference is of another base, or the
             installed TRL cannot score the model's tokens.
     """
     on_cuda = base.model.device.type == "cuda"
