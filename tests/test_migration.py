@@ -193,7 +193,7 @@ def test_active_runs_are_not_migrated(outputs: Path, monkeypatch: pytest.MonkeyP
     with FileLock(held.lock_file):
         left = {each.run: each.left for each in migrate(outputs, "main") if each.left}
     assert left.keys() == {held.name, queued.name}
-    assert left[held.name].endswith("another process; wait for it to finish")
+    assert left[held.name].endswith("; wait for it to finish")
     assert left[queued.name] == "its Slurm job is queued: wait for it to finish, or cancel it (scancel)"
     for name in left:
         assert {k: v for k, v in tree(outputs).items() if name in k} == {k: v for k, v in before.items() if name in k}
