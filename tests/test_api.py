@@ -75,7 +75,7 @@ def test_one_adapter_alone_and_the_folder_of_a_run(adapters: Path, tmp_path: Pat
     alone = losslens.compare([tmp_path / "x"])
     assert len(alone.runs) == 1
     assert alone.pairs.empty
-    with pytest.raises(InputError, match="angles: there is nothing to draw"):
+    with pytest.raises(InputError, match="angles: nothing to draw"):
         alone.angles()
 
 
@@ -136,7 +136,7 @@ def test_a_sweep_as_it_lies_on_the_disk(tmp_path: Path, adapters: Path) -> None:
     assert sweep.runs.iloc[1][["method", "learning_rate", "seed", "init_seed"]].tolist() == ["sft", 1e-3, 3, 4]
     assert list(sweep.adapters) == ["sft-1"]
     assert "queued" in sweep._repr_html_()
-    with pytest.raises(InputError, match=r"main/analysis: no finished analysis; `python analyze\.py sweep=main`"):
+    with pytest.raises(InputError, match=r"main/analysis: no finished analysis; run `losslens analyze sweep=main`"):
         _ = sweep.tables
     make_analysis(folder / "analysis", methods=("sft", "dpo"), layers=2)
     assert len(sweep.tables["pairs"]) == 1

@@ -468,7 +468,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
         (["pairs=[[rft,", "dpo]]"], "'pairs=[[rft, dpo]]'"),
         (["data.path=my", "file.jsonl"], "'data.path=my file.jsonl'"),
         (["data.source.template={question}=?"], "'data.source.template=\"{question}=?\"'"),
-        (["sweep=a(b"], "not closed"),
+        (["sweep=a(b"], "unbalanced"),
         (["method"], "key=value"),
     ],
 )
@@ -493,7 +493,7 @@ def test_how_it_is_quoted_is_shown(line: list[str], told: str) -> None:
         ("train.py", ["-m", "experiment=dpo_beta", "method=SFT"], "method=sft"),
         ("train.py", ["data=file"], "data.path"),
         ("rollout.py", ["model=Qwen/Qwen3-0.6B"], "model.path=Qwen/Qwen3-0.6B"),
-        ("analyze.py", ["method=dpo"], "analyze.py reads no method"),
+        ("analyze.py", ["method=dpo"], "analyze.py has no option method"),
         ("evaluate.py", ["benchmark=gsm8k", "experiment=smollm2_cpu"], "sweep=smollm2_cpu"),
     ],
 )

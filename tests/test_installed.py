@@ -92,11 +92,11 @@ def test_it_says_what_it_can(losslens: Losslens) -> None:
 def test_what_is_no_command(losslens: Losslens) -> None:
     for name, hint in (
         ("trian", "losslens train?"),
-        ("method=sft", "a command comes first"),
+        ("method=sft", "the command comes first"),
         ("xyz", "rollout, train"),
     ):
         [line] = losslens(name, check=2).stderr.splitlines()
-        assert line.startswith(f"losslens: {name}: no command; ")
+        assert line.startswith(f"losslens: {name}: not a command; ")
         assert hint in line
 
 

@@ -77,7 +77,7 @@ def test_the_same_commands_know_them(outputs: Path) -> None:
     (outputs / "main" / "analysis").mkdir()
     told = script("launch/migrate.py", f"output_dir={outputs}").stdout
     assert told.count(": now ") == 4
-    assert told.count("analyze.py sweep=main makes them anew") == 1
+    assert told.count("run analyze.py sweep=main to update them") == 1
     assert adapters(outputs) == before
     after = {run.name for run in runs_of(outputs, "main")}
     assert {name.rpartition("-")[0] for name in after} == {name.rpartition("-")[0] for name in names}

@@ -213,7 +213,7 @@ def test_ctrl_c_waits_for_pending_requests(crooked: tuple[str, Path], tmp_path: 
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert b"interrupted; the same command goes on where this one stopped" in errors
+    assert b"interrupted; run the same command to resume" in errors
     assert len(answers_of(tmp_path)) == len(asked(log)) < 12
     script(*line)
     assert len(asked(log)) == 12

@@ -1,7 +1,7 @@
-"""LossLens from Python and notebooks: adapters compared where they lie, and what a sweep has left on the disk.
+"""Python interface for scripts and notebooks: `compare` and `load_sweep`.
 
-`losslens.compare` reads PEFT LoRA folders alone, and needs neither torch nor PEFT; `losslens.load_sweep` reads what
-`losslens train` and `losslens analyze` wrote. Figures need `pip install 'losslens[report]'`.
+`losslens.compare` compares PEFT LoRA folders, without torch or PEFT; `losslens.load_sweep` reads the output of
+`losslens train` and `losslens analyze`. Figures need `pip install 'losslens[report]'`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import pandas as pd
 import pyarrow as pa
 
 from losslens.analysis.cohort import Cohort, SweepContents, gather_cohort
-from losslens.core.commands import spoken
 from losslens.core.errors import InputError
 from losslens.core.extras import require_extras
 from losslens.measures import run_measures, weight_measures
@@ -41,18 +40,18 @@ _INITIAL = "the initial adapter"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The weight updates of several adapters, each against every other. Angles are in degrees.
+    """Pairwise comparison of the weight updates of several adapters. Angles are in degrees.
 
-    Beside a measure stands its null (`cosine_null`): what two updates show that have nothing in common but their
-    shapes, ranks and singular values; of the cosine the bound of 95% of absolute values.
+    Each measure has its null beside it (`cosine_null`): its value for two updates that share nothing but their shapes,
+    ranks and singular values; for the cosine, the 95% bound of its absolute value.
 
     Attributes:
         folders: The folder of each adapter, by its label.
-        runs: One row an adapter: norm, effective rank and the like.
-        run_modules: One row an adapter and module, with its singular values.
-        pairs: One row a pair: cosine, principal angles, overlap.
-        layers: One row a pair and layer; −1 is what lies outside the layers.
-        modules: One row a pair and module, with every principal angle.
+        runs: One row per adapter: norm, effective rank and the like.
+        run_modules: One row per adapter and module, with its singular values.
+        pairs: One row per pair: cosine, principal angles, overlap.
+        layers: One row per pair and layer; layer −1 holds the modules outside the layers.
+        modules: One row per pair and module, with every principal angle.
     """
 
     folders: Mapping[str, Path]
@@ -63,13 +62,13 @@ class Comparison:
     modules: pd.DataFrame
 
     def matrix(self, measure: str = "cosine") -> pd.DataFrame:
-        """One measure of every two adapters, with their labels on both sides; the diagonal is what two equal ones show.
+        """Returns one measure as a symmetric matrix, labelled by adapter; on the diagonal, identical updates.
 
         Args:
             measure: A column of `pairs`.
 
         Raises:
-            InputError: There is no measure of that name.
+            InputError: There is no such measure.
         """
         known = {each.name: each.identical for each in weight_measures()}
         if measure not in known:
@@ -83,26 +82,26 @@ class Comparison:
         return found
 
     def cosines(self) -> Figure:
-        """The cosine of every two updates, as a matplotlib figure."""
+        """Draws the cosine matrix (matplotlib)."""
         return self._draw("cosines", "two adapters")
 
     def norms(self) -> Figure:
-        """How large each update is in every layer, and how its singular values fall, as a matplotlib figure."""
-        return self._draw("norms", "an update that is not 0")
+        """Draws the norm of each update by layer, and its singular values (matplotlib)."""
+        return self._draw("norms", "a nonzero update")
 
     def angles(self) -> Figure:
-        """The smallest left principal angle of each update to the first one's, by layer, as a matplotlib figure."""
+        """Draws the smallest left principal angle between each update and the first, by layer (matplotlib)."""
         return self._draw("angles", "two adapters")
 
     def _draw(self, name: str, needs: str) -> Figure:
         drawn = _draw(self._tables, [name]).get(name)
         if drawn is None:
-            raise InputError(f"{name}: there is nothing to draw; it takes {needs}")
+            raise InputError(f"{name}: nothing to draw; needs {needs}")
         return drawn
 
     @property
     def _tables(self) -> AnalysisFolder:
-        """The tables as an analysis of adapters made elsewhere has them: each adapter is an arm of its own."""
+        """The tables in the form of an analysis of external adapters: each adapter is an arm."""
         arms = {"arm": self.runs["run"], "method": self.runs["run"]}
         pairs = self.pairs.assign(arm_a=self.pairs["run_a"], arm_b=self.pairs["run_b"])
         ends = {f"{each.name}{end}": pairs[each.name] for each in weight_measures() for end in ("_min", "_max")}
@@ -113,7 +112,7 @@ class Comparison:
         return _InMemory(Path(os.devnull), tables, next(iter(self.folders)))
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the adapters by their main measures, and the cosines."""
+        """Shows the adapters with their main measures, and the cosine matrix."""
         main = [measure.name for measure in run_measures("main")]
         runs = self.runs.set_index("run")[[name for name in main if self.runs[name].notna().any()]]
         shown = {"adapters": runs, "cosine of every two updates": self.matrix()}
@@ -121,31 +120,33 @@ class Comparison:
 
 
 def compare(
-    folders: Mapping[str, AdapterPath] | Iterable[AdapterPath], *, initial: AdapterPath | None = None, top: int = 10
+    folders: Mapping[str, AdapterPath] | Iterable[AdapterPath],
+    *,
+    initial: AdapterPath | None = None,
+    num_directions: int = 10,
 ) -> Comparison:
-    """Compares PEFT LoRA adapters by what they add to the weights.
+    """Compares PEFT LoRA adapters by their weight updates.
 
     Args:
-        folders: The adapter folders, by a label each or as they are; the folder of a run of LossLens stands for its
-            adapter.
-        initial: The adapter that all of them started from, where there is one: then the drift of A is measured, and
-            nulls are those of updates that share it.
-        top: Leading singular directions whose subspaces are compared.
+        folders: Adapter folders, as a list or by label; the folder of a LossLens run stands for its adapter.
+        initial: The common initial adapter, if any: then the drift of A is measured, and the nulls are those of updates
+            that share it.
+        num_directions: Leading singular directions whose subspaces are compared.
 
     Raises:
-        InputError: A folder holds no readable LoRA adapter, or two do not compare (other modules, other shapes); it
-            names the folder or the label.
+        InputError: A folder has no readable LoRA adapter, or two are not comparable (different modules or shapes);
+            names the folder or label.
     """
     named = _named(folders)
-    if top < 1:
-        raise InputError(f"top={top}: at least 1 direction is compared")
+    if num_directions < 1:
+        raise InputError(f"num_directions={num_directions}: must be at least 1")
     started_from = None if initial is None else _adapter_in(Path(initial))
-    # What is checked of adapters is checked of the one they started from.
+    # The initial adapter goes through the same checks.
     cohort = gather_cohort(
-        SweepContents([], [], [], set(), "compare: no adapter folder is given", {}),
+        SweepContents([], [], [], set(), "compare: no adapter folder given", {}),
         named if started_from is None else {**named, _INITIAL: started_from},
     )
-    tables = _measured(cohort, named, started_from, top)
+    tables = _measured(cohort, named, started_from, num_directions)
     return Comparison(named, tables.runs, tables.run_modules, tables.pairs, tables.layers, tables.modules)
 
 
@@ -166,15 +167,15 @@ def _measured(cohort: Cohort, named: Mapping[str, Path], initial: Path | None, t
             top=top,
             ranks={label: cohort.ranks[label] for label in labels},
             same_a=dict.fromkeys(by_label, None if initial is None else True),
-            draw=cache(expected_angles),  # layers and modules of one shape have one null
+            draw=cache(expected_angles),  # layers and modules of the same shape have the same null
         )
     )
 
 
 def _named(folders: Mapping[str, AdapterPath] | Iterable[AdapterPath]) -> dict[str, Path]:
-    """The adapter folders by their labels: of those without one the shortest end of the path that tells it apart."""
+    """Returns the adapter folders by label; the default label is the shortest path suffix that is unique."""
     if isinstance(folders, (str, os.PathLike)):
-        raise InputError(f"compare: {folders}: a list of folders, or a mapping of labels to folders")
+        raise InputError(f"compare: {folders}: expected a list of folders, or a mapping of labels to folders")
     if isinstance(folders, Mapping):
         return {str(label): _adapter_in(Path(folder)) for label, folder in folders.items()}
     paths = [Path(folder) for folder in folders]
@@ -206,7 +207,7 @@ def _adapter_in(folder: Path) -> Path:
 
 
 class Sweep:
-    """The runs of a sweep and its analysis, as they lie on the disk. Nothing is computed.
+    """The runs of a sweep and its analysis, read from disk. Nothing is computed.
 
     Args:
         folder: The sweep's folder, `outputs/<sweep>`.
@@ -230,41 +231,39 @@ class Sweep:
 
     @property
     def adapters(self) -> dict[str, Path]:
-        """The folder of each finished adapter, by the run's name: for `compare`."""
+        """Folders of the finished adapters, by run name: for `compare`."""
         return {name: run.adapter for name, run in self._found.items() if run.adapter.is_dir()}
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """One row a run, the base among them: state, method, learning rate, seeds, folder."""
+        """Table with a row per run (including the base): state, method, learning rate, seeds, folder."""
         columns = ["run", "state", "method", "learning_rate", "seed", "init_seed", "folder"]
         return pd.DataFrame([_row(name, run) for name, run in self._found.items()], columns=columns)
 
     @cached_property
     def tables(self) -> Mapping[str, pd.DataFrame]:
-        """The tables of the analysis by their names (`pairs`, `arm_pairs`, …); each is read when it is asked for.
+        """The tables of the analysis by name (`pairs`, `arm_pairs`, …), read on access.
 
-        What stands in their columns: docs/reference/measures.md.
+        docs/reference/measures.md describes their columns.
         """
         return _Tables(self._require_analysis())
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        """What the analysis says of itself: settings, versions, what was left out and why."""
+        """Manifest of the analysis: settings, versions, what was left out and why."""
         return AnalysisFolder(self._require_analysis()).manifest
 
     def figures(self) -> dict[str, Figure]:
-        """Every figure that the analysis has numbers for, by its name, as matplotlib figures."""
+        """Draws every figure that the analysis has data for, by name (matplotlib)."""
         return _draw(AnalysisFolder(self._require_analysis()))
 
     def _require_analysis(self) -> Path:
         if not (self.analysis / "manifest.json").is_file():
-            raise InputError(
-                f"{self.analysis}: no finished analysis; `{spoken('analyze.py')} sweep={self.name}` makes one"
-            )
+            raise InputError(f"{self.analysis}: no finished analysis; run `losslens analyze sweep={self.name}`")
         return self.analysis
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the runs."""
+        """Shows the runs."""
         return str(self.runs.drop(columns="folder").to_html(index=False, na_rep="", float_format="%.3g"))
 
     def __repr__(self) -> str:
@@ -275,12 +274,12 @@ def load_sweep(name: str = "main", output_dir: AdapterPath = "outputs", analysis
     """Opens a sweep.
 
     Args:
-        name: Its name.
-        output_dir: Where it lies.
-        analysis: Which of its analyses: `analysis-norm` for one that was made with `checkpoint=norm`.
+        name: Name of the sweep.
+        output_dir: Output folder.
+        analysis: Name of the analysis folder: `analysis-norm` for one with `checkpoint=norm`.
 
     Raises:
-        InputError: There is no such sweep; it names the folder.
+        InputError: There is no such sweep; names the folder.
     """
     return Sweep(Path(output_dir).expanduser() / name, analysis)
 
@@ -288,7 +287,7 @@ def load_sweep(name: str = "main", output_dir: AdapterPath = "outputs", analysis
 def _row(name: str, run: Run) -> dict[str, Any]:
     try:
         manifest = run.manifest
-    except InputError:  # one that waits has none yet
+    except InputError:  # a queued run has none yet
         manifest = {}
     config = manifest.get("config") if isinstance(manifest.get("config"), dict) else {}
     return {
@@ -299,7 +298,7 @@ def _row(name: str, run: Run) -> dict[str, Any]:
 
 
 class _Tables(Mapping[str, pd.DataFrame]):
-    """The tables in the folder of an analysis."""
+    """Tables in an analysis folder."""
 
     def __init__(self, folder: Path) -> None:
         self._files = {file.stem: file for kind in ("csv", "parquet") for file in sorted(folder.glob(f"*.{kind}"))}
@@ -307,14 +306,14 @@ class _Tables(Mapping[str, pd.DataFrame]):
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._files:
-            raise InputError(f"{self._folder}: no table {name!r}; there are {', '.join(self._files)}")
+            raise InputError(f"{self._folder}: no table {name!r}; available: {', '.join(self._files)}")
         file = self._files[name]
         try:
             return pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
         except pd.errors.EmptyDataError:
             return pd.DataFrame()
-        except (OSError, ValueError) as error:  # pyarrow's are among the latter
-            raise InputError(f"{file}: not a table of an analysis ({error})") from error
+        except (OSError, ValueError) as error:  # pyarrow raises the latter
+            raise InputError(f"{file}: not a readable table ({error})") from error
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)
@@ -325,11 +324,11 @@ class _Tables(Mapping[str, pd.DataFrame]):
 
 @dataclass(frozen=True)
 class _InMemory(AnalysisFolder):
-    """Tables that were never written, read as an analysis is.
+    """An analysis folder whose tables are in memory.
 
     Attributes:
-        tables: By their names.
-        reference: The adapter that others are held against.
+        tables: The tables by name.
+        reference: The reference adapter.
     """
 
     tables: Mapping[str, pd.DataFrame]

@@ -9,7 +9,7 @@ from losslens.core.jobs import Tasks
 
 
 def load() -> Tasks:
-    """Imports what a job needs, when the first one starts."""
+    """Imports the job's function when the first job starts."""
     from losslens.analysis.pipeline import analyze_job
     from losslens.config.analysis import AnalyzeConfig
     from losslens.config.parse import parse
@@ -27,9 +27,9 @@ def load() -> Tasks:
 
 
 def main(script: str = __file__) -> None:
-    """Runs the jobs of the command line, and exits.
+    """Runs the jobs of the command line and exits.
 
     Args:
-        script: Path of the script that was started.
+        script: Path of the entry script.
     """
     run(script, load)

@@ -1,6 +1,6 @@
-"""The entry scripts' shared frame: Hydra composes, one call works, and the exit status tells how it ended.
+"""Common frame of the commands that take a Hydra configuration: rollout, train, evaluate, analyze.
 
-0: done. 1: a failure while working. 2: bad input, told in one line on stderr without a traceback.
+Exit status 0: done; 1: a failure while working; 2: invalid input, reported in one line on stderr without a traceback.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from losslens.core.extras import require_extras
 from losslens.core.jobs import Jobs, Tasks
 from losslens.core.redaction import guard_streams, remember_address, without_secrets
 
-# What each entry script reads of its configuration.
+# Schema of each command's configuration.
 _SCHEMAS: dict[str, type[Job]] = {
     "train": TrainConfig, "rollout": RolloutConfig, "evaluate": EvaluateConfig, "analyze": AnalyzeConfig,
 }  # fmt: skip
 
 
 def run(script: str, load: Callable[[], Tasks]) -> None:
-    """Runs the jobs that the command line asks for, and exits.
+    """Runs the jobs of the command line and exits.
 
     Args:
         script: Path of the entry script; `conf/<its name>.yaml` is its configuration.
@@ -52,7 +52,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     path = Path(script).resolve()
     jobs = Jobs(path, load)
     if not distributed.is_main():
-        # Of several processes that train together the main one speaks for all.
+        # Only rank 0 prints.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     schema, name = _SCHEMAS[path.stem], called(path.name)
@@ -67,18 +67,18 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
             jobs.tell(error)
             return
         if content and content in done:
-            return  # a sweep of an experiment whose jobs differ for train.py only
+            return  # jobs of a swept experiment that differ only in options of train.py
         done.append(content)
         if schema is TrainConfig:
             jobs.say(interpolations.describe_derived(config))
         jobs.run(config)
 
-    # For hydra/launcher=slurm, which runs none of them here.
+    # For hydra/launcher=slurm, which runs the jobs elsewhere.
     job.script = path  # type: ignore[attr-defined]
     job.require_packages = partial(_require_packages, path.stem)  # type: ignore[attr-defined]
     arguments = sys.argv[1:]
     _keep_secrets_from_hydra()
-    # With this Hydra raises what it would otherwise print, several lines long, before it exits with status 1.
+    # Makes Hydra raise its errors; otherwise it prints them over several lines and exits with status 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         conf = conf_folder()
@@ -86,7 +86,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         hydra.main(version_base="1.3", config_path=str(conf), config_name=path.stem)(job)()
         status = jobs.end()
     except Exception as error:
-        # Before the first job nothing is at work but Hydra, on what the user wrote.
+        # Before the first job, only Hydra has run, so the error is about the command line.
         if jobs.started and not isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
             raise
         why = "" if jobs.started or isinstance(error, InputError) else explained(arguments, conf, schema)
@@ -94,14 +94,14 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         status = 2
     except KeyboardInterrupt:
         if distributed.is_main():
-            print(f"{name}: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            print(f"{name}: interrupted; run the same command to resume", file=sys.stderr)
         status = 130
-    # A launcher ends all processes when one ends with a failure, and would cut off what the main one still says.
+    # torchrun stops all processes when one fails, which would cut off the output of rank 0.
     sys.exit(status if distributed.is_main() else 0)
 
 
 def _keep_secrets_from_hydra() -> None:
-    """Has Hydra write a sweep's command line and configuration without secrets; it has no setting for that file."""
+    """Removes secrets from the command line and configuration that Hydra saves for a sweep."""
     save = OmegaConf.save
 
     def save_safely(config: Any, f: Any, resolve: bool = False) -> None:
@@ -113,12 +113,12 @@ def _keep_secrets_from_hydra() -> None:
     OmegaConf.save = staticmethod(save_safely)  # type: ignore[method-assign]
 
 
-# The extras that a job of each command needs, whatever its configuration.
+# Extras that every job of a command needs.
 _EXTRAS = {"rollout": ("train",), "train": ("train",), "evaluate": ("train",), "analyze": ("train", "report")}
 
 
 def _require_packages(command: str, config: DictConfig) -> None:
-    """Refuses a job before it begins when a package that it will need is not installed."""
+    """Raises `MissingExtraError` before a job starts if a package that it needs is not installed."""
     engines = [OmegaConf.select(config, key) for key in ("rollouts.engine", "evaluation.engine")]
     require_extras(*_EXTRAS[command], *["server"] * ("openai" in engines))
     if OmegaConf.select(config, "logger.name") == "wandb":
@@ -126,7 +126,7 @@ def _require_packages(command: str, config: DictConfig) -> None:
 
 
 def _require_one_gpu(config: DictConfig) -> None:
-    """Refuses several GPUs, which one process cannot use: only Slurm, or torchrun, can give them."""
+    """Raises `InputError` for several GPUs: one process cannot use them; Slurm or torchrun can provide them."""
     gpus = config.resources.gpus
     if isinstance(gpus, int) and gpus > 1 and distributed.world_size() == 1:
         subcommand = called_subcommand()

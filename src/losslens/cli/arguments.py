@@ -1,7 +1,7 @@
-"""`key=value` arguments before Hydra reads them, and what is wrong with them when it refuses.
+"""Prepares `key=value` arguments for Hydra, and explains those that it rejects.
 
-Hydra's grammar has characters of its own (`~`, `=`, parentheses, braces, commas). A path or name that holds some is
-quoted here, where that can mean one thing only; what it still refuses is explained in terms of this project's keys.
+Some characters have a meaning in Hydra's grammar (`~`, `=`, parentheses, braces, commas). Paths and names that contain
+them are quoted here where the meaning is unambiguous; what Hydra still rejects is explained in terms of our options.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from losslens.core.commands import called
 from losslens.core.errors import InputError
 from losslens.losses import builtin_losses
 
-# What is often written, and what it is called here.
+# Common names from other tools, and the options that they correspond to.
 _ALIASES = {
     "learning_rate": "lr.peak", "rank": "lora_rank.r", "lora_r": "lora_rank.r", "lora_alpha": "lora_rank.alpha",
     "num_train_epochs": "optim.epochs", "max_new_tokens": "rollouts.max_tokens", "teacher": "model.teacher",
@@ -35,23 +35,23 @@ _ALIASES = {
     "num_generations": "rollouts.samples_per_prompt",
 }  # fmt: skip
 _RENAMED_CHOICES = {("experiment", "dpo_rows"): "paired_rollouts"}
-_ANY_BELOW = ("difficulty", "files", "verifier")  # sections of a source of problems whose names are not ours
-# The keys of one's own files, and that of one among the benchmarks.
+_ANY_BELOW = ("difficulty", "files", "verifier")  # sections with free-form keys
+# Options that name the user's files, and the one of a benchmark file.
 _FILES, _FILE_TO_SCORE_ON = ("data.path", "data.eval_path"), "benchmark.file.eval_path"
 _TABLE_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|pq|csv|tsv)$", re.IGNORECASE)
 
 
 def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], conf: Path | None = None) -> list[str]:
-    """The arguments as Hydra is to read them: paths and names are quoted where its grammar would take them apart.
+    """Quotes paths and names that Hydra's grammar would otherwise parse as something else.
 
     Args:
         arguments: The command line without the script.
         script: The script's name, for messages.
         schema: The configuration that it reads.
-        conf: Its folder, where keys that are not there are to be told before how they would be written.
+        conf: The folder of the configuration; if given, unknown keys are reported before syntax errors.
 
     Raises:
-        InputError: An argument cannot be read; the message shows how it is written.
+        InputError: An argument cannot be parsed; the message shows the correct form.
     """
     folders = None if conf is None else ConfigFolders(conf, arguments)
     sweeps = bool({"-m", "--multirun"} & set(arguments))
@@ -67,7 +67,7 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
             where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if key in _FILES else ""
             raise InputError(
-                f"{argument}: {script} reads no {root}; it is for {called('train.py')} and experiments{where}"
+                f"{argument}: {script} has no option {root}; it belongs to {called('train.py')} and experiments{where}"
             )
         readable = f"{key}={quote(key, value, sweeps)}"
         if parse_value(readable) is None:
@@ -79,25 +79,25 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
-    """The arguments with Hydra's flags, and their values, in front: it reads no `key=value` on both sides of a flag."""
+    """Moves Hydra's flags and their values to the front: argparse accepts no `key=value` on both sides of a flag."""
     flags: list[str] = []
     others: list[str] = []
     for place, argument in enumerate(arguments):
         is_value = place > 0 and flags[-1:] == [arguments[place - 1]] and _takes_a_value(arguments[:place])
-        # --info alone asks for all of it.
+        # --info may also stand alone.
         is_value = is_value and ("=" not in argument or arguments[place - 1] not in ("--info", "-i"))
         (flags if argument.startswith("-") or is_value else others).append(argument)
     return [*flags, *others]
 
 
 def _takes_a_value(before: Sequence[str]) -> bool:
-    """Whether the last of these arguments is a flag of Hydra's that the next one belongs to."""
+    """Returns True if the last of these arguments is a flag of Hydra that takes a value."""
     flags = {"--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--package", "-p", "--cfg", "-c"}
     return bool(before) and before[-1] in flags | {"--info", "-i", "--experimental-rerun"}
 
 
 def _not_a_pair(arguments: Sequence[str], place: int) -> str:
-    """Why an argument without = cannot be read."""
+    """Explains an argument without `=`."""
     before = next((n for n in range(place - 1, -1, -1) if "=" in arguments[n]), None)
     if before is not None:
         whole = " ".join(arguments[before : place + 1])
@@ -107,7 +107,7 @@ def _not_a_pair(arguments: Sequence[str], place: int) -> str:
 
 
 def _unreadable(arguments: Sequence[str], place: int) -> str:
-    """How an argument is written that Hydra's grammar does not read."""
+    """Explains how to write an argument that Hydra's grammar rejects."""
     argument = arguments[place]
     for end in range(place + 2, len(arguments) + 1):
         whole = " ".join(arguments[place:end])
@@ -115,11 +115,11 @@ def _unreadable(arguments: Sequence[str], place: int) -> str:
             return f"{argument}: an argument with spaces goes into quotes: {shlex.quote(whole)}"
     key, _, value = argument.partition("=")
     if not re.fullmatch(r"\+{0,2}[\w.@/:*-]+", key):
-        return f"{argument}: {key!r} is no key (--help lists them)"
+        return f"{argument}: {key!r} is not a key (--help lists the keys)"
     if _is_open(argument):
-        return f"{argument}: a bracket, brace or quote in it is not closed"
+        return f"{argument}: unbalanced brackets, braces or parentheses"
     written = shlex.quote(f"{key}={in_quotes(value)}")
-    return f"{argument}: characters of the value have a meaning of their own; quoted for Hydra and the shell: {written}"
+    return f"{argument}: the value contains characters of Hydra's grammar; quoted for Hydra and the shell: {written}"
 
 
 def _is_open(argument: str) -> bool:
@@ -127,7 +127,7 @@ def _is_open(argument: str) -> bool:
 
 
 def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
-    """What is wrong with the arguments that Hydra has refused, in one line; empty where that is not found out.
+    """Explains in one line why Hydra rejected the arguments; empty if unknown.
 
     Args:
         arguments: The command line without the script.
@@ -155,7 +155,7 @@ def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> 
 
 
 def _as_several(key: str, value: str, schema: type[BaseModel]) -> str:
-    """How several values of a key are written: as a list, as a sweep, or as either."""
+    """Explains how to give several values of a key: as a list, as a sweep, or either."""
     field: Any = schema
     for part in key.split("."):
         fields = field.model_fields if isinstance(field, type) and issubclass(field, BaseModel) else {}
@@ -172,7 +172,7 @@ def _as_several(key: str, value: str, schema: type[BaseModel]) -> str:
 def _not_there(
     argument: str, key: str, arguments: Sequence[str], folders: ConfigFolders, schema: type[BaseModel]
 ) -> str:
-    """Why a key is not there: it has another name, or belongs to an option that is not chosen; empty where it is."""
+    """Explains why a key does not exist: renamed, misspelt, or of an option that was not chosen; empty if it exists."""
     if folders.is_group(key.partition("@")[0]) or key.startswith(("+", "hydra.")):
         return ""
     value = argument.partition("=")[2]
@@ -187,7 +187,7 @@ def _not_there(
 
 
 def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], folders: ConfigFolders) -> str:
-    """Keys of benchmarks name the benchmark: `benchmark.gsm8k.eval_size`."""
+    """Explains an unknown key below `benchmark`, such as `benchmark.eval_size` for `benchmark.gsm8k.eval_size`."""
     _, name, *rest = key.split(".")
     chosen = _chosen("benchmark", arguments, folders)
     options = folders.options("benchmark")
@@ -209,7 +209,7 @@ def _of_a_benchmark(key: str, value: str, arguments: Sequence[str], folders: Con
 
 
 def _of_another_option(key: str, value: str, arguments: Sequence[str], folders: ConfigFolders) -> str:
-    """Which option of a group has a key that the chosen one lacks."""
+    """Finds the options of a group that have a key which the chosen option lacks."""
     group, _, below = key.partition(".")
     chosen = _chosen(group, arguments, folders) if group in ("data", "method") and below else None
     if not chosen or not set(chosen) <= set(folders.options(group)):
@@ -230,7 +230,7 @@ def _of_another_option(key: str, value: str, arguments: Sequence[str], folders: 
 
 
 def _chosen(group: str, arguments: Sequence[str], folders: ConfigFolders) -> list[str] | None:
-    """The options of a group that a command line chooses, or by default; None where an experiment may choose."""
+    """Returns the options chosen on the command line or by default; None if an experiment may choose."""
     for argument in reversed(arguments):
         name, separator, value = argument.partition("=")
         if separator and name == group:
@@ -244,7 +244,7 @@ def _chosen(group: str, arguments: Sequence[str], folders: ConfigFolders) -> lis
 
 
 def _names_in(file: Path) -> list[str]:
-    """All dotted names in a file of options, sections among them."""
+    """Returns all dotted keys of an option's file, including sections."""
 
     def below(section: Any, prefix: str) -> Iterator[str]:
         for name, entry in section.items():
@@ -256,13 +256,13 @@ def _names_in(file: Path) -> list[str]:
 
 
 def _has(file: Path, key: str) -> bool:
-    """Whether an option has a key, or takes any below one: `source.difficulty`, whose names are the task's."""
+    """Returns True if an option has a key, or accepts any key below a free-form section such as `source.difficulty`."""
     names = _names_in(file)
     return key in names or any(key.startswith(f"{name}.") for name in names if name.rpartition(".")[2] in _ANY_BELOW)
 
 
 def _choices(override: Override, value: str) -> list[str]:
-    """The options that an argument names of a group, as they were written."""
+    """Returns the options of a group that an argument names, as written."""
     text = value[1:-1] if re.fullmatch(r"\[.*\]", value) else value
     if override.is_sweep_override() and not override.is_discrete_sweep():
         return []
@@ -301,7 +301,7 @@ def _is_known(key: str, folders: ConfigFolders, schema: type[BaseModel]) -> bool
     parts = key.split(".")
     for known in _keys(folders, schema):
         expected = known.split(".")
-        # Below a mapping anything may stand, and a whole section may be given.
+        # Any key may stand below a mapping, and a whole section may be given.
         shared = min(len(parts), len(expected))
         same = all(e in ("*", p) for e, p in zip(expected[:shared], parts[:shared], strict=True))
         if same and (len(parts) <= len(expected) or known in ("data.source", "benchmark.*.source", *_OPEN)):
@@ -309,12 +309,12 @@ def _is_known(key: str, folders: ConfigFolders, schema: type[BaseModel]) -> bool
     return False
 
 
-# Mappings whose keys are the user's own.
+# Mappings with arbitrary keys.
 _OPEN = ("model.chat_options", "rollouts.server.extra_body", "evaluation.server.extra_body", "resources.sbatch")
 
 
 def _keys(folders: ConfigFolders, schema: type[BaseModel]) -> list[str]:
-    """All dotted keys of a script, the methods' options among them."""
+    """Returns all dotted keys of a command, including the options of the losses."""
     names = [name for name, _ in leaves(schema) if name != "method.*"]
     if "method" in schema.model_fields:
         for file in folders.files("method").values():
@@ -323,13 +323,13 @@ def _keys(folders: ConfigFolders, schema: type[BaseModel]) -> list[str]:
 
 
 def _current_option(key: str) -> str | None:
-    """Today's name of an option of a loss."""
+    """Returns the current name of a renamed option of a loss; None for any other key."""
     names = {f"method.{mark.name}": name for loss in builtin_losses().values() for name, mark in formerly(loss).items()}
     return f"method.{names[key]}" if key in names else None
 
 
 def _hint(key: str, folders: ConfigFolders, schema: type[BaseModel]) -> str:
-    """What a key that is not there is called now, or which keys are like it; empty where none is."""
+    """Returns the current name of an unknown key, or similar keys; empty if there are none."""
     if now := current_name(key) or _current_option(key):
         return f"it is called {now} now"
     keys = _keys(folders, schema)

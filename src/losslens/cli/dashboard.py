@@ -1,4 +1,4 @@
-"""`losslens dashboard`, `launch/wandb_dashboard.py`: a workspace and a report of a sweep on W&B."""
+"""`losslens dashboard`, `launch/wandb_dashboard.py`: creates a workspace and a report of a sweep on W&B."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from losslens.tracking.publish import publish
 
 @tells_missing_extras("launch/wandb_dashboard.py")
 def main(arguments: list[str]) -> int:
-    """Makes both and gives the exit status: 0 when they are saved, 1 when W&B fails, 2 for bad input."""
+    """Creates both and returns the exit status: 0 if saved, 1 if W&B fails, 2 for invalid input."""
     parser = KeyValueParser(
         {"sweep": "main", "project": "losslens", "entity": "", "output_dir": "outputs"},
-        "sweep=main, project=losslens, entity=NAME (whom the login belongs to), output_dir=outputs",
+        "sweep=main, project=losslens, entity=NAME (default: that of the login), output_dir=outputs",
         prog=called("launch/wandb_dashboard.py"),
-        description="A workspace and a report of a sweep's runs on W&B: training, geometry, accuracy, and the methods "
-        "compared. Called again, it replaces both. The sweep's folder says what there is to show.",
-        epilog="Exit status: 0 done; 1 W&B does not answer, or refuses; 2 bad input, or nobody is logged in to W&B.",
+        description="Creates a workspace and a report of a sweep's runs on W&B: training, geometry, accuracy, and the "
+        "comparison of losses. Running it again replaces both. The content is determined from the sweep's folder.",
+        epilog="Exit status: 0 done; 1 W&B fails or cannot be reached; 2 invalid input, or not logged in to W&B.",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print both as JSON; nobody is asked, nothing is sent")
+    parser.add_argument("--dry-run", action="store_true", help="print both as JSON without contacting W&B")
     settings, asked = parser.parse(arguments)
     output_dir, name, project, entity = (settings[key] for key in ("output_dir", "sweep", "project", "entity"))
     try:

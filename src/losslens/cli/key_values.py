@@ -1,4 +1,4 @@
-"""The command line of the scripts in `launch/`: `key=value` as in the others, without Hydra."""
+"""Command line of the commands without Hydra: `key=value` arguments and flags."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from losslens.core.redaction import guard_streams
 
 
 class KeyValueParser(argparse.ArgumentParser):
-    """Takes `key=value` arguments and flags, in any order; says what is wrong in one line, with exit status 2.
+    """Parses `key=value` arguments and flags in any order; reports errors in one line, with exit status 2.
 
     Args:
-        defaults: The keys, and what they are when they are not given.
-        settings_help: What `--help` says of the keys.
+        defaults: The keys and their default values.
+        settings_help: Help text of the keys.
         **options: As for `ArgumentParser`.
     """
 
@@ -29,7 +29,7 @@ class KeyValueParser(argparse.ArgumentParser):
         self.add_argument("settings", nargs="*", metavar="key=value", help=settings_help)
 
     def parse(self, arguments: Sequence[str]) -> tuple[dict[str, str], argparse.Namespace]:
-        """The value of every key, and the flags; from here on what is printed is guarded (`redaction`)."""
+        """Returns the value of every key, and the flags; from here on, printed text is redacted (`redaction`)."""
         guard_streams()
         asked = self.parse_intermixed_args(arguments)
         settings = dict(self.defaults)
@@ -41,19 +41,19 @@ class KeyValueParser(argparse.ArgumentParser):
         return settings, asked
 
     def _at_home(self, argument: str, path: str) -> str:
-        """A folder, `~` replaced by the home folder."""
+        """Replaces `~` with the home folder."""
         try:
             return str(Path(path).expanduser())
         except RuntimeError:
             self.error(f"{argument}: no such home folder")
 
     def error(self, message: str) -> NoReturn:
-        """Ends the script."""
+        """Prints an error and exits with status 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def tells_missing_extras(script: str) -> Callable[[Callable[[list[str]], int]], Callable[[list[str]], int]]:
-    """Has the main function of a command end with one line, and status 2, where a package of an extra is missing.
+    """Makes the main function of a command report a missing extra in one line, with status 2.
 
     Args:
         script: Path of its script from the project's root.

@@ -1,4 +1,4 @@
-"""`losslens COMMAND …`: the commands by their names, from any folder. Each is imported when it is called."""
+"""Console script `losslens COMMAND …`. Each command is imported only when it is called."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from losslens import __version__
 from losslens.core.commands import call_as_installed
 from losslens.core.redaction import guard_streams
 
-# Those with Hydra's command line; they end the process themselves.
+# Commands with Hydra's command line; they exit the process themselves.
 _JOBS = {
     "rollout": "samples, verifies and freezes the rollouts that every loss trains on",
-    "train": "trains one run a loss on the same rollouts, scores it, and scores the base",
+    "train": "trains and scores one run per loss on the same rollouts, and scores the base",
     "evaluate": "scores finished runs on more benchmarks",
-    "analyze": "compares the weight updates of a sweep, and writes its tables and report",
+    "analyze": "compares the weight updates of a sweep; writes tables, figures and a report",
 }
 _TOOLS = {
-    "status": "shows where the runs of a sweep stand, here and on Slurm",
-    "sync": "sends the W&B runs of a sweep that were logged offline",
-    "dashboard": "makes a workspace and a report of a sweep on W&B",
-    "migrate": "takes over runs that an earlier LossLens made",
-    "slurm": "tries a Slurm of one node here; submits rollouts, runs and analysis at once",
+    "status": "shows the state of each run of a sweep, local or on Slurm",
+    "sync": "uploads the W&B runs of a sweep that were logged offline",
+    "dashboard": "creates a workspace and a report of a sweep on W&B",
+    "migrate": "migrates runs of an earlier version of LossLens",
+    "slurm": "starts a one-node Slurm for testing; submits a whole pipeline",
 }
 
 
 def main() -> int:
-    """Runs the command that the command line names, and gives its exit status; 2 where there is none of that name."""
+    """Runs a command and returns its exit status; 2 for an unknown command."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
         print(_help())
@@ -41,12 +41,12 @@ def main() -> int:
         return 2
     call_as_installed(name)
     if not sys.flags.safe_path and "" not in sys.path:
-        # For a loss or a problem set of one's own. Last: no file of that folder takes the place of a package.
+        # For the user's own losses and problem sources. Appended, so that no file there shadows a package.
         sys.path.append("")
     command = import_module(f"losslens.cli.{name}")
     if name in _TOOLS:
         return int(command.main(arguments))
-    sys.argv[:] = [f"losslens {name}", *arguments]  # of which Hydra tells, and reads the rest
+    sys.argv[:] = [f"losslens {name}", *arguments]  # Hydra parses the arguments from here
     command.main()
     return 0
 
@@ -61,7 +61,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "losslens COMMAND --help says what each takes. Whatever is made goes below outputs/ in the current folder.",
+            "losslens COMMAND --help lists its options. Output goes to outputs/ in the current folder.",
         ]
     )
 
@@ -71,8 +71,8 @@ def _unknown(name: str) -> str:
     close = get_close_matches(name.lower(), commands, 1)
     hint = f"did you mean losslens {close[0]}?" if close else f"it takes one of {', '.join(commands)}"
     if "=" in name or name == "-m":
-        hint = "a command comes first: losslens train, say"
-    return f"{name}: no command; {hint} (losslens --help says what each does)"
+        hint = "the command comes first, for example losslens train"
+    return f"{name}: not a command; {hint} (losslens --help lists the commands)"
 
 
 if __name__ == "__main__":

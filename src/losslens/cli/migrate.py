@@ -1,4 +1,4 @@
-"""`losslens migrate`, `launch/migrate.py`: takes runs of an earlier LossLens over. Nothing is trained again."""
+"""`losslens migrate`, `launch/migrate.py`: migrates runs of an earlier version of LossLens."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from losslens.pipeline.migration import migrate, sweeps_of
 
 @tells_missing_extras("launch/migrate.py")
 def main(arguments: list[str]) -> int:
-    """Prints what became of each run and gives the exit status: 0, 1 when some were left, 2 for bad input."""
+    """Prints each outcome and returns the exit status: 0, 1 if some runs were not migrated, 2 for invalid input."""
     parser = KeyValueParser(
         {"output_dir": "outputs", "sweep": "", "losses": ""},
-        "output_dir=outputs, sweep=all of them, losses=none (classes of one's own: mine.MyLoss,mine.Another)",
+        "output_dir=outputs, sweep=all of them, losses=none (your own classes: mine.MyLoss,mine.Another)",
         prog=called("launch/migrate.py"),
-        description="Renames the folders of runs that an earlier LossLens made, and writes their identities in today's "
-        "form (docs/reference/identity.md), so that train, evaluate and analyze know them. Nothing is trained, scored "
-        "or deleted; what was killed half-way is finished by the same command.",
-        epilog="Exit status: 0 all runs are in today's form; 1 some were left as they are; 2 bad input.",
+        description="Renames the folders of runs of an earlier version of LossLens and rewrites their identities "
+        "(docs/reference/identity.md), so that train, evaluate and analyze recognise them. Nothing is trained, scored "
+        "or deleted; if interrupted, run the same command again.",
+        epilog="Exit status: 0 all runs are in the current format; 1 some were not migrated; 2 invalid input.",
     )
     settings, _ = parser.parse(arguments)
     output_dir = Path(settings["output_dir"])
     losses = [name for name in settings["losses"].replace(" ", "").split(",") if name]
     if losses:
-        sys.path.append(str(Path.cwd()))  # where the scripts find losses of one's own, too
+        sys.path.append(str(Path.cwd()))  # so that the user's losses can be imported
     left = 0
     try:
         for sweep in [settings["sweep"]] if settings["sweep"] else sweeps_of(output_dir):
             found = migrate(output_dir, sweep, losses)
             for moved in found:
                 left += bool(moved.left)
-                print(f"{sweep}/{moved.run}: {f'left, {moved.left}' if moved.left else f'now {moved.name}'}")
+                print(f"{sweep}/{moved.run}: {f'not migrated: {moved.left}' if moved.left else f'now {moved.name}'}")
             if any((output_dir / sweep).glob("analysis*")) and not all(moved.left for moved in found):
                 again = f"{called('analyze.py')} sweep={sweep}"
-                print(f"{sweep}: analyses name runs as they were called; {again} makes them anew")
+                print(f"{sweep}: existing analyses use the old run names; run {again} to update them")
     except InputError as error:
         print(tell(parser.prog, error), file=sys.stderr)
         return 2

@@ -1,6 +1,6 @@
 """`losslens slurm pipeline`, `launch/pipeline.sh`: rollouts, runs and analysis on Slurm in one command.
 
-Each waits for what it reads. It is two command lines, of train and of analyze, and what they print stays as it is.
+Each step waits for its input. Runs two commands, train and analyze, and passes on their output.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from losslens.core.commands import called
 
-# What decides where runs lie; what both commands are told.
+# Options that determine the runs' folder, and options passed to both commands.
 _PLACES = ("experiment=", "sweep=", "output_dir=", "--config-dir=")
 _SHARED = ("resources", "hydra.launcher", "--config-dir=")
 _HELP = """Rollouts, runs and analysis on Slurm in one command; each waits for what it reads.
@@ -24,11 +24,11 @@ analyze.KEY=VALUE is for it alone. Again with the same line: submits the runs th
 
 
 def main(arguments: Sequence[str], scripts: bool = False) -> int:
-    """Submits both, and gives the exit status: that of train, unless the analysis cannot be submitted.
+    """Submits both commands and returns the exit status: that of train, unless the analysis cannot be submitted.
 
     Args:
         arguments: The command line without its name.
-        scripts: Whether train.py and analyze.py of the current folder are called, and not `losslens`.
+        scripts: Call train.py and analyze.py of the current folder instead of `losslens`.
     """
     if {"-h", "--help"} & set(arguments):
         name = "launch/pipeline.sh" if scripts else "losslens slurm pipeline"
@@ -48,11 +48,11 @@ def main(arguments: Sequence[str], scripts: bool = False) -> int:
     shared = [each for each in arguments if each.startswith(_SHARED)]
     own = [each.removeprefix("analyze.") for each in arguments if each.startswith("analyze.")]
     try:
-        # An experiment may name the sweep.
+        # An experiment may set the sweep.
         sweep, output_dir = composed("sweep"), composed("output_dir")
     except subprocess.CalledProcessError as error:
         return error.returncode
-    # Status 1: a run has diverged before or, with hydra.launcher.wait, has failed. The others are analysed anyway.
+    # Status 1: a run diverged earlier or, with hydra.launcher.wait, failed. The others are analysed anyway.
     status = subprocess.run([*line("train", "-m", "hydra/launcher=slurm"), *train], check=False).returncode
     if not 0 <= status <= 1:
         return status
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str], scripts: bool = False) -> int:
 
 
 def _with_folders_joined(arguments: Sequence[str]) -> list[str]:
-    """`--config-dir DIR` as one argument."""
+    """Joins `--config-dir DIR` into one argument."""
     found: list[str] = []
     for argument in arguments:
         if found and found[-1] in ("--config-dir", "-cd"):

@@ -5,16 +5,16 @@ from losslens.core.jobs import Tasks
 
 
 def load() -> Tasks:
-    """Imports what a job needs, when the first one starts."""
+    """Imports the job's function when the first job starts."""
     from losslens.rollouts.sample import rollout_job
 
     return rollout_job, lambda: 0
 
 
 def main(script: str = __file__) -> None:
-    """Runs the jobs of the command line, and exits.
+    """Runs the jobs of the command line and exits.
 
     Args:
-        script: Path of the script that was started.
+        script: Path of the entry script.
     """
     run(script, load)

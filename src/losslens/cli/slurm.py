@@ -1,4 +1,4 @@
-"""`losslens slurm`: a Slurm of one node to try things on, and a whole pipeline in one command."""
+"""`losslens slurm`: a one-node Slurm for testing, and a whole pipeline in one command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LOCAL = ("up", "down", "status")
 
 
 def main(arguments: list[str]) -> int:
-    """Does one of them, and gives the exit status."""
+    """Runs a subcommand and returns its exit status."""
     guard_streams()
     verb, *rest = arguments or ["--help"]
     if verb in ("-h", "--help"):

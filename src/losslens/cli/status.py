@@ -1,4 +1,4 @@
-"""`losslens status`, `launch/status.py`: where the runs of a sweep stand, here and on Slurm."""
+"""`losslens status`, `launch/status.py`: the state of each run of a sweep, local or on Slurm."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from losslens.scheduling.status import RunStatus, run_statuses
 
 @tells_missing_extras("launch/status.py")
 def main(arguments: list[str]) -> int:
-    """Prints the states and gives the exit status: 0 when all runs are completed, 1 when not, 2 for bad input."""
+    """Prints the states and returns the exit status: 0 if all runs are completed, 1 if not, 2 for invalid input."""
     parser = KeyValueParser(
         {"sweep": "main", "output_dir": "outputs"},
         "sweep=main, output_dir=outputs",
         prog=called("launch/status.py"),
-        description="A row a run: state, step, time left, tokens per second, loss, accuracy on the first benchmark, "
-        "Slurm's id and state where they are known, and the last error. Works wherever the folder can be read; what "
-        "Slurm says is asked where there is one.",
-        epilog="Exit status: 0 all runs are completed; 1 not yet, or one has failed; 2 bad input.",
+        description="One row per run: state, step, time left, tokens per second, loss, accuracy on the first "
+        "benchmark, Slurm job id and state if known, and the last error. Works wherever the folder can be read; Slurm "
+        "is queried if it is available.",
+        epilog="Exit status: 0 all runs completed; 1 not yet, or a run failed; 2 invalid input.",
     )
-    parser.add_argument("--watch", action="store_true", help="stay, and show what changes, until nothing runs any more")
+    parser.add_argument("--watch", action="store_true", help="keep updating until no run is active")
     settings, asked = parser.parse(arguments)
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
 
@@ -45,8 +45,8 @@ def main(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     if not asked.watch or not sys.stdout.isatty():
-        # What is piped or kept is not cut to the width of a terminal.
+        # Piped output is not truncated to the width of a terminal.
         Console(width=None if sys.stdout.isatty() else 240).print(table(found))
     if any(each.job and not each.is_known and not each.is_over for each in found):
-        print(f"{parser.prog}: what Slurm says is not known here; this is what the folder says", file=sys.stderr)
+        print(f"{parser.prog}: Slurm cannot be queried here; states are those in the folder", file=sys.stderr)
     return 0 if found and all(each.state == "completed" for each in found) else 1

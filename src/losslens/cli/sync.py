@@ -1,4 +1,4 @@
-"""`losslens sync`, `launch/wandb_sync.py`: sends the W&B runs of a sweep that were logged offline."""
+"""`losslens sync`, `launch/wandb_sync.py`: uploads the W&B runs of a sweep that were logged offline."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from losslens.tracking.sync import Outcome, Plan, claimed, plan, send
 
 @tells_missing_extras("launch/wandb_sync.py")
 def main(arguments: list[str]) -> int:
-    """Sends what was not sent yet and gives the exit status: 0 when nothing stays, 1 when something does."""
+    """Uploads what is missing and returns the exit status: 0 if all is uploaded, 1 if not."""
     parser = KeyValueParser(
         {"sweep": "main", "output_dir": "outputs", "parallel": "8"},
         "sweep=main, output_dir=outputs, parallel=8",
         prog=called("launch/wandb_sync.py"),
-        description="Sends the W&B runs of a sweep that were logged offline, and online ones whose upload was cut off, "
-        "several at a time. What has arrived is marked and not sent again; what has not stays and is named. Runs that "
-        "are still at work are left for later.",
-        epilog="Exit status: 0 all is sent; 1 something stays, or the server cannot be reached; 2 bad input, or not "
-        "logged in.",
+        description="Uploads the W&B runs of a sweep that were logged offline, and online runs whose upload was "
+        "interrupted, several at a time. Uploaded runs are marked and not sent again; failures are listed. Active runs "
+        "are skipped.",
+        epilog="Exit status: 0 all uploaded; 1 some uploads failed, or the server cannot be reached; 2 invalid input, "
+        "or not logged in.",
     )
     settings, _ = parser.parse(arguments)
     if not settings["parallel"].isdecimal() or int(settings["parallel"]) < 1:
-        parser.error(f"parallel={settings['parallel']}: how many runs to send at a time, at least 1")
+        parser.error(f"parallel={settings['parallel']}: number of simultaneous uploads, at least 1")
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
     try:
         require_extras("wandb")

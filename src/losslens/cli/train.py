@@ -1,11 +1,11 @@
-"""`losslens train`, `python train.py`: trains one run a job."""
+"""`losslens train`, `python train.py`: trains one run per job."""
 
 from losslens.cli.app import run
 from losslens.core.jobs import Tasks
 
 
 def load() -> Tasks:
-    """Imports what a job needs, when the first one starts."""
+    """Imports the job's function when the first job starts."""
     from losslens.pipeline.sweep import Sweep
 
     sweep = Sweep()
@@ -13,9 +13,9 @@ def load() -> Tasks:
 
 
 def main(script: str = __file__) -> None:
-    """Runs the jobs of the command line, and exits.
+    """Runs the jobs of the command line and exits.
 
     Args:
-        script: Path of the script that was started.
+        script: Path of the entry script.
     """
     run(script, load)

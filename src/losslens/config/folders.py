@@ -1,4 +1,4 @@
-"""Where the configuration lies: `conf/`, and a folder of one's own beside it (`--config-dir`)."""
+"""Locates the configuration: `conf/`, and the user's own folder (`--config-dir`)."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ _FLAGS = ("--config-dir", "-cd")
 
 
 def conf_folder() -> Path:
-    """`conf/`: in an installed package beside its modules, in a checkout at the top.
+    """Returns `conf/`: inside an installed package, or at the top of a checkout.
 
     Raises:
-        InputError: There is none: neither installed nor a checkout.
+        InputError: It exists in neither place.
     """
     package = Path(str(files("losslens")))
     places = (package / "conf", package.parents[1] / "conf")
     for place in places:
         if (place / "train.yaml").is_file():
             return place
-    raise InputError(f"{places[0]}: no such folder; install losslens anew, or work in its checkout")
+    raise InputError(f"{places[0]}: no such folder; reinstall losslens, or work in its checkout")
 
 
 class ConfigFolders:
-    """`conf/` and the folders that a command line adds to it, the first that has a file counting.
+    """`conf/` and the folders added on the command line; the first that has a file takes precedence.
 
     Args:
         conf: The folder `conf/`.
         arguments: The command line without the script.
 
     Raises:
-        InputError: There is no folder of that name to add.
+        InputError: An added folder does not exist.
     """
 
     def __init__(self, conf: Path, arguments: Sequence[str] = ()) -> None:
@@ -45,21 +45,21 @@ class ConfigFolders:
         self._folders = [conf, *added]
 
     def is_group(self, group: str) -> bool:
-        """Whether options of this name can be chosen: `method`."""
+        """Returns True if this is a config group, such as `method`."""
         return any((folder / group).is_dir() for folder in self._folders)
 
     def files(self, group: str) -> dict[str, Path]:
-        """The file of each option of a group, by the option's name, sorted."""
+        """Returns the file of each option of a group, by name, sorted."""
         found = {file.stem: file for folder in reversed(self._folders) for file in (folder / group).glob("*.yaml")}
         return dict(sorted(found.items()))
 
     def options(self, group: str) -> list[str]:
-        """Names of the options of a group, sorted."""
+        """Returns the names of a group's options, sorted."""
         return list(self.files(group))
 
 
 def _added(arguments: Sequence[str]) -> list[str]:
-    """The folders that a command line adds, in Hydra's order: of several the last counts alone."""
+    """Returns the folders added on the command line; as in Hydra, only the last one counts."""
     found = []
     for place, argument in enumerate(arguments):
         flag, separator, value = argument.partition("=")

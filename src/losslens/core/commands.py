@@ -1,4 +1,4 @@
-"""How commands are called here: as a script of the checkout (`python train.py`), or as `losslens train`.
+"""Formats command lines: as scripts of the checkout (`python train.py`), or as `losslens train`.
 
 Command lines that are printed can be copied: they are valid in the current folder, with the Python that prints them.
 """
@@ -15,38 +15,38 @@ from pathlib import Path
 
 _PLAIN = re.compile(r"[A-Za-z0-9_./:%+-]+")
 _PROGRAM = "losslens"
-# What it calls the scripts that have another name there.
+# Scripts whose subcommand has another name.
 _SUBCOMMANDS = {"wandb_sync": "sync", "wandb_dashboard": "dashboard"}
 
 
 class _Caller:
-    """How this process was called."""
+    """Records how this process was started."""
 
-    installed = False  # by `losslens`, which needs no checkout
-    subcommand = ""  # of that; empty in a job that a scheduler started
+    installed = False  # as `losslens`, without a checkout
+    subcommand = ""  # empty in a job started by a scheduler
 
 
 def call_as_installed(subcommand: str = "") -> None:
-    """Notes that this process, or the command that submitted its job, was started by `losslens <subcommand>`."""
+    """Records that this process, or the command that submitted its job, was started as `losslens <subcommand>`."""
     _Caller.installed, _Caller.subcommand = True, subcommand
 
 
 def called_subcommand() -> str:
-    """The subcommand that this process was started by; empty where that was no `losslens`."""
+    """Returns the subcommand of `losslens` that started this process; empty for a script."""
     return _Caller.subcommand
 
 
 def called(script: str) -> str:
-    """What begins the messages of a command: `train.py`, or `losslens train`.
+    """Returns the prefix of a command's messages: `train.py`, or `losslens train`.
 
     Args:
-        script: Its path from the project's root: `train.py`, `launch/status.py`.
+        script: Path from the project's root: `train.py`, `launch/status.py`.
     """
     return f"{_PROGRAM} {_subcommand(script)}" if _Caller.installed else Path(script).name
 
 
 def spoken(script: str) -> str:
-    """What a reader types from the usual place: `python train.py`, or `losslens train`."""
+    """Returns what the user types: `python train.py`, or `losslens train`."""
     return called(script) if _Caller.installed else f"python {script}"
 
 
@@ -71,7 +71,7 @@ def format_command(script: str, sweep: str | Sequence[str] | None, output_dir: P
 
 
 def _program() -> list[str]:
-    """`losslens` where that is the one of the Python that runs; else its path, or the module where it has no file."""
+    """Returns `losslens` if that belongs to the running interpreter, else its path, or `python -m losslens`."""
     beside = Path(sys.executable or "python").parent / _PROGRAM
     found = shutil.which(_PROGRAM)
     if found and Path(found).parent == beside.parent:

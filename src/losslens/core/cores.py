@@ -1,4 +1,4 @@
-"""How many cores this process may use, without torch."""
+"""Number of CPU cores available to this process, without torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 def available_cores() -> int:
-    """The first number of `OMP_NUM_THREADS`, which a Slurm job sets; else the cores that the process may run on."""
+    """Returns the first number of `OMP_NUM_THREADS` (set in Slurm jobs), else the size of the CPU affinity."""
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     if asked.isdecimal() and int(asked):
         return int(asked)

@@ -1,4 +1,4 @@
-"""What `pip install losslens` leaves out, and the one line that says how to get it."""
+"""Optional dependencies (extras), and the error that names a missing one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from losslens.core.errors import InputError
 
-# Of each extra of pyproject.toml the modules that its packages are imported by.
+# Top-level modules of the packages in each extra of pyproject.toml.
 MODULES: Mapping[str, tuple[str, ...]] = {
     "train": (
         "accelerate", "datasets", "huggingface_hub", "latex2sympy2_extended", "math_verify", "peft", "platformdirs",
@@ -23,11 +23,11 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 
 
 class MissingExtraError(InputError):
-    """A package that is not installed, of an extra. Its text follows the name of what needs it.
+    """Raised if packages of an extra are not installed. The message follows the name of the command.
 
     Args:
         extras: Names of the extras.
-        instead: What else would do, if anything.
+        instead: An alternative, such as an option that avoids the package.
     """
 
     def __init__(self, extras: Collection[str], instead: str = "") -> None:
@@ -35,14 +35,14 @@ class MissingExtraError(InputError):
 
 
 def require_extras(*extras: str, instead: str = "") -> None:
-    """Refuses to go on without them; nothing is imported for it.
+    """Checks that extras are installed, without importing them.
 
     Args:
         extras: Names of extras.
-        instead: What would do without those that are missing.
+        instead: An alternative, such as an option that avoids the package.
 
     Raises:
-        MissingExtraError: A package of some is not installed; it names those extras.
+        MissingExtraError: Packages of some extras are not installed.
     """
     missing = [extra for extra in extras if not all(map(_is_there, MODULES[extra]))]
     if missing:
@@ -50,7 +50,7 @@ def require_extras(*extras: str, instead: str = "") -> None:
 
 
 def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
-    """The extra that a module which is not there belongs to, as an error; None for any other module."""
+    """Returns the error for the extra that a missing module belongs to; None for any other module."""
     module = (error.name or "").partition(".")[0]
     extras = [extra for extra, modules in MODULES.items() if module in modules]
     return MissingExtraError(extras) if extras else None

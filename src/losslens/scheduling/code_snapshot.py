@@ -44,11 +44,11 @@ def snapshot_code(script: Path, folder: Path) -> Path:
 
 
 def script_in(copy: Path, script: Path) -> Path:
-    """Where the entry script lies in a copy of the code."""
+    """Returns the path of the entry script in a code snapshot."""
     package = Path(losslens.__file__).resolve().parent
     return copy / "src" / "losslens" / script.relative_to(package) if is_in_package(script) else copy / script.name
 
 
 def is_in_package(script: Path) -> bool:
-    """Whether an entry script is one of `losslens`, and not one of a checkout."""
+    """Returns True if an entry script belongs to the package rather than to a checkout."""
     return script.resolve().is_relative_to(Path(losslens.__file__).resolve().parent)

@@ -1,7 +1,7 @@
-"""All that is used of TRL beyond what it documents: a new release of TRL is looked at here.
+"""The only module that uses undocumented parts of TRL: check it for each new release.
 
-`tests/test_trl_internals.py` holds the releases below against pyproject.toml, and sees to it that no other module goes
-through these doors. A release is added when runs end in the same bytes with it as with the one before.
+`tests/test_trl_internals.py` compares the releases below with pyproject.toml, and checks that no other module uses
+TRL's internals. A release is added once it trains byte-identical adapters to the previous one.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 __all__ = ["HEAD", "TESTED", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head", "use_adapter"]
 
-# Minor releases that the trainer works with, ascending. Before the first one there is no fused head to call; that one's
-# takes Triton (`has_fused_head`), so without it, as on the CPU, it trains models only whose logits are the head's.
+# Supported minor releases, ascending. Earlier ones have no fused head. That of 1.15 needs Triton (`has_fused_head`);
+# without it, as on the CPU, only models with a plain head can be trained.
 TESTED = ("1.15", "1.16")
-# What TRL's fused head, which `SFTTrainer` puts onto the model, is called with; `lm_head` answers to the same.
+# Arguments of TRL's fused head, which `SFTTrainer` patches into the model, and of `lm_head`.
 HEAD: Mapping[str, bool] = {"use_cache": False, "fused_lm_head": True}
 
 
 class OpenSFTTrainer(SFTTrainer):
-    """TRL's `SFTTrainer` with its own metrics in the hands of whoever computes the loss."""
+    """TRL's `SFTTrainer`, with its metrics accessible to subclasses that compute their own loss."""
 
-    # Otherwise the loss is divided by the steps that are accumulated; the subclass divides by what the batch holds.
+    # Otherwise the loss is divided by the accumulation steps; the subclass normalises by the effective batch.
     loss_is_scaled_for_ga = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        # Otherwise the tokens of the effective batch are counted only for models whose forward takes any keyword.
+        # Otherwise the tokens of the effective batch are counted only for models whose forward accepts any keyword.
         self.model_accepts_loss_kwargs = True
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None: TRL would write one into each checkpoint, and they are gone when the run has ended."""
+        """Does nothing: TRL would write a model card into each (temporary) checkpoint."""
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
-        """Adds numbers of a step to those that are averaged until the next logged one."""
+        """Adds metrics of a step to those averaged until the next logged step."""
         for name, value in metrics.items():
             self._metrics["train"][name].append(value)
 
     def count_tokens(self, tokens: float) -> None:
-        """Adds the tokens of a step to those that the run has seen, which are logged as `num_tokens`."""
+        """Adds the tokens of a step to the run's total, logged as `num_tokens`."""
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
 
 
 def has_fused_head() -> bool:
-    """Whether TRL's fused head can be called: since 1.16 always, before where Triton is installed."""
+    """Returns True if TRL's fused head is available: always since 1.16, before only with Triton."""
     return utils._ChunkedLogProbFunction is not None
