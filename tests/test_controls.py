@@ -223,7 +223,7 @@ def test_equal_norms(arms: Path, tables: dict[str, pd.DataFrame], capsys: pytest
     assert all(point["between_steps"] for name, point in manifest["points"].items() if "between_steps" in point)
     assert "before its first snapshot" in manifest["left_out"]["what came before the first snapshot"]
     some = ends.drop(index=ends.idxmin()).dropna().mean()
-    write_tables(arms, "checkpoint=norm", f"norm={some}", "pairs=none")
+    write_tables(arms, "checkpoint=norm", f"target_norm={some}", "pairs=none")
     assert "it never reaches" in capsys.readouterr().out
     chosen = pd.read_csv(arms / "arms" / f"analysis-norm-{some:g}" / "runs.csv")["norm"].dropna()
     assert 0 < len(chosen) < 8
@@ -259,7 +259,7 @@ def test_a_step_on_the_way(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
     assert runs.loc[at_8.index, "norm"].to_dict() == pytest.approx(at_8.to_dict())
     wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "checkpoint=7", check=2)
     assert "checkpoint=7: no run has a snapshot there" in wrong.stderr
-    wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "norm=1", check=2)
+    wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "target_norm=1", check=2)
     assert "target_norm=1 requires checkpoint=norm" in wrong.stderr
 
 

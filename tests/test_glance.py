@@ -188,13 +188,13 @@ def test_the_most_alike(folder) -> None:
     pairs = [pair(SFT, RFT, 0.7), pair(SFT, DFT, 0.6), pair(RFT, DFT, 0.996)]
     runs = [SFT, RFT, DFT]
     assert said(folder(runs=runs, pairs=pairs), "The two") == (
-        "The two most similar methods are RFT and DFT: cosine 0.996 (null 0.020); compared on runs of the same seed, "
+        "The two most similar losses are RFT and DFT: cosine 0.996 (null 0.020); compared on runs of the same seed, "
         "which share their batches."
     )
     made = seeds(0.82, 0.82, 0.82, "rft", "rift")
     made["pairs"] += [pair(SFT, row, 0.3) for row in made["runs"]]
     assert said(folder(runs=[SFT, *made["runs"]], pairs=made["pairs"]), "The two") == (
-        "The two most similar methods are RFT and RIFT: cosine 0.820 (ceiling 0.820, ratio 1.00, 95% [1.00, 1.00]); "
+        "The two most similar losses are RFT and RIFT: cosine 0.820 (ceiling 0.820, ratio 1.00, 95% [1.00, 1.00]); "
         "one loss, as far as the repeats can tell."
     )
     pairs[2] = pair(RFT, DFT, 0.65)  # SFT is one of the two
@@ -211,7 +211,7 @@ def test_the_most_alike_are_of_one_kind_of_pairs_and_not_noisy(folder) -> None:
     dft = run("dft", init_seed=9)
     pairs = [*made["pairs"], *noisy, *(pair(dft, row, 0.99) for row in zero)]
     assert said(folder(runs=[*made["runs"], *grpo, dft], pairs=pairs), "The two").startswith(
-        "The two most similar methods, among those compared at different seeds, are RFT and RIFT: cosine 0.700 "
+        "The two most similar losses, among those compared at different seeds, are RFT and RIFT: cosine 0.700 "
         "(ceiling 0.800"
     )
 
@@ -367,7 +367,7 @@ class TestFunction:
         pairs += [pair(AGAIN, rft, 0.7), pair(RFT, rft, 0.8, **flat, cka_last=0.9996)]
         pairs += [pair(SFT, rft, 0.7, **flat, cka_last=0.9991)]
         assert said(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs), "Function") == (
-            "Function: no loss barrier on the straight path between two runs of different losses (largest of 2 "
+            "Function: no loss barrier on the straight path between any two runs of different losses (largest of 2 "
             "measured pairs: 0.000 nats per token; repeat level 0.000); the last-layer hidden states that differ most "
             "from SFT's are those of RFT (CKA 0.9991, ceiling 0.9996)."
         )
@@ -376,7 +376,7 @@ class TestFunction:
         high = {"barrier_chord": 0.25, "barrier_chord_low": 0.2, "barrier_chord_high": 0.31}
         pairs = [pair(SFT, RFT, 0.7, barrier_chord=0.01), pair(RFT, DPO, 0.1, **high)]
         assert said(folder(runs=[SFT, RFT, DPO], pairs=pairs), "Function") == (
-            "Function: the largest loss barrier on the straight path between two runs of different losses is 0.250 "
+            "Function: the largest loss barrier on the straight path between any two runs of different losses is 0.250 "
             "nats per token (RFT and DPO, 95% 0.200 … 0.310, of 2 measured pairs)."
         )
 
@@ -398,7 +398,7 @@ class TestCaveats:
 
     def test_one_run_each(self, folder) -> None:
         once = (
-            "so how much of this would change at another seed is not known. Intervals and tests are over problems, not "
+            "so how much of this would change with another seed is unknown. Intervals and tests are over problems, not "
             "over seeds."
         )
         assert self.said(folder, [base_run(), SFT, DPO], [])[0] == f"Each loss was trained once, {once}"
@@ -415,7 +415,7 @@ class TestCaveats:
         assert notes[1:] == [
             "There is no ceiling for RFT: it was not trained with a second data order (`python train.py method=rft "
             "seed=…`), so its repeat is not known.",
-            "SFT was trained at two seeds only; three would give an interval and a verdict.",
+            "SFT was trained with only two seeds; three would give an interval and a verdict.",
         ]
 
     def test_a_run_that_diverged(self, folder) -> None:

@@ -90,10 +90,10 @@ def compared_weights(
 
 def _drawn_angles(cache: Cache, spaces: tuple[tuple[int, int, int], ...]) -> tuple[float, float]:
     key = [spaces, _DRAWS, _SEED]
-    known = cache.load("floor", key, ["smallest", "largest"])
+    known = cache.load("null", key, ["smallest", "largest"])
     if known is None:
         known = dict(zip(("smallest", "largest"), map(np.array, expected_angles(spaces, _DRAWS, _SEED)), strict=True))
-        cache.save("floor", key, known)
+        cache.save("null", key, known)
     return float(known["smallest"]), float(known["largest"])
 
 

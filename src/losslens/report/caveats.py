@@ -30,7 +30,7 @@ def _seeds(comparison: Comparison) -> Iterable[str]:
         return
     who = "Each loss was" if 1 < len(once) == len(counts) else f"{listed(once)} {'was' if len(once) == 1 else 'were'}"
     yield (
-        f"{who} trained once, so how much of this would change at another seed is not known. Intervals and tests are "
+        f"{who} trained once, so how much of this would change with another seed is unknown. Intervals and tests are "
         "over problems, not over seeds."
     )
 
@@ -58,7 +58,7 @@ def _repeats(comparison: Comparison) -> Iterable[str]:
     two = [loss.name for loss, cosine in again.items() if cosine.repeats == 2]
     if two:
         were = "was" if len(two) == 1 else "were"
-        yield f"{listed(two)} {were} trained at two seeds only; three would give an interval and a verdict."
+        yield f"{listed(two)} {were} trained with only two seeds; three would give an interval and a verdict."
 
 
 def _no_base(analysis: AnalysisFolder) -> Iterable[str]:

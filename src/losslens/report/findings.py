@@ -133,7 +133,7 @@ def ratio(cosine: Compared, label: str = "") -> str:
 
 
 def nearest(comparison: Comparison) -> list[Finding]:
-    """Names the two most similar methods, at any learning rates, unless one of them is the reference.
+    """Names the two most similar losses, at any learning rates, unless one of them is the reference.
 
     Compares ratios if every pair has one, else cosines, and only among pairs of runs of one pairing: runs of the same
     seed read higher than others.
@@ -170,7 +170,7 @@ def nearest(comparison: Comparison) -> list[Finding]:
     }[_kind(cosine)]
     among = f", among those compared at {_PAIRINGS[pairing]}," if pairing is not None and len(pairings) > 1 else ""
     names = f"{first.name} and {second.name}"
-    text = f"The two most similar methods{among} are {names}: cosine {_numbers(cosine)}; {verdict}."
+    text = f"The two most similar losses{among} are {names}: cosine {_numbers(cosine)}; {verdict}."
     return [Finding(text, "explore")]
 
 
@@ -261,7 +261,7 @@ def connectivity(comparison: Comparison) -> list[Finding]:
         beside = "" if math.isnan(level) else f"; repeat level {number(level)}"
         height = f"{number(worst['barrier_chord'])} nats per token"
         over = f"{len(measured)} measured pair{'s' * (len(measured) != 1)}"
-        path = "on the straight path between two runs of different losses"
+        path = "on the straight path between any two runs of different losses"
         if round(worst["barrier_chord"], 3) <= 0:
             sentences.append(f"no loss barrier {path} (largest of {over}: {height}{beside})")
         else:
