@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -23,3 +25,16 @@ def test_every_room_is_in_the_drawing() -> None:
     drawing = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     rooms = {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
     assert not {room for room in rooms if f"`{room}/`" not in drawing}
+
+
+def test_no_docstring_is_a_question() -> None:
+    """A docstring begins with a verb or a noun of the field."""
+    riddle = re.compile(r"(What|Whether|Of|Where|Which|How|Who|Whose|Those|Inside|Why|As)\b")
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                text = ast.get_docstring(node) or ""
+                if riddle.match(text):
+                    found.append(f"{file.name}: {text.splitlines()[0]}")
+    assert not found

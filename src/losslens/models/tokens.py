@@ -194,7 +194,7 @@ def encode_completion(tokenizer: Any, completion: str, finished: bool) -> list[i
 
 
 def _with_end(tokenizer: Any, completion: str, finished: bool) -> tuple[list[int], bool]:
-    """As `encode_completion`; also returns True if the text itself ends with an end token."""
+    """Encodes like `encode_completion`; also returns True if the text itself ends with an end token."""
     ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
     turns, pad = chat_turns(tokenizer), tokenizer.pad_token_id
     trailing = {*turns.ends, pad}
