@@ -15,7 +15,7 @@ from losslens import measures
 from losslens.analysis.repeats import MEASURES, arm_pairs, pairing, with_levels
 from losslens.losses.presentation import builtin_presentations
 from losslens.measures.comparison import PairGeometry, RunGeometry
-from losslens.measures.tables import Compared, weight_tables
+from losslens.measures.tables import ComparedWeights, weight_tables
 
 # The losses of arXiv 2606.23740.
 METHODS = tuple(name for name, known in builtin_presentations().items() if known.place in range(1, 7))
@@ -60,7 +60,9 @@ def make_analysis(
     sizes = {name: _run(draw, len(modules), rank, length) for name, length in lengths.items()}
     compared = {(a, b): _pair(draw, sizes[a], sizes[b], layers, len(projections), top) for a, b in pairs}
     tables = weight_tables(
-        Compared(modules, [(2560, 2560)] * len(modules), sizes, compared, top, same_a=dict.fromkeys(compared, True))
+        ComparedWeights(
+            modules, [(2560, 2560)] * len(modules), sizes, compared, top, same_a=dict.fromkeys(compared, True)
+        )
     )
     runs = runs.merge(tables.runs, on="run").assign(accuracy=draw.uniform(0.5, 0.6, len(runs)), n=500)
     runs = runs.assign(ci_low=runs["accuracy"] - 0.04, ci_high=runs["accuracy"] + 0.04)

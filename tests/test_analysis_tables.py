@@ -24,7 +24,7 @@ from losslens.evaluation.outcomes import write_outcomes
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.definitions.weight_space import random_agreement
 from losslens.measures.nulls import expected_angles
-from losslens.measures.tables import BaseComparison, Compared, WeightTables, weight_tables
+from losslens.measures.tables import BaseComparison, ComparedWeights, WeightTables, weight_tables
 from losslens.models.loading import LoadedModel, ModelSource
 from losslens.runs.run import Run
 
@@ -192,7 +192,7 @@ class TestGeometryTables:
             v1=np.array([0.5, 0.9, NAN]),
         )
         base = {name: BaseComparison(np.array([6.0, 6.0, 7.0]), np.array([0.5, 1.0, NAN])) for name in runs}
-        return weight_tables(Compared(self.MODULES, [(9, 9)] * 3, runs, {("x", "y"): pair}, 2, base))
+        return weight_tables(ComparedWeights(self.MODULES, [(9, 9)] * 3, runs, {("x", "y"): pair}, 2, base))
 
     def test_runs(self) -> None:
         """x: ‖ΔW‖² = 25 + 4 + 2 = 31, ‖W0‖ = 11; off-principal (½·25 + 4)/31; drift medians 3° and 4°."""
@@ -226,7 +226,7 @@ class TestGeometryTables:
 
     def test_one_run_has_no_pairs(self) -> None:
         runs = {"x": RunGeometry(np.ones((3, 1)), np.zeros((3, 0)))}
-        tables = weight_tables(Compared(self.MODULES, [(9, 9)] * 3, runs, {}, 2))
+        tables = weight_tables(ComparedWeights(self.MODULES, [(9, 9)] * 3, runs, {}, 2))
         assert len(tables.runs) == 1
         assert len(tables.pairs) == len(tables.layers) == len(tables.modules) == 0
         assert "cosine" in tables.pairs.columns

@@ -26,7 +26,7 @@ from losslens.problems.hub_dataset import HubDataset
 from losslens.problems.judges import identity_of, verifier_of
 from losslens.problems.mathematics import MathVerify
 from losslens.problems.questions import SeenQuestions
-from losslens.problems.table import cell, require_readable
+from losslens.problems.table import cell_text, require_readable
 from losslens.problems.verification import verdicts
 from losslens.rollouts.frozen import FrozenRollouts, freeze, load_rollouts
 from losslens.rollouts.sample import held_out_rollouts, rollouts_identity
@@ -128,7 +128,7 @@ def test_unreadable_references_are_named_and_refused_if_frequent(
     ],
 )  # fmt: skip
 def test_cells(value: Any, text: str) -> None:
-    assert cell("f", 1, "answer", value, listed=True) == text
+    assert cell_text("f", 1, "answer", value, listed=True) == text
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_cells(value: Any, text: str) -> None:
 )
 def test_invalid_cells(value: Any, told: str) -> None:
     with pytest.raises(InputError) as error:
-        cell("f", 3, "answer", value, listed=True)
+        cell_text("f", 3, "answer", value, listed=True)
     assert str(error.value).startswith("f: row 3, column 'answer': ")
     assert told in str(error.value)
 

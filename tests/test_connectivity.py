@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from losslens.core.errors import InputError
 from losslens.measures.base_weights import off_principal_share, principal
-from losslens.measures.connectivity import SequenceLosses, barriers, curve
+from losslens.measures.connectivity import SequenceNll, barriers, curve
 from losslens.measures.forward import Sequences, hidden_states, interpolated_model, sequence_losses
 from losslens.models.adapters import save_adapter
 from losslens.models.loading import LoadedModel, preserved
@@ -51,7 +51,7 @@ class TestCurve:
     def test_loss_is_per_token(self) -> None:
         """(2 + 6)/(1 + 3) = 2 nats a token, not the mean of 2 and 2 by chance: (1 + 6)/4 = 1.75."""
         tokens = np.array([1, 3])
-        points = [SequenceLosses(np.array(nll), tokens) for nll in ([2.0, 6.0], [1.0, 6.0], [2.0, 6.0])]
+        points = [SequenceNll(np.array(nll), tokens) for nll in ([2.0, 6.0], [1.0, 6.0], [2.0, 6.0])]
         found = curve(np.array([0, 0.5, 1]), points)
         assert found.loss == pytest.approx([2, 1.75, 2])
         assert found.chord[0] == 0
@@ -61,7 +61,7 @@ class TestCurve:
         rng = np.random.default_rng(1)
         tokens = np.full(200, 10)
         level = rng.exponential(20, 200)
-        points = [SequenceLosses(level + 10 * rise, tokens) for rise in (0, 1, 0)]
+        points = [SequenceNll(level + 10 * rise, tokens) for rise in (0, 1, 0)]
         found = curve(np.array([0, 0.5, 1]), points)
         assert found.chord == pytest.approx((1, 1, 1))
         assert found.mean == pytest.approx((1, 1, 1))
@@ -74,14 +74,14 @@ class TestCurve:
         tokens = np.full(400, 5)
         rise = np.where(np.arange(400) % 2, 10.0, 0.0)
         flat = np.full(400, 3.0)
-        found = curve(np.array([0, 0.5, 1]), [SequenceLosses(flat + n * rise, tokens) for n in (0, 1, 0)])
+        found = curve(np.array([0, 0.5, 1]), [SequenceNll(flat + n * rise, tokens) for n in (0, 1, 0)])
         for value, low, high in (found.chord, found.mean):
             assert value == pytest.approx(1)
             assert (low, high) == pytest.approx((1 - 1.96 * 0.05, 1 + 1.96 * 0.05), abs=0.02)
 
     def test_seeded(self) -> None:
         rng = np.random.default_rng(2)
-        points = [SequenceLosses(rng.random(30), np.full(30, 2)) for _ in range(3)]
+        points = [SequenceNll(rng.random(30), np.full(30, 2)) for _ in range(3)]
         first, second = (curve(np.array([0, 0.5, 1]), points) for _ in range(2))
         assert first.chord == second.chord
         assert np.array_equal(first.low, second.low)

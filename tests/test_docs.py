@@ -29,7 +29,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from losslens.cli.arguments import prepared
+from losslens.cli.arguments import prepare_arguments
 from losslens.cli.key_values import KeyValueParser
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.data import RolloutConfig
@@ -198,7 +198,7 @@ def check_hydra(script: str, arguments: list[str], folder: Path) -> None:
     """The line composes with the first value of whatever it sweeps over, and takes each other value alone."""
     config_only = "--cfg" in arguments
     given = [each for each in arguments if not each.startswith("-") and not (config_only and each == "job")]
-    overrides = OverridesParser.create().parse_overrides(prepared(given, f"{script}.py", SCHEMAS[script]))
+    overrides = OverridesParser.create().parse_overrides(prepare_arguments(given, f"{script}.py", SCHEMAS[script]))
     values = [list(each.sweep_string_iterator()) if each.is_sweep_override() else [] for each in overrides]
     sweeps = "-m" in arguments or any(each.startswith(("experiment=", "hydra/launcher=slurm")) for each in given)
     assert sweeps or not any(values)
@@ -214,7 +214,7 @@ def check_hydra(script: str, arguments: list[str], folder: Path) -> None:
 
 def check_line(script: str, line: list[str], folder: Path) -> None:
     """It composes, and what comes out passes the schema; so do the loss and its options."""
-    overrides = OverridesParser.create().parse_overrides(prepared(line, f"{script}.py", SCHEMAS[script]))
+    overrides = OverridesParser.create().parse_overrides(prepare_arguments(line, f"{script}.py", SCHEMAS[script]))
     options = {each.key_or_group: each.value() for each in overrides if each.key_or_group in PLAIN}
     chosen = [
         each

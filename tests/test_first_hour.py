@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from losslens.cli.arguments import explained, prepared
+from losslens.cli.arguments import explain_rejection, prepare_arguments
 from losslens.cli.key_values import KeyValueParser
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.data import RolloutConfig
@@ -43,7 +43,7 @@ from losslens.core.errors import InputError
 from losslens.core.redaction import guard_streams
 from losslens.evaluation.score import require_problems
 from losslens.models.adapters import LoraSettings
-from losslens.pipeline.sweep import Sweep
+from losslens.pipeline.sweep import SweepJobs
 from losslens.pipeline.train_job import Outcome, train_job
 from losslens.runs.run import require_one_base
 from tests.conftest import ROOT, TINY, script
@@ -54,7 +54,7 @@ WRITERS = ("rollouts.policy=base", "model.teacher=", "rollouts.engine=openai rol
 
 def composed(*overrides: str, of: str = "train", hydra: bool = False) -> DictConfig:
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose(of, prepared(overrides, f"{of}.py", SCHEMAS[of]), return_hydra_config=hydra)
+        return compose(of, prepare_arguments(overrides, f"{of}.py", SCHEMAS[of]), return_hydra_config=hydra)
 
 
 def settings(*overrides: str) -> TrainConfig:
@@ -242,12 +242,12 @@ def test_a_second_base_is_refused_before_it_is_trained(tmp_path: Path) -> None:
 
 
 def test_a_refusal_of_every_job_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
-    alike = Sweep()
+    alike = SweepJobs()
     for number in range(6):
         alike._ended(number, Outcome(f"run-{number}", "failed", error="no such thing", exit_status=2))
     assert alike.end() == 2
     assert "".join(capsys.readouterr()) == "train.py: no such thing\n"
-    mixed = Sweep()
+    mixed = SweepJobs()
     for number, error in enumerate(["no such thing", "no such thing", "another"]):
         mixed._ended(number, Outcome(f"run-{number}", "failed", error=error, exit_status=2))
     mixed.end()
@@ -313,7 +313,7 @@ def test_runs_are_scored_again_as_long_as_before(sweep: Path) -> None:
 
 def read(key: str, value: str, *flags: str) -> Any:
     """What Hydra reads as the value of a key."""
-    *_, argument = prepared([*flags, f"{key}={value}"], "train.py", TrainConfig)
+    *_, argument = prepare_arguments([*flags, f"{key}={value}"], "train.py", TrainConfig)
     override = OverridesParser.create().parse_override(argument)
     assert override.key_or_group == key
     return (
@@ -346,7 +346,7 @@ def test_what_means_more_than_a_path_is_left(tmp_path: Path, monkeypatch: pytest
     assert read("data.path", "'quoted, already'") == "quoted, already"
     (tmp_path / "one,two").touch()
     assert read("data.path", "one,two") == "one,two"
-    [argument] = prepared(["adapters={a: ~/x (1), b: /y=z}"], "analyze.py", AnalyzeConfig)
+    [argument] = prepare_arguments(["adapters={a: ~/x (1), b: /y=z}"], "analyze.py", AnalyzeConfig)
     assert OverridesParser.create().parse_override(argument).value() == {"a": "~/x (1)", "b": "/y=z"}
 
 
@@ -420,7 +420,7 @@ def test_a_folder_whose_name_has_everything(tmp_path: Path, monkeypatch: pytest.
     ],
 )
 def test_what_was_meant_is_named(line: str, told: str) -> None:
-    assert told in explained(line.split(), ROOT / "conf", TrainConfig)
+    assert told in explain_rejection(line.split(), ROOT / "conf", TrainConfig)
 
 
 @pytest.mark.parametrize(
@@ -433,7 +433,7 @@ def test_what_was_meant_is_named(line: str, told: str) -> None:
 )
 def test_a_key_that_is_not_there_is_told_before_how_it_would_be_quoted(line: list[str], told: str) -> None:
     with pytest.raises(InputError) as error:
-        prepared(line, "evaluate.py", EvaluateConfig, ROOT / "conf")
+        prepare_arguments(line, "evaluate.py", EvaluateConfig, ROOT / "conf")
     assert told in str(error.value)
 
 
@@ -475,7 +475,7 @@ def test_what_is_wrong_with_a_value_names_the_whole_field(tmp_path: Path, proble
 def test_how_it_is_quoted_is_shown(line: list[str], told: str) -> None:
     schema = AnalyzeConfig if line[0].startswith("pairs") else TrainConfig
     with pytest.raises(InputError) as error:
-        prepared(line, "x.py", schema)
+        prepare_arguments(line, "x.py", schema)
     assert told in str(error.value)
     assert "\n" not in str(error.value)
 

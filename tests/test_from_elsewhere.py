@@ -389,7 +389,7 @@ def test_what_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
         "a": ["abcd1234efgh x", ("ghp_abcdefgh",)], "Hunter2Hunter2": 1, "data": "arithmetic x1 word", "n": 2.5,
         "url": "http://u:p@h/v1?api_key=zzz&x=1", "proxy": "pass0word1", "root": str(ROOT),
     }  # fmt: skip
-    assert redaction.without_secrets(value) == {
+    assert redaction.remove_secrets(value) == {
         "a": ["[redacted] x", ["[redacted]"]], "[redacted]": 1, "data": "arithmetic x1 word", "n": 2.5,
         "url": "http://[redacted]@h/v1?api_key=[redacted]&x=1", "proxy": "[redacted]", "root": str(ROOT),
     }  # fmt: skip
@@ -440,8 +440,8 @@ def test_an_address_hides_nothing_of_what_a_run_is(url: str, tmp_path: Path, mon
     assert manifest["config"] == config
     assert manifest["run"] == "proj-rift-x"
     assert SECRET not in json.dumps([writer, manifest["config"]])
-    assert SECRET not in url or SECRET not in redaction.without_secrets(f"{url}: no {SECRET}")
-    assert url == redaction.public_address(url) or url not in redaction.without_secrets(f"x={url}/chat")
+    assert SECRET not in url or SECRET not in redaction.remove_secrets(f"{url}: no {SECRET}")
+    assert url == redaction.public_address(url) or url not in redaction.remove_secrets(f"x={url}/chat")
 
 
 @pytest.mark.parametrize("key", ["whatever", "not-needed", "sk-no-key-required", "12345678", "EMPTY", None, KEY])

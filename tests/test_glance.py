@@ -15,7 +15,7 @@ from losslens.report.arm_comparison import arm_rows
 from losslens.report.arm_figures import arm_figures
 from losslens.report.caveats import caveats
 from losslens.report.findings import findings
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.report.sections import glance, statistics
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import AGAINST, ALONG
@@ -64,7 +64,7 @@ def folder(tmp_path: Path):
 
 def said(analysis: AnalysisFolder, begin: str) -> str:
     """Returns the finding that begins with `begin`; empty if there is none."""
-    texts = [finding.text for finding in findings(analysis, Comparison(analysis)) if finding.text.startswith(begin)]
+    texts = [finding.text for finding in findings(analysis, LossComparison(analysis)) if finding.text.startswith(begin)]
     assert len(texts) < 2
     return texts[0] if texts else ""
 
@@ -155,14 +155,14 @@ class TestDirection:
 
     def test_without_any(self, folder) -> None:
         analysis = folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, 0.7)])
-        assert caveats(analysis, Comparison(analysis))[1] == (
+        assert caveats(analysis, LossComparison(analysis))[1] == (
             "There is no ceiling for SFT and RFT: they were not trained with a second data order (`python train.py "
             "-m method=sft,rft seed=…`), so their repeats are not known."
         )
 
     def test_an_update_of_0_and_one_run(self, folder) -> None:
         assert said(folder(runs=[SFT, RFT], pairs=[pair(SFT, RFT, NAN, cosine_null=NAN)]), "Direction") == ""
-        assert findings(*[(f := folder(runs=[base_run(), SFT], pairs=[])), Comparison(f)]) == []
+        assert findings(*[(f := folder(runs=[base_run(), SFT], pairs=[])), LossComparison(f)]) == []
 
     def test_adapters_of_which_nothing_is_known(self, folder) -> None:
         theirs, ours = (
@@ -174,7 +174,7 @@ class TestDirection:
             "Direction (cosine of ΔW): b 0.500 (null 0.020): no ceiling, since the repeats of b and a are not known."
         )
         assert said(analysis, "Size") == "Size (‖ΔW‖): from b's 1.000 to a's 2.000, a factor of 2.0."
-        assert "train.py" not in "".join(caveats(analysis, Comparison(analysis)))
+        assert "train.py" not in "".join(caveats(analysis, LossComparison(analysis)))
 
     def test_of_a_method_at_several_rates_that_of_the_reference_s_name(self, folder) -> None:
         low = run("rft", lr="low", learning_rate=1e-5)
@@ -294,7 +294,7 @@ class TestAccuracy:
         lost = dict.fromkeys(("base_diff", "base_diff_low", "base_diff_high", "base_p", "base_p_holm"), NAN)
         analysis = folder(runs=[SFT, AGAIN], pairs=[], arms=[{**self.SFT_ARM, **lost, "base_verdict": ""}])
         assert said(analysis, "Accuracy") == ""
-        assert caveats(analysis, Comparison(analysis))[-1] == (
+        assert caveats(analysis, LossComparison(analysis))[-1] == (
             "The untrained base was not scored, so whether training helped or hurt is not known."
         )
 
@@ -339,7 +339,7 @@ def test_the_learning_rate_matched_comparison_at_two_ranks(folder) -> None:
             row = arm(method, lr, learning_rate, **named, norm=norm, cosine_to_sft=norm - 0.5)
             arms.append(row | {"arm": f"{method}-{lr} lora.r={rank}"})
     analysis = folder(runs=[base_run(), SFT, DPO], pairs=[], arms=arms)
-    told = [each.text for each in findings(analysis, Comparison(analysis)) if each.text.startswith("At SFT's")]
+    told = [each.text for each in findings(analysis, LossComparison(analysis)) if each.text.startswith("At SFT's")]
     assert [text.partition(" (ceiling 0.904")[0].partition("has ")[2] for text in told] == [
         "a cosine to SFT 1e-3 r=8 of 0.200",
         "a cosine to SFT 1e-3 r=16 of 0.400",
@@ -354,7 +354,7 @@ def test_the_repeat_of_each_sft_arm_is_drawn(folder) -> None:
         row = arm("sft", "conventional", 1e-3, settings=f"lora.r={rank}", sft=name, cosine_repeat=repeat)
         arms.append(row | {"arm": name})
     analysis = folder(runs=[SFT], pairs=[], arms=arms)
-    first, *_ = arm_figures(arm_rows(analysis), Comparison(analysis).looks, None)
+    first, *_ = arm_figures(arm_rows(analysis), LossComparison(analysis).looks, None)
     assert sorted(line.y0 for line in first.plot.layout.shapes if line.line.dash == "dash") == [0.5, 0.9]
     assert "Dashed: the repeat of each SFT arm." in first.caption
 
@@ -394,7 +394,7 @@ class TestFunction:
 class TestCaveats:
     def said(self, folder, runs: list[dict[str, Any]], pairs: list[dict[str, Any]]) -> list[str]:
         analysis = folder(runs=runs, pairs=pairs)
-        return caveats(analysis, Comparison(analysis))
+        return caveats(analysis, LossComparison(analysis))
 
     def test_one_run_each(self, folder) -> None:
         once = (
@@ -421,7 +421,7 @@ class TestCaveats:
     def test_a_run_that_diverged(self, folder) -> None:
         lost = run("dpo", seed=1, learning_rate=1e-4, diverged="diverged: loss is nan at step 5", norm=NAN)
         analysis = folder(runs=[base_run(), SFT, DPO, lost], pairs=[pair(SFT, DPO, -0.1)])
-        assert caveats(analysis, Comparison(analysis))[-1] == "DPO: 1 of 2 runs diverged or collapsed."
+        assert caveats(analysis, LossComparison(analysis))[-1] == "DPO: 1 of 2 runs diverged or collapsed."
         assert "DPO −0.100 (null 0.020): compared on runs of the same seed" in said(analysis, "Direction")
 
 
@@ -429,7 +429,7 @@ class TestComparison:
     def test_runs_of_different_seeds_are_compared(self, folder) -> None:
         rft = run("rft", seed=1)
         pairs = [pair(SFT, rft, 0.7), pair(AGAIN, RFT, 0.5), pair(SFT, RFT, 1), pair(AGAIN, rft, 1)]
-        comparison = Comparison(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs))
+        comparison = LossComparison(folder(runs=[SFT, AGAIN, RFT, rft], pairs=pairs))
         sft, other = comparison.losses
         cosine = comparison.of("cosine", other, sft)
         assert (cosine.value, cosine.pairs, cosine.null) == (pytest.approx(0.6), 2, pytest.approx(0.02))
@@ -439,7 +439,7 @@ class TestComparison:
     def test_what_the_page_says_is_what_the_table_says(self, folder) -> None:
         analysis = folder(**seeds(0.6, 0.8, 0.8))
         row = pd.read_csv(analysis.path / "arm_pairs.csv").set_index(["arm_a", "arm_b"]).iloc[1]
-        comparison = Comparison(analysis)
+        comparison = LossComparison(analysis)
         cosine = comparison.of("cosine", *comparison.losses)
         assert cosine.verdict == row["cosine_verdict"] == "related"
         assert (cosine.level, cosine.relative, cosine.low) == tuple(
@@ -450,7 +450,7 @@ class TestComparison:
         betas = [
             run("dpo", lr="matched", arm=f"dpo-matched method.beta={beta}", run=f"dpo-{beta}") for beta in (0.1, 0.3)
         ]
-        losses = Comparison(folder(runs=[SFT, *betas, RFT], pairs=[])).losses
+        losses = LossComparison(folder(runs=[SFT, *betas, RFT], pairs=[])).losses
         assert [loss.name for loss in losses] == ["SFT", "RFT", "DPO 1e-3 beta=0.1", "DPO 1e-3 beta=0.3"]
 
 

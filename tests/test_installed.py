@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from losslens.cli.arguments import explained, flags_first, prepared
+from losslens.cli.arguments import explain_rejection, flags_first, prepare_arguments
 from losslens.config.training import TrainConfig
 from losslens.core import commands, provenance
 from losslens.core.errors import InputError
@@ -147,11 +147,11 @@ def test_options_of_ones_own_are_known_to_what_explains(tmp_path: Path) -> None:
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "mine.yaml").write_text("_target_: mine.MyLoss\nname: mine\nshare: 0.25\n")
     own = ["--config-dir", str(tmp_path)]
-    assert "did you mean method=mine?" in explained([*own, "method=mnie"], ROOT / "conf", TrainConfig)
-    assert explained([*own, "method=mine", "method.share=1"], ROOT / "conf", TrainConfig) == ""
-    assert "No method/mine.yaml" in explained(["method=mine"], ROOT / "conf", TrainConfig)
+    assert "did you mean method=mine?" in explain_rejection([*own, "method=mnie"], ROOT / "conf", TrainConfig)
+    assert explain_rejection([*own, "method=mine", "method.share=1"], ROOT / "conf", TrainConfig) == ""
+    assert "No method/mine.yaml" in explain_rejection(["method=mine"], ROOT / "conf", TrainConfig)
     with pytest.raises(InputError, match="--config-dir nowhere: no such folder"):
-        prepared(["--config-dir=nowhere", "method=sft"], "train.py", TrainConfig, ROOT / "conf")
+        prepare_arguments(["--config-dir=nowhere", "method=sft"], "train.py", TrainConfig, ROOT / "conf")
 
 
 def test_flags_stand_anywhere_in_what_hydra_reads() -> None:

@@ -20,7 +20,7 @@ from losslens.losses.sft import Sft
 from losslens.measures import weight_measures
 from losslens.measures.comparison import compare
 from losslens.measures.definitions.weight_space import effective_rank, stable_rank
-from losslens.measures.tables import Compared, weight_tables
+from losslens.measures.tables import ComparedWeights, weight_tables
 from losslens.measures.tracking import WeightTracker
 from losslens.models.loading import LoadedModel
 from losslens.updates.folder import open_adapter
@@ -143,7 +143,7 @@ def test_a_run_logs_what_analyze_finds_in_its_adapter(
         runs, pairs = compare([grpo, sft], modules, initial=[start, start])
         shapes = [grpo[module].shape for module in modules]
     named = dict(zip(("grpo", "sft"), runs, strict=True))
-    tables = weight_tables(Compared(modules, shapes, named, {("grpo", "sft"): pairs[0, 1]}, 10))
+    tables = weight_tables(ComparedWeights(modules, shapes, named, {("grpo", "sft"): pairs[0, 1]}, 10))
     run, pair = tables.runs.set_index("run").loc["grpo"], tables.pairs.iloc[0]
     assert logged.pop("norm") == pytest.approx(run["norm"], rel=1e-12)
     for name in ("effective_rank", "stable_rank", "drift_min", "drift_max"):

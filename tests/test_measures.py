@@ -24,7 +24,7 @@ from losslens.measures import (
     weight_measures,
 )
 from losslens.measures.comparison import compare
-from losslens.measures.tables import Compared, WeightTables, weight_tables
+from losslens.measures.tables import ComparedWeights, WeightTables, weight_tables
 from losslens.measures.tracking import WeightTracker
 from losslens.tracking.panels import GEOMETRY, TO_REFERENCE
 from losslens.updates.lora import LoraUpdate
@@ -49,7 +49,7 @@ def tables(adapters: dict[str, dict[str, LoraUpdate]]) -> WeightTables:
     names = list(adapters)
     named = {(names[i], names[j]): pair for (i, j), pair in pairs.items()}
     return weight_tables(
-        Compared(
+        ComparedWeights(
             list(SHAPES), list(SHAPES.values()), dict(zip(names, runs, strict=True)), named, 3,
             same_a=dict.fromkeys(named, False),
         )

@@ -180,7 +180,7 @@ def test_other_commands_say_how_to_migrate(outputs: Path) -> None:
 def test_active_runs_are_not_migrated(outputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others are taken over meanwhile, and it later, as it is then."""
     held, queued, before = of(outputs, "rft"), of(outputs, "dpo"), tree(outputs)
-    asked = migration.run_statuses
+    asked = migration.refresh_run_statuses
 
     def told(runs: Any) -> list[RunStatus]:
         live = JobState("PENDING", "Priority")
@@ -189,7 +189,7 @@ def test_active_runs_are_not_migrated(outputs: Path, monkeypatch: pytest.MonkeyP
             for each in asked(runs)
         ]
 
-    monkeypatch.setattr(migration, "run_statuses", told)
+    monkeypatch.setattr(migration, "refresh_run_statuses", told)
     with FileLock(held.lock_file):
         left = {each.run: each.left for each in migrate(outputs, "main") if each.left}
     assert left.keys() == {held.name, queued.name}
@@ -305,7 +305,7 @@ def test_a_forged_manifest_does_not_rename_a_folder(outputs: Path, change: dict[
     of(outputs, "sft").folder.rename(run.folder)
     write_json(run.folder / "manifest.json", {**manifest, **change})
     (moved,) = migrate(outputs, "main")
-    assert moved == migration.Moved(run.name, run.name, "its manifest.json belongs to another folder")
+    assert moved == migration.MigrationResult(run.name, run.name, "its manifest.json belongs to another folder")
 
 
 @pytest.mark.parametrize("identity", [[], {"version": 3}, {"version": 3, "method": 1, "optim": {}, "lora": {}}])

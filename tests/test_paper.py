@@ -26,7 +26,7 @@ from losslens.core.errors import InputError
 from losslens.report.figures import accuracies, angles, connectivity, cosines, learning_rate, norms
 from losslens.report.figures.canvas import COLUMN, PAGE, style
 from losslens.report.figures.write import write_figures
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.report.paper_tables import escaped, write_tables
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import colour
@@ -98,7 +98,7 @@ def analysis(tmp_path: Path) -> AnalysisFolder:
 
 def drawn(module: Any, analysis: AnalysisFolder) -> Figure:
     with style():
-        figure = module.draw(analysis, Comparison(analysis))
+        figure = module.draw(analysis, LossComparison(analysis))
         assert isinstance(figure, Figure)
         figure.canvas.draw()
     return figure
@@ -214,7 +214,7 @@ class TestContent:
         assert list(own.get_ydata()) == [2, 1.5, 1]
 
     def test_the_learning_rates(self, analysis: AnalysisFolder) -> None:
-        assert learning_rate.draw(analysis, Comparison(analysis)) is None
+        assert learning_rate.draw(analysis, LossComparison(analysis)) is None
         write(analysis.path, arms=[*ARMS, MATCHED])
         directions, accuracy = drawn(learning_rate, analysis).axes
         assert not directions.findobj(PathCollection)

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.models.adapters import adapter_fingerprint
-from losslens.runs.reference_adapters import describe_references, references_of
+from losslens.runs.reference_adapters import describe_references, resolve_references
 from losslens.runs.run import Run
 
 CONFIG = {"init_seed": 42, "seed": 42, "lora_rank": {"r": 2}, "train_on": "all", "optim": {}, "lr": {"peak": 1e-4}}
@@ -55,7 +55,7 @@ def test_the_sft_run_that_differs_least(run: Run, initial: Path) -> None:
     sweep = run.folder.parent
 
     def chosen() -> str | None:
-        found = references_of("auto", run, initial, MANIFEST)
+        found = resolve_references("auto", run, initial, MANIFEST)
         return found["sft"].parent.name if found else None
 
     assert chosen() is None
@@ -88,12 +88,12 @@ def test_a_damaged_run_is_no_reference_and_stops_no_other(run: Run, initial: Pat
     (finished(sweep, "weights").adapter / "adapter_model.safetensors").write_bytes(b"x" * 100)
     (finished(sweep, "gone").adapter / "adapter_model.safetensors").unlink()
     finished(sweep, "older", config={name: value for name, value in CONFIG.items() if name != "train_on"})
-    assert references_of("auto", run, initial, MANIFEST) == {"sft": sweep / "older" / "adapter"}
+    assert resolve_references("auto", run, initial, MANIFEST) == {"sft": sweep / "older" / "adapter"}
 
 
 def test_a_run_is_not_its_own_reference(run: Run, initial: Path) -> None:
     own = finished(run.folder.parent, "sft")
-    assert references_of("auto", own, initial, MANIFEST) == {}
+    assert resolve_references("auto", own, initial, MANIFEST) == {}
 
 
 def test_named_references(run: Run, initial: Path, tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_named_references(run: Run, initial: Path, tmp_path: Path) -> None:
     elsewhere = peft_folder(tmp_path / "elsewhere")
     other_run = finished(tmp_path / "other", "rft")
     asked = {"sft": "sft-s1", "theirs": str(elsewhere), "rft": str(other_run.folder)}
-    found = references_of(asked, run, initial, MANIFEST)
+    found = resolve_references(asked, run, initial, MANIFEST)
     assert found == {"sft": sibling.adapter, "theirs": elsewhere, "rft": other_run.adapter}
     assert describe_references(found)["theirs"] == {
         "name": "elsewhere",
@@ -125,4 +125,4 @@ def test_named_references(run: Run, initial: Path, tmp_path: Path) -> None:
 def test_refuses_invalid_references(asked: dict[str, str], message: str, run: Run, initial: Path) -> None:
     finished(run.folder.parent, "other", into=5)
     with pytest.raises(InputError, match=message):
-        references_of(asked, run, initial, MANIFEST)
+        resolve_references(asked, run, initial, MANIFEST)

@@ -15,7 +15,7 @@ from losslens.config.training import Optim, TrainConfig
 from losslens.core.errors import InputError
 from losslens.losses.grpo import Grpo
 from losslens.losses.rft import Rft
-from losslens.runs.current_words import current_manifest, settings_of
+from losslens.runs.current_words import current_manifest, readable_settings
 from losslens.runs.spec import RunSpec
 
 
@@ -119,7 +119,7 @@ def test_an_earlier_manifest_is_read_in_the_words_of_today() -> None:
 def test_what_a_reader_is_shown_has_the_words_of_today() -> None:
     run = spec("method=grpo", "method.weight_by=prob", "train_on=paired_rollouts", "optim.warmup_ratio=0.1")
     assert run.identity["method"] == {"name": "grpo", "version": 1, "prob_weight": True}
-    shown = settings_of(run.identity, run.loss.options)
+    shown = readable_settings(run.identity, run.loss.options)
     assert shown["method"]["weight_by"] == "prob"
     assert "prob_weight" not in shown["method"]
     assert shown["train_on"] == "paired_rollouts"

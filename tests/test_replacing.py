@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from losslens.analysis import replacement
-from losslens.analysis.pairs import Chosen, extended
+from losslens.analysis.pairs import SelectedPairs, extended
 from losslens.analysis.replacement import (
     EarlierAnalysis,
     archive_path,
-    finish_interrupted,
+    finish_interrupted_replacement,
     missing_from,
     read_earlier,
     replace_analysis,
@@ -58,11 +58,11 @@ class TestWhatIsKnown:
 
     def test_chosen_pairs_are_extended_in_the_order_of_the_tables(self) -> None:
         names = ("a", "b", "c")
-        found = extended(Chosen([("b", "c")], "pairs: only the listed pairs"), names, [("b", "a")])
+        found = extended(SelectedPairs([("b", "c")], "pairs: only the listed pairs"), names, [("b", "a")])
         assert found.pairs == [("a", "b"), ("b", "c")]
         assert found.left_out.endswith("and the pairs measured before")
-        assert extended(Chosen([], "pairs=none"), names, [("a", "b"), ("a", "c"), ("c", "b")]).left_out == ""
-        assert extended(Chosen([("a", "b")], "why"), names, [("b", "a")]) == Chosen([("a", "b")], "why")
+        assert extended(SelectedPairs([], "pairs=none"), names, [("a", "b"), ("a", "c"), ("c", "b")]).left_out == ""
+        assert extended(SelectedPairs([("a", "b")], "why"), names, [("b", "a")]) == SelectedPairs([("a", "b")], "why")
 
     @pytest.mark.parametrize("content", ["", "[]", "{}", '{"adapters": 1, "measured_pairs": 2}', "{\x00"])
     def test_what_is_no_analysis_has_nothing(self, content: str, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ class TestTheFolder:
             patch.setattr(replacement.shutil, "rmtree", killed(replacement.shutil.rmtree))
             with contextlib.suppress(KeyboardInterrupt):
                 put(folder, content)
-        finish_interrupted(folder)
+        finish_interrupted_replacement(folder)
         there = [read_earlier(path).adapters for path in (folder, archive_path(folder, first["adapters"]))]
         assert there[0] in (first["adapters"], content["adapters"])  # before anything more is put there
         assert len(content["adapters"]) > 2 or first["adapters"] in there

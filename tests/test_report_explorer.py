@@ -22,7 +22,7 @@ from losslens.measures import weight_measures
 from losslens.report import explorer_data, page
 from losslens.report.binary_pack import Packed
 from losslens.report.explorer_index import find_modules, find_runs
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.report.sections import explorer, training
 from losslens.tables.analysis_folder import AnalysisFolder
 
@@ -120,7 +120,7 @@ def test_what_is_said_of_two_arms_is_what_the_table_says(folder: Path) -> None:
     assert found["verdicts"][place] == [row["cosine_verdict"], row["accuracy_verdict"]]
     assert found["arms.accuracy_diff"][place] == pytest.approx(float(row["accuracy_diff"]), abs=5.1e-5)
     assert found["arms.p_holm"][place] == pytest.approx(float(row["p_holm"]))
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     cosine = comparison.of("cosine", *comparison.losses)
     pairs = found["between"][place][2]
     assert np.mean(found["pairs.cosine"][pairs]) == pytest.approx(cosine.value, abs=5.1e-5)

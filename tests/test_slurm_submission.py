@@ -27,7 +27,7 @@ from losslens.scheduling.record import record_file
 from losslens.scheduling.slurm import cluster, intent, submit
 from losslens.scheduling.slurm.epilog import describe_exit
 from losslens.scheduling.slurm.launch import launch
-from losslens.scheduling.status import run_statuses
+from losslens.scheduling.status import refresh_run_statuses
 from tests.conftest import ROOT
 
 RECORDER = r"""#!/bin/bash
@@ -343,7 +343,7 @@ def test_a_job_that_slurm_forgot_is_marked_dead(recorder: Path, config, tmp_path
     send([config(seed=0), config(seed=1)])
     runs = [Run(file.parent) for file in sorted((tmp_path / "outputs" / "main").glob("*/status.json"))]
     (recorder / "queue").write_text("102_0|PENDING|Priority\n", encoding="utf-8")
-    waiting, gone = sorted(run_statuses(runs), key=lambda each: each.job)
+    waiting, gone = sorted(refresh_run_statuses(runs), key=lambda each: each.job)
     assert waiting.state == "queued"
     assert waiting.is_live
     assert gone.state == "failed"
@@ -351,7 +351,7 @@ def test_a_job_that_slurm_forgot_is_marked_dead(recorder: Path, config, tmp_path
     # What a process told itself stands, whatever becomes of its job.
     waiting.run.set_state("running", slurm={"job": "77", "cluster": "recorded"})
     (recorder / "queue").write_text("102_0|CANCELLED|None\n77|RUNNING|None\n", encoding="utf-8")
-    (run_status,) = run_statuses([waiting.run])
+    (run_status,) = refresh_run_statuses([waiting.run])
     assert run_status.state == "running"
 
 
@@ -360,7 +360,7 @@ def test_the_log_says_when_memory_ran_out(recorder: Path, config, tmp_path: Path
     (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
     log = Path(read_json(record_file(run.folder))["log"])
     log.write_text("slurmstepd: error: Detected 1 oom_kill event in StepId=102.0.\n", encoding="utf-8")
-    (run_status,) = run_statuses([run])
+    (run_status,) = refresh_run_statuses([run])
     assert run_status.status["error"].startswith("out of memory (resources.memory_gb)")
 
 
@@ -369,7 +369,7 @@ def test_jobs_of_another_cluster_are_not_queried(recorder: Path, config, tmp_pat
     (run,) = [Run(file.parent) for file in (tmp_path / "outputs" / "main").glob("*/status.json")]
     (recorder / "scontrol").write_text(CONTROLLER.replace("recorded", "elsewhere"), encoding="utf-8")
     cluster._known.clear()
-    (run_status,) = run_statuses([run])
+    (run_status,) = refresh_run_statuses([run])
     assert run_status.state == "queued"
     assert run_status.slurm is None
 
@@ -399,12 +399,12 @@ def test_a_failing_squeue_is_not_an_empty_queue(recorder: Path, config, tmp_path
     with pytest.raises(InputError, match="the Slurm queue cannot be queried"):
         send([config(seed=0)])
     assert len(arrays(recorder)) == 2
-    (run_status,) = run_statuses(the_runs(tmp_path))
+    (run_status,) = refresh_run_statuses(the_runs(tmp_path))
     assert run_status.state == "queued"
     assert not run_status.is_over
     (recorder / "deaf").unlink()
     (recorder / "queue").write_text("102|PENDING|None\n", encoding="utf-8")
-    (run_status,) = run_statuses(the_runs(tmp_path))
+    (run_status,) = refresh_run_statuses(the_runs(tmp_path))
     assert not run_status.is_over
 
 
@@ -418,11 +418,11 @@ def test_two_commands_at_once_submit_once(recorder: Path, config, tmp_path: Path
 def test_an_old_record_says_nothing_about_a_new_job(recorder: Path, config, tmp_path: Path, monkeypatch) -> None:
     send([config(seed=0)])
     (run,) = the_runs(tmp_path)
-    run_statuses([run])  # its job is gone
+    refresh_run_statuses([run])  # its job is gone
     assert run.status["state"] == "failed"
     looked = []
     monkeypatch.setattr(
-        submit, "snapshot_code", lambda *given: looked.extend(run_statuses([run])) or snapshot_code(*given)
+        submit, "snapshot_code", lambda *given: looked.extend(refresh_run_statuses([run])) or snapshot_code(*given)
     )
     send([config(seed=0)])
     assert [each.state for each in looked] == ["failed", "queued"]  # for the rollouts' call, and the run's
@@ -450,9 +450,9 @@ def test_a_run_cancelled_after_a_requeue_is_failed(recorder: Path, config, tmp_p
     (run,) = the_runs(tmp_path)
     run.set_state("preempted", slurm={"job": "102", "cluster": "recorded"}, step=4, max_steps=9)
     (recorder / "queue").write_text("102|PENDING|BeginTime\n", encoding="utf-8")
-    assert run_statuses([run])[0].state == "preempted"
+    assert refresh_run_statuses([run])[0].state == "preempted"
     (recorder / "queue").write_text("102|CANCELLED|BeginTime\n", encoding="utf-8")
-    (run_status,) = run_statuses([run])
+    (run_status,) = refresh_run_statuses([run])
     assert (run_status.state, run_status.status["step"]) == ("failed", 4)
     assert run_status.status["error"] == "Slurm job 102: cancelled (scancel)"
 
@@ -460,7 +460,7 @@ def test_a_run_cancelled_after_a_requeue_is_failed(recorder: Path, config, tmp_p
 def test_runs_whose_rollouts_failed_say_so(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (recorder / "queue").write_text("102|CANCELLED|DependencyNeverSatisfied\n", encoding="utf-8")
-    (run_status,) = run_statuses(the_runs(tmp_path))
+    (run_status,) = refresh_run_statuses(the_runs(tmp_path))
     assert run_status.status["error"].startswith("sampling its rollouts failed; logs: ")
     assert run_status.status["error"].endswith("outputs/rollouts/slurm")
 
@@ -468,7 +468,7 @@ def test_runs_whose_rollouts_failed_say_so(recorder: Path, config, tmp_path: Pat
 def test_a_run_of_a_completed_job_is_not_marked(recorder: Path, config, tmp_path: Path) -> None:
     send([config(seed=0)])
     (recorder / "queue").write_text("102|COMPLETED|None\n", encoding="utf-8")
-    (run_status,) = run_statuses(the_runs(tmp_path))
+    (run_status,) = refresh_run_statuses(the_runs(tmp_path))
     assert run_status.state == "queued"
     assert run_status.is_over
 
@@ -477,7 +477,7 @@ def test_the_account_of_a_cancelled_array_is_read(recorder: Path, config, tmp_pa
     send([config(seed=0), config(seed=1)])
     sacct = "#!/bin/bash\necho 'JobID|State|ExitCode'; echo '102_[0-1%2]|CANCELLED by 0|0:0'\n"
     (recorder / "sacct").write_text(sacct, encoding="utf-8")
-    assert {each.status["error"] for each in run_statuses(the_runs(tmp_path))} == {
+    assert {each.status["error"] for each in refresh_run_statuses(the_runs(tmp_path))} == {
         f"Slurm job 102_{task}: cancelled (scancel)" for task in (0, 1)
     }
 

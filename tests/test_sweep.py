@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from losslens.core.hashing import hash_file
 from losslens.measures.comparison import compare
-from losslens.measures.tables import Compared, weight_tables
+from losslens.measures.tables import ComparedWeights, weight_tables
 from losslens.models.loading import LoadedModel, preserved
 from losslens.runs.run import Run, runs_of
 from losslens.updates.folder import open_adapter
@@ -115,7 +115,7 @@ def test_wandb_reads_back_what_the_runs_are(sweep: Path, wandb_server: WandbServ
         with open_adapter(run.adapter) as adapter, open_adapter(sweep / "init" / initial_of(run)) as start:
             [geometry], _ = compare([adapter], adapter.modules, initial=[start])
             shapes = [adapter[module].shape for module in adapter.modules]
-        table = weight_tables(Compared(adapter.modules, shapes, {run.name: geometry}, {}, 10)).runs
+        table = weight_tables(ComparedWeights(adapter.modules, shapes, {run.name: geometry}, {}, 10)).runs
         for name in ("norm", "effective_rank", "stable_rank", "drift_min", "drift_max"):
             value = table[name].item()
             assert np.isclose(found["history"][-1][f"geometry/{name}"], value, rtol=1e-9)

@@ -14,7 +14,7 @@ import torch
 from losslens.measures.base_weights import off_principal_share, principal
 from losslens.measures.comparison import compare
 from losslens.measures.forward import interpolated_model
-from losslens.measures.tables import BaseComparison, Compared, weight_tables
+from losslens.measures.tables import BaseComparison, ComparedWeights, weight_tables
 from losslens.measures.tracking import WeightTracker
 from losslens.measures.trajectory import interpolate, trajectory
 from losslens.models.loading import LoadedModel
@@ -94,7 +94,7 @@ def test_the_comparison_of_a_mix_is_that_of_lora(which: set[int], runs: list[Run
         }
         named = {(str(i), str(j)): pair for (i, j), pair in of_pairs.items()}
         runs_by_name = {str(n): run for n, run in enumerate(of_runs)}
-        found = weight_tables(Compared(MODULES, list(SHAPES.values()), runs_by_name, named, 5, against))
+        found = weight_tables(ComparedWeights(MODULES, list(SHAPES.values()), runs_by_name, named, 5, against))
         overlaps = [("right_overlap", pair.right_overlap) for pair in of_pairs.values()]
         return [*vars(found).items(), *overlaps]
 

@@ -30,7 +30,7 @@ from losslens.tables.style import METHODS
 from losslens.tracking import analysis
 from losslens.tracking.dashboard import definition, report, workspace
 from losslens.tracking.logged_sweep import LoggedSweep, logged_sweep
-from losslens.tracking.panels import CHARTS, FIGURES, GEOMETRY, TABLES, TO_REFERENCE, TRAINING, gaps, sections
+from losslens.tracking.panels import CHARTS, FIGURES, GEOMETRY, TABLES, TO_REFERENCE, TRAINING, missing_data, sections
 from tests.conftest import ROOT, train_frozen
 from tests.wandb_server import ENTITY, WandbServer
 from tools import dashboard_picture as picture
@@ -142,14 +142,14 @@ def test_sections_follow_from_what_is_there(logged: LoggedSweep, outputs: Path) 
     ]  # fmt: skip
     assert [panel.title for panel in by_title["Geometry by projection"].panels] == ["‖ΔW‖ of q_proj"]
     assert by_title["Accuracy"].panels[0].names == ("eval/sums/accuracy",)
-    assert gaps(logged) == []
+    assert missing_data(logged) == []
     assert tuple(name for name, _ in _FIGURES) == FIGURES
     for run in (outputs / "main").glob("*-s?"):
         (run / "metrics.jsonl").unlink()
         (run / "eval" / "sums.parquet").unlink()
     early = logged_sweep(outputs, "main")
     assert not {"Accuracy", "Geometry by layer"} & {section.title for section in sections(early)}
-    left_out, empty = gaps(early)
+    left_out, empty = missing_data(early)
     assert left_out.endswith("Geometry by layer, Geometry by projection and Accuracy")
     assert empty.startswith("panels that stay empty until a run logs these metrics: train/loss, ")
 

@@ -24,7 +24,7 @@ from losslens.core.extras import require_extras
 from losslens.measures import run_measures, weight_measures
 from losslens.measures.comparison import compare as compare_updates
 from losslens.measures.nulls import expected_angles
-from losslens.measures.tables import Compared, WeightTables, weight_tables
+from losslens.measures.tables import ComparedWeights, WeightTables, weight_tables
 from losslens.runs.run import Run, runs_of
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.updates.folder import open_adapter
@@ -159,7 +159,7 @@ def _measured(cohort: Cohort, named: Mapping[str, Path], initial: Path | None, t
         runs, pairs = compare_updates(adapters, cohort.modules, top=top, initial=[start] * len(labels))
     by_label = {(labels[a], labels[b]): pair for (a, b), pair in pairs.items()}
     return weight_tables(
-        Compared(
+        ComparedWeights(
             modules=cohort.modules,
             shapes=cohort.shapes,
             runs=dict(zip(labels, runs, strict=True)),

@@ -18,7 +18,7 @@ from losslens.core.hashing import hash_folder
 from losslens.evaluation.outcomes import model_fingerprint, recorded_model_fingerprint
 from losslens.models.adapters import adapter_fingerprint
 from losslens.runs.integrity import require_recorded_outcomes
-from losslens.runs.run import Run, recorded_adapter_hash, runs_of
+from losslens.runs.run import Run, recorded_adapter_fingerprint, runs_of
 from losslens.updates.folder import open_adapter
 
 _ADVICE = "they cannot be compared; put them into different sweeps"
@@ -235,7 +235,7 @@ def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> 
         initial = _initial(output_dir / "init" / facts.initial_adapter.folder, facts.initial_adapter.sha256)
     except InputError as error:
         left_out[f"drift of A in {name}"] = str(error)
-    return ComparedAdapter(name, run.adapter, recorded_adapter_hash(run), initial, run, facts)
+    return ComparedAdapter(name, run.adapter, recorded_adapter_fingerprint(run), initial, run, facts)
 
 
 def _initial(folder: Path, sha256: str) -> Path:

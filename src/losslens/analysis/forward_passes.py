@@ -23,7 +23,7 @@ from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
 from losslens.measures.base_weights import Principal, off_principal_share, principal
 from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes, minibatches_of, similarities
-from losslens.measures.connectivity import Curve, SequenceLosses, curve
+from losslens.measures.connectivity import Curve, SequenceNll, curve
 from losslens.measures.forward import Sequences, base_weight, hidden_states, interpolated_model, sequence_losses
 from losslens.measures.tables import BaseComparison
 from losslens.models.limits import limits_of
@@ -129,7 +129,7 @@ class ForwardPasses:
         for a, b in pairs:
             along = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
             points = [ends[a]["nll"], *along, ends[b]["nll"]]
-            losses = [SequenceLosses(nll, ends[a]["tokens"]) for nll in points]
+            losses = [SequenceNll(nll, ends[a]["tokens"]) for nll in points]
             curves[a, b] = curve(alphas, losses, settings.resamples)
         return curves
 
@@ -194,7 +194,7 @@ class ForwardPasses:
         weights: Sequence[Sequence[float]],
         sequences: TeacherForced,
         done: Callable[[], object],
-    ) -> list[SequenceLosses]:
+    ) -> list[SequenceNll]:
         tokens = self._tokens(sequences)
         losses = []
         with ExitStack() as stack:

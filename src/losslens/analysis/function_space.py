@@ -12,7 +12,7 @@ from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort
 from losslens.analysis.forward_passes import ForwardPasses
 from losslens.analysis.manifests import RunFacts
-from losslens.analysis.pairs import Chosen, Pair
+from losslens.analysis.pairs import Pair, SelectedPairs
 from losslens.analysis.probe_set import TeacherForced, probe_set
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.evaluation import Evaluation
@@ -25,7 +25,7 @@ from losslens.runs.recorded import Trust, data_of, model_of
 
 
 @dataclass
-class FunctionSpace:
+class FunctionSpaceResults:
     """Results of the measures; empty where not available.
 
     Attributes:
@@ -45,13 +45,15 @@ class FunctionSpace:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-def measure_function_space(config: AnalyzeConfig, cohort: Cohort, chosen: Chosen, cache: Cache) -> FunctionSpace:
+def measure_function_space(
+    config: AnalyzeConfig, cohort: Cohort, chosen: SelectedPairs, cache: Cache
+) -> FunctionSpaceResults:
     """Measures the chosen pairs in function space, and all runs against W0.
 
     Raises:
         InputError: The base or the completions are not the expected ones, or the adapters do not fit the base.
     """
-    found = FunctionSpace()
+    found = FunctionSpaceResults()
     if chosen.left_out:
         found.left_out["connectivity, CKA"] = chosen.left_out
     missing = "relative norm, off-principal share, connectivity, CKA"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraint
 
 from losslens.config.training import LearningRate
 from losslens.core.errors import InputError
-from losslens.runs.current_words import settings_of
+from losslens.runs.current_words import readable_settings
 from losslens.runs.integrity import require_own_manifest
 from losslens.runs.run import Run, arm_of
 
@@ -52,7 +52,7 @@ class TrainedOn(_Facts):
     pass_rate: float
 
 
-class DataFacts(Named):
+class RecordedData(Named):
     """The problems; further fields are kept for `Data`."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -60,7 +60,7 @@ class DataFacts(Named):
     eval_size: int | None
 
 
-class ModelFacts(Named):
+class RecordedModel(Named):
     """The base; further fields are kept for `Model`."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
@@ -69,11 +69,11 @@ class ModelFacts(Named):
 class RunConfig(_Facts):
     """The configuration of a run."""
 
-    data: DataFacts
-    benchmark: dict[str, DataFacts]
+    data: RecordedData
+    benchmark: dict[str, RecordedData]
     evaluation: dict[str, Any]
     rollouts: dict[str, Any]
-    model: ModelFacts
+    model: RecordedModel
     lr: LearningRate
     lora_rank: Rank
     seed: int
@@ -96,12 +96,12 @@ class StartedFacts(_Facts):
     config: RunConfig
 
     @property
-    def scored_on(self) -> list[DataFacts]:
+    def scored_on(self) -> list[RecordedData]:
         """The benchmarks on which the run was scored after training."""
         return list(self.config.benchmark.values()) or [self.config.data] * (self.config.data.eval_size != 0)
 
     @property
-    def benchmark_data(self) -> DataFacts | None:
+    def benchmark_data(self) -> RecordedData | None:
         """The first of these benchmarks; None if the run was not scored."""
         return next(iter(self.scored_on), None)
 
@@ -123,7 +123,7 @@ class StartedFacts(_Facts):
     @property
     def settings(self) -> dict[str, Any]:
         """All settings that determine the run, including options of its loss at their defaults."""
-        return settings_of(self.identity, self.options)
+        return readable_settings(self.identity, self.options)
 
     @property
     def configuration(self) -> str:

@@ -19,7 +19,7 @@ Choice = Literal["all", "reference", "none"] | list[list[str]] | None
 
 
 @dataclass(frozen=True)
-class Chosen:
+class SelectedPairs:
     """The chosen pairs.
 
     Attributes:
@@ -42,7 +42,7 @@ def choose(
     reference: str,
     partners: Mapping[str, str] | None = None,
     repeats: Sequence[Pair] = (),
-) -> Chosen:
+) -> SelectedPairs:
     """Chooses pairs of `names` by the option `pairs`; see `conf/analyze.yaml`.
 
     Args:
@@ -57,7 +57,7 @@ def choose(
     """
     every = all_pairs(names)
     if not every:
-        return Chosen([], "there is only one run")
+        return SelectedPairs([], "there is only one run")
     partner = {name: other for name, other in (partners or {}).items() if name != other}
     against = {frozenset((name, partner.get(name, reference))) for name in names if name != reference}
     against |= {frozenset(pair) for pair in repeats}
@@ -67,22 +67,22 @@ def choose(
     )
     which += ", and the repeats of each loss" * bool(repeats)
     if choice == "all" or (choice is None and len(names) <= _ALL_UP_TO):
-        return Chosen(every, "")
+        return SelectedPairs(every, "")
     if choice is None:
         why = f"{len(names)} runs, so {which} (pairs=all measures all {len(every)})"
-        return Chosen(with_reference, why)
+        return SelectedPairs(with_reference, why)
     if choice == "reference":
-        return Chosen(with_reference, f"pairs=reference: {which}")
+        return SelectedPairs(with_reference, f"pairs=reference: {which}")
     if choice == "none":
-        return Chosen([], "pairs=none")
+        return SelectedPairs([], "pairs=none")
     wanted = {frozenset(find("pairs", name, names) for name in pair) for pair in choice}
     for pair in wanted:
         if len(pair) == 1:
             raise InputError(f"pairs: {next(iter(pair))} is paired with itself")
-    return Chosen([pair for pair in every if frozenset(pair) in wanted], "pairs: only the listed pairs")
+    return SelectedPairs([pair for pair in every if frozenset(pair) in wanted], "pairs: only the listed pairs")
 
 
-def extended(chosen: Chosen, names: Sequence[str], before: Sequence[Pair]) -> Chosen:
+def extended(chosen: SelectedPairs, names: Sequence[str], before: Sequence[Pair]) -> SelectedPairs:
     """Adds the pairs of an earlier analysis to the chosen ones.
 
     Args:
@@ -95,7 +95,7 @@ def extended(chosen: Chosen, names: Sequence[str], before: Sequence[Pair]) -> Ch
     pairs = [pair for pair in every if frozenset(pair) in wanted]
     if len(pairs) == len(chosen.pairs):
         return chosen
-    return Chosen(pairs, "" if len(pairs) == len(every) else f"{chosen.left_out}, and the pairs measured before")
+    return SelectedPairs(pairs, "" if len(pairs) == len(every) else f"{chosen.left_out}, and the pairs measured before")
 
 
 def find(field: str, name: str, names: Sequence[str]) -> str:

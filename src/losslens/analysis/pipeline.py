@@ -27,7 +27,7 @@ from losslens.analysis.repeats import arm_pairs, repeat_table
 from losslens.analysis.replacement import (
     EarlierAnalysis,
     archive_path,
-    finish_interrupted,
+    finish_interrupted_replacement,
     missing_from,
     read_earlier,
     replace_analysis,
@@ -84,7 +84,7 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
     checked = parse(AnalyzeConfig, config)
     folder = checked.folder
     while True:
-        finish_interrupted(folder)
+        finish_interrupted_replacement(folder)
         before = read_earlier(folder)
         analysis = analyse(checked, before)
         with temporary_folder(folder) as new:

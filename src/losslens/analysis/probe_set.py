@@ -16,7 +16,7 @@ from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.forward import Sequences
 from losslens.models.tokens import encode_completion, read_rollouts
 from losslens.problems.questions import templates_of
-from losslens.rollouts.frozen import FrozenRollouts, asked_in, load_rollouts
+from losslens.rollouts.frozen import FrozenRollouts, load_rollouts, seen_questions
 from losslens.rollouts.sample import held_out_rollouts
 from losslens.runs.recorded import Trust, data_of, model_of
 
@@ -107,7 +107,7 @@ def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | 
     training = output_dir / "rollouts" / run.rollouts.folder if run else None
     if training is None or not training.is_dir():
         return  # the training rollouts are not available
-    trained_on = asked_in(load_rollouts(training))
+    trained_on = seen_questions(load_rollouts(training))
     prompts = frozen.table.drop_duplicates("prompt")
     templates = templates_of(frozen.manifest.get("identity"))
     seen = [

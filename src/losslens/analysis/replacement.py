@@ -115,7 +115,7 @@ def replace_analysis(new: Path, folder: Path, before: EarlierAnalysis, keep: boo
             return False
         kept = archive_path(folder, before.adapters) if keep else None
         if folder.exists():
-            # Its new name is written into it first, so that `finish_interrupted` can complete the replacement.
+            # Its new name is written into it first, for `finish_interrupted_replacement`.
             (folder / _KEPT_AS).unlink(missing_ok=True)
             if kept is not None:
                 (folder / _KEPT_AS).write_text(kept.name, encoding="utf-8")
@@ -125,7 +125,7 @@ def replace_analysis(new: Path, folder: Path, before: EarlierAnalysis, keep: boo
     return True
 
 
-def finish_interrupted(folder: Path) -> None:
+def finish_interrupted_replacement(folder: Path) -> None:
     """Finishes a replacement whose process was killed in `replace_analysis`."""
     if _old(folder).exists() or (folder / _KEPT_AS).exists():
         with Run(folder).lock():  # another process may be replacing it

@@ -18,7 +18,7 @@ from losslens.evaluation.score import score_run
 from losslens.measures.trajectory import NormCrossing, first_norm_crossing, interpolate, trajectory
 from losslens.models.adapters import adapter_hashes
 from losslens.runs.recorded import Trust, data_of, model_of
-from losslens.runs.run import Run, recorded_adapter_hash
+from losslens.runs.run import Run, recorded_adapter_fingerprint
 from losslens.updates.folder import open_adapter, write_adapter
 
 At = Literal["end", "norm"] | int
@@ -115,7 +115,7 @@ def _between(member: ComparedAdapter, snapshots: Mapping[int, Run], crossing: No
     weight = round(crossing.weight, 9)  # rounding differences between machines must not make a new point
     manifest: dict[str, Any] = {
         "norm": norm, "between_steps": steps[crossing.before + 1 : crossing.before + 3], "weight": weight,
-        "of": [recorded_adapter_hash(run) for run in (before, after) if run],
+        "of": [recorded_adapter_fingerprint(run) for run in (before, after) if run],
     }  # fmt: skip
     point = Run(member.run.folder / "snapshots" / f"norm-{norm:.6g}")
     with point.lock():  # another analysis may be writing it
@@ -147,7 +147,12 @@ def _moved_to(member: ComparedAdapter, point: Run) -> ComparedAdapter:
     # The interpolation of two snapshots has two matrices A, so its drift is undefined.
     initial = member.initial if point.folder.name.startswith("step-") else None
     return replace(
-        member, adapter=point.adapter, sha256=recorded_adapter_hash(point), initial=initial, run=point, facts=facts
+        member,
+        adapter=point.adapter,
+        sha256=recorded_adapter_fingerprint(point),
+        initial=initial,
+        run=point,
+        facts=facts,
     )
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from losslens.analysis.accuracy import midpoint_table
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort
-from losslens.analysis.function_space import FunctionSpace
+from losslens.analysis.function_space import FunctionSpaceResults
 from losslens.analysis.pairs import Pair
 from losslens.analysis.repeats import pairing, with_levels
 from losslens.measures import function_measures, pair_measures, weight_measures
@@ -22,7 +22,7 @@ from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.connectivity import Curve
 from losslens.measures.mds import angles, mds
 from losslens.measures.nulls import expected_angles
-from losslens.measures.tables import BaseComparison, Compared
+from losslens.measures.tables import BaseComparison, ComparedWeights
 from losslens.measures.views import Functions
 
 # Draws of the random subspaces.
@@ -73,9 +73,9 @@ def compared_weights(
     against_base: Mapping[str, BaseComparison],
     top: int,
     cache: Cache,
-) -> Compared:
+) -> ComparedWeights:
     """Collects the input of `weight_tables`, including what the nulls depend on."""
-    return Compared(
+    return ComparedWeights(
         modules=cohort.modules,
         shapes=cohort.shapes,
         runs=runs,
@@ -106,7 +106,7 @@ def shares_initial_adapter(cohort: Cohort, pair: Pair) -> bool | None:
 
 
 def measured_pair_table(
-    cohort: Cohort, arms: Mapping[str, str], rows: pd.DataFrame, based: FunctionSpace
+    cohort: Cohort, arms: Mapping[str, str], rows: pd.DataFrame, based: FunctionSpaceResults
 ) -> pd.DataFrame:
     """Builds the table of pairs without accuracies: arms, pairing, measures, and ceilings or repeat levels.
 

@@ -17,7 +17,7 @@ from losslens.analysis.cohort import ComparedAdapter, Diverged
 from losslens.analysis.snapshots import trajectory_of
 from losslens.core.errors import InputError
 from losslens.measures.trajectory import Trajectory, trajectory
-from losslens.runs.run import Run, recorded_adapter_hash
+from losslens.runs.run import Run, recorded_adapter_fingerprint
 from losslens.updates.folder import open_adapter
 
 COLUMNS = (
@@ -86,7 +86,7 @@ def _fits(snapshots: Mapping[int, Run], modules: Sequence[str]) -> bool:
 def _measured(
     snapshots: Mapping[int, Run], targets: Sequence[ComparedAdapter], modules: Sequence[str], cache: Cache
 ) -> Trajectory:
-    key = [[recorded_adapter_hash(run) for run in snapshots.values()], [target.sha256 for target in targets]]
+    key = [[recorded_adapter_fingerprint(run) for run in snapshots.values()], [target.sha256 for target in targets]]
     names = [field.name for field in fields(Trajectory)]
     known = cache.load("path", key, names)
     if known is None:

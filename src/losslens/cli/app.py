@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from losslens.cli.arguments import explained, flags_first, prepared
+from losslens.cli.arguments import explain_rejection, flags_first, prepare_arguments
 from losslens.config import interpolations
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.data import RolloutConfig
@@ -29,11 +29,11 @@ from losslens.config.parse import resolved
 from losslens.config.slurm import Job
 from losslens.config.training import TrainConfig
 from losslens.core import distributed
-from losslens.core.commands import called, called_subcommand
+from losslens.core.commands import called_subcommand, command_name
 from losslens.core.errors import InputError
 from losslens.core.extras import require_extras
 from losslens.core.jobs import Jobs, Tasks
-from losslens.core.redaction import guard_streams, remember_address, without_secrets
+from losslens.core.redaction import guard_streams, remember_address, remove_secrets
 
 # Schema of each command's configuration.
 _SCHEMAS: dict[str, type[Job]] = {
@@ -55,7 +55,7 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
         # Only rank 0 prints.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    schema, name = _SCHEMAS[path.stem], called(path.name)
+    schema, name = _SCHEMAS[path.stem], command_name(path.name)
     done: list[dict[str, Any]] = []
 
     def job(config: DictConfig) -> None:
@@ -82,14 +82,14 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         conf = conf_folder()
-        sys.argv[1:] = flags_first(prepared(arguments, name, schema, conf))
+        sys.argv[1:] = flags_first(prepare_arguments(arguments, name, schema, conf))
         hydra.main(version_base="1.3", config_path=str(conf), config_name=path.stem)(job)()
         status = jobs.end()
     except Exception as error:
         # Before the first job, only Hydra has run, so the error is about the command line.
         if jobs.started and not isinstance(error, (InputError, HydraException, OmegaConfBaseException)):
             raise
-        why = "" if jobs.started or isinstance(error, InputError) else explained(arguments, conf, schema)
+        why = "" if jobs.started or isinstance(error, InputError) else explain_rejection(arguments, conf, schema)
         jobs.tell(InputError(why) if why else error)
         status = 2
     except KeyboardInterrupt:
@@ -108,7 +108,7 @@ def _keep_secrets_from_hydra() -> None:
         content = OmegaConf.to_container(config, resolve=resolve) if OmegaConf.is_config(config) else config
         for url in re.findall(r"https?://[^\s'\",\]}]+", str(content)):
             remember_address(url)
-        save(OmegaConf.create(without_secrets(content)), f)
+        save(OmegaConf.create(remove_secrets(content)), f)
 
     OmegaConf.save = staticmethod(save_safely)  # type: ignore[method-assign]
 

@@ -20,10 +20,10 @@ from pydantic import BaseModel
 from losslens.config.data import Data
 from losslens.config.folders import ConfigFolders
 from losslens.config.identity import formerly
-from losslens.config.overrides import in_quotes, kind_of, leaves, parse_value, quote
+from losslens.config.overrides import leaves, parse_value, quote, quote_text, value_kind
 from losslens.config.parse import current_name
 from losslens.config.training import TrainConfig
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError
 from losslens.losses import builtin_losses
 
@@ -41,7 +41,9 @@ _FILES, _FILE_TO_SCORE_ON = ("data.path", "data.eval_path"), "benchmark.file.eva
 _TABLE_FILE = re.compile(r"\.(jsonl?|ndjson|parquet|pq|csv|tsv)$", re.IGNORECASE)
 
 
-def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], conf: Path | None = None) -> list[str]:
+def prepare_arguments(
+    arguments: Sequence[str], script: str, schema: type[BaseModel], conf: Path | None = None
+) -> list[str]:
     """Quotes paths and names that Hydra's grammar would otherwise parse as something else.
 
     Args:
@@ -67,7 +69,8 @@ def prepared(arguments: Sequence[str], script: str, schema: type[BaseModel], con
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
             where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if key in _FILES else ""
             raise InputError(
-                f"{argument}: {script} has no option {root}; it belongs to {called('train.py')} and experiments{where}"
+                f"{argument}: {script} has no option {root}; it belongs to {command_name('train.py')} and "
+                f"experiments{where}"
             )
         readable = f"{key}={quote(key, value, sweeps)}"
         if parse_value(readable) is None:
@@ -101,7 +104,7 @@ def _not_a_pair(arguments: Sequence[str], place: int) -> str:
     before = next((n for n in range(place - 1, -1, -1) if "=" in arguments[n]), None)
     if before is not None:
         whole = " ".join(arguments[before : place + 1])
-        if _is_open(arguments[before]) or kind_of(arguments[before].partition("=")[0]) == "path":
+        if _is_open(arguments[before]) or value_kind(arguments[before].partition("=")[0]) == "path":
             return f"{arguments[place]}: no key=value; an argument with spaces goes into quotes: {shlex.quote(whole)}"
     return f"{arguments[place]}: an argument has the form key=value (--help lists the keys)"
 
@@ -118,7 +121,7 @@ def _unreadable(arguments: Sequence[str], place: int) -> str:
         return f"{argument}: {key!r} is not a key (--help lists the keys)"
     if _is_open(argument):
         return f"{argument}: unbalanced brackets, braces or parentheses"
-    written = shlex.quote(f"{key}={in_quotes(value)}")
+    written = shlex.quote(f"{key}={quote_text(value)}")
     return f"{argument}: the value contains characters of Hydra's grammar; quoted for Hydra and the shell: {written}"
 
 
@@ -126,7 +129,7 @@ def _is_open(argument: str) -> bool:
     return any(argument.count(left) != argument.count(right) for left, right in ("[]", "{}", "()"))
 
 
-def explained(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
+def explain_rejection(arguments: Sequence[str], conf: Path, schema: type[BaseModel]) -> str:
     """Explains in one line why Hydra rejected the arguments; empty if unknown.
 
     Args:

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 from losslens.cli.key_values import KeyValueParser, tells_missing_extras
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError, ServerError
-from losslens.core.extras import require_extras, tell
+from losslens.core.extras import format_error, require_extras
 from losslens.tracking.logged_sweep import logged_sweep
-from losslens.tracking.panels import gaps
+from losslens.tracking.panels import missing_data
 from losslens.tracking.publish import publish
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser = KeyValueParser(
         {"sweep": "main", "project": "losslens", "entity": "", "output_dir": "outputs"},
         "sweep=main, project=losslens, entity=NAME (default: that of the login), output_dir=outputs",
-        prog=called("launch/wandb_dashboard.py"),
+        prog=command_name("launch/wandb_dashboard.py"),
         description="Creates a workspace and a report of a sweep's runs on W&B: training, geometry, accuracy, and the "
         "comparison of losses. Running it again replaces both. The content is determined from the sweep's folder.",
         epilog="Exit status: 0 done; 1 W&B fails or cannot be reached; 2 invalid input, or not logged in to W&B.",
@@ -40,8 +40,8 @@ def main(arguments: list[str]) -> int:
             for saved in publish(sweep, project, entity or None):
                 print(f"{saved.kind} {'replaced' if saved.replaced else 'made'}: {saved.url}", flush=True)
     except (InputError, ServerError) as error:
-        print(tell(parser.prog, error), file=sys.stderr)
+        print(format_error(parser.prog, error), file=sys.stderr)
         return 2 if isinstance(error, InputError) else 1
-    for gap in gaps(sweep):
+    for gap in missing_data(sweep):
         print(f"{parser.prog}: {gap}", file=sys.stderr)
     return 0

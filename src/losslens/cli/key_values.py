@@ -9,8 +9,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, NoReturn
 
-from losslens.core.commands import called
-from losslens.core.extras import missing_extra, tell
+from losslens.core.commands import command_name
+from losslens.core.extras import format_error, missing_extra
 from losslens.core.redaction import guard_streams
 
 
@@ -68,7 +68,7 @@ def tells_missing_extras(script: str) -> Callable[[Callable[[list[str]], int]], 
                 missing = missing_extra(error)
                 if missing is None:
                     raise
-                print(tell(called(script), missing), file=sys.stderr)
+                print(format_error(command_name(script), missing), file=sys.stderr)
                 return 2
 
         return told

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from losslens.cli.key_values import KeyValueParser, tells_missing_extras
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError
-from losslens.core.extras import tell
+from losslens.core.extras import format_error
 from losslens.pipeline.migration import migrate, sweeps_of
 
 
@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
     parser = KeyValueParser(
         {"output_dir": "outputs", "sweep": "", "losses": ""},
         "output_dir=outputs, sweep=all of them, losses=none (your own classes: mine.MyLoss,mine.Another)",
-        prog=called("launch/migrate.py"),
+        prog=command_name("launch/migrate.py"),
         description="Renames the folders of runs of an earlier version of LossLens and rewrites their identities "
         "(docs/reference/identity.md), so that train, evaluate and analyze recognise them. Nothing is trained, scored "
         "or deleted; if interrupted, run the same command again.",
@@ -37,9 +37,9 @@ def main(arguments: list[str]) -> int:
                 left += bool(moved.left)
                 print(f"{sweep}/{moved.run}: {f'not migrated: {moved.left}' if moved.left else f'now {moved.name}'}")
             if any((output_dir / sweep).glob("analysis*")) and not all(moved.left for moved in found):
-                again = f"{called('analyze.py')} sweep={sweep}"
+                again = f"{command_name('analyze.py')} sweep={sweep}"
                 print(f"{sweep}: existing analyses use the old run names; run {again} to update them")
     except InputError as error:
-        print(tell(parser.prog, error), file=sys.stderr)
+        print(format_error(parser.prog, error), file=sys.stderr)
         return 2
     return 1 if left else 0

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 
 # Options that determine the runs' folder, and options passed to both commands.
 _PLACES = ("experiment=", "sweep=", "output_dir=", "--config-dir=")
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str], scripts: bool = False) -> int:
     """
     if {"-h", "--help"} & set(arguments):
         name = "launch/pipeline.sh" if scripts else "losslens slurm pipeline"
-        print(_HELP.format(name=name, train=called("train.py")))
+        print(_HELP.format(name=name, train=command_name("train.py")))
         return 0
 
     arguments = _with_folders_joined(arguments)

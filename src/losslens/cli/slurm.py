@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from importlib.resources import files
 
 from losslens.cli import pipeline
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.redaction import guard_streams
 
 _HELP = """usage: losslens slurm up|down|status [DIR]
@@ -37,8 +37,8 @@ def main(arguments: list[str]) -> int:
     if verb not in _LOCAL:
         close = get_close_matches(verb, [*_LOCAL, "pipeline"], 1)
         hint = f"did you mean {close[0]}?" if close else f"it takes one of {', '.join(_LOCAL)}, pipeline"
-        print(f"{called('slurm')}: {verb}: {hint}", file=sys.stderr)
+        print(f"{command_name('slurm')}: {verb}: {hint}", file=sys.stderr)
         return 2
     script = str(files("losslens") / "scheduling" / "slurm" / "local_slurm.sh")
-    environment = {**os.environ, "LOCAL_SLURM_NAME": called("slurm")}
+    environment = {**os.environ, "LOCAL_SLURM_NAME": command_name("slurm")}
     return subprocess.run(["bash", script, verb, *rest], env=environment, check=False).returncode

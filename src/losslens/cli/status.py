@@ -8,12 +8,12 @@ from pathlib import Path
 from rich.console import Console
 
 from losslens.cli.key_values import KeyValueParser, tells_missing_extras
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError
-from losslens.core.extras import tell
+from losslens.core.extras import format_error
 from losslens.runs.run import runs_of
 from losslens.scheduling.monitor import table, watch
-from losslens.scheduling.status import RunStatus, run_statuses
+from losslens.scheduling.status import RunStatus, refresh_run_statuses
 
 
 @tells_missing_extras("launch/status.py")
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     parser = KeyValueParser(
         {"sweep": "main", "output_dir": "outputs"},
         "sweep=main, output_dir=outputs",
-        prog=called("launch/status.py"),
+        prog=command_name("launch/status.py"),
         description="One row per run: state, step, time left, tokens per second, loss, accuracy on the first "
         "benchmark, Slurm job id and state if known, and the last error. Works wherever the folder can be read; Slurm "
         "is queried if it is available.",
@@ -33,14 +33,14 @@ def main(arguments: list[str]) -> int:
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
 
     def find() -> list[RunStatus]:
-        return run_statuses(runs_of(output_dir, sweep))
+        return refresh_run_statuses(runs_of(output_dir, sweep))
 
     try:
         if asked.watch:
             watch(find, lambda found: all(each.is_over for each in found), f"sweep {sweep}")
         found = find()
     except InputError as error:
-        print(tell(parser.prog, error), file=sys.stderr)
+        print(format_error(parser.prog, error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

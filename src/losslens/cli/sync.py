@@ -9,10 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from losslens.cli.key_values import KeyValueParser, tells_missing_extras
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError, ServerError
-from losslens.core.extras import require_extras, tell
-from losslens.tracking.sync import Outcome, Plan, claimed, plan, send
+from losslens.core.extras import format_error, require_extras
+from losslens.tracking.sync import Outcome, Plan, plan, send, sync_lock
 
 
 @tells_missing_extras("launch/wandb_sync.py")
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     parser = KeyValueParser(
         {"sweep": "main", "output_dir": "outputs", "parallel": "8"},
         "sweep=main, output_dir=outputs, parallel=8",
-        prog=called("launch/wandb_sync.py"),
+        prog=command_name("launch/wandb_sync.py"),
         description="Uploads the W&B runs of a sweep that were logged offline, and online runs whose upload was "
         "interrupted, several at a time. Uploaded runs are marked and not sent again; failures are listed. Active runs "
         "are skipped.",
@@ -34,13 +34,13 @@ def main(arguments: list[str]) -> int:
     output_dir, sweep = Path(settings["output_dir"]), settings["sweep"]
     try:
         require_extras("wandb")
-        with claimed(output_dir, sweep):
+        with sync_lock(output_dir, sweep):
             return _sync(output_dir, plan(output_dir, sweep), sweep, int(settings["parallel"]))
     except InputError as error:
-        print(tell(parser.prog, error), file=sys.stderr)
+        print(format_error(parser.prog, error), file=sys.stderr)
         return 2
     except ServerError as error:
-        print(tell(parser.prog, error), file=sys.stderr)
+        print(format_error(parser.prog, error), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; the same command sends what is left", file=sys.stderr)
@@ -70,5 +70,5 @@ def _sync(output_dir: Path, found: Plan, sweep: str, parallel: int) -> int:
     took = time.monotonic() - started
     print(f"sweep {sweep}: sent {len(segments) - len(stays)} of {len(segments)} in {took:.1f} s")
     for outcome in stays:
-        print(f"{called('launch/wandb_sync.py')}: {outcome.segment.name} stays: {outcome.error}", file=sys.stderr)
+        print(f"{command_name('launch/wandb_sync.py')}: {outcome.segment.name} stays: {outcome.error}", file=sys.stderr)
     return 1 if stays else 0

@@ -6,9 +6,9 @@ from losslens.core.jobs import Tasks
 
 def load() -> Tasks:
     """Imports the job's function when the first job starts."""
-    from losslens.pipeline.sweep import Sweep
+    from losslens.pipeline.sweep import SweepJobs
 
-    sweep = Sweep()
+    sweep = SweepJobs()
     return sweep.job, sweep.end
 
 

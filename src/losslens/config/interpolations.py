@@ -22,7 +22,7 @@ import omegaconf.base
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from losslens.core.commands import spoken
+from losslens.core.commands import typed_command
 from losslens.core.hashing import hash_file
 
 _STUDENT = Path(str(files("losslens") / "tiny" / "student"))
@@ -177,7 +177,7 @@ def _implied_mode(roots: Sequence[str] | None = None, *, _root_: DictConfig) -> 
 
 def _typed(script: str) -> str:
     """`${typed:train.py}`: how a command is called from the usual place, in what `--help` says."""
-    return spoken(script)
+    return typed_command(script)
 
 
 @lru_cache(maxsize=1)

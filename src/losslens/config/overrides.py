@@ -24,7 +24,7 @@ _QUOTES = ('"', "'")
 
 def quote(key: str, value: str, sweeps: bool) -> str:
     """Quotes a value for Hydra if it is a path or name that Hydra would otherwise parse as something else."""
-    kind = kind_of(key.lstrip("+"))
+    kind = value_kind(key.lstrip("+"))
     if not kind or not value or value == "null" or "${" in value or re.fullmatch(r"""(["']).*\1""", value, re.DOTALL):
         return value
     if kind == "paths":
@@ -33,12 +33,12 @@ def quote(key: str, value: str, sweeps: bool) -> str:
     if override is None:
         if kind != "path":
             return value
-        return ",".join(map(in_quotes, value.split(","))) if sweeps and "," in value else in_quotes(value)
+        return ",".join(map(quote_text, value.split(","))) if sweeps and "," in value else quote_text(value)
     if override.is_sweep_override():
-        return in_quotes(value) if kind == "path" and Path(value).expanduser().exists() else value
+        return quote_text(value) if kind == "path" and Path(value).expanduser().exists() else value
     read = override.value()
     if isinstance(read, (bool, int, float)) or (kind == "path" and not (isinstance(read, str) and read == value)):
-        return in_quotes(value)
+        return quote_text(value)
     return value
 
 
@@ -50,10 +50,10 @@ def _quoted_mapping(value: str) -> str:
     if not named or not all(named):
         return value
     parts = [(pair[1], pair[2]) for pair in named if pair]
-    return "{" + ", ".join(f"{name}: {path if path[:1] in _QUOTES else in_quotes(path)}" for name, path in parts) + "}"
+    return "{" + ", ".join(f"{name}: {path if path[:1] in _QUOTES else quote_text(path)}" for name, path in parts) + "}"
 
 
-def in_quotes(text: str) -> str:
+def quote_text(text: str) -> str:
     """Quotes a text for Hydra's grammar."""
     # In Hydra's grammar a backslash escapes only in front of a quote.
     return '"' + re.sub(r'(\\*)("|$)', lambda match: match[1] * 2 + ("\\" + match[2] if match[2] else ""), text) + '"'
@@ -67,7 +67,7 @@ def parse_value(argument: str) -> Override | None:
         return None
 
 
-def kind_of(key: str) -> Literal["", "path", "paths", "name"]:
+def value_kind(key: str) -> Literal["", "path", "paths", "name"]:
     """Returns the kind of a key's value: path, mapping of names to paths, other string (`name`); else empty."""
     kinds = _string_keys()
     parts = key.split(".")

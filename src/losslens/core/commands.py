@@ -36,7 +36,7 @@ def called_subcommand() -> str:
     return _Caller.subcommand
 
 
-def called(script: str) -> str:
+def command_name(script: str) -> str:
     """Returns the prefix of a command's messages: `train.py`, or `losslens train`.
 
     Args:
@@ -45,9 +45,9 @@ def called(script: str) -> str:
     return f"{_PROGRAM} {_subcommand(script)}" if _Caller.installed else Path(script).name
 
 
-def spoken(script: str) -> str:
+def typed_command(script: str) -> str:
     """Returns what the user types: `python train.py`, or `losslens train`."""
-    return called(script) if _Caller.installed else f"python {script}"
+    return command_name(script) if _Caller.installed else f"python {script}"
 
 
 def _subcommand(script: str) -> str:

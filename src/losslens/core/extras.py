@@ -56,7 +56,7 @@ def missing_extra(error: ModuleNotFoundError) -> MissingExtraError | None:
     return MissingExtraError(extras) if extras else None
 
 
-def tell(name: str, error: Exception, line: str = "") -> str:
+def format_error(name: str, error: Exception, line: str = "") -> str:
     """`train.py: …`, or `losslens train needs: pip install …`: an error in the line of the command that met it.
 
     Args:

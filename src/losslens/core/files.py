@@ -13,7 +13,7 @@ from typing import Any
 
 from losslens.core.errors import InputError, first_line
 from losslens.core.hashing import json_value
-from losslens.core.redaction import without_secrets
+from losslens.core.redaction import remove_secrets
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically and with secrets removed (`redaction`)."""
     text = json.dumps(
-        without_secrets(value), indent=2, ensure_ascii=False, default=lambda entry: without_secrets(json_value(entry))
+        remove_secrets(value), indent=2, ensure_ascii=False, default=lambda entry: remove_secrets(json_value(entry))
     )
     with atomic_file(path) as temporary:
         # A file's name or an error's message may contain a lone surrogate, which UTF-8 cannot encode.
@@ -59,7 +59,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes `text` with secrets removed (`redaction`)."""
-    path.write_text(without_secrets(text), encoding="utf-8", errors="backslashreplace")
+    path.write_text(remove_secrets(text), encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:

@@ -14,9 +14,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from losslens.core import distributed
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError, ServerError
-from losslens.core.extras import missing_extra, tell
+from losslens.core.extras import format_error, missing_extra
 
 # With the default threshold, garbage collection takes a quarter of the time of importing torch, transformers and PEFT.
 gc.set_threshold(10_000)
@@ -88,7 +88,7 @@ class Jobs:
                 # An open progress bar would share the line.
                 for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
                     bar.close()
-            print(tell(called(self.script.name), error, line), file=sys.stderr, flush=True)
+            print(format_error(command_name(self.script.name), error, line), file=sys.stderr, flush=True)
             self.told.append(line)
 
     def say(self, line: str) -> None:

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 
 @lru_cache(maxsize=1000)
-def say_once(text: str) -> None:
+def print_once(text: str) -> None:
     """Prints `text`, unless it is empty or this process has printed it before."""
     if text:
         print(text, flush=True)

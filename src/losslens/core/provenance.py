@@ -12,12 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from losslens.core.commands import called, called_subcommand
+from losslens.core.commands import called_subcommand, command_name
 from losslens.core.files import read_object
 
 _PACKAGES = ("losslens", "torch", "transformers", "trl", "peft", "accelerate", "datasets", "reasoning-gym", "numpy")
 # File in a job's copy of the code (`scheduling.code_snapshot`) with the `code_version` of the original.
-KEPT_CODE = "code.json"
+CODE_FILE = "code.json"
 # In a Slurm job the command line may be the scheduler's own program, which is not recorded.
 _SCRIPTS = ("train.py", "analyze.py")
 _SUBCOMMANDS = ("train", "analyze")
@@ -34,7 +34,7 @@ def describe_environment() -> dict[str, Any]:
 def command_line() -> str | None:
     """Returns the command line of this process; None if it is not one of LossLens's commands."""
     if called_subcommand() in _SUBCOMMANDS:
-        return shlex.join([*called(called_subcommand()).split(), *sys.argv[1:]])
+        return shlex.join([*command_name(called_subcommand()).split(), *sys.argv[1:]])
     name = Path(sys.argv[0]).name
     return shlex.join(["python", name, *sys.argv[1:]]) if name in _SCRIPTS else None
 
@@ -58,7 +58,7 @@ def slurm_job() -> dict[str, str]:
 def code_version() -> dict[str, str | None]:
     """Returns the commit of the checkout that losslens runs from, and the diff to it; None outside a checkout."""
     root = Path(__file__).parents[1]
-    recorded = root.parents[1] / KEPT_CODE
+    recorded = root.parents[1] / CODE_FILE
     if recorded.exists():
         return read_object(recorded)
     if root.parent.name != "src":  # installed, perhaps inside another project's checkout

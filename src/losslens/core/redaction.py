@@ -2,7 +2,7 @@
 
 Applied where text leaves the program, not at each call: to everything that is written as JSON (`files`), printed
 (`guard_streams`) or sent to W&B (`redact`). Data (prompts, completions, answers) is exempt, apart from the request's
-own key if a server repeats it (`without_key`). Identities are exempt, too, since they are hashed again; they contain
+own key if a server repeats it (`remove_key`). Identities are exempt, too, since they are hashed again; they contain
 hashes of keys instead (`hash_secrets`).
 """
 
@@ -114,7 +114,7 @@ def looks_like_key(text: str) -> bool:
     return sum(map(len, mixed)) >= _MIN_MIXED_LENGTH and any(c.isdigit() for c in text)
 
 
-def without_key(text: str, key: str | None) -> str:
+def remove_key(text: str, key: str | None) -> str:
     """Removes the key of the request from a completion; a placeholder (`none`, `not-needed`) is an ordinary word."""
     mixed = key is not None and any(c.isdigit() for c in key) and any(c.isalpha() for c in key)
     return text.replace(key, _HIDDEN) if key and mixed and _may_be_secret(key) else text
@@ -147,14 +147,14 @@ def _hash_secret(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}"
 
 
-def without_secrets(value: Any) -> Any:
+def remove_secrets(value: Any) -> Any:
     """Removes all known secrets from the texts of a nested value; leaves `identity` unchanged."""
     return _map_texts(value, _without_secrets)
 
 
 def redact(value: Any) -> Any:
-    """Prepares a nested value to leave this machine: `without_secrets`, with the home folder as `~`."""
-    return _map_texts(without_secrets(value), _without_home, everywhere=True)
+    """Prepares a nested value to leave this machine: `remove_secrets`, with the home folder as `~`."""
+    return _map_texts(remove_secrets(value), _without_home, everywhere=True)
 
 
 def escape_control(text: str) -> str:
@@ -163,7 +163,7 @@ def escape_control(text: str) -> str:
 
 
 def guard_streams() -> None:
-    """Passes everything printed from now on through `without_secrets` and `escape_control`.
+    """Passes everything printed from now on through `remove_secrets` and `escape_control`.
 
     Characters that the terminal's encoding (latin-1, ASCII) lacks are printed as `?` instead of raising an error.
     """

@@ -33,9 +33,9 @@ from losslens.evaluation.statistics import wilson_interval
 from losslens.models.adapters import adapter_fingerprint
 from losslens.problems import Problem
 from losslens.problems.questions import templates_of
-from losslens.rollouts.frozen import asked_in, load_rollouts
+from losslens.rollouts.frozen import load_rollouts, seen_questions
 from losslens.rollouts.sample import problem_source
-from losslens.runs.integrity import are_recorded, record_outcomes, require_own_manifest
+from losslens.runs.integrity import matches_recorded_hash, record_outcomes, require_own_manifest
 from losslens.runs.recorded import Trust, model_of
 from losslens.runs.run import LockedError, Run, base_identity, base_run, runs_of
 
@@ -136,7 +136,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     scored = model_fingerprint(base_identity(model), None if adapter is None else adapter_fingerprint(adapter))
     file = _outcomes_file(run, name, asked)
     if is_scored(file, asked, scored):
-        intact = are_recorded(run.folder, file)
+        intact = matches_recorded_hash(run.folder, file)
         if intact is None:  # from before hashes were recorded
             record_outcomes(run.folder, file)
         if intact is not False:
@@ -168,7 +168,11 @@ def _outcomes_file(run: Run, benchmark: str, asked: str) -> Path:
     """Returns the file for outcomes; if the benchmark's plain name is taken by another task, a name with its hash."""
     plain = run.evaluation(benchmark)
     try:
-        taken = plain.exists() and task_fingerprint(plain) != asked and are_recorded(run.folder, plain) is not False
+        taken = (
+            plain.exists()
+            and task_fingerprint(plain) != asked
+            and matches_recorded_hash(run.folder, plain) is not False
+        )
     except InputError:  # damaged, will be overwritten
         taken = False
     return run.evaluation(f"{benchmark}-{asked[:8]}") if taken else plain
@@ -182,7 +186,7 @@ def _report_contamination(run: Run, problems: Sequence[Problem], identity: Mappi
     if folder is None or not rollouts.is_dir():
         return
     try:
-        trained_on = asked_in(load_rollouts(rollouts))
+        trained_on = seen_questions(load_rollouts(rollouts))
     except InputError as error:  # scoring does not need them
         print(f"{error}; cannot check if the problems are among its prompts", flush=True)
         return

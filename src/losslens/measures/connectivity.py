@@ -10,7 +10,7 @@ from losslens.updates.base import Array
 
 
 @dataclass(frozen=True)
-class SequenceLosses:
+class SequenceNll:
     """One model's loss on fixed completions.
 
     Attributes:
@@ -61,7 +61,7 @@ def barriers(alphas: Array, losses: Array) -> tuple[Array, Array]:
     return chord, mean
 
 
-def curve(alphas: Array, losses: list[SequenceLosses], resamples: int = 1000, seed: int = 0) -> Curve:
+def curve(alphas: Array, losses: list[SequenceNll], resamples: int = 1000, seed: int = 0) -> Curve:
     """Computes the loss curve and its barriers from the losses at the points of a path.
 
     The loss is Σ nll / Σ tokens. Each bootstrap sample draws whole sequences, the same ones at every point, so that the

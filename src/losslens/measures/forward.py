@@ -13,7 +13,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from losslens.core.errors import InputError
-from losslens.measures.connectivity import SequenceLosses
+from losslens.measures.connectivity import SequenceNll
 from losslens.models.loading import preserved
 from losslens.updates.base import Array, Updates, forward_matrices
 
@@ -95,7 +95,7 @@ def base_weight(base: Any, module: str, shape: tuple[int, int]) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def sequence_losses(model: Any, sequences: Sequences, batch_size: int) -> SequenceLosses:
+def sequence_losses(model: Any, sequences: Sequences, batch_size: int) -> SequenceNll:
     """Computes the teacher-forced loss of each completion, in float32 or better."""
     nll, tokens = np.zeros(len(sequences.prompts)), np.array([len(ids) for ids in sequences.completions])
     for indices, ids, mask, completion in _batches(sequences, batch_size, model.device):
@@ -106,7 +106,7 @@ def sequence_losses(model: Any, sequences: Sequences, batch_size: int) -> Sequen
         rows = scored.nonzero()[:, 0]
         sums = torch.zeros(len(indices), dtype=torch.float64, device=ids.device).index_add(0, rows, per_token.double())
         nll[indices] = sums.cpu().numpy()
-    return SequenceLosses(nll, tokens)
+    return SequenceNll(nll, tokens)
 
 
 @torch.inference_mode()

@@ -35,7 +35,7 @@ class BaseComparison:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ComparedWeights:
     """Input of `weight_tables`: measured runs and pairs with the same modules.
 
     Attributes:
@@ -80,7 +80,7 @@ class WeightTables:
     modules: pd.DataFrame
 
 
-def weight_tables(compared: Compared) -> WeightTables:
+def weight_tables(compared: ComparedWeights) -> WeightTables:
     """Computes all weight measures of all runs and pairs: over all modules, by layer and by module."""
     runs, pairs = run_weights(compared), pair_weights(compared)
     run_keys = pd.DataFrame({"run": list(compared.runs)})
@@ -106,7 +106,7 @@ def weight_tables(compared: Compared) -> WeightTables:
     )
 
 
-def run_weights(compared: Compared) -> RunWeights:
+def run_weights(compared: ComparedWeights) -> RunWeights:
     """Builds the view of the runs, shape (runs, M)."""
     unknown = BaseComparison(*np.full((2, len(compared.modules)), np.nan))
     bases = [compared.against_base.get(name, unknown) for name in compared.runs]
@@ -120,7 +120,7 @@ def run_weights(compared: Compared) -> RunWeights:
     )
 
 
-def pair_weights(compared: Compared) -> PairWeights:
+def pair_weights(compared: ComparedWeights) -> PairWeights:
     """Builds the view of the pairs, shape (pairs, M)."""
     count, of, pairs = len(compared.modules), list(compared.pairs), compared.pairs.values()
     squared = {name: np.nansum(run.singular_values**2, axis=1) for name, run in compared.runs.items()}

@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from losslens.measures import run_measures, weight_measures
 from losslens.measures.comparison import PairGeometry, RunGeometry, drift, padded
 from losslens.measures.subspaces import principal_angles
-from losslens.measures.tables import Compared, layer_of, pair_weights, run_weights
+from losslens.measures.tables import ComparedWeights, layer_of, pair_weights, run_weights
 from losslens.updates.base import Array, ThinSvd, Update, Updates, pair_products
 
 Point = Mapping[str, Update]
@@ -61,7 +61,7 @@ class WeightTracker:
                 drifts.append(drift(self._start[module], now[module]))
             pairs = {label: self._compare(now, svds, reference) for label, reference in self._references.items()}
         values = [svd.values for svd in svds.values()]
-        compared = Compared(
+        compared = ComparedWeights(
             modules=self.modules,
             shapes=[now[module].shape for module in self.modules],
             runs={"": RunGeometry(padded(values), padded(drifts))}

@@ -245,7 +245,7 @@ def adapter_fingerprint(folder: Path) -> str:
     return hash_file(file)
 
 
-def differs_from(folder: Path) -> bool:
+def changes_weights(folder: Path) -> bool:
     """True if an adapter changes any weight: ΔW = s·B·A is 0 if every B is, as in the initial adapter.
 
     Args:

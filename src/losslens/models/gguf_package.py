@@ -43,7 +43,7 @@ def identity(package: str) -> dict[str, str | None]:
     return {"gguf_sha256": hash_file(gguf_file(package))}
 
 
-def converted(package: str) -> Path:
+def converted_folder(package: str) -> Path:
     """Returns the folder of the packaged model, saved by transformers in float32; converts it if missing.
 
     The folder is in the user's cache (`$XDG_CACHE_HOME/losslens/models`), one for each version of transformers.

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 
 from losslens.config.model import Model
 from losslens.core import distributed, hub
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError, UnavailableError, first_line
 from losslens.core.hashing import hash_folder
-from losslens.core.notices import say_once
+from losslens.core.notices import print_once
 from losslens.models import gguf_package
 from losslens.models.tokens import chat_turns, declare_ends
 
@@ -107,7 +107,7 @@ def locate(source: ModelSource) -> tuple[str, str | None]:
     if source.package is None or hub.is_available(source.field, source.path, source.revision):
         return source.path, hub.resolve_commit(source.field, source.path, source.revision)
     try:
-        folder = gguf_package.converted(source.package)
+        folder = gguf_package.converted_folder(source.package)
     except UnavailableError as error:
         raise InputError(f"{source.field}={source.path}: the hub cannot be reached, and {error}") from error
     print(f"{source.path}: the hub cannot be reached; using the weights of the package {source.package}", flush=True)
@@ -256,7 +256,7 @@ def _reason(error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
             "this model comes with its own code, which only runs if the command line allows it "
-            f"(model.trust_remote_code=true; for {called('analyze.py')} and {called('evaluate.py')} "
+            f"(model.trust_remote_code=true; for {command_name('analyze.py')} and {command_name('evaluate.py')} "
             "trust_remote_code=true)"
         )
     return first_line(error)
@@ -298,7 +298,7 @@ def _fix_template(template: Any, source: ModelSource) -> Any:
         clock = datetime.fromisoformat(now)
     except (ValueError, TypeError) as error:
         raise InputError(f"model.chat_options.{_CLOCK_NAME}={now}: must be a date like 2024-07-26") from error
-    say_once(
+    print_once(
         f"{source.path}: the chat template contains the date, which is fixed to {clock:%Y-%m-%d %H:%M}"
         f" (model.chat_options.{_CLOCK_NAME})"
     )

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 from losslens.core.completions import Completion
 from losslens.core.errors import InputError, first_line
 from losslens.core.hashing import hash_json
-from losslens.core.notices import say_once
+from losslens.core.notices import print_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -289,7 +289,7 @@ def read_rollouts(
             completions.append(list(row.completion_ids))
         else:
             completions.append(reader.completion(int(index) + 1, row))
-    say_once(reader.summary(why, len(rows)))
+    print_once(reader.summary(why, len(rows)))
     return prompts, completions
 
 
@@ -360,12 +360,12 @@ def _prompts(rows: Sequence[_Row], tokenizer: Any, writer: Mapping[str, Any], sa
         else:
             encoded[key] = encode_prompt(tokenizer, row.prompt)
     if different and unknown and not sampled:
-        say_once(
+        print_once(
             f"rollouts: their prompts contain {unknown[0]}, which is not a token of the base; training on the prompts"
             " in the base's own chat template"
         )
     elif different:
-        say_once(
+        print_once(
             f"rollouts: training on the prompts as rendered for sampling ({different[:60]!r}…); the base's own chat"
             " template, which is used for scoring, renders them differently"
         )

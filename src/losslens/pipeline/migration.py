@@ -24,7 +24,7 @@ from losslens.losses import Loss, builtin_losses
 from losslens.runs.integrity import run_fingerprint
 from losslens.runs.run import LockedError, Run, find_run, runs_of
 from losslens.runs.spec import OPTIMISER
-from losslens.scheduling.status import run_statuses
+from losslens.scheduling.status import refresh_run_statuses
 
 # Versions of the old identity format: 2 before rollouts stored token ids, 3 after.
 _OLD_VERSIONS = (2, 3)
@@ -32,7 +32,7 @@ _OLD_BUILTIN_PREFIX = "losslens.methods."
 
 
 @dataclass(frozen=True)
-class Moved:
+class MigrationResult:
     """Result of the migration of a run.
 
     Attributes:
@@ -50,7 +50,7 @@ class _NotMigratedError(Exception):
     """Raised with the reason why a run cannot be migrated."""
 
 
-def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[Moved]:
+def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[MigrationResult]:
     """Migrates the runs of a sweep to the current format.
 
     Args:
@@ -68,7 +68,7 @@ def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[
         raise InputError(f"sweep={sweep}: not the name of a sweep")
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
     results = []
-    for run_status in run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
+    for run_status in refresh_run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
         run = run_status.run
         try:
             if run_status.is_live:
@@ -77,10 +77,10 @@ def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[
                 )
             name = _migrate_run(run, losses)
         except _NotMigratedError as error:
-            results.append(Moved(run.name, run.name, str(error)))
+            results.append(MigrationResult(run.name, run.name, str(error)))
             continue
         if name != run.name:
-            results.append(Moved(run.name, name))
+            results.append(MigrationResult(run.name, name))
     _rename_references(runs_of(output_dir, sweep))
     return results
 

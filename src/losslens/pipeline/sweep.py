@@ -15,12 +15,12 @@ from rich.console import Console
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
 from losslens.core import distributed
-from losslens.core.commands import called, format_command
+from losslens.core.commands import command_name, format_command
 from losslens.core.errors import InputError, ProcessError
 from losslens.core.jobs import on_one_line
 from losslens.core.terminal import Table
 from losslens.pipeline.train_job import Outcome, train_job
-from losslens.runs.current_words import settings_of
+from losslens.runs.current_words import readable_settings
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
 
@@ -28,7 +28,7 @@ from losslens.runs.run import Run
 _MIN_POLL, _MAX_POLL = 0.2, 5.0
 
 
-class Sweep:
+class SweepJobs:
     """The jobs of one command and their outcomes.
 
     Jobs that are locked by another process are deferred to the end, so that concurrent commands share the runs of a
@@ -112,7 +112,7 @@ class Sweep:
             return  # the main process prints the same error
         if outcome.error:
             if outcome.error not in {earlier.error for earlier in self._outcomes.values()}:
-                print(f"{called('train.py')}: {outcome.error}", file=sys.stderr, flush=True)
+                print(f"{command_name('train.py')}: {outcome.error}", file=sys.stderr, flush=True)
         else:
             scored = "not scored" if outcome.accuracy is None else f"accuracy {outcome.accuracy:.1%}"
             print(f"{outcome.run}: {outcome.state}, {scored}", flush=True)
@@ -155,5 +155,5 @@ class Sweep:
         for name in {outcome.run for outcome in self.outcomes}:
             with suppress(InputError, KeyError, TypeError):
                 manifest = Run(self._output_dir / self.sweep / name).manifest
-                settings[name] = settings_of(manifest["identity"], manifest.get("options") or {})
+                settings[name] = readable_settings(manifest["identity"], manifest.get("options") or {})
         return labels(settings)

@@ -15,20 +15,20 @@ from losslens.config.training import TrainConfig
 from losslens.core import distributed, provenance
 from losslens.core.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.core.files import write_json, write_text
-from losslens.core.notices import say_once
+from losslens.core.notices import print_once
 from losslens.core.preemption import Preempted
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.score import require_problems, score_base, score_run
 from losslens.evaluation.statistics import wilson_interval
 from losslens.losses.presentation import manifest_entry
-from losslens.models.adapters import adapter_fingerprint, adapter_hashes, differs_from, initial_adapter
+from losslens.models.adapters import adapter_fingerprint, adapter_hashes, changes_weights, initial_adapter
 from losslens.models.loading import load_model, source_of
 from losslens.pipeline.preflight import require_fit
 from losslens.rollouts.frozen import FrozenRollouts, count_rollouts, load_rollouts
 from losslens.rollouts.quality import require_usable, rollout_quality
-from losslens.rollouts.sample import frozen_rollouts, problem_source, require_a_writer
+from losslens.rollouts.sample import frozen_rollouts, problem_source, require_suitable_teacher
 from losslens.runs.integrity import run_fingerprint
-from losslens.runs.reference_adapters import describe_references, references_of
+from losslens.runs.reference_adapters import describe_references, resolve_references
 from losslens.runs.run import LockedError, Run, State, require_one_base
 from losslens.runs.spec import RunSpec
 from losslens.tracking import artifacts
@@ -88,7 +88,7 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
         if not run.is_trained():
             require_one_base(spec.sweep, config.model)
             require_problems(config.benchmarks)
-            require_a_writer(config)
+            require_suitable_teacher(config)
             config.optim.per_process_batch(distributed.world_size())
             require_fit(spec)
         with run.lock(wait):
@@ -161,7 +161,7 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
         if not done_before:
             run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_fingerprint(run.adapter))
             (run.folder / "error.txt").unlink(missing_ok=True)
-            if not differs_from(run.adapter):
+            if not changes_weights(run.adapter):
                 print(f"{run.name}: the update is 0: training has not changed the weights", flush=True)
         wandb_session.log_late(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
     accuracy = None
@@ -269,14 +269,14 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         "outcomes": before.get("outcomes") or {},
     }
     plan = replace(plan, identity=run_fingerprint(manifest))
-    references = references_of(config.weight_tracking.references, run, initial, manifest)
+    references = resolve_references(config.weight_tracking.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": describe_references(references)})
     return _Prepared(plan, base, source, rollouts.folder, references, steps)
 
 
 def _print_quality(rollouts: FrozenRollouts) -> None:
     lines = [f"  {name}: {value}" for name, value in rollout_quality(rollouts).items()]
-    say_once("\n".join([str(rollouts.folder), *lines]))
+    print_once("\n".join([str(rollouts.folder), *lines]))
 
 
 class _Pace:
@@ -301,7 +301,7 @@ def _note_other_benchmark(config: TrainConfig, rollouts: FrozenRollouts) -> None
     if config.rollouts.path is None or config.benchmark or config.data.eval_size == 0 or not isinstance(source, dict):
         return
     if source != problem_source(config.data).identity("train"):
-        say_once(
+        print_once(
             f"rollouts.path={config.rollouts.path}: these rollouts answer problems of another source than "
             f"data={config.data.name}, on whose held-out problems the runs are scored; choose another benchmark with "
             "benchmark=…, or none with data.eval_size=0"

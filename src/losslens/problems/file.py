@@ -15,7 +15,7 @@ from losslens.problems import Problem, ProblemSource, Split, Verifier, question_
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import SeenQuestions
 from losslens.problems.rows import read_rows
-from losslens.problems.table import Divided, require_columns, require_readable, select_split, text_in
+from losslens.problems.table import HashSplit, require_columns, require_readable, row_text, sample_problems
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,7 +98,7 @@ class File(ProblemSource):
             )
         problems = self._problems(self.path)
         if self.eval_path is None:
-            divided, count = Divided(), len(problems)
+            divided, count = HashSplit(), len(problems)
             problems = [problem for problem in problems if divided.is_in(problem.metadata["question"], split)]
             if not problems and split == "eval":
                 raise InputError(
@@ -109,7 +109,7 @@ class File(ProblemSource):
         return self._select(problems, size, seed, self.path, split)
 
     def _select(self, problems: list[Problem], size: int | None, seed: int, file: Path, split: Split) -> list[Problem]:
-        selected = select_split(problems, size, seed, str(file), split)
+        selected = sample_problems(problems, size, seed, str(file), split)
         require_readable(str(file), self.verifier, selected)
         return selected
 
@@ -216,7 +216,7 @@ class File(ProblemSource):
         return [problem for problem, _ in problems.values()]
 
     def _text(self, number: int, name: str, row: Mapping[str, Any], file: Path | None = None) -> str:
-        return text_in(str(file or self.path), number, self.columns[name], row, listed=name == "answer")
+        return row_text(str(file or self.path), number, self.columns[name], row, listed=name == "answer")
 
     def _error(self, number: int, name: str, what: str, file: Path | None = None) -> InputError:
         return InputError(f"{file or self.path}: row {number}, column {self.columns[name]!r}: {what}")

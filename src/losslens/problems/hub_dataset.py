@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 from losslens.core import hub
 from losslens.core.errors import InputError, first_line
 from losslens.core.hashing import hash_file, hash_json
-from losslens.core.notices import say_once
+from losslens.core.notices import print_once
 from losslens.core.patterns import compile_pattern
 from losslens.problems import Problem, ProblemSource, Split, Verifier, question_hash
 from losslens.problems.judges import VerifierSetting, identity_of, verifier_of
 from losslens.problems.questions import normalise
-from losslens.problems.table import Divided, cell, is_missing, require_columns, require_readable, select_split
+from losslens.problems.table import HashSplit, cell_text, is_missing, require_columns, require_readable, sample_problems
 
 _WHOLE = r"(?s)\s*(.*?)\s*$"  # the whole answer without surrounding whitespace
 _PATTERN_SECONDS = 20.0  # time limit for all answers of a split; a sensible pattern takes microseconds per answer
@@ -130,8 +130,8 @@ class HubDataset(ProblemSource):
             if is_missing(question_cell) or is_missing(answer_cell):
                 skipped["incomplete"].append(number)
                 continue
-            question = cell(where, number, self.columns["prompt"], question_cell)
-            answer = reference.of(cell(where, number, self.columns["answer"], answer_cell, listed=True))
+            question = cell_text(where, number, self.columns["prompt"], question_cell)
+            answer = reference.of(cell_text(where, number, self.columns["answer"], answer_cell, listed=True))
             if not answer:
                 skipped["incomplete"].append(number)
             elif normalise(question) in problems:
@@ -140,14 +140,14 @@ class HubDataset(ProblemSource):
                 problems[normalise(question)] = self._problem(question, answer, number)
         if len(problems) < count:
             why = ", ".join(f"{len(at)} {what}, first in row {at[0]}" for what, at in skipped.items() if at)
-            say_once(f"{self.name}, split {name!r}: skipped {count - len(problems)} rows ({why})")
-        divided = Divided()
+            print_once(f"{self.name}, split {name!r}: skipped {count - len(problems)} rows ({why})")
+        divided = HashSplit()
         available = [
             problem
             for problem in problems.values()
             if not self._divided or divided.is_in(problem.metadata["question"], split)
         ]
-        selected = select_split(available, size, seed, where, split)
+        selected = sample_problems(available, size, seed, where, split)
         require_readable(where, self.verifier, selected)
         return selected
 

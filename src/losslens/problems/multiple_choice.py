@@ -19,7 +19,7 @@ from losslens.core.hashing import hash_file
 from losslens.problems import Problem, ProblemSource, Split, Verdict, question_hash
 from losslens.problems.questions import normalise
 from losslens.problems.rows import read_rows
-from losslens.problems.table import Divided, cell, require_columns, select_split, text_in
+from losslens.problems.table import HashSplit, cell_text, require_columns, row_text, sample_problems
 
 
 class MultipleChoice(ProblemSource):
@@ -79,9 +79,9 @@ class MultipleChoice(ProblemSource):
         }
 
     @property
-    def verifier(self) -> ReadsLetter:
+    def verifier(self) -> LetterVerifier:
         """See `ProblemSource.verifier`."""
-        return ReadsLetter()
+        return LetterVerifier()
 
     def rollouts(self) -> None:
         """See `ProblemSource.rollouts`; always None."""
@@ -93,7 +93,7 @@ class MultipleChoice(ProblemSource):
             raise InputError(f"{'eval_path' if split == 'eval' else 'path'}=FILE is required: no file is given")
         problems = self._problems(file)
         if self.eval_path is None:
-            divided = Divided()
+            divided = HashSplit()
             problems = [problem for problem in problems if divided.is_in(problem.metadata["asked"], split)]
         elif split == "eval" and self.path is not None:
             trained_on = {normalise(p.metadata["asked"]): p.metadata["row"] for p in self._problems(self.path)}
@@ -101,7 +101,7 @@ class MultipleChoice(ProblemSource):
                 if row := trained_on.get(normalise(problem.metadata["asked"])):
                     where = f"{file}: row {problem.metadata['row']}"
                     raise InputError(f"{where}: this question is also in {self.path}, row {row}")
-        return select_split(problems, size, seed, str(file), split)
+        return sample_problems(problems, size, seed, str(file), split)
 
     def _problems(self, file: Path) -> list[Problem]:
         names, rows = read_rows(file, csv=True)
@@ -119,7 +119,7 @@ class MultipleChoice(ProblemSource):
         return list(problems.values())
 
     def _problem(self, file: Path, number: int, row: Mapping[str, Any]) -> Problem:
-        asked = text_in(str(file), number, self.question, row).strip()
+        asked = row_text(str(file), number, self.question, row).strip()
         labels, options = self._options(file, number, row)
         if not 2 <= len(options) <= len(ascii_uppercase):
             raise self._error(file, number, self.choices, f"{len(options)} options, not 2 to {len(ascii_uppercase)}")
@@ -141,7 +141,7 @@ class MultipleChoice(ProblemSource):
     def _options(self, file: Path, number: int, row: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """Returns the row's own labels of the options, if any, and their texts."""
         if isinstance(self.choices, list):
-            return self.choices, [text_in(str(file), number, name, row).strip() for name in self.choices]
+            return self.choices, [row_text(str(file), number, name, row).strip() for name in self.choices]
         given = row.get(self.choices)
         if isinstance(given, str):
             try:
@@ -155,14 +155,14 @@ class MultipleChoice(ProblemSource):
         if labels is not None and len(labels) != len(given):
             raise self._error(file, number, self.choices, f"{len(labels)} labels for {len(given)} options")
         return [str(label) for label in labels or ()], [
-            cell(str(file), number, self.choices, option).strip() for option in given
+            cell_text(str(file), number, self.choices, option).strip() for option in given
         ]
 
     def _correct(
         self, file: Path, number: int, row: Mapping[str, Any], labels: Sequence[str], plain: Sequence[str]
     ) -> int:
         """Returns the index of the correct option, given by its label, text, letter or number."""
-        answer = text_in(str(file), number, self.answer, row).strip()
+        answer = row_text(str(file), number, self.answer, row).strip()
         if answer in labels:
             return labels.index(answer)
         if not isinstance(row[self.answer], int) and len(meant := _meant(_plain(answer), plain)) == 1:
@@ -234,7 +234,7 @@ _AT_THE_END = re.compile(
 
 
 @dataclass(frozen=True)
-class ReadsLetter:
+class LetterVerifier:
     """The verifier of multiple-choice problems: compares the letter that a completion states last.
 
     A letter, or an option's own text, may be stated in a box, in an `<answer>` tag or after `####`; after “the answer

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from losslens.core.errors import InputError
-from losslens.core.notices import say_once
+from losslens.core.notices import print_once
 from losslens.problems import Problem, Split, Verifier, position
 from losslens.problems.mathematics import MathVerify
 from losslens.problems.questions import normalise
@@ -59,7 +59,7 @@ def is_missing(value: Any) -> bool:
     return type(value).__name__ in ("NAType", "NaTType")
 
 
-def cell(where: str, number: int, column: str, value: Any, listed: bool = False) -> str:
+def cell_text(where: str, number: int, column: str, value: Any, listed: bool = False) -> str:
     """Converts a cell to text, in the same way for all sources.
 
     Strings are unchanged. Integers become their digits, other numbers positional decimals (`0.00005`, never `5e-05`),
@@ -81,7 +81,7 @@ def cell(where: str, number: int, column: str, value: Any, listed: bool = False)
     if isinstance(value, (list, tuple)):
         if not listed or len(value) != 1:
             raise InputError(f"{where_in}: {_shown(value)} is a list of {len(value)}; each cell must contain one value")
-        return cell(where, number, column, value[0], listed)
+        return cell_text(where, number, column, value[0], listed)
     if is_missing(value):
         raise InputError(f"{where_in}: {'empty' if isinstance(value, str) else 'missing'}")
     if isinstance(value, Mapping):
@@ -114,16 +114,16 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:59] + "…"
 
 
-def text_in(where: str, number: int, column: str, row: Mapping[str, Any], listed: bool = False) -> str:
-    """Converts a row's cell to text (see `cell`).
+def row_text(where: str, number: int, column: str, row: Mapping[str, Any], listed: bool = False) -> str:
+    """Converts a row's cell to text (see `cell_text`).
 
     Raises:
         InputError: The cell is empty or of another type.
     """
-    return cell(where, number, column, row.get(column), listed)
+    return cell_text(where, number, column, row.get(column), listed)
 
 
-class Divided:
+class HashSplit:
     """Divides the questions of a dataset without splits by their hash: nine tenths for training, one held out.
 
     Questions that differ only in whitespace, case or Unicode form are put in the split of the first of them.
@@ -138,7 +138,9 @@ class Divided:
         return (position(first) >= _TRAIN_SHARE) == (split == "eval")
 
 
-def select_split(problems: Sequence[Problem], size: int | None, seed: int, where: str, split: Split) -> list[Problem]:
+def sample_problems(
+    problems: Sequence[Problem], size: int | None, seed: int, where: str, split: Split
+) -> list[Problem]:
     """Selects `size` of the problems (None: all) in random order, seeded by `seed`.
 
     Raises:
@@ -175,7 +177,7 @@ def require_readable(where: str, verifier: Verifier, problems: Sequence[Problem]
             f"{where}: {share}, so hardly any completion could be correct: {examples}; set the column with the final "
             "answers, or your own source.verifier"
         )
-    say_once(f"{where}: {share}; only verbatim answers are correct: {examples}")
+    print_once(f"{where}: {share}; only verbatim answers are correct: {examples}")
 
 
 def _row(problem: Problem) -> int:

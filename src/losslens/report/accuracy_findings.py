@@ -6,13 +6,13 @@ import pandas as pd
 
 from losslens.report.arm_comparison import arm_rows, base_on
 from losslens.report.components import Finding
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.report.names import loss_name
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import listed, number, p_value, percent, points, whole
 
 
-def accuracies(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
+def accuracies(analysis: AnalysisFolder, comparison: LossComparison) -> list[Finding]:
     """Reports which losses differ in accuracy from the base and from SFT, after Holm's correction."""
     arms = arm_rows(analysis)
     arms = arms[arms["accuracy"].notna()] if len(arms) else arms
@@ -73,7 +73,7 @@ def _numbers(arm: pd.Series, to: str) -> str:
     return f"{points(arm[f'{to}_diff'])} points, {interval}, {p}"
 
 
-def _detectable(comparison: Comparison, benchmark: str) -> str:
+def _detectable(comparison: LossComparison, benchmark: str) -> str:
     pairs = comparison.arm_pairs
     known = pairs.loc[pairs["arm_b"] == "base", "detectable_diff"].dropna()
     if known.empty:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from losslens.core.commands import spoken
-from losslens.report.loss_comparison import Comparison
+from losslens.core.commands import typed_command
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import listed
 
 
-def caveats(analysis: AnalysisFolder, comparison: Comparison) -> list[str]:
+def caveats(analysis: AnalysisFolder, comparison: LossComparison) -> list[str]:
     """Returns the caveats, one sentence or two each."""
     return [*_seeds(comparison), *_repeats(comparison), *_no_base(analysis), *_lost(comparison)]
 
 
-def _seeds(comparison: Comparison) -> Iterable[str]:
+def _seeds(comparison: LossComparison) -> Iterable[str]:
     counts = {loss: len(loss.runs) for loss in comparison.losses if loss.runs and not math.isnan(loss.learning_rate)}
     if not counts:
         return
@@ -35,7 +35,7 @@ def _seeds(comparison: Comparison) -> Iterable[str]:
     )
 
 
-def _repeats(comparison: Comparison) -> Iterable[str]:
+def _repeats(comparison: LossComparison) -> Iterable[str]:
     reference = comparison.reference
     if reference is None or not comparison.others:
         return
@@ -45,7 +45,7 @@ def _repeats(comparison: Comparison) -> Iterable[str]:
     if unknown:
         methods = dict.fromkeys(loss.method for loss in unknown if not math.isnan(loss.learning_rate))
         how = (
-            f" (`{spoken('train.py')}{' -m' * (len(methods) > 1)} method={','.join(methods)} seed=…`)"
+            f" (`{typed_command('train.py')}{' -m' * (len(methods) > 1)} method={','.join(methods)} seed=…`)"
             if methods
             else ""
         )
@@ -68,7 +68,7 @@ def _no_base(analysis: AnalysisFolder) -> Iterable[str]:
         yield "The untrained base was not scored, so whether training helped or hurt is not known."
 
 
-def _lost(comparison: Comparison) -> Iterable[str]:
+def _lost(comparison: LossComparison) -> Iterable[str]:
     for loss in comparison.losses:
         if loss.diverged:
             total = int(comparison.runs["arm"].eq(loss.arm).sum())

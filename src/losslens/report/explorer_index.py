@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from losslens.report.loss_comparison import Comparison, Loss
+from losslens.report.loss_comparison import ComparedLoss, LossComparison
 from losslens.report.names import loss_name, run_name
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import colour, loss_title
@@ -72,7 +72,7 @@ def find_runs(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Runs:
     inits = table["init_seed"].nunique() > 1
     table = table[table["run"].isin({*pairs["run_a"], *pairs["run_b"]})].reset_index(drop=True)
     names = list(table["run"])
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     facts = []
     for _, run in table.iterrows():
         look = comparison.looks.of(run["arm"], run["method"])
@@ -107,7 +107,7 @@ def find_runs(analysis: AnalysisFolder, pairs: pd.DataFrame) -> Runs:
     return Runs(names, facts, arms, between, pd.DataFrame(compared, columns=rows.columns).reset_index(drop=True))
 
 
-def _label(loss: Loss) -> str:
+def _label(loss: ComparedLoss) -> str:
     """Returns the full name of a loss."""
     if math.isnan(loss.learning_rate):
         return loss.arm

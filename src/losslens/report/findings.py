@@ -13,7 +13,7 @@ import pandas as pd
 from losslens.report.accuracy_findings import accuracies
 from losslens.report.arm_comparison import arm_rows
 from losslens.report.components import Finding
-from losslens.report.loss_comparison import Compared, Comparison, Loss
+from losslens.report.loss_comparison import ComparedLoss, LossComparison, LossPairValue
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, listed, number, percent, rate
 from losslens.tables.style import loss_title
@@ -29,7 +29,7 @@ _PAIRINGS = {
 _SAME_BATCHES = "compared on runs of the same seed, which share their batches"
 
 
-def findings(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
+def findings(analysis: AnalysisFolder, comparison: LossComparison) -> list[Finding]:
     """Returns the findings, each with the section that shows its table."""
     return [
         *directions(comparison),
@@ -41,7 +41,7 @@ def findings(analysis: AnalysisFolder, comparison: Comparison) -> list[Finding]:
     ]
 
 
-def directions(comparison: Comparison) -> list[Finding]:
+def directions(comparison: LossComparison) -> list[Finding]:
     """Compares the direction of each loss's update with the reference's: the verdict and the numbers behind it."""
     reference = comparison.reference
     if reference is None:
@@ -51,14 +51,14 @@ def directions(comparison: Comparison) -> list[Finding]:
     if not cosines:
         return []
 
-    def with_numbers(loss: Loss, kind: str) -> str:
+    def with_numbers(loss: ComparedLoss, kind: str) -> str:
         cosine = cosines[loss]
         # Repeats that are too low explain why there is no ceiling.
         noisy = kind == "too noisy to say" and math.isnan(cosine.level)
         repeats = repeats_of(loss, reference, cosine) if noisy else ""
         return f"{loss.name} {_numbers(cosine, kind, repeats)}"
 
-    groups: dict[str, list[Loss]] = {}
+    groups: dict[str, list[ComparedLoss]] = {}
     for loss in sorted(cosines, key=lambda loss: -cosines[loss].value):
         groups.setdefault(_kind(cosines[loss]), []).append(loss)
     name = reference.name
@@ -82,7 +82,7 @@ def directions(comparison: Comparison) -> list[Finding]:
     return [Finding(f"Direction (cosine of ΔW): {'; '.join(sentences)}.", "explore")]
 
 
-def _kind(cosine: Compared) -> str:
+def _kind(cosine: LossPairValue) -> str:
     """Returns the verdict; for `too few seeds`, the kind of repeat that is missing."""
     if cosine.verdict == "related" and cosine.high >= 1:
         return "related or one"
@@ -93,20 +93,20 @@ def _kind(cosine: Compared) -> str:
     return "no repeat" if math.isnan(cosine.relative) else "two seeds"
 
 
-def repeats_of(first: Loss, second: Loss, cosine: Compared) -> str:
+def repeats_of(first: ComparedLoss, second: ComparedLoss, cosine: LossPairValue) -> str:
     """Returns `repeat of SFT 0.820, repeat of RFT 0.830`: the repeats from which the ceiling of the two is made."""
     own = zip((first, second), cosine.own, strict=True)
     return ", ".join(f"repeat of {loss.name} {number(value)}" for loss, value in own if not math.isnan(value))
 
 
-def _no_repeat(pairs: Sequence[tuple[Loss, Loss, Compared]]) -> str:
+def _no_repeat(pairs: Sequence[tuple[ComparedLoss, ComparedLoss, LossPairValue]]) -> str:
     own = [of_loss for *losses, cosine in pairs for of_loss in zip(losses, cosine.own, strict=True)]
     names = list(dict.fromkeys(loss.name for loss, value in own if math.isnan(value)))
     repeats = f"the repeat of {names[0]} is" if len(names) == 1 else f"the repeats of {listed(names)} are"
     return f"no ceiling, since {repeats} not known"
 
 
-def _numbers(cosine: Compared, kind: str = "", repeats: str = "") -> str:
+def _numbers(cosine: LossPairValue, kind: str = "", repeats: str = "") -> str:
     """Returns `0.680 (ceiling 0.830, ratio 0.83 [0.74, 0.91])`; the null if there is no ceiling or nothing in common.
 
     Args:
@@ -124,7 +124,7 @@ def _numbers(cosine: Compared, kind: str = "", repeats: str = "") -> str:
     return f"{number(cosine.value)} ({', '.join(parts)})" if parts else number(cosine.value)
 
 
-def ratio(cosine: Compared, label: str = "") -> str:
+def ratio(cosine: LossPairValue, label: str = "") -> str:
     """Returns `0.83 [0.74, 0.91]` with `label` before the interval; without an interval, the range of the cosines."""
     if not math.isnan(cosine.low):
         return f"{number(cosine.relative, 2)}{label} [{number(cosine.low, 2)}, {number(cosine.high, 2)}]"
@@ -132,7 +132,7 @@ def ratio(cosine: Compared, label: str = "") -> str:
     return f"{number(cosine.relative, 2)}{over}"
 
 
-def nearest(comparison: Comparison) -> list[Finding]:
+def nearest(comparison: LossComparison) -> list[Finding]:
     """Names the two most similar losses, at any learning rates, unless one of them is the reference.
 
     Compares ratios if every pair has one, else cosines, and only among pairs of runs of one pairing: runs of the same
@@ -174,7 +174,7 @@ def nearest(comparison: Comparison) -> list[Finding]:
     return [Finding(text, "explore")]
 
 
-def sizes(comparison: Comparison) -> list[Finding]:
+def sizes(comparison: LossComparison) -> list[Finding]:
     """Compares the largest update with the smallest."""
     norms = comparison.runs.set_index("run")["norm"]
     means = {loss: float(norms[list(loss.runs)].mean()) for loss in comparison.losses if loss.runs}
@@ -248,7 +248,7 @@ def _at_rate_of(sft: pd.Series, arms: pd.DataFrame, several: bool) -> list[Findi
     return sentences
 
 
-def connectivity(comparison: Comparison) -> list[Finding]:
+def connectivity(comparison: LossComparison) -> list[Finding]:
     """Reports the largest loss barrier between two losses, and the lowest last-layer CKA to the reference."""
     pairs = comparison.pairs
     measured = pairs[pairs["barrier_chord"].notna() & (pairs["arm_a"] != pairs["arm_b"])]
@@ -285,7 +285,7 @@ def connectivity(comparison: Comparison) -> list[Finding]:
     return [Finding(f"Function: {'; '.join(sentences)}.", "explore")] if sentences else []
 
 
-def _shown(comparison: Comparison, reference: Loss) -> list[Loss]:
+def _shown(comparison: LossComparison, reference: ComparedLoss) -> list[ComparedLoss]:
     """Returns each method's losses at the reference's named learning rate, or all of them if it has none there."""
     others = comparison.others
     named = {loss.method for loss in others if loss.lr == reference.lr}

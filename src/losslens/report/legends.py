@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from losslens.losses.presentation import get_presentation
 from losslens.report.components import Key, Keyed
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.style import PlotStyles
 
 
@@ -26,7 +26,7 @@ def legend(losses: Iterable[tuple[str, str, str]], looks: PlotStyles, lines: boo
     )
 
 
-def legend_of(comparison: Comparison, shown: Iterable[str], lines: bool) -> Key:
+def legend_of(comparison: LossComparison, shown: Iterable[str], lines: bool) -> Key:
     """Builds the legend of the compared losses whose arms are in `shown`."""
     arms = set(shown)
     losses = [(loss.arm, loss.method, loss.name) for loss in comparison.losses if loss.arm in arms]

@@ -35,7 +35,7 @@ _OF_PAIRS = ("cosine", "barrier_chord", "barrier_chord_low", "barrier_chord_high
 
 
 @dataclass(frozen=True)
-class Loss:
+class ComparedLoss:
     """A loss as it was trained: an arm of the analysis, or an external adapter.
 
     Attributes:
@@ -58,7 +58,7 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class Compared:
+class LossPairValue:
     """A measure of two losses, or of a loss and its repeats, from `arm_pairs.csv`; NaN if unknown.
 
     Attributes:
@@ -99,7 +99,7 @@ class Compared:
         return not math.isnan(self.value)
 
 
-class Comparison:
+class LossComparison:
     """The losses of an analysis and their pairs."""
 
     def __init__(self, analysis: AnalysisFolder) -> None:
@@ -112,7 +112,7 @@ class Comparison:
         return runs[runs["method"] != "base"].reset_index(drop=True)
 
     @cached_property
-    def losses(self) -> list[Loss]:
+    def losses(self) -> list[ComparedLoss]:
         """The losses, ordered by learning rate (largest first) and then by method."""
         groups = [group for _, group in self.runs.groupby("arm", sort=False)]
         several = self.runs.groupby("method")["arm"].nunique()
@@ -121,7 +121,7 @@ class Comparison:
         for group, name in zip(groups, names.all_cut(full), strict=True):
             first, known = group.iloc[0], group[group["norm"].notna()]
             losses.append(
-                Loss(
+                ComparedLoss(
                     first["arm"], first["method"], first["lr"], first["learning_rate"], name, tuple(known["run"]),
                     int((group["diverged"] != "").sum()),
                 )
@@ -140,14 +140,14 @@ class Comparison:
         return dict(zip(self.runs["run"], self.runs["arm"], strict=True))
 
     @cached_property
-    def reference(self) -> Loss | None:
+    def reference(self) -> ComparedLoss | None:
         """The loss that the others are compared with: that of the reference run, else SFT; None without either."""
         run = self._analysis.manifest.get("reference")
         references = [loss for loss in self.losses if run in loss.runs]
         return next(iter(references or [loss for loss in self.losses if loss.method == "sft"]), None)
 
     @property
-    def others(self) -> list[Loss]:
+    def others(self) -> list[ComparedLoss]:
         """All losses but the reference."""
         return [loss for loss in self.losses if loss is not self.reference]
 
@@ -164,18 +164,18 @@ class Comparison:
         """One row per pair of runs, with the arm of each and their pairing."""
         return self._analysis.table("pairs", ("run_a", "run_b", "arm_a", "arm_b", "pairing"), _OF_PAIRS)
 
-    def between(self, first: Loss, second: Loss) -> pd.DataFrame:
+    def between(self, first: ComparedLoss, second: ComparedLoss) -> pd.DataFrame:
         """Returns the pairs of runs by which two losses, or a loss and itself, are compared."""
         rows = self.pairs.iloc[self._pairs.get(frozenset((first.arm, second.arm)), [])]
         return rows[rows["pairing"] == self.of("cosine", first, second).pairing]
 
-    def of(self, measure: str, first: Loss, second: Loss) -> Compared:
+    def of(self, measure: str, first: ComparedLoss, second: ComparedLoss) -> LossPairValue:
         """Returns a measure of two losses, or the repeat of one loss."""
         row = self._rows.get(frozenset((first.arm, second.arm)))
         if row is None or math.isnan(row[measure]):
-            return Compared()
+            return LossPairValue()
         sides = "ab" if row["arm_a"] == first.arm else "ba"
-        return Compared(
+        return LossPairValue(
             value=row[measure],
             lowest=row[f"{measure}_min"],
             highest=row[f"{measure}_max"],

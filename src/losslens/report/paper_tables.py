@@ -15,7 +15,7 @@ from losslens.core.files import atomic_file
 from losslens.measures import Measure, measures_besides_cosine, pair_measures, run_measures
 from losslens.report.arm_comparison import arm_rows, is_matched
 from losslens.report.findings import ratio
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.report.names import short
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, number, p_value, points, rate, whole
@@ -49,7 +49,7 @@ def write_tables(folder: Path) -> list[Path]:
         InputError: The analysis has no manifest, or a table cannot be read.
     """
     analysis = AnalysisFolder(folder)
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     name = ", ".join(map(str, analysis.manifest.get("sweeps") or [])) or "adapters"
     candidates = (_runs(analysis, comparison), _to_reference(comparison), _repeats(analysis), _arms(analysis))
     tables = [_without_empty_columns(table) for table in candidates if table and table.rows]
@@ -69,7 +69,7 @@ def _without_empty_columns(table: PaperTable) -> PaperTable:
     return replace(table, heads=[table.heads[place] for place in kept], rows=rows)
 
 
-def _runs(analysis: AnalysisFolder, comparison: Comparison) -> PaperTable:
+def _runs(analysis: AnalysisFolder, comparison: LossComparison) -> PaperTable:
     texts = ("run", "method", "benchmark", "diverged")
     sizes = [measure.name for measure in run_measures("main")]
     numbers = ("learning_rate", "seed", "init_seed", *sizes, "accuracy", "ci_low", "ci_high", "base_diff")
@@ -121,7 +121,7 @@ def _tests_of_runs(analysis: AnalysisFolder) -> dict[tuple[str, str], float]:
     }
 
 
-def _to_reference(comparison: Comparison) -> PaperTable | None:
+def _to_reference(comparison: LossComparison) -> PaperTable | None:
     reference = comparison.reference
     if reference is None or not comparison.others:
         return None

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.format import number, whole
 from losslens.tables.style import INK, PlotStyle, escape_markup, figure, logarithmic, translucent
 
@@ -18,7 +18,7 @@ _MOST_POINTS = 200
 _MARKS = 7
 
 
-def by_loss(table: pd.DataFrame, comparison: Comparison) -> pd.DataFrame:
+def by_loss(table: pd.DataFrame, comparison: LossComparison) -> pd.DataFrame:
     """Adds to a table of runs and steps the loss (`loss_of`, the arm) and the method (`method_of`) of each run."""
     methods = {loss.arm: loss.method for loss in comparison.losses}
     arms = [comparison.arms.get(run, run) for run in table["run"]]
@@ -33,7 +33,7 @@ def spread(table: pd.DataFrame) -> str:
 
 def plot(
     table: pd.DataFrame,
-    comparison: Comparison,
+    comparison: LossComparison,
     name: str,
     axis: str,
     show: Callable[[float], str] = number,

@@ -185,7 +185,7 @@ def _require_tokenizer(file: Path, description: Any) -> None:
         raise InputError(f"{file}: tokenizer.control must be a list of tokens")
 
 
-def asked_in(frozen: FrozenRollouts) -> SeenQuestions:
+def seen_questions(frozen: FrozenRollouts) -> SeenQuestions:
     """Collects the questions of frozen rollouts, to check others against."""
     table = frozen.table
     return SeenQuestions(table["prompt"], templates_of(frozen.manifest.get("identity")), table["problem_id"].unique())

@@ -19,11 +19,11 @@ from losslens.config.data import Data, RolloutConfig
 from losslens.config.identity import identity_options
 from losslens.config.interpolations import EMBEDDED_TEACHER, describe_derived
 from losslens.config.parse import build, parse
-from losslens.core.commands import called
+from losslens.core.commands import command_name
 from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
 from losslens.core.hashing import hash_json, hash_text
-from losslens.core.notices import say_once
+from losslens.core.notices import print_once
 from losslens.core.provenance import versions
 from losslens.core.redaction import hash_secrets, public_address
 from losslens.models.loading import ModelSource, load_model, model_identity, source_of
@@ -162,7 +162,7 @@ def require_limits(config: RolloutConfig, split: Split = "train") -> None:
 
         tokenizer = limits_of(source_of(config.model)).tokenizer
         if templated := sum(is_templated(tokenizer, prompt) for prompt in dict.fromkeys(prompts)):
-            say_once(
+            print_once(
                 f"rollouts: {templated} prompts are already in the base's chat template; the server will apply its"
                 " model's again"
             )
@@ -244,7 +244,7 @@ def _writer(config: RolloutConfig) -> ModelSource:
     return source_of(model, teacher=True)
 
 
-def unknown_to_the_teacher(config: RolloutConfig) -> str:
+def explain_unsuitable_teacher(config: RolloutConfig) -> str:
     """Explains in one line why the teacher cannot solve the problems; empty if that is not known of it."""
     sampling, model = config.rollouts, config.model
     uses_teacher = sampling.path is None and sampling.engine == "transformers" and sampling.policy == "teacher"
@@ -260,13 +260,13 @@ def unknown_to_the_teacher(config: RolloutConfig) -> str:
     )
 
 
-def require_a_writer(config: RolloutConfig) -> None:
+def require_suitable_teacher(config: RolloutConfig) -> None:
     """Refuses to sample missing rollouts from a teacher that cannot solve the problems.
 
     Raises:
         InputError: The rollouts are missing, and the teacher cannot solve the problems.
     """
-    if (why := unknown_to_the_teacher(config)) and not find_rollouts(
+    if (why := explain_unsuitable_teacher(config)) and not find_rollouts(
         config.output_dir / "rollouts", hash_json(rollouts_identity(config), 16)
     ):
         raise InputError(why)
@@ -485,8 +485,8 @@ def rollout_job(config: DictConfig) -> None:
     sampled = settings.rollouts.path is None and problem_source(settings.data).rollouts() is None
     if sampled and (line := describe_derived(config)):
         print(line, flush=True)
-    if why := unknown_to_the_teacher(settings):
-        print(f"{called('rollout.py')}: {why}", file=sys.stderr, flush=True)
+    if why := explain_unsuitable_teacher(settings):
+        print(f"{command_name('rollout.py')}: {why}", file=sys.stderr, flush=True)
     rollouts = frozen_rollouts(settings)
     print(rollouts.folder)
     for name, value in rollout_quality(rollouts).items():

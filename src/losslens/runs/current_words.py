@@ -46,7 +46,7 @@ def current_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
     return current
 
 
-def settings_of(identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def readable_settings(identity: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns an identity for display: current names, and all options of the loss, including those at their defaults.
 
     Args:

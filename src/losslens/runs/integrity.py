@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from losslens.config.identity import in_current_words
 from losslens.config.training import LearningRate, Optim
-from losslens.core.commands import called, spoken
+from losslens.core.commands import command_name, typed_command
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
@@ -65,7 +65,7 @@ def require_format(folder: Path, manifest: Any) -> None:
     if has_old_identity or is_half_migrated:
         raise InputError(
             f"{folder}: written by an earlier version of LossLens, which named runs differently; migrate it with "
-            f"{spoken('launch/migrate.py')} output_dir={folder.parents[1]} (nothing is trained again)"
+            f"{typed_command('launch/migrate.py')} output_dir={folder.parents[1]} (nothing is trained again)"
         )
 
 
@@ -78,7 +78,7 @@ def record_outcomes(folder: Path, file: Path) -> None:
     write_json(folder / "manifest.json", {**manifest, "outcomes": outcomes})
 
 
-def are_recorded(folder: Path, file: Path) -> bool | None:
+def matches_recorded_hash(folder: Path, file: Path) -> bool | None:
     """Returns True if an outcome file matches its recorded hash; None if the manifest predates recorded hashes."""
     manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
     if not isinstance(manifest, dict) or "outcomes" not in manifest:
@@ -102,7 +102,8 @@ def require_recorded_outcomes(folder: Path) -> bool:
         fault = _outcome_fault(folder)
     if fault:
         raise InputError(
-            f"{fault}; run the same {called('train.py')} or {called('evaluate.py')} command again to score it anew"
+            f"{fault}; run the same {command_name('train.py')} or {command_name('evaluate.py')} command again to "
+            "score it anew"
         )
     return "outcomes" in read_json(folder / "manifest.json")
 

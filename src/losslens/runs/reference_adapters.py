@@ -19,7 +19,7 @@ _LABEL = re.compile(r"[A-Za-z0-9_.-]+")
 _COMPARED = ("init_seed", "seed", "lora_rank", "train_on", "optim", "lr")
 
 
-def references_of(
+def resolve_references(
     configured: Mapping[str, str] | str, run: Run, initial: Path, manifest: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Returns the folders of the adapters to compare `run` with, by label.

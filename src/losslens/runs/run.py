@@ -183,7 +183,7 @@ class Run:
             lock.release()
 
 
-def recorded_adapter_hash(run: Run) -> str:
+def recorded_adapter_fingerprint(run: Run) -> str:
     """Returns the fingerprint of the adapter of a run or snapshot (weights and configuration), from its manifest."""
     manifest = run.manifest
     return hash_json([manifest["adapter_sha256"], manifest["adapter_config_sha256"]], 64)

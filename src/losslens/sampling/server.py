@@ -20,8 +20,8 @@ from losslens.core.redaction import (
     public_address,
     remember_address,
     remember_secret,
-    without_key,
-    without_secrets,
+    remove_key,
+    remove_secrets,
 )
 
 _MAX_BACKOFF = 60.0  # seconds between two attempts, unless the server sends Retry-After
@@ -101,7 +101,7 @@ def ask(
     failure = asyncio.run(_Requests(server, model, decoding, keep, key).all(requests, base_url, description))
     if isinstance(failure, ServerError):
         where = f"{model} at {public_address(base_url) or 'OpenAI'}"
-        raise ServerError(without_secrets(f"{section}: {where}: {failure}")) from failure.__cause__
+        raise ServerError(remove_secrets(f"{section}: {where}: {failure}")) from failure.__cause__
     if failure is not None:
         raise failure
 
@@ -240,10 +240,10 @@ def _completion(response: Any, key: str | None) -> Completion:
         # Some servers return a model's reasoning separately; rollouts contain both.
         reasoning = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
-        raise _InvalidResponseError(f"no completion in the response {without_secrets(str(response))[:80]!r}") from error
+        raise _InvalidResponseError(f"no completion in the response {remove_secrets(str(response))[:80]!r}") from error
     for part in (text, reasoning):
         if not isinstance(part, (str, type(None))):
-            raise _InvalidResponseError(f"the completion is not a string: {without_secrets(str(part))[:80]!r}")
+            raise _InvalidResponseError(f"the completion is not a string: {remove_secrets(str(part))[:80]!r}")
     text = text or ""
     usage = getattr(response, "usage", None)
     tokens, prompt_tokens = (_count(getattr(usage, name, None)) for name in ("completion_tokens", "prompt_tokens"))
@@ -253,7 +253,7 @@ def _completion(response: Any, key: str | None) -> Completion:
         text = f"<think>\n{reasoning}" if truncated and not text else f"<think>\n{reasoning}\n</think>\n\n{text}"
     # Lone surrogates cannot be stored. Otherwise the text is kept as it is, since data must not depend on the machine's
     # environment; only the request's own key is removed, if the server repeats it.
-    kept = without_key(text.encode("utf-8", "replace").decode("utf-8"), key)
+    kept = remove_key(text.encode("utf-8", "replace").decode("utf-8"), key)
     ids, prompt_ids = (
         _token_ids(getattr(holder, name, None))
         for holder, name in ((choice, "token_ids"), (response, "prompt_token_ids"))
@@ -299,12 +299,12 @@ def _describe(error: Exception) -> str:
     from openai import APIStatusError
 
     # Redacted before truncation: part of a key is still a secret.
-    cause = f" ({without_secrets(first_line(error.__cause__))[:200]})" if error.__cause__ is not None else ""
+    cause = f" ({remove_secrets(first_line(error.__cause__))[:200]})" if error.__cause__ is not None else ""
     body = ""
     if isinstance(error, APIStatusError):
-        text = without_secrets(" ".join(error.response.text.split()))[:200]
+        text = remove_secrets(" ".join(error.response.text.split()))[:200]
         body = f": {text}" if text and text not in str(error) and str(error).count("{") == 0 else ""
-    return f"{without_secrets(first_line(error))[:200]}{body}{cause}"
+    return f"{remove_secrets(first_line(error))[:200]}{body}{cause}"
 
 
 def address(server: Server) -> str | None:

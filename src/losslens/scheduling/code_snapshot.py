@@ -34,12 +34,12 @@ def snapshot_code(script: Path, folder: Path) -> Path:
     commit = provenance.code_version()
     content = {str(name): hash_file(file) for name, file in sorted(files.items())}
     copy = folder / f"code-{hash_json([content, commit], 12)}"
-    if not (copy / provenance.KEPT_CODE).exists():
+    if not (copy / provenance.CODE_FILE).exists():
         with atomic_folder(copy) as temporary:
             for name, file in files.items():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, temporary / name)
-            write_json(temporary / provenance.KEPT_CODE, commit)
+            write_json(temporary / provenance.CODE_FILE, commit)
     return copy
 
 

@@ -15,7 +15,7 @@ from losslens.scheduling.plan import JobSpec
 from losslens.scheduling.progress import accuracies, duration, seconds_left, short_labels, sweep_left
 from losslens.scheduling.record import read_record
 from losslens.scheduling.slurm import cluster
-from losslens.scheduling.status import RunStatus, run_statuses
+from losslens.scheduling.status import RunStatus, refresh_run_statuses
 
 _POLL_SECONDS = 5.0  # one call of squeue each time, whatever the number of runs
 _COLOURS = {"completed": "green", "running": "cyan", "failed": "red", "damaged": "red", "preempted": "yellow"}
@@ -93,10 +93,10 @@ def follow_jobs(specs: Sequence[JobSpec]) -> int:
     """Waits until all jobs have ended; returns 0 if all of them succeeded, else 1."""
     runs = [spec.run for spec in specs if spec.run]
     if runs:
-        watch(lambda: run_statuses(runs), lambda statuses: all(each.is_over for each in statuses), "")
+        watch(lambda: refresh_run_statuses(runs), lambda statuses: all(each.is_over for each in statuses), "")
     records = [spec.record for spec in specs if not spec.run and not spec.done]
     succeeded = _wait_for(records)
-    return 0 if succeeded and all(each.state == "completed" for each in run_statuses(runs)) else 1
+    return 0 if succeeded and all(each.state == "completed" for each in refresh_run_statuses(runs)) else 1
 
 
 def _wait_for(records: Sequence[Path]) -> bool:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
-from losslens.runs.current_words import settings_of
+from losslens.runs.current_words import readable_settings
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
 from losslens.scheduling.status import RunStatus
@@ -107,7 +107,7 @@ def _read(file: Path, _: int) -> dict[str, Any]:
 def _settings(run: Run) -> dict[str, Any] | None:
     manifest = _manifest(run)
     try:
-        return settings_of(manifest["identity"], manifest["options"])
+        return readable_settings(manifest["identity"], manifest["options"])
     except (KeyError, TypeError):
         return None
 

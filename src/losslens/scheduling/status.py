@@ -58,7 +58,7 @@ class RunStatus:
         return self.slurm is not None and self.slurm.is_live and self.state not in ("completed", "failed")
 
 
-def run_statuses(runs: Iterable[Run]) -> list[RunStatus]:
+def refresh_run_statuses(runs: Iterable[Run]) -> list[RunStatus]:
     """Returns the status of each run; marks runs as failed whose job has died without reporting it."""
     read = [(run, *_read(run)) for run in runs]
     here = cluster.this_cluster()

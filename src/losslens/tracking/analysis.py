@@ -13,7 +13,7 @@ import pandas as pd
 from losslens.config.tracking import Logger
 from losslens.core.errors import InputError
 from losslens.core.redaction import redact
-from losslens.runs.run import recorded_adapter_hash, runs_of
+from losslens.runs.run import recorded_adapter_fingerprint, runs_of
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tracking.artifacts import log, use
 from losslens.tracking.session import RunInfo, session
@@ -51,7 +51,7 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
         if settings.artifacts:
             for run in [run for name in manifest["sweeps"] for run in runs_of(output_dir, name)]:
                 with suppress(InputError):  # a damaged run, which the analysis has left out
-                    if run.is_trained() and recorded_adapter_hash(run) in manifest["adapters"].values():
+                    if run.is_trained() and recorded_adapter_fingerprint(run) in manifest["adapters"].values():
                         use(wandb_session, "adapter", run.name, run.adapter)
         for name in _TABLES:
             if analysis.csv(name).count(b"\n") > 1:

@@ -82,7 +82,7 @@ def sections(sweep: LoggedSweep) -> list[Section]:
     return [section for section in _all(sweep) if section.panels]
 
 
-def gaps(sweep: LoggedSweep) -> list[str]:
+def missing_data(sweep: LoggedSweep) -> list[str]:
     """Returns sentences about what the dashboard does not show yet."""
     missing = [section.title for section in _all(sweep) if not section.panels]
     lines = [panel for section in sections(sweep) for panel in section.panels if panel.kind == "lines"]

@@ -127,7 +127,7 @@ class Plan:
 
 
 @contextmanager
-def claimed(output_dir: Path, sweep: str) -> Iterator[None]:
+def sync_lock(output_dir: Path, sweep: str) -> Iterator[None]:
     """Locks a sweep against concurrent syncing; waits if another process has locked it.
 
     Raises:

@@ -8,12 +8,12 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from losslens.report.arm_comparison import arm_rows, base_on
 from losslens.report.figures.canvas import COLUMN, INK, LETTER, SHADE, figure, lines, point_of, rows
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import colour
 
 
-def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+def draw(analysis: AnalysisFolder, comparison: LossComparison) -> Figure | None:
     """Draws the figure; None if nothing was scored."""
     arms = arm_rows(analysis)
     if arms.empty or not arms["accuracy"].notna().any():

@@ -7,13 +7,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from losslens.report.figures.canvas import COLUMN, INK, MUTED, figure, key, legend_above, line_of, lines, upright
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 
 _MEASURE = "angle_min_left"
 
 
-def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+def draw(analysis: AnalysisFolder, comparison: LossComparison) -> Figure | None:
     """Draws the figure; None without a reference or layers."""
     layers = analysis.table("layers", ("run_a", "run_b"), ("layer", _MEASURE, f"{_MEASURE}_null"))
     layers = layers[layers[_MEASURE].notna()]

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from losslens.core.files import atomic_file
-from losslens.report.loss_comparison import Loss
+from losslens.report.loss_comparison import ComparedLoss
 from losslens.tables.style import PlotStyles
 
 # Widths of one column and of a page in most venues, in inches.
@@ -84,7 +84,7 @@ def write(drawn: Figure, folder: Path, name: str) -> list[Path]:
     return files
 
 
-def line_of(loss: Loss, looks: PlotStyles, points: int = 0) -> dict[str, Any]:
+def line_of(loss: ComparedLoss, looks: PlotStyles, points: int = 0) -> dict[str, Any]:
     """Returns the matplotlib style of the line of a loss.
 
     Args:
@@ -106,7 +106,7 @@ def point_of(loss: str, method: str, looks: PlotStyles) -> dict[str, Any]:
     return {**look.marker, "markeredgecolor": edge, "markeredgewidth": 0.6, "markersize": 5}
 
 
-def key(losses: Sequence[Loss], looks: PlotStyles) -> list[Line2D]:
+def key(losses: Sequence[ComparedLoss], looks: PlotStyles) -> list[Line2D]:
     """Returns legend handles with the line and mark of each loss."""
     return [Line2D([], [], **{**line_of(loss, looks), "markevery": None}) for loss in losses]
 

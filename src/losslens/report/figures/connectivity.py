@@ -6,11 +6,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from losslens.report.figures.canvas import COLUMN, INK, figure, key, legend_above, line_of, lines, upright
-from losslens.report.loss_comparison import Comparison, Loss
+from losslens.report.loss_comparison import ComparedLoss, LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 
 
-def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+def draw(analysis: AnalysisFolder, comparison: LossComparison) -> Figure | None:
     """Draws the figure; None if no path from the reference was measured."""
     curves = analysis.table("connectivity", ("run_a", "run_b"), ("alpha", "loss"))
     reference = comparison.reference
@@ -38,7 +38,7 @@ def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
     return drawn
 
 
-def _from(reference: Loss, first: str | None, pairs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
+def _from(reference: ComparedLoss, first: str | None, pairs: pd.DataFrame, curves: pd.DataFrame) -> pd.Series:
     """Averages the curves of these pairs, by α from the reference (or, for its repeats, from the run `first`)."""
     rows = curves.merge(pairs[["run_a", "run_b"]], on=["run_a", "run_b"])
     forward = (rows["run_a"] == first) | (rows["run_a"].isin(reference.runs) & (rows["run_b"] != first))

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from losslens.report.figures.canvas import COLUMN, INK, LETTER, MUTED, PAGE, SMALL, figure, lines
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import AGAINST, ALONG, DARK
 
@@ -21,7 +21,7 @@ _THREE, _TWO = 0.35, 0.33
 _SMALLEST = 5.0
 
 
-def draw(_: AnalysisFolder, comparison: Comparison) -> Figure | None:
+def draw(_: AnalysisFolder, comparison: LossComparison) -> Figure | None:
     """Draws the figure; None with fewer than two losses."""
     losses = comparison.losses
     if len(losses) < 2:
@@ -67,7 +67,7 @@ def _text(value: float, digits: int = 3) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("0.", ".", 1).replace("-", "−")
 
 
-def _below(comparison: Comparison) -> list[str]:
+def _below(comparison: LossComparison) -> list[str]:
     """Returns the notes below the matrix, on its diagonal and the null."""
     losses = comparison.losses
     nulls = [comparison.of("cosine", a, b).null for a in losses for b in losses if a is not b]

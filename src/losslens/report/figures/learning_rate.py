@@ -20,12 +20,12 @@ from losslens.report.figures.canvas import (
     point_of,
     upright,
 )
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import colour
 
 
-def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+def draw(analysis: AnalysisFolder, comparison: LossComparison) -> Figure | None:
     """Draws the figure; None if no method was trained at several learning rates."""
     arms = arm_rows(analysis)
     if not is_matched(arms):

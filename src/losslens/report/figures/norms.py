@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from losslens.report.figures.canvas import COLUMN, figure, key, legend_above, line_of, logarithmic, upright
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 
 _MOST_VALUES = 64
 
 
-def draw(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+def draw(analysis: AnalysisFolder, comparison: LossComparison) -> Figure | None:
     """Draws the figure; None without the table of runs and modules."""
     columns = ["run", "layer", "norm", "singular_values"]
     parquet = analysis.parquet("run_modules", columns)

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from losslens.core.files import atomic_folder
 from losslens.report.figures import accuracies, angles, connectivity, cosines, learning_rate, norms
 from losslens.report.figures.canvas import style, write
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 
-_FIGURES: tuple[tuple[str, Callable[[AnalysisFolder, Comparison], Figure | None]], ...] = (
+_FIGURES: tuple[tuple[str, Callable[[AnalysisFolder, LossComparison], Figure | None]], ...] = (
     ("cosines", cosines.draw), ("accuracies", accuracies.draw), ("norms", norms.draw), ("angles", angles.draw),
     ("connectivity", connectivity.draw), ("learning_rate", learning_rate.draw),
 )  # fmt: skip
@@ -29,7 +29,7 @@ def draw_figures(analysis: AnalysisFolder, names: Iterable[str] | None = None) -
     Raises:
         InputError: A table is none.
     """
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     with style():
         drawn = {name: draw(analysis, comparison) for name, draw in _FIGURES if names is None or name in names}
     return {name: figure for name, figure in drawn.items() if figure is not None}

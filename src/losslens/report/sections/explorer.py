@@ -11,7 +11,7 @@ from losslens.report.components import Section
 from losslens.report.explorer_data import Pairs, pack, pair_columns
 from losslens.report.explorer_index import Runs, find_modules, find_runs
 from losslens.report.legends import legend_of
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import AGAINST, ALONG, figure, logarithmic
 
@@ -41,7 +41,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     del look["template"], look["yaxis"]["type"]
     packed.add_header(layout=look, ticks=ticks, against=AGAINST, along=ALONG)
     packed.add_header(start={"runs": _first_pair(runs, table, ends), "arms": _first_arms(runs)})
-    key = legend_of(Comparison(analysis), (fact["loss"] for fact in runs.facts), lines=False)
+    key = legend_of(LossComparison(analysis), (fact["loss"] for fact in runs.facts), lines=False)
     return Section("explore", "Explore", text=[_HOW_TO_READ], explorer=packed.text(), key=key, notes=notes)
 
 

@@ -10,7 +10,7 @@ from losslens.report.arm_comparison import arm_rows, base_on
 from losslens.report.caveats import caveats
 from losslens.report.components import Cell, Column, Figure, Matrix, Row, Section, Square, Table
 from losslens.report.findings import findings, ratio, repeats_of
-from losslens.report.loss_comparison import Compared, Comparison, Loss
+from losslens.report.loss_comparison import ComparedLoss, LossComparison, LossPairValue
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import number, percent, whole
 from losslens.tables.style import AGAINST, ALONG, DARK, INK, colour, escape_markup, rows_figure, whisker
@@ -24,7 +24,7 @@ _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", 
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """Builds the section; None without a trained run."""
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     if not comparison.losses:
         return None
     figures = [_cosines(comparison)] if len(comparison.losses) > 1 else []
@@ -40,7 +40,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     )
 
 
-def _compared(analysis: AnalysisFolder, comparison: Comparison) -> str:
+def _compared(analysis: AnalysisFolder, comparison: LossComparison) -> str:
     """Describes the runs, their rollouts and their base, as far as the manifest records them."""
     trained = [loss for loss in comparison.losses if not math.isnan(loss.learning_rate)]
     methods = len({loss.method for loss in trained})
@@ -76,7 +76,7 @@ def _count(number_: int) -> str:
     return _WORDS[number_] if number_ < len(_WORDS) else str(number_)
 
 
-def _cosines(comparison: Comparison) -> Matrix:
+def _cosines(comparison: LossComparison) -> Matrix:
     losses = comparison.losses
     return Matrix(
         "Cosine of the updates",
@@ -89,7 +89,7 @@ def _cosines(comparison: Comparison) -> Matrix:
     )
 
 
-def _square(comparison: Comparison, first: Loss, second: Loss) -> Square:
+def _square(comparison: LossComparison, first: ComparedLoss, second: ComparedLoss) -> Square:
     count, cosine = len(comparison.losses), comparison.of("cosine", first, second)
     if not cosine.known:
         return Square(_brief(cosine.value, 3))
@@ -110,7 +110,7 @@ def _brief(value: float, digits: int) -> str:
     return text.replace("0.", ".", 1) if abs(value) < 1 else text
 
 
-def _table(comparison: Comparison) -> Table:
+def _table(comparison: LossComparison) -> Table:
     """Repeats the matrix as a table, for readers who cannot see or hover it."""
     losses = comparison.losses
     rows = []
@@ -124,14 +124,14 @@ def _table(comparison: Comparison) -> Table:
     return Table("Cosine of the updates, in numbers", columns, rows, closed=True)
 
 
-def _lines_below(cosine: Compared) -> list[str]:
+def _lines_below(cosine: LossPairValue) -> list[str]:
     """Returns the lines below a cosine: ceiling and ratio, verdict, null."""
     lines = [] if math.isnan(cosine.level) else [f"ceiling {number(cosine.level)}, ratio {ratio(cosine, ', 95%')}"]
     lines += [cosine.verdict] * (cosine.verdict not in ("", "too few seeds"))
     return lines + ([] if math.isnan(cosine.null) else [f"null {number(cosine.null)}"])
 
 
-def _cosine_caption(comparison: Comparison) -> str:
+def _cosine_caption(comparison: LossComparison) -> str:
     losses = comparison.losses
     cosines = {(a, b): comparison.of("cosine", a, b) for a in losses for b in losses}
     own = any(cosine.known for (a, b), cosine in cosines.items() if a is b)
@@ -156,7 +156,7 @@ def _cosine_caption(comparison: Comparison) -> str:
     return " ".join(sentences)
 
 
-def _hover(first: Loss, second: Loss, cosine: Compared) -> str:
+def _hover(first: ComparedLoss, second: ComparedLoss, cosine: LossPairValue) -> str:
     over = f"{cosine.pairs} pair{'s' * (cosine.pairs != 1)} of runs, {cosine.pairing or 'unknown seeds'}"
     again = f"{first.name}, trained again{f' (different {cosine.changed})' if cosine.changed else ''}"
     lines = [
@@ -167,7 +167,7 @@ def _hover(first: Loss, second: Loss, cosine: Compared) -> str:
     return "\n".join([*lines, *([repeats] if repeats else []), *_lines_below(cosine)])
 
 
-def _accuracies(analysis: AnalysisFolder, comparison: Comparison) -> Figure | None:
+def _accuracies(analysis: AnalysisFolder, comparison: LossComparison) -> Figure | None:
     arms = arm_rows(analysis)
     if arms.empty or not arms["accuracy"].notna().any():
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from losslens.losses.presentation import get_presentation
 from losslens.report.components import Cell, Column, Row, Section, Table
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import EXPERIMENT, JUDGEMENT, measure_terms
 from losslens.tables.style import colour, in_plot_order, loss_title
@@ -12,7 +12,7 @@ from losslens.tables.style import colour, in_plot_order, loss_title
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """Builds the section; None without a trained run."""
-    methods = in_plot_order(loss.method for loss in Comparison(analysis).losses)
+    methods = in_plot_order(loss.method for loss in LossComparison(analysis).losses)
     if not methods:
         return None
     losses = [(loss_title(m), get_presentation(m).summary, colour(m)) for m in methods if get_presentation(m).summary]

@@ -9,7 +9,7 @@ from losslens.report.arm_figures import arm_figures
 from losslens.report.arm_table import arm_table
 from losslens.report.components import Section
 from losslens.report.legends import legend
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import loss_title
 
@@ -19,7 +19,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     rows = arm_rows(analysis)
     if rows.empty:
         return None
-    looks = Comparison(analysis).looks
+    looks = LossComparison(analysis).looks
     matched, base = is_matched(rows), base_on(analysis, rows["benchmark"])
     about = (
         "An arm is all runs that differ only in their seeds. Arms at the same learning rate differ in their loss; arms "

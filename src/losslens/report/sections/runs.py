@@ -7,7 +7,7 @@ import pandas as pd
 from losslens.measures import run_measures
 from losslens.report.components import Cell, Column, Figure, Row, Section, Table, downloadable
 from losslens.report.legends import legend_of
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.report.names import run_name, setting_text
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, difference, percent, rate, whole
@@ -28,7 +28,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
         return None
     # The same numbers as on the terminal.
     runs["number"] = runs["run"].map({name: place for place, name in enumerate(dict.fromkeys(runs["run"]))})
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     benchmarks = [name for name in runs["benchmark"].unique() if name]
     diverged = runs[runs["diverged"] != ""].drop_duplicates("run")
     return Section(
@@ -41,7 +41,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     )
 
 
-def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: Comparison) -> Figure:
+def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: LossComparison) -> Figure:
     # A diverged run was not scored; it is shown without a score.
     shown = runs[(runs["benchmark"] == benchmark) | ((runs["diverged"] != "") & (runs["benchmark"] == ""))]
     trained = shown[shown["method"] != "base"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from losslens.report.components import Cell, Column, Row, Section, Table, downloadable
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import NOTHING, difference, number, p_value, percent, whole
 from losslens.tables.style import colour, loss_title
@@ -18,7 +18,7 @@ _VERDICTS = ("not significant", "underpowered", "same answers")
 
 def section(analysis: AnalysisFolder) -> Section | None:
     """Builds the section; None if no two losses were scored on the same problems."""
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     pairs = comparison.arm_pairs
     pairs = pairs[pairs["accuracy_diff"].notna()]
     if pairs.empty:
@@ -72,7 +72,7 @@ def _detectable(pairs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _table(analysis: AnalysisFolder, comparison: Comparison, pairs: pd.DataFrame) -> Table:
+def _table(analysis: AnalysisFolder, comparison: LossComparison, pairs: pd.DataFrame) -> Table:
     losses = {loss.arm: loss for loss in comparison.losses}
     shown, caption = pairs, "Every two losses, and each with the base; smallest p first"
     if len(pairs) > _MOST:

@@ -9,7 +9,7 @@ from losslens.losses.presentation import diagnostic_titles
 from losslens.report import step_curves
 from losslens.report.components import Figure, Section, downloadable
 from losslens.report.legends import legend_of
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import COURSE, TO_REFERENCE, TRAINING, WITH_REFERENCE
 from losslens.tables.format import number, rate
@@ -63,7 +63,7 @@ def _section(analysis: AnalysisFolder, id: str, title: str, text: str, titles: d
     shown = {name: heading for name, heading in titles.items() if table[name].nunique() >= least[name]}
     if not shown:
         return None
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     table = step_curves.by_loss(table, comparison)
     return Section(
         id,
@@ -75,6 +75,6 @@ def _section(analysis: AnalysisFolder, id: str, title: str, text: str, titles: d
     )
 
 
-def _plot(table: pd.DataFrame, comparison: Comparison, name: str, title: str) -> go.Figure:
+def _plot(table: pd.DataFrame, comparison: LossComparison, name: str, title: str) -> go.Figure:
     axis = title[0].lower() + title[1:]
     return step_curves.plot(table, comparison, name, axis, rate if name == "lr" else number)

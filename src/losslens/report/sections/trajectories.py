@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from losslens.report import step_curves
 from losslens.report.components import Figure, Section, downloadable
 from losslens.report.legends import legend
-from losslens.report.loss_comparison import Comparison
+from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import MUTED
 
@@ -26,7 +26,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     table = analysis.table("trajectories", _TEXTS, _NUMBERS)
     if table.empty:
         return None
-    comparison = Comparison(analysis)
+    comparison = LossComparison(analysis)
     table = step_curves.by_loss(table, comparison).assign(lost=table["diverged"] == "True")
     names = {loss.arm: loss.name for loss in comparison.losses}
     losses = table.drop_duplicates("loss_of")
@@ -53,7 +53,7 @@ def _lost(table: pd.DataFrame) -> str:
     return f" {diverged} {which}, marked ✕."
 
 
-def _plot(table: pd.DataFrame, comparison: Comparison, name: str, axis: str) -> go.Figure:
+def _plot(table: pd.DataFrame, comparison: LossComparison, name: str, axis: str) -> go.Figure:
     plot = step_curves.plot(table, comparison, name, axis, log=name == "norm", lost="lost")
     if name != "norm" and table[name].min() < 0:
         plot.add_hline(y=0, line={"color": MUTED, "width": 1})
