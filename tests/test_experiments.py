@@ -95,7 +95,7 @@ def test_the_controls_change_what_they_are_called_after_and_nothing_else() -> No
     }.items():
         assert settings(f"experiment={name}", "method=dpo") == {**whole, **change}
     # As many passes as SFT makes there over its four rollouts of each prompt.
-    assert whole["optim"]["max_steps"] * whole["optim"]["batch_size"] == 0.8 * whole["data"]["train"] * 4
+    assert whole["optim"]["max_steps"] * whole["optim"]["batch_size"] == 0.8 * whole["data"]["train_size"] * 4
 
 
 def test_the_papers_settings() -> None:

@@ -330,7 +330,7 @@ OTHER_TYPES: list[tuple[str, Any]] = [
     ("config.lr.name", 5), ("config.lr.name", "a b"), ("config.lr.peak", -1), ("config.lr.peak", "x"),
     ("config.lr", []), ("config", "x"), ("config.lora_rank.r", []), ("rollouts", []), ("rollouts.folder", "../../x"),
     ("base", []), ("method", {}), ("identity", 3), ("training.steps", "many"), ("initial_adapter.folder", 7),
-    ("config.seed", []), ("config.benchmark", 4), ("config.data.eval", "x"), ("adapter_sha256", 5),
+    ("config.seed", []), ("config.benchmark", 4), ("config.data.eval_size", "x"), ("adapter_sha256", 5),
     ("conventional_lr_scale", "?"), ("config.lr.factor", "x"),
 ]  # fmt: skip
 
