@@ -203,7 +203,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         "benchmark": benchmark,
         "holm_family": {"pairs": config.holm_family, "tests": int(of_arms["p_holm"].notna().sum())},
         "measured_pairs": [list(pair) for pair in based.curves],
-        "held_out": based.probe_set,
+        "probe_set": based.probe_set,
         "mds": {"variance_kept": None if math.isnan(kept) else kept},
         "origins": lineage(cohort),
         "points": {s.name: s.run.manifest for s in cohort.members if s.run} if config.checkpoint != "end" else {},
