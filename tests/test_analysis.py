@@ -180,7 +180,7 @@ class TestTables:
 
     def test_connectivity_is_the_loss_of_the_models(self, sweep: Path, analysis: Analysis, base: LoadedModel) -> None:
         """The endpoints' losses from PEFT's own models on the frozen completions that the manifest names."""
-        facts = analysis.facts["held_out"]
+        facts = analysis.facts["probe_set"]
         frozen = load_rollouts(sweep / "rollouts" / facts["folder"])
         assert frozen.sha256 == facts["sha256"]
         right = frozen.table[frozen.table["reward"] > 0]
@@ -214,7 +214,7 @@ class TestTables:
     def test_cka_of_every_hidden_state(self, analysis: Analysis) -> None:
         table = analysis.tables.cka
         assert len(table) == (15 + 6) * 6  # pairs, and runs against the base; embeddings and five layers
-        assert (table["n"] == analysis.facts["held_out"]["sequences"]).all()
+        assert (table["n"] == analysis.facts["probe_set"]["sequences"]).all()
         assert table[table["layer"] == -1]["cka_unbiased"].tolist() == pytest.approx([1] * 21)
         assert table["cka_unbiased"].between(0.5, 1 + 1e-9).all()
         pairs = analysis.tables.pairs.set_index(["run_a", "run_b"])
@@ -693,7 +693,7 @@ class TestTheBase:
         found = analyse(settings(sweep, "connectivity.loss=answer", pairs=[["sft", "dpo"]]))
         curve = found.tables.connectivity
         assert len(curve) == 3
-        frozen = load_rollouts(sweep / "rollouts" / found.facts["held_out"]["folder"])
+        frozen = load_rollouts(sweep / "rollouts" / found.facts["probe_set"]["folder"])
         right = frozen.table[frozen.table["reward"] > 0]
         run = of(sweep, "dpo")
         nll = tokens = 0
@@ -723,7 +723,7 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert {file.name for file in (folder / "figures").iterdir()} == {f"{n}.{k}" for n in names for k in ("pdf", "png")}
     assert "At a glance" in (folder / "report.html").read_text(encoding="utf-8")
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["held_out"]["sha256"]
+    assert manifest["probe_set"]["sha256"]
     assert len(manifest["adapters"]) == len(manifest["origins"]["runs"]) == 6
     assert manifest["command"].startswith(f"python analyze.py output_dir={sweep}")
     [trained_by] = manifest["origins"]["commands"]
