@@ -360,6 +360,6 @@ def test_a_sweep_stays_in_step_until_one_process_fails(given: Path, tmp_path: Pa
     assert errors.count("train.py: optim.micro_batch: Input should be") == 1
     assert errors.count(f"train.py: {runs[1e30].name}: diverged: ") == 1
     assert "process 1: RuntimeError: out of memory with a micro-batch of 2" in runs[2e-3].status["error"]
-    assert "set optim.micro_batch" in runs[2e-3].status["error"]
-    assert "set optim.micro_batch" in errors
+    assert "set a smaller optim.micro_batch" in runs[2e-3].status["error"]
+    assert "set a smaller optim.micro_batch" in errors
     assert "CUDA out of memory. Tried" in (runs[2e-3].folder / "error.txt").read_text()
