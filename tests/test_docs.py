@@ -58,7 +58,7 @@ INSTALLED = {
     "migrate": "launch/migrate.py",
 }  # fmt: skip
 # What is no command of LossLens.
-OTHERS = {"git", "cd", "source", "sudo", "pip", "eval", "wandb", "npm"}
+OTHERS = {"git", "cd", "source", "sudo", "pip", "eval", "wandb", "npm", "pipx", "pre-commit"}
 # Columns, files and values that were renamed, beside the options that `renamed_options` knows.
 OLD_NAMES = (
     "ablation.csv", "map.csv", "orthogonal_a_to_b", "orthogonal_b_to_a", "share_right", "same_as", "logps/right",

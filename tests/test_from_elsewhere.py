@@ -297,7 +297,7 @@ DAMAGED = {"deep": "[" * 200_000, "array": "[]", "text": '"x"', "null": "null", 
 def test_a_json_file_that_is_none_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     file = tmp_path / "manifest.json"
     file.write_bytes(b'{"a": "\xe9"}' if kind == "latin" else DAMAGED[kind].encode())
-    with pytest.raises(InputError, match=r"manifest\.json: no") as error:
+    with pytest.raises(InputError, match=r"manifest\.json: (no|the JSON is nested)") as error:
         read_object(file)
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="cannot be read"):
