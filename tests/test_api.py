@@ -83,7 +83,7 @@ def test_what_does_not_compare_is_named(adapters: Path, tmp_path: Path) -> None:
     for folders, said in (
         ([tmp_path / "none"], "none: no such folder"),
         ([tmp_path], "not a readable PEFT adapter"),
-        ([], "no adapter folder is given"),
+        ([], "no adapter folder given"),
         ([adapters / "a", adapters / "a"], "given twice"),
         (str(adapters / "a"), "a list of folders"),
     ):

@@ -89,7 +89,7 @@ def test_evaluate_scores_unlocked_runs_first(sweep: Path) -> None:
         _until(lambda: len(list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))) == 6)
     worker.join()
     assert ended[0].returncode == 0, ended[0].stderr
-    assert f"{held.name}: locked by another process; left for later" in ended[0].stdout
+    assert f"{held.name}: locked by another process; postponed" in ended[0].stdout
     files = list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))
     assert len(files) == 7
     for file in files:
