@@ -260,7 +260,7 @@ def test_a_step_on_the_way(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
     wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "checkpoint=7", check=2)
     assert "checkpoint=7: no run has a snapshot there" in wrong.stderr
     wrong = script("analyze.py", "sweep=arms", f"output_dir={arms}", "target_norm=1", check=2)
-    assert "target_norm=1 requires checkpoint=norm" in wrong.stderr
+    assert wrong.stderr == "analyze.py: target_norm=1 requires checkpoint=norm\n"
 
 
 def test_rows_and_epochs_of_a_sweep(arms: Path) -> None:

@@ -131,7 +131,8 @@ def _checked(field: str, make: Callable[[], T]) -> T:
         # A union has one error for each of its types, any of which would be accepted.
         messages = [e["msg"].removeprefix("Value error, ") for e in errors if _where(field, e["loc"]) == where]
         given = "" if errors[0]["type"] in ("missing", "value_error") else f", got {errors[0]['input']!r}"
-        raise InputError(f"{where}: {', or '.join(dict.fromkeys(messages))}{given}") from error
+        prefix = f"{where}: " if where else ""  # a rule between options of the whole configuration names them itself
+        raise InputError(f"{prefix}{', or '.join(dict.fromkeys(messages))}{given}") from error
     except TypeError as error:
         raise InputError(f"{field}: {error}") from error
 
