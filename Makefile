@@ -42,9 +42,9 @@ linkcheck: setup  ## the links of the documentation that lead to the network
 test: setup  ## all tests
 	$(RUN) -m pytest
 
-# In one process: each further one would begin with the same imports.
+# Two processes, whatever the machine: each begins with the same imports.
 test-fast: setup  ## those that take under a minute together
-	$(RUN) -m pytest -n 0 -m "not slow"
+	$(RUN) -m pytest -n 2 -m "not slow"
 
 coverage: setup  ## all tests, and what of the package they run: the table, and htmlcov/index.html
 	$(RUN) -m pytest --cov --cov-report=term --cov-report=html

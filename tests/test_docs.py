@@ -44,8 +44,6 @@ from tests.conftest import ROOT, train_frozen
 from tools.reference import pages as generated_pages
 from tools.reference import written
 
-pytestmark = pytest.mark.fast
-
 DOCS = ROOT / "docs"
 PAGES = sorted(
     [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
