@@ -627,7 +627,7 @@ class TestRefused:
         ):
             with pytest.raises(InputError, match=message):
                 analyse(settings(sweep, "pairs=none", adapters=adapters))
-        with pytest.raises(InputError, match="name adapters="):
+        with pytest.raises(InputError, match="give adapters="):
             analyse(settings(sweep, sweep=None))
 
     def test_an_untrained_adapter_has_no_direction(self, sweep: Path, tmp_path: Path) -> None:
