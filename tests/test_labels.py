@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from losslens.core.mappings import flatten
 from losslens.runs.labels import labels
 
 pytestmark = pytest.mark.fast
@@ -70,3 +71,8 @@ def test_labels_are_unique() -> None:
     assert len(set(labels({"a/sft-1": one, "b/sft-1": one}).values())) == 2
     both = of(one, identity("sft", optim={"max_steps": 200, "batch_size": 32}), identity("sft", seed=1))
     assert both == ["sft max_steps 100 s42", "sft max_steps 200 s42", "sft max_steps 100 s1"]
+
+
+def test_nested_settings_are_flattened_to_dotted_names() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": {}, "f": None}) == {"a.b": 1, "a.c.d": [2], "e": {}, "f": None}
+    assert flatten({}) == flatten("no mapping") == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair
 from losslens.core.errors import InputError
+from losslens.core.mappings import flatten
 from losslens.runs.run import arm_of
 
 # Keys that do not distinguish arms of one method and learning rate, or that have their own columns.
@@ -71,7 +72,7 @@ class Arm:
     @property
     def values(self) -> dict[str, Any]:
         """All settings of its runs except the seeds, flattened."""
-        return dict(_flat(self.facts.settings))
+        return flatten(self.facts.settings)
 
     @property
     def on_any_data(self) -> str:
@@ -193,11 +194,3 @@ def _other_names(arm: Arm, arms: Sequence[Arm]) -> list[str]:
     options = {other.lr: other.facts.config.lr for other in siblings}
     scale = arm.facts.conventional_lr_scale
     return sorted(name for name, lr in options.items() if name not in taken and lr.of(scale) == arm.learning_rate)
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value

@@ -7,6 +7,7 @@ from typing import Any
 
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.core import provenance
+from losslens.core.mappings import flatten
 
 # Parts of the configuration that other columns show or that do not affect the result (paths, logging).
 _NOT_SHOWN = (
@@ -45,7 +46,7 @@ def _of_run(manifest: Mapping[str, Any], configuration: Mapping[str, Any], commo
 
 
 def _configuration(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    flat = _flat(manifest.get("config") or {})
+    flat = flatten(manifest.get("config") or {})
     return {k: v for k, v in flat.items() if not any(k == name or k.startswith(f"{name}.") for name in _NOT_SHOWN)}
 
 
@@ -60,9 +61,3 @@ def _common(configurations: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _distinct(values: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [value for number, value in enumerate(values) if value and value not in values[:number]]
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value:
-        return {name: value}
-    return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{name}.{key}" if name else key).items()}

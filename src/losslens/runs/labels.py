@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from losslens.core.mappings import flatten
 
 _METHOD = ("method.name", "format")
 _SEEDS = {"seed": "s", "init_seed": "init "}
@@ -22,7 +24,7 @@ def labels(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     Args:
         identities: Identity of each run with all options (`settings_of`), by its name.
     """
-    flat = {name: dict(_flat(identity)) for name, identity in identities.items()}
+    flat = {name: flatten(identity) for name, identity in identities.items()}
     chosen = _distinguishing_keys(flat)
     seeds = [key for key in _SEEDS if len({repr(values.get(key)) for values in flat.values()}) > 1]
     by_name = {}
@@ -79,11 +81,3 @@ def _format(value: Any) -> str:
         return "+".join(map(_format, value)) if len(value) < 4 else f"{_format(value[0])}+{len(value) - 1}"
     text = str(value)
     return text[:8] if _HASH.fullmatch(text) else text if len(text) <= 24 else f"{text[:23]}…"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from losslens.core.errors import InputError
+from losslens.core.mappings import flatten
 from losslens.losses.presentation import register_from_manifest
 from losslens.runs.run import Run, arm_of, runs_of
 
@@ -114,7 +115,7 @@ def _read(run: Run) -> LoggedRun:
     manifest = run.manifest
     try:
         arm = arm_of(manifest["identity"])
-        config, learning_rate = dict(_flat(manifest["config"])), float(manifest["learning_rate"])
+        config, learning_rate = flatten(manifest["config"]), float(manifest["learning_rate"])
         register_from_manifest(str(config[METHOD]), manifest.get("loss"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{run.folder / 'manifest.json'}: not the manifest of a run") from error
@@ -134,14 +135,6 @@ def _steps(file: Path) -> Iterator[dict[str, float]]:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise InputError(f"{file}: line {number} is not a logged step") from error
         yield values
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _rank(key: str) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from losslens.core.mappings import flatten
 from losslens.report.citation import works
 from losslens.report.components import Cell, Column, Row, Section, Table
 from losslens.tables.analysis_folder import AnalysisFolder
@@ -29,14 +30,11 @@ def provenance(analysis: AnalysisFolder) -> Section:
     """Builds the section of commands, configurations, versions, hashes, warnings and citations."""
     manifest = analysis.manifest
     origins = manifest.get("origins") or {}
-    rows = [Row([Cell(name), Cell(value)]) for name, value in _flat(manifest) if not name.startswith(_NOT_SHOWN)]
+    rows = [row for row in _rows(manifest) if not row.cells[0].text.startswith(_NOT_SHOWN)]
     rows += [
-        Row([Cell(f"{kind}.{name}"), Cell(value)])
-        for kind in ("rollouts", "base")
-        for origin in origins.get(kind) or []
-        for name, value in _flat(origin)
+        row for kind in ("rollouts", "base") for origin in origins.get(kind) or [] for row in _rows(origin, f"{kind}.")
     ]
-    common = [Row([Cell(name), Cell(value)]) for name, value in _flat(origins.get("configuration") or {})]
+    common = _rows(origins.get("configuration") or {})
     commands = [*(origins.get("commands") or []), *([manifest["command"]] if manifest.get("command") else [])]
     version = str((manifest.get("versions") or {}).get("losslens") or "")
     cited = [Row([Cell(what), Cell(text, below=bibtex)]) for what, text, bibtex in works(version)]
@@ -107,11 +105,11 @@ def _warnings(manifest: Mapping[str, Any]) -> list[str]:
     return warnings
 
 
-def _flat(value: Any, name: str = "") -> Iterable[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, list):
-        yield name, ", ".join(map(str, value)) or "none"
-    else:
-        yield name, "none" if value is None else str(value)
+def _rows(content: Any, prefix: str = "") -> list[Row]:
+    return [Row([Cell(f"{prefix}{name}"), Cell(_text(value))]) for name, value in flatten(content).items()]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None or value == {} else str(value)
