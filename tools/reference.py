@@ -86,7 +86,7 @@ def _yes(measure: Measure) -> str:
 
 # Losses
 
-_NORMALISERS = {
+_DIVISORS = {
     "tokens": "completion tokens in the effective batch",
     "rollouts": "rollouts in the effective batch",
     "pairs": "pairs in the effective batch",
@@ -141,7 +141,7 @@ def _facts(name: str) -> str:
     rows = [
         ("run it", f"`python train.py method={name}`"),
         ("one term for each", kind.unit),
-        ("sum divided by", _NORMALISERS[kind.normaliser]),
+        ("sum divided by", _DIVISORS[loss.divisor]),
         ("uses the reward", _word(kind.uses_reward)),
         ("needs the base's log-probabilities", _word("reference" in loss.needs)),
         ("bounded below", _word(loss.bounded)),

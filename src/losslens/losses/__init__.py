@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from losslens.config.training import TrainOn
 
 Unit = Literal["token", "rollout", "pair"]
-Normaliser = Literal["tokens", "rollouts", "pairs"]
-# Inputs that cost an extra forward pass, computed only for the losses that need them.
-Need = Literal["reference", "mismatched_log_ratio"]
+Divisor = Literal["tokens", "rollouts", "pairs"]
+# Inputs that cost an extra pass or that not every set of rollouts has, prepared only for the losses that need them.
+Need = Literal["reference", "mismatched_log_ratio", "sampler", "sampler_raw", "top_entropy", "divergence"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,13 @@ class Batch:
         columns: Output of `Loss.columns` for these rollouts, each of shape (N,).
         pairs: Indices of each pair's chosen and rejected rollout, shape (P, 2); None unless the unit is the pair.
         reference: log π_ref(y_t | y_<t, x) of the base, shape (N, T), nats; None unless the loss needs it.
+        sampler: log μ(y_t | y_<t, x) of the policy that sampled the rollouts, shape (N, T), nats: of the distribution
+            it sampled from (need `sampler`), or at temperature 1 and without truncation (need `sampler_raw`); None
+            unless the loss needs it.
+        top_entropy: Entropy of π_θ over its 20 most likely tokens, renormalised, without gradient, shape (N, T), nats;
+            None unless the loss needs it.
+        divergence: KL(π_ref ‖ π_θ) over the whole vocabulary at each position, with gradient, shape (N, T), nats; None
+            unless the loss needs it.
         step: Statistics of the whole step, over all its micro-batches and processes, keyed by the name of the need: for
             `mismatched_log_ratio` the mean of log π_θ(y' | x)/π_ref(y' | x) over the prompts of the step, where y' is
             the completion of the last preceding rollout in the step that answers another prompt.
@@ -57,6 +64,9 @@ class Batch:
     columns: Mapping[str, Tensor] = field(default_factory=dict)
     pairs: Tensor | None = None
     reference: Tensor | None = None
+    sampler: Tensor | None = None
+    top_entropy: Tensor | None = None
+    divergence: Tensor | None = None
     step: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -104,8 +114,6 @@ class Loss(BaseModel):
         colour: Colour in plots, `#rrggbb`; derived from `name` if empty.
         place: Sort key in tables and plots, ascending; losses without one come last.
         unit: The unit that `terms` has one value for.
-        normaliser: Divisor of the sum of the terms: the number of completion tokens, rollouts or pairs in the effective
-            batch.
         uses_reward: True if the loss treats correct and incorrect rollouts differently.
         conventional_lr_scale: Usual peak learning rate relative to SFT's, used by `lr=conventional`. It is 1 for SFT
             and for losses that reweight its tokens.
@@ -122,7 +130,6 @@ class Loss(BaseModel):
     colour: ClassVar[str] = ""
     place: ClassVar[float] = float("inf")
     unit: ClassVar[Unit] = "token"
-    normaliser: ClassVar[Normaliser] = "tokens"
     uses_reward: ClassVar[bool] = True
     conventional_lr_scale: ClassVar[float] = 1.0
     diagnostic_titles: ClassVar[Mapping[str, str]] = {}
@@ -138,6 +145,11 @@ class Loss(BaseModel):
     def options(self) -> dict[str, Any]:
         """All options, as JSON values."""
         return self.model_dump(mode="json", by_alias=True, exclude={"name"})
+
+    @property
+    def divisor(self) -> Divisor:
+        """Divisor of the sum of the terms: the completion tokens, rollouts or pairs of the effective batch."""
+        return "tokens"
 
     @property
     def bounded(self) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch, Loss, Need
+from losslens.losses import Batch, Divisor, Loss, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,7 +38,6 @@ class Kto(Loss):
     colour = "#92dadd"
     place = 8
     unit = "rollout"
-    normaliser = "rollouts"
     conventional_lr_scale = 0.1
     diagnostic_titles: ClassVar[Mapping[str, str]] = {"kl": "KL estimate to the base: z₀ (nats)"}
 
@@ -46,6 +45,11 @@ class Kto(Loss):
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     desirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     undesirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def divisor(self) -> Divisor:
+        """See `Loss.divisor`."""
+        return "rollouts"
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from losslens.core.errors import InputError
-from losslens.losses import Loss
+from losslens.losses import Divisor, Loss
 
 if TYPE_CHECKING:
     from losslens.config.training import TrainOn
@@ -50,10 +50,14 @@ class PairLoss(Loss):
     """
 
     unit = "pair"
-    normaliser = "pairs"
     conventional_lr_scale = 0.1
 
     pairs: Pairs = "one"
+
+    @property
+    def divisor(self) -> Divisor:
+        """See `Loss.divisor`."""
+        return "pairs"
 
     def select_pairs(self, rollouts: pd.DataFrame) -> list[tuple[int, int]]:
         """See `Loss.select_pairs`."""

@@ -75,7 +75,7 @@ def _declared(kind: type[Loss], name: str) -> Any:
 
 def manifest_entry(loss: Loss) -> dict[str, Any]:
     """Returns the description of a loss for a run's manifest, as JSON values."""
-    return presentation_of(loss).model_dump(exclude_none=True) | {"unit": loss.unit, "normaliser": loss.normaliser}
+    return presentation_of(loss).model_dump(exclude_none=True) | {"unit": loss.unit, "divisor": loss.divisor}
 
 
 def register_from_manifest(name: str, entry: Any) -> None:

@@ -69,10 +69,10 @@ class LossTrainer(OpenSFTTrainer):
         own_indices = np.arange(len(examples)).reshape(shape)[:, self.accelerator.process_index]
         collated = (examples.take(indices).collate(self._pad_token_id) for indices in own_indices)
         batches, tokens = super().get_batch_samples(collated, num_batches, device)
-        if self.loss.normaliser == "tokens":
+        if self.loss.divisor == "tokens":
             count = tokens
         else:
-            own = sum(len(batch["pairs" if self.loss.normaliser == "pairs" else "input_ids"]) for batch in batches)
+            own = sum(len(batch["pairs" if self.loss.divisor == "pairs" else "input_ids"]) for batch in batches)
             count = self._over_processes(torch.tensor(float(own)))
         if "mismatched_log_ratio" in self.loss.needs:
             others = examples.mismatched()
