@@ -33,6 +33,35 @@ Need = Literal["reference", "mismatched_log_ratio", "sampler", "sampler_raw", "t
 
 
 @dataclass(frozen=True)
+class Factors:
+    """The factors of a token's weight: w_t = outcome · gate · saturation · length.
+
+    Attributes:
+        outcome: What the reward decides: nothing (`ignored`), which rollouts count (`correct only`), the sign of the
+            weight (`signed`), a weight that is the reward relative to the prompt's other rollouts (`relative`), or one
+            that is positive and exponential in it (`exponential`).
+        gate: What tells the tokens of one rollout apart: `none`, their probability (`probability`), the entropy of the
+            distribution they were drawn from (`entropy`), or their ratio to another policy (`ratio`).
+        saturation: How the weight of a rollout changes as it is learned: not at all (`none`); it falls with the
+            probability of an incorrect rollout (`taper`); it is 0 outside a range of ratios or margins (`band`);
+            it falls to 0 as the margin grows (`logistic`), or on either side of a point (`bump`); or it is the
+            distance to a target, and reverses beyond it (`regression`).
+        length: Whether each token counts the same (`tokens`), or each rollout, so that its tokens weigh 1/|y|
+            (`rollouts`).
+        stops: When its weights vanish, in a few words.
+        first_step: Name of the class of losses with the same gradient, up to scale, as long as the model is the base;
+            empty if there is no other such loss.
+    """
+
+    outcome: Literal["ignored", "correct only", "signed", "relative", "exponential"]
+    gate: Literal["none", "probability", "entropy", "ratio"] = "none"
+    saturation: Literal["none", "taper", "band", "logistic", "bump", "regression"] = "none"
+    length: Literal["tokens", "rollouts"] = "tokens"
+    stops: str = ""
+    first_step: str = ""
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rollouts of a micro-batch, scored by the model under training.
 
@@ -155,6 +184,11 @@ class Loss(BaseModel):
     def bounded(self) -> bool:
         """True if the loss is bounded below for all log-probabilities; may depend on the options."""
         return True
+
+    @property
+    def factors(self) -> Factors | None:
+        """The factors of the weights, by which losses are told apart; may depend on the options. None if not said."""
+        return None
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cache
 from typing import Annotated, Any
 
@@ -75,7 +76,9 @@ def _declared(kind: type[Loss], name: str) -> Any:
 
 def manifest_entry(loss: Loss) -> dict[str, Any]:
     """Returns the description of a loss for a run's manifest, as JSON values."""
-    return presentation_of(loss).model_dump(exclude_none=True) | {"unit": loss.unit, "divisor": loss.divisor}
+    factors = {} if loss.factors is None else {"factors": asdict(loss.factors)}
+    shown = presentation_of(loss).model_dump(exclude_none=True)
+    return {**shown, "unit": loss.unit, "divisor": loss.divisor, **factors}
 
 
 def register_from_manifest(name: str, entry: Any) -> None:
