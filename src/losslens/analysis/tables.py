@@ -48,6 +48,9 @@ class Tables:
         trajectories: One row per run with snapshots and step.
         training: One row per run and logged step.
         mds: One row per run with a non-zero update: its point in the plane.
+        factors: One row per arm whose loss declares the factors of its weights.
+        clusters: One row per factor: whether the updates of losses that share it lie closer together.
+        classes: One row per step and loss that shares its first step with another.
     """
 
     runs: pd.DataFrame
@@ -64,6 +67,9 @@ class Tables:
     trajectories: pd.DataFrame
     training: pd.DataFrame
     mds: pd.DataFrame
+    factors: pd.DataFrame
+    clusters: pd.DataFrame
+    classes: pd.DataFrame
 
 
 def compared_weights(

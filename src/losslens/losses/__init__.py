@@ -37,9 +37,9 @@ class Factors:
     """The factors of a token's weight: w_t = outcome · gate · saturation · length.
 
     Attributes:
-        outcome: What the reward decides: nothing (`ignored`), which rollouts count (`correct only`), the sign of the
-            weight (`signed`), a weight that is the reward relative to the prompt's other rollouts (`relative`), or one
-            that is positive and exponential in it (`exponential`).
+        outcome: What the reward decides: nothing (`ignored`); which rollouts count (`correct only`); the size of a weight
+            that is always positive (`positive`); its sign (`signed`); or the weight is the reward relative to that of
+            the prompt's other rollouts (`relative`).
         gate: What tells the tokens of one rollout apart: `none`, their probability (`probability`), the entropy of the
             distribution they were drawn from (`entropy`), or their ratio to another policy (`ratio`).
         saturation: How the weight of a rollout changes as it is learned: not at all (`none`); it falls with the
@@ -53,7 +53,7 @@ class Factors:
             empty if there is no other such loss.
     """
 
-    outcome: Literal["ignored", "correct only", "signed", "relative", "exponential"]
+    outcome: Literal["ignored", "correct only", "positive", "signed", "relative"]
     gate: Literal["none", "probability", "entropy", "ratio"] = "none"
     saturation: Literal["none", "taper", "band", "logistic", "bump", "regression"] = "none"
     length: Literal["tokens", "rollouts"] = "tokens"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from losslens.config.identity import Formerly
-from losslens.losses import Batch, Loss
+from losslens.losses import Batch, Factors, Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,15 @@ class Rift(Loss):
         if self.form == "affine":
             return max(self.affine_lambda * self.reward_correct, self.affine_lambda * self.reward_incorrect) <= 1
         return self.form != "naive" or self.reward_incorrect == 0
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        if self.form == "affine":
+            return Factors("positive", stops="π = 1")
+        if self.form == "naive":
+            return Factors("signed", stops="never for incorrect rollouts")
+        return Factors("signed", saturation="taper", stops="π = 1 for correct rollouts, π = 0 for incorrect ones")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the term of each token, shape (N, T)."""
