@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, fields
@@ -58,7 +59,8 @@ def _described(arm: Arm) -> dict[str, Any] | None:
 def _loss_of(facts: StartedFacts) -> Loss | None:
     """The built-in loss of a run with its options; None if it is another, or was made with options that are gone."""
     kind = builtin_losses().get(facts.method)
-    with contextlib.suppress(ValidationError):
+    with contextlib.suppress(ValidationError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is unbounded was said when it was trained
         return kind(name=facts.method, **facts.options) if kind else None
     return None
 
@@ -79,7 +81,7 @@ def cluster_table(arms: Sequence[Arm], factors: pd.DataFrame, arm_pairs: pd.Data
         One row per factor, p corrected by Holm's method over the rows; empty for fewer than six losses.
     """
     first = {arm.method: arm for arm in reversed(arms) if arm.members and arm.at_conventional_rate}
-    named = {arm.name(): arm for arm in arms if arm in first.values()}
+    named = {arm.name(): arm for arm in arms if first.get(arm.method) is arm}
     about = factors[factors["arm"].isin(named)].set_index("arm")
     about = about.assign(learning_rate=[named[arm].learning_rate for arm in about.index])
     cross = arm_pairs[arm_pairs["pairing"].isin(CROSS_SEED)]

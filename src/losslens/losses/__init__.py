@@ -37,9 +37,9 @@ class Factors:
     """The factors of a token's weight: w_t = outcome · gate · saturation · length.
 
     Attributes:
-        outcome: What the reward decides: nothing (`ignored`); which rollouts count (`correct only`); the size of a weight
-            that is always positive (`positive`); its sign (`signed`); or the weight is the reward relative to that of
-            the prompt's other rollouts (`relative`).
+        outcome: What the reward decides: nothing (`ignored`); which rollouts count (`correct only`); the size of a
+            weight that is always positive (`positive`); its sign (`signed`); or the weight is the reward relative to
+            that of the prompt's other rollouts (`relative`).
         gate: What tells the tokens of one rollout apart: `none`, their probability (`probability`), the entropy of the
             distribution they were drawn from (`entropy`), or their ratio to another policy (`ratio`).
         saturation: How the weight of a rollout changes as it is learned: not at all (`none`); it falls with the

@@ -73,13 +73,15 @@ def _findings(clusters: pd.DataFrame) -> list[Finding]:
         text = "By none of the factors do the updates cluster more than chance allows"
         least = clusters.loc[clusters["p"].idxmin()]
         return [Finding(f"{text} (smallest p {p_value(least['p_holm'])}, Holm: {_SAID[least['factor']]}).", "family")]
-    parts = [
-        f"{_SAID[row.factor]} ({percent(row.explained)} of the variance, {percent(row.expected)} by chance; "
-        f"p {p_value(row.p_holm)})"
+    return [
+        Finding(
+            f"Losses that agree in {_SAID[row.factor]} have updates that lie closer together: it explains "
+            f"{percent(row.explained)} of their variance, {percent(row.expected)} by chance (p {p_value(row.p_holm)}, "
+            "Holm).",
+            "family",
+        )
         for row in found.itertuples()
     ]
-    joined = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return [Finding(f"Losses that agree in {joined} have updates that lie closer together.", "family")]
 
 
 def _factor_table(analysis: AnalysisFolder, factors: pd.DataFrame, names: dict[str, str]) -> Table:
