@@ -238,6 +238,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     file = str(rollouts.folder / "rollouts.parquet")
     limits_of(source_of(config.model)).require_sequences(file, *ids, rows=processed.index.tolist())
     source = _source(spec, base, tokenised)
+    source.require_sampler(rollouts)
     require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
     steps = config.optim.steps(source.epoch_length)
     run.set_state("running", step=0, max_steps=steps)

@@ -342,6 +342,7 @@ def _completions(
             seed=sampling.seed,
             description=f"{what} from the {sampling.policy}",
             journal=journal,
+            record_logps=True,
         )
     finally:
         journal.close()
@@ -418,7 +419,13 @@ def _from_server(
             total = sum(map(len, names))
             if len(requests) < total:
                 print(f"reusing {total - len(requests)} of {total} completions of {server.model}", flush=True)
-            decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, server.extra_body or {})
+            decoding = Decoding(
+                sampling.temperature,
+                sampling.top_p,
+                sampling.max_tokens,
+                server.extra_body or {},
+                logps=server.logprobs == "auto",
+            )
             ask(
                 "rollouts.server",
                 server,
@@ -469,6 +476,8 @@ def _verified(
             "finished": completion.finished,
             "prompt_ids": completion.prompt_ids and list(completion.prompt_ids),
             "completion_ids": completion.ids and list(completion.ids),
+            "sampler_logps": completion.sampler_logps and list(completion.sampler_logps),
+            "sampler_raw_logps": completion.sampler_raw_logps and list(completion.sampler_raw_logps),
         }
         for problem, prompt_text, group in zip(problems, prompt_texts, completions, strict=True)
         for number, completion in enumerate(group)

@@ -100,6 +100,7 @@ class LossTrainer(OpenSFTTrainer):
             columns={k.removeprefix("columns/"): v for k, v in inputs.items() if k.startswith("columns/")},
             pairs=inputs.get("pairs"),
             reference=reference,
+            sampler=inputs.get("sampler"),
             step=self._step,
         )
         total = self._summed(batch)
