@@ -19,9 +19,7 @@ from tests.test_losses_pairs import dpo, example
 LOSSES: dict[str, Loss] = {
     **{f"dpo {loss_type}": dpo(loss_type) for loss_type in get_args(LossType)},
     **{
-        name: kind(name=name)
-        for name, kind in builtin_losses().items()
-        if issubclass(kind, PairLoss) and name != "dpo"
+        name: kind(name=name) for name, kind in builtin_losses().items() if issubclass(kind, PairLoss) and name != "dpo"
     },
     "ipo summed": Ipo(name="ipo", form="summed"),
 }

@@ -28,7 +28,7 @@ from losslens.models.adapters import initial_adapter
 from losslens.models.loading import LoadedModel, load_model
 from losslens.training.run import TrainingPlan
 from tests.conftest import LORA, base_source
-from tests.test_trainers import Weights, first_step, trainer_of, weights_of
+from tests.test_trainers import first_step, trainer_of, weights_of
 
 
 def dpo(loss_type: LossType, **options: Any) -> Dpo:
@@ -59,7 +59,6 @@ CLASSES: dict[str, list[Loss]] = {
     "rpo": [Rpo(name="rpo")],
     "orpo": [Orpo(name="orpo")],
 }
-Step = Callable[[Loss], Weights]
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +68,22 @@ def base64() -> LoadedModel:
 
 
 @pytest.fixture(scope="module")
-def plan64(make_plan: Any, base64: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Loss], Any]:
+def plan64(
+    make_plan: Any, base64: LoadedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Loss], TrainingPlan]:
     """Makes the plan of one step, without warm-up, weight decay or clipping."""
     folder = tmp_path_factory.mktemp("init64")
     adapter = initial_adapter(folder, {"sha256": "float64"}, base64.model, LORA, init_seed=7)
 
     def make(loss: Loss) -> TrainingPlan:
         plan: TrainingPlan = make_plan(
-            loss, max_steps=1, batch_size=8, scheduler="constant", warmup_ratio=0.0, weight_decay=0.0, max_grad_norm=1e30
+            loss,
+            max_steps=1,
+            batch_size=8,
+            scheduler="constant",
+            warmup_ratio=0.0,
+            weight_decay=0.0,
+            max_grad_norm=1e30,
         )
         return dataclasses.replace(plan, initial_adapter=adapter)
 
@@ -115,7 +122,6 @@ def test_the_first_step_is_the_same_within_a_class(members: list[Loss], step: An
 
 def test_the_first_step_differs_between_classes(step: Any) -> None:
     for one, other in combinations(CLASSES, 2):
-        print(one, other, relative_difference(step(CLASSES[one][0]), step(CLASSES[other][0])))
         assert relative_difference(step(CLASSES[one][0]), step(CLASSES[other][0])) > 0.1, (one, other)
 
 

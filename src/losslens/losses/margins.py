@@ -98,7 +98,7 @@ def _ipo_summed_weights(m: Margins) -> tuple[Tensor, Tensor]:
 
 
 def sigmoid_norm(m: Margins) -> Tensor:
-    """−log σ(β(h_w/|y_w| − h_l/|y_l|)). Source: length-normalised DPO in arXiv 2411.15124, eq. 6, with β = 5."""
+    """−log σ(β(h_w/|y_w| − h_l/|y_l|)). Source: length-normalised DPO of arXiv 2411.15124 (β = 5)."""
     from torch.nn.functional import logsigmoid
 
     return -logsigmoid(m.beta * m.mean_difference)
@@ -150,7 +150,7 @@ def _exo_pair_weights(m: Margins) -> tuple[Tensor, Tensor]:
 def robust(m: Margins) -> Tensor:
     """[−(1 − ε)·log σ(u) + ε·log σ(−u)]/(1 − 2ε), which is −log σ(u) − ε/(1 − 2ε)·u: unbounded below.
 
-    Source: arXiv 2403.00409, eq. 12, with ε = 0.1.
+    Source: arXiv 2403.00409, with ε = 0.1; TRL's `loss_type="robust"`.
     """
     from torch.nn.functional import logsigmoid
 

@@ -19,7 +19,7 @@ class Orpo(PairLoss):
     w_t = 1/|y_w| + λ·σ(−o)/(|y_w|(1 − e^{m_w})) for the chosen completion, −λ·σ(−o)/(|y_l|(1 − e^{m_l})) for the
     rejected one.
 
-    Source: arXiv 2403.07691, eq. 6 and 7; TRL's `ORPOTrainer`, whose likelihood term also covers the prompt and is
+    Source: arXiv 2403.07691, eq. 4 and 7; TRL's `ORPOTrainer`, whose likelihood term also covers the prompt and is
     averaged over the tokens of a micro-batch. The odds of a completion of probability 1 are infinite: m is kept at
     least the machine epsilon below 0, and beyond it the odds have no gradient. The learning rate with
     `lr=conventional` is that of other losses on pairs: our choice, between TRL's 1e-6 (a twentieth) and SFT's.
