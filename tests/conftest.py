@@ -133,6 +133,13 @@ def tokenised(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
+def uneven(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
+    """The same rollouts, tokenised, with completions whose lengths differ within pairs, either way."""
+    endings = [" = 0" * (number * 7 % 4) for number in range(len(rollouts))]
+    return tokenise(rollouts.assign(completion=rollouts["completion"] + endings), base.tokenizer)
+
+
+@pytest.fixture(scope="session")
 def initial(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return initial_adapter(tmp_path_factory.mktemp("init"), {"sha256": "test"}, base.model, LORA, init_seed=7)
 

@@ -249,7 +249,8 @@ def test_learning_rates() -> None:
         lr = config("lr.peak=0.5", *overrides).lr
         return {name: lr.of(kind.conventional_lr_scale) for name, kind in builtin_losses().items()}
 
-    assert {name: rate for name, rate in rates().items() if rate != 0.5} == {"dpo": 0.05, "simpo": 0.05, "kto": 0.05}
+    tenths = ("cal_dpo", "dpo", "ipo", "kto", "orpo", "rpo", "simpo")
+    assert {name: rate for name, rate in rates().items() if rate != 0.5} == dict.fromkeys(tenths, 0.05)
     assert set(rates("lr=matched").values()) == {0.5}
     assert set(rates("lr.factor=0.2").values()) == {0.1}
     assert RunSpec.of(config("method=kto")).learning_rate == 1e-4
