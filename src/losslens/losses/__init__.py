@@ -153,7 +153,10 @@ class Loss(BaseModel):
 
     @property
     def bounded(self) -> bool:
-        """True if the loss is bounded below for all log-probabilities; may depend on the options."""
+        """True if the loss is bounded below for all log-probabilities; may depend on the options.
+
+        A run says so if it is not.
+        """
         return True
 
     @property

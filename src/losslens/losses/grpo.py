@@ -57,8 +57,8 @@ class Grpo(RatioLoss):
     """Â_i·ℓ_t, plus `kl_coef` times an estimate of the KL divergence from the base.
 
     w_t = Â_i (with `weight_by=prob` Â_i·π_t, with a ratio as in `RatioLoss`) + β(e^d − 1), d = log π_ref − log π_θ,
-    divided as `normaliser` says. Without a ratio, terms with Â < 0 are unbounded below; the trainer logs the mean
-    log-probability of incorrect rollouts.
+    divided as `normaliser` says. With neither a ratio nor a KL term, terms with Â < 0 are unbounded below; the trainer
+    logs the mean log-probability of incorrect rollouts.
 
     Source: arXiv 2606.23740; `weight_by=prob`: Krafton's offline GRPO; `ratio=clip`: arXiv 2402.03300, eq. 3, and with
     ε_high > ε_low DAPO, arXiv 2503.14476; `ratio=cispo`: arXiv 2506.13585.
@@ -70,6 +70,7 @@ class Grpo(RatioLoss):
         weight_by: `prob` replaces −Â_i·log π_t by −Â_i·π_t: DFT times the advantage. It excludes a ratio.
         kl_coef: β of β·(exp(d) − d − 1) per token: arXiv 2402.03300, eq. 4; on frozen rollouts, so it estimates the
             divergence under their distribution.
+        epsilon_low: ε_low of `ratio=clip`.
         normaliser: Divisor of the sum. `tokens`: the completion tokens of the effective batch (DAPO); `sequence`: each
             rollout's tokens, then the rollouts, so that tokens of short rollouts weigh more (arXiv 2402.03300);
             `constant`: the rollouts times the length of the longest completion among those of the run (Dr. GRPO,
@@ -91,6 +92,7 @@ class Grpo(RatioLoss):
     std_norm: bool = False
     weight_by: Annotated[Literal["logp", "prob"], Formerly("prob_weight", {"prob": True, "logp": False})] = "logp"
     kl_coef: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    epsilon_low: float = Field(default=0.2, ge=0, lt=1)
     normaliser: Literal["tokens", "sequence", "constant"] = "tokens"
 
     @model_validator(mode="after")
@@ -106,8 +108,13 @@ class Grpo(RatioLoss):
 
     @property
     def bounded(self) -> bool:
-        """See `Loss.bounded`: probabilities and clipped ratios are bounded, log-probabilities are not."""
-        return self.weight_by == "prob" or self.ratio != "none"
+        """See `Loss.bounded`: probabilities and clipped ratios are bounded, log-probabilities without a KL are not."""
+        return self.weight_by == "prob" or self.ratio != "none" or self.kl_coef > 0
+
+    @property
+    def lowest_ratio(self) -> float:
+        """See `RatioLoss.lowest_ratio`."""
+        return 1 - self.epsilon_low
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -62,9 +62,11 @@ class Nft(BehaviourLoss):
         """Computes the term of each token, shape (N, T)."""
         log_ratio, rate = self._log_ratio(batch), self._rate(batch)
         share = (1 - rate * log_ratio.exp()) / (1 - rate)
-        # The value of the maximum, with the gradient of the share.
-        floored = share + (share.clamp(min=self.epsilon) - share).detach()
-        terms = (-log_ratio).where(batch.correct[:, None], -self.negative_weight * floored.log())
+        floor = share.detach().clamp(min=self.epsilon)
+        # The value of log(floor), with the gradient of share/floor.
+        passed = share / floor
+        log_share = floor.log() + passed - passed.detach()
+        terms = (-log_ratio).where(batch.correct[:, None], -self.negative_weight * log_share)
         return self._group_weight(batch) * terms
 
     def weights(self, batch: Batch) -> Tensor:

@@ -46,8 +46,7 @@ class RatioLoss(BehaviourLoss):
 
     - `none`: −A·log π_t; w_t = A.
     - `clip`: −min(A·ρ_t, A·clip(ρ_t, 1 − ε_low, 1 + ε_high)), the surrogate of PPO (arXiv 1707.06347, eq. 7);
-      w_t = A·ρ_t inside the band and where the clipping does not apply (ρ_t < 1 − ε_low with A > 0, ρ_t > 1 + ε_high
-      with A < 0), otherwise 0. Bounded below.
+      w_t = A·ρ_t, but 0 where ρ_t > 1 + ε_high with A > 0 and where ρ_t < 1 − ε_low with A < 0. Bounded below.
     - `cispo`: −sg(min(ρ_t, c))·A·log π_t (arXiv 2506.13585, with the upper bound only); w_t = A·min(ρ_t, c):
       no token's gradient is cut, and that of tokens with A < 0 vanishes as ρ_t → 0.
 
@@ -55,7 +54,6 @@ class RatioLoss(BehaviourLoss):
 
     Attributes:
         ratio: The form.
-        epsilon_low: ε_low of `clip`.
         epsilon_high: ε_high of `clip`.
         ratio_max: c of `cispo`, an absolute value as in TRL (there `epsilon_high`), not 1 + ε.
         behaviour: μ, if `ratio` is not `none`; see `BehaviourLoss`.
@@ -64,13 +62,17 @@ class RatioLoss(BehaviourLoss):
     diagnostic_titles: ClassVar[Mapping[str, str]] = {"ratio/clipped": "Ratio to the sampler: share of clipped tokens"}
 
     ratio: Literal["none", "clip", "cispo"] = "none"
-    epsilon_low: float = Field(default=0.2, ge=0, lt=1)
     epsilon_high: float = Field(default=0.2, ge=0, allow_inf_nan=False)
     ratio_max: float = Field(default=5.0, gt=0, allow_inf_nan=False)
 
     @property
+    def lowest_ratio(self) -> float:
+        """1 − ε_low of `clip`, which matters for A < 0 only."""
+        return 0.0
+
+    @property
     def needs(self) -> frozenset[Need]:
-        """See `Loss.needs`: no ratio needs nothing."""
+        """See `Loss.needs`; empty without a ratio."""
         return frozenset() if self.ratio == "none" else super().needs
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
@@ -92,7 +94,7 @@ class RatioLoss(BehaviourLoss):
         ratio = self.log_ratios(batch).exp()
         if self.ratio == "cispo":
             return -ratio.clamp(max=self.ratio_max).detach() * multiplier * batch.logps
-        clipped = ratio.clamp(1 - self.epsilon_low, 1 + self.epsilon_high)
+        clipped = ratio.clamp(self.lowest_ratio, 1 + self.epsilon_high)
         return -(multiplier * ratio).minimum(multiplier * clipped)
 
     def surrogate_weights(self, batch: Batch) -> Tensor:
@@ -110,5 +112,5 @@ class RatioLoss(BehaviourLoss):
         multiplier, ratio = self.multiplier(batch), self.log_ratios(batch).exp()
         if self.ratio == "cispo":
             return (ratio > self.ratio_max) & (multiplier != 0)
-        above, below = ratio > 1 + self.epsilon_high, ratio < 1 - self.epsilon_low
+        above, below = ratio > 1 + self.epsilon_high, ratio < self.lowest_ratio
         return (above & (multiplier > 0)) | (below & (multiplier < 0))

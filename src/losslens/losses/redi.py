@@ -32,7 +32,7 @@ class Redi(Loss):
         "ones, a little less strongly."
     )
     paper = "arXiv 2505.24850"
-    colour = "#9bd12c"
+    colour = "#3ae264"
     place = 5.6
     unit = "rollout"
     conventional_lr_scale = 0.2

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Rft(RatioLoss):
     """1[r = 1]·ℓ_t: the negative log-likelihood for correct rollouts, 0 for incorrect ones; w_t = 1[r = 1].
 
-    Source: Yuan et al. 2023, arXiv 2308.01825. With `ratio=clip` it is RAFT++ (arXiv 2504.11343), −min(ρ_t, clip(ρ_t,
-    1 − ε_low, 1 + ε_high)) for correct rollouts; see `RatioLoss`.
+    Source: Yuan et al. 2023, arXiv 2308.01825. With `ratio=clip` it is RAFT++ (arXiv 2504.11343), −min(ρ_t, 1 + ε_high)
+    for correct rollouts; see `RatioLoss`.
 
     Attributes:
         incorrect: `mask` keeps incorrect rollouts in the batch with weight 0, so that all losses on single rollouts

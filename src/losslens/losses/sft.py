@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class Sft(RatioLoss):
     """ℓ_t = −log π_t on all rollouts, whatever their reward; w_t = 1.
 
-    With `ratio=clip` it is PSFT (arXiv 2508.17784), −min(ρ_t, clip(ρ_t, 1 − ε_low, 1 + ε_high)): the same gradient at
-    ρ = 1, and none from tokens that have become 1 + ε_high times as likely. The source renews the denominator during
+    With `ratio=clip` it is PSFT (arXiv 2508.17784), −min(ρ_t, 1 + ε_high): the same gradient at ρ = 1, and none from
+    tokens that have become 1 + ε_high times as likely. The source renews the denominator during
     training; here it stays that of the sampler or the base. See `RatioLoss`.
     """
 
