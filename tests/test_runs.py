@@ -243,14 +243,15 @@ def test_rollouts_that_are_given_are_known_by_their_content(frozen: Path, tmp_pa
 
 
 def test_learning_rates() -> None:
-    """As `lr=conventional` each loss has its own; KTO and the losses on pairs a tenth of SFT's."""
+    """As `lr=conventional` each loss has its own: losses that weigh SFT's tokens have SFT's."""
 
     def rates(*overrides: str) -> dict[str, float]:
         lr = config("lr.peak=0.5", *overrides).lr
         return {name: lr.of(kind.conventional_lr_scale) for name, kind in builtin_losses().items()}
 
-    tenths = ("cal_dpo", "dpo", "ipo", "kto", "orpo", "rpo", "simpo")
-    assert {name: rate for name, rate in rates().items() if rate != 0.5} == dict.fromkeys(tenths, 0.05)
+    tenths = ("a_star_po", "cal_dpo", "dpo", "ipo", "kto", "orpo", "rpo", "simpo")
+    fifths = {"nft": 0.1, "redi": 0.1, "topr": 0.1}
+    assert {name: rate for name, rate in rates().items() if rate != 0.5} == {**dict.fromkeys(tenths, 0.05), **fifths}
     assert set(rates("lr=matched").values()) == {0.5}
     assert set(rates("lr.factor=0.2").values()) == {0.1}
     assert RunSpec.of(config("method=kto")).learning_rate == 1e-4

@@ -39,7 +39,14 @@ from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer
 from losslens.training.source import data_order
 from tests.conftest import frozen_source, train_frozen
 
-ALL = [kind(name=name) for name, kind in builtin_losses().items()]
+
+def usable(name: str, kind: type[Loss]) -> Loss:
+    """A loss with its defaults, or with the base for a sampler whose probabilities these rollouts do not have."""
+    loss = kind(name=name)
+    return kind(name=name, behaviour="base") if "sampler" in loss.needs else loss
+
+
+ALL = [usable(name, kind) for name, kind in builtin_losses().items()]
 # One of each unit, and one whose weights are of whole rollouts.
 FEW = [Sft(name="sft"), Rift(name="rift", form="sequence_mean"), Kto(name="kto"), Dpo(name="dpo")]
 few_losses = pytest.mark.parametrize("method", FEW, ids=lambda method: method.name)
@@ -246,7 +253,7 @@ def test_prompt_tokens_never_count(
 def test_the_loss_is_the_sum_over_the_completion_tokens_of_the_batch(
     method: Any, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """Σ of the method's terms, from log-probabilities of the full logits, over the tokens of the effective batch."""
+    """Σ of the method's terms, from the full logits of policy and base, over the tokens of the effective batch."""
     with trainer_of(make_plan(method, micro_batch=8), base, tokenised, tmp_path) as trainer:
         trainer.accelerator.gradient_accumulation_steps = 4
         batches = first_step(trainer)
@@ -255,13 +262,25 @@ def test_the_loss_is_the_sum_over_the_completion_tokens_of_the_batch(
         for batch in batches:
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             with torch.no_grad():
-                logits = trainer.model(**inputs).logits[:, :-1].double()
+                log_p = trainer.model(**inputs).logits[:, :-1].double().log_softmax(-1)
+                with trainer.model.disable_adapter():
+                    log_q = trainer.model(**inputs).logits[:, :-1].double().log_softmax(-1)
             labels = batch["labels"][:, 1:]
-            logps = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
             mask = labels != -100
-            columns = {"advantage": batch["columns/advantage"]} if "columns/advantage" in batch else {}
-            terms = method.terms(Batch(logps=logps * mask, mask=mask, reward=batch["reward"], columns=columns))
-            total += terms[mask].sum().item() / tokens
+            logps, reference = (
+                each.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1) * mask for each in (log_p, log_q)
+            )
+            top = log_p.topk(20).values.log_softmax(-1)
+            dense = Batch(
+                logps=logps,
+                mask=mask,
+                reward=batch["reward"],
+                columns={k.removeprefix("columns/"): v for k, v in batch.items() if k.startswith("columns/")},
+                reference=reference,
+                top_entropy=-(top.exp() * top).sum(-1),
+                divergence=(log_q.exp() * (log_q - log_p)).sum(-1),
+            )
+            total += method.terms(dense)[mask].sum().item() / tokens
         ours = sum(
             trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(tokens)).item()
             for batch in batches

@@ -2,7 +2,7 @@
 
 Shapes: N rollouts, T tokens of the padded completions, P pairs of two rollouts each (N = 2P).
 
-Every loss here depends on the log-probabilities of the sampled tokens only, so its gradient is that of
+Every loss here but ASFT depends on the log-probabilities of the sampled tokens only, so its gradient is that of
 −Σ_t sg(w_t)·log π_t: the weights w_t (`Loss.weights`) describe it completely.
 """
 
@@ -182,7 +182,10 @@ class Loss(BaseModel):
 
     @property
     def bounded(self) -> bool:
-        """True if the loss is bounded below for all log-probabilities; may depend on the options."""
+        """True if the loss is bounded below for all log-probabilities; may depend on the options.
+
+        A run says so if it is not.
+        """
         return True
 
     @property
@@ -235,7 +238,10 @@ class Loss(BaseModel):
         raise NotImplementedError
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes extra metrics by name, of shape (N,) or (P,); their means over rollouts or pairs are logged."""
+        """Computes extra metrics by name: a value for each token, rollout or pair that counts, one-dimensional.
+
+        Their means over all values of the step are logged.
+        """
         return {}
 
 

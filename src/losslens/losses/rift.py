@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from losslens.config.identity import Formerly
 from losslens.losses import Batch, Factors, Loss
@@ -46,16 +45,6 @@ class Rift(Loss):
     reward_correct: Annotated[float, Formerly("reward_right")] = Field(default=1.0, gt=0, allow_inf_nan=False)
     reward_incorrect: Annotated[float, Formerly("reward_wrong")] = Field(default=-0.2, le=0, allow_inf_nan=False)
     affine_lambda: float = Field(default=0.5, allow_inf_nan=False)
-
-    @model_validator(mode="after")
-    def _warn_if_unbounded(self) -> Self:
-        if self.form == "naive" and not self.bounded:
-            warnings.warn(
-                "method.form=naive is unbounded below: training on incorrect rollouts can diverge", stacklevel=2
-            )
-        if self.form == "affine" and not self.bounded:
-            warnings.warn("method.form=affine is unbounded below for λ·R > 1: here, for correct rollouts", stacklevel=2)
-        return self
 
     @property
     def bounded(self) -> bool:

@@ -13,7 +13,15 @@ from trl import SFTTrainer
 from trl.trainer import utils
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
-__all__ = ["HEAD", "TESTED", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head", "use_adapter"]
+try:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+except ImportError:  # trl<1.16
+    ChunkedDivergenceFunction = None
+
+__all__ = [
+    "HEAD", "TESTED", "ChunkedDivergenceFunction", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head",
+    "use_adapter",
+]  # fmt: skip
 
 # Supported minor releases, ascending. Earlier ones have no fused head. That of 1.15 needs Triton (`has_fused_head`);
 # without it, as on the CPU, only models with a plain head can be trained.
