@@ -135,6 +135,8 @@ def tokenised(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
 @pytest.fixture(scope="session")
 def uneven(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
     """The same rollouts, tokenised, with completions whose lengths differ within pairs, either way."""
+    from losslens.training.batches import tokenise
+
     endings = [" = 0" * (number * 7 % 4) for number in range(len(rollouts))]
     return tokenise(rollouts.assign(completion=rollouts["completion"] + endings), base.tokenizer)
 

@@ -211,11 +211,9 @@ def test_discopop_starts_against_dpo() -> None:
 # Options
 
 
-def test_robust_warns_that_it_is_unbounded() -> None:
-    with pytest.warns(UserWarning, match="loss_type=robust is unbounded"):
-        loss = Dpo(name="dpo", loss_type="robust")
-    assert not loss.bounded
-    assert DPO.bounded
+def test_robust_is_unbounded() -> None:
+    assert not Dpo(name="dpo", loss_type="robust").bounded
+    assert Dpo(name="dpo").bounded
 
 
 @pytest.mark.parametrize(

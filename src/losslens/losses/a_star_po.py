@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from losslens.losses import Batch, Divisor, Loss, Need
+from losslens.losses import Batch, Divisor, Factors, Loss, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +46,11 @@ class AStarPo(Loss):
     name: Literal["a_star_po"]
     beta1: float = Field(default=0.5, gt=0, allow_inf_nan=False)
     beta2: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("relative", saturation="regression", stops="h = (r − V*)/β₂")
 
     @property
     def divisor(self) -> Divisor:

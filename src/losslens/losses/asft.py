@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch, Loss, Need
+from losslens.losses import Batch, Factors, Loss, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,6 +42,11 @@ class Asft(Loss):
 
     name: Literal["asft"]
     kl_coef: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("ignored", gate="probability", stops="π = 1, held back by the divergence", first_step="π")
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from losslens.losses import Batch, Loss
+from losslens.losses import Batch, Factors, Loss
 from losslens.losses.grpo import group_advantages
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ class Awr(Loss):
     beta: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     cap: float = Field(default=20.0, gt=0, allow_inf_nan=False)
     baseline: Literal["group", "none"] = "group"
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("positive", stops="π = 1")
 
     def columns(self, rollouts: pd.DataFrame) -> dict[str, np.ndarray]:
         """Computes the column `advantage`, Â."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.margins import FUNCTIONS, MarginLoss, Margins
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ class CalDpo(MarginLoss):
 
     name: Literal["cal_dpo"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("signed", saturation="regression", stops="h_w ≈ 1/2β, h_l ≈ −1/2β", first_step="pair ±1")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each pair, shape (P,)."""

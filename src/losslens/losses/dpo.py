@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.margins import FUNCTIONS, MarginLoss, Margins
 
 if TYPE_CHECKING:
@@ -57,11 +56,11 @@ class Dpo(MarginLoss):
             raise ValueError(f"label_smoothing is an option of loss_type={known}, not of loss_type={self.loss_type}")
         return self
 
-    @model_validator(mode="after")
-    def _warn_if_unbounded(self) -> Self:
-        if not self.bounded:
-            warnings.warn("method.loss_type=robust is unbounded below: the margin can grow without end", stacklevel=2)
-        return self
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        factors = FUNCTIONS[self.loss_type].factors
+        return factors if self.ld_alpha in (None, 1) else replace(factors, first_step="")
 
     @property
     def bounded(self) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch, Loss, Need
+from losslens.losses import Batch, Factors, Loss, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,11 @@ class Eaft(Loss):
 
     name: Literal["eaft"]
     alpha: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("ignored", gate="entropy", stops="the entropy is 0")
 
     @property
     def needs(self) -> frozenset[Need]:

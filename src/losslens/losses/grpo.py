@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from losslens.config.identity import Formerly
-from losslens.losses import Batch, Divisor, Need
+from losslens.losses import Batch, Divisor, Factors, Need
 from losslens.losses.ratio import RatioLoss
 
 if TYPE_CHECKING:
@@ -100,6 +101,20 @@ class Grpo(RatioLoss):
         if self.weight_by == "prob" and self.ratio != "none":
             raise ValueError(f"weight_by=prob cannot be combined with ratio={self.ratio}")
         return self
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        factors = Factors("relative", stops="never for a negative advantage")
+        if self.weight_by == "prob":
+            factors = replace(factors, gate="probability", saturation="taper", stops="π = 0 for a negative advantage")
+        elif self.kl_coef:
+            factors = replace(factors, stops="the divergence from the base balances the advantage")
+        if self.normaliser == "sequence":
+            factors = replace(factors, length="rollouts")
+        elif self.weight_by == "logp" and not (self.bias or self.std_norm):
+            factors = replace(factors, first_step="r − r̄")
+        return self.with_ratio(factors)
 
     @property
     def divisor(self) -> Divisor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.margins import FUNCTIONS, MarginLoss, Margins, PairFunction
 
 if TYPE_CHECKING:
@@ -38,6 +38,11 @@ class Ipo(MarginLoss):
     name: Literal["ipo"]
     tau: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     form: Literal["averaged", "summed"] = "averaged"
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return self._function.factors
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each pair, shape (P,)."""

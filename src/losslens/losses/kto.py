@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch, Divisor, Loss, Need
+from losslens.losses import Batch, Divisor, Factors, Loss, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,13 @@ class Kto(Loss):
     desirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     undesirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     z0: Literal["batch", "zero"] = "batch"
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        # At the base z₀ is 0, too.
+        first_step = "±1" if self.desirable_weight == self.undesirable_weight else ""
+        return Factors("signed", saturation="bump", stops="h is far from z₀", first_step=first_step)
 
     @property
     def divisor(self) -> Divisor:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
-from losslens.losses import Batch, Need
+from losslens.losses import Batch, Factors, Need
 from losslens.losses.pairs import PairLoss
 
 if TYPE_CHECKING:
@@ -226,26 +226,42 @@ class PairFunction(NamedTuple):
         terms: Computes the loss of each pair, shape (P,).
         weights: Computes −∂/∂h_w and −∂/∂h_l, the weights of the chosen and rejected rollouts' tokens, each of shape
             (P,).
+        factors: See `Loss.factors`.
     """
 
     terms: Callable[[Margins], Tensor]
     weights: Callable[[Margins], tuple[Tensor, Tensor]]
+    factors: Factors
 
+
+_LOGISTIC = Factors("signed", saturation="logistic", stops="the margin is large", first_step="pair ±1")
+_BUMP = Factors("signed", saturation="bump", stops="both are far from the base", first_step="pair ±1")
+_REGRESSION = Factors("signed", saturation="regression", stops="the margin is 1/2β", first_step="pair ±1")
 
 FUNCTIONS = {
-    "sigmoid": PairFunction(sigmoid, _sigmoid_weights),
-    "hinge": PairFunction(hinge, _hinge_weights),
-    "ipo": PairFunction(ipo, _ipo_weights),
-    "ipo_summed": PairFunction(ipo_summed, _ipo_summed_weights),
-    "nca_pair": PairFunction(nca_pair, _nca_pair_weights),
-    "sppo_hard": PairFunction(sppo_hard, _sppo_hard_weights),
-    "apo_zero": PairFunction(apo_zero, _apo_zero_weights),
-    "apo_down": PairFunction(apo_down, _apo_down_weights),
-    "discopop": PairFunction(discopop, _discopop_weights),
-    "sigmoid_norm": PairFunction(sigmoid_norm, _sigmoid_norm_weights),
-    "bco_pair": PairFunction(bco_pair, _bco_pair_weights),
-    "exo_pair": PairFunction(exo_pair, _exo_pair_weights),
-    "robust": PairFunction(robust, _robust_weights),
+    "sigmoid": PairFunction(sigmoid, _sigmoid_weights, _LOGISTIC),
+    "hinge": PairFunction(hinge, _hinge_weights, replace(_LOGISTIC, saturation="band", stops="u = 1")),
+    "ipo": PairFunction(ipo, _ipo_weights, replace(_REGRESSION, length="rollouts", first_step="pair ±1/|y|")),
+    "ipo_summed": PairFunction(ipo_summed, _ipo_summed_weights, _REGRESSION),
+    "nca_pair": PairFunction(
+        nca_pair,
+        _nca_pair_weights,
+        replace(_LOGISTIC, stops="βh_w = ln 2 for the chosen, βh_l → −∞ for the rejected one"),
+    ),
+    "sppo_hard": PairFunction(sppo_hard, _sppo_hard_weights, replace(_REGRESSION, stops="h_w = 1/2β, h_l = −1/2β")),
+    "apo_zero": PairFunction(apo_zero, _apo_zero_weights, _BUMP),
+    "apo_down": PairFunction(
+        apo_down, _apo_down_weights, replace(_BUMP, stops="both are far below the base", first_step="")
+    ),
+    "discopop": PairFunction(
+        discopop, _discopop_weights, replace(_LOGISTIC, stops="u is at one of two minima", first_step="")
+    ),
+    "sigmoid_norm": PairFunction(
+        sigmoid_norm, _sigmoid_norm_weights, replace(_LOGISTIC, length="rollouts", first_step="pair ±1/|y|")
+    ),
+    "bco_pair": PairFunction(bco_pair, _bco_pair_weights, replace(_LOGISTIC, stops="h_w and −h_l are large")),
+    "exo_pair": PairFunction(exo_pair, _exo_pair_weights, replace(_BUMP, stops="u = ln((1 − ε)/ε)")),
+    "robust": PairFunction(robust, _robust_weights, replace(_LOGISTIC, stops="never: the weight falls to a constant")),
 }
 
 

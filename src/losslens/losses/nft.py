@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.ratio import BehaviourLoss
 
 if TYPE_CHECKING:
@@ -52,6 +52,13 @@ class Nft(BehaviourLoss):
     group_weight: Literal["none", "dr_grpo", "grpo"] = "dr_grpo"
     epsilon: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     negative_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        like_grpo = self.group_weight == "dr_grpo" and self.negative_weight == 1 and self.epsilon <= 1
+        first_step = "r − r̄" if like_grpo and self.behaviour == "base" else ""
+        return Factors("relative", "ratio", "taper", stops="ρ → 0 for incorrect rollouts", first_step=first_step)
 
     def columns(self, rollouts: pd.DataFrame) -> dict[str, np.ndarray]:
         """Computes the column `pass_rate`, the share of correct rollouts in the group of each."""

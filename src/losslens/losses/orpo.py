@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.pairs import PairLoss
 
 if TYPE_CHECKING:
@@ -39,6 +39,11 @@ class Orpo(PairLoss):
 
     name: Literal["orpo"]
     odds_ratio_weight: float = Field(default=0.1, ge=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("signed", saturation="logistic", length="rollouts", stops="π_w = 1")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each pair, shape (P,)."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch, Loss, Need
+from losslens.losses import Batch, Factors, Loss, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,6 +75,15 @@ class RatioLoss(BehaviourLoss):
     def needs(self) -> frozenset[Need]:
         """See `Loss.needs`; empty without a ratio."""
         return frozenset() if self.ratio == "none" else super().needs
+
+    def with_ratio(self, factors: Factors) -> Factors:
+        """Returns the factors of the loss without a ratio as changed by `ratio`."""
+        if self.ratio == "none":
+            return factors
+        first_step = factors.first_step if self.behaviour == "base" else ""
+        if self.ratio == "clip":
+            return replace(factors, gate="ratio", saturation="band", stops="ρ leaves the band", first_step=first_step)
+        return replace(factors, gate="ratio", first_step=first_step)
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
         """Computes `ratio/clipped`: 1 for each clipped token, otherwise 0; none without a ratio."""

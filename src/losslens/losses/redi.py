@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch, Divisor, Loss
+from losslens.losses import Batch, Divisor, Factors, Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,13 @@ class Redi(Loss):
 
     name: Literal["redi"]
     alpha: float = Field(default=0.8, ge=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        if self.alpha == 0:
+            return Factors("correct only", length="rollouts", stops="π = 1")
+        return Factors("signed", length="rollouts", stops="never for incorrect rollouts")
 
     @property
     def divisor(self) -> Divisor:

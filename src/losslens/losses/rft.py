@@ -8,7 +8,7 @@ import pandas as pd
 
 from losslens.config.identity import Formerly
 from losslens.core.errors import InputError
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.ratio import RatioLoss
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ class Rft(RatioLoss):
     name: Literal["rft"]
     incorrect: Annotated[Literal["mask", "drop"], Formerly("wrong", {"drop": "filter"})] = "mask"
     deduplicate: bool = False
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return self.with_ratio(Factors("correct only", stops="π = 1", first_step="correct only"))
 
     def select(self, rollouts: pd.DataFrame) -> pd.DataFrame:
         """See `Loss.select`."""

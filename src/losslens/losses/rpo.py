@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.margins import FUNCTIONS, MarginLoss, Margins
 
 if TYPE_CHECKING:
@@ -39,6 +39,13 @@ class Rpo(MarginLoss):
     name: Literal["rpo"]
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        if self.alpha == 0:
+            return FUNCTIONS["sigmoid"].factors
+        return Factors("signed", saturation="logistic", length="rollouts", stops="the margin is large and π_w = 1")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each pair, shape (P,)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.ratio import RatioLoss
 
 if TYPE_CHECKING:
@@ -26,6 +26,11 @@ class Sft(RatioLoss):
     uses_reward = False
 
     name: Literal["sft"]
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return self.with_ratio(Factors("ignored", stops="π = 1", first_step="uniform"))
 
     def multiplier(self, batch: Batch) -> Tensor:
         """Returns ones, shape (N, 1)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.ratio import BehaviourLoss
 
 if TYPE_CHECKING:
@@ -41,6 +41,12 @@ class Topr(BehaviourLoss):
 
     name: Literal["topr"]
     ratio: Literal["sequence", "geometric"] = "sequence"
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        first_step = "±1" if self.behaviour == "base" else ""
+        return Factors("signed", saturation="taper", stops="h → −∞ for incorrect rollouts", first_step=first_step)
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes −w_t·log π_t, shape (N, T)."""
