@@ -107,12 +107,35 @@ def _losses(name: str) -> str:
             ("loss", "in plain words"),
             ((f"[`{loss}`](docs/reference/losses/{loss}.md)", said.summary) for loss, said in known.items()),
         ),
+        "family": lambda: _table(
+            (
+                "loss",
+                "one term for each",
+                "reward",
+                "tokens",
+                "saturation",
+                "length",
+                "weights vanish when",
+                "bounded",
+                "first step",
+            ),
+            (_family(loss) for loss in known),
+        ),
         "rates": lambda: _table(
             ("loss", "`lr=conventional`"),
             ((f"[`{loss}`]({loss}.md)", f"{_kind(loss).conventional_lr_scale:g} × `lr.peak`") for loss in known),
         ),
     }
     return tables[name]()
+
+
+def _family(name: str) -> tuple[str, ...]:
+    """The row of a loss with its default options: its unit and its factors."""
+    loss = _kind(name)(name=name)
+    factors = loss.factors
+    assert factors is not None
+    words = (factors.outcome, factors.gate, factors.saturation, factors.length, factors.stops.replace("|", "\\|"))
+    return (f"[`{name}`]({name}.md)", loss.unit, *words, _word(loss.bounded), factors.first_step.replace("|", "\\|"))
 
 
 def _loss(about: str) -> str:
