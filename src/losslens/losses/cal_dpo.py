@@ -31,7 +31,7 @@ class CalDpo(MarginLoss):
         "incorrect one below it, by a fixed amount."
     )
     paper = "arXiv 2412.14516"
-    colour = "#d46fb0"
+    colour = "#f03060"
     place = 8.2
 
     name: Literal["cal_dpo"]

@@ -32,7 +32,7 @@ class Ipo(MarginLoss):
         "more than that."
     )
     paper = "arXiv 2310.12036"
-    colour = "#1b7f79"
+    colour = "#784800"
     place = 8.1
 
     name: Literal["ipo"]

@@ -34,7 +34,7 @@ class Orpo(PairLoss):
         "the incorrect one, without a reference model."
     )
     paper = "arXiv 2403.07691"
-    colour = "#4257b2"
+    colour = "#a890f0"
     place = 8.4
 
     name: Literal["orpo"]

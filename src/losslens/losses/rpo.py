@@ -33,7 +33,7 @@ class Rpo(MarginLoss):
         "as RFT."
     )
     paper = "arXiv 2404.19733"
-    colour = "#5c7a29"
+    colour = "#a87800"
     place = 8.3
 
     name: Literal["rpo"]

@@ -118,8 +118,12 @@ class PlotStyle:
         )
 
 
+# Built-in methods whose marks are not given to others: of 48 marks, 40 remain for any losses.
+_RESERVED = 8
+
+
 class PlotStyles:
-    """Assigns plot styles to losses; the first loss of a built-in method always gets the same one.
+    """Assigns plot styles to losses; the first loss of each of the first built-in methods always gets the same one.
 
     Up to 40 losses get different marks, so all can be distinguished without colour.
 
@@ -145,7 +149,7 @@ class PlotStyles:
     def _new(self, ink: str, place: int, number: int) -> PlotStyle:
         """Makes the style of the `number`th loss of a method: its shape with another filling, then other shapes."""
         taken = {(style.shape, style.filling) for style in self._styles.values()}
-        taken |= {(first, 0) for first in range(len(METHODS)) if first != place or number}
+        taken |= {(first, 0) for first in range(_RESERVED) if first != place or number}
         count = len(_SHAPES) * len(_FILLINGS)
         for step in range(number, number + count):
             turn, filling = divmod(step % count, len(_FILLINGS))
