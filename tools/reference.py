@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 import losslens
 from losslens.config import interpolations
 from losslens.core.files import atomic_file
-from losslens.losses import Loss, builtin_losses
+from losslens.losses import Loss, Need, builtin_losses
 from losslens.losses.presentation import builtin_presentations
 from losslens.measures import Measure, PairMeasure, function_measures, run_measures, weight_measures
 from losslens.tables.descriptions import glossary
@@ -90,6 +90,15 @@ _DIVISORS = {
     "tokens": "completion tokens in the effective batch",
     "rollouts": "rollouts in the effective batch",
     "pairs": "pairs in the effective batch",
+}
+# In the order of tables.
+_NEEDS: dict[Need, str] = {
+    "reference": "the base's log-probabilities",
+    "mismatched_log_ratio": "completions of other prompts, scored in each step",
+    "sampler": "the sampling policy's log-probabilities",
+    "sampler_raw": "the sampling policy's log-probabilities at temperature 1",
+    "top_entropy": "the entropy of the most likely tokens",
+    "divergence": "the base's next-token distributions, in each step",
 }
 
 
@@ -166,7 +175,7 @@ def _facts(name: str) -> str:
         ("one term for each", kind.unit),
         ("sum divided by", _DIVISORS[loss.divisor]),
         ("uses the reward", _word(kind.uses_reward)),
-        ("needs the base's log-probabilities", _word("reference" in loss.needs)),
+        ("needs", "; ".join(text for need, text in _NEEDS.items() if need in loss.needs) or "nothing else"),
         ("bounded below", _word(loss.bounded)),
         ("peak learning rate with `lr=conventional`", f"{kind.conventional_lr_scale:g} × `lr.peak`"),
         ("version in the [identity](../identity.md)", f"{kind.version}"),

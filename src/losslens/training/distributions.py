@@ -25,21 +25,23 @@ _TOP, _CHUNK = 20, 1024
 def require_computable(model: PreTrainedModel, loss: Loss) -> None:
     """Checks that the distributions that a loss needs can be computed from the model's hidden states and head.
 
+    The head itself is never adapted (`models.adapters`).
+
     Args:
         model: The causal language model inside the PEFT model.
         loss: The loss.
 
     Raises:
-        InputError: The model scales or caps its logits, its head is adapted, or the installed TRL is too old.
+        InputError: The model scales or caps its logits, or the installed TRL is too old.
     """
     needs = sorted(loss.needs & NEEDS)
     if not needs:
         return
-    reason = f"method={loss.name} needs {' and '.join(needs)}, which are computed from the head's plain output"
     if not has_plain_head(model):
-        raise InputError(f"{reason}; a model of type {model.config.model_type} scales or caps its logits")
-    if not isinstance(model.get_output_embeddings(), torch.nn.Linear):
-        raise InputError(f"{reason}; leave the head out of model.target_modules")
+        raise InputError(
+            f"method={loss.name} needs whole next-token distributions ({', '.join(needs)}), which are not implemented "
+            f"for models that scale or cap their logits, such as {model.config.model_type}"
+        )
     if "divergence" in needs and ChunkedDivergenceFunction is None:
         raise InputError(f"method={loss.name} needs trl>=1.16")
 
