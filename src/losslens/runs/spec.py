@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
+
+from hydra.utils import get_class
 
 from losslens.config.identity import FORMAT, identity_options
 from losslens.config.parse import build
@@ -15,6 +19,7 @@ from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
 from losslens.losses import Loss, Need, builtin_losses
 from losslens.losses.presentation import presentation_of
+from losslens.losses.sft import Sft
 from losslens.models.adapters import LoraSettings
 from losslens.rollouts.sample import rollouts_identity
 from losslens.runs.run import Run, base_identity, find_run
@@ -23,6 +28,23 @@ from losslens.runs.run import Run, base_identity, find_run
 OPTIMISER = 1
 # Fields of `optim` that do not change the adapter: memory use, logging and saving.
 _NOT_IN_IDENTITY = ("micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps")
+
+
+def _own_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops from the section of a loss outside the package the options that are there only because `method=sft` was.
+
+    `train.py method._target_=mine.Loss method.name=mine` is composed from the default method, SFT.
+    """
+    with suppress(ImportError, ValueError, TypeError, KeyError):  # told by `build`
+        kind = get_class(str(method["_target_"]))
+        if issubclass(kind, Loss) and not issubclass(kind, Sft):
+            rest = Sft(name="sft").options
+            return {
+                option: value
+                for option, value in method.items()
+                if option in kind.model_fields or option not in rest or value != rest[option]
+            }
+    return dict(method)
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,7 @@ class RunSpec:
         Raises:
             InputError: The loss does not exist, rejects its options, or has the name of a built-in loss.
         """
-        loss: Loss = build("method", config.method)
+        loss: Loss = build("method", _own_options(config.method))
         if not isinstance(loss, Loss):
             raise InputError(f"method._target_: {type(loss).__qualname__} is not a subclass of losslens.losses.Loss")
         builtin = builtin_losses().get(loss.name)
