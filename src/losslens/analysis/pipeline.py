@@ -45,10 +45,12 @@ from losslens.analysis.tables import (
 )
 from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import trajectory_table
+from losslens.analysis.tuning import Benchmarks, Tuning, tune
 from losslens.analysis.weight_space import measure_weight_space
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
 from losslens.core import provenance
+from losslens.core.errors import InputError
 from losslens.core.files import atomic_file, write_json
 from losslens.measures.tables import weight_tables
 from losslens.runs.labels import labels
@@ -187,6 +189,15 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         arms_at_end = arms if config.checkpoint == "end" else []
         trajectories = trajectory_table(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
         bar.update()
+    tuning = Tuning()
+    if config.select_on is not None:
+        if benchmark is None:
+            raise InputError(f"select_on={config.select_on}: the runs were not scored")
+        benchmarks, trust = Benchmarks(config.select_on, benchmark), trust_of(config)
+        tuning = tune(
+            cohort, arms, benchmarks, of_arms, trajectories,
+            lambda members, left_out: score_snapshots(members, config.model_path, trust, left_out),
+        )  # fmt: skip
     plane, kept = mds_table(pair_rows)
     about = {
         arm.name(): {"method": arm.method, "lr": arm.lr, "rank": arm.facts.config.lora_rank.r, "model": arm.facts.model}
@@ -214,7 +225,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
             connectivity=connectivity_table(based.curves), cka=cka_table(based.ckas), arm_pairs=of_arms,
             repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
             seeds=seed_table(cohort, runs), arms=arm_table, trajectories=trajectories, training=training,
-            mds=plane,
+            tuning=tuning.rates, tuning_pairs=tuning.pairs, mds=plane,
         ),
         cohort,
         facts,
