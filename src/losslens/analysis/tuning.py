@@ -2,7 +2,7 @@
 
 Rates are chosen by the score on one benchmark and reported on another, whose problems the choice has not seen. There
 are two rules. *Equal steps*: runs are compared at their ends. *Equal norm*: each run at the first point of its
-trajectory that reaches one ‖ΔW‖, the largest that every loss reaches at one rate at least.
+trajectory that reaches one ‖ΔW‖, the largest that every loss reaches at half of its rates at least.
 """
 
 from __future__ import annotations
@@ -241,7 +241,10 @@ def rate_rows(
 
 
 def common_norm(losses: Sequence[TunedLoss], norms: pd.DataFrame) -> float | None:
-    """Returns the largest ‖ΔW‖ that every loss reaches at one rate at least, with all runs on which the choice is made.
+    """Returns the largest ‖ΔW‖ that every loss reaches at half of its candidates, with all runs the choice is made on.
+
+    Were one rate enough, the loss with the smallest updates would have nothing to choose from, and were all needed, the
+    smallest rate of the grid would decide.
 
     Args:
         losses: The losses.
@@ -251,10 +254,11 @@ def common_norm(losses: Sequence[TunedLoss], norms: pd.DataFrame) -> float | Non
         None if there is none: a loss has no snapshots, or no update.
     """
     largest = norms.groupby("run")["norm"].max().to_dict() if len(norms) else {}
-    reached = [
-        max((min(largest.get(run, 0.0) for run in loss.selection(arm)) for arm in loss.candidates), default=0.0)
+    by_loss = [
+        sorted((min(largest.get(run, 0.0) for run in loss.selection(arm)) for arm in loss.candidates), reverse=True)
         for loss in losses
     ]
+    reached = [norms[(len(norms) + 1) // 2 - 1] for norms in by_loss if norms]
     return min(reached) if reached and min(reached) > 0 else None
 
 

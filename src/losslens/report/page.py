@@ -23,6 +23,7 @@ from losslens.report.sections import (
     statistics,
     training,
     trajectories,
+    tuning,
 )
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import describe
@@ -36,6 +37,7 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     glance.section,
     explorer.section,
     learning_rate.section,
+    tuning.section,
     runs.section,
     statistics.section,
     trajectories.section,
