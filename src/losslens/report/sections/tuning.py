@@ -29,7 +29,7 @@ _NUMBERS = (
     "norm", "learning_rate", "runs", "diverged", "validation", "validation_n", "validation_low", "validation_high",
     "accuracy", "n", "ci_low", "ci_high",
 )  # fmt: skip
-_PAIR_TEXTS = ("rates", "loss_a", "loss_b", "arm_a", "arm_b", "cosine_verdict", "accuracy_verdict")
+_PAIR_TEXTS = ("rates", "loss_a", "loss_b", "arm_a", "arm_b", "pairing", "cosine_verdict", "accuracy_verdict")
 _PAIR_NUMBERS = ("cosine", "accuracy_diff", "diff_low", "diff_high", "p_holm")
 _TRUE = "True"
 
@@ -58,7 +58,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
                 analysis, "tuning_pairs", "Every two losses, at each set of rates", *_pair_table(pairs, names)
             ),
         ],
-        notes=_notes(rates),
+        notes=_notes(rates, pairs),
     )
 
 
@@ -84,14 +84,8 @@ def _choices(rates: pd.DataFrame) -> Iterator[str]:
         chosen = of_rule[of_rule["chosen"] == _TRUE]
         if chosen.empty:
             continue
-        possible = of_rule[of_rule["may_be_best"] == _TRUE].groupby("loss").size()
         best = [f"{name} {rate(value)}" for name, value in zip(chosen["name"], chosen["learning_rate"], strict=True)]
-        unsure = chosen.loc[chosen["loss"].map(possible) > 1, "name"].tolist()
-        others = f"; another rate may be the best one of {listed(unsure)}" if unsure else ""
-        yield (
-            f"Best rates at {rule}: {listed(best)}. For {len(chosen) - len(unsure)} of {len(chosen)} losses every other "
-            f"rate is worse by more than chance{others}."
-        )
+        yield f"Best rates at {rule}: {listed(best)}.{_certainty(of_rule, chosen)}"
         edges = chosen.loc[chosen["at_edge"] == _TRUE, "name"].tolist()
         if edges:
             yield (
@@ -105,6 +99,19 @@ def _choices(rates: pd.DataFrame) -> Iterator[str]:
         yield f"Diverged, and hence not chosen: {listed(each)}."
 
 
+def _certainty(rates: pd.DataFrame, chosen: pd.DataFrame) -> str:
+    """Returns how many of the choices exclude all other rates, and which do not."""
+    counts = rates.assign(known=rates["validation"].notna(), maybe=rates["may_be_best"] == _TRUE).groupby("loss")
+    known, maybe = (chosen["loss"].map(counts[column].sum()) for column in ("known", "maybe"))
+    several, unsure = (known > 1).sum(), chosen.loc[maybe > 1, "name"].tolist()
+    text = ""
+    if several:
+        text = f" For {several - len(unsure)} of {several} losses every other rate is worse by more than chance"
+        text += f"; another rate may be the best one of {listed(unsure)}." if unsure else "."
+    alone = chosen.loc[known == 1, "name"].tolist()
+    return text + (f" Only one rate could be chosen: {listed(alone)}." if alone else "")
+
+
 def _comparisons(pairs: pd.DataFrame) -> Iterator[str]:
     """Yields the numbers of significant differences in accuracy and the median cosine, for each set of rates.
 
@@ -116,17 +123,15 @@ def _comparisons(pairs: pd.DataFrame) -> Iterator[str]:
         return
     keys = [set(map(frozenset, _losses(between[between["rates"] == name]))) for name in sets]
     common = set.intersection(*keys)
+    if not common:
+        return
+    of_common = " that all sets have" if any(key != common for key in keys) else ""
     between = between[[frozenset(key) in common for key in _losses(between)]]
     for name in sets:
         of_set = between[between["rates"] == name]
-        if of_set.empty:
-            continue
         differ = of_set["accuracy_verdict"].isin(["better", "worse"]).sum()
-        power = (of_set["accuracy_verdict"] == "underpowered").sum()
-        count = len(of_set)
-        text = (
-            f"{_SETS[name][1][0].upper()}{_SETS[name][1][1:]}, {differ} of {count} pair{'s' * (count != 1)} of losses "
-        )
+        power, count, where = (of_set["accuracy_verdict"] == "underpowered").sum(), len(of_set), _SETS[name][1]
+        text = f"{where[0].upper()}{where[1:]}, {differ} of {count} pair{'s' * (count != 1)} of losses{of_common} "
         text += f"differ{'s' * (count == 1)} significantly in accuracy (p ≤ .05 after Holm's correction)"
         text += f"; {power} underpowered" if power else ""
         cosine = of_set["cosine"].median()
@@ -311,13 +316,18 @@ def _pair_cells(row: pd.Series) -> list[Cell]:
     return [Cell(number(row["cosine"]), below=verdict), Cell(difference(row["accuracy_diff"]), below=below)]
 
 
-def _notes(rates: pd.DataFrame) -> list[str]:
+def _notes(rates: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
     notes = [
         "A rate may be the best one unless it is worse than the chosen one by more than chance: paired by problem, "
         "p ≤ .05 after Bonferroni's correction for the rates of the loss. It is about other problems, not other seeds.",
         "Holm's correction is for the comparisons of one set of rates: every two losses, and each with the base.",
         "Of equal scores the smaller rate is chosen. A rate of which a run diverged is not chosen.",
     ]
+    if pairs["pairing"].isin(["same seeds", "same order"]).any():
+        notes.append(
+            "Cosines are of runs that share their batches, and read too high, unless both losses were repeated with "
+            "another seed at these rates."
+        )
     if (rates["rule"] == _RULES[1]).any():
         norm = rates["norm"].dropna().iloc[0]
         notes.append(
