@@ -48,7 +48,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
     return Section(
         "tuning",
         "Every loss at its own best rate",
-        text=[_about(rates)],
+        text=[_about(rates), _how_to_read(rates)],
         findings=[Finding(text, "") for text in [*_choices(rates), *_comparisons(pairs)]],
         figures=[*_panels(rates), *_matrices(analysis, pairs)],
         tables=[
@@ -94,8 +94,8 @@ def _choices(rates: pd.DataFrame) -> Iterator[str]:
             )
     lost = rates[(rates["rule"] == _RULES[0]) & (rates["diverged"] > 0)]
     if len(lost):
-        counts = lost.groupby("name", sort=False)["diverged"].agg(["size", "sum"])
-        each = [f"{name} at {row['size']} rate{'s' * (row['size'] != 1)}" for name, row in counts.iterrows()]
+        counts = lost.groupby("name", sort=False).size()
+        each = [f"{name} at {count} rate{'s' if count > 1 else ''}" for name, count in counts.items()]
         yield f"Diverged, and hence not chosen: {listed(each)}."
 
 
@@ -174,11 +174,14 @@ def _panels(rates: pd.DataFrame) -> list[Figure]:
                 marker={"symbol": "x", "size": 10, "color": INK},
             )  # fmt: skip
         figures.append(Figure(str(name), "", plot))
-    caption = "Score over learning rate, with 95% intervals. Solid: equal steps"
-    caption += "; dotted: equal norm" if (rates["rule"] == _RULES[1]).any() else ""
-    caption += ". Ring: the chosen rate. Filled: may be the best one; open: worse by more than chance."
-    caption += " ✕: a run diverged." if (rates["diverged"] > 0).any() else ""
-    return [Figure(figures[0].title, caption, figures[0].plot), *figures[1:]]
+    return figures
+
+
+def _how_to_read(rates: pd.DataFrame) -> str:
+    text = "Each plot shows the score over the learning rate, with 95% intervals. Solid: equal steps"
+    text += "; dotted: equal norm" if (rates["rule"] == _RULES[1]).any() else ""
+    text += ". Ring: the chosen rate. Filled: may be the best one; open: worse by more than chance."
+    return text + (" ✕: a run diverged." if (rates["diverged"] > 0).any() else "")
 
 
 def _line(plot: go.Figure, points: pd.DataFrame, rule: str, ink: str) -> None:
