@@ -45,7 +45,7 @@ from losslens.analysis.tables import (
 )
 from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import trajectory_table
-from losslens.analysis.tuning import Benchmarks, Tuning, tune
+from losslens.analysis.tuning import Benchmarks, Tuning, require_other_problems, tune
 from losslens.analysis.weight_space import measure_weight_space
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
@@ -155,6 +155,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     previous = [before or EarlierAnalysis(), read_earlier(archive_path(config.folder, adapters))]
     chosen = extended(chosen, names, [pair for analysis in previous for pair in analysis.pairs_among(adapters)])
     benchmark = benchmark_of(cohort, config.primary_benchmark)
+    benchmarks = _benchmarks(config.select_on, benchmark, cohort)
     outcomes = outcomes_of(cohort, arms, benchmark)
     tested = compare_arms(outcomes, None if config.holm_family == "all" else _family(arms, cohort.by_name[reference]))
     cache = Cache(config.output_dir / "cache")
@@ -190,10 +191,8 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         trajectories = trajectory_table(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
         bar.update()
     tuning = Tuning()
-    if config.select_on is not None:
-        if benchmark is None:
-            raise InputError(f"select_on={config.select_on}: the runs were not scored")
-        benchmarks, trust = Benchmarks(config.select_on, benchmark), trust_of(config)
+    if benchmarks is not None:
+        trust = trust_of(config)
         tuning = tune(
             cohort, arms, benchmarks, of_arms, trajectories,
             lambda members, left_out: score_snapshots(members, config.model_path, trust, left_out),
@@ -231,6 +230,17 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         facts,
         {**cohort.left_out, **based.left_out},
     )  # fmt: skip
+
+
+def _benchmarks(select_on: str | None, reported: str | None, cohort: Cohort) -> Benchmarks | None:
+    """Returns where rates are chosen and reported, after checking that they differ; None if none are chosen."""
+    if select_on is None:
+        return None
+    if reported is None:
+        raise InputError(f"select_on={select_on}: there is no benchmark on which all runs were scored")
+    benchmarks = Benchmarks(select_on, reported)
+    require_other_problems(cohort, benchmarks)
+    return benchmarks
 
 
 def _family(arms: Sequence[Arm], reference: ComparedAdapter) -> set[frozenset[str]]:

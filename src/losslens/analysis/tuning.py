@@ -117,6 +117,31 @@ class Tuning:
     pairs: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=list(PAIR_COLUMNS)))
 
 
+def require_other_problems(cohort: Cohort, benchmarks: Benchmarks) -> None:
+    """Refuses to choose on problems that are reported: the best of several scores is too high on its own problems.
+
+    Raises:
+        InputError: No run was scored on `select_on`, or one was scored on the same problem for both.
+    """
+    chosen, reported = benchmarks.select_on, benchmarks.reported
+    if chosen == reported:
+        raise InputError(
+            f"select_on={chosen}: accuracies are reported on it; rates must be chosen on other problems "
+            "(train.py benchmark=[own,validation])"
+        )
+    scored = {member.run: cohort.scores.benchmarks(member.run) for member in cohort.members if member.run}
+    run = next((run for run, names in scored.items() if {chosen, reported} <= set(names)), None)
+    if run is None:
+        others = ", ".join(sorted({name for names in scored.values() for name in names})) or "no benchmark"
+        raise InputError(f"select_on={chosen}: no run was scored on it, only on {others}")
+    seen, unseen = (set(by_problem(cohort.scores, run, name).index) for name in (chosen, reported))
+    if seen & unseen:
+        raise InputError(
+            f"select_on={chosen}: {len(seen & unseen)} of its {len(seen)} problems are also in {reported}, on which "
+            "accuracies are reported; rates must be chosen on other problems"
+        )
+
+
 def tune(
     cohort: Cohort, arms: Sequence[Arm], benchmarks: Benchmarks, arm_pairs: pd.DataFrame, norms: pd.DataFrame,
     score: Score,
@@ -132,9 +157,8 @@ def tune(
         score: Scores runs at a snapshot as their ends were scored; adds to a mapping why it cannot.
 
     Raises:
-        InputError: No run was scored on `select_on`, or its problems are among those that are reported.
+        InputError: Two rates were not scored on the same problems.
     """
-    _require_other_problems(cohort, benchmarks)
     arms = [arm for arm in arms if arm.members or arm.diverged]
     validation = outcomes_of(cohort, arms, benchmarks.select_on)
     losses = [loss for loss in losses_of(arms) if any(arm.name() in validation for arm in loss.arms)]
@@ -329,31 +353,6 @@ def _moved(arms: Sequence[Arm], cohort: Cohort) -> list[Arm]:
     """Returns the arms with those of their runs that are members of `cohort`, which holds them at another point."""
     at = {member.name: member for member in cohort.members}
     return [replace(arm, members=[at[run.name] for run in arm.members if run.name in at]) for arm in arms]
-
-
-def _require_other_problems(cohort: Cohort, benchmarks: Benchmarks) -> None:
-    """Refuses to choose on problems that are reported: the best of several scores is too high on its own problems.
-
-    Raises:
-        InputError: No run was scored on `select_on`, or one was scored on the same problem for both.
-    """
-    chosen, reported = benchmarks.select_on, benchmarks.reported
-    if chosen == reported:
-        raise InputError(
-            f"select_on={chosen}: accuracies are reported on it; rates must be chosen on other problems "
-            "(train.py benchmark=[own,validation])"
-        )
-    scored = {member.run: cohort.scores.benchmarks(member.run) for member in cohort.members if member.run}
-    run = next((run for run, names in scored.items() if {chosen, reported} <= set(names)), None)
-    if run is None:
-        others = ", ".join(sorted({name for names in scored.values() for name in names})) or "no benchmark"
-        raise InputError(f"select_on={chosen}: no run was scored on it, only on {others}")
-    seen, unseen = (set(by_problem(cohort.scores, run, name).index) for name in (chosen, reported))
-    if seen & unseen:
-        raise InputError(
-            f"select_on={chosen}: {len(seen & unseen)} of its {len(seen)} problems are also in {reported}, on which "
-            "accuracies are reported; rates must be chosen on other problems"
-        )
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -32,6 +33,8 @@ _NUMBERS = (
 _PAIR_TEXTS = ("rates", "loss_a", "loss_b", "arm_a", "arm_b", "pairing", "cosine_verdict", "accuracy_verdict")
 _PAIR_NUMBERS = ("cosine", "accuracy_diff", "diff_low", "diff_high", "p_holm")
 _TRUE = "True"
+# Most rows of a table that is open.
+_MOST_OPEN = 15
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
@@ -54,9 +57,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
         tables=[
             downloadable(analysis, "tuning", "Chosen learning rates", *_choice_table(rates)),
             *_accuracy_table(rates, pairs),
-            downloadable(
-                analysis, "tuning_pairs", "Every two losses, at each set of rates", *_pair_table(pairs, names)
-            ),
+            _pair_table(analysis, pairs, names),
         ],
         notes=_notes(rates, pairs),
     )
@@ -264,7 +265,9 @@ def _choice_cells(rates: pd.DataFrame) -> list[Cell]:
 def _score(row: pd.Series) -> str:
     if row["diverged"] > 0:
         return "diverged"
-    return percent(row["validation"]) if not math.isnan(row["validation"]) else "norm not reached"
+    if math.isnan(row["validation"]) and row["rule"] == _RULES[1]:
+        return "norm not reached"
+    return percent(row["validation"])
 
 
 def _interval(row: pd.Series, low: str, high: str) -> str:
@@ -297,8 +300,8 @@ def _accuracy_cell(point: pd.Series, to_base: pd.DataFrame) -> Cell:
     return Cell(percent(point["accuracy"]), below="\n".join(lines))
 
 
-def _pair_table(pairs: pd.DataFrame, names: dict[str, str]) -> tuple[list[Column], list[Row]]:
-    """Builds the columns and rows of every two losses, with cosine and difference in accuracy at each set of rates."""
+def _pair_table(analysis: AnalysisFolder, pairs: pd.DataFrame, names: dict[str, str]) -> Table:
+    """Builds the table of every two losses, with cosine and difference in accuracy at each set of rates."""
     between = pairs[pairs["loss_b"] != "base"]
     sets = [name for name in _SETS if (between["rates"] == name).any()]
     rows = []
@@ -309,7 +312,9 @@ def _pair_table(pairs: pd.DataFrame, names: dict[str, str]) -> tuple[list[Column
             cells += _pair_cells(same.iloc[0]) if len(same) else [Cell(NOTHING)] * 2
         rows.append(Row(cells))
     heads = [f"{what}, {_SETS[name][0]}" for name in sets for what in ("cosine", "accuracy of the first − second")]
-    return [Column("losses", numeric=False), *map(Column, heads)], rows
+    columns = [Column("losses", numeric=False), *map(Column, heads)]
+    table = downloadable(analysis, "tuning_pairs", "Every two losses, at each set of rates", columns, rows)
+    return replace(table, closed=len(rows) > _MOST_OPEN)
 
 
 def _pair_cells(row: pd.Series) -> list[Cell]:
