@@ -92,7 +92,7 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
         with temporary_folder(folder) as new:
             _write(analysis, new)
             tables = analysis.tables
-            show(tables.runs, tables.arm_pairs, tables.arms, analysis.left_out)
+            show(tables.runs, tables.arm_pairs, tables.arms, tables.tuning, analysis.left_out)
             for write in writers:
                 write(new)
             missing = missing_from(analysis.facts, before)

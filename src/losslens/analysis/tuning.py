@@ -356,4 +356,5 @@ def _moved(arms: Sequence[Arm], cohort: Cohort) -> list[Arm]:
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    return table.astype(dict.fromkeys(_COUNTS, "Int64"))
+    flags = dict.fromkeys(("may_be_best", "chosen", "at_edge"), bool)
+    return table.astype({**dict.fromkeys(_COUNTS, "Int64"), **flags})
