@@ -60,6 +60,7 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
             "method": ALL, "lr": "matched_low,matched,matched_high", "seed": "42,123", "init_seed": "42,123",
         },
         "paper": {"method": ALL},
+        "tuned": {"method": f"{ALL},p_alpha,simpo,kto", "lr.factor": "0.03,0.1,0.3,1.0,3.0", "seed": "0"},
     }.items(),
 )  # fmt: skip
 def test_what_an_experiment_sweeps_over(name: str, swept: dict[str, str]) -> None:

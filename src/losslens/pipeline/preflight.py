@@ -6,7 +6,14 @@ from functools import lru_cache
 
 from losslens.models.adapters import require_targets
 from losslens.models.loading import ModelSource, source_of
-from losslens.rollouts.sample import Contents, contents_of, first_prompts, problem_source, prompts_of, require_limits
+from losslens.rollouts.sample import (
+    Contents,
+    contents_of,
+    first_prompts,
+    held_out_prompts,
+    problem_source,
+    require_limits,
+)
 from losslens.runs.spec import RunSpec
 
 
@@ -26,9 +33,7 @@ def require_fit(spec: RunSpec) -> None:
         _require_rollouts_fit(source, contents_of(config.data, "train"))
     if config.evaluation.engine == "transformers":
         for data in config.benchmarks:
-            _require_prompts_fit(
-                source, prompts_of(contents_of(data, "eval"), data.eval_size), config.evaluation.max_tokens
-            )
+            _require_prompts_fit(source, held_out_prompts(contents_of(data, "eval")), config.evaluation.max_tokens)
 
 
 @lru_cache(maxsize=32)

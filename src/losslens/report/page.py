@@ -24,6 +24,7 @@ from losslens.report.sections import (
     statistics,
     training,
     trajectories,
+    tuning,
 )
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import describe
@@ -38,6 +39,7 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     explorer.section,
     learning_rate.section,
     loss_family.section,
+    tuning.section,
     runs.section,
     statistics.section,
     trajectories.section,

@@ -78,15 +78,37 @@ def contents_of(data: Data, split: Split) -> Contents:
     return Contents(hash_json([data.model_dump(mode="json"), identity], 64), data, split)
 
 
-@lru_cache(maxsize=32)
-def prompts_of(contents: Contents, size: int | None) -> tuple[str, ...]:
-    """Returns the prompts of `size` problems, cached per process.
+def held_out_problems(data: Data) -> list[Problem]:
+    """Selects the problems that `data` scores on: `eval_size` held-out ones after the first `eval_offset`.
 
     Raises:
-        InputError: As for `ProblemSource.problems`.
+        InputError: As for `ProblemSource.problems`; or no problems are left after the first ones, or the source selects
+            other first ones for another size.
     """
-    data = contents.data
-    return tuple(problem.prompt for problem in problem_source(data).problems(contents.split, size, data.seed))
+    source, size, offset = problem_source(data), data.eval_size, data.eval_offset
+    if not offset:
+        return source.problems("eval", size, data.seed)
+    field = f"{data.field}.eval_offset={offset}"
+    try:
+        problems = source.problems("eval", None if size is None else offset + size, data.seed)
+        first = source.problems("eval", offset, data.seed)
+    except InputError as error:
+        raise InputError(f"{field}: the problems after these cannot be selected ({error})") from error
+    if len(problems) <= offset:
+        raise InputError(f"{field}: no held-out problems are left after these")
+    if problems[:offset] != first:  # a user-defined source
+        raise InputError(f"{field}: the source selects other problems for another size; they cannot be told apart")
+    return problems[offset:]
+
+
+@lru_cache(maxsize=32)
+def held_out_prompts(contents: Contents) -> tuple[str, ...]:
+    """Returns the prompts of the problems that `contents.data` scores on, cached per process.
+
+    Raises:
+        InputError: As for `held_out_problems`.
+    """
+    return tuple(problem.prompt for problem in held_out_problems(contents.data))
 
 
 def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str, Any]:
