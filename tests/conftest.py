@@ -140,7 +140,7 @@ def make_plan(initial: Path):
 
 def frozen_source(plan: TrainingPlan, tokenised: pd.DataFrame, **options: Any) -> FrozenSource:
     """Frozen rollouts in the order of the plan's seed."""
-    return FrozenSource(tokenised, plan.loss, plan.optim, plan.seed, **options)
+    return FrozenSource(tokenised, plan.method, plan.optim, plan.seed, **options)
 
 
 def train_frozen(

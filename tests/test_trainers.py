@@ -119,8 +119,8 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
             "processing_class": base.tokenizer,
             "peft_config": plan.lora.peft_config(base.model),
         }
-        if isinstance(plan.loss, Dpo):
-            pairs = plan.loss.select_pairs(tokenised)
+        if isinstance(plan.method, Dpo):
+            pairs = plan.method.select_pairs(tokenised)
             order = data_order(len(pairs), optim.max_steps * optim.batch_size, plan.seed)
             rows = [
                 {
@@ -130,9 +130,9 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for right, wrong in (pairs[i] for i in order)
             ]
-            config = DPOConfig(**arguments, beta=plan.loss.beta, loss_type=[plan.loss.loss_type])
+            config = DPOConfig(**arguments, beta=plan.method.beta, loss_type=[plan.method.loss_type])
             trainer: Any = DPOTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
-        elif isinstance(plan.loss, Kto):
+        elif isinstance(plan.method, Kto):
             order = data_order(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
             rows = [
                 {
@@ -142,7 +142,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for i in order
             ]
-            config = KTOConfig(**arguments, beta=plan.loss.beta)
+            config = KTOConfig(**arguments, beta=plan.method.beta)
             trainer = KTOTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
         else:
             order = data_order(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
@@ -153,7 +153,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for i in order
             ]
-            config = SFTConfig(**arguments, loss_type="dft" if plan.loss.name == "dft" else "nll")
+            config = SFTConfig(**arguments, loss_type="dft" if plan.method.name == "dft" else "nll")
             trainer = SFTTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
         load_adapter(trainer.model, plan.initial_adapter)
         trainer.train()
