@@ -32,6 +32,9 @@ def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, arm_table: pd.DataFrame, l
         console.print(_directions(arms, arm_pairs))
         if arm_pairs["accuracy_diff"].notna().any():
             console.print(_accuracies(arms, arm_pairs))
+    own = dict.fromkeys(arm_table.loc[(arm_table["samples"] == "own") & (arm_table["alias_of"] == ""), "arm"])
+    if own:
+        print(f"trained on rows of their own (samples of their policy): {', '.join(own)}")
     for run in runs[runs["diverged"].fillna("").astype(bool)].itertuples():
         print(f"{run.run}: {run.diverged}")
     for name, why in left_out.items():

@@ -124,7 +124,7 @@ class RunSpec:
             "base": self.base,
             "dtype": config.model.dtype,
             "chat_options": config.model.chat_options,
-            "rollouts": self._rollouts_identity(),
+            **self._rollouts_identity(),
             "optim": {"version": OPTIMISER, **identity_options(config.optim, (*_NOT_IN_IDENTITY, *steps))},
             "seed": config.seed,
             "init_seed": config.init_seed,
@@ -132,14 +132,14 @@ class RunSpec:
         }
 
     def _rollouts_identity(self) -> dict[str, Any]:
-        """Identity of the frozen rollouts, or of the problems and settings of an on-policy method's own samples."""
+        """Identity of the frozen rollouts, or of the problems and of the samples that an on-policy method takes."""
         if not isinstance(self.method, OnPolicy):
-            return rollouts_identity(self.config)
+            return {"rollouts": rollouts_identity(self.config)}
         problems, _ = training_problems(self.config, self.method.name)
-        identity = {**problems, "own_samples": OWN_SAMPLES, "max_tokens": self.max_tokens}
+        samples: dict[str, Any] = {"version": OWN_SAMPLES, "max_tokens": self.max_tokens}
         if self.method.needs_teacher:
-            identity["teacher"] = model_identity(self.teacher)
-        return identity
+            samples["teacher"] = model_identity(self.teacher)
+        return {"rollouts": problems, "own_samples": samples}
 
     @property
     def teacher(self) -> ModelSource:
