@@ -37,7 +37,7 @@ from losslens.config.evaluation import EvaluateConfig
 from losslens.config.identity import formerly
 from losslens.config.parse import build, parse, renamed_options
 from losslens.config.training import TrainConfig
-from losslens.losses import Batch, Loss, builtin_methods
+from losslens.losses import Batch, Method, builtin_methods
 from losslens.measures import Measure
 from losslens.models.loading import LoadedModel
 from tests.conftest import ROOT, train_frozen
@@ -231,7 +231,7 @@ def check_line(script: str, line: list[str], folder: Path) -> None:
         return  # which is to be chosen, as `losslens evaluate` alone is a name
     parse(SCHEMAS[script], config)
     if script == "train":
-        assert isinstance(build("method", OmegaConf.to_container(config.method, resolve=True)), Loss)
+        assert isinstance(build("method", OmegaConf.to_container(config.method, resolve=True)), Method)
 
 
 # Groups whose options are one file each, with no defaults of their own: set in place, since composing is slow.

@@ -401,7 +401,7 @@ def test_a_sweep_with_frozen_and_own_rows_says_whose_they_are(tmp_path: Path) ->
     """One seed: SFT and RFT share their batches, online GRPO those of none; the rollouts are those of the others."""
     script(*command(tmp_path, *FEW, "-m", "method=sft,rft"))
     script(*online(tmp_path))
-    analysed = script("analyze.py", "sweep=main", f"output_dir={tmp_path}", "logger=none", "connectivity=null")
+    analysed = script("analyze.py", "sweep=main", f"output_dir={tmp_path}", "logger=none", "pairs=none")
     assert "rows of their own (samples of their policy): online_grpo-conventional" in analysed.stdout
     folder = tmp_path / "main" / "analysis"
     arms = pd.read_csv(folder / "arms.csv").set_index("method")
