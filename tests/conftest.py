@@ -161,7 +161,7 @@ def frozen_source(plan: TrainingPlan, tokenised: pd.DataFrame, **options: Any) -
     """Frozen rollouts in the order of the plan's seed."""
     from losslens.training.source import FrozenSource
 
-    return FrozenSource(tokenised, plan.loss, plan.optim, plan.seed, **options)
+    return FrozenSource(tokenised, plan.method, plan.optim, plan.seed, **options)
 
 
 def train_frozen(

@@ -35,7 +35,11 @@ from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
 # SFT first: the others are compared with it. The rollouts do not have the sampler's log-probabilities.
-METHODS = [name for name in builtin_presentations() if "sampler" not in builtin_losses()[name](name=name).needs]
+METHODS = [
+    name
+    for name in builtin_presentations()
+    if name in builtin_losses() and "sampler" not in builtin_losses()[name](name=name).needs
+]
 SMALL = (
     "data.eval_size=0", "logger=none", "optim.max_steps=6", "optim.batch_size=8", "optim.save_steps=2",
     "optim.log_steps=2",

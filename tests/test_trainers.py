@@ -127,8 +127,8 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
             "processing_class": base.tokenizer,
             "peft_config": plan.lora.peft_config(base.model),
         }
-        if isinstance(plan.loss, (Dpo, Rpo)):
-            pairs = plan.loss.select_pairs(tokenised)
+        if isinstance(plan.method, (Dpo, Rpo)):
+            pairs = plan.method.select_pairs(tokenised)
             order = data_order(len(pairs), optim.max_steps * optim.batch_size, plan.seed)
             rows = [
                 {
@@ -138,15 +138,15 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for right, wrong in (pairs[i] for i in order)
             ]
-            if isinstance(plan.loss, Rpo):
-                options: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, plan.loss.alpha]}
+            if isinstance(plan.method, Rpo):
+                options: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, plan.method.alpha]}
             else:
-                options = {"loss_type": [plan.loss.loss_type], "ld_alpha": plan.loss.ld_alpha}
+                options = {"loss_type": [plan.method.loss_type], "ld_alpha": plan.method.ld_alpha}
                 # The papers' values; TRL's own default is 0, which it refuses for EXO.
-                options["label_smoothing"] = {"exo_pair": 1e-3, "robust": 0.1}.get(plan.loss.loss_type, 0.0)
-            config = DPOConfig(**arguments, beta=plan.loss.beta, **options)
+                options["label_smoothing"] = {"exo_pair": 1e-3, "robust": 0.1}.get(plan.method.loss_type, 0.0)
+            config = DPOConfig(**arguments, beta=plan.method.beta, **options)
             trainer: Any = DPOTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
-        elif isinstance(plan.loss, Kto):
+        elif isinstance(plan.method, Kto):
             order = data_order(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
             rows = [
                 {
@@ -156,7 +156,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for i in order
             ]
-            config = KTOConfig(**arguments, beta=plan.loss.beta)
+            config = KTOConfig(**arguments, beta=plan.method.beta)
             trainer = KTOTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
         else:
             order = data_order(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
@@ -167,7 +167,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for i in order
             ]
-            config = SFTConfig(**arguments, loss_type="dft" if plan.loss.name == "dft" else "nll")
+            config = SFTConfig(**arguments, loss_type="dft" if plan.method.name == "dft" else "nll")
             trainer = SFTTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
         load_adapter(trainer.model, plan.initial_adapter)
         trainer.train()
@@ -463,7 +463,7 @@ def test_losses_on_pairs_equal_stock_trl(
     plan = make_plan(Dpo(name="dpo", loss_type=loss_type, ld_alpha=ld_alpha), max_steps=3, batch_size=4)
     few = uneven.iloc[:40]
     lengths = few["completion_ids"].map(len).to_numpy()
-    longer = [int(np.sign(lengths[chosen] - lengths[rejected])) for chosen, rejected in plan.loss.select_pairs(few)]
+    longer = [int(np.sign(lengths[chosen] - lengths[rejected])) for chosen, rejected in plan.method.select_pairs(few)]
     assert {-1, 1} <= set(longer)
     theirs = stock(plan, base, few, tmp_path / "stock")
     assert largest_difference(theirs, load_file(plan.initial_adapter / "adapter_model.safetensors")) > 1e-3

@@ -131,23 +131,24 @@ class Batch:
         return self.over_tokens(values)
 
 
-class Loss(BaseModel):
-    """Base class of losses: a subclass narrows `name` to its own, and its fields are its options.
+class Method(BaseModel):
+    """Base class of what a run can be trained with: a subclass narrows `name` to its own, and its fields are options.
+
+    A `Loss` is minimised on frozen rollouts; an on-policy method (`losslens.losses.on_policy`) samples its own.
 
     Attributes:
         version: Increased when the same options start to produce a different adapter; earlier runs then no longer count
             as the same run.
         title: Display name; `name` if empty.
-        summary: One sentence that explains the loss to a newcomer.
+        summary: One sentence that explains the method to a newcomer.
         paper: Source.
         colour: Colour in plots, `#rrggbb`; derived from `name` if empty.
-        place: Sort key in tables and plots, ascending; losses without one come last.
-        unit: The unit that `terms` has one value for.
-        uses_reward: True if the loss treats correct and incorrect rollouts differently.
+        place: Sort key in tables and plots, ascending; methods without one come last.
         conventional_lr_scale: Usual peak learning rate relative to SFT's, used by `lr=conventional`. It is 1 for SFT
             and for losses that reweight its tokens.
-        diagnostic_titles: Titles of the `diagnostics` in plots, by name; diagnostics without a title are not shown in
-            the dashboard.
+        own_samples: True if a run samples what it trains on from its own policy, so that it shares no rows with others.
+        diagnostic_titles: Titles of the method's own metrics in plots, by name; metrics without a title are not shown
+            in the dashboard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
@@ -158,22 +159,33 @@ class Loss(BaseModel):
     paper: ClassVar[str] = ""
     colour: ClassVar[str] = ""
     place: ClassVar[float] = float("inf")
-    unit: ClassVar[Unit] = "token"
-    uses_reward: ClassVar[bool] = True
     conventional_lr_scale: ClassVar[float] = 1.0
+    own_samples: ClassVar[bool] = False
     diagnostic_titles: ClassVar[Mapping[str, str]] = {}
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part of a run's identity that describes the loss: name, version, and the non-default options."""
+        """The part of a run's identity that describes the method: name, version, and the non-default options."""
         return {"version": self.version, **identity_options(self)}
 
     @property
     def options(self) -> dict[str, Any]:
         """All options, as JSON values."""
         return self.model_dump(mode="json", by_alias=True, exclude={"name"})
+
+
+class Loss(Method):
+    """Base class of losses on frozen rollouts.
+
+    Attributes:
+        unit: The unit that `terms` has one value for.
+        uses_reward: True if the loss treats correct and incorrect rollouts differently.
+    """
+
+    unit: ClassVar[Unit] = "token"
+    uses_reward: ClassVar[bool] = True
 
     @property
     def divisor(self) -> Divisor:
@@ -246,12 +258,18 @@ class Loss(BaseModel):
 
 
 @cache
-def builtin_losses() -> dict[str, type[Loss]]:
-    """Returns the losses that come with LossLens, by name."""
-    losses: dict[str, type[Loss]] = {}
+def builtin_methods() -> dict[str, type[Method]]:
+    """Returns the methods that come with LossLens, losses and others, by name."""
+    methods: dict[str, type[Method]] = {}
     for module in iter_modules(__path__):
         for value in vars(import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Loss) and value.__module__.startswith(f"{__name__}."):
+            if isinstance(value, type) and issubclass(value, Method) and value.__module__.startswith(f"{__name__}."):
                 for name in get_args(value.model_fields["name"].annotation):
-                    losses[name] = value
-    return losses
+                    methods[name] = value
+    return methods
+
+
+@cache
+def builtin_losses() -> dict[str, type[Loss]]:
+    """Returns the losses that come with LossLens, by name."""
+    return {name: kind for name, kind in builtin_methods().items() if issubclass(kind, Loss)}

@@ -145,6 +145,12 @@ def _batches(encoded: Sequence[Any], batch_size: int, description: str) -> Itera
     return shown
 
 
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the tokens that end a completion, ascending: those of the chat template and of the model."""
+    declared = model.generation_config.eos_token_id
+    return sorted({*chat_turns(tokenizer).ends, *([declared] if isinstance(declared, int) else declared or [])})
+
+
 class _TopTwoGap(LogitsProcessor):
     """Records for each sequence the smallest gap between its two largest logits in all steps before its end."""
 
@@ -209,8 +215,7 @@ def _generate(
     width = max(len(ids) for ids in encoded)
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
-    declared = model.generation_config.eos_token_id
-    eos_ids = sorted({*chat_turns(tokenizer).ends, *([declared] if isinstance(declared, int) else declared or [])})
+    eos_ids = end_ids(model, tokenizer)
     gaps = _TopTwoGap(width, torch.tensor(eos_ids, device=model.device))
     processors: list[LogitsProcessor] = [gaps, *(warpers or ())]
     recorder = None

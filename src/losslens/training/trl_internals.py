@@ -1,4 +1,4 @@
-"""The only module that uses undocumented parts of TRL: check it for each new release.
+"""Undocumented parts of TRL, used only here and, for on-policy methods, in `trl_on_policy`: check both each release.
 
 `tests/test_trl_internals.py` compares the releases below with pyproject.toml, and checks that no other module uses
 TRL's internals. A release is added once it trains byte-identical adapters to the previous one.
@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import trl
 from trl import SFTTrainer
 from trl.trainer import utils
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
+
+from losslens.core.errors import InputError
 
 try:
     from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
@@ -20,7 +23,7 @@ except ImportError:  # trl<1.16
 
 __all__ = [
     "HEAD", "TESTED", "ChunkedDivergenceFunction", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head",
-    "use_adapter",
+    "require_on_policy", "use_adapter",
 ]  # fmt: skip
 
 # Supported minor releases, ascending. Earlier ones have no fused head. That of 1.15 needs Triton (`has_fused_head`);
@@ -53,6 +56,16 @@ class OpenSFTTrainer(SFTTrainer):
         """Adds the tokens of a step to the run's total, logged as `num_tokens`."""
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+
+def require_on_policy() -> None:
+    """Refuses on-policy methods with a release of TRL whose trainers lack what `trl_on_policy` uses.
+
+    Raises:
+        InputError: The release is older than 1.16.
+    """
+    if trl.__version__.startswith("1.15."):
+        raise InputError(f"on-policy methods need trl>=1.16 (installed: {trl.__version__})")
 
 
 def has_fused_head() -> bool:
