@@ -216,9 +216,14 @@ def _options(name: str) -> str:
     options = {option: field for option, field in kind.model_fields.items() if option != "name"}
     if not options:
         return "This loss has no options.\n"
-    said = {line.key: line.comment or _attribute(kind, line.key) for line in _lines(_file("method", name))}
+    said = {line.key: line.comment for line in _lines(_file("method", name))}
     rows = (
-        (f"`method.{option}`", f"`{_plain(field.default)}`", _values(field.annotation, field.metadata), said[option])
+        (
+            f"`method.{option}`",
+            f"`{_plain(field.default)}`",
+            _values(field.annotation, field.metadata),
+            said.get(option) or _attribute(kind, option),
+        )
         for option, field in options.items()
     )
     return _table(("option", "default", "values", "meaning"), rows)
