@@ -34,8 +34,8 @@ OWN_SAMPLES = 1
 _NOT_IN_IDENTITY = ("micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps")
 
 
-def _own_options(method: Mapping[str, Any]) -> dict[str, Any]:
-    """Drops from the section of a loss outside the package the options that are there only because `method=sft` was.
+def own_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the section `method` without options that a loss outside the package has only from `method=sft`.
 
     `train.py method._target_=mine.Loss method.name=mine` is composed from the default method, SFT.
     """
@@ -71,7 +71,7 @@ class RunSpec:
             InputError: The method does not exist, rejects its options, has the name of a built-in one, or samples its
                 own rollouts although `train_on` selects among frozen ones.
         """
-        loss: Method = build("method", _own_options(config.method))
+        loss: Method = build("method", own_options(config.method))
         if not isinstance(loss, (Loss, OnPolicy)):
             raise InputError(f"method._target_: {type(loss).__qualname__} is not a subclass of losslens.losses.Loss")
         builtin = builtin_methods().get(loss.name)

@@ -24,7 +24,7 @@ else:
 
 
 class OpenSampler(_Trainer):
-    """What the two trainers have in common: they sample a step's completions when it begins.
+    """Part of a trainer that samples a step's completions when it begins, common to both.
 
     What is sampled in a step follows from `seed`, the step, the process and the policy, whatever the state of the
     global generators, so that a resumed run meets the same rest.

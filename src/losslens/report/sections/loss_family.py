@@ -144,7 +144,7 @@ def _class_table(
 
 
 def _notes(clusters: pd.DataFrame, classes: pd.DataFrame) -> list[str]:
-    notes = ["Equations: docs/reference/losses of LossLens; the factors: docs/reference/loss_family.md."]
+    notes = ["Equations: docs/reference/losses of LossLens; the factors: docs/reference/losses/family.md."]
     if len(clusters):
         notes.append(
             "Clustering: permutational analysis of variance of the squared distances 1 − cosine, over the losses at "
