@@ -54,7 +54,7 @@ Score = Callable[[Sequence[ComparedAdapter], dict[str, str]], None]
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Where rates are chosen and where accuracies are reported.
+    """The benchmarks on which rates are chosen and accuracies are reported.
 
     Attributes:
         select_on: The benchmark on which rates are chosen.
