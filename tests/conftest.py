@@ -133,6 +133,15 @@ def tokenised(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="session")
+def uneven(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
+    """The same rollouts, tokenised, with completions whose lengths differ within pairs, either way."""
+    from losslens.training.batches import tokenise
+
+    endings = [" = 0" * (number * 7 % 4) for number in range(len(rollouts))]
+    return tokenise(rollouts.assign(completion=rollouts["completion"] + endings), base.tokenizer)
+
+
+@pytest.fixture(scope="session")
 def initial(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return initial_adapter(tmp_path_factory.mktemp("init"), {"sha256": "test"}, base.model, LORA, init_seed=7)
 
@@ -152,7 +161,7 @@ def frozen_source(plan: TrainingPlan, tokenised: pd.DataFrame, **options: Any) -
     """Frozen rollouts in the order of the plan's seed."""
     from losslens.training.source import FrozenSource
 
-    return FrozenSource(tokenised, plan.loss, plan.optim, plan.seed, **options)
+    return FrozenSource(tokenised, plan.method, plan.optim, plan.seed, **options)
 
 
 def train_frozen(

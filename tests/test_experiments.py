@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
 from losslens.losses.dpo import Dpo
+from losslens.losses.online_grpo import OnlineGrpo
 from losslens.losses.sft import Sft
 from tests.conftest import ROOT, TINY, script
 
@@ -36,6 +37,7 @@ def test_an_experiment_composes(name: str) -> None:
 
 
 ALL = "sft,rft,dft,rift,grpo,dpo"
+TEACHER = "rollouts.server.model=teacher"
 LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
 
 
@@ -59,7 +61,7 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
         "seeds": {
             "method": ALL, "lr": "matched_low,matched,matched_high", "seed": "42,123", "init_seed": "42,123",
         },
-        "paper": {"method": ALL},
+        "paper": {"method": f"{ALL},online_grpo,dapo"},
         "tuned": {"method": f"{ALL},p_alpha,simpo,kto", "lr.factor": "0.03,0.1,0.3,1.0,3.0", "seed": "0"},
     }.items(),
 )  # fmt: skip
@@ -114,6 +116,11 @@ def test_the_papers_settings() -> None:
     assert (optim.weight_decay, optim.max_grad_norm) == (0.01, 1.0)
     assert (optim.max_steps, 1000 % optim.snapshot_steps) == (1500, 0)
     assert (config.seed, config.init_seed) == (42, 42)
+    for name in ("online_grpo", "dapo"):
+        arm = parse(TrainConfig, without_hydra(composed("experiment=paper", f"method={name}", TEACHER)))
+        method = OnlineGrpo.model_validate({k: v for k, v in arm.method.items() if k != "_target_"})
+        assert (arm.optim.max_steps, method.samples_per_prompt, method.recipe == "dapo") == (600, 8, name == "dapo")
+        assert (arm.lr.of(method.conventional_lr_scale), arm.seed) == (5e-6, 42)
     assert (config.lr.of(Sft.conventional_lr_scale), config.lr.of(Dpo.conventional_lr_scale)) == (5e-6, 5e-7)
     assert (dpo.beta, dpo.loss_type) == (0.1, "sigmoid")
     assert list(config.benchmark) == ["gsm8k", "aime26"]

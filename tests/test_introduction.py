@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from losslens.core.errors import InputError
-from losslens.losses import builtin_losses
+from losslens.losses import builtin_losses, builtin_methods
 from losslens.losses.presentation import (
     Presentation,
     builtin_presentations,
@@ -87,7 +87,7 @@ def test_builtin_presentations_cannot_be_replaced(tmp_path: Path) -> None:
     register_from_manifest("sft", {**TOLD, "title": "RFT"})
     assert loss_title("sft") == "SFT"
     assert list(builtin_presentations())[:2] == ["sft", "rft"]
-    assert builtin_presentations().keys() == builtin_losses().keys()
+    assert builtin_presentations().keys() == builtin_methods().keys() > builtin_losses().keys()
 
 
 def test_control_characters_are_removed_from_titles() -> None:

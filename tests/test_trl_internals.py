@@ -20,7 +20,10 @@ from losslens.training.trl_internals import TESTED
 from tests.conftest import ROOT, frozen_source
 from tests.test_extras import PROJECT
 
-PRIVATE = {"_metrics", "_total_train_tokens", "loss_is_scaled_for_ga", "model_accepts_loss_kwargs", "create_model_card"}
+PRIVATE = {
+    "_metrics", "_total_train_tokens", "loss_is_scaled_for_ga", "model_accepts_loss_kwargs", "create_model_card",
+    "_generate", "_generate_single_turn", "_generate_and_score_completions", "_tokenize_prompts", "eos_token_ids",
+}  # fmt: skip
 
 
 def test_the_releases_that_were_tested_are_those_that_are_asked_for() -> None:
@@ -51,7 +54,7 @@ def test_the_installed_one_is_among_them() -> None:
 
 def test_no_other_module_goes_through_them() -> None:
     for file in (ROOT / "src").rglob("*.py"):
-        if file.name == "trl_internals.py":
+        if file.name in ("trl_internals.py", "trl_on_policy.py"):
             continue
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):

@@ -150,7 +150,7 @@ class TestChoice:
         scores = outcomes(loss, [9], [8])
         name = loss.arms[1].name()
         scores[name] = scores[name].rename(index={"p0": "q0"})
-        with pytest.raises(InputError, match="^dpo-x1 and dpo-x0.1: not scored on the same problems; no rate can be"):
+        with pytest.raises(InputError, match=r"^dpo-x1 and dpo-x0.1: not scored on the same problems; no rate can be"):
             rate_rows(loss, scores, {})
 
 
@@ -203,25 +203,29 @@ class TestRefusals:
         require_other_problems(cohort(members), Benchmarks(select_on, reported))
 
     def test_the_benchmark_that_is_reported(self) -> None:
-        with pytest.raises(InputError, match="^select_on=quiz: accuracies are reported on it; rates must be chosen on"):
+        with pytest.raises(
+            InputError, match=r"^select_on=quiz: accuracies are reported on it; rates must be chosen on"
+        ):
             self.tuned([member("sft", 1.0)], "quiz", "quiz")
 
     def test_a_benchmark_without_scores(self, tmp_path: Path) -> None:
         one = replace(member("sft", 1.0), run=scored(tmp_path / "r", {"p": [True]}))
-        with pytest.raises(InputError, match="^select_on=validation: no run was scored on it, only on quiz$"):
+        with pytest.raises(InputError, match=r"^select_on=validation: no run was scored on it, only on quiz$"):
             self.tuned([one], "validation", "quiz")
 
     def test_the_same_problems_by_another_name(self, tmp_path: Path) -> None:
         run = scored(tmp_path / "r", {p: [True] for p in "abc"})
         (run.folder / "eval" / "quiz.parquet").rename(run.folder / "eval" / "other.parquet")
         scored(tmp_path / "r", {p: [True] for p in "cd"})
-        with pytest.raises(InputError, match="^select_on=other: 1 of its 3 problems are also in quiz, on which"):
+        with pytest.raises(InputError, match=r"^select_on=other: 1 of its 3 problems are also in quiz, on which"):
             self.tuned([replace(member("sft", 1.0), run=run)], "other", "quiz")
 
     def test_at_a_snapshot(self) -> None:
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             config = compose("analyze", ["select_on=validation", "checkpoint=8"])
-        with pytest.raises(InputError, match="^checkpoint=8: select_on chooses rates at the end of training; use end$"):
+        with pytest.raises(
+            InputError, match=r"^checkpoint=8: select_on chooses rates at the end of training; use end$"
+        ):
             parse(AnalyzeConfig, config)
 
 
@@ -296,7 +300,7 @@ class Shuffled(ReasoningGym):
 def test_a_source_that_cannot_be_divided_is_refused() -> None:
     line = ["data.source._target_=tests.test_tuning.Shuffled", "data.eval_size=4", "benchmark=[own,validation]"]
     config = composed(*line, "benchmark.validation.eval_size=4")
-    with pytest.raises(InputError, match="^benchmark.validation.eval_offset=4: the source selects other problems"):
+    with pytest.raises(InputError, match=r"^benchmark.validation.eval_offset=4: the source selects other problems"):
         held_out_problems(config.benchmark["validation"])
 
 

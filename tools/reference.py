@@ -23,7 +23,8 @@ from omegaconf import OmegaConf
 import losslens
 from losslens.config import interpolations
 from losslens.core.files import atomic_file
-from losslens.losses import Loss, builtin_losses
+from losslens.losses import Loss, Method, Need, builtin_losses, builtin_methods
+from losslens.losses.on_policy import OnPolicy
 from losslens.losses.presentation import builtin_presentations
 from losslens.measures import Measure, PairMeasure, function_measures, run_measures, weight_measures
 from losslens.tables.descriptions import glossary
@@ -91,6 +92,15 @@ _DIVISORS = {
     "rollouts": "rollouts in the effective batch",
     "pairs": "pairs in the effective batch",
 }
+# In the order of tables.
+_NEEDS: dict[Need, str] = {
+    "reference": "the base's log-probabilities",
+    "mismatched_log_ratio": "completions of other prompts, scored in each step",
+    "sampler": "the sampling policy's log-probabilities",
+    "sampler_raw": "the sampling policy's log-probabilities at temperature 1",
+    "top_entropy": "the entropy of the most likely tokens",
+    "divergence": "the base's next-token distributions, in each step",
+}
 
 
 def _losses(name: str) -> str:
@@ -99,7 +109,12 @@ def _losses(name: str) -> str:
         "index": lambda: _table(
             ("loss", "in plain words", "unit", "paper"),
             (
-                (f"[`{loss}`]({loss}.md)", said.summary, _kind(loss).unit, _linked(said.paper))
+                (
+                    f"[`{loss}`]({loss}.md)",
+                    said.summary,
+                    getattr(_kind(loss), "unit", "own samples"),
+                    _linked(said.paper),
+                )
                 for loss, said in known.items()
             ),
         ),
@@ -107,12 +122,36 @@ def _losses(name: str) -> str:
             ("loss", "in plain words"),
             ((f"[`{loss}`](docs/reference/losses/{loss}.md)", said.summary) for loss, said in known.items()),
         ),
+        "family": lambda: _table(
+            (
+                "loss",
+                "one term for each",
+                "reward",
+                "tokens",
+                "saturation",
+                "length",
+                "weights vanish when",
+                "bounded",
+                "first step",
+            ),
+            (_family(loss) for loss in known if loss in builtin_losses()),
+        ),
         "rates": lambda: _table(
             ("loss", "`lr=conventional`"),
             ((f"[`{loss}`]({loss}.md)", f"{_kind(loss).conventional_lr_scale:g} × `lr.peak`") for loss in known),
         ),
     }
     return tables[name]()
+
+
+def _family(name: str) -> tuple[str, ...]:
+    """The row of a loss with its default options: its unit and its factors."""
+    loss = _kind(name)(name=name)
+    assert isinstance(loss, Loss)
+    factors = loss.factors
+    assert factors is not None
+    words = (factors.outcome, factors.gate, factors.saturation, factors.length, factors.stops.replace("|", "\\|"))
+    return (f"[`{name}`]({name}.md)", loss.unit, *words, _word(loss.bounded), factors.first_step.replace("|", "\\|"))
 
 
 def _loss(about: str) -> str:
@@ -129,22 +168,36 @@ def _loss(about: str) -> str:
     return tables[table]()
 
 
+def _unit(name: str) -> str:
+    kind = _kind(name)
+    return kind.unit if issubclass(kind, Loss) else "own samples"
+
+
 @cache
-def _kind(name: str) -> type[Loss]:
-    return builtin_losses()[name]
+def _kind(name: str) -> type[Method]:
+    return builtin_methods()[name]
 
 
 def _facts(name: str) -> str:
     kind = _kind(name)
-    loss = kind(name=name)
+    method = kind(name=name)
     source = Path(inspect.getfile(kind))
-    rows = [
-        ("run it", f"`python train.py method={name}`"),
-        ("one term for each", kind.unit),
-        ("sum divided by", _DIVISORS[loss.divisor]),
-        ("uses the reward", _word(kind.uses_reward)),
-        ("needs the base's log-probabilities", _word("reference" in loss.needs)),
-        ("bounded below", _word(loss.bounded)),
+    rows = [("run it", f"`python train.py method={name}`")]
+    if isinstance(method, Loss):
+        needs = "; ".join(text for need, text in _NEEDS.items() if need in method.needs)
+        rows += [
+            ("one term for each", method.unit),
+            ("sum divided by", _DIVISORS[method.divisor]),
+            ("uses the reward", _word(method.uses_reward)),
+            ("needs", needs or "nothing else"),
+            ("bounded below", _word(method.bounded)),
+        ]
+    elif isinstance(method, OnPolicy):
+        rows += [
+            ("trains on", f"samples of its policy, {method.group_size} per prompt and step"),
+            ("needs a teacher", _word(method.needs_teacher)),
+        ]
+    rows += [
         ("peak learning rate with `lr=conventional`", f"{kind.conventional_lr_scale:g} × `lr.peak`"),
         ("version in the [identity](../identity.md)", f"{kind.version}"),
         ("paper", _linked(kind.paper) or "–"),
@@ -171,7 +224,7 @@ def _options(name: str) -> str:
     return _table(("option", "default", "values", "meaning"), rows)
 
 
-def _attribute(kind: type[Loss], name: str) -> str:
+def _attribute(kind: type[Method], name: str) -> str:
     """What the docstring of a class, or of one that it derives from, says of an attribute."""
     for each in kind.__mro__:
         found = re.search(rf"\n    {name}: (.+?)(?=\n    \w+: |\n\n|\Z)", inspect.getdoc(each) or "", re.DOTALL)
@@ -189,6 +242,8 @@ def _values(annotation: Any, metadata: Iterable[Any]) -> str:
         return ", ".join(f"`{value}`" for value in get_args(annotation))
     if origin in (Union, UnionType):
         return " or ".join(_values(part, metadata) for part in get_args(annotation))
+    if annotation is type(None):
+        return "`null`"
     if annotation is bool:
         return "`true`, `false`"
     signs = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -197,7 +252,7 @@ def _values(annotation: Any, metadata: Iterable[Any]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def _linked(paper: str) -> str:
@@ -227,7 +282,11 @@ def _configs(name: str) -> str:
     if name == "methods":
         return _table(
             ("option", "what it is"),
-            ((f"[`method={loss}`](losses/{loss}.md)", _heading(_file("method", loss))[0]) for loss in _in_order()),
+            (
+                (f"[`method={option}`](losses/{loss}.md)", _heading(_file("method", option))[0])
+                for loss in _in_order()
+                for option in (loss, *_OTHER_FILES.get(loss, ()))
+            ),
         )
     if name == "experiments":
         files = sorted((CONF / "experiment").glob("*.yaml"))
@@ -240,6 +299,8 @@ def _configs(name: str) -> str:
     return "\n".join(map(_group, (*_GROUPS, "hydra/launcher", "server")))
 
 
+# Configuration files that select options of a method.
+_OTHER_FILES = {"online_grpo": ("dapo",)}
 _GROUPS = ("lr", "lora_rank", "model", "data", "rollouts", "logger", "resources")
 
 

@@ -33,7 +33,8 @@ _DPO = {
     for name, column in _columns_of(m, "dpo_conventional").items()
 }
 COLUMNS = (
-    "arm", "method", "lr", "learning_rate", "settings", "alias_of", "pass_rate", "seeds", "diverged", "collapsed",
+    "arm", "method", "lr", "learning_rate", "settings", "alias_of", "samples", "pass_rate",
+    "seeds", "diverged", "collapsed",
     *(f"{size}{end}" for size in _SIZES for end in ("", "_std")),
     "cosine_repeat", "sft", "pairing", "repeats", "repeat_kind", *_SFT, "cosine_to_sft_same_rate", *_DPO,
     "benchmark", "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
@@ -116,6 +117,7 @@ def _facts(arm: Arm) -> dict[str, Any]:
         "learning_rate": arm.learning_rate,
         "settings": arm.settings,
         "alias_of": "",
+        "samples": "own" if arm.facts.own_samples else "frozen",
         "pass_rate": arm.facts.trained_on.pass_rate,
         "seeds": len(arm.members),
         "diverged": len(arm.diverged),

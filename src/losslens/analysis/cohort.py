@@ -107,8 +107,12 @@ class Cohort:
 
     @property
     def first(self) -> RunFacts | None:
-        """The manifest of the first run, whose base, rollouts and problems are those of all; None without runs."""
-        return next((member.facts for member in self.members if member.facts), None)
+        """The manifest of the first run, if possible one on the frozen rollouts; None without runs.
+
+        Its base and problems are those of all runs, and its rollouts those of all runs that trained on frozen ones.
+        """
+        known = [member.facts for member in self.members if member.facts]
+        return next((facts for facts in known if not facts.own_samples), next(iter(known), None))
 
     @property
     def base_name(self) -> str:
@@ -248,14 +252,15 @@ def _initial(folder: Path, sha256: str) -> Path:
 def _require_comparable(
     runs: Sequence[ComparedAdapter | Diverged], bases: Sequence[Base], across: Literal["rollouts"] | None
 ) -> None:
-    """Rejects runs whose base or rollouts differ from those of the first run."""
+    """Rejects runs whose base differs from that of the first run, or whose frozen rollouts from those of the first."""
     trained = [(run.name, run.facts) for run in runs if run.facts]
-    for name, facts in trained:
-        first_name, first = trained[0]
-        for what, value, other in (
-            ("base", facts.base, first.base),
-            ("rollouts", facts.rollouts.sha256, first.rollouts.sha256),
-        ):
+    compared: dict[str, list[tuple[str, Any]]] = {
+        "base": [(name, facts.base) for name, facts in trained],
+        "rollouts": [(name, facts.rollouts.sha256) for name, facts in trained if facts.rollouts is not None],
+    }
+    for what, values in compared.items():
+        for name, value in values:
+            first_name, other = values[0]
             if value != other and what != across:
                 advice = f"{_ADVICE}, or allow_different=rollouts" if what == "rollouts" else _ADVICE
                 raise InputError(f"{name}: different {what} than {first_name}; {advice}")

@@ -37,6 +37,9 @@ def show(
             console.print(_accuracies(arms, arm_pairs))
     if len(tuning):
         console.print(_chosen_rates(tuning))
+    own = dict.fromkeys(arm_table.loc[(arm_table["samples"] == "own") & (arm_table["alias_of"] == ""), "arm"])
+    if own:
+        print(f"trained on rows of their own (samples of their policy): {', '.join(own)}")
     for run in runs[runs["diverged"].fillna("").astype(bool)].itertuples():
         print(f"{run.run}: {run.diverged}")
     for name, why in left_out.items():

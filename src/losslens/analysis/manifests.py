@@ -47,9 +47,9 @@ class Frozen(_Facts):
 
 
 class TrainedOn(_Facts):
-    """The rollouts that the method may learn from."""
+    """The rollouts that the method may learn from; of an on-policy run nothing is known before training."""
 
-    pass_rate: float
+    pass_rate: float | None = None
 
 
 class RecordedData(Named):
@@ -89,11 +89,16 @@ class StartedFacts(_Facts):
     conventional_lr_scale: float = Field(gt=0, allow_inf_nan=False)
     learning_rate: FiniteFloat
     base: dict[str, str | None]
-    rollouts: Frozen
+    rollouts: Frozen | None
     trained_on: TrainedOn
     initial_adapter: Frozen
     identity: dict[str, Any]
     config: RunConfig
+
+    @property
+    def own_samples(self) -> bool:
+        """True if the run sampled what it trained on from its own policy."""
+        return self.rollouts is None
 
     @property
     def scored_on(self) -> list[RecordedData]:

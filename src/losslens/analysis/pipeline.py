@@ -21,6 +21,7 @@ from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged, find_run
 from losslens.analysis.console import show
 from losslens.analysis.function_space import measure_function_space, trust_of
 from losslens.analysis.lineage import lineage
+from losslens.analysis.loss_family import class_table, cluster_table, factor_table
 from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.pairs import choose, default_reference, extended, find
 from losslens.analysis.repeats import arm_pairs, repeat_table
@@ -167,7 +168,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     tables = weight_tables(compared_weights(cohort, measured, pairs, based.against_base, config.num_directions, cache))
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         cohort.left_out[f"direction of {name}"] = "its update is 0: training has not changed the weights"
-    with tqdm(desc="statistics", total=6, unit="table", leave=False) as bar:
+    with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
         pair_rows = measured_pair_table(cohort, named, tables.pairs, based)
         bar.update()
         pair_rows = pair_rows.merge(pair_table(cohort, benchmark), on=["run_a", "run_b"])
@@ -189,6 +190,10 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         # Trajectories are only computed to the ends of the runs.
         arms_at_end = arms if config.checkpoint == "end" else []
         trajectories = trajectory_table(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
+        bar.update()
+        factors = factor_table(arms)
+        clusters = cluster_table(arms, factors, of_arms)
+        classes = class_table(arms_at_end, factors, cohort.modules, cache, cohort.left_out)
         bar.update()
     tuning = Tuning()
     if benchmarks is not None:
@@ -224,7 +229,8 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
             connectivity=connectivity_table(based.curves), cka=cka_table(based.ckas), arm_pairs=of_arms,
             repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
             seeds=seed_table(cohort, runs), arms=arm_table, trajectories=trajectories, training=training,
-            tuning=tuning.rates, tuning_pairs=tuning.pairs, mds=plane,
+            mds=plane, factors=factors, clusters=clusters, classes=classes, tuning=tuning.rates,
+            tuning_pairs=tuning.pairs,
         ),
         cohort,
         facts,

@@ -104,7 +104,7 @@ def probe_set(
 
 
 def _require_held_out(frozen: FrozenRollouts, output_dir: Path, run: RunFacts | None) -> None:
-    training = output_dir / "rollouts" / run.rollouts.folder if run else None
+    training = output_dir / "rollouts" / run.rollouts.folder if run and run.rollouts else None
     if training is None or not training.is_dir():
         return  # the training rollouts are not available
     trained_on = seen_questions(load_rollouts(training))

@@ -50,6 +50,9 @@ class Tables:
         tuning: One row per loss, learning rate and rule of choice, if rates were chosen.
         tuning_pairs: One row per set of rates and two losses (or a loss and the base), if rates were chosen.
         mds: One row per run with a non-zero update: its point in the plane.
+        factors: One row per arm whose loss declares the factors of its weights.
+        clusters: One row per factor: whether the updates of losses that share it lie closer together.
+        classes: One row per step and loss that shares its first step with another.
     """
 
     runs: pd.DataFrame
@@ -68,6 +71,9 @@ class Tables:
     tuning: pd.DataFrame
     tuning_pairs: pd.DataFrame
     mds: pd.DataFrame
+    factors: pd.DataFrame
+    clusters: pd.DataFrame
+    classes: pd.DataFrame
 
 
 def compared_weights(
@@ -121,6 +127,7 @@ def measured_pair_table(
         based: The measures in function space.
     """
     seeds = {s.name: s.facts.seeds if s.facts else None for s in cohort.members}
+    own = {s.name for s in cohort.members if s.facts and s.facts.own_samples}
     pairs = list(zip(rows["run_a"], rows["run_b"], strict=True))
     functions = Functions([based.curves.get(pair) for pair in pairs], [based.ckas.get(pair) for pair in pairs])
     columns: dict[str, Any] = {}
@@ -131,7 +138,10 @@ def measured_pair_table(
     table = rows.assign(
         arm_a=rows["run_a"].map(arms),
         arm_b=rows["run_b"].map(arms),
-        pairing=[pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b))) for a, b in pairs],
+        pairing=[
+            pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b)), not own.isdisjoint((a, b)))
+            for a, b in pairs
+        ],
         **columns,
     )
     table = table.merge(midpoint_table(cohort, based.midpoints), on=["run_a", "run_b"], how="left")

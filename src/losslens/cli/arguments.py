@@ -25,7 +25,7 @@ from losslens.config.parse import current_name
 from losslens.config.training import TrainConfig
 from losslens.core.commands import command_name
 from losslens.core.errors import InputError
-from losslens.losses import builtin_losses
+from losslens.losses import builtin_methods
 
 # Common names from other tools, and the options that they correspond to.
 _ALIASES = {
@@ -326,8 +326,10 @@ def _keys(folders: ConfigFolders, schema: type[BaseModel]) -> list[str]:
 
 
 def _current_option(key: str) -> str | None:
-    """Returns the current name of a renamed option of a loss; None for any other key."""
-    names = {f"method.{mark.name}": name for loss in builtin_losses().values() for name, mark in formerly(loss).items()}
+    """Returns the current name of a renamed option of a method; None for any other key."""
+    names = {
+        f"method.{mark.name}": name for loss in builtin_methods().values() for name, mark in formerly(loss).items()
+    }
     return f"method.{names[key]}" if key in names else None
 
 

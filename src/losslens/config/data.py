@@ -66,6 +66,7 @@ class Server(Section):
     timeout: float = Field(gt=0, allow_inf_nan=False)
     requests_per_minute: float | None = Field(gt=0, allow_inf_nan=False)
     token_ids: Literal["auto", "off"]
+    logprobs: Literal["auto", "off"] = "auto"
     price_prompt: float | None = Field(ge=0, allow_inf_nan=False)
     price_completion: float | None = Field(ge=0, allow_inf_nan=False)
     extra_body: dict[str, Any] | None

@@ -2,7 +2,7 @@
 
 Shapes: N rollouts, T tokens of the padded completions, P pairs of two rollouts each (N = 2P).
 
-Every loss here depends on the log-probabilities of the sampled tokens only, so its gradient is that of
+Every loss here but ASFT depends on the log-probabilities of the sampled tokens only, so its gradient is that of
 −Σ_t sg(w_t)·log π_t: the weights w_t (`Loss.weights`) describe it completely.
 """
 
@@ -30,6 +30,35 @@ Unit = Literal["token", "rollout", "pair"]
 Divisor = Literal["tokens", "rollouts", "pairs"]
 # Inputs that cost an extra pass or that not every set of rollouts has, prepared only for the losses that need them.
 Need = Literal["reference", "mismatched_log_ratio", "sampler", "sampler_raw", "top_entropy", "divergence"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of a token's weight: w_t = outcome · gate · saturation · length.
+
+    Attributes:
+        outcome: What the reward decides: nothing (`ignored`); which rollouts count (`correct only`); the size of a
+            weight that is always positive (`positive`); its sign (`signed`); or the weight is the reward relative to
+            that of the prompt's other rollouts (`relative`).
+        gate: What tells the tokens of one rollout apart: `none`, their probability (`probability`), the entropy of the
+            distribution they were drawn from (`entropy`), or their ratio to another policy (`ratio`).
+        saturation: How the weight of a rollout changes as it is learned: not at all (`none`); it falls with the
+            probability of an incorrect rollout (`taper`); it is 0 outside a range of ratios or margins (`band`);
+            it falls to 0 as the margin grows (`logistic`), or on either side of a point (`bump`); or it is the
+            distance to a target, and reverses beyond it (`regression`).
+        length: Whether each token counts the same (`tokens`), or each rollout, so that its tokens weigh 1/|y|
+            (`rollouts`).
+        stops: When its weights vanish, in a few words.
+        first_step: Name of the class of losses with the same gradient, up to scale, as long as the model is the base;
+            empty if there is no other such loss.
+    """
+
+    outcome: Literal["ignored", "correct only", "positive", "signed", "relative"]
+    gate: Literal["none", "probability", "entropy", "ratio"] = "none"
+    saturation: Literal["none", "taper", "band", "logistic", "bump", "regression"] = "none"
+    length: Literal["tokens", "rollouts"] = "tokens"
+    stops: str = ""
+    first_step: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,23 +131,24 @@ class Batch:
         return self.over_tokens(values)
 
 
-class Loss(BaseModel):
-    """Base class of losses: a subclass narrows `name` to its own, and its fields are its options.
+class Method(BaseModel):
+    """Base class of what a run can be trained with: a subclass narrows `name` to its own, and its fields are options.
+
+    A `Loss` is minimised on frozen rollouts; an on-policy method (`losslens.losses.on_policy`) samples its own.
 
     Attributes:
         version: Increased when the same options start to produce a different adapter; earlier runs then no longer count
             as the same run.
         title: Display name; `name` if empty.
-        summary: One sentence that explains the loss to a newcomer.
+        summary: One sentence that explains the method to a newcomer.
         paper: Source.
         colour: Colour in plots, `#rrggbb`; derived from `name` if empty.
-        place: Sort key in tables and plots, ascending; losses without one come last.
-        unit: The unit that `terms` has one value for.
-        uses_reward: True if the loss treats correct and incorrect rollouts differently.
+        place: Sort key in tables and plots, ascending; methods without one come last.
         conventional_lr_scale: Usual peak learning rate relative to SFT's, used by `lr=conventional`. It is 1 for SFT
             and for losses that reweight its tokens.
-        diagnostic_titles: Titles of the `diagnostics` in plots, by name; diagnostics without a title are not shown in
-            the dashboard.
+        own_samples: True if a run samples what it trains on from its own policy, so that it shares no rows with others.
+        diagnostic_titles: Titles of the method's own metrics in plots, by name; metrics without a title are not shown
+            in the dashboard.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_by_name=True, validate_by_alias=True)
@@ -129,22 +159,33 @@ class Loss(BaseModel):
     paper: ClassVar[str] = ""
     colour: ClassVar[str] = ""
     place: ClassVar[float] = float("inf")
-    unit: ClassVar[Unit] = "token"
-    uses_reward: ClassVar[bool] = True
     conventional_lr_scale: ClassVar[float] = 1.0
+    own_samples: ClassVar[bool] = False
     diagnostic_titles: ClassVar[Mapping[str, str]] = {}
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The part of a run's identity that describes the loss: name, version, and the non-default options."""
+        """The part of a run's identity that describes the method: name, version, and the non-default options."""
         return {"version": self.version, **identity_options(self)}
 
     @property
     def options(self) -> dict[str, Any]:
         """All options, as JSON values."""
         return self.model_dump(mode="json", by_alias=True, exclude={"name"})
+
+
+class Loss(Method):
+    """Base class of losses on frozen rollouts.
+
+    Attributes:
+        unit: The unit that `terms` has one value for.
+        uses_reward: True if the loss treats correct and incorrect rollouts differently.
+    """
+
+    unit: ClassVar[Unit] = "token"
+    uses_reward: ClassVar[bool] = True
 
     @property
     def divisor(self) -> Divisor:
@@ -153,8 +194,16 @@ class Loss(BaseModel):
 
     @property
     def bounded(self) -> bool:
-        """True if the loss is bounded below for all log-probabilities; may depend on the options."""
+        """True if the loss is bounded below for all log-probabilities; may depend on the options.
+
+        A run says so if it is not.
+        """
         return True
+
+    @property
+    def factors(self) -> Factors | None:
+        """The factors of the weights, by which losses are told apart; may depend on the options. None if not said."""
+        return None
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -201,17 +250,26 @@ class Loss(BaseModel):
         raise NotImplementedError
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes extra metrics by name, of shape (N,) or (P,); their means over rollouts or pairs are logged."""
+        """Computes extra metrics by name: a value for each token, rollout or pair that counts, one-dimensional.
+
+        Their means over all values of the step are logged.
+        """
         return {}
+
+
+@cache
+def builtin_methods() -> dict[str, type[Method]]:
+    """Returns the methods that come with LossLens, losses and others, by name."""
+    methods: dict[str, type[Method]] = {}
+    for module in iter_modules(__path__):
+        for value in vars(import_module(f"{__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Method) and value.__module__.startswith(f"{__name__}."):
+                for name in get_args(value.model_fields["name"].annotation):
+                    methods[name] = value
+    return methods
 
 
 @cache
 def builtin_losses() -> dict[str, type[Loss]]:
     """Returns the losses that come with LossLens, by name."""
-    losses: dict[str, type[Loss]] = {}
-    for module in iter_modules(__path__):
-        for value in vars(import_module(f"{__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Loss) and value.__module__.startswith(f"{__name__}."):
-                for name in get_args(value.model_fields["name"].annotation):
-                    losses[name] = value
-    return losses
+    return {name: kind for name, kind in builtin_methods().items() if issubclass(kind, Loss)}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cache
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from losslens.core.errors import InputError
-from losslens.losses import Loss, builtin_losses
+from losslens.losses import Loss, Method, builtin_methods
 
 
 def _printable(text: Any) -> Any:
@@ -19,7 +20,7 @@ Text = Annotated[str, BeforeValidator(_printable)]
 
 
 class Presentation(BaseModel):
-    """Presentation of a loss; the fields are those of `Loss`.
+    """Presentation of a loss or another method; the fields are those of `Method`.
 
     Attributes:
         title: Never empty.
@@ -40,7 +41,7 @@ class Presentation(BaseModel):
 _REGISTERED: dict[str, Presentation] = {}
 
 
-def presentation_of(loss: Loss) -> Presentation:
+def presentation_of(loss: Method) -> Presentation:
     """Returns the presentation that the class of a loss declares.
 
     Raises:
@@ -62,20 +63,24 @@ def presentation_of(loss: Loss) -> Presentation:
     return presentation
 
 
-def _declared(kind: type[Loss], name: str) -> Any:
+def _declared(kind: type[Method], name: str) -> Any:
     """Value of a class attribute; a class outside the package does not inherit it from a built-in loss."""
-    builtin = kind.__module__.startswith(f"{Loss.__module__}.")
+    builtin = kind.__module__.startswith(f"{Method.__module__}.")
     for base in kind.__mro__:
-        if not builtin and base.__module__.startswith(f"{Loss.__module__}."):
+        if not builtin and base.__module__.startswith(f"{Method.__module__}."):
             break
         if name in vars(base):
             return vars(base)[name]
     return None
 
 
-def manifest_entry(loss: Loss) -> dict[str, Any]:
+def manifest_entry(loss: Method) -> dict[str, Any]:
     """Returns the description of a loss for a run's manifest, as JSON values."""
-    return presentation_of(loss).model_dump(exclude_none=True) | {"unit": loss.unit, "divisor": loss.divisor}
+    shown = presentation_of(loss).model_dump(exclude_none=True)
+    if not isinstance(loss, Loss):
+        return shown
+    factors = {} if loss.factors is None else {"factors": asdict(loss.factors)}
+    return {**shown, "unit": loss.unit, "divisor": loss.divisor, **factors}
 
 
 def register_from_manifest(name: str, entry: Any) -> None:
@@ -112,7 +117,7 @@ def _builtin_titles() -> set[str]:
 @cache
 def builtin_presentations() -> dict[str, Presentation]:
     """Returns the presentations of the built-in losses, in the order of tables and plots."""
-    kinds = sorted(builtin_losses().items(), key=lambda item: (item[1].place, item[0]))
+    kinds = sorted(builtin_methods().items(), key=lambda item: (item[1].place, item[0]))
     return {
         name: Presentation(**{field: getattr(kind, field) for field in Presentation.model_fields})
         for name, kind in kinds

@@ -20,13 +20,14 @@ from losslens.core.preemption import Preempted
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.score import require_problems, score_base, score_run
 from losslens.evaluation.statistics import wilson_interval
+from losslens.losses.on_policy import OnPolicy
 from losslens.losses.presentation import manifest_entry
 from losslens.models.adapters import adapter_fingerprint, adapter_hashes, changes_weights, initial_adapter
 from losslens.models.loading import load_model, source_of
 from losslens.pipeline.preflight import require_fit
 from losslens.rollouts.frozen import FrozenRollouts, count_rollouts, load_rollouts
 from losslens.rollouts.quality import require_usable, rollout_quality
-from losslens.rollouts.sample import frozen_rollouts, problem_source, require_suitable_teacher
+from losslens.rollouts.sample import frozen_rollouts, problem_source, require_suitable_teacher, training_problems
 from losslens.runs.integrity import run_fingerprint
 from losslens.runs.reference_adapters import describe_references, resolve_references
 from losslens.runs.run import LockedError, Run, State, require_one_base
@@ -37,9 +38,10 @@ from losslens.tracking.session import RunInfo, Session, catch_up, session
 if TYPE_CHECKING:
     import pandas as pd
 
+    from losslens.losses import Loss
     from losslens.models.loading import LoadedModel
     from losslens.training.run import TrainingPlan
-    from losslens.training.source import FrozenSource
+    from losslens.training.source import FrozenSource, OnPolicySource
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,14 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
         if not run.is_trained():
             require_one_base(spec.sweep, config.model)
             require_problems(config.benchmarks)
-            require_suitable_teacher(config)
+            if not spec.method.own_samples:
+                require_suitable_teacher(config)
             config.optim.per_process_batch(distributed.world_size())
             require_fit(spec)
         with run.lock(wait):
             run = spec.run  # another process may have started it under another name
             name, folder = run.name, run.folder
-            if not name.startswith(f"{spec.loss.name}-{config.lr.name}-"):
+            if not name.startswith(f"{spec.method.name}-{config.lr.name}-"):
                 print(f"lr={config.lr.name}: same learning rate, and so the same run, as {name}", flush=True)
             if diverged := run.divergence:
                 return Outcome(
@@ -140,7 +143,7 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
             wandb_session = Session() if done_before else stack.enter_context(_session(config, run))
             wandb_session.run_safely(catch_up, run.folder / "metrics.jsonl")
             if prepared is not None:
-                if config.logger.artifacts:
+                if config.logger.artifacts and prepared.rollouts is not None:
                     artifacts.use(wandb_session, "rollouts", prepared.rollouts.name, prepared.rollouts)
                 _train(config, run, prepared, wandb_session)
             if config.logger.artifacts:
@@ -185,7 +188,7 @@ def _session(config: TrainConfig, run: Run) -> AbstractContextManager[Session]:
         "run": run.name,
         "commit": manifest["code"]["commit"],
         "versions": manifest["versions"],
-        "rollouts_sha256": manifest["rollouts"]["sha256"],
+        "rollouts_sha256": (manifest["rollouts"] or {}).get("sha256"),
         "base": manifest["base"],
         "initial_adapter_sha256": manifest["initial_adapter"]["sha256"],
         "references": manifest.get("references", {}),
@@ -208,12 +211,16 @@ def _accuracies(files: dict[str, Path]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """Inputs of the training of a run."""
+    """Inputs of the training of a run.
+
+    Attributes:
+        rollouts: Folder of the frozen rollouts; None for an on-policy method.
+    """
 
     plan: TrainingPlan
     base: LoadedModel
-    source: FrozenSource
-    rollouts: Path
+    source: FrozenSource | OnPolicySource
+    rollouts: Path | None
     references: dict[str, Path]
     steps: int
 
@@ -223,22 +230,7 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     config = spec.config
     started = datetime.now(UTC)
     run.set_state("running")
-    rollouts = frozen_rollouts(config)
-    _print_quality(rollouts)
-    _note_other_benchmark(config, rollouts)
-    from losslens.models.limits import limits_of
-    from losslens.models.tokens import decode
-    from losslens.training.batches import filter_rollouts, tokenise
-
-    base = load_model(source_of(config.model))
-    tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
-    usable = filter_rollouts(tokenised, config.train_on)
-    processed = tokenised if "reference" in spec.loss.needs else usable  # the base scores all rollouts
-    ids = processed["prompt_ids"].tolist(), processed["completion_ids"].tolist()
-    file = str(rollouts.folder / "rollouts.parquet")
-    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=processed.index.tolist())
-    source = _source(spec, base, tokenised)
-    require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
+    base, source, rollouts, facts = _own_samples(spec) if spec.method.own_samples else _frozen(spec)
     steps = config.optim.steps(source.epoch_length)
     run.set_state("running", step=0, max_steps=steps)
     initial = initial_adapter(config.output_dir, spec.base, base.model, spec.lora, config.init_seed)
@@ -251,19 +243,17 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
         shutil.rmtree(run.checkpoints, ignore_errors=True)
     manifest: dict[str, Any] = {
         "run": run.name,
-        "method": spec.loss.name,
-        "options": spec.loss.options,
-        "loss": manifest_entry(spec.loss),
-        "conventional_lr_scale": spec.loss.conventional_lr_scale,
+        "method": spec.method.name,
+        "options": spec.method.options,
+        "loss": manifest_entry(spec.method),
+        "conventional_lr_scale": spec.method.conventional_lr_scale,
         "learning_rate": plan.learning_rate,
         "config": config.model_dump(mode="json"),
         "identity": spec.identity,
-        "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **count_rollouts(rollouts.table)},
-        "trained_on": count_rollouts(usable),
+        **facts,
         "base": spec.base,
         "initial_adapter": {"folder": initial.name, "sha256": adapter_fingerprint(initial)},
         "precision": precision,
-        "prompt_example": decode(base.tokenizer, tokenised["prompt_ids"].iloc[0]),
         **provenance.describe_environment(),
         "started": started.isoformat(timespec="seconds"),
         "outcomes": before.get("outcomes") or {},
@@ -271,7 +261,63 @@ def _prepare(spec: RunSpec, run: Run) -> _Prepared:
     plan = replace(plan, identity=run_fingerprint(manifest))
     references = resolve_references(config.weight_tracking.references, run, initial, manifest)
     write_json(run.folder / "manifest.json", {**manifest, "references": describe_references(references)})
-    return _Prepared(plan, base, source, rollouts.folder, references, steps)
+    return _Prepared(plan, base, source, rollouts, references, steps)
+
+
+def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, Any]]:
+    """Base, source and folder of the frozen rollouts, and what the manifest says of them; creates them if missing."""
+    config = spec.config
+    rollouts = frozen_rollouts(config)
+    _print_quality(rollouts)
+    _note_other_benchmark(config, rollouts)
+    _note_unbounded(spec.loss)
+    from losslens.models.limits import limits_of
+    from losslens.models.tokens import decode
+    from losslens.training.batches import filter_rollouts, tokenise
+
+    base = load_model(source_of(config.model))
+    tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
+    usable = filter_rollouts(tokenised, config.train_on)
+    processed = tokenised if "reference" in spec.loss.needs else usable  # the base scores all rollouts
+    ids = processed["prompt_ids"].tolist(), processed["completion_ids"].tolist()
+    file = str(rollouts.folder / "rollouts.parquet")
+    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=processed.index.tolist())
+    source = _source(spec, base, tokenised)
+    source.require_sampler(rollouts)
+    require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
+    facts = {
+        "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **count_rollouts(rollouts.table)},
+        "trained_on": count_rollouts(usable),
+        "prompt_example": decode(base.tokenizer, tokenised["prompt_ids"].iloc[0]),
+    }
+    return base, source, rollouts.folder, facts
+
+
+def _own_samples(spec: RunSpec) -> tuple[LoadedModel, OnPolicySource, None, dict[str, Any]]:
+    """Base and source of an on-policy method, and what the manifest says of its samples: there are no rollouts yet."""
+    from losslens.models.tokens import decode, encode_prompt
+    from losslens.training.source import OnPolicySource
+
+    config, method = spec.config, spec.method
+    assert isinstance(method, OnPolicy)
+    _, problems = training_problems(config, method.name)
+    # The teacher first, since only the last model stays cached.
+    teacher = load_model(spec.teacher) if method.needs_teacher else None
+    base = load_model(source_of(config.model))
+    source = OnPolicySource(
+        method=method,
+        problems=problems.problems("train", config.data.train_size, config.data.seed),
+        verifier=problems.verifier,
+        verify_seconds=config.data.verify_seconds,
+        max_tokens=spec.max_tokens,
+        teacher=teacher,
+    )
+    facts = {
+        "rollouts": None,
+        "trained_on": {"own_samples": True, "prompts": len(source.problems)},
+        "prompt_example": decode(base.tokenizer, encode_prompt(base.tokenizer, source.problems[0].prompt)),
+    }
+    return base, source, None, facts
 
 
 def _print_quality(rollouts: FrozenRollouts) -> None:
@@ -308,6 +354,14 @@ def _note_other_benchmark(config: TrainConfig, rollouts: FrozenRollouts) -> None
         )
 
 
+def _note_unbounded(loss: Loss) -> None:
+    if not loss.bounded:
+        print_once(
+            f"method={loss.name}: unbounded below with these options: training can lower rollouts without end; watch "
+            "train/logps/correct and train/logps/incorrect"
+        )
+
+
 def _train(config: TrainConfig, run: Run, prepared: _Prepared, wandb_session: Session) -> None:
     from losslens.training.run import train_run
 
@@ -319,7 +373,8 @@ def _train(config: TrainConfig, run: Run, prepared: _Prepared, wandb_session: Se
         wandb_session.log(step, metrics)
 
     plan = prepared.plan
-    folders = {"run": str(run.folder), "rollouts": str(prepared.rollouts), "initial": str(plan.initial_adapter)}
+    folders = {"run": str(run.folder), "initial": str(plan.initial_adapter)}
+    folders |= {"rollouts": str(prepared.rollouts)} if prepared.rollouts is not None else {}
     with distributed.lockstep(folders):
         facts = train_run(plan, prepared.base, prepared.source, run.folder, on_metrics, prepared.references)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
@@ -341,7 +396,7 @@ def _plan(spec: RunSpec, initial: Path) -> TrainingPlan:
     from losslens.training.run import TrainingPlan
 
     return TrainingPlan(
-        loss=spec.loss,
+        method=spec.method,
         learning_rate=spec.learning_rate,
         lora=spec.lora,
         initial_adapter=initial,
@@ -363,11 +418,16 @@ def _join_training(config: TrainConfig) -> Outcome:
             from losslens.training.batches import tokenise
             from losslens.training.run import train_run
 
-            base = load_model(source_of(config.model))
-            rollouts = load_rollouts(Path(folders["rollouts"]))
-            tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
             spec = RunSpec.of(config)
-            plan, source = _plan(spec, Path(folders["initial"])), _source(spec, base, tokenised)
+            source: FrozenSource | OnPolicySource
+            if spec.method.own_samples:
+                base, source, _, _ = _own_samples(spec)
+            else:
+                base = load_model(source_of(config.model))
+                rollouts = load_rollouts(Path(folders["rollouts"]))
+                tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
+                source = _source(spec, base, tokenised)
+            plan = _plan(spec, Path(folders["initial"]))
             train_run(plan, base, source, folder, lambda step, values: None)
     except DivergedError:
         return Outcome(name, "diverged")

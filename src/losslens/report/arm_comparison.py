@@ -18,6 +18,7 @@ _TEXTS = (
     "lr",
     "settings",
     "alias_of",
+    "samples",
     "benchmark",
     "base_verdict",
     "sft_verdict",

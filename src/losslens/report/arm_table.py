@@ -46,7 +46,7 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
         cells = [
             Cell(
                 loss_title(arm["method"]),
-                below=f"{arm['lr']}\n{arm['settings']}".rstrip(),
+                below="\n".join(filter(None, (arm["lr"], arm["settings"], own_rows(arm)))),
                 colour=colour(arm["method"]),
             ),
             Cell(rate(arm["learning_rate"])),
@@ -60,6 +60,11 @@ def arm_table(analysis: AnalysisFolder, arms: pd.DataFrame) -> Table:
         ]
         rows.append(Row(cells, marked=went_wrong(arm)))
     return downloadable(analysis, "arms", "One row per arm: mean ± standard deviation over seeds", columns, rows)
+
+
+def own_rows(arm: pd.Series) -> str:
+    """Returns `own rows` for an arm that trained on samples of its own policy, else an empty text."""
+    return "own rows" if arm["samples"] == "own" else ""
 
 
 def lines_below(arm: pd.Series, name: str, show: Callable[[float], str]) -> list[str]:

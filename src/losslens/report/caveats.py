@@ -13,7 +13,28 @@ from losslens.tables.format import listed
 
 def caveats(analysis: AnalysisFolder, comparison: LossComparison) -> list[str]:
     """Returns the caveats, one sentence or two each."""
-    return [*_seeds(comparison), *_repeats(comparison), *_no_base(analysis), *_lost(comparison)]
+    return [
+        *_own_rows(analysis, comparison), *_seeds(comparison), *_repeats(comparison), *_no_base(analysis),
+        *_lost(comparison),
+    ]  # fmt: skip
+
+
+def _own_rows(analysis: AnalysisFolder, comparison: LossComparison) -> Iterable[str]:
+    own = own_rows(analysis, comparison)
+    if own:
+        one = len(own) == 1
+        yield (
+            f"{listed(own)} trained on rows of {'its' if one else 'their'} own: samples of {'its' if one else 'their'} "
+            "policy for the same prompts. Other runs of the same seed do not share "
+            f"{'its' if one else 'their'} batches, so a difference may lie in the rows as well as in the loss."
+        )
+
+
+def own_rows(analysis: AnalysisFolder, comparison: LossComparison) -> list[str]:
+    """Returns the displayed names of the methods that trained on samples of their own policy."""
+    arms = analysis.table("arms", ("arm", "samples"), ())
+    sampled = set(arms.loc[arms["samples"] == "own", "arm"])
+    return [loss.name for loss in comparison.losses if loss.arm in sampled]
 
 
 def _seeds(comparison: LossComparison) -> Iterable[str]:

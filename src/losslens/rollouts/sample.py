@@ -120,10 +120,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
     if config.rollouts.path is not None:
         return identity_of(read_manifest(Path(config.rollouts.path)))
     source = problem_source(config.data)
-    problems = {
-        **({} if split == "train" else {"split": split}), "source": source.identity(split),
-        "prompts": config.data.train_size, "seed": config.data.seed, "version": VERSION,
-    }  # fmt: skip
+    problems = {**_problems_identity(config.data, split), "version": VERSION}
     if source.rollouts() is not None:
         return problems
     sampling = config.rollouts
@@ -136,6 +133,37 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
     how = identity_options(sampling, ("path", "accept", "server"))
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
     return {**problems, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
+
+
+def _problems_identity(data: Data, split: Split = "train") -> dict[str, Any]:
+    return {
+        **({} if split == "train" else {"split": split}), "source": problem_source(data).identity(split),
+        "prompts": data.train_size, "seed": data.seed,
+    }  # fmt: skip
+
+
+def training_problems(config: RolloutConfig, method: str) -> tuple[dict[str, Any], ProblemSource]:
+    """Returns identity and source of the problems whose prompts the frozen rollouts answer.
+
+    Args:
+        config: Configuration of the rollouts, which need not exist.
+        method: The on-policy method that samples its own answers to them, for messages.
+
+    Raises:
+        InputError: The rollouts are given, and the problems with their verifier are not known.
+    """
+    source, problems = problem_source(config.data), _problems_identity(config.data)
+    needs = f"method={method} samples its own answers, which needs problems with a verifier"
+    if source.rollouts() is not None:
+        raise InputError(f"data.path={config.data.path}: contains rollouts; {needs}")
+    if config.rollouts.path is not None:
+        recorded = read_manifest(Path(config.rollouts.path)).get("identity")
+        if not isinstance(recorded, dict) or any(recorded.get(name) != value for name, value in problems.items()):
+            raise InputError(
+                f"rollouts.path={config.rollouts.path}: does not answer the problems of data={config.data.name} "
+                f"(source, data.train_size, data.seed); {needs}"
+            )
+    return problems, source
 
 
 def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRollouts:
@@ -364,6 +392,7 @@ def _completions(
             seed=sampling.seed,
             description=f"{what} from the {sampling.policy}",
             journal=journal,
+            record_logps=True,
         )
     finally:
         journal.close()
@@ -440,7 +469,13 @@ def _from_server(
             total = sum(map(len, names))
             if len(requests) < total:
                 print(f"reusing {total - len(requests)} of {total} completions of {server.model}", flush=True)
-            decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, server.extra_body or {})
+            decoding = Decoding(
+                sampling.temperature,
+                sampling.top_p,
+                sampling.max_tokens,
+                server.extra_body or {},
+                logps=server.logprobs == "auto",
+            )
             ask(
                 "rollouts.server",
                 server,
@@ -491,6 +526,8 @@ def _verified(
             "finished": completion.finished,
             "prompt_ids": completion.prompt_ids and list(completion.prompt_ids),
             "completion_ids": completion.ids and list(completion.ids),
+            "sampler_logps": completion.sampler_logps and list(completion.sampler_logps),
+            "sampler_raw_logps": completion.sampler_raw_logps and list(completion.sampler_raw_logps),
         }
         for problem, prompt_text, group in zip(problems, prompt_texts, completions, strict=True)
         for number, completion in enumerate(group)

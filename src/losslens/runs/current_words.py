@@ -12,7 +12,7 @@ from losslens.config.evaluation import Evaluation
 from losslens.config.identity import current_value, in_current_words
 from losslens.config.model import Model
 from losslens.config.training import TRAIN_ON, LearningRate, Optim
-from losslens.losses import builtin_losses
+from losslens.losses import builtin_methods
 
 _SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data, "rollouts": Rollouts, "optim": Optim, "evaluation": Evaluation, "lr": LearningRate, "model": Model,
@@ -69,7 +69,7 @@ def readable_settings(identity: Mapping[str, Any], options: Mapping[str, Any]) -
 
 
 def _options(name: Any, recorded: Mapping[str, Any]) -> Any:
-    loss = builtin_losses().get(str(name))
+    loss = builtin_methods().get(str(name))
     return in_current_words(loss, recorded) if loss else recorded
 
 

@@ -15,7 +15,7 @@ from losslens.core.commands import command_name, typed_command
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
-from losslens.losses import builtin_losses
+from losslens.losses import builtin_methods
 
 _RETRY_SECONDS = 0.3
 
@@ -168,7 +168,7 @@ def _option_claims(
     if not isinstance(expected, dict) or not isinstance(options, dict):
         raise InputError(f"{file}: not the manifest of a run: it has no options of the loss")
     name, version = expected.get("name"), expected.get("version")
-    builtin = builtin_losses().get(str(name))
+    builtin = builtin_methods().get(str(name))
     configured = _at(manifest, "config.method")
     if not isinstance(configured, dict):
         raise InputError(f"{file}: config.method: not the options of a loss")

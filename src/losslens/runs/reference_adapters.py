@@ -91,7 +91,8 @@ def _nearest_sft(run: Run, shapes: dict[str, tuple[int, int]], manifest: Mapping
             if previous == {"name": other.name, "adapter_sha256": theirs["adapter_sha256"]}:
                 return other
             ours = manifest["config"]
-            differences = [theirs["rollouts"]["sha256"] != manifest["rollouts"]["sha256"]]
+            own = manifest["rollouts"] or theirs["rollouts"]  # an on-policy run has none
+            differences = [theirs["rollouts"]["sha256"] != own["sha256"]]
             differences += [theirs["config"].get(name) != ours[name] for name in _COMPARED]
             candidates.append(((*differences, other.name), other))
     return min(candidates, default=(None, None))[1]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
+
+from hydra.utils import get_class
 
 from losslens.config.identity import FORMAT, identity_options
 from losslens.config.parse import build
@@ -13,16 +17,38 @@ from losslens.config.training import TRAIN_ON, TrainConfig
 from losslens.core import distributed
 from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
-from losslens.losses import Loss, Need, builtin_losses
+from losslens.losses import Loss, Method, Need, builtin_methods
+from losslens.losses.on_policy import OnPolicy
 from losslens.losses.presentation import presentation_of
+from losslens.losses.sft import Sft
 from losslens.models.adapters import LoraSettings
-from losslens.rollouts.sample import rollouts_identity
+from losslens.models.loading import ModelSource, model_identity, source_of
+from losslens.rollouts.sample import rollouts_identity, training_problems
 from losslens.runs.run import Run, base_identity, find_run
 
 # Increased when the same `optim` starts to produce a different adapter.
 OPTIMISER = 1
+# Increased when the same settings start to give an on-policy method other samples.
+OWN_SAMPLES = 1
 # Fields of `optim` that do not change the adapter: memory use, logging and saving.
 _NOT_IN_IDENTITY = ("micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps")
+
+
+def _own_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops from the section of a loss outside the package the options that are there only because `method=sft` was.
+
+    `train.py method._target_=mine.Loss method.name=mine` is composed from the default method, SFT.
+    """
+    with suppress(ImportError, ValueError, TypeError, KeyError):  # told by `build`
+        kind = get_class(str(method["_target_"]))
+        if issubclass(kind, Loss) and not issubclass(kind, Sft):
+            rest = Sft(name="sft").options
+            return {
+                option: value
+                for option, value in method.items()
+                if option in kind.model_fields or option not in rest or value != rest[option]
+            }
+    return dict(method)
 
 
 @dataclass(frozen=True)
@@ -31,29 +57,34 @@ class RunSpec:
 
     Attributes:
         config: The complete configuration, including options that do not affect the adapter.
-        loss: The loss, with its options.
+        method: The loss or on-policy method, with its options.
     """
 
     config: TrainConfig
-    loss: Loss
+    method: Method
 
     @classmethod
     def of(cls, config: TrainConfig) -> RunSpec:
-        """Builds the specification, including the loss that `config` names.
+        """Builds the specification, including the method that `config` names.
 
         Raises:
-            InputError: The loss does not exist, rejects its options, or has the name of a built-in loss.
+            InputError: The method does not exist, rejects its options, has the name of a built-in one, or samples its
+                own rollouts although `train_on` selects among frozen ones.
         """
-        loss: Loss = build("method", config.method)
-        if not isinstance(loss, Loss):
+        loss: Method = build("method", _own_options(config.method))
+        if not isinstance(loss, (Loss, OnPolicy)):
             raise InputError(f"method._target_: {type(loss).__qualname__} is not a subclass of losslens.losses.Loss")
-        builtin = builtin_losses().get(loss.name)
+        builtin = builtin_methods().get(loss.name)
         if builtin is not None and type(loss) is not builtin:
             # A run is identified by the name of its loss, not by its class.
             raise InputError(
                 f"method.name={loss.name}: the name of a built-in loss; {type(loss).__qualname__} needs another name"
             )
         presentation_of(loss)
+        if isinstance(loss, OnPolicy):
+            if config.train_on != "all":
+                raise InputError(f"train_on={config.train_on}: method={loss.name} samples its own rollouts; use all")
+            return cls(config, loss)
         if unknown := loss.needs - set(get_args(Need)):
             raise InputError(
                 f"method.name={loss.name}: needs {', '.join(sorted(unknown))}; a loss may need only "
@@ -62,9 +93,21 @@ class RunSpec:
         return cls(config, loss)
 
     @property
+    def loss(self) -> Loss:
+        """The method of a run on frozen rollouts."""
+        assert isinstance(self.method, Loss)
+        return self.method
+
+    @property
     def learning_rate(self) -> float:
         """Peak learning rate."""
-        return self.config.lr.of(self.loss.conventional_lr_scale)
+        return self.config.lr.of(self.method.conventional_lr_scale)
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum length of a sample of an on-policy method, tokens."""
+        own = self.method.max_tokens if isinstance(self.method, OnPolicy) else None
+        return self.config.rollouts.max_tokens if own is None else own
 
     @property
     def lora(self) -> LoraSettings:
@@ -92,32 +135,57 @@ class RunSpec:
             InputError: The model or the rollouts do not exist.
         """
         config = self.config
-        train_on = self.loss.learns_from(config.train_on)
+        train_on = self.method.learns_from(config.train_on) if isinstance(self.method, Loss) else config.train_on
         steps = ("max_steps",) if config.optim.epochs else ()
         return {
             "format": FORMAT,
-            "method": self.loss.identity,
+            "method": self.method.identity,
             "train_on": TRAIN_ON.values.get(train_on, train_on),
             "learning_rate": self.learning_rate,
             "lora": asdict(self.lora),
             "base": self.base,
             "dtype": config.model.dtype,
             "chat_options": config.model.chat_options,
-            "rollouts": rollouts_identity(config),
+            **self._rollouts_identity(),
             "optim": {"version": OPTIMISER, **identity_options(config.optim, (*_NOT_IN_IDENTITY, *steps))},
             "seed": config.seed,
             "init_seed": config.init_seed,
-            **self._dropout_identity(),
+            **self._execution_identity(),
         }
 
-    def _dropout_identity(self) -> dict[str, Any]:
-        """Micro-batch and number of processes, which determine the masks of LoRA dropout; empty without dropout."""
+    def _rollouts_identity(self) -> dict[str, Any]:
+        """Identity of the frozen rollouts, or of the problems and of the samples that an on-policy method takes."""
+        if not isinstance(self.method, OnPolicy):
+            return {"rollouts": rollouts_identity(self.config)}
+        problems, _ = training_problems(self.config, self.method.name)
+        samples: dict[str, Any] = {"version": OWN_SAMPLES, "max_tokens": self.max_tokens}
+        if self.method.needs_teacher:
+            samples["teacher"] = model_identity(self.teacher)
+        return {"rollouts": problems, "own_samples": samples}
+
+    @property
+    def teacher(self) -> ModelSource:
+        """The teacher of an on-policy method.
+
+        Raises:
+            InputError: None is set.
+        """
+        if self.config.model.teacher is None:
+            raise InputError(
+                f"method={self.method.name}: no model.teacher is set; name a model with the base's vocabulary"
+            )
+        return source_of(self.config.model, teacher=True)
+
+    def _execution_identity(self) -> dict[str, Any]:
+        """Number of processes and micro-batch, where they change the result: with LoRA dropout or own samples."""
         config = self.config
-        if not config.lora_rank.dropout:
+        if not config.lora_rank.dropout and not self.method.own_samples:
             return {}
         # Outside the run's processes, as in the launcher, the resources say how many there will be.
         gpus = config.resources.gpus if config.resources is not None else 1
         count = distributed.world_size() if distributed.world_size() > 1 else max(gpus, 1)
+        if not config.lora_rank.dropout:
+            return {"processes": count}
         return {"micro_batch": config.optim.microbatch_plans(count, dropout=True)[0][0], "processes": count}
 
     @property
@@ -132,5 +200,5 @@ class RunSpec:
         Two names of the same learning rate give one run, with the folder of whichever was started first.
         """
         identity, config = hash_json(self.identity, 8), self.config
-        parts = (self.loss.name, config.lr.name, f"r{config.lora_rank.r}", config.model.name, f"s{config.seed}")
+        parts = (self.method.name, config.lr.name, f"r{config.lora_rank.r}", config.model.name, f"s{config.seed}")
         return find_run(self.sweep, identity) or Run(self.sweep / "-".join([*parts, identity]))

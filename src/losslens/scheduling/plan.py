@@ -74,7 +74,8 @@ def plan_job(script: Path, config: DictConfig) -> JobSpec:
 
 def _training(script: Path, config: dict[str, Any], resources: Resources) -> JobSpec:
     checked = parse(TrainConfig, config)
-    run = RunSpec.of(checked).run
+    spec = RunSpec.of(checked)
+    run = spec.run
     done = ""
     if run.status.get("state") == "completed" and run.is_trained():
         done = "completed"
@@ -92,7 +93,7 @@ def _training(script: Path, config: dict[str, Any], resources: Resources) -> Job
         checked.output_dir / checked.sweep / "slurm",
         done,
         run,
-        needs=[] if done or rollouts.done else [rollouts],
+        needs=[] if done or rollouts.done or spec.method.own_samples else [rollouts],
     )
 
 

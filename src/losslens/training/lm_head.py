@@ -26,7 +26,7 @@ def has_plain_head(model: PreTrainedModel) -> bool:
     return all(getattr(config, name, None) in (None, 1.0) for name in _LOGIT_TRANSFORMS)
 
 
-def score_selected_positions(model: PreTrainedModel) -> None:
+def score_selected_positions(model: PreTrainedModel, temperature: float = 1.0) -> None:
     """Makes `model(…, labels=…, fused_lm_head=True)` apply the language-model head at labelled positions only.
 
     TRL's fused head has the same interface. It is preferable on CUDA, but without Triton it processes every position,
@@ -34,6 +34,7 @@ def score_selected_positions(model: PreTrainedModel) -> None:
 
     Args:
         model: The causal language model inside the PEFT model, with a plain head; its `forward` is replaced.
+        temperature: Softmax temperature of the scored distributions.
     """
     plain_forward = type(model).forward
 
@@ -44,6 +45,8 @@ def score_selected_positions(model: PreTrainedModel) -> None:
         labels = labels[:, 1:]
         mask = labels != -100
         logits = self.get_output_embeddings()(hidden[mask]).float()
+        if temperature != 1.0:
+            logits = logits / temperature
         log_probs = logits.log_softmax(dim=-1)
         targets = labels[mask]
         with torch.no_grad():

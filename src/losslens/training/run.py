@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from losslens.config.training import Optim
 from losslens.core import distributed, preemption
 from losslens.core.errors import InputError
 from losslens.core.files import atomic_folder
-from losslens.losses import Loss
+from losslens.losses import Loss, Method
 from losslens.models.adapters import LoraSettings, load_adapter, save_adapter
 from losslens.models.loading import LoadedModel, preserved
 from losslens.training.callbacks import (
@@ -34,10 +36,11 @@ from losslens.training.callbacks import (
     checkpoint_fault,
     require_finite,
 )
+from losslens.training.distributions import require_computable
 from losslens.training.lm_head import has_plain_head, score_selected_positions
-from losslens.training.source import RolloutSource
+from losslens.training.source import OnPolicySource, RolloutSource
 from losslens.training.trainer import LossTrainer
-from losslens.training.trl_internals import has_fused_head
+from losslens.training.trl_internals import has_fused_head, require_on_policy
 from losslens.training.weight_tracking import WeightTrackingCallback
 
 
@@ -46,16 +49,16 @@ class TrainingPlan:
     """Everything that determines a run, besides the base and the rollouts.
 
     Attributes:
-        loss: The loss.
+        method: The loss or on-policy method.
         learning_rate: Peak learning rate.
         lora: Settings of the adapter.
         initial_adapter: Folder of the initial adapter.
         optim: Optimiser, schedule, batch.
-        seed: Seed of LoRA dropout.
+        seed: Seed of LoRA dropout and, for an on-policy method, of its samples.
         identity: Fingerprint of the run, recorded in its checkpoints and snapshots.
     """
 
-    loss: Loss
+    method: Method
     learning_rate: float
     lora: LoraSettings
     initial_adapter: Path
@@ -67,18 +70,18 @@ class TrainingPlan:
 def make_trainer(
     plan: TrainingPlan,
     base: LoadedModel,
-    source: RolloutSource,
+    source: RolloutSource | OnPolicySource,
     output_dir: Path,
     callbacks: list[TrainerCallback],
     selected_head: bool | None = None,
     microbatch_plan: tuple[int, bool] | None = None,
-) -> LossTrainer:
+) -> Any:
     """Builds the trainer of `plan`, with the initial adapter loaded and precomputed reference log-probabilities.
 
     Args:
         plan: The plan of the run.
         base: The base; it is modified, so call this within `preserved`.
-        source: Source of the examples of each step.
+        source: Source of the examples of each step, or of the problems to sample for.
         output_dir: Folder for checkpoints.
         callbacks: Added to the trainer's own.
         selected_head: Use `score_selected_positions` instead of TRL's fused head; by default only off CUDA, for models
@@ -88,7 +91,7 @@ def make_trainer(
 
     Raises:
         InputError: The batch cannot be divided among the processes, the reference is of another base, or the
-            installed TRL cannot score the model's tokens.
+            installed TRL cannot score the model's tokens, or not compute the distributions that the loss needs.
     """
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
@@ -110,7 +113,6 @@ def make_trainer(
         "logging_nan_inf_filter": False,
         "save_steps": optim.save_steps,
         "save_total_limit": 2,  # in case the last one is damaged
-        "max_length": None,
         "seed": plan.seed,
         "bf16": base.model.dtype == torch.bfloat16,
         "fp16": base.model.dtype == torch.float16,
@@ -121,25 +123,41 @@ def make_trainer(
         # from a checkpoint sum gradients in another order: the result is not byte-identical.
         "ddp_find_unused_parameters": True,
     }
-    trainer = LossTrainer(
-        plan.loss,
-        source,
-        args=_on_one_gpu(SFTConfig(**arguments, dataset_kwargs={"skip_prepare_dataset": True})),
+    config, make = _config_and_trainer(plan, source, arguments, on_cuda)
+    trainer = make(
+        args=_on_one_gpu(config),
         model=base.model,
         processing_class=base.tokenizer,
         peft_config=plan.lora.peft_config(base.model),
         callbacks=callbacks,
     )
+    if isinstance(plan.method, Loss):
+        require_computable(trainer.model.get_base_model(), plan.method)
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
-        score_selected_positions(trainer.model.get_base_model())
+        score_selected_positions(trainer.model.get_base_model(), getattr(plan.method, "temperature", 1.0))
     elif not has_fused_head():
         raise InputError("training this model uses TRL's fused head, which needs Triton or trl>=1.16")
     trainer.remove_callback(PrinterCallback)
     load_adapter(trainer.model, plan.initial_adapter)
-    reference_file = source.score(trainer.base_logps, base.tokenizer.pad_token_id)
-    if reference_file is not None:
-        trainer.require_base(str(reference_file))
+    if isinstance(trainer, LossTrainer):
+        reference_file = trainer.source.score(trainer.base_logps, base.tokenizer.pad_token_id)
+        if reference_file is not None:
+            trainer.require_base(str(reference_file))
     return trainer
+
+
+def _config_and_trainer(
+    plan: TrainingPlan, source: RolloutSource | OnPolicySource, arguments: dict[str, Any], on_cuda: bool
+) -> tuple[Any, Callable[..., Any]]:
+    """Returns TRL's configuration and a function that builds the trainer from it."""
+    if isinstance(source, OnPolicySource):
+        require_on_policy()
+        from losslens.training.on_policy import config_and_trainer
+
+        return config_and_trainer(source, arguments, on_cuda)
+    assert isinstance(plan.method, Loss)
+    config = SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
+    return config, partial(LossTrainer, plan.method, source)
 
 
 def _on_one_gpu(arguments: Any) -> Any:
@@ -152,7 +170,7 @@ def _on_one_gpu(arguments: Any) -> Any:
 def train_run(
     plan: TrainingPlan,
     base: LoadedModel,
-    source: RolloutSource,
+    source: RolloutSource | OnPolicySource,
     folder: Path,
     on_metrics: Callable[[int, dict[str, float]], None],
     references: Mapping[str, Path] | None = None,
@@ -164,7 +182,7 @@ def train_run(
     Args:
         plan: The plan of the run.
         base: The base; unchanged afterwards.
-        source: Source of the examples of each step.
+        source: Source of the examples of each step, or of the problems to sample for.
         folder: The run's folder.
         on_metrics: Called with each logged step and its metrics.
         references: Folders of the reference adapters to compare with at every logged step, by label.
@@ -234,7 +252,7 @@ def train_run(
 def _train(
     plan: TrainingPlan,
     base: LoadedModel,
-    source: RolloutSource,
+    source: RolloutSource | OnPolicySource,
     folder: Path,
     on_metrics: Callable[[int, dict[str, float]], None],
     references: Mapping[str, Path],
@@ -244,7 +262,10 @@ def _train(
     """Trains from the checkpoint `last` to the end and writes the adapter."""
     # accelerate keeps the precision of the first run in a process; later runs may have another one.
     AcceleratorState._reset_state(reset_partial_state=True)
-    with preserved(base.model):
+    with ExitStack() as stack:
+        stack.enter_context(preserved(base.model))
+        if isinstance(source, OnPolicySource) and source.teacher is not None:
+            stack.enter_context(preserved(source.teacher.model))
         bar = ProgressBar(folder.name)
         callbacks: list[TrainerCallback] = [NonFiniteGuard(), LogFinalStep(), PreemptionCallback()]
         callbacks.append(ChecksumCheckpoint(plan.identity))

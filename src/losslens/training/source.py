@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,7 +13,12 @@ import torch
 
 from losslens.config.training import Optim, TrainOn
 from losslens.losses import Loss
-from losslens.training.batches import Examples, filter_rollouts
+from losslens.losses.on_policy import OnPolicy
+from losslens.models.loading import LoadedModel
+from losslens.problems import Problem, Verifier
+from losslens.problems.verification import verdicts
+from losslens.rollouts.frozen import FrozenRollouts
+from losslens.training.batches import Examples, filter_rollouts, require_sampler
 from losslens.training.reference import ReferenceCache
 
 if TYPE_CHECKING:
@@ -84,8 +90,17 @@ class FrozenSource(RolloutSource):
             # Fail now rather than in the middle of training.
             for indices in self._order:
                 self._examples.take(indices).mismatched()
+        self._loss = loss
         self._tokenised = tokenised
         self._reference = reference if "reference" in loss.needs else None
+
+    def require_sampler(self, rollouts: FrozenRollouts) -> None:
+        """Checks that `rollouts`, which were tokenised for this source, hold what the loss needs of their sampler.
+
+        Raises:
+            InputError: They do not.
+        """
+        require_sampler(self._examples, self._loss, rollouts)
 
     def batch(self, step: int, policy: PreTrainedModel) -> Examples:
         """Returns the examples of a step, independent of the policy."""
@@ -98,6 +113,47 @@ class FrozenSource(RolloutSource):
         logps, file = self._reference.logps(self._tokenised, base_logps, pad_token_id)
         self._examples.reference = [logps[place] for place in self._examples.table["place"]]
         return file
+
+
+@dataclass(frozen=True)
+class OnPolicySource:
+    """Source of an on-policy run: the problems to sample for, and what judges the samples.
+
+    Attributes:
+        method: The method.
+        problems: The training problems.
+        verifier: Verifies samples, in a process of its own.
+        verify_seconds: Time limit for verifying one sample.
+        max_tokens: Maximum length of a sample, tokens.
+        teacher: The teacher, if the method needs one; unchanged by training.
+    """
+
+    method: OnPolicy
+    problems: Sequence[Problem]
+    verifier: Verifier
+    verify_seconds: float
+    max_tokens: int
+    teacher: LoadedModel | None = None
+
+    @property
+    def epoch_length(self) -> int:
+        """Number of samples in one pass over the problems."""
+        return len(self.problems) * self.method.group_size
+
+    def order(self, steps: int, samples: int, seed: int) -> np.ndarray:
+        """Returns the numbers of the problems of all steps, each once for its group.
+
+        Args:
+            steps: Number of steps.
+            samples: Samples of a step, over all processes.
+            seed: Seed of the order.
+        """
+        return data_order(len(self.problems), steps * (samples // self.method.group_size), seed)
+
+    def correct(self, numbers: Sequence[int], texts: Sequence[str]) -> list[bool]:
+        """Verifies samples of the problems with these numbers; those that cannot be verified are incorrect."""
+        problems = [self.problems[number] for number in numbers]
+        return [verdict.correct for verdict in verdicts(self.verifier, problems, texts, self.verify_seconds)]
 
 
 def data_order(rows: int, examples: int, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The only module that uses undocumented parts of TRL: check it for each new release.
+"""Undocumented parts of TRL, used only here and, for on-policy methods, in `trl_on_policy`: check both each release.
 
 `tests/test_trl_internals.py` compares the releases below with pyproject.toml, and checks that no other module uses
 TRL's internals. A release is added once it trains byte-identical adapters to the previous one.
@@ -9,11 +9,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import trl
 from trl import SFTTrainer
 from trl.trainer import utils
 from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
-__all__ = ["HEAD", "TESTED", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head", "use_adapter"]
+from losslens.core.errors import InputError
+
+try:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+except ImportError:  # trl<1.16
+    ChunkedDivergenceFunction = None
+
+__all__ = [
+    "HEAD", "TESTED", "ChunkedDivergenceFunction", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head",
+    "require_on_policy", "use_adapter",
+]  # fmt: skip
 
 # Supported minor releases, ascending. Earlier ones have no fused head. That of 1.15 needs Triton (`has_fused_head`);
 # without it, as on the CPU, only models with a plain head can be trained.
@@ -45,6 +56,16 @@ class OpenSFTTrainer(SFTTrainer):
         """Adds the tokens of a step to the run's total, logged as `num_tokens`."""
         self._total_train_tokens += tokens
         self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+
+
+def require_on_policy() -> None:
+    """Refuses on-policy methods with a release of TRL whose trainers lack what `trl_on_policy` uses.
+
+    Raises:
+        InputError: The release is older than 1.16.
+    """
+    if trl.__version__.startswith("1.15."):
+        raise InputError(f"on-policy methods need trl>=1.16 (installed: {trl.__version__})")
 
 
 def has_fused_head() -> bool:

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from losslens.report.arm_comparison import arm_rows, base_on
-from losslens.report.caveats import caveats
+from losslens.report.caveats import caveats, own_rows
 from losslens.report.components import Cell, Column, Figure, Matrix, Row, Section, Square, Table
 from losslens.report.findings import findings, ratio, repeats_of
 from losslens.report.loss_comparison import ComparedLoss, LossComparison, LossPairValue
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.format import number, percent, whole
+from losslens.tables.format import listed, number, percent, whole
 from losslens.tables.style import AGAINST, ALONG, DARK, INK, colour, escape_markup, rows_figure, whisker
 
 # Most losses for which a ceiling fits under each cosine.
@@ -64,6 +64,8 @@ def _compared(analysis: AnalysisFolder, comparison: LossComparison) -> str:
             f"({percent(counts['pass_rate'])} of the rollouts are correct; {percent(counts['share_mixed_groups'])} of "
             "the prompts have both correct and incorrect ones)"
         )
+        if own := own_rows(analysis, comparison):
+            text += f", but for {listed(own)}, which sampled {'its' if len(own) == 1 else 'their'} own,"
     if len(origins.get("base") or []) == 1:
         text += " from the same base"
     initial = {run.get("initial_adapter") for run in (origins.get("runs") or {}).values()}
