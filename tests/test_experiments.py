@@ -37,6 +37,7 @@ def test_an_experiment_composes(name: str) -> None:
 
 
 ALL = "sft,rft,dft,rift,grpo,dpo"
+ALL_TWENTY = f"{ALL},p_alpha,eaft,asft,awr,nft,topr,redi,a_star_po,kto,simpo,cal_dpo,rpo,ipo,orpo"
 TEACHER = "rollouts.server.model=teacher"
 LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
 
@@ -62,7 +63,7 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
             "method": ALL, "lr": "matched_low,matched,matched_high", "seed": "42,123", "init_seed": "42,123",
         },
         "paper": {"method": f"{ALL},online_grpo,dapo"},
-        "tuned": {"method": f"{ALL},p_alpha,simpo,kto", "lr.factor": "0.03,0.1,0.3,1.0,3.0", "seed": "0"},
+        "tuned": {"method": ALL_TWENTY, "lr.factor": "0.03,0.1,0.3,1.0,3.0", "seed": "0"},
     }.items(),
 )  # fmt: skip
 def test_what_an_experiment_sweeps_over(name: str, swept: dict[str, str]) -> None:
