@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from losslens.analysis.arms import arms_of
 from losslens.analysis.cohort import ComparedAdapter
@@ -35,6 +37,7 @@ from losslens.config.data import Data
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
+from losslens.losses import builtin_losses
 from losslens.problems import Problem
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.report.page import write_report
@@ -325,6 +328,21 @@ def test_every_rate_of_the_grid_is_a_run_of_its_own() -> None:
     conventional = {RunSpec.of(composed(f"method={method}")).run.name[-8:] for method in ("sft", "dpo")}
     of_dpo = {RunSpec.of(composed("method=dpo", "lr=grid", f"lr.factor={f}")).run.name[-8:] for f in (0.1, 1.0)}
     assert conventional <= {name[-8:] for name in names} | of_dpo
+
+
+@fast
+def test_the_experiment_has_every_loss_at_its_conventional_rate() -> None:
+    """In its grid, or by the command in its header."""
+    file = ROOT / "conf" / "experiment" / "tuned.yaml"
+    swept = OmegaConf.load(file).hydra.sweeper.params
+    assert set(swept.method.split(",")) == set(builtin_losses())
+    grid = {float(factor) for factor in swept["lr.factor"].split(",")}
+    others = {name for name, loss in builtin_losses().items() if loss.conventional_lr_scale not in grid}
+    [(named, factor)] = re.findall(
+        r"^# .* method=(\S+) lr.factor=(\S+)    the conventional rate", file.read_text(), re.M
+    )
+    assert others == set(named.split(","))
+    assert {builtin_losses()[name].conventional_lr_scale for name in others} == {float(factor)}
 
 
 # A sweep
