@@ -91,6 +91,9 @@ _DIVISORS = {
     "rollouts": "rollouts in the effective batch",
     "pairs": "pairs in the effective batch",
 }
+# Of the six losses of arXiv 2606.23740, which the README explains; the others are named there.
+_PLACES_OF_STUDY = range(1, 7)
+
 # In the order of tables.
 _NEEDS: dict[Need, str] = {
     "reference": "the base's log-probabilities",
@@ -114,7 +117,10 @@ def _losses(name: str) -> str:
         ),
         "short": lambda: _table(
             ("loss", "in plain words"),
-            ((f"[`{loss}`](docs/reference/losses/{loss}.md)", said.summary) for loss, said in known.items()),
+            [
+                *((_in_readme(loss), said.summary) for loss, said in known.items() if said.place in _PLACES_OF_STUDY),
+                ("others", ", ".join(_in_readme(loss) for loss in known if known[loss].place not in _PLACES_OF_STUDY)),
+            ],
         ),
         "rates": lambda: _table(
             ("loss", "`lr=conventional`"),
@@ -122,6 +128,10 @@ def _losses(name: str) -> str:
         ),
     }
     return tables[name]()
+
+
+def _in_readme(loss: str) -> str:
+    return f"[`{loss}`](docs/reference/losses/{loss}.md)"
 
 
 def _loss(about: str) -> str:

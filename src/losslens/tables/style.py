@@ -143,15 +143,21 @@ class PlotStyles:
         return self._styles[loss]
 
     def _new(self, ink: str, place: int, number: int) -> PlotStyle:
-        """Makes the style of the `number`th loss of a method: its shape with another filling, then other shapes."""
+        """Makes the style of the `number`th loss of a method: its shape with another filling, then other shapes.
+
+        Marks of other methods' first losses come last.
+        """
         taken = {(style.shape, style.filling) for style in self._styles.values()}
-        taken |= {(first, 0) for first in range(len(METHODS)) if first != place or number}
+        methods = (other for other in range(len(METHODS)) if other != place or number)
+        reserved = {(other % len(_SHAPES), other // len(_SHAPES)) for other in methods}
         count = len(_SHAPES) * len(_FILLINGS)
-        for step in range(number, number + count):
+        start = number + place // len(_SHAPES)  # more methods than shapes: the next filling
+        marks = []
+        for step in range(start, start + count):
             turn, filling = divmod(step % count, len(_FILLINGS))
-            shape = (place + 6 * turn + turn // 2) % len(_SHAPES)
-            if (shape, filling) not in taken:
-                break
+            marks.append(((place + 6 * turn + turn // 2) % len(_SHAPES), filling))
+        free = [mark for mark in marks if mark not in taken]
+        shape, filling = min(free or marks[-1:], key=lambda mark: mark in reserved)
         return PlotStyle(ink, shape, filling, (place + number) % len(_DASHES))
 
 
