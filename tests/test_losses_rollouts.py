@@ -20,6 +20,7 @@ from trl.experimental.a2po import A2POTrainer
 
 from losslens.config.parse import build
 from losslens.core.errors import InputError
+from losslens.core.notices import print_once
 from losslens.losses import Batch, Loss
 from losslens.losses.a_star_po import AStarPo
 from losslens.losses.asft import Asft
@@ -36,6 +37,7 @@ from losslens.losses.redi import Redi
 from losslens.losses.rft import Rft
 from losslens.losses.sft import Sft
 from losslens.losses.topr import Topr
+from losslens.pipeline.train_job import _note_unbounded
 from tests.test_losses import PAIR, any_batch, batch_of, pull, total, variants
 
 pytestmark = pytest.mark.fast
@@ -457,3 +459,18 @@ def test_bounds_are_where_training_ends() -> None:
 def test_options_out_of_range_are_refused(kind: type[Loss], options: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match=next(reversed(options))):
         kind(name=kind.model_fields["name"].annotation.__args__[0], **options)  # type: ignore[union-attr]
+
+
+def test_a_run_says_that_its_loss_is_unbounded(capsys: pytest.CaptureFixture[str]) -> None:
+    print_once.cache_clear()
+    for loss in (
+        SFT,
+        Grpo(name="grpo", ratio="clip"),
+        Redi(name="redi", alpha=0),
+        Redi(name="redi"),
+        Redi(name="redi"),
+    ):
+        _note_unbounded(loss)
+    assert capsys.readouterr().out.startswith("method=redi: unbounded below with these options: ")
+    _note_unbounded(Grpo(name="grpo"))
+    assert capsys.readouterr().out.count("\n") == 1

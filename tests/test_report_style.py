@@ -84,6 +84,7 @@ def test_twenty_losses_look_different_without_a_colour_too() -> None:
         [(f"dpo-{number}", "dpo") for number in range(20)],
         [(method, method) for method in METHODS],
         [(f"{method}-{rate}", method) for rate in "abcd" for method in list(METHODS)[-10:]],
+        [(f"{method}-{rate}", method) for rate in "ab" for method in METHODS],
         [(f"own-{number}", f"own-{number}") for number in range(20)],
         [(f"{method}-{number}", method) for method in ("sft", "another") for number in range(20)],
     ):

@@ -92,6 +92,9 @@ _DIVISORS = {
     "rollouts": "rollouts in the effective batch",
     "pairs": "pairs in the effective batch",
 }
+# Of the six losses of arXiv 2606.23740, which the README explains; the others are named there.
+_PLACES_OF_STUDY = range(1, 7)
+
 # In the order of tables.
 _NEEDS: dict[Need, str] = {
     "reference": "the base's log-probabilities",
@@ -120,7 +123,10 @@ def _losses(name: str) -> str:
         ),
         "short": lambda: _table(
             ("loss", "in plain words"),
-            ((f"[`{loss}`](docs/reference/losses/{loss}.md)", said.summary) for loss, said in known.items()),
+            [
+                *((_in_readme(loss), said.summary) for loss, said in known.items() if said.place in _PLACES_OF_STUDY),
+                ("others", ", ".join(_in_readme(loss) for loss in known if known[loss].place not in _PLACES_OF_STUDY)),
+            ],
         ),
         "family": lambda: _table(
             (
@@ -152,6 +158,10 @@ def _family(name: str) -> tuple[str, ...]:
     assert factors is not None
     words = (factors.outcome, factors.gate, factors.saturation, factors.length, factors.stops.replace("|", "\\|"))
     return (f"[`{name}`]({name}.md)", loss.unit, *words, _word(loss.bounded), factors.first_step.replace("|", "\\|"))
+
+
+def _in_readme(loss: str) -> str:
+    return f"[`{loss}`](docs/reference/losses/{loss}.md)"
 
 
 def _loss(about: str) -> str:

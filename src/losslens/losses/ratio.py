@@ -54,10 +54,11 @@ class RatioLoss(BehaviourLoss):
     On frozen rollouts, clipping stops early: a token that has left the band no longer counts.
 
     Attributes:
-        ratio: The form.
+        ratio: Form of the term: `none`, `clip` or `cispo`.
         epsilon_high: ε_high of `clip`.
         ratio_max: c of `cispo`, an absolute value as in TRL (there `epsilon_high`), not 1 + ε.
-        behaviour: μ, if `ratio` is not `none`; see `BehaviourLoss`.
+        behaviour: μ of the ratio. `sampler`: as recorded; `sampler_raw`: as recorded at temperature 1; `base`: the base
+            in its place.
     """
 
     diagnostic_titles: ClassVar[Mapping[str, str]] = {"ratio/clipped": "Ratio to the sampler: share of clipped tokens"}
