@@ -177,18 +177,21 @@ def answer_to(url: str, prompt: str, decoding: Decoding, model: str = "m", token
 
 def test_a_servers_are_raw_and_those_sampled_from_only_if_it_samples_so(logging_server: str) -> None:
     raw = (-0.5, -1.0, 0.0)  # at most 0
+    whole = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1}
     for temperature, top_p, extra_body, sampled in [
-        (1.0, 1.0, {}, raw),
-        (1.0, 1.0, {"chat_template_kwargs": {"enable_thinking": False}, "seed": None, "top_k": -1, "min_p": 0.0}, raw),
-        (0.7, 1.0, {"temperature": 1.0}, raw),
-        (0.7, 1.0, {}, None),
-        (1.0, 0.95, {}, None),
-        (1.0, 1.0, {"temperature": 0.7}, None),
-        (1.0, 1.0, {"temperature": None}, None),  # the server's default
-        (1.0, 1.0, {"top_k": 20}, None),
-        (1.0, 1.0, {"logit_bias": {"5": -1}}, None),
-        (1.0, 1.0, {"repetition_penalty": 1.05}, None),
-        (1.0, 1.0, {"xtc_probability": 0.5}, None),  # anything that is not known to leave it alone
+        (1.0, 1.0, whole, raw),
+        (1.0, 1.0, {"chat_template_kwargs": {"enable_thinking": False}, "seed": None, **whole}, raw),
+        (0.7, 1.0, {**whole, "temperature": 1.0}, raw),
+        (1.0, 1.0, {}, None),  # the model's generation_config.json may truncate
+        (1.0, 1.0, {"top_k": -1, "min_p": 0.0}, None),
+        (0.7, 1.0, whole, None),
+        (1.0, 0.95, whole, None),
+        (1.0, 1.0, {**whole, "temperature": 0.7}, None),
+        (1.0, 1.0, {**whole, "temperature": None}, None),  # the server's default
+        (1.0, 1.0, {**whole, "top_k": 20}, None),
+        (1.0, 1.0, {**whole, "logit_bias": {"5": -1}}, None),
+        (1.0, 1.0, {**whole, "repetition_penalty": 1.05}, None),
+        (1.0, 1.0, {**whole, "xtc_probability": 0.5}, None),  # anything that is not known to leave it alone
     ]:
         decoding = Decoding(temperature, top_p, 8, extra_body, logps=True)
         completion = answer_to(logging_server, "honest", decoding)
@@ -419,8 +422,9 @@ def test_rollouts_without_them_are_refused_with_the_reason(
     unrecorded = f"{start} (none were recorded when they were sampled){base_instead}"
     assert told(RATIO, sampler_logps=none, sampler_raw_logps=none) == unrecorded
     assert told(raw, sampler_raw_logps=none) == unrecorded
-    server = "their server reports only those at temperature 1 without truncation, and they were sampled otherwise"
-    assert told(RATIO, sampler_logps=none) == f"{start} ({server}){base_instead}"
+    server = "their server reports only those at temperature 1 without truncation, and may have sampled otherwise"
+    raw_instead = "; method.behaviour=sampler_raw divides by these"
+    assert told(RATIO, sampler_logps=none) == f"{start} ({server}){raw_instead}"
     foreign = [[9, *ids[1:]] for ids in table["completion_ids"]]
     tokenizer = f"{start} (their token ids belong to a different tokenizer){base_instead}"
     assert told(RATIO, completion_ids=foreign) == tokenizer

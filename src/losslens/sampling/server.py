@@ -40,6 +40,8 @@ _NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
     "temperature": (1,), "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "presence_penalty": (0,),
     "frequency_penalty": (0,), "repetition_penalty": (1,), "logit_bias": ({},),
 }  # fmt: skip
+# Fields for which vLLM takes the value of the model's `generation_config.json` if a request leaves them out.
+_DEFAULT_OF_MODEL = ("top_k", "min_p", "repetition_penalty")
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,12 @@ class Decoding:
 
     @property
     def is_raw(self) -> bool:
-        """True if tokens are sampled at temperature 1 and without truncation, as far as the request says."""
+        """True if the request says that tokens are sampled at temperature 1 and without truncation.
+
+        What it leaves to the server's defaults may truncate.
+        """
         fields = {"temperature": self.temperature, "top_p": self.top_p, **self.extra_body}
-        return all(
+        return fields.keys() >= set(_DEFAULT_OF_MODEL) and all(
             name in _UNRELATED_FIELDS or value in _NEUTRAL_VALUES.get(name, ()) for name, value in fields.items()
         )
 

@@ -189,11 +189,13 @@ def require_sampler(examples: Examples, loss: Loss, rollouts: FrozenRollouts) ->
     elif recorded[column] is not None:
         why = "their token ids belong to a different tokenizer"
     elif recorded["sampler_raw_logps"] is not None:
-        why = "their server reports only those at temperature 1 without truncation, and they were sampled otherwise"
+        why = "their server reports only those at temperature 1 without truncation, and may have sampled otherwise"
     else:
         why = "none were recorded when they were sampled"
     which = "the rollouts" if len(unknown) == len(rows) else f"{len(unknown)} of {len(rows)} rollouts"
-    instead = "; method.behaviour=base divides by the base's instead" * ("behaviour" in type(loss).model_fields)
+    other = recorded["sampler_raw_logps"] is not None and recorded[column] is None
+    instead = "sampler_raw divides by these" if other else "base divides by the base's instead"
+    instead = f"; method.behaviour={instead}" * ("behaviour" in type(loss).model_fields)
     raise InputError(
         f"method={loss.name}: {which} in {rollouts.folder} have no log-probabilities of the policy that sampled them"
         f" ({why}){instead}"
