@@ -412,7 +412,7 @@ def test_a_sweep_with_frozen_and_own_rows_says_whose_they_are(tmp_path: Path) ->
           zip(pairs["arm_a"], pairs["arm_b"], pairs["pairing"], strict=True)}  # fmt: skip
     assert by[frozenset(("sft", "rft"))] == "same seeds"
     assert by[frozenset(("sft", "online_grpo"))] == by[frozenset(("rft", "online_grpo"))] == "same init"
-    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Online GRPO trained on rows of its own" in page
     assert "but for Online GRPO, which sampled its own," in page
     manifest = json.loads(next(tmp_path.glob("main/online_grpo-*/manifest.json")).read_text())
