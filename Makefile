@@ -56,7 +56,7 @@ lowest:  ## the fast tests with the lowest versions that pyproject.toml allows, 
 	$(PYTHON) -m venv --clear $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct -e ".[dev]"
-	$(LOWEST)/bin/python -m pytest -n 0 -m "not slow" -W default
+	$(LOWEST)/bin/python -m pytest -n 2 -m "not slow" -W default
 
 lint: setup  ## linter, formatter, type checker, import contracts
 	$(VENV)/bin/ruff check .

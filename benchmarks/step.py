@@ -75,7 +75,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, table: pd.DataFrame, folder: Pa
             "chosen": table["completion"].iloc[chosen],
             "rejected": table["completion"].iloc[rejected],
         }
-        for chosen, rejected in plan.loss.select_pairs(table)
+        for chosen, rejected in plan.method.select_pairs(table)
     ]
     config = DPOConfig(
         output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=BATCH, max_length=None,
@@ -120,8 +120,8 @@ def main() -> None:
         plan = TrainingPlan(
             Dpo(name="dpo"), 1e-4, lora, initial_adapter(folder, {}, base.model, lora, init_seed=0), optim, seed=0
         )
-        cached = FrozenSource(table, plan.loss, optim, seed=0, reference=ReferenceCache(folder / "references", {}))
-        uncached = FrozenSource(table, plan.loss, optim, seed=0)
+        cached = FrozenSource(table, plan.method, optim, seed=0, reference=ReferenceCache(folder / "references", {}))
+        uncached = FrozenSource(table, plan.method, optim, seed=0)
         variants = {
             "cached reference": lambda: make_trainer(plan, base, cached, folder / "cached", []),
             "reference in the step": lambda: make_trainer(plan, base, uncached, folder / "uncached", []),

@@ -18,25 +18,25 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from filelock import FileLock
 
 from losslens.config.training import Optim
-from losslens.losses import Loss
 from losslens.models.adapters import LoraSettings, initial_adapter
 from losslens.models.loading import LoadedModel, ModelSource, load_model
-from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import freeze
-from losslens.training.batches import tokenise
-from losslens.training.run import TrainingPlan, train_run
-from losslens.training.source import FrozenSource
-from tests.wandb_server import WandbServer, serving
-from tools import pretrain
+
+# What takes seconds to import is imported by what uses it: the process that only hands out the tests needs none of it.
+if TYPE_CHECKING:
+    from losslens.losses import Loss
+    from losslens.problems.reasoning_gym import ReasoningGym
+    from losslens.training.run import TrainingPlan
+    from losslens.training.source import FrozenSource
+    from tests.wandb_server import WandbServer
 
 # A file is one process's work: the long ones come first, so that none of them is left to run alone at the end.
 _FIRST = (
@@ -81,18 +81,25 @@ def base_source(**changes: Any) -> ModelSource:
 
 @pytest.fixture(scope="session")
 def base() -> LoadedModel:
+    import torch
+
     torch.manual_seed(0)
     return load_model(base_source())
 
 
 @pytest.fixture(scope="session")
 def source() -> ReasoningGym:
+    from losslens.problems.reasoning_gym import ReasoningGym
+    from tools import pretrain
+
     return ReasoningGym("chain_sum", pretrain.DIFFICULTY, pretrain_share=pretrain.SHARE)
 
 
 @pytest.fixture(scope="session")
 def rollouts(source: ReasoningGym) -> pd.DataFrame:
     """Forty prompts with four rollouts each: worked solutions, of which about a third end in another number."""
+    from tools import pretrain
+
     rng = np.random.default_rng(0)
     rows = []
     for problem in source.problems("train", 40, seed=3):
@@ -120,7 +127,18 @@ def rollouts(source: ReasoningGym) -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def tokenised(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
+    from losslens.training.batches import tokenise
+
     return tokenise(rollouts, base.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def uneven(rollouts: pd.DataFrame, base: LoadedModel) -> pd.DataFrame:
+    """The same rollouts, tokenised, with completions whose lengths differ within pairs, either way."""
+    from losslens.training.batches import tokenise
+
+    endings = [" = 0" * (number * 7 % 4) for number in range(len(rollouts))]
+    return tokenise(rollouts.assign(completion=rollouts["completion"] + endings), base.tokenizer)
 
 
 @pytest.fixture(scope="session")
@@ -131,6 +149,7 @@ def initial(base: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def make_plan(initial: Path):
     """Makes a training plan for a method; keywords change the optimiser's settings."""
+    from losslens.training.run import TrainingPlan
 
     def make(loss: Loss, learning_rate: float = 1e-3, **optim: Any) -> TrainingPlan:
         return TrainingPlan(loss, learning_rate, LORA, initial, Optim(**{**OPTIM, **optim}), seed=5)
@@ -140,6 +159,8 @@ def make_plan(initial: Path):
 
 def frozen_source(plan: TrainingPlan, tokenised: pd.DataFrame, **options: Any) -> FrozenSource:
     """Frozen rollouts in the order of the plan's seed."""
+    from losslens.training.source import FrozenSource
+
     return FrozenSource(tokenised, plan.method, plan.optim, plan.seed, **options)
 
 
@@ -153,6 +174,8 @@ def train_frozen(
     **options: Any,
 ) -> dict[str, Any]:
     """`train_run` on frozen rollouts."""
+    from losslens.training.run import train_run
+
     return train_run(plan, base, frozen_source(plan, tokenised, **options), folder, on_metrics, references)
 
 
@@ -164,6 +187,8 @@ def frozen(rollouts: pd.DataFrame, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wandb_process() -> Iterator[WandbServer]:
+    from tests.wandb_server import serving
+
     with serving() as server:
         yield server
 

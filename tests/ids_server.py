@@ -1,7 +1,8 @@
-"""A server that answers as vLLM does: `python ids_server.py ANSWERS`, with or without `return_token_ids`.
+"""A server that answers as vLLM does: `python ids_server.py ANSWERS`, with or without `return_token_ids`, `logprobs`.
 
 ANSWERS is a JSON object: for each prompt a list of answers, given in the order in which they are asked for, each with
-`text`, `finish_reason`, `token_ids` and `prompt_token_ids`. It prints its port. The model `strict` refuses the field.
+`text`, `finish_reason`, `token_ids`, `prompt_token_ids` and, if there are any, `logprobs`. It prints its port. The
+model `strict` refuses the fields, `unlogged` only `logprobs`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         model, prompt = request["model"], request["messages"][0]["content"]
-        if model == "strict" and "return_token_ids" in request:
-            self.reply(422, {"detail": "Unexpected fields in the request: {'return_token_ids'}"})
+        refused = {"strict": {"return_token_ids", "logprobs"}, "unlogged": {"logprobs"}}.get(model, set())
+        if refused := refused & request.keys():
+            self.reply(422, {"detail": f"Unexpected fields in the request: {refused}"})
             return
         number = SEEN[model, prompt]
         SEEN[model, prompt] += 1
@@ -34,6 +36,9 @@ class Handler(BaseHTTPRequestHandler):
             "message": {"role": "assistant", "content": answer["text"]},
             "token_ids": answer["token_ids"] if ids else None,
         }
+        if request.get("logprobs") and "logprobs" in answer:
+            tokens = [{"token": "x", "bytes": None, "top_logprobs": [], "logprob": v} for v in answer["logprobs"]]
+            choice["logprobs"] = {"content": tokens}
         usage = {"prompt_tokens": len(answer["prompt_token_ids"]), "completion_tokens": len(answer["token_ids"])}
         body = {"id": "x", "object": "chat.completion", "created": 0, "model": model, "choices": [choice]}
         body |= {"usage": {**usage, "total_tokens": sum(usage.values())}}

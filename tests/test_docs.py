@@ -352,7 +352,8 @@ def test_generated_tables_are_up_to_date(page: Path) -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if "](docs/reference/losses/" not in line]) <= 120  # but for a line per loss
 
 
 # Files that guides show

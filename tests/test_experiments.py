@@ -37,6 +37,7 @@ def test_an_experiment_composes(name: str) -> None:
 
 
 ALL = "sft,rft,dft,rift,grpo,dpo"
+TWENTY = f"{ALL},p_alpha,eaft,asft,awr,nft,topr,redi,a_star_po,kto,simpo,cal_dpo,rpo,ipo,orpo"
 TEACHER = "rollouts.server.model=teacher"
 LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
 
@@ -62,6 +63,10 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
             "method": ALL, "lr": "matched_low,matched,matched_high", "seed": "42,123", "init_seed": "42,123",
         },
         "paper": {"method": f"{ALL},online_grpo,dapo"},
+        "tuned": {"method": TWENTY, "lr.factor": "0.03,0.1,0.3,1.0,3.0", "seed": "0"},
+        "loss_family": {"method": TWENTY, "seed": "42,1,2"},
+        "loss_family_smollm2": {"method": f"{ALL},eaft,nft,redi,kto,simpo,cal_dpo", "seed": "42,1"},
+        "first_step": {"method": "dft,asft,kto,dpo,cal_dpo,ipo", "seed": "42,1"},
     }.items(),
 )  # fmt: skip
 def test_what_an_experiment_sweeps_over(name: str, swept: dict[str, str]) -> None:

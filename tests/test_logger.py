@@ -71,6 +71,7 @@ def exit_codes(found: list[wandb_internal_pb2.Record]) -> list[int]:
     return [record.exit.exit_code for record in found if record.HasField("exit")]
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_process_are_separate(tmp_path: Path) -> None:
     """Also when both are open, and when somebody has a run of his own."""
     mine = wandb.init(mode="offline", dir=tmp_path, project="mine")

@@ -47,6 +47,7 @@ def _fresh(monkeypatch: pytest.MonkeyPatch):
 ALONE = (["WANDB_RUN_ID"], ["WANDB_SWEEP_ID"], ["WANDB_RESUME", "WANDB_RUN_ID"], ["WANDB_TAGS"], ["WANDB_FORK_FROM"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variables", [*ALONE, list(ENVIRONMENT)], ids=lambda names: "+".join(names)[:30])
 def test_the_environment_does_not_affect_the_identity(
     variables: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -47,6 +47,7 @@ def test_one_line_against_another_in_the_plane() -> None:
     assert angles.std() == pytest.approx(90 / math.sqrt(12), abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "expected"), [(8, 85), (16, 82), (32, 77)])
 def test_the_smallest_angle_at_the_papers_width(rank: int, expected: float) -> None:
     """About 85, 82 and 77 degrees for subspaces of 8, 16 and 32 dimensions of ℝ²⁵⁶⁰."""
@@ -93,6 +94,7 @@ def test_cosine_bound_by_hand() -> None:
     assert math.isnan(random_cosine_bound(np.zeros(1), np.ones(1), [(10, 10)]))
 
 
+@pytest.mark.slow
 def test_cosine_of_updates_that_share_their_inputs() -> None:
     """B and B' independent, A the same: the independent bound is far too low, this one holds 95 times in 100."""
     rng = np.random.default_rng(3)

@@ -18,6 +18,7 @@ def test_the_same_seed_gives_the_same_problems(source: ReasoningGym) -> None:
     assert source.problems("train", 50, seed=1)[:20] == source.problems("train", 20, seed=1)
 
 
+@pytest.mark.slow
 def test_splits_share_no_question(source: ReasoningGym) -> None:
     """The default data (seed 0), other seeds of it, and what the tiny models were trained on."""
     pretraining = max(recipe.problems for recipe in pretrain.RECIPES.values())

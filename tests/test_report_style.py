@@ -82,7 +82,8 @@ def test_twenty_losses_look_different_without_a_colour_too() -> None:
     """Of one method, of several at several rates, of methods that are not known."""
     for losses in (
         [(f"dpo-{number}", "dpo") for number in range(20)],
-        [(f"{method}-{rate}", method) for rate in "abcd" for method in METHODS],
+        [(method, method) for method in METHODS],
+        [(f"{method}-{rate}", method) for rate in "abcd" for method in list(METHODS)[-10:]],
         [(f"own-{number}", f"own-{number}") for number in range(20)],
         [(f"{method}-{number}", method) for method in ("sft", "another") for number in range(20)],
     ):

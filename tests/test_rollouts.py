@@ -21,7 +21,7 @@ from losslens.config.data import RolloutConfig
 from losslens.config.parse import parse
 from losslens.core.errors import InputError
 from losslens.core.files import read_object, write_json
-from losslens.rollouts.frozen import SCHEMA, content_sha256, count_rollouts, freeze, load_rollouts
+from losslens.rollouts.frozen import IDS, LOGPS, SCHEMA, content_sha256, count_rollouts, freeze, load_rollouts
 from losslens.rollouts.sample import frozen_rollouts, rollouts_identity
 from tests.conftest import ROOT, cold, script
 
@@ -223,7 +223,7 @@ class TestFromElsewhere:
         ],
     )
     def test_invalid_rows(self, frozen: Path, rollouts: pd.DataFrame, changes: dict[str, Any], told: str) -> None:
-        rows = rollouts.assign(prompt_ids=None, completion_ids=None)[SCHEMA.names].head(3).to_dict("records")
+        rows = rollouts.assign(**dict.fromkeys((*IDS, *LOGPS)))[SCHEMA.names].head(3).to_dict("records")
         rows[1] |= changes
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), frozen / "rollouts.parquet")
         with pytest.raises(InputError, match=told):

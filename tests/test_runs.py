@@ -94,6 +94,7 @@ DECIDES: dict[str, str | None] = {
     "rollouts.batch_size": "16", "rollouts.path": None,  # by its content: below
     "rollouts.accept": None, "rollouts.server": None,  # of rollouts.engine=openai: tests/test_server.py
     "method._target_": None, "method.name": None,  # all losses and their options: below
+    "method.ratio": None, "method.epsilon_high": None, "method.ratio_max": None, "method.behaviour": None,
     "lr.name": None, "lr.peak": "2e-3", "lr.factor": "0.5",
     "lora_rank.r": "4", "lora_rank.alpha": "8", "lora_rank.dropout": "0.1",
     "logger": None, "weight_tracking": None, "resources": None, "evaluation": None, "output_dir": None, "sweep": None,
@@ -140,16 +141,24 @@ def test_every_option_of_a_loss_is_in_the_identity_when_it_is_not_at_its_default
     for option, field in kind.model_fields.items():
         if option == "name":
             continue
-        other = _another(field)
+        other, others = _another(field), _ONLY_WITH.get(option, {})
         mark = formerly(kind).get(option)  # the words of an identity stay
         written = {mark.name: mark.values.get(other, other)} if mark else {option: other}
-        assert kind(**{"name": name, option: other}).identity == {"name": name, "version": 1, **written}
+        assert kind(**{"name": name, option: other, **others}).identity == {
+            "name": name, "version": 1, **written, **others,
+        }  # fmt: skip
         assert kind(**{"name": name, option: field.default}).identity == {"name": name, "version": 1}
+
+
+# Options that only another one allows.
+_ONLY_WITH: dict[str, dict[str, Any]] = {"label_smoothing": {"loss_type": "robust"}}
 
 
 def _another(field: FieldInfo) -> Any:
     """A value that is not the default."""
     choices = get_args(field.annotation)
+    if float in choices:
+        return 0.25
     if choices:
         return next(choice for choice in choices if choice != field.default)
     return not field.default if isinstance(field.default, bool) else field.default * 0.3 + 0.1 * (field.default >= 0)
@@ -210,6 +219,8 @@ def test_a_loss_outside_the_package() -> None:
     assert own.identity["method"] == {"name": "half", "version": 1, "floor": 1.0}
     assert own.run.name.startswith("half-conventional-")
     assert own.learning_rate == 2e-4  # it declares a fifth of SFT's
+    with pytest.raises(InputError, match=r"^method\.ratio: Extra inputs are not permitted, got 'clip'$"):
+        RunSpec.of(config("method._target_=tests.own_loss.Half", "method.name=half", "method.ratio=clip"))
     with pytest.raises(InputError, match=r"^method\.name=sft: the name of a built-in loss; \w+ needs another name$"):
         RunSpec.of(config("method._target_=tests.slow_method.Impostor"))
     with pytest.raises(InputError, match=r"^method\._target_: dict is not a subclass of losslens\.losses\.Loss$"):
@@ -243,13 +254,15 @@ def test_rollouts_that_are_given_are_known_by_their_content(frozen: Path, tmp_pa
 
 
 def test_learning_rates() -> None:
-    """As `lr=conventional` each loss has its own; KTO and the losses on pairs a tenth of SFT's."""
+    """As `lr=conventional` each loss has its own: losses that weigh SFT's tokens have SFT's."""
 
     def rates(*overrides: str) -> dict[str, float]:
         lr = config("lr.peak=0.5", *overrides).lr
         return {name: lr.of(kind.conventional_lr_scale) for name, kind in builtin_losses().items()}
 
-    assert {name: rate for name, rate in rates().items() if rate != 0.5} == {"dpo": 0.05, "simpo": 0.05, "kto": 0.05}
+    tenths = ("a_star_po", "cal_dpo", "dpo", "ipo", "kto", "orpo", "rpo", "simpo")
+    fifths = {"nft": 0.1, "redi": 0.1, "topr": 0.1}
+    assert {name: rate for name, rate in rates().items() if rate != 0.5} == {**dict.fromkeys(tenths, 0.05), **fifths}
     assert set(rates("lr=matched").values()) == {0.5}
     assert set(rates("lr.factor=0.2").values()) == {0.1}
     assert RunSpec.of(config("method=kto")).learning_rate == 1e-4

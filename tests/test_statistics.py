@@ -148,6 +148,7 @@ class TestSignFlip:
         first = np.random.default_rng(0).random(12) / 2 + 0.1
         assert sign_flip(first, np.zeros(12)) == pytest.approx(2 / 2**12)
 
+    @pytest.mark.slow
     def test_a_p_may_be_as_small_as_276_tests_ask_for(self) -> None:
         """23 arms of two runs and the base, one arm 72 points above the others: 9,999 flips gave .0552 after Holm."""
         rng = np.random.default_rng(0)
@@ -208,6 +209,7 @@ class TestDetectableDifference:
         approximate = math.sqrt(share) * (a * math.sqrt(n) + b * math.sqrt(n - a**2 + b**2)) / (n + b**2)
         assert detectable_difference(discordant, n, 0.05 / tests) == pytest.approx(approximate, rel=0.04)
 
+    @pytest.mark.slow
     def test_it_is_detected_in_eight_of_ten_samples(self) -> None:
         n, discordant, level = 500, 60, 0.05 / 28
         share, difference = discordant / n, detectable_difference(discordant, n, level)

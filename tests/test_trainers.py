@@ -28,6 +28,7 @@ from losslens.losses.grpo import Grpo
 from losslens.losses.kto import Kto
 from losslens.losses.rft import Rft
 from losslens.losses.rift import Rift
+from losslens.losses.rpo import Rpo
 from losslens.losses.sft import Sft
 from losslens.models.adapters import adapter_fingerprint, initial_adapter, load_adapter
 from losslens.models.loading import LoadedModel, preserved
@@ -38,7 +39,14 @@ from losslens.training.run import TrainingPlan, last_checkpoint, make_trainer
 from losslens.training.source import data_order
 from tests.conftest import frozen_source, train_frozen
 
-ALL = [kind(name=name) for name, kind in builtin_losses().items()]
+
+def usable(name: str, kind: type[Loss]) -> Loss:
+    """A loss with its defaults, or with the base for a sampler whose probabilities these rollouts do not have."""
+    loss = kind(name=name)
+    return kind(name=name, behaviour="base") if "sampler" in loss.needs else loss
+
+
+ALL = [usable(name, kind) for name, kind in builtin_losses().items()]
 # One of each unit, and one whose weights are of whole rollouts.
 FEW = [Sft(name="sft"), Rift(name="rift", form="sequence_mean"), Kto(name="kto"), Dpo(name="dpo")]
 few_losses = pytest.mark.parametrize("method", FEW, ids=lambda method: method.name)
@@ -119,7 +127,7 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
             "processing_class": base.tokenizer,
             "peft_config": plan.lora.peft_config(base.model),
         }
-        if isinstance(plan.method, Dpo):
+        if isinstance(plan.method, (Dpo, Rpo)):
             pairs = plan.method.select_pairs(tokenised)
             order = data_order(len(pairs), optim.max_steps * optim.batch_size, plan.seed)
             rows = [
@@ -130,7 +138,13 @@ def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder
                 }
                 for right, wrong in (pairs[i] for i in order)
             ]
-            config = DPOConfig(**arguments, beta=plan.method.beta, loss_type=[plan.method.loss_type])
+            if isinstance(plan.method, Rpo):
+                options: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, plan.method.alpha]}
+            else:
+                options = {"loss_type": [plan.method.loss_type], "ld_alpha": plan.method.ld_alpha}
+                # The papers' values; TRL's own default is 0, which it refuses for EXO.
+                options["label_smoothing"] = {"exo_pair": 1e-3, "robust": 0.1}.get(plan.method.loss_type, 0.0)
+            config = DPOConfig(**arguments, beta=plan.method.beta, **options)
             trainer: Any = DPOTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
         elif isinstance(plan.method, Kto):
             order = data_order(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
@@ -239,7 +253,7 @@ def test_prompt_tokens_never_count(
 def test_the_loss_is_the_sum_over_the_completion_tokens_of_the_batch(
     method: Any, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """Σ of the method's terms, from log-probabilities of the full logits, over the tokens of the effective batch."""
+    """Σ of the method's terms, from the full logits of policy and base, over the tokens of the effective batch."""
     with trainer_of(make_plan(method, micro_batch=8), base, tokenised, tmp_path) as trainer:
         trainer.accelerator.gradient_accumulation_steps = 4
         batches = first_step(trainer)
@@ -248,13 +262,25 @@ def test_the_loss_is_the_sum_over_the_completion_tokens_of_the_batch(
         for batch in batches:
             inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
             with torch.no_grad():
-                logits = trainer.model(**inputs).logits[:, :-1].double()
+                log_p = trainer.model(**inputs).logits[:, :-1].double().log_softmax(-1)
+                with trainer.model.disable_adapter():
+                    log_q = trainer.model(**inputs).logits[:, :-1].double().log_softmax(-1)
             labels = batch["labels"][:, 1:]
-            logps = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
             mask = labels != -100
-            columns = {"advantage": batch["columns/advantage"]} if "columns/advantage" in batch else {}
-            terms = method.terms(Batch(logps=logps * mask, mask=mask, reward=batch["reward"], columns=columns))
-            total += terms[mask].sum().item() / tokens
+            logps, reference = (
+                each.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1) * mask for each in (log_p, log_q)
+            )
+            top = log_p.topk(20).values.log_softmax(-1)
+            dense = Batch(
+                logps=logps,
+                mask=mask,
+                reward=batch["reward"],
+                columns={k.removeprefix("columns/"): v for k, v in batch.items() if k.startswith("columns/")},
+                reference=reference,
+                top_entropy=-(top.exp() * top).sum(-1),
+                divergence=(log_q.exp() * (log_q - log_p)).sum(-1),
+            )
+            total += method.terms(dense)[mask].sum().item() / tokens
         ours = sum(
             trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=torch.tensor(tokens)).item()
             for batch in batches
@@ -419,16 +445,53 @@ def test_a_run_that_diverges_ends(make_plan: Any, base: LoadedModel, tokenised: 
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.parametrize("loss_type", sorted(set(get_args(LossType)) - {"sigmoid"}))
+@pytest.mark.filterwarnings("ignore:method.loss_type=robust is unbounded")
+@pytest.mark.parametrize(
+    ("loss_type", "ld_alpha"),
+    [(kind, None) for kind in get_args(LossType) if kind != "sigmoid"]
+    + [("sigmoid", 0.0), ("sigmoid", 0.5), ("ipo", 0.5), ("bco_pair", 0.5)],
+)
 def test_losses_on_pairs_equal_stock_trl(
-    loss_type: LossType, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+    loss_type: LossType,
+    ld_alpha: float | None,
+    make_plan: Any,
+    base: LoadedModel,
+    uneven: pd.DataFrame,
+    tmp_path: Path,
 ) -> None:
-    """Over three steps, with TRL's head under both."""
-    plan = make_plan(Dpo(name="dpo", loss_type=loss_type), max_steps=3, batch_size=4)
-    few = tokenised.iloc[:40]
+    """Over three steps, with TRL's head under both, on pairs of a longer and a shorter completion."""
+    plan = make_plan(Dpo(name="dpo", loss_type=loss_type, ld_alpha=ld_alpha), max_steps=3, batch_size=4)
+    few = uneven.iloc[:40]
+    lengths = few["completion_ids"].map(len).to_numpy()
+    longer = [int(np.sign(lengths[chosen] - lengths[rejected])) for chosen, rejected in plan.method.select_pairs(few)]
+    assert {-1, 1} <= set(longer)
     theirs = stock(plan, base, few, tmp_path / "stock")
     assert largest_difference(theirs, load_file(plan.initial_adapter / "adapter_model.safetensors")) > 1e-3
     assert largest_difference(trained(plan, base, few, tmp_path / "ours", selected_head=False), theirs) == 0
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.2])
+def test_rpo_equals_stock_trl_with_one_pair_in_a_step(
+    alpha: float, make_plan: Any, base: LoadedModel, uneven: pd.DataFrame, tmp_path: Path
+) -> None:
+    """TRL's likelihood is a mean over the chosen tokens of a micro-batch: of one pair, over its chosen completion."""
+    plan = make_plan(Rpo(name="rpo", alpha=alpha), max_steps=3, batch_size=1)
+    few = uneven.iloc[:40]
+    theirs = stock(plan, base, few, tmp_path / "stock")
+    assert largest_difference(theirs, load_file(plan.initial_adapter / "adapter_model.safetensors")) > 1e-3
+    assert largest_difference(trained(plan, base, few, tmp_path / "ours", selected_head=False), theirs) < 1e-5
+
+
+def test_rpo_without_likelihood_is_dpo_to_the_byte(
+    make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+) -> None:
+    fingerprints = []
+    for number, method in enumerate([Dpo(name="dpo"), Rpo(name="rpo", alpha=0.0), Rpo(name="rpo", alpha=0.1)]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        train_frozen(make_plan(method, max_steps=3, batch_size=8), base, tokenised, folder)
+        fingerprints.append(adapter_fingerprint(folder / "adapter"))
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 def test_kto_equals_stock_trl_where_a_step_is_one_micro_batch(

@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 import losslens
 from losslens.config import interpolations
 from losslens.core.files import atomic_file
-from losslens.losses import Loss, Method, builtin_methods
+from losslens.losses import Loss, Method, Need, builtin_losses, builtin_methods
 from losslens.losses.on_policy import OnPolicy
 from losslens.losses.presentation import builtin_presentations
 from losslens.measures import Measure, PairMeasure, function_measures, run_measures, weight_measures
@@ -92,6 +92,15 @@ _DIVISORS = {
     "rollouts": "rollouts in the effective batch",
     "pairs": "pairs in the effective batch",
 }
+# In the order of tables.
+_NEEDS: dict[Need, str] = {
+    "reference": "the base's log-probabilities",
+    "mismatched_log_ratio": "completions of other prompts, scored in each step",
+    "sampler": "the sampling policy's log-probabilities",
+    "sampler_raw": "the sampling policy's log-probabilities at temperature 1",
+    "top_entropy": "the entropy of the most likely tokens",
+    "divergence": "the base's next-token distributions, in each step",
+}
 
 
 def _losses(name: str) -> str:
@@ -113,12 +122,36 @@ def _losses(name: str) -> str:
             ("loss", "in plain words"),
             ((f"[`{loss}`](docs/reference/losses/{loss}.md)", said.summary) for loss, said in known.items()),
         ),
+        "family": lambda: _table(
+            (
+                "loss",
+                "one term for each",
+                "reward",
+                "tokens",
+                "saturation",
+                "length",
+                "weights vanish when",
+                "bounded",
+                "first step",
+            ),
+            (_family(loss) for loss in known if loss in builtin_losses()),
+        ),
         "rates": lambda: _table(
             ("loss", "`lr=conventional`"),
             ((f"[`{loss}`]({loss}.md)", f"{_kind(loss).conventional_lr_scale:g} × `lr.peak`") for loss in known),
         ),
     }
     return tables[name]()
+
+
+def _family(name: str) -> tuple[str, ...]:
+    """The row of a loss with its default options: its unit and its factors."""
+    loss = _kind(name)(name=name)
+    assert isinstance(loss, Loss)
+    factors = loss.factors
+    assert factors is not None
+    words = (factors.outcome, factors.gate, factors.saturation, factors.length, factors.stops.replace("|", "\\|"))
+    return (f"[`{name}`]({name}.md)", loss.unit, *words, _word(loss.bounded), factors.first_step.replace("|", "\\|"))
 
 
 def _loss(about: str) -> str:
@@ -151,11 +184,12 @@ def _facts(name: str) -> str:
     source = Path(inspect.getfile(kind))
     rows = [("run it", f"`python train.py method={name}`")]
     if isinstance(method, Loss):
+        needs = "; ".join(text for need, text in _NEEDS.items() if need in method.needs)
         rows += [
             ("one term for each", method.unit),
             ("sum divided by", _DIVISORS[method.divisor]),
             ("uses the reward", _word(method.uses_reward)),
-            ("needs the base's log-probabilities", _word("reference" in method.needs)),
+            ("needs", needs or "nothing else"),
             ("bounded below", _word(method.bounded)),
         ]
     elif isinstance(method, OnPolicy):
@@ -182,9 +216,14 @@ def _options(name: str) -> str:
     options = {option: field for option, field in kind.model_fields.items() if option != "name"}
     if not options:
         return "This loss has no options.\n"
-    said = {line.key: line.comment or _attribute(kind, line.key) for line in _lines(_file("method", name))}
+    said = {line.key: line.comment for line in _lines(_file("method", name))}
     rows = (
-        (f"`method.{option}`", f"`{_plain(field.default)}`", _values(field.annotation, field.metadata), said[option])
+        (
+            f"`method.{option}`",
+            f"`{_plain(field.default)}`",
+            _values(field.annotation, field.metadata),
+            said.get(option) or _attribute(kind, option),
+        )
         for option, field in options.items()
     )
     return _table(("option", "default", "values", "meaning"), rows)

@@ -101,7 +101,7 @@ def arms_of(cohort: Cohort) -> list[Arm]:
     arms = list(by_configuration.values())
     for arm in arms:
         similar = [other for other in arms if (other.method, other.lr) == (arm.method, arm.lr)]
-        arm.settings = _settings(arm, similar)
+        arm.settings = settings_among(arm, similar)
     for arm in arms:
         arm.learning_rates = [arm.lr, *_other_names(arm, arms)]
     return arms
@@ -174,7 +174,8 @@ def partner(run: ComparedAdapter | Diverged, arm: Arm | None) -> ComparedAdapter
     return next((s for s in arm.members if s.name in facts and facts[s.name].seeds == run.facts.seeds), None)
 
 
-def _settings(arm: Arm, similar: Sequence[Arm]) -> str:
+def settings_among(arm: Arm, similar: Sequence[Arm]) -> str:
+    """Returns the settings in which `arm` differs from others: `learning_rate=0.001 method.beta=0.3`; may be empty."""
     settings = [other.values for other in similar]
     keys = sorted({key for values in settings for key in values} - set(_NOT_SETTINGS[:-1]))
     differing = [key for key in keys if len({repr(values.get(key)) for values in settings}) > 1]

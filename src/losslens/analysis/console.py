@@ -17,8 +17,11 @@ from losslens.measures import Measure, PairMeasure, get_measure, measures_beside
 _MOST_ARMS = 8
 
 
-def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, arm_table: pd.DataFrame, left_out: Mapping[str, str]) -> None:
-    """Prints the runs, the arms (if one has several runs), the pairs of arms, and what was left out."""
+def show(
+    runs: pd.DataFrame, arm_pairs: pd.DataFrame, arm_table: pd.DataFrame, tuning: pd.DataFrame,
+    left_out: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Prints the runs, the arms (if one has several runs), their pairs, the chosen rates, and what was left out."""
     console = Console(width=None if sys.stdout.isatty() else 150)
     numbers = {name: number for number, name in enumerate(dict.fromkeys(runs["run"]))}
     console.print(_runs(runs, numbers))
@@ -32,6 +35,8 @@ def show(runs: pd.DataFrame, arm_pairs: pd.DataFrame, arm_table: pd.DataFrame, l
         console.print(_directions(arms, arm_pairs))
         if arm_pairs["accuracy_diff"].notna().any():
             console.print(_accuracies(arms, arm_pairs))
+    if len(tuning):
+        console.print(_chosen_rates(tuning))
     own = dict.fromkeys(arm_table.loc[(arm_table["samples"] == "own") & (arm_table["alias_of"] == ""), "arm"])
     if own:
         print(f"trained on rows of their own (samples of their policy): {', '.join(own)}")
@@ -59,6 +64,23 @@ def _arms(arm_table: pd.DataFrame) -> Table:
             *(_with_levels(measure, row, f"{measure.name}_to_sft") for measure in pair_measures("main")),
             f"{_percent(row['accuracy'])} ± {_percent(row['accuracy_std'])}", _percent(row["base_diff"]),
             _number(row["base_p_holm"]),
+        )  # fmt: skip
+    return table
+
+
+def _chosen_rates(tuning: pd.DataFrame) -> Table:
+    first = tuning.iloc[0]
+    title = f"best learning rates, chosen on {first['select_on']} and reported on {first['benchmark']}"
+    table = Table(
+        "loss", "chosen at", "rate", "maybe", "score to choose by", "accuracy", title=title, title_justify="left"
+    )
+    for _, row in tuning[tuning["chosen"]].iterrows():
+        same = (tuning["loss"] == row["loss"]) & (tuning["rule"] == row["rule"])
+        others = tuning.loc[same & tuning["may_be_best"] & ~tuning["chosen"], "learning_rate"]
+        at_edge = " (end of the grid)" * bool(row["at_edge"])
+        table.add_row(
+            row["loss"], row["rule"], f"{row['learning_rate']:g}{at_edge}", ", ".join(f"{rate:g}" for rate in others),
+            _percent(row["validation"]), _percent(row["accuracy"]),
         )  # fmt: skip
     return table
 

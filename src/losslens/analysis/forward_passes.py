@@ -28,7 +28,7 @@ from losslens.measures.forward import Sequences, base_weight, hidden_states, int
 from losslens.measures.tables import BaseComparison
 from losslens.models.limits import limits_of
 from losslens.models.loading import LoadedModel, ModelSource, load_model
-from losslens.rollouts.sample import problem_source
+from losslens.rollouts.sample import held_out_problems, problem_source
 from losslens.updates.folder import open_adapter
 
 Name = TypeVar("Name", bound=Hashable)
@@ -145,10 +145,11 @@ class ForwardPasses:
         batch = evaluation.batch_size if self._half else None
         try:
             source = problem_source(data)
-            selected = source.problems("eval", data.eval_size, data.seed)[:problems]
+            selected = held_out_problems(data)[:problems]
         except InputError as error:
             raise UnavailableError(str(error)) from error
         about = [self._identity, source.identity("eval"), data.seed, len(selected), evaluation.max_tokens, batch]
+        about += [data.eval_offset] if data.eval_offset else []
         found = {}
         for number, pair in enumerate(pairs, 1):
             key = [about, *sorted(self._members[name].sha256 for name in pair)]

@@ -21,6 +21,7 @@ from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged, find_run
 from losslens.analysis.console import show
 from losslens.analysis.function_space import measure_function_space, trust_of
 from losslens.analysis.lineage import lineage
+from losslens.analysis.loss_family import class_table, cluster_table, factor_table
 from losslens.analysis.named_bases import require_one_base
 from losslens.analysis.pairs import choose, default_reference, extended, find
 from losslens.analysis.repeats import arm_pairs, repeat_table
@@ -45,10 +46,12 @@ from losslens.analysis.tables import (
 )
 from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import trajectory_table
+from losslens.analysis.tuning import Benchmarks, Tuning, require_other_problems, tune
 from losslens.analysis.weight_space import measure_weight_space
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
 from losslens.core import provenance
+from losslens.core.errors import InputError
 from losslens.core.files import atomic_file, write_json
 from losslens.measures.tables import weight_tables
 from losslens.runs.labels import labels
@@ -90,7 +93,7 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
         with temporary_folder(folder) as new:
             _write(analysis, new)
             tables = analysis.tables
-            show(tables.runs, tables.arm_pairs, tables.arms, analysis.left_out)
+            show(tables.runs, tables.arm_pairs, tables.arms, tables.tuning, analysis.left_out)
             for write in writers:
                 write(new)
             missing = missing_from(analysis.facts, before)
@@ -153,6 +156,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     previous = [before or EarlierAnalysis(), read_earlier(archive_path(config.folder, adapters))]
     chosen = extended(chosen, names, [pair for analysis in previous for pair in analysis.pairs_among(adapters)])
     benchmark = benchmark_of(cohort, config.primary_benchmark)
+    benchmarks = _benchmarks(config.select_on, benchmark, cohort)
     outcomes = outcomes_of(cohort, arms, benchmark)
     tested = compare_arms(outcomes, None if config.holm_family == "all" else _family(arms, cohort.by_name[reference]))
     cache = Cache(config.output_dir / "cache")
@@ -164,7 +168,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     tables = weight_tables(compared_weights(cohort, measured, pairs, based.against_base, config.num_directions, cache))
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         cohort.left_out[f"direction of {name}"] = "its update is 0: training has not changed the weights"
-    with tqdm(desc="statistics", total=6, unit="table", leave=False) as bar:
+    with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
         pair_rows = measured_pair_table(cohort, named, tables.pairs, based)
         bar.update()
         pair_rows = pair_rows.merge(pair_table(cohort, benchmark), on=["run_a", "run_b"])
@@ -187,6 +191,17 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         arms_at_end = arms if config.checkpoint == "end" else []
         trajectories = trajectory_table(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
         bar.update()
+        factors = factor_table(arms)
+        clusters = cluster_table(arms, factors, of_arms)
+        classes = class_table(arms_at_end, factors, cohort.modules, cache, cohort.left_out)
+        bar.update()
+    tuning = Tuning()
+    if benchmarks is not None:
+        trust = trust_of(config)
+        tuning = tune(
+            cohort, arms, benchmarks, of_arms, trajectories,
+            lambda members, left_out: score_snapshots(members, config.model_path, trust, left_out),
+        )  # fmt: skip
     plane, kept = mds_table(pair_rows)
     about = {
         arm.name(): {"method": arm.method, "lr": arm.lr, "rank": arm.facts.config.lora_rank.r, "model": arm.facts.model}
@@ -214,12 +229,24 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
             connectivity=connectivity_table(based.curves), cka=cka_table(based.ckas), arm_pairs=of_arms,
             repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
             seeds=seed_table(cohort, runs), arms=arm_table, trajectories=trajectories, training=training,
-            mds=plane,
+            mds=plane, factors=factors, clusters=clusters, classes=classes, tuning=tuning.rates,
+            tuning_pairs=tuning.pairs,
         ),
         cohort,
         facts,
         {**cohort.left_out, **based.left_out},
     )  # fmt: skip
+
+
+def _benchmarks(select_on: str | None, reported: str | None, cohort: Cohort) -> Benchmarks | None:
+    """Returns where rates are chosen and reported, after checking that they differ; None if none are chosen."""
+    if select_on is None:
+        return None
+    if reported is None:
+        raise InputError(f"select_on={select_on}: there is no benchmark on which all runs were scored")
+    benchmarks = Benchmarks(select_on, reported)
+    require_other_problems(cohort, benchmarks)
+    return benchmarks
 
 
 def _family(arms: Sequence[Arm], reference: ComparedAdapter) -> set[frozenset[str]]:

@@ -47,7 +47,12 @@ class Tables:
         arms: One row per arm (runs that differ only in their seeds) and name of its learning rate.
         trajectories: One row per run with snapshots and step.
         training: One row per run and logged step.
+        tuning: One row per loss, learning rate and rule of choice, if rates were chosen.
+        tuning_pairs: One row per set of rates and two losses (or a loss and the base), if rates were chosen.
         mds: One row per run with a non-zero update: its point in the plane.
+        factors: One row per arm whose loss declares the factors of its weights.
+        clusters: One row per factor: whether the updates of losses that share it lie closer together.
+        classes: One row per step and loss that shares its first step with another.
     """
 
     runs: pd.DataFrame
@@ -63,7 +68,12 @@ class Tables:
     arms: pd.DataFrame
     trajectories: pd.DataFrame
     training: pd.DataFrame
+    tuning: pd.DataFrame
+    tuning_pairs: pd.DataFrame
     mds: pd.DataFrame
+    factors: pd.DataFrame
+    clusters: pd.DataFrame
+    classes: pd.DataFrame
 
 
 def compared_weights(

@@ -55,6 +55,7 @@ class AnalyzeConfig(Job):
     target_norm: Annotated[float | None, Formerly("norm")] = Field(gt=0, allow_inf_nan=False)
     allow_different: Annotated[Literal["rollouts"] | None, Formerly("across")]
     primary_benchmark: Annotated[FolderName | None, Formerly("compare_on")]
+    select_on: FolderName | None = None
     num_directions: Annotated[int, Formerly("top")] = Field(ge=1)
     pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     reference: str | None
@@ -84,6 +85,8 @@ class AnalyzeConfig(Job):
     def _checkpoint_fits(self) -> Self:
         if self.target_norm is not None and self.checkpoint != "norm":
             raise ValueError(f"target_norm={self.target_norm:g} requires checkpoint=norm")
+        if self.select_on is not None and self.checkpoint != "end":
+            raise ValueError(f"checkpoint={self.checkpoint}: select_on chooses rates at the end of training; use end")
         if self.adapters and self.checkpoint != "end":
             raise ValueError(f"checkpoint={self.checkpoint}: adapters trained elsewhere have no snapshots; use end")
         return self

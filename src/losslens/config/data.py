@@ -23,6 +23,12 @@ from losslens.core.redaction import remember_name
 SOURCE_PATHS = ("path", "eval_path", "repo")
 
 
+def _require_offset(value: Any) -> Any:
+    if value is None:  # benchmark=validation with all held-out problems in the data's own benchmark
+        raise ValueError("no held-out problems are left to validate on; set data.eval_size")
+    return value
+
+
 class Data(Section):
     """The problems: where they come from, and how many."""
 
@@ -32,6 +38,8 @@ class Data(Section):
     source: dict[str, Any]
     train_size: Annotated[int | None, Formerly("train")] = Field(ge=1)
     eval_size: Annotated[int | None, Formerly("eval")] = Field(ge=0)
+    # Held-out problems before those that are scored.
+    eval_offset: Annotated[int, BeforeValidator(_require_offset)] = Field(default=0, ge=0)
     seed: int = Field(ge=0)
     verify_seconds: float = Field(gt=0, allow_inf_nan=False)
     _field: str = PrivateAttr("data")
@@ -58,6 +66,7 @@ class Server(Section):
     timeout: float = Field(gt=0, allow_inf_nan=False)
     requests_per_minute: float | None = Field(gt=0, allow_inf_nan=False)
     token_ids: Literal["auto", "off"]
+    logprobs: Literal["auto", "off"] = "auto"
     price_prompt: float | None = Field(ge=0, allow_inf_nan=False)
     price_completion: float | None = Field(ge=0, allow_inf_nan=False)
     extra_body: dict[str, Any] | None

@@ -81,12 +81,12 @@ def parse(schema: type[Schema], config: DictConfig | dict[str, Any], field: str 
 def resolved(schema: type[BaseModel], config: DictConfig) -> dict[str, Any]:
     """Resolves the values of `config` that `schema` declares, and those that no script declares.
 
-    Values of other scripts are skipped, since an experiment may set options that only `train.py` has.
+    Values of other scripts are skipped, since an experiment may set options that only `train.py` or `analyze.py` has.
 
     Raises:
         InputError: A mandatory value is missing.
     """
-    others = set(TrainConfig.model_fields) | {"hydra"} if issubclass(schema, Job) else set()
+    others = {*TrainConfig.model_fields, *AnalyzeConfig.model_fields, "hydra"} if issubclass(schema, Job) else set()
     names = [name for name in map(str, config) if name in schema.model_fields or name not in others]
     try:
         values = {name: config[name] for name in names}

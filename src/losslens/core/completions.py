@@ -31,6 +31,9 @@ class Completion:
         prompt_tokens: Number of prompt tokens, if a server reports it.
         ids: Token ids, including the end token; None if a server does not return them.
         prompt_ids: Token ids of the prompt as the server passed it to the model, if it returns them.
+        sampler_logps: Log-probability in nats of each of `ids` under the distribution it was sampled from, after
+            temperature and truncation; None if unknown, and for greedy decoding.
+        sampler_raw_logps: The same at temperature 1 and without truncation.
     """
 
     text: str
@@ -39,6 +42,8 @@ class Completion:
     prompt_tokens: int | None = None
     ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
+    sampler_logps: tuple[float, ...] | None = None
+    sampler_raw_logps: tuple[float, ...] | None = None
 
 
 def report_truncation(completions: Sequence[Completion], what: str, field: str, limit: int) -> None:
@@ -53,7 +58,7 @@ class Journal:
 
     One JSON object per line: the key of a request with its completion, or the state of the random generator after the
     preceding lines; each with a SHA-256 of its content. An incomplete last line is dropped. Legacy lines have neither
-    token ids nor a SHA-256.
+    token ids nor a SHA-256, and earlier ones no log-probabilities.
 
     Args:
         file: Path of the journal; created if it does not exist.
@@ -119,10 +124,10 @@ class Journal:
         if "state" in entry:
             self.state, self._completions_at_state = entry["state"], dict(self.completions)
         else:
-            values: dict[str, Any] = {"ids": None, "prompt_ids": None} if _is_legacy(entry) else {}
-            values |= {name: entry[name] for name in Completion.__dataclass_fields__ if name not in values}
-            for name in ("ids", "prompt_ids"):
-                values[name] = None if values[name] is None else tuple(values[name])
+            lists = {name: entry[name] for name in ("ids", "prompt_ids")} if not _is_legacy(entry) else {}
+            lists |= {name: entry.get(name) for name in ("sampler_logps", "sampler_raw_logps")}
+            values = {name: entry[name] for name in ("text", "tokens", "finished", "prompt_tokens")}
+            values |= {name: None if value is None else tuple(value) for name, value in lists.items()}
             self.completions[entry["key"]] = Completion(**values)
 
 

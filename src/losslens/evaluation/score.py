@@ -34,7 +34,7 @@ from losslens.models.adapters import adapter_fingerprint
 from losslens.problems import Problem
 from losslens.problems.questions import templates_of
 from losslens.rollouts.frozen import load_rollouts, seen_questions
-from losslens.rollouts.sample import problem_source
+from losslens.rollouts.sample import held_out_problems, problem_source
 from losslens.runs.integrity import matches_recorded_hash, record_outcomes, require_own_manifest
 from losslens.runs.recorded import Trust, model_of
 from losslens.runs.run import LockedError, Run, base_identity, base_run, runs_of
@@ -112,10 +112,10 @@ def require_problems(benchmarks: Sequence[Data]) -> None:
     """Checks before training that the problems of all benchmarks can be loaded.
 
     Raises:
-        InputError: As for `ProblemSource.problems`.
+        InputError: As for `held_out_problems`.
     """
     for data in benchmarks:
-        problem_source(data).problems("eval", data.eval_size, data.seed)
+        held_out_problems(data)
 
 
 def sample_counts(evaluation: Evaluation) -> list[int]:
@@ -131,7 +131,8 @@ def benchmark_name(data: Data, samples: int) -> str:
 def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation: Evaluation, samples: int) -> Path:
     name = benchmark_name(data, samples)
     source = problem_source(data)
-    task = {"source": source.identity("eval"), "eval": data.eval_size, "seed": data.seed}
+    offset = {"offset": data.eval_offset} if data.eval_offset else {}
+    task = {"source": source.identity("eval"), "eval": data.eval_size, **offset, "seed": data.seed}
     asked = hash_json([task, _decoding(model, evaluation, samples)], 16)
     scored = model_fingerprint(base_identity(model), None if adapter is None else adapter_fingerprint(adapter))
     file = _outcomes_file(run, name, asked)
@@ -143,7 +144,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
             return file
     if file.exists():
         print(f"{file}: damaged or outdated; scoring again", flush=True)
-    problems = source.problems("eval", data.eval_size, data.seed)
+    problems = held_out_problems(data)
     description = f"{run.name} on {name}"
     _report_contamination(run, problems, source.identity("eval"), description)
     journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")

@@ -2,7 +2,7 @@
 
 Shapes: N rollouts, T tokens of the padded completions, P pairs of two rollouts each (N = 2P).
 
-Every loss here depends on the log-probabilities of the sampled tokens only, so its gradient is that of
+Every loss here but ASFT depends on the log-probabilities of the sampled tokens only, so its gradient is that of
 −Σ_t sg(w_t)·log π_t: the weights w_t (`Loss.weights`) describe it completely.
 """
 
@@ -30,6 +30,35 @@ Unit = Literal["token", "rollout", "pair"]
 Divisor = Literal["tokens", "rollouts", "pairs"]
 # Inputs that cost an extra pass or that not every set of rollouts has, prepared only for the losses that need them.
 Need = Literal["reference", "mismatched_log_ratio", "sampler", "sampler_raw", "top_entropy", "divergence"]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The factors of a token's weight: w_t = outcome · gate · saturation · length.
+
+    Attributes:
+        outcome: What the reward decides: nothing (`ignored`); which rollouts count (`correct only`); the size of a
+            weight that is always positive (`positive`); its sign (`signed`); or the weight is the reward relative to
+            that of the prompt's other rollouts (`relative`).
+        gate: What tells the tokens of one rollout apart: `none`, their probability (`probability`), the entropy of the
+            distribution they were drawn from (`entropy`), or their ratio to another policy (`ratio`).
+        saturation: How the weight of a rollout changes as it is learned: not at all (`none`); it falls with the
+            probability of an incorrect rollout (`taper`); it is 0 outside a range of ratios or margins (`band`);
+            it falls to 0 as the margin grows (`logistic`), or on either side of a point (`bump`); or it is the
+            distance to a target, and reverses beyond it (`regression`).
+        length: Whether each token counts the same (`tokens`), or each rollout, so that its tokens weigh 1/|y|
+            (`rollouts`).
+        stops: When its weights vanish, in a few words.
+        first_step: Name of the class of losses with the same gradient, up to scale, as long as the model is the base;
+            empty if there is no other such loss.
+    """
+
+    outcome: Literal["ignored", "correct only", "positive", "signed", "relative"]
+    gate: Literal["none", "probability", "entropy", "ratio"] = "none"
+    saturation: Literal["none", "taper", "band", "logistic", "bump", "regression"] = "none"
+    length: Literal["tokens", "rollouts"] = "tokens"
+    stops: str = ""
+    first_step: str = ""
 
 
 @dataclass(frozen=True)
@@ -165,8 +194,16 @@ class Loss(Method):
 
     @property
     def bounded(self) -> bool:
-        """True if the loss is bounded below for all log-probabilities; may depend on the options."""
+        """True if the loss is bounded below for all log-probabilities; may depend on the options.
+
+        A run says so if it is not.
+        """
         return True
+
+    @property
+    def factors(self) -> Factors | None:
+        """The factors of the weights, by which losses are told apart; may depend on the options. None if not said."""
+        return None
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -213,7 +250,10 @@ class Loss(Method):
         raise NotImplementedError
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes extra metrics by name, of shape (N,) or (P,); their means over rollouts or pairs are logged."""
+        """Computes extra metrics by name: a value for each token, rollout or pair that counts, one-dimensional.
+
+        Their means over all values of the step are logged.
+        """
         return {}
 
 

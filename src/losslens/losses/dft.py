@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from losslens.losses import Batch, Loss
+from losslens.losses import Batch, Factors, Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,11 @@ class Dft(Loss):
     uses_reward = False
 
     name: Literal["dft"]
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("ignored", gate="probability", stops="π = 1", first_step="π")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes −sg(π_t)·log π_t, shape (N, T)."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import numpy as np
 import pandas as pd
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from losslens.config.identity import Formerly
-from losslens.losses import Batch, Loss, Need
+from losslens.losses import Batch, Divisor, Factors, Need
+from losslens.losses.ratio import RatioLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,21 +54,28 @@ def group_advantages(
     return shifted
 
 
-class Grpo(Loss):
+class Grpo(RatioLoss):
     """Â_i·ℓ_t, plus `kl_coef` times an estimate of the KL divergence from the base.
 
-    w_t = Â_i (with `weight_by=prob` Â_i·π_t) + β(e^d − 1), d = log π_ref − log π_θ. Terms with Â < 0 are unbounded
-    below; the trainer logs the mean log-probability of incorrect rollouts.
+    w_t = Â_i (with `weight_by=prob` Â_i·π_t, with a ratio as in `RatioLoss`) + β(e^d − 1), d = log π_ref − log π_θ,
+    divided as `normaliser` says. With neither a ratio nor a KL term, terms with Â < 0 are unbounded below; the trainer
+    logs the mean log-probability of incorrect rollouts.
 
-    Source: arXiv 2606.23740; `weight_by=prob`: Krafton's offline GRPO.
+    Source: arXiv 2606.23740; `weight_by=prob`: Krafton's offline GRPO; `ratio=clip`: arXiv 2402.03300, eq. 3, and with
+    ε_high > ε_low DAPO, arXiv 2503.14476; `ratio=cispo`: arXiv 2506.13585.
 
     Attributes:
         bias: See `group_advantages`.
         bias_scope: See `group_advantages`.
         std_norm: See `group_advantages`.
-        weight_by: `prob` replaces −Â_i·log π_t by −Â_i·π_t: DFT times the advantage.
+        weight_by: `prob` replaces −Â_i·log π_t by −Â_i·π_t: DFT times the advantage. It excludes a ratio.
         kl_coef: β of β·(exp(d) − d − 1) per token: arXiv 2402.03300, eq. 4; on frozen rollouts, so it estimates the
             divergence under their distribution.
+        epsilon_low: ε_low of `ratio=clip`.
+        normaliser: Divisor of the sum. `tokens`: the completion tokens of the effective batch (DAPO); `sequence`: each
+            rollout's tokens, then the rollouts, so that tokens of short rollouts weigh more (arXiv 2402.03300);
+            `constant`: the rollouts times the length of the longest completion among those of the run (Dr. GRPO,
+            arXiv 2503.20783, which takes the longest allowed one).
     """
 
     title = "GRPO"
@@ -84,41 +93,84 @@ class Grpo(Loss):
     std_norm: bool = False
     weight_by: Annotated[Literal["logp", "prob"], Formerly("prob_weight", {"prob": True, "logp": False})] = "logp"
     kl_coef: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    epsilon_low: float = Field(default=0.2, ge=0, lt=1)
+    normaliser: Literal["tokens", "sequence", "constant"] = "tokens"
+
+    @model_validator(mode="after")
+    def _require_one_gate(self) -> Self:
+        if self.weight_by == "prob" and self.ratio != "none":
+            raise ValueError(f"weight_by=prob cannot be combined with ratio={self.ratio}")
+        return self
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        factors = Factors("relative", stops="never for a negative advantage")
+        if self.weight_by == "prob":
+            factors = replace(factors, gate="probability", saturation="taper", stops="π = 0 for a negative advantage")
+        elif self.kl_coef:
+            factors = replace(factors, stops="the divergence from the base balances the advantage")
+        if self.normaliser == "sequence":
+            factors = replace(factors, length="rollouts")
+        elif self.weight_by == "logp" and not (self.bias or self.std_norm):
+            factors = replace(factors, first_step="r − r̄")
+        return self.with_ratio(factors)
+
+    @property
+    def divisor(self) -> Divisor:
+        """See `Loss.divisor`."""
+        return "tokens" if self.normaliser == "tokens" else "rollouts"
 
     @property
     def bounded(self) -> bool:
-        """See `Loss.bounded`: probabilities are bounded, log-probabilities are not."""
-        return self.weight_by == "prob"
+        """See `Loss.bounded`: probabilities and clipped ratios are bounded, log-probabilities without a KL are not."""
+        return self.weight_by == "prob" or self.ratio != "none" or self.kl_coef > 0
+
+    @property
+    def lowest_ratio(self) -> float:
+        """See `RatioLoss.lowest_ratio`."""
+        return 1 - self.epsilon_low
 
     @property
     def needs(self) -> frozenset[Need]:
         """See `Loss.needs`."""
-        return frozenset({"reference"}) if self.kl_coef else frozenset()
+        return super().needs | (frozenset({"reference"}) if self.kl_coef else frozenset())
 
     def columns(self, rollouts: pd.DataFrame) -> dict[str, np.ndarray]:
-        """Computes the column `advantage` (`group_advantages`)."""
+        """Computes `advantage` (`group_advantages`), and for `normaliser=constant` `longest`, the same in each row."""
         reward, group = rollouts["reward"].to_numpy(), rollouts["group"].to_numpy()
-        return {"advantage": group_advantages(reward, group, self.bias, self.bias_scope, self.std_norm)}
+        columns = {"advantage": group_advantages(reward, group, self.bias, self.bias_scope, self.std_norm)}
+        if self.normaliser == "constant":
+            longest = max(rollouts["completion_ids"].map(len).max(), 1)
+            columns["longest"] = np.full(len(rollouts), float(longest))
+        return columns
+
+    def multiplier(self, batch: Batch) -> Tensor:
+        """Returns Â_i, shape (N, 1)."""
+        return batch.columns["advantage"].to(batch.logps.dtype)[:, None]
 
     def terms(self, batch: Batch) -> Tensor:
-        """Computes −Â_i·log π_t (or −Â_i·π_t) plus the KL term, shape (N, T)."""
-        likelihood = batch.logps.exp() if self.weight_by == "prob" else batch.logps
-        loss = -self._advantage(batch) * likelihood
+        """Computes −Â_i·log π_t (or −Â_i·π_t, or its form with a ratio) plus the KL term, shape (N, T)."""
+        loss = -self.multiplier(batch) * batch.logps.exp() if self.weight_by == "prob" else self.surrogate(batch)
         if self.kl_coef:
             assert batch.reference is not None
             difference = batch.reference - batch.logps
             loss = loss + self.kl_coef * (difference.exp() - difference - 1)
-        return loss
+        return self._normalised(loss, batch)
 
     def weights(self, batch: Batch) -> Tensor:
-        """Computes Â_i (or Â_i·π_t) + β(e^d − 1), shape (N, T)."""
-        weights = self._advantage(batch).expand_as(batch.logps)
+        """Computes Â_i (or Â_i·π_t, or that of the form with a ratio) + β(e^d − 1), shape (N, T)."""
+        weights = self.surrogate_weights(batch)
         if self.weight_by == "prob":
             weights = weights * batch.logps.exp()
         if self.kl_coef:
             assert batch.reference is not None
             weights = weights + self.kl_coef * ((batch.reference - batch.logps).exp() - 1)
-        return weights
+        return self._normalised(weights, batch)
 
-    def _advantage(self, batch: Batch) -> Tensor:
-        return batch.columns["advantage"].to(batch.logps.dtype)[:, None]
+    def _normalised(self, values: Tensor, batch: Batch) -> Tensor:
+        """Divides values of tokens by what `normaliser` says besides the rollouts, shape (N, T)."""
+        if self.normaliser == "tokens":
+            return values
+        lengths = batch.lengths if self.normaliser == "sequence" else batch.columns["longest"].to(values.dtype)
+        return values / lengths[:, None]

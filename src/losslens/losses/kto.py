@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch, Divisor, Loss, Need
+from losslens.losses import Batch, Divisor, Factors, Loss, Need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,8 @@ class Kto(Loss):
         beta: β.
         desirable_weight: λ_D.
         undesirable_weight: λ_U.
+        z0: `batch` is the estimate above; `zero` sets z₀ = 0, which needs no mismatched completions and is APO-zero
+            (arXiv 2408.06266) rollout by rollout.
     """
 
     title = "KTO"
@@ -45,6 +47,14 @@ class Kto(Loss):
     beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     desirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     undesirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    z0: Literal["batch", "zero"] = "batch"
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        # At the base z₀ is 0, too.
+        first_step = "±1" if self.desirable_weight == self.undesirable_weight else ""
+        return Factors("signed", saturation="bump", stops="h is far from z₀", first_step=first_step)
 
     @property
     def divisor(self) -> Divisor:
@@ -54,7 +64,7 @@ class Kto(Loss):
     @property
     def needs(self) -> frozenset[Need]:
         """See `Loss.needs`."""
-        return frozenset({"reference", "mismatched_log_ratio"})
+        return frozenset({"reference", "mismatched_log_ratio"} if self.z0 == "batch" else {"reference"})
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each rollout, shape (N,)."""
@@ -66,8 +76,8 @@ class Kto(Loss):
         return batch.over_tokens(self._scale(batch) * sign * self.beta * distance.sigmoid() * (-distance).sigmoid())
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:
-        """Computes `kl`, which is z₀ in nats."""
-        return {"kl": self._reference_point(batch)[None]}
+        """Computes `kl`, which is z₀ in nats; none if it is fixed."""
+        return {"kl": self._reference_point(batch)[None]} if self.z0 == "batch" else {}
 
     def _scale(self, batch: Batch) -> Tensor:
         correct = batch.correct
@@ -80,4 +90,6 @@ class Kto(Loss):
 
     def _reference_point(self, batch: Batch) -> Tensor:
         """z₀, shape ()."""
+        if self.z0 == "zero":
+            return batch.logps.new_zeros(())
         return batch.step["mismatched_log_ratio"].clamp(min=0)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch, Loss
+from losslens.losses import Batch, Factors, Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,11 @@ class PAlpha(Loss):
 
     name: Literal["p_alpha"]
     alpha: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("ignored", gate="probability", stops="π = 1", first_step="π" if self.alpha == 1 else "")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes (1 − π_t^α)/α, shape (N, T)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import cache
 from typing import Annotated, Any
 
@@ -75,8 +76,11 @@ def _declared(kind: type[Method], name: str) -> Any:
 
 def manifest_entry(loss: Method) -> dict[str, Any]:
     """Returns the description of a loss for a run's manifest, as JSON values."""
-    parts = {"unit": loss.unit, "divisor": loss.divisor} if isinstance(loss, Loss) else {}
-    return presentation_of(loss).model_dump(exclude_none=True) | parts
+    shown = presentation_of(loss).model_dump(exclude_none=True)
+    if not isinstance(loss, Loss):
+        return shown
+    factors = {} if loss.factors is None else {"factors": asdict(loss.factors)}
+    return {**shown, "unit": loss.unit, "divisor": loss.divisor, **factors}
 
 
 def register_from_manifest(name: str, entry: Any) -> None:

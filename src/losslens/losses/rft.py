@@ -8,16 +8,18 @@ import pandas as pd
 
 from losslens.config.identity import Formerly
 from losslens.core.errors import InputError
-from losslens.losses import Batch, Loss
+from losslens.losses import Batch, Factors
+from losslens.losses.ratio import RatioLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Rft(Loss):
+class Rft(RatioLoss):
     """1[r = 1]·ℓ_t: the negative log-likelihood for correct rollouts, 0 for incorrect ones; w_t = 1[r = 1].
 
-    Source: Yuan et al. 2023, arXiv 2308.01825.
+    Source: Yuan et al. 2023, arXiv 2308.01825. With `ratio=clip` it is RAFT++ (arXiv 2504.11343), −min(ρ_t, 1 + ε_high)
+    for correct rollouts; see `RatioLoss`.
 
     Attributes:
         incorrect: `mask` keeps incorrect rollouts in the batch with weight 0, so that all losses on single rollouts
@@ -36,6 +38,11 @@ class Rft(Loss):
     incorrect: Annotated[Literal["mask", "drop"], Formerly("wrong", {"drop": "filter"})] = "mask"
     deduplicate: bool = False
 
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return self.with_ratio(Factors("correct only", stops="π = 1", first_step="correct only"))
+
     def select(self, rollouts: pd.DataFrame) -> pd.DataFrame:
         """See `Loss.select`."""
         if not (rollouts["reward"] > 0).any():
@@ -47,10 +54,14 @@ class Rft(Loss):
             rows = rows.assign(reward=rows["reward"].mask(correct & duplicated, 0.0))
         return rows[rows["reward"] > 0] if self.incorrect == "drop" else rows
 
+    def multiplier(self, batch: Batch) -> Tensor:
+        """Returns 1[r = 1], shape (N, 1)."""
+        return batch.correct.to(batch.logps.dtype)[:, None]
+
     def terms(self, batch: Batch) -> Tensor:
-        """Computes −1[r = 1]·log π_t, shape (N, T)."""
-        return -batch.logps * batch.correct.to(batch.logps.dtype)[:, None]
+        """Computes −1[r = 1]·log π_t, or its form with a ratio, shape (N, T)."""
+        return self.surrogate(batch)
 
     def weights(self, batch: Batch) -> Tensor:
-        """Computes 1[r = 1], shape (N, T)."""
-        return batch.over_tokens(batch.correct.to(batch.logps.dtype))
+        """Computes 1[r = 1], or that of the form with a ratio, shape (N, T)."""
+        return self.surrogate_weights(batch)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from losslens.config.identity import Formerly
-from losslens.losses import Batch, Loss
+from losslens.losses import Batch, Factors, Loss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,22 +46,21 @@ class Rift(Loss):
     reward_incorrect: Annotated[float, Formerly("reward_wrong")] = Field(default=-0.2, le=0, allow_inf_nan=False)
     affine_lambda: float = Field(default=0.5, allow_inf_nan=False)
 
-    @model_validator(mode="after")
-    def _warn_if_unbounded(self) -> Self:
-        if self.form == "naive" and not self.bounded:
-            warnings.warn(
-                "method.form=naive is unbounded below: training on incorrect rollouts can diverge", stacklevel=2
-            )
-        if self.form == "affine" and not self.bounded:
-            warnings.warn("method.form=affine is unbounded below for λ·R > 1: here, for correct rollouts", stacklevel=2)
-        return self
-
     @property
     def bounded(self) -> bool:
         """See `Loss.bounded`."""
         if self.form == "affine":
             return max(self.affine_lambda * self.reward_correct, self.affine_lambda * self.reward_incorrect) <= 1
         return self.form != "naive" or self.reward_incorrect == 0
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        if self.form == "affine":
+            return Factors("positive", stops="π = 1")
+        if self.form == "naive":
+            return Factors("signed", stops="never for incorrect rollouts")
+        return Factors("signed", saturation="taper", stops="π = 1 for correct rollouts, π = 0 for incorrect ones")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the term of each token, shape (N, T)."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from losslens.losses import Batch
+from losslens.losses import Batch, Factors
 from losslens.losses.pairs import PairLoss
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ class SimPo(PairLoss):
     name: Literal["simpo"]
     beta: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     gamma: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def factors(self) -> Factors:
+        """See `Loss.factors`."""
+        return Factors("signed", saturation="logistic", length="rollouts", stops="the margin of the means is large")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each pair, shape (P,)."""

@@ -232,7 +232,8 @@ def read_server_completion(tokenizer: Any, prompt: str, completion: Completion) 
     """Decodes a server's completion from its token ids; drops ids that do not match the server's text.
 
     A server may omit special tokens from its text and return a model's reasoning separately, so special tokens,
-    whitespace and reasoning tags are ignored in the comparison.
+    whitespace and reasoning tags are ignored in the comparison. If it omits the end token, that is added, and the
+    log-probabilities, which would lack one, are dropped.
 
     Args:
         tokenizer: Tokenizer that the ids should belong to.
@@ -249,13 +250,18 @@ def read_server_completion(tokenizer: Any, prompt: str, completion: Completion) 
         return _without_ids(completion)
     if prompt_ids is not None and _comparable(prompt) not in _comparable(decode(tokenizer, prompt_ids)):
         return _without_ids(completion)
+    completion = replace(completion, text=decode(tokenizer, kept))
     if completion.finished and kept == ids and turns.end is not None:  # the server omits the end token
-        ids = (*ids, turns.end)
-    return replace(completion, text=decode(tokenizer, kept), ids=ids, tokens=len(ids))
+        completion, ids = _without_logps(completion), (*ids, turns.end)
+    return replace(completion, ids=ids, tokens=len(ids))
 
 
 def _without_ids(completion: Completion) -> Completion:
-    return replace(completion, ids=None, prompt_ids=None)
+    return replace(_without_logps(completion), ids=None, prompt_ids=None)
+
+
+def _without_logps(completion: Completion) -> Completion:
+    return replace(completion, sampler_logps=None, sampler_raw_logps=None)
 
 
 def _comparable(text: str) -> str:

@@ -9,7 +9,14 @@ from losslens.core.errors import InputError
 from losslens.losses.on_policy import OnPolicy
 from losslens.models.adapters import require_targets
 from losslens.models.loading import ModelSource, load_config, load_tokenizer, source_of
-from losslens.rollouts.sample import Contents, contents_of, first_prompts, problem_source, prompts_of, require_limits
+from losslens.rollouts.sample import (
+    Contents,
+    contents_of,
+    first_prompts,
+    held_out_prompts,
+    problem_source,
+    require_limits,
+)
 from losslens.runs.spec import RunSpec
 
 
@@ -32,9 +39,7 @@ def require_fit(spec: RunSpec) -> None:
         _require_rollouts_fit(source, contents_of(config.data, "train"))
     if config.evaluation.engine == "transformers":
         for data in config.benchmarks:
-            _require_prompts_fit(
-                source, prompts_of(contents_of(data, "eval"), data.eval_size), config.evaluation.max_tokens
-            )
+            _require_prompts_fit(source, held_out_prompts(contents_of(data, "eval")), config.evaluation.max_tokens)
 
 
 def _require_samples_fit(spec: RunSpec, source: ModelSource) -> None:
@@ -42,7 +47,8 @@ def _require_samples_fit(spec: RunSpec, source: ModelSource) -> None:
     config, method = spec.config, spec.method
     assert isinstance(method, OnPolicy)
     own = "method" if method.max_tokens is not None else "rollouts"
-    prompts = prompts_of(contents_of(config.data, "train"), config.data.train_size)
+    problems = problem_source(config.data).problems("train", config.data.train_size, config.data.seed)
+    prompts = tuple(problem.prompt for problem in problems)
     _require_prompts_fit(source, prompts, spec.max_tokens, f"{own}.max_tokens")
     share = config.optim.per_process_batch(distributed.world_size())
     if share % method.group_size:

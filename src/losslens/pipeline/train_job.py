@@ -38,6 +38,7 @@ from losslens.tracking.session import RunInfo, Session, catch_up, session
 if TYPE_CHECKING:
     import pandas as pd
 
+    from losslens.losses import Loss
     from losslens.models.loading import LoadedModel
     from losslens.training.run import TrainingPlan
     from losslens.training.source import FrozenSource, OnPolicySource
@@ -269,6 +270,7 @@ def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, A
     rollouts = frozen_rollouts(config)
     _print_quality(rollouts)
     _note_other_benchmark(config, rollouts)
+    _note_unbounded(spec.loss)
     from losslens.models.limits import limits_of
     from losslens.models.tokens import decode
     from losslens.training.batches import filter_rollouts, tokenise
@@ -281,6 +283,7 @@ def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, A
     file = str(rollouts.folder / "rollouts.parquet")
     limits_of(source_of(config.model)).require_sequences(file, *ids, rows=processed.index.tolist())
     source = _source(spec, base, tokenised)
+    source.require_sampler(rollouts)
     require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
     facts = {
         "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **count_rollouts(rollouts.table)},
@@ -348,6 +351,14 @@ def _note_other_benchmark(config: TrainConfig, rollouts: FrozenRollouts) -> None
             f"rollouts.path={config.rollouts.path}: these rollouts answer problems of another source than "
             f"data={config.data.name}, on whose held-out problems the runs are scored; choose another benchmark with "
             "benchmark=…, or none with data.eval_size=0"
+        )
+
+
+def _note_unbounded(loss: Loss) -> None:
+    if not loss.bounded:
+        print_once(
+            f"method={loss.name}: unbounded below with these options: training can lower rollouts without end; watch "
+            "train/logps/correct and train/logps/incorrect"
         )
 
 

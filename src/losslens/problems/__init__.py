@@ -79,6 +79,8 @@ class ProblemSource(Protocol):
     def problems(self, split: Split, size: int | None, seed: int) -> list[Problem]:
         """Selects `size` distinct problems of `split`; the same ones in the same order for the same `seed`.
 
+        A smaller `size` selects the first of them: `eval_offset` relies on it.
+
         Args:
             split: The split.
             size: Number of problems; None for all.

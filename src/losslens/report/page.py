@@ -19,10 +19,12 @@ from losslens.report.sections import (
     header,
     learning_rate,
     lineage,
+    loss_family,
     runs,
     statistics,
     training,
     trajectories,
+    tuning,
 )
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import describe
@@ -36,6 +38,8 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     glance.section,
     explorer.section,
     learning_rate.section,
+    loss_family.section,
+    tuning.section,
     runs.section,
     statistics.section,
     trajectories.section,

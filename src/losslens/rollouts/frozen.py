@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from losslens.core.errors import InputError
 from losslens.core.files import atomic_folder, read_object, read_parquet, write_json
+from losslens.core.notices import print_once
 from losslens.problems.questions import SeenQuestions, templates_of
 
 SCHEMA = pa.schema(
@@ -34,9 +35,15 @@ SCHEMA = pa.schema(
         # Token ids of the tokenizer in the manifest; null if only the text is known.
         ("prompt_ids", pa.list_(pa.int32())),
         ("completion_ids", pa.list_(pa.int32())),
+        # Log-probability of each of `completion_ids` under the policy that sampled it, nats, of the distribution that
+        # it sampled from and at temperature 1 without truncation; null if unknown.
+        ("sampler_logps", pa.list_(pa.float32())),
+        ("sampler_raw_logps", pa.list_(pa.float32())),
     ]
 )
 IDS = ("prompt_ids", "completion_ids")  # missing in rollouts before version 2
+# Not part of the content that identifies rollouts, since they depend on rounding; earlier rollouts lack them.
+LOGPS = ("sampler_logps", "sampler_raw_logps")
 _REQUIRED = ("problem_id", "prompt", "completion", "reward", "finished")
 _TOKEN_ID_KEY = re.compile(r"[0-9]{1,10}")  # a token id as a key in JSON
 VERSION = 2  # incremented when the same settings result in different rollouts
@@ -74,12 +81,28 @@ def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def content_sha256(table: pd.DataFrame) -> str:
-    """Computes the SHA-256 of the rows as JSON lines, columns in the order of `SCHEMA`; independent of parquet."""
+    """Computes the SHA-256 of the rows as JSON lines, columns in the order of `SCHEMA`; independent of parquet.
+
+    `LOGPS` are excluded.
+    """
     digest = hashlib.sha256()
-    columns = [list(map(_plain, table[name].tolist())) for name in SCHEMA.names if name in table]
+    names = [name for name in SCHEMA.names if name in table and name not in LOGPS]
+    columns = [list(map(_plain, table[name].tolist())) for name in names]
     for row in zip(*columns, strict=True):
         digest.update(json.dumps(list(row), ensure_ascii=True).encode())
         digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def logps_sha256(table: pd.DataFrame) -> str | None:
+    """Computes the SHA-256 of `LOGPS`, as float32; None if there are none."""
+    cells = [cell for name in LOGPS if name in table for cell in table[name]]
+    if all(cell is None for cell in cells):
+        return None
+    digest = hashlib.sha256()
+    for cell in cells:
+        digest.update(np.array([-1 if cell is None else len(cell)], dtype="<i8").tobytes())
+        digest.update(np.array([] if cell is None else cell, dtype="<f4").tobytes())
     return digest.hexdigest()
 
 
@@ -105,15 +128,15 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
     """Writes the folder `<parent>/<name>-<hash>` and returns its path.
 
     Args:
-        table: One row per rollout, with the columns of `SCHEMA`; `IDS` may be missing.
+        table: One row per rollout, with the columns of `SCHEMA`; `IDS` and `LOGPS` may be missing.
         parent: Folder of all frozen rollouts.
         name: Prefix of the folder's name.
-        manifest: How they were sampled (`keys`: hashes of the settings); counts and hash are added.
+        manifest: How they were sampled (`keys`: hashes of the settings); counts and hashes are added.
 
     Raises:
         InputError: A folder of this name exists and is damaged.
     """
-    table = table.assign(**{name: None for name in IDS if name not in table})
+    table = table.assign(**{name: None for name in (*IDS, *LOGPS) if name not in table})
     table = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
     # Converted as in `load_rollouts`, so that the hash is that of the content on disk.
     content = _frame(table)
@@ -124,10 +147,19 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
         known = load_rollouts(folder).manifest
         keys = sorted({*known.get("keys", []), *manifest.get("keys", [])})
         write_json(folder / "manifest.json", {**known, "keys": keys})
+        # The log-probabilities stay those of the first sampling, or none: runs may have trained on them, and the
+        # manifest says how that one sampled. Those of the same settings differ from them by rounding at most.
+        if "logps_sha256" in known and known.get("identity") != manifest.get("identity"):
+            print_once(
+                f"{folder}: other settings sampled the same rollouts before; the log-probabilities of the policy that"
+                " sampled them stay theirs"
+            )
         return folder
     with atomic_folder(folder) as temporary:
         pq.write_table(table, temporary / "rollouts.parquet")
-        write_json(temporary / "manifest.json", {**manifest, **count_rollouts(content), "sha256": sha256})
+        logps = logps_sha256(content)
+        hashes = {"sha256": sha256, **({} if logps is None else {"logps_sha256": logps})}
+        write_json(temporary / "manifest.json", {**manifest, **count_rollouts(content), **hashes})
     return folder
 
 
@@ -135,20 +167,27 @@ def load_rollouts(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:
     """Loads the frozen rollouts in `folder` and verifies their content; `field` is its option, for messages.
 
     Raises:
-        InputError: A file is missing or cannot be read, a column or value is missing, a token id is invalid, or the
-            content does not match the manifest's hash.
+        InputError: A file is missing or cannot be read, a column or value is missing, a token id or log-probability is
+            invalid, or the content or the log-probabilities do not match the manifest's hashes.
     """
     file = folder / "rollouts.parquet"
     if not folder.is_dir():
         raise InputError(f"{field}={folder}: no such folder")
     manifest = read_manifest(folder)
     _require_tokenizer(folder / "manifest.json", manifest.get("tokenizer"))
-    table = read_parquet(file, SCHEMA, optional=IDS)
+    table = read_parquet(file, SCHEMA, optional=(*IDS, *LOGPS))
     _require_complete(file, table)
     content = _frame(table)
     if content_sha256(content) != manifest["sha256"]:
         raise InputError(f"{file}: the content has changed since it was frozen (its hash is not the manifest's sha256)")
-    return FrozenRollouts(folder, content.assign(**{name: None for name in IDS if name not in content}), manifest)
+    if logps_sha256(content) != manifest.get("logps_sha256"):
+        raise InputError(
+            f"{file}: the log-probabilities of the sampler have changed since they were frozen (their hash is not the"
+            " manifest's logps_sha256)"
+        )
+    content = content.assign(**{name: None for name in (*IDS, *LOGPS) if name not in content})
+    _require_logps(file, content)
+    return FrozenRollouts(folder, content, manifest)
 
 
 def _require_complete(file: Path, table: pa.Table) -> None:
@@ -166,6 +205,19 @@ def _require_complete(file: Path, table: pa.Table) -> None:
                 if id_ is None or id_ < 0:
                     value = "null" if id_ is None else id_
                     raise InputError(f"{file}: row {row}: {name} contains {value}, which is not a token id")
+
+
+def _require_logps(file: Path, table: pd.DataFrame) -> None:
+    """Refuses log-probabilities that are not one finite number, at most 0, for each of `completion_ids`."""
+    for name in LOGPS:
+        for row, (values, ids) in enumerate(zip(table[name], table["completion_ids"], strict=True), 1):
+            if values is None:
+                continue
+            if ids is None or len(values) != len(ids):
+                tokens = "no" if ids is None else len(ids)
+                raise InputError(f"{file}: row {row}: {name} has {len(values)} numbers for {tokens} completion_ids")
+            if not np.all((values <= 0) & np.isfinite(values)):
+                raise InputError(f"{file}: row {row}: {name} contains a number that is not a log-probability")
 
 
 def _require_tokenizer(file: Path, description: Any) -> None:

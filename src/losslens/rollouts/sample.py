@@ -78,15 +78,37 @@ def contents_of(data: Data, split: Split) -> Contents:
     return Contents(hash_json([data.model_dump(mode="json"), identity], 64), data, split)
 
 
-@lru_cache(maxsize=32)
-def prompts_of(contents: Contents, size: int | None) -> tuple[str, ...]:
-    """Returns the prompts of `size` problems, cached per process.
+def held_out_problems(data: Data) -> list[Problem]:
+    """Selects the problems that `data` scores on: `eval_size` held-out ones after the first `eval_offset`.
 
     Raises:
-        InputError: As for `ProblemSource.problems`.
+        InputError: As for `ProblemSource.problems`; or no problems are left after the first ones, or the source selects
+            other first ones for another size.
     """
-    data = contents.data
-    return tuple(problem.prompt for problem in problem_source(data).problems(contents.split, size, data.seed))
+    source, size, offset = problem_source(data), data.eval_size, data.eval_offset
+    if not offset:
+        return source.problems("eval", size, data.seed)
+    field = f"{data.field}.eval_offset={offset}"
+    try:
+        problems = source.problems("eval", None if size is None else offset + size, data.seed)
+        first = source.problems("eval", offset, data.seed)
+    except InputError as error:
+        raise InputError(f"{field}: the problems after these cannot be selected ({error})") from error
+    if len(problems) <= offset:
+        raise InputError(f"{field}: no held-out problems are left after these")
+    if problems[:offset] != first:  # a user-defined source
+        raise InputError(f"{field}: the source selects other problems for another size; they cannot be told apart")
+    return problems[offset:]
+
+
+@lru_cache(maxsize=32)
+def held_out_prompts(contents: Contents) -> tuple[str, ...]:
+    """Returns the prompts of the problems that `contents.data` scores on, cached per process.
+
+    Raises:
+        InputError: As for `held_out_problems`.
+    """
+    return tuple(problem.prompt for problem in held_out_problems(contents.data))
 
 
 def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str, Any]:
@@ -370,6 +392,7 @@ def _completions(
             seed=sampling.seed,
             description=f"{what} from the {sampling.policy}",
             journal=journal,
+            record_logps=True,
         )
     finally:
         journal.close()
@@ -446,7 +469,13 @@ def _from_server(
             total = sum(map(len, names))
             if len(requests) < total:
                 print(f"reusing {total - len(requests)} of {total} completions of {server.model}", flush=True)
-            decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, server.extra_body or {})
+            decoding = Decoding(
+                sampling.temperature,
+                sampling.top_p,
+                sampling.max_tokens,
+                server.extra_body or {},
+                logps=server.logprobs == "auto",
+            )
             ask(
                 "rollouts.server",
                 server,
@@ -497,6 +526,8 @@ def _verified(
             "finished": completion.finished,
             "prompt_ids": completion.prompt_ids and list(completion.prompt_ids),
             "completion_ids": completion.ids and list(completion.ids),
+            "sampler_logps": completion.sampler_logps and list(completion.sampler_logps),
+            "sampler_raw_logps": completion.sampler_raw_logps and list(completion.sampler_raw_logps),
         }
         for problem, prompt_text, group in zip(problems, prompt_texts, completions, strict=True)
         for number, completion in enumerate(group)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
+
+from hydra.utils import get_class
 
 from losslens.config.identity import FORMAT, identity_options
 from losslens.config.parse import build
@@ -16,6 +20,7 @@ from losslens.core.hashing import hash_json
 from losslens.losses import Loss, Method, Need, builtin_methods
 from losslens.losses.on_policy import OnPolicy
 from losslens.losses.presentation import presentation_of
+from losslens.losses.sft import Sft
 from losslens.models.adapters import LoraSettings
 from losslens.models.loading import ModelSource, model_identity, source_of
 from losslens.rollouts.sample import rollouts_identity, training_problems
@@ -27,6 +32,23 @@ OPTIMISER = 1
 OWN_SAMPLES = 1
 # Fields of `optim` that do not change the adapter: memory use, logging and saving.
 _NOT_IN_IDENTITY = ("micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps")
+
+
+def _own_options(method: Mapping[str, Any]) -> dict[str, Any]:
+    """Drops from the section of a loss outside the package the options that are there only because `method=sft` was.
+
+    `train.py method._target_=mine.Loss method.name=mine` is composed from the default method, SFT.
+    """
+    with suppress(ImportError, ValueError, TypeError, KeyError):  # told by `build`
+        kind = get_class(str(method["_target_"]))
+        if issubclass(kind, Loss) and not issubclass(kind, Sft):
+            rest = Sft(name="sft").options
+            return {
+                option: value
+                for option, value in method.items()
+                if option in kind.model_fields or option not in rest or value != rest[option]
+            }
+    return dict(method)
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,7 @@ class RunSpec:
             InputError: The method does not exist, rejects its options, has the name of a built-in one, or samples its
                 own rollouts although `train_on` selects among frozen ones.
         """
-        loss: Method = build("method", config.method)
+        loss: Method = build("method", _own_options(config.method))
         if not isinstance(loss, (Loss, OnPolicy)):
             raise InputError(f"method._target_: {type(loss).__qualname__} is not a subclass of losslens.losses.Loss")
         builtin = builtin_methods().get(loss.name)

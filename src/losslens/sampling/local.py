@@ -8,7 +8,16 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from losslens.core.completions import Completion, Journal
@@ -47,17 +56,16 @@ def generate_greedy(
         journal: Stores each batch's completions by the prompt's index; completions already in it are reused.
     """
     threshold = _CLOSE_CALL.get(model.dtype, 0.0)
-    config: dict[str, Any] = {"do_sample": False}
     known = dict(journal.completions) if journal else {}
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     # By prompt, not by batch, since the batch size may differ when resuming.
     missing = [i for i in range(len(encoded)) if str(i) not in known]
     for rows in _batches(missing, batch_size, description):
         indices = [missing[row] for row in rows]
-        batch, gaps = _generate(model, tokenizer, [encoded[i] for i in indices], max_new_tokens, config)
+        batch, gaps = _generate(model, tokenizer, [encoded[i] for i in indices], max_new_tokens)
         for row, gap in enumerate(gaps):
             if gap < threshold and len(indices) > 1:
-                [batch[row]], _ = _generate(model, tokenizer, [encoded[indices[row]]], max_new_tokens, config)
+                [batch[row]], _ = _generate(model, tokenizer, [encoded[indices[row]]], max_new_tokens)
         made = {str(i): completion for i, completion in zip(indices, batch, strict=True)}
         known.update(made)
         if journal is not None:
@@ -78,6 +86,7 @@ def generate_samples(
     seed: int,
     description: str = "sample",
     journal: Journal | None = None,
+    record_logps: bool = False,
 ) -> list[list[Completion]]:
     """Samples independent completions of each of `prompts`, in order.
 
@@ -96,8 +105,11 @@ def generate_samples(
         description: Label of the progress bar.
         journal: Stores each batch's completions by index (prompt · samples + sample), and the generator's state after
             the batch, so that an interrupted call resumes with the same samples.
+        record_logps: Record the log-probability of each sampled token, as sampled and raw; the samples are the same.
     """
-    config: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    # Those that `generate` would add for these settings, in its order.
+    warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(temperature)] if temperature != 1 else []
+    warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts for _ in range(samples)]
     cuda = model.device.type == "cuda"
     known: dict[str, Completion] = {}
@@ -116,7 +128,8 @@ def generate_samples(
         for indices in _batches(encoded, batch_size, description):
             if str(indices[0]) in known:
                 continue
-            batch, _ = _generate(model, tokenizer, [encoded[i] for i in indices], max_new_tokens, config)
+            prompt_ids = [encoded[i] for i in indices]
+            batch, _ = _generate(model, tokenizer, prompt_ids, max_new_tokens, warpers, record_logps)
             made = {str(i): completion for i, completion in zip(indices, batch, strict=True)}
             known.update(made)
             if journal is not None:
@@ -157,21 +170,61 @@ class _TopTwoGap(LogitsProcessor):
         return scores
 
 
+class _KeepLogits(LogitsProcessor):
+    """Keeps the logits of the current step, shape (B, V), for `_ChosenLogps`."""
+
+    logits: torch.Tensor
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.logits = scores
+        return scores
+
+
+class _ChosenLogps(StoppingCriteria):
+    """Records the log-probability of each sampled token, nats, under the logits that each of `kept` holds.
+
+    A logits processor is called before a token is sampled; a stopping criterion is called after. This one stops
+    nothing. The logits of all steps together, as `generate` can return them, would not fit in memory.
+    """
+
+    def __init__(self, *kept: _KeepLogits) -> None:
+        self.kept = kept
+        self.steps: list[torch.Tensor] = []  # one a step, shape (len(kept), B)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        chosen = input_ids[:, -1:]
+        logps = [each.logits.log_softmax(dim=-1).gather(-1, chosen).squeeze(-1) for each in self.kept]
+        self.steps.append(torch.stack(logps))
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 @torch.inference_mode()
 def _generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     encoded: list[list[int]],
     max_new_tokens: int,
-    config: dict[str, Any],
+    warpers: Sequence[LogitsProcessor] | None = None,
+    record_logps: bool = False,
 ) -> tuple[list[Completion], list[float]]:
-    """Generates one left-padded batch; returns completions and each one's smallest gap between the top two logits."""
+    """Generates one left-padded batch; returns completions and each one's smallest gap between the top two logits.
+
+    Decoding is greedy if `warpers` is None; otherwise tokens are sampled from the logits that the warpers return.
+    """
     pad_id = tokenizer.pad_token_id
     width = max(len(ids) for ids in encoded)
     input_ids = torch.tensor([[pad_id] * (width - len(ids)) + ids for ids in encoded])
     mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in encoded])
     eos_ids = end_ids(model, tokenizer)
     gaps = _TopTwoGap(width, torch.tensor(eos_ids, device=model.device))
+    processors: list[LogitsProcessor] = [gaps, *(warpers or ())]
+    recorder = None
+    if record_logps:
+        processors.insert(1, raw := _KeepLogits())
+        recorder = _ChosenLogps(raw)
+        if warpers:
+            processors.append(sampled := _KeepLogits())
+            recorder = _ChosenLogps(raw, sampled)
     # Otherwise `generate` would fill unset options from the model's own settings, such as penalties and top-k.
     own, model.generation_config = model.generation_config, GenerationConfig()
     training = model.training
@@ -181,19 +234,36 @@ def _generate(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=GenerationConfig(
-                max_new_tokens=max_new_tokens, pad_token_id=pad_id, eos_token_id=eos_ids, **config
+                do_sample=warpers is not None,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad_id,
+                eos_token_id=eos_ids,
+                **({} if warpers is None else {"top_k": 0}),
             ),
-            logits_processor=LogitsProcessorList([gaps]),
+            logits_processor=LogitsProcessorList(processors),
+            stopping_criteria=StoppingCriteriaList([recorder] if recorder else []),
         )
     finally:
         model.generation_config = own
         model.train(training)
+    # Shape (1 or 2, B, steps): raw, and after the warpers, if there are any.
+    logps: list[Any] = torch.stack(recorder.steps, dim=-1).tolist() if recorder else []
     completions = []
-    for ids in output[:, width:].tolist():
+    for row, ids in enumerate(output[:, width:].tolist()):
         end = next((i for i, token in enumerate(ids) if token in eos_ids), None)
         ids = ids if end is None else ids[: end + 1]
         # Special tokens inside, such as reasoning tags, are kept; only the end token is not part of the text.
         text = decode(tokenizer, ids if end is None else ids[:end])
-        completions.append(Completion(text, len(ids), end is not None, ids=tuple(ids)))
+        own_logps = [tuple(each[row][: len(ids)]) for each in logps]
+        completions.append(
+            Completion(
+                text,
+                len(ids),
+                end is not None,
+                ids=tuple(ids),
+                sampler_logps=own_logps[-1] if own_logps else None,
+                sampler_raw_logps=own_logps[0] if own_logps else None,
+            )
+        )
     assert gaps.smallest is not None
     return completions, gaps.smallest.tolist()

@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -27,6 +27,19 @@ from losslens.core.redaction import (
 _MAX_BACKOFF = 60.0  # seconds between two attempts, unless the server sends Retry-After
 _MAX_RETRY_AFTER = 600.0  # seconds, even if the server asks for more
 _MAX_TOKENS = 10**9  # of a completion or prompt; larger counts are considered invalid
+_NO_LOGPROB = -9999.0  # what OpenAI and vLLM send in place of a log-probability that they do not have
+_LOGPROB_ROUNDING = 1e-4  # nats by which a log-probability may exceed 0
+# Fields of a request that leave the distribution of the next token as the model computes it: of these any value, of
+# those below the ones listed. Any other field may change it.
+_UNRELATED_FIELDS = {
+    "chat_template", "chat_template_kwargs", "include_reasoning", "logprobs", "max_completion_tokens", "max_tokens",
+    "reasoning_effort", "return_token_ids", "seed", "separate_reasoning", "skip_special_tokens", "stop",
+    "stop_token_ids", "top_logprobs", "user",
+}  # fmt: skip
+_NEUTRAL_VALUES: dict[str, tuple[Any, ...]] = {
+    "temperature": (1,), "top_p": (1,), "top_k": (0, -1), "min_p": (0,), "presence_penalty": (0,),
+    "frequency_penalty": (0,), "repetition_penalty": (1,), "logit_bias": ({},),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,12 +64,22 @@ class Decoding:
         top_p: Probability mass of nucleus sampling.
         max_tokens: Maximum length of a completion.
         extra_body: Additional fields of the request.
+        logps: Ask for the log-probabilities of the sampled tokens, if the server also returns token ids.
     """
 
     temperature: float
     top_p: float
     max_tokens: int
     extra_body: Mapping[str, Any] = field(default_factory=dict)
+    logps: bool = False
+
+    @property
+    def is_raw(self) -> bool:
+        """True if tokens are sampled at temperature 1 and without truncation, as far as the request says."""
+        fields = {"temperature": self.temperature, "top_p": self.top_p, **self.extra_body}
+        return all(
+            name in _UNRELATED_FIELDS or value in _NEUTRAL_VALUES.get(name, ()) for name, value in fields.items()
+        )
 
 
 def ask(
@@ -125,6 +148,7 @@ class _Requests:
         self.limiter = AsyncLimiter(1, 60 / pace) if pace else None
         self.stopped = asyncio.Event()
         self.asks_ids = self.server.token_ids == "auto"
+        self.asks_logps = self.decoding.logps
 
     async def all(
         self, requests: Mapping[str, Request], base_url: str | None, description: str
@@ -188,25 +212,34 @@ class _Requests:
         fields = {name: omit if name in body else value for name, value in fields.items()}
         extra = {name: value for name, value in body.items() if value is not None}
         asks_ids = self.asks_ids and "return_token_ids" not in body
+        # Without token ids they would belong to unknown tokens.
+        asks_logps = self.asks_logps and asks_ids and "logprobs" not in body
+        extra |= {name: True for name, asks in (("return_token_ids", asks_ids), ("logprobs", asks_logps)) if asks}
         for attempt in range(1, self.server.attempts + 1):
             if self.limiter is not None:
                 await self.limiter.acquire()
             if self.stopped.is_set():
                 return None
             try:
-                return _completion(
+                completion = _completion(
                     await client.chat.completions.create(
                         model=self.model,
                         messages=[{"role": "user", "content": request.prompt}],
                         **fields,
-                        extra_body={**extra, **({"return_token_ids": True} if asks_ids else {})} or None,
+                        extra_body=extra or None,
                     ),
                     self.key,
                 )
+                # Servers report the model's own distribution (vLLM's default logprobs_mode, raw_logprobs).
+                raw = completion.sampler_raw_logps if self.decoding.is_raw else None
+                return replace(completion, sampler_logps=raw)
             except Exception as error:
                 if asks_ids and getattr(error, "status_code", None) in (400, 422):
                     # The server may reject unknown fields; if it rejects the request itself, it will do so again.
-                    self.asks_ids = False
+                    if asks_logps:
+                        self.asks_logps = False
+                    else:
+                        self.asks_ids = False
                     return await self._one(client, request)
                 wait = _wait(error, attempt)
                 if wait is None:
@@ -260,7 +293,10 @@ def _completion(response: Any, key: str | None) -> Completion:
     )
     if kept != text or ids is None:  # the ids would reveal the key
         ids = prompt_ids = None
-    return Completion(kept, tokens, not truncated, prompt_tokens, ids, prompt_ids)
+    logps = _logps(getattr(getattr(choice, "logprobs", None), "content", None))
+    if ids is None or logps is None or len(logps) != len(ids):
+        logps = None
+    return Completion(kept, tokens, not truncated, prompt_tokens, ids, prompt_ids, sampler_raw_logps=logps)
 
 
 def _token_ids(value: Any) -> tuple[int, ...] | None:
@@ -268,6 +304,16 @@ def _token_ids(value: Any) -> tuple[int, ...] | None:
     if not isinstance(value, list) or not all(type(id_) is int and 0 <= id_ < 2**31 for id_ in value):
         return None
     return tuple(value)
+
+
+def _logps(content: Any) -> tuple[float, ...] | None:
+    """Returns the log-probabilities of the sampled tokens, at most 0; None if any is missing or invalid."""
+    if not isinstance(content, list):
+        return None
+    values: list[Any] = [getattr(token, "logprob", None) for token in content]
+    if not all(type(v) in (int, float) and _NO_LOGPROB < v <= _LOGPROB_ROUNDING for v in values):
+        return None
+    return tuple(min(float(value), 0.0) for value in values)
 
 
 def _count(value: Any) -> int | None:

@@ -128,10 +128,13 @@ class PlotStyles:
     """
 
     def __init__(self, losses: Iterable[tuple[str, str]] = ()) -> None:
+        shown = list(losses)
         self._styles: dict[str, PlotStyle] = {}
         self._places = {method: place for place, method in enumerate(METHODS)}
         self._losses: dict[str, int] = {}
-        for loss, method in losses:
+        # The marks of the first losses of the methods shown, which no other loss gets.
+        self._reserved = {_first_mark(self._places[method]) for _, method in shown if method in METHODS}
+        for loss, method in shown:
             self.of(loss, method)
 
     def of(self, loss: str, method: str) -> PlotStyle:
@@ -144,15 +147,22 @@ class PlotStyles:
 
     def _new(self, ink: str, place: int, number: int) -> PlotStyle:
         """Makes the style of the `number`th loss of a method: its shape with another filling, then other shapes."""
+        first = _first_mark(place)
         taken = {(style.shape, style.filling) for style in self._styles.values()}
-        taken |= {(first, 0) for first in range(len(METHODS)) if first != place or number}
+        taken |= self._reserved - ({first} if number == 0 else set())
         count = len(_SHAPES) * len(_FILLINGS)
         for step in range(number, number + count):
             turn, filling = divmod(step % count, len(_FILLINGS))
-            shape = (place + 6 * turn + turn // 2) % len(_SHAPES)
-            if (shape, filling) not in taken:
+            shape = (first[0] + 6 * turn + turn // 2) % len(_SHAPES)
+            if (mark := (shape, (first[1] + filling) % len(_FILLINGS))) not in taken:
                 break
-        return PlotStyle(ink, shape, filling, (place + number) % len(_DASHES))
+        return PlotStyle(ink, *mark, (place + number) % len(_DASHES))
+
+
+def _first_mark(place: int) -> tuple[int, int]:
+    """Shape and filling of the first loss of the method at `place`."""
+    filling, shape = divmod(place, len(_SHAPES))
+    return shape, filling % len(_FILLINGS)
 
 
 def colour(method: str) -> str:

@@ -13,9 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from losslens.config.training import TrainOn
 from losslens.core.errors import InputError
-from losslens.losses import Loss
+from losslens.losses import Loss, Need
 from losslens.losses.pairs import mixed_pairs
 from losslens.models.tokens import read_rollouts
+from losslens.rollouts.frozen import LOGPS, FrozenRollouts
+
+# Column of the rollouts that a need of a loss is read from.
+_SAMPLER_COLUMNS: dict[Need, str] = {"sampler": "sampler_logps", "sampler_raw": "sampler_raw_logps"}
 
 
 def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
@@ -39,18 +43,32 @@ def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
 def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """Adds the columns `prompt_ids`, `completion_ids`, `place` (row number) and `group` (number of the prompt).
 
+    The sampler's log-probabilities are kept in the rows that are trained on with exactly the recorded token ids, and
+    None in the others: a text that is encoded anew, with another tokenizer or end token, has other tokens.
+
     Args:
         rollouts: Frozen rollouts.
         tokenizer: Tokenizer of the base.
         manifest: Manifest of the frozen rollouts, which names the tokenizer of their token ids.
     """
     prompts, completions = read_rollouts(rollouts, tokenizer, manifest)
+    recorded = _cells(rollouts, "completion_ids")
+    unchanged = [ids is not None and list(ids) == own for ids, own in zip(recorded, completions, strict=True)]
+    for name in LOGPS:
+        logps = [values if same else None for values, same in zip(_cells(rollouts, name), unchanged, strict=True)]
+        rollouts = rollouts.assign(**{name: pd.Series(logps, index=rollouts.index, dtype=object)})
     return rollouts.assign(
         prompt_ids=pd.Series(prompts, index=rollouts.index, dtype=object),
         completion_ids=pd.Series(completions, index=rollouts.index, dtype=object),
         place=np.arange(len(rollouts)),
         group=pd.factorize(rollouts["problem_id"])[0],
     )
+
+
+def _cells(table: pd.DataFrame, name: str) -> list[Any]:
+    """Returns the lists in a column; None where one, or the column, is missing."""
+    cells = table[name].tolist() if name in table else [None] * len(table)
+    return [None if isinstance(cell, float) else cell for cell in cells]
 
 
 class Examples:
@@ -67,6 +85,8 @@ class Examples:
             chosen and rejected.
         reference: The base's log-probability of each completion token, nats, for each row of `table` that is in an
             example; None if they have not been scored.
+        sampler: The log-probability of each completion token under the policy that sampled it, nats, for each row of
+            `table`, None where unknown (`require_sampler`); None unless the loss needs it.
 
     Raises:
         InputError: None of the rollouts can be used by the loss.
@@ -78,6 +98,8 @@ class Examples:
         pairs = loss.unit == "pair"
         self.rows = np.array(loss.select_pairs(self.table)) if pairs else np.arange(len(self.table))[:, None]
         self.reference: Sequence[np.ndarray] | None = None
+        column = sampler_column(loss)
+        self.sampler: Sequence[np.ndarray] | None = None if column is None else list(self.table[column])
         self._prompts, self._completions = list(self.table["prompt_ids"]), list(self.table["completion_ids"])
         self._rewards = self.table["reward"].to_numpy(np.float32)
         self._groups = self.table["group"].to_numpy()
@@ -120,17 +142,62 @@ class Examples:
             batch[f"columns/{name}"] = torch.tensor(values[rows], dtype=torch.float32)
         if self.rows.shape[1] == 2:
             batch["pairs"] = torch.arange(len(rows)).reshape(2, -1).T
-        if self.reference is not None:
-            batch["reference"] = torch.zeros(len(rows), batch["input_ids"].shape[1] - 1)
+        for name, logps in (("reference", self.reference), ("sampler", self.sampler)):
+            if logps is None:
+                continue
+            batch[name] = torch.zeros(len(rows), batch["input_ids"].shape[1] - 1)
             for place, row in enumerate(rows):
-                start, values = max(len(self._prompts[row]) - 1, 0), self.reference[row]
-                batch["reference"][place, start : start + len(values)] = torch.from_numpy(values)
+                # The first token of a sequence is not scored, so with an empty prompt neither is the first of these.
+                prompt, completion = len(self._prompts[row]), len(self._completions[row])
+                start, scored = max(prompt - 1, 0), max(completion - (not prompt), 0)
+                values = logps[row][len(logps[row]) - scored :]
+                batch[name][place, start : start + scored] = torch.tensor(values, dtype=torch.float32)
         return batch
 
     def with_completions_of(self, others: Examples, pad_token_id: int) -> dict[str, torch.Tensor]:
         """Collates the prompts of these examples with the completions of as many `others` from the same table."""
         rows = zip(self.rows.T.reshape(-1), others.rows.T.reshape(-1), strict=True)
         return sequences([(self._prompts[p], self._completions[c]) for p, c in rows], pad_token_id)
+
+
+def sampler_column(loss: Loss) -> str | None:
+    """Returns the column of the sampler's log-probabilities that the loss needs; None if it needs none."""
+    return next((column for need, column in _SAMPLER_COLUMNS.items() if need in loss.needs), None)
+
+
+def require_sampler(examples: Examples, loss: Loss, rollouts: FrozenRollouts) -> None:
+    """Checks that the sampler's log-probabilities are known for the rollouts of all examples, if the loss needs them.
+
+    Args:
+        examples: Examples of the loss, from `tokenise`d `rollouts`.
+        loss: The loss.
+        rollouts: The frozen rollouts, for the reason in the message.
+
+    Raises:
+        InputError: They are unknown for a rollout; the message says why, and what to do instead.
+    """
+    column = sampler_column(loss)
+    if column is None:
+        return
+    rows = np.unique(examples.rows)
+    unknown = [row for row in rows if examples.table[column].iloc[row] is None]
+    if not unknown:
+        return
+    recorded = rollouts.table.iloc[examples.table["place"].iloc[unknown[0]]]
+    if recorded["completion_ids"] is None:
+        why = "only their text is known, not their token ids"
+    elif recorded[column] is not None:
+        why = "their token ids belong to a different tokenizer"
+    elif recorded["sampler_raw_logps"] is not None:
+        why = "their server reports only those at temperature 1 without truncation, and they were sampled otherwise"
+    else:
+        why = "none were recorded when they were sampled"
+    which = "the rollouts" if len(unknown) == len(rows) else f"{len(unknown)} of {len(rows)} rollouts"
+    instead = "; method.behaviour=base divides by the base's instead" * ("behaviour" in type(loss).model_fields)
+    raise InputError(
+        f"method={loss.name}: {which} in {rollouts.folder} have no log-probabilities of the policy that sampled them"
+        f" ({why}){instead}"
+    )
 
 
 def sequences(token_ids: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -36,6 +36,7 @@ from losslens.training.callbacks import (
     checkpoint_fault,
     require_finite,
 )
+from losslens.training.distributions import require_computable
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.source import OnPolicySource, RolloutSource
 from losslens.training.trainer import LossTrainer
@@ -90,7 +91,7 @@ def make_trainer(
 
     Raises:
         InputError: The batch cannot be divided among the processes, the reference is of another base, or the
-            installed TRL cannot score the model's tokens.
+            installed TRL cannot score the model's tokens, or not compute the distributions that the loss needs.
     """
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
@@ -130,6 +131,8 @@ def make_trainer(
         peft_config=plan.lora.peft_config(base.model),
         callbacks=callbacks,
     )
+    if isinstance(plan.method, Loss):
+        require_computable(trainer.model.get_base_model(), plan.method)
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
         score_selected_positions(trainer.model.get_base_model(), getattr(plan.method, "temperature", 1.0))
     elif not has_fused_head():

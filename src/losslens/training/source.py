@@ -17,7 +17,8 @@ from losslens.losses.on_policy import OnPolicy
 from losslens.models.loading import LoadedModel
 from losslens.problems import Problem, Verifier
 from losslens.problems.verification import verdicts
-from losslens.training.batches import Examples, filter_rollouts
+from losslens.rollouts.frozen import FrozenRollouts
+from losslens.training.batches import Examples, filter_rollouts, require_sampler
 from losslens.training.reference import ReferenceCache
 
 if TYPE_CHECKING:
@@ -89,8 +90,17 @@ class FrozenSource(RolloutSource):
             # Fail now rather than in the middle of training.
             for indices in self._order:
                 self._examples.take(indices).mismatched()
+        self._loss = loss
         self._tokenised = tokenised
         self._reference = reference if "reference" in loss.needs else None
+
+    def require_sampler(self, rollouts: FrozenRollouts) -> None:
+        """Checks that `rollouts`, which were tokenised for this source, hold what the loss needs of their sampler.
+
+        Raises:
+            InputError: They do not.
+        """
+        require_sampler(self._examples, self._loss, rollouts)
 
     def batch(self, step: int, policy: PreTrainedModel) -> Examples:
         """Returns the examples of a step, independent of the policy."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss
+from losslens.training.distributions import NEEDS, captured_hidden_states, divergence, top_entropy
 from losslens.training.source import RolloutSource
 from losslens.training.trl_internals import HEAD, OpenSFTTrainer, use_adapter
 
@@ -89,7 +91,7 @@ class LossTrainer(OpenSFTTrainer):
         """Computes the loss of one micro-batch; `return_outputs` is not supported."""
         assert not return_outputs
         assert num_items_in_batch is not None
-        outputs = model(**_sequences(inputs), **HEAD)
+        outputs, distributions = self._scored(model, inputs)
         reference = inputs.get("reference")
         if reference is None and "reference" in self.loss.needs:
             reference = self.base_logps(inputs)
@@ -100,7 +102,9 @@ class LossTrainer(OpenSFTTrainer):
             columns={k.removeprefix("columns/"): v for k, v in inputs.items() if k.startswith("columns/")},
             pairs=inputs.get("pairs"),
             reference=reference,
+            sampler=inputs.get("sampler"),
             step=self._step,
+            **distributions,
         )
         total = self._summed(batch)
         # A batch without completion tokens has loss 0, not 0/0.
@@ -109,6 +113,27 @@ class LossTrainer(OpenSFTTrainer):
         self._accumulate_metrics(batch, -gradient, outputs, inputs["attention_mask"])
         # Gradients are averaged over the processes, but the divisor was summed over them.
         return loss * self.accelerator.num_processes
+
+    def _scored(self, model: Any, inputs: dict[str, torch.Tensor]) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Returns the output of the head, and the fields of `Batch` that are of whole next-token distributions."""
+        needs = self.loss.needs & NEEDS
+        if not needs:
+            return model(**_sequences(inputs), **HEAD), {}
+        mask = inputs["labels"][:, 1:] != -100
+        base_hidden = self._base_hidden_states(inputs)[:, :-1][mask] if "divergence" in needs else None
+        causal_model = self.accelerator.unwrap_model(self.model).get_base_model()
+        with captured_hidden_states(causal_model) as states:
+            outputs = model(**_sequences(inputs), **HEAD)
+        hidden, head = states[0][:, :-1][mask], causal_model.get_output_embeddings()
+        found = {}
+        with self.accelerator.autocast():
+            if "top_entropy" in needs:
+                found["top_entropy"] = top_entropy(head, hidden)
+            if base_hidden is not None:
+                found["divergence"] = divergence(head, hidden, base_hidden)
+        return outputs, {
+            name: values.new_zeros(mask.shape).masked_scatter(mask, values) for name, values in found.items()
+        }
 
     def _summed(self, batch: Batch) -> torch.Tensor:
         """Sums the terms over all completion tokens, or over all rollouts or pairs with a completion token."""
@@ -126,15 +151,30 @@ class LossTrainer(OpenSFTTrainer):
             return self._logps(inputs)
 
     @torch.no_grad()
+    def _base_hidden_states(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Last hidden states of the base, shape (N, T + 1, H)."""
+        model = self.accelerator.unwrap_model(self.model)
+        tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with use_adapter(model, adapter_name=None), self._inference():
+            states: torch.Tensor = model.get_base_model().base_model(**tokens, use_cache=False).last_hidden_state
+            return states
+
+    @torch.no_grad()
     def _logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probabilities without dropout, which also leaves the random generators unchanged, shape (N, T), nats."""
+        """Log-probabilities without dropout, shape (N, T), nats."""
         placed = {name: values.to(self.accelerator.device) for name, values in _sequences(inputs).items()}
+        with self._inference():
+            logps: torch.Tensor = self.model(**placed, **HEAD).log_probs
+            return logps
+
+    @contextmanager
+    def _inference(self) -> Iterator[None]:
+        """Turns dropout off within the block, which also leaves the random generators unchanged."""
         training = self.model.training
         self.model.eval()
         try:
             with self.accelerator.autocast():
-                logps: torch.Tensor = self.model(**placed, **HEAD).log_probs
-                return logps
+                yield
         finally:
             self.model.train(training)
 

@@ -16,8 +16,14 @@ from trl.trainer.utils import FusedCausalLMOutput, use_adapter
 
 from losslens.core.errors import InputError
 
+try:
+    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+except ImportError:  # trl<1.16
+    ChunkedDivergenceFunction = None
+
 __all__ = [
-    "HEAD", "TESTED", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head", "require_on_policy", "use_adapter",
+    "HEAD", "TESTED", "ChunkedDivergenceFunction", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head",
+    "require_on_policy", "use_adapter",
 ]  # fmt: skip
 
 # Supported minor releases, ascending. Earlier ones have no fused head. That of 1.15 needs Triton (`has_fused_head`);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -27,7 +28,8 @@ def section(analysis: AnalysisFolder) -> Section | None:
     comparison = LossComparison(analysis)
     if not comparison.losses:
         return None
-    figures = [_cosines(comparison)] if len(comparison.losses) > 1 else []
+    cosines = cosine_matrix(comparison, comparison.losses, "Cosine of the updates", _cosine_caption(comparison))
+    figures: list[Figure | Matrix] = [cosines] if len(comparison.losses) > 1 else []
     accuracies = _accuracies(analysis, comparison)
     return Section(
         "glance",
@@ -78,21 +80,21 @@ def _count(number_: int) -> str:
     return _WORDS[number_] if number_ < len(_WORDS) else str(number_)
 
 
-def _cosines(comparison: LossComparison) -> Matrix:
-    losses = comparison.losses
+def cosine_matrix(comparison: LossComparison, losses: Sequence[ComparedLoss], title: str, caption: str) -> Matrix:
+    """Builds the matrix of the cosines of every two of `losses`, with their repeats on the diagonal."""
     return Matrix(
-        "Cosine of the updates",
-        _cosine_caption(comparison),
+        title,
+        caption,
         [loss.name for loss in losses],
-        [[_square(comparison, a, b) for b in losses] for a in losses],
+        [[_square(comparison, a, b, len(losses)) for b in losses] for a in losses],
         low=AGAINST,
         high=ALONG,
         wide=len(losses) > _MOST_WITH_CEILINGS,
     )
 
 
-def _square(comparison: LossComparison, first: ComparedLoss, second: ComparedLoss) -> Square:
-    count, cosine = len(comparison.losses), comparison.of("cosine", first, second)
+def _square(comparison: LossComparison, first: ComparedLoss, second: ComparedLoss, count: int) -> Square:
+    cosine = comparison.of("cosine", first, second)
     if not cosine.known:
         return Square(_brief(cosine.value, 3))
     roomy = count <= _MOST_WITH_CEILINGS and not math.isnan(cosine.level)

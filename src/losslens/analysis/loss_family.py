@@ -1,0 +1,204 @@
+"""The family of losses: factors of their weights, whether updates cluster by them, classes of the first step."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from losslens.analysis.arms import Arm, repeats
+from losslens.analysis.cache import Cache
+from losslens.analysis.cohort import ComparedAdapter
+from losslens.analysis.manifests import StartedFacts
+from losslens.analysis.repeats import CROSS_SEED
+from losslens.analysis.snapshots import trajectory_of
+from losslens.core.errors import InputError
+from losslens.evaluation.statistics import holm
+from losslens.losses import Factors, Loss, builtin_losses
+from losslens.measures.clustering import permanova
+from losslens.measures.trajectory import trajectory
+from losslens.runs.run import recorded_adapter_fingerprint
+from losslens.updates.folder import open_adapter
+
+FACTOR_COLUMNS = ("arm", "method", "unit", "outcome", "gate", "saturation", "length", "stops", "bounded", "first_step")
+CLUSTER_COLUMNS = ("factor", "losses", "groups", "pseudo_f", "explained", "expected", "p", "p_holm")
+CLASS_COLUMNS = ("first_step", "arm", "representative", "step", "seeds", "cosine", "repeats", "repeat")
+# What losses may cluster by: the factors of their weights, and two things that differ between losses as well.
+CLUSTERED_BY = ("outcome", "gate", "saturation", "length", "unit", "learning_rate")
+# Fewest losses for which a permutation test can say something: of six in two groups of three, p is at least 1/10.
+_FEWEST = 6
+
+
+def factor_table(arms: Sequence[Arm]) -> pd.DataFrame:
+    """Builds the table, one row per arm whose loss declares its factors."""
+    rows = [{"arm": arm.name(), "method": arm.method, **described} for arm in arms if (described := _described(arm))]
+    return pd.DataFrame(rows, columns=list(FACTOR_COLUMNS))
+
+
+def _described(arm: Arm) -> dict[str, Any] | None:
+    """Factors, unit and boundedness of an arm's loss, from its class if it is built in, else from its manifest."""
+    loss = _loss_of(arm.facts)
+    if loss is not None:
+        factors = loss.factors
+        return None if factors is None else {**asdict(factors), "unit": loss.unit, "bounded": loss.bounded}
+    declared = arm.facts.loss.get("factors")
+    if not isinstance(declared, dict):
+        return None
+    texts = {field.name: str(declared.get(field.name, ""))[:100] for field in fields(Factors)}
+    return {**texts, "unit": str(arm.facts.loss.get("unit", ""))[:20], "bounded": None}
+
+
+def _loss_of(facts: StartedFacts) -> Loss | None:
+    """The built-in loss of a run with its options; None if it is another, or was made with options that are gone."""
+    kind = builtin_losses().get(facts.method)
+    with contextlib.suppress(ValidationError), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is unbounded was said when it was trained
+        return kind(name=facts.method, **facts.options) if kind else None
+    return None
+
+
+def cluster_table(arms: Sequence[Arm], factors: pd.DataFrame, arm_pairs: pd.DataFrame) -> pd.DataFrame:
+    """Tests for each factor whether the updates of losses that share it lie closer together (`permanova`).
+
+    The losses are the arms at their conventional learning rates, one per method: of several, the first. The squared
+    distance of two is 1 − cosine, from runs at different seeds. Rows of factors by which no two losses differ, or no
+    two agree, are left out.
+
+    Args:
+        arms: The arms.
+        factors: From `factor_table`.
+        arm_pairs: One row for every two arms.
+
+    Returns:
+        One row per factor, p corrected by Holm's method over the rows; empty for fewer than six losses.
+    """
+    first = {arm.method: arm for arm in reversed(arms) if arm.members and arm.at_conventional_rate}
+    named = {arm.name(): arm for arm in arms if first.get(arm.method) is arm}
+    about = factors[factors["arm"].isin(named)].set_index("arm")
+    about = about.assign(learning_rate=[named[arm].learning_rate for arm in about.index])
+    cross = arm_pairs[arm_pairs["pairing"].isin(CROSS_SEED)]
+    cosines = {frozenset((row.arm_a, row.arm_b)): row.cosine for row in cross.itertuples()}
+    names = [
+        name
+        for name in about.index
+        if all(np.isfinite(cosines.get(frozenset((name, other)), np.nan)) for other in about.index if other != name)
+    ]
+    if len(names) < _FEWEST:
+        return pd.DataFrame(columns=list(CLUSTER_COLUMNS))
+    distances = np.sqrt([[max(1 - cosines[frozenset((a, b))], 0) if a != b else 0.0 for b in names] for a in names])
+    rows = []
+    for factor in CLUSTERED_BY:
+        groups = about.loc[names, factor].astype(str)
+        sizes = groups.value_counts()
+        if not 2 <= len(sizes) < len(names):
+            continue
+        found = permanova(distances, groups.tolist())
+        said = "; ".join(f"{group}: {size}" for group, size in sizes.sort_index().items())
+        rows.append({"factor": factor, "losses": len(names), "groups": said, **asdict(found)})
+    table = pd.DataFrame(rows, columns=[column for column in CLUSTER_COLUMNS if column != "p_holm"])
+    return table.assign(p_holm=holm(table["p"].astype(float).tolist()))
+
+
+def class_table(
+    arms: Sequence[Arm], factors: pd.DataFrame, modules: Sequence[str], cache: Cache, left_out: dict[str, str]
+) -> pd.DataFrame:
+    """Compares losses of one first-step class at the steps of their snapshots.
+
+    A class holds arms that have the same `first_step` and the same learning rate, and differ in their loss only. Each
+    is compared with the first of them, its representative, by runs of the same seeds, which meet the same batches.
+    Beside it stands the repeat: the representative with itself, by runs of different seeds from one initial adapter.
+
+    Args:
+        arms: The arms, with their runs at their ends.
+        factors: From `factor_table`.
+        modules: Names of the adapted modules.
+        cache: Cached results.
+        left_out: Receives the runs with a damaged snapshot, with the reason.
+
+    Returns:
+        One row per loss (without the representatives) and step.
+    """
+    rows: list[dict[str, Any]] = []
+    for name, members in tqdm(list(_classes(arms, factors)), desc="first-step classes", unit="class", leave=False):
+        representative = members[0]
+        own = _by_step(repeats(representative), members, modules, cache, left_out)
+        for arm in members[1:]:
+            of_seeds = {run.facts.seeds: run.name for run in representative.members if run.facts}
+            pairs = [
+                (run.name, of_seeds[run.facts.seeds])
+                for run in arm.members
+                if run.facts and run.facts.seeds in of_seeds
+            ]
+            for step, cosines in sorted(_by_step(pairs, members, modules, cache, left_out).items()):
+                repeat = own.get(step, [])
+                rows.append(
+                    {
+                        "first_step": name,
+                        "arm": arm.name(),
+                        "representative": representative.name(),
+                        "step": step,
+                        "seeds": len(cosines),
+                        "cosine": float(np.mean(cosines)),
+                        "repeats": len(repeat),
+                        "repeat": float(np.mean(repeat)) if repeat else np.nan,
+                    }
+                )
+    return pd.DataFrame(rows, columns=list(CLASS_COLUMNS))
+
+
+def _classes(arms: Sequence[Arm], factors: pd.DataFrame) -> Iterator[tuple[str, list[Arm]]]:
+    """Yields each class with its arms, in the order of the tables."""
+    first_steps = dict(zip(factors["arm"], factors["first_step"], strict=True))
+    left = [arm for arm in arms if arm.members and first_steps.get(arm.name())]
+    while left:
+        first, name = left[0], first_steps[left[0].name()]
+        alike = [
+            arm
+            for arm in left
+            if first_steps[arm.name()] == name and arm.learning_rate == first.learning_rate and not arm.distance(first)
+        ]
+        left = [arm for arm in left if arm not in alike]
+        if len(alike) > 1:
+            yield name, alike
+
+
+def _by_step(
+    pairs: Sequence[tuple[str, str]],
+    arms: Sequence[Arm],
+    modules: Sequence[str],
+    cache: Cache,
+    left_out: dict[str, str],
+) -> dict[int, list[float]]:
+    """Cosines of pairs of runs at the steps at which both have snapshots; undefined ones are left out."""
+    runs = {run.name: run for arm in arms for run in arm.members}
+    found: dict[int, list[float]] = {}
+    for pair in pairs:
+        first, second = (_snapshots(runs[name], left_out) for name in pair)
+        for step in first.keys() & second.keys():
+            key = [[recorded_adapter_fingerprint(run) for run in (first[step], second[step])]]
+            known = cache.load("step", key, ["cosine"])
+            if known is None:
+                with ExitStack() as stack:
+                    a, b = (stack.enter_context(open_adapter(run.adapter)) for run in (first[step], second[step]))
+                    known = {"cosine": trajectory([a], [b], modules).cosines}
+                cache.save("step", key, known)
+            if np.isfinite(value := float(known["cosine"].item())):
+                found.setdefault(step, []).append(value)
+    return found
+
+
+def _snapshots(run: ComparedAdapter, left_out: dict[str, str]) -> dict[int, Any]:
+    try:
+        snapshots = trajectory_of(run)
+    except InputError as error:
+        left_out[f"trajectory of {run.name}"] = str(error)
+        return {}
+    return snapshots if len(snapshots) > 1 else {}

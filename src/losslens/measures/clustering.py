@@ -1,0 +1,64 @@
+"""Test of whether things of one kind lie closer together than things of different kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from losslens.updates.base import Array
+
+_PERMUTATIONS, _SEED = 9999, 0
+
+
+@dataclass(frozen=True)
+class Permanova:
+    """The result of a permutational analysis of variance.
+
+    Attributes:
+        pseudo_f: The variance between the groups over that within them, per degree of freedom; NaN if it is undefined.
+        explained: R², the share of the variance that lies between the groups; NaN if all things coincide.
+        expected: The mean of R² over the permutations: what groups of these sizes explain by chance.
+        p: The share of permutations of the labels with a pseudo-F at least as large, the observed one included.
+    """
+
+    pseudo_f: float
+    explained: float
+    expected: float
+    p: float
+
+
+def permanova(distances: Array, groups: Sequence[str], permutations: int = _PERMUTATIONS) -> Permanova:
+    """Tests whether groups differ in location, from the distances alone (PERMANOVA; Anderson 2001, equations 2 to 4).
+
+    With N things and g groups, SS_total = Σ_{i<j} d_ij²/N, SS_within = Σ over groups of Σ_{i<j} d_ij²/n_group, and
+    F = ((SS_total − SS_within)/(g − 1)) / (SS_within/(N − g)). Under the null the labels are exchangeable. A small p
+    may also come from groups of different spread.
+
+    Args:
+        distances: Shape (N, N), symmetric, 0 on the diagonal.
+        groups: The group of each thing; at least two groups, fewer than N.
+        permutations: Number of random permutations of the labels.
+
+    Raises:
+        ValueError: There are fewer than two groups, or as many as things.
+    """
+    squared = np.asarray(distances, dtype=np.float64) ** 2
+    _, labels = np.unique(np.asarray(groups), return_inverse=True)
+    n, count = len(labels), int(labels.max(initial=-1)) + 1
+    if not 2 <= count < n:
+        raise ValueError(f"{count} groups of {n} things: there must be at least two, and fewer than things")
+    total = squared.sum() / (2 * n)
+    rng = np.random.default_rng(_SEED)
+    drawn = np.stack([labels, *(rng.permutation(labels) for _ in range(permutations))])
+    within = np.zeros(len(drawn))
+    for group in range(count):
+        member = (drawn == group).astype(np.float64)
+        within += np.einsum("pi,ij,pj->p", member, squared, member, optimize=True) / (2 * member.sum(axis=1))
+    # Permutations change only SS_within, so that F falls as it grows; rounding must not tell equal ones apart.
+    as_large = within <= within[0] * (1 + 1e-9) + 1e-12 * total
+    with np.errstate(divide="ignore", invalid="ignore"):
+        explained = 1 - within / total
+        pseudo_f = float((total - within[0]) / (count - 1) / (within[0] / (n - count)))
+    return Permanova(pseudo_f, float(explained[0]), float(explained[1:].mean()), float(as_large.mean()))

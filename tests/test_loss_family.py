@@ -1,0 +1,230 @@
+"""The family of losses: factors, clusters and first-step classes, in the tables and on the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from losslens.analysis.arms import Arm
+from losslens.analysis.loss_family import cluster_table, factor_table
+from losslens.losses import Factors, builtin_losses
+from losslens.losses.presentation import manifest_entry
+from losslens.measures.clustering import permanova
+from losslens.report.sections import loss_family
+from losslens.tables.analysis_folder import AnalysisFolder
+from tests.test_glance import run
+from tests.test_report import MANIFEST
+
+pytestmark = pytest.mark.fast
+
+
+class _Facts:
+    """What the family needs of a manifest."""
+
+    def __init__(self, method: str, options: dict[str, Any], loss: dict[str, Any]) -> None:
+        self.method, self.options, self.loss = method, options, loss
+
+
+class _Arm(Arm):
+    """An arm with one run, at its conventional rate or not."""
+
+    def __init__(
+        self,
+        method: str,
+        conventional: bool = True,
+        rate: float = 1e-3,
+        loss: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        self.facts = _Facts(method, options, loss or {})  # type: ignore[assignment]
+        self.members = [object()]  # type: ignore[list-item]
+        self._conventional, self._rate = conventional, rate
+
+    at_conventional_rate = property(lambda self: self._conventional)  # type: ignore[assignment]
+    learning_rate = property(lambda self: self._rate)  # type: ignore[assignment]
+
+    def name(self, lr: str | None = None) -> str:
+        return f"{self.facts.method}{'' if self._conventional else ' matched'}"
+
+
+@pytest.mark.parametrize("kind", builtin_losses().values(), ids=builtin_losses())
+def test_every_loss_declares_its_factors(kind: type) -> None:
+    loss = kind(name=next(name for name, known in builtin_losses().items() if known is kind))
+    assert isinstance(loss.factors, Factors)
+    assert loss.factors.stops
+    assert (loss.factors.outcome == "ignored") == (not loss.uses_reward)
+    assert manifest_entry(loss)["factors"] == dataclasses.asdict(loss.factors)
+
+
+def test_factors_follow_the_options() -> None:
+    arms = [_Arm("rift"), _Arm("p_alpha", alpha=1.0), _Arm("p_alpha"), _Arm("rift", form="naive")]
+    table = factor_table(arms)
+    assert list(table["saturation"]) == ["taper", "none", "none", "none"]
+    assert list(table["first_step"]) == ["", "π", "", ""]
+    assert list(table["bounded"]) == [True, True, True, False]
+
+
+def test_factors_of_a_loss_outside_the_package_are_those_of_its_manifest() -> None:
+    declared = {"outcome": "signed", "gate": "ratio", "stops": "x" * 500, "unknown": 1}
+    table = factor_table([_Arm("mine", loss={"factors": declared, "unit": "token"}), _Arm("other")])
+    assert list(table["arm"]) == ["mine"]
+    assert table.loc[0, "gate"] == "ratio"
+    assert table.loc[0, "length"] == ""
+    assert len(table.loc[0, "stops"]) == 100
+
+
+METHODS = ("sft", "rft", "dft", "rift", "p_alpha", "grpo")
+
+
+def pairs_of(arms: list[str], cosine: Any, pairing: str = "same init") -> pd.DataFrame:
+    rows = [{"arm_a": a, "arm_b": b, "pairing": pairing, "cosine": cosine(a, b)} for a, b in combinations(arms, 2)]
+    return pd.DataFrame(rows)
+
+
+def factors_of(**gates: str) -> pd.DataFrame:
+    rows = [
+        {"arm": method, "method": method, "unit": "token", "outcome": "signed", "gate": gate, "saturation": "none",
+         "length": "tokens", "stops": "", "bounded": True, "first_step": ""} for method, gate in gates.items()
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+class TestClusters:
+    gates = factors_of(**dict(zip(METHODS, ("none", "probability") * 3, strict=True)))
+
+    @staticmethod
+    def cosine(a: str, b: str) -> float:
+        """.9 within a group of `gates`, .1 between."""
+        return 0.9 if METHODS.index(a) % 2 == METHODS.index(b) % 2 else 0.1
+
+    def test_by_hand(self) -> None:
+        """Six losses in two groups of three: SS_total = (6·.1 + 9·.9)/6 = 1.45, SS_within = 2·(3·.1)/3 = .2.
+
+        R² = 1.25/1.45, F = 1.25/(.2/4) = 25; of the 20 ways to choose three of six, two are as good: p = .1.
+        """
+        arms = [_Arm(method) for method in METHODS]
+        table = cluster_table(arms, self.gates, pairs_of(list(METHODS), self.cosine))
+        assert list(table["factor"]) == ["gate"]  # in the others no two differ
+        [row] = table.to_dict("records")
+        assert row["groups"] == "none: 3; probability: 3"
+        assert row["losses"] == 6
+        assert row["explained"] == pytest.approx(1.25 / 1.45)
+        assert row["pseudo_f"] == pytest.approx(25)
+        assert row["p"] == row["p_holm"] == pytest.approx(0.1, abs=0.02)
+
+    def test_of_arms_at_several_rates_those_at_the_conventional_one_count(self) -> None:
+        arms = [*(_Arm(method, conventional=False) for method in METHODS), *(_Arm(method) for method in METHODS)]
+        names = [arm.name() for arm in arms]
+        both = pd.concat([self.gates, self.gates.assign(arm=self.gates["arm"] + " matched")])
+        pairs = pairs_of(names, lambda a, b: self.cosine(a.split()[0], b.split()[0]) if " " not in a + b else -1.0)
+        assert cluster_table(arms, both, pairs)["explained"].tolist() == pytest.approx([1.25 / 1.45])
+
+    def test_learning_rates_are_a_rival_explanation(self) -> None:
+        arms = [_Arm(method, rate=1e-3 if place < 4 else 1e-4) for place, method in enumerate(METHODS)]
+        table = cluster_table(arms, self.gates, pairs_of(list(METHODS), self.cosine))
+        assert list(table["factor"]) == ["gate", "learning_rate"]
+        assert (table["p_holm"] >= table["p"]).all()
+
+    def test_pairs_that_share_their_batches_do_not_count(self) -> None:
+        arms = [_Arm(method) for method in METHODS]
+        assert cluster_table(arms, self.gates, pairs_of(list(METHODS), self.cosine, "same seeds")).empty
+
+    def test_five_losses_are_too_few(self) -> None:
+        arms = [_Arm(method) for method in METHODS[:5]]
+        assert cluster_table(arms, self.gates[:5], pairs_of(list(METHODS[:5]), self.cosine)).empty
+
+
+@pytest.fixture
+def page(tmp_path: Path):
+    """The section of made-up tables."""
+
+    def make(**tables: pd.DataFrame) -> Any:
+        (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST), encoding="utf-8")
+        for name, table in tables.items():
+            table.to_csv(tmp_path / f"{name}.csv", index=False)
+        return loss_family.section(AnalysisFolder(tmp_path))
+
+    return make
+
+
+def made_up(classes: pd.DataFrame | None = None, clusters: pd.DataFrame | None = None) -> dict[str, pd.DataFrame]:
+    runs = pd.DataFrame([run("sft"), run("dft"), run("rft")])
+    factors = factors_of(**dict.fromkeys(runs["arm"], "none")).assign(method=["sft", "dft", "rft"])
+    training = pd.DataFrame(
+        {
+            "run": np.repeat(runs["run"], 2),
+            "step": [5, 10] * 3,
+            "weight_correct": 1.0,
+            "weight_incorrect": [1, 1, 0.5, 0.4, 0, 0],
+        }
+    )
+    made = {"runs": runs, "factors": factors, "training": training, "classes": classes, "clusters": clusters}
+    return {name: table for name, table in made.items() if table is not None}
+
+
+def class_rows(cosines: list[float], repeat: float = 0.8) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"first_step": "π", "arm": "dft-conventional", "representative": "sft-conventional", "step": 5 * step,
+             "seeds": 2, "cosine": cosine, "repeats": 1, "repeat": repeat} for step, cosine in enumerate(cosines, 1)
+        ]
+    )  # fmt: skip
+
+
+class TestPage:
+    def test_a_loss_leaves_its_class_where_it_is_less_like_it_than_a_repeat(self, page: Any) -> None:
+        section = page(**made_up(classes=class_rows([1.0, 0.9, 0.79, 0.85])))
+        [table] = [table for table in section.tables if table.file == "classes.csv"]
+        assert [cell.text for cell in table.rows[0].cells] == [
+            "DFT", "π", "SFT", "options only", "1.000", "0.850", "0.800", "step 15",
+        ]  # fmt: skip
+
+    def test_it_may_never_leave_it_or_have_no_repeat(self, page: Any) -> None:
+        for repeat, said in ((0.8, "not within the run"), (math.nan, "–")):
+            section = page(**made_up(classes=class_rows([1.0, 0.9], repeat)))
+            [table] = [table for table in section.tables if table.file == "classes.csv"]
+            assert table.rows[0].cells[-1].text == said
+
+    def test_the_weights_are_drawn_for_each_loss(self, page: Any) -> None:
+        section = page(**made_up())
+        [figure] = section.figures
+        lines = {(trace.meta, trace.line.dash): list(trace.y) for trace in figure.plot.data}
+        assert len(lines) == 6
+        assert lines["dft-conventional", "dash"] == [0.5, 0.4]
+        assert lines["rft-conventional", "dash"] == [0, 0]
+
+    @pytest.mark.parametrize(
+        ("p_holm", "said"),
+        [
+            (
+                0.01,
+                "Losses that agree in how they saturate have updates that lie closer together: it explains 60.0% of",
+            ),
+            (0.3, "By none of the factors do the updates cluster more than chance allows"),
+        ],
+    )
+    def test_clusters_in_a_sentence(self, page: Any, p_holm: float, said: str) -> None:
+        row = {"factor": "saturation", "losses": 9, "groups": "none: 5; logistic: 4", "pseudo_f": 5.0, "explained": 0.6,
+               "expected": 0.2, "p": p_holm / 2, "p_holm": p_holm}  # fmt: skip
+        [finding] = page(**made_up(clusters=pd.DataFrame([row]))).findings
+        assert finding.text.startswith(said)
+
+    def test_without_factors_there_is_no_section(self, page: Any) -> None:
+        assert page(runs=pd.DataFrame([run("sft"), run("dft")])) is None
+
+
+def test_permanova_is_what_the_table_holds() -> None:
+    arms = [_Arm(method) for method in METHODS]
+    pairs = pairs_of(list(METHODS), TestClusters.cosine)
+    distances = np.sqrt([[0 if a == b else 1 - TestClusters.cosine(a, b) for b in METHODS] for a in METHODS])
+    found = permanova(distances, ["none", "probability"] * 3)
+    [row] = cluster_table(arms, TestClusters.gates, pairs).to_dict("records")
+    assert (row["p"], row["expected"]) == (found.p, found.expected)

@@ -1,0 +1,419 @@
+"""Every loss at its own best rate: the choice by hand, held-out problems that the report does not hold, and a sweep."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+
+from losslens.analysis.arms import arms_of
+from losslens.analysis.cohort import ComparedAdapter
+from losslens.analysis.manifests import RunFacts
+from losslens.analysis.tuning import (
+    CONVENTIONAL,
+    MATCHED,
+    NORM,
+    STEPS,
+    TUNED,
+    TUNED_NORM,
+    Benchmarks,
+    TunedLoss,
+    common_norm,
+    losses_of,
+    rate_rows,
+    require_other_problems,
+)
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.data import Data
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
+from losslens.core.errors import InputError
+from losslens.problems import Problem
+from losslens.problems.reasoning_gym import ReasoningGym
+from losslens.report.page import write_report
+from losslens.rollouts.sample import held_out_problems, problem_source
+from losslens.runs.spec import RunSpec
+from tests.conftest import ROOT, command, script
+from tests.test_ablation import cohort, diverged, facts
+from tests.test_analysis_tables import scored
+
+fast = pytest.mark.fast
+
+
+def member(method: str, factor: float, seed: int = 0, **options: Any) -> ComparedAdapter:
+    one = facts(method, "matched", seed, **options)
+    one["config"]["lr"] = {"name": f"x{factor:g}", "peak": 1e-3, "factor": factor}
+    one["learning_rate"] = one["identity"]["learning_rate"] = round(1e-3 * factor, 12)
+    name = "-".join([method, f"x{factor:g}", f"s{seed}", *map(str, options.values())])
+    return ComparedAdapter(name, Path(name), name, None, None, RunFacts.model_validate(one))
+
+
+def loss_of(*members: ComparedAdapter) -> TunedLoss:
+    [loss] = losses_of(arms_of(cohort(list(members))))
+    return loss
+
+
+def outcomes(loss: TunedLoss, *right: list[int] | list[list[int]], of: int = 20) -> dict[str, pd.DataFrame]:
+    """By arm in the order of the rates, how many of the first problems each of its runs solves (a list: which runs)."""
+    return {
+        arm.name(): pd.DataFrame(
+            {run.name: [float(n < count) for n in range(of)] for run, count in zip(arm.members, counts, strict=True)},
+            index=[f"p{n}" for n in range(of)],
+        )
+        for arm, counts in zip(loss.arms, right, strict=True)
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows).set_index("learning_rate")
+
+
+@fast
+class TestChoice:
+    def test_by_hand(self) -> None:
+        """Of 20 problems 8, 10, 16 are solved, each set within the next: the best differs from the others on 8 and 6.
+
+        The exact p of 8 : 0 is 2/2⁸ = .0078, of 6 : 0 it is 2/2⁶ = .031; twice as much for two comparisons: .0156 and
+        .0625. Of the two only the first is worse than the best by more than chance. Wilson of 16/20: .584 to .919.
+        """
+        loss = loss_of(*(member("dpo", factor) for factor in (3.0, 0.1, 1.0)))
+        assert [arm.learning_rate for arm in loss.arms] == [1e-4, 1e-3, 3e-3]
+        rows = table(rate_rows(loss, outcomes(loss, [8], [16], [10]), outcomes(loss, [1], [2], [3], of=4)))
+        assert rows["validation"].tolist() == [0.4, 0.8, 0.5]
+        assert rows["chosen"].tolist() == [False, True, False]
+        assert rows["p"].tolist() == pytest.approx([2 / 2**8, np.nan, 2 / 2**6], nan_ok=True)
+        assert rows["p_bonferroni"].tolist() == pytest.approx([4 / 2**8, np.nan, 4 / 2**6], nan_ok=True)
+        assert rows["may_be_best"].tolist() == [False, True, True]
+        assert rows["diff_to_chosen"].tolist() == pytest.approx([-0.4, np.nan, -0.3], nan_ok=True)
+        assert rows.loc[1e-3, ["validation_low", "validation_high"]].tolist() == pytest.approx([0.584, 0.919], abs=1e-3)
+        # Reported on four other problems, on which another rate is better: nothing of the choice changes.
+        assert rows["accuracy"].tolist() == [0.25, 0.5, 0.75]
+        assert not rows["at_edge"].any()
+        assert set(rows["rule"]) == {STEPS}
+
+    def test_of_equal_scores_the_smaller_rate(self) -> None:
+        loss = loss_of(*(member("dpo", factor) for factor in (0.1, 1.0, 3.0)))
+        rows = table(rate_rows(loss, outcomes(loss, [9], [12], [12]), {}))
+        assert rows["chosen"].tolist() == [False, True, False]
+        assert rows["p_bonferroni"].tolist()[2] == 1.0
+
+    @pytest.mark.parametrize(("right", "at"), [((9, 5, 5), 0), ((5, 5, 9), 2), ((5, 9, 5), None)])
+    def test_the_end_of_the_grid(self, right: tuple[int, ...], at: int | None) -> None:
+        loss = loss_of(*(member("dpo", factor) for factor in (0.1, 1.0, 3.0)))
+        rows = rate_rows(loss, outcomes(loss, *([count] for count in right)), {})
+        assert [place for place, row in enumerate(rows) if row["at_edge"]] == ([] if at is None else [at])
+
+    def test_a_rate_of_which_a_run_diverged_is_no_candidate(self) -> None:
+        """Two of its three runs are the best of all. Its neighbour is not at the end: the grid went on, and failed."""
+        members = [member("dpo", 0.1), member("dpo", 1.0), *(member("dpo", 3.0, seed) for seed in (0, 1))]
+        loss = loss_of(*members)
+        loss.arms[2].diverged.append(diverged("dpo", "matched", 2))
+        rows = table(rate_rows(loss, outcomes(loss, [5], [6], [20, 20]), {}))
+        assert rows["chosen"].tolist() == [False, True, False]
+        assert rows["diverged"].tolist() == [0, 0, 1]
+        assert np.isnan(rows.loc[3e-3, "validation"])
+        assert not rows["at_edge"].any()
+        assert rows.loc[1e-4, "p"] == rows.loc[1e-4, "p_bonferroni"] == 1.0  # of two candidates one comparison
+
+    def test_repeats_of_a_chosen_rate_do_not_change_the_choice(self) -> None:
+        """Seed 1 of the best rate solves nothing. The choice is made on seed 0, the accuracy is of both."""
+        loss = loss_of(member("dpo", 0.1), member("dpo", 1.0), member("dpo", 1.0, 1))
+        validation = outcomes(loss, [10], [12, 0])
+        rows = table(rate_rows(loss, validation, validation))
+        assert rows["chosen"].tolist() == [False, True]
+        assert rows.loc[1e-3, ["validation", "selection_runs", "runs", "accuracy"]].tolist() == [0.6, 1, 2, 0.3]
+
+    def test_the_mean_over_seeds(self) -> None:
+        """(9 + 11)/40 is more than (8 + 11)/40; one seed each would be a tie at 11."""
+        loss = loss_of(*(member("dpo", factor, seed) for factor in (0.1, 1.0) for seed in (0, 1)))
+        rows = rate_rows(loss, outcomes(loss, [8, 11], [9, 11]), {})
+        assert [row["validation"] for row in rows] == pytest.approx([19 / 40, 20 / 40])
+        assert [row["chosen"] for row in rows] == [False, True]
+
+    def test_without_common_seeds_all_runs_count(self) -> None:
+        loss = loss_of(member("dpo", 0.1, 0), member("dpo", 1.0, 1))
+        assert [row["selection_runs"] for row in rate_rows(loss, outcomes(loss, [9], [8]), {})] == [1, 1]
+
+    def test_where_nothing_is_known_nothing_is_chosen(self) -> None:
+        loss = loss_of(member("dpo", 0.1), member("dpo", 1.0))
+        assert not any(row["chosen"] or row["may_be_best"] for row in rate_rows(loss, {}, {}))
+
+    def test_other_problems_are_not_compared(self) -> None:
+        loss = loss_of(member("dpo", 0.1), member("dpo", 1.0))
+        scores = outcomes(loss, [9], [8])
+        name = loss.arms[1].name()
+        scores[name] = scores[name].rename(index={"p0": "q0"})
+        with pytest.raises(InputError, match=r"^dpo-x1 and dpo-x0.1: not scored on the same problems; no rate can be"):
+            rate_rows(loss, scores, {})
+
+
+@fast
+def test_losses_differ_in_more_than_their_rate() -> None:
+    """Two β at different factors have no rate in common, so their arms' names do not tell their β."""
+    members = [member("dpo", 0.1, beta=0.1), member("dpo", 1.0, beta=0.3), member("dpo", 3.0, beta=0.3)]
+    members += [member("sft", 1.0)]
+    found = [(loss.name, [arm.learning_rate for arm in loss.arms]) for loss in losses_of(arms_of(cohort(members)))]
+    assert found == [("dpo method.beta=0.1", [1e-4]), ("dpo method.beta=0.3", [1e-3, 3e-3]), ("sft", [1e-3])]
+
+
+@fast
+def test_two_rates_never_share_the_name_of_an_arm() -> None:
+    """Not even where `lr` has one name for both, as in a sweep over lr.peak or over factors of an unnamed rate."""
+    members = [member("sft", 1.0), member("sft", 3.0)]
+    for one in members:
+        assert one.facts is not None
+        object.__setattr__(one.facts.config.lr, "name", "same")
+    assert [arm.name() for arm in arms_of(cohort(members))] == [
+        "sft-same learning_rate=0.001", "sft-same learning_rate=0.003",
+    ]  # fmt: skip
+
+
+@fast
+def test_the_norm_that_every_loss_reaches() -> None:
+    """Two of SFT's three rates reach 3 (one by two runs, 3 and 4), and DPO's only candidate 3.5: the norm is 3.
+
+    DPO's larger rate, which reaches 9, diverged at another seed and cannot be chosen.
+    """
+    members = [member("sft", 0.1), member("sft", 1.0), *(member("sft", 3.0, seed) for seed in (0, 1))]
+    members += [member("dpo", 0.1), member("dpo", 1.0)]
+    arms = arms_of(cohort(members))
+    arms[-1].diverged.append(diverged("dpo", "matched", 1))
+    losses = losses_of(arms)
+    norms = {"sft-x0.1-s0": 1.0, "sft-x1-s0": 5.0, "sft-x3-s0": 3.0, "sft-x3-s1": 4.0}
+    norms |= {"dpo-x0.1-s0": 3.5, "dpo-x1-s0": 9.0}
+    way = pd.DataFrame([{"run": run, "step": s, "norm": norm / s} for run, norm in norms.items() for s in (1, 2)])
+    assert losses[0].seeds == {(0, 0)}  # those of all its rates
+    assert common_norm(losses, way) == 3.0
+    assert common_norm(losses, way[way["run"] != "sft-x1-s0"]) == 1.0  # without snapshots it reaches no norm
+    assert common_norm(losses, way[way["run"] != "dpo-x0.1-s0"]) is None
+    assert common_norm(losses, way.iloc[:0]) is None
+    assert common_norm([], way) is None
+
+
+@fast
+class TestRefusals:
+    def tuned(self, members: list[ComparedAdapter], select_on: str, reported: str) -> None:
+        require_other_problems(cohort(members), Benchmarks(select_on, reported))
+
+    def test_the_benchmark_that_is_reported(self) -> None:
+        with pytest.raises(
+            InputError, match=r"^select_on=quiz: accuracies are reported on it; rates must be chosen on"
+        ):
+            self.tuned([member("sft", 1.0)], "quiz", "quiz")
+
+    def test_a_benchmark_without_scores(self, tmp_path: Path) -> None:
+        one = replace(member("sft", 1.0), run=scored(tmp_path / "r", {"p": [True]}))
+        with pytest.raises(InputError, match=r"^select_on=validation: no run was scored on it, only on quiz$"):
+            self.tuned([one], "validation", "quiz")
+
+    def test_the_same_problems_by_another_name(self, tmp_path: Path) -> None:
+        run = scored(tmp_path / "r", {p: [True] for p in "abc"})
+        (run.folder / "eval" / "quiz.parquet").rename(run.folder / "eval" / "other.parquet")
+        scored(tmp_path / "r", {p: [True] for p in "cd"})
+        with pytest.raises(InputError, match=r"^select_on=other: 1 of its 3 problems are also in quiz, on which"):
+            self.tuned([replace(member("sft", 1.0), run=run)], "other", "quiz")
+
+    def test_at_a_snapshot(self) -> None:
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            config = compose("analyze", ["select_on=validation", "checkpoint=8"])
+        with pytest.raises(
+            InputError, match=r"^checkpoint=8: select_on chooses rates at the end of training; use end$"
+        ):
+            parse(AnalyzeConfig, config)
+
+
+# Held-out problems beyond those that are reported
+
+
+def composed(*overrides: str) -> TrainConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return parse(TrainConfig, compose("train", list(overrides)))
+
+
+def _file(folder: Path) -> list[str]:
+    rows = [{"prompt": f"What is {n} + 1?", "answer": str(n + 1)} for n in range(50)]
+    return ["data=file", f"data.path={_written(folder, rows)}", f"data.eval_path={folder / 'rows.jsonl'}"]
+
+
+def _multiple_choice(folder: Path) -> list[str]:
+    rows = [{"question": f"What is {n}?", "choices": ["this", "that"], "answer": "A"} for n in range(50)]
+    return ["data=multiple_choice", "data.path=null", f"data.eval_path={_written(folder, rows)}"]
+
+
+def _hub(folder: Path) -> list[str]:
+    _written(folder, [{"question": f"{n} apples?", "answer": f"#### {n}"} for n in range(50)])
+    return ["data=gsm8k", f"data.source.repo={folder}", "data.source.config=null", "+data.source.files.test=rows.jsonl"]
+
+
+def _written(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+@fast
+@pytest.mark.parametrize("lines", [lambda folder: ["data=arithmetic"], _file, _multiple_choice, _hub])
+def test_validation_problems_follow_the_reported_ones(lines: Any, tmp_path: Path) -> None:
+    """Of each source: the first 12 of a seed are the same whatever comes after, and 12 to 31 are others."""
+    line = lines(tmp_path)
+    if line[0] == "data=file":
+        line[1] = "data.path=null"  # all problems of eval_path are held out
+    line += ["data.eval_size=12", "benchmark=[own,validation]", "benchmark.validation.eval_size=20"]
+    own, validation = composed(*line).benchmark.values()
+    assert (validation.name, validation.eval_offset, validation.seed) == ("validation", 12, own.seed)
+    source = problem_source(own)
+    first, further = held_out_problems(own), held_out_problems(validation)
+    assert first == source.problems("eval", 12, own.seed)
+    assert [*first, *further] == source.problems("eval", 32, own.seed)
+    assert len({problem.id for problem in (*first, *further)}) == 32
+
+
+@fast
+def test_too_few_problems_are_told_in_one_line(tmp_path: Path) -> None:
+    line = [*_multiple_choice(tmp_path), "benchmark=[own,validation]"]
+    with pytest.raises(InputError, match=r"^benchmark.validation.eval_offset: no held-out problems .* set data.eval_s"):
+        composed(*line)  # eval_size=null reports all of them
+    validation = composed(*line, "data.eval_size=45", "benchmark.validation.eval_size=6").benchmark["validation"]
+    with pytest.raises(InputError, match=r"^benchmark.validation.eval_offset=45: the problems after .*has 50 held-out"):
+        held_out_problems(validation)
+    rest = composed(*line, "data.eval_size=45", "benchmark.validation.eval_size=null").benchmark["validation"]
+    assert len(held_out_problems(rest)) == 5
+    none = rest.model_copy(update={"eval_offset": 50})
+    with pytest.raises(InputError, match=r"eval_offset=50: no held-out problems are left after these$"):
+        held_out_problems(none)
+
+
+class Shuffled(ReasoningGym):
+    """A source of one's own whose first problems depend on how many there are."""
+
+    def problems(self, split: Any, size: int | None, seed: int) -> list[Problem]:
+        return super().problems(split, size, seed)[::-1]
+
+
+@fast
+def test_a_source_that_cannot_be_divided_is_refused() -> None:
+    line = ["data.source._target_=tests.test_tuning.Shuffled", "data.eval_size=4", "benchmark=[own,validation]"]
+    config = composed(*line, "benchmark.validation.eval_size=4")
+    with pytest.raises(InputError, match=r"^benchmark.validation.eval_offset=4: the source selects other problems"):
+        held_out_problems(config.benchmark["validation"])
+
+
+@fast
+def test_what_was_scored_and_trained_before_keeps_its_name() -> None:
+    """The same digits as in docs/reference/identity.md, with or without further benchmarks."""
+    for more in ([], ["benchmark=[own,validation]"], ["lr=grid"]):
+        spec = RunSpec.of(composed("method=grpo", "method.bias=0.2", *more))
+        assert spec.run.name.endswith("-4b6a24ea")
+    data = composed().data
+    assert data.eval_offset == 0
+    recorded = {name: value for name, value in data.model_dump().items() if name != "eval_offset"}
+    assert Data.model_validate(recorded) == data  # a manifest of before
+
+
+@fast
+def test_every_rate_of_the_grid_is_a_run_of_its_own() -> None:
+    names = [RunSpec.of(composed("lr=grid", f"lr.factor={factor}")).run.name for factor in (0.03, 0.1, 0.3, 1.0, 3.0)]
+    assert [name.split("-")[1] for name in names] == ["x0.03", "x0.1", "x0.3", "x1.0", "x3.0"]
+    assert len({name[-8:] for name in names}) == 5
+    # The conventional rates of the built-in losses and the matched one are in it.
+    conventional = {RunSpec.of(composed(f"method={method}")).run.name[-8:] for method in ("sft", "dpo")}
+    of_dpo = {RunSpec.of(composed("method=dpo", "lr=grid", f"lr.factor={f}")).run.name[-8:] for f in (0.1, 1.0)}
+    assert conventional <= {name[-8:] for name in names} | of_dpo
+
+
+# A sweep
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SFT and DPO at three rates, the conventional ones among them, analysed with rates chosen on ten problems."""
+    outputs = tmp_path_factory.mktemp("tuned")
+    line = ["-m", "method=sft,dpo", "lr=grid", "lr.factor=0.1,1.0,3.0", "benchmark=[own,validation]", "sweep=tuned"]
+    sizes = ["data.eval_size=12", "benchmark.validation.eval_size=10", "optim.snapshot_steps=4", "logger=none"]
+    script(*command(outputs, *line, *sizes))
+    script("analyze.py", "experiment=tuned", f"output_dir={outputs}", "pairs=none", "logger=none", "num_directions=2")
+    return outputs
+
+
+def test_a_sweep(tuned: Path) -> None:
+    folder = tuned / "tuned" / "analysis"
+    rates = pd.read_csv(folder / "tuning.csv")
+    assert rates.groupby(["rule", "loss"]).size().to_dict() == {
+        (rule, loss): 3 for rule in (STEPS, NORM) for loss in ("sft", "dpo")
+    }
+    assert set(rates["select_on"]) == {"validation"}
+    assert set(rates["benchmark"]) == {"arithmetic"}
+    runs = pd.read_csv(folder / "runs.csv")
+    at_ends = rates[rates["rule"] == STEPS]
+    for row in at_ends.itertuples():
+        scores = runs[runs["arm"] == row.arm].set_index("benchmark")["accuracy"]
+        assert (row.validation, row.accuracy) == (scores["validation"], scores["arithmetic"])
+        assert (row.validation_n, row.n, row.runs, row.diverged) == (10, 12, 1, 0)
+    for _, of in at_ends.groupby("loss"):
+        best = of[of["validation"] == of["validation"].max()]
+        assert of.loc[of["chosen"], "learning_rate"].tolist() == [best["learning_rate"].min()]
+    # At one norm: each run where it first reaches it; those that never do are no candidates.
+    at_norm = rates[rates["rule"] == NORM]
+    assert at_norm["norm"].nunique() == 1
+    norm = at_norm["norm"].iloc[0]
+    largest = pd.read_csv(folder / "trajectories.csv").groupby("run")["norm"].max()
+    arm_of = runs.drop_duplicates("run").set_index("run")["arm"]
+    by_loss = {loss: sorted(v for run, v in largest.items() if run.startswith(loss)) for loss in ("sft", "dpo")}
+    assert norm == pytest.approx(min(values[1] for values in by_loss.values()))  # two of three rates
+    reached = {arm_of[run] for run, value in largest.items() if value >= norm}
+    assert set(at_norm.loc[at_norm["validation"].notna(), "arm"]) == reached
+    assert at_norm.groupby("loss")["chosen"].sum().eq(1).all()
+    points = list((tuned / "tuned").glob("*/snapshots/norm-*/eval/validation.parquet"))
+    assert len(points) + sum(math.isclose(value, norm) for value in largest) >= len(reached) > 1
+
+
+def test_the_comparison_beside_the_conventional_and_the_matched_one(tuned: Path) -> None:
+    folder = tuned / "tuned" / "analysis"
+    pairs, arms = pd.read_csv(folder / "tuning_pairs.csv"), pd.read_csv(folder / "arm_pairs.csv")
+    assert pairs.groupby("rates").size().to_dict() == {TUNED: 3, TUNED_NORM: 3, CONVENTIONAL: 3, MATCHED: 3}
+    between = pairs[pairs["loss_b"] != "base"].set_index("rates")
+    assert between.loc[CONVENTIONAL, ["learning_rate_a", "learning_rate_b"]].tolist() == [1e-4, 1e-3]
+    assert between.loc[MATCHED, ["learning_rate_a", "learning_rate_b"]].tolist() == [1e-3, 1e-3]
+    for rates in (TUNED, CONVENTIONAL, MATCHED):
+        row = between.loc[rates]
+        same = arms[(arms["arm_a"] == row["arm_a"]) & (arms["arm_b"] == row["arm_b"])]
+        both = same if len(same) else arms[(arms["arm_a"] == row["arm_b"]) & (arms["arm_b"] == row["arm_a"])]
+        assert row["cosine"] == pytest.approx(both["cosine"].item())
+    chosen = pd.read_csv(folder / "tuning.csv").query("chosen").set_index(["rule", "loss"])
+    for rule, rates in ((STEPS, TUNED), (NORM, TUNED_NORM)):
+        row, accuracy = between.loc[rates], chosen.loc[rule, "accuracy"]
+        assert row["accuracy_diff"] == pytest.approx(accuracy[row["loss_a"]] - accuracy[row["loss_b"]])
+        # Holm's correction is of the three comparisons of the set, not of all arms of the sweep.
+        of_set = pairs[pairs["rates"] == rates]
+        assert (of_set["p_holm"] <= 3 * of_set["p"] + 1e-12).all()
+
+
+def test_the_page(tuned: Path) -> None:
+    page = write_report(tuned / "tuned" / "analysis").read_text(encoding="utf-8")
+    assert 'id="tuning"' in page
+    assert "Every loss at its own best rate" in page
+    assert "tuning.csv" in page
+
+
+def test_a_wrong_benchmark_is_refused_in_one_line(tuned: Path) -> None:
+    line = ["analyze.py", "sweep=tuned", f"output_dir={tuned}", "pairs=none", "logger=none"]
+    wrong = script(*line, "select_on=arithmetic", check=2)
+    assert wrong.stderr.splitlines()[-1].startswith("analyze.py: select_on=arithmetic: accuracies are reported on it;")
+    assert "geometry" not in wrong.stderr  # before anything is measured
+
+
+def test_without_select_on_no_rate_is_chosen(tuned: Path) -> None:
+    script("analyze.py", "sweep=tuned", f"output_dir={tuned}", "pairs=none", "logger=none", "num_directions=2")
+    assert pd.read_csv(tuned / "tuned" / "analysis" / "tuning.csv").empty
+
+
+def test_arms_are_not_shared(tuned: Path) -> None:
+    runs = pd.read_csv(tuned / "tuned" / "analysis" / "runs.csv").query("method != 'base'").drop_duplicates("run")
+    assert runs.groupby("arm")["learning_rate"].nunique().eq(1).all()
+    assert runs["arm"].nunique() == 6
