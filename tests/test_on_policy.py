@@ -349,6 +349,20 @@ def test_a_step_follows_from_its_number_and_the_policy(
         assert len({tuple(ids) for ids in first[:4]}) > 1
 
 
+def test_dropout_is_off_while_sampling(make_plan: Any, base: LoadedModel, make_source: Any, tmp_path: Path) -> None:
+    """At B = 0 dropout changes no logit, but would draw from the generator of the samples."""
+    method = OnlineGrpo(name="online_grpo", samples_per_prompt=4)
+    source, plan = make_source(method), make_plan(method, batch_size=4)
+    found = []
+    for dropout in (0.0, 0.1):
+        changed = dataclasses.replace(plan, lora=dataclasses.replace(plan.lora, dropout=dropout))
+        with trainer_of(changed, base, source, tmp_path) as trainer:
+            trainer._prepare_inputs(inputs_of(source, [1]))
+            assert trainer.model.training
+            found.append([sample["ids"] for sample in trainer.samples])
+    assert found[0] == found[1]
+
+
 # The options
 
 
