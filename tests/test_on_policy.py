@@ -35,6 +35,7 @@ from losslens.training.on_policy import fill, groups_of, is_mixed
 from losslens.training.run import make_trainer, train_run
 from losslens.training.source import OnPolicySource
 from tests.conftest import ROOT, TINY, base_source, command, script
+from tests.test_data_parallel import ended, steps
 from tests.test_trainers import logged
 
 MAX_TOKENS = 60
@@ -348,6 +349,20 @@ def test_a_step_follows_from_its_number_and_the_policy(
         assert len({tuple(ids) for ids in first[:4]}) > 1
 
 
+def test_dropout_is_off_while_sampling(make_plan: Any, base: LoadedModel, make_source: Any, tmp_path: Path) -> None:
+    """At B = 0 dropout changes no logit, but would draw from the generator of the samples."""
+    method = OnlineGrpo(name="online_grpo", samples_per_prompt=4)
+    source, plan = make_source(method), make_plan(method, batch_size=4)
+    found = []
+    for dropout in (0.0, 0.1):
+        changed = dataclasses.replace(plan, lora=dataclasses.replace(plan.lora, dropout=dropout))
+        with trainer_of(changed, base, source, tmp_path) as trainer:
+            trainer._prepare_inputs(inputs_of(source, [1]))
+            assert trainer.model.training
+            found.append([sample["ids"] for sample in trainer.samples])
+    assert found[0] == found[1]
+
+
 # The options
 
 
@@ -412,7 +427,7 @@ def test_a_sweep_with_frozen_and_own_rows_says_whose_they_are(tmp_path: Path) ->
           zip(pairs["arm_a"], pairs["arm_b"], pairs["pairing"], strict=True)}  # fmt: skip
     assert by[frozenset(("sft", "rft"))] == "same seeds"
     assert by[frozenset(("sft", "online_grpo"))] == by[frozenset(("rft", "online_grpo"))] == "same init"
-    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    page = (folder / "report.html").read_text(encoding="utf-8")
     assert "Online GRPO trained on rows of its own" in page
     assert "but for Online GRPO, which sampled its own," in page
     manifest = json.loads(next(tmp_path.glob("main/online_grpo-*/manifest.json")).read_text())
@@ -461,3 +476,40 @@ def test_a_release_of_trl_without_the_trainers_is_told(
     method = METHODS["opd"]
     with pytest.raises(InputError, match=r"on-policy methods need trl>=1\.16"), preserved(base.model):
         make_trainer(make_plan(method), base, make_source(method), tmp_path, [])
+
+
+# Runs train.py; the main process is killed when its third step begins, after the checkpoint of the second.
+KILLED = """
+import os, runpy, signal, sys
+from losslens.training.on_policy import OnlineGrpoTrainer
+original = OnlineGrpoTrainer.compute_loss
+def compute_loss(self, *args, **kwargs):
+    if os.environ["RANK"] == "0" and self.state.global_step == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args, **kwargs)
+OnlineGrpoTrainer.compute_loss = compute_loss
+sys.argv[0] = "train.py"
+runpy.run_path("train.py", run_name="__main__")
+"""
+
+
+def test_two_processes_killed_and_started_again_end_in_the_same_bytes(tmp_path: Path) -> None:
+    """Each samples whole groups of its own; of a process's share of 8, groups of 16 are refused."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    common = ("optim.batch_size=16", "method.recipe=dapo", "data.eval_size=0")
+    (tmp_path / "killed.py").write_text(KILLED)
+    with steps(*online(whole, *common)) as processes:
+        for process in processes:
+            ended(process, 0)
+    with steps(str(tmp_path / "killed.py"), *online(killed, *common)[1:]) as processes:
+        assert processes[0].wait(timeout=240) == -signal.SIGKILL
+    with steps(*online(killed, *common)) as processes:
+        for process in processes:
+            ended(process, 0)
+    [run], [other] = (runs_of(folder, "main") for folder in (killed, whole))
+    assert run.manifest["training"]["resumed_from"] == 2
+    assert run.manifest["identity"]["processes"] == 2
+    assert run.name == other.name
+    assert adapter_fingerprint(run.adapter) == adapter_fingerprint(other.adapter)
+    with steps(*online(tmp_path / "refused", *common, "method.samples_per_prompt=16")) as processes:
+        assert "method.samples_per_prompt=16 does not divide 8" in ended(processes[0], 2)[1]

@@ -41,7 +41,10 @@ class OpenSampler(_Trainer):
         self._own: dict[str, list[float]] = {}
         self.end_ids, self.sampling_seed = list(end_ids), seed
         self.eos_token_ids = self.end_ids
-        if not self.use_vllm:
+        if self.use_vllm:
+            # vLLM knows the model's end tokens, but not those of the chat template.
+            self.vllm_generation.generation_kwargs["stop_token_ids"] = self.end_ids
+        else:
             self.generation_kwargs["eos_token_id"] = self.end_ids
             self.generation_config = GenerationConfig(**self.generation_kwargs, disable_compile=True)
 
