@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 # A file is one process's work: the long ones come first, so that none of them is left to run alone at the end.
 _FIRST = (
     "slurm", "controls", "experiments", "analysis", "sweep", "trainers", "data_parallel", "on_policy", "server",
-    "architectures", "report_browser", "from_elsewhere", "first_hour", "models", "slurm_submission", "file_data", "wandb",
-    "source", "cli", "rollouts", "replacing", "generation", "memory", "sweep_shared", "migration", "installed", "wandb_dashboard",
+    "architectures", "report_browser", "from_elsewhere", "first_hour", "models", "slurm_submission", "file_data",
+    "wandb", "source", "cli", "rollouts", "replacing", "generation", "memory", "sweep_shared", "migration",
+    "installed", "wandb_dashboard",
 )  # fmt: skip
 
 
