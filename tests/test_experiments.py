@@ -148,9 +148,11 @@ def compose_method(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["smollm2", "paper"])
 def test_an_experiment_runs(name: str, tmp_path: Path) -> None:
     embedded = [*EMBEDDED, "benchmark=[]", "rollouts.engine=transformers", "optim.snapshot_steps=null"]
+    embedded += ["optim.batch_size=8"]  # the samples of one prompt
     script("train.py", f"experiment={name}", f"output_dir={tmp_path}", *FEW, *embedded)
     runs = [json.loads(file.read_text()) for file in tmp_path.glob(f"{name}/*/manifest.json")]
-    assert sorted(run["method"] for run in runs) == ["base", "dft", "dpo", "grpo", "rft", "rift", "sft"]
+    on_policy = ["online_grpo", "online_grpo"] * (name == "paper")  # as itself and as DAPO
+    assert sorted(run["method"] for run in runs) == ["base", "dft", "dpo", "grpo", *on_policy, "rft", "rift", "sft"]
 
 
 def test_a_method_of_an_experiment_alone(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from benchmarks.made_analysis import make_analysis
+from losslens.losses import builtin_losses
 from losslens.measures import weight_measures
 from losslens.report.page import write_report
 
@@ -495,6 +496,15 @@ def test_no_label_lies_on_another(browser: webdriver.Chrome, many: Path, width: 
             highest = """return Math.max(...[...document.querySelectorAll("figure:not(:has(.matrix))")]
                 .map(each => each.offsetHeight))"""
             assert browser.execute_script(highest) < PAGE_HIGH
+
+
+def test_the_whole_matrix_of_twenty_losses_is_on_the_screen(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    make_analysis(tmp_path, list(builtin_losses()), layers=1, projections=["q"], top=3, rank=4, steps=2)
+    browser.get(write_report(tmp_path).as_uri())
+    with screen(browser, 1280):
+        sizes = "const box = document.querySelector('.matrix'); return [box.scrollWidth, box.clientWidth]"
+        needed, given = browser.execute_script(sizes)
+        assert needed <= given
 
 
 def test_pages_are_full(report: Report) -> None:
