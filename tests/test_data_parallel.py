@@ -34,11 +34,12 @@ from losslens.training.source import data_order
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
-# SFT first: the others are compared with it. The rollouts do not have the sampler's log-probabilities.
+# SFT first: the others are compared with it. RFT and GRPO are those that a process is killed in; then a loss of each unit,
+# divisor and kind of input. The rollouts do not have the sampler's log-probabilities.
+_LOSSES = [builtin_losses()[name](name=name) for name in builtin_presentations() if name in builtin_losses()]
+_KINDS = {(loss.unit, loss.divisor, loss.needs): loss.name for loss in reversed(_LOSSES)}
 METHODS = [
-    name
-    for name in builtin_presentations()
-    if name in builtin_losses() and "sampler" not in builtin_losses()[name](name=name).needs
+    *dict.fromkeys(["sft", "rft", "grpo", *(name for needs, name in _KINDS.items() if "sampler" not in needs[2])])
 ]
 SMALL = (
     "data.eval_size=0", "logger=none", "optim.max_steps=6", "optim.batch_size=8", "optim.save_steps=2",
