@@ -34,8 +34,8 @@ from losslens.training.source import data_order
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT
 
-# SFT first: the others are compared with it. RFT and GRPO are those that a process is killed in; then a loss of each unit,
-# divisor and kind of input. The rollouts do not have the sampler's log-probabilities.
+# SFT first: the others are compared with it. RFT and GRPO are those that a process is killed in; then a loss of each
+# unit, divisor and kind of input. The rollouts do not have the sampler's log-probabilities.
 _LOSSES = [builtin_losses()[name](name=name) for name in builtin_presentations() if name in builtin_losses()]
 _KINDS = {(loss.unit, loss.divisor, loss.needs): loss.name for loss in reversed(_LOSSES)}
 METHODS = [
