@@ -145,13 +145,13 @@ def compose_method(name: str) -> dict[str, Any]:
     return OmegaConf.to_container(composed(f"method={name}").method)  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", ["smollm2", "paper"])
-def test_an_experiment_runs(name: str, tmp_path: Path) -> None:
+def test_the_papers_experiment_runs(tmp_path: Path) -> None:
+    """Its eight arms, on the embedded model."""
     embedded = [*EMBEDDED, "benchmark=[]", "rollouts.engine=transformers", "optim.snapshot_steps=null"]
     embedded += ["optim.batch_size=8"]  # the samples of one prompt
-    script("train.py", f"experiment={name}", f"output_dir={tmp_path}", *FEW, *embedded)
-    runs = [json.loads(file.read_text()) for file in tmp_path.glob(f"{name}/*/manifest.json")]
-    on_policy = ["online_grpo", "online_grpo"] * (name == "paper")  # as itself and as DAPO
+    script("train.py", "experiment=paper", f"output_dir={tmp_path}", *FEW, *embedded)
+    runs = [json.loads(file.read_text()) for file in tmp_path.glob("paper/*/manifest.json")]
+    on_policy = ["online_grpo", "online_grpo"]  # as itself and as DAPO
     assert sorted(run["method"] for run in runs) == ["base", "dft", "dpo", "grpo", *on_policy, "rft", "rift", "sft"]
 
 
@@ -184,7 +184,7 @@ def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
     assert table["prompt_text"].str.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM").all()
     assert 0 < table["reward"].mean() < 1
     script(
-        "analyze.py", "sweep=smollm2_cpu", f"output_dir={tmp_path}", "probe_set.problems=20", "connectivity.points=3",
+        "analyze.py", "sweep=smollm2_cpu", f"output_dir={tmp_path}", "probe_set.problems=10", "connectivity.points=2",
         "connectivity.midpoint_problems=0",
     )  # fmt: skip
     [pair] = pd.read_csv(tmp_path / "smollm2_cpu" / "analysis" / "pairs.csv").to_dict("records")
