@@ -122,7 +122,13 @@ def test_the_terminal_shows_the_main_ones(capsys: pytest.CaptureFixture[str], mo
     runs = pd.DataFrame([run | dict.fromkeys(RUN_COLUMNS[8:], 0.5)])
     pair = {"arm_a": "sft", "arm_b": "dpo", **dict.fromkeys(ARM_PAIR_COLUMNS[2:], 0.5)}
     pairs = pd.DataFrame([pair | {"pairing": "same init", "cosine_verdict": "related"}])
-    show(runs.assign(diverged=""), pairs.assign(accuracy_diff=np.nan), pd.DataFrame({"seeds": [1]}), pd.DataFrame(), {})
+    show(
+        runs.assign(diverged=""),
+        pairs.assign(accuracy_diff=np.nan),
+        pd.DataFrame({"seeds": [1], "samples": "frozen", "alias_of": "", "arm": "sft"}),
+        pd.DataFrame(),
+        {},
+    )
     shown = " ".join(re.sub(r"\x1b\[[0-9;]*m", " ", capsys.readouterr().out).split())
     for measure in (*run_measures("more"), *pair_measures("main")):
         assert f"{measure.heading} " in shown, measure.name

@@ -118,6 +118,10 @@ class PlotStyle:
         )
 
 
+# The first built-in losses, in the order in which they got their marks: further ones take none from them.
+_FIRST_MARKED = ("sft", "rft", "rift", "dft", "p_alpha", "grpo", "dpo", "simpo", "kto")
+
+
 class PlotStyles:
     """Assigns plot styles to losses; the first loss of a built-in method always gets the same one.
 
@@ -130,7 +134,7 @@ class PlotStyles:
     def __init__(self, losses: Iterable[tuple[str, str]] = ()) -> None:
         shown = list(losses)
         self._styles: dict[str, PlotStyle] = {}
-        self._places = {method: place for place, method in enumerate(METHODS)}
+        self._places = {method: place for place, method in enumerate(dict.fromkeys([*_FIRST_MARKED, *METHODS]))}
         self._losses: dict[str, int] = {}
         # The marks of the first losses of the methods shown, which no other loss gets.
         self._reserved = {_first_mark(self._places[method]) for _, method in shown if method in METHODS}
