@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-# Three test processes share two cores (`-n 3` in pyproject.toml), as one is usually waiting: for Slurm, a server, a
+# Four test processes share two cores (`-n 4` in pyproject.toml), as some are usually waiting: for Slurm, a server, a
 # browser. The models are too small for threads to help.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

@@ -496,7 +496,7 @@ def test_a_run_needs_them_or_is_told_so(tmp_path: Path) -> None:
         f"method=ratio: the rollouts in {folder} have no log-probabilities of the policy that sampled them (none were"
         " recorded when they were sampled); method.behaviour=base divides by the base's instead"
     )
-    assert train(tmp_path, *METHOD, "+method.behaviour=base").state == "completed"
+    assert train(tmp_path, *METHOD, "method.behaviour=base").state == "completed"
 
 
 def test_those_of_a_server_reach_the_rollouts(tmp_path: Path) -> None:
@@ -509,14 +509,17 @@ def test_those_of_a_server_reach_the_rollouts(tmp_path: Path) -> None:
         answers.setdefault(row.prompt, []).append({**answer, "logprobs": row.sampler_raw_logps.tolist()})
     (tmp_path / "answers.json").write_text(json.dumps(answers))
     served = ["rollouts.engine=openai", "rollouts.server.concurrency=1"]
+    whole = "rollouts.server.extra_body={top_k: -1, min_p: 0, repetition_penalty: 1}"
     with served_by("ids_server", tmp_path / "answers.json") as url:
         served.append(f"rollouts.server.base_url={url}")
-        for model, *more in (["a"], ["b", "rollouts.temperature=0.7"], ["c", "rollouts.server.logprobs=off"]):
+        for model, *more in (
+            ["a", whole], ["b", whole, "rollouts.temperature=0.7"], ["c", "rollouts.server.logprobs=off"], ["d"],
+        ):  # fmt: skip
             settings = config(tmp_path / model, *served, f"rollouts.server.model={model}", *more)
             found = frozen_rollouts(settings).table
             assert found["completion_ids"].tolist() == table["completion_ids"].tolist()
             for name in ("sampler_logps", "sampler_raw_logps"):
-                if model == "c" or (model == "b" and name == "sampler_logps"):
+                if model == "c" or (model in "bd" and name == "sampler_logps"):
                     assert {*found[name]} == {None}
                 else:
                     assert all(map(np.array_equal, found[name], table["sampler_raw_logps"]))
