@@ -99,6 +99,7 @@ def test_two_runs_of_one_process_are_separate(tmp_path: Path) -> None:
         assert exit_codes(found) == [0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "exit_code", "said", "preempting"),
     [

@@ -69,6 +69,7 @@ def test_the_environment_does_not_affect_the_identity(
     assert len({*seen, "abc"}) == 3
 
 
+@pytest.mark.slow
 def test_long_names_are_logged(tmp_path: Path) -> None:
     """What is longer than W&B takes is cut, and what differs only behind the cut stays two."""
     names = ["m" * 150 + end for end in "ab"]

@@ -420,6 +420,7 @@ def any_batch(seed: int, scale: float = 1.0) -> Batch:
     )
 
 
+@pytest.mark.slow
 @each_variant
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.01, 1.0, 30.0]))

@@ -416,6 +416,7 @@ def test_p_alpha_between_sft_and_dft() -> None:
     assert np.allclose(pull(PAlpha(name="p_alpha", alpha=1e-9), batch), pull(SFT, batch), atol=1e-6)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_bounds_are_where_training_ends() -> None:
     """Adam on free probabilities of `PAIR`, along the weights: bounded losses come to rest, the others never do.

@@ -260,6 +260,7 @@ def _written(folder: Path, rows: list[dict[str, Any]]) -> Path:
     return folder / "rows.jsonl"
 
 
+@pytest.mark.slow
 @fast
 @pytest.mark.parametrize("lines", [lambda folder: ["data=arithmetic"], _file, _multiple_choice, _hub])
 def test_validation_problems_follow_the_reported_ones(lines: Any, tmp_path: Path) -> None:
@@ -277,6 +278,7 @@ def test_validation_problems_follow_the_reported_ones(lines: Any, tmp_path: Path
     assert len({problem.id for problem in (*first, *further)}) == 32
 
 
+@pytest.mark.slow
 @fast
 def test_too_few_problems_are_told_in_one_line(tmp_path: Path) -> None:
     line = [*_multiple_choice(tmp_path), "benchmark=[own,validation]"]
@@ -307,6 +309,7 @@ def test_a_source_that_cannot_be_divided_is_refused() -> None:
         held_out_problems(config.benchmark["validation"])
 
 
+@pytest.mark.slow
 @fast
 def test_what_was_scored_and_trained_before_keeps_its_name() -> None:
     """The same digits as in docs/reference/identity.md, with or without further benchmarks."""
@@ -319,6 +322,7 @@ def test_what_was_scored_and_trained_before_keeps_its_name() -> None:
     assert Data.model_validate(recorded) == data  # a manifest of before
 
 
+@pytest.mark.slow
 @fast
 def test_every_rate_of_the_grid_is_a_run_of_its_own() -> None:
     names = [RunSpec.of(composed("lr=grid", f"lr.factor={factor}")).run.name for factor in (0.03, 0.1, 0.3, 1.0, 3.0)]
