@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import load_file
 
 from losslens.analysis.arms import Arm
 from losslens.analysis.loss_family import cluster_table, factor_table
@@ -19,7 +20,9 @@ from losslens.losses import Factors, builtin_losses
 from losslens.losses.presentation import manifest_entry
 from losslens.measures.clustering import permanova
 from losslens.report.sections import loss_family
+from losslens.runs.run import runs_of
 from losslens.tables.analysis_folder import AnalysisFolder
+from tests.conftest import command, script
 from tests.test_glance import run
 from tests.test_report import MANIFEST
 
@@ -137,6 +140,14 @@ class TestClusters:
         arms = [_Arm(method) for method in METHODS]
         assert cluster_table(arms, self.gates, pairs_of(list(METHODS), self.cosine, "same seeds")).empty
 
+    def test_a_loss_without_cosines_is_left_out(self) -> None:
+        """Its update is 0; the others are compared as if it were not there."""
+        names = [*METHODS, "topr"]
+        gates = pd.concat([self.gates, factors_of(topr="entropy")])
+        pairs = pairs_of(names, lambda a, b: math.nan if "topr" in (a, b) else self.cosine(a, b))
+        [row] = cluster_table([_Arm(name) for name in names], gates, pairs).to_dict("records")
+        assert (row["losses"], row["groups"]) == (6, "none: 3; probability: 3")
+
     def test_five_losses_are_too_few(self) -> None:
         arms = [_Arm(method) for method in METHODS[:5]]
         assert cluster_table(arms, self.gates[:5], pairs_of(list(METHODS[:5]), self.cosine)).empty
@@ -219,6 +230,49 @@ class TestPage:
 
     def test_without_factors_there_is_no_section(self, page: Any) -> None:
         assert page(runs=pd.DataFrame([run("sft"), run("dft")])) is None
+
+
+@pytest.fixture(scope="module")
+def parted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three losses with two data orders and a snapshot of every step; DFT and ASFT begin with the same one."""
+    folder = tmp_path_factory.mktemp("parted")
+    line = ["-m", "method=dft,asft,p_alpha", "seed=0,1", "lr=matched", "data.eval_size=0", "logger=none"]
+    line += ["optim.warmup_ratio=0.0", "optim.max_steps=4", "optim.log_steps=1", "optim.save_steps=4"]
+    script(*command(folder, *line, "optim.snapshot_steps=1"))
+    script("analyze.py", "sweep=main", f"output_dir={folder}", "pairs=none", "logger=none")
+    return folder
+
+
+@pytest.mark.slow
+def test_classes_of_real_runs_are_compared_at_each_snapshot(parted: Path) -> None:
+    """Against the dense updates; at the first step the two are one loss, and not with another data order."""
+    table = pd.read_csv(parted / "main" / "analysis" / "classes.csv")
+    assert table["first_step"].unique().tolist() == ["π"]  # p_alpha is DFT at α = 1 only
+    assert (set(table["arm"]), set(table["representative"])) == ({"asft-matched"}, {"dft-matched"})
+    assert table["step"].tolist() == [1, 2, 3, 4]
+    assert (table["seeds"] == 2).all()
+    assert (table["repeats"] == 1).all()
+    runs = {(run.manifest["method"], run.manifest["config"]["seed"]): run for run in runs_of(parted, "main")}
+
+    def update(method: str, seed: int, step: int) -> np.ndarray:
+        run = runs[method, seed]
+        weights = load_file((run.snapshots.get(step) or run).adapter / "adapter_model.safetensors")
+        layers = [name.removesuffix("lora_A.weight") for name in weights if name.endswith("lora_A.weight")]
+        products = [weights[f"{layer}lora_B.weight"] @ weights[f"{layer}lora_A.weight"] for layer in layers]
+        return np.concatenate([np.ravel(product) for product in products]).astype(np.float64)
+
+    def cosine(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+    for row in table.itertuples():
+        pairs = [(update("dft", seed, row.step), update("asft", seed, row.step)) for seed in (0, 1)]
+        assert row.cosine == pytest.approx(np.mean([cosine(*pair) for pair in pairs]), abs=1e-5)
+        own = cosine(update("dft", 0, row.step), update("dft", 1, row.step))
+        assert row.repeat == pytest.approx(own, abs=1e-5)
+    first, last = table.iloc[0], table.iloc[-1]
+    assert first["cosine"] > 0.999 > 0.9 > first["repeat"]
+    assert last["cosine"] < first["cosine"]
+    assert "First-step classes" in (parted / "main" / "analysis" / "report.html").read_text(encoding="utf-8")
 
 
 def test_permanova_is_what_the_table_holds() -> None:

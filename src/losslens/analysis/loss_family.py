@@ -23,6 +23,7 @@ from losslens.analysis.snapshots import trajectory_of
 from losslens.core.errors import InputError
 from losslens.evaluation.statistics import holm
 from losslens.losses import Factors, Loss, builtin_losses
+from losslens.losses.presentation import get_presentation
 from losslens.measures.clustering import permanova
 from losslens.measures.trajectory import trajectory
 from losslens.runs.run import recorded_adapter_fingerprint
@@ -86,11 +87,14 @@ def cluster_table(arms: Sequence[Arm], factors: pd.DataFrame, arm_pairs: pd.Data
     about = about.assign(learning_rate=[named[arm].learning_rate for arm in about.index])
     cross = arm_pairs[arm_pairs["pairing"].isin(CROSS_SEED)]
     cosines = {frozenset((row.arm_a, row.arm_b)): row.cosine for row in cross.itertuples()}
-    names = [
-        name
-        for name in about.index
-        if all(np.isfinite(cosines.get(frozenset((name, other)), np.nan)) for other in about.index if other != name)
-    ]
+    names = list(about.index)
+
+    def unknown(name: str) -> int:
+        return sum(not np.isfinite(cosines.get(frozenset((name, other)), np.nan)) for other in names if other != name)
+
+    # Without the losses that lack most: one whose update is 0 has no cosine to any other.
+    while names and unknown(worst := max(names, key=unknown)):
+        names.remove(worst)
     if len(names) < _FEWEST:
         return pd.DataFrame(columns=list(CLUSTER_COLUMNS))
     distances = np.sqrt([[max(1 - cosines[frozenset((a, b))], 0) if a != b else 0.0 for b in names] for a in names])
@@ -155,9 +159,11 @@ def class_table(
 
 
 def _classes(arms: Sequence[Arm], factors: pd.DataFrame) -> Iterator[tuple[str, list[Arm]]]:
-    """Yields each class with its arms, in the order of the tables."""
+    """Yields each class with its arms, in the order of plots."""
     first_steps = dict(zip(factors["arm"], factors["first_step"], strict=True))
     left = [arm for arm in arms if arm.members and first_steps.get(arm.name())]
+    places = {arm.method: get_presentation(arm.method).place for arm in left}
+    left.sort(key=lambda arm: np.inf if (place := places[arm.method]) is None else place)
     while left:
         first, name = left[0], first_steps[left[0].name()]
         alike = [

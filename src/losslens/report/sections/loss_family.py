@@ -49,9 +49,10 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "family",
         "The family of losses",
         text=[
-            "The gradient of every loss here is that of a weighted log-likelihood, −Σ w·log π. The weight w of a token "
-            "is a product of four factors: what the reward decides, how the tokens of one rollout are told apart, how "
-            "the weight changes as the rollout is learned, and how long rollouts count."
+            "The gradient of these losses is that of a weighted log-likelihood, −Σ w·log π; divergences from the base "
+            "come on top. The weight w of a token is a product of four factors: what the reward decides, how the "
+            "tokens of one rollout are told apart, how the weight changes as the rollout is learned, and how long "
+            "rollouts count."
         ],
         findings=_findings(clusters),
         key=legend_of(comparison, classes["arm"], lines=True) if len(classes) else None,
