@@ -7,6 +7,7 @@ import json
 import math
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from losslens.analysis.arms import Arm
-from losslens.analysis.loss_family import cluster_table, factor_table
+from losslens.analysis.loss_family import _classes, cluster_table, factor_table
 from losslens.losses import Factors, builtin_losses
 from losslens.losses.presentation import manifest_entry
 from losslens.measures.clustering import permanova
@@ -230,6 +231,21 @@ class TestPage:
 
     def test_without_factors_there_is_no_section(self, page: Any) -> None:
         assert page(runs=pd.DataFrame([run("sft"), run("dft")])) is None
+
+
+def test_the_representative_of_a_class_is_the_plainest_arm() -> None:
+    def arm(name: str, **options: Any) -> Any:
+        facts = SimpleNamespace(identity={"method": {"name": name, "version": 1, **options}})
+        return SimpleNamespace(
+            method=name, name=lambda: f"{name} {options}", members=[1], learning_rate=1e-3, facts=facts,
+            distance=lambda other: 0,
+        )  # fmt: skip
+
+    arms = [arm("nft"), arm("grpo", bias=0.0, ratio="clip"), arm("grpo", bias=0.0), arm("mine")]
+    factors = pd.DataFrame({"arm": [each.name() for each in arms], "first_step": "r − r̄"})
+    [(name, members)] = _classes(arms, factors)
+    assert name == "r − r̄"
+    assert members == [arms[2], arms[1], arms[0], arms[3]]
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -159,11 +160,12 @@ def class_table(
 
 
 def _classes(arms: Sequence[Arm], factors: pd.DataFrame) -> Iterator[tuple[str, list[Arm]]]:
-    """Yields each class with its arms, in the order of plots."""
+    """Yields each class with its arms, in the order of plots; of one method, that with the fewest options first."""
     first_steps = dict(zip(factors["arm"], factors["first_step"], strict=True))
     left = [arm for arm in arms if arm.members and first_steps.get(arm.name())]
     places = {arm.method: get_presentation(arm.method).place for arm in left}
-    left.sort(key=lambda arm: np.inf if (place := places[arm.method]) is None else place)
+    order = {method: math.inf if place is None else place for method, place in places.items()}
+    left.sort(key=lambda arm: (order[arm.method], len(arm.facts.identity["method"])))
     while left:
         first, name = left[0], first_steps[left[0].name()]
         alike = [
