@@ -81,11 +81,17 @@ def base_source(**changes: Any) -> ModelSource:
 
 
 @pytest.fixture(scope="session")
-def base() -> LoadedModel:
+def base() -> Iterator[LoadedModel]:
+    """The student. All tests of a process share it, and it stays as it was loaded: `copy.deepcopy` what is to change."""
     import torch
 
     torch.manual_seed(0)
-    return load_model(base_source())
+    loaded = load_model(base_source())
+    before = {name: value.clone() for name, value in loaded.model.state_dict().items()}
+    yield loaded
+    after = loaded.model.state_dict()
+    changed = [n for n, v in before.items() if n not in after or v.dtype != after[n].dtype or not v.equal(after[n])]
+    assert not changed, f"a test changed the base that all share: {changed[:3]}"
 
 
 @pytest.fixture(scope="session")

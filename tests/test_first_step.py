@@ -5,6 +5,7 @@ All in float64, where a gradient near 0 keeps its sign.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from functools import cache
@@ -38,9 +39,9 @@ from losslens.losses.sft import Sft
 from losslens.losses.simpo import SimPo
 from losslens.losses.topr import Topr
 from losslens.models.adapters import initial_adapter
-from losslens.models.loading import LoadedModel, load_model
+from losslens.models.loading import LoadedModel
 from losslens.training.run import TrainingPlan
-from tests.conftest import LORA, base_source
+from tests.conftest import LORA
 from tests.test_trainers import first_step, trainer_of, weights_of
 
 
@@ -94,9 +95,8 @@ def test_the_classes_are_those_that_the_losses_declare() -> None:
 
 
 @pytest.fixture(scope="module")
-def base64() -> LoadedModel:
-    loaded = load_model(base_source())
-    return LoadedModel(loaded.model.double(), loaded.tokenizer)
+def base64(base: LoadedModel) -> LoadedModel:
+    return LoadedModel(copy.deepcopy(base.model).double(), base.tokenizer)
 
 
 @pytest.fixture(scope="module")
