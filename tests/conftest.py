@@ -82,7 +82,7 @@ def base_source(**changes: Any) -> ModelSource:
 
 @pytest.fixture(scope="session")
 def base() -> Iterator[LoadedModel]:
-    """The student. All tests of a process share it, and it stays as it was loaded: `copy.deepcopy` what is to change."""
+    """The student, which all tests of a process share: it stays as it was loaded. `copy.deepcopy` what is to change."""
     import torch
 
     torch.manual_seed(0)

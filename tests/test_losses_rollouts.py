@@ -37,7 +37,7 @@ from losslens.losses.redi import Redi
 from losslens.losses.rft import Rft
 from losslens.losses.sft import Sft
 from losslens.losses.topr import Topr
-from losslens.pipeline.train_job import _note_unbounded
+from losslens.pipeline.prepare import _note_unbounded
 from tests.test_losses import PAIR, any_batch, batch_of, pull, total, variants
 
 pytestmark = pytest.mark.fast

@@ -1,47 +1,30 @@
-"""One job of `train.py`: rollouts, training and evaluation of one run, skipping steps that are done."""
+"""One job of `train.py`: rollouts, training and evaluation of one run; steps that are done are skipped."""
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from losslens.config.training import TrainConfig
-from losslens.core import distributed, provenance
+from losslens.core import distributed
 from losslens.core.errors import DivergedError, InputError, ProcessError, ServerError, first_line
 from losslens.core.files import write_json, write_text
-from losslens.core.notices import print_once
 from losslens.core.preemption import Preempted
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.score import require_problems, score_base, score_run
 from losslens.evaluation.statistics import wilson_interval
-from losslens.losses.on_policy import OnPolicy
-from losslens.losses.presentation import manifest_entry
-from losslens.models.adapters import adapter_fingerprint, adapter_hashes, changes_weights, initial_adapter
-from losslens.models.loading import load_model, source_of
+from losslens.models.adapters import adapter_fingerprint, adapter_hashes, changes_weights
 from losslens.pipeline.preflight import require_fit
-from losslens.rollouts.frozen import FrozenRollouts, count_rollouts, load_rollouts
-from losslens.rollouts.quality import require_usable, rollout_quality
-from losslens.rollouts.sample import frozen_rollouts, problem_source, require_suitable_teacher, training_problems
-from losslens.runs.integrity import run_fingerprint
-from losslens.runs.reference_adapters import describe_references, resolve_references
+from losslens.pipeline.prepare import Prepared, prepare, prepare_to_join
+from losslens.rollouts.sample import require_suitable_teacher
 from losslens.runs.run import LockedError, Run, State, require_one_base
 from losslens.runs.spec import RunSpec
 from losslens.tracking import artifacts
 from losslens.tracking.session import RunInfo, Session, catch_up, session
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from losslens.losses import Loss
-    from losslens.models.loading import LoadedModel
-    from losslens.training.run import TrainingPlan
-    from losslens.training.source import FrozenSource, OnPolicySource
 
 
 @dataclass(frozen=True)
@@ -139,7 +122,7 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
     # W&B comes last, since the status in the folder must not wait for it.
     with ExitStack() as stack:
         try:
-            prepared = None if run.is_trained() else _prepare(spec, run)
+            prepared = None if run.is_trained() else prepare(spec, run)
             wandb_session = Session() if done_before else stack.enter_context(_session(config, run))
             wandb_session.run_safely(catch_up, run.folder / "metrics.jsonl")
             if prepared is not None:
@@ -209,122 +192,6 @@ def _accuracies(files: dict[str, Path]) -> dict[str, float]:
     return metrics
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """Inputs of the training of a run.
-
-    Attributes:
-        rollouts: Folder of the frozen rollouts; None for an on-policy method.
-    """
-
-    plan: TrainingPlan
-    base: LoadedModel
-    source: FrozenSource | OnPolicySource
-    rollouts: Path | None
-    references: dict[str, Path]
-    steps: int
-
-
-def _prepare(spec: RunSpec, run: Run) -> _Prepared:
-    """Creates the rollouts and the initial adapter if they are missing, and writes the run's manifest."""
-    config = spec.config
-    started = datetime.now(UTC)
-    run.set_state("running")
-    base, source, rollouts, facts = _own_samples(spec) if spec.method.own_samples else _frozen(spec)
-    steps = config.optim.steps(source.epoch_length)
-    run.set_state("running", step=0, max_steps=steps)
-    initial = initial_adapter(config.output_dir, spec.base, base.model, spec.lora, config.init_seed)
-    precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
-    plan = _plan(spec, initial)
-    before = run.manifest if (run.folder / "manifest.json").exists() else {}
-    before = before if isinstance(before, dict) else {}
-    if before and before.get("precision") != precision:
-        # A run must not be resumed in another precision.
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-    manifest: dict[str, Any] = {
-        "run": run.name,
-        "method": spec.method.name,
-        "options": spec.method.options,
-        "loss": manifest_entry(spec.method),
-        "conventional_lr_scale": spec.method.conventional_lr_scale,
-        "learning_rate": plan.learning_rate,
-        "config": config.model_dump(mode="json"),
-        "identity": spec.identity,
-        **facts,
-        "base": spec.base,
-        "initial_adapter": {"folder": initial.name, "sha256": adapter_fingerprint(initial)},
-        "precision": precision,
-        **provenance.describe_environment(),
-        "started": started.isoformat(timespec="seconds"),
-        "outcomes": before.get("outcomes") or {},
-    }
-    plan = replace(plan, identity=run_fingerprint(manifest))
-    references = resolve_references(config.weight_tracking.references, run, initial, manifest)
-    write_json(run.folder / "manifest.json", {**manifest, "references": describe_references(references)})
-    return _Prepared(plan, base, source, rollouts, references, steps)
-
-
-def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, Any]]:
-    """Base, source and folder of the frozen rollouts, and what the manifest says of them; creates them if missing."""
-    config = spec.config
-    rollouts = frozen_rollouts(config)
-    _print_quality(rollouts)
-    _note_other_benchmark(config, rollouts)
-    _note_unbounded(spec.loss)
-    from losslens.models.limits import limits_of
-    from losslens.models.tokens import decode
-    from losslens.training.batches import filter_rollouts, tokenise
-
-    base = load_model(source_of(config.model))
-    tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
-    usable = filter_rollouts(tokenised, config.train_on)
-    processed = tokenised if "reference" in spec.loss.needs else usable  # the base scores all rollouts
-    ids = processed["prompt_ids"].tolist(), processed["completion_ids"].tolist()
-    file = str(rollouts.folder / "rollouts.parquet")
-    limits_of(source_of(config.model)).require_sequences(file, *ids, rows=processed.index.tolist())
-    source = _source(spec, base, tokenised)
-    source.require_sampler(rollouts)
-    require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
-    facts = {
-        "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **count_rollouts(rollouts.table)},
-        "trained_on": count_rollouts(usable),
-        "prompt_example": decode(base.tokenizer, tokenised["prompt_ids"].iloc[0]),
-    }
-    return base, source, rollouts.folder, facts
-
-
-def _own_samples(spec: RunSpec) -> tuple[LoadedModel, OnPolicySource, None, dict[str, Any]]:
-    """Base and source of an on-policy method, and what the manifest says of its samples: there are no rollouts yet."""
-    from losslens.models.tokens import decode, encode_prompt
-    from losslens.training.source import OnPolicySource
-
-    config, method = spec.config, spec.method
-    assert isinstance(method, OnPolicy)
-    _, problems = training_problems(config, method.name)
-    # The teacher first, since only the last model stays cached.
-    teacher = load_model(spec.teacher) if method.needs_teacher else None
-    base = load_model(source_of(config.model))
-    source = OnPolicySource(
-        method=method,
-        problems=problems.problems("train", config.data.train_size, config.data.seed),
-        verifier=problems.verifier,
-        verify_seconds=config.data.verify_seconds,
-        max_tokens=spec.max_tokens,
-        teacher=teacher,
-    )
-    facts = {
-        "rollouts": None,
-        "trained_on": {"own_samples": True, "prompts": len(source.problems)},
-        "prompt_example": decode(base.tokenizer, encode_prompt(base.tokenizer, source.problems[0].prompt)),
-    }
-    return base, source, None, facts
-
-
-def _print_quality(rollouts: FrozenRollouts) -> None:
-    lines = [f"  {name}: {value}" for name, value in rollout_quality(rollouts).items()]
-    print_once("\n".join([str(rollouts.folder), *lines]))
-
-
 class _Pace:
     """Mean duration of a step, from the first logged step on: before it there is one-time work."""
 
@@ -340,29 +207,7 @@ class _Pace:
         return {"seconds_per_step": round((now - self._first[1]) / (step - self._first[0]), 6)}
 
 
-def _note_other_benchmark(config: TrainConfig, rollouts: FrozenRollouts) -> None:
-    """Prints a note if rollouts from `rollouts.path` are of another problem source than the default benchmark."""
-    identity = rollouts.manifest.get("identity")
-    source = identity.get("source") if isinstance(identity, dict) else None
-    if config.rollouts.path is None or config.benchmark or config.data.eval_size == 0 or not isinstance(source, dict):
-        return
-    if source != problem_source(config.data).identity("train"):
-        print_once(
-            f"rollouts.path={config.rollouts.path}: these rollouts answer problems of another source than "
-            f"data={config.data.name}, on whose held-out problems the runs are scored; choose another benchmark with "
-            "benchmark=…, or none with data.eval_size=0"
-        )
-
-
-def _note_unbounded(loss: Loss) -> None:
-    if not loss.bounded:
-        print_once(
-            f"method={loss.name}: unbounded below with these options: training can lower rollouts without end; watch "
-            "train/logps/correct and train/logps/incorrect"
-        )
-
-
-def _train(config: TrainConfig, run: Run, prepared: _Prepared, wandb_session: Session) -> None:
+def _train(config: TrainConfig, run: Run, prepared: Prepared, wandb_session: Session) -> None:
     from losslens.training.run import train_run
 
     pace = _Pace()
@@ -383,28 +228,6 @@ def _train(config: TrainConfig, run: Run, prepared: _Prepared, wandb_session: Se
     )
 
 
-def _source(spec: RunSpec, base: LoadedModel, tokenised: pd.DataFrame) -> FrozenSource:
-    from losslens.training.reference import ReferenceCache
-    from losslens.training.source import FrozenSource
-
-    about = {"base": spec.base, "dtype": str(base.model.dtype), "device": base.model.device.type}
-    reference, config = ReferenceCache(spec.config.output_dir / "references", about), spec.config
-    return FrozenSource(tokenised, spec.loss, config.optim, config.seed, config.train_on, reference)
-
-
-def _plan(spec: RunSpec, initial: Path) -> TrainingPlan:
-    from losslens.training.run import TrainingPlan
-
-    return TrainingPlan(
-        method=spec.method,
-        learning_rate=spec.learning_rate,
-        lora=spec.lora,
-        initial_adapter=initial,
-        optim=spec.config.optim,
-        seed=spec.config.seed,
-    )
-
-
 def _join_training(config: TrainConfig) -> Outcome:
     """Trains, in a process that is not the main one, what the main process has prepared."""
     name, folder = str(config.method.get("name")), None
@@ -415,20 +238,11 @@ def _join_training(config: TrainConfig) -> Outcome:
         folder = Path(folders["run"])
         name = folder.name
         with distributed.lockstep():
-            from losslens.training.batches import tokenise
             from losslens.training.run import train_run
 
-            spec = RunSpec.of(config)
-            source: FrozenSource | OnPolicySource
-            if spec.method.own_samples:
-                base, source, _, _ = _own_samples(spec)
-            else:
-                base = load_model(source_of(config.model))
-                rollouts = load_rollouts(Path(folders["rollouts"]))
-                tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
-                source = _source(spec, base, tokenised)
-            plan = _plan(spec, Path(folders["initial"]))
-            train_run(plan, base, source, folder, lambda step, values: None)
+            rollouts = Path(folders["rollouts"]) if "rollouts" in folders else None
+            prepared = prepare_to_join(RunSpec.of(config), rollouts, Path(folders["initial"]))
+            train_run(*prepared, folder, lambda step, values: None)
     except DivergedError:
         return Outcome(name, "diverged")
     except ProcessError as error:
