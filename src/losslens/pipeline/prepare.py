@@ -1,4 +1,4 @@
-"""What a run is trained on, made or found: base, source of rows, initial adapter, and the run's manifest."""
+"""Preparation of a run: its base, the source of its rows, its initial adapter and its manifest."""
 
 from __future__ import annotations
 
