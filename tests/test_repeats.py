@@ -62,6 +62,12 @@ class TestPairing:
         assert pairing((0, 0), (1, 1), same_init=False) == "other"
         assert pairing(None, (1, 1), same_init=None) == ""
 
+    def test_runs_on_samples_of_their_own(self) -> None:
+        """With one seed two of them share prompts and random numbers; one of them and a frozen one share nothing."""
+        assert pairing((0, 0), (0, 0), same_init=True, own=(True, True)) == "same seeds"
+        assert pairing((0, 0), (0, 0), same_init=True, own=(True, False)) == "same init"
+        assert pairing((0, 0), (1, 0), same_init=True, own=(True, True)) == "same init"
+
     def test_runs_of_one_seed_do_not_count(self) -> None:
         """x0–y0 and x1–y1 met the same batches: (.3 + .5)/2 = .4 is the cosine, of two pairs, from .3 to .5."""
         found = table(TWO, {("x0", "y0"): 0.9, ("x1", "y1"): 0.9, ("x0", "y1"): 0.3, ("x1", "y0"): 0.5})

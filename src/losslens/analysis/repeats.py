@@ -50,21 +50,25 @@ COLUMNS = (
 
 
 def pairing(
-    seeds: tuple[int, int] | None, others: tuple[int, int] | None, same_init: bool | None, own_samples: bool = False
+    seeds: tuple[int, int] | None,
+    others: tuple[int, int] | None,
+    same_init: bool | None,
+    own: tuple[bool, bool] = (False, False),
 ) -> str:
     """Returns what two runs share: `same seeds`, `same init`, `same order` or `other`; empty if unknown.
 
-    With one seed two runs share their batches, unless one of them samples its own.
+    With one seed two runs share their batches, unless one of them samples its own. Two that do share their prompts and
+    the random numbers of their samples.
 
     Args:
         seeds: `seed` and `init_seed` of the first run.
         others: `seed` and `init_seed` of the second run.
         same_init: True if both started from the same A.
-        own_samples: True if one of them trained on samples of its own policy.
+        own: Whether each of them trained on samples of its own policy.
     """
     if seeds is None or others is None or same_init is None:
         return ""
-    if seeds[0] == others[0] and not own_samples:
+    if seeds[0] == others[0] and own[0] == own[1]:
         return SAME_SEEDS if same_init else SAME_ORDER
     return SAME_INIT if same_init else OTHER
 

@@ -139,8 +139,7 @@ def measured_pair_table(
         arm_a=rows["run_a"].map(arms),
         arm_b=rows["run_b"].map(arms),
         pairing=[
-            pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b)), not own.isdisjoint((a, b)))
-            for a, b in pairs
+            pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b)), (a in own, b in own)) for a, b in pairs
         ],
         **columns,
     )
