@@ -452,7 +452,51 @@ def test_bounded_losses_are_bounded(loss: Loss) -> None:
     """Far out on both sides, where an unbounded one falls without end."""
     for seed, scale in product(range(20), (1.0, 1e2, 1e4)):
         batch = dataclasses.replace(any_batch(seed, scale), reference=any_batch(seed).reference)
-        assert not total(loss, batch).item() < -400  # or not a number, where DiscoPOP's e^−u overflows
+        value = total(loss, batch).item()
+        assert math.isfinite(value)
+        assert value >= -400
+
+
+def far(rows: list[list[float]], reference: float, **fields: Any) -> Batch:
+    """Rollouts of one token in float32: log π of each, and the same of the base for all."""
+    logps = torch.tensor(rows, requires_grad=True)
+    mask = torch.ones(len(rows), 1, dtype=torch.bool)
+    return Batch(logps, mask, torch.tensor([1.0, 0.0]), reference=torch.full((len(rows), 1), reference), **fields)
+
+
+def test_clipped_ratios_do_not_overflow() -> None:
+    """log ρ = 89.9, whose e^ is infinite in float32: −min(ρ, 1.2) = −1.2 without gradient; RFT's wrong rollout 0.
+
+    With Â = −½ the ratio is held at e^20: the term is e^20/2, without gradient.
+    """
+    batch = far([[-0.1], [-0.1]], -90.0, columns={"advantage": torch.tensor([0.5, -0.5])})
+    losses = (
+        (Sft(name="sft", ratio="clip", behaviour="base"), [-1.2, -1.2]),
+        (Rft(name="rft", ratio="clip", behaviour="base"), [-1.2, 0.0]),
+        (Grpo(name="grpo", ratio="clip", behaviour="base"), [-0.6, math.exp(20) / 2]),
+    )
+    for loss, terms in losses:
+        assert loss.terms(batch)[:, 0].tolist() == pytest.approx(terms)
+        assert pull(loss, batch) == loss.weights(batch).tolist() == [[0.0], [0.0]]
+        assert all(values.isfinite().all() for values in loss.diagnostics(batch).values())
+
+
+def test_discopop_does_not_overflow() -> None:
+    """u = .1·(−899 − 1) = −90: s = 0 and e^90 is infinite in float32; −log σ(−90) = 90, w = ±β·σ(90) = ±.1."""
+    batch = far([[-900.0], [0.0]], -1.0, pairs=torch.tensor([[0, 1]]))
+    loss = Dpo(name="dpo", loss_type="discopop")
+    assert loss.terms(batch).item() == pytest.approx(90)
+    assert [w for [w] in pull(loss, batch)] == pytest.approx([0.1, -0.1])
+    assert loss.weights(batch)[:, 0].tolist() == pytest.approx([0.1, -0.1])
+
+
+def test_kl_term_does_not_overflow() -> None:
+    """d = 99 in float32: .1·(e^80·(1 + 19) − 99 − 1), with the weight .1·(e^80 − 1) added to Â = ½ and −½."""
+    batch = far([[-100.0], [-100.0]], -1.0, columns={"advantage": torch.tensor([0.5, -0.5])})
+    loss = Grpo(name="grpo", kl_coef=0.1)
+    assert loss.terms(batch)[:, 0].tolist() == pytest.approx([2 * math.exp(80)] * 2)
+    assert [w for [w] in pull(loss, batch)] == pytest.approx([0.1 * math.exp(80)] * 2)
+    assert loss.weights(batch)[:, 0].tolist() == pytest.approx([0.1 * math.exp(80)] * 2)
 
 
 @each_variant

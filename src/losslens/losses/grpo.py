@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 BiasScope = Literal["all", "all_positive"]
 
+# Where e^d of the KL term goes on as a straight line: in float32 it overflows at 88.7.
+_HIGHEST_DIFFERENCE = 80.0
+
 
 def group_advantages(
     reward: np.ndarray,
@@ -155,7 +158,7 @@ class Grpo(RatioLoss):
         if self.kl_coef:
             assert batch.reference is not None
             difference = batch.reference - batch.logps
-            loss = loss + self.kl_coef * (difference.exp() - difference - 1)
+            loss = loss + self.kl_coef * (_exp(difference) - difference - 1)
         return self._normalised(loss, batch)
 
     def weights(self, batch: Batch) -> Tensor:
@@ -165,7 +168,8 @@ class Grpo(RatioLoss):
             weights = weights * batch.logps.exp()
         if self.kl_coef:
             assert batch.reference is not None
-            weights = weights + self.kl_coef * ((batch.reference - batch.logps).exp() - 1)
+            difference = (batch.reference - batch.logps).clamp(max=_HIGHEST_DIFFERENCE)
+            weights = weights + self.kl_coef * (difference.exp() - 1)
         return self._normalised(weights, batch)
 
     def _normalised(self, values: Tensor, batch: Batch) -> Tensor:
@@ -174,3 +178,9 @@ class Grpo(RatioLoss):
             return values
         lengths = batch.lengths if self.normaliser == "sequence" else batch.columns["longest"].to(values.dtype)
         return values / lengths[:, None]
+
+
+def _exp(difference: Tensor) -> Tensor:
+    """e^d, and beyond d = 80 its tangent there, so that the KL term stays finite and goes on to grow."""
+    beyond = (difference - _HIGHEST_DIFFERENCE).relu()
+    return difference.clamp(max=_HIGHEST_DIFFERENCE).exp() * (1 + beyond)

@@ -200,17 +200,18 @@ def discopop(m: Margins) -> Tensor:
     from torch.nn.functional import logsigmoid
 
     u = m.u
-    share = (u / _DISCOPOP_TAU).sigmoid()
-    return -logsigmoid(u) * (1 - share) + (-u).exp() * share
+    # e^(−u) alone overflows where s is 0.
+    return -logsigmoid(u) * (-u / _DISCOPOP_TAU).sigmoid() + (logsigmoid(u / _DISCOPOP_TAU) - u).exp()
 
 
 def _discopop_weights(m: Margins) -> tuple[Tensor, Tensor]:
     from torch.nn.functional import logsigmoid
 
     u = m.u
-    share, turn = (u / _DISCOPOP_TAU).sigmoid(), _slope(u / _DISCOPOP_TAU) / _DISCOPOP_TAU
-    logistic, exponential = -logsigmoid(u), (-u).exp()
-    slope = turn * (exponential - logistic) - (1 - share) * (-u).sigmoid() - share * exponential
+    # With s = σ(u/τ), s·e^(−u) and 1 − s: the slope of s is s(1 − s)/τ.
+    exponential, rest = (logsigmoid(u / _DISCOPOP_TAU) - u).exp(), (-u / _DISCOPOP_TAU).sigmoid()
+    turn = rest * (exponential + (u / _DISCOPOP_TAU).sigmoid() * logsigmoid(u)) / _DISCOPOP_TAU
+    slope = turn - rest * (-u).sigmoid() - exponential
     return -m.beta * slope, m.beta * slope
 
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 Behaviour = Literal["sampler", "sampler_raw", "base"]
 
+# Bound of log ρ of `clip`: e^20 is 4.9e8, and beyond 88.7 ρ overflows in float32.
+_HIGHEST_LOG_RATIO = 20.0
+
 
 class BehaviourLoss(Loss):
     """Base class of losses that use ρ_t = π_t/μ_t, μ being the policy that sampled the rollouts.
@@ -48,6 +51,7 @@ class RatioLoss(BehaviourLoss):
     - `none`: −A·log π_t; w_t = A.
     - `clip`: −min(A·ρ_t, A·clip(ρ_t, 1 − ε_low, 1 + ε_high)), the surrogate of PPO (arXiv 1707.06347, eq. 7);
       w_t = A·ρ_t, but 0 where ρ_t > 1 + ε_high with A > 0 and where ρ_t < 1 − ε_low with A < 0. Bounded below.
+      Where log ρ_t > 20 the ratio is held at e^20, without gradient, so that it cannot overflow.
     - `cispo`: −sg(min(ρ_t, c))·A·log π_t (arXiv 2506.13585, with the upper bound only); w_t = A·min(ρ_t, c):
       no token's gradient is cut, and that of tokens with A < 0 vanishes as ρ_t → 0.
 
@@ -102,7 +106,7 @@ class RatioLoss(BehaviourLoss):
         multiplier = self.multiplier(batch)
         if self.ratio == "none":
             return -multiplier * batch.logps
-        ratio = self.log_ratios(batch).exp()
+        ratio = self._ratio(batch)
         if self.ratio == "cispo":
             return -ratio.clamp(max=self.ratio_max).detach() * multiplier * batch.logps
         clipped = ratio.clamp(self.lowest_ratio, 1 + self.epsilon_high)
@@ -113,15 +117,21 @@ class RatioLoss(BehaviourLoss):
         multiplier = self.multiplier(batch)
         if self.ratio == "none":
             return multiplier.expand_as(batch.logps)
-        ratio = self.log_ratios(batch).exp()
+        ratio = self._ratio(batch)
         if self.ratio == "cispo":
             return multiplier * ratio.clamp(max=self.ratio_max)
         return (multiplier * ratio).where(~self._clipped(batch), 0)
 
+    def _ratio(self, batch: Batch) -> Tensor:
+        """ρ_t, for `clip` at most e^20, shape (N, T)."""
+        log_ratios = self.log_ratios(batch)
+        return (log_ratios.clamp(max=_HIGHEST_LOG_RATIO) if self.ratio == "clip" else log_ratios).exp()
+
     def _clipped(self, batch: Batch) -> Tensor:
         """True where the ratio is replaced by its bound, shape (N, T), bool."""
-        multiplier, ratio = self.multiplier(batch), self.log_ratios(batch).exp()
+        multiplier, ratio = self.multiplier(batch), self._ratio(batch)
         if self.ratio == "cispo":
             return (ratio > self.ratio_max) & (multiplier != 0)
         above, below = ratio > 1 + self.epsilon_high, ratio < self.lowest_ratio
-        return (above & (multiplier > 0)) | (below & (multiplier < 0))
+        held = (self.log_ratios(batch) > _HIGHEST_LOG_RATIO) & (multiplier != 0)
+        return (above & (multiplier > 0)) | (below & (multiplier < 0)) | held
