@@ -25,8 +25,11 @@ from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
 from losslens.losses.grpo import Grpo, group_advantages
 from losslens.losses.kto import Kto
+from losslens.losses.nft import Nft
+from losslens.losses.orpo import Orpo
 from losslens.losses.p_alpha import PAlpha
 from losslens.losses.ratio import RatioLoss
+from losslens.losses.redi import Redi
 from losslens.losses.rft import Rft
 from losslens.losses.rift import Form, Rift
 from losslens.losses.sft import Sft
@@ -418,6 +421,39 @@ def any_batch(seed: int, scale: float = 1.0) -> Batch:
         step={"mismatched_log_ratio": torch.tensor(rng.exponential())},
         **{**others, "sampler": -others["sampler"]},
     )
+
+
+AT_ZERO = {
+    "rift reward_incorrect=0": Rift(name="rift", reward_incorrect=0.0),
+    "rift naive reward_incorrect=0": Rift(name="rift", form="naive", reward_incorrect=0.0),
+    "rift affine_lambda=2": Rift(name="rift", form="affine", affine_lambda=2.0),
+    "nft negative_weight=0": Nft(name="nft", negative_weight=0.0),
+    "orpo odds_ratio_weight=0": Orpo(name="orpo", odds_ratio_weight=0.0),
+    "kto undesirable_weight=0": Kto(name="kto", undesirable_weight=0.0),
+    "redi alpha=0": Redi(name="redi", alpha=0.0),
+    "grpo cispo kl": Grpo(name="grpo", ratio="cispo", kl_coef=0.1),
+    "grpo clip kl": Grpo(name="grpo", ratio="clip", kl_coef=0.1),
+}
+
+
+@pytest.mark.parametrize("loss", [*variants().values(), *AT_ZERO.values()], ids=[*variants(), *AT_ZERO])
+def test_factors_are_those_of_the_weights(loss: Loss) -> None:
+    """What a loss declares of its weights, its numbers show."""
+    batch, about = any_batch(3), loss.factors
+    assert about is not None
+    wrong = batch.mask & (batch.reward == 0)[:, None]
+
+    def weights(of: Batch) -> torch.Tensor:
+        return loss.weights(of).detach().expand(of.mask.shape).where(of.mask, 0)
+
+    found, moved = weights(batch), weights(dataclasses.replace(batch, logps=any_batch(3, scale=3.0).logps))
+    rows = [row[mask] for table in (found, moved) for row, mask in zip(table, batch.mask, strict=True)]
+    spread = max((row.max() - row.min()).item() for row in rows)
+    assert (about.gate != "none") == (spread > 1e-12)
+    assert (about.outcome == "correct only") == bool((found[wrong] == 0).all())
+    assert about.outcome in ("signed", "relative") or bool((found >= 0).all())
+    assert about.gate != "none" or (about.saturation != "none") == (not torch.allclose(found, moved))
+    assert ("never" in about.stops) == (not loss.bounded)
 
 
 @pytest.mark.slow

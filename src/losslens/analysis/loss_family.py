@@ -87,7 +87,7 @@ def cluster_table(arms: Sequence[Arm], factors: pd.DataFrame, arm_pairs: pd.Data
     about = factors[factors["arm"].isin(named)].set_index("arm")
     about = about.assign(learning_rate=[named[arm].learning_rate for arm in about.index])
     cross = arm_pairs[arm_pairs["pairing"].isin(CROSS_SEED)]
-    cosines = {frozenset((row.arm_a, row.arm_b)): row.cosine for row in cross.itertuples()}
+    cosines = {frozenset((row.arm_a, row.arm_b)): row.cosine_relative for row in cross.itertuples()}
     names = list(about.index)
 
     def unknown(name: str) -> int:

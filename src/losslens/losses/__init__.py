@@ -34,14 +34,15 @@ Need = Literal["reference", "mismatched_log_ratio", "sampler", "sampler_raw", "t
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of a token's weight: w_t = outcome · gate · saturation · length.
+    """The factors of a token's weight: w_t = outcome · gate · saturation · length, or those of a sum of such products.
 
     Attributes:
         outcome: What the reward decides: nothing (`ignored`); which rollouts count (`correct only`); the size of a
             weight that is always positive (`positive`); its sign (`signed`); or the weight is the reward relative to
             that of the prompt's other rollouts (`relative`).
         gate: What tells the tokens of one rollout apart: `none`, their probability (`probability`), the entropy of the
-            distribution they were drawn from (`entropy`), or their ratio to another policy (`ratio`).
+            distribution they were drawn from (`entropy`), their ratio to another policy (`ratio`), or their place in
+            the completion (`position`).
         saturation: How the weight of a rollout changes as it is learned: not at all (`none`); it falls with the
             probability of an incorrect rollout (`taper`); it is 0 outside a range of ratios or margins (`band`);
             it falls to 0 as the margin grows (`logistic`), or on either side of a point (`bump`); or it is the
@@ -54,7 +55,7 @@ class Factors:
     """
 
     outcome: Literal["ignored", "correct only", "positive", "signed", "relative"]
-    gate: Literal["none", "probability", "entropy", "ratio"] = "none"
+    gate: Literal["none", "probability", "entropy", "ratio", "position"] = "none"
     saturation: Literal["none", "taper", "band", "logistic", "bump", "regression"] = "none"
     length: Literal["tokens", "rollouts"] = "tokens"
     stops: str = ""

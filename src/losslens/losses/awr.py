@@ -19,8 +19,8 @@ class Awr(Loss):
     """min(exp(Â_i/β), c)·ℓ_t on all rollouts; w_t = min(exp(Â_i/β), c) > 0.
 
     With `baseline=group`, Â_i = r_i − r̄, so a correct rollout weighs exp(1/β) times as much as an incorrect one of its
-    prompt, and more the harder the prompt is; with `baseline=none`, Â_i = r_i (reward-weighted regression). β → ∞ is
-    SFT, and without the cap β → 0 has RFT's gradient up to scale. No rollout is pushed down.
+    prompt, and more the harder the prompt is; with `baseline=none`, Â_i = r_i (reward-weighted regression), which
+    without the cap has RFT's gradient up to scale as β → 0. β → ∞ is SFT. No rollout is pushed down.
 
     Source: arXiv 1910.00177, where the baseline is a learned value function and the weights are capped as well;
     `baseline=none`: Peters and Schaal 2007. The learning rate is SFT's, as for all losses that weigh its tokens.

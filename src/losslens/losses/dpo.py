@@ -60,7 +60,7 @@ class Dpo(MarginLoss):
     def factors(self) -> Factors:
         """See `Loss.factors`."""
         factors = FUNCTIONS[self.loss_type].factors
-        return factors if self.ld_alpha in (None, 1) else replace(factors, first_step="")
+        return factors if self.ld_alpha in (None, 1) else replace(factors, gate="position", first_step="")
 
     @property
     def bounded(self) -> bool:

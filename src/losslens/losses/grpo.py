@@ -111,13 +111,16 @@ class Grpo(RatioLoss):
         factors = Factors("relative", stops="never for a negative advantage")
         if self.weight_by == "prob":
             factors = replace(factors, gate="probability", saturation="taper", stops="π = 0 for a negative advantage")
-        elif self.kl_coef:
-            factors = replace(factors, stops="the divergence from the base balances the advantage")
         if self.normaliser == "sequence":
             factors = replace(factors, length="rollouts")
         elif self.weight_by == "logp" and not (self.bias or self.std_norm):
             factors = replace(factors, first_step="r − r̄")
-        return self.with_ratio(factors)
+        factors = self.with_ratio(factors)
+        if self.kl_coef:
+            # Each token by its ratio to the base, back to the base from either side.
+            stops = "the divergence from the base balances the advantage"
+            factors = replace(factors, gate="ratio", saturation="regression", stops=stops)
+        return factors
 
     @property
     def divisor(self) -> Divisor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -42,7 +43,7 @@ class Ipo(MarginLoss):
     @property
     def factors(self) -> Factors:
         """See `Loss.factors`."""
-        return self._function.factors
+        return replace(self._function.factors, stops="the margin is 1/2τ")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each pair, shape (P,)."""

@@ -52,6 +52,8 @@ class Kto(Loss):
     @property
     def factors(self) -> Factors:
         """See `Loss.factors`."""
+        if self.undesirable_weight == 0:
+            return Factors("correct only", saturation="bump", stops="h is far from z₀", first_step="correct only")
         # At the base z₀ is 0, too.
         first_step = "±1" if self.desirable_weight == self.undesirable_weight else ""
         return Factors("signed", saturation="bump", stops="h is far from z₀", first_step=first_step)

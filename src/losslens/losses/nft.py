@@ -56,6 +56,8 @@ class Nft(BehaviourLoss):
     @property
     def factors(self) -> Factors:
         """See `Loss.factors`."""
+        if self.negative_weight == 0:
+            return Factors("correct only", stops="π = 1")
         like_grpo = self.group_weight == "dr_grpo" and self.negative_weight == 1 and self.epsilon <= 1
         first_step = "r − r̄" if like_grpo and self.behaviour == "base" else ""
         return Factors("relative", "ratio", "taper", stops="ρ → 0 for incorrect rollouts", first_step=first_step)

@@ -43,6 +43,8 @@ class Orpo(PairLoss):
     @property
     def factors(self) -> Factors:
         """See `Loss.factors`."""
+        if self.odds_ratio_weight == 0:
+            return Factors("correct only", length="rollouts", stops="π_w = 1")
         return Factors("signed", saturation="logistic", length="rollouts", stops="π_w = 1")
 
     def terms(self, batch: Batch) -> Tensor:

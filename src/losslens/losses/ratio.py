@@ -88,6 +88,8 @@ class RatioLoss(BehaviourLoss):
         first_step = factors.first_step if self.behaviour == "base" else ""
         if self.ratio == "clip":
             return replace(factors, gate="ratio", saturation="band", stops="ρ leaves the band", first_step=first_step)
+        if factors.outcome in ("signed", "relative"):
+            factors = replace(factors, saturation="taper", stops="ρ → 0 for a negative advantage")
         return replace(factors, gate="ratio", first_step=first_step)
 
     def diagnostics(self, batch: Batch) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -57,10 +58,16 @@ class Rift(Loss):
     def factors(self) -> Factors:
         """See `Loss.factors`."""
         if self.form == "affine":
-            return Factors("positive", stops="π = 1")
+            if self.bounded:
+                return Factors("positive", stops="π = 1")
+            pushed = "correct" if self.affine_lambda > 0 else "incorrect"
+            return Factors("signed", stops=f"never for {pushed} rollouts")
+        if self.reward_incorrect == 0:
+            return Factors("correct only", stops="π = 1", first_step="correct only")
         if self.form == "naive":
             return Factors("signed", stops="never for incorrect rollouts")
-        return Factors("signed", saturation="taper", stops="π = 1 for correct rollouts, π = 0 for incorrect ones")
+        factors = Factors("signed", saturation="taper", stops="π = 1 for correct rollouts, π = 0 for incorrect ones")
+        return replace(factors, gate="probability") if self.form == "token" else factors
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the term of each token, shape (N, T)."""

@@ -45,7 +45,7 @@ class Rpo(MarginLoss):
         """See `Loss.factors`."""
         if self.alpha == 0:
             return FUNCTIONS["sigmoid"].factors
-        return Factors("signed", saturation="logistic", length="rollouts", stops="the margin is large and π_w = 1")
+        return Factors("signed", saturation="logistic", stops="the margin is large and π_w = 1")
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each pair, shape (P,)."""

@@ -50,9 +50,8 @@ def section(analysis: AnalysisFolder) -> Section | None:
         "The family of losses",
         text=[
             "The gradient of these losses is that of a weighted log-likelihood, −Σ w·log π; divergences from the base "
-            "come on top. The weight w of a token is a product of four factors: what the reward decides, how the "
-            "tokens of one rollout are told apart, how the weight changes as the rollout is learned, and how long "
-            "rollouts count."
+            "come on top. The weight w of a token has four factors: what the reward decides, how the tokens of one "
+            "rollout are told apart, how the weight changes as the rollout is learned, and how long rollouts count."
         ],
         findings=_findings(clusters),
         key=legend_of(comparison, classes["arm"], lines=True) if len(classes) else None,
@@ -71,7 +70,7 @@ def _findings(clusters: pd.DataFrame) -> list[Finding]:
         return []
     found = clusters[clusters["p_holm"] <= _LEVEL].sort_values("explained", ascending=False)
     if found.empty:
-        text = "By none of the factors do the updates cluster more than chance allows"
+        text = "For none of the factors is it shown that the updates cluster by it"
         least = clusters.loc[clusters["p"].idxmin()]
         return [Finding(f"{text} (smallest p {p_value(least['p_holm'])}, Holm: {_SAID[least['factor']]}).", "family")]
     return [
