@@ -324,13 +324,16 @@ def test_what_was_scored_and_trained_before_keeps_its_name() -> None:
 
 @pytest.mark.slow
 @fast
-def test_every_rate_of_the_grid_is_a_run_of_its_own() -> None:
-    names = [RunSpec.of(composed("lr=grid", f"lr.factor={factor}")).run.name for factor in (0.03, 0.1, 0.3, 1.0, 3.0)]
+def test_every_rate_of_the_grid_is_a_run_of_its_own(tmp_path: Path) -> None:
+    empty = f"output_dir={tmp_path}"  # where no run has another name
+    names = [
+        RunSpec.of(composed(empty, "lr=grid", f"lr.factor={factor}")).run.name for factor in (0.03, 0.1, 0.3, 1.0, 3.0)
+    ]
     assert [name.split("-")[1] for name in names] == ["x0.03", "x0.1", "x0.3", "x1.0", "x3.0"]
     assert len({name[-8:] for name in names}) == 5
     # The conventional rates of the built-in losses and the matched one are in it.
-    conventional = {RunSpec.of(composed(f"method={method}")).run.name[-8:] for method in ("sft", "dpo")}
-    of_dpo = {RunSpec.of(composed("method=dpo", "lr=grid", f"lr.factor={f}")).run.name[-8:] for f in (0.1, 1.0)}
+    conventional = {RunSpec.of(composed(empty, f"method={method}")).run.name[-8:] for method in ("sft", "dpo")}
+    of_dpo = {RunSpec.of(composed(empty, "method=dpo", "lr=grid", f"lr.factor={f}")).run.name[-8:] for f in (0.1, 1.0)}
     assert conventional <= {name[-8:] for name in names} | of_dpo
 
 

@@ -200,19 +200,23 @@ def discopop(m: Margins) -> Tensor:
     from torch.nn.functional import logsigmoid
 
     u = m.u
-    # e^(−u) alone overflows where s is 0.
-    return -logsigmoid(u) * (-u / _DISCOPOP_TAU).sigmoid() + (logsigmoid(u / _DISCOPOP_TAU) - u).exp()
+    share = (u / _DISCOPOP_TAU).sigmoid()
+    return -logsigmoid(u) * (1 - share) + _exp_of_minus(u) * share
 
 
 def _discopop_weights(m: Margins) -> tuple[Tensor, Tensor]:
     from torch.nn.functional import logsigmoid
 
     u = m.u
-    # With s = σ(u/τ), s·e^(−u) and 1 − s: the slope of s is s(1 − s)/τ.
-    exponential, rest = (logsigmoid(u / _DISCOPOP_TAU) - u).exp(), (-u / _DISCOPOP_TAU).sigmoid()
-    turn = rest * (exponential + (u / _DISCOPOP_TAU).sigmoid() * logsigmoid(u)) / _DISCOPOP_TAU
-    slope = turn - rest * (-u).sigmoid() - exponential
+    share, turn = (u / _DISCOPOP_TAU).sigmoid(), _slope(u / _DISCOPOP_TAU) / _DISCOPOP_TAU
+    logistic, exponential = -logsigmoid(u), _exp_of_minus(u)
+    slope = turn * (exponential - logistic) - (1 - share) * (-u).sigmoid() - share * exponential
     return -m.beta * slope, m.beta * slope
+
+
+def _exp_of_minus(u: Tensor) -> Tensor:
+    """e^(−u), held where it would overflow in float32; there σ(u/τ), by which it is multiplied, is 0."""
+    return (-u).clamp(max=80).exp()
 
 
 def _slope(x: Tensor) -> Tensor:
