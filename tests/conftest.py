@@ -12,11 +12,13 @@ import atexit
 import functools
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -220,23 +222,77 @@ def wandb_server(wandb_process: WandbServer, tmp_path: Path, monkeypatch: pytest
     wandb_process.fail()
 
 
-def script(name: str, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Runs an entry script from the project's root; `check` is the exit status it must end with, None for any.
+class Started:
+    """A script in a process of its own, which does not begin with half a dozen seconds of imports (tests/warm.py).
 
-    It runs in a process of its own, which does not begin with half a dozen seconds of imports (tests/warm.py).
+    In a `with` it is killed at the end, where it has not ended by itself.
     """
-    server, answers = _warm()
-    with tempfile.TemporaryDirectory() as folder:
-        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
-        stdout.touch()
-        stderr.touch()
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._stdout, self._stderr, self._status = (
+            Path(self._folder.name, name) for name in ("stdout", "stderr", "status")
+        )
+        self._stdout.touch()
+        self._stderr.touch()
+        files = {"stdout": self._stdout, "stderr": self._stderr, "status": self._status}
         request = {
-            "command": [name, *arguments], "environment": _environment(), "stdout": str(stdout), "stderr": str(stderr),
+            "command": [str(part) for part in command], "environment": dict(environment),
+            **{name: str(file) for name, file in files.items()},
         }  # fmt: skip
+        server, answers = _warm()
         server.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
         server.stdin.flush()  # type: ignore[union-attr]
-        status = int(answers.readline())
-        outcome = subprocess.CompletedProcess(request["command"], status, _text(stdout), _text(stderr))
+        self.pid = int(answers.readline())
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self.wait()
+        self._folder.cleanup()
+
+    @property
+    def stdout(self) -> str:
+        return _text(self._stdout)
+
+    @property
+    def stderr(self) -> str:
+        return _text(self._stderr)
+
+    def poll(self) -> int | None:
+        """The exit status, None while it runs; −N where signal N ended it."""
+        return int(self._status.read_text()) if self._status.exists() else None
+
+    def wait(self, timeout: float = 300) -> int:
+        end = time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            assert time.monotonic() < end, f"still running\n{self.stdout[-3000:]}\n{self.stderr[-3000:]}"
+            time.sleep(0.01)
+        return status
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """Kills it and what it started."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+
+
+def start(name: str, *arguments: str, env: Mapping[str, str] | None = None) -> Started:
+    """Starts an entry script, or another one, from the project's root; `env` comes on top of this process's."""
+    return Started([name, *arguments], {**_environment(), **(env or {})})
+
+
+def script(name: str, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
+    """Runs an entry script; `check` is the exit status it must end with, None for any."""
+    with start(name, *arguments) as process:
+        status = process.wait(timeout=1200)
+        outcome = subprocess.CompletedProcess([name, *arguments], status, process.stdout, process.stderr)
     return _checked(outcome, check)
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +24,7 @@ from losslens.rollouts.frozen import load_rollouts
 from losslens.runs.run import Run, runs_of
 from losslens.training.batches import filter_rollouts
 from tests import conftest
-from tests.conftest import OPTIM, ROOT, script, train_frozen
+from tests.conftest import OPTIM, ROOT, script, start, train_frozen
 
 
 def command(output_dir: Path, *arguments: str) -> list[str]:
@@ -304,16 +301,10 @@ def test_other_rollouts_side_by_side(arms: Path) -> None:
 def test_two_processes_that_begin_one_run_by_two_names(arms: Path) -> None:
     """One of them trains, the other waits and finds it done."""
     options = ("method=sft", "seed=9", "sweep=race", "logger=none")
-    both = [
-        subprocess.Popen(
-            [sys.executable, *command(arms, *options, f"lr={lr}")],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        )
-        for lr in ("conventional", "matched")
-    ]  # fmt: skip
-    said = "".join(process.communicate()[0] for process in both)
-    assert [process.returncode for process in both] == [0, 0]
+    first, second = (start(*command(arms, *options, f"lr={lr}")) for lr in ("conventional", "matched"))
+    with first, second:
+        assert [process.wait() for process in (first, second)] == [0, 0]
+        said = first.stdout + second.stdout
     assert (said.count(": completed"), said.count(": skipped")) == (1, 1)
     assert sum(run.name.startswith("sft") for run in runs_of(arms, "race")) == 1
 

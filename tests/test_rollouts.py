@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import subprocess
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -23,7 +21,7 @@ from losslens.core.errors import InputError
 from losslens.core.files import read_object, write_json
 from losslens.rollouts.frozen import IDS, LOGPS, SCHEMA, content_sha256, count_rollouts, freeze, load_rollouts
 from losslens.rollouts.sample import frozen_rollouts, rollouts_identity
-from tests.conftest import ROOT, cold, script
+from tests.conftest import ROOT, cold, script, start
 
 SMALL = ["data.train_size=12", "rollouts.samples_per_prompt=3", "rollouts.max_tokens=64", "rollouts.batch_size=18"]
 
@@ -178,14 +176,11 @@ def test_the_script(tmp_path: Path) -> None:
 def test_killed_sampling_resumes_to_the_same_rollouts(tmp_path: Path) -> None:
     """36 rollouts in batches of 6, SIGKILL after the second or third: the remaining ones are unchanged."""
     small = [*SMALL, "rollouts.batch_size=6", "rollouts.temperature=1.5"]
-    line = [sys.executable, "rollout.py", f"output_dir={tmp_path / 'killed'}", *small]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     partial = tmp_path / "killed" / "rollouts" / ".partial"
-    while sum(file.read_text().count("state") for file in partial.glob("*.jsonl")) < 2:
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.kill()
-    process.wait()
+    with start("rollout.py", f"output_dir={tmp_path / 'killed'}", *small) as process:
+        while sum(file.read_text().count("state") for file in partial.glob("*.jsonl")) < 2:
+            assert process.poll() is None, process.stderr
+            time.sleep(0.005)
     [journal] = partial.glob("*.jsonl")
     assert 12 <= journal.read_text().count('"text"') < 36
     resumed = frozen_rollouts(config(tmp_path / "killed", *small[len(SMALL) :]))

@@ -25,7 +25,7 @@ from losslens.models.loading import load_model
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import load_rollouts
 from losslens.sampling.local import generate_greedy
-from tests.conftest import ROOT, TINY, base_source, remove_outcomes, script, served_by
+from tests.conftest import TINY, base_source, remove_outcomes, script, served_by, start
 from tools import pretrain
 
 TEACHER = str(TINY / "teacher")
@@ -123,15 +123,13 @@ def test_killed_sampling_resumes_without_repeating_requests(served: tuple[str, P
     answered = 'POST /v1/chat/completions HTTP/1.1" 200'
     before = log.read_text().count(answered)
     line = [*command(tmp_path, url, TEACHER, "rollouts.server.concurrency=1"), "data.train_size=12"]
-    process = subprocess.Popen([sys.executable, *line], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     answers = tmp_path / "rollouts" / ".answers"
     deadline = time.monotonic() + 120
-    while sum(file.read_bytes().count(b"\n") for file in answers.glob("*.jsonl")) < 5:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with start(*line) as process:
+        while sum(file.read_bytes().count(b"\n") for file in answers.glob("*.jsonl")) < 5:
+            assert process.poll() is None, process.stderr
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     kept = answers_of(tmp_path)
     assert 5 <= len(kept) < 24
     script(*line)
@@ -206,14 +204,13 @@ def test_existing_completions_are_reused_for_more_prompts(crooked: tuple[str, Pa
 def test_ctrl_c_waits_for_pending_requests(crooked: tuple[str, Path], tmp_path: Path) -> None:
     url, log = crooked
     line = command(tmp_path, url, "slow", "rollouts.server.concurrency=3")
-    process = subprocess.Popen([sys.executable, *line], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while len(asked(log)) < 5:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate()
-    assert process.returncode == 130
-    assert b"interrupted; run the same command to resume" in errors
+    with start(*line) as process:
+        while len(asked(log)) < 5:
+            assert process.poll() is None, process.stderr
+            time.sleep(0.02)
+        process.signal(signal.SIGINT)
+        assert process.wait() == 130
+        assert "interrupted; run the same command to resume" in process.stderr
     assert len(answers_of(tmp_path)) == len(asked(log)) < 12
     script(*line)
     assert len(asked(log)) == 12

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -23,7 +19,7 @@ from losslens.measures.tables import ComparedWeights, weight_tables
 from losslens.models.loading import LoadedModel, preserved
 from losslens.runs.run import Run, runs_of
 from losslens.updates.folder import open_adapter
-from tests.conftest import METHODS, ROOT, cold, command, remove_outcomes, script
+from tests.conftest import METHODS, ROOT, cold, command, remove_outcomes, script, start
 from tests.wandb_server import WandbServer
 
 FEW = "data.eval_size=8"  # where nothing is about how well a run does
@@ -141,17 +137,12 @@ def test_the_same_sweep_again_trains_nothing(sweep: Path) -> None:
 def test_a_sweep_killed_in_its_third_run_resumes_byte_identically(sweep: Path, tmp_path: Path) -> None:
     arguments = command(tmp_path, "-m", METHODS, FEW, "optim.save_steps=2")
     shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
-    process = subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, env={**os.environ, "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
     deadline = time.monotonic() + 240
-    while not list(tmp_path.glob("main/dft-*/checkpoints/checkpoint-*/sealed.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with start(*arguments) as process:
+        while not list(tmp_path.glob("main/dft-*/checkpoints/checkpoint-*/sealed.json")):
+            assert process.poll() is None, process.stderr
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     states = {run.name.split("-")[0]: run.status["state"] for run in runs_of(tmp_path, "main")}
     assert states == {"base": "completed", "sft": "completed", "rft": "completed", "dft": "running"}
     outcome = script(*arguments)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from losslens.runs.run import runs_of
-from tests.conftest import ROOT, _environment, command, remove_outcomes, script
+from tests.conftest import command, remove_outcomes, script, start
 from tests.test_sweep import FEW, adapters
 
 
@@ -65,13 +64,11 @@ def test_locked_runs_are_left_for_later(sweep: Path, tmp_path: Path) -> None:
 def test_two_sweeps_at_once_train_each_run_once(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
     line = command(tmp_path, "-m", "method=sft,rft,dft", FEW, "logger=none")
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    first = subprocess.Popen([sys.executable, *line], cwd=ROOT, env=_environment(), **pipes)
-    _until(lambda: list(tmp_path.glob("main/sft-*/status.json")))
-    second = script(*line)
-    output, errors = first.communicate(timeout=300)
-    assert first.returncode == 0, errors
-    both = output + second.stdout
+    with start(*line) as first:
+        _until(lambda: list(tmp_path.glob("main/sft-*/status.json")))
+        second = script(*line)
+        assert first.wait() == 0, first.stderr
+        both = first.stdout + second.stdout
     there = adapters(sweep)
     assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft", "dft")}
     assert both.count(": completed") == both.count(": skipped") == 3

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -23,7 +21,7 @@ from losslens.config.training import TrainConfig
 from losslens.pipeline.train_job import train_job
 from losslens.runs.run import Run
 from losslens.tracking import session
-from tests.conftest import ROOT
+from tests.conftest import ROOT, start
 from tests.wandb_server import KEY, WandbServer
 
 SMALL = [
@@ -272,16 +270,13 @@ def test_a_killed_and_resumed_run_is_one_wandb_run(
 ) -> None:
     frozen, expected = plain
     slow = ["logger.mode=online", "method._target_=tests.slow_method.SlowSft", "method.name=slow_sft"]
-    line = [sys.executable, "train.py", *overrides(tmp_path, frozen, *slow)]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "SLOW_SECONDS": "1"}
-    process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "SLOW_SECONDS": "1"}
     end = time.monotonic() + 120
-    while not list(tmp_path.glob("main/*/checkpoints/checkpoint-2/sealed.json")):
-        assert time.monotonic() < end
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    with start("train.py", *overrides(tmp_path, frozen, *slow), env=environment) as process:
+        while not list(tmp_path.glob("main/*/checkpoints/checkpoint-2/sealed.json")):
+            assert time.monotonic() < end
+            assert process.poll() is None, process.stderr
+            time.sleep(0.05)
     run = train(tmp_path, frozen, *slow)
     assert weights(run) == expected
     assert run.manifest["training"]["resumed_from"] >= 2

@@ -1,8 +1,9 @@
 """Becomes the entry scripts: `warm.py FD` imports what they import, once, and forks for each one that is asked for.
 
-A request is a line of JSON on stdin; the answer is the exit status, on the open file FD (libraries print on stdout when
-they are imported: wandb does with WANDB_MODE=offline). The copy is a process of its own, which
-nothing has run in: it gets its own arguments, environment, folder and output, and ends as any interpreter does.
+A request is a line of JSON on stdin; the answer is the number of the copy, on the open file FD (libraries print on
+stdout when they are imported: wandb does with WANDB_MODE=offline). The copy is a process of its own, which nothing has
+run in: it leads its own group, gets its own arguments, environment, folder and output, and ends as any interpreter
+does. Its exit status is then in the file that the request names.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import gc
 import json
 import os
 import runpy
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -39,17 +41,35 @@ import losslens.training.run  # noqa: F401
 def requested() -> dict[str, Any]:
     """Waits for requests; only the copies return."""
     gc.freeze()  # a copy's garbage collector leaves alone what is shared: it would copy it all, in two seconds
+    running: dict[int, str] = {}
+
+    def ended(*_: object) -> None:  # comes again while it runs, where two end at once
+        while running:
+            child, status = os.waitpid(-1, os.WNOHANG)
+            if not child:
+                return
+            file = running.pop(child)
+            Path(f"{file}.part").write_text(str(os.waitstatus_to_exitcode(status)))
+            Path(f"{file}.part").replace(file)
+
+    signal.signal(signal.SIGCHLD, ended)
     for line in sys.stdin.buffer:
+        request = json.loads(line)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])  # until its number is known here
         child = os.fork()
         if not child:
-            return json.loads(line)
-        _, status = os.waitpid(child, 0)
-        os.write(int(sys.argv[1]), b"%d\n" % os.waitstatus_to_exitcode(status))
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            return request
+        running[child] = request["status"]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+        os.write(int(sys.argv[1]), b"%d\n" % child)
     sys.exit()
 
 
 def become(request: dict[str, Any]) -> None:
     """Makes this process what the command would have started."""
+    os.setsid()
     files = (os.devnull, os.O_RDONLY), (request["stdout"], os.O_WRONLY), (request["stderr"], os.O_WRONLY)
     for number, (name, mode) in enumerate(files):
         os.dup2(os.open(name, mode), number)
