@@ -10,6 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import atexit
 import functools
+import gc
 import json
 import shutil
 import signal
@@ -75,6 +76,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
     order = {f"test_{name}": place for place, name in enumerate(_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_old_is_collected() -> None:
+    """Every trainer ends in a full garbage collection, half a second of modules, configurations and other tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def base_source(**changes: Any) -> ModelSource:

@@ -29,7 +29,7 @@ from tests.conftest import OPTIM, ROOT, script, start, train_frozen
 
 def command(output_dir: Path, *arguments: str) -> list[str]:
     """Scored on a few problems: nothing here is about how well they do."""
-    return conftest.command(output_dir, "data.eval_size=8", *arguments)
+    return conftest.command(output_dir, "data.eval_size=8", "evaluation.max_tokens=8", *arguments)
 
 
 def quiet(step: int, values: dict[str, float]) -> None:
