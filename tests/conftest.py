@@ -81,6 +81,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="module")
 def _nothing_old_is_collected() -> None:
     """Every trainer ends in a full garbage collection, half a second of modules, configurations and other tests."""
+    import hypothesis  # noqa: F401  # looks for what refers to the generators it knows, which freezing hides
+
     gc.collect()
     gc.freeze()
 
