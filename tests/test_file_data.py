@@ -325,7 +325,7 @@ def test_rollouts_in_a_file_train_all_six_methods(tmp_path: Path, rollouts: pd.D
     for run in runs:
         assert len(pd.read_parquet(run / "eval" / "arithmetic.parquet")) == 10
         assert len(pd.read_parquet(run / "eval" / "arithmetic_long.parquet")) == 8
-    outcome = script("analyze.py", "sweep=main", f"output_dir={tmp_path / 'out'}")
+    outcome = script("analyze.py", "sweep=main", f"output_dir={tmp_path / 'out'}", "pairs=[[sft,dpo]]")
     assert "so no further ones can be sampled; set probe_set.completions=FOLDER" in outcome.stdout
     pairs = pd.read_csv(tmp_path / "out" / "main" / "analysis" / "pairs.csv")
     assert len(pairs) == 15
