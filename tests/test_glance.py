@@ -235,20 +235,21 @@ class TestAccuracy:
 
     def test_no_difference(self, folder) -> None:
         assert self.said(folder, arm("dpo", "conventional", 1e-4)) == (
-            "Accuracy (500 problems of arithmetic, p after Holm's correction): no significant difference from the base "
-            "(57.6%) was found; the largest is that of DPO (−3.6 points, 95% −7.0 … +0.4, p = 0.310)."
+            "Accuracy (500 problems of arithmetic, p after Holm's correction): whether all losses differ from the base "
+            "(57.6%), the data cannot say (the largest difference is that of DPO: −3.6 points, 95% −7.0 … +0.4, "
+            "p = 0.310)."
         )
 
-    def test_differences_and_what_is_underpowered(self, folder) -> None:
+    def test_differences_equivalence_and_neither(self, folder) -> None:
         worse = {"base_diff": -0.2, "base_diff_low": -0.25, "base_diff_high": -0.15, "base_p_holm": 1e-5}
         dpo = arm("dpo", "conventional", 1e-4, **worse, base_verdict="worse", sft_diff=-0.22, sft_diff_low=-0.27,
                   sft_diff_high=-0.17, sft_p_holm=0.04, sft_verdict="worse")  # fmt: skip
-        rft = arm("rft", "conventional", 1e-3, base_verdict="underpowered")
+        rft = arm("rft", "conventional", 1e-3, base_verdict="equivalent")
         assert self.said(folder, dpo, rft) == (
             "Accuracy (500 problems of arithmetic, p after Holm's correction): DPO (−20.0 points, 95% −25.0 … −15.0, "
-            "p < 0.001) is worse than the base (57.6%); no significant difference was found for the others; for RFT "
-            "1e-3, too few answers differ to show any difference (underpowered); DPO (−22.0 points, 95% −27.0 … −17.0, "
-            "p = 0.040) is worse than SFT (60.0%)."
+            "p < 0.001) is worse than the base (57.6%); RFT 1e-3 is equivalent to the base (57.6%) within ±5 points; "
+            "whether SFT differs from the base (57.6%), the data cannot say (+2.4 points, 95% −1.0 … +5.0, p = 0.400); "
+            "DPO (−22.0 points, 95% −27.0 … −17.0, p = 0.040) is worse than SFT (60.0%)."
         )
 
     def test_each_arm_is_held_against_its_own_sft(self, folder) -> None:
@@ -271,24 +272,26 @@ class TestAccuracy:
             "base_diff_low": 0.0,
             "base_diff_high": 0.0,
             "base_p_holm": 1.0,
-            "base_verdict": "same answers",
+            "base_verdict": "equivalent",
         }
         analysis = folder(
             runs=[base_run(), SFT, DPO], pairs=[],
             arms=[{**self.SFT_ARM, **same}, arm("dpo", "conventional", 1e-4, **same)],
         )  # fmt: skip
         assert said(analysis, "Accuracy") == (
-            "Accuracy (500 problems of arithmetic, p after Holm's correction): all losses equal the base (57.6%)."
+            "Accuracy (500 problems of arithmetic, p after Holm's correction): all losses are equivalent to the base "
+            "(57.6%) within ±5 points."
         )
 
         analysis = folder(
             runs=[base_run(), SFT, DPO], pairs=[],
             arms=[
                 self.SFT_ARM,
-                arm("dpo", "conventional", 1e-4, sft_diff=0.0, sft_p_holm=1.0, sft_verdict="same answers"),
+                arm("dpo", "conventional", 1e-4, sft_diff=0.0, sft_p_holm=1.0, sft_equivalence_margin=0.05,
+                    sft_verdict="equivalent"),
             ],
         )  # fmt: skip
-        assert "; DPO equals SFT (" in said(analysis, "Accuracy")
+        assert "; DPO is equivalent to SFT (" in said(analysis, "Accuracy")
 
     def test_without_a_base(self, folder) -> None:
         lost = dict.fromkeys(("base_diff", "base_diff_low", "base_diff_high", "base_p", "base_p_holm"), NAN)
@@ -527,26 +530,26 @@ class TestSection:
 class TestStatistics:
     TESTED: ClassVar = {
         "n": 500, "accuracy_diff": 0.016, "diff_low": 0.004, "diff_high": 0.028, "p": 0.0215, "p_holm": 0.043,
-        "accuracy_verdict": "better", "detectable_diff": 0.021,
+        "equivalence_margin": 0.05, "equivalent_within": 0.026, "accuracy_verdict": "better", "detectable_diff": 0.021,
     }  # fmt: skip
 
     def test_the_table(self, folder) -> None:
-        rest = {**self.TESTED, "p": 1.0, "p_holm": 1.0, "accuracy_verdict": "underpowered", "detectable_diff": NAN}
+        rest = {**self.TESTED, "p": 1.0, "p_holm": 1.0, "accuracy_verdict": "cannot say", "detectable_diff": NAN}
         sft, rft, dpo = (f"{method}-conventional" for method in ("sft", "rft", "dpo"))
         accuracies = [{"arm_a": sft, "arm_b": dpo, **rest}, {"arm_a": sft, "arm_b": rft, **self.TESTED}]
         accuracies += [{"arm_a": rft, "arm_b": "base", **rest}]
         section = statistics.section(folder(runs=[base_run(), SFT, RFT, DPO], pairs=[], accuracies=accuracies))
         assert section.text == [
             "3 comparisons of losses with each other and with the base on arithmetic, each on the same problems. "
-            "Holm's correction covers the family, 3 tests: 1 differs, 2 underpowered.",
+            "Holm's correction covers the family, 3 tests: 1 differs, about 2 the data cannot say.",
             "To be detected in four of five samples of this size, a difference would have to be 2.1% in the median "
             "comparison (2.1% where two disagree least, 2.1% where they disagree most).",
         ]
         first, *others = section.tables[0].rows
         assert [cell.text for cell in first.cells] == [
-            "SFT", "RFT", "+1.6%", "+0.4% … +2.8%", "0.021", "0.043", "first better", "2.1%",
+            "SFT", "RFT", "+1.6%", "+0.4% … +2.8%", "0.021", "0.043", "±2.6%", "first better", "2.1%",
         ]  # fmt: skip
-        assert [[cell.text for cell in row.cells][-2:] for row in others] == [["underpowered", "–"]] * 2
+        assert [[cell.text for cell in row.cells][-2:] for row in others] == [["cannot say", "–"]] * 2
         assert {row.cells[1].text for row in others} == {"DPO", "base"}
 
     def test_nothing_was_scored(self, folder) -> None:

@@ -125,7 +125,7 @@ def arm(method: str, lr: str, learning_rate: float, **columns: Any) -> dict[str,
         "cka_last_to_sft_ceiling": 0.99962, "benchmark": "arithmetic", "accuracy": 0.54, "accuracy_std": 0.015,
         "accuracy_min": 0.52, "accuracy_max": 0.56, "n": 500, "ci_low": 0.496, "ci_high": 0.583, "base_diff": -0.036,
         "base_diff_low": -0.07, "base_diff_high": 0.004, "base_p": 0.06, "base_p_holm": 0.31,
-        "base_verdict": "not significant",
+        "base_verdict": "cannot say", "base_equivalence_margin": 0.05, "base_equivalent_within": 0.066,
     }  # fmt: skip
     return {**row, **columns}
 
@@ -332,7 +332,7 @@ def test_the_numbers_are_those_of_the_tables(report) -> None:
         "DPO conventional", "1e-4", "4", "0.250 ± 0.013", "6.5 ± 0.2", "2.0",
         "−0.115 ceiling 0.904, ratio −0.13 [−0.16, −0.07] opposed null 0.023", "40.8° repeat 14.6° null 59.5°",
         "0.0000 repeat 0.0000", "0.9976 ceiling 0.9996", "54.0% ± 1.5% 95% 49.6% … 58.3% runs 52.0% … 56.0%",
-        "−3.6% not significant −7.0% … +0.4% p (Holm) 0.310",
+        "−3.6% cannot say −7.0% … +0.4% p (Holm) 0.310 within ±6.6%",
     ]  # fmt: skip
     direction, accuracy, angle, *_ = page.figures
     at = {trace["hovertext"][0].split("<")[1]: trace for trace in direction["data"] if "hovertext" in trace}

@@ -8,12 +8,15 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binomtest, norm
+from scipy.optimize import minimize_scalar
+from scipy.special import xlogy
+from scipy.stats import binomtest, multinomial, norm
 
 from losslens.analysis.arm_accuracy import compare_arms
 from losslens.evaluation.statistics import (
     bootstrap_difference,
     detectable_difference,
+    equivalence,
     holm,
     mcnemar,
     sign_flip,
@@ -28,6 +31,11 @@ def outcomes(b: int, c: int, both: int = 10) -> tuple[np.ndarray, np.ndarray]:
     first = [True] * b + [False] * c + [True] * both
     second = [False] * b + [True] * c + [True] * both
     return np.array(first), np.array(second)
+
+
+def of(b: int, c: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """n problems in all."""
+    return outcomes(b, c, n - b - c)
 
 
 def test_wilson_interval() -> None:
@@ -93,27 +101,98 @@ def test_bootstrap_difference() -> None:
     assert bootstrap_difference(first, second) == (low, high)
 
 
+def test_how_often_the_bootstrap_interval_holds_the_difference() -> None:
+    """500 comparisons of 200 problems, of which 10% and 5% are solved by one side only: 95%, give or take 3 points."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(500):
+        drawn = rng.random(200)
+        low, high = bootstrap_difference((drawn < 0.1).astype(float), (drawn > 0.95).astype(float))
+        held += low <= 0.05 <= high
+    assert 0.92 < held / 500 < 0.98
+
+
+class TestEquivalence:
+    def test_by_hand(self) -> None:
+        """100 problems, of which the first alone solves 3 and the second alone 1. For m = .05: A = 200,
+        B = −4 + 198·.05 = 5.9, C = −.05·.95 = −.0475, q = (√(34.81 + 38) − 5.9)/400 = .006582;
+        z = (2 − 5)/√(100·(.013164 + .0475)) = −1.2180, p = .1116."""
+        found = equivalence(*of(3, 1, 100), 0.05)
+        assert found.p == pytest.approx(0.1116, abs=1e-4)
+        assert equivalence(*of(1, 3, 100), 0.05) == found
+        assert equivalence(*of(3, 1, 100), found.within).p == pytest.approx(0.05)
+        assert 0.05 < found.within < 0.1
+
+    @pytest.mark.parametrize(("b", "c", "n", "margin"), [(9, 4, 80, 0.1), (0, 7, 200, 0.05), (20, 31, 300, 0.02)])
+    def test_against_the_likelihood(self, b: int, c: int, n: int, margin: float) -> None:
+        """q maximises b·log(q + δ) + c·log q + (n − b − c)·log(1 − 2q − δ), by search; both sides."""
+        scores = []
+        for x, y in ((b, c), (c, b)):
+
+            def unlikely(q: float, x: int = x, y: int = y) -> float:
+                return -float(xlogy(x, q + margin) + xlogy(y, q) + xlogy(n - x - y, 1 - 2 * q - margin))
+
+            q = minimize_scalar(unlikely, bounds=(1e-9, (1 - margin) / 2 - 1e-9), options={"xatol": 1e-10}).x
+            scores.append((x - y - n * margin) / math.sqrt(n * (2 * q + margin - margin**2)))
+        assert equivalence(*of(b, c, n), margin).p == pytest.approx(norm.cdf(max(scores)), rel=1e-3)
+
+    def test_equal_answers_to_few_problems_are_not_equivalence(self) -> None:
+        """q = 0, z = −√(nδ/(1 − δ)): ±5 points are shown from 1.645²·.95/.05 = 51.4 problems on."""
+        assert equivalence(*of(0, 0, 51), 0.05).p > 0.05 > equivalence(*of(0, 0, 52), 0.05).p
+        assert equivalence(*of(0, 0, 52), 0.05).within == pytest.approx(1.6448536**2 / (52 + 1.6448536**2))
+
+    def test_opposites(self) -> None:
+        assert equivalence(*of(20, 0, 20), 0.05).within == 1
+        assert equivalence(*of(20, 0, 20), 0.05).p > 0.99
+
+    @pytest.mark.parametrize(("n", "discordant"), [(100, 0.05), (200, 0.05), (200, 0.1), (500, 0.1)])
+    def test_its_size_over_all_tables(self, n: int, discordant: float) -> None:
+        """Exactly: of all tables that occur where the true difference is the margin, at most 5% pass."""
+        only_first, only_second = (discordant + 0.05) / 2, (discordant - 0.05) / 2
+        b, c = np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij")
+        b, c = b[b + c <= n], c[b + c <= n]
+        chance = multinomial.pmf(np.stack([b, c, n - b - c], axis=1), n, [only_first, only_second, 1 - discordant])
+        likely = chance > 1e-7
+        passes = [equivalence(*of(x, y, n), 0.05).p <= 0.05 for x, y in zip(b[likely], c[likely], strict=True)]
+        assert chance[likely][passes].sum() <= 0.05
+
+    @pytest.mark.parametrize("runs", [2, 4])
+    def test_its_size_for_averages_over_runs(self, runs: int) -> None:
+        """Runs that agree on most problems and each stray by themselves, simulated where the true difference is 5
+        points: of 1,000 comparisons of 200 problems 5% pass, give or take 2 points (three standard errors)."""
+        rng = np.random.default_rng(0)
+        passed = 0
+        for _ in range(1000):
+            chances = rng.beta(0.5, 0.5, 200)
+            lower = chances - 0.05 * chances / chances.mean() * (chances.mean() > 0)
+            first, second = (rng.binomial(runs, np.clip(p, 0, 1)) / runs for p in (chances, lower))
+            passed += equivalence(first, second, float(np.mean(chances - np.clip(lower, 0, 1)))).p <= 0.05
+        assert 0.02 < passed / 1000 < 0.07
+
+
 class TestVerdict:
-    def test_nine_correct_against_one_of_thirty(self) -> None:
-        """Fifteen pairs, so .05/15 = .0033. Eight problems tell them apart at best: 2/2⁸ = .0078. Even ten do not do:
-        9 against 1 has p = 22/1024 = .021, and only 10 against 0 could pass."""
-        best = mcnemar(*outcomes(8, 0))
-        assert best.p == pytest.approx(2 / 2**8)
-        assert verdict(0.1, 8, p_holm=15 * best.p, tests=15) == "underpowered"
-        assert verdict(0.1, 10, p_holm=15 * 0.0215, tests=15) == "underpowered"
-        assert verdict(0.1, 8, p_holm=best.p, tests=1) == "better"
+    @pytest.mark.parametrize(
+        ("difference", "p", "p_equivalence", "said"),
+        [
+            (0.1, 0.05, 0.9, "better"), (-0.1, 1.5e-4, 0.9, "worse"), (0.01, 0.3, 0.05, "equivalent"),
+            (0.01, 0.3, 0.051, "cannot say"), (0.0, 1.0, 0.2, "cannot say"), (0.01, 0.01, 0.01, "better"),
+        ],
+    )  # fmt: skip
+    def test_which_of_four(self, difference: float, p: float, p_equivalence: float, said: str) -> None:
+        """A difference that is shown is one, however small: the margin it would pass stands beside it."""
+        assert verdict(difference, p, p_equivalence) == said
 
-    def test_from_how_many_problems_on(self) -> None:
-        """2·(1 + 13)/2¹³ = .0034 is above .0033, 2·(1 + 14)/2¹⁴ = .0018 is not."""
-        assert verdict(0.1, 13, p_holm=1.0, tests=15) == "underpowered"
-        assert verdict(0.1, 14, p_holm=1.0, tests=15) == "not significant"
-        assert verdict(0.1, 8, p_holm=1.0, tests=1) == "underpowered"  # 18/256 = .07
-        assert verdict(0.1, 9, p_holm=1.0, tests=1) == "not significant"  # 20/512 = .039
-
-    def test_enough_problems_and_no_difference(self) -> None:
-        assert verdict(0.01, 595, p_holm=1.0, tests=15) == "not significant"
-        assert verdict(-0.1, 80, p_holm=1.5e-4, tests=15) == "worse"
-        assert verdict(0.0, 0, p_holm=1.0, tests=15) == "same answers"
+    def test_each_kind_of_statement_is_corrected_by_itself(self) -> None:
+        """Of three comparisons x and y answer alike: the smallest p of equivalence, three times that by Holm."""
+        right = np.ones(200)
+        wrong = np.r_[np.zeros(40), np.ones(160)]
+        columns = {"x": right, "y": right, "base": wrong}
+        table = compare_arms({name: pd.DataFrame({name: of}) for name, of in columns.items()}, None, 0.05)
+        found = table.set_index(["arm_a", "arm_b"])
+        assert found["accuracy_verdict"].tolist() == ["equivalent", "better", "better"]
+        assert found["p_equivalence_holm"].iloc[0] == pytest.approx(3 * found["p_equivalence"].iloc[0])
+        assert (found["equivalence_margin"] == 0.05).all()
+        assert found["equivalent_within"].iloc[1] > 0.2
 
 
 def test_several_samples_of_a_problem() -> None:
@@ -159,7 +238,7 @@ class TestSignFlip:
             for arm, share in shares.items()
         }
         outcomes["base"] = pd.DataFrame({"base": (rng.random(100) < 0.14).astype(float)})
-        found = compare_arms(outcomes, None).set_index(["arm_a", "arm_b"])
+        found = compare_arms(outcomes, None, 0.05).set_index(["arm_a", "arm_b"])
         assert len(found) == 276
         assert set(found.loc["arm 0", "accuracy_verdict"]) == {"better"}
         assert found.loc[("arm 0", "base"), "p_holm"] < 1e-6

@@ -13,13 +13,20 @@ from losslens.analysis.accuracy import by_problem
 from losslens.analysis.arms import Arm
 from losslens.analysis.cohort import Cohort
 from losslens.core.errors import InputError
-from losslens.evaluation.statistics import bootstrap_difference, detectable_difference, holm, sign_flip, verdict
+from losslens.evaluation.statistics import (
+    bootstrap_difference,
+    detectable_difference,
+    equivalence,
+    holm,
+    sign_flip,
+    verdict,
+)
 
 # Name of the untrained base among the arms.
 BASE = "base"
 COLUMNS = (
-    "arm_a", "arm_b", "n", "accuracy_diff", "diff_low", "diff_high", "p", "p_holm", "accuracy_verdict",
-    "detectable_diff",
+    "arm_a", "arm_b", "n", "accuracy_diff", "diff_low", "diff_high", "p", "p_holm", "equivalence_margin",
+    "equivalent_within", "p_equivalence", "p_equivalence_holm", "accuracy_verdict", "detectable_diff",
 )  # fmt: skip
 _LEVEL = 0.05
 
@@ -38,16 +45,20 @@ def outcomes_of(cohort: Cohort, arms: Sequence[Arm], benchmark: str | None) -> d
     return {name: pd.DataFrame(columns) for name, columns in columns_by_arm.items() if columns}
 
 
-def compare_arms(outcomes: Mapping[str, pd.DataFrame], family: Collection[frozenset[str]] | None) -> pd.DataFrame:
+def compare_arms(
+    outcomes: Mapping[str, pd.DataFrame], family: Collection[frozenset[str]] | None, margin: float
+) -> pd.DataFrame:
     """Compares the accuracies of every two scored arms and the base; `accuracy_diff` is the first minus the second.
 
     Difference, interval and p are of the same quantity, the share of correct answers by problem over the runs of an
     arm. The interval is a bootstrap over problems; p comes from a sign-flip test of the differences by problem (for two
-    single runs, McNemar's exact test), corrected by Holm for the whole table.
+    single runs, McNemar's exact test), and that of a difference of at least `margin` from two one-sided tests
+    (`equivalence`). Each of the two is corrected by Holm for the whole table.
 
     Args:
         outcomes: For each arm, the share of correct answers by problem, one column per run.
         family: The comparisons that are tested and covered by Holm's correction; by default all.
+        margin: The difference, a share, below which two arms are equivalent.
 
     Raises:
         InputError: Two arms were not scored on the same problems.
@@ -62,12 +73,15 @@ def compare_arms(outcomes: Mapping[str, pd.DataFrame], family: Collection[frozen
         row: dict[str, Any] = {"arm_a": a, "arm_b": b, "n": len(x), "accuracy_diff": float(np.mean(x - y))}
         row |= {"diff_low": low, "diff_high": high, "differing": int(np.sum(np.abs(x - y) > 1e-9))}
         if family is None or frozenset((a, b)) in family:
-            row |= {"p": sign_flip(x, y), "single": bool(np.isin([x, y], [0, 1]).all())}
+            test = equivalence(x, y, margin)
+            row |= {"p": sign_flip(x, y), "single": bool(np.isin([x, y], [0, 1]).all()), "equivalence_margin": margin}
+            row |= {"p_equivalence": test.p, "equivalent_within": test.within}
         rows.append(row)
     tested = [row for row in rows if "p" in row]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
-        result = verdict(row["accuracy_diff"], row["differing"], float(p), len(tested), _LEVEL)
-        row |= {"p_holm": float(p), "accuracy_verdict": result}
+    corrected = (holm([row[p] for row in tested]) for p in ("p", "p_equivalence"))
+    for row, p, p_equivalence in zip(tested, *corrected, strict=True):
+        row |= {"p_holm": float(p), "p_equivalence_holm": float(p_equivalence)}
+        row["accuracy_verdict"] = verdict(row["accuracy_diff"], p, p_equivalence, _LEVEL)
         if row["single"]:  # McNemar's test needs outcomes of 0 and 1, not averages
             row["detectable_diff"] = detectable_difference(row["differing"], row["n"], _LEVEL / len(tested))
     return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": "Int64"})

@@ -17,7 +17,7 @@ from losslens.evaluation.statistics import wilson_interval
 from losslens.measures import PairMeasure, pair_measures, run_measures
 
 _SIZES = tuple(measure.name for measure in run_measures())
-_AGAINST = ("diff", "diff_low", "diff_high", "p", "p_holm", "verdict")
+_AGAINST = ("diff", "diff_low", "diff_high", "p", "p_holm", "equivalence_margin", "equivalent_within", "verdict")
 
 
 def _columns_of(measure: PairMeasure, to: str) -> dict[str, str]:
@@ -167,7 +167,5 @@ def _accuracy(correct: pd.DataFrame | None, benchmark: str | None, base: pd.Data
 
 
 def _against(other: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    columns = dict(
-        zip(_AGAINST, ("accuracy_diff", "diff_low", "diff_high", "p", "p_holm", "accuracy_verdict"), strict=True)
-    )
-    return {f"{other}_{name}": row.get(column, np.nan) for name, column in columns.items()}
+    columns = {"diff": "accuracy_diff", "verdict": "accuracy_verdict"}
+    return {f"{other}_{name}": row.get(columns.get(name, name), np.nan) for name in _AGAINST}

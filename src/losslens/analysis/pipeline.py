@@ -158,7 +158,8 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     benchmark = benchmark_of(cohort, config.primary_benchmark)
     benchmarks = _benchmarks(config.select_on, benchmark, cohort)
     outcomes = outcomes_of(cohort, arms, benchmark)
-    tested = compare_arms(outcomes, None if config.holm_family == "all" else _family(arms, cohort.by_name[reference]))
+    family = None if config.holm_family == "all" else _family(arms, cohort.by_name[reference])
+    tested = compare_arms(outcomes, family, config.equivalence_margin / 100)
     cache = Cache(config.output_dir / "cache")
 
     # At most the rank of the runs: an interpolation of two snapshots has further directions, in which they differ.
@@ -199,7 +200,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     if benchmarks is not None:
         trust = trust_of(config)
         tuning = tune(
-            cohort, arms, benchmarks, of_arms, trajectories,
+            cohort, arms, benchmarks, of_arms, trajectories, config.equivalence_margin / 100,
             lambda members, left_out: score_snapshots(members, config.model_path, trust, left_out),
         )  # fmt: skip
     plane, kept = mds_table(pair_rows)

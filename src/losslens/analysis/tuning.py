@@ -39,7 +39,10 @@ _COSINES = (
     "pairing", "repeats", "cosine", "cosine_null", "cosine_ceiling", "cosine_relative", "cosine_low", "cosine_high",
     "cosine_verdict",
 )  # fmt: skip
-_ACCURACIES = ("n", "accuracy_diff", "diff_low", "diff_high", "p", "p_holm", "accuracy_verdict")
+_ACCURACIES = (
+    "n", "accuracy_diff", "diff_low", "diff_high", "p", "p_holm", "equivalence_margin", "equivalent_within",
+    "p_equivalence", "p_equivalence_holm", "accuracy_verdict",
+)  # fmt: skip
 PAIR_COLUMNS = (
     "rates", "loss_a", "loss_b", "arm_a", "arm_b", "learning_rate_a", "learning_rate_b", *_COSINES, *_ACCURACIES,
 )  # fmt: skip
@@ -144,7 +147,7 @@ def require_other_problems(cohort: Cohort, benchmarks: Benchmarks) -> None:
 
 def tune(
     cohort: Cohort, arms: Sequence[Arm], benchmarks: Benchmarks, arm_pairs: pd.DataFrame, norms: pd.DataFrame,
-    score: Score,
+    margin: float, score: Score,
 ) -> Tuning:  # fmt: skip
     """Chooses the rate of every loss, by both rules, and compares the losses at these rates.
 
@@ -154,6 +157,7 @@ def tune(
         benchmarks: Where rates are chosen and reported.
         arm_pairs: One row for every two arms, with their cosine.
         norms: `trajectories.csv`: the norm of each run with snapshots at each of them.
+        margin: The difference in accuracy, a share, below which two losses are equivalent.
         score: Scores runs at a snapshot as their ends were scored; adds to a mapping why it cannot.
 
     Raises:
@@ -170,7 +174,7 @@ def tune(
         MATCHED: lambda arm: arm.learning_rate == arm.base_rate,
     }
     chosen |= {rates: _only(losses, holds) for rates, holds in usual.items()}
-    pairs = [row for rates, of in chosen.items() for row in _pair_rows(rates, of, reported, arm_pairs)]
+    pairs = [row for rates, of in chosen.items() for row in _pair_rows(rates, of, reported, arm_pairs, margin)]
     target = common_norm(losses, norms)
     if target is None:
         cohort.left_out[f"choice of rates at {NORM}"] = "not every loss has runs with snapshots (optim.snapshot_steps)"
@@ -190,7 +194,7 @@ def tune(
             further = [row for loss in losses for row in rate_rows(loss, validation, at_norm, target)]
             rows += further
             # Cosines are of the ends of the runs; analyze.py checkpoint=norm compares the weights at one norm.
-            pairs += _pair_rows(TUNED_NORM, _chosen(losses, further), at_norm, arm_pairs.iloc[:0])
+            pairs += _pair_rows(TUNED_NORM, _chosen(losses, further), at_norm, arm_pairs.iloc[:0], margin)
     constant = {"select_on": benchmarks.select_on, "benchmark": benchmarks.reported}
     table = pd.DataFrame([{**row, **constant} for row in rows], columns=list(COLUMNS))
     return Tuning(_typed(table), pd.DataFrame(pairs, columns=list(PAIR_COLUMNS)).astype({"n": "Int64"}))
@@ -315,16 +319,17 @@ def _only(losses: Sequence[TunedLoss], holds: Callable[[Arm], bool]) -> dict[str
     return {name: arms[0] for name, arms in found.items() if len(arms) == 1}
 
 
-def _pair_rows(rates: str, arms: Mapping[str, Arm], outcomes: Outcomes, cosines: pd.DataFrame) -> list[dict[str, Any]]:
+def _pair_rows(
+    rates: str, arms: Mapping[str, Arm], outcomes: Outcomes, cosines: pd.DataFrame, margin: float
+) -> list[dict[str, Any]]:
     """Compares every two losses, and each with the base; Holm's correction is for these comparisons only."""
     shares = {name: outcomes[arm.name()] for name, arm in arms.items() if arm.name() in outcomes}
     if len(shares) < 2:
         return []
     known = {frozenset((row["arm_a"], row["arm_b"])): row for row in cosines.to_dict("records")}
     rows = []
-    for tested in compare_arms({**shares, BASE: outcomes[BASE]} if BASE in outcomes else shares, None).to_dict(
-        "records"
-    ):
+    with_base = {**shares, BASE: outcomes[BASE]} if BASE in outcomes else shares
+    for tested in compare_arms(with_base, None, margin).to_dict("records"):
         names = tested["arm_a"], tested["arm_b"]
         a, b = (arms[name].name() if name in arms else BASE for name in names)
         row: dict[str, Any] = {"rates": rates, "loss_a": names[0], "loss_b": names[1], "arm_a": a, "arm_b": b}

@@ -60,6 +60,7 @@ class AnalyzeConfig(Job):
     pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     reference: str | None
     holm_family: Annotated[Literal["all", "reference"], Formerly("family")]
+    equivalence_margin: float = Field(gt=0, lt=100)
     probe_set: Annotated[ProbeSet, Formerly("held_out")]
     connectivity: Connectivity
     cka: Cka

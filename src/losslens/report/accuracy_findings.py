@@ -1,4 +1,4 @@
-"""Findings on accuracy: a difference is reported as one only if its Holm-corrected p is at most .05."""
+"""Findings on accuracy: a difference, or equivalence, is reported only if its Holm-corrected p is at most .05."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from losslens.report.names import loss_name
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.format import listed, number, p_value, percent, points, whole
 
+# Most losses that a sentence names.
+_MOST_NAMED = 6
+
 
 def accuracies(analysis: AnalysisFolder, comparison: LossComparison) -> list[Finding]:
-    """Reports which losses differ in accuracy from the base and from SFT, after Holm's correction."""
+    """Reports which losses differ in accuracy from the base and from SFT, and which are equivalent to them."""
     arms = arm_rows(analysis)
     arms = arms[arms["accuracy"].notna()] if len(arms) else arms
     if arms.empty:
@@ -47,22 +50,27 @@ def _against(arms: pd.DataFrame, to: str, name: str) -> str:
         if len(differing):
             losses = [f"{arm['shown']} ({_numbers(arm, to)})" for _, arm in differing.iterrows()]
             parts.append(f"{listed(losses)} {'is' if len(differing) == 1 else 'are'} {verdict} than {name}")
-    rest = tested[~verdicts.isin(["better", "worse"])]
-    if parts and len(rest):
-        parts.append(f"no significant difference was found for the other{'s' * (len(rest) > 1)}")
-    elif not parts and (rest[f"{to}_diff"] == 0).all():
-        who = "all losses equal" if len(rest) > 1 else f"{rest['shown'].iloc[0]} equals"
-        parts.append(f"{who} {name}")
-    elif not parts:
-        widest = rest.loc[rest[f"{to}_diff"].abs().idxmax()]
+    equal, unclear = (tested[verdicts == verdict] for verdict in ("equivalent", "cannot say"))
+    if len(equal):
+        margin = f"{100 * equal[f'{to}_equivalence_margin'].max():g}"
         parts.append(
-            f"no significant difference from {name} was found; the largest is that of {widest['shown']} "
-            f"({_numbers(widest, to)})"
+            f"{_names(equal, tested)} {'is' if len(equal) == 1 else 'are'} equivalent to {name} within ±{margin} points"
         )
-    weak = rest[rest[f"{to}_verdict"] == "underpowered"]
-    if len(weak):
-        parts.append(f"for {listed(list(weak['shown']))}, too few answers differ to show any difference (underpowered)")
+    if len(unclear):
+        widest = unclear.loc[unclear[f"{to}_diff"].abs().idxmax()]
+        largest = f"the largest difference is that of {widest['shown']}: " * (len(unclear) > 1)
+        parts.append(
+            f"whether {_names(unclear, tested)} differ{'s' * (len(unclear) == 1)} from {name}, the data cannot say "
+            f"({largest}{_numbers(widest, to)})"
+        )
     return "; ".join(parts)
+
+
+def _names(arms: pd.DataFrame, of: pd.DataFrame) -> str:
+    """Returns the names of the arms, or that they are all; of more than six, how many."""
+    if len(arms) == len(of) > 1:
+        return "all losses"
+    return listed(list(arms["shown"])) if len(arms) <= _MOST_NAMED else f"{len(arms)} of the losses"
 
 
 def _numbers(arm: pd.Series, to: str) -> str:

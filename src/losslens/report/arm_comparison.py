@@ -32,7 +32,11 @@ _NUMBERS = (
     *(f"{m.name}_to_sft{end}" for m in pair_measures("main") for end in m.endings if end != "_verdict"),
     "cosine_repeat", "cosine_to_sft_same_rate", "cosine_to_dpo_conventional",
     "accuracy", "accuracy_std", "accuracy_min", "accuracy_max", "n", "ci_low", "ci_high",
-    *(f"{other}_{column}" for other in ("base", "sft") for column in ("diff", "diff_low", "diff_high", "p", "p_holm")),
+    *(
+        f"{other}_{column}"
+        for other in ("base", "sft")
+        for column in ("diff", "diff_low", "diff_high", "p", "p_holm", "equivalence_margin", "equivalent_within")
+    ),
 )  # fmt: skip
 _COUNTS = ("seeds", "diverged", "collapsed")
 

@@ -10,7 +10,7 @@ from losslens.measures import pair_measures, run_measures
 from losslens.report.arm_comparison import is_matched, went_wrong
 from losslens.report.components import Cell, Column, Row, Table, downloadable
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.format import NOTHING, difference, number, p_value, percent, rate
+from losslens.tables.format import NOTHING, difference, number, p_value, percent, rate, within
 from losslens.tables.style import colour, loss_title
 
 _SAME_RATE = "cosine_to_sft_same_rate"
@@ -96,4 +96,5 @@ def _against(arm: pd.Series, to: str) -> Cell:
     interval = f"{difference(arm[f'{to}_diff_low'])} … {difference(arm[f'{to}_diff_high'])}"
     verdict = arm[f"{to}_verdict"]
     test = "" if pd.isna(arm[f"{to}_p_holm"]) else f"\np (Holm) {p_value(arm[f'{to}_p_holm'])}"
-    return Cell(difference(arm[f"{to}_diff"]), below=f"{verdict}\n{interval}{test}".lstrip())
+    margin = "" if pd.isna(arm[f"{to}_equivalent_within"]) else f"\nwithin {within(arm[f'{to}_equivalent_within'])}"
+    return Cell(difference(arm[f"{to}_diff"]), below=f"{verdict}\n{interval}{test}{margin}".lstrip())

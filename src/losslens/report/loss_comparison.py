@@ -29,6 +29,8 @@ _NUMBERS = (
     "diff_high",
     "p",
     "p_holm",
+    "equivalence_margin",
+    "equivalent_within",
     "detectable_diff",
 )
 _OF_PAIRS = ("cosine", "barrier_chord", "barrier_chord_low", "barrier_chord_high", "cka_last")

@@ -31,6 +31,11 @@ def points(value: float) -> str:
     return NOTHING if pd.isna(value) else _signed(f"{100 * value:+.1f}")
 
 
+def within(value: float) -> str:
+    """Formats a margin as `±2.5%`."""
+    return NOTHING if pd.isna(value) else f"±{value:.1%}"
+
+
 def degrees(value: float) -> str:
     """Formats `17.7°`."""
     return NOTHING if pd.isna(value) else _signed(f"{value:.1f}°")

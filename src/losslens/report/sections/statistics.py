@@ -7,13 +7,12 @@ import pandas as pd
 from losslens.report.components import Cell, Column, Row, Section, Table, downloadable
 from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.format import NOTHING, difference, number, p_value, percent, whole
+from losslens.tables.format import NOTHING, difference, number, p_value, percent, whole, within
 from losslens.tables.style import colour, loss_title
 
 # Most rows shown; longer tables are left to the CSV file.
 _MOST = 150
 _BETTER = {"better": "first better", "worse": "second better"}
-_VERDICTS = ("not significant", "underpowered", "same answers")
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
@@ -33,8 +32,9 @@ def section(analysis: AnalysisFolder) -> Section | None:
             "Difference, interval and p are computed from the share of correct answers to each problem, averaged over "
             "the runs of a loss. p: sign-flip test on the differences per problem (for two single runs, McNemar's "
             "exact test). Holm: p corrected for all comparisons of this table that have one.",
-            "Underpowered: the two disagree on so few problems that no outcome, or none with a single contrary "
-            "problem, could have passed Holm's first threshold; nothing can be said about a difference.",
+            "Equivalent: two one-sided tests, corrected by Holm in the same way, show that the two differ by less than "
+            f"{_margin(pairs)} points (`equivalence_margin`). Within: the smallest margin that the pair would pass by "
+            "itself. Cannot say: neither a difference nor equivalence is shown.",
             "Detectable: the difference that the exact test at Holm's first threshold would detect in four of five "
             "samples of this many problems, if the two disagreed as often as they do here (–: none would be detected, "
             "or the comparison averages over runs).",
@@ -49,7 +49,10 @@ def _summary(analysis: AnalysisFolder, pairs: pd.DataFrame) -> str:
     counts = pairs["accuracy_verdict"].value_counts()
     differ = int(counts.get("better", 0) + counts.get("worse", 0))
     outcomes = [f"{differ} differ{'s' * (differ == 1)}"]
-    outcomes += [f"{counts[name]} {name}" for name in _VERDICTS if counts.get(name)]
+    if equal := int(counts.get("equivalent", 0)):
+        outcomes.append(f"{equal} {'is' if equal == 1 else 'are'} equivalent within ±{_margin(pairs)} points")
+    if open_ := int(counts.get("cannot say", 0)):
+        outcomes.append(f"about {open_} the data cannot say")
     which = {"all": "all comparisons", "reference": "those with the reference and the base"}
     benchmark = analysis.manifest.get("benchmark")
     on = f" on {benchmark}" if benchmark else ""
@@ -59,6 +62,10 @@ def _summary(analysis: AnalysisFolder, pairs: pd.DataFrame) -> str:
         f"Holm's correction covers {which.get(family.get('pairs', ''), 'the family')}, {tests} "
         f"test{'s' * (tests != 1)}: {', '.join(outcomes)}."
     )
+
+
+def _margin(pairs: pd.DataFrame) -> str:
+    return f"{100 * pairs['equivalence_margin'].max():g}"
 
 
 def _detectable(pairs: pd.DataFrame) -> list[str]:
@@ -82,7 +89,7 @@ def _table(analysis: AnalysisFolder, comparison: LossComparison, pairs: pd.DataF
         caption = f"Comparisons with the reference and the base; all {len(pairs)} are in arm_pairs.csv"
     columns = [
         Column("first", numeric=False), Column("second", numeric=False), Column("difference"), Column("95% interval"),
-        Column("p"), Column("p (Holm)"), Column("verdict", numeric=False), Column("detectable"),
+        Column("p"), Column("p (Holm)"), Column("within"), Column("verdict", numeric=False), Column("detectable"),
     ]  # fmt: skip
     rows = []
     for _, pair in shown.sort_values("p", kind="stable").iterrows():
@@ -94,7 +101,7 @@ def _table(analysis: AnalysisFolder, comparison: LossComparison, pairs: pd.DataF
         interval = f"{difference(pair['diff_low'])} … {difference(pair['diff_high'])}"
         cells = [
             *names, Cell(difference(pair["accuracy_diff"])), Cell(interval), Cell(p_value(pair["p"])),
-            Cell(p_value(pair["p_holm"])),
+            Cell(p_value(pair["p_holm"])), Cell(within(pair["equivalent_within"])),
             Cell(_BETTER.get(pair["accuracy_verdict"], pair["accuracy_verdict"]) or NOTHING),
             Cell(percent(pair["detectable_diff"])),
         ]  # fmt: skip

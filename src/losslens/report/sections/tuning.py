@@ -31,7 +31,7 @@ _NUMBERS = (
     "accuracy", "n", "ci_low", "ci_high",
 )  # fmt: skip
 _PAIR_TEXTS = ("rates", "loss_a", "loss_b", "arm_a", "arm_b", "pairing", "cosine_verdict", "accuracy_verdict")
-_PAIR_NUMBERS = ("cosine", "accuracy_diff", "diff_low", "diff_high", "p_holm")
+_PAIR_NUMBERS = ("cosine", "accuracy_diff", "diff_low", "diff_high", "p_holm", "equivalence_margin")
 _TRUE = "True"
 # Most rows of a table that is open.
 _MOST_OPEN = 15
@@ -131,10 +131,12 @@ def _comparisons(pairs: pd.DataFrame) -> Iterator[str]:
     for name in sets:
         of_set = between[between["rates"] == name]
         differ = of_set["accuracy_verdict"].isin(["better", "worse"]).sum()
-        power, count, where = (of_set["accuracy_verdict"] == "underpowered").sum(), len(of_set), _SETS[name][1]
+        equal, count, where = (of_set["accuracy_verdict"] == "equivalent").sum(), len(of_set), _SETS[name][1]
         text = f"{where[0].upper()}{where[1:]}, {differ} of {count} pair{'s' * (count != 1)} of losses{of_common} "
         text += f"differ{'s' * (count == 1)} significantly in accuracy (p ≤ .05 after Holm's correction)"
-        text += f"; {power} underpowered" if power else ""
+        if equal:
+            margin = f"{100 * of_set['equivalence_margin'].max():g}"
+            text += f"; {equal} {'is' if equal == 1 else 'are'} equivalent within ±{margin} points"
         cosine = of_set["cosine"].median()
         yield text + (f". The median cosine of two losses is {number(cosine)}." if not math.isnan(cosine) else ".")
 
