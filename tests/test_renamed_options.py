@@ -36,6 +36,7 @@ def spec(*overrides: str) -> RunSpec:
         (["train_on=paired_rollouts"], "d9c35060"),
         (["method=rft", "method.incorrect=drop"], "0383d95b"),
         (["method=grpo", "method.weight_by=prob"], "2017bb0d"),
+        (["method=topr", "method.level=geometric"], "1447dc94"),  # as commit 7581468 named it
         (["method=rift", "method.reward_correct=2", "method.reward_incorrect=-1"], "b39f0f36"),
     ],
 )
@@ -60,6 +61,7 @@ def test_every_old_name_is_gone_from_the_configuration() -> None:
     [
         ("train.py", "rollouts.k=3", "rollouts.samples_per_prompt"),
         ("train.py", "method.wrong=filter", "method.incorrect"),
+        ("train.py", "method=topr method.ratio=geometric", "method.level"),
         ("train.py", "train_on=dpo_rows", "train_on=paired_rollouts"),
         ("train.py", "experiment=dpo_rows", "experiment=paired_rollouts"),
         ("analyze.py", "at=norm", "checkpoint"),
