@@ -40,7 +40,12 @@ ROLLOUTS = pd.DataFrame(
         "completion_ids": [[0] * length for length in (1, 3, 4, 2, 5, 1, 2, 3, 4, 2, 3, 1)],
     }
 )
-LOSSES = {**variants(), **AT_ZERO}
+LOSSES = {
+    **variants(),
+    **AT_ZERO,
+    "grpo bias=0": Grpo(name="grpo", bias=0),
+    "rift affine_lambda=0": Rift(name="rift", form="affine", affine_lambda=0),
+}
 
 
 def effect(loss: Loss) -> list[Any]:

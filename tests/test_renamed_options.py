@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, script
 from hydra import compose, initialize_config_dir
 
+from losslens.cli.arguments import explain_rejection
 from losslens.config.identity import in_current_words
 from losslens.config.parse import current_name, parse, renamed_options
 from losslens.config.training import Optim, TrainConfig
@@ -61,7 +62,6 @@ def test_every_old_name_is_gone_from_the_configuration() -> None:
     [
         ("train.py", "rollouts.k=3", "rollouts.samples_per_prompt"),
         ("train.py", "method.wrong=filter", "method.incorrect"),
-        ("train.py", "method=topr method.ratio=geometric", "method.level"),
         ("train.py", "train_on=dpo_rows", "train_on=paired_rollouts"),
         ("train.py", "experiment=dpo_rows", "experiment=paired_rollouts"),
         ("analyze.py", "at=norm", "checkpoint"),
@@ -74,6 +74,18 @@ def test_an_old_word_ends_in_the_new_one(name: str, argument: str, said: str, tm
     assert argument.partition("=")[0] in line
     assert f"called {said} now" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_an_old_word_of_one_loss_that_is_anothers_of_today() -> None:
+    """`method.ratio` was TOPR's, and is SFT's."""
+
+    def said(*arguments: str) -> str:
+        return explain_rejection(arguments, ROOT / "conf", TrainConfig)
+
+    assert said("method=topr", "method.ratio=geometric").endswith(
+        "method.ratio of method=topr is called method.level now"
+    )
+    assert "called" not in said("method=dft", "method.ratio=clip")
 
 
 def test_an_old_value_of_a_loss_option() -> None:

@@ -251,7 +251,7 @@ class Loss(Method):
 
     @property
     def columns_from(self) -> Origin:
-        """What the columns of a rollout follow from: its own `row`, its `group`, or the whole `table`."""
+        """Origin of the columns of a rollout: its own `row`, its `group`, or the whole `table`."""
         return "row" if type(self).columns is Loss.columns else "group"
 
     def terms(self, batch: Batch) -> Tensor:
