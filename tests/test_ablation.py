@@ -131,6 +131,15 @@ class TestArms:
         members = [member("sft", "conventional", 0), member("dpo", "matched", 0), member("dpo", "conventional", 0)]
         assert [arm.learning_rates for arm in arms_of(cohort(members))][1:] == [["matched"], ["conventional"]]
 
+    def test_the_version_of_a_methods_statistics_makes_no_distance(self) -> None:
+        """It is in the identity of a loss with advantages and not in SFT's, though both have the same rows."""
+        grpo, sft = member("grpo", "matched", 0), member("sft", "matched", 0)
+        assert grpo.facts is not None
+        grpo.facts.identity.update(group_statistics=1)
+        one, other = arms_of(cohort([grpo, sft]))
+        assert one.values.keys() - other.values.keys() == {"group_statistics"}
+        assert one.distance(other) == other.distance(one) == 0
+
     def test_other_settings_are_told(self) -> None:
         members = [member("dpo", "matched", 0, beta=beta) for beta in (0.1, 0.3)] + [member("sft", "matched", 0)]
         assert [arm.name() for arm in arms_of(cohort(members))] == [

@@ -257,7 +257,7 @@ def test_assignment_of_rows_to_processes(
     _, three = spied_on(tmp_path, given, ["sft", "dpo"], 3, "optim.batch_size=12", "optim.max_steps=3")
     both = list(zip(tokenised["prompt_ids"], tokenised["completion_ids"], strict=True))
     singles = [[row] for row in range(len(both))]
-    examples = {"sft": singles, "dpo": mixed_pairs(tokenised, "one", "")}
+    examples = {"sft": singles, "dpo": mixed_pairs(tokenised, "one")}
     order = {name: data_order(len(examples[name]), 48, seed=42) for name in examples}
     second = [[*both[row][0], *both[row][1]] for row in order["sft"][[2, 3, 8, 9]]]
     assert three[1]["sft", 0] == second

@@ -60,7 +60,7 @@ CLASSES: dict[str, list[Loss]] = {
         Kto(name="kto"),
         Kto(name="kto", z0="zero", beta=1.0),
         Topr(name="topr", **_BASE),
-        Topr(name="topr", ratio="geometric", **_BASE),
+        Topr(name="topr", level="geometric", **_BASE),
     ],
     "r − r̄": [
         Grpo(**_GRPO),

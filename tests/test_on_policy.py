@@ -18,7 +18,6 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from pydantic import ValidationError
 
 from losslens.core.errors import InputError
 from losslens.losses import Batch, Method
@@ -370,12 +369,6 @@ def test_dropout_is_off_while_sampling(make_plan: Any, base: LoadedModel, make_s
 def test_defaults_are_no_part_of_the_identity(method: Method) -> None:
     assert method.identity == {"version": 1, "name": method.name}
     assert method.own_samples
-
-
-def test_options_of_dapo_are_refused_elsewhere() -> None:
-    with pytest.raises(ValidationError, match="resamples is an option of recipe=dapo"):
-        OnlineGrpo(name="online_grpo", resamples=1)
-    assert OnlineGrpo(name="online_grpo", recipe="dapo", resamples=1).resamples == 1
 
 
 # The pipeline

@@ -9,6 +9,7 @@ import pytest
 from conftest import ROOT, script
 from hydra import compose, initialize_config_dir
 
+from losslens.cli.arguments import explain_rejection
 from losslens.config.identity import in_current_words
 from losslens.config.parse import current_name, parse, renamed_options
 from losslens.config.training import Optim, TrainConfig
@@ -36,6 +37,7 @@ def spec(*overrides: str) -> RunSpec:
         (["train_on=paired_rollouts"], "d9c35060"),
         (["method=rft", "method.incorrect=drop"], "0383d95b"),
         (["method=grpo", "method.weight_by=prob"], "2017bb0d"),
+        (["method=topr", "method.level=geometric"], "1447dc94"),  # as commit 7581468 named it
         (["method=rift", "method.reward_correct=2", "method.reward_incorrect=-1"], "b39f0f36"),
     ],
 )
@@ -72,6 +74,18 @@ def test_an_old_word_ends_in_the_new_one(name: str, argument: str, said: str, tm
     assert argument.partition("=")[0] in line
     assert f"called {said} now" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_an_old_word_of_one_loss_that_is_anothers_of_today() -> None:
+    """`method.ratio` was TOPR's, and is SFT's."""
+
+    def said(*arguments: str) -> str:
+        return explain_rejection(arguments, ROOT / "conf", TrainConfig)
+
+    assert said("method=topr", "method.ratio=geometric").endswith(
+        "method.ratio of method=topr is called method.level now"
+    )
+    assert "called" not in said("method=dft", "method.ratio=clip")
 
 
 def test_an_old_value_of_a_loss_option() -> None:

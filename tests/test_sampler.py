@@ -454,8 +454,8 @@ def test_in_the_first_step_the_sampler_is_the_base(
     for loss in (RATIO, Ratio(name="ratio", divide_by="raw")):
         plan = make_plan(loss, batch_size=8)
         frozen_source(plan, tokenised).require_sampler(rollouts)
-        BATCHES.clear()
         with trainer_of(plan, base, tokenised, tmp_path) as trainer:
+            BATCHES.clear()  # that of the check that not every weight is 0
             [batch] = first_step(trainer)
             trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(1))
             with torch.no_grad():

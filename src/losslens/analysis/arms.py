@@ -84,9 +84,15 @@ class Arm:
         return " ".join(part for part in (f"{self.method}-{lr or self.lr}", self.settings) if part)
 
     def distance(self, other: Arm) -> int:
-        """Counts the settings, other than method and learning rate, in which it differs from `other`."""
+        """Counts the settings, other than method and learning rate, in which it differs from `other`.
+
+        `group_statistics` counts as the method's, since only those with columns have it.
+        """
         ours, theirs = self.values, other.values
-        keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("method.")} - set(_NOT_SETTINGS)
+        keys = {key for key in ours.keys() | theirs.keys() if not key.startswith("method.")} - {
+            *_NOT_SETTINGS,
+            "group_statistics",
+        }
         return sum(ours.get(key) != theirs.get(key) for key in keys)
 
 

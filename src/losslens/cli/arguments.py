@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
@@ -221,6 +221,8 @@ def _of_another_option(key: str, value: str, arguments: Sequence[str], folders: 
     lacking = [option for option in chosen if option not in having]
     if not lacking:
         return ""
+    if now := _current_option(key, lacking):
+        return f"{key} of {group}={','.join(lacking)} is called {now} now"
     if not having:
         names = {f"{group}.{name}" for option in chosen for name in _names_in(folders.files(group)[option])}
         close = get_close_matches(key, names, 1, 0.75)
@@ -325,17 +327,16 @@ def _keys(folders: ConfigFolders, schema: type[BaseModel]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _current_option(key: str) -> str | None:
-    """Returns the current name of a renamed option of a method; None for any other key."""
-    names = {
-        f"method.{mark.name}": name for loss in builtin_methods().values() for name, mark in formerly(loss).items()
-    }
+def _current_option(key: str, methods: Collection[str]) -> str | None:
+    """Returns the current name of a renamed option of one of the methods; None for any other key."""
+    kinds = [kind for name, kind in builtin_methods().items() if name in methods]
+    names = {f"method.{mark.name}": name for kind in kinds for name, mark in formerly(kind).items()}
     return f"method.{names[key]}" if key in names else None
 
 
 def _hint(key: str, folders: ConfigFolders, schema: type[BaseModel]) -> str:
     """Returns the current name of an unknown key, or similar keys; empty if there are none."""
-    if now := current_name(key) or _current_option(key):
+    if now := current_name(key) or _current_option(key, builtin_methods()):
         return f"it is called {now} now"
     keys = _keys(folders, schema)
     plain = [name for name in keys if "*" not in name]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Unit = Literal["token", "rollout", "pair"]
 Divisor = Literal["tokens", "rollouts", "pairs"]
+Origin = Literal["row", "group", "table"]
 # Inputs that cost an extra pass or that not every set of rollouts has, prepared only for the losses that need them.
 Need = Literal["reference", "mismatched_log_ratio", "sampler", "sampler_raw", "top_entropy", "divergence"]
 
@@ -72,7 +73,8 @@ class Batch:
     Attributes:
         logps: log π_θ(y_t | y_<t, x), shape (N, T), nats.
         mask: True at completion tokens, shape (N, T), bool.
-        reward: The verifier's reward, 1 for correct and 0 for incorrect, shape (N,).
+        reward: The verifier's reward, shape (N,): 1 for correct and 0 for incorrect, or any number for losses that say
+            so (`Loss.any_reward`).
         columns: Output of `Loss.columns` for these rollouts, each of shape (N,).
         pairs: Indices of each pair's chosen and rejected rollout, shape (P, 2); None unless the unit is the pair.
         reference: log π_ref(y_t | y_<t, x) of the base, shape (N, T), nats; None unless the loss needs it.
@@ -148,6 +150,7 @@ class Method(BaseModel):
         conventional_lr_scale: Usual peak learning rate relative to SFT's, used by `lr=conventional`. It is 1 for SFT
             and for losses that reweight its tokens.
         own_samples: True if a run samples what it trains on from its own policy, so that it shares no rows with others.
+        removed: Options of earlier versions that changed nothing; they are passed over in what earlier runs recorded.
         diagnostic_titles: Titles of the method's own metrics in plots, by name; metrics without a title are not shown
             in the dashboard.
     """
@@ -162,6 +165,7 @@ class Method(BaseModel):
     place: ClassVar[float] = float("inf")
     conventional_lr_scale: ClassVar[float] = 1.0
     own_samples: ClassVar[bool] = False
+    removed: ClassVar[frozenset[str]] = frozenset()
     diagnostic_titles: ClassVar[Mapping[str, str]] = {}
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
@@ -170,6 +174,14 @@ class Method(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The part of a run's identity that describes the method: name, version, and the non-default options."""
         return {"version": self.version, **identity_options(self)}
+
+    @property
+    def inert(self) -> dict[str, str]:
+        """Options that change nothing beside the other options, and why; a new run that sets one is refused.
+
+        One at its default may be among them.
+        """
+        return {}
 
     @property
     def options(self) -> dict[str, Any]:
@@ -187,6 +199,11 @@ class Loss(Method):
 
     unit: ClassVar[Unit] = "token"
     uses_reward: ClassVar[bool] = True
+
+    @property
+    def any_reward(self) -> bool:
+        """True if rewards may be numbers other than 1 and 0; may depend on the options."""
+        return not self.uses_reward
 
     @property
     def divisor(self) -> Divisor:
@@ -216,28 +233,26 @@ class Loss(Method):
         return train_on
 
     def select(self, rollouts: pd.DataFrame) -> pd.DataFrame:
-        """Returns the rollouts to train on, in their original order.
-
-        Raises:
-            InputError: None of them can be used by the loss.
-        """
+        """Returns those of the rollouts that the loss trains on, in their original order; there may be none."""
         return rollouts
 
     def select_pairs(self, rollouts: pd.DataFrame) -> list[tuple[int, int]]:
-        """Returns the positions in `rollouts` of each pair's chosen and rejected rollout, if the unit is the pair.
-
-        Raises:
-            InputError: There are no pairs.
-        """
+        """Returns the positions in `rollouts` of each pair's chosen and rejected rollout, if the unit is the pair."""
         raise NotImplementedError
 
     def columns(self, rollouts: pd.DataFrame) -> dict[str, np.ndarray]:
         """Computes per-rollout values that `terms` needs, each of shape (rollouts,), once and from whole groups.
 
         Args:
-            rollouts: Output of `select`; the column `group` numbers the prompts, `reward` is 1 or 0.
+            rollouts: All rollouts that were sampled, before `train_on` and `select` leave any out; the column `group`
+                numbers the prompts.
         """
         return {}
+
+    @property
+    def columns_from(self) -> Origin:
+        """Origin of the columns of a rollout: its own `row`, its `group`, or the whole `table`."""
+        return "row" if type(self).columns is Loss.columns else "group"
 
     def terms(self, batch: Batch) -> Tensor:
         """Computes the loss of each token, rollout or pair (`unit`), of shape (N, T), (N,) or (P,)."""

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
-from losslens.losses import Batch, Factors, Loss
+from losslens.losses import Batch, Factors, Loss, Origin
 from losslens.losses.grpo import group_advantages
 
 if TYPE_CHECKING:
@@ -49,6 +49,16 @@ class Awr(Loss):
     def factors(self) -> Factors:
         """See `Loss.factors`."""
         return Factors("positive", stops="π = 1")
+
+    @property
+    def any_reward(self) -> bool:
+        """See `Loss.any_reward`."""
+        return True
+
+    @property
+    def columns_from(self) -> Origin:
+        """See `Loss.columns_from`."""
+        return "group" if self.baseline == "group" else "row"
 
     def columns(self, rollouts: pd.DataFrame) -> dict[str, np.ndarray]:
         """Computes the column `advantage`, Â."""

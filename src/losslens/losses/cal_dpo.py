@@ -4,25 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
 from losslens.losses import Batch, Factors
-from losslens.losses.margins import FUNCTIONS, MarginLoss, Margins
+from losslens.losses.margins import FUNCTIONS, BetaLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class CalDpo(MarginLoss):
+class CalDpo(BetaLoss):
     """−log σ(Δ) + ½[(h_w − 1/2β)² + (h_l + 1/2β)²], Δ = h_w − h_l, the reference being the base.
 
     w_t = σ(−Δ) + 1/2β − h_w for the chosen completion, −σ(−Δ) − 1/2β − h_l for the rejected one.
 
     Source: arXiv 2412.14516 and the authors' code (tengxiao1/Cal-DPO), which has no β within σ, and the ½. The
     learning rate with `lr=conventional` is DPO's: our choice.
-
-    Attributes:
-        beta: β; the default is DPO's.
     """
 
     title = "Cal-DPO"
@@ -35,7 +30,6 @@ class CalDpo(MarginLoss):
     place = 8.2
 
     name: Literal["cal_dpo"]
-    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
 
     @property
     def factors(self) -> Factors:
@@ -55,7 +49,3 @@ class CalDpo(MarginLoss):
         contrast = (m.rejected - m.chosen).sigmoid()
         chosen, rejected = FUNCTIONS["sppo_hard"].weights(m)
         return batch.over_tokens_of_pairs(contrast + 0.5 * chosen, -contrast + 0.5 * rejected)
-
-    def margins(self, batch: Batch) -> Margins:
-        """See `MarginLoss.margins`."""
-        return Margins.of(batch, self.beta)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from losslens.losses import Batch, Factors
-from losslens.losses.margins import FUNCTIONS, MarginLoss, Margins
+from losslens.losses.margins import FUNCTIONS, BetaLoss, Margins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,13 +21,12 @@ LossType = Literal[
 _LABEL_SMOOTHING: dict[LossType, float] = {"exo_pair": 1e-3, "robust": 0.1}
 
 
-class Dpo(MarginLoss):
+class Dpo(BetaLoss):
     """−log σ(β[log π_θ(y_w)/π_ref(y_w) − log π_θ(y_l)/π_ref(y_l)]), the reference being the base.
 
     w_t = ±β·σ(−u), u = β(h_w − h_l). Source: arXiv 2305.18290, eq. 7.
 
     Attributes:
-        beta: β.
         loss_type: `sigmoid` is DPO; the others are functions in `losslens.losses.margins`, under TRL's names.
         label_smoothing: ε of `exo_pair` (1e-3 if None) and of `robust` (0.1 if None).
         ld_alpha: α of LD-DPO (arXiv 2409.06411): log-ratios of tokens beyond the length of the pair's shorter
@@ -44,17 +43,18 @@ class Dpo(MarginLoss):
     place = 6
 
     name: Literal["dpo"]
-    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     loss_type: LossType = "sigmoid"
     label_smoothing: float | None = Field(default=None, gt=0, lt=0.5)
     ld_alpha: float | None = Field(default=None, ge=0, le=1)
 
-    @model_validator(mode="after")
-    def _require_smoothed_loss_type(self) -> Self:
-        if self.label_smoothing is not None and self.loss_type not in _LABEL_SMOOTHING:
-            known = " and ".join(_LABEL_SMOOTHING)
-            raise ValueError(f"label_smoothing is an option of loss_type={known}, not of loss_type={self.loss_type}")
-        return self
+    @property
+    def inert(self) -> dict[str, str]:
+        """See `Method.inert`."""
+        if self.loss_type not in _LABEL_SMOOTHING:
+            return {"label_smoothing": f"loss_type={self.loss_type} has no label smoothing"}
+        default = _LABEL_SMOOTHING[self.loss_type]
+        same = f"it is that of label_smoothing=null with loss_type={self.loss_type}"
+        return {"label_smoothing": same} if self.label_smoothing == default else {}
 
     @property
     def factors(self) -> Factors:
@@ -77,8 +77,8 @@ class Dpo(MarginLoss):
         return weights if self.ld_alpha is None else weights.where(~_beyond_shorter(batch), self.ld_alpha * weights)
 
     def margins(self, batch: Batch) -> Margins:
-        """See `MarginLoss.margins`; with `ld_alpha` the log-ratios are LD-DPO's."""
-        found = Margins.of(batch, self.beta)
+        """See `BetaLoss.margins`; with `ld_alpha` the log-ratios are LD-DPO's."""
+        found = super().margins(batch)
         if self.ld_alpha is not None:
             chosen, rejected = batch.split_pairs(self._desensitised_log_ratio(batch, self.ld_alpha))
             found = replace(found, chosen=chosen, rejected=rejected)

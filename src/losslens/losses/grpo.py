@@ -10,7 +10,7 @@ import pandas as pd
 from pydantic import Field, model_validator
 
 from losslens.config.identity import Formerly
-from losslens.losses import Batch, Divisor, Factors, Need
+from losslens.losses import Batch, Divisor, Factors, Need, Origin
 from losslens.losses.ratio import RatioLoss
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ class Grpo(RatioLoss):
         epsilon_low: ε_low of `ratio=clip`.
         normaliser: Divisor of the sum. `tokens`: the completion tokens of the effective batch (DAPO); `sequence`: each
             rollout's tokens, then the rollouts, so that tokens of short rollouts weigh more (arXiv 2402.03300);
-            `constant`: the rollouts times the length of the longest completion among those of the run (Dr. GRPO,
-            arXiv 2503.20783, which takes the longest allowed one).
+            `constant`: the rollouts times the length of the longest of all rollouts, whatever `train_on` leaves (Dr.
+            GRPO, arXiv 2503.20783, which takes the longest allowed one).
     """
 
     title = "GRPO"
@@ -104,6 +104,21 @@ class Grpo(RatioLoss):
         if self.weight_by == "prob" and self.ratio != "none":
             raise ValueError(f"weight_by=prob cannot be combined with ratio={self.ratio}")
         return self
+
+    @property
+    def inert(self) -> dict[str, str]:
+        """See `Method.inert`."""
+        return super().inert | ({} if self.bias else {"bias_scope": "bias=0 adds nothing anywhere"})
+
+    @property
+    def any_reward(self) -> bool:
+        """See `Loss.any_reward`: advantages are differences of rewards, but `all_positive` asks which are correct."""
+        return self.bias_scope == "all"
+
+    @property
+    def columns_from(self) -> Origin:
+        """See `Loss.columns_from`."""
+        return "table" if self.normaliser == "constant" else "group"
 
     @property
     def factors(self) -> Factors:

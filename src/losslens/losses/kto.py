@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from losslens.losses import Batch, Divisor, Factors, Loss, Need
 
@@ -48,6 +48,12 @@ class Kto(Loss):
     desirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     undesirable_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     z0: Literal["batch", "zero"] = "batch"
+
+    @model_validator(mode="after")
+    def _require_a_weight(self) -> Self:
+        if not self.desirable_weight and not self.undesirable_weight:
+            raise ValueError("desirable_weight and undesirable_weight are both 0: nothing would be trained")
+        return self
 
     @property
     def factors(self) -> Factors:

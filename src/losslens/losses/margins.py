@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from pydantic import Field
+
 from losslens.losses import Batch, Factors, Need
 from losslens.losses.pairs import PairLoss
 
@@ -304,3 +306,17 @@ class MarginLoss(PairLoss):
             "logps/chosen": chosen,
             "logps/rejected": rejected,
         }
+
+
+class BetaLoss(MarginLoss):
+    """Base class of losses on pairs whose log-ratios count β times, or are compared with 1/2β.
+
+    Attributes:
+        beta: β; the default is DPO's.
+    """
+
+    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
+
+    def margins(self, batch: Batch) -> Margins:
+        """See `MarginLoss.margins`."""
+        return Margins.of(batch, self.beta)

@@ -54,6 +54,11 @@ class Nft(BehaviourLoss):
     negative_weight: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
     @property
+    def inert(self) -> dict[str, str]:
+        """See `Method.inert`."""
+        return {} if self.negative_weight else {"epsilon": "negative_weight=0 leaves no term that it bounds"}
+
+    @property
     def factors(self) -> Factors:
         """See `Loss.factors`."""
         if self.negative_weight == 0:

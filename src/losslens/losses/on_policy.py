@@ -7,10 +7,11 @@ They are no `Loss`: there are no frozen rows, and TRL's trainers compute what is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from losslens.config.identity import identity_options
 from losslens.losses import Method
 
 
@@ -36,6 +37,11 @@ class OnPolicy(Method):
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     max_tokens: int | None = Field(default=None, ge=1)
     vllm: Literal["auto", "off"] = "auto"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Method.identity`: without `vllm`, which says how samples are computed and not what they are."""
+        return {"version": self.version, **identity_options(self, ("vllm",))}
 
     @property
     def group_size(self) -> int:

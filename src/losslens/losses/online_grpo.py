@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from losslens.losses.on_policy import OnPolicy
 
@@ -16,7 +16,7 @@ _OF_DAPO = ("resamples", "overlong_share")
 class OnlineGrpo(OnPolicy):
     """−min(ρ_t·Â_i, clip(ρ_t)·Â_i) on samples of the current policy, Â_i = (r_i − mean of the group)/(std + 1e-4).
 
-    Each sample serves one update, so ρ_t = 1 and clipping is inert: REINFORCE with a group baseline. `recipe=grpo`
+    Each sample serves one update, so ρ_t = 1 and nothing is clipped: REINFORCE with a group baseline. `recipe=grpo`
     divides by the length of each sample, then by their number; `recipe=dapo` by the tokens of the batch, leaves
     truncated samples and groups with equal outcomes out of the loss, and punishes overlong samples.
 
@@ -24,8 +24,6 @@ class OnlineGrpo(OnPolicy):
 
     Attributes:
         scale_rewards: `group` divides the advantage by the group's (unbiased) standard deviation; `none` does not.
-        epsilon: Lower end of the clipping range, 1 − ε.
-        epsilon_high: Upper end, 1 + ε; None for that of the recipe: 0.2, or 0.28 for DAPO.
         kl_coef: β of the KL term to the base, β·(exp(d) − d − 1) per token, d = log π_ref − log π_θ.
         resamples: How often a step samples other prompts in place of groups with equal outcomes.
         overlong_share: Share of `max_tokens` over which the punishment of long samples grows from 0 to −1.
@@ -39,6 +37,7 @@ class OnlineGrpo(OnPolicy):
     paper = "arXiv 2402.03300"
     colour = "#3f7f4f"
     place = 20
+    removed = frozenset({"epsilon", "epsilon_high"})
     diagnostic_titles: ClassVar[Mapping[str, str]] = {
         **OnPolicy.diagnostic_titles,
         "rounds": "Rounds of sampling per step",
@@ -49,18 +48,14 @@ class OnlineGrpo(OnPolicy):
     recipe: Literal["grpo", "dapo"] = "grpo"
     samples_per_prompt: int = Field(default=8, ge=2)
     scale_rewards: Literal["group", "none"] = "group"
-    epsilon: float = Field(default=0.2, gt=0, lt=1)
-    epsilon_high: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     kl_coef: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     resamples: int = Field(default=3, ge=0)
     overlong_share: float = Field(default=0.2, ge=0, le=1)
 
-    @model_validator(mode="after")
-    def _refuse_options_of_the_other_recipe(self) -> Self:
-        for name in _OF_DAPO if self.recipe != "dapo" else ():
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} is an option of recipe=dapo")
-        return self
+    @property
+    def inert(self) -> dict[str, str]:
+        """See `Method.inert`."""
+        return {} if self.recipe == "dapo" else dict.fromkeys(_OF_DAPO, f"recipe={self.recipe} does not use it")
 
     @property
     def group_size(self) -> int:

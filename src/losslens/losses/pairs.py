@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from losslens.core.errors import InputError
 from losslens.losses import Divisor, Loss
 
 if TYPE_CHECKING:
@@ -16,17 +15,13 @@ if TYPE_CHECKING:
 Pairs = Literal["one", "all"]
 
 
-def mixed_pairs(rollouts: pd.DataFrame, pairs: Pairs, option: str) -> list[tuple[int, int]]:
+def mixed_pairs(rollouts: pd.DataFrame, pairs: Pairs) -> list[tuple[int, int]]:
     """Returns the positions in `rollouts` of each pair's correct and incorrect rollout.
 
     Args:
         rollouts: Table with the columns `problem_id` and `reward`.
         pairs: `one` takes the first correct and the first incorrect rollout of each prompt that has both; `all` takes
             every correct × incorrect pair.
-        option: The option that requires pairs, for the error message.
-
-    Raises:
-        InputError: No prompt has both a correct and an incorrect rollout.
     """
     positions = pd.Series(np.arange(len(rollouts)), index=rollouts.index)
     positions_of_pairs = []
@@ -34,8 +29,6 @@ def mixed_pairs(rollouts: pd.DataFrame, pairs: Pairs, option: str) -> list[tuple
         correct = positions[group.index[group["reward"] > 0]]
         incorrect = positions[group.index[group["reward"] <= 0]]
         positions_of_pairs += [(int(w), int(l)) for w in correct for l in incorrect][: 1 if pairs == "one" else None]
-    if not positions_of_pairs:
-        raise InputError(f"{option}: no prompt has both a correct and an incorrect rollout (no mixed group)")
     return positions_of_pairs
 
 
@@ -61,7 +54,7 @@ class PairLoss(Loss):
 
     def select_pairs(self, rollouts: pd.DataFrame) -> list[tuple[int, int]]:
         """See `Loss.select_pairs`."""
-        return mixed_pairs(rollouts, self.pairs, f"method={self.name}")
+        return mixed_pairs(rollouts, self.pairs)
 
     def learns_from(self, train_on: TrainOn) -> TrainOn:
         """See `Loss.learns_from`: pairs come from mixed groups only, and `one` takes the first pair of each group."""

@@ -72,6 +72,13 @@ class RatioLoss(BehaviourLoss):
     ratio_max: float = Field(default=5.0, gt=0, allow_inf_nan=False)
 
     @property
+    def inert(self) -> dict[str, str]:
+        """See `Method.inert`."""
+        used = {"none": (), "clip": ("epsilon_low", "epsilon_high", "behaviour"), "cispo": ("ratio_max", "behaviour")}
+        options = [name for name in ("epsilon_low", "epsilon_high", "ratio_max", "behaviour") if name in self.options]
+        return {name: f"ratio={self.ratio} does not use it" for name in options if name not in used[self.ratio]}
+
+    @property
     def lowest_ratio(self) -> float:
         """1 − ε_low of `clip`, which matters for A < 0 only."""
         return 0.0

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import pandas as pd
 
 from losslens.config.identity import Formerly
-from losslens.core.errors import InputError
 from losslens.losses import Batch, Factors
 from losslens.losses.ratio import RatioLoss
 
@@ -45,8 +44,6 @@ class Rft(RatioLoss):
 
     def select(self, rollouts: pd.DataFrame) -> pd.DataFrame:
         """See `Loss.select`."""
-        if not (rollouts["reward"] > 0).any():
-            raise InputError(f"method={self.name}: no rollout is correct (the column reward is never 1)")
         rows = rollouts
         if self.deduplicate:
             correct = rows["reward"] > 0

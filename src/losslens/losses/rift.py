@@ -48,6 +48,17 @@ class Rift(Loss):
     affine_lambda: float = Field(default=0.5, allow_inf_nan=False)
 
     @property
+    def inert(self) -> dict[str, str]:
+        """See `Method.inert`."""
+        if self.form != "affine":
+            found = {"affine_lambda": f"form={self.form} has no λ"}
+            return (
+                found if self.reward_incorrect else found | {"form": "reward_incorrect=0 leaves no term that it forms"}
+            )
+        rewards = ("reward_correct", "reward_incorrect")
+        return {} if self.affine_lambda else dict.fromkeys(rewards, "affine_lambda=0 multiplies it by 0")
+
+    @property
     def bounded(self) -> bool:
         """See `Loss.bounded`."""
         if self.form == "affine":

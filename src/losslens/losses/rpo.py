@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from losslens.losses import Batch, Factors
-from losslens.losses.margins import FUNCTIONS, MarginLoss, Margins
+from losslens.losses.margins import FUNCTIONS, BetaLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Rpo(MarginLoss):
+class Rpo(BetaLoss):
     """−log σ(u) − α·(1/|y_w|)·Σ_t log π_t of the chosen completion, u = β(h_w − h_l), the reference being the base.
 
     w_t = β·σ(−u) + α/|y_w| for the chosen completion, −β·σ(−u) for the rejected one.
@@ -23,7 +23,6 @@ class Rpo(MarginLoss):
     `lr=conventional` is DPO's: our choice.
 
     Attributes:
-        beta: β; the default is DPO's.
         alpha: α; 0 is DPO.
     """
 
@@ -37,7 +36,6 @@ class Rpo(MarginLoss):
     place = 8.3
 
     name: Literal["rpo"]
-    beta: float = Field(default=0.1, gt=0, allow_inf_nan=False)
     alpha: float = Field(default=1.0, ge=0, allow_inf_nan=False)
 
     @property
@@ -57,7 +55,3 @@ class Rpo(MarginLoss):
         m = self.margins(batch)
         chosen, rejected = FUNCTIONS["sigmoid"].weights(m)
         return batch.over_tokens_of_pairs(chosen + self.alpha / m.chosen_length, rejected)
-
-    def margins(self, batch: Batch) -> Margins:
-        """See `MarginLoss.margins`."""
-        return Margins.of(batch, self.beta)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
+from losslens.config.identity import Formerly
 from losslens.losses import Batch, Factors
 from losslens.losses.ratio import BehaviourLoss
 
@@ -18,13 +19,13 @@ class Topr(BehaviourLoss):
     h = log π_θ(y | x) − log μ(y | x) of the whole completion, μ being the sampling policy; w_t = 1 or −min(e^h, 1):
     an incorrect rollout is pushed down as long as it is about as likely as it was, and no longer when it has become
     unlikely. Over a long completion e^h falls to 0 with a small change per token, which turns the loss into RFT: the
-    mean of min(e^h, 1) over incorrect rollouts is logged, and `ratio=geometric` takes the mean per token, h/|y|.
+    mean of min(e^h, 1) over incorrect rollouts is logged, and `level=geometric` takes the mean per token, h/|y|.
 
     Source: arXiv 2503.14286, the gradient with rewards 1 and −1 and the sequence ratio. The learning rate, a fifth of
     SFT's, is our choice: that of NFT and REDI, which push down incorrect rollouts as well.
 
     Attributes:
-        ratio: `sequence` or `geometric`.
+        level: Whether the ratio is that of the completion (`sequence`) or its geometric mean per token (`geometric`).
         behaviour: See `BehaviourLoss`.
     """
 
@@ -40,7 +41,7 @@ class Topr(BehaviourLoss):
     diagnostic_titles: ClassVar[Mapping[str, str]] = {"taper/incorrect": "Incorrect rollouts: mean of the taper"}
 
     name: Literal["topr"]
-    ratio: Literal["sequence", "geometric"] = "sequence"
+    level: Annotated[Literal["sequence", "geometric"], Formerly("ratio")] = "sequence"
 
     @property
     def factors(self) -> Factors:
@@ -64,6 +65,6 @@ class Topr(BehaviourLoss):
     def _taper(self, batch: Batch) -> Tensor:
         """min(e^h, 1), without gradient, shape (N,)."""
         log_ratio = self.log_ratios(batch).detach().sum(dim=1)
-        if self.ratio == "geometric":
+        if self.level == "geometric":
             log_ratio = log_ratio / batch.lengths
         return log_ratio.clamp(max=0).exp()

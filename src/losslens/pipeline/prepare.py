@@ -17,7 +17,7 @@ from losslens.losses.presentation import manifest_entry
 from losslens.models.adapters import adapter_fingerprint, initial_adapter
 from losslens.models.loading import load_model, source_of
 from losslens.rollouts.frozen import FrozenRollouts, count_rollouts, load_rollouts
-from losslens.rollouts.quality import require_usable, rollout_quality
+from losslens.rollouts.quality import require_rewards, require_usable, rollout_quality
 from losslens.rollouts.sample import frozen_rollouts, problem_source, training_problems
 from losslens.runs.integrity import run_fingerprint
 from losslens.runs.reference_adapters import describe_references, resolve_references
@@ -109,6 +109,7 @@ def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, A
     config = spec.config
     rollouts = frozen_rollouts(config)
     _print_quality(rollouts)
+    require_rewards(rollouts, spec.loss, config.train_on)
     _note_other_benchmark(config, rollouts)
     _note_unbounded(spec.loss)
     from losslens.models.limits import limits_of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ SCHEMA = pa.schema(
         # The prompt as rendered for sampling, with the chat template; null if unknown, as for most servers.
         ("prompt_text", pa.string()),
         ("completion", pa.string()),  # without the end token
-        ("reward", pa.float64()),  # 1 correct, 0 incorrect
+        ("reward", pa.float64()),  # 1 correct, 0 incorrect; some losses take any number
         ("answer", pa.string()),  # the problem's reference answer
         ("sample", pa.int64()),  # index of the rollout within its prompt
         ("source", pa.string()),  # policy or model that sampled it
@@ -198,6 +199,9 @@ def _require_complete(file: Path, table: pa.Table) -> None:
         if table[name].null_count:
             row = table[name].is_null().to_pylist().index(True)
             raise InputError(f"{file}: row {row + 1}: {name} is null")
+    for row, reward in enumerate(table["reward"].to_pylist(), 1):
+        if not math.isfinite(reward):
+            raise InputError(f"{file}: row {row}: reward is {reward}, which is not a finite number")
     for name in IDS:
         cells = table[name].to_pylist() if name in table.column_names else []
         for row, ids in enumerate(cells, 1):

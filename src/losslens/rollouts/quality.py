@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from losslens.config.data import Rollouts
 from losslens.core.errors import InputError
 from losslens.rollouts.frozen import FrozenRollouts, count_rollouts
+
+if TYPE_CHECKING:
+    from losslens.config.training import TrainOn
+    from losslens.losses import Loss
 
 _MAX_TRUNCATED = 0.5  # with a larger share of truncated rollouts, a model learns little but where to stop
 
@@ -20,6 +26,23 @@ def rollout_quality(rollouts: FrozenRollouts) -> dict[str, str]:
         for name, value in counts.items()
         if value is not None
     }
+
+
+def require_rewards(rollouts: FrozenRollouts, loss: Loss, train_on: TrainOn) -> None:
+    """Checks that rewards are 1 or 0, unless the loss can use other numbers.
+
+    Raises:
+        InputError: One is another number, though the loss, or `train_on`, asks which rollouts are correct.
+    """
+    if loss.any_reward and train_on == "all":
+        return
+    asks = f"train_on={train_on}" if loss.any_reward else f"method={loss.name}"
+    for row, reward in enumerate(rollouts.table["reward"], 1):
+        if reward not in (0, 1):
+            raise InputError(
+                f"{rollouts.folder / 'rollouts.parquet'}: row {row}: reward is {reward:g}, but {asks} needs 1 "
+                "(correct) or 0 (incorrect)"
+            )
 
 
 def require_usable(rollouts: FrozenRollouts, settings: Rollouts, uses_reward: bool) -> None:

@@ -70,7 +70,9 @@ def readable_settings(identity: Mapping[str, Any], options: Mapping[str, Any]) -
 
 def _options(name: Any, recorded: Mapping[str, Any]) -> Any:
     loss = builtin_methods().get(str(name))
-    return in_current_words(loss, recorded) if loss else recorded
+    if loss is None:
+        return recorded
+    return in_current_words(loss, {option: value for option, value in recorded.items() if option not in loss.removed})
 
 
 def _with_one_factor(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hydra.utils import get_class
 
 from losslens.config.identity import FORMAT, identity_options
 from losslens.config.parse import build
-from losslens.config.training import TRAIN_ON, TrainConfig
+from losslens.config.training import TRAIN_ON, TrainConfig, TrainOn
 from losslens.core import distributed
 from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
@@ -30,6 +30,8 @@ from losslens.runs.run import Run, base_identity, find_run
 OPTIMISER = 1
 # Increased when the same settings start to give an on-policy method other samples.
 OWN_SAMPLES = 1
+# Increased when columns that losses compute from whole groups change where rollouts are left out; 1: of all rollouts.
+GROUP_STATISTICS = 1
 # Fields of `optim` that do not change the adapter: memory use, logging and saving.
 _NOT_IN_IDENTITY = ("micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps")
 
@@ -51,6 +53,30 @@ def own_options(method: Mapping[str, Any]) -> dict[str, Any]:
     return dict(method)
 
 
+def _require_effect(method: Method) -> None:
+    """Refuses options that are set although they change nothing: they would give one result two folders.
+
+    Runs that were recorded with such options are still read.
+
+    Raises:
+        InputError: There is one; the message names it and says why.
+    """
+    for name, why in method.inert.items():
+        value = getattr(method, name)
+        if value != type(method).model_fields[name].default:
+            raise InputError(f"method.{name}={value}: has no effect: {why}")
+
+
+def _statistics_identity(method: Method, train_on: TrainOn) -> dict[str, int]:
+    """Version of the columns of whole groups, where rollouts are left out that once were left out of these, too."""
+    if not isinstance(method, Loss) or method.columns_from == "row":
+        return {}
+    of_table = method.columns_from == "table"
+    left_out = train_on == "paired_rollouts" or (train_on == "mixed_groups" and of_table)
+    selects = type(method).select is not Loss.select
+    return {"group_statistics": GROUP_STATISTICS} if left_out or selects else {}
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """Specification of a run.
@@ -69,7 +95,7 @@ class RunSpec:
 
         Raises:
             InputError: The method does not exist, rejects its options, has the name of a built-in one, or samples its
-                own rollouts although `train_on` selects among frozen ones.
+                own rollouts although `train_on` selects among frozen ones; or an option has no effect.
         """
         loss: Method = build("method", own_options(config.method))
         if not isinstance(loss, (Loss, OnPolicy)):
@@ -81,9 +107,13 @@ class RunSpec:
                 f"method.name={loss.name}: the name of a built-in loss; {type(loss).__qualname__} needs another name"
             )
         presentation_of(loss)
+        _require_effect(loss)
         if isinstance(loss, OnPolicy):
             if config.train_on != "all":
                 raise InputError(f"train_on={config.train_on}: method={loss.name} samples its own rollouts; use all")
+            if loss.max_tokens == config.rollouts.max_tokens:
+                # The identity would hold it twice.
+                raise InputError(f"method.max_tokens={loss.max_tokens}: has no effect: it is rollouts.max_tokens")
             return cls(config, loss)
         if unknown := loss.needs - set(get_args(Need)):
             raise InputError(
@@ -141,6 +171,7 @@ class RunSpec:
             "format": FORMAT,
             "method": self.method.identity,
             "train_on": TRAIN_ON.values.get(train_on, train_on),
+            **_statistics_identity(self.method, train_on),
             "learning_rate": self.learning_rate,
             "lora": asdict(self.lora),
             "base": self.base,

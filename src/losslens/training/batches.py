@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from losslens.config.training import TrainOn
 from losslens.core.errors import InputError
-from losslens.losses import Loss, Need
+from losslens.losses import Batch, Loss, Need
 from losslens.losses.pairs import mixed_pairs
 from losslens.models.tokens import read_rollouts
 from losslens.rollouts.frozen import LOGPS, FrozenRollouts
@@ -30,13 +30,10 @@ def filter_rollouts(rollouts: pd.DataFrame, train_on: TrainOn) -> pd.DataFrame:
         train_on: `all`; `mixed_groups`, the rollouts of prompts that have both a correct and an incorrect rollout,
             which are the ones DPO can use; or `paired_rollouts`, the first correct and the first incorrect rollout of
             each such prompt, which are DPO's pairs.
-
-    Raises:
-        InputError: No prompt has both a correct and an incorrect rollout.
     """
     if train_on == "all":
         return rollouts
-    pairs = mixed_pairs(rollouts, "one" if train_on == "paired_rollouts" else "all", f"train_on={train_on}")
+    pairs = mixed_pairs(rollouts, "one" if train_on == "paired_rollouts" else "all")
     return rollouts.iloc[sorted({row for pair in pairs for row in pair})]
 
 
@@ -77,26 +74,29 @@ class Examples:
     Args:
         rollouts: Output of `tokenise`, with whole groups.
         loss: The loss.
+        train_on: Those that the loss may select from; see `filter_rollouts`.
 
     Attributes:
         table: The rollouts that the loss selects.
-        columns: Output of `Loss.columns`, computed from whole groups, each of shape (rows of `table`,).
+        columns: Output of `Loss.columns`, computed before any rollout is left out, each of shape (rows of `table`,).
         rows: Positions in `table` of the rollouts of each example, shape (examples, 1), or (examples, 2) for pairs:
             chosen and rejected.
         reference: The base's log-probability of each completion token, nats, for each row of `table` that is in an
             example; None if they have not been scored.
         sampler: The log-probability of each completion token under the policy that sampled it, nats, for each row of
             `table`, None where unknown (`require_sampler`); None unless the loss needs it.
-
-    Raises:
-        InputError: None of the rollouts can be used by the loss.
     """
 
-    def __init__(self, rollouts: pd.DataFrame, loss: Loss) -> None:
-        self.table = loss.select(rollouts)
-        self.columns = loss.columns(self.table)
-        pairs = loss.unit == "pair"
-        self.rows = np.array(loss.select_pairs(self.table)) if pairs else np.arange(len(self.table))[:, None]
+    def __init__(self, rollouts: pd.DataFrame, loss: Loss, train_on: TrainOn = "all") -> None:
+        # They travel with their rows, whatever is left out and in whatever order.
+        columns = loss.columns(rollouts)
+        rollouts = rollouts.assign(**{f"columns/{name}": values for name, values in columns.items()})
+        self.table = loss.select(filter_rollouts(rollouts, train_on))
+        self.columns = {name: self.table[f"columns/{name}"].to_numpy() for name in columns}
+        if loss.unit == "pair":
+            self.rows = np.array(loss.select_pairs(self.table), dtype=int).reshape(-1, 2)
+        else:
+            self.rows = np.arange(len(self.table))[:, None]
         self.reference: Sequence[np.ndarray] | None = None
         column = sampler_column(loss)
         self.sampler: Sequence[np.ndarray] | None = None if column is None else list(self.table[column])
@@ -200,6 +200,65 @@ def require_sampler(examples: Examples, loss: Loss, rollouts: FrozenRollouts) ->
         f"method={loss.name}: {which} in {rollouts.folder} have no log-probabilities of the policy that sampled them"
         f" ({why}){instead}"
     )
+
+
+def require_weights(examples: Examples, rollouts: pd.DataFrame, loss: Loss, train_on: TrainOn) -> None:
+    """Checks that the loss moves something: that not every weight is 0 as long as the model is the base.
+
+    Where all are, each step's gradient is 0, so the model stays the base and they stay 0. The weights are those of
+    sequences of up to two tokens, of some probability that the base, the sampler and the model agree on, with the
+    examples' rewards and columns.
+
+    Args:
+        examples: Examples of the loss, made of `rollouts` and `train_on`.
+        rollouts: All rollouts, for the reason in the message.
+        loss: The loss.
+        train_on: See `filter_rollouts`.
+
+    Raises:
+        InputError: Every weight is 0, or there are no examples; the message says why.
+    """
+    if len(examples) and _initial_weights(examples, loss).any():
+        return
+    correct = rollouts["reward"] > 0
+    mixed = correct.groupby(rollouts["group"]).nunique() > 1
+    if not correct.any():
+        why = f"none of the {len(correct)} rollouts is correct"
+    elif correct.all():
+        why = f"all {len(correct)} rollouts are correct"
+    elif not mixed.any():
+        why = "no prompt has both a correct and an incorrect rollout"
+    elif not len(examples):
+        why = "the loss selects none of them"
+    else:
+        why = "its options make every weight 0"
+    rows = "" if train_on == "all" else f" train_on={train_on}"
+    raise InputError(f"method={loss.name}{rows}: nothing to learn from these rollouts: {why}")
+
+
+def _initial_weights(examples: Examples, loss: Loss) -> torch.Tensor:
+    """w_t of up to two tokens of each rollout of the examples, where model, base and sampler agree, shape (N, 2)."""
+    rows = examples.rows.T.reshape(-1)
+    lengths = torch.tensor([len(examples.table["completion_ids"].iloc[row]) for row in rows])
+    mask = torch.arange(2) < lengths[:, None]
+    base = torch.tensor([-0.3, -2.0]).where(mask, 0.0)
+    logps = base.clone().requires_grad_()
+    batch = Batch(
+        logps=logps,
+        mask=mask,
+        reward=torch.tensor(examples.table["reward"].to_numpy(np.float32)[rows]),
+        columns={name: torch.tensor(values[rows], dtype=torch.float32) for name, values in examples.columns.items()},
+        pairs=torch.arange(len(rows)).reshape(2, -1).T if examples.rows.shape[1] == 2 else None,
+        reference=base,
+        sampler=base,
+        top_entropy=torch.ones_like(base),
+        divergence=torch.zeros_like(base),
+        step={"mismatched_log_ratio": torch.zeros(())},
+    )
+    terms = loss.terms(batch)
+    terms = terms.where(mask, 0.0) if loss.unit == "token" else terms
+    [gradient] = torch.autograd.grad(terms.sum(), logps)
+    return -gradient.where(mask, 0.0)
 
 
 def sequences(token_ids: Sequence[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:

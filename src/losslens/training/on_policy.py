@@ -50,15 +50,12 @@ def config_and_trainer(
 
 def _grpo_config(method: OnlineGrpo, arguments: dict[str, Any]) -> GRPOConfig:
     dapo = method.recipe == "dapo"
-    default = 0.28 if dapo else 0.2
     return GRPOConfig(
         **arguments,
         num_generations=method.samples_per_prompt,
         num_iterations=1,
         loss_type="dapo" if dapo else "grpo",
         scale_rewards=method.scale_rewards,
-        epsilon=method.epsilon,
-        epsilon_high=default if method.epsilon_high is None else method.epsilon_high,
         beta=method.kl_coef,
         mask_truncated_completions=dapo,
     )

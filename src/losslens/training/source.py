@@ -18,7 +18,7 @@ from losslens.models.loading import LoadedModel
 from losslens.problems import Problem, Verifier
 from losslens.problems.verification import verdicts
 from losslens.rollouts.frozen import FrozenRollouts
-from losslens.training.batches import Examples, filter_rollouts, require_sampler
+from losslens.training.batches import Examples, require_sampler, require_weights
 from losslens.training.reference import ReferenceCache
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class FrozenSource(RolloutSource):
         reference: Cache of the base's log-probabilities; None to score the rollouts in each step.
 
     Raises:
-        InputError: The loss can use none of the rollouts, or not those of one of the steps.
+        InputError: The loss learns from none of the rollouts, or cannot use those of one of the steps.
     """
 
     def __init__(
@@ -82,7 +82,8 @@ class FrozenSource(RolloutSource):
         train_on: TrainOn = "all",
         reference: ReferenceCache | None = None,
     ) -> None:
-        self._examples = Examples(filter_rollouts(tokenised, train_on), loss)
+        self._examples = Examples(tokenised, loss, train_on)
+        require_weights(self._examples, tokenised, loss, train_on)
         self.epoch_length = len(self._examples)
         examples = optim.steps(self.epoch_length) * optim.batch_size
         self._order = data_order(self.epoch_length, examples, seed).reshape(-1, optim.batch_size)
