@@ -581,6 +581,9 @@ def test_the_comparison_beside_the_conventional_and_the_matched_one(tuned: Path)
     for rule, rates in ((STEPS, TUNED), (NORM, TUNED_NORM)):
         row, accuracy = between.loc[rates], chosen.loc[rule, "accuracy"]
         assert row["accuracy_diff"] == pytest.approx(accuracy[row["loss_a"]] - accuracy[row["loss_b"]])
+        # One seed: the runs are those of the choice.
+        assert (pairs.loc[pairs["rates"] == rates, "accuracy_verdict"] == NO_VERDICT).all()
+    for rates in (CONVENTIONAL, MATCHED):
         # Holm's correction is of the three comparisons of the set, not of all arms of the sweep.
         of_set = pairs[pairs["rates"] == rates]
         assert (of_set["p_holm"] <= 3 * of_set["p"] + 1e-12).all()
@@ -591,6 +594,7 @@ def test_the_page(tuned: Path) -> None:
     assert 'id="tuning"' in page
     assert "Every loss at its own best rate" in page
     assert "tuning.csv" in page
+    assert "chosen and reported on the same run" in page
 
 
 def test_a_wrong_benchmark_is_refused_in_one_line(tuned: Path) -> None:
