@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from losslens.analysis.arms import arms_of
-from losslens.analysis.cohort import ComparedAdapter, Unfinished
+from losslens.analysis.cohort import ComparedAdapter, Unfinished, find_runs
 from losslens.analysis.manifests import RunFacts, StartedFacts
 from losslens.analysis.rate_choice import (
     ALL_RUNS,
@@ -53,7 +54,7 @@ from losslens.problems import Problem
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.report.page import write_report
 from losslens.rollouts.sample import held_out_problems, problem_source
-from losslens.runs.run import Run
+from losslens.runs.run import Run, runs_of
 from losslens.runs.spec import RunSpec
 from tests.conftest import ROOT, command, script
 from tests.test_ablation import cohort, diverged, facts
@@ -595,6 +596,19 @@ def test_the_page(tuned: Path) -> None:
     assert "Every loss at its own best rate" in page
     assert "tuning.csv" in page
     assert "chosen and reported on the same run" in page
+
+
+@pytest.mark.parametrize("state", ["failed", "preempted"])
+def test_a_run_that_did_not_finish_is_found(tuned: Path, tmp_path: Path, state: str) -> None:
+    """With the manifest of a real run; one that was never started has none, and is only left out."""
+    run = next(run for run in runs_of(tuned, "tuned") if run.name.startswith("dpo"))
+    for name in (run.name, "sft-never"):
+        (tmp_path / "tuned" / name).mkdir(parents=True)
+        (tmp_path / "tuned" / name / "status.json").write_text(json.dumps({"state": state}))
+    shutil.copy(run.folder / "manifest.json", tmp_path / "tuned" / run.name)
+    found = find_runs(tmp_path, ["tuned"], None)
+    assert [(one.name, one.state, one.facts.method) for one in found.unfinished] == [(run.name, state, "dpo")]
+    assert set(found.left_out) == {run.name, "sft-never"}
 
 
 def test_a_wrong_benchmark_is_refused_in_one_line(tuned: Path) -> None:
