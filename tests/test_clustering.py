@@ -9,7 +9,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import f_oneway
 
-from losslens.measures.clustering import permanova
+from losslens.measures.clustering import permanova, smallest_p
 
 pytestmark = pytest.mark.fast
 
@@ -74,3 +74,31 @@ def test_things_that_coincide() -> None:
     found = permanova(np.zeros((4, 4)), list("aabb"))
     assert np.isnan(found.explained)
     assert found.p == 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "p"), [("aabb", 1 / 3), ("aaabbb", 1 / 10), ("aaaabb", 1 / 15), ("abbbbb", 1 / 6), ("aabbcc", 1 / 15)]
+)
+def test_the_smallest_p(groups: str, p: float) -> None:
+    """Two of four: 6 ways, of which 2 are the same groups. Three of six: 20/2. Four of six: 15. Three pairs: 90/3!.
+
+    The same by all permutations of the labels, counting those that leave the groups as they are.
+    """
+
+    def parted(labels: tuple[str, ...]) -> set[frozenset[int]]:
+        return {frozenset(n for n, label in enumerate(labels) if label == group) for group in labels}
+
+    drawn = [parted(labels) == parted(tuple(groups)) for labels in permutations(groups)]
+    assert smallest_p(groups) == pytest.approx(p) == pytest.approx(np.mean(drawn))
+
+
+def test_the_smallest_p_of_many_is_that_of_the_permutations() -> None:
+    """Ten of twenty can be chosen in 92,378 ways up to exchange, but 99 random permutations show no less than 1/100."""
+    assert smallest_p("a" * 10 + "b" * 10, permutations=99) == 0.01
+
+
+def test_p_reaches_its_smallest_value() -> None:
+    points = np.array([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2], [9.3]])
+    found = permanova(between(points), list("aaabbbb"))
+    assert found.p_min == pytest.approx(1 / 35)
+    assert found.p == pytest.approx(found.p_min, abs=0.006)

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from losslens.analysis.arms import Arm
-from losslens.analysis.loss_family import _classes, cluster_table, factor_table
+from losslens.analysis.loss_family import _classes, _compared, cluster_table, factor_table
 from losslens.losses import Factors, builtin_losses
 from losslens.losses.presentation import manifest_entry
 from losslens.measures.clustering import permanova
@@ -35,6 +35,8 @@ class _Facts:
 
     def __init__(self, method: str, options: dict[str, Any], loss: dict[str, Any]) -> None:
         self.method, self.options, self.loss = method, options, loss
+        self.identity = {"method": {"name": method, **options}}
+        self.settings = {"optim": {"max_steps": 9}}
 
 
 class _Arm(Arm):
@@ -124,20 +126,70 @@ class TestClusters:
         assert row["losses"] == 6
         assert row["explained"] == pytest.approx(1.25 / 1.45)
         assert row["pseudo_f"] == pytest.approx(25)
-        assert row["p"] == row["p_holm"] == pytest.approx(0.1, abs=0.02)
+        assert row["p"] == pytest.approx(0.1, abs=0.02)
+        assert row["p_min"] == pytest.approx(0.1)
 
-    def test_of_arms_at_several_rates_those_at_the_conventional_one_count(self) -> None:
-        arms = [*(_Arm(method, conventional=False) for method in METHODS), *(_Arm(method) for method in METHODS)]
-        names = [arm.name() for arm in arms]
+    def test_one_rate_that_all_have_is_preferred_to_the_conventional_ones(self) -> None:
+        """At the matched rate all are alike but for their loss, so that there is a verdict."""
+        arms = [*(_Arm(method, rate=1e-4 / (place + 1)) for place, method in enumerate(METHODS)),
+                *(_Arm(method, conventional=False) for method in METHODS)]  # fmt: skip
         both = pd.concat([self.gates, self.gates.assign(arm=self.gates["arm"] + " matched")])
-        pairs = pairs_of(names, lambda a, b: self.cosine(a.split()[0], b.split()[0]) if " " not in a + b else -1.0)
-        assert cluster_table(arms, both, pairs)["explained"].tolist() == pytest.approx([1.25 / 1.45])
+        pairs = pairs_of(
+            [arm.name() for arm in arms],
+            lambda a, b: self.cosine(a.split()[0], b.split()[0]) if " " in a and " " in b else -1.0,
+        )
+        [row] = cluster_table(arms, both, pairs).to_dict("records")
+        assert row["explained"] == pytest.approx(1.25 / 1.45)
+        assert row["differ"] == ""
 
-    def test_learning_rates_are_a_rival_explanation(self) -> None:
+    def test_at_conventional_rates_that_differ_there_is_no_verdict(self) -> None:
         arms = [_Arm(method, rate=1e-3 if place < 4 else 1e-4) for place, method in enumerate(METHODS)]
         table = cluster_table(arms, self.gates, pairs_of(list(METHODS), self.cosine))
         assert list(table["factor"]) == ["gate", "learning_rate"]
-        assert (table["p_holm"] >= table["p"]).all()
+        assert set(table["differ"]) == {"learning_rate"}
+        assert set(table["verdict"]) == {"settings differ"}
+
+    def test_arms_of_other_settings_are_not_compared(self) -> None:
+        """Of seven losses one was trained for fewer steps."""
+        names = [*METHODS, "topr"]
+        arms = [_Arm(name) for name in names]
+        arms[-1].facts.settings = {"optim": {"max_steps": 3}}  # type: ignore[misc]
+        gates = pd.concat([self.gates, factors_of(topr="probability")])
+        [row] = cluster_table(arms, gates, pairs_of(names, lambda a, b: 0.5)).to_dict("records")
+        assert row["losses"] == 6
+
+    def test_of_several_arms_of_a_method_the_plainest_counts(self) -> None:
+        plain, other = _Arm("grpo"), _Arm("grpo", bias=1.0)
+        assert _compared([other, *(_Arm(method) for method in METHODS[:5]), plain])[-1] is plain
+
+    @pytest.mark.parametrize(
+        ("groups", "p_min", "verdict"),
+        [
+            ("aaabbb", 1 / 10, "too few losses to tell"),
+            ("aaabbbb", 1 / 35, "clustered"),
+            ("abababa", 1 / 35, "not shown"),
+        ],
+    )
+    def test_a_verdict_needs_groups_that_can_reach_one(self, groups: str, p_min: float, verdict: str) -> None:
+        """Three of six can be chosen in 10 ways up to exchange, three of seven in 35: only 1/35 is below .05."""
+        names = [*METHODS, "topr"][: len(groups)]
+        apart = "aaabbbb"
+        pairs = pairs_of(names, lambda a, b: 0.9 if apart[names.index(a)] == apart[names.index(b)] else 0.1)
+        [row] = cluster_table(
+            [_Arm(name) for name in names], factors_of(**dict(zip(names, groups, strict=True))), pairs
+        ).to_dict("records")
+        assert row["p_min"] == pytest.approx(p_min)
+        assert row["verdict"] == verdict
+        assert math.isnan(row["p_holm"]) == (verdict == "too few losses to tell")
+
+    def test_factors_that_cannot_be_shown_do_not_raise_the_others(self) -> None:
+        """One loss of seven apart can reach 1/7 at best; were it counted, p of the gate would be twice as large."""
+        names = [*METHODS, "topr"]
+        both = factors_of(**dict(zip(names, "aaabbbb", strict=True))).assign(outcome=list("abbbbbb"))
+        pairs = pairs_of(names, lambda a, b: 0.9 if (names.index(a) < 3) == (names.index(b) < 3) else 0.1)
+        table = cluster_table([_Arm(name) for name in names], both, pairs).set_index("factor")
+        assert table["verdict"].to_dict() == {"outcome": "too few losses to tell", "gate": "clustered"}
+        assert table.loc["gate", "p_holm"] == table.loc["gate", "p"]
 
     def test_pairs_that_share_their_batches_do_not_count(self) -> None:
         arms = [_Arm(method) for method in METHODS]
@@ -194,18 +246,34 @@ def class_rows(cosines: list[float], repeat: float = 0.8) -> pd.DataFrame:
 
 
 class TestPage:
-    def test_a_loss_leaves_its_class_where_it_is_less_like_it_than_a_repeat(self, page: Any) -> None:
-        section = page(**made_up(classes=class_rows([1.0, 0.9, 0.79, 0.85])))
+    def leaves(self, page: Any, cosines: list[float], repeat: float = 0.8) -> Any:
+        [table] = [t for t in page(**made_up(classes=class_rows(cosines, repeat))).tables if t.file == "classes.csv"]
+        return table.rows[0].cells[-1]
+
+    def test_a_loss_leaves_its_class_where_it_stays_less_like_it_than_a_repeat(self, page: Any) -> None:
+        section = page(**made_up(classes=class_rows([1.0, 0.9, 0.79, 0.7])))
         [table] = [table for table in section.tables if table.file == "classes.csv"]
         assert [cell.text for cell in table.rows[0].cells] == [
-            "DFT", "π", "SFT", "options only", "1.000", "0.850", "0.800", "step 15",
+            "DFT", "π", "SFT", "options only", "1.000", "0.700", "0.800", "step 15",
         ]  # fmt: skip
+        assert self.leaves(page, [1.0, 0.7, 0.9, 0.7, 0.6]).text == "step 20"
+
+    @pytest.mark.parametrize(
+        ("cosines", "said"),
+        [
+            ([1.0, 0.9, 0.79, 0.85], "step 15"),
+            ([1.0, 0.9, 0.79], "step 15"),
+            ([1.0, 0.7, 0.9, 0.7], "step 10 and step 20"),
+        ],
+    )
+    def test_one_crossing_is_not_enough(self, page: Any, cosines: list[float], said: str) -> None:
+        cell = self.leaves(page, cosines)
+        assert (cell.text, cell.below) == ("not within the run", f"below at {said}, not sustained")
 
     def test_it_may_never_leave_it_or_have_no_repeat(self, page: Any) -> None:
         for repeat, said in ((0.8, "not within the run"), (math.nan, "–")):
-            section = page(**made_up(classes=class_rows([1.0, 0.9], repeat)))
-            [table] = [table for table in section.tables if table.file == "classes.csv"]
-            assert table.rows[0].cells[-1].text == said
+            cell = self.leaves(page, [1.0, 0.9], repeat)
+            assert (cell.text, cell.below) == (said, "")
 
     def test_the_weights_are_drawn_for_each_loss(self, page: Any) -> None:
         section = page(**made_up())
@@ -216,18 +284,18 @@ class TestPage:
         assert lines["rft-conventional", "dash"] == [0, 0]
 
     @pytest.mark.parametrize(
-        ("p_holm", "said"),
+        ("verdict", "differ", "said"),
         [
-            (
-                0.01,
-                "Losses that agree in how they saturate have updates that lie closer together: it explains 60.0% of",
-            ),
-            (0.3, "For none of the factors is it shown that the updates cluster by it"),
+            ("clustered", "", "Losses that agree in how they saturate have updates that lie closer together: it exp"),
+            ("not shown", "", "For none of the factors that could be tested is it shown that the updates cluster by"),
+            ("too few losses to tell", "", "The losses are too few to tell whether their updates cluster by how they"),
+            ("settings differ", "learning_rate", "Whether the updates cluster by a factor of the losses cannot be to"),
         ],
     )
-    def test_clusters_in_a_sentence(self, page: Any, p_holm: float, said: str) -> None:
+    def test_clusters_in_a_sentence(self, page: Any, verdict: str, differ: str, said: str) -> None:
         row = {"factor": "saturation", "losses": 9, "groups": "none: 5; logistic: 4", "pseudo_f": 5.0, "explained": 0.6,
-               "expected": 0.2, "p": p_holm / 2, "p_holm": p_holm}  # fmt: skip
+               "expected": 0.2, "p": 0.1, "p_min": 0.01, "p_holm": 0.2}  # fmt: skip
+        row |= {"differ": differ, "verdict": verdict}
         [finding] = page(**made_up(clusters=pd.DataFrame([row]))).findings
         assert finding.text.startswith(said)
 

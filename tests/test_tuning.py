@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,32 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from losslens.analysis.arms import arms_of
-from losslens.analysis.cohort import ComparedAdapter
-from losslens.analysis.manifests import RunFacts
-from losslens.analysis.tuning import (
-    CONVENTIONAL,
-    MATCHED,
+from losslens.analysis.cohort import ComparedAdapter, Unfinished, find_runs
+from losslens.analysis.manifests import RunFacts, StartedFacts
+from losslens.analysis.rate_choice import (
+    ALL_RUNS,
     NORM,
+    OTHER_SEEDS,
+    SAME_RUNS,
     STEPS,
-    TUNED,
-    TUNED_NORM,
-    Benchmarks,
     TunedLoss,
+    best_rate,
     common_norm,
     losses_of,
     rate_rows,
+    with_unfinished,
+)
+from losslens.analysis.tuning import (
+    CONVENTIONAL,
+    MATCHED,
+    NO_VERDICT,
+    TUNED,
+    TUNED_NORM,
+    Benchmarks,
+    Tuning,
+    repeat_command,
     require_other_problems,
+    tune,
 )
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.data import Data
@@ -42,6 +54,7 @@ from losslens.problems import Problem
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.report.page import write_report
 from losslens.rollouts.sample import held_out_problems, problem_source
+from losslens.runs.run import Run, runs_of
 from losslens.runs.spec import RunSpec
 from tests.conftest import ROOT, command, script
 from tests.test_ablation import cohort, diverged, facts
@@ -50,8 +63,8 @@ from tests.test_analysis_tables import scored
 fast = pytest.mark.fast
 
 
-def member(method: str, factor: float, seed: int = 0, **options: Any) -> ComparedAdapter:
-    one = facts(method, "matched", seed, **options)
+def member(method: str, factor: float, seed: int = 0, init: int | None = None, **options: Any) -> ComparedAdapter:
+    one = facts(method, "matched", seed, init, **options)
     one["config"]["lr"] = {"name": f"x{factor:g}", "peak": 1e-3, "factor": factor}
     one["learning_rate"] = one["identity"]["learning_rate"] = round(1e-3 * factor, 12)
     name = "-".join([method, f"x{factor:g}", f"s{seed}", *map(str, options.values())])
@@ -72,6 +85,20 @@ def outcomes(loss: TunedLoss, *right: list[int] | list[list[int]], of: int = 20)
         )
         for arm, counts in zip(loss.arms, right, strict=True)
     }
+
+
+def unfinished(method: str, factor: float, seed: int, state: str) -> Unfinished:
+    run = member(method, factor, seed)
+    assert run.facts is not None
+    return Unfinished(run.name, StartedFacts.model_validate(run.facts.model_dump()), state)
+
+
+def two_rates() -> list[pd.DataFrame]:
+    """Of two problems, the first rate solves none and the second one."""
+    return [
+        pd.DataFrame({f"dpo-x{factor}-s0": right}, index=["p", "q"])
+        for factor, right in (("0.1", [0.0, 0.0]), ("1", [1.0, 0.0]))
+    ]
 
 
 def table(rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -113,25 +140,62 @@ class TestChoice:
         rows = rate_rows(loss, outcomes(loss, *([count] for count in right)), {})
         assert [place for place, row in enumerate(rows) if row["at_edge"]] == ([] if at is None else [at])
 
-    def test_a_rate_of_which_a_run_diverged_is_no_candidate(self) -> None:
-        """Two of its three runs are the best of all. Its neighbour is not at the end: the grid went on, and failed."""
-        members = [member("dpo", 0.1), member("dpo", 1.0), *(member("dpo", 3.0, seed) for seed in (0, 1))]
+    def test_a_rate_of_which_a_run_of_the_choice_diverged_is_no_candidate(self) -> None:
+        """Its other run is the best of all. Its neighbour is not at the end: the grid went on, and failed."""
+        members = [member("dpo", factor, seed) for factor in (0.1, 1.0) for seed in (0, 1)] + [member("dpo", 3.0, 1)]
         loss = loss_of(*members)
-        loss.arms[2].diverged.append(diverged("dpo", "matched", 2))
-        rows = table(rate_rows(loss, outcomes(loss, [5], [6], [20, 20]), {}))
+        loss.arms[2].diverged.append(diverged("dpo", "matched", 0))
+        rows = table(rate_rows(loss, outcomes(loss, [5, 5], [6, 6], [20]), {}))
         assert rows["chosen"].tolist() == [False, True, False]
         assert rows["diverged"].tolist() == [0, 0, 1]
+        assert rows["status"].tolist() == ["compared", "compared", "diverged"]
         assert np.isnan(rows.loc[3e-3, "validation"])
         assert not rows["at_edge"].any()
         assert rows.loc[1e-4, "p"] == rows.loc[1e-4, "p_bonferroni"] == 1.0  # of two candidates one comparison
 
-    def test_repeats_of_a_chosen_rate_do_not_change_the_choice(self) -> None:
-        """Seed 1 of the best rate solves nothing. The choice is made on seed 0, the accuracy is of both."""
+    def test_a_repeat_that_diverged_does_not_change_the_choice(self) -> None:
+        loss = loss_of(member("dpo", 0.1), member("dpo", 1.0), member("dpo", 1.0, 1), member("dpo", 3.0))
+        loss.arms[1].diverged.append(diverged("dpo", "matched", 2))
+        rows = table(rate_rows(loss, outcomes(loss, [5], [6, 6], [4]), {}))
+        assert rows["chosen"].tolist() == [False, True, False]
+        assert rows["diverged"].tolist() == [0, 1, 0]
+
+    def test_repeats_of_a_chosen_rate_do_not_change_the_choice_and_are_what_is_reported(self) -> None:
+        """Seed 1 of the best rate solves nothing. The choice is made on seed 0, the accuracy is of seed 1."""
         loss = loss_of(member("dpo", 0.1), member("dpo", 1.0), member("dpo", 1.0, 1))
         validation = outcomes(loss, [10], [12, 0])
         rows = table(rate_rows(loss, validation, validation))
         assert rows["chosen"].tolist() == [False, True]
-        assert rows.loc[1e-3, ["validation", "selection_runs", "runs", "accuracy"]].tolist() == [0.6, 1, 2, 0.3]
+        assert rows.loc[1e-3, ["validation", "selection_runs", "runs", "accuracy"]].tolist() == [0.6, 1, 2, 0.0]
+        assert rows["reported_on"].tolist() == [SAME_RUNS, OTHER_SEEDS]
+        assert rows["reported_runs"].tolist() == [1, 1]
+
+    def test_a_repeat_from_the_initial_adapter_of_the_choice_is_reported_only_if_there_is_no_other(self) -> None:
+        """Seed 3 starts where seed 0 did, and shares the luck of that start."""
+        of_3 = member("dpo", 1.0, 3, init=0)
+        loss = loss_of(member("dpo", 0.1), member("dpo", 1.0), of_3)
+        assert loss.reported(loss.arms[1]) == ([of_3.name], OTHER_SEEDS)
+        loss = loss_of(member("dpo", 0.1), *(member("dpo", 1.0, seed) for seed in (0, 1)), of_3)
+        assert loss.reported(loss.arms[1]) == (["dpo-x1-s1"], OTHER_SEEDS)
+
+    def test_of_a_single_rate_all_runs_are_reported(self) -> None:
+        loss = loss_of(member("dpo", 1.0), member("dpo", 1.0, 1))
+        [row] = rate_rows(loss, outcomes(loss, [8, 12]), outcomes(loss, [8, 12]))
+        assert (row["accuracy"], row["reported_runs"], row["reported_on"]) == (0.5, 2, ALL_RUNS)
+
+    def test_failed_and_unfinished_rates_are_listed(self) -> None:
+        """They are no end of the grid that was tried, and take no seed from the choice."""
+        arms = arms_of(cohort([member("dpo", 0.1), member("dpo", 1.0)]))
+        started = [(3.0, 0, "failed"), (10.0, 0, "running"), (1.0, 1, "failed")]
+        [loss] = losses_of(with_unfinished(arms, [unfinished("dpo", *run) for run in started]))
+        some = {arm.name(): loss_outcomes for arm, loss_outcomes in zip(loss.arms, two_rates(), strict=False)}
+        rows = table(rate_rows(loss, some, {}))
+        assert rows.index.tolist() == [1e-4, 1e-3, 3e-3, 1e-2]
+        assert rows["status"].tolist() == ["compared", "compared", "failed", "not finished"]
+        assert rows["failed"].tolist() == [0, 1, 1, 0]
+        assert rows["unfinished"].tolist() == [0, 0, 0, 1]
+        assert rows["diverged"].sum() == 0
+        assert rows["chosen"].tolist() == rows["at_edge"].tolist() == [False, True, False, False]
 
     def test_the_mean_over_seeds(self) -> None:
         """(9 + 11)/40 is more than (8 + 11)/40; one seed each would be a tie at 11."""
@@ -140,9 +204,12 @@ class TestChoice:
         assert [row["validation"] for row in rows] == pytest.approx([19 / 40, 20 / 40])
         assert [row["chosen"] for row in rows] == [False, True]
 
-    def test_without_common_seeds_all_runs_count(self) -> None:
+    def test_without_a_common_seed_nothing_is_chosen(self) -> None:
         loss = loss_of(member("dpo", 0.1, 0), member("dpo", 1.0, 1))
-        assert [row["selection_runs"] for row in rate_rows(loss, outcomes(loss, [9], [8]), {})] == [1, 1]
+        rows = table(rate_rows(loss, outcomes(loss, [9], [8]), outcomes(loss, [9], [8])))
+        assert rows["status"].tolist() == ["no common seed"] * 2
+        assert not rows[["chosen", "may_be_best"]].any(axis=None)
+        assert "p" not in rows
 
     def test_where_nothing_is_known_nothing_is_chosen(self) -> None:
         loss = loss_of(member("dpo", 0.1), member("dpo", 1.0))
@@ -155,6 +222,107 @@ class TestChoice:
         scores[name] = scores[name].rename(index={"p0": "q0"})
         with pytest.raises(InputError, match=r"^dpo-x1 and dpo-x0.1: not scored on the same problems; no rate can be"):
             rate_rows(loss, scores, {})
+
+
+@fast
+def test_accuracies_on_other_seeds_are_unbiased_and_those_of_the_choice_are_not() -> None:
+    """Five equal rates of accuracy .5; runs are lucky by s = .02 on all problems: the best of five has 1.163·s.
+
+    That is E max of five standard normals, here .0233: the choice is of the luck alone, and other problems do not
+    remove it. Over 300 sweeps the standard error of the mean of the maxima is .67·.02/√300 = .0008, that of the mean of
+    two repeats .02/√600 = .0008: ±.004 is about five of them.
+    """
+    rng = np.random.default_rng(0)
+    factors = (0.03, 0.1, 0.3, 1.0, 3.0)
+    once = [member("dpo", factor) for factor in factors]
+    alone = loss_of(*once)
+    # As the commands go: all rates once, then repeats of the one that was chosen.
+    repeated = {arm.name(): loss_of(*once, *(member("dpo", factor, seed) for seed in (1, 2)))
+                for arm, factor in zip(alone.arms, factors, strict=True)}  # fmt: skip
+    accuracies: dict[str, list[float]] = {SAME_RUNS: [], OTHER_SEEDS: []}
+    for _ in range(300):
+        luck = {run.name: 0.5 + rng.normal(0, 0.02) for arm in alone.arms for run in arm.members}
+        seen = {arm.name(): pd.DataFrame({run.name: [luck[run.name]] for run in arm.members}) for arm in alone.arms}
+        name, _ = best_rate(alone, seen)
+        assert name is not None
+        for loss in (alone, repeated[name]):
+            [arm] = [arm for arm in loss.arms if arm.name() == name]
+            runs, which = loss.reported(arm)
+            # On the problems that are reported a run is as lucky as on those that it was chosen on.
+            accuracies[which].append(float(np.mean([luck.get(run) or 0.5 + rng.normal(0, 0.02) for run in runs])))
+    assert np.mean(accuracies[SAME_RUNS]) == pytest.approx(0.5 + 1.163 * 0.02, abs=0.004)
+    assert np.mean(accuracies[OTHER_SEEDS]) == pytest.approx(0.5, abs=0.004)
+
+
+def answers(folder: Path, right: dict[str, int]) -> Run:
+    """A run that solves the first problems of each benchmark, of 12 each."""
+    for benchmark, number in right.items():
+        scored(folder, {f"{benchmark}{n}": [n < number] for n in range(12)})
+        if benchmark != "quiz":
+            (folder / "eval" / "quiz.parquet").rename(folder / "eval" / f"{benchmark}.parquet")
+    (folder / "manifest.json").write_text("{}")
+    return Run(folder)
+
+
+@fast
+class TestComparison:
+    def tables(self, tmp_path: Path, *repeats: int) -> Tuning:
+        """SFT and DPO at two rates, the better one 1e-3 by 9 to 3 of 12; repeats of this rate solve 6."""
+        runs = [(method, factor, 0) for method in ("sft", "dpo") for factor in (0.1, 1.0)]
+        runs += [(method, 1.0, seed) for method in ("sft", "dpo") for seed in repeats]
+        members = []
+        for method, factor, seed in runs:
+            one = member(method, factor, seed)
+            right = 6 if seed else 9 if factor == 1.0 else 3
+            members.append(replace(one, run=answers(tmp_path / one.name, {"validation": right, "quiz": right})))
+        made = cohort(members)
+        norms = pd.DataFrame(columns=["run", "step", "norm"])
+        return tune(made, arms_of(made), Benchmarks("validation", "quiz"), pd.DataFrame(), norms, lambda *_: None)
+
+    def test_the_run_that_was_chosen_on_gets_no_verdict(self, tmp_path: Path) -> None:
+        tuning = self.tables(tmp_path)
+        row = tuning.pairs.set_index("rates").loc[TUNED]
+        assert (row["accuracy_verdict"], row["accuracy_a"], row["accuracy_b"]) == (NO_VERDICT, 0.75, 0.75)
+        assert row[["p", "p_holm", "diff_low", "diff_high"]].isna().all()
+        # A rate that was named beforehand is tested on the same run.
+        assert tuning.pairs.set_index("rates").loc[MATCHED, "p_holm"] == 1.0
+        assert [line.partition(";")[0] for line in tuning.missing] == [
+            f"{loss} at 0.001: {NO_VERDICT}" for loss in ("sft", "dpo")
+        ]
+
+    def test_its_repeats_do(self, tmp_path: Path) -> None:
+        tuning = self.tables(tmp_path, 1, 2)
+        row = tuning.pairs.set_index("rates").loc[TUNED]
+        assert (row["accuracy_verdict"], row["accuracy_a"], row["accuracy_b"]) == ("same answers", 0.5, 0.5)
+        assert tuning.pairs.set_index("rates").loc[MATCHED, "accuracy_a"] == 0.75
+        assert tuning.missing == []
+
+
+@fast
+class TestRepeatCommand:
+    def command(self, tmp_path: Path, line: str | None, **options: Any) -> str:
+        one = replace(member("dpo", 0.3, **options), run=Run(tmp_path))
+        (tmp_path / "manifest.json").write_text(json.dumps({"command": line}))
+        loss = loss_of(one)
+        return repeat_command(loss, loss.arms[0])
+
+    def test_of_the_experiment(self, tmp_path: Path) -> None:
+        """Seeds 1, 2 and 4 start from initial adapters 1, 2 and 1, and the choice was made on seed and adapter 0."""
+        found = self.command(tmp_path, "python train.py experiment=tuned data.eval_size=9 method=dpo,sft lr.factor=0.3")
+        assert found == (
+            "python train.py experiment=tuned data.eval_size=9 method=dpo method.beta=0.1 method.loss_type=sigmoid "
+            "lr=grid lr.factor=0.3 seed=1,2,4"
+        )
+
+    def test_of_a_sweep_over_options(self, tmp_path: Path) -> None:
+        found = self.command(tmp_path, "python train.py method.beta=0.1,0.3 lr=grid lr.factor=1,2 sweep=x", beta=0.3)
+        assert found == (
+            "python train.py sweep=x -m method=dpo method.beta=0.3 method.loss_type=sigmoid lr=grid lr.factor=0.3 "
+            "seed=1,2,4"
+        )
+
+    def test_where_none_is_recorded(self, tmp_path: Path) -> None:
+        assert self.command(tmp_path, None).startswith("python train.py experiment=tuned method=dpo ")
 
 
 @fast
@@ -182,15 +350,15 @@ def test_two_rates_never_share_the_name_of_an_arm() -> None:
 def test_the_norm_that_every_loss_reaches() -> None:
     """Two of SFT's three rates reach 3 (one by two runs, 3 and 4), and DPO's only candidate 3.5: the norm is 3.
 
-    DPO's larger rate, which reaches 9, diverged at another seed and cannot be chosen.
+    DPO's larger rate diverged at the seed of the choice; its other run, which reaches 9, does not count.
     """
     members = [member("sft", 0.1), member("sft", 1.0), *(member("sft", 3.0, seed) for seed in (0, 1))]
-    members += [member("dpo", 0.1), member("dpo", 1.0)]
+    members += [member("dpo", 0.1), member("dpo", 1.0, 1)]
     arms = arms_of(cohort(members))
-    arms[-1].diverged.append(diverged("dpo", "matched", 1))
+    arms[-1].diverged.append(diverged("dpo", "matched", 0))
     losses = losses_of(arms)
     norms = {"sft-x0.1-s0": 1.0, "sft-x1-s0": 5.0, "sft-x3-s0": 3.0, "sft-x3-s1": 4.0}
-    norms |= {"dpo-x0.1-s0": 3.5, "dpo-x1-s0": 9.0}
+    norms |= {"dpo-x0.1-s0": 3.5, "dpo-x1-s1": 9.0}
     way = pd.DataFrame([{"run": run, "step": s, "norm": norm / s} for run, norm in norms.items() for s in (1, 2)])
     assert losses[0].seeds == {(0, 0)}  # those of all its rates
     assert common_norm(losses, way) == 3.0
@@ -414,6 +582,9 @@ def test_the_comparison_beside_the_conventional_and_the_matched_one(tuned: Path)
     for rule, rates in ((STEPS, TUNED), (NORM, TUNED_NORM)):
         row, accuracy = between.loc[rates], chosen.loc[rule, "accuracy"]
         assert row["accuracy_diff"] == pytest.approx(accuracy[row["loss_a"]] - accuracy[row["loss_b"]])
+        # One seed: the runs are those of the choice.
+        assert (pairs.loc[pairs["rates"] == rates, "accuracy_verdict"] == NO_VERDICT).all()
+    for rates in (CONVENTIONAL, MATCHED):
         # Holm's correction is of the three comparisons of the set, not of all arms of the sweep.
         of_set = pairs[pairs["rates"] == rates]
         assert (of_set["p_holm"] <= 3 * of_set["p"] + 1e-12).all()
@@ -424,6 +595,20 @@ def test_the_page(tuned: Path) -> None:
     assert 'id="tuning"' in page
     assert "Every loss at its own best rate" in page
     assert "tuning.csv" in page
+    assert "chosen and reported on the same run" in page
+
+
+@pytest.mark.parametrize("state", ["failed", "preempted"])
+def test_a_run_that_did_not_finish_is_found(tuned: Path, tmp_path: Path, state: str) -> None:
+    """With the manifest of a real run; one that was never started has none, and is only left out."""
+    run = next(run for run in runs_of(tuned, "tuned") if run.name.startswith("dpo"))
+    for name in (run.name, "sft-never"):
+        (tmp_path / "tuned" / name).mkdir(parents=True)
+        (tmp_path / "tuned" / name / "status.json").write_text(json.dumps({"state": state}))
+    shutil.copy(run.folder / "manifest.json", tmp_path / "tuned" / run.name)
+    found = find_runs(tmp_path, ["tuned"], None)
+    assert [(one.name, one.state, one.facts.method) for one in found.unfinished] == [(run.name, state, "dpo")]
+    assert set(found.left_out) == {run.name, "sft-never"}
 
 
 def test_a_wrong_benchmark_is_refused_in_one_line(tuned: Path) -> None:

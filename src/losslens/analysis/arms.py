@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
+from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged, Unfinished
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.pairs import Pair
 from losslens.core.errors import InputError
@@ -29,6 +29,7 @@ class Arm:
         learning_rates: Names of the `lr` options that give its learning rate, its own first.
         members: Its finished runs.
         diverged: Its runs that diverged.
+        unfinished: Its runs that failed or have not finished, where rates are chosen.
     """
 
     facts: StartedFacts
@@ -36,6 +37,7 @@ class Arm:
     learning_rates: list[str] = field(default_factory=list)
     members: list[ComparedAdapter] = field(default_factory=list)
     diverged: list[Diverged] = field(default_factory=list)
+    unfinished: list[Unfinished] = field(default_factory=list)
 
     @property
     def method(self) -> str:

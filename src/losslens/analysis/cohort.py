@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,21 @@ class Diverged:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """A run that was started and has neither finished nor diverged.
+
+    Attributes:
+        name: Its name in the tables.
+        facts: Its manifest.
+        state: Its state: `failed`, `running`, `queued` or `preempted`.
+    """
+
+    name: str
+    facts: StartedFacts
+    state: str
+
+
+@dataclass(frozen=True)
 class Cohort:
     """The adapters that an analysis compares.
 
@@ -84,6 +100,7 @@ class Cohort:
         scores: The outcomes of members and bases.
         diverged: Runs that diverged; they are listed in the tables but not averaged.
         left_out: What is not compared, with the reasons.
+        unfinished: Runs that failed or have not finished, as far as they have a manifest.
     """
 
     members: list[ComparedAdapter]
@@ -94,6 +111,7 @@ class Cohort:
     scores: Scores
     diverged: list[Diverged]
     left_out: dict[str, str]
+    unfinished: list[Unfinished] = field(default_factory=list)
 
     @cached_property
     def by_name(self) -> dict[str, ComparedAdapter]:
@@ -131,6 +149,7 @@ class SweepContents:
         taken: Names not available to external adapters.
         nothing: The error message if there are neither members nor external adapters.
         left_out: What is not compared, with the reasons.
+        unfinished: Runs that failed or have not finished, as far as they have a manifest.
     """
 
     members: list[ComparedAdapter]
@@ -139,6 +158,7 @@ class SweepContents:
     taken: set[str]
     nothing: str
     left_out: dict[str, str]
+    unfinished: list[Unfinished] = field(default_factory=list)
 
 
 def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts"] | None) -> SweepContents:
@@ -157,6 +177,7 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
     left_out = _without_status(output_dir, sweeps)
     finished = {}
     diverged = []
+    unfinished = []
     for name, run in runs.items():
         state = run.status["state"]
         if state == "completed":
@@ -166,6 +187,9 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
             left_out[name] = run.divergence
         else:
             left_out[name] = f"{state}, not completed"
+            # A run that was never started has no manifest, and that of a failed one may be from another version.
+            with contextlib.suppress(InputError):
+                unfinished.append(Unfinished(name, read_facts(run, StartedFacts), str(state)))
     bases = [
         Base(name, run, read_facts(run, BaseFacts)) for name, run in finished.items() if run.name.startswith("base-")
     ]
@@ -181,7 +205,13 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
     once = {(run.facts.configuration, run.facts.seeds): run for run in reversed(diverged)}
     if not sweeps:
         nothing = "sweep=null: give adapters={name: folder, …} to compare"
-    return SweepContents(members, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out)
+    ended = {
+        (facts.configuration, facts.seeds)
+        for facts in [*(run.facts for run in members), *(run.facts for run in diverged)]
+        if facts
+    }
+    unfinished = [run for run in unfinished if (run.facts.configuration, run.facts.seeds) not in ended]
+    return SweepContents(members, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out, unfinished)
 
 
 def gather_cohort(contents: SweepContents, adapters: Mapping[str, Path]) -> Cohort:
@@ -208,7 +238,7 @@ def gather_cohort(contents: SweepContents, adapters: Mapping[str, Path]) -> Coho
         sha256 = hash_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
         members.append(ComparedAdapter(name, folder, sha256))
     modules, shapes, ranks = _shapes(members)
-    return Cohort(members, modules, shapes, ranks, bases, scores, contents.diverged, left_out)
+    return Cohort(members, modules, shapes, ranks, bases, scores, contents.diverged, left_out, contents.unfinished)
 
 
 def _name(run: Run, several: bool) -> str:

@@ -78,9 +78,10 @@ def _chosen_rates(tuning: pd.DataFrame) -> Table:
         same = (tuning["loss"] == row["loss"]) & (tuning["rule"] == row["rule"])
         others = tuning.loc[same & tuning["may_be_best"] & ~tuning["chosen"], "learning_rate"]
         at_edge = " (end of the grid)" * bool(row["at_edge"])
+        on = "" if pd.isna(row["reported_on"]) else f" ({row['reported_on']})"
         table.add_row(
             row["loss"], row["rule"], f"{row['learning_rate']:g}{at_edge}", ", ".join(f"{rate:g}" for rate in others),
-            _percent(row["validation"]), _percent(row["accuracy"]),
+            _percent(row["validation"]), f"{_percent(row['accuracy'])}{on}",
         )  # fmt: skip
     return table
 

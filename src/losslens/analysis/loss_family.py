@@ -31,12 +31,28 @@ from losslens.runs.run import recorded_adapter_fingerprint
 from losslens.updates.folder import open_adapter
 
 FACTOR_COLUMNS = ("arm", "method", "unit", "outcome", "gate", "saturation", "length", "stops", "bounded", "first_step")
-CLUSTER_COLUMNS = ("factor", "losses", "groups", "pseudo_f", "explained", "expected", "p", "p_holm")
+CLUSTER_COLUMNS = (
+    "factor",
+    "losses",
+    "groups",
+    "pseudo_f",
+    "explained",
+    "expected",
+    "p",
+    "p_min",
+    "p_holm",
+    "differ",
+    "verdict",
+)
 CLASS_COLUMNS = ("first_step", "arm", "representative", "step", "seeds", "cosine", "repeats", "repeat")
 # What losses may cluster by: the factors of their weights, and two things that differ between losses as well.
 CLUSTERED_BY = ("outcome", "gate", "saturation", "length", "unit", "learning_rate")
-# Fewest losses for which a permutation test can say something: of six in two groups of three, p is at least 1/10.
+# Fewest losses that are compared. Whether so many can show something depends on the groups (`p_min`).
 _FEWEST = 6
+_LEVEL = 0.05
+CLUSTERED, NOT_SHOWN = "clustered", "not shown"
+# In place of a verdict: no p of groups of these sizes can be small enough; the losses differ in more than their loss.
+CANNOT_TELL, SETTINGS_DIFFER = "too few losses to tell", "settings differ"
 
 
 def factor_table(arms: Sequence[Arm]) -> pd.DataFrame:
@@ -70,9 +86,9 @@ def _loss_of(facts: StartedFacts) -> Loss | None:
 def cluster_table(arms: Sequence[Arm], factors: pd.DataFrame, arm_pairs: pd.DataFrame) -> pd.DataFrame:
     """Tests for each factor whether the updates of losses that share it lie closer together (`permanova`).
 
-    The losses are the arms at their conventional learning rates, one per method: of several, the first. The squared
-    distance of two is 1 − cosine, from runs at different seeds. Rows of factors by which no two losses differ, or no
-    two agree, are left out.
+    The losses are arms of equal settings, one per method (`_compared`). The squared distance of two is 1 − cosine, from
+    runs at different seeds. Rows of factors by which no two losses differ, or no two agree, are left out. Factors whose
+    groups are too small to reach p ≤ .05 are not tested, and do not count in Holm's correction (Tarone 1990).
 
     Args:
         arms: The arms.
@@ -80,10 +96,10 @@ def cluster_table(arms: Sequence[Arm], factors: pd.DataFrame, arm_pairs: pd.Data
         arm_pairs: One row for every two arms.
 
     Returns:
-        One row per factor, p corrected by Holm's method over the rows; empty for fewer than six losses.
+        One row per factor, p corrected by Holm's method over the rows; empty for fewer than six losses. `differ` names
+        the setting in which the losses differ beside their loss; there is no verdict then.
     """
-    first = {arm.method: arm for arm in reversed(arms) if arm.members and arm.at_conventional_rate}
-    named = {arm.name(): arm for arm in arms if first.get(arm.method) is arm}
+    named = {arm.name(): arm for arm in _compared([arm for arm in arms if arm.name() in set(factors["arm"])])}
     about = factors[factors["arm"].isin(named)].set_index("arm")
     about = about.assign(learning_rate=[named[arm].learning_rate for arm in about.index])
     cross = arm_pairs[arm_pairs["pairing"].isin(CROSS_SEED)]
@@ -99,6 +115,7 @@ def cluster_table(arms: Sequence[Arm], factors: pd.DataFrame, arm_pairs: pd.Data
     if len(names) < _FEWEST:
         return pd.DataFrame(columns=list(CLUSTER_COLUMNS))
     distances = np.sqrt([[max(1 - cosines[frozenset((a, b))], 0) if a != b else 0.0 for b in names] for a in names])
+    differ = "learning_rate" if about.loc[names, "learning_rate"].nunique() > 1 else ""
     rows = []
     for factor in CLUSTERED_BY:
         groups = about.loc[names, factor].astype(str)
@@ -107,9 +124,41 @@ def cluster_table(arms: Sequence[Arm], factors: pd.DataFrame, arm_pairs: pd.Data
             continue
         found = permanova(distances, groups.tolist())
         said = "; ".join(f"{group}: {size}" for group, size in sizes.sort_index().items())
-        rows.append({"factor": factor, "losses": len(names), "groups": said, **asdict(found)})
-    table = pd.DataFrame(rows, columns=[column for column in CLUSTER_COLUMNS if column != "p_holm"])
-    return table.assign(p_holm=holm(table["p"].astype(float).tolist()))
+        rows.append({"factor": factor, "losses": len(names), "groups": said, **asdict(found), "differ": differ})
+    table = pd.DataFrame(rows, columns=[column for column in CLUSTER_COLUMNS if column not in ("p_holm", "verdict")])
+    tested = table["p_min"].astype(float) <= _LEVEL
+    # The smallest that Holm's correction leaves of them: it is reached if every test of the table is at its smallest.
+    possible, found_p = (pd.Series(np.nan, index=table.index) for _ in range(2))
+    possible[tested] = holm(table.loc[tested, "p_min"].astype(float).tolist())
+    found_p[tested] = holm(table.loc[tested, "p"].astype(float).tolist())
+    verdicts = np.select(
+        [[bool(differ)] * len(table), ~(possible <= _LEVEL), found_p <= _LEVEL],
+        [SETTINGS_DIFFER, CANNOT_TELL, CLUSTERED],
+        NOT_SHOWN,
+    )
+    return table.assign(p_holm=found_p, verdict=verdicts)[list(CLUSTER_COLUMNS)]
+
+
+def _compared(arms: Sequence[Arm]) -> list[Arm]:
+    """Selects the arms whose updates are compared: one per method, with equal settings beside their loss.
+
+    They have one learning rate, or each its conventional one: whichever more methods have, and one rate if as many do.
+    Of several arms of a method, the one with the fewest options counts.
+    """
+    plain = sorted((arm for arm in arms if arm.members), key=lambda arm: len(arm.facts.identity["method"]))
+    sets = []
+    for first in plain:
+        alike = [arm for arm in plain if not arm.distance(first)]
+        for group in ([arm for arm in alike if arm.learning_rate == first.learning_rate],
+                      [arm for arm in alike if arm.at_conventional_rate]):  # fmt: skip
+            by_method = {arm.method: arm for arm in reversed(group)}
+            sets.append([arm for arm in arms if by_method.get(arm.method) is arm])
+
+    def preferred(group: list[Arm]) -> tuple[int, bool, int]:
+        one_rate = len({arm.learning_rate for arm in group}) == 1
+        return len(group), one_rate, sum(arm.at_conventional_rate for arm in group)
+
+    return max(sets, key=preferred, default=[])
 
 
 def class_table(

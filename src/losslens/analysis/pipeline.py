@@ -66,12 +66,14 @@ class Analysis:
         cohort: The compared adapters.
         facts: Entries of the manifest: settings, and what the measures were computed on.
         left_out: Names of what was left out, with the reasons.
+        missing: Chosen rates without a verdict, with the commands that train what is missing.
     """
 
     tables: Tables
     cohort: Cohort
     facts: dict[str, Any]
     left_out: dict[str, str]
+    missing: list[str]
 
 
 def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
@@ -94,6 +96,7 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
             _write(analysis, new)
             tables = analysis.tables
             show(tables.runs, tables.arm_pairs, tables.arms, tables.tuning, analysis.left_out)
+            print(*analysis.missing, sep="\n", end="\n" * bool(analysis.missing))
             for write in writers:
                 write(new)
             missing = missing_from(analysis.facts, before)
@@ -236,6 +239,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         cohort,
         facts,
         {**cohort.left_out, **based.left_out},
+        tuning.missing,
     )  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,12 +23,26 @@ class Permanova:
         explained: R², the share of the variance that lies between the groups; NaN if all things coincide.
         expected: The mean of R² over the permutations: what groups of these sizes explain by chance.
         p: The share of permutations of the labels with a pseudo-F at least as large, the observed one included.
+        p_min: The smallest p that groups of these sizes can reach, whatever the distances.
     """
 
     pseudo_f: float
     explained: float
     expected: float
     p: float
+    p_min: float
+
+
+def smallest_p(groups: Sequence[str], permutations: int = _PERMUTATIONS) -> float:
+    """Returns the smallest p that a permutation test of these groups can reach.
+
+    Labels that are exchanged within a group, or between two groups of one size as a whole, leave the groups as they
+    are: of N! permutations, Π n_i! · Π m_k! do, with m_k groups of size k. With random permutations p is at least one
+    of them, too.
+    """
+    sizes = list(Counter(groups).values())
+    alike = math.prod(map(math.factorial, [*sizes, *Counter(sizes).values()]))
+    return max(alike / math.factorial(sum(sizes)), 1 / (permutations + 1))
 
 
 def permanova(distances: Array, groups: Sequence[str], permutations: int = _PERMUTATIONS) -> Permanova:
@@ -61,4 +77,10 @@ def permanova(distances: Array, groups: Sequence[str], permutations: int = _PERM
     with np.errstate(divide="ignore", invalid="ignore"):
         explained = 1 - within / total
         pseudo_f = float((total - within[0]) / (count - 1) / (within[0] / (n - count)))
-    return Permanova(pseudo_f, float(explained[0]), float(explained[1:].mean()), float(as_large.mean()))
+    return Permanova(
+        pseudo_f,
+        float(explained[0]),
+        float(explained[1:].mean()),
+        float(as_large.mean()),
+        smallest_p(groups, permutations),
+    )

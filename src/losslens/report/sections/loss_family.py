@@ -12,12 +12,13 @@ from losslens.report.components import Cell, Column, Figure, Finding, Row, Secti
 from losslens.report.legends import legend_of
 from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
-from losslens.tables.format import NOTHING, number, p_value, percent, whole
+from losslens.tables.format import NOTHING, listed, number, p_value, percent, whole
 from losslens.tables.style import GRID, INK, MUTED, RULE, colour, escape_markup
 
 _FACTORS = ("outcome", "gate", "saturation", "length")
 _TEXTS = ("arm", "method", "unit", *_FACTORS, "stops", "bounded", "first_step")
-_CLUSTER_TEXTS, _CLUSTER_NUMBERS = ("factor", "groups"), ("losses", "pseudo_f", "explained", "expected", "p", "p_holm")
+_CLUSTER_TEXTS = ("factor", "groups", "differ", "verdict")
+_CLUSTER_NUMBERS = ("losses", "pseudo_f", "explained", "expected", "p", "p_min", "p_holm")
 _CLASS_TEXTS, _CLASS_NUMBERS = ("first_step", "arm", "representative"), ("step", "seeds", "cosine", "repeats", "repeat")
 _WEIGHTS = ("weight_correct", "weight_incorrect")
 # What the factors are called in sentences.
@@ -29,7 +30,9 @@ _SAID = {
     "unit": "single rollouts or pairs",
     "learning_rate": "their learning rate",
 }
-_LEVEL = 0.05
+_CLUSTERED, _CANNOT_TELL, _SETTINGS_DIFFER = "clustered", "too few losses to tell", "settings differ"
+# Fewest snapshots, the last among them, at which a loss is less like its class than the repeat if it has left it.
+_SUSTAINED = 2
 # Columns of the small plots, one for each loss.
 _ACROSS, _PIXELS = 4, 150
 
@@ -68,12 +71,12 @@ def section(analysis: AnalysisFolder) -> Section | None:
 def _findings(clusters: pd.DataFrame) -> list[Finding]:
     if clusters.empty:
         return []
-    found = clusters[clusters["p_holm"] <= _LEVEL].sort_values("explained", ascending=False)
-    if found.empty:
-        text = "For none of the factors is it shown that the updates cluster by it"
-        least = clusters.loc[clusters["p"].idxmin()]
-        return [Finding(f"{text} (smallest p {p_value(least['p_holm'])}, Holm: {_SAID[least['factor']]}).", "family")]
-    return [
+    if (clusters["verdict"] == _SETTINGS_DIFFER).any():
+        differ = _SAID.get(clusters["differ"].iloc[0], clusters["differ"].iloc[0])
+        text = f"Whether the updates cluster by a factor of the losses cannot be told: they differ in {differ}, too."
+        return [Finding(text, "family")]
+    found = clusters[clusters["verdict"] == _CLUSTERED].sort_values("explained", ascending=False)
+    findings = [
         Finding(
             f"Losses that agree in {_SAID[row.factor]} have updates that lie closer together: it explains "
             f"{percent(row.explained)} of their variance, {percent(row.expected)} by chance (p {p_value(row.p_holm)}, "
@@ -82,6 +85,18 @@ def _findings(clusters: pd.DataFrame) -> list[Finding]:
         )
         for row in found.itertuples()
     ]
+    able = clusters[clusters["verdict"] != _CANNOT_TELL]
+    if found.empty and len(able):
+        text = "For none of the factors that could be tested is it shown that the updates cluster by it"
+        least = able.loc[able["p"].idxmin()]
+        findings.append(
+            Finding(f"{text} (smallest p {p_value(least['p_holm'])}, Holm: {_SAID[least['factor']]}).", "family")
+        )
+    unable = clusters.loc[clusters["verdict"] == _CANNOT_TELL, "factor"]
+    if len(unable):
+        text = f"The losses are too few to tell whether their updates cluster by {listed([_SAID[f] for f in unable])}"
+        findings.append(Finding(f"{text}: with groups of these sizes no result would be significant.", "family"))
+    return findings
 
 
 def _factor_table(analysis: AnalysisFolder, factors: pd.DataFrame, names: dict[str, str]) -> Table:
@@ -105,6 +120,7 @@ def _cluster_table(analysis: AnalysisFolder, clusters: pd.DataFrame) -> Table:
                 Cell(row.factor.replace("_", " ")), Cell(row.groups), Cell(number(row.pseudo_f, 2)),
                 Cell(percent(row.explained)), Cell(percent(row.expected)), Cell(p_value(row.p)),
                 Cell(p_value(row.p_holm)),
+                Cell(row.verdict, below=f"in {row.differ.replace('_', ' ')}" * bool(row.differ)),
             ]
         )
         for row in clusters.itertuples()
@@ -112,6 +128,7 @@ def _cluster_table(analysis: AnalysisFolder, clusters: pd.DataFrame) -> Table:
     columns = [
         Column("factor", numeric=False), Column("losses in each group", numeric=False), Column("pseudo-F"),
         Column("explained"), Column("by chance"), Column("p"), Column("Holm"),
+        Column("verdict", numeric=False),
     ]  # fmt: skip
     losses = whole(clusters["losses"].max())
     return downloadable(analysis, "clusters", f"Do the updates of the {losses} losses cluster?", columns, rows)
@@ -123,16 +140,13 @@ def _class_table(
     rows = []
     for (arm, other), steps in classes.groupby(["arm", "representative"], sort=False):
         first, last = steps.iloc[0], steps.iloc[-1]
-        known = steps[steps["repeat"].notna()]
-        left = known[known["cosine"] < known["repeat"]]
-        said = NOTHING if known.empty else f"step {whole(left['step'].iloc[0])}" if len(left) else "not within the run"
         differ = [factor for factor in _FACTORS if factors.loc[arm, factor] != factors.loc[other, factor]]
         cells = [
             Cell(names.get(arm, arm), colour=colour(factors.loc[arm, "method"])), Cell(first["first_step"]),
             Cell(names.get(other, other)), Cell(", ".join(differ) or "options only"),
             Cell(number(first["cosine"]), below=f"step {whole(first['step'])}"),
             Cell(number(last["cosine"]), below=f"step {whole(last['step'])}"),
-            Cell(NOTHING if math.isnan(last["repeat"]) else number(last["repeat"])), Cell(said),
+            Cell(NOTHING if math.isnan(last["repeat"]) else number(last["repeat"])), _leaves(steps),
         ]  # fmt: skip
         rows.append(Row(cells))
     columns = [
@@ -143,21 +157,36 @@ def _class_table(
     return downloadable(analysis, "classes", "First-step classes", columns, rows)
 
 
+def _leaves(steps: pd.DataFrame) -> Cell:
+    """Says from which snapshot on a loss is less like the one it is compared with than that one's repeat."""
+    known = steps[steps["repeat"].notna()].sort_values("step")
+    if known.empty:
+        return Cell(NOTHING)
+    below = known["cosine"] < known["repeat"]
+    ever_after = known[below[::-1].cummin()[::-1]]
+    if len(ever_after) >= _SUSTAINED:
+        return Cell(f"step {whole(ever_after['step'].iloc[0])}")
+    once = f"below at {listed([f'step {whole(step)}' for step in known.loc[below, 'step']])}, not sustained"
+    return Cell("not within the run", below=once * bool(below.any()))
+
+
 def _notes(clusters: pd.DataFrame, classes: pd.DataFrame) -> list[str]:
     notes = ["Equations: docs/reference/losses of LossLens; the factors: docs/reference/losses/family.md."]
     if len(clusters):
         notes.append(
-            "Clustering: permutational analysis of variance of the squared distances 1 − cosine, over the losses at "
-            "their conventional learning rates; p from 9,999 permutations of the losses, Holm's correction over the "
-            "rows. Factors overlap: a loss differs from another in several of them, so a small p does not say that "
+            "Clustering: permutational analysis of variance of the squared distances 1 − cosine of its ceiling, "
+            "over one arm per method with equal settings, at one learning rate or, if more methods have it, their "
+            "conventional ones; then there is no verdict. p from 9,999 permutations of the losses, Holm's correction "
+            "over the rows whose groups can reach p ≤ .05. Factors overlap: a loss differs from another in several of "
+            "them, so a small p does not say that "
             "this factor is the cause."
         )
     if len(classes):
         notes.append(
             "A class: losses with the same gradient, up to scale, while the model is the base; at the same learning "
             "rate, AdamW's first step is then the same. Cosines are of runs with the same seeds. A loss leaves its "
-            "class at the first snapshot at which it is less like the loss it is compared with than that loss is like "
-            "itself with another data order (the repeat)."
+            "class at the snapshot from which on, at all later ones and two at least, it is less like the loss it is "
+            "compared with than that loss is like itself with another data order (the repeat)."
         )
     return notes
 

@@ -25,14 +25,32 @@ _SETS = {
     "matched": ("matched rate", "at the same rate for all"),
     "tuned, equal norm": ("own best rate at equal norm", "at equal norm and the rate that is best there"),
 }
-_TEXTS = ("loss", "method", "settings", "rule", "arm", "select_on", "benchmark", "chosen", "may_be_best", "at_edge")
+_TEXTS = (
+    "loss", "method", "settings", "rule", "arm", "status", "select_on", "benchmark", "reported_on", "chosen",
+    "may_be_best", "at_edge",
+)  # fmt: skip
 _NUMBERS = (
-    "norm", "learning_rate", "runs", "diverged", "validation", "validation_n", "validation_low", "validation_high",
+    "norm", "learning_rate", "runs", "diverged", "failed", "unfinished",
+    "validation", "validation_n", "validation_low", "validation_high",
     "accuracy", "n", "ci_low", "ci_high",
 )  # fmt: skip
 _PAIR_TEXTS = ("rates", "loss_a", "loss_b", "arm_a", "arm_b", "pairing", "cosine_verdict", "accuracy_verdict")
-_PAIR_NUMBERS = ("cosine", "accuracy_diff", "diff_low", "diff_high", "p_holm", "equivalence_margin")
+_PAIR_NUMBERS = (
+    "cosine", "accuracy_a", "accuracy_b", "learning_rate_a", "learning_rate_b", "accuracy_diff", "diff_low",
+    "diff_high", "p_holm", "equivalence_margin",
+)  # fmt: skip
 _TRUE = "True"
+# Runs that were both chosen on and reported on, and what stands for a verdict on them.
+_SAME_RUNS, _NO_VERDICT = "same runs", "chosen and reported on the same run"
+_NOT_ENDED = {"failed": "failed", "unfinished": "not finished"}
+# Why rates were not chosen, in sentences; a norm that is not reached stands in the table.
+_NOT_CHOSEN = {
+    "diverged": "Diverged, and hence not chosen",
+    "failed": "Failed, and hence not chosen",
+    "not finished": "Not finished, and hence not chosen",
+    "not scored": "Not scored on the problems to choose on, and hence not chosen",
+    "no common seed": "Nothing is chosen, since the rates have no seed in common",
+}
 # Most rows of a table that is open.
 _MOST_OPEN = 15
 
@@ -68,7 +86,8 @@ def _about(rates: pd.DataFrame) -> str:
     seen, unseen = whole(rates["validation_n"].max()), whole(rates["n"].max())
     text = (
         f"The learning rate of each loss is the one with the highest score on {first['select_on']} ({seen} problems). "
-        f"Accuracies are of {first['benchmark']} ({unseen} other problems), so that the choice does not raise them."
+        f"Accuracies are of {first['benchmark']} ({unseen} other problems), and of runs of other seeds where there are "
+        "any: other problems alone do not undo the choice, since a run that was lucky in its seed is so on both."
     )
     norms = rates["norm"].dropna()
     if norms.empty:
@@ -93,11 +112,21 @@ def _choices(rates: pd.DataFrame) -> Iterator[str]:
                 f"At {rule} the best rate is at the end of the grid, and a better one may lie beyond it: "
                 f"{listed(edges)}."
             )
-    lost = rates[(rates["rule"] == _RULES[0]) & (rates["diverged"] > 0)]
-    if len(lost):
-        counts = lost.groupby("name", sort=False).size()
-        each = [f"{name} at {count} rate{'s' if count > 1 else ''}" for name, count in counts.items()]
-        yield f"Diverged, and hence not chosen: {listed(each)}."
+        same = chosen.loc[chosen["reported_on"] == _SAME_RUNS, "name"].tolist()
+        if same:
+            yield (
+                f"At {rule} chosen and reported on the same run, so that the accuracy is too high by the luck of its "
+                f"seed, and has no verdict: {listed(same)}. Repeat the chosen rate with other seeds."
+            )
+        lost = chosen.loc[chosen["diverged"] > 0, "name"].tolist()
+        if lost:
+            yield f"At {rule} a repeat of the chosen rate diverged, and is not in its accuracy: {listed(lost)}."
+    for status, text in _NOT_CHOSEN.items():
+        at = rates[(rates["rule"] == _RULES[0]) & (rates["status"] == status)]
+        if len(at):
+            counts = at.groupby("name", sort=False).size()
+            each = [f"{name} at {count} rate{'s' if count > 1 else ''}" for name, count in counts.items()]
+            yield f"{text}: {listed(each)}."
 
 
 def _certainty(rates: pd.DataFrame, chosen: pd.DataFrame) -> str:
@@ -137,6 +166,8 @@ def _comparisons(pairs: pd.DataFrame) -> Iterator[str]:
         if equal:
             margin = f"{100 * of_set['equivalence_margin'].max():g}"
             text += f"; {equal} {'is' if equal == 1 else 'are'} equivalent within ±{margin} points"
+        untold = (of_set["accuracy_verdict"] == _NO_VERDICT).sum()
+        text += f"; {untold} without a verdict ({_NO_VERDICT})" if untold else ""
         cosine = of_set["cosine"].median()
         yield text + (f". The median cosine of two losses is {number(cosine)}." if not math.isnan(cosine) else ".")
 
@@ -241,8 +272,10 @@ def _choice_table(rates: pd.DataFrame) -> tuple[list[Column], list[Row]]:
         for rule, _ in rules:
             cells += _choice_cells(of_loss[of_loss["rule"] == rule].reset_index(drop=True))
         at_ends = of_loss[of_loss["rule"] == _RULES[0]]
-        lost, total = at_ends["diverged"].sum(), (at_ends["runs"] + at_ends["diverged"]).sum()
-        cells.append(Cell(f"{whole(lost)} of {whole(total)} runs"))
+        counts = {name: at_ends[name].fillna(0).sum() for name in ("runs", "diverged", "failed", "unfinished")}
+        lost, total = counts["diverged"], counts["runs"] + counts["diverged"]
+        others = [f"{whole(counts[key])} {word}" for key, word in _NOT_ENDED.items() if counts[key]]
+        cells.append(Cell(f"{whole(lost)} of {whole(total)} runs", below="\n".join(others)))
         rows.append(Row(cells, marked=bool(lost)))
     return columns, rows
 
@@ -260,16 +293,15 @@ def _choice_cells(rates: pd.DataFrame) -> list[Cell]:
         Cell(rate(best["learning_rate"]), below=maybe, bad="at the end of the grid" * (best["at_edge"] == _TRUE)),
         Cell(percent(best["validation"]), below=_interval(best, "validation_low", "validation_high")),
         Cell("", below="\n".join(f"{rate(row['learning_rate'])}: {_score(row)}" for row in neighbours)),
-        Cell(percent(best["accuracy"]), below=_interval(best, "ci_low", "ci_high")),
-    ]
+        Cell(
+            percent(best["accuracy"]), below=_interval(best, "ci_low", "ci_high"),
+            bad=_NO_VERDICT * (best["reported_on"] == _SAME_RUNS),
+        ),
+    ]  # fmt: skip
 
 
 def _score(row: pd.Series) -> str:
-    if row["diverged"] > 0:
-        return "diverged"
-    if math.isnan(row["validation"]) and row["rule"] == _RULES[1]:
-        return "norm not reached"
-    return percent(row["validation"])
+    return percent(row["validation"]) if row["status"] in ("compared", "") else str(row["status"])
 
 
 def _interval(row: pd.Series, low: str, high: str) -> str:
@@ -278,28 +310,26 @@ def _interval(row: pd.Series, low: str, high: str) -> str:
 
 def _accuracy_table(rates: pd.DataFrame, pairs: pd.DataFrame) -> list[Table]:
     """Builds the table of accuracies of each loss at each set of rates, with the difference to the base."""
-    accuracy = {(row["rule"], row["arm"]): row for _, row in rates.iterrows()}
     sets = [name for name in _SETS if (pairs["rates"] == name).any()]
     rows = []
     for loss, of_loss in rates.groupby("loss", sort=False):
         cells = [Cell(of_loss.iloc[0]["name"], colour=colour(of_loss.iloc[0]["method"]))]
         for name in sets:
             of_set = pairs[(pairs["rates"] == name) & ((pairs["loss_a"] == loss) | (pairs["loss_b"] == loss))]
-            to_base = of_set[of_set["loss_b"] == "base"]
-            arms = [row["arm_a"] if row["loss_a"] == loss else row["arm_b"] for _, row in of_set.head(1).iterrows()]
-            point = accuracy.get((_RULES["norm" in name], arms[0])) if arms else None
-            cells.append(Cell(NOTHING) if point is None else _accuracy_cell(point, to_base))
+            cells.append(_accuracy_cell(of_set, str(loss)) if len(of_set) else Cell(NOTHING))
         rows.append(Row(cells))
     columns = [Column("loss", numeric=False), *(Column(_SETS[name][0]) for name in sets)]
     return [Table("Accuracy, and the difference to the base", columns, rows)] if sets else []
 
 
-def _accuracy_cell(point: pd.Series, to_base: pd.DataFrame) -> Cell:
-    lines = [rate(point["learning_rate"])]
-    for _, row in to_base.iterrows():
-        lines.append(f"{difference(row['accuracy_diff'])}, p (Holm) {p_value(row['p_holm'])}")
-        lines.append(row["accuracy_verdict"])
-    return Cell(percent(point["accuracy"]), below="\n".join(lines))
+def _accuracy_cell(pairs: pd.DataFrame, loss: str) -> Cell:
+    first = pairs.iloc[0]
+    side = "a" if first["loss_a"] == loss else "b"
+    lines = [rate(first[f"learning_rate_{side}"])]
+    for _, row in pairs[pairs["loss_b"] == "base"].iterrows():
+        tested = "" if math.isnan(row["p_holm"]) else f", p (Holm) {p_value(row['p_holm'])}"
+        lines += [f"{difference(row['accuracy_diff'])}{tested}", row["accuracy_verdict"]]
+    return Cell(percent(first[f"accuracy_{side}"]), below="\n".join(lines))
 
 
 def _pair_table(analysis: AnalysisFolder, pairs: pd.DataFrame, names: dict[str, str]) -> Table:
@@ -321,8 +351,8 @@ def _pair_table(analysis: AnalysisFolder, pairs: pd.DataFrame, names: dict[str, 
 
 def _pair_cells(row: pd.Series) -> list[Cell]:
     verdict = row["cosine_verdict"] if row["cosine_verdict"] != "too few seeds" else ""
-    interval = f"{difference(row['diff_low'])} … {difference(row['diff_high'])}"
-    below = f"{interval}\np (Holm) {p_value(row['p_holm'])}\n{row['accuracy_verdict']}"
+    tested = f"{difference(row['diff_low'])} … {difference(row['diff_high'])}\np (Holm) {p_value(row['p_holm'])}\n"
+    below = tested * (not math.isnan(row["p_holm"])) + row["accuracy_verdict"]
     return [Cell(number(row["cosine"]), below=verdict), Cell(difference(row["accuracy_diff"]), below=below)]
 
 
@@ -331,7 +361,10 @@ def _notes(rates: pd.DataFrame, pairs: pd.DataFrame) -> list[str]:
         "A rate may be the best one unless it is worse than the chosen one by more than chance: paired by problem, "
         "p ≤ .05 after Bonferroni's correction for the rates of the loss. It is about other problems, not other seeds.",
         "Holm's correction is for the comparisons of one set of rates: every two losses, and each with the base.",
-        "Of equal scores the smaller rate is chosen. A rate of which a run diverged is not chosen.",
+        "Of equal scores the smaller rate is chosen. The choice is made on the seeds that all rates of a loss have; a "
+        "rate of which one of these runs diverged is not chosen. Runs of other seeds never change the choice.",
+        "At their best rates, losses are reported on seeds that took no part in the choice; at the conventional and "
+        "the matched rates, on the seeds that all rates of the loss have.",
     ]
     if pairs["pairing"].isin(["same seeds", "same order"]).any():
         notes.append(
