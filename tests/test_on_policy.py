@@ -562,7 +562,7 @@ class TestPrompts:
         old, left_out = member("old", True, None), dict[str, str]()
         _require_comparable([frozen, same], [], None, left_out)
         assert not left_out
-        with pytest.raises(InputError, match="other: different prompts than frozen; .*allow_different=rollouts"):
+        with pytest.raises(InputError, match=r"other: different prompts than frozen; .*allow_different=rollouts"):
             _require_comparable([frozen, same, other], [], None, left_out)
         _require_comparable([frozen, same, other], [], "rollouts", left_out)
         _require_comparable([frozen, old], [], None, left_out)

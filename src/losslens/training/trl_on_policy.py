@@ -94,7 +94,7 @@ class OpenSampler(_Trainer):
 
     @contextmanager
     def _as_sampler(self) -> Iterator[None]:
-        """Switches off dropout, and the model's own settings, which `generate` uses for options that TRL leaves unset."""
+        """Switches off dropout, and the model's own settings, which `generate` uses for what TRL leaves unset."""
         training, model = self.model.training, self.model.get_base_model()
         own, model.generation_config = model.generation_config, GenerationConfig()
         self.model.eval()
