@@ -132,9 +132,9 @@ def benchmark_name(data: Data, samples: int) -> str:
 def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation: Evaluation, samples: int) -> Path:
     name = benchmark_name(data, samples)
     source = problem_source(data)
-    offset = {"offset": data.eval_offset} if data.eval_offset else {}
-    task = {"source": source.identity("eval"), "eval": data.eval_size, **offset, "seed": data.seed}
-    task |= data.verification
+    further: dict[str, Any] = {"offset": data.eval_offset} if data.eval_offset else {}
+    further |= data.verification
+    task = {"source": source.identity("eval"), "eval": data.eval_size, **further, "seed": data.seed}
     asked = hash_json([task, _decoding(model, evaluation, samples)], 16)
     scored = model_fingerprint(base_identity(model), None if adapter is None else adapter_fingerprint(adapter))
     file = _outcomes_file(run, name, asked)

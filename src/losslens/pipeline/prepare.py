@@ -56,7 +56,10 @@ def prepare(spec: RunSpec, run: Run) -> Prepared:
     started = datetime.now(UTC)
     run.set_state("running")
     base, source, rollouts, facts = _own_samples(spec) if spec.method.own_samples else _frozen(spec)
-    if isinstance(spec.method, OnPolicy):
+    if spec.method.own_samples:
+        from losslens.training.source import OnPolicySource
+
+        assert isinstance(source, OnPolicySource)
         facts["prompts_sha256"] = write_prompts(run, [(problem.id, problem.prompt) for problem in source.problems])
     steps = config.optim.steps(source.epoch_length)
     run.set_state("running", step=0, max_steps=steps)
