@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +17,12 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from losslens.analysis.cohort import ComparedAdapter, _require_comparable
+from losslens.analysis.manifests import RunFacts
+from losslens.core import distributed
 from losslens.core.errors import InputError
+from losslens.core.files import write_json
+from losslens.evaluation.score import _report_contamination
 from losslens.losses import Batch, Method
 from losslens.losses.grpo import Grpo
 from losslens.losses.on_policy import OnPolicy
@@ -28,13 +31,19 @@ from losslens.losses.opd import Opd
 from losslens.models.adapters import adapter_fingerprint
 from losslens.models.loading import LoadedModel, load_model, preserved
 from losslens.models.tokens import encode_prompt
+from losslens.pipeline.preflight import require_fit
+from losslens.problems import Problem
 from losslens.problems.reasoning_gym import ReasoningGym
-from losslens.runs.run import runs_of
-from losslens.training.on_policy import fill, groups_of, is_mixed
+from losslens.runs.prompts import prompts_sha256, write_prompts
+from losslens.runs.run import Run, runs_of
+from losslens.runs.spec import RunSpec
+from losslens.training.on_policy import NO_SIGNAL, fill, groups_of, is_mixed, warn_without_signal
 from losslens.training.run import make_trainer, train_run
 from losslens.training.source import OnPolicySource
-from tests.conftest import ROOT, TINY, base_source, command, script
+from tests.conftest import TINY, base_source, command, script
+from tests.test_ablation import facts
 from tests.test_data_parallel import ended, steps
+from tests.test_runs import config
 from tests.test_trainers import logged
 
 MAX_TOKENS = 60
@@ -124,50 +133,65 @@ def test_advantages_by_hand(
         assert output["advantages"].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("recipe", ["grpo", "dapo"])
+@pytest.mark.parametrize("micro_batch", [8, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"recipe": "dapo"}, {"temperature": 1.5, "kl_coef": 0.3, "epsilon": 0.01}], ids=str
+)
 def test_one_step_pulls_as_the_offline_loss_on_the_same_samples(
-    recipe: Any, make_plan: Any, base: LoadedModel, make_source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At ρ = 1 the gradient is that of −Σ Â·log π: over the batch's tokens (`dapo`), or each sample's, then samples.
+    options: dict[str, Any], micro_batch: int, make_plan: Any, base: LoadedModel, make_source: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Offline GRPO with the policy as sampler (ρ = 1) and PPO's clip, over the batch's tokens or each sample's.
 
-    The reference scores each sample alone, without padding, with the plain logits of the same model.
+    The reference scores each sample alone, without padding, with the plain logits of the same model; the base is the
+    model without its adapter. In micro-batches of 2 a group is in two of them, and the sum must be the same.
     """
-    method = OnlineGrpo(
-        name="online_grpo", recipe=recipe, samples_per_prompt=4, scale_rewards="none", overlong_share=0.2
-    )
+    method = OnlineGrpo(name="online_grpo", samples_per_prompt=4, scale_rewards="none", **options)
     source = make_source(method)
+    dapo = method.recipe == "dapo"
     numbers, lengths = [2, 5], [5, 9, 3, 7, 4, 11, 6, 2]
-    with trainer_of(make_plan(method, batch_size=8), base, source, tmp_path) as trainer:
+    with trainer_of(make_plan(method, batch_size=8, micro_batch=micro_batch), base, source, tmp_path) as trainer:
         outcomes = [*THREE_OF_FOUR, False, True, False, False]
         rounds_of(trainer, monkeypatch, a_group(trainer, outcomes, lengths))
-        batch = trainer._generate_and_score_completions(inputs_of(source, numbers))
-        trainer.current_gradient_accumulation_steps = 1
-        trainer.compute_loss(trainer.model, batch).backward()
+        torch.manual_seed(0)
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:  # else the policy is the base, from which the KL term does not pull
+                torch.nn.init.normal_(parameter, std=0.05)
+        trainer.current_gradient_accumulation_steps = 8 // micro_batch
+        for _ in range(8 // micro_batch):
+            trainer.training_step(trainer.model, inputs_of(source, numbers), None)
         found = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None}
         trainer.model.zero_grad()
-        samples = trainer.samples
-        logps = [completion_logps(trainer.model, sample) for sample in samples]
-        width = max(lengths)
+        with torch.no_grad(), trainer.model.disable_adapter():
+            reference = padded([completion_logps(trainer.model, sample, method) for sample in trainer.samples])
+        logps = padded([completion_logps(trainer.model, sample, method) for sample in trainer.samples])
         rollouts = Batch(
-            logps=torch.stack([torch.nn.functional.pad(values, (0, width - len(values))) for values in logps]),
-            mask=torch.arange(width) < torch.tensor(lengths)[:, None],
+            logps=logps,
+            mask=torch.arange(max(lengths)) < torch.tensor(lengths)[:, None],
             reward=torch.tensor([float(right) for right in outcomes]),
             columns={"advantage": torch.tensor([0.25, 0.25, 0.25, -0.75, -0.25, 0.75, -0.25, -0.25])},
+            reference=reference,
+            sampler=logps.detach(),
         )
-        terms = Grpo(name="grpo", bias=0.0).terms(rollouts) * rollouts.mask
-        loss = terms.sum() / sum(lengths) if recipe == "dapo" else (terms.sum(dim=1) / torch.tensor(lengths)).mean()
+        offline = Grpo(name="grpo", bias=0.0, ratio="clip", kl_coef=method.kl_coef)
+        terms = offline.terms(rollouts) * rollouts.mask
+        loss = terms.sum() / sum(lengths) if dapo else (terms.sum(dim=1) / torch.tensor(lengths)).mean()
         loss.backward()
         expected = {name: p.grad for name, p in trainer.model.named_parameters() if p.grad is not None}
         assert found.keys() == expected.keys()
         assert sum(grad.norm() for grad in found.values()) > 1e-3
         for name, grad in found.items():
-            assert torch.allclose(grad, expected[name], atol=1e-6), name
+            assert torch.allclose(grad, expected[name], atol=1e-6, rtol=1e-5), name
 
 
-def completion_logps(model: Any, sample: dict[str, Any]) -> torch.Tensor:
+def padded(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def completion_logps(model: Any, sample: dict[str, Any], method: OnPolicy) -> torch.Tensor:
     """Log-probabilities of a sample's tokens from plain logits, shape (tokens,), with gradient."""
     ids = torch.tensor([[*sample["prompt_ids"], *sample["ids"]]])
-    logits = model(input_ids=ids).logits[0, len(sample["prompt_ids"]) - 1 : -1].float()
+    logits = model(input_ids=ids).logits[0, len(sample["prompt_ids"]) - 1 : -1].float() / method.temperature
     return logits.log_softmax(-1).gather(-1, torch.tensor(sample["ids"])[:, None])[:, 0]
 
 
@@ -230,6 +254,44 @@ class TestDynamicSampling:
             output = trainer._generate_and_score_completions(inputs_of(source, [4]))
             assert (len(asked), output["completion_mask"].sum().item()) == (1, 10)
             assert output["advantages"].tolist() == [0, 0]
+
+
+class TestNothingToLearn:
+    """Groups with equal outcomes have advantage 0: said once, and again at the end if no step had another."""
+
+    @pytest.mark.parametrize("recipe", ["grpo", "dapo"])
+    def test_the_first_such_step_is_told(
+        self, recipe: Any, make_plan: Any, base: LoadedModel, make_source: Any, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        """Step 1 has a mixed group; steps 2 and 3 have none, with 2 of 4 samples correct."""
+        resamples = {"resamples": 0} if recipe == "dapo" else {}
+        method = OnlineGrpo(name="online_grpo", recipe=recipe, samples_per_prompt=2, **resamples)
+        source = make_source(method)
+        with trainer_of(make_plan(method, batch_size=4), base, source, tmp_path) as trainer:
+            equal = [*a_group(trainer, [True, True]), *a_group(trainer, [False, False])]
+            mixed = [*a_group(trainer, [True, False]), *a_group(trainer, [False, False])]
+            rounds_of(trainer, monkeypatch, mixed, equal, equal)
+            for step in range(3):
+                trainer.state.global_step = step
+                trainer._generate_and_score_completions(inputs_of(source, [4, 6]))
+        [line] = [line for line in capsys.readouterr().out.splitlines() if NO_SIGNAL in line]
+        assert "in step 2: none of its 2 groups" in line
+        assert "(50% of the samples are correct)" in line
+
+    @pytest.mark.parametrize(
+        ("shares", "told"), [([0.0, 0.0], True), ([0.0, 0.125], False), ([None, None], False), ([], False)]
+    )
+    def test_the_end_is_told_if_no_step_had_a_mixed_group(
+        self, shares: list[float | None], told: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lines = [{"step": 1, "train/reward": 0.5, **({} if share is None else {"train/mixed_groups": share})}
+                 for share in shares]  # fmt: skip
+        (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        warn_without_signal(tmp_path)
+        printed = capsys.readouterr().out.splitlines()
+        assert len(printed) == told
+        assert not told or "in any step" in printed[0]
 
 
 def test_overlong_samples_by_hand(
@@ -362,6 +424,27 @@ def test_dropout_is_off_while_sampling(make_plan: Any, base: LoadedModel, make_s
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("name", ["grpo", "opd"])
+def test_the_models_own_settings_do_not_change_what_is_sampled(
+    name: str, make_plan: Any, base: LoadedModel, make_source: Any, tmp_path: Path
+) -> None:
+    """`generate` takes from `generation_config.json` what TRL leaves unset: this min_p would leave one token each."""
+    method = METHODS[name]
+    source, own = make_source(method), base.model.generation_config
+    found = []
+    try:
+        for min_p in (None, 1.0):
+            base.model.generation_config = copy.deepcopy(own)
+            base.model.generation_config.min_p = min_p
+            with trainer_of(make_plan(method, batch_size=4), base, source, tmp_path) as trainer:
+                batch = trainer._prepare_inputs(inputs_of(source, [1] if name == "grpo" else [1, 2, 3, 4]))
+                assert trainer.model.get_base_model().generation_config.min_p == min_p
+                found.append(batch["completion_ids"])
+    finally:
+        base.model.generation_config = own
+    assert torch.equal(*found)
+
+
 # The options
 
 
@@ -381,28 +464,6 @@ FEW = (
 
 def online(output_dir: Path, *arguments: str) -> list[str]:
     return command(output_dir, *FEW, "method=online_grpo", "method.samples_per_prompt=4", *arguments)
-
-
-def test_killed_and_started_again_it_ends_in_the_same_bytes(tmp_path: Path) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    steps = ("optim.max_steps=6", "method.recipe=dapo", "data.eval_size=0")
-    script(*online(whole, *steps))
-    line = [sys.executable, *online(killed, *steps)]
-    with subprocess.Popen(line, cwd=ROOT, env=os.environ, stdout=subprocess.DEVNULL) as process:
-        for _ in range(3000):
-            if any(killed.glob("main/online_grpo-*/checkpoints/checkpoint-2/sealed.json")):
-                break
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    [stopped] = killed.glob("main/online_grpo-*")
-    assert not (stopped / "adapter").exists()
-    script(*online(killed, *steps))
-    [run], [other] = (runs_of(folder, "main") for folder in (killed, whole))
-    assert run.manifest["training"]["resumed_from"] >= 2
-    assert run.name == other.name
-    assert adapter_fingerprint(run.adapter) == adapter_fingerprint(other.adapter)
-    assert not run.checkpoints.exists()
-    assert sorted(path.name for path in killed.iterdir()) == ["init", "main"]  # no rollouts were sampled
 
 
 def test_a_sweep_with_frozen_and_own_rows_says_whose_they_are(tmp_path: Path) -> None:
@@ -426,7 +487,91 @@ def test_a_sweep_with_frozen_and_own_rows_says_whose_they_are(tmp_path: Path) ->
     manifest = json.loads(next(tmp_path.glob("main/online_grpo-*/manifest.json")).read_text())
     assert manifest["rollouts"] is None
     assert manifest["trained_on"] == {"own_samples": True, "prompts": 12}
+    sft = json.loads(next(tmp_path.glob("main/sft-*/manifest.json")).read_text())
+    assert manifest["prompts_sha256"] == sft["prompts_sha256"]
     assert manifest["references"]["sft"]["name"].startswith("sft-")
+
+
+class TestPrompts:
+    """The prompts of an on-policy run are recorded, so that they can be compared as those of rollouts are."""
+
+    PROMPTS = (("a", "Add 1 and 2."), ("b", "Add 3 and 4."))
+
+    def run(self, folder: Path, **manifest: Any) -> Run:
+        run = Run(folder / "online_grpo-conventional-r8-tiny-s1-00000000")
+        run.folder.mkdir(parents=True)
+        write_json(run.folder / "manifest.json", {"rollouts": None, **manifest})
+        return run
+
+    def test_the_hash_is_that_of_a_set(self) -> None:
+        """SHA-256 of the sorted pairs as JSON without spaces."""
+        table = pd.DataFrame(self.PROMPTS, columns=["problem_id", "prompt"])
+        expected = hashlib.sha256(b'[["a","Add 1 and 2."],["b","Add 3 and 4."]]').hexdigest()
+        assert prompts_sha256(table) == prompts_sha256(pd.concat([table[::-1], table])) == expected
+        assert prompts_sha256(table[:1]) != expected
+
+    def test_problems_that_were_trained_on_are_counted(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """In another template, as for rollouts; a snapshot has the prompts of its run."""
+        run = self.run(tmp_path)
+        sha256 = write_prompts(run, self.PROMPTS)
+        identity = {"rollouts": {"source": {"template": "Add {question}."}}}
+        write_json(run.folder / "manifest.json", {"rollouts": None, "prompts_sha256": sha256, "identity": identity})
+        problems = [Problem("x", "Q: 3 and 4", "7", {}), Problem("y", "Q: 5 and 6", "11", {})]
+        for scored in (run, Run(run.folder / "snapshots" / "step-000002")):
+            _report_contamination(scored, problems, {"template": "Q: {question}"}, "it on these")
+            assert capsys.readouterr().out == "it on these: trained on the prompts of 1 of 2 problems\n"
+
+    @pytest.mark.parametrize(
+        ("manifest", "message"),
+        [
+            ({}, "has recorded no prompts (older version)"),
+            ({"prompts_sha256": "0"}, "its hash is not the manifest's prompts_sha256"),
+            ({"rollouts": {"folder": "gone"}, "config": {"rollouts": {"path": None}}}, "no such folder"),
+        ],
+    )
+    def test_what_cannot_be_checked_is_told(
+        self, manifest: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        run = self.run(tmp_path, **manifest)
+        write_prompts(run, self.PROMPTS)
+        for _ in range(2):
+            _report_contamination(run, [], {}, "it on these")
+        [line] = capsys.readouterr().out.splitlines()
+        assert message in line
+        assert "cannot check if" in line
+
+    def test_runs_of_other_prompts_are_refused(self) -> None:
+        """Unless runs may differ in their rollouts; of a run that does not record its prompts that is said."""
+
+        def member(name: str, own: bool, prompts: str | None) -> ComparedAdapter:
+            recorded = {**facts("grpo", "conventional", 1), "prompts_sha256": prompts}
+            return ComparedAdapter(
+                name, Path(name), name, facts=RunFacts.model_validate(recorded | ({"rollouts": None} if own else {}))
+            )
+
+        frozen, same, other = member("frozen", False, "p"), member("same", True, "p"), member("other", True, "q")
+        old, left_out = member("old", True, None), dict[str, str]()
+        _require_comparable([frozen, same], [], None, left_out)
+        assert not left_out
+        with pytest.raises(InputError, match=r"other: different prompts than frozen; .*allow_different=rollouts"):
+            _require_comparable([frozen, same, other], [], None, left_out)
+        _require_comparable([frozen, same, other], [], "rollouts", left_out)
+        _require_comparable([frozen, old], [], None, left_out)
+        assert list(left_out) == ["a check of the training prompts of old"]
+        left_out.clear()
+        _require_comparable([frozen, member("frozen, too", False, None)], [], None, left_out)
+        assert not left_out
+
+
+def test_the_time_limit_is_part_of_the_identity_unless_it_is_the_default() -> None:
+    own = [
+        RunSpec.of(config("method=online_grpo", *limit)).identity["own_samples"]
+        for limit in ((), ("data.verify_seconds=10.0",), ("data.verify_seconds=2",))
+    ]
+    assert own[0] == own[1] == {"version": 1, "max_tokens": 96}
+    assert own[2] == {**own[0], "verify_seconds": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -471,13 +616,13 @@ def test_a_release_of_trl_without_the_trainers_is_told(
         make_trainer(make_plan(method), base, make_source(method), tmp_path, [])
 
 
-# Runs train.py; the main process is killed when its third step begins, after the checkpoint of the second.
+# Runs train.py; in the sweep `killed`, the main process is killed when the third step begins, after a checkpoint.
 KILLED = """
 import os, runpy, signal, sys
 from losslens.training.on_policy import OnlineGrpoTrainer
 original = OnlineGrpoTrainer.compute_loss
 def compute_loss(self, *args, **kwargs):
-    if os.environ["RANK"] == "0" and self.state.global_step == 2:
+    if os.environ["RANK"] == "0" and self.state.global_step == 2 and "/killed/" in self.args.output_dir:
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, *args, **kwargs)
 OnlineGrpoTrainer.compute_loss = compute_loss
@@ -487,22 +632,29 @@ runpy.run_path("train.py", run_name="__main__")
 
 
 def test_two_processes_killed_and_started_again_end_in_the_same_bytes(tmp_path: Path) -> None:
-    """Each samples whole groups of its own; of a process's share of 8, groups of 16 are refused."""
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    """Each samples whole groups of its own. The first processes train the run as a whole, then are killed in it."""
+    output = tmp_path / "outputs"
     common = ("optim.batch_size=16", "method.recipe=dapo", "data.eval_size=0")
     (tmp_path / "killed.py").write_text(KILLED)
-    with steps(*online(whole, *common)) as processes:
-        for process in processes:
-            ended(process, 0)
-    with steps(str(tmp_path / "killed.py"), *online(killed, *common)[1:]) as processes:
+    with steps(str(tmp_path / "killed.py"), *online(output, *common, "-m", "sweep=whole,killed")[1:]) as processes:
         assert processes[0].wait(timeout=240) == -signal.SIGKILL
-    with steps(*online(killed, *common)) as processes:
+    [stopped] = output.glob("killed/online_grpo-*")
+    assert not (stopped / "adapter").exists()
+    with steps(*online(output, *common, "sweep=killed")) as processes:
         for process in processes:
             ended(process, 0)
-    [run], [other] = (runs_of(folder, "main") for folder in (killed, whole))
+    [run], [other] = (runs_of(output, sweep) for sweep in ("killed", "whole"))
     assert run.manifest["training"]["resumed_from"] == 2
     assert run.manifest["identity"]["processes"] == 2
     assert run.name == other.name
     assert adapter_fingerprint(run.adapter) == adapter_fingerprint(other.adapter)
-    with steps(*online(tmp_path / "refused", *common, "method.samples_per_prompt=16")) as processes:
-        assert "method.samples_per_prompt=16 does not divide 8" in ended(processes[0], 2)[1]
+    assert not run.checkpoints.exists()
+    assert sorted(path.name for path in output.iterdir()) == ["init", "killed", "whole"]  # no rollouts were sampled
+
+
+def test_the_share_of_a_process_must_hold_whole_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = RunSpec.of(config("method=online_grpo", "method.samples_per_prompt=16", "optim.batch_size=16"))
+    require_fit(spec)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(InputError, match=r"method\.samples_per_prompt=16 does not divide 8"):
+        require_fit(spec)

@@ -88,7 +88,7 @@ DECIDES: dict[str, str | None] = {
     "data.source.difficulty.min_digits": "1 data.source.difficulty.max_digits=2",
     "data.source.difficulty.max_digits": "2", "data.source.template": "'Q: {question}'",
     "data.source.reads": "last_word", "data.source.pretrain_share": "0.5",
-    "data.train_size": "10", "data.eval_size": None, "data.seed": "1", "data.verify_seconds": None,
+    "data.train_size": "10", "data.eval_size": None, "data.seed": "1", "data.verify_seconds": "20",
     "rollouts.engine": "openai rollouts.server.model=x", "rollouts.policy": "base", "rollouts.samples_per_prompt": "2",
     "rollouts.temperature": "0.5", "rollouts.top_p": "0.9", "rollouts.max_tokens": "32", "rollouts.seed": "1",
     "rollouts.batch_size": "16", "rollouts.path": None,  # by its content: below

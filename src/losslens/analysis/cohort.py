@@ -171,7 +171,7 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
 
     Raises:
         InputError: There is no such sweep, a finished run's adapter is not the one that was trained, or two runs cannot
-            be compared (base, rollouts).
+            be compared (base, rollouts, prompts).
     """
     runs = {_name(run, len(sweeps) > 1): run for sweep in sweeps for run in runs_of(output_dir, sweep)}
     left_out = _without_status(output_dir, sweeps)
@@ -201,7 +201,7 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
         _of_run(name, run, output_dir, left_out)
         for name, run in tqdm(trained.items(), desc="gathering", unit="run", leave=False, disable=not trained)
     ]
-    _require_comparable([*members, *diverged], bases, across)
+    _require_comparable([*members, *diverged], bases, across, left_out)
     once = {(run.facts.configuration, run.facts.seeds): run for run in reversed(diverged)}
     if not sweeps:
         nothing = "sweep=null: give adapters={name: folder, …} to compare"
@@ -280,19 +280,30 @@ def _initial(folder: Path, sha256: str) -> Path:
 
 
 def _require_comparable(
-    runs: Sequence[ComparedAdapter | Diverged], bases: Sequence[Base], across: Literal["rollouts"] | None
+    runs: Sequence[ComparedAdapter | Diverged],
+    bases: Sequence[Base],
+    across: Literal["rollouts"] | None,
+    left_out: dict[str, str],
 ) -> None:
-    """Rejects runs whose base differs from that of the first run, or whose frozen rollouts from those of the first."""
+    """Rejects runs whose base, frozen rollouts or training prompts differ from those of the first run that has them.
+
+    Frozen rollouts of the same content have the same prompts, so the prompts matter where a run sampled its own.
+    """
     trained = [(run.name, run.facts) for run in runs if run.facts]
     compared: dict[str, list[tuple[str, Any]]] = {
         "base": [(name, facts.base) for name, facts in trained],
         "rollouts": [(name, facts.rollouts.sha256) for name, facts in trained if facts.rollouts is not None],
     }
+    if any(facts.own_samples for _, facts in trained) and len(trained) > 1:
+        compared["prompts"] = [(name, facts.prompts_sha256) for name, facts in trained if facts.prompts_sha256]
+        known = {name for name, _ in compared["prompts"]}
+        for name in [name for name, _ in trained if name not in known]:
+            left_out[f"a check of the training prompts of {name}"] = "its manifest has no hash of them (older version)"
     for what, values in compared.items():
         for name, value in values:
             first_name, other = values[0]
-            if value != other and what != across:
-                advice = f"{_ADVICE}, or allow_different=rollouts" if what == "rollouts" else _ADVICE
+            if value != other and (what == "base" or across is None):
+                advice = _ADVICE if what == "base" else f"{_ADVICE}, or allow_different=rollouts"
                 raise InputError(f"{name}: different {what} than {first_name}; {advice}")
     for base in bases:
         if trained and base.facts.base != trained[0][1].base:

@@ -91,6 +91,7 @@ class StartedFacts(_Facts):
     base: dict[str, str | None]
     rollouts: Frozen | None
     trained_on: TrainedOn
+    prompts_sha256: str | None = None
     initial_adapter: Frozen
     identity: dict[str, Any]
     config: RunConfig

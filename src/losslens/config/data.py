@@ -41,13 +41,19 @@ class Data(Section):
     # Held-out problems before those that are scored.
     eval_offset: Annotated[int, BeforeValidator(_require_offset)] = Field(default=0, ge=0)
     seed: int = Field(ge=0)
-    verify_seconds: float = Field(gt=0, allow_inf_nan=False)
+    verify_seconds: float = Field(default=10, gt=0, allow_inf_nan=False)
     _field: str = PrivateAttr("data")
 
     @property
     def field(self) -> str:
         """Its key in the configuration, for messages: `data`, `benchmark.gsm8k`."""
         return self._field
+
+    @property
+    def verification(self) -> dict[str, float]:
+        """Part of an identity: the time limit for verifying, which can change a reward; empty at its default."""
+        default = type(self).model_fields["verify_seconds"].default
+        return {} if self.verify_seconds == default else {"verify_seconds": self.verify_seconds}
 
     @field_validator("source")
     @classmethod

@@ -19,6 +19,7 @@ from losslens.core.completions import Journal, report_truncation
 from losslens.core.errors import InputError, ServerError
 from losslens.core.files import write_json
 from losslens.core.hashing import hash_json
+from losslens.core.notices import print_once
 from losslens.core.terminal import Table
 from losslens.evaluation.generate import EvalRequest, answer_locally, answer_via_server
 from losslens.evaluation.outcomes import (
@@ -33,9 +34,9 @@ from losslens.evaluation.statistics import wilson_interval
 from losslens.models.adapters import adapter_fingerprint
 from losslens.problems import Problem
 from losslens.problems.questions import templates_of
-from losslens.rollouts.frozen import load_rollouts, seen_questions
 from losslens.rollouts.sample import held_out_problems, problem_source
 from losslens.runs.integrity import matches_recorded_hash, record_outcomes, require_own_manifest
+from losslens.runs.prompts import questions_trained_on
 from losslens.runs.recorded import Trust, model_of
 from losslens.runs.run import LockedError, Run, base_identity, base_run, runs_of
 
@@ -131,8 +132,9 @@ def benchmark_name(data: Data, samples: int) -> str:
 def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation: Evaluation, samples: int) -> Path:
     name = benchmark_name(data, samples)
     source = problem_source(data)
-    offset = {"offset": data.eval_offset} if data.eval_offset else {}
-    task = {"source": source.identity("eval"), "eval": data.eval_size, **offset, "seed": data.seed}
+    further: dict[str, Any] = {"offset": data.eval_offset} if data.eval_offset else {}
+    further |= data.verification
+    task = {"source": source.identity("eval"), "eval": data.eval_size, **further, "seed": data.seed}
     asked = hash_json([task, _decoding(model, evaluation, samples)], 16)
     scored = model_fingerprint(base_identity(model), None if adapter is None else adapter_fingerprint(adapter))
     file = _outcomes_file(run, name, asked)
@@ -146,7 +148,8 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
         print(f"{file}: damaged or outdated; scoring again", flush=True)
     problems = held_out_problems(data)
     description = f"{run.name} on {name}"
-    _report_contamination(run, problems, source.identity("eval"), description)
+    if adapter is not None:
+        _report_contamination(run, problems, source.identity("eval"), description)
     journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")
     try:
         request = EvalRequest(problems, samples, model, evaluation, journal, description)
@@ -180,16 +183,11 @@ def _outcomes_file(run: Run, benchmark: str, asked: str) -> Path:
 
 
 def _report_contamination(run: Run, problems: Sequence[Problem], identity: Mapping[str, Any], description: str) -> None:
-    """Prints how many of the problems are prompts that the run was trained on."""
-    recorded = run.manifest.get("rollouts") if (run.folder / "manifest.json").exists() else None
-    folder = recorded.get("folder") if isinstance(recorded, dict) else None
-    rollouts = run.folder.parents[1] / "rollouts" / Path(str(folder)).name
-    if folder is None or not rollouts.is_dir():
-        return
+    """Prints how many of the problems are prompts that the run was trained on, or why that is not known."""
     try:
-        trained_on = seen_questions(load_rollouts(rollouts))
+        trained_on = questions_trained_on(run)
     except InputError as error:  # scoring does not need them
-        print(f"{error}; cannot check if the problems are among its prompts", flush=True)
+        print_once(f"{error}; cannot check if {run.name} was trained on the prompts it is scored on")
         return
     templates = templates_of({"source": identity})
     count = sum(trained_on.has(problem.prompt, templates, problem.id) for problem in problems)

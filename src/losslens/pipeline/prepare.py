@@ -20,6 +20,7 @@ from losslens.rollouts.frozen import FrozenRollouts, count_rollouts, load_rollou
 from losslens.rollouts.quality import require_rewards, require_usable, rollout_quality
 from losslens.rollouts.sample import frozen_rollouts, problem_source, training_problems
 from losslens.runs.integrity import run_fingerprint
+from losslens.runs.prompts import prompts_sha256, write_prompts
 from losslens.runs.reference_adapters import describe_references, resolve_references
 from losslens.runs.run import Run
 from losslens.runs.spec import RunSpec
@@ -55,6 +56,11 @@ def prepare(spec: RunSpec, run: Run) -> Prepared:
     started = datetime.now(UTC)
     run.set_state("running")
     base, source, rollouts, facts = _own_samples(spec) if spec.method.own_samples else _frozen(spec)
+    if spec.method.own_samples:
+        from losslens.training.source import OnPolicySource
+
+        assert isinstance(source, OnPolicySource)
+        facts["prompts_sha256"] = write_prompts(run, [(problem.id, problem.prompt) for problem in source.problems])
     steps = config.optim.steps(source.epoch_length)
     run.set_state("running", step=0, max_steps=steps)
     initial = initial_adapter(config.output_dir, spec.base, base.model, spec.lora, config.init_seed)
@@ -129,6 +135,7 @@ def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, A
     facts = {
         "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **count_rollouts(rollouts.table)},
         "trained_on": count_rollouts(usable),
+        "prompts_sha256": prompts_sha256(rollouts.table),
         "prompt_example": decode(base.tokenizer, tokenised["prompt_ids"].iloc[0]),
     }
     return base, source, rollouts.folder, facts

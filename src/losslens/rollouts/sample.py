@@ -120,7 +120,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
     if config.rollouts.path is not None:
         return identity_of(read_manifest(Path(config.rollouts.path)))
     source = problem_source(config.data)
-    problems = {**_problems_identity(config.data, split), "version": VERSION}
+    problems = {**_problems_identity(config.data, split), "version": VERSION, **config.data.verification}
     if source.rollouts() is not None:
         return problems
     sampling = config.rollouts

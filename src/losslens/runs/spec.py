@@ -190,6 +190,7 @@ class RunSpec:
             return {"rollouts": rollouts_identity(self.config)}
         problems, _ = training_problems(self.config, self.method.name)
         samples: dict[str, Any] = {"version": OWN_SAMPLES, "max_tokens": self.max_tokens}
+        samples |= self.config.data.verification
         if self.method.needs_teacher:
             samples["teacher"] = model_identity(self.teacher)
         return {"rollouts": problems, "own_samples": samples}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,14 +59,36 @@ def _grpo_config(method: OnlineGrpo, arguments: dict[str, Any]) -> GRPOConfig:
         loss_type="dapo" if dapo else "grpo",
         scale_rewards=method.scale_rewards,
         beta=method.kl_coef,
+        use_bias_correction_kl=False,  # TRL's default multiplies the term by ρ, which changes its gradient at ρ = 1
         mask_truncated_completions=dapo,
     )
+
+
+NO_SIGNAL = "nothing to learn from the rewards"
+
+
+def warn_without_signal(folder: Path) -> None:
+    """Prints that no step of a run had a group with both outcomes, if that is so by its `metrics.jsonl`.
+
+    Each logged value is the mean over the steps since the one before, so all of them are 0 only if all steps' are.
+    """
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    shares = [json.loads(line).get("train/mixed_groups") for line in lines]
+    if shares and all(share == 0 for share in shares):
+        rewards = [json.loads(line)["train/reward"] for line in lines]
+        print(
+            f"{folder.name}: {NO_SIGNAL} in any step: no group had both correct and incorrect samples "
+            f"({sum(rewards) / len(rewards):.0%} of the samples were correct); choose easier or harder problems, or a "
+            "larger method.samples_per_prompt",
+            flush=True,
+        )
 
 
 class _Verified(OpenSampler):
     """Verification and metrics of the samples of each step."""
 
     source: OnPolicySource
+    warned = False
 
     def encode(self, prompt: str) -> list[int]:
         """Returns the token ids of a prompt, rendered as in all other runs."""
@@ -103,8 +127,20 @@ class _Verified(OpenSampler):
         metrics = {"reward": correct / count, "completion_length": length / count, "truncated": truncated / count}
         if self.source.method.group_size > 1:
             metrics["mixed_groups"] = mixed / of_groups
+            self._warn_without_signal(mixed, of_groups, correct / count)
         processes = self.accelerator.num_processes
         self.add_metrics(metrics | {name: value / processes for name, value in zip(further, rest, strict=True)})
+
+    def _warn_without_signal(self, mixed: float, groups: float, pass_rate: float) -> None:
+        """Prints once per training that a step has no group with both outcomes, so that all advantages are 0."""
+        if not mixed and not self.warned and self.accelerator.is_main_process:
+            self.warned = True
+            print(
+                f"{NO_SIGNAL} in step {self.state.global_step + 1}: none of its {groups:.0f} groups has both correct "
+                f"and incorrect samples ({pass_rate:.0%} of the samples are correct); for later steps see "
+                "train/mixed_groups",
+                flush=True,
+            )
 
 
 class OnlineGrpoTrainer(_Verified, OpenGRPOTrainer):

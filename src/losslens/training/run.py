@@ -291,6 +291,10 @@ def _train(
         if distributed.is_main():
             with atomic_folder(folder / "adapter") as temporary:
                 save_adapter(trainer.model, temporary)
+            if isinstance(source, OnPolicySource):
+                from losslens.training.on_policy import warn_without_signal
+
+                warn_without_signal(folder)
 
 
 def _step_of(checkpoint: Path | None) -> int:

@@ -89,16 +89,19 @@ class OpenSampler(_Trainer):
         return output
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self._without_dropout():
+        with self._as_sampler():
             return super()._generate_single_turn(*args, **kwargs)
 
     @contextmanager
-    def _without_dropout(self) -> Iterator[None]:
-        training = self.model.training
+    def _as_sampler(self) -> Iterator[None]:
+        """Switches off dropout, and the model's own settings, which `generate` uses for what TRL leaves unset."""
+        training, model = self.model.training, self.model.get_base_model()
+        own, model.generation_config = model.generation_config, GenerationConfig()
         self.model.eval()
         try:
             yield
         finally:
+            model.generation_config = own
             self.model.train(training)
 
     def _clip_grad_norm(self, model: Any) -> Any:
