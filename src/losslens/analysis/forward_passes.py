@@ -16,12 +16,13 @@ from losslens.analysis.cache import Arrays, Cache
 from losslens.analysis.cohort import Cohort
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
+from losslens.analysis.weight_space import initial_key
 from losslens.config.analysis import Cka, Connectivity
 from losslens.config.data import Data
 from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
-from losslens.measures.base_weights import Principal, off_principal_share, principal
+from losslens.measures.base_weights import Principal, PrincipalParts, principal, principal_parts
 from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.measures.connectivity import Curve, SequenceNll, curve
 from losslens.measures.forward import Sequences, base_weight, hidden_states, interpolated_model, sequence_losses
@@ -69,24 +70,27 @@ class ForwardPasses:
 
     def against_base(self, top: int) -> dict[str, BaseComparison]:
         """Compares every run with W0."""
-        keys = {name: [self._identity, member.sha256, top] for name, member in self._members.items()}
-        found = {
-            name: BaseComparison(**known)
-            for name, known in self._known("against_base", keys, ["base_norms", "off_principal"]).items()
-        }
+        keys = {name: [self._identity, *initial_key(member), top] for name, member in self._members.items()}
+        names = [field.name for field in fields(BaseComparison)]
+        found = {name: BaseComparison(**known) for name, known in self._known("against_base", keys, names).items()}
         missing = [name for name in keys if name not in found]
         if missing:
             norms = np.empty(len(self._cohort.modules))
-            shares = {name: np.empty(len(norms)) for name in missing}
+            parts: dict[str, list[PrincipalParts]] = {name: [] for name in missing}
             with ExitStack() as stack:
                 adapters = {name: stack.enter_context(open_adapter(self._members[name].adapter)) for name in missing}
+                folders = {folder for name in missing if (folder := self._members[name].initial)}
+                starts = {folder: stack.enter_context(open_adapter(folder)) for folder in folders}
                 for m, module in enumerate(_bar(self._cohort.modules, "base weights", "module")):
                     weight = self._principal(module, self._cohort.shapes[m], top)
                     norms[m] = weight.norm
+                    spaces = {folder: start[module].input_space() for folder, start in starts.items()}
                     for name, adapter in adapters.items():
-                        shares[name][m] = off_principal_share(adapter[module], weight)
+                        initial = self._members[name].initial
+                        start = spaces[initial] if initial else None
+                        parts[name].append(principal_parts(adapter[module], start, weight))
             for name in missing:
-                found[name] = BaseComparison(norms, shares[name])
+                found[name] = BaseComparison.of(norms, parts[name])
                 self._cache.save("against_base", keys[name], vars(found[name]))
         return found
 

@@ -56,7 +56,7 @@ def measure_function_space(
     found = FunctionSpaceResults()
     if chosen.left_out:
         found.left_out["connectivity, CKA"] = chosen.left_out
-    missing = "relative norm, off-principal share, connectivity, CKA"
+    missing = "relative norm, principal shares, connectivity, CKA"
     try:
         source, identity = _base(config.model_path, cohort.first, trust_of(config))
         passes = ForwardPasses(source, identity, cohort, cache, config.batch_size)

@@ -100,7 +100,8 @@ class RunMeasure(Measure):
 
     Attributes:
         value: Computes the value of each run; NaN where undefined.
-        null: Computes the mean value of a random update of the same size and shape; None if the measure has no null.
+        null: Computes what a random update of the same size and shape would show, its mean or a 95% bound as
+            `definition` says; None if the measure has no null.
         needs_base: True if it depends on W0; then it is not logged during training.
     """
 

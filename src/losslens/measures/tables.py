@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from losslens.measures.nulls import expected_angles
 from losslens.measures.views import Array, Draw, PairWeights, RunWeights
 
 if TYPE_CHECKING:
+    from losslens.measures.base_weights import PrincipalParts
     from losslens.measures.comparison import PairGeometry, RunGeometry
 
 Pair = tuple[str, str]
@@ -27,11 +28,25 @@ class BaseComparison:
 
     Attributes:
         base_norms: ‖W0‖_F, shape (M,).
-        off_principal: `off_principal_share` of each module, shape (M,).
+        left, right, both, concentration, start_mean, start_variance, start_dimension: `PrincipalParts` of each module,
+            shape (M,).
     """
 
     base_norms: Array
-    off_principal: Array
+    left: Array
+    right: Array
+    both: Array
+    concentration: Array
+    start_mean: Array
+    start_variance: Array
+    start_dimension: Array
+
+    @classmethod
+    def of(cls, base_norms: Array, parts: Sequence[PrincipalParts]) -> BaseComparison:
+        """Builds it from the parts of each module."""
+        return cls(
+            base_norms, *np.array([astuple(of_module) for of_module in parts], dtype=np.float64).reshape(-1, 7).T
+        )
 
 
 @dataclass(frozen=True)
@@ -108,15 +123,16 @@ def weight_tables(compared: ComparedWeights) -> WeightTables:
 
 def run_weights(compared: ComparedWeights) -> RunWeights:
     """Builds the view of the runs, shape (runs, M)."""
-    unknown = BaseComparison(*np.full((2, len(compared.modules)), np.nan))
+    count = len(compared.modules)
+    unknown = BaseComparison(*np.full((len(fields(BaseComparison)), count), np.nan))
     bases = [compared.against_base.get(name, unknown) for name in compared.runs]
-    inside = [min(compared.top, *shape) ** 2 / (shape[0] * shape[1]) for shape in compared.shapes]
+    against = {field.name: np.array([getattr(base, field.name) for base in bases]) for field in fields(BaseComparison)}
     return RunWeights(
-        singular_values=_stacked([run.singular_values for run in compared.runs.values()], len(compared.modules)),
-        drift=_stacked([run.drift for run in compared.runs.values()], len(compared.modules)),
-        base_norms=np.array([base.base_norms for base in bases]),
-        off_principal=np.array([base.off_principal for base in bases]),
-        off_principal_null=1 - np.array(inside),
+        singular_values=_stacked([run.singular_values for run in compared.runs.values()], count),
+        drift=_stacked([run.drift for run in compared.runs.values()], count),
+        directions=np.array([min(compared.top, *shape) for shape in compared.shapes], dtype=np.float64),
+        outputs=np.array([out for out, _ in compared.shapes], dtype=np.float64),
+        **against,
     )
 
 

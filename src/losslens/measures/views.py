@@ -49,19 +49,30 @@ class RunWeights(_ByModule):
         drift: Principal angles (radians, ascending) between the row spaces of A and of the initial A, NaN past the rank
             and where unknown, shape (…, M, r).
         base_norms: ‖W0‖_F, NaN if the base is unknown, shape (…, M).
-        off_principal: `off_principal_share`, NaN if unknown, shape (…, M).
-        off_principal_null: `off_principal_share` of a random update, shape (…, M) or (M,).
+        left, right, both, concentration, start_mean, start_variance, start_dimension: `PrincipalParts` of each module,
+            NaN if the base is unknown, shape (…, M).
+        directions: k, the number of leading directions of W0, shape (M,).
+        outputs: Rows of ΔW, shape (M,).
     """
 
     _axes: ClassVar[Mapping[str, int]] = {
-        "singular_values": 1, "drift": 1, "base_norms": 0, "off_principal": 0, "off_principal_null": 0,
-    }  # fmt: skip
+        **dict.fromkeys(("singular_values", "drift"), 1),
+        **dict.fromkeys(("base_norms", "left", "right", "both", "concentration"), 0),
+        **dict.fromkeys(("start_mean", "start_variance", "start_dimension", "directions", "outputs"), 0),
+    }
 
     singular_values: Array
     drift: Array
     base_norms: Array
-    off_principal: Array
-    off_principal_null: Array
+    left: Array
+    right: Array
+    both: Array
+    concentration: Array
+    start_mean: Array
+    start_variance: Array
+    start_dimension: Array
+    directions: Array
+    outputs: Array
 
     @property
     def squared(self) -> Array:
