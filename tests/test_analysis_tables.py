@@ -256,8 +256,8 @@ class TestNulls:
         angles = np.full((2, 2), 0.5)
         pairs = {("x", "y"): PairGeometry(np.zeros(2), self.OVERLAP, angles, angles, angles[0], angles[0])}
         cache = Cache(tmp_path / "cache")
-        found = weight_tables(compared_weights(them, runs, pairs, {}, 2, cache))
-        again = weight_tables(compared_weights(them, runs, pairs, {}, 2, cache))
+        found = weight_tables(compared_weights(them, runs, pairs, {}, {}, 2, cache))
+        again = weight_tables(compared_weights(them, runs, pairs, {}, {}, 2, cache))
         pd.testing.assert_frame_equal(again.pairs, found.pairs)
         return found
 

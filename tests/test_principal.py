@@ -16,6 +16,7 @@ from losslens.measures.tables import BaseComparison, ComparedWeights, run_weight
 from losslens.measures.views import RunWeights
 from losslens.updates.base import Update
 from losslens.updates.lora import LoraUpdate
+from tests.measure_views import run_of
 from tests.test_subspaces import random_delta
 from tests.test_updates import DenseUpdate
 
@@ -142,15 +143,13 @@ def test_left_null(modules: int, rank: int, k: int) -> None:
     basis = np.stack([frames(rng, draws, out, rank) for _ in range(modules)], axis=1)[:, :, :k]  # U_kᵀ·P
     right = np.sum(inputs**2, axis=(1, 2))
     concentration = np.sum((inputs.transpose(0, 2, 1) @ inputs) ** 2, axis=(1, 2)) / right**2
-    view = RunWeights(
+    view = run_of(
+        (draws, modules), [out] * modules, directions=[k] * modules,
         singular_values=np.broadcast_to(values, (draws, modules, rank)),
-        drift=np.zeros((draws, modules, 0)), base_norms=np.ones((draws, modules)),
         left=np.sum((basis * values[:, None]) ** 2, axis=(2, 3)),
         right=np.broadcast_to(right, (draws, modules)),
         both=np.sum((basis @ inputs) ** 2, axis=(2, 3)),
         concentration=np.broadcast_to(concentration, (draws, modules)),
-        **dict.fromkeys(("start_mean", "start_variance", "start_dimension"), np.ones((draws, modules))),
-        directions=np.full(modules, float(k)), outputs=np.full(modules, float(out)),
     )  # fmt: skip
     left = value_of("principal_left", view)
     assert left.mean() == pytest.approx(k / out, rel=0.01)

@@ -22,7 +22,7 @@ from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.connectivity import Curve
 from losslens.measures.mds import angles, mds
 from losslens.measures.nulls import expected_angles
-from losslens.measures.tables import BaseComparison, ComparedWeights
+from losslens.measures.tables import BaseComparison, ComparedWeights, RunPath
 from losslens.measures.views import Functions
 
 # Draws of the random subspaces.
@@ -81,6 +81,7 @@ def compared_weights(
     runs: Mapping[str, RunGeometry],
     pairs: Mapping[Pair, PairGeometry],
     against_base: Mapping[str, BaseComparison],
+    paths: Mapping[str, RunPath],
     top: int,
     cache: Cache,
 ) -> ComparedWeights:
@@ -91,6 +92,7 @@ def compared_weights(
         runs=runs,
         pairs=pairs,
         against_base=against_base,
+        paths=paths,
         top=top,
         ranks=cohort.ranks,
         same_a={pair: shares_initial_adapter(cohort, pair) for pair in pairs},

@@ -50,6 +50,19 @@ class BaseComparison:
 
 
 @dataclass(frozen=True)
+class RunPath:
+    """Path of one run through its snapshots; M modules, S snapshots with the end.
+
+    Attributes:
+        steps: ‖ΔW_s − ΔW_{s−1}‖_F², the first from ΔW = 0, shape (M, S).
+        halfway: Overlap beyond chance of the left singular subspaces at half-time and at the end, shape (M,).
+    """
+
+    steps: Array
+    halfway: Array
+
+
+@dataclass(frozen=True)
 class ComparedWeights:
     """Input of `weight_tables`: measured runs and pairs with the same modules.
 
@@ -60,6 +73,7 @@ class ComparedWeights:
         pairs: Geometry of each pair.
         top: Number of leading singular directions whose subspaces are compared.
         against_base: Comparison of each run with W0, where the base is known.
+        paths: Path of each run with snapshots.
         ranks: For each run, the largest rank of each module; by default the rank found.
         same_a: For each pair, True if both runs started from the same A; None (default) if unknown.
         draw: Computes the expected angles of random subspaces.
@@ -71,6 +85,7 @@ class ComparedWeights:
     pairs: Mapping[Pair, PairGeometry]
     top: int
     against_base: Mapping[str, BaseComparison] = field(default_factory=dict)
+    paths: Mapping[str, RunPath] = field(default_factory=dict)
     ranks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     same_a: Mapping[Pair, bool | None] = field(default_factory=dict)
     draw: Draw = expected_angles
@@ -126,10 +141,14 @@ def run_weights(compared: ComparedWeights) -> RunWeights:
     count = len(compared.modules)
     unknown = BaseComparison(*np.full((len(fields(BaseComparison)), count), np.nan))
     bases = [compared.against_base.get(name, unknown) for name in compared.runs]
+    unmoved = RunPath(np.zeros((count, 0)), np.full(count, np.nan))
+    paths = [compared.paths.get(name, unmoved) for name in compared.runs]
     against = {field.name: np.array([getattr(base, field.name) for base in bases]) for field in fields(BaseComparison)}
     return RunWeights(
         singular_values=_stacked([run.singular_values for run in compared.runs.values()], count),
         drift=_stacked([run.drift for run in compared.runs.values()], count),
+        steps=_stacked([path.steps for path in paths], count),
+        halfway=np.array([path.halfway for path in paths]),
         directions=np.array([min(compared.top, *shape) for shape in compared.shapes], dtype=np.float64),
         outputs=np.array([out for out, _ in compared.shapes], dtype=np.float64),
         **against,

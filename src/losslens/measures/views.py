@@ -51,13 +51,17 @@ class RunWeights(_ByModule):
         base_norms: ‖W0‖_F, NaN if the base is unknown, shape (…, M).
         left, right, both, concentration, start_mean, start_variance, start_dimension: `PrincipalParts` of each module,
             NaN if the base is unknown, shape (…, M).
+        steps: Squared distance ‖ΔW_s − ΔW_{s−1}‖_F² of each snapshot from the one before, the first from 0, NaN without
+            snapshots, shape (…, M, S).
+        halfway: Overlap beyond chance of the left singular subspaces at half-time and at the end, NaN if unknown, shape
+            (…, M).
         directions: k, the number of leading directions of W0, shape (M,).
         outputs: Rows of ΔW, shape (M,).
     """
 
     _axes: ClassVar[Mapping[str, int]] = {
-        **dict.fromkeys(("singular_values", "drift"), 1),
-        **dict.fromkeys(("base_norms", "left", "right", "both", "concentration"), 0),
+        **dict.fromkeys(("singular_values", "drift", "steps"), 1),
+        **dict.fromkeys(("base_norms", "halfway", "left", "right", "both", "concentration"), 0),
         **dict.fromkeys(("start_mean", "start_variance", "start_dimension", "directions", "outputs"), 0),
     }
 
@@ -71,6 +75,8 @@ class RunWeights(_ByModule):
     start_mean: Array
     start_variance: Array
     start_dimension: Array
+    steps: Array
+    halfway: Array
     directions: Array
     outputs: Array
 

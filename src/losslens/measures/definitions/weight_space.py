@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from losslens.measures import RunMeasure, WeightMeasure
 from losslens.measures.views import Array, PairWeights, RunWeights
@@ -156,18 +157,28 @@ def overlap_left(pair: PairWeights) -> Array:
     (x − k/out)/(1 − k/out) gives 0 on average for unrelated updates. Runs of unequal ranks are compared in as many
     directions as the smaller rank, but each is compared with itself in its own, so √(ρρ') is not a ceiling.
     """
-    chance = pair.widths / pair.outputs
-    return mean((_mean_squared_cosine(pair.angles_left) - chance) / _positive(1 - chance))
+    return mean(beyond_chance(_mean_squared_cosine(pair.angles_left), pair.widths, pair.outputs))
+
+
+def beyond_chance(squared_cosine: Array, k: Array, dimension: Array) -> Array:
+    """Rescales ‖UᵀU'‖_F²/k of two k-dimensional subspaces, so that random ones have 0 on average; NaN if k is all."""
+    chance = k / dimension
+    return (squared_cosine - chance) / _positive(1 - chance)
 
 
 def overlap_left_null(pair: PairWeights) -> Array:
-    """Computes the 95% bound of |overlap| for random subspaces (normal approximation).
+    """Computes the 95% bound of |overlap| for random subspaces; see `overlap_bound`."""
+    known = ~np.isnan(_mean_squared_cosine(pair.angles_left)) & (pair.widths < pair.outputs)
+    return overlap_bound(known, pair.outputs)
+
+
+def overlap_bound(known: NDArray[np.bool_], outputs: Array) -> Array:
+    """Computes the 95% bound of |overlap|, mean over the `known` modules, for random subspaces (normal approximation).
 
     For Haar-random k-dimensional subspaces of ℝᵈ, Var ‖UᵀU'‖_F² = 2k²(d − k)²/(d²(d − 1)(d + 2)), so the variance of a
     module's overlap is 2/((d − 1)(d + 2)) for any k.
     """
-    known = ~np.isnan(_mean_squared_cosine(pair.angles_left)) & (pair.widths < pair.outputs)
-    variance = np.where(known, 2 / ((pair.outputs - 1) * (pair.outputs + 2)), 0.0)
+    variance = np.where(known, 2 / np.maximum((outputs - 1) * (outputs + 2), 1), 0.0)
     return ratio(_TWO_SIDED_95 * np.sqrt(variance.sum(axis=-1)), known.sum(axis=-1).astype(np.float64))
 
 
