@@ -28,11 +28,14 @@ def pair_of(shapes: Sequence[tuple[int, int]], norms: Any = None, **given: Any) 
     return PairWeights(**{**_nan(unknown), "outputs": outputs, "inputs": inputs, "draw": expected_angles, **known})
 
 
+# Of runs: axes after that of the modules.
+_AXES = {"singular_values": (0,), "drift": (0,), "steps": (0,), "effects": (3, 4)}
+
+
 def run_of(shape: tuple[int, ...], outputs: Sequence[int], **given: Any) -> RunWeights:
     """Runs with these leading axes and modules, by the rows of ΔW of each module; the rest is unknown."""
     unknown: dict[str, tuple[int, ...]] = {
-        field.name: (*shape, 0) if field.name in ("singular_values", "drift", "steps") else shape
-        for field in fields(RunWeights)
+        field.name: (*shape, *_AXES.get(field.name, ())) for field in fields(RunWeights)
     }
     known = {name: np.array(values, dtype=float) for name, values in given.items()}
     return RunWeights(**{**_nan(unknown), "outputs": np.array(outputs, dtype=float), **known})

@@ -327,6 +327,7 @@ class TestNothingTwice:
         ("override", "again"),
         [
             ("num_directions=3", {"compare"}),
+            ("rotated_copies=2", {"against_copies"}),
             ("cka.pooling=last", {"similarities"}),
             ("cka.minibatch=4", {"similarities"}),
             ("connectivity.points=5", {"losses"}),
@@ -346,6 +347,7 @@ class TestNothingTwice:
             return lambda *arguments, **options: (seen.append(name), function(*arguments, **options))[1]
 
         monkeypatch.setattr(weight_space, "compare", counted("compare", weight_space.compare))
+        monkeypatch.setattr(forward_passes, "against_copies", counted("against_copies", forward_passes.against_copies))
         monkeypatch.setattr(forward_passes, "sequence_losses", counted("losses", forward_passes.sequence_losses))
         monkeypatch.setattr(forward_passes, "similarities", counted("similarities", forward_passes.similarities))
         monkeypatch.setattr(forward_passes, "evaluate", counted("midpoints", forward_passes.evaluate))

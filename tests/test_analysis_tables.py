@@ -16,6 +16,7 @@ from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, se
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Base, Cohort, ComparedAdapter
 from losslens.analysis.forward_passes import ForwardPasses
+from losslens.analysis.function_space import FunctionSpaceResults
 from losslens.analysis.manifests import BaseFacts, RunFacts
 from losslens.analysis.scores import scores_of_runs
 from losslens.analysis.tables import compared_weights
@@ -256,8 +257,8 @@ class TestNulls:
         angles = np.full((2, 2), 0.5)
         pairs = {("x", "y"): PairGeometry(np.zeros(2), self.OVERLAP, angles, angles, angles[0], angles[0])}
         cache = Cache(tmp_path / "cache")
-        found = weight_tables(compared_weights(them, runs, pairs, {}, {}, 2, cache))
-        again = weight_tables(compared_weights(them, runs, pairs, {}, {}, 2, cache))
+        found = weight_tables(compared_weights(them, runs, pairs, FunctionSpaceResults(), {}, 2, cache))
+        again = weight_tables(compared_weights(them, runs, pairs, FunctionSpaceResults(), {}, 2, cache))
         pd.testing.assert_frame_equal(again.pairs, found.pairs)
         return found
 
@@ -312,6 +313,12 @@ def test_a_square_weight_that_is_kept_transposed(tmp_path: Path, monkeypatch: py
     )
     source = ModelSource("model_path", "gpt2", None, "float32", "cpu", False)
     monkeypatch.setattr(ForwardPasses, "_base", LoadedModel(model, None))
-    found = ForwardPasses(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8).against_base(1)["x"]
+    passes = ForwardPasses(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8)
+    found = passes.against_base(1)["x"]
     assert found.base_norms == pytest.approx(np.linalg.norm(values))
+    # σ₁ grows by 1, and its vectors stay.
+    effects = passes.effects(1, 3)["x"]
+    assert effects.shape == (1, 3, 4)
+    assert effects[0, :2, 0] == pytest.approx([1, 0], abs=1e-5)
+    assert np.array_equal(passes.effects(1, 3)["x"], effects)
     assert (found.left, found.right, found.both) == pytest.approx((1, 1, 1), abs=1e-5)

@@ -169,9 +169,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     arms_at_end = arms if config.checkpoint == "end" else []
     trajectories = measure_trajectories(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
     paths = {name: found.path for name, found in trajectories.items()}
-    tables = weight_tables(
-        compared_weights(cohort, measured, pairs, based.against_base, paths, config.num_directions, cache)
-    )
+    tables = weight_tables(compared_weights(cohort, measured, pairs, based, paths, config.num_directions, cache))
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         cohort.left_out[f"direction of {name}"] = "its update is 0: training has not changed the weights"
     with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:

@@ -19,11 +19,13 @@ class Principal:
 
     Attributes:
         norm: ‖W0‖_F.
+        values: Top-k singular values, descending, shape (k,).
         left: Top-k left (output) singular vectors in columns, shape (out, k).
         right: Top-k right (input) singular vectors in columns, shape (in, k).
     """
 
     norm: float
+    values: Array
     left: Array
     right: Array
 
@@ -31,12 +33,12 @@ class Principal:
 def principal(weight: Array, top: int = 10) -> Principal:
     """Computes the top-k singular subspaces of W0, shape (out, in), by Lanczos (ARPACK) to machine precision."""
     if min(weight.shape) <= max(_DENSE, top) or not weight.any():
-        u, _, vt = np.linalg.svd(weight, full_matrices=False)
+        u, values, vt = np.linalg.svd(weight, full_matrices=False)
     else:
         u, values, vt = svds(weight, k=top, v0=np.ones(min(weight.shape)), solver="arpack")
         order = np.argsort(-values)
-        u, vt = u[:, order], vt[order]
-    return Principal(float(np.linalg.norm(weight)), u[:, :top], vt[:top].T)
+        u, values, vt = u[:, order], values[order], vt[order]
+    return Principal(float(np.linalg.norm(weight)), values[:top], u[:, :top], vt[:top].T)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,7 @@ class ComparedWeights:
         top: Number of leading singular directions whose subspaces are compared.
         against_base: Comparison of each run with W0, where the base is known.
         paths: Path of each run with snapshots.
+        effects: `rotated.against_copies` of each run and module, shape (M, 3, 4), where it was asked for.
         ranks: For each run, the largest rank of each module; by default the rank found.
         same_a: For each pair, True if both runs started from the same A; None (default) if unknown.
         draw: Computes the expected angles of random subspaces.
@@ -86,6 +87,7 @@ class ComparedWeights:
     top: int
     against_base: Mapping[str, BaseComparison] = field(default_factory=dict)
     paths: Mapping[str, RunPath] = field(default_factory=dict)
+    effects: Mapping[str, Array] = field(default_factory=dict)
     ranks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     same_a: Mapping[Pair, bool | None] = field(default_factory=dict)
     draw: Draw = expected_angles
@@ -148,6 +150,7 @@ def run_weights(compared: ComparedWeights) -> RunWeights:
         singular_values=_stacked([run.singular_values for run in compared.runs.values()], count),
         drift=_stacked([run.drift for run in compared.runs.values()], count),
         steps=_stacked([path.steps for path in paths], count),
+        effects=np.array([compared.effects.get(name, np.full((count, 3, 4), np.nan)) for name in compared.runs]),
         halfway=np.array([path.halfway for path in paths]),
         directions=np.array([min(compared.top, *shape) for shape in compared.shapes], dtype=np.float64),
         outputs=np.array([out for out, _ in compared.shapes], dtype=np.float64),

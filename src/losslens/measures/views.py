@@ -55,12 +55,14 @@ class RunWeights(_ByModule):
             snapshots, shape (…, M, S).
         halfway: Overlap beyond chance of the left singular subspaces at half-time and at the end, NaN if unknown, shape
             (…, M).
+        effects: `rotated.against_copies` of each module, NaN if not asked for, shape (…, M, 3, 4).
         directions: k, the number of leading directions of W0, shape (M,).
         outputs: Rows of ΔW, shape (M,).
     """
 
     _axes: ClassVar[Mapping[str, int]] = {
         **dict.fromkeys(("singular_values", "drift", "steps"), 1),
+        "effects": 2,
         **dict.fromkeys(("base_norms", "halfway", "left", "right", "both", "concentration"), 0),
         **dict.fromkeys(("start_mean", "start_variance", "start_dimension", "directions", "outputs"), 0),
     }
@@ -77,6 +79,7 @@ class RunWeights(_ByModule):
     start_dimension: Array
     steps: Array
     halfway: Array
+    effects: Array
     directions: Array
     outputs: Array
 
