@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from losslens.analysis.cache import Arrays, Cache
@@ -87,10 +88,11 @@ class ForwardPasses:
                     weight = self._principal(module, self._cohort.shapes[m], top)
                     norms[m] = weight.norm
                     spaces = {folder: start[module].input_space() for folder, start in starts.items()}
-                    for name, adapter in adapters.items():
-                        initial = self._members[name].initial
-                        start = spaces[initial] if initial else None
-                        parts[name].append(principal_parts(adapter[module], start, weight))
+                    with threadpool_limits(1, "blas"):  # the factors are too thin for one product to use several cores
+                        for name, adapter in adapters.items():
+                            initial = self._members[name].initial
+                            start = spaces[initial] if initial else None
+                            parts[name].append(principal_parts(adapter[module], start, weight))
             for name in missing:
                 found[name] = BaseComparison.of(norms, parts[name])
                 self._cache.save("against_base", keys[name], vars(found[name]))
