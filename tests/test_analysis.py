@@ -174,9 +174,14 @@ class TestTables:
         norms = [np.linalg.norm(base.model.get_submodule(m).weight.detach().double()) for m in analysis.cohort.modules]
         assert whole["relative_norm"] == pytest.approx(whole["norm"] / np.linalg.norm(norms))
         own = rows[rows["run"] == run.name]
-        expected = np.sum(own["off_principal"] * own["norm"] ** 2) / np.sum(own["norm"] ** 2)
-        assert whole["off_principal"] == pytest.approx(expected)
-        assert 0 < whole["off_principal"] < 1
+        for side in ("principal_left", "principal_right"):
+            expected = np.sum(own[side] * own["norm"] ** 2) / np.sum(own["norm"] ** 2)
+            assert whole[side] == pytest.approx(expected)
+            assert 0 < whole[f"{side}_null"] < 1
+        u = np.linalg.svd(weight)[0][:, :10]
+        b = load_file(run.adapter / "adapter_model.safetensors")[key.replace("lora_A", "lora_B")].astype(float)
+        inside, full = np.linalg.norm(u.T @ b @ a.T), np.linalg.norm(b @ a.T)
+        assert row["principal_left"] == pytest.approx((inside / full) ** 2, abs=1e-5)
 
     def test_connectivity_is_the_loss_of_the_models(self, sweep: Path, analysis: Analysis, base: LoadedModel) -> None:
         """The endpoints' losses from PEFT's own models on the frozen completions that the manifest names."""
@@ -322,6 +327,7 @@ class TestNothingTwice:
         ("override", "again"),
         [
             ("num_directions=3", {"compare"}),
+            ("rotated_copies=2", {"against_copies"}),
             ("cka.pooling=last", {"similarities"}),
             ("cka.minibatch=4", {"similarities"}),
             ("connectivity.points=5", {"losses"}),
@@ -341,6 +347,7 @@ class TestNothingTwice:
             return lambda *arguments, **options: (seen.append(name), function(*arguments, **options))[1]
 
         monkeypatch.setattr(weight_space, "compare", counted("compare", weight_space.compare))
+        monkeypatch.setattr(forward_passes, "against_copies", counted("against_copies", forward_passes.against_copies))
         monkeypatch.setattr(forward_passes, "sequence_losses", counted("losses", forward_passes.sequence_losses))
         monkeypatch.setattr(forward_passes, "similarities", counted("similarities", forward_passes.similarities))
         monkeypatch.setattr(forward_passes, "evaluate", counted("midpoints", forward_passes.evaluate))

@@ -16,11 +16,13 @@ from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, se
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Base, Cohort, ComparedAdapter
 from losslens.analysis.forward_passes import ForwardPasses
+from losslens.analysis.function_space import FunctionSpaceResults
 from losslens.analysis.manifests import BaseFacts, RunFacts
 from losslens.analysis.scores import scores_of_runs
 from losslens.analysis.tables import compared_weights
 from losslens.core.errors import InputError
 from losslens.evaluation.outcomes import write_outcomes
+from losslens.measures.base_weights import PrincipalParts
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.definitions.weight_space import random_agreement
 from losslens.measures.nulls import expected_angles
@@ -177,6 +179,8 @@ class TestGeometryTables:
     """Three modules in two layers, two runs."""
 
     MODULES = ("model.layers.0.q", "model.layers.0.k", "model.layers.1.q")
+    # Squared norms of U_kᵀΔW, ΔW·V_k and U_kᵀΔW·V_k in each module.
+    PARTS = ((10.0, 3.0, 1.0), (4.0, 2.0, 1.0), (0.0, 0.0, 0.0))
 
     def tables(self):
         runs = {
@@ -191,15 +195,17 @@ class TestGeometryTables:
             u1=np.array([0.2, 0.4, NAN]),
             v1=np.array([0.5, 0.9, NAN]),
         )
-        base = {name: BaseComparison(np.array([6.0, 6.0, 7.0]), np.array([0.5, 1.0, NAN])) for name in runs}
+        parts = [PrincipalParts(left, right, both, 1.0, 0.5, 0.0, 1.0) for left, right, both in self.PARTS]
+        base = {name: BaseComparison.of(np.array([6.0, 6.0, 7.0]), parts) for name in runs}
         return weight_tables(ComparedWeights(self.MODULES, [(9, 9)] * 3, runs, {("x", "y"): pair}, 2, base))
 
     def test_runs(self) -> None:
-        """x: ‖ΔW‖² = 25 + 4 + 2 = 31, ‖W0‖ = 11; off-principal (½·25 + 4)/31; drift medians 3° and 4°."""
+        """x: ‖ΔW‖² = 25 + 4 + 2 = 31, ‖W0‖ = 11; shares 14/31 and 5/31; drift medians 3° and 4°."""
         row = self.tables().runs.set_index("run").loc["x"]
         assert row["norm"] == pytest.approx(np.sqrt(31))
         assert row["relative_norm"] == pytest.approx(np.sqrt(31) / 11)
-        assert row["off_principal"] == pytest.approx(16.5 / 31)
+        assert (row["principal_left"], row["principal_right"]) == pytest.approx((14 / 31, 5 / 31))
+        assert row["projected_rotation"] == pytest.approx(np.sqrt(2 / (2 / 9 * 5)))
         assert (row["drift_min"], row["drift_max"]) == pytest.approx((3, 4))
         assert row["stable_rank"] == pytest.approx((25 / 9 + 1 + 2) / 3)
         assert np.isnan(self.tables().runs.set_index("run").loc["y", "drift_max"])
@@ -251,8 +257,8 @@ class TestNulls:
         angles = np.full((2, 2), 0.5)
         pairs = {("x", "y"): PairGeometry(np.zeros(2), self.OVERLAP, angles, angles, angles[0], angles[0])}
         cache = Cache(tmp_path / "cache")
-        found = weight_tables(compared_weights(them, runs, pairs, {}, 2, cache))
-        again = weight_tables(compared_weights(them, runs, pairs, {}, 2, cache))
+        found = weight_tables(compared_weights(them, runs, pairs, FunctionSpaceResults(), {}, 2, cache))
+        again = weight_tables(compared_weights(them, runs, pairs, FunctionSpaceResults(), {}, 2, cache))
         pd.testing.assert_frame_equal(again.pairs, found.pairs)
         return found
 
@@ -307,6 +313,12 @@ def test_a_square_weight_that_is_kept_transposed(tmp_path: Path, monkeypatch: py
     )
     source = ModelSource("model_path", "gpt2", None, "float32", "cpu", False)
     monkeypatch.setattr(ForwardPasses, "_base", LoadedModel(model, None))
-    found = ForwardPasses(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8).against_base(1)["x"]
+    passes = ForwardPasses(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8)
+    found = passes.against_base(1)["x"]
     assert found.base_norms == pytest.approx(np.linalg.norm(values))
-    assert found.off_principal == pytest.approx(0, abs=1e-6)
+    # σ₁ grows by 1, and its vectors stay.
+    effects = passes.effects(1, 3)["x"]
+    assert effects.shape == (1, 3, 4)
+    assert effects[0, :2, 0] == pytest.approx([1, 0], abs=1e-5)
+    assert np.array_equal(passes.effects(1, 3)["x"], effects)
+    assert (found.left, found.right, found.both) == pytest.approx((1, 1, 1), abs=1e-5)

@@ -13,6 +13,7 @@ from losslens.cli.key_values import KeyValueParser
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
 from losslens.core.commands import format_command
+from losslens.core.errors import InputError
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.fast
@@ -32,6 +33,14 @@ def test_hydra_parses_printed_commands(place: str, sweep: str | list[str] | None
         found = parse(AnalyzeConfig, compose("analyze", overrides))
     assert found.output_dir == Path(place)
     assert found.sweep == (sweep or "main")
+
+
+def test_one_rotated_copy_has_no_spread() -> None:
+    with (
+        initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
+        pytest.raises(InputError, match=r"rotated_copies=1: a spread needs at least 2"),
+    ):
+        parse(AnalyzeConfig, compose("analyze", ["rotated_copies=1"]))
 
 
 def test_a_folder_with_spaces_is_readable() -> None:

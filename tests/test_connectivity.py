@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 
 from losslens.core.errors import InputError
-from losslens.measures.base_weights import off_principal_share, principal
+from losslens.measures.base_weights import principal
 from losslens.measures.connectivity import SequenceNll, barriers, curve
 from losslens.measures.forward import Sequences, hidden_states, interpolated_model, sequence_losses
 from losslens.models.adapters import save_adapter
@@ -223,24 +223,3 @@ class TestBaseWeights:
         for k in range(5):
             assert abs(found.left[:, k] @ u[:, k]) == pytest.approx(1, abs=1e-10)
             assert abs(found.right[:, k] @ vt[k]) == pytest.approx(1, abs=1e-10)
-
-    def test_off_principal_share_by_hand(self) -> None:
-        """W0 = diag(5, 4, 1, 0), k = 2. ΔW = 3·e₁e₁ᵀ + 4·e₃e₃ᵀ: 9 of 25 lie inside. e₁e₃ᵀ: only one side, none does."""
-        base = principal(np.diag([5.0, 4, 1, 0]), top=2)
-        eye = np.eye(4)
-        assert off_principal_share(LoraUpdate(eye[:, [0, 2]] * [3, 4], eye[[0, 2]], 1.0), base) == pytest.approx(
-            16 / 25
-        )
-        assert off_principal_share(LoraUpdate(eye[:, [0]], eye[[2]], 2.0), base) == pytest.approx(1)
-        assert off_principal_share(LoraUpdate(eye[:, [1]], eye[[0]], 2.0), base) == pytest.approx(0, abs=1e-12)
-        assert np.isnan(off_principal_share(LoraUpdate(0 * eye[:, [1]], eye[[0]], 2.0), base))
-
-    def test_off_principal_share_is_the_dense_one(self) -> None:
-        rng = np.random.default_rng(5)
-        weight = rng.standard_normal((20, 15))
-        delta = LoraUpdate(rng.standard_normal((20, 3)), rng.standard_normal((3, 15)), 2.0)
-        u, _, vt = np.linalg.svd(weight)
-        full = delta.dense()
-        inside = u[:, :4] @ u[:, :4].T @ full @ vt[:4].T @ vt[:4]
-        expected = 1 - np.sum(inside**2) / np.sum(full**2)
-        assert off_principal_share(delta, principal(weight, 4)) == pytest.approx(expected, rel=1e-10)

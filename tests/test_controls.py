@@ -188,13 +188,20 @@ def test_a_run_that_diverged_is_in_every_table(arms: Path, tables: dict[str, pd.
 
 def test_trajectories(arms: Path, tables: dict[str, pd.DataFrame]) -> None:
     trajectories = tables["trajectories"]
-    norms = tables["runs"].drop_duplicates("run").set_index("run")["norm"]
+    measures = tables["runs"].drop_duplicates("run").set_index("run")
+    norms = measures["norm"]
     finished = trajectories[trajectories["method"] != "rft"]
     for name, way in finished.groupby("run"):
         assert list(way["step"]) == [4, 8, 12]
         assert way["norm"].iloc[-1] == pytest.approx(norms[name])
         assert way["cosine_to_end"].iloc[-1] == pytest.approx(1)
         assert way["cosine_to_end"].iloc[0] < way["cosine_to_end"].iloc[1] < 1
+        assert way["overlap_to_end"].iloc[-1] == pytest.approx(1)
+        assert 0 < measures.loc[name, "locking_null"] < measures.loc[name, "locking"] < 1
+        # Of the two snapshots before the end at 12, 4 is as near to 6 as 8, and comes first.
+        assert measures.loc[name, "locking"] == pytest.approx(way["overlap_to_end"].iloc[0])
+        assert measures.loc[name, "straightness_null"] < measures.loc[name, "straightness"] < 1
+        assert way["overlap_to_repeat"].between(0, 1).all()
     pairs = tables["pairs"].set_index(["run_a", "run_b"])["cosine"]
     dpo, sft = (  # of the other seed
         next(run.name for run in runs_of(arms, "arms") if run.name.startswith(f"{start}-r8-tiny-s{seed}"))

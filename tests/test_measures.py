@@ -75,7 +75,7 @@ class TestWeights:
     def test_the_same_both_ways(self, measure: WeightMeasure, found: WeightTables) -> None:
         turned = tables({"other rank": adapter(2, 2), "b": adapter(1)}).pairs
         pair = found.pairs[(found.pairs["run_a"] == "b") & (found.pairs["run_b"] == "other rank")]
-        for name in (measure.name, f"{measure.name}_null"):
+        for name in (measure.name, *[f"{measure.name}_null"] * measure.has_null):
             assert turned[name].to_numpy() == pytest.approx(pair[name].to_numpy(), rel=1e-9)
 
     def test_of_one_module_it_is_the_modules(self, measure: WeightMeasure, found: WeightTables) -> None:
@@ -99,7 +99,7 @@ def test_an_update_of_zero_shows_nothing() -> None:
     found = tables({"a": adapter(1), "nothing": nothing})
     zero = found.runs.set_index("run").loc["nothing"]
     assert zero["norm"] == 0
-    assert zero[[m.name for m in run_measures() if m.name != "norm" and not m.needs_base]].isna().all()
+    assert zero[[m.name for m in run_measures() if m.name != "norm" and m.logged]].isna().all()
     assert found.pairs[[m.name for m in weight_measures()]].isna().all(axis=None)
 
 
@@ -137,8 +137,8 @@ def test_the_terminal_shows_the_main_ones(capsys: pytest.CaptureFixture[str], mo
 def test_what_is_logged_has_its_panel() -> None:
     live = WeightTracker(adapter(0), {"sft": adapter(1)}, list(SHAPES)).measure(adapter(2))
     for measure in run_measures():
-        assert (measure.name in live) == (not measure.needs_base)
-        assert (f"geometry/{measure.name}" in GEOMETRY) == (not measure.needs_base)
+        assert (measure.name in live) == measure.logged
+        assert (f"geometry/{measure.name}" in GEOMETRY) == measure.logged
     for measure in weight_measures():
         assert (f"{measure.name}_to_sft" in live) == (measure in weight_measures("main"))
         assert (f"geometry/{measure.name}_to_" in TO_REFERENCE) == (measure in weight_measures("main"))

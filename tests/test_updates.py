@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from losslens.measures.base_weights import off_principal_share, principal
+from losslens.measures.base_weights import principal, principal_parts
 from losslens.measures.comparison import compare
 from losslens.measures.forward import interpolated_model
 from losslens.measures.tables import BaseComparison, ComparedWeights, weight_tables
@@ -78,7 +78,7 @@ def mixed(runs: list[Run], which: set[int]) -> list[Mapping[str, Update]]:
 
 @pytest.mark.parametrize("which", MIXES, ids=str)
 def test_the_comparison_of_a_mix_is_that_of_lora(which: set[int], runs: list[Run], initial: Run) -> None:
-    """All tables, W0 measures among them; but that a dense update has no drift."""
+    """All tables, W0 measures among them; but that a dense update has no drift, nor a null within A's inputs."""
     rng = np.random.default_rng(13)
     weights = {module: rng.standard_normal(shape) for module, shape in SHAPES.items()}
 
@@ -86,9 +86,9 @@ def test_the_comparison_of_a_mix_is_that_of_lora(which: set[int], runs: list[Run
         of_runs, of_pairs = compare(compared, MODULES, top=5, initial=[initial] * 4)
         bases = {module: principal(weight, 5) for module, weight in weights.items()}
         against = {
-            str(n): BaseComparison(
+            str(n): BaseComparison.of(
                 np.array([bases[module].norm for module in MODULES]),
-                np.array([off_principal_share(run[module], bases[module]) for module in MODULES]),
+                [principal_parts(run[module], initial[module].input_space(), bases[module]) for module in MODULES],
             )
             for n, run in enumerate(compared)
         }
@@ -108,6 +108,8 @@ def test_the_comparison_of_a_mix_is_that_of_lora(which: set[int], runs: list[Run
             for row, (value, wanted) in enumerate(zip(table[column], expected[column], strict=True)):
                 if dense and dense[row] and column.startswith("drift"):
                     assert np.size(value) == 0 or np.isnan(value)
+                elif dense and dense[row] and column == "principal_right_null":
+                    assert 0 < value < 1  # of all inputs, not of those of an initial A
                 elif isinstance(wanted, str):
                     assert value == wanted
                 else:

@@ -57,7 +57,7 @@ def pages() -> list[Path]:
 
 
 def _measures(name: str) -> str:
-    live: list[tuple[str, Measure]] = [(m.name, m) for m in run_measures() if not m.needs_base]
+    live: list[tuple[str, Measure]] = [(m.name, m) for m in run_measures() if m.logged]
     live += [(f"{m.name}_to_<label>", m) for m in weight_measures("main")]
     tables: dict[str, Callable[[], str]] = {
         "words": lambda: _table(("term", "in plain words"), glossary().items()),

@@ -42,8 +42,8 @@ _INITIAL = "the initial adapter"
 class Comparison:
     """Pairwise comparison of the weight updates of several adapters. Angles are in degrees.
 
-    Each measure has its null beside it (`cosine_null`): its value for two updates that share nothing but their shapes,
-    ranks and singular values; for the cosine, the 95% bound of its absolute value.
+    A measure's null stands beside it (`cosine_null`), if it has one: its value for two updates that share nothing but
+    their shapes, ranks and singular values; for the cosine, the 95% bound of its absolute value.
 
     Attributes:
         folders: The folder of each adapter, by its label.

@@ -22,6 +22,7 @@ from losslens.measures.connectivity import Curve
 from losslens.measures.tables import BaseComparison
 from losslens.models.loading import ModelSource, model_identity, source_of
 from losslens.runs.recorded import Trust, data_of, model_of
+from losslens.updates.base import Array
 
 
 @dataclass
@@ -30,6 +31,7 @@ class FunctionSpaceResults:
 
     Attributes:
         against_base: Comparison of each run with W0.
+        effects: Effects of each run on W0 beside those of rotated copies, if asked for.
         curves: The loss on the straight path between the runs of each chosen pair.
         ckas: CKA of each chosen pair, and of its runs with the base.
         midpoints: For each chosen pair, whether the midpoint answers each problem correctly.
@@ -38,6 +40,7 @@ class FunctionSpaceResults:
     """
 
     against_base: dict[str, BaseComparison] = field(default_factory=dict)
+    effects: dict[str, Array] = field(default_factory=dict)
     curves: dict[Pair, Curve] = field(default_factory=dict)
     ckas: dict[Pair, CkaOfPair] = field(default_factory=dict)
     midpoints: dict[Pair, pd.Series] = field(default_factory=dict)
@@ -56,11 +59,13 @@ def measure_function_space(
     found = FunctionSpaceResults()
     if chosen.left_out:
         found.left_out["connectivity, CKA"] = chosen.left_out
-    missing = "relative norm, off-principal share, connectivity, CKA"
+    missing = "relative norm, principal shares, connectivity, CKA"
     try:
         source, identity = _base(config.model_path, cohort.first, trust_of(config))
         passes = ForwardPasses(source, identity, cohort, cache, config.batch_size)
         found.against_base = passes.against_base(config.num_directions)
+        if config.rotated_copies:
+            found.effects = passes.effects(config.num_directions, config.rotated_copies)
         if not chosen.pairs:
             return found
         missing = "connectivity, CKA"

@@ -45,7 +45,7 @@ from losslens.analysis.tables import (
     measured_pair_table,
 )
 from losslens.analysis.training_table import training_table
-from losslens.analysis.trajectories import trajectory_table
+from losslens.analysis.trajectories import measure_trajectories, trajectory_table
 from losslens.analysis.tuning import Benchmarks, Tuning, require_other_problems, tune
 from losslens.analysis.weight_space import measure_weight_space
 from losslens.config.analysis import AnalyzeConfig
@@ -169,7 +169,11 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     top = min(config.num_directions, max(rank for ranks in cohort.ranks.values() for rank in ranks))
     measured, pairs = measure_weight_space(cohort, top, cache)
     based = measure_function_space(config, cohort, chosen, cache)
-    tables = weight_tables(compared_weights(cohort, measured, pairs, based.against_base, config.num_directions, cache))
+    # Trajectories are only computed to the ends of the runs.
+    arms_at_end = arms if config.checkpoint == "end" else []
+    trajectories = measure_trajectories(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
+    paths = {name: found.path for name, found in trajectories.items()}
+    tables = weight_tables(compared_weights(cohort, measured, pairs, based, paths, config.num_directions, cache))
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         cohort.left_out[f"direction of {name}"] = "its update is 0: training has not changed the weights"
     with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
@@ -191,9 +195,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         summary = SummaryTables(runs, of_arms, outcomes, benchmark)
         arm_table = arm_summary_table(arms, cohort.by_name[reference], summary)
         bar.update()
-        # Trajectories are only computed to the ends of the runs.
-        arms_at_end = arms if config.checkpoint == "end" else []
-        trajectories = trajectory_table(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
+        steps = trajectory_table(arms_at_end, trajectories)
         bar.update()
         factors = factor_table(arms)
         clusters = cluster_table(arms, factors, of_arms)
@@ -203,7 +205,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     if benchmarks is not None:
         trust = trust_of(config)
         tuning = tune(
-            cohort, arms, benchmarks, of_arms, trajectories, config.equivalence_margin / 100,
+            cohort, arms, benchmarks, of_arms, steps, config.equivalence_margin / 100,
             lambda members, left_out: score_snapshots(members, config.model_path, trust, left_out),
         )  # fmt: skip
     plane, kept = mds_table(pair_rows)
@@ -232,7 +234,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
             runs=runs, pairs=pair_rows, layers=layers, modules=tables.modules, run_modules=tables.run_modules,
             connectivity=connectivity_table(based.curves), cka=cka_table(based.ckas), arm_pairs=of_arms,
             repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
-            seeds=seed_table(cohort, runs), arms=arm_table, trajectories=trajectories, training=training,
+            seeds=seed_table(cohort, runs), arms=arm_table, trajectories=steps, training=training,
             mds=plane, factors=factors, clusters=clusters, classes=classes, tuning=tuning.rates,
             tuning_pairs=tuning.pairs,
         ),

@@ -22,7 +22,7 @@ from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.connectivity import Curve
 from losslens.measures.mds import angles, mds
 from losslens.measures.nulls import expected_angles
-from losslens.measures.tables import BaseComparison, ComparedWeights
+from losslens.measures.tables import ComparedWeights, RunPath
 from losslens.measures.views import Functions
 
 # Draws of the random subspaces.
@@ -80,7 +80,8 @@ def compared_weights(
     cohort: Cohort,
     runs: Mapping[str, RunGeometry],
     pairs: Mapping[Pair, PairGeometry],
-    against_base: Mapping[str, BaseComparison],
+    based: FunctionSpaceResults,
+    paths: Mapping[str, RunPath],
     top: int,
     cache: Cache,
 ) -> ComparedWeights:
@@ -90,7 +91,9 @@ def compared_weights(
         shapes=cohort.shapes,
         runs=runs,
         pairs=pairs,
-        against_base=against_base,
+        against_base=based.against_base,
+        effects=based.effects,
+        paths=paths,
         top=top,
         ranks=cohort.ranks,
         same_a={pair: shares_initial_adapter(cohort, pair) for pair in pairs},

@@ -1,63 +1,101 @@
-"""Trajectories of the runs: norm, and cosine to the run's own end and to SFT's."""
+"""Trajectories of the runs: norm, cosine to the run's own end and to SFT's, and how early their directions settle."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from losslens.analysis.arms import Arm
+from losslens.analysis.arms import Arm, partner
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import ComparedAdapter, Diverged
 from losslens.analysis.snapshots import trajectory_of
 from losslens.core.errors import InputError
-from losslens.measures.trajectory import Trajectory, trajectory
+from losslens.measures.definitions.weight_space import mean
+from losslens.measures.tables import RunPath
+from losslens.measures.trajectory import LEADING, Trajectory, left_overlaps, trajectory
 from losslens.runs.run import Run, recorded_adapter_fingerprint
+from losslens.updates.base import Array
 from losslens.updates.folder import open_adapter
 
 COLUMNS = (
     "run", "method", "lr", "learning_rate", "settings", "seed", "init_seed",
-    "diverged", "step", "norm", "cosine_to_end", "cosine_to_sft",
+    "diverged", "step", "norm", "cosine_to_end", "cosine_to_sft", "overlap_to_end", "overlap_to_repeat",
 )  # fmt: skip
 
 
-def trajectory_table(
+@dataclass(frozen=True)
+class MeasuredTrajectory:
+    """Trajectory of one run, S snapshots with the end; NaN where there is no such target.
+
+    Attributes:
+        steps: Training steps of the snapshots.
+        norms: ‖ΔW‖_F, shape (S,).
+        to_end: Cosine to the run's own end, shape (S,).
+        to_sft: Cosine to the end of the SFT run that it is compared with, shape (S,).
+        overlap_to_end: Overlap beyond chance of the leading left subspace with that of its own end, shape (S, M).
+        overlap_to_repeat: The same with the end of the arm's next run, of another data order and the same initial
+            adapter, shape (S, M).
+        path: What run measures need.
+    """
+
+    steps: list[int]
+    norms: Array
+    to_end: Array
+    to_sft: Array
+    overlap_to_end: Array
+    overlap_to_repeat: Array
+    path: RunPath
+
+
+def measure_trajectories(
     arms: Sequence[Arm],
     sft: Mapping[str, ComparedAdapter],
     modules: Sequence[str],
     cache: Cache,
     left_out: dict[str, str],
-) -> pd.DataFrame:
-    """Builds the table, one row per run and snapshot, including the end; runs without snapshots have no rows.
+) -> dict[str, MeasuredTrajectory]:
+    """Measures the trajectory of each run that has snapshots.
 
     Args:
         arms: The arms, with their runs at their ends.
         sft: For each run, the SFT run it is compared with, if any.
         modules: Names of the adapted modules.
         cache: Cached results.
-        left_out: Receives the runs with a damaged snapshot, with the reason.
+        left_out: Receives the runs with a damaged snapshot, with the reason, and unequal snapshots.
     """
-    rows: list[dict[str, Any]] = []
+    found = {}
     for arm in tqdm(arms, desc="trajectories", unit="arm", leave=False):
-        for run in (*arm.members, *arm.diverged):
+        for run in _runs_of(arm):
             try:
                 snapshots = trajectory_of(run)
             except InputError as error:
                 left_out[f"trajectory of {run.name}"] = str(error)
                 continue
-            if len(snapshots) < 2 or not _fits(snapshots, modules):
+            # A single snapshot is the end.
+            if len(snapshots) >= 2 and _fits(snapshots, modules):
+                found[run.name] = _measured_run(run, snapshots, arm, sft.get(run.name), modules, cache)
+    if len({tuple(measured.steps) for measured in found.values()}) > 1:
+        left_out["equal snapshots"] = "runs have snapshots at different steps, on which straightness and locking depend"
+    return found
+
+
+def trajectory_table(arms: Sequence[Arm], trajectories: Mapping[str, MeasuredTrajectory]) -> pd.DataFrame:
+    """Builds the table, one row per run and snapshot, including the end; runs without snapshots have no rows."""
+    rows: list[dict[str, Any]] = []
+    for arm in arms:
+        for run in _runs_of(arm):
+            if run.name not in trajectories:
                 continue
             assert run.facts is not None
-            targets = [run if isinstance(run, ComparedAdapter) else None, sft.get(run.name)]
-            measured = _measured(snapshots, [target for target in targets if target], modules, cache)
-            cosines = iter(measured.cosines.T)
-            to_end, to_sft = (next(cosines) if target else np.full(len(snapshots), np.nan) for target in targets)
-            for number, step in enumerate(snapshots):
+            measured = trajectories[run.name]
+            overlaps = [mean(values) for values in (measured.overlap_to_end, measured.overlap_to_repeat)]
+            for number, step in enumerate(measured.steps):
                 rows.append(
                     {
                         "run": run.name,
@@ -70,11 +108,55 @@ def trajectory_table(
                         "diverged": isinstance(run, Diverged),
                         "step": step,
                         "norm": measured.norms[number],
-                        "cosine_to_end": to_end[number],
-                        "cosine_to_sft": to_sft[number],
+                        "cosine_to_end": measured.to_end[number],
+                        "cosine_to_sft": measured.to_sft[number],
+                        "overlap_to_end": overlaps[0][number],
+                        "overlap_to_repeat": overlaps[1][number],
                     }
                 )
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _runs_of(arm: Arm) -> list[ComparedAdapter | Diverged]:
+    return [*arm.members, *arm.diverged]
+
+
+def _measured_run(
+    run: ComparedAdapter | Diverged,
+    snapshots: Mapping[int, Run],
+    arm: Arm,
+    sft: ComparedAdapter | None,
+    modules: Sequence[str],
+    cache: Cache,
+) -> MeasuredTrajectory:
+    end = run if isinstance(run, ComparedAdapter) else None
+    again = partner(run, arm)
+    again = None if again is None or again.name == run.name else again
+    measured = _measured(snapshots, [target for target in (end, sft) if target], modules, cache)
+    cosines = iter(measured.cosines.T)
+    to_end, to_sft = (next(cosines) if target else np.full(len(snapshots), np.nan) for target in (end, sft))
+    overlaps = iter(_overlaps(snapshots, [target for target in (end, again) if target], modules, cache))
+    unknown = np.full((len(snapshots), len(modules)), np.nan)
+    overlap_to_end, overlap_to_repeat = (next(overlaps) if target else unknown for target in (end, again))
+    steps = list(snapshots)
+    half = min(range(len(steps) - 1), key=lambda n: abs(steps[n] - steps[-1] / 2))
+    path = RunPath(measured.steps, overlap_to_end[half])
+    return MeasuredTrajectory(steps, measured.norms, to_end, to_sft, overlap_to_end, overlap_to_repeat, path)
+
+
+def _overlaps(
+    snapshots: Mapping[int, Run], targets: Sequence[ComparedAdapter], modules: Sequence[str], cache: Cache
+) -> Array:
+    """Returns `left_overlaps` with each target, shape (targets, S, M)."""
+    key = [*_path_key(snapshots, targets), LEADING]
+    known = cache.load("overlaps", key, ["overlaps"])
+    if known is None:
+        with ExitStack() as stack:
+            points = [stack.enter_context(open_adapter(run.adapter)) for run in snapshots.values()]
+            ends = [stack.enter_context(open_adapter(target.adapter)) for target in targets]
+            known = {"overlaps": left_overlaps(points, ends, modules).transpose(1, 0, 2)}
+        cache.save("overlaps", key, known)
+    return known["overlaps"]
 
 
 def _fits(snapshots: Mapping[int, Run], modules: Sequence[str]) -> bool:
@@ -86,7 +168,7 @@ def _fits(snapshots: Mapping[int, Run], modules: Sequence[str]) -> bool:
 def _measured(
     snapshots: Mapping[int, Run], targets: Sequence[ComparedAdapter], modules: Sequence[str], cache: Cache
 ) -> Trajectory:
-    key = [[recorded_adapter_fingerprint(run) for run in snapshots.values()], [target.sha256 for target in targets]]
+    key = _path_key(snapshots, targets)
     names = [field.name for field in fields(Trajectory)]
     known = cache.load("path", key, names)
     if known is None:
@@ -96,3 +178,7 @@ def _measured(
             known = vars(trajectory(points, ends, modules))
         cache.save("path", key, known)
     return Trajectory(**known)
+
+
+def _path_key(snapshots: Mapping[int, Run], targets: Sequence[ComparedAdapter]) -> list[Any]:
+    return [[recorded_adapter_fingerprint(run) for run in snapshots.values()], [target.sha256 for target in targets]]

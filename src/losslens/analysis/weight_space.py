@@ -25,7 +25,7 @@ def measure_weight_space(
     names, by_name = cohort.names, cohort.by_name
     runs, pairs = {}, {}
     for name in names:
-        if (known := cache.load("run", _run_key(by_name[name]), _names_of(RunGeometry))) is not None:
+        if (known := cache.load("run", initial_key(by_name[name]), _names_of(RunGeometry))) is not None:
             runs[name] = RunGeometry(**known)
     for a, b in all_pairs(names):
         if (known := cache.load("pair", _pair_key(by_name[a], by_name[b], top), _names_of(PairGeometry))) is not None:
@@ -36,7 +36,7 @@ def measure_weight_space(
         new_runs, new_pairs = _compare([by_name[name] for name in ordered], len(fresh), cohort.modules, top)
         for name, run in zip(fresh, new_runs, strict=True):
             runs[name] = run
-            cache.save("run", _run_key(by_name[name]), vars(run))
+            cache.save("run", initial_key(by_name[name]), vars(run))
         order = {name: number for number, name in enumerate(names)}
         for (i, j), pair in zip(pairs_of(len(ordered), len(fresh)), new_pairs.values(), strict=True):
             a, b = sorted((ordered[i], ordered[j]), key=order.__getitem__)
@@ -71,7 +71,8 @@ def _compare(
         return compare(adapters, modules, top=top, fresh=fresh, initial=initial, progress=progress)
 
 
-def _run_key(member: ComparedAdapter) -> list[Any]:
+def initial_key(member: ComparedAdapter) -> list[Any]:
+    """Returns a cache key of an adapter and the one that it started from."""
     return [member.sha256, member.facts.initial_adapter.sha256 if member.facts and member.initial else None]
 
 

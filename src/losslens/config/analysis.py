@@ -57,6 +57,7 @@ class AnalyzeConfig(Job):
     primary_benchmark: Annotated[FolderName | None, Formerly("compare_on")]
     select_on: FolderName | None = None
     num_directions: Annotated[int, Formerly("top")] = Field(ge=1)
+    rotated_copies: int = Field(0, ge=0)
     pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     reference: str | None
     holm_family: Annotated[Literal["all", "reference"], Formerly("family")]
@@ -88,6 +89,8 @@ class AnalyzeConfig(Job):
             raise ValueError(f"target_norm={self.target_norm:g} requires checkpoint=norm")
         if self.select_on is not None and self.checkpoint != "end":
             raise ValueError(f"checkpoint={self.checkpoint}: select_on chooses rates at the end of training; use end")
+        if self.rotated_copies == 1:
+            raise ValueError("rotated_copies=1: a spread needs at least 2")
         if self.adapters and self.checkpoint != "end":
             raise ValueError(f"checkpoint={self.checkpoint}: adapters trained elsewhere have no snapshots; use end")
         return self

@@ -100,13 +100,21 @@ class RunMeasure(Measure):
 
     Attributes:
         value: Computes the value of each run; NaN where undefined.
-        null: Computes the mean value of a random update of the same size and shape; None if the measure has no null.
-        needs_base: True if it depends on W0; then it is not logged during training.
+        null: Computes what a random update of the same size and shape would show, its mean or a 95% bound as
+            `definition` says; None if the measure has no null.
+        needs_base: True if it depends on W0.
+        needs_path: True if it depends on snapshots.
     """
 
     value: Callable[[RunWeights], Array]
     null: Callable[[RunWeights], Array] | None = None
     needs_base: bool = False
+    needs_path: bool = False
+
+    @property
+    def logged(self) -> bool:
+        """True if it is logged during training, where nothing but the update is known."""
+        return not (self.needs_base or self.needs_path)
 
 
 @dataclass(frozen=True, kw_only=True)

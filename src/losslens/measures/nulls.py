@@ -1,4 +1,4 @@
-"""Principal angles of random subspaces: the null of every angle.
+"""Nulls by random singular vectors: the angles of random subspaces, and shares in a given subspace.
 
 The null hypothesis keeps the singular values and draws the singular vectors independently and uniformly (Haar). It
 holds exactly for two updates B·A with independent Gaussian factors.
@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import wishart
 
 from losslens.updates.base import Array
 
@@ -44,6 +43,8 @@ def random_angles(d: int, k: int, l: int, draws: int, rng: np.random.Generator) 
     Gaussian matrix and W Wishart with d − k degrees of freedom (Absil, Edelman and Koev 2006), so no
     vector of length d is drawn.
     """
+    from scipy.stats import wishart  # slow to import, and not needed to show measures
+
     k, l = max(k, l), min(k, l)
     gaussian = rng.standard_normal((draws, k, l))
     inside = gaussian.transpose(0, 2, 1) @ gaussian
@@ -57,3 +58,33 @@ def random_angles(d: int, k: int, l: int, draws: int, rng: np.random.Generator) 
     angles: Array = np.arccos(np.sqrt(np.clip(squared_cosines[:, ::-1], 0.0, 1.0)))
     angles[:, : max(0, k + l - d)] = 0  # two such subspaces always share this many directions
     return angles
+
+
+def frame_variance(single: Array, dimension: Array, concentration: Array) -> Array:
+    """Computes Var Σ p_i·x_i for x_i = h_iᵀMh_i, h_i the columns of a Haar-random orthonormal frame and Σ p_i = 1.
+
+    The sum of x over a whole basis is tr M whatever the basis, so two different x_i have the covariance
+    −Var x/(dimension − 1).
+
+    Args:
+        single: Var x_i.
+        dimension: Dimension of the space of the frame.
+        concentration: Σ p_i².
+    """
+    others = np.maximum(dimension - 1, 1)  # in one dimension nothing varies: single is 0
+    return np.maximum(single * (concentration - (1 - concentration) / others), 0.0)
+
+
+def beta_bound(mean: Array, variance: Array, largest: Array) -> Array:
+    """Computes the value that 95% of a variable on [0, `largest`] stay below: beta law with its mean and variance.
+
+    A normal law would give mean + 1.645 sd, below which only 92 to 96% of such shares lie, since they are skewed.
+    """
+    from scipy.special import betaincinv  # slow to import, and not needed to show measures
+
+    largest = np.where(largest > 0, largest, np.nan)
+    m, v = mean / largest, variance / largest**2
+    varies = v > 0
+    size = np.divide(m * (1 - m), v, out=np.ones(np.broadcast_shapes(m.shape, v.shape)), where=varies) - 1
+    bound: Array = largest * np.where(varies, betaincinv(m * size, (1 - m) * size, 0.95), m)
+    return bound

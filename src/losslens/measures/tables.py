@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from losslens.measures.nulls import expected_angles
 from losslens.measures.views import Array, Draw, PairWeights, RunWeights
 
 if TYPE_CHECKING:
+    from losslens.measures.base_weights import PrincipalParts
     from losslens.measures.comparison import PairGeometry, RunGeometry
 
 Pair = tuple[str, str]
@@ -27,11 +28,38 @@ class BaseComparison:
 
     Attributes:
         base_norms: ‖W0‖_F, shape (M,).
-        off_principal: `off_principal_share` of each module, shape (M,).
+        left, right, both, concentration, start_mean, start_variance, start_dimension: `PrincipalParts` of each module,
+            shape (M,).
     """
 
     base_norms: Array
-    off_principal: Array
+    left: Array
+    right: Array
+    both: Array
+    concentration: Array
+    start_mean: Array
+    start_variance: Array
+    start_dimension: Array
+
+    @classmethod
+    def of(cls, base_norms: Array, parts: Sequence[PrincipalParts]) -> BaseComparison:
+        """Builds it from the parts of each module."""
+        return cls(
+            base_norms, *np.array([astuple(of_module) for of_module in parts], dtype=np.float64).reshape(-1, 7).T
+        )
+
+
+@dataclass(frozen=True)
+class RunPath:
+    """Path of one run through its snapshots; M modules, S snapshots with the end.
+
+    Attributes:
+        steps: ‖ΔW_s − ΔW_{s−1}‖_F², the first from ΔW = 0, shape (M, S).
+        halfway: Overlap beyond chance of the left singular subspaces at half-time and at the end, shape (M,).
+    """
+
+    steps: Array
+    halfway: Array
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,8 @@ class ComparedWeights:
         pairs: Geometry of each pair.
         top: Number of leading singular directions whose subspaces are compared.
         against_base: Comparison of each run with W0, where the base is known.
+        paths: Path of each run with snapshots.
+        effects: `rotated.against_copies` of each run and module, shape (M, 3, 4), where it was asked for.
         ranks: For each run, the largest rank of each module; by default the rank found.
         same_a: For each pair, True if both runs started from the same A; None (default) if unknown.
         draw: Computes the expected angles of random subspaces.
@@ -56,6 +86,8 @@ class ComparedWeights:
     pairs: Mapping[Pair, PairGeometry]
     top: int
     against_base: Mapping[str, BaseComparison] = field(default_factory=dict)
+    paths: Mapping[str, RunPath] = field(default_factory=dict)
+    effects: Mapping[str, Array] = field(default_factory=dict)
     ranks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     same_a: Mapping[Pair, bool | None] = field(default_factory=dict)
     draw: Draw = expected_angles
@@ -108,15 +140,21 @@ def weight_tables(compared: ComparedWeights) -> WeightTables:
 
 def run_weights(compared: ComparedWeights) -> RunWeights:
     """Builds the view of the runs, shape (runs, M)."""
-    unknown = BaseComparison(*np.full((2, len(compared.modules)), np.nan))
+    count = len(compared.modules)
+    unknown = BaseComparison(*np.full((len(fields(BaseComparison)), count), np.nan))
     bases = [compared.against_base.get(name, unknown) for name in compared.runs]
-    inside = [min(compared.top, *shape) ** 2 / (shape[0] * shape[1]) for shape in compared.shapes]
+    unmoved = RunPath(np.zeros((count, 0)), np.full(count, np.nan))
+    paths = [compared.paths.get(name, unmoved) for name in compared.runs]
+    against = {field.name: np.array([getattr(base, field.name) for base in bases]) for field in fields(BaseComparison)}
     return RunWeights(
-        singular_values=_stacked([run.singular_values for run in compared.runs.values()], len(compared.modules)),
-        drift=_stacked([run.drift for run in compared.runs.values()], len(compared.modules)),
-        base_norms=np.array([base.base_norms for base in bases]),
-        off_principal=np.array([base.off_principal for base in bases]),
-        off_principal_null=1 - np.array(inside),
+        singular_values=_stacked([run.singular_values for run in compared.runs.values()], count),
+        drift=_stacked([run.drift for run in compared.runs.values()], count),
+        steps=_stacked([path.steps for path in paths], count),
+        effects=np.array([compared.effects.get(name, np.full((count, 3, 4), np.nan)) for name in compared.runs]),
+        halfway=np.array([path.halfway for path in paths]),
+        directions=np.array([min(compared.top, *shape) for shape in compared.shapes], dtype=np.float64),
+        outputs=np.array([out for out, _ in compared.shapes], dtype=np.float64),
+        **against,
     )
 
 

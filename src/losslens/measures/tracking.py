@@ -70,7 +70,7 @@ class WeightTracker:
             top=self.top,
         )
         runs, both = run_weights(compared), pair_weights(compared)
-        numbers = {measure.name: float(measure.value(runs)[0]) for measure in run_measures() if not measure.needs_base}
+        numbers = {measure.name: float(measure.value(runs)[0]) for measure in run_measures() if measure.logged}
         numbers |= self._norms_by_part(values)
         numbers |= self._cosines_of_steps(now)
         for measure in weight_measures("main"):

@@ -9,7 +9,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from losslens.measures.definitions.weight_space import beyond_chance
 from losslens.updates.base import Array, Update, Updates
+
+# K, the number of leading directions whose settling is followed.
+LEADING = 4
 
 Kind = TypeVar("Kind", bound=Update)
 
@@ -21,12 +25,14 @@ class Trajectory:
     Attributes:
         norms: ‖ΔW‖_F of each point, shape (S,).
         to_next: ⟨ΔW_s, ΔW_{s+1}⟩, shape (S − 1,).
+        steps: ‖ΔW_s − ΔW_{s−1}‖_F² in each module, the first from ΔW = 0, shape (M, S).
         to_targets: ⟨ΔW_s, target⟩, shape (S, targets).
         target_norms: ‖target‖_F, shape (targets,).
     """
 
     norms: Array
     to_next: Array
+    steps: Array
     to_targets: Array
     target_norms: Array
 
@@ -41,19 +47,44 @@ class Trajectory:
 def trajectory(points: Sequence[Updates], targets: Sequence[Updates], modules: Sequence[str]) -> Trajectory:
     """Measures `points`, in order of their steps, against the next point and against `targets`."""
     squared, to_next = np.zeros(len(points)), np.zeros(max(0, len(points) - 1))
+    steps = np.zeros((len(modules), len(points)))
     to_targets, squared_targets = np.zeros((len(points), len(targets))), np.zeros(len(targets))
-    for module in modules:
+    for m, module in enumerate(modules):
         target_updates = [target[module] for target in targets]
         squared_targets += [target.inner(target) for target in target_updates]
         before: Update | None = None
+        size = 0.0
         for s, point in enumerate(points):
             update = point[module]
-            squared[s] += update.inner(update)
+            size_before, size = size, update.inner(update)
+            squared[s] += size
             to_targets[s] += [update.inner(target) for target in target_updates]
-            if before is not None:
-                to_next[s - 1] += before.inner(update)
+            product = 0.0 if before is None else before.inner(update)
+            if s:
+                to_next[s - 1] += product
+            steps[m, s] = max(0.0, size_before - 2 * product + size)  # rounding can make a zero step negative
             before = update
-    return Trajectory(np.sqrt(squared), to_next, to_targets, np.sqrt(squared_targets))
+    return Trajectory(np.sqrt(squared), to_next, steps, to_targets, np.sqrt(squared_targets))
+
+
+def left_overlaps(points: Sequence[Updates], targets: Sequence[Updates], modules: Sequence[str]) -> Array:
+    """Computes the overlap of the leading left singular subspaces of each point and target, beyond chance.
+
+    Compares K = `LEADING` directions, or as many as the smaller of the two ranks, by `beyond_chance`.
+
+    Returns:
+        Shape (S, targets, M); NaN where an update is zero.
+    """
+    found = np.full((len(points), len(targets), len(modules)), np.nan)
+    for m, module in enumerate(modules):
+        ends = [target[module].svd(LEADING).left for target in targets]
+        for s, point in enumerate(points):
+            left = point[module].svd(LEADING).left
+            for t, end in enumerate(ends):
+                if k := min(left.shape[1], end.shape[1]):
+                    squared = np.sum((left[:, :k].T @ end[:, :k]) ** 2) / k
+                    found[s, t, m] = beyond_chance(squared, np.array(k), np.array(len(left)))
+    return found
 
 
 @dataclass(frozen=True)

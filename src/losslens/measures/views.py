@@ -49,19 +49,39 @@ class RunWeights(_ByModule):
         drift: Principal angles (radians, ascending) between the row spaces of A and of the initial A, NaN past the rank
             and where unknown, shape (…, M, r).
         base_norms: ‖W0‖_F, NaN if the base is unknown, shape (…, M).
-        off_principal: `off_principal_share`, NaN if unknown, shape (…, M).
-        off_principal_null: `off_principal_share` of a random update, shape (…, M) or (M,).
+        left, right, both, concentration, start_mean, start_variance, start_dimension: `PrincipalParts` of each module,
+            NaN if the base is unknown, shape (…, M).
+        steps: Squared distance ‖ΔW_s − ΔW_{s−1}‖_F² of each snapshot from the one before, the first from 0, NaN without
+            snapshots, shape (…, M, S).
+        halfway: Overlap beyond chance of the left singular subspaces at half-time and at the end, NaN if unknown, shape
+            (…, M).
+        effects: `rotated.against_copies` of each module, NaN if not asked for, shape (…, M, 3, 4).
+        directions: k, the number of leading directions of W0, shape (M,).
+        outputs: Rows of ΔW, shape (M,).
     """
 
     _axes: ClassVar[Mapping[str, int]] = {
-        "singular_values": 1, "drift": 1, "base_norms": 0, "off_principal": 0, "off_principal_null": 0,
-    }  # fmt: skip
+        **dict.fromkeys(("singular_values", "drift", "steps"), 1),
+        "effects": 2,
+        **dict.fromkeys(("base_norms", "halfway", "left", "right", "both", "concentration"), 0),
+        **dict.fromkeys(("start_mean", "start_variance", "start_dimension", "directions", "outputs"), 0),
+    }
 
     singular_values: Array
     drift: Array
     base_norms: Array
-    off_principal: Array
-    off_principal_null: Array
+    left: Array
+    right: Array
+    both: Array
+    concentration: Array
+    start_mean: Array
+    start_variance: Array
+    start_dimension: Array
+    steps: Array
+    halfway: Array
+    effects: Array
+    directions: Array
+    outputs: Array
 
     @property
     def squared(self) -> Array:

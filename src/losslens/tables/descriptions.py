@@ -52,7 +52,7 @@ def describe(heading: str) -> str:
 
 # Titles, with units, of the measures of an update that are logged while a run trains.
 COURSE = {
-    **{measure.name: measure.title for measure in run_measures() if not measure.needs_base},
+    **{measure.name: measure.title for measure in run_measures() if measure.logged},
     "cosine_to_previous": "Cosine of ΔW to the previous logged ΔW",
     "cosine_of_steps": "Cosine of two consecutive steps",
 }

@@ -82,10 +82,6 @@ class Update(ABC):
             return other.right_overlap(self)
         return float(np.sum((self.dense() @ other.dense().T) ** 2))
 
-    def project(self, left: Array, right: Array) -> Array:
-        """Computes `left`ᵀ·ΔW·`right`, shape (k, l), for columns of shapes (out, k) and (in, l)."""
-        return left.T @ self.dense() @ right
-
     def input_space(self) -> Array | None:
         """Returns the input space to which this kind of update is confined; None if it is not confined.
 

@@ -72,9 +72,6 @@ class LoraUpdate(Update):
         image = other.dense() @ self.a.T
         return self.scale**2 * float(np.vdot(self.b.T @ self.b, image.T @ image))
 
-    def project(self, left: Array, right: Array) -> Array:
-        return self.scale * (left.T @ self.b) @ (self.a @ right)
-
     def input_space(self) -> Array | None:
         """Returns the row space of A."""
         return column_space(self.a.T)

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from losslens.measures import RunMeasure, WeightMeasure
 from losslens.measures.views import Array, PairWeights, RunWeights
@@ -18,7 +19,7 @@ def mean(values: Array) -> Array:
     """Returns the mean over the last axis (modules), ignoring NaN; NaN if all are NaN."""
     known = ~np.isnan(values)
     counts = known.sum(axis=-1)
-    return _ratio(np.where(known, values, 0.0).sum(axis=-1), counts.astype(np.float64))
+    return ratio(np.where(known, values, 0.0).sum(axis=-1), counts.astype(np.float64))
 
 
 def median(values: Array) -> Array:
@@ -30,10 +31,11 @@ def median(values: Array) -> Array:
     return medians
 
 
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """Divides; NaN where the denominator is not above 0."""
     shape = np.broadcast_shapes(np.shape(numerator), np.shape(denominator))
-    ratio: Array = np.divide(numerator, denominator, out=np.full(shape, np.nan), where=np.asarray(denominator) > 0)
-    return ratio
+    quotient: Array = np.divide(numerator, denominator, out=np.full(shape, np.nan), where=np.asarray(denominator) > 0)
+    return quotient
 
 
 # Measures of one run
@@ -47,7 +49,7 @@ def norm(run: RunWeights) -> Array:
 
 def relative_norm(run: RunWeights) -> Array:
     """Computes ‖ΔW‖_F/‖W0‖_F over all modules."""
-    return _ratio(norm(run), np.sqrt(np.sum(run.base_norms**2, axis=-1)))
+    return ratio(norm(run), np.sqrt(np.sum(run.base_norms**2, axis=-1)))
 
 
 def effective_rank(values: Array) -> Array:
@@ -71,7 +73,7 @@ def stable_rank(values: Array) -> Array:
     """
     if not values.shape[-1]:
         return np.full(values.shape[:-1], np.nan)
-    return _ratio(np.nansum(values**2, axis=-1), values[..., 0] ** 2)
+    return ratio(np.nansum(values**2, axis=-1), values[..., 0] ** 2)
 
 
 def _smallest(angles: Array) -> Array:
@@ -86,28 +88,12 @@ def _largest(angles: Array) -> Array:
     return np.where(np.isnan(angles[..., 0]), np.nan, np.degrees(np.nan_to_num(angles, nan=-1.0).max(axis=-1)))
 
 
-def off_principal(run: RunWeights) -> Array:
-    """Computes the share of ‖ΔW‖² over all modules that lies outside W0's principal subspaces."""
-    return _ratio(np.nansum(run.off_principal * run.squared, axis=-1), run.squared.sum(axis=-1)) + _unknown(run)
-
-
-def off_principal_null(run: RunWeights) -> Array:
-    """Computes the off-principal share of a random update with the same norms: 1 − k²/(out·in) in each module."""
-    shares = _ratio(np.sum(run.off_principal_null * run.squared, axis=-1), run.squared.sum(axis=-1))
-    return shares + _unknown(run)
-
-
-def _unknown(run: RunWeights) -> Array:
-    """Returns NaN where W0 is unknown, else 0."""
-    return np.where(np.isnan(run.off_principal).all(axis=-1), np.nan, 0.0)
-
-
 # Measures of two runs
 
 
 def cosine(pair: PairWeights) -> Array:
     """Computes Σ⟨ΔW_a, ΔW_b⟩/(‖ΔW_a‖·‖ΔW_b‖); NaN if one update is zero, which has no direction."""
-    return _ratio(pair.inner.sum(axis=-1), _norms(pair))
+    return ratio(pair.inner.sum(axis=-1), _norms(pair))
 
 
 def cosine_null(pair: PairWeights) -> Array:
@@ -121,7 +107,7 @@ def cosine_null(pair: PairWeights) -> Array:
     shared_a = pair.right_overlap / pair.outputs
     independent = pair.squared_a * pair.squared_b / (pair.outputs * pair.inputs)
     variance = np.where(pair.same_a == 0, independent.sum(axis=-1), shared_a.sum(axis=-1))
-    return _ratio(_TWO_SIDED_95 * np.sqrt(variance), _norms(pair))
+    return ratio(_TWO_SIDED_95 * np.sqrt(variance), _norms(pair))
 
 
 def _norms(pair: PairWeights) -> Array:
@@ -171,23 +157,33 @@ def overlap_left(pair: PairWeights) -> Array:
     (x − k/out)/(1 − k/out) gives 0 on average for unrelated updates. Runs of unequal ranks are compared in as many
     directions as the smaller rank, but each is compared with itself in its own, so √(ρρ') is not a ceiling.
     """
-    chance = pair.widths / pair.outputs
-    return mean((_mean_squared_cosine(pair.angles_left) - chance) / _positive(1 - chance))
+    return mean(beyond_chance(_mean_squared_cosine(pair.angles_left), pair.widths, pair.outputs))
+
+
+def beyond_chance(squared_cosine: Array, k: Array, dimension: Array) -> Array:
+    """Rescales ‖UᵀU'‖_F²/k of two k-dimensional subspaces, so that random ones have 0 on average; NaN if k is all."""
+    chance = k / dimension
+    return (squared_cosine - chance) / _positive(1 - chance)
 
 
 def overlap_left_null(pair: PairWeights) -> Array:
-    """Computes the 95% bound of |overlap| for random subspaces (normal approximation).
+    """Computes the 95% bound of |overlap| for random subspaces; see `overlap_bound`."""
+    known = ~np.isnan(_mean_squared_cosine(pair.angles_left)) & (pair.widths < pair.outputs)
+    return overlap_bound(known, pair.outputs)
+
+
+def overlap_bound(known: NDArray[np.bool_], outputs: Array) -> Array:
+    """Computes the 95% bound of |overlap|, mean over the `known` modules, for random subspaces (normal approximation).
 
     For Haar-random k-dimensional subspaces of ℝᵈ, Var ‖UᵀU'‖_F² = 2k²(d − k)²/(d²(d − 1)(d + 2)), so the variance of a
     module's overlap is 2/((d − 1)(d + 2)) for any k.
     """
-    known = ~np.isnan(_mean_squared_cosine(pair.angles_left)) & (pair.widths < pair.outputs)
-    variance = np.where(known, 2 / ((pair.outputs - 1) * (pair.outputs + 2)), 0.0)
-    return _ratio(_TWO_SIDED_95 * np.sqrt(variance.sum(axis=-1)), known.sum(axis=-1).astype(np.float64))
+    variance = np.where(known, 2 / np.maximum((outputs - 1) * (outputs + 2), 1), 0.0)
+    return ratio(_TWO_SIDED_95 * np.sqrt(variance.sum(axis=-1)), known.sum(axis=-1).astype(np.float64))
 
 
 def _mean_squared_cosine(angles: Array) -> Array:
-    return _ratio(np.nansum(np.cos(angles) ** 2, axis=-1), np.sum(~np.isnan(angles), axis=-1).astype(np.float64))
+    return ratio(np.nansum(np.cos(angles) ** 2, axis=-1), np.sum(~np.isnan(angles), axis=-1).astype(np.float64))
 
 
 def _positive(values: Array) -> Array:
@@ -273,12 +269,6 @@ MEASURES = (
         summary="How far LoRA's A has rotated away from the initial A, in degrees.",
         definition="largest principal angle between the row spaces of A and of the initial A, median over modules, "
         "degrees",
-    ),
-    RunMeasure(
-        name="off_principal", label="off-principal share", short="off-principal", place=7, tier="more", unit="%",
-        digits=1, needs_base=True, value=off_principal, null=off_principal_null,
-        definition="1 − ‖U_kU_kᵀΔWV_kV_kᵀ‖²/‖ΔW‖², U_k and V_k the top-k singular vectors of W0: only what "
-        "lies in both subspaces counts as inside. The null is that of a random update, 1 − k²/(out·in)",
     ),
     WeightMeasure(
         name="cosine", label="cosine", place=20, tier="main", kind="similarity", identical=1.0, bounds=(-1.0, 1.0),

@@ -12,12 +12,14 @@ from losslens.report.loss_comparison import LossComparison
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.style import MUTED
 
-_NUMBERS = ("step", "norm", "cosine_to_end", "cosine_to_sft")
+_NUMBERS = ("step", "norm", "cosine_to_end", "cosine_to_sft", "overlap_to_end", "overlap_to_repeat")
 _TEXTS = ("run", "diverged")
 _PLOTS = (
     ("norm", "Size", "‖ΔW‖"),
     ("cosine_to_end", "Direction, relative to the run's own end", "cosine to its own end"),
     ("cosine_to_sft", "Direction, relative to SFT's end", "cosine to SFT's end"),
+    ("overlap_to_end", "Main outputs, relative to the run's own end", "overlap with its own end"),
+    ("overlap_to_repeat", "Main outputs, relative to the end of a repeat", "overlap with another order's end"),
 )
 
 
