@@ -63,6 +63,7 @@ class AnalyzeConfig(Job):
     probe_set: Annotated[ProbeSet, Formerly("held_out")]
     connectivity: Connectivity
     cka: Cka
+    rotated_copies: int = Field(default=4, ge=0)
     batch_size: int = Field(ge=1)
     logger: Logger
 
