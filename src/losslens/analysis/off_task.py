@@ -40,7 +40,7 @@ class OffTaskText:
         return [self.sha256, self._window]
 
     def tokens(self, tokenizer: Any) -> Sequences:
-        """Returns the windows; the first token of each is its prompt, so that no model needs a token for a beginning."""
+        """Returns the windows; the first token of each is its prompt, since not every model has one to begin with."""
         windows = []
         for paragraph in self.text.strip().split("\n\n"):
             ids = tokenizer(paragraph, add_special_tokens=False)["input_ids"]

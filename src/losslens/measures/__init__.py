@@ -173,8 +173,8 @@ class FunctionMeasure(PairMeasure):
     Attributes:
         value: Computes the value of each pair; NaN for pairs without forward passes.
         null: Computes the value for copies of the two updates whose left singular vectors are random and whose KL is
-            theirs: for signed measures the 95% bound of the absolute value, for others the mean. None if the measure has
-            no null.
+            theirs: for signed measures the 95% bound of the absolute value, for others the mean. None if the measure
+            has no null.
         interval: Computes the ends of its 95% interval; None if it has no interval.
     """
 

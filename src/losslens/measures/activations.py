@@ -1,7 +1,7 @@
 """How an update shifts hidden states, by position in the sequence and by layer; the rank of a representation.
 
-Hidden states are given as arrays of shape (positions, L, n, d): L hidden states of each model (the embeddings first) for
-n sequences.
+Hidden states are given as arrays of shape (positions, L, n, d): L hidden states of each model (the embeddings first)
+for n sequences.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import numpy as np
 
 from losslens.updates.base import Array
 
-# The positions at which states are kept: the prompt's last token, the mean over the completion's first three tokens, and
-# the mean over all of its tokens.
+# The positions at which states are kept: the prompt's last token, the mean over the completion's first three tokens,
+# and the mean over all of its tokens.
 POSITIONS = ("prompt", "start", "completion")
 FIRST_TOKENS = 3
 PROMPT, COMPLETION = POSITIONS.index("prompt"), POSITIONS.index("completion")

@@ -51,8 +51,8 @@ class OffTask:
 class RotatedCopies:
     """Copies of one update with random left singular vectors, D draws.
 
-    Norm, spectrum and inputs are kept. `kl`, `off_task_kl` and `off_task_change` are of copies of the update's norm (N1),
-    `observations` of copies scaled to the update's KL (N4).
+    Norm, spectrum and inputs are kept. `kl`, `off_task_kl` and `off_task_change` are of copies of the update's norm,
+    `observations` of copies scaled to the update's KL.
 
     Attributes:
         kl: KL to the base, shape (D,).

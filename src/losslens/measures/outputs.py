@@ -99,7 +99,7 @@ def output_shifts(base: Array, models: Sequence[Array]) -> Array:
 
 
 def cosines(first: NDArray[np.floating], second: NDArray[np.floating]) -> Array:
-    """Computes the cosine of each of `first` (m, D) with each of `second` (n, D), shape (m, n); NaN for zero vectors."""
+    """Computes the cosine of each row of `first` with each of `second`, shape (m, n); NaN for zero rows."""
     norms = np.outer(np.linalg.norm(first, axis=1), np.linalg.norm(second, axis=1))
     found: Array = np.divide(
         first @ second.T, norms, dtype=np.float64, out=np.full(norms.shape, np.nan), where=norms > 0

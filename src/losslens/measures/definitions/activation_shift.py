@@ -24,8 +24,8 @@ MEASURES = (
         name="shift_size", label="relative size of the activation shift", short="shift", place=16.5, unit="%", digits=1,
         value=lambda of: of.behaviour(lambda run: _completion(run.shift_size)),
         null=lambda of: of.behaviour(lambda run: _completion(run.shift_size_null)), term="activation shift",
-        definition="root mean square over sequences of ‖δ‖ over that of ‖h₀‖, with δ = h − h₀ the shift of the last hidden "
-        "state, mean over the completion's tokens. The null is the mean of rotated copies of the same KL",
+        definition="root mean square over sequences of ‖δ‖ over that of ‖h₀‖, with δ = h − h₀ the shift of the last "
+        "hidden state, mean over the completion's tokens. The null is the mean of rotated copies of the same KL",
     ),
     FunctionMeasure(
         name="shift_cosine", label="cosine of activation shifts, completion", short="shift cosine", place=72,

@@ -15,9 +15,10 @@ MEASURES = (
     ),
     RunFunctionMeasure(
         name="off_task_change", label="off-task cross-entropy, change", short="off-task CE", place=16.8,
-        unit="nats per token", digits=4, bounds=(-1.0, 1.0), value=lambda of: of.behaviour(lambda run: run.off_task_change),
+        unit="nats per token", digits=4, bounds=(-1.0, 1.0),
+        value=lambda of: of.behaviour(lambda run: run.off_task_change),
         null=lambda of: of.behaviour(lambda run: run.off_task_change_null), term="off-task KL",
-        definition="the run's cross-entropy on the off-task text less the base's: above 0 the text has become less likely. "
-        "The null is the 95% quantile of the absolute change by rotated copies of the same norm",
+        definition="the run's cross-entropy on the off-task text less the base's: above 0 the text has become less "
+        "likely. The null is the 95% quantile of the absolute change by rotated copies of the same norm",
     ),
 )  # fmt: skip

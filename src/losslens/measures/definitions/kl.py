@@ -41,12 +41,12 @@ MEASURES = (
         name="kl", label="KL to the base", short="KL", place=16.0, tier="more", unit="nats per token", digits=4,
         value=lambda of: of.behaviour(lambda run: run.kl), null=lambda of: of.behaviour(_null), term="KL",
         summary="How far a run's next-token distributions have moved from the base's on held-out completions.",
-        definition="KL(π₀ ‖ π) of the next token at each token of the probe set's completions, mean. The null is the mean "
-        "of rotated copies of the same norm", source="2509.04259",
+        definition="KL(π₀ ‖ π) of the next token at each token of the probe set's completions, mean. The null is the "
+        "mean of rotated copies of the same norm", source="2509.04259",
     ),
     RunFunctionMeasure(
-        name="kl_q95", label="KL to the base, 95% of tokens", short="KL 95%", place=16.1, unit="nats per token", digits=4,
-        value=lambda of: of.behaviour(lambda run: run.kl_quantile), term="KL",
+        name="kl_q95", label="KL to the base, 95% of tokens", short="KL 95%", place=16.1, unit="nats per token",
+        digits=4, value=lambda of: of.behaviour(lambda run: run.kl_quantile), term="KL",
         definition="the 95% quantile over tokens of the same KL: a mean hides that much of it lies in few tokens",
     ),
     RunFunctionMeasure(
