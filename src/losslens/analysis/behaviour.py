@@ -1,4 +1,4 @@
-"""What runs do to the base's outputs and hidden states, with rotated copies of their updates as nulls; all cached."""
+"""Forward passes of runs and of rotated copies of their updates: outputs and hidden states; all cached."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class BehaviourPasses:
 
     @cached_property
     def _base_off_task(self) -> Arrays:
-        """What the base does on the off-task text, with the tokens that are kept."""
+        """Outputs of the base on the off-task text, with the tokens that are kept."""
         return self._off_task_arrays(None)
 
     def _off_task(self, name: str | None) -> OffTask:

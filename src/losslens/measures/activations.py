@@ -1,4 +1,4 @@
-"""How an update shifts hidden states, by position in the sequence and by layer; the rank of a representation.
+"""Shifts of hidden states by an update, by position in the sequence and by layer; the rank of a representation.
 
 Hidden states are given as arrays of shape (positions, L, n, d): L hidden states of each model (the embeddings first)
 for n sequences.

@@ -1,4 +1,4 @@
-"""What an update does to the function: results of forward passes of one run, and of two runs, with their nulls."""
+"""Effects of updates on the function: results of forward passes of one run, and of two runs, with their nulls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUANTILE = 0.95
 
 @dataclass(frozen=True)
 class Observation:
-    """What one model does on fixed sequences: S sequences, T scored tokens.
+    """Outputs and hidden states of one model on fixed sequences: S sequences, T scored tokens.
 
     Attributes:
         log_probs: Log-probabilities of the kept tokens at each scored position, shape (T, K) (`measures.outputs`).
@@ -28,7 +28,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class OffTask:
-    """What one model does on the off-task text: T scored tokens.
+    """Outputs of one model on the off-task text: T scored tokens.
 
     Attributes:
         log_probs: Log-probabilities of the kept tokens, shape (T, K).
@@ -69,7 +69,7 @@ class RotatedCopies:
 
 @dataclass(frozen=True)
 class RunBehaviour:
-    """What one run does, compared with the base; NaN in nulls without rotated copies.
+    """Behaviour of one run, compared with the base; NaN in nulls without rotated copies.
 
     Attributes:
         kl: KL(base ‖ run), nats per token.
@@ -100,7 +100,7 @@ class RunBehaviour:
 
 @dataclass(frozen=True)
 class PairBehaviour:
-    """What two runs do, compared with each other; NaN in nulls without rotated copies of both.
+    """Behaviour of two runs, compared with each other; NaN in nulls without rotated copies of both.
 
     Nulls are of rotated copies scaled to each run's KL: D draws of one run against D draws of the other. Their cosines
     are not centred on 0, so nothing is assumed of their distribution.

@@ -109,7 +109,7 @@ def sequence_losses(model: Any, sequences: Sequences, batch_size: int) -> Sequen
 
 @dataclass(frozen=True)
 class Batch:
-    """What a model does on a few of the sequences: n sequences, t scored tokens.
+    """Results of a forward pass over a few of the sequences: n sequences, t scored tokens.
 
     Attributes:
         nll: −log π(completion | prompt) of each sequence in nats, summed over its tokens, shape (n,).
