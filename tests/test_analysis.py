@@ -23,7 +23,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from scipy.linalg import subspace_angles
 
-from losslens.analysis import forward_passes, weight_space
+from losslens.analysis import behaviour, forward_passes, pipeline, weight_space
 from losslens.analysis.cache import Cache
 from losslens.analysis.pairs import choose, find
 from losslens.analysis.pipeline import Analysis, analyse
@@ -31,6 +31,8 @@ from losslens.config.analysis import AnalyzeConfig
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.core.hashing import hash_json
+from losslens.measures import weight_measures
+from losslens.measures.forward import observe
 from losslens.models.loading import LoadedModel, preserved
 from losslens.models.tokens import encode_completion, encode_prompt
 from losslens.rollouts.frozen import load_rollouts
@@ -39,7 +41,10 @@ from losslens.runs.run import Run, runs_of
 from tests.conftest import METHODS, ROOT, cold, command, script
 
 # Few passes: three points, few sequences.
-QUICK = ["probe_set.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=5", "cka.minibatch=5"]
+QUICK = [
+    "probe_set.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=5", "cka.minibatch=5",
+    "rotated_copies=1",
+]  # fmt: skip
 CONTRACT = {
     "runs": "run method lr rank model seed init_seed norm effective_rank stable_rank benchmark accuracy n "
     "ci_low ci_high",
@@ -52,6 +57,7 @@ CONTRACT = {
     "layers": "run_a run_b layer cosine orthogonal_share angle_min_left",
     "connectivity": "run_a run_b alpha loss loss_low loss_high",
     "cka": "run_a run_b layer cka_unbiased n",
+    "shifts": "run_a run_b position layer shift_cosine shift_cosine_null",
     "training": "run step loss grad_norm lr",
     "mds": "run x y",
 }
@@ -253,7 +259,7 @@ class TestTables:
         own = tables.arm_pairs.set_index(["arm_a", "arm_b"]).loc[("sft-conventional", "sft-conventional")]
         assert own["cosine"] == pytest.approx(repeats.loc["order", "cosine"])
         assert tables.arms.set_index("arm").loc["sft-conventional", "cosine_repeat"] == own["cosine"]
-        assert not pairs.filter(like="_null").isna().any().any()
+        assert not pairs[[f"{m.name}_null" for m in weight_measures() if m.has_null]].isna().any().any()
         assert pairs["angle_min_left_null"].between(45, 90).all()
         # With a shared A of rank 8 all top-8 right subspaces are the same one, whatever the loss.
         one_a = pairs["pairing"].isin(["same seeds", "same init"])
@@ -272,15 +278,17 @@ class TestTables:
         assert found.facts["reference"] == f"main/{of(sweep, 'sft').name}"
 
 
+def counting(function: Any, seen: list) -> Any:
+    """The function, which notes each of its calls."""
+    return lambda *arguments, **options: (seen.append(1), function(*arguments, **options))[1]
+
+
 class TestNothingTwice:
     def test_one_more_run_is_all_that_is_measured(self, sweep: Path, analysis: Analysis, monkeypatch: Any) -> None:
         """A seventh run: one run and six pairs in factor space, its own passes, six lines; then nothing at all."""
-        seen: dict[str, list] = {"compare": [], "passes": [], "similarities": []}
-        compare, losses, similar = (
-            weight_space.compare,
-            forward_passes.ForwardPasses._losses,
-            forward_passes.similarities,
-        )
+        seen: dict[str, list] = {"compare": [], "passes": [], "probe set": [], "off task and copies": []}
+        compare, losses = weight_space.compare, forward_passes.ForwardPasses._losses
+        modules = [(forward_passes, "probe set"), (behaviour, "off task and copies")]
 
         def count_compare(adapters: Any, modules: Any, **options: Any) -> Any:
             seen["compare"].append((len(adapters), options["fresh"]))
@@ -290,15 +298,12 @@ class TestNothingTwice:
             seen["passes"].append((len(names), len(weights)))
             return losses(self, names, weights, *rest)
 
-        def count_similar(*arguments: Any) -> Any:
-            seen["similarities"].append(1)
-            return similar(*arguments)
-
         monkeypatch.setattr(weight_space, "compare", count_compare)
         monkeypatch.setattr(forward_passes.ForwardPasses, "_losses", count_losses)
-        monkeypatch.setattr(forward_passes, "similarities", count_similar)
+        for module, what in modules:
+            monkeypatch.setattr(module, "observe", counting(observe, seen[what]))
         again = analyse(settings(sweep))
-        assert seen == {"compare": [], "passes": [], "similarities": []}
+        assert not any(seen.values())
         for name in ("pairs", "connectivity", "cka", "runs"):
             pd.testing.assert_frame_equal(getattr(again.tables, name), getattr(analysis.tables, name))
         other = sweep / "other_adapter"
@@ -308,8 +313,11 @@ class TestNothingTwice:
         config = settings(sweep, adapters={"half": other}, pairs="all")
         more = analyse(config)
         assert seen["compare"] == [(7, 1)]
-        assert sorted(seen["passes"]) == [(1, 1), *[(2, 1)] * 6]
-        assert len(seen["similarities"]) == 1
+        assert seen["passes"] == [(2, 1)] * 6
+        # One pass over the probe set for CKA, loss, outputs and activations, and one over the off-task text. Of the
+        # copy two over the probe set, at the update's norm and at its KL, and one over the off-task text.
+        assert len(seen["probe set"]) == 1
+        assert len(seen["off task and copies"]) == 1 + 3
         pair = more.tables.pairs[more.tables.pairs["run_a"] == of(sweep, "sft").name]
         assert pair["run_b"].tolist() == ["half"]
         assert pair["cosine"].tolist() == pytest.approx([1], abs=1e-12)
@@ -327,7 +335,7 @@ class TestNothingTwice:
         ("override", "again"),
         [
             ("num_directions=3", {"compare"}),
-            ("rotated_copies=2", {"against_copies"}),
+            ("spectrum_copies=2", {"against_copies"}),
             ("cka.pooling=last", {"similarities"}),
             ("cka.minibatch=4", {"similarities"}),
             ("connectivity.points=5", {"losses"}),
@@ -405,7 +413,7 @@ class TestNothingTwice:
 
         monkeypatch.setattr(forward_passes, "evaluate", watched)
         monkeypatch.setattr(forward_passes, "similarities", noted)
-        monkeypatch.setattr(forward_passes.Cache, "load", lambda *arguments: None)
+        monkeypatch.setattr(pipeline, "Cache", lambda folder: Cache(tmp_path))
         found = analyse(settings(sweep, pairs=[["sft", "dpo"]]))
         assert outliers[0] is None
         table = found.tables.cka.drop_duplicates("layer")

@@ -38,9 +38,9 @@ def test_hydra_parses_printed_commands(place: str, sweep: str | list[str] | None
 def test_one_rotated_copy_has_no_spread() -> None:
     with (
         initialize_config_dir(str(ROOT / "conf"), version_base="1.3"),
-        pytest.raises(InputError, match=r"rotated_copies=1: a spread needs at least 2"),
+        pytest.raises(InputError, match=r"spectrum_copies=1: a spread needs at least 2"),
     ):
-        parse(AnalyzeConfig, compose("analyze", ["rotated_copies=1"]))
+        parse(AnalyzeConfig, compose("analyze", ["spectrum_copies=1"]))
 
 
 def test_a_folder_with_spaces_is_readable() -> None:

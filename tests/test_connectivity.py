@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from losslens.core.errors import InputError
 from losslens.measures.base_weights import principal
 from losslens.measures.connectivity import SequenceNll, barriers, curve
-from losslens.measures.forward import Sequences, hidden_states, interpolated_model, sequence_losses
+from losslens.measures.forward import Sequences, interpolated_model, observe, sequence_losses
 from losslens.models.adapters import save_adapter
 from losslens.models.loading import LoadedModel, preserved
 from losslens.updates.folder import open_adapter
@@ -201,7 +201,7 @@ def test_losses_are_those_of_each_sequence_alone(base: LoadedModel, sequences: S
 def test_hidden_states_are_those_of_each_sequence_alone(base: LoadedModel, sequences: Sequences) -> None:
     """Every hidden state, pooled over the completion's tokens or at its last one."""
     for pooling, start in (("mean", None), ("last", -1)):
-        parts = list(hidden_states(base.model, sequences, pooling, batch_size=2))
+        parts = [batch.features for batch in observe(base.model, sequences, 2, pooling)]
         assert [part.shape[1] for part in parts] == [2, 2, 1]
         found = np.concatenate(parts, axis=1)
         for n, (prompt, completion) in enumerate(zip(sequences.prompts, sequences.completions, strict=True)):

@@ -135,7 +135,7 @@ def test_one_run_has_all_names_of_its_rate(arms: Path) -> None:
     assert not changed
 
 
-SCALE = ("connectivity.points=3", "connectivity.midpoint_problems=0", "probe_set.problems=12")
+SCALE = ("connectivity.points=3", "connectivity.midpoint_problems=0", "probe_set.problems=12", "rotated_copies=0")
 
 
 def write_tables(output_dir: Path, *arguments: str) -> None:

@@ -45,7 +45,9 @@ SMALL = [
     "evaluation.max_tokens=16", "optim.max_steps=2", "optim.batch_size=4", "optim.save_steps=2", "optim.log_steps=2",
     "logger=none",
 ]  # fmt: skip
-ANALYSIS = ["logger=none", "connectivity.resamples=100", "connectivity.points=3", "probe_set.problems=20"]
+ANALYSIS = [
+    "logger=none", "connectivity.resamples=100", "connectivity.points=3", "probe_set.problems=20", "rotated_copies=0",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_a_manifest_that_names_code_runs_none(outputs: Path, tmp_path: Path) -> 
     edit(outputs, change)
     outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}")
     reason = "the manifest names code for its problems, 'subprocess.Popen', which is only run if"
-    assert f"left out: connectivity, CKA: {reason}" in outcome.stdout.replace("\n", " ")
+    assert f"left out: connectivity, CKA, KL, outputs and activations: {reason}" in outcome.stdout.replace("\n", " ")
     script(
         "evaluate.py",
         "benchmark=arithmetic",

@@ -21,6 +21,7 @@ from losslens.measures import (
     glossary_terms,
     pair_measures,
     run_measures,
+    run_weight_measures,
     weight_measures,
 )
 from losslens.measures.comparison import compare
@@ -99,14 +100,15 @@ def test_an_update_of_zero_shows_nothing() -> None:
     found = tables({"a": adapter(1), "nothing": nothing})
     zero = found.runs.set_index("run").loc["nothing"]
     assert zero["norm"] == 0
-    assert zero[[m.name for m in run_measures() if m.name != "norm" and m.logged]].isna().all()
+    assert zero[[m.name for m in run_weight_measures() if m.name != "norm" and m.logged]].isna().all()
     assert found.pairs[[m.name for m in weight_measures()]].isna().all(axis=None)
 
 
 def test_every_measure_has_its_columns(found: WeightTables) -> None:
-    for measure in run_measures():
+    for measure in run_weight_measures():
         assert measure.name in found.runs
         assert measure.name in found.run_modules
+    for measure in run_measures():
         assert measure.name in RUN_COLUMNS
         assert {measure.name, f"{measure.name}_std"} <= set(ABLATION_COLUMNS)
     for measure in pair_measures():
@@ -136,7 +138,7 @@ def test_the_terminal_shows_the_main_ones(capsys: pytest.CaptureFixture[str], mo
 
 def test_what_is_logged_has_its_panel() -> None:
     live = WeightTracker(adapter(0), {"sft": adapter(1)}, list(SHAPES)).measure(adapter(2))
-    for measure in run_measures():
+    for measure in run_weight_measures():
         assert (measure.name in live) == measure.logged
         assert (f"geometry/{measure.name}" in GEOMETRY) == measure.logged
     for measure in weight_measures():

@@ -25,7 +25,7 @@ from tests.conftest import script
 
 QUICK = (
     "probe_set.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=0", "connectivity.resamples=100",
-    "logger=none",
+    "rotated_copies=0", "logger=none",
 )  # fmt: skip
 
 

@@ -345,6 +345,17 @@ def test_the_numbers_are_those_of_the_tables(report) -> None:
     assert [trace["x"] for trace in angle["data"]][-2:] == [[14.62] * 3, [59.51] * 3]
 
 
+def test_accuracy_and_forgetting_are_drawn_against_kl(report) -> None:
+    """Only for arms that have both numbers; the base stands at a KL of 0."""
+    measured = arm("dpo", "conventional", 1e-4, kl=0.004, kl_std=0.001, off_task_kl=0.02)
+    page = report(runs=RUNS, arms=[measured, arm("sft", "conventional", 1e-3, kl=0.003)])
+    plots = [p for p in page.figures if p["layout"]["xaxis"]["title"]["text"].startswith("KL to the base (nats")]
+    gained, forgotten = (p for p in plots if "text" in p["layout"]["yaxis"].get("title", {}))
+    assert [(t["x"], t["y"]) for t in gained["data"]] == [([0], [0.576]), ([0.003], [0.54]), ([0.004], [0.54])]
+    assert [(t["x"], t["y"]) for t in forgotten["data"]] == [([0], [0.0]), ([0.004], [0.02])]
+    assert gained["data"][2]["error_x"]["array"] == [pytest.approx(0.001)]
+
+
 def test_barriers_of_0_are_shown_at_the_left_of_a_range_that_has_some(report) -> None:
     def shown(*heights: float) -> dict:
         table = [arm("sft", "conventional", 1e-3), arm("dpo", "conventional", 1e-4)]

@@ -26,7 +26,14 @@ from losslens.core.files import atomic_file
 from losslens.losses import Loss, Method, Need, builtin_losses, builtin_methods
 from losslens.losses.on_policy import OnPolicy
 from losslens.losses.presentation import builtin_presentations
-from losslens.measures import Measure, PairMeasure, function_measures, run_measures, weight_measures
+from losslens.measures import (
+    Measure,
+    PairMeasure,
+    function_measures,
+    run_function_measures,
+    run_weight_measures,
+    weight_measures,
+)
 from losslens.tables.descriptions import glossary
 
 ROOT = Path(__file__).parents[1]
@@ -57,18 +64,21 @@ def pages() -> list[Path]:
 
 
 def _measures(name: str) -> str:
-    live: list[tuple[str, Measure]] = [(m.name, m) for m in run_measures() if m.logged]
+    live: list[tuple[str, Measure]] = [(m.name, m) for m in run_weight_measures() if m.logged]
     live += [(f"{m.name}_to_<label>", m) for m in weight_measures("main")]
     tables: dict[str, Callable[[], str]] = {
         "words": lambda: _table(("term", "in plain words"), glossary().items()),
-        "runs": lambda: _table(
-            ("column", "definition", "null", "source"), ((*_first(m), _yes(m), m.source) for m in run_measures())
-        ),
+        "runs": lambda: _runs(run_weight_measures()),
+        "run functions": lambda: _runs(run_function_measures()),
         "weights": lambda: _pairs(weight_measures()),
         "functions": lambda: _pairs(function_measures()),
         "live": lambda: _table(("name", "definition", "unit"), ((f"`{n}`", m.definition, m.unit) for n, m in live)),
     }
     return tables[name]()
+
+
+def _runs(measures: Iterable[Measure]) -> str:
+    return _table(("column", "definition", "null", "source"), ((*_first(m), _yes(m), m.source) for m in measures))
 
 
 def _pairs(measures: Iterable[PairMeasure]) -> str:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from losslens.analysis.cohort import Cohort, SweepContents, gather_cohort
 from losslens.core.errors import InputError
 from losslens.core.extras import require_extras
-from losslens.measures import run_measures, weight_measures
+from losslens.measures import run_weight_measures, weight_measures
 from losslens.measures.comparison import compare as compare_updates
 from losslens.measures.nulls import expected_angles
 from losslens.measures.tables import ComparedWeights, WeightTables, weight_tables
@@ -113,7 +113,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """Shows the adapters with their main measures, and the cosine matrix."""
-        main = [measure.name for measure in run_measures("main")]
+        main = [measure.name for measure in run_weight_measures("main")]
         runs = self.runs.set_index("run")[[name for name in main if self.runs[name].notna().any()]]
         shown = {"adapters": runs, "cosine of every two updates": self.matrix()}
         return "".join(f"<p>{title}</p>{table.to_html(float_format='%.3g')}" for title, table in shown.items())

@@ -70,12 +70,14 @@ def run_table(cohort: Cohort, sizes: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         cohort: The compared adapters.
-        sizes: The weight measures of each run.
+        sizes: The measures of each run, and of the base where they have a value.
     """
     by_run = sizes.set_index("run")
     rows: list[dict[str, Any]] = []
     for base in cohort.bases:
-        rows += _run_rows(cohort.scores, base.name, base.run, {"method": "base", "model": base.facts.config.model.name})
+        facts = {"method": "base", "model": base.facts.config.model.name}
+        measured = dict(by_run.loc[base.name]) if base.name in by_run.index else {}
+        rows += _run_rows(cohort.scores, base.name, base.run, {**facts, **measured})
     for member in cohort.members:
         facts = {"method": "adapter"} if member.facts is None else _of_facts(member.facts)
         rows += _run_rows(cohort.scores, member.name, member.run, {**facts, **dict(by_run.loc[member.name])})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import fields
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,18 +25,31 @@ from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
 from losslens.measures.base_weights import Principal, PrincipalParts, principal, principal_parts
+from losslens.measures.behaviour import Observation
 from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.measures.connectivity import Curve, SequenceNll, curve
-from losslens.measures.forward import Sequences, base_weight, hidden_states, interpolated_model, sequence_losses
+from losslens.measures.forward import Batch, Sequences, base_weight, interpolated_model, observe, sequence_losses
+from losslens.measures.outputs import EXACT_UP_TO, LIKELIEST
 from losslens.measures.rotated import against_copies
 from losslens.measures.tables import BaseComparison
 from losslens.models.limits import limits_of
 from losslens.models.loading import LoadedModel, ModelSource, load_model
 from losslens.rollouts.sample import held_out_problems, problem_source
-from losslens.updates.base import Array
+from losslens.updates.base import Array, Updates
 from losslens.updates.folder import open_adapter
 
 Name = TypeVar("Name", bound=Hashable)
+SetWeights = Callable[[Sequence[float]], None]
+# What decides which tokens are kept, for cache keys.
+KEPT_TOKENS = [LIKELIEST, EXACT_UP_TO]
+# The arrays of each kind of entry that one pass fills.
+_OBSERVED: dict[str, list[str]] = {
+    "similarities": [field.name for field in fields(Similarities)],
+    "losses": ["nll", "tokens"],
+    "outputs": ["log_probs"],
+    "states": ["states"],
+    "kept": ["tokens"],
+}
 
 
 class ForwardPasses:
@@ -54,15 +68,15 @@ class ForwardPasses:
     ) -> None:
         self._source = source
         self._cohort = cohort
-        self._cache = cache
-        self._batch_size = batch_size
+        self.cache = cache
+        self.batch_size = batch_size
         self._members = cohort.by_name
         # On a GPU, `auto` means a different precision.
-        self._identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
-        self._identity += [source.attention, source.chat_options]
+        self.identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
+        self.identity += [source.attention, source.chat_options]
         # In half precision the batch size may change values.
         self._half = source.dtype in ("bfloat16", "float16") or (source.dtype == "auto" and torch.cuda.is_available())
-        self._identity.append(batch_size if self._half else None)
+        self.identity.append(batch_size if self._half else None)
 
     @property
     def _base(self) -> LoadedModel:
@@ -71,9 +85,32 @@ class ForwardPasses:
         except InputError as error:
             raise UnavailableError(str(error)) from error
 
+    @property
+    def modules(self) -> Sequence[str]:
+        """Names of the adapted modules."""
+        return self._cohort.modules
+
+    @property
+    def positions(self) -> int | None:
+        """Maximum sequence length of the base in tokens; None if unlimited or unknown."""
+        return limits_of(self._source).positions
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the base."""
+        return self._base.tokenizer
+
+    def sha256(self, name: str) -> str:
+        """Returns the hash of a run's adapter."""
+        return self._members[name].sha256
+
+    def folder(self, name: str) -> Path:
+        """Returns the folder of a run's adapter."""
+        return self._members[name].adapter
+
     def against_base(self, top: int) -> dict[str, BaseComparison]:
         """Compares every run with W0."""
-        keys = {name: [self._identity, *initial_key(member), top] for name, member in self._members.items()}
+        keys = {name: [self.identity, *initial_key(member), top] for name, member in self._members.items()}
         names = [field.name for field in fields(BaseComparison)]
         found = {name: BaseComparison(**known) for name, known in self._known("against_base", keys, names).items()}
         missing = [name for name in keys if name not in found]
@@ -84,7 +121,7 @@ class ForwardPasses:
                 adapters = {name: stack.enter_context(open_adapter(self._members[name].adapter)) for name in missing}
                 folders = {folder for name in missing if (folder := self._members[name].initial)}
                 starts = {folder: stack.enter_context(open_adapter(folder)) for folder in folders}
-                for m, module in enumerate(_bar(self._cohort.modules, "base weights", "module")):
+                for m, module in enumerate(bar(self._cohort.modules, "base weights", "module")):
                     weight = self._principal(module, self._cohort.shapes[m], top)
                     norms[m] = weight.norm
                     spaces = {folder: start[module].input_space() for folder, start in starts.items()}
@@ -95,19 +132,19 @@ class ForwardPasses:
                             parts[name].append(principal_parts(adapter[module], start, weight))
             for name in missing:
                 found[name] = BaseComparison.of(norms, parts[name])
-                self._cache.save("against_base", keys[name], vars(found[name]))
+                self.cache.save("against_base", keys[name], vars(found[name]))
         return found
 
     def effects(self, top: int, copies: int) -> dict[str, Array]:
         """Computes the effects of every run on W0 and those of left-rotated copies of it, shape (M, 3, 4) each."""
-        keys = {name: [self._identity, member.sha256, top, copies] for name, member in self._members.items()}
+        keys = {name: [self.identity, member.sha256, top, copies] for name, member in self._members.items()}
         found = {name: known["effects"] for name, known in self._known("effects", keys, ["effects"]).items()}
         missing = [name for name in keys if name not in found]
         if missing:
             modules: dict[str, list[Array]] = {name: [] for name in missing}
             with ExitStack() as stack:
                 adapters = {name: stack.enter_context(open_adapter(self._members[name].adapter)) for name in missing}
-                for m, module in enumerate(_bar(self._cohort.modules, "rotated copies", "module")):
+                for m, module in enumerate(bar(self._cohort.modules, "rotated copies", "module")):
                     directions = self._principal(module, self._cohort.shapes[m], top)
                     weight = base_weight(self._base.model, module, self._cohort.shapes[m]).double().cpu().numpy()
                     for name, adapter in adapters.items():
@@ -116,15 +153,15 @@ class ForwardPasses:
                         modules[name].append(against_copies(adapter[module], weight, directions, copies, rng))
             for name in missing:
                 found[name] = np.array(modules[name])
-                self._cache.save("effects", keys[name], {"effects": found[name]})
+                self.cache.save("effects", keys[name], {"effects": found[name]})
         return found
 
     def _principal(self, module: str, shape: tuple[int, int], top: int) -> Principal:
-        key = [self._identity, module, top]
-        known = self._cache.load("principal", key, ["norm", "values", "left", "right"])
+        key = [self.identity, module, top]
+        known = self.cache.load("principal", key, ["norm", "values", "left", "right"])
         if known is None:
             known = vars(principal(base_weight(self._base.model, module, shape).double().cpu().numpy(), top))
-            self._cache.save("principal", key, known)
+            self.cache.save("principal", key, known)
         if (len(known["left"]), len(known["right"])) != shape:
             raise InputError(f"the adapters do not fit the base: {module} has a different shape there")
         return Principal(float(known["norm"]), known["values"], known["left"], known["right"])
@@ -133,7 +170,7 @@ class ForwardPasses:
         """Computes the loss on the straight path between the runs of each pair; endpoints once per run."""
         alphas = np.linspace(0, 1, settings.points)
         names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        about = [self._identity, sequences.key]
+        about = [self.identity, sequences.key]
         end_keys = {name: [about, self._members[name].sha256] for name in names}
         line_keys = {
             pair: [about, settings.points, *sorted(self._members[name].sha256 for name in pair)] for pair in pairs
@@ -146,14 +183,14 @@ class ForwardPasses:
                 if name not in ends:
                     [at_end] = self._losses([name], [[1.0]], sequences, bar.update)
                     ends[name] = {"nll": at_end.nll, "tokens": at_end.tokens}
-                    self._cache.save("losses", end_keys[name], ends[name])
+                    self.cache.save("losses", end_keys[name], ends[name])
             for pair in pairs:
                 if pair not in lines:
                     # Cached in the order of the hashes, so that (b, a) finds the result of (a, b).
                     weights = [[1 - alpha, alpha] for alpha in alphas[1:-1]]
                     between = self._losses(self._in_order(pair), weights, sequences, bar.update)
                     lines[pair] = {"nll": np.stack([losses.nll for losses in between])}
-                    self._cache.save("line", line_keys[pair], lines[pair])
+                    self.cache.save("line", line_keys[pair], lines[pair])
         curves = {}
         for a, b in pairs:
             along = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
@@ -164,7 +201,7 @@ class ForwardPasses:
 
     def _known(self, kind: str, keys: Mapping[Name, Any], names: Sequence[str]) -> dict[Name, Arrays]:
         """Loads the cached results for `keys`."""
-        loaded = {name: self._cache.load(kind, key, names) for name, key in keys.items()}
+        loaded = {name: self.cache.load(kind, key, names) for name, key in keys.items()}
         return {name: arrays for name, arrays in loaded.items() if arrays is not None}
 
     def midpoints(
@@ -177,17 +214,16 @@ class ForwardPasses:
             selected = held_out_problems(data)[:problems]
         except InputError as error:
             raise UnavailableError(str(error)) from error
-        about = [self._identity, source.identity("eval"), data.seed, len(selected), evaluation.max_tokens, batch]
+        about = [self.identity, source.identity("eval"), data.seed, len(selected), evaluation.max_tokens, batch]
         about += [data.eval_offset] if data.eval_offset else []
         found = {}
         for number, pair in enumerate(pairs, 1):
             key = [about, *sorted(self._members[name].sha256 for name in pair)]
-            known = self._cache.load("midpoint", key, ["problem_id", "correct"])
+            known = self.cache.load("midpoint", key, ["problem_id", "correct"])
             if known is None:
                 with ExitStack() as stack:
-                    adapters = [stack.enter_context(open_adapter(self._members[name].adapter)) for name in pair]
-                    line = interpolated_model(self._base.model, self._cohort.modules, *adapters)
-                    model, set_weights = stack.enter_context(line)
+                    adapters = [stack.enter_context(open_adapter(self.folder(name))) for name in pair]
+                    model, set_weights = stack.enter_context(self.with_updates(*adapters))
                     set_weights([0.5, 0.5])
                     outcomes = evaluate(
                         model,
@@ -203,7 +239,7 @@ class ForwardPasses:
                     "problem_id": outcomes["problem_id"].to_numpy(dtype=str),
                     "correct": outcomes["correct"].to_numpy(dtype=bool),
                 }
-                self._cache.save("midpoint", key, known)
+                self.cache.save("midpoint", key, known)
             found[pair] = pd.Series(known["correct"], index=known["problem_id"])
         return found
 
@@ -211,12 +247,15 @@ class ForwardPasses:
         a, b = sorted(pair, key=lambda name: self._members[name].sha256)
         return (a, b) if self._members[a].sha256 != self._members[b].sha256 else pair
 
-    def _tokens(self, sequences: TeacherForced) -> Sequences:
+    def tokens(self, sequences: TeacherForced) -> Sequences:
         """Returns the token ids, after checking that the base can process them."""
         tokens = sequences.tokens(self._base.tokenizer)
-        where, rows = str(sequences.frozen.folder / "rollouts.parquet"), sequences.rows.index.tolist()
-        limits_of(self._source).require_sequences(where, tokens.prompts, tokens.completions, rows)
+        self.require(str(sequences.frozen.folder / "rollouts.parquet"), tokens, sequences.rows.index.tolist())
         return tokens
+
+    def require(self, where: str, tokens: Sequences, rows: Sequence[int] | None = None) -> None:
+        """Checks that the base can process the sequences of `where`, whose rows have these numbers."""
+        limits_of(self._source).require_sequences(where, tokens.prompts, tokens.completions, rows)
 
     def _losses(
         self,
@@ -225,33 +264,104 @@ class ForwardPasses:
         sequences: TeacherForced,
         done: Callable[[], object],
     ) -> list[SequenceNll]:
-        tokens = self._tokens(sequences)
+        tokens = self.tokens(sequences)
         losses = []
         with ExitStack() as stack:
-            adapters = [stack.enter_context(open_adapter(self._members[name].adapter)) for name in names]
-            line = interpolated_model(self._base.model, self._cohort.modules, *adapters)
-            model, set_weights = stack.enter_context(line)
+            adapters = [stack.enter_context(open_adapter(self.folder(name))) for name in names]
+            model, set_weights = stack.enter_context(self.with_updates(*adapters))
             for at in weights:
                 set_weights(at)
-                losses.append(sequence_losses(model, tokens, self._batch_size))
+                losses.append(sequence_losses(model, tokens, self.batch_size))
                 done()
         return losses
 
-    def ckas(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Cka) -> dict[Pair, CkaOfPair]:
-        """Computes CKA of each pair, and of each of its runs with the base."""
-        names = list(dict.fromkeys(name for pair in pairs for name in pair))
-        about = [self._identity, sequences.key, settings.pooling, settings.minibatch]
-        keys: dict[str | None, Any] = {None: [about, None]}  # None is the base
-        keys |= {name: [about, self._members[name].sha256] for name in names}
-        found = {
-            name: Similarities(known["whole"], known["without_outlier"], known["outliers"], int(known["n"]))
-            for name, known in self._known("similarities", keys, [f.name for f in fields(Similarities)]).items()
+    def observe(self, names: Sequence[str], sequences: TeacherForced, settings: Cka) -> None:
+        """Runs the base and each of `names` once over the sequences; all that measures need of a pass is cached."""
+        every: tuple[str | None, ...] = (None, *names)
+        missing = [
+            name for name in every if any(self._load(kind, name, sequences, settings) is None for kind in _OBSERVED)
+        ]
+        # The base comes first: it determines the outlier dimensions and the tokens that are kept.
+        for name in bar(missing, "forward passes", "model"):
+            self._observe(name, sequences, settings)
+
+    def _observe(self, name: str | None, sequences: TeacherForced, settings: Cka) -> None:
+        tokens = self.tokens(sequences)
+        outliers, kept = None, None
+        if name is not None:
+            outliers = self._loaded("similarities", None, sequences, settings)["outliers"]
+            kept = self.kept(sequences, settings)
+        batches: list[Batch] = []
+        with self.model(name) as model:
+
+            def features() -> Iterator[np.ndarray]:
+                for batch in observe(model, tokens, self.batch_size, settings.pooling, kept):
+                    assert batch.features is not None
+                    batches.append(replace(batch, features=None))
+                    yield batch.features
+
+            sizes = minibatch_sizes(len(tokens.prompts), settings.minibatch)
+            found = similarities(minibatches_of(features(), sizes), outliers)
+        observation = joined(batches)
+        lengths = np.array([len(ids) for ids in tokens.completions])
+        entries = {
+            "similarities": vars(found),
+            "losses": {"nll": np.concatenate([batch.nll for batch in batches]), "tokens": lengths},
+            "outputs": {"log_probs": observation.log_probs},
+            "states": {"states": observation.states},
         }
-        # The base comes first: it determines the outlier dimensions.
-        for name in _bar([name for name in keys if name not in found], "CKA", "model"):
-            outliers = None if name is None else found[None].outliers
-            found[name] = self._similarities(name, sequences, settings, outliers)
-            self._cache.save("similarities", keys[name], vars(found[name]))
+        if name is None:
+            entries["kept"] = {"tokens": np.concatenate([batch.tokens for batch in batches])}
+        for kind, arrays in entries.items():
+            self.cache.save(kind, self._key(kind, name, sequences, settings), arrays)
+
+    @contextmanager
+    def model(self, name: str | None) -> Iterator[Any]:
+        """Yields the base (None), or the base with the update of a run."""
+        if name is None:
+            yield self._base.model
+        else:
+            with open_adapter(self.folder(name)) as adapter, self.with_updates(adapter) as (model, set_weights):
+                set_weights([1.0])
+                yield model
+
+    def with_updates(self, *updates: Updates) -> AbstractContextManager[tuple[Any, SetWeights]]:
+        """Adds weighted updates to the base, as `interpolated_model`."""
+        return interpolated_model(self._base.model, self.modules, *updates)
+
+    def _key(self, kind: str, name: str | None, sequences: TeacherForced, settings: Cka) -> Any:
+        sha256 = None if name is None else self._members[name].sha256
+        about: list[Any] = [self.identity, sequences.key]
+        about += {"similarities": [settings.pooling, settings.minibatch], "losses": []}.get(kind, KEPT_TOKENS)
+        return [about, sha256]
+
+    def _load(self, kind: str, name: str | None, sequences: TeacherForced, settings: Cka) -> Arrays | None:
+        if kind == "kept" and name is not None:
+            return {}
+        return self.cache.load(kind, self._key(kind, name, sequences, settings), _OBSERVED[kind])
+
+    def _loaded(self, kind: str, name: str | None, sequences: TeacherForced, settings: Cka) -> Arrays:
+        found = self._load(kind, name, sequences, settings)
+        if found is None:
+            raise InputError(f"{self.cache.folder}: what was just measured cannot be read")
+        return found
+
+    def kept(self, sequences: TeacherForced, settings: Cka) -> np.ndarray:
+        """Returns the tokens that the base keeps at each scored position, after `observe`."""
+        return self._loaded("kept", None, sequences, settings)["tokens"]
+
+    def observation(self, name: str | None, sequences: TeacherForced, settings: Cka) -> Observation:
+        """Returns what a run (None: the base) does on the sequences, after `observe`."""
+        outputs, states = (self._loaded(kind, name, sequences, settings) for kind in ("outputs", "states"))
+        return Observation(outputs["log_probs"], states["states"])
+
+    def ckas(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Cka) -> dict[Pair, CkaOfPair]:
+        """Computes CKA of each pair, and of each of its runs with the base, after `observe`."""
+        names = list(dict.fromkeys(name for pair in pairs for name in pair))
+        found = {}
+        for name in (None, *names):
+            known = self._loaded("similarities", name, sequences, settings)
+            found[name] = Similarities(known["whole"], known["without_outlier"], known["outliers"], int(known["n"]))
         together = {
             **{pair: pair for pair in pairs},
             **{(name, self._cohort.base_name): (name, None) for name in names},
@@ -266,21 +376,13 @@ class ForwardPasses:
             for pair, (a, b) in together.items()
         }
 
-    def _similarities(
-        self, name: str | None, sequences: TeacherForced, settings: Cka, outliers: np.ndarray | None
-    ) -> Similarities:
-        tokens = self._tokens(sequences)
-        with ExitStack() as stack:
-            model: Any = self._base.model
-            if name is not None:
-                adapter = stack.enter_context(open_adapter(self._members[name].adapter))
-                line = interpolated_model(model, self._cohort.modules, adapter)
-                model, set_weights = stack.enter_context(line)
-                set_weights([1.0])
-            features = hidden_states(model, tokens, settings.pooling, self._batch_size)
-            sizes = minibatch_sizes(len(tokens.prompts), settings.minibatch)
-            return similarities(minibatches_of(features, sizes), outliers)
+
+def joined(batches: Sequence[Batch]) -> Observation:
+    """Joins the batches of one pass."""
+    states = [batch.states for batch in batches if batch.states is not None]
+    return Observation(np.concatenate([batch.log_probs for batch in batches]), np.concatenate(states, axis=2))
 
 
-def _bar(steps: Sequence[Any], phase: str, unit: str) -> Any:
+def bar(steps: Sequence[Any], phase: str, unit: str) -> Any:
+    """Shows progress over `steps`."""
     return tqdm(steps, desc=phase, unit=unit, leave=False, dynamic_ncols=True, disable=not steps)

@@ -1,13 +1,15 @@
-"""Measures that need the base: W0, connectivity and CKA. What is not available is left out with its reason."""
+"""Measures that need the base: W0, and forward passes. What is not available is left out with its reason."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 from pydantic import ValidationError
 
+from losslens.analysis.behaviour import BehaviourPasses
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort
 from losslens.analysis.forward_passes import ForwardPasses
@@ -17,12 +19,16 @@ from losslens.analysis.probe_set import TeacherForced, probe_set
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
+from losslens.measures.behaviour import PairBehaviour, RunBehaviour
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.connectivity import Curve
 from losslens.measures.tables import BaseComparison
 from losslens.models.loading import ModelSource, model_identity, source_of
 from losslens.runs.recorded import Trust, data_of, model_of
 from losslens.updates.base import Array
+
+# Names of the measures by forward passes, where they are left out.
+_BY_PASSES = "connectivity, CKA, KL, outputs and activations"
 
 
 @dataclass
@@ -34,6 +40,10 @@ class FunctionSpaceResults:
         effects: Effects of each run on W0 beside those of rotated copies, if asked for.
         curves: The loss on the straight path between the runs of each chosen pair.
         ckas: CKA of each chosen pair, and of its runs with the base.
+        run_behaviours: What each run of a chosen pair does, compared with the base.
+        pair_behaviours: What the runs of each chosen pair do, compared with each other.
+        base_rank: Representation rank of the base.
+        off_task: Hash of the off-task text.
         midpoints: For each chosen pair, whether the midpoint answers each problem correctly.
         probe_set: Description of the probe set, for the manifest.
         left_out: What could not be measured, with the reasons.
@@ -43,6 +53,10 @@ class FunctionSpaceResults:
     effects: dict[str, Array] = field(default_factory=dict)
     curves: dict[Pair, Curve] = field(default_factory=dict)
     ckas: dict[Pair, CkaOfPair] = field(default_factory=dict)
+    run_behaviours: dict[str, RunBehaviour] = field(default_factory=dict)
+    pair_behaviours: dict[Pair, PairBehaviour] = field(default_factory=dict)
+    base_rank: float = math.nan
+    off_task: dict[str, str] = field(default_factory=dict)
     midpoints: dict[Pair, pd.Series] = field(default_factory=dict)
     probe_set: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -58,17 +72,17 @@ def measure_function_space(
     """
     found = FunctionSpaceResults()
     if chosen.left_out:
-        found.left_out["connectivity, CKA"] = chosen.left_out
-    missing = "relative norm, principal shares, connectivity, CKA"
+        found.left_out[_BY_PASSES] = chosen.left_out
+    missing = f"relative norm, principal shares, {_BY_PASSES}"
     try:
         source, identity = _base(config.model_path, cohort.first, trust_of(config))
         passes = ForwardPasses(source, identity, cohort, cache, config.batch_size)
         found.against_base = passes.against_base(config.num_directions)
-        if config.rotated_copies:
-            found.effects = passes.effects(config.num_directions, config.rotated_copies)
+        if config.spectrum_copies:
+            found.effects = passes.effects(config.num_directions, config.spectrum_copies)
         if not chosen.pairs:
             return found
-        missing = "connectivity, CKA"
+        missing = _BY_PASSES
         frozen = probe_set(config.probe_set, config.output_dir, cohort.first, trust_of(config), config.model_path)
     except UnavailableError as error:
         found.left_out[missing] = str(error)
@@ -77,6 +91,8 @@ def measure_function_space(
     targets = TeacherForced(frozen, config.connectivity.loss == "answer")
     if targets.answer_only and (targets.rows["answer"] == "").any():
         raise InputError(f"{frozen.folder}: an answer is empty; use connectivity.loss=completions")
+    names = list(dict.fromkeys(name for pair in chosen.pairs for name in pair))
+    passes.observe(names, completions, config.cka)
     found.curves = passes.curves(chosen.pairs, targets, config.connectivity)
     if cohort.first and config.connectivity.midpoint_problems:
         try:
@@ -93,6 +109,13 @@ def measure_function_space(
         except ValidationError:
             found.left_out["accuracy at the midpoint"] = "the runs were made by another version of LossLens"
     found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
+    behaviour = BehaviourPasses(passes, completions, config.cka, config.rotated_copies)
+    found.run_behaviours = behaviour.runs(names)
+    found.pair_behaviours = behaviour.pairs(chosen.pairs)
+    found.base_rank = behaviour.base_rank
+    found.off_task = {"sha256": behaviour.off_task.sha256}
+    for name, why in behaviour.without_copies.items():
+        found.left_out[f"null of what {name} does"] = why
     found.probe_set = {
         "folder": frozen.folder.name, "sha256": frozen.sha256, "sequences": len(completions.rows),
         "of": len(frozen.table),

@@ -16,6 +16,7 @@ from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed
 from losslens.analysis.arm_accuracy import BASE, compare_arms, outcomes_of
 from losslens.analysis.arm_summary import SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
+from losslens.analysis.behaviour import shift_table
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged, find_runs, gather_cohort
 from losslens.analysis.console import show
@@ -43,6 +44,7 @@ from losslens.analysis.tables import (
     mds_table,
     measured_layer_table,
     measured_pair_table,
+    run_function_table,
 )
 from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import measure_trajectories, trajectory_table
@@ -187,7 +189,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         bar.update()
         layers = measured_layer_table(pair_rows, tables.layers)
         bar.update()
-        runs = run_table(cohort, tables.runs)
+        runs = run_table(cohort, run_function_table(cohort.base_name, tables.runs, based))
         runs.insert(1, "arm", runs["run"].map(named))
         label_of = _labels(cohort)
         runs.insert(2, "label", [label_of.get(run, run) for run in runs["run"]])
@@ -225,6 +227,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         "holm_family": {"pairs": config.holm_family, "tests": int(of_arms["p_holm"].notna().sum())},
         "measured_pairs": [list(pair) for pair in based.curves],
         "probe_set": based.probe_set,
+        "off_task": based.off_task,
         "mds": {"variance_kept": None if math.isnan(kept) else kept},
         "origins": lineage(cohort),
         "points": {s.name: s.run.manifest for s in cohort.members if s.run} if config.checkpoint != "end" else {},
@@ -232,7 +235,8 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     return Analysis(
         Tables(
             runs=runs, pairs=pair_rows, layers=layers, modules=tables.modules, run_modules=tables.run_modules,
-            connectivity=connectivity_table(based.curves), cka=cka_table(based.ckas), arm_pairs=of_arms,
+            connectivity=connectivity_table(based.curves), cka=cka_table(based.ckas),
+            shifts=shift_table(based.pair_behaviours), arm_pairs=of_arms,
             repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
             seeds=seed_table(cohort, runs), arms=arm_table, trajectories=steps, training=training,
             mds=plane, factors=factors, clusters=clusters, classes=classes, tuning=tuning.rates,

@@ -16,14 +16,14 @@ from losslens.analysis.cohort import Cohort
 from losslens.analysis.function_space import FunctionSpaceResults
 from losslens.analysis.pairs import Pair
 from losslens.analysis.repeats import pairing, with_levels
-from losslens.measures import function_measures, pair_measures, weight_measures
+from losslens.measures import function_measures, pair_measures, run_function_measures, weight_measures
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.connectivity import Curve
 from losslens.measures.mds import angles, mds
 from losslens.measures.nulls import expected_angles
 from losslens.measures.tables import ComparedWeights, RunPath
-from losslens.measures.views import Functions
+from losslens.measures.views import Functions, RunFunctions
 
 # Draws of the random subspaces.
 _DRAWS, _SEED = 200, 0
@@ -41,6 +41,7 @@ class Tables:
         run_modules: One row per run and module.
         connectivity: One row per chosen pair and alpha.
         cka: One row per chosen pair (or run and base) and hidden state.
+        shifts: One row per chosen pair, position and hidden state.
         arm_pairs: One row for every two arms, and for each arm with itself.
         repeats: One row per arm with several runs and kind of repeat.
         seeds: One row per configuration with several seeds and benchmark.
@@ -62,6 +63,7 @@ class Tables:
     run_modules: pd.DataFrame
     connectivity: pd.DataFrame
     cka: pd.DataFrame
+    shifts: pd.DataFrame
     arm_pairs: pd.DataFrame
     repeats: pd.DataFrame
     seeds: pd.DataFrame
@@ -132,10 +134,16 @@ def measured_pair_table(
     seeds = {s.name: s.facts.seeds if s.facts else None for s in cohort.members}
     own = {s.name for s in cohort.members if s.facts and s.facts.own_samples}
     pairs = list(zip(rows["run_a"], rows["run_b"], strict=True))
-    functions = Functions([based.curves.get(pair) for pair in pairs], [based.ckas.get(pair) for pair in pairs])
+    functions = Functions(
+        curves=[based.curves.get(pair) for pair in pairs],
+        ckas=[based.ckas.get(pair) for pair in pairs],
+        behaviours=[based.pair_behaviours.get(pair) for pair in pairs],
+    )
     columns: dict[str, Any] = {}
     for measure in function_measures():
         columns[measure.name] = measure.value(functions)
+        if measure.null is not None:
+            columns[f"{measure.name}_null"] = measure.null(functions)
         if measure.interval is not None:
             columns |= zip((f"{measure.name}_low", f"{measure.name}_high"), measure.interval(functions), strict=True)
     table = rows.assign(
@@ -150,6 +158,24 @@ def measured_pair_table(
     table = with_levels(table, [measure.name for measure in pair_measures()])
     first = ["run_a", "run_b", "arm_a", "arm_b", "pairing"]
     return table[[*first, *(name for name in table if name not in first)]]
+
+
+def run_function_table(base: str, runs: pd.DataFrame, based: FunctionSpaceResults) -> pd.DataFrame:
+    """Adds the measures by forward passes to those of the weights, and a row for the base with its own.
+
+    Args:
+        base: The name of the base.
+        runs: One row per run, with its weight measures.
+        based: The measures in function space.
+    """
+    functions = RunFunctions(runs["norm"].to_numpy(), [based.run_behaviours.get(run) for run in runs["run"]])
+    columns = {}
+    for measure in run_function_measures():
+        columns[measure.name] = measure.value(functions)
+        if measure.null is not None:
+            columns[f"{measure.name}_null"] = measure.null(functions)
+    of_base = pd.DataFrame({"run": [base], "representation_rank": [based.base_rank]})
+    return pd.concat([runs.assign(**columns), of_base], ignore_index=True)
 
 
 def measured_layer_table(pairs: pd.DataFrame, layers: pd.DataFrame) -> pd.DataFrame:

@@ -57,7 +57,7 @@ class AnalyzeConfig(Job):
     primary_benchmark: Annotated[FolderName | None, Formerly("compare_on")]
     select_on: FolderName | None = None
     num_directions: Annotated[int, Formerly("top")] = Field(ge=1)
-    rotated_copies: int = Field(0, ge=0)
+    spectrum_copies: int = Field(0, ge=0)
     pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     reference: str | None
     holm_family: Annotated[Literal["all", "reference"], Formerly("family")]
@@ -65,6 +65,7 @@ class AnalyzeConfig(Job):
     probe_set: Annotated[ProbeSet, Formerly("held_out")]
     connectivity: Connectivity
     cka: Cka
+    rotated_copies: int = Field(default=4, ge=0)
     batch_size: int = Field(ge=1)
     logger: Logger
 
@@ -89,8 +90,8 @@ class AnalyzeConfig(Job):
             raise ValueError(f"target_norm={self.target_norm:g} requires checkpoint=norm")
         if self.select_on is not None and self.checkpoint != "end":
             raise ValueError(f"checkpoint={self.checkpoint}: select_on chooses rates at the end of training; use end")
-        if self.rotated_copies == 1:
-            raise ValueError("rotated_copies=1: a spread needs at least 2")
+        if self.spectrum_copies == 1:
+            raise ValueError("spectrum_copies=1: a spread needs at least 2")
         if self.adapters and self.checkpoint != "end":
             raise ValueError(f"checkpoint={self.checkpoint}: adapters trained elsewhere have no snapshots; use end")
         return self

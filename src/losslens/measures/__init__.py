@@ -16,7 +16,7 @@ from pkgutil import iter_modules
 from typing import Literal
 
 from losslens.measures import definitions
-from losslens.measures.views import Array, Functions, PairWeights, RunWeights
+from losslens.measures.views import Array, Functions, PairWeights, RunFunctions, RunWeights
 
 # Where a measure is shown: main: everywhere; more: in the terminal and the tables of arms; rest: only in CSV files,
 # explorer and docs.
@@ -95,6 +95,20 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunFunctionMeasure(Measure):
+    """A measure of one run that needs forward passes.
+
+    Attributes:
+        value: Computes the value of each run; NaN for runs without forward passes.
+        null: Computes the value of copies of the update whose left singular vectors are random; None if the measure has
+            no null.
+    """
+
+    value: Callable[[RunFunctions], Array]
+    null: Callable[[RunFunctions], Array] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunMeasure(Measure):
     """A measure of one update, over all its modules and of each.
 
@@ -166,10 +180,14 @@ class FunctionMeasure(PairMeasure):
 
     Attributes:
         value: Computes the value of each pair; NaN for pairs without forward passes.
+        null: Computes the value for copies of the two updates whose left singular vectors are random and whose KL is
+            theirs: for signed measures the 95% bound of the absolute value, for others the mean. None if the measure
+            has no null.
         interval: Computes the ends of its 95% interval; None if it has no interval.
     """
 
     value: Callable[[Functions], Array]
+    null: Callable[[Functions], Array] | None = None
     interval: Callable[[Functions], tuple[Array, Array]] | None = None
 
 
@@ -181,9 +199,19 @@ def _all() -> tuple[Measure, ...]:
     return tuple(sorted(measures, key=lambda measure: measure.place))
 
 
-def run_measures(tier: Tier = "rest") -> tuple[RunMeasure, ...]:
+def run_measures(tier: Tier = "rest") -> tuple[RunMeasure | RunFunctionMeasure, ...]:
     """Returns the measures of one run, down to `tier`."""
-    return tuple(m for m in _all() if isinstance(m, RunMeasure) and _shown(m, tier))
+    return tuple(m for m in _all() if isinstance(m, RunMeasure | RunFunctionMeasure) and _shown(m, tier))
+
+
+def run_weight_measures(tier: Tier = "rest") -> tuple[RunMeasure, ...]:
+    """Returns the `run_measures` that need no forward passes."""
+    return tuple(m for m in run_measures(tier) if isinstance(m, RunMeasure))
+
+
+def run_function_measures(tier: Tier = "rest") -> tuple[RunFunctionMeasure, ...]:
+    """Returns the `run_measures` that need forward passes."""
+    return tuple(m for m in run_measures(tier) if isinstance(m, RunFunctionMeasure))
 
 
 def pair_measures(tier: Tier = "rest") -> tuple[PairMeasure, ...]:

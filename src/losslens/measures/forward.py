@@ -1,4 +1,4 @@
-"""Forward passes of the base with interpolated updates over fixed sequences: losses and hidden states."""
+"""Forward passes of the base with interpolated updates over fixed sequences: losses, outputs and hidden states."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from losslens.core.errors import InputError
+from losslens.measures.activations import FIRST_TOKENS, POSITIONS
 from losslens.measures.connectivity import SequenceNll
+from losslens.measures.outputs import kept_log_probs, likeliest_tokens
 from losslens.models.loading import preserved
 from losslens.updates.base import Array, Updates, forward_matrices
 
@@ -101,29 +103,89 @@ def sequence_losses(model: Any, sequences: Sequences, batch_size: int) -> Sequen
     for indices, ids, mask, completion in _batches(sequences, batch_size, model.device):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
         scored = completion[:, 1:]
-        chosen = logits[scored].to(torch.promote_types(logits.dtype, torch.float32))
-        per_token = torch.nn.functional.cross_entropy(chosen, ids[:, 1:][scored], reduction="none")
-        rows = scored.nonzero()[:, 0]
-        sums = torch.zeros(len(indices), dtype=torch.float64, device=ids.device).index_add(0, rows, per_token.double())
-        nll[indices] = sums.cpu().numpy()
+        nll[indices] = _nll(logits[scored], ids, scored, len(indices))
     return SequenceNll(nll, tokens)
 
 
-@torch.inference_mode()
-def hidden_states(model: Any, sequences: Sequences, pooling: Pooling, batch_size: int) -> Iterator[Array]:
-    """Computes features of the sequences, batch by batch and in order, shape (layers + 1, sequences, d).
+@dataclass(frozen=True)
+class Batch:
+    """Results of a forward pass over a few of the sequences: n sequences, t scored tokens.
 
-    Features are all hidden states of the model: the embeddings and the output of each layer (the last one after the
-    final norm), pooled to the mean over the completion's tokens or to its last token (`pooling`).
+    Attributes:
+        nll: −log π(completion | prompt) of each sequence in nats, summed over its tokens, shape (n,).
+        log_probs: Log-probabilities of the kept tokens at each scored position, shape (t, K) (`measures.outputs`).
+        tokens: The kept tokens, shape (t, K − 1), or (t, 0) if the whole vocabulary is kept.
+        states: Hidden states by position, shape (positions, L, n, d) (`measures.activations`); None if not asked for.
+        features: Hidden states pooled for CKA, shape (L, n, d); None if not asked for.
     """
-    for _, ids, mask, completion in _batches(sequences, batch_size, model.device, in_order=True):
-        states = model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True).hidden_states
-        if pooling == "mean":
-            weights = completion.double() / completion.sum(dim=1, keepdim=True)
+
+    nll: Array
+    log_probs: Array
+    tokens: np.ndarray
+    states: Array | None
+    features: Array | None
+
+
+@torch.inference_mode()
+def observe(
+    model: Any, sequences: Sequences, batch_size: int, pooling: Pooling | None, tokens: np.ndarray | None = None
+) -> Iterator[Batch]:
+    """Runs a model once over the sequences, batch by batch and in order, and keeps all that measures need.
+
+    Hidden states are all those of the model: the embeddings and the output of each layer (the last one after the final
+    norm).
+
+    Args:
+        model: The model.
+        sequences: The sequences.
+        batch_size: Sequences per forward pass.
+        pooling: The pooling of `Batch.features`: the mean over the completion's tokens, or its last token; None for no
+            hidden states.
+        tokens: The tokens to keep at each scored position of all sequences; None (used for the base) for its own
+            likeliest ones.
+    """
+    place = 0
+    for indices, ids, mask, completion in _batches(sequences, batch_size, model.device, in_order=True):
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=pooling is not None)
+        scored = completion[:, 1:]
+        logits = output.logits[:, :-1][scored]
+        if tokens is None:
+            kept = likeliest_tokens(logits)
         else:
-            last = mask.sum(dim=1) - 1
-            weights = torch.zeros_like(mask, dtype=torch.float64).scatter(1, last[:, None], 1.0)
-        yield np.stack([torch.einsum("bt,btd->bd", weights, state.double()).cpu().numpy() for state in states])
+            kept = torch.from_numpy(tokens[place : place + len(logits)]).to(ids.device, torch.long)
+        place += len(logits)
+        states, features = _pooled(output.hidden_states, mask, completion, pooling) if pooling else (None, None)
+        yield Batch(
+            nll=_nll(logits, ids, scored, len(indices)),
+            log_probs=kept_log_probs(logits, kept).to(torch.float32).cpu().numpy(),
+            tokens=kept.to(torch.int32).cpu().numpy(),
+            states=states,
+            features=features,
+        )
+
+
+def _nll(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor, count: int) -> Array:
+    """Computes the loss of each of `count` sequences from the logits of the scored positions."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    per_token = torch.nn.functional.cross_entropy(logits, ids[:, 1:][scored], reduction="none")
+    rows = scored.nonzero()[:, 0]
+    sums = torch.zeros(count, dtype=torch.float64, device=ids.device).index_add(0, rows, per_token.double())
+    nll: Array = sums.cpu().numpy()
+    return nll
+
+
+def _pooled(
+    hidden: Sequence[torch.Tensor], mask: torch.Tensor, completion: torch.Tensor, pooling: Pooling
+) -> tuple[Array, Array]:
+    """Pools hidden states at the positions of `measures.activations`, and for CKA."""
+    start, last = completion.int().argmax(dim=1, keepdim=True), mask.sum(dim=1, keepdim=True) - 1
+    places = torch.arange(mask.shape[1], device=mask.device)[None]
+    chosen = [places == start - 1, completion & (places < start + FIRST_TOKENS), completion]
+    chosen += [places == last] * (pooling == "last")
+    weights = torch.stack(chosen).double()
+    weights /= weights.sum(dim=2, keepdim=True)
+    pooled = np.stack([torch.einsum("pbt,btd->pbd", weights, state.double()).cpu().numpy() for state in hidden], axis=1)
+    return pooled[: len(POSITIONS)].astype(np.float32), pooled[-1]
 
 
 def _batches(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from losslens.measures import RunMeasure, WeightMeasure, run_measures, weight_measures
+from losslens.measures import RunMeasure, WeightMeasure, run_weight_measures, weight_measures
 from losslens.measures.nulls import expected_angles
 from losslens.measures.views import Array, Draw, PairWeights, RunWeights
 
@@ -120,11 +120,11 @@ def weight_tables(compared: ComparedWeights) -> WeightTables:
     layers = np.array([layer_of(module) for module in compared.modules], dtype=int)
     modules = pd.DataFrame({"module": list(compared.modules), "layer": layers})
     every = np.unique(layers)
-    run_modules = _table(run_keys.merge(modules, how="cross"), run_measures(), [runs.each()])
+    run_modules = _table(run_keys.merge(modules, how="cross"), run_weight_measures(), [runs.each()])
     pair_modules = _table(pair_keys.merge(modules, how="cross"), weight_measures(), [pairs.each()])
     of_pairs = _table(pair_keys, weight_measures(), [pairs])
     return WeightTables(
-        _table(run_keys, run_measures(), [runs]),
+        _table(run_keys, run_weight_measures(), [runs]),
         run_modules.assign(singular_values=_lists(runs.singular_values), drift=_lists(np.degrees(runs.drift))),
         of_pairs,
         _table(

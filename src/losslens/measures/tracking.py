@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from losslens.measures import run_measures, weight_measures
+from losslens.measures import run_weight_measures, weight_measures
 from losslens.measures.comparison import PairGeometry, RunGeometry, drift, padded
 from losslens.measures.subspaces import principal_angles
 from losslens.measures.tables import ComparedWeights, layer_of, pair_weights, run_weights
@@ -70,7 +70,7 @@ class WeightTracker:
             top=self.top,
         )
         runs, both = run_weights(compared), pair_weights(compared)
-        numbers = {measure.name: float(measure.value(runs)[0]) for measure in run_measures() if measure.logged}
+        numbers = {measure.name: float(measure.value(runs)[0]) for measure in run_weight_measures() if measure.logged}
         numbers |= self._norms_by_part(values)
         numbers |= self._cosines_of_steps(now)
         for measure in weight_measures("main"):

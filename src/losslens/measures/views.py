@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from losslens.measures.behaviour import PairBehaviour, RunBehaviour
     from losslens.measures.cka import CkaOfPair
     from losslens.measures.connectivity import Curve
 
@@ -145,7 +146,30 @@ class Functions:
     Attributes:
         curves: The loss on the straight path between the two, length P.
         ckas: CKA of their hidden states, length P.
+        behaviours: Their outputs and hidden states, compared as shifts from the base, length P.
     """
 
     curves: Sequence[Curve | None]
     ckas: Sequence[CkaOfPair | None]
+    behaviours: Sequence[PairBehaviour | None]
+
+    def behaviour(self, value: Callable[[PairBehaviour], float]) -> Array:
+        """Returns a value of each pair's behaviour, NaN without forward passes, shape (P,)."""
+        return np.array([np.nan if pair is None else value(pair) for pair in self.behaviours], dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class RunFunctions:
+    """View of forward passes of R runs; None for runs without forward passes.
+
+    Attributes:
+        norms: ‖ΔW‖_F, shape (R,).
+        behaviours: What each run does, compared with the base, length R.
+    """
+
+    norms: Array
+    behaviours: Sequence[RunBehaviour | None]
+
+    def behaviour(self, value: Callable[[RunBehaviour], float]) -> Array:
+        """Returns a value of each run's behaviour, NaN without forward passes, shape (R,)."""
+        return np.array([np.nan if run is None else value(run) for run in self.behaviours], dtype=np.float64)

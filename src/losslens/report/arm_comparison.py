@@ -50,7 +50,8 @@ def arm_rows(analysis: AnalysisFolder) -> pd.DataFrame:
     table = analysis.table("arms", _TEXTS, (*_NUMBERS, *_COUNTS))
     if table.empty:
         return table
-    table = table.fillna(dict.fromkeys(_COUNTS, 0)).astype(dict.fromkeys(_COUNTS, int))
+    # The copy joins the blocks of the many columns, to which others are added below.
+    table = table.fillna(dict.fromkeys(_COUNTS, 0)).astype(dict.fromkeys(_COUNTS, int)).copy()
     folded = table["alias_of"].isin(table.loc[table["alias_of"] == "", "arm"])
     rows = table[~folded].assign(order=table["method"].map(plot_order))
     rows = rows.sort_values(["learning_rate", "order"], ascending=[False, True], kind="stable", ignore_index=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.measures import Measure, PairMeasure, pair_measures, run_measures
+from losslens.measures import Measure, PairMeasure, get_measure, pair_measures, run_measures
 from losslens.report.arm_table import lines_below
 from losslens.report.components import Figure
 from losslens.tables.format import difference, number, percent
@@ -29,6 +29,12 @@ from losslens.tables.style import (
 _LEVEL = "the ceiling or repeat level, which the two would show if they were the same loss"
 _NULL = "which two updates with nothing in common would show"
 
+# Pairs of columns that are drawn against each other, with title and caption.
+_TRADE_OFFS = (
+    ("kl", "accuracy", "Accuracy and KL to the base", "What is gained for how far the outputs have moved."),
+    ("kl", "off_task_kl", "Change on the task and off it", "How far the outputs have moved on the task and elsewhere."),
+)
+
 # Smallest range of an axis of barriers, most of which are 0.
 _SMALLEST_BARRIER = 0.01
 
@@ -46,6 +52,7 @@ def arm_figures(arms: pd.DataFrame, looks: PlotStyles, base: pd.Series | None) -
         figures.append(_size_and_direction(arms, looks))
     if arms["accuracy"].notna().any():
         figures.append(_accuracy(arms, looks, base))
+    figures += [_trade_off(arms, looks, base, *plot) for plot in _TRADE_OFFS if _both(arms, *plot[:2]).any()]
     panels: list[tuple[str, str, Measure]] = [
         *((f"{m.name}_to_sft", f"{m.heading} to SFT", m) for m in pair_measures("main") if m.name != "cosine"),
         *((m.name, m.label, m) for m in run_measures("more") if m.name != "norm"),
@@ -117,6 +124,35 @@ def _accuracy(arms: pd.DataFrame, looks: PlotStyles, base: pd.Series | None) -> 
         plot,
         wide=True,
     )
+
+
+def _both(arms: pd.DataFrame, x: str, y: str) -> pd.Series:
+    return arms[x].notna() & arms[y].notna()
+
+
+def _trade_off(
+    arms: pd.DataFrame, looks: PlotStyles, base: pd.Series | None, x: str, y: str, title: str, caption: str
+) -> Figure:
+    """Draws two numbers of each arm against each other; the base, which has not moved, stands at an x of 0."""
+    titles = {name: get_measure(name).title for name in (x, y) if name != "accuracy"}
+    plot = figure(titles[x], titles.get(y, "accuracy"), height=420)
+    plot.update_xaxes(rangemode="tozero")
+    if y == "accuracy":
+        plot.update_yaxes(tickformat=".0%")
+    at_base = (None if base is None else base["accuracy"]) if y == "accuracy" else 0.0
+    if at_base is not None:
+        plot.add_scatter(
+            x=[0], y=[at_base], mode="markers", hoverinfo="text", hovertext=["the untrained base"], cliponaxis=False,
+            marker={"symbol": "cross-thin", "size": 12, "line": {"color": INK, "width": 2}},
+        )  # fmt: skip
+    show = percent if y == "accuracy" else get_measure(y).show
+    for _, arm in arms[_both(arms, x, y)].iterrows():
+        hover = f"{_hover(arm, y, show)}<br>{escape_markup(titles[x])}: {get_measure(x).show(arm[x])}"
+        plot.add_scatter(
+            x=[arm[x]], y=[arm[y]], error_x=_spread(arm, x), error_y=_spread(arm, y), cliponaxis=False,
+            **_mark(arm, looks, hover),
+        )  # fmt: skip
+    return Figure(title, f"{caption} Cross: the untrained base. Lines: spread over seeds.", plot, wide=True)
 
 
 def _panel(

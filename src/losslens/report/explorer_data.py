@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from losslens.measures import PairMeasure, function_measures, pair_measures, run_measures, weight_measures
+from losslens.measures import PairMeasure, function_measures, pair_measures, run_weight_measures, weight_measures
 from losslens.report.binary_pack import Packed
 from losslens.report.explorer_index import Modules, Runs
 from losslens.tables.analysis_folder import AnalysisFolder
@@ -88,7 +88,9 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
             "between": runs.between, "verdicts": runs.rows[["cosine_verdict", "accuracy_verdict"]].to_numpy().tolist(),
             "measures": [_entry(measure) for measure in weight_measures()],
             "functions": [_entry(measure) for measure in function_measures()],
-            "sizes": [[measure.name, f"{measure.label}{' (°)' * (measure.unit == '°')}"] for measure in run_measures()],
+            "sizes": [
+                [measure.name, f"{measure.label}{' (°)' * (measure.unit == '°')}"] for measure in run_weight_measures()
+            ],
             "layers": modules.layers, "projections": modules.projections, "modules": modules.names, "at": modules.at,
         }
     )  # fmt: skip
@@ -187,7 +189,7 @@ def _modules(
 
 
 def _runs(packed: Packed, analysis: AnalysisFolder, runs: Runs, modules: Modules) -> None:
-    sizes = [measure.name for measure in run_measures()]
+    sizes = [measure.name for measure in run_weight_measures()]
     whole = analysis.table("runs", ("run",), sizes).drop_duplicates("run").set_index("run").reindex(runs.names)
     table = analysis.parquet("run_modules", ["run", "module", *sizes, "singular_values"])
     run = _texts(table, "run").map({name: place for place, name in enumerate(runs.names)}).fillna(-1).to_numpy(int)

@@ -5,7 +5,7 @@ Losses are described where they are defined (`losslens.losses`).
 
 from __future__ import annotations
 
-from losslens.measures import glossary_terms, run_measures, weight_measures
+from losslens.measures import glossary_terms, run_weight_measures, weight_measures
 
 # The experiment: shown in the glossary of the report only.
 EXPERIMENT = {
@@ -52,7 +52,7 @@ def describe(heading: str) -> str:
 
 # Titles, with units, of the measures of an update that are logged while a run trains.
 COURSE = {
-    **{measure.name: measure.title for measure in run_measures() if measure.logged},
+    **{measure.name: measure.title for measure in run_weight_measures() if measure.logged},
     "cosine_to_previous": "Cosine of ΔW to the previous logged ΔW",
     "cosine_of_steps": "Cosine of two consecutive steps",
 }

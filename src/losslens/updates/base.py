@@ -89,6 +89,10 @@ class Update(ABC):
         """
         return None
 
+    def left_rotated(self, rng: np.random.Generator) -> Self | None:
+        """Draws a copy with the same singular values and inputs but random outputs; None if this kind has none."""
+        return None
+
     @classmethod
     def of_pairs(cls, updates: Sequence[Self], fresh: int) -> list[tuple[float, float]]:
         """Computes `inner` and `right_overlap` of each pair of `pairs_of(len(updates), fresh)`."""

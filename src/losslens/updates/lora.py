@@ -76,6 +76,13 @@ class LoraUpdate(Update):
         """Returns the row space of A."""
         return column_space(self.a.T)
 
+    def left_rotated(self, rng: np.random.Generator) -> Self:
+        """Draws Q'·R·A for B = Q·R, with Q' a uniformly random orthonormal frame of the size of Q."""
+        q, r = np.linalg.qr(self.b)
+        frame, signs = np.linalg.qr(rng.standard_normal(q.shape))
+        # With the signs of the diagonal the frame is uniform (Mezzadri 2007).
+        return replace(self, b=(frame * np.sign(np.diag(signs))) @ r)
+
     @classmethod
     def of_pairs(cls, updates: Sequence[Self], fresh: int) -> list[tuple[float, float]]:
         """Computes all pairs at once: one product per fresh update with the factors of all that follow it.

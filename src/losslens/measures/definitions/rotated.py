@@ -1,6 +1,6 @@
 """Measures of what an update does to its base weights, as ratios to left-rotated copies of the same update.
 
-They are empty unless `rotated_copies` asks for them. Their null is a 95% bound for a further copy.
+They are empty unless `spectrum_copies` asks for them. Their null is a 95% bound for a further copy.
 """
 
 from __future__ import annotations

@@ -145,9 +145,9 @@ function tiles() {
 }
 
 function level(name) {
-  const {level: kind, digits} = head.functions.find(measure => measure.name === name);
-  const value = ofWhole(`${name}_${kind}`).mean;
-  return Number.isFinite(value) ? `${kind} ${fixed(value, digits)}` : "";
+  const measure = head.functions.find(entry => entry.name === name);
+  return [measure.level, "null"].map(kind => [kind, ofWhole(`${name}_${kind}`).mean]).filter(([, value]) => Number.isFinite(value))
+    .map(([kind, value]) => `${kind} ${kind === "null" && SIGNED(measure) ? "±" : ""}${fixed(value, measure.digits)}`).join(", ");
 }
 
 let announcing;

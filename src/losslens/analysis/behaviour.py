@@ -1,0 +1,189 @@
+"""Forward passes of runs and of rotated copies of their updates: outputs and hidden states; all cached."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from losslens.analysis.cache import Arrays
+from losslens.analysis.forward_passes import KEPT_TOKENS, ForwardPasses, bar, joined
+from losslens.analysis.off_task import OffTaskText
+from losslens.analysis.pairs import Pair
+from losslens.analysis.probe_set import TeacherForced
+from losslens.config.analysis import Cka
+from losslens.measures.activations import POSITIONS
+from losslens.measures.behaviour import (
+    Observation,
+    OffTask,
+    PairBehaviour,
+    RotatedCopies,
+    RunBehaviour,
+    Shifted,
+    pair_behaviour,
+    representation_rank,
+    run_behaviour,
+)
+from losslens.measures.forward import observe
+from losslens.measures.outputs import kl
+from losslens.updates.base import Update
+from losslens.updates.folder import open_adapter
+
+_OFF_TASK = ("log_probs", "nll", "tokens")
+_COPY = ("kl", "off_task_kl", "off_task_change", "log_probs", "states")
+_PAIR = ("output_cosine", "output_cosine_null", "js", "js_null", "shift_cosine", "shift_cosine_null")
+# Runs whose shifts are in memory at once.
+_AT_ONCE = 8
+
+
+class BehaviourPasses:
+    """Measures what runs do, after `ForwardPasses.observe`.
+
+    Args:
+        passes: The passes over the probe set.
+        sequences: The probe set.
+        settings: The settings of these passes.
+        draws: Number of rotated copies of each run.
+
+    Attributes:
+        off_task: The off-task text.
+        without_copies: Runs that have no rotated copies, with the reasons.
+    """
+
+    def __init__(self, passes: ForwardPasses, sequences: TeacherForced, settings: Cka, draws: int) -> None:
+        self._passes, self._sequences, self._settings, self._draws = passes, sequences, settings, draws
+        self._cache = passes.cache
+        self.off_task = OffTaskText(passes.positions)
+        self.without_copies: dict[str, str] = {}
+        self._about = [passes.identity, sequences.key, self.off_task.key, KEPT_TOKENS]
+        self._base = passes.observation(None, sequences, settings)
+        self._shifted = lru_cache(_AT_ONCE)(self._shifts)
+
+    @property
+    def base_rank(self) -> float:
+        """Representation rank of the base."""
+        return representation_rank(self._base)
+
+    def runs(self, names: Sequence[str]) -> dict[str, RunBehaviour]:
+        """Compares each run with the base."""
+        base = self._off_task(None)
+        return {
+            name: run_behaviour(self._base, self._observation(name), base, self._off_task(name), self._copies(name))
+            for name in bar(names, "rotated copies", "run")
+        }
+
+    def pairs(self, pairs: Sequence[Pair]) -> dict[Pair, PairBehaviour]:
+        """Compares the runs of each pair."""
+        found = {}
+        for a, b in bar(pairs, "outputs", "pair"):
+            key = [self._about, self._draws, *sorted(self._passes.sha256(name) for name in (a, b))]
+            known = self._cache.load("behaviour", key, _PAIR)
+            if known is None:
+                values = vars(pair_behaviour(self._shifted(a), self._shifted(b)))
+                known = {name: np.asarray(values[name]) for name in _PAIR}
+                self._cache.save("behaviour", key, known)
+            found[a, b] = PairBehaviour(
+                float(known["output_cosine"]), float(known["output_cosine_null"]), float(known["js"]),
+                float(known["js_null"]), known["shift_cosine"], known["shift_cosine_null"],
+            )  # fmt: skip
+        return found
+
+    def _observation(self, name: str) -> Observation:
+        return self._passes.observation(name, self._sequences, self._settings)
+
+    def _shifts(self, name: str) -> Shifted:
+        return Shifted(self._base, self._observation(name), self._copies(name).observations)
+
+    @cached_property
+    def _base_off_task(self) -> Arrays:
+        """Outputs of the base on the off-task text, with the tokens that are kept."""
+        return self._off_task_arrays(None)
+
+    def _off_task(self, name: str | None) -> OffTask:
+        known = self._base_off_task if name is None else self._off_task_arrays(name)
+        return OffTask(known["log_probs"], known["nll"])
+
+    def _off_task_arrays(self, name: str | None) -> Arrays:
+        key = [self._about[0], self._about[2:], None if name is None else self._passes.sha256(name)]
+        known = self._cache.load("off_task", key, _OFF_TASK)
+        if known is None:
+            with self._passes.model(name) as model:
+                known = self._off_task_pass(model, None if name is None else self._base_off_task["tokens"])
+            self._cache.save("off_task", key, known)
+        return known
+
+    def _off_task_pass(self, model: Any, kept: np.ndarray | None) -> Arrays:
+        sequences = self.off_task.tokens(self._passes.tokenizer)
+        self._passes.require("the off-task text", sequences)
+        batches = list(observe(model, sequences, self._passes.batch_size, None, kept))
+        return {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in _OFF_TASK}
+
+    def _copies(self, name: str) -> RotatedCopies:
+        copies = []
+        for draw in range(self._draws):
+            key = [self._about, self._passes.sha256(name), draw]
+            known = self._cache.load("rotated", key, _COPY)
+            if known is None:
+                known = self._copy(name, draw)
+                if known is None:
+                    break
+                self._cache.save("rotated", key, known)
+            copies.append(known)
+        return RotatedCopies(
+            kl=np.array([copy["kl"] for copy in copies]),
+            off_task_kl=np.array([copy["off_task_kl"] for copy in copies]),
+            off_task_change=np.array([copy["off_task_change"] for copy in copies]),
+            observations=tuple(Observation(copy["log_probs"], copy["states"]) for copy in copies),
+        )
+
+    def _copy(self, name: str, draw: int) -> Arrays | None:
+        """Draws a copy and measures it twice, at the update's norm and at its KL; None if there can be none."""
+        target = self._kl(self._observation(name).log_probs)
+        rng = np.random.default_rng([int(self._passes.sha256(name)[:16], 16), draw])
+        with ExitStack() as stack:
+            adapter = stack.enter_context(open_adapter(self._passes.folder(name)))
+            rotated: dict[str, Update] = {}
+            for module in self._passes.modules:
+                if (copy := adapter[module].left_rotated(rng)) is None:
+                    self.without_copies[name] = "such updates have no rotated copies"
+                    return None
+                rotated[module] = copy
+            if target == 0:
+                return None  # a zero update
+            model, set_weights = stack.enter_context(self._passes.with_updates(rotated))
+            kept = self._passes.kept(self._sequences, self._settings)
+            sequences = self._passes.tokens(self._sequences)
+            set_weights([1.0])
+            batches = list(observe(model, sequences, self._passes.batch_size, None, kept))
+            reached = self._kl(np.concatenate([batch.log_probs for batch in batches]))
+            arrays = self._off_task_pass(model, self._base_off_task["tokens"])
+            off_task = OffTask(arrays["log_probs"], arrays["nll"])
+            # KL grows with the square of a small update, so one step suffices.
+            set_weights([float(np.sqrt(target / reached))])
+            scaled = joined(list(observe(model, sequences, self._passes.batch_size, "mean", kept)))
+        base = self._off_task(None)
+        return {
+            "kl": np.array(reached), "off_task_kl": np.array(off_task.kl(base)),
+            "off_task_change": np.array(off_task.change(base)), **vars(scaled),
+        }  # fmt: skip
+
+    def _kl(self, log_probs: np.ndarray) -> float:
+        return float(kl(self._base.log_probs, log_probs).mean())
+
+
+def shift_table(behaviours: dict[Pair, PairBehaviour]) -> pd.DataFrame:
+    """Returns the cosines of activation shifts, one row per pair, position and hidden state."""
+    rows = [
+        {
+            "run_a": a, "run_b": b, "position": position, "layer": layer - 1,
+            "shift_cosine": of.shift_cosine[place, layer], "shift_cosine_null": of.shift_cosine_null[place, layer],
+        }
+        for (a, b), of in behaviours.items()
+        for place, position in enumerate(POSITIONS)
+        for layer in range(of.shift_cosine.shape[1])
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["run_a", "run_b", "position", "layer", "shift_cosine", "shift_cosine_null"])
