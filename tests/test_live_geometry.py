@@ -175,7 +175,7 @@ def test_weights_are_what_the_gradient_multiplies(
 
     plan = make_plan(Watched(name=method.name), max_steps=1, log_steps=1)
     train_frozen(plan, base, tokenised, tmp_path)
-    [batch], logged = seen, json.loads((tmp_path / "metrics.jsonl").read_text())
+    batch, logged = seen[-1], json.loads((tmp_path / "metrics.jsonl").read_text())
     logps, correct = batch.logps.detach(), batch.correct[:, None]
     by_token = {
         "sft": lambda: logps * 0 + 1,

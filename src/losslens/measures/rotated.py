@@ -12,6 +12,7 @@ import numpy as np
 from losslens.measures.base_weights import Principal, principal
 from losslens.measures.subspaces import principal_angles
 from losslens.updates.base import Array, ThinSvd, Update
+from losslens.updates.orthonormal import random_frame
 
 # Effects, in this order: Σ(σ_i(W0 + ΔW) − σ_i(W0))² over the top k; Σθ² (radians²) between the top-k left singular
 # subspaces of W0 + ΔW and W0; the number of entries that bf16 would hardly tell from those of W0.
@@ -54,6 +55,4 @@ def against_copies(update: Update, weight: Array, base: Principal, copies: int, 
 
 def rotated(svd: ThinSvd, rng: np.random.Generator) -> ThinSvd:
     """Replaces the left singular vectors by a Haar-random frame."""
-    # The sign of R's diagonal would bias the frame of a QR decomposition.
-    q, r = np.linalg.qr(rng.standard_normal(svd.left.shape))
-    return ThinSvd(q * np.sign(np.diag(r)), svd.values, svd.right)
+    return ThinSvd(random_frame(svd.left.shape, rng), svd.values, svd.right)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from losslens.updates.base import Array, ThinSvd, Update, leading
-from losslens.updates.orthonormal import column_space, orthonormalise
+from losslens.updates.orthonormal import column_space, orthonormalise, random_frame
 
 if TYPE_CHECKING:
     import torch
@@ -79,9 +79,7 @@ class LoraUpdate(Update):
     def left_rotated(self, rng: np.random.Generator) -> Self:
         """Draws Q'·R·A for B = Q·R, with Q' a uniformly random orthonormal frame of the size of Q."""
         q, r = np.linalg.qr(self.b)
-        frame, signs = np.linalg.qr(rng.standard_normal(q.shape))
-        # With the signs of the diagonal the frame is uniform (Mezzadri 2007).
-        return replace(self, b=(frame * np.sign(np.diag(signs))) @ r)
+        return replace(self, b=random_frame(q.shape, rng) @ r)
 
     @classmethod
     def of_pairs(cls, updates: Sequence[Self], fresh: int) -> list[tuple[float, float]]:

@@ -47,6 +47,12 @@ def orthonormalise(matrix: Array) -> Basis:
     return Basis(nearly, turn, again @ r)
 
 
+def random_frame(shape: tuple[int, int], rng: np.random.Generator) -> Array:
+    """Draws orthonormal columns of the given shape (d, k), uniformly over all such frames (Mezzadri 2007)."""
+    q, r = np.linalg.qr(rng.standard_normal(shape))
+    return q * np.sign(np.diag(r))  # the signs that QR chooses would bias it
+
+
 def column_space(matrix: Array) -> Array:
     """Computes orthonormal columns, shape (d, rank), that span those of `matrix`, without null directions."""
     basis = orthonormalise(matrix)
