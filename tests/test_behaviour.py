@@ -27,7 +27,8 @@ from losslens.measures.behaviour import (
     run_behaviour,
 )
 from losslens.measures.forward import Batch, Sequences, interpolated_model, observe
-from losslens.measures.outputs import cosines, jensen_shannon, kept_log_probs, kl, likeliest_tokens, output_shifts
+from losslens.measures.kept_tokens import kept_log_probs, likeliest_tokens
+from losslens.measures.outputs import cosines, jensen_shannon, kl, output_shifts
 from losslens.measures.views import Functions, RunFunctions
 from losslens.models.loading import LoadedModel
 from losslens.updates.base import Array, Update

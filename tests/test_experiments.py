@@ -184,7 +184,7 @@ def test_a_real_language_model_goes_through(tmp_path: Path) -> None:
     assert table["prompt_text"].str.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM").all()
     assert 0 < table["reward"].mean() < 1
     script(
-        "analyze.py", "sweep=smollm2_cpu", f"output_dir={tmp_path}", "probe_set.problems=8", "connectivity.points=3",
+        "analyze.py", "sweep=smollm2_cpu", f"output_dir={tmp_path}", "probe_set.problems=10", "connectivity.points=3",
         "connectivity.midpoint_problems=0",
     )  # fmt: skip
     [pair] = pd.read_csv(tmp_path / "smollm2_cpu" / "analysis" / "pairs.csv").to_dict("records")

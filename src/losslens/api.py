@@ -137,7 +137,7 @@ def compare(
         InputError: A folder has no readable LoRA adapter, or two are not comparable (different modules or shapes);
             names the folder or label.
     """
-    named = _named(folders)
+    named = named_adapters(folders)
     if num_directions < 1:
         raise InputError(f"num_directions={num_directions}: must be at least 1")
     started_from = None if initial is None else _adapter_in(Path(initial))
@@ -172,8 +172,12 @@ def _measured(cohort: Cohort, named: Mapping[str, Path], initial: Path | None, t
     )
 
 
-def _named(folders: Mapping[str, AdapterPath] | Iterable[AdapterPath]) -> dict[str, Path]:
-    """Returns the adapter folders by label; the default label is the shortest path suffix that is unique."""
+def named_adapters(folders: Mapping[str, AdapterPath] | Iterable[AdapterPath]) -> dict[str, Path]:
+    """Returns the adapter folders by label; the default label is the shortest path suffix that is unique.
+
+    Raises:
+        InputError: A folder does not exist, or is given twice.
+    """
     if isinstance(folders, (str, os.PathLike)):
         raise InputError(f"compare: {folders}: expected a list of folders, or a mapping of labels to folders")
     if isinstance(folders, Mapping):

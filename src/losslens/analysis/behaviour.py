@@ -8,7 +8,6 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from losslens.analysis.cache import Arrays
 from losslens.analysis.forward_passes import KEPT_TOKENS, ForwardPasses, bar, joined
@@ -16,7 +15,6 @@ from losslens.analysis.off_task import OffTaskText
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
 from losslens.config.analysis import Cka
-from losslens.measures.activations import POSITIONS
 from losslens.measures.behaviour import (
     Observation,
     OffTask,
@@ -173,17 +171,3 @@ class BehaviourPasses:
 
     def _kl(self, log_probs: np.ndarray) -> float:
         return float(kl(self._base.log_probs, log_probs).mean())
-
-
-def shift_table(behaviours: dict[Pair, PairBehaviour]) -> pd.DataFrame:
-    """Returns the cosines of activation shifts, one row per pair, position and hidden state."""
-    rows = [
-        {
-            "run_a": a, "run_b": b, "position": position, "layer": layer - 1,
-            "shift_cosine": of.shift_cosine[place, layer], "shift_cosine_null": of.shift_cosine_null[place, layer],
-        }
-        for (a, b), of in behaviours.items()
-        for place, position in enumerate(POSITIONS)
-        for layer in range(of.shift_cosine.shape[1])
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["run_a", "run_b", "position", "layer", "shift_cosine", "shift_cosine_null"])

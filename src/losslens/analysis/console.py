@@ -40,7 +40,7 @@ def show(
     own = dict.fromkeys(arm_table.loc[(arm_table["samples"] == "own") & (arm_table["alias_of"] == ""), "arm"])
     if own:
         print(f"trained on rows of their own (samples of their policy): {', '.join(own)}")
-    for run in runs[runs["diverged"].fillna("").astype(bool)].itertuples():
+    for run in runs[runs["diverged"].notna() & (runs["diverged"] != "")].itertuples():
         print(f"{run.run}: {run.diverged}")
     for name, why in left_out.items():
         print(f"left out: {name}: {why}")

@@ -29,7 +29,7 @@ from losslens.measures.behaviour import Observation
 from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.measures.connectivity import Curve, SequenceNll, curve
 from losslens.measures.forward import Batch, Sequences, base_weight, interpolated_model, observe, sequence_losses
-from losslens.measures.outputs import EXACT_UP_TO, LIKELIEST
+from losslens.measures.kept_tokens import EXACT_UP_TO, LIKELIEST
 from losslens.measures.rotated import against_copies
 from losslens.measures.tables import BaseComparison
 from losslens.models.limits import limits_of

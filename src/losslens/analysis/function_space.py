@@ -9,13 +9,10 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from losslens.analysis.behaviour import BehaviourPasses
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort
-from losslens.analysis.forward_passes import ForwardPasses
 from losslens.analysis.manifests import RunFacts
 from losslens.analysis.pairs import Pair, SelectedPairs
-from losslens.analysis.probe_set import TeacherForced, probe_set
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
@@ -76,6 +73,11 @@ def measure_function_space(
     missing = f"relative norm, principal shares, {_BY_PASSES}"
     try:
         source, identity = _base(config.model_path, cohort.first, trust_of(config))
+        # These load torch and transformers, for which who compares adapters alone does not wait.
+        from losslens.analysis.behaviour import BehaviourPasses
+        from losslens.analysis.forward_passes import ForwardPasses
+        from losslens.analysis.probe_set import TeacherForced, probe_set
+
         passes = ForwardPasses(source, identity, cohort, cache, config.batch_size)
         found.against_base = passes.against_base(config.num_directions)
         if config.spectrum_copies:
@@ -140,7 +142,7 @@ def _base(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[M
     elif model_path is not None:
         source = ModelSource("model_path", model_path, None, "auto", "auto", trust.remote_code)
     else:
-        raise UnavailableError("no run records the base; give model_path=FOLDER")
+        raise UnavailableError("no run records the base; give model_path=FOLDER (losslens compare: --base)")
     try:
         identity = model_identity(source)
     except InputError as error:

@@ -16,7 +16,6 @@ from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed
 from losslens.analysis.arm_accuracy import BASE, compare_arms, outcomes_of
 from losslens.analysis.arm_summary import SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
-from losslens.analysis.behaviour import shift_table
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged, find_runs, gather_cohort
 from losslens.analysis.console import show
@@ -45,6 +44,7 @@ from losslens.analysis.tables import (
     measured_layer_table,
     measured_pair_table,
     run_function_table,
+    shift_table,
 )
 from losslens.analysis.training_table import training_table
 from losslens.analysis.trajectories import measure_trajectories, trajectory_table

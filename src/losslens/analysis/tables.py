@@ -17,6 +17,8 @@ from losslens.analysis.function_space import FunctionSpaceResults
 from losslens.analysis.pairs import Pair
 from losslens.analysis.repeats import pairing, with_levels
 from losslens.measures import function_measures, pair_measures, run_function_measures, weight_measures
+from losslens.measures.activations import POSITIONS
+from losslens.measures.behaviour import PairBehaviour
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.comparison import PairGeometry, RunGeometry
 from losslens.measures.connectivity import Curve
@@ -198,6 +200,20 @@ def connectivity_table(curves: Mapping[Pair, Curve]) -> pd.DataFrame:
         for alpha, loss, low, high in zip(curve.alphas, curve.loss, curve.low, curve.high, strict=True)
     ]
     return pd.DataFrame(rows, columns=["run_a", "run_b", "alpha", "loss", "loss_low", "loss_high"])
+
+
+def shift_table(behaviours: dict[Pair, PairBehaviour]) -> pd.DataFrame:
+    """Returns the cosines of activation shifts, one row per pair, position and hidden state."""
+    rows = [
+        {
+            "run_a": a, "run_b": b, "position": position, "layer": layer - 1,
+            "shift_cosine": of.shift_cosine[place, layer], "shift_cosine_null": of.shift_cosine_null[place, layer],
+        }
+        for (a, b), of in behaviours.items()
+        for place, position in enumerate(POSITIONS)
+        for layer in range(of.shift_cosine.shape[1])
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=["run_a", "run_b", "position", "layer", "shift_cosine", "shift_cosine_null"])
 
 
 def cka_table(ckas: Mapping[Pair, CkaOfPair]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ _JOBS = {
     "analyze": "compares the weight updates of a sweep; writes tables, figures and a report",
 }
 _TOOLS = {
+    "compare": "compares adapters made anywhere: folders or hub ids, without training",
     "status": "shows the state of each run of a sweep, local or on Slurm",
     "sync": "uploads the W&B runs of a sweep that were logged offline",
     "dashboard": "creates a workspace and a report of a sweep on W&B",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 from losslens.core.errors import InputError, UnavailableError, first_line
@@ -60,6 +61,47 @@ def is_available(field: str, repo: str, revision: str | None, repo_type: RepoTyp
     except UnavailableError:
         return False
     return True
+
+
+def adapter_from_hub(place: str) -> Path:
+    """Downloads the adapter of a repository, or of a folder in it, and returns where it lies.
+
+    Only its configuration and its safetensors file are fetched, into the cache of the hub's client.
+
+    Args:
+        place: `owner/name`, `owner/name/folder/in/it`, either with `@revision` at its end.
+
+    Raises:
+        InputError: It has another form, or the hub has no such repository, revision or adapter.
+        UnavailableError: The hub cannot be reached, and there is no local copy.
+    """
+    path, _, revision = place.partition("@")
+    owner_and_name, inside = "/".join(path.split("/")[:2]), "/".join(path.split("/")[2:])
+    if "/" not in path or not is_hub_id(owner_and_name) or ".." in path.split("/"):
+        raise InputError(f"{place}: no such folder, and not a hub id (owner/name or owner/name/folder)")
+    commit = resolve_commit("adapter", owner_and_name, revision or None)
+    files = [f"{inside}/{name}".lstrip("/") for name in ("adapter_config.json", "adapter_model.safetensors")]
+    copy = _copy(place, owner_and_name, commit, files)
+    if not all((copy / file).is_file() for file in files):
+        raise InputError(f"{place}: the repository has no {' and '.join(files)} at commit {commit[:8]}")
+    return copy / inside
+
+
+def _copy(place: str, repo: str, commit: str, files: list[str]) -> Path:
+    """Returns the folder of the local copy, after downloading `files` if it lacks one."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        copy = Path(snapshot_download(repo, revision=commit, local_files_only=True))
+        if all((copy / file).is_file() for file in files):
+            return copy
+    except LocalEntryNotFoundError:
+        pass
+    try:
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=files))
+    except Exception as error:  # depends on the HTTP library of the hub's client
+        raise UnavailableError(f"{place}: cannot be downloaded ({first_line(error)})") from error
 
 
 @lru_cache(maxsize=32)

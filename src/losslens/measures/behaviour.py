@@ -18,7 +18,7 @@ class Observation:
     """Outputs and hidden states of one model on fixed sequences: S sequences, T scored tokens.
 
     Attributes:
-        log_probs: Log-probabilities of the kept tokens at each scored position, shape (T, K) (`measures.outputs`).
+        log_probs: Log-probabilities of the kept tokens at each scored position, shape (T, K) (`measures.kept_tokens`).
         states: Hidden states by position, shape (positions, L, S, d) (`measures.activations`).
     """
 

@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from losslens.core.errors import InputError
 from losslens.measures.activations import FIRST_TOKENS, POSITIONS
 from losslens.measures.connectivity import SequenceNll
-from losslens.measures.outputs import kept_log_probs, likeliest_tokens
+from losslens.measures.kept_tokens import kept_log_probs, likeliest_tokens
 from losslens.models.loading import preserved
 from losslens.updates.base import Array, Updates, forward_matrices
 

@@ -1,0 +1,89 @@
+"""`losslens compare A B …`: compares adapters made anywhere, without training and without rollouts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from losslens.core.errors import InputError
+from losslens.core.extras import format_error
+from losslens.core.redaction import guard_streams
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main(arguments: list[str]) -> int:
+    """Compares adapters, prints the tables and the path of the report, and returns the exit status."""
+    parser = _Parser(
+        prog="losslens compare",
+        description="Compares the weight updates of PEFT LoRA adapters: norms, cosines, principal angles, each beside "
+        "its null, in tables and a report. Nothing is trained, and no model is loaded without --base.",
+        epilog="Exit status: 0 done; 2 invalid input, or the hub cannot be reached.",
+    )
+    parser.add_argument(
+        "adapters", nargs="+", metavar="ADAPTER",
+        help="a folder, a run of LossLens, or a hub id (owner/name, owner/name/folder, owner/name@revision); "
+        "NAME=ADAPTER names it in the tables",
+    )  # fmt: skip
+    parser.add_argument("--base", metavar="MODEL", help="folder or hub id of the base: adds what needs its weights")
+    parser.add_argument(
+        "--completions", metavar="FOLDER", help="frozen rollouts; with --base, adds barriers, CKA, KL and output shifts"
+    )
+    parser.add_argument("--output-dir", metavar="FOLDER", default="outputs", help="default: outputs")
+    guard_streams()
+    asked = parser.parse_args(arguments)
+    if asked.completions and not asked.base:
+        parser.error("--completions needs --base")
+    try:
+        report = _compare(asked.adapters, asked.base, asked.completions, asked.output_dir)
+    except InputError as error:
+        print(format_error(parser.prog, error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    print(report)
+    return 0
+
+
+def _compare(adapters: list[str], base: str | None, completions: str | None, output_dir: str) -> Path:
+    from hydra import compose, initialize_config_dir
+    from omegaconf import open_dict
+
+    from losslens.analysis.pipeline import analyze_job
+    from losslens.config import interpolations  # noqa: F401  # registers what conf/ refers to
+    from losslens.config.folders import conf_folder
+    from losslens.report.page import write_report
+
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        config = compose("analyze", ["sweep=null", "logger=none", f"pairs={'all' if completions else 'none'}"])
+    with open_dict(config):
+        config.adapters = {name: str(folder) for name, folder in _folders(adapters).items()}
+        config.output_dir = output_dir
+        config.model_path = base
+        config.probe_set.completions = completions
+    return analyze_job(config, write_report) / "report.html"
+
+
+def _folders(adapters: list[str]) -> dict[str, Path]:
+    """Returns the folder of each adapter by its name in the tables, in the order of the command line."""
+    from losslens.api import named_adapters
+    from losslens.core.hub import adapter_from_hub
+
+    found = []
+    for adapter in adapters:
+        name, _, place = adapter.rpartition("=")
+        local = Path(place).expanduser()
+        found.append((name, local if local.exists() else adapter_from_hub(place)))
+    derived = iter(named_adapters([folder for name, folder in found if not name]))
+    named: dict[str, Path] = {}
+    for name, folder in found:
+        label = name or next(derived).replace("/", "-")
+        if label in named:
+            raise InputError(f"two adapters are named {label}; give NAME=ADAPTER")
+        named[label] = folder
+    return named_adapters(named)
