@@ -156,18 +156,26 @@ class TestEquivalence:
         passes = [equivalence(*of(x, y, n), 0.05).p <= 0.05 for x, y in zip(b[likely], c[likely], strict=True)]
         assert chance[likely][passes].sum() <= 0.05
 
-    @pytest.mark.parametrize("runs", [2, 4])
-    def test_its_size_for_averages_over_runs(self, runs: int) -> None:
-        """Runs that agree on most problems and each stray by themselves, simulated where the true difference is 5
-        points: of 1,000 comparisons of 200 problems 5% pass, give or take 2 points (three standard errors)."""
+    def test_averages_are_taken_for_whole_problems(self) -> None:
+        """Eight of 100 problems solved by one run of two more, four by one of two less: b = 4, c = 2."""
+        shares = np.full(100, 0.5)
+        first, second = shares.copy(), shares.copy()
+        first[:8] = 1.0
+        second[8:12] = 1.0
+        assert equivalence(first, second, 0.05) == equivalence(*of(4, 2, 100), 0.05)
+
+    @pytest.mark.parametrize(("rare", "noise"), [(0.05, 1 / 8), (0.05, 1 / 24), (0.0, 1 / 4)])
+    def test_its_size_for_averages_over_runs(self, rare: float, noise: float) -> None:
+        """Of 1,000 comparisons of 100 problems at a true difference of 5 points, at most 5% pass, and two standard
+        errors: where a few problems differ by a whole answer and the rest by a little, either way."""
         rng = np.random.default_rng(0)
         passed = 0
         for _ in range(1000):
-            chances = rng.beta(0.5, 0.5, 200)
-            lower = chances - 0.05 * chances / chances.mean() * (chances.mean() > 0)
-            first, second = (rng.binomial(runs, np.clip(p, 0, 1)) / runs for p in (chances, lower))
-            passed += equivalence(first, second, float(np.mean(chances - np.clip(lower, 0, 1)))).p <= 0.05
-        assert 0.02 < passed / 1000 < 0.07
+            whole = rng.random(100) < rare
+            little = noise * rng.choice([-1, 1], 100) * (rng.random(100) < 0.5)
+            little += 0.0 if rare else np.where(rng.random(100) < 0.2, noise, 0.0)
+            passed += equivalence(np.where(whole, 1.0, little), np.zeros(100), 0.05).p <= 0.05
+        assert passed / 1000 < 0.064
 
 
 class TestVerdict:

@@ -174,9 +174,13 @@ class TestChoice:
         """Seed 3 starts where seed 0 did, and shares the luck of that start."""
         of_3 = member("dpo", 1.0, 3, init=0)
         loss = loss_of(member("dpo", 0.1), member("dpo", 1.0), of_3)
-        assert loss.reported(loss.arms[1]) == ([of_3.name], OTHER_SEEDS)
+        names = ["dpo-x1-s0", "dpo-x1-s1", of_3.name]
+        assert loss.reported(loss.arms[1], names) == ([of_3.name], OTHER_SEEDS)
         loss = loss_of(member("dpo", 0.1), *(member("dpo", 1.0, seed) for seed in (0, 1)), of_3)
-        assert loss.reported(loss.arms[1]) == (["dpo-x1-s1"], OTHER_SEEDS)
+        assert loss.reported(loss.arms[1], names) == (["dpo-x1-s1"], OTHER_SEEDS)
+        # One that was not scored is passed over; without any the runs of the choice are reported, and marked.
+        assert loss.reported(loss.arms[1], ["dpo-x1-s0", of_3.name]) == ([of_3.name], OTHER_SEEDS)
+        assert loss.reported(loss.arms[1], ["dpo-x1-s0"]) == (["dpo-x1-s0"], SAME_RUNS)
 
     def test_of_a_single_rate_all_runs_are_reported(self) -> None:
         loss = loss_of(member("dpo", 1.0), member("dpo", 1.0, 1))
@@ -247,7 +251,7 @@ def test_accuracies_on_other_seeds_are_unbiased_and_those_of_the_choice_are_not(
         assert name is not None
         for loss in (alone, repeated[name]):
             [arm] = [arm for arm in loss.arms if arm.name() == name]
-            runs, which = loss.reported(arm)
+            runs, which = loss.reported(arm, [run.name for run in arm.members])
             # On the problems that are reported a run is as lucky as on those that it was chosen on.
             accuracies[which].append(float(np.mean([luck.get(run) or 0.5 + rng.normal(0, 0.02) for run in runs])))
     assert np.mean(accuracies[SAME_RUNS]) == pytest.approx(0.5 + 1.163 * 0.02, abs=0.004)
@@ -320,6 +324,25 @@ class TestRepeatCommand:
             "python train.py sweep=x -m method=dpo method.beta=0.3 method.loss_type=sigmoid lr=grid lr.factor=0.3 "
             "seed=1,2,4"
         )
+
+    def test_in_the_words_of_today(self, tmp_path: Path) -> None:
+        """Identities keep the names and values that options had before."""
+        one = replace(member("topr", 0.3), run=Run(tmp_path))
+        assert one.facts is not None
+        one.facts.identity["method"] = {"name": "topr", "version": 1, "ratio": "geometric"}
+        (tmp_path / "manifest.json").write_text(json.dumps({"command": "python train.py method=topr"}))
+        loss = loss_of(one)
+        assert "method=topr method.level=geometric lr=grid" in repeat_command(loss, loss.arms[0])
+
+    def test_of_a_sweep_over_anything(self, tmp_path: Path) -> None:
+        """A single rate, and of the rest what this run had."""
+        one = replace(member("dpo", 0.3), run=Run(tmp_path))
+        line = "python train.py -m lr=matched lr.peak=1e-5,1e-3 init_seed=0,1 data.seed=7 pairs=[a,b]"
+        (tmp_path / "manifest.json").write_text(json.dumps({"command": line, "config": {"init_seed": 1}}))
+        loss = loss_of(one)
+        found = repeat_command(loss, loss.arms[0])
+        assert found.startswith("python train.py -m init_seed=1 data.seed=7 'pairs=[a,b]' method=dpo")
+        assert " lr.peak=0.001 " in found
 
     def test_where_none_is_recorded(self, tmp_path: Path) -> None:
         assert self.command(tmp_path, None).startswith("python train.py experiment=tuned method=dpo ")

@@ -15,6 +15,7 @@ import runpy
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import openai  # noqa: F401
 import reasoning_gym  # noqa: F401
 from wandb.sdk.data_types._private import MEDIA_TMP
 
+import losslens.analysis.behaviour
 import losslens.analysis.pipeline
 import losslens.evaluation.score
 import losslens.measures.connectivity
@@ -48,9 +50,12 @@ def requested() -> dict[str, Any]:
             child, status = os.waitpid(-1, os.WNOHANG)
             if not child:
                 return
-            file = running.pop(child)
-            Path(f"{file}.part").write_text(str(os.waitstatus_to_exitcode(status)))
-            Path(f"{file}.part").replace(file)
+            file = running.pop(child, None)
+            if file is None:  # not one of ours
+                continue
+            with suppress(OSError):  # nobody waits any more
+                Path(f"{file}.part").write_text(str(os.waitstatus_to_exitcode(status)))
+                Path(f"{file}.part").replace(file)
 
     signal.signal(signal.SIGCHLD, ended)
     for line in sys.stdin.buffer:
@@ -60,16 +65,17 @@ def requested() -> dict[str, Any]:
         if not child:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+            os.setsid()
+            os.write(int(sys.argv[1]), b"%d\n" % os.getpid())
+            os.close(int(sys.argv[1]))
             return request
         running[child] = request["status"]
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-        os.write(int(sys.argv[1]), b"%d\n" % child)
     sys.exit()
 
 
 def become(request: dict[str, Any]) -> None:
     """Makes this process what the command would have started."""
-    os.setsid()
     files = (os.devnull, os.O_RDONLY), (request["stdout"], os.O_WRONLY), (request["stderr"], os.O_WRONLY)
     for number, (name, mode) in enumerate(files):
         os.dup2(os.open(name, mode), number)

@@ -216,6 +216,7 @@ class ForwardPasses:
             raise UnavailableError(str(error)) from error
         about = [self.identity, source.identity("eval"), data.seed, len(selected), evaluation.max_tokens, batch]
         about += [data.eval_offset] if data.eval_offset else []
+        about += [data.verification] if data.verification else []
         found = {}
         for number, pair in enumerate(pairs, 1):
             key = [about, *sorted(self._members[name].sha256 for name in pair)]

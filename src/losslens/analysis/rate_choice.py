@@ -6,7 +6,7 @@ all problems. Rates are therefore chosen by the score on one benchmark, and repo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,19 +81,24 @@ class TunedLoss:
         """Returns True if a run of `arm` at the seeds of the choice diverged."""
         return any(run.facts.seeds in self.seeds for run in arm.diverged)
 
-    def reported(self, arm: Arm) -> tuple[list[str], str]:
+    def reported(self, arm: Arm, scored: Collection[str]) -> tuple[list[str], str]:
         """Returns the names of the runs whose accuracy is reported for `arm`, which may be chosen, and their kind.
 
         They are those of other seeds than the choice, if there are any, and of these the ones from other initial
         adapters, if there are any: the luck of either is shared by the problems of both benchmarks.
+
+        Args:
+            arm: One of its arms.
+            scored: Names of the runs with an accuracy to report; others are passed over.
         """
-        if not self.seeds or len(self.arms) == 1:
-            return [run.name for run in arm.members], ALL_RUNS
+        runs = [run for run in arm.members if run.name in scored]
+        if not self.seeds or len(self.tried) == 1:
+            return [run.name for run in runs], ALL_RUNS
         orders, starts = ({pair[part] for pair in self.seeds} for part in (0, 1))
-        others = [run for run in arm.members if run.facts and run.facts.seeds[0] not in orders]
+        others = [run for run in runs if run.facts and run.facts.seeds[0] not in orders]
         apart = [run for run in others if run.facts and run.facts.seeds[1] not in starts]
         fresh = [run.name for run in apart or others]
-        return (fresh, OTHER_SEEDS) if fresh else (self.selection(arm), SAME_RUNS)
+        return (fresh, OTHER_SEEDS) if fresh else ([n for n in self.selection(arm) if n in scored], SAME_RUNS)
 
     def planned(self, arm: Arm) -> list[str]:
         """Returns the names of the runs whose accuracy is reported for `arm` if its rate was named beforehand.
@@ -201,8 +206,8 @@ def best_rate(loss: TunedLoss, validation: Outcomes) -> tuple[str | None, dict[s
 
 def _accuracy(loss: TunedLoss, arm: Arm, reported: pd.DataFrame | None) -> dict[str, Any]:
     """Returns the accuracy of a rate, with a Wilson interval over problems, and the runs it is of."""
-    names, which = loss.reported(arm)
-    if reported is None or not (names := [name for name in names if name in reported]):
+    names, which = loss.reported(arm, () if reported is None else reported.columns)
+    if reported is None or not names:
         return {}
     correct = reported[names].mean(axis=1)
     low, high = wilson_interval(float(correct.sum()), len(correct))

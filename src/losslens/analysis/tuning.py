@@ -1,7 +1,7 @@
 """The comparison of losses, each at its own best learning rate, beside the conventional and the matched rates.
 
 There are two rules. *Equal steps*: runs are compared at their ends. *Equal norm*: each run at the first point of its
-trajectory that reaches one ‖ΔW‖, the largest that every loss reaches at half of its rates at least.
+trajectory that reaches one ‖ΔW‖, the largest that every loss reaches at half at least of its rates that can be chosen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ from losslens.analysis.rate_choice import (
 )
 from losslens.analysis.scores import scores_of_runs
 from losslens.analysis.snapshots import at_checkpoint
+from losslens.config.identity import in_current_words
 from losslens.core.errors import InputError
+from losslens.core.mappings import flatten
+from losslens.losses import Method, builtin_methods
 
 # Sets of rates at which the losses are compared with each other.
 TUNED, TUNED_NORM, CONVENTIONAL, MATCHED = "tuned", "tuned, equal norm", "conventional", "matched"
@@ -196,23 +199,34 @@ def repeat_command(loss: TunedLoss, arm: Arm) -> str:
     recorded = run.manifest.get("command") if run else None
     words = shlex.split(recorded) if isinstance(recorded, str) else ["python", "train.py", "experiment=tuned"]
     own_class = any(word.startswith("method._target_=") for word in words)  # its name is no configuration
-    ours = re.compile(r"[+~]*(lr|lr\.factor|seed" + r"|method(\.[\w.]+)?" * (not own_class) + ")=")
-    words = [word for word in words if not ours.match(word)]
+    ours = re.compile(r"[+~]*(lr|lr\.factor|lr\.peak|seed" + r"|method(\.[\w.]+)?" * (not own_class) + ")=")
+    own_peak = any(re.match(r"\+*lr\.peak=", word) for word in words)
+    values = flatten(run.manifest.get("config") or {}) if run else {}
+    words = [_one_value(word, values) for word in words if not ours.match(word)]
     if not {"-m", "--multirun"} & set(words) and not any(word.startswith("experiment=") for word in words):
         words.append("-m")
     lr = arm.facts.config.lr
     on_grid = lr.factor is not None and lr.name == f"x{lr.factor}"
     if not own_class:
-        options = {key: value for key, value in arm.facts.identity["method"].items() if key not in ("name", "version")}
+        recorded_options = in_current_words(builtin_methods().get(arm.method, Method), arm.facts.identity["method"])
+        options = {key: value for key, value in recorded_options.items() if key not in ("name", "version")}
         words += [f"method={arm.method}"]
         words += [
             f"method.{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()
         ]
     words += ["lr=grid", f"lr.factor={lr.factor}"] if on_grid else [f"lr={lr.name}"]
+    words += [f"lr.peak={lr.peak!r}"] if own_peak else []
     used = {seed for seed, _ in loss.seeds}
     starts = {seed % 3 for seed in used}
     seeds = (seed for seed in count(1) if seed not in used and (seed % 3 not in starts or len(starts) == 3))
     return shlex.join([*words, f"seed={','.join(map(str, islice(seeds, _REPEATS)))}"])
+
+
+def _one_value(word: str, values: Mapping[str, Any]) -> str:
+    """Replaces the values that a sweep goes through (`init_seed=0,1`) by that of one run, where it records one."""
+    name, given, value = word.partition("=")
+    several = given and "," in value and not value.startswith(("[", "{", "'", '"'))
+    return f"{name}={values[name]}" if several and name in values else word
 
 
 @dataclass(frozen=True)
@@ -231,7 +245,7 @@ def _chosen(losses: Sequence[TunedLoss], rows: Sequence[Mapping[str, Any]], outc
     for loss in losses:
         for arm in loss.arms:
             if arm.name() in names:
-                runs, which = loss.reported(arm)
+                runs, which = loss.reported(arm, outcomes.get(arm.name(), pd.DataFrame()).columns)
                 found |= _entry(loss, arm, runs, outcomes, same_runs=which == SAME_RUNS)
     return found
 

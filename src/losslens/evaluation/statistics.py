@@ -85,9 +85,8 @@ def equivalence(first: NDArray[np.float64], second: NDArray[np.float64], margin:
     where q is the likeliest share of problems that only the second side solves. p is Φ(z(m)), or the same with the two
     sides exchanged if that is larger. How often it passes wrongly: docs/reference/measures.md.
 
-    Averages over several runs differ by shares w of a problem. They are taken as differences of one size, which keeps
-    their sum and their sum of squares: s = (Σw² + 1)/(Σ|w| + 1), b = Σw⁺/s, c = Σw⁻/s, and m/s for m. For single
-    answers s = 1.
+    Averages over several runs differ by shares w of a problem; b and c are then the sums Σw⁺ and Σw⁻. That takes each
+    share for as many whole problems, which overstates the spread: the test is conservative.
 
     Args:
         first: Share of correct samples per problem, averaged over any number of runs, shape (problems,).
@@ -96,23 +95,21 @@ def equivalence(first: NDArray[np.float64], second: NDArray[np.float64], margin:
     """
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     n, total = len(difference), float(np.abs(difference).sum())
-    size = (float(difference @ difference) + 1) / (total + 1)
-    net = float(difference.sum())
+    net = abs(float(difference.sum()))
     # Of the two sides the one that solves more is nearer to the margin.
-    b, c = (total + abs(net)) / 2 / size, (total - abs(net)) / 2 / size
-    mean = abs(net) / n
+    b, c, mean = (total + net) / 2, (total - net) / 2, net / n
 
     def p(of: float) -> float:
         if of == mean:  # the score is 0 there, or 0/0
             return 0.5
-        return float(norm.cdf(_score(b, c, n, of / size))) if of < size else 0.0
+        return float(norm.cdf(_score(b, c, n, of))) if of < 1 else 0.0
 
-    within = float(brentq(lambda of: p(of) - 0.05, mean, size)) if mean < size else size
+    within = float(brentq(lambda of: p(of) - 0.05, mean, 1)) if mean < 1 else 1.0
     return Equivalence(p(margin), within)
 
 
 def _score(b: float, c: float, n: int, difference: float) -> float:
-    """Returns Tango's score of a difference above 0 (and below 1)."""
+    """Returns Tango's score of a difference above 0 and below 1."""
     spread = difference * (1 - difference)
     linear = -b - c + (2 * n - b + c) * difference
     share = (np.sqrt(linear**2 + 8 * n * c * spread) - linear) / (4 * n)

@@ -50,11 +50,11 @@ class Dpo(BetaLoss):
     @property
     def inert(self) -> dict[str, str]:
         """See `Method.inert`."""
+        found = {"ld_alpha": "1 is the whole rollout, as ld_alpha=null"} if self.ld_alpha == 1 else {}
         if self.loss_type not in _LABEL_SMOOTHING:
-            return {"label_smoothing": f"loss_type={self.loss_type} has no label smoothing"}
-        default = _LABEL_SMOOTHING[self.loss_type]
+            return found | {"label_smoothing": f"loss_type={self.loss_type} has no label smoothing"}
         same = f"it is that of label_smoothing=null with loss_type={self.loss_type}"
-        return {"label_smoothing": same} if self.label_smoothing == default else {}
+        return found | ({"label_smoothing": same} if self.label_smoothing == _LABEL_SMOOTHING[self.loss_type] else {})
 
     @property
     def factors(self) -> Factors:

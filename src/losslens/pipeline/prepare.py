@@ -131,7 +131,7 @@ def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, A
     limits_of(source_of(config.model)).require_sequences(file, *ids, rows=processed.index.tolist())
     source = _source(spec, base, tokenised)
     source.require_sampler(rollouts)
-    require_usable(rollouts, config.rollouts, spec.loss.uses_reward)
+    require_usable(rollouts, config.rollouts, spec.loss.uses_reward and not spec.loss.any_reward)
     facts = {
         "rollouts": {"folder": rollouts.folder.name, "sha256": rollouts.sha256, **count_rollouts(rollouts.table)},
         "trained_on": count_rollouts(usable),

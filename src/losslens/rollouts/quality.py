@@ -54,7 +54,7 @@ def require_usable(rollouts: FrozenRollouts, settings: Rollouts, uses_reward: bo
     Args:
         rollouts: The frozen rollouts.
         settings: How they were sampled, and which problems to accept.
-        uses_reward: True if the loss treats correct and incorrect rollouts differently.
+        uses_reward: True if the loss treats correct and incorrect rollouts differently, and takes no other rewards.
 
     Raises:
         InputError: There is almost nothing to learn; the message says what to change, and how to train anyway.

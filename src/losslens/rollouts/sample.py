@@ -120,9 +120,10 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
     if config.rollouts.path is not None:
         return identity_of(read_manifest(Path(config.rollouts.path)))
     source = problem_source(config.data)
-    problems = {**_problems_identity(config.data, split), "version": VERSION, **config.data.verification}
-    if source.rollouts() is not None:
+    problems = {**_problems_identity(config.data, split), "version": VERSION}
+    if source.rollouts() is not None:  # with rewards of their own
         return problems
+    problems |= config.data.verification
     sampling = config.rollouts
     if sampling.engine == "openai":
         # Token ids from the server are decoded with the base's tokenizer.

@@ -206,8 +206,8 @@ def require_weights(examples: Examples, rollouts: pd.DataFrame, loss: Loss, trai
     """Checks that the loss moves something: that not every weight is 0 as long as the model is the base.
 
     Where all are, each step's gradient is 0, so the model stays the base and they stay 0. The weights are those of
-    sequences of up to two tokens, of some probability that the base, the sampler and the model agree on, with the
-    examples' rewards and columns.
+    tokens of probabilities from .001 to .999 on which the base, the sampler and the model agree, with the examples'
+    rewards and columns.
 
     Args:
         examples: Examples of the loss, made of `rollouts` and `train_on`.
@@ -222,7 +222,9 @@ def require_weights(examples: Examples, rollouts: pd.DataFrame, loss: Loss, trai
         return
     correct = rollouts["reward"] > 0
     mixed = correct.groupby(rollouts["group"]).nunique() > 1
-    if not correct.any():
+    if loss.uses_reward and loss.any_reward and (rollouts.groupby("group")["reward"].nunique() <= 1).all():
+        why = "the rewards of each prompt are equal"
+    elif not correct.any():
         why = f"none of the {len(correct)} rollouts is correct"
     elif correct.all():
         why = f"all {len(correct)} rollouts are correct"
@@ -231,17 +233,18 @@ def require_weights(examples: Examples, rollouts: pd.DataFrame, loss: Loss, trai
     elif not len(examples):
         why = "the loss selects none of them"
     else:
-        why = "its options make every weight 0"
+        why = "its options make every weight 0 while the model is the base"
     rows = "" if train_on == "all" else f" train_on={train_on}"
     raise InputError(f"method={loss.name}{rows}: nothing to learn from these rollouts: {why}")
 
 
 def _initial_weights(examples: Examples, loss: Loss) -> torch.Tensor:
-    """w_t of up to two tokens of each rollout of the examples, where model, base and sampler agree, shape (N, 2)."""
+    """w_t of six tokens of each rollout of the examples, where model, base and sampler agree, shape (N, 6)."""
     rows = examples.rows.T.reshape(-1)
     lengths = torch.tensor([len(examples.table["completion_ids"].iloc[row]) for row in rows])
-    mask = torch.arange(2) < lengths[:, None]
-    base = torch.tensor([-0.3, -2.0]).where(mask, 0.0)
+    likely = torch.tensor([0.999, 0.9, 0.7, 0.3, 0.1, 0.001])
+    mask = (lengths > 0)[:, None].expand(-1, len(likely))
+    base = likely.log().where(mask, 0.0)
     logps = base.clone().requires_grad_()
     batch = Batch(
         logps=logps,
@@ -251,7 +254,7 @@ def _initial_weights(examples: Examples, loss: Loss) -> torch.Tensor:
         pairs=torch.arange(len(rows)).reshape(2, -1).T if examples.rows.shape[1] == 2 else None,
         reference=base,
         sampler=base,
-        top_entropy=torch.ones_like(base),
+        top_entropy=torch.tensor([0.0, 0.1, 0.5, 1.0, 2.0, 4.0]).expand_as(base),
         divergence=torch.zeros_like(base),
         step={"mismatched_log_ratio": torch.zeros(())},
     )

@@ -33,7 +33,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
             "the runs of a loss. p: sign-flip test on the differences per problem (for two single runs, McNemar's "
             "exact test). Holm: p corrected for all comparisons of this table that have one.",
             "Equivalent: two one-sided tests, corrected by Holm in the same way, show that the two differ by less than "
-            f"{_margin(pairs)} points (`equivalence_margin`). Within: the smallest margin that the pair would pass by "
+            f"`equivalence_margin`{_margin(pairs)}. Within: the smallest margin that the pair would pass by "
             "itself. Cannot say: neither a difference nor equivalence is shown.",
             "Detectable: the difference that the exact test at Holm's first threshold would detect in four of five "
             "samples of this many problems, if the two disagreed as often as they do here (–: none would be detected, "
@@ -50,7 +50,7 @@ def _summary(analysis: AnalysisFolder, pairs: pd.DataFrame) -> str:
     differ = int(counts.get("better", 0) + counts.get("worse", 0))
     outcomes = [f"{differ} differ{'s' * (differ == 1)}"]
     if equal := int(counts.get("equivalent", 0)):
-        outcomes.append(f"{equal} {'is' if equal == 1 else 'are'} equivalent within ±{_margin(pairs)} points")
+        outcomes.append(f"{equal} {'is' if equal == 1 else 'are'} equivalent{_margin(pairs)}")
     if open_ := int(counts.get("cannot say", 0)):
         outcomes.append(f"about {open_} the data cannot say")
     which = {"all": "all comparisons", "reference": "those with the reference and the base"}
@@ -65,7 +65,8 @@ def _summary(analysis: AnalysisFolder, pairs: pd.DataFrame) -> str:
 
 
 def _margin(pairs: pd.DataFrame) -> str:
-    return f"{100 * pairs['equivalence_margin'].max():g}"
+    margin = pairs["equivalence_margin"].max()
+    return "" if pd.isna(margin) else f" ({100 * margin:g} points)"
 
 
 def _detectable(pairs: pd.DataFrame) -> list[str]:

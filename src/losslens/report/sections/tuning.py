@@ -94,7 +94,7 @@ def _about(rates: pd.DataFrame) -> str:
         return text
     return (
         f"{text} It is made twice: at the end of training (equal steps), and at the first point at which ‖ΔW‖ is "
-        f"{norms.iloc[0]:.4g} (equal norm), which every loss reaches at half of its rates at least."
+        f"{norms.iloc[0]:.4g} (equal norm), which every loss reaches at half at least of its rates that can be chosen."
     )
 
 
