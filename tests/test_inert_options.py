@@ -127,6 +127,7 @@ REFUSED: list[tuple[Method, str]] = [
     (Rift(name="rift", affine_lambda=1), "method.affine_lambda=1.0: has no effect: form=token"),
     (Rift(name="rift", form="naive", reward_incorrect=0), "method.form=naive: has no effect: reward_incorrect=0"),
     (Nft(name="nft", negative_weight=0, epsilon=0.1), "method.epsilon=0.1: has no effect: negative_weight=0"),
+    (Dpo(name="dpo", ld_alpha=1.0), "method.ld_alpha=1.0: has no effect: 1 is the whole rollout"),
     (Dpo(name="dpo", label_smoothing=0.2), "method.label_smoothing=0.2: has no effect: loss_type=sigmoid"),
     (Dpo(name="dpo", loss_type="robust", label_smoothing=0.1), "method.label_smoothing=0.1: has no effect: it is"),
     (OnlineGrpo(name="online_grpo", resamples=1), "method.resamples=1: has no effect: recipe=grpo does not use it"),
