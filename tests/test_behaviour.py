@@ -24,6 +24,7 @@ from losslens.measures.behaviour import (
     RunBehaviour,
     Shifted,
     pair_behaviour,
+    prediction_bound,
     run_behaviour,
 )
 from losslens.measures.forward import Batch, Sequences, interpolated_model, observe
@@ -301,14 +302,25 @@ class TestMeasures:
         runs = [run_of(base, update_of(base, seed), sequences) for seed in range(6)]
         first, second = Shifted(zero, runs[0], tuple(runs[2:4])), Shifted(zero, runs[1], tuple(runs[4:6]))
         pair = pair_behaviour(first, second)
-        drawn = [abs(cosine(zero.log_probs, a.log_probs, b.log_probs)) for a in runs[2:4] for b in runs[4:6]]
-        assert pair.output_cosine_null == pytest.approx(np.quantile(drawn, 0.95), abs=1e-5)
-        divergences = [jensen_shannon(runs[i].log_probs, runs[i + 2].log_probs) for i in (2, 3)]
+        # Draws 0, 1 of the first with draws 1, 0 of the second.
+        drawn = [cosine(zero.log_probs, runs[i].log_probs, runs[j].log_probs) for i, j in ((2, 5), (3, 4))]
+        bound = abs(np.mean(drawn)) + 12.7062 * np.std(drawn, ddof=1) * np.sqrt(1.5)
+        assert pair.output_cosine_null == pytest.approx(min(1, bound), abs=1e-5)
+        divergences = [jensen_shannon(runs[i].log_probs, runs[j].log_probs) for i, j in ((2, 5), (3, 4))]
         assert pair.js_null == pytest.approx(np.mean(divergences))
         found = behaviour(zero, runs[0], runs[2:4], off_task_change=np.array([-3.0, 1.0]))
-        assert found.off_task_change_null == pytest.approx(2.9)
+        assert found.off_task_change_null == pytest.approx(1 + 12.7062 * 8**0.5 * 1.5**0.5, rel=1e-4)
         sizes = [shift_size(run.states - zero.states, zero.states) for run in runs[2:4]]
         assert found.shift_size_null == pytest.approx(np.mean(sizes, axis=0))
+
+    def test_the_bound_of_a_further_draw(self) -> None:
+        """Of 4,000 further draws beside four known ones, 5% are beyond the bound, give or take 1 point."""
+        draws = np.random.default_rng(0).normal(size=(5, 4000))
+        beyond = np.abs(draws[4]) > prediction_bound(draws[:4], 4)
+        assert beyond.mean() < 0.06
+        centred = np.abs(draws[4] - draws[:4].mean(axis=0)) > prediction_bound(draws[:4] - draws[:4].mean(axis=0), 4)
+        assert centred.mean() == pytest.approx(0.05, abs=0.01)
+        assert np.isnan(prediction_bound(draws[:1], 1)).all()
 
     def test_of_two_runs(self, base: LoadedModel, sequences: Sequences) -> None:
         """A run next to itself shows what identical updates show; without passes nothing is shown."""

@@ -405,7 +405,7 @@ def test_batches_without_completion_tokens_have_loss_zero(
     method: Any, micro_batch: int, base: LoadedModel, tokenised: pd.DataFrame, make_plan: Any, tmp_path: Path
 ) -> None:
     """A batch without one has loss 0; and a batch that is half so has gradients, in whole or in micro-batches."""
-    for share, losses in ((1.0, "none"), (0.5, "some")):
+    for share, losses in ((0.95, "hardly"), (0.5, "some")):
         empty = [[] if i < share * len(tokenised) else ids for i, ids in enumerate(tokenised["completion_ids"])]
         table = tokenised.assign(completion_ids=pd.Series(empty, index=tokenised.index, dtype=object))
         plan = make_plan(method, batch_size=4, micro_batch=micro_batch, max_steps=2, log_steps=1)
@@ -416,10 +416,12 @@ def test_batches_without_completion_tokens_have_loss_zero(
         assert all(
             torch.isfinite(torch.tensor([float(entry[name]) for name in ("loss", "grad_norm")])).all() for entry in logs
         )
-        if losses == "none":
-            assert [entry["grad_norm"] for entry in logs] == [0.0, 0.0]
+        if losses == "hardly":
+            without = [entry for entry in logs if entry["completion_tokens"] == 0]
+            assert without
+            assert all(entry["grad_norm"] == 0 for entry in without)
             if getattr(method, "loss_type", "sigmoid") == "sigmoid":
-                assert [entry["loss"] for entry in logs] == [0.0, 0.0]
+                assert all(entry["loss"] == 0 for entry in without)
 
 
 def test_with_dropout_the_micro_batch_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

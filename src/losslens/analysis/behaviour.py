@@ -33,6 +33,8 @@ from losslens.updates.folder import open_adapter
 
 _OFF_TASK = ("log_probs", "nll", "tokens")
 _COPY = ("kl", "off_task_kl", "off_task_change", "log_probs", "states")
+# A copy has a run's KL if it differs by less than this share, after this many steps at most.
+_KL_TOLERANCE, _MOST_STEPS = 0.2, 4
 _PAIR = ("output_cosine", "output_cosine_null", "js", "js_null", "shift_cosine", "shift_cosine_null")
 # Runs whose shifts are in memory at once.
 _AT_ONCE = 8
@@ -151,7 +153,8 @@ class BehaviourPasses:
                     return None
                 rotated[module] = copy
             if target == 0:
-                return None  # a zero update
+                self.without_copies[name] = "it changes no output"
+                return None
             model, set_weights = stack.enter_context(self._passes.with_updates(rotated))
             kept = self._passes.kept(self._sequences, self._settings)
             sequences = self._passes.tokens(self._sequences)
@@ -160,9 +163,18 @@ class BehaviourPasses:
             reached = self._kl(np.concatenate([batch.log_probs for batch in batches]))
             arrays = self._off_task_pass(model, self._base_off_task["tokens"])
             off_task = OffTask(arrays["log_probs"], arrays["nll"])
-            # KL grows with the square of a small update, so one step suffices.
-            set_weights([float(np.sqrt(target / reached))])
-            scaled = joined(list(observe(model, sequences, self._passes.batch_size, "mean", kept)))
+            if reached == 0:
+                self.without_copies[name] = "a rotated copy changes no output"
+                return None
+            # KL grows with the square of a small update: one step suffices, but for those far beyond their copies.
+            factor, there = 1.0, reached
+            for _ in range(_MOST_STEPS):
+                factor *= float(np.sqrt(target / there))
+                set_weights([factor])
+                scaled = joined(list(observe(model, sequences, self._passes.batch_size, "mean", kept)))
+                there = self._kl(scaled.log_probs)
+                if abs(there / target - 1) < _KL_TOLERANCE:
+                    break
         base = self._off_task(None)
         return {
             "kl": np.array(reached), "off_task_kl": np.array(off_task.kl(base)),

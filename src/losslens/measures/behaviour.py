@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student
 
 from losslens.measures.activations import COMPLETION, participation_ratio, shift_cosine, shift_size
 from losslens.measures.outputs import cosines, jensen_shannon, kl, output_shifts
@@ -82,7 +83,7 @@ class RunBehaviour:
         off_task_kl: KL(base ‖ run) on the off-task text, nats per token.
         off_task_kl_null: The same of rotated copies of the same norm, mean over draws.
         off_task_change: Change of the cross-entropy on the off-task text, nats per token.
-        off_task_change_null: 95% quantile over draws of its absolute value in rotated copies of the same norm.
+        off_task_change_null: 95% bound of its absolute value in rotated copies of the same norm (`prediction_bound`).
     """
 
     kl: float
@@ -102,16 +103,16 @@ class RunBehaviour:
 class PairBehaviour:
     """Behaviour of two runs, compared with each other; NaN in nulls without rotated copies of both.
 
-    Nulls are of rotated copies scaled to each run's KL: D draws of one run against D draws of the other. Their cosines
-    are not centred on 0, so nothing is assumed of their distribution.
+    Nulls are of rotated copies scaled to each run's KL: D draws of one run against the D − 1 others of the other run.
+    Their cosines are not centred on 0.
 
     Attributes:
         output_cosine: Cosine of the output shifts.
-        output_cosine_null: 95% quantile of its absolute value over the pairs of draws.
+        output_cosine_null: 95% bound of its absolute value (`prediction_bound`).
         js: Jensen–Shannon divergence of the two, nats per token.
-        js_null: Its mean over pairs of draws of one number.
+        js_null: Its mean over D pairs of draws.
         shift_cosine: Cosine of the shifts of hidden states, shape (positions, L).
-        shift_cosine_null: 95% quantile of its absolute value over the pairs of draws, shape (positions, L).
+        shift_cosine_null: 95% bound of its absolute value (`prediction_bound`), shape (positions, L).
     """
 
     output_cosine: float
@@ -153,7 +154,7 @@ def run_behaviour(
         off_task_kl=off_task.kl(base_off_task),
         off_task_kl_null=_mean(copies.off_task_kl),
         off_task_change=off_task.change(base_off_task),
-        off_task_change_null=_bound(copies.off_task_change),
+        off_task_change_null=float(prediction_bound(copies.off_task_change, len(copies.off_task_change))),
     )
 
 
@@ -176,22 +177,37 @@ class Shifted:
 def pair_behaviour(first: Shifted, second: Shifted) -> PairBehaviour:
     """Compares two runs."""
     outputs = cosines(first.outputs, second.outputs)
-    divergences = [jensen_shannon(a, b) for a, b in zip(first.log_probs, second.log_probs, strict=False)]
     own = shift_cosine(first.states[0], second.states[0])
-    drawn = [np.abs(shift_cosine(a, b)) for a in first.states[1:] for b in second.states[1:]]
+    copies = min(len(first.states), len(second.states)) - 1
+    # Not draws of one number: where two adapters are equal to the byte, so are these.
+    pairs = [(i, j) for i in range(1, copies + 1) for j in range(1, copies + 1) if i != j]
+    drawn = np.array([shift_cosine(first.states[i], second.states[j]) for i, j in pairs])
+    apart = [jensen_shannon(first.log_probs[i], second.log_probs[j]) for i, j in pairs if j == i % copies + 1]
     return PairBehaviour(
         output_cosine=float(outputs[0, 0]),
-        output_cosine_null=_bound(outputs[1:, 1:]),
-        js=divergences[0],
-        js_null=_mean(np.array(divergences[1:])),
+        output_cosine_null=float(
+            np.minimum(1.0, prediction_bound(np.array([outputs[pair] for pair in pairs]), copies))
+        ),
+        js=jensen_shannon(first.log_probs[0], second.log_probs[0]),
+        js_null=_mean(np.array(apart)),
         shift_cosine=own,
-        shift_cosine_null=np.quantile(drawn, _QUANTILE, axis=0) if drawn else np.full(own.shape, np.nan),
+        shift_cosine_null=np.minimum(1.0, prediction_bound(drawn, copies)) if pairs else np.full(own.shape, np.nan),
     )
+
+
+def prediction_bound(values: Array, copies: int) -> Array:
+    """Computes a 95% bound of the absolute value of a further draw: |mean| + t_{D−1}·sd·√(1 + 1/D).
+
+    Args:
+        values: Values of rotated copies, or of pairs of them, along the first axis.
+        copies: D, the number of copies of a run; fewer than 2 have no spread, and the bound is NaN.
+    """
+    if copies < 2:
+        return np.full(values.shape[1:], np.nan)
+    spread = values.std(axis=0, ddof=1) * np.sqrt(1 + 1 / copies)
+    bound: Array = np.abs(values.mean(axis=0)) + student.ppf(0.975, copies - 1) * spread
+    return bound
 
 
 def _mean(draws: Array) -> float:
     return float(draws.mean()) if draws.size else float("nan")
-
-
-def _bound(draws: Array) -> float:
-    return float(np.quantile(np.abs(draws), _QUANTILE)) if draws.size else float("nan")

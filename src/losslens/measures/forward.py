@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from losslens.core.errors import InputError
 from losslens.measures.activations import FIRST_TOKENS, POSITIONS
 from losslens.measures.connectivity import SequenceNll
-from losslens.measures.kept_tokens import kept_log_probs, likeliest_tokens
+from losslens.measures.kept_tokens import AT_ONCE, kept_log_probs, likeliest_tokens
 from losslens.models.loading import preserved
 from losslens.updates.base import Array, Updates, forward_matrices
 
@@ -166,8 +166,13 @@ def observe(
 
 def _nll(logits: torch.Tensor, ids: torch.Tensor, scored: torch.Tensor, count: int) -> Array:
     """Computes the loss of each of `count` sequences from the logits of the scored positions."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    per_token = torch.nn.functional.cross_entropy(logits, ids[:, 1:][scored], reduction="none")
+    parts = [
+        torch.nn.functional.cross_entropy(
+            some.to(torch.promote_types(some.dtype, torch.float32)), targets, reduction="none"
+        )
+        for some, targets in zip(logits.split(AT_ONCE), ids[:, 1:][scored].split(AT_ONCE), strict=True)
+    ]
+    per_token = torch.cat(parts)
     rows = scored.nonzero()[:, 0]
     sums = torch.zeros(count, dtype=torch.float64, device=ids.device).index_add(0, rows, per_token.double())
     nll: Array = sums.cpu().numpy()

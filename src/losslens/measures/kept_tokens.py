@@ -12,7 +12,7 @@ import torch
 EXACT_UP_TO = 512
 LIKELIEST = 64
 # Positions whose distributions over the whole vocabulary are in memory at once.
-_AT_ONCE = 512
+AT_ONCE = 512
 
 
 def likeliest_tokens(logits: torch.Tensor, count: int = LIKELIEST, exact_up_to: int = EXACT_UP_TO) -> torch.Tensor:
@@ -39,7 +39,7 @@ def kept_log_probs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         Shape (T, K + 1), or (T, V) if the whole vocabulary is kept; in float32 or better.
     """
     parts = []
-    for some, kept in zip(logits.split(_AT_ONCE), tokens.split(_AT_ONCE), strict=True):
+    for some, kept in zip(logits.split(AT_ONCE), tokens.split(AT_ONCE), strict=True):
         log_probs = some.to(torch.promote_types(some.dtype, torch.float32)).log_softmax(dim=-1)
         if kept.shape[1]:
             others = log_probs.scatter(1, kept, -torch.inf).logsumexp(dim=-1, keepdim=True)

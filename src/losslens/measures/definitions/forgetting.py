@@ -19,6 +19,6 @@ MEASURES = (
         value=lambda of: of.behaviour(lambda run: run.off_task_change),
         null=lambda of: of.behaviour(lambda run: run.off_task_change_null), term="off-task KL",
         definition="the run's cross-entropy on the off-task text less the base's: above 0 the text has become less "
-        "likely. The null is the 95% quantile of the absolute change by rotated copies of the same norm",
+        "likely. The null is a 95% bound of the absolute change by a rotated copy of the same norm",
     ),
 )  # fmt: skip
