@@ -29,6 +29,7 @@ from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from losslens.cli import compare
 from losslens.cli.arguments import prepare_arguments
 from losslens.cli.key_values import KeyValueParser
 from losslens.config.analysis import AnalyzeConfig
@@ -177,6 +178,9 @@ def check_command(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
             is_pipeline = arguments[:1] == ["pipeline"]
             name = "launch/pipeline.sh" if is_pipeline else "launch/local_slurm.sh"
             arguments = arguments[is_pipeline:]
+        if name == "compare":
+            compare.parser().parse_args(arguments)
+            return
         name = INSTALLED.get(name, f"{name}.py") if "/" not in name else name
     if name.startswith("--help") or arguments == ["--help"]:
         return

@@ -17,32 +17,38 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def main(arguments: list[str]) -> int:
-    """Compares adapters, prints the tables and the path of the report, and returns the exit status."""
-    parser = _Parser(
+def parser() -> argparse.ArgumentParser:
+    """Returns the parser of the command line."""
+    found = _Parser(
         prog="losslens compare",
         description="Compares the weight updates of PEFT LoRA adapters: norms, cosines, principal angles, each beside "
         "its null, in tables and a report. Nothing is trained, and no model is loaded without --base.",
         epilog="Exit status: 0 done; 2 invalid input, or the hub cannot be reached.",
     )
-    parser.add_argument(
+    found.add_argument(
         "adapters", nargs="+", metavar="ADAPTER",
         help="a folder, a run of LossLens, or a hub id (owner/name, owner/name/folder, owner/name@revision); "
         "NAME=ADAPTER names it in the tables",
     )  # fmt: skip
-    parser.add_argument("--base", metavar="MODEL", help="folder or hub id of the base: adds what needs its weights")
-    parser.add_argument(
+    found.add_argument("--base", metavar="MODEL", help="folder or hub id of the base: adds what needs its weights")
+    found.add_argument(
         "--completions", metavar="FOLDER", help="frozen rollouts; with --base, adds barriers, CKA, KL and output shifts"
     )
-    parser.add_argument("--output-dir", metavar="FOLDER", default="outputs", help="default: outputs")
+    found.add_argument("--output-dir", metavar="FOLDER", default="outputs", help="default: outputs")
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Compares adapters, prints the tables and the path of the report, and returns the exit status."""
+    command_line = parser()
     guard_streams()
-    asked = parser.parse_args(arguments)
+    asked = command_line.parse_args(arguments)
     if asked.completions and not asked.base:
-        parser.error("--completions needs --base")
+        command_line.error("--completions needs --base")
     try:
         report = _compare(asked.adapters, asked.base, asked.completions, asked.output_dir)
     except InputError as error:
-        print(format_error(parser.prog, error), file=sys.stderr)
+        print(format_error(command_line.prog, error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
