@@ -57,7 +57,7 @@ CONTRACT = {
     "layers": "run_a run_b layer cosine orthogonal_share angle_min_left",
     "connectivity": "run_a run_b alpha loss loss_low loss_high",
     "cka": "run_a run_b layer cka_unbiased n",
-    "shifts": "run_a run_b position layer shift_cosine shift_cosine_null",
+    "shifts": "run_a run_b position layer shift_cosine_null shift_cosine",
     "training": "run step loss grad_norm lr",
     "mds": "run x y",
 }
