@@ -179,7 +179,7 @@ def check_command(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
             name = "launch/pipeline.sh" if is_pipeline else "launch/local_slurm.sh"
             arguments = arguments[is_pipeline:]
         if name == "compare":
-            compare.parser().parse_args(arguments)
+            compare.parser().parse_args(arguments or ["adapter"])  # named alone, in a table
             return
         name = INSTALLED.get(name, f"{name}.py") if "/" not in name else name
     if name.startswith("--help") or arguments == ["--help"]:

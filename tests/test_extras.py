@@ -79,6 +79,7 @@ def test_each_command_says_which_extra_it_needs(tmp_path: Path) -> None:
         ("evaluate", "sweep=main"): "losslens evaluate needs: pip install 'losslens[train]'",
         ("analyze", "sweep=main"): "losslens analyze needs: pip install 'losslens[train,report]'",
         ("train", "hydra/launcher=slurm", "logger=none"): "losslens train needs: pip install 'losslens[slurm]'",
+        ("compare", "a", "b"): "losslens compare needs: pip install 'losslens[report]'",
         ("sync", "sweep=main"): "losslens sync needs: pip install 'losslens[wandb]'",
         ("dashboard", "sweep=main"): "losslens dashboard needs: pip install 'losslens[wandb]'",
     }
@@ -98,6 +99,18 @@ def test_who_has_no_wandb_may_go_without(tmp_path: Path) -> None:
     found = told(tmp_path, ("wandb", "server", "report", "slurm"), *lines)
     assert found[0] == (2, "losslens train needs: pip install 'losslens[wandb]', or logger=none\n")
     assert found[1] == (2, "losslens train needs: pip install 'losslens[server]'\n")
+
+
+def test_the_command_compares_with_the_report_alone(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for name in ("a", "b"):
+        module = {"model.layers.0.q_proj": LoraUpdate(draw.normal(size=(12, 2)), draw.normal(size=(2, 8)), 1.0)}
+        write_adapter(tmp_path / name, module, {"peft_type": "LORA"})
+    rest = tuple(extra for extra in extras.MODULES if extra != "report")
+    [(status, said), (refused, why)] = told(tmp_path, rest, ["compare", "a", "b"], ["compare", "a", "me/theirs"])
+    assert status == 0, said
+    assert (tmp_path / "outputs" / "adapters" / "analysis" / "report.html").exists()
+    assert (refused, why) == (2, "losslens compare needs: pip install 'losslens[train]'\n")
 
 
 def test_adapters_are_compared_without_any_extra(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from losslens.core.errors import InputError
-from losslens.core.extras import format_error
+from losslens.core.extras import format_error, missing_extra, require_extras
 from losslens.core.redaction import guard_streams
 
 
@@ -46,9 +46,16 @@ def main(arguments: list[str]) -> int:
     if asked.completions and not asked.base:
         command_line.error("--completions needs --base")
     try:
+        require_extras("report")
         report = _compare(asked.adapters, asked.base, asked.completions, asked.output_dir)
     except InputError as error:
         print(format_error(command_line.prog, error), file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        needed = missing_extra(error)
+        if needed is None:
+            raise
+        print(format_error(command_line.prog, needed), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -12,9 +12,6 @@ from scipy.fft import irfft, next_fast_len
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, norm
 from scipy.stats import t as student
-from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.proportion import proportion_confint
 
 # Differences of shares are represented as multiples of 1/120, or of a larger unit fraction.
 _FINEST = 120
@@ -39,6 +36,10 @@ class McNemar:
 
 def wilson_interval(right: float, n: int) -> tuple[float, float]:
     """Computes the 95% Wilson interval of the proportion `right`/`n` (Wilson 1927)."""
+    from statsmodels.stats.proportion import (
+        proportion_confint,  # an extra: who compares adapters alone has no accuracies
+    )
+
     low, high = proportion_confint(right, n, alpha=0.05, method="wilson")
     return float(low), float(high)
 
@@ -49,6 +50,8 @@ def mcnemar(first: NDArray[np.float64], second: NDArray[np.float64]) -> McNemar:
     If outcomes are shares of correct samples, b and c count the problems on which the first or second run has the
     larger share; this is the sign test, of which McNemar's test is the case of single samples.
     """
+    from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+
     b, c = int(np.sum(first > second)), int(np.sum(first < second))
     p = float(statsmodels_mcnemar([[0, b], [c, 0]], exact=True).pvalue) if b + c else 1.0
     # p is twice the smaller tail, which includes the observed table fully; mid-p includes half of it.
@@ -58,7 +61,12 @@ def mcnemar(first: NDArray[np.float64], second: NDArray[np.float64]) -> McNemar:
 
 def holm(p_values: Sequence[float]) -> NDArray[np.float64]:
     """Applies Holm's step-down correction (1979) to a family of p values; keeps their order."""
-    return multipletests(p_values, method="holm")[1] if len(p_values) else np.zeros(0)
+    if not len(p_values):
+        return np.zeros(0)
+    from statsmodels.stats.multitest import multipletests
+
+    corrected: NDArray[np.float64] = multipletests(p_values, method="holm")[1]
+    return corrected
 
 
 @dataclass(frozen=True)
