@@ -14,7 +14,8 @@ from losslens.analysis.accuracy import RUN_COLUMNS, has_collapsed
 from losslens.analysis.arm_accuracy import compare_arms, outcomes_of
 from losslens.analysis.arm_summary import COLUMNS, SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, repeats, sft_partners
-from losslens.analysis.cohort import Base, Cohort, ComparedAdapter, Diverged, _distinct
+from losslens.analysis.cohort import Base, Cohort, ComparedAdapter, Diverged
+from losslens.analysis.gathering import _distinct
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts
 from losslens.analysis.pairs import all_pairs, choose
 from losslens.analysis.repeats import arm_pairs, pairing

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from losslens.analysis.accuracy import midpoint_table, pair_table, run_table, seed_table
+from losslens.analysis.base_weights import BaseWeights
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Base, Cohort, ComparedAdapter
 from losslens.analysis.forward_passes import ForwardPasses
@@ -314,11 +315,12 @@ def test_a_square_weight_that_is_kept_transposed(tmp_path: Path, monkeypatch: py
     source = ModelSource("model_path", "gpt2", None, "float32", "cpu", False)
     monkeypatch.setattr(ForwardPasses, "_base", LoadedModel(model, None))
     passes = ForwardPasses(source, {"sha256": "gpt2"}, them, Cache(tmp_path / "cache"), 8)
-    found = passes.against_base(1)["x"]
+    base_weights = BaseWeights(passes, them, 1)
+    found = base_weights.compared()["x"]
     assert found.base_norms == pytest.approx(np.linalg.norm(values))
     # σ₁ grows by 1, and its vectors stay.
-    effects = passes.effects(1, 3)["x"]
+    effects = base_weights.effects(3)["x"]
     assert effects.shape == (1, 3, 4)
     assert effects[0, :2, 0] == pytest.approx([1, 0], abs=1e-5)
-    assert np.array_equal(passes.effects(1, 3)["x"], effects)
+    assert np.array_equal(base_weights.effects(3)["x"], effects)
     assert (found.left, found.right, found.both) == pytest.approx((1, 1, 1), abs=1e-5)

@@ -53,6 +53,12 @@ def test_is_what_the_function_finds(two: tuple[Path, Path], tmp_path: Path, caps
     assert capsys.readouterr().out.endswith("report.html\n")
 
 
+def test_a_folder_whose_name_has_an_equals_sign(two: tuple[Path, Path], tmp_path: Path) -> None:
+    swept = two[0].rename(tmp_path / "lr=1e-3")
+    pairs = compared(str(swept), f"b={two[1]}", output_dir=tmp_path / "out")
+    assert pairs[["run_a", "run_b"]].to_numpy().tolist() == [["lr-1e-3", "b"]]
+
+
 def test_a_folder_of_a_repository(two: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the local copy, offline, as the hub's client keeps it; the same name at another revision has none."""
     hub.resolve_commit.cache_clear()
@@ -71,6 +77,8 @@ def test_a_folder_of_a_repository(two: tuple[Path, Path], tmp_path: Path, monkey
     ("arguments", "said"),
     [
         (["nowhere"], "nowhere: no such folder, and not a hub id (owner/name or owner/name/folder)"),
+        (["~no-such-user/x"], "~no-such-user/x: no such home folder"),
+        (["a="], "a=: names no folder and no hub id"),
         (["me/../../x"], "me/../../x: no such folder, and not a hub id"),
         (["{one}", "{one}"], "given twice"),
         (["a={one}", "a={two}"], "two adapters are named a; give NAME=ADAPTER"),

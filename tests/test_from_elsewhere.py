@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from losslens.analysis.cohort import find_runs, gather_cohort
+from losslens.analysis.gathering import find_runs, gather_cohort
 from losslens.config.data import Server
 from losslens.core import redaction
 from losslens.core.completions import Completion, Journal

@@ -17,7 +17,7 @@ import pytest
 from filelock import FileLock
 
 from losslens.analysis.arms import arms_of
-from losslens.analysis.cohort import find_runs, gather_cohort
+from losslens.analysis.gathering import find_runs, gather_cohort
 from losslens.analysis.manifests import RunFacts, StartedFacts, read_facts
 from losslens.core.errors import InputError
 from losslens.core.files import write_json

@@ -17,7 +17,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from losslens.analysis.cohort import ComparedAdapter, _require_comparable
+from losslens.analysis.cohort import ComparedAdapter
+from losslens.analysis.gathering import _require_comparable
 from losslens.analysis.manifests import RunFacts
 from losslens.core import distributed
 from losslens.core.errors import InputError

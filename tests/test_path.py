@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from losslens.analysis.trajectories import half_time
 from losslens.measures.comparison import compare
 from losslens.measures.definitions.path import locking, locking_null, straightness, straightness_null
 from losslens.measures.tables import ComparedWeights, RunPath, run_weights
@@ -122,3 +123,13 @@ def test_null_of_locking() -> None:
     paths = run_of((1500, 2), [out for out, _ in SHAPES.values()], halfway=found)
     assert np.mean(np.abs(locking(paths)) < locking_null(paths)) == pytest.approx(0.95, abs=0.015)
     assert locking(paths).mean() == pytest.approx(0, abs=4 * locking(paths).std() / np.sqrt(1500))
+
+
+@pytest.mark.parametrize(
+    ("steps", "place"),
+    [([50, 100], 0), ([4, 8, 12], 0), ([20, 40, 60, 80, 100], 1), ([10, 100], None), ([90, 100], None),
+     ([25, 75, 100], None)],
+)  # fmt: skip
+def test_half_time(steps: list[int], place: int | None) -> None:
+    """The snapshot at step 4 of 12 is a sixth of them from half-time; that at 25 of 100 is a quarter."""
+    assert half_time(steps) == place

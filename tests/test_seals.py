@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from losslens.analysis.cohort import find_runs, gather_cohort
+from losslens.analysis.gathering import find_runs, gather_cohort
 from losslens.config.model import Model
 from losslens.core.errors import InputError
 from losslens.core.files import write_json

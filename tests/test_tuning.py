@@ -17,7 +17,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from losslens.analysis.arms import arms_of
-from losslens.analysis.cohort import ComparedAdapter, Unfinished, find_runs
+from losslens.analysis.cohort import ComparedAdapter, Unfinished
+from losslens.analysis.gathering import find_runs
 from losslens.analysis.manifests import RunFacts, StartedFacts
 from losslens.analysis.rate_choice import (
     ALL_RUNS,

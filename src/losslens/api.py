@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 import pyarrow as pa
 
-from losslens.analysis.cohort import Cohort, SweepContents, gather_cohort
+from losslens.analysis.cohort import Cohort, SweepContents
+from losslens.analysis.gathering import gather_cohort
 from losslens.core.errors import InputError
 from losslens.core.extras import require_extras
 from losslens.measures import run_weight_measures, weight_measures
@@ -28,13 +29,13 @@ from losslens.measures.tables import ComparedWeights, WeightTables, weight_table
 from losslens.runs.run import Run, runs_of
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.updates.folder import open_adapter
+from losslens.updates.places import AdapterPath, adapter_in, named_adapters
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Comparison", "Sweep", "compare", "load_sweep"]
 
-AdapterPath = str | os.PathLike[str]
 _INITIAL = "the initial adapter"
 
 
@@ -140,7 +141,7 @@ def compare(
     named = named_adapters(folders)
     if num_directions < 1:
         raise InputError(f"num_directions={num_directions}: must be at least 1")
-    started_from = None if initial is None else _adapter_in(Path(initial))
+    started_from = None if initial is None else adapter_in(Path(initial))
     # The initial adapter goes through the same checks.
     cohort = gather_cohort(
         SweepContents([], [], [], set(), "compare: no adapter folder given", {}),
@@ -170,44 +171,6 @@ def _measured(cohort: Cohort, named: Mapping[str, Path], initial: Path | None, t
             draw=cache(expected_angles),  # layers and modules of the same shape have the same null
         )
     )
-
-
-def named_adapters(folders: Mapping[str, AdapterPath] | Iterable[AdapterPath]) -> dict[str, Path]:
-    """Returns the adapter folders by label; the default label is the shortest path suffix that is unique.
-
-    Raises:
-        InputError: A folder does not exist, or is given twice.
-    """
-    if isinstance(folders, (str, os.PathLike)):
-        raise InputError(f"compare: {folders}: expected a list of folders, or a mapping of labels to folders")
-    if isinstance(folders, Mapping):
-        return {str(label): _adapter_in(Path(folder)) for label, folder in folders.items()}
-    paths = [Path(folder) for folder in folders]
-    named = {}
-    for path in paths:
-        parts = path.expanduser().absolute().parts
-        own = parts[:-1] if parts[-1] == "adapter" and len(parts) > 2 else parts
-        others = [other.expanduser().absolute().parts for other in paths if other is not path]
-        if parts in others:
-            raise InputError(f"compare: {path}: given twice")
-        others = [other[:-1] if other[-1] == "adapter" and len(other) > 2 else other for other in others]
-        length = next(
-            (n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own)
-        )  # fmt: skip
-        named["/".join(own[-length:])] = _adapter_in(path)
-    return named
-
-
-def _adapter_in(folder: Path) -> Path:
-    try:
-        folder = folder.expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{folder}: no such home folder") from error
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    inside = folder / "adapter"
-    is_run = not (folder / "adapter_config.json").exists() and (inside / "adapter_config.json").exists()
-    return inside if is_run else folder
 
 
 class Sweep:

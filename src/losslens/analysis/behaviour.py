@@ -32,7 +32,7 @@ from losslens.updates.base import Update
 from losslens.updates.folder import open_adapter
 
 _OFF_TASK = ("log_probs", "nll", "tokens")
-_COPY = ("kl", "off_task_kl", "off_task_change", "log_probs", "states")
+_COPY = ("kl", "scaled_kl", "off_task_kl", "off_task_change", "log_probs", "states")
 # A copy has a run's KL if it differs by less than this share, after this many steps at most.
 _KL_TOLERANCE, _MOST_STEPS = 0.2, 4
 _PAIR = ("output_cosine", "output_cosine_null", "js", "js_null", "shift_cosine", "shift_cosine_null")
@@ -52,6 +52,7 @@ class BehaviourPasses:
     Attributes:
         off_task: The off-task text.
         without_copies: Runs that have no rotated copies, with the reasons.
+        off_target: Runs with a copy that could not be given their KL, with the ratio of the two.
     """
 
     def __init__(self, passes: ForwardPasses, sequences: TeacherForced, settings: Cka, draws: int) -> None:
@@ -59,6 +60,7 @@ class BehaviourPasses:
         self._cache = passes.cache
         self.off_task = OffTaskText(passes.positions)
         self.without_copies: dict[str, str] = {}
+        self.off_target: dict[str, float] = {}
         self._about = [passes.identity, sequences.key, self.off_task.key, KEPT_TOKENS]
         self._base = passes.observation(None, sequences, settings)
         self._shifted = lru_cache(_AT_ONCE)(self._shifts)
@@ -133,6 +135,9 @@ class BehaviourPasses:
                     break
                 self._cache.save("rotated", key, known)
             copies.append(known)
+            share = float(known["scaled_kl"]) / self._kl(self._observation(name).log_probs)
+            if abs(share - 1) >= _KL_TOLERANCE:
+                self.off_target[name] = share
         return RotatedCopies(
             kl=np.array([copy["kl"] for copy in copies]),
             off_task_kl=np.array([copy["off_task_kl"] for copy in copies]),
@@ -173,11 +178,11 @@ class BehaviourPasses:
                 set_weights([factor])
                 scaled = joined(list(observe(model, sequences, self._passes.batch_size, "mean", kept)))
                 there = self._kl(scaled.log_probs)
-                if abs(there / target - 1) < _KL_TOLERANCE:
+                if abs(there / target - 1) < _KL_TOLERANCE or there == 0:
                     break
         base = self._off_task(None)
         return {
-            "kl": np.array(reached), "off_task_kl": np.array(off_task.kl(base)),
+            "kl": np.array(reached), "scaled_kl": np.array(there), "off_task_kl": np.array(off_task.kl(base)),
             "off_task_change": np.array(off_task.change(base)), **vars(scaled),
         }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Forward passes of adapters on their base, and measures against the base weights; all results are cached."""
+"""Forward passes of adapters on their base; all results are cached."""
 
 from __future__ import annotations
 
@@ -11,27 +11,22 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import torch
-from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from losslens.analysis.cache import Arrays, Cache
 from losslens.analysis.cohort import Cohort
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
-from losslens.analysis.weight_space import initial_key
 from losslens.config.analysis import Cka, Connectivity
 from losslens.config.data import Data
 from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
-from losslens.measures.base_weights import Principal, PrincipalParts, principal, principal_parts
 from losslens.measures.behaviour import Observation
 from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.measures.connectivity import Curve, SequenceNll, curve
 from losslens.measures.forward import Batch, Sequences, base_weight, interpolated_model, observe, sequence_losses
 from losslens.measures.kept_tokens import EXACT_UP_TO, LIKELIEST
-from losslens.measures.rotated import against_copies
-from losslens.measures.tables import BaseComparison
 from losslens.models.limits import limits_of
 from losslens.models.loading import LoadedModel, ModelSource, load_model
 from losslens.rollouts.sample import held_out_problems, problem_source
@@ -108,63 +103,10 @@ class ForwardPasses:
         """Returns the folder of a run's adapter."""
         return self._members[name].adapter
 
-    def against_base(self, top: int) -> dict[str, BaseComparison]:
-        """Compares every run with W0."""
-        keys = {name: [self.identity, *initial_key(member), top] for name, member in self._members.items()}
-        names = [field.name for field in fields(BaseComparison)]
-        found = {name: BaseComparison(**known) for name, known in self._known("against_base", keys, names).items()}
-        missing = [name for name in keys if name not in found]
-        if missing:
-            norms = np.empty(len(self._cohort.modules))
-            parts: dict[str, list[PrincipalParts]] = {name: [] for name in missing}
-            with ExitStack() as stack:
-                adapters = {name: stack.enter_context(open_adapter(self._members[name].adapter)) for name in missing}
-                folders = {folder for name in missing if (folder := self._members[name].initial)}
-                starts = {folder: stack.enter_context(open_adapter(folder)) for folder in folders}
-                for m, module in enumerate(bar(self._cohort.modules, "base weights", "module")):
-                    weight = self._principal(module, self._cohort.shapes[m], top)
-                    norms[m] = weight.norm
-                    spaces = {folder: start[module].input_space() for folder, start in starts.items()}
-                    with threadpool_limits(1, "blas"):  # the factors are too thin for one product to use several cores
-                        for name, adapter in adapters.items():
-                            initial = self._members[name].initial
-                            start = spaces[initial] if initial else None
-                            parts[name].append(principal_parts(adapter[module], start, weight))
-            for name in missing:
-                found[name] = BaseComparison.of(norms, parts[name])
-                self.cache.save("against_base", keys[name], vars(found[name]))
-        return found
-
-    def effects(self, top: int, copies: int) -> dict[str, Array]:
-        """Computes the effects of every run on W0 and those of left-rotated copies of it, shape (M, 3, 4) each."""
-        keys = {name: [self.identity, member.sha256, top, copies] for name, member in self._members.items()}
-        found = {name: known["effects"] for name, known in self._known("effects", keys, ["effects"]).items()}
-        missing = [name for name in keys if name not in found]
-        if missing:
-            modules: dict[str, list[Array]] = {name: [] for name in missing}
-            with ExitStack() as stack:
-                adapters = {name: stack.enter_context(open_adapter(self._members[name].adapter)) for name in missing}
-                for m, module in enumerate(bar(self._cohort.modules, "rotated copies", "module")):
-                    directions = self._principal(module, self._cohort.shapes[m], top)
-                    weight = base_weight(self._base.model, module, self._cohort.shapes[m]).double().cpu().numpy()
-                    for name, adapter in adapters.items():
-                        # The same rotations for all runs.
-                        rng = np.random.default_rng(m)
-                        modules[name].append(against_copies(adapter[module], weight, directions, copies, rng))
-            for name in missing:
-                found[name] = np.array(modules[name])
-                self.cache.save("effects", keys[name], {"effects": found[name]})
-        return found
-
-    def _principal(self, module: str, shape: tuple[int, int], top: int) -> Principal:
-        key = [self.identity, module, top]
-        known = self.cache.load("principal", key, ["norm", "values", "left", "right"])
-        if known is None:
-            known = vars(principal(base_weight(self._base.model, module, shape).double().cpu().numpy(), top))
-            self.cache.save("principal", key, known)
-        if (len(known["left"]), len(known["right"])) != shape:
-            raise InputError(f"the adapters do not fit the base: {module} has a different shape there")
-        return Principal(float(known["norm"]), known["values"], known["left"], known["right"])
+    def base_weight(self, module: str, shape: tuple[int, int]) -> Array:
+        """Returns W0 of a module in float64, shape (out, in)."""
+        weight: Array = base_weight(self._base.model, module, shape).double().cpu().numpy()
+        return weight
 
     def curves(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Connectivity) -> dict[Pair, Curve]:
         """Computes the loss on the straight path between the runs of each pair; endpoints once per run."""

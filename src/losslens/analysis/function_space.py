@@ -74,14 +74,16 @@ def measure_function_space(
     try:
         source, identity = _base(config.model_path, cohort.first, trust_of(config))
         # These load torch and transformers, for which who compares adapters alone does not wait.
+        from losslens.analysis.base_weights import BaseWeights
         from losslens.analysis.behaviour import BehaviourPasses
         from losslens.analysis.forward_passes import ForwardPasses
         from losslens.analysis.probe_set import TeacherForced, probe_set
 
         passes = ForwardPasses(source, identity, cohort, cache, config.batch_size)
-        found.against_base = passes.against_base(config.num_directions)
+        weights = BaseWeights(passes, cohort, config.num_directions)
+        found.against_base = weights.compared()
         if config.spectrum_copies:
-            found.effects = passes.effects(config.num_directions, config.spectrum_copies)
+            found.effects = weights.effects(config.spectrum_copies)
         if not chosen.pairs:
             return found
         missing = _BY_PASSES
@@ -118,6 +120,8 @@ def measure_function_space(
     found.off_task = {"sha256": behaviour.off_task.sha256}
     for name, why in behaviour.without_copies.items():
         found.left_out[f"null of what {name} does"] = why
+    for name, share in behaviour.off_target.items():
+        found.left_out[f"equal KL of the copies of {name}"] = f"a copy has {share:.2g} times the run's KL"
     found.probe_set = {
         "folder": frozen.folder.name, "sha256": frozen.sha256, "sequences": len(completions.rows),
         "of": len(frozen.table),

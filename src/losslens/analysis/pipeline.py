@@ -17,9 +17,10 @@ from losslens.analysis.arm_accuracy import BASE, compare_arms, outcomes_of
 from losslens.analysis.arm_summary import SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged, find_runs, gather_cohort
+from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.analysis.console import show
 from losslens.analysis.function_space import measure_function_space, trust_of
+from losslens.analysis.gathering import find_runs, gather_cohort
 from losslens.analysis.lineage import lineage
 from losslens.analysis.loss_family import class_table, cluster_table, factor_table
 from losslens.analysis.named_bases import require_one_base

@@ -139,9 +139,15 @@ def _measured_run(
     unknown = np.full((len(snapshots), len(modules)), np.nan)
     overlap_to_end, overlap_to_repeat = (next(overlaps) if target else unknown for target in (end, again))
     steps = list(snapshots)
-    half = min(range(len(steps) - 1), key=lambda n: abs(steps[n] - steps[-1] / 2))
-    path = RunPath(measured.steps, overlap_to_end[half])
+    half = half_time(steps)
+    path = RunPath(measured.steps, unknown[0] if half is None else overlap_to_end[half])
     return MeasuredTrajectory(steps, measured.norms, to_end, to_sft, overlap_to_end, overlap_to_repeat, path)
+
+
+def half_time(steps: Sequence[int]) -> int | None:
+    """Returns the place of the snapshot nearest to half of the steps; None if it is more than a sixth of them away."""
+    nearest = min(range(len(steps) - 1), key=lambda n: abs(steps[n] - steps[-1] / 2))
+    return nearest if 6 * abs(steps[nearest] - steps[-1] / 2) <= steps[-1] else None
 
 
 def _overlaps(

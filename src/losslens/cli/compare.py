@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import NoReturn
@@ -84,19 +85,35 @@ def _compare(adapters: list[str], base: str | None, completions: str | None, out
 
 def _folders(adapters: list[str]) -> dict[str, Path]:
     """Returns the folder of each adapter by its name in the tables, in the order of the command line."""
-    from losslens.api import named_adapters
     from losslens.core.hub import adapter_from_hub
+    from losslens.updates.places import named_adapters
 
     found = []
     for adapter in adapters:
-        name, _, place = adapter.rpartition("=")
-        local = Path(place).expanduser()
-        found.append((name, local if local.exists() else adapter_from_hub(place)))
+        # A folder's own name may hold a `=`.
+        name, _, place = ("", "", adapter) if _folder(adapter) else adapter.rpartition("=")
+        if not place:
+            raise InputError(f"{adapter}: names no folder and no hub id")
+        found.append((name, _folder(place) or adapter_from_hub(place)))
     derived = iter(named_adapters([folder for name, folder in found if not name]))
     named: dict[str, Path] = {}
     for name, folder in found:
-        label = name or next(derived).replace("/", "-")
+        label = name or _label(next(derived))
         if label in named:
             raise InputError(f"two adapters are named {label}; give NAME=ADAPTER")
         named[label] = folder
     return named_adapters(named)
+
+
+def _label(path: str) -> str:
+    """Returns the end of a path in the letters that names in the tables may have."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", path)[-100:].strip("-._") or "adapter"
+
+
+def _folder(place: str) -> Path | None:
+    """Returns the folder of that name, None if there is none."""
+    try:
+        folder = Path(place).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{place}: no such home folder") from error
+    return folder if folder.exists() else None

@@ -52,8 +52,8 @@ MEASURES = (
         summary="How much of the main directions that a run writes in the end it wrote already at half of its steps: 1 "
         "all, 0 no more than chance.",
         definition="(‖U(t)ᵀU(T)‖_F²/K − K/out)/(1 − K/out), U the top-K left singular vectors, K = 4 or the rank, t "
-        "the snapshot nearest to half of the steps, mean over modules. The null is the bound that its absolute value "
-        "stays below 95 times in 100 for random subspaces",
+        "the snapshot nearest to half of the steps (within a sixth of them, else empty), mean over modules. The null "
+        "is the bound that its absolute value stays below 95 times in 100 for random subspaces",
         source="2606.07082, which takes right vectors and K = 16",
     ),
 )  # fmt: skip
