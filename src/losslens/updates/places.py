@@ -1,4 +1,4 @@
-"""Where adapters lie: their folders, and the names that they have in tables."""
+"""Folders of adapters, and the names that they have in tables."""
 
 from __future__ import annotations
 
