@@ -23,7 +23,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from scipy.linalg import subspace_angles
 
-from losslens.analysis import behaviour, forward_passes, pipeline, weight_space
+from losslens.analysis import base_weights, behaviour, forward_passes, pipeline, weight_space
 from losslens.analysis.cache import Cache
 from losslens.analysis.pairs import choose, find
 from losslens.analysis.pipeline import Analysis, analyse
@@ -355,7 +355,7 @@ class TestNothingTwice:
             return lambda *arguments, **options: (seen.append(name), function(*arguments, **options))[1]
 
         monkeypatch.setattr(weight_space, "compare", counted("compare", weight_space.compare))
-        monkeypatch.setattr(forward_passes, "against_copies", counted("against_copies", forward_passes.against_copies))
+        monkeypatch.setattr(base_weights, "against_copies", counted("against_copies", base_weights.against_copies))
         monkeypatch.setattr(forward_passes, "sequence_losses", counted("losses", forward_passes.sequence_losses))
         monkeypatch.setattr(forward_passes, "similarities", counted("similarities", forward_passes.similarities))
         monkeypatch.setattr(forward_passes, "evaluate", counted("midpoints", forward_passes.evaluate))

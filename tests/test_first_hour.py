@@ -261,11 +261,11 @@ def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> 
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     line = ["data=file", f"data.path={file}", "data.eval_size=0", f"output_dir={tmp_path}", "logger=none"]
     line += ["optim.max_steps=1", "optim.batch_size=4"]
-    outcome = script("train.py", "-m", "method=sft,grpo", *line, check=2)
+    outcome = script("train.py", "-m", "method=sft,rft", *line, check=2)
     assert "s42" in outcome.stdout
     assert len(list(tmp_path.glob("main/sft-*/adapter"))) == 1
-    assert not list(tmp_path.glob("main/grpo-*/adapter"))
-    assert "none of 8 is correct" in outcome.stderr
+    assert not list(tmp_path.glob("main/rft-*/adapter"))
+    assert "none of the 8 rollouts is correct" in outcome.stderr
     assert outcome.stdout.count("pass rate: 0.0%") == 1  # once for both
     assert script("rollout.py", *line[:2], line[3]).stdout.startswith(str(tmp_path / "rollouts" / "file-"))
 

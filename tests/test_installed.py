@@ -19,7 +19,7 @@ from losslens.core.errors import InputError
 from losslens.scheduling.code_snapshot import script_in, snapshot_code
 from tests.conftest import ROOT
 
-COMMANDS = ("rollout", "train", "evaluate", "analyze", "status", "sync", "dashboard", "migrate", "slurm")
+COMMANDS = ("rollout", "train", "evaluate", "analyze", "compare", "status", "sync", "dashboard", "migrate", "slurm")
 OWN_LOSS = """
 from typing import Literal
 
