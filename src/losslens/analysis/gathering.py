@@ -116,7 +116,7 @@ def _without_status(output_dir: Path, sweeps: Sequence[str]) -> dict[str, str]:
         for folder in sorted((output_dir / sweep).iterdir()):
             if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
                 raise InputError(f"{folder}: cannot be read")
-            if (folder / "adapter").is_dir() and not (folder / "status.json").exists():
+            if Run(folder).adapter.is_dir() and not (folder / "status.json").exists():
                 missing[_name(Run(folder), len(sweeps) > 1)] = "no status.json"
     return missing
 
