@@ -29,7 +29,6 @@ from losslens.measures.behaviour import (
 from losslens.measures.forward import observe
 from losslens.measures.outputs import kl
 from losslens.updates.base import Update
-from losslens.updates.folder import open_adapter
 
 _OFF_TASK = ("log_probs", "nll", "tokens")
 _COPY = ("kl", "scaled_kl", "off_task_kl", "off_task_change", "log_probs", "states")
@@ -150,7 +149,11 @@ class BehaviourPasses:
         target = self._kl(self._observation(name).log_probs)
         rng = np.random.default_rng([int(self._passes.sha256(name)[:16], 16), draw])
         with ExitStack() as stack:
-            adapter = stack.enter_context(open_adapter(self._passes.folder(name)))
+            point = self._passes.point(name)
+            if point.base is not None:
+                self.without_copies[name] = "a whole model changes more than the matrices that could be rotated"
+                return None
+            adapter = stack.enter_context(point.open())
             rotated: dict[str, Update] = {}
             for module in self._passes.modules:
                 if (copy := adapter[module].left_rotated(rng)) is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -121,6 +122,31 @@ def save_model(model: Any, folder: Path) -> None:
         model.config, model.generation_config = edited
 
 
+def write_model_between(folder: Path, before: Path, after: Path, weight: float) -> None:
+    """Writes the model with the weights (1 − weight)·W_before + weight·W_after, in float32; the rest is `after`'s.
+
+    Raises:
+        InputError: A tensor of `after` is missing in `before`.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder.mkdir()
+    files = sorted(before.glob("model*.safetensors"))
+    start = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    for file in sorted(after.iterdir()):
+        if file.suffix != ".safetensors":
+            shutil.copy(file, folder / file.name)
+            continue
+        tensors = {}
+        for name, tensor in load_file(file).items():
+            if name not in start:
+                raise InputError(f"{before}: has no {name}, which {after} has")
+            first, second = (each.to(torch.float64) for each in (start[name], tensor))
+            tensors[name] = ((1 - weight) * first + weight * second).to(torch.float32)
+        save_file(tensors, folder / file.name, metadata={"format": "pt"})
+
+
 @contextmanager
 def with_model(base: Any, folder: Path) -> Iterator[Any]:
     """Yields the base with the weights in `folder`, in the base's precision; restores the base afterwards.
@@ -128,9 +154,67 @@ def with_model(base: Any, folder: Path) -> Iterator[Any]:
     Raises:
         InputError: The folder cannot be read, or holds another architecture.
     """
+    with between_models(base, [folder]) as (model, set_weights):
+        set_weights([1.0])
+        yield model
+
+
+@contextmanager
+def between_models(base: Any, folders: Sequence[Path]) -> Iterator[tuple[Any, Callable[[Sequence[float]], None]]]:
+    """Yields the base with all weights moved along the straight paths to whole models; restores it afterwards.
+
+    Args:
+        base: The model W0.
+        folders: The models W_i.
+
+    Yields:
+        The model, and a function that sets its weights to W0 + Σ w_i·(W_i − W0), computed in float32 or better and
+        rounded to the base's precision; call it before the first forward pass.
+
+    Raises:
+        InputError: A folder cannot be read, or holds another architecture.
+    """
+    import torch
+
+    own = dict(base.named_parameters(remove_duplicate=False))
+    models = [_weights_in(base, folder) for folder in folders]
+
+    @torch.no_grad()
+    def set_weights(at: Sequence[float]) -> None:
+        made: dict[int, Any] = {}
+        for prefix, module in modules:
+            for name in [name for name, weight in module._parameters.items() if weight is not None]:
+                path = f"{prefix}.{name}" if prefix else name
+                start = own[path]
+                if id(start) not in made:
+                    ends = [weights[path].to(start.device) for weights in models]
+                    made[id(start)] = torch.nn.Parameter(_between(start, ends, at), requires_grad=False)
+                module._parameters[name] = made[id(start)]
+
+    with preserved(base):
+        modules = list(base.named_modules(remove_duplicate=False))
+        yield base.eval(), set_weights
+
+
+def _between(start: Any, ends: Sequence[Any], at: Sequence[float]) -> Any:
+    import torch
+
+    if list(at) == [1.0]:
+        return ends[0].to(start.dtype)
+    dtype = torch.promote_types(start.dtype, torch.float32)
+    moved = start.to(dtype)
+    for end, weight in zip(ends, at, strict=True):
+        moved = moved + weight * (end.to(dtype) - start.to(dtype))
+    return moved.to(start.dtype)
+
+
+def _weights_in(base: Any, folder: Path) -> dict[str, Any]:
+    """Returns the weights in a folder by the names of the base's modules, in float32."""
+    import torch
+
     try:
         # Read by transformers, which knows how each architecture names and ties its weights on the disk.
-        loaded = type(base).from_pretrained(folder, dtype=base.dtype)
+        loaded = type(base).from_pretrained(folder, dtype=torch.float32)
     except Exception as error:
         raise InputError(f"{folder}: {first_line(error)}") from error
     weights = dict(loaded.named_parameters(remove_duplicate=False))
@@ -140,13 +224,7 @@ def with_model(base: Any, folder: Path) -> Iterator[Any]:
     for name, weight in own.items():
         if weights[name].shape != weight.shape:
             raise InputError(f"{folder}: {name} has shape {tuple(weights[name].shape)}, not {tuple(weight.shape)}")
-    with preserved(base):
-        for prefix, module in base.named_modules(remove_duplicate=False):
-            for name, weight in module._parameters.items():
-                if weight is not None:
-                    trained = weights[f"{prefix}.{name}" if prefix else name]
-                    module._parameters[name] = trained.to(weight.device).requires_grad_(False)
-        yield base.eval()
+    return weights
 
 
 def is_model(folder: Path) -> bool:
