@@ -326,7 +326,7 @@ class TestMeasures:
         """A run next to itself shows what identical updates show; without passes nothing is shown."""
         zero, run = (run_of(base, update_of(base, 1), sequences, weight) for weight in (0.0, 1.0))
         same: PairBehaviour = pair_behaviour(Shifted(zero, run, ()), Shifted(zero, run, ()))
-        view = Functions([None] * 2, [None] * 2, [same, None])
+        view = Functions([None] * 2, [None] * 2, [same, None], [None] * 2)
         for name in ("output_cosine", "js", "shift_cosine", "shift_cosine_prompt"):
             measure = get_measure(name)
             assert measure.value(view)[0] == pytest.approx(measure.identical, abs=1e-6)  # type: ignore[attr-defined]
