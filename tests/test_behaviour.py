@@ -91,6 +91,19 @@ class TestOutputs:
         near = base.astype(np.float32).astype(np.float64) + np.random.default_rng(3).normal(0, 1e-8, base.shape)
         assert (kl(base, near) >= 0).all()
 
+    @pytest.mark.filterwarnings("error")
+    def test_far_tails(self) -> None:
+        """Tokens that both exclude count for nothing, whatever lies between their log-probabilities."""
+        fair = np.log([[0.5, 0.5]])
+        bent = np.log([[0.75, 0.25]])
+        for low, lower in ((-2e3, -1e9), (-1e9, -2e3), (-np.inf, -np.inf)):
+            base, run = (np.append(logs, [[end]], axis=1) for logs, end in ((fair, low), (bent, lower)))
+            assert kl(base, run) == pytest.approx(kl(fair, bent), rel=1e-12)
+            assert jensen_shannon(base, run) == pytest.approx(jensen_shannon(fair, bent), rel=1e-12)
+            assert output_shifts(base, [run])[0, :2] == pytest.approx(output_shifts(fair, [bent])[0], rel=1e-12)
+        # ½·ln(½/e⁻¹⁰⁰⁰) more than 500 nats.
+        assert kl(fair, np.array([[0.0, -1000.0]])) == pytest.approx([500 - math.log(2)])
+
     def test_small_shifts(self) -> None:
         """KL grows with the square, ½‖F‖² is the KL, and the cosine does not know the size."""
         base, direction = drawn(0), np.random.default_rng(1).standard_normal((7, 11))

@@ -37,8 +37,8 @@ _COPY = ("kl", "scaled_kl", "factor", "off_task_kl", "off_task_change", "log_pro
 # A copy has a run's KL if it differs by less than this share, after this many steps at most.
 _KL_TOLERANCE, _MOST_STEPS = 0.2, 4
 _PAIR = ("output_cosine", "output_cosine_null", "js", "js_null", "shift_cosine", "shift_cosine_null")
-# Runs whose shifts are in memory at once.
-_AT_ONCE = 8
+# Memory for the shifts of runs, bytes; those of two runs are in memory whatever their size.
+_SHIFTS_IN_MEMORY = 4 * 2**30
 
 
 class BehaviourPasses:
@@ -65,7 +65,8 @@ class BehaviourPasses:
         self.off_target: dict[str, float] = {}
         self._about = [passes.identity, sequences.key, self.off_task.key, KEPT_TOKENS]
         self._base = passes.observation(None, sequences, settings)
-        self._shifted = lru_cache(_AT_ONCE)(self._shifts)
+        a_model = 2 * self._base.log_probs.nbytes + self._base.states.nbytes
+        self._shifted = lru_cache(max(2, _SHIFTS_IN_MEMORY // ((1 + draws) * max(a_model, 1))))(self._shifts)
 
     @property
     def base_rank(self) -> float:
