@@ -326,6 +326,22 @@ class TestMeasures:
         sizes = [shift_size(run.states - zero.states, zero.states) for run in runs[2:4]]
         assert found.shift_size_null == pytest.approx(np.mean(sizes, axis=0))
 
+    def test_draws_of_the_same_number_are_not_compared(self) -> None:
+        """Draw i of the first run with draw j ≠ i of the second, of three: six cosines; t is 4.3027."""
+        rng = np.random.default_rng(0)
+        base = log_softmax(rng.standard_normal((400, 11)), axis=1)
+        logs = [log_softmax(base + 0.1 * rng.standard_normal(base.shape), axis=1) for _ in range(7)]
+        first, *copies = (Observation(each, np.zeros((3, 1, 2, 4))) for each in (base, *logs))
+        # The third draw is the same in both.
+        own, other = (copies[1], copies[2], copies[3]), (copies[4], copies[5], copies[3])
+        pair = pair_behaviour(Shifted(first, copies[0], own), Shifted(first, copies[6], other))
+        drawn = [
+            cosine(base, a.log_probs, b.log_probs) for i, a in enumerate(own) for j, b in enumerate(other) if i != j
+        ]
+        bound = abs(np.mean(drawn)) + 4.3027 * np.std(drawn, ddof=1) * np.sqrt(4 / 3)
+        assert bound < 0.5
+        assert pair.output_cosine_null == pytest.approx(bound, rel=1e-4)
+
     def test_the_bound_of_a_further_draw(self) -> None:
         """Of 4,000 further draws beside four known ones, 5% are beyond the bound, give or take 1 point."""
         draws = np.random.default_rng(0).normal(size=(5, 4000))
