@@ -452,6 +452,7 @@ class TestNothingTwice:
 
         monkeypatch.setattr(greedy_answers, "evaluate", watched)
         monkeypatch.setattr(behaviour.BehaviourPasses, "_copy", noted)
+        monkeypatch.setattr(behaviour, "_KL_TOLERANCE", 1e-9)  # so that what is further off is told
         monkeypatch.setattr(pipeline, "Cache", lambda folder: Cache(tmp_path))
         overrides = ["rotated_copies=2", "answer_copies=2", "connectivity.midpoint_problems=0"]
         config = settings(sweep, *overrides, pairs=[["sft", "dpo"]])
@@ -462,7 +463,10 @@ class TestNothingTwice:
         assert pairs["flips_null"].notna().sum() == pairs["kappa_null"].notna().sum() == 1
         assert pairs.loc[measured, "flips_null"] > 0
         name, draw, arrays = made[0]
-        assert abs(float(arrays["scaled_kl"]) / found.tables.runs.set_index("run").loc[name, "kl"] - 1) < 0.2
+        share = float(arrays["scaled_kl"]) / found.tables.runs.set_index("run").loc[name, "kl"]
+        assert 0 < abs(share - 1) < 0.01
+        said = found.left_out[f"equal KL of the copies of {name}"]
+        assert said == "a copy has 1 times the run's KL"
         run = next(run for run in runs_of(sweep, "main") if run.name == name)
         rng = np.random.default_rng([int(found.cohort.by_name[name].sha256[:16], 16), draw])
         with preserved(base.model), torch.no_grad(), open_adapter(run.adapter) as adapter:
