@@ -215,7 +215,7 @@ def _of_facts(facts: StartedFacts) -> dict[str, Any]:
         "method": facts.method,
         "lr": facts.config.lr.name,
         "learning_rate": facts.learning_rate,
-        "rank": facts.config.lora_rank.r,
+        "rank": facts.rank,
         "model": facts.model,
         "seed": facts.config.seed,
         "init_seed": facts.config.init_seed,

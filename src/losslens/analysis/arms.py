@@ -162,7 +162,7 @@ def repeats(arm: Arm) -> list[Pair]:
         (a.name, b.name)
         for number, a in enumerate(arm.members)
         for b in arm.members[number + 1 :]
-        if a.facts and b.facts and a.facts.initial_adapter.sha256 == b.facts.initial_adapter.sha256
+        if a.facts and b.facts and a.facts.start == b.facts.start
     ]
 
 
@@ -174,8 +174,8 @@ def partner(run: ComparedAdapter | Diverged, arm: Arm | None) -> ComparedAdapter
     if arm is None or run.facts is None:
         return None
     facts = {s.name: s.facts for s in arm.members if s.facts}
-    initial, (seed, _) = run.facts.initial_adapter.sha256, run.facts.seeds
-    others = [s for s in arm.members if s.name in facts and facts[s.name].initial_adapter.sha256 == initial]
+    initial, (seed, _) = run.facts.start, run.facts.seeds
+    others = [s for s in arm.members if s.name in facts and facts[s.name].start == initial]
     others = [s for s in others if facts[s.name].seeds[0] != seed]
     if others:
         return min(others, key=lambda s: (facts[s.name].seeds[0] < seed, facts[s.name].seeds[0]))
@@ -186,8 +186,11 @@ def settings_among(arm: Arm, similar: Sequence[Arm]) -> str:
     """Returns the settings in which `arm` differs from others: `learning_rate=0.001 method.beta=0.3`; may be empty."""
     settings = [other.values for other in similar]
     keys = sorted({key for values in settings for key in values} - set(_NOT_SETTINGS[:-1]))
-    differing = [key for key in keys if len({repr(values.get(key)) for values in settings}) > 1]
-    return " ".join(f"{key}={_shortened(arm.values.get(key))}" for key in differing)
+    # Full fine-tuning has no adapter, and so none of an adapter's settings.
+    having = {key: [v for v in settings if key in v or not key.startswith("lora.")] for key in keys}
+    differing = [key for key in keys if len({repr(values.get(key)) for values in having[key]}) > 1]
+    shown = [key for key in differing if key in arm.values or not key.startswith(("adapter", "lora."))]
+    return " ".join(f"{key}={_shortened(arm.values.get(key))}" for key in shown)
 
 
 def _shortened(value: Any) -> str:

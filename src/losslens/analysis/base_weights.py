@@ -34,8 +34,8 @@ class BaseWeights:
 
     def compared(self) -> dict[str, BaseComparison]:
         """Compares every run with W0."""
-        members = self._cohort.by_name
-        keys = {name: [self._passes.identity, *initial_key(one), self._top] for name, one in members.items()}
+        members, modules = self._cohort.by_name, self._cohort.modules
+        keys = {name: [self._passes.identity, *initial_key(one, modules), self._top] for name, one in members.items()}
         names = [field.name for field in fields(BaseComparison)]
         known = {name: self._cache.load("against_base", key, names) for name, key in keys.items()}
         found = {name: BaseComparison(**arrays) for name, arrays in known.items() if arrays is not None}
@@ -44,7 +44,7 @@ class BaseWeights:
             norms = np.empty(len(self._cohort.modules))
             parts: dict[str, list[PrincipalParts]] = {name: [] for name in missing}
             with ExitStack() as stack:
-                adapters = {name: stack.enter_context(open_adapter(members[name].adapter)) for name in missing}
+                adapters = {name: stack.enter_context(members[name].point.open()) for name in missing}
                 folders = {folder for name in missing if (folder := members[name].initial)}
                 starts = {folder: stack.enter_context(open_adapter(folder)) for folder in folders}
                 for m, module in enumerate(bar(self._cohort.modules, "base weights", "module")):
@@ -63,25 +63,26 @@ class BaseWeights:
 
     def effects(self, copies: int) -> dict[str, Array]:
         """Computes the effects of every run on W0 and those of left-rotated copies of it, shape (M, 3, 4) each."""
-        members = self._cohort.by_name
-        keys = {name: [self._passes.identity, one.sha256, self._top, copies] for name, one in members.items()}
+        members, modules = self._cohort.by_name, self._cohort.modules
+        about = [self._top, copies]
+        keys = {name: [self._passes.identity, one.point.key(modules), *about] for name, one in members.items()}
         known = {name: self._cache.load("effects", key, ["effects"]) for name, key in keys.items()}
         found = {name: arrays["effects"] for name, arrays in known.items() if arrays is not None}
         missing = [name for name in keys if name not in found]
         if missing:
-            modules: dict[str, list[Array]] = {name: [] for name in missing}
+            found_effects: dict[str, list[Array]] = {name: [] for name in missing}
             with ExitStack() as stack:
-                adapters = {name: stack.enter_context(open_adapter(members[name].adapter)) for name in missing}
+                adapters = {name: stack.enter_context(members[name].point.open()) for name in missing}
                 shapes: Sequence[tuple[int, int]] = self._cohort.shapes
-                for m, module in enumerate(bar(self._cohort.modules, "rotated copies", "module")):
+                for m, module in enumerate(bar(modules, "rotated copies", "module")):
                     directions = self._principal(module, shapes[m])
                     weight = self._passes.base_weight(module, shapes[m])
                     for name, adapter in adapters.items():
                         # The same rotations for all runs.
                         rng = np.random.default_rng(m)
-                        modules[name].append(against_copies(adapter[module], weight, directions, copies, rng))
+                        found_effects[name].append(against_copies(adapter[module], weight, directions, copies, rng))
             for name in missing:
-                found[name] = np.array(modules[name])
+                found[name] = np.array(found_effects[name])
                 self._cache.save("effects", keys[name], {"effects": found[name]})
         return found
 

@@ -30,7 +30,6 @@ from losslens.measures.behaviour import (
 from losslens.measures.forward import observe
 from losslens.measures.outputs import kl
 from losslens.updates.base import Update
-from losslens.updates.folder import open_adapter
 
 _OFF_TASK = ("log_probs", "nll", "tokens")
 _COPY = ("kl", "scaled_kl", "factor", "off_task_kl", "off_task_change", "log_probs", "states")
@@ -153,8 +152,11 @@ class BehaviourPasses:
             UnavailableError: Updates of this kind have no rotated copies.
         """
         rng = np.random.default_rng([int(self.passes.sha256(name)[:16], 16), draw])
+        point = self.passes.point(name)
+        if point.base is not None:
+            raise UnavailableError("a whole model changes more than the matrices that could be rotated")
         with ExitStack() as stack:
-            adapter = stack.enter_context(open_adapter(self.passes.folder(name)))
+            adapter = stack.enter_context(point.open())
             rotated: dict[str, Update] = {}
             for module in self.passes.modules:
                 if (copy := adapter[module].left_rotated(rng)) is None:

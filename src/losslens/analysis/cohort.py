@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts
 from losslens.analysis.scores import Scores
+from losslens.core.errors import InputError
+from losslens.core.hashing import hash_json
 from losslens.runs.run import Run
+from losslens.updates.checkpoint import OpenUpdate, open_update
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,29 @@ class Base:
 
 
 @dataclass(frozen=True)
+class Point:
+    """Weights at some point of training.
+
+    Attributes:
+        folder: Folder of the adapter, or of the whole model.
+        sha256: Hash of the weights and of their configuration.
+        base: Folder of the base, for a whole model, whose update is the difference to it.
+    """
+
+    folder: Path
+    sha256: str
+    base: Path | None = None
+
+    def open(self) -> AbstractContextManager[OpenUpdate]:
+        """Opens the update."""
+        return open_update(self.folder, self.base)
+
+    def key(self, modules: Sequence[str]) -> Any:
+        """Returns a cache key of the update on these modules, which an adapter has no others than."""
+        return self.sha256 if self.base is None else [self.sha256, hash_json(list(modules), 16)]
+
+
+@dataclass(frozen=True)
 class ComparedAdapter:
     """One of the compared adapters.
 
@@ -28,9 +57,10 @@ class ComparedAdapter:
         name: Its name in the tables.
         adapter: Its folder.
         sha256: Hash of its weights and its configuration.
-        initial: Folder of the adapter it started from; None if unknown or deleted.
+        initial: Folder of the adapter it started from; None if unknown or deleted, or for a whole model.
         run: The run that trained it; None for an external adapter.
         facts: The run's manifest; None for an external adapter.
+        base: Folder of the base, if it is a whole model (`Point`).
     """
 
     name: str
@@ -39,6 +69,12 @@ class ComparedAdapter:
     initial: Path | None = None
     run: Run | None = None
     facts: RunFacts | None = None
+    base: Path | None = None
+
+    @property
+    def point(self) -> Point:
+        """Its weights."""
+        return Point(self.adapter, self.sha256, self.base)
 
 
 @dataclass(frozen=True)
@@ -50,12 +86,14 @@ class Diverged:
         run: The run.
         facts: Its manifest.
         reason: What became non-finite, and at which step.
+        base: As for `ComparedAdapter`.
     """
 
     name: str
     run: Run
     facts: StartedFacts
     reason: str
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +117,7 @@ class Cohort:
 
     Attributes:
         members: The adapters, in the order of the tables.
-        modules: Names of the adapted modules, the same in all.
+        modules: Names of the modules that all of them change.
         shapes: (out, in) of each module.
         ranks: For each member, the ranks of its modules.
         bases: The untrained base, once per sweep.
@@ -145,3 +183,25 @@ class SweepContents:
     nothing: str
     left_out: dict[str, str]
     unfinished: list[Unfinished] = field(default_factory=list)
+
+
+def common_modules(members: Sequence[ComparedAdapter]) -> list[str]:
+    """Returns the modules that are compared: those of the adapters, or of the whole models if there is no adapter.
+
+    Raises:
+        InputError: Two adapters have different modules, or a whole model lacks one of them.
+    """
+    adapters = [member for member in members if member.base is None]
+    first = (adapters or members)[0]
+    with first.point.open() as update:
+        modules = update.modules
+    for member in members:
+        with member.point.open() as update:
+            own = set(update.modules)
+        differing = set(modules) - own if member.base else set(modules) ^ own
+        for module in sorted(differing):
+            raise InputError(
+                f"{member.name}: adapts different modules than {first.name} (only one of them has {module}); they "
+                "cannot be compared"
+            )
+    return modules

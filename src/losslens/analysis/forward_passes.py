@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from losslens.analysis.cache import Arrays, Cache
-from losslens.analysis.cohort import Cohort
+from losslens.analysis.cohort import Cohort, Point
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
 from losslens.config.analysis import Cka, Connectivity
@@ -23,10 +22,10 @@ from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes,
 from losslens.measures.connectivity import Curve, SequenceNll, curve
 from losslens.measures.forward import Batch, Sequences, base_weight, interpolated_model, observe, sequence_losses
 from losslens.measures.kept_tokens import EXACT_UP_TO, LIKELIEST
+from losslens.models.full_model import between_models
 from losslens.models.limits import limits_of
 from losslens.models.loading import LoadedModel, ModelSource, load_model
 from losslens.updates.base import Array, Updates
-from losslens.updates.folder import open_adapter
 
 Name = TypeVar("Name", bound=Hashable)
 SetWeights = Callable[[Sequence[float]], None]
@@ -96,9 +95,9 @@ class ForwardPasses:
         """Returns the hash of a run's adapter."""
         return self._members[name].sha256
 
-    def folder(self, name: str) -> Path:
-        """Returns the folder of a run's adapter."""
-        return self._members[name].adapter
+    def point(self, name: str) -> Point:
+        """Returns the weights of a run."""
+        return self._members[name].point
 
     def base_weight(self, module: str, shape: tuple[int, int]) -> Array:
         """Returns W0 of a module in float64, shape (out, in)."""
@@ -167,8 +166,7 @@ class ForwardPasses:
         tokens = self.tokens(sequences)
         losses = []
         with ExitStack() as stack:
-            adapters = [stack.enter_context(open_adapter(self.folder(name))) for name in names]
-            model, set_weights = stack.enter_context(self.with_updates(*adapters))
+            model, set_weights = stack.enter_context(self.between(names))
             for at in weights:
                 set_weights(at)
                 losses.append(sequence_losses(model, tokens, self.batch_size))
@@ -221,9 +219,35 @@ class ForwardPasses:
         if name is None:
             yield self._base.model
         else:
-            with open_adapter(self.folder(name)) as adapter, self.with_updates(adapter) as (model, set_weights):
+            with self.between([name]) as (model, set_weights):
                 set_weights([1.0])
                 yield model
+
+    @contextmanager
+    def between(self, names: Sequence[str]) -> Iterator[tuple[Any, SetWeights]]:
+        """Yields the base and a function that adds the updates of runs to it, each times a weight.
+
+        A whole model moves all weights of the base, including those that are not among the compared modules.
+        """
+        places = [self._members[name].point for name in names]
+        whole = [place.base is not None for place in places]
+        with ExitStack() as stack:
+            models = [place.folder for place in places if place.base is not None]
+            adapters = [stack.enter_context(place.open()) for place in places if place.base is None]
+            model = self._base.model
+            setters: list[tuple[bool, SetWeights]] = []
+            if models:
+                model, set_models = stack.enter_context(between_models(model, models))
+                setters.append((True, set_models))
+            if adapters:
+                model, set_updates = stack.enter_context(self.with_updates(*adapters))
+                setters.append((False, set_updates))
+
+            def set_weights(weights: Sequence[float]) -> None:
+                for kind, setter in setters:
+                    setter([weight for weight, is_whole in zip(weights, whole, strict=True) if is_whole is kind])
+
+            yield model, set_weights
 
     def with_updates(self, *updates: Updates) -> AbstractContextManager[tuple[Any, SetWeights]]:
         """Adds weighted updates to the base, as `interpolated_model`."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from pydantic import ValidationError
 
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Cohort
-from losslens.analysis.manifests import RunFacts
+from losslens.analysis.cohort import Cohort, SweepContents
+from losslens.analysis.manifests import RunFacts, StartedFacts
 from losslens.analysis.pairs import Pair, SelectedPairs
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.evaluation import Evaluation
@@ -21,7 +22,7 @@ from losslens.measures.behaviour import PairBehaviour, RunBehaviour
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.connectivity import Curve
 from losslens.measures.tables import BaseComparison
-from losslens.models.loading import ModelSource, model_identity, source_of
+from losslens.models.loading import ModelSource, model_identity, source_of, weights_folder
 from losslens.runs.recorded import Trust, data_of, model_of
 from losslens.updates.base import Array
 
@@ -155,12 +156,28 @@ def _measure_answers(
         found.left_out |= {name: why for name, wanted in what.items() if wanted}
 
 
+def locate_bases(contents: SweepContents, config: AnalyzeConfig) -> None:
+    """Sets the folder of the base for the runs of full fine-tuning, whose updates are differences to it.
+
+    Raises:
+        InputError: The base is not where the runs recorded it, nor at `model_path`.
+    """
+
+    def located(facts: StartedFacts | None) -> Path | None:
+        if facts is None or facts.start is not None:
+            return None
+        return weights_folder(_base(config.model_path, facts, trust_of(config))[0])
+
+    contents.members = [replace(member, base=located(member.facts)) for member in contents.members]
+    contents.diverged = [replace(run, base=located(run.facts)) for run in contents.diverged]
+
+
 def trust_of(config: AnalyzeConfig) -> Trust:
     """Returns what the command line allows the runs' manifests to request."""
     return Trust(config.trust_remote_code, tuple(config.sources))
 
 
-def _base(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
+def _base(model_path: str | None, run: StartedFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
     """Returns the base of the runs, at its recorded path or at `model_path`."""
     if run is not None:
         try:

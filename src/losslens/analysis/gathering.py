@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from losslens.analysis.cohort import Base, Cohort, ComparedAdapter, Diverged, SweepContents, Unfinished
+from losslens.analysis.cohort import (
+    Base,
+    Cohort,
+    ComparedAdapter,
+    Diverged,
+    SweepContents,
+    Unfinished,
+    common_modules,
+)
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts, read_facts
 from losslens.analysis.scores import scores_of_runs
 from losslens.core.errors import InputError
@@ -100,7 +108,7 @@ def gather_cohort(contents: SweepContents, adapters: Mapping[str, Path]) -> Coho
             raise InputError(f"adapters.{name}: the name is already taken by a run or the base")
         sha256 = hash_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
         members.append(ComparedAdapter(name, folder, sha256))
-    modules, shapes, ranks = _shapes(members)
+    modules, shapes, ranks = _shapes(members, left_out)
     return Cohort(members, modules, shapes, ranks, bases, scores, contents.diverged, left_out, contents.unfinished)
 
 
@@ -116,7 +124,7 @@ def _without_status(output_dir: Path, sweeps: Sequence[str]) -> dict[str, str]:
         for folder in sorted((output_dir / sweep).iterdir()):
             if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
                 raise InputError(f"{folder}: cannot be read")
-            if (folder / "adapter").is_dir() and not (folder / "status.json").exists():
+            if Run(folder).adapter.is_dir() and not (folder / "status.json").exists():
                 missing[_name(Run(folder), len(sweeps) > 1)] = "no status.json"
     return missing
 
@@ -129,7 +137,8 @@ def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> 
         raise InputError(f"{run.folder}: the adapter_sha256 in status.json does not match its adapter")
     initial = None
     try:
-        initial = _initial(output_dir / "init" / facts.initial_adapter.folder, facts.initial_adapter.sha256)
+        if facts.initial_adapter is not None:
+            initial = _initial(output_dir / "init" / facts.initial_adapter.folder, facts.initial_adapter.sha256)
     except InputError as error:
         left_out[f"drift of A in {name}"] = str(error)
     return ComparedAdapter(name, run.adapter, recorded_adapter_fingerprint(run), initial, run, facts)
@@ -203,29 +212,32 @@ def _distinct(members: Sequence[ComparedAdapter], left_out: dict[str, str]) -> l
     return list(kept.values())
 
 
-def _shapes(members: Sequence[ComparedAdapter]) -> tuple[list[str], list[tuple[int, int]], dict[str, list[int]]]:
-    """Returns the adapted modules, their shapes, and for each member their ranks."""
-    first = members[0]
-    ranks = {}
+def _shapes(
+    members: Sequence[ComparedAdapter], left_out: dict[str, str]
+) -> tuple[list[str], list[tuple[int, int]], dict[str, list[int]]]:
+    """Returns the compared modules, their shapes, and for each member their ranks."""
+    modules = common_modules(members)
     shapes: dict[str, tuple[int, int]] = {}
+    ranks, first = {}, members[0]
     for member in members:
-        with open_adapter(member.adapter) as adapter:
-            shapes = shapes or adapter.shapes
-            for module in sorted(shapes.keys() ^ adapter.shapes.keys()):
-                raise InputError(
-                    f"{member.name}: adapts different modules than {first.name} (only one of them has {module}); they "
-                    "cannot be compared"
-                )
-            for module, shape in adapter.shapes.items():
-                if shape != shapes[module]:
+        with member.point.open() as update:
+            for module, shape in update.shapes.items():
+                if module in modules and shape != shapes.setdefault(module, shape):
                     raise InputError(
                         f"{member.name}: {module} is {_times(shape)}, but {_times(shapes[module])} in {first.name}; "
                         "they cannot be compared"
                     )
             # An interpolation of two snapshots has twice the rank, though both lie in about the same few dimensions.
-            most = member.facts.config.lora_rank.r if member.facts else None
-            ranks[member.name] = [min(rank, most or rank) for rank in adapter.ranks.values()]
-    return list(shapes), list(shapes.values()), ranks
+            most = member.facts.rank if member.facts else None
+            ranks[member.name] = [min(update.ranks[module], most or update.ranks[module]) for module in modules]
+            others = [module for module in update.modules if module not in modules]
+            if others:
+                left_out[f"further modules of {member.name}"] = f"no adapter has them: {_listed(others)}"
+    return modules, [shapes[module] for module in modules], ranks
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _times(shape: tuple[int, int]) -> str:

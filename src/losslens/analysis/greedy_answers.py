@@ -18,7 +18,6 @@ from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
 from losslens.problems import Problem
 from losslens.rollouts.sample import held_out_problems, problem_source
-from losslens.updates.folder import open_adapter
 
 
 class GreedyAnswers:
@@ -46,8 +45,7 @@ class GreedyAnswers:
             outcomes = self._load("midpoint", key)
             if outcomes is None:
                 with ExitStack() as stack:
-                    adapters = [stack.enter_context(open_adapter(self._passes.folder(name))) for name in pair]
-                    model, set_weights = stack.enter_context(self._passes.with_updates(*adapters))
+                    model, set_weights = stack.enter_context(self._passes.between(pair))
                     set_weights([0.5, 0.5])
                     outcomes = self._answer("midpoint", key, model, problems, f"midpoint {number} of {len(pairs)}")
             found[pair] = outcomes

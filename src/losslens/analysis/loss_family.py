@@ -20,15 +20,13 @@ from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import ComparedAdapter
 from losslens.analysis.manifests import StartedFacts
 from losslens.analysis.repeats import CROSS_SEED
-from losslens.analysis.snapshots import trajectory_of
+from losslens.analysis.snapshots import point_of, trajectory_of
 from losslens.core.errors import InputError
 from losslens.evaluation.statistics import holm
 from losslens.losses import Factors, Loss, builtin_losses
 from losslens.losses.presentation import get_presentation
 from losslens.measures.clustering import permanova
 from losslens.measures.trajectory import trajectory
-from losslens.runs.run import recorded_adapter_fingerprint
-from losslens.updates.folder import open_adapter
 
 FACTOR_COLUMNS = ("arm", "method", "unit", "outcome", "gate", "saturation", "length", "stops", "bounded", "first_step")
 CLUSTER_COLUMNS = (
@@ -240,11 +238,12 @@ def _by_step(
     for pair in pairs:
         first, second = (_snapshots(runs[name], left_out) for name in pair)
         for step in first.keys() & second.keys():
-            key = [[recorded_adapter_fingerprint(run) for run in (first[step], second[step])]]
+            points = [point_of(runs[name], of[step]) for name, of in zip(pair, (first, second), strict=True)]
+            key = [[point.key(modules) for point in points]]
             known = cache.load("step", key, ["cosine"])
             if known is None:
                 with ExitStack() as stack:
-                    a, b = (stack.enter_context(open_adapter(run.adapter)) for run in (first[step], second[step]))
+                    a, b = (stack.enter_context(point.open()) for point in points)
                     known = {"cosine": trajectory([a], [b], modules).cosines}
                 cache.save("step", key, known)
             if np.isfinite(value := float(known["cosine"].item())):

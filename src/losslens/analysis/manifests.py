@@ -75,9 +75,9 @@ class RunConfig(_Facts):
     rollouts: dict[str, Any]
     model: RecordedModel
     lr: LearningRate
-    lora_rank: Rank
+    lora_rank: Rank | None
     seed: int
-    init_seed: int
+    init_seed: int | None
 
 
 class StartedFacts(_Facts):
@@ -92,7 +92,7 @@ class StartedFacts(_Facts):
     rollouts: Frozen | None
     trained_on: TrainedOn
     prompts_sha256: str | None = None
-    initial_adapter: Frozen
+    initial_adapter: Frozen | None
     identity: dict[str, Any]
     config: RunConfig
 
@@ -100,6 +100,16 @@ class StartedFacts(_Facts):
     def own_samples(self) -> bool:
         """True if the run sampled what it trained on from its own policy."""
         return self.rollouts is None
+
+    @property
+    def start(self) -> str | None:
+        """Hash of the initial adapter; None for full fine-tuning, which starts from the base itself."""
+        return self.initial_adapter.sha256 if self.initial_adapter else None
+
+    @property
+    def rank(self) -> int | None:
+        """Rank of the adapter; None for full fine-tuning."""
+        return self.config.lora_rank.r if self.config.lora_rank else None
 
     @property
     def scored_on(self) -> list[RecordedData]:
@@ -122,8 +132,8 @@ class StartedFacts(_Facts):
         return self.config.model.name
 
     @property
-    def seeds(self) -> tuple[int, int]:
-        """`seed` and `init_seed`."""
+    def seeds(self) -> tuple[int, int | None]:
+        """`seed` and `init_seed`, which full fine-tuning has not."""
         return self.config.seed, self.config.init_seed
 
     @property

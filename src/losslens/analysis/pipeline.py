@@ -19,7 +19,7 @@ from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sf
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.analysis.console import show
-from losslens.analysis.function_space import measure_function_space, trust_of
+from losslens.analysis.function_space import locate_bases, measure_function_space, trust_of
 from losslens.analysis.gathering import find_runs, gather_cohort
 from losslens.analysis.lineage import lineage
 from losslens.analysis.loss_family import class_table, cluster_table, factor_table
@@ -144,6 +144,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         InputError: There is nothing to compare, or two adapters cannot be compared.
     """
     contents = find_runs(config.output_dir, config.sweeps, config.allow_different)
+    locate_bases(contents, config)
     contents.members = at_checkpoint(contents.members, config.checkpoint, config.target_norm, contents.left_out)
     if config.checkpoint != "end":
         score_snapshots(contents.members, config.model_path, trust_of(config), contents.left_out)
@@ -214,7 +215,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
         )  # fmt: skip
     plane, kept = mds_table(pair_rows)
     about = {
-        arm.name(): {"method": arm.method, "lr": arm.lr, "rank": arm.facts.config.lora_rank.r, "model": arm.facts.model}
+        arm.name(): {"method": arm.method, "lr": arm.lr, "rank": arm.facts.rank, "model": arm.facts.model}
         for arm in arms
     }
     training = training_table([*cohort.members, *cohort.diverged], cohort.left_out)

@@ -58,7 +58,7 @@ class TunedLoss:
         return [arm for arm in self.arms if _runs(arm)]
 
     @property
-    def seeds(self) -> set[tuple[int, int]]:
+    def seeds(self) -> set[tuple[int, int | None]]:
         """Seeds that all tried rates have, finished or diverged: the choice is made on these alone.
 
         Repeats of one rate, and what becomes of them, hence never change the choice. Empty if the rates share no seeds;

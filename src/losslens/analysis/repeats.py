@@ -50,8 +50,8 @@ COLUMNS = (
 
 
 def pairing(
-    seeds: tuple[int, int] | None,
-    others: tuple[int, int] | None,
+    seeds: tuple[int, int | None] | None,
+    others: tuple[int, int | None] | None,
     same_init: bool | None,
     own: tuple[bool, bool] = (False, False),
 ) -> str:
@@ -63,7 +63,7 @@ def pairing(
     Args:
         seeds: `seed` and `init_seed` of the first run.
         others: `seed` and `init_seed` of the second run.
-        same_init: True if both started from the same A.
+        same_init: True if both started from the same A, or both from the base itself.
         own: Whether each of them trained on samples of its own policy.
     """
     if seeds is None or others is None or same_init is None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from losslens.analysis.cohort import ComparedAdapter, Diverged
+from losslens.analysis.cohort import ComparedAdapter, Diverged, Point, common_modules
 from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.evaluation.score import score_run
 from losslens.measures.trajectory import NormCrossing, first_norm_crossing, interpolate, trajectory
-from losslens.models.adapters import adapter_hashes
+from losslens.models.full_model import write_model_between
+from losslens.models.trained_weights import weights_hashes
 from losslens.runs.recorded import Trust, data_of, model_of
 from losslens.runs.run import Run, recorded_adapter_fingerprint
 from losslens.updates.folder import open_adapter, write_adapter
@@ -37,6 +39,11 @@ def trajectory_of(member: ComparedAdapter | Diverged) -> dict[int, Run]:
         if not run.is_trained():
             raise InputError(f"{run.folder}: damaged snapshot; delete it")
     return {**snapshots, member.facts.training.steps: member.run} if isinstance(member, ComparedAdapter) else snapshots
+
+
+def point_of(member: ComparedAdapter | Diverged, run: Run) -> Point:
+    """Returns the weights of one of a member's snapshots, or of its end."""
+    return Point(run.adapter, recorded_adapter_fingerprint(run), member.base)
 
 
 def at_checkpoint(
@@ -74,11 +81,12 @@ def _at_step(members: Sequence[ComparedAdapter], step: int, left_out: dict[str, 
 
 def _at_norm(members: Sequence[ComparedAdapter], norm: float | None, left_out: dict[str, str]) -> list[ComparedAdapter]:
     trajectories = {member.name: trajectory_of(member) for member in members}
-    measured = {}
+    measured, modules = {}, common_modules(members)
     for member in tqdm(members, desc="norms of snapshots", unit="run", leave=False):
         with ExitStack() as stack:
-            points = [stack.enter_context(open_adapter(run.adapter)) for run in trajectories[member.name].values()]
-            measured[member.name] = trajectory(points, [], points[0].modules)
+            points = [point_of(member, run) for run in trajectories[member.name].values()]
+            opened = [stack.enter_context(point.open()) for point in points]
+            measured[member.name] = trajectory(opened, [], modules)
     # Runs without snapshots or with a zero update reach no norm; they must not lower the common one to 0.
     reached = [float(measured[name].norms.max()) for name, snapshots in trajectories.items() if len(snapshots) > 1]
     reached = [norm for norm in reached if norm > 0]
@@ -120,15 +128,22 @@ def _between(member: ComparedAdapter, snapshots: Mapping[int, Run], crossing: No
     point = Run(member.run.folder / "snapshots" / f"norm-{norm:.6g}")
     with point.lock():  # another analysis may be writing it
         if not _exists(point, manifest):
-            with ExitStack() as stack:
-                start = stack.enter_context(open_adapter(before.adapter)) if before else None
-                adapter = stack.enter_context(open_adapter(after.adapter))
-                updates = {m: interpolate(start[m] if start else None, adapter[m], weight) for m in adapter.modules}
             with atomic_folder(point.folder) as temporary:
-                write_adapter(temporary / "adapter", updates, read_json(after.adapter / "adapter_config.json"))
-                hashes = adapter_hashes(temporary / "adapter")
-                write_json(temporary / "manifest.json", {**manifest, "outcomes": {}, **hashes})
+                folder = temporary / after.adapter.name
+                if member.base is None:
+                    _write_adapter_between(folder, before.adapter if before else None, after.adapter, weight)
+                else:
+                    write_model_between(folder, before.adapter if before else member.base, after.adapter, weight)
+                write_json(temporary / "manifest.json", {**manifest, "outcomes": {}, **weights_hashes(folder)})
     return point
+
+
+def _write_adapter_between(folder: Path, before: Path | None, after: Path, weight: float) -> None:
+    with ExitStack() as stack:
+        start = stack.enter_context(open_adapter(before)) if before else None
+        adapter = stack.enter_context(open_adapter(after))
+        updates = {m: interpolate(start[m] if start else None, adapter[m], weight) for m in adapter.modules}
+    write_adapter(folder, updates, read_json(after / "adapter_config.json"))
 
 
 def _exists(point: Run, manifest: Mapping[str, Any]) -> bool:
@@ -143,7 +158,7 @@ def _moved_to(member: ComparedAdapter, point: Run) -> ComparedAdapter:
     if point == member.run:
         return member
     assert member.facts is not None
-    facts = member.facts.model_copy(update=adapter_hashes(point.adapter))
+    facts = member.facts.model_copy(update=weights_hashes(point.adapter))
     # The interpolation of two snapshots has two matrices A, so its drift is undefined.
     initial = member.initial if point.folder.name.startswith("step-") else None
     return replace(

@@ -117,10 +117,17 @@ def _drawn_angles(cache: Cache, spaces: tuple[tuple[int, int, int], ...]) -> tup
 
 def shares_initial_adapter(cohort: Cohort, pair: Pair) -> bool | None:
     """True if both runs started from the same A; None if unknown."""
+    same = _same_start(cohort, pair)
+    # Full fine-tuning has no A that would confine its update.
+    return same and not any(cohort.by_name[name].base for name in pair)
+
+
+def _same_start(cohort: Cohort, pair: Pair) -> bool | None:
+    """True if both runs started from the same A, or both from the base itself; None if unknown."""
     facts = [cohort.by_name[name].facts for name in pair]
     if facts[0] is None or facts[1] is None:
         return None
-    return facts[0].initial_adapter.sha256 == facts[1].initial_adapter.sha256
+    return facts[0].start == facts[1].start
 
 
 def measured_pair_table(
@@ -158,9 +165,7 @@ def measured_pair_table(
     table = rows.assign(
         arm_a=rows["run_a"].map(arms),
         arm_b=rows["run_b"].map(arms),
-        pairing=[
-            pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b)), (a in own, b in own)) for a, b in pairs
-        ],
+        pairing=[pairing(seeds[a], seeds[b], _same_start(cohort, (a, b)), (a in own, b in own)) for a, b in pairs],
         **columns,
     )
     table = table.merge(midpoint_table(cohort, based.midpoints), on=["run_a", "run_b"], how="left")

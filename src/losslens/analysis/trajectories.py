@@ -13,15 +13,13 @@ from tqdm import tqdm
 
 from losslens.analysis.arms import Arm, partner
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import ComparedAdapter, Diverged
-from losslens.analysis.snapshots import trajectory_of
+from losslens.analysis.cohort import ComparedAdapter, Diverged, Point
+from losslens.analysis.snapshots import point_of, trajectory_of
 from losslens.core.errors import InputError
 from losslens.measures.definitions.weight_space import mean
 from losslens.measures.tables import RunPath
 from losslens.measures.trajectory import LEADING, Trajectory, left_overlaps, trajectory
-from losslens.runs.run import Run, recorded_adapter_fingerprint
 from losslens.updates.base import Array
-from losslens.updates.folder import open_adapter
 
 COLUMNS = (
     "run", "method", "lr", "learning_rate", "settings", "seed", "init_seed",
@@ -78,8 +76,9 @@ def measure_trajectories(
                 left_out[f"trajectory of {run.name}"] = str(error)
                 continue
             # A single snapshot is the end.
-            if len(snapshots) >= 2 and _fits(snapshots, modules):
-                found[run.name] = _measured_run(run, snapshots, arm, sft.get(run.name), modules, cache)
+            points = [point_of(run, point) for point in snapshots.values()]
+            if len(points) >= 2 and _fits(points[0], modules):
+                found[run.name] = _measured_run(run, list(snapshots), points, arm, sft.get(run.name), modules, cache)
     if len({tuple(measured.steps) for measured in found.values()}) > 1:
         left_out["equal snapshots"] = "runs have snapshots at different steps, on which straightness and locking depend"
     return found
@@ -123,7 +122,8 @@ def _runs_of(arm: Arm) -> list[ComparedAdapter | Diverged]:
 
 def _measured_run(
     run: ComparedAdapter | Diverged,
-    snapshots: Mapping[int, Run],
+    steps: list[int],
+    points: Sequence[Point],
     arm: Arm,
     sft: ComparedAdapter | None,
     modules: Sequence[str],
@@ -132,13 +132,12 @@ def _measured_run(
     end = run if isinstance(run, ComparedAdapter) else None
     again = partner(run, arm)
     again = None if again is None or again.name == run.name else again
-    measured = _measured(snapshots, [target for target in (end, sft) if target], modules, cache)
+    measured = _measured(points, [target.point for target in (end, sft) if target], modules, cache)
     cosines = iter(measured.cosines.T)
-    to_end, to_sft = (next(cosines) if target else np.full(len(snapshots), np.nan) for target in (end, sft))
-    overlaps = iter(_overlaps(snapshots, [target for target in (end, again) if target], modules, cache))
-    unknown = np.full((len(snapshots), len(modules)), np.nan)
+    to_end, to_sft = (next(cosines) if target else np.full(len(points), np.nan) for target in (end, sft))
+    overlaps = iter(_overlaps(points, [target.point for target in (end, again) if target], modules, cache))
+    unknown = np.full((len(points), len(modules)), np.nan)
     overlap_to_end, overlap_to_repeat = (next(overlaps) if target else unknown for target in (end, again))
-    steps = list(snapshots)
     half = half_time(steps)
     path = RunPath(measured.steps, unknown[0] if half is None else overlap_to_end[half])
     return MeasuredTrajectory(steps, measured.norms, to_end, to_sft, overlap_to_end, overlap_to_repeat, path)
@@ -150,41 +149,35 @@ def half_time(steps: Sequence[int]) -> int | None:
     return nearest if 6 * abs(steps[nearest] - steps[-1] / 2) <= steps[-1] else None
 
 
-def _overlaps(
-    snapshots: Mapping[int, Run], targets: Sequence[ComparedAdapter], modules: Sequence[str], cache: Cache
-) -> Array:
+def _overlaps(points: Sequence[Point], targets: Sequence[Point], modules: Sequence[str], cache: Cache) -> Array:
     """Returns `left_overlaps` with each target, shape (targets, S, M)."""
-    key = [*_path_key(snapshots, targets), LEADING]
+    key = [*_path_key(points, targets, modules), LEADING]
     known = cache.load("overlaps", key, ["overlaps"])
     if known is None:
         with ExitStack() as stack:
-            points = [stack.enter_context(open_adapter(run.adapter)) for run in snapshots.values()]
-            ends = [stack.enter_context(open_adapter(target.adapter)) for target in targets]
-            known = {"overlaps": left_overlaps(points, ends, modules).transpose(1, 0, 2)}
+            opened, ends = ([stack.enter_context(point.open()) for point in group] for group in (points, targets))
+            known = {"overlaps": left_overlaps(opened, ends, modules).transpose(1, 0, 2)}
         cache.save("overlaps", key, known)
     return known["overlaps"]
 
 
-def _fits(snapshots: Mapping[int, Run], modules: Sequence[str]) -> bool:
-    """True if a run adapts the same modules as the others, which was not yet checked for diverged runs."""
-    with open_adapter(next(iter(snapshots.values())).adapter) as adapter:
-        return adapter.modules == list(modules)
+def _fits(point: Point, modules: Sequence[str]) -> bool:
+    """True if a run changes the modules that are compared, which was not yet checked for diverged runs."""
+    with point.open() as update:
+        return set(update.modules) >= set(modules) if point.base else update.modules == list(modules)
 
 
-def _measured(
-    snapshots: Mapping[int, Run], targets: Sequence[ComparedAdapter], modules: Sequence[str], cache: Cache
-) -> Trajectory:
-    key = _path_key(snapshots, targets)
+def _measured(points: Sequence[Point], targets: Sequence[Point], modules: Sequence[str], cache: Cache) -> Trajectory:
+    key = _path_key(points, targets, modules)
     names = [field.name for field in fields(Trajectory)]
     known = cache.load("path", key, names)
     if known is None:
         with ExitStack() as stack:
-            points = [stack.enter_context(open_adapter(run.adapter)) for run in snapshots.values()]
-            ends = [stack.enter_context(open_adapter(target.adapter)) for target in targets]
-            known = vars(trajectory(points, ends, modules))
+            opened, ends = ([stack.enter_context(point.open()) for point in group] for group in (points, targets))
+            known = vars(trajectory(opened, ends, modules))
         cache.save("path", key, known)
     return Trajectory(**known)
 
 
-def _path_key(snapshots: Mapping[int, Run], targets: Sequence[ComparedAdapter]) -> list[Any]:
-    return [[recorded_adapter_fingerprint(run) for run in snapshots.values()], [target.sha256 for target in targets]]
+def _path_key(points: Sequence[Point], targets: Sequence[Point], modules: Sequence[str]) -> list[Any]:
+    return [[point.key(modules) for point in points], [target.key(modules) for target in targets]]

@@ -22,26 +22,27 @@ def measure_weight_space(
     cohort: Cohort, top: int, cache: Cache
 ) -> tuple[dict[str, RunGeometry], dict[Pair, PairGeometry]]:
     """Measures every run and every pair of runs, except for those in the cache."""
-    names, by_name = cohort.names, cohort.by_name
+    names, by_name, modules = cohort.names, cohort.by_name, cohort.modules
     runs, pairs = {}, {}
     for name in names:
-        if (known := cache.load("run", initial_key(by_name[name]), _names_of(RunGeometry))) is not None:
+        if (known := cache.load("run", initial_key(by_name[name], modules), _names_of(RunGeometry))) is not None:
             runs[name] = RunGeometry(**known)
     for a, b in all_pairs(names):
-        if (known := cache.load("pair", _pair_key(by_name[a], by_name[b], top), _names_of(PairGeometry))) is not None:
+        key = _pair_key(by_name[a], by_name[b], top, modules)
+        if (known := cache.load("pair", key, _names_of(PairGeometry))) is not None:
             pairs[a, b] = PairGeometry(**known)
     fresh = _fresh(names, set(runs), set(pairs))
     if fresh:
         ordered = [*fresh, *(name for name in names if name not in fresh)]
-        new_runs, new_pairs = _compare([by_name[name] for name in ordered], len(fresh), cohort.modules, top)
+        new_runs, new_pairs = _compare([by_name[name] for name in ordered], len(fresh), modules, top)
         for name, run in zip(fresh, new_runs, strict=True):
             runs[name] = run
-            cache.save("run", initial_key(by_name[name]), vars(run))
+            cache.save("run", initial_key(by_name[name], modules), vars(run))
         order = {name: number for number, name in enumerate(names)}
         for (i, j), pair in zip(pairs_of(len(ordered), len(fresh)), new_pairs.values(), strict=True):
             a, b = sorted((ordered[i], ordered[j]), key=order.__getitem__)
             pairs[a, b] = pair
-            cache.save("pair", _pair_key(by_name[a], by_name[b], top), vars(pair))
+            cache.save("pair", _pair_key(by_name[a], by_name[b], top, modules), vars(pair))
     return {name: runs[name] for name in names}, {pair: pairs[pair] for pair in all_pairs(names)}
 
 
@@ -60,7 +61,7 @@ def _compare(
     members: Sequence[ComparedAdapter], fresh: int, modules: list[str], top: int
 ) -> tuple[list[RunGeometry], dict[tuple[int, int], PairGeometry]]:
     with ExitStack() as stack:
-        adapters = [stack.enter_context(open_adapter(member.adapter)) for member in members]
+        adapters = [stack.enter_context(member.point.open()) for member in members]
         folders = {member.initial for member in members[:fresh] if member.initial}
         starts = {folder: stack.enter_context(open_adapter(folder)) for folder in folders}
         initial = [starts[member.initial] if member.initial else None for member in members[:fresh]]
@@ -71,15 +72,19 @@ def _compare(
         return compare(adapters, modules, top=top, fresh=fresh, initial=initial, progress=progress)
 
 
-def initial_key(member: ComparedAdapter) -> list[Any]:
-    """Returns a cache key of an adapter and the one that it started from."""
-    return [member.sha256, member.facts.initial_adapter.sha256 if member.facts and member.initial else None]
+def initial_key(member: ComparedAdapter, modules: Sequence[str]) -> list[Any]:
+    """Returns a cache key of an update on some modules, and of the adapter that it started from."""
+    return [member.point.key(modules), member.facts.start if member.facts and member.initial else None]
 
 
 def _names_of(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
 
 
-def _pair_key(first: ComparedAdapter, second: ComparedAdapter, top: int) -> list[Any]:
+def _pair_key(first: ComparedAdapter, second: ComparedAdapter, top: int, modules: Sequence[str]) -> list[Any]:
     # Version 2: runs of unequal ranks are compared in as many directions as the smaller rank.
-    return [*sorted((first.sha256, second.sha256)), top, 2]
+    return [*_in_order((first.point.key(modules), second.point.key(modules))), top, 2]
+
+
+def _in_order(keys: Sequence[Any]) -> list[Any]:
+    return sorted(keys, key=str)

@@ -120,16 +120,36 @@ class TrainConfig(RolloutConfig):
 
     sweep: SweepName
     seed: int = Field(ge=0, lt=2**32)
-    init_seed: int = Field(ge=0, lt=2**32)
+    init_seed: int | None = Field(ge=0, lt=2**32)
     method: dict[str, Any]
     train_on: TrainOn
     lr: LearningRate
-    lora_rank: LoraRank
+    adapter: Literal["lora", "none"]
+    lora_rank: LoraRank | None
     optim: Optim
     evaluation: Evaluation
     benchmark: Benchmarks = Field(default_factory=dict)
     weight_tracking: WeightTracking
     logger: Logger
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_lora(cls, content: Any) -> Any:
+        """Drops what only an adapter has, so that no manifest records a rank or seed that had no effect."""
+        if isinstance(content, dict) and content.get("adapter") == "none":
+            return {**content, "lora_rank": None, "init_seed": None}
+        return content
+
+    @model_validator(mode="after")
+    def _require_lora(self) -> Self:
+        if self.adapter == "lora" and (self.lora_rank is None or self.init_seed is None):
+            raise ValueError("adapter=lora: lora_rank and init_seed must be set")
+        return self
+
+    @property
+    def size(self) -> str:
+        """How much is trained, in names of runs: the adapter's rank, as `r8`, or `full`."""
+        return "full" if self.lora_rank is None else f"r{self.lora_rank.r}"
 
     @property
     def benchmarks(self) -> list[Data]:

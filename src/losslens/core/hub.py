@@ -87,6 +87,21 @@ def adapter_from_hub(place: str) -> Path:
     return copy / inside
 
 
+def model_folder(field: str, repo: str, commit: str) -> Path:
+    """Returns the folder of the weights of a model on the hub; downloads them unless there is a local copy.
+
+    Raises:
+        UnavailableError: The hub cannot be reached, and there is no local copy.
+    """
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors"]
+    try:
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=wanted))
+    except Exception as error:  # depends on the HTTP library of the hub's client
+        raise UnavailableError(f"{field}={repo}: cannot be downloaded ({first_line(error)})") from error
+
+
 def _copy(place: str, repo: str, commit: str, files: list[str]) -> Path:
     """Returns the folder of the local copy, after downloading `files` if it lacks one."""
     from huggingface_hub import snapshot_download

@@ -12,8 +12,8 @@ from losslens.config.evaluation import Evaluation
 from losslens.config.model import Model
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
-from losslens.models.adapters import with_adapter
 from losslens.models.loading import load_model, source_of
+from losslens.models.trained_weights import with_weights
 from losslens.problems import Problem
 
 
@@ -39,7 +39,7 @@ class EvalRequest:
 
 
 def answer_locally(request: EvalRequest, adapter: Path | None) -> list[list[Completion]]:
-    """Generates the answers of the base, with the adapter in a folder unless that is None; restores the base."""
+    """Generates answers of the base, with the trained weights in a folder unless that is None; restores the base."""
     from losslens.models.limits import limits_of
     from losslens.sampling.local import generate_greedy, generate_samples
 
@@ -53,7 +53,7 @@ def answer_locally(request: EvalRequest, adapter: Path | None) -> list[list[Comp
         "description": request.description,
         "journal": request.journal,
     }
-    with nullcontext(base.model) if adapter is None else with_adapter(base.model, adapter) as model:
+    with nullcontext(base.model) if adapter is None else with_weights(base.model, adapter) as model:
         if not request.samples:
             return [[completion] for completion in generate_greedy(model, base.tokenizer, prompts, **options)]
         return generate_samples(

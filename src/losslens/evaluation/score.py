@@ -31,7 +31,7 @@ from losslens.evaluation.outcomes import (
     write_outcomes,
 )
 from losslens.evaluation.statistics import wilson_interval
-from losslens.models.adapters import adapter_fingerprint
+from losslens.models.trained_weights import weights_fingerprint
 from losslens.problems import Problem
 from losslens.problems.questions import templates_of
 from losslens.rollouts.sample import held_out_problems, problem_source
@@ -136,7 +136,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     further |= data.verification
     task = {"source": source.identity("eval"), "eval": data.eval_size, **further, "seed": data.seed}
     asked = hash_json([task, _decoding(model, evaluation, samples)], 16)
-    scored = model_fingerprint(base_identity(model), None if adapter is None else adapter_fingerprint(adapter))
+    scored = model_fingerprint(base_identity(model), None if adapter is None else weights_fingerprint(adapter))
     file = _outcomes_file(run, name, asked)
     if is_scored(file, asked, scored):
         intact = matches_recorded_hash(run.folder, file)

@@ -10,8 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-
 from losslens.core.errors import InputError, first_line
 from losslens.core.files import atomic_folder, read_json, read_object, write_json
 from losslens.core.hashing import hash_file, hash_json
@@ -243,13 +241,3 @@ def adapter_fingerprint(folder: Path) -> str:
     if not file.is_file():
         raise InputError(f"{file}: no such file")
     return hash_file(file)
-
-
-def changes_weights(folder: Path) -> bool:
-    """True if an adapter changes any weight: ΔW = s·B·A is 0 if every B is, as in the initial adapter.
-
-    Args:
-        folder: A PEFT LoRA folder.
-    """
-    with safe_open(folder / "adapter_model.safetensors", framework="numpy") as weights:
-        return any(weights.get_tensor(name).any() for name in weights.keys() if ".lora_B." in name)  # noqa: SIM118

@@ -114,6 +114,16 @@ def locate(source: ModelSource) -> tuple[str, str | None]:
     return str(folder), None
 
 
+def weights_folder(source: ModelSource) -> Path:
+    """Returns the folder with a model's weights, which are downloaded if they are only on the hub.
+
+    Raises:
+        InputError: As for `locate`.
+    """
+    path, commit = locate(source)
+    return Path(path) if commit is None else hub.model_folder(source.field, path, commit)
+
+
 @lru_cache(maxsize=16)
 def model_identity(source: ModelSource) -> dict[str, str | None]:
     """Returns the identity of a model, independent of its location: hash of a folder's content, or hub id and commit.

@@ -7,8 +7,8 @@ from functools import lru_cache
 from losslens.core import distributed
 from losslens.core.errors import InputError
 from losslens.losses.on_policy import OnPolicy
-from losslens.models.adapters import require_targets
 from losslens.models.loading import ModelSource, load_config, load_tokenizer, source_of
+from losslens.models.trained_weights import require_tunable
 from losslens.rollouts.sample import (
     Contents,
     contents_of,
@@ -26,11 +26,11 @@ def require_fit(spec: RunSpec) -> None:
     Checks that several jobs of a process share are done once.
 
     Raises:
-        InputError: A target module does not exist, the chat template fails, or a sequence is too long.
+        InputError: The base cannot be trained as configured, the chat template fails, or a sequence is too long.
     """
     config = spec.config
     source = source_of(config.model)
-    require_targets(source, spec.lora)
+    require_tunable(source, spec.lora)
     if spec.method.own_samples:
         _require_samples_fit(spec, source)
     else:

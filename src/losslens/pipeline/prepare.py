@@ -63,7 +63,7 @@ def prepare(spec: RunSpec, run: Run) -> Prepared:
         facts["prompts_sha256"] = write_prompts(run, [(problem.id, problem.prompt) for problem in source.problems])
     steps = config.optim.steps(source.epoch_length)
     run.set_state("running", step=0, max_steps=steps)
-    initial = initial_adapter(config.output_dir, spec.base, base.model, spec.lora, config.init_seed)
+    initial = _initial_adapter(spec, base)
     precision = {"dtype": str(base.model.dtype), "device": base.model.device.type}
     plan = _plan(spec, initial)
     before = run.manifest if (run.folder / "manifest.json").exists() else {}
@@ -82,7 +82,7 @@ def prepare(spec: RunSpec, run: Run) -> Prepared:
         "identity": spec.identity,
         **facts,
         "base": spec.base,
-        "initial_adapter": {"folder": initial.name, "sha256": adapter_fingerprint(initial)},
+        "initial_adapter": initial and {"folder": initial.name, "sha256": adapter_fingerprint(initial)},
         "precision": precision,
         **provenance.describe_environment(),
         "started": started.isoformat(timespec="seconds"),
@@ -95,7 +95,7 @@ def prepare(spec: RunSpec, run: Run) -> Prepared:
 
 
 def prepare_to_join(
-    spec: RunSpec, rollouts: Path | None, initial: Path
+    spec: RunSpec, rollouts: Path | None, initial: Path | None
 ) -> tuple[TrainingPlan, LoadedModel, FrozenSource | OnPolicySource]:
     """Plan, base and source in a process that is not the main one, of what the main process has prepared."""
     source: FrozenSource | OnPolicySource
@@ -177,7 +177,21 @@ def _source(spec: RunSpec, base: LoadedModel, tokenised: pd.DataFrame) -> Frozen
     return FrozenSource(tokenised, spec.loss, config.optim, config.seed, config.train_on, reference)
 
 
-def _plan(spec: RunSpec, initial: Path) -> TrainingPlan:
+def _initial_adapter(spec: RunSpec, base: LoadedModel) -> Path | None:
+    """Folder of the initial adapter; None for full fine-tuning, which starts from the base's own weights."""
+    config = spec.config
+    if spec.lora is None or config.init_seed is None:
+        count = sum(weight.numel() for weight in base.model.parameters())
+        print_once(
+            f"adapter=none: training all {count / 1e6:,.1f}M weights, which takes {16 * count / 1e9:,.2f} GB beside "
+            "the base (float32 weights, gradients and AdamW's moments); lora_rank, model.target_modules and "
+            "init_seed have no effect"
+        )
+        return None
+    return initial_adapter(config.output_dir, spec.base, base.model, spec.lora, config.init_seed)
+
+
+def _plan(spec: RunSpec, initial: Path | None) -> TrainingPlan:
     from losslens.training.run import TrainingPlan
 
     return TrainingPlan(

@@ -17,7 +17,7 @@ from losslens.core.preemption import Preempted
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.score import require_problems, score_base, score_run
 from losslens.evaluation.statistics import wilson_interval
-from losslens.models.adapters import adapter_fingerprint, adapter_hashes, changes_weights
+from losslens.models.trained_weights import weights_fingerprint, weights_hashes
 from losslens.pipeline.preflight import require_fit
 from losslens.pipeline.prepare import Prepared, prepare, prepare_to_join
 from losslens.rollouts.sample import require_suitable_teacher
@@ -145,10 +145,8 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
             raise
         steps = run.manifest["training"]["steps"]
         if not done_before:
-            run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=adapter_fingerprint(run.adapter))
+            run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=weights_fingerprint(run.adapter))
             (run.folder / "error.txt").unlink(missing_ok=True)
-            if not changes_weights(run.adapter):
-                print(f"{run.name}: the update is 0: training has not changed the weights", flush=True)
         wandb_session.log_late(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
     accuracy = None
     if config.benchmarks:
@@ -173,10 +171,10 @@ def _session(config: TrainConfig, run: Run) -> AbstractContextManager[Session]:
         "versions": manifest["versions"],
         "rollouts_sha256": (manifest["rollouts"] or {}).get("sha256"),
         "base": manifest["base"],
-        "initial_adapter_sha256": manifest["initial_adapter"]["sha256"],
+        "initial_adapter_sha256": (manifest["initial_adapter"] or {}).get("sha256"),
         "references": manifest.get("references", {}),
     }
-    tags = [str(config.method["name"]), f"r{config.lora_rank.r}", config.model.name]
+    tags = [str(config.method["name"]), config.size, config.model.name]
     about = RunInfo(config.sweep, "train", run.name, tags, {**manifest["config"], "losslens": facts})
     return session(config.logger, config.output_dir, run.folder, about)
 
@@ -218,13 +216,14 @@ def _train(config: TrainConfig, run: Run, prepared: Prepared, wandb_session: Ses
         wandb_session.log(step, metrics)
 
     plan = prepared.plan
-    folders = {"run": str(run.folder), "initial": str(plan.initial_adapter)}
+    folders = {"run": str(run.folder)}
+    folders |= {"initial": str(plan.initial_adapter)} if plan.initial_adapter is not None else {}
     folders |= {"rollouts": str(prepared.rollouts)} if prepared.rollouts is not None else {}
     with distributed.lockstep(folders):
         facts = train_run(plan, prepared.base, prepared.source, run.folder, on_metrics, prepared.references)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(
-        run.folder / "manifest.json", {**run.manifest, "training": facts, "ended": ended, **adapter_hashes(run.adapter)}
+        run.folder / "manifest.json", {**run.manifest, "training": facts, "ended": ended, **weights_hashes(run.adapter)}
     )
 
 
@@ -241,7 +240,8 @@ def _join_training(config: TrainConfig) -> Outcome:
             from losslens.training.run import train_run
 
             rollouts = Path(folders["rollouts"]) if "rollouts" in folders else None
-            prepared = prepare_to_join(RunSpec.of(config), rollouts, Path(folders["initial"]))
+            initial = Path(folders["initial"]) if "initial" in folders else None
+            prepared = prepare_to_join(RunSpec.of(config), rollouts, initial)
             train_run(*prepared, folder, lambda step, values: None)
     except DivergedError:
         return Outcome(name, "diverged")

@@ -11,7 +11,9 @@ from losslens.core.mappings import flatten
 _METHOD = ("method.name", "format")
 _SEEDS = {"seed": "s", "init_seed": "init "}
 # Prefixes of the settings to prefer in labels, in this order.
-_PREFERRED = ("method.", "learning_rate", "lora.r", "lora.", "train_on", "optim.", "rollouts.", "dtype", "base.")
+_PREFERRED = (
+    "method.", "adapter", "learning_rate", "lora.r", "lora.", "train_on", "optim.", "rollouts.", "dtype", "base.",
+)  # fmt: skip
 _SYMBOLS = {"beta": "β=", "learning_rate": "lr ", "r": "r"}
 _HASH = re.compile(r"[0-9a-f]{16,}")
 
@@ -26,7 +28,8 @@ def labels(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """
     flat = {name: flatten(identity) for name, identity in identities.items()}
     chosen = _distinguishing_keys(flat)
-    seeds = [key for key in _SEEDS if len({repr(values.get(key)) for values in flat.values()}) > 1]
+    # Full fine-tuning has no init_seed, which does not make it a difference of the others.
+    seeds = [key for key in _SEEDS if len({repr(values[key]) for values in flat.values() if key in values}) > 1]
     by_name = {}
     for name, values in flat.items():
         method = str(values.get("method.name", name))
@@ -46,11 +49,12 @@ def labels(identities: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 def _distinguishing_keys(flat: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Keys that distinguish runs which agree in method, seeds and all keys chosen before."""
     keys = {key for values in flat.values() for key in values} - {*_METHOD, *_SEEDS}
+    seeds = [key for key in _SEEDS if all(key in values for values in flat.values())]
     chosen: list[str] = []
     for key in sorted(keys, key=lambda key: _sort_key(key, flat)):
         groups: dict[str, set[str]] = {}
         for values in flat.values():
-            group_key = repr([values.get(k) for k in ("method.name", *_SEEDS, *chosen)])
+            group_key = repr([values.get(k) for k in ("method.name", *seeds, *chosen)])
             groups.setdefault(group_key, set()).add(repr(values.get(key)))
         if any(len(group) > 1 for group in groups.values()):
             chosen.append(key)

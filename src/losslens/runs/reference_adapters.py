@@ -20,7 +20,7 @@ _COMPARED = ("init_seed", "seed", "lora_rank", "train_on", "optim", "lr")
 
 
 def resolve_references(
-    configured: Mapping[str, str] | str, run: Run, initial: Path, manifest: Mapping[str, Any]
+    configured: Mapping[str, str] | str, run: Run, initial: Path | None, manifest: Mapping[str, Any]
 ) -> dict[str, Path]:
     """Returns the folders of the adapters to compare `run` with, by label.
 
@@ -28,12 +28,16 @@ def resolve_references(
         configured: `auto` for the finished SFT run of the sweep that differs least from this run, labelled `sft` (a
             resumed run keeps its reference); otherwise, by label, the name of a run of the sweep or a PEFT folder.
         run: The run.
-        initial: Its initial adapter.
+        initial: Its initial adapter; None for full fine-tuning, whose norm alone is tracked.
         manifest: Its manifest; only fields that determine the run are used.
 
     Raises:
-        InputError: A label is invalid, or a reference does not exist or adapts other modules.
+        InputError: A label is invalid, the run has no adapter, or a reference does not exist or adapts other modules.
     """
+    if initial is None:
+        if configured not in ("auto", {}):
+            raise InputError("weight_tracking.references: adapter=none tracks the norm alone; leave it at auto")
+        return {}
     shapes = _shapes(initial)
     if configured == "auto":
         sft = _nearest_sft(run, shapes, manifest)

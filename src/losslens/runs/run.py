@@ -18,8 +18,8 @@ from losslens.core.errors import InputError
 from losslens.core.files import read_json, read_object, write_json
 from losslens.core.hashing import hash_json
 from losslens.core.provenance import slurm_job
-from losslens.models.adapters import adapter_hashes
 from losslens.models.loading import model_identity, source_of
+from losslens.models.trained_weights import weights_hashes
 from losslens.runs.current_words import current_manifest
 from losslens.runs.integrity import require_format, require_own_manifest
 
@@ -51,8 +51,9 @@ class Run:
 
     @property
     def adapter(self) -> Path:
-        """Folder of the finished adapter."""
-        return self.folder / "adapter"
+        """Folder of the trained weights: `model` after full fine-tuning, else `adapter`."""
+        whole = self.folder / "model"
+        return whole if whole.is_dir() else self.folder / "adapter"
 
     @property
     def checkpoints(self) -> Path:
@@ -111,7 +112,7 @@ class Run:
         manifest = self.manifest
         if not isinstance(manifest, dict) or "adapter_sha256" not in manifest:
             return False
-        for name, value in adapter_hashes(self.adapter).items():
+        for name, value in weights_hashes(self.adapter).items():
             if manifest.get(name) != value:
                 raise InputError(
                     f"{self.adapter}: the adapter has changed since training (its {name} is not the one in "

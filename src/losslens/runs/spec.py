@@ -19,6 +19,7 @@ from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
 from losslens.losses import Loss, Method, Need, builtin_methods
 from losslens.losses.on_policy import OnPolicy
+from losslens.losses.online_grpo import OnlineGrpo
 from losslens.losses.presentation import presentation_of
 from losslens.losses.sft import Sft
 from losslens.models.adapters import LoraSettings
@@ -108,6 +109,9 @@ class RunSpec:
             )
         presentation_of(loss)
         _require_effect(loss)
+        if config.adapter == "none" and isinstance(loss, OnlineGrpo) and loss.kl_coef:
+            # TRL would load another copy of the base, without its revision, precision and attention.
+            raise InputError(f"method.kl_coef={loss.kl_coef}: method={loss.name} has no reference with adapter=none")
         if isinstance(loss, OnPolicy):
             if config.train_on != "all":
                 raise InputError(f"train_on={config.train_on}: method={loss.name} samples its own rollouts; use all")
@@ -140,9 +144,11 @@ class RunSpec:
         return self.config.rollouts.max_tokens if own is None else own
 
     @property
-    def lora(self) -> LoraSettings:
-        """Settings of the adapter."""
+    def lora(self) -> LoraSettings | None:
+        """Settings of the adapter; None for full fine-tuning."""
         rank, names = self.config.lora_rank, self.config.model.target_modules
+        if rank is None:
+            return None
         targets = names if isinstance(names, str) else tuple(sorted(set(names)))
         return LoraSettings(rank.r, rank.scale_numerator, rank.dropout, targets)
 
@@ -173,14 +179,14 @@ class RunSpec:
             "train_on": TRAIN_ON.values.get(train_on, train_on),
             **_statistics_identity(self.method, train_on),
             "learning_rate": self.learning_rate,
-            "lora": asdict(self.lora),
+            **({"adapter": "none"} if self.lora is None else {"lora": asdict(self.lora)}),
             "base": self.base,
             "dtype": config.model.dtype,
             "chat_options": config.model.chat_options,
             **self._rollouts_identity(),
             "optim": {"version": OPTIMISER, **identity_options(config.optim, (*_NOT_IN_IDENTITY, *steps))},
             "seed": config.seed,
-            "init_seed": config.init_seed,
+            **({} if self.lora is None else {"init_seed": config.init_seed}),
             **self._execution_identity(),
         }
 
@@ -211,12 +217,13 @@ class RunSpec:
     def _execution_identity(self) -> dict[str, Any]:
         """Number of processes and micro-batch, where they change the result: with LoRA dropout or own samples."""
         config = self.config
-        if not config.lora_rank.dropout and not self.method.own_samples:
+        dropout = 0 if config.lora_rank is None else config.lora_rank.dropout
+        if not dropout and not self.method.own_samples:
             return {}
         # Outside the run's processes, as in the launcher, the resources say how many there will be.
         gpus = config.resources.gpus if config.resources is not None else 1
         count = distributed.world_size() if distributed.world_size() > 1 else max(gpus, 1)
-        if not config.lora_rank.dropout:
+        if not dropout:
             return {"processes": count}
         return {"micro_batch": config.optim.microbatch_plans(count, dropout=True)[0][0], "processes": count}
 
@@ -232,5 +239,5 @@ class RunSpec:
         Two names of the same learning rate give one run, with the folder of whichever was started first.
         """
         identity, config = hash_json(self.identity, 8), self.config
-        parts = (self.method.name, config.lr.name, f"r{config.lora_rank.r}", config.model.name, f"s{config.seed}")
+        parts = (self.method.name, config.lr.name, config.size, config.model.name, f"s{config.seed}")
         return find_run(self.sweep, identity) or Run(self.sweep / "-".join([*parts, identity]))

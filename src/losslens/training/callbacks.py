@@ -18,11 +18,13 @@ from losslens.core import distributed, preemption
 from losslens.core.errors import DivergedError, InputError, first_line
 from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
-from losslens.models.adapters import adapter_hashes, save_adapter
+from losslens.models.trained_weights import folder_of, save_weights, weights_hashes
 
 _CHECKSUMS = "sealed.json"
 # Files without which transformers would silently resume from a different state.
-_REQUIRED = {"adapter_config.json", "adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json"}
+_REQUIRED = {"optimizer.pt", "scheduler.pt", "trainer_state.json"}
+_ADAPTER, _MODEL = {"adapter_config.json", "adapter_model.safetensors"}, {"config.json", "model.safetensors"}
+_SHARDS = "model.safetensors.index.json"
 _RNG_STATE = "rng_state"
 # The trainer's metric names and ours.
 _RENAMED = {"learning_rate": "lr", "mean_token_accuracy": "token_accuracy"}
@@ -181,7 +183,8 @@ def checkpoint_fault(checkpoint: Path, identity: str) -> str:
     changed = sorted(name for name in written.keys() | files.keys() if written.get(name) != files.get(name))
     if changed:
         return f"{changed[0]} does not match its checksum"
-    missing = sorted(_REQUIRED - files.keys()) or [_RNG_STATE] * (
+    weights = _ADAPTER if "config.json" not in files else {"config.json"} if _SHARDS in files else _MODEL
+    missing = sorted((weights | _REQUIRED) - files.keys()) or [_RNG_STATE] * (
         not any(name.startswith(_RNG_STATE) for name in files)
     )
     if missing or recorded != _checksums(identity, step, files):
@@ -223,7 +226,7 @@ def _hashes(checkpoint: Path) -> dict[str, str]:
 
 
 class Snapshots(TrainerCallback):
-    """Saves a snapshot of the adapter every `every` steps: `step-000010/adapter`, with its hashes in `manifest.json`.
+    """Saves the weights every `every` steps: `step-000010/adapter` (or `model`), with hashes in `manifest.json`.
 
     Args:
         folder: Folder of the snapshots. When a run resumes from a checkpoint, those up to that step are kept.
@@ -251,9 +254,10 @@ class Snapshots(TrainerCallback):
             if not distributed.is_main():
                 return
             with atomic_folder(self.folder / f"step-{state.global_step:06d}") as temporary:
-                save_adapter(model, temporary / "adapter")
+                weights = temporary / folder_of(model)
+                save_weights(model, weights)
                 manifest = {"run": self.identity, "step": state.global_step, "outcomes": {}}
-                write_json(temporary / "manifest.json", {**manifest, **adapter_hashes(temporary / "adapter")})
+                write_json(temporary / "manifest.json", {**manifest, **weights_hashes(weights)})
 
 
 def require_finite(model: Any, step: int) -> None:

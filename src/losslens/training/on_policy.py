@@ -18,6 +18,7 @@ from trl.rewards import get_soft_overlong_punishment
 from losslens.core import distributed
 from losslens.losses.online_grpo import OnlineGrpo
 from losslens.models.tokens import decode, encode_prompt
+from losslens.models.trained_weights import causal_model
 from losslens.sampling.local import end_ids
 from losslens.training.source import OnPolicySource
 from losslens.training.trl_on_policy import OpenDistillationTrainer, OpenGRPOTrainer, OpenSampler
@@ -160,7 +161,7 @@ class OnlineGrpoTrainer(_Verified, OpenGRPOTrainer):
             cache = round(self.method.overlong_share * source.max_tokens)
             rewards.append(get_soft_overlong_punishment(source.max_tokens, cache))
         super().__init__(reward_funcs=rewards, **options)
-        self.open_sampling(end_ids(self.model.get_base_model(), self.processing_class), self.args.seed)
+        self.open_sampling(end_ids(causal_model(self.model), self.processing_class), self.args.seed)
 
     def correct(self, **_: Any) -> list[float]:
         """Reward of the samples to train on: 1 if correct, else 0."""
@@ -213,7 +214,7 @@ class OpdTrainer(_Verified, OpenDistillationTrainer):
         assert source.teacher is not None
         self.source = source
         super().__init__(teacher_model=source.teacher.model, **options)
-        self.open_sampling(end_ids(self.model.get_base_model(), self.processing_class), self.args.seed)
+        self.open_sampling(end_ids(causal_model(self.model), self.processing_class), self.args.seed)
 
     def sampled(self, samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Verifies the samples and reports their metrics."""

@@ -1,4 +1,4 @@
-"""Training of one run, from the base and the initial adapter or from its last checkpoint to the finished adapter."""
+"""Training of one run, from the base and the initial adapter or from its last checkpoint to the trained weights."""
 
 from __future__ import annotations
 
@@ -23,8 +23,16 @@ from losslens.core import distributed, preemption
 from losslens.core.errors import InputError
 from losslens.core.files import atomic_folder
 from losslens.losses import Loss, Method
-from losslens.models.adapters import LoraSettings, load_adapter, save_adapter
+from losslens.models.adapters import LoraSettings
 from losslens.models.loading import LoadedModel, preserved
+from losslens.models.trained_weights import (
+    causal_model,
+    changes_weights,
+    folder_of,
+    load_start,
+    peft_config,
+    save_weights,
+)
 from losslens.training.callbacks import (
     ChecksumCheckpoint,
     LogFinalStep,
@@ -41,7 +49,7 @@ from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.source import OnPolicySource, RolloutSource
 from losslens.training.trainer import LossTrainer
 from losslens.training.trl_internals import has_fused_head, require_on_policy
-from losslens.training.weight_tracking import WeightTrackingCallback
+from losslens.training.weight_tracking import weight_tracking
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,8 @@ class TrainingPlan:
     Attributes:
         method: The loss or on-policy method.
         learning_rate: Peak learning rate.
-        lora: Settings of the adapter.
-        initial_adapter: Folder of the initial adapter.
+        lora: Settings of the adapter; None for full fine-tuning.
+        initial_adapter: Folder of the initial adapter; None for full fine-tuning.
         optim: Optimiser, schedule, batch.
         seed: Seed of LoRA dropout and, for an on-policy method, of its samples.
         identity: Fingerprint of the run, recorded in its checkpoints and snapshots.
@@ -60,11 +68,16 @@ class TrainingPlan:
 
     method: Method
     learning_rate: float
-    lora: LoraSettings
-    initial_adapter: Path
+    lora: LoraSettings | None
+    initial_adapter: Path | None
     optim: Optim
     seed: int
     identity: str = ""
+
+    @property
+    def has_dropout(self) -> bool:
+        """True if the adapter has dropout, so that the micro-batch affects the result."""
+        return self.lora is not None and self.lora.dropout > 0
 
 
 def make_trainer(
@@ -96,7 +109,7 @@ def make_trainer(
     on_cuda = base.model.device.type == "cuda"
     optim = plan.optim
     if microbatch_plan is None:
-        microbatch_plan = optim.microbatch_plans(distributed.world_size(), plan.lora.dropout > 0)[0]
+        microbatch_plan = optim.microbatch_plans(distributed.world_size(), plan.has_dropout)[0]
     micro_batch, checkpointing = microbatch_plan
     arguments = {
         "output_dir": str(output_dir),
@@ -128,17 +141,17 @@ def make_trainer(
         args=_on_one_gpu(config),
         model=base.model,
         processing_class=base.tokenizer,
-        peft_config=plan.lora.peft_config(base.model),
+        peft_config=peft_config(base.model, plan.lora),
         callbacks=callbacks,
     )
     if isinstance(plan.method, Loss):
-        require_computable(trainer.model.get_base_model(), plan.method)
+        require_computable(causal_model(trainer.model), plan.method)
     if selected_head if selected_head is not None else not on_cuda and has_plain_head(base.model):
-        score_selected_positions(trainer.model.get_base_model(), getattr(plan.method, "temperature", 1.0))
+        score_selected_positions(causal_model(trainer.model), getattr(plan.method, "temperature", 1.0))
     elif not has_fused_head():
         raise InputError("training this model uses TRL's fused head, which needs Triton or trl>=1.16")
     trainer.remove_callback(PrinterCallback)
-    load_adapter(trainer.model, plan.initial_adapter)
+    load_start(trainer.model, plan.initial_adapter)
     if isinstance(trainer, LossTrainer):
         reference_file = trainer.source.score(trainer.base_logps, base.tokenizer.pad_token_id)
         if reference_file is not None:
@@ -175,7 +188,7 @@ def train_run(
     on_metrics: Callable[[int, dict[str, float]], None],
     references: Mapping[str, Path] | None = None,
 ) -> dict[str, Any]:
-    """Trains `plan` in `folder`: writes checkpoints on the way, `adapter/` at the end, and `snapshots/` if configured.
+    """Trains `plan` in `folder`: writes checkpoints, `adapter/` or `model/` at the end, and `snapshots/` if configured.
 
     With several processes, all of them call this within `distributed.lockstep`, and the main process writes the files.
 
@@ -202,7 +215,7 @@ def train_run(
         torch.cuda.reset_peak_memory_stats()
     resumed_from: int | None = None
     distributed.init_process_group("nccl" if base.model.device.type == "cuda" else "gloo")
-    microbatch_plans = plan.optim.microbatch_plans(distributed.world_size(), plan.lora.dropout > 0)
+    microbatch_plans = plan.optim.microbatch_plans(distributed.world_size(), plan.has_dropout)
     for number, (micro_batch, gradient_checkpointing) in enumerate(microbatch_plans, 1):
         last = _agreed_checkpoint(checkpoints, plan.identity)
         resumed_from = _step_of(last) if resumed_from is None else resumed_from
@@ -214,7 +227,7 @@ def train_run(
             if not should_reduce_batch_size(error):
                 raise
             if number == len(microbatch_plans):
-                if plan.lora.dropout > 0 and plan.optim.micro_batch == "auto":
+                if plan.has_dropout and plan.optim.micro_batch == "auto":
                     raise RuntimeError(
                         f"out of memory with a micro-batch of {micro_batch}; with lora_rank.dropout no smaller one is"
                         " tried, since it would be a different run: set optim.micro_batch"
@@ -259,7 +272,7 @@ def _train(
     microbatch_plan: tuple[int, bool],
     last: Path | None,
 ) -> None:
-    """Trains from the checkpoint `last` to the end and writes the adapter."""
+    """Trains from the checkpoint `last` to the end and writes the trained weights."""
     # accelerate keeps the precision of the first run in a process; later runs may have another one.
     AcceleratorState._reset_state(reset_partial_state=True)
     with ExitStack() as stack:
@@ -271,7 +284,7 @@ def _train(
         callbacks.append(ChecksumCheckpoint(plan.identity))
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps, plan.identity))
-        tracking = WeightTrackingCallback(plan.initial_adapter, references) if distributed.is_main() else None
+        tracking = weight_tracking(plan.initial_adapter, references) if distributed.is_main() else None
         if tracking is not None:
             callbacks.insert(0, tracking)  # its file must be covered by the checksums
         checkpoints = folder / "checkpoints"
@@ -289,8 +302,10 @@ def _train(
             bar.close()
         require_finite(trainer.model, trainer.state.global_step)
         if distributed.is_main():
-            with atomic_folder(folder / "adapter") as temporary:
-                save_adapter(trainer.model, temporary)
+            with atomic_folder(folder / folder_of(trainer.model)) as temporary:
+                save_weights(trainer.model, temporary)
+            if not changes_weights(trainer.model):
+                print(f"{folder.name}: the update is 0: training has not changed the weights", flush=True)
             if isinstance(source, OnPolicySource):
                 from losslens.training.on_policy import warn_without_signal
 

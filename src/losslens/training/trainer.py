@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss
+from losslens.models.trained_weights import as_base, causal_model
 from losslens.training.distributions import NEEDS, captured_hidden_states, divergence, top_entropy
 from losslens.training.source import RolloutSource
-from losslens.training.trl_internals import HEAD, OpenSFTTrainer, use_adapter
+from losslens.training.trl_internals import HEAD, OpenSFTTrainer
 
 # Allowed mean absolute difference of a token's log-probability from its saved reference, in nats. In half precision it
 # depends on the other rows of a batch, typically by 0.01.
@@ -30,7 +31,7 @@ class LossTrainer(OpenSFTTrainer):
 
     The loss is the sum of its terms divided by the number of completion tokens, rollouts or pairs in the effective
     batch (over accumulation steps and processes). Prompt tokens never count. The reference is the base, that is, the
-    model with the adapter disabled.
+    model with the adapter disabled or, after full fine-tuning, with the base's weights.
 
     Args:
         loss: The loss.
@@ -61,7 +62,7 @@ class LossTrainer(OpenSFTTrainer):
         Raises:
             ValueError: The source returned the wrong number of examples.
         """
-        examples = self.source.batch(self.state.global_step, self.model.get_base_model())
+        examples = self.source.batch(self.state.global_step, causal_model(self.model))
         # Micro-batches are assigned to the processes in turn.
         shape = (num_batches, self.accelerator.num_processes, self.args.per_device_train_batch_size)
         if len(examples) != math.prod(shape):
@@ -121,10 +122,10 @@ class LossTrainer(OpenSFTTrainer):
             return model(**_sequences(inputs), **HEAD), {}
         mask = inputs["labels"][:, 1:] != -100
         base_hidden = self._base_hidden_states(inputs)[:, :-1][mask] if "divergence" in needs else None
-        causal_model = self.accelerator.unwrap_model(self.model).get_base_model()
-        with captured_hidden_states(causal_model) as states:
+        policy = causal_model(self.accelerator.unwrap_model(self.model))
+        with captured_hidden_states(policy) as states:
             outputs = model(**_sequences(inputs), **HEAD)
-        hidden, head = states[0][:, :-1][mask], causal_model.get_output_embeddings()
+        hidden, head = states[0][:, :-1][mask], policy.get_output_embeddings()
         found = {}
         with self.accelerator.autocast():
             if "top_entropy" in needs:
@@ -147,7 +148,7 @@ class LossTrainer(OpenSFTTrainer):
     @torch.no_grad()
     def base_logps(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """Computes the base's log-probabilities of a batch from `batches.sequences`, shape (N, T), nats."""
-        with use_adapter(self.accelerator.unwrap_model(self.model), adapter_name=None):
+        with as_base(self.accelerator.unwrap_model(self.model)):
             return self._logps(inputs)
 
     @torch.no_grad()
@@ -155,8 +156,8 @@ class LossTrainer(OpenSFTTrainer):
         """Last hidden states of the base, shape (N, T + 1, H)."""
         model = self.accelerator.unwrap_model(self.model)
         tokens = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        with use_adapter(model, adapter_name=None), self._inference():
-            states: torch.Tensor = model.get_base_model().base_model(**tokens, use_cache=False).last_hidden_state
+        with as_base(model), self._inference():
+            states: torch.Tensor = causal_model(model).base_model(**tokens, use_cache=False).last_hidden_state
             return states
 
     @torch.no_grad()
@@ -187,14 +188,13 @@ class LossTrainer(OpenSFTTrainer):
         Raises:
             InputError: They differ by more than rounding.
         """
-        first = self.source.batch(0, self.model.get_base_model()).take(np.arange(self.args.per_device_train_batch_size))
+        first = self.source.batch(0, causal_model(self.model)).take(np.arange(self.args.per_device_train_batch_size))
         inputs = first.collate(self._pad_token_id)
         scored = inputs["labels"][:, 1:] != -100
         difference = (
             (self._logps(inputs).cpu() - inputs["reference"])[scored].abs().mean().item() if scored.any() else 0
         )
-        dtype = self.accelerator.unwrap_model(self.model).get_base_model().dtype
-        tolerance = _HALF_TOLERANCE if dtype in (torch.bfloat16, torch.float16) else _TOLERANCE
+        tolerance = _HALF_TOLERANCE if self.args.bf16 or self.args.fp16 else _TOLERANCE
         if not difference <= tolerance:
             raise InputError(
                 f"{file}: the reference log-probabilities differ from those of the initial model by {difference:.3g}"

@@ -12,7 +12,7 @@ from typing import Any
 import trl
 from trl import SFTTrainer
 from trl.trainer import utils
-from trl.trainer.utils import FusedCausalLMOutput, use_adapter
+from trl.trainer.utils import FusedCausalLMOutput
 
 from losslens.core.errors import InputError
 
@@ -23,7 +23,7 @@ except ImportError:  # trl<1.16
 
 __all__ = [
     "HEAD", "TESTED", "ChunkedDivergenceFunction", "FusedCausalLMOutput", "OpenSFTTrainer", "has_fused_head",
-    "require_on_policy", "use_adapter",
+    "require_on_policy",
 ]  # fmt: skip
 
 # Supported minor releases, ascending. Earlier ones have no fused head. That of 1.15 needs Triton (`has_fused_head`);

@@ -14,6 +14,8 @@ import torch
 from transformers import GenerationConfig
 from trl import DistillationTrainer, GRPOTrainer
 
+from losslens.models.trained_weights import causal_model
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -95,7 +97,7 @@ class OpenSampler(_Trainer):
     @contextmanager
     def _as_sampler(self) -> Iterator[None]:
         """Switches off dropout, and the model's own settings, which `generate` uses for what TRL leaves unset."""
-        training, model = self.model.training, self.model.get_base_model()
+        training, model = self.model.training, causal_model(self.model)
         own, model.generation_config = model.generation_config, GenerationConfig()
         self.model.eval()
         try:

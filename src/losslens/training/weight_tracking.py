@@ -1,7 +1,8 @@
-"""Measures of the weight update during training, at every logged step."""
+"""Measures of the weight update during training, at every logged step: of an adapter, or of all weights."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,12 +13,41 @@ from safetensors.numpy import load_file, save_file
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from losslens.core import distributed
+from losslens.measures.tables import layer_of
 from losslens.measures.tracking import WeightTracker
+from losslens.models.full_model import matrix_changes
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora import updates_of
 
 # File in a checkpoint: the adapter at the previous logged step, which a resumed run is compared with.
 _PREVIOUS = "logged_before.safetensors"
+
+
+def weight_tracking(initial: Path | None, references: Mapping[str, Path]) -> WeightTrackingCallback | NormCallback:
+    """Returns the callback that measures the update of a run.
+
+    Args:
+        initial: Folder of the initial adapter; None for full fine-tuning.
+        references: See `WeightTrackingCallback`; none for full fine-tuning.
+    """
+    return NormCallback() if initial is None else WeightTrackingCallback(initial, references)
+
+
+class NormCallback(TrainerCallback):
+    """Measures ‖ΔW‖_F under full fine-tuning, for `Metrics`: SVDs of all weights would take longer than the steps."""
+
+    def measure(self, model: Any) -> dict[str, float]:
+        """Returns `geometry/norm` and those of layers and projections; empty if a weight is not finite.
+
+        Counts the weights with two dimensions or more, tied ones once.
+        """
+        squared: dict[str, float] = {}
+        for name, change in matrix_changes(model):
+            projection = name.rpartition(".")[2]
+            for part in ("", f"/layer_{layer_of(name)}", f"/{projection}"):
+                squared[part] = squared.get(part, 0.0) + change
+        finite = math.isfinite(squared[""])
+        return {f"geometry/norm{part}": value**0.5 for part, value in squared.items()} if finite else {}
 
 
 class WeightTrackingCallback(TrainerCallback):
