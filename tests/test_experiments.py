@@ -67,6 +67,7 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
         "loss_family": {"method": TWENTY, "seed": "42,1,2"},
         "loss_family_smollm2": {"method": f"{ALL},eaft,nft,redi,kto,simpo,cal_dpo", "seed": "42,1"},
         "first_step": {"method": "dft,asft,kto,dpo,cal_dpo,ipo", "seed": "42,1"},
+        "interventions": {"method": ALL, "seed": "42,1"},
     }.items(),
 )  # fmt: skip
 def test_what_an_experiment_sweeps_over(name: str, swept: dict[str, str]) -> None:

@@ -27,7 +27,7 @@ from losslens.measures.behaviour import (
     run_behaviour,
 )
 from losslens.measures.forward import observe
-from losslens.measures.outputs import kl
+from losslens.measures.outputs import factor_at_kl, kl
 from losslens.updates.base import Update
 from losslens.updates.folder import open_adapter
 
@@ -171,19 +171,18 @@ class BehaviourPasses:
             if reached == 0:
                 self.without_copies[name] = "a rotated copy changes no output"
                 return None
-            # KL grows with the square of a small update: one step suffices, but for those far beyond their copies.
-            factor, there = 1.0, reached
-            for _ in range(_MOST_STEPS):
-                factor *= float(np.sqrt(target / there))
+            scaled: list[Observation] = []
+
+            def kl_at(factor: float) -> float:
                 set_weights([factor])
-                scaled = joined(list(observe(model, sequences, self._passes.batch_size, "mean", kept)))
-                there = self._kl(scaled.log_probs)
-                if abs(there / target - 1) < _KL_TOLERANCE or there == 0:
-                    break
+                scaled[:] = [joined(list(observe(model, sequences, self._passes.batch_size, "mean", kept)))]
+                return self._kl(scaled[0].log_probs)
+
+            _, there = factor_at_kl(kl_at, reached, target, _KL_TOLERANCE, _MOST_STEPS)
         base = self._off_task(None)
         return {
             "kl": np.array(reached), "scaled_kl": np.array(there), "off_task_kl": np.array(off_task.kl(base)),
-            "off_task_change": np.array(off_task.change(base)), **vars(scaled),
+            "off_task_change": np.array(off_task.change(base)), **vars(scaled[0]),
         }  # fmt: skip
 
     def _kl(self, log_probs: np.ndarray) -> float:

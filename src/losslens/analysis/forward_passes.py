@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +29,7 @@ from losslens.measures.forward import Batch, Sequences, base_weight, interpolate
 from losslens.measures.kept_tokens import EXACT_UP_TO, LIKELIEST
 from losslens.models.limits import limits_of
 from losslens.models.loading import LoadedModel, ModelSource, load_model
+from losslens.problems import Problem, ProblemSource
 from losslens.rollouts.sample import held_out_problems, problem_source
 from losslens.updates.base import Array, Updates
 from losslens.updates.folder import open_adapter
@@ -37,6 +38,7 @@ Name = TypeVar("Name", bound=Hashable)
 SetWeights = Callable[[Sequence[float]], None]
 # What decides which tokens are kept, for cache keys.
 KEPT_TOKENS = [LIKELIEST, EXACT_UP_TO]
+ANSWERS = ("problem_id", "correct")
 # The arrays of each kind of entry that one pass fills.
 _OBSERVED: dict[str, list[str]] = {
     "similarities": [field.name for field in fields(Similarities)],
@@ -45,6 +47,35 @@ _OBSERVED: dict[str, list[str]] = {
     "states": ["states"],
     "kept": ["tokens"],
 }
+
+
+@dataclass(frozen=True)
+class GreedyBenchmark:
+    """Held-out problems that changed models answer greedily.
+
+    Attributes:
+        data: The data set.
+        evaluation: The decoding of the runs' own scores.
+        source: The source of the problems.
+        problems: The problems.
+    """
+
+    data: Data
+    evaluation: Evaluation
+    source: ProblemSource
+    problems: Sequence[Problem]
+
+    @classmethod
+    def first_of(cls, data: Data, evaluation: Evaluation, count: int | None) -> GreedyBenchmark:
+        """Loads the first `count` held-out problems; None: all.
+
+        Raises:
+            UnavailableError: The problems cannot be loaded.
+        """
+        try:
+            return cls(data, evaluation, problem_source(data), held_out_problems(data)[:count])
+        except InputError as error:
+            raise UnavailableError(str(error)) from error
 
 
 class ForwardPasses:
@@ -146,45 +177,46 @@ class ForwardPasses:
         loaded = {name: self.cache.load(kind, key, names) for name, key in keys.items()}
         return {name: arrays for name, arrays in loaded.items() if arrays is not None}
 
-    def midpoints(
-        self, pairs: Sequence[Pair], problems: int, data: Data, evaluation: Evaluation
-    ) -> dict[Pair, pd.Series]:
-        """Scores ½ΔW_a + ½ΔW_b greedily on the first held-out problems; True for correct answers, by problem id."""
-        batch = evaluation.batch_size if self._half else None
-        try:
-            source = problem_source(data)
-            selected = held_out_problems(data)[:problems]
-        except InputError as error:
-            raise UnavailableError(str(error)) from error
-        about = [self.identity, source.identity("eval"), data.seed, len(selected), evaluation.max_tokens, batch]
-        about += [data.eval_offset] if data.eval_offset else []
-        about += [data.verification] if data.verification else []
+    def midpoints(self, pairs: Sequence[Pair], benchmark: GreedyBenchmark) -> dict[Pair, pd.Series]:
+        """Scores ½ΔW_a + ½ΔW_b greedily; True for correct answers, by problem id."""
         found = {}
         for number, pair in enumerate(pairs, 1):
-            key = [about, *sorted(self._members[name].sha256 for name in pair)]
-            known = self.cache.load("midpoint", key, ["problem_id", "correct"])
+            key = [self.asked(benchmark), *sorted(self._members[name].sha256 for name in pair)]
+            known = self.cache.load("midpoint", key, ANSWERS)
             if known is None:
                 with ExitStack() as stack:
                     adapters = [stack.enter_context(open_adapter(self.folder(name))) for name in pair]
                     model, set_weights = stack.enter_context(self.with_updates(*adapters))
                     set_weights([0.5, 0.5])
-                    outcomes = evaluate(
-                        model,
-                        self._base.tokenizer,
-                        source.verifier,
-                        selected,
-                        max_tokens=evaluation.max_tokens,
-                        batch_size=evaluation.batch_size,
-                        seconds=data.verify_seconds,
-                        description=f"midpoint {number} of {len(pairs)}",
-                    )
-                known = {
-                    "problem_id": outcomes["problem_id"].to_numpy(dtype=str),
-                    "correct": outcomes["correct"].to_numpy(dtype=bool),
-                }
+                    known = self.answers(model, benchmark, f"midpoint {number} of {len(pairs)}")
                 self.cache.save("midpoint", key, known)
             found[pair] = pd.Series(known["correct"], index=known["problem_id"])
         return found
+
+    def asked(self, benchmark: GreedyBenchmark) -> list[Any]:
+        """Returns what decides the answers of a given model, for cache keys."""
+        data, evaluation = benchmark.data, benchmark.evaluation
+        about = [self.identity, benchmark.source.identity("eval"), data.seed, len(benchmark.problems)]
+        about += [evaluation.max_tokens, evaluation.batch_size if self._half else None]
+        about += [data.eval_offset] if data.eval_offset else []
+        return about + ([data.verification] if data.verification else [])
+
+    def answers(self, model: Any, benchmark: GreedyBenchmark, description: str) -> Arrays:
+        """Answers the problems greedily; returns `problem_id` and `correct`."""
+        outcomes = evaluate(
+            model,
+            self._base.tokenizer,
+            benchmark.source.verifier,
+            benchmark.problems,
+            max_tokens=benchmark.evaluation.max_tokens,
+            batch_size=benchmark.evaluation.batch_size,
+            seconds=benchmark.data.verify_seconds,
+            description=description,
+        )
+        return {
+            "problem_id": outcomes["problem_id"].to_numpy(dtype=str),
+            "correct": outcomes["correct"].to_numpy(dtype=bool),
+        }
 
     def _in_order(self, pair: Pair) -> Pair:
         a, b = sorted(pair, key=lambda name: self._members[name].sha256)
@@ -297,6 +329,11 @@ class ForwardPasses:
         """Returns what a run (None: the base) does on the sequences, after `observe`."""
         outputs, states = (self._loaded(kind, name, sequences, settings) for kind in ("outputs", "states"))
         return Observation(outputs["log_probs"], states["states"])
+
+    def sequence_nll(self, name: str | None, sequences: TeacherForced, settings: Cka) -> SequenceNll:
+        """Returns the loss of a run (None: the base) on the sequences, after `observe`."""
+        known = self._loaded("losses", name, sequences, settings)
+        return SequenceNll(known["nll"], known["tokens"])
 
     def ckas(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Cka) -> dict[Pair, CkaOfPair]:
         """Computes CKA of each pair, and of each of its runs with the base, after `observe`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from pydantic import ValidationError
@@ -23,6 +23,9 @@ from losslens.measures.tables import BaseComparison
 from losslens.models.loading import ModelSource, model_identity, source_of
 from losslens.runs.recorded import Trust, data_of, model_of
 from losslens.updates.base import Array
+
+if TYPE_CHECKING:
+    from losslens.analysis.forward_passes import GreedyBenchmark
 
 # Names of the measures by forward passes, where they are left out.
 _BY_PASSES = "connectivity, CKA, KL, outputs and activations"
@@ -72,7 +75,7 @@ def measure_function_space(
         found.left_out[_BY_PASSES] = chosen.left_out
     missing = f"relative norm, principal shares, {_BY_PASSES}"
     try:
-        source, identity = _base(config.model_path, cohort.first, trust_of(config))
+        source, identity = base_of(config.model_path, cohort.first, trust_of(config))
         # These load torch and transformers, for which who compares adapters alone does not wait.
         from losslens.analysis.base_weights import BaseWeights
         from losslens.analysis.behaviour import BehaviourPasses
@@ -100,18 +103,10 @@ def measure_function_space(
     found.curves = passes.curves(chosen.pairs, targets, config.connectivity)
     if cohort.first and config.connectivity.midpoint_problems:
         try:
-            evaluation = Evaluation.model_validate(cohort.first.config.evaluation)
-            facts = cohort.first.benchmark_data
-            if facts is None or evaluation.engine == "openai":
-                found.left_out["accuracy at the midpoint"] = "the runs were not scored in process"
-            else:
-                data = data_of(facts.model_dump(), trust_of(config))
-                problems = config.connectivity.midpoint_problems
-                found.midpoints = passes.midpoints(chosen.pairs, problems, data, evaluation)
+            benchmark = own_benchmark(config, cohort.first, config.connectivity.midpoint_problems)
+            found.midpoints = passes.midpoints(chosen.pairs, benchmark)
         except UnavailableError as error:
             found.left_out["accuracy at the midpoint"] = str(error)
-        except ValidationError:
-            found.left_out["accuracy at the midpoint"] = "the runs were made by another version of LossLens"
     found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
     behaviour = BehaviourPasses(passes, completions, config.cka, config.rotated_copies)
     found.run_behaviours = behaviour.runs(names)
@@ -129,12 +124,30 @@ def measure_function_space(
     return found
 
 
+def own_benchmark(config: AnalyzeConfig, run: RunFacts, problems: int | None) -> GreedyBenchmark:
+    """Returns the first held-out problems of the runs' own data (None: all), answered as the runs were scored.
+
+    Raises:
+        UnavailableError: The runs were scored otherwise, or the problems cannot be loaded.
+    """
+    from losslens.analysis.forward_passes import GreedyBenchmark
+
+    try:
+        evaluation = Evaluation.model_validate(run.config.evaluation)
+        if run.benchmark_data is None or evaluation.engine == "openai":
+            raise UnavailableError("the runs were not scored in process")
+        data = data_of(run.benchmark_data.model_dump(), trust_of(config))
+    except ValidationError as error:
+        raise UnavailableError("the runs were made by another version of LossLens") from error
+    return GreedyBenchmark.first_of(data, evaluation, problems)
+
+
 def trust_of(config: AnalyzeConfig) -> Trust:
     """Returns what the command line allows the runs' manifests to request."""
     return Trust(config.trust_remote_code, tuple(config.sources))
 
 
-def _base(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
+def base_of(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
     """Returns the base of the runs, at its recorded path or at `model_path`."""
     if run is not None:
         try:
