@@ -12,7 +12,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
+from losslens.analysis.accuracy import benchmark_of, pair_answers_of, pair_table, run_table, seed_table
 from losslens.analysis.arm_accuracy import BASE, compare_arms, outcomes_of
 from losslens.analysis.arm_summary import SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
@@ -21,6 +21,7 @@ from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.analysis.console import show
 from losslens.analysis.function_space import locate_bases, measure_function_space, trust_of
 from losslens.analysis.gathering import find_runs, gather_cohort
+from losslens.analysis.intervention_table import intervention_table
 from losslens.analysis.lineage import lineage
 from losslens.analysis.loss_family import class_table, cluster_table, factor_table
 from losslens.analysis.named_bases import require_one_base
@@ -173,6 +174,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     top = min(config.num_directions, max(rank for ranks in cohort.ranks.values() for rank in ranks))
     measured, pairs = measure_weight_space(cohort, top, cache)
     based = measure_function_space(config, cohort, chosen, cache)
+    interventions = intervention_table(config, cohort, chosen.pairs, named, cache)
     # Trajectories are only computed to the ends of the runs.
     arms_at_end = arms if config.checkpoint == "end" else []
     trajectories = measure_trajectories(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
@@ -181,7 +183,8 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         cohort.left_out[f"direction of {name}"] = "its update is 0: training has not changed the weights"
     with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
-        pair_rows = measured_pair_table(cohort, named, tables.pairs, based)
+        answers = pair_answers_of(cohort, benchmark, based.copy_answers)
+        pair_rows = measured_pair_table(cohort, named, tables.pairs, based, answers)
         bar.update()
         pair_rows = pair_rows.merge(pair_table(cohort, benchmark), on=["run_a", "run_b"])
         seeds = {s.name: s.facts.config.seed if s.facts else math.nan for s in cohort.members}
@@ -242,7 +245,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
             repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
             seeds=seed_table(cohort, runs), arms=arm_table, trajectories=steps, training=training,
             mds=plane, factors=factors, clusters=clusters, classes=classes, tuning=tuning.rates,
-            tuning_pairs=tuning.pairs,
+            tuning_pairs=tuning.pairs, interventions=interventions,
         ),
         cohort,
         facts,

@@ -13,10 +13,12 @@ from markupsafe import Markup
 from losslens.core.files import atomic_file
 from losslens.report.components import Section, downloadable
 from losslens.report.sections import (
+    activation_shifts,
     explorer,
     glance,
     glossary,
     header,
+    interventions,
     learning_rate,
     lineage,
     loss_family,
@@ -25,6 +27,7 @@ from losslens.report.sections import (
     training,
     trajectories,
     tuning,
+    weight_profile,
 )
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import describe
@@ -40,8 +43,11 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     learning_rate.section,
     loss_family.section,
     tuning.section,
+    interventions.section,
     runs.section,
     statistics.section,
+    weight_profile.section,
+    activation_shifts.section,
     trajectories.section,
     training.geometry,
     training.section,
