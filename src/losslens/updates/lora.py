@@ -61,6 +61,12 @@ class LoraUpdate(Update):
         core = leading(*np.linalg.svd(self.scale * b.r @ a.r.T), top)
         return ThinSvd(b.combine(core.left), core.values, a.combine(core.right))
 
+    def on_inputs(self, inputs: Array) -> Array:
+        return self.scale * self.b @ (self.a @ inputs)
+
+    def on_outputs(self, outputs: Array) -> Array:
+        return self.scale * self.a.T @ (self.b.T @ outputs)
+
     def inner(self, other: Update) -> float:
         """Computes s·s'·Σ[(BᵀB') ∘ (AA'ᵀ)], or s·Σ[(BᵀΔW') ∘ A] with another kind of update."""
         if not isinstance(other, LoraUpdate):
