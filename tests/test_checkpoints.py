@@ -235,18 +235,24 @@ def test_experts_are_merged_as_peft_does(targets: list[str], tmp_path: Path) -> 
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
     adapted.save_pretrained(tmp_path / "a")
+    moe().save_pretrained(tmp_path / "base")
     before = dict(moe().named_parameters())
-    after = dict(adapted.merge_and_unload().named_parameters())
-    with open_update(tmp_path / "a", None) as update:
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")  # a tensor for each expert
+    after = dict(merged.named_parameters())
+    with open_update(tmp_path / "a", None) as update, open_update(tmp_path / "merged", tmp_path / "base") as whole:
         assert len(update.modules) == 2 * (3 * len(targets) + 2)
         for module in update.modules:
             match = re.fullmatch(r"(.*)\[(\d)\]", module)
             name = match[1] if match else f"{module}.weight"
-            change = (after[name] - before[name]).detach().double().numpy()
+            change = (after[name].double() - before[name].double()).detach().numpy()
             change = change[int(match[2])] if match else change
             assert np.allclose(update[module].dense(), change, atol=1e-6), module
             assert update.shapes[module] == change.shape
             assert update.ranks[module] == update[module].rank == (3 if "down_proj" in module else 2)
+            assert np.array_equal(whole[module].dense(), change), module
+            assert whole.shapes[module] == change.shape
+        assert len([module for module in whole.modules if "experts" in module]) == 2 * 2 * 3
 
 
 def test_experts_of_which_the_order_is_unknown_are_refused(tmp_path: Path) -> None:
@@ -389,9 +395,9 @@ def test_a_mix_is_compared_on_the_modules_of_its_adapters(base: Path, tmp_path: 
     share = 1 - sum(squares[name] for name in names) / sum(squares.values())
     assert f"{100 * share:.2g}% of the squared norm" in found.left_out["further weights of whole"]
     assert "model.layers.0.mlp.down_proj" in found.left_out["further modules of whole"]
-    with pytest.raises(InputError, match="the update of a DoRA adapter depends on the base; .*base=FOLDER"):
+    with pytest.raises(InputError, match=r"the update of a DoRA adapter depends on the base; .*base=FOLDER"):
         losslens.compare(folders)
-    with pytest.raises(InputError, match="a whole model is compared with its base; .*base=FOLDER"):
+    with pytest.raises(InputError, match=r"a whole model is compared with its base; .*base=FOLDER"):
         losslens.compare({label: folders[label] for label in ("lora", "whole")})
 
 
