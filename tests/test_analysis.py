@@ -23,7 +23,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file
 from scipy.linalg import subspace_angles
 
-from losslens.analysis import base_weights, behaviour, forward_passes, pipeline, weight_space
+from losslens.analysis import base_weights, behaviour, forward_passes, greedy_answers, pipeline, weight_space
 from losslens.analysis.cache import Cache
 from losslens.analysis.pairs import choose, find
 from losslens.analysis.pipeline import Analysis, analyse
@@ -38,6 +38,7 @@ from losslens.models.tokens import encode_completion, encode_prompt
 from losslens.rollouts.frozen import load_rollouts
 from losslens.runs.integrity import record_outcomes
 from losslens.runs.run import Run, runs_of
+from losslens.updates.folder import open_adapter
 from tests.conftest import METHODS, ROOT, cold, command, script
 
 # Few passes: three points, few sequences.
@@ -358,7 +359,7 @@ class TestNothingTwice:
         monkeypatch.setattr(base_weights, "against_copies", counted("against_copies", base_weights.against_copies))
         monkeypatch.setattr(forward_passes, "sequence_losses", counted("losses", forward_passes.sequence_losses))
         monkeypatch.setattr(forward_passes, "similarities", counted("similarities", forward_passes.similarities))
-        monkeypatch.setattr(forward_passes, "evaluate", counted("midpoints", forward_passes.evaluate))
+        monkeypatch.setattr(greedy_answers, "evaluate", counted("midpoints", greedy_answers.evaluate))
         config = settings(sweep, override, pairs=[["sft", "dpo"]])
         shutil.rmtree(sweep / "cache.before", ignore_errors=True)
         shutil.copytree(sweep / "cache", sweep / "cache.before")
@@ -400,7 +401,7 @@ class TestNothingTwice:
     ) -> None:
         """The model that answers at ½ has the logits of the base with ½ΔW_a + ½ΔW_b; the base chooses the outliers."""
         ids, logits, outliers = torch.arange(5, 25)[None], [], []
-        evaluate, similar = forward_passes.evaluate, forward_passes.similarities
+        evaluate, similar = greedy_answers.evaluate, forward_passes.similarities
 
         def watched(model: Any, *arguments: Any, **options: Any) -> Any:
             with torch.no_grad():
@@ -411,7 +412,7 @@ class TestNothingTwice:
             outliers.append(chosen)
             return similar(features, chosen)
 
-        monkeypatch.setattr(forward_passes, "evaluate", watched)
+        monkeypatch.setattr(greedy_answers, "evaluate", watched)
         monkeypatch.setattr(forward_passes, "similarities", noted)
         monkeypatch.setattr(pipeline, "Cache", lambda folder: Cache(tmp_path))
         found = analyse(settings(sweep, pairs=[["sft", "dpo"]]))
@@ -432,6 +433,53 @@ class TestNothingTwice:
             for module, weight in before.items():
                 base.model.get_submodule(module).weight.copy_(weight)
         assert torch.allclose(logits[0], expected, atol=1e-5)
+
+    def test_copies_answer_at_the_runs_kl(
+        self, sweep: Path, base: LoadedModel, tmp_path: Path, monkeypatch: Any
+    ) -> None:
+        """A copy is the base with factor·ΔW' of the rotated update ΔW'; each answers once, for the null of flips."""
+        ids, logits, made = torch.arange(5, 25)[None], [], []
+        evaluate, copy = greedy_answers.evaluate, behaviour.BehaviourPasses._copy
+
+        def watched(model: Any, *arguments: Any, **options: Any) -> Any:
+            with torch.no_grad():
+                logits.append(model(ids).logits)
+            return evaluate(model, *arguments, **options)
+
+        def noted(self: Any, name: str, draw: int) -> Any:
+            made.append((name, draw, copy(self, name, draw)))
+            return made[-1][-1]
+
+        monkeypatch.setattr(greedy_answers, "evaluate", watched)
+        monkeypatch.setattr(behaviour.BehaviourPasses, "_copy", noted)
+        monkeypatch.setattr(behaviour, "_KL_TOLERANCE", 1e-9)  # so that what is further off is told
+        monkeypatch.setattr(pipeline, "Cache", lambda folder: Cache(tmp_path))
+        overrides = ["rotated_copies=2", "answer_copies=2", "connectivity.midpoint_problems=0"]
+        config = settings(sweep, *overrides, pairs=[["sft", "dpo"]])
+        found = analyse(config)
+        assert len(logits) == len(made) == 4
+        pairs = found.tables.pairs
+        [measured] = pairs.index[pairs["output_cosine"].notna()]
+        assert pairs["flips_null"].notna().sum() == pairs["kappa_null"].notna().sum() == 1
+        assert pairs.loc[measured, "flips_null"] > 0
+        name, draw, arrays = made[0]
+        share = float(arrays["scaled_kl"]) / found.tables.runs.set_index("run").loc[name, "kl"]
+        assert 0 < abs(share - 1) < 0.01
+        said = found.left_out[f"equal KL of the copies of {name}"]
+        assert said == "a copy has 1 times the run's KL"
+        run = next(run for run in runs_of(sweep, "main") if run.name == name)
+        rng = np.random.default_rng([int(found.cohort.by_name[name].sha256[:16], 16), draw])
+        with preserved(base.model), torch.no_grad(), open_adapter(run.adapter) as adapter:
+            rotated = {module: adapter[module].left_rotated(rng).dense() for module in found.cohort.modules}
+            before = {module: base.model.get_submodule(module).weight.clone() for module in rotated}
+            for module, update in rotated.items():
+                base.model.get_submodule(module).weight += torch.tensor(float(arrays["factor"]) * update).float()
+            expected = base.model(ids).logits
+            for module, weight in before.items():
+                base.model.get_submodule(module).weight.copy_(weight)
+        assert torch.allclose(logits[0], expected, atol=1e-4)
+        pd.testing.assert_frame_equal(analyse(config).tables.pairs, pairs)
+        assert len(logits) == 4
 
     def test_a_damaged_cache_is_measured_again(self, tmp_path: Path) -> None:
         cache = Cache(tmp_path)

@@ -71,6 +71,8 @@ def scored(folder: Path, correct: dict[str, list[bool]]) -> Run:
             "completion": "",
             "answer": "",
             "correct": [row[2] for row in rows],
+            "tokens": [4 + row[1] for row in rows],
+            "finished": [row[2] for row in rows],
         }
     )
     write_outcomes(table, folder / "eval" / "quiz.parquet", "asked", "scored")

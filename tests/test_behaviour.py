@@ -91,6 +91,19 @@ class TestOutputs:
         near = base.astype(np.float32).astype(np.float64) + np.random.default_rng(3).normal(0, 1e-8, base.shape)
         assert (kl(base, near) >= 0).all()
 
+    @pytest.mark.filterwarnings("error")
+    def test_far_tails(self) -> None:
+        """Tokens that both exclude count for nothing, whatever lies between their log-probabilities."""
+        fair = np.log([[0.5, 0.5]])
+        bent = np.log([[0.75, 0.25]])
+        for low, lower in ((-2e3, -1e9), (-1e9, -2e3), (-np.inf, -np.inf)):
+            base, run = (np.append(logs, [[end]], axis=1) for logs, end in ((fair, low), (bent, lower)))
+            assert kl(base, run) == pytest.approx(kl(fair, bent), rel=1e-12)
+            assert jensen_shannon(base, run) == pytest.approx(jensen_shannon(fair, bent), rel=1e-12)
+            assert output_shifts(base, [run])[0, :2] == pytest.approx(output_shifts(fair, [bent])[0], rel=1e-12)
+        # ½·ln(½/e⁻¹⁰⁰⁰) more than 500 nats.
+        assert kl(fair, np.array([[0.0, -1000.0]])) == pytest.approx([500 - math.log(2)])
+
     def test_small_shifts(self) -> None:
         """KL grows with the square, ½‖F‖² is the KL, and the cosine does not know the size."""
         base, direction = drawn(0), np.random.default_rng(1).standard_normal((7, 11))
@@ -313,6 +326,22 @@ class TestMeasures:
         sizes = [shift_size(run.states - zero.states, zero.states) for run in runs[2:4]]
         assert found.shift_size_null == pytest.approx(np.mean(sizes, axis=0))
 
+    def test_draws_of_the_same_number_are_not_compared(self) -> None:
+        """Draw i of the first run with draw j ≠ i of the second, of three: six cosines; t is 4.3027."""
+        rng = np.random.default_rng(0)
+        base = log_softmax(rng.standard_normal((400, 11)), axis=1)
+        logs = [log_softmax(base + 0.1 * rng.standard_normal(base.shape), axis=1) for _ in range(7)]
+        first, *copies = (Observation(each, np.zeros((3, 1, 2, 4))) for each in (base, *logs))
+        # The third draw is the same in both.
+        own, other = (copies[1], copies[2], copies[3]), (copies[4], copies[5], copies[3])
+        pair = pair_behaviour(Shifted(first, copies[0], own), Shifted(first, copies[6], other))
+        drawn = [
+            cosine(base, a.log_probs, b.log_probs) for i, a in enumerate(own) for j, b in enumerate(other) if i != j
+        ]
+        bound = abs(np.mean(drawn)) + 4.3027 * np.std(drawn, ddof=1) * np.sqrt(4 / 3)
+        assert bound < 0.5
+        assert pair.output_cosine_null == pytest.approx(bound, rel=1e-4)
+
     def test_the_bound_of_a_further_draw(self) -> None:
         """Of 4,000 further draws beside four known ones, 5% are beyond the bound, give or take 1 point."""
         draws = np.random.default_rng(0).normal(size=(5, 4000))
@@ -326,7 +355,7 @@ class TestMeasures:
         """A run next to itself shows what identical updates show; without passes nothing is shown."""
         zero, run = (run_of(base, update_of(base, 1), sequences, weight) for weight in (0.0, 1.0))
         same: PairBehaviour = pair_behaviour(Shifted(zero, run, ()), Shifted(zero, run, ()))
-        view = Functions([None] * 2, [None] * 2, [same, None])
+        view = Functions([None] * 2, [None] * 2, [same, None], [None] * 2)
         for name in ("output_cosine", "js", "shift_cosine", "shift_cosine_prompt"):
             measure = get_measure(name)
             assert measure.value(view)[0] == pytest.approx(measure.identical, abs=1e-6)  # type: ignore[attr-defined]

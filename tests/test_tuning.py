@@ -408,6 +408,11 @@ class TestRefusals:
         with pytest.raises(InputError, match=r"^select_on=validation: no run was scored on it, only on quiz$"):
             self.tuned([one], "validation", "quiz")
 
+    def test_no_run_with_both(self, tmp_path: Path) -> None:
+        one = replace(member("sft", 1.0), run=scored(tmp_path / "r", {"p": [True]}))
+        with pytest.raises(InputError, match=r"^select_on=quiz: no run was scored on both it and other$"):
+            self.tuned([one], "quiz", "other")
+
     def test_the_same_problems_by_another_name(self, tmp_path: Path) -> None:
         run = scored(tmp_path / "r", {p: [True] for p in "abc"})
         (run.folder / "eval" / "quiz.parquet").rename(run.folder / "eval" / "other.parquet")

@@ -5,11 +5,12 @@ Verdicts are given on arms only: see `losslens.analysis.arm_accuracy`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from losslens.analysis.cohort import Cohort
 from losslens.analysis.manifests import StartedFacts
@@ -19,6 +20,7 @@ from losslens.core.errors import InputError
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.statistics import bootstrap_difference, mcnemar, wilson_interval
 from losslens.measures import run_measures
+from losslens.measures.answers import PairAnswers, pair_answers
 from losslens.runs.run import Run
 
 RUN_COLUMNS = (
@@ -31,6 +33,7 @@ RUN_COLUMNS = (
     ),
     "benchmark", "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high",
+    "finished", "tokens_correct", "base_tokens_diff", "base_tokens_low", "base_tokens_high",
 )  # fmt: skip
 _LEVEL = 0.05
 _WHOLE_NUMBERS = {"rank": "Int64", "seed": "Int64", "init_seed": "Int64", "n": "Int64"}
@@ -111,6 +114,43 @@ def pair_table(cohort: Cohort, benchmark: str | None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names).astype({"mcnemar_b": "Int64", "mcnemar_c": "Int64"})
 
 
+def pair_answers_of(
+    cohort: Cohort, benchmark: str | None, copies: Mapping[str, Sequence[pd.Series]]
+) -> dict[Pair, PairAnswers]:
+    """Compares the answers of every two members on the benchmark; empty without scores.
+
+    Args:
+        cohort: The compared adapters.
+        benchmark: The benchmark.
+        copies: Outcomes of the rotated copies of runs, by problem id; those on other problems are not used.
+    """
+    if benchmark is None:
+        return {}
+    runs = {member.name: member.run for member in cohort.members if member.run}
+    outcomes = {name: by_problem(cohort.scores, run, benchmark) for name, run in runs.items()}
+    bases = [base.run for base in cohort.bases[:1] if benchmark in cohort.scores.benchmarks(base.run)]
+    base = by_problem(cohort.scores, bases[0], benchmark) if bases else None
+    drawn: dict[str, list[NDArray[np.float64]]] = {}
+    for name, series in copies.items():
+        problems = outcomes[name].index
+        if all(set(copy.index) == set(problems) for copy in series):
+            drawn[name] = [copy.reindex(problems).to_numpy(dtype=float) for copy in series]
+        else:
+            cohort.left_out["null of flips"] = f"the rotated copies did not answer the problems of {benchmark}"
+    found = {}
+    for a, b in all_pairs(list(runs)):
+        first, second = outcomes[a], outcomes[b].reindex(outcomes[a].index)
+        third = None if base is None else base.reindex(first.index)
+        same_problems = set(first.index) == set(outcomes[b].index) and (third is None or not third.isna().any())
+        if same_problems:
+            aligned = [copy[outcomes[b].index.get_indexer(first.index)] for copy in drawn.get(b, ())]
+            found[a, b] = pair_answers(
+                first.to_numpy(), second.to_numpy(), None if third is None else third.to_numpy(),
+                drawn.get(a, ()), aligned,
+            )  # fmt: skip
+    return found
+
+
 def midpoint_table(cohort: Cohort, midpoints: Mapping[Pair, pd.Series]) -> pd.DataFrame:
     """Returns, for each pair, the accuracy at the midpoint and of both runs on the same problems of their data."""
     rows = []
@@ -189,7 +229,11 @@ def _run_rows(scores: Scores, name: str, run: Run | None, facts: dict[str, Any])
         correct = by_problem(scores, run, benchmark)  # type: ignore[arg-type]
         low, high = wilson_interval(float(correct.sum()), len(correct))
         score = {"accuracy": float(correct.mean()), "n": len(correct), "ci_low": low, "ci_high": high}
-        rows.append({"run": name, **facts, "benchmark": benchmark, **score})
+        outcomes = read_outcomes(scores.file(run, benchmark))  # type: ignore[arg-type]
+        # pandas' mean and median of missing values alone are missing, and become NaN.
+        right = outcomes.loc[outcomes["correct"], "tokens"].astype(float)
+        lengths = {"finished": outcomes["finished"].astype(float).mean(), "tokens_correct": right.median()}
+        rows.append({"run": name, **facts, "benchmark": benchmark, **score, **lengths})
     return rows or [{"run": name, **facts}]
 
 
@@ -199,6 +243,7 @@ def _compare_with_base(rows: list[dict[str, Any]], cohort: Cohort) -> None:
     for base in cohort.bases[:1]:  # all sweeps scored the same base
         for benchmark in cohort.scores.benchmarks(base.run):
             reference = by_problem(cohort.scores, base.run, benchmark)
+            lengths = _tokens_by_problem(cohort.scores, base.run, benchmark)
             for row in rows:
                 run = runs.get(row["run"]) if row.get("benchmark") == benchmark else None
                 if run:
@@ -206,6 +251,7 @@ def _compare_with_base(rows: list[dict[str, Any]], cohort: Cohort) -> None:
                     comparison = compared(row["run"], correct, "the base", reference)
                     row["base_diff"] = comparison["accuracy_diff"]
                     row |= {f"base_{end}": comparison[end] for end in ("diff_low", "diff_high")}
+                    row |= _length_difference(_tokens_by_problem(cohort.scores, run, benchmark), lengths)
                     if has_collapsed(correct, reference):
                         row["diverged"] = f"accuracy fell to {row['accuracy']:.1%} (base: {reference.mean():.1%})"
 
@@ -213,6 +259,23 @@ def _compare_with_base(rows: list[dict[str, Any]], cohort: Cohort) -> None:
 def by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:
     """Returns the share of correct samples of each problem, by problem id."""
     return read_outcomes(scores.file(run, benchmark)).groupby("problem_id")["correct"].mean()
+
+
+def _tokens_by_problem(scores: Scores, run: Run, benchmark: str) -> pd.Series:
+    """Returns the mean tokens of the correct answers to each problem that has one, by problem id."""
+    outcomes = read_outcomes(scores.file(run, benchmark))
+    right = outcomes[outcomes["correct"] & outcomes["tokens"].notna()]
+    return right["tokens"].astype(float).groupby(right["problem_id"]).mean()
+
+
+def _length_difference(tokens: pd.Series, base: pd.Series) -> dict[str, float]:
+    """Returns how much longer a run's correct answers are than the base's to the same problems, in tokens."""
+    both = tokens.index.intersection(base.index)
+    if both.empty:
+        return {}
+    x, y = tokens[both].to_numpy(), base[both].to_numpy()
+    low, high = bootstrap_difference(x, y)
+    return {"base_tokens_diff": float(np.mean(x - y)), "base_tokens_low": low, "base_tokens_high": high}
 
 
 def compared(a: str, first: pd.Series, b: str, second: pd.Series) -> dict[str, Any]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
 from losslens.analysis.cache import Arrays
-from losslens.analysis.forward_passes import KEPT_TOKENS, ForwardPasses, bar, joined
+from losslens.analysis.forward_passes import KEPT_TOKENS, ForwardPasses, SetWeights, bar, joined
 from losslens.analysis.off_task import OffTaskText
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
 from losslens.config.analysis import Cka
+from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.behaviour import (
     Observation,
     OffTask,
@@ -31,12 +32,12 @@ from losslens.measures.outputs import kl
 from losslens.updates.base import Update
 
 _OFF_TASK = ("log_probs", "nll", "tokens")
-_COPY = ("kl", "scaled_kl", "off_task_kl", "off_task_change", "log_probs", "states")
+_COPY = ("kl", "scaled_kl", "factor", "off_task_kl", "off_task_change", "log_probs", "states")
 # A copy has a run's KL if it differs by less than this share, after this many steps at most.
 _KL_TOLERANCE, _MOST_STEPS = 0.2, 4
 _PAIR = ("output_cosine", "output_cosine_null", "js", "js_null", "shift_cosine", "shift_cosine_null")
-# Runs whose shifts are in memory at once.
-_AT_ONCE = 8
+# Memory for the shifts of runs, bytes; those of two runs are in memory whatever their size.
+_SHIFTS_IN_MEMORY = 4 * 2**30
 
 
 class BehaviourPasses:
@@ -49,20 +50,22 @@ class BehaviourPasses:
         draws: Number of rotated copies of each run.
 
     Attributes:
+        passes: The passes over the probe set.
         off_task: The off-task text.
         without_copies: Runs that have no rotated copies, with the reasons.
         off_target: Runs with a copy that could not be given their KL, with the ratio of the two.
     """
 
     def __init__(self, passes: ForwardPasses, sequences: TeacherForced, settings: Cka, draws: int) -> None:
-        self._passes, self._sequences, self._settings, self._draws = passes, sequences, settings, draws
+        self.passes, self._sequences, self._settings, self._draws = passes, sequences, settings, draws
         self._cache = passes.cache
         self.off_task = OffTaskText(passes.positions)
         self.without_copies: dict[str, str] = {}
         self.off_target: dict[str, float] = {}
         self._about = [passes.identity, sequences.key, self.off_task.key, KEPT_TOKENS]
         self._base = passes.observation(None, sequences, settings)
-        self._shifted = lru_cache(_AT_ONCE)(self._shifts)
+        a_model = 2 * self._base.log_probs.nbytes + self._base.states.nbytes
+        self._shifted = lru_cache(max(2, _SHIFTS_IN_MEMORY // ((1 + draws) * max(a_model, 1))))(self._shifts)
 
     @property
     def base_rank(self) -> float:
@@ -81,7 +84,7 @@ class BehaviourPasses:
         """Compares the runs of each pair."""
         found = {}
         for a, b in bar(pairs, "outputs", "pair"):
-            key = [self._about, self._draws, *sorted(self._passes.sha256(name) for name in (a, b))]
+            key = [self._about, self._draws, *sorted(self.passes.sha256(name) for name in (a, b))]
             known = self._cache.load("behaviour", key, _PAIR)
             if known is None:
                 values = vars(pair_behaviour(self._shifted(a), self._shifted(b)))
@@ -94,7 +97,7 @@ class BehaviourPasses:
         return found
 
     def _observation(self, name: str) -> Observation:
-        return self._passes.observation(name, self._sequences, self._settings)
+        return self.passes.observation(name, self._sequences, self._settings)
 
     def _shifts(self, name: str) -> Shifted:
         return Shifted(self._base, self._observation(name), self._copies(name).observations)
@@ -109,30 +112,67 @@ class BehaviourPasses:
         return OffTask(known["log_probs"], known["nll"])
 
     def _off_task_arrays(self, name: str | None) -> Arrays:
-        key = [self._about[0], self._about[2:], None if name is None else self._passes.sha256(name)]
+        key = [self._about[0], self._about[2:], None if name is None else self.passes.sha256(name)]
         known = self._cache.load("off_task", key, _OFF_TASK)
         if known is None:
-            with self._passes.model(name) as model:
+            with self.passes.model(name) as model:
                 known = self._off_task_pass(model, None if name is None else self._base_off_task["tokens"])
             self._cache.save("off_task", key, known)
         return known
 
     def _off_task_pass(self, model: Any, kept: np.ndarray | None) -> Arrays:
-        sequences = self.off_task.tokens(self._passes.tokenizer)
-        self._passes.require("the off-task text", sequences)
-        batches = list(observe(model, sequences, self._passes.batch_size, None, kept))
+        sequences = self.off_task.tokens(self.passes.tokenizer)
+        self.passes.require("the off-task text", sequences)
+        batches = list(observe(model, sequences, self.passes.batch_size, None, kept))
         return {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in _OFF_TASK}
+
+    def copy_key(self, name: str, draw: int) -> Any:
+        """Returns a cache key of a rotated copy."""
+        return [self._about, self.passes.sha256(name), draw]
+
+    def copy_count(self, name: str) -> int:
+        """Returns the number of rotated copies of a run: all draws, or none if it has none."""
+        return len(self._copies(name).observations)
+
+    @contextmanager
+    def copy(self, name: str, draw: int) -> Iterator[Any]:
+        """Yields the base with a rotated copy of a run's update, scaled to the run's KL; one of `copy_count`."""
+        known = self._cache.load("rotated", self.copy_key(name, draw), _COPY)
+        if known is None:
+            raise InputError(f"{self._cache.folder}: what was just measured cannot be read")
+        with self._rotated(name, draw) as (model, set_weights):
+            set_weights([float(known["factor"])])
+            yield model
+
+    @contextmanager
+    def _rotated(self, name: str, draw: int) -> Iterator[tuple[Any, SetWeights]]:
+        """Yields the base with a weighted rotated copy of a run's update.
+
+        Raises:
+            UnavailableError: Updates of this kind have no rotated copies.
+        """
+        rng = np.random.default_rng([int(self.passes.sha256(name)[:16], 16), draw])
+        point = self.passes.point(name)
+        if point.base is not None:
+            raise UnavailableError("a whole model changes more than the matrices that could be rotated")
+        with ExitStack() as stack:
+            adapter = stack.enter_context(point.open())
+            rotated: dict[str, Update] = {}
+            for module in self.passes.modules:
+                if (copy := adapter[module].left_rotated(rng)) is None:
+                    raise UnavailableError("such updates have no rotated copies")
+                rotated[module] = copy
+            yield stack.enter_context(self.passes.with_updates(rotated))
 
     def _copies(self, name: str) -> RotatedCopies:
         copies = []
         for draw in range(self._draws):
-            key = [self._about, self._passes.sha256(name), draw]
-            known = self._cache.load("rotated", key, _COPY)
+            known = self._cache.load("rotated", self.copy_key(name, draw), _COPY)
             if known is None:
                 known = self._copy(name, draw)
                 if known is None:
                     break
-                self._cache.save("rotated", key, known)
+                self._cache.save("rotated", self.copy_key(name, draw), known)
             copies.append(known)
             share = float(known["scaled_kl"]) / self._kl(self._observation(name).log_probs)
             if abs(share - 1) >= _KL_TOLERANCE:
@@ -147,47 +187,39 @@ class BehaviourPasses:
     def _copy(self, name: str, draw: int) -> Arrays | None:
         """Draws a copy and measures it twice, at the update's norm and at its KL; None if there can be none."""
         target = self._kl(self._observation(name).log_probs)
-        rng = np.random.default_rng([int(self._passes.sha256(name)[:16], 16), draw])
-        with ExitStack() as stack:
-            point = self._passes.point(name)
-            if point.base is not None:
-                self.without_copies[name] = "a whole model changes more than the matrices that could be rotated"
-                return None
-            adapter = stack.enter_context(point.open())
-            rotated: dict[str, Update] = {}
-            for module in self._passes.modules:
-                if (copy := adapter[module].left_rotated(rng)) is None:
-                    self.without_copies[name] = "such updates have no rotated copies"
+        if target == 0:
+            self.without_copies[name] = "it changes no output"
+            return None
+        try:
+            with self._rotated(name, draw) as (model, set_weights):
+                kept = self.passes.kept(self._sequences, self._settings)
+                sequences = self.passes.tokens(self._sequences)
+                set_weights([1.0])
+                batches = list(observe(model, sequences, self.passes.batch_size, None, kept))
+                reached = self._kl(np.concatenate([batch.log_probs for batch in batches]))
+                arrays = self._off_task_pass(model, self._base_off_task["tokens"])
+                off_task = OffTask(arrays["log_probs"], arrays["nll"])
+                if reached == 0:
+                    self.without_copies[name] = "a rotated copy changes no output"
                     return None
-                rotated[module] = copy
-            if target == 0:
-                self.without_copies[name] = "it changes no output"
-                return None
-            model, set_weights = stack.enter_context(self._passes.with_updates(rotated))
-            kept = self._passes.kept(self._sequences, self._settings)
-            sequences = self._passes.tokens(self._sequences)
-            set_weights([1.0])
-            batches = list(observe(model, sequences, self._passes.batch_size, None, kept))
-            reached = self._kl(np.concatenate([batch.log_probs for batch in batches]))
-            arrays = self._off_task_pass(model, self._base_off_task["tokens"])
-            off_task = OffTask(arrays["log_probs"], arrays["nll"])
-            if reached == 0:
-                self.without_copies[name] = "a rotated copy changes no output"
-                return None
-            # KL grows with the square of a small update: one step suffices, but for those far beyond their copies.
-            factor, there = 1.0, reached
-            for _ in range(_MOST_STEPS):
-                factor *= float(np.sqrt(target / there))
-                set_weights([factor])
-                scaled = joined(list(observe(model, sequences, self._passes.batch_size, "mean", kept)))
-                there = self._kl(scaled.log_probs)
-                if abs(there / target - 1) < _KL_TOLERANCE or there == 0:
-                    break
+                # KL grows with the square of a small update: one step suffices, but for those far beyond their copies.
+                factor, there = 1.0, reached
+                for _ in range(_MOST_STEPS):
+                    factor *= float(np.sqrt(target / there))
+                    set_weights([factor])
+                    scaled = joined(list(observe(model, sequences, self.passes.batch_size, "mean", kept)))
+                    there = self._kl(scaled.log_probs)
+                    if abs(there / target - 1) < _KL_TOLERANCE or there == 0:
+                        break
+        except UnavailableError as error:
+            self.without_copies[name] = str(error)
+            return None
         base = self._off_task(None)
-        return {
-            "kl": np.array(reached), "scaled_kl": np.array(there), "off_task_kl": np.array(off_task.kl(base)),
-            "off_task_change": np.array(off_task.change(base)), **vars(scaled),
+        numbers = {
+            "kl": reached, "scaled_kl": there, "factor": factor, "off_task_kl": off_task.kl(base),
+            "off_task_change": off_task.change(base),
         }  # fmt: skip
+        return {**{name: np.array(number) for name, number in numbers.items()}, **vars(scaled)}
 
     def _kl(self, log_probs: np.ndarray) -> float:
         return float(kl(self._base.log_probs, log_probs).mean())

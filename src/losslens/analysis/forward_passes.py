@@ -8,7 +8,6 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -17,10 +16,7 @@ from losslens.analysis.cohort import Cohort, Point
 from losslens.analysis.pairs import Pair
 from losslens.analysis.probe_set import TeacherForced
 from losslens.config.analysis import Cka, Connectivity
-from losslens.config.data import Data
-from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
-from losslens.evaluation.outcomes import evaluate
 from losslens.measures.behaviour import Observation
 from losslens.measures.cka import CkaOfPair, Similarities, cka, minibatch_sizes, minibatches_of, similarities
 from losslens.measures.connectivity import Curve, SequenceNll, curve
@@ -29,7 +25,6 @@ from losslens.measures.kept_tokens import EXACT_UP_TO, LIKELIEST
 from losslens.models.full_model import between_models
 from losslens.models.limits import limits_of
 from losslens.models.loading import LoadedModel, ModelSource, load_model
-from losslens.rollouts.sample import held_out_problems, problem_source
 from losslens.updates.base import Array, Updates
 
 Name = TypeVar("Name", bound=Hashable)
@@ -69,8 +64,10 @@ class ForwardPasses:
         self.identity = [identity, source.dtype, source.device, torch.cuda.is_available()]
         self.identity += [source.attention, source.chat_options]
         # In half precision the batch size may change values.
-        self._half = source.dtype in ("bfloat16", "float16") or (source.dtype == "auto" and torch.cuda.is_available())
-        self.identity.append(batch_size if self._half else None)
+        self.half_precision = source.dtype in ("bfloat16", "float16") or (
+            source.dtype == "auto" and torch.cuda.is_available()
+        )
+        self.identity.append(batch_size if self.half_precision else None)
 
     @property
     def _base(self) -> LoadedModel:
@@ -144,45 +141,6 @@ class ForwardPasses:
         """Loads the cached results for `keys`."""
         loaded = {name: self.cache.load(kind, key, names) for name, key in keys.items()}
         return {name: arrays for name, arrays in loaded.items() if arrays is not None}
-
-    def midpoints(
-        self, pairs: Sequence[Pair], problems: int, data: Data, evaluation: Evaluation
-    ) -> dict[Pair, pd.Series]:
-        """Scores ½ΔW_a + ½ΔW_b greedily on the first held-out problems; True for correct answers, by problem id."""
-        batch = evaluation.batch_size if self._half else None
-        try:
-            source = problem_source(data)
-            selected = held_out_problems(data)[:problems]
-        except InputError as error:
-            raise UnavailableError(str(error)) from error
-        about = [self.identity, source.identity("eval"), data.seed, len(selected), evaluation.max_tokens, batch]
-        about += [data.eval_offset] if data.eval_offset else []
-        about += [data.verification] if data.verification else []
-        found = {}
-        for number, pair in enumerate(pairs, 1):
-            key = [about, *sorted(self._members[name].sha256 for name in pair)]
-            known = self.cache.load("midpoint", key, ["problem_id", "correct"])
-            if known is None:
-                with ExitStack() as stack:
-                    model, set_weights = stack.enter_context(self.between(pair))
-                    set_weights([0.5, 0.5])
-                    outcomes = evaluate(
-                        model,
-                        self._base.tokenizer,
-                        source.verifier,
-                        selected,
-                        max_tokens=evaluation.max_tokens,
-                        batch_size=evaluation.batch_size,
-                        seconds=data.verify_seconds,
-                        description=f"midpoint {number} of {len(pairs)}",
-                    )
-                known = {
-                    "problem_id": outcomes["problem_id"].to_numpy(dtype=str),
-                    "correct": outcomes["correct"].to_numpy(dtype=bool),
-                }
-                self.cache.save("midpoint", key, known)
-            found[pair] = pd.Series(known["correct"], index=known["problem_id"])
-        return found
 
     def _in_order(self, pair: Pair) -> Pair:
         a, b = sorted(pair, key=lambda name: self._members[name].sha256)

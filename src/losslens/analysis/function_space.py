@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from pydantic import ValidationError
 
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, SweepContents
-from losslens.analysis.manifests import StartedFacts
+from losslens.analysis.manifests import RunFacts, StartedFacts
 from losslens.analysis.pairs import Pair, SelectedPairs
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.evaluation import Evaluation
@@ -24,6 +25,9 @@ from losslens.measures.tables import BaseComparison
 from losslens.models.loading import ModelSource, model_identity, source_of, weights_folder
 from losslens.runs.recorded import Trust, data_of, model_of
 from losslens.updates.base import Array
+
+if TYPE_CHECKING:
+    from losslens.analysis.behaviour import BehaviourPasses
 
 # Names of the measures by forward passes, where they are left out.
 _BY_PASSES = "connectivity, CKA, KL, outputs and activations"
@@ -43,6 +47,7 @@ class FunctionSpaceResults:
         base_rank: Representation rank of the base.
         off_task: Hash of the off-task text.
         midpoints: For each chosen pair, whether the midpoint answers each problem correctly.
+        copy_answers: For each run of a chosen pair, whether its rotated copies do, if asked for.
         probe_set: Description of the probe set, for the manifest.
         left_out: What could not be measured, with the reasons.
     """
@@ -56,6 +61,7 @@ class FunctionSpaceResults:
     base_rank: float = math.nan
     off_task: dict[str, str] = field(default_factory=dict)
     midpoints: dict[Pair, pd.Series] = field(default_factory=dict)
+    copy_answers: dict[str, list[pd.Series]] = field(default_factory=dict)
     probe_set: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
@@ -99,26 +105,14 @@ def measure_function_space(
     names = list(dict.fromkeys(name for pair in chosen.pairs for name in pair))
     passes.observe(names, completions, config.cka)
     found.curves = passes.curves(chosen.pairs, targets, config.connectivity)
-    if cohort.first and config.connectivity.midpoint_problems:
-        try:
-            evaluation = Evaluation.model_validate(cohort.first.config.evaluation)
-            facts = cohort.first.benchmark_data
-            if facts is None or evaluation.engine == "openai":
-                found.left_out["accuracy at the midpoint"] = "the runs were not scored in process"
-            else:
-                data = data_of(facts.model_dump(), trust_of(config))
-                problems = config.connectivity.midpoint_problems
-                found.midpoints = passes.midpoints(chosen.pairs, problems, data, evaluation)
-        except UnavailableError as error:
-            found.left_out["accuracy at the midpoint"] = str(error)
-        except ValidationError:
-            found.left_out["accuracy at the midpoint"] = "the runs were made by another version of LossLens"
     found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
     behaviour = BehaviourPasses(passes, completions, config.cka, config.rotated_copies)
     found.run_behaviours = behaviour.runs(names)
     found.pair_behaviours = behaviour.pairs(chosen.pairs)
     found.base_rank = behaviour.base_rank
     found.off_task = {"sha256": behaviour.off_task.sha256}
+    if config.connectivity.midpoint_problems or config.answer_copies:
+        _measure_answers(config, cohort.first, chosen.pairs, behaviour, found)
     for name, why in behaviour.without_copies.items():
         found.left_out[f"null of what {name} does"] = why
     for name, share in behaviour.off_target.items():
@@ -128,6 +122,38 @@ def measure_function_space(
         "of": len(frozen.table),
     }  # fmt: skip
     return found
+
+
+def _measure_answers(
+    config: AnalyzeConfig,
+    run: RunFacts | None,
+    pairs: Sequence[Pair],
+    behaviour: BehaviourPasses,
+    found: FunctionSpaceResults,
+) -> None:
+    """Adds the answers of midpoints and of rotated copies, if the runs were scored in process."""
+    from losslens.analysis.greedy_answers import GreedyAnswers
+
+    count = config.connectivity.midpoint_problems
+    what = {"accuracy at the midpoint": count > 0, "null of flips": config.answer_copies > 0}
+    try:
+        if run is None:
+            raise UnavailableError("no run records the problems")
+        evaluation = Evaluation.model_validate(run.config.evaluation)
+        if run.benchmark_data is None or evaluation.engine == "openai":
+            raise UnavailableError("the runs were not scored in process")
+        data = data_of(run.benchmark_data.model_dump(), trust_of(config))
+        answers = GreedyAnswers(behaviour.passes, data, evaluation)
+        if count:
+            found.midpoints = answers.midpoints(pairs, count)
+        if config.answer_copies:
+            names = list(dict.fromkeys(name for pair in pairs for name in pair))
+            found.copy_answers = answers.copies(behaviour, names, config.answer_copies)
+    except UnavailableError as error:
+        found.left_out |= {name: str(error) for name, wanted in what.items() if wanted}
+    except ValidationError:
+        why = "the runs were made by another version of LossLens"
+        found.left_out |= {name: why for name, wanted in what.items() if wanted}
 
 
 def locate_bases(contents: SweepContents, config: AnalyzeConfig) -> None:

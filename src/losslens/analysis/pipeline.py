@@ -12,7 +12,7 @@ import pandas as pd
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from losslens.analysis.accuracy import benchmark_of, pair_table, run_table, seed_table
+from losslens.analysis.accuracy import benchmark_of, pair_answers_of, pair_table, run_table, seed_table
 from losslens.analysis.arm_accuracy import BASE, compare_arms, outcomes_of
 from losslens.analysis.arm_summary import SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
@@ -181,7 +181,8 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         cohort.left_out[f"direction of {name}"] = "its update is 0: training has not changed the weights"
     with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:
-        pair_rows = measured_pair_table(cohort, named, tables.pairs, based)
+        answers = pair_answers_of(cohort, benchmark, based.copy_answers)
+        pair_rows = measured_pair_table(cohort, named, tables.pairs, based, answers)
         bar.update()
         pair_rows = pair_rows.merge(pair_table(cohort, benchmark), on=["run_a", "run_b"])
         seeds = {s.name: s.facts.config.seed if s.facts else math.nan for s in cohort.members}

@@ -18,6 +18,7 @@ from losslens.analysis.pairs import Pair
 from losslens.analysis.repeats import pairing, with_levels
 from losslens.measures import function_measures, pair_measures, run_function_measures, weight_measures
 from losslens.measures.activations import POSITIONS
+from losslens.measures.answers import PairAnswers
 from losslens.measures.behaviour import PairBehaviour
 from losslens.measures.cka import CkaOfPair
 from losslens.measures.comparison import PairGeometry, RunGeometry
@@ -130,7 +131,11 @@ def _same_start(cohort: Cohort, pair: Pair) -> bool | None:
 
 
 def measured_pair_table(
-    cohort: Cohort, arms: Mapping[str, str], rows: pd.DataFrame, based: FunctionSpaceResults
+    cohort: Cohort,
+    arms: Mapping[str, str],
+    rows: pd.DataFrame,
+    based: FunctionSpaceResults,
+    answers: Mapping[Pair, PairAnswers],
 ) -> pd.DataFrame:
     """Builds the table of pairs without accuracies: arms, pairing, measures, and ceilings or repeat levels.
 
@@ -139,6 +144,7 @@ def measured_pair_table(
         arms: The arm of each run.
         rows: One row per pair, with its weight measures.
         based: The measures in function space.
+        answers: The answers of each scored pair.
     """
     seeds = {s.name: s.facts.seeds if s.facts else None for s in cohort.members}
     own = {s.name for s in cohort.members if s.facts and s.facts.own_samples}
@@ -147,6 +153,7 @@ def measured_pair_table(
         curves=[based.curves.get(pair) for pair in pairs],
         ckas=[based.ckas.get(pair) for pair in pairs],
         behaviours=[based.pair_behaviours.get(pair) for pair in pairs],
+        answers=[answers.get(pair) for pair in pairs],
     )
     columns: dict[str, Any] = {}
     for measure in function_measures():

@@ -99,7 +99,7 @@ def require_other_problems(cohort: Cohort, benchmarks: Benchmarks) -> None:
     """Refuses to choose on problems that are reported: the best of several scores is too high on its own problems.
 
     Raises:
-        InputError: No run was scored on `select_on`, or one was scored on the same problem for both.
+        InputError: No run was scored on both, or one was scored on the same problem for both.
     """
     chosen, reported = benchmarks.select_on, benchmarks.reported
     if chosen == reported:
@@ -109,6 +109,8 @@ def require_other_problems(cohort: Cohort, benchmarks: Benchmarks) -> None:
         )
     scored = {member.run: cohort.scores.benchmarks(member.run) for member in cohort.members if member.run}
     run = next((run for run, names in scored.items() if {chosen, reported} <= set(names)), None)
+    if run is None and any(chosen in names for names in scored.values()):
+        raise InputError(f"select_on={chosen}: no run was scored on both it and {reported}")
     if run is None:
         others = ", ".join(sorted({name for names in scored.values() for name in names})) or "no benchmark"
         raise InputError(f"select_on={chosen}: no run was scored on it, only on {others}")

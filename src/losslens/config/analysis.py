@@ -66,6 +66,7 @@ class AnalyzeConfig(Job):
     connectivity: Connectivity
     cka: Cka
     rotated_copies: int = Field(default=4, ge=0)
+    answer_copies: int = Field(default=0, ge=0)
     batch_size: int = Field(ge=1)
     logger: Logger
 
@@ -92,6 +93,10 @@ class AnalyzeConfig(Job):
             raise ValueError(f"checkpoint={self.checkpoint}: select_on chooses rates at the end of training; use end")
         if self.spectrum_copies == 1:
             raise ValueError("spectrum_copies=1: a spread needs at least 2")
+        if self.answer_copies == 1:
+            raise ValueError("answer_copies=1: a spread needs at least 2")
+        if self.answer_copies > self.rotated_copies:
+            raise ValueError(f"answer_copies={self.answer_copies}: there are rotated_copies={self.rotated_copies}")
         if self.adapters and self.checkpoint != "end":
             raise ValueError(f"checkpoint={self.checkpoint}: adapters trained elsewhere have no snapshots; use end")
         return self

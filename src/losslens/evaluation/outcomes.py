@@ -24,8 +24,12 @@ SCHEMA = pa.schema(
         ("completion", pa.string()),
         ("answer", pa.string()),  # extracted from the completion; null if there is none
         ("correct", pa.bool_()),
+        ("tokens", pa.int64()),  # of the completion, with its end token; null if a server does not say
+        ("finished", pa.bool_()),  # false if the token limit cut the completion short
     ]
 )
+# Files of earlier versions lack them.
+_LENGTHS = ("tokens", "finished")
 _ASKED = b"losslens.asked"
 _SCORED = b"losslens.scored"
 
@@ -39,13 +43,16 @@ def outcomes_of(
         for problem, group in zip(problems, completions, strict=True)
         for sample, _ in enumerate(group)
     ]
-    texts = [completion.text for group in completions for completion in group]
+    flat = [completion for group in completions for completion in group]
+    texts = [completion.text for completion in flat]
     results = verdicts(verifier, [problem for problem, _ in samples], texts, seconds)
     return pd.DataFrame(
         {
             "problem_id": [problem.id for problem, _ in samples], "sample": [sample for _, sample in samples],
             "completion": texts, "answer": [verdict.answer for verdict in results],
             "correct": [verdict.correct for verdict in results],
+            "tokens": pd.array([completion.tokens for completion in flat], dtype="Int64"),
+            "finished": [completion.finished for completion in flat],
         }
     )  # fmt: skip
 
@@ -127,14 +134,15 @@ def _metadata(file: Path, name: bytes) -> str:
 
 
 def read_outcomes(file: Path) -> pd.DataFrame:
-    """Reads a file of outcomes.
+    """Reads a file of outcomes; `tokens` and `finished` are missing values where they were not recorded.
 
     Raises:
         InputError: The file cannot be read, lacks a column or a value, or contains a sample twice.
     """
-    outcomes = read_parquet(file, SCHEMA).to_pandas(ignore_metadata=True)
+    outcomes = read_parquet(file, SCHEMA, optional=_LENGTHS).to_pandas(ignore_metadata=True)
     if outcomes[["problem_id", "sample", "correct"]].isna().any(axis=None):
         raise InputError(f"{file}: a row lacks problem_id, sample or correct")
     if outcomes.duplicated(["problem_id", "sample"]).any():
         raise InputError(f"{file}: contains the same sample of a problem twice")
-    return outcomes
+    known = outcomes.reindex(columns=SCHEMA.names)
+    return known.astype({"tokens": "Int64", "finished": "boolean"})

@@ -18,9 +18,14 @@ def kl(first: Array, second: Array) -> Array:
 
     Each term is p·log(p/q) − p + q, which is never negative, so that rounding cannot make a KL negative.
     """
-    p, q = first.astype(np.float64), second.astype(np.float64)
-    difference = p - q
-    values: Array = np.sum(np.exp(p) * (difference + np.expm1(-difference)), axis=-1)
+    a, b = first.astype(np.float64), second.astype(np.float64)
+    p, q = np.exp(a), np.exp(b)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = a - b
+        near = p * (difference + np.expm1(-difference))
+        # Where the two are far apart nothing cancels, and the exponential may overflow; p·log p is 0 at p = 0.
+        far = np.where(p > 0, p * difference, 0.0) - p + q
+    values: Array = np.sum(np.where(np.abs(difference) < 1, near, far), axis=-1)
     return np.maximum(values, 0.0)
 
 
@@ -31,9 +36,11 @@ def jensen_shannon(first: Array, second: Array) -> float:
     """
     a, b = first.astype(np.float64), second.astype(np.float64)
     p, q = np.exp(a), np.exp(b)
-    middle = np.log((p + q) / 2)
+    with np.errstate(invalid="ignore"):
+        middle = np.maximum(a, b) + np.log1p(np.expm1(-np.abs(a - b)) / 2)
+        own = [np.where(x > 0, x * (log - middle), 0.0) for x, log in ((p, a), (q, b))]
     # In each token the sum is not negative, since the middle is the mean of the two.
-    terms = np.maximum(p * (a - middle) + q * (b - middle), 0.0)
+    terms = np.maximum(own[0] + own[1], 0.0)
     return float(np.sum(terms) / (2 * len(a))) if len(a) else float("nan")
 
 
@@ -51,7 +58,8 @@ def output_shifts(base: Array, models: Sequence[Array]) -> Array:
     weights = np.sqrt(probabilities / max(len(logs), 1))
     vectors = np.empty((len(models), logs.size))
     for vector, model in zip(vectors, models, strict=True):
-        shift = model - logs
+        # Tokens that the base excludes have no weight, however far they are shifted.
+        shift = np.subtract(model, logs, out=np.zeros_like(logs), where=probabilities > 0)
         shift -= np.sum(probabilities * shift, axis=-1, keepdims=True) / probabilities.sum(axis=-1, keepdims=True)
         vector[:] = (weights * shift).reshape(-1)
     return vectors

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from losslens.measures.answers import PairAnswers
     from losslens.measures.behaviour import PairBehaviour, RunBehaviour
     from losslens.measures.cka import CkaOfPair
     from losslens.measures.connectivity import Curve
@@ -141,21 +142,27 @@ class PairWeights(_ByModule):
 
 @dataclass(frozen=True)
 class Functions:
-    """View of forward passes of P pairs; None for pairs without forward passes.
+    """View of what P pairs of runs do; None for pairs without forward passes, or without answers to the same problems.
 
     Attributes:
         curves: The loss on the straight path between the two, length P.
         ckas: CKA of their hidden states, length P.
         behaviours: Their outputs and hidden states, compared as shifts from the base, length P.
+        answers: Their answers to the problems of the primary benchmark, length P.
     """
 
     curves: Sequence[Curve | None]
     ckas: Sequence[CkaOfPair | None]
     behaviours: Sequence[PairBehaviour | None]
+    answers: Sequence[PairAnswers | None]
 
     def behaviour(self, value: Callable[[PairBehaviour], float]) -> Array:
         """Returns a value of each pair's behaviour, NaN without forward passes, shape (P,)."""
         return np.array([np.nan if pair is None else value(pair) for pair in self.behaviours], dtype=np.float64)
+
+    def answer(self, value: Callable[[PairAnswers], float]) -> Array:
+        """Returns a value of each pair's answers, NaN without answers, shape (P,)."""
+        return np.array([np.nan if pair is None else value(pair) for pair in self.answers], dtype=np.float64)
 
 
 @dataclass(frozen=True)

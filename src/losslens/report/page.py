@@ -13,6 +13,7 @@ from markupsafe import Markup
 from losslens.core.files import atomic_file
 from losslens.report.components import Section, downloadable
 from losslens.report.sections import (
+    activation_shifts,
     explorer,
     glance,
     glossary,
@@ -25,6 +26,7 @@ from losslens.report.sections import (
     training,
     trajectories,
     tuning,
+    weight_profile,
 )
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.tables.descriptions import describe
@@ -42,6 +44,8 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     tuning.section,
     runs.section,
     statistics.section,
+    weight_profile.section,
+    activation_shifts.section,
     trajectories.section,
     training.geometry,
     training.section,

@@ -18,6 +18,7 @@ _NUMBERS = (
     "learning_rate", "seed", "init_seed", *(measure.name for measure in run_measures("main")),
     "accuracy", "n", "ci_low", "ci_high",
     "base_diff", "base_diff_low", "base_diff_high",
+    "finished", "tokens_correct", "base_tokens_diff", "base_tokens_low", "base_tokens_high",
 )  # fmt: skip
 
 
@@ -86,12 +87,14 @@ def _accuracies(runs: pd.DataFrame, benchmark: str, comparison: LossComparison) 
 
 
 def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table:
+    lengths = bool(runs["finished"].notna().any())  # not recorded by earlier versions
     columns = [
         Column("run", numeric=False), Column("method", numeric=False),
         Column("learning rate"), Column("seed"), Column("init seed"),
         *(Column(measure.label) for measure in run_measures("main")),
         *([Column("benchmark", numeric=False)] if several else []),
         Column("accuracy"), Column("95% interval"), Column("vs base"),
+        *([Column("tokens, correct"), Column("finished")] if lengths else []),
     ]  # fmt: skip
     rows = []
     for _, row in runs.iterrows():
@@ -105,6 +108,7 @@ def _table(analysis: AnalysisFolder, runs: pd.DataFrame, several: bool) -> Table
             *(Cell(measure.show(row[measure.name])) for measure in run_measures("main")),
             *([Cell(row["benchmark"] or NOTHING)] if several else []), Cell(percent(row["accuracy"])),
             Cell(_interval(row)), _to_the_base(row),
+            *([_length(row), Cell(percent(row["finished"]))] if lengths else []),
         ]  # fmt: skip
         rows.append(Row(cells, marked=bool(row["diverged"])))
     return downloadable(analysis, "runs", "Every run and the base", columns, rows)
@@ -119,3 +123,13 @@ def _to_the_base(row: pd.Series) -> Cell:
         return Cell(NOTHING)
     interval = f"{difference(row['base_diff_low'])} … {difference(row['base_diff_high'])}"
     return Cell(difference(row["base_diff"]), below=interval)
+
+
+def _length(row: pd.Series) -> Cell:
+    """Shows the median length of correct answers, and the difference to the base's on the same problems."""
+    if pd.isna(row["base_tokens_diff"]):
+        return Cell(whole(row["tokens_correct"]))
+    ends = (
+        f"{row[name]:+.1f}".replace("-", "−") for name in ("base_tokens_diff", "base_tokens_low", "base_tokens_high")
+    )
+    return Cell(whole(row["tokens_correct"]), below="{} [{}, {}]".format(*ends))
