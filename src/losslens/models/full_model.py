@@ -22,7 +22,7 @@ _START = "_full_finetuning_start"
 
 @dataclass(frozen=True)
 class _Start:
-    """What full fine-tuning of a model started from.
+    """Start of full fine-tuning.
 
     Attributes:
         weights: (module, name, weight of the base) of each weight.
