@@ -72,7 +72,7 @@ def measure_function_space(
         found.left_out[_BY_PASSES] = chosen.left_out
     missing = f"relative norm, principal shares, {_BY_PASSES}"
     try:
-        source, identity = _base(config.model_path, cohort.first, trust_of(config))
+        source, identity = base_of(config.model_path, cohort.first, trust_of(config))
         # These load torch and transformers, for which who compares adapters alone does not wait.
         from losslens.analysis.base_weights import BaseWeights
         from losslens.analysis.behaviour import BehaviourPasses
@@ -134,7 +134,7 @@ def trust_of(config: AnalyzeConfig) -> Trust:
     return Trust(config.trust_remote_code, tuple(config.sources))
 
 
-def _base(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
+def base_of(model_path: str | None, run: RunFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
     """Returns the base of the runs, at its recorded path or at `model_path`."""
     if run is not None:
         try:
