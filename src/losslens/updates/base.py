@@ -89,6 +89,10 @@ class Update(ABC):
         """
         return None
 
+    def sign_step(self) -> Self:
+        """Returns the step of sign descent where this is the step of gradient descent: Adam's first, but for its ε."""
+        return self.with_arrays({name: np.sign(array) for name, array in self.arrays().items()})
+
     def left_rotated(self, rng: np.random.Generator) -> Self | None:
         """Draws a copy with the same singular values and inputs but random outputs; None if this kind has none."""
         return None

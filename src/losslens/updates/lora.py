@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -76,6 +76,10 @@ class LoraUpdate(Update):
         """Returns the row space of A."""
         return column_space(self.a.T)
 
+    def sign_step(self) -> Self:
+        """Returns s·sign(B)·A: as long as B is 0, A has no gradient and stays as it is."""
+        return replace(self, b=np.sign(self.b))
+
     def left_rotated(self, rng: np.random.Generator) -> Self:
         """Draws Q'·R·A for B = Q·R, with Q' a uniformly random orthonormal frame of the size of Q."""
         q, r = np.linalg.qr(self.b)
@@ -115,17 +119,37 @@ class LoraUpdate(Update):
 
 def updates_of(model: Any) -> dict[str, LoraUpdate]:
     """Returns ΔW of each LoRA module of a PEFT model, by the names used in the adapter folder."""
-    from peft.tuners.lora import LoraLayer
-
     return {
-        re.sub(r"^base_model\.model\.", "", name): LoraUpdate(
+        name: LoraUpdate(
             _copied(module.lora_B["default"].weight),
             _copied(module.lora_A["default"].weight),
             module.scaling["default"],
         )
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
+        for name, module in _lora_modules(model)
     }
+
+
+def gradient_steps_of(model: Any) -> dict[str, LoraUpdate]:
+    """Returns the step of gradient descent from B = 0 in each LoRA module of a PEFT model, named as by `updates_of`.
+
+    From the gradients of the parameters, ΔW = −s·(∂L/∂B)·A. A stays as it is: its gradient is 0 as long as B is.
+    """
+    return {
+        name: LoraUpdate(
+            -_copied(module.lora_B["default"].weight.grad),
+            _copied(module.lora_A["default"].weight),
+            module.scaling["default"],
+        )
+        for name, module in _lora_modules(model)
+    }
+
+
+def _lora_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield re.sub(r"^base_model\.model\.", "", name), module
 
 
 def _copied(weight: torch.Tensor) -> Array:
