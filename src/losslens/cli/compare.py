@@ -6,11 +6,17 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from losslens.core.errors import InputError
 from losslens.core.extras import format_error, missing_extra, require_extras
 from losslens.core.redaction import guard_streams
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Most adapters of which every pair is measured in full by default; more take minutes.
+_MANY = 64
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,6 +41,10 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--completions", metavar="FOLDER", help="frozen rollouts; with --base, adds barriers, CKA, KL and output shifts"
     )
+    found.add_argument(
+        "--measures", choices=("all", "cosines"), help="cosines: norms, cosines, a map and clusters alone, for "
+        f"hundreds of adapters; default: all for up to {_MANY} adapters, else cosines",
+    )  # fmt: skip
     found.add_argument("--output-dir", metavar="FOLDER", default="outputs", help="default: outputs")
     return found
 
@@ -46,9 +56,11 @@ def main(arguments: list[str]) -> int:
     asked = command_line.parse_args(arguments)
     if asked.completions and not asked.base:
         command_line.error("--completions needs --base")
+    if asked.measures == "cosines" and asked.base:
+        command_line.error("--measures cosines uses no base: leave out --base")
     try:
         require_extras("report")
-        report = _compare(asked.adapters, asked.base, asked.completions, asked.output_dir)
+        report = _compare(asked.adapters, asked.measures, asked.base, asked.completions, asked.output_dir)
     except InputError as error:
         print(format_error(command_line.prog, error), file=sys.stderr)
         return 2
@@ -64,23 +76,40 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _compare(adapters: list[str], base: str | None, completions: str | None, output_dir: str) -> Path:
+def _compare(
+    adapters: list[str], measures: str | None, base: str | None, completions: str | None, output_dir: str
+) -> Path:
+    from losslens.report.page import write_report
+
+    folders = _folders(adapters)
+    if measures is None and len(folders) > _MANY and base is None:
+        measures = "cosines"
+        print(f"{len(folders)} adapters: norms, cosines, map and clusters alone; --measures all adds angles and layers")
+    if measures == "cosines":
+        from losslens.analysis.adapter_map import map_adapters
+
+        return map_adapters(folders, Path(output_dir).expanduser(), write_report) / "report.html"
+    from losslens.analysis.pipeline import analyze_job
+
+    config = _config(folders, base, completions, output_dir)
+    return analyze_job(config, write_report) / "report.html"
+
+
+def _config(folders: dict[str, Path], base: str | None, completions: str | None, output_dir: str) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from omegaconf import open_dict
 
-    from losslens.analysis.pipeline import analyze_job
     from losslens.config import interpolations  # noqa: F401  # registers what conf/ refers to
     from losslens.config.folders import conf_folder
-    from losslens.report.page import write_report
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         config = compose("analyze", ["sweep=null", "logger=none", f"pairs={'all' if completions else 'none'}"])
     with open_dict(config):
-        config.adapters = {name: str(folder) for name, folder in _folders(adapters).items()}
+        config.adapters = {name: str(folder) for name, folder in folders.items()}
         config.output_dir = output_dir
         config.model_path = base
         config.probe_set.completions = completions
-    return analyze_job(config, write_report) / "report.html"
+    return config
 
 
 def _folders(adapters: list[str]) -> dict[str, Path]:

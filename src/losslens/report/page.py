@@ -13,6 +13,7 @@ from markupsafe import Markup
 from losslens.core.files import atomic_file
 from losslens.report.components import Section, downloadable
 from losslens.report.sections import (
+    adapter_map,
     explorer,
     glance,
     glossary,
@@ -49,6 +50,8 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     lineage.left_out,
     lineage.provenance,
 )
+# Of an analysis of norms and cosines alone.
+_MAP_SECTIONS = (adapter_map.section, lineage.left_out, lineage.provenance)
 
 
 def write_report(folder: Path) -> Path:
@@ -58,7 +61,8 @@ def write_report(folder: Path) -> Path:
         InputError: The analysis has no manifest, or a table cannot be read.
     """
     analysis = AnalysisFolder(folder)
-    sections = [section for make in _SECTIONS if (section := make(analysis))]
+    makers = _MAP_SECTIONS if analysis.manifest.get("measures") == "cosines" else _SECTIONS
+    sections = [section for make in makers if (section := make(analysis))]
     sections += [section] if (section := _other_tables(analysis, sections)) else []
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
