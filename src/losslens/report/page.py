@@ -61,9 +61,10 @@ def write_report(folder: Path) -> Path:
         InputError: The analysis has no manifest, or a table cannot be read.
     """
     analysis = AnalysisFolder(folder)
-    makers = _MAP_SECTIONS if analysis.manifest.get("measures") == "cosines" else _SECTIONS
-    sections = [section for make in makers if (section := make(analysis))]
-    sections += [section] if (section := _other_tables(analysis, sections)) else []
+    of_many = analysis.manifest.get("measures") == "cosines"
+    sections = [section for make in (_MAP_SECTIONS if of_many else _SECTIONS) if (section := make(analysis))]
+    if not of_many and (section := _other_tables(analysis, sections)):
+        sections.append(section)
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
