@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,9 +34,13 @@ def parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 done; 2 invalid input, or the hub cannot be reached.",
     )
     found.add_argument(
-        "adapters", nargs="+", metavar="ADAPTER",
+        "adapters", nargs="*", metavar="ADAPTER",
         help="a folder, a run of LossLens, or a hub id (owner/name, owner/name/folder, owner/name@revision); "
         "NAME=ADAPTER names it in the tables",
+    )  # fmt: skip
+    found.add_argument(
+        "--published", nargs="?", const="", metavar="PLACE", help="also every adapter of a repository on the hub, or "
+        "of a folder laid out like one, beside the figures of arXiv 2606.23740; by default that study's own repository",
     )  # fmt: skip
     found.add_argument("--base", metavar="MODEL", help="folder or hub id of the base: adds what needs its weights")
     found.add_argument(
@@ -54,13 +59,15 @@ def main(arguments: list[str]) -> int:
     command_line = parser()
     guard_streams()
     asked = command_line.parse_args(arguments)
+    if not asked.adapters and asked.published is None:
+        command_line.error("the following arguments are required: ADAPTER")
     if asked.completions and not asked.base:
         command_line.error("--completions needs --base")
     if asked.measures == "cosines" and asked.base:
         command_line.error("--measures cosines uses no base: leave out --base")
     try:
         require_extras("report")
-        report = _compare(asked.adapters, asked.measures, asked.base, asked.completions, asked.output_dir)
+        report = _compare(asked)
     except InputError as error:
         print(format_error(command_line.prog, error), file=sys.stderr)
         return 2
@@ -76,23 +83,47 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _compare(
-    adapters: list[str], measures: str | None, base: str | None, completions: str | None, output_dir: str
-) -> Path:
+def _compare(asked: argparse.Namespace) -> Path:
     from losslens.report.page import write_report
 
-    folders = _folders(adapters)
-    if measures is None and len(folders) > _MANY and base is None:
+    folders, published = _folders(asked.adapters), _published(asked.published)
+    for name in folders.keys() & published.keys():
+        raise InputError(f"{name}: also the name of a published adapter; give NAME=ADAPTER")
+    folders |= published
+    measures = asked.measures
+    if measures is None and len(folders) > _MANY and asked.base is None:
         measures = "cosines"
         print(f"{len(folders)} adapters: norms, cosines, map and clusters alone; --measures all adds angles and layers")
+    if asked.published is not None:
+        from losslens.report.published import write_published
+
+        writers: tuple[Callable[[Path], object], ...] = (write_published, write_report)
+    else:
+        writers = (write_report,)
     if measures == "cosines":
         from losslens.analysis.adapter_map import map_adapters
 
-        return map_adapters(folders, Path(output_dir).expanduser(), write_report) / "report.html"
+        return map_adapters(folders, Path(asked.output_dir).expanduser(), *writers) / "report.html"
     from losslens.analysis.pipeline import analyze_job
 
-    config = _config(folders, base, completions, output_dir)
-    return analyze_job(config, write_report) / "report.html"
+    return analyze_job(_config(folders, asked.base, asked.completions, asked.output_dir), *writers) / "report.html"
+
+
+def _published(place: str | None) -> dict[str, Path]:
+    """Returns the adapters of a repository (the study's own if empty) by their names in the tables; none if None."""
+    if place is None:
+        return {}
+    from losslens.core.hub import repository_from_hub
+    from losslens.report.published import REPOSITORY
+    from losslens.updates.places import adapters_below
+
+    place = place or REPOSITORY
+    named: dict[str, Path] = {}
+    for path, folder in adapters_below(_folder(place) or repository_from_hub(place)).items():
+        if (label := _label(path)) in named:
+            raise InputError(f"{place}: two of its adapters would be named {label}")
+        named[label] = folder
+    return named
 
 
 def _config(folders: dict[str, Path], base: str | None, completions: str | None, output_dir: str) -> DictConfig:
@@ -103,7 +134,9 @@ def _config(folders: dict[str, Path], base: str | None, completions: str | None,
     from losslens.config.folders import conf_folder
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("analyze", ["sweep=null", "logger=none", f"pairs={'all' if completions else 'none'}"])
+        config: DictConfig = compose(
+            "analyze", ["sweep=null", "logger=none", f"pairs={'all' if completions else 'none'}"]
+        )
     with open_dict(config):
         config.adapters = {name: str(folder) for name, folder in folders.items()}
         config.output_dir = output_dir

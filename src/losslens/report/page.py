@@ -21,6 +21,7 @@ from losslens.report.sections import (
     learning_rate,
     lineage,
     loss_family,
+    published,
     runs,
     statistics,
     training,
@@ -37,6 +38,7 @@ _EXPLORER = (
 )  # fmt: skip
 _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     glance.section,
+    published.section,
     explorer.section,
     learning_rate.section,
     loss_family.section,
@@ -51,7 +53,7 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     lineage.provenance,
 )
 # Of an analysis of norms and cosines alone.
-_MAP_SECTIONS = (adapter_map.section, lineage.left_out, lineage.provenance)
+_MAP_SECTIONS = (published.section, adapter_map.section, lineage.left_out, lineage.provenance)
 
 
 def write_report(folder: Path) -> Path:
