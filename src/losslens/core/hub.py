@@ -102,6 +102,25 @@ def model_folder(field: str, repo: str, commit: str) -> Path:
         raise UnavailableError(f"{field}={repo}: cannot be downloaded ({first_line(error)})") from error
 
 
+def repository_from_hub(place: str) -> Path:
+    """Downloads every adapter of a repository and returns the folder in which they lie.
+
+    Of a repository only the configurations and the safetensors files of adapters are fetched.
+
+    Args:
+        place: `owner/name`, with `@revision` at its end for another than the main branch.
+
+    Raises:
+        InputError: It has another form, or the hub has no such repository or revision.
+        UnavailableError: The hub cannot be reached, and there is no local copy.
+    """
+    repo, _, revision = place.partition("@")
+    if "/" not in repo or not is_hub_id(repo):
+        raise InputError(f"{place}: no such folder, and not a hub id (owner/name)")
+    commit = resolve_commit("adapters", repo, revision or None)
+    return _downloaded(place, repo, commit, ["*adapter_config.json", "*adapter_model*.safetensors"])
+
+
 def _copy(place: str, repo: str, commit: str, files: list[str]) -> Path:
     """Returns the folder of the local copy, after downloading `files` if it lacks one."""
     from huggingface_hub import snapshot_download
@@ -113,8 +132,15 @@ def _copy(place: str, repo: str, commit: str, files: list[str]) -> Path:
             return copy
     except LocalEntryNotFoundError:
         pass
+    return _downloaded(place, repo, commit, files)
+
+
+def _downloaded(place: str, repo: str, commit: str, patterns: list[str]) -> Path:
+    """Downloads what matches the patterns; without a connection, returns the local copy if there is one."""
+    from huggingface_hub import snapshot_download
+
     try:
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=files))
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
     except Exception as error:  # depends on the HTTP library of the hub's client
         raise UnavailableError(f"{place}: cannot be downloaded ({first_line(error)})") from error
 

@@ -72,6 +72,11 @@ class Update(ABC):
         """Computes the SVD, with the `top` leading singular vectors (all by default)."""
         return leading(*np.linalg.svd(self.dense(), full_matrices=False), top)
 
+    def orthonormal_factors(self) -> tuple[Array, Array]:
+        """Returns Q, shape (out, k), with orthonormal columns and R, shape (k, in), with ΔW = Q·R."""
+        svd = self.svd()
+        return svd.left, svd.values[:, np.newaxis] * svd.right.T
+
     def inner(self, other: Update) -> float:
         """Computes ⟨ΔW, ΔW'⟩."""
         return float(np.vdot(self.dense(), other.dense()))
