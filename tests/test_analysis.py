@@ -779,7 +779,8 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {
         "runs.csv", "pairs.csv", "layers.csv", "connectivity.csv", "cka.csv", "arm_pairs.csv",
         "repeats.csv", "seeds.csv", "arms.csv", "trajectories.csv", "training.csv", "tuning.csv", "tuning_pairs.csv",
-        "mds.csv", "shifts.csv", "factors.csv", "clusters.csv", "classes.csv", "modules.parquet", "run_modules.parquet",
+        "mds.csv", "shifts.csv", "factors.csv", "clusters.csv", "classes.csv", "interventions.csv", "modules.parquet",
+        "run_modules.parquet",
         "manifest.json", "report.html", "figures", "tables.md", "tables.tex", "wandb",
     }  # fmt: skip
     names = ("cosines", "accuracies", "norms", "angles", "connectivity")

@@ -68,6 +68,7 @@ LR_MATCHED = {"lr": "conventional,matched,matched_low", "seed": "0,1,2,3"}
         "loss_family_smollm2": {"method": f"{ALL},eaft,nft,redi,kto,simpo,cal_dpo", "seed": "42,1"},
         "first_step": {"method": "dft,asft,kto,dpo,cal_dpo,ipo", "seed": "42,1"},
         "full_finetuning": {"adapter": "none,lora", "lora_rank": "r8,r16,r32,r64", "seed": "42,1,2"},
+        "interventions": {"method": ALL, "seed": "42,1"},
     }.items(),
 )  # fmt: skip
 def test_what_an_experiment_sweeps_over(name: str, swept: dict[str, str]) -> None:

@@ -69,14 +69,33 @@ def compare_arms(
         if set(first.index) != set(second.index):
             raise InputError(f"{a} and {b}: not scored on the same problems; they cannot be compared")
         x, y = first.mean(axis=1).to_numpy(), second.mean(axis=1).reindex(first.index).to_numpy()
-        low, high = bootstrap_difference(x, y)
-        row: dict[str, Any] = {"arm_a": a, "arm_b": b, "n": len(x), "accuracy_diff": float(np.mean(x - y))}
-        row |= {"diff_low": low, "diff_high": high, "differing": int(np.sum(np.abs(x - y) > 1e-9))}
-        if family is None or frozenset((a, b)) in family:
-            test = equivalence(x, y, margin)
-            row |= {"p": sign_flip(x, y), "single": bool(np.isin([x, y], [0, 1]).all()), "equivalence_margin": margin}
-            row |= {"p_equivalence": test.p, "equivalent_within": test.within}
-        rows.append(row)
+        tested = family is None or frozenset((a, b)) in family
+        rows.append({"arm_a": a, "arm_b": b, **compare_outcomes(x, y, margin if tested else None)})
+    judge(rows)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": "Int64"})
+
+
+def compare_outcomes(first: np.ndarray, second: np.ndarray, margin: float | None) -> dict[str, Any]:
+    """Compares shares of correct answers by problem, shape (problems,); returns columns of the tables.
+
+    Args:
+        first: The shares of the first side.
+        second: Those of the second side.
+        margin: The margin of equivalence, a share; None: the difference is not tested.
+    """
+    low, high = bootstrap_difference(first, second)
+    row: dict[str, Any] = {"n": len(first), "accuracy_diff": float(np.mean(first - second))}
+    row |= {"diff_low": low, "diff_high": high, "differing": int(np.sum(np.abs(first - second) > 1e-9))}
+    if margin is not None:
+        test = equivalence(first, second, margin)
+        single = bool(np.isin([first, second], [0, 1]).all())
+        row |= {"p": sign_flip(first, second), "single": single, "equivalence_margin": margin}
+        row |= {"p_equivalence": test.p, "equivalent_within": test.within}
+    return row
+
+
+def judge(rows: Sequence[dict[str, Any]]) -> None:
+    """Corrects the p-values of all tested rows of `compare_outcomes` as one family, and adds the verdicts."""
     tested = [row for row in rows if "p" in row]
     corrected = (holm([row[p] for row in tested]) for p in ("p", "p_equivalence"))
     for row, p, p_equivalence in zip(tested, *corrected, strict=True):
@@ -84,4 +103,3 @@ def compare_arms(
         row["accuracy_verdict"] = verdict(row["accuracy_diff"], p, p_equivalence, _LEVEL)
         if row["single"]:  # McNemar's test needs outcomes of 0 and 1, not averages
             row["detectable_diff"] = detectable_difference(row["differing"], row["n"], _LEVEL / len(tested))
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": "Int64"})

@@ -48,7 +48,7 @@ class BaseWeights:
                 folders = {folder for name in missing if (folder := members[name].initial)}
                 starts = {folder: stack.enter_context(open_adapter(folder)) for folder in folders}
                 for m, module in enumerate(bar(self._cohort.modules, "base weights", "module")):
-                    weight = self._principal(module, self._cohort.shapes[m])
+                    weight = self.principal(module, self._cohort.shapes[m])
                     norms[m] = weight.norm
                     spaces = {folder: start[module].input_space() for folder, start in starts.items()}
                     with threadpool_limits(1, "blas"):  # the factors are too thin for one product to use several cores
@@ -75,7 +75,7 @@ class BaseWeights:
                 adapters = {name: stack.enter_context(members[name].point.open()) for name in missing}
                 shapes: Sequence[tuple[int, int]] = self._cohort.shapes
                 for m, module in enumerate(bar(modules, "rotated copies", "module")):
-                    directions = self._principal(module, shapes[m])
+                    directions = self.principal(module, shapes[m])
                     weight = self._passes.base_weight(module, shapes[m])
                     for name, adapter in adapters.items():
                         # The same rotations for all runs.
@@ -86,7 +86,8 @@ class BaseWeights:
                 self._cache.save("effects", keys[name], {"effects": found[name]})
         return found
 
-    def _principal(self, module: str, shape: tuple[int, int]) -> Principal:
+    def principal(self, module: str, shape: tuple[int, int]) -> Principal:
+        """Returns the leading singular directions of W0 in a module."""
         key = [self._passes.identity, module, self._top]
         known = self._cache.load("principal", key, ["norm", "values", "left", "right"])
         if known is None:

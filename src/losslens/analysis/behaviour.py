@@ -28,7 +28,7 @@ from losslens.measures.behaviour import (
     run_behaviour,
 )
 from losslens.measures.forward import observe
-from losslens.measures.outputs import kl
+from losslens.measures.outputs import factor_at_kl, kl
 from losslens.updates.base import Update
 
 _OFF_TASK = ("log_probs", "nll", "tokens")
@@ -202,15 +202,14 @@ class BehaviourPasses:
                 if reached == 0:
                     self.without_copies[name] = "a rotated copy changes no output"
                     return None
-                # KL grows with the square of a small update: one step suffices, but for those far beyond their copies.
-                factor, there = 1.0, reached
-                for _ in range(_MOST_STEPS):
-                    factor *= float(np.sqrt(target / there))
+                scaled: list[Observation] = []
+
+                def kl_at(factor: float) -> float:
                     set_weights([factor])
-                    scaled = joined(list(observe(model, sequences, self.passes.batch_size, "mean", kept)))
-                    there = self._kl(scaled.log_probs)
-                    if abs(there / target - 1) < _KL_TOLERANCE or there == 0:
-                        break
+                    scaled[:] = [joined(list(observe(model, sequences, self.passes.batch_size, "mean", kept)))]
+                    return self._kl(scaled[0].log_probs)
+
+                factor, there = factor_at_kl(kl_at, reached, target, _KL_TOLERANCE, _MOST_STEPS)
         except UnavailableError as error:
             self.without_copies[name] = str(error)
             return None
@@ -219,7 +218,7 @@ class BehaviourPasses:
             "kl": reached, "scaled_kl": there, "factor": factor, "off_task_kl": off_task.kl(base),
             "off_task_change": off_task.change(base),
         }  # fmt: skip
-        return {**{name: np.array(number) for name, number in numbers.items()}, **vars(scaled)}
+        return {**{name: np.array(number) for name, number in numbers.items()}, **vars(scaled[0])}
 
     def _kl(self, log_probs: np.ndarray) -> float:
         return float(kl(self._base.log_probs, log_probs).mean())

@@ -279,6 +279,11 @@ class ForwardPasses:
         outputs, states = (self._loaded(kind, name, sequences, settings) for kind in ("outputs", "states"))
         return Observation(outputs["log_probs"], states["states"])
 
+    def sequence_nll(self, name: str | None, sequences: TeacherForced, settings: Cka) -> SequenceNll:
+        """Returns the loss of a run (None: the base) on the sequences, after `observe`."""
+        known = self._loaded("losses", name, sequences, settings)
+        return SequenceNll(known["nll"], known["tokens"])
+
     def ckas(self, pairs: Sequence[Pair], sequences: TeacherForced, settings: Cka) -> dict[Pair, CkaOfPair]:
         """Computes CKA of each pair, and of each of its runs with the base, after `observe`."""
         names = list(dict.fromkeys(name for pair in pairs for name in pair))

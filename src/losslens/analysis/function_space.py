@@ -28,6 +28,7 @@ from losslens.updates.base import Array
 
 if TYPE_CHECKING:
     from losslens.analysis.behaviour import BehaviourPasses
+    from losslens.analysis.greedy_answers import GreedyBenchmark
 
 # Names of the measures by forward passes, where they are left out.
 _BY_PASSES = "connectivity, CKA, KL, outputs and activations"
@@ -79,7 +80,7 @@ def measure_function_space(
         found.left_out[_BY_PASSES] = chosen.left_out
     missing = f"relative norm, principal shares, {_BY_PASSES}"
     try:
-        source, identity = _base(config.model_path, cohort.first, trust_of(config))
+        source, identity = base_of(config.model_path, cohort.first, trust_of(config))
         # These load torch and transformers, for which who compares adapters alone does not wait.
         from losslens.analysis.base_weights import BaseWeights
         from losslens.analysis.behaviour import BehaviourPasses
@@ -132,28 +133,38 @@ def _measure_answers(
     found: FunctionSpaceResults,
 ) -> None:
     """Adds the answers of midpoints and of rotated copies, if the runs were scored in process."""
-    from losslens.analysis.greedy_answers import GreedyAnswers
+    from losslens.analysis.greedy_answers import copy_answers, midpoints
 
     count = config.connectivity.midpoint_problems
     what = {"accuracy at the midpoint": count > 0, "null of flips": config.answer_copies > 0}
     try:
         if run is None:
             raise UnavailableError("no run records the problems")
+        if count:
+            found.midpoints = midpoints(behaviour.passes, pairs, own_benchmark(config, run, count))
+        if config.answer_copies:
+            names = list(dict.fromkeys(name for pair in pairs for name in pair))
+            found.copy_answers = copy_answers(behaviour, names, config.answer_copies, own_benchmark(config, run, None))
+    except UnavailableError as error:
+        found.left_out |= {name: str(error) for name, wanted in what.items() if wanted}
+
+
+def own_benchmark(config: AnalyzeConfig, run: RunFacts, problems: int | None) -> GreedyBenchmark:
+    """Returns the first held-out problems of the runs' own data (None: all), answered as the runs were scored.
+
+    Raises:
+        UnavailableError: The runs were scored otherwise, or the problems cannot be loaded.
+    """
+    from losslens.analysis.greedy_answers import GreedyBenchmark
+
+    try:
         evaluation = Evaluation.model_validate(run.config.evaluation)
         if run.benchmark_data is None or evaluation.engine == "openai":
             raise UnavailableError("the runs were not scored in process")
         data = data_of(run.benchmark_data.model_dump(), trust_of(config))
-        answers = GreedyAnswers(behaviour.passes, data, evaluation)
-        if count:
-            found.midpoints = answers.midpoints(pairs, count)
-        if config.answer_copies:
-            names = list(dict.fromkeys(name for pair in pairs for name in pair))
-            found.copy_answers = answers.copies(behaviour, names, config.answer_copies)
-    except UnavailableError as error:
-        found.left_out |= {name: str(error) for name, wanted in what.items() if wanted}
-    except ValidationError:
-        why = "the runs were made by another version of LossLens"
-        found.left_out |= {name: why for name, wanted in what.items() if wanted}
+    except ValidationError as error:
+        raise UnavailableError("the runs were made by another version of LossLens") from error
+    return GreedyBenchmark.first_of(data, evaluation, problems)
 
 
 def locate_bases(contents: SweepContents, config: AnalyzeConfig) -> None:
@@ -166,7 +177,7 @@ def locate_bases(contents: SweepContents, config: AnalyzeConfig) -> None:
     def located(facts: StartedFacts | None) -> Path | None:
         if facts is None or facts.start is not None:
             return None
-        return weights_folder(_base(config.model_path, facts, trust_of(config))[0])
+        return weights_folder(base_of(config.model_path, facts, trust_of(config))[0])
 
     contents.members = [replace(member, base=located(member.facts)) for member in contents.members]
     contents.diverged = [replace(run, base=located(run.facts)) for run in contents.diverged]
@@ -177,7 +188,9 @@ def trust_of(config: AnalyzeConfig) -> Trust:
     return Trust(config.trust_remote_code, tuple(config.sources))
 
 
-def _base(model_path: str | None, run: StartedFacts | None, trust: Trust) -> tuple[ModelSource, dict[str, str | None]]:
+def base_of(
+    model_path: str | None, run: StartedFacts | None, trust: Trust
+) -> tuple[ModelSource, dict[str, str | None]]:
     """Returns the base of the runs, at its recorded path or at `model_path`."""
     if run is not None:
         try:

@@ -3,107 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from losslens.analysis.behaviour import BehaviourPasses
+from losslens.analysis.cache import Arrays
 from losslens.analysis.forward_passes import ForwardPasses
 from losslens.analysis.pairs import Pair
 from losslens.config.data import Data
 from losslens.config.evaluation import Evaluation
 from losslens.core.errors import InputError, UnavailableError
 from losslens.evaluation.outcomes import evaluate
-from losslens.problems import Problem
+from losslens.problems import Problem, ProblemSource
 from losslens.rollouts.sample import held_out_problems, problem_source
 
+# Arrays of each cached answer.
+ANSWERS = ("problem_id", "correct")
 
-class GreedyAnswers:
-    """Answers held-out problems as a run is scored; all outcomes are cached.
 
-    Args:
-        passes: The base and the adapters.
-        data: The problems.
-        evaluation: How the runs were scored.
+@dataclass(frozen=True)
+class GreedyBenchmark:
+    """Held-out problems that changed models answer greedily.
+
+    Attributes:
+        data: The data set.
+        evaluation: The decoding of the runs' own scores.
+        source: The source of the problems.
+        problems: The problems.
     """
 
-    def __init__(self, passes: ForwardPasses, data: Data, evaluation: Evaluation) -> None:
-        self._passes, self._data, self._evaluation = passes, data, evaluation
+    data: Data
+    evaluation: Evaluation
+    source: ProblemSource
+    problems: Sequence[Problem]
 
-    def midpoints(self, pairs: Sequence[Pair], count: int) -> dict[Pair, pd.Series]:
-        """Scores ½ΔW_a + ½ΔW_b on the first `count` problems; True for correct answers, by problem id.
-
-        Raises:
-            UnavailableError: The problems cannot be read.
-        """
-        problems = self._problems[:count]
-        found = {}
-        for number, pair in enumerate(pairs, 1):
-            key = [self._about(problems), *sorted(self._passes.sha256(name) for name in pair)]
-            outcomes = self._load("midpoint", key)
-            if outcomes is None:
-                with ExitStack() as stack:
-                    model, set_weights = stack.enter_context(self._passes.between(pair))
-                    set_weights([0.5, 0.5])
-                    outcomes = self._answer("midpoint", key, model, problems, f"midpoint {number} of {len(pairs)}")
-            found[pair] = outcomes
-        return found
-
-    def copies(self, behaviour: BehaviourPasses, names: Sequence[str], draws: int) -> dict[str, list[pd.Series]]:
-        """Scores the first `draws` rotated copies of each run, at its KL; True for correct answers, by problem id.
-
-        Runs without such copies are left out.
+    @classmethod
+    def first_of(cls, data: Data, evaluation: Evaluation, count: int | None) -> GreedyBenchmark:
+        """Loads the first `count` held-out problems; None: all.
 
         Raises:
-            UnavailableError: The problems cannot be read.
+            UnavailableError: The problems cannot be loaded.
         """
-        found: dict[str, list[pd.Series]] = {}
-        for name in names:
-            for draw in range(min(draws, behaviour.copy_count(name))):
-                key = [self._about(self._problems), behaviour.copy_key(name, draw)]
-                outcomes = self._load("copy_answers", key)
-                if outcomes is None:
-                    with behaviour.copy(name, draw) as model:
-                        label = f"{name}, copy {draw + 1} of {draws}"
-                        outcomes = self._answer("copy_answers", key, model, self._problems, label)
-                found.setdefault(name, []).append(outcomes)
-        return found
-
-    @cached_property
-    def _problems(self) -> list[Problem]:
         try:
-            return held_out_problems(self._data)
+            return cls(data, evaluation, problem_source(data), held_out_problems(data)[:count])
         except InputError as error:
             raise UnavailableError(str(error)) from error
 
-    def _about(self, problems: Sequence[Problem]) -> list[Any]:
-        data, evaluation = self._data, self._evaluation
-        batch = evaluation.batch_size if self._passes.half_precision else None
-        about = [self._passes.identity, problem_source(data).identity("eval"), data.seed, len(problems)]
-        about += [evaluation.max_tokens, batch]
-        about += [data.eval_offset] if data.eval_offset else []
-        return about + ([data.verification] if data.verification else [])
+    def key(self, passes: ForwardPasses) -> list[Any]:
+        """Returns what decides the answers of a given model, for cache keys."""
+        about = [passes.identity, self.source.identity("eval"), self.data.seed, len(self.problems)]
+        about += [self.evaluation.max_tokens, self.evaluation.batch_size if passes.half_precision else None]
+        about += [self.data.eval_offset] if self.data.eval_offset else []
+        return about + ([self.data.verification] if self.data.verification else [])
 
-    def _load(self, kind: str, key: Any) -> pd.Series | None:
-        known = self._passes.cache.load(kind, key, ["problem_id", "correct"])
-        return None if known is None else pd.Series(known["correct"], index=known["problem_id"])
-
-    def _answer(self, kind: str, key: Any, model: Any, problems: Sequence[Problem], description: str) -> pd.Series:
+    def answer(self, passes: ForwardPasses, model: Any, description: str) -> Arrays:
+        """Answers the problems greedily; returns `ANSWERS`."""
         outcomes = evaluate(
             model,
-            self._passes.tokenizer,
-            problem_source(self._data).verifier,
-            problems,
-            max_tokens=self._evaluation.max_tokens,
-            batch_size=self._evaluation.batch_size,
-            seconds=self._data.verify_seconds,
+            passes.tokenizer,
+            self.source.verifier,
+            self.problems,
+            max_tokens=self.evaluation.max_tokens,
+            batch_size=self.evaluation.batch_size,
+            seconds=self.data.verify_seconds,
             description=description,
         )
-        found = {
+        return {
             "problem_id": outcomes["problem_id"].to_numpy(dtype=str),
             "correct": outcomes["correct"].to_numpy(dtype=bool),
         }
-        self._passes.cache.save(kind, key, found)
-        return pd.Series(found["correct"], index=found["problem_id"])
+
+
+def midpoints(passes: ForwardPasses, pairs: Sequence[Pair], benchmark: GreedyBenchmark) -> dict[Pair, pd.Series]:
+    """Scores ½ΔW_a + ½ΔW_b of each pair; True for correct answers, by problem id."""
+    found = {}
+    for number, pair in enumerate(pairs, 1):
+        key = [benchmark.key(passes), *sorted(passes.sha256(name) for name in pair)]
+        known = passes.cache.load("midpoint", key, ANSWERS)
+        if known is None:
+            with passes.between(pair) as (model, set_weights):
+                set_weights([0.5, 0.5])
+                known = benchmark.answer(passes, model, f"midpoint {number} of {len(pairs)}")
+            passes.cache.save("midpoint", key, known)
+        found[pair] = pd.Series(known["correct"], index=known["problem_id"])
+    return found
+
+
+def copy_answers(
+    behaviour: BehaviourPasses, names: Sequence[str], draws: int, benchmark: GreedyBenchmark
+) -> dict[str, list[pd.Series]]:
+    """Scores the first `draws` rotated copies of each run, at its KL; True for correct answers, by problem id.
+
+    Runs without such copies are left out.
+    """
+    passes = behaviour.passes
+    found: dict[str, list[pd.Series]] = {}
+    for name in names:
+        for draw in range(min(draws, behaviour.copy_count(name))):
+            key = [benchmark.key(passes), behaviour.copy_key(name, draw)]
+            known = passes.cache.load("copy_answers", key, ANSWERS)
+            if known is None:
+                with behaviour.copy(name, draw) as model:
+                    known = benchmark.answer(passes, model, f"{name}, copy {draw + 1} of {draws}")
+                passes.cache.save("copy_answers", key, known)
+            found.setdefault(name, []).append(pd.Series(known["correct"], index=known["problem_id"]))
+    return found

@@ -21,6 +21,7 @@ from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.analysis.console import show
 from losslens.analysis.function_space import locate_bases, measure_function_space, trust_of
 from losslens.analysis.gathering import find_runs, gather_cohort
+from losslens.analysis.intervention_table import intervention_table
 from losslens.analysis.lineage import lineage
 from losslens.analysis.loss_family import class_table, cluster_table, factor_table
 from losslens.analysis.named_bases import require_one_base
@@ -173,6 +174,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     top = min(config.num_directions, max(rank for ranks in cohort.ranks.values() for rank in ranks))
     measured, pairs = measure_weight_space(cohort, top, cache)
     based = measure_function_space(config, cohort, chosen, cache)
+    interventions = intervention_table(config, cohort, chosen.pairs, named, cache)
     # Trajectories are only computed to the ends of the runs.
     arms_at_end = arms if config.checkpoint == "end" else []
     trajectories = measure_trajectories(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
@@ -243,7 +245,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
             repeats=repeat_table(pair_rows, seeds, about, {arm.name(): arm.on_any_data for arm in arms}),
             seeds=seed_table(cohort, runs), arms=arm_table, trajectories=steps, training=training,
             mds=plane, factors=factors, clusters=clusters, classes=classes, tuning=tuning.rates,
-            tuning_pairs=tuning.pairs,
+            tuning_pairs=tuning.pairs, interventions=interventions,
         ),
         cohort,
         facts,

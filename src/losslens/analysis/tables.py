@@ -57,6 +57,7 @@ class Tables:
         factors: One row per arm whose loss declares the factors of its weights.
         clusters: One row per factor: whether the updates of losses that share it lie closer together.
         classes: One row per step and loss that shares its first step with another.
+        interventions: One row per changed model, if causal checks were asked for, after the base and the runs.
     """
 
     runs: pd.DataFrame
@@ -79,6 +80,7 @@ class Tables:
     factors: pd.DataFrame
     clusters: pd.DataFrame
     classes: pd.DataFrame
+    interventions: pd.DataFrame
 
 
 def compared_weights(

@@ -42,6 +42,22 @@ class Cka(Section):
     minibatch: int = Field(ge=4)
 
 
+class Interventions(Section):
+    """Causal checks: runs with changed weights, measured anew. Without any change listed, none is made."""
+
+    scaling: list[Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=list)
+    equal: list[Literal["norm", "kl"]] = Field(default_factory=list)
+    merging: list[Literal["sum", "mean", "ties", "dare"]] = Field(default_factory=list)
+    restoring: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    draws: int = Field(default=2, ge=0)
+    problems: int | None = Field(default=None, ge=0)
+
+    @property
+    def asked_for(self) -> bool:
+        """True if a change is listed."""
+        return bool(self.scaling or self.equal or self.merging or self.restoring)
+
+
 class AnalyzeConfig(Job):
     """The configuration of `analyze.py`: `conf/analyze.yaml`."""
 
@@ -67,6 +83,7 @@ class AnalyzeConfig(Job):
     cka: Cka
     rotated_copies: int = Field(default=4, ge=0)
     answer_copies: int = Field(default=0, ge=0)
+    interventions: Interventions = Field(default_factory=Interventions)
     batch_size: int = Field(ge=1)
     logger: Logger
 
@@ -97,6 +114,8 @@ class AnalyzeConfig(Job):
             raise ValueError("answer_copies=1: a spread needs at least 2")
         if self.answer_copies > self.rotated_copies:
             raise ValueError(f"answer_copies={self.answer_copies}: there are rotated_copies={self.rotated_copies}")
+        if (most := max(self.interventions.restoring, default=0)) > self.num_directions:
+            raise ValueError(f"interventions.restoring={most}: at most num_directions={self.num_directions}")
         if self.adapters and self.checkpoint != "end":
             raise ValueError(f"checkpoint={self.checkpoint}: adapters trained elsewhere have no snapshots; use end")
         return self

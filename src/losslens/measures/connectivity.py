@@ -75,8 +75,7 @@ def curve(alphas: Array, losses: list[SequenceNll], resamples: int = 1000, seed:
     """
     nll = np.stack([point.nll for point in losses])
     tokens = losses[0].tokens.astype(np.float64)
-    count = len(tokens)
-    weights = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
+    weights = _resampled(len(tokens), resamples, seed)
     drawn = (weights @ nll.T) / (weights @ tokens)[:, None]
     loss = nll.sum(axis=1) / tokens.sum()
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
@@ -88,3 +87,25 @@ def curve(alphas: Array, losses: list[SequenceNll], resamples: int = 1000, seed:
 def _with_interval(value: Array, samples: Array) -> tuple[float, float, float]:
     low, high = np.percentile(samples, [2.5, 97.5])
     return float(value), float(low), float(high)
+
+
+def loss_difference(
+    first: SequenceNll, second: SequenceNll, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """Computes the first loss minus the second, in nats per token, with its 95% bootstrap interval over sequences.
+
+    Args:
+        first: The loss on each sequence.
+        second: Another loss on the same sequences.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the bootstrap.
+    """
+    tokens, gap = first.tokens.astype(np.float64), first.nll - second.nll
+    drawn = _resampled(len(tokens), resamples, seed)
+    value = gap.sum() / tokens.sum()
+    return _with_interval(value, (drawn @ gap) / (drawn @ tokens))
+
+
+def _resampled(count: int, resamples: int, seed: int) -> Array:
+    """Returns how often each sequence occurs in each bootstrap sample, shape (resamples, count)."""
+    return np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)

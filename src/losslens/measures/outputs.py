@@ -5,7 +5,7 @@ Distributions are those of the tokens that `measures.kept_tokens` keeps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,29 @@ def kl(first: Array, second: Array) -> Array:
         far = np.where(p > 0, p * difference, 0.0) - p + q
     values: Array = np.sum(np.where(np.abs(difference) < 1, near, far), axis=-1)
     return np.maximum(values, 0.0)
+
+
+def factor_at_kl(
+    kl_at: Callable[[float], float], start: float, target: float, tolerance: float, most_steps: int
+) -> tuple[float, float]:
+    """Finds the factor of an update at which it has a given KL, and the KL there.
+
+    KL grows with the square of a small update, so each step multiplies the factor by √(target/KL).
+
+    Args:
+        kl_at: Measures the KL of the update times a factor.
+        start: The KL at a factor of 1, above 0.
+        target: The KL to reach, above 0.
+        tolerance: The share by which the KL may differ from `target`.
+        most_steps: The most measurements; where they do not suffice, the last factor is returned.
+    """
+    factor, there = 1.0, start
+    for _ in range(most_steps):
+        factor *= float(np.sqrt(target / there))
+        there = kl_at(factor)
+        if abs(there / target - 1) < tolerance or there == 0:
+            break
+    return factor, there
 
 
 def jensen_shannon(first: Array, second: Array) -> float:

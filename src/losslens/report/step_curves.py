@@ -39,6 +39,7 @@ def plot(
     show: Callable[[float], str] = number,
     log: bool | None = None,
     lost: str = "",
+    along: str = "step",
 ) -> go.Figure:
     """Plots a column over the steps, one line per loss.
 
@@ -50,11 +51,12 @@ def plot(
         show: Formats a value.
         log: True for a logarithmic axis; by default if the values span more than a factor of 20.
         lost: A boolean column, true for runs that diverged; these get their own lines, which end in a cross.
+        along: The name of what the column `step` holds.
     """
     shown = table[np.isfinite(table[name])]
     if log is None:
         log = bool(shown[name].min() > 0 and shown[name].max() > 20 * shown[name].min())
-    drawn = figure("step", f"{escape_markup(axis)}{' (log)' * log}", height=320)
+    drawn = figure(along, f"{escape_markup(axis)}{' (log)' * log}", height=320)
     if log:
         drawn.update_layout(**logarithmic("yaxis"))
         shown = shown[shown[name] > 0]
@@ -62,7 +64,9 @@ def plot(
     for group, rows in shown.groupby(["loss_of", "method_of", *([lost] if lost else [])], sort=False, dropna=False):
         arm, method, diverged = (*group, False)[:3]
         label = f"{names.get(arm, arm)}{' ✕ diverged' * bool(diverged)}"
-        _line(drawn, rows, name, comparison.looks.of(arm, method), arm, escape_markup(label), bool(diverged), show)
+        _line(
+            drawn, rows, name, comparison.looks.of(arm, method), arm, escape_markup(label), bool(diverged), show, along
+        )
     return drawn
 
 
@@ -75,31 +79,36 @@ def _line(
     label: str,
     diverged: bool,
     show: Callable[[float], str],
+    along: str,
 ) -> None:
     steps = rows.groupby("step")[name].agg(["mean", "min", "max", "count"]).reset_index()
     steps = steps.iloc[np.unique(np.linspace(0, len(steps) - 1, _MOST_POINTS).astype(int))]
-    along = steps["step"].tolist()
+    places = steps["step"].tolist()
     if (steps["count"] > 1).any():
         drawn.add_scatter(
-            x=along + along[::-1], y=_round([*steps["max"], *steps["min"][::-1]]), mode="lines", line={"width": 0},
+            x=places + places[::-1], y=_round([*steps["max"], *steps["min"][::-1]]), mode="lines", line={"width": 0},
             fill="toself", fillcolor=translucent(look.colour, 0.16), hoverinfo="skip", meta=loss,
         )  # fmt: skip
     drawn.add_scatter(
-        x=along, y=_round(steps["mean"]), mode="lines+markers", meta=loss, hoverinfo="text",
+        x=places, y=_round(steps["mean"]), mode="lines+markers", meta=loss, hoverinfo="text",
         line={"color": look.colour, "width": 2, "dash": look.dash},
         marker={"symbol": look.symbol, "color": look.colour, "size": 8, "maxdisplayed": _MARKS},
         hovertext=[
-            f"<b>{label}</b><br>step {whole(row.step)}: {show(row.mean)}"
+            f"<b>{label}</b><br>{along} {_place(row.step)}: {show(row.mean)}"
             + (f" ({show(row.min)} … {show(row.max)})" if row.count > 1 else "")
             for row in steps.itertuples(index=False, name="At")
         ],
     )  # fmt: skip
     if diverged:
         drawn.add_scatter(
-            x=along[-1:], y=_round(steps["mean"][-1:]), mode="markers", meta=loss, hoverinfo="skip",
+            x=places[-1:], y=_round(steps["mean"][-1:]), mode="markers", meta=loss, hoverinfo="skip",
             marker={"symbol": "x", "size": 12, "color": look.colour, "line": {"color": INK, "width": 0.7}},
         )  # fmt: skip
 
 
 def _round(values: pd.Series | list[float]) -> list[float]:
     return [float(f"{value:.4g}") for value in values]
+
+
+def _place(value: float) -> str:
+    return whole(value) if value == int(value) else number(value).rstrip("0")

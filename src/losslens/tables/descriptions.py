@@ -16,6 +16,8 @@ EXPERIMENT = {
     "arm": "All runs of one configuration (loss, learning rate and settings); they differ only in their seeds.",
     "seed": "The number that sets the order of the training data; runs of the same seed share their batches.",
     "init_seed": "The number that sets the initial adapter; runs of the same init_seed start from the same A.",
+    "merge": "One update made of two, in a causal check; its baseline is the merge of two repeats of a loss.",
+    "restored": "Put back to the weights of the base: some directions of an update, in a causal check.",
 }
 _UPDATE = {"ΔW": "The update of a run: what training added to the weights of the base."}
 # How measures and accuracies are judged.

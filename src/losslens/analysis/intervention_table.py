@@ -1,0 +1,190 @@
+"""The table of the causal checks: each changed model beside the run, or the better of the two runs, it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from losslens.analysis.accuracy import by_problem
+from losslens.analysis.arm_accuracy import COLUMNS as COMPARED
+from losslens.analysis.arm_accuracy import compare_outcomes, judge
+from losslens.analysis.cache import Cache
+from losslens.analysis.cohort import Cohort
+from losslens.analysis.function_space import base_of, own_benchmark, trust_of
+from losslens.analysis.interventions import Change, Intervention, equal_norm_factors, planned, scaled, unchanged
+from losslens.analysis.pairs import Pair
+from losslens.analysis.repeats import pairing
+from losslens.analysis.tables import shares_initial_adapter
+from losslens.config.analysis import AnalyzeConfig
+from losslens.core.errors import InputError, UnavailableError
+from losslens.evaluation.statistics import wilson_interval
+from losslens.measures.connectivity import SequenceNll, loss_difference
+from losslens.updates.base import Array
+
+COLUMNS = (
+    "kind", "how", "run", "run_b", "arm", "arm_b", "pairing", "value", "draw", "null", "norm", "kl", "loss",
+    "loss_diff", "loss_diff_low", "loss_diff_high", "loss_diff_repeat", "accuracy", "ci_low", "ci_high",
+    "reference_accuracy", *COMPARED[2:], "accuracy_diff_repeat",
+)  # fmt: skip
+_WHAT = "interventions"
+
+
+def intervention_table(
+    config: AnalyzeConfig, cohort: Cohort, pairs: Sequence[Pair], arms: Mapping[str, str], cache: Cache
+) -> pd.DataFrame:
+    """Builds `interventions.csv`: one row per changed model, after the base and the runs themselves.
+
+    Args:
+        config: The configuration.
+        cohort: The compared adapters.
+        pairs: The pairs of runs to merge.
+        arms: The arm of each run.
+        cache: The cache.
+
+    Raises:
+        InputError: More directions are to be restored than the updates have.
+    """
+    settings = config.interventions
+    if not settings.asked_for:
+        return pd.DataFrame(columns=list(COLUMNS))
+    rank = max(rank for ranks in cohort.ranks.values() for rank in ranks)
+    if (most := max(settings.restoring, default=0)) > rank:
+        raise InputError(f"interventions.restoring={most}: the updates have at most {rank} directions in a module")
+    if settings.merging and not pairs:
+        cohort.left_out["merges"] = "no pairs are chosen (see pairs)"
+    try:
+        # These load torch and transformers.
+        from losslens.analysis.base_weights import BaseWeights
+        from losslens.analysis.forward_passes import ForwardPasses
+        from losslens.analysis.intervention_passes import InterventionPasses
+        from losslens.analysis.probe_set import TeacherForced, probe_set
+
+        trust = trust_of(config)
+        passes = ForwardPasses(*base_of(config.model_path, cohort.first, trust), cohort, cache, config.batch_size)
+        frozen = probe_set(config.probe_set, config.output_dir, cohort.first, trust, config.model_path)
+    except UnavailableError as error:
+        cohort.left_out[_WHAT] = str(error)
+        return pd.DataFrame(columns=list(COLUMNS))
+    benchmark = None
+    if cohort.first and settings.problems != 0:
+        try:
+            benchmark = own_benchmark(config, cohort.first, settings.problems)
+        except UnavailableError as error:
+            cohort.left_out[f"accuracy of {_WHAT}"] = str(error)
+    sequences = TeacherForced(frozen, answer_only=False)
+    passes.observe(cohort.names, sequences, config.cka)
+    weights = BaseWeights(passes, cohort, config.num_directions)
+    measured = InterventionPasses(passes, sequences, config.cka, weights, benchmark, _recorded(cohort))
+    names = _changeable(cohort)
+    runs = unchanged(names)
+    effects = measured.measure(runs)
+    asked = planned(settings, names, [pair for pair in pairs if {*pair} <= {*names}])
+    if "norm" in settings.equal:
+        asked += scaled("equal_norm", equal_norm_factors({name: effects[Change((name,))].norm for name in names}))
+    if "kl" in settings.equal:
+        asked += scaled("equal_kl", measured.equal_kl_factors(names))
+    effects |= measured.measure(asked)
+    rows = [_row(intervention, effects, config.equivalence_margin / 100) for intervention in [*runs, *asked]]
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        judge([row for row in rows if row["kind"] == kind])
+    seeds = {s.name: s.facts.seeds if s.facts else None for s in cohort.members}
+    own = {s.name for s in cohort.members if s.facts and s.facts.own_samples}
+    for row in rows:
+        row |= {"arm": arms.get(row["run"], row["run"]), "arm_b": arms.get(row["run_b"], row["run_b"])}
+        a, b = row["run"], row["run_b"]
+        if b:
+            row["pairing"] = pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b)), (a in own, b in own))
+    table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": "Int64"})
+    table.loc[table["run"] == "", "run"] = cohort.base_name
+    return with_repeats(table)
+
+
+def _changeable(cohort: Cohort) -> list[str]:
+    """Returns the names of the runs whose updates are the compared modules alone; tells the others."""
+    names = []
+    for member in cohort.members:
+        if member.point.base is None:
+            names.append(member.name)
+        else:
+            cohort.left_out[f"{_WHAT} of {member.name}"] = "a whole model changes more than the compared modules"
+    return names
+
+
+def _recorded(cohort: Cohort) -> dict[str | None, pd.Series]:
+    """Returns the outcomes of all scored runs, and of the base (None), on the benchmark of their own data."""
+    benchmark = cohort.first.benchmark if cohort.first else None
+    runs = {member.name: member.run for member in cohort.members if member.run}
+    scored = [*runs.items(), *((None, base.run) for base in cohort.bases[:1])]
+    return {
+        name: by_problem(cohort.scores, run, benchmark)
+        for name, run in scored
+        if benchmark and benchmark in cohort.scores.benchmarks(run)
+    }
+
+
+def _row(intervention: Intervention, effects: Mapping[Change, Any], margin: float) -> dict[str, Any]:
+    change = intervention.change
+    effect = effects[change]
+    parents = [effects[Change((name,))] for name in change.runs]
+    first, second = (*change.runs, "", "")[:2]
+    row: dict[str, Any] = {
+        "kind": intervention.kind, "how": change.how, "run": first, "run_b": second, "pairing": "",
+        "value": np.nan if second else change.value, "draw": change.draw, "null": intervention.null,
+        "norm": effect.norm, "kl": effect.kl, "loss": effect.loss.nll.sum() / effect.loss.tokens.sum(),
+    }  # fmt: skip
+    if effect.correct is not None:
+        correct = effect.correct.to_numpy(dtype=np.float64)
+        low, high = wilson_interval(float(correct.sum()), len(correct))
+        row |= {"n": len(correct), "accuracy": float(correct.mean()), "ci_low": low, "ci_high": high}
+    if intervention.kind == "unchanged":
+        row["how"] = "run" if change.runs else "base"
+        return row
+    losses = [parent.loss.nll for parent in parents]
+    reference = losses[0] if len(losses) == 1 else -better(*(-loss for loss in losses))
+    against = loss_difference(effect.loss, SequenceNll(reference, effect.loss.tokens))
+    row |= zip(("loss_diff", "loss_diff_low", "loss_diff_high"), against, strict=True)
+    if effect.correct is not None:
+        outcomes = [parent.correct.reindex(effect.correct.index).to_numpy(dtype=np.float64) for parent in parents]
+        reference = outcomes[0] if len(outcomes) == 1 else better(*outcomes)
+        tested = not (intervention.null or change.is_a_model)
+        row |= {"reference_accuracy": float(reference.mean())}
+        row |= compare_outcomes(correct, reference, margin if tested else None)
+    return row
+
+
+def better(first: Array, second: Array) -> Array:
+    """Returns, for each item, the outcome of the run that is better on the other half of the items.
+
+    The better of two runs by the items themselves looks better than it is, and whatever is compared with it there looks
+    worse. Here each half (every second item) is compared with the run chosen on the other half; where both are equally
+    good there, with their mean.
+
+    Args:
+        first: The outcomes of one run by item, larger is better, shape (items,).
+        second: Those of the other run.
+    """
+    half = np.arange(len(first)) % 2
+    chosen = np.empty(len(first))
+    for here in (0, 1):
+        lead = np.sum(first[half != here]) - np.sum(second[half != here])
+        share = 0.5 * (1 + np.sign(lead))
+        chosen[half == here] = (share * first + (1 - share) * second)[half == here]
+    return chosen
+
+
+def with_repeats(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds to merges of two losses what merging two repeats of one of them does: the mean of the two losses' means."""
+    repeats = table[(table["kind"] == "merging") & (table["arm"] == table["arm_b"])]
+    across = (table["kind"] == "merging") & (table["arm"] != table["arm_b"])
+    table = table.copy()
+    for name in ("loss_diff", "accuracy_diff"):
+        own = repeats.groupby(["how", "arm"])[name].mean()
+        levels = [
+            np.mean([own.get((how, arm), np.nan) for arm in (a, b)])
+            for how, a, b in table.loc[across, ["how", "arm", "arm_b"]].itertuples(index=False)
+        ]
+        table.loc[across, f"{name}_repeat"] = levels
+    return table
