@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,40 @@ from losslens.updates.lora_config import LoraConfigFile
 from losslens.updates.tensor_file import TensorFile
 
 _SHARD = re.compile(r"^adapter_model-(\d+)-of-(\d+)\.safetensors$")
+_EXPERT = re.compile(r"\[\d+\]$")
 _LARGEST = 1e100  # largest ‖ΔW‖; products of two such norms are still finite
-_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<factor>[AB])\.weight$")
+_KEY = re.compile(
+    r"^(?:base_model\.model\.)?(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\."
+    r"(?:lora_(?P<factor>[AB])\.weight|lora_(?P<magnitude>magnitude_vector)(?:\.weight)?)$"
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A tensor in a file."""
+
+    file: TensorFile
+    key: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.file.shape(self.key)
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """Where the factors of a module lie: those of expert `number` of `count`, or all of both tensors."""
+
+    a: _Place
+    b: _Place
+    number: int = 0
+    count: int = 1
 
 
 class Adapter:
     """An open adapter folder; the update of a module is read on access.
+
+    The experts whose weights lie in one tensor are modules of their own (`….experts.gate_up_proj[3]`).
 
     Args:
         folder: The PEFT folder, for messages.
@@ -40,25 +69,62 @@ class Adapter:
     def __init__(self, folder: Path, files: Sequence[TensorFile], config: LoraConfigFile) -> None:
         self.folder = folder
         self._config = config
-        self._factors: dict[str, dict[str, tuple[TensorFile, str]]] = {}
+        self._factors: dict[str, _Factors] = {}
+        self._magnitudes: dict[str, _Place] = {}
+        tensors = self._tensors(files)
+        for (module, depth), found in tensors.items():
+            parameters = config.parameters_of(module)
+            if not parameters and not config.puts_on(module):
+                raise InputError(f"{folder}: {module} is not among the target_modules of adapter_config.json")
+            for name in ("A", "B", *["magnitude_vector"] * config.use_dora):
+                if name not in found:
+                    raise InputError(f"{folder}: {module} has no lora_{name}")
+            if config.use_dora:
+                self._magnitudes[module] = found["magnitude_vector"]
+            if not parameters:
+                self._factors[module] = _Factors(found["A"], found["B"])
+                continue
+            levels = sum(other == module for other, _ in tensors)
+            if levels != len(parameters):
+                raise InputError(f"{folder}: {module} has {levels} pairs of factors for {', '.join(parameters)}")
+            # The inmost parameter has the most `base_layer` in its name.
+            self._add_parameter(module, parameters[levels - 1 - depth], found)
+
+    def _tensors(self, files: Sequence[TensorFile]) -> dict[tuple[str, int], dict[str, _Place]]:
+        """Returns the tensors of each module, and of each of its adapted parameters, by their kind."""
+        tensors: dict[tuple[str, int], dict[str, _Place]] = {}
         for file in files:
             for key in file.names:
                 match = _KEY.match(key)
-                if match is None or ".base_layer." in f".{match['module']}.":
-                    kind = " of a linear module" if "lora_" in key else ""
-                    raise InputError(f"{folder}: {key} is not a LoRA factor{kind}")
-                factors = self._factors.setdefault(match["module"], {})
-                if match["factor"] in factors:
-                    raise InputError(f"{folder}: {key} occurs twice")
-                factors[match["factor"]] = (file, key)
-        if not self._factors:
-            raise InputError(f"{folder}: contains no LoRA factors")
-        for module, factors in self._factors.items():
-            if not config.puts_on(module):
-                raise InputError(f"{folder}: {module} is not among the target_modules of adapter_config.json")
-            for name in "AB":
-                if name not in factors:
-                    raise InputError(f"{folder}: {module} has no lora_{name}")
+                kind = match and (match["factor"] or match["magnitude"])
+                depth = match["nested"].count(".base_layer") if match else 0
+                if (
+                    match is None
+                    or not kind
+                    or (match["magnitude"] and not self._config.use_dora)
+                    or (depth and not self._config.parameters_of(match["module"]))
+                ):
+                    which = " of a linear module" if "lora_" in key else ""
+                    raise InputError(f"{self.folder}: {key} is not a LoRA factor{which}")
+                found = tensors.setdefault((match["module"], depth), {})
+                if kind in found:
+                    raise InputError(f"{self.folder}: {key} occurs twice")
+                found[kind] = _Place(file, key)
+        if not tensors:
+            raise InputError(f"{self.folder}: contains no LoRA factors")
+        return tensors
+
+    def _add_parameter(self, module: str, parameter: str, found: Mapping[str, _Place]) -> None:
+        """Adds an adapted parameter: the weight of a linear module, or that of each expert."""
+        name = f"{module}.{parameter}"
+        rank, rows = self._config.rank(name), found["A"].shape[0]
+        if not rank or rows % rank:
+            raise InputError(f"{self.folder}: {name}: lora_A has {rows} rows, not a multiple of the rank {rank}")
+        if parameter == "weight" and rows == rank:
+            self._factors[module] = _Factors(found["A"], found["B"])
+            return
+        for number in range(rows // rank):
+            self._factors[f"{name}[{number}]"] = _Factors(found["A"], found["B"], number, rows // rank)
 
     @property
     def modules(self) -> list[str]:
@@ -68,12 +134,12 @@ class Adapter:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Shape (out, in) of ΔW of each module, without reading it."""
-        return {module: (self._shape(module, "B")[0], self._shape(module, "A")[1]) for module in self.modules}
+        return {module: (self._shape(module, "b")[0], self._shape(module, "a")[1]) for module in self.modules}
 
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of each module, without reading it."""
-        return {module: self._shape(module, "A")[0] for module in self.modules}
+        return {module: self._shape(module, "a")[0] // self._factors[module].count for module in self.modules}
 
     def __getitem__(self, module: str) -> LoraUpdate:
         """Reads the update of `module`.
@@ -81,13 +147,13 @@ class Adapter:
         Raises:
             InputError: The factors do not fit each other or the configured rank, or a value is not finite.
         """
-        a, b = self._read(module, "A"), self._read(module, "B")
+        a, b = self._read_factors(self._factors[module])
         if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or not a.size or not b.size:
             raise InputError(f"{self.folder}: {module}: the shapes {b.shape} of B and {a.shape} of A do not fit")
-        rank = a.shape[0]
-        if (configured := self._config.rank(module)) not in (None, rank):
+        rank, name = a.shape[0], _EXPERT.sub("", module)
+        if (configured := self._config.rank(name)) not in (None, rank):
             raise InputError(f"{self.folder}: {module} has rank {rank}, but adapter_config.json says {configured}")
-        scale = self._config.scale(module, rank)
+        scale = self._config.scale(name, rank)
         with np.errstate(over="ignore"):
             largest = abs(scale) * np.linalg.norm(b) * np.linalg.norm(a)
         if not largest <= _LARGEST:
@@ -96,35 +162,56 @@ class Adapter:
             )
         return LoraUpdate(b, a, scale)
 
-    def _shape(self, module: str, factor: str) -> tuple[int, ...]:
-        file, key = self._factors[module][factor]
-        shape = file.shape(key)
-        if len(shape) != 2:
-            raise InputError(f"{self.folder}: {key} is not a matrix")
-        return shape
+    def magnitude(self, module: str) -> Array:
+        """Reads the trained norms of the rows of `module`, a DoRA adapter's, shape (out,).
 
-    def _read(self, module: str, factor: str) -> Array:
-        file, key = self._factors[module][factor]
+        Raises:
+            InputError: A value is not finite.
+        """
+        return self._read(self._magnitudes[module]).ravel()
+
+    def _shape(self, module: str, factor: str) -> tuple[int, ...]:
+        place: _Place = getattr(self._factors[module], factor)
+        if len(place.shape) != 2:
+            raise InputError(f"{self.folder}: {place.key} is not a matrix")
+        return place.shape
+
+    def _read_factors(self, factors: _Factors) -> tuple[Array, Array]:
+        """Reads A and B; in PEFT's layout the rows of A lie expert by expert, and the columns of B rank by rank."""
+        number, count = factors.number, factors.count
+        if count == 1:
+            return self._read(factors.a), self._read(factors.b)
+        rank = factors.a.shape[0] // count
+        a = self._read(factors.a, slice(number * rank, (number + 1) * rank))
+        return a, self._read(factors.b)[:, number::count]
+
+    def _read(self, place: _Place, rows: slice | None = None) -> Array:
         try:
-            values = file.read(key)
+            values = place.file.read(place.key, rows)
         except (ValueError, OSError) as error:
             raise InputError(f"{self.folder}: {first_line(error)}") from error
         # A finite sum implies finite terms, and needs no extra array.
         with np.errstate(invalid="ignore", over="ignore"):
             total = values.sum()
         if not math.isfinite(total) and not np.isfinite(values).all():
-            raise InputError(f"{self.folder}: {key} contains non-finite values")
+            raise InputError(f"{self.folder}: {place.key} contains non-finite values")
         return values
 
 
 @contextmanager
-def open_adapter(folder: Path) -> Iterator[Adapter]:
+def open_adapter(folder: Path, *, dora: bool = False) -> Iterator[Adapter]:
     """Opens the PEFT LoRA adapter in `folder`, stored in one or several safetensors files.
+
+    Args:
+        folder: The PEFT folder.
+        dora: Accepts a DoRA adapter, whose update its factors and norms alone do not tell (`DoraAdapter`).
 
     Raises:
         InputError: The adapter is missing, damaged, or not a LoRA adapter.
     """
     config = LoraConfigFile(folder / "adapter_config.json")
+    if config.use_dora and not dora:
+        raise InputError(f"{config.file}: use_dora=true: a DoRA adapter, whose update is not B·A alone")
     with ExitStack() as stack:
         try:
             files = [stack.enter_context(TensorFile(file)) for file in _weight_files(folder)]

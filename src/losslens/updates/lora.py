@@ -74,9 +74,9 @@ class LoraUpdate(Update):
         return self.b @ (turn / lengths), self.scale * (turn * lengths).T @ self.a
 
     def inner(self, other: Update) -> float:
-        """Computes s·s'·Σ[(BᵀB') ∘ (AA'ᵀ)]."""
+        """Computes s·s'·Σ[(BᵀB') ∘ (AA'ᵀ)], or s·Σ[(BᵀΔW') ∘ A] with another kind of update."""
         if not isinstance(other, LoraUpdate):
-            return super().inner(other)
+            return self.scale * float(np.vdot(self.b.T @ other.dense(), self.a))
         return self.scale * other.scale * float(np.vdot(self.b.T @ other.b, self.a @ other.a.T))
 
     def right_overlap(self, other: Update) -> float:

@@ -1,4 +1,4 @@
-"""Reads a PEFT configuration as plain LoRA, ΔW = scale·B·A on linear modules; any other variant is rejected."""
+"""Reads a PEFT configuration as LoRA, ΔW = scale·B·A on linear modules and experts, or DoRA; rejects other variants."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _WITHOUT_EFFECT = {
     "megatron_core", "runtime_config", "qalora_group_size", "loftq_config", "eva_config", "corda_config",
     "lora_ga_config",
 }  # fmt: skip
-_READ = {"r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights"}
+_READ = {
+    "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "use_dora",
+    "target_parameters",
+}  # fmt: skip
 # Initialisations that leave the base unchanged; all others change its weights or are unknown.
 _INITIALISATIONS = ("gaussian", "eva", "orthogonal", "mica")
 _OFF: tuple[Any, ...] = (None, False, "none", "", [], {})
 # Why a field must be off. A field in none of these lists comes from another version of PEFT.
 _WHY = {
-    "use_dora": "a DoRA adapter, whose update is not B·A alone",
-    "target_parameters": "it adapts parameters of a module (experts), which is not supported",
     "bias": "biases are trained too",
     "lora_bias": "biases are trained too",
     "modules_to_save": "whole modules are trained too",
@@ -45,6 +46,8 @@ _WHY = {
     "velora_config": "an unsupported variant of LoRA",
     "monteclora_config": "an unsupported variant of LoRA",
 }
+# Parameters of experts, in the order in which transformers' modules have them.
+_EXPERTS = ("gate_up_proj", "down_proj")
 _SECONDS = 0.5  # timeout of one match of a pattern and a module name; normal patterns take microseconds
 _LARGEST = 1e100  # far above any weight, with a finite square
 
@@ -52,13 +55,17 @@ _Value = TypeVar("_Value")
 
 
 class LoraConfigFile:
-    """The `adapter_config.json` of a plain LoRA adapter.
+    """The `adapter_config.json` of a LoRA or DoRA adapter.
+
+    Attributes:
+        file: Its path.
+        use_dora: True if the norms of rows were trained, too.
 
     Args:
         file: Its path.
 
     Raises:
-        InputError: The file cannot be read or does not describe plain LoRA.
+        InputError: The file cannot be read or describes another kind of adapter.
     """
 
     def __init__(self, file: Path) -> None:
@@ -78,8 +85,33 @@ class LoraConfigFile:
         self._alpha = self._number("lora_alpha", content["lora_alpha"])
         self._rank = None if "r" not in content else self._whole("r", content["r"])
         self._rslora = self._switch("use_rslora", content.get("use_rslora", False))
+        self.use_dora = self._switch("use_dora", content.get("use_dora") or False)
+        self._parameters = self._names(content, "target_parameters")
+        if isinstance(content.get("target_parameters"), str):
+            raise InputError(
+                f"{file}: target_parameters: {_short(content['target_parameters'])} is not a list of names"
+            )
+        if self.use_dora and self._parameters:
+            raise InputError(f"{file}: target_parameters with use_dora: PEFT has no DoRA of experts")
         self._alphas = {k: self._number("alpha_pattern", v) for k, v in self._pattern(content, "alpha_pattern")}
         self._ranks = {k: self._whole("rank_pattern", v) for k, v in self._pattern(content, "rank_pattern")}
+
+    def parameters_of(self, module: str) -> list[str]:
+        """Returns the names of the parameters of `module` that are adapted, in PEFT's order of nesting, inmost first.
+
+        PEFT wraps the parameters in the order in which the module has them, which no file records.
+
+        Raises:
+            InputError: There are several, and not those whose order is known.
+        """
+        found = set()
+        for target in self._parameters:
+            owner, _, parameter = target.rpartition(".")
+            if not owner or module == owner or module.endswith(f".{owner}"):
+                found.add(parameter)
+        if len(found) > 1 and not found <= set(_EXPERTS):
+            raise InputError(f"{self.file}: target_parameters: several of {module}, in an unknown order")
+        return sorted(found, key=lambda name: _EXPERTS.index(name) if name in _EXPERTS else 0)
 
     def puts_on(self, module: str) -> bool:
         """True if PEFT would adapt `module`, judged by lists of names only."""

@@ -56,8 +56,16 @@ class TensorFile:
         """Shape of a tensor, without reading it."""
         return tuple(self._header[name]["shape"])
 
-    def read(self, name: str) -> Array:
+    def dtype(self, name: str) -> str:
+        """Type of a tensor's values as safetensors names it, such as `BF16`."""
+        return str(self._header[name]["dtype"])
+
+    def read(self, name: str, rows: slice | None = None) -> Array:
         """Reads a tensor as float64, which represents all stored values exactly.
+
+        Args:
+            name: The tensor.
+            rows: Range of its first dimension, from start to stop; all of it by default.
 
         Raises:
             ValueError: It is not stored as floating-point numbers of 16, 32 or 64 bits.
@@ -67,12 +75,17 @@ class TensorFile:
         if entry["dtype"] not in _DTYPES:
             raise ValueError(f"{name} is stored as {entry['dtype']}, not as 16-, 32- or 64-bit floats")
         first, last = entry["data_offsets"]
+        shape = list(entry["shape"])
+        if rows is not None:
+            row = (last - first) // shape[0]
+            first, last = first + rows.start * row, first + rows.stop * row
+            shape[0] = rows.stop - rows.start
         content = bytearray(last - first)
         if os.preadv(self._file.fileno(), [content], self._start + first) != len(content):
             raise OSError(f"{name} is truncated")
         if not content:
-            return np.zeros(entry["shape"])
+            return np.zeros(shape)
         values = np.frombuffer(content, dtype=_DTYPES[entry["dtype"]])
         if entry["dtype"] == "BF16":
             values = (values.astype("<u4") << 16).view("<f4")
-        return values.astype(np.float64).reshape(entry["shape"])
+        return values.astype(np.float64).reshape(shape)

@@ -1,0 +1,193 @@
+"""Tensors of a checkpoint in transformers' layout, in one safetensors file or in shards, read one at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from losslens.core.errors import InputError, first_line
+from losslens.updates.base import Array
+from losslens.updates.tensor_file import TensorFile
+
+# What wrappers put before a name, and what a model without its language-model head leaves out.
+_WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.|base_model\.model\.)+")
+_BARE = (
+    (re.compile(r"^(?:layers|embed_tokens|norm)\."), "model."),
+    (re.compile(r"^(?:h|wte|wpe|ln_f)\."), "transformer."),
+)
+# Constants that some versions of transformers saved.
+_CONSTANTS = re.compile(r"(?:rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias)$")
+_VOCABULARY = re.compile(r"(?:^|\.)(?:lm_head|embed_out|wte|wpe|\w*embed\w*)$")
+_HEAD = re.compile(r"^(?:lm_head|embed_out)\.weight$")
+_INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in)\.weight$")
+_EXPERTS = re.compile(r"\.experts\.\w+$")
+# Models whose weights lie as (in, out): linear modules of GPT-2's kind, and experts.
+_IN_OUT = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+_EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text"}
+
+_BLOCK = 2**24  # values read at once where no whole matrix is needed
+
+
+class Weights:
+    """The open tensors of a checkpoint, by the names that they have in a causal language model.
+
+    Args:
+        folder: The folder, for messages.
+        files: The file of each tensor, by the name in it.
+        model_type: `model_type` of its config.json.
+    """
+
+    def __init__(self, folder: Path, files: dict[str, TensorFile], model_type: str | None) -> None:
+        self.folder = folder
+        self._places = {_usual(name): (file, name) for name, file in files.items() if not _CONSTANTS.search(name)}
+        self._linear_in_out, self._experts_in_out = model_type in _IN_OUT, model_type in _EXPERTS_IN_OUT
+        heads, inputs = ([name for name in self._places if kind.search(name)] for kind in (_HEAD, _INPUT))
+        self._input = inputs[0] if inputs and not heads else None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the stored tensors; a head that is tied to the input embeddings is stored once."""
+        return list(self._places)
+
+    @property
+    def matrices(self) -> dict[str, tuple[str, int | None]]:
+        """The tensor of each linear module's weight, without embeddings and head, and its number among experts."""
+        found: dict[str, tuple[str, int | None]] = {}
+        for name in self._places:
+            module, shape = name.removesuffix(".weight"), self._stored_shape(name)
+            if len(shape) == 2 and module != name and not _VOCABULARY.search(module):
+                found[module] = (name, None)
+            elif len(shape) == 3 and _EXPERTS.search(name):
+                found |= {f"{name}[{number}]": (name, number) for number in range(shape[0])}
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places or self._is_tied(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor; that of a linear module's weight is (out, in), and of experts' (experts, out, in)."""
+        shape = self._stored_shape(name)
+        return (*shape[:-2], shape[-1], shape[-2]) if self._lies_in_out(name, shape) else shape
+
+    def dtype(self, name: str) -> str:
+        """Type of a tensor's values as safetensors names it, such as `BF16`."""
+        file, key = self._place(name)
+        return file.dtype(key)
+
+    def matrix(self, name: str, expert: int | None = None) -> Array:
+        """Reads a matrix, shape (out, in).
+
+        Raises:
+            InputError: It is not stored as floating-point numbers, or a value is not finite.
+        """
+        values = self._read(name, None if expert is None else slice(expert, expert + 1))
+        values = values if expert is None else values[0]
+        return values.T if self._lies_in_out(name, self._stored_shape(name)) else values
+
+    def blocks(self, name: str, rows: int) -> Iterator[Array]:
+        """Reads the first `rows` of a tensor in parts, so that an embedding need not fit in memory.
+
+        Raises:
+            InputError: As for `matrix`.
+        """
+        shape = self._stored_shape(name)
+        step = max(1, _BLOCK // max(1, math.prod(shape[1:])))
+        for start in range(0, rows, step):
+            yield self._read(name, slice(start, min(start + step, rows)))
+
+    def _read(self, name: str, rows: slice | None) -> Array:
+        file, key = self._place(name)
+        try:
+            values = file.read(key, rows)
+        except (ValueError, OSError) as error:
+            raise InputError(f"{self.folder}: {first_line(error)}") from error
+        with np.errstate(invalid="ignore", over="ignore"):
+            total = values.sum()
+        if not math.isfinite(total) and not np.isfinite(values).all():
+            raise InputError(f"{self.folder}: {key} contains non-finite values")
+        return values
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        file, key = self._place(name)
+        return file.shape(key)
+
+    def _place(self, name: str) -> tuple[TensorFile, str]:
+        return self._places[self._input if self._input is not None and self._is_tied(name) else name]
+
+    def _is_tied(self, name: str) -> bool:
+        return self._input is not None and name not in self._places and _HEAD.search(name) is not None
+
+    def _lies_in_out(self, name: str, shape: tuple[int, ...]) -> bool:
+        is_linear = len(shape) == 2 and not _VOCABULARY.search(name.removesuffix(".weight"))
+        return (is_linear and self._linear_in_out) or (len(shape) == 3 and self._experts_in_out)
+
+
+@contextmanager
+def open_weights(folder: Path) -> Iterator[Weights]:
+    """Opens a checkpoint: `model.safetensors`, or the shards that `model.safetensors.index.json` lists.
+
+    Raises:
+        InputError: A file is missing or damaged, or the weights are pickled.
+    """
+    with ExitStack() as stack:
+        try:
+            opened = {file: stack.enter_context(TensorFile(file)) for file in _files(folder)}
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
+            raise InputError(f"{folder}: not a readable checkpoint ({first_line(error)})") from error
+        tensors: dict[str, TensorFile] = {}
+        for file in opened.values():
+            for name in file.names:
+                if name in tensors:
+                    raise InputError(f"{folder}: {name} occurs twice")
+                tensors[name] = file
+        model_type = _json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
+        yield Weights(folder, tensors, model_type)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """True if a folder has the files of a whole model, and none of an adapter."""
+    has_weights = any(folder.glob("model*.safetensors")) or (folder / "model.safetensors.index.json").is_file()
+    return not (folder / "adapter_config.json").exists() and (has_weights or (folder / "config.json").is_file())
+
+
+def _files(folder: Path) -> list[Path]:
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not index.is_file():
+        if pickled := sorted(folder.glob("pytorch_model*.bin")):
+            raise InputError(f"{pickled[0]}: pickle files can run code and are not read; save it as safetensors")
+        raise InputError(f"{folder}: neither model.safetensors nor model.safetensors.index.json")
+    listed = _json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise InputError(f"{index}: lists no shards (weight_map)")
+    shards = sorted(set(listed.values()))
+    for name in shards:
+        if Path(name).name != name:
+            raise InputError(f"{index}: {name} is not a file beside it")
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name}: no such file, but {index.name} lists it")
+    return [folder / name for name in shards]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file}: not readable ({first_line(error)})") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: not a mapping")
+    return content
+
+
+def _usual(name: str) -> str:
+    name = _WRAPPERS.sub("", name)
+    return next((f"{prefix}{name}" for start, prefix in _BARE if start.match(name)), name)
