@@ -110,8 +110,10 @@ def _changeable(cohort: Cohort) -> list[str]:
     for member in cohort.members:
         if member.point.base is None:
             names.append(member.name)
-        else:
+        elif member.point.is_whole:
             cohort.left_out[f"{_WHAT} of {member.name}"] = "a whole model changes more than the compared modules"
+        else:
+            cohort.left_out[f"{_WHAT} of {member.name}"] = "its update is not that of factors alone (DoRA)"
     return names
 
 

@@ -18,8 +18,9 @@ from losslens.analysis.arm_summary import SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
+from losslens.analysis.composition import tell_composition
 from losslens.analysis.console import show
-from losslens.analysis.function_space import locate_bases, measure_function_space, trust_of
+from losslens.analysis.function_space import external_base, locate_bases, measure_function_space, trust_of
 from losslens.analysis.gathering import find_runs, gather_cohort
 from losslens.analysis.gradients import FindGradients, Gradients, measure_gradients
 from losslens.analysis.intervention_table import intervention_table
@@ -154,7 +155,7 @@ def analyse(
     contents.members = at_checkpoint(contents.members, config.checkpoint, config.target_norm, contents.left_out)
     if config.checkpoint != "end":
         score_snapshots(contents.members, config.model_path, trust_of(config), contents.left_out)
-    cohort = gather_cohort(contents, config.adapters or {})
+    cohort = gather_cohort(contents, config.adapters or {}, external_base(contents, config))
     runs_base = cohort.first.base if cohort.first else None
     require_one_base(config.adapters or {}, runs_base, config.model_path, cohort.left_out)
     names = cohort.names
@@ -178,6 +179,7 @@ def analyse(
     # At most the rank of the runs: an interpolation of two snapshots has further directions, in which they differ.
     top = min(config.num_directions, max(rank for ranks in cohort.ranks.values() for rank in ranks))
     measured, pairs = measure_weight_space(cohort, top, cache)
+    tell_composition(cohort, cache)
     based = measure_function_space(config, cohort, chosen, cache)
     interventions = intervention_table(config, cohort, chosen.pairs, named, cache)
     # Trajectories are only computed to the ends of the runs.

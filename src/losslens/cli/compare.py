@@ -29,20 +29,24 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     found = _Parser(
         prog="losslens compare",
-        description="Compares the weight updates of PEFT LoRA adapters: norms, cosines, principal angles, each beside "
-        "its null, in tables and a report. Nothing is trained, and no model is loaded without --base.",
+        description="Compares the weight updates of PEFT adapters and of whole models of one architecture: norms, "
+        "cosines, principal angles, each beside its null, in tables and a report. Nothing is trained, and no model is "
+        "loaded without --base.",
         epilog="Exit status: 0 done; 2 invalid input, or the hub cannot be reached.",
     )
     found.add_argument(
         "adapters", nargs="*", metavar="ADAPTER",
-        help="a folder, a run of LossLens, or a hub id (owner/name, owner/name/folder, owner/name@revision); "
-        "NAME=ADAPTER names it in the tables",
+        help="a folder of PEFT or transformers, a run of LossLens, or a hub id (owner/name, owner/name/folder, "
+        "owner/name@revision); NAME=ADAPTER names it in the tables",
     )  # fmt: skip
     found.add_argument(
         "--published", nargs="?", const="", metavar="PLACE", help="also every adapter of a repository on the hub, or "
         "of a folder laid out like one, beside the figures of arXiv 2606.23740; by default that study's own repository",
     )  # fmt: skip
-    found.add_argument("--base", metavar="MODEL", help="folder or hub id of the base: adds what needs its weights")
+    found.add_argument(
+        "--base", metavar="MODEL", help="folder or hub id of the base: adds what needs its weights; "
+        "DoRA and whole models need it",
+    )  # fmt: skip
     found.add_argument(
         "--completions", metavar="FOLDER", help="frozen rollouts; with --base, adds barriers, CKA, KL and output shifts"
     )

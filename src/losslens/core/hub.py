@@ -64,15 +64,15 @@ def is_available(field: str, repo: str, revision: str | None, repo_type: RepoTyp
 
 
 def adapter_from_hub(place: str) -> Path:
-    """Downloads the adapter of a repository, or of a folder in it, and returns where it lies.
+    """Downloads the adapter or the whole model of a repository, or of a folder in it, and returns where it lies.
 
-    Only its configuration and its safetensors file are fetched, into the cache of the hub's client.
+    Only its configuration and its safetensors files are fetched, into the cache of the hub's client.
 
     Args:
         place: `owner/name`, `owner/name/folder/in/it`, either with `@revision` at its end.
 
     Raises:
-        InputError: It has another form, or the hub has no such repository, revision or adapter.
+        InputError: It has another form, or the hub has no such repository or revision, or neither of the two in it.
         UnavailableError: The hub cannot be reached, and there is no local copy.
     """
     path, _, revision = place.partition("@")
@@ -82,9 +82,13 @@ def adapter_from_hub(place: str) -> Path:
     commit = resolve_commit("adapter", owner_and_name, revision or None)
     files = [f"{inside}/{name}".lstrip("/") for name in ("adapter_config.json", "adapter_model.safetensors")]
     copy = _copy(place, owner_and_name, commit, files)
-    if not all((copy / file).is_file() for file in files):
-        raise InputError(f"{place}: the repository has no {' and '.join(files)} at commit {commit[:8]}")
-    return copy / inside
+    if all((copy / file).is_file() for file in files):
+        return copy / inside
+    names = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+    model = _downloaded(place, owner_and_name, commit, [f"{inside}/{name}".lstrip("/") for name in names]) / inside
+    if not (model / "config.json").is_file() or not any(model.glob("model*.safetensors")):
+        raise InputError(f"{place}: the repository has no {' and '.join(files)} at commit {commit[:8]}, and no model")
+    return model
 
 
 def model_folder(field: str, repo: str, commit: str) -> Path:

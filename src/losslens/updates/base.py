@@ -77,6 +77,14 @@ class Update(ABC):
         svd = self.svd()
         return svd.left, svd.values[:, np.newaxis] * svd.right.T
 
+    def on_inputs(self, inputs: Array) -> Array:
+        """Computes ΔW·X for X of shape (in, k)."""
+        return self.dense() @ inputs
+
+    def on_outputs(self, outputs: Array) -> Array:
+        """Computes ΔWᵀ·Y for Y of shape (out, k)."""
+        return self.dense().T @ outputs
+
     def inner(self, other: Update) -> float:
         """Computes ⟨ΔW, ΔW'⟩."""
         return float(np.vdot(self.dense(), other.dense()))

@@ -73,6 +73,12 @@ class LoraUpdate(Update):
         lengths = np.sqrt(np.maximum(squares, 1e-15 * squares[-1]))
         return self.b @ (turn / lengths), self.scale * (turn * lengths).T @ self.a
 
+    def on_inputs(self, inputs: Array) -> Array:
+        return self.scale * self.b @ (self.a @ inputs)
+
+    def on_outputs(self, outputs: Array) -> Array:
+        return self.scale * self.a.T @ (self.b.T @ outputs)
+
     def inner(self, other: Update) -> float:
         """Computes s·s'·Σ[(BᵀB') ∘ (AA'ᵀ)], or s·Σ[(BᵀΔW') ∘ A] with another kind of update."""
         if not isinstance(other, LoraUpdate):
