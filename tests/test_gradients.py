@@ -412,13 +412,18 @@ def test_without_a_base_there_are_none(found: Any, initial: Path, monkeypatch: p
 
 
 def test_each_is_computed_once(
-    found: Any, initial: Path, rollouts: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    found: Any,
+    initial: Path,
+    rollouts: pd.DataFrame,
+    rows: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Runs that differ in their optimiser share one; a damaged one is computed again, to the same bytes."""
     computed = []
     take = training.initial_gradient
     monkeypatch.setattr(training, "initial_gradient", lambda *given: computed.append(given[0].name) or take(*given))
-    frozen = freeze(rollouts[:12], tmp_path / "rollouts", "test", {"policy": "test"})
+    frozen = freeze(rollouts.loc[rows.index], tmp_path / "rollouts", "test", {"policy": "test"})
     members = [member(name, initial, facts("sft", frozen)) for name in ("a", "b")]
     members.append(member("c", initial, facts("dft", frozen)))
     folders, left_out = found(*members)
