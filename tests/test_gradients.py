@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import json
 from collections.abc import Callable
 from functools import cache
 from itertools import combinations
@@ -16,7 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from losslens.core.errors import InputError
+from losslens.analysis.cohort import ComparedAdapter
+from losslens.analysis.gradients import measure_gradients
+from losslens.core.errors import InputError, UnavailableError
 from losslens.losses import Loss
 from losslens.losses.dpo import Dpo
 from losslens.losses.kto import Kto
@@ -39,12 +43,21 @@ from losslens.measures.tables import ComparedWeights, pair_weights, run_weights
 from losslens.measures.views import PairWeights, RunWeights
 from losslens.models.adapters import initial_adapter
 from losslens.models.loading import LoadedModel
+from losslens.pipeline import initial_gradients as pipeline
+from losslens.report.sections import gradients as page
+from losslens.rollouts.frozen import freeze, load_rollouts
+from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.training import initial_gradient as training
 from losslens.training.batches import Examples
 from losslens.training.initial_gradient import InitialGradient, in_first_half, initial_gradient
 from losslens.updates.base import Update
+from losslens.updates.folder import open_adapter
 from losslens.updates.lora import LoraUpdate
-from tests.conftest import LORA
+from tests.arm_tables import arm_tables
+from tests.conftest import LORA, base_source
 from tests.test_first_step import CLASSES
+from tests.test_glance import run as run_row
+from tests.test_report import MANIFEST
 from tests.test_subspaces import random_delta
 from tests.test_updates import DenseUpdate
 
@@ -331,3 +344,146 @@ def test_without_gradients_there_are_none() -> None:
     )
     assert np.isnan(gradient_cosine(pair_weights(compared))).all()
     assert np.isnan(first_step(run_weights(compared))).all()
+
+
+# Which runs have one, and that each is computed once
+
+
+def facts(method: str = "sft", frozen: Any = None, **changes: Any) -> Any:
+    """What a gradient needs of a manifest."""
+    known = {
+        "method": method, "options": {}, "own_samples": False, "rollouts": SimpleNamespace(folder="none", sha256=""),
+        "initial_adapter": SimpleNamespace(sha256="a"), "identity": {"lora": dataclasses.asdict(LORA)},
+        "config": SimpleNamespace(train_on="all", rollouts={}),
+    }  # fmt: skip
+    if frozen is not None:
+        known["rollouts"] = SimpleNamespace(folder=frozen.name, sha256=load_rollouts(frozen).sha256)
+    return SimpleNamespace(**{**known, **changes})
+
+
+@pytest.fixture
+def found(base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`initial_gradients` of members on the base that all tests share."""
+    monkeypatch.setattr(pipeline, "base_of", lambda *_: (base_source(), {"sha256": "base"}))
+    monkeypatch.setattr(pipeline, "load_model", lambda _: base)
+    monkeypatch.setattr(pipeline, "trust_of", lambda _: None)
+
+    def find(*members: ComparedAdapter, batch_size: int = 4) -> tuple[dict[str, Path], dict[str, str]]:
+        config: Any = SimpleNamespace(output_dir=tmp_path, model_path=None, batch_size=batch_size)
+        cohort: Any = SimpleNamespace(members=members, first=None, left_out={})
+        return pipeline.initial_gradients(config, cohort), cohort.left_out
+
+    return find
+
+
+def member(name: str, initial: Path | None, of: Any) -> ComparedAdapter:
+    return ComparedAdapter(name, Path(), name, initial, None, of)
+
+
+def test_what_has_no_gradient_is_told(found: Any, initial: Path, frozen: Path) -> None:
+    gone = member("gone", initial, facts())
+    other = facts(frozen=frozen)
+    other.rollouts.sha256 = "other"
+    folders, left_out = found(
+        member("theirs", initial, None),
+        member("online", initial, facts("online_grpo", own_samples=True)),
+        member("unknown start", None, facts()),
+        member("mine", initial, facts("mine")),
+        gone,
+        member("other", initial, other),
+    )
+    assert folders == {}
+    reasons = {name.removeprefix("gradient before step 1 of "): why for name, why in left_out.items()}
+    assert reasons["theirs"] == "trained elsewhere: its rows are unknown"
+    assert reasons["online"] == "method=online_grpo samples its own rollouts: it has no rows before step 1"
+    assert reasons["unknown start"] == "its initial adapter is missing"
+    assert reasons["mine"] == "method=mine is not a loss of this version of LossLens"
+    assert reasons["gone"].endswith("/rollouts/none, are missing")
+    assert reasons["other"].endswith("not the rollouts that it was trained on")
+    assert all("\n" not in why for why in left_out.values())
+
+
+def test_without_a_base_there_are_none(found: Any, initial: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> Any:
+        raise UnavailableError("give model_path=FOLDER")
+
+    monkeypatch.setattr(pipeline, "base_of", none)
+    assert found(member("a", initial, facts())) == ({}, {"gradients before step 1": "give model_path=FOLDER"})
+
+
+def test_each_is_computed_once(
+    found: Any,
+    initial: Path,
+    rollouts: pd.DataFrame,
+    rows: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Runs that differ in their optimiser share one; a damaged one is computed again, to the same bytes."""
+    computed = []
+    take = training.initial_gradient
+    monkeypatch.setattr(training, "initial_gradient", lambda *given: computed.append(given[0].name) or take(*given))
+    frozen = freeze(rollouts.loc[rows.index], tmp_path / "rollouts", "test", {"policy": "test"})
+    members = [member(name, initial, facts("sft", frozen)) for name in ("a", "b")]
+    members.append(member("c", initial, facts("dft", frozen)))
+    folders, left_out = found(*members)
+    assert left_out == {}
+    assert computed == ["sft", "dft"]
+    assert folders["a"] == folders["b"] != folders["c"]
+    assert found(*members)[0] == folders
+    assert len(computed) == 2
+    file = folders["a"] / "half" / "adapter_model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    assert found(*members)[0] == folders
+    assert file.read_bytes() == content
+    assert computed == ["sft", "dft", "sft"]
+    with open_adapter(folders["a"] / "whole") as whole:
+        cohort: Any = SimpleNamespace(
+            names=["a", "b", "c"], modules=whole.modules,
+            by_name={name: SimpleNamespace(adapter=folders[name] / "whole") for name in "abc"},
+        )  # fmt: skip
+    measured = measure_gradients(cohort, folders)
+    runs: Any = SimpleNamespace(gradients=np.array(list(measured.runs.values())))
+    assert first_step(runs) == pytest.approx(1)  # they ended where the step leads
+    pairs: Any = SimpleNamespace(gradients=np.array([of.products for of in measured.pairs.values()]))
+    assert gradient_across(pairs)[0] == pytest.approx(gradient_halves(runs)[0])
+
+
+# The page
+
+
+def of_pair(a: str, b: str, start: float, end: float) -> dict[str, Any]:
+    shown = {"gradient_cosine": start, "gradient_cosine_null": 0.03, "gradient_across": 0.1, "gradient_ceiling": 0.4}
+    return {"run_a": f"{a}-conventional-s0-0", "run_b": f"{b}-conventional-s0-0", "cosine": end, **shown}
+
+
+def test_the_page_splits_the_end(tmp_path: Path) -> None:
+    runs = [run_row(method) for method in ("sft", "rft", "dpo")]
+    pairs = [of_pair("sft", "rft", 0.8, 0.7), of_pair("sft", "dpo", -0.2, 0.3), of_pair("rft", "dpo", 0.2, 0.5)]
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST), encoding="utf-8")
+    arms = pd.DataFrame([{"arm": "sft-conventional", "first_step": 0.5, "gradient_halves": 0.25}])
+    made = {"runs": pd.DataFrame(runs), "arms": arms, **arm_tables(runs, pairs)}
+    for name, table in made.items():
+        table.to_csv(tmp_path / f"{name}.csv", index=False)
+    section = page.section(AnalysisFolder(tmp_path))
+    assert section is not None
+    [table, alone] = section.tables
+    rows = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
+    assert rows == {
+        "SFT–RFT": ["0.800", "0.10", "0.700", "0.700", "0.000", "0.100"],
+        "SFT–DPO": ["−0.200", "0.10", "0.300", "0.000", "0.300", "−0.200"],
+        "RFT–DPO": ["0.200", "0.10", "0.500", "0.200", "0.300", "0.000"],
+    }
+    assert [cell.text for cell in alone.rows[0].cells] == ["SFT", "0.25", "0.50", "–"]
+    [finding] = section.findings
+    said = "Training has brought together SFT–DPO most: cosine of gradients −0.20, of final updates 0.30."
+    assert finding.text == said
+    [plot] = section.figures
+    points = [(trace.x[0], trace.y[0]) for trace in plot.plot.data if trace.mode.startswith("markers")]  # type: ignore[union-attr]
+    assert points == [(0.8, 0.7), (-0.2, 0.3), (0.2, 0.5)]
+
+
+def test_without_gradients_there_is_no_section(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST), encoding="utf-8")
+    assert page.section(AnalysisFolder(tmp_path)) is None
