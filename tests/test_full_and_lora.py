@@ -160,7 +160,7 @@ def test_paths_between_an_adapter_and_a_model_move_all_weights(base: LoadedModel
             end = trained.get(name, trained["model.embed_tokens.weight"])
             state[name] = weight.float() + 0.75 * (end - weight.float())
             if name in deltas:
-                state[name] = state[name] + torch.from_numpy(deltas[name])
+                state[name] = state[name] + torch.from_numpy(deltas[name]).float()
         expected = torch.func.functional_call(base.model, state, (ids,), tie_weights=False).logits
         assert torch.allclose(found, expected, atol=1e-4)
         assert not torch.allclose(found, plain, atol=1e-2)

@@ -148,7 +148,7 @@ class TrainConfig(RolloutConfig):
 
     @property
     def size(self) -> str:
-        """How much is trained, in names of runs: the adapter's rank, as `r8`, or `full`."""
+        """Part of a run's name: the adapter's rank, as `r8`, or `full`."""
         return "full" if self.lora_rank is None else f"r{self.lora_rank.r}"
 
     @property

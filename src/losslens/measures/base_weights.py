@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.linalg import svds
 
 from losslens.updates.base import Array, Update
 
@@ -32,6 +31,8 @@ class Principal:
 
 def principal(weight: Array, top: int = 10) -> Principal:
     """Computes the top-k singular subspaces of W0, shape (out, in), by Lanczos (ARPACK) to machine precision."""
+    from scipy.sparse.linalg import svds  # slow to import
+
     if min(weight.shape) <= max(_DENSE, top) or not weight.any():
         u, values, vt = np.linalg.svd(weight, full_matrices=False)
     else:

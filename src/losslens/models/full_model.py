@@ -22,7 +22,7 @@ _START = "_full_finetuning_start"
 
 @dataclass(frozen=True)
 class _Start:
-    """What full fine-tuning of a model started from.
+    """Start of full fine-tuning.
 
     Attributes:
         weights: (module, name, weight of the base) of each weight.
@@ -83,12 +83,13 @@ def _start(model: Any) -> _Start:
 
 
 def matrix_changes(model: Any) -> Iterator[tuple[str, float]]:
-    """Yields the name of each module with a weight of two or more dimensions, and ‖ΔW‖_F² of it; tied ones once."""
+    """Yields name and ‖ΔW‖_F² of each module that an analysis compares: the matrices, but of embeddings and head."""
+    from torch.nn import Embedding
+
     names = {id(module): name for name, module in model.named_modules()}
-    seen = set()
+    head = model.get_output_embeddings()
     for module, name, weight in _start(model).weights:
-        if weight.dim() > 1 and id(weight) not in seen:
-            seen.add(id(weight))
+        if weight.dim() > 1 and module is not head and not isinstance(module, Embedding):
             change = module._parameters[name].detach() - weight.detach()
             path = names[id(module)] if name == "weight" else f"{names[id(module)]}.{name}"
             yield path, float(change.double().square().sum())

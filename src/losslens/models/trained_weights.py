@@ -1,4 +1,4 @@
-"""What training changes of a base, in memory and on disk: a LoRA adapter, or all weights (full fine-tuning).
+"""Trained weights, in memory and on disk: a LoRA adapter, or all weights of a base (full fine-tuning).
 
 Everything outside this module treats the two alike.
 """

@@ -39,7 +39,7 @@ class NormCallback(TrainerCallback):
     def measure(self, model: Any) -> dict[str, float]:
         """Returns `geometry/norm` and those of layers and projections; empty if a weight is not finite.
 
-        Counts the weights with two dimensions or more, tied ones once.
+        Counts the matrices, but for embeddings and head, as the analysis does.
         """
         squared: dict[str, float] = {}
         for name, change in matrix_changes(model):

@@ -62,3 +62,17 @@ def adapter_in(folder: Path) -> Path:
         return folder
     inside = [folder / room for room, config in configs.items() if (folder / room / config).exists()]
     return inside[0] if inside else folder
+
+
+def adapters_below(folder: Path) -> dict[str, Path]:
+    """Returns the adapter folders of a repository, wherever they are in it, by their paths in it.
+
+    Raises:
+        InputError: There is no such folder, or no adapter in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = sorted(file.parent for file in folder.rglob("adapter_config.json"))
+    if not found:
+        raise InputError(f"{folder}: no adapter_config.json in it or in its folders")
+    return {path.relative_to(folder).as_posix(): path for path in found}

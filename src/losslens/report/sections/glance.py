@@ -73,6 +73,9 @@ def _compared(analysis: AnalysisFolder, comparison: LossComparison) -> str:
         text += " and initial adapter"
     elif len(initial - {None}) > 1:
         text += f" and {_count(len(initial - {None}))} initial adapters"
+    trained_whole = comparison.runs["rank"].isna() & comparison.runs["learning_rate"].notna()
+    if initial - {None} and trained_whole.any():
+        text += " (full fine-tuning starts from the base itself)"
     return f"{text}; {adapters}." if elsewhere else f"{text}."
 
 
