@@ -1,4 +1,4 @@
-"""What the comparison of a whole model on some modules leaves out, and what of it is rounding."""
+"""Shares of a whole model's update that a comparison on some modules leaves out, and of rounding."""
 
 from __future__ import annotations
 
