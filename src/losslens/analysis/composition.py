@@ -1,4 +1,4 @@
-"""What the comparison of a whole model on some modules leaves out, and what of it is rounding."""
+"""Parts of whole models that a comparison on some modules leaves out, and the share of rounding in them."""
 
 from __future__ import annotations
 
