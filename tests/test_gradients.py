@@ -145,6 +145,7 @@ def rift_by_hand(logps: list[torch.Tensor], before: list[torch.Tensor], rows: pd
     return torch.cat(terms).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "by_hand"),
     [(Dpo(name="dpo"), dpo_by_hand), (Rift(name="rift"), rift_by_hand)],
@@ -175,6 +176,7 @@ def test_finite_differences(loss: Loss, by_hand: Any, base64: LoadedModel, rows:
     assert (values[0] - values[1]) / 2e-3 == pytest.approx(slope, rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", CLASSES.values(), ids=CLASSES)
 def test_losses_of_one_class_have_one_direction(members: list[Loss], gradient: Any) -> None:
     """One loss of each kind, and the last: tests/test_first_step.py has all of them."""
@@ -183,17 +185,20 @@ def test_losses_of_one_class_have_one_direction(members: list[Loss], gradient: A
         assert cos(flat(gradient(loss).whole), first) == pytest.approx(1, abs=1e-5), loss
 
 
+@pytest.mark.slow
 def test_classes_differ(gradient: Any) -> None:
     for one, other in combinations([losses[0] for losses in CLASSES.values()], 2):
         assert abs(cos(flat(gradient(one).whole), flat(gradient(other).whole))) < 0.999, (one, other)
 
 
+@pytest.mark.slow
 def test_dpo_at_the_base_is_linear_in_beta(gradient: Any) -> None:
     """w = ±β·σ(0) = ±β/2 on every token of a pair."""
     small, large = (flat(gradient(Dpo(name="dpo", beta=beta)).whole) for beta in (0.1, 0.3))
     assert large == pytest.approx(3 * small, abs=1e-5 * np.abs(small).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [Sft(name="sft"), Kto(name="kto"), Rpo(name="rpo")], ids=lambda loss: loss.name)
 def test_the_half_is_the_gradient_of_its_problems(
     loss: Loss, base64: LoadedModel, initial64: Path, rows: pd.DataFrame, gradient: Any

@@ -139,9 +139,7 @@ def _cosines(products: Products, shapes: Sequence[tuple[int, int]]) -> tuple[Arr
 
 def _facts(cohort: Cohort, kept: float) -> dict[str, Any]:
     left_out = dict(cohort.left_out)
-    left_out["angles, overlaps, layers and modules"] = (
-        f"norms and cosines alone, in float32, of the {len(cohort.names)} adapters (losslens compare --measures)"
-    )
+    left_out["angles, overlaps, layers and modules"] = "norms and cosines alone (losslens compare --measures all)"
     return {
         "sweeps": [],
         "adapters": {member.name: member.sha256 for member in cohort.members},

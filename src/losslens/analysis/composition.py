@@ -1,4 +1,4 @@
-"""Shares of a whole model's update that a comparison on some modules leaves out, and of rounding."""
+"""Parts of whole models that a comparison on some modules leaves out, and the share of rounding in them."""
 
 from __future__ import annotations
 

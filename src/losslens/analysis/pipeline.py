@@ -82,7 +82,9 @@ class Analysis:
     missing: list[str]
 
 
-def analyze_job(config: DictConfig, *writers: Callable[[Path], object], gradients: FindGradients | None = None) -> Path:
+def analyze_job(
+    config: DictConfig, *writers: Callable[[Path], object], find_gradients: FindGradients | None = None
+) -> Path:
     """Runs `analyze.py`: writes the tables, prints the main ones, and returns their folder.
 
     The new analysis is written to a temporary folder and replaces the old one atomically at the end. It includes what
@@ -91,14 +93,14 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object], gradient
     Args:
         config: The configuration.
         writers: Functions that write further files into the folder before it replaces the old one.
-        gradients: Computes the gradients before step 1, if the configuration asks for them.
+        find_gradients: Computes the gradients before step 1, if the configuration asks for them.
     """
     checked = parse(AnalyzeConfig, config)
     folder = checked.folder
     while True:
         finish_interrupted_replacement(folder)
         before = read_earlier(folder)
-        analysis = analyse(checked, before, gradients)
+        analysis = analyse(checked, before, find_gradients)
         with temporary_folder(folder) as new:
             _write(analysis, new)
             tables = analysis.tables

@@ -20,7 +20,7 @@ def load() -> Tasks:
     from losslens.tracking.analysis import log_analysis
 
     def job(config: DictConfig) -> None:
-        folder = analyze_job(config, write_report, write_figures, write_tables, gradients=initial_gradients)
+        folder = analyze_job(config, write_report, write_figures, write_tables, find_gradients=initial_gradients)
         print(folder / "report.html", flush=True)
         log_analysis(parse(AnalyzeConfig, config).logger, folder, Path(config.output_dir))
 

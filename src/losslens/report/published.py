@@ -28,7 +28,7 @@ _ON_POLICY = ("online_grpo", "dapo")
 
 @dataclass(frozen=True)
 class Training:
-    """How an adapter was trained, as far as its name says.
+    """Training of an adapter, as far as its name says it.
 
     Attributes:
         loss: The loss, by its name in LossLens; empty if the name has none or several.

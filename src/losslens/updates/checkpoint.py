@@ -23,7 +23,7 @@ _DIGITS = {"BF16": (8, 2.0**-133), "F16": (11, 2.0**-24)}
 
 @dataclass(frozen=True)
 class Composition:
-    """Parts of the squared norm of a checkpoint's update.
+    """Shares of the squared norm of a checkpoint's update.
 
     Attributes:
         inside: Σ‖ΔW‖² of some modules.
