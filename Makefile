@@ -69,6 +69,7 @@ bench: setup  ## speed and memory, measured on this machine
 	$(RUN) benchmarks/step.py
 	$(RUN) benchmarks/live_geometry.py
 	$(RUN) benchmarks/geometry.py
+	$(RUN) benchmarks/dense.py
 	$(RUN) benchmarks/full_size.py
 	$(RUN) benchmarks/submission.py
 	$(RUN) benchmarks/wandb_sync.py

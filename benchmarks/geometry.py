@@ -8,9 +8,14 @@ that peak memory is that of the row alone; imports count towards memory, but not
   sides, u1, v1 and drift of A, for every module and pair, in float64.
 - dense: the same measures from ΔW = s·B·A in float32, with full SVDs, `scipy.linalg.subspace_angles` and flattened
   inner products. One layer is measured and multiplied by 36.
+- cosines: `losslens.measures.products.all_products`, what `losslens compare --measures cosines` computes of many
+  adapters: singular values in float64, and inner products of all pairs in float32. One layer is read and measured, and
+  multiplied by 36. Of more than 48 adapters the files are those of the 48 again, opened and read as others would be.
 - files: reading every byte.
 
-Needs 5 GB of disk space for the 48 adapters (less with `--most 12`).
+Seconds are by the clock; CPU is the time of all cores together, which other programs change little.
+
+Needs 5 GB of disk space for the 48 adapters (less with `--most 12 --cosines 12`).
 """
 
 from __future__ import annotations
@@ -22,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
@@ -30,6 +36,7 @@ from typing import Any
 LAYERS, RANK, TOP = 36, 32, 10
 SHAPES = {"q_proj": (4096, 2560), "k_proj": (1024, 2560), "v_proj": (1024, 2560), "o_proj": (2560, 4096)}
 COUNTS = (6, 12, 24, 48)
+MANY = (48, 96, 192, 500)
 
 
 def module_name(layer: int, name: str) -> str:
@@ -82,6 +89,37 @@ def ours(folder: Path, count: int) -> dict[str, Any]:
         "inner": [float(other.inner[m]) for m in layer],
         "angles": [float(v) for m in layer for v in (*other.angles_left[m], *other.angles_right[m])],
     }
+
+
+def cosines(folder: Path, count: int) -> dict[str, Any]:
+    import numpy as np
+
+    from losslens.measures.products import all_products
+    from losslens.updates.folder import open_adapter
+
+    distinct = len(list(folder.glob("adapter*")))
+    started, worked = time.perf_counter(), time.process_time()
+    with ExitStack() as stack:
+        adapters = [stack.enter_context(open_adapter(path_of(folder, n % distinct))) for n in range(count)]
+        layer = [module_name(0, name) for name in SHAPES]
+        opened, set_up = time.perf_counter(), time.process_time()
+        all_products(adapters, layer)
+        seconds, cpu = time.perf_counter() - opened, time.process_time() - set_up
+        few = adapters[:6]
+        single, double = (_cosines(all_products(few, layer, dtype=dtype)) for dtype in (np.float32, np.float64))
+    return {
+        "seconds": opened - started + LAYERS * seconds,
+        "cpu": set_up - worked + LAYERS * cpu,
+        "difference": float(np.abs(single - double).max()),
+    }
+
+
+def _cosines(products: Any) -> Any:
+    import numpy as np
+
+    norms = np.sqrt(np.nansum(products.singular_values**2, axis=(1, 2)))
+    first, second = np.triu_indices(len(norms), 1)
+    return products.inner.sum(axis=1) / (norms[first] * norms[second])
 
 
 def initial_module(modules: list[str], name: str) -> int:
@@ -142,8 +180,10 @@ def print_row(variant: str, count: int, result: dict[str, Any], note: str = "") 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--most", type=int, default=COUNTS[-1], help="largest number of adapters to compare")
-    most = parser.parse_args().most
+    parser.add_argument("--most", type=int, default=COUNTS[-1], help="largest number of adapters to compare in full")
+    parser.add_argument("--cosines", type=int, nargs="+", default=MANY, help="numbers of adapters for cosines alone")
+    options = parser.parse_args()
+    most = options.most
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         measured("make", folder, most)
@@ -162,11 +202,26 @@ def main() -> None:
         for count in COUNTS[1:]:
             if count <= most:
                 print_row("ours", count, measured("ours", folder, count))
+        print_cosines(folder, options.cosines)
+
+
+def print_cosines(folder: Path, counts: Sequence[int]) -> None:
+    import numpy as np
+
+    taken = []
+    for count in counts:
+        taken.append(measured("cosines", folder, count))
+        print_row("cosines, float32", count, taken[-1], f"CPU {taken[-1]['cpu']:.0f} s; from one of {LAYERS} layers")
+    print(f"largest difference of a cosine from float64: {taken[0]['difference']:.1e}")
+    powers = np.array([[count, count**2] for count in counts], dtype=float)
+    for name in ("seconds", "cpu"):
+        linear, square = np.linalg.lstsq(powers, np.array([one[name] for one in taken]), rcond=None)[0]
+        print(f"fit to N adapters, {name}: {linear:.2g}·N + {square:.2g}·N²")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--one"]:
-        variant = {"make": make, "ours": ours, "dense": dense, "files": files}[sys.argv[2]]
+        variant = {"make": make, "ours": ours, "cosines": cosines, "dense": dense, "files": files}[sys.argv[2]]
         outcome = variant(Path(sys.argv[3]), int(sys.argv[4]))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
         print(json.dumps({**outcome, "peak_mb": peak}))

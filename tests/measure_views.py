@@ -18,6 +18,7 @@ def pair_of(shapes: Sequence[tuple[int, int]], norms: Any = None, **given: Any) 
     unknown: dict[str, tuple[int, ...]] = dict.fromkeys(
         ("squared_a", "squared_b", "inner", "right_overlap", "u1", "v1", "widths", "inputs_met"), (1, count)
     )
+    unknown |= {"gradients": (1, count, 4, 4), "gradient_overlap": (1, count)}
     unknown |= dict.fromkeys(("angles_left", "angles_right"), (1, count, 0))
     outputs, inputs = np.array(shapes, dtype=float).T
     known = {"same_a": np.array([np.nan]), **_arrays(given)}
@@ -29,7 +30,7 @@ def pair_of(shapes: Sequence[tuple[int, int]], norms: Any = None, **given: Any) 
 
 
 # Of runs: axes after that of the modules.
-_AXES = {"singular_values": (0,), "drift": (0,), "steps": (0,), "effects": (3, 4)}
+_AXES = {"singular_values": (0,), "drift": (0,), "steps": (0,), "effects": (3, 4), "gradients": (4, 4)}
 
 
 def run_of(shape: tuple[int, ...], outputs: Sequence[int], **given: Any) -> RunWeights:

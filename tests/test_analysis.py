@@ -25,6 +25,7 @@ from scipy.linalg import subspace_angles
 
 from losslens.analysis import base_weights, behaviour, forward_passes, greedy_answers, pipeline, weight_space
 from losslens.analysis.cache import Cache
+from losslens.analysis.cohort import Cohort
 from losslens.analysis.pairs import choose, find
 from losslens.analysis.pipeline import Analysis, analyse
 from losslens.config.analysis import AnalyzeConfig
@@ -101,6 +102,28 @@ def edited(file: Path, **changes: Any) -> Iterator[None]:
 def analysis(sweep: Path) -> Analysis:
     """Of the six methods."""
     return analyse(settings(sweep))
+
+
+def test_gradients_before_step_1_are_in_every_table(sweep: Path, analysis: Analysis, tmp_path: Path) -> None:
+    """With each run's update in place of its gradient, whose cosines and nulls are then those of the updates."""
+
+    def find(_: AnalyzeConfig, cohort: Cohort) -> dict[str, Path]:
+        folders = {member.name: tmp_path / member.name for member in cohort.members}
+        for member in cohort.members:
+            folders[member.name].mkdir()
+            for part in ("whole", "half"):
+                (folders[member.name] / part).symlink_to(member.adapter)
+        return folders
+
+    found = analyse(settings(sweep, "pairs=none", "initial_gradients=true"), None, find).tables
+    for table in (found.pairs, found.layers, found.modules, found.arm_pairs.query("arm_b != 'base'")):
+        assert len(table)
+        for end in ("", "_null"):
+            assert table[f"gradient_cosine{end}"].to_numpy() == pytest.approx(table[f"cosine{end}"].to_numpy())
+    trained = found.runs[found.runs["method"] != "base"]
+    assert trained["first_step"].to_numpy() == pytest.approx(1)
+    assert analysis.tables.pairs["gradient_cosine"].isna().all()  # unless asked for
+    assert analysis.tables.runs["first_step"].isna().all()
 
 
 class TestTables:

@@ -18,6 +18,7 @@ from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Base, Cohort, ComparedAdapter
 from losslens.analysis.forward_passes import ForwardPasses
 from losslens.analysis.function_space import FunctionSpaceResults
+from losslens.analysis.gradients import Gradients
 from losslens.analysis.manifests import BaseFacts, RunFacts
 from losslens.analysis.scores import scores_of_runs
 from losslens.analysis.tables import compared_weights
@@ -260,8 +261,8 @@ class TestNulls:
         angles = np.full((2, 2), 0.5)
         pairs = {("x", "y"): PairGeometry(np.zeros(2), self.OVERLAP, angles, angles, angles[0], angles[0])}
         cache = Cache(tmp_path / "cache")
-        found = weight_tables(compared_weights(them, runs, pairs, FunctionSpaceResults(), {}, 2, cache))
-        again = weight_tables(compared_weights(them, runs, pairs, FunctionSpaceResults(), {}, 2, cache))
+        found = weight_tables(compared_weights(them, runs, pairs, FunctionSpaceResults(), {}, Gradients(), 2, cache))
+        again = weight_tables(compared_weights(them, runs, pairs, FunctionSpaceResults(), {}, Gradients(), 2, cache))
         pd.testing.assert_frame_equal(again.pairs, found.pairs)
         return found
 

@@ -15,6 +15,10 @@ from safetensors.torch import load_file, save_file
 from scipy.linalg import subspace_angles
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
+import losslens
+from losslens.analysis.cohort import SweepContents
+from losslens.analysis.function_space import base_at
+from losslens.analysis.gathering import gather_cohort
 from losslens.core.errors import InputError
 from losslens.measures.comparison import compare
 from losslens.updates.checkpoint import Checkpoint, open_update
@@ -231,18 +235,24 @@ def test_experts_are_merged_as_peft_does(targets: list[str], tmp_path: Path) -> 
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=0.3)
     adapted.save_pretrained(tmp_path / "a")
+    moe().save_pretrained(tmp_path / "base")
     before = dict(moe().named_parameters())
-    after = dict(adapted.merge_and_unload().named_parameters())
-    with open_update(tmp_path / "a", None) as update:
+    merged = adapted.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")  # a tensor for each expert
+    after = dict(merged.named_parameters())
+    with open_update(tmp_path / "a", None) as update, open_update(tmp_path / "merged", tmp_path / "base") as whole:
         assert len(update.modules) == 2 * (3 * len(targets) + 2)
         for module in update.modules:
             match = re.fullmatch(r"(.*)\[(\d)\]", module)
             name = match[1] if match else f"{module}.weight"
-            change = (after[name] - before[name]).detach().double().numpy()
+            change = (after[name].double() - before[name].double()).detach().numpy()
             change = change[int(match[2])] if match else change
             assert np.allclose(update[module].dense(), change, atol=1e-6), module
             assert update.shapes[module] == change.shape
             assert update.ranks[module] == update[module].rank == (3 if "down_proj" in module else 2)
+            assert np.array_equal(whole[module].dense(), change), module
+            assert whole.shapes[module] == change.shape
+        assert len([module for module in whole.modules if "experts" in module]) == 2 * 2 * 3
 
 
 def test_experts_of_which_the_order_is_unknown_are_refused(tmp_path: Path) -> None:
@@ -345,3 +355,95 @@ def test_what_cannot_be_compared_ends_in_one_line(base: Path, tmp_path: Path) ->
     assert "is not a file beside it" in refused("whole")
     index.write_text("[]")
     assert "index.json: not a mapping" in refused("whole")
+
+
+def lora(folder: Path, targets: list[str] | str, seed: int, **settings: Any) -> Path:
+    """Writes an adapter of the tiny model with random factors."""
+    adapted = get_peft_model(model(), LoraConfig(r=2, lora_alpha=2, target_modules=targets, **settings))
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in adapted.named_parameters():
+        if "lora_" in name:
+            weight.data += 0.05 * torch.randn(weight.shape, generator=generator)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_a_mix_is_compared_on_the_modules_of_its_adapters(base: Path, tmp_path: Path) -> None:
+    """LoRA and DoRA on q, and a whole model: the cosines of the four q, and the share of the rest of the model."""
+    weights, before = disturbed(base, tmp_path / "whole"), load_file(base / "model.safetensors")
+    folders = {
+        "lora": lora(tmp_path / "lora", ["q_proj"], 1),
+        "dora": lora(tmp_path / "dora", ["q_proj"], 2, use_dora=True),
+        "whole": tmp_path / "whole",
+    }
+    found = losslens.compare(folders, base=base)
+    with open_update(folders["lora"], None) as first, open_update(folders["dora"], base) as second:
+        changes = {
+            label: np.concatenate([update[module].dense().ravel() for module in first.modules])
+            for label, update in (("lora", first), ("dora", second))
+        }
+        names = [f"{module}.weight" for module in first.modules]
+    differences = {name: (weights[name].double() - w.double()).numpy() for name, w in before.items()}
+    changes["whole"] = np.concatenate([differences[name].ravel() for name in names])
+    for a, b, cosine in zip(found.pairs["run_a"], found.pairs["run_b"], found.pairs["cosine"], strict=True):
+        expected = changes[a] @ changes[b] / np.linalg.norm(changes[a]) / np.linalg.norm(changes[b])
+        assert cosine == pytest.approx(expected, abs=1e-9)
+    norms = found.runs.set_index("run")["norm"]
+    for label, change in changes.items():
+        assert norms[label] == pytest.approx(np.linalg.norm(change), rel=1e-9)
+    squares = {name: float((d**2).sum()) for name, d in differences.items()}
+    share = 1 - sum(squares[name] for name in names) / sum(squares.values())
+    assert f"{100 * share:.2g}% of the squared norm" in found.left_out["further weights of whole"]
+    assert "model.layers.0.mlp.down_proj" in found.left_out["further modules of whole"]
+    with pytest.raises(InputError, match=r"the update of a DoRA adapter depends on the base; .*base=FOLDER"):
+        losslens.compare(folders)
+    with pytest.raises(InputError, match=r"a whole model is compared with its base; .*base=FOLDER"):
+        losslens.compare({label: folders[label] for label in ("lora", "whole")})
+
+
+def test_two_checkpoints_have_a_symmetric_comparison_that_scales(base: Path, tmp_path: Path) -> None:
+    """Exchanging the two exchanges the rows; doubling an update doubles its norm and turns nothing."""
+    weights, before = disturbed(base, tmp_path / "a"), load_file(base / "model.safetensors")
+    doubled = {name: (2 * w.double() - before[name].double()) for name, w in weights.items()}
+    written(doubled, tmp_path / "b", base)
+    found = losslens.compare([tmp_path / "a", tmp_path / "b"], base=base)
+    turned = losslens.compare([tmp_path / "b", tmp_path / "a"], base=base)
+    [row], [same] = found.pairs.to_dict("records"), turned.pairs.to_dict("records")
+    assert row["cosine"] == pytest.approx(1, abs=1e-12)
+    assert row["cosine"] == pytest.approx(same["cosine"], abs=1e-12)
+    one, two = found.runs["norm"]
+    assert two == pytest.approx(2 * one, rel=1e-6)
+    assert "further weights of a" in found.left_out
+    assert "an exact update of a" not in found.left_out
+
+
+def test_an_update_below_bf16_is_told(base: Path, tmp_path: Path) -> None:
+    weights = disturbed(base, tmp_path / "a", 1e-5)
+    written({name: w.bfloat16() for name, w in weights.items()}, tmp_path / "b", base)
+    found = losslens.compare([tmp_path / "a", tmp_path / "b"], base=base)
+    assert "an exact update of a" not in found.left_out
+    share = float(re.search(r"with (\d+)% of the squared norm", found.left_out["an exact update of b"])[1])
+    assert 60 < share < 160
+
+
+def test_the_same_checkpoint_is_another_update_to_another_base(base: Path, tmp_path: Path) -> None:
+    """A cache that knew the checkpoint alone would answer with the first base's figures."""
+    disturbed(base, tmp_path / "a")
+    disturbed(base, tmp_path / "other", 0.02)
+    nothing = SweepContents([], [], [], set(), "", {})
+    keys = {
+        gather_cohort(nothing, {"a": tmp_path / "a"}, base_at(str(start))).members[0].sha256
+        for start in (base, tmp_path / "other")
+    }
+    assert len(keys) == 2
+
+
+@pytest.mark.parametrize("size", [(9, 6), (700, 600)])
+def test_products_with_vectors(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(9)
+    factors = LoraUpdate(rng.standard_normal((size[0], 3)), rng.standard_normal((3, size[1])), 0.5)
+    matrix = factors.dense()
+    x, y = rng.standard_normal((size[1], 2)), rng.standard_normal((size[0], 2))
+    for update in (factors, DenseUpdate(matrix)):
+        assert np.allclose(update.on_inputs(x), matrix @ x)
+        assert np.allclose(update.on_outputs(y), matrix.T @ y)

@@ -10,14 +10,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
 
 import losslens
 from losslens.cli import compare
 from losslens.core import hub
+from losslens.core.errors import InputError
 from losslens.updates.folder import write_adapter
 from losslens.updates.lora import LoraUpdate
 
+STUDENT = Path(losslens.__file__).parent / "tiny" / "student"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 pytestmark = pytest.mark.fast
 
@@ -109,3 +114,61 @@ def test_no_torch(two: tuple[Path, Path], tmp_path: Path) -> None:
     loaded = subprocess.run(line, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     assert "'numpy'" in loaded
     assert not any(f"'{name}'" in loaded for name in ("torch", "transformers", "peft", "wandb"))
+
+
+def whole_model(folder: Path, seed: int) -> Path:
+    """The embedded student with every matrix changed."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = load_file(STUDENT / "model.safetensors")
+    changed = {name: w.float() + 0.01 * torch.randn(w.shape, generator=generator) for name, w in weights.items()}
+    folder.mkdir(parents=True)
+    save_file(changed, folder / "model.safetensors")
+    (folder / "config.json").write_text((STUDENT / "config.json").read_text())
+    return folder
+
+
+def test_whole_models_with_their_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A model, and a run of full fine-tuning; W0's measures are there, too."""
+    model, run = whole_model(tmp_path / "mine", 1), whole_model(tmp_path / "run" / "model", 2).parent
+    [pair] = compared(str(model), str(run), "--base", str(STUDENT), output_dir=tmp_path / "out").to_dict("records")
+    assert (pair["run_a"], pair["run_b"]) == ("mine", "run")
+    expected = losslens.compare([model, run], base=STUDENT)
+    assert pair["cosine"] == pytest.approx(expected.pairs["cosine"].iloc[0], abs=1e-12)
+    said = capsys.readouterr().out
+    assert expected.left_out["further weights of mine"] in said
+    assert "the base of mine: a whole model names none" in said
+    runs = pd.read_csv(tmp_path / "out" / "adapters" / "analysis" / "runs.csv").set_index("run")
+    before = load_file(STUDENT / "model.safetensors")
+    size = sum(float(w.double().square().sum()) for n, w in before.items() if w.ndim == 2 and "embed" not in n)
+    # 0.01² a weight, of as many weights.
+    count = sum(w.numel() for n, w in before.items() if w.ndim == 2 and "embed" not in n)
+    assert runs.loc["mine", "norm"] == pytest.approx(0.01 * count**0.5, rel=0.02)
+    assert runs.loc["mine", "relative_norm"] == pytest.approx(runs.loc["mine", "norm"] / size**0.5, rel=1e-5)
+
+
+def test_a_whole_model_without_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = whole_model(tmp_path / "mine", 1)
+    assert compare.main([str(model), "--output-dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{model}: a whole model is compared with its base; give model_path=FOLDER (losslens compare: --base" in said
+
+
+def test_a_whole_model_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside no adapter_config.json: in the repository itself, and in a folder of it."""
+    asked = []
+
+    def download(repo: str, revision: str, local_files_only: bool = False, allow_patterns: object = None) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("no copy")
+        asked.append(allow_patterns)
+        return str(tmp_path / "copy")
+
+    whole_model(tmp_path / "copy" / "sub", 1)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert hub.adapter_from_hub(f"me/models/sub@{COMMIT}") == tmp_path / "copy" / "sub"
+    assert asked[-1] == ["sub/config.json", "sub/model*.safetensors", "sub/model.safetensors.index.json"]
+    with pytest.raises(
+        InputError, match=r"me/models@0123.*: the repository has no adapter_config\.json .*and no model"
+    ):
+        hub.adapter_from_hub(f"me/models@{COMMIT}")

@@ -72,7 +72,7 @@ def test_every_field_of_pefts_configuration_is_decided() -> None:
             for name in ("OLoRA", "PiSSA", "pissa_niter_4", "CorDA", "loftq", "lora_ga", "GaLore", 1)
         ),
         ({"use_dora": True}, "use_dora=true: a DoRA"),
-        ({"use_dora": 1}, "use_dora=1"),
+        ({"use_dora": 1}, "use_dora: 1 is neither"),
         ({"target_parameters": "mlp.experts.down_proj"}, "target_parameters: mlp"),
         ({"target_parameters": ["mlp.experts.down_proj"], "use_dora": True}, "target_parameters with use_dora"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),

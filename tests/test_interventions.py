@@ -13,7 +13,7 @@ import torch
 from peft.utils import merge_utils
 
 from losslens.analysis import greedy_answers, intervention_passes
-from losslens.analysis.intervention_table import better, with_repeats
+from losslens.analysis.intervention_table import better, with_interactions, with_repeats
 from losslens.analysis.pipeline import Analysis, analyse
 from losslens.core.errors import InputError
 from losslens.evaluation.outcomes import read_outcomes
@@ -203,6 +203,28 @@ def test_the_repeat_of_a_merge() -> None:
     assert repeat[[0, 1, 3]].isna().all()
 
 
+def test_the_interaction_of_a_quadratic_loss() -> None:
+    """L(w) = 1 + w₁ + w₁² + ½w₂² with a = (1, 0), b = (1, 2): aᵀHb = 2, aᵀHa = 2, bᵀHb = 6, cosine 2/√12."""
+
+    def loss(w: Any) -> float:
+        return float(1 + w[0] + w[0] ** 2 + w[1] ** 2 / 2)
+
+    a, b = np.array([1.0, 0.0]), np.array([1.0, 2.0])
+    rows = [
+        ("unchanged", "base", "base", "", 1.0, loss(0 * a)), ("unchanged", "run", "a", "", 1.0, loss(a)),
+        ("unchanged", "run", "b", "", 1.0, loss(b)), ("scaling", "scaled", "a", "", 2.0, loss(2 * a)),
+        ("scaling", "scaled", "b", "", 2.0, loss(2 * b)), ("merging", "sum", "a", "b", np.nan, loss(a + b)),
+        ("merging", "mean", "a", "b", np.nan, loss((a + b) / 2)),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["kind", "how", "run", "run_b", "value", "loss"])
+    found = with_interactions(table)
+    assert found.loc[5, ["interaction", "hessian_cosine"]].tolist() == pytest.approx([2, 2 / np.sqrt(12)])
+    assert found.drop(index=5)["interaction"].isna().all()
+    unscaled = with_interactions(table.drop(index=[3, 4])).loc[5]
+    assert unscaled["interaction"] == pytest.approx(2)
+    assert np.isnan(unscaled.get("hessian_cosine", np.nan))
+
+
 ASKED: dict[str, Any] = {
     "scaling": [-1.0, 0.1, 2.0], "equal": ["norm", "kl"], "merging": ["sum", "mean", "ties", "dare"],
     "restoring": [1, 8], "draws": 1, "problems": 5,
@@ -345,6 +367,7 @@ def test_the_report_has_a_section(causal: Analysis, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [table.caption for table in made.tables] == [
         "Scaled updates", "Merged updates", "Restored directions", "All at the smallest ‖ΔW‖", "All at the smallest KL",
+        "",
     ]  # fmt: skip
     # Each line of KL goes through 0 at λ = 0 and through the run's KL at 1.
     [kl] = [figure.plot for figure in made.figures if isinstance(figure, Figure) and figure.title == "KL of λ·ΔW"]
@@ -352,5 +375,6 @@ def test_the_report_has_a_section(causal: Analysis, tmp_path: Path) -> None:
     lines = [dict(zip(line.x, line.y, strict=True)) for line in kl.data]
     assert [line[0] for line in lines] == [0, 0]
     assert sorted(line[1] for line in lines) == pytest.approx(sorted(runs["kl"]), rel=1e-3)
-    assert any("Scaled updates: of 6, " in finding.text for finding in made.findings)
+    assert [table.file for table in made.tables] == [""] * 5 + ["interventions.csv"]
+    assert any("Scaled updates: of 6 accuracies, " in finding.text for finding in made.findings)
     assert section(AnalysisFolder(tmp_path / "none")) is None

@@ -25,6 +25,7 @@ from losslens.measures import (
     weight_measures,
 )
 from losslens.measures.comparison import compare
+from losslens.measures.gradients import Gradient, gradient_products
 from losslens.measures.tables import ComparedWeights, WeightTables, weight_tables
 from losslens.measures.tracking import WeightTracker
 from losslens.tracking.panels import GEOMETRY, TO_REFERENCE
@@ -49,9 +50,13 @@ def tables(adapters: dict[str, dict[str, LoraUpdate]]) -> WeightTables:
     runs, pairs = compare(list(adapters.values()), list(SHAPES), top=3)
     names = list(adapters)
     named = {(names[i], names[j]): pair for (i, j), pair in pairs.items()}
+    # The updates as gradients, equal on both halves of the problems.
+    halves = [{module: 0.5 * update for module, update in run.items()} for run in adapters.values()]
+    products = gradient_products(list(map(Gradient, adapters.values(), halves)), list(SHAPES))
     return weight_tables(
         ComparedWeights(
             list(SHAPES), list(SHAPES.values()), dict(zip(names, runs, strict=True)), named, 3,
+            pair_gradients={(names[i], names[j]): products.of(i, j) for i, j in pairs},
             same_a=dict.fromkeys(named, False),
         )
     )  # fmt: skip

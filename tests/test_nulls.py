@@ -7,9 +7,10 @@ import math
 import numpy as np
 import pytest
 from scipy.linalg import subspace_angles
+from scipy.stats import wishart
 
 from losslens.measures.definitions.weight_space import cosine_null, overlap_left, overlap_left_null, random_agreement
-from losslens.measures.nulls import expected_angles, random_angles
+from losslens.measures.nulls import _wishart, expected_angles, random_angles
 from tests.measure_views import pair_of
 
 pytestmark = pytest.mark.fast
@@ -38,6 +39,13 @@ def test_angles_of_random_subspaces_are_those_of_drawn_ones(d: int, k: int, l: i
     assert np.all(found[:, : max(0, k + l - d)] == 0)
     assert np.allclose(found.mean(axis=0), np.mean(drawn, axis=0), atol=0.01)
     assert np.allclose(found.std(axis=0), np.std(drawn, axis=0), atol=0.01)
+
+
+@pytest.mark.parametrize(("df", "size"), [(2550, 10), (3, 3), (7, 1)])
+def test_wishart_matrices_are_those_of_scipy(df: int, size: int) -> None:
+    ours = _wishart(df, size, 5, np.random.default_rng(3))
+    theirs = wishart.rvs(df, np.eye(size), 5, np.random.default_rng(3)).reshape(5, size, size)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_one_line_against_another_in_the_plane() -> None:

@@ -1,7 +1,7 @@
 """Python interface for scripts and notebooks: `compare` and `load_sweep`.
 
-`losslens.compare` compares PEFT LoRA folders, without torch or PEFT; `losslens.load_sweep` reads the output of
-`losslens train` and `losslens analyze`. Figures need `pip install 'losslens[report]'`.
+`losslens.compare` compares PEFT folders and checkpoints, without torch or PEFT; `losslens.load_sweep` reads what
+`losslens train` and `losslens analyze` wrote. Figures need `pip install 'losslens[report]'`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import pandas as pd
 import pyarrow as pa
 
 from losslens.analysis.cohort import Cohort, SweepContents
+from losslens.analysis.composition import tell_composition
+from losslens.analysis.function_space import base_at
 from losslens.analysis.gathering import gather_cohort
 from losslens.core.errors import InputError
 from losslens.core.extras import require_extras
@@ -53,6 +55,7 @@ class Comparison:
         pairs: One row per pair: cosine, principal angles, overlap.
         layers: One row per pair and layer; layer −1 holds the modules outside the layers.
         modules: One row per pair and module, with every principal angle.
+        left_out: What the comparison leaves out, with the reasons: weights that not all have, and rounding.
     """
 
     folders: Mapping[str, Path]
@@ -61,6 +64,7 @@ class Comparison:
     pairs: pd.DataFrame
     layers: pd.DataFrame
     modules: pd.DataFrame
+    left_out: Mapping[str, str]
 
     def matrix(self, measure: str = "cosine") -> pd.DataFrame:
         """Returns one measure as a symmetric matrix, labelled by adapter; on the diagonal, identical updates.
@@ -123,20 +127,25 @@ class Comparison:
 def compare(
     folders: Mapping[str, AdapterPath] | Iterable[AdapterPath],
     *,
+    base: AdapterPath | None = None,
     initial: AdapterPath | None = None,
     num_directions: int = 10,
 ) -> Comparison:
-    """Compares PEFT LoRA adapters by their weight updates.
+    """Compares adapters and whole models of one architecture by their weight updates.
+
+    Whole models are compared on the modules of the adapters among them, if there are any (`Comparison.left_out`).
 
     Args:
-        folders: Adapter folders, as a list or by label; the folder of a LossLens run stands for its adapter.
+        folders: Folders of PEFT (LoRA, DoRA) or of transformers, as a list or by label; the folder of a LossLens run
+            stands for what it trained.
+        base: Folder or hub id of the base, for DoRA and whole models.
         initial: The common initial adapter, if any: then the drift of A is measured, and the nulls are those of updates
             that share it.
         num_directions: Leading singular directions whose subspaces are compared.
 
     Raises:
-        InputError: A folder has no readable LoRA adapter, or two are not comparable (different modules or shapes);
-            names the folder or label.
+        InputError: A folder has no readable adapter or model, a base is missing, or two are not comparable (different
+            modules or shapes); names the folder or label.
     """
     named = named_adapters(folders)
     if num_directions < 1:
@@ -146,16 +155,20 @@ def compare(
     cohort = gather_cohort(
         SweepContents([], [], [], set(), "compare: no adapter folder given", {}),
         named if started_from is None else {**named, _INITIAL: started_from},
+        None if base is None else base_at(os.fspath(base)),
     )
     tables = _measured(cohort, named, started_from, num_directions)
-    return Comparison(named, tables.runs, tables.run_modules, tables.pairs, tables.layers, tables.modules)
+    tell_composition(cohort)
+    return Comparison(
+        named, tables.runs, tables.run_modules, tables.pairs, tables.layers, tables.modules, cohort.left_out
+    )
 
 
 def _measured(cohort: Cohort, named: Mapping[str, Path], initial: Path | None, top: int) -> WeightTables:
     labels = list(named)
     top = min(top, max(rank for label in labels for rank in cohort.ranks[label]))
     with ExitStack() as stack:
-        adapters = [stack.enter_context(open_adapter(folder)) for folder in named.values()]
+        adapters = [stack.enter_context(cohort.by_name[label].point.open()) for label in labels]
         start = None if initial is None else stack.enter_context(open_adapter(initial))
         runs, pairs = compare_updates(adapters, cohort.modules, top=top, initial=[start] * len(labels))
     by_label = {(labels[a], labels[b]): pair for (a, b), pair in pairs.items()}

@@ -153,7 +153,7 @@ class BehaviourPasses:
         """
         rng = np.random.default_rng([int(self.passes.sha256(name)[:16], 16), draw])
         point = self.passes.point(name)
-        if point.base is not None:
+        if point.is_whole:
             raise UnavailableError("a whole model changes more than the matrices that could be rotated")
         with ExitStack() as stack:
             adapter = stack.enter_context(point.open())

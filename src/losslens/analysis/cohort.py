@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,7 @@ from losslens.core.errors import InputError
 from losslens.core.hashing import hash_json
 from losslens.runs.run import Run
 from losslens.updates.checkpoint import OpenUpdate, open_update
+from losslens.updates.weights import is_checkpoint
 
 
 @dataclass(frozen=True)
@@ -27,25 +28,43 @@ class Base:
 
 
 @dataclass(frozen=True)
+class BaseFolder:
+    """The weights of the base, for updates that depend on them.
+
+    Attributes:
+        folder: Their folder.
+        identity: What they are (`model_identity`).
+    """
+
+    folder: Path
+    identity: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
 class Point:
     """Weights at some point of training.
 
     Attributes:
         folder: Folder of the adapter, or of the whole model.
         sha256: Hash of the weights and of their configuration.
-        base: Folder of the base, for a whole model, whose update is the difference to it.
+        base: Folder of the base, if the update depends on its weights: for a whole model or DoRA.
     """
 
     folder: Path
     sha256: str
     base: Path | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """True for a whole model, whose update is its difference to the base."""
+        return self.base is not None and is_checkpoint(self.folder)
+
     def open(self) -> AbstractContextManager[OpenUpdate]:
         """Opens the update."""
         return open_update(self.folder, self.base)
 
     def key(self, modules: Sequence[str]) -> Any:
-        """Returns a cache key of the update on these modules, which an adapter has no others than."""
+        """Returns a cache key of the update on these modules; a LoRA adapter has no others."""
         return self.sha256 if self.base is None else [self.sha256, hash_json(list(modules), 16)]
 
 
@@ -60,7 +79,7 @@ class ComparedAdapter:
         initial: Folder of the adapter it started from; None if unknown or deleted, or for a whole model.
         run: The run that trained it; None for an external adapter.
         facts: The run's manifest; None for an external adapter.
-        base: Folder of the base, if it is a whole model (`Point`).
+        base: Folder of the base, if its update depends on it (`Point`).
     """
 
     name: str
@@ -191,14 +210,14 @@ def common_modules(members: Sequence[ComparedAdapter]) -> list[str]:
     Raises:
         InputError: Two adapters have different modules, or a whole model lacks one of them.
     """
-    adapters = [member for member in members if member.base is None]
+    adapters = [member for member in members if not member.point.is_whole]
     first = (adapters or members)[0]
     with first.point.open() as update:
         modules = update.modules
     for member in members:
         with member.point.open() as update:
             own = set(update.modules)
-        differing = set(modules) - own if member.base else set(modules) ^ own
+        differing = set(modules) - own if member.point.is_whole else set(modules) ^ own
         for module in sorted(differing):
             raise InputError(
                 f"{member.name}: adapts different modules than {first.name} (only one of them has {module}); they "

@@ -230,10 +230,10 @@ class ForwardPasses:
         A whole model moves all weights of the base, including those that are not among the compared modules.
         """
         places = [self._members[name].point for name in names]
-        whole = [place.base is not None for place in places]
+        whole = [place.is_whole for place in places]
         with ExitStack() as stack:
-            models = [place.folder for place in places if place.base is not None]
-            adapters = [stack.enter_context(place.open()) for place in places if place.base is None]
+            models = [place.folder for place in places if place.is_whole]
+            adapters = [stack.enter_context(place.open()) for place in places if not place.is_whole]
             model = self._base.model
             setters: list[tuple[bool, SetWeights]] = []
             if models:

@@ -12,7 +12,7 @@ import pandas as pd
 from pydantic import ValidationError
 
 from losslens.analysis.cache import Cache
-from losslens.analysis.cohort import Cohort, SweepContents
+from losslens.analysis.cohort import BaseFolder, Cohort, SweepContents
 from losslens.analysis.manifests import RunFacts, StartedFacts
 from losslens.analysis.pairs import Pair, SelectedPairs
 from losslens.config.analysis import AnalyzeConfig
@@ -25,6 +25,7 @@ from losslens.measures.tables import BaseComparison
 from losslens.models.loading import ModelSource, model_identity, source_of, weights_folder
 from losslens.runs.recorded import Trust, data_of, model_of
 from losslens.updates.base import Array
+from losslens.updates.checkpoint import needs_base
 
 if TYPE_CHECKING:
     from losslens.analysis.behaviour import BehaviourPasses
@@ -181,6 +182,31 @@ def locate_bases(contents: SweepContents, config: AnalyzeConfig) -> None:
 
     contents.members = [replace(member, base=located(member.facts)) for member in contents.members]
     contents.diverged = [replace(run, base=located(run.facts)) for run in contents.diverged]
+
+
+def external_base(contents: SweepContents, config: AnalyzeConfig) -> BaseFolder | None:
+    """Returns the base for adapters and models from elsewhere; None if their updates do not depend on it, or unknown.
+
+    Raises:
+        InputError: The base is not where the runs recorded it, nor at `model_path`.
+    """
+    first = next((member.facts for member in contents.members if member.facts), None)
+    if not any(needs_base(folder) for folder in (config.adapters or {}).values()):
+        return None
+    if config.model_path is None and first is None:
+        return None
+    source, identity = base_of(config.model_path, first, trust_of(config))
+    return BaseFolder(weights_folder(source), identity)
+
+
+def base_at(place: str) -> BaseFolder:
+    """Returns the base at a folder or hub id.
+
+    Raises:
+        InputError: There is none.
+    """
+    source = ModelSource("base", place, None, "auto", "auto", False)
+    return BaseFolder(weights_folder(source), model_identity(source))
 
 
 def trust_of(config: AnalyzeConfig) -> Trust:

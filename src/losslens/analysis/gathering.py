@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from losslens.analysis.cohort import (
     Base,
+    BaseFolder,
     Cohort,
     ComparedAdapter,
     Diverged,
@@ -22,13 +23,17 @@ from losslens.analysis.cohort import (
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts, read_facts
 from losslens.analysis.scores import scores_of_runs
 from losslens.core.errors import InputError
-from losslens.core.hashing import hash_folder
+from losslens.core.hashing import hash_folder, hash_json
 from losslens.evaluation.outcomes import model_fingerprint, recorded_model_fingerprint
 from losslens.models.adapters import adapter_fingerprint
 from losslens.runs.integrity import require_recorded_outcomes
 from losslens.runs.run import Run, recorded_adapter_fingerprint, runs_of
+from losslens.updates.checkpoint import needs_base
 from losslens.updates.folder import open_adapter
+from losslens.updates.weights import is_checkpoint
 
+_ADAPTER_FILES = ("adapter_model*.safetensors", "adapter_config.json")
+_MODEL_FILES = ("model*.safetensors", "model.safetensors.index.json", "config.json")
 _ADVICE = "they cannot be compared; put them into different sweeps"
 
 
@@ -85,8 +90,13 @@ def find_runs(output_dir: Path, sweeps: Sequence[str], across: Literal["rollouts
     return SweepContents(members, bases, list(reversed(once.values())), {*runs, "base"}, nothing, left_out, unfinished)
 
 
-def gather_cohort(contents: SweepContents, adapters: Mapping[str, Path]) -> Cohort:
+def gather_cohort(contents: SweepContents, adapters: Mapping[str, Path], base: BaseFolder | None = None) -> Cohort:
     """Joins the runs of some sweeps and the external `adapters`, after checking that they can be compared.
+
+    Args:
+        contents: The runs.
+        adapters: Folders of adapters and of whole models, by label.
+        base: The base, for those of `adapters` whose updates depend on it.
 
     Raises:
         InputError: There is nothing to compare; two adapters cannot be compared (modules, shapes or problems differ);
@@ -106,10 +116,19 @@ def gather_cohort(contents: SweepContents, adapters: Mapping[str, Path]) -> Coho
     for name, folder in adapters.items():
         if name in contents.taken:
             raise InputError(f"adapters.{name}: the name is already taken by a run or the base")
-        sha256 = hash_folder(folder, ("adapter_model*.safetensors", "adapter_config.json"))
-        members.append(ComparedAdapter(name, folder, sha256))
+        members.append(_external(name, folder, base))
     modules, shapes, ranks = _shapes(members, left_out)
     return Cohort(members, modules, shapes, ranks, bases, scores, contents.diverged, left_out, contents.unfinished)
+
+
+def _external(name: str, folder: Path, base: BaseFolder | None) -> ComparedAdapter:
+    """Returns an adapter or a whole model that was trained elsewhere."""
+    if not needs_base(folder):
+        return ComparedAdapter(name, folder, hash_folder(folder, _ADAPTER_FILES))
+    files = hash_folder(folder, _MODEL_FILES if is_checkpoint(folder) else _ADAPTER_FILES)
+    # The same weights are another update to another base.
+    sha256 = hash_json([files, dict(base.identity) if base else None], 64)
+    return ComparedAdapter(name, folder, sha256, base=base.folder if base else None)
 
 
 def _name(run: Run, several: bool) -> str:

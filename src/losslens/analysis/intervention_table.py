@@ -27,7 +27,7 @@ from losslens.updates.base import Array
 COLUMNS = (
     "kind", "how", "run", "run_b", "arm", "arm_b", "pairing", "value", "draw", "null", "norm", "kl", "loss",
     "loss_diff", "loss_diff_low", "loss_diff_high", "loss_diff_repeat", "accuracy", "ci_low", "ci_high",
-    "reference_accuracy", *COMPARED[2:], "accuracy_diff_repeat",
+    "reference_accuracy", *COMPARED[2:], "accuracy_diff_repeat", "interaction", "hessian_cosine",
 )  # fmt: skip
 _WHAT = "interventions"
 
@@ -69,8 +69,10 @@ def intervention_table(
         cohort.left_out[_WHAT] = str(error)
         return pd.DataFrame(columns=list(COLUMNS))
     benchmark = None
-    if cohort.first and settings.problems != 0:
+    if settings.problems != 0:
         try:
+            if cohort.first is None:
+                raise UnavailableError("no run records the problems that it was scored on")
             benchmark = own_benchmark(config, cohort.first, settings.problems)
         except UnavailableError as error:
             cohort.left_out[f"accuracy of {_WHAT}"] = str(error)
@@ -99,7 +101,7 @@ def intervention_table(
             row["pairing"] = pairing(seeds[a], seeds[b], shares_initial_adapter(cohort, (a, b)), (a in own, b in own))
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": "Int64"})
     table.loc[table["run"] == "", "run"] = cohort.base_name
-    return with_repeats(table)
+    return with_interactions(with_repeats(table))
 
 
 def _changeable(cohort: Cohort) -> list[str]:
@@ -108,8 +110,10 @@ def _changeable(cohort: Cohort) -> list[str]:
     for member in cohort.members:
         if member.point.base is None:
             names.append(member.name)
-        else:
+        elif member.point.is_whole:
             cohort.left_out[f"{_WHAT} of {member.name}"] = "a whole model changes more than the compared modules"
+        else:
+            cohort.left_out[f"{_WHAT} of {member.name}"] = "its update is not that of factors alone (DoRA)"
     return names
 
 
@@ -187,4 +191,23 @@ def with_repeats(table: pd.DataFrame) -> pd.DataFrame:
             for how, a, b in table.loc[across, ["how", "arm", "arm_b"]].itertuples(index=False)
         ]
         table.loc[across, f"{name}_repeat"] = levels
+    return table
+
+
+def with_interactions(table: pd.DataFrame) -> pd.DataFrame:
+    """Adds to each sum of two runs the interaction of their updates in the loss, and its cosine.
+
+    I_ab = L(a + b) − L(a) − L(b) + L(0), which is aᵀHb where the loss is quadratic, and I_ab/√(I_aa·I_bb) with
+    I_aa = L(2a) − 2·L(a) + L(0), where both are above 0 and 2 is among the factors of `scaling`.
+    """
+    loss = {(row.kind, row.how, row.run, row.value): row.loss for row in table.itertuples()}
+    [base] = table.loc[table["how"] == "base", "loss"]
+    table = table.copy()
+    for index, row in table[(table["kind"] == "merging") & (table["how"] == "sum")].iterrows():
+        a, b = (loss["unchanged", "run", run, 1.0] for run in (row["run"], row["run_b"]))
+        twice = [loss.get(("scaling", "scaled", run, 2.0), np.nan) for run in (row["run"], row["run_b"])]
+        own = [double - 2 * single + base for double, single in zip(twice, (a, b), strict=True)]
+        table.loc[index, "interaction"] = row["loss"] - a - b + base
+        if min(own) > 0:
+            table.loc[index, "hessian_cosine"] = table.loc[index, "interaction"] / np.sqrt(own[0] * own[1])
     return table

@@ -61,7 +61,7 @@ def factor_table(arms: Sequence[Arm]) -> pd.DataFrame:
 
 def _described(arm: Arm) -> dict[str, Any] | None:
     """Factors, unit and boundedness of an arm's loss, from its class if it is built in, else from its manifest."""
-    loss = _loss_of(arm.facts)
+    loss = loss_of(arm.facts)
     if loss is not None:
         factors = loss.factors
         return None if factors is None else {**asdict(factors), "unit": loss.unit, "bounded": loss.bounded}
@@ -72,7 +72,7 @@ def _described(arm: Arm) -> dict[str, Any] | None:
     return {**texts, "unit": str(arm.facts.loss.get("unit", ""))[:20], "bounded": None}
 
 
-def _loss_of(facts: StartedFacts) -> Loss | None:
+def loss_of(facts: StartedFacts) -> Loss | None:
     """The built-in loss of a run with its options; None if it is another, or was made with options that are gone."""
     kind = builtin_losses().get(facts.method)
     with contextlib.suppress(ValidationError), warnings.catch_warnings():

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
-from losslens.config.training import LearningRate
+from losslens.config.training import LearningRate, TrainOn
 from losslens.core.errors import InputError
 from losslens.runs.current_words import readable_settings
 from losslens.runs.integrity import require_own_manifest
@@ -74,6 +74,7 @@ class RunConfig(_Facts):
     evaluation: dict[str, Any]
     rollouts: dict[str, Any]
     model: RecordedModel
+    train_on: TrainOn = "all"
     lr: LearningRate
     lora_rank: Rank | None
     seed: int

@@ -10,6 +10,7 @@ from losslens.core import hub
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
 from losslens.models.loading import ModelSource, model_identity
+from losslens.updates.weights import is_checkpoint
 
 Identity = Mapping[str, str | None]
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -38,6 +39,11 @@ def require_one_base(
     elif model_path is not None:
         bases["model_path"] = (model_path, _identity(model_path, None))
     for label, folder in adapters.items():
+        if is_checkpoint(folder):
+            left_out[f"the base of {label}"] = (
+                "a whole model names none; its difference to the given base is its update"
+            )
+            continue
         config = read_json(folder / "adapter_config.json")
         named, revision = config.get("base_model_name_or_path"), config.get("revision")
         if not named or not isinstance(named, str):

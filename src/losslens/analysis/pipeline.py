@@ -18,9 +18,11 @@ from losslens.analysis.arm_summary import SummaryTables, arm_summary_table
 from losslens.analysis.arms import Arm, arm_names, arms_of, nearest, repeats, sft_partners
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
+from losslens.analysis.composition import tell_composition
 from losslens.analysis.console import show
-from losslens.analysis.function_space import locate_bases, measure_function_space, trust_of
+from losslens.analysis.function_space import external_base, locate_bases, measure_function_space, trust_of
 from losslens.analysis.gathering import find_runs, gather_cohort
+from losslens.analysis.gradients import FindGradients, Gradients, measure_gradients
 from losslens.analysis.intervention_table import intervention_table
 from losslens.analysis.lineage import lineage
 from losslens.analysis.loss_family import class_table, cluster_table, factor_table
@@ -80,7 +82,9 @@ class Analysis:
     missing: list[str]
 
 
-def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
+def analyze_job(
+    config: DictConfig, *writers: Callable[[Path], object], find_gradients: FindGradients | None = None
+) -> Path:
     """Runs `analyze.py`: writes the tables, prints the main ones, and returns their folder.
 
     The new analysis is written to a temporary folder and replaces the old one atomically at the end. It includes what
@@ -89,13 +93,14 @@ def analyze_job(config: DictConfig, *writers: Callable[[Path], object]) -> Path:
     Args:
         config: The configuration.
         writers: Functions that write further files into the folder before it replaces the old one.
+        find_gradients: Computes the gradients before step 1, if the configuration asks for them.
     """
     checked = parse(AnalyzeConfig, config)
     folder = checked.folder
     while True:
         finish_interrupted_replacement(folder)
         before = read_earlier(folder)
-        analysis = analyse(checked, before)
+        analysis = analyse(checked, before, find_gradients)
         with temporary_folder(folder) as new:
             _write(analysis, new)
             tables = analysis.tables
@@ -134,12 +139,15 @@ def _write(analysis: Analysis, folder: Path) -> None:
     )
 
 
-def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Analysis:
+def analyse(
+    config: AnalyzeConfig, before: EarlierAnalysis | None = None, find_gradients: FindGradients | None = None
+) -> Analysis:
     """Compares all finished runs of the sweeps, and the external adapters.
 
     Args:
         config: The configuration.
         before: The analysis to replace: the pairs that it measured are measured here, too.
+        find_gradients: Computes the gradients before step 1, if the configuration asks for them.
 
     Raises:
         InputError: There is nothing to compare, or two adapters cannot be compared.
@@ -149,7 +157,7 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     contents.members = at_checkpoint(contents.members, config.checkpoint, config.target_norm, contents.left_out)
     if config.checkpoint != "end":
         score_snapshots(contents.members, config.model_path, trust_of(config), contents.left_out)
-    cohort = gather_cohort(contents, config.adapters or {})
+    cohort = gather_cohort(contents, config.adapters or {}, external_base(contents, config))
     runs_base = cohort.first.base if cohort.first else None
     require_one_base(config.adapters or {}, runs_base, config.model_path, cohort.left_out)
     names = cohort.names
@@ -173,13 +181,19 @@ def analyse(config: AnalyzeConfig, before: EarlierAnalysis | None = None) -> Ana
     # At most the rank of the runs: an interpolation of two snapshots has further directions, in which they differ.
     top = min(config.num_directions, max(rank for ranks in cohort.ranks.values() for rank in ranks))
     measured, pairs = measure_weight_space(cohort, top, cache)
+    tell_composition(cohort, cache)
     based = measure_function_space(config, cohort, chosen, cache)
     interventions = intervention_table(config, cohort, chosen.pairs, named, cache)
     # Trajectories are only computed to the ends of the runs.
     arms_at_end = arms if config.checkpoint == "end" else []
     trajectories = measure_trajectories(arms_at_end, sft, cohort.modules, cache, cohort.left_out)
     paths = {name: found.path for name, found in trajectories.items()}
-    tables = weight_tables(compared_weights(cohort, measured, pairs, based, paths, config.num_directions, cache))
+    gradients = Gradients()
+    if config.initial_gradients and find_gradients is not None:
+        gradients = measure_gradients(cohort, find_gradients(config, cohort))
+    tables = weight_tables(
+        compared_weights(cohort, measured, pairs, based, paths, gradients, config.num_directions, cache)
+    )
     for name in tables.runs.loc[tables.runs["norm"] == 0, "run"]:
         cohort.left_out[f"direction of {name}"] = "its update is 0: training has not changed the weights"
     with tqdm(desc="statistics", total=7, unit="table", leave=False) as bar:

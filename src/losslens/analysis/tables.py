@@ -14,6 +14,7 @@ from losslens.analysis.accuracy import midpoint_table
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort
 from losslens.analysis.function_space import FunctionSpaceResults
+from losslens.analysis.gradients import Gradients
 from losslens.analysis.pairs import Pair
 from losslens.analysis.repeats import pairing, with_levels
 from losslens.measures import function_measures, pair_measures, run_function_measures, weight_measures
@@ -89,6 +90,7 @@ def compared_weights(
     pairs: Mapping[Pair, PairGeometry],
     based: FunctionSpaceResults,
     paths: Mapping[str, RunPath],
+    gradients: Gradients,
     top: int,
     cache: Cache,
 ) -> ComparedWeights:
@@ -101,6 +103,8 @@ def compared_weights(
         against_base=based.against_base,
         effects=based.effects,
         paths=paths,
+        gradients=gradients.runs,
+        pair_gradients=gradients.pairs,
         top=top,
         ranks=cohort.ranks,
         same_a={pair: shares_initial_adapter(cohort, pair) for pair in pairs},

@@ -13,13 +13,14 @@ def load() -> Tasks:
     from losslens.analysis.pipeline import analyze_job
     from losslens.config.analysis import AnalyzeConfig
     from losslens.config.parse import parse
+    from losslens.pipeline.initial_gradients import initial_gradients
     from losslens.report.figures.write import write_figures
     from losslens.report.page import write_report
     from losslens.report.paper_tables import write_tables
     from losslens.tracking.analysis import log_analysis
 
     def job(config: DictConfig) -> None:
-        folder = analyze_job(config, write_report, write_figures, write_tables)
+        folder = analyze_job(config, write_report, write_figures, write_tables, find_gradients=initial_gradients)
         print(folder / "report.html", flush=True)
         log_analysis(parse(AnalyzeConfig, config).logger, folder, Path(config.output_dir))
 

@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from losslens.core.errors import InputError
 from losslens.core.extras import format_error, missing_extra, require_extras
 from losslens.core.redaction import guard_streams
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Most adapters of which every pair is measured in full by default; more take minutes.
+_MANY = 64
 
 
 class _Parser(argparse.ArgumentParser):
@@ -22,19 +29,31 @@ def parser() -> argparse.ArgumentParser:
     """Returns the parser of the command line."""
     found = _Parser(
         prog="losslens compare",
-        description="Compares the weight updates of PEFT LoRA adapters: norms, cosines, principal angles, each beside "
-        "its null, in tables and a report. Nothing is trained, and no model is loaded without --base.",
+        description="Compares the weight updates of PEFT adapters and of whole models of one architecture: norms, "
+        "cosines, principal angles, each beside its null, in tables and a report. Nothing is trained, and no model is "
+        "loaded without --base.",
         epilog="Exit status: 0 done; 2 invalid input, or the hub cannot be reached.",
     )
     found.add_argument(
-        "adapters", nargs="+", metavar="ADAPTER",
-        help="a folder, a run of LossLens, or a hub id (owner/name, owner/name/folder, owner/name@revision); "
-        "NAME=ADAPTER names it in the tables",
+        "adapters", nargs="*", metavar="ADAPTER",
+        help="a folder of PEFT or transformers, a run of LossLens, or a hub id (owner/name, owner/name/folder, "
+        "owner/name@revision); NAME=ADAPTER names it in the tables",
     )  # fmt: skip
-    found.add_argument("--base", metavar="MODEL", help="folder or hub id of the base: adds what needs its weights")
+    found.add_argument(
+        "--published", nargs="?", const="", metavar="PLACE", help="also every adapter of a repository on the hub, or "
+        "of a folder laid out like one, beside the figures of arXiv 2606.23740; by default that study's own repository",
+    )  # fmt: skip
+    found.add_argument(
+        "--base", metavar="MODEL", help="folder or hub id of the base: adds what needs its weights; "
+        "DoRA and whole models need it",
+    )  # fmt: skip
     found.add_argument(
         "--completions", metavar="FOLDER", help="frozen rollouts; with --base, adds barriers, CKA, KL and output shifts"
     )
+    found.add_argument(
+        "--measures", choices=("all", "cosines"), help="cosines: norms, cosines, a map and clusters alone, for "
+        f"hundreds of adapters; default: all for up to {_MANY} adapters, else cosines",
+    )  # fmt: skip
     found.add_argument("--output-dir", metavar="FOLDER", default="outputs", help="default: outputs")
     return found
 
@@ -44,11 +63,15 @@ def main(arguments: list[str]) -> int:
     command_line = parser()
     guard_streams()
     asked = command_line.parse_args(arguments)
+    if not asked.adapters and asked.published is None:
+        command_line.error("the following arguments are required: ADAPTER")
     if asked.completions and not asked.base:
         command_line.error("--completions needs --base")
+    if asked.measures == "cosines" and asked.base:
+        command_line.error("--measures cosines uses no base: leave out --base")
     try:
         require_extras("report")
-        report = _compare(asked.adapters, asked.base, asked.completions, asked.output_dir)
+        report = _compare(asked)
     except InputError as error:
         print(format_error(command_line.prog, error), file=sys.stderr)
         return 2
@@ -64,23 +87,66 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _compare(adapters: list[str], base: str | None, completions: str | None, output_dir: str) -> Path:
+def _compare(asked: argparse.Namespace) -> Path:
+    from losslens.report.page import write_report
+
+    folders, published = _folders(asked.adapters), _published(asked.published)
+    for name in folders.keys() & published.keys():
+        raise InputError(f"{name}: also the name of a published adapter; give NAME=ADAPTER")
+    folders |= published
+    measures = asked.measures
+    if measures is None and len(folders) > _MANY and asked.base is None:
+        measures = "cosines"
+        print(f"{len(folders)} adapters: norms, cosines, map and clusters alone; --measures all adds angles and layers")
+    if asked.published is not None:
+        from losslens.report.published import write_published
+
+        writers: tuple[Callable[[Path], object], ...] = (write_published, write_report)
+    else:
+        writers = (write_report,)
+    if measures == "cosines":
+        from losslens.analysis.adapter_map import map_adapters
+
+        return map_adapters(folders, Path(asked.output_dir).expanduser(), *writers) / "report.html"
+    from losslens.analysis.pipeline import analyze_job
+
+    return analyze_job(_config(folders, asked.base, asked.completions, asked.output_dir), *writers) / "report.html"
+
+
+def _published(place: str | None) -> dict[str, Path]:
+    """Returns the adapters of a repository (the study's own if empty) by their names in the tables; none if None."""
+    if place is None:
+        return {}
+    from losslens.core.hub import repository_from_hub
+    from losslens.report.published import REPOSITORY
+    from losslens.updates.places import adapters_below
+
+    place = place or REPOSITORY
+    named: dict[str, Path] = {}
+    for path, folder in adapters_below(_folder(place) or repository_from_hub(place)).items():
+        if (label := _label(path)) in named:
+            raise InputError(f"{place}: two of its adapters would be named {label}")
+        named[label] = folder
+    return named
+
+
+def _config(folders: dict[str, Path], base: str | None, completions: str | None, output_dir: str) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from omegaconf import open_dict
 
-    from losslens.analysis.pipeline import analyze_job
     from losslens.config import interpolations  # noqa: F401  # registers what conf/ refers to
     from losslens.config.folders import conf_folder
-    from losslens.report.page import write_report
 
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        config = compose("analyze", ["sweep=null", "logger=none", f"pairs={'all' if completions else 'none'}"])
+        config: DictConfig = compose(
+            "analyze", ["sweep=null", "logger=none", f"pairs={'all' if completions else 'none'}"]
+        )
     with open_dict(config):
-        config.adapters = {name: str(folder) for name, folder in _folders(adapters).items()}
+        config.adapters = {name: str(folder) for name, folder in folders.items()}
         config.output_dir = output_dir
         config.model_path = base
         config.probe_set.completions = completions
-    return analyze_job(config, write_report) / "report.html"
+    return config
 
 
 def _folders(adapters: list[str]) -> dict[str, Path]:

@@ -74,6 +74,7 @@ class AnalyzeConfig(Job):
     select_on: FolderName | None = None
     num_directions: Annotated[int, Formerly("top")] = Field(ge=1)
     spectrum_copies: int = Field(0, ge=0)
+    initial_gradients: bool = False
     pairs: Literal["all", "reference", "none"] | list[Annotated[list[str], Field(min_length=2, max_length=2)]] | None
     reference: str | None
     holm_family: Annotated[Literal["all", "reference"], Formerly("family")]

@@ -64,15 +64,15 @@ def is_available(field: str, repo: str, revision: str | None, repo_type: RepoTyp
 
 
 def adapter_from_hub(place: str) -> Path:
-    """Downloads the adapter of a repository, or of a folder in it, and returns where it lies.
+    """Downloads the adapter or the whole model of a repository, or of a folder in it, and returns where it lies.
 
-    Only its configuration and its safetensors file are fetched, into the cache of the hub's client.
+    Only its configuration and its safetensors files are fetched, into the cache of the hub's client.
 
     Args:
         place: `owner/name`, `owner/name/folder/in/it`, either with `@revision` at its end.
 
     Raises:
-        InputError: It has another form, or the hub has no such repository, revision or adapter.
+        InputError: It has another form, or the hub has no such repository or revision, or neither of the two in it.
         UnavailableError: The hub cannot be reached, and there is no local copy.
     """
     path, _, revision = place.partition("@")
@@ -82,9 +82,13 @@ def adapter_from_hub(place: str) -> Path:
     commit = resolve_commit("adapter", owner_and_name, revision or None)
     files = [f"{inside}/{name}".lstrip("/") for name in ("adapter_config.json", "adapter_model.safetensors")]
     copy = _copy(place, owner_and_name, commit, files)
-    if not all((copy / file).is_file() for file in files):
-        raise InputError(f"{place}: the repository has no {' and '.join(files)} at commit {commit[:8]}")
-    return copy / inside
+    if all((copy / file).is_file() for file in files):
+        return copy / inside
+    names = ("config.json", "model*.safetensors", "model.safetensors.index.json")
+    model = _downloaded(place, owner_and_name, commit, [f"{inside}/{name}".lstrip("/") for name in names]) / inside
+    if not (model / "config.json").is_file() or not any(model.glob("model*.safetensors")):
+        raise InputError(f"{place}: the repository has no {' and '.join(files)} at commit {commit[:8]}, and no model")
+    return model
 
 
 def model_folder(field: str, repo: str, commit: str) -> Path:
@@ -102,6 +106,25 @@ def model_folder(field: str, repo: str, commit: str) -> Path:
         raise UnavailableError(f"{field}={repo}: cannot be downloaded ({first_line(error)})") from error
 
 
+def repository_from_hub(place: str) -> Path:
+    """Downloads every adapter of a repository and returns the folder in which they lie.
+
+    Of a repository only the configurations and the safetensors files of adapters are fetched.
+
+    Args:
+        place: `owner/name`, with `@revision` at its end for another than the main branch.
+
+    Raises:
+        InputError: It has another form, or the hub has no such repository or revision.
+        UnavailableError: The hub cannot be reached, and there is no local copy.
+    """
+    repo, _, revision = place.partition("@")
+    if "/" not in repo or not is_hub_id(repo):
+        raise InputError(f"{place}: no such folder, and not a hub id (owner/name)")
+    commit = resolve_commit("adapters", repo, revision or None)
+    return _downloaded(place, repo, commit, ["*adapter_config.json", "*adapter_model*.safetensors"])
+
+
 def _copy(place: str, repo: str, commit: str, files: list[str]) -> Path:
     """Returns the folder of the local copy, after downloading `files` if it lacks one."""
     from huggingface_hub import snapshot_download
@@ -113,8 +136,15 @@ def _copy(place: str, repo: str, commit: str, files: list[str]) -> Path:
             return copy
     except LocalEntryNotFoundError:
         pass
+    return _downloaded(place, repo, commit, files)
+
+
+def _downloaded(place: str, repo: str, commit: str, patterns: list[str]) -> Path:
+    """Downloads what matches the patterns; without a connection, returns the local copy if there is one."""
+    from huggingface_hub import snapshot_download
+
     try:
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=files))
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=patterns))
     except Exception as error:  # depends on the HTTP library of the hub's client
         raise UnavailableError(f"{place}: cannot be downloaded ({first_line(error)})") from error
 

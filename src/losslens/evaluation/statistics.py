@@ -8,10 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.fft import irfft, next_fast_len
-from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, norm
-from scipy.stats import t as student
 
 # Differences of shares are represented as multiples of 1/120, or of a larger unit fraction.
 _FINEST = 120
@@ -50,6 +46,7 @@ def mcnemar(first: NDArray[np.float64], second: NDArray[np.float64]) -> McNemar:
     If outcomes are shares of correct samples, b and c count the problems on which the first or second run has the
     larger share; this is the sign test, of which McNemar's test is the case of single samples.
     """
+    from scipy.stats import binom  # slow to import
     from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 
     b, c = int(np.sum(first > second)), int(np.sum(first < second))
@@ -101,6 +98,9 @@ def equivalence(first: NDArray[np.float64], second: NDArray[np.float64], margin:
         second: The same for the other side, shape (problems,).
         margin: The margin m, a share.
     """
+    from scipy.optimize import brentq  # slow to import
+    from scipy.stats import norm  # slow to import
+
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     n, total = len(difference), float(np.abs(difference).sum())
     net = abs(float(difference.sum()))
@@ -161,6 +161,9 @@ def detectable_difference(discordant: int, n: int, level: float, power: float = 
     Returns:
         NaN if no difference is detectable: with so few discordant problems, not even if all favour the same run.
     """
+    from scipy.optimize import brentq  # slow to import
+    from scipy.stats import binom  # slow to import
+
     share = discordant / n if n else 0.0
     spread = 8 * np.sqrt(n * share * (1 - share)) + 1
     counts = np.arange(max(0, int(discordant - spread)), min(n, int(discordant + spread) + 1) + 1)
@@ -195,6 +198,9 @@ def sign_flip(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
         first: Share of correct samples per problem, shape (problems,).
         second: The same for the other side, averaged over any number of runs, shape (problems,).
     """
+    from scipy.fft import irfft, next_fast_len  # slow to import
+    from scipy.stats import binomtest  # slow to import
+
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     grid = next(
         (g for g in range(1, _FINEST) if np.abs(g * difference - np.rint(g * difference)).max() < 1e-6), _FINEST
@@ -250,6 +256,8 @@ def jackknife_interval(
         fewest: m, the smaller number of units of the two sides: 20 seeds of one loss do not show how the other varies.
         share: Coverage of the interval.
     """
+    from scipy.stats import t as student  # slow to import
+
     n = len(without)
     if fewest < 3:  # without one of two units, there is nothing left to compare
         undefined = np.full_like(estimate, np.nan)

@@ -118,17 +118,19 @@ class RunMeasure(Measure):
             `definition` says; None if the measure has no null.
         needs_base: True if it depends on W0.
         needs_path: True if it depends on snapshots.
+        needs_gradient: True if it depends on the gradient before step 1.
     """
 
     value: Callable[[RunWeights], Array]
     null: Callable[[RunWeights], Array] | None = None
     needs_base: bool = False
     needs_path: bool = False
+    needs_gradient: bool = False
 
     @property
     def logged(self) -> bool:
         """True if it is logged during training, where nothing but the update is known."""
-        return not (self.needs_base or self.needs_path)
+        return not (self.needs_base or self.needs_path or self.needs_gradient)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse.linalg import svds
 
 from losslens.updates.base import Array, Update
 
@@ -32,6 +31,8 @@ class Principal:
 
 def principal(weight: Array, top: int = 10) -> Principal:
     """Computes the top-k singular subspaces of W0, shape (out, in), by Lanczos (ARPACK) to machine precision."""
+    from scipy.sparse.linalg import svds  # slow to import
+
     if min(weight.shape) <= max(_DENSE, top) or not weight.any():
         u, values, vt = np.linalg.svd(weight, full_matrices=False)
     else:
@@ -67,19 +68,17 @@ class PrincipalParts:
 
 
 def principal_parts(update: Update, start: Array | None, base: Principal) -> PrincipalParts:
-    """Measures an update against the leading singular directions of W0, from r×k products of singular vectors.
+    """Measures an update against the leading singular directions of W0, from its products with them.
 
     Args:
         update: ΔW.
         start: `input_space` of the update that training started from; None if unknown or not confined.
         base: The leading directions of W0.
     """
-    svd = update.svd()
-    inputs = svd.values[:, None] * (svd.right.T @ base.right)
-    outputs = (base.left.T @ svd.left) * svd.values
+    inputs, outputs = update.on_inputs(base.right), update.on_outputs(base.left)
     right = float(np.sum(inputs**2))
     concentration = float(np.sum((inputs.T @ inputs) ** 2)) / right**2 if right > 0 else float("nan")
-    both = float(np.sum((base.left.T @ svd.left @ inputs) ** 2))
+    both = float(np.sum((base.left.T @ inputs) ** 2))
     return PrincipalParts(float(np.sum(outputs**2)), right, both, concentration, *_start(update, start, base.right))
 
 

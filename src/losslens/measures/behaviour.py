@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
 from losslens.measures.activations import COMPLETION, participation_ratio, shift_cosine, shift_size
 from losslens.measures.outputs import cosines, jensen_shannon, kl, output_shifts
@@ -202,6 +201,8 @@ def prediction_bound(values: Array, copies: int) -> Array:
         values: Values of rotated copies, or of pairs of them, along the first axis.
         copies: D, the number of copies of a run; fewer than 2 have no spread, and the bound is NaN.
     """
+    from scipy.stats import t as student  # slow to import
+
     if copies < 2:
         return np.full(values.shape[1:], np.nan)
     spread = values.std(axis=0, ddof=1) * np.sqrt(1 + 1 / copies)

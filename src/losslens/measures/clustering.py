@@ -1,4 +1,4 @@
-"""Test of whether things of one kind lie closer together than things of different kinds."""
+"""Clusters of adapters, and a test of whether things of one kind lie closer together than things of different kinds."""
 
 from __future__ import annotations
 
@@ -8,10 +8,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from losslens.updates.base import Array
 
 _PERMUTATIONS, _SEED = 9999, 0
+# Degrees between two clusters from which on they remain apart: a cosine of one half.
+CLUSTER_ANGLE = 60.0
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Clusters of N things.
+
+    Attributes:
+        labels: The cluster of each thing, from 1 in the order of `places`, shape (N,).
+        places: The place of each thing in an order in which clusters, and things alike in them, are neighbours; shape
+            (N,).
+    """
+
+    labels: NDArray[np.intp]
+    places: NDArray[np.intp]
+
+
+def cluster(distances: Array, apart: float = CLUSTER_ANGLE) -> Clusters:
+    """Clusters by average linkage (UPGMA; Sokal and Michener 1958) of angles, up to a mean angle of `apart`.
+
+    The order is the optimal leaf order of Bar-Joseph, Gifford and Jaakkola 2001.
+
+    Args:
+        distances: Angles in degrees, shape (N, N), symmetric.
+        apart: Two clusters are joined if the mean angle between their members is at most this.
+    """
+    from scipy.cluster.hierarchy import fcluster, leaves_list, linkage  # slow to import
+    from scipy.spatial.distance import squareform
+
+    n = len(distances)
+    if n < 2:
+        return Clusters(np.ones(n, dtype=np.intp), np.zeros(n, dtype=np.intp))
+    tree = linkage(squareform(distances, checks=False), "average", optimal_ordering=True)
+    order = leaves_list(tree)
+    found = fcluster(tree, apart, "distance")
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(found[order]), 1)}
+    return Clusters(np.array([numbers[label] for label in found], dtype=np.intp), np.argsort(order).astype(np.intp))
 
 
 @dataclass(frozen=True)

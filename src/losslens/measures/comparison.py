@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -20,6 +21,8 @@ from losslens.updates.base import Array, Update, Updates, pair_products, pairs_o
 
 # More than four modules at once use more memory without being faster.
 _WORKERS = min(4, available_cores())
+
+_Measured = TypeVar("_Measured")
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ def compare(
     """
     fresh = len(adapters) if fresh is None else fresh
     started_from = list(initial) if initial is not None else [None] * fresh
-    measured = list(progress(_in_parallel(partial(_measure, adapters, top, fresh, started_from), modules)))
+    measured = list(progress(in_parallel(partial(_measure, adapters, top, fresh, started_from), modules)))
     runs = [
         RunGeometry(padded([m.singular_values[i] for m in measured]), padded([m.drift[i] for m in measured]))
         for i in range(fresh)
@@ -176,7 +179,7 @@ def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]
     return angles, first
 
 
-def _in_parallel(measure: Callable[[str], _Module], modules: Sequence[str]) -> Iterator[_Module]:
+def in_parallel(measure: Callable[[str], _Measured], modules: Sequence[str]) -> Iterator[_Measured]:
     """Measures several modules in parallel, one core each: the factors are too thin to use more for one product."""
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(_WORKERS) as pool:
         yield from pool.map(measure, modules)

@@ -17,6 +17,7 @@ from losslens.measures.views import Array, Draw, PairWeights, RunWeights
 if TYPE_CHECKING:
     from losslens.measures.base_weights import PrincipalParts
     from losslens.measures.comparison import PairGeometry, RunGeometry
+    from losslens.measures.gradients import PairGradients
 
 Pair = tuple[str, str]
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -75,6 +76,8 @@ class ComparedWeights:
         against_base: Comparison of each run with W0, where the base is known.
         paths: Path of each run with snapshots.
         effects: `rotated.against_copies` of each run and module, shape (M, 3, 4), where it was asked for.
+        gradients: `gradients.products_with_end` of each run, shape (M, 4, 4), where it was asked for.
+        pair_gradients: Gradients of each pair, where they were asked for.
         ranks: For each run, the largest rank of each module; by default the rank found.
         same_a: For each pair, True if both runs started from the same A; None (default) if unknown.
         draw: Computes the expected angles of random subspaces.
@@ -88,6 +91,8 @@ class ComparedWeights:
     against_base: Mapping[str, BaseComparison] = field(default_factory=dict)
     paths: Mapping[str, RunPath] = field(default_factory=dict)
     effects: Mapping[str, Array] = field(default_factory=dict)
+    gradients: Mapping[str, Array] = field(default_factory=dict)
+    pair_gradients: Mapping[Pair, PairGradients] = field(default_factory=dict)
     ranks: Mapping[str, Sequence[int]] = field(default_factory=dict)
     same_a: Mapping[Pair, bool | None] = field(default_factory=dict)
     draw: Draw = expected_angles
@@ -151,6 +156,7 @@ def run_weights(compared: ComparedWeights) -> RunWeights:
         drift=_stacked([run.drift for run in compared.runs.values()], count),
         steps=_stacked([path.steps for path in paths], count),
         effects=np.array([compared.effects.get(name, np.full((count, 3, 4), np.nan)) for name in compared.runs]),
+        gradients=np.array([compared.gradients.get(name, np.full((count, 4, 4), np.nan)) for name in compared.runs]),
         halfway=np.array([path.halfway for path in paths]),
         directions=np.array([min(compared.top, *shape) for shape in compared.shapes], dtype=np.float64),
         outputs=np.array([out for out, _ in compared.shapes], dtype=np.float64),
@@ -167,6 +173,8 @@ def pair_weights(compared: ComparedWeights) -> PairWeights:
     outputs, inputs = np.array(compared.shapes, dtype=np.float64).reshape(-1, 2).T
     same_a = np.array([np.nan if (same := compared.same_a.get(pair)) is None else same for pair in of], dtype=float)
 
+    gradients = [compared.pair_gradients.get(pair) for pair in of]
+
     def rows(values: Sequence[Array]) -> Array:
         return np.array(values, dtype=np.float64).reshape(len(of), count)
 
@@ -179,6 +187,10 @@ def pair_weights(compared: ComparedWeights) -> PairWeights:
         angles_right=_stacked([pair.angles_right for pair in pairs], count),
         u1=rows([pair.u1 for pair in pairs]),
         v1=rows([pair.v1 for pair in pairs]),
+        gradients=np.array(
+            [np.full((count, 4, 4), np.nan) if pair is None else pair.products for pair in gradients]
+        ).reshape(len(of), count, 4, 4),
+        gradient_overlap=rows([np.full(count, np.nan) if pair is None else pair.overlap for pair in gradients]),
         outputs=outputs,
         inputs=inputs,
         widths=rows([np.sum(~np.isnan(pair.angles_left), axis=-1) for pair in pairs]),

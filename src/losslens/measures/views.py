@@ -58,13 +58,15 @@ class RunWeights(_ByModule):
         halfway: Overlap beyond chance of the left singular subspaces at half-time and at the end, NaN if unknown, shape
             (…, M).
         effects: `rotated.against_copies` of each module, NaN if not asked for, shape (…, M, 3, 4).
+        gradients: Inner products of the gradient step before step 1, the part of it from half of the problems, its sign
+            step and ΔW, with each other (`gradients.products_with_end`), NaN if not asked for, shape (…, M, 4, 4).
         directions: k, the number of leading directions of W0, shape (M,).
         outputs: Rows of ΔW, shape (M,).
     """
 
     _axes: ClassVar[Mapping[str, int]] = {
         **dict.fromkeys(("singular_values", "drift", "steps"), 1),
-        "effects": 2,
+        **dict.fromkeys(("effects", "gradients"), 2),
         **dict.fromkeys(("base_norms", "halfway", "left", "right", "both", "concentration"), 0),
         **dict.fromkeys(("start_mean", "start_variance", "start_dimension", "directions", "outputs"), 0),
     }
@@ -82,6 +84,7 @@ class RunWeights(_ByModule):
     steps: Array
     halfway: Array
     effects: Array
+    gradients: Array
     directions: Array
     outputs: Array
 
@@ -105,6 +108,10 @@ class PairWeights(_ByModule):
         angles_right: The same for the right singular subspaces.
         u1: |⟨u_1, u_1'⟩|, shape (…, M).
         v1: |⟨v_1, v_1'⟩|, shape (…, M).
+        gradients: Inner products of the gradient steps of both before step 1 and the parts of them from half of the
+            problems, whole and half of the first, then of the second (`gradients.PairGradients`), NaN if not asked for,
+            shape (…, M, 4, 4).
+        gradient_overlap: ‖G_a·G_bᵀ‖_F² of the gradient steps, NaN if not asked for, shape (…, M).
         outputs: Rows of ΔW, shape (M,).
         inputs: Columns of ΔW, shape (M,).
         widths: Number of leading directions compared, shape (…, M).
@@ -116,8 +123,9 @@ class PairWeights(_ByModule):
 
     _axes: ClassVar[Mapping[str, int]] = {
         **dict.fromkeys(("squared_a", "squared_b", "inner", "right_overlap", "u1", "v1"), 0),
-        **dict.fromkeys(("outputs", "inputs", "widths", "inputs_met"), 0),
+        **dict.fromkeys(("outputs", "inputs", "widths", "inputs_met", "gradient_overlap"), 0),
         **dict.fromkeys(("angles_left", "angles_right"), 1),
+        "gradients": 2,
     }
 
     squared_a: Array
@@ -128,6 +136,8 @@ class PairWeights(_ByModule):
     angles_right: Array
     u1: Array
     v1: Array
+    gradients: Array
+    gradient_overlap: Array
     outputs: Array
     inputs: Array
     widths: Array

@@ -72,6 +72,7 @@ class Table:
         file: The name of the download; empty for none.
         content: The content of the download.
         closed: True if it is collapsed until opened.
+        searched: True if a field above it shows only the rows that hold what is typed.
     """
 
     caption: str
@@ -80,6 +81,7 @@ class Table:
     file: str = ""
     content: bytes = b""
     closed: bool = False
+    searched: bool = False
 
     @property
     def link(self) -> str:

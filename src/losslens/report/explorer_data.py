@@ -86,7 +86,7 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
         {
             "runs": runs.facts, "arms": runs.arms, "pairs": pairs.ends, "pairings": pairs.table["pairing"].tolist(),
             "between": runs.between, "verdicts": runs.rows[["cosine_verdict", "accuracy_verdict"]].to_numpy().tolist(),
-            "measures": [_entry(measure) for measure in weight_measures()],
+            "measures": [_entry(measure) for measure in weight_measures() if _is_known(measure, pairs)],
             "functions": [_entry(measure) for measure in function_measures()],
             "sizes": [
                 [measure.name, f"{measure.label}{' (°)' * (measure.unit == '°')}"] for measure in run_weight_measures()
@@ -109,6 +109,11 @@ def pack(analysis: AnalysisFolder, runs: Runs, modules: Modules, pairs: Pairs) -
     _curves(packed, analysis, runs, pairs)
     _map(packed, analysis, runs, pairs)
     return packed, _omissions(len(pairs.ends), len(kept), angled)
+
+
+def _is_known(measure: PairMeasure, pairs: Pairs) -> bool:
+    """True unless a measure was not asked for; the main ones always are."""
+    return measure in pair_measures("main") or bool(pairs.table[measure.name].notna().any())
 
 
 def _entry(measure: PairMeasure) -> dict[str, Any]:

@@ -69,6 +69,17 @@ for (const button of document.querySelectorAll("button[data-loss]")) {
   });
 }
 
+// Shows only the rows that hold every word that was typed.
+for (const field of document.querySelectorAll(".search input")) {
+  const place = field.closest(".search"), rows = [...place.nextElementSibling.querySelectorAll("tbody tr")];
+  const texts = rows.map(row => row.textContent.toLowerCase());
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    rows.forEach((row, number) => { row.hidden = !words.every(word => texts[number].includes(word)); });
+    place.querySelector("output").textContent = words.length ? `${rows.filter(row => !row.hidden).length} of ${rows.length}` : "";
+  });
+}
+
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
 for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
   addEventListener(event, () => {

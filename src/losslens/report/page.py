@@ -14,14 +14,17 @@ from losslens.core.files import atomic_file
 from losslens.report.components import Section, downloadable
 from losslens.report.sections import (
     activation_shifts,
+    adapter_map,
     explorer,
     glance,
     glossary,
+    gradients,
     header,
     interventions,
     learning_rate,
     lineage,
     loss_family,
+    published,
     runs,
     statistics,
     training,
@@ -39,9 +42,11 @@ _EXPLORER = (
 )  # fmt: skip
 _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     glance.section,
+    published.section,
     explorer.section,
     learning_rate.section,
     loss_family.section,
+    gradients.section,
     tuning.section,
     interventions.section,
     runs.section,
@@ -55,6 +60,8 @@ _SECTIONS: tuple[Callable[[AnalysisFolder], Section | None], ...] = (
     lineage.left_out,
     lineage.provenance,
 )
+# Of an analysis of norms and cosines alone.
+_MAP_SECTIONS = (published.section, adapter_map.section, lineage.left_out, lineage.provenance)
 
 
 def write_report(folder: Path) -> Path:
@@ -64,8 +71,10 @@ def write_report(folder: Path) -> Path:
         InputError: The analysis has no manifest, or a table cannot be read.
     """
     analysis = AnalysisFolder(folder)
-    sections = [section for make in _SECTIONS if (section := make(analysis))]
-    sections += [section] if (section := _other_tables(analysis, sections)) else []
+    of_many = analysis.manifest.get("measures") == "cosines"
+    sections = [section for make in (_MAP_SECTIONS if of_many else _SECTIONS) if (section := make(analysis))]
+    if not of_many and (section := _other_tables(analysis, sections)):
+        sections.append(section)
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -66,6 +66,17 @@ class AnalysisFolder:
         Raises:
             InputError: The file is not a table with these columns.
         """
+        key = (name, tuple(texts), tuple(numbers))
+        if key not in self._read:
+            self._read[key] = self._table(*key)
+        return self._read[key].copy()
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, tuple[str, ...], tuple[str, ...]], pd.DataFrame]:
+        """Tables read so far, since the sections of a report ask for the same columns several times."""
+        return {}
+
+    def _table(self, name: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> pd.DataFrame:
         file = self.path / f"{name}.csv"
         try:
             whole = pd.read_csv(file, dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])

@@ -37,12 +37,15 @@ class LossTrainer(OpenSFTTrainer):
         loss: The loss.
         source: Source of the examples of each step.
         **options: Options of `SFTTrainer`, except datasets and collator.
+
+    Attributes:
+        step_statistics: `Batch.step` of the current step.
     """
 
     def __init__(self, loss: Loss, source: RolloutSource, **options: Any) -> None:
         self.loss = loss
         self.source = source
-        self._step: dict[str, torch.Tensor] = {}
+        self.step_statistics: dict[str, torch.Tensor] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._pad_token_id = options["processing_class"].pad_token_id
         args = options["args"]
@@ -83,7 +86,7 @@ class LossTrainer(OpenSFTTrainer):
                 examples.take(indices).with_completions_of(examples.take(others[indices]), self._pad_token_id)
                 for indices in own_indices
             ]
-            self._step["mismatched_log_ratio"] = self._mismatched_log_ratio(mismatched, device)
+            self.step_statistics["mismatched_log_ratio"] = self._mismatched_log_ratio(mismatched, device)
         return batches, count
 
     def compute_loss(
@@ -104,7 +107,7 @@ class LossTrainer(OpenSFTTrainer):
             pairs=inputs.get("pairs"),
             reference=reference,
             sampler=inputs.get("sampler"),
-            step=self._step,
+            step=self.step_statistics,
             **distributions,
         )
         total = self._summed(batch)

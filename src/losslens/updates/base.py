@@ -72,6 +72,19 @@ class Update(ABC):
         """Computes the SVD, with the `top` leading singular vectors (all by default)."""
         return leading(*np.linalg.svd(self.dense(), full_matrices=False), top)
 
+    def orthonormal_factors(self) -> tuple[Array, Array]:
+        """Returns Q, shape (out, k), with orthonormal columns and R, shape (k, in), with ΔW = Q·R."""
+        svd = self.svd()
+        return svd.left, svd.values[:, np.newaxis] * svd.right.T
+
+    def on_inputs(self, inputs: Array) -> Array:
+        """Computes ΔW·X for X of shape (in, k)."""
+        return self.dense() @ inputs
+
+    def on_outputs(self, outputs: Array) -> Array:
+        """Computes ΔWᵀ·Y for Y of shape (out, k)."""
+        return self.dense().T @ outputs
+
     def inner(self, other: Update) -> float:
         """Computes ⟨ΔW, ΔW'⟩."""
         return float(np.vdot(self.dense(), other.dense()))
@@ -88,6 +101,10 @@ class Update(ABC):
         Orthonormal columns of shape (in, k). The angles between the current and the initial space are the drift.
         """
         return None
+
+    def sign_step(self) -> Self:
+        """Returns the step of sign descent where this is the step of gradient descent: Adam's first, but for its ε."""
+        return self.with_arrays({name: np.sign(array) for name, array in self.arrays().items()})
 
     def left_rotated(self, rng: np.random.Generator) -> Self | None:
         """Draws a copy with the same singular values and inputs but random outputs; None if this kind has none."""

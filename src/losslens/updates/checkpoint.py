@@ -23,7 +23,7 @@ _DIGITS = {"BF16": (8, 2.0**-133), "F16": (11, 2.0**-24)}
 
 @dataclass(frozen=True)
 class Composition:
-    """Where the squared norm of a checkpoint's update lies.
+    """Shares of the squared norm of a checkpoint's update.
 
     Attributes:
         inside: Σ‖ΔW‖² of some modules.
@@ -40,9 +40,8 @@ class Composition:
 class Checkpoint:
     """An open checkpoint and its base; ΔW of a module is read on access.
 
-    Modules are the linear ones without the head, as those of PEFT's `all-linear`, and each expert whose weights lie in
-    one tensor with those of others (`….experts.gate_up_proj[3]`). Embeddings, head, norms and biases are none
-    (`composition` counts them).
+    Modules are the linear ones without the head, as those of PEFT's `all-linear`, and the parameters of each expert
+    (`….experts.gate_up_proj[3]`). Embeddings, head, norms and biases are none (`composition` counts them).
 
     Args:
         trained: Tensors of the checkpoint.
@@ -59,7 +58,7 @@ class Checkpoint:
             for name in first.names:
                 if name not in second:
                     raise InputError(f"{second.folder}: has no {name}, which {first.folder} has: another architecture")
-        for module, (name, _) in self._places.items():
+        for module, name in [(module, part.name) for module, parts in self._places.items() for part in parts]:
             if trained.shape(name) != base.shape(name):
                 shapes = " and ".join(" × ".join(map(str, place.shape(name))) for place in (trained, base))
                 raise InputError(f"{trained.folder}: {module} has another shape than in {base.folder} ({shapes})")
@@ -72,8 +71,8 @@ class Checkpoint:
     @property
     def shapes(self) -> dict[str, tuple[int, int]]:
         """Shape (out, in) of ΔW of each module, without reading it."""
-        shapes = {module: self._trained.shape(self._places[module][0])[-2:] for module in self.modules}
-        return {module: (out, into) for module, (out, into) in shapes.items()}
+        parts = {module: [self._trained.shape(p.name)[-2:] for p in self._places[module]] for module in self.modules}
+        return {module: (sum(out for out, _ in shapes), shapes[0][1]) for module, shapes in parts.items()}
 
     @property
     def ranks(self) -> dict[str, int]:
@@ -86,9 +85,9 @@ class Checkpoint:
         Raises:
             InputError: A weight is not stored as a floating-point number, or not finite.
         """
-        place = self._places[module]
-        change = np.ascontiguousarray(self._trained.matrix(*place))
-        change -= self._base.matrix(*place)
+        parts = self._places[module]
+        change = np.ascontiguousarray(self._trained.matrix(*parts))
+        change -= self._base.matrix(*parts)
         return DenseUpdate(change)
 
     def composition(self, modules: Collection[str]) -> Composition:
@@ -99,7 +98,7 @@ class Checkpoint:
         Args:
             modules: Those that are compared.
         """
-        compared = {self._places[module][0] for module in modules}
+        compared = {part.name for module in modules for part in self._places[module]}
         inside = outside = rounding = 0.0
         for name in dict.fromkeys([*self._trained.names, *self._base.names]):
             digits = _DIGITS.get(self._trained.dtype(name))

@@ -7,7 +7,7 @@ import numpy as np
 from losslens.core.errors import InputError
 from losslens.updates.dense import DenseUpdate
 from losslens.updates.folder import Adapter
-from losslens.updates.weights import Weights
+from losslens.updates.weights import Part, Weights
 
 
 class DoraAdapter:
@@ -52,7 +52,7 @@ class DoraAdapter:
             InputError: A tensor is damaged, or the norms are not one for each row.
         """
         magnitude = self._adapter.magnitude(module)
-        before = self._base.matrix(f"{module}.weight")
+        before = self._base.matrix(Part(f"{module}.weight"))
         after = before + self._adapter[module].dense()
         norms = np.linalg.norm(after, axis=1)
         if magnitude.shape != norms.shape:

@@ -44,7 +44,7 @@ class _Place:
 
 @dataclass(frozen=True)
 class _Factors:
-    """Where the factors of a module lie: those of expert `number` of `count`, or all of both tensors."""
+    """Place of the factors of a module: those of expert `number` of `count`, or all of both tensors."""
 
     a: _Place
     b: _Place

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,6 +61,24 @@ class LoraUpdate(Update):
         core = leading(*np.linalg.svd(self.scale * b.r @ a.r.T), top)
         return ThinSvd(b.combine(core.left), core.values, a.combine(core.right))
 
+    def orthonormal_factors(self) -> tuple[Array, Array]:
+        """Computes Q = B·V·D⁻½ and R = s·D½·Vᵀ·A from BᵀB = V·D·Vᵀ, a third of the time of a QR decomposition.
+
+        Columns that B hardly has are not quite orthonormal: D is at least 1e-15 of its largest, which leaves Q·R as it
+        is.
+        """
+        squares, turn = np.linalg.eigh(self.b.T @ self.b)
+        if not squares[-1] > 0:
+            return np.zeros_like(self.b), np.zeros_like(self.a)
+        lengths = np.sqrt(np.maximum(squares, 1e-15 * squares[-1]))
+        return self.b @ (turn / lengths), self.scale * (turn * lengths).T @ self.a
+
+    def on_inputs(self, inputs: Array) -> Array:
+        return self.scale * self.b @ (self.a @ inputs)
+
+    def on_outputs(self, outputs: Array) -> Array:
+        return self.scale * self.a.T @ (self.b.T @ outputs)
+
     def inner(self, other: Update) -> float:
         """Computes s·s'·Σ[(BᵀB') ∘ (AA'ᵀ)], or s·Σ[(BᵀΔW') ∘ A] with another kind of update."""
         if not isinstance(other, LoraUpdate):
@@ -75,6 +93,10 @@ class LoraUpdate(Update):
     def input_space(self) -> Array | None:
         """Returns the row space of A."""
         return column_space(self.a.T)
+
+    def sign_step(self) -> Self:
+        """Returns s·sign(B)·A: as long as B is 0, A has no gradient and stays as it is."""
+        return replace(self, b=np.sign(self.b))
 
     def left_rotated(self, rng: np.random.Generator) -> Self:
         """Draws Q'·R·A for B = Q·R, with Q' a uniformly random orthonormal frame of the size of Q."""
@@ -115,17 +137,37 @@ class LoraUpdate(Update):
 
 def updates_of(model: Any) -> dict[str, LoraUpdate]:
     """Returns ΔW of each LoRA module of a PEFT model, by the names used in the adapter folder."""
-    from peft.tuners.lora import LoraLayer
-
     return {
-        re.sub(r"^base_model\.model\.", "", name): LoraUpdate(
+        name: LoraUpdate(
             _copied(module.lora_B["default"].weight),
             _copied(module.lora_A["default"].weight),
             module.scaling["default"],
         )
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
+        for name, module in _lora_modules(model)
     }
+
+
+def gradient_steps_of(model: Any) -> dict[str, LoraUpdate]:
+    """Returns the step of gradient descent from B = 0 in each LoRA module of a PEFT model, named as by `updates_of`.
+
+    From the gradients of the parameters, ΔW = −s·(∂L/∂B)·A. A stays as it is: its gradient is 0 as long as B is.
+    """
+    return {
+        name: LoraUpdate(
+            -_copied(module.lora_B["default"].weight.grad),
+            _copied(module.lora_A["default"].weight),
+            module.scaling["default"],
+        )
+        for name, module in _lora_modules(model)
+    }
+
+
+def _lora_modules(model: Any) -> Iterator[tuple[str, Any]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer):
+            yield re.sub(r"^base_model\.model\.", "", name), module
 
 
 def _copied(weight: torch.Tensor) -> Array:

@@ -1,4 +1,4 @@
-"""Folders of adapters, and the names that they have in tables."""
+"""Folders of adapters and whole models, and the names that they have in tables."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from losslens.core.errors import InputError
+
+# Folders of a run for what it trained.
+_ROOMS = ("adapter", "model")
 
 AdapterPath = str | os.PathLike[str]
 
@@ -25,11 +28,11 @@ def named_adapters(folders: Mapping[str, AdapterPath] | Iterable[AdapterPath]) -
     named = {}
     for path in paths:
         parts = path.expanduser().absolute().parts
-        own = parts[:-1] if parts[-1] == "adapter" and len(parts) > 2 else parts
+        own = _without_room(parts)
         others = [other.expanduser().absolute().parts for other in paths if other is not path]
         if parts in others:
             raise InputError(f"compare: {path}: given twice")
-        others = [other[:-1] if other[-1] == "adapter" and len(other) > 2 else other for other in others]
+        others = [_without_room(other) for other in others]
         length = next(
             (n for n in range(1, len(own)) if all(own[-n:] != other[-n:] for other in others)), len(own)
         )  # fmt: skip
@@ -37,8 +40,13 @@ def named_adapters(folders: Mapping[str, AdapterPath] | Iterable[AdapterPath]) -
     return named
 
 
+def _without_room(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Leaves out the last part of the path of a run's weights, which is the same for all runs."""
+    return parts[:-1] if parts[-1] in _ROOMS and len(parts) > 2 else parts
+
+
 def adapter_in(folder: Path) -> Path:
-    """Returns the adapter's folder: that of a run stands for the adapter in it.
+    """Returns the folder of an adapter or whole model: that of a run stands for the one in it.
 
     Raises:
         InputError: There is no such folder.
@@ -49,6 +57,22 @@ def adapter_in(folder: Path) -> Path:
         raise InputError(f"{folder}: no such home folder") from error
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    inside = folder / "adapter"
-    is_run = not (folder / "adapter_config.json").exists() and (inside / "adapter_config.json").exists()
-    return inside if is_run else folder
+    configs = {"adapter": "adapter_config.json", "model": "config.json"}
+    if any((folder / config).exists() for config in configs.values()):
+        return folder
+    inside = [folder / room for room, config in configs.items() if (folder / room / config).exists()]
+    return inside[0] if inside else folder
+
+
+def adapters_below(folder: Path) -> dict[str, Path]:
+    """Returns the adapter folders of a repository, wherever they are in it, by their paths in it.
+
+    Raises:
+        InputError: There is no such folder, or no adapter in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
+    found = sorted(file.parent for file in folder.rglob("adapter_config.json"))
+    if not found:
+        raise InputError(f"{folder}: no adapter_config.json in it or in its folders")
+    return {path.relative_to(folder).as_posix(): path for path in found}

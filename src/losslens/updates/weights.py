@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,27 @@ _VOCABULARY = re.compile(r"(?:^|\.)(?:lm_head|embed_out|wte|wpe|\w*embed\w*)$")
 _HEAD = re.compile(r"^(?:lm_head|embed_out)\.weight$")
 _INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in)\.weight$")
 _EXPERTS = re.compile(r"\.experts\.\w+$")
+# Experts that lie in tensors of their own, where transformers 5 and PEFT have one parameter for all of them.
+_EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<number>\d+)\.(?P<part>\w+)\.weight$")
+_STACKED = {"gate_up_proj": (("gate_proj", "up_proj"), ("w1", "w3")), "down_proj": (("down_proj",), ("w2",))}
 # Models whose weights lie as (in, out): linear modules of GPT-2's kind, and experts.
 _IN_OUT = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 _EXPERTS_IN_OUT = {"gpt_oss", "llama4", "llama4_text"}
 
 _BLOCK = 2**24  # values read at once where no whole matrix is needed
+
+
+@dataclass(frozen=True)
+class Part:
+    """A matrix or a part of one.
+
+    Attributes:
+        name: Its tensor.
+        expert: Its number in a tensor that holds those of several experts.
+    """
+
+    name: str
+    expert: int | None = None
 
 
 class Weights:
@@ -58,16 +75,32 @@ class Weights:
         return list(self._places)
 
     @property
-    def matrices(self) -> dict[str, tuple[str, int | None]]:
-        """The tensor of each linear module's weight, without embeddings and head, and its number among experts."""
-        found: dict[str, tuple[str, int | None]] = {}
+    def matrices(self) -> dict[str, tuple[Part, ...]]:
+        """The tensors of each linear module's weight, one above the other; without embeddings and head.
+
+        Experts are named as in transformers 5, however they are stored: `….mlp.experts.gate_up_proj[3]`.
+        """
+        found: dict[str, tuple[Part, ...]] = {}
         for name in self._places:
             module, shape = name.removesuffix(".weight"), self._stored_shape(name)
             if len(shape) == 2 and module != name and not _VOCABULARY.search(module):
-                found[module] = (name, None)
+                found |= self._expert(name) or {module: (Part(name),)}
             elif len(shape) == 3 and _EXPERTS.search(name):
-                found |= {f"{name}[{number}]": (name, number) for number in range(shape[0])}
+                found |= {f"{name}[{number}]": (Part(name, number),) for number in range(shape[0])}
         return found
+
+    def _expert(self, name: str) -> dict[str, tuple[Part, ...]]:
+        """Returns the parameter of an expert of which a tensor is a part; empty if there is none."""
+        if not (match := _EXPERT.match(name)):
+            return {}
+        start = f"{match['block']}.experts.{match['number']}"
+        for stacked, ways in _STACKED.items():
+            for parts in ways:
+                tensors = tuple(Part(f"{start}.{part}.weight") for part in parts)
+                if match["part"] in parts and all(part.name in self for part in tensors):
+                    block = re.sub(r"block_sparse_moe$", "mlp", match["block"])
+                    return {f"{block}.experts.{stacked}[{match['number']}]": tensors}
+        return {}
 
     def __contains__(self, name: str) -> bool:
         return name in self._places or self._is_tied(name)
@@ -82,15 +115,19 @@ class Weights:
         file, key = self._place(name)
         return file.dtype(key)
 
-    def matrix(self, name: str, expert: int | None = None) -> Array:
-        """Reads a matrix, shape (out, in).
+    def matrix(self, *parts: Part) -> Array:
+        """Reads a matrix, shape (out, in), from its parts.
 
         Raises:
             InputError: It is not stored as floating-point numbers, or a value is not finite.
         """
-        values = self._read(name, None if expert is None else slice(expert, expert + 1))
-        values = values if expert is None else values[0]
-        return values.T if self._lies_in_out(name, self._stored_shape(name)) else values
+        found = [self._part(part) for part in parts]
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _part(self, part: Part) -> Array:
+        values = self._read(part.name, None if part.expert is None else slice(part.expert, part.expert + 1))
+        values = values if part.expert is None else values[0]
+        return values.T if self._lies_in_out(part.name, self._stored_shape(part.name)) else values
 
     def blocks(self, name: str, rows: int) -> Iterator[Array]:
         """Reads the first `rows` of a tensor in parts, so that an embedding need not fit in memory.

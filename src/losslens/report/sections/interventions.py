@@ -18,7 +18,7 @@ _TEXTS = ("kind", "how", "run", "run_b", "arm", "arm_b", "pairing", "null", "acc
 _NUMBERS = (
     "value", "draw", "norm", "kl", "loss", "loss_diff", "loss_diff_low", "loss_diff_high", "loss_diff_repeat",
     "accuracy", "n", "ci_low", "ci_high", "reference_accuracy", "accuracy_diff", "diff_low", "diff_high", "p_holm",
-    "equivalence_margin", "accuracy_diff_repeat",
+    "equivalence_margin", "accuracy_diff_repeat", "interaction", "hessian_cosine",
 )  # fmt: skip
 _TITLES = {
     "scaling": "Scaled updates",
@@ -44,6 +44,11 @@ _RESTORING = {
 _NULL = " Grey: random directions, the null."
 # Plotly's marks of the merges.
 _MARKS = ("circle", "diamond", "square", "triangle-up")
+_SCALED: dict[str, tuple[str, str, Callable[[float], str]]] = {
+    "accuracy": ("accuracy", "λ = 0 is the base, λ = 1 the run.", percent),
+    "kl": ("KL, nats a token", "It grows as λ² while updates are small.", number),
+    "loss": ("loss, nats a token", "A minimum before λ = 1: the run went too far for this text.", number),
+}
 _TRUE = "True"
 # Most rows of a table that is open.
 _MOST_OPEN = 15
@@ -69,7 +74,10 @@ def section(analysis: AnalysisFolder) -> Section | None:
         findings=_findings(changed),
         key=legend_of(comparison, table["arm"], lines=True),
         figures=figures,
-        tables=[_table(analysis, kind, rows, names) for kind, rows in changed.groupby("kind", sort=False)],
+        tables=[
+            *(_table(kind, rows, names) for kind, rows in changed.groupby("kind", sort=False)),
+            downloadable(analysis, "interventions"),
+        ],
         notes=[
             "Verdicts: McNemar's exact test (a sign-flip test where the reference is a mean) and equivalence, each "
             "with Holm's correction over all rows of one kind that are no null. Repeat: the same merge of a loss with "
@@ -87,8 +95,8 @@ def _findings(changed: pd.DataFrame) -> list[Finding]:
             continue
         counts = rows["accuracy_verdict"].value_counts()
         said = [f"{counts[word]} {word}" for word in ("better", "worse", "equivalent", "cannot say") if word in counts]
-        than = "than the better of its two runs" if kind == "merging" else "than the run itself"
-        findings.append(Finding(f"{title}: of {len(rows)}, {listed(said)} ({than}, in accuracy).", ""))
+        beside = "the better of the two runs" if kind == "merging" else "the run itself"
+        findings.append(Finding(f"{title}: of {len(rows)} accuracies, beside {beside}, {listed(said)}.", ""))
     return findings
 
 
@@ -101,28 +109,11 @@ def _scaling(table: pd.DataFrame, comparison: LossComparison) -> Iterator[Figure
     at_zero = pd.DataFrame({"run": scaled["run"].unique()}).merge(base.assign(value=0.0), how="cross")
     points = pd.concat([scaled, at_zero], ignore_index=True).sort_values(["run", "value"], kind="stable")
     points = step_curves.by_loss(points.assign(step=points["value"]), comparison)
-    yield from _curves(
-        points, comparison, "λ",
-        {
-            "accuracy": ("Accuracy of λ·ΔW", "λ = 0 is the base, λ = 1 the run.", percent),
-            "kl": ("KL of λ·ΔW", "While it grows as λ², the outputs move along one direction.", number),
-            "loss": ("Loss of λ·ΔW", "A minimum before λ = 1: the run went too far for this text.", number),
-        },
-    )  # fmt: skip
-
-
-def _curves(
-    points: pd.DataFrame,
-    comparison: LossComparison,
-    along: str,
-    shown: dict[str, tuple[str, str, Callable[[float], str]]],
-) -> Iterator[Figure]:
-    for name, (title, caption, show) in shown.items():
+    for name, (axis, caption, show) in _SCALED.items():
         if points[name].notna().any():
-            plot = step_curves.plot(points, comparison, name, title.lower(), show, log=False, along=along)
-            if name == "accuracy":
-                plot.update_yaxes(tickformat=".0%")
-            yield Figure(title, caption, plot)
+            plot = step_curves.plot(points, comparison, name, axis, show, log=False, along="λ")
+            plot.update_yaxes(tickformat=".0%" if show is percent else None)
+            yield Figure(f"{axis[0].upper()}{axis.partition(',')[0][1:]} of λ·ΔW", caption, plot)
 
 
 def _restoring(table: pd.DataFrame, comparison: LossComparison) -> Iterator[Figure]:
@@ -186,7 +177,7 @@ def _merging(changed: pd.DataFrame, names: dict[str, str]) -> Iterator[Figure]:
     )
 
 
-def _table(analysis: AnalysisFolder, kind: str, rows: pd.DataFrame, names: dict[str, str]) -> Table:
+def _table(kind: str, rows: pd.DataFrame, names: dict[str, str]) -> Table:
     title = _TITLES.get(kind, kind)
     cells = []
     for row in rows.itertuples():
@@ -202,6 +193,7 @@ def _table(analysis: AnalysisFolder, kind: str, rows: pd.DataFrame, names: dict[
                     Cell(p_value(row.p_holm) if pd.notna(row.p_holm) else NOTHING),
                     Cell(row.accuracy_verdict or ("null" if row.null == _TRUE else NOTHING)),
                     Cell(number(row.kl, 4)), Cell(_signed(row.loss_diff)), Cell(number(row.norm)),
+                    *([Cell(_signed(row.interaction)), Cell(number(row.hessian_cosine, 2))] * (kind == "merging")),
                 ]
             )
         )  # fmt: skip
@@ -209,9 +201,9 @@ def _table(analysis: AnalysisFolder, kind: str, rows: pd.DataFrame, names: dict[
         Column("run", numeric=False), Column("change", numeric=False), Column("accuracy"), Column("difference"),
         *([Column("repeat")] * (kind == "merging")), Column("Holm"), Column("verdict", numeric=False),
         Column("KL"), Column("loss, difference"), Column("‖ΔW‖"),
+        *([Column("interaction"), Column("Hessian cosine")] * (kind == "merging")),
     ]  # fmt: skip
-    made = downloadable(analysis, "interventions", title, columns, cells)
-    return Table(made.caption, made.columns, made.rows, made.file, made.content, closed=len(cells) > _MOST_OPEN)
+    return Table(title, columns, cells, closed=len(cells) > _MOST_OPEN)
 
 
 def _said(how: str, value: float) -> str:
