@@ -96,7 +96,7 @@ DECIDES: dict[str, str | None] = {
     "method._target_": None, "method.name": None,  # all losses and their options: below
     "method.ratio": None, "method.epsilon_high": None, "method.ratio_max": None, "method.behaviour": None,
     "lr.name": None, "lr.peak": "2e-3", "lr.factor": "0.5",
-    "lora_rank.r": "4", "lora_rank.alpha": "8", "lora_rank.dropout": "0.1",
+    "adapter": "none", "lora_rank.r": "4", "lora_rank.alpha": "8", "lora_rank.dropout": "0.1",
     "logger": None, "weight_tracking": None, "resources": None, "evaluation": None, "output_dir": None, "sweep": None,
     "seed": "1", "init_seed": "1", "train_on": "mixed_groups",
     "optim.max_steps": "1", "optim.epochs": "2", "optim.batch_size": "16", "optim.micro_batch": None,
