@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from huggingface_hub import constants
+from omegaconf import OmegaConf
 
 from losslens.cli import compare
 from losslens.core import hub
 from losslens.report.published import REPOSITORY, training_of
 from losslens.updates.folder import write_adapter
 from losslens.updates.lora import LoraUpdate
+from tests.conftest import ROOT, script
 
 pytestmark = pytest.mark.fast
 
@@ -42,6 +44,21 @@ def repository(tmp_path: Path) -> Path:
         write_adapter(root / path, {name: LoraUpdate(one, np.eye(8)[:1], 1.0 + number) for name in names}, CONFIG)
     (root / "README.md").write_text("# adapters")
     return root
+
+
+def test_the_experiment(repository: Path, tmp_path: Path) -> None:
+    """`analyze.py experiment=published` is the same on every adapter, with an analysis of its own."""
+    assert OmegaConf.load(ROOT / "conf" / "experiment" / "published.yaml").published == REPOSITORY
+    line = ["experiment=published", f"published={repository}", f"output_dir={tmp_path / 'out'}", "logger=none"]
+    told = script("analyze.py", *line).stdout
+    folder = tmp_path / "out" / "published" / "analysis"
+    assert told.splitlines()[-1] == str(folder / "report.html")
+    assert {path.replace("/", "-") for path in PATHS} <= set(pd.read_csv(folder / "runs.csv")["run"])
+    table = pd.read_csv(folder / "published.csv").set_index(["measure", "first", "second"])
+    assert table.loc[("cosine", "sft", "rft"), "here"] == pytest.approx(0.5)
+    outcome = script("analyze.py", "experiment=published", f"published={tmp_path}/none", *line[2:], check=2)
+    assert len(outcome.stderr.strip().splitlines()) == 1
+    assert f"{tmp_path}/none: no such folder" in outcome.stderr
 
 
 def test_a_folder_laid_out_like_the_repository(

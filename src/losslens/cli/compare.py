@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from losslens.cli.adapter_places import folder_at, label_of, published_adapters
 from losslens.core.errors import InputError
 from losslens.core.extras import format_error, missing_extra, require_extras
 from losslens.core.redaction import guard_streams
@@ -90,7 +90,8 @@ def main(arguments: list[str]) -> int:
 def _compare(asked: argparse.Namespace) -> Path:
     from losslens.report.page import write_report
 
-    folders, published = _folders(asked.adapters), _published(asked.published)
+    folders = _folders(asked.adapters)
+    published = {} if asked.published is None else published_adapters(asked.published)
     for name in folders.keys() & published.keys():
         raise InputError(f"{name}: also the name of a published adapter; give NAME=ADAPTER")
     folders |= published
@@ -111,23 +112,6 @@ def _compare(asked: argparse.Namespace) -> Path:
     from losslens.analysis.pipeline import analyze_job
 
     return analyze_job(_config(folders, asked.base, asked.completions, asked.output_dir), *writers) / "report.html"
-
-
-def _published(place: str | None) -> dict[str, Path]:
-    """Returns the adapters of a repository (the study's own if empty) by their names in the tables; none if None."""
-    if place is None:
-        return {}
-    from losslens.core.hub import repository_from_hub
-    from losslens.report.published import REPOSITORY
-    from losslens.updates.places import adapters_below
-
-    place = place or REPOSITORY
-    named: dict[str, Path] = {}
-    for path, folder in adapters_below(_folder(place) or repository_from_hub(place)).items():
-        if (label := _label(path)) in named:
-            raise InputError(f"{place}: two of its adapters would be named {label}")
-        named[label] = folder
-    return named
 
 
 def _config(folders: dict[str, Path], base: str | None, completions: str | None, output_dir: str) -> DictConfig:
@@ -157,29 +141,15 @@ def _folders(adapters: list[str]) -> dict[str, Path]:
     found = []
     for adapter in adapters:
         # A folder's own name may hold a `=`.
-        name, _, place = ("", "", adapter) if _folder(adapter) else adapter.rpartition("=")
+        name, _, place = ("", "", adapter) if folder_at(adapter) else adapter.rpartition("=")
         if not place:
             raise InputError(f"{adapter}: names no folder and no hub id")
-        found.append((name, _folder(place) or adapter_from_hub(place)))
+        found.append((name, folder_at(place) or adapter_from_hub(place)))
     derived = iter(named_adapters([folder for name, folder in found if not name]))
     named: dict[str, Path] = {}
     for name, folder in found:
-        label = name or _label(next(derived))
+        label = name or label_of(next(derived))
         if label in named:
             raise InputError(f"two adapters are named {label}; give NAME=ADAPTER")
         named[label] = folder
     return named_adapters(named)
-
-
-def _label(path: str) -> str:
-    """Returns the end of a path in the letters that names in the tables may have."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", path)[-100:].strip("-._") or "adapter"
-
-
-def _folder(place: str) -> Path | None:
-    """Returns the folder of that name, None if there is none."""
-    try:
-        folder = Path(place).expanduser()
-    except RuntimeError as error:
-        raise InputError(f"{place}: no such home folder") from error
-    return folder if folder.exists() else None

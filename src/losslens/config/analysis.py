@@ -64,6 +64,7 @@ class AnalyzeConfig(Job):
     sweep: SweepName | Annotated[list[SweepName], Field(min_length=1)] | None
     output_dir: UserPath
     adapters: dict[FolderName, UserPath] | None
+    published: str | None = None
     model_path: UserPlace | None
     trust_remote_code: bool = False
     sources: list[str] = Field(default_factory=list)
@@ -90,8 +91,8 @@ class AnalyzeConfig(Job):
 
     @property
     def sweeps(self) -> list[str]:
-        """Names of the sweeps to analyse, without duplicates."""
-        if self.sweep is None:
+        """Names of the sweeps to analyse, without duplicates; none beside published adapters."""
+        if self.sweep is None or self.published is not None:
             return []
         return [self.sweep] if isinstance(self.sweep, str) else list(dict.fromkeys(self.sweep))
 
@@ -101,7 +102,8 @@ class AnalyzeConfig(Job):
         suffix = {"end": "", "norm": "-norm" + (f"-{self.target_norm:g}" if self.target_norm else "")}.get(
             str(self.checkpoint), f"-step-{self.checkpoint}"
         )
-        return self.output_dir / (self.sweeps[0] if self.sweeps else "adapters") / f"analysis{suffix}"
+        named = [self.sweep] if isinstance(self.sweep, str) else self.sweep
+        return self.output_dir / (named[0] if named else "adapters") / f"analysis{suffix}"
 
     @model_validator(mode="after")
     def _checkpoint_fits(self) -> Self:
@@ -117,6 +119,6 @@ class AnalyzeConfig(Job):
             raise ValueError(f"answer_copies={self.answer_copies}: there are rotated_copies={self.rotated_copies}")
         if (most := max(self.interventions.restoring, default=0)) > self.num_directions:
             raise ValueError(f"interventions.restoring={most}: at most num_directions={self.num_directions}")
-        if self.adapters and self.checkpoint != "end":
+        if (self.adapters or self.published is not None) and self.checkpoint != "end":
             raise ValueError(f"checkpoint={self.checkpoint}: adapters trained elsewhere have no snapshots; use end")
         return self
