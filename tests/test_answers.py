@@ -22,6 +22,7 @@ from losslens.measures.answers import PairAnswers, flip_cosine, kappa, pair_answ
 from losslens.measures.views import Functions
 from losslens.problems import Problem
 from losslens.problems.mathematics import MathVerify
+from losslens.runs.run import Run
 from tests.test_analysis_tables import cohort, scored
 
 pytestmark = pytest.mark.fast
@@ -125,6 +126,22 @@ class TestOfACohort:
         [found] = pair_answers_of(cohort(members), "quiz", {}).values()
         assert math.isnan(found.flips)
         assert found.kappa == 1
+
+    def test_sampled_answers_flip_by_themselves(self, tmp_path: Path) -> None:
+        """Of two runs that change nothing the flips would share the noise of the base's samples: a cosine of ½."""
+        members = []
+        for name in ("base", "x", "y"):
+            folder = scored(tmp_path / name, {"p": [True, False], "q": [False, False]}).folder
+            (folder / "eval" / "quiz.parquet").rename(folder / "eval" / "quiz-avg2.parquet")
+            members.append(ComparedAdapter(name, folder, name, run=Run(folder)))
+        facts = BaseFacts.model_validate({"base": {}, "config": {"model": {"name": "tiny"}}})
+        these = cohort(members[1:], bases=[Base("base", Run(tmp_path / "base"), facts)])
+        copies = {name: [pd.Series([True, False], index=["p", "q"])] * 2 for name in "xy"}
+        [found] = pair_answers_of(these, "quiz-avg2", copies).values()
+        assert math.isnan(found.flips)
+        assert math.isnan(found.flips_null)
+        assert math.isnan(found.kappa_null)
+        assert these.left_out["flips"].startswith("quiz-avg2 has sampled answers")
 
 
 class TestLengths:

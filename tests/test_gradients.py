@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from losslens.analysis.cohort import ComparedAdapter
 from losslens.analysis.gradients import measure_gradients
 from losslens.core.errors import InputError, UnavailableError
+from losslens.core.files import write_json
 from losslens.losses import Loss
 from losslens.losses.dpo import Dpo
 from losslens.losses.kto import Kto
@@ -57,7 +58,7 @@ from tests.arm_tables import arm_tables
 from tests.conftest import LORA, base_source
 from tests.test_first_step import CLASSES
 from tests.test_glance import run as run_row
-from tests.test_report import MANIFEST
+from tests.test_report import MANIFEST, run
 from tests.test_subspaces import random_delta
 from tests.test_updates import DenseUpdate
 
@@ -477,12 +478,12 @@ def test_the_page_splits_the_end(tmp_path: Path) -> None:
     rows = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
     assert rows == {
         "SFT–RFT": ["0.800", "0.10", "0.700", "0.700", "0.000", "0.100"],
-        "SFT–DPO": ["−0.200", "0.10", "0.300", "0.000", "0.300", "−0.200"],
+        "SFT–DPO": ["−0.200", "0.10", "0.300", "0.000", "0.300", "0.200"],
         "RFT–DPO": ["0.200", "0.10", "0.500", "0.200", "0.300", "0.000"],
     }
     assert [cell.text for cell in alone.rows[0].cells] == ["SFT", "0.25", "0.50", "–"]
     [finding] = section.findings
-    said = "Training has brought together SFT–DPO most: cosine of gradients −0.20, of final updates 0.30."
+    said = "SFT–DPO moved most from its start: cosine of gradients −0.20, of final updates 0.30."
     assert finding.text == said
     [plot] = section.figures
     points = [(trace.x[0], trace.y[0]) for trace in plot.plot.data if trace.mode.startswith("markers")]  # type: ignore[union-attr]
@@ -492,3 +493,31 @@ def test_the_page_splits_the_end(tmp_path: Path) -> None:
 def test_without_gradients_there_is_no_section(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST), encoding="utf-8")
     assert page.section(AnalysisFolder(tmp_path)) is None
+
+
+@pytest.mark.fast
+def test_no_gradients_are_no_fault() -> None:
+    """Where no run has one (adapters of others, on-policy runs, whole models) the rest is analysed all the same."""
+    found = measure_gradients(SimpleNamespace(names=["a", "b"]), {})  # type: ignore[arg-type]
+    assert (found.runs, found.pairs) == ({}, {})
+
+
+@pytest.mark.fast
+def test_the_end_is_a_share_of_its_ceiling(tmp_path: Path) -> None:
+    """Two losses of one gradient whose updates differ by the order of the data alone did not part in training."""
+    pair = {
+        "arm_a": "rft-conventional", "arm_b": "rift-conventional", "pairing": "same init", "pairs": 2,
+        "gradient_cosine": 0.997, "gradient_cosine_null": 0.02, "cosine": 0.38, "cosine_ceiling": 0.385,
+        "cosine_relative": 0.99,
+    }  # fmt: skip
+    runs = [run(f"{method}-s{seed}", method, seed=seed) for method in ("rft", "rift") for seed in (1, 2)]
+    write_json(tmp_path / "manifest.json", {"reference": "rft-s1"})
+    for name, table in {"runs": runs, "arm_pairs": [pair]}.items():
+        pd.DataFrame(table).to_csv(tmp_path / f"{name}.csv", index=False)
+    section = page.section(AnalysisFolder(tmp_path))
+    assert section is not None
+    [finding] = section.findings
+    assert finding.text.startswith("What the losses share was decided before step 1")
+    cells = section.tables[0].rows[0].cells
+    assert [cell.text for cell in cells[3:]] == ["0.990", "0.990", "0.000", "0.007"]
+    assert cells[3].below == "of its ceiling"

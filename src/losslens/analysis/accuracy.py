@@ -5,6 +5,7 @@ Verdicts are given on arms only: see `losslens.analysis.arm_accuracy`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,6 +130,13 @@ def pair_answers_of(
     runs = {member.name: member.run for member in cohort.members if member.run}
     outcomes = {name: by_problem(cohort.scores, run, benchmark) for name, run in runs.items()}
     bases = [base.run for base in cohort.bases[:1] if benchmark in cohort.scores.benchmarks(base.run)]
+    if re.search(r"-avg\d+(-|$)", benchmark):
+        # The flips of two runs would share the noise of the base's samples.
+        bases, copies = [], {}
+        cohort.left_out["flips"] = f"{benchmark} has sampled answers; only greedy ones are the same if nothing changes"
+    elif copies and cohort.first and benchmark != cohort.first.benchmark:
+        copies = {}
+        cohort.left_out["null of flips"] = f"the rotated copies did not answer {benchmark}"
     base = by_problem(cohort.scores, bases[0], benchmark) if bases else None
     drawn: dict[str, list[NDArray[np.float64]]] = {}
     for name, series in copies.items():

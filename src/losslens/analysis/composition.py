@@ -37,19 +37,21 @@ def tell_composition(cohort: Cohort, cache: Cache | None = None) -> None:
             cohort.left_out[f"an exact update of {member.name}"] = (
                 "its weights are stored in 16 bits, and rounding to these would by itself make an update with "
                 f"{_percent(found.rounding / found.inside)} of the squared norm that is compared"
+                + "; most of the exact one is lost"
+                * (found.rounding > found.inside)
             )
 
 
 def _composition(point: Point, modules: list[str], cache: Cache | None) -> Composition:
     names = [field.name for field in fields(Composition)]
-    known = cache.load("composition", point.key(modules), names) if cache else None
+    known = cache.load("composition", [2, point.key(modules)], names) if cache else None
     if known is not None:
         return Composition(*(float(known[name]) for name in names))
     with point.open() as update:
         assert isinstance(update, Checkpoint)
         found = update.composition(modules)
     if cache:
-        cache.save("composition", point.key(modules), {name: np.array(getattr(found, name)) for name in names})
+        cache.save("composition", [2, point.key(modules)], {name: np.array(getattr(found, name)) for name in names})
     return found
 
 

@@ -40,6 +40,8 @@ def measure_gradients(cohort: Cohort, folders: Mapping[str, Path]) -> Gradients:
         folders: Folder of each run's gradient, the same for runs that have one gradient.
     """
     names = [name for name in cohort.names if name in folders]
+    if not names:
+        return Gradients()
     distinct = list(dict.fromkeys(folders[name] for name in names))
     number = {name: distinct.index(folders[name]) for name in names}
     with ExitStack() as stack:

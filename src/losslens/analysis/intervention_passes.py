@@ -58,6 +58,9 @@ class InterventionPasses:
         weights: The leading directions of W0.
         benchmark: The problems to answer; None for none.
         recorded: The answers of runs, and of the base (None), from their scores: correct or not, by problem id.
+
+    Attributes:
+        off_target: Runs that could not be given the smallest KL, with the ratio of the KL reached to it.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class InterventionPasses:
         self._weights, self._benchmark, self._recorded = weights, benchmark, recorded
         self._cache = passes.cache
         self._about = [passes.identity, sequences.key, KEPT_TOKENS]
+        self.off_target: dict[str, float] = {}
         # Interventions on one run follow each other.
         self._svds = lru_cache(1)(self._decomposed)
 
@@ -99,14 +103,16 @@ class InterventionPasses:
         if reached == target:
             return 1.0
         key = [self._about, self._passes.sha256(name), f"{target:.6g}", _KL_TOLERANCE, _MOST_STEPS]
-        known = self._cache.load("equal_kl", key, ["factor"])
+        known = self._cache.load("equal_kl", key, ["factor", "kl"])
         if known is None:
-            factor, _ = factor_at_kl(
+            factor, there = factor_at_kl(
                 lambda factor: self._kl_of(Change((name,), "scaled", factor)), reached, target, _KL_TOLERANCE,
                 _MOST_STEPS,
             )  # fmt: skip
-            known = {"factor": np.array(factor)}
+            known = {"factor": np.array(factor), "kl": np.array(there)}
             self._cache.save("equal_kl", key, known)
+        if abs(float(known["kl"]) / target - 1) >= _KL_TOLERANCE:
+            self.off_target[name] = float(known["kl"]) / target
         return float(known["factor"])
 
     def _kl_of(self, change: Change) -> float:

@@ -16,7 +16,7 @@ from losslens.analysis.cohort import Cohort
 from losslens.analysis.function_space import base_of, own_benchmark, trust_of
 from losslens.analysis.interventions import Change, Intervention, equal_norm_factors, planned, scaled, unchanged
 from losslens.analysis.pairs import Pair
-from losslens.analysis.repeats import pairing
+from losslens.analysis.repeats import CROSS_SEED, pairing
 from losslens.analysis.tables import shares_initial_adapter
 from losslens.config.analysis import AnalyzeConfig
 from losslens.core.errors import InputError, UnavailableError
@@ -30,6 +30,8 @@ COLUMNS = (
     "reference_accuracy", *COMPARED[2:], "accuracy_diff_repeat", "interaction", "hessian_cosine",
 )  # fmt: skip
 _WHAT = "interventions"
+# Random halves over which the better of two runs is chosen.
+_HALVES = 200
 
 
 def intervention_table(
@@ -50,8 +52,9 @@ def intervention_table(
     settings = config.interventions
     if not settings.asked_for:
         return pd.DataFrame(columns=list(COLUMNS))
-    rank = max(rank for ranks in cohort.ranks.values() for rank in ranks)
-    if (most := max(settings.restoring, default=0)) > rank:
+    names = _changeable(cohort)
+    rank = max((rank for name in names for rank in cohort.ranks[name]), default=0)
+    if names and (most := max(settings.restoring, default=0)) > rank:
         raise InputError(f"interventions.restoring={most}: the updates have at most {rank} directions in a module")
     if settings.merging and not pairs:
         cohort.left_out["merges"] = "no pairs are chosen (see pairs)"
@@ -80,14 +83,25 @@ def intervention_table(
     passes.observe(cohort.names, sequences, config.cka)
     weights = BaseWeights(passes, cohort, config.num_directions)
     measured = InterventionPasses(passes, sequences, config.cka, weights, benchmark, _recorded(cohort))
-    names = _changeable(cohort)
     runs = unchanged(names)
     effects = measured.measure(runs)
-    asked = planned(settings, names, [pair for pair in pairs if {*pair} <= {*names}])
+    whole = {name: max(cohort.ranks[name]) for name in names}
+    asked = [
+        intervention
+        for intervention in planned(settings, names, [pair for pair in pairs if {*pair} <= {*names}])
+        if not _is_whole(intervention.change, whole)
+    ]
+    for name, most in whole.items():
+        if any(k >= most for k in settings.restoring):
+            cohort.left_out[f"restoring of {name}"] = (
+                f"its updates have {most} directions; fewer can be kept or removed"
+            )
     if "norm" in settings.equal:
         asked += scaled("equal_norm", equal_norm_factors({name: effects[Change((name,))].norm for name in names}))
     if "kl" in settings.equal:
         asked += scaled("equal_kl", measured.equal_kl_factors(names))
+        for name, share in measured.off_target.items():
+            cohort.left_out[f"equal KL of {name}"] = f"scaled, it has {share:.2g} times the smallest KL"
     effects |= measured.measure(asked)
     rows = [_row(intervention, effects, config.equivalence_margin / 100) for intervention in [*runs, *asked]]
     for kind in dict.fromkeys(row["kind"] for row in rows):
@@ -102,6 +116,12 @@ def intervention_table(
     table = pd.DataFrame(rows, columns=list(COLUMNS)).astype({"n": "Int64"})
     table.loc[table["run"] == "", "run"] = cohort.base_name
     return with_interactions(with_repeats(table))
+
+
+def _is_whole(change: Change, ranks: Mapping[str, int]) -> bool:
+    """Returns True if as many directions of an update are kept or removed as it has: the run, or the base."""
+    own = change.how in ("only_top", "only_random", "without_top", "without_random")
+    return own and change.value >= ranks[change.runs[0]]
 
 
 def _changeable(cohort: Cohort) -> list[str]:
@@ -160,35 +180,40 @@ def _row(intervention: Intervention, effects: Mapping[Change, Any], margin: floa
 
 
 def better(first: Array, second: Array) -> Array:
-    """Returns, for each item, the outcome of the run that is better on the other half of the items.
+    """Returns, for each item, the outcome of the run that is better on other items, averaged over random halves.
 
     The better of two runs by the items themselves looks better than it is, and whatever is compared with it there looks
-    worse. Here each half (every second item) is compared with the run chosen on the other half; where both are equally
-    good there, with their mean.
+    worse. Here each half of the items is compared with the run chosen on the other half (with the mean of both where
+    they are equally good there), for many random halves: a single one, such as every second item, may separate kinds of
+    items, and then each half has the run that is worse on it.
 
     Args:
         first: The outcomes of one run by item, larger is better, shape (items,).
         second: Those of the other run.
     """
-    half = np.arange(len(first)) % 2
-    chosen = np.empty(len(first))
-    for here in (0, 1):
-        lead = np.sum(first[half != here]) - np.sum(second[half != here])
-        share = 0.5 * (1 + np.sign(lead))
-        chosen[half == here] = (share * first + (1 - share) * second)[half == here]
+    draws = np.random.default_rng(0).random((_HALVES, len(first))).argsort(axis=1)
+    here = draws < len(first) // 2
+    gain = first - second
+    lead = np.sign(np.stack([here @ gain, ~here @ gain]))
+    # Items of the one half are chosen by the lead on the other.
+    share = 0.5 * (1 + np.where(here, lead[1][:, None], lead[0][:, None]).mean(axis=0))
+    chosen: Array = share * first + (1 - share) * second
     return chosen
 
 
 def with_repeats(table: pd.DataFrame) -> pd.DataFrame:
-    """Adds to merges of two losses what merging two repeats of one of them does: the mean of the two losses' means."""
+    """Adds to merges of two losses what merging two repeats of one of them does: the mean of the two losses' means.
+
+    Only repeats with the same pairing count (both from one A, or neither), and runs that share their batches have none.
+    """
     repeats = table[(table["kind"] == "merging") & (table["arm"] == table["arm_b"])]
     across = (table["kind"] == "merging") & (table["arm"] != table["arm_b"])
     table = table.copy()
     for name in ("loss_diff", "accuracy_diff"):
-        own = repeats.groupby(["how", "arm"])[name].mean()
+        own = repeats[repeats["pairing"].isin(CROSS_SEED)].groupby(["how", "arm", "pairing"])[name].mean()
         levels = [
-            np.mean([own.get((how, arm), np.nan) for arm in (a, b)])
-            for how, a, b in table.loc[across, ["how", "arm", "arm_b"]].itertuples(index=False)
+            np.mean([own.get((how, arm, pairing), np.nan) for arm in (a, b)])
+            for how, a, b, pairing in table.loc[across, ["how", "arm", "arm_b", "pairing"]].itertuples(index=False)
         ]
         table.loc[across, f"{name}_repeat"] = levels
     return table

@@ -67,6 +67,8 @@ def main(arguments: list[str]) -> int:
         command_line.error("the following arguments are required: ADAPTER")
     if asked.completions and not asked.base:
         command_line.error("--completions needs --base")
+    if asked.base == "":
+        command_line.error("--base: names no model")
     if asked.measures == "cosines" and asked.base:
         command_line.error("--measures cosines uses no base: leave out --base")
     try:
@@ -89,6 +91,7 @@ def main(arguments: list[str]) -> int:
 
 def _compare(asked: argparse.Namespace) -> Path:
     from losslens.report.page import write_report
+    from losslens.updates.checkpoint import needs_base
 
     folders = _folders(asked.adapters)
     published = {} if asked.published is None else published_adapters(asked.published)
@@ -106,12 +109,26 @@ def _compare(asked: argparse.Namespace) -> Path:
     else:
         writers = (write_report,)
     if measures == "cosines":
+        for name, folder in folders.items():
+            if needs_base(folder):
+                raise InputError(
+                    f"{name}: only LoRA has cosines alone; give --measures all and --base"
+                )
         from losslens.analysis.adapter_map import map_adapters
 
         return map_adapters(folders, Path(asked.output_dir).expanduser(), *writers) / "report.html"
     from losslens.analysis.pipeline import analyze_job
 
     return analyze_job(_config(folders, asked.base, asked.completions, asked.output_dir), *writers) / "report.html"
+
+
+def _parted(adapter: str) -> tuple[str, str]:
+    """Parts NAME=ADAPTER; the names of folders may hold a `=`, too. The name is empty if none is given."""
+    if folder_at(adapter) or "=" not in adapter:
+        return "", adapter
+    parts = adapter.split("=")
+    splits = [("=".join(parts[:n]), "=".join(parts[n:])) for n in range(1, len(parts))]
+    return next(((name, place) for name, place in splits if place and folder_at(place)), splits[0])
 
 
 def _config(folders: dict[str, Path], base: str | None, completions: str | None, output_dir: str) -> DictConfig:
@@ -140,8 +157,7 @@ def _folders(adapters: list[str]) -> dict[str, Path]:
 
     found = []
     for adapter in adapters:
-        # A folder's own name may hold a `=`.
-        name, _, place = ("", "", adapter) if folder_at(adapter) else adapter.rpartition("=")
+        name, place = _parted(adapter)
         if not place:
             raise InputError(f"{adapter}: names no folder and no hub id")
         found.append((name, folder_at(place) or adapter_from_hub(place)))

@@ -13,7 +13,7 @@ from losslens.core.errors import InputError
 from losslens.updates.base import Array
 from losslens.updates.dense import DenseUpdate
 from losslens.updates.dora import DoraAdapter
-from losslens.updates.folder import Adapter, open_adapter
+from losslens.updates.folder import LARGEST, Adapter, open_adapter
 from losslens.updates.lora_config import LoraConfigFile
 from losslens.updates.weights import Weights, is_checkpoint, open_weights
 
@@ -58,10 +58,15 @@ class Checkpoint:
             for name in first.names:
                 if name not in second:
                     raise InputError(f"{second.folder}: has no {name}, which {first.folder} has: another architecture")
-        for module, name in [(module, part.name) for module, parts in self._places.items() for part in parts]:
-            if trained.shape(name) != base.shape(name):
-                shapes = " and ".join(" × ".join(map(str, place.shape(name))) for place in (trained, base))
+        for name in trained.names:
+            now, before = trained.shape(name), base.shape(name)
+            grown = trained.may_grow(name)
+            if now[grown:] != before[grown:] or len(now) != len(before):
+                shapes = " and ".join(" × ".join(map(str, shape)) for shape in (now, before))
+                module = name.removesuffix(".weight")
                 raise InputError(f"{trained.folder}: {module} has another shape than in {base.folder} ({shapes})")
+            if 0 in now:
+                raise InputError(f"{trained.folder}: {name} is empty")
 
     @property
     def modules(self) -> list[str]:
@@ -87,7 +92,11 @@ class Checkpoint:
         """
         parts = self._places[module]
         change = np.ascontiguousarray(self._trained.matrix(*parts))
-        change -= self._base.matrix(*parts)
+        with np.errstate(over="ignore"):
+            change -= self._base.matrix(*parts)
+            norm = float(np.linalg.norm(change))
+        if not norm <= LARGEST:
+            raise InputError(f"{self._trained.folder}: {module}: ‖ΔW‖ is {norm:.3g}; more than {LARGEST:g} is an error")
         return DenseUpdate(change)
 
     def composition(self, modules: Collection[str]) -> Composition:
@@ -101,8 +110,10 @@ class Checkpoint:
         compared = {part.name for module in modules for part in self._places[module]}
         inside = outside = rounding = 0.0
         for name in dict.fromkeys([*self._trained.names, *self._base.names]):
+            if self._trained.is_tied(name) or self._base.is_tied(name):
+                continue  # the input embeddings are counted
             digits = _DIGITS.get(self._trained.dtype(name))
-            rows = min(self._trained.shape(name)[:1] + self._base.shape(name)[:1], default=0)
+            rows = min(self._trained.rows(name), self._base.rows(name))
             for now, before in zip(self._trained.blocks(name, rows), self._base.blocks(name, rows), strict=True):
                 squared = float(np.sum((now - before) ** 2))
                 if name in compared:

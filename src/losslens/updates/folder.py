@@ -23,7 +23,7 @@ from losslens.updates.tensor_file import TensorFile
 
 _SHARD = re.compile(r"^adapter_model-(\d+)-of-(\d+)\.safetensors$")
 _EXPERT = re.compile(r"\[\d+\]$")
-_LARGEST = 1e100  # largest ‖ΔW‖; products of two such norms are still finite
+LARGEST = 1e100  # largest ‖ΔW‖; products of two such norms are still finite
 _KEY = re.compile(
     r"^(?:base_model\.model\.)?(?P<module>.+?)(?P<nested>(?:\.base_layer)*)\."
     r"(?:lora_(?P<factor>[AB])\.weight|lora_(?P<magnitude>magnitude_vector)(?:\.weight)?)$"
@@ -156,7 +156,7 @@ class Adapter:
         scale = self._config.scale(name, rank)
         with np.errstate(over="ignore"):
             largest = abs(scale) * np.linalg.norm(b) * np.linalg.norm(a)
-        if not largest <= _LARGEST:
+        if not largest <= LARGEST:
             raise InputError(
                 f"{self.folder}: the update of {module} is too large to measure (check lora_alpha and weights)"
             )

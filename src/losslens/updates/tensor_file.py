@@ -77,6 +77,8 @@ class TensorFile:
         first, last = entry["data_offsets"]
         shape = list(entry["shape"])
         if rows is not None:
+            if not 0 <= rows.start <= rows.stop <= shape[0]:
+                raise ValueError(f"{name} has {shape[0]} rows, not {rows.stop}")
             row = (last - first) // shape[0]
             first, last = first + rows.start * row, first + rows.stop * row
             shape[0] = rows.stop - rows.start

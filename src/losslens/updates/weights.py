@@ -22,13 +22,13 @@ from losslens.updates.tensor_file import TensorFile
 _WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.|base_model\.model\.)+")
 _BARE = (
     (re.compile(r"^(?:layers|embed_tokens|norm)\."), "model."),
-    (re.compile(r"^(?:h|wte|wpe|ln_f)\."), "transformer."),
+    (re.compile(r"^(?:h|wte|wpe|ln_f|word_embeddings|word_embeddings_layernorm)\."), "transformer."),
 )
 # Constants that some versions of transformers saved.
-_CONSTANTS = re.compile(r"(?:rotary_emb\.inv_freq|\.attn\.bias|\.masked_bias)$")
+_CONSTANTS = re.compile(r"(?:rotary_emb\.inv_freq|\.attn\.bias|\.attention\.bias|\.masked_bias)$")
 _VOCABULARY = re.compile(r"(?:^|\.)(?:lm_head|embed_out|wte|wpe|\w*embed\w*)$")
 _HEAD = re.compile(r"^(?:lm_head|embed_out)\.weight$")
-_INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in)\.weight$")
+_INPUT = re.compile(r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings)\.weight$")
 _EXPERTS = re.compile(r"\.experts\.\w+$")
 # Experts that lie in tensors of their own, where transformers 5 and PEFT have one parameter for all of them.
 _EXPERT = re.compile(r"^(?P<block>.+)\.experts\.(?P<number>\d+)\.(?P<part>\w+)\.weight$")
@@ -59,15 +59,29 @@ class Weights:
     Args:
         folder: The folder, for messages.
         files: The file of each tensor, by the name in it.
-        model_type: `model_type` of its config.json.
+        config: Its config.json.
+
+    Raises:
+        InputError: Two tensors are one, or the head is missing although it is not tied.
     """
 
-    def __init__(self, folder: Path, files: dict[str, TensorFile], model_type: str | None) -> None:
+    def __init__(self, folder: Path, files: dict[str, TensorFile], config: dict[str, Any]) -> None:
         self.folder = folder
-        self._places = {_usual(name): (file, name) for name, file in files.items() if not _CONSTANTS.search(name)}
+        self._places: dict[str, tuple[TensorFile, str]] = {}
+        for name, file in files.items():
+            if _CONSTANTS.search(name):
+                continue
+            if (usual := _usual(name)) in self._places:
+                raise InputError(f"{folder}: {usual} occurs twice, as {name} and {self._places[usual][1]}")
+            self._places[usual] = (file, name)
+        model_type = config.get("model_type")
+        if not isinstance(model_type, str | None):
+            raise InputError(f"{folder / 'config.json'}: model_type is not a name")
         self._linear_in_out, self._experts_in_out = model_type in _IN_OUT, model_type in _EXPERTS_IN_OUT
         heads, inputs = ([name for name in self._places if kind.search(name)] for kind in (_HEAD, _INPUT))
         self._input = inputs[0] if inputs and not heads else None
+        if self._input is not None and config.get("tie_word_embeddings") is False:
+            raise InputError(f"{folder}: has no lm_head, although config.json says that it is not tied")
 
     @property
     def names(self) -> list[str]:
@@ -103,12 +117,24 @@ class Weights:
         return {}
 
     def __contains__(self, name: str) -> bool:
-        return name in self._places or self._is_tied(name)
+        return name in self._places or self.is_tied(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor; that of a linear module's weight is (out, in), and of experts' (experts, out, in)."""
         shape = self._stored_shape(name)
         return (*shape[:-2], shape[-1], shape[-2]) if self._lies_in_out(name, shape) else shape
+
+    def rows(self, name: str) -> int:
+        """Number of rows of a tensor as it is stored, for `blocks`; 0 of a single number."""
+        return next(iter(self._stored_shape(name)), 0)
+
+    def is_tied(self, name: str) -> bool:
+        """Returns True for a head that is not stored, since it is tied to the input embeddings."""
+        return self._input is not None and name not in self._places and _HEAD.search(name) is not None
+
+    def may_grow(self, name: str) -> bool:
+        """Returns True for embeddings and heads, whose first dimension is the size of the vocabulary."""
+        return _VOCABULARY.search(name.removesuffix(".weight").removesuffix(".bias")) is not None
 
     def dtype(self, name: str) -> str:
         """Type of a tensor's values as safetensors names it, such as `BF16`."""
@@ -157,10 +183,7 @@ class Weights:
         return file.shape(key)
 
     def _place(self, name: str) -> tuple[TensorFile, str]:
-        return self._places[self._input if self._input is not None and self._is_tied(name) else name]
-
-    def _is_tied(self, name: str) -> bool:
-        return self._input is not None and name not in self._places and _HEAD.search(name) is not None
+        return self._places[self._input if self._input is not None and self.is_tied(name) else name]
 
     def _lies_in_out(self, name: str, shape: tuple[int, ...]) -> bool:
         is_linear = len(shape) == 2 and not _VOCABULARY.search(name.removesuffix(".weight"))
@@ -185,8 +208,7 @@ def open_weights(folder: Path) -> Iterator[Weights]:
                 if name in tensors:
                     raise InputError(f"{folder}: {name} occurs twice")
                 tensors[name] = file
-        model_type = _json(folder / "config.json").get("model_type") if (folder / "config.json").is_file() else None
-        yield Weights(folder, tensors, model_type)
+        yield Weights(folder, tensors, _json(folder / "config.json") if (folder / "config.json").is_file() else {})
 
 
 def is_checkpoint(folder: Path) -> bool:

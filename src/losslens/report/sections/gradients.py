@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -32,7 +33,9 @@ class _Pair:
         null: Its null.
         across: The same between halves of the problems.
         ceiling: What `across` would be if the two were one loss.
-        end: The cosine of their updates.
+        end: The cosine of their updates: of its ceiling where that is known, as the gradients are free of the noise of
+            batches.
+        of_ceiling: True if `end` is a share of its ceiling.
     """
 
     name: str
@@ -42,6 +45,7 @@ class _Pair:
     across: float
     ceiling: float
     end: float
+    of_ceiling: bool
 
     @property
     def decided(self) -> float:
@@ -49,6 +53,16 @@ class _Pair:
         if self.start * self.end <= 0:
             return 0.0
         return min(self.start, self.end, key=abs)
+
+    @property
+    def grown(self) -> float:
+        """The rest of the end, by its size."""
+        return abs(self.end) - abs(self.decided)
+
+    @property
+    def lost(self) -> float:
+        """The rest of the start, by its size."""
+        return abs(self.start) - abs(self.decided)
 
 
 def section(analysis: AnalysisFolder) -> Section | None:
@@ -77,10 +91,12 @@ def section(analysis: AnalysisFolder) -> Section | None:
         ],
         tables=[_pair_table(pairs), *_run_table(analysis, comparison)],
         notes=[
-            "Decided at the start: the smaller of the two cosines, 0 if their signs differ. Grown: the rest of the "
-            "end. Lost: the rest of the start. Across halves: the gradient of one loss on half of the problems with "
-            "that of the other loss on the other half; in brackets what it would be if the two were one loss. It is "
-            "lower than the start as far as the start comes from the problems that both losses meet.",
+            "The final updates differ by the noise of batches, the gradients do not: the cosine of the former is a "
+            "share of its ceiling where that is known, else as it is (arm_pairs.csv says what the runs share).",
+            "Decided at the start: the smaller of the two, 0 if their signs differ. Grown: the size of the rest of the "
+            "end. Lost: that of the start. Across halves: the gradient of one loss on half of the problems with that "
+            "of the other loss on the other half; in brackets what it would be if the two were one loss. It is lower "
+            "than the start as far as the start comes from the problems that both losses meet.",
             "Adam divides each entry of the gradient by its size; its first step goes along the sign.",
         ],
     )
@@ -91,7 +107,9 @@ def _pair(comparison: LossComparison, a: ComparedLoss, b: ComparedLoss) -> _Pair
     if not (start.known and end.known):
         return None
     across, ceiling = (comparison.of(name, a, b).value for name in ("gradient_across", "gradient_ceiling"))
-    return _Pair(f"{a.name}–{b.name}", (a.method, b.method), start.value, start.null, across, ceiling, end.value)
+    known = not math.isnan(end.relative)
+    methods, value = (a.method, b.method), end.relative if known else end.value
+    return _Pair(f"{a.name}–{b.name}", methods, start.value, start.null, across, ceiling, value, known)
 
 
 def _findings(pairs: list[_Pair]) -> list[Finding]:
@@ -99,9 +117,9 @@ def _findings(pairs: list[_Pair]) -> list[Finding]:
     if abs(most.end - most.start) < _GAP:
         text = f"What the losses share was decided before step 1: no pair moved by {number(_GAP, 1)} or more in cosine."
         return [Finding(text, "gradients")]
-    done = "brought together" if most.end > most.start else "parted"
-    moved = f"cosine of gradients {number(most.start, 2)}, of final updates {number(most.end, 2)}"
-    return [Finding(f"Training has {done} {most.name} most: {moved}.", "gradients")]
+    of = " of its ceiling" if most.of_ceiling else ""
+    moved = f"cosine of gradients {number(most.start, 2)}, of final updates {number(most.end, 2)}{of}"
+    return [Finding(f"{most.name} moved most from its start: {moved}.", "gradients")]
 
 
 def _plot(pairs: list[_Pair]) -> go.Figure:
@@ -134,13 +152,13 @@ def _pair_table(pairs: list[_Pair]) -> Table:
                 Cell(pair.name),
                 Cell(number(pair.start), below=f"null ±{number(pair.null)}"),
                 Cell(number(pair.across, 2), below=f"of {number(pair.ceiling, 2)}"),
-                Cell(number(pair.end)),
-                *(Cell(number(v)) for v in (pair.decided, pair.end - pair.decided, pair.start - pair.decided)),
+                Cell(number(pair.end), below="of its ceiling" * pair.of_ceiling),
+                *(Cell(number(v)) for v in (pair.decided, pair.grown, pair.lost)),
             ]
         )
         for pair in pairs
     ]
-    headings = ("gradient cosine", "across halves", "cosine", "decided at the start", "grown", "lost")
+    headings = ("gradient cosine", "across halves", "end", "decided at the start", "grown", "lost")
     return Table("Pairs of losses", [Column("pair", numeric=False), *map(Column, headings)], rows)
 
 

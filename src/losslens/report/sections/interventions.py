@@ -69,7 +69,7 @@ def section(analysis: AnalysisFolder) -> Section | None:
         text=[
             "The weights of finished runs were changed, without training, and measured anew: greedy answers, KL to the "
             "base and loss on the probe set. A changed run is compared with the run itself, a merge with the better of "
-            "its two runs, chosen for each half of the problems on the other half."
+            "its two runs, chosen for each half of the problems on the other half, over random halves."
         ],
         findings=_findings(changed),
         key=legend_of(comparison, table["arm"], lines=True),
