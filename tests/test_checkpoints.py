@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from scipy.linalg import subspace_angles
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 import losslens
 from losslens.analysis.cohort import SweepContents
@@ -136,9 +144,59 @@ def test_a_tied_head_counts_once(base: Path, tmp_path: Path) -> None:
         assert isinstance(tied, Checkpoint)
         assert isinstance(out, Checkpoint)
         assert tied.modules == out.modules
-        embeddings = head.double() - load_file(base / "model.safetensors")["model.embed_tokens.weight"].double()
-        more = out.composition(tied.modules).outside - tied.composition(tied.modules).outside
-        assert more == pytest.approx(float(embeddings.square().sum()), rel=1e-9)
+        assert out.composition(tied.modules) == tied.composition(tied.modules)
+
+
+def test_a_head_that_is_not_tied_may_not_be_missing(base: Path, tmp_path: Path) -> None:
+    weights = disturbed(base, tmp_path / "a")
+    written({name: w for name, w in weights.items() if name != "lm_head.weight"}, tmp_path / "b", base)
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    (tmp_path / "b" / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with pytest.raises(InputError, match="has no lm_head, although"), open_update(tmp_path / "b", base):
+        pass
+
+
+def test_weights_of_gpt2_lie_the_other_way_round(tmp_path: Path) -> None:
+    """The share that is not compared is that of all tensors, as brute force has it."""
+    config = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=50, n_positions=16)
+    torch.manual_seed(0)
+    for name in ("base", "trained"):
+        GPT2LMHeadModel(config).save_pretrained(tmp_path / name)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("base", "trained"))
+    squares = {name: float((second[name].double() - w.double()).square().sum()) for name, w in first.items()}
+    with open_update(tmp_path / "trained", tmp_path / "base") as found:
+        assert isinstance(found, Checkpoint)
+        assert found.shapes["transformer.h.0.mlp.c_fc"] == (32, 8)
+        whole = found.composition(found.modules)
+    linear = ("c_fc.weight", "c_attn.weight", "c_proj.weight")
+    inside = sum(value for name, value in squares.items() if name.endswith(linear))
+    assert whole.inside == pytest.approx(inside, rel=1e-9)
+    assert whole.outside == pytest.approx(sum(squares.values()) - inside, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("model.norm.weight", lambda w: w[:4], "model.norm has another shape than in"),
+        ("model.embed_tokens.weight", lambda w: w[:, :4], "model.embed_tokens has another shape than in"),
+        (f"{Q}.weight", lambda w: w.double() * 1e300, "more than 1e\\+100 is an error"),
+    ],
+)
+def test_what_no_comparison_could_tell(
+    name: str, change: Callable[[Any], Any], said: str, base: Path, tmp_path: Path
+) -> None:
+    weights = disturbed(base, tmp_path / "a")
+    written({**weights, name: change(weights[name]).contiguous()}, tmp_path / "b", base)
+    with pytest.raises(InputError, match=said), open_update(tmp_path / "b", base) as found:
+        found[Q]
+
+
+def test_names_of_two_tensors_that_are_one(base: Path, tmp_path: Path) -> None:
+    weights = disturbed(base, tmp_path / "a")
+    both = {**weights, "_orig_mod.model.norm.weight": weights["model.norm.weight"].clone()}
+    written(both, tmp_path / "b", base)
+    with pytest.raises(InputError, match=r"model\.norm\.weight occurs twice"), open_update(tmp_path / "b", base):
+        pass
 
 
 def test_names_without_their_prefix(base: Path, tmp_path: Path) -> None:

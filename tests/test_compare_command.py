@@ -172,3 +172,12 @@ def test_a_whole_model_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         InputError, match=r"me/models@0123.*: the repository has no adapter_config\.json .*and no model"
     ):
         hub.adapter_from_hub(f"me/models@{COMMIT}")
+
+
+def test_folders_whose_names_hold_an_equals_sign(tmp_path: Path) -> None:
+    folder = tmp_path / "seed=1" / "lr=0.1"
+    folder.mkdir(parents=True)
+    assert compare._parted(str(folder)) == ("", str(folder))
+    assert compare._parted(f"x={folder}") == ("x", str(folder))
+    assert compare._parted("x=owner/name") == ("x", "owner/name")
+    assert compare._parted("owner/name") == ("", "owner/name")

@@ -216,7 +216,7 @@ class TestContent:
     def test_the_learning_rates(self, analysis: AnalysisFolder) -> None:
         assert learning_rate.draw(analysis, LossComparison(analysis)) is None
         write(analysis.path, arms=[*ARMS, MATCHED])
-        directions, accuracy = drawn(learning_rate, analysis).axes
+        directions, accuracy = drawn(learning_rate, AnalysisFolder(analysis.path)).axes
         assert not directions.findobj(PathCollection)
         points = {tuple(line.get_xydata()[0]) for line in accuracy.lines if line.get_marker() in ("o", "D", "p")}
         assert points == {(0.9, 0.54), (1.0, 0.54), (0.25, 0.54), (1.2, 0.29)}

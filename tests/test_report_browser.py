@@ -138,7 +138,7 @@ class Report:
             f"{m.name}-{where}": fixed(row[m.name], m.digits + 1) + "°" * (m.unit == "°")
             for m in weight_measures()
             for where, row in (("module", module), ("layer", of_layer), ("whole", whole))
-            if m.name in row
+            if m.name in row and not (m.name.startswith("gradient_") and pd.isna(row[m.name]))
         }
         assert wanted["angle_max_left-module"] == f"{fixed(module['angles_left'][-1], 2)}°"
         for which, run in (("a", a), ("b", b)):

@@ -41,7 +41,15 @@ def test_every_run_is_complete_on_disk(sweep: Path) -> None:
     initial = set()
     for run in runs:
         outcomes = pd.read_parquet(run.evaluation("arithmetic"))
-        assert list(outcomes.columns) == ["problem_id", "sample", "completion", "answer", "correct"]
+        assert list(outcomes.columns) == [
+            "problem_id",
+            "sample",
+            "completion",
+            "answer",
+            "correct",
+            "tokens",
+            "finished",
+        ]
         assert len(outcomes) == 40
         if run.name.startswith("base-"):
             continue

@@ -111,9 +111,7 @@ def _compare(asked: argparse.Namespace) -> Path:
     if measures == "cosines":
         for name, folder in folders.items():
             if needs_base(folder):
-                raise InputError(
-                    f"{name}: only LoRA has cosines alone; give --measures all and --base"
-                )
+                raise InputError(f"{name}: only LoRA has cosines alone; give --measures all and --base")
         from losslens.analysis.adapter_map import map_adapters
 
         return map_adapters(folders, Path(asked.output_dir).expanduser(), *writers) / "report.html"
