@@ -74,13 +74,14 @@ class _Gradient:
             )
         if member.point.base is not None:
             raise UnavailableError("full fine-tuning: its gradient is of all weights, and is not computed")
-        if member.initial is None:
+        initial = member.initial or _initial(config.output_dir, member.facts)
+        if initial is None:
             raise UnavailableError("its initial adapter is missing")
         loss = loss_of(member.facts)
         if loss is None:
             raise UnavailableError(f"method={member.facts.method} is not a loss of this version of LossLens")
         self._facts: RunFacts = member.facts
-        self._initial: Path = member.initial
+        self._initial: Path = initial
         self._loss: Loss = loss
         self._source, self._base, self._config = source, base, config
 
@@ -135,6 +136,17 @@ class _Gradient:
         if rollouts.sha256 != recorded.sha256:
             raise UnavailableError(f"{folder}: not the rollouts that it was trained on")
         return rollouts
+
+
+def _initial(output_dir: Path, facts: RunFacts) -> Path | None:
+    """Returns the adapter that a run started from, whichever point of it is compared; None if it is missing."""
+    if facts.initial_adapter is None:
+        return None
+    folder = output_dir / "init" / facts.initial_adapter.folder
+    try:
+        return folder if adapter_fingerprint(folder) == facts.initial_adapter.sha256 else None
+    except InputError:
+        return None
 
 
 def _is_intact(folder: Path) -> bool:

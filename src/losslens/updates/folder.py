@@ -105,6 +105,8 @@ class Adapter:
                     or (depth and not self._config.parameters_of(match["module"]))
                 ):
                     which = " of a linear module" if "lora_" in key else ""
+                    if key.endswith(".base_layer.weight"):
+                        which += ": PEFT saved the base's head or embeddings, which are not compared"
                     raise InputError(f"{self.folder}: {key} is not a LoRA factor{which}")
                 found = tensors.setdefault((match["module"], depth), {})
                 if kind in found:
