@@ -85,6 +85,7 @@ def test_a_folder_of_a_repository(two: tuple[Path, Path], tmp_path: Path, monkey
         (["~no-such-user/x"], "~no-such-user/x: no such home folder"),
         (["a="], "a=: names no folder and no hub id"),
         (["me/../../x"], "me/../../x: no such folder, and not a hub id"),
+        (["me/adapters/../../x"], "me/adapters/../../x: no such folder, and not a hub id"),
         (["{one}", "{one}"], "given twice"),
         (["a={one}", "a={two}"], "two adapters are named a; give NAME=ADAPTER"),
         (["two={one}", "{two}"], "two adapters are named two; give NAME=ADAPTER"),
