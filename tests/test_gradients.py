@@ -359,7 +359,7 @@ def facts(method: str = "sft", frozen: Any = None, **changes: Any) -> Any:
     """What a gradient needs of a manifest."""
     known = {
         "method": method, "options": {}, "own_samples": False, "rollouts": SimpleNamespace(folder="none", sha256=""),
-        "initial_adapter": SimpleNamespace(sha256="a"), "identity": {"lora": dataclasses.asdict(LORA)},
+        "initial_adapter": SimpleNamespace(sha256="a", folder="none"), "identity": {"lora": dataclasses.asdict(LORA)},
         "config": SimpleNamespace(train_on="all", rollouts={}),
     }  # fmt: skip
     if frozen is not None:

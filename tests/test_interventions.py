@@ -263,8 +263,13 @@ class TestTable:
 
     def test_what_there_is(self, causal: Analysis) -> None:
         assert causal.tables.interventions.groupby("kind").size().to_dict() == {
-            "unchanged": 3, "scaling": 2 * 3, "equal_norm": 2, "equal_kl": 2, "merging": 4, "restoring": 2 * 2 * 6,
+            "unchanged": 3, "scaling": 2 * 3, "equal_norm": 2, "equal_kl": 2, "merging": 4, "restoring": 2 * (6 + 2),
         }  # fmt: skip
+        # All eight directions of an update are no cut of it; eight of W0's are.
+        table = self.rows(causal, "restoring", value=8)
+        assert set(table["how"]) == {"without_base_top", "without_random_outputs"}
+        told = [why for name, why in causal.left_out.items() if name.startswith("some restoring of ")]
+        assert told == ["its updates have 8 directions: all of them is no cut"] * 2
 
     def test_the_runs_are_as_they_were_measured(self, causal: Analysis, sweep: Path) -> None:
         runs = causal.tables.runs.set_index("run")
@@ -289,17 +294,6 @@ class TestTable:
         runs = self.rows(causal, "unchanged", how="run")
         assert norms.tolist() == pytest.approx([runs["norm"].min()] * 2)
         assert kls.tolist() == pytest.approx([runs["kl"].min()] * 2, rel=0.02)
-
-    def test_without_all_directions_it_is_the_base_and_with_all_the_run(self, causal: Analysis) -> None:
-        runs = self.rows(causal, "unchanged").set_index("run")
-        base = causal.cohort.base_name
-        for of_what, like in (("without", None), ("only", "run")):
-            for how in (f"{of_what}_top", f"{of_what}_random"):
-                for row in self.rows(causal, "restoring", how=how, value=8).itertuples():
-                    expected = runs.loc[row.run if like else base]
-                    assert row.loss == pytest.approx(expected["loss"], abs=1e-6)
-                    assert row.accuracy == expected["accuracy"]
-                    assert row.norm == pytest.approx(expected["norm"], abs=1e-9)
 
     def test_the_null_is_not_tested(self, causal: Analysis) -> None:
         table = causal.tables.interventions

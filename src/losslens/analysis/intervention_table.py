@@ -93,9 +93,8 @@ def intervention_table(
     ]
     for name, most in whole.items():
         if any(k >= most for k in settings.restoring):
-            cohort.left_out[f"restoring of {name}"] = (
-                f"its updates have {most} directions; fewer can be kept or removed"
-            )
+            why = f"its updates have {most} directions: all of them is no cut"
+            cohort.left_out[f"some restoring of {name}"] = why
     if "norm" in settings.equal:
         asked += scaled("equal_norm", equal_norm_factors({name: effects[Change((name,))].norm for name in names}))
     if "kl" in settings.equal:
