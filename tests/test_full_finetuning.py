@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, frozen_source, train_frozen
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, MambaConfig, MambaForCausalLM
 
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
@@ -30,6 +30,7 @@ from losslens.runs.labels import labels
 from losslens.runs.spec import RunSpec
 from losslens.training.callbacks import ChecksumCheckpoint, checkpoint_fault
 from losslens.training.run import make_trainer
+from losslens.updates.checkpoint import open_update
 
 if TYPE_CHECKING:
     from losslens.training.run import TrainingPlan
@@ -273,3 +274,32 @@ def test_labels_tell_full_fine_tuning_from_adapters() -> None:
     assert found["a"] == "sft adapter none"
     assert "init" not in "".join(found.values())
     assert len(set(found.values())) == 3
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: GptOssForCausalLM(
+            GptOssConfig(
+                num_hidden_layers=1, hidden_size=16, intermediate_size=16, num_attention_heads=2,
+                num_key_value_heads=1, head_dim=8, num_local_experts=2, num_experts_per_tok=1, vocab_size=32,
+            )
+        ),
+        lambda: MambaForCausalLM(MambaConfig(num_hidden_layers=1, hidden_size=16, state_size=4, vocab_size=32)),
+    ],
+    ids=["experts with biases", "convolutions and states"],
+)  # fmt: skip
+def test_the_tracked_norm_is_that_of_the_analysis(model: Any, tmp_path: Path) -> None:
+    """Of tensors with several dimensions not all are weights of modules that are compared."""
+    torch.manual_seed(0)
+    trained = model()
+    trained.save_pretrained(tmp_path / "base")
+    full_model.train_all_weights(trained)
+    with torch.no_grad():
+        for weight in trained.parameters():
+            weight += 0.01 * torch.randn_like(weight)
+    (tmp_path / "model").mkdir()
+    full_model.save_model(trained, tmp_path / "model")
+    with open_update(tmp_path / "model", tmp_path / "base") as update:
+        squares = sum(update[module].inner(update[module]) for module in update.modules)
+    assert sum(change for _, change in full_model.matrix_changes(trained)) == pytest.approx(squares, rel=1e-6)

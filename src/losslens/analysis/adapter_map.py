@@ -13,14 +13,7 @@ from tqdm import tqdm
 
 from losslens.analysis.cohort import Cohort, SweepContents
 from losslens.analysis.gathering import gather_cohort
-from losslens.analysis.replacement import (
-    archive_path,
-    finish_interrupted_replacement,
-    missing_from,
-    read_earlier,
-    replace_analysis,
-    temporary_folder,
-)
+from losslens.analysis.replacement import EarlierAnalysis, write_analysis
 from losslens.core import provenance
 from losslens.core.files import atomic_file, write_json
 from losslens.measures import WeightMeasure, get_measure, run_weight_measures
@@ -51,30 +44,27 @@ def map_adapters(adapters: Mapping[str, Path], output_dir: Path, *writers: Calla
         InputError: An adapter cannot be read, or two cannot be compared.
     """
     folder = output_dir / "adapters" / "analysis"
-    while True:
-        finish_interrupted_replacement(folder)
-        before = read_earlier(folder)
+
+    def made(_: EarlierAnalysis) -> tuple[dict[str, Any], Callable[[Path], None]]:
         cohort = gather_cohort(SweepContents([], [], [], set(), "compare: no adapter given", {}), adapters)
         with ExitStack() as stack:
             opened = [stack.enter_context(open_adapter(member.adapter)) for member in cohort.members]
             products = all_products(opened, cohort.modules, progress=_progress(len(cohort.modules)))
         runs, pairs, plane, kept = adapter_tables(cohort.names, cohort.modules, cohort.shapes, products)
         facts = _facts(cohort, kept)
-        with temporary_folder(folder) as new:
+
+        def write(new: Path) -> None:
             for name, table in (("runs", runs), ("pairs", pairs), ("mds", plane)):
                 with atomic_file(new / f"{name}.csv") as temporary:
                     # Cosines of float32 have no more digits.
                     table.to_csv(temporary, index=False, float_format="%.9g")
             write_json(new / "manifest.json", {**facts, **provenance.describe_environment()})
-            for write in writers:
-                write(new)
-            missing = missing_from(facts, before)
-            if replace_analysis(new, folder, before, keep=bool(missing)):
-                break
-    if missing:
-        print(
-            f"{archive_path(folder, before.adapters)}: the previous analysis, kept because the new one lacks {missing}"
-        )
+            for writer in writers:
+                writer(new)
+
+        return facts, write
+
+    write_analysis(folder, made)
     return folder
 
 

@@ -32,11 +32,8 @@ from losslens.analysis.repeats import arm_pairs, repeat_table
 from losslens.analysis.replacement import (
     EarlierAnalysis,
     archive_path,
-    finish_interrupted_replacement,
-    missing_from,
     read_earlier,
-    replace_analysis,
-    temporary_folder,
+    write_analysis,
 )
 from losslens.analysis.snapshots import at_checkpoint, score_snapshots
 from losslens.analysis.tables import (
@@ -97,25 +94,21 @@ def analyze_job(
     """
     checked = parse(AnalyzeConfig, config)
     folder = checked.folder
-    while True:
-        finish_interrupted_replacement(folder)
-        before = read_earlier(folder)
+
+    def made(before: EarlierAnalysis) -> tuple[dict[str, Any], Callable[[Path], None]]:
         analysis = analyse(checked, before, find_gradients)
-        with temporary_folder(folder) as new:
+
+        def write(new: Path) -> None:
             _write(analysis, new)
             tables = analysis.tables
             show(tables.runs, tables.arm_pairs, tables.arms, tables.tuning, analysis.left_out)
             print(*analysis.missing, sep="\n", end="\n" * bool(analysis.missing))
-            for write in writers:
-                write(new)
-            missing = missing_from(analysis.facts, before)
-            if replace_analysis(new, folder, before, keep=bool(missing)):
-                break
-        print(f"{folder}: another analysis was written in the meantime; including what it measured", flush=True)
-    if missing:
-        print(
-            f"{archive_path(folder, before.adapters)}: the previous analysis, kept because the new one lacks {missing}"
-        )
+            for writer in writers:
+                writer(new)
+
+        return analysis.facts, write
+
+    write_analysis(folder, made)
     return folder
 
 

@@ -7,7 +7,7 @@ import platform
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,6 +49,34 @@ class EarlierAnalysis:
             if None not in names and names[0] != names[1]:
                 pairs.append((str(names[0]), str(names[1])))
         return pairs
+
+
+def write_analysis(
+    folder: Path, analyse: Callable[[EarlierAnalysis], tuple[Mapping[str, Any], Callable[[Path], None]]]
+) -> None:
+    """Writes an analysis to a temporary folder, which replaces `folder` atomically at the end.
+
+    If another process has replaced `folder` in the meantime, the analysis is made again, with what that one measured.
+    An analysis that has more than the new one is kept under another name, which is printed.
+
+    Args:
+        folder: The folder of the analysis.
+        analyse: Makes the analysis, given the earlier one: returns the facts of its manifest, and what writes it.
+    """
+    while True:
+        finish_interrupted_replacement(folder)
+        before = read_earlier(folder)
+        facts, write = analyse(before)
+        missing = missing_from(facts, before)
+        with temporary_folder(folder) as new:
+            write(new)
+            if replace_analysis(new, folder, before, keep=bool(missing)):
+                break
+        print(f"{folder}: another analysis was written in the meantime; including what it measured", flush=True)
+    if missing:
+        print(
+            f"{archive_path(folder, before.adapters)}: the previous analysis, kept because the new one lacks {missing}"
+        )
 
 
 def read_earlier(folder: Path) -> EarlierAnalysis:

@@ -13,6 +13,7 @@ from typing import Any
 from losslens.core.errors import InputError, first_line
 from losslens.core.hashing import hash_file, hash_folder
 from losslens.models.loading import ModelSource, load_config, preserved
+from losslens.updates.weights import is_matrix
 
 # torch and transformers are imported only where needed, so that a completed sweep does not wait for them.
 
@@ -83,16 +84,13 @@ def _start(model: Any) -> _Start:
 
 
 def matrix_changes(model: Any) -> Iterator[tuple[str, float]]:
-    """Yields name and ‖ΔW‖_F² of each module that an analysis compares: the matrices, but of embeddings and head."""
-    from torch.nn import Embedding
-
+    """Yields name and ‖ΔW‖_F² of each tensor of the modules that an analysis compares (`is_matrix`)."""
     names = {id(module): name for name, module in model.named_modules()}
-    head = model.get_output_embeddings()
     for module, name, weight in _start(model).weights:
-        if weight.dim() > 1 and module is not head and not isinstance(module, Embedding):
+        path = f"{names[id(module)]}.{name}"
+        if is_matrix(path, weight.shape):
             change = module._parameters[name].detach() - weight.detach()
-            path = names[id(module)] if name == "weight" else f"{names[id(module)]}.{name}"
-            yield path, float(change.double().square().sum())
+            yield path.removesuffix(".weight"), float(change.double().square().sum())
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from losslens.core.files import write_json
 from losslens.updates.base import Array
 from losslens.updates.lora import LoraUpdate
 from losslens.updates.lora_config import LoraConfigFile
-from losslens.updates.tensor_file import TensorFile
+from losslens.updates.tensor_file import TensorFile, read_finite
 
 _SHARD = re.compile(r"^adapter_model-(\d+)-of-(\d+)\.safetensors$")
 _EXPERT = re.compile(r"\[\d+\]$")
@@ -188,16 +187,7 @@ class Adapter:
         return a, self._read(factors.b)[:, number::count]
 
     def _read(self, place: _Place, rows: slice | None = None) -> Array:
-        try:
-            values = place.file.read(place.key, rows)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{self.folder}: {first_line(error)}") from error
-        # A finite sum implies finite terms, and needs no extra array.
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = values.sum()
-        if not math.isfinite(total) and not np.isfinite(values).all():
-            raise InputError(f"{self.folder}: {place.key} contains non-finite values")
-        return values
+        return read_finite(self.folder, place.file, place.key, rows)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ files at once. Here each tensor is read on access and freed when dropped.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 from safetensors import safe_open
 
+from losslens.core.errors import InputError, first_line
 from losslens.updates.base import Array
 
 # As the file holds them, little-endian. numpy has no bfloat16: it is the upper half of a float32.
@@ -91,3 +93,27 @@ class TensorFile:
         if entry["dtype"] == "BF16":
             values = (values.astype("<u4") << 16).view("<f4")
         return values.astype(np.float64).reshape(shape)
+
+
+def read_finite(folder: Path, file: TensorFile, name: str, rows: slice | None = None) -> Array:
+    """Reads a tensor as `TensorFile.read` does, and refuses values that are not finite.
+
+    Args:
+        folder: The folder of the adapter or model, for messages.
+        file: The file.
+        name: The tensor.
+        rows: Range of its first dimension; all of it by default.
+
+    Raises:
+        InputError: It cannot be read, is not stored as floating-point numbers, or a value is not finite.
+    """
+    try:
+        values = file.read(name, rows)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{folder}: {first_line(error)}") from error
+    # A finite sum implies finite terms, and needs no extra array.
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = values.sum()
+    if not math.isfinite(total) and not np.isfinite(values).all():
+        raise InputError(f"{folder}: {name} contains non-finite values")
+    return values

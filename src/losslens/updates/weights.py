@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 
 from losslens.core.errors import InputError, first_line
 from losslens.updates.base import Array
-from losslens.updates.tensor_file import TensorFile
+from losslens.updates.tensor_file import TensorFile, read_finite
 
 # What wrappers put before a name, and what a model without its language-model head leaves out.
 _WRAPPERS = re.compile(r"^(?:_orig_mod\.|module\.|base_model\.model\.)+")
@@ -51,6 +51,21 @@ class Part:
 
     name: str
     expert: int | None = None
+
+
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Returns True for a tensor that holds weights of modules that are compared: of a linear one, or of experts.
+
+    Embeddings, heads, norms, biases, convolutions and the states of recurrent layers are none.
+
+    Args:
+        name: Its name in a causal language model.
+        shape: Its shape.
+    """
+    module = name.removesuffix(".weight")
+    if len(shape) == 2:
+        return module != name and not _VOCABULARY.search(module)
+    return len(shape) == 3 and _EXPERTS.search(name) is not None
 
 
 class Weights:
@@ -97,9 +112,11 @@ class Weights:
         found: dict[str, tuple[Part, ...]] = {}
         for name in self._places:
             module, shape = name.removesuffix(".weight"), self._stored_shape(name)
-            if len(shape) == 2 and module != name and not _VOCABULARY.search(module):
+            if not is_matrix(name, shape):
+                continue
+            if len(shape) == 2:
                 found |= self._expert(name) or {module: (Part(name),)}
-            elif len(shape) == 3 and _EXPERTS.search(name):
+            else:
                 found |= {f"{name}[{number}]": (Part(name, number),) for number in range(shape[0])}
         return found
 
@@ -168,15 +185,7 @@ class Weights:
 
     def _read(self, name: str, rows: slice | None) -> Array:
         file, key = self._place(name)
-        try:
-            values = file.read(key, rows)
-        except (ValueError, OSError) as error:
-            raise InputError(f"{self.folder}: {first_line(error)}") from error
-        with np.errstate(invalid="ignore", over="ignore"):
-            total = values.sum()
-        if not math.isfinite(total) and not np.isfinite(values).all():
-            raise InputError(f"{self.folder}: {key} contains non-finite values")
-        return values
+        return read_finite(self.folder, file, key, rows)
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
         file, key = self._place(name)
