@@ -484,8 +484,9 @@ class TestNothingTwice:
         assert len(logits) == len(made) == 4
         pairs = found.tables.pairs
         [measured] = pairs.index[pairs["output_cosine"].notna()]
-        assert pairs["flips_null"].notna().sum() == pairs["kappa_null"].notna().sum() == 1
-        assert pairs.loc[measured, "flips_null"] > 0
+        assert pairs.index[pairs["kappa_null"].notna()].tolist() == [measured]
+        # Undefined where a copy changes no answer, which is so of few problems on some processors.
+        assert set(pairs.index[pairs["flips_null"].notna()]) <= {measured}
         name, draw, arrays = made[0]
         share = float(arrays["scaled_kl"]) / found.tables.runs.set_index("run").loc[name, "kl"]
         assert 0 < abs(share - 1) < 0.01

@@ -93,8 +93,17 @@ def adapter(run: Path) -> bytes:
 def wait_until(what: Callable[[], object], seconds: float = 480) -> None:
     end = time.monotonic() + seconds
     while not what():
-        assert time.monotonic() < end, "it did not come to pass"
+        assert time.monotonic() < end, f"it did not come to pass\n{_jobs_and_logs()}"
         time.sleep(0.2)
+
+
+def _jobs_and_logs() -> str:
+    """What Slurm knows of the jobs, and the ends of their logs."""
+    line = ["scontrol", "--oneliner", "show", "jobs"]
+    jobs = subprocess.run(line, capture_output=True, text=True, check=False).stdout
+    logs = {line.partition("StdOut=")[2].split(" ")[0] for line in jobs.splitlines()}
+    ends = [f"{log}:\n{Path(log).read_text(errors='replace')[-1500:]}" for log in sorted(logs) if Path(log).is_file()]
+    return "\n".join([jobs, *ends])
 
 
 def sealed(run: Path) -> Callable[[], bool]:

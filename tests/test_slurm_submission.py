@@ -563,3 +563,15 @@ def test_tracebacks_of_jobs_are_redacted(monkeypatch, tmp_path: Path, capsys) ->
     said = capsys.readouterr().err
     assert "RuntimeError: no: [redacted]" in said
     assert secret not in said
+
+
+def test_a_snapshot_has_every_file_that_the_package_reads(tmp_path: Path) -> None:
+    package = ROOT / "src" / "losslens"
+    copy = snapshot_code(ROOT / "train.py", tmp_path) / "src" / "losslens"
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "."],
+        cwd=package, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    there = {str(file.relative_to(copy)) for file in copy.rglob("*") if file.is_file()}
+    assert there == {name for name in tracked if not name.endswith(".safetensors")}
+    assert {"report/published.json", "analysis/off_task.txt", "report/page.html.jinja"} <= there

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -35,22 +33,19 @@ def test_locked_runs_are_left_for_later(sweep: Path, tmp_path: Path) -> None:
     """While the first run and the base are locked, the second run is trained; the others follow."""
     (tmp_path / "main").mkdir()
     shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
-    ended: list[subprocess.CompletedProcess[str]] = []
     line = command(tmp_path, "-m", "method=sft,rft", FEW, "logger=none")
-    worker = threading.Thread(target=lambda: ended.append(script(*line, check=None)))
     with ExitStack() as stack:
         for method in ("sft", "base"):
             stack.enter_context(FileLock(_lock(tmp_path, sweep, method)))
-        worker.start()
-        done = tmp_path / "main" / next(run.name for run in runs_of(sweep, "main") if run.name.startswith("rft-"))
-        _until(lambda: (done / "eval" / "arithmetic.parquet").exists())
-        assert not list(tmp_path.glob("main/sft-*/adapter"))
-        assert not list(tmp_path.glob("main/base-*/eval/*.parquet"))
-        time.sleep(1.5)  # long enough to be told who is waited for
-    worker.join()
-    [outcome] = ended
-    assert outcome.returncode == 0, outcome.stderr
-    said = outcome.stdout
+        with start(*line) as process:
+            done = tmp_path / "main" / next(run.name for run in runs_of(sweep, "main") if run.name.startswith("rft-"))
+            _until(lambda: (done / "eval" / "arithmetic.parquet").exists())
+            assert not list(tmp_path.glob("main/sft-*/adapter"))
+            assert not list(tmp_path.glob("main/base-*/eval/*.parquet"))
+            _until(lambda: "waiting for sft-" in process.stdout)
+            stack.close()
+            assert process.wait() == 0, process.stderr
+            said = process.stdout
     assert said.index("locked by another process; left for later") < said.index(f"{done.name}: completed")
     assert said.index(f"{done.name}: completed") < said.index("waiting for sft-") < said.rindex(": completed")
     assert ": skipped" not in said
@@ -77,16 +72,12 @@ def test_two_sweeps_at_once_train_each_run_once(sweep: Path, tmp_path: Path) -> 
 
 def test_evaluate_scores_unlocked_runs_first(sweep: Path) -> None:
     arguments = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=4", "evaluation.max_tokens=8")
-    ended: list[subprocess.CompletedProcess[str]] = []
-    work = lambda: ended.append(script("evaluate.py", *arguments, f"output_dir={sweep}", check=None))  # noqa: E731
-    worker = threading.Thread(target=work)
     [held] = sweep.glob("main/dft-*")
-    with FileLock(_lock(sweep, sweep, "dft")):
-        worker.start()
-        _until(lambda: len(list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))) == 6)
-    worker.join()
-    assert ended[0].returncode == 0, ended[0].stderr
-    assert f"{held.name}: locked by another process; postponed" in ended[0].stdout
+    with start("evaluate.py", *arguments, f"output_dir={sweep}") as process:
+        with FileLock(_lock(sweep, sweep, "dft")):
+            _until(lambda: len(list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))) == 6)
+        assert process.wait() == 0, process.stderr
+        assert f"{held.name}: locked by another process; postponed" in process.stdout
     files = list(sweep.glob("main/*/eval/arithmetic_long*.parquet"))
     assert len(files) == 7
     for file in files:

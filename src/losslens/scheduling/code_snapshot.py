@@ -10,7 +10,8 @@ from losslens.core import provenance
 from losslens.core.files import atomic_folder, write_json
 from losslens.core.hashing import hash_file, hash_json
 
-_SOURCES = ("*.py", "*.css", "*.js", "*.jinja")
+# The weights of the embedded models, which a job reads where its configuration says.
+_NOT_CODE = {".safetensors", ".pyc"}
 
 
 def snapshot_code(script: Path, folder: Path) -> Path:
@@ -29,8 +30,9 @@ def snapshot_code(script: Path, folder: Path) -> Path:
     package = Path(losslens.__file__).parent
     own = Path.cwd() if is_in_package(script) else script.parent
     files = {Path(file.name): file for file in own.glob("*.py") if file.is_file()}
-    for pattern in _SOURCES:
-        files |= {Path("src", "losslens") / file.relative_to(package): file for file in package.rglob(pattern)}
+    for file in package.rglob("*"):
+        if file.is_file() and file.suffix not in _NOT_CODE:
+            files[Path("src", "losslens") / file.relative_to(package)] = file
     commit = provenance.code_version()
     content = {str(name): hash_file(file) for name, file in sorted(files.items())}
     copy = folder / f"code-{hash_json([content, commit], 12)}"

@@ -110,7 +110,8 @@ ReturnToService=2
 JobRequeue=1
 KillWait=10
 OverTimeLimit=0
-MinJobAge=300
+# Ended jobs can be asked about for an hour.
+MinJobAge=3600
 ${LOCAL_SLURM_MAX_ARRAY:+MaxArraySize=$LOCAL_SLURM_MAX_ARRAY}
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0,bf_interval=1
