@@ -106,7 +106,7 @@ def cosines(folder: Path, count: int) -> dict[str, Any]:
         all_products(adapters, layer)
         seconds, cpu = time.perf_counter() - opened, time.process_time() - set_up
         few = adapters[:6]
-        single, double = (_cosines(all_products(few, layer, dtype=dtype)) for dtype in (np.float32, np.float64))
+        single, double = (_cosines(all_products(few, layer, precision=p)) for p in ("float32", "float64"))
     return {
         "seconds": opened - started + LAYERS * seconds,
         "cpu": set_up - worked + LAYERS * cpu,
