@@ -49,7 +49,7 @@ def test_tables_by_hand() -> None:
         for length, turn in zip(lengths, np.radians(degrees), strict=True)
     ]
     runs, pairs, points, kept = adapter_tables(
-        ["a", "b", "c", "zero"], ["m"], [(2, 2)], all_products(updates, ["m"], dtype=np.float64)
+        ["a", "b", "c", "zero"], ["m"], [(2, 2)], all_products(updates, ["m"], precision="float64")
     )
     assert runs["norm"].tolist() == pytest.approx(lengths)
     known = pairs.set_index(["run_a", "run_b"])["cosine"]

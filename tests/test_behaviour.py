@@ -78,6 +78,12 @@ class TestOutputs:
         c = np.mean(covariances, axis=0)
         assert cosine(base, a, b) == pytest.approx(c[0, 1] / math.sqrt(c[0, 0] * c[1, 1]), rel=1e-10)
 
+    def test_more_positions_than_are_in_memory_at_once(self) -> None:
+        base, a = (np.tile(drawn(seed), (30, 1)) for seed in (0, 1))
+        assert kl(base, a) == pytest.approx(entropy(np.exp(base), np.exp(a), axis=1), rel=1e-10)
+        assert jensen_shannon(base, a) == pytest.approx(jensen_shannon(drawn(0), drawn(1)), rel=1e-12)
+        assert math.isnan(jensen_shannon(base[:0], a[:0]))
+
     def test_what_must_hold(self) -> None:
         base, a, b = drawn(0), drawn(1), drawn(2)
         assert kl(base, base).tolist() == [0] * 7

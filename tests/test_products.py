@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from losslens.core.files import write_json
 from losslens.measures import get_measure
 from losslens.measures.comparison import compare
-from losslens.measures.products import all_products, product_weights
+from losslens.measures.products import Precision, all_products, product_weights
 from losslens.measures.tables import ComparedWeights, pair_weights
 from losslens.updates.base import Array, Update
 from losslens.updates.folder import open_adapter
@@ -41,11 +41,11 @@ def mixed() -> list[dict[str, LoraUpdate]]:
 
 
 @pytest.mark.parametrize("block_bytes", [1, 8000, 2**29])
-@pytest.mark.parametrize(("dtype", "within"), [(np.float64, 1e-12), (np.float32, 1e-6)])
-def test_equals_the_comparison_of_single_pairs(block_bytes: int, dtype: type, within: float) -> None:
+@pytest.mark.parametrize(("precision", "within"), [("float64", 1e-12), ("float32", 1e-6)])
+def test_equals_the_comparison_of_single_pairs(block_bytes: int, precision: Precision, within: float) -> None:
     adapters, names = mixed(), [f"r{n}" for n in range(7)]
     runs, pairs = compare(adapters, list(SHAPES))
-    products = all_products(adapters, list(SHAPES), dtype=dtype, block_bytes=block_bytes)
+    products = all_products(adapters, list(SHAPES), precision=precision, block_bytes=block_bytes)
     by_name = {(names[i], names[j]): pair for (i, j), pair in pairs.items()}
     compared = ComparedWeights(
         list(SHAPES), list(SHAPES.values()), dict(zip(names, runs, strict=True)), by_name, top=10
@@ -131,7 +131,7 @@ class Dense(Update):
 def test_any_kind_of_update() -> None:
     rng = np.random.default_rng(2)
     one, two = lora(rng, (6, 5), 2, 1.5), Dense(rng.normal(size=(6, 5)))
-    found = all_products([{"m": one}, {"m": two}], ["m"], dtype=np.float64)
+    found = all_products([{"m": one}, {"m": two}], ["m"], precision="float64")
     assert found.inner.item() == pytest.approx(np.vdot(one.dense(), two.dense()), rel=1e-12)
     assert found.right_overlap.item() == pytest.approx(np.sum((one.dense() @ two.dense().T) ** 2), rel=1e-12)
 
@@ -167,5 +167,5 @@ def test_from_several_files(tmp_path: Path) -> None:
         folders.append(folder)
     with open_adapter(folders[0]) as one, open_adapter(folders[1]) as two:
         _, pairs = compare([one, two], modules)
-        found = all_products([one, two], modules, dtype=np.float64)
+        found = all_products([one, two], modules, precision="float64")
     np.testing.assert_allclose(found.inner[0], pairs[0, 1].inner, rtol=1e-10)

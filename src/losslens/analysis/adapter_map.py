@@ -19,39 +19,55 @@ from losslens.core.files import atomic_file, write_json
 from losslens.measures import WeightMeasure, get_measure, run_weight_measures
 from losslens.measures.clustering import cluster
 from losslens.measures.comparison import RunGeometry
+from losslens.measures.int8 import require_vnni
 from losslens.measures.mds import angles, mds
-from losslens.measures.products import Products, all_products, product_weights
+from losslens.measures.products import Precision, Products, all_products, product_weights
 from losslens.measures.tables import ComparedWeights, run_weights
 from losslens.measures.views import Array
+from losslens.updates.base import Updates
 from losslens.updates.folder import open_adapter
 
 # Pairs whose measures are computed at once.
 _CHUNK = 4096
+# Adapters whose cosines in int8 are compared with those in float32.
+_CHECKED = 16
 
 
-def map_adapters(adapters: Mapping[str, Path], output_dir: Path, *writers: Callable[[Path], object]) -> Path:
+def map_adapters(
+    adapters: Mapping[str, Path],
+    output_dir: Path,
+    *writers: Callable[[Path], object],
+    precision: Precision = "float32",
+) -> Path:
     """Computes norms, cosines, map and clusters of adapters; writes runs.csv, pairs.csv, mds.csv, and a manifest.
 
     Args:
         adapters: The folder of each adapter, by its name in the tables.
         output_dir: The folder of the outputs.
         writers: Functions that write further files into the folder before it replaces an earlier analysis.
+        precision: Precision of the products of two adapters (`all_products`).
 
     Returns:
         The folder of the analysis, `output_dir/adapters/analysis`.
 
     Raises:
-        InputError: An adapter cannot be read, or two cannot be compared.
+        InputError: An adapter cannot be read, two cannot be compared, or the processor lacks what int8 needs.
     """
+    if precision == "int8":
+        require_vnni()
     folder = output_dir / "adapters" / "analysis"
 
     def made(_: EarlierAnalysis) -> tuple[dict[str, Any], Callable[[Path], None]]:
         cohort = gather_cohort(SweepContents([], [], [], set(), "compare: no adapter given", {}), adapters)
         with ExitStack() as stack:
             opened = [stack.enter_context(open_adapter(member.adapter)) for member in cohort.members]
-            products = all_products(opened, cohort.modules, progress=_progress(len(cohort.modules)))
+            progress = _progress(len(cohort.modules))
+            products = all_products(opened, cohort.modules, precision=precision, progress=progress)
+            error = _int8_error(opened, cohort.modules, cohort.shapes, products) if precision == "int8" else None
         runs, pairs, plane, kept = adapter_tables(cohort.names, cohort.modules, cohort.shapes, products)
-        facts = _facts(cohort, kept)
+        facts = _facts(cohort, kept) | {"precision": precision}
+        if error is not None:
+            facts["cosine_error"] = error
 
         def write(new: Path) -> None:
             for name, table in (("runs", runs), ("pairs", pairs), ("mds", plane)):
@@ -125,6 +141,19 @@ def _cosines(products: Products, shapes: Sequence[tuple[int, int]]) -> tuple[Arr
         view = product_weights(products, shapes, part)
         found[0, part], found[1, part] = measure.value(view), measure.null(view)
     return found[0], found[1]
+
+
+def _int8_error(
+    opened: Sequence[Updates], modules: Sequence[str], shapes: Sequence[tuple[int, int]], products: Products
+) -> dict[str, Any]:
+    """Returns by how much cosines of some adapters, of all parts of the list, differ from those of float32."""
+    chosen = np.unique(np.linspace(0, len(opened) - 1, _CHECKED).astype(int))
+    exact, _ = _cosines(all_products([opened[number] for number in chosen], modules), shapes)
+    matrix = np.full((len(opened), len(opened)), np.nan)
+    matrix[np.triu_indices(len(opened), 1)], _ = _cosines(products, shapes)
+    difference = np.abs(matrix[np.ix_(chosen, chosen)][np.triu_indices(len(chosen), 1)] - exact)
+    known = difference[np.isfinite(difference)]
+    return {"of_pairs": len(known), "largest": float(known.max()) if len(known) else None}
 
 
 def _facts(cohort: Cohort, kept: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,7 @@ class BehaviourPasses:
         self._about = [passes.identity, sequences.key, self.off_task.key, KEPT_TOKENS]
         self._base = passes.observation(None, sequences, settings)
         a_model = 2 * self._base.log_probs.nbytes + self._base.states.nbytes
+        self._kl_of = cache(lambda name: self._kl(self._observation(name).log_probs))
         self._shifted = lru_cache(max(2, _SHIFTS_IN_MEMORY // ((1 + draws) * max(a_model, 1))))(self._shifts)
 
     @property
@@ -174,7 +175,7 @@ class BehaviourPasses:
                     break
                 self._cache.save("rotated", self.copy_key(name, draw), known)
             copies.append(known)
-            share = float(known["scaled_kl"]) / self._kl(self._observation(name).log_probs)
+            share = float(known["scaled_kl"]) / self._kl_of(name)
             if abs(share - 1) >= _KL_TOLERANCE:
                 self.off_target[name] = share
         return RotatedCopies(
@@ -186,7 +187,7 @@ class BehaviourPasses:
 
     def _copy(self, name: str, draw: int) -> Arrays | None:
         """Draws a copy and measures it twice, at the update's norm and at its KL; None if there can be none."""
-        target = self._kl(self._observation(name).log_probs)
+        target = self._kl_of(name)
         if target == 0:
             self.without_copies[name] = "it changes no output"
             return None

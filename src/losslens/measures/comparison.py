@@ -179,9 +179,17 @@ def _side(vectors: Sequence[Array], top: int, fresh: int) -> tuple[Array, Array]
     return angles, first
 
 
-def in_parallel(measure: Callable[[str], _Measured], modules: Sequence[str]) -> Iterator[_Measured]:
-    """Measures several modules in parallel, one core each: the factors are too thin to use more for one product."""
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_WORKERS) as pool:
+def in_parallel(
+    measure: Callable[[str], _Measured], modules: Sequence[str], *, start: Callable[[], None] | None = None
+) -> Iterator[_Measured]:
+    """Measures several modules in parallel, one core each: the factors are too thin to use more for one product.
+
+    Args:
+        measure: Measures one module.
+        modules: Names of the modules.
+        start: Called by each thread when it starts.
+    """
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(_WORKERS, initializer=start) as pool:
         yield from pool.map(measure, modules)
 
 

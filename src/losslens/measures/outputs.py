@@ -5,12 +5,15 @@ Distributions are those of the tokens that `measures.kept_tokens` keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from losslens.updates.base import Array
+
+# Positions whose terms are in memory at once: they fit into the cache.
+_AT_ONCE = 64
 
 
 def kl(first: Array, second: Array) -> Array:
@@ -18,6 +21,17 @@ def kl(first: Array, second: Array) -> Array:
 
     Each term is p·log(p/q) − p + q, which is never negative, so that rounding cannot make a KL negative.
     """
+    values = np.empty(len(first))
+    for part in _parts(len(first)):
+        values[part] = _kl(first[part], second[part])
+    return values
+
+
+def _parts(count: int) -> Iterator[slice]:
+    return (slice(start, start + _AT_ONCE) for start in range(0, count, _AT_ONCE))
+
+
+def _kl(first: Array, second: Array) -> Array:
     a, b = first.astype(np.float64), second.astype(np.float64)
     p, q = np.exp(a), np.exp(b)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -57,14 +71,16 @@ def jensen_shannon(first: Array, second: Array) -> float:
 
     Source: Lin 1991; symmetric, 0 for equal distributions and at most ln 2.
     """
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    p, q = np.exp(a), np.exp(b)
-    with np.errstate(invalid="ignore"):
-        middle = np.maximum(a, b) + np.log1p(np.expm1(-np.abs(a - b)) / 2)
-        own = [np.where(x > 0, x * (log - middle), 0.0) for x, log in ((p, a), (q, b))]
-    # In each token the sum is not negative, since the middle is the mean of the two.
-    terms = np.maximum(own[0] + own[1], 0.0)
-    return float(np.sum(terms) / (2 * len(a))) if len(a) else float("nan")
+    terms = np.empty(first.shape)
+    for part in _parts(len(first)):
+        a, b = first[part].astype(np.float64), second[part].astype(np.float64)
+        p, q = np.exp(a), np.exp(b)
+        with np.errstate(invalid="ignore"):
+            middle = np.maximum(a, b) + np.log1p(np.expm1(-np.abs(a - b)) / 2)
+            own = [np.where(x > 0, x * (log - middle), 0.0) for x, log in ((p, a), (q, b))]
+        # In each token the sum is not negative, since the middle is the mean of the two.
+        terms[part] = np.maximum(own[0] + own[1], 0.0)
+    return float(np.sum(terms) / (2 * len(terms))) if len(terms) else float("nan")
 
 
 def output_shifts(base: Array, models: Sequence[Array]) -> Array:

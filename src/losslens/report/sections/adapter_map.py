@@ -38,6 +38,12 @@ def section(analysis: AnalysisFolder) -> Section | None:
         + f", of which {single} of one adapter" * bool(single)
         + ": average linkage of the angles arccos(cosine), up to a mean angle of 60° (a cosine of one half)."
     ]
+    error = (analysis.manifest.get("cosine_error") or {}).get("largest")
+    if error is not None:
+        text.append(
+            "Cosines are of 8-bit products: of "
+            f"{analysis.manifest['cosine_error']['of_pairs']} pairs the largest difference from float32 is {error:.1g}."
+        )
     if pairs["cosine_null"].notna().any():
         beyond = (pairs["cosine"].abs() > pairs["cosine_null"])[pairs["cosine_null"].notna()].mean()
         text.append(

@@ -1,0 +1,84 @@
+"""Inner products of many rows from 8-bit integers, four times as fast as float32 where the processor has VNNI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from losslens.core.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+# Longest rows whose products fit into int32 for certain: 2¹⁷·127² < 2³¹.
+_LONGEST = 2**17
+# Codes of the largest entry: the uniform number that is added before rounding down cannot take it past 127.
+_LEVELS = 126
+
+
+@dataclass(frozen=True)
+class Int8Rows:
+    """Rows as integers with a scale each: row ≈ scale·codes.
+
+    Attributes:
+        codes: int8, shape (n, K).
+        scales: float32, shape (n,); 0 for a row of zeros.
+    """
+
+    codes: torch.Tensor
+    scales: NDArray[np.float32]
+
+    @classmethod
+    def rounded(cls, rows: NDArray[Any], rng: np.random.Generator) -> Int8Rows:
+        """Rounds rows at random, up or down with the probabilities that make the code right in the mean.
+
+        So the errors of two rows are independent, and their product is right in the mean, even where the rows are
+        alike; rounded to the nearest, their errors would be alike, too, and the product too large.
+
+        Args:
+            rows: Shape (n, K).
+            rng: Source of the random numbers.
+        """
+        import torch
+
+        largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float32)
+        steps = np.divide(_LEVELS, largest, out=np.zeros_like(largest), where=largest > 0)
+        codes = rng.random(rows.shape, dtype=np.float32)
+        codes += rows * steps[:, np.newaxis]
+        return cls(torch.from_numpy(np.floor(codes, out=codes).astype(np.int8)), largest / np.float32(_LEVELS))
+
+    def products(self, other: Int8Rows) -> NDArray[np.float32]:
+        """Computes the inner products of all rows with those of another, shape (n, n'); sums of codes are exact."""
+        import torch
+
+        parts = [slice(start, start + _LONGEST) for start in range(0, self.codes.shape[1], _LONGEST)]
+        sums = [torch._int_mm(self.codes[:, part], other.codes[:, part].T).numpy() for part in parts]
+        found: NDArray[np.float32] = np.multiply(sums[0], self.scales[:, np.newaxis], dtype=np.float32)
+        for more in sums[1:]:
+            found += more * self.scales[:, np.newaxis]
+        found *= other.scales
+        return found
+
+
+def require_vnni() -> None:
+    """Checks that the processor multiplies 8-bit integers without saturation and fast.
+
+    Raises:
+        InputError: It does not.
+    """
+    import torch
+
+    if not torch.cpu._is_vnni_supported():
+        raise InputError("--precision int8: this processor has no VNNI (fast 8-bit products); leave the option out")
+
+
+def use_one_core() -> None:
+    """Keeps the products that the calling thread makes from using several cores."""
+    import torch
+
+    torch.get_num_threads()  # torch chooses a new thread's number of cores when it is first asked for anything
+    threadpool_limits(1, "openmp")
