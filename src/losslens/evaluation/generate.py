@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from losslens.config.data import Server
 from losslens.config.evaluation import Evaluation
 from losslens.config.model import Model
 from losslens.core.completions import Completion, Journal
@@ -95,8 +95,10 @@ def answer_via_server(request: EvalRequest, run: str | None) -> list[list[Comple
     name = run or request.evaluation.server.model
     if not name:
         raise InputError("evaluation.server.model is required: the server's name for the base")
+    from losslens.sampling.server import ask
+
     chat = {"chat_template_kwargs": request.model.chat_options} if request.model.chat_options else {}
-    return _ask(request, request.evaluation.server, name, chat)
+    return _ask(request, partial(ask, "evaluation.server", request.evaluation.server, name), chat)
 
 
 def answer_via_vllm(
@@ -136,7 +138,7 @@ def answer_via_vllm(
             server.load_adapter(name, adapter)
         prompts = list(ids.values())
         facts["agreement"] = require_weights_in_use(server, source, name, run.name, adapter, prompts)
-    return _ask(request, server.settings, name, neutral_fields(source), ids), facts
+    return _ask(request, partial(server.ask, name), neutral_fields(source), ids), facts
 
 
 def _largest_rank(sweep: Path) -> int:
@@ -151,13 +153,19 @@ def _largest_rank(sweep: Path) -> int:
 
 def _ask(
     request: EvalRequest,
-    server: Server,
-    name: str,
+    send: Callable[..., None],
     fields: Mapping[str, Any],
     ids: Mapping[str, tuple[int, ...]] | None = None,
 ) -> list[list[Completion]]:
-    """Requests the answers that are not in the journal, from the model that the server calls `name`."""
-    from losslens.sampling.server import Decoding, Request, ask
+    """Requests the answers that are not in the journal.
+
+    Args:
+        request: The problems and decoding parameters.
+        send: Sends requests, as `server.ask` does after its first three arguments.
+        fields: Further fields of each request, which those of the configuration replace.
+        ids: Token ids of each prompt, if they are sent instead of it.
+    """
+    from losslens.sampling.server import Decoding, Request
 
     evaluation, samples = request.evaluation, request.samples
     per_problem = max(samples, 1)
@@ -168,11 +176,12 @@ def _ask(
         requests[str(number)] = Request(prompt, seed, None if ids is None else ids[prompt])
     temperature, top_p = (evaluation.temperature, evaluation.top_p) if samples else (0.0, 1.0)
     known = request.journal.completions
-    ask(
-        "evaluation.server", server, name,
+    extra_body = {**fields, **(evaluation.server.extra_body or {})}
+    send(
         {number: asked for number, asked in requests.items() if number not in known},
-        Decoding(temperature, top_p, evaluation.max_tokens, {**fields, **(server.extra_body or {})}),
-        lambda number, completion: request.journal.add({number: completion}), request.description,
-    )  # fmt: skip
+        Decoding(temperature, top_p, evaluation.max_tokens, extra_body),
+        lambda number, completion: request.journal.add({number: completion}),
+        request.description,
+    )
     completions = _decode(request, [known[number] for number in requests], per_problem)
     return [completions[i : i + per_problem] for i in range(0, len(completions), per_problem)]

@@ -17,6 +17,7 @@ from losslens.core.completions import Completion
 from losslens.core.errors import InputError
 from losslens.models.loading import ModelSource, load_model
 from losslens.models.trained_weights import with_weights
+from losslens.sampling.server import Decoding, Request
 from losslens.sampling.vllm import BASE_NAME, VllmServer, neutral_fields
 
 _PROMPTS, _TOKENS = 8, 32  # prompts that are answered for the proof, and tokens of each answer
@@ -75,12 +76,10 @@ def _greedy(
     server: VllmServer, name: str, source: ModelSource, prompts: Sequence[tuple[int, ...]]
 ) -> list[tuple[tuple[int, ...], Completion]]:
     """Asks for greedy answers; returns each prompt with its answer."""
-    from losslens.sampling.server import Decoding, Request, ask
-
     answers: dict[str, Completion] = {}
     requests = {str(number): Request("", None, ids) for number, ids in enumerate(prompts)}
     decoding = Decoding(0.0, 1.0, _TOKENS, neutral_fields(source), logps=True)
-    ask(server.section, server.settings, name, requests, decoding, answers.__setitem__, f"{name}: which weights?")
+    server.ask(name, requests, decoding, answers.__setitem__, f"{name}: which weights?")
     return [(ids, answers[str(number)]) for number, ids in enumerate(prompts)]
 
 

@@ -421,7 +421,7 @@ def _from_vllm(
 ) -> tuple[list[list[Completion]], list[str | None], dict[str, Any]]:
     """As `_completions`, from a vLLM server that is started for it, and asked for what is not stored yet."""
     from losslens.models.tokens import describe_tokenizer, encode_prompt, read_server_completion, render_prompt
-    from losslens.sampling.server import Decoding, Request, ask
+    from losslens.sampling.server import Decoding, Request
     from losslens.sampling.vllm import BASE_NAME, Needs, neutral_fields, stop_vllm, vllm_server
 
     sampling, writer = config.rollouts, _writer(config)
@@ -445,7 +445,7 @@ def _from_vllm(
         decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, fields, logps=True)
         shown = f"{what} from the {sampling.policy}"
         add = lambda name, completion: journal.add({name: completion})  # noqa: E731
-        ask("rollouts.server", server.settings, BASE_NAME, missing, decoding, add, shown)
+        server.ask(BASE_NAME, missing, decoding, add, shown)
         facts = {"policy": sampling.policy, "writer": writer.path, **server.facts}
     finally:
         journal.close()

@@ -19,7 +19,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,11 +28,13 @@ from typing import Any
 from tqdm import tqdm
 
 from losslens.config.data import Server
+from losslens.core.completions import Completion
 from losslens.core.errors import InputError, ServerError
 from losslens.core.redaction import escape_control, remember_secret
 from losslens.models.limits import limits_of
 from losslens.models.loading import ModelSource, load_config, load_tokenizer, locate, resolve_dtype
 from losslens.models.tokens import chat_turns
+from losslens.sampling.server import Decoding, Request, ask
 
 BASE_NAME = "base"  # under which a server serves the model itself
 
@@ -45,6 +47,7 @@ _NOT_INHERITED = re.compile(
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` accepts
 _LENGTH_STEP = 512  # lengths are rounded up to it, so that the next benchmark rarely needs another server
 _CONCURRENCY = 256  # vLLM queues what it cannot batch yet
+_TO_END = 1.0  # seconds that a server takes to end after its first refusal
 _FREE_SHARE = 0.9  # of the GPU memory that is free when the server starts
 
 
@@ -71,7 +74,15 @@ class Needs:
 
 
 class VllmServer:
-    """A running server. Attributes: `settings` (as `server.ask` takes them), `facts` (for metadata), `log`."""
+    """A running server.
+
+    Attributes:
+        section: The configuration section of its settings.
+        needs: What it can serve.
+        settings: Its address and key, and the limits of requests, as `server.ask` takes them.
+        facts: Version, arguments and batch invariance, for metadata.
+        log: Its log.
+    """
 
     def __init__(self, section: str, settings: Server, needs: Needs, logs: Path) -> None:
         """Starts a server and waits until it answers.
@@ -146,6 +157,23 @@ class VllmServer:
                 f"{folder}: vLLM cannot serve this adapter ({escape_control(str(why)[:300])}); its log: {self.log}"
             )
         self._adapters[name] = folder
+
+    def ask(
+        self,
+        model: str,
+        requests: Mapping[str, Request],
+        decoding: Decoding,
+        keep: Callable[[str, Completion], None],
+        description: str,
+    ) -> None:
+        """Asks as `server.ask` does; an error names the log."""
+        try:
+            ask(self.section, self.settings, model, requests, decoding, keep, description)
+        except ServerError as error:
+            time.sleep(_TO_END)
+            if self._process.poll() is None:
+                raise ServerError(f"{error} (log: {self.log})") from error
+            raise ServerError(f"{self.section}: vLLM ended: {self._last_error()}") from error
 
     def stop(self) -> None:
         """Stops the server and everything that it has started."""
@@ -298,6 +326,9 @@ def _command(section: str, settings: Server, needs: Needs, port: int) -> list[st
         options |= {"enable-lora": True, "max-lora-rank": rank}
     if (share := _free_memory(source)) is not None:
         options["gpu-memory-utilization"] = share
+    else:
+        # A prompt in parts that is sampled with a seed ends vLLM 0.32 on the CPU.
+        options["enable-chunked-prefill"] = False
     options |= {name.lstrip("-").replace("_", "-"): value for name, value in settings.args.items()}
     return [*words, *(word for name, value in options.items() for word in _option(name, value))]
 
