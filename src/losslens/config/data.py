@@ -80,7 +80,7 @@ class Server(Section):
     price_completion: float | None = Field(ge=0, allow_inf_nan=False)
     extra_body: dict[str, Any] | None
     command: str = "vllm serve"
-    args: dict[str, Any] = Field(default_factory=dict)
+    args: dict[str, Any] | None = None
     start_timeout: float = Field(default=600, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")

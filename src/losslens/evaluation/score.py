@@ -16,7 +16,7 @@ from losslens.config.model import Model
 from losslens.config.parse import parse
 from losslens.core import provenance
 from losslens.core.completions import Journal, report_truncation
-from losslens.core.errors import InputError, ServerError
+from losslens.core.errors import InputError, ServerError, ServerStartError
 from losslens.core.files import write_json
 from losslens.core.hashing import hash_json
 from losslens.core.notices import print_once
@@ -249,6 +249,8 @@ def evaluate_job(config: DictConfig) -> None:
         except LockedError as error:
             print(f"{error}; postponed", flush=True)
             queue.append((run, True))  # wait for it after the others
+        except ServerStartError:
+            raise  # as it would be for every other run
         except (InputError, ServerError) as error:
             errors.append(error)
     for run in [run for run in runs if run in scores]:

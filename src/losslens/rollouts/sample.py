@@ -134,7 +134,7 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
     served = sampling.engine == "vllm"
     how = identity_options(sampling, ("path", "accept", "server", *["batch_size"] * served))
     if served:
-        how["server"] = {"args": sampling.server.args, "extra_body": sampling.server.extra_body or {}}
+        how["server"] = {"args": sampling.server.args or {}, "extra_body": sampling.server.extra_body or {}}
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
     return {**problems, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
 

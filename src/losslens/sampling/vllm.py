@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from losslens.config.data import Server
 from losslens.core.completions import Completion
-from losslens.core.errors import InputError, ServerError
+from losslens.core.errors import InputError, ServerError, ServerStartError
 from losslens.core.redaction import escape_control, remember_secret
 from losslens.models.limits import limits_of
 from losslens.models.loading import ModelSource, load_config, load_tokenizer, locate, resolve_dtype
@@ -95,7 +95,7 @@ class VllmServer:
 
         Raises:
             InputError: The command does not exist.
-            ServerError: The server ended or did not answer in time; the log says why.
+            ServerStartError: The server ended or did not answer in time; the log says why.
         """
         self.section, self.needs, self.given = section, needs, settings
         self._adapters: dict[str, Path] = {}
@@ -186,12 +186,12 @@ class VllmServer:
         with tqdm(desc="starting vLLM", unit="s", bar_format="{desc}: {elapsed}", leave=False) as bar:
             while True:
                 if self._process.poll() is not None:
-                    raise ServerError(f"{self.section}.command: the server ended: {self._last_error()}")
+                    raise ServerStartError(f"{self.section}.command: the server ended: {self._last_error()}")
                 if self._request("/health")[0] == 200:
                     return
                 if time.monotonic() > end:
                     why = f"the server does not answer after {seconds:g} s ({self.section}.start_timeout)"
-                    raise ServerError(f"{why}; its log: {self.log}")
+                    raise ServerStartError(f"{why}; its log: {self.log}")
                 bar.update()
                 time.sleep(0.5)
 
@@ -233,7 +233,7 @@ def vllm_server(section: str, settings: Server, needs: Needs, logs: Path) -> Vll
 
     Raises:
         InputError: The command does not exist, or the model cannot be read.
-        ServerError: The server does not start.
+        ServerStartError: The server does not start.
     """
     global _server
     if _server is not None and not _server.serves(section, settings, needs):
@@ -329,7 +329,7 @@ def _command(section: str, settings: Server, needs: Needs, port: int) -> list[st
     else:
         # A prompt in parts that is sampled with a seed ends vLLM 0.32 on the CPU.
         options["enable-chunked-prefill"] = False
-    options |= {name.lstrip("-").replace("_", "-"): value for name, value in settings.args.items()}
+    options |= {name.lstrip("-").replace("_", "-"): value for name, value in (settings.args or {}).items()}
     return [*words, *(word for name, value in options.items() for word in _option(name, value))]
 
 
