@@ -419,7 +419,7 @@ def _completions(
 def _from_vllm(
     config: RolloutConfig, problems: Sequence[Problem], what: str, parent: Path, key: str
 ) -> tuple[list[list[Completion]], list[str | None], dict[str, Any]]:
-    """As `_completions`, from a vLLM server that is started for it, and asked for what is not stored yet."""
+    """Samples with a vLLM server that is started for it; returns the same as `_completions`."""
     from losslens.models.tokens import describe_tokenizer, encode_prompt, read_server_completion, render_prompt
     from losslens.sampling.server import Decoding, Request
     from losslens.sampling.vllm import BASE_NAME, Needs, neutral_fields, stop_vllm, vllm_server

@@ -53,7 +53,7 @@ _FREE_SHARE = 0.9  # of the GPU memory that is free when the server starts
 
 @dataclass(frozen=True)
 class Needs:
-    """What a server must be able to serve.
+    """Requirements of a server.
 
     Attributes:
         source: The model.
