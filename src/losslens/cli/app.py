@@ -120,7 +120,7 @@ _EXTRAS = {"rollout": ("train",), "train": ("train",), "evaluate": ("train",), "
 def _require_packages(command: str, config: DictConfig) -> None:
     """Raises `MissingExtraError` before a job starts if a package that it needs is not installed."""
     engines = [OmegaConf.select(config, key) for key in ("rollouts.engine", "evaluation.engine")]
-    require_extras(*_EXTRAS[command], *["server"] * ("openai" in engines))
+    require_extras(*_EXTRAS[command], *["server"] * (not {"openai", "vllm"}.isdisjoint(engines)))
     if OmegaConf.select(config, "logger.name") == "wandb":
         require_extras("wandb", instead="logger=none")
 

@@ -62,7 +62,10 @@ class Data(Section):
 
 
 class Server(Section):
-    """An OpenAI-compatible server. Its key is read only from the environment, so that it cannot enter a manifest."""
+    """An OpenAI-compatible server; the last three options are those of a vLLM that LossLens starts.
+
+    The key is read only from the environment, so that it cannot enter a manifest.
+    """
 
     base_url: Annotated[str | None, AfterValidator(check_address)]
     model: str | None
@@ -76,6 +79,9 @@ class Server(Section):
     price_prompt: float | None = Field(ge=0, allow_inf_nan=False)
     price_completion: float | None = Field(ge=0, allow_inf_nan=False)
     extra_body: dict[str, Any] | None
+    command: str = "vllm serve"
+    args: dict[str, Any] | None = None
+    start_timeout: float = Field(default=600, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _remember_names(self) -> Self:
@@ -98,7 +104,7 @@ def _as_list(value: Any) -> Any:
 class Rollouts(Section):
     """Sampling of the frozen rollouts."""
 
-    engine: Literal["transformers", "openai"]
+    engine: Literal["transformers", "openai", "vllm"]
     policy: Literal["teacher", "base"]
     samples_per_prompt: Annotated[int, Formerly("k")] = Field(ge=1)
     temperature: float = Field(gt=0, allow_inf_nan=False)

@@ -18,7 +18,7 @@ from losslens.config.slurm import Job
 class Evaluation(Section):
     """Decoding on held-out problems: one greedy answer each, and `samples_per_prompt` sampled ones."""
 
-    engine: Literal["transformers", "openai"]
+    engine: Literal["transformers", "openai", "vllm"]
     max_tokens: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     samples_per_prompt: Annotated[int, Formerly("samples")] = Field(ge=0)

@@ -20,6 +20,10 @@ class ServerError(Exception):
     """
 
 
+class ServerStartError(ServerError):
+    """A server that the command itself starts did not start, so that it cannot be asked for anything."""
+
+
 class ProcessError(Exception):
     """Another of the processes that train a run together failed. Its message is one line with its rank and error."""
 

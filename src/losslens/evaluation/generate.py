@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from losslens.config.evaluation import Evaluation
 from losslens.config.model import Model
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
-from losslens.models.loading import load_model, source_of
-from losslens.models.trained_weights import with_weights
+from losslens.models.loading import load_model, load_tokenizer, source_of
+from losslens.models.trained_weights import lora_rank, with_weights
 from losslens.problems import Problem
+from losslens.runs.run import Run, runs_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,6 @@ def _decode(request: EvalRequest, completions: list[Completion], per_problem: in
     """Decodes a server's answers from their token ids, including special tokens, if it returned any."""
     if not any(completion.ids for completion in completions):
         return completions
-    from losslens.models.loading import load_tokenizer
     from losslens.models.tokens import read_server_completion
 
     tokenizer = load_tokenizer(source_of(request.model))
@@ -91,27 +92,96 @@ def answer_via_server(request: EvalRequest, run: str | None) -> list[list[Comple
         InputError: `evaluation.server.model` is not set.
         ServerError: The server does not answer; answers received so far are in the journal.
     """
-    from losslens.sampling.server import Decoding, Request, ask
-
-    evaluation, server, samples = request.evaluation, request.evaluation.server, request.samples
-    name = run or server.model
+    name = run or request.evaluation.server.model
     if not name:
         raise InputError("evaluation.server.model is required: the server's name for the base")
-    per_problem = max(samples, 1)
-    requests = {
-        str(number): Request(
-            request.problems[number // per_problem].prompt, evaluation.seed + number if samples else None
-        )
-        for number in range(per_problem * len(request.problems))
-    }
+    from losslens.sampling.server import ask
+
     chat = {"chat_template_kwargs": request.model.chat_options} if request.model.chat_options else {}
+    return _ask(request, partial(ask, "evaluation.server", request.evaluation.server, name), chat)
+
+
+def answer_via_vllm(
+    request: EvalRequest, run: Run, adapter: Path | None
+) -> tuple[list[list[Completion]], dict[str, Any]]:
+    """Starts a vLLM server unless one runs that serves the model, and asks it once the weights are shown to be in use.
+
+    Args:
+        request: The problems and decoding parameters.
+        run: The run, under whose name its adapter is served; or that of the base.
+        adapter: Folder of the trained weights; None for the base.
+
+    Returns:
+        The answers, and facts about the server for the metadata of the outcomes.
+
+    Raises:
+        InputError: vLLM is not there, cannot serve the weights, or answers without them.
+        ServerError: The server does not start or answer; answers received so far are in the journal.
+    """
+    from losslens.evaluation.served_weights import require_weights_in_use
+    from losslens.models.tokens import encode_prompt
+    from losslens.sampling.vllm import BASE_NAME, Needs, neutral_fields, vllm_server
+
+    source, evaluation = source_of(request.model), request.evaluation
+    tokenizer = load_tokenizer(source)
+    ids = {problem.prompt: tuple(encode_prompt(tokenizer, problem.prompt)) for problem in request.problems}
+    tokens = max(map(len, ids.values())) + evaluation.max_tokens
+    # Trained as a whole, it is a model of its own, read with the base's tokenizer.
+    whole = adapter if adapter is not None and lora_rank(adapter) is None else None
+    rank = _largest_rank(run.folder.parent) if whole is None else 0
+    needs = Needs(source, tokens, rank, whole)
+    server = vllm_server("evaluation.server", evaluation.server, needs, run.folder.parents[1] / ".vllm")
+    name, facts = BASE_NAME, dict(server.facts)
+    if adapter is not None:
+        if whole is None:
+            name = run.name
+            server.load_adapter(name, adapter)
+        prompts = list(ids.values())
+        facts["agreement"] = require_weights_in_use(server, source, name, run.name, adapter, prompts)
+    return _ask(request, partial(server.ask, name), neutral_fields(source), ids), facts
+
+
+def _largest_rank(sweep: Path) -> int:
+    """Returns the largest rank of a sweep's adapters, so that one server serves them all, and the base."""
+    ranks = [0]
+    for run in runs_of(sweep.parent, sweep.name):
+        if run.adapter.is_dir():
+            with suppress(InputError):  # reported when the run itself is scored
+                ranks.append(lora_rank(run.adapter) or 0)
+    return max(ranks)
+
+
+def _ask(
+    request: EvalRequest,
+    send: Callable[..., None],
+    fields: Mapping[str, Any],
+    ids: Mapping[str, tuple[int, ...]] | None = None,
+) -> list[list[Completion]]:
+    """Requests the answers that are not in the journal.
+
+    Args:
+        request: The problems and decoding parameters.
+        send: Sends requests, as `server.ask` does after its first three arguments.
+        fields: Further fields of each request, which those of the configuration replace.
+        ids: Token ids of each prompt, if they are sent instead of it.
+    """
+    from losslens.sampling.server import Decoding, Request
+
+    evaluation, samples = request.evaluation, request.samples
+    per_problem = max(samples, 1)
+    requests = {}
+    for number in range(per_problem * len(request.problems)):
+        prompt = request.problems[number // per_problem].prompt
+        seed = evaluation.seed + number if samples else None
+        requests[str(number)] = Request(prompt, seed, None if ids is None else ids[prompt])
     temperature, top_p = (evaluation.temperature, evaluation.top_p) if samples else (0.0, 1.0)
     known = request.journal.completions
-    ask(
-        "evaluation.server", server, name,
-        {number: request for number, request in requests.items() if number not in known},
-        Decoding(temperature, top_p, evaluation.max_tokens, {**chat, **(server.extra_body or {})}),
-        lambda number, completion: request.journal.add({number: completion}), request.description,
-    )  # fmt: skip
+    extra_body = {**fields, **(evaluation.server.extra_body or {})}
+    send(
+        {number: asked for number, asked in requests.items() if number not in known},
+        Decoding(temperature, top_p, evaluation.max_tokens, extra_body),
+        lambda number, completion: request.journal.add({number: completion}),
+        request.description,
+    )
     completions = _decode(request, [known[number] for number in requests], per_problem)
     return [completions[i : i + per_problem] for i in range(0, len(completions), per_problem)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
 _LENGTHS = ("tokens", "finished")
 _ASKED = b"losslens.asked"
 _SCORED = b"losslens.scored"
+_ENGINE = b"losslens.engine"
 
 
 def outcomes_of(
@@ -82,7 +84,9 @@ def evaluate(
     return outcomes_of(verifier, problems, [[completion] for completion in completions], seconds)
 
 
-def write_outcomes(outcomes: pd.DataFrame, file: Path, asked: str, scored: str) -> None:
+def write_outcomes(
+    outcomes: pd.DataFrame, file: Path, asked: str, scored: str, engine: Mapping[str, Any] | None = None
+) -> None:
     """Writes outcomes, with fingerprints of the task and of the model in the file's metadata.
 
     Args:
@@ -90,9 +94,11 @@ def write_outcomes(outcomes: pd.DataFrame, file: Path, asked: str, scored: str) 
         file: Path of the parquet file.
         asked: Fingerprint of the task (problems and decoding); outcomes are comparable if it is the same.
         scored: Fingerprint of the model (`model_fingerprint`).
+        engine: Facts about the server that was started for them, if any.
     """
     table = pa.Table.from_pandas(outcomes, schema=SCHEMA, preserve_index=False)
     metadata = {_ASKED: asked.encode(), _SCORED: scored.encode()}
+    metadata |= {_ENGINE: json.dumps(engine).encode()} if engine else {}
     with atomic_file(file) as temporary:
         pq.write_table(table.replace_schema_metadata(metadata), temporary)
 
@@ -122,6 +128,19 @@ def recorded_model_fingerprint(file: Path) -> str:
         InputError: The file cannot be read.
     """
     return _metadata(file, _SCORED)
+
+
+def engine_facts(file: Path) -> dict[str, Any]:
+    """Reads the facts about the server that was started for a file of outcomes; empty if there was none.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        facts = json.loads(_metadata(file, _ENGINE) or "{}")
+    except ValueError as error:
+        raise InputError(f"{file}: damaged metadata") from error
+    return facts if isinstance(facts, dict) else {}
 
 
 def model_fingerprint(base_identity: dict[str, str | None], adapter_sha256: str | None) -> str:

@@ -16,12 +16,12 @@ from losslens.config.model import Model
 from losslens.config.parse import parse
 from losslens.core import provenance
 from losslens.core.completions import Journal, report_truncation
-from losslens.core.errors import InputError, ServerError
+from losslens.core.errors import InputError, ServerError, ServerStartError
 from losslens.core.files import write_json
 from losslens.core.hashing import hash_json
 from losslens.core.notices import print_once
 from losslens.core.terminal import Table
-from losslens.evaluation.generate import EvalRequest, answer_locally, answer_via_server
+from losslens.evaluation.generate import EvalRequest, answer_locally, answer_via_server, answer_via_vllm
 from losslens.evaluation.outcomes import (
     is_scored,
     model_fingerprint,
@@ -153,14 +153,17 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")
     try:
         request = EvalRequest(problems, samples, model, evaluation, journal, description)
-        if evaluation.engine == "openai":
+        facts: dict[str, Any] = {}
+        if evaluation.engine == "vllm":
+            completions, facts = answer_via_vllm(request, run, adapter)
+        elif evaluation.engine == "openai":
             completions = answer_via_server(request, None if adapter is None else run.name)
         else:
             completions = answer_locally(request, adapter)
         answers = [answer for group in completions for answer in group]
         report_truncation(answers, description, "evaluation.max_tokens", evaluation.max_tokens)
         outcomes = outcomes_of(source.verifier, problems, completions, data.verify_seconds)
-        write_outcomes(outcomes, file, asked, scored)
+        write_outcomes(outcomes, file, asked, scored, facts)
         record_outcomes(run.folder, file)
     finally:
         journal.close()
@@ -210,6 +213,10 @@ def _decoding(model: Model, evaluation: Evaluation, samples: int) -> list[Any]:
             server.extra_body,
             model.chat_options,
         ]
+    if evaluation.engine == "vllm":
+        server = evaluation.server
+        settings = [evaluation.max_tokens, *sampling, server.args, server.extra_body, model.dtype, model.chat_options]
+        return ["vllm", _DECODING_VERSION, *settings]
     decoding = [_DECODING_VERSION, evaluation.max_tokens, model.dtype, model.chat_options, *sampling]
     if samples or model.dtype in ("bfloat16", "float16"):  # the batch size may affect answers
         decoding.append(evaluation.batch_size)
@@ -242,6 +249,8 @@ def evaluate_job(config: DictConfig) -> None:
         except LockedError as error:
             print(f"{error}; postponed", flush=True)
             queue.append((run, True))  # wait for it after the others
+        except ServerStartError:
+            raise  # as it would be for every other run
         except (InputError, ServerError) as error:
             errors.append(error)
     for run in [run for run in runs if run in scores]:

@@ -235,19 +235,14 @@ def load_model(source: ModelSource) -> LoadedModel:
 
     logging.disable_progress_bar()
     path, options = _load_options(source)
-    name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name if source.device == "auto" else source.device)
+        device = _device(source)
         if device.type == "cuda" and distributed.world_size() > 1:
             torch.cuda.set_device(distributed.local_rank())
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"model.device={source.device}: {first_line(error)}") from error
-    if source.dtype == "auto":
-        half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = torch.bfloat16 if half else torch.float32
-    else:
-        dtype = getattr(torch, source.dtype)
+    dtype = getattr(torch, resolve_dtype(source))
     _require_precision(source, device, dtype)
     attention = None if source.attention == "auto" else source.attention
     tokenizer = load_tokenizer(source)
@@ -259,6 +254,23 @@ def load_model(source: ModelSource) -> LoadedModel:
     kind = model.config._attn_implementation
     print(f"{source.path}: {size}, {precision}, {device}, {kind} attention", flush=True)
     return LoadedModel(model.to(device).eval(), tokenizer)
+
+
+def resolve_dtype(source: ModelSource) -> str:
+    """Returns the precision of a model's weights; that of `auto` depends on the device."""
+    import torch
+
+    if source.dtype != "auto":
+        return source.dtype
+    half = _device(source).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if half else "float32"
+
+
+def _device(source: ModelSource) -> Any:
+    import torch
+
+    name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name if source.device == "auto" else source.device)
 
 
 def _reason(error: Exception) -> str:

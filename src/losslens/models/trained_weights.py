@@ -32,6 +32,7 @@ from losslens.models.full_model import (
     with_model,
 )
 from losslens.models.loading import ModelSource
+from losslens.updates.lora_config import LoraConfigFile
 
 
 def require_tunable(source: ModelSource, lora: LoraSettings | None) -> None:
@@ -103,6 +104,15 @@ def with_weights(base: Any, folder: Path) -> Iterator[Any]:
     """
     with (with_model if is_model(folder) else with_adapter)(base, folder) as model:
         yield model
+
+
+def lora_rank(folder: Path) -> int | None:
+    """Reads the largest rank of the adapter in `folder`; None if the folder holds a whole model.
+
+    Raises:
+        InputError: The adapter is not plain LoRA.
+    """
+    return None if is_model(folder) else LoraConfigFile(folder / "adapter_config.json").largest_rank
 
 
 def weights_hashes(folder: Path) -> dict[str, str]:

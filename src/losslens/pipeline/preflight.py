@@ -37,7 +37,11 @@ def require_fit(spec: RunSpec) -> None:
         require_limits(config)
     if config.rollouts.path is None and not spec.method.own_samples:
         _require_rollouts_fit(source, contents_of(config.data, "train"))
-    if config.evaluation.engine == "transformers":
+    if config.evaluation.engine == "vllm":
+        from losslens.sampling.vllm import require_command
+
+        require_command("evaluation.server", config.evaluation.server)
+    if config.evaluation.engine != "openai":
         for data in config.benchmarks:
             _require_prompts_fit(source, held_out_prompts(contents_of(data, "eval")), config.evaluation.max_tokens)
 

@@ -206,8 +206,10 @@ class _Pace:
 
 
 def _train(config: TrainConfig, run: Run, prepared: Prepared, wandb_session: Session) -> None:
+    from losslens.sampling.vllm import free_gpu
     from losslens.training.run import train_run
 
+    free_gpu()
     pace = _Pace()
 
     def on_metrics(step: int, metrics: dict[str, float]) -> None:

@@ -26,7 +26,7 @@ from losslens.core.hashing import hash_json, hash_text
 from losslens.core.notices import print_once
 from losslens.core.provenance import versions
 from losslens.core.redaction import hash_secrets, public_address
-from losslens.models.loading import ModelSource, load_model, model_identity, source_of
+from losslens.models.loading import ModelSource, load_model, load_tokenizer, model_identity, source_of
 from losslens.problems import Problem, ProblemSource, Split
 from losslens.problems.fields import WithFieldNames, with_field_names
 from losslens.problems.verification import verdicts
@@ -131,7 +131,10 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
         read_by = {"read_by": model_identity(source_of(config.model))} if ids else {}
         return {**problems, **_server_identity(config), "k": sampling.samples_per_prompt, **read_by}
     model = _writer(config)
-    how = identity_options(sampling, ("path", "accept", "server"))
+    served = sampling.engine == "vllm"
+    how = identity_options(sampling, ("path", "accept", "server", *["batch_size"] * served))
+    if served:
+        how["server"] = {"args": sampling.server.args or {}, "extra_body": sampling.server.extra_body or {}}
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
     return {**problems, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
 
@@ -298,7 +301,7 @@ def _writer(config: RolloutConfig) -> ModelSource:
 def explain_unsuitable_teacher(config: RolloutConfig) -> str:
     """Explains in one line why the teacher cannot solve the problems; empty if that is not known of it."""
     sampling, model = config.rollouts, config.model
-    uses_teacher = sampling.path is None and sampling.engine == "transformers" and sampling.policy == "teacher"
+    uses_teacher = sampling.path is None and sampling.engine != "openai" and sampling.policy == "teacher"
     if (
         not uses_teacher
         or model.teacher != EMBEDDED_TEACHER
@@ -372,6 +375,8 @@ def _completions(
         facts = {**_bill(config, completions), "asked_now": asked}
         completions, prompt_texts, tokenizer = _read_served(config, problems, completions)
         return completions, prompt_texts, {**facts, "tokenizer": tokenizer}
+    if config.rollouts.engine == "vllm":
+        return _from_vllm(config, problems, what, parent, key)
     from losslens.models.tokens import describe_tokenizer, encode_prompt, render_prompt
     from losslens.sampling.local import generate_samples
 
@@ -411,6 +416,46 @@ def _completions(
     return completions, list(texts), facts
 
 
+def _from_vllm(
+    config: RolloutConfig, problems: Sequence[Problem], what: str, parent: Path, key: str
+) -> tuple[list[list[Completion]], list[str | None], dict[str, Any]]:
+    """Samples with a vLLM server that is started for it; returns the same as `_completions`."""
+    from losslens.models.tokens import describe_tokenizer, encode_prompt, read_server_completion, render_prompt
+    from losslens.sampling.server import Decoding, Request
+    from losslens.sampling.vllm import BASE_NAME, Needs, neutral_fields, stop_vllm, vllm_server
+
+    sampling, writer = config.rollouts, _writer(config)
+    tokenizer = load_tokenizer(writer)
+    prompts = [problem.prompt for problem in problems]
+    given = {prompt: tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts}
+    needs = Needs(writer, max(map(len, given.values())) + sampling.max_tokens)
+    count = sampling.samples_per_prompt
+    requests = {
+        str(number): Request(
+            prompts[number // count], random.Random(f"{sampling.seed} {number}").getrandbits(31),
+            given[prompts[number // count]],
+        )
+        for number in range(count * len(prompts))
+    }  # fmt: skip
+    fields = {**neutral_fields(writer), **(sampling.server.extra_body or {})}
+    journal = Journal(parent / ".partial" / f"{key}.jsonl")
+    try:
+        server = vllm_server("rollouts.server", sampling.server, needs, config.output_dir / ".vllm")
+        missing = {name: request for name, request in requests.items() if name not in journal.completions}
+        decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, fields, logps=True)
+        shown = f"{what} from the {sampling.policy}"
+        add = lambda name, completion: journal.add({name: completion})  # noqa: E731
+        server.ask(BASE_NAME, missing, decoding, add, shown)
+        facts = {"policy": sampling.policy, "writer": writer.path, **server.facts}
+    finally:
+        journal.close()
+        stop_vllm()  # the weights that sampled are seldom those that are scored, and training needs the memory
+    answers = [read_server_completion(tokenizer, r.prompt, journal.completions[name]) for name, r in requests.items()]
+    texts: list[str | None] = [render_prompt(tokenizer, prompt) for prompt in prompts]
+    facts["tokenizer"] = describe_tokenizer(tokenizer, [text for text in texts if text is not None])
+    return [answers[i : i + count] for i in range(0, len(answers), count)], texts, facts
+
+
 def _read_served(
     config: RolloutConfig, problems: Sequence[Problem], completions: Sequence[Sequence[Completion]]
 ) -> tuple[list[list[Completion]], list[str | None], dict[str, Any] | None]:
@@ -421,7 +466,6 @@ def _read_served(
     prompts = [problem.prompt for problem in problems]
     if not any(completion.ids for group in completions for completion in group):
         return [list(group) for group in completions], [None] * len(problems), None
-    from losslens.models.loading import load_tokenizer
     from losslens.models.tokens import decode, describe_tokenizer, read_server_completion
 
     tokenizer = load_tokenizer(source_of(config.model))

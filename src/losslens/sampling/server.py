@@ -51,10 +51,12 @@ class Request:
     Attributes:
         prompt: The user turn, to which the server applies its chat template.
         seed: Seed for sampling; None for greedy decoding.
+        prompt_ids: Token ids of the rendered prompt, which are sent instead of `prompt` if given (vLLM takes them).
     """
 
     prompt: str
     seed: int | None
+    prompt_ids: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -219,22 +221,22 @@ class _Requests:
         asks_ids = self.asks_ids and "return_token_ids" not in body
         # Without token ids they would belong to unknown tokens.
         asks_logps = self.asks_logps and asks_ids and "logprobs" not in body
-        extra |= {name: True for name, asks in (("return_token_ids", asks_ids), ("logprobs", asks_logps)) if asks}
+        extra |= {"return_token_ids": True} if asks_ids else {}
+        # The endpoint for token ids wants the number of alternatives.
+        extra |= {"logprobs": True if request.prompt_ids is None else 1} if asks_logps else {}
         for attempt in range(1, self.server.attempts + 1):
             if self.limiter is not None:
                 await self.limiter.acquire()
             if self.stopped.is_set():
                 return None
             try:
-                completion = _completion(
-                    await client.chat.completions.create(
-                        model=self.model,
-                        messages=[{"role": "user", "content": request.prompt}],
-                        **fields,
-                        extra_body=extra or None,
-                    ),
-                    self.key,
-                )
+                if request.prompt_ids is None:
+                    create = client.chat.completions.create
+                    content: dict[str, Any] = {"messages": [{"role": "user", "content": request.prompt}]}
+                else:
+                    create, content = client.completions.create, {"prompt": list(request.prompt_ids)}
+                answer = await create(model=self.model, **content, **fields, extra_body=extra or None)
+                completion = _completion(answer, self.key)
                 # Servers report the model's own distribution (vLLM's default logprobs_mode, raw_logprobs).
                 raw = completion.sampler_raw_logps if self.decoding.is_raw else None
                 return replace(completion, sampler_logps=raw)
@@ -274,9 +276,11 @@ def _completion(response: Any, key: str | None) -> Completion:
     """
     try:
         choice = response.choices[0]
-        text, truncated = choice.message.content, choice.finish_reason != "stop"
+        truncated = choice.finish_reason != "stop"
+        message = getattr(choice, "message", None)
+        text = choice.text if message is None else message.content
         # Some servers return a model's reasoning separately; rollouts contain both.
-        reasoning = getattr(choice.message, "reasoning_content", None) or getattr(choice.message, "reasoning", None)
+        reasoning = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise _InvalidResponseError(f"no completion in the response {remove_secrets(str(response))[:80]!r}") from error
     for part in (text, reasoning):
@@ -293,12 +297,12 @@ def _completion(response: Any, key: str | None) -> Completion:
     # environment; only the request's own key is removed, if the server repeats it.
     kept = remove_key(text.encode("utf-8", "replace").decode("utf-8"), key)
     ids, prompt_ids = (
-        _token_ids(getattr(holder, name, None))
-        for holder, name in ((choice, "token_ids"), (response, "prompt_token_ids"))
+        next(filter(None, (_token_ids(getattr(holder, name, None)) for holder in (choice, response))), None)
+        for name in ("token_ids", "prompt_token_ids")
     )
     if kept != text or ids is None:  # the ids would reveal the key
         ids = prompt_ids = None
-    logps = _logps(getattr(getattr(choice, "logprobs", None), "content", None))
+    logps = _logps(getattr(choice, "logprobs", None))
     if ids is None or logps is None or len(logps) != len(ids):
         logps = None
     return Completion(kept, tokens, not truncated, prompt_tokens, ids, prompt_ids, sampler_raw_logps=logps)
@@ -311,11 +315,13 @@ def _token_ids(value: Any) -> tuple[int, ...] | None:
     return tuple(value)
 
 
-def _logps(content: Any) -> tuple[float, ...] | None:
+def _logps(logprobs: Any) -> tuple[float, ...] | None:
     """Returns the log-probabilities of the sampled tokens, at most 0; None if any is missing or invalid."""
-    if not isinstance(content, list):
+    content, values = getattr(logprobs, "content", None), getattr(logprobs, "token_logprobs", None)
+    if isinstance(content, list):
+        values = [getattr(token, "logprob", None) for token in content]
+    if not isinstance(values, list):
         return None
-    values: list[Any] = [getattr(token, "logprob", None) for token in content]
     if not all(type(v) in (int, float) and _NO_LOGPROB < v <= _LOGPROB_ROUNDING for v in values):
         return None
     return tuple(min(float(value), 0.0) for value in values)

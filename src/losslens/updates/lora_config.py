@@ -96,6 +96,11 @@ class LoraConfigFile:
         self._alphas = {k: self._number("alpha_pattern", v) for k, v in self._pattern(content, "alpha_pattern")}
         self._ranks = {k: self._whole("rank_pattern", v) for k, v in self._pattern(content, "rank_pattern")}
 
+    @property
+    def largest_rank(self) -> int:
+        """Largest rank that the configuration names, for servers that want to know it beforehand."""
+        return max([self._rank or 0, *self._ranks.values()])
+
     def parameters_of(self, module: str) -> list[str]:
         """Returns the names of the parameters of `module` that are adapted, in PEFT's order of nesting, inmost first.
 
