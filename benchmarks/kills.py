@@ -4,8 +4,8 @@
     python benchmarks/kills.py --kills 10 --seed 3
 
 SIGKILL goes to a worker or to the command itself, whichever the dice choose. After a kill of the command its workers
-must end by themselves; then the same command line is started again. In the end the adapters are compared with those of a
-sweep in one process, no process of the sweep may be left, and no run may be locked.
+must end by themselves; then the same command line is started again. In the end the adapters are compared with those of
+a sweep in one process, no process of the sweep may be left, and no run may be locked.
 """
 
 from __future__ import annotations

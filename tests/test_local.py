@@ -16,15 +16,22 @@ from typing import Any
 
 import psutil
 import pytest
+from hydra.types import RunMode
 
+from losslens.cli.arguments import prepare_arguments
 from losslens.core.errors import InputError
+from losslens.core.hashing import hash_file
+from losslens.core.notices import print_once
 from losslens.pipeline import parallel
+from losslens.pipeline import sweep as pipeline_sweep
+from losslens.pipeline.sweep import SweepJobs
 from losslens.pipeline.train_job import Outcome
 from losslens.runs.run import Run, runs_of
 from losslens.scheduling.local import devices, pool
 from losslens.scheduling.local.devices import Device, choose_devices
 from losslens.scheduling.local.pool import Pool
-from tests.conftest import Started, command, script, start
+from tests.conftest import Started, command, remove_outcomes, script, start
+from tests.test_first_hour import SCHEMAS, composed
 from tests.test_sweep import FEW, adapters
 from tests.test_sweep_shared import _until
 
@@ -283,3 +290,48 @@ def test_two_commands_share_a_sweep(sweep: Path, tmp_path: Path) -> None:
     there = adapters(sweep)
     assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft", "dft")}
     assert both.count(": completed,") == both.count(": skipped,") == 3
+
+
+def test_evaluate_shares_out_the_runs(sweep: Path) -> None:
+    again = shutil.copytree(sweep, sweep.with_name("again"))
+    line = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=4", "evaluation.max_tokens=8")
+    alone = script("evaluate.py", *line, f"output_dir={sweep}")
+    together = script("evaluate.py", *line, f"output_dir={again}", "workers=2")
+    table = alone.stdout.index("arithmetic_long (n = 4)")
+    assert together.stdout.endswith(alone.stdout[table:])
+    files = sorted(sweep.glob("main/*/eval/arithmetic_long.parquet"))
+    assert len(files) == 7
+    for file in files:
+        assert hash_file(again / file.relative_to(sweep)) == hash_file(file)
+        remove_outcomes(file)
+
+
+def test_a_run_that_cannot_be_scored_is_named_once(sweep: Path) -> None:
+    broken = shutil.copytree(sweep, sweep.with_name("broken"))
+    [weights] = broken.glob("main/dft-*/adapter/adapter_model.safetensors")
+    weights.write_bytes(b"")
+    line = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=2", "evaluation.max_tokens=4")
+    outcome = script("evaluate.py", *line, f"output_dir={broken}", "workers=2", check=2)
+    assert outcome.stderr.count(str(weights.parent)) == 1
+    assert "Traceback" not in outcome.stderr
+    assert len(list(broken.glob("main/*/eval/arithmetic_long.parquet"))) == 6
+
+
+def test_several_gpus_are_worth_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(pipeline_sweep, "has_several_gpus", lambda: True)
+    monkeypatch.setattr(pipeline_sweep, "train_job", lambda *_, **__: Outcome("x", "completed"))
+    config = composed("logger=none")
+    for is_sweep in (False, True):
+        print_once.cache_clear()
+        monkeypatch.setattr(pipeline_sweep, "_is_multirun", lambda is_sweep=is_sweep: is_sweep)
+        jobs = SweepJobs()
+        for _ in range(2):
+            jobs.job(config)
+        assert capsys.readouterr().out.count("hydra/launcher=local trains a run on each of them") == is_sweep
+
+
+def test_the_short_form() -> None:
+    line = ["hydra/launcher=local", "hydra.launcher.workers=2"]
+    assert prepare_arguments(["-m", "workers=2", "seed=1"], "train.py", SCHEMAS["train"]) == ["-m", *line, "seed=1"]
+    assert composed("workers=2", hydra=True).hydra.launcher.workers == 2
+    assert composed("workers=2", of="evaluate", hydra=True).hydra.mode == RunMode.MULTIRUN

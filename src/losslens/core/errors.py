@@ -20,6 +20,10 @@ class ServerError(Exception):
     """
 
 
+class WorkerDiedError(ServerError):
+    """A process that did part of the work was killed. As after `ServerError`, the same command may succeed later."""
+
+
 class ProcessError(Exception):
     """Another of the processes that train a run together failed. Its message is one line with its rank and error."""
 

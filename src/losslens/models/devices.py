@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 
 def visible_gpus() -> list[str]:
@@ -12,3 +13,8 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     return named[:count] if named else [str(number) for number in range(count)]
+
+
+def has_several_gpus() -> bool:
+    """Returns True if torch can use several GPUs; torch is imported only where the system has several."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*"))) > 1 and len(visible_gpus()) > 1

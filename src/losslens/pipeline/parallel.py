@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -16,10 +15,9 @@ from losslens.pipeline.train_job import Outcome, train_job
 from losslens.runs.run import Run
 from losslens.runs.spec import RunSpec
 from losslens.scheduling.local.devices import Device
-from losslens.scheduling.local.live import live_table
-from losslens.scheduling.local.pool import Ended, Pool
+from losslens.scheduling.local.live import live_table, printer
+from losslens.scheduling.local.pool import MAX_DEATHS, Ended, Pool
 
-_MAX_DEATHS = 2  # of one run's process, before the run is given up
 _POLL_SECONDS = 1.0
 
 
@@ -53,11 +51,11 @@ class _Queue:
         self._deaths: Counter[int] = Counter()
         self._done = 0
         self._reported: set[int] = set()
-        self._told: set[str] = set()
+        self._print = printer()
 
     def work_off(self, devices: Sequence[Device]) -> None:
         """Runs all jobs."""
-        with live_table() as update, Pool(_train, devices, self._say) as pool:
+        with live_table() as update, Pool(_train, devices, self._print) as pool:
             while self._waiting or self._locked or pool.working:
                 self._start_jobs(pool)
                 for task in pool.wait(_POLL_SECONDS):
@@ -74,7 +72,7 @@ class _Queue:
                 self._waiting.append(number)
         if self._locked and not pool.working and not self._waiting:
             names = (f"{run.name} ({run.lock_holder})" for run in self._locked.values())
-            self._say(f"waiting for {', '.join(sorted(set(names)))}")
+            self._print(f"waiting for {', '.join(sorted(set(names)))}", False)
         while self._waiting and pool.free:
             number, device = self._waiting.popleft(), pool.free[0]
             if (known := self._run_of(number)) is not None:
@@ -83,7 +81,7 @@ class _Queue:
                     self._locked[number] = known  # the same run under another name of its learning rate
                     continue
                 if number not in self._reported:  # else only the base is still to be scored
-                    self._say(f"{known.name}: on {device.name}")
+                    self._print(f"{known.name}: on {device.name}", False)
             pool.start(device, number, self._configs[number])
 
     def _run_of(self, number: int) -> Run | None:
@@ -100,7 +98,7 @@ class _Queue:
         if outcome.locked is not None:
             self._locked[task.key] = outcome.locked
             if outcome.state == "locked":
-                self._say(f"{outcome.run}: locked by {outcome.locked.lock_holder}; left for later")
+                self._print(f"{outcome.run}: locked by {outcome.locked.lock_holder}; left for later", False)
                 return
         else:
             self._done += 1
@@ -112,8 +110,8 @@ class _Queue:
         run = self._runs.get(task.key)
         name = f"job {task.key}" if run is None else run.name
         self._deaths[task.key] += 1
-        if self._deaths[task.key] < _MAX_DEATHS:
-            self._say(f"{name}: {task.death}; trying once more", is_error=True)
+        if self._deaths[task.key] < MAX_DEATHS:
+            self._print(f"{name}: {task.death}; trying once more", True)
             return None
         error = f"{task.death}, and again when it was tried once more"
         with suppress(InputError, OSError):
@@ -121,12 +119,6 @@ class _Queue:
                 progress = {key: status[key] for key in ("step", "max_steps", "loss") if key in status}
                 run.set_state("failed", error=error, **progress)
         return Outcome(name, "failed", error=f"{name}: {error}", exit_status=1)
-
-    def _say(self, line: str, is_error: bool = False) -> None:
-        """Prints a line; on stdout only once, since all workers load the same base and rollouts."""
-        if is_error or line not in self._told:
-            print(line, file=sys.stderr if is_error else sys.stdout, flush=True)
-            self._told.add(line)
 
 
 def _train(config: dict[str, Any]) -> Outcome:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -20,7 +21,9 @@ from losslens.core import distributed
 from losslens.core.commands import command_name, format_command
 from losslens.core.errors import InputError, ProcessError
 from losslens.core.jobs import on_one_line
+from losslens.core.notices import print_once
 from losslens.core.terminal import Table
+from losslens.models.devices import has_several_gpus
 from losslens.pipeline.parallel import train_in_parallel
 from losslens.pipeline.train_job import Outcome, train_job
 from losslens.runs.current_words import readable_settings
@@ -30,6 +33,10 @@ from losslens.scheduling.local.devices import Device
 
 # Seconds between two checks of runs that other processes have locked; grows from the first to the second value.
 _MIN_POLL, _MAX_POLL = 0.2, 5.0
+
+
+def _is_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 class SweepJobs:
@@ -63,6 +70,8 @@ class SweepJobs:
         """
         number = len(self._jobs)
         self._jobs.append(None)
+        if not self._devices and distributed.world_size() == 1 and _is_multirun() and has_several_gpus():
+            print_once("Several GPUs are visible: hydra/launcher=local trains a run on each of them at once")
         with distributed.job_scope():
             try:
                 content = resolved(TrainConfig, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -14,8 +15,22 @@ from losslens.scheduling.status import refresh_run_statuses
 
 _MAX_ROWS = 30  # of more runs only those that are trained now are shown
 
+# Takes a line, and True for one on stderr.
+Say = Callable[[str, bool], None]
 # Takes the runs that were started, the devices of those that are trained now, and a title.
 Update = Callable[[Sequence[Run], Mapping[Run, str], str], None]
+
+
+def printer() -> Say:
+    """Returns a function that prints lines, those on stdout only once: all workers load the same base and rollouts."""
+    printed = set()
+
+    def say(line: str, is_error: bool) -> None:
+        if is_error or line not in printed:
+            print(line, file=sys.stderr if is_error else sys.stdout, flush=True)
+            printed.add(line)
+
+    return say
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import signal
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from losslens.scheduling.status import describe_exit
 
 # A fork of a process that has threads or has used CUDA may hang.
 CONTEXT: Any = multiprocessing.get_context("spawn")
+
+
+MAX_DEATHS = 2  # of the workers of one task, before it is given up
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,35 @@ class Pool:
             wait([*busy, *(pipe for worker in workers for pipe in worker.open)], seconds)
         for worker in workers:
             worker.forward(self._say)
+
+
+def run_all(
+    function: Callable[[Any], Any], tasks: Sequence[Any], devices: Sequence[Device], say: Callable[[str, bool], None]
+) -> list[Ended]:
+    """Runs tasks in a pool; one whose worker dies is tried once more.
+
+    Args:
+        function: As for `Pool`.
+        tasks: The tasks; their numbers are the keys.
+        devices: As for `Pool`.
+        say: As for `Pool`.
+
+    Returns:
+        The ended tasks, in their order.
+    """
+    waiting, deaths = deque(range(len(tasks))), Counter[int]()
+    ended: dict[int, Ended] = {}
+    with Pool(function, devices, say) as pool:
+        while waiting or pool.working:
+            while waiting and pool.free:
+                pool.start(pool.free[0], waiting[0], tasks[waiting.popleft()])
+            for task in pool.wait(1.0):
+                deaths[task.key] += bool(task.death)
+                if task.death and deaths[task.key] < MAX_DEATHS:
+                    waiting.appendleft(task.key)
+                else:
+                    ended[task.key] = task
+    return [ended[key] for key in sorted(ended)]
 
 
 class _Worker:
