@@ -57,7 +57,7 @@ def prepare_arguments(
     Raises:
         InputError: An argument cannot be parsed; the message shows the correct form.
     """
-    arguments = _in_full(arguments)
+    arguments = in_full(arguments)
     folders = None if conf is None else ConfigFolders(conf, arguments)
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     found = []
@@ -84,7 +84,7 @@ def prepare_arguments(
     return found
 
 
-def _in_full(arguments: Sequence[str]) -> list[str]:
+def in_full(arguments: Sequence[str]) -> list[str]:
     """Writes out `workers=2`."""
     found: list[str] = []
     for argument in arguments:
@@ -149,7 +149,7 @@ def explain_rejection(arguments: Sequence[str], conf: Path, schema: type[BaseMod
         conf: The folder of the configuration.
         schema: The configuration that the script reads.
     """
-    arguments = _in_full(arguments)
+    arguments = in_full(arguments)
     folders = ConfigFolders(conf, arguments)
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     for argument in arguments:

@@ -13,7 +13,7 @@ from losslens.core.errors import InputError, ServerError, WorkerDiedError
 from losslens.evaluation.score import SweepScores, evaluate_job
 from losslens.scheduling.local.devices import Device
 from losslens.scheduling.local.live import printer
-from losslens.scheduling.local.pool import run_all
+from losslens.scheduling.local.pool import Pool, run_all
 
 
 def evaluate_in_parallel(config: DictConfig, devices: Sequence[Device]) -> None:
@@ -25,7 +25,8 @@ def evaluate_in_parallel(config: DictConfig, devices: Sequence[Device]) -> None:
     """
     content = resolved(EvaluateConfig, config)
     names = [run.name for run in SweepScores(content).runs]
-    ended = run_all(_score, [(content, name) for name in names], devices, printer())
+    with Pool(_score, devices, printer()) as pool:
+        ended = run_all(pool, [(content, name) for name in names])
     errors = (WorkerDiedError(f"{names[task.key]}: {task.death}") if task.death else task.result for task in ended)
     evaluate_job(config, {name: error for name, error in zip(names, errors, strict=True) if error is not None})
 

@@ -15,7 +15,7 @@ _OPTION = "hydra.launcher.workers"
 
 @dataclass(frozen=True)
 class Device:
-    """What one worker computes on.
+    """Device of one worker.
 
     Attributes:
         name: `GPU 0`, or `CPU 1` for the second share of the cores.

@@ -142,32 +142,28 @@ class Pool:
             worker.forward(self._say)
 
 
-def run_all(
-    function: Callable[[Any], Any], tasks: Sequence[Any], devices: Sequence[Device], say: Callable[[str, bool], None]
-) -> list[Ended]:
+def run_all(pool: Pool, tasks: Sequence[Any]) -> list[Ended]:
     """Runs tasks in a pool; one whose worker dies is tried once more.
 
     Args:
-        function: As for `Pool`.
+        pool: The pool, which does nothing else meanwhile.
         tasks: The tasks; their numbers are the keys.
-        devices: As for `Pool`.
-        say: As for `Pool`.
 
     Returns:
         The ended tasks, in their order.
     """
     waiting, deaths = deque(range(len(tasks))), Counter[int]()
     ended: dict[int, Ended] = {}
-    with Pool(function, devices, say) as pool:
-        while waiting or pool.working:
-            while waiting and pool.free:
-                pool.start(pool.free[0], waiting[0], tasks[waiting.popleft()])
-            for task in pool.wait(1.0):
-                deaths[task.key] += bool(task.death)
-                if task.death and deaths[task.key] < MAX_DEATHS:
-                    waiting.appendleft(task.key)
-                else:
-                    ended[task.key] = task
+    while waiting or pool.working:
+        while waiting and pool.free:
+            number = waiting.popleft()
+            pool.start(pool.free[0], number, tasks[number])
+        for task in pool.wait(1.0):
+            deaths[task.key] += bool(task.death)
+            if task.death and deaths[task.key] < MAX_DEATHS:
+                waiting.appendleft(task.key)
+            else:
+                ended[task.key] = task
     return [ended[key] for key in sorted(ended)]
 
 
