@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import pickle
 import re
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,17 @@ import psutil
 import pytest
 from hydra.types import RunMode
 
+from losslens.analysis.pipeline import analyse
 from losslens.cli.arguments import prepare_arguments
-from losslens.core.errors import InputError
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.parse import parse
+from losslens.core.errors import InputError, WorkerDiedError
 from losslens.core.hashing import hash_file
 from losslens.core.notices import print_once
 from losslens.pipeline import parallel
 from losslens.pipeline import sweep as pipeline_sweep
+from losslens.pipeline.parallel_passes import sharing
+from losslens.pipeline.parallel_rollouts import RolloutJobs
 from losslens.pipeline.sweep import SweepJobs
 from losslens.pipeline.train_job import Outcome
 from losslens.runs.run import Run, runs_of
@@ -335,3 +341,76 @@ def test_the_short_form() -> None:
     assert prepare_arguments(["-m", "workers=2", "seed=1"], "train.py", SCHEMAS["train"]) == ["-m", *line, "seed=1"]
     assert composed("workers=2", hydra=True).hydra.launcher.workers == 2
     assert composed("workers=2", of="evaluate", hydra=True).hydra.mode == RunMode.MULTIRUN
+
+
+# Analyses and rollouts
+
+
+def _refuse(argument: str) -> None:
+    if argument == "x":
+        raise InputError("x is refused")
+    if argument == "y":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_shared_calls_raise_what_a_worker_raised() -> None:
+    with sharing(()) as share:
+        assert share is None
+    with sharing(TWO) as share:
+        assert share is not None
+        share(_refuse, ["a", "b", "c"])
+        with pytest.raises(InputError, match="x is refused"):
+            share(_refuse, ["a", "x"])
+        with pytest.raises(WorkerDiedError, match="y: killed by SIGKILL"):
+            share(_refuse, ["y", "a"])
+
+
+def test_workers_measure_all_that_an_analysis_needs_of_forward_passes(sweep: Path) -> None:
+    """What is shared out can be sent to a worker, and this process then finds all of it in the cache."""
+    passes = (
+        "similarities",
+        "losses",
+        "outputs",
+        "states",
+        "kept",
+        "line",
+        "off_task",
+        "rotated",
+        "behaviour",
+        "midpoint",
+    )
+    there: list[Path] = []
+
+    def share(function: Callable[[Any], None], arguments: Sequence[Any]) -> None:
+        for argument in arguments:
+            pickle.loads(pickle.dumps(function))(argument)
+        there[:] = sorted(sweep.glob("cache/*/*.npz"))
+
+    asked = {"pairs": "[[rft,dpo]]", "rotated_copies": 1, "probe_set.problems": 10, "connectivity.midpoint_problems": 4}
+    line = [f"{name}={value}" for name, value in asked.items()]
+    config = parse(AnalyzeConfig, composed("logger=none", f"output_dir={sweep}", *line, of="analyze"))
+    found = analyse(config, share=share)
+    assert len(found.tables.connectivity) > 0
+    assert there
+    after = [file for file in sorted(sweep.glob("cache/*/*.npz")) if file.parent.name in passes]
+    assert {file.parent.name for file in after} >= {
+        "similarities",
+        "losses",
+        "line",
+        "off_task",
+        "rotated",
+        "behaviour",
+    }
+    assert after == [file for file in there if file.parent.name in passes]
+
+
+def test_rollouts_of_several_jobs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    frozen = tmp_path / "nothing"
+    jobs = RolloutJobs(TWO)
+    for number in range(2):
+        jobs.job(composed(f"rollouts.path={frozen}{number}", f"output_dir={tmp_path}", of="rollout"))
+    assert jobs.end() == 2
+    said = capfd.readouterr().err
+    assert f"{frozen}0" in said
+    assert f"{frozen}1" in said
+    assert "Traceback" not in said
