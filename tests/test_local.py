@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -18,14 +19,19 @@ from typing import Any
 import psutil
 import pytest
 from hydra.types import RunMode
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
 
 from losslens.analysis.pipeline import analyse
 from losslens.cli.arguments import prepare_arguments
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
+from losslens.core import preemption
 from losslens.core.errors import InputError, WorkerDiedError
 from losslens.core.hashing import hash_file
 from losslens.core.notices import print_once
+from losslens.core.redaction import _RedactingStream
 from losslens.pipeline import parallel
 from losslens.pipeline import sweep as pipeline_sweep
 from losslens.pipeline.parallel_passes import sharing
@@ -125,6 +131,9 @@ def _act(task: tuple[str, Any]) -> Any:
     if kind == "print":
         os.write(1, f"{value}\n".encode())
         print(f"{value}!", file=sys.stderr, flush=True)
+    if kind == "deaf":
+        with preemption.deferred():  # as in the middle of a step
+            time.sleep(value)
     if kind == "sleep":
         time.sleep(value)
     return os.getpid() if kind == "pid" else os.environ["OMP_NUM_THREADS"] if kind == "threads" else value
@@ -181,6 +190,33 @@ def test_an_error_in_the_parent_stops_the_workers() -> None:
         assert processes
         1 / 0  # noqa: B018
     assert gone(processes)
+
+
+def test_a_second_interrupt_kills(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupts: list[float] = []
+
+    def interrupted(_: Pool, seconds: float) -> None:
+        interrupts.append(seconds)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Pool(_act, TWO, lambda *_: None) as workers:
+        workers.start(TWO[0], 0, ("deaf", 600))
+        workers.wait(0.3)
+        processes = [psutil.Process(child.pid) for child in multiprocessing.active_children()]
+        monkeypatch.setattr(Pool, "_forward", interrupted)
+        raise KeyboardInterrupt
+    assert len(interrupts) == 1
+    assert processes
+    assert gone(processes)
+
+
+def test_a_live_table_passes_the_guard_of_the_streams() -> None:
+    shown = io.StringIO()
+    console = Console(file=_RedactingStream(shown), force_terminal=True)  # type: ignore[arg-type]
+    with Live(Table("run"), console=console, transient=True):
+        pass
+    assert "\x1b[?25l" in shown.getvalue()
+    assert r"\x1b" not in shown.getvalue()
 
 
 # The queue of a sweep
@@ -367,18 +403,7 @@ def test_shared_calls_raise_what_a_worker_raised() -> None:
 
 def test_workers_measure_all_that_an_analysis_needs_of_forward_passes(sweep: Path) -> None:
     """What is shared out can be sent to a worker, and this process then finds all of it in the cache."""
-    passes = (
-        "similarities",
-        "losses",
-        "outputs",
-        "states",
-        "kept",
-        "line",
-        "off_task",
-        "rotated",
-        "behaviour",
-        "midpoint",
-    )
+    passes = {"similarities", "losses", "outputs", "states", "line", "off_task", "rotated", "behaviour", "midpoint"}
     there: list[Path] = []
 
     def share(function: Callable[[Any], None], arguments: Sequence[Any]) -> None:
@@ -393,14 +418,7 @@ def test_workers_measure_all_that_an_analysis_needs_of_forward_passes(sweep: Pat
     assert len(found.tables.connectivity) > 0
     assert there
     after = [file for file in sorted(sweep.glob("cache/*/*.npz")) if file.parent.name in passes]
-    assert {file.parent.name for file in after} >= {
-        "similarities",
-        "losses",
-        "line",
-        "off_task",
-        "rotated",
-        "behaviour",
-    }
+    assert {file.parent.name for file in after} == passes
     assert after == [file for file in there if file.parent.name in passes]
 
 
