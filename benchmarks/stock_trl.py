@@ -45,9 +45,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
             "output_dir": folder, "max_steps": int(steps), "per_device_train_batch_size": int(batch),
-            "max_length": None, "learning_rate": 5e-6 if method == "dpo" else 1e-4, "lr_scheduler_type": "cosine", "warmup_steps": 0.05,
-            "weight_decay": 0.01, "gradient_checkpointing": False, "use_cpu": True, "save_strategy": "no",
-            "report_to": "none", "logging_steps": 5, "disable_tqdm": True,
+            "max_length": None, "learning_rate": 5e-6 if method == "dpo" else 1e-4, "lr_scheduler_type": "cosine",
+            "warmup_steps": 0.05, "weight_decay": 0.01, "gradient_checkpointing": False, "use_cpu": True,
+            "save_strategy": "no", "report_to": "none", "logging_steps": 5, "disable_tqdm": True,
         }  # fmt: skip
         given: dict[str, Any] = {
             "model": AutoModelForCausalLM.from_pretrained(model, dtype="float32"),
