@@ -36,6 +36,7 @@ from losslens.pipeline import parallel
 from losslens.pipeline import sweep as pipeline_sweep
 from losslens.pipeline.parallel_passes import sharing
 from losslens.pipeline.parallel_rollouts import RolloutJobs
+from losslens.pipeline.parallel_scores import evaluate_in_parallel
 from losslens.pipeline.sweep import SweepJobs
 from losslens.pipeline.train_job import Outcome
 from losslens.runs.run import Run, runs_of
@@ -48,6 +49,8 @@ from tests.test_sweep import FEW, adapters
 from tests.test_sweep_shared import _until
 
 TWO = [Device("CPU 0", {"OMP_NUM_THREADS": "1"}), Device("CPU 1", {"OMP_NUM_THREADS": "1"})]
+# The benchmark of the sweep's own scores.
+SCORED_BEFORE = ("benchmark=arithmetic", "benchmark.arithmetic.eval_size=40", "evaluation.max_tokens=64")
 LOCAL = ("-m", "hydra/launcher=local", "hydra.launcher.workers=2", FEW, "logger=none", "optim.save_steps=2")
 
 
@@ -275,7 +278,7 @@ def test_a_run_whose_process_is_killed_twice_has_failed(one_run: Run, monkeypatc
 def test_it_is_the_sweep_of_one_process(sweep: Path, tmp_path: Path) -> None:
     """A worker and then the command itself are killed; the same line ends in the bytes of a sweep in one process."""
     shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
-    line = local(tmp_path, "method=sft,rft,dft,grpo")
+    line = local(tmp_path, "method=sft,rft,grpo")
 
     def in_training(known: set[str] = frozenset()) -> list[Run]:  # type: ignore[assignment]
         found = [Run(file.parents[2]) for file in tmp_path.glob("main/*/checkpoints/checkpoint-*/sealed.json")]
@@ -293,13 +296,11 @@ def test_it_is_the_sweep_of_one_process(sweep: Path, tmp_path: Path) -> None:
         _until(lambda: gone(workers))
     outcome = script(*line)
     there = adapters(sweep)
-    assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft", "dft", "grpo")}
+    assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft", "grpo")}
     assert {run.status["state"] for run in runs_of(tmp_path, "main")} == {"completed"}
     assert "Compare the weights" in outcome.stdout
-    again = script(*line)
-    assert again.stdout.count(": skipped") == 4
-    for own, other in (("sft", tmp_path), ("grpo", tmp_path)):
-        [here], [first] = (list((folder / "main").glob(f"{own}-*/status.json")) for folder in (other, sweep))
+    for here in tmp_path.glob("main/*/status.json"):
+        first = sweep / here.relative_to(tmp_path)
         assert json.loads(here.read_text()).keys() == json.loads(first.read_text()).keys()
 
 
@@ -325,38 +326,38 @@ def test_interrupted_runs_write_checkpoints(sweep: Path, tmp_path: Path) -> None
 
 def test_two_commands_share_a_sweep(sweep: Path, tmp_path: Path) -> None:
     shutil.copytree(sweep / "rollouts", tmp_path / "rollouts")
-    line = local(tmp_path, "method=sft,rft,dft")
+    line = local(tmp_path, "method=sft,rft")
     with start(*line) as first, start(*line) as second:
         assert first.wait() == second.wait() == 0, f"{first.stderr}\n{second.stderr}"
         both = first.stdout + second.stdout
     there = adapters(sweep)
-    assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft", "dft")}
-    assert both.count(": completed,") == both.count(": skipped,") == 3
+    assert adapters(tmp_path) == {method: there[method] for method in ("sft", "rft")}
+    assert both.count(": completed,") == both.count(": skipped,") == 2
 
 
 def test_evaluate_shares_out_the_runs(sweep: Path) -> None:
-    again = shutil.copytree(sweep, sweep.with_name("again"))
-    line = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=4", "evaluation.max_tokens=8")
-    alone = script("evaluate.py", *line, f"output_dir={sweep}")
-    together = script("evaluate.py", *line, f"output_dir={again}", "workers=2")
-    table = alone.stdout.index("arithmetic_long (n = 4)")
-    assert together.stdout.endswith(alone.stdout[table:])
-    files = sorted(sweep.glob("main/*/eval/arithmetic_long.parquet"))
+    """Outcomes that training has written are removed, and written again to the byte."""
+    files = sorted(sweep.glob("main/*/eval/arithmetic.parquet"))
     assert len(files) == 7
+    again = shutil.copytree(sweep, sweep.with_name("again"))
+    for file in files:
+        remove_outcomes(again / file.relative_to(sweep))
+    outcome = script("evaluate.py", *SCORED_BEFORE, f"output_dir={again}", "workers=2")
     for file in files:
         assert hash_file(again / file.relative_to(sweep)) == hash_file(file)
-        remove_outcomes(file)
+        assert file.parents[1].name in outcome.stdout[outcome.stdout.index("arithmetic (n = 40)") :]
 
 
-def test_a_run_that_cannot_be_scored_is_named_once(sweep: Path) -> None:
+def test_a_run_that_cannot_be_scored_stops_no_other(sweep: Path, capfd: pytest.CaptureFixture[str]) -> None:
     broken = shutil.copytree(sweep, sweep.with_name("broken"))
     [weights] = broken.glob("main/dft-*/adapter/adapter_model.safetensors")
     weights.write_bytes(b"")
-    line = ("benchmark=arithmetic_long", "benchmark.arithmetic_long.eval_size=2", "evaluation.max_tokens=4")
-    outcome = script("evaluate.py", *line, f"output_dir={broken}", "workers=2", check=2)
-    assert outcome.stderr.count(str(weights.parent)) == 1
-    assert "Traceback" not in outcome.stderr
-    assert len(list(broken.glob("main/*/eval/arithmetic_long.parquet"))) == 6
+    with pytest.raises(InputError) as raised:
+        evaluate_in_parallel(composed(*SCORED_BEFORE, f"output_dir={broken}", of="evaluate"), TWO)
+    assert str(raised.value).count(str(weights.parent)) == 1
+    shown = capfd.readouterr().out
+    assert all(name in shown for name in ("base-", "sft-", "rft-", "rift-", "grpo-", "dpo-"))
+    assert "dft-" not in shown
 
 
 def test_several_gpus_are_worth_a_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
