@@ -196,7 +196,7 @@ def split_by_length(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
 def _parts_within(descending: np.ndarray, limit: int, parts: int) -> list[int] | None:
     """Starts of `parts` parts of at most `limit` padded tokens each; None if there are none."""
     starts = [0]
-    for row, length in enumerate(descending[1:], 1):
+    for row in range(1, len(descending)):
         rows = row - starts[-1] + 1
         must_split = len(descending) - row == parts - len(starts)
         if must_split or rows * descending[starts[-1]] > limit:

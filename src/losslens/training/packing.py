@@ -1,7 +1,7 @@
 """Batches without padding: the tokens of all rows lie end to end, and attention is computed row by row.
 
-Callers see nothing of it: they pass a padded batch to the model and get the hidden states of a padded batch back. Between
-the two, embeddings, linear layers and norms process real tokens only.
+Callers see nothing of it: they pass a padded batch to the model and get the hidden states of a padded batch back. In
+between, embeddings, linear layers and norms process real tokens only.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch<2.10
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 # Name of the attention below in transformers' registry.
 _NAME = "losslens_packed_sdpa"
@@ -85,8 +85,8 @@ def pack_rows(model: PreTrainedModel) -> bool:
     """Makes a model's backbone process padded batches without their padding, and returns whether it can.
 
     It applies to calls with a 2D `attention_mask` that has padding, and `use_cache=False`. It needs scaled
-    dot-product attention or FlashAttention from transformers' registry, and layers that mix tokens in attention alone. This
-    is tested: two rows must get the same hidden states as in a padded batch, up to rounding; otherwise the model stays
+    dot-product attention or FlashAttention from transformers' registry, and layers that mix tokens in attention alone.
+    This is tested: two rows must get the same hidden states as alone, up to rounding; otherwise the model stays
     unchanged. At positions of padding the hidden states are 0.
 
     Args:
@@ -168,28 +168,30 @@ def _attention(
     if unknown or not (getattr(module, "is_causal", True) if causal is None else causal):
         raise NotImplementedError(f"attention of packed rows with {unknown or 'no causal mask'}")
     window, scale, dropout = kwargs.get("sliding_window"), kwargs.get("scaling"), kwargs.get("dropout", 0.0)
-    # Shape (M, heads, D).
-    tokens = [each[0].transpose(0, 1) for each in (query, key, value)]
+    grouped = query.shape[1] != key.shape[1]
+    tokens = [each[0].transpose(0, 1) for each in (query, key, value)]  # (M, heads, D)
     on_card = query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16) and not dropout
     if on_card and varlen_attn is not None:
         starts, longest = packed_rows.starts, packed_rows.longest
+        q, k, v = (each.contiguous() for each in tokens)
+        behind = -1 if window is None else window - 1
         mixed = varlen_attn(
-            *(each.contiguous() for each in tokens), starts, starts, longest, longest, scale=scale,
-            window_size=(-1 if window is None else window - 1, 0), enable_gqa=query.shape[1] != key.shape[1],
-        )  # fmt: skip
+            q, k, v, starts, starts, longest, longest, scale=scale, window_size=(behind, 0), enable_gqa=grouped
+        )
+        assert isinstance(mixed, torch.Tensor)
         return mixed[None], None
-    outputs = []
     if packed_rows.scatter is not None:
         tokens = [each.index_select(0, packed_rows.gather) for each in tokens]
-    sizes = [rows * length for rows, length in packed_rows.groups]
-    for (rows, length), *parts in zip(packed_rows.groups, *(each.split(sizes) for each in tokens), strict=True):
+    parts = [each.split([rows * length for rows, length in packed_rows.groups]) for each in tokens]
+    outputs = []
+    for number, (rows, length) in enumerate(packed_rows.groups):
+        q, k, v = (each[number].unflatten(0, (rows, length)).transpose(1, 2) for each in parts)
         # Padding comes after a row's tokens, so under a causal mask none of them attends to it.
         mask = None if window is None or length <= window else _banded(length, window, query.device)
-        part = scaled_dot_product_attention(
-            *(each.unflatten(0, (rows, length)).transpose(1, 2) for each in parts), attn_mask=mask, dropout_p=dropout,
-            scale=scale, is_causal=mask is None, enable_gqa=query.shape[1] != key.shape[1],
-        )  # fmt: skip
-        outputs.append(part.transpose(1, 2).flatten(0, 1))
+        mixed = scaled_dot_product_attention(
+            q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        )
+        outputs.append(mixed.transpose(1, 2).flatten(0, 1))
     joined = torch.cat(outputs)
     return (joined if packed_rows.scatter is None else joined.index_select(0, packed_rows.scatter))[None], None
 
