@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,12 @@ def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any]
         place=np.arange(len(rollouts)),
         group=pd.factorize(rollouts["problem_id"])[0],
     )
+
+
+@lru_cache(maxsize=1)
+def tokenise_frozen(rollouts: FrozenRollouts, tokenizer: Any) -> pd.DataFrame:
+    """Returns `tokenise` of frozen rollouts, once for all runs of a process that train on them one after the other."""
+    return tokenise(rollouts.table, tokenizer, rollouts.manifest)
 
 
 def _cells(table: pd.DataFrame, name: str) -> list[Any]:
