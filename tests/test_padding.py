@@ -356,6 +356,16 @@ def test_other_calls_of_a_packed_model_are_transformers(base: LoadedModel) -> No
     assert "forward" not in vars(base.model.base_model)
 
 
+def test_a_part_with_a_configuration_of_its_own_is_restored() -> None:
+    """As in models that read images, too, whose attention follows the configuration of the part."""
+    model = model_of(PACKED["llama"])
+    part = model.model.config = copy.deepcopy(model.config)
+    with preserved(model):
+        part._attn_implementation_internal = "another"
+    assert model.model.config is part
+    assert part._attn_implementation == "sdpa"
+
+
 @named(KINDS)
 def test_a_packed_step_has_the_gradient_of_a_padded_one(
     method: Loss, two_layers: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path

@@ -35,7 +35,7 @@ _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Where the rows of a packed batch lie.
+    """Layout of the rows of a packed batch.
 
     Attributes:
         starts: Offsets of the rows and the total number of tokens M, shape (N + 1,), int32.
