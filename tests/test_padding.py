@@ -17,6 +17,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    AttentionInterface,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
@@ -43,6 +44,7 @@ from losslens.losses.opd import Opd
 from losslens.losses.sft import Sft
 from losslens.models.adapters import initial_adapter
 from losslens.models.loading import LoadedModel, preserved
+from losslens.training import packing
 from losslens.training.batches import split_by_length
 from losslens.training.packing import pack_rows
 from losslens.training.reference import ReferenceCache
@@ -289,6 +291,7 @@ NOT_PACKED = {
 
 def model_of(config: Any) -> PreTrainedModel:
     torch.manual_seed(0)
+    config = copy.deepcopy(config)  # the attention is noted in it
     config.pad_token_id = 0
     model = AutoModelForCausalLM.from_config(config).eval()
     for parameter in model.parameters():
@@ -326,6 +329,65 @@ def test_packed_rows_are_what_each_row_is_alone(kind: str, side: str) -> None:
     smallest = 1e-6 * torch.stack([theirs.norm() for _, theirs in gradients]).norm()
     for ours, theirs in gradients:
         assert (ours - theirs).norm() <= 1e-4 * theirs.norm() + smallest
+
+
+def kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, starts: torch.Tensor, key_starts: torch.Tensor,
+    longest: int, longest_key: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+) -> torch.Tensor:  # fmt: skip
+    """Causal attention of rows one after the other, by torch's definition of `varlen_attn`; shape (M, heads, D)."""
+    assert torch.equal(starts, key_starts)
+    assert longest == longest_key == int(starts.diff().max())
+    behind, ahead = window_size
+    assert ahead == 0
+    rows = []
+    for first, last in itertools.pairwise(starts.tolist()):
+        distance = torch.arange(last - first)[:, None] - torch.arange(last - first)
+        seen = (distance >= 0) & ((distance <= behind) | (behind < 0))
+        q, k, v = (each[first:last].transpose(0, 1) for each in (query, key, value))
+        k, v = (each.repeat_interleave(len(q) // len(each), dim=0) for each in (k, v)) if enable_gqa else (k, v)
+        scores = (scale * q @ k.transpose(1, 2)).masked_fill(~seen, -torch.inf)
+        rows.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(rows)
+
+
+def flash_attention(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, sliding_window: int | None = None,
+    cu_seq_lens_q: Any = None, cu_seq_lens_k: Any = None, max_length_q: Any = None, max_length_k: Any = None, **_: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """FlashAttention as transformers calls it, on one row or on several that are packed."""
+    assert mask is None
+    length = query.shape[2]
+    starts, longest = (torch.tensor([0, length]), length) if cu_seq_lens_q is None else (cu_seq_lens_q, max_length_q)
+    other = (starts, length) if cu_seq_lens_k is None else (cu_seq_lens_k, max_length_k)
+    window = (-1 if sliding_window is None else sliding_window - 1, 0)
+    tokens = (each[0].transpose(0, 1) for each in (query, key, value))
+    mixed = kernel(*tokens, starts, other[0], longest, other[1], scale=scaling, window_size=window, enable_gqa=True)
+    return mixed[None], None
+
+
+@pytest.mark.parametrize("implementation", ["varlen_attn", "flash_attention_2"])
+@pytest.mark.parametrize("kind", ["llama", "both"])
+def test_kernels_for_rows_of_several_lengths(kind: str, implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch's kernel and FlashAttention are given on CUDA, with stand-ins for the two."""
+    model, mask, called = model_of(PACKED[kind]), MASKS["right"], []
+
+    def noted(*arguments: Any, **options: Any) -> torch.Tensor:
+        called.append(arguments)
+        return kernel(*arguments, **options)
+
+    with torch.no_grad():
+        expected = model.base_model(input_ids=IDS, attention_mask=mask.long(), use_cache=False)[0][mask]
+        if implementation == "varlen_attn":
+            monkeypatch.setattr(packing, "varlen_attn", noted)
+            monkeypatch.setattr(packing, "_has_kernel", lambda _: True)
+        else:
+            monkeypatch.setitem(AttentionInterface._global_mapping, implementation, flash_attention)
+            model.config._attn_implementation_internal = implementation
+        assert pack_rows(model)
+        found = model.base_model(input_ids=IDS, attention_mask=mask.long(), use_cache=False)[0][mask]
+    assert bool(called) == (implementation == "varlen_attn")
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", NOT_PACKED)

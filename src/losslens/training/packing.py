@@ -170,8 +170,7 @@ def _attention(
     window, scale, dropout = kwargs.get("sliding_window"), kwargs.get("scaling"), kwargs.get("dropout", 0.0)
     grouped = query.shape[1] != key.shape[1]
     tokens = [each[0].transpose(0, 1) for each in (query, key, value)]  # (M, heads, D)
-    on_card = query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16) and not dropout
-    if on_card and varlen_attn is not None:
+    if _has_kernel(query) and not dropout:
         starts, longest = packed_rows.starts, packed_rows.longest
         q, k, v = (each.contiguous() for each in tokens)
         behind = -1 if window is None else window - 1
@@ -194,6 +193,12 @@ def _attention(
         outputs.append(mixed.transpose(1, 2).flatten(0, 1))
     joined = torch.cat(outputs)
     return (joined if packed_rows.scatter is None else joined.index_select(0, packed_rows.scatter))[None], None
+
+
+def _has_kernel(query: torch.Tensor) -> bool:
+    """Returns True if torch has a kernel for rows of several lengths on this device and in this precision."""
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return varlen_attn is not None and query.device.type == "cuda" and half
 
 
 def _banded(length: int, window: int, device: torch.device) -> torch.Tensor:
