@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 _FIRST = (
     "slurm", "controls", "experiments", "analysis", "sweep", "trainers", "data_parallel", "on_policy", "server",
     "architectures", "first_step", "report_browser", "from_elsewhere", "first_hour", "models", "slurm_submission",
-    "file_data", "wandb", "tuning", "sampler", "source", "cli", "rollouts", "replacing", "generation",
+    "file_data", "wandb", "tuning", "padding", "sampler", "source", "cli", "rollouts", "replacing", "generation",
     "memory", "sweep_shared", "migration", "installed", "wandb_dashboard",
 )  # fmt: skip
 
