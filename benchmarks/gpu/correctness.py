@@ -40,7 +40,7 @@ from losslens.training.source import FrozenSource
 Gradient = dict[str, torch.Tensor]
 
 # Largest relative difference of a gradient, ‖g − g′‖/‖g′‖, that counts as rounding.
-BOUNDS = {"float32": 1e-3, "bfloat16": 0.15}
+BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
 # Losses of which stock TRL has the same.
 IN_TRL = ("sft", "dft", "dpo", "rpo", "kto")
 # A greedy choice may be this much less likely on the CPU than its first choice there, in nats.
