@@ -13,22 +13,22 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 # Before torch is imported: one card is measured, and the hub is never asked.
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0]
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
-# Shares of the time: correctness ends, and speed ends, at these.
-_CORRECTNESS_END, _SPEED_END = 0.35, 0.88
+# Shares of the time at which the comparisons end, and the measurements of training; vLLM needs time to start.
+_CORRECTNESS_END, _SPEED_END, _SPEED_END_WITH_VLLM = 0.35, 0.88, 0.65
+_TO_STOP = 20.0  # seconds in which vLLM answers, once it has started, and stops
 
 
 def main() -> None:
@@ -43,19 +43,19 @@ def main() -> None:
     started = time.monotonic()
 
     import torch
+    from rich.console import Console
+
+    from benchmarks.gpu.results import show, write
 
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
+    console = Console()
     results = _measured(device, options, started)
 
-    from rich.console import Console
-
-    from benchmarks.gpu.results import show, write
-
-    show(results, Console())
+    show(results, console if console.is_terminal else Console(width=140))
     output = options.output or (None if results["small"] else Path(__file__).parents[1] / "results")
     if output is not None:
         print(write(results, output))
@@ -87,9 +87,12 @@ def _measured(device: str, options: argparse.Namespace, started: float) -> dict[
         tokenizer = settings.student("cpu", "float32").tokenizer
         model = qwen3_4b(setting.layers, setting.dtype, device, **setting.changes).eval()
         base = LoadedModel(model, tokenizer)
-        track = Track(setting, base, rate, folder / "speed", started + _SPEED_END * options.seconds)
-        speeds = track.measure(_say)
-        generation = _generation(setting, base, options, started, folder)
+        command = options.vllm or (None if small else "vllm serve")
+        has_vllm = command is not None and shutil.which(command.split()[0]) is not None
+        share = _SPEED_END_WITH_VLLM if has_vllm else _SPEED_END
+        speeds = Track(setting, base, rate, folder / "speed", started + share * options.seconds).measure(_say)
+        end = started + options.seconds - _TO_STOP
+        generation = _generation(setting, base, command, end, folder)
     return {
         "card": setting.name,
         "small": small,
@@ -102,7 +105,7 @@ def _measured(device: str, options: argparse.Namespace, started: float) -> dict[
         "flops": FLOPS,
         "checks": as_dicts(checks),
         "speeds": as_dicts(speeds),
-        "bars": bars(speeds, longest),
+        "bars": bars([] if small else speeds, longest),
         "generation": generation,
         "seconds": time.monotonic() - started,
     }
@@ -130,17 +133,15 @@ def _checks(device: str, folder: Path, end: float) -> list[Any]:
     return checks
 
 
-def _generation(setting: Any, base: Any, options: argparse.Namespace, started: float, folder: Path) -> list[Any]:
-    """Measures the engines at hand."""
+def _generation(setting: Any, base: Any, command: str | None, end: float, folder: Path) -> list[Any]:
+    """Measures the engines at hand; `command` starts vLLM, which must answer before `end`."""
     from benchmarks.gpu.generation import with_transformers, with_vllm
 
     _say("generation, transformers")
     engines = [with_transformers(setting, base)]
-    command = options.vllm or ("vllm serve" if setting.device == "cuda" else None)
     if command is not None:
         _say(f"generation, {command}")
-        left = options.seconds - (time.monotonic() - started) - 10
-        engines.append(with_vllm(setting, base, command, left, folder))
+        engines.append(with_vllm(setting, base, command, end - time.monotonic(), folder))
     return engines
 
 

@@ -1,4 +1,4 @@
-"""Comparison of the device with float32 on the CPU, with stock TRL, and of runs that met trouble with runs that did not.
+"""Comparison of the device with float32 on the CPU and with stock TRL, and of runs that met trouble with others.
 
 Gradients are those of a step's optimiser, captured before it moves: of the embedded student with an adapter that is not
 0, so that ratios to the base are not 1.

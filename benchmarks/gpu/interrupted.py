@@ -1,6 +1,6 @@
 """A short run of DPO on the embedded student, which kills itself with SIGKILL when it is started as a program.
 
-    python -m benchmarks.gpu.interrupted FOLDER DEVICE
+python -m benchmarks.gpu.interrupted FOLDER DEVICE
 """
 
 from __future__ import annotations

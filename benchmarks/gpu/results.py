@@ -14,6 +14,7 @@ from rich.table import Table
 # Ours against stock TRL on log-normal lengths, and the share of the card's matmul rate at rows of 4,096 tokens. NeMo
 # publishes 402–423 TFLOP/s for LoRA of models of 7–8B parameters on an H100.
 SPEEDUP, UTILISATION = 2.5, 0.55
+LOSSES = ("sft", "dpo", "grpo")  # whose speed is measured
 
 
 @dataclass(frozen=True)
@@ -74,27 +75,26 @@ class Speed:
 
 
 def bars(speeds: list[Speed], longest: str) -> list[dict[str, Any]]:
-    """Holds the figures of each loss against the bars.
+    """Holds the figures of SFT, DPO and GRPO against the bars.
 
     Args:
-        speeds: All speeds.
+        speeds: All speeds that count.
         longest: Name of the longest rows, at which the utilisation counts.
 
     Returns:
         Bar, loss, figure and verdict (`met`, `not met` or `not measured`) of each.
     """
     found = {(speed.loss, speed.lengths, speed.trainer): speed for speed in speeds}
-    rows = []
-    for loss in dict.fromkeys(speed.loss for speed in speeds):
-        pair = [found.get((loss, "log-normal", trainer)) for trainer in ("ours", "stock TRL")]
-        rates = [None if speed is None else speed.tokens_per_second for speed in pair]
+    ratios, shares = [], []
+    for loss in LOSSES:
+        own, stock = (found.get((loss, "log-normal", trainer)) for trainer in ("ours", "stock TRL"))
+        rates = [None if speed is None else speed.tokens_per_second for speed in (own, stock)]
         ratio = rates[0] / rates[1] if rates[0] and rates[1] else None
-        rows.append(_bar(f"≥ {SPEEDUP:g}× stock TRL on log-normal lengths", loss, ratio, SPEEDUP))
-    for loss in dict.fromkeys(speed.loss for speed in speeds):
+        ratios.append(_bar(f"≥ {SPEEDUP:g}× stock TRL on log-normal lengths", loss, ratio, SPEEDUP))
         own = found.get((loss, longest, "ours"))
         name = f"≥ {100 * UTILISATION:g}% of the measured matmul rate at {longest} tokens"
-        rows.append(_bar(name, loss, None if own is None else own.utilisation, UTILISATION))
-    return rows
+        shares.append(_bar(name, loss, None if own is None else own.utilisation, UTILISATION))
+    return ratios + shares
 
 
 def _bar(name: str, loss: str, figure: float | None, least: float) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def log_normal_lengths(rows: int, mean: float, longest: int) -> np.ndarray:
 
 
 def random_rollouts(lengths: np.ndarray, vocab_size: int) -> pd.DataFrame:
-    """Returns rollouts of random tokens in the layout of `tokenise`: two of each prompt, a correct and an incorrect one.
+    """Returns rollouts of random tokens in the layout of `tokenise`: a correct and an incorrect one of each prompt.
 
     Args:
         lengths: Tokens of each rollout, prompt included; an even number of them.
