@@ -89,6 +89,7 @@ def track(base: LoadedModel, tmp_path: Path) -> Track:
 
 
 def test_both_trainers_are_measured_on_the_same_tokens(track: Track, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # as benchmarks/gpu/__main__.py
     monkeypatch.setattr(speed, "STEPS", 1)
     counted: list[int] = []
     tokens = speed._tokens

@@ -41,6 +41,7 @@ FLOPS = f"{FLOPS_PER_PARAMETER} · parameters · tokens (LoRA), without attentio
 LOSSES = {"sft": Sft(name="sft"), "dpo": Dpo(name="dpo"), "grpo": Grpo(name="grpo")}
 STEPS = 3  # measured, after one that is not
 _SIGMA = 0.7  # of log-normal lengths
+_SHORTEST = 16  # tokens
 _PROMPT = 0.125  # share of a row's tokens, at most 64
 
 
@@ -62,7 +63,7 @@ def matmul_rate(setting: Setting) -> float:
 def log_normal_lengths(rows: int, mean: float, longest: int) -> np.ndarray:
     """Draws lengths in tokens, σ = 0.7, of the given mean before those above `longest` are cut; shape (rows,)."""
     drawn = np.random.default_rng(0).lognormal(np.log(mean) - _SIGMA**2 / 2, _SIGMA, rows)
-    cut: np.ndarray = np.clip(drawn, longest / 64, longest).astype(int)
+    cut: np.ndarray = np.clip(drawn, _SHORTEST, longest).astype(int)
     return cut
 
 
