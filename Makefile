@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup vllm sweep picture docs linkcheck test test-fast lowest lint bench clean coverage
+.PHONY: help setup vllm sweep picture docs linkcheck test test-fast lowest lint bench gpu clean coverage
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -83,6 +83,10 @@ bench: setup  ## speed and memory, measured on this machine
 	$(RUN) benchmarks/full_size.py
 	$(RUN) benchmarks/submission.py
 	$(RUN) benchmarks/wandb_sync.py
+
+# Without `setup`, so that a machine without a network can bring its own packages: PYTHONPATH=site:src make gpu RUN=python3
+gpu:  ## correctness, speed and memory on a GPU, in at most 8 minutes and without a network; small on a CPU
+	$(RUN) -m benchmarks.gpu
 
 clean:  ## remove what tools left behind, never outputs/
 	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage .coverage.* htmlcov

@@ -26,13 +26,13 @@ ROOT = Path(__file__).parents[1]
 STEPS, BATCH = 10, 8
 
 
-def qwen3_4b(layers: int = 36, **changes: Any) -> Any:
+def qwen3_4b(layers: int = 36, dtype: Any = None, device: str = "cpu", **changes: Any) -> Any:
     """Builds Qwen3-4B-Instruct-2507, according to its config.json, with `layers` layers and random weights.
 
-    `changes` replace other values of its configuration.
+    The weights are drawn on `device` in `dtype` (None: float32). `changes` replace other values of its configuration.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers import AutoModelForCausalLM, Qwen3Config
 
     torch.manual_seed(0)
     config = {
@@ -48,7 +48,8 @@ def qwen3_4b(layers: int = 36, **changes: Any) -> Any:
         "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
         "tie_word_embeddings": True,
     }
-    return Qwen3ForCausalLM(Qwen3Config(**config | changes))
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(Qwen3Config(**config | changes), dtype=dtype or torch.float32)
 
 
 def saved(model: Any, folder: Path) -> Path:

@@ -18,14 +18,12 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate.state import AcceleratorState
-from datasets import Dataset
 from transformers import TrainerCallback
-from trl import DPOConfig, DPOTrainer
 
 from losslens.config.training import Optim
 from losslens.losses.dpo import Dpo
 from losslens.models.adapters import LoraSettings, initial_adapter
-from losslens.models.loading import LoadedModel, ModelSource, load_model, preserved
+from losslens.models.loading import ModelSource, load_model, preserved
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.training.batches import tokenise
 from losslens.training.reference import ReferenceCache
@@ -35,6 +33,7 @@ from losslens.training.source import FrozenSource
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.stock import stock_trainer  # noqa: E402
 from tools import pretrain  # noqa: E402
 
 STEPS, BATCH = 12, 32
@@ -67,31 +66,6 @@ def rollouts() -> pd.DataFrame:
             facts = {"problem_id": problem.id, "prompt": problem.prompt, "prompt_text": None, "answer": problem.answer}
             rows.append({**facts, "completion": completion, "reward": reward, "finished": True})
     return pd.DataFrame(rows)
-
-
-def stock(plan: TrainingPlan, base: LoadedModel, table: pd.DataFrame, folder: Path) -> Any:
-    """Builds TRL's own trainer on the same pairs."""
-    pairs = [
-        {
-            "prompt": base.tokenizer.decode(table["prompt_ids"].iloc[chosen]),
-            "chosen": table["completion"].iloc[chosen],
-            "rejected": table["completion"].iloc[rejected],
-        }
-        for chosen, rejected in plan.method.select_pairs(table)
-    ]
-    config = DPOConfig(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=BATCH, max_length=None,
-        gradient_checkpointing=False, use_cpu=not torch.cuda.is_available(), bf16=base.model.dtype == torch.bfloat16,
-        save_strategy="no", report_to="none", disable_tqdm=True,
-    )  # fmt: skip
-    lora = plan.lora.peft_config(base.model)
-    return DPOTrainer(
-        base.model,
-        args=config,
-        train_dataset=Dataset.from_list(pairs),
-        processing_class=base.tokenizer,
-        peft_config=lora,
-    )
 
 
 def main() -> None:
@@ -128,7 +102,7 @@ def main() -> None:
             "as trained": lambda: make_trainer(plan, base, cached, folder / "cached", []),
             "with padding": lambda: make_trainer(plan, base, cached, folder / "padded", [], packed=False),
             "reference in the step": lambda: make_trainer(plan, base, uncached, folder / "uncached", []),
-            "stock TRL": lambda: stock(plan, base, table, folder / "stock"),
+            "stock TRL": lambda: stock_trainer(plan, base, table, folder / "stock"),
         }
         seconds: dict[str, list[float]] = {variant: [] for variant in variants}
         for _ in range(options.turns):

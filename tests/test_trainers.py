@@ -15,12 +15,11 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from datasets import Dataset
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig, Qwen3Config
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, SFTConfig, SFTTrainer
 
+from benchmarks.stock import stock_trainer
 from losslens.losses import Batch, Loss, builtin_losses
 from losslens.losses.dft import Dft
 from losslens.losses.dpo import Dpo, LossType
@@ -30,7 +29,7 @@ from losslens.losses.rft import Rft
 from losslens.losses.rift import Rift
 from losslens.losses.rpo import Rpo
 from losslens.losses.sft import Sft
-from losslens.models.adapters import adapter_fingerprint, initial_adapter, load_adapter
+from losslens.models.adapters import adapter_fingerprint, initial_adapter
 from losslens.models.loading import LoadedModel, preserved
 from losslens.training.batches import Examples
 from losslens.training.lm_head import has_plain_head
@@ -102,76 +101,8 @@ def largest_difference(first: Weights, second: Weights) -> float:
 
 def stock(plan: TrainingPlan, base: LoadedModel, tokenised: pd.DataFrame, folder: Path) -> Weights:
     """The adapter's weights after stock TRL has run on the same rows, in the same order, from the same adapter."""
-    optim, order = plan.optim, []
-    arguments = {
-        "output_dir": str(folder),
-        "learning_rate": plan.learning_rate,
-        "max_steps": optim.max_steps,
-        "per_device_train_batch_size": optim.batch_size,
-        "lr_scheduler_type": optim.scheduler,
-        "warmup_steps": optim.warmup_ratio,
-        "weight_decay": optim.weight_decay,
-        "max_grad_norm": optim.max_grad_norm,
-        "gradient_checkpointing": False,
-        "train_sampling_strategy": "sequential",
-        "max_length": None,
-        "save_strategy": "no",
-        "bf16": False,
-        "use_cpu": True,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "seed": plan.seed,
-    }
-    AcceleratorState._reset_state(reset_partial_state=True)
     with preserved(base.model):
-        common = {
-            "model": base.model,
-            "processing_class": base.tokenizer,
-            "peft_config": plan.lora.peft_config(base.model),
-        }
-        if isinstance(plan.method, (Dpo, Rpo)):
-            pairs = plan.method.select_pairs(tokenised)
-            order = data_order(len(pairs), optim.max_steps * optim.batch_size, plan.seed)
-            rows = [
-                {
-                    "prompt": base.tokenizer.decode(tokenised["prompt_ids"].iloc[right]),
-                    "chosen": tokenised["completion"].iloc[right],
-                    "rejected": tokenised["completion"].iloc[wrong],
-                }
-                for right, wrong in (pairs[i] for i in order)
-            ]
-            if isinstance(plan.method, Rpo):
-                options: dict[str, Any] = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, plan.method.alpha]}
-            else:
-                options = {"loss_type": [plan.method.loss_type], "ld_alpha": plan.method.ld_alpha}
-                # The papers' values; TRL's own default is 0, which it refuses for EXO.
-                options["label_smoothing"] = {"exo_pair": 1e-3, "robust": 0.1}.get(plan.method.loss_type, 0.0)
-            config = DPOConfig(**arguments, beta=plan.method.beta, **options)
-            trainer: Any = DPOTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
-        elif isinstance(plan.method, Kto):
-            order = data_order(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
-            rows = [
-                {
-                    "prompt": base.tokenizer.decode(tokenised["prompt_ids"].iloc[i]),
-                    "completion": tokenised["completion"].iloc[i],
-                    "label": bool(tokenised["reward"].iloc[i]),
-                }
-                for i in order
-            ]
-            config = KTOConfig(**arguments, beta=plan.method.beta)
-            trainer = KTOTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
-        else:
-            order = data_order(len(tokenised), optim.max_steps * optim.batch_size, plan.seed)
-            rows = [
-                {
-                    "input_ids": tokenised["prompt_ids"].iloc[i] + tokenised["completion_ids"].iloc[i],
-                    "labels": [-100] * len(tokenised["prompt_ids"].iloc[i]) + tokenised["completion_ids"].iloc[i],
-                }
-                for i in order
-            ]
-            config = SFTConfig(**arguments, loss_type="dft" if plan.method.name == "dft" else "nll")
-            trainer = SFTTrainer(args=config, train_dataset=Dataset.from_list(rows), **common)
-        load_adapter(trainer.model, plan.initial_adapter)
+        trainer = stock_trainer(plan, base, tokenised, folder)
         trainer.train()
         return weights_of(trainer)
 

@@ -1,7 +1,8 @@
 """Writes the generated tables of docs/ anew, between their marks: `make docs`.
 
 A mark is `<!-- KIND: NAME -->`, and the table ends at `<!-- end -->`. Measures, losses and options are read from where
-they are declared (`losslens.measures`, `losslens.losses`, `conf/`), so that no page can say something else.
+they are declared (`losslens.measures`, `losslens.losses`, `conf/`), and figures of GPUs from `benchmarks/results/`, so
+that no page can say something else.
 """
 
 from __future__ import annotations
@@ -466,8 +467,54 @@ def _above(source: list[str], line: int) -> str:
     return " ".join(found)
 
 
+# Performance
+
+
+def _performance(name: str) -> str:
+    assert name == "gpu", name
+    files = sorted((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
+    if not files:
+        return "No GPU has been measured yet.\n"
+    return "\n".join(performance_of(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+
+
+def performance_of(card: dict[str, Any]) -> str:
+    """The tables of one card, from the JSON file that `make gpu` wrote."""
+    held = (
+        (bar["bar"], bar["loss"], _figure(bar["figure"], ".2f"), bar["verdict"])
+        for bar in card["bars"]
+    )  # fmt: skip
+    trained = (
+        (
+            each["loss"], each["lengths"], each["trainer"], _figure(each["tokens_per_second"], ",.0f"),
+            _figure(each["peak_bytes"] and each["peak_bytes"] / 1e9, ".1f"), _figure(each["utilisation"], ".1%"),
+            each["note"],
+        )
+        for each in card["speeds"]
+    )  # fmt: skip
+    generated = ((e["engine"], _figure(e["tokens_per_second"], ",.0f"), e["note"]) for e in card["generation"])
+    outcomes = [check["status"] for check in card["checks"]]
+    failed = ", ".join(f"{check['name']} ({check['on']})" for check in card["checks"] if check["status"] == "failed")
+    counts = ", ".join(f"{outcomes.count(each)} {each}" for each in ("passed", "failed", "skipped"))
+    versions = ", ".join(f"{name} {version}" for name, version in card["versions"].items())
+    parts = [
+        f"### {card['card']}\n",
+        f"{card['model']}; matmul rate {card['matmul_flops'] / 1e12:.0f} TFLOP/s. `{card['command']}`, {card['date']}, "
+        f"commit {card['commit'] or 'unknown'}; {versions}.\n",
+        f"Comparisons: {counts}{': ' * bool(failed)}{failed}.\n",
+        _table(("bar", "loss", "figure", "verdict"), held),
+        _table(("loss", "tokens a row", "trainer", "tokens/s", "peak GB", "of the matmul rate", ""), trained),
+        _table(("engine", "tokens/s", ""), generated),
+    ]
+    return "\n".join(parts)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
 _KINDS: dict[str, Callable[[str], str]] = {
-    "measures": _measures, "losses": _losses, "loss": _loss, "configs": _configs,
+    "measures": _measures, "losses": _losses, "loss": _loss, "configs": _configs, "performance": _performance,
 }  # fmt: skip
 
 
