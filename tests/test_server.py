@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -13,19 +14,26 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
+from losslens.core import preemption
 from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
 from losslens.core.hashing import hash_text
+from losslens.core.preemption import Preempted
 from losslens.models.loading import load_model
 from losslens.problems.reasoning_gym import ReasoningGym
 from losslens.rollouts.frozen import load_rollouts
 from losslens.sampling.local import generate_greedy
+from losslens.sampling.server import Decoding, Request, ask
 from tests.conftest import TINY, base_source, remove_outcomes, script, served_by, start
+from tests.test_first_hour import composed
 from tools import pretrain
 
 TEACHER = str(TINY / "teacher")
@@ -215,6 +223,88 @@ def test_ctrl_c_waits_for_pending_requests(crooked: tuple[str, Path], tmp_path: 
     script(*line)
     assert len(asked(log)) == 12
     assert set(asked(log).values()) == {1}
+
+
+class _Client:
+    """A client whose server answers after `seconds`, and within a callback of the loop after the tenth request a signal
+    arrives."""
+
+    def __init__(self, signum: signal.Signals, seconds: float, **_: Any) -> None:
+        self.signum, self.seconds, self.count = signum, seconds, 0
+        self.chat = self.completions = self
+
+    async def __aenter__(self) -> _Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def create(self, **_: Any) -> Any:
+        self.count += 1
+        if self.count == 10:
+            asyncio.get_running_loop().call_soon(os.kill, os.getpid(), self.signum)
+        await asyncio.sleep(self.seconds)
+        choice = SimpleNamespace(finish_reason="stop", text="7")
+        return SimpleNamespace(choices=[choice], usage=None)
+
+
+def _ask(
+    monkeypatch: pytest.MonkeyPatch, signum: signal.Signals, seconds: float
+) -> tuple[int, dict[str, Any], Preempted | None]:
+    """The number of requests sent of 300, four at a time, what is kept of them, and how they were stopped."""
+    kept: dict[str, Any] = {}
+    client = _Client(signum, seconds)
+    monkeypatch.setattr("openai.AsyncOpenAI", lambda **_: client)
+    url = "rollouts.server.base_url=http://127.0.0.1:1"
+    config = composed("rollouts.engine=openai", "rollouts.server.model=x", url, "rollouts.server.concurrency=4")
+    server = parse(TrainConfig, config).rollouts.server
+    requests = {str(number): Request("?", None) for number in range(300)}
+    try:
+        ask("rollouts.server", server, "x", requests, Decoding(1, 1, 8), kept.__setitem__, "asked")
+    except Preempted as stop:
+        return client.count, kept, stop
+    return client.count, kept, None
+
+
+@pytest.fixture
+def preemptible(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(preemption, "_received", None)
+    preemption.install_handlers(signal.SIGTERM)
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.mark.usefixtures("preemptible")
+def test_a_scheduler_signal_in_a_callback_waits_for_pending_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, kept, stop = _ask(monkeypatch, signal.SIGTERM, 0.02)
+    assert stop is not None
+    assert stop.signal == signal.SIGTERM
+    assert 10 <= sent == len(kept) < 100
+
+
+@pytest.mark.usefixtures("preemptible")
+def test_a_scheduler_signal_does_not_wait_for_a_server_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("losslens.sampling.server._GRACE", 0.05)
+    before = _Client.create
+
+    async def create(client: _Client, **fields: Any) -> Any:
+        client.seconds = 600 if client.count >= 9 else 0
+        return await before(client, **fields)
+
+    monkeypatch.setattr(_Client, "create", create)
+    sent, kept, stop = _ask(monkeypatch, signal.SIGTERM, 0)
+    assert stop is not None
+    assert sent - 4 == len(kept) == 9
+
+
+@pytest.mark.usefixtures("preemptible")
+def test_a_worker_leaves_ctrl_c_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _, kept, _ = _ask(monkeypatch, signal.SIGINT, 0)
+    assert len(kept) == 300
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_a_server_without_token_counts(crooked: tuple[str, Path], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from losslens.config.data import Server
+from losslens.core import preemption
 from losslens.core.completions import Completion
 from losslens.core.errors import InputError, ServerError, first_line
 from losslens.core.redaction import (
@@ -28,6 +29,8 @@ _MAX_BACKOFF = 60.0  # seconds between two attempts, unless the server sends Ret
 _MAX_RETRY_AFTER = 600.0  # seconds, even if the server asks for more
 _MAX_TOKENS = 10**9  # of a completion or prompt; larger counts are considered invalid
 _NO_LOGPROB = -9999.0  # what OpenAI and vLLM send in place of a log-probability that they do not have
+_CHECK_SECONDS = 0.1  # between two looks at whether a scheduler has asked to stop
+_GRACE = 10.0  # seconds for pending completions once it has; Slurm kills 30 s after SIGTERM by default
 _LOGPROB_ROUNDING = 1e-4  # nats by which a log-probability may exceed 0
 # Fields of a request that leave the distribution of the next token as the model computes it: of these any value, of
 # those below the ones listed. Any other field may change it.
@@ -102,7 +105,7 @@ def ask(
 
     Transient failures (429, 5xx, no connection, an invalid response) are retried with exponential backoff, or when the
     server says. After a permanent failure or the first Ctrl-C, pending requests are still awaited and their completions
-    kept.
+    kept; after a scheduler's signal, for up to 10 s.
 
     Args:
         section: The configuration section of the server, for messages.
@@ -116,6 +119,7 @@ def ask(
     Raises:
         InputError: Neither an address nor a key is given.
         ServerError: A request failed permanently; all completions received were passed to `keep`.
+        Preempted: A scheduler's signal was received; likewise.
     """
     if not requests:
         return
@@ -128,7 +132,8 @@ def ask(
         raise InputError(
             f"{section}.base_url: set the server's address, or the key in the environment ({server.api_key_env})"
         )
-    failure = asyncio.run(_Requests(server, model, decoding, keep, key).all(requests, base_url, description))
+    with preemption.deferred():  # an event loop discards what a signal handler raises within one of its callbacks
+        failure = asyncio.run(_Requests(server, model, decoding, keep, key).all(requests, base_url, description))
     if isinstance(failure, ServerError):
         where = f"{model} at {public_address(base_url) or 'OpenAI'}"
         raise ServerError(remove_secrets(f"{section}: {where}: {failure}")) from failure.__cause__
@@ -183,17 +188,35 @@ class _Requests:
         self._catch_interrupt()
         try:
             async with AsyncOpenAI(**options, max_retries=0) as client:
-                workers = range(min(self.server.concurrency, len(requests)))
-                await asyncio.gather(*(worker(client) for _ in workers))
+                count = min(self.server.concurrency, len(requests))
+                workers = asyncio.gather(*(worker(client) for _ in range(count)))
+                watch = asyncio.create_task(self._stop_when_preempted(workers))
+                try:
+                    await workers
+                except asyncio.CancelledError:
+                    if not preemption.is_requested():
+                        raise
+                finally:
+                    watch.cancel()
         finally:
             bar.close()
         return self.failure
+
+    async def _stop_when_preempted(self, workers: asyncio.Future[Any]) -> None:
+        while not preemption.is_requested():
+            await asyncio.sleep(_CHECK_SECONDS)
+        tqdm.write("stopping; waiting for pending completions")
+        self.stopped.set()
+        await asyncio.sleep(_GRACE)
+        workers.cancel()
 
     def _stop(self, why: BaseException) -> None:
         self.failure = self.failure or why
         self.stopped.set()
 
     def _catch_interrupt(self) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a local worker: Ctrl-C is for its parent
+            return
         loop = asyncio.get_running_loop()
 
         def interrupted() -> None:
