@@ -11,7 +11,7 @@ from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 import losslens.config.parse  # noqa: F401  # registers the interpolations
 from losslens.config.composed import Composed
@@ -55,7 +55,6 @@ def test_it_is_what_hydra_composes(loader: Any, line: list[str]) -> None:
     before = _content(composed(["method=dpo"]))
     found = composed(line)
     assert _content(found) == _content(expected)
-    assert composed(line) is found
     for key in ("model", "rollouts", "optim", "lr", "method", "evaluation", "data"):
         assert OmegaConf.to_container(found[key], resolve=True) == OmegaConf.to_container(expected[key], resolve=True)
     assert OmegaConf.is_struct(found) == OmegaConf.is_struct(expected)
@@ -74,6 +73,24 @@ def test_jobs_share_what_is_read_and_nothing_else(loader: Any) -> None:
     other = deepcopy(configs[2])
     configs[0].optim.max_steps = 12345
     assert configs[2] == other
+
+
+def test_jobs_alike_have_a_configuration_each(loader: Any) -> None:
+    """The sweeper composes both, then the launcher asks for each and takes `hydra` from it."""
+    master = _master(loader)
+    composed = Composed(loader, master)
+    line = ["method=dpo", "seed=3"]
+    by_sweeper = [loader.load_sweep_config(master, line) for _ in range(2)]
+    expected = _content(by_sweeper[0])
+    by_launcher = []
+    for _ in range(3):
+        config = composed(line)
+        assert _content(config) == expected
+        with open_dict(config):
+            del config["hydra"]
+        by_launcher.append(config)
+    assert by_launcher[0] is by_sweeper[1]  # composed once more only where it has been taken
+    assert len({id(config) for config in by_launcher}) == 3
 
 
 @pytest.mark.parametrize("line", [["optim.nothing=1"], ["method=nothing"], ["nothing@x=1"], ["~nothing"], ["seed=1,2"]])

@@ -38,16 +38,19 @@ class Composed:
         loader.load_sweep_config = self._keep
 
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
-        """Returns the configuration of the job with these overrides."""
-        return self._composed.get(tuple(overrides)) or self._keep(self._config, list(overrides))
+        """Returns the configuration of the job with these overrides, another object each time."""
+        kept = self._composed.pop(tuple(overrides), None)
+        return self._composed_anew(list(overrides)) if kept is None else kept
 
     def _keep(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
+        config = self._composed[tuple(sweep_overrides)] = self._composed_anew(sweep_overrides)
+        return config
+
+    def _composed_anew(self, lines: list[str]) -> DictConfig:
         try:
-            config = self._with_values(sweep_overrides)
+            return self._with_values(lines)
         except OmegaConfBaseException as error:
             raise ConfigCompositionException from error
-        self._composed[tuple(sweep_overrides)] = config
-        return config
 
     def _with_values(self, lines: list[str]) -> DictConfig:
         overrides = [_parsed(line) for line in lines]
