@@ -28,11 +28,11 @@ from losslens.cli.arguments import prepare_arguments
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
 from losslens.core import preemption
-from losslens.core.errors import InputError, WorkerDiedError
+from losslens.core.errors import InputError, ServerError, ServerStartError, UnavailableError, WorkerDiedError
 from losslens.core.hashing import hash_file
 from losslens.core.notices import print_once
 from losslens.core.redaction import _RedactingStream
-from losslens.pipeline import parallel
+from losslens.pipeline import parallel, parallel_passes, parallel_rollouts, parallel_scores
 from losslens.pipeline import sweep as pipeline_sweep
 from losslens.pipeline.parallel_passes import sharing
 from losslens.pipeline.parallel_rollouts import RolloutJobs
@@ -42,7 +42,7 @@ from losslens.pipeline.train_job import Outcome
 from losslens.runs.run import Run, runs_of
 from losslens.scheduling.local import devices, pool
 from losslens.scheduling.local.devices import Device, choose_devices
-from losslens.scheduling.local.pool import Pool
+from losslens.scheduling.local.pool import Ended, Pool, run_all, server_did_not_start
 from tests.conftest import Started, command, remove_outcomes, script, start
 from tests.test_first_hour import SCHEMAS, composed
 from tests.test_sweep import FEW, adapters
@@ -131,6 +131,10 @@ def _act(task: tuple[str, Any]) -> Any:
         os.kill(os.getpid(), value)
     if kind == "exit":
         sys.exit(value)
+    if kind in ("cut", "tail"):
+        os.write(1, value.encode())
+        if kind == "cut":
+            os._exit(3)
     if kind == "print":
         os.write(1, f"{value}\n".encode())
         print(f"{value}!", file=sys.stderr, flush=True)
@@ -183,6 +187,52 @@ def test_what_workers_print_comes_through_in_whole_lines() -> None:
     _results([("print", "a"), ("print", "10%\r90%\rb")], lambda *line: said.append(line))
     assert [line for line, is_error in sorted(said) if not is_error] == ["a", "b"]
     assert ("a!", True) in said
+
+
+def test_a_last_line_without_an_end_is_passed_on() -> None:
+    said: list[tuple[str, bool]] = []
+    found = _results([("cut", "a\nb"), ("cut", "c\n")], lambda *line: said.append(line))
+    assert set(found.values()) == {"its process ended with exit status 3"}
+    _results([("tail", "d")], lambda *line: said.append(line))
+    assert sorted(line for line, is_error in said if not is_error) == ["a", "b", "c", "d"]
+
+
+def test_no_task_is_started_after_a_server_that_does_not_start() -> None:
+    with Pool(_act, TWO[:1], lambda *_: None) as pool:
+        tasks = [("give", 1), ("give", ServerStartError("no")), ("give", 2)]
+        ended = run_all(pool, tasks, until=server_did_not_start)
+    assert [(task.key, str(task.result)) for task in ended] == [(0, "1"), (1, "no")]
+
+
+@pytest.mark.parametrize("kind", [InputError, UnavailableError, ServerError, ServerStartError])
+def test_a_worker_keeps_the_kind_of_an_error(
+    kind: type[InputError | ServerError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise type("Special", (kind,), {})("why")  # a class that cannot be pickled
+
+    monkeypatch.setattr(parallel_scores, "SweepScores", fail)
+    monkeypatch.setattr(parallel_rollouts, "rollout_job", fail)
+    found = [parallel_scores._score(({}, "run")), parallel_rollouts._sample(None)]
+    if issubclass(kind, InputError):
+        found.append(parallel_passes._call((fail, 0)))
+    for error in found:
+        assert type(error) is kind
+        assert str(error) == "why"
+
+
+def test_a_server_that_does_not_start_is_tried_for_no_other_run(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run_here(pool: Pool, tasks: Any, until: Callable[[Ended], bool]) -> list[Ended]:
+        asked.extend(name for _, name in tasks)
+        return [Ended(0), Ended(1, ServerStartError("evaluation.server.command: the server ended"))]
+
+    monkeypatch.setattr(parallel_scores, "run_all", run_here)
+    monkeypatch.setattr(parallel_scores, "evaluate_job", lambda *_: pytest.fail("tried again"))
+    with pytest.raises(ServerStartError):
+        evaluate_in_parallel(composed(*SCORED_BEFORE, f"output_dir={sweep}", of="evaluate"), TWO)
+    assert len(asked) == 7
 
 
 def test_an_error_in_the_parent_stops_the_workers() -> None:

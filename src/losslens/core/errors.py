@@ -36,6 +36,14 @@ class DivergedError(FloatingPointError):
     """A run's loss, gradient or weights are not finite. Its message is one line that says which, and at which step."""
 
 
+def as_result(error: InputError | ServerError) -> InputError | ServerError:
+    """Returns an error of the same kind with the message alone, which a worker process can send to its parent."""
+    for kind in (ServerStartError, ServerError, UnavailableError):
+        if isinstance(error, kind):
+            return kind(str(error))
+    return InputError(str(error))
+
+
 def first_line(error: BaseException) -> str:
     """Returns the first line of an error's message, or the name of its type if the message is empty."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)

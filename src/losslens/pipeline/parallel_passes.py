@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from losslens.analysis.function_space import Share
-from losslens.core.errors import InputError, UnavailableError, WorkerDiedError
+from losslens.core.errors import InputError, ServerError, WorkerDiedError, as_result
 from losslens.scheduling.local.devices import Device
 from losslens.scheduling.local.live import printer
 from losslens.scheduling.local.pool import Pool, run_all
@@ -35,11 +35,11 @@ def sharing(devices: Sequence[Device]) -> Iterator[Share | None]:
         yield share
 
 
-def _call(task: tuple[Callable[[Any], None], Any]) -> InputError | None:
+def _call(task: tuple[Callable[[Any], None], Any]) -> InputError | ServerError | None:
     """Calls a function in a worker; returns its error."""
     function, argument = task
     try:
         function(argument)
     except InputError as error:
-        return (UnavailableError if isinstance(error, UnavailableError) else InputError)(str(error))
+        return as_result(error)
     return None

@@ -9,10 +9,10 @@ from omegaconf import DictConfig
 
 from losslens.config.parse import parse  # noqa: F401  # registers the interpolations in a worker
 from losslens.core.commands import command_name
-from losslens.core.errors import InputError, ServerError, WorkerDiedError
+from losslens.core.errors import InputError, ServerError, WorkerDiedError, as_result
 from losslens.rollouts.sample import rollout_job
 from losslens.scheduling.local.devices import Device
-from losslens.scheduling.local.pool import Pool, run_all
+from losslens.scheduling.local.pool import Pool, run_all, server_did_not_start
 
 
 class RolloutJobs:
@@ -37,7 +37,7 @@ class RolloutJobs:
             The exit status: 1 if a server did not answer or a process was killed, 2 if only input was invalid.
         """
         with Pool(_sample, self._devices, _print) as pool:
-            ended = run_all(pool, self._configs)
+            ended = run_all(pool, self._configs, until=server_did_not_start)
         errors = [WorkerDiedError(f"job {task.key}: {task.death}") if task.death else task.result for task in ended]
         for line in dict.fromkeys(str(error) for error in errors if error is not None):
             _print(f"{command_name('rollout.py')}: {line}", True)
@@ -50,7 +50,7 @@ def _sample(config: DictConfig) -> InputError | ServerError | None:
     try:
         rollout_job(config)
     except (InputError, ServerError) as error:
-        return (ServerError if isinstance(error, ServerError) else InputError)(str(error))
+        return as_result(error)
     return None
 
 

@@ -9,11 +9,11 @@ from omegaconf import DictConfig
 
 from losslens.config.evaluation import EvaluateConfig
 from losslens.config.parse import resolved
-from losslens.core.errors import InputError, ServerError, WorkerDiedError
+from losslens.core.errors import InputError, ServerError, ServerStartError, WorkerDiedError, as_result
 from losslens.evaluation.score import SweepScores, evaluate_job
 from losslens.scheduling.local.devices import Device
 from losslens.scheduling.local.live import printer
-from losslens.scheduling.local.pool import Pool, run_all
+from losslens.scheduling.local.pool import Pool, run_all, server_did_not_start
 
 
 def evaluate_in_parallel(config: DictConfig, devices: Sequence[Device]) -> None:
@@ -22,13 +22,23 @@ def evaluate_in_parallel(config: DictConfig, devices: Sequence[Device]) -> None:
     Args:
         config: The configuration.
         devices: The devices.
+
+    Raises:
+        ServerStartError: A server did not start, as it would not for any other run.
     """
     content = resolved(EvaluateConfig, config)
     names = [run.name for run in SweepScores(content).runs]
     with Pool(_score, devices, printer()) as pool:
-        ended = run_all(pool, [(content, name) for name in names])
-    errors = (WorkerDiedError(f"{names[task.key]}: {task.death}") if task.death else task.result for task in ended)
-    evaluate_job(config, {name: error for name, error in zip(names, errors, strict=True) if error is not None})
+        ended = run_all(pool, [(content, name) for name in names], until=server_did_not_start)
+    failed = {
+        names[task.key]: WorkerDiedError(f"{names[task.key]}: {task.death}") if task.death else task.result
+        for task in ended
+        if task.death or task.result is not None
+    }
+    for error in failed.values():
+        if isinstance(error, ServerStartError):
+            raise error
+    evaluate_job(config, failed)
 
 
 def _score(task: tuple[dict[str, Any], str]) -> InputError | ServerError | None:
@@ -38,5 +48,5 @@ def _score(task: tuple[dict[str, Any], str]) -> InputError | ServerError | None:
         sweep = SweepScores(config)
         sweep.score(next(run for run in sweep.runs if run.name == name), wait=True)
     except (InputError, ServerError) as error:
-        return (ServerError if isinstance(error, ServerError) else InputError)(str(error))
+        return as_result(error)
     return None

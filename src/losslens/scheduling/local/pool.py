@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from losslens.core.commands import called_subcommand
+from losslens.core.errors import ServerStartError
 from losslens.scheduling.local.devices import Device
 from losslens.scheduling.local.worker import work
 from losslens.scheduling.status import describe_exit
@@ -80,6 +81,8 @@ class Pool:
                 worker.process.kill()
                 worker.process.join()
             raise
+        finally:
+            self._forward_rest(self._workers.values())
 
     @property
     def working(self) -> dict[int, Device]:
@@ -99,6 +102,7 @@ class Pool:
         """Starts a task on a free device."""
         worker = self._workers[device]
         if worker is None or not worker.process.is_alive():
+            self._forward_rest([worker])
             self._workers[device] = worker = _Worker(self._function, device)
         worker.key = key
         with suppress(OSError):  # killed meanwhile, which `wait` finds out
@@ -119,7 +123,7 @@ class Pool:
             except (EOFError, OSError):
                 worker.process.join()
             if not worker.process.is_alive():
-                worker.forward(self._say)
+                worker.forward_rest(self._say)
                 code = worker.process.exitcode
                 ended.append(Ended(key, death=describe_exit(128 - code if code < 0 else code)))
                 self._workers[device] = None
@@ -127,6 +131,11 @@ class Pool:
 
     def _living(self) -> list[_Worker]:
         return [worker for worker in self._workers.values() if worker is not None and worker.process.is_alive()]
+
+    def _forward_rest(self, workers: Iterable[_Worker | None]) -> None:
+        for worker in workers:
+            if worker is not None:
+                worker.forward_rest(self._say)
 
     def _forward(self, seconds: float) -> None:
         """Waits until something happens, and passes on what the workers print."""
@@ -142,12 +151,18 @@ class Pool:
             worker.forward(self._say)
 
 
-def run_all(pool: Pool, tasks: Sequence[Any]) -> list[Ended]:
+def server_did_not_start(ended: Ended) -> bool:
+    """True if the task's result is a `ServerStartError`: the server would not start for another task either."""
+    return isinstance(ended.result, ServerStartError)
+
+
+def run_all(pool: Pool, tasks: Sequence[Any], until: Callable[[Ended], bool] = lambda ended: False) -> list[Ended]:
     """Runs tasks in a pool; one whose worker dies is tried once more.
 
     Args:
         pool: The pool, which does nothing else meanwhile.
         tasks: The tasks; their numbers are the keys.
+        until: Says of an ended task that no further ones are to be started.
 
     Returns:
         The ended tasks, in their order.
@@ -164,6 +179,8 @@ def run_all(pool: Pool, tasks: Sequence[Any]) -> list[Ended]:
                 waiting.appendleft(task.key)
             else:
                 ended[task.key] = task
+                if until(task):
+                    waiting.clear()
     return [ended[key] for key in sorted(ended)]
 
 
@@ -209,9 +226,22 @@ class _Worker:
             *lines, self._parts[pipe] = (self._parts[pipe] + text).split(b"\n")
             for line in lines:
                 found = True
-                # Without the progress bars of libraries, which overwrite themselves.
-                say(line.rpartition(b"\r")[2].decode("utf-8", errors="replace"), self._is_error[pipe])
+                say(_shown(line), self._is_error[pipe])
         return found
+
+    def forward_rest(self, say: Callable[[str, bool], None]) -> None:
+        """Passes on what the worker printed before its end, also a last line without a newline."""
+        while self.forward(say):
+            pass
+        for pipe, line in self._parts.items():
+            if line:
+                say(_shown(line), self._is_error[pipe])
+            self._parts[pipe] = b""
+
+
+def _shown(line: bytes) -> str:
+    """Decodes a line, without the progress bars of libraries, which overwrite themselves."""
+    return line.rpartition(b"\r")[2].decode("utf-8", errors="replace")
 
 
 @contextmanager
