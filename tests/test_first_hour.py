@@ -241,6 +241,21 @@ def test_a_second_base_is_refused_before_it_is_trained(tmp_path: Path) -> None:
     require_one_base(other.parent, config.model)
 
 
+def test_a_server_of_earlier_scores_is_stopped_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def prepare(*_: Any) -> None:
+        done.append("prepare")
+        raise InputError("enough")
+
+    monkeypatch.setattr("losslens.sampling.vllm.free_gpu", lambda: done.append("free"))
+    monkeypatch.setattr("losslens.pipeline.train_job.prepare", prepare)
+    assert train_job(settings(f"output_dir={tmp_path}", "logger=none")).error == "enough"
+    assert done == ["free", "prepare"]
+
+
 def test_a_refusal_of_every_job_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
     alike = SweepJobs()
     for number in range(6):

@@ -122,7 +122,7 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
     # W&B comes last, since the status in the folder must not wait for it.
     with ExitStack() as stack:
         try:
-            prepared = None if run.is_trained() else prepare(spec, run)
+            prepared = None if run.is_trained() else _prepare(spec, run)
             wandb_session = Session() if done_before else stack.enter_context(_session(config, run))
             wandb_session.run_safely(catch_up, run.folder / "metrics.jsonl")
             if prepared is not None:
@@ -152,6 +152,14 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
     if config.benchmarks:
         accuracy = float(read_outcomes(files[config.benchmarks[0].name])["correct"].mean())
     return Outcome(run.name, "skipped" if done_before else "completed", accuracy, locked=locked_base)
+
+
+def _prepare(spec: RunSpec, run: Run) -> Prepared:
+    """Prepares a run, without a server of the last run's scores, since what is loaded needs the GPU's memory."""
+    from losslens.sampling.vllm import free_gpu
+
+    free_gpu()
+    return prepare(spec, run)
 
 
 def _score_base(config: TrainConfig, wait: bool) -> Run | None:
@@ -206,10 +214,8 @@ class _Pace:
 
 
 def _train(config: TrainConfig, run: Run, prepared: Prepared, wandb_session: Session) -> None:
-    from losslens.sampling.vllm import free_gpu
     from losslens.training.run import train_run
 
-    free_gpu()
     pace = _Pace()
 
     def on_metrics(step: int, metrics: dict[str, float]) -> None:
