@@ -54,11 +54,26 @@ def test_sums_of_long_rows_are_exact() -> None:
 
 
 @vnni
-def test_products_equal_those_of_the_codes() -> None:
+@pytest.mark.parametrize("length", [1, 2, 3, 70, 2**17 + 1])
+def test_products_equal_those_of_the_codes(length: int) -> None:
     rng = np.random.default_rng(2)
-    one, two = (Int8Rows.rounded(rng.normal(size=(n, 70)), rng) for n in (5, 9))
+    one, two = (Int8Rows.rounded(rng.normal(size=(n, length)), rng) for n in (5, 9))
     dense = [rows.scales[:, np.newaxis] * rows.codes.numpy().astype(np.float64) for rows in (one, two)]
-    np.testing.assert_allclose(one.products(two), dense[0] @ dense[1].T, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(one.products(two), dense[0] @ dense[1].T, rtol=1e-6, atol=1e-7 * length)
+
+
+@vnni
+@pytest.mark.parametrize("shape", [(1, 50), (50, 1), (1, 1)])
+def test_modules_of_one_output_or_input(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(7)
+    adapters = [
+        {"m": LoraUpdate(rng.normal(size=(shape[0], 4)), rng.normal(size=(4, shape[1])), 1.0)} for _ in range(5)
+    ]
+    exact, found = (
+        product_weights(all_products(adapters, ["m"], precision=p), [shape], slice(None)) for p in ("float64", "int8")
+    )
+    for quantity in (get_measure("cosine").value, get_measure("cosine").null):
+        np.testing.assert_allclose(quantity(found), quantity(exact), atol=0.01)
 
 
 def drawn(rng: np.random.Generator, heavy: bool) -> list[dict[str, LoraUpdate]]:

@@ -56,12 +56,21 @@ class Int8Rows:
         import torch
 
         parts = [slice(start, start + _LONGEST) for start in range(0, self.codes.shape[1], _LONGEST)]
-        sums = [torch._int_mm(self.codes[:, part], other.codes[:, part].T).numpy() for part in parts]
+        sums = [_sums(self.codes[:, part], other.codes[:, part]).numpy() for part in parts]
         found: NDArray[np.float32] = np.multiply(sums[0], self.scales[:, np.newaxis], dtype=np.float32)
         for more in sums[1:]:
             found += more * self.scales[:, np.newaxis]
         found *= other.scales
         return found
+
+
+def _sums(codes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+    """Computes the inner products of codes in int32."""
+    import torch
+
+    if codes.shape[1] == 1:  # for which `_int_mm` of PyTorch 2.13 returns arbitrary numbers
+        return codes.int() * others.int().T
+    return torch._int_mm(codes, others.T)
 
 
 def require_vnni() -> None:
