@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from losslens.cli import compare
 from losslens.measures import get_measure
 from losslens.measures.comparison import in_parallel
-from losslens.measures.int8 import Int8Rows, use_one_core
+from losslens.measures.int8 import Int8Rows, RoundingNoise, use_one_core
 from losslens.measures.products import all_products, product_weights
 from losslens.updates.folder import write_adapter
 from losslens.updates.lora import LoraUpdate
@@ -60,6 +61,70 @@ def test_products_equal_those_of_the_codes(length: int) -> None:
     one, two = (Int8Rows.rounded(rng.normal(size=(n, length)), rng) for n in (5, 9))
     dense = [rows.scales[:, np.newaxis] * rows.codes.numpy().astype(np.float64) for rows in (one, two)]
     np.testing.assert_allclose(one.products(two), dense[0] @ dense[1].T, rtol=1e-6, atol=1e-7 * length)
+
+
+def test_rows_of_denormal_numbers_count_as_zero(recwarn: pytest.WarningsRecorder) -> None:
+    rows = np.array([[1e-40, -1e-45], [1.0, 1e-40]], dtype=np.float32)
+    found = Int8Rows.rounded(rows, np.random.default_rng(0))
+    noise = RoundingNoise.of(rows[np.newaxis])
+    assert found.codes.tolist() == [[0, 0], [126, 0]]
+    assert found.scales[0] == 0
+    assert noise.squares.tolist() == [[1.0, 0.0]]
+    assert noise.variances.max() < 1e-38
+    assert not recwarn.list
+
+
+def test_noise_by_hand() -> None:
+    """(126, ½) becomes (126, c) with c = 0 or 1: E(126² + cc')² − (126² + ¼)² = ¼ − 1/16 = 3/16.
+
+    Of two such rows in a group, squares and variances add up: four products have four times the excess.
+    """
+    row = np.array([126, 0.5], dtype=np.float32)
+    one, two = (RoundingNoise.of(np.tile(row, (1, n, 1))) for n in (1, 2))
+    np.testing.assert_array_equal(one.squares, [[126**2, 0.25]])
+    np.testing.assert_array_equal(one.variances, [[0, 0.25]])
+    np.testing.assert_array_equal(one.excess(one), [[3 / 16]])
+    np.testing.assert_array_equal(two.excess(two), [[3 / 4]])
+
+
+@vnni
+def test_noise_is_what_rounding_adds_in_the_mean() -> None:
+    """Two groups of three rows with an entry 200 times as large, rounded 4000 times: within 3 standard errors."""
+    rng = np.random.default_rng(4)
+    groups = rng.normal(size=(2, 3, 40)).astype(np.float32)
+    groups[0, :, 3] *= 200
+    groups[1, :, 7] *= 200
+    rounds = [[Int8Rows.rounded(rows, rng) for rows in groups] for _ in range(4000)]
+    added = np.array([(one.products(two) ** 2).sum() for one, two in rounds]) - ((groups[0] @ groups[1].T) ** 2).sum()
+    noise = [RoundingNoise.of(rows[np.newaxis]) for rows in groups]
+    excess = noise[0].excess(noise[1]).item()
+    error = added.std() / len(added) ** 0.5
+    assert excess > 10 * error
+    assert abs(added.mean() - excess) < 3 * error
+
+
+@vnni
+def test_nulls_of_rows_with_outlier_columns_are_not_biased() -> None:
+    """Each adapter's A has two columns 200 times as large; without the correction nulls were too large by 27%."""
+    rng = np.random.default_rng(6)
+
+    def adapter() -> dict[str, LoraUpdate]:
+        found = {}
+        for name in ("m0", "m1", "m2", "m3"):
+            a = rng.normal(size=(8, 200))
+            a[:, rng.choice(200, 2, replace=False)] *= 200
+            found[name] = LoraUpdate(rng.normal(size=(300, 8)), a, 1.0)
+        return found
+
+    adapters, measure = [adapter() for _ in range(20)], get_measure("cosine")
+    exact, found = (
+        product_weights(all_products(adapters, list(adapters[0]), precision=p), [(300, 200)] * 4, slice(None))
+        for p in ("float64", "int8")
+    )
+    assert found.right_overlap.sum() == pytest.approx(exact.right_overlap.sum(), rel=0.01)
+    assert np.mean(measure.null(found) / measure.null(exact)) == pytest.approx(1, abs=0.05)
+    np.testing.assert_allclose(measure.null(found), measure.null(exact), atol=1e-3)
+    np.testing.assert_allclose(measure.value(found), measure.value(exact), atol=1e-3)
 
 
 @vnni
@@ -156,8 +221,29 @@ def test_the_command_writes_the_precision_and_its_error(folders: list[str], tmp_
         assert ("Cosines are of 8-bit products: of 3 pairs the largest" in page) == (precision == "int8")
     assert "cosine_error" not in manifests["float32"]
     differences = (pairs["int8"]["cosine"] - pairs["float32"]["cosine"]).abs()
-    assert manifests["int8"]["cosine_error"] == {"of_pairs": 3, "largest": pytest.approx(differences.max(), abs=1e-8)}
+    of_null = (pairs["int8"]["cosine_null"] - pairs["float32"]["cosine_null"]).abs()
+    assert manifests["int8"]["cosine_error"] == {
+        "of_pairs": 3,
+        "largest": pytest.approx(differences.max(), abs=1e-8),
+        "largest_of_null": pytest.approx(of_null.max(), abs=1e-8),
+    }
     assert 0 < differences.max() < 0.01
+    assert 0 < of_null.max() < 0.01
+
+
+@vnni
+def test_large_errors_are_told(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = [*folders, "--measures", "cosines", "--precision", "int8", "--output-dir"]
+    said = []
+    for tolerated in (1e-9, 1.0):
+        monkeypatch.setattr("losslens.analysis.adapter_map._TOLERATED", tolerated)
+        assert compare.main([*line, str(tmp_path / str(tolerated))]) == 0
+        said.append("".join(capsys.readouterr()))
+    told = r"--precision int8: of 3 pairs, cosines by up to \S+ and their nulls by up to \S+ differ from float32\n"
+    assert re.search(told, said[0])
+    assert "differ from float32" not in said[1]
 
 
 def test_refusals(

@@ -16,6 +16,7 @@ from losslens.analysis.gathering import gather_cohort
 from losslens.analysis.replacement import EarlierAnalysis, write_analysis
 from losslens.core import provenance
 from losslens.core.files import atomic_file, write_json
+from losslens.core.notices import print_once
 from losslens.measures import WeightMeasure, get_measure, run_weight_measures
 from losslens.measures.clustering import cluster
 from losslens.measures.comparison import RunGeometry
@@ -31,6 +32,8 @@ from losslens.updates.folder import open_adapter
 _CHUNK = 4096
 # Adapters whose cosines in int8 are compared with those in float32.
 _CHECKED = 16
+# Largest difference of a cosine, or of its null, that is not told on the terminal.
+_TOLERATED = 1e-3
 
 
 def map_adapters(
@@ -146,14 +149,25 @@ def _cosines(products: Products, shapes: Sequence[tuple[int, int]]) -> tuple[Arr
 def _int8_error(
     opened: Sequence[Updates], modules: Sequence[str], shapes: Sequence[tuple[int, int]], products: Products
 ) -> dict[str, Any]:
-    """Returns by how much cosines of some adapters, of all parts of the list, differ from those of float32."""
+    """Returns by how much cosines and nulls of some adapters, of all parts of the list, differ from float32's."""
     chosen = np.unique(np.linspace(0, len(opened) - 1, _CHECKED).astype(int))
-    exact, _ = _cosines(all_products([opened[number] for number in chosen], modules), shapes)
-    matrix = np.full((len(opened), len(opened)), np.nan)
-    matrix[np.triu_indices(len(opened), 1)], _ = _cosines(products, shapes)
-    difference = np.abs(matrix[np.ix_(chosen, chosen)][np.triu_indices(len(chosen), 1)] - exact)
-    known = difference[np.isfinite(difference)]
-    return {"of_pairs": len(known), "largest": float(known.max()) if len(known) else None}
+    exact = _cosines(all_products([opened[number] for number in chosen], modules), shapes)
+    largest: list[float | None] = []
+    for found, expected in zip(_cosines(products, shapes), exact, strict=True):
+        matrix = np.full((len(opened), len(opened)), np.nan)
+        matrix[np.triu_indices(len(opened), 1)] = found
+        difference = np.abs(matrix[np.ix_(chosen, chosen)][np.triu_indices(len(chosen), 1)] - expected)
+        known = difference[np.isfinite(difference)]
+        largest.append(float(known.max()) if len(known) else None)
+    told = [
+        f"{what} by up to {value:.1g}"
+        for what, value in zip(("cosines", "their nulls"), largest, strict=True)
+        if value is not None and value > _TOLERATED
+    ]
+    count = int(np.isfinite(exact[0]).sum())
+    if told:
+        print_once(f"--precision int8: of {count} pairs, {' and '.join(told)} differ from float32")
+    return {"of_pairs": count, "largest": largest[0], "largest_of_null": largest[1]}
 
 
 def _facts(cohort: Cohort, kept: float) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--precision", choices=("float32", "int8"), help="of --measures cosines: float32, the default, is within 1e-6; "
         "int8 takes a third of the time for hundreds of adapters, on processors with VNNI, and is within about 1e-4 "
-        "(measured on some of the pairs and written into manifest.json); needs torch",
+        "for ordinary adapters, up to 1e-3 with outlier columns (measured on some of the pairs and written into "
+        "manifest.json); needs torch",
     )  # fmt: skip
     found.add_argument("--output-dir", metavar="FOLDER", default="outputs", help="default: outputs")
     return found

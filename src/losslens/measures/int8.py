@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _LONGEST = 2**17
 # Codes of the largest entry: the uniform number that is added before rounding down cannot take it past 127.
 _LEVELS = 126
+# A row whose largest entry is below this counts as zero: its steps would overflow in float32. Rows have norms up to 1.
+_SMALLEST = 1e-36
 
 
 @dataclass(frozen=True)
@@ -45,16 +47,13 @@ class Int8Rows:
         """
         import torch
 
-        largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float32)
-        steps = np.divide(_LEVELS, largest, out=np.zeros_like(largest), where=largest > 0)
+        largest, steps = _largest_and_steps(rows)
         codes = rng.random(rows.shape, dtype=np.float32)
         codes += rows * steps[:, np.newaxis]
         return cls(torch.from_numpy(np.floor(codes, out=codes).astype(np.int8)), largest / np.float32(_LEVELS))
 
     def products(self, other: Int8Rows) -> NDArray[np.float32]:
         """Computes the inner products of all rows with those of another, shape (n, n'); sums of codes are exact."""
-        import torch
-
         parts = [slice(start, start + _LONGEST) for start in range(0, self.codes.shape[1], _LONGEST)]
         sums = [_sums(self.codes[:, part], other.codes[:, part]).numpy() for part in parts]
         found: NDArray[np.float32] = np.multiply(sums[0], self.scales[:, np.newaxis], dtype=np.float32)
@@ -62,6 +61,47 @@ class Int8Rows:
             found += more * self.scales[:, np.newaxis]
         found *= other.scales
         return found
+
+
+@dataclass(frozen=True)
+class RoundingNoise:
+    """Excess that rounding adds to the sums of squared products of groups of rows, such as those of one adapter.
+
+    A rounded row is R + ε with E ε = 0 and Var ε_k = s²·f·(1 − f), where s is its scale and f how far R_k/s is above
+    the integer below. So Σ_rs ⟨R_r, R'_s⟩² of n·n' rounded rows is too large by Σ_k (m_k·v'_k + v_k·m'_k + v_k·v'_k) in
+    the mean, with m_k = Σ_r R_rk² and v_k = Σ_r Var ε_rk.
+
+    Attributes:
+        squares: m of each group, float32, shape (groups, K).
+        variances: v of each group, float32, shape (groups, K).
+    """
+
+    squares: NDArray[np.float32]
+    variances: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, rows: NDArray[Any]) -> RoundingNoise:
+        """Computes the noise of `Int8Rows.rounded` for groups of rows, shape (groups, n, K)."""
+        flat = rows.reshape(-1, rows.shape[-1])
+        largest, steps = _largest_and_steps(flat)
+        above = flat * steps[:, np.newaxis]
+        above -= np.floor(above)
+        above *= 1 - above
+        above *= ((largest / np.float32(_LEVELS)) ** 2)[:, np.newaxis]
+        return cls(np.einsum("grk,grk->gk", rows, rows), above.reshape(rows.shape).sum(axis=1))
+
+    def excess(self, other: RoundingNoise) -> NDArray[np.float32]:
+        """Computes the expected excess of sums of squared products with each group of another, (groups, groups')."""
+        excess: NDArray[np.float32] = self.squares @ other.variances.T
+        excess += self.variances @ (other.squares + other.variances).T
+        return excess
+
+
+def _largest_and_steps(rows: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Returns the largest entry of each row, and the number of codes per unit; both are 0 for a row of zeros."""
+    largest = np.abs(rows).max(axis=1, initial=0.0).astype(np.float32)
+    largest[largest < _SMALLEST] = 0
+    return largest, np.divide(_LEVELS, largest, out=np.zeros_like(largest), where=largest > 0)
 
 
 def _sums(codes: torch.Tensor, others: torch.Tensor) -> torch.Tensor:

@@ -38,11 +38,12 @@ def section(analysis: AnalysisFolder) -> Section | None:
         + f", of which {single} of one adapter" * bool(single)
         + ": average linkage of the angles arccos(cosine), up to a mean angle of 60° (a cosine of one half)."
     ]
-    error = (analysis.manifest.get("cosine_error") or {}).get("largest")
-    if error is not None:
+    error = analysis.manifest.get("cosine_error") or {}
+    if error.get("largest") is not None:
+        of_null = error.get("largest_of_null")
         text.append(
-            "Cosines are of 8-bit products: of "
-            f"{analysis.manifest['cosine_error']['of_pairs']} pairs the largest difference from float32 is {error:.1g}."
+            f"Cosines are of 8-bit products: of {error['of_pairs']} pairs the largest difference from float32 is "
+            f"{error['largest']:.1g}" + (f", and of their nulls {of_null:.1g}." if of_null is not None else ".")
         )
     if pairs["cosine_null"].notna().any():
         beyond = (pairs["cosine"].abs() > pairs["cosine_null"])[pairs["cosine_null"].notna()].mean()
