@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -116,22 +117,24 @@ def test_no_mix_up_of_six_adapters_and_the_base_is_accepted(runs: list[Run], pro
 
 
 def test_rounding_that_hides_single_tokens_averages_out(runs: list[Run], prompts: list[tuple[int, ...]]) -> None:
-    """With noise of half the size of the change, weights and base are told apart; with twenty times it, they are not."""
+    """Noise of half the size of the change leaves weights and base apart; noise of twice its size does not."""
     run = runs[0]
-    found = proof(Server(weights={run.name: run.adapter, BASE_NAME: None}), run, prompts)
-    size = found["base"]
     right, wrong = ({run.name: folder, BASE_NAME: None} for folder in (run.adapter, None))
+    found = proof(Server(weights=right), run, prompts)
+    answers = served_weights._greedy(Server(weights=right), run.name, base_source(), prompts)  # type: ignore[arg-type]
+    w, b = (served_weights._local_logps(base_source(), folder, answers) for folder in (run.adapter, None))
+    size = float(np.sqrt(np.mean((w - b) ** 2)))
     noisy = proof(Server(weights=right, noise=size / 2), run, prompts)
-    assert noisy["slope"] > 0.5 + 3 * noisy["slope_error"]
+    assert noisy["slope_error"] == pytest.approx(0.5 / len(w) ** 0.5, rel=0.5)
+    assert noisy["slope"] == pytest.approx(1, abs=4 * noisy["slope_error"])
+    assert found["slope_error"] < 1e-3
     with pytest.raises(InputError, match=r"does not answer with these weights|rounding hides"):
         proof(Server(weights=wrong, noise=size / 2), run, prompts)
     with pytest.raises(InputError, match="rounding hides whether it answers with these weights"):
-        proof(Server(weights=right, noise=20 * size), run, prompts)
+        proof(Server(weights=right, noise=2 * size), run, prompts)
 
 
-def test_a_server_that_answers_nothing_like_the_base_is_refused(
-    runs: list[Run], prompts: list[tuple[int, ...]]
-) -> None:
+def test_rounding_has_an_upper_limit(runs: list[Run], prompts: list[tuple[int, ...]]) -> None:
     """However large the difference is on the base, it is no rounding."""
     run = runs[0]
     with pytest.raises(InputError, match="does not answer with these weights"):
