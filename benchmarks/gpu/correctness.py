@@ -41,7 +41,7 @@ Gradient = dict[str, torch.Tensor]
 
 # Largest relative difference of a gradient, ‖g − g′‖/‖g′‖, that counts as rounding.
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
-# Largest relative difference of an update that counts as rounding: Adam's first steps have the size of the learning rate
+# Largest relative difference of an update that counts as rounding: Adam makes first steps of the size of its rate
 # however small a gradient is.
 _UPDATE_BOUND = 0.05
 # Losses of which stock TRL has the same.
