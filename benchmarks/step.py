@@ -1,7 +1,8 @@
-"""Time per step of DPO on the embedded model, with precomputed reference log-probabilities, without, and in stock TRL.
+"""Time per step of DPO on the embedded model: as trained, padded, with the reference in the step, and in stock TRL.
 
-The three variants take turns in one process, so that load on the machine affects all of them; the median step counts.
-On CUDA in bfloat16, with the language-model head that training uses there.
+The variants take turns in one process, so that load on the machine affects all of them; the median step counts. On the
+CPU it is the processor's time, over all threads. On CUDA in bfloat16, with the language-model head that training uses
+there.
 """
 
 from __future__ import annotations
@@ -43,14 +44,15 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.now = time.perf_counter if torch.cuda.is_available() else time.process_time
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = time.perf_counter()
+        self.started = self.now()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds.append(time.perf_counter() - self.started)
+        self.seconds.append(self.now() - self.started)
 
 
 def rollouts() -> pd.DataFrame:
@@ -97,7 +99,8 @@ def main() -> None:
         cached = FrozenSource(table, plan.method, optim, seed=0, reference=ReferenceCache(folder / "references", {}))
         uncached = FrozenSource(table, plan.method, optim, seed=0)
         variants = {
-            "cached reference": lambda: make_trainer(plan, base, cached, folder / "cached", []),
+            "as trained": lambda: make_trainer(plan, base, cached, folder / "cached", []),
+            "with padding": lambda: make_trainer(plan, base, cached, folder / "padded", [], packed=False),
             "reference in the step": lambda: make_trainer(plan, base, uncached, folder / "uncached", []),
             "stock TRL": lambda: stock_trainer(plan, base, table, folder / "stock"),
         }
@@ -115,7 +118,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if cuda else "CPU"
     print(device, f"{torch.get_num_threads()} threads", Path(options.model).name)
     for variant, value in medians.items():
-        print(f"{variant:<24} {1000 * value:9.1f} ms  {value / medians['reference in the step']:.2f}")
+        print(f"{variant:<24} {1000 * value:9.1f} ms  {value / medians['stock TRL']:.2f}")
 
 
 if __name__ == "__main__":

@@ -36,10 +36,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder)
-        (temporary / "bin").mkdir()
-        for name, text in COMMANDS.items():
-            (temporary / "bin" / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
-            (temporary / "bin" / name).chmod(0o755)
+        write_commands(temporary)
         target = temporary / "stock"
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, STOCK]
         subprocess.run(pip, check=True)
@@ -50,6 +47,14 @@ def main() -> None:
     print(f"  hydra/launcher=slurm            {ours:6.1f} s  {1000 * ours / runs:5.0f} ms per run")
     print(f"  the same as a dry run           {dry_run:6.1f} s  {1000 * dry_run / runs:5.0f} ms per run")
     print(f"  Hydra's own, submitit_slurm     {stock:6.1f} s  {1000 * stock / runs:5.0f} ms per run")
+
+
+def write_commands(temporary: Path) -> None:
+    """Writes the scripts that stand for Slurm's commands."""
+    (temporary / "bin").mkdir()
+    for name, text in COMMANDS.items():
+        (temporary / "bin" / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
+        (temporary / "bin" / name).chmod(0o755)
 
 
 def seconds(temporary: Path, name: str, runs: int, arguments: list[str], environment: dict[str, str]) -> float:

@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 _FIRST = (
     "slurm", "controls", "experiments", "analysis", "sweep", "trainers", "data_parallel", "on_policy", "server",
     "architectures", "first_step", "report_browser", "from_elsewhere", "first_hour", "models", "slurm_submission",
-    "file_data", "wandb", "tuning", "sampler", "source", "cli", "rollouts", "replacing", "generation",
-    "memory", "sweep_shared", "migration", "installed", "wandb_dashboard",
+    "file_data", "wandb", "tuning", "padding", "sampler", "source", "cli", "rollouts", "replacing", "generation",
+    "memory", "vllm", "local", "sweep_shared", "migration", "installed", "wandb_dashboard",
 )  # fmt: skip
 
 

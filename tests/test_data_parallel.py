@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
@@ -30,6 +31,7 @@ from losslens.losses.presentation import builtin_presentations
 from losslens.pipeline.train_job import Outcome, train_job
 from losslens.rollouts.frozen import freeze
 from losslens.runs.run import Run
+from losslens.training.batches import split_by_length
 from losslens.training.source import data_order
 from losslens.training.trainer import LossTrainer
 from tests.conftest import ROOT, Started, start
@@ -250,22 +252,26 @@ def test_both_see_the_same_rows_in_each_step(one: tuple[Path, Rows], two: tuple[
 def test_assignment_of_rows_to_processes(
     given: Path, one: tuple[Path, Rows], two: tuple[Path, list[Rows]], tokenised: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """The examples of a step are dealt out in order, a micro-batch to each process in turn; of pairs chosen ones first.
+    """The examples of a step are dealt out by length, the longest first; of pairs the chosen ones come first.
 
-    By hand for the first step of three processes, batch 12, micro-batch 2: the second one meets 2, 3, then 8, 9.
+    By hand for the first step of three processes, batch 12: the second one meets the second longest, then every third.
     """
     _, three = spied_on(tmp_path, given, ["sft", "dpo"], 3, "optim.batch_size=12", "optim.max_steps=3")
     both = list(zip(tokenised["prompt_ids"], tokenised["completion_ids"], strict=True))
     singles = [[row] for row in range(len(both))]
     examples = {"sft": singles, "dpo": mixed_pairs(tokenised, "one")}
     order = {name: data_order(len(examples[name]), 48, seed=42) for name in examples}
-    second = [[*both[row][0], *both[row][1]] for row in order["sft"][[2, 3, 8, 9]]]
-    assert three[1]["sft", 0] == second
+    joined = [[*both[row][0], *both[row][1]] for row in order["sft"][:12]]
+    longest_first = sorted(range(12), key=lambda number: -len(joined[number]))
+    assert sorted(three[1]["sft", 0]) == sorted(joined[number] for number in longest_first[1::3])
     for world, micro_batch, batch_size, steps_ in ((one[1:], 4, 8, 6), (two[1], 2, 8, 6), (three, 2, 12, 3)):
         for name, step, rank in itertools.product(examples, range(steps_), range(len(world))):
             expected = []
-            for first in range(rank * micro_batch, batch_size, len(world) * micro_batch):
-                met = [examples[name][i] for i in order[name][step * batch_size + first :][:micro_batch]]
+            drawn = [examples[name][i] for i in order[name][step * batch_size :][:batch_size]]
+            lengths = np.array([max(sum(map(len, both[row])) for row in rows) for rows in drawn])
+            own = np.sort(np.argsort(-lengths, kind="stable")[rank :: len(world)])
+            for part in split_by_length(lengths[own], len(own) // micro_batch):
+                met = [drawn[number] for number in own[part]]
                 expected += [[*both[row][0], *both[row][1]] for side in zip(*met, strict=True) for row in side]
             assert world[rank][name, step] == expected
             assert len(expected) == batch_size // len(world) * len(examples[name][0])

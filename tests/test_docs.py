@@ -30,7 +30,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from losslens.cli import compare
-from losslens.cli.arguments import prepare_arguments
+from losslens.cli.arguments import in_full, prepare_arguments
 from losslens.cli.key_values import KeyValueParser
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.data import RolloutConfig
@@ -200,7 +200,7 @@ def check_command(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatc
 def check_hydra(script: str, arguments: list[str], folder: Path) -> None:
     """The line composes with the first value of whatever it sweeps over, and takes each other value alone."""
     config_only = "--cfg" in arguments
-    given = [each for each in arguments if not each.startswith("-") and not (config_only and each == "job")]
+    given = [each for each in in_full(arguments) if not each.startswith("-") and not (config_only and each == "job")]
     overrides = OverridesParser.create().parse_overrides(prepare_arguments(given, f"{script}.py", SCHEMAS[script]))
     values = [list(each.sweep_string_iterator()) if each.is_sweep_override() else [] for each in overrides]
     sweeps = "-m" in arguments or any(each.startswith(("experiment=", "hydra/launcher=slurm")) for each in given)

@@ -569,7 +569,7 @@ def test_the_time_limit_is_part_of_the_identity_unless_it_is_the_default() -> No
         RunSpec.of(config("method=online_grpo", *limit)).identity["own_samples"]
         for limit in ((), ("data.verify_seconds=10.0",), ("data.verify_seconds=2",))
     ]
-    assert own[0] == own[1] == {"version": 2, "max_tokens": 96}
+    assert own[0] == own[1] == {"version": 3, "max_tokens": 96}
     assert own[2] == {**own[0], "verify_seconds": 2.0}
 
 

@@ -25,9 +25,8 @@ from losslens.runs.run import Run
 from losslens.scheduling.code_snapshot import snapshot_code
 from losslens.scheduling.record import record_file
 from losslens.scheduling.slurm import cluster, intent, submit
-from losslens.scheduling.slurm.epilog import describe_exit
 from losslens.scheduling.slurm.launch import launch
-from losslens.scheduling.status import refresh_run_statuses
+from losslens.scheduling.status import describe_exit, refresh_run_statuses
 from tests.conftest import ROOT
 
 RECORDER = r"""#!/bin/bash

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -40,7 +41,7 @@ from losslens.rollouts.frozen import SCHEMA, freeze, load_rollouts
 from losslens.rollouts.sample import frozen_rollouts, require_limits
 from losslens.runs.spec import RunSpec
 from losslens.training import batches
-from losslens.training.batches import tokenise
+from losslens.training.batches import tokenise, tokenise_frozen
 from losslens.training.run import make_trainer
 from tests.conftest import ROOT, TINY, base_source, frozen_source, served_by
 
@@ -395,6 +396,33 @@ def test_jobs_of_a_sweep_share_checks(tmp_path: Path, monkeypatch: pytest.Monkey
             asked = config(tmp_path, "data=file", f"data.path={mine}", "data.train_size=null", f"seed={seed}")
             require_fit(RunSpec.of(asked))
     assert looked == ["skeleton", "_with_lora", "tokenise", "tokenise"]  # a file is read again when it changed
+
+
+def test_frozen_rollouts_are_tokenised_once_for_all_runs(
+    rollouts: pd.DataFrame, base: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each run loads them anew. Others are other rollouts, and the same ones with another tokenizer on either side."""
+    few = rollouts.iloc[:4]
+    looked, read = [], batches.read_rollouts
+
+    def counted(*arguments: Any) -> Any:
+        looked.append(arguments)
+        return read(*arguments)
+
+    monkeypatch.setattr(batches, "read_rollouts", counted)
+    folder = freeze(few, tmp_path, "first", {})
+    first, again = (tokenise_frozen(load_rollouts(folder), base.tokenizer) for _ in range(2))
+    assert first is again
+    assert len(looked) == 1
+    pd.testing.assert_frame_equal(first, tokenise(load_rollouts(folder).table, base.tokenizer, {}))
+    other = load_rollouts(freeze(few.assign(completion="1"), tmp_path, "other", {}))
+    written = {"tokenizer": {"sha256": "of another", "ends": {}, "control": []}}
+    foreign = load_rollouts(freeze(few, tmp_path / "foreign", "first", written))
+    copied = copy.copy(base.tokenizer)
+    for each, tokenizer in ((other, base.tokenizer), (foreign, base.tokenizer), (load_rollouts(folder), copied)):
+        before = len(looked)
+        tokenise_frozen(each, tokenizer)
+        assert len(looked) == before + 1
 
 
 @pytest.mark.parametrize(

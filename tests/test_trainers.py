@@ -46,6 +46,8 @@ def usable(name: str, kind: type[Loss]) -> Loss:
 
 
 ALL = [usable(name, kind) for name, kind in builtin_losses().items()]
+# TRL's head, on padded batches: what stock TRL computes, in its order.
+AS_TRL: dict[str, Any] = {"selected_head": False, "packed": False}
 # One of each unit, and one whose weights are of whole rollouts.
 FEW = [Sft(name="sft"), Rift(name="rift", form="sequence_mean"), Kto(name="kto"), Dpo(name="dpo")]
 few_losses = pytest.mark.parametrize("method", FEW, ids=lambda method: method.name)
@@ -119,7 +121,7 @@ def test_equals_stock_trl_over_ten_steps(
     start = load_file(plan.initial_adapter / "adapter_model.safetensors")
     assert largest_difference(theirs, start) > 1e-3  # something was learned
     assert largest_difference(trained(plan, base, few, tmp_path / "selected"), theirs) < 1e-5
-    assert largest_difference(trained(plan, base, few, tmp_path / "fused", selected_head=False), theirs) == 0
+    assert largest_difference(trained(plan, base, few, tmp_path / "fused", **AS_TRL), theirs) == 0
 
 
 @each_loss
@@ -144,7 +146,7 @@ def test_what_is_logged_does_not_depend_on_the_micro_batch(
         lines += logged(folder)
     at_once, accumulated = lines
     assert accumulated == pytest.approx(at_once, rel=1e-4, abs=1e-6)
-    assert 0 < at_once["train/weight/effective"] <= 1 + 1e-9
+    assert 0 < at_once["train/weight/effective"] <= 1 + 1e-6
     assert ("train/log_ratio/correct" in at_once) == ("reference" in method.needs)
     assert at_once["train/clip/share"] in (0, 1)
     assert ("train/kl" in at_once) == ("mismatched_log_ratio" in method.needs)
@@ -398,7 +400,7 @@ def test_losses_on_pairs_equal_stock_trl(
     assert {-1, 1} <= set(longer)
     theirs = stock(plan, base, few, tmp_path / "stock")
     assert largest_difference(theirs, load_file(plan.initial_adapter / "adapter_model.safetensors")) > 1e-3
-    assert largest_difference(trained(plan, base, few, tmp_path / "ours", selected_head=False), theirs) == 0
+    assert largest_difference(trained(plan, base, few, tmp_path / "ours", **AS_TRL), theirs) == 0
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.2])
@@ -410,7 +412,7 @@ def test_rpo_equals_stock_trl_with_one_pair_in_a_step(
     few = uneven.iloc[:40]
     theirs = stock(plan, base, few, tmp_path / "stock")
     assert largest_difference(theirs, load_file(plan.initial_adapter / "adapter_model.safetensors")) > 1e-3
-    assert largest_difference(trained(plan, base, few, tmp_path / "ours", selected_head=False), theirs) < 1e-5
+    assert largest_difference(trained(plan, base, few, tmp_path / "ours", **AS_TRL), theirs) < 1e-5
 
 
 def test_rpo_without_likelihood_is_dpo_to_the_byte(
@@ -436,7 +438,7 @@ def test_kto_equals_stock_trl_where_a_step_is_one_micro_batch(
     few = pd.concat([group.iloc[[number % 4]] for number, (_, group) in enumerate(tokenised.groupby("problem_id"))])
     theirs = stock(plan, base, few, tmp_path / "stock")
     assert largest_difference(theirs, load_file(plan.initial_adapter / "adapter_model.safetensors")) > 1e-3
-    assert largest_difference(trained(plan, base, few, tmp_path / "ours", selected_head=False), theirs) < 1e-6
+    assert largest_difference(trained(plan, base, few, tmp_path / "ours", **AS_TRL), theirs) < 1e-6
 
 
 @pytest.mark.parametrize(

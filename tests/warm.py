@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import runpy
 import signal
@@ -36,8 +37,9 @@ import losslens.report.figures.write
 import losslens.report.page
 import losslens.report.paper_tables
 import losslens.sampling.server
+import losslens.scheduling.local.pool
 import losslens.scheduling.monitor
-import losslens.training.run  # noqa: F401
+import losslens.training.run
 
 
 def requested() -> dict[str, Any]:
@@ -89,6 +91,9 @@ def become(request: dict[str, Any]) -> None:
     more = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:1] = [str(Path(sys.argv[0]).parent.resolve()), *more]
 
+
+# A worker of `hydra/launcher=local` is then a copy as well.
+losslens.scheduling.local.pool.CONTEXT = multiprocessing.get_context("fork")
 
 if __name__ == "__main__":
     become(requested())

@@ -9,6 +9,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from losslens.config.composed import Composed
+
 
 class SlurmLauncher(Launcher):
     """Submits the jobs of a command line to Slurm instead of running them.
@@ -23,20 +25,8 @@ class SlurmLauncher(Launcher):
         self.dry_run = dry_run
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.loader = hydra_context.config_loader
+        self.composed = Composed(hydra_context.config_loader, config)
         self.task_function = task_function
-        self.config = config
-        # Hydra's sweeper composes the configuration of every job for validation and discards it. Composing dominates
-        # the time of planning, so keep the results.
-        self.composed: dict[tuple[str, ...], DictConfig] = {}
-        compose = self.loader.load_sweep_config
-
-        def keep(master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-            config: DictConfig = compose(master_config, sweep_overrides)
-            self.composed[tuple(sweep_overrides)] = config
-            return config
-
-        self.loader.load_sweep_config = keep
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from losslens.core.extras import require_extras  # imported late: Hydra loads plugins at every start
@@ -44,10 +34,7 @@ class SlurmLauncher(Launcher):
         require_extras("slurm")
         from losslens.scheduling.slurm.launch import launch
 
-        configs = [
-            self.composed.get(tuple(overrides)) or self.loader.load_sweep_config(self.config, list(overrides))
-            for overrides in job_overrides
-        ]
+        configs = [self.composed(overrides) for overrides in job_overrides]
         for config in configs:
             self.task_function.require_packages(config)
         launch(

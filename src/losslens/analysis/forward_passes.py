@@ -119,9 +119,7 @@ class ForwardPasses:
         with tqdm(desc="connectivity", unit="pass", total=passes, leave=False, disable=not passes) as bar:
             for name in names:
                 if name not in ends:
-                    [at_end] = self._losses([name], [[1.0]], sequences, bar.update)
-                    ends[name] = {"nll": at_end.nll, "tokens": at_end.tokens}
-                    self.cache.save("losses", end_keys[name], ends[name])
+                    ends[name] = self._end(name, end_keys[name], sequences, bar.update)
             for pair in pairs:
                 if pair not in lines:
                     # Cached in the order of the hashes, so that (b, a) finds the result of (a, b).
@@ -136,6 +134,18 @@ class ForwardPasses:
             losses = [SequenceNll(nll, ends[a]["tokens"]) for nll in points]
             curves[a, b] = curve(alphas, losses, settings.resamples)
         return curves
+
+    def losses_at_end(self, name: str, sequences: TeacherForced) -> None:
+        """Measures the loss of a run, unless that was done before; cached for `curves`."""
+        key = [[self.identity, sequences.key], self._members[name].sha256]
+        if not self._known("losses", {name: key}, ["nll", "tokens"]):
+            self._end(name, key, sequences, lambda: None)
+
+    def _end(self, name: str, key: Any, sequences: TeacherForced, done: Callable[[], object]) -> Arrays:
+        [at_end] = self._losses([name], [[1.0]], sequences, done)
+        found = {"nll": at_end.nll, "tokens": at_end.tokens}
+        self.cache.save("losses", key, found)
+        return found
 
     def _known(self, kind: str, keys: Mapping[Name, Any], names: Sequence[str]) -> dict[Name, Arrays]:
         """Loads the cached results for `keys`."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +31,12 @@ from losslens.updates.checkpoint import needs_base
 
 if TYPE_CHECKING:
     from losslens.analysis.behaviour import BehaviourPasses
+    from losslens.analysis.forward_passes import ForwardPasses
     from losslens.analysis.greedy_answers import GreedyBenchmark
+    from losslens.analysis.probe_set import TeacherForced
+
+# Calls a function with each of several arguments.
+Share = Callable[[Callable[[Any], None], Sequence[Any]], None]
 
 # Names of the measures by forward passes, where they are left out.
 _BY_PASSES = "connectivity, CKA, KL, outputs and activations"
@@ -69,9 +76,17 @@ class FunctionSpaceResults:
 
 
 def measure_function_space(
-    config: AnalyzeConfig, cohort: Cohort, chosen: SelectedPairs, cache: Cache
+    config: AnalyzeConfig, cohort: Cohort, chosen: SelectedPairs, cache: Cache, share: Share | None = None
 ) -> FunctionSpaceResults:
     """Measures the chosen pairs in function space, and all runs against W0.
+
+    Args:
+        config: The configuration.
+        cohort: The adapters.
+        chosen: The pairs.
+        cache: Cached results.
+        share: Calls a function with each of several arguments, in other processes; what they measure is then in the
+            cache. None: everything is measured in this process.
 
     Raises:
         InputError: The base or the completions are not the expected ones, or the adapters do not fit the base.
@@ -105,6 +120,8 @@ def measure_function_space(
     if targets.answer_only and (targets.rows["answer"] == "").any():
         raise InputError(f"{frozen.folder}: an answer is empty; use connectivity.loss=completions")
     names = list(dict.fromkeys(name for pair in chosen.pairs for name in pair))
+    if share is not None:
+        _fill_cache(config, cohort.first, passes, (completions, targets), chosen.pairs, share)
     passes.observe(names, completions, config.cka)
     found.curves = passes.curves(chosen.pairs, targets, config.connectivity)
     found.ckas = passes.ckas(chosen.pairs, completions, config.cka)
@@ -117,13 +134,61 @@ def measure_function_space(
         _measure_answers(config, cohort.first, chosen.pairs, behaviour, found)
     for name, why in behaviour.without_copies.items():
         found.left_out[f"null of what {name} does"] = why
-    for name, share in behaviour.off_target.items():
-        found.left_out[f"equal KL of the copies of {name}"] = f"a copy has {share:.2g} times the run's KL"
+    for name, ratio in behaviour.off_target.items():
+        found.left_out[f"equal KL of the copies of {name}"] = f"a copy has {ratio:.2g} times the run's KL"
     found.probe_set = {
         "folder": frozen.folder.name, "sha256": frozen.sha256, "sequences": len(completions.rows),
         "of": len(frozen.table),
     }  # fmt: skip
     return found
+
+
+def _fill_cache(
+    config: AnalyzeConfig,
+    run: RunFacts | None,
+    passes: ForwardPasses,
+    sequences: tuple[TeacherForced, TeacherForced],
+    pairs: Sequence[Pair],
+    share: Share,
+) -> None:
+    """Measures the base, then in other processes each run, then each pair: all that is then found in the cache."""
+    from losslens.analysis.behaviour import BehaviourPasses
+
+    completions, _ = sequences
+    passes.observe([], completions, config.cka)
+    BehaviourPasses(passes, completions, config.cka, config.rotated_copies).runs([])
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    share(partial(_measure_run, config, passes, sequences), names)
+    share(partial(_measure_pair, config, run, passes, sequences), pairs)
+
+
+def _measure_run(
+    config: AnalyzeConfig, passes: ForwardPasses, sequences: tuple[TeacherForced, TeacherForced], name: str
+) -> None:
+    from losslens.analysis.behaviour import BehaviourPasses
+
+    completions, targets = sequences
+    passes.observe([name], completions, config.cka)
+    passes.losses_at_end(name, targets)
+    BehaviourPasses(passes, completions, config.cka, config.rotated_copies).runs([name])
+
+
+def _measure_pair(
+    config: AnalyzeConfig,
+    run: RunFacts | None,
+    passes: ForwardPasses,
+    sequences: tuple[TeacherForced, TeacherForced],
+    pair: Pair,
+) -> None:
+    from losslens.analysis.behaviour import BehaviourPasses
+    from losslens.analysis.greedy_answers import midpoints
+
+    completions, targets = sequences
+    passes.curves([pair], targets, config.connectivity)
+    BehaviourPasses(passes, completions, config.cka, config.rotated_copies).pairs([pair])
+    if run is not None and config.connectivity.midpoint_problems:
+        with suppress(UnavailableError):  # left out with the reason by the caller's own call
+            midpoints(passes, [pair], own_benchmark(config, run, config.connectivity.midpoint_problems))
 
 
 def _measure_answers(

@@ -20,7 +20,7 @@ from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, ComparedAdapter, Diverged
 from losslens.analysis.composition import tell_composition
 from losslens.analysis.console import show
-from losslens.analysis.function_space import external_base, locate_bases, measure_function_space, trust_of
+from losslens.analysis.function_space import Share, external_base, locate_bases, measure_function_space, trust_of
 from losslens.analysis.gathering import find_runs, gather_cohort
 from losslens.analysis.gradients import FindGradients, Gradients, measure_gradients
 from losslens.analysis.intervention_table import intervention_table
@@ -80,7 +80,10 @@ class Analysis:
 
 
 def analyze_job(
-    config: DictConfig, *writers: Callable[[Path], object], find_gradients: FindGradients | None = None
+    config: DictConfig,
+    *writers: Callable[[Path], object],
+    find_gradients: FindGradients | None = None,
+    share: Share | None = None,
 ) -> Path:
     """Runs `analyze.py`: writes the tables, prints the main ones, and returns their folder.
 
@@ -91,12 +94,13 @@ def analyze_job(
         config: The configuration.
         writers: Functions that write further files into the folder before it replaces the old one.
         find_gradients: Computes the gradients before step 1, if the configuration asks for them.
+        share: Shares forward passes out to other processes; as for `measure_function_space`.
     """
     checked = parse(AnalyzeConfig, config)
     folder = checked.folder
 
     def made(before: EarlierAnalysis) -> tuple[dict[str, Any], Callable[[Path], None]]:
-        analysis = analyse(checked, before, find_gradients)
+        analysis = analyse(checked, before, find_gradients, share)
 
         def write(new: Path) -> None:
             _write(analysis, new)
@@ -133,7 +137,10 @@ def _write(analysis: Analysis, folder: Path) -> None:
 
 
 def analyse(
-    config: AnalyzeConfig, before: EarlierAnalysis | None = None, find_gradients: FindGradients | None = None
+    config: AnalyzeConfig,
+    before: EarlierAnalysis | None = None,
+    find_gradients: FindGradients | None = None,
+    share: Share | None = None,
 ) -> Analysis:
     """Compares all finished runs of the sweeps, and the external adapters.
 
@@ -141,6 +148,7 @@ def analyse(
         config: The configuration.
         before: The analysis to replace: the pairs that it measured are measured here, too.
         find_gradients: Computes the gradients before step 1, if the configuration asks for them.
+        share: Shares forward passes out to other processes; as for `measure_function_space`.
 
     Raises:
         InputError: There is nothing to compare, or two adapters cannot be compared.
@@ -175,7 +183,7 @@ def analyse(
     top = min(config.num_directions, max(rank for ranks in cohort.ranks.values() for rank in ranks))
     measured, pairs = measure_weight_space(cohort, top, cache)
     tell_composition(cohort, cache)
-    based = measure_function_space(config, cohort, chosen, cache)
+    based = measure_function_space(config, cohort, chosen, cache, share)
     interventions = intervention_table(config, cohort, chosen.pairs, named, cache)
     # Trajectories are only computed to the ends of the runs.
     arms_at_end = arms if config.checkpoint == "end" else []

@@ -41,12 +41,13 @@ _SCHEMAS: dict[str, type[Job]] = {
 }  # fmt: skip
 
 
-def run(script: str, load: Callable[[], Tasks]) -> None:
+def run(script: str, load: Callable[..., Tasks]) -> None:
     """Runs the jobs of the command line and exits.
 
     Args:
         script: Path of the entry script; `conf/<its name>.yaml` is its configuration.
-        load: Called when the first job starts, so that `--help` does not wait for its imports.
+        load: Called when the first job starts, so that `--help` does not wait for its imports; with
+            `hydra/launcher=local`, with the devices of this machine to share the work out to.
     """
     guard_streams()
     path = Path(script).resolve()
@@ -76,6 +77,8 @@ def run(script: str, load: Callable[[], Tasks]) -> None:
     # For hydra/launcher=slurm, which runs the jobs elsewhere.
     job.script = path  # type: ignore[attr-defined]
     job.require_packages = partial(_require_packages, path.stem)  # type: ignore[attr-defined]
+    # For hydra/launcher=local.
+    job.share_out = lambda devices: setattr(jobs, "load", partial(load, devices))  # type: ignore[attr-defined]
     arguments = sys.argv[1:]
     _keep_secrets_from_hydra()
     # Makes Hydra raise its errors; otherwise it prints them over several lines and exits with status 1.

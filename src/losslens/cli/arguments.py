@@ -46,6 +46,8 @@ def prepare_arguments(
 ) -> list[str]:
     """Quotes paths and names that Hydra's grammar would otherwise parse as something else.
 
+    `workers=2`, the short form, becomes `hydra/launcher=local hydra.launcher.workers=2`.
+
     Args:
         arguments: The command line without the script.
         script: The script's name, for messages.
@@ -55,6 +57,7 @@ def prepare_arguments(
     Raises:
         InputError: An argument cannot be parsed; the message shows the correct form.
     """
+    arguments = in_full(arguments)
     folders = None if conf is None else ConfigFolders(conf, arguments)
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     found = []
@@ -78,6 +81,15 @@ def prepare_arguments(
                 raise InputError(why)
             raise InputError(_unreadable(arguments, place))
         found.append(readable)
+    return found
+
+
+def in_full(arguments: Sequence[str]) -> list[str]:
+    """Writes out `workers=2`."""
+    found: list[str] = []
+    for argument in arguments:
+        is_short = argument.startswith("workers=")
+        found += ["hydra/launcher=local", f"hydra.launcher.{argument}"] if is_short else [argument]
     return found
 
 
@@ -137,6 +149,7 @@ def explain_rejection(arguments: Sequence[str], conf: Path, schema: type[BaseMod
         conf: The folder of the configuration.
         schema: The configuration that the script reads.
     """
+    arguments = in_full(arguments)
     folders = ConfigFolders(conf, arguments)
     sweeps = bool({"-m", "--multirun"} & set(arguments))
     for argument in arguments:

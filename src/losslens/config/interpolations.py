@@ -32,7 +32,7 @@ _EMBEDDED_LENGTH = 96  # tokens; enough for the embedded models on reasoning_gym
 _FULL_RATE = 0.1
 _LENGTH = 1024  # tokens; a worked solution of a school mathematics problem
 _MIN_LENGTH = 128  # tokens; lower bound of the default, even for models with fewer than twice as many positions
-_SLURM = "hydra_plugins.losslens_slurm.SlurmLauncher"
+_LAUNCHERS = ("hydra_plugins.losslens_slurm.SlurmLauncher", "hydra_plugins.losslens_local.LocalLauncher")
 
 # Options that may be derived from the model, and how the derived value (`{}`) is described.
 _DERIVED = {
@@ -167,14 +167,14 @@ def _source(root: DictConfig) -> str:
 
 
 def _implied_mode(roots: Sequence[str] | None = None, *, _root_: DictConfig) -> RunMode | None:
-    """`${implied_mode:}`: multirun, as with `-m`, for experiments that sweep and for the Slurm launcher.
+    """`${implied_mode:}`: multirun, as with `-m`, for experiments that sweep and for the launchers of LossLens.
 
     Args:
         roots: Config groups that the script reads; null: all. Sweeps over other groups are ignored.
         _root_: The configuration.
     """
     # Hydra uses launchers only for multirun, and would run a single job in this process.
-    if OmegaConf.select(_root_, "hydra.launcher._target_") == _SLURM:
+    if OmegaConf.select(_root_, "hydra.launcher._target_") in _LAUNCHERS:
         return RunMode.MULTIRUN
     swept = OmegaConf.select(_root_, "hydra.sweeper.params") or {}
     if any(roots is None or re.split(r"[.@]", str(key).lstrip("+"))[0] in roots for key in swept):

@@ -24,6 +24,10 @@ class ServerStartError(ServerError):
     """A server that the command itself starts did not start, so that it cannot be asked for anything."""
 
 
+class WorkerDiedError(ServerError):
+    """A process that did part of the work was killed. As after `ServerError`, the same command may succeed later."""
+
+
 class ProcessError(Exception):
     """Another of the processes that train a run together failed. Its message is one line with its rank and error."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping
+from functools import cache
 from importlib.util import find_spec
 
 from losslens.core.errors import InputError
@@ -67,5 +68,6 @@ def format_error(name: str, error: Exception, line: str = "") -> str:
     return f"{name}{'' if isinstance(error, MissingExtraError) else ':'} {line or error}"
 
 
+@cache
 def _is_there(module: str) -> bool:
     return (module in sys.modules and sys.modules[module] is not None) or find_spec(module) is not None

@@ -53,8 +53,9 @@ _CONTROL_CHARACTERS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-# Codes that progress bars and tables may use: carriage return, colours, cursor up, clearing the rest of the line.
-_DRAWING_CODES = re.compile(r"\r|\x1b\[[0-9;]*m|\x1b\[[0-9]*[AK]")
+# Codes that progress bars and tables may use: carriage return, colours, cursor up, clearing the rest of the line,
+# hiding the cursor and showing it again.
+_DRAWING_CODES = re.compile(r"\r|\x1b\[[0-9;]*m|\x1b\[[0-9]*[AK]|\x1b\[\?25[hl]")
 _DRAWING_PACKAGES = ("tqdm", "rich")
 
 _remembered: set[str] = set()

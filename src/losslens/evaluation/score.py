@@ -223,29 +223,62 @@ def _decoding(model: Model, evaluation: Evaluation, samples: int) -> list[Any]:
     return decoding
 
 
-def evaluate_job(config: DictConfig) -> None:
-    """Runs the job of `evaluate.py`: scores all completed runs of a sweep, and the base, on the benchmarks."""
-    settings = parse(EvaluateConfig, config)
-    runs = [run for run in runs_of(settings.output_dir, settings.sweep) if run.status["state"] == "completed"]
-    if not runs:
-        raise InputError(f"sweep={settings.sweep} has no completed run")
-    benchmarks = list(settings.benchmark.values())
-    evaluation = _with_max_tokens(runs, settings)
-    names = [benchmark_name(data, samples) for data in benchmarks for samples in sample_counts(evaluation)]
-    tables = {name: Table("run", "accuracy", "95% interval") for name in names}
-    errors = []
+class SweepScores:
+    """Scores of the completed runs of a sweep, and of their bases, on the benchmarks of `evaluate.py`.
+
+    Args:
+        config: The configuration of `evaluate.py`.
+
+    Raises:
+        InputError: The configuration is invalid, or the sweep has no completed run.
+    """
+
+    def __init__(self, config: DictConfig | dict[str, Any]) -> None:
+        settings = parse(EvaluateConfig, config)
+        runs = [run for run in runs_of(settings.output_dir, settings.sweep) if run.status["state"] == "completed"]
+        if not runs:
+            raise InputError(f"sweep={settings.sweep} has no completed run")
+        self._benchmarks = list(settings.benchmark.values())
+        self._evaluation = _with_max_tokens(runs, settings)
+        self._trust = Trust(settings.trust_remote_code)
+        self._bases = _unscored_bases(runs, self._trust)
+        self.runs = [*self._bases, *runs]
+        counts = sample_counts(self._evaluation)
+        self.names = [benchmark_name(data, samples) for data in self._benchmarks for samples in counts]
+
+    def score(self, run: Run, wait: bool) -> dict[str, Path]:
+        """Returns the files of a run's outcomes by `benchmark_name`; scores it on what it was not scored on before.
+
+        Args:
+            run: One of `runs`.
+            wait: If another process has locked the run, waits for it instead of raising an error.
+
+        Raises:
+            LockedError: Another process has locked the run, and `wait` is False.
+            InputError: The run, its base or the problems cannot be loaded.
+            ServerError: The server does not answer.
+        """
+        if run in self._bases:
+            return score_base(run.folder.parent, self._bases[run], self._benchmarks, self._evaluation, wait)
+        return _score_again(run, self._benchmarks, self._evaluation, self._trust, wait)
+
+
+def evaluate_job(config: DictConfig, failed: Mapping[str, InputError | ServerError] | None = None) -> None:
+    """Runs the job of `evaluate.py`: scores all completed runs of a sweep, and the base, on the benchmarks.
+
+    Args:
+        config: The configuration.
+        failed: Errors of runs whose scoring has failed already, by name; it is not tried again.
+    """
+    sweep = SweepScores(config)
+    tables = {name: Table("run", "accuracy", "95% interval") for name in sweep.names}
+    errors = list((failed or {}).values())
     scores: dict[Run, dict[str, pd.DataFrame]] = {}
-    trust = Trust(settings.trust_remote_code)
-    bases = _unscored_bases(runs, trust)
-    runs = [*bases, *runs]
-    queue = [(run, False) for run in runs]
+    queue = [(run, False) for run in sweep.runs if run.name not in (failed or {})]
     for run, wait in queue:
         try:
-            if run in bases:
-                files = score_base(run.folder.parent, bases[run], benchmarks, evaluation, wait)
-            else:
-                files = _score_again(run, benchmarks, evaluation, trust, wait)
-            scores[run] = {name: read_outcomes(files[name]) for name in names}
+            files = sweep.score(run, wait)
+            scores[run] = {name: read_outcomes(files[name]) for name in sweep.names}
         except LockedError as error:
             print(f"{error}; postponed", flush=True)
             queue.append((run, True))  # wait for it after the others
@@ -253,7 +286,7 @@ def evaluate_job(config: DictConfig) -> None:
             raise  # as it would be for every other run
         except (InputError, ServerError) as error:
             errors.append(error)
-    for run in [run for run in runs if run in scores]:
+    for run in [run for run in sweep.runs if run in scores]:
         for name, table in tables.items():
             outcomes = scores[run][name]
             problems = outcomes["problem_id"].nunique()

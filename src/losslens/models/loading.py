@@ -347,7 +347,10 @@ def preserved(base: Any) -> Iterator[Any]:
         for module in base.modules()
     ]
     parameters = [(parameter, parameter.requires_grad) for parameter in base.parameters()]
-    settings = [(holder, copy.deepcopy(vars(holder))) for holder in (base.config, base.generation_config)]
+    # A model with several parts has a configuration for each, beside that of the whole.
+    configs = [module.config for module in base.modules() if hasattr(module, "config")]
+    holders = {id(holder): holder for holder in (base.config, base.generation_config, *configs)}
+    settings = [(holder, copy.deepcopy(vars(holder))) for holder in holders.values()]
     try:
         yield base
     finally:

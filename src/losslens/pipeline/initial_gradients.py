@@ -108,11 +108,11 @@ class _Gradient:
         return [_VERSION, self._base, precision, rows, loss, start, self._config.batch_size]
 
     def _write(self, folder: Path) -> None:
-        from losslens.training.batches import Examples, require_sampler, require_weights, tokenise
+        from losslens.training.batches import Examples, require_sampler, require_weights, tokenise_frozen
         from losslens.training.initial_gradient import initial_gradient
 
         base, rollouts, train_on = load_model(self._source), self._rollouts(), self._facts.config.train_on
-        tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
+        tokenised = tokenise_frozen(rollouts, base.tokenizer)
         examples = Examples(tokenised, self._loss, train_on)
         require_weights(examples, tokenised, self._loss, train_on)
         require_sampler(examples, self._loss, rollouts)

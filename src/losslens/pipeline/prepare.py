@@ -102,11 +102,10 @@ def prepare_to_join(
     if rollouts is None:
         base, source, _, _ = _own_samples(spec)
     else:
-        from losslens.training.batches import tokenise
+        from losslens.training.batches import tokenise_frozen
 
         base = load_model(source_of(spec.config.model))
-        frozen = load_rollouts(rollouts)
-        source = _source(spec, base, tokenise(frozen.table, base.tokenizer, frozen.manifest))
+        source = _source(spec, base, tokenise_frozen(load_rollouts(rollouts), base.tokenizer))
     return _plan(spec, initial), base, source
 
 
@@ -120,10 +119,10 @@ def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, A
     _note_unbounded(spec.loss)
     from losslens.models.limits import limits_of
     from losslens.models.tokens import decode
-    from losslens.training.batches import filter_rollouts, tokenise
+    from losslens.training.batches import filter_rollouts, tokenise_frozen
 
     base = load_model(source_of(config.model))
-    tokenised = tokenise(rollouts.table, base.tokenizer, rollouts.manifest)
+    tokenised = tokenise_frozen(rollouts, base.tokenizer)
     usable = filter_rollouts(tokenised, config.train_on)
     processed = tokenised if "reference" in spec.loss.needs else usable  # the base scores all rollouts
     ids = processed["prompt_ids"].tolist(), processed["completion_ids"].tolist()

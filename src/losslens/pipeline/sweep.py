@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from losslens.config.parse import parse
+from losslens.config.parse import parse, resolved
 from losslens.config.training import TrainConfig
 from losslens.core import distributed
 from losslens.core.commands import command_name, format_command
 from losslens.core.errors import InputError, ProcessError
 from losslens.core.jobs import on_one_line
+from losslens.core.notices import print_once
 from losslens.core.terminal import Table
+from losslens.models.devices import has_several_gpus
+from losslens.pipeline.parallel import train_in_parallel
 from losslens.pipeline.train_job import Outcome, train_job
 from losslens.runs.current_words import readable_settings
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
+from losslens.scheduling.local.devices import Device
 
 # Seconds between two checks of runs that other processes have locked; grows from the first to the second value.
 _MIN_POLL, _MAX_POLL = 0.2, 5.0
+
+
+def _is_multirun() -> bool:
+    return HydraConfig.initialized() and HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 class SweepJobs:
@@ -33,10 +44,15 @@ class SweepJobs:
 
     Jobs that are locked by another process are deferred to the end, so that concurrent commands share the runs of a
     sweep.
+
+    Args:
+        devices: Devices to share the runs out to; none: one run after the other in this process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, devices: Sequence[Device] = ()) -> None:
         self.sweep = ""
+        self._devices = devices
+        self._shared: dict[int, dict[str, Any]] = {}
         self._output_dir = Path("outputs")
         self._jobs: list[TrainConfig | None] = []
         self._outcomes: dict[int, Outcome] = {}
@@ -48,13 +64,22 @@ class SweepJobs:
         return [self._outcomes[number] for number in sorted(self._outcomes)]
 
     def job(self, config: DictConfig) -> None:
-        """Runs one job and prints its outcome, or defers it if it is locked by another process."""
+        """Runs one job and prints its outcome, or defers it if it is locked by another process.
+
+        With several devices the jobs are run together in `end`.
+        """
         number = len(self._jobs)
         self._jobs.append(None)
+        if not self._devices and distributed.world_size() == 1 and _is_multirun() and has_several_gpus():
+            print_once("Several GPUs are visible: hydra/launcher=local trains a run on each of them at once")
         with distributed.job_scope():
             try:
-                self._jobs[number] = checked = parse(TrainConfig, config)
+                content = resolved(TrainConfig, config)
+                self._jobs[number] = checked = parse(TrainConfig, content)
                 self.sweep, self._output_dir = checked.sweep, checked.output_dir
+                if self._devices:
+                    self._shared[number] = content
+                    return
                 outcome = train_job(checked, wait=False)
             except (InputError, OmegaConfBaseException) as error:
                 choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
@@ -123,11 +148,13 @@ class SweepJobs:
         return len(errors) == 1 and "" not in errors
 
     def end(self) -> int:
-        """Runs the deferred jobs and prints the table of the sweep.
+        """Runs the jobs that are left and prints the table of the sweep.
 
         Returns:
             The exit status: 1 if a run failed during its work, 2 if only input was invalid.
         """
+        if self._shared:
+            train_in_parallel(self._shared, self._devices, self._ended)
         self._run_deferred()
         distributed.close_store()
         # If all jobs failed with the same error, which has been printed, a table adds nothing.

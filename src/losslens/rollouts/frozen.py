@@ -50,9 +50,9 @@ _TOKEN_ID_KEY = re.compile(r"[0-9]{1,10}")  # a token id as a key in JSON
 VERSION = 2  # incremented when the same settings result in different rollouts
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrozenRollouts:
-    """Frozen rollouts in memory.
+    """Frozen rollouts in memory, equal if their content and their tokenizer are.
 
     Attributes:
         folder: Their folder.
@@ -63,6 +63,17 @@ class FrozenRollouts:
     folder: Path
     table: pd.DataFrame
     manifest: dict[str, Any]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FrozenRollouts) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
+    @property
+    def _content(self) -> tuple[str | None, ...]:
+        tokenizer = self.manifest.get("tokenizer")
+        return self.sha256, self.manifest.get("logps_sha256"), json.dumps(tokenizer, sort_keys=True)
 
     @property
     def sha256(self) -> str:

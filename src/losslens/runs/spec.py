@@ -30,7 +30,7 @@ from losslens.runs.run import Run, base_identity, find_run
 # Increased when the same `optim` starts to produce a different adapter.
 OPTIMISER = 1
 # Increased when the same settings start to give an on-policy method other samples.
-OWN_SAMPLES = 2
+OWN_SAMPLES = 3
 # Increased when columns that losses compute from whole groups change where rollouts are left out; 1: of all rollouts.
 GROUP_STATISTICS = 1
 # Fields of `optim` that do not change the adapter: memory use, logging and saving.

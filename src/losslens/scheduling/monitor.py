@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from losslens.core.terminal import Table
+from losslens.runs.run import Run
 from losslens.scheduling.plan import JobSpec
 from losslens.scheduling.progress import accuracies, duration, seconds_left, short_labels, sweep_left
 from losslens.scheduling.record import read_record
@@ -21,10 +22,15 @@ _POLL_SECONDS = 5.0  # one call of squeue each time, whatever the number of runs
 _COLOURS = {"completed": "green", "running": "cyan", "failed": "red", "damaged": "red", "preempted": "yellow"}
 
 
-def table(run_statuses: Sequence[RunStatus], title: str = "") -> Table:
+def table(run_statuses: Sequence[RunStatus], title: str = "", devices: Mapping[Run, str] | None = None) -> Table:
     """Builds a table with one row per run: state, step, time left, speed, loss, accuracy, Slurm job, last error.
 
     The caption shows the remaining training time of all running and waiting runs.
+
+    Args:
+        run_statuses: The runs.
+        title: Title of the table.
+        devices: Devices of this machine that the runs are trained on; shown in place of their Slurm jobs.
     """
     runs = [each.run for each in run_statuses]
     labels, accuracy = short_labels(runs), accuracies(runs)
@@ -37,7 +43,7 @@ def table(run_statuses: Sequence[RunStatus], title: str = "") -> Table:
     rows.add_column("state", overflow="fold")
     for name in ("step", "left", "tokens/s", "loss", "accuracy"):
         rows.add_column(name, justify="right", overflow="fold")
-    for name in ("Slurm", "error"):
+    for name in ("Slurm" if devices is None else "device", "error"):
         rows.add_column(name, overflow="fold")
     for each in run_statuses:
         status = each.status
@@ -51,7 +57,7 @@ def table(run_statuses: Sequence[RunStatus], title: str = "") -> Table:
             f"{status['tokens_per_second']:,.0f}" if "tokens_per_second" in status else "",
             f"{status['loss']:.4f}" if "loss" in status else "",
             f"{accuracy[each.run]:.1%}" if each.run in accuracy else "",
-            Text(f"{each.job or ''} {each.slurm or ''}".strip()),
+            Text(f"{each.job or ''} {each.slurm or ''}".strip() if devices is None else devices.get(each.run, "")),
             Text(str(status.get("error", ""))),
         )
     return rows

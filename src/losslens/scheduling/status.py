@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,14 @@ def log_tail(log: Path, length: int = 20_000) -> str:
 def why_killed(log: str, default: str) -> str:
     """Returns "out of memory" if the log says so, else `default`."""
     return "out of memory (resources.memory_gb)" if _OUT_OF_MEMORY.search(log_tail(Path(log))) else default
+
+
+def describe_exit(code: int) -> str:
+    """Describes the exit status of a shell."""
+    if code > 128 and code - 128 in set(signal.Signals):
+        name = signal.Signals(code - 128).name
+        return f"killed by {name}{', manually or because it ran out of memory' if name == 'SIGKILL' else ''}"
+    return f"its process ended with exit status {code}"
 
 
 def _failure_reason(run: Run, state: JobState | None, record: SubmissionRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,12 @@ def tokenise(rollouts: pd.DataFrame, tokenizer: Any, manifest: Mapping[str, Any]
     )
 
 
+@lru_cache(maxsize=1)
+def tokenise_frozen(rollouts: FrozenRollouts, tokenizer: Any) -> pd.DataFrame:
+    """Returns `tokenise` of frozen rollouts, once for all runs of a process that train on them one after the other."""
+    return tokenise(rollouts.table, tokenizer, rollouts.manifest)
+
+
 def _cells(table: pd.DataFrame, name: str) -> list[Any]:
     """Returns the lists in a column; None where one, or the column, is missing."""
     cells = table[name].tolist() if name in table else [None] * len(table)
@@ -103,9 +110,17 @@ class Examples:
         self._prompts, self._completions = list(self.table["prompt_ids"]), list(self.table["completion_ids"])
         self._rewards = self.table["reward"].to_numpy(np.float32)
         self._groups = self.table["group"].to_numpy()
+        pairs = zip(self._prompts, self._completions, strict=True)
+        self._lengths = np.array([len(prompt) + len(completion) for prompt, completion in pairs], dtype=int)
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example's longest rollout, prompt included, shape (examples,)."""
+        longest: np.ndarray = self._lengths[self.rows].max(axis=1)
+        return longest
 
     def take(self, numbers: np.ndarray) -> Examples:
         """Returns the examples with these indices, in this order; columns stay those of the whole groups."""
@@ -158,6 +173,44 @@ class Examples:
         """Collates the prompts of these examples with the completions of as many `others` from the same table."""
         rows = zip(self.rows.T.reshape(-1), others.rows.T.reshape(-1), strict=True)
         return sequences([(self._prompts[p], self._completions[c]) for p, c in rows], pad_token_id)
+
+
+def split_by_length(lengths: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Splits examples into parts of similar length, the longest first, whose largest has as few tokens as possible.
+
+    Tokens are counted as if each part was padded to its longest example.
+
+    Args:
+        lengths: Tokens of each example, shape (examples,).
+        parts: Number of parts, none of which is empty; at most the number of examples.
+
+    Returns:
+        Indices of the examples of each part, ascending.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    fewest, most = int(lengths[order[0]]), int(lengths[order[0]]) * len(order)
+    while fewest < most:
+        limit = (fewest + most) // 2
+        if _parts_within(lengths[order], limit, parts) is None:
+            fewest = limit + 1
+        else:
+            most = limit
+    starts = _parts_within(lengths[order], most, parts)
+    assert starts is not None
+    return [np.sort(part) for part in np.split(order, starts[1:])]
+
+
+def _parts_within(descending: np.ndarray, limit: int, parts: int) -> list[int] | None:
+    """Starts of `parts` parts of at most `limit` padded tokens each; None if there are none."""
+    starts = [0]
+    for row in range(1, len(descending)):
+        rows = row - starts[-1] + 1
+        must_split = len(descending) - row == parts - len(starts)
+        if must_split or rows * descending[starts[-1]] > limit:
+            starts.append(row)
+        if len(starts) > parts:
+            return None
+    return starts
 
 
 def sampler_column(loss: Loss) -> str | None:

@@ -69,7 +69,7 @@ def top_entropy(head: torch.nn.Module, hidden: torch.Tensor) -> torch.Tensor:
         Shape (M,), float32, nats.
     """
     entropies = []
-    for chunk in hidden.split(_CHUNK):
+    for chunk in hidden.detach().split(_CHUNK):
         logits = head(chunk).float()
         log_probs = logits.topk(min(_TOP, logits.shape[-1])).values.log_softmax(dim=-1)
         entropies.append(-(log_probs.exp() * log_probs).sum(dim=-1))

@@ -48,9 +48,7 @@ class _Pass(RolloutSource):
     def __init__(self, examples: Examples, batch_size: int) -> None:
         self._examples = examples
         self.epoch_length = len(examples)
-        rows = examples.table
-        lengths = np.array([len(p) + len(c) for p, c in zip(rows["prompt_ids"], rows["completion_ids"], strict=True)])
-        order = np.argsort(-lengths[examples.rows].max(axis=1), kind="stable")
+        order = np.argsort(-examples.lengths, kind="stable")
         self._batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def __len__(self) -> int:

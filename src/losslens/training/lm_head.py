@@ -41,6 +41,7 @@ def score_selected_positions(model: PreTrainedModel, temperature: float = 1.0) -
     def forward(self: Any, *args: Any, fused_lm_head: bool = False, labels: Any = None, **kwargs: Any) -> Any:
         if not fused_lm_head:
             return plain_forward(self, *args, labels=labels, **kwargs)
+        kwargs["use_cache"] = False
         hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
         labels = labels[:, 1:]
         mask = labels != -100

@@ -21,7 +21,7 @@ from losslens.core.hashing import hash_json
 from losslens.training.batches import sequences
 
 # Increased when the same tokens start to get different values.
-_VERSION = 1
+_VERSION = 2
 # Tokens per forward pass, padding included. Fixed rather than adapted to free memory: the composition of a batch
 # affects rounding, and the values must not depend on the machine that computes them.
 _BATCH_TOKENS, _BATCH_TOKENS_ON_CUDA = 1 << 11, 1 << 14

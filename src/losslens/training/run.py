@@ -46,6 +46,7 @@ from losslens.training.callbacks import (
 )
 from losslens.training.distributions import require_computable
 from losslens.training.lm_head import has_plain_head, score_selected_positions
+from losslens.training.packing import pack_rows
 from losslens.training.source import OnPolicySource, RolloutSource
 from losslens.training.trainer import LossTrainer
 from losslens.training.trl_internals import has_fused_head, require_on_policy
@@ -87,6 +88,7 @@ def make_trainer(
     output_dir: Path,
     callbacks: list[TrainerCallback],
     selected_head: bool | None = None,
+    packed: bool | None = None,
     microbatch_plan: tuple[int, bool] | None = None,
 ) -> Any:
     """Builds the trainer of `plan`, with the initial adapter loaded and precomputed reference log-probabilities.
@@ -99,6 +101,8 @@ def make_trainer(
         callbacks: Added to the trainer's own.
         selected_head: Use `score_selected_positions` instead of TRL's fused head; by default only off CUDA, for models
             with a plain head.
+        packed: Lay the examples of a step into micro-batches by length, and process them without padding if the model
+            allows it (`pack_rows`); by default unless there is dropout, which drops other entries in another layout.
         microbatch_plan: Examples per forward pass, and whether to use gradient checkpointing; by default the first of
             `Optim.microbatch_plans`.
 
@@ -111,6 +115,7 @@ def make_trainer(
     if microbatch_plan is None:
         microbatch_plan = optim.microbatch_plans(distributed.world_size(), plan.has_dropout)[0]
     micro_batch, checkpointing = microbatch_plan
+    packed = not plan.has_dropout if packed is None else packed
     arguments = {
         "output_dir": str(output_dir),
         "learning_rate": plan.learning_rate,
@@ -136,7 +141,7 @@ def make_trainer(
         # from a checkpoint sum gradients in another order: the result is not byte-identical.
         "ddp_find_unused_parameters": True,
     }
-    config, make = _config_and_trainer(plan, source, arguments, on_cuda)
+    config, make = _config_and_trainer(plan, source, arguments, on_cuda, packed)
     trainer = make(
         args=_on_one_gpu(config),
         model=base.model,
@@ -150,6 +155,10 @@ def make_trainer(
         score_selected_positions(causal_model(trainer.model), getattr(plan.method, "temperature", 1.0))
     elif not has_fused_head():
         raise InputError("training this model uses TRL's fused head, which needs Triton or trl>=1.16")
+    if packed:
+        pack_rows(causal_model(trainer.model))
+        if isinstance(source, OnPolicySource) and source.teacher is not None:
+            pack_rows(source.teacher.model)
     trainer.remove_callback(PrinterCallback)
     load_start(trainer.model, plan.initial_adapter)
     if isinstance(trainer, LossTrainer):
@@ -160,7 +169,7 @@ def make_trainer(
 
 
 def _config_and_trainer(
-    plan: TrainingPlan, source: RolloutSource | OnPolicySource, arguments: dict[str, Any], on_cuda: bool
+    plan: TrainingPlan, source: RolloutSource | OnPolicySource, arguments: dict[str, Any], on_cuda: bool, packed: bool
 ) -> tuple[Any, Callable[..., Any]]:
     """Returns TRL's configuration and a function that builds the trainer from it."""
     if isinstance(source, OnPolicySource):
@@ -170,7 +179,7 @@ def _config_and_trainer(
         return config_and_trainer(source, arguments, on_cuda)
     assert isinstance(plan.method, Loss)
     config = SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})
-    return config, partial(LossTrainer, plan.method, source)
+    return config, partial(LossTrainer, plan.method, source, packed)
 
 
 def _on_one_gpu(arguments: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss
 from losslens.models.trained_weights import as_base, causal_model
+from losslens.training.batches import Examples, split_by_length
 from losslens.training.distributions import NEEDS, captured_hidden_states, divergence, top_entropy
 from losslens.training.source import RolloutSource
 from losslens.training.trl_internals import HEAD, OpenSFTTrainer
@@ -36,15 +37,17 @@ class LossTrainer(OpenSFTTrainer):
     Args:
         loss: The loss.
         source: Source of the examples of each step.
+        by_length: Lay the examples of a step into micro-batches by length; otherwise in their order.
         **options: Options of `SFTTrainer`, except datasets and collator.
 
     Attributes:
         step_statistics: `Batch.step` of the current step.
     """
 
-    def __init__(self, loss: Loss, source: RolloutSource, **options: Any) -> None:
+    def __init__(self, loss: Loss, source: RolloutSource, by_length: bool, **options: Any) -> None:
         self.loss = loss
         self.source = source
+        self.by_length = by_length
         self.step_statistics: dict[str, torch.Tensor] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._pad_token_id = options["processing_class"].pad_token_id
@@ -66,13 +69,7 @@ class LossTrainer(OpenSFTTrainer):
             ValueError: The source returned the wrong number of examples.
         """
         examples = self.source.batch(self.state.global_step, causal_model(self.model))
-        # Micro-batches are assigned to the processes in turn.
-        shape = (num_batches, self.accelerator.num_processes, self.args.per_device_train_batch_size)
-        if len(examples) != math.prod(shape):
-            raise ValueError(
-                f"source.batch returned {len(examples)} examples; optim.batch_size={math.prod(shape)} are required"
-            )
-        own_indices = np.arange(len(examples)).reshape(shape)[:, self.accelerator.process_index]
+        own_indices = self._own_indices(examples, num_batches)
         collated = (examples.take(indices).collate(self._pad_token_id) for indices in own_indices)
         batches, tokens = super().get_batch_samples(collated, num_batches, device)
         if self.loss.divisor == "tokens":
@@ -88,6 +85,24 @@ class LossTrainer(OpenSFTTrainer):
             ]
             self.step_statistics["mismatched_log_ratio"] = self._mismatched_log_ratio(mismatched, device)
         return batches, count
+
+    def _own_indices(self, examples: Examples, num_batches: int) -> Sequence[np.ndarray]:
+        """Returns the examples of each micro-batch of this process.
+
+        By length, the processes take turns at the step's examples, the longest first, so that all have about as much to
+        do. In order, they take turns at the micro-batches.
+        """
+        shape = (num_batches, self.accelerator.num_processes, self.args.per_device_train_batch_size)
+        if len(examples) != math.prod(shape):
+            raise ValueError(
+                f"source.batch returned {len(examples)} examples; optim.batch_size={math.prod(shape)} are required"
+            )
+        count, rank = self.accelerator.num_processes, self.accelerator.process_index
+        if not self.by_length:
+            own: np.ndarray = np.arange(len(examples)).reshape(shape)[:, rank]
+            return list(own)
+        dealt = np.sort(np.argsort(-examples.lengths, kind="stable")[rank::count])
+        return [dealt[part] for part in split_by_length(examples.lengths[dealt], num_batches)]
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

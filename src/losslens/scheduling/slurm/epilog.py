@@ -16,7 +16,7 @@ from losslens.runs.run import Run
 from losslens.scheduling.record import read_record, record_file
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.intent import runs_file
-from losslens.scheduling.status import mark_dead, why_killed
+from losslens.scheduling.status import describe_exit, mark_dead, why_killed
 
 
 def main(folder: Path, code: int, requeues: int) -> None:
@@ -40,14 +40,6 @@ def main(folder: Path, code: int, requeues: int) -> None:
         record = read_record(record_file(run.folder))
         if record is not None and record.job == job:
             mark_dead(run, record, f"Slurm job {job}: {why_killed(record.log, describe_exit(code))}")
-
-
-def describe_exit(code: int) -> str:
-    """Describes the exit status of a shell."""
-    if code > 128 and code - 128 in set(signal.Signals):
-        name = signal.Signals(code - 128).name
-        return f"killed by {name}{', manually or because it ran out of memory' if name == 'SIGKILL' else ''}"
-    return f"its process ended with exit status {code}"
 
 
 if __name__ == "__main__":
