@@ -164,7 +164,7 @@ def resumed(bench: Bench) -> Iterator[Check]:
     killed, whole = bench.folder / "killed", bench.folder / "whole"
     name = "resumed after SIGKILL = uninterrupted"
     command = [sys.executable, "-m", "benchmarks.gpu.interrupted", str(killed), bench.device]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
     if process.returncode != -9:
         lines = process.stderr.strip().splitlines() or [""]
         yield Check(name, _on(bench, "float32"), "failed", note=f"exit status {process.returncode}: {lines[-1]}")
