@@ -141,6 +141,22 @@ def test_a_manifest_sends_no_key_to_a_server(
     assert asked(log)
 
 
+def test_a_manifest_starts_no_server(outputs: Path, tmp_path: Path) -> None:
+    """What vLLM sampled from a local model is sampled here; the command in the manifest is a stranger's."""
+    ran = tmp_path / "ran"
+
+    def change(manifest: dict[str, Any]) -> None:
+        rollouts = manifest["config"]["rollouts"]
+        rollouts |= {"engine": "vllm", "policy": "base"}
+        rollouts["server"] |= {"command": f"touch {ran}", "args": {"x": 1}}
+
+    edit(outputs, change)
+    outcome = script("analyze.py", *ANALYSIS, f"output_dir={outputs}", check=None)
+    assert not ran.exists()
+    assert not (outputs / ".vllm").exists()
+    assert "vLLM" not in outcome.stdout + outcome.stderr
+
+
 CODE = """
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 open({file!r}, "a").write("ran")

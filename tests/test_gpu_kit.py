@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from io import StringIO
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from benchmarks.gpu import results, speed
 from benchmarks.gpu.correctness import Bench, against_cpu, against_trl, all_checks, distance, micro_batch
+from benchmarks.gpu.generation import with_vllm
 from benchmarks.gpu.results import Speed, bars, checked, write
 from benchmarks.gpu.setting import small
 from benchmarks.gpu.speed import Track, log_normal_lengths, random_rollouts
@@ -131,6 +133,14 @@ def test_a_trainer_that_fails_or_comes_too_late_is_said(track: Track, monkeypatc
     monkeypatch.setattr(track, "_cell", cell)
     notes = [each.note for each in track.measure(lambda text: None)]
     assert notes == ["RuntimeError: no kernel"] + 17 * ["out of time"]
+
+
+def test_a_vllm_that_does_not_start_is_said_without_a_path(base: LoadedModel, tmp_path: Path) -> None:
+    found = with_vllm(small("cpu"), base, "no-such-vllm serve", 1, tmp_path)
+    assert found["tokens_per_second"] is None
+    assert found["note"].startswith("vllm.command=no-such-vllm serve: no such program")
+    ended = with_vllm(small("cpu"), copy.deepcopy(base), "false", 5, tmp_path)
+    assert ended["note"] == "vllm.command: the server ended: it wrote nothing"
 
 
 def test_tables_of_a_card(tmp_path: Path) -> None:

@@ -55,10 +55,11 @@ def main() -> None:
     console = Console()
     results = _measured(device, options, started)
 
-    show(results, console if console.is_terminal else Console(width=140))
     output = options.output or (None if results["small"] else Path(__file__).parents[1] / "results")
-    if output is not None:
-        print(write(results, output))
+    file = None if output is None else write(results, output)
+    show(results, console if console.is_terminal else Console(width=140))
+    if file is not None:
+        print(file)
     sys.exit(any(check["status"] == "failed" for check in results["checks"]))
 
 
@@ -76,6 +77,13 @@ def _measured(device: str, options: argparse.Namespace, started: float) -> dict[
 
     datasets.disable_progress_bars()
     transformers.logging.set_verbosity_error()
+    # First, so that a package that is missing is missed before anything is measured.
+    about = {
+        "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "commit": options.commit or code_version()["commit"],
+        "versions": {**versions(), "cuda": torch.version.cuda},
+    }
     small = options.small or device == "cpu"
     setting = settings.small(device) if small else settings.full()
     longest = max(setting.lengths, key=lambda name: setting.lengths[name] or 0)
@@ -96,11 +104,8 @@ def _measured(device: str, options: argparse.Namespace, started: float) -> dict[
     return {
         "card": setting.name,
         "small": small,
-        "model": f"{setting.layers} layers, {model.num_parameters() / 1e9:.3g}B parameters, LoRA r = {setting.rank}",
-        "command": shlex.join(["python", "-m", "benchmarks.gpu", *sys.argv[1:]]),
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
-        "commit": options.commit or code_version()["commit"],
-        "versions": {**versions(), "cuda": torch.version.cuda},
+        "model": f"{setting.layers} layers, {model.num_parameters() / 1e6:,.1f}M parameters, LoRA r = {setting.rank}",
+        **about,
         "matmul_flops": rate,
         "flops": FLOPS,
         "checks": as_dicts(checks),
@@ -136,9 +141,14 @@ def _checks(device: str, folder: Path, end: float) -> list[Any]:
 def _generation(setting: Any, base: Any, command: str | None, end: float, folder: Path) -> list[Any]:
     """Measures the engines at hand; `command` starts vLLM, which must answer before `end`."""
     from benchmarks.gpu.generation import with_transformers, with_vllm
+    from losslens.core.errors import first_line
 
     _say("generation, transformers")
-    engines = [with_transformers(setting, base)]
+    try:
+        engines = [with_transformers(setting, base)]
+    except Exception as error:  # the other figures are still worth having
+        note = f"{type(error).__name__}: {first_line(error)}"
+        engines = [{"engine": "transformers", "tokens_per_second": None, "note": note}]
     if command is not None:
         _say(f"generation, {command}")
         engines.append(with_vllm(setting, base, command, end - time.monotonic(), folder))

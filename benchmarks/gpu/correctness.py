@@ -41,7 +41,7 @@ Gradient = dict[str, torch.Tensor]
 
 # Largest relative difference of a gradient, ‖g − g′‖/‖g′‖, that counts as rounding.
 BOUNDS = {"float32": 1e-3, "bfloat16": 0.1}
-# Largest relative difference of an update that counts as rounding: Adam's first steps have the size of the learning rate
+# Largest relative difference of an update that counts as rounding: Adam makes first steps of the size of its rate
 # however small a gradient is.
 _UPDATE_BOUND = 0.05
 # Losses of which stock TRL has the same.
@@ -164,7 +164,7 @@ def resumed(bench: Bench) -> Iterator[Check]:
     killed, whole = bench.folder / "killed", bench.folder / "whole"
     name = "resumed after SIGKILL = uninterrupted"
     command = [sys.executable, "-m", "benchmarks.gpu.interrupted", str(killed), bench.device]
-    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=180)
     if process.returncode != -9:
         lines = process.stderr.strip().splitlines() or [""]
         yield Check(name, _on(bench, "float32"), "failed", note=f"exit status {process.returncode}: {lines[-1]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ def with_vllm(setting: Setting, base: LoadedModel, command: str, seconds: float,
         server.ask(BASE_NAME, requests, Decoding(1.0, 1.0, tokens, few.extra_body), made.__setitem__, "vllm")
         elapsed = time.perf_counter() - started
     except (InputError, ServerError, OSError) as error:
-        return _result("vllm", 0, 0.0, rows, first_line(error))
+        # Its log goes with the folder.
+        return _result("vllm", 0, 0.0, rows, re.split(r" \(log: |; its log: ", first_line(error))[0])
     finally:
         if server is not None:
             server.stop()

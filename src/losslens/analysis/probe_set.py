@@ -11,14 +11,14 @@ from pydantic import ValidationError
 
 from losslens.analysis.manifests import RunFacts
 from losslens.config.analysis import ProbeSet
-from losslens.config.data import RolloutConfig, Rollouts
+from losslens.config.data import RolloutConfig
 from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.forward import Sequences
 from losslens.models.tokens import encode_completion, read_rollouts
 from losslens.problems.questions import templates_of
 from losslens.rollouts.frozen import FrozenRollouts, load_rollouts, seen_questions
 from losslens.rollouts.sample import held_out_rollouts
-from losslens.runs.recorded import Trust, data_of, model_of
+from losslens.runs.recorded import Trust, data_of, model_of, rollouts_of
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def probe_set(
                 output_dir=output_dir,
                 data=data_of(config.data.model_dump(), trust),
                 model=model_of(config.model.model_dump(), trust),
-                rollouts=Rollouts.model_validate(config.rollouts),
+                rollouts=rollouts_of(config.rollouts),
             )
         except ValidationError as error:
             raise UnavailableError(

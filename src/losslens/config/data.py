@@ -95,6 +95,12 @@ class Server(Section):
         return self
 
 
+def require_token_ids(engine: str, server: Server) -> None:
+    """Refuses `engine=vllm` without token ids, which show that prompts and answers are those of the local model."""
+    if engine == "vllm" and server.token_ids == "off":
+        raise ValueError("server.token_ids=off: engine=vllm needs token ids")
+
+
 def _as_list(value: Any) -> Any:
     if not isinstance(value, (str, list)):
         raise ValueError(f"must be all_incorrect, mostly_cut or [all_incorrect,mostly_cut], not {value!r}")
@@ -117,6 +123,11 @@ class Rollouts(Section):
         default_factory=list
     )
     server: Server
+
+    @model_validator(mode="after")
+    def _require_token_ids(self) -> Self:
+        require_token_ids(self.engine, self.server)
+        return self
 
     @model_validator(mode="after")
     def _require_server_model(self) -> Self:

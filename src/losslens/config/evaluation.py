@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
     field_validator,
+    model_validator,
 )
 
 from losslens.config.base import Section, SweepName, UserPath
-from losslens.config.data import Benchmarks, Data, Server
+from losslens.config.data import Benchmarks, Data, Server, require_token_ids
 from losslens.config.identity import Formerly
 from losslens.config.slurm import Job
 
@@ -26,6 +27,11 @@ class Evaluation(Section):
     top_p: float = Field(gt=0, le=1)
     seed: int = Field(ge=0)
     server: Server
+
+    @model_validator(mode="after")
+    def _require_token_ids(self) -> Self:
+        require_token_ids(self.engine, self.server)
+        return self
 
 
 class LaterEvaluation(Evaluation):

@@ -119,12 +119,16 @@ def answer_via_vllm(
         ServerError: The server does not start or answer; answers received so far are in the journal.
     """
     from losslens.evaluation.served_weights import require_weights_in_use
+    from losslens.models.limits import limits_of
     from losslens.models.tokens import encode_prompt
     from losslens.sampling.vllm import BASE_NAME, Needs, neutral_fields, vllm_server
 
     source, evaluation = source_of(request.model), request.evaluation
+    prompts = [problem.prompt for problem in request.problems]
+    limits_of(source).require_prompts(prompts, evaluation.max_tokens, "evaluation.max_tokens")
+    load_model(source)  # for the proof; before the server, which takes what memory it finds
     tokenizer = load_tokenizer(source)
-    ids = {problem.prompt: tuple(encode_prompt(tokenizer, problem.prompt)) for problem in request.problems}
+    ids = {prompt: tuple(encode_prompt(tokenizer, prompt)) for prompt in prompts}
     tokens = max(map(len, ids.values())) + evaluation.max_tokens
     # Trained as a whole, it is a model of its own, read with the base's tokenizer.
     whole = adapter if adapter is not None and lora_rank(adapter) is None else None
@@ -136,8 +140,7 @@ def answer_via_vllm(
         if whole is None:
             name = run.name
             server.load_adapter(name, adapter)
-        prompts = list(ids.values())
-        facts["agreement"] = require_weights_in_use(server, source, name, run.name, adapter, prompts)
+        facts["agreement"] = require_weights_in_use(server, source, name, run.name, adapter, list(ids.values()))
     return _ask(request, partial(server.ask, name), neutral_fields(source), ids), facts
 
 

@@ -39,6 +39,7 @@ from losslens.runs.integrity import matches_recorded_hash, record_outcomes, requ
 from losslens.runs.prompts import questions_trained_on
 from losslens.runs.recorded import Trust, model_of
 from losslens.runs.run import LockedError, Run, base_identity, base_run, runs_of
+from losslens.sampling.vllm import is_batch_invariant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -216,7 +217,7 @@ def _decoding(model: Model, evaluation: Evaluation, samples: int) -> list[Any]:
     if evaluation.engine == "vllm":
         server = evaluation.server
         settings = [evaluation.max_tokens, *sampling, server.args, server.extra_body, model.dtype, model.chat_options]
-        return ["vllm", _DECODING_VERSION, *settings]
+        return ["vllm", _DECODING_VERSION, *settings, is_batch_invariant()]
     decoding = [_DECODING_VERSION, evaluation.max_tokens, model.dtype, model.chat_options, *sampling]
     if samples or model.dtype in ("bfloat16", "float16"):  # the batch size may affect answers
         decoding.append(evaluation.batch_size)

@@ -15,20 +15,25 @@ import numpy as np
 
 from losslens.core.completions import Completion
 from losslens.core.errors import InputError
-from losslens.models.loading import ModelSource, load_model
+from losslens.models.loading import ModelSource, load_model, resolve_dtype
 from losslens.models.trained_weights import with_weights
 from losslens.sampling.server import Decoding, Request
 from losslens.sampling.vllm import BASE_NAME, VllmServer, neutral_fields
 
-_PROMPTS, _TOKENS = 8, 32  # prompts that are answered for the proof, and tokens of each answer
-# Mean difference in nats that is taken for rounding: at least the first; or the base's own, times the second.
-_ROUNDING, _TIMES = 1e-3, 3.0
+_PROMPTS, _TOKENS = 16, 32  # prompts that are answered for the proof, and tokens of each answer
+# Mean difference in nats that is taken for rounding: three times that seen on the base, and at least the first, at most
+# the second. Of a whole model, whose server has no base, it is the precision's own.
+_TIMES, _LEAST, _MOST = 3.0, 1e-6, 0.1
+_OF_WHOLE = {"float32": 1e-5}
 
 
 def require_weights_in_use(
     server: VllmServer, source: ModelSource, name: str, run: str, folder: Path, prompts: Sequence[tuple[int, ...]]
 ) -> dict[str, float]:
-    """Compares the server's log-probabilities of its own greedy tokens with those of the local model.
+    """Compares the server's log-probabilities s of its own greedy tokens with those of the local model.
+
+    With the weights, the local model gives w, and the base b. The server must agree with w up to rounding, and the
+    slope of s − b on w − b must be 1 and not 0, the base's: rounding that hides single tokens averages out in it.
 
     Args:
         server: The server.
@@ -39,9 +44,8 @@ def require_weights_in_use(
         prompts: Token ids of held-out prompts, of which the first few are used.
 
     Returns:
-        Numbers for the metadata: `tokens`, and mean absolute differences in nats between the server and the local
-        model with the weights (`weights`), the server and the local base (`base`), and the two bases (`rounding`, if
-        the server serves the base, too).
+        Numbers for the metadata: `tokens`; mean absolute differences in nats |s − w| (`weights`), |s − b| (`base`), and
+        that between the two bases (`rounding`, if the server serves the base, too); `slope` and its `slope_error`.
 
     Raises:
         InputError: The server's log-probabilities are not those of the weights, or may just as well be the base's.
@@ -50,26 +54,29 @@ def require_weights_in_use(
     chosen = tuple(prompts[:_PROMPTS])
     rounding = _rounding(server, source, chosen) if server.needs.weights is None else None
     answers = _greedy(server, name, source, chosen)
-    served = _served_logps(answers)
-    with_them, without = (_difference(source, where, answers, served) for where in (folder, None))
-    found = {"tokens": float(len(served)), "weights": with_them, "base": without}
-    found |= {} if rounding is None else {"rounding": rounding}
-    limit = max(_ROUNDING, _TIMES * (rounding or 0.0))
-    told = f"{run}: on {len(served)} tokens, vLLM's log-probabilities differ from those of the run's weights by"
+    s, w, b = _served_logps(answers), _local_logps(source, folder, answers), _local_logps(source, None, answers)
+    with_them, without = float(np.abs(s - w).mean()), float(np.abs(s - b).mean())
+    moved = float(np.sqrt(np.sum((w - b) ** 2)))
+    slope = float((s - b) @ (w - b)) / moved**2 if moved else float("nan")
+    error = float(np.sqrt(np.mean((s - w) ** 2))) / moved if moved else float("nan")
+    limit = _OF_WHOLE.get(resolve_dtype(source), _MOST) if rounding is None else max(_LEAST, _TIMES * rounding)
+    told = f"{run}: on {len(s)} tokens, vLLM's log-probabilities differ from those of the run's weights by"
     told += f" {with_them:.2g} nats and from the base's by {without:.2g}"
-    if with_them > limit:
+    # Asked so that NaN passes none of them.
+    if not with_them <= min(limit, _MOST):
         raise InputError(f"{told}: it does not answer with these weights; nothing is scored (log: {server.log})")
-    if without < 2 * with_them:
+    if not slope - 3 * error > 0.5:
         remedy = "evaluation.engine=transformers scores it"
         raise InputError(f"{told}: rounding hides whether it answers with these weights; {remedy}")
-    return found
+    found = {"tokens": float(len(s)), "weights": with_them, "base": without, "slope": slope, "slope_error": error}
+    return found | ({} if rounding is None else {"rounding": rounding})
 
 
 @lru_cache(maxsize=4)
 def _rounding(server: VllmServer, source: ModelSource, prompts: tuple[tuple[int, ...], ...]) -> float:
     """Returns the mean difference between the server's base and the local one; once for all runs."""
     answers = _greedy(server, BASE_NAME, source, prompts)
-    return _difference(source, None, answers, _served_logps(answers))
+    return float(np.abs(_served_logps(answers) - _local_logps(source, None, answers)).mean())
 
 
 def _greedy(
@@ -90,13 +97,13 @@ def _served_logps(answers: Sequence[tuple[tuple[int, ...], Completion]]) -> np.n
     return np.concatenate([np.array(logps) for logps in given])
 
 
-def _difference(
-    source: ModelSource,
-    folder: Path | None,
-    answers: Sequence[tuple[tuple[int, ...], Completion]],
-    served: np.ndarray,
-) -> float:
-    """Returns the mean absolute difference in nats between the served log-probabilities and the local model's."""
+def _local_logps(
+    source: ModelSource, folder: Path | None, answers: Sequence[tuple[tuple[int, ...], Completion]]
+) -> np.ndarray:
+    """Returns the log-probabilities of the answers' tokens under the local base, with the weights in `folder` if any.
+
+    In nats, shape (tokens,), of all answers one after the other.
+    """
     import torch
 
     base = load_model(source).model
@@ -106,4 +113,4 @@ def _difference(
             ids = torch.tensor([[*prompt, *(completion.ids or ())]], device=base.device)
             logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
             local.append(logits.log_softmax(-1).gather(-1, ids[0, len(prompt) :, None])[:, 0].cpu().numpy())
-    return float(np.abs(np.concatenate(local) - served).mean())
+    return np.concatenate(local)

@@ -134,7 +134,8 @@ def rollouts_identity(config: RolloutConfig, split: Split = "train") -> dict[str
     served = sampling.engine == "vllm"
     how = identity_options(sampling, ("path", "accept", "server", *["batch_size"] * served))
     if served:
-        how["server"] = {"args": sampling.server.args or {}, "extra_body": sampling.server.extra_body or {}}
+        settings = {"args": sampling.server.args or {}, "extra_body": sampling.server.extra_body or {}}
+        how["server"] = hash_secrets(settings)
     chat_options = {"chat_options": config.model.chat_options} if config.model.chat_options else {}
     return {**problems, "writer": model_identity(model), "sampling": how, "dtype": config.model.dtype, **chat_options}
 
@@ -438,11 +439,12 @@ def _from_vllm(
         for number in range(count * len(prompts))
     }  # fmt: skip
     fields = {**neutral_fields(writer), **(sampling.server.extra_body or {})}
+    asks_logps = sampling.server.logprobs == "auto"
     journal = Journal(parent / ".partial" / f"{key}.jsonl")
     try:
         server = vllm_server("rollouts.server", sampling.server, needs, config.output_dir / ".vllm")
         missing = {name: request for name, request in requests.items() if name not in journal.completions}
-        decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, fields, logps=True)
+        decoding = Decoding(sampling.temperature, sampling.top_p, sampling.max_tokens, fields, asks_logps)
         shown = f"{what} from the {sampling.policy}"
         add = lambda name, completion: journal.add({name: completion})  # noqa: E731
         server.ask(BASE_NAME, missing, decoding, add, shown)

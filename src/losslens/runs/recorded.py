@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from losslens.config.data import Data
+from losslens.config.data import Data, Rollouts, Server
 from losslens.config.model import Model
 from losslens.core.errors import UnavailableError
 from losslens.problems import is_own_source
@@ -39,6 +39,22 @@ def model_of(recorded: Mapping[str, Any], trust: Trust) -> Model:
         ValidationError: The recorded configuration of the model is invalid.
     """
     return Model.model_validate({**recorded, "trust_remote_code": trust.remote_code})
+
+
+def rollouts_of(recorded: Mapping[str, Any]) -> Rollouts:
+    """Returns how a run's rollouts were sampled, without anything that the recorded server would be asked or run with.
+
+    What a vLLM server sampled from a local model is sampled in this process instead, which needs no command.
+
+    Raises:
+        ValidationError: The recorded configuration of the rollouts is invalid.
+    """
+    rollouts = Rollouts.model_validate(recorded)
+    options = Server.model_fields
+    own = {name: options[name].get_default(call_default_factory=True) for name in ("command", "args", "start_timeout")}
+    server = rollouts.server.model_copy(update={**own, "base_url": None})
+    engine = "transformers" if rollouts.engine == "vllm" else rollouts.engine
+    return rollouts.model_copy(update={"server": server, "engine": engine})
 
 
 def data_of(recorded: Mapping[str, Any], trust: Trust) -> Data:

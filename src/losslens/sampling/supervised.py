@@ -5,6 +5,7 @@ whatever way, SIGKILL included; the command and all processes of its session are
 the package, since it runs in an isolated interpreter.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -13,13 +14,18 @@ import sys
 import time
 from contextlib import suppress
 
+_PR_SET_PDEATHSIG = 1
 _GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 
 def main() -> int:
     """Returns the command's exit status."""
-    command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True)
-    while command.poll() is None:
+    told: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    command = subprocess.Popen(
+        sys.argv[1:], stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with_this_process
+    )
+    while command.poll() is None and not told:
         readable, _, _ = select.select([sys.stdin.fileno()], [], [], 0.5)
         if readable and not os.read(sys.stdin.fileno(), 1):
             break
@@ -30,6 +36,12 @@ def main() -> int:
         while time.monotonic() < end and _is_alive(command):
             time.sleep(0.1)
     return command.wait()
+
+
+def _end_with_this_process() -> None:
+    """Lets the kernel send SIGTERM to the command if this process is killed (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _is_alive(command: subprocess.Popen[bytes]) -> bool:

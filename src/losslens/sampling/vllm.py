@@ -7,6 +7,7 @@ started by a command. It listens on this machine only and answers requests with 
 from __future__ import annotations
 
 import atexit
+import http.client
 import json
 import os
 import re
@@ -20,6 +21,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +32,7 @@ from tqdm import tqdm
 from losslens.config.data import Server
 from losslens.core.completions import Completion
 from losslens.core.errors import InputError, ServerError, ServerStartError
-from losslens.core.redaction import escape_control, remember_secret
+from losslens.core.redaction import escape_control, remember_secret, remove_secrets
 from losslens.models.limits import limits_of
 from losslens.models.loading import ModelSource, load_config, load_tokenizer, locate, resolve_dtype
 from losslens.models.tokens import chat_turns
@@ -40,13 +42,21 @@ BASE_NAME = "base"  # under which a server serves the model itself
 
 _SUPERVISED = Path(__file__).with_name("supervised.py")
 _KEY_VARIABLE = "LOSSLENS_VLLM_API_KEY"
-# Of another environment, of a launcher of ours, or secret and none of its business.
+# Of another environment, of a launcher of ours, or secret and none of its business; the hub's token it needs itself.
 _NOT_INHERITED = re.compile(
-    r"PYTHON.*|VIRTUAL_ENV|CONDA_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_.*|TORCHELASTIC_.*|WANDB_.*|OPENAI_.*"
+    r"PYTHON.*|VIRTUAL_ENV|CONDA_.*|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)|MASTER_.*|TORCHELASTIC_.*|SLURM_.*|PMI.*"
+    r"|VLLM_PORT|WANDB_.*|OPENAI_.*|(?!HF_|HUGGING_FACE_).*(KEY|SECRET|TOKEN|PASSWORD)(_ID)?"
 )
+# What LossLens sets itself, or what would serve other weights than are asked for.
+_RESERVED = {
+    "host", "port", "uds", "model", "served-model-name", "api-key", "dtype", "revision", "tokenizer",
+    "tokenizer-revision", "enable-lora", "max-lora-rank", "lora-modules", "generation-config", "root-path",
+    "ssl-keyfile", "ssl-certfile", "config",
+}  # fmt: skip
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that `--max-lora-rank` accepts
 _LENGTH_STEP = 512  # lengths are rounded up to it, so that the next benchmark rarely needs another server
 _CONCURRENCY = 256  # vLLM queues what it cannot batch yet
+_TO_STOP = 30.0  # seconds that the server has to end once it is told to
 _TO_END = 1.0  # seconds that a server takes to end after its first refusal
 _FREE_SHARE = 0.9  # of the GPU memory that is free when the server starts
 
@@ -111,7 +121,7 @@ class VllmServer:
             }
         )  # fmt: skip
         logs.mkdir(parents=True, exist_ok=True)
-        self.log = logs / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.log"
+        self.log = logs / f"{datetime.now(UTC):%Y%m%dT%H%M%S-%f}-{os.getpid()}.log"
         print(f"starting vLLM for {needs.source.path}; log: {self.log}", flush=True)
         with self.log.open("xb") as log:
             self._process = subprocess.Popen(
@@ -127,8 +137,8 @@ class VllmServer:
         self.facts: dict[str, Any] = {
             "engine": "vllm",
             "version": _field(self._request("/version")[1], "version"),
-            "batch_invariant": os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"),
-            "args": shlex.join(command[1:]),
+            "batch_invariant": is_batch_invariant(),
+            "args": remove_secrets(shlex.join(command[1:])),
         }
 
     def serves(self, section: str, settings: Server, needs: Needs) -> bool:
@@ -149,7 +159,10 @@ class VllmServer:
         """
         if self._adapters.get(name) == folder:
             return
-        body = {"lora_name": name, "lora_path": str(folder.resolve()), "load_inplace": name in self._adapters}
+        if name in self._adapters:
+            self._request("/v1/unload_lora_adapter", {"lora_name": name})
+            del self._adapters[name]
+        body = {"lora_name": name, "lora_path": str(folder.resolve())}
         status, answer = self._request("/v1/load_lora_adapter", body)
         if status != 200:
             why = _field(answer, "message") or " ".join(answer.split())
@@ -177,9 +190,15 @@ class VllmServer:
 
     def stop(self) -> None:
         """Stops the server and everything that it has started."""
+        os.environ.pop(_KEY_VARIABLE, None)
         assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_TO_STOP)
+        except subprocess.TimeoutExpired:  # another process holds the pipe open
+            self._process.terminate()
+            self._process.wait()
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -209,7 +228,7 @@ class VllmServer:
                 return answer.status, answer.read().decode("utf-8", "replace")
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode("utf-8", "replace")
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             return 0, str(error)
 
     def _last_error(self) -> str:
@@ -280,6 +299,11 @@ def neutral_fields(source: ModelSource) -> dict[str, Any]:
     return {"top_k": -1, "min_p": 0, "repetition_penalty": 1, "stop_token_ids": ends, "skip_special_tokens": False}
 
 
+def is_batch_invariant() -> bool:
+    """Returns True if vLLM is told to compute the same numbers whatever else is in a batch."""
+    return os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0")
+
+
 def require_command(section: str, settings: Server) -> list[str]:
     """Returns the words of the command that starts vLLM.
 
@@ -290,6 +314,8 @@ def require_command(section: str, settings: Server) -> list[str]:
         words = shlex.split(settings.command)
     except ValueError as error:
         raise InputError(f"{section}.command={settings.command}: {error}") from error
+    if words:
+        words[0] = str(Path(words[0]).expanduser())
     if not words or shutil.which(words[0]) is None:
         raise InputError(
             f"{section}.command={settings.command}: no such program; install vLLM in an environment of its own, and "
@@ -329,7 +355,10 @@ def _command(section: str, settings: Server, needs: Needs, port: int) -> list[st
     else:
         # A prompt in parts that is sampled with a seed ends vLLM 0.32 on the CPU.
         options["enable-chunked-prefill"] = False
-    options |= {name.lstrip("-").replace("_", "-"): value for name, value in (settings.args or {}).items()}
+    given = {name.lstrip("-").replace("_", "-"): value for name, value in (settings.args or {}).items()}
+    if taken := sorted(_RESERVED & given.keys()):
+        raise InputError(f"{section}.args: LossLens sets {', '.join(taken)} itself")
+    options |= given
     return [*words, *(word for name, value in options.items() for word in _option(name, value))]
 
 
