@@ -61,26 +61,28 @@ class Row:
         return self.ours <= self.bar if self.ratio is None else self.ratio >= self.bar
 
 
-def six_methods(model: str, title: str, turns: int, bars: tuple[float, float]) -> Iterator[Row]:
+def six_methods(model: str, title: str, turns: int) -> Iterator[Row]:
     """Six methods with two workers here, and six processes of stock TRL: one by one, and two at a time."""
     with tempfile.TemporaryDirectory() as folder:
         seconds = sweep.compare(model, turns, Path(folder), ("ours, two workers", *sweep.STOCK))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     spreads = {name: max(values) / min(values) for name, values in seconds.items()}
     ours = "ours, two workers"
-    for name, bar in zip(sweep.STOCK, bars, strict=True):
+    for name, bar in zip(sweep.STOCK, (2.5, 1.5), strict=True):
         yield Row(f"{title}; {name}", medians[ours], medians[name], "s", bar, (spreads[ours], spreads[name]))
 
 
-def embedded() -> Iterator[Row]:
-    yield from six_methods("tiny", "six methods, embedded model, 100 steps of 32", 2, (2.5, 1.5))
+def embedded(turns: int) -> Iterator[Row]:
+    """The sweep of the README, without its scores."""
+    yield from six_methods("tiny", "six methods, embedded model, 100 steps of 32", turns)
 
 
-def smollm2() -> Iterator[Row]:
-    yield from six_methods("smollm2", "six methods, SmolLM2-135M, 5 steps of 8", 1, (2.5, 1.5))
+def smollm2(_: int) -> Iterator[Row]:
+    """A few steps of a real language model, once."""
+    yield from six_methods("smollm2", "six methods, SmolLM2-135M, 5 steps of 8", 1)
 
 
-def first_sweep() -> Iterator[Row]:
+def first_sweep(_: int) -> Iterator[Row]:
     """What `make sweep` runs after the installation, and the analysis in it."""
     with tempfile.TemporaryDirectory() as folder:
         lines = re.search(r"^sweep:.*?\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -95,7 +97,7 @@ def first_sweep() -> Iterator[Row]:
     yield Row("of it the analysis of eight runs", seconds[-1], None, "s", 100)
 
 
-def planning() -> Iterator[Row]:
+def planning(_: int) -> Iterator[Row]:
     """A sweep of 1,000 runs, from the command to the submitted jobs, with all checks."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -104,7 +106,7 @@ def planning() -> Iterator[Row]:
     yield Row("planning and submitting 1,000 runs", seconds, None, "s", 12)
 
 
-def cosines() -> Iterator[Row]:
+def cosines(_: int) -> Iterator[Row]:
     """Norms and cosines of 500 adapters of the paper's shapes in int8, from one of 36 layers; 48 files, read again."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -114,7 +116,7 @@ def cosines() -> Iterator[Row]:
     yield Row("of them the peak memory", found["peak_mb"] / 1000, None, "GB", 4)
 
 
-def two_adapters() -> Iterator[Row]:
+def two_adapters(_: int) -> Iterator[Row]:
     """`losslens compare` of two adapters of the paper's shapes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -129,7 +131,7 @@ def two_adapters() -> Iterator[Row]:
     yield Row("losslens compare of two adapters of 4B shapes", statistics.median(seconds), None, "s", 3, (spread,))
 
 
-PARTS: dict[str, Callable[[], Iterator[Row]]] = {
+PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "sweep": embedded, "smollm2": smollm2, "first_sweep": first_sweep, "planning": planning, "compare": two_adapters,
     "cosines": cosines,
 }  # fmt: skip
@@ -139,9 +141,11 @@ def main() -> None:
     """Prints the table, and keeps it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"{', '.join(PARTS)}; default: all")
+    parser.add_argument("--turns", type=int, default=2, help="repetitions of the sweep of the embedded model")
+    options = parser.parse_args()
     rows: list[Row] = []
-    for name in parser.parse_args().parts or PARTS:
-        for row in PARTS[name]():
+    for name in options.parts or PARTS:
+        for row in PARTS[name](options.turns):
             rows.append(row)
             print(line(row), flush=True)
     file = ROOT / "benchmarks" / "results" / f"{machine_name()}.json"

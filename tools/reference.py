@@ -471,11 +471,32 @@ def _above(source: list[str], line: int) -> str:
 
 
 def _performance(name: str) -> str:
+    if name == "cpu":
+        tables = sorted((ROOT / "benchmarks" / "results").glob("cpu-*.json"))
+        return "\n".join(bars_of(json.loads(file.read_text(encoding="utf-8"))) for file in tables)
     assert name == "gpu", name
     files = sorted((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
     if not files:
         return "No GPU has been measured yet.\n"
     return "\n".join(performance_of(json.loads(file.read_text(encoding="utf-8"))) for file in files)
+
+
+def bars_of(found: dict[str, Any]) -> str:
+    """The table of one kind of machine, from the JSON file that `make bench` wrote."""
+    about = found["machine"]
+    rows = (
+        (
+            row["part"], f"{row['ours']:.1f} {row['unit']}",
+            "" if row["theirs"] is None else f"{row['theirs']:.1f} {row['unit']}",
+            "" if row["ratio"] is None else f"{row['ratio']:.2f}×",
+            f"≤ {row['bar']:g} {row['unit']}" if row["ratio"] is None else f"≥ {row['bar']:g}×",
+            "met" if row["met"] else "not met", ", ".join(f"{value:.2f}" for value in row["spread"]),
+            f"{row['date']}, {row['commit']}",
+        )
+        for row in found["rows"]
+    )  # fmt: skip
+    head = f"{about['processor']}, {about['cores']} cores, {about['memory_gib']} GiB (`{found['command']}`):\n"
+    return "\n".join([head, _table(("part", "ours", "theirs", "ratio", "bar", "", "spread", "measured"), rows)])
 
 
 def performance_of(card: dict[str, Any]) -> str:
