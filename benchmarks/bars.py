@@ -140,7 +140,9 @@ PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
 def main() -> None:
     """Prints the table, and keeps it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"{', '.join(PARTS)}; default: all")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"{', '.join(PARTS)}; default: all"
+    )
     parser.add_argument("--turns", type=int, default=2, help="repetitions of the sweep of the embedded model")
     options = parser.parse_args()
     rows: list[Row] = []
