@@ -66,6 +66,7 @@ def requested() -> dict[str, Any]:
         child = os.fork()
         if not child:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # as at a terminal, also in the background
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             os.setsid()
             os.write(int(sys.argv[1]), b"%d\n" % os.getpid())
