@@ -57,7 +57,7 @@ def compare(model: str, turns: int, folder: Path, chosen: tuple[str, ...] = ()) 
     shared = [
         *size["overrides"],
         "data.eval_size=0",
-        "benchmark=null",
+       
         "logger=none",
         f"optim.max_steps={size['steps']}",
     ]
