@@ -57,7 +57,6 @@ def compare(model: str, turns: int, folder: Path, chosen: tuple[str, ...] = ()) 
     shared = [
         *size["overrides"],
         "data.eval_size=0",
-       
         "logger=none",
         f"optim.max_steps={size['steps']}",
     ]
