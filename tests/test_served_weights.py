@@ -116,6 +116,19 @@ def test_no_mix_up_of_six_adapters_and_the_base_is_accepted(runs: list[Run], pro
                     proof(server, claimed, prompts)
 
 
+def test_weights_that_are_nearly_those_are_refused(
+    runs: list[Run], prompts: list[tuple[int, ...]], tmp_path: Path
+) -> None:
+    """An update of nine tenths has a slope near 1; only rounding that is known to be smaller tells it apart."""
+    folder = shutil.copytree(runs[0].adapter, tmp_path / "adapter")
+    file = folder / "adapter_model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    scaled = {name: 0.9 * w if "lora_B" in name else w for name, w in weights.items()}
+    safetensors.torch.save_file(scaled, file)
+    with pytest.raises(InputError, match="does not answer with these weights"):
+        proof(Server(weights={runs[0].name: folder, BASE_NAME: None}), runs[0], prompts)
+
+
 def test_rounding_that_hides_single_tokens_averages_out(runs: list[Run], prompts: list[tuple[int, ...]]) -> None:
     """Noise of half the size of the change leaves weights and base apart; noise of twice its size does not."""
     run = runs[0]
