@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from losslens.core.errors import InputError
-from losslens.runs.run import Run
+from losslens.runs.run import LockedError, Run
 from losslens.scheduling.record import SubmissionRecord, read_record, record_file
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import JobState
 
 _OUT_OF_MEMORY = re.compile(r"oom.kill|OUT_OF_MEMORY|exceeded memory limit|OutOfMemory", re.IGNORECASE)
+
+# A running run writes its status at every logged step.
+_SILENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class RunStatus:
 
 
 def refresh_run_statuses(runs: Iterable[Run]) -> list[RunStatus]:
-    """Returns the status of each run; marks runs as failed whose job has died without reporting it."""
+    """Returns the status of each run; marks runs as failed whose job or process has died without reporting it."""
     read = [(run, *_read(run)) for run in runs]
     here = cluster.this_cluster()
     queried = {record.job for _, _, record in read if record and here and record.cluster == here.name}
@@ -73,6 +78,8 @@ def refresh_run_statuses(runs: Iterable[Run]) -> list[RunStatus]:
         # A COMPLETED job is trusted: on a shared file system the status of its run may arrive a little later.
         if record and is_known and (slurm is None or not (slurm.is_live or slurm.name == "COMPLETED")):
             status = mark_dead(run, record, _failure_reason(run, slurm, record), was_requeued=True) or status
+        if record is None and status["state"] == "running":
+            status = _without_job(run, status)
         result.append(RunStatus(run, status, job, slurm, is_known, record.log if record else ""))
     return result
 
@@ -96,13 +103,48 @@ def mark_dead(run: Run, record: SubmissionRecord, why: str, was_requeued: bool =
         return None
     if os.path.isfile(record.log):  # noqa: PTH113  # False, not an error, in an unreadable folder of another user
         why += f"; log: {record.log}"
-    kept = {name: status[name] for name in ("step", "max_steps", "loss", "tokens_per_second") if name in status}
     slurm = {"job": record.job, "cluster": record.cluster, "log": record.log}
     try:
-        run.set_state("failed", error=why, slurm=slurm, **kept)
+        run.set_state("failed", error=why, slurm=slurm, **_progress(status))
     except OSError:
         return {**status, "state": "failed", "error": why}  # no write permission: only report it
     return run.status
+
+
+def _without_job(run: Run, status: dict[str, Any]) -> dict[str, Any]:
+    """Returns the status of a run that is `running` without a Slurm job, marked as failed if no process trains it.
+
+    The process that trains a run holds its lock, which ends with the process. Another host's lock may be invisible
+    here; then only the time of the last message is told.
+    """
+    process = status.get("process")
+    host, pid = (process.get("host"), process.get("pid")) if isinstance(process, dict) else (None, None)
+    name = f"process {pid} on {host}"
+    if host != platform.node():
+        return {**status, "error": f"{name}: no message since {status.get('time')}"} if _is_late(status) else status
+    try:
+        with run.lock(wait=False):
+            status = run.status  # read again: it may have ended after it was read
+            if status.get("state") == "running" and status.get("process") == process:
+                run.set_state("failed", error=f"{name} was killed; the same command resumes", **_progress(status))
+    except (LockedError, InputError):
+        return status
+    except OSError:  # no write permission: only report it
+        return {**status, "state": "failed", "error": f"{name} was killed; the same command resumes"}
+    return run.status
+
+
+def _is_late(status: dict[str, Any]) -> bool:
+    """True if a running run has written nothing for half an hour."""
+    try:
+        written = datetime.fromisoformat(str(status["time"]))
+        return datetime.now(UTC) - written > _SILENCE
+    except (KeyError, ValueError, TypeError):
+        return False
+
+
+def _progress(status: dict[str, Any]) -> dict[str, Any]:
+    return {name: status[name] for name in ("step", "max_steps", "loss", "tokens_per_second") if name in status}
 
 
 def log_tail(log: Path, length: int = 20_000) -> str:
