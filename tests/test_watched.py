@@ -211,7 +211,8 @@ class TestDiskSpace:
 
     def test_all_weights(self, base: LoadedModel) -> None:
         full = disk_space.disk_need(self.of("adapter=none", "data.eval_size=0"))
-        assert full.kept == 4 * sum(weight.numel() for weight in base.model.parameters())
+        weights = sum(weight.numel() for weight in base.model.parameters())
+        assert (full.kept, full.temporary) == (4 * weights, 3 * 3 * 4 * weights)
 
     def test_it_is_told(self, spec: RunSpec, capsys: pytest.CaptureFixture[str]) -> None:
         disk_space.require_space(spec, jobs=6, at_once=2)

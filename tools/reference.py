@@ -530,12 +530,31 @@ def performance_of(card: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _faults(_: str) -> str:
+    file = ROOT / "tests" / "faults" / "counts.json"
+    if not file.exists():
+        return "Not counted yet.\n"
+    found = json.loads(file.read_text(encoding="utf-8"))
+    outcomes = [
+        "same bytes",
+        "clear line",
+        *sorted({o for c in found["counts"].values() for o in c} - {"same bytes", "clear line"}),
+    ]
+    rows = [
+        (kind, *(str(of.get(o, 0)) for o in outcomes), str(sum(of.values()))) for kind, of in found["counts"].items()
+    ]
+    totals = [sum(of.get(o, 0) for of in found["counts"].values()) for o in outcomes]
+    rows.append(("**all**", *map(str, totals), str(sum(totals))))
+    return f"`make faults`, seed {found['seed']}:\n\n{_table(('kind', *outcomes, 'all'), rows)}"
+
+
 def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
 _KINDS: dict[str, Callable[[str], str]] = {
     "measures": _measures, "losses": _losses, "loss": _loss, "configs": _configs, "performance": _performance,
+    "faults": _faults,
 }  # fmt: skip
 
 

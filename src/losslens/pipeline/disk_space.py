@@ -14,8 +14,9 @@ from losslens.models.trained_weights import require_tunable
 from losslens.runs.spec import RunSpec
 
 _BYTES = 4  # trained weights and optimiser moments are float32
-# Two checkpoints are kept, and a third is there while it is written: weights, two moments, and the weights logged last.
-_CHECKPOINTS, _PER_CHECKPOINT = 3, 4
+# Two checkpoints are kept, and a third is there while it is written: weights, two moments, of an adapter also the one
+# that was logged last.
+_CHECKPOINTS, _OF_ADAPTER, _OF_MODEL = 3, 4, 3
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _OUTCOMES = 2_000  # bytes of a problem's answer and outcome, generously
 
@@ -45,7 +46,8 @@ def disk_need(spec: RunSpec) -> DiskNeed:
     steps = config.optim.steps(max(rows, 1))
     snapshots = 0 if config.optim.snapshot_steps is None else steps // config.optim.snapshot_steps
     answers = sum(data.eval_size or 0 for data in config.benchmarks) * (1 + config.evaluation.samples_per_prompt)
-    return DiskNeed(weights * (1 + snapshots) + _OUTCOMES * answers, _CHECKPOINTS * _PER_CHECKPOINT * weights)
+    copies = _CHECKPOINTS * (_OF_MODEL if spec.lora is None else _OF_ADAPTER)
+    return DiskNeed(weights * (1 + snapshots) + _OUTCOMES * answers, copies * weights)
 
 
 def require_space(spec: RunSpec, jobs: int, at_once: int = 1) -> None:
