@@ -180,7 +180,7 @@ def describe_exit(code: int) -> str:
 
 
 def _failure_reason(run: Run, state: JobState | None, record: SubmissionRecord, reached: str) -> str:
-    """Why a job has ended, in the words of Slurm; `reached` is the state of its run."""
+    """Reason for the end of a job, in the words of Slurm; `reached` is the state of its run."""
     if state is not None and state.reason == "DependencyNeverSatisfied":
         # The only dependency of a run that must succeed is the sampling of its rollouts.
         return f"sampling its rollouts failed; logs: {run.folder.parents[1] / 'rollouts' / 'slurm'}"

@@ -29,9 +29,7 @@ from losslens.scheduling.slurm.task import Task
 
 _SBATCH_SECONDS = 10.0  # an sbatch process may outlive the command that called it, and still submit
 # Tasks and scripts that submitit writes before it knows the job id, and halves of this package's own files.
-_TEMPORARY = re.compile(
-    r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh|\.(code-|submission-|\d+_runs\.json).*\.[0-9a-f]{8}\.tmp"
-)
+_TEMPORARY = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh|\..+\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -196,6 +194,9 @@ def recover(folders: Iterable[Path], here: Cluster) -> list[str]:
             if not jobs:
                 intent.give_up()
                 continue
+            for record in map(Path, content["records"]):
+                for half in record.parent.glob(f".{record.name}.*.tmp"):
+                    half.unlink(missing_ok=True)
             intent.record(jobs)
             recovered.append(jobs[0].partition("_")[0])
         remove_temporary_files(folder)
@@ -203,10 +204,10 @@ def recover(folders: Iterable[Path], here: Cluster) -> list[str]:
 
 
 def remove_temporary_files(folder: Path, but: Collection[Path] = ()) -> None:
-    """Removes what interrupted submissions have left in their folder; none may be in progress.
+    """Removes what interrupted submissions have left in a folder; none may be in progress.
 
     Args:
-        folder: Folder of submissions; it need not exist.
+        folder: Folder of submissions, or of a run that no process has locked; it need not exist.
         but: Files to keep.
     """
     for file in folder.iterdir() if folder.is_dir() else ():

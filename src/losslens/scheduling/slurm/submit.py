@@ -29,7 +29,9 @@ from losslens.scheduling.slurm.task import Task
 
 _TOO_MANY = re.compile(r"submit limit|SubmitJob", re.IGNORECASE)
 # How sbatch says that it did not hear the controller's answer, which may have been an acceptance.
-_UNANSWERED = re.compile(r"contact|time[d ]|socket|communicat|zero bytes|receive|connect|make sense", re.IGNORECASE)
+_UNANSWERED = re.compile(
+    r"unable to contact|connect|timed out|communication|zero bytes|receive failure|make sense of", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -234,6 +236,7 @@ class Submission:
         # With the record of an old job, the run would look as if its new job had died.
         spec.record.unlink(missing_ok=True)
         if spec.run:
+            remove_temporary_files(spec.run.folder)
             status = spec.run.status
             spec.run.set_state("queued", **{name: status[name] for name in ("step", "max_steps") if name in status})
 
