@@ -25,6 +25,7 @@ from losslens.cli import status as status_command
 from losslens.core import provenance
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
+from losslens.core.preemption import Preempted
 from losslens.pipeline import sweep as sweep_module
 from losslens.runs.run import Run
 from losslens.scheduling import status
@@ -643,3 +644,44 @@ def test_a_job_does_not_hold_its_allocation_for_a_run_that_another_trains(
     line = f"{run.name}: locked by {run.lock_holder}, which trains it; this job ends"
     assert line in capsys.readouterr().err
     record("two jobs for one run", "both run", "clear line")
+
+
+@pytest.mark.parametrize("refused", [True, False])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_job_that_is_preempted_for_good_asks_to_be_requeued(
+    signum: signal.Signals, refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slurm: Slurm
+) -> None:
+    """Slurm 22.05 takes that, whatever its PreemptMode is; if it does not, the run says so."""
+    run = Run(tmp_path / "main" / "sft-matched-s42-01234567")
+    run.set_state("running", step=4, max_steps=9)
+    slurm.config = "JobState=COMPLETING StartTime=2026-01-01T10:00:00 PreemptTime=2026-01-01T10:05:00 Restarts=0"
+    asked = []
+
+    def requeue(*given: object) -> None:
+        asked.append(given)
+        if refused:
+            raise subprocess.CalledProcessError(1, ["scontrol", "requeue", "12"])
+
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    job = task.Task(tmp_path, tmp_path / "train.py", {}, run.folder, record_file(run.folder))
+    job._handle_preemption(Preempted(signum), requeue)
+    assert len(asked) == 1
+    told = run.status
+    assert told["step"] == 4
+    if refused:
+        assert (told["state"], told["error"]) == ("preempted", NOT_REQUEUED)
+    else:
+        assert told["state"] == "running"  # what the interrupted training has written stays
+    record("PreemptMode=CANCEL", f"{signum.name}, requeueing {'refused' if refused else 'taken'}", "clear line")
+
+
+def test_the_words_of_slurm_stand_in_the_table(slurm: Slurm, send: Any, tmp_path: Path, capsys: Any) -> None:
+    send(runs=3)
+    reasons = ("ReqNodeNotAvail, UnavailableNodes:vm", "launch failed requeued held", "QOSMaxJobsPerUserLimit")
+    for number, reason in enumerate(reasons):
+        slurm.change(lambda job, n=number, r=reason: replace(job, reason=r) if job.id == f"102_{n}" else job)
+    assert status_command.main(["sweep=main", f"output_dir={tmp_path / 'outputs'}"]) == 1
+    shown = re.sub(r"[\s│┃]+", " ", capsys.readouterr().out)
+    for number, reason in enumerate(reasons):
+        said = f"102_{number} PENDING ({reason})" in shown
+        record("a job that waits", reason, "clear line" if said else "wrong status", shown)

@@ -209,8 +209,9 @@ def why_stopped(job: str, restarts: int) -> Literal["preempted", "requeued", "ev
     Returns:
         `preempted`: it is still running for a grace period and will not be requeued by Slurm if it exits; also if
         Slurm cannot be queried, which is safe because Slurm does not requeue cancelled jobs. `requeued`: Slurm has
-        requeued it and is ending this attempt. `evicted`: it was preempted and will not run again
-        (`PreemptMode=CANCEL`). `cancelled`: it will not run again for another reason.
+        requeued it and is ending this attempt. `evicted`: it was preempted and is being ended, and Slurm will not
+        requeue it (`PreemptMode=CANCEL`), unless the job asks for that. `cancelled`: it will not run again for another
+        reason.
     """
     output = _query("scontrol", "--oneliner", "show", "job", job)
     if output is None:

@@ -127,19 +127,20 @@ class Task:
         if not distributed.is_main():
             signal.pause()  # the main process requeues the job, and Slurm then kills this process
         if stop.signal is signal.SIGTERM:
-            why = cluster.why_stopped(provenance.slurm_job()["job"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+            why = _why_stopped()
             if why == "cancelled":
                 self._mark_failed("cancelled (scancel)")
-            if why == "evicted":
-                self._set_state("preempted", NOT_REQUEUED)
-            if why != "preempted":
+            if why not in ("preempted", "evicted"):
                 return
         try:
             requeue(stop.signal, None)
         except submitit.core.utils.UncompletedJobError:
             self._mark_failed("time limit reached after the last requeue (resources.time, resources.requeues)")
         except (subprocess.SubprocessError, OSError) as error:  # OSError: the folder of the tasks is gone or full
-            self._mark_failed(f"the job could not be requeued ({first_line(error)})")
+            if _why_stopped() == "evicted":
+                self._set_state("preempted", NOT_REQUEUED)
+            else:
+                self._mark_failed(f"the job could not be requeued ({first_line(error)})")
         except SystemExit:
             # Slurm is already killing the other processes; exit handlers of libraries could not reach them.
             sys.stdout.flush()
@@ -156,6 +157,11 @@ class Task:
             progress = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
             run.set_state(state, error=error, **progress)
         print(error, flush=True)
+
+
+def _why_stopped() -> str:
+    """Reason for which Slurm has told this job to stop (`cluster.why_stopped`)."""
+    return cluster.why_stopped(provenance.slurm_job()["job"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
 
 
 def _export_distributed_environment() -> None:
