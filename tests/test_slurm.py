@@ -129,8 +129,8 @@ def slurm_says(run: Path, field: str = "JobState") -> str:
     return re.search(rf"\b{field}=(\S+)", told.stdout)[1]  # type: ignore[index]
 
 
-def kill(run: Path, signum: signal.Signals = signal.SIGKILL) -> None:
-    """Kills the process of a run's job, as the kernel does when memory is short, or sends it another signal."""
+def kill(run: Path) -> None:
+    """Kills the process of a run's job, as the kernel does when memory is short."""
     array, _, task = job(run).partition("_")
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or [""]
@@ -145,7 +145,7 @@ def kill(run: Path, signum: signal.Signals = signal.SIGKILL) -> None:
             environment.get("SLURM_ARRAY_TASK_ID", ""),
         )
         if ids == (array, task):
-            process.send_signal(signum)
+            process.send_signal(signal.SIGKILL)
             return
     raise AssertionError(f"no process of {run.name}")
 
@@ -450,12 +450,12 @@ def test_a_run_that_slurm_preempts_and_does_not_requeue_is_resumed_by_the_same_c
     submit(swept.parent, *line)
     run = run_in(swept.parent, "spot")
     wait_until(sealed(run))
-    kill(run, signal.SIGSTOP)  # else it would put itself back into the queue
+    scontrol("update", f"JobId={job(run)}", "Requeue=0")  # else it would put itself back into the queue
     subprocess.run(["srun", "--partition=urgent", "--cpus-per-task=6", "--mem=100", "true"], check=True)
-    wait_until(lambda: slurm_says(run) == "PREEMPTED")
+    wait_until(lambda: slurm_says(run) == "PREEMPTED", seconds=60)
+    assert (status(run)["state"], status(run)["error"]) == ("preempted", NOT_REQUEUED)
     shown = script("launch/status.py", "sweep=spot", f"output_dir={swept.parent}", check=1).stdout
     assert f"{job(run)} PREEMPTED" in shown
-    assert (status(run)["state"], status(run)["error"]) == ("preempted", NOT_REQUEUED)
     assert NOT_REQUEUED.partition(",")[0] in shown
     monkeypatch.setenv("SLOW_SECONDS", "0")
     again = submit(swept.parent, *line, "hydra.launcher.wait=true")
@@ -489,7 +489,8 @@ def test_what_a_controller_that_went_down_has_accepted_is_found_when_it_is_up_ag
     with monkeypatch.context() as patch:
         patch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
         refused = submit(swept.parent, *line, check=2)
-    assert refused.stderr.splitlines()[0].endswith("cannot be told now: repeat the command")
+    (said,) = refused.stderr.splitlines()
+    assert said.endswith("cannot be told now: repeat the command")
     subprocess.run([ROOT / "launch" / "local_slurm.sh", "up", folder], check=True, capture_output=True)
     again = submit(swept.parent, *line)
     array = log.read_text(encoding="utf-8").split()[-1]
@@ -508,7 +509,7 @@ def test_what_a_controller_that_went_down_has_accepted_is_found_when_it_is_up_ag
     logs = swept.parent / "held" / "slurm"
     shutil.rmtree(logs)
     scontrol("release", f"{array}_0", f"{array}_2")
-    wait_until(lambda: {slurm_says(runs[f"{array}_{task}"].folder) for task in (0, 2)} == {"FAILED"})
+    wait_until(lambda: {slurm_says(runs[f"{array}_{task}"].folder) for task in (0, 2)} == {"FAILED"}, seconds=60)
     for each in refresh_run_statuses([runs[f"{array}_0"], runs[f"{array}_2"]]):
         assert each.state == "failed"
         assert each.status["error"].endswith(f"its folder of logs and code is gone: {logs}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -9,7 +10,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,7 +218,8 @@ class Submission:
         )  # fmt: skip
         self._submitted += [file for spec in array.specs for file in _files_of(spec)]
         try:
-            with _clean_environment(resources):
+            # submitit prints what sbatch says, which its error says again.
+            with _clean_environment(resources), redirect_stderr(io.StringIO()):
                 jobs = [job.job_id for job in array.executor(code, intent).submit_array(tasks)]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             remove_temporary_files(array.folder, but=files_before)
