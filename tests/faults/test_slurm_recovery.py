@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -574,14 +575,31 @@ def test_two_login_nodes_without_common_locks_submit_once(
 ) -> None:
     """`flock` succeeds on each host, as on a file system that keeps locks to itself; process ids mean nothing."""
     monkeypatch.setattr(filelock._unix, "lock_fd_nonblocking", lambda fd: True)
-    hosts = []
+    hosts, sbatch = [], slurm._sbatch
+
+    def reached(host: str, within: float) -> None:
+        end = time.monotonic() + within
+        while not (tmp_path / host).exists() and time.monotonic() < end:
+            time.sleep(0.02)
+
     for host in ("login1", "login2"):
+
+        def submitting(arguments: list[str], host: str = host) -> tuple[int, str, str]:
+            if arguments[0] != "--test-only":
+                (tmp_path / host).touch()
+                if host == "login1":
+                    reached("login2", within=1.0)  # which must not come that far
+            return sbatch(arguments)
+
+        slurm._sbatch = submitting  # type: ignore[method-assign]
         child = os.fork()
         if not child:
             try:
                 for module in [module for name, module in sys.modules.items() if name.startswith("filelock")]:
                     if hasattr(module, "host_name"):
                         module.host_name = lambda host=host: host  # type: ignore[attr-defined]
+                if host == "login2":
+                    reached("login1", within=30.0)
                 send()
             finally:
                 os._exit(0)
