@@ -275,12 +275,12 @@ def test_a_live_table_passes_the_guard_of_the_streams() -> None:
 # The queue of a sweep
 
 
-def _die(_: dict[str, Any]) -> Outcome:
+def _die(_: dict[str, Any], **__: int) -> Outcome:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
 
-def _die_once(config: dict[str, Any]) -> Outcome:
+def _die_once(config: dict[str, Any], **_: int) -> Outcome:
     if not (marker := Path(config["marker"])).exists():
         marker.touch()
         _die(config)

@@ -102,7 +102,7 @@ DECIDES: dict[str, str | None] = {
     "optim.max_steps": "1", "optim.epochs": "2", "optim.batch_size": "16", "optim.micro_batch": None,
     "optim.scheduler": "linear", "optim.warmup_ratio": "0", "optim.weight_decay": "0", "optim.max_grad_norm": "0.5",
     "optim.gradient_checkpointing": None, "optim.log_steps": None, "optim.save_steps": None,
-    "optim.snapshot_steps": None,
+    "optim.snapshot_steps": None, "optim.max_step_minutes": None,
 }  # fmt: skip
 
 

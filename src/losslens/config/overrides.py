@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from pydantic import BaseModel
 
 from losslens.config.base import UserPath
@@ -20,6 +24,20 @@ from losslens.config.training import TrainConfig
 
 _PATH_MARK = get_args(UserPath)[1]  # marks paths in the schemas
 _QUOTES = ('"', "'")
+
+
+def number_of_jobs() -> int:
+    """Returns the number of jobs of this command line: the product of its choices and of its experiment's."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode is not RunMode.MULTIRUN:
+        return 1
+    chosen = {key: f"{key}={value}" for key, value in (HydraConfig.get().sweeper.get("params") or {}).items()}
+    chosen |= {line.partition("=")[0]: line for line in sys.argv[1:] if "=" in line and not line.startswith("-")}
+    jobs = 1
+    for line in chosen.values():
+        with suppress(HydraException):
+            [override] = OverridesParser.create().parse_overrides([line])
+            jobs *= len(list(override.sweep_string_iterator())) if override.is_sweep_override() else 1
+    return jobs
 
 
 def quote(key: str, value: str, sweeps: bool) -> str:

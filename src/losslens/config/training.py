@@ -69,6 +69,7 @@ class Optim(Section):
     log_steps: int = Field(ge=1)
     save_steps: int = Field(ge=1)
     snapshot_steps: int | None = Field(ge=1)
+    max_step_minutes: float | None = Field(default=60, gt=0, le=10_000, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _check_divisors(self) -> Self:

@@ -104,8 +104,11 @@ def attention_modules(model: Any) -> list[str]:
 
 
 @lru_cache(maxsize=32)
-def require_targets(source: ModelSource, settings: LoraSettings) -> None:
+def require_targets(source: ModelSource, settings: LoraSettings) -> int:
     """Checks from the model's configuration, without its weights, that plain LoRA can adapt the target modules.
+
+    Returns:
+        Number of weights of the adapter.
 
     Raises:
         InputError: As for `initial_adapter`, or the model's configuration cannot be read.
@@ -113,7 +116,8 @@ def require_targets(source: ModelSource, settings: LoraSettings) -> None:
     import torch
 
     with torch.random.fork_rng(devices=[]):
-        _with_lora(skeleton(source), settings)
+        adapter = _with_lora(skeleton(source), settings)
+    return sum(weight.numel() for weight in adapter.parameters() if weight.requires_grad)
 
 
 def _with_lora(base: Any, settings: LoraSettings) -> Any:
@@ -194,6 +198,20 @@ def load_adapter(model: Any, folder: Path) -> None:
     missing = [key for key in outcome.missing_keys if "lora_" in key]
     if missing or outcome.unexpected_keys:
         raise InputError(f"{folder}: the adapter does not fit the base ({(missing + outcome.unexpected_keys)[0]})")
+
+
+def lora_changes(model: Any) -> Iterator[tuple[Any, float]]:
+    """Yields each adapted linear module of a model with an adapter, and ‖s·B·A‖_F², from products of rank r.
+
+    ‖B·A‖_F² = ⟨BᵀB, AAᵀ⟩.
+    """
+    from peft.tuners import lora
+
+    for module in model.modules():
+        if isinstance(module, lora.Linear):
+            for name in module.active_adapters:
+                a, b = (part[name].weight.detach().double() for part in (module.lora_A, module.lora_B))
+                yield module, module.scaling[name] ** 2 * float(((b.T @ b) * (a @ a.T)).sum())
 
 
 @contextmanager

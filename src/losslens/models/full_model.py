@@ -12,7 +12,7 @@ from typing import Any
 
 from losslens.core.errors import InputError, first_line
 from losslens.core.hashing import hash_file, hash_folder
-from losslens.models.loading import ModelSource, load_config, preserved
+from losslens.models.loading import ModelSource, load_config, preserved, skeleton
 from losslens.updates.weights import is_matrix
 
 # torch and transformers are imported only where needed, so that a completed sweep does not wait for them.
@@ -36,8 +36,11 @@ class _Start:
     generation_config: Any
 
 
-def require_trainable(source: ModelSource) -> None:
+def require_trainable(source: ModelSource) -> int:
     """Refuses a base whose weights are quantised: they are no numbers that a gradient step could change.
+
+    Returns:
+        Number of weights of the base.
 
     Raises:
         InputError: They are quantised, or the model's configuration cannot be read.
@@ -50,6 +53,9 @@ def require_trainable(source: ModelSource) -> None:
             f"{source.field}={source.path}: its weights are quantised ({kind or 'unknown method'}), which adapter=none"
             " cannot train; use adapter=lora, or a base in 16 or 32 bits"
         )
+    model = skeleton(source)
+    model.tie_weights()  # a tied head counts once
+    return sum(weight.numel() for weight in model.parameters())
 
 
 def train_all_weights(model: Any) -> None:
@@ -91,6 +97,14 @@ def matrix_changes(model: Any) -> Iterator[tuple[str, float]]:
         if is_matrix(path, weight.shape):
             change = module._parameters[name].detach() - weight.detach()
             yield path.removesuffix(".weight"), float(change.double().square().sum())
+
+
+def base_matrices(model: Any) -> Iterator[Any]:
+    """Yields the base's weight of each matrix that `matrix_changes` names."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for module, name, weight in _start(model).weights:
+        if is_matrix(f"{names[id(module)]}.{name}", weight.shape):
+            yield weight
 
 
 @contextmanager

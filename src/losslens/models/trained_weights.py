@@ -15,14 +15,17 @@ from losslens.models.adapters import (
     adapter_fingerprint,
     adapter_hashes,
     load_adapter,
+    lora_changes,
     require_targets,
     save_adapter,
     with_adapter,
 )
 from losslens.models.full_model import (
+    base_matrices,
     has_changed,
     is_model,
     is_trained_whole,
+    matrix_changes,
     model_fingerprint,
     model_hashes,
     require_trainable,
@@ -35,21 +38,21 @@ from losslens.models.loading import ModelSource
 from losslens.updates.lora_config import LoraConfigFile
 
 
-def require_tunable(source: ModelSource, lora: LoraSettings | None) -> None:
+def require_tunable(source: ModelSource, lora: LoraSettings | None) -> int:
     """Checks from a base's configuration, without its weights, that it can be trained.
 
     Args:
         source: The base.
         lora: Settings of the adapter; None for full fine-tuning.
 
+    Returns:
+        Number of weights to train.
+
     Raises:
         InputError: A target module does not exist or is not linear; or all weights are to be trained, and they are
             quantised.
     """
-    if lora is None:
-        require_trainable(source)
-    else:
-        require_targets(source, lora)
+    return require_trainable(source) if lora is None else require_targets(source, lora)
 
 
 def peft_config(model: Any, lora: LoraSettings | None) -> Any:
@@ -83,6 +86,22 @@ def changes_weights(model: Any) -> bool:
     if is_trained_whole(model):
         return has_changed(model)
     return any(bool(weight.any()) for name, weight in model.named_parameters() if ".lora_B." in name)
+
+
+def update_norm(model: Any) -> float:
+    """Computes ‖ΔW‖_F over all trained matrices of a model in training; NaN if a weight is not finite."""
+    if is_trained_whole(model):
+        return float(sum(change for _, change in matrix_changes(model)) ** 0.5)
+    return float(sum(squared for _, squared in lora_changes(model)) ** 0.5)
+
+
+def base_norm(model: Any) -> float:
+    """Computes ‖W0‖_F over the matrices that `update_norm` counts; 0 if they are quantised."""
+    if is_trained_whole(model):
+        weights = base_matrices(model)
+    else:
+        weights = (module.get_base_layer().weight for module, _ in lora_changes(model))
+    return float(sum(float(weight.detach().float().square().sum()) for weight in weights) ** 0.5)
 
 
 def folder_of(model: Any) -> str:

@@ -6,6 +6,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from losslens.config.parse import parse
@@ -55,7 +56,8 @@ class _Queue:
 
     def work_off(self, devices: Sequence[Device]) -> None:
         """Runs all jobs."""
-        with live_table() as update, Pool(_train, devices, self._print) as pool:
+        train = partial(_train, jobs=len(self._configs), at_once=len(devices))
+        with live_table() as update, Pool(train, devices, self._print) as pool:
             while self._waiting or self._locked or pool.working:
                 self._start_jobs(pool)
                 for task in pool.wait(_POLL_SECONDS):
@@ -121,6 +123,6 @@ class _Queue:
         return Outcome(name, "failed", error=f"{name}: {error}", exit_status=1)
 
 
-def _train(config: dict[str, Any]) -> Outcome:
+def _train(config: dict[str, Any], jobs: int, at_once: int) -> Outcome:
     """Trains and scores a run in a worker; parsed there, so that its secrets are known there."""
-    return train_job(parse(TrainConfig, config), wait=False)
+    return train_job(parse(TrainConfig, config), wait=False, jobs=jobs, at_once=at_once)

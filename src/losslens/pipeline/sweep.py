@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from losslens.config.overrides import number_of_jobs
 from losslens.config.parse import parse, resolved
 from losslens.config.training import TrainConfig
 from losslens.core import distributed, provenance
@@ -84,7 +85,7 @@ class SweepJobs:
                 if self._devices:
                     self._shared[number] = content
                     return
-                outcome = train_job(checked, wait=False)
+                outcome = train_job(checked, wait=False, jobs=number_of_jobs())
             except (InputError, OmegaConfBaseException) as error:
                 choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
                 outcome = Outcome(" ".join(choices) or "-", "failed", error=on_one_line(error), exit_status=2)

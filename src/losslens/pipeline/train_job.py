@@ -18,6 +18,7 @@ from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.score import require_problems, score_base, score_run
 from losslens.evaluation.statistics import wilson_interval
 from losslens.models.trained_weights import weights_fingerprint, weights_hashes
+from losslens.pipeline.disk_space import require_space
 from losslens.pipeline.preflight import require_fit
 from losslens.pipeline.prepare import Prepared, prepare, prepare_to_join
 from losslens.rollouts.sample import require_suitable_teacher
@@ -49,7 +50,7 @@ class Outcome:
     locked: Run | None = None
 
 
-def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
+def train_job(config: TrainConfig, wait: bool = True, jobs: int = 1, at_once: int = 1) -> Outcome:
     """Trains and scores the run that `config` describes, and scores the base; skips steps that are done.
 
     A failure is written to the run's `status.json` and returned in the outcome, so that the other jobs of a sweep
@@ -58,6 +59,8 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
     Args:
         config: Configuration of the run.
         wait: Wait for locks of other processes; otherwise return the locked run in the outcome.
+        jobs: Number of jobs of the command, for the disk space that is told.
+        at_once: How many of them are worked on at the same time.
     """
     if not distributed.is_main():
         return _join_training(config)
@@ -77,6 +80,7 @@ def train_job(config: TrainConfig, wait: bool = True) -> Outcome:
                 require_suitable_teacher(config)
             config.optim.per_process_batch(distributed.world_size())
             require_fit(spec)
+            require_space(spec, jobs, at_once)
         with run.lock(wait):
             run = spec.run  # another process may have started it under another name
             name, folder = run.name, run.folder

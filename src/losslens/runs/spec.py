@@ -33,8 +33,10 @@ OPTIMISER = 1
 OWN_SAMPLES = 3
 # Increased when columns that losses compute from whole groups change where rollouts are left out; 1: of all rollouts.
 GROUP_STATISTICS = 1
-# Fields of `optim` that do not change the adapter: memory use, logging and saving.
-_NOT_IN_IDENTITY = ("micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps")
+# Fields of `optim` that do not change the adapter: memory use, logging, saving and waiting.
+_NOT_IN_IDENTITY = (
+    "micro_batch", "gradient_checkpointing", "log_steps", "save_steps", "snapshot_steps", "max_step_minutes",
+)  # fmt: skip
 
 
 def own_options(method: Mapping[str, Any]) -> dict[str, Any]:

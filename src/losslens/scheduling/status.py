@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import signal
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from losslens.core.errors import InputError
-from losslens.runs.run import Run, State
+from losslens.runs.run import LockedError, Run, State
 from losslens.scheduling.record import SubmissionRecord, read_record, record_file
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import JobState
@@ -23,6 +25,9 @@ NOT_REQUEUED = "preempted by Slurm, which does not requeue it (PreemptMode=CANCE
 # How far Slurm's answers, its accounts and what nodes have written may lag behind each other.
 _LAG_SECONDS = 60.0
 _OUT_OF_MEMORY = re.compile(r"oom.kill|OUT_OF_MEMORY|exceeded memory limit|OutOfMemory", re.IGNORECASE)
+
+# A running run writes its status at every logged step.
+_SILENCE = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class RunStatus:
 
 
 def refresh_run_statuses(runs: Iterable[Run]) -> list[RunStatus]:
-    """Returns the status of each run; marks runs as failed or preempted whose job has ended without reporting it."""
+    """Returns the status of each run; marks those as failed or preempted whose job or process has died unsaid."""
     read = [(run, *_read(run)) for run in runs]
     here = cluster.this_cluster()
     queried = {record for _, _, record in read if record and here and record.cluster == here.name}
@@ -81,6 +86,8 @@ def refresh_run_statuses(runs: Iterable[Run]) -> list[RunStatus]:
         elif record and is_known and (slurm is None or _has_died(slurm)):
             why = _failure_reason(run, slurm, record, str(status["state"]))
             status = mark_dead(run, record, why, was_requeued=True) or status
+        if record is None and status["state"] == "running":
+            status = _without_job(run, status)
         result.append(
             RunStatus(run, status, record.job if record else None, slurm, is_known, record.log if record else "")
         )
@@ -100,11 +107,10 @@ def may_be_alive(record: SubmissionRecord, run: Run | None) -> bool:
     if status.get("state") in ("completed", "failed", "damaged"):
         return False
     now = datetime.now(UTC)
-    ages = [
-        abs((now - datetime.fromisoformat(text)).total_seconds())
-        for text in (record.submitted, status.get("time", ""))
-        if text
-    ]
+    ages = []
+    for text in (record.submitted, status.get("time")):
+        with suppress(ValueError, TypeError):  # no time
+            ages.append(abs((now - datetime.fromisoformat(str(text))).total_seconds()))
     lag = max(_LAG_SECONDS, 3 * status.get("seconds_per_step", 0.0))
     return min(ages, default=lag) < lag or (run is not None and _is_locked(run))
 
@@ -147,13 +153,48 @@ def mark_dead(run: Run, record: SubmissionRecord, why: str, was_requeued: bool =
         return None
     if state == "failed" and os.path.isfile(record.log):  # noqa: PTH113  # False, not an error, in an unreadable folder of another user
         why += f"; log: {record.log}"
-    kept = {name: status[name] for name in ("step", "max_steps", "loss", "tokens_per_second") if name in status}
     slurm = {"job": record.job, "cluster": record.cluster, "log": record.log}
     try:
-        run.set_state(state, error=why, slurm=slurm, **kept)
+        run.set_state(state, error=why, slurm=slurm, **_progress(status))
     except OSError:
         return {**status, "state": state, "error": why}  # no write permission: only report it
     return run.status
+
+
+def _without_job(run: Run, status: dict[str, Any]) -> dict[str, Any]:
+    """Returns the status of a run that is `running` without a Slurm job, marked as failed if no process trains it.
+
+    The process that trains a run holds its lock, which ends with the process. Another host's lock may be invisible
+    here; then only the time of the last message is told.
+    """
+    process = status.get("process")
+    host, pid = (process.get("host"), process.get("pid")) if isinstance(process, dict) else (None, None)
+    name = f"process {pid} on {host}"
+    if host != platform.node():
+        return {**status, "error": f"{name}: no message since {status.get('time')}"} if _is_late(status) else status
+    try:
+        with run.lock(wait=False):
+            status = run.status  # read again: it may have ended after it was read
+            if status.get("state") == "running" and status.get("process") == process:
+                run.set_state("failed", error=f"{name} was killed; the same command resumes", **_progress(status))
+    except (LockedError, InputError):
+        return status
+    except OSError:  # no write permission: only report it
+        return {**status, "state": "failed", "error": f"{name} was killed; the same command resumes"}
+    return run.status
+
+
+def _is_late(status: dict[str, Any]) -> bool:
+    """True if a running run has written nothing for half an hour."""
+    try:
+        written = datetime.fromisoformat(str(status["time"]))
+        return datetime.now(UTC) - written > _SILENCE
+    except (KeyError, ValueError, TypeError):
+        return False
+
+
+def _progress(status: dict[str, Any]) -> dict[str, Any]:
+    return {name: status[name] for name in ("step", "max_steps", "loss", "tokens_per_second") if name in status}
 
 
 def log_tail(log: Path, length: int = 20_000) -> str:

@@ -15,10 +15,11 @@ from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from losslens.core import distributed, preemption
-from losslens.core.errors import DivergedError, InputError, first_line
+from losslens.core.errors import InputError, first_line
 from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
 from losslens.models.trained_weights import folder_of, save_weights, weights_hashes
+from losslens.training.guards import require_finite
 
 _CHECKSUMS = "sealed.json"
 # Files without which transformers would silently resume from a different state.
@@ -258,27 +259,6 @@ class Snapshots(TrainerCallback):
                 save_weights(model, weights)
                 manifest = {"run": self.identity, "step": state.global_step, "outcomes": {}}
                 write_json(temporary / "manifest.json", {**manifest, **weights_hashes(weights)})
-
-
-def require_finite(model: Any, step: int) -> None:
-    """Checks that all trained weights are finite.
-
-    Raises:
-        DivergedError: A weight is NaN or infinite.
-    """
-    if not all(parameter.isfinite().all() for parameter in model.parameters() if parameter.requires_grad):
-        raise DivergedError(f"diverged: the adapter has non-finite weights at step {step}")
-
-
-class NonFiniteGuard(TrainerCallback):
-    """Stops a run whose loss or gradient norm is NaN or infinite."""
-
-    def on_log(
-        self, _: TrainingArguments, state: TrainerState, __: TrainerControl, logs: dict[str, float], **___: Any
-    ) -> None:
-        for name in ("loss", "grad_norm"):
-            if name in logs and not math.isfinite(float(logs[name])):
-                raise DivergedError(f"diverged: {name} is {logs[name]} at step {state.global_step}")
 
 
 def _step(line: str) -> float:

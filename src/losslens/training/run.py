@@ -37,14 +37,13 @@ from losslens.training.callbacks import (
     ChecksumCheckpoint,
     LogFinalStep,
     Metrics,
-    NonFiniteGuard,
     PreemptionCallback,
     ProgressBar,
     Snapshots,
     checkpoint_fault,
-    require_finite,
 )
 from losslens.training.distributions import require_computable
+from losslens.training.guards import ExplosionGuard, NonFiniteGuard, StallGuard, require_finite
 from losslens.training.lm_head import has_plain_head, score_selected_positions
 from losslens.training.packing import pack_rows
 from losslens.training.source import OnPolicySource, RolloutSource
@@ -215,7 +214,8 @@ def train_run(
 
     Raises:
         InputError: See `make_trainer`.
-        DivergedError: The loss, its gradient or the adapter is not finite.
+        DivergedError: The loss, its gradient or the adapter is not finite, or the update larger than the base.
+        TimeoutError: A step has taken longer than `optim.max_step_minutes`.
         Preempted: The scheduler has asked the run to stop; there is a checkpoint of the last step.
     """
     checkpoints = folder / "checkpoints"
@@ -289,7 +289,9 @@ def _train(
         if isinstance(source, OnPolicySource) and source.teacher is not None:
             stack.enter_context(preserved(source.teacher.model))
         bar = ProgressBar(folder.name)
-        callbacks: list[TrainerCallback] = [NonFiniteGuard(), LogFinalStep(), PreemptionCallback()]
+        stall = StallGuard(plan.optim.max_step_minutes, folder / "error.txt" if distributed.is_main() else None)
+        callbacks: list[TrainerCallback] = [NonFiniteGuard(), ExplosionGuard(), stall]
+        callbacks += [LogFinalStep(), PreemptionCallback()]
         callbacks.append(ChecksumCheckpoint(plan.identity))
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps, plan.identity))
@@ -308,6 +310,7 @@ def _train(
             with preemption.deferred():  # a signal in the middle of a step takes effect after it
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))
         finally:
+            stall.close()
             bar.close()
         require_finite(trainer.model, trainer.state.global_step)
         if distributed.is_main():
