@@ -601,11 +601,11 @@ def test_two_login_nodes_without_common_locks_submit_once(
                 if host == "login2":
                     reached("login1", within=30.0)
                 send()
-            finally:
                 os._exit(0)
+            finally:
+                os._exit(1)
         hosts.append(child)
-    for child in hosts:
-        os.waitpid(child, 0)
+    assert [os.waitpid(child, 0)[1] for child in hosts] == [0, 0]
     once = sorted(job.id for job in slurm.jobs) == sorted(allowed(slurm)) == ["101", "102_0", "102_1"]
     record(
         "two login nodes", "the same command at once, no flock", "same bytes" if once else "left over", str(slurm.jobs)
