@@ -20,6 +20,9 @@ import safetensors.torch
 import torch
 
 from losslens.core.files import read_json
+from losslens.runs.run import Run
+from losslens.scheduling import status as statuses
+from losslens.scheduling.status import NOT_REQUEUED, refresh_run_statuses
 from tests.conftest import ROOT, SMALL, script
 
 pytestmark = pytest.mark.slurm
@@ -436,3 +439,77 @@ def test_a_command_killed_after_sbatch_has_answered_submits_nothing_twice(
     assert {job(run) for run in runs} == {f"{array}_0", f"{array}_1"}
     assert all(status(run)["state"] == "completed" for run in runs)
     assert all(status(run)["slurm"]["job"] == job(run) for run in runs)
+
+
+def test_a_run_that_slurm_preempts_and_does_not_requeue_is_resumed_by_the_same_command(
+    swept: Path, reference: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLOW_SECONDS", "2")
+    line = [*SLOW, "sweep=spot", "resources.partition=spot"]
+    scontrol("create", "PartitionName=spot", "Nodes=ALL", "PriorityTier=1", "PreemptMode=CANCEL", "GraceTime=0")
+    submit(swept.parent, *line)
+    run = run_in(swept.parent, "spot")
+    wait_until(sealed(run))
+    scontrol("update", f"JobId={job(run)}", "Requeue=0")  # else it would put itself back into the queue
+    subprocess.run(["srun", "--partition=urgent", "--cpus-per-task=6", "--mem=100", "true"], check=True)
+    wait_until(lambda: slurm_says(run) == "PREEMPTED", seconds=60)
+    assert (status(run)["state"], status(run)["error"]) == ("preempted", NOT_REQUEUED)
+    shown = script("launch/status.py", "sweep=spot", f"output_dir={swept.parent}", check=1).stdout
+    assert f"{job(run)} PREEMPTED" in shown
+    assert NOT_REQUEUED.partition(",")[0] in shown
+    monkeypatch.setenv("SLOW_SECONDS", "0")
+    again = submit(swept.parent, *line, "hydra.launcher.wait=true")
+    assert again.stdout.count("submitted as") == 1
+    assert status(run)["state"] == "completed"
+    assert read_json(run / "manifest.json")["training"]["resumed_from"] > 0
+    assert adapter(run) == reference
+
+
+SUBMIT_AND_GO_DOWN = r"""#!/bin/bash
+[ "$1" = --test-only ] && exec {sbatch} "$@"
+{sbatch} "$@" >> {log}
+kill $(cat {pid})
+echo "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)" >&2
+exit 1
+"""
+
+
+def test_what_a_controller_that_went_down_has_accepted_is_found_when_it_is_up_again(
+    cluster: dict[str, str], swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then a part of the array is cancelled, which Slurm forgets, and the folder of logs of the others is deleted."""
+    folder = Path(cluster["SLURM_CONF"]).parents[1]
+    wrapper, log = tmp_path / "bin" / "sbatch", tmp_path / "answered"
+    wrapper.parent.mkdir()
+    text = SUBMIT_AND_GO_DOWN.format(sbatch=shutil.which("sbatch"), log=log, pid=folder / "run" / "slurmctld.pid")
+    wrapper.write_text(text, encoding="utf-8")
+    wrapper.chmod(0o755)
+    line = ["method=sft,rft,dft", "sweep=held", "data.eval_size=0", "resources.sbatch={hold: true}"]
+    line.append(frozen(swept.parent))
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{wrapper.parent}:{os.environ['PATH']}")
+        refused = submit(swept.parent, *line, check=2)
+    (said,) = refused.stderr.splitlines()
+    assert said.endswith("cannot be told now: repeat the command")
+    subprocess.run([ROOT / "launch" / "local_slurm.sh", "up", folder], check=True, capture_output=True)
+    again = submit(swept.parent, *line)
+    array = log.read_text(encoding="utf-8").split()[-1]
+    assert f"job {array}: recovered" in again.stdout
+    assert "submitted as" not in again.stdout
+
+    runs = {job(file.parent): Run(file.parent) for file in (swept.parent / "held").glob("*-s42-*/status.json")}
+    assert sorted(runs) == [f"{array}_{task}" for task in range(3)]
+    subprocess.run(["scancel", f"{array}_1"], check=True)
+    assert {each.is_over for each in refresh_run_statuses(runs.values())} == {False}  # Slurm may only be late
+    monkeypatch.setattr(statuses, "_LAG_SECONDS", 0.0)
+    told = {each.job: each for each in refresh_run_statuses(runs.values())}
+    assert [told[f"{array}_{task}"].state for task in range(3)] == ["queued", "failed", "queued"]
+    assert "cancelled before it started (scancel)" in told[f"{array}_1"].status["error"]
+
+    logs = swept.parent / "held" / "slurm"
+    shutil.rmtree(logs)
+    scontrol("release", f"{array}_0", f"{array}_2")
+    wait_until(lambda: {slurm_says(runs[f"{array}_{task}"].folder) for task in (0, 2)} == {"FAILED"}, seconds=60)
+    for each in refresh_run_statuses([runs[f"{array}_0"], runs[f"{array}_2"]]):
+        assert each.state == "failed"
+        assert each.status["error"].endswith(f"its folder of logs and code is gone: {logs}")

@@ -22,6 +22,7 @@ from losslens.config.slurm import Resources
 from losslens.core.errors import InputError
 from losslens.core.files import read_json
 from losslens.runs.run import Run
+from losslens.scheduling import status
 from losslens.scheduling.code_snapshot import snapshot_code
 from losslens.scheduling.record import record_file
 from losslens.scheduling.slurm import cluster, intent, submit
@@ -56,7 +57,7 @@ CONTROLLER = """#!/bin/bash
 QUEUE = """#!/bin/bash
 [ -e "$RECORD/deaf" ] && exit 1
 [[ "$*" == *--all* ]] || exit 0  # without it jobs in hidden partitions are not told
-[[ "$*" == *%k* ]] && { cat "$RECORD/comments"; exit 0; }
+[[ "$*" == *"%i|%k"* ]] && { cat "$RECORD/comments"; exit 0; }
 cat "$RECORD/queue" 2>/dev/null || true
 """
 CANCEL = """#!/bin/bash
@@ -83,6 +84,7 @@ def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setenv("RECORD", str(folder))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(status, "_LAG_SECONDS", 0.0)
     cluster._known.clear()
     yield folder
     cluster._known.clear()
@@ -557,7 +559,7 @@ def test_tracebacks_of_jobs_are_redacted(monkeypatch, tmp_path: Path, capsys) ->
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     with pytest.raises(SystemExit) as stopped:
-        task.Task(tmp_path, tmp_path / "train.py", {}, None)()
+        task.Task(tmp_path, tmp_path / "train.py", {}, None, tmp_path / "record.json")()
     assert stopped.value.code == 1
     said = capsys.readouterr().err
     assert "RuntimeError: no: [redacted]" in said

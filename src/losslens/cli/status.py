@@ -48,5 +48,8 @@ def main(arguments: list[str]) -> int:
         # Piped output is not truncated to the width of a terminal.
         Console(width=None if sys.stdout.isatty() else 240).print(table(found))
     if any(each.job and not each.is_known and not each.is_over for each in found):
-        print(f"{parser.prog}: Slurm cannot be queried here; states are those in the folder", file=sys.stderr)
+        why = "Slurm cannot be queried here, or does not know jobs of a moment ago"
+        print(f"{parser.prog}: {why}; states are those in the folder", file=sys.stderr)
+    if any((output_dir / sweep / "slurm").glob("submission-*/")):
+        print(f"{parser.prog}: a submission was interrupted, or goes on; repeating it is safe", file=sys.stderr)
     return 0 if found and all(each.state == "completed" for each in found) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from rich.console import Console
 from losslens.config.overrides import number_of_jobs
 from losslens.config.parse import parse, resolved
 from losslens.config.training import TrainConfig
-from losslens.core import distributed
+from losslens.core import distributed, provenance
 from losslens.core.commands import command_name, format_command
 from losslens.core.errors import InputError, ProcessError
 from losslens.core.jobs import on_one_line
@@ -34,6 +35,9 @@ from losslens.scheduling.local.devices import Device
 
 # Seconds between two checks of runs that other processes have locked; grows from the first to the second value.
 _MIN_POLL, _MAX_POLL = 0.2, 5.0
+# Seconds that a submitted job waits for a run that another process trains, as its allocation must not idle. A process
+# that was told to stop (scancel, a time limit) has ended by then.
+_PATIENCE_IN_JOB = 300.0
 
 
 def _is_multirun() -> bool:
@@ -120,7 +124,7 @@ class SweepJobs:
 
     def _next_unlocked(self) -> int | None:
         """Waits until a deferred job is no longer locked and returns its number; None if no jobs are deferred."""
-        pause, printed = _MIN_POLL, ""
+        pause, printed, start = _MIN_POLL, "", time.monotonic()
         while self._deferred:
             unlocked = [number for number, run in self._deferred.items() if not run.is_locked]
             if unlocked:
@@ -129,9 +133,21 @@ class SweepJobs:
             if (message := f"waiting for {', '.join(locked.values())}") != printed and pause > 2 * _MIN_POLL:
                 print(message, flush=True)
                 printed = message
+            if provenance.JOB_LOG in os.environ and time.monotonic() - start > _PATIENCE_IN_JOB:
+                self._leave_to_others()
+                continue
             time.sleep(pause)
             pause = min(1.5 * pause, _MAX_POLL)
         return None
+
+    def _leave_to_others(self) -> None:
+        """Ends the deferred jobs; what is locked is trained or scored by those that have locked it."""
+        for number, run in list(self._deferred.items()):
+            if number in self._outcomes:  # only the base was locked; the run of this job is completed
+                self._deferred.pop(number)
+            else:
+                error = f"{run.name}: locked by {run.lock_holder}, which trains it; this job ends"
+                self._ended(number, Outcome(run.name, "failed", error=error, exit_status=1))
 
     def _print_outcome(self, outcome: Outcome) -> None:
         if outcome.error and not distributed.is_main() and not distributed.desynchronised():

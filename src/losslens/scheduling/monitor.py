@@ -107,7 +107,7 @@ def follow_jobs(specs: Sequence[JobSpec]) -> int:
 
 def _wait_for(records: Sequence[Path]) -> bool:
     """Waits for jobs that belong to no run; returns True if all succeeded, as far as Slurm knows."""
-    jobs = {record.job for file in records if (record := read_record(file))}
+    jobs = {record for file in records if (record := read_record(file))}
     while True:
         states = cluster.job_states(jobs)
         if states is not None and not any(state.is_live for state in states.values()):

@@ -18,12 +18,14 @@ class SubmissionRecord:
         cluster: Name of the cluster, since job ids are unique only within a cluster.
         log: Path of the job's log.
         submitted: Time of the submission (UTC).
+        submission: Id of the submission, which the job carries in its comment; empty in records that lack it.
     """
 
     job: str
     cluster: str
     log: str
     submitted: str
+    submission: str = ""
 
 
 def record_file(run: Path) -> Path:
@@ -46,6 +48,10 @@ def read_record(file: Path) -> SubmissionRecord | None:
         return None
     content = read_json(file)
     names = {field.name for field in fields(SubmissionRecord)}
-    if not isinstance(content, dict) or set(content) != names or not all(isinstance(content[n], str) for n in names):
+    if (
+        not isinstance(content, dict)
+        or set(content) | {"submission"} != names
+        or not all(isinstance(value, str) for value in content.values())
+    ):
         raise InputError(f"{file}: not a valid submission record; delete it")
     return SubmissionRecord(**content)

@@ -30,7 +30,7 @@ def main(folder: Path, code: int, requeues: int) -> None:
     why = cluster.why_stopped(job, restarts) if told_to_stop else ""
     if why == "requeued":
         return
-    if why == "preempted" and restarts < requeues and cluster.requeue(job):
+    if why in ("preempted", "evicted") and restarts < requeues and cluster.requeue(job):
         print(f"{describe_exit(code)} during startup; requeued", flush=True)
         return
     file = runs_file(folder, job.partition("_")[0])

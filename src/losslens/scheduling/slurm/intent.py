@@ -6,11 +6,12 @@ called, so that a job does not depend on the command that submitted it. Jobs of 
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ from losslens.scheduling.slurm.cluster import Cluster
 from losslens.scheduling.slurm.task import Task
 
 _SBATCH_SECONDS = 10.0  # an sbatch process may outlive the command that called it, and still submit
+# Tasks and scripts that submitit writes before it knows the job id, and halves of this package's own files.
+_TEMPORARY = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh|\..+\.[0-9a-f]{8}\.tmp")
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Intent:
     @property
     def comment(self) -> str:
         """Slurm comment of its jobs."""
-        return f"losslens:{self.id}"
+        return cluster.comment_of(self.id)
 
     @property
     def setup(self) -> list[str]:
@@ -111,14 +114,14 @@ class Intent:
         # For the epilog, which looks up the run of a killed job.
         runs = {job: run for job, run in zip(jobs, content["runs"], strict=True) if run}
         write_json(runs_file(self.folder, jobs[0].partition("_")[0]), runs)
-        now = datetime.now(UTC).isoformat(timespec="seconds")
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
         for number, (job, name) in enumerate(zip(jobs, content["records"], strict=True)):
             paths = submitit.SlurmJob(folder=self.folder, job_id=job, tasks=list(range(content["processes"]))).paths
             if not paths.submitted_pickle.exists():
                 shutil.copy(self.pending / f"{number}.pkl", paths.submitted_pickle)
             with suppress(OSError):  # owned by another user, or just moved by its job
                 paths.submitted_pickle.chmod(0o600)
-            write_record(Path(name), SubmissionRecord(job, content["cluster"], str(paths.stdout), now))
+            write_record(Path(name), SubmissionRecord(job, content["cluster"], str(paths.stdout), now, self.id))
         shutil.rmtree(self.pending)
 
     def give_up(self) -> None:
@@ -126,22 +129,29 @@ class Intent:
         self.token.unlink(missing_ok=True)
         shutil.rmtree(self.pending, ignore_errors=True)
 
-    def jobs(self, number: int) -> list[str] | None:
+    def jobs(self, number: int, until: float = 0.0) -> list[str]:
         """Returns its jobs in the queue, found by their comment, in the order of the specs; empty if there are none.
 
         Args:
             number: Number of jobs in the submission.
+            until: When to stop looking for them, as `deadline` gives it; they are looked for once at least.
 
         Raises:
             InputError: Slurm cannot be queried.
         """
-        queued = cluster.jobs_with_comment(self.comment)
+        while not (queued := cluster.jobs_with_comment(self.comment)) and queued is not None:
+            if time.monotonic() >= until:
+                return []
+            time.sleep(0.5)
         if queued is None:
             raise InputError("hydra/launcher=slurm: the Slurm queue cannot be queried (squeue failed); try again")
-        if not queued:
-            return []
         array = queued[0].partition("_")[0]
         return [array] if number == 1 else [f"{array}_{task}" for task in range(number)]
+
+
+def deadline() -> float:
+    """Returns when an sbatch that ends now has submitted its jobs, if it does at all (`time.monotonic`)."""
+    return time.monotonic() + _SBATCH_SECONDS
 
 
 def make_private_folder(folder: Path) -> None:
@@ -169,6 +179,7 @@ def recover(folders: Iterable[Path], here: Cluster) -> list[str]:
         InputError: Slurm cannot be queried.
     """
     recovered = []
+    end = deadline()
     for folder in folders:
         for pending in sorted(folder.absolute().glob("submission-*/")):
             intent = Intent(folder.absolute(), pending.name.removeprefix("submission-"))
@@ -178,16 +189,30 @@ def recover(folders: Iterable[Path], here: Cluster) -> list[str]:
             content = _content(intent.token)
             if content["cluster"] != here.name:
                 continue
-            jobs = intent.jobs(len(content["records"]))
-            while not jobs and time.time() - intent.token.stat().st_mtime < _SBATCH_SECONDS:
-                time.sleep(0.5)
-                jobs = intent.jobs(len(content["records"]))
+            # Not by the age of the file: clocks jump, and that of the file server is another.
+            jobs = intent.jobs(len(content["records"]), until=end)
             if not jobs:
                 intent.give_up()
                 continue
+            for record in map(Path, content["records"]):
+                for half in record.parent.glob(f".{record.name}.*.tmp"):
+                    half.unlink(missing_ok=True)
             intent.record(jobs)
             recovered.append(jobs[0].partition("_")[0])
+        remove_temporary_files(folder)
     return recovered
+
+
+def remove_temporary_files(folder: Path, but: Collection[Path] = ()) -> None:
+    """Removes what interrupted submissions have left in a folder; none may be in progress.
+
+    Args:
+        folder: Folder of submissions, or of a run that no process has locked; it need not exist.
+        but: Files to keep.
+    """
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if _TEMPORARY.fullmatch(file.name) and not file.is_symlink() and file not in but:
+            shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
 def runs_file(folder: Path, array: str) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, SoftFileLease, Timeout
 from omegaconf import DictConfig
 
 from losslens.config.interpolations import describe_derived
@@ -17,11 +18,12 @@ from losslens.core.commands import format_command
 from losslens.core.errors import InputError
 from losslens.scheduling.monitor import follow_jobs
 from losslens.scheduling.plan import JobSpec, plan_job
-from losslens.scheduling.record import read_record
+from losslens.scheduling.record import SubmissionRecord, read_record
 from losslens.scheduling.slurm import cluster
-from losslens.scheduling.slurm.cluster import Cluster
+from losslens.scheduling.slurm.cluster import Cluster, JobState
 from losslens.scheduling.slurm.intent import recover
 from losslens.scheduling.slurm.submit import Submission, arrays_of, check
+from losslens.scheduling.status import may_be_alive
 
 _MAX_LINES = 50  # with more jobs only their counts are printed
 
@@ -50,13 +52,12 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
         _dry_run(_plan(specs, here), here)
         return
     output_dir.mkdir(parents=True, exist_ok=True)
-    # Prevents two concurrent commands from submitting the same jobs.
-    with FileLock(output_dir / ".slurm.lock"):
+    with _lock(output_dir) as lock:
         needs = [need for spec in specs for need in spec.needs]
         for job in recover(dict.fromkeys(spec.folder for spec in [*needs, *specs]), here):
             print(f"job {job}: recovered; the command that submitted it was interrupted", flush=True)
         plan = _plan(specs, here)
-        with Submission(here) as submission:
+        with Submission(here, lock) as submission:
             for array in arrays_of(plan.first, {}, here):
                 submission.submit(array)
             for array in arrays_of(plan.new, plan.dependencies(submission.jobs), here):
@@ -69,6 +70,26 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
         sys.exit(1)
 
 
+@contextmanager
+def _lock(output_dir: Path) -> Iterator[SoftFileLease]:
+    """Prevents two concurrent commands from submitting the same jobs, also from two login nodes.
+
+    Not every shared file system tells other hosts of a lock (`flock`), but each lets one of them create a file. Such a
+    file outlives its process, and counts as long as that refreshes it. On one host, the lock of the kernel is surer.
+    """
+    with FileLock(output_dir / ".slurm.lock"):
+        lease = SoftFileLease(output_dir / ".slurm.lease")
+        try:
+            lease.acquire(blocking=False)
+        except Timeout:
+            print(f"Another host submits, or was interrupted; waiting for {lease.lock_file}", flush=True)
+            lease.acquire()
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+
 @dataclass(frozen=True)
 class _Plan:
     """Plan for the jobs of a command line.
@@ -77,7 +98,8 @@ class _Plan:
         specs: All jobs.
         first: Dependencies to submit first, since they are neither done nor in the queue.
         new: Jobs to submit.
-        locked: Records of jobs whose run is locked by a process outside Slurm's queue.
+        skipped: Why other missing jobs are not submitted, by record: their run is locked by a process outside Slurm's
+            queue, or Slurm does not know a job that was submitted a moment ago.
         queued: Slurm ids of pending and running jobs among `specs` and their dependencies, by record.
         inputs: Slurm ids of pending and running jobs whose results `new` reads, by record.
     """
@@ -85,7 +107,7 @@ class _Plan:
     specs: list[JobSpec]
     first: list[JobSpec]
     new: list[JobSpec]
-    locked: set[Path]
+    skipped: dict[Path, str]
     queued: dict[Path, str]
     inputs: dict[Path, str]
 
@@ -113,13 +135,22 @@ def _plan(specs: list[JobSpec], here: Cluster) -> _Plan:
     needs = _distinct(need for spec in specs for need in spec.needs)
     # A failed run may be submitted again at once, although its job may take a while to end.
     over = {spec.record for spec in specs if spec.done or (spec.run and spec.run.status.get("state") == "failed")}
-    queued = _live({spec.record for spec in [*needs, *specs]} - over, here)
+    states = _states({spec.record for spec in [*needs, *specs]} - over, here)
+    queued = _live(states)
     missing = [spec for spec in specs if not spec.done and spec.record not in queued]
-    locked = {spec.record for spec in missing if spec.run and spec.run.is_locked}
-    new = [spec for spec in missing if spec.record not in locked]
+    skipped = {spec.record: "locked by another process" for spec in missing if spec.run and spec.run.is_locked}
+    for spec in [*needs, *missing]:
+        record, state = states.get(spec.record, (None, None))
+        if record is not None and state is None and may_be_alive(record, spec.run):
+            skipped.setdefault(spec.record, f"Slurm does not know its job {record.job} yet; repeat the command soon")
+    new = [spec for spec in missing if spec.record not in skipped]
+    for need in needs:
+        if need.record in skipped and any(need in spec.needs for spec in new):
+            raise InputError(f"hydra/launcher=slurm: {need.name}: {skipped[need.record]}")
     first = [need for need in needs if need.record not in queued and any(need in spec.needs for spec in new)]
     check(arrays_of([*first, *new], {}, here))
-    return _Plan(specs, first, new, locked, queued, _live({record for spec in new for record in spec.waits_for}, here))
+    inputs = _live(_states({record for spec in new for record in spec.waits_for}, here))
+    return _Plan(specs, first, new, skipped, queued, inputs)
 
 
 def _distinct(specs: Iterable[JobSpec]) -> list[JobSpec]:
@@ -130,15 +161,18 @@ def _distinct(specs: Iterable[JobSpec]) -> list[JobSpec]:
     return list(by_key.values())
 
 
-def _live(records: set[Path], here: Cluster) -> dict[Path, str]:
-    """Slurm ids of the records whose job is pending or running."""
+def _states(records: set[Path], here: Cluster) -> dict[Path, tuple[SubmissionRecord, JobState | None]]:
+    """The records of jobs of this cluster, with the jobs' states; None for jobs that Slurm does not know."""
     submitted = {file: record for file in records if (record := read_record(file)) and record.cluster == here.name}
-    states = cluster.job_states(record.job for record in submitted.values())
+    states = cluster.job_states(submitted.values())
     if states is None:
         raise InputError("hydra/launcher=slurm: the Slurm queue cannot be queried (squeue failed); try again")
-    return {
-        file: record.job for file, record in submitted.items() if (state := states.get(record.job)) and state.is_live
-    }
+    return {file: (record, states.get(record)) for file, record in submitted.items()}
+
+
+def _live(states: dict[Path, tuple[SubmissionRecord, JobState | None]]) -> dict[Path, str]:
+    """Slurm ids of the jobs that are pending or running."""
+    return {file: record.job for file, (record, state) in states.items() if state is not None and state.is_live}
 
 
 def _dry_run(plan: _Plan, here: Cluster) -> None:
@@ -179,8 +213,8 @@ def _show(plan: _Plan, texts: dict[Path, str]) -> None:
     """Prints one line per job, or for many jobs their number of each kind."""
     lines = {}
     for spec in [*plan.first, *plan.specs]:
-        if spec.record in plan.locked:
-            default = "skipped: locked by another process"
+        if spec.record in plan.skipped:
+            default = f"skipped: {plan.skipped[spec.record]}"
         elif spec.record in plan.queued:
             default = f"in the queue as {plan.queued[spec.record]}"
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shlex
@@ -9,12 +10,13 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import submitit
+from filelock import SoftFileLease
 
 from losslens.config.slurm import Resources
 from losslens.core.errors import InputError, first_line
@@ -23,11 +25,14 @@ from losslens.scheduling.code_snapshot import script_in, snapshot_code
 from losslens.scheduling.plan import JobSpec
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.slurm.cluster import Cluster
-from losslens.scheduling.slurm.intent import Intent, make_private_folder
+from losslens.scheduling.slurm.intent import Intent, deadline, make_private_folder, remove_temporary_files
 from losslens.scheduling.slurm.task import Task
 
-# Files that submitit writes before it knows the job id.
-_TEMPORARY_FILES = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh")
+_TOO_MANY = re.compile(r"submit limit|SubmitJob", re.IGNORECASE)
+# How sbatch says that it did not hear the controller's answer, which may have been an acceptance.
+_UNANSWERED = re.compile(
+    r"unable to contact|connect|timed out|communication|zero bytes|receive failure|make sense of", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -151,18 +156,24 @@ def check(arrays: Iterable[Array]) -> None:
         with _clean_environment(array.specs[0].resources):
             outcome = subprocess.run(["sbatch", "--test-only"], input=text, capture_output=True, text=True, check=False)
         if outcome.returncode != 0:
-            raise InputError(f"{_describe_error(outcome.stderr)} ({_describe_resources(array)})")
+            raise _error(outcome.stderr, array)
 
 
 class Submission:
     """Submission of all arrays of a command: if one of them is rejected, the previous ones are cancelled.
 
     As a context manager: if the block raises, the jobs submitted in it are cancelled, and their runs and records are
-    restored. If Slurm cannot be queried for a job, all submitted jobs are kept, for the next command to recover.
+    restored. If Slurm cannot be queried for a job, or does not cancel one, all submitted jobs are kept, for the next
+    command to recover.
+
+    Args:
+        here: The cluster.
+        lock: The lock that keeps other commands from submitting the same jobs, and can be lost to another host.
     """
 
-    def __init__(self, here: Cluster) -> None:
+    def __init__(self, here: Cluster, lock: SoftFileLease) -> None:
         self.here = here
+        self._lock = lock
         self.jobs: dict[Path, str] = {}
         self._arrays: list[str] = []
         self._intents: list[Intent] = []
@@ -176,14 +187,24 @@ class Submission:
         """Submits an array, and writes the record of each of its jobs.
 
         Raises:
-            InputError: Slurm rejects it.
+            InputError: Slurm rejects it, or does not answer.
         """
+        if not self._lock.is_lock_held_by_us:
+            raise InputError(
+                f"{self._lock.lock_file}: this command was suspended for long, and another submits now; repeat it"
+            )
         for spec in array.specs:
             self._mark_queued(spec)
         make_private_folder(array.folder)
         code = snapshot_code(array.specs[0].script, array.folder)
         tasks = [
-            Task(code, script_in(code, spec.script), spec.config, spec.run.folder if spec.run else None)
+            Task(
+                code,
+                script_in(code, spec.script),
+                spec.config,
+                spec.run.folder if spec.run else None,
+                spec.record.absolute(),
+            )
             for spec in array.specs
         ]
         files_before = set(array.folder.iterdir())
@@ -197,18 +218,18 @@ class Submission:
         )  # fmt: skip
         self._submitted += [file for spec in array.specs for file in _files_of(spec)]
         try:
-            with _clean_environment(resources):
-                jobs = array.executor(code, intent).submit_array(tasks)
+            # submitit prints what sbatch says, which its error says again.
+            with _clean_environment(resources), redirect_stderr(io.StringIO()):
+                jobs = [job.job_id for job in array.executor(code, intent).submit_array(tasks)]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            intent.give_up()
-            # Running jobs may have written logs and results to the folder meanwhile.
-            for file in set(array.folder.iterdir()) - files_before:
-                if _TEMPORARY_FILES.fullmatch(file.name):
-                    file.unlink(missing_ok=True)
-            raise InputError(f"{_describe_error(str(error))} ({_describe_resources(array)})") from error
-        self._arrays.append(jobs[0].job_id.partition("_")[0])
-        intent.record([job.job_id for job in jobs])
-        self.jobs |= {spec.record: job.job_id for spec, job in zip(array.specs, jobs, strict=True)}
+            remove_temporary_files(array.folder, but=files_before)
+            jobs = _accepted_all_the_same(array, intent, str(error))
+            if not jobs:
+                intent.give_up()
+                raise _error(str(error), array) from error
+        self._arrays.append(jobs[0].partition("_")[0])
+        intent.record(jobs)
+        self.jobs |= {spec.record: job for spec, job in zip(array.specs, jobs, strict=True)}
 
     def _mark_queued(self, spec: JobSpec) -> None:
         """Marks a run as queued before its job can start and change the status."""
@@ -217,6 +238,7 @@ class Submission:
         # With the record of an old job, the run would look as if its new job had died.
         spec.record.unlink(missing_ok=True)
         if spec.run:
+            remove_temporary_files(spec.run.folder)
             status = spec.run.status
             spec.run.set_state("queued", **{name: status[name] for name in ("step", "max_steps") if name in status})
 
@@ -229,14 +251,14 @@ class Submission:
                 jobs = cluster.jobs_with_comment(intent.comment)
                 is_unknown |= jobs is None
                 self._arrays += {job.partition("_")[0] for job in jobs or []}
-        if is_unknown:
-            print("Slurm cannot be queried for the submitted jobs; repeat the command to recover or submit them")
+        if is_unknown or not cluster.cancel(dict.fromkeys(self._arrays)):
+            what = "be queried for" if is_unknown else "cancel all of"
+            print(f"Slurm cannot {what} the submitted jobs; repeat the command to recover or submit them")
             for file in self._submitted:
                 self._previous.pop(file, None)
         else:
             for intent in self._intents:
                 intent.give_up()
-            cluster.cancel(dict.fromkeys(self._arrays))
         for file, content in self._previous.items():
             if content is None:
                 file.unlink(missing_ok=True)
@@ -274,6 +296,25 @@ def _describe_resources(array: Array) -> str:
     return "resources: " + " ".join(f"{name}={value}" for name, value in requested.items() if value not in (None, {}))
 
 
+def _accepted_all_the_same(array: Array, intent: Intent, stderr: str) -> list[str]:
+    """Looks for the jobs of an array that sbatch has failed to submit: the controller may only have answered too late.
+
+    Raises:
+        InputError: Slurm cannot be queried.
+    """
+    try:
+        return intent.jobs(len(array.specs), until=deadline() if _UNANSWERED.search(stderr) else 0.0)
+    except InputError as error:
+        raise InputError(
+            f"{_describe_error(stderr)}; whether the jobs were submitted cannot be told now: repeat the command"
+        ) from error
+
+
+def _error(stderr: str, array: Array) -> InputError:
+    """The error of sbatch, with the request that led to it."""
+    return InputError(f"{_describe_error(stderr)} ({_describe_resources(array)})")
+
+
 def _describe_error(stderr: str) -> str:
     """The error of sbatch in one line."""
     lines = [line.partition("error:")[2].strip() for line in stderr.splitlines() if "sbatch: error:" in line]
@@ -281,4 +322,9 @@ def _describe_error(stderr: str) -> str:
         re.sub(r"^(Batch job submission failed|allocation failure): ", "", line)
         for line in lines or [first_line(Exception(stderr))]
     )
-    return f"Slurm rejects the job: {'; '.join(reasons)}"
+    text = "; ".join(reasons)
+    if _UNANSWERED.search(text):
+        return f"Slurm does not answer: {text}"
+    # Not of one job, but of how many the user may have submitted (MaxSubmitJobs of the account or the QOS).
+    hint = "; submit fewer runs at a time, or more when these have ended" if _TOO_MANY.search(text) else ""
+    return f"Slurm rejects the job: {text}{hint}"

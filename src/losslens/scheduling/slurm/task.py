@@ -9,6 +9,7 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from omegaconf import OmegaConf
 
 from losslens.core import distributed, preemption, provenance
 from losslens.core.commands import call_as_installed
-from losslens.core.errors import first_line
+from losslens.core.errors import InputError, first_line
 from losslens.core.jobs import Jobs
 from losslens.core.preemption import Preempted
 from losslens.core.redaction import guard_streams
-from losslens.runs.run import Run
+from losslens.runs.run import Run, State
 from losslens.scheduling.code_snapshot import is_in_package
+from losslens.scheduling.record import read_record
 from losslens.scheduling.slurm import cluster
+from losslens.scheduling.status import NOT_REQUEUED
 
 # Sent before the time limit (resources.signal_seconds) and, depending on the cluster, before preemption.
 _TIMEOUT_SIGNAL = signal.Signals[f"SIG{submitit.JobEnvironment.USR_SIG}"]
@@ -37,14 +40,17 @@ class Task:
         script: The entry script in it.
         config: The resolved configuration.
         run: Folder of the run; None for a job without a run.
+        record: Submission record of its result.
     """
 
-    def __init__(self, code: Path, script: Path, config: dict[str, Any], run: Path | None) -> None:
+    def __init__(self, code: Path, script: Path, config: dict[str, Any], run: Path | None, record: Path) -> None:
         # Strings and built-in types only, so that unpickling imports nothing else.
         self.code = str(code)
         self.script = str(script)
         self.config = config
         self.run = None if run is None else str(run)
+        self.record = str(record)
+        self.submitted = datetime.now(UTC).isoformat(timespec="milliseconds")
 
     def __call__(self) -> None:
         """Runs the job.
@@ -53,6 +59,9 @@ class Task:
         preempted, it writes a checkpoint and requeues itself; the next attempt resumes from the checkpoint.
         """
         guard_streams()
+        if later := self._superseded_by():
+            print(f"Slurm job {later} was submitted later and does the work of this job, which ends", flush=True)
+            sys.exit(1)  # nonzero: what waits for its result must not start
         os.environ[provenance.JOB_LOG] = str(submitit.JobEnvironment().paths.stdout)
         requeue = signal.getsignal(_TIMEOUT_SIGNAL)  # submitit's handler: pickles this task again and requeues the job
         assert callable(requeue)
@@ -79,6 +88,26 @@ class Task:
         """Returns the task that submitit runs after a requeue: this one."""
         return submitit.helpers.DelayedSubmission(self)
 
+    def _superseded_by(self) -> str:
+        """Id of the job that was submitted later for the same result; empty if there is none.
+
+        Of two submissions, such as those of two login nodes whose locks do not know of each other, one job works.
+        """
+        try:
+            record = read_record(Path(self.record))
+        except InputError:
+            return ""  # damaged
+        own = provenance.slurm_job()
+        if (
+            not own
+            or record is None
+            or record.job == own["job"]
+            or record.cluster != own.get("cluster", record.cluster)
+        ):
+            return ""
+        # Before its own record is written, or seen on this node, there may be that of an earlier job.
+        return record.job if record.submitted > self.submitted else ""
+
     def _run(self) -> int:
         """Runs the script for one job and returns its exit status."""
         # Appended: no file of the user's takes the place of a package.
@@ -98,29 +127,41 @@ class Task:
         if not distributed.is_main():
             signal.pause()  # the main process requeues the job, and Slurm then kills this process
         if stop.signal is signal.SIGTERM:
-            why = cluster.why_stopped(provenance.slurm_job()["job"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
+            why = _why_stopped()
             if why == "cancelled":
                 self._mark_failed("cancelled (scancel)")
-            if why != "preempted":
+            if why not in ("preempted", "evicted"):
                 return
         try:
             requeue(stop.signal, None)
         except submitit.core.utils.UncompletedJobError:
             self._mark_failed("time limit reached after the last requeue (resources.time, resources.requeues)")
-        except subprocess.SubprocessError as error:
-            self._mark_failed(f"Slurm refused to requeue the job ({first_line(error)})")
+        except (subprocess.SubprocessError, OSError) as error:  # OSError: the folder of the tasks is gone or full
+            if _why_stopped() == "evicted":
+                self._set_state("preempted", NOT_REQUEUED)
+            else:
+                self._mark_failed(f"the job could not be requeued ({first_line(error)})")
         except SystemExit:
             # Slurm is already killing the other processes; exit handlers of libraries could not reach them.
             sys.stdout.flush()
             os._exit(255)
 
     def _mark_failed(self, error: str) -> None:
-        """Marks the run of the job, if there is one, as failed at the step it has reached."""
+        """Marks the run of the job, if there is one, as failed."""
+        self._set_state("failed", error)
+
+    def _set_state(self, state: State, error: str) -> None:
+        """Sets the state of the run of the job, if there is one, at the step it has reached."""
         if self.run is not None:
             run = Run(Path(self.run))
             progress = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
-            run.set_state("failed", error=error, **progress)
+            run.set_state(state, error=error, **progress)
         print(error, flush=True)
+
+
+def _why_stopped() -> str:
+    """Reason for which Slurm has told this job to stop (`cluster.why_stopped`)."""
+    return cluster.why_stopped(provenance.slurm_job()["job"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
 
 
 def _export_distributed_environment() -> None:
