@@ -36,6 +36,7 @@ from losslens.measures import (
     weight_measures,
 )
 from losslens.tables.descriptions import glossary
+from tests.faults.bad_input import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -534,8 +535,28 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def _bad_input(name: str) -> str:
+    parts = []
+    for title, inputs in CATALOGUE.items():
+        rows = (
+            (f"`{_in_code(wrong.shown)}`", wrong.needs, f"{_words(wrong.names)}: {_words(wrong.says)}")
+            for wrong in inputs
+        )
+        parts += [f"### {title}\n", _table(("command line", "the folder holds", "the line says"), rows)]
+    return "\n".join(parts)
+
+
+def _in_code(text: str) -> str:
+    return text.replace("\n", "\\n").replace("`", "'")
+
+
+def _words(text: str) -> str:
+    return f"`{_in_code(text)}`"
+
+
 _KINDS: dict[str, Callable[[str], str]] = {
     "measures": _measures, "losses": _losses, "loss": _loss, "configs": _configs, "performance": _performance,
+    "bad_input": _bad_input,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -82,8 +82,9 @@ class SweepJobs:
                     return
                 outcome = train_job(checked, wait=False)
             except (InputError, OmegaConfBaseException) as error:
-                choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
-                outcome = Outcome(" ".join(choices) or "-", "failed", error=on_one_line(error), exit_status=2)
+                # Not resolved: one of them may refer to a key that does not exist, which is what is reported here.
+                choices = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+                outcome = Outcome(" ".join(map(str, choices)) or "-", "failed", error=on_one_line(error), exit_status=2)
         self._ended(number, outcome)
 
     def _ended(self, number: int, outcome: Outcome) -> None:
