@@ -83,8 +83,10 @@ class SweepJobs:
                 outcome = train_job(checked, wait=False)
             except (InputError, OmegaConfBaseException) as error:
                 # Not resolved: one of them may refer to a key that does not exist, which is what is reported here.
-                choices = OmegaConf.to_container(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-                outcome = Outcome(" ".join(map(str, choices)) or "-", "failed", error=on_one_line(error), exit_status=2)
+                choices: Any = []
+                if HydraConfig.initialized():
+                    choices = OmegaConf.to_container(HydraConfig.get().overrides.task)
+                outcome = Outcome(" ".join(choices) or "-", "failed", error=on_one_line(error), exit_status=2)
         self._ended(number, outcome)
 
     def _ended(self, number: int, outcome: Outcome) -> None:
