@@ -236,9 +236,14 @@ class Started:
     """A script in a process of its own, which does not begin with half a dozen seconds of imports (tests/warm.py).
 
     In a `with` it is killed at the end, where it has not ended by itself.
+
+    Args:
+        command: A script and its arguments, or `-m`, a module and its arguments.
+        environment: Its environment.
+        folder: The folder that it runs in.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path = ROOT) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self._stdout, self._stderr, self._status = (
             Path(self._folder.name, name) for name in ("stdout", "stderr", "status")
@@ -248,7 +253,7 @@ class Started:
         files = {"stdout": self._stdout, "stderr": self._stderr, "status": self._status}
         request = {
             "command": [str(part) for part in command], "environment": dict(environment),
-            **{name: str(file) for name, file in files.items()},
+            "folder": str(folder), **{name: str(file) for name, file in files.items()},
         }  # fmt: skip
         server, answers = _warm()
         server.stdin.write(json.dumps(request) + "\n")  # type: ignore[union-attr]
@@ -296,7 +301,7 @@ class Started:
 
 def start(name: str, *arguments: str, env: Mapping[str, str] | None = None) -> Started:
     """Starts an entry script, or another one, from the project's root; `env` comes on top of this process's."""
-    return Started([name, *arguments], {**_environment(), **(env or {})})
+    return Started([name, *arguments], {**environment(), **(env or {})})
 
 
 def script(name: str, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
@@ -310,7 +315,7 @@ def script(name: str, *arguments: str, check: int | None = 0) -> subprocess.Comp
 def cold(name: str, *arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """The same as a user starts it: a new interpreter, which imports what the script itself asks for."""
     line = [sys.executable, name, *arguments]
-    outcome = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=_environment(), check=False)
+    outcome = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=environment(), check=False)
     return _checked(outcome, check)
 
 
@@ -320,7 +325,7 @@ def _checked(outcome: subprocess.CompletedProcess[str], check: int | None) -> su
     return outcome
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     return {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
@@ -334,7 +339,7 @@ def _warm() -> tuple[subprocess.Popen[str], TextIO]:
     ours, theirs = os.pipe()
     line = [sys.executable, str(ROOT / "tests" / "warm.py"), str(theirs)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True, "pass_fds": [theirs]}
-    server = subprocess.Popen(line, cwd=ROOT, env=_environment(), **pipes)
+    server = subprocess.Popen(line, cwd=ROOT, env=environment(), **pipes)
     os.close(theirs)
     atexit.register(server.communicate)  # closes its stdin, at which it ends
     return server, os.fdopen(ours)

@@ -42,31 +42,6 @@ def refused(name: str, *arguments: str) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (["method=foo"], "method/foo"),
-        (["lora_rank.r=0"], "lora_rank.r"),
-        (["lr.peak=-0.001"], "lr.peak"),
-        (["nokey=1"], "nokey"),
-        (["lora_rank=8"], "lora_rank"),
-        (["sweep=rollouts"], "sweep"),
-        (["optim.scheduler=foo"], "optim.scheduler"),
-        (["method.name=../../up"], "method.name"),
-        (["data.source.task=nothing"], "source.task=nothing"),
-        (["lr.peak=${nowhere}"], "nowhere"),
-        (["-m", "method=sft,dpo", "model.path=/no/such/model"], "model.path=/no/such/model"),
-    ],
-)
-def test_bad_input_ends_with_status_2_and_one_line(arguments: list[str], named: str, tmp_path: Path) -> None:
-    assert named in refused("train.py", *arguments, f"output_dir={tmp_path}")
-
-
-def test_an_output_folder_that_cannot_be(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert "file" in refused("train.py", f"output_dir={tmp_path / 'file' / 'below'}")
-
-
 def test_a_model_folder_that_holds_no_model(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     arguments = (f"model.path={tmp_path / 'model'}", f"output_dir={tmp_path}")
@@ -91,33 +66,6 @@ def test_rollouts_without_a_right_one_or_without_a_mixed_group(tmp_path: Path, r
 def test_rollouts_that_were_edited(tmp_path: Path, frozen: Path, rollouts: pd.DataFrame) -> None:
     rollouts.assign(reward=1.0).to_parquet(frozen / "rollouts.parquet")
     assert "rollouts.parquet" in refused("train.py", f"rollouts.path={frozen}", f"output_dir={tmp_path}")
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "named"),
-    [
-        ("analyze.py", ["sweep=nothing"], "sweep=nothing"),
-        ("evaluate.py", ["sweep=nothing", "benchmark=arithmetic"], "sweep=nothing"),
-        ("analyze.py", ["sweep=a/b"], "sweep"),
-        ("launch/status.py", ["sweep=nothing"], "sweep=nothing"),
-        ("launch/status.py", ["--what"], "--what"),
-    ],
-)
-def test_the_other_scripts_refuse_in_one_line(name: str, arguments: list[str], named: str, tmp_path: Path) -> None:
-    if arguments[0].startswith("sweep"):
-        arguments = [*arguments, f"output_dir={tmp_path}"]
-    outcome = script(name, *arguments, check=2)
-    assert len(outcome.stderr.strip().splitlines()) == 1
-    assert named in outcome.stderr
-
-
-@pytest.mark.parametrize("name", ["status.py", "wandb_sync.py", "wandb_dashboard.py"])
-@pytest.mark.parametrize("line", [["sweep"], ["sweep="], ["runs=3"], ["--bogus"]], ids=" ".join)
-def test_the_scripts_of_launch_refuse_in_one_line(name: str, line: list[str]) -> None:
-    refused = script(f"launch/{name}", *line, check=2)
-    [said] = refused.stderr.splitlines()
-    assert said.startswith(f"{name}: ")
-    assert line[0] in said
 
 
 def test_flags_stand_anywhere(tmp_path: Path) -> None:

@@ -496,31 +496,6 @@ def test_how_it_is_quoted_is_shown(line: list[str], told: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "named"),
-    [
-        ("train.py", ["sweep=../x"], "sweep"),
-        ("train.py", ["output_dir="], "output_dir"),
-        ("train.py", [f"model.name={'m' * 240}"], "model.name"),
-        ("train.py", [f"data.name={'d' * 240}"], "data.name"),
-        ("train.py", ["-m", "method=sft,dpo", f"sweep={'s' * 240}"], "sweep"),
-        ("train.py", ["model.name=a/b c"], "model.name"),
-        ("train.py", ["lr=1e-4"], "lr.peak=1e-4"),
-        ("train.py", ["-m", "experiment=dpo_beta", "method=SFT"], "method=sft"),
-        ("train.py", ["data=file"], "data.path"),
-        ("rollout.py", ["model=Qwen/Qwen3-0.6B"], "model.path=Qwen/Qwen3-0.6B"),
-        ("analyze.py", ["method=dpo"], "analyze.py has no option method"),
-        ("evaluate.py", ["benchmark=gsm8k", "experiment=smollm2_cpu"], "sweep=smollm2_cpu"),
-    ],
-)
-def test_a_refusal_leaves_nothing(name: str, arguments: list[str], named: str, tmp_path: Path) -> None:
-    where = [] if "output_dir=" in arguments else [f"output_dir={tmp_path / 'out'}"]
-    before = set(ROOT.iterdir())
-    assert named in refused(name, *arguments, *where)
-    assert not list(tmp_path.iterdir())
-    assert set(ROOT.iterdir()) == before
-
-
 def test_any_terminal_is_printed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding="latin-1"))

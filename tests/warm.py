@@ -8,6 +8,7 @@ does. Its exit status is then in the file that the request names.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import multiprocessing
@@ -16,9 +17,10 @@ import runpy
 import signal
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import losslens.cli.app  # first, as in the scripts: it sets what other libraries read when they are imported
 
@@ -88,9 +90,21 @@ def become(request: dict[str, Any]) -> None:
     # wandb made a folder for media when it was imported, which the first copy to end would take from the rest.
     MEDIA_TMP._finalizer.detach()
     MEDIA_TMP.name = tempfile.mkdtemp("wandb-media")
+    os.chdir(request["folder"])
     sys.argv = request["command"]
     more = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
-    sys.path[:1] = [str(Path(sys.argv[0]).parent.resolve()), *more]
+    first = "" if sys.argv[0] == "-m" else str(Path(sys.argv[0]).parent.resolve())
+    sys.path[:1] = [first, *more]
+
+
+def leave(status: int) -> NoReturn:
+    """Ends as an interpreter does, without taking thousands of modules apart: that takes longer than most commands."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for the threads
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        with suppress(OSError, ValueError):
+            stream.flush()  # type: ignore[union-attr]
+    os._exit(status)
 
 
 # A worker of `hydra/launcher=local` is then a copy as well.
@@ -98,4 +112,15 @@ losslens.scheduling.local.pool.CONTEXT = multiprocessing.get_context("fork")
 
 if __name__ == "__main__":
     become(requested())
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    status: object = 0
+    try:
+        if sys.argv[0] == "-m":
+            sys.argv = sys.argv[1:]
+            runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        status = end.code
+    if isinstance(status, (int, type(None))):
+        leave(status or 0)
+    sys.exit(status)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,7 @@ from losslens.measures import (
     weight_measures,
 )
 from losslens.tables.descriptions import glossary
+from tests.faults.bad_input import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -531,20 +533,18 @@ def performance_of(card: dict[str, Any]) -> str:
 
 
 def _faults(_: str) -> str:
+    """The faults that `make faults` counted, by kind and outcome."""
     file = ROOT / "tests" / "faults" / "counts.json"
     if not file.exists():
         return "Not counted yet.\n"
     found = json.loads(file.read_text(encoding="utf-8"))
-    outcomes = [
-        "same bytes",
-        "clear line",
-        *sorted({o for c in found["counts"].values() for o in c} - {"same bytes", "clear line"}),
-    ]
-    rows = [
-        (kind, *(str(of.get(o, 0)) for o in outcomes), str(sum(of.values()))) for kind, of in found["counts"].items()
-    ]
-    totals = [sum(of.get(o, 0) for of in found["counts"].values()) for o in outcomes]
-    rows.append(("**all**", *map(str, totals), str(sum(totals))))
+    counts = {**found["counts"], "**all**": dict(sum(map(Counter, found["counts"].values()), Counter()))}
+    accepted = ["same bytes", "clear line"]
+    outcomes = accepted + sorted({outcome for of_kind in counts.values() for outcome in of_kind} - set(accepted))
+    rows = (
+        (kind, *(str(of_kind.get(outcome, 0)) for outcome in outcomes), str(sum(of_kind.values())))
+        for kind, of_kind in counts.items()
+    )
     return f"`make faults`, seed {found['seed']}:\n\n{_table(('kind', *outcomes, 'all'), rows)}"
 
 
@@ -552,9 +552,29 @@ def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
+def _bad_input(name: str) -> str:
+    parts = []
+    for title, inputs in CATALOGUE.items():
+        rows = (
+            (f"`{_in_code(wrong.shown)}`", wrong.needs, f"{_words(wrong.names)}: {_words(wrong.says)}")
+            for wrong in inputs
+        )
+        parts += [f"### {title}\n", _table(("command line", "the folder holds", "the line says"), rows)]
+    return "\n".join(parts)
+
+
+def _in_code(text: str) -> str:
+    return text.replace("\n", "\\n").replace("`", "'")
+
+
+def _words(text: str) -> str:
+    return f"`{_in_code(text)}`"
+
+
 _KINDS: dict[str, Callable[[str], str]] = {
     "measures": _measures, "losses": _losses, "loss": _loss, "configs": _configs, "performance": _performance,
     "faults": _faults,
+    "bad_input": _bad_input,
 }  # fmt: skip
 
 

@@ -67,6 +67,16 @@ def require_one_base(
             )
 
 
+def require_model_path(model_path: str | None) -> None:
+    """Checks that `model_path` may name a model, before anything is measured; the hub is not asked.
+
+    Raises:
+        InputError: It is neither a folder nor of the form of a hub id.
+    """
+    if model_path is not None and not Path(model_path).is_dir() and not hub.is_hub_id(model_path):
+        raise InputError(f"model_path={model_path}: no such folder, and not a hub id")
+
+
 def _identity(name: str, revision: str | None) -> Identity | None:
     """Returns the content hash of a local folder, or id and revision of a hub model; None for a missing path."""
     folder = Path(name).expanduser()

@@ -26,7 +26,7 @@ from losslens.analysis.gradients import FindGradients, Gradients, measure_gradie
 from losslens.analysis.intervention_table import intervention_table
 from losslens.analysis.lineage import lineage
 from losslens.analysis.loss_family import class_table, cluster_table, factor_table
-from losslens.analysis.named_bases import require_one_base
+from losslens.analysis.named_bases import require_model_path, require_one_base
 from losslens.analysis.pairs import choose, default_reference, extended, find
 from losslens.analysis.repeats import arm_pairs, repeat_table
 from losslens.analysis.replacement import (
@@ -153,6 +153,7 @@ def analyse(
     Raises:
         InputError: There is nothing to compare, or two adapters cannot be compared.
     """
+    require_model_path(config.model_path)
     contents = find_runs(config.output_dir, config.sweeps, config.allow_different)
     locate_bases(contents, config)
     contents.members = at_checkpoint(contents.members, config.checkpoint, config.target_norm, contents.left_out)

@@ -15,7 +15,7 @@ from typing import Any
 
 from losslens.analysis.pairs import Pair
 from losslens.core.errors import InputError
-from losslens.core.files import read_json
+from losslens.core.files import read_json, require_place
 from losslens.core.hashing import hash_json
 from losslens.runs.run import Run
 
@@ -62,7 +62,11 @@ def write_analysis(
     Args:
         folder: The folder of the analysis.
         analyse: Makes the analysis, given the earlier one: returns the facts of its manifest, and what writes it.
+
+    Raises:
+        InputError: The folder cannot be written.
     """
+    require_place(folder)
     while True:
         finish_interrupted_replacement(folder)
         before = read_earlier(folder)

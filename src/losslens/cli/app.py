@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -86,6 +87,7 @@ def run(script: str, load: Callable[..., Tasks]) -> None:
     try:
         conf = conf_folder()
         sys.argv[1:] = flags_first(prepare_arguments(arguments, name, schema, conf))
+        _require_known_flags(sys.argv[1:])
         hydra.main(version_base="1.3", config_path=str(conf), config_name=path.stem)(job)()
         status = jobs.end()
     except Exception as error:
@@ -101,6 +103,17 @@ def run(script: str, load: Callable[..., Tasks]) -> None:
         status = 130
     # torchrun stops all processes when one fails, which would cut off the output of rank 0.
     sys.exit(status if distributed.is_main() else 0)
+
+
+def _require_known_flags(arguments: list[str]) -> None:
+    """Raises `InputError` for flags that Hydra's parser rejects; it would print its usage over several lines."""
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists the options)")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    parser.parse_args(arguments)
 
 
 def _keep_secrets_from_hydra() -> None:

@@ -68,6 +68,8 @@ def prepare_arguments(
             if not argument.startswith(("-", "~")) and not _takes_a_value(arguments[:place]):
                 raise InputError(_not_a_pair(arguments, place))
             continue
+        if not key:
+            raise InputError(f"{argument}: an argument has the form key=value (--help lists the keys)")
         root = re.split(r"[.@]", key.lstrip("+"))[0]
         if root in set(TrainConfig.model_fields) - set(schema.model_fields):
             where = f"; a file to score on is benchmark=file {_FILE_TO_SCORE_ON}={value}" if key in _FILES else ""

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from losslens.cli.adapter_places import folder_at, label_of, published_adapters
+from losslens.config.base import check_name, expand_home
+from losslens.core import jobs  # noqa: F401  # its settings must precede other imports
 from losslens.core.errors import InputError
 from losslens.core.extras import format_error, missing_extra, require_extras
 from losslens.core.redaction import guard_streams
@@ -99,6 +101,7 @@ def _compare(asked: argparse.Namespace) -> Path:
     from losslens.report.page import write_report
     from losslens.updates.checkpoint import needs_base
 
+    output_dir = _folder_argument("--output-dir", asked.output_dir)
     folders = _folders(asked.adapters)
     published = {} if asked.published is None else published_adapters(asked.published)
     for name in folders.keys() & published.keys():
@@ -122,11 +125,11 @@ def _compare(asked: argparse.Namespace) -> Path:
                 raise InputError(f"{name}: only LoRA has cosines alone; give --measures all and --base")
         from losslens.analysis.adapter_map import map_adapters
 
-        output_dir = Path(asked.output_dir).expanduser()
-        return map_adapters(folders, output_dir, *writers, precision=asked.precision or "float32") / "report.html"
+        found = map_adapters(folders, Path(output_dir), *writers, precision=asked.precision or "float32")
+        return found / "report.html"
     from losslens.analysis.pipeline import analyze_job
 
-    return analyze_job(_config(folders, asked.base, asked.completions, asked.output_dir), *writers) / "report.html"
+    return analyze_job(_config(folders, asked.base, asked.completions, output_dir), *writers) / "report.html"
 
 
 def _parted(adapter: str) -> tuple[str, str]:
@@ -157,6 +160,25 @@ def _config(folders: dict[str, Path], base: str | None, completions: str | None,
     return config
 
 
+def _folder_argument(argument: str, value: str) -> str:
+    """Returns the path that an argument names.
+
+    Raises:
+        InputError: It is not one.
+    """
+    try:
+        return str(expand_home(value))
+    except ValueError as error:
+        raise InputError(f"{argument}: {error}") from error
+
+
+def _checked_name(adapter: str, name: str) -> str:
+    try:
+        return check_name(name)
+    except ValueError as error:
+        raise InputError(f"ADAPTER {adapter}: {error}") from error
+
+
 def _folders(adapters: list[str]) -> dict[str, Path]:
     """Returns the folder of each adapter by its name in the tables, in the order of the command line."""
     from losslens.core.hub import adapter_from_hub
@@ -166,12 +188,12 @@ def _folders(adapters: list[str]) -> dict[str, Path]:
     for adapter in adapters:
         name, place = _parted(adapter)
         if not place:
-            raise InputError(f"{adapter}: names no folder and no hub id")
+            raise InputError(f"ADAPTER {adapter}: names no folder and no hub id")
         found.append((name, folder_at(place) or adapter_from_hub(place)))
     derived = iter(named_adapters([folder for name, folder in found if not name]))
     named: dict[str, Path] = {}
     for name, folder in found:
-        label = name or label_of(next(derived))
+        label = _checked_name(adapter, name) if name else label_of(next(derived))
         if label in named:
             raise InputError(f"two adapters are named {label}; give NAME=ADAPTER")
         named[label] = folder

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 from losslens.cli.key_values import KeyValueParser, tells_missing_extras
+from losslens.config.tracking import PROJECT
 from losslens.core.commands import command_name
 from losslens.core.errors import InputError, ServerError
 from losslens.core.extras import format_error, require_extras
@@ -29,6 +31,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print both as JSON without contacting W&B")
     settings, asked = parser.parse(arguments)
     output_dir, name, project, entity = (settings[key] for key in ("output_dir", "sweep", "project", "entity"))
+    if not re.match(PROJECT, project):
+        parser.error(f"project={project}: W&B accepts up to 128 characters without / \\ # ? % :")
     try:
         require_extras("wandb")
         sweep = logged_sweep(Path(output_dir), name)

@@ -16,10 +16,16 @@ from pydantic import (
 
 from losslens.core.redaction import remember_address
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME_LENGTH = 100  # of the 255 characters of a file name, since names of runs and files contain several
 
 
-def _folder_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """Checks a name that becomes part of file names and tables.
+
+    Raises:
+        ValueError: It has other characters than letters, digits, `.`, `_` and `-`, or is too long.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"{name!r} must start with a letter or digit and contain only letters, digits, ., _ and -")
     if len(name) > _NAME_LENGTH:
@@ -27,21 +33,22 @@ def _folder_name(name: str) -> str:
     return name
 
 
-FolderName = Annotated[str, AfterValidator(_folder_name)]
+FolderName = Annotated[str, AfterValidator(check_name)]
 
 
 def expand_home(path: Any) -> Any:
     """Replaces a leading `~` by the home folder.
 
     Raises:
-        ValueError: The path is empty, contains a null character, or names an unknown home folder.
+        ValueError: The path is empty, contains a control character, or names an unknown home folder.
     """
     if not isinstance(path, (str, Path)):
         return path
     if not str(path).strip():
         raise ValueError("empty path; the current folder is .")
-    if "\0" in str(path):
-        raise ValueError("a path must not contain a null character")
+    # A line break would end a directive of a Slurm script, and what follows it would be run.
+    if control := _CONTROL.search(str(path)):
+        raise ValueError(f"{str(path)!r}: a path must not contain a control character ({control[0]!r})")
     if not str(path).startswith("~"):
         return path
     try:

@@ -7,6 +7,7 @@ import re
 from typing import Annotated, Any, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     StringConstraints,
     field_validator,
@@ -37,6 +38,16 @@ _SET_BY_LOSSLENS = (
 _SLURM_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d{1,2}){0,2})")
 
 
+def _one_line(value: str) -> str:
+    """Checks a value of an `#SBATCH` line, whose continuation on a further line the shell would run."""
+    if not value.isprintable():
+        raise ValueError(f"{value!r}: must be one line without control characters")
+    return value
+
+
+_Flag = Annotated[str, AfterValidator(_one_line)]
+
+
 class Resources(Section):
     """Resources that one job requests from Slurm."""
 
@@ -46,12 +57,12 @@ class Resources(Section):
     time: int | str
     requeues: int = Field(ge=0)
     signal_seconds: int = Field(ge=1, lt=65536)
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
+    partition: _Flag | None
+    account: _Flag | None
+    qos: _Flag | None
+    constraint: _Flag | None
     max_running: int = Field(ge=1)
-    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], str | int | float | bool] | None
+    sbatch: dict[Annotated[str, StringConstraints(pattern=r"^[a-z][a-z-]*$")], _Flag | int | float | bool] | None
     setup: list[str]
 
     @field_validator("sbatch")

@@ -10,13 +10,16 @@ from pydantic import (
 
 from losslens.config.base import Section, UserPlace
 
+# Names of projects that W&B accepts.
+PROJECT = r"^[^/\\#?%:]{1,128}$"
+
 
 class Logger(Section):
     """Destination of metrics and artifacts, in addition to `metrics.jsonl`."""
 
     name: Literal["wandb", "none"]
     mode: Literal["offline", "online"]
-    project: str = Field(pattern=r"^[^/\\#?%:]{1,128}$")  # as required by W&B
+    project: str = Field(pattern=PROJECT)
     entity: str | None
     artifacts: bool
 

@@ -19,6 +19,8 @@ from losslens.core.errors import InputError
 
 # Rollouts that a loss may train on: losslens.training.batches.
 TrainOn = Literal["all", "mixed_groups", "paired_rollouts"]
+# Most rows that a run may train on, counted once for each time: their order is laid out in advance.
+_MOST_ROWS = 10**9
 # Its name in identities and earlier manifests.
 TRAIN_ON = Formerly("train_on", {"paired_rollouts": "dpo_rows"})
 
@@ -55,9 +57,9 @@ class Optim(Section):
     New options must have a default in this class, so that earlier runs keep their identity.
     """
 
-    max_steps: int = Field(ge=1)
-    epochs: float | None = Field(gt=0, allow_inf_nan=False)
-    batch_size: int = Field(ge=1)
+    max_steps: int = Field(ge=1, le=_MOST_ROWS)
+    epochs: float | None = Field(gt=0, le=_MOST_ROWS)
+    batch_size: int = Field(ge=1, le=_MOST_ROWS)
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)]
     scheduler: Literal[
         "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
@@ -75,13 +77,26 @@ class Optim(Section):
     def _check_divisors(self) -> Self:
         if self.micro_batch != "auto" and self.batch_size % self.micro_batch:
             raise ValueError(f"micro_batch={self.micro_batch} does not divide batch_size={self.batch_size}")
+        if self.epochs is None and self.max_steps * self.batch_size > _MOST_ROWS:
+            raise ValueError(f"max_steps={self.max_steps} × batch_size={self.batch_size}: at most {_MOST_ROWS:,} rows")
         if self.save_steps % self.log_steps:
             raise ValueError(f"log_steps={self.log_steps} does not divide save_steps={self.save_steps}")
         return self
 
     def steps(self, rows: int) -> int:
-        """Computes the number of optimiser steps of a loss whose epoch has `rows` rows."""
-        return self.max_steps if self.epochs is None else math.ceil(round(self.epochs * rows / self.batch_size, 9))
+        """Computes the number of optimiser steps of a loss whose epoch has `rows` rows.
+
+        Raises:
+            InputError: They would train on more than 10⁹ rows.
+        """
+        steps = self.max_steps if self.epochs is None else math.ceil(round(self.epochs * rows / self.batch_size, 9))
+        if steps * self.batch_size > _MOST_ROWS:
+            name = "max_steps" if self.epochs is None else "epochs"
+            raise InputError(
+                f"optim.{name}={getattr(self, name):g}: {steps} steps of batch_size={self.batch_size} are more than "
+                f"{_MOST_ROWS:,} rows; at most that many are allowed"
+            )
+        return steps
 
     def per_process_batch(self, processes: int) -> int:
         """Computes the number of rollouts (or pairs) per optimiser step and process.

@@ -47,6 +47,21 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def require_place(folder: Path) -> None:
+    """Checks that a folder can be created or written to, before what goes into it is computed.
+
+    Raises:
+        InputError: A part of its path is a file, or its nearest existing parent is not writable.
+    """
+    place = folder
+    while not os.path.lexists(place) and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{folder}: cannot be created, since {place} is not a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: {place} is not writable")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes `value` as indented JSON, atomically and with secrets removed (`redaction`)."""
     text = json.dumps(

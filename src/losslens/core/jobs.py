@@ -25,6 +25,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if not sys.stderr.isatty():
     # Keeps logs from filling up with progress bars.
     os.environ.setdefault("TQDM_MININTERVAL", "10")
+    # A refusal after a moment's work is then one line.
+    os.environ.setdefault("TQDM_DELAY", "1")
 # Hydra shows the log messages of libraries; these log every request or glyph.
 for _client in ("httpx", "httpx2", "openai", "fontTools"):
     logging.getLogger(_client).setLevel(logging.WARNING)
@@ -101,6 +103,8 @@ class Jobs:
 def on_one_line(error: Exception) -> str:
     """Formats an error's message on one line, with its cause, where Hydra puts the useful half."""
     text = str(error)
+    if isinstance(error, OmegaConfBaseException) and error.full_key and error.full_key not in text:
+        text = f"{error.full_key}: {text}"
     if isinstance(error.__cause__, OmegaConfBaseException):
         text = f"{text}: {error.__cause__}"
     return " ".join(text.partition("Config search path:")[0].split())

@@ -312,6 +312,8 @@ def _with_max_tokens(runs: Sequence[Run], config: EvaluateConfig) -> Evaluation:
     if evaluation.max_tokens is None:
         limits = {_max_tokens_of(run) for run in runs} - {None}
         if len(limits) != 1:
+            for run in runs if not limits else ():
+                run.manifest  # noqa: B018  # a damaged one is refused by its name
             recorded = f"different values ({', '.join(sorted(map(str, limits)))})" if limits else "no value"
             raise InputError(f"evaluation.max_tokens must be set: the runs of sweep={config.sweep} recorded {recorded}")
         evaluation = evaluation.model_copy(update={"max_tokens": limits.pop()})

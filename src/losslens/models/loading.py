@@ -101,6 +101,11 @@ def locate(source: ModelSource) -> tuple[str, str | None]:
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise InputError(f"{source.field}={source.path}: no config.json in this folder")
+        if not any(folder.glob("*.safetensors")) and (pickled := sorted(folder.glob("*.bin"))):
+            raise InputError(
+                f"{source.field}={source.path}: {pickled[0].name} is a pickle, which can run code and is not read; "
+                "save the model as safetensors"
+            )
         return str(folder), None
     if not hub.is_hub_id(source.path) or ("/" in source.path and Path(source.path).parent.is_dir()):
         raise InputError(f"{source.field}={source.path}: no such folder")
@@ -247,7 +252,9 @@ def load_model(source: ModelSource) -> LoadedModel:
     attention = None if source.attention == "auto" else source.attention
     tokenizer = load_tokenizer(source)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, attn_implementation=attention, use_safetensors=True, **options
+        )
     except _LOADING_ERRORS as error:
         raise InputError(f"{source.field}={source.path}: {_reason(error)}") from error
     size, precision = f"{model.num_parameters() / 1e6:,.1f}M parameters", str(dtype).removeprefix("torch.")

@@ -64,8 +64,8 @@ def migrate(output_dir: Path, sweep: str, losses: Collection[str] = ()) -> list[
     Raises:
         InputError: The sweep or a class in `losses` does not exist.
     """
-    if Path(sweep).name != sweep:
-        raise InputError(f"sweep={sweep}: not the name of a sweep")
+    for name in losses:
+        _own_class(name)
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
     results = []
     for run_status in refresh_run_statuses(run for run in runs if (run.folder / "manifest.json").exists()):
@@ -225,12 +225,7 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
     if target.startswith(_OLD_BUILTIN_PREFIX) and builtin is not None:
         kind: Any = builtin
     elif target in losses:
-        try:
-            kind = pydoc.locate(target)
-        except pydoc.ErrorDuringImport as error:
-            raise InputError(f"losses={target}: {first_line(error)}") from error
-        if not (isinstance(kind, type) and issubclass(kind, Loss)):
-            raise InputError(f"losses={target}: not a subclass of losslens.losses.Loss")
+        kind = _own_class(target)
         if builtin is not None and kind is not builtin:
             raise _NotMigratedError(f"its loss {target} has the name of the built-in loss {name}")
     else:
@@ -240,6 +235,21 @@ def _loss(section: Mapping[str, Any], losses: Collection[str]) -> Loss:
     except (ValidationError, TypeError) as error:
         raise _NotMigratedError(f"its loss {target} no longer accepts these options: {_describe(error)}") from error
     return loss
+
+
+def _own_class(path: str) -> type[Loss]:
+    """Imports a loss that the command line allows.
+
+    Raises:
+        InputError: There is none at that Python path.
+    """
+    try:
+        kind = pydoc.locate(path)
+    except pydoc.ErrorDuringImport as error:
+        raise InputError(f"losses={path}: {first_line(error)}") from error
+    if not (isinstance(kind, type) and issubclass(kind, Loss)):
+        raise InputError(f"losses={path}: not a subclass of losslens.losses.Loss")
+    return kind
 
 
 def _describe(error: ValidationError | TypeError) -> str:

@@ -17,6 +17,7 @@ from losslens.rollouts.sample import (
     problem_source,
     require_limits,
 )
+from losslens.runs.reference_adapters import reference_folder
 from losslens.runs.spec import RunSpec
 
 
@@ -37,10 +38,14 @@ def require_fit(spec: RunSpec) -> None:
         require_limits(config)
     if config.rollouts.path is None and not spec.method.own_samples:
         _require_rollouts_fit(source, contents_of(config.data, "train"))
-    if config.evaluation.engine == "vllm":
-        from losslens.sampling.vllm import require_command
+    if isinstance(config.weight_tracking.references, dict) and spec.lora is not None:
+        for label, reference in config.weight_tracking.references.items():
+            reference_folder(label, reference, config.output_dir / config.sweep)
+    for name, section in (("rollouts", config.rollouts), ("evaluation", config.evaluation)):
+        if section.engine == "vllm":
+            from losslens.sampling.vllm import require_command
 
-        require_command("evaluation.server", config.evaluation.server)
+            require_command(f"{name}.server", section.server)
     if config.evaluation.engine != "openai":
         for data in config.benchmarks:
             _require_prompts_fit(source, held_out_prompts(contents_of(data, "eval")), config.evaluation.max_tokens)

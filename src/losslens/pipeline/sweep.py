@@ -12,7 +12,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -87,7 +87,10 @@ class SweepJobs:
                     return
                 outcome = train_job(checked, wait=False, jobs=number_of_jobs())
             except (InputError, OmegaConfBaseException) as error:
-                choices = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+                # Not resolved: one of them may refer to a key that does not exist, which is what is reported here.
+                choices: Any = []
+                if HydraConfig.initialized():
+                    choices = OmegaConf.to_container(HydraConfig.get().overrides.task)
                 outcome = Outcome(" ".join(choices) or "-", "failed", error=on_one_line(error), exit_status=2)
         self._ended(number, outcome)
 

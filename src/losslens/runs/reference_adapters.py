@@ -54,17 +54,32 @@ def resolve_references(
                 "weight_tracking.references.previous: reserved, since cosine_to_previous is the cosine to the previous"
                 " logged step; use another label"
             )
-        path = Path(name).expanduser()
-        candidates = [run.folder.parent / name / "adapter", path, path / "adapter"]
-        folder = next((place for place in candidates if (place / "adapter_config.json").is_file()), None)
-        if folder is None:
-            raise InputError(
-                f"weight_tracking.references.{label}: {name} is neither a finished run of the sweep nor a PEFT folder"
-            )
+        folder = reference_folder(label, name, run.folder.parent)
         if _shapes(folder) != shapes:
             raise InputError(f"weight_tracking.references.{label}: {name} does not adapt the modules of this run")
         references[label] = folder
     return references
+
+
+def reference_folder(label: str, name: str, sweep: Path) -> Path:
+    """Returns the folder of a configured reference.
+
+    Args:
+        label: Its label.
+        name: The name of a run of the sweep, or a PEFT folder.
+        sweep: The sweep's folder.
+
+    Raises:
+        InputError: It is neither.
+    """
+    path = Path(name).expanduser()
+    candidates = [sweep / name / "adapter", path, path / "adapter"]
+    folder = next((place for place in candidates if (place / "adapter_config.json").is_file()), None)
+    if folder is None:
+        raise InputError(
+            f"weight_tracking.references.{label}: {name} is neither a finished run of the sweep nor a PEFT folder"
+        )
+    return folder
 
 
 def describe_references(references: Mapping[str, Path]) -> dict[str, dict[str, str]]:

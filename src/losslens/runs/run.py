@@ -236,15 +236,27 @@ def require_one_base(sweep: Path, model: Model) -> None:
             )
 
 
+def sweep_folder(output_dir: Path, sweep: str) -> Path:
+    """Returns the folder of a sweep, which lies in `output_dir`.
+
+    Raises:
+        InputError: The sweep does not exist, or its name leads out of `output_dir`.
+    """
+    if sweep in ("", ".", "..") or Path(sweep).name != sweep:
+        raise InputError(f"sweep={sweep}: not the name of a sweep: it must be the name of a folder in {output_dir}")
+    folder = output_dir / sweep
+    if not folder.is_dir():
+        raise InputError(f"sweep={sweep}: no such sweep: {folder} does not exist")
+    return folder
+
+
 def runs_of(output_dir: Path, sweep: str) -> list[Run]:
     """Returns all runs of a sweep that were ever started, the base first, then by name.
 
     Raises:
-        InputError: The sweep does not exist.
+        InputError: As for `sweep_folder`.
     """
-    folder = output_dir / sweep
-    if not folder.is_dir():
-        raise InputError(f"sweep={sweep}: no such sweep: {folder} does not exist")
+    folder = sweep_folder(output_dir, sweep)
     runs = [Run(file.parent) for file in folder.glob("*/status.json")]
     return sorted(runs, key=lambda run: (not run.name.startswith("base-"), run.name))
 

@@ -102,8 +102,6 @@ def logged_sweep(output_dir: Path, sweep: str) -> LoggedSweep:
     Raises:
         InputError: The sweep does not exist, none of its runs was started, or a file is damaged.
     """
-    if Path(sweep).name != sweep:  # also the name of the runs' group on W&B
-        raise InputError(f"sweep={sweep}: not the name of a sweep")
     runs = [run for run in runs_of(output_dir, sweep) if not run.name.startswith("base-")]
     started = [_read(run) for run in runs if (run.folder / "manifest.json").exists()]
     if not started:

@@ -22,7 +22,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from losslens.core.errors import InputError, ServerError, first_line
-from losslens.runs.run import Run
+from losslens.runs.run import Run, sweep_folder
 from losslens.tracking.identity import without_environment
 
 # Seconds without a write after which a file is considered abandoned if its run is not locked.
@@ -133,7 +133,7 @@ def sync_lock(output_dir: Path, sweep: str) -> Iterator[None]:
     Raises:
         InputError: The sweep does not exist.
     """
-    lock = FileLock(_folder(output_dir, sweep) / ".wandb-sync.lock")
+    lock = FileLock(sweep_folder(output_dir, sweep) / ".wandb-sync.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
@@ -154,7 +154,7 @@ def plan(output_dir: Path, sweep: str) -> Plan:
     Raises:
         InputError: The sweep does not exist.
     """
-    folder = _folder(output_dir, sweep)
+    folder = sweep_folder(output_dir, sweep)
     files = [file for depth in ("*", "*/*") for file in folder.glob(f"{depth}/wandb/*run-*/run-*.wandb")]
     segments = [Segment(file, folder) for file in files]
     by_run: dict[tuple[Path, str], list[Segment]] = {}
@@ -175,13 +175,6 @@ def plan(output_dir: Path, sweep: str) -> Plan:
         elif with_entries := [segment for segment in unsent if segment.file.stat().st_size > _HEADER]:
             runs.append(with_entries)
     return Plan(runs, being_written, sent)
-
-
-def _folder(output_dir: Path, sweep: str) -> Path:
-    folder = output_dir / sweep
-    if not folder.is_dir():
-        raise InputError(f"sweep={sweep}: no such sweep: {folder} does not exist")
-    return folder
 
 
 def send(output_dir: Path, runs: Sequence[list[Segment]], parallel: int, on_outcome: Callable[[Outcome], None]) -> None:

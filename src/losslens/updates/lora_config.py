@@ -70,6 +70,8 @@ class LoraConfigFile:
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        if not file.parent.is_dir():
+            raise InputError(f"{file.parent}: no such folder")
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:

@@ -40,8 +40,8 @@ def launch(script: Path, configs: Sequence[DictConfig], wait: bool, dry_run: boo
     Raises:
         InputError: Slurm is not available, a configuration is invalid, or Slurm rejects a job. Nothing is submitted.
     """
-    here = cluster.require_cluster()
     specs = _distinct(plan_job(script, config) for config in configs)
+    here = cluster.require_cluster()
     if script.stem in ("train", "rollout"):
         for line in dict.fromkeys(filter(None, map(describe_derived, configs))):
             print(line, flush=True)
