@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup vllm sweep picture docs linkcheck test test-fast lowest lint bench bench-all gpu clean coverage
+.PHONY: help setup vllm sweep picture docs linkcheck test test-fast faults lowest lint bench bench-all gpu clean coverage
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -55,6 +55,9 @@ vllm: .venv-vllm/.installed  ## .venv-vllm with vLLM, for engine=vllm and its te
 # Two processes, whatever the machine: each begins with the same imports.
 test-fast: setup  ## those that take under a minute together
 	$(RUN) -m pytest -n 2 -m "not slow"
+
+faults: setup  ## a thousand faults and more, counted: kills, full disks, damaged files, clocks (N faults of a kind: N=60)
+	$(RUN) -m tests.faults --per-kind $(or $(N),60)
 
 coverage: setup  ## all tests, and what of the package they run: the table, and htmlcov/index.html
 	$(RUN) -m pytest --cov --cov-report=term --cov-report=html
