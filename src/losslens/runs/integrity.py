@@ -75,7 +75,7 @@ def record_outcomes(folder: Path, file: Path) -> None:
     # A manifest of an earlier version has no hashes: record those of all existing files.
     files = [file] if "outcomes" in manifest else [file, *folder.glob("eval/*.parquet")]
     outcomes = {**_recorded(manifest), **{path.name: hash_file(path) for path in files}}
-    write_json(folder / "manifest.json", {**manifest, "outcomes": outcomes})
+    write_json(folder / "manifest.json", {**manifest, "outcomes": outcomes}, sealed=True)
 
 
 def matches_recorded_hash(folder: Path, file: Path) -> bool | None:
