@@ -113,7 +113,7 @@ def _outcome_fault(folder: Path) -> str:
     if "outcomes" not in manifest:
         return ""
     recorded = _recorded(manifest)
-    files = {file.name: file for file in sorted(folder.glob("eval/*.parquet"))}
+    files = {file.name: file for file in sorted(folder.glob("eval/*.parquet")) if file.is_file()}
     for name in sorted(recorded.keys() - files.keys()):
         return f"{folder / 'eval' / name}: missing, although manifest.json records its hash"
     for name, file in files.items():

@@ -82,7 +82,7 @@ class Run:
     @property
     def snapshots(self) -> dict[int, Run]:
         """Snapshots by step: folders with an adapter and a manifest, like those of runs."""
-        folders = [file.parent for file in self.folder.glob("snapshots/step-*/manifest.json")]
+        folders = [folder for folder in self.folder.glob("snapshots/step-*") if folder.is_dir()]
         steps = {folder.name.removeprefix("step-"): folder for folder in folders}
         return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
 
@@ -133,10 +133,10 @@ class Run:
         except InputError as error:
             if not file.exists():
                 raise
-            remedy = f"the same {command_name('train.py')} command trains the run again"
+            remedy = f"delete it, and the same {command_name('train.py')} command trains the run again"
             if self.folder.parent.name == "snapshots":
-                remedy = "the snapshot is left out"
-            raise InputError(f"{error}; delete it, and {remedy}") from error
+                remedy = f"delete {self.folder}, and the snapshot is left out"
+            raise InputError(f"{error}; {remedy}") from error
 
     def is_trained(self) -> bool:
         """Returns True if training is finished, after checking that the adapter is the one that was trained.
