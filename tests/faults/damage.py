@@ -96,7 +96,9 @@ def linked_copy(folder: Path, copy: Path) -> Path:
     return shutil.copytree(folder, copy, copy_function=os.link)
 
 
-def outcome_of(read: Callable[[], tuple[dict[str, Any], str]], expected: dict[str, Any], file: Path) -> tuple[Outcome, str]:
+def outcome_of(
+    read: Callable[[], tuple[dict[str, Any], str]], expected: dict[str, Any], file: Path
+) -> tuple[Outcome, str]:
     """Reads with a damaged file.
 
     Args:

@@ -92,7 +92,7 @@ def test_a_file_is_written_whole_or_not_at_all(
 ) -> None:
     write(tmp_path, 1)
     for at in range(2):
-        with failing(ERRORS[what], at, monkeypatch), pytest.raises(OSError) as error:
+        with failing(ERRORS[what], at, monkeypatch), pytest.raises(OSError, match="Errno") as error:
             write(tmp_path, 2)
         line = describe_storage_error(error.value, tmp_path)
         whole = _number(tmp_path) == [1] and not list(tmp_path.rglob("*.tmp"))
@@ -103,7 +103,7 @@ def test_a_file_is_written_whole_or_not_at_all(
 
 def test_frozen_rollouts_on_a_full_disk(rollouts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for at in range(4):
-        with failing(errno.ENOSPC, at, monkeypatch), pytest.raises(OSError):
+        with failing(errno.ENOSPC, at, monkeypatch), pytest.raises(OSError, match="Errno"):
             freeze(rollouts, tmp_path, "x", {"keys": []})
         record("disk: full", f"freeze {at}", "clear line" if not list(tmp_path.iterdir()) else "left over")
     load_rollouts(freeze(rollouts, tmp_path, "x", {"keys": []}))
@@ -156,7 +156,7 @@ def test_a_status_that_needs_more_room_is_not_torn(tmp_path: Path, monkeypatch: 
     run = Run(tmp_path / "sft-1")
     run.set_state("running")
     with failing(errno.ENOSPC, 0, monkeypatch):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Errno"):
             run.set_state("failed", error="x" * 100_000)
         assert run.status["state"] == "running"
         run.set_state("failed", error="short")
@@ -174,7 +174,7 @@ def test_a_full_journal_loses_nothing_that_it_has(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20 * number + 1, before[1]))
         try:
-            with pytest.raises(OSError) as error:
+            with pytest.raises(OSError, match="Errno") as error:
                 journal.add({str(n): Completion("x" * (20 * number + 50), 1, True) for n in range(1, 9)})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -198,13 +198,9 @@ def test_a_full_journal_loses_nothing_that_it_has(tmp_path: Path) -> None:
 def test_what_is_said_of_a_full_disk(error: Exception, told: str) -> None:
     assert describe_storage_error(error, "here").startswith(told)
     assert bool(describe_storage_error(error, "here")) == bool(told)
-    try:
-        try:
-            raise error
-        except type(error):
-            raise RuntimeError("what followed") from error
-    except RuntimeError as later:
-        assert bool(describe_storage_error(later, "here")) == bool(told)
+    later = RuntimeError("what followed")
+    later.__cause__ = error
+    assert bool(describe_storage_error(later, "here")) == bool(told)
 
 
 def test_a_command_ends_in_one_line_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,9 +53,17 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
         if path.is_symlink() or path.is_file():
             path.unlink()
-        elif path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        if not path.exists():
+            temporary.replace(path)
+            return
+        old = temporary.with_suffix(".old.tmp")
+        path.replace(old)
+        try:
+            temporary.replace(path)
+        except OSError:
+            old.rename(path)  # a disk without room keeps what it had
+            raise
+        shutil.rmtree(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
