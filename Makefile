@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup vllm sweep picture docs linkcheck test bad-input test-fast lowest lint bench bench-all gpu clean coverage
+.PHONY: help setup vllm sweep picture docs linkcheck test bad-input faults test-fast lowest lint bench bench-all gpu clean coverage
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -58,6 +58,9 @@ test-fast: setup  ## those that take under a minute together
 
 bad-input: setup  ## the catalogue of wrong inputs, each of which is refused in one line
 	$(RUN) -m tests.faults.bad_input
+
+faults: setup  ## a thousand faults and more, counted: kills, full disks, damaged files, clocks (N faults of a kind: N=60)
+	$(RUN) -m tests.faults --per-kind $(or $(N),60)
 
 coverage: setup  ## all tests, and what of the package they run: the table, and htmlcov/index.html
 	$(RUN) -m pytest --cov --cov-report=term --cov-report=html

@@ -29,6 +29,7 @@ import pytest
 from filelock import FileLock
 
 from losslens.config.training import Optim
+from losslens.core.files import read_object, write_json
 from losslens.models.adapters import LoraSettings, initial_adapter
 from losslens.models.loading import LoadedModel, ModelSource, load_model
 from losslens.rollouts.frozen import freeze
@@ -377,9 +378,9 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def remove_outcomes(file: Path) -> None:
     """Removes a file of outcomes that a test had made, and what the manifest says of it."""
     file.unlink()
-    manifest = json.loads((file.parents[1] / "manifest.json").read_text())
+    manifest = read_object(file.parents[1] / "manifest.json")
     manifest.get("outcomes", {}).pop(file.name, None)
-    (file.parents[1] / "manifest.json").write_text(json.dumps(manifest))
+    write_json(file.parents[1] / "manifest.json", manifest)
 
 
 @contextmanager

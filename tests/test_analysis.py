@@ -30,7 +30,7 @@ from losslens.analysis.pairs import choose, find
 from losslens.analysis.pipeline import Analysis, analyse
 from losslens.config.analysis import AnalyzeConfig
 from losslens.core.errors import InputError
-from losslens.core.files import write_json
+from losslens.core.files import read_json, write_json
 from losslens.core.hashing import hash_json
 from losslens.measures import weight_measures
 from losslens.measures.forward import observe
@@ -92,7 +92,7 @@ def edited(file: Path, **changes: Any) -> Iterator[None]:
     """A JSON file with other values in it, for a while."""
     before = file.read_bytes()
     try:
-        write_json(file, {**json.loads(before), **changes})
+        write_json(file, {**read_json(file), **changes})
         yield
     finally:
         file.write_bytes(before)
@@ -746,7 +746,7 @@ class TestTheBase:
         copy = tmp_path / "outputs"
         shutil.copytree(sweep / "main", copy / "main")
         for manifest in copy.glob("main/*/manifest.json"):
-            content = json.loads(manifest.read_text())
+            content = read_json(manifest)
             content["config"]["model"]["path"] = str(tmp_path / "gone")
             write_json(manifest, content)
         without = analyse(settings(copy))
@@ -765,7 +765,7 @@ class TestTheBase:
         copy = tmp_path / "outputs"
         shutil.copytree(sweep / "main", copy / "main")
         for manifest in copy.glob("main/*/manifest.json"):
-            content = json.loads(manifest.read_text())
+            content = read_json(manifest)
             if "rollouts" in content:
                 content["config"]["rollouts"]["path"] = str(folder)
                 write_json(manifest, content)

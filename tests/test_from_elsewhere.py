@@ -73,7 +73,7 @@ def crooked(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def edit(outputs: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Changes the manifests of all runs, as whoever hands over a run folder can."""
     for file in outputs.glob("main/*-s42-*/manifest.json"):
-        manifest = json.loads(file.read_text())
+        manifest = read_object(file)
         change(manifest)
         file.write_text(json.dumps(manifest))
 
@@ -359,6 +359,7 @@ def test_a_value_of_another_type_in_a_manifest_is_refused_in_one_line(outputs: P
     compared(outputs)
     for path, value in OTHER_TYPES:
         manifest = inner = json.loads(before)
+        manifest.pop("content_sha256", None)
         *parents, last = path.split(".")
         for parent in parents:
             inner = inner[parent]

@@ -133,9 +133,9 @@ def test_killed_at_any_write_the_same_command_finishes_it(
         if left == 0:
             raise KeyboardInterrupt
 
-    def write(file: Path, content: Any) -> None:
+    def write(file: Path, content: Any, **options: Any) -> None:
         step()
-        write_json(file, content)
+        write_json(file, content, **options)
 
     rename = Path.rename
 

@@ -20,6 +20,7 @@ from losslens.analysis.replacement import (
     replace_analysis,
     temporary_folder,
 )
+from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from tests.conftest import script
 
@@ -64,7 +65,14 @@ class TestWhatIsKnown:
         assert extended(SelectedPairs([], "pairs=none"), names, [("a", "b"), ("a", "c"), ("c", "b")]).left_out == ""
         assert extended(SelectedPairs([("a", "b")], "why"), names, [("b", "a")]) == SelectedPairs([("a", "b")], "why")
 
-    @pytest.mark.parametrize("content", ["", "[]", "{}", '{"adapters": 1, "measured_pairs": 2}', "{\x00"])
+    @pytest.mark.parametrize("content", ["", "{\x00", '{"adapters": {}, "measured_pairs": [], "content_sha256": "0"}'])
+    def test_what_a_damaged_one_has_is_not_known(self, content: str, tmp_path: Path) -> None:
+        """It may have measured pairs that the new one would lack without a word."""
+        (tmp_path / "manifest.json").write_text(content)
+        with pytest.raises(InputError, match=r"manifest\.json: .*; delete it"):
+            read_earlier(tmp_path)
+
+    @pytest.mark.parametrize("content", ["[]", "{}", '{"adapters": 1, "measured_pairs": 2}'])
     def test_what_is_no_analysis_has_nothing(self, content: str, tmp_path: Path) -> None:
         (tmp_path / "manifest.json").write_text(content)
         assert read_earlier(tmp_path) == EarlierAnalysis()

@@ -167,12 +167,12 @@ def killed(configs: list[DictConfig], at: str) -> None:
         where, _, number = at.partition(" ")
         left = int(number)
 
-        def count(*given: object) -> None:
+        def count(*given: object, **options: object) -> None:
             nonlocal left
             left -= 1
             if left <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-            write(*given)
+            write(*given, **options)
 
         try:
             if where == "sbatch":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,12 @@ from losslens.core.hashing import hash_json
 
 # Incremented when the same inputs give different numbers.
 _VERSION = 3
+_KEY = "__key__"  # array with the file's own name, so that it is not read under another
+# zipfile verifies a checksum of each array, and raises what its own damaged fields lead to.
+_DAMAGED = (
+    OSError, ValueError, TypeError, EOFError, KeyError, IndexError, RuntimeError, MemoryError, OverflowError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
 
 Arrays = dict[str, np.ndarray]
 
@@ -30,17 +38,19 @@ class Cache:
     folder: Path
 
     def load(self, kind: str, key: Any, names: Iterable[str]) -> Arrays | None:
-        """Loads the arrays `names` saved under `key`; None if missing or damaged."""
+        """Loads the arrays `names` saved under `key`; None if missing, damaged or saved under another key."""
+        path = self._file(kind, key)
         try:
-            with self._file(kind, key).open("rb") as file, np.load(file, allow_pickle=False) as content:
-                return {name: content[name] for name in names}
-        except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile):
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as content:
+                return {name: content[name] for name in names} if str(content[_KEY]) == path.stem else None
+        except _DAMAGED:
             return None
 
     def save(self, kind: str, key: Any, arrays: Arrays) -> None:
         """Saves `arrays` under `key`, plain values that determine them completely."""
-        with atomic_file(self._file(kind, key)) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        path = self._file(kind, key)
+        with atomic_file(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, allow_pickle=False, **arrays, **{_KEY: np.array(path.stem)})
 
     def _file(self, kind: str, key: Any) -> Path:
         return self.folder / kind / f"{hash_json([_VERSION, kind, key], 24)}.npz"

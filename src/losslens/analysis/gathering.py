@@ -22,10 +22,11 @@ from losslens.analysis.cohort import (
 )
 from losslens.analysis.manifests import BaseFacts, RunFacts, StartedFacts, read_facts
 from losslens.analysis.scores import scores_of_runs
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError
 from losslens.core.hashing import hash_folder, hash_json
 from losslens.evaluation.outcomes import model_fingerprint, recorded_model_fingerprint
-from losslens.models.adapters import adapter_fingerprint
+from losslens.models.adapters import adapter_fingerprint, require_intact_initial
 from losslens.runs.integrity import require_recorded_outcomes
 from losslens.runs.run import Run, recorded_adapter_fingerprint, runs_of
 from losslens.updates.checkpoint import needs_base
@@ -153,7 +154,10 @@ def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> 
     if not run.is_trained():
         raise InputError(f"{run.folder}: no finished adapter")
     if run.status.get("adapter_sha256") != facts.adapter_sha256:
-        raise InputError(f"{run.folder}: the adapter_sha256 in status.json does not match its adapter")
+        raise InputError(
+            f"{run.folder / 'status.json'}: the adapter_sha256 in status.json does not match its adapter; run the same "
+            f"{command_name('train.py')} command again to write it anew"
+        )
     initial = None
     try:
         if facts.initial_adapter is not None:
@@ -166,6 +170,7 @@ def _of_run(name: str, run: Run, output_dir: Path, left_out: dict[str, str]) -> 
 def _initial(folder: Path, sha256: str) -> Path:
     if adapter_fingerprint(folder) != sha256:
         raise InputError(f"{folder}: not the adapter that the run started from")
+    require_intact_initial(folder)
     with open_adapter(folder):
         return folder
 

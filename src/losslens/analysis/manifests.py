@@ -93,6 +93,7 @@ class StartedFacts(_Facts):
     rollouts: Frozen | None
     trained_on: TrainedOn
     prompts_sha256: str | None = None
+    metrics_sha256: str | None = None
     initial_adapter: Frozen | None
     identity: dict[str, Any]
     config: RunConfig

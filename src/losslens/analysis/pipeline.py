@@ -131,9 +131,8 @@ def _write(analysis: Analysis, folder: Path) -> None:
         as_csv = field.name not in ("modules", "run_modules")
         with atomic_file(folder / f"{field.name}.{'csv' if as_csv else 'parquet'}") as temporary:
             table.to_csv(temporary, index=False) if as_csv else table.to_parquet(temporary, index=False)
-    write_json(
-        folder / "manifest.json", {**analysis.facts, "left_out": analysis.left_out, **provenance.describe_environment()}
-    )
+    facts = {**analysis.facts, "left_out": analysis.left_out, **provenance.describe_environment()}
+    write_json(folder / "manifest.json", facts, sealed=True)
 
 
 def analyse(

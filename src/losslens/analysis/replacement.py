@@ -84,9 +84,19 @@ def write_analysis(
 
 
 def read_earlier(folder: Path) -> EarlierAnalysis:
-    """Reads the analysis in `folder`; returns an empty one if there is none or it is incomplete."""
-    with suppress(InputError, KeyError, TypeError, ValueError, AttributeError):
-        manifest = read_json(folder / "manifest.json")
+    """Reads the analysis in `folder`; returns an empty one if there is none, or it was interrupted.
+
+    Raises:
+        InputError: Its manifest is damaged, so that what it has measured is not known.
+    """
+    file = folder / "manifest.json"
+    if not file.exists():
+        return EarlierAnalysis()
+    try:
+        manifest = read_json(file)
+    except InputError as error:
+        raise InputError(f"{error}; delete it to make the analysis anew, without what it alone has measured") from error
+    with suppress(KeyError, TypeError, ValueError, AttributeError):
         return EarlierAnalysis(
             {str(name): str(sha256) for name, sha256 in manifest["adapters"].items()},
             [(str(a), str(b)) for a, b in manifest["measured_pairs"]],

@@ -134,7 +134,8 @@ def _between(member: ComparedAdapter, snapshots: Mapping[int, Run], crossing: No
                     _write_adapter_between(folder, before.adapter if before else None, after.adapter, weight)
                 else:
                     write_model_between(folder, before.adapter if before else member.base, after.adapter, weight)
-                write_json(temporary / "manifest.json", {**manifest, "outcomes": {}, **weights_hashes(folder)})
+                content = {**manifest, "outcomes": {}, **weights_hashes(folder)}
+                write_json(temporary / "manifest.json", content, sealed=True)
     return point
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from losslens.analysis.cohort import ComparedAdapter, Diverged
+from losslens.core.hashing import hash_file
 
 _PREFIX, _GEOMETRY = "train/", "geometry/"
 # A cost, of no use to the analysis. Norms of layers and projections, whose names have a second slash, are left out as
@@ -27,11 +28,18 @@ def training_table(runs: Iterable[ComparedAdapter | Diverged], left_out: dict[st
     """
     rows: list[dict[str, Any]] = []
     for member in runs:
-        file = member.run.folder / "metrics.jsonl" if member.run else None
-        if file is None or not file.exists():
+        if member.run is None or member.run.folder.parent.name == "snapshots":
+            continue
+        file = member.run.folder / "metrics.jsonl"
+        recorded = member.facts.metrics_sha256 if member.facts else None
+        if not file.exists() and recorded is None:
             continue
         try:
+            if recorded is not None and hash_file(file) != recorded:
+                raise ValueError(f"{file}: does not match the hash recorded in manifest.json")
             rows += [{"run": member.name, **step} for step in _steps(file)]
+        except OSError as error:
+            left_out[f"training of {member.name}"] = f"{file}: {error.strerror}"
         except ValueError as error:
             left_out[f"training of {member.name}"] = str(error)
     columns = [*_FIRST, *(name for row in rows for name in row)]

@@ -57,14 +57,15 @@ class Journal:
     """Completions stored on disk as they arrive, so that interrupted sampling resumes and none is paid for twice.
 
     One JSON object per line: the key of a request with its completion, or the state of the random generator after the
-    preceding lines; each with a SHA-256 of its content. An incomplete last line is dropped. Legacy lines have neither
-    token ids nor a SHA-256, and earlier ones no log-probabilities.
+    preceding lines; each with a SHA-256 of its content and of the name of the file, which says what was asked. An
+    incomplete last line is dropped. Earlier lines have a SHA-256 of their content alone and no log-probabilities, and
+    legacy lines neither token ids nor a SHA-256.
 
     Args:
         file: Path of the journal; created if it does not exist.
 
     Raises:
-        InputError: A line other than the last is damaged.
+        InputError: A line other than the last is damaged or of another journal, or the file cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -73,19 +74,23 @@ class Journal:
         self.state: str | None = None
         self._completions_at_state: dict[str, Completion] = {}
         file.parent.mkdir(parents=True, exist_ok=True)
-        content = file.read_bytes() if file.exists() else b""
+        try:
+            content = file.read_bytes() if file.exists() else b""
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
         complete = content.rfind(b"\n") + 1
         for number, line in enumerate(content[:complete].split(b"\n")[:-1], 1):
             try:
                 entry = json.loads(line)
                 if not _is_legacy(entry):
                     checksum = entry.pop(_CHECKSUM, None)
-                    if checksum != hash_json(entry, _DIGITS):
+                    if checksum not in (self._checksum(entry), hash_json(entry, _DIGITS)):
                         raise ValueError("wrong checksum")
                 self._load(entry)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise InputError(
-                    f"{file}: line {number} is damaged or was written by an older version; delete the line to continue"
+                    f"{file}: line {number} is damaged, of another journal, or was written by an older version; delete "
+                    "the line to continue"
                 ) from error
         self._handle = file.open("ab")
         self._handle.truncate(complete)
@@ -95,12 +100,15 @@ class Journal:
         entries: list[dict[str, Any]] = [{"key": key, **asdict(c)} for key, c in completions.items()]
         if state is not None:
             entries.append({"state": state})
-        lines = [json.dumps({**entry, _CHECKSUM: hash_json(entry, _DIGITS)}) + "\n" for entry in entries]
+        lines = [json.dumps({**entry, _CHECKSUM: self._checksum(entry)}) + "\n" for entry in entries]
         self._handle.write("".join(lines).encode())
         self._handle.flush()
         os.fsync(self._handle.fileno())
         for entry in entries:
             self._load(entry)
+
+    def _checksum(self, entry: dict[str, Any]) -> str:
+        return hash_json([self.file.name, entry], _DIGITS)
 
     def up_to_state(self) -> dict[str, Completion]:
         """Returns the completions that precede the last stored generator state."""

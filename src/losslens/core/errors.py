@@ -1,5 +1,25 @@
 """Exceptions that are reported in one line."""
 
+from __future__ import annotations
+
+import errno
+import re
+
+# Of writing; whatever the reason of the call, the user must make room or choose another place.
+_STORAGE = {
+    errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is exceeded",
+    errno.EROFS: "the file system is read-only", errno.EFBIG: "larger than a file may be here (ulimit -f)",
+}  # fmt: skip
+# Of reading or writing a path that is not what it should be.
+_PLACES = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+# How libraries that are not Python report the former; torch says nothing of the reason.
+_STORAGE_TEXTS = {
+    errno.ENOSPC: r"No space left on device|os error 28\b|PytorchStreamWriter|unexpected pos \d+ vs",
+    errno.EDQUOT: r"Disk quota exceeded|os error 122\b",
+    errno.EROFS: r"Read-only file system|os error 30\b",
+    errno.EFBIG: r"File too large|os error 27\b",
+}
+
 
 class InputError(Exception):
     """Invalid input: a configuration value, a file or a folder that cannot be used.
@@ -42,6 +62,32 @@ def as_result(error: InputError | ServerError) -> InputError | ServerError:
         if isinstance(error, kind):
             return kind(str(error))
     return InputError(str(error))
+
+
+def describe_storage_error(error: BaseException, place: object) -> str:
+    """Describes in one line that the disk is full or cannot be written to; empty if that is not what happened.
+
+    Args:
+        error: Any error; those that led to it are considered, too.
+        place: Folder that was written to, for errors that name no file.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        number = seen.errno if isinstance(seen, OSError) else None
+        if number not in _STORAGE:
+            number = next((n for n, texts in _STORAGE_TEXTS.items() if re.search(texts, str(seen))), None)
+        if number is not None:
+            file = getattr(seen, "filename", None) or place
+            return f"{file}: {_STORAGE[number]}; make room or choose another place, then run the same command again"
+        seen = seen.__cause__ or seen.__context__
+    return ""
+
+
+def describe_place_error(error: BaseException) -> str:
+    """Describes in one line that a path cannot be read or written as a file or folder; empty for other errors."""
+    if isinstance(error, OSError) and error.errno in _PLACES and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return ""
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -12,13 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from losslens.core.errors import InputError, first_line
-from losslens.core.hashing import json_value
+from losslens.core.hashing import hash_json, json_value
 from losslens.core.redaction import remove_secrets
+
+# Entry of a JSON object with the SHA-256 of the others, so that a flipped bit is not taken for another number.
+_SEAL, _SEAL_DIGITS = "content_sha256", 32
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; the file replaces `path` if the block ends without an error."""
+    """Yields a temporary path beside `path`; the file replaces `path` if the block ends without an error.
+
+    Raises:
+        InputError: There is a folder in its place.
+    """
+    if path.is_dir() and not path.is_symlink():
+        raise InputError(f"{path}: a folder is in the place of this file; delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
@@ -40,9 +51,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        temporary.replace(path)
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+        if not path.exists():
+            temporary.replace(path)
+            return
+        old = temporary.with_suffix(".old.tmp")
+        path.replace(old)
+        try:
+            temporary.replace(path)
+        except OSError:
+            old.rename(path)  # a disk without room keeps what it had
+            raise
+        shutil.rmtree(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -62,14 +83,34 @@ def require_place(folder: Path) -> None:
         raise InputError(f"{folder}: {place} is not writable")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically and with secrets removed (`redaction`)."""
-    text = json.dumps(
-        remove_secrets(value), indent=2, ensure_ascii=False, default=lambda entry: remove_secrets(json_value(entry))
-    )
-    with atomic_file(path) as temporary:
-        # A file's name or an error's message may contain a lone surrogate, which UTF-8 cannot encode.
-        temporary.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
+def write_json(path: Path, value: Any, *, sealed: bool = False, in_place: bool = False) -> None:
+    """Writes `value` as indented JSON, atomically and with secrets removed (`redaction`).
+
+    Args:
+        path: The file.
+        value: What to write.
+        sealed: Adds the hash of the content, an object, which `read_json` verifies.
+        in_place: On a full disk, overwrites an existing file where it lies, which needs no space.
+    """
+    text = _json_text(remove_secrets(value))
+    if sealed:
+        content = json.loads(text)
+        text = _json_text({**content, _SEAL: hash_json(content, _SEAL_DIGITS)})
+    # A file's name or an error's message may contain a lone surrogate, which UTF-8 cannot encode.
+    encoded = f"{text}\n".encode("utf-8", errors="backslashreplace")
+    try:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(encoded)
+    except OSError as error:
+        allocated = path.stat().st_blocks * 512 if in_place and path.is_file() else 0
+        if error.errno not in _NO_SPACE or len(encoded) > allocated:
+            raise
+        with path.open("r+b") as file:
+            file.write(encoded.ljust(path.stat().st_size, b"\n"))
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, default=lambda entry: remove_secrets(json_value(entry)))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,13 +119,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file, and verifies and removes the hash of its content, if it has one.
 
     Raises:
-        InputError: The file does not exist, cannot be read, or is not JSON.
+        InputError: The file does not exist, cannot be read, is not JSON, or has changed since it was written.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict) and _SEAL in value:
+            recorded = value.pop(_SEAL)
+            if recorded != hash_json(value, _SEAL_DIGITS):
+                raise InputError(
+                    f"{path}: damaged, or changed by hand: its content does not match its {_SEAL} (remove that line if "
+                    "the change is meant)"
+                )
+        return value
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except OSError as error:
@@ -121,6 +170,8 @@ def read_parquet(path: Path, schema: Any = None, optional: Collection[str] = ())
     """
     import pyarrow.parquet as pq
 
+    if path.is_dir():  # which pyarrow would read as a dataset of several files
+        raise InputError(f"{path}: not a readable parquet file (it is a folder)")
     try:
         # Not memory-mapped. A damaged file can raise any kind of error in any of these steps.
         table = pq.read_table(path, partitioning=None)

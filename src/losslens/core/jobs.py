@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from losslens.core import distributed
 from losslens.core.commands import command_name
-from losslens.core.errors import InputError, ServerError
+from losslens.core.errors import InputError, ServerError, describe_storage_error
 from losslens.core.extras import format_error, missing_extra
 
 # With the default threshold, garbage collection takes a quarter of the time of importing torch, transformers and PEFT.
@@ -77,6 +77,11 @@ class Jobs:
         except ServerError as error:
             self._failed = True
             self.tell(error)
+        except Exception as error:
+            if not (line := describe_storage_error(error, Path(config.output_dir))):
+                raise
+            self._failed = True
+            self.tell(OSError(line))
 
     def end(self) -> int:
         """Finishes after the last job and returns the exit status."""

@@ -107,7 +107,7 @@ def _write_base_manifest(run: Run, model: Model) -> None:
             "run": run.name, "method": "base", "base": base_identity(model),
             "config": {"model": model.model_dump(mode="json")}, "outcomes": {}, **provenance.describe_environment(),
         }  # fmt: skip
-        write_json(run.folder / "manifest.json", manifest)
+        write_json(run.folder / "manifest.json", manifest, sealed=True)
 
 
 def require_problems(benchmarks: Sequence[Data]) -> None:

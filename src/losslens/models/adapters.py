@@ -177,11 +177,31 @@ def initial_adapter(
                 save_adapter(_with_lora(base, settings), temporary)
                 write_json(
                     temporary / "manifest.json",
-                    {"sha256": adapter_fingerprint(temporary), "init_seed": init_seed, "base": base_identity},
+                    {**_initial_hashes(temporary), "init_seed": init_seed, "base": base_identity},
+                    sealed=True,
                 )
-    if adapter_fingerprint(folder) != read_object(folder / "manifest.json").get("sha256"):
-        raise InputError(f"{folder}: the initial adapter is damaged; delete this folder to recreate it")
+    require_intact_initial(folder)
     return folder
+
+
+def require_intact_initial(folder: Path) -> None:
+    """Checks an initial adapter against the hashes in its manifest.
+
+    Raises:
+        InputError: A file is missing or damaged.
+    """
+    try:
+        recorded, actual = read_object(folder / "manifest.json"), _initial_hashes(folder)
+    except InputError as error:
+        raise InputError(f"{error}; the initial adapter is damaged; delete {folder} to recreate it") from error
+    for name, value in actual.items():
+        if recorded.get(name, value if name == "config_sha256" else None) != value:  # earlier ones have only `sha256`
+            raise InputError(f"{folder}: the initial adapter is damaged; delete this folder to recreate it")
+
+
+def _initial_hashes(folder: Path) -> dict[str, str]:
+    hashes = adapter_hashes(folder)
+    return {"sha256": hashes["adapter_sha256"], "config_sha256": hashes["adapter_config_sha256"]}
 
 
 def load_adapter(model: Any, folder: Path) -> None:

@@ -14,7 +14,7 @@ from losslens.core.errors import InputError, UnavailableError
 from losslens.core.files import atomic_folder, read_object, write_json
 from losslens.core.hashing import hash_json
 from losslens.losses import Loss
-from losslens.models.adapters import LoraSettings, adapter_fingerprint
+from losslens.models.adapters import LoraSettings, adapter_fingerprint, adapter_hashes
 from losslens.models.loading import ModelSource, load_model
 from losslens.rollouts.frozen import FrozenRollouts, load_rollouts
 from losslens.updates.folder import write_adapter
@@ -118,11 +118,12 @@ class _Gradient:
         require_sampler(examples, self._loss, rollouts)
         lora = LoraSettings(**self._facts.identity["lora"])
         found = initial_gradient(self._loss, examples, lora, self._initial, base, self._config.batch_size)
-        about = read_object(self._initial / "adapter_config.json")
+        config = read_object(self._initial / "adapter_config.json")
         for part in PARTS:
-            write_adapter(folder / part, getattr(found, part), about)
-        hashes = {part: adapter_fingerprint(folder / part) for part in PARTS}
-        write_json(folder / "manifest.json", {"loss": self._loss.name, "examples": len(examples), "sha256": hashes})
+            write_adapter(folder / part, getattr(found, part), config)
+        hashes = {part: adapter_hashes(folder / part) for part in PARTS}
+        about = {"loss": self._loss.name, "examples": len(examples), "sha256": hashes}
+        write_json(folder / "manifest.json", about, sealed=True)
 
     def _rollouts(self) -> FrozenRollouts:
         recorded = self._facts.rollouts
@@ -152,6 +153,6 @@ def _initial(output_dir: Path, facts: RunFacts) -> Path | None:
 def _is_intact(folder: Path) -> bool:
     try:
         recorded = read_object(folder / "manifest.json")["sha256"]
-        return all(adapter_fingerprint(folder / part) == recorded[part] for part in PARTS)
+        return all(adapter_hashes(folder / part) == recorded[part] for part in PARTS)
     except (InputError, KeyError, TypeError):
         return False

@@ -104,10 +104,10 @@ def _migrate_run(run: Run, losses: Collection[str]) -> str:
         now = run_fingerprint(manifest)
         before = run_fingerprint({**manifest, "identity": manifest["migrated_from"]["identity"]})
         snapshots = [(file, _snapshot(file)) for file in sorted(run.folder.glob("snapshots/step-*/manifest.json"))]
-        write_json(run.folder / "manifest.json", manifest)
+        write_json(run.folder / "manifest.json", manifest, sealed=True)
         for file, snapshot in snapshots:
             if snapshot.get("run") == before:
-                write_json(file, {**snapshot, "run": now})
+                write_json(file, {**snapshot, "run": now}, sealed=True)
         for checkpoint in sorted(run.folder.glob("checkpoints/checkpoint-*")):
             from losslens.training.callbacks import rewrite_checksums
 
@@ -147,7 +147,8 @@ def _rename_references(runs: Iterable[Run]) -> None:
             if isinstance(reference, dict) and str(reference.get("name")) in names
         }
         if renamed:
-            write_json(run.folder / "manifest.json", {**manifest, "references": {**references, **renamed}})
+            content = {**manifest, "references": {**references, **renamed}}
+            write_json(run.folder / "manifest.json", content, sealed=True)
 
 
 def _lock(run: Run, stack: ExitStack) -> None:

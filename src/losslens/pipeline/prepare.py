@@ -90,7 +90,8 @@ def prepare(spec: RunSpec, run: Run) -> Prepared:
     }
     plan = replace(plan, identity=run_fingerprint(manifest))
     references = resolve_references(config.weight_tracking.references, run, initial, manifest)
-    write_json(run.folder / "manifest.json", {**manifest, "references": describe_references(references)})
+    manifest["references"] = describe_references(references)
+    write_json(run.folder / "manifest.json", manifest, sealed=True)
     return Prepared(plan, base, source, rollouts, references, steps)
 
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import time
 import traceback
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from losslens.config.training import TrainConfig
 from losslens.core import distributed
-from losslens.core.errors import DivergedError, InputError, ProcessError, ServerError, first_line
+from losslens.core.errors import (
+    DivergedError,
+    InputError,
+    ProcessError,
+    ServerError,
+    describe_place_error,
+    describe_storage_error,
+    first_line,
+)
 from losslens.core.files import write_json, write_text
+from losslens.core.hashing import hash_file
 from losslens.core.preemption import Preempted
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.evaluation.score import require_problems, score_base, score_run
@@ -102,22 +111,37 @@ def train_job(config: TrainConfig, wait: bool = True, jobs: int = 1, at_once: in
         _mark_queued_as_failed(folder, error)
         return Outcome(name, "failed", error=str(error), exit_status=1)
     except Exception as error:
+        if message := describe_storage_error(error, folder or config.output_dir):
+            return Outcome(name, "failed", error=message, exit_status=1)
+        if message := describe_place_error(error):
+            _mark_queued_as_failed(folder, InputError(message))
+            return Outcome(name, "failed", error=message, exit_status=2)
         message = f"{type(error).__name__}: {first_line(error)}"
         if folder is not None and folder.is_dir():
-            write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
-            message += f" (see {folder / 'error.txt'})"
+            with suppress(OSError):
+                write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
+                message += f" (see {folder / 'error.txt'})"
         return Outcome(name, "failed", error=message, exit_status=1)
 
 
 def _mark_queued_as_failed(folder: Path | None, error: Exception) -> None:
     """Marks a submitted run as failed if its job was refused before the run started."""
-    if folder is not None and Run(folder).status.get("state") == "queued":
-        Run(folder).set_state("failed", error=first_line(error))
+    with suppress(InputError):  # its status is damaged, and may be what it was refused for
+        if folder is not None and Run(folder).status.get("state") == "queued":
+            Run(folder).set_state("failed", error=first_line(error))
+
+
+def _is_completed(run: Run) -> bool:
+    """True if nothing is left to do, nor to repair in the run's status."""
+    status = run.status
+    if status.get("state") != "completed" or not run.is_trained():
+        return False
+    return bool(status.get("adapter_sha256") == run.manifest["adapter_sha256"])
 
 
 def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
     config = spec.config
-    done_before = run.status.get("state") == "completed" and run.is_trained()
+    done_before = _is_completed(run)
     if done_before and config.optim.snapshot_steps and not run.snapshots:
         print(
             f"{run.name}: was trained without snapshots; to train it again with snapshots, delete {run.folder}",
@@ -145,7 +169,9 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
                 details = {"diverged": True} if isinstance(error, DivergedError) else {}
                 progress = {name: run.status[name] for name in ("step", "max_steps") if name in run.status}
                 message = ("" if is_explained else f"{type(error).__name__}: ") + first_line(error)
-                run.set_state(state, error=message, **progress, **details)
+                message = describe_storage_error(error, run.folder) or message
+                with suppress(OSError):  # nothing can be written, and the first error says why
+                    run.set_state(state, error=message, **progress, **details)
             raise
         steps = run.manifest["training"]["steps"]
         if not done_before:
@@ -234,9 +260,9 @@ def _train(config: TrainConfig, run: Run, prepared: Prepared, wandb_session: Ses
     with distributed.lockstep(folders):
         facts = train_run(plan, prepared.base, prepared.source, run.folder, on_metrics, prepared.references)
     ended = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(
-        run.folder / "manifest.json", {**run.manifest, "training": facts, "ended": ended, **weights_hashes(run.adapter)}
-    )
+    hashes = {**weights_hashes(run.adapter), "metrics_sha256": hash_file(run.folder / "metrics.jsonl")}
+    manifest = {**run.manifest, "training": facts, "ended": ended, **hashes}
+    write_json(run.folder / "manifest.json", manifest, sealed=True)
 
 
 def _join_training(config: TrainConfig) -> Outcome:

@@ -145,8 +145,7 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
         name: Prefix of the folder's name.
         manifest: How they were sampled (`keys`: hashes of the settings); counts and hashes are added.
 
-    Raises:
-        InputError: A folder of this name exists and is damaged.
+    A damaged folder of this name is written anew.
     """
     table = table.assign(**{name: None for name in (*IDS, *LOGPS) if name not in table})
     table = pa.Table.from_pandas(table[SCHEMA.names], schema=SCHEMA, preserve_index=False)
@@ -154,11 +153,10 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
     content = _frame(table)
     sha256 = content_sha256(content)
     folder = parent / f"{name}-{sha256[:12]}"
-    if folder.is_dir():
+    if (known := _intact_manifest(folder)) is not None:
         # Other settings gave the same content before: the folder is also registered under these settings.
-        known = load_rollouts(folder).manifest
         keys = sorted({*known.get("keys", []), *manifest.get("keys", [])})
-        write_json(folder / "manifest.json", {**known, "keys": keys})
+        write_json(folder / "manifest.json", {**known, "keys": keys}, sealed=True)
         # The log-probabilities stay those of the first sampling, or none: runs may have trained on them, and the
         # manifest says how that one sampled. Those of the same settings differ from them by rounding at most.
         if "logps_sha256" in known and known.get("identity") != manifest.get("identity"):
@@ -171,8 +169,19 @@ def freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any
         pq.write_table(table, temporary / "rollouts.parquet")
         logps = logps_sha256(content)
         hashes = {"sha256": sha256, **({} if logps is None else {"logps_sha256": logps})}
-        write_json(temporary / "manifest.json", {**manifest, **count_rollouts(content), **hashes})
+        write_json(temporary / "manifest.json", {**manifest, **count_rollouts(content), **hashes}, sealed=True)
     return folder
+
+
+def _intact_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a folder of frozen rollouts; None if there is no such folder or it is damaged."""
+    if not folder.is_dir():
+        return None
+    try:
+        return load_rollouts(folder).manifest
+    except InputError as error:
+        print(f"{error}; the same rollouts were made again, and replace it", flush=True)
+        return None
 
 
 def load_rollouts(folder: Path, field: str = "rollouts.path") -> FrozenRollouts:

@@ -193,7 +193,10 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     (parent / ".partial").mkdir(parents=True, exist_ok=True)
     with FileLock(parent / ".partial" / f"{key}.lock"):
         folder = find_rollouts(parent, key) or _create(config, split, parent, key)
-    return load_rollouts(folder)
+    try:
+        return load_rollouts(folder)
+    except InputError as error:
+        raise InputError(f"{error}; delete {folder} to make them again") from error
 
 
 def require_limits(config: RolloutConfig, split: Split = "train") -> None:

@@ -75,7 +75,7 @@ def record_outcomes(folder: Path, file: Path) -> None:
     # A manifest of an earlier version has no hashes: record those of all existing files.
     files = [file] if "outcomes" in manifest else [file, *folder.glob("eval/*.parquet")]
     outcomes = {**_recorded(manifest), **{path.name: hash_file(path) for path in files}}
-    write_json(folder / "manifest.json", {**manifest, "outcomes": outcomes})
+    write_json(folder / "manifest.json", {**manifest, "outcomes": outcomes}, sealed=True)
 
 
 def matches_recorded_hash(folder: Path, file: Path) -> bool | None:
@@ -113,7 +113,7 @@ def _outcome_fault(folder: Path) -> str:
     if "outcomes" not in manifest:
         return ""
     recorded = _recorded(manifest)
-    files = {file.name: file for file in sorted(folder.glob("eval/*.parquet"))}
+    files = {file.name: file for file in sorted(folder.glob("eval/*.parquet")) if file.is_file()}
     for name in sorted(recorded.keys() - files.keys()):
         return f"{folder / 'eval' / name}: missing, although manifest.json records its hash"
     for name, file in files.items():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from typing import Any, Literal, get_args
 from filelock import FileLock, Timeout
 
 from losslens.config.model import Model
+from losslens.core.commands import command_name
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, read_object, write_json
 from losslens.core.hashing import hash_json
@@ -24,6 +26,23 @@ from losslens.runs.current_words import current_manifest
 from losslens.runs.integrity import require_format, require_own_manifest
 
 State = Literal["queued", "running", "preempted", "failed", "completed"]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)
+
+
+def _is_finite(value: Any) -> bool:
+    return _is_number(value) and math.isfinite(value)
+
+
+# Further fields of `status.json`, each with the check of its value.
+_STATUS_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "step": _is_finite, "max_steps": _is_finite, "seconds_per_step": _is_finite,
+    "tokens_per_second": _is_number, "loss": _is_number,
+    "slurm": lambda value: isinstance(value, dict) and isinstance(value.get("job"), str),
+    "process": lambda value: isinstance(value, dict) and {"host", "pid"} <= value.keys(),
+}  # fmt: skip
 
 
 class LockedError(Exception):
@@ -63,7 +82,7 @@ class Run:
     @property
     def snapshots(self) -> dict[int, Run]:
         """Snapshots by step: folders with an adapter and a manifest, like those of runs."""
-        folders = [file.parent for file in self.folder.glob("snapshots/step-*/manifest.json")]
+        folders = [folder for folder in self.folder.glob("snapshots/step-*") if folder.is_dir()]
         steps = {folder.name.removeprefix("step-"): folder for folder in folders}
         return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
 
@@ -81,9 +100,18 @@ class Run:
         file = self.folder / "status.json"
         if not file.exists():
             return {}
-        status = read_json(file)
+        if file.is_dir():
+            raise InputError(f"{file}: a folder is in the place of this file; delete it")
+        remedy = "delete it, and the run resumes from its last checkpoint"
+        try:
+            status = read_json(file)
+        except InputError as error:
+            raise InputError(f"{error}; {remedy}") from error
         if not isinstance(status, dict) or status.get("state") not in get_args(State):
-            raise InputError(f"{file}: no valid state in it; delete it, and the run resumes from its last checkpoint")
+            raise InputError(f"{file}: no valid state in it; {remedy}")
+        for name, is_valid in _STATUS_FIELDS.items():
+            if name in status and not is_valid(status[name]):
+                raise InputError(f"{file}: {name}: not a valid value; {remedy}")
         return status
 
     @property
@@ -97,9 +125,18 @@ class Run:
         """Content of `manifest.json`, under the current names of options and fields.
 
         Raises:
-            InputError: The file is damaged.
+            InputError: The file is missing or damaged.
         """
-        return current_manifest(read_object(self.folder / "manifest.json"))
+        file = self.folder / "manifest.json"
+        try:
+            return current_manifest(read_object(file))
+        except InputError as error:
+            if not file.exists():
+                raise
+            remedy = f"delete it, and the same {command_name('train.py')} command trains the run again"
+            if self.folder.parent.name == "snapshots":
+                remedy = f"delete {self.folder}, and the snapshot is left out"
+            raise InputError(f"{error}; {remedy}") from error
 
     def is_trained(self) -> bool:
         """Returns True if training is finished, after checking that the adapter is the one that was trained.
@@ -122,11 +159,12 @@ class Run:
         return True
 
     def set_state(self, state: State, **details: Any) -> None:
-        """Replaces `status.json`."""
+        """Replaces `status.json`; on a full disk it is overwritten where it lies."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         slurm = {"slurm": job} if (job := slurm_job()) else {}
         process = {"process": {"host": platform.node(), "pid": os.getpid()}} if state == "running" else {}
-        write_json(self.folder / "status.json", {"state": state, "time": now, **slurm, **process, **details})
+        content = {"state": state, "time": now, **slurm, **process, **details}
+        write_json(self.folder / "status.json", content, sealed=True, in_place=True)
 
     @property
     def is_locked(self) -> bool:

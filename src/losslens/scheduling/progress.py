@@ -8,12 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from losslens.core.errors import InputError
-from losslens.core.files import read_json
+from losslens.core.files import read_json, read_parquet
 from losslens.runs.current_words import readable_settings
+from losslens.runs.integrity import matches_recorded_hash
 from losslens.runs.labels import labels
 from losslens.runs.run import Run
 from losslens.scheduling.status import RunStatus
@@ -40,7 +38,7 @@ def seconds_left(status: Mapping[str, Any], now: datetime | None = None) -> floa
             return None
         since = ((now or datetime.now(UTC)) - datetime.fromisoformat(status["time"])).total_seconds()
         left = (status["max_steps"] - status["step"]) * status["seconds_per_step"] - since
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     return None if left < -_OVERDUE_SECONDS else max(left, 0.0)
 
@@ -125,12 +123,18 @@ def _benchmark(manifest: Mapping[str, Any]) -> str | None:
 def _accuracy(run: Run, benchmark: str | None) -> float | None:
     file = run.evaluation(benchmark or "")
     try:
-        return _mean_correct(file, file.stat().st_mtime_ns) if benchmark else None
-    except (OSError, pa.ArrowException, ValueError, TypeError):
+        if not benchmark:
+            return None
+        # The hash of the outcomes is written after them.
+        written = (file.stat().st_mtime_ns, (run.folder / "manifest.json").stat().st_mtime_ns)
+        return _mean_correct(run.folder, file, written)
+    except (OSError, InputError, KeyError):
         return None
 
 
 @lru_cache(maxsize=4096)
-def _mean_correct(file: Path, _: int) -> float | None:
-    correct = pq.read_table(file, columns=["correct"])["correct"].to_pylist()
+def _mean_correct(folder: Path, file: Path, _: tuple[int, int]) -> float | None:
+    if matches_recorded_hash(folder, file) is False:
+        return None
+    correct = [value for value in read_parquet(file)["correct"].to_pylist() if isinstance(value, bool)]
     return sum(correct) / len(correct) if correct else None

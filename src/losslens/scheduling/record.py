@@ -35,7 +35,7 @@ def record_file(run: Path) -> Path:
 
 def write_record(file: Path, record: SubmissionRecord) -> None:
     """Writes a record atomically."""
-    write_json(file, asdict(record))
+    write_json(file, asdict(record), sealed=True)
 
 
 def read_record(file: Path) -> SubmissionRecord | None:

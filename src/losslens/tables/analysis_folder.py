@@ -48,7 +48,10 @@ class AnalysisFolder:
     def csv(self, name: str) -> bytes:
         """Returns the bytes of the table `name`; empty if it is missing."""
         file = self.path / f"{name}.csv"
-        return file.read_bytes() if file.exists() else b""
+        try:
+            return file.read_bytes() if file.exists() else b""
+        except OSError as error:
+            raise InputError(f"{file}: cannot be read ({error.strerror})") from error
 
     def columns(self, name: str) -> list[str]:
         """Returns the column names of the table `name`; empty if it is missing."""
@@ -83,7 +86,7 @@ class AnalysisFolder:
             table = whole.reindex(columns=[*texts, *numbers]).astype(dict.fromkeys(numbers, float))
         except (FileNotFoundError, pd.errors.EmptyDataError):
             return pd.DataFrame(columns=[*texts, *numbers])
-        except ValueError as error:  # not a CSV file, or text in a column of numbers
+        except (ValueError, OSError) as error:  # not a CSV file, or text in a column of numbers
             raise InputError(f"{file}: not a table of an analysis ({first_line(error)})") from error
         return table.assign(**{column: table[column].astype(object).fillna("") for column in texts})
 

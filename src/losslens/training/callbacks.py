@@ -69,7 +69,7 @@ class Metrics(TrainerCallback):
     """Writes one line of `metrics.jsonl` per logged step, and passes the same values to `on_metrics`.
 
     Args:
-        file: The file. When a run resumes from a checkpoint, the lines up to that step are kept.
+        file: The file. Each checkpoint has a copy, from which it is restored when a run resumes.
         examples_per_epoch: Examples in one epoch, for the column `epoch`.
         measure: Computes further metrics of the model.
         on_metrics: Called with the step and its metrics.
@@ -87,13 +87,15 @@ class Metrics(TrainerCallback):
         self.measure = measure
         self.on_metrics = on_metrics
 
-    def on_train_begin(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
         kept: list[str] = []
-        if self.file.exists() and state.global_step:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
+        copy = self._copy(args, state)
+        source = copy if copy.is_file() else self.file  # checkpoints of earlier versions have none
+        if source.is_file() and state.global_step:
+            lines = source.read_bytes().decode("utf-8", errors="replace").splitlines()
             kept = [line for line in lines if _step(line) <= state.global_step]
         # The trainer's token count restarts at 0 when it resumes.
-        self.tokens_before = json.loads(kept[-1])["train/num_tokens"] if kept else 0.0
+        self.tokens_before = _number(kept[-1], "train/num_tokens", 0.0) if kept else 0.0
         self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.since = (time.perf_counter(), self.tokens_before)
 
@@ -121,6 +123,12 @@ class Metrics(TrainerCallback):
         with self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **values}) + "\n")
         self.on_metrics(state.global_step, values)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, _: TrainerControl, **__: Any) -> None:
+        shutil.copyfile(self.file, self._copy(args, state))
+
+    def _copy(self, args: TrainingArguments, state: TrainerState) -> Path:
+        return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / self.file.name
 
 
 class LogFinalStep(TrainerCallback):
@@ -258,12 +266,17 @@ class Snapshots(TrainerCallback):
                 weights = temporary / folder_of(model)
                 save_weights(model, weights)
                 manifest = {"run": self.identity, "step": state.global_step, "outcomes": {}}
-                write_json(temporary / "manifest.json", {**manifest, **weights_hashes(weights)})
+                write_json(temporary / "manifest.json", {**manifest, **weights_hashes(weights)}, sealed=True)
 
 
 def _step(line: str) -> float:
     """The step of a line; infinity for a truncated line."""
+    return _number(line, "step", math.inf)
+
+
+def _number(line: str, name: str, default: float) -> float:
+    """A number in a line of JSON; `default` if the line is damaged."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf
+        return float(json.loads(line)[name])
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return default

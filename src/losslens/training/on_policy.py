@@ -76,7 +76,7 @@ def warn_without_signal(folder: Path) -> None:
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     shares = [json.loads(line).get("train/mixed_groups") for line in lines]
     if shares and all(share == 0 for share in shares):
-        rewards = [json.loads(line)["train/reward"] for line in lines]
+        rewards = [json.loads(line).get("train/reward", 0.0) for line in lines]
         print(
             f"{folder.name}: {NO_SIGNAL} in any step: no group had both correct and incorrect samples "
             f"({sum(rewards) / len(rewards):.0%} of the samples were correct); choose easier or harder problems, or a "

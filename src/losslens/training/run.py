@@ -292,12 +292,11 @@ def _train(
         stall = StallGuard(plan.optim.max_step_minutes, folder / "error.txt" if distributed.is_main() else None)
         callbacks: list[TrainerCallback] = [NonFiniteGuard(), ExplosionGuard(), stall]
         callbacks += [LogFinalStep(), PreemptionCallback()]
-        callbacks.append(ChecksumCheckpoint(plan.identity))
         if plan.optim.snapshot_steps:
             callbacks.append(Snapshots(folder / "snapshots", plan.optim.snapshot_steps, plan.identity))
         tracking = weight_tracking(plan.initial_adapter, references) if distributed.is_main() else None
         if tracking is not None:
-            callbacks.insert(0, tracking)  # its file must be covered by the checksums
+            callbacks.insert(0, tracking)
         checkpoints = folder / "checkpoints"
         trainer = make_trainer(plan, base, source, checkpoints, callbacks, microbatch_plan=microbatch_plan)
         if tracking is not None:
@@ -306,6 +305,7 @@ def _train(
         else:
             # All processes start from the same seed, but their dropout masks must differ.
             torch.manual_seed(plan.seed + distributed.rank())
+        trainer.add_callback(ChecksumCheckpoint(plan.identity))  # last: it covers what the others have written
         try:
             with preemption.deferred():  # a signal in the middle of a step takes effect after it
                 trainer.train(resume_from_checkpoint=None if last is None else str(last))

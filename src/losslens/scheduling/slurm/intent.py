@@ -102,7 +102,7 @@ class Intent:
             "cluster": here.name, "processes": limits["processes"],
             "records": [str(record.absolute()) for record in records], "runs": list(runs),
         }  # fmt: skip
-        write_json(self.token, content)
+        write_json(self.token, content, sealed=True)
 
     def record(self, jobs: Sequence[str]) -> None:
         """Writes the record of each job and the table of their runs, then removes the pending tasks.

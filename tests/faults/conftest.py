@@ -1,0 +1,22 @@
+"""How many faults of each kind are injected: few in `make test`, many in `make faults` (`python -m tests.faults`)."""
+
+from __future__ import annotations
+
+import os
+import random
+
+SEED = int(os.environ.get("LOSSLENS_FAULTS_SEED", "21"))
+
+
+def per_kind(short: int) -> int:
+    """Number of faults of a kind: `short` in `make test`, at least LOSSLENS_FAULTS_PER_KIND where that is set.
+
+    Args:
+        short: What the tests can afford: a few seconds for all that a file does.
+    """
+    return max(short, int(os.environ.get("LOSSLENS_FAULTS_PER_KIND", "0")))
+
+
+def dice(kind: str) -> random.Random:
+    """A random generator for a kind of faults, the same in every process: its faults can be injected again."""
+    return random.Random(f"{SEED} {kind}")
