@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from losslens.core.errors import InputError
-from losslens.core.files import atomic_file, atomic_folder, read_json, write_json
+from losslens.core.files import atomic_file, atomic_folder, read_json, temporary_name, write_json
 from losslens.core.hashing import hash_file, hash_json
 
 pytestmark = pytest.mark.fast
@@ -36,6 +38,27 @@ def test_folders_are_written_atomically(tmp_path: Path) -> None:
             (temporary / "file").write_text(text)
     assert (folder / "file").read_text() == "second"
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_killed_processes_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    """That of living ones, of other machines and of other files stays."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    dead, ours = f"{process.pid:x}", f"{os.getpid():x}"
+    machine = temporary_name(tmp_path / "x").name.split(".")[2].split("-")[0]
+    names = [
+        f".file.{machine}-{dead}-0001.tmp", f".file.{machine}-{ours}-0002.tmp", f".file.0{machine[:3]}-{dead}-0003.tmp",
+        f".file2.{machine}-{dead}-0004.tmp", ".file.tmp",
+    ]  # fmt: skip
+    for name in names:
+        (tmp_path / name).touch()
+    for left in (f".folder.{machine}-{dead}-0001.tmp", f".folder.{machine}-{dead}-0001.old.tmp"):
+        (tmp_path / left / "inside").mkdir(parents=True)
+    with atomic_file(tmp_path / "file") as temporary:
+        temporary.touch()
+    with atomic_folder(tmp_path / "folder"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names[1:], "file", "folder"])
 
 
 def test_broken_json_is_an_input_error(tmp_path: Path) -> None:

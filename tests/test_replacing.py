@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ class TestTheFolder:
     def test_what_dead_processes_left_is_removed(self, tmp_path: Path) -> None:
         folder = tmp_path / "analysis"
         with temporary_folder(folder) as mine:
-            dead = mine.with_name(mine.name.replace(f"-{replacement.os.getpid()}-", "-999999999-"))
+            dead = mine.with_name(mine.name.replace(f"-{os.getpid():x}-", "-7fffffff-"))
             dead.mkdir()
             with temporary_folder(folder):
                 assert mine.exists()

@@ -43,6 +43,9 @@ import losslens.scheduling.local.pool
 import losslens.scheduling.monitor
 import losslens.training.run
 
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.faults import shim
+
 
 def requested() -> dict[str, Any]:
     """Waits for requests; only the copies return."""
@@ -112,6 +115,7 @@ losslens.scheduling.local.pool.CONTEXT = multiprocessing.get_context("fork")
 
 if __name__ == "__main__":
     become(requested())
+    shim.install()
     status: object = 0
     try:
         if sys.argv[0] == "-m":

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import random
 
+import pytest
+
+from tests.faults.prepared import Prepared
+
 SEED = int(os.environ.get("LOSSLENS_FAULTS_SEED", "21"))
 
 
@@ -20,3 +24,11 @@ def per_kind(short: int) -> int:
 def dice(kind: str) -> random.Random:
     """A random generator for a kind of faults, the same in every process: its faults can be injected again."""
     return random.Random(f"{SEED} {kind}")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    common = tmp_path_factory.getbasetemp()
+    folder = (common.parent if "PYTEST_XDIST_WORKER" in os.environ else common) / "faults"
+    folder.mkdir(exist_ok=True)
+    return Prepared(folder)

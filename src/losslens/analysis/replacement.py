@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,7 +12,7 @@ from typing import Any
 
 from losslens.analysis.pairs import Pair
 from losslens.core.errors import InputError
-from losslens.core.files import read_json, require_place
+from losslens.core.files import read_json, remove_leftovers, require_place, temporary_name
 from losslens.core.hashing import hash_json
 from losslens.runs.run import Run
 
@@ -124,12 +121,9 @@ def missing_from(facts: Mapping[str, Any], before: EarlierAnalysis) -> str:
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """Creates a temporary folder next to `folder` for a new analysis; it is deleted on exit unless it was moved."""
-    mine = f".{folder.name}.{platform.node()}-"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f"{mine}*.tmp"):
-        if not _is_alive(left.name.removeprefix(mine).partition("-")[0]):
-            shutil.rmtree(left, ignore_errors=True)
-    new = folder.with_name(f"{mine}{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    remove_leftovers(folder)
+    new = temporary_name(folder)
     new.mkdir()
     try:
         yield new
@@ -207,13 +201,3 @@ def _carry_over(old: Path, folder: Path, names: Sequence[str]) -> None:
 
 def _old(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
-
-
-def _is_alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -5,10 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
+import re
 import shutil
+import sys
 import uuid
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +35,21 @@ def atomic_file(path: Path) -> Iterator[Path]:
     if path.is_dir() and not path.is_symlink():
         raise InputError(f"{path}: a folder is in the place of this file; delete it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_name(path)
     try:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+    remove_leftovers(path)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; it replaces `path` if the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = temporary_name(path)
     temporary.mkdir()
     try:
         yield temporary
@@ -53,19 +58,66 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
         if path.is_symlink() or path.is_file():
             path.unlink()
-        if not path.exists():
+        if path.exists():
+            _exchange(temporary, path)
+        else:
             temporary.replace(path)
-            return
-        old = temporary.with_suffix(".old.tmp")
-        path.replace(old)
-        try:
-            temporary.replace(path)
-        except OSError:
-            old.rename(path)  # a disk without room keeps what it had
-            raise
-        shutil.rmtree(old)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    remove_leftovers(path)
+
+
+def _exchange(temporary: Path, path: Path) -> None:
+    """Puts a new folder into the place of an old one; a disk without room keeps the old one."""
+    old = temporary.with_suffix(".old.tmp")
+    path.replace(old)
+    try:
+        temporary.replace(path)
+    except OSError:
+        old.rename(path)
+        raise
+    shutil.rmtree(old)
+
+
+def temporary_name(path: Path) -> Path:
+    """Returns a new name beside `path` for what will replace it: `.NAME.<machine>-<process>-<random>.tmp`."""
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:4]}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what processes that were killed on this machine left behind when they were writing `path`."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{4}})-([0-9a-f]+)-[0-9a-f]{{4}}(\.old)?\.tmp")
+    try:
+        left_over = [(file, pattern.fullmatch(file.name)) for file in path.parent.iterdir() if file.suffix == ".tmp"]
+    except OSError:
+        return
+    for left, found in left_over:
+        if found and found[1] == _machine() and not _is_alive(int(found[2], 16)):
+            shutil.rmtree(left, ignore_errors=True)
+            with suppress(OSError):
+                left.unlink()
+
+
+@cache
+def _machine() -> str:
+    """Four digits for this machine and its process numbers: containers may share a folder and count from 1 each."""
+    try:
+        numbers = str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        numbers = ""
+    return hash_json([platform.node(), numbers], 4)
+
+
+def _is_alive(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # where os.kill(…, 0) ends a process
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def require_place(folder: Path) -> None:

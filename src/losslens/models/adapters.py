@@ -165,12 +165,13 @@ def initial_adapter(
         InputError: The stored adapter is damaged, or a target module does not exist or is not linear.
     """
     import torch
-    from filelock import FileLock
+
+    from losslens.core.locks import file_lock
 
     key = hash_json({"base": base_identity, "lora": settings, "init_seed": init_seed, "dtype": str(base.dtype)}, 12)
     folder = output_dir / "init" / key
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{key}.lock"):
+    with file_lock(folder.parent / f".{key}.lock"):
         if not folder.is_dir():
             with atomic_folder(folder) as temporary, preserved(base), torch.random.fork_rng():
                 torch.manual_seed(init_seed)

@@ -51,15 +51,16 @@ def converted_folder(package: str) -> Path:
     Raises:
         InputError: The package or `gguf` is not installed, or the file cannot be converted.
     """
-    from filelock import FileLock
     from platformdirs import user_cache_path
+
+    from losslens.core.locks import file_lock
 
     file = gguf_file(package)
     sha256 = identity(package)["gguf_sha256"]
     version = importlib.metadata.version("transformers")
     folder = user_cache_path("losslens") / "models" / f"{package}-{str(sha256)[:12]}-transformers-{version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.parent / f".{folder.name}.lock"):
+    with file_lock(folder.parent / f".{folder.name}.lock"):
         if not folder.is_dir():
             print(f"converting {file.name} of {package} (first use only)", flush=True)
             with atomic_folder(folder) as temporary:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 from omegaconf import DictConfig
 
 from losslens.config.data import Data, RolloutConfig
@@ -23,6 +22,7 @@ from losslens.core.commands import command_name
 from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
 from losslens.core.hashing import hash_json, hash_text
+from losslens.core.locks import file_lock
 from losslens.core.notices import print_once
 from losslens.core.provenance import versions
 from losslens.core.redaction import hash_secrets, public_address
@@ -191,7 +191,7 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     key = hash_json(rollouts_identity(config, split), 16)
     require_limits(config, split)
     (parent / ".partial").mkdir(parents=True, exist_ok=True)
-    with FileLock(parent / ".partial" / f"{key}.lock"):
+    with file_lock(parent / ".partial" / f"{key}.lock"):
         folder = find_rollouts(parent, key) or _create(config, split, parent, key)
     try:
         return load_rollouts(folder)
@@ -357,7 +357,7 @@ def _create(config: RolloutConfig, split: Split, parent: Path, key: str) -> Path
 
 def _freeze(table: pd.DataFrame, parent: Path, name: str, manifest: dict[str, Any]) -> Path:
     # Another process may freeze the same content under other settings at the same time.
-    with FileLock(parent / ".lock"):
+    with file_lock(parent / ".lock"):
         return freeze(table, parent, name, manifest)
 
 
@@ -507,7 +507,7 @@ def _from_server(
         [f"{hash_text(problem.prompt)} {sample}" for sample in range(sampling.samples_per_prompt)]
         for problem in problems
     ]
-    with FileLock(file.with_suffix(".lock")):
+    with file_lock(file.with_suffix(".lock")):
         journal = Journal(file)
         try:
             requests = {

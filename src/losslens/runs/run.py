@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from losslens.config.model import Model
 from losslens.core.commands import command_name
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, read_object, write_json
 from losslens.core.hashing import hash_json
+from losslens.core.locks import file_lock
 from losslens.core.provenance import slurm_job
 from losslens.models.loading import model_identity, source_of
 from losslens.models.trained_weights import weights_hashes
@@ -171,7 +172,7 @@ class Run:
         """True if a process has locked the run."""
         if not self.lock_file.exists():
             return False
-        lock = FileLock(self.lock_file)
+        lock = file_lock(self.lock_file)
         try:
             lock.acquire(blocking=False)
         except Timeout:
@@ -205,7 +206,7 @@ class Run:
             LockedError: Another process has locked it, and `wait` is false.
             InputError: The sweep's folder cannot be created or written to.
         """
-        lock = FileLock(self.lock_file)
+        lock = file_lock(self.lock_file)
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from losslens.core.errors import InputError, ServerError, first_line
+from losslens.core.locks import file_lock
 from losslens.runs.run import Run, sweep_folder
 from losslens.tracking.identity import without_environment
 
@@ -133,7 +134,7 @@ def sync_lock(output_dir: Path, sweep: str) -> Iterator[None]:
     Raises:
         InputError: The sweep does not exist.
     """
-    lock = FileLock(sweep_folder(output_dir, sweep) / ".wandb-sync.lock")
+    lock = file_lock(sweep_folder(output_dir, sweep) / ".wandb-sync.lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from losslens.core.files import atomic_file
 from losslens.core.hashing import hash_json
+from losslens.core.locks import file_lock
 from losslens.training.batches import sequences
 
 # Increased when the same tokens start to get different values.
@@ -66,7 +66,7 @@ class ReferenceCache:
         file.parent.mkdir(parents=True, exist_ok=True)
         # The first token of a sequence has no probability.
         lengths = np.array([max(len(completion) - (not prompt), 0) for prompt, completion in token_ids])
-        with FileLock(file.with_suffix(".lock")):
+        with file_lock(file.with_suffix(".lock")):
             logps = _read(file, lengths)
             todo = [batch for batch in self._batches(token_ids) if any(np.isnan(logps[row]).any() for row in batch)]
             if todo:

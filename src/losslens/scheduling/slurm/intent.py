@@ -29,7 +29,7 @@ from losslens.scheduling.slurm.task import Task
 
 _SBATCH_SECONDS = 10.0  # an sbatch process may outlive the command that called it, and still submit
 # Tasks and scripts that submitit writes before it knows the job id, and halves of this package's own files.
-_TEMPORARY = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh|\..+\.[0-9a-f]{8}\.tmp")
+_TEMPORARY = re.compile(r"[0-9a-f]{32}\.pkl|\.submission_file_[0-9a-f]{32}\.sh|\..+\.[0-9a-f-]+\.tmp")
 
 
 @dataclass(frozen=True)

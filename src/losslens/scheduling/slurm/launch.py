@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLease, Timeout
+from filelock import SoftFileLease, Timeout
 from omegaconf import DictConfig
 
 from losslens.config.interpolations import describe_derived
 from losslens.core.commands import format_command
 from losslens.core.errors import InputError
+from losslens.core.locks import file_lock
 from losslens.scheduling.monitor import follow_jobs
 from losslens.scheduling.plan import JobSpec, plan_job
 from losslens.scheduling.record import SubmissionRecord, read_record
@@ -77,7 +78,7 @@ def _lock(output_dir: Path) -> Iterator[SoftFileLease]:
     Not every shared file system tells other hosts of a lock (`flock`), but each lets one of them create a file. Such a
     file outlives its process, and counts as long as that refreshes it. On one host, the lock of the kernel is surer.
     """
-    with FileLock(output_dir / ".slurm.lock"):
+    with file_lock(output_dir / ".slurm.lock"):
         lease = SoftFileLease(output_dir / ".slurm.lease")
         try:
             lease.acquire(blocking=False)
