@@ -18,6 +18,7 @@ from tests.faults.shim import Plan
 
 DAY = 86_400.0
 LONG = per_kind(0) > 0
+TOGETHER = [("rollout", 2), ("train", 3), ("sweep", 2), ("analyze", 2)][: None if LONG else 3]
 
 
 def together(
