@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup vllm sweep picture docs linkcheck test bad-input faults test-fast lowest lint bench bench-all gpu clean coverage
+.PHONY: help setup vllm sweep picture docs linkcheck test bad-input faults test-fast lowest lint audit bench bench-all gpu clean coverage
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -79,6 +79,14 @@ lint: setup  ## linter, formatter, type checker, import contracts
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# pip-audit has an environment of its own, so that its packages are not among those audited.
+AUDIT := .venv-audit
+audit: setup  ## the installed packages against the database of known vulnerabilities; needs the network
+	@test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && \
+		$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit; } || \
+		{ echo "audit: pip-audit could not be installed; nothing was audited" >&2; exit 1; }
+	@$(RUN) -m tools.audit --python $(AUDIT)/bin/python
 
 bench: setup  ## what is promised beside what would be used instead: one table, in under half an hour
 	$(RUN) benchmarks/bars.py

@@ -133,7 +133,13 @@ def _external(name: str, folder: Path, base: BaseFolder | None) -> ComparedAdapt
 
 
 def _name(run: Run, several: bool) -> str:
-    """Returns the name of a run in the tables: its folder, prefixed by its sweep if there are several."""
+    """Returns the name of a run in the tables: its folder, prefixed by its sweep if there are several.
+
+    Raises:
+        InputError: A spreadsheet would read it as a formula.
+    """
+    if run.name.startswith(("=", "+", "-", "@", "\t", "\r")):
+        raise InputError(f"{str(run.folder)!r}: a spreadsheet would read this name as a formula; rename the folder")
     return f"{run.folder.parent.name}/{run.name}" if several else run.name
 
 

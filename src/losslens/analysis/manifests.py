@@ -6,6 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints, ValidationError
 
+from losslens.config.base import FolderName
 from losslens.config.training import LearningRate, TrainOn
 from losslens.core.errors import InputError
 from losslens.runs.current_words import readable_settings
@@ -22,9 +23,9 @@ class _Facts(BaseModel):
 
 
 class Named(_Facts):
-    """A configuration group with a name."""
+    """A configuration group with a name, which becomes part of file names."""
 
-    name: str
+    name: FolderName
 
 
 class TrainingFacts(_Facts):
@@ -40,9 +41,9 @@ class Rank(_Facts):
 
 
 class Frozen(_Facts):
-    """A folder identified by its hash; its name may not contain a path."""
+    """A folder identified by its hash; its name may not contain a path, nor begin with a dot as `..` does."""
 
-    folder: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00]+$")]
+    folder: Annotated[str, StringConstraints(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]*$")]
     sha256: str
 
 
@@ -84,7 +85,7 @@ class RunConfig(_Facts):
 class StartedFacts(_Facts):
     """The manifest of a run, finished or not."""
 
-    method: str
+    method: FolderName
     options: dict[str, Any] = Field(default_factory=dict)
     loss: dict[str, Any] = Field(default_factory=dict)
     conventional_lr_scale: float = Field(gt=0, allow_inf_nan=False)

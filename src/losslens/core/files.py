@@ -154,7 +154,7 @@ def write_json(path: Path, value: Any, *, sealed: bool = False, in_place: bool =
         with atomic_file(path) as temporary:
             temporary.write_bytes(encoded)
     except OSError as error:
-        allocated = path.stat().st_blocks * 512 if in_place and path.is_file() else 0
+        allocated = path.stat().st_blocks * 512 if in_place and path.is_file() and not path.is_symlink() else 0
         if error.errno not in _NO_SPACE or len(encoded) > allocated:
             raise
         with path.open("r+b") as file:
@@ -165,8 +165,15 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, default=lambda entry: remove_secrets(json_value(entry)))
 
 
+def remove_link(path: Path) -> None:
+    """Removes a symbolic link in the place of a file that is about to be written, which may lead anywhere."""
+    if path.is_symlink():
+        path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` with secrets removed (`redaction`)."""
+    remove_link(path)
     path.write_text(remove_secrets(text), encoding="utf-8", errors="backslashreplace")
 
 

@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from losslens.core import distributed, preemption
 from losslens.core.errors import InputError, first_line
-from losslens.core.files import atomic_folder, read_json, write_json
+from losslens.core.files import atomic_folder, read_json, remove_link, write_json
 from losslens.core.hashing import hash_file, hash_json
 from losslens.models.trained_weights import folder_of, save_weights, weights_hashes
 from losslens.training.guards import require_finite
@@ -96,6 +96,7 @@ class Metrics(TrainerCallback):
             kept = [line for line in lines if _step(line) <= state.global_step]
         # The trainer's token count restarts at 0 when it resumes.
         self.tokens_before = _number(kept[-1], "train/num_tokens", 0.0) if kept else 0.0
+        remove_link(self.file)
         self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.since = (time.perf_counter(), self.tokens_before)
 
