@@ -601,7 +601,7 @@ class TestRefused:
                 assert run.name in outcome.stderr
         with (
             edited(run.folder / "status.json", adapter_sha256="0"),
-            pytest.raises(InputError, match=f"{run.name}: the adapter_sha256 in status.json"),
+            pytest.raises(InputError, match=f"{run.name}/status.json: the adapter_sha256 in status.json"),
         ):
             analyse(settings(sweep))
 
@@ -711,7 +711,7 @@ class TestRefused:
             ({"wide": wide}, r"wide: .* is 64 × 5, but 64 × 128 in dft-\S+"),
             ({"broken": broken}, f"{broken}: .* contains non-finite values"),
             ({taken: broken}, f"adapters.{taken}: the name is already taken by a run or the base"),
-            ({"gone": tmp_path / "gone"}, "gone: not a readable PEFT adapter"),
+            ({"gone": tmp_path / "gone"}, "gone: no such folder"),
         ):
             with pytest.raises(InputError, match=message):
                 analyse(settings(sweep, "pairs=none", adapters=adapters))

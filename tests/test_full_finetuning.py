@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ROOT, frozen_source, train_frozen
 from hydra import compose, initialize_config_dir
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GptOssConfig, GptOssForCausalLM, MambaConfig, MambaForCausalLM
@@ -31,6 +30,7 @@ from losslens.runs.spec import RunSpec
 from losslens.training.callbacks import ChecksumCheckpoint, checkpoint_fault
 from losslens.training.run import make_trainer
 from losslens.updates.checkpoint import open_update
+from tests.conftest import ROOT, frozen_source, train_frozen
 
 if TYPE_CHECKING:
     from losslens.training.run import TrainingPlan

@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from conftest import ROOT, script
 from hydra import compose, initialize_config_dir
 
 from losslens.cli.arguments import explain_rejection
@@ -18,6 +17,7 @@ from losslens.losses.grpo import Grpo
 from losslens.losses.rft import Rft
 from losslens.runs.current_words import current_manifest, readable_settings
 from losslens.runs.spec import RunSpec
+from tests.conftest import ROOT, script
 
 
 def spec(*overrides: str) -> RunSpec:

@@ -178,7 +178,7 @@ def test_permanent_failures_are_reported_in_one_line(
     limits = ["rollouts.server.attempts=3", "rollouts.server.concurrency=2", "rollouts.server.timeout=1"]
     outcome = script(*command(tmp_path, url, model, *limits), check=1)
     lines = [line for line in outcome.stderr.splitlines() if line.startswith("rollout.py:")]
-    assert len(lines) == 1
+    assert len(lines) == 1, repr(outcome.stderr)
     assert "rollouts.server: " in lines[0]
     assert told in lines[0]
     assert "Traceback" not in outcome.stderr

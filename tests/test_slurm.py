@@ -468,7 +468,9 @@ def test_a_run_that_slurm_preempts_and_does_not_requeue_is_resumed_by_the_same_c
 SUBMIT_AND_GO_DOWN = r"""#!/bin/bash
 [ "$1" = --test-only ] && exec {sbatch} "$@"
 {sbatch} "$@" >> {log}
-kill $(cat {pid})
+pid=$(cat {pid})
+kill $pid
+while kill -0 $pid 2>/dev/null; do sleep 0.1; done
 echo "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)" >&2
 exit 1
 """

@@ -185,7 +185,9 @@ def test_a_run_that_diverges_stops_no_other_and_is_kept(sweep: Path) -> None:
     assert [run.status["state"] for run in runs_of(sweep, "diverging")].count("completed") == 3
     diverged = states["failed"]
     assert diverged.status["diverged"] is True
-    assert re.fullmatch(r"diverged: (loss|grad_norm) is (nan|inf) at step \d+", diverged.status["error"])
+    assert re.fullmatch(
+        r"diverged: ((loss|grad_norm) is (nan|inf)|the norm of the update, .*) at step \d+", diverged.status["error"]
+    )
     assert diverged.status["error"] in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert re.search(r"diverged", outcome.stdout)
@@ -201,12 +203,11 @@ def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
     [run] = [run for run in runs_of(sweep, "main") if run.name.startswith("sft")]
     in_the_way = sweep / "failing" / run.name / "metrics.jsonl"
     in_the_way.mkdir(parents=True)
-    outcome = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", FEW, "logger=none"), check=1)
+    outcome = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", FEW, "logger=none"), check=2)
     states = {run.name[:3]: run for run in runs_of(sweep, "failing")}
     assert states["sft"].status["state"] == "failed"
-    assert "IsADirectoryError" in outcome.stderr
+    assert f"{in_the_way}: Is a directory" in outcome.stderr
     assert "Traceback" not in outcome.stderr
-    assert "Traceback" in (states["sft"].folder / "error.txt").read_text()
     assert states["rft"].status["state"] == "completed"
     in_the_way.rmdir()
     again = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", FEW, "logger=none"))

@@ -15,6 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from tokenizers import processors
+from torch.nn import Linear
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from losslens.config.parse import parse
@@ -387,7 +388,7 @@ def test_jobs_of_a_sweep_share_checks(tmp_path: Path, monkeypatch: pytest.Monkey
     looked: list[str] = []
     adapters.require_targets.cache_clear()
     for name in ("skeleton", "_with_lora"):
-        monkeypatch.setattr(adapters, name, lambda *_, name=name: looked.append(name))
+        monkeypatch.setattr(adapters, name, lambda *_, name=name: looked.append(name) or Linear(2, 2))
     monkeypatch.setattr(batches, "tokenise", lambda *args, now=tokenise: looked.append("tokenise") or now(*args))
     mine = tmp_path / "mine.jsonl"
     for completion in ("7", "8"):

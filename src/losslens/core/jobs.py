@@ -25,8 +25,6 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 if not sys.stderr.isatty():
     # Keeps logs from filling up with progress bars.
     os.environ.setdefault("TQDM_MININTERVAL", "10")
-    # A refusal after a moment's work is then one line.
-    os.environ.setdefault("TQDM_DELAY", "1")
 # Hydra shows the log messages of libraries; these log every request or glyph.
 for _client in ("httpx", "httpx2", "openai", "fontTools"):
     logging.getLogger(_client).setLevel(logging.WARNING)

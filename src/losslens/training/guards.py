@@ -61,7 +61,7 @@ class ExplosionGuard(TrainerCallback):
         norm = update_norm(model)
         if self._base and norm > _MAX_RELATIVE_NORM * self._base:
             raise DivergedError(
-                f"diverged: the norm of the update, {norm:.3g}, is {norm / self._base:.0f} times that of the base's "
+                f"diverged: the norm of the update, {norm:.3g}, is {norm / self._base:.3g} times that of the base's "
                 f"weights at step {state.global_step}"
             )
 
