@@ -33,7 +33,14 @@ def main() -> int:
             **os.environ, "LOSSLENS_FAULTS": str(file), "LOSSLENS_FAULTS_PER_KIND": str(asked.per_kind),
             "LOSSLENS_FAULTS_SEED": str(asked.seed),
         }  # fmt: skip
-        line = [sys.executable, "-m", "pytest", "-n", "2", *(rest or [str(FOLDER)])]
+        line = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "2",
+            *(rest or [str(FOLDER), str(FOLDER.parent / "test_bad_input.py")]),
+        ]
         status = subprocess.run(line, env=environment, cwd=FOLDER.parents[1], check=False).returncode
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     counts = count([json.loads(line) for line in lines])

@@ -139,11 +139,13 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     asked = hash_json([task, _decoding(model, evaluation, samples)], 16)
     scored = model_fingerprint(base_identity(model), None if adapter is None else weights_fingerprint(adapter))
     file = _outcomes_file(run, name, asked)
+    partial = file.parent / f".{name}-{asked}-{scored}.partial.jsonl"
     if is_scored(file, asked, scored):
         intact = matches_recorded_hash(run.folder, file)
         if intact is None:  # from before hashes were recorded
             record_outcomes(run.folder, file)
         if intact is not False:
+            partial.unlink(missing_ok=True)  # of a process that was killed when it had written the outcomes
             return file
     if file.exists():
         print(f"{file}: damaged or outdated; scoring again", flush=True)
@@ -151,7 +153,7 @@ def _score(run: Run, adapter: Path | None, model: Model, data: Data, evaluation:
     description = f"{run.name} on {name}"
     if adapter is not None:
         _report_contamination(run, problems, source.identity("eval"), description)
-    journal = Journal(file.parent / f".{name}-{asked}-{scored}.partial.jsonl")
+    journal = Journal(partial)
     try:
         request = EvalRequest(problems, samples, model, evaluation, journal, description)
         facts: dict[str, Any] = {}

@@ -21,6 +21,7 @@ from losslens.config.parse import build, parse
 from losslens.core.commands import command_name
 from losslens.core.completions import Completion, Journal, report_truncation
 from losslens.core.errors import InputError, ServerError, UnavailableError
+from losslens.core.files import remove_leftovers
 from losslens.core.hashing import hash_json, hash_text
 from losslens.core.locks import file_lock
 from losslens.core.notices import print_once
@@ -193,6 +194,9 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
     (parent / ".partial").mkdir(parents=True, exist_ok=True)
     with file_lock(parent / ".partial" / f"{key}.lock"):
         folder = find_rollouts(parent, key) or _create(config, split, parent, key)
+        # What a process left that was killed when it had frozen them.
+        (parent / ".partial" / f"{key}.jsonl").unlink(missing_ok=True)
+        remove_leftovers(folder)
     try:
         return load_rollouts(folder)
     except InputError as error:
