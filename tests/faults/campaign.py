@@ -28,6 +28,7 @@ ROLLOUTS = [
 TRAIN = [
     *ROLLOUTS, "data.eval_size=4", "evaluation.max_tokens=24", "optim.max_steps=4", "optim.batch_size=2",
     "optim.save_steps=1", "optim.log_steps=1", "lora_rank.r=1", "logger=none",
+    "weight_tracking.references={}",  # what is finished when a run starts depends on how many run at once
 ]  # fmt: skip
 ANALYZE = [
     "probe_set.problems=12", "connectivity.points=3", "connectivity.midpoint_problems=2", "connectivity.resamples=100",
