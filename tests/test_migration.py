@@ -7,7 +7,9 @@ and RFT killed after its fourth step of twelve. Paths and the host's name were t
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from filelock import FileLock
 from losslens.analysis.arms import arms_of
 from losslens.analysis.gathering import find_runs, gather_cohort
 from losslens.analysis.manifests import RunFacts, StartedFacts, read_facts
+from losslens.core import files
 from losslens.core.errors import InputError
 from losslens.core.files import write_json
 from losslens.core.hashing import hash_json
@@ -133,7 +136,13 @@ def test_killed_at_any_write_the_same_command_finishes_it(
         if left == 0:
             raise KeyboardInterrupt
 
+    with subprocess.Popen(["true"]) as dead:
+        pass
+
     def write(file: Path, content: Any, **options: Any) -> None:
+        if left == 1:  # what a killed process leaves, which must not count as a file of a checkpoint
+            mine = files.temporary_name(file)
+            mine.with_name(mine.name.replace(f"-{os.getpid():x}-", f"-{dead.pid:x}-")).touch()
         step()
         write_json(file, content, **options)
 
@@ -162,6 +171,7 @@ def test_killed_at_any_write_the_same_command_finishes_it(
                         read_facts(run, StartedFacts)
                     with pytest.raises(InputError, match=r"launch/migrate\.py output_dir="):
                         require_format(run.folder, run.manifest)
+            monkeypatch.setattr(files, "_visited", set())  # as in another process
             migrate(killed, "main")
             assert tree(killed) == tree(undisturbed)
             continue

@@ -57,8 +57,8 @@ class BaseWeights:
                             start = spaces[initial] if initial else None
                             parts[name].append(principal_parts(adapter[module], start, weight))
             for name in missing:
-                found[name] = BaseComparison.of(norms, parts[name])
-                self._cache.save("against_base", keys[name], vars(found[name]))
+                fresh = BaseComparison.of(norms, parts[name])
+                found[name] = BaseComparison(**self._cache.save("against_base", keys[name], vars(fresh)))
         return found
 
     def effects(self, copies: int) -> dict[str, Array]:
@@ -82,8 +82,7 @@ class BaseWeights:
                         rng = np.random.default_rng(m)
                         found_effects[name].append(against_copies(adapter[module], weight, directions, copies, rng))
             for name in missing:
-                found[name] = np.array(found_effects[name])
-                self._cache.save("effects", keys[name], {"effects": found[name]})
+                found[name] = self._cache.save("effects", keys[name], {"effects": found_effects[name]})["effects"]
         return found
 
     def principal(self, module: str, shape: tuple[int, int]) -> Principal:
@@ -91,8 +90,8 @@ class BaseWeights:
         key = [self._passes.identity, module, self._top]
         known = self._cache.load("principal", key, ["norm", "values", "left", "right"])
         if known is None:
-            known = vars(principal(self._passes.base_weight(module, shape), self._top))
-            self._cache.save("principal", key, known)
+            fresh = principal(self._passes.base_weight(module, shape), self._top)
+            known = self._cache.save("principal", key, vars(fresh))
         if (len(known["left"]), len(known["right"])) != shape:
             raise InputError(f"the adapters do not fit the base: {module} has a different shape there")
         return Principal(float(known["norm"]), known["values"], known["left"], known["right"])

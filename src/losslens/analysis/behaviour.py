@@ -89,8 +89,7 @@ class BehaviourPasses:
             known = self._cache.load("behaviour", key, _PAIR)
             if known is None:
                 values = vars(pair_behaviour(self._shifted(a), self._shifted(b)))
-                known = {name: np.asarray(values[name]) for name in _PAIR}
-                self._cache.save("behaviour", key, known)
+                known = self._cache.save("behaviour", key, {name: values[name] for name in _PAIR})
             found[a, b] = PairBehaviour(
                 float(known["output_cosine"]), float(known["output_cosine_null"]), float(known["js"]),
                 float(known["js_null"]), known["shift_cosine"], known["shift_cosine_null"],
@@ -118,7 +117,7 @@ class BehaviourPasses:
         if known is None:
             with self.passes.model(name) as model:
                 known = self._off_task_pass(model, None if name is None else self._base_off_task["tokens"])
-            self._cache.save("off_task", key, known)
+            known = self._cache.save("off_task", key, known)
         return known
 
     def _off_task_pass(self, model: Any, kept: np.ndarray | None) -> Arrays:
@@ -173,7 +172,7 @@ class BehaviourPasses:
                 known = self._copy(name, draw)
                 if known is None:
                     break
-                self._cache.save("rotated", self.copy_key(name, draw), known)
+                known = self._cache.save("rotated", self.copy_key(name, draw), known)
             copies.append(known)
             share = float(known["scaled_kl"]) / self._kl_of(name)
             if abs(share - 1) >= _KL_TOLERANCE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,18 @@ class Cache:
         except _DAMAGED:
             return None
 
-    def save(self, kind: str, key: Any, arrays: Arrays) -> None:
-        """Saves `arrays` under `key`, plain values that determine them completely."""
+    def save(self, kind: str, key: Any, arrays: Mapping[str, Any]) -> Arrays:
+        """Saves `arrays` under `key`, plain values that determine them completely.
+
+        Returns:
+            The arrays as `load` will return them. Use these: the order in memory of a slice or a transpose changes the
+            last digits of what is computed from it.
+        """
+        arrays = {name: np.array(value, order="C") for name, value in arrays.items()}
         path = self._file(kind, key)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays, **{_KEY: np.array(path.stem)})
+        return arrays
 
     def _file(self, kind: str, key: Any) -> Path:
         return self.folder / kind / f"{hash_json([_VERSION, kind, key], 24)}.npz"

@@ -125,8 +125,8 @@ class ForwardPasses:
                     # Cached in the order of the hashes, so that (b, a) finds the result of (a, b).
                     weights = [[1 - alpha, alpha] for alpha in alphas[1:-1]]
                     between = self._losses(self._in_order(pair), weights, sequences, bar.update)
-                    lines[pair] = {"nll": np.stack([losses.nll for losses in between])}
-                    self.cache.save("line", line_keys[pair], lines[pair])
+                    found = {"nll": [losses.nll for losses in between]}
+                    lines[pair] = self.cache.save("line", line_keys[pair], found)
         curves = {}
         for a, b in pairs:
             along = lines[a, b]["nll"] if self._in_order((a, b)) == (a, b) else lines[a, b]["nll"][::-1]
@@ -143,9 +143,7 @@ class ForwardPasses:
 
     def _end(self, name: str, key: Any, sequences: TeacherForced, done: Callable[[], object]) -> Arrays:
         [at_end] = self._losses([name], [[1.0]], sequences, done)
-        found = {"nll": at_end.nll, "tokens": at_end.tokens}
-        self.cache.save("losses", key, found)
-        return found
+        return self.cache.save("losses", key, {"nll": at_end.nll, "tokens": at_end.tokens})
 
     def _known(self, kind: str, keys: Mapping[Name, Any], names: Sequence[str]) -> dict[Name, Arrays]:
         """Loads the cached results for `keys`."""

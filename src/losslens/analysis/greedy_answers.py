@@ -86,7 +86,7 @@ def midpoints(passes: ForwardPasses, pairs: Sequence[Pair], benchmark: GreedyBen
             with passes.between(pair) as (model, set_weights):
                 set_weights([0.5, 0.5])
                 known = benchmark.answer(passes, model, f"midpoint {number} of {len(pairs)}")
-            passes.cache.save("midpoint", key, known)
+            known = passes.cache.save("midpoint", key, known)
         found[pair] = pd.Series(known["correct"], index=known["problem_id"])
     return found
 
@@ -107,6 +107,6 @@ def copy_answers(
             if known is None:
                 with behaviour.copy(name, draw) as model:
                     known = benchmark.answer(passes, model, f"{name}, copy {draw + 1} of {draws}")
-                passes.cache.save("copy_answers", key, known)
+                known = passes.cache.save("copy_answers", key, known)
             found.setdefault(name, []).append(pd.Series(known["correct"], index=known["problem_id"]))
     return found

@@ -109,8 +109,7 @@ class InterventionPasses:
                 lambda factor: self._kl_of(Change((name,), "scaled", factor)), reached, target, _KL_TOLERANCE,
                 _MOST_STEPS,
             )  # fmt: skip
-            known = {"factor": np.array(factor), "kl": np.array(there)}
-            self._cache.save("equal_kl", key, known)
+            known = self._cache.save("equal_kl", key, {"factor": factor, "kl": there})
         if abs(float(known["kl"]) / target - 1) >= _KL_TOLERANCE:
             self.off_target[name] = float(known["kl"]) / target
         return float(known["factor"])
@@ -157,8 +156,7 @@ class InterventionPasses:
             "nll": np.concatenate([batch.nll for batch in batches]),
             "norm": np.array(norm),
         }
-        self._cache.save("intervention", [self._about, *self._key(change)], found)
-        return found
+        return self._cache.save("intervention", [self._about, *self._key(change)], found)
 
     def _answers(self, change: Change) -> Arrays | None:
         """Loads the answers; empty if no problems are answered, None if they have not been yet."""

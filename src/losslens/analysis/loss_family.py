@@ -244,8 +244,7 @@ def _by_step(
             if known is None:
                 with ExitStack() as stack:
                     a, b = (stack.enter_context(point.open()) for point in points)
-                    known = {"cosine": trajectory([a], [b], modules).cosines}
-                cache.save("step", key, known)
+                    known = cache.save("step", key, {"cosine": trajectory([a], [b], modules).cosines})
             if np.isfinite(value := float(known["cosine"].item())):
                 found.setdefault(step, []).append(value)
     return found

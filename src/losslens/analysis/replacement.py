@@ -122,7 +122,7 @@ def missing_from(facts: Mapping[str, Any], before: EarlierAnalysis) -> str:
 def temporary_folder(folder: Path) -> Iterator[Path]:
     """Creates a temporary folder next to `folder` for a new analysis; it is deleted on exit unless it was moved."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(folder)
+    remove_leftovers(folder.parent)
     new = temporary_name(folder)
     new.mkdir()
     try:

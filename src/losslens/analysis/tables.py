@@ -116,8 +116,8 @@ def _drawn_angles(cache: Cache, spaces: tuple[tuple[int, int, int], ...]) -> tup
     key = [spaces, _DRAWS, _SEED]
     known = cache.load("null", key, ["smallest", "largest"])
     if known is None:
-        known = dict(zip(("smallest", "largest"), map(np.array, expected_angles(spaces, _DRAWS, _SEED)), strict=True))
-        cache.save("null", key, known)
+        angles = expected_angles(spaces, _DRAWS, _SEED)
+        known = cache.save("null", key, dict(zip(("smallest", "largest"), angles, strict=True)))
     return float(known["smallest"]), float(known["largest"])
 
 

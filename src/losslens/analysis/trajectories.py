@@ -156,8 +156,8 @@ def _overlaps(points: Sequence[Point], targets: Sequence[Point], modules: Sequen
     if known is None:
         with ExitStack() as stack:
             opened, ends = ([stack.enter_context(point.open()) for point in group] for group in (points, targets))
-            known = {"overlaps": left_overlaps(opened, ends, modules).transpose(1, 0, 2)}
-        cache.save("overlaps", key, known)
+            found = left_overlaps(opened, ends, modules).transpose(1, 0, 2)
+        known = cache.save("overlaps", key, {"overlaps": found})
     return known["overlaps"]
 
 
@@ -174,8 +174,8 @@ def _measured(points: Sequence[Point], targets: Sequence[Point], modules: Sequen
     if known is None:
         with ExitStack() as stack:
             opened, ends = ([stack.enter_context(point.open()) for point in group] for group in (points, targets))
-            known = vars(trajectory(opened, ends, modules))
-        cache.save("path", key, known)
+            found = trajectory(opened, ends, modules)
+        known = cache.save("path", key, vars(found))
     return Trajectory(**known)
 
 

@@ -36,13 +36,12 @@ def measure_weight_space(
         ordered = [*fresh, *(name for name in names if name not in fresh)]
         new_runs, new_pairs = _compare([by_name[name] for name in ordered], len(fresh), modules, top)
         for name, run in zip(fresh, new_runs, strict=True):
-            runs[name] = run
-            cache.save("run", initial_key(by_name[name], modules), vars(run))
+            runs[name] = RunGeometry(**cache.save("run", initial_key(by_name[name], modules), vars(run)))
         order = {name: number for number, name in enumerate(names)}
         for (i, j), pair in zip(pairs_of(len(ordered), len(fresh)), new_pairs.values(), strict=True):
             a, b = sorted((ordered[i], ordered[j]), key=order.__getitem__)
-            pairs[a, b] = pair
-            cache.save("pair", _pair_key(by_name[a], by_name[b], top, modules), vars(pair))
+            key = _pair_key(by_name[a], by_name[b], top, modules)
+            pairs[a, b] = PairGeometry(**cache.save("pair", key, vars(pair)))
     return {name: runs[name] for name in names}, {pair: pairs[pair] for pair in all_pairs(names)}
 
 

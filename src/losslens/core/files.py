@@ -22,6 +22,10 @@ from losslens.core.redaction import remove_secrets
 
 # Entry of a JSON object with the SHA-256 of the others, so that a flipped bit is not taken for another number.
 _SEAL, _SEAL_DIGITS = "content_sha256", 32
+# Names that `temporary_name` gives.
+_TEMPORARY = re.compile(r"\..+\.(?P<machine>[0-9a-f]{4})-(?P<process>[0-9a-f]+)-[0-9a-f]{4}(?:\.old)?\.tmp")
+_DAY = 24 * 3600
+_visited: set[tuple[int, Path]] = set()
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -42,7 +46,6 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    remove_leftovers(path)
 
 
 @contextmanager
@@ -58,13 +61,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _sync(file)
         if path.is_symlink() or path.is_file():
             path.unlink()
-        if path.exists():
-            _exchange(temporary, path)
-        else:
+        try:
             temporary.replace(path)
+        except OSError as error:  # asked of the rename: another machine may have made the folder a moment ago
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            _exchange(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    remove_leftovers(path)
 
 
 def _exchange(temporary: Path, path: Path) -> None:
@@ -80,22 +84,39 @@ def _exchange(temporary: Path, path: Path) -> None:
 
 
 def temporary_name(path: Path) -> Path:
-    """Returns a new name beside `path` for what will replace it: `.NAME.<machine>-<process>-<random>.tmp`."""
+    """Returns a new name beside `path` for what will replace it: `.NAME.<machine>-<process>-<random>.tmp`.
+
+    The first call of a process for a folder removes the leftovers in it: once, since a cache has very many files.
+    """
+    if (visit := (os.getpid(), path.parent)) not in _visited:
+        _visited.add(visit)
+        remove_leftovers(path.parent)
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid():x}-{uuid.uuid4().hex[:4]}.tmp")
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes what processes that were killed on this machine left behind when they were writing `path`."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{4}})-([0-9a-f]+)-[0-9a-f]{{4}}(\.old)?\.tmp")
+def remove_leftovers(folder: Path) -> None:
+    """Removes from a folder what processes that were killed on this machine have left under temporary names.
+
+    That of other machines goes when it is a day older than the last change of the folder, by the clock of the file
+    system. A file of another name is never touched: the folder may be a user's.
+    """
     try:
-        left_over = [(file, pattern.fullmatch(file.name)) for file in path.parent.iterdir() if file.suffix == ".tmp"]
+        changed = folder.stat().st_mtime
+        entries = [entry for entry in os.scandir(folder) if entry.name.endswith(".tmp")]
     except OSError:
         return
-    for left, found in left_over:
-        if found and found[1] == _machine() and not _is_alive(int(found[2], 16)):
-            shutil.rmtree(left, ignore_errors=True)
-            with suppress(OSError):
-                left.unlink()
+    for entry in entries:
+        found = _TEMPORARY.fullmatch(entry.name)
+        if found is None:
+            continue
+        with suppress(OSError):  # its process ends, or another one removes it
+            if found["machine"] == _machine():
+                is_left = not _is_alive(int(found["process"], 16))
+            else:
+                is_left = changed - entry.stat(follow_symlinks=False).st_mtime > _DAY
+            if is_left:
+                shutil.rmtree(entry.path, ignore_errors=True)
+                Path(entry.path).unlink(missing_ok=True)
 
 
 @cache

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import BaseFileLock, FileLock, Timeout
 
 from losslens.core.errors import InputError
 
@@ -17,6 +19,25 @@ def file_lock(file: Path) -> FileLock:
     """Returns a lock on a file, which may exist; the lock ends with its process."""
     # In place of flock a file that exists while the lock is held would outlive a killed process.
     return _Lock(file, fallback_to_soft=False)
+
+
+@contextmanager
+def held(lock: BaseFileLock, waiting: Callable[[], str]) -> Iterator[None]:
+    """Holds a lock within the block; prints the line `waiting()` if another process holds it, and waits.
+
+    Raises:
+        OSError: The lock's folder does not exist or cannot be written to.
+        InputError: The file system has no locks.
+    """
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(waiting(), flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _Lock(FileLock):

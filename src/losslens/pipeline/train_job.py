@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import traceback
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -157,6 +158,8 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
                 if config.logger.artifacts and prepared.rollouts is not None:
                     artifacts.use(wandb_session, "rollouts", prepared.rollouts.name, prepared.rollouts)
                 _train(config, run, prepared, wandb_session)
+            # Only now that the manifest has the adapter's hash: without it the run is trained again from them.
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
             if config.logger.artifacts:
                 artifacts.log(wandb_session, "adapter", run.name, run.adapter, run.adapter.iterdir())
             locked_base = _score_base(config, wait)
@@ -175,8 +178,9 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
             raise
         steps = run.manifest["training"]["steps"]
         if not done_before:
-            run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=weights_fingerprint(run.adapter))
+            # First, since a completed run is not looked at again.
             (run.folder / "error.txt").unlink(missing_ok=True)
+            run.set_state("completed", step=steps, max_steps=steps, adapter_sha256=weights_fingerprint(run.adapter))
         wandb_session.log_late(steps, {f"eval/{name}": value for name, value in _accuracies(files).items()})
     accuracy = None
     if config.benchmarks:

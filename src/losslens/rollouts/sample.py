@@ -196,7 +196,7 @@ def frozen_rollouts(config: RolloutConfig, split: Split = "train") -> FrozenRoll
         folder = find_rollouts(parent, key) or _create(config, split, parent, key)
         # What a process left that was killed when it had frozen them.
         (parent / ".partial" / f"{key}.jsonl").unlink(missing_ok=True)
-        remove_leftovers(folder)
+        remove_leftovers(parent)
     try:
         return load_rollouts(folder)
     except InputError as error:

@@ -19,10 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import Timeout
-
 from losslens.core.errors import InputError, ServerError, first_line
-from losslens.core.locks import file_lock
+from losslens.core.locks import file_lock, held
 from losslens.runs.run import Run, sweep_folder
 from losslens.tracking.identity import without_environment
 
@@ -135,15 +133,8 @@ def sync_lock(output_dir: Path, sweep: str) -> Iterator[None]:
         InputError: The sweep does not exist.
     """
     lock = file_lock(sweep_folder(output_dir, sweep) / ".wandb-sync.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"sweep {sweep}: locked by another process; waiting", flush=True)
-        lock.acquire()
-    try:
+    with held(lock, lambda: f"sweep {sweep}: locked by another process; waiting"):
         yield
-    finally:
-        lock.release()
 
 
 def plan(output_dir: Path, sweep: str) -> Plan:

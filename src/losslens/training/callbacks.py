@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from losslens.core import distributed, preemption
 from losslens.core.errors import InputError, first_line
-from losslens.core.files import atomic_folder, read_json, remove_link, write_json
+from losslens.core.files import atomic_file, atomic_folder, read_json, remove_leftovers, write_json
 from losslens.core.hashing import hash_file, hash_json
 from losslens.models.trained_weights import folder_of, save_weights, weights_hashes
 from losslens.training.guards import require_finite
@@ -96,8 +96,8 @@ class Metrics(TrainerCallback):
             kept = [line for line in lines if _step(line) <= state.global_step]
         # The trainer's token count restarts at 0 when it resumes.
         self.tokens_before = _number(kept[-1], "train/num_tokens", 0.0) if kept else 0.0
-        remove_link(self.file)
-        self.file.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        with atomic_file(self.file) as temporary:  # which replaces a link, too
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.since = (time.perf_counter(), self.tokens_before)
 
     def on_log(
@@ -210,6 +210,7 @@ def rewrite_checksums(checkpoint: Path, before: str, now: str) -> None:
         before: Fingerprint that it is recorded under.
         now: New fingerprint of the same run.
     """
+    remove_leftovers(checkpoint)  # of a process that was killed here, which would be a file too many
     if not checkpoint_fault(checkpoint, before):
         step = int(checkpoint.name.rpartition("-")[2])
         write_json(checkpoint / _CHECKSUMS, _checksums(now, step, _hashes(checkpoint)))

@@ -198,6 +198,8 @@ def train_run(
 ) -> dict[str, Any]:
     """Trains `plan` in `folder`: writes checkpoints, `adapter/` or `model/` at the end, and `snapshots/` if configured.
 
+    The checkpoints stay: whoever records the result deletes them.
+
     With several processes, all of them call this within `distributed.lockstep`, and the main process writes the files.
 
     Args:
@@ -254,8 +256,6 @@ def train_run(
         note = " and gradient checkpointing" if checkpointing else ""
         print(f"{folder.name}: out of memory with a micro-batch of {micro_batch}; trying {smaller}{note}", flush=True)
     distributed.barrier()  # all processes are done with the checkpoints
-    if distributed.is_main():
-        shutil.rmtree(checkpoints, ignore_errors=True)
     rows = source.epoch_length
     return {
         "steps": plan.optim.steps(rows),

@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import SoftFileLease, Timeout
+from filelock import SoftFileLease
 from omegaconf import DictConfig
 
 from losslens.config.interpolations import describe_derived
 from losslens.core.commands import format_command
 from losslens.core.errors import InputError
-from losslens.core.locks import file_lock
+from losslens.core.locks import file_lock, held
 from losslens.scheduling.monitor import follow_jobs
 from losslens.scheduling.plan import JobSpec, plan_job
 from losslens.scheduling.record import SubmissionRecord, read_record
@@ -80,15 +80,8 @@ def _lock(output_dir: Path) -> Iterator[SoftFileLease]:
     """
     with file_lock(output_dir / ".slurm.lock"):
         lease = SoftFileLease(output_dir / ".slurm.lease")
-        try:
-            lease.acquire(blocking=False)
-        except Timeout:
-            print(f"Another host submits, or was interrupted; waiting for {lease.lock_file}", flush=True)
-            lease.acquire()
-        try:
+        with held(lease, lambda: f"Another host submits, or was interrupted; waiting for {lease.lock_file}"):
             yield lease
-        finally:
-            lease.release()
 
 
 @dataclass(frozen=True)
