@@ -145,11 +145,16 @@ def main() -> None:
     )
     parser.add_argument("--turns", type=int, default=2, help="repetitions of the sweep of the embedded model")
     options = parser.parse_args()
-    rows: list[Row] = []
     for name in options.parts or PARTS:
+        rows = []
         for row in PARTS[name](options.turns):
             rows.append(row)
             print(line(row), flush=True)
+        keep(rows)  # at once: a later part may fail, or take too long
+
+
+def keep(rows: list[Row]) -> None:
+    """Puts the rows in place of earlier ones of the same parts in the file of this kind of machine."""
     file = ROOT / "benchmarks" / "results" / f"{machine_name()}.json"
     file.parent.mkdir(exist_ok=True)
     earlier = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
@@ -158,7 +163,6 @@ def main() -> None:
     new = [{**asdict(row), "ratio": row.ratio, "met": row.is_met, **when} for row in rows]
     content = {"machine": machine(), "command": "python benchmarks/bars.py", "rows": [*kept, *new]}
     file.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(f"kept in {file.relative_to(ROOT)}")
 
 
 def line(row: Row) -> str:

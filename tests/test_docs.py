@@ -293,6 +293,16 @@ def test_commands_are_found() -> None:
 # Names
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_tests_that_are_named_are_there(page: Path) -> None:
+    for file, names in re.findall(r"\b(tests/[\w/]+\.py)((?:::\w+)*)", page.read_text(encoding="utf-8")):
+        found: ast.AST = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+        for name in filter(None, names.split("::")):
+            inside = [node for node in ast.iter_child_nodes(found) if getattr(node, "name", None) == name]
+            assert inside, f"{file}{names}"
+            found = inside[0]
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if page != WRONG], ids=name_of)
 def test_no_page_has_an_old_name(page: Path) -> None:
     text = page.read_text(encoding="utf-8")

@@ -43,7 +43,7 @@ def test_folders_are_written_atomically(tmp_path: Path) -> None:
 
 
 def test_what_killed_processes_left_goes_with_the_first_write(tmp_path: Path) -> None:
-    """That of living ones and of other files stays, also that of other machines for a day; names that are not ours for ever."""
+    """That of living ones stays, for a day that of other machines, and for ever what has no such name."""
     with subprocess.Popen(["true"]) as process:
         process.wait()
     dead, ours = f"{process.pid:x}", f"{os.getpid():x}"

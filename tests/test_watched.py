@@ -173,6 +173,15 @@ class TestStalls:
         assert "Timeout (0:00:00" in file.read_text()
         assert 'File "<string>", line 6' in file.read_text()
 
+    def test_nothing_is_written_through_a_link(self, tmp_path: Path) -> None:
+        elsewhere, link = tmp_path / "elsewhere", tmp_path / "error.txt"
+        elsewhere.write_text("kept")
+        link.symlink_to(elsewhere)
+        guard = StallGuard(5.0, link)
+        guard.on_train_begin(None, SimpleNamespace(global_step=0), None)  # type: ignore[arg-type]
+        guard.close()
+        assert elsewhere.read_text() == "kept"
+
     @pytest.mark.parametrize("minutes", [None, 5.0])
     def test_what_ends_in_time_leaves_nothing(self, minutes: float | None, tmp_path: Path) -> None:
         guard = StallGuard(minutes, tmp_path / "error.txt")

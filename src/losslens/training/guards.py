@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from losslens.core.errors import DivergedError
+from losslens.core.files import remove_link
 from losslens.models.trained_weights import base_norm, update_norm
 
 # ‖ΔW‖_F over ‖W0‖_F: far beyond any update that is of use (a few per cent), and before float32 overflows.
@@ -89,7 +90,11 @@ class StallGuard(TrainerCallback):
         if self._minutes is None:
             return
         self._before = signal.signal(signal.SIGALRM, self._stop)
-        self._stacks = sys.__stderr__ if self._file is None else self._file.open("w", encoding="utf-8")
+        if self._file is None:
+            self._stacks = sys.__stderr__
+        else:
+            remove_link(self._file)
+            self._stacks = self._file.open("w", encoding="utf-8")
         self._wait_for(state.global_step + 1)
 
     def on_step_end(self, _: TrainingArguments, state: TrainerState, __: TrainerControl, **___: Any) -> None:
