@@ -3,22 +3,71 @@
 from __future__ import annotations
 
 import errno
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
+import torch
 from pydantic import ValidationError
 
 from losslens.analysis.gathering import _name
 from losslens.analysis.manifests import Frozen, Named
 from losslens.core.errors import InputError
 from losslens.core.files import write_json, write_text
+from losslens.losses.sft import Sft
+from losslens.models.loading import LoadedModel
 from losslens.runs.run import Run
+from losslens.training import callbacks
 from losslens.training.callbacks import Metrics
+from tests.conftest import train_frozen
 from tools.audit import verdict
 
 pytestmark = pytest.mark.fast
+
+
+class Malicious:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+@pytest.mark.parametrize("with_checksum", [False, True])
+def test_a_checkpoint_runs_nothing(
+    name: str, with_checksum: bool, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Changed, it is passed over unread. With checksums made for it, it is still not unpickled."""
+
+    def cut(step: int, values: dict[str, float]) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    plan = make_plan(Sft(name="sft"), batch_size=4, max_steps=3, save_steps=1, log_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        train_frozen(plan, base, tokenised, tmp_path, cut)
+    [checkpoint] = (tmp_path / "checkpoints").glob("checkpoint-1")
+    marker = tmp_path / "it ran"
+    torch.save(Malicious(marker), checkpoint / name)
+    torch.load(checkpoint / name, weights_only=False)
+    marker.unlink()  # it would run
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        torch.load(checkpoint / name, weights_only=True)
+    if with_checksum:
+        sealed = callbacks._checksums(plan.identity, 1, callbacks._hashes(checkpoint))
+        write_json(checkpoint / "sealed.json", sealed)
+        with pytest.raises(pickle.UnpicklingError):
+            train_frozen(plan, base, tokenised, tmp_path)
+    else:
+        assert train_frozen(plan, base, tokenised, tmp_path)["resumed_from"] == 0
+    assert not marker.exists()
 
 
 def _audited(*ids: str) -> dict[str, Any]:
