@@ -206,7 +206,7 @@ def test_a_run_that_fails_stops_no_other(sweep: Path) -> None:
     outcome = script(*command(sweep, "-m", "method=sft,rft", "sweep=failing", FEW, "logger=none"), check=2)
     states = {run.name[:3]: run for run in runs_of(sweep, "failing")}
     assert states["sft"].status["state"] == "failed"
-    assert f"{in_the_way}: Is a directory" in outcome.stderr
+    assert f"{in_the_way}: a folder is in the place of this file; delete it" in outcome.stderr
     assert "Traceback" not in outcome.stderr
     assert states["rft"].status["state"] == "completed"
     in_the_way.rmdir()
