@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: help setup vllm sweep picture docs linkcheck test bad-input faults test-fast lowest lint audit bench bench-all gpu clean coverage
+.PHONY: help setup vllm sweep picture docs linkcheck test bad-input faults test-fast lowest lint audit bench bench-all study gpu clean coverage
 .DEFAULT_GOAL := help
 
 help:  ## say what there is
@@ -100,6 +100,9 @@ bench-all: setup  ## every benchmark of its own, in an hour and more
 	$(RUN) benchmarks/full_size.py
 	$(RUN) benchmarks/submission.py
 	$(RUN) benchmarks/wandb_sync.py
+
+study: setup  ## the study "How much of it is the loss?": about twelve hours, resumable; STAGE=runs or results
+	$(RUN) -m tools.study $(if $(STAGE),--stage $(STAGE))
 
 # Without `setup`, so that a machine without a network can bring its own packages: PYTHONPATH=site:src make gpu RUN=python3
 gpu:  ## correctness, speed and memory on a GPU, in at most 8 minutes and without a network; small on a CPU

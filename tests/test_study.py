@@ -1,0 +1,329 @@
+"""The statistics and measures of the study "How much of it is the loss?"."""
+
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from losslens.measures.base_weights import principal
+from losslens.measures.rotated import effects
+from losslens.updates.lora import LoraUpdate
+from tools.study.crossed import (
+    FACTORS,
+    Crossed,
+    Shares,
+    correlation,
+    mantel,
+    over_losses,
+    p_of_factor,
+    pairs_of_losses,
+    shares,
+)
+from tools.study.geometry import MEASURES, geometry
+from tools.study.hypotheses import (
+    behaviour_per_norm,
+    decided,
+    explained_by_norm,
+    function_less_weights,
+    gradient_matrices,
+    leave_out_draws,
+    likelihoods,
+    pair_table,
+    persisting,
+    share_table,
+)
+from tools.study.results import KINDS, Results
+from tools.study.similarities import gram, normalised, weight_products
+
+pytestmark = pytest.mark.fast
+
+
+SIZES = ("common", "loss", "data", "loss_and_data", "order")
+
+
+def simulated(sizes, rng, levels=(1, 8, 3, 3), dimension=20_000):
+    """Runs whose updates are sums of independent vectors of these squared lengths, named as in `Shares`."""
+    starts, losses, draws, orders = levels
+    part = {name: np.sqrt(size / dimension) for name, size in sizes.items()}
+    common = part["common"] * rng.standard_normal(dimension)
+    loss = part["loss"] * rng.standard_normal((losses, dimension))
+    data = part["data"] * rng.standard_normal((draws, dimension))
+    both = part["loss_and_data"] * rng.standard_normal((losses, draws, dimension))
+    rows, vectors = [], []
+    for s, a, d, o in product(range(starts), range(losses), range(draws), range(orders)):
+        rows.append(dict(zip(FACTORS, (f"s{s}", f"a{a}", f"d{d}", f"o{o}"), strict=True)))
+        vectors.append(common + loss[a] + data[d] + both[a, d] + part["order"] * rng.standard_normal(dimension))
+    return pd.DataFrame(rows), normalised(gram(np.array(vectors)))
+
+
+def test_shares_by_hand():
+    # Each of two losses is .9 like itself in another order, .5 on other data; they are .6 alike on one draw, .3 on two.
+    found = shares(np.array([[0.9, 0.6], [0.6, 0.9]]), np.array([[0.5, 0.3], [0.3, 0.5]]))
+    assert found.table() == pytest.approx({"common": 0.3, "loss": 0.2, "data": 0.3, "loss_and_data": 0.1, "order": 0.1})
+    assert sum(found.table().values()) == pytest.approx(1)
+    assert found.of_data == pytest.approx(0.4)
+
+
+def test_copies_of_a_loss_are_no_pair_in_a_resample():
+    same, other = np.array([[0.9, 0.6], [0.6, 0.7]]), np.array([[0.5, 0.3], [0.3, 0.1]])
+    assert shares(same, other, [0, 0, 1]).common == pytest.approx(0.3)  # not (.3 + .3 + .5)/3
+    assert shares(same, other, [0, 0, 1]).order == pytest.approx(1 - (0.9 + 0.9 + 0.7) / 3)
+    first, second = pairs_of_losses(same, other, np.array([0, 0, 1]))
+    assert first.tolist() == [0.6, 0.6]
+    assert second.tolist() == [0.3, 0.3]
+
+
+def test_shares_are_those_that_the_runs_were_made_of():
+    sizes = {"common": 0.15, "loss": 0.25, "data": 0.2, "loss_and_data": 0.3, "order": 0.1}
+    design = Crossed.of(*simulated(sizes, np.random.default_rng(0)))
+    found = shares(design.between(same_draw=True), design.between(same_draw=False))
+    assert found.table() == pytest.approx(sizes, abs=0.02)
+
+
+def test_pairs_differ_in_order_and_share_their_start():
+    levels = list(product(("s0", "s1"), ("a", "b"), ("d0", "d1"), ("o0", "o1")))
+    runs = pd.DataFrame(levels, columns=list(FACTORS))
+    codes = np.array([[1000 * (x[0] != y[0]) + 100 * (x[1] != y[1]) + 10 * (x[2] != y[2]) + (x[3] != y[3])
+                       for y in levels] for x in levels], dtype=float)  # fmt: skip
+    design = Crossed.of(runs, codes)
+    assert design.between(same_draw=True).tolist() == [[1, 101], [101, 1]]
+    assert design.between(same_draw=False).tolist() == [[11, 111], [111, 11]]
+    assert design.between(same_draw=True, same_start=False).tolist() == [[1001, 1101], [1101, 1001]]
+    assert design.only("loss", ["b"]).between(same_draw=False).tolist() == [[11]]
+
+
+def test_the_order_of_the_runs_does_not_matter_and_a_missing_run_is_left_out():
+    runs, matrix = simulated(
+        {"common": 0.2, "loss": 0.2, "data": 0.2, "loss_and_data": 0.2, "order": 0.2}, np.random.default_rng(1)
+    )
+    whole = Crossed.of(runs, matrix).between(same_draw=True)
+    order = np.random.default_rng(2).permutation(len(runs))
+    turned = Crossed.of(runs.iloc[order], matrix[np.ix_(order, order)])
+    back = [turned.losses.index(loss) for loss in Crossed.of(runs, matrix).losses]
+    np.testing.assert_allclose(turned.between(same_draw=True)[np.ix_(back, back)], whole)
+    kept = np.arange(1, len(runs))
+    without = Crossed.of(runs.iloc[kept], matrix[np.ix_(kept, kept)]).only(
+        "loss", whole_names := list(runs["loss"].unique())
+    )
+    assert without.losses == whole_names
+    np.testing.assert_allclose(without.between(same_draw=True)[1:, 1:], whole[1:, 1:])
+    assert np.isfinite(without.between(same_draw=True)).all()
+    with pytest.raises(ValueError, match="two runs have the same"):
+        Crossed.of(pd.concat([runs, runs.iloc[:1]]), np.eye(len(runs) + 1))
+
+
+@pytest.mark.parametrize("factor", ["loss", "draw"])
+def test_a_factor_is_found_where_it_is_and_not_where_it_is_not(factor):
+    without = {"common": 0.3, "loss": 0.0, "data": 0.0, "loss_and_data": 0.0, "order": 0.7}
+    name = "loss" if factor == "loss" else "data"
+    other = "data" if factor == "loss" else "loss"
+    small = (1, 5, 3, 3)
+    present = simulated({**without, name: 0.1, "order": 0.6}, np.random.default_rng(0), small, 2000)
+    assert p_of_factor(Crossed.of(*present), factor, 199) == 1 / 200
+    # What the other factor adds, and what one loss has on one draw, is no effect of this one.
+    absent = [
+        p_of_factor(
+            Crossed.of(*simulated({**without, other: 0.3, "order": 0.4}, np.random.default_rng(i), small, 300)),
+            factor,
+            99,
+            i,
+        )
+        for i in range(40)
+    ]
+    assert 0.3 < np.mean(absent) < 0.7  # uniform, if the test is exact
+    assert np.mean(np.array(absent) <= 0.1) < 0.3
+
+
+def test_the_interval_over_losses_is_that_of_a_mean():
+    values = np.random.default_rng(0).normal(1.0, 0.5, 400)
+    found = over_losses(lambda chosen: float(values[chosen].mean()), len(values), 2000)
+    error = values.std(ddof=1) / 20
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx(
+        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.01
+    )
+    assert found.p == pytest.approx(2 / 2001)
+    assert over_losses(lambda chosen: 0.0, 3, 10).p == 1
+
+
+def test_mantel_counts_the_orders_that_reach_the_observed_one():
+    points = np.random.default_rng(0).standard_normal((9, 2))
+    distances = np.linalg.norm(points[:, None] - points[None], axis=-1)
+    r, p = mantel(distances, distances**2, 499)
+    assert r == pytest.approx(np.corrcoef(*[m[np.triu_indices(9, 1)] for m in (distances, distances**2)])[0, 1])
+    assert p == 1 / 500
+    # Three items have six orders; of these two keep the one distance that differs in its place.
+    three = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 0.0]])
+    assert mantel(three, three, 5999)[1] == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_correlation_leaves_out_what_is_unknown():
+    first, second = np.array([1.0, 2.0, 3.0, np.nan]), np.array([2.0, 4.0, 6.0, 0.0])
+    assert correlation(first, second) == pytest.approx(1)
+    assert np.isnan(correlation(first[2:], second[2:]))
+    assert np.isnan(correlation(np.ones(5), np.arange(5.0)))
+
+
+def test_products_of_weights_and_inputs_by_hand():
+    # C doubles the first input: tr(ΔW_a C ΔW_bᵀ) counts it twice.
+    changes = np.array([[[1.0, 0.0]], [[1.0, 1.0]]])
+    weights, inputs = weight_products(
+        iter([("m", changes), ("n", 2 * changes)]), dict.fromkeys("mn", np.diag([2.0, 1.0]))
+    )
+    assert weights.tolist() == [[5, 5], [5, 10]]
+    assert inputs.tolist() == [[10, 10], [10, 15]]
+    assert normalised(np.array([[4.0, 2.0], [2.0, 0.0]]))[0].tolist()[0] == 1
+    assert np.isnan(normalised(np.array([[4.0, 2.0], [2.0, 0.0]]))[0, 1])
+
+
+def test_geometry_agrees_with_the_analysis_and_with_numbers_by_hand():
+    rng = np.random.default_rng(0)
+    weight, factors = rng.standard_normal((24, 16)), (rng.standard_normal((24, 2)), rng.standard_normal((2, 16)))
+    changes = np.stack([0.02 * factors[0] @ factors[1], np.zeros((24, 16))])
+    found = geometry(iter([("m", changes)]), lambda name, shape: weight, 2)
+    own = effects(LoraUpdate(*factors, 0.02).svd(), weight, principal(weight, 10))
+    assert found["spectral_shift"][0] == pytest.approx(np.sqrt(own[0]))
+    assert found["rotation"][0] == pytest.approx(np.degrees(np.sqrt(own[1])))
+    assert found["unchanged"][0] == own[2] / weight.size
+    # Nothing changes without an update.
+    assert [found[name][1] for name in ("unchanged", "spectral_shift", "rotation", "intruders")] == pytest.approx(
+        [1, 0, 0, 0], abs=1e-5
+    )
+    assert found["principal_left_chance"][0] == pytest.approx(10 / 24)
+    u = np.linalg.svd(weight)[0][:, :10]
+    assert found["principal_left"][0] == pytest.approx(np.sum((u.T @ changes[0]) ** 2) / np.sum(changes[0] ** 2))
+    assert set(found) == {
+        *MEASURES,
+        *(f"{name}_copies" for name in MEASURES),
+        "principal_left",
+        "principal_left_chance",
+    }
+
+
+def test_a_turned_copy_has_the_geometry_of_its_size_alone():
+    # An update along W0's own leading direction shifts the spectrum by its size; a turned copy of it hardly does.
+    weight = np.diag([5.0, 4, 3, 2, 1, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05, 0.01])
+    change = np.zeros((1, 12, 12))
+    change[0, 0, 0] = 0.5
+    found = geometry(iter([("m", change)]), lambda name, shape: weight, 8)
+    assert found["spectral_shift"][0] == pytest.approx(0.5)
+    assert found["spectral_shift_copies"][0] < 0.3
+
+
+def test_the_largest_changes_overlap_with_the_smallest_weights():
+    weight = np.arange(1.0, 101).reshape(10, 10)
+    changes = np.stack([weight**2, 200 - weight, np.full((10, 10), 1.0)])
+    found = geometry(iter([("m", changes)]), lambda name, shape: weight, 0)
+    assert found["small_overlap"][:2].tolist() == [0, 1]
+
+
+def test_an_intruder_is_a_direction_that_is_far_from_every_one_of_the_base():
+    weight = np.diag(np.linspace(2, 1, 16))
+    change = np.zeros((1, 16, 16))
+    change[0] = 50 * np.outer(np.ones(16) / 4, np.ones(16) / 4)  # cosine ¼ with every direction of W0
+    found = geometry(iter([("m", change)]), lambda name, shape: weight, 0)
+    assert found["intruders"][0] >= 1
+
+
+def test_shares_name_what_is_lost_on_other_data():
+    assert Shares(0.1, 0.2, 0.3, 0.15, 0.25).of_data == pytest.approx(0.45)
+
+
+def results_of(runs, similarities=None, gradients=None):
+    matrix = np.eye(len(runs)) if similarities is None else similarities
+    return Results(runs, dict.fromkeys(KINDS, matrix), pd.DataFrame() if gradients is None else gradients)
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), np.random.default_rng(0), (1, 3, 2, 2), 50)
+    results_of(runs, matrix, pd.DataFrame({"cosine": [0.5]})).write(tmp_path, "study")
+    read = Results.read(tmp_path, "study")
+    pd.testing.assert_frame_equal(read.runs, runs)
+    for kind in KINDS:
+        np.testing.assert_allclose(read.similarities[kind], matrix, atol=1e-7)
+    assert read.gradients["cosine"].tolist() == [0.5]
+
+
+def test_what_persists_of_a_pair_by_hand():
+    levels = list(product(("s",), ("sft", "dpo"), ("d0", "d1"), ("o0", "o1", "o2")))
+    runs = pd.DataFrame(levels, columns=list(FACTORS))
+    # One loss: .8 on one draw, .4 on two. Two losses: .6 and .2.
+    values = {(True, True): 0.8, (True, False): 0.4, (False, True): 0.6, (False, False): 0.2}
+    matrix = np.array([[values[x[1] == y[1], x[2] == y[2]] for y in levels] for x in levels])
+    table = pair_table(Crossed.of(runs, matrix)).set_index(["loss_a", "loss_b"])
+    pair = table.loc["sft", "dpo"]
+    assert pair[["same", "other", "relative", "relative_other", "persists"]].tolist() == pytest.approx(
+        [0.6, 0.2, 0.75, 0.5, 1 / 3]
+    )
+    assert (pair["relative_low"], pair["relative_high"]) == pytest.approx((0.75, 0.75))  # all orders alike
+    assert persisting(table.reset_index()) == {"related": 1, "less_than_half": 1}
+    shown = share_table(Crossed.of(runs, matrix)).set_index("share")["value"]
+    assert shown["data_less_loss"] == pytest.approx((0.4 + 0.0) - 0.2)
+    assert leave_out_draws(Crossed.of(runs, matrix).only("draw", ["d0"])) != {}
+    assert likelihoods(Crossed.of(runs.replace("dpo", "rft"), matrix)) == pytest.approx(
+        {"one_loss_two_draws": 0.4, "two_losses_one_draw": 0.6}
+    )
+
+
+def test_gradients_that_are_the_ends_decide_all():
+    rng = np.random.default_rng(0)
+    sizes = {"common": 0.2, "loss": 0.1, "data": 0.1, "loss_and_data": 0.6, "order": 0.0}
+    runs, matrix = simulated(sizes, rng, (1, 6, 2, 3), 500)
+    first = runs.drop_duplicates(["loss", "draw"])
+    cosines = matrix[np.ix_(first.index, first.index)]
+    gradients = pd.DataFrame(
+        {
+            "start": "s0", "loss_a": a.loss, "draw_a": a.draw, "loss_b": b.loss, "draw_b": b.draw,
+            "cosine": cosines[i, i + j], "halves_a": 0.25, "halves_b": 0.25,
+        }
+        for i, a in enumerate(first.itertuples())
+        for j, b in enumerate(list(first.itertuples())[i:])
+    )  # fmt: skip
+    found = decided(results_of(runs, matrix, gradients), Crossed.of(runs, matrix), 99)
+    assert found["r"].value == pytest.approx(1)
+    assert found["gap"] == pytest.approx(0, abs=1e-12)
+    assert found["p"] == 1 / 100
+    assert found["halves"] == 0.25
+    assert found["r_other"].value < 0.7 < found["difference"].value + found["r_other"].value
+    matrices = gradient_matrices(results_of(runs, matrix, gradients), ["a0", "a1", "a2", "a3", "a4", "a5"])
+    np.testing.assert_allclose(matrices["s0", "d0", "d1"], matrices["s0", "d1", "d0"].T)
+
+
+def test_a_measure_that_is_the_norm_is_explained_by_it():
+    rng = np.random.default_rng(0)
+    norms = np.exp(rng.uniform(-2, 0, 24))
+    runs = pd.DataFrame({"loss": [f"a{i // 3}" for i in range(24)], "norm": norms})
+    for name in MEASURES:
+        runs[name], runs[f"{name}_copies"] = norms**2, 2 * norms**2
+    runs["unchanged"] = np.log(norms) + 5
+    runs["intruders"], runs["intruders_copies"] = 0.0, 0.0
+    runs["principal_left"], runs["principal_left_chance"] = rng.uniform(0.1, 0.2, 24), 0.1
+    table = explained_by_norm(runs).set_index("measure")
+    assert table.loc[["unchanged", "spectral_shift", "rotation"], "r2"].tolist() == pytest.approx([1, 1, 1])
+    assert table.loc["spectral_shift", ["least_ratio", "largest_ratio"]].tolist() == pytest.approx([0.5, 0.5])
+    assert table.loc["small_overlap", "r2"] < 0.99  # its logarithm is not taken
+    assert table.loc["principal_left", "r2"] < 0.5
+    assert np.isnan(table.loc["intruders", "r2"])
+
+
+def test_behaviour_per_norm_by_hand():
+    rows = [(loss, order, kl, 0.5) for loss, kl in (("sft", 0.01), ("rft", 0.02), ("grpo", 0.03), ("dpo", 0.2))
+            for order in ("1", "2", "3")]  # fmt: skip
+    table = behaviour_per_norm(pd.DataFrame(rows, columns=["loss", "order", "kl", "norm"])).set_index("loss")
+    assert table.loc["dpo", ["ratio", "low", "high"]].tolist() == pytest.approx([10, 10, 10])
+    assert table.index[0] == "dpo"
+    assert table.loc["rft", "ratio"] == pytest.approx(1)
+
+
+def test_function_less_weights_by_hand():
+    levels = list(product(("s", "t"), ("sft", "dpo"), ("d0", "d1"), ("o0", "o1")))
+    runs = pd.DataFrame(levels, columns=list(FACTORS))
+    weights = np.array([[0.1 if x[0] != y[0] else 0.4 if x[2] != y[2] else 0.8 for y in levels] for x in levels])
+    function = np.array([[0.7 if x[0] != y[0] else 0.6 if x[2] != y[2] else 0.9 for y in levels] for x in levels])
+    found = function_less_weights({"weights": Crossed.of(runs, weights), "function": Crossed.of(runs, function)})
+    assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(
+        {"draw": 0.2, "start": 0.6, "function_start": 0.7, "weights_start": 0.1}
+    )
+    alone = Crossed.of(runs, weights).only("start", ["s"])
+    assert list(function_less_weights({"weights": alone, "function": alone})) == ["draw"]

@@ -1,0 +1,1 @@
+"""What makes pages, pictures and models of the repository; not part of the package."""

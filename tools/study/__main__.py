@@ -1,0 +1,57 @@
+"""Makes the study "How much of it is the loss?": `make study`, or one stage of it, `make study STAGE=results`.
+
+Stages: runs (trains what is missing: about ten hours on two cores, resumable), results (measures the runs and writes
+docs/studies/how_much_is_the_loss/*.parquet: about two hours).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs" / "studies" / "how_much_is_the_loss"
+
+# Sweeps in the order in which they are made, with hours on two cores.
+SWEEPS = {"study": 2.5, "study_rates": 0.6, "study_epochs": 0.2, "study_full": 0.4, "study_smollm2": 6.4}
+# Sweeps whose updates are compared with copies of themselves.
+WITH_GEOMETRY = ("study", "study_full")
+
+
+def train(sweeps: list[str], workers: int) -> None:
+    """Trains the runs that are missing."""
+    hours = sum(SWEEPS[sweep] for sweep in sweeps)
+    print(f"runs: {', '.join(sweeps)}, {hours:.1f} hours on two cores from nothing; finished runs are kept", flush=True)
+    for sweep in sweeps:
+        command = [sys.executable, "train.py", f"experiment={sweep}", f"workers={workers}", "logger=none"]
+        print(" ".join(command[1:]), flush=True)
+        subprocess.run(command, cwd=ROOT, check=True)
+
+
+def measure(sweeps: list[str]) -> None:
+    """Measures the finished runs."""
+    from tools.study.results import measure as measure_sweep
+
+    for sweep in sweeps:
+        print(f"results: {sweep}", flush=True)
+        measure_sweep(sweep, ROOT / "outputs", with_geometry=sweep in WITH_GEOMETRY).write(RESULTS, sweep)
+
+
+def main() -> None:
+    """Runs the stages of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=("all", "runs", "results"), default="all")
+    parser.add_argument("--sweep", choices=tuple(SWEEPS), action="append", help="only this sweep; may be given again")
+    parser.add_argument("--workers", type=int, default=2, help="runs at once")
+    arguments = parser.parse_args()
+    sweeps = arguments.sweep or list(SWEEPS)
+    if arguments.stage in ("all", "runs"):
+        train(sweeps, arguments.workers)
+    if arguments.stage in ("all", "results"):
+        measure(sweeps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,266 @@
+"""Numbers that decide the hypotheses of docs/studies/how_much_is_the_loss_hypotheses.md, from the results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from losslens.evaluation.statistics import jackknife_interval
+from tools.study.crossed import (
+    Crossed,
+    Estimate,
+    Shares,
+    correlation,
+    mantel,
+    over_losses,
+    p_of_factor,
+    pairs_of_losses,
+    shares,
+)
+from tools.study.geometry import MEASURES
+from tools.study.results import KINDS, Results
+
+Array = NDArray[np.float64]
+
+# Relative value on one draw from which two losses count as related.
+RELATED = 0.5
+# Measures of the geometry suite whose logarithm is taken, as they are proportional to the update.
+LOGARITHMIC = ("spectral_shift", "rotation")
+SUITE = ("unchanged", "spectral_shift", "rotation", "small_overlap")
+LIKELIHOODS = ("sft", "rft", "dft", "rift")
+POINTWISE = (*LIKELIHOODS, "grpo")
+
+
+def designs(results: Results) -> dict[str, Crossed]:
+    """Arranges the similarities of each kind by the factors of the runs."""
+    return {kind: Crossed.of(results.runs, results.similarities[kind]) for kind in KINDS}
+
+
+def share_table(design: Crossed) -> pd.DataFrame:
+    """Computes the shares of an update with their intervals over losses, and the difference of H1.
+
+    Returns:
+        A row for each share and for `data_less_loss` (data + loss × data − loss): value, low, high, p.
+    """
+    same, other = design.between(same_draw=True), design.between(same_draw=False)
+    statistics: dict[str, Callable[[Shares], float]] = {
+        "common": lambda found: found.common,
+        "loss": lambda found: found.loss,
+        "data": lambda found: found.data,
+        "loss_and_data": lambda found: found.loss_and_data,
+        "order": lambda found: found.order,
+        "data_less_loss": lambda found: found.of_data - found.loss,
+    }
+
+    def estimate(of: Callable[[Shares], float]) -> Estimate:
+        return over_losses(lambda chosen: of(shares(same, other, chosen)), len(same))
+
+    return pd.DataFrame([{"share": name, **vars(estimate(of))} for name, of in statistics.items()])
+
+
+def leave_out_draws(design: Crossed) -> dict[str, Shares]:
+    """Computes the shares without each draw of the data."""
+    draws = design.levels["draw"]
+    found = {}
+    for left_out in draws:
+        rest = design.only("draw", [draw for draw in draws if draw != left_out])
+        found[left_out] = shares(rest.between(same_draw=True), rest.between(same_draw=False))
+    return found
+
+
+def pair_table(design: Crossed) -> pd.DataFrame:
+    """Computes, for each two losses (and one with itself), what persists of their similarity on other data.
+
+    Returns:
+        `same` and `other` (similarity on one draw and on two), `relative` and `relative_other` (over the geometric
+        means of what the two show with themselves), with the jackknife interval of `relative` over orders, and
+        `persists` (`other`/`same`).
+    """
+    same, other = design.between(same_draw=True), design.between(same_draw=False)
+    orders = design.levels["order"]
+    without = [
+        design.only("order", [order for order in orders if order != left_out]).between(same_draw=True)
+        for left_out in orders
+    ]
+    rows = []
+    for i, a in enumerate(design.losses):
+        for j, b in enumerate(design.losses[i:], i):
+            relative = _relative(same, i, j)
+            low, high = _jackknife(relative, [_relative(matrix, i, j) for matrix in without])
+            rows.append(
+                {
+                    "loss_a": a, "loss_b": b, "same": same[i, j], "other": other[i, j], "relative": relative,
+                    "relative_low": low, "relative_high": high, "relative_other": _relative(other, i, j),
+                    "persists": other[i, j] / same[i, j],
+                }
+            )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _relative(matrix: Array, i: int, j: int) -> float:
+    ceiling = matrix[i, i] * matrix[j, j]
+    return float(matrix[i, j] / np.sqrt(ceiling)) if matrix[i, i] > 0 and matrix[j, j] > 0 else float("nan")
+
+
+def _jackknife(value: float, left_out: Sequence[float]) -> tuple[float, float]:
+    """Returns the interval of a value from those without each order; NaN for two orders."""
+    low, high = jackknife_interval(np.array([value]), np.array(left_out)[:, None], len(left_out))
+    return float(low[0]), float(high[0])
+
+
+def persisting(pairs: pd.DataFrame) -> dict[str, float]:
+    """Counts the related pairs of two losses of which less than half of the similarity persists (H1b)."""
+    related = pairs[(pairs["loss_a"] != pairs["loss_b"]) & (pairs["relative"] >= RELATED)]
+    return {"related": len(related), "less_than_half": int((related["persists"] < 0.5).sum())}
+
+
+def likelihoods(design: Crossed) -> dict[str, float]:
+    """Compares one likelihood loss on two draws with two of them on one draw (H1c)."""
+    chosen = design.only("loss", LIKELIHOODS)
+    same, other = chosen.between(same_draw=True), chosen.between(same_draw=False)
+    upper = np.triu_indices(len(same), 1)
+    return {"one_loss_two_draws": float(np.nanmean(np.diag(other))), "two_losses_one_draw": float(same[upper].mean())}
+
+
+def gradient_matrices(results: Results, losses: Sequence[str]) -> dict[tuple[str, str, str], Array]:
+    """Arranges the cosines of gradients before step 1 by start, draw of the first and draw of the second, (L, L)."""
+    found: dict[tuple[str, str, str], Array] = {}
+    places = {loss: place for place, loss in enumerate(losses)}
+    for row in results.gradients.to_dict("records"):
+        i, j = places[row["loss_a"]], places[row["loss_b"]]
+        for a, b, x, y in ((row["draw_a"], row["draw_b"], i, j), (row["draw_b"], row["draw_a"], j, i)):
+            matrix = found.setdefault((row["start"], a, b), np.full((len(losses), len(losses)), np.nan))
+            matrix[x, y] = row["cosine"]
+    return found
+
+
+def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dict[str, Any]:
+    """Compares gradients before step 1 with the ends of the runs, over pairs of losses (H2).
+
+    Returns:
+        `r`, its interval and Mantel's p for gradients and ends on the same draw, averaged over draws and starts; the
+        mean gap; `r_other`, of gradients of one draw and ends of another; and the difference of the two.
+    """
+    matrices = gradient_matrices(results, design.losses)
+    starts, draws = design.levels["start"], design.levels["draw"]
+    ends = {
+        (start, draw): design.only("start", [start]).only("draw", [draw]).between(same_draw=True)
+        for start in starts
+        for draw in draws
+    }
+
+    def r(losses: NDArray[np.int_], *, same: bool) -> float:
+        found = [
+            correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, end], losses))
+            for start in starts
+            for draw in draws
+            for end in draws
+            if (draw == end) is same
+        ]
+        return float(np.nanmean(found)) if found else float("nan")
+
+    count = len(design.losses)
+    gradients = np.mean([matrices[start, draw, draw] for start in starts for draw in draws], axis=0)
+    final = np.mean([ends[start, draw] for start in starts for draw in draws], axis=0)
+    upper = np.triu_indices(count, 1)
+    _, p = mantel(gradients, final, permutations)
+    return {
+        "r": over_losses(lambda chosen: r(chosen, same=True), count, 1000),
+        "r_other": over_losses(lambda chosen: r(chosen, same=False), count, 1000) if len(draws) > 1 else None,
+        "difference": over_losses(lambda chosen: r(chosen, same=True) - r(chosen, same=False), count, 1000)
+        if len(draws) > 1
+        else None,
+        "p": p,
+        "gap": float(np.mean(np.abs(gradients[upper] - final[upper]))),
+        "halves": float(results.gradients.loc[_diagonal(results.gradients), "halves_a"].mean()),
+    }
+
+
+def _diagonal(gradients: pd.DataFrame) -> pd.Series:
+    return (gradients["loss_a"] == gradients["loss_b"]) & (gradients["draw_a"] == gradients["draw_b"])
+
+
+def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
+    """Regresses each measure of the geometry suite on log‖ΔW‖ (H3), with intervals over losses.
+
+    Returns:
+        A row for each measure: `r2`, its interval, and the least and largest mean ratio of a loss to rotated copies.
+    """
+    grouped = dict(list(runs.groupby("loss")))
+    names = list(grouped)
+    rows = []
+    for measure in (*MEASURES, "principal_left"):
+        copies = "principal_left_chance" if measure == "principal_left" else f"{measure}_copies"
+
+        def r2(chosen: NDArray[np.int_], measure: str = measure) -> float:
+            picked = pd.concat([grouped[names[number]] for number in chosen])
+            values = np.log(picked[measure]) if measure in LOGARITHMIC else picked[measure]
+            return (
+                correlation(np.log(picked["norm"].to_numpy()), values.to_numpy()) ** 2 if values.std() > 0 else np.nan
+            )
+
+        estimate = over_losses(r2, len(names), 1000)
+        mean = runs.groupby("loss")[[measure, copies]].mean()
+        ratio = (mean[measure] / mean[copies].where(mean[copies] > 0)).dropna()
+        rows.append(
+            {
+                "measure": measure, "r2": estimate.value, "low": estimate.low, "high": estimate.high,
+                "least_ratio": ratio.min(), "least_loss": ratio.idxmin() if len(ratio) else "",
+                "largest_ratio": ratio.max(), "largest_loss": ratio.idxmax() if len(ratio) else "",
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def behaviour_per_norm(runs: pd.DataFrame) -> pd.DataFrame:
+    """Computes KL ÷ ‖ΔW‖² of each loss over the median of the pointwise losses (H4), with intervals over orders.
+
+    Values are geometric means over draws and starts.
+    """
+    values = runs.assign(log=np.log(runs["kl"] / runs["norm"] ** 2))
+    orders = list(dict.fromkeys(values["order"]))
+
+    def of(loss: str, chosen: pd.DataFrame) -> float:
+        means = chosen.groupby("loss")["log"].mean()
+        return float(means[loss] - np.median(means[[name for name in POINTWISE if name in means.index]]))
+
+    rows = []
+    for loss in dict.fromkeys(values["loss"]):
+        ratio = of(loss, values)
+        left_out = [of(loss, values[values["order"] != order]) for order in orders]
+        low, high = _jackknife(ratio, left_out)
+        rows.append({"loss": loss, "ratio": np.exp(ratio), "low": np.exp(low), "high": np.exp(high)})
+    return pd.DataFrame(rows).sort_values("ratio", ascending=False, ignore_index=True)
+
+
+def function_less_weights(found: dict[str, Crossed]) -> dict[str, Estimate]:
+    """Compares how far function and weights depend on draw and start (H5), with intervals over losses.
+
+    Returns:
+        `draw`, `start`: mean similarity of one loss on two draws (from two starts) in function, minus that in weights;
+        `function_start`, `weights_start`: the similarity from two starts itself.
+    """
+
+    def diagonal(kind: str, **which: bool) -> Array:
+        own: Array = np.diag(found[kind].between(**which))
+        return own
+
+    draw = diagonal("function", same_draw=False) - diagonal("weights", same_draw=False)
+    estimates = {"draw": draw}
+    if len(found["weights"].levels["start"]) > 1:
+        function, weights = (diagonal(kind, same_draw=True, same_start=False) for kind in ("function", "weights"))
+        estimates |= {"start": function - weights, "function_start": function, "weights_start": weights}
+    return {name: over_losses(_mean_of(values), len(values)) for name, values in estimates.items()}
+
+
+def _mean_of(values: Array) -> Callable[[NDArray[np.int_]], float]:
+    return lambda chosen: float(np.nanmean(values[chosen]))
+
+
+def p_of_factors(design: Crossed, permutations: int = 9_999) -> dict[str, float]:
+    """Tests whether the loss and the draw matter at all (H1)."""
+    return {factor: p_of_factor(design, factor, permutations) for factor in ("loss", "draw")}

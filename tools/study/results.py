@@ -1,0 +1,213 @@
+"""Results of the study: everything that is measured of the runs of a sweep, as small parquet files.
+
+`<sweep>-runs.parquet` has a row for each run. `<sweep>-similarities.parquet` has a row for each pair of its rows (the
+upper triangle, row by row), with a column for each kind of similarity. `<sweep>-gradients.parquet` has a row for each
+two gradients before step 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from hydra import compose, initialize_config_dir
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from losslens.analysis.cache import Cache
+from losslens.analysis.cohort import Cohort, ComparedAdapter
+from losslens.analysis.forward_passes import ForwardPasses
+from losslens.analysis.function_space import base_of, external_base, locate_bases, trust_of
+from losslens.analysis.gathering import find_runs, gather_cohort
+from losslens.analysis.probe_set import TeacherForced, probe_set
+from losslens.config import interpolations
+from losslens.config.analysis import AnalyzeConfig
+from losslens.config.parse import parse
+from losslens.core.files import atomic_file
+from losslens.evaluation.outcomes import read_outcomes
+from losslens.measures.outputs import kl
+from losslens.pipeline.initial_gradients import initial_gradients
+from losslens.runs.run import Run
+from losslens.updates.folder import open_adapter
+from tools.study.geometry import geometry
+from tools.study.similarities import (
+    activation_products,
+    dense_updates,
+    flip_products,
+    gram,
+    input_second_moments,
+    normalised,
+    output_products,
+    weight_products,
+)
+
+Array = NDArray[np.float64]
+CONF = Path(__file__).parents[2] / "conf"
+
+KINDS = ("weights", "inputs", "function", "activations", "behaviour")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured of one sweep.
+
+    Attributes:
+        runs: A row for each run.
+        similarities: For each of the `KINDS` the cosine of every two runs, shape (N, N).
+        gradients: A row for each two gradients before step 1, of every loss, draw and start.
+    """
+
+    runs: pd.DataFrame
+    similarities: Mapping[str, Array]
+    gradients: pd.DataFrame
+
+    def write(self, folder: Path, sweep: str) -> None:
+        """Writes the three files of a sweep into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        upper = np.triu_indices(len(self.runs), 1)
+        pairs = pd.DataFrame({kind: matrix[upper].astype(np.float32) for kind, matrix in self.similarities.items()})
+        for name, table in (("runs", self.runs), ("similarities", pairs), ("gradients", self.gradients)):
+            with atomic_file(folder / f"{sweep}-{name}.parquet") as temporary:
+                table.to_parquet(temporary, index=False, compression="zstd")
+
+    @classmethod
+    def read(cls, folder: Path, sweep: str) -> Results:
+        """Reads what `write` wrote."""
+        runs, pairs, gradients = (
+            pd.read_parquet(folder / f"{sweep}-{name}.parquet") for name in ("runs", "similarities", "gradients")
+        )
+        upper = np.triu_indices(len(runs), 1)
+        matrices = {}
+        for kind in pairs:
+            matrix = np.eye(len(runs))
+            matrix[upper] = pairs[kind]
+            matrices[str(kind)] = np.triu(matrix) + np.triu(matrix, 1).T
+        return cls(runs, matrices, gradients)
+
+
+def measure(sweep: str, output_dir: Path, *, with_geometry: bool, copies: int = 4) -> Results:
+    """Measures the finished runs of a sweep.
+
+    Args:
+        sweep: Its name.
+        output_dir: The folder of the sweeps.
+        with_geometry: Also measures what each update does to its base weights, beside rotated copies.
+        copies: Number of rotated copies.
+    """
+    config = _config(sweep, output_dir)
+    contents = find_runs(config.output_dir, config.sweeps, config.allow_different)
+    locate_bases(contents, config)
+    cohort = gather_cohort(contents, {}, external_base(contents, config))
+    source, identity = base_of(config.model_path, cohort.first, trust_of(config))
+    passes = ForwardPasses(source, identity, cohort, Cache(config.output_dir / "cache"), config.batch_size)
+    frozen = probe_set(config.probe_set, config.output_dir, cohort.first, trust_of(config), config.model_path)
+    sequences = TeacherForced(frozen, answer_only=False)
+    members, modules = cohort.members, cohort.modules
+
+    passes.observe(cohort.names, sequences, config.cka)
+    base = passes.observation(None, sequences, config.cka)
+    observed = [passes.observation(name, sequences, config.cka) for name in cohort.names]
+    with passes.model(None) as model:
+        moments = input_second_moments(model, modules, passes.tokens(sequences))
+    weights, inputs = weight_products(dense_updates(members, modules), moments)
+    correct, of_base = _correct(cohort)
+    products = {
+        "weights": weights,
+        "inputs": inputs,
+        "function": output_products(base, observed),
+        "activations": activation_products(base, observed),
+        "behaviour": flip_products(correct, of_base),
+    }
+    runs = pd.DataFrame([_factors(member) for member in members])
+    runs["norm"] = np.sqrt(np.diag(weights))
+    runs["kl"] = [float(kl(base.log_probs, run.log_probs).mean()) for run in observed]
+    runs["output_shift"] = np.sqrt(np.diag(products["function"]))
+    runs["accuracy"], runs["base_accuracy"] = correct.mean(axis=1), of_base.mean()
+    runs["correct"] = [row.astype(np.int8).tolist() for row in correct]
+    runs["base_correct"] = [of_base.astype(np.int8).tolist()] * len(runs)
+    if with_geometry:
+        weight_of: Callable[[str, tuple[int, int]], Array] = passes.base_weight
+        for column, values in geometry(dense_updates(members, modules), weight_of, copies).items():
+            runs[column] = values
+    gradients = _gradients(config, cohort, runs)
+    return Results(runs, {kind: normalised(matrix) for kind, matrix in products.items()}, gradients)
+
+
+def _config(sweep: str, output_dir: Path) -> AnalyzeConfig:
+    interpolations.register()
+    overrides = [f"sweep={sweep}", f"output_dir={output_dir}", "allow_different=rollouts", "logger=none"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return parse(AnalyzeConfig, compose("analyze", overrides))
+
+
+def _factors(member: ComparedAdapter) -> dict[str, Any]:
+    assert member.facts is not None
+    config = member.facts.config
+    return {
+        "run": member.name, "loss": member.facts.method, "draw": str((config.data.model_extra or {})["seed"]),
+        "order": str(config.seed), "start": "base" if config.init_seed is None else str(config.init_seed),
+        "rate": config.lr.name, "learning_rate": member.facts.learning_rate, "steps": member.facts.training.steps,
+    }  # fmt: skip
+
+
+def _correct(cohort: Cohort) -> tuple[Array, Array]:
+    """Returns whether each run, and the base, answers each problem correctly, shape (N, problems) and (problems,)."""
+    assert cohort.first is not None
+    benchmark = cohort.first.benchmark
+    assert benchmark is not None
+
+    def column(run: Run | None) -> pd.Series:
+        assert run is not None
+        outcomes = read_outcomes(cohort.scores.file(run, benchmark))
+        return outcomes.set_index("problem_id")["correct"].astype(float)
+
+    base = column(cohort.bases[0].run)
+    runs = [column(member.run).reindex(base.index) for member in cohort.members]
+    return np.stack([run.to_numpy() for run in runs]), base.to_numpy()
+
+
+def _gradients(config: AnalyzeConfig, cohort: Cohort, runs: pd.DataFrame) -> pd.DataFrame:
+    """Compares the gradients before step 1 of every loss, draw and start, and adds `gradient_to_end` to `runs`."""
+    folders = initial_gradients(config, cohort)
+    runs["gradient_to_end"] = np.nan
+    if not folders:
+        return pd.DataFrame(columns=["start", "loss_a", "draw_a", "loss_b", "draw_b", "cosine", "halves_a", "halves_b"])
+    known = runs[runs["run"].isin(list(folders))]
+    first = known.drop_duplicates(["loss", "draw", "start"])
+    wholes = [_dense(folders[run] / "whole", cohort.modules) for run in tqdm(first["run"], "gradients", leave=False)]
+    halves = [_dense(folders[run] / "half", cohort.modules) for run in first["run"]]
+    rests = [whole - half for whole, half in zip(wholes, halves, strict=True)]
+    of_halves = [_cosine(half, rest) for half, rest in zip(halves, rests, strict=True)]
+    cosines = normalised(gram(np.stack(wholes)))
+    for row, (_, about) in enumerate(first.iterrows()):
+        same = (known[["loss", "draw", "start"]] == about[["loss", "draw", "start"]]).all(axis=1)
+        for index in known.index[same]:
+            end = _dense(cohort.by_name[runs.at[index, "run"]].adapter, cohort.modules)
+            runs.loc[index, "gradient_to_end"] = _cosine(wholes[row], end)
+    rows: list[dict[str, Any]] = []
+    about = first[["loss", "draw", "start"]].to_dict("records")
+    for i, a in enumerate(about):
+        for j, b in enumerate(about[i:], i):
+            if a["start"] == b["start"]:
+                rows.append(
+                    {
+                        "start": a["start"], "loss_a": a["loss"], "draw_a": a["draw"], "loss_b": b["loss"],
+                        "draw_b": b["draw"], "cosine": cosines[i, j], "halves_a": of_halves[i],
+                        "halves_b": of_halves[j],
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def _dense(folder: Path, modules: Sequence[str]) -> Array:
+    with open_adapter(folder) as update:
+        return np.concatenate([update[module].dense().reshape(-1) for module in modules])
+
+
+def _cosine(first: Array, second: Array) -> float:
+    size = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return float(first @ second) / size if size > 0 else float("nan")
