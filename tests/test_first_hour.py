@@ -290,13 +290,17 @@ def test_a_file_without_a_reward_trains_what_does_not_use_it(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["train", "rollout", "evaluate", "analyze"])
 def test_every_script_takes_every_experiment(name: str) -> None:
-    """train.py sweeps over what it says; the others take from it what they read, and make one job of it."""
+    """train.py sweeps over what it says; the others take from it what they read, and make one job of it.
+
+    rollout.py makes the rollouts of each of several draws of the data.
+    """
     for file in (ROOT / "conf" / "experiment").glob("*.yaml"):
         line = [f"experiment={file.stem}"]
         line += ["rollouts.server.model=x"] if name in ("train", "rollout") else []
         line += ["benchmark=gsm8k"] if name == "evaluate" else []
         config = composed(*line, of=name, hydra=True)
         sweeps = name == "train" and file.stem != "published"  # the adapters of others are not trained
+        sweeps |= name == "rollout" and "data.seed" in (config.hydra.sweeper.params or {})
         assert config.hydra.mode == (RunMode.MULTIRUN if sweeps else None)
         checked = parse(SCHEMAS[name], config)
         assert getattr(checked, "sweep", file.stem) == file.stem

@@ -1,7 +1,7 @@
 """Makes the study "How much of it is the loss?": `make study`, or one stage of it, `make study STAGE=results`.
 
 Stages: runs (trains what is missing: about ten hours on two cores, resumable), results (measures the runs and writes
-docs/studies/how_much_is_the_loss/*.parquet: about two hours).
+parquet files beside the page: about two hours).
 """
 
 from __future__ import annotations

@@ -136,14 +136,15 @@ def shares(same: Array, other: Array, losses: Sequence[int] | NDArray[np.int_] |
     """
     index = np.arange(len(same)) if losses is None else np.asarray(losses)
     different = index[:, None] != index[None, :]
-    one = _mean(np.diag(same)[index])
-    one_other = _mean(np.diag(other)[index])
-    two = _mean(same[np.ix_(index, index)][different])
-    two_other = _mean(other[np.ix_(index, index)][different])
+    one = known_mean(np.diag(same)[index])
+    one_other = known_mean(np.diag(other)[index])
+    two = known_mean(same[np.ix_(index, index)][different])
+    two_other = known_mean(other[np.ix_(index, index)][different])
     return Shares(two_other, one_other - two_other, two - two_other, one - one_other - two + two_other, 1 - one)
 
 
-def _mean(values: Array) -> float:
+def known_mean(values: Array) -> float:
+    """Averages what is known; NaN if nothing is."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 

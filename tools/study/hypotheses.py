@@ -15,6 +15,7 @@ from tools.study.crossed import (
     Estimate,
     Shares,
     correlation,
+    known_mean,
     mantel,
     over_losses,
     p_of_factor,
@@ -161,7 +162,7 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
             for end in draws
             if (draw == end) is same
         ]
-        return float(np.nanmean(found)) if found else float("nan")
+        return known_mean(np.array(found))
 
     count = len(design.losses)
     gradients = np.mean([matrices[start, draw, draw] for start in starts for draw in draws], axis=0)
