@@ -8,7 +8,9 @@ import pytest
 
 from losslens.measures.base_weights import principal
 from losslens.measures.rotated import effects
+from losslens.report.figures.canvas import style
 from losslens.updates.lora import LoraUpdate
+from tools.study import crossed, figures
 from tools.study.crossed import (
     FACTORS,
     Crossed,
@@ -37,6 +39,11 @@ from tools.study.results import KINDS, Results
 from tools.study.similarities import gram, normalised, weight_products
 
 pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(crossed, "RESAMPLES", 100)
 
 
 SIZES = ("common", "loss", "data", "loss_and_data", "order")
@@ -327,3 +334,31 @@ def test_function_less_weights_by_hand():
     )
     alone = Crossed.of(runs, weights).only("start", ["s"])
     assert list(function_less_weights({"weights": alone, "function": alone})) == ["draw"]
+
+
+def test_every_figure_is_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), rng, (1, 3, 2, 3), 50)
+    runs["loss"] = runs["loss"].map({"a0": "sft", "a1": "dpo", "a2": "rft"})
+    runs["norm"] = rng.uniform(0.1, 1, len(runs))
+    runs["kl"] = runs["norm"] ** 2 * rng.uniform(0.5, 2, len(runs))
+    for name in MEASURES:
+        runs[name] = runs[f"{name}_copies"] = runs["norm"]
+    runs["principal_left"], runs["principal_left_chance"] = 0.3, 0.1
+    design = Crossed.of(runs, matrix)
+    similar = design.between(same_draw=True)
+    with style():
+        drawn = {
+            "shares": figures.shares({"weights": share_table(design)}),
+            "persistence": figures.persistence(pair_table(design)),
+            "decided": figures.decided(similar, similar, 1.0),
+            "norm": figures.norm_in_disguise(runs, explained_by_norm(runs)),
+            "behaviour": figures.behaviour({"conventional rates": behaviour_per_norm(runs)}),
+        }
+    bars = [patch.get_width() for patch in drawn["shares"].axes[0].patches]
+    assert bars == pytest.approx(share_table(design)["value"][:5].clip(lower=0).tolist())
+    points = drawn["decided"].axes[0].lines[1].get_xydata()
+    assert points.tolist() == [[similar[i, j]] * 2 for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert "R² = 1.000" in drawn["norm"].axes[1].get_title(loc="left")
+    figures.save({"decided": drawn["decided"]}, tmp_path)
+    assert {file.suffix for file in tmp_path.iterdir()} == {".pdf", ".png"}

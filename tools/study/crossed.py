@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 PERMUTATIONS = 9_999
-RESAMPLES = 4_000
+RESAMPLES = 2_000
 FACTORS = ("start", "loss", "draw", "order")
 
 
@@ -166,18 +166,18 @@ class Estimate:
 
 
 def over_losses(
-    statistic: Callable[[NDArray[np.int_]], float], count: int, resamples: int = RESAMPLES, seed: int = 0
+    statistic: Callable[[NDArray[np.int_]], float], count: int, resamples: int | None = None, seed: int = 0
 ) -> Estimate:
     """Estimates a statistic of losses with a percentile bootstrap that resamples losses (Efron 1979).
 
     Args:
         statistic: Computes it for losses by their numbers, of which one may occur several times.
         count: Number of losses.
-        resamples: Number of resamples.
+        resamples: Number of resamples; None: `RESAMPLES`.
         seed: Seed of the resamples.
     """
     rng = np.random.default_rng(seed)
-    drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(resamples)])
+    drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(resamples or RESAMPLES)])
     drawn = drawn[np.isfinite(drawn)]
     value = statistic(np.arange(count))
     low, high = np.quantile(drawn, [0.025, 0.975]) if drawn.size else (np.nan, np.nan)

@@ -170,9 +170,9 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
     upper = np.triu_indices(count, 1)
     _, p = mantel(gradients, final, permutations)
     return {
-        "r": over_losses(lambda chosen: r(chosen, same=True), count, 1000),
-        "r_other": over_losses(lambda chosen: r(chosen, same=False), count, 1000) if len(draws) > 1 else None,
-        "difference": over_losses(lambda chosen: r(chosen, same=True) - r(chosen, same=False), count, 1000)
+        "r": over_losses(lambda chosen: r(chosen, same=True), count),
+        "r_other": over_losses(lambda chosen: r(chosen, same=False), count) if len(draws) > 1 else None,
+        "difference": over_losses(lambda chosen: r(chosen, same=True) - r(chosen, same=False), count)
         if len(draws) > 1
         else None,
         "p": p,
@@ -191,8 +191,9 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each measure: `r2`, its interval, and the least and largest mean ratio of a loss to rotated copies.
     """
-    grouped = dict(list(runs.groupby("loss")))
-    names = list(grouped)
+    names = list(dict.fromkeys(runs["loss"]))
+    places = [np.flatnonzero(runs["loss"] == name) for name in names]
+    norms = np.log(runs["norm"].to_numpy())
     rows = []
     for measure in (*MEASURES, "principal_left"):
         copies = "principal_left_chance" if measure == "principal_left" else f"{measure}_copies"
@@ -204,7 +205,7 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
                 correlation(np.log(picked["norm"].to_numpy()), values.to_numpy()) ** 2 if values.std() > 0 else np.nan
             )
 
-        estimate = over_losses(r2, len(names), 1000)
+        estimate = over_losses(r2, len(names))
         mean = runs.groupby("loss")[[measure, copies]].mean()
         ratio = (mean[measure] / mean[copies].where(mean[copies] > 0)).dropna()
         rows.append(
@@ -215,6 +216,16 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _r2(x: Array, y: Array, places: Sequence[NDArray[np.int_]]) -> Callable[[NDArray[np.int_]], float]:
+    """Returns a function of losses that computes r² of x and y over their runs, which are at `places`."""
+
+    def of(losses: NDArray[np.int_]) -> float:
+        chosen = np.concatenate([places[loss] for loss in losses])
+        return correlation(x[chosen], y[chosen]) ** 2
+
+    return of
 
 
 def behaviour_per_norm(runs: pd.DataFrame) -> pd.DataFrame:

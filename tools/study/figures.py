@@ -1,0 +1,163 @@
+"""Figures of the study, from its results alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from losslens.report.figures.canvas import (
+    COLUMN,
+    INK,
+    MUTED,
+    PAGE,
+    SHADE,
+    figure,
+    lines,
+    logarithmic,
+    rows,
+    style,
+    write,
+)
+from losslens.tables.style import ALONG, PlotStyles, loss_title
+from tools.study.geometry import INTRUDER, TOP
+from tools.study.hypotheses import SUITE
+
+_SHARES = {
+    "common": ("any loss, any data", "#9aa3ad"), "loss": ("the loss's", "#0072B2"), "data": ("the data's", "#D55E00"),
+    "loss_and_data": ("this loss on these data", "#E69F00"), "order": ("the order of the data", "#e6e8eb"),
+}  # fmt: skip
+KIND_TITLES = {
+    "weights": "weights", "inputs": "weights, by inputs", "function": "outputs", "activations": "activations",
+    "behaviour": "answers that flip",
+}  # fmt: skip
+MEASURE_TITLES = {
+    "unchanged": "weights that bf16 does not see change", "spectral_shift": f"shift of the top {TOP} singular values",
+    "rotation": f"rotation of the top {TOP} directions, °", "small_overlap": "largest changes on smallest weights",
+    "principal_left": f"share in W0's top {TOP} directions", "intruders": f"intruders (cosine below {INTRUDER})",
+}  # fmt: skip
+
+
+def shares(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draws the shares of an update for each kind of similarity, as stacked bars.
+
+    Args:
+        tables: `hypotheses.share_table` of each kind.
+    """
+    drawn = figure(PAGE, 0.5 + 0.32 * len(tables))
+    axes = drawn.add_subplot()
+    places = np.arange(len(tables), dtype=float)
+    start = np.zeros(len(tables))
+    for name, (title, colour) in _SHARES.items():
+        values = np.array([table.set_index("share").at[name, "value"] for table in tables.values()])
+        axes.barh(places, np.maximum(values, 0), left=start, height=0.62, color=colour, label=title, edgecolor="white")
+        for place, left, value in zip(places, start, values, strict=True):
+            if value > 0.045:
+                ink = "white" if name in ("loss", "data") else INK
+                axes.text(left + value / 2, place, f"{value:.0%}", ha="center", va="center", fontsize=7, color=ink)
+        start = start + np.maximum(values, 0)
+    rows(axes, [KIND_TITLES[kind] for kind in tables], list(places))
+    axes.set_xlim(0, 1)
+    axes.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
+    axes.set_xlabel("share of an update")
+    drawn.legend(loc="outside upper center", ncols=len(_SHARES))
+    return drawn
+
+
+def persistence(pairs: pd.DataFrame) -> Figure:
+    """Draws the similarity of every two losses on two draws of the data over that on one (`hypotheses.pair_table`)."""
+    drawn = figure(COLUMN, COLUMN)
+    axes = drawn.add_subplot()
+    one = pairs["loss_a"] == pairs["loss_b"]
+    axes.axhline(0, color=SHADE, linewidth=0.6)
+    axes.axvline(0, color=SHADE, linewidth=0.6)
+    axes.plot([-1, 1], [-1, 1], color=MUTED, linewidth=0.8, label="all persists")
+    axes.plot([-1, 1], [-0.5, 0.5], color=MUTED, linewidth=0.8, linestyle="--", label="half persists")
+    axes.plot(pairs["same"][~one], pairs["other"][~one], "o", color=ALONG, markersize=2.5, label="two losses")
+    axes.plot(pairs["same"][one], pairs["other"][one], "D", color="#D55E00", markersize=3.5, label="one loss")
+    low = min(-0.2, float(pairs[["same", "other"]].min().min()) - 0.05)
+    axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
+    axes.set_xlabel("cosine on one draw of the data")
+    axes.set_ylabel("cosine on two draws")
+    axes.legend(loc="upper left")
+    return drawn
+
+
+def decided(gradients: np.ndarray, ends: np.ndarray, r: float) -> Figure:
+    """Draws the final cosine of every two losses over that of their gradients before step 1, (L, L) each."""
+    drawn = figure(COLUMN, COLUMN)
+    axes = drawn.add_subplot()
+    upper = np.triu_indices(len(gradients), 1)
+    axes.plot([-1, 1], [-1, 1], color=MUTED, linewidth=0.8)
+    axes.plot(gradients[upper], ends[upper], "o", color=ALONG, markersize=2.5)
+    low = min(-0.2, float(np.nanmin([gradients[upper], ends[upper]])) - 0.05)
+    axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
+    axes.set_xlabel("cosine of gradients before step 1")
+    axes.set_ylabel("cosine of updates at the end")
+    axes.set_title(f"r = {r:.3f} over {len(upper[0])} pairs", loc="left")
+    return drawn
+
+
+def norm_in_disguise(runs: pd.DataFrame, explained: pd.DataFrame) -> Figure:
+    """Draws each measure of the geometry suite over ‖ΔW‖, with the means of rotated copies (`geometry.geometry`)."""
+    measures = (*SUITE, "principal_left")
+    drawn = figure(PAGE, 3.6)
+    r2 = explained.set_index("measure")["r2"]
+    looks = PlotStyles((loss, loss) for loss in dict.fromkeys(runs["loss"]))
+    for place, measure in enumerate(measures):
+        axes = drawn.add_subplot(2, 3, place + 1)
+        copies = "principal_left_chance" if measure == "principal_left" else f"{measure}_copies"
+        axes.plot(runs["norm"], runs[copies], "_", color=MUTED, markersize=4, markeredgewidth=0.6)
+        for loss, own in runs.groupby("loss"):
+            axes.plot(own["norm"], own[measure], "o", color=looks.of(str(loss), str(loss)).colour, markersize=2.2)
+        logarithmic(axes, "x", runs["norm"])
+        if measure in ("spectral_shift", "rotation"):
+            logarithmic(axes, "y", pd.concat([runs[measure], runs[copies]]))
+        axes.set_title(f"{MEASURE_TITLES[measure]}\nR² = {r2[measure]:.3f}", loc="left", fontsize=7)
+        if place > 1:
+            axes.set_xlabel("‖ΔW‖")
+    axes = drawn.add_subplot(2, 3, 6)
+    axes.axis("off")
+    axes.plot([], [], "o", color=INK, markersize=2.2, label="a run (colour: its loss)")
+    axes.plot([], [], "_", color=MUTED, label="its rotated copies, or chance")
+    axes.legend(loc="center left")
+    return drawn
+
+
+def behaviour(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Draws KL ÷ ‖ΔW‖² of each loss over the median of the pointwise losses (`hypotheses.behaviour_per_norm`).
+
+    Args:
+        tables: By what is held equal, such as "conventional rates".
+    """
+    first = next(iter(tables.values()))
+    losses = list(first["loss"])
+    drawn = figure(COLUMN, 0.7 + 0.16 * len(losses))
+    axes = drawn.add_subplot()
+    places = {loss: float(place) for place, loss in enumerate(losses)}
+    values = []
+    for (what, table), mark in zip(tables.items(), ("o", "D", "s"), strict=False):
+        known = table[table["loss"].isin(losses)]
+        at = [places[loss] for loss in known["loss"]]
+        around = np.abs(known[["low", "high"]].to_numpy().T - known["ratio"].to_numpy())
+        axes.errorbar(known["ratio"], at, xerr=np.nan_to_num(around), fmt=mark, color=ALONG if mark == "o" else INK,
+                      markersize=3, linewidth=0.8, label=what)  # fmt: skip
+        values += list(known["ratio"])
+    rows(axes, [loss_title(loss) for loss in losses], list(places.values()))
+    logarithmic(axes, "x", values)
+    axes.axvline(1, color=MUTED, linewidth=0.6)
+    axes.set_xlabel(lines("KL ÷ ‖ΔW‖², over the median of SFT, RFT, DFT, RIFT and GRPO", 2.5))
+    if len(tables) > 1:
+        axes.legend(loc="lower right")
+    return drawn
+
+
+def save(drawn: Mapping[str, Figure], folder: Path) -> None:
+    """Writes figures as PDF and PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with style():
+        for name, one in drawn.items():
+            write(one, folder, name)
