@@ -197,15 +197,8 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for measure in (*MEASURES, "principal_left"):
         copies = "principal_left_chance" if measure == "principal_left" else f"{measure}_copies"
-
-        def r2(chosen: NDArray[np.int_], measure: str = measure) -> float:
-            picked = pd.concat([grouped[names[number]] for number in chosen])
-            values = np.log(picked[measure]) if measure in LOGARITHMIC else picked[measure]
-            return (
-                correlation(np.log(picked["norm"].to_numpy()), values.to_numpy()) ** 2 if values.std() > 0 else np.nan
-            )
-
-        estimate = over_losses(r2, len(names))
+        raw = runs[measure].to_numpy(dtype=float)
+        estimate = over_losses(_r2(norms, np.log(raw) if measure in LOGARITHMIC else raw, places), len(names))
         mean = runs.groupby("loss")[[measure, copies]].mean()
         ratio = (mean[measure] / mean[copies].where(mean[copies] > 0)).dropna()
         rows.append(
