@@ -7,9 +7,12 @@ parquet files beside the page: about two hours).
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from pathlib import Path
+
+from losslens.analysis.manifests import RunFacts
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "studies" / "how_much_is_the_loss"
@@ -30,6 +33,11 @@ def train(sweeps: list[str], workers: int) -> None:
         subprocess.run(command, cwd=ROOT, check=True)
 
 
+def is_conventional(run: RunFacts) -> bool:
+    """True for a run of a grid of rates at the conventional rate of its loss."""
+    return math.isclose(run.config.lr.factor or 0, run.conventional_lr_scale)
+
+
 def measure(sweeps: list[str]) -> None:
     """Measures the finished runs."""
     from tools.study.results import measure as measure_sweep
@@ -37,6 +45,11 @@ def measure(sweeps: list[str]) -> None:
     for sweep in sweeps:
         print(f"results: {sweep}", flush=True)
         measure_sweep(sweep, ROOT / "outputs", with_geometry=sweep in WITH_GEOMETRY).write(RESULTS, sweep)
+        if sweep == "study_rates":
+            at_end = measure_sweep(sweep, ROOT / "outputs", keep=is_conventional, equal_kl=True)
+            at_end.write(RESULTS, f"{sweep}-conventional")
+            at_norm = measure_sweep(sweep, ROOT / "outputs", keep=is_conventional, at="norm")
+            at_norm.write(RESULTS, f"{sweep}-norm")
 
 
 def main() -> None:

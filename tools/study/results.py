@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,12 +18,17 @@ from hydra import compose, initialize_config_dir
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from losslens.analysis.base_weights import BaseWeights
 from losslens.analysis.cache import Cache
 from losslens.analysis.cohort import Cohort, ComparedAdapter
 from losslens.analysis.forward_passes import ForwardPasses
-from losslens.analysis.function_space import base_of, external_base, locate_bases, trust_of
+from losslens.analysis.function_space import base_of, external_base, locate_bases, own_benchmark, trust_of
 from losslens.analysis.gathering import find_runs, gather_cohort
+from losslens.analysis.intervention_passes import Effect, InterventionPasses
+from losslens.analysis.interventions import Change, Intervention
+from losslens.analysis.manifests import RunFacts
 from losslens.analysis.probe_set import TeacherForced, probe_set
+from losslens.analysis.snapshots import at_checkpoint, score_snapshots
 from losslens.config import interpolations
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
@@ -89,17 +94,33 @@ class Results:
         return cls(runs, matrices, gradients)
 
 
-def measure(sweep: str, output_dir: Path, *, with_geometry: bool, copies: int = 4) -> Results:
+def measure(
+    sweep: str,
+    output_dir: Path,
+    *,
+    keep: Callable[[RunFacts], bool] = lambda _: True,
+    at: Literal["end", "norm"] = "end",
+    equal_kl: bool = False,
+    with_geometry: bool = False,
+    copies: int = 4,
+) -> Results:
     """Measures the finished runs of a sweep.
 
     Args:
         sweep: Its name.
         output_dir: The folder of the sweeps.
+        keep: Which runs are measured.
+        at: At their ends, or where each first has the largest norm that all reach.
+        equal_kl: Also scales each update to the smallest KL of all, and answers the problems with it.
         with_geometry: Also measures what each update does to its base weights, beside rotated copies.
         copies: Number of rotated copies.
     """
     config = _config(sweep, output_dir)
     contents = find_runs(config.output_dir, config.sweeps, config.allow_different)
+    contents.members = [member for member in contents.members if member.facts and keep(member.facts)]
+    contents.members = at_checkpoint(contents.members, at, None, contents.left_out)
+    if at != "end":
+        score_snapshots(contents.members, config.model_path, trust_of(config), contents.left_out)
     locate_bases(contents, config)
     cohort = gather_cohort(contents, {}, external_base(contents, config))
     source, identity = base_of(config.model_path, cohort.first, trust_of(config))
@@ -114,7 +135,10 @@ def measure(sweep: str, output_dir: Path, *, with_geometry: bool, copies: int = 
     with passes.model(None) as model:
         moments = input_second_moments(model, modules, passes.tokens(sequences))
     weights, inputs = weight_products(dense_updates(members, modules), moments)
-    correct, of_base = _correct(cohort)
+    assert cohort.first is not None
+    benchmark = cohort.first.benchmark
+    assert benchmark is not None
+    correct, of_base, ids = _correct(cohort, benchmark)
     products = {
         "weights": weights,
         "inputs": inputs,
@@ -127,8 +151,21 @@ def measure(sweep: str, output_dir: Path, *, with_geometry: bool, copies: int = 
     runs["kl"] = [float(kl(base.log_probs, run.log_probs).mean()) for run in observed]
     runs["output_shift"] = np.sqrt(np.diag(products["function"]))
     runs["accuracy"], runs["base_accuracy"] = correct.mean(axis=1), of_base.mean()
+    for other in set(cohort.scores.benchmarks(cohort.bases[0].run)) - {benchmark}:
+        runs[f"accuracy_{other}"] = _correct(cohort, other)[0].mean(axis=1)
     runs["correct"] = [row.astype(np.int8).tolist() for row in correct]
     runs["base_correct"] = [of_base.astype(np.int8).tolist()] * len(runs)
+    if equal_kl:
+        weights_of_base = BaseWeights(passes, cohort, config.num_directions)
+        problems = own_benchmark(config, cohort.first, None)
+        scaled = InterventionPasses(passes, sequences, config.cka, weights_of_base, problems, {})
+        factors = scaled.equal_kl_factors(cohort.names)
+        changes = {name: Change((name,), "scaled", factors[name]) for name in cohort.names}
+        effects = scaled.measure([Intervention("equal_kl", change) for change in changes.values()])
+        runs["equal_kl_norm"] = [effects[changes[name]].norm for name in cohort.names]
+        runs["equal_kl_correct"] = [
+            [int(answer) for answer in _answers(effects[changes[name]]).reindex(ids)] for name in cohort.names
+        ]
     if with_geometry:
         weight_of: Callable[[str, tuple[int, int]], Array] = passes.base_weight
         for column, values in geometry(dense_updates(members, modules), weight_of, copies).items():
@@ -154,11 +191,13 @@ def _factors(member: ComparedAdapter) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _correct(cohort: Cohort) -> tuple[Array, Array]:
-    """Returns whether each run, and the base, answers each problem correctly, shape (N, problems) and (problems,)."""
-    assert cohort.first is not None
-    benchmark = cohort.first.benchmark
-    assert benchmark is not None
+def _answers(effect: Effect) -> pd.Series:
+    assert effect.correct is not None
+    return effect.correct
+
+
+def _correct(cohort: Cohort, benchmark: str) -> tuple[Array, Array, list[str]]:
+    """Returns whether each run, and the base, answers each problem: shape (N, problems) and (problems,), and ids."""
 
     def column(run: Run | None) -> pd.Series:
         assert run is not None
@@ -167,7 +206,7 @@ def _correct(cohort: Cohort) -> tuple[Array, Array]:
 
     base = column(cohort.bases[0].run)
     runs = [column(member.run).reindex(base.index) for member in cohort.members]
-    return np.stack([run.to_numpy() for run in runs]), base.to_numpy()
+    return np.stack([run.to_numpy() for run in runs]), base.to_numpy(), [str(problem) for problem in base.index]
 
 
 def _gradients(config: AnalyzeConfig, cohort: Cohort, runs: pd.DataFrame) -> pd.DataFrame:
