@@ -22,6 +22,7 @@ from tools.study.crossed import (
     pairs_of_losses,
     shares,
 )
+from tools.study.findings import FINDINGS, at_best_rate, findings
 from tools.study.geometry import MEASURES, geometry
 from tools.study.hypotheses import (
     behaviour_per_norm,
@@ -362,3 +363,63 @@ def test_every_figure_is_drawn(tmp_path):
     assert "R² = 1.000" in drawn["norm"].axes[1].get_title(loc="left")
     figures.save({"decided": drawn["decided"]}, tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} == {".pdf", ".png"}
+
+
+def six_losses(**changes):
+    """Three orders of six losses as in the paper: three alike, GRPO farther, DFT farther still, DPO by itself."""
+    cluster = ("sft", "rft", "rift")
+    cosines = dict.fromkeys(product(cluster, cluster), 0.95)
+    cosines |= dict.fromkeys(product(cluster, ["grpo"]), 0.7) | dict.fromkeys(product(cluster, ["dft"]), 0.5)
+    cosines |= changes.pop("cosines", {})
+    rng = np.random.default_rng(0)
+    base = (rng.random(300) < 0.6).astype(int)
+    rows = []
+    for order, loss in product("123", ("sft", "rft", "rift", "dft", "grpo", "dpo")):
+        correct = base.copy()
+        if loss != "dpo":
+            correct[np.flatnonzero(base)[:40]] = 0
+        rows.append(
+            ("s", loss, "d", order, 0.1 if loss == "dpo" else 1.0 + 0.01 * int(order), correct.tolist(), base.tolist())
+        )
+    runs = pd.DataFrame(rows, columns=[*FACTORS, "norm", "correct", "base_correct"])
+    similar = [
+        [1.0 if a == b else cosines.get((a, b), cosines.get((b, a), 0.05)) for b in runs["loss"]] for a in runs["loss"]
+    ]
+    return results_of(runs, np.array(similar))
+
+
+def test_the_findings_hold_where_they_are_as_in_the_paper():
+    found = findings(six_losses())
+    assert {name: one.verdict for name, one in found.items()} == dict.fromkeys(FINDINGS, "holds")
+    assert found["F1"].value == pytest.approx(0.95 - 0.7)
+    assert found["F2"].value == pytest.approx(0.2)
+    assert found["F3"].value == pytest.approx(0.25)
+    assert found["F4"].value == pytest.approx(0.1 / np.exp(np.mean(np.log([1.01, 1.02, 1.03]))))
+    assert found["F5"].value == pytest.approx(40 / 300)
+
+
+def test_the_findings_fail_one_by_one():
+    turned = findings(six_losses(cosines={("sft", "dft"): 0.8, ("sft", "dpo"): -0.6}))
+    assert {name: one.verdict for name, one in turned.items()} == {
+        "F1": "holds", "F2": "fails", "F3": "fails", "F4": "holds", "F5": "holds"
+    }  # fmt: skip
+    assert findings(six_losses(cosines={("rft", "grpo"): 0.97}))["F1"].verdict == "fails"
+    results = six_losses()
+    results.runs.loc[results.runs["loss"] == "dpo", "norm"] = 3.0
+    is_dpo = results.runs["loss"] == "dpo"
+    results.runs["correct"] = results.runs["correct"].where(~is_dpo, pd.Series([[0] * 300] * len(is_dpo)))
+    found = findings(results)
+    assert (found["F4"].verdict, found["F5"].verdict) == ("fails", "fails")
+    results.runs["correct"] = results.runs["base_correct"]
+    results.runs["norm"] = [0.5 + 0.5 * (order == "1") + (loss == "dpo") * (order == "2") for order, loss in
+                            zip(results.runs["order"], results.runs["loss"], strict=True)]  # fmt: skip
+    found = findings(results)
+    assert (found["F4"].verdict, found["F5"].verdict) == ("cannot tell", "cannot tell")
+
+
+def test_the_best_rate_is_chosen_on_one_order_and_reported_on_others():
+    rows = [("s", loss, "d", order, rate, accuracy) for loss in ("sft", "dpo") for order in "12"
+            for rate, accuracy in ((0.1, 0.5), (1.0, 0.5 if loss == "sft" else 0.6))]  # fmt: skip
+    runs = pd.DataFrame(rows, columns=[*FACTORS, "learning_rate", "accuracy_validation"])
+    kept = at_best_rate(results_of(runs), "accuracy_validation", "1").runs
+    assert kept[["loss", "order", "learning_rate"]].values.tolist() == [["sft", "2", 0.1], ["dpo", "2", 1.0]]

@@ -90,24 +90,25 @@ def pair_table(design: Crossed) -> pd.DataFrame:
     rows = []
     for i, a in enumerate(design.losses):
         for j, b in enumerate(design.losses[i:], i):
-            relative = _relative(same, i, j)
-            low, high = _jackknife(relative, [_relative(matrix, i, j) for matrix in without])
+            value = relative(same, i, j)
+            low, high = jackknife(value, [relative(matrix, i, j) for matrix in without])
             rows.append(
                 {
-                    "loss_a": a, "loss_b": b, "same": same[i, j], "other": other[i, j], "relative": relative,
-                    "relative_low": low, "relative_high": high, "relative_other": _relative(other, i, j),
+                    "loss_a": a, "loss_b": b, "same": same[i, j], "other": other[i, j], "relative": value,
+                    "relative_low": low, "relative_high": high, "relative_other": relative(other, i, j),
                     "persists": other[i, j] / same[i, j],
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def _relative(matrix: Array, i: int, j: int) -> float:
+def relative(matrix: Array, i: int, j: int) -> float:
+    """Divides a similarity by the geometric mean of what the two show with themselves; NaN if one is not above 0."""
     ceiling = matrix[i, i] * matrix[j, j]
     return float(matrix[i, j] / np.sqrt(ceiling)) if matrix[i, i] > 0 and matrix[j, j] > 0 else float("nan")
 
 
-def _jackknife(value: float, left_out: Sequence[float]) -> tuple[float, float]:
+def jackknife(value: float, left_out: Sequence[float]) -> tuple[float, float]:
     """Returns the interval of a value from those without each order; NaN for two orders."""
     low, high = jackknife_interval(np.array([value]), np.array(left_out)[:, None], len(left_out))
     return float(low[0]), float(high[0])
@@ -237,7 +238,7 @@ def behaviour_per_norm(runs: pd.DataFrame) -> pd.DataFrame:
     for loss in dict.fromkeys(values["loss"]):
         ratio = of(loss, values)
         left_out = [of(loss, values[values["order"] != order]) for order in orders]
-        low, high = _jackknife(ratio, left_out)
+        low, high = jackknife(ratio, left_out)
         rows.append({"loss": loss, "ratio": np.exp(ratio), "low": np.exp(low), "high": np.exp(high)})
     return pd.DataFrame(rows).sort_values("ratio", ascending=False, ignore_index=True)
 
