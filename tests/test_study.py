@@ -1,5 +1,6 @@
 """The statistics and measures of the study "How much of it is the loss?"."""
 
+import json
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ from losslens.measures.base_weights import principal
 from losslens.measures.rotated import effects
 from losslens.report.figures.canvas import style
 from losslens.updates.lora import LoraUpdate
-from tools.study import crossed, figures
+from tools.study import crossed, figures, page
 from tools.study.crossed import (
     FACTORS,
     Crossed,
@@ -22,7 +23,7 @@ from tools.study.crossed import (
     pairs_of_losses,
     shares,
 )
-from tools.study.findings import FINDINGS, at_best_rate, findings
+from tools.study.findings import FINDINGS, at_best_rate, findings, matched
 from tools.study.geometry import MEASURES, geometry
 from tools.study.hypotheses import (
     behaviour_per_norm,
@@ -99,6 +100,12 @@ def test_pairs_differ_in_order_and_share_their_start():
     assert design.between(same_draw=False).tolist() == [[11, 111], [111, 11]]
     assert design.between(same_draw=True, same_start=False).tolist() == [[1001, 1101], [1101, 1001]]
     assert design.only("loss", ["b"]).between(same_draw=False).tolist() == [[11]]
+    # Without one draw there is no pair of two draws from that start; the other start has them still.
+    without = design.without(start="s0", draw="d0")
+    assert np.isfinite(design.values).sum() == 256
+    assert np.isfinite(without.values).sum() == 144
+    assert without.between(same_draw=False).tolist() == [[11, 111], [111, 11]]
+    assert np.isnan(without.only("start", ["s0"]).between(same_draw=False)).all()
 
 
 def test_the_order_of_the_runs_does_not_matter_and_a_missing_run_is_left_out():
@@ -423,3 +430,74 @@ def test_the_best_rate_is_chosen_on_one_order_and_reported_on_others():
     runs = pd.DataFrame(rows, columns=[*FACTORS, "learning_rate", "accuracy_validation"])
     kept = at_best_rate(results_of(runs), "accuracy_validation", "1").runs
     assert kept[["loss", "order", "learning_rate"]].values.tolist() == [["sft", "2", 0.1], ["dpo", "2", 1.0]]
+
+
+def written(folder):
+    """Results of all sweeps: six losses at two rates, two draws, three orders and two starts."""
+    losses = ("sft", "rft", "rift", "dft", "grpo", "dpo")
+    rng = np.random.default_rng(0)
+    runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), rng, (2, 6, 2, 3), 60)
+    runs["loss"] = [losses[int(loss[1:])] for loss in runs["loss"]]
+    runs = runs.replace({"start": {"s0": "42", "s1": "1"}, "draw": {"d0": "0", "d1": "1"}, "order": {"o0": "42"}})
+    runs["norm"], runs["kl"] = rng.uniform(0.1, 1, (2, len(runs)))
+    for name in MEASURES:
+        runs[name] = runs[f"{name}_copies"] = runs["norm"]
+    runs["principal_left"], runs["principal_left_chance"], runs["gradient_to_end"] = 0.3, 0.1, 0.5
+    runs["accuracy"], runs["base_accuracy"], runs["accuracy_validation"] = 0.5, 0.5, 0.5
+    answers = pd.Series([rng.integers(0, 2, 20).tolist() for _ in range(len(runs))])
+    runs["correct"], runs["base_correct"] = answers, [[1] * 20] * len(runs)
+    first = runs.drop_duplicates(["start", "loss", "draw"])
+    gradients = pd.DataFrame(
+        {
+            "start": a.start, "loss_a": a.loss, "draw_a": a.draw, "loss_b": b.loss, "draw_b": b.draw,
+            "cosine": matrix[a.Index, b.Index], "halves_a": 0.1, "halves_b": 0.1,
+        }
+        for i, a in enumerate(first.itertuples())
+        for b in list(first.itertuples())[i:]
+        if a.start == b.start
+    )  # fmt: skip
+    results = results_of(runs, matrix, gradients)
+    for sweep in ("study", "study_smollm2", "study_full"):
+        results.write(folder, sweep)
+    one = matched(results, (runs["start"] == "42") & (runs["draw"] == "0"))
+    one.runs["rate"], one.runs["learning_rate"] = "x1.0", 1.0
+    one.runs["equal_kl_norm"], one.runs["equal_kl_correct"] = one.runs["norm"], one.runs["correct"]
+    for sweep in ("study_rates", "study_rates-conventional", "study_rates-norm"):
+        one.write(folder, sweep)
+    one.runs["rate"] = "conventional"
+    one.write(folder, "study_epochs")
+
+
+def test_the_page_is_made_from_the_results_alone(tmp_path):
+    written(tmp_path)
+    found = page.numbers(tmp_path, 19)
+    page.figures.save(
+        {name: drawn for name, drawn in page.draw(tmp_path, found).items() if name == "matchings"}, tmp_path
+    )
+    assert set(page.draw(tmp_path, found)) == {"shares", "persistence", "decided", "norm", "behaviour", "matchings"}
+    tables = page.tables(found)
+    assert list(tables) == ["shares", "pairs embedded", "pairs SmolLM2", "matchings", "geometry"]
+    heads, rows = tables["matchings"]
+    assert len(rows) == 6
+    assert {len(row) for row in rows} == {len(heads)}
+    assert len(tables["pairs embedded"][1]) == 15
+    text = json.dumps(page._plain(found), allow_nan=False)
+    assert json.loads(text)["embedded"]["runs"] == 72
+    assert (
+        found["embedded"]["unseen"]["data_less_loss"].value != found["embedded"]["shares"]["weights"]["value"].iloc[-1]
+    )
+
+
+def test_a_page_without_results_says_nothing(tmp_path):
+    assert page.numbers(tmp_path) == {"matchings": {}}
+    assert page.draw(tmp_path, {"matchings": {}}) == {}
+
+
+def test_numbers_are_written_as_in_the_other_studies():
+    assert [page._number(value) for value in (0.678, -0.12, 1.034, -0.001, 0.999, float("nan"))] == [
+        ".68", "−.12", "1.03", ".00", "1.00", "–"
+    ]  # fmt: skip
+    assert page.markdown(("a", "b"), [["1", "2"]]) == "| a | b |\n|---|---|\n| 1 | 2 |"
+    assert page.latex(("a_b", "R²"), [["−.12", "50%"]]).splitlines()[2:5] == [
+        r"a\_b & R$^2$ \\", r"\midrule", r"$-$.12 & 50\% \\"
+    ]  # fmt: skip

@@ -1,7 +1,7 @@
 """Makes the study "How much of it is the loss?": `make study`, or one stage of it, `make study STAGE=results`.
 
 Stages: runs (trains what is missing: about ten hours on two cores, resumable), results (measures the runs and writes
-parquet files beside the page: about two hours).
+parquet files beside the page: about two hours), figures (makes numbers, tables and figures of these: minutes).
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def measure(sweeps: list[str]) -> None:
 
 def main() -> None:
     """Runs the stages of the command line."""
+    from tools.study.page import make
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stage", choices=("all", "runs", "results"), default="all")
+    parser.add_argument("--stage", choices=("all", "runs", "results", "figures"), default="all")
     parser.add_argument("--sweep", choices=tuple(SWEEPS), action="append", help="only this sweep; may be given again")
     parser.add_argument("--workers", type=int, default=2, help="runs at once")
     arguments = parser.parse_args()
@@ -64,6 +66,9 @@ def main() -> None:
         train(sweeps, arguments.workers)
     if arguments.stage in ("all", "results"):
         measure(sweeps)
+    if arguments.stage in ("all", "figures"):
+        make(RESULTS)
+        print(RESULTS)
 
 
 if __name__ == "__main__":

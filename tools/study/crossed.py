@@ -67,6 +67,14 @@ class Crossed:
         values = self.values.take(index, axis).take(index, axis + len(FACTORS))
         return Crossed({**self.levels, factor: kept}, values)
 
+    def without(self, **cell: str) -> Crossed:
+        """Forgets the runs of a cell, such as those of `start="42", draw="0"`."""
+        place = tuple(self.levels[factor].index(cell[factor]) if factor in cell else slice(None) for factor in FACTORS)
+        values = self.values.copy()
+        values[place] = np.nan
+        values[(slice(None),) * len(FACTORS) + place] = np.nan
+        return Crossed(self.levels, values)
+
     def between(self, *, same_draw: bool, same_start: bool = True) -> Array:
         """Averages similarities of every two losses over pairs of runs of different orders, shape (L, L), symmetric.
 

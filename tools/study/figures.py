@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from losslens.report.figures.canvas import (
     COLUMN,
@@ -15,6 +16,7 @@ from losslens.report.figures.canvas import (
     MUTED,
     PAGE,
     SHADE,
+    SMALL,
     figure,
     lines,
     logarithmic,
@@ -23,6 +25,7 @@ from losslens.report.figures.canvas import (
     write,
 )
 from losslens.tables.style import ALONG, PlotStyles, loss_title
+from tools.study.findings import CANNOT_TELL, FAILS, FINDINGS, HOLDS, Finding
 from tools.study.geometry import INTRUDER, TOP
 from tools.study.hypotheses import SUITE
 
@@ -30,6 +33,7 @@ _SHARES = {
     "common": ("any loss, any data", "#9aa3ad"), "loss": ("the loss's", "#0072B2"), "data": ("the data's", "#D55E00"),
     "loss_and_data": ("this loss on these data", "#E69F00"), "order": ("the order of the data", "#e6e8eb"),
 }  # fmt: skip
+_VERDICTS = {HOLDS: "#0072B2", FAILS: "#f2b48c", CANNOT_TELL: "#e6e8eb"}
 KIND_TITLES = {
     "weights": "weights", "inputs": "weights, by inputs", "function": "outputs", "activations": "activations",
     "behaviour": "answers that flip",
@@ -152,6 +156,27 @@ def behaviour(tables: Mapping[str, pd.DataFrame]) -> Figure:
     axes.set_xlabel(lines("KL ÷ ‖ΔW‖², over the median of SFT, RFT, DFT, RIFT and GRPO", 2.5))
     if len(tables) > 1:
         axes.legend(loc="lower right")
+    return drawn
+
+
+def matchings(judged: Mapping[str, Mapping[str, Finding]]) -> Figure:
+    """Draws which findings hold under which matching."""
+    drawn = figure(PAGE, 0.6 + 0.3 * len(judged))
+    axes = drawn.add_subplot()
+    for row, found in enumerate(judged.values()):
+        for column, one in enumerate(found.values()):
+            colour = _VERDICTS[one.verdict]
+            axes.add_patch(Rectangle((column - 0.48, row - 0.44), 0.96, 0.88, color=colour))
+            ink = "white" if one.verdict == HOLDS else INK
+            axes.text(column, row, one.verdict, ha="center", va="center", fontsize=SMALL, color=ink)
+    axes.set_xlim(-0.5, len(FINDINGS) - 0.5)
+    rows(axes, list(judged), [float(row) for row in range(len(judged))])
+    axes.grid(visible=False)
+    axes.xaxis.tick_top()
+    axes.tick_params(axis="x", length=0)
+    axes.set_xticks(range(len(FINDINGS)), [lines(text, 1.0) for text in FINDINGS.values()])
+    for side in ("bottom", "top"):
+        axes.spines[side].set_visible(False)
     return drawn
 
 

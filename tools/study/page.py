@@ -1,0 +1,249 @@
+"""Makes figures, tables and numbers of the study from its results alone, without training."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from losslens.core.files import atomic_file, write_json
+from losslens.report.figures.canvas import style
+from losslens.tables.style import loss_title
+from tools.study import figures, findings, hypotheses
+from tools.study.crossed import Crossed, over_losses, shares
+from tools.study.figures import KIND_TITLES, MEASURE_TITLES
+from tools.study.results import KINDS, Results
+
+# What suggested the hypotheses, and is left out of the tests on what nobody had seen.
+SEEN = {"start": "42", "draw": "0"}
+# The order whose runs choose the best rate of each loss.
+CHOOSING = "42"
+
+
+def available(folder: Path, sweep: str) -> Results | None:
+    """Reads the results of a sweep; None if there are none yet."""
+    return Results.read(folder, sweep) if (folder / f"{sweep}-runs.parquet").exists() else None
+
+
+def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
+    """Computes every number of the page from the results in `folder`.
+
+    Args:
+        folder: The folder of the results.
+        permutations: Number of permutations of each test.
+    """
+    found: dict[str, Any] = {}
+    for model, sweep in (("embedded", "study"), ("smollm2", "study_smollm2")):
+        if (results := available(folder, sweep)) is not None:
+            found[model] = _of_model(results, permutations)
+    if (full := available(folder, "study_full")) is not None:
+        found["full"] = {"geometry": hypotheses.explained_by_norm(full.runs)}
+    found["matchings"] = {
+        name: findings.findings(results, correct, norm) for name, (results, correct, norm) in matchings(folder).items()
+    }
+    if (rates := available(folder, "study_rates")) is not None:
+        one_rate = rates.runs[rates.runs["rate"] == "x1.0"]
+        found["one_rate"] = {"kl_per_norm": hypotheses.behaviour_per_norm(one_rate)}
+    return found
+
+
+def _of_model(results: Results, permutations: int) -> dict[str, Any]:
+    designs = hypotheses.designs(results)
+    weights = designs["weights"]
+    found: dict[str, Any] = {
+        "runs": len(results.runs),
+        "shares": {kind: hypotheses.share_table(design) for kind, design in designs.items()},
+        "shares_without_draw": {
+            draw: {**part.table(), "data_less_loss": part.of_data - part.loss}
+            for draw, part in hypotheses.leave_out_draws(weights).items()
+        },
+        "factors_p": hypotheses.p_of_factors(weights, permutations),
+        "pairs": hypotheses.pair_table(weights),
+        "likelihoods": hypotheses.likelihoods(weights),
+        "kl_per_norm": hypotheses.behaviour_per_norm(results.runs),
+        "function_less_weights": hypotheses.function_less_weights(designs),
+        "accuracy": results.runs.groupby("loss")["accuracy"].agg(["mean", "min", "max"]).reset_index(),
+        "base_accuracy": float(results.runs["base_accuracy"].iloc[0]),
+    }
+    found["persisting"] = hypotheses.persisting(found["pairs"])
+    if len(results.gradients):
+        found["decided"] = hypotheses.decided(results, weights, permutations)
+        found["gradient_to_end"] = float(results.runs["gradient_to_end"].mean())
+    if "rotation" in results.runs:
+        found["geometry"] = hypotheses.explained_by_norm(results.runs)
+    if all(level in weights.levels[factor] for factor, level in SEEN.items()):
+        found["unseen"] = _unseen(designs)
+    return found
+
+
+def _unseen(designs: Mapping[str, Crossed]) -> dict[str, Any]:
+    """Computes the primary numbers of H1 and H5 without the runs that suggested the hypotheses."""
+    rest = {kind: design.without(**SEEN) for kind, design in designs.items()}
+    same, other = (rest["weights"].between(same_draw=same) for same in (True, False))
+    difference = over_losses(lambda chosen: (part := shares(same, other, chosen)).of_data - part.loss, len(same))
+    return {"data_less_loss": difference, "function_less_weights": hypotheses.function_less_weights(rest)}
+
+
+def matchings(folder: Path) -> dict[str, tuple[Results, str, str]]:
+    """Returns, for each way of matching, the runs of six losses and the columns of their answers and norms."""
+    found: dict[str, tuple[Results, str, str]] = {}
+    if (conventional := available(folder, "study_rates-conventional")) is not None:
+        found["equal steps, conventional rates"] = (conventional, "correct", "norm")
+    rates = available(folder, "study_rates")
+    if rates is not None:
+        one = findings.matched(rates, rates.runs["rate"] == "x1.0")
+        found["equal steps, one rate"] = (one, "correct", "norm")
+    if (epochs := available(folder, "study_epochs")) is not None:
+        chosen = findings.matched(epochs, epochs.runs["rate"] == "conventional")
+        found["equal epochs, conventional rates"] = (chosen, "correct", "norm")
+    if (at_norm := available(folder, "study_rates-norm")) is not None:
+        found["equal norm"] = (at_norm, "correct", "norm")
+    if conventional is not None and "equal_kl_norm" in conventional.runs:
+        found["equal KL"] = (conventional, "equal_kl_correct", "equal_kl_norm")
+    if rates is not None and "accuracy_validation" in rates.runs:
+        best = findings.at_best_rate(rates, "accuracy_validation", CHOOSING)
+        found["each loss's best rate"] = (best, "correct", "norm")
+    return found
+
+
+def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Draws the figures for which there are results."""
+    drawn: dict[str, Any] = {}
+    model = found.get("embedded")
+    results = available(folder, "study")
+    if model is None or results is None:
+        return drawn
+    weights = hypotheses.designs(results)["weights"]
+    with style():
+        drawn["shares"] = figures.shares(model["shares"])
+        drawn["persistence"] = figures.persistence(model["pairs"])
+        if "decided" in model:
+            matrices = hypotheses.gradient_matrices(results, weights.losses)
+            before = np.mean([matrix for (_, a, b), matrix in matrices.items() if a == b], axis=0)
+            drawn["decided"] = figures.decided(before, weights.between(same_draw=True), model["decided"]["r"].value)
+        if "geometry" in model:
+            drawn["norm"] = figures.norm_in_disguise(results.runs, model["geometry"])
+        tables = {"conventional rates": model["kl_per_norm"]}
+        tables |= {"one rate": found["one_rate"]["kl_per_norm"]} if "one_rate" in found else {}
+        drawn["behaviour"] = figures.behaviour(tables)
+        if found["matchings"]:
+            drawn["matchings"] = figures.matchings(found["matchings"])
+    return drawn
+
+
+def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list[str]]]]:
+    """Returns the tables of the page: heads and rows of text."""
+    made: dict[str, tuple[Sequence[str], list[list[str]]]] = {}
+    models = {
+        title: found[model] for model, title in (("embedded", "embedded"), ("smollm2", "SmolLM2")) if model in found
+    }
+    rows = []
+    for title, model in models.items():
+        for kind in KINDS:
+            values = model["shares"][kind].set_index("share")
+            rows.append([title, KIND_TITLES[kind], *(_interval(values.loc[name]) for name in values.index)])
+    made["shares"] = (("model", "of", "common", "loss", "data", "loss × data", "order", "data less loss"), rows)
+    for title, model in models.items():
+        pairs = model["pairs"]
+        two = pairs[pairs["loss_a"] != pairs["loss_b"]].sort_values("relative", ascending=False)
+        lines = [_pair(row) for row in two.to_dict("records")]
+        made[f"pairs {title}"] = (("pair", "one draw", "relative", "two draws", "relative", "persists"), lines)
+    if found.get("matchings"):
+        rows = [
+            [matching, *(f"{one.verdict} ({_number(one.value)})" for one in judged.values())]
+            for matching, judged in found["matchings"].items()
+        ]
+        made["matchings"] = (("matching", *findings.FINDINGS), rows)
+    geometry = {"LoRA": found.get("embedded", {}).get("geometry"), "all weights": found.get("full", {}).get("geometry")}
+    rows = [
+        [what, MEASURE_TITLES[row["measure"]], _interval(row, "r2"), _ratio(row, "least"), _ratio(row, "largest")]
+        for what, table in geometry.items() if table is not None for row in table.to_dict("records")
+    ]  # fmt: skip
+    made["geometry"] = (("updates of", "measure", "R² with log norm", "smallest ratio", "largest ratio"), rows)
+    return made
+
+
+def _pair(row: Mapping[str, Any]) -> list[str]:
+    relative = {"value": row["relative"], "low": row["relative_low"], "high": row["relative_high"]}
+    pair = f"{loss_title(row['loss_a'])} – {loss_title(row['loss_b'])}"
+    numbers_of = [_number(row["other"]), _number(row["relative_other"]), _number(row["persists"])]
+    return [pair, _number(row["same"]), _interval(relative), *numbers_of]
+
+
+def _ratio(row: Mapping[str, Any], which: str) -> str:
+    loss = row[f"{which}_loss"]
+    return f"{_number(row[f'{which}_ratio'])} ({loss_title(loss)})" if loss else "–"
+
+
+def _interval(row: Mapping[str, Any] | pd.Series, value: str = "value") -> str:
+    known = _number(row[value])
+    return known if math.isnan(row["low"]) else f"{known} ({_number(row['low'])} to {_number(row['high'])})"
+
+
+def _number(value: float) -> str:
+    """Formats a number as the other studies do: .68, −.12, 1.03."""
+    if math.isnan(value):
+        return "–"
+    text = f"{abs(value):.2f}"
+    return ("−" if round(value, 2) < 0 else "") + text.removeprefix("0" if abs(round(value, 2)) < 1 else "")
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Writes a table in Markdown."""
+    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def latex(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Writes a table in LaTeX (booktabs)."""
+    special = {
+        "&": r"\&",
+        "%": r"\%",
+        "_": r"\_",
+        "−": "$-$",
+        "×": r"$\times$",
+        "–": "--",
+        "²": "$^2$",
+        "°": r"$^\circ$",
+    }
+
+    def cell(text: str) -> str:
+        return "".join(special.get(letter, letter) for letter in text)
+
+    lines = [rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule"]
+    lines += [" & ".join(map(cell, heads)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(cell, row)) + r" \\" for row in rows]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def make(folder: Path) -> dict[str, Any]:
+    """Writes numbers, tables and figures beside the results in `folder`, and returns the numbers."""
+    found = numbers(folder)
+    write_json(folder / "numbers.json", _plain(found))
+    figures.save(draw(folder, found), folder)
+    for name, (heads, rows) in tables(found).items():
+        for kind, text in (("md", markdown(heads, rows) + "\n"), ("tex", latex(heads, rows))):
+            with atomic_file(folder / f"{name.replace(' ', '-')}.{kind}") as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Turns numbers into JSON: tables into rows, estimates into objects, what is unknown into null."""
+    if isinstance(value, pd.DataFrame):
+        return _plain(value.to_dict("records"))
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, float | np.floating):
+        return None if math.isnan(value) else json.loads(f"{float(value):.6g}")
+    return int(value) if isinstance(value, np.integer) else value
