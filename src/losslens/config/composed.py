@@ -83,5 +83,9 @@ class Composed:
 
 @lru_cache(maxsize=4096)
 def _parsed(line: str) -> Override:
-    [override] = OverridesParser.create().parse_overrides([line])
+    [override] = _parser().parse_overrides([line])
     return override
+
+
+# Once: the signature of each of Hydra's functions is inspected.
+_parser = cache(OverridesParser.create)
