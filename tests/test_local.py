@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -89,6 +90,14 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [device.environment["OMP_NUM_THREADS"] for device in choose_devices(3)] == ["2", "2", "2"]
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert choose_devices(3)[2] == Device("CPU 2", {"OMP_NUM_THREADS": "5"})
+
+
+def test_the_longest_runs_start_first() -> None:
+    """A pair is two rollouts, an on-policy method samples its own; of equal runs the command line's order stays."""
+    lines = ["method=sft", "method=rft", "method=dpo", "method=online_grpo", "method=sft optim.max_steps=150", "seed=x"]
+    configs = [OmegaConf.to_container(composed(*line.split()), resolve=True) for line in lines]
+    queue = parallel._Queue(dict(enumerate(configs)), lambda number, outcome: None)
+    assert list(queue._waiting) == [3, 2, 4, 0, 1, 5]
 
 
 @pytest.mark.parametrize(

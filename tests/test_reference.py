@@ -40,9 +40,11 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[int, ...]]:
     return seen
 
 
-def ran(loss: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, folder: Path, cache: Path) -> str:
+def ran(
+    loss: Loss, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, folder: Path, cache: Path, steps: int = 8
+) -> str:
     folder.mkdir()
-    plan = make_plan(loss, max_steps=6, batch_size=8)
+    plan = make_plan(loss, max_steps=steps, batch_size=8)
     train_frozen(plan, base, tokenised, folder, reference=ReferenceCache(cache, ABOUT))
     return adapter_fingerprint(folder / "adapter")
 
@@ -61,6 +63,42 @@ def test_each_rollout_is_scored_once_for_all_runs(
     assert again == first
     assert len(list((tmp_path / "cache").glob("*/logps.safetensors"))) == 1
     assert ran(DPO, make_plan, base, few, tmp_path / "afresh", tmp_path / "other") == first
+
+
+@pytest.mark.parametrize(("loss", "met"), [(DPO, 2 * 2 * 8), (KL, 2 * 8)], ids=["pairs", "rollouts"])
+def test_a_short_run_scores_only_the_rollouts_that_it_meets(
+    loss: Loss, met: int, make_plan: Any, base: LoadedModel, tokenised: pd.DataFrame, tmp_path: Path, scored: Counter
+) -> None:
+    """Two steps of 8 pairs meet 32 rollouts, of 8 rollouts 16; a run that meets others changes nothing for them."""
+    first = ran(loss, make_plan, base, tokenised, tmp_path / "first", tmp_path / "cache", steps=2)
+    assert scored.total() == met < len(tokenised)
+    ran(loss, make_plan, base, tokenised, tmp_path / "longer", tmp_path / "cache", steps=3)
+    assert scored.total() == met + met * 3 / 2
+    assert ran(loss, make_plan, base, tokenised, tmp_path / "again", tmp_path / "cache", steps=2) == first
+    assert scored.total() == met + met * 3 / 2
+
+
+@pytest.mark.parametrize("loss", [DPO, KL], ids=["pairs", "rollouts"])
+def test_a_short_run_is_that_of_scores_of_all_rollouts_but_for_rounding(
+    loss: Loss,
+    make_plan: Any,
+    base: LoadedModel,
+    tokenised: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan = make_plan(loss, max_steps=2, batch_size=8)
+    met = trained(plan, base, tokenised, tmp_path / "met", reference=ReferenceCache(tmp_path / "cache", ABOUT))
+    logps = ReferenceCache.logps
+
+    def of_all(self: ReferenceCache, few: pd.DataFrame, *arguments: Any) -> Any:
+        found, file = logps(self, tokenised, *arguments)
+        return [found[place] for place in few["place"]], file
+
+    monkeypatch.setattr(ReferenceCache, "logps", of_all)
+    whole = trained(plan, base, tokenised, tmp_path / "whole", reference=ReferenceCache(tmp_path / "cache", ABOUT))
+    assert len(list((tmp_path / "cache").glob("*/logps.safetensors"))) == 2
+    assert largest_difference(met, whole) < 1e-6
 
 
 def test_losses_on_a_subset_get_their_reference(

@@ -97,6 +97,7 @@ def _is_preset(section: DictConfig, name: str, path: str) -> bool:
     return isinstance(written, dict) and str(written[name]).startswith(f"${{when:${{.path}},{path},")
 
 
+@lru_cache(maxsize=16)
 def _package(path: str) -> str:
     """`${package:tiny/student}`: a folder installed with losslens."""
     return str(files("losslens") / path)

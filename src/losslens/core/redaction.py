@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -150,7 +150,8 @@ def _hash_secret(text: str) -> str:
 
 def remove_secrets(value: Any) -> Any:
     """Removes all known secrets from the texts of a nested value; leaves `identity` unchanged."""
-    return _map_texts(value, _without_secrets)
+    of_environment = _secrets_of_environment()  # once: reading the environment takes longer than most texts
+    return _map_texts(value, lambda text: _without_secrets(text, of_environment))
 
 
 def redact(value: Any) -> Any:
@@ -187,7 +188,7 @@ class _RedactingStream:
     def write(self, text: str) -> int:
         """Writes redacted `text`; progress bars and tables may move the cursor and use colours."""
         may_draw = str(sys._getframe(1).f_globals.get("__name__")).partition(".")[0] in _DRAWING_PACKAGES
-        text = _without_secrets(text)
+        text = _without_secrets(text, _secrets_of_environment())
         if may_draw:
             parts = [escape_control(part) for part in _DRAWING_CODES.split(text)]
             codes = [*_DRAWING_CODES.findall(text), ""]
@@ -241,22 +242,25 @@ def _map_entry(name: Any, value: Any, change: Callable[[str], str]) -> Any:
     return _map_texts(value, change)
 
 
-def _without_secrets(text: str) -> str:
+def _without_secrets(text: str, of_environment: frozenset[str]) -> str:
     for host, path in sorted(_paths, key=lambda address: len(address[1]), reverse=True):
         text = text.replace(host + path, host + public_path(path))
         # A server's error may contain the path alone; a path of one part could also be the end of a folder's path.
         if path.count("/") > 1 and not any(path in name for name in _names):
             text = text.replace(path, public_path(path))
-    for secret in _secrets():
+    for secret in _longest_first(_remembered | of_environment):
         text = text.replace(secret, _HIDDEN)
     if "://" in text:
         text = _QUERY.sub(rf"\1{_HIDDEN}", _USERINFO.sub(f"{_HIDDEN}@", text))
     return text
 
 
-def _secrets() -> list[str]:
-    """Returns all known secrets, the longest first, since one may be part of another."""
-    secrets = _remembered | _secrets_in(tuple(os.environ.items()))
+def _secrets_of_environment() -> frozenset[str]:
+    return _secrets_in(tuple(os.environ.items()))
+
+
+def _longest_first(secrets: Set[str]) -> list[str]:
+    """Sorts secrets, since one may be part of another; leaves out parts of names."""
     return sorted((s for s in secrets if not any(s in name for name in _names)), key=len, reverse=True)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
 from losslens.core.errors import InputError
+from losslens.losses import Loss
 from losslens.pipeline.train_job import Outcome, train_job
 from losslens.runs.run import Run
 from losslens.runs.spec import RunSpec
@@ -46,7 +47,7 @@ class _Queue:
 
     def __init__(self, configs: Mapping[int, Mapping[str, Any]], ended: Callable[[int, Outcome], None]) -> None:
         self._configs, self._report = configs, ended
-        self._waiting = deque(configs)
+        self._waiting = deque(sorted(configs, key=self._work, reverse=True))  # a long run started last is waited for
         self._locked: dict[int, Run] = {}
         self._runs: dict[int, Run] = {}  # of the jobs that were started
         self._deaths: Counter[int] = Counter()
@@ -91,6 +92,16 @@ class _Queue:
         with suppress(InputError):
             return RunSpec.of(parse(TrainConfig, dict(self._configs[number]))).run
         return None
+
+    def _work(self, number: int) -> tuple[bool, int]:
+        """Says how long a job takes beside others: whether it samples, then the rollouts that it is trained on."""
+        with suppress(InputError):
+            spec = RunSpec.of(parse(TrainConfig, dict(self._configs[number])))
+            optim = spec.config.optim
+            of_pairs = isinstance(spec.method, Loss) and spec.method.unit == "pair"
+            steps = optim.max_steps if optim.epochs is None else 1
+            return spec.method.own_samples, steps * optim.batch_size * (2 if of_pairs else 1)
+        return False, 0
 
     def _ended(self, task: Ended) -> None:
         outcome = self._after_death(task) if task.death else task.result

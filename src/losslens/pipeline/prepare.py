@@ -125,7 +125,7 @@ def _frozen(spec: RunSpec) -> tuple[LoadedModel, FrozenSource, Path, dict[str, A
     base = load_model(source_of(config.model))
     tokenised = tokenise_frozen(rollouts, base.tokenizer)
     usable = filter_rollouts(tokenised, config.train_on)
-    processed = tokenised if "reference" in spec.loss.needs else usable  # the base scores all rollouts
+    processed = tokenised if "reference" in spec.loss.needs else usable  # the base may score all rollouts
     ids = processed["prompt_ids"].tolist(), processed["completion_ids"].tolist()
     file = str(rollouts.folder / "rollouts.parquet")
     limits_of(source_of(config.model)).require_sequences(file, *ids, rows=processed.index.tolist())

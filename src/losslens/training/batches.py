@@ -88,8 +88,8 @@ class Examples:
         columns: Output of `Loss.columns`, computed before any rollout is left out, each of shape (rows of `table`,).
         rows: Positions in `table` of the rollouts of each example, shape (examples, 1), or (examples, 2) for pairs:
             chosen and rejected.
-        reference: The base's log-probability of each completion token, nats, for each row of `table` that is in an
-            example; None if they have not been scored.
+        reference: The base's log-probability of each completion token, nats, for each row of `table`, None for rows
+            that the run does not meet; None if they have not been scored.
         sampler: The log-probability of each completion token under the policy that sampled it, nats, for each row of
             `table`, None where unknown (`require_sampler`); None unless the loss needs it.
     """
@@ -104,7 +104,7 @@ class Examples:
             self.rows = np.array(loss.select_pairs(self.table), dtype=int).reshape(-1, 2)
         else:
             self.rows = np.arange(len(self.table))[:, None]
-        self.reference: Sequence[np.ndarray] | None = None
+        self.reference: Sequence[np.ndarray | None] | None = None
         column = sampler_column(loss)
         self.sampler: Sequence[np.ndarray] | None = None if column is None else list(self.table[column])
         self._prompts, self._completions = list(self.table["prompt_ids"]), list(self.table["completion_ids"])
@@ -165,7 +165,9 @@ class Examples:
                 # The first token of a sequence is not scored, so with an empty prompt neither is the first of these.
                 prompt, completion = len(self._prompts[row]), len(self._completions[row])
                 start, scored = max(prompt - 1, 0), max(completion - (not prompt), 0)
-                values = logps[row][len(logps[row]) - scored :]
+                known = logps[row]
+                assert known is not None
+                values = known[len(known) - scored :]
                 batch[name][place, start : start + scored] = torch.tensor(values, dtype=torch.float32)
         return batch
 

@@ -1,4 +1,4 @@
-"""Reference log-probabilities: the base scores the frozen rollouts once, for all runs that need a reference."""
+"""Reference log-probabilities: the base scores frozen rollouts once, for all runs that need the same ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class ReferenceCache:
         """Returns the log-probabilities of each rollout's completion tokens (nats, float32), and the file they are in.
 
         Args:
-            tokenised: All rollouts, from `tokenise`.
+            tokenised: The rollouts to score, from `tokenise`.
             score: Computes the base's log-probabilities, shape (N, T), of a batch from `sequences`.
             pad_token_id: Padding token of the inputs.
         """

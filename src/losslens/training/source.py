@@ -108,11 +108,19 @@ class FrozenSource(RolloutSource):
         return self._examples.take(self._order[step])
 
     def score(self, base_logps: Callable[[dict[str, torch.Tensor]], torch.Tensor], pad_token_id: int) -> Path | None:
-        """See `RolloutSource.score`; scores all rollouts, since other runs may train on different ones."""
+        """See `RolloutSource.score`.
+
+        A run that meets each of its examples scores all rollouts, so that losses that train on different ones share
+        the scores. A shorter run scores only the rollouts that it meets, and shares them with runs that meet the same.
+        """
         if self._reference is None:
             return None
-        logps, file = self._reference.logps(self._tokenised, base_logps, pad_token_id)
-        self._examples.reference = [logps[place] for place in self._examples.table["place"]]
+        scored, places = self._tokenised, self._examples.table["place"].to_numpy()
+        if self._order.size < self.epoch_length:
+            scored = scored.iloc[np.unique(places[self._examples.rows[self._order]])]
+        logps, file = self._reference.logps(scored, base_logps, pad_token_id)
+        by_place = dict(zip(scored["place"], logps, strict=True))
+        self._examples.reference = [by_place.get(place) for place in places]
         return file
 
 
