@@ -41,7 +41,10 @@ class Plan:
             processes may come to the operation.
         clock: Seconds by which time.time and datetime.now are off from there on (from the start, where `at` is None).
         flock: Name of the error with which fcntl.flock fails, as on a file system without locks: `ENOSYS`.
-        late: Seconds for which what one process makes under a new name is hidden from the others.
+        late: Seconds for which what one process makes under a new name is hidden from the others, as by an NFS client
+            that remembers that there was no such name. It is hidden from what only looks (stat, open for reading,
+            listing); the server decides about what changes something, and a client that was told `File exists` asks
+            about this name again. Forked processes are on the same client.
     """
 
     root: str
@@ -89,7 +92,8 @@ class _Watch:
         self.plan, self.root = plan, plan.root.rstrip("/") + "/"
         self.log = os.open(plan.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.pid = os.getpid()
+        self.pid = self.client = os.getpid()
+        self.known: set[str] = set()  # names about which the server has told this client
         self.is_busy = False
 
     def inside(self, path: Any, dir_fd: int | None = None) -> str | None:
@@ -118,9 +122,17 @@ class _Watch:
                 self._act(path)
             self.is_busy = False
             try:
+                if self.plan.late and self.is_hidden(os.path.dirname(path)):
+                    raise missing(self.root + path)
                 result = function()
                 if new and self.plan.late:
-                    _announce(self.plan, path)
+                    self._announce(path)
+                if kind in ("mkdir", "open", "rename"):
+                    self.known.add(path)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                    self.known.add(path)
+                raise
             finally:  # also after a folder that is there already
                 self.is_busy = True
                 if hit and self.plan.when != "before":
@@ -128,6 +140,23 @@ class _Watch:
             return result
         finally:
             self.is_busy = False
+
+    def is_hidden(self, path: str) -> bool:
+        """True if another client made the name, or a folder that it lies in, so recently that this one cannot see it."""
+        try:
+            with _open(f"{self.plan.log}.names", "rb") as file:
+                lines = file.read().decode().splitlines()
+        except FileNotFoundError:
+            return False
+        now, own = time.monotonic(), str(self.client)
+        made = (line.split("\t") for line in lines)
+        late = {name for client, moment, name in made if client != own and now - float(moment) < self.plan.late}
+        return any(path == name or path.startswith(f"{name}/") for name in late - self.known)
+
+    def _announce(self, path: str) -> None:
+        """Tells the other processes of a name that they do not see yet."""
+        with _open(f"{self.plan.log}.names", "ab") as names:
+            names.write(f"{self.client}\t{time.monotonic()}\t{path}\n".encode())
 
     def _act(self, path: str) -> None:
         if self.plan.once:
@@ -144,6 +173,10 @@ class _Watch:
             os.kill(os.getpid(), self.plan.signal)
             if self.plan.signal == signal.SIGKILL:
                 signal.pause()
+
+
+def missing(path: Any) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
 
 
 def stable(path: str) -> str:
@@ -218,37 +251,12 @@ def _forbid_locks(name: str) -> None:
     fcntl.flock = flock
 
 
-def _announce(plan: Plan, path: str) -> None:
-    """Tells the other processes of a name that they do not see yet."""
-    with _open(f"{plan.log}.names", "ab") as names:
-        names.write(f"{os.getpid()}\t{time.monotonic()}\t{path}\n".encode())
-
-
 def _hide_new_names(watch: _Watch) -> None:
-    plan = watch.plan
-
-    def hidden() -> set[str]:
-        """Paths below the root that another process made a moment ago."""
-        try:
-            with _open(f"{plan.log}.names", "rb") as file:
-                lines = file.read().decode().splitlines()
-        except FileNotFoundError:
-            return set()
-        now, own = time.monotonic(), str(os.getpid())
-        made = (line.split("\t") for line in lines)
-        return {path for pid, moment, path in made if pid != own and now - float(moment) < plan.late}
-
     def is_hidden(path: Any) -> bool:
         if isinstance(path, int):
             return False
         place = watch.inside(path)
-        if place is None or watch.is_busy:
-            return False
-        names = hidden()
-        return any(place == name or place.startswith(f"{name}/") for name in names)
-
-    def missing(path: Any) -> FileNotFoundError:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+        return place is not None and not watch.is_busy and watch.is_hidden(place)
 
     def sight(name: str) -> None:
         function = getattr(os, name)
