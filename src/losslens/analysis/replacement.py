@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -156,7 +157,12 @@ def replace_analysis(new: Path, folder: Path, before: EarlierAnalysis, keep: boo
             if kept is not None:
                 (folder / _KEPT_AS).write_text(kept.name, encoding="utf-8")
             folder.replace(_old(folder))
-        new.replace(folder)
+        try:
+            new.replace(folder)
+        except OSError as error:  # asked of the rename: NFS shows a folder late that another machine has made
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
         _finish(folder)
     return True
 
