@@ -66,7 +66,9 @@ class AnalysisFolder:
             if recorded is None or recorded == hash_file(file):
                 return
         except FileNotFoundError as error:
-            raise InputError(f"{file}: no such file, which the analysis has written; make the analysis again") from error
+            raise InputError(
+                f"{file}: no such file, which the analysis has written; make the analysis again"
+            ) from error
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror})") from error
         raise InputError(
@@ -125,7 +127,9 @@ class AnalysisFolder:
     def _table(self, name: str, texts: tuple[str, ...], numbers: tuple[str, ...]) -> pd.DataFrame:
         file = self.path / f"{name}.csv"
         try:
-            whole = pd.read_csv(BytesIO(self.csv(name)), dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""])
+            whole = pd.read_csv(
+                BytesIO(self.csv(name)), dtype=dict.fromkeys(texts, str), keep_default_na=False, na_values=[""]
+            )
             table = whole.reindex(columns=[*texts, *numbers]).astype(dict.fromkeys(numbers, float))
         except pd.errors.EmptyDataError:
             return pd.DataFrame(columns=[*texts, *numbers])
