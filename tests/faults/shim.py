@@ -7,6 +7,7 @@ What C++ and Rust write (parquet, safetensors) is not seen, but the fsync and th
 from __future__ import annotations
 
 import builtins
+import ctypes
 import datetime
 import errno
 import fcntl
@@ -18,12 +19,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "LOSSLENS_SHIM"
-_open = io.open  # as it is without this file
+BALLAST = ".ballast"
+_open, _low = io.open, os.open  # as they are without this file
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Plan:
             that remembers that there was no such name. It is hidden from what only looks (stat, open for reading,
             listing); the server decides about what changes something, and a client that was told `File exists` asks
             about this name again. Forked processes are on the same client.
+        fill: What the file system of `root`, a small one of its own, has no more of from `at` on: `room` or `inodes`.
+        namespace: Process in whose mount namespace to work, 0 for one's own.
     """
 
     root: str
@@ -56,6 +62,8 @@ class Plan:
     clock: float = 0.0
     flock: str = ""
     late: float = 0.0
+    fill: str = ""
+    namespace: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -69,6 +77,8 @@ def install() -> None:
         return
     given = json.loads(os.environ[VARIABLE])
     plan = Plan(**{**given, "at": given["at"] and tuple(given["at"])})
+    if plan.namespace:
+        _enter_namespace(plan.namespace)
     if plan.clock and plan.at is None:
         _bend_clock(plan.clock)
     if plan.flock:
@@ -142,7 +152,7 @@ class _Watch:
             self.is_busy = False
 
     def is_hidden(self, path: str) -> bool:
-        """True if another client made the name, or a folder that it lies in, so recently that this one cannot see it."""
+        """True if another client made the name, or one of its folders, so recently that this one is not shown it."""
         try:
             with _open(f"{self.plan.log}.names", "rb") as file:
                 lines = file.read().decode().splitlines()
@@ -167,6 +177,8 @@ class _Watch:
         if self.plan.when == "torn":
             file = self.root + path
             os.truncate(file, os.stat(file).st_size // 2)
+        if self.plan.fill:
+            _fill(Path(self.root), self.plan.fill)
         if self.plan.clock:
             _bend_clock(self.plan.clock)
         if self.plan.signal:
@@ -242,6 +254,26 @@ def _bend_clock(seconds: float) -> None:
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] == "losslens" and getattr(module, "datetime", None) is true_datetime:
             module.datetime = Bent  # type: ignore[attr-defined]
+
+
+def _enter_namespace(process: int) -> None:
+    here = os.getcwd()
+    with _open(f"/proc/{process}/ns/mnt", "rb") as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
+    os.chdir(here)  # it is / in there
+
+
+def _fill(folder: Path, what: str) -> None:
+    """Takes all the room, or all the inodes, of a small file system: files `BALLAST*` in its topmost folder."""
+    assert os.path.ismount(folder)
+    with suppress(OSError):
+        if what == "room":
+            with _open(folder / BALLAST, "wb", buffering=0) as file:
+                while True:  # a last page is written in part
+                    file.write(bytes(1 << 20))
+        for number in count():
+            os.close(_low(folder / f"{BALLAST}-{number}", os.O_CREAT | os.O_WRONLY))
 
 
 def _forbid_locks(name: str) -> None:
