@@ -62,9 +62,11 @@ def write_analysis(
         analyse: Makes the analysis, given the earlier one: returns the facts of its manifest, and what writes it.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: The folder cannot be written, or is a link.
     """
     require_place(folder)
+    if folder.is_symlink():
+        raise InputError(f"{folder}: a link, which the new analysis would replace; remove it")
     while True:
         finish_interrupted_replacement(folder)
         before = read_earlier(folder)

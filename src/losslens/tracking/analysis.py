@@ -42,7 +42,8 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
         return
     analysis = AnalysisFolder(folder)
     manifest = analysis.manifest
-    for unsent in folder.glob("wandb/offline-run-*"):
+    linked = (folder / "wandb").is_symlink()  # what lies there may be another's
+    for unsent in () if linked else folder.glob("wandb/offline-run-*"):
         if not any(unsent.glob("*.wandb.synced")):
             shutil.rmtree(unsent)
     sweep = folder.parent.name
