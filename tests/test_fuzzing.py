@@ -2,27 +2,48 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import json
 import os
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
+import openai
+import pytest
+from hydra import compose, initialize_config_dir
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from losslens.analysis.replacement import read_earlier
+from losslens.config.data import Server
+from losslens.config.parse import parse
+from losslens.config.training import TrainConfig
+from losslens.core import hub
 from losslens.core.completions import Completion, Journal
-from losslens.core.errors import InputError
+from losslens.core.errors import InputError, ServerError
 from losslens.core.files import read_json, read_object, read_parquet, write_json
+from losslens.core.hashing import hash_json
 from losslens.evaluation.outcomes import read_outcomes
+from losslens.problems import Problem
+from losslens.problems.judges import identity_of, verifier_of
+from losslens.problems.mathematics import MathVerify
 from losslens.problems.rows import read_rows
+from losslens.problems.verification import _Checker
 from losslens.runs.current_words import current_manifest
 from losslens.runs.integrity import require_own_manifest
 from losslens.runs.run import Run
+from losslens.runs.spec import RunSpec
+from losslens.sampling.server import Decoding, Request, ask
 from losslens.scheduling.monitor import table
 from losslens.scheduling.record import read_record
 from losslens.scheduling.slurm.intent import _content
@@ -30,6 +51,7 @@ from losslens.scheduling.status import refresh_run_statuses
 from losslens.tables.analysis_folder import AnalysisFolder
 from losslens.updates.folder import open_adapter
 from losslens.updates.lora_config import LoraConfigFile
+from tests.conftest import ROOT
 
 EXAMPLES = int(os.environ.get("LOSSLENS_FAULTS_PER_KIND", "25"))
 fuzzed = settings(
@@ -239,6 +261,135 @@ class TestOthers:
             refused_or_read(
                 lambda file: AnalysisFolder(file.parent).table("pairs", ("run_a",), ("cosine",)), "pairs.csv", text
             )
+
+
+CHOICE = {
+    "index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "1 + 1 = 2", "reasoning": "so"},
+    "token_ids": [5, 6], "logprobs": {"content": [{"token": "a", "logprob": -0.5, "top_logprobs": []}] * 2},
+}  # fmt: skip
+CHAT = {
+    "id": "a", "object": "chat.completion", "created": 1, "model": "m", "choices": [CHOICE], "prompt_token_ids": [1, 2],
+    "usage": {"completion_tokens": 2, "prompt_tokens": 2, "total_tokens": 4},
+}  # fmt: skip
+TEXT = {
+    **CHAT, "object": "text_completion",
+    "choices": [{
+        "index": 0, "finish_reason": "length", "text": "2", "token_ids": [5], "logprobs": {"token_logprobs": [-1.5]},
+    }],
+}  # fmt: skip
+
+
+class TestServers:
+    """Answers of servers and of the process that checks answers, which may be anybody's."""
+
+    @fuzzed
+    @given(
+        st.sampled_from([CHAT, TEXT]).flatmap(lambda answer: st.tuples(st.just(answer is TEXT), changed(answer))),
+        st.sampled_from([200, 200, 200, 204, 400, 422, 429, 500, 302]),
+        st.sampled_from([{}, {"retry-after": "x"}, {"retry-after": "-1"}, {"retry-after": "nan"}]),
+    )
+    def test_answers_of_a_server(self, answer: tuple[bool, bytes], status: int, headers: dict[str, str]) -> None:
+        """A completion that is stored and read back as it came, or `ServerError` in one line."""
+        by_ids, content = answer
+        kept: dict[str, Completion] = {}
+        line = ""
+        request = Request("1 + 1", 7, (1, 2) if by_ids else None)
+        server = Server(
+            base_url="http://localhost:1/v1", model="m", api_key_env="NO_KEY", concurrency=1, attempts=1, timeout=1,
+            requests_per_minute=None, token_ids="auto", price_prompt=None, price_completion=None, extra_body=None,
+        )  # fmt: skip
+
+        def respond(_: httpx.Request) -> httpx.Response:
+            return httpx.Response(status, content=content, headers={"content-type": "application/json", **headers})
+
+        def client(**options: Any) -> openai.AsyncOpenAI:
+            return made(**options, http_client=httpx.AsyncClient(transport=httpx.MockTransport(respond)))
+
+        made = openai.AsyncOpenAI
+        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+            patch.setattr(openai, "AsyncOpenAI", client)
+            try:
+                ask("server", server, "m", {"0": request}, Decoding(1.0, 1.0, 9, logps=True), kept.__setitem__, "")
+            except ServerError as error:
+                line = str(error)
+            if not kept:
+                assert "\n" not in line
+                assert 0 < len(line) < 2000
+                return
+            assert not line
+            [completion] = kept.values()
+            assert all(0 <= id_ < 2**31 for id_ in completion.ids or ())
+            assert all(-9999 < value <= 0 for value in completion.sampler_raw_logps or ())
+            journal = Journal(Path(folder) / "x.jsonl")
+            journal.add(kept)
+            journal.close()
+            assert Journal(Path(folder) / "x.jsonl").completions == kept
+
+    @fuzzed
+    @given(changed({"number": 1, "answer": "7", "correct": True, "trouble": ""}))
+    def test_answers_of_the_process_that_checks_answers(self, content: bytes) -> None:
+        """A verdict that can be stored; correct only if it says so of this request."""
+        checker = _Checker("losslens.problems.mathematics", needs_network=False)
+        line = content.replace(b"\n", b" ") + b"\n"
+        fake: Any = SimpleNamespace(
+            stdin=io.BytesIO(), stdout=io.BytesIO(line), poll=lambda: None, kill=lambda: None, communicate=lambda: None
+        )
+        checker._process = fake
+        problem = Problem("a", "1 + 6", "7")
+        try:
+            verdict = checker.verdict(MathVerify(), problem, "7", 5.0)
+        except InputError:
+            return
+        f"{verdict.answer}{verdict.trouble}".encode()
+        if verdict.correct:
+            said = json.loads(line)
+            assert (said["number"], said["correct"]) == (1, True)
+
+    @fuzzed
+    @given(st.text(max_size=20), VALUES, st.dictionaries(st.text(max_size=6), VALUES, max_size=2))
+    def test_verifiers_in_a_configuration(self, path: str, value: Any, options: dict[str, Any]) -> None:
+        known = {"_target_": "losslens.problems.mathematics.MathVerify", **options}
+        for read, setting in itertools.product((verifier_of, identity_of), (path, {"_target_": value}, known)):
+            line = ""
+            try:
+                read(setting)
+            except InputError as error:
+                line = str(error)
+            assert "\n" not in line
+
+
+class TestConfigurations:
+    """What a user's YAML files may say: a value of any kind in the place of any other."""
+
+    @fuzzed
+    @given(st.data())
+    def test_configurations_of_a_run(self, data: Any) -> None:
+        content = json.loads(_composed())
+        path = data.draw(st.sampled_from(_paths(content)[1:]))
+        inner = content
+        for part in path[:-1]:
+            inner = inner[part]
+        inner[path[-1]] = data.draw(VALUES | st.sampled_from(["${x", "${seed}", "${nowhere}", "???", "main", "0.5"]))
+
+        def refuse(field: str, path: str, *_: Any) -> Any:
+            raise InputError(f"{field}={path}: not on the hub")
+
+        try:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(hub, "resolve_commit", refuse)
+                spec = RunSpec.of(parse(TrainConfig, OmegaConf.create(content)))
+                folder = spec.run.folder
+        except (InputError, OmegaConfBaseException):  # as `core.jobs` tells them
+            return
+        assert folder.parent.parent == Path(spec.config.output_dir)
+        assert folder.name.endswith(hash_json(json.loads(json.dumps(spec.identity)), 8))
+
+
+@cache
+def _composed() -> str:
+    """The default configuration of `train.py`, unresolved, as JSON."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return json.dumps(OmegaConf.to_container(compose("train"), resolve=False))
 
 
 def _outcomes() -> bytes:

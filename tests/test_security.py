@@ -15,13 +15,16 @@ from pydantic import ValidationError
 
 from losslens.analysis.gathering import _name
 from losslens.analysis.manifests import Frozen, Named
+from losslens.analysis.replacement import write_analysis
 from losslens.core.errors import InputError
 from losslens.core.files import write_json, write_text
 from losslens.losses.sft import Sft
 from losslens.models.loading import LoadedModel
+from losslens.runs.links import OWNER
 from losslens.runs.run import Run
 from losslens.training import callbacks
 from losslens.training.callbacks import Metrics
+from losslens.training.run import last_checkpoint
 from tests.conftest import train_frozen
 from tools.audit import verdict
 
@@ -119,6 +122,91 @@ def test_nothing_is_written_through_a_symbolic_link_in_a_run_folder(tmp_path: Pa
     write_json(run / "status.json", {}, in_place=True)
     assert elsewhere.read_text() == "kept"
     assert not any(file.is_symlink() for file in run.iterdir())
+
+
+def _linked(run: Path, name: str, elsewhere: Path) -> None:
+    run.mkdir(exist_ok=True)
+    elsewhere.mkdir(exist_ok=True)
+    (run / name).symlink_to(elsewhere)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "snapshots", "eval"])
+def test_a_linked_folder_of_a_run_must_be_its_own(name: str, tmp_path: Path) -> None:
+    """A stranger's run folder may link to another run's files; a user's own link leads to an empty folder at first."""
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "sft-00000001"
+    _linked(run, name, elsewhere)
+    (elsewhere / "checkpoint-5").mkdir()
+    refused = pytest.raises(InputError, match=rf"{name}: a link to .*elsewhere, whose files may be another's; remove")
+    with refused, Run(run).lock():
+        raise AssertionError
+    assert [entry.name for entry in elsewhere.iterdir()] == ["checkpoint-5"]
+    (elsewhere / "checkpoint-5").rmdir()
+    with Run(run).lock():
+        (elsewhere / "checkpoint-6").mkdir()
+    with Run(run).lock():  # again: now it is its own
+        pass
+    other = tmp_path / "dpo-00000002"
+    _linked(other, name, elsewhere)
+    with pytest.raises(InputError, match="whose files may be another's"), Run(other).lock():
+        pass
+    with pytest.raises(InputError), Run(other / "snapshots" / "norm-0.1").lock():
+        raise AssertionError
+
+
+def test_a_link_that_leads_nowhere_is_one_line(tmp_path: Path) -> None:
+    run = tmp_path / "sft-00000001"
+    run.mkdir()
+    (run / "checkpoints").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="a link that leads to no folder; make that folder"), Run(run).lock():
+        raise AssertionError
+
+
+def test_the_name_of_a_runs_owner_is_not_written_through_a_link(tmp_path: Path) -> None:
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "sft-00000001"
+    _linked(run, "eval", elsewhere)
+    (elsewhere / OWNER).symlink_to(tmp_path / "victim")
+    with pytest.raises(InputError, match="whose files may be another's"), Run(run).lock():
+        raise AssertionError
+    assert not (tmp_path / "victim").exists()
+
+
+def test_checkpoints_on_another_disk_are_removed_and_the_link_stays(tmp_path: Path) -> None:
+    elsewhere, run, foreign = tmp_path / "scratch", tmp_path / "sft-00000001", tmp_path / "foreign"
+    _linked(run, "checkpoints", elsewhere)
+    with Run(run).lock():
+        (elsewhere / "checkpoint-1").mkdir()
+        (elsewhere / "checkpoint-1" / "optimizer.pt").touch()
+        foreign.mkdir()
+        (foreign / "kept").touch()
+        (elsewhere / "checkpoint-2").symlink_to(foreign)
+        Run(run).remove_checkpoints()
+    assert [entry.name for entry in elsewhere.iterdir()] == [OWNER]
+    assert (run / "checkpoints").is_symlink()
+    assert (foreign / "kept").exists()
+
+
+def test_a_checkpoint_or_snapshot_that_is_a_link_is_removed_without_what_it_leads_to(tmp_path: Path) -> None:
+    foreign, checkpoints = tmp_path / "foreign", tmp_path / "checkpoints"
+    for folder in (foreign, checkpoints):
+        folder.mkdir()
+    (foreign / "kept").touch()
+    (checkpoints / "checkpoint-3").symlink_to(foreign)
+    assert last_checkpoint(checkpoints, "x") is None
+    (tmp_path / "step-000004").symlink_to(foreign)
+    snapshots = callbacks.Snapshots(tmp_path, 1, "x")
+    snapshots.on_train_begin(None, SimpleNamespace(global_step=0), None)  # type: ignore[arg-type]
+    assert not any(entry.is_symlink() for entry in [*checkpoints.iterdir(), *tmp_path.iterdir()])
+    assert (foreign / "kept").exists()
+
+
+def test_an_analysis_folder_that_is_a_link_is_not_replaced(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "kept").touch()
+    (tmp_path / "analysis").symlink_to(elsewhere)
+    with pytest.raises(InputError, match="analysis: a link, which the new analysis would replace; remove it"):
+        write_analysis(tmp_path / "analysis", lambda _: pytest.fail("analysed"))
+    assert (elsewhere / "kept").exists()
 
 
 def test_a_full_disk_does_not_write_in_place_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

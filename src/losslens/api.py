@@ -226,7 +226,7 @@ class Sweep:
 
         docs/reference/measures.md describes their columns.
         """
-        return _Tables(self._require_analysis())
+        return _Tables(AnalysisFolder(self._require_analysis()))
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -280,14 +280,16 @@ def _row(name: str, run: Run) -> dict[str, Any]:
 class _Tables(Mapping[str, pd.DataFrame]):
     """Tables in an analysis folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._files = {file.stem: file for kind in ("csv", "parquet") for file in sorted(folder.glob(f"*.{kind}"))}
+    def __init__(self, folder: AnalysisFolder) -> None:
+        found = (file for kind in ("csv", "parquet") for file in sorted(folder.path.glob(f"*.{kind}")))
+        self._files = {file.stem: file for file in found}
         self._folder = folder
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name not in self._files:
-            raise InputError(f"{self._folder}: no table {name!r}; available: {', '.join(self._files)}")
+            raise InputError(f"{self._folder.path}: no table {name!r}; available: {', '.join(self._files)}")
         file = self._files[name]
+        self._folder.require_intact(file)
         try:
             return pd.read_csv(file) if file.suffix == ".csv" else pd.read_parquet(file)
         except pd.errors.EmptyDataError:

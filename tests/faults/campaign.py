@@ -140,25 +140,42 @@ def _measured(command: Command, folder: Path) -> Undisturbed:
     return Undisturbed(tree(output), operations(log))
 
 
-def judge(command: Command, output: Path, expected: dict[str, str]) -> tuple[Outcome, str]:
-    """Runs the command undisturbed where it was disturbed before, and compares what it leaves with what is expected."""
-    outcome = run(command, output)
+def judge(
+    command: Command, output: Path, expected: dict[str, str], plan: Plan | None = None, view: Path | None = None
+) -> tuple[Outcome, str]:
+    """Runs the command undisturbed where it was disturbed before, and compares what it leaves with what is expected.
+
+    Args:
+        command: The command.
+        output: Its output folder.
+        expected: The files that it leaves undisturbed.
+        plan: Where it works, for one that works in another mount namespace.
+        view: The output folder as this process reaches it, if that is another path.
+    """
+    outcome = run(command, output, plan)
+    view = view or output
     said = f"{outcome.stdout[-1500:]}\n{outcome.stderr[-3000:]}"
     if outcome.trouble:
         return outcome.trouble, said
     if outcome.status:
         return "wrong status", f"status {outcome.status}\n{said}"
-    if differences := compare(expected, tree(output)):
+    if differences := compare(expected, tree(view, output)):
         return "different result", "\n".join(differences[:20])
-    if left := leftovers(output):
+    if left := leftovers(view):
         return "left over", "\n".join(left)
     return "same bytes", ""
 
 
-def tree(output: Path) -> dict[str, str]:
-    """The files of an output folder that are results, by path, without what may differ (`VOLATILE`)."""
-    files = (file for file in sorted(output.rglob("*")) if file.is_file() and not file.name.endswith(".lock"))
-    return {str(file.relative_to(output)): _content(file, output) for file in files if not _is_left(file)}
+def tree(folder: Path, output: Path | None = None) -> dict[str, str]:
+    """The files of an output folder that are results, by path, without what may differ (`VOLATILE`).
+
+    Args:
+        folder: The folder.
+        output: Its path in the command, if that is another one.
+    """
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() and not file.name.endswith(".lock"))
+    named = output or folder
+    return {str(file.relative_to(folder)): _content(file, named) for file in files if not _is_left(file)}
 
 
 def _content(file: Path, output: Path) -> str:

@@ -7,6 +7,7 @@ What C++ and Rust write (parquet, safetensors) is not seen, but the fsync and th
 from __future__ import annotations
 
 import builtins
+import ctypes
 import datetime
 import errno
 import fcntl
@@ -18,12 +19,15 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "LOSSLENS_SHIM"
-_open = io.open  # as it is without this file
+BALLAST = ".ballast"
+_open, _low = io.open, os.open  # as they are without this file
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,12 @@ class Plan:
             processes may come to the operation.
         clock: Seconds by which time.time and datetime.now are off from there on (from the start, where `at` is None).
         flock: Name of the error with which fcntl.flock fails, as on a file system without locks: `ENOSYS`.
-        late: Seconds for which what one process makes under a new name is hidden from the others.
+        late: Seconds for which what one process makes under a new name is hidden from the others, as by an NFS client
+            that remembers that there was no such name. It is hidden from what only looks (stat, open for reading,
+            listing); the server decides about what changes something, and a client that was told `File exists` asks
+            about this name again. Forked processes are on the same client.
+        fill: What the file system of `root`, a small one of its own, has no more of from `at` on: `room` or `inodes`.
+        namespace: Process in whose mount namespace to work, 0 for one's own.
     """
 
     root: str
@@ -53,6 +62,8 @@ class Plan:
     clock: float = 0.0
     flock: str = ""
     late: float = 0.0
+    fill: str = ""
+    namespace: int = 0
 
     @property
     def environment(self) -> dict[str, str]:
@@ -66,6 +77,8 @@ def install() -> None:
         return
     given = json.loads(os.environ[VARIABLE])
     plan = Plan(**{**given, "at": given["at"] and tuple(given["at"])})
+    if plan.namespace:
+        _enter_namespace(plan.namespace)
     if plan.clock and plan.at is None:
         _bend_clock(plan.clock)
     if plan.flock:
@@ -89,7 +102,8 @@ class _Watch:
         self.plan, self.root = plan, plan.root.rstrip("/") + "/"
         self.log = os.open(plan.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self.counts: Counter[tuple[str, str]] = Counter()
-        self.pid = os.getpid()
+        self.pid = self.client = os.getpid()
+        self.known: set[str] = set()  # names about which the server has told this client
         self.is_busy = False
 
     def inside(self, path: Any, dir_fd: int | None = None) -> str | None:
@@ -118,9 +132,17 @@ class _Watch:
                 self._act(path)
             self.is_busy = False
             try:
+                if self.plan.late and self.is_hidden(os.path.dirname(path)):
+                    raise missing(self.root + path)
                 result = function()
                 if new and self.plan.late:
-                    _announce(self.plan, path)
+                    self._announce(path)
+                if kind in ("mkdir", "open", "rename"):
+                    self.known.add(path)
+            except OSError as error:
+                if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                    self.known.add(path)
+                raise
             finally:  # also after a folder that is there already
                 self.is_busy = True
                 if hit and self.plan.when != "before":
@@ -128,6 +150,23 @@ class _Watch:
             return result
         finally:
             self.is_busy = False
+
+    def is_hidden(self, path: str) -> bool:
+        """True if another client made the name, or one of its folders, so recently that this one is not shown it."""
+        try:
+            with _open(f"{self.plan.log}.names", "rb") as file:
+                lines = file.read().decode().splitlines()
+        except FileNotFoundError:
+            return False
+        now, own = time.monotonic(), str(self.client)
+        made = (line.split("\t") for line in lines)
+        late = {name for client, moment, name in made if client != own and now - float(moment) < self.plan.late}
+        return any(path == name or path.startswith(f"{name}/") for name in late - self.known)
+
+    def _announce(self, path: str) -> None:
+        """Tells the other processes of a name that they do not see yet."""
+        with _open(f"{self.plan.log}.names", "ab") as names:
+            names.write(f"{self.client}\t{time.monotonic()}\t{path}\n".encode())
 
     def _act(self, path: str) -> None:
         if self.plan.once:
@@ -138,12 +177,18 @@ class _Watch:
         if self.plan.when == "torn":
             file = self.root + path
             os.truncate(file, os.stat(file).st_size // 2)
+        if self.plan.fill:
+            _fill(Path(self.root), self.plan.fill)
         if self.plan.clock:
             _bend_clock(self.plan.clock)
         if self.plan.signal:
             os.kill(os.getpid(), self.plan.signal)
             if self.plan.signal == signal.SIGKILL:
                 signal.pause()
+
+
+def missing(path: Any) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
 
 
 def stable(path: str) -> str:
@@ -211,6 +256,26 @@ def _bend_clock(seconds: float) -> None:
             module.datetime = Bent  # type: ignore[attr-defined]
 
 
+def _enter_namespace(process: int) -> None:
+    here = os.getcwd()
+    with _open(f"/proc/{process}/ns/mnt", "rb") as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), 0):
+            raise OSError(ctypes.get_errno(), "setns")
+    os.chdir(here)  # it is / in there
+
+
+def _fill(folder: Path, what: str) -> None:
+    """Takes all the room, or all the inodes, of a small file system: files `BALLAST*` in its topmost folder."""
+    assert os.path.ismount(folder)
+    with suppress(OSError):
+        if what == "room":
+            with _open(folder / BALLAST, "wb", buffering=0) as file:
+                while True:  # a last page is written in part
+                    file.write(bytes(1 << 20))
+        for number in count():
+            os.close(_low(folder / f"{BALLAST}-{number}", os.O_CREAT | os.O_WRONLY))
+
+
 def _forbid_locks(name: str) -> None:
     def flock(*_: Any) -> None:
         raise OSError(getattr(errno, name), os.strerror(getattr(errno, name)))
@@ -218,37 +283,12 @@ def _forbid_locks(name: str) -> None:
     fcntl.flock = flock
 
 
-def _announce(plan: Plan, path: str) -> None:
-    """Tells the other processes of a name that they do not see yet."""
-    with _open(f"{plan.log}.names", "ab") as names:
-        names.write(f"{os.getpid()}\t{time.monotonic()}\t{path}\n".encode())
-
-
 def _hide_new_names(watch: _Watch) -> None:
-    plan = watch.plan
-
-    def hidden() -> set[str]:
-        """Paths below the root that another process made a moment ago."""
-        try:
-            with _open(f"{plan.log}.names", "rb") as file:
-                lines = file.read().decode().splitlines()
-        except FileNotFoundError:
-            return set()
-        now, own = time.monotonic(), str(os.getpid())
-        made = (line.split("\t") for line in lines)
-        return {path for pid, moment, path in made if pid != own and now - float(moment) < plan.late}
-
     def is_hidden(path: Any) -> bool:
         if isinstance(path, int):
             return False
         place = watch.inside(path)
-        if place is None or watch.is_busy:
-            return False
-        names = hidden()
-        return any(place == name or place.startswith(f"{name}/") for name in names)
-
-    def missing(path: Any) -> FileNotFoundError:
-        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
+        return place is not None and not watch.is_busy and watch.is_hidden(place)
 
     def sight(name: str) -> None:
         function = getattr(os, name)

@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
+import losslens
 from losslens.analysis.cache import Cache
+from losslens.analysis.function_space import base_of
 from losslens.analysis.gathering import find_runs, gather_cohort
+from losslens.analysis.manifests import RunFacts, read_facts
 from losslens.analysis.snapshots import trajectory_of
 from losslens.analysis.training_table import training_table
 from losslens.analysis.weight_space import measure_weight_space
@@ -22,14 +27,22 @@ from losslens.core.completions import Completion, Journal
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, read_object, write_json
 from losslens.core.hashing import hash_file
+from losslens.models import loading
+from losslens.models.loading import load_model
 from losslens.rollouts.frozen import freeze, load_rollouts
 from losslens.runs import integrity
+from losslens.runs.prompts import questions_trained_on, write_prompts
+from losslens.runs.recorded import Trust
 from losslens.runs.run import Run, runs_of
+from losslens.scheduling import code_snapshot
+from losslens.scheduling.code_snapshot import damage_of, snapshot_code
 from losslens.scheduling.monitor import table
 from losslens.scheduling.progress import accuracies
 from losslens.scheduling.record import SubmissionRecord, read_record, write_record
 from losslens.scheduling.status import refresh_run_statuses
 from losslens.tables.analysis_folder import AnalysisFolder
+from losslens.training.reference import ReferenceCache
+from tests.conftest import TINY
 from tests.faults.conftest import dice, per_kind
 from tests.faults.damage import DAMAGES, linked_copy, outcome_of
 from tests.faults.ledger import record
@@ -92,8 +105,65 @@ def frozen_read(outputs: Path) -> Read:
     return {"rows": rollouts.table.to_json(), **{name: rollouts.manifest.get(name) for name in names}}, ""
 
 
-def of_run(pattern: str) -> Callable[[Path], Path]:
-    return lambda outputs: sorted(outputs.glob(f"main/sft-*/{pattern}"))[0]
+TOKENS = [([1, 2, 3], [4, 5]), ([1, 2], [6, 7, 8]), ([9], [4, 2])]
+
+
+def referenced(outputs: Path) -> Read:
+    """The base's log-probabilities of rollouts: computed anew where the cache is damaged."""
+    table = pd.DataFrame(TOKENS, columns=["prompt_ids", "completion_ids"])
+    logps, _ = _reference(outputs, "base", table)
+    return {"logps": [values.tolist() for values in logps]}, ""
+
+
+def _reference(outputs: Path, about: str, table: pd.DataFrame) -> tuple[list[np.ndarray], Path]:
+    def score(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return batch["input_ids"][:, 1:] / -len(about)
+
+    return ReferenceCache(outputs / "reference", {"base": about}).logps(table, score, 0)
+
+
+def prompted(outputs: Path) -> Read:
+    """The questions that an on-policy run was trained on."""
+    seen = vars(questions_trained_on(Run(outputs / "own" / "online_grpo-1")))
+    return {name: sorted(texts) for name, texts in seen.items()}, ""
+
+
+def loaded(outputs: Path) -> Read:
+    """A table by the Python interface, and one as the report reads it."""
+    analysis = AnalysisFolder(outputs / "main" / "analysis")
+    by_hand = losslens.load_sweep("main", outputs).tables["pairs"].to_csv()
+    in_report = analysis.table("pairs", ("run_a",), ("cosine",)).to_csv()
+    return {"reference": analysis.manifest["reference"], "notebook": by_hand, "report": in_report}, ""
+
+
+def based(outputs: Path) -> Read:
+    """What the base of a run gives, from the folder at which an analysis is told that it lies."""
+    for cached in (loading.locate, loading.model_identity, loading.load_config, loading.load_tokenizer, load_model):
+        cached.cache_clear()
+    facts = read_facts(Run(of_run("manifest.json")(outputs).parent), RunFacts)
+    source, _ = base_of(str(outputs / "student"), facts, Trust(False, ()))
+    found = load_model(source)
+    weights = [parameter.double().sum().item() for parameter in found.model.parameters()]
+    ids = found.tokenizer("12 + 30 = 42\n", return_tensors="pt")
+    with torch.no_grad():
+        logits = found.model(ids.input_ids).logits.double().sum().item()
+    return {"base": repr((weights, ids.input_ids.tolist(), logits, found.tokenizer.chat_template))}, ""
+
+
+def submitted(outputs: Path) -> Read:
+    """The code that a job would run: refused by the job, and copied anew by the next submission."""
+    [copy] = (outputs / "code").iterdir()
+    if damage := damage_of(copy):
+        raise InputError(damage)
+    return {"code": (copy / "src" / "losslens" / "mine.py").read_text()}, ""
+
+
+def of_run(pattern: str, method: str = "sft") -> Callable[[Path], Path]:
+    return lambda outputs: sorted(outputs.glob(f"main/{method}-*/{pattern}"))[0]
+
+
+def first(pattern: str, place: int = 0) -> Callable[[Path], Path]:
+    return lambda outputs: sorted(outputs.glob(pattern))[place]
 
 
 # Kind of file: where one lies, and the readers that meet it.
@@ -114,19 +184,83 @@ FILES: dict[str, tuple[Callable[[Path], Path], tuple[Callable[[Path], Read], ...
     ),
     "manifest of the initial adapter": (lambda outputs: next(outputs.glob("init/*/manifest.json")), (analysed,)),
     "cached measures": (lambda outputs: sorted(outputs.glob("cache/*/*.npz"))[0], (analysed,)),
+    "reference log-probabilities": (
+        lambda outputs: _reference(outputs, "base", pd.DataFrame(TOKENS, columns=["prompt_ids", "completion_ids"]))[1],
+        (referenced,),
+    ),
+    "prompts": (first("own/online_grpo-1/prompts.parquet"), (prompted,)),
+    "table of an analysis": (first("main/analysis/pairs.csv"), (loaded,)),
+    "manifest of an analysis": (first("main/analysis/manifest.json"), (loaded,)),
+    "weights of the base": (first("student/model.safetensors"), (based,)),
+    "configuration of the base": (first("student/config.json"), (based,)),
+    "tokenizer of the base": (first("student/tokenizer.json"), (based,)),
+    "chat template of the base": (first("student/chat_template.jinja"), (based,)),
+    "code of a job": (first("code/*/src/losslens/mine.py"), (submitted,)),
+    "commit of the code of a job": (first("code/*/code.json"), (submitted,)),
+}  # fmt: skip
+
+# The same-named file of another run, another analysis, another base: valid, and the wrong one.
+OTHERS: dict[str, Callable[[Path], Path]] = {
+    "rollouts": first("others/*/rollouts.parquet"),
+    "manifest of rollouts": first("others/*/manifest.json"),
+    "manifest of a run": of_run("manifest.json", "dpo"),
+    "status": of_run("status.json", "dpo"),
+    "metrics": of_run("metrics.jsonl", "dpo"),
+    "outcomes": of_run("eval/arithmetic.parquet", "dpo"),
+    "adapter": of_run("adapter/adapter_model.safetensors", "dpo"),
+    "configuration of an adapter": of_run("adapter/adapter_config.json", "dpo"),
+    "snapshot": of_run("adapter/adapter_model.safetensors", "dpo"),
+    "manifest of a snapshot": of_run("snapshots/*/manifest.json", "dpo"),
+    "initial adapter": of_run("adapter/adapter_model.safetensors", "dpo"),
+    "cached measures": lambda outputs: sorted(outputs.glob("cache/*/*.npz"))[-1],
+    "reference log-probabilities": lambda outputs: next(
+        file for file in sorted(outputs.glob("reference/*/*.safetensors"))
+        if file != FILES["reference log-probabilities"][0](outputs)
+    ),
+    "prompts": first("own/online_grpo-2/prompts.parquet"),
+    "table of an analysis": first("main/analysis-norm/pairs.csv"),
+    "manifest of an analysis": first("main/analysis-norm/manifest.json"),
+    "weights of the base": lambda _: TINY / "teacher" / "model.safetensors",
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def outputs(sweep: Path) -> Path:
-    """A finished sweep, with a snapshot of the SFT run (its end), a cache, and nothing else."""
-    [run] = sweep.glob("main/sft-*")
-    add_snapshot(run)
+    """A finished sweep, with snapshots (the ends of its runs), a cache, and what else is read of a folder."""
+    for method in ("sft", "dpo"):
+        [run] = sweep.glob(f"main/{method}-*")
+        add_snapshot(run)
     for name in ("rift", "dft", "grpo", "rft"):
         for folder in sweep.glob(f"main/{name}-*"):
             shutil.rmtree(folder)
     analysed(sweep)
+    [folder] = sweep.glob("rollouts/arithmetic-*")
+    freeze(load_rollouts(folder).table.iloc[:-1], sweep / "others", "arithmetic", {"keys": []})
+    tokens = pd.DataFrame(TOKENS, columns=["prompt_ids", "completion_ids"])
+    for about in ("base", "another base"):
+        _reference(sweep, about, tokens)
+    for number, question in (("1", "1 + 1"), ("2", "2 + 2")):
+        own = Run(sweep / "own" / f"online_grpo-{number}")
+        own.folder.mkdir(parents=True)
+        write_json(own.folder / "manifest.json", {"prompts_sha256": write_prompts(own, [("a", question)])}, sealed=True)
+    for name, cosine in (("analysis", 0.5), ("analysis-norm", 0.25)):
+        write_json(sweep / "main" / name / "manifest.json", {"reference": name}, sealed=True)
+        pairs = pd.DataFrame({"run_a": ["x", "y"], "cosine": [cosine, -cosine]})
+        AnalysisFolder(sweep / "main" / name).add_table("pairs", pairs)
+    shutil.copytree(TINY / "student", sweep / "student")
+    small_snapshot(sweep)
     return sweep
+
+
+def small_snapshot(folder: Path) -> Path:
+    """The copy of a package of two files for jobs, in the folder `code`."""
+    package = folder / "package" / "src" / "losslens"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").touch()
+    (package / "mine.py").write_text("LEARNING_RATE = 1e-3\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_snapshot.losslens, "__file__", str(package / "__init__.py"))
+        return snapshot_code(folder / "none" / "train.py", folder / "code")
 
 
 def add_snapshot(run: Path) -> None:
@@ -144,12 +278,17 @@ def test_a_damaged_file(kind: str, outputs: Path, tmp_path: Path, monkeypatch: p
     expected = {read: read(outputs)[0] for read in readers}
     rng = dice(kind)
     names = rng.sample([*DAMAGES], 5) if per_kind(0) == 0 else [*DAMAGES, *["flipped bit"] * per_kind(0)]
-    for number, damage in enumerate([*names, "flipped bit"]):
+    for number, damage in enumerate([*names, "flipped bit", *["of another"] * (kind in OTHERS)]):
         copy = linked_copy(outputs, tmp_path / str(number))
         file = find(copy)
-        DAMAGES[damage](file, rng)
+        if damage == "of another":
+            file.unlink()
+            shutil.copyfile(OTHERS[kind](outputs), file)
+        else:
+            DAMAGES[damage](file, rng)
         for read in readers:
-            found, detail = outcome_of(partial(read, copy), _moved(expected[read], outputs, copy), file)
+            unit = next(copy.glob("code/*/code.json")) if read is submitted else file  # its line names the whole copy
+            found, detail = outcome_of(partial(read, copy), _moved(expected[read], outputs, copy), unit)
             record(f"{damage}: {kind}", f"{read.__name__} {number}", found, detail)
         _allow_removal(file)
         shutil.rmtree(copy)
@@ -242,6 +381,18 @@ class TestKinds:
             [shown_as] = refresh_run_statuses([run])
             assert shown_as.state == "damaged"
             table([shown_as])
+
+    def test_a_damaged_copy_of_the_code_is_made_again_by_the_next_submission(self, tmp_path: Path) -> None:
+        copy = small_snapshot(tmp_path)
+        file = copy / "src" / "losslens" / "mine.py"
+        (file.parent / "__pycache__").mkdir()  # jobs have run from it
+        (file.parent / "__pycache__" / "mine.pyc").touch()
+        assert not damage_of(copy)
+        file.write_text("LEARNING_RATE = 9e-3\n")
+        assert damage_of(copy) == f"{copy}: the code of this job has changed since it was submitted; submit it again"
+        assert small_snapshot(tmp_path) == copy
+        assert file.read_text() == "LEARNING_RATE = 1e-3\n"
+        assert not damage_of(copy)
 
     def test_submission_records(self, tmp_path: Path) -> None:
         file = tmp_path / "slurm.json"

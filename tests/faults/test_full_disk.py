@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,8 +27,11 @@ from losslens.core.jobs import Jobs
 from losslens.rollouts.frozen import freeze, load_rollouts
 from losslens.runs.run import Run
 from losslens.training.reference import _read, _write
-from tests.faults.conftest import per_kind
+from tests.faults.campaign import judge, run, targets, undisturbed
+from tests.faults.conftest import dice, per_kind
 from tests.faults.ledger import record
+from tests.faults.prepared import Prepared
+from tests.faults.shim import BALLAST, Plan
 
 # What the disk says, by operation of ours: `temporary.write_bytes`, `fsync`, `rename`, …
 ERRORS = {"full": errno.ENOSPC, "quota": errno.EDQUOT, "read-only": errno.EROFS, "too large": errno.EFBIG}
@@ -150,6 +154,67 @@ def test_a_run_on_a_full_disk_is_not_left_running(options: str, tmp_path: Path) 
     if outcome.returncode == 77:
         pytest.skip("no file system can be mounted here")
     record(f"tmpfs {options}", "set_state", "clear line" if not outcome.returncode else "traceback", outcome.stderr)
+
+
+KEEPER = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x00020000):  # CLONE_NEWNS
+    sys.exit(77)
+libc.mount(b"none", b"/", None, 0x4000 | 0x40000, None)  # what is mounted stays in here
+if libc.mount(b"none", sys.argv[1].encode(), b"tmpfs", 0, b"size=64m,nr_inodes=4000"):
+    sys.exit(77)
+print("mounted", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def small_disk(output: Path) -> Iterator[tuple[int, Path]]:
+    """Mounts a file system of 64 MB on a folder, in a mount namespace: its process, and the folder seen from here."""
+    output.mkdir()
+    keeper = subprocess.Popen(
+        [sys.executable, "-c", KEEPER, str(output)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with keeper:
+        assert keeper.stdin is not None
+        assert keeper.stdout is not None
+        if not keeper.stdout.readline():
+            pytest.skip("no file system can be mounted here")
+        try:
+            yield keeper.pid, Path(f"/proc/{keeper.pid}/root{output}")
+        finally:
+            keeper.stdin.close()
+
+
+FILLED = [(name, what) for name in ("train", "rollout", "analyze", "evaluate") for what in ("room", "inodes")]
+
+
+@pytest.mark.parametrize(("name", "what"), FILLED if per_kind(0) else [("train", "room"), ("rollout", "inodes")])
+def test_a_command_on_a_disk_that_fills_up(name: str, what: str, prepared: Prepared, tmp_path: Path) -> None:
+    """A real file system fills up at one of the command's writes; with room again, the same command is done."""
+    command = getattr(prepared, name)
+    known = undisturbed(command, tmp_path)
+    places = targets(known.operations)
+    for number, place in enumerate(dice(f"fill {what} {name}").sample(places, min(per_kind(1), 8, len(places)))):
+        output = tmp_path / f"outputs-{number}"
+        at = (place.kind, place.path, place.number)
+        with small_disk(output) as (keeper, view):
+            if command.before is not None:
+                shutil.copytree(command.before, view, symlinks=True, dirs_exist_ok=True)
+            log = str(tmp_path / f"operations-{number}")
+            full = run(command, output, Plan(str(output), log, at, "before", fill=what, namespace=keeper))
+            ballast = list(view.glob(f"{BALLAST}*"))
+            for file in ballast:
+                file.unlink()
+            said = full.stderr.strip().splitlines()[-1:] or [""]
+            plain = full.status == 0 or "no space left on the disk" in said[0]
+            outcome, detail = judge(command, output, known.tree, Plan(str(output), log, namespace=keeper), view)
+        fault = f"{command.name}: no {what} from {place.kind} {place.number} of {place.path}"
+        assert ballast, f"{fault}: {full}"
+        if full.trouble or not plain:
+            outcome, detail = full.trouble or "wrong status", f"status {full.status}\n{full.stdout}\n{full.stderr}"
+        record(f"disk: no {what}", fault, outcome, detail)
 
 
 def test_a_status_that_needs_more_room_is_not_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,15 +87,13 @@ def test_a_file_system_without_locks(name: str, error: str, prepared: Prepared, 
     assert errno.errorcode[getattr(errno, error)]
 
 
-@pytest.mark.skipif(
-    not LONG, reason="in make faults only: a folder that another process has just made is met as `File exists`"
-)
+@pytest.mark.skipif(not LONG, reason="in make faults only: four commands, twice each")
 @pytest.mark.parametrize("name", ["rollout", "train", "sweep", "analyze"])
 def test_a_file_system_that_shows_writes_late(name: str, prepared: Prepared, tmp_path: Path) -> None:
     """What one process makes the other one sees half a second and two seconds later."""
     command = getattr(prepared, name)
     expected = undisturbed(command, tmp_path).tree
-    for late in (0.5, 2.0)[: None if LONG else 1]:
+    for late in (0.5, 2.0):
         output = command.fresh(tmp_path / "outputs")
         log = tmp_path / f"log-{late}"
         wrong = together(command, output, 2, Plan(str(output), str(log), late=late))

@@ -16,6 +16,7 @@ from losslens.analysis.gathering import gather_cohort
 from losslens.analysis.replacement import EarlierAnalysis, write_analysis
 from losslens.core import provenance
 from losslens.core.files import atomic_file, write_json
+from losslens.core.hashing import hash_file
 from losslens.core.notices import print_once
 from losslens.measures import WeightMeasure, get_measure, run_weight_measures
 from losslens.measures.clustering import cluster
@@ -73,11 +74,15 @@ def map_adapters(
             facts["cosine_error"] = error
 
         def write(new: Path) -> None:
+            hashes = {}
             for name, table in (("runs", runs), ("pairs", pairs), ("mds", plane)):
-                with atomic_file(new / f"{name}.csv") as temporary:
+                file = new / f"{name}.csv"
+                with atomic_file(file) as temporary:
                     # Cosines of float32 have no more digits.
                     table.to_csv(temporary, index=False, float_format="%.9g")
-            write_json(new / "manifest.json", {**facts, **provenance.describe_environment()})
+                hashes[file.name] = hash_file(file)
+            about = {**facts, "tables": hashes, **provenance.describe_environment()}
+            write_json(new / "manifest.json", about, sealed=True)
             for writer in writers:
                 writer(new)
 

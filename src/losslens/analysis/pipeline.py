@@ -56,6 +56,7 @@ from losslens.config.parse import parse
 from losslens.core import provenance
 from losslens.core.errors import InputError
 from losslens.core.files import atomic_file, write_json
+from losslens.core.hashing import hash_file
 from losslens.measures.tables import weight_tables
 from losslens.runs.labels import labels
 
@@ -125,13 +126,18 @@ def _labels(cohort: Cohort) -> dict[str, str]:
 
 
 def _write(analysis: Analysis, folder: Path) -> None:
-    """Writes the tables, then the manifest."""
+    """Writes the tables, then the manifest, with the hash of each table."""
+    hashes = {}
     for field in fields(Tables):
         table = getattr(analysis.tables, field.name)
         as_csv = field.name not in ("modules", "run_modules")
-        with atomic_file(folder / f"{field.name}.{'csv' if as_csv else 'parquet'}") as temporary:
+        file = folder / f"{field.name}.{'csv' if as_csv else 'parquet'}"
+        with atomic_file(file) as temporary:
             table.to_csv(temporary, index=False) if as_csv else table.to_parquet(temporary, index=False)
-    facts = {**analysis.facts, "left_out": analysis.left_out, **provenance.describe_environment()}
+        hashes[file.name] = hash_file(file)
+    facts = {
+        **analysis.facts, "left_out": analysis.left_out, "tables": hashes, **provenance.describe_environment(),
+    }  # fmt: skip
     write_json(folder / "manifest.json", facts, sealed=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -61,9 +62,11 @@ def write_analysis(
         analyse: Makes the analysis, given the earlier one: returns the facts of its manifest, and what writes it.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: The folder cannot be written, or is a link.
     """
     require_place(folder)
+    if folder.is_symlink():
+        raise InputError(f"{folder}: a link, which the new analysis would replace; remove it")
     while True:
         finish_interrupted_replacement(folder)
         before = read_earlier(folder)
@@ -156,7 +159,12 @@ def replace_analysis(new: Path, folder: Path, before: EarlierAnalysis, keep: boo
             if kept is not None:
                 (folder / _KEPT_AS).write_text(kept.name, encoding="utf-8")
             folder.replace(_old(folder))
-        new.replace(folder)
+        try:
+            new.replace(folder)
+        except OSError as error:  # asked of the rename: NFS shows a folder late that another machine has made
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
         _finish(folder)
     return True
 

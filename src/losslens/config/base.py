@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,6 +34,9 @@ def check_name(name: str) -> str:
     return name
 
 
+# Bytes of a name on Linux and macOS; of a path, less what LossLens adds to it.
+_LONGEST_NAME, _LONGEST_PATH = 255, 3000
+
 FolderName = Annotated[str, AfterValidator(check_name)]
 
 
@@ -40,12 +44,16 @@ def expand_home(path: Any) -> Any:
     """Replaces a leading `~` by the home folder.
 
     Raises:
-        ValueError: The path is empty, contains a control character, or names an unknown home folder.
+        ValueError: The path is empty, too long for a file system, contains a control character, or names an unknown
+            home folder.
     """
     if not isinstance(path, (str, Path)):
         return path
     if not str(path).strip():
         raise ValueError("empty path; the current folder is .")
+    encoded = os.fsencode(path)
+    if len(encoded) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in encoded.split(b"/")):
+        raise ValueError(f"a path may have at most {_LONGEST_PATH} bytes, and {_LONGEST_NAME} in each part")
     # A line break would end a directive of a Slurm script, and what follows it would be run.
     if control := _CONTROL.search(str(path)):
         raise ValueError(f"{str(path)!r}: a path must not contain a control character ({control[0]!r})")

@@ -109,7 +109,10 @@ def build(field: str, section: dict[str, Any]) -> Any:
     """
     values = dict(section)
     try:
-        target = get_class(values.pop("_target_"))
+        path = values.pop("_target_")
+        if not isinstance(path, str):
+            raise InputError(f"{field}._target_: must be the path of a class, not {path!r}")
+        target = get_class(path)
     except (KeyError, ValueError, TypeError, ImportError) as error:
         raise InputError(f"{field}._target_: {first_line(error)}") from error
     if isinstance(target, type) and issubclass(target, BaseModel):

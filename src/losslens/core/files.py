@@ -192,6 +192,14 @@ def remove_link(path: Path) -> None:
         path.unlink()
 
 
+def remove_entry(path: Path) -> None:
+    """Removes a file, a folder with its content, or a link without what it leads to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` with secrets removed (`redaction`)."""
     remove_link(path)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 from losslens.core.errors import InputError, UnavailableError, first_line
 from losslens.core.files import atomic_folder
-from losslens.core.hashing import hash_file
+from losslens.core.hashing import hash_file, hash_folder
+
+# File of a converted model with the hash of the others.
+_HASH_FILE, _CONVERTED = ".sha256", ("[!.]*",)
 
 
 def gguf_file(package: str) -> Path:
@@ -44,9 +47,10 @@ def identity(package: str) -> dict[str, str | None]:
 
 
 def converted_folder(package: str) -> Path:
-    """Returns the folder of the packaged model, saved by transformers in float32; converts it if missing.
+    """Returns the folder of the packaged model, saved by transformers in float32; converts it if missing or damaged.
 
-    The folder is in the user's cache (`$XDG_CACHE_HOME/losslens/models`), one for each version of transformers.
+    The folder is in the user's cache (`$XDG_CACHE_HOME/losslens/models`), one for each version of transformers. It is
+    read only if its content is that of the conversion, since runs are identified by the GGUF file alone.
 
     Raises:
         InputError: The package or `gguf` is not installed, or the file cannot be converted.
@@ -61,11 +65,21 @@ def converted_folder(package: str) -> Path:
     folder = user_cache_path("losslens") / "models" / f"{package}-{str(sha256)[:12]}-transformers-{version}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(folder.parent / f".{folder.name}.lock"):
-        if not folder.is_dir():
+        if not _is_intact(folder):
             print(f"converting {file.name} of {package} (first use only)", flush=True)
             with atomic_folder(folder) as temporary:
                 _convert(file, temporary)
+                (temporary / _HASH_FILE).write_text(hash_folder(temporary, _CONVERTED), encoding="utf-8")
     return folder
+
+
+def _is_intact(folder: Path) -> bool:
+    """True if the folder contains what was converted; one of an earlier version, without a hash, is not known to."""
+    try:
+        recorded = (folder / _HASH_FILE).read_text(encoding="utf-8", errors="replace")
+        return recorded == hash_folder(folder, _CONVERTED)
+    except OSError:
+        return False
 
 
 def _convert(file: Path, folder: Path) -> None:

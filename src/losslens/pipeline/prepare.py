@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +69,7 @@ def prepare(spec: RunSpec, run: Run) -> Prepared:
     before = before if isinstance(before, dict) else {}
     if before and before.get("precision") != precision:
         # A run must not be resumed in another precision.
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
+        run.remove_checkpoints()
     manifest: dict[str, Any] = {
         "run": run.name,
         "method": spec.method.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import traceback
 from contextlib import AbstractContextManager, ExitStack, suppress
@@ -159,7 +158,7 @@ def _train_and_score(spec: RunSpec, run: Run, wait: bool) -> Outcome:
                     artifacts.use(wandb_session, "rollouts", prepared.rollouts.name, prepared.rollouts)
                 _train(config, run, prepared, wandb_session)
             # Only now that the manifest has the adapter's hash: without it the run is trained again from them.
-            shutil.rmtree(run.checkpoints, ignore_errors=True)
+            run.remove_checkpoints()
             if config.logger.artifacts:
                 artifacts.log(wandb_session, "adapter", run.name, run.adapter, run.adapter.iterdir())
             locked_base = _score_base(config, wait)

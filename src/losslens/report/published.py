@@ -12,7 +12,6 @@ from typing import Any
 
 import pandas as pd
 
-from losslens.core.files import atomic_file
 from losslens.tables.analysis_folder import AnalysisFolder
 
 # The figures, each with the losses that it is about, as the paper gives them.
@@ -82,10 +81,7 @@ def write_published(folder: Path) -> Path:
         if (training := training_of(run)).is_compared:
             by_loss.setdefault(training.loss, []).append(run)
     rows = [_row(figure, by_loss, values) for figure in _PAPER["figures"]]
-    file = folder / "published.csv"
-    with atomic_file(file) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
-    return file
+    return analysis.add_table("published", pd.DataFrame(rows))
 
 
 def _row(

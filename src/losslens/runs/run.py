@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from filelock import Timeout
 from losslens.config.model import Model
 from losslens.core.commands import command_name
 from losslens.core.errors import InputError
-from losslens.core.files import read_json, read_object, write_json
+from losslens.core.files import read_json, read_object, remove_entry, write_json
 from losslens.core.hashing import hash_json
 from losslens.core.locks import file_lock
 from losslens.core.provenance import slurm_job
@@ -25,6 +26,7 @@ from losslens.models.loading import model_identity, source_of
 from losslens.models.trained_weights import weights_hashes
 from losslens.runs.current_words import current_manifest
 from losslens.runs.integrity import require_format, require_own_manifest
+from losslens.runs.links import require_own_links
 
 State = Literal["queued", "running", "preempted", "failed", "completed"]
 
@@ -86,6 +88,14 @@ class Run:
         folders = [folder for folder in self.folder.glob("snapshots/step-*") if folder.is_dir()]
         steps = {folder.name.removeprefix("step-"): folder for folder in folders}
         return {int(step): Run(steps[step]) for step in sorted(filter(str.isdigit, steps), key=int)}
+
+    def remove_checkpoints(self) -> None:
+        """Deletes the checkpoints; a link in place of their folder stays, to an empty folder."""
+        if self.checkpoints.is_symlink():
+            for entry in self.checkpoints.glob("checkpoint-*"):
+                remove_entry(entry)
+        else:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
 
     def evaluation(self, benchmark: str) -> Path:
         """Returns the path of the outcomes on `benchmark`, one row per problem."""
@@ -204,7 +214,8 @@ class Run:
 
         Raises:
             LockedError: Another process has locked it, and `wait` is false.
-            InputError: The sweep's folder cannot be created or written to.
+            InputError: The sweep's folder cannot be created or written to, or a folder of the run is a link to what may
+                be another's.
         """
         lock = file_lock(self.lock_file)
         try:
@@ -218,6 +229,7 @@ class Run:
         except OSError as error:  # after Timeout, which is a subclass
             raise InputError(f"output_dir: {self.folder.parent}: {error.strerror}") from error
         try:
+            require_own_links(self.folder)
             yield
         finally:
             lock.release()

@@ -7,15 +7,17 @@ from pathlib import Path
 
 import losslens
 from losslens.core import provenance
-from losslens.core.files import atomic_folder, write_json
+from losslens.core.errors import InputError, first_line
+from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
+from losslens.core.redaction import remove_secrets
 
 # The weights of the embedded models, which a job reads where its configuration says.
 _NOT_CODE = {".safetensors", ".pyc"}
 
 
 def snapshot_code(script: Path, folder: Path) -> Path:
-    """Copies the package, and the user's files that jobs may import, to `<folder>/code-<hash>`, unless it exists.
+    """Copies the package, and the user's files that jobs may import, to `<folder>/code-<hash>`, unless it is there.
 
     Those are the Python files beside the entry script; for `losslens`, which lies in the package, those of the current
     folder.
@@ -33,16 +35,33 @@ def snapshot_code(script: Path, folder: Path) -> Path:
     for file in package.rglob("*"):
         if file.is_file() and file.suffix not in _NOT_CODE:
             files[Path("src", "losslens") / file.relative_to(package)] = file
-    commit = provenance.code_version()
-    content = {str(name): hash_file(file) for name, file in sorted(files.items())}
-    copy = folder / f"code-{hash_json([content, commit], 12)}"
-    if not (copy / provenance.CODE_FILE).exists():
+    commit = remove_secrets(provenance.code_version())  # as it will be read again
+    copy = folder / _name({name: hash_file(file) for name, file in files.items()}, commit)
+    if damage_of(copy):
         with atomic_folder(copy) as temporary:
             for name, file in files.items():
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, temporary / name)
             write_json(temporary / provenance.CODE_FILE, commit)
     return copy
+
+
+def damage_of(copy: Path) -> str:
+    """Says in one line why a code snapshot is not the one after which it is named; empty if it is."""
+    try:
+        found = [file for file in copy.rglob("*") if file.is_file() and file.suffix not in _NOT_CODE]
+        # NFS keeps what is deleted while it is open under such a name.
+        own = [file for file in found if file != copy / provenance.CODE_FILE and not file.name.startswith(".nfs")]
+        content = {file.relative_to(copy): hash_file(file) for file in own}
+        if _name(content, read_json(copy / provenance.CODE_FILE)) == copy.name:
+            return ""
+    except (InputError, OSError) as error:
+        return f"{copy}: the code of this job is damaged ({first_line(error)}); submit it again"
+    return f"{copy}: the code of this job has changed since it was submitted; submit it again"
+
+
+def _name(content: dict[Path, str], commit: object) -> str:
+    return f"code-{hash_json([{file.as_posix(): sha256 for file, sha256 in content.items()}, commit], 12)}"
 
 
 def script_in(copy: Path, script: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
         return
     analysis = AnalysisFolder(folder)
     manifest = analysis.manifest
-    for unsent in folder.glob("wandb/offline-run-*"):
+    linked = (folder / "wandb").is_symlink()  # what lies there may be another's
+    for unsent in () if linked else folder.glob("wandb/offline-run-*"):
         if not any(unsent.glob("*.wandb.synced")):
             shutil.rmtree(unsent)
     sweep = folder.parent.name
@@ -54,8 +56,8 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
                     if run.is_trained() and recorded_adapter_fingerprint(run) in manifest["adapters"].values():
                         use(wandb_session, "adapter", run.name, run.adapter)
         for name in _TABLES:
-            if analysis.csv(name).count(b"\n") > 1:
-                wandb_session.run_safely(_log_table, folder / f"{name}.csv")
+            if (content := analysis.csv(name)).count(b"\n") > 1:
+                wandb_session.run_safely(_log_table, name, content)
         for name, columns, title in _CURVES:
             table = analysis.table(name, ("run_a", "run_b"), columns).replace([math.inf, -math.inf], math.nan).dropna()
             if len(table):
@@ -68,13 +70,13 @@ def log_analysis(settings: Logger, folder: Path, output_dir: Path) -> None:
             log(wandb_session, "analysis", f"{sweep}-{folder.name}", folder, files)
 
 
-def _log_table(run: Any, file: Path) -> None:
+def _log_table(run: Any, name: str, content: bytes) -> None:
     import wandb
 
     # W&B's tables accept None, but neither NaN in text columns nor infinity, which is not valid JSON.
-    table = pd.read_csv(file).replace([math.inf, -math.inf], math.nan)
+    table = pd.read_csv(BytesIO(content)).replace([math.inf, -math.inf], math.nan)
     rows = table.astype(object).where(table.notna(), None).values.tolist()
-    run.log({f"tables/{file.stem}": wandb.Table(columns=list(table.columns), data=rows)})
+    run.log({f"tables/{name}": wandb.Table(columns=list(table.columns), data=rows)})
 
 
 def _log_curves(run: Any, table: pd.DataFrame, name: str, title: str, reference: str) -> None:

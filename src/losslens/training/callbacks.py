@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from losslens.core import distributed, preemption
 from losslens.core.errors import InputError, first_line
-from losslens.core.files import atomic_file, atomic_folder, read_json, remove_leftovers, write_json
+from losslens.core.files import atomic_file, atomic_folder, read_json, remove_entry, remove_leftovers, write_json
 from losslens.core.hashing import hash_file, hash_json
 from losslens.models.trained_weights import folder_of, save_weights, weights_hashes
 from losslens.training.guards import require_finite
@@ -254,7 +254,7 @@ class Snapshots(TrainerCallback):
         for snapshot in self.folder.glob("step-*") if distributed.is_main() else ():
             step = snapshot.name.removeprefix("step-")
             if step.isdigit() and int(step) > state.global_step:
-                shutil.rmtree(snapshot)
+                remove_entry(snapshot)
 
     def on_step_end(
         self, _: TrainingArguments, state: TrainerState, __: TrainerControl, model: Any, **___: Any

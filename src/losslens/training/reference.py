@@ -122,7 +122,7 @@ def _read(file: Path, lengths: np.ndarray) -> list[np.ndarray]:
     try:
         with safe_open(file, "np") as content:
             saved = content.get_tensor("logps")
-            if saved.shape == values.shape and content.metadata() == {"sha256": _sha256(saved)}:
+            if saved.shape == values.shape and content.metadata() == {"sha256": _sha256(file, saved)}:
                 values = saved
     except (OSError, SafetensorError, ValueError):
         pass
@@ -132,8 +132,9 @@ def _read(file: Path, lengths: np.ndarray) -> list[np.ndarray]:
 def _write(file: Path, logps: list[np.ndarray]) -> None:
     values = np.concatenate(logps)
     with atomic_file(file) as temporary:
-        save_file({"logps": values}, temporary, {"sha256": _sha256(values)})
+        save_file({"logps": values}, temporary, {"sha256": _sha256(file, values)})
 
 
-def _sha256(values: np.ndarray) -> str:
-    return hashlib.sha256(values.astype("<f4").tobytes()).hexdigest()
+def _sha256(file: Path, values: np.ndarray) -> str:
+    """Hash of the values and of their key, so that the file of other rollouts, or another base, is not taken for it."""
+    return hashlib.sha256(file.parent.name.encode() + values.astype("<f4").tobytes()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -21,7 +20,7 @@ from trl import SFTConfig
 from losslens.config.training import Optim
 from losslens.core import distributed, preemption
 from losslens.core.errors import InputError
-from losslens.core.files import atomic_folder
+from losslens.core.files import atomic_folder, remove_entry
 from losslens.losses import Loss, Method
 from losslens.models.adapters import LoraSettings
 from losslens.models.loading import LoadedModel, preserved
@@ -346,18 +345,12 @@ def last_checkpoint(folder: Path, identity: str) -> Path | None:
     """
     intact = []
     for checkpoint in sorted(folder.glob("checkpoint-*")):
-        fault = checkpoint_fault(checkpoint, identity)
+        # Trainer would not delete a link, when a newer checkpoint replaces it.
+        fault = "a link" if checkpoint.is_symlink() else checkpoint_fault(checkpoint, identity)
         if not fault:
             intact.append(checkpoint)
             continue
         print(f"{checkpoint}: {fault}; ignored", flush=True)
         if checkpoint.name.rpartition("-")[2].isdigit():
-            _remove(checkpoint)
+            remove_entry(checkpoint)
     return max(intact, key=_step_of, default=None)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink()

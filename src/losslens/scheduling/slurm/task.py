@@ -23,7 +23,7 @@ from losslens.core.jobs import Jobs
 from losslens.core.preemption import Preempted
 from losslens.core.redaction import guard_streams
 from losslens.runs.run import Run, State
-from losslens.scheduling.code_snapshot import is_in_package
+from losslens.scheduling.code_snapshot import damage_of, is_in_package
 from losslens.scheduling.record import read_record
 from losslens.scheduling.slurm import cluster
 from losslens.scheduling.status import NOT_REQUEUED
@@ -110,6 +110,9 @@ class Task:
 
     def _run(self) -> int:
         """Runs the script for one job and returns its exit status."""
+        if damage := damage_of(Path(self.code)):
+            self._mark_failed(damage)
+            return 1
         # Appended: no file of the user's takes the place of a package.
         sys.path.append(self.code)
         if is_in_package(Path(self.script)):
