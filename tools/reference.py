@@ -533,19 +533,34 @@ def performance_of(card: dict[str, Any]) -> str:
 
 
 def _faults(_: str) -> str:
-    """The faults that `make faults` counted, by kind and outcome."""
+    """The faults that `make faults` counted, by kind and outcome; damage of files by its kind and by the file."""
     file = ROOT / "tests" / "faults" / "counts.json"
     if not file.exists():
         return "Not counted yet.\n"
     found = json.loads(file.read_text(encoding="utf-8"))
-    counts = {**found["counts"], "**all**": dict(sum(map(Counter, found["counts"].values()), Counter()))}
+    whole: Counter[str] = sum(map(Counter, found["counts"].values()), Counter())
     accepted = ["same bytes", "clear line"]
-    outcomes = accepted + sorted({outcome for of_kind in counts.values() for outcome in of_kind} - set(accepted))
-    rows = (
-        (kind, *(str(of_kind.get(outcome, 0)) for outcome in outcomes), str(sum(of_kind.values())))
-        for kind, of_kind in counts.items()
-    )
-    return f"`make faults`, seed {found['seed']}:\n\n{_table(('kind', *outcomes, 'all'), rows)}"
+    outcomes = accepted + sorted(set(whole) - set(accepted))
+    files = (kind for kind in found["counts"] if ": " in kind and not kind.startswith("disk: "))
+    damaged = {kind: found["counts"][kind] for kind in files}
+    tables = {"kind": {kind: of_kind for kind, of_kind in found["counts"].items() if kind not in damaged}}
+    for head, part in (("damage of a file", 0), ("damaged file", 1)):
+        grouped: dict[str, Counter[str]] = {}
+        for kind, of_kind in damaged.items():
+            grouped.setdefault(kind.split(": ", 1)[part], Counter()).update(of_kind)
+        tables[head] = dict(sorted(grouped.items()))
+    tables["kind"]["damaged files, [below](#damaged-files)"] = sum(map(Counter, damaged.values()), Counter())
+    tables["kind"]["**all**"] = whole
+    made = {
+        head: _table(
+            (head, *outcomes, "all"),
+            ((kind, *(str(of.get(one, 0)) for one in outcomes), str(sum(of.values()))) for kind, of in rows.items()),
+        )
+        for head, rows in tables.items()
+    }
+    first, *rest = made.values()
+    about = f"`make faults N={found['per_kind']}`, seed {found['seed']}, commit {found['commit'][:7]}:"
+    return f"{about}\n\n{first}\n### Damaged files\n\nThe same faults by damage, and by file:\n\n" + "\n".join(rest)
 
 
 def _figure(value: float | None, form: str) -> str:

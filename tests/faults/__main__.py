@@ -17,6 +17,8 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from losslens.core import provenance
+
 FOLDER = Path(__file__).parent
 
 
@@ -44,7 +46,8 @@ def main() -> int:
         status = subprocess.run(line, env=environment, cwd=FOLDER.parents[1], check=False).returncode
         lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     counts = count([json.loads(line) for line in lines])
-    asked.counts.write_text(json.dumps({"seed": asked.seed, "counts": counts}, indent=2) + "\n", encoding="utf-8")
+    about = {"seed": asked.seed, "per_kind": asked.per_kind, "commit": provenance.code_version()["commit"]}
+    asked.counts.write_text(json.dumps({**about, "counts": counts}, indent=2) + "\n", encoding="utf-8")
     print(table(counts))
     return status
 
