@@ -23,6 +23,7 @@ from losslens.analysis.manifests import BaseFacts, RunFacts
 from losslens.analysis.scores import scores_of_runs
 from losslens.analysis.tables import compared_weights
 from losslens.core.errors import InputError
+from losslens.core.files import read_json, write_json
 from losslens.evaluation.outcomes import write_outcomes
 from losslens.measures.base_weights import PrincipalParts
 from losslens.measures.comparison import PairGeometry, RunGeometry
@@ -31,6 +32,7 @@ from losslens.measures.nulls import expected_angles
 from losslens.measures.tables import BaseComparison, ComparedWeights, WeightTables, weight_tables
 from losslens.models.loading import LoadedModel, ModelSource
 from losslens.runs.run import Run
+from losslens.tables.analysis_folder import AnalysisFolder
 
 pytestmark = pytest.mark.fast
 
@@ -327,3 +329,12 @@ def test_a_square_weight_that_is_kept_transposed(tmp_path: Path, monkeypatch: py
     assert effects[0, :2, 0] == pytest.approx([1, 0], abs=1e-5)
     assert np.array_equal(base_weights.effects(3)["x"], effects)
     assert (found.left, found.right, found.both) == pytest.approx((1, 1, 1), abs=1e-5)
+
+
+def test_tables_added_to_an_analysis_are_all_known_and_may_be_replaced(tmp_path: Path) -> None:
+    write_json(tmp_path / "manifest.json", {})
+    analysis = AnalysisFolder(tmp_path)
+    for name, value in (("x", 1), ("y", 2), ("x", 3)):
+        analysis.add_table(name, pd.DataFrame({"value": [value]}))
+    assert set(read_json(tmp_path / "manifest.json")["tables"]) == {"x.csv", "y.csv"}
+    assert [analysis.csv(name) for name in ("x", "y")] == [b"value\n3\n", b"value\n2\n"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -91,6 +92,20 @@ def test_jobs_alike_have_a_configuration_each(loader: Any) -> None:
         by_launcher.append(config)
     assert by_launcher[0] is by_sweeper[1]  # composed once more only where it has been taken
     assert len({id(config) for config in by_launcher}) == 3
+
+
+def test_garbage_is_looked_for_again_once_all_jobs_are_taken(loader: Any) -> None:
+    """A sweeper may plan in rounds, with trainings in between."""
+    master = _master(loader)
+    composed = Composed(loader, master)
+    lines = [["method=dpo", "seed=3"], ["seed=4"]]
+    for line in lines:
+        loader.load_sweep_config(master, line)
+    assert gc.get_freeze_count() > 0
+    composed(lines[0])
+    assert gc.get_freeze_count() > 0
+    composed(lines[1])
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize("line", [["optim.nothing=1"], ["method=nothing"], ["nothing@x=1"], ["~nothing"], ["seed=1,2"]])

@@ -20,6 +20,7 @@ from losslens.core.errors import InputError
 from losslens.core.files import write_json, write_text
 from losslens.losses.sft import Sft
 from losslens.models.loading import LoadedModel
+from losslens.runs import run as run_module
 from losslens.runs.links import OWNER
 from losslens.runs.run import Run
 from losslens.training import callbacks
@@ -183,6 +184,37 @@ def test_checkpoints_on_another_disk_are_removed_and_the_link_stays(tmp_path: Pa
     assert [entry.name for entry in elsewhere.iterdir()] == [OWNER]
     assert (run / "checkpoints").is_symlink()
     assert (foreign / "kept").exists()
+
+
+def test_checkpoints_that_cannot_be_removed_do_not_fail_a_trained_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere, run = tmp_path / "scratch", tmp_path / "sft-00000001"
+    _linked(run, "checkpoints", elsewhere)
+    for step in (1, 2):
+        (elsewhere / f"checkpoint-{step}").mkdir()
+
+    def busy(entry: Path) -> None:
+        if entry.name == "checkpoint-1":
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+        entry.rmdir()
+
+    monkeypatch.setattr(run_module, "remove_entry", busy)
+    Run(run).remove_checkpoints()
+    assert [entry.name for entry in elsewhere.iterdir()] == ["checkpoint-1"]
+
+
+def test_the_root_of_a_disk_may_hold_checkpoints(tmp_path: Path) -> None:
+    elsewhere, run = tmp_path / "scratch", tmp_path / "sft-00000001"
+    _linked(run, "checkpoints", elsewhere)
+    (elsewhere / "lost+found").mkdir()
+    (elsewhere / ".nfs0000a").touch()
+    with Run(run).lock():
+        assert (elsewhere / OWNER).read_text() == "sft-00000001\n"
+    # Another run is not let in, and another machine that writes its name at the same moment is found.
+    _linked(tmp_path / "dpo-00000002", "checkpoints", elsewhere)
+    with pytest.raises(InputError, match="whose files may be another's"), Run(tmp_path / "dpo-00000002").lock():
+        raise AssertionError
 
 
 def test_a_checkpoint_or_snapshot_that_is_a_link_is_removed_without_what_it_leads_to(tmp_path: Path) -> None:

@@ -386,8 +386,12 @@ class TestKinds:
         copy = small_snapshot(tmp_path)
         file = copy / "src" / "losslens" / "mine.py"
         (file.parent / "__pycache__").mkdir()  # jobs have run from it
-        (file.parent / "__pycache__" / "mine.pyc").touch()
+        for left in ("__pycache__/mine.pyc", "__pycache__/mine.nbi", ".nfs0001", ".DS_Store"):
+            (file.parent / left).write_text("left by jobs and systems")
+        (copy / "cache.json").write_text("{}")  # by a module of the user's, beside itself
         assert not damage_of(copy)
+        assert small_snapshot(tmp_path) == copy
+        assert (copy / "cache.json").exists()  # not replaced under the jobs that run from it
         file.write_text("LEARNING_RATE = 9e-3\n")
         assert damage_of(copy) == f"{copy}: the code of this job has changed since it was submitted; submit it again"
         assert small_snapshot(tmp_path) == copy

@@ -41,6 +41,8 @@ class Composed:
     def __call__(self, overrides: Sequence[str]) -> DictConfig:
         """Returns the configuration of the job with these overrides, another object each time."""
         kept = self._composed.pop(tuple(overrides), None)
+        if kept is not None and not self._composed:
+            gc.unfreeze()  # what follows is training, whose garbage is collected
         return self._composed_anew(list(overrides)) if kept is None else kept
 
     def _keep(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:

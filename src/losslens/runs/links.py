@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from losslens.core.errors import InputError
@@ -29,12 +30,16 @@ def require_own_links(run: Path) -> None:
         if not folder.is_dir():
             raise InputError(f"{folder}: a link that leads to no folder; make that folder, or remove the link")
         owner = folder / OWNER
-        if owner.is_file() and owner.read_text(encoding="utf-8", errors="replace").strip() == run.name:
-            continue
-        if any(folder.iterdir()):
+        if not owner.exists() and not any(_is_of_somebody(entry) for entry in folder.iterdir()):
+            with suppress(FileExistsError), owner.open("x", encoding="utf-8") as file:  # not through another link
+                file.write(f"{run.name}\n")
+        if not owner.is_file() or owner.read_text(encoding="utf-8", errors="replace").strip() != run.name:
             raise InputError(
                 f"{folder}: a link to {folder.resolve()}, whose files may be another's; remove the link, empty that "
                 f"folder, or, if they are of this run, write {run.name} into {OWNER} in it"
             )
-        with owner.open("x", encoding="utf-8") as file:  # not through another link
-            file.write(f"{run.name}\n")
+
+
+def _is_of_somebody(entry: Path) -> bool:
+    """Returns False for what file systems make by themselves: the root of a disk has `lost+found`, NFS `.nfs…`."""
+    return entry.name != "lost+found" and not entry.name.startswith(".nfs")

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -93,7 +93,8 @@ class Run:
         """Deletes the checkpoints; a link in place of their folder stays, to an empty folder."""
         if self.checkpoints.is_symlink():
             for entry in self.checkpoints.glob("checkpoint-*"):
-                remove_entry(entry)
+                with suppress(OSError):  # as below; NFS keeps what another process has open
+                    remove_entry(entry)
         else:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
 

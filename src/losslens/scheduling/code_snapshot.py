@@ -12,8 +12,10 @@ from losslens.core.files import atomic_folder, read_json, write_json
 from losslens.core.hashing import hash_file, hash_json
 from losslens.core.redaction import remove_secrets
 
+# Where the package lies in a copy.
+_PACKAGE = Path("src", "losslens")
 # The weights of the embedded models, which a job reads where its configuration says.
-_NOT_CODE = {".safetensors", ".pyc"}
+_WEIGHTS = ".safetensors"
 
 
 def snapshot_code(script: Path, folder: Path) -> Path:
@@ -32,9 +34,8 @@ def snapshot_code(script: Path, folder: Path) -> Path:
     package = Path(losslens.__file__).parent
     own = Path.cwd() if is_in_package(script) else script.parent
     files = {Path(file.name): file for file in own.glob("*.py") if file.is_file()}
-    for file in package.rglob("*"):
-        if file.is_file() and file.suffix not in _NOT_CODE:
-            files[Path("src", "losslens") / file.relative_to(package)] = file
+    files |= {_PACKAGE / file.relative_to(package): file for file in package.rglob("*") if file.is_file()}
+    files = {name: file for name, file in files.items() if _is_code(name)}
     commit = remove_secrets(provenance.code_version())  # as it will be read again
     copy = folder / _name({name: hash_file(file) for name, file in files.items()}, commit)
     if damage_of(copy):
@@ -49,15 +50,23 @@ def snapshot_code(script: Path, folder: Path) -> Path:
 def damage_of(copy: Path) -> str:
     """Says in one line why a code snapshot is not the one after which it is named; empty if it is."""
     try:
-        found = [file for file in copy.rglob("*") if file.is_file() and file.suffix not in _NOT_CODE]
-        # NFS keeps what is deleted while it is open under such a name.
-        own = [file for file in found if file != copy / provenance.CODE_FILE and not file.name.startswith(".nfs")]
-        content = {file.relative_to(copy): hash_file(file) for file in own}
+        found = {file.relative_to(copy): file for file in copy.rglob("*") if file.is_file()}
+        content = {name: hash_file(file) for name, file in found.items() if _is_code(name)}
         if _name(content, read_json(copy / provenance.CODE_FILE)) == copy.name:
             return ""
     except (InputError, OSError) as error:
         return f"{copy}: the code of this job is damaged ({first_line(error)}); submit it again"
     return f"{copy}: the code of this job has changed since it was submitted; submit it again"
+
+
+def _is_code(name: Path) -> bool:
+    """Returns True for files that jobs may import or read: those of the package, and Python files beside it.
+
+    What jobs and systems leave beside the code is none: compiled files, caches, hidden files.
+    """
+    if "__pycache__" in name.parts or any(part.startswith(".") for part in name.parts) or name.suffix == _WEIGHTS:
+        return False
+    return name.is_relative_to(_PACKAGE) or name.suffix == ".py"
 
 
 def _name(content: dict[Path, str], commit: object) -> str:

@@ -83,6 +83,8 @@ class AnalysisFolder:
             table.to_csv(temporary, index=False)
         recorded = {**self._recorded, file.name: hash_file(file)}
         write_json(self.path / "manifest.json", {**self.manifest, "tables": recorded}, sealed=True)
+        for known in ("manifest", "_recorded"):
+            self.__dict__.pop(known, None)
         return file
 
     def csv(self, name: str) -> bytes:
