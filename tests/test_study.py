@@ -1,6 +1,7 @@
 """The statistics and measures of the study "How much of it is the loss?"."""
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -11,10 +12,11 @@ from losslens.measures.base_weights import principal
 from losslens.measures.rotated import effects
 from losslens.report.figures.canvas import style
 from losslens.updates.lora import LoraUpdate
-from tools.study import crossed, figures, page
+from tools.study import crossed, figures, page, verdicts
 from tools.study.crossed import (
     FACTORS,
     Crossed,
+    Estimate,
     Shares,
     correlation,
     mantel,
@@ -38,7 +40,7 @@ from tools.study.hypotheses import (
     share_table,
 )
 from tools.study.results import KINDS, Results
-from tools.study.similarities import gram, normalised, weight_products
+from tools.study.similarities import flip_products, gram, normalised, weight_products
 
 pytestmark = pytest.mark.fast
 
@@ -100,12 +102,18 @@ def test_pairs_differ_in_order_and_share_their_start():
     assert design.between(same_draw=False).tolist() == [[11, 111], [111, 11]]
     assert design.between(same_draw=True, same_start=False).tolist() == [[1001, 1101], [1101, 1001]]
     assert design.only("loss", ["b"]).between(same_draw=False).tolist() == [[11]]
-    # Without one draw there is no pair of two draws from that start; the other start has them still.
-    without = design.without(start="s0", draw="d0")
-    assert np.isfinite(design.values).sum() == 256
-    assert np.isfinite(without.values).sum() == 144
-    assert without.between(same_draw=False).tolist() == [[11, 111], [111, 11]]
-    assert np.isnan(without.only("start", ["s0"]).between(same_draw=False)).all()
+    # Without its draw d0, start s0 has no pair of two draws, and does not count where one and two are compared.
+    kept = np.array([not (x[0] == "s0" and x[2] == "d0") for x in levels])
+    turned = codes.copy()
+    turned[:8, :8] += 5000
+    rest = Crossed.of(runs[kept], turned[np.ix_(kept, kept)])
+    assert rest.between(same_draw=True).tolist() == [[1, 101], [101, 1]]
+    assert rest.between(same_draw=False).tolist() == [[11, 111], [111, 11]]
+    # Without any pair of two draws, every start counts.
+    assert rest.only("draw", ["d1"]).between(same_draw=True).tolist() == [[2501, 2601], [2601, 2501]]
+    assert np.isnan(rest.only("draw", ["d1"]).between(same_draw=False)).all()
+    # Starts count alike, whatever their numbers of pairs.
+    assert Crossed.of(runs, turned).between(same_draw=True).tolist() == [[2501, 2601], [2601, 2501]]
 
 
 def test_the_order_of_the_runs_does_not_matter_and_a_missing_run_is_left_out():
@@ -130,16 +138,16 @@ def test_the_order_of_the_runs_does_not_matter_and_a_missing_run_is_left_out():
 
 @pytest.mark.parametrize("factor", ["loss", "draw"])
 def test_a_factor_is_found_where_it_is_and_not_where_it_is_not(factor):
-    without = {"common": 0.3, "loss": 0.0, "data": 0.0, "loss_and_data": 0.0, "order": 0.7}
+    without = {"common": 0.2, "loss": 0.0, "data": 0.0, "loss_and_data": 0.3, "order": 0.5}
     name = "loss" if factor == "loss" else "data"
     other = "data" if factor == "loss" else "loss"
     small = (1, 5, 3, 3)
-    present = simulated({**without, name: 0.1, "order": 0.6}, np.random.default_rng(0), small, 2000)
-    assert p_of_factor(Crossed.of(*present), factor, 199) == 1 / 200
+    present = simulated({**without, name: 0.2, "order": 0.3}, np.random.default_rng(0), small, 2000)
+    assert p_of_factor(Crossed.of(*present), factor, 199) <= 2 / 200
     # What the other factor adds, and what one loss has on one draw, is no effect of this one.
     absent = [
         p_of_factor(
-            Crossed.of(*simulated({**without, other: 0.3, "order": 0.4}, np.random.default_rng(i), small, 300)),
+            Crossed.of(*simulated({**without, other: 0.3, "order": 0.2}, np.random.default_rng(i), small, 300)),
             factor,
             99,
             i,
@@ -272,12 +280,14 @@ def test_what_persists_of_a_pair_by_hand():
         [0.6, 0.2, 0.75, 0.5, 1 / 3]
     )
     assert (pair["relative_low"], pair["relative_high"]) == pytest.approx((0.75, 0.75))  # all orders alike
-    assert persisting(table.reset_index()) == {"related": 1, "less_than_half": 1}
+    assert persisting(Crossed.of(runs, matrix)).value == 1  # of the one pair, which is related
     shown = share_table(Crossed.of(runs, matrix)).set_index("share")["value"]
     assert shown["data_less_loss"] == pytest.approx((0.4 + 0.0) - 0.2)
+    assert shown["two_less_one"] == pytest.approx(0.6 - 0.4)
     assert leave_out_draws(Crossed.of(runs, matrix).only("draw", ["d0"])) != {}
-    assert likelihoods(Crossed.of(runs.replace("dpo", "rft"), matrix)) == pytest.approx(
-        {"one_loss_two_draws": 0.4, "two_losses_one_draw": 0.6}
+    found = likelihoods(Crossed.of(runs.replace("dpo", "rft"), matrix))
+    assert {name: one.value for name, one in found.items()} == pytest.approx(
+        {"one_loss_two_draws": 0.4, "two_losses_one_draw": 0.6, "difference": 0.2}
     )
 
 
@@ -285,6 +295,7 @@ def test_gradients_that_are_the_ends_decide_all():
     rng = np.random.default_rng(0)
     sizes = {"common": 0.2, "loss": 0.1, "data": 0.1, "loss_and_data": 0.6, "order": 0.0}
     runs, matrix = simulated(sizes, rng, (1, 6, 2, 3), 500)
+    runs["learning_rate"] = runs["loss"].isin(["a0", "a1", "a2"]) + 1.0
     first = runs.drop_duplicates(["loss", "draw"])
     cosines = matrix[np.ix_(first.index, first.index)]
     gradients = pd.DataFrame(
@@ -298,6 +309,7 @@ def test_gradients_that_are_the_ends_decide_all():
     found = decided(results_of(runs, matrix, gradients), Crossed.of(runs, matrix), 99)
     assert found["r"].value == pytest.approx(1)
     assert found["gap"] == pytest.approx(0, abs=1e-12)
+    assert found["r_within"] == pytest.approx(1)
     assert found["p"] == 1 / 100
     assert found["halves"] == 0.25
     assert found["r_other"].value < 0.7 < found["difference"].value + found["r_other"].value
@@ -308,7 +320,7 @@ def test_gradients_that_are_the_ends_decide_all():
 def test_a_measure_that_is_the_norm_is_explained_by_it():
     rng = np.random.default_rng(0)
     norms = np.exp(rng.uniform(-2, 0, 24))
-    runs = pd.DataFrame({"loss": [f"a{i // 3}" for i in range(24)], "norm": norms})
+    runs = pd.DataFrame({"loss": [f"a{i // 3}" for i in range(24)], "norm": norms, "learning_rate": 1.0})
     for name in MEASURES:
         runs[name], runs[f"{name}_copies"] = norms**2, 2 * norms**2
     runs["unchanged"] = np.log(norms) + 5
@@ -320,6 +332,12 @@ def test_a_measure_that_is_the_norm_is_explained_by_it():
     assert table.loc["small_overlap", "r2"] < 0.99  # its logarithm is not taken
     assert table.loc["principal_left", "r2"] < 0.5
     assert np.isnan(table.loc["intruders", "r2"])
+    # Of two groups of norms R² is large though within them it is not.
+    groups = runs.assign(norm=np.where(np.arange(24) < 12, 1.0, 10.0) * rng.uniform(0.9, 1.1, 24))
+    groups["learning_rate"] = np.where(np.arange(24) < 12, 1.0, 10.0)
+    groups["rotation"] = np.where(np.arange(24) < 12, 1.0, 10.0) * rng.uniform(0.9, 1.1, 24)
+    row = explained_by_norm(groups).set_index("measure").loc["rotation"]
+    assert row["r2_within"] < 0.5 < 0.9 < row["r2"]
 
 
 def test_behaviour_per_norm_by_hand():
@@ -350,6 +368,7 @@ def test_every_figure_is_drawn(tmp_path):
     runs["loss"] = runs["loss"].map({"a0": "sft", "a1": "dpo", "a2": "rft"})
     runs["norm"] = rng.uniform(0.1, 1, len(runs))
     runs["kl"] = runs["norm"] ** 2 * rng.uniform(0.5, 2, len(runs))
+    runs["learning_rate"] = 1.0
     for name in MEASURES:
         runs[name] = runs[f"{name}_copies"] = runs["norm"]
     runs["principal_left"], runs["principal_left_chance"] = 0.3, 0.1
@@ -424,6 +443,52 @@ def test_the_findings_fail_one_by_one():
     assert (found["F4"].verdict, found["F5"].verdict) == ("cannot tell", "cannot tell")
 
 
+def test_findings_can_be_told_at_the_best_rate_and_norms_that_were_made_equal_are_none():
+    results = six_losses()
+    runs = pd.concat([results.runs, results.runs[results.runs["order"] == "1"].assign(order="0")], ignore_index=True)
+    losses = list(runs["loss"])
+    six = results.similarities["weights"][:6, :6]
+    place = [list(results.runs["loss"][:6]).index(loss) for loss in losses]
+    runs["learning_rate"], runs["accuracy_validation"] = 1.0, 0.5
+    best = at_best_rate(results_of(runs, six[np.ix_(place, place)]), "accuracy_validation", "0")
+    assert {name: one.verdict for name, one in findings(best).items()} == dict.fromkeys(FINDINGS, "holds")
+    results.runs["norm"] = 0.239 * (1 + 1e-9 * np.arange(len(results.runs)))
+    assert findings(results)["F4"].verdict == "equal by design"
+
+
+def test_a_cosine_that_is_unknown_is_never_within_bounds():
+    results = six_losses()
+    of_dpo, of_rft = ((results.runs["loss"] == loss).to_numpy() for loss in ("dpo", "rft"))
+    for rows, columns in ((of_dpo, of_rft), (of_rft, of_dpo)):
+        results.similarities["weights"][np.ix_(rows, columns)] = np.nan
+    assert findings(results)["F3"].verdict == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "says"),
+    [((0.2, 0.05, 0.3), "shown"), ((0.05, 0.01, 0.3), "not shown"), ((0.2, -0.1, 0.3), "not shown"),
+     ((-0.2, -0.3, -0.1), "the other way"), ((np.nan, np.nan, np.nan), "not measured")],
+)  # fmt: skip
+def test_a_verdict_needs_the_size_and_the_interval(numbers, says):
+    assert verdicts.Rule(0.1, 0, 0).verdict(*numbers) == says
+
+
+def test_what_only_the_seen_runs_show_is_not_shown():
+    rule, one = verdicts.Rule(0.1, 0, 0), Estimate(0.2, 0.1, 0.3)
+    assert verdicts._judged("H1a", "", one, Estimate(0.2, 0.1, 0.3), rule).verdict == "shown"
+    assert verdicts._judged("H1a", "", one, Estimate(0.2, -0.1, 0.3), rule).verdict == "not shown"
+    assert verdicts._judged("H1a", "", one, None, rule, holds=False).verdict == "not shown"
+
+
+def test_flips_that_are_independent_are_not_alike():
+    rng = np.random.default_rng(0)
+    base = (rng.random(4000) < 0.6).astype(float)
+    flipped = [np.where(rng.random(4000) < share, 1 - base, base) for share in (0.3, 0.3, 0.1)]
+    similar = normalised(flip_products(np.array(flipped), base))
+    assert np.abs(similar[np.triu_indices(3, 1)]).max() < 0.06  # uncentred, .3 and .2
+    assert normalised(flip_products(np.array([flipped[0], flipped[0]]), base))[0, 1] == pytest.approx(1)
+
+
 def test_the_best_rate_is_chosen_on_one_order_and_reported_on_others():
     rows = [("s", loss, "d", order, rate, accuracy) for loss in ("sft", "dpo") for order in "12"
             for rate, accuracy in ((0.1, 0.5), (1.0, 0.5 if loss == "sft" else 0.6))]  # fmt: skip
@@ -440,6 +505,7 @@ def written(folder):
     runs["loss"] = [losses[int(loss[1:])] for loss in runs["loss"]]
     runs = runs.replace({"start": {"s0": "42", "s1": "1"}, "draw": {"d0": "0", "d1": "1"}, "order": {"o0": "42"}})
     runs["norm"], runs["kl"] = rng.uniform(0.1, 1, (2, len(runs)))
+    runs["learning_rate"] = 1.0
     for name in MEASURES:
         runs[name] = runs[f"{name}_copies"] = runs["norm"]
     runs["principal_left"], runs["principal_left_chance"], runs["gradient_to_end"] = 0.3, 0.1, 0.5
@@ -456,7 +522,7 @@ def written(folder):
         for b in list(first.itertuples())[i:]
         if a.start == b.start
     )  # fmt: skip
-    results = results_of(runs, matrix, gradients)
+    results = replace(results_of(runs, matrix, gradients), left_out={"sft-1": "diverged"})
     for sweep in ("study", "study_smollm2", "study_full"):
         results.write(folder, sweep)
     one = matched(results, (runs["start"] == "42") & (runs["draw"] == "0"))
@@ -471,21 +537,24 @@ def written(folder):
 def test_the_page_is_made_from_the_results_alone(tmp_path):
     written(tmp_path)
     found = page.numbers(tmp_path, 19)
-    page.figures.save(
-        {name: drawn for name, drawn in page.draw(tmp_path, found).items() if name == "matchings"}, tmp_path
-    )
     assert set(page.draw(tmp_path, found)) == {"shares", "persistence", "decided", "norm", "behaviour", "matchings"}
     tables = page.tables(found)
-    assert list(tables) == ["shares", "pairs embedded", "pairs SmolLM2", "matchings", "geometry"]
+    assert list(tables) == ["shares", "pairs embedded", "pairs SmolLM2", "matchings", "geometry", "verdicts"]
     heads, rows = tables["matchings"]
-    assert len(rows) == 6
+    assert len(rows) == 7
     assert {len(row) for row in rows} == {len(heads)}
     assert len(tables["pairs embedded"][1]) == 15
     text = json.dumps(page._plain(found), allow_nan=False)
     assert json.loads(text)["embedded"]["runs"] == 72
-    assert (
-        found["embedded"]["unseen"]["data_less_loss"].value != found["embedded"]["shares"]["weights"]["value"].iloc[-1]
-    )
+    unseen = found["embedded"]["unseen"]
+    assert unseen["runs"] == 72 - 18
+    assert found["embedded"]["left_out"] == {"sft-1": "diverged"}
+    judged = {(row[1], row[0]) for row in tables["verdicts"][1]}
+    parts = {"H1a", "H1, beside", "H1b", "H1c", "H2", "H2b", "H3", "H3c", "H4", "H5, draw", "H5, start", "H5b"}
+    assert judged == {
+        *(("embedded", part) for part in {*parts, "H3b", "H4b", "H6", "H6b", "H6c", "H6d", "H6e"}),
+        *(("smollm2", part) for part in parts),
+    }
 
 
 def test_a_page_without_results_says_nothing(tmp_path):

@@ -6,7 +6,7 @@ update that these factors explain (`shares`). Only pairs of runs of different da
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -67,35 +67,44 @@ class Crossed:
         values = self.values.take(index, axis).take(index, axis + len(FACTORS))
         return Crossed({**self.levels, factor: kept}, values)
 
-    def without(self, **cell: str) -> Crossed:
-        """Forgets the runs of a cell, such as those of `start="42", draw="0"`."""
-        place = tuple(self.levels[factor].index(cell[factor]) if factor in cell else slice(None) for factor in FACTORS)
-        values = self.values.copy()
-        values[place] = np.nan
-        values[(slice(None),) * len(FACTORS) + place] = np.nan
-        return Crossed(self.levels, values)
-
     def between(self, *, same_draw: bool, same_start: bool = True) -> Array:
         """Averages similarities of every two losses over pairs of runs of different orders, shape (L, L), symmetric.
+
+        Pairs of one start are averaged start by start, and only starts that have pairs of one draw and of two count (if
+        any do), so that what is compared is of the same starts.
 
         Args:
             same_draw: Pairs of one draw of the data, or of two.
             same_start: Pairs from one start, or from two.
         """
-        s, _, d, o = (np.arange(len(self.levels[factor])) for factor in FACTORS)
-        starts = _equal(s) if same_start else ~_equal(s)
-        draws = _equal(d) if same_draw else ~_equal(d)
+        if not same_start:
+            return self._mean(same_draw, ~np.eye(len(self.levels["start"]), dtype=bool))
+        of_starts = {
+            pairs: np.stack([self._mean(pairs, one) for one in _single(len(self.levels["start"]))])
+            for pairs in (True, False)
+        }
+        both = [np.isfinite(of_starts[True][s]).any() and np.isfinite(of_starts[False][s]).any() for s in
+                range(len(of_starts[True]))]  # fmt: skip
+        chosen = of_starts[same_draw][both] if any(both) else of_starts[same_draw]
+        return _nanmean(chosen, 0)
+
+    def _mean(self, same_draw: bool, starts: NDArray[np.bool_]) -> Array:
+        """Averages over the pairs of starts that are chosen, shape (S, S)."""
+        draws, orders = (np.eye(len(self.levels[factor]), dtype=bool) for factor in ("draw", "order"))
+        draws = draws if same_draw else ~draws
         chosen = starts[:, None, None, :, None, None] & draws[None, :, None, None, :, None]
-        chosen = chosen & ~_equal(o)[None, None, :, None, None, :]
+        chosen = chosen & ~orders[None, None, :, None, None, :]
         # Losses first: (L, L, S, D, O, S, D, O).
         values = np.moveaxis(self.values, (1, 5), (0, 1))
-        found: Array = _nanmean(values[:, :, chosen], -1)
-        return found
+        return _nanmean(values[:, :, chosen], -1)
 
 
-def _equal(levels: NDArray[np.int_]) -> NDArray[np.bool_]:
-    equal: NDArray[np.bool_] = levels[:, None] == levels[None, :]
-    return equal
+def _single(count: int) -> Iterator[NDArray[np.bool_]]:
+    """Yields the choice of each start with itself, shape (S, S)."""
+    for place in range(count):
+        chosen = np.zeros((count, count), dtype=bool)
+        chosen[place, place] = True
+        yield chosen
 
 
 def _nanmean(values: Array, axis: int) -> Array:
@@ -128,6 +137,16 @@ class Shares:
     def of_data(self) -> float:
         """What is lost on other data: `data` + `loss_and_data`."""
         return self.data + self.loss_and_data
+
+    @property
+    def data_less_loss(self) -> float:
+        """What is lost on other data, less what one loss keeps on any: `of_data` − `loss`."""
+        return self.of_data - self.loss
+
+    @property
+    def two_less_one(self) -> float:
+        """Two losses on one draw, less one loss on two: S(·, data) − S(loss, ·), which is `data` − `loss`."""
+        return self.data - self.loss
 
     def table(self) -> dict[str, float]:
         """Returns the shares by name."""
@@ -202,6 +221,8 @@ def mantel(first: Array, second: Array, permutations: int = PERMUTATIONS, seed: 
     upper = np.triu_indices(len(first), 1)
     rng = np.random.default_rng(seed)
     observed = correlation(first[upper], second[upper])
+    if np.isnan(observed):
+        return observed, observed
     reached = 0
     for _ in range(permutations):
         order = rng.permutation(len(first))
@@ -228,36 +249,36 @@ def pairs_of_losses(first: Array, second: Array, losses: NDArray[np.int_]) -> tu
 def p_of_factor(design: Crossed, factor: str, permutations: int = PERMUTATIONS, seed: int = 0) -> float:
     """Tests whether runs of one loss (or draw) are more alike than those of two, by permuting its labels.
 
-    Labels of losses are permuted within draw, order and start; those of draws within loss, order and start. Statistic:
-    for losses S(loss, ·) − S(·, ·), for draws S(·, data) − S(·, ·), both over pairs of different orders from one start.
+    Labels of losses are permuted within each draw, those of draws within each loss; all orders and starts of a cell
+    move together, since they share what only this loss on this draw has. Statistic: for losses S(loss, ·) − S(·, ·),
+    for draws S(·, data) − S(·, ·), both over pairs of different orders from one start.
 
     Args:
         design: The runs.
         factor: "loss" or "draw".
         permutations: Number of permutations; the observed labels count as one more.
         seed: Seed of the permutations.
+
+    Returns:
+        NaN if there are no two levels of the other factor.
     """
-    axis = FACTORS.index(factor)
     shape = tuple(len(design.levels[name]) for name in FACTORS)
     matrix = design.values.reshape(int(np.prod(shape)), -1)
-    labels = np.indices(shape).reshape(len(shape), -1)
-    start, loss, draw, order = labels
+    start, loss, draw, order = np.indices(shape).reshape(len(shape), -1)
+    own, held = (loss, draw) if factor == "loss" else (draw, loss)
     eligible = (start[:, None] == start[None, :]) & (order[:, None] != order[None, :]) & np.isfinite(matrix)
     # The pairs whose factor is tested differ in the other one.
-    held = draw if factor == "loss" else loss
     rows, columns = np.nonzero(np.triu(eligible & (held[:, None] != held[None, :])))
     values = matrix[rows, columns]
 
-    def statistic(of: NDArray[np.int_]) -> float:
-        same = of[rows] == of[columns]
-        return float(values[same].mean() - values[~same].mean())
+    def statistic(labels: NDArray[np.int_]) -> float:
+        same = labels[rows] == labels[columns]
+        return float(values[same].mean() - values[~same].mean()) if same.any() and not same.all() else float("nan")
 
     rng = np.random.default_rng(seed)
-    observed = statistic(labels[axis])
-    cells = np.moveaxis(np.arange(matrix.shape[0]).reshape(shape), axis, -1).reshape(-1, shape[axis])
-    reached = 0
-    shuffled = np.empty_like(labels[axis])
-    for _ in range(permutations):
-        shuffled[cells] = rng.permuted(np.broadcast_to(np.arange(shape[axis]), cells.shape), axis=1)
-        reached += statistic(shuffled) >= observed - 1e-12
+    observed = statistic(own)
+    if np.isnan(observed):
+        return float("nan")
+    identity = np.broadcast_to(np.arange(own.max() + 1), (held.max() + 1, own.max() + 1))
+    reached = sum(statistic(rng.permuted(identity, axis=1)[held, own]) >= observed - 1e-12 for _ in range(permutations))
     return (reached + 1) / (permutations + 1)

@@ -25,7 +25,7 @@ from losslens.report.figures.canvas import (
     write,
 )
 from losslens.tables.style import ALONG, PlotStyles, loss_title
-from tools.study.findings import CANNOT_TELL, FAILS, FINDINGS, HOLDS, Finding
+from tools.study.findings import BY_DESIGN, CANNOT_TELL, FAILS, FINDINGS, HOLDS, Finding
 from tools.study.geometry import INTRUDER, TOP
 from tools.study.hypotheses import SUITE
 
@@ -33,7 +33,7 @@ _SHARES = {
     "common": ("any loss, any data", "#9aa3ad"), "loss": ("the loss's", "#0072B2"), "data": ("the data's", "#D55E00"),
     "loss_and_data": ("this loss on these data", "#E69F00"), "order": ("the order of the data", "#e6e8eb"),
 }  # fmt: skip
-_VERDICTS = {HOLDS: "#0072B2", FAILS: "#f2b48c", CANNOT_TELL: "#e6e8eb"}
+_VERDICTS = {HOLDS: "#0072B2", FAILS: "#f2b48c", CANNOT_TELL: "#e6e8eb", BY_DESIGN: "#ffffff"}
 KIND_TITLES = {
     "weights": "weights", "inputs": "weights, by inputs", "function": "outputs", "activations": "activations",
     "behaviour": "answers that flip",

@@ -45,7 +45,7 @@ def share_table(design: Crossed) -> pd.DataFrame:
     """Computes the shares of an update with their intervals over losses, and the difference of H1.
 
     Returns:
-        A row for each share and for `data_less_loss` (data + loss × data − loss): value, low, high, p.
+        A row for each share, for `data_less_loss` and for `two_less_one` (`Shares`): value, low, high, p.
     """
     same, other = design.between(same_draw=True), design.between(same_draw=False)
     statistics: dict[str, Callable[[Shares], float]] = {
@@ -54,7 +54,8 @@ def share_table(design: Crossed) -> pd.DataFrame:
         "data": lambda found: found.data,
         "loss_and_data": lambda found: found.loss_and_data,
         "order": lambda found: found.order,
-        "data_less_loss": lambda found: found.of_data - found.loss,
+        "data_less_loss": lambda found: found.data_less_loss,
+        "two_less_one": lambda found: found.two_less_one,
     }
 
     def estimate(of: Callable[[Shares], float]) -> Estimate:
@@ -114,18 +115,37 @@ def jackknife(value: float, left_out: Sequence[float]) -> tuple[float, float]:
     return float(low[0]), float(high[0])
 
 
-def persisting(pairs: pd.DataFrame) -> dict[str, float]:
-    """Counts the related pairs of two losses of which less than half of the similarity persists (H1b)."""
-    related = pairs[(pairs["loss_a"] != pairs["loss_b"]) & (pairs["relative"] >= RELATED)]
-    return {"related": len(related), "less_than_half": int((related["persists"] < 0.5).sum())}
+def persisting(design: Crossed) -> Estimate:
+    """Estimates the share of related pairs of losses of which less than half of the similarity persists (H1b)."""
+    same, other = design.between(same_draw=True), design.between(same_draw=False)
+    own = np.sqrt(np.clip(np.diag(same), 0, None))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        related = same / np.outer(own, own) >= RELATED
+
+    def of(losses: NDArray[np.int_]) -> float:
+        is_related, is_less = pairs_of_losses(related.astype(float), (other < same / 2).astype(float), losses)
+        return known_mean(is_less[is_related > 0])
+
+    return over_losses(of, len(design.losses))
 
 
-def likelihoods(design: Crossed) -> dict[str, float]:
-    """Compares one likelihood loss on two draws with two of them on one draw (H1c)."""
+def likelihoods(design: Crossed) -> dict[str, Estimate]:
+    """Compares likelihood losses: two of them on one draw, and one of them on two draws (H1c)."""
     chosen = design.only("loss", LIKELIHOODS)
     same, other = chosen.between(same_draw=True), chosen.between(same_draw=False)
-    upper = np.triu_indices(len(same), 1)
-    return {"one_loss_two_draws": float(np.nanmean(np.diag(other))), "two_losses_one_draw": float(same[upper].mean())}
+
+    def two(losses: NDArray[np.int_]) -> float:
+        return known_mean(pairs_of_losses(same, same, losses)[0])
+
+    def one(losses: NDArray[np.int_]) -> float:
+        return known_mean(np.diag(other)[losses])
+
+    count = len(chosen.losses)
+    return {
+        "two_losses_one_draw": over_losses(two, count),
+        "one_loss_two_draws": over_losses(one, count),
+        "difference": over_losses(lambda losses: two(losses) - one(losses), count),
+    }
 
 
 def gradient_matrices(results: Results, losses: Sequence[str]) -> dict[tuple[str, str, str], Array]:
@@ -144,8 +164,8 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
     """Compares gradients before step 1 with the ends of the runs, over pairs of losses (H2).
 
     Returns:
-        `r`, its interval and Mantel's p for gradients and ends on the same draw, averaged over draws and starts; the
-        mean gap; `r_other`, of gradients of one draw and ends of another; and the difference of the two.
+        `r`, its interval and Mantel's p for gradients and ends on the same draw, averaged over draws and starts;
+        `r_within`, of pairs of losses of one learning rate (mean over rates); the mean gap; `r_other`, of gradients of one draw and ends of another; and the difference of the two.
     """
     matrices = gradient_matrices(results, design.losses)
     starts, draws = design.levels["start"], design.levels["draw"]
@@ -166,18 +186,26 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
         return known_mean(np.array(found))
 
     count = len(design.losses)
-    gradients = np.mean([matrices[start, draw, draw] for start in starts for draw in draws], axis=0)
-    final = np.mean([ends[start, draw] for start in starts for draw in draws], axis=0)
+    # Averages over the draws and starts for which there are both.
+    both = [(start, draw) for start in starts for draw in draws if np.isfinite(ends[start, draw]).any()]
+    gradients = np.mean([matrices[start, draw, draw] for start, draw in both], axis=0)
+    final = np.mean([ends[start, draw] for start, draw in both], axis=0)
     upper = np.triu_indices(count, 1)
     _, p = mantel(gradients, final, permutations)
+    rate_of = results.runs.drop_duplicates("loss").set_index("loss")["learning_rate"]
+    rates = rate_of.reindex(design.losses).to_numpy()
+    within = [
+        correlation(*pairs_of_losses(gradients, final, np.flatnonzero(rates == rate))) for rate in dict.fromkeys(rates)
+    ]
     return {
         "r": over_losses(lambda chosen: r(chosen, same=True), count),
+        "r_within": known_mean(np.array(within)),
         "r_other": over_losses(lambda chosen: r(chosen, same=False), count) if len(draws) > 1 else None,
         "difference": over_losses(lambda chosen: r(chosen, same=True) - r(chosen, same=False), count)
         if len(draws) > 1
         else None,
         "p": p,
-        "gap": float(np.mean(np.abs(gradients[upper] - final[upper]))),
+        "gap": known_mean(np.abs(gradients[upper] - final[upper])),
         "halves": float(results.gradients.loc[_diagonal(results.gradients), "halves_a"].mean()),
     }
 
@@ -190,7 +218,8 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
     """Regresses each measure of the geometry suite on log‖ΔW‖ (H3), with intervals over losses.
 
     Returns:
-        A row for each measure: `r2`, its interval, and the least and largest mean ratio of a loss to rotated copies.
+        A row for each measure: `r2`, its interval, `r2_within` among runs of losses of one learning rate (mean over
+        rates), and the least and largest mean ratio of a loss to rotated copies.
     """
     names = list(dict.fromkeys(runs["loss"]))
     places = [np.flatnonzero(runs["loss"] == name) for name in names]
@@ -204,12 +233,23 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
         ratio = (mean[measure] / mean[copies].where(mean[copies] > 0)).dropna()
         rows.append(
             {
-                "measure": measure, "r2": estimate.value, "low": estimate.low, "high": estimate.high,
+                "measure": measure, "r2_within": _within(runs, norms, np.log(raw) if measure in LOGARITHMIC else raw),
+                "r2": estimate.value, "low": estimate.low, "high": estimate.high,
                 "least_ratio": ratio.min(), "least_loss": ratio.idxmin() if len(ratio) else "",
                 "largest_ratio": ratio.max(), "largest_loss": ratio.idxmax() if len(ratio) else "",
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _within(runs: pd.DataFrame, x: Array, y: Array) -> float:
+    """Averages r² over the learning rates that several losses have: two groups of losses alone may make it large."""
+    found = [
+        correlation(x[chosen], y[chosen]) ** 2
+        for rate in dict.fromkeys(runs["learning_rate"])
+        if runs.loc[chosen := (runs["learning_rate"] == rate).to_numpy(), "loss"].nunique() > 1
+    ]
+    return known_mean(np.array(found))
 
 
 def _r2(x: Array, y: Array, places: Sequence[NDArray[np.int_]]) -> Callable[[NDArray[np.int_]], float]:

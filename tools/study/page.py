@@ -15,8 +15,7 @@ import pandas as pd
 from losslens.core.files import atomic_file, write_json
 from losslens.report.figures.canvas import style
 from losslens.tables.style import loss_title
-from tools.study import figures, findings, hypotheses
-from tools.study.crossed import Crossed, over_losses, shares
+from tools.study import figures, findings, hypotheses, verdicts
 from tools.study.figures import KIND_TITLES, MEASURE_TITLES
 from tools.study.results import KINDS, Results
 
@@ -54,40 +53,39 @@ def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
 
 
 def _of_model(results: Results, permutations: int) -> dict[str, Any]:
+    """Computes the numbers of a model, and in `unseen` the same without the runs that suggested the hypotheses."""
+    found = _of_runs(results, permutations)
+    seen = (results.runs[list(SEEN)] == pd.Series(SEEN)).all(axis=1)
+    if seen.any() and not seen.all():
+        found["unseen"] = _of_runs(findings.matched(results, ~seen), permutations)
+    return found
+
+
+def _of_runs(results: Results, permutations: int) -> dict[str, Any]:
     designs = hypotheses.designs(results)
     weights = designs["weights"]
     found: dict[str, Any] = {
         "runs": len(results.runs),
+        "left_out": dict(results.left_out),
         "shares": {kind: hypotheses.share_table(design) for kind, design in designs.items()},
-        "shares_without_draw": {
-            draw: {**part.table(), "data_less_loss": part.of_data - part.loss}
-            for draw, part in hypotheses.leave_out_draws(weights).items()
+        "data_less_loss_without_draw": {
+            draw: part.data_less_loss for draw, part in hypotheses.leave_out_draws(weights).items()
         },
         "factors_p": hypotheses.p_of_factors(weights, permutations),
         "pairs": hypotheses.pair_table(weights),
+        "persisting": hypotheses.persisting(weights),
         "likelihoods": hypotheses.likelihoods(weights),
         "kl_per_norm": hypotheses.behaviour_per_norm(results.runs),
         "function_less_weights": hypotheses.function_less_weights(designs),
         "accuracy": results.runs.groupby("loss")["accuracy"].agg(["mean", "min", "max"]).reset_index(),
         "base_accuracy": float(results.runs["base_accuracy"].iloc[0]),
     }
-    found["persisting"] = hypotheses.persisting(found["pairs"])
     if len(results.gradients):
         found["decided"] = hypotheses.decided(results, weights, permutations)
         found["gradient_to_end"] = float(results.runs["gradient_to_end"].mean())
     if "rotation" in results.runs:
         found["geometry"] = hypotheses.explained_by_norm(results.runs)
-    if all(level in weights.levels[factor] for factor, level in SEEN.items()):
-        found["unseen"] = _unseen(designs)
     return found
-
-
-def _unseen(designs: Mapping[str, Crossed]) -> dict[str, Any]:
-    """Computes the primary numbers of H1 and H5 without the runs that suggested the hypotheses."""
-    rest = {kind: design.without(**SEEN) for kind, design in designs.items()}
-    same, other = (rest["weights"].between(same_draw=same) for same in (True, False))
-    difference = over_losses(lambda chosen: (part := shares(same, other, chosen)).of_data - part.loss, len(same))
-    return {"data_less_loss": difference, "function_less_weights": hypotheses.function_less_weights(rest)}
 
 
 def matchings(folder: Path) -> dict[str, tuple[Results, str, str]]:
@@ -100,8 +98,12 @@ def matchings(folder: Path) -> dict[str, tuple[Results, str, str]]:
         one = findings.matched(rates, rates.runs["rate"] == "x1.0")
         found["equal steps, one rate"] = (one, "correct", "norm")
     if (epochs := available(folder, "study_epochs")) is not None:
-        chosen = findings.matched(epochs, epochs.runs["rate"] == "conventional")
-        found["equal epochs, conventional rates"] = (chosen, "correct", "norm")
+        own = findings.matched(epochs, epochs.runs["rate"] == "conventional")
+        found["equal epochs, conventional rates"] = (own, "correct", "norm")
+        # At the base rate the two names are of one run, which has the first of them.
+        base_rate = epochs.runs["learning_rate"].max()
+        one = findings.matched(epochs, epochs.runs["learning_rate"] == base_rate)
+        found["equal epochs, one rate"] = (one, "correct", "norm")
     if (at_norm := available(folder, "study_rates-norm")) is not None:
         found["equal norm"] = (at_norm, "correct", "norm")
     if conventional is not None and "equal_kl_norm" in conventional.runs:
@@ -148,7 +150,8 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
         for kind in KINDS:
             values = model["shares"][kind].set_index("share")
             rows.append([title, KIND_TITLES[kind], *(_interval(values.loc[name]) for name in values.index)])
-    made["shares"] = (("model", "of", "common", "loss", "data", "loss × data", "order", "data less loss"), rows)
+    heads = ("common", "loss", "data", "loss × data", "order", "data less loss", "two less one")
+    made["shares"] = (("model", "of", *heads), rows)
     for title, model in models.items():
         pairs = model["pairs"]
         two = pairs[pairs["loss_a"] != pairs["loss_b"]].sort_values("relative", ascending=False)
@@ -162,10 +165,19 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
         made["matchings"] = (("matching", *findings.FINDINGS), rows)
     geometry = {"LoRA": found.get("embedded", {}).get("geometry"), "all weights": found.get("full", {}).get("geometry")}
     rows = [
-        [what, MEASURE_TITLES[row["measure"]], _interval(row, "r2"), _ratio(row, "least"), _ratio(row, "largest")]
+        [
+            what, MEASURE_TITLES[row["measure"]], _interval(row, "r2"), _number(row["r2_within"]),
+            _ratio(row, "least"), _ratio(row, "largest"),
+        ]
         for what, table in geometry.items() if table is not None for row in table.to_dict("records")
     ]  # fmt: skip
-    made["geometry"] = (("updates of", "measure", "R² with log norm", "smallest ratio", "largest ratio"), rows)
+    of_geometry = ("R² with log norm", "within a rate", "smallest ratio", "largest ratio")
+    made["geometry"] = (("updates of", "measure", *of_geometry), rows)
+    rows = [
+        [row["part"], row["model"], row["says"], _interval(row), _number(row["unseen"]), row["verdict"]]
+        for row in verdicts.verdicts(found).to_dict("records")
+    ]
+    made["verdicts"] = (("part", "model", "number", "value (95%)", "unseen", "verdict"), rows)
     return made
 
 

@@ -2,13 +2,14 @@
 
 `<sweep>-runs.parquet` has a row for each run. `<sweep>-similarities.parquet` has a row for each pair of its rows (the
 upper triangle, row by row), with a column for each kind of similarity. `<sweep>-gradients.parquet` has a row for each
-two gradients before step 1.
+two gradients before step 1. `<sweep>-left-out.json` says what was not measured, and why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,10 +33,10 @@ from losslens.analysis.snapshots import at_checkpoint, score_snapshots
 from losslens.config import interpolations
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
-from losslens.core.files import atomic_file
+from losslens.core.files import atomic_file, read_object, write_json
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.measures.outputs import kl
-from losslens.pipeline.initial_gradients import initial_gradients
+from losslens.pipeline.initial_gradients import PARTS, initial_gradients
 from losslens.runs.run import Run
 from losslens.updates.folder import open_adapter
 from tools.study.geometry import geometry
@@ -43,7 +44,6 @@ from tools.study.similarities import (
     activation_products,
     dense_updates,
     flip_products,
-    gram,
     input_second_moments,
     normalised,
     output_products,
@@ -64,11 +64,13 @@ class Results:
         runs: A row for each run.
         similarities: For each of the `KINDS` the cosine of every two runs, shape (N, N).
         gradients: A row for each two gradients before step 1, of every loss, draw and start.
+        left_out: What was not measured, with the reasons.
     """
 
     runs: pd.DataFrame
     similarities: Mapping[str, Array]
     gradients: pd.DataFrame
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path, sweep: str) -> None:
         """Writes the three files of a sweep into `folder`."""
@@ -78,6 +80,7 @@ class Results:
         for name, table in (("runs", self.runs), ("similarities", pairs), ("gradients", self.gradients)):
             with atomic_file(folder / f"{sweep}-{name}.parquet") as temporary:
                 table.to_parquet(temporary, index=False, compression="zstd")
+        write_json(folder / f"{sweep}-left-out.json", dict(self.left_out))
 
     @classmethod
     def read(cls, folder: Path, sweep: str) -> Results:
@@ -91,7 +94,7 @@ class Results:
             matrix = np.eye(len(runs))
             matrix[upper] = pairs[kind]
             matrices[str(kind)] = np.triu(matrix) + np.triu(matrix, 1).T
-        return cls(runs, matrices, gradients)
+        return cls(runs, matrices, gradients, read_object(folder / f"{sweep}-left-out.json"))
 
 
 def measure(
@@ -118,6 +121,8 @@ def measure(
     config = _config(sweep, output_dir)
     contents = find_runs(config.output_dir, config.sweeps, config.allow_different)
     contents.members = [member for member in contents.members if member.facts and keep(member.facts)]
+    # The first draw first: the probe set is of the problems of the first run.
+    contents.members.sort(key=lambda member: [_factors(member)[name] for name in ("start", "draw", "order", "loss")])
     contents.members = at_checkpoint(contents.members, at, None, contents.left_out)
     if at != "end":
         score_snapshots(contents.members, config.model_path, trust_of(config), contents.left_out)
@@ -171,7 +176,8 @@ def measure(
         for column, values in geometry(dense_updates(members, modules), weight_of, copies).items():
             runs[column] = values
     gradients = _gradients(config, cohort, runs)
-    return Results(runs, {kind: normalised(matrix) for kind, matrix in products.items()}, gradients)
+    similarities = {kind: normalised(matrix) for kind, matrix in products.items()}
+    return Results(runs, similarities, gradients, {**contents.left_out, **cohort.left_out})
 
 
 def _config(sweep: str, output_dir: Path) -> AnalyzeConfig:
@@ -217,20 +223,31 @@ def _gradients(config: AnalyzeConfig, cohort: Cohort, runs: pd.DataFrame) -> pd.
         return pd.DataFrame(columns=["start", "loss_a", "draw_a", "loss_b", "draw_b", "cosine", "halves_a", "halves_b"])
     known = runs[runs["run"].isin(list(folders))]
     first = known.drop_duplicates(["loss", "draw", "start"])
-    wholes = [_dense(folders[run] / "whole", cohort.modules) for run in tqdm(first["run"], "gradients", leave=False)]
-    halves = [_dense(folders[run] / "half", cohort.modules) for run in first["run"]]
-    rests = [whole - half for whole, half in zip(wholes, halves, strict=True)]
-    of_halves = [_cosine(half, rest) for half, rest in zip(halves, rests, strict=True)]
-    cosines = normalised(gram(np.stack(wholes)))
-    for row, (_, about) in enumerate(first.iterrows()):
-        same = (known[["loss", "draw", "start"]] == about[["loss", "draw", "start"]]).all(axis=1)
-        for index in known.index[same]:
-            end = _dense(cohort.by_name[runs.at[index, "run"]].adapter, cohort.modules)
-            runs.loc[index, "gradient_to_end"] = _cosine(wholes[row], end)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(open_adapter(folders[run] / part)) for run in first["run"] for part in PARTS]
+        ends = [stack.enter_context(open_adapter(cohort.by_name[run].adapter)) for run in known["run"]]
+        of_parts = np.zeros((len(parts), len(parts)))
+        with_ends, of_ends = np.zeros((len(first), len(ends))), np.zeros(len(ends))
+        for module in tqdm(cohort.modules, "gradients", leave=False):
+            steps, updates = (
+                np.stack([update[module].dense().reshape(-1) for update in opened]) for opened in (parts, ends)
+            )
+            of_parts = of_parts + steps @ steps.T
+            with_ends = with_ends + steps[::2] @ updates.T
+            of_ends = of_ends + np.sum(updates**2, axis=1)
+    whole, half, between = of_parts[::2, ::2], np.diag(of_parts)[1::2], np.diag(of_parts[::2, 1::2])
+    cosines = normalised(whole)
+    # The other half is the whole less the half.
+    rest = np.diag(whole) - 2 * between + half
+    of_halves = (between - half) / np.sqrt(half * rest)
+    names = ["loss", "draw", "start"]
+    for row, about in enumerate(first[names].itertuples(index=False)):
+        same = (known[names] == list(about)).all(axis=1).to_numpy()
+        runs.loc[known.index[same], "gradient_to_end"] = with_ends[row, same] / np.sqrt(whole[row, row] * of_ends[same])
     rows: list[dict[str, Any]] = []
-    about = first[["loss", "draw", "start"]].to_dict("records")
-    for i, a in enumerate(about):
-        for j, b in enumerate(about[i:], i):
+    levels = first[names].to_dict("records")
+    for i, a in enumerate(levels):
+        for j, b in enumerate(levels[i:], i):
             if a["start"] == b["start"]:
                 rows.append(
                     {
@@ -240,13 +257,3 @@ def _gradients(config: AnalyzeConfig, cohort: Cohort, runs: pd.DataFrame) -> pd.
                     }
                 )  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _dense(folder: Path, modules: Sequence[str]) -> Array:
-    with open_adapter(folder) as update:
-        return np.concatenate([update[module].dense().reshape(-1) for module in modules])
-
-
-def _cosine(first: Array, second: Array) -> float:
-    size = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(first @ second) / size if size > 0 else float("nan")

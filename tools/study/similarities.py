@@ -95,5 +95,14 @@ def activation_products(base: Observation, runs: Sequence[Observation]) -> Array
 
 
 def flip_products(correct: Array, base: Array) -> Array:
-    """Computes those of the flips against the base, shape (N, N), from outcomes of shape (N, problems)."""
-    return gram(correct - base)
+    """Computes those of the flips against the base, shape (N, N), from outcomes of shape (N, problems).
+
+    Flips are centred among the problems that the base solves and among those that it does not: each can flip in one way
+    only, so that even independent flips would be alike.
+    """
+    flips = correct - base
+    for outcome in (0, 1):
+        group = base == outcome
+        if group.any():
+            flips[:, group] -= flips[:, group].mean(axis=1, keepdims=True)
+    return gram(flips)

@@ -1,0 +1,226 @@
+"""Verdicts on the hypotheses of the study, by the rules of docs/studies/how_much_is_the_loss_hypotheses.md."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tools.study.crossed import Estimate
+from tools.study.findings import HOLDS, Finding
+from tools.study.hypotheses import SUITE
+
+SHOWN, NOT_SHOWN, REVERSED, NOT_MEASURED = "shown", "not shown", "the other way", "not measured"
+# Least difference of H1a, since its interval takes the draws as given.
+LEAST_DIFFERENCE = 0.1
+# Losses of pairs that are said to be on DPO's side (H4c).
+PAIR_LOSSES = ("ipo", "simpo", "cal_dpo")
+
+
+# Takes a number from those of a model.
+Number = Callable[[Mapping[str, Any]], Estimate]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What shows a number: it reaches `least`, and its interval lies above `beyond`.
+
+    Attributes:
+        least: The least value.
+        beyond: What the interval must leave out, below it.
+        reversed_below: The interval below this shows the opposite; None: nothing does.
+    """
+
+    least: float
+    beyond: float
+    reversed_below: float | None = None
+
+    def verdict(self, value: float, low: float, high: float) -> str:
+        """Judges a number."""
+        if not np.isfinite(value):
+            return NOT_MEASURED
+        if value >= self.least and (low > self.beyond or not np.isfinite(low)):
+            return SHOWN
+        return REVERSED if self.reversed_below is not None and high < self.reversed_below else NOT_SHOWN
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Verdict on a part of a hypothesis.
+
+    Attributes:
+        part: The part, such as `H1a`.
+        says: What was measured.
+        value: The number.
+        low: Lower end of its 95% interval.
+        high: Upper end.
+        unseen: The number without the runs that suggested the hypothesis; NaN where there are none.
+        p: p of a test against none, shown and decided by nothing.
+        verdict: `shown` only if it is so with all runs, without the seen ones, and without each draw.
+    """
+
+    part: str
+    says: str
+    value: float
+    low: float
+    high: float
+    unseen: float
+    p: float
+    verdict: str
+
+
+def verdicts(found: Mapping[str, Any]) -> pd.DataFrame:
+    """Judges every part of which there are numbers.
+
+    Args:
+        found: The numbers (`page.numbers`).
+
+    Returns:
+        A row for each `Verdict`, and `model`.
+    """
+    rows: list[dict[str, Any]] = []
+    for model in ("embedded", "smollm2"):
+        if model in found:
+            rows += [{"model": model, **vars(one)} for one in _of_model(found[model])]
+    geometry = found.get("full", {}).get("geometry")
+    if geometry is not None:
+        rows.append({"model": "embedded", **vars(_suite("H3b", geometry, None, 0.9, -np.inf, ratios=False))})
+    if "one_rate" in found:
+        ratio = _ratio(found["one_rate"]["kl_per_norm"], "dpo")
+        says = "KL ÷ ‖ΔW‖² of DPO over the median, one rate"
+        rows.append({"model": "embedded", **vars(_judged("H4b", says, ratio, None, Rule(2, 1)))})
+    rows += [{"model": "embedded", **vars(one)} for one in _matchings(found.get("matchings", {}))]
+    columns = ["model", "part", "says", "value", "low", "high", "unseen", "p", "verdict"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _of_model(found: Mapping[str, Any]) -> list[Verdict]:
+    unseen = found.get("unseen")
+
+    def judged(
+        part: str, says: str, number: Callable[[Mapping[str, Any]], Estimate], rule: Rule, **also: Any
+    ) -> Verdict:
+        return _judged(part, says, number(found), number(unseen) if unseen else None, rule, **also)
+
+    without = min(found["data_less_loss_without_draw"].values(), default=np.nan)
+    rows = [
+        judged("H1a", "share of the data less that of the loss", lambda of: _share(of, "data_less_loss"),
+               Rule(LEAST_DIFFERENCE, 0, 0), holds=not without <= 0),
+        judged("H1, beside", "two losses on one draw less one loss on two", lambda of: _share(of, "two_less_one"),
+               Rule(0, 0, 0)),
+        judged("H1b", "share of related pairs of which less than half persists", lambda of: of["persisting"],
+               Rule(0.5, 0.5, 0.5)),
+        judged("H1c", "the same of SFT, RFT, DFT and RIFT", lambda of: of["likelihoods"]["difference"], Rule(0, 0, 0)),
+    ]  # fmt: skip
+    if "decided" in found:
+        rows.append(judged("H2", "r of gradients before step 1 and ends", lambda of: of["decided"]["r"], Rule(0.9, 0.8),
+                           p=found["decided"]["p"]))  # fmt: skip
+        if found["decided"]["difference"] is not None:
+            rows.append(judged("H2b", "r on the same draw less r on another",
+                               lambda of: of["decided"]["difference"] or _UNKNOWN, Rule(0, 0, 0)))  # fmt: skip
+    if "geometry" in found:
+        of_unseen = unseen["geometry"] if unseen else None
+        rows.append(_suite("H3", found["geometry"], of_unseen, 0.95, 0.9, ratios=True))
+        rows.append(_principal(found["geometry"]))
+    says = "KL ÷ ‖ΔW‖² over the median of the pointwise losses"
+    rows.append(judged("H4", f"DPO's {says}", lambda of: _ratio(of["kl_per_norm"], "dpo"), Rule(8, 4)))
+    losses = [loss for loss in PAIR_LOSSES if loss in set(found["kl_per_norm"]["loss"])]
+    if losses:
+        rows.append(judged("H4c", f"least {says} of {', '.join(losses)}", _least_ratio(losses), Rule(4, 1)))
+    differences = found["function_less_weights"]
+    for name in ("draw", "start"):
+        if name in differences:
+            says = f"similarity of one loss on two {name}s, function less weights"
+            rows.append(judged(f"H5, {name}", says, _function_less_weights(name), Rule(0, 0, 0)))
+    if "function_start" in differences:
+        function, weights_start = differences["function_start"], differences["weights_start"]
+        holds = function.value >= 0.7 and weights_start.value <= 0.2
+        says = f"function from two starts (weights: {weights_start.value:.2f})"
+        rows.append(_judged("H5b", says, function, None, Rule(0.7, -np.inf), holds=holds))
+    return rows
+
+
+_UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
+
+
+def _judged(
+    part: str, says: str, one: Estimate, unseen: Estimate | None, rule: Rule, *, holds: bool = True,
+    p: float = float("nan"),
+) -> Verdict:  # fmt: skip
+    """Judges a number, which must also hold without the seen runs where these can be left out."""
+    verdict = rule.verdict(one.value, one.low, one.high)
+    if verdict == SHOWN:
+        if not holds:
+            verdict = NOT_SHOWN
+        elif unseen is not None and np.isfinite(unseen.value):
+            again = rule.verdict(unseen.value, unseen.low, unseen.high)
+            verdict = verdict if again == SHOWN else NOT_SHOWN
+    value_unseen = unseen.value if unseen is not None else float("nan")
+    return Verdict(part, says, one.value, one.low, one.high, value_unseen, p, verdict)
+
+
+def _share(found: Mapping[str, Any], name: str) -> Estimate:
+    row = found["shares"]["weights"].set_index("share").loc[name]
+    return Estimate(row["value"], row["low"], row["high"], row["p"])
+
+
+def _least_ratio(losses: Sequence[str]) -> Number:
+    return lambda found: min((_ratio(found["kl_per_norm"], loss) for loss in losses), key=lambda one: one.value)
+
+
+def _function_less_weights(name: str) -> Number:
+    return lambda found: found["function_less_weights"].get(name, _UNKNOWN)
+
+
+def _ratio(table: pd.DataFrame, loss: str) -> Estimate:
+    known = table[table["loss"] == loss]
+    return Estimate(*known.iloc[0][["ratio", "low", "high"]]) if len(known) else _UNKNOWN
+
+
+def _suite(
+    part: str, table: pd.DataFrame, unseen: pd.DataFrame | None, least: float, beyond: float, *, ratios: bool
+) -> Verdict:
+    """Judges the geometry suite by its least R², and by all ratios to rotated copies."""
+
+    def least_of(of: pd.DataFrame) -> Estimate:
+        row = of[of["measure"].isin(SUITE)].sort_values("r2").iloc[0]
+        return Estimate(row["r2"], row["low"], row["high"])
+
+    own = table[table["measure"].isin(SUITE)]
+    within = bool((own["least_ratio"] >= 0.8).all() and (own["largest_ratio"] <= 1.25).all())
+    says = "least R² of the suite with log‖ΔW‖"
+    says += f" (ratios to copies {own['least_ratio'].min():.2f} to {own['largest_ratio'].max():.2f})" * ratios
+    of_unseen = least_of(unseen) if unseen is not None else None
+    return _judged(part, says, least_of(table), of_unseen, Rule(least, beyond), holds=within or not ratios)
+
+
+def _principal(table: pd.DataFrame) -> Verdict:
+    row = table.set_index("measure").loc["principal_left"]
+    is_shown = row["r2"] < 0.7 and row["least_ratio"] > 1
+    says = f"R² of the share in W0's directions with log‖ΔW‖ (least ratio to chance {row['least_ratio']:.2f})"
+    verdict = SHOWN if is_shown else NOT_SHOWN
+    return Verdict("H3c", says, row["r2"], row["low"], row["high"], float("nan"), float("nan"), verdict)
+
+
+def _matchings(judged: Mapping[str, Mapping[str, Finding]]) -> list[Verdict]:
+    """Judges H6: the ratio of norms at one rate, and under how many matchings each finding holds."""
+    rows = []
+    one_rate = judged.get("equal steps, one rate")
+    if one_rate is not None:
+        ratio = one_rate["F4"]
+        estimate = Estimate(ratio.value, ratio.low, ratio.high)
+        rows.append(_judged("H6", "DPO's norm over SFT's at one rate", estimate, None, Rule(0.5, 0.5, 0.5)))
+    expected: dict[str, tuple[str, Callable[[int, int], bool]]] = {
+        "F3": ("H6b", lambda held, of: held == of), "F1": ("H6c", lambda held, of: held == of),
+        "F2": ("H6d", lambda held, of: held < of / 2), "F5": ("H6e", lambda held, _: held == 0),
+    }  # fmt: skip
+    for finding, (part, is_shown) in expected.items() if judged else ():
+        held = sum(found[finding].verdict == HOLDS for found in judged.values())
+        verdict = SHOWN if is_shown(held, len(judged)) else NOT_SHOWN
+        says = f"matchings of {len(judged)} under which {finding} holds"
+        nan = float("nan")
+        rows.append(Verdict(part, says, float(held), nan, nan, nan, nan, verdict))
+    return rows
