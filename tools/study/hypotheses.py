@@ -165,7 +165,8 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
 
     Returns:
         `r`, its interval and Mantel's p for gradients and ends on the same draw, averaged over draws and starts;
-        `r_within`, of pairs of losses of one learning rate (mean over rates); the mean gap; `r_other`, of gradients of one draw and ends of another; and the difference of the two.
+        `r_within`, of pairs of losses of one learning rate (mean over rates); the mean `gap`; `r_other`, of gradients
+        of one draw and ends of another; the `difference` of the two; and `halves`, of the gradients of two halves.
     """
     matrices = gradient_matrices(results, design.losses)
     starts, draws = design.levels["start"], design.levels["draw"]
