@@ -92,6 +92,7 @@ bench: setup  ## what is promised beside what would be used instead: one table, 
 	$(RUN) benchmarks/bars.py
 
 bench-all: setup  ## every benchmark of its own, in an hour and more
+	$(RUN) benchmarks/bars.py cosines
 	$(RUN) benchmarks/training.py
 	$(RUN) benchmarks/step.py
 	$(RUN) benchmarks/live_geometry.py
