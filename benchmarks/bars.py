@@ -4,8 +4,8 @@
     python benchmarks/bars.py sweep planning   some of them
     python benchmarks/bars.py cosines          those of 500 adapters, nine minutes more
 
-Seconds are by the clock: run it on an idle machine. The table is kept as JSON in benchmarks/results/; rows that were not
-measured now are printed as they were, with their commit.
+Seconds are by the clock: run it on an idle machine. The table is kept as JSON in benchmarks/results/; rows that were
+not measured now are printed as they were, with their commit.
 """
 
 from __future__ import annotations
