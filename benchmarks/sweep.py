@@ -50,8 +50,18 @@ def main() -> None:
         options.json.write_text(json.dumps(seconds), encoding="utf-8")
 
 
-def compare(model: str, turns: int, folder: Path, chosen: tuple[str, ...] = ()) -> dict[str, list[float]]:
-    """Returns the seconds of each turn, by the way in which the six runs are made; of the chosen ways, or of all."""
+def compare(
+    model: str, turns: int, folder: Path, chosen: tuple[str, ...] = (), *, again: bool = False
+) -> dict[str, list[float]]:
+    """Returns the seconds of each turn, by the way in which the six runs are made.
+
+    Args:
+        model: The model, of `SIZES`.
+        turns: Repetitions.
+        folder: An empty folder.
+        chosen: The ways; by default all.
+        again: The first way once more at the end, which shows whether the machine has become slower meanwhile.
+    """
     size = SIZES[model]
     made = folder / "made"
     shared = [
@@ -105,8 +115,7 @@ def compare(model: str, turns: int, folder: Path, chosen: tuple[str, ...] = ()) 
     }
     ways = {name: way for name, way in ways.items() if name in (chosen or ways)}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    # The first way once more at the end, which shows whether the machine has become slower meanwhile.
-    for name in [*list(ways) * turns, next(iter(ways))]:
+    for name in [*list(ways) * turns, *list(ways)[: int(again)]]:
         started = time.monotonic()
         ways[name]()
         seconds[name].append(time.monotonic() - started)
