@@ -46,6 +46,7 @@ def repository(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_experiment(repository: Path, tmp_path: Path) -> None:
     """`analyze.py experiment=published` is the same on every adapter, with an analysis of its own."""
     assert OmegaConf.load(ROOT / "conf" / "experiment" / "published.yaml").published == REPOSITORY

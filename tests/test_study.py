@@ -534,6 +534,7 @@ def written(folder):
     one.write(folder, "study_epochs")
 
 
+@pytest.mark.slow
 def test_the_page_is_made_from_the_results_alone(tmp_path):
     written(tmp_path)
     found = page.numbers(tmp_path, 19)
