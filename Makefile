@@ -102,7 +102,7 @@ bench-all: setup  ## every benchmark of its own, in an hour and more
 	$(RUN) benchmarks/submission.py
 	$(RUN) benchmarks/wandb_sync.py
 
-study: setup  ## the study "How much of it is the loss?": about twelve hours, resumable; STAGE=runs, results or figures
+study: setup  ## the study "How much of it is the loss?": about fourteen hours, resumable; STAGE=runs, results or figures
 	$(RUN) -m tools.study $(if $(STAGE),--stage $(STAGE))
 
 # Without `setup`, so that a machine without a network can bring its own packages: PYTHONPATH=site:src make gpu RUN=python3

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from losslens.core.errors import InputError
 from losslens.measures.base_weights import principal
 from losslens.measures.rotated import effects
 from losslens.report.figures.canvas import style
@@ -266,6 +267,22 @@ def test_results_are_read_as_they_were_written(tmp_path):
     for kind in KINDS:
         np.testing.assert_allclose(read.similarities[kind], matrix, atol=1e-7)
     assert read.gradients["cosine"].tolist() == [0.5]
+    # Results of fewer runs replace these whole; a file that does not belong to the others, or is cut, is refused.
+    file = tmp_path / "study" / "similarities.parquet"
+    before = file.read_bytes()
+    results_of(runs.iloc[:4].reset_index(drop=True), matrix[:4, :4], pd.DataFrame({"cosine": [0.5]})).write(
+        tmp_path, "study"
+    )
+    assert len(Results.read(tmp_path, "study").runs) == 4
+    for damaged in (before, before[:100]):
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"study"):
+            Results.read(tmp_path, "study")
+
+
+def test_results_that_are_not_there_are_told_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="no results; make study STAGE=results measures the runs"):
+        page.make(tmp_path / "none")
 
 
 def test_what_persists_of_a_pair_by_hand():

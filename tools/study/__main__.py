@@ -1,6 +1,6 @@
 """Makes the study "How much of it is the loss?": `make study`, or one stage of it, `make study STAGE=results`.
 
-Stages: runs (trains what is missing: about ten hours on two cores, resumable), results (measures the runs and writes
+Stages: runs (trains what is missing: about twelve hours on two cores, resumable), results (measures the runs and writes
 parquet files beside the page: about two hours), figures (makes numbers, tables and figures of these: minutes).
 """
 
@@ -13,12 +13,13 @@ import sys
 from pathlib import Path
 
 from losslens.analysis.manifests import RunFacts
+from losslens.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "studies" / "how_much_is_the_loss"
 
 # Sweeps in the order in which they are made, with hours on two cores.
-SWEEPS = {"study": 2.5, "study_rates": 0.6, "study_epochs": 0.2, "study_full": 0.4, "study_smollm2": 6.4}
+SWEEPS = {"study": 2.5, "study_rates": 0.9, "study_epochs": 0.2, "study_full": 0.4, "study_smollm2": 8.0}
 # Sweeps whose updates are compared with copies of themselves.
 WITH_GEOMETRY = ("study", "study_full")
 
@@ -74,4 +75,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from losslens.core.errors import InputError
 from losslens.core.files import atomic_file, write_json
 from losslens.report.figures.canvas import style
+from losslens.report.paper_tables import escaped
+from losslens.tables.format import number
 from losslens.tables.style import loss_title
 from tools.study import figures, findings, hypotheses, verdicts
 from tools.study.figures import KIND_TITLES, MEASURE_TITLES
@@ -27,7 +31,7 @@ CHOOSING = "42"
 
 def available(folder: Path, sweep: str) -> Results | None:
     """Reads the results of a sweep; None if there are none yet."""
-    return Results.read(folder, sweep) if (folder / f"{sweep}-runs.parquet").exists() else None
+    return Results.read(folder, sweep) if (folder / sweep).is_dir() else None
 
 
 def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
@@ -200,10 +204,7 @@ def _interval(row: Mapping[str, Any] | pd.Series, value: str = "value") -> str:
 
 def _number(value: float) -> str:
     """Formats a number as the other studies do: .68, −.12, 1.03."""
-    if math.isnan(value):
-        return "–"
-    text = f"{abs(value):.2f}"
-    return ("−" if round(value, 2) < 0 else "") + text.removeprefix("0" if abs(round(value, 2)) < 1 else "")
+    return re.sub(r"^(−?)0\.", r"\1.", number(round(value, 2) + 0.0, 2))  # + 0.0: no −.00
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -214,28 +215,19 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def latex(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Writes a table in LaTeX (booktabs)."""
-    special = {
-        "&": r"\&",
-        "%": r"\%",
-        "_": r"\_",
-        "−": "$-$",
-        "×": r"$\times$",
-        "–": "--",
-        "²": "$^2$",
-        "°": r"$^\circ$",
-    }
-
-    def cell(text: str) -> str:
-        return "".join(special.get(letter, letter) for letter in text)
-
-    lines = [rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule"]
-    lines += [" & ".join(map(cell, heads)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(cell, row)) + r" \\" for row in rows]
+    lines = [rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule", rf"{' & '.join(map(escaped, heads))} \\"]
+    lines += [r"\midrule", *(rf"{' & '.join(map(escaped, row))} \\" for row in rows)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def make(folder: Path) -> dict[str, Any]:
-    """Writes numbers, tables and figures beside the results in `folder`, and returns the numbers."""
+    """Writes numbers, tables and figures beside the results in `folder`, and returns the numbers.
+
+    Raises:
+        InputError: There are no results, or they are damaged.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no results; make study STAGE=results measures the runs")
     found = numbers(folder)
     write_json(folder / "numbers.json", _plain(found))
     figures.save(draw(folder, found), folder)

@@ -1,8 +1,8 @@
 """Results of the study: everything that is measured of the runs of a sweep, as small parquet files.
 
-`<sweep>-runs.parquet` has a row for each run. `<sweep>-similarities.parquet` has a row for each pair of its rows (the
-upper triangle, row by row), with a column for each kind of similarity. `<sweep>-gradients.parquet` has a row for each
-two gradients before step 1. `<sweep>-left-out.json` says what was not measured, and why.
+A sweep has a folder: `runs.parquet` has a row for each run, `similarities.parquet` one for each pair of these rows (the
+upper triangle, row by row), with a column for each kind of similarity, and `gradients.parquet` one for each two
+gradients before step 1. `left-out.json` says what was not measured, and why.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from losslens.analysis.snapshots import at_checkpoint, score_snapshots
 from losslens.config import interpolations
 from losslens.config.analysis import AnalyzeConfig
 from losslens.config.parse import parse
-from losslens.core.files import atomic_file, read_object, write_json
+from losslens.core.errors import InputError
+from losslens.core.files import atomic_folder, read_object, read_parquet, write_json
 from losslens.evaluation.outcomes import read_outcomes
 from losslens.measures.outputs import kl
 from losslens.pipeline.initial_gradients import PARTS, initial_gradients
@@ -73,28 +74,34 @@ class Results:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path, sweep: str) -> None:
-        """Writes the three files of a sweep into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Writes the files of a sweep into a folder of its own, all of them or none."""
         upper = np.triu_indices(len(self.runs), 1)
         pairs = pd.DataFrame({kind: matrix[upper].astype(np.float32) for kind, matrix in self.similarities.items()})
-        for name, table in (("runs", self.runs), ("similarities", pairs), ("gradients", self.gradients)):
-            with atomic_file(folder / f"{sweep}-{name}.parquet") as temporary:
-                table.to_parquet(temporary, index=False, compression="zstd")
-        write_json(folder / f"{sweep}-left-out.json", dict(self.left_out))
+        with atomic_folder(folder / sweep) as temporary:
+            for name, table in (("runs", self.runs), ("similarities", pairs), ("gradients", self.gradients)):
+                table.to_parquet(temporary / f"{name}.parquet", index=False, compression="zstd")
+            write_json(temporary / "left-out.json", dict(self.left_out))
 
     @classmethod
     def read(cls, folder: Path, sweep: str) -> Results:
-        """Reads what `write` wrote."""
+        """Reads what `write` wrote.
+
+        Raises:
+            InputError: A file is missing or damaged, or the files do not belong together.
+        """
         runs, pairs, gradients = (
-            pd.read_parquet(folder / f"{sweep}-{name}.parquet") for name in ("runs", "similarities", "gradients")
+            read_parquet(folder / sweep / f"{name}.parquet").to_pandas()
+            for name in ("runs", "similarities", "gradients")
         )
         upper = np.triu_indices(len(runs), 1)
+        if len(pairs) != len(upper[0]):
+            raise InputError(f"{folder / sweep}: {len(pairs)} pairs of {len(runs)} runs; measure the sweep again")
         matrices = {}
         for kind in pairs:
             matrix = np.eye(len(runs))
             matrix[upper] = pairs[kind]
             matrices[str(kind)] = np.triu(matrix) + np.triu(matrix, 1).T
-        return cls(runs, matrices, gradients, read_object(folder / f"{sweep}-left-out.json"))
+        return cls(runs, matrices, gradients, read_object(folder / sweep / "left-out.json"))
 
 
 def measure(
@@ -203,7 +210,11 @@ def _answers(effect: Effect) -> pd.Series:
 
 
 def _correct(cohort: Cohort, benchmark: str) -> tuple[Array, Array, list[str]]:
-    """Returns whether each run, and the base, answers each problem: shape (N, problems) and (problems,), and ids."""
+    """Returns whether each run, and the base, answers each problem: shape (N, problems) and (problems,), and ids.
+
+    Raises:
+        InputError: A run was scored on other problems than the base.
+    """
 
     def column(run: Run | None) -> pd.Series:
         assert run is not None
@@ -212,6 +223,9 @@ def _correct(cohort: Cohort, benchmark: str) -> tuple[Array, Array, list[str]]:
 
     base = column(cohort.bases[0].run)
     runs = [column(member.run).reindex(base.index) for member in cohort.members]
+    for member, run in zip(cohort.members, runs, strict=True):
+        if run.isna().any():
+            raise InputError(f"{member.name}: not scored on the problems of the base ({benchmark}); run train.py again")
     return np.stack([run.to_numpy() for run in runs]), base.to_numpy(), [str(problem) for problem in base.index]
 
 

@@ -278,6 +278,7 @@ _ESCAPES = {
     "‖ΔW‖": r"$\|\Delta W\|$", "ΔW": r"$\Delta W$", "Δ": r"$\Delta$", "∠": r"$\angle$", "₁": r"$_1$",
     "√": r"$\surd$", "ρ": r"$\rho$", "σ": r"$\sigma$", "′": "'", "α": r"$\alpha$",
     "−": r"$-$", "–": "--", "…": r"\ldots{}", "±": r"$\pm$", "°": r"$^\circ$", "✕": r"$\times$", "×": r"$\times$",
+    "÷": r"$\div$", "²": r"$^2$",
 }  # fmt: skip
 
 
