@@ -465,6 +465,42 @@ def test_a_run_that_slurm_preempts_and_does_not_requeue_is_resumed_by_the_same_c
     assert adapter(run) == reference
 
 
+def up(folder: Path) -> None:
+    """Starts what does not run of the Slurm in a folder."""
+    line = [ROOT / "launch" / "local_slurm.sh", "up", folder]
+    outcome = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_a_node_on_which_jobs_end_is_up(cluster: dict[str, str], slurm: None) -> None:
+    """One may go on submitting while a step takes long to die, and `up` does not wait for it."""
+    told = subprocess.run(
+        ["sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 600"], capture_output=True, text=True, check=True
+    )
+    number = told.stdout.strip()
+    steps: list[psutil.Process] = []
+
+    def found() -> bool:
+        for process in psutil.process_iter(["cmdline"]):
+            if " ".join(process.info["cmdline"] or []).startswith(f"slurmstepd: [{number}."):
+                steps.append(process)
+        return bool(steps)
+
+    wait_until(found, seconds=60)
+    try:
+        for step in steps:
+            step.suspend()  # now nothing of the job can die
+        subprocess.run(["scancel", number], check=True)
+        state = ["sinfo", "--noheader", "--format=%T"]
+        wait_until(
+            lambda: subprocess.run(state, capture_output=True, text=True, check=True).stdout == "completing\n", 60
+        )
+        up(Path(cluster["SLURM_CONF"]).parents[1])
+    finally:
+        for step in steps:
+            step.resume()
+
+
 SUBMIT_AND_GO_DOWN = r"""#!/bin/bash
 [ "$1" = --test-only ] && exec {sbatch} "$@"
 {sbatch} "$@" >> {log}
@@ -493,7 +529,7 @@ def test_what_a_controller_that_went_down_has_accepted_is_found_when_it_is_up_ag
         refused = submit(swept.parent, *line, check=2)
     (said,) = refused.stderr.splitlines()
     assert said.endswith("cannot be told now: repeat the command")
-    subprocess.run([ROOT / "launch" / "local_slurm.sh", "up", folder], check=True, capture_output=True)
+    up(folder)
     again = submit(swept.parent, *line)
     array = log.read_text(encoding="utf-8").split()[-1]
     assert f"job {array}: recovered" in again.stdout

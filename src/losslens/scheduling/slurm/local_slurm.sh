@@ -141,9 +141,10 @@ start() {
   pid "$1" >/dev/null && return
   # Output to a file: a daemon holding ours would keep a caller's pipe or command substitution waiting.
   "$@" </dev/null >"$dir/log/$1.out" 2>&1 || fail "$1 did not start"
-  within 10 pid "$1" >/dev/null || fail "$1 did not start"
+  within 60 pid "$1" >/dev/null || fail "$1 did not start"
 }
-node_ready() { sinfo -h -o %T 2>/dev/null | grep -Eq '^(idle|mixed|allocated)$'; }
+# Also while jobs end on it (completing, +) or wait for it (planned, -), but not one that does not answer (*).
+node_ready() { sinfo -h -o %T 2>/dev/null | grep -Eq '^(idle|mixed|allocated|completing|planned)[-+]?$'; }
 
 up() {
   local program
@@ -161,7 +162,8 @@ up() {
     start slurmctld -f "$SLURM_CONF"
     start slurmd -f "$SLURM_CONF"
   fi
-  within 30 node_ready || fail "the node is not ready after 30 s"
+  # slurmctld asks a node that it did not reach again after 100 s (a third of SlurmdTimeout).
+  within 150 node_ready || fail "the node is not ready after 150 s: $(sinfo -h -o %T 2>&1)"
   say "up, in $dir"
   printf 'export SLURM_CONF=%q\n' "$SLURM_CONF"
 }
