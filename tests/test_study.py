@@ -1,8 +1,10 @@
 """The statistics and measures of the study "How much of it is the loss?"."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +15,7 @@ from losslens.measures.base_weights import principal
 from losslens.measures.rotated import effects
 from losslens.report.figures.canvas import style
 from losslens.updates.lora import LoraUpdate
-from tools.study import crossed, figures, page, verdicts
+from tools.study import claims, crossed, figures, page, verdicts
 from tools.study.crossed import (
     FACTORS,
     Crossed,
@@ -44,6 +46,7 @@ from tools.study.results import KINDS, Results
 from tools.study.similarities import flip_products, gram, normalised, weight_products
 
 pytestmark = pytest.mark.fast
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -219,7 +222,7 @@ def test_geometry_agrees_with_the_analysis_and_with_numbers_by_hand():
     assert found["principal_left"][0] == pytest.approx(np.sum((u.T @ changes[0]) ** 2) / np.sum(changes[0] ** 2))
     assert set(found) == {
         *MEASURES,
-        *(f"{name}_copies" for name in MEASURES),
+        *(f"{name}_{null}" for name in MEASURES for null in ("copies", "noise")),
         "principal_left",
         "principal_left_chance",
     }
@@ -233,6 +236,20 @@ def test_a_turned_copy_has_the_geometry_of_its_size_alone():
     found = geometry(iter([("m", change)]), lambda name, shape: weight, 8)
     assert found["spectral_shift"][0] == pytest.approx(0.5)
     assert found["spectral_shift_copies"][0] < 0.3
+
+
+def test_gaussian_updates_are_like_noise_of_their_norm_and_rank_one_is_not():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((40, 30))
+    flat = rng.standard_normal((1, 40, 30))
+    spike = np.outer(rng.standard_normal(40), rng.standard_normal(30))[None]
+    changes = np.concatenate([flat, spike * np.linalg.norm(flat) / np.linalg.norm(spike)])
+    found = geometry(iter([("m", changes)]), lambda name, shape: weight, 8)
+    for measure in ("spectral_shift", "rotation", "small_overlap"):
+        of_noise = found[f"{measure}_noise"]
+        assert of_noise[0] == pytest.approx(of_noise[1])  # equal norms
+        assert found[measure][0] == pytest.approx(of_noise[0], rel=0.25), measure
+    assert found["spectral_shift"][1] > 1.5 * found["spectral_shift_noise"][1]
 
 
 def test_the_largest_changes_overlap_with_the_smallest_weights():
@@ -339,13 +356,16 @@ def test_a_measure_that_is_the_norm_is_explained_by_it():
     norms = np.exp(rng.uniform(-2, 0, 24))
     runs = pd.DataFrame({"loss": [f"a{i // 3}" for i in range(24)], "norm": norms, "learning_rate": 1.0})
     for name in MEASURES:
-        runs[name], runs[f"{name}_copies"] = norms**2, 2 * norms**2
+        runs[name], runs[f"{name}_copies"], runs[f"{name}_noise"] = norms**2, 2 * norms**2, 4 * norms**2
     runs["unchanged"] = np.log(norms) + 5
-    runs["intruders"], runs["intruders_copies"] = 0.0, 0.0
+    runs["intruders"], runs["intruders_copies"], runs["intruders_noise"] = 0.0, 0.0, 0.0
     runs["principal_left"], runs["principal_left_chance"] = rng.uniform(0.1, 0.2, 24), 0.1
     table = explained_by_norm(runs).set_index("measure")
     assert table.loc[["unchanged", "spectral_shift", "rotation"], "r2"].tolist() == pytest.approx([1, 1, 1])
     assert table.loc["spectral_shift", ["least_ratio", "largest_ratio"]].tolist() == pytest.approx([0.5, 0.5])
+    assert table.loc["spectral_shift", ["least_ratio_to_noise", "largest_ratio_to_noise"]].tolist() == pytest.approx(
+        [0.25, 0.25]
+    )
     assert table.loc["small_overlap", "r2"] < 0.99  # its logarithm is not taken
     assert table.loc["principal_left", "r2"] < 0.5
     assert np.isnan(table.loc["intruders", "r2"])
@@ -387,7 +407,7 @@ def test_every_figure_is_drawn(tmp_path):
     runs["kl"] = runs["norm"] ** 2 * rng.uniform(0.5, 2, len(runs))
     runs["learning_rate"] = 1.0
     for name in MEASURES:
-        runs[name] = runs[f"{name}_copies"] = runs["norm"]
+        runs[name] = runs[f"{name}_copies"] = runs[f"{name}_noise"] = runs["norm"]
     runs["principal_left"], runs["principal_left_chance"] = 0.3, 0.1
     design = Crossed.of(runs, matrix)
     similar = design.between(same_draw=True)
@@ -495,6 +515,42 @@ def test_what_only_the_seen_runs_show_is_not_shown():
     assert verdicts._judged("H1a", "", one, Estimate(0.2, 0.1, 0.3), rule).verdict == "shown"
     assert verdicts._judged("H1a", "", one, Estimate(0.2, -0.1, 0.3), rule).verdict == "not shown"
     assert verdicts._judged("H1a", "", one, None, rule, holds=False).verdict == "not shown"
+    opposite = Estimate(-0.2, -0.3, -0.1)
+    assert verdicts._judged("H1a", "", opposite, Estimate(-0.2, -0.3, -0.1), rule).verdict == "the other way"
+    assert verdicts._judged("H1a", "", opposite, Estimate(-0.2, -0.3, 0.1), rule).verdict == "not shown"
+
+
+def claimed(verdict, value=0.3, beside=0.1, part="H1a"):
+    """The line of the abstract for a verdict."""
+    row = {"model": "embedded", "says": "what", "low": 0.1, "high": 0.4, "unseen": 0.2, "p": 0.0125, "value": value}
+    also = {**row, "part": "H1, beside", "value": beside, "verdict": "shown"}
+    (line,) = claims.claims([{**row, "part": part, "verdict": verdict}, also], page._number)
+    return line
+
+
+def test_a_claim_is_what_its_verdict_lets_one_say():
+    shown, otherwise = claims.CLAIMS["H1a"].shown, claims.CLAIMS["H1a"].otherwise
+    assert claimed("shown") == (
+        f"- **H1a, embedded model: shown.** {shown} (what: .30, 95% .10 to .40, p = 0.01; without the runs that "
+        f"suggested it .20). *Had it gone the other way:* “{otherwise}.”"
+    )
+    assert f"** {otherwise} (" in claimed("the other way", -0.3, -0.1)
+    assert f"*Had it gone the other way:* “{shown}.”" in claimed("the other way", -0.3, -0.1)
+    assert "Had it gone" not in claimed("not shown")
+    assert f"Neither “{shown}” is shown nor its opposite" in claimed("not shown")
+    assert f"“{shown}” was not measured" in claimed("not measured")
+    assert claimed("shown", part="H5, draw").startswith("- **H5 (draw), embedded model: shown.**")
+
+
+def test_where_two_ways_of_counting_disagree_loss_and_data_decide_together():
+    line = claimed("shown", 0.3, -0.1)
+    assert "Loss and data decide together" in line
+    assert claims.CLAIMS["H1a"].shown not in line
+
+
+def test_every_primary_hypothesis_has_a_claim():
+    text = (ROOT / "docs" / "studies" / "how_much_is_the_loss_hypotheses.md").read_text(encoding="utf-8")
+    assert {part[:2] for part in claims.CLAIMS} == set(re.findall(r"\*\*(H\d)\.(?! \*\*)", text)) - {"H7"}
 
 
 def test_flips_that_are_independent_are_not_alike():
@@ -524,7 +580,7 @@ def written(folder):
     runs["norm"], runs["kl"] = rng.uniform(0.1, 1, (2, len(runs)))
     runs["learning_rate"] = 1.0
     for name in MEASURES:
-        runs[name] = runs[f"{name}_copies"] = runs["norm"]
+        runs[name] = runs[f"{name}_copies"] = runs[f"{name}_noise"] = runs["norm"]
     runs["principal_left"], runs["principal_left_chance"], runs["gradient_to_end"] = 0.3, 0.1, 0.5
     runs["accuracy"], runs["base_accuracy"], runs["accuracy_validation"] = 0.5, 0.5, 0.5
     answers = pd.Series([rng.integers(0, 2, 20).tolist() for _ in range(len(runs))])

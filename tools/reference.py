@@ -42,6 +42,7 @@ from tests.faults.bad_input import CATALOGUE
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 DOCS = ROOT / "docs"
+STUDY = DOCS / "studies" / "how_much_is_the_loss"
 SCRIPTS = ("train", "rollout", "evaluate", "analyze")
 
 interpolations.register()
@@ -563,6 +564,11 @@ def _faults(_: str) -> str:
     return f"{about}\n\n{first}\n### Damaged files\n\nThe same faults by damage, and by file:\n\n" + "\n".join(rest)
 
 
+def _study(name: str) -> str:
+    """A table of the study "How much of it is the loss?", as `make study STAGE=figures` wrote it from its results."""
+    return (STUDY / f"{name.replace(' ', '-')}.md").read_text(encoding="utf-8")
+
+
 def _figure(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
@@ -588,8 +594,7 @@ def _words(text: str) -> str:
 
 _KINDS: dict[str, Callable[[str], str]] = {
     "measures": _measures, "losses": _losses, "loss": _loss, "configs": _configs, "performance": _performance,
-    "faults": _faults,
-    "bad_input": _bad_input,
+    "faults": _faults, "bad_input": _bad_input, "study": _study,
 }  # fmt: skip
 
 
@@ -603,8 +608,13 @@ def _cell(text: str) -> str:
     return text.replace("\\|", "|").replace("|", "\\|")
 
 
+def rewrite(page: Path) -> None:
+    """Writes a page anew, with its marked tables as they are now."""
+    text = written(page.read_text(encoding="utf-8"))
+    with atomic_file(page) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
 if __name__ == "__main__":
     for page in [Path(name) for name in sys.argv[1:]] or [*pages(), ROOT / "README.md"]:
-        text = written(page.read_text(encoding="utf-8"))
-        with atomic_file(page) as temporary:
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+        rewrite(page)

@@ -57,6 +57,7 @@ def measure(sweeps: list[str]) -> None:
 
 def main() -> None:
     """Runs the stages of the command line."""
+    from tools.reference import rewrite
     from tools.study.page import make
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -71,6 +72,7 @@ def main() -> None:
         measure(sweeps)
     if arguments.stage in ("all", "figures"):
         make(RESULTS)
+        rewrite(RESULTS.with_suffix(".md"))
         print(RESULTS)
 
 

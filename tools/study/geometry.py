@@ -1,4 +1,4 @@
-"""The geometry that others report of updates, raw and over that of left-rotated copies, from dense matrices.
+"""The geometry that others report of updates, raw and beside that of copies and of noise, from dense matrices.
 
 It works on whole models as on adapters, and shares no code with `losslens.measures.rotated`, whose ratios it checks.
 Modules count together: each measure is of all of them.
@@ -35,12 +35,13 @@ def geometry(
     Args:
         updates: Each module with ΔW of every run, shape (N, out, in).
         weight_of: Returns W0 of a module of this shape.
-        copies: Number of left-rotated copies, Q·ΔW with Q a random orthogonal matrix, the same for all runs.
+        copies: Number of left-rotated copies, Q·ΔW with Q a random orthogonal matrix, and of Gaussian matrices that
+            are scaled to the norm that the update has in each module; both are the same for all runs.
 
     Returns:
-        For each of the `MEASURES` its value, and with `_copies` after its name the mean over copies, shape (N,); and
-        `principal_left`, the share of the squared norm in W0's leading left directions, beside its chance k/out in
-        `principal_left_chance`.
+        For each of the `MEASURES` its value, shape (N,), and the mean over copies with `_copies` and over Gaussian
+        matrices with `_noise` after its name; and `principal_left`, the share of the squared norm in W0's leading left
+        directions, beside its chance k/out in `principal_left_chance`.
     """
     totals: dict[str, Array] = {}
     entries = 0
@@ -48,16 +49,22 @@ def geometry(
     for module, (name, changes) in enumerate(updates):
         weight = weight_of(name, changes.shape[1:])
         entries += weight.size
-        left, values, right = np.linalg.svd(weight, full_matrices=False)
+        left, values, _ = np.linalg.svd(weight, full_matrices=False)
         rng = np.random.default_rng(module)
         turns = [ortho_group.rvs(len(weight), random_state=rng) for _ in range(copies)]
+        noise = rng.standard_normal((copies, *weight.shape))
+        noise /= np.linalg.norm(noise, axis=(1, 2), keepdims=True)
         for number, change in enumerate(changes):
-            own = _effects(weight, change, left, values, right)
-            of_copies = [_effects(weight, turn @ change, left, values, right) for turn in turns]
-            for measure, effect in own.items():
-                totals.setdefault(measure, np.zeros(len(changes)))[number] += effect
-                mean = np.mean([copy[measure] for copy in of_copies]) if of_copies else np.nan
-                totals.setdefault(f"{measure}_copies", np.zeros(len(changes)))[number] += mean
+            updates_of = {
+                "": [change],
+                "_copies": [turn @ change for turn in turns],
+                "_noise": np.linalg.norm(change) * noise,
+            }
+            for kind, matrices in updates_of.items():
+                effects = [_effects(weight, matrix, left, values) for matrix in matrices]
+                for measure in MEASURES:
+                    mean = np.mean([effect[measure] for effect in effects]) if effects else np.nan
+                    totals.setdefault(f"{measure}{kind}", np.zeros(len(changes)))[number] += mean
         size = np.sum(changes**2, axis=(1, 2))
         inside = inside + np.sum((left[:, :TOP].T @ changes) ** 2, axis=(1, 2))
         squared = squared + size
@@ -65,13 +72,13 @@ def geometry(
     shares = {"unchanged": entries, "small_overlap": round(SMALLEST * entries)}
     found = {}
     for column, total in totals.items():
-        measure = column.removesuffix("_copies")
+        measure = column.removesuffix("_copies").removesuffix("_noise")
         found[column] = (total / shares.get(measure, 1)) ** _ROOTS[measure]
     known = np.where(squared > 0, squared, np.nan)
     return found | {"principal_left": inside / known, "principal_left_chance": chance / known}
 
 
-def _effects(weight: Array, change: Array, left: Array, values: Array, right: Array) -> dict[str, float]:
+def _effects(weight: Array, change: Array, left: Array, values: Array) -> dict[str, float]:
     """Computes the effects of one update of one module, which may be summed over modules.
 
     `unchanged`: number of entries that hardly change. `spectral_shift`: Σ(σ(W0 + ΔW) − σ(W0))² over the leading

@@ -220,27 +220,36 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each measure: `r2`, its interval, `r2_within` among runs of losses of one learning rate (mean over
-        rates), and the least and largest mean ratio of a loss to rotated copies.
+        rates), and the least and largest mean ratio of a loss to rotated copies (`least_ratio`, `largest_ratio`), and
+        to Gaussian matrices of the same norms (`least_ratio_to_noise`, `largest_ratio_to_noise`).
     """
     names = list(dict.fromkeys(runs["loss"]))
     places = [np.flatnonzero(runs["loss"] == name) for name in names]
     norms = np.log(runs["norm"].to_numpy())
     rows = []
     for measure in (*MEASURES, "principal_left"):
-        copies = "principal_left_chance" if measure == "principal_left" else f"{measure}_copies"
+        is_share = measure == "principal_left"
         raw = runs[measure].to_numpy(dtype=float)
         estimate = over_losses(_r2(norms, np.log(raw) if measure in LOGARITHMIC else raw, places), len(names))
-        mean = runs.groupby("loss")[[measure, copies]].mean()
-        ratio = (mean[measure] / mean[copies].where(mean[copies] > 0)).dropna()
         rows.append(
             {
                 "measure": measure, "r2_within": _within(runs, norms, np.log(raw) if measure in LOGARITHMIC else raw),
                 "r2": estimate.value, "low": estimate.low, "high": estimate.high,
-                "least_ratio": ratio.min(), "least_loss": ratio.idxmin() if len(ratio) else "",
-                "largest_ratio": ratio.max(), "largest_loss": ratio.idxmax() if len(ratio) else "",
+                **_ratios(runs, measure, "principal_left_chance" if is_share else f"{measure}_copies", ""),
+                **_ratios(runs, measure, "principal_left_chance" if is_share else f"{measure}_noise", "_to_noise"),
             }
         )  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _ratios(runs: pd.DataFrame, measure: str, null: str, name: str) -> dict[str, Any]:
+    """Finds the losses whose mean of a measure is the smallest and the largest multiple of that of its null."""
+    mean = runs.groupby("loss")[[measure, null]].mean()
+    ratio = (mean[measure] / mean[null].where(mean[null] > 0)).dropna()
+    return {
+        f"least_ratio{name}": ratio.min(), f"least_loss{name}": ratio.idxmin() if len(ratio) else "",
+        f"largest_ratio{name}": ratio.max(), f"largest_loss{name}": ratio.idxmax() if len(ratio) else "",
+    }  # fmt: skip
 
 
 def _within(runs: pd.DataFrame, x: Array, y: Array) -> float:

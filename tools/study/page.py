@@ -19,7 +19,7 @@ from losslens.report.figures.canvas import style
 from losslens.report.paper_tables import escaped
 from losslens.tables.format import number
 from losslens.tables.style import loss_title
-from tools.study import figures, findings, hypotheses, verdicts
+from tools.study import claims, figures, findings, hypotheses, verdicts
 from tools.study.figures import KIND_TITLES, MEASURE_TITLES
 from tools.study.results import KINDS, Results
 
@@ -171,11 +171,11 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
     rows = [
         [
             what, MEASURE_TITLES[row["measure"]], _interval(row, "r2"), _number(row["r2_within"]),
-            _ratio(row, "least"), _ratio(row, "largest"),
+            *(_ratio(row, which, null) for null in ("", "_to_noise") for which in ("least", "largest")),
         ]
         for what, table in geometry.items() if table is not None for row in table.to_dict("records")
     ]  # fmt: skip
-    of_geometry = ("R² with log norm", "within a rate", "smallest ratio", "largest ratio")
+    of_geometry = ("R² with log norm", "within a rate", "least ÷ copy", "most ÷ copy", "least ÷ noise", "most ÷ noise")
     made["geometry"] = (("updates of", "measure", *of_geometry), rows)
     rows = [
         [row["part"], row["model"], row["says"], _interval(row), _number(row["unseen"]), row["verdict"]]
@@ -192,9 +192,9 @@ def _pair(row: Mapping[str, Any]) -> list[str]:
     return [pair, _number(row["same"]), _interval(relative), *numbers_of]
 
 
-def _ratio(row: Mapping[str, Any], which: str) -> str:
-    loss = row[f"{which}_loss"]
-    return f"{_number(row[f'{which}_ratio'])} ({loss_title(loss)})" if loss else "–"
+def _ratio(row: Mapping[str, Any], which: str, null: str) -> str:
+    loss = row[f"{which}_loss{null}"]
+    return f"{_number(row[f'{which}_ratio{null}'])} ({loss_title(loss)})" if loss else "–"
 
 
 def _interval(row: Mapping[str, Any] | pd.Series, value: str = "value") -> str:
@@ -231,11 +231,17 @@ def make(folder: Path) -> dict[str, Any]:
     found = numbers(folder)
     write_json(folder / "numbers.json", _plain(found))
     figures.save(draw(folder, found), folder)
+    lines = claims.claims(verdicts.verdicts(found).to_dict("records"), _number)
+    _write(folder / "claims.md", "".join(f"{line}\n" for line in lines))
     for name, (heads, rows) in tables(found).items():
         for kind, text in (("md", markdown(heads, rows) + "\n"), ("tex", latex(heads, rows))):
-            with atomic_file(folder / f"{name.replace(' ', '-')}.{kind}") as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            _write(folder / f"{name.replace(' ', '-')}.{kind}", text)
     return found
+
+
+def _write(file: Path, text: str) -> None:
+    with atomic_file(file) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _plain(value: Any) -> Any:

@@ -150,15 +150,16 @@ def _judged(
     part: str, says: str, one: Estimate, unseen: Estimate | None, rule: Rule, *, holds: bool = True,
     p: float = float("nan"),
 ) -> Verdict:  # fmt: skip
-    """Judges a number, which must also hold without the seen runs where these can be left out."""
+    """Judges a number; either way, what is said must also be so without the seen runs, where these can be left out."""
     verdict = rule.verdict(one.value, one.low, one.high)
-    if verdict == SHOWN:
-        if not holds:
-            verdict = NOT_SHOWN
-        elif unseen is not None and np.isfinite(unseen.value):
-            again = rule.verdict(unseen.value, unseen.low, unseen.high)
-            verdict = verdict if again == SHOWN else NOT_SHOWN
+    if verdict == SHOWN and not holds:
+        verdict = NOT_SHOWN
+    if verdict in (SHOWN, REVERSED) and unseen is not None and np.isfinite(unseen.value):
+        again = rule.verdict(unseen.value, unseen.low, unseen.high)
+        verdict = verdict if again == verdict else NOT_SHOWN
     value_unseen = unseen.value if unseen is not None else float("nan")
+    # The p of an estimate is against 0.
+    p = one.p if np.isnan(p) and rule.beyond == 0 else p
     return Verdict(part, says, one.value, one.low, one.high, value_unseen, p, verdict)
 
 
