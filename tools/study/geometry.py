@@ -6,7 +6,7 @@ Modules count together: each measure is of all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,12 +55,12 @@ def geometry(
         noise = rng.standard_normal((copies, *weight.shape))
         noise /= np.linalg.norm(noise, axis=(1, 2), keepdims=True)
         for number, change in enumerate(changes):
-            updates_of = {
+            kinds: dict[str, Sequence[Array]] = {
                 "": [change],
                 "_copies": [turn @ change for turn in turns],
-                "_noise": np.linalg.norm(change) * noise,
+                "_noise": list(np.linalg.norm(change) * noise),
             }
-            for kind, matrices in updates_of.items():
+            for kind, matrices in kinds.items():
                 effects = [_effects(weight, matrix, left, values) for matrix in matrices]
                 for measure in MEASURES:
                     mean = np.mean([effect[measure] for effect in effects]) if effects else np.nan
