@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 
 from losslens.core.errors import InputError
 from losslens.measures.base_weights import principal
+from losslens.measures.outputs import kl
 from losslens.measures.rotated import effects
 from losslens.report.figures.canvas import style
 from losslens.updates.lora import LoraUpdate
@@ -43,7 +45,7 @@ from tools.study.hypotheses import (
     share_table,
 )
 from tools.study.results import KINDS, Results
-from tools.study.similarities import flip_products, gram, normalised, weight_products
+from tools.study.similarities import flip_products, gram, kl_products, normalised, weight_products
 
 pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[1]
@@ -204,6 +206,35 @@ def test_products_of_weights_and_inputs_by_hand():
     assert np.isnan(normalised(np.array([[4.0, 2.0], [2.0, 0.0]]))[0, 1])
 
 
+def observed(probabilities):
+    """What a model says at two positions, of three tokens."""
+    with np.errstate(divide="ignore"):
+        return SimpleNamespace(log_probs=np.log(np.array(probabilities)))
+
+
+def test_products_by_kl_are_those_of_its_squared_distance():
+    base, first, second = (
+        observed(rows)
+        for rows in (
+            [[0.5, 0.3, 0.2], [0.8, 0.2, 0]],
+            [[0.2, 0.3, 0.5], [0.7, 0.3, 0]],
+            [[0.6, 0.3, 0.1], [0.5, 0.5, 0]],
+        )
+    )
+    found = kl_products(base, [first, second])
+
+    def squared(a, b):
+        return (kl(a.log_probs, b.log_probs).mean() + kl(b.log_probs, a.log_probs).mean()) / 2
+
+    with np.errstate(invalid="ignore"):
+        of_base, apart = [squared(run, base) for run in (first, second)], squared(first, second)
+    assert np.diag(found) == pytest.approx(of_base)
+    assert found[0, 1] == found[1, 0] == pytest.approx((sum(of_base) - apart) / 2)
+    # By hand: at the first position .3·log(.5/.2), half the sum of both directions of (.3·log 2.5 + .3·log 2.5).
+    one = kl_products(observed([[0.5, 0.3, 0.2]]), [observed([[0.2, 0.3, 0.5]])])
+    assert one[0, 0] == pytest.approx(0.3 * np.log(2.5))
+
+
 def test_geometry_agrees_with_the_analysis_and_with_numbers_by_hand():
     rng = np.random.default_rng(0)
     weight, factors = rng.standard_normal((24, 16)), (rng.standard_normal((24, 2)), rng.standard_normal((2, 16)))
@@ -314,6 +345,12 @@ def test_what_persists_of_a_pair_by_hand():
         [0.6, 0.2, 0.75, 0.5, 1 / 3]
     )
     assert (pair["relative_low"], pair["relative_high"]) == pytest.approx((0.75, 0.75))  # all orders alike
+    assert pair["ceiling"] == pytest.approx(0.8)
+    assert np.isnan(pair["before"])
+    before = pair_table(Crossed.of(runs, matrix), np.array([[1, 0.7], [0.7, 1]])).set_index(["loss_a", "loss_b"])[
+        "before"
+    ]
+    assert before["sft", "dpo"] == 0.7
     assert persisting(Crossed.of(runs, matrix)).value == 1  # of the one pair, which is related
     shown = share_table(Crossed.of(runs, matrix)).set_index("share")["value"]
     assert shown["data_less_loss"] == pytest.approx((0.4 + 0.0) - 0.2)

@@ -35,8 +35,8 @@ _SHARES = {
 }  # fmt: skip
 _VERDICTS = {HOLDS: "#0072B2", FAILS: "#f2b48c", CANNOT_TELL: "#e6e8eb", BY_DESIGN: "#ffffff"}
 KIND_TITLES = {
-    "weights": "weights", "inputs": "weights, by inputs", "function": "outputs", "activations": "activations",
-    "behaviour": "answers that flip",
+    "weights": "weights", "inputs": "weights, by inputs", "function": "outputs", "kl": "outputs, by KL",
+    "activations": "activations", "behaviour": "answers that flip",
 }  # fmt: skip
 MEASURE_TITLES = {
     "unchanged": "weights that bf16 does not see change", "spectral_shift": f"shift of the top {TOP} singular values",

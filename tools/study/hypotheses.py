@@ -74,13 +74,17 @@ def leave_out_draws(design: Crossed) -> dict[str, Shares]:
     return found
 
 
-def pair_table(design: Crossed) -> pd.DataFrame:
+def pair_table(design: Crossed, gradients: Array | None = None) -> pd.DataFrame:
     """Computes, for each two losses (and one with itself), what persists of their similarity on other data.
 
+    Args:
+        design: Similarities of one kind.
+        gradients: Cosines of the losses' gradients before step 1 on one draw, shape (L, L).
+
     Returns:
-        `same` and `other` (similarity on one draw and on two), `relative` and `relative_other` (over the geometric
-        means of what the two show with themselves), with the jackknife interval of `relative` over orders, and
-        `persists` (`other`/`same`).
+        `before` (of `gradients`), `same` and `other` (similarity on one draw and on two), `ceiling` (geometric mean of
+        what the two show with themselves on one draw), `relative` and `relative_other` (over the geometric means on one
+        draw and on two), with the jackknife interval of `relative` over orders, and `persists` (`other`/`same`).
     """
     same, other = design.between(same_draw=True), design.between(same_draw=False)
     orders = design.levels["order"]
@@ -95,8 +99,10 @@ def pair_table(design: Crossed) -> pd.DataFrame:
             low, high = jackknife(value, [relative(matrix, i, j) for matrix in without])
             rows.append(
                 {
-                    "loss_a": a, "loss_b": b, "same": same[i, j], "other": other[i, j], "relative": value,
-                    "relative_low": low, "relative_high": high, "relative_other": relative(other, i, j),
+                    "loss_a": a, "loss_b": b, "before": np.nan if gradients is None else gradients[i, j],
+                    "same": same[i, j], "ceiling": np.sqrt(np.maximum(same[i, i], 0) * np.maximum(same[j, j], 0)),
+                    "other": other[i, j], "relative": value, "relative_low": low, "relative_high": high,
+                    "relative_other": relative(other, i, j),
                     "persists": other[i, j] / same[i, j],
                 }
             )  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from losslens.core.errors import InputError
 from losslens.core.files import atomic_file, write_json
@@ -20,6 +21,7 @@ from losslens.report.paper_tables import escaped
 from losslens.tables.format import number
 from losslens.tables.style import loss_title
 from tools.study import claims, figures, findings, hypotheses, verdicts
+from tools.study.crossed import Crossed
 from tools.study.figures import KIND_TITLES, MEASURE_TITLES
 from tools.study.results import KINDS, Results
 
@@ -76,7 +78,7 @@ def _of_runs(results: Results, permutations: int) -> dict[str, Any]:
             draw: part.data_less_loss for draw, part in hypotheses.leave_out_draws(weights).items()
         },
         "factors_p": hypotheses.p_of_factors(weights, permutations),
-        "pairs": hypotheses.pair_table(weights),
+        "pairs": pairs_of_all_kinds(results, designs),
         "persisting": hypotheses.persisting(weights),
         "likelihoods": hypotheses.likelihoods(weights),
         "kl_per_norm": hypotheses.behaviour_per_norm(results.runs),
@@ -89,6 +91,20 @@ def _of_runs(results: Results, permutations: int) -> dict[str, Any]:
         found["gradient_to_end"] = float(results.runs["gradient_to_end"].mean())
     if "rotation" in results.runs:
         found["geometry"] = hypotheses.explained_by_norm(results.runs)
+    return found
+
+
+def pairs_of_all_kinds(results: Results, designs: Mapping[str, Crossed]) -> pd.DataFrame:
+    """Computes what persists of each two losses, and what gradients said before, for each kind of similarity."""
+    before = mean_before(results, designs["weights"].losses) if len(results.gradients) else None
+    tables = [hypotheses.pair_table(design, before).assign(kind=kind) for kind, design in designs.items()]
+    return pd.concat(tables, ignore_index=True)
+
+
+def mean_before(results: Results, losses: Sequence[str]) -> NDArray[np.float64]:
+    """Averages the cosines of gradients before step 1 over draws and starts, (L, L)."""
+    matrices = hypotheses.gradient_matrices(results, losses)
+    found: NDArray[np.float64] = np.mean([matrix for (_, a, b), matrix in matrices.items() if a == b], axis=0)
     return found
 
 
@@ -128,10 +144,9 @@ def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     weights = hypotheses.designs(results)["weights"]
     with style():
         drawn["shares"] = figures.shares(model["shares"])
-        drawn["persistence"] = figures.persistence(model["pairs"])
+        drawn["persistence"] = figures.persistence(model["pairs"].query("kind == 'weights'"))
         if "decided" in model:
-            matrices = hypotheses.gradient_matrices(results, weights.losses)
-            before = np.mean([matrix for (_, a, b), matrix in matrices.items() if a == b], axis=0)
+            before = mean_before(results, weights.losses)
             drawn["decided"] = figures.decided(before, weights.between(same_draw=True), model["decided"]["r"].value)
         if "geometry" in model:
             drawn["norm"] = figures.norm_in_disguise(results.runs, model["geometry"])
@@ -157,10 +172,12 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
     heads = ("common", "loss", "data", "loss × data", "order", "data less loss", "two less one")
     made["shares"] = (("model", "of", *heads), rows)
     for title, model in models.items():
-        pairs = model["pairs"]
-        two = pairs[pairs["loss_a"] != pairs["loss_b"]].sort_values("relative", ascending=False)
-        lines = [_pair(row) for row in two.to_dict("records")]
-        made[f"pairs {title}"] = (("pair", "one draw", "relative", "two draws", "relative", "persists"), lines)
+        pairs = model["pairs"].query("kind == 'weights' and loss_a != loss_b")
+        lines = [_pair(row) for row in pairs.sort_values("relative", ascending=False).to_dict("records")]
+        made[f"pairs {title}"] = (
+            ("pair", "before step 1", "one draw", "ceiling", "relative", "two draws", "relative", "persists"),
+            lines,
+        )
     if found.get("matchings"):
         rows = [
             [matching, *(f"{one.verdict} ({_number(one.value)})" for one in judged.values())]
@@ -188,8 +205,13 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
 def _pair(row: Mapping[str, Any]) -> list[str]:
     relative = {"value": row["relative"], "low": row["relative_low"], "high": row["relative_high"]}
     pair = f"{loss_title(row['loss_a'])} – {loss_title(row['loss_b'])}"
-    numbers_of = [_number(row["other"]), _number(row["relative_other"]), _number(row["persists"])]
-    return [pair, _number(row["same"]), _interval(relative), *numbers_of]
+    before = [_number(row[name]) for name in ("before", "same", "ceiling")]
+    return [
+        pair,
+        *before,
+        _interval(relative),
+        *(_number(row[name]) for name in ("other", "relative_other", "persists")),
+    ]
 
 
 def _ratio(row: Mapping[str, Any], which: str, null: str) -> str:
@@ -231,6 +253,8 @@ def make(folder: Path) -> dict[str, Any]:
     found = numbers(folder)
     write_json(folder / "numbers.json", _plain(found))
     figures.save(draw(folder, found), folder)
+    pairs = [found[model]["pairs"].assign(model=model) for model in ("embedded", "smollm2") if model in found]
+    _write(folder / "pairs.csv", pd.concat(pairs).to_csv(index=False, float_format="%.6g") if pairs else "")
     lines = claims.claims(verdicts.verdicts(found).to_dict("records"), _number)
     _write(folder / "claims.md", "".join(f"{line}\n" for line in lines))
     for name, (heads, rows) in tables(found).items():
@@ -251,7 +275,8 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return _plain(asdict(value))
     if isinstance(value, Mapping):
-        return {str(key): _plain(one) for key, one in value.items()}
+        # Pairs have a file of their own.
+        return {str(key): _plain(one) for key, one in value.items() if key != "pairs"}
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     if isinstance(value, float | np.floating):

@@ -46,6 +46,7 @@ from tools.study.similarities import (
     dense_updates,
     flip_products,
     input_second_moments,
+    kl_products,
     normalised,
     output_products,
     weight_products,
@@ -54,7 +55,7 @@ from tools.study.similarities import (
 Array = NDArray[np.float64]
 CONF = Path(__file__).parents[2] / "conf"
 
-KINDS = ("weights", "inputs", "function", "activations", "behaviour")
+KINDS = ("weights", "inputs", "function", "kl", "activations", "behaviour")
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ def measure(
         "weights": weights,
         "inputs": inputs,
         "function": output_products(base, observed),
+        "kl": kl_products(base, observed),
         "activations": activation_products(base, observed),
         "behaviour": flip_products(correct, of_base),
     }

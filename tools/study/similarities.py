@@ -89,6 +89,25 @@ def output_products(base: Observation, runs: Sequence[Observation]) -> Array:
     return gram(output_shifts(base.log_probs, [run.log_probs for run in runs]))
 
 
+def kl_products(base: Observation, runs: Sequence[Observation]) -> Array:
+    """Computes those of the same shifts in the geometry of KL, shape (N, N).
+
+    With J(p, q) = ½·(KL(p‖q) + KL(q‖p)) for the squared distance, ⟨a, b⟩ is ½·(J(a, base) + J(b, base) − J(a, b)),
+    which is the mean over positions of ¼·Σ(Δp_a·Δlog p_b + Δp_b·Δlog p_a). Large changes count otherwise than in
+    `output_products`, which weighs them by the probabilities of the base.
+    """
+    logs = base.log_probs.astype(np.float64).reshape(-1)
+    probabilities = np.exp(logs)
+    shifts, changes = np.zeros((2, len(runs), logs.size))
+    for shift, change, run in zip(shifts, changes, runs, strict=True):
+        other = run.log_probs.astype(np.float64).reshape(-1)
+        # What a model excludes has no logarithm.
+        np.subtract(other, logs, out=shift, where=np.isfinite(logs) & np.isfinite(other))
+        change[:] = np.exp(other) - probabilities
+    products: Array = changes @ shifts.T / (4 * max(len(base.log_probs), 1))
+    return products + products.T
+
+
 def activation_products(base: Observation, runs: Sequence[Observation]) -> Array:
     """Computes those of the shifts of the last hidden state, averaged over each completion, shape (N, N)."""
     return gram(np.stack([(run.states - base.states)[COMPLETION, -1] for run in runs]).astype(np.float64))
