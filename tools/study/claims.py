@@ -42,7 +42,7 @@ CLAIMS = {
     ),
     "H4": Claim(
         "DPO moves behaviour further per unit of norm, at least eight times as far",
-        "Equal norms are equal behaviour within a factor of what was found",
+        "Equal norms are equal behaviour, within the factor that was found",
     ),
     "H5, draw": Claim(
         "Function depends less on the draw of the data than weights do",
@@ -57,6 +57,8 @@ CLAIMS = {
         "At one rate, too, DPO's update is less than half as long as SFT's",
     ),
 }
+# What is said beside H1a: it counts what a loss does only on these data as the data's, `BESIDE` counts it as nobody's.
+_UNTOLD = "counting what a loss does on these data alone as nobody's, the two cannot be told apart"
 _TOGETHER = "Loss and data decide together: the two ways of counting what only their combination explains disagree"
 
 
@@ -86,16 +88,24 @@ def _line(
         NOT_SHOWN: f"Neither “{claim.shown}” is shown nor its opposite",
         NOT_MEASURED: f"“{claim.shown}” was not measured",
     }[verdict]
-    if beside is not None and row["value"] * beside["value"] < 0:
-        said, verdict = _TOGETHER, f"{verdict}, and not alone"
-    known = f"{row['says']}: {number(row['value'])}"
-    if not math.isnan(row["low"]):
-        known += f", 95% {number(row['low'])} to {number(row['high'])}"
-    if not math.isnan(row["p"]):
-        known += f", p = {row['p']:.1g}"
+    known = _known(row, number)
     if not math.isnan(row["unseen"]):
         known += f"; without the runs that suggested it {number(row['unseen'])}"
+    if beside is not None:
+        if row["value"] * beside["value"] < 0:
+            said, verdict = _TOGETHER, f"{verdict}, and not alone"
+        elif beside["verdict"] != verdict:
+            said = f"{said}; {_UNTOLD}"
+        known += f"; {_known(beside, number)}"
     rest = {SHOWN: claim.otherwise, REVERSED: claim.shown}.get(verdict)
     otherwise = f" *Had it gone the other way:* “{rest}.”" if rest else ""
     part = re.sub(r", (\w+)", r" (\1)", row["part"])
     return f"- **{part}, {_MODELS[row['model']]}: {verdict}.** {said} ({known}).{otherwise}"
+
+
+def _known(row: Mapping[str, Any], number: Callable[[float], str]) -> str:
+    """Writes a number with its interval and p."""
+    known = f"{row['says']}: {number(row['value'])}"
+    if not math.isnan(row["low"]):
+        known += f", 95% {number(row['low'])} to {number(row['high'])}"
+    return known if math.isnan(row["p"]) else f"{known}, p = {row['p']:.1g}"
