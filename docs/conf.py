@@ -9,7 +9,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.mathjax"]
 source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build", "studies/how_much_is_the_loss/*"]  # tables that pages include
+exclude_patterns = ["_build"]
 nitpicky = True
 
 # The pages are plain Markdown, which GitHub shows as well: `$…$` for equations, and headings as anchors.

@@ -566,7 +566,8 @@ def _faults(_: str) -> str:
 
 def _study(name: str) -> str:
     """A table of the study "How much of it is the loss?", as `make study STAGE=figures` wrote it from its results."""
-    return (STUDY / f"{name.replace(' ', '-')}.md").read_text(encoding="utf-8")
+    found = json.loads((STUDY / "tables.json").read_text(encoding="utf-8"))[name]
+    return "".join(f"{line}\n" for line in found) if name == "claims" else _table(found["heads"], found["rows"])
 
 
 def _figure(value: float | None, form: str) -> str:

@@ -229,12 +229,6 @@ def _number(value: float) -> str:
     return re.sub(r"^(−?)0\.", r"\1.", number(round(value, 2) + 0.0, 2))  # + 0.0: no −.00
 
 
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Writes a table in Markdown."""
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def latex(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Writes a table in LaTeX (booktabs)."""
     lines = [rf"\begin{{tabular}}{{{'l' * len(heads)}}}", r"\toprule", rf"{' & '.join(map(escaped, heads))} \\"]
@@ -255,11 +249,12 @@ def make(folder: Path) -> dict[str, Any]:
     figures.save(draw(folder, found), folder)
     pairs = [found[model]["pairs"].assign(model=model) for model in ("embedded", "smollm2") if model in found]
     _write(folder / "pairs.csv", pd.concat(pairs).to_csv(index=False, float_format="%.6g") if pairs else "")
-    lines = claims.claims(verdicts.verdicts(found).to_dict("records"), _number)
-    _write(folder / "claims.md", "".join(f"{line}\n" for line in lines))
-    for name, (heads, rows) in tables(found).items():
-        for kind, text in (("md", markdown(heads, rows) + "\n"), ("tex", latex(heads, rows))):
-            _write(folder / f"{name.replace(' ', '-')}.{kind}", text)
+    made = tables(found)
+    as_json: dict[str, Any] = {name: {"heads": list(heads), "rows": rows} for name, (heads, rows) in made.items()}
+    as_json["claims"] = claims.claims(verdicts.verdicts(found).to_dict("records"), _number)
+    write_json(folder / "tables.json", as_json)
+    for name, (heads, rows) in made.items():
+        _write(folder / f"{name.replace(' ', '-')}.tex", latex(heads, rows))
     return found
 
 
