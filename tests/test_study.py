@@ -38,11 +38,12 @@ from tools.study.hypotheses import (
     explained_by_norm,
     function_less_weights,
     gradient_matrices,
-    leave_out_draws,
     likelihoods,
     pair_table,
     persisting,
+    sampling,
     share_table,
+    within_rates,
 )
 from tools.study.results import KINDS, Results
 from tools.study.similarities import flip_products, gram, kl_products, normalised, weight_products
@@ -298,6 +299,29 @@ def test_an_intruder_is_a_direction_that_is_far_from_every_one_of_the_base():
     assert found["intruders"][0] >= 1
 
 
+def test_shares_within_a_rate_are_those_of_its_losses_alone():
+    runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), np.random.default_rng(0), (1, 9, 2, 2), 200)
+    runs["learning_rate"] = [{"a8": 3.0}.get(loss, 1.0 if loss < "a4" else 2.0) for loss in runs["loss"]]
+    table = within_rates(Crossed.of(runs, matrix), runs).set_index("rate")
+    assert table["losses"].to_dict() == {1.0: 4, 2.0: 4}
+    first = np.flatnonzero(runs["loss"] < "a4")
+    own = Crossed.of(runs.iloc[first].reset_index(drop=True), matrix[np.ix_(first, first)])
+    found = shares(own.between(same_draw=True), own.between(same_draw=False))
+    assert table.loc[1.0, list(SIZES)].to_dict() == pytest.approx(found.table())
+    assert table.loc[1.0, "two_less_one"] == pytest.approx(found.two_less_one)
+
+
+def test_losses_across_two_draws_by_hand():
+    levels = list(product(("s",), ("a", "b"), ("d0", "d1"), ("o0", "o1")))
+    runs = pd.DataFrame(levels, columns=list(FACTORS))
+    # Of other orders only: a on d0 with b on d1 is .5, b on d0 with a on d1 .1, one loss on two draws .3.
+    pairs = {("a", "d0", "b", "d1"): 0.5, ("b", "d0", "a", "d1"): 0.1}
+    matrix = np.array([[9.0 if x[3] == y[3] else pairs.get((*x[1:3], *y[1:3]), pairs.get((*y[1:3], *x[1:3]), 0.3))
+                        for y in levels] for x in levels])  # fmt: skip
+    assert Crossed.of(runs, matrix).across("s", "d0", "d1") == pytest.approx(np.array([[0.3, 0.5], [0.1, 0.3]]))
+    assert Crossed.of(runs, matrix).across("s", "d1", "d0") == pytest.approx(np.array([[0.3, 0.1], [0.5, 0.3]]))
+
+
 def test_shares_name_what_is_lost_on_other_data():
     assert Shares(0.1, 0.2, 0.3, 0.15, 0.25).of_data == pytest.approx(0.45)
 
@@ -355,7 +379,9 @@ def test_what_persists_of_a_pair_by_hand():
     shown = share_table(Crossed.of(runs, matrix)).set_index("share")["value"]
     assert shown["data_less_loss"] == pytest.approx((0.4 + 0.0) - 0.2)
     assert shown["two_less_one"] == pytest.approx(0.6 - 0.4)
-    assert leave_out_draws(Crossed.of(runs, matrix).only("draw", ["d0"])) != {}
+    assert shown["data_less_all_of_loss"] == pytest.approx(0.4 - 0.2 - 0.0)
+    of_rates = within_rates(Crossed.of(runs, matrix), runs.assign(learning_rate=1.0))
+    assert of_rates.empty  # two losses are too few
     found = likelihoods(Crossed.of(runs.replace("dpo", "rft"), matrix))
     assert {name: one.value for name, one in found.items()} == pytest.approx(
         {"one_loss_two_draws": 0.4, "two_losses_one_draw": 0.6, "difference": 0.2}
@@ -366,7 +392,7 @@ def test_gradients_that_are_the_ends_decide_all():
     rng = np.random.default_rng(0)
     sizes = {"common": 0.2, "loss": 0.1, "data": 0.1, "loss_and_data": 0.6, "order": 0.0}
     runs, matrix = simulated(sizes, rng, (1, 6, 2, 3), 500)
-    runs["learning_rate"] = runs["loss"].isin(["a0", "a1", "a2"]) + 1.0
+    runs["learning_rate"] = 1.0
     first = runs.drop_duplicates(["loss", "draw"])
     cosines = matrix[np.ix_(first.index, first.index)]
     gradients = pd.DataFrame(
@@ -382,7 +408,16 @@ def test_gradients_that_are_the_ends_decide_all():
     assert found["gap"] == pytest.approx(0, abs=1e-12)
     assert found["r_within"] == pytest.approx(1)
     assert found["p"] == 1 / 100
-    assert found["halves"] == 0.25
+    assert found["r_of_means"] == pytest.approx(1)
+    # Two losses on two draws: as the gradients are the ends, these say that, too.
+    assert found["r_across"] == pytest.approx(1)
+    told = sampling(gradients)
+    assert told["halves"] == {"d0": 0.25, "d1": 0.25}
+    own = gradients[(gradients["loss_a"] == gradients["loss_b"]) & (gradients["draw_a"] != gradients["draw_b"])]
+    assert told["draws"] == {"d0-d1": pytest.approx(own["cosine"].mean())}
+    # Runs that are left out take their gradients with them.
+    kept = matched(results_of(runs, matrix, gradients), runs["draw"] == "d0")
+    assert set(kept.gradients["draw_a"]) | set(kept.gradients["draw_b"]) == {"d0"}
     assert found["r_other"].value < 0.7 < found["difference"].value + found["r_other"].value
     matrices = gradient_matrices(results_of(runs, matrix, gradients), ["a0", "a1", "a2", "a3", "a4", "a5"])
     np.testing.assert_allclose(matrices["s0", "d0", "d1"], matrices["s0", "d1", "d0"].T)
@@ -415,11 +450,12 @@ def test_a_measure_that_is_the_norm_is_explained_by_it():
 
 
 def test_behaviour_per_norm_by_hand():
-    rows = [(loss, order, kl, 0.5) for loss, kl in (("sft", 0.01), ("rft", 0.02), ("grpo", 0.03), ("dpo", 0.2))
-            for order in ("1", "2", "3")]  # fmt: skip
-    table = behaviour_per_norm(pd.DataFrame(rows, columns=["loss", "order", "kl", "norm"])).set_index("loss")
+    kls = {"sft": 0.01, "rft": 0.02, "grpo": 0.03, "dpo": 0.2}
+    rows = [(loss, order, kl, 0.5, "d" + order) for loss, kl in kls.items() for order in ("1", "2", "3")]
+    table = behaviour_per_norm(pd.DataFrame(rows, columns=["loss", "order", "kl", "norm", "draw"])).set_index("loss")
     assert table.loc["dpo", ["ratio", "low", "high"]].tolist() == pytest.approx([10, 10, 10])
     assert table.index[0] == "dpo"
+    assert table.loc["dpo", "by_draw"] == pytest.approx({"d1": 10, "d2": 10, "d3": 10})
     assert table.loc["rft", "ratio"] == pytest.approx(1)
 
 
@@ -555,26 +591,36 @@ def test_what_only_the_seen_runs_show_is_not_shown():
     opposite = Estimate(-0.2, -0.3, -0.1)
     assert verdicts._judged("H1a", "", opposite, Estimate(-0.2, -0.3, -0.1), rule).verdict == "the other way"
     assert verdicts._judged("H1a", "", opposite, Estimate(-0.2, -0.3, 0.1), rule).verdict == "not shown"
+    # What cannot be computed without the seen runs is not shown; without any one draw the sign must stay.
+    assert verdicts._judged("H1a", "", one, Estimate(np.nan, np.nan, np.nan), rule).verdict == "not shown"
+    kept = verdicts._judged("H1a", "", one, None, rule, without=[0.3, 0.1])
+    assert (kept.verdict, kept.without_low, kept.without_high) == ("shown", 0.1, 0.3)
+    assert verdicts._judged("H1a", "", one, None, rule, without=[0.3, -0.1]).verdict == "not shown"
+    assert verdicts._judged("H1a", "", opposite, None, rule, without=[0.2]).verdict == "not shown"
 
 
 def claimed(verdict, value=0.3, beside=0.1, part="H2", beside_verdict=None):
     """The line of the abstract for a verdict."""
-    row = {"model": "embedded", "says": "what", "low": 0.1, "high": 0.4, "unseen": 0.2, "p": 0.0125, "value": value}
+    row = {
+        "model": "embedded", "says": "what", "low": 0.1, "high": 0.4, "unseen": 0.2, "p": 0.0125, "value": value,
+        "without_low": 0.25, "without_high": 0.35,
+    }  # fmt: skip
     also = {**row, "part": "H1, beside", "says": "beside", "value": beside, "verdict": beside_verdict or verdict}
-    (line,) = claims.claims([{**row, "part": part, "verdict": verdict}, also], page._number)
+    third = {**also, "part": "H1, as the loss's", "says": "third", "p": 0.0002}
+    (line,) = claims.claims([{**row, "part": part, "verdict": verdict}, also, third], page._number)
     return line
 
 
 def test_a_claim_is_what_its_verdict_lets_one_say():
     shown, otherwise = claims.CLAIMS["H2"].shown, claims.CLAIMS["H2"].otherwise
     assert claimed("shown") == (
-        f"- **H2, embedded model: shown.** {shown} (what: .30, 95% .10 to .40, p = 0.01; without the runs that "
-        f"suggested it .20). *Had it gone the other way:* “{otherwise}.”"
+        f"- **H2, embedded model: shown.** {shown} (what: .30, 95% .10 to .40, p = .013; without the runs that "
+        f"suggested it .20; without any one draw .25 to .35). *Had it gone the other way:* “{otherwise}.”"
     )
     assert f"** {otherwise} (" in claimed("the other way", -0.3)
     assert f"*Had it gone the other way:* “{shown}.”" in claimed("the other way", -0.3)
     assert "Had it gone" not in claimed("not shown")
-    assert f"Neither “{shown}” is shown nor its opposite" in claimed("not shown")
+    assert f"Neither “{shown}” is shown nor “{otherwise}”" in claimed("not shown")
     assert f"“{shown}” was not measured" in claimed("not measured")
     assert claimed("shown", part="H5, draw").startswith("- **H5 (draw), embedded model: shown.**")
 
@@ -583,9 +629,11 @@ def test_that_the_data_decide_is_said_only_as_far_as_both_ways_of_counting_say_s
     shown = claims.CLAIMS["H1a"].shown
     both = claimed("shown", part="H1a")
     assert f"{shown} (what: .30" in both
-    assert "; beside: .10, 95% .10 to .40, p = 0.01)" in both
+    assert "; beside: .10, 95% .10 to .40, p = .013; third: .10, 95% .10 to .40, p ≤ .001)" in both
     one = claimed("shown", part="H1a", beside_verdict="not shown")
-    assert f"{shown}; counting what a loss does on these data alone as nobody's, the two cannot be told apart (" in one
+    assert (
+        f"{shown}, counting as theirs what a loss does on these data alone; counting that as nobody's, the two" in one
+    )
     neither = claimed("shown", 0.3, -0.1, part="H1a")
     assert "Loss and data decide together" in neither
     assert shown not in neither
@@ -667,7 +715,21 @@ def test_the_page_is_made_from_the_results_alone(tmp_path):
     assert unseen["runs"] == 72 - 18
     assert found["embedded"]["left_out"] == {"sft-1": "diverged"}
     judged = {(row[1], row[0]) for row in tables["verdicts"][1]}
-    parts = {"H1a", "H1, beside", "H1b", "H1c", "H2", "H2b", "H3", "H3c", "H4", "H5, draw", "H5, start", "H5b"}
+    parts = {
+        "H1a",
+        "H1, beside",
+        "H1, as the loss's",
+        "H1b",
+        "H1c",
+        "H2",
+        "H2b",
+        "H3",
+        "H3c",
+        "H4",
+        "H5, draw",
+        "H5, start",
+        "H5b",
+    }
     assert judged == {
         *(("embedded", part) for part in {*parts, "H3b", "H4b", "H6", "H6b", "H6c", "H6d", "H6e"}),
         *(("smollm2", part) for part in parts),

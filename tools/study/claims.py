@@ -1,20 +1,20 @@
 """Sentences of the abstract: what each primary hypothesis' verdict lets one say, and what it would have said otherwise.
 
-Both sentences were written before the results (docs/studies/how_much_is_the_loss_hypotheses.md). Which of them is the
-claim is decided by the verdict alone.
+What is said otherwise was written before the results (docs/studies/how_much_is_the_loss_hypotheses.md). The verdict
+alone decides what is claimed.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tools.study.verdicts import NOT_MEASURED, NOT_SHOWN, REVERSED, SHOWN
 
-BESIDE = "H1, beside"
+BESIDE, AS_THE_LOSS = "H1, beside", "H1, as the loss's"
 _MODELS = {"embedded": "embedded model", "smollm2": "SmolLM2-135M"}
 
 
@@ -41,7 +41,7 @@ CLAIMS = {
         "The diagnostics tell losses apart beyond the size of their updates",
     ),
     "H4": Claim(
-        "DPO moves behaviour further per unit of norm, at least eight times as far",
+        "DPO's KL to the base per squared norm is at least eight times that of the pointwise losses",
         "Equal norms are equal behaviour, within the factor that was found",
     ),
     "H5, draw": Claim(
@@ -58,7 +58,9 @@ CLAIMS = {
     ),
 }
 # What is said beside H1a: it counts what a loss does only on these data as the data's, `BESIDE` counts it as nobody's.
-_UNTOLD = "counting what a loss does on these data alone as nobody's, the two cannot be told apart"
+_UNTOLD = (
+    "counting as theirs what a loss does on these data alone; counting that as nobody's, the two cannot be told apart"
+)
 _TOGETHER = "Loss and data decide together: the two ways of counting what only their combination explains disagree"
 
 
@@ -71,7 +73,7 @@ def claims(judged: Iterable[Mapping[str, Any]], number: Callable[[float], str]) 
     """
     rows = {(row["model"], row["part"]): row for row in judged}
     return [
-        _line(row, claim, rows.get((model, BESIDE)) if part == "H1a" else None, number)
+        _line(row, claim, [rows[model, other] for other in (BESIDE, AS_THE_LOSS) if part == "H1a"], number)
         for model in _MODELS
         for part, claim in CLAIMS.items()
         if (row := rows.get((model, part))) is not None
@@ -79,24 +81,27 @@ def claims(judged: Iterable[Mapping[str, Any]], number: Callable[[float], str]) 
 
 
 def _line(
-    row: Mapping[str, Any], claim: Claim, beside: Mapping[str, Any] | None, number: Callable[[float], str]
+    row: Mapping[str, Any], claim: Claim, counts: Sequence[Mapping[str, Any]], number: Callable[[float], str]
 ) -> str:
     verdict = row["verdict"]
     said = {
         SHOWN: claim.shown,
         REVERSED: claim.otherwise,
-        NOT_SHOWN: f"Neither “{claim.shown}” is shown nor its opposite",
+        NOT_SHOWN: f"Neither “{claim.shown}” is shown nor “{claim.otherwise}”",
         NOT_MEASURED: f"“{claim.shown}” was not measured",
     }[verdict]
     known = _known(row, number)
     if not math.isnan(row["unseen"]):
         known += f"; without the runs that suggested it {number(row['unseen'])}"
-    if beside is not None:
+    if not math.isnan(row["without_low"]):
+        known += f"; without any one draw {number(row['without_low'])} to {number(row['without_high'])}"
+    if counts:
+        beside = counts[0]
         if row["value"] * beside["value"] < 0:
             said, verdict = _TOGETHER, f"{verdict}, and not alone"
         elif beside["verdict"] != verdict:
-            said = f"{said}; {_UNTOLD}"
-        known += f"; {_known(beside, number)}"
+            said = f"{said}, {_UNTOLD}"
+        known = "; ".join([known, *(_known(one, number) for one in counts)])
     rest = {SHOWN: claim.otherwise, REVERSED: claim.shown}.get(verdict)
     otherwise = f" *Had it gone the other way:* “{rest}.”" if rest else ""
     part = re.sub(r", (\w+)", r" (\1)", row["part"])
@@ -108,4 +113,7 @@ def _known(row: Mapping[str, Any], number: Callable[[float], str]) -> str:
     known = f"{row['says']}: {number(row['value'])}"
     if not math.isnan(row["low"]):
         known += f", 95% {number(row['low'])} to {number(row['high'])}"
-    return known if math.isnan(row["p"]) else f"{known}, p = {row['p']:.1g}"
+    if math.isnan(row["p"]):
+        return known
+    # No smaller p can be told from the resamples.
+    return f"{known}, p ≤ .001" if row["p"] <= 0.001 else f"{known}, p = {row['p']:.2g}".replace("= 0.", "= .")

@@ -88,6 +88,19 @@ class Crossed:
         chosen = of_starts[same_draw][both] if any(both) else of_starts[same_draw]
         return _nanmean(chosen, 0)
 
+    def across(self, start: str, first: str, second: str) -> Array:
+        """Averages similarities of every loss on one draw with every loss on another, from one start, shape (L, L).
+
+        Args:
+            start: The start.
+            first: The draw of the losses in rows.
+            second: That of the losses in columns.
+        """
+        place = self.levels["start"].index(start)
+        a, b = (self.levels["draw"].index(draw) for draw in (first, second))
+        values = np.moveaxis(self.values[place, :, a, :, place, :, b, :], 2, 1)  # (L, L, O, O)
+        return _nanmean(values[:, :, ~np.eye(values.shape[-1], dtype=bool)], -1)
+
     def _mean(self, same_draw: bool, starts: NDArray[np.bool_]) -> Array:
         """Averages over the pairs of starts that are chosen, shape (S, S)."""
         draws, orders = (np.eye(len(self.levels[factor]), dtype=bool) for factor in ("draw", "order"))
@@ -147,6 +160,11 @@ class Shares:
     def two_less_one(self) -> float:
         """Two losses on one draw, less one loss on two: S(·, data) − S(loss, ·), which is `data` − `loss`."""
         return self.data - self.loss
+
+    @property
+    def data_less_all_of_loss(self) -> float:
+        """`data_less_loss` the other way round, with what only both have in common as the loss's."""
+        return self.data - self.loss - self.loss_and_data
 
     def table(self) -> dict[str, float]:
         """Returns the shares by name."""

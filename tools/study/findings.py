@@ -54,10 +54,16 @@ class Finding:
 
 
 def matched(results: Results, chosen: NDArray[np.bool_] | pd.Series) -> Results:
-    """Keeps some runs."""
+    """Keeps some runs, and the gradients of their starts and draws."""
     index = np.flatnonzero(chosen)
     similarities = {kind: matrix[np.ix_(index, index)] for kind, matrix in results.similarities.items()}
-    return Results(results.runs.iloc[index].reset_index(drop=True), similarities, results.gradients)
+    runs = results.runs.iloc[index].reset_index(drop=True)
+    gradients = results.gradients
+    if len(gradients):
+        cells = set(zip(runs["start"], runs["draw"], strict=True))
+        kept = [(row.start, row.draw_a) in cells and (row.start, row.draw_b) in cells for row in gradients.itertuples()]
+        gradients = gradients[kept].reset_index(drop=True)
+    return Results(runs, similarities, gradients)
 
 
 def at_best_rate(results: Results, chosen_on: str, order: str) -> Results:

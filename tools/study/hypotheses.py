@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import permutations as permutations_of
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ def share_table(design: Crossed) -> pd.DataFrame:
     """Computes the shares of an update with their intervals over losses, and the difference of H1.
 
     Returns:
-        A row for each share, for `data_less_loss` and for `two_less_one` (`Shares`): value, low, high, p.
+        A row for each share, and for `data_less_loss`, `two_less_one` and `data_less_all_of_loss` (`Shares`): value,
+        low, high, p.
     """
     same, other = design.between(same_draw=True), design.between(same_draw=False)
     statistics: dict[str, Callable[[Shares], float]] = {
@@ -56,6 +58,7 @@ def share_table(design: Crossed) -> pd.DataFrame:
         "order": lambda found: found.order,
         "data_less_loss": lambda found: found.data_less_loss,
         "two_less_one": lambda found: found.two_less_one,
+        "data_less_all_of_loss": lambda found: found.data_less_all_of_loss,
     }
 
     def estimate(of: Callable[[Shares], float]) -> Estimate:
@@ -64,14 +67,18 @@ def share_table(design: Crossed) -> pd.DataFrame:
     return pd.DataFrame([{"share": name, **vars(estimate(of))} for name, of in statistics.items()])
 
 
-def leave_out_draws(design: Crossed) -> dict[str, Shares]:
-    """Computes the shares without each draw of the data."""
-    draws = design.levels["draw"]
-    found = {}
-    for left_out in draws:
-        rest = design.only("draw", [draw for draw in draws if draw != left_out])
-        found[left_out] = shares(rest.between(same_draw=True), rest.between(same_draw=False))
-    return found
+def within_rates(design: Crossed, runs: pd.DataFrame) -> pd.DataFrame:
+    """Computes the shares among the losses of each learning rate that at least four have, without intervals."""
+    rates = runs.drop_duplicates("loss").set_index("loss")["learning_rate"]
+    rows = []
+    for rate, losses in rates.groupby(rates).groups.items():
+        if len(losses) > 3:
+            own = design.only("loss", list(losses))
+            found = shares(own.between(same_draw=True), own.between(same_draw=False))
+            differences = {"data_less_loss": found.data_less_loss, "two_less_one": found.two_less_one}
+            persists = persisting(own).value
+            rows.append({"rate": rate, "losses": len(losses), **found.table(), **differences, "persisting": persists})
+    return pd.DataFrame(rows)
 
 
 def pair_table(design: Crossed, gradients: Array | None = None) -> pd.DataFrame:
@@ -171,8 +178,10 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
 
     Returns:
         `r`, its interval and Mantel's p for gradients and ends on the same draw, averaged over draws and starts;
-        `r_within`, of pairs of losses of one learning rate (mean over rates); the mean `gap`; `r_other`, of gradients
-        of one draw and ends of another; the `difference` of the two; and `halves`, of the gradients of two halves.
+        `r_within`, the same of pairs of losses of one learning rate (mean over pairs of rates that at least five
+        losses have); `r_of_means`, of the averages over draws and starts; the mean `gap` of these; `r_other`, of
+        gradients of one draw and ends of another; the `difference` to it; and `r_across`, of two losses on two draws,
+        their gradients and their ends alike.
     """
     matrices = gradient_matrices(results, design.losses)
     starts, draws = design.levels["start"], design.levels["draw"]
@@ -188,37 +197,78 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
             for start in starts
             for draw in draws
             for end in draws
-            if (draw == end) is same
+            if (draw == end) is same and (start, draw, draw) in matrices
         ]
         return known_mean(np.array(found))
 
     count = len(design.losses)
     # Averages over the draws and starts for which there are both.
-    both = [(start, draw) for start in starts for draw in draws if np.isfinite(ends[start, draw]).any()]
+    both = [
+        (start, draw)
+        for start in starts
+        for draw in draws
+        if np.isfinite(ends[start, draw]).any() and (start, draw, draw) in matrices
+    ]
     gradients = np.mean([matrices[start, draw, draw] for start, draw in both], axis=0)
     final = np.mean([ends[start, draw] for start, draw in both], axis=0)
     upper = np.triu_indices(count, 1)
     _, p = mantel(gradients, final, permutations)
     rate_of = results.runs.drop_duplicates("loss").set_index("loss")["learning_rate"]
     rates = rate_of.reindex(design.losses).to_numpy()
+    groups = [group for rate in dict.fromkeys(rates) if len(group := np.flatnonzero(rates == rate)) > 4]
     within = [
-        correlation(*pairs_of_losses(gradients, final, np.flatnonzero(rates == rate))) for rate in dict.fromkeys(rates)
+        (correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, draw], group)), len(group))
+        for group in groups
+        for start, draw in both
+    ]
+    across = [
+        correlation(matrices[start, a, b][off], design.across(start, a, b)[off])
+        for start in starts
+        for a, b in permutations_of(draws, 2)
+        if (start, a, b) in matrices
+        for off in [~np.eye(count, dtype=bool)]
     ]
     return {
         "r": over_losses(lambda chosen: r(chosen, same=True), count),
-        "r_within": known_mean(np.array(within)),
+        "r_within": float(np.average([r for r, _ in within], weights=[n * (n - 1) for _, n in within]))
+        if within
+        else float("nan"),
+        "r_of_means": correlation(gradients[upper], final[upper]),
+        "r_across": known_mean(np.array(across)),
         "r_other": over_losses(lambda chosen: r(chosen, same=False), count) if len(draws) > 1 else None,
         "difference": over_losses(lambda chosen: r(chosen, same=True) - r(chosen, same=False), count)
         if len(draws) > 1
         else None,
         "p": p,
         "gap": known_mean(np.abs(gradients[upper] - final[upper])),
-        "halves": float(results.gradients.loc[_diagonal(results.gradients), "halves_a"].mean()),
     }
 
 
-def _diagonal(gradients: pd.DataFrame) -> pd.Series:
-    return (gradients["loss_a"] == gradients["loss_b"]) & (gradients["draw_a"] == gradients["draw_b"])
+def r_of_decided(results: Results, design: Crossed) -> float:
+    """Correlates gradients before step 1 and similarities of another kind, over pairs, mean over draws and starts."""
+    found = []
+    for (start, a, b), matrix in gradient_matrices(results, design.losses).items():
+        if a == b:
+            end = design.only("start", [start]).only("draw", [a]).between(same_draw=True)
+            upper = np.triu_indices(len(matrix), 1)
+            found.append(correlation(matrix[upper], end[upper]))
+    return known_mean(np.array(found))
+
+
+def sampling(gradients: pd.DataFrame) -> dict[str, Any]:
+    """Compares the gradients before step 1 of one loss on two draws with those on two halves of one draw.
+
+    Returns:
+        Mean cosines over losses and starts: `halves` of each draw, and `draws` of each two.
+    """
+    own = gradients[gradients["loss_a"] == gradients["loss_b"]]
+    same = own[own["draw_a"] == own["draw_b"]]
+    other = own[own["draw_a"] != own["draw_b"]]
+    pairs = ["-".join(sorted(pair)) for pair in zip(other["draw_a"], other["draw_b"], strict=True)]
+    return {
+        "halves": same.groupby("draw_a")["halves_a"].mean().to_dict(),
+        "draws": other.groupby(pairs)["cosine"].mean().to_dict(),
+    }
 
 
 def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
@@ -281,7 +331,7 @@ def _r2(x: Array, y: Array, places: Sequence[NDArray[np.int_]]) -> Callable[[NDA
 def behaviour_per_norm(runs: pd.DataFrame) -> pd.DataFrame:
     """Computes KL ÷ ‖ΔW‖² of each loss over the median of the pointwise losses (H4), with intervals over orders.
 
-    Values are geometric means over draws and starts.
+    Values are geometric means over draws and starts; `by_draw` has that of each draw.
     """
     values = runs.assign(log=np.log(runs["kl"] / runs["norm"] ** 2))
     orders = list(dict.fromkeys(values["order"]))
@@ -295,7 +345,12 @@ def behaviour_per_norm(runs: pd.DataFrame) -> pd.DataFrame:
         ratio = of(loss, values)
         left_out = [of(loss, values[values["order"] != order]) for order in orders]
         low, high = jackknife(ratio, left_out)
-        rows.append({"loss": loss, "ratio": np.exp(ratio), "low": np.exp(low), "high": np.exp(high)})
+        by_draw = {
+            draw: float(np.exp(of(loss, own))) for draw, own in values.groupby("draw") if loss in set(own["loss"])
+        }
+        rows.append(
+            {"loss": loss, "ratio": np.exp(ratio), "low": np.exp(low), "high": np.exp(high), "by_draw": by_draw}
+        )
     return pd.DataFrame(rows).sort_values("ratio", ascending=False, ignore_index=True)
 
 
@@ -320,7 +375,7 @@ def function_less_weights(found: dict[str, Crossed]) -> dict[str, Estimate]:
 
 
 def _mean_of(values: Array) -> Callable[[NDArray[np.int_]], float]:
-    return lambda chosen: float(np.nanmean(values[chosen]))
+    return lambda chosen: known_mean(values[chosen])
 
 
 def p_of_factors(design: Crossed, permutations: int = 9_999) -> dict[str, float]:

@@ -59,8 +59,17 @@ def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
 
 
 def _of_model(results: Results, permutations: int) -> dict[str, Any]:
-    """Computes the numbers of a model, and in `unseen` the same without the runs that suggested the hypotheses."""
+    """Computes the numbers of a model, of all runs; and again of others.
+
+    Returns:
+        The numbers; in `unseen` the same without the runs that suggested the hypotheses, and in `without_draw` without
+        each draw of the data.
+    """
     found = _of_runs(results, permutations)
+    draws = results.runs["draw"]
+    found["without_draw"] = {
+        draw: _of_runs(findings.matched(results, draws != draw), 1) for draw in draws.unique() if draws.nunique() > 1
+    }
     seen = (results.runs[list(SEEN)] == pd.Series(SEEN)).all(axis=1)
     if seen.any() and not seen.all():
         found["unseen"] = _of_runs(findings.matched(results, ~seen), permutations)
@@ -74,9 +83,7 @@ def _of_runs(results: Results, permutations: int) -> dict[str, Any]:
         "runs": len(results.runs),
         "left_out": dict(results.left_out),
         "shares": {kind: hypotheses.share_table(design) for kind, design in designs.items()},
-        "data_less_loss_without_draw": {
-            draw: part.data_less_loss for draw, part in hypotheses.leave_out_draws(weights).items()
-        },
+        "within_rates": hypotheses.within_rates(weights, results.runs),
         "factors_p": hypotheses.p_of_factors(weights, permutations),
         "pairs": pairs_of_all_kinds(results, designs),
         "persisting": hypotheses.persisting(weights),
@@ -88,6 +95,8 @@ def _of_runs(results: Results, permutations: int) -> dict[str, Any]:
     }
     if len(results.gradients):
         found["decided"] = hypotheses.decided(results, weights, permutations)
+        found["decided_of"] = {kind: hypotheses.r_of_decided(results, design) for kind, design in designs.items()}
+        found["sampling"] = hypotheses.sampling(results.gradients)
         found["gradient_to_end"] = float(results.runs["gradient_to_end"].mean())
     if "rotation" in results.runs:
         found["geometry"] = hypotheses.explained_by_norm(results.runs)
@@ -147,7 +156,7 @@ def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         drawn["persistence"] = figures.persistence(model["pairs"].query("kind == 'weights'"))
         if "decided" in model:
             before = mean_before(results, weights.losses)
-            drawn["decided"] = figures.decided(before, weights.between(same_draw=True), model["decided"]["r"].value)
+            drawn["decided"] = figures.decided(before, weights.between(same_draw=True), model["decided"]["r_of_means"])
         if "geometry" in model:
             drawn["norm"] = figures.norm_in_disguise(results.runs, model["geometry"])
         tables = {"conventional rates": model["kl_per_norm"]}
@@ -169,7 +178,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
         for kind in KINDS:
             values = model["shares"][kind].set_index("share")
             rows.append([title, KIND_TITLES[kind], *(_interval(values.loc[name]) for name in values.index)])
-    heads = ("common", "loss", "data", "loss × data", "order", "data less loss", "two less one")
+    heads = ("common", "loss", "data", "both", "order", "data + both − loss", "data − loss", "data − loss − both")
     made["shares"] = (("model", "of", *heads), rows)
     for title, model in models.items():
         pairs = model["pairs"].query("kind == 'weights' and loss_a != loss_b")
@@ -195,10 +204,13 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
     of_geometry = ("R² with log norm", "within a rate", "least ÷ copy", "most ÷ copy", "least ÷ noise", "most ÷ noise")
     made["geometry"] = (("updates of", "measure", *of_geometry), rows)
     rows = [
-        [row["part"], row["model"], row["says"], _interval(row), _number(row["unseen"]), row["verdict"]]
+        [
+            row["part"], row["model"], row["says"], _interval(row), _number(row["unseen"]),
+            _range(row["without_low"], row["without_high"]), row["verdict"],
+        ]
         for row in verdicts.verdicts(found).to_dict("records")
-    ]
-    made["verdicts"] = (("part", "model", "number", "value (95%)", "unseen", "verdict"), rows)
+    ]  # fmt: skip
+    made["verdicts"] = (("part", "model", "number", "value (95%)", "unseen", "without a draw", "verdict"), rows)
     return made
 
 
@@ -212,6 +224,10 @@ def _pair(row: Mapping[str, Any]) -> list[str]:
         _interval(relative),
         *(_number(row[name]) for name in ("other", "relative_other", "persists")),
     ]
+
+
+def _range(low: float, high: float) -> str:
+    return "–" if math.isnan(low) else f"{_number(low)} to {_number(high)}"
 
 
 def _ratio(row: Mapping[str, Any], which: str, null: str) -> str:

@@ -58,6 +58,8 @@ class Verdict:
         low: Lower end of its 95% interval.
         high: Upper end.
         unseen: The number without the runs that suggested the hypothesis; NaN where there are none.
+        without_low: The least of the numbers without each draw of the data; NaN where there is one draw.
+        without_high: The largest of them.
         p: p of a test against none, shown and decided by nothing.
         verdict: `shown` only if it is so with all runs, without the seen ones, and without each draw.
     """
@@ -70,6 +72,8 @@ class Verdict:
     unseen: float
     p: float
     verdict: str
+    without_low: float = float("nan")
+    without_high: float = float("nan")
 
 
 def verdicts(found: Mapping[str, Any]) -> pd.DataFrame:
@@ -93,7 +97,7 @@ def verdicts(found: Mapping[str, Any]) -> pd.DataFrame:
         says = "KL ÷ ‖ΔW‖² of DPO over the median, one rate"
         rows.append({"model": "embedded", **vars(_judged("H4b", says, ratio, None, Rule(2, 1)))})
     rows += [{"model": "embedded", **vars(one)} for one in _matchings(found.get("matchings", {}))]
-    columns = ["model", "part", "says", "value", "low", "high", "unseen", "p", "verdict"]
+    columns = ["model", "part", "says", "value", "low", "high", "unseen", "p", "verdict", "without_low", "without_high"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -103,30 +107,33 @@ def _of_model(found: Mapping[str, Any]) -> list[Verdict]:
     def judged(
         part: str, says: str, number: Callable[[Mapping[str, Any]], Estimate], rule: Rule, **also: Any
     ) -> Verdict:
-        return _judged(part, says, number(found), number(unseen) if unseen else None, rule, **also)
+        without = [number(of).value for of in found["without_draw"].values()]
+        return _judged(part, says, number(found), number(unseen) if unseen else None, rule, without=without, **also)
 
-    without = min(found["data_less_loss_without_draw"].values(), default=np.nan)
     rows = [
         judged("H1a", "share of the data less that of the loss", lambda of: _share(of, "data_less_loss"),
-               Rule(LEAST_DIFFERENCE, 0, 0), holds=not without <= 0),
+               Rule(LEAST_DIFFERENCE, 0, 0)),
         judged("H1, beside", "two losses on one draw less one loss on two", lambda of: _share(of, "two_less_one"),
                Rule(0, 0, 0)),
         judged("H1b", "share of related pairs of which less than half persists", lambda of: of["persisting"],
                Rule(0.5, 0.5, 0.5)),
-        judged("H1c", "the same of SFT, RFT, DFT and RIFT", lambda of: of["likelihoods"]["difference"], Rule(0, 0, 0)),
+        judged("H1, as the loss's", "share of the data less that of the loss with both",
+               lambda of: _share(of, "data_less_all_of_loss"), Rule(0, 0, 0)),
+        judged("H1c", "two losses on one draw less one loss on two, of SFT, RFT, DFT and RIFT",
+               lambda of: of["likelihoods"]["difference"], Rule(0, 0, 0)),
     ]  # fmt: skip
     if "decided" in found:
-        rows.append(judged("H2", "r of gradients before step 1 and ends", lambda of: of["decided"]["r"], Rule(0.9, 0.8),
-                           p=found["decided"]["p"]))  # fmt: skip
+        says, rule = "r of gradients before step 1 and ends", Rule(0.9, 0.8, 0.9)
+        rows.append(judged("H2", says, lambda of: of["decided"]["r"], rule, p=found["decided"]["p"]))
         if found["decided"]["difference"] is not None:
-            rows.append(judged("H2b", "r on the same draw less r on another",
-                               lambda of: of["decided"]["difference"] or _UNKNOWN, Rule(0, 0, 0)))  # fmt: skip
+            rows.append(judged("H2b", "r on the same draw less r on another", _difference, Rule(0, 0, 0)))
     if "geometry" in found:
         of_unseen = unseen["geometry"] if unseen else None
-        rows.append(_suite("H3", found["geometry"], of_unseen, 0.95, 0.9, ratios=True))
-        rows.append(_principal(found["geometry"]))
+        without = [of["geometry"] for of in found["without_draw"].values()]
+        rows.append(_suite("H3", found["geometry"], of_unseen, 0.95, 0.9, ratios=True, without=without))
+        rows.append(_principal(found["geometry"], of_unseen, without))
     says = "KL ÷ ‖ΔW‖² over the median of the pointwise losses"
-    rows.append(judged("H4", f"DPO's {says}", lambda of: _ratio(of["kl_per_norm"], "dpo"), Rule(8, 4)))
+    rows.append(judged("H4", f"DPO's {says}", lambda of: _ratio(of["kl_per_norm"], "dpo"), Rule(8, 4, 8)))
     losses = [loss for loss in PAIR_LOSSES if loss in set(found["kl_per_norm"]["loss"])]
     if losses:
         rows.append(judged("H4c", f"least {says} of {', '.join(losses)}", _least_ratio(losses), Rule(4, 1)))
@@ -139,7 +146,7 @@ def _of_model(found: Mapping[str, Any]) -> list[Verdict]:
         function, weights_start = differences["function_start"], differences["weights_start"]
         holds = function.value >= 0.7 and weights_start.value <= 0.2
         says = f"function from two starts (weights: {weights_start.value:.2f})"
-        rows.append(_judged("H5b", says, function, None, Rule(0.7, -np.inf), holds=holds))
+        rows.append(judged("H5b", says, _function_less_weights("function_start"), Rule(0.7, -np.inf), holds=holds))
     return rows
 
 
@@ -148,19 +155,32 @@ _UNKNOWN = Estimate(float("nan"), float("nan"), float("nan"))
 
 def _judged(
     part: str, says: str, one: Estimate, unseen: Estimate | None, rule: Rule, *, holds: bool = True,
-    p: float = float("nan"),
+    p: float = float("nan"), without: Sequence[float] = (),
 ) -> Verdict:  # fmt: skip
-    """Judges a number; either way, what is said must also be so without the seen runs, where these can be left out."""
+    """Judges a number.
+
+    Either way, what is said must also be so without the seen runs (`unseen`; None: they cannot be left out), and the
+    number must stay on its side without each draw.
+    """
     verdict = rule.verdict(one.value, one.low, one.high)
-    if verdict == SHOWN and not holds:
+    known = np.array([value for value in without if np.isfinite(value)])
+    if verdict == SHOWN and not (holds and (known > rule.beyond).all()):
         verdict = NOT_SHOWN
-    if verdict in (SHOWN, REVERSED) and unseen is not None and np.isfinite(unseen.value):
+    if verdict == REVERSED and not (known < rule.least).all():
+        verdict = NOT_SHOWN
+    if verdict in (SHOWN, REVERSED) and unseen is not None:
         again = rule.verdict(unseen.value, unseen.low, unseen.high)
         verdict = verdict if again == verdict else NOT_SHOWN
     value_unseen = unseen.value if unseen is not None else float("nan")
     # The p of an estimate is against 0.
     p = one.p if np.isnan(p) and rule.beyond == 0 else p
-    return Verdict(part, says, one.value, one.low, one.high, value_unseen, p, verdict)
+    least, largest = (known.min(), known.max()) if len(known) else (float("nan"), float("nan"))
+    return Verdict(part, says, one.value, one.low, one.high, value_unseen, p, verdict, float(least), float(largest))
+
+
+def _difference(found: Mapping[str, Any]) -> Estimate:
+    one: Estimate | None = found.get("decided", {}).get("difference")
+    return one or _UNKNOWN
 
 
 def _share(found: Mapping[str, Any], name: str) -> Estimate:
@@ -182,28 +202,40 @@ def _ratio(table: pd.DataFrame, loss: str) -> Estimate:
 
 
 def _suite(
-    part: str, table: pd.DataFrame, unseen: pd.DataFrame | None, least: float, beyond: float, *, ratios: bool
-) -> Verdict:
+    part: str, table: pd.DataFrame, unseen: pd.DataFrame | None, least: float, beyond: float, *, ratios: bool,
+    without: Sequence[pd.DataFrame] = (),
+) -> Verdict:  # fmt: skip
     """Judges the geometry suite by its least R², and by all ratios to rotated copies."""
 
     def least_of(of: pd.DataFrame) -> Estimate:
         row = of[of["measure"].isin(SUITE)].sort_values("r2").iloc[0]
         return Estimate(row["r2"], row["low"], row["high"])
 
+    def is_within(of: pd.DataFrame) -> bool:
+        own = of[of["measure"].isin(SUITE)]
+        return bool((own["least_ratio"] >= 0.8).all() and (own["largest_ratio"] <= 1.25).all())
+
     own = table[table["measure"].isin(SUITE)]
-    within = bool((own["least_ratio"] >= 0.8).all() and (own["largest_ratio"] <= 1.25).all())
+    holds = not ratios or all(is_within(of) for of in (table, *([] if unseen is None else [unseen])))
     says = "least R² of the suite with log‖ΔW‖"
     says += f" (ratios to copies {own['least_ratio'].min():.2f} to {own['largest_ratio'].max():.2f})" * ratios
     of_unseen = least_of(unseen) if unseen is not None else None
-    return _judged(part, says, least_of(table), of_unseen, Rule(least, beyond), holds=within or not ratios)
+    values = [least_of(of).value for of in without]
+    return _judged(part, says, least_of(table), of_unseen, Rule(least, beyond), holds=holds, without=values)
 
 
-def _principal(table: pd.DataFrame) -> Verdict:
-    row = table.set_index("measure").loc["principal_left"]
-    is_shown = row["r2"] < 0.7 and row["least_ratio"] > 1
+def _principal(table: pd.DataFrame, unseen: pd.DataFrame | None, without: Sequence[pd.DataFrame]) -> Verdict:
+    """Judges the share in W0's directions by its R² and its least ratio to chance alone, which have no bound beside."""
+    every = [
+        of.set_index("measure").loc["principal_left"] for of in (table, *([] if unseen is None else [unseen]), *without)
+    ]
+    is_shown = all(row["r2"] < 0.7 and row["least_ratio"] > 1 for row in every)
+    row = every[0]
     says = f"R² of the share in W0's directions with log‖ΔW‖ (least ratio to chance {row['least_ratio']:.2f})"
-    verdict = SHOWN if is_shown else NOT_SHOWN
-    return Verdict("H3c", says, row["r2"], row["low"], row["high"], float("nan"), float("nan"), verdict)
+    r2 = [one["r2"] for one in every]
+    of_draws = r2[len(r2) - len(without) :] or [float("nan")]
+    return Verdict("H3c", says, row["r2"], row["low"], row["high"], r2[1] if unseen is not None else float("nan"),
+                   float("nan"), SHOWN if is_shown else NOT_SHOWN, min(of_draws), max(of_draws))  # fmt: skip
 
 
 def _matchings(judged: Mapping[str, Mapping[str, Finding]]) -> list[Verdict]:
