@@ -94,7 +94,8 @@ def kl_products(base: Observation, runs: Sequence[Observation]) -> Array:
 
     With J(p, q) = ½·(KL(p‖q) + KL(q‖p)) for the squared distance, ⟨a, b⟩ is ½·(J(a, base) + J(b, base) − J(a, b)),
     which is the mean over positions of ¼·Σ(Δp_a·Δlog p_b + Δp_b·Δlog p_a). Large changes count otherwise than in
-    `output_products`, which weighs them by the probabilities of the base.
+    `output_products`, which weighs them by the probabilities of the base. The matrix is symmetric, but may
+    have slightly negative eigenvalues: √J is no Euclidean distance.
     """
     logs = base.log_probs.astype(np.float64).reshape(-1)
     probabilities = np.exp(logs)
