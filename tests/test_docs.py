@@ -12,6 +12,7 @@ import itertools
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
@@ -376,6 +377,13 @@ def test_generated_tables_are_up_to_date(page: Path) -> None:
 def test_the_readme_is_short() -> None:
     lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
     assert len([line for line in lines if "](docs/reference/losses/" not in line]) <= 120  # but for a line per loss
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    line = ["-W", "--keep-going", "--quiet", "-b", "html", str(DOCS), str(tmp_path / "html")]
+    built = subprocess.run([sys.executable, "-m", "sphinx", *line], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
 
 
 # Files that guides show

@@ -581,7 +581,7 @@ def _bad_input(name: str) -> str:
             (f"`{_in_code(wrong.shown)}`", wrong.needs, f"{_words(wrong.names)}: {_words(wrong.says)}")
             for wrong in inputs
         )
-        parts += [f"### {title}\n", _table(("command line", "the folder holds", "the line says"), rows)]
+        parts += [f"## {title}\n", _table(("command line", "the folder holds", "the line says"), rows)]
     return "\n".join(parts)
 
 
