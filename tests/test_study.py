@@ -17,6 +17,7 @@ from losslens.measures.outputs import kl
 from losslens.measures.rotated import effects
 from losslens.report.figures.canvas import style
 from losslens.updates.lora import LoraUpdate
+from tools import reference
 from tools.study import claims, crossed, figures, page, verdicts
 from tools.study.crossed import (
     FACTORS,
@@ -765,3 +766,12 @@ def test_the_page_has_the_numbers_of_the_results_in_the_repository():
         assert kept[name]["heads"] == list(heads)
         for row, expected in zip(rows, kept[name]["rows"], strict=True):
             assert [value(cell) for cell in row] == pytest.approx([value(cell) for cell in expected], abs=0.011)
+
+
+def test_a_table_of_a_sweep_that_was_not_run_says_so(tmp_path, monkeypatch):
+    (tmp_path / "tables.json").write_text('{"claims": ["- one"], "shares": {"heads": ["a"], "rows": [["1"]]}}')
+    monkeypatch.setattr(reference, "STUDY", tmp_path)
+    marked = "<!-- study: {} -->\n<!-- end -->"
+    assert reference.written(marked.format("matchings")) == "<!-- study: matchings -->\nNot measured yet.\n<!-- end -->"
+    assert reference.written(marked.format("claims")) == "<!-- study: claims -->\n- one\n<!-- end -->"
+    assert "| a |\n| --- |\n| 1 |\n" in reference.written(marked.format("shares"))

@@ -566,7 +566,9 @@ def _faults(_: str) -> str:
 
 def _study(name: str) -> str:
     """A table of the study "How much of it is the loss?", as `make study STAGE=figures` wrote it from its results."""
-    found = json.loads((STUDY / "tables.json").read_text(encoding="utf-8"))[name]
+    found = json.loads((STUDY / "tables.json").read_text(encoding="utf-8")).get(name)
+    if found is None:  # its sweep has not been run
+        return "Not measured yet.\n"
     return "".join(f"{line}\n" for line in found) if name == "claims" else _table(found["heads"], found["rows"])
 
 

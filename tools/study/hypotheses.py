@@ -244,7 +244,7 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
     }
 
 
-def r_of_decided(results: Results, design: Crossed) -> float:
+def r_of_kind(results: Results, design: Crossed) -> float:
     """Correlates gradients before step 1 and similarities of another kind, over pairs, mean over draws and starts."""
     found = []
     for (start, a, b), matrix in gradient_matrices(results, design.losses).items():

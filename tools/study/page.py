@@ -95,7 +95,7 @@ def _of_runs(results: Results, permutations: int) -> dict[str, Any]:
     }
     if len(results.gradients):
         found["decided"] = hypotheses.decided(results, weights, permutations)
-        found["decided_of"] = {kind: hypotheses.r_of_decided(results, design) for kind, design in designs.items()}
+        found["decided_by_kind"] = {kind: hypotheses.r_of_kind(results, design) for kind, design in designs.items()}
         found["sampling"] = hypotheses.sampling(results.gradients)
         found["gradient_to_end"] = float(results.runs["gradient_to_end"].mean())
     if "rotation" in results.runs:
