@@ -37,6 +37,7 @@ from tools.study.hypotheses import (
     behaviour_per_norm,
     decided,
     explained_by_norm,
+    families_of,
     function_less_weights,
     gradient_matrices,
     likelihoods,
@@ -176,6 +177,35 @@ def test_the_interval_over_losses_is_that_of_a_mean():
     )
     assert found.p == pytest.approx(2 / 2001)
     assert over_losses(lambda chosen: 0.0, 3, 10).p == 1
+
+
+def test_families_are_drawn_together():
+    # Two families of equal losses: a resample has one of them twice, or both, so that only three means occur.
+    values = np.array([0.0, 0.0, 0.0, 1.0])
+    groups = [np.array([0, 1, 2]), np.array([3])]
+    means = set()
+
+    def mean(chosen):
+        means.add(float(values[chosen].mean()))
+        return float(values[chosen].mean())
+
+    found = over_losses(mean, len(values), 200, families=groups)
+    assert means == {0.0, 0.25, 1.0}
+    assert (found.value, found.low, found.high) == (0.25, 0.0, 1.0)
+    losses = ["dpo", "sft", "ipo", "nft", "awr", "rft"]
+    assert [list(group) for group in families_of(losses)] == [[0, 2], [1, 4], [3], [5]]
+
+
+def test_shares_have_an_interval_over_families_too():
+    runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), np.random.default_rng(0), (1, 6, 2, 2), 2_000)
+    alone = runs.assign(loss=runs["loss"].map(dict(zip(sorted(set(runs["loss"])), "abcdef", strict=True))))
+    row = share_table(Crossed.of(alone, matrix)).set_index("share").loc["data_less_loss"]
+    # Losses that are families of their own are resampled as before; families give another interval around one value.
+    assert (row["family_low"], row["family_high"]) == (row["low"], row["high"])
+    named = dict(zip(sorted(set(runs["loss"])), ["dpo", "ipo", "simpo", "cal_dpo", "sft", "awr"], strict=True))
+    related = share_table(Crossed.of(runs.assign(loss=runs["loss"].map(named)), matrix)).set_index("share")
+    assert related.loc["data_less_loss", "value"] == row["value"]
+    assert related.loc["data_less_loss", "family_low"] != related.loc["data_less_loss", "low"]
 
 
 def test_mantel_counts_the_orders_that_reach_the_observed_one():
@@ -353,6 +383,43 @@ def test_results_are_read_as_they_were_written(tmp_path):
             Results.read(tmp_path, "study")
 
 
+def test_runs_that_were_measured_on_another_machine_are_kept():
+    runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), np.random.default_rng(0), (2, 3, 2, 2), 50)
+    runs = runs.assign(run=[f"run{place}" for place in range(len(runs))], norm=1.0, base_correct=[[1, 0]] * len(runs))
+    gradients = pd.DataFrame(
+        [(start, "a0", "d0", "a1", "d0", cosine) for start, cosine in (("s0", 0.1), ("s1", 0.2))],
+        columns=["start", "loss_a", "draw_a", "loss_b", "draw_b", "cosine"],
+    )
+
+    def part(chosen, **changes):
+        kept = matched(results_of(runs.assign(**changes), matrix, gradients), chosen)
+        return Results(kept.runs, kept.similarities, kept.gradients, {"run0": "diverged", "other": "diverged"})
+
+    first = (runs["start"] == "s0").to_numpy()
+    second = ~first | (runs["order"] == "o0").to_numpy()
+    joined = part(second, norm=1.0001).with_earlier(part(first))
+    assert set(joined.runs["run"]) == set(runs["run"])
+    places = joined.runs["run"].str[3:].astype(int).to_numpy()
+    together = (first[places][:, None] & first[places]) | (second[places][:, None] & second[places])
+    for found in joined.similarities.values():
+        np.testing.assert_array_equal(found, np.where(together, matrix[np.ix_(places, places)], np.nan))
+    # What both have is taken from what was measured last.
+    assert set(joined.runs["norm"][second[places]]) == {1.0001}
+    assert set(joined.runs["norm"][~second[places]]) == {1.0}
+    assert sorted(joined.gradients["cosine"]) == [0.1, 0.2]
+    assert joined.left_out == {"other": "diverged"}
+    # Statistics of what is there are those of the whole design.
+    whole, design = Crossed.of(runs, matrix), Crossed.of(joined.runs, joined.similarities["weights"])
+    order = [design.losses.index(loss) for loss in whole.losses]
+    for same_draw in (True, False):
+        own = design.between(same_draw=same_draw)[np.ix_(order, order)]
+        np.testing.assert_allclose(own, whole.between(same_draw=same_draw))
+    with pytest.raises(InputError, match=r"run\d+: its norm is not that of the earlier results"):
+        part(second, norm=1.1).with_earlier(part(first))
+    with pytest.raises(InputError, match="their base answers otherwise"):
+        part(second, base_correct=[[1, 1]] * len(runs)).with_earlier(part(first))
+
+
 def test_results_that_are_not_there_are_told_in_one_line(tmp_path):
     with pytest.raises(InputError, match="no results; make study STAGE=results measures the runs"):
         page.make(tmp_path / "none")
@@ -448,6 +515,12 @@ def test_a_measure_that_is_the_norm_is_explained_by_it():
     groups["rotation"] = np.where(np.arange(24) < 12, 1.0, 10.0) * rng.uniform(0.9, 1.1, 24)
     row = explained_by_norm(groups).set_index("measure").loc["rotation"]
     assert row["r2_within"] < 0.5 < 0.9 < row["r2"]
+    # Within rates it is r² of what is left of both when the means of the rates are taken off, as a regression with
+    # one line for all rates and a level for each has it.
+    of_norm, of_rotation = np.log(groups["norm"].to_numpy()), np.log(groups["rotation"].to_numpy())
+    levels = np.stack([np.arange(24) < 12, np.arange(24) >= 12], axis=1).astype(float)
+    left = [y - levels @ np.linalg.lstsq(levels, y, rcond=None)[0] for y in (of_norm, of_rotation)]
+    assert row["r2_within"] == pytest.approx(np.corrcoef(*left)[0, 1] ** 2)
 
 
 def test_behaviour_per_norm_by_hand():

@@ -42,20 +42,26 @@ def is_conventional(run: RunFacts) -> bool:
 
 
 def measure(sweeps: list[str]) -> None:
-    """Measures the finished runs."""
+    """Measures the finished runs; results of runs that are not on this machine are kept."""
+    from tools.study.results import Results
     from tools.study.results import measure as measure_sweep
+
+    def write(results: Results, name: str) -> None:
+        if (RESULTS / name).is_dir():
+            results = results.with_earlier(Results.read(RESULTS, name))
+        results.write(RESULTS, name)
 
     # 17 minutes for 180 runs of `study`, measured beside other work.
     hours = sum(SWEEPS[sweep] for sweep in sweeps) / 5
     print(f"results: {', '.join(sweeps)}, {hours:.1f} hours; passes, gradients and scores are kept", flush=True)
     for sweep in sweeps:
         print(f"results: {sweep}", flush=True)
-        measure_sweep(sweep, ROOT / "outputs", with_geometry=sweep in WITH_GEOMETRY).write(RESULTS, sweep)
+        write(measure_sweep(sweep, ROOT / "outputs", with_geometry=sweep in WITH_GEOMETRY), sweep)
         if sweep == "study_rates":
             at_end = measure_sweep(sweep, ROOT / "outputs", keep=is_conventional, equal_kl=True)
-            at_end.write(RESULTS, f"{sweep}-conventional")
+            write(at_end, f"{sweep}-conventional")
             at_norm = measure_sweep(sweep, ROOT / "outputs", keep=is_conventional, at="norm")
-            at_norm.write(RESULTS, f"{sweep}-norm")
+            write(at_norm, f"{sweep}-norm")
 
 
 def main() -> None:

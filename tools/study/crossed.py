@@ -211,7 +211,11 @@ class Estimate:
 
 
 def over_losses(
-    statistic: Callable[[NDArray[np.int_]], float], count: int, resamples: int | None = None, seed: int = 0
+    statistic: Callable[[NDArray[np.int_]], float],
+    count: int,
+    resamples: int | None = None,
+    seed: int = 0,
+    families: Sequence[NDArray[np.int_]] | None = None,
 ) -> Estimate:
     """Estimates a statistic of losses with a percentile bootstrap that resamples losses (Efron 1979).
 
@@ -220,9 +224,16 @@ def over_losses(
         count: Number of losses.
         resamples: Number of resamples; None: `RESAMPLES`.
         seed: Seed of the resamples.
+        families: Losses that are drawn together, as many families as there are; None: each loss by itself.
     """
     rng = np.random.default_rng(seed)
-    drawn = np.array([statistic(rng.integers(count, size=count)) for _ in range(resamples or RESAMPLES)])
+    units = [np.array([loss]) for loss in range(count)] if families is None else families
+    drawn = np.array(
+        [
+            statistic(np.concatenate([units[unit] for unit in rng.integers(len(units), size=len(units))]))
+            for _ in range(resamples or RESAMPLES)
+        ]
+    )
     drawn = drawn[np.isfinite(drawn)]
     value = statistic(np.arange(count))
     low, high = np.quantile(drawn, [0.025, 0.975]) if drawn.size else (np.nan, np.nan)

@@ -35,6 +35,11 @@ LOGARITHMIC = ("spectral_shift", "rotation")
 SUITE = ("unchanged", "spectral_shift", "rotation", "small_overlap")
 LIKELIHOODS = ("sft", "rft", "dft", "rift")
 POINTWISE = (*LIKELIHOODS, "grpo")
+# Losses whose updates are alike (docs/studies/loss_family.md); any other loss is a family of its own.
+FAMILIES = (
+    ("sft", "awr", "eaft"), ("rft", "rift", "topr"), ("dft", "asft", "p_alpha"), ("kto", "redi"),
+    ("dpo", "ipo", "simpo", "cal_dpo", "rpo"),
+)  # fmt: skip
 
 
 def designs(results: Results) -> dict[str, Crossed]:
@@ -42,12 +47,19 @@ def designs(results: Results) -> dict[str, Crossed]:
     return {kind: Crossed.of(results.runs, results.similarities[kind]) for kind in KINDS}
 
 
+def families_of(losses: Sequence[str]) -> list[NDArray[np.int_]]:
+    """Groups losses, by their places, into the `FAMILIES`."""
+    family = {loss: members[0] for members in FAMILIES for loss in members}
+    names = np.array([family.get(loss, loss) for loss in losses])
+    return [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
+
+
 def share_table(design: Crossed) -> pd.DataFrame:
     """Computes the shares of an update with their intervals over losses, and the difference of H1.
 
     Returns:
         A row for each share, and for `data_less_loss`, `two_less_one` and `data_less_all_of_loss` (`Shares`): value,
-        low, high, p.
+        low, high, p; `family_low` and `family_high` are of a bootstrap that resamples families of losses.
     """
     same, other = design.between(same_draw=True), design.between(same_draw=False)
     statistics: dict[str, Callable[[Shares], float]] = {
@@ -61,10 +73,14 @@ def share_table(design: Crossed) -> pd.DataFrame:
         "data_less_all_of_loss": lambda found: found.data_less_all_of_loss,
     }
 
-    def estimate(of: Callable[[Shares], float]) -> Estimate:
-        return over_losses(lambda chosen: of(shares(same, other, chosen)), len(same))
+    def row(of: Callable[[Shares], float]) -> dict[str, float]:
+        def statistic(chosen: NDArray[np.int_]) -> float:
+            return of(shares(same, other, chosen))
 
-    return pd.DataFrame([{"share": name, **vars(estimate(of))} for name, of in statistics.items()])
+        by_family = over_losses(statistic, len(same), families=families_of(design.losses))
+        return {**vars(over_losses(statistic, len(same))), "family_low": by_family.low, "family_high": by_family.high}
+
+    return pd.DataFrame([{"share": name, **row(of)} for name, of in statistics.items()])
 
 
 def within_rates(design: Crossed, runs: pd.DataFrame) -> pd.DataFrame:
@@ -178,6 +194,7 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
 
     Returns:
         `r`, its interval and Mantel's p for gradients and ends on the same draw, averaged over draws and starts;
+        `r_by_family`, the same with an interval that resamples families of losses;
         `r_within`, the same of pairs of losses of one learning rate (mean over pairs of rates that at least five
         losses have); `r_of_means`, of the averages over draws and starts; the mean `gap` of these; `r_other`, of
         gradients of one draw and ends of another; the `difference` to it; and `r_across`, of two losses on two draws,
@@ -230,6 +247,7 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
     ]
     return {
         "r": over_losses(lambda chosen: r(chosen, same=True), count),
+        "r_by_family": over_losses(lambda chosen: r(chosen, same=True), count, families=families_of(design.losses)),
         "r_within": float(np.average([r for r, _ in within], weights=[n * (n - 1) for _, n in within]))
         if within
         else float("nan"),
@@ -275,8 +293,8 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
     """Regresses each measure of the geometry suite on log‖ΔW‖ (H3), with intervals over losses.
 
     Returns:
-        A row for each measure: `r2`, its interval, `r2_within` among runs of losses of one learning rate (mean over
-        rates), and the least and largest mean ratio of a loss to rotated copies (`least_ratio`, `largest_ratio`), and
+        A row for each measure: `r2`, its interval, `r2_within` of deviations from the mean of all runs of the learning
+        rate (rates that several losses have), and the least and largest mean ratio of a loss to rotated copies (`least_ratio`, `largest_ratio`), and
         to Gaussian matrices of the same norms (`least_ratio_to_noise`, `largest_ratio_to_noise`).
     """
     names = list(dict.fromkeys(runs["loss"]))
@@ -309,13 +327,11 @@ def _ratios(runs: pd.DataFrame, measure: str, null: str, name: str) -> dict[str,
 
 
 def _within(runs: pd.DataFrame, x: Array, y: Array) -> float:
-    """Averages r² over the learning rates that several losses have: two groups of losses alone may make it large."""
-    found = [
-        correlation(x[chosen], y[chosen]) ** 2
-        for rate in dict.fromkeys(runs["learning_rate"])
-        if runs.loc[chosen := (runs["learning_rate"] == rate).to_numpy(), "loss"].nunique() > 1
-    ]
-    return known_mean(np.array(found))
+    """Computes r² of deviations from the means of each learning rate: two groups of losses alone may make r² large."""
+    several = (runs.groupby("learning_rate")["loss"].transform("nunique") > 1).to_numpy()
+    of_rates = pd.DataFrame({"x": x, "y": y})[several].groupby(runs["learning_rate"].to_numpy()[several])
+    deviations = of_rates.transform(lambda own: own - own.mean()).to_numpy()
+    return correlation(deviations[:, 0], deviations[:, 1]) ** 2
 
 
 def _r2(x: Array, y: Array, places: Sequence[NDArray[np.int_]]) -> Callable[[NDArray[np.int_]], float]:

@@ -56,6 +56,10 @@ Array = NDArray[np.float64]
 CONF = Path(__file__).parents[2] / "conf"
 
 KINDS = ("weights", "inputs", "function", "kl", "activations", "behaviour")
+# Order of the runs. The first draw first: the probe set is of the problems of the first run.
+SORTED_BY = ("start", "draw", "order", "loss")
+# Relative difference of norms that rounding makes between machines.
+SAME_NORM = 1e-3
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,38 @@ class Results:
             matrices[str(kind)] = np.triu(matrix) + np.triu(matrix, 1).T
         return cls(runs, matrices, gradients, read_object(folder / sweep / "left-out.json"))
 
+    def with_earlier(self, earlier: Results) -> Results:
+        """Adds runs that were measured before, and are not here: a design is more than one machine trains in a day.
+
+        Two runs that were never measured together have no similarity (NaN). What both have is taken from here.
+
+        Raises:
+            InputError: The earlier runs are not of this study: their base answers otherwise, or a run that both have
+                differs by more than rounding.
+        """
+        first, other = self.runs.iloc[0], earlier.runs.iloc[0]
+        if list(first["base_correct"]) != list(other["base_correct"]):
+            raise InputError("earlier results: their base answers otherwise; remove them to measure the sweep anew")
+        both = self.runs.merge(earlier.runs, on="run", suffixes=("", "_earlier"))
+        differs = ~np.isclose(both["norm"], both["norm_earlier"], rtol=SAME_NORM)
+        if differs.any():
+            name = both["run"][differs].iloc[0]
+            raise InputError(f"{name}: its norm is not that of the earlier results; remove them to measure it anew")
+        new = earlier.runs[~earlier.runs["run"].isin(self.runs["run"])]
+        runs = pd.concat([self.runs, new], ignore_index=True).sort_values(list(SORTED_BY), ignore_index=True)
+        matrices = {}
+        for kind, matrix in self.similarities.items():
+            joined = np.full((len(runs), len(runs)), np.nan)
+            for results, own in ((earlier, earlier.similarities[kind]), (self, matrix)):
+                places = runs.reset_index().set_index("run").loc[results.runs["run"], "index"].to_numpy()
+                joined[np.ix_(places, places)] = own
+            matrices[kind] = joined
+        gradients = pd.concat([self.gradients, earlier.gradients], ignore_index=True)
+        gradients = gradients.drop_duplicates(["start", "loss_a", "draw_a", "loss_b", "draw_b"], ignore_index=True)
+        left_out = {**earlier.left_out, **self.left_out}
+        known = set(runs["run"])
+        return Results(runs, matrices, gradients, {run: why for run, why in left_out.items() if run not in known})
+
 
 def measure(
     sweep: str,
@@ -129,8 +165,7 @@ def measure(
     config = _config(sweep, output_dir)
     contents = find_runs(config.output_dir, config.sweeps, config.allow_different)
     contents.members = [member for member in contents.members if member.facts and keep(member.facts)]
-    # The first draw first: the probe set is of the problems of the first run.
-    contents.members.sort(key=lambda member: [_factors(member)[name] for name in ("start", "draw", "order", "loss")])
+    contents.members.sort(key=lambda member: [_factors(member)[name] for name in SORTED_BY])
     contents.members = at_checkpoint(contents.members, at, None, contents.left_out)
     if at != "end":
         score_snapshots(contents.members, config.model_path, trust_of(config), contents.left_out)
