@@ -438,6 +438,13 @@ def test_what_persists_of_a_pair_by_hand():
     )
     assert (pair["relative_low"], pair["relative_high"]) == pytest.approx((0.75, 0.75))  # all orders alike
     assert pair["ceiling"] == pytest.approx(0.8)
+    assert np.isnan(pair["two_starts"])
+    # From another start: .5 for one loss, .1 for two, whatever the draw.
+    both = pd.concat([runs, runs.assign(start="t")], ignore_index=True)
+    other = np.array([[0.5 if x[1] == y[1] else 0.1 for y in levels] for x in levels])
+    again = pair_table(Crossed.of(both, np.block([[matrix, other], [other, matrix]]))).set_index(["loss_a", "loss_b"])
+    assert again["two_starts"].tolist() == pytest.approx([0.5, 0.1, 0.5])
+    assert again["same"].tolist() == pytest.approx(table["same"].tolist())
     assert np.isnan(pair["before"])
     before = pair_table(Crossed.of(runs, matrix), np.array([[1, 0.7], [0.7, 1]])).set_index(["loss_a", "loss_b"])[
         "before"

@@ -107,9 +107,11 @@ def pair_table(design: Crossed, gradients: Array | None = None) -> pd.DataFrame:
     Returns:
         `before` (of `gradients`), `same` and `other` (similarity on one draw and on two), `ceiling` (geometric mean of
         what the two show with themselves on one draw), `relative` and `relative_other` (over the geometric means on one
-        draw and on two), with the jackknife interval of `relative` over orders, and `persists` (`other`/`same`).
+        draw and on two), with the jackknife interval of `relative` over orders, `persists` (`other`/`same`), and
+        `two_starts` (similarity on one draw, from two starts; NaN where there is one).
     """
     same, other = design.between(same_draw=True), design.between(same_draw=False)
+    two_starts = design.between(same_draw=True, same_start=False)
     orders = design.levels["order"]
     without = [
         design.only("order", [order for order in orders if order != left_out]).between(same_draw=True)
@@ -126,7 +128,7 @@ def pair_table(design: Crossed, gradients: Array | None = None) -> pd.DataFrame:
                     "same": same[i, j], "ceiling": np.sqrt(np.maximum(same[i, i], 0) * np.maximum(same[j, j], 0)),
                     "other": other[i, j], "relative": value, "relative_low": low, "relative_high": high,
                     "relative_other": relative(other, i, j),
-                    "persists": other[i, j] / same[i, j],
+                    "persists": other[i, j] / same[i, j], "two_starts": two_starts[i, j],
                 }
             )  # fmt: skip
     return pd.DataFrame(rows)
@@ -294,8 +296,9 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each measure: `r2`, its interval, `r2_within` of deviations from the mean of all runs of the learning
-        rate (rates that several losses have), and the least and largest mean ratio of a loss to rotated copies (`least_ratio`, `largest_ratio`), and
-        to Gaussian matrices of the same norms (`least_ratio_to_noise`, `largest_ratio_to_noise`).
+        rate (rates that several losses have), and the least and largest mean ratio of a loss to rotated copies
+        (`least_ratio`, `largest_ratio`), and to Gaussian matrices of the same norms (`least_ratio_to_noise`,
+        `largest_ratio_to_noise`).
     """
     names = list(dict.fromkeys(runs["loss"]))
     places = [np.flatnonzero(runs["loss"] == name) for name in names]

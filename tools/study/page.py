@@ -183,10 +183,8 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
     for title, model in models.items():
         pairs = model["pairs"].query("kind == 'weights' and loss_a != loss_b")
         lines = [_pair(row) for row in pairs.sort_values("relative", ascending=False).to_dict("records")]
-        made[f"pairs {title}"] = (
-            ("pair", "before step 1", "one draw", "ceiling", "relative", "two draws", "relative", "persists"),
-            lines,
-        )
+        of_pairs = ("pair", "before step 1", "one draw", "ceiling", "relative", "two draws", "relative on two draws")
+        made[f"pairs {title}"] = ((*of_pairs, "persists", "two starts"), lines)
     if found.get("matchings"):
         rows = [
             [matching, *(f"{one.verdict} ({_number(one.value)})" for one in judged.values())]
@@ -222,7 +220,7 @@ def _pair(row: Mapping[str, Any]) -> list[str]:
         pair,
         *before,
         _interval(relative),
-        *(_number(row[name]) for name in ("other", "relative_other", "persists")),
+        *(_number(row[name]) for name in ("other", "relative_other", "persists", "two_starts")),
     ]
 
 
