@@ -23,15 +23,16 @@ from tools.study.crossed import (
     FACTORS,
     Crossed,
     Estimate,
+    Sample,
     Shares,
+    bootstrap,
     correlation,
     mantel,
-    over_losses,
     p_of_factor,
     pairs_of_losses,
     shares,
 )
-from tools.study.findings import FINDINGS, at_best_rate, findings, matched
+from tools.study.findings import FINDINGS, TO_SFT, Finding, at_best_rate, findings, matched
 from tools.study.geometry import MEASURES, geometry
 from tools.study.hypotheses import (
     behaviour_per_norm,
@@ -87,11 +88,28 @@ def test_shares_by_hand():
 
 def test_copies_of_a_loss_are_no_pair_in_a_resample():
     same, other = np.array([[0.9, 0.6], [0.6, 0.7]]), np.array([[0.5, 0.3], [0.3, 0.1]])
-    assert shares(same, other, [0, 0, 1]).common == pytest.approx(0.3)  # not (.3 + .3 + .5)/3
-    assert shares(same, other, [0, 0, 1]).order == pytest.approx(1 - (0.9 + 0.9 + 0.7) / 3)
-    first, second = pairs_of_losses(same, other, np.array([0, 0, 1]))
+    twice = Sample.drawn([np.array([0]), np.array([1])], [0, 0, 1])
+    assert shares(same, other, twice).common == pytest.approx(0.3)  # not (.3 + .3 + .5)/3
+    assert shares(same, other, twice).order == pytest.approx(1 - (0.9 + 0.9 + 0.7) / 3)
+    first, second = pairs_of_losses(same, other, twice)
     assert first.tolist() == [0.6, 0.6]
     assert second.tolist() == [0.3, 0.3]
+
+
+def test_losses_of_two_copies_of_a_family_are_no_pair():
+    # Twins 0 and 1, and 2. With the twins twice, pairs within are (0, 1) of each copy, not of both with each other.
+    sample = Sample.drawn([np.array([0, 1]), np.array([2])], [0, 0, 1])
+    assert sample.losses.tolist() == [0, 1, 0, 1, 2]
+    pairs = {(int(i), int(j)) for i, j in np.argwhere(np.triu(sample.pairs))}
+    assert pairs == {(0, 1), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4)}
+    # So the mean over resamples of a mean of pairs is near that of all losses: with pairs of copies it is .103 instead of .053.
+    families = [np.array([2 * i, 2 * i + 1]) for i in range(10)]
+    same = np.kron(np.eye(10), np.ones((2, 2)))
+    rng = np.random.default_rng(0)
+    resampled = [shares(same, same, Sample.drawn(families, rng.integers(10, size=10))).common for _ in range(400)]
+    whole = shares(same, same).common
+    assert whole == pytest.approx(1 / 19)
+    assert np.mean(resampled) == pytest.approx(whole, rel=0.15)
 
 
 def test_shares_are_those_that_the_runs_were_made_of():
@@ -169,14 +187,14 @@ def test_a_factor_is_found_where_it_is_and_not_where_it_is_not(factor):
 
 def test_the_interval_over_losses_is_that_of_a_mean():
     values = np.random.default_rng(0).normal(1.0, 0.5, 400)
-    found = over_losses(lambda chosen: float(values[chosen].mean()), len(values), 2000)
+    found = bootstrap(lambda sample: float(values[sample.losses].mean()), np.arange(len(values))[:, None], 2000)
     error = values.std(ddof=1) / 20
     assert found.value == pytest.approx(values.mean())
     assert (found.low, found.high) == pytest.approx(
         (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.01
     )
     assert found.p == pytest.approx(2 / 2001)
-    assert over_losses(lambda chosen: 0.0, 3, 10).p == 1
+    assert bootstrap(lambda sample: 0.0, np.arange(3)[:, None], 10).p == 1
 
 
 def test_families_are_drawn_together():
@@ -185,27 +203,27 @@ def test_families_are_drawn_together():
     groups = [np.array([0, 1, 2]), np.array([3])]
     means = set()
 
-    def mean(chosen):
-        means.add(float(values[chosen].mean()))
-        return float(values[chosen].mean())
+    def mean(sample):
+        means.add(float(values[sample.losses].mean()))
+        return float(values[sample.losses].mean())
 
-    found = over_losses(mean, len(values), 200, families=groups)
+    found = bootstrap(mean, groups, 200)
     assert means == {0.0, 0.25, 1.0}
     assert (found.value, found.low, found.high) == (0.25, 0.0, 1.0)
     losses = ["dpo", "sft", "ipo", "nft", "awr", "rft"]
     assert [list(group) for group in families_of(losses)] == [[0, 2], [1, 4], [3], [5]]
 
 
-def test_shares_have_an_interval_over_families_too():
+def test_intervals_of_shares_resample_families():
     runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), np.random.default_rng(0), (1, 6, 2, 2), 2_000)
-    alone = runs.assign(loss=runs["loss"].map(dict(zip(sorted(set(runs["loss"])), "abcdef", strict=True))))
-    row = share_table(Crossed.of(alone, matrix)).set_index("share").loc["data_less_loss"]
-    # Losses that are families of their own are resampled as before; families give another interval around one value.
-    assert (row["family_low"], row["family_high"]) == (row["low"], row["high"])
-    named = dict(zip(sorted(set(runs["loss"])), ["dpo", "ipo", "simpo", "cal_dpo", "sft", "awr"], strict=True))
-    related = share_table(Crossed.of(runs.assign(loss=runs["loss"].map(named)), matrix)).set_index("share")
-    assert related.loc["data_less_loss", "value"] == row["value"]
-    assert related.loc["data_less_loss", "family_low"] != related.loc["data_less_loss", "low"]
+
+    def row(names):
+        named = runs["loss"].map(dict(zip(sorted(set(runs["loss"])), names, strict=True)))
+        return share_table(Crossed.of(runs.assign(loss=named), matrix)).set_index("share").loc["data_less_loss"]
+
+    alone, related = row("abcdef"), row(["dpo", "ipo", "simpo", "cal_dpo", "sft", "awr"])
+    assert alone["value"] == related["value"]
+    assert (alone["low"], alone["high"]) != (related["low"], related["high"])
 
 
 def test_mantel_counts_the_orders_that_reach_the_observed_one():
@@ -485,7 +503,7 @@ def test_gradients_that_are_the_ends_decide_all():
     assert found["p"] == 1 / 100
     assert found["r_of_means"] == pytest.approx(1)
     # Two losses on two draws: as the gradients are the ends, these say that, too.
-    assert found["r_across"] == pytest.approx(1)
+    assert found["r_across"].value == pytest.approx(1)
     told = sampling(gradients)
     assert told["halves"] == {"d0": 0.25, "d1": 0.25}
     own = gradients[(gradients["loss_a"] == gradients["loss_b"]) & (gradients["draw_a"] != gradients["draw_b"])]
@@ -532,12 +550,21 @@ def test_a_measure_that_is_the_norm_is_explained_by_it():
 
 def test_behaviour_per_norm_by_hand():
     kls = {"sft": 0.01, "rft": 0.02, "grpo": 0.03, "dpo": 0.2}
-    rows = [(loss, order, kl, 0.5, "d" + order) for loss, kl in kls.items() for order in ("1", "2", "3")]
-    table = behaviour_per_norm(pd.DataFrame(rows, columns=["loss", "order", "kl", "norm", "draw"])).set_index("loss")
+    rows = [(loss, order, kl, 0.5, "d") for loss, kl in kls.items() for order in ("1", "2", "3")]
+    runs = pd.DataFrame(rows, columns=["loss", "order", "kl", "norm", "draw"])
+    table = behaviour_per_norm(runs).set_index("loss")
     assert table.loc["dpo", ["ratio", "low", "high"]].tolist() == pytest.approx([10, 10, 10])
     assert table.index[0] == "dpo"
-    assert table.loc["dpo", "by_draw"] == pytest.approx({"d1": 10, "d2": 10, "d3": 10})
     assert table.loc["rft", "ratio"] == pytest.approx(1)
+    # Three draws, on which DPO has 4, 8 and 16 times the median: the interval is Student's over their logarithms,
+    # 8 times or divided by exp(4.3027 · ln 2 / √3) = 5.5949, and all orders agree.
+    draws = {"d0": 0.08, "d1": 0.16, "d2": 0.32}
+    over_draws = pd.concat([runs.assign(draw=draw, kl=runs["kl"].where(runs["loss"] != "dpo", kl))
+                            for draw, kl in draws.items()])  # fmt: skip
+    row = behaviour_per_norm(over_draws).set_index("loss").loc["dpo"]
+    assert row["by_draw"] == pytest.approx({"d0": 4, "d1": 8, "d2": 16})
+    assert row[["ratio", "low", "high"]].tolist() == pytest.approx([8, 8 / 5.5949, 8 * 5.5949], rel=1e-4)
+    assert row[["order_low", "order_high"]].tolist() == pytest.approx([8, 8])
 
 
 def test_function_less_weights_by_hand():
@@ -607,7 +634,7 @@ def six_losses(**changes):
 
 def test_the_findings_hold_where_they_are_as_in_the_paper():
     found = findings(six_losses())
-    assert {name: one.verdict for name, one in found.items()} == dict.fromkeys(FINDINGS, "holds")
+    assert {name: one.verdict for name, one in found.items()} == dict.fromkeys([*FINDINGS, TO_SFT], "holds")
     assert found["F1"].value == pytest.approx(0.95 - 0.7)
     assert found["F2"].value == pytest.approx(0.2)
     assert found["F3"].value == pytest.approx(0.25)
@@ -618,20 +645,26 @@ def test_the_findings_hold_where_they_are_as_in_the_paper():
 def test_the_findings_fail_one_by_one():
     turned = findings(six_losses(cosines={("sft", "dft"): 0.8, ("sft", "dpo"): -0.6}))
     assert {name: one.verdict for name, one in turned.items()} == {
-        "F1": "holds", "F2": "fails", "F3": "fails", "F4": "holds", "F5": "holds"
+        "F1": "holds", "F2": "fails", "F3": "fails", "F4": "holds", "F5": "holds", TO_SFT: "fails"
     }  # fmt: skip
     assert findings(six_losses(cosines={("rft", "grpo"): 0.97}))["F1"].verdict == "fails"
+    # Each loss of the cluster by itself: SFT and RIFT may be farther apart than RFT and DFT are.
+    uneven = findings(six_losses(cosines={("sft", "rift"): 0.75, ("rft", "dft"): 0.8}))["F1"]
+    assert (uneven.verdict, uneven.value) == ("holds", pytest.approx(0.05))
+    # DPO may be like GRPO and orthogonal to SFT.
+    turned = findings(six_losses(cosines={("grpo", "dpo"): 0.6}))
+    assert (turned["F3"].verdict, turned[TO_SFT].verdict) == ("fails", "holds")
     results = six_losses()
     results.runs.loc[results.runs["loss"] == "dpo", "norm"] = 3.0
     is_dpo = results.runs["loss"] == "dpo"
     results.runs["correct"] = results.runs["correct"].where(~is_dpo, pd.Series([[0] * 300] * len(is_dpo)))
     found = findings(results)
-    assert (found["F4"].verdict, found["F5"].verdict) == ("fails", "fails")
+    assert (found["F4"].verdict, found["F5"].verdict, found["F5"].from_base) == ("fails", "fails", True)
     results.runs["correct"] = results.runs["base_correct"]
     results.runs["norm"] = [0.5 + 0.5 * (order == "1") + (loss == "dpo") * (order == "2") for order, loss in
                             zip(results.runs["order"], results.runs["loss"], strict=True)]  # fmt: skip
     found = findings(results)
-    assert (found["F4"].verdict, found["F5"].verdict) == ("cannot tell", "cannot tell")
+    assert (found["F4"].verdict, found["F5"].verdict, found["F5"].from_base) == ("cannot tell", "cannot tell", False)
 
 
 def test_findings_can_be_told_at_the_best_rate_and_norms_that_were_made_equal_are_none():
@@ -642,7 +675,7 @@ def test_findings_can_be_told_at_the_best_rate_and_norms_that_were_made_equal_ar
     place = [list(results.runs["loss"][:6]).index(loss) for loss in losses]
     runs["learning_rate"], runs["accuracy_validation"] = 1.0, 0.5
     best = at_best_rate(results_of(runs, six[np.ix_(place, place)]), "accuracy_validation", "0")
-    assert {name: one.verdict for name, one in findings(best).items()} == dict.fromkeys(FINDINGS, "holds")
+    assert {findings(best)[name].verdict for name in FINDINGS} == {"holds"}
     results.runs["norm"] = 0.239 * (1 + 1e-9 * np.arange(len(results.runs)))
     assert findings(results)["F4"].verdict == "equal by design"
 
@@ -680,14 +713,14 @@ def test_what_only_the_seen_runs_show_is_not_shown():
     assert verdicts._judged("H1a", "", opposite, None, rule, without=[0.2]).verdict == "not shown"
 
 
-def claimed(verdict, value=0.3, beside=0.1, part="H2", beside_verdict=None):
+def claimed(verdict, value=0.3, beside=0.1, part="H2", beside_verdict=None, third_verdict="not shown"):
     """The line of the abstract for a verdict."""
     row = {
         "model": "embedded", "says": "what", "low": 0.1, "high": 0.4, "unseen": 0.2, "p": 0.0125, "value": value,
         "without_low": 0.25, "without_high": 0.35,
     }  # fmt: skip
     also = {**row, "part": "H1, beside", "says": "beside", "value": beside, "verdict": beside_verdict or verdict}
-    third = {**also, "part": "H1, as the loss's", "says": "third", "p": 0.0002}
+    third = {**also, "part": "H1, as the loss's", "says": "third", "p": 0.0002, "verdict": third_verdict}
     (line,) = claims.claims([{**row, "part": part, "verdict": verdict}, also, third], page._number)
     return line
 
@@ -715,9 +748,35 @@ def test_that_the_data_decide_is_said_only_as_far_as_both_ways_of_counting_say_s
     assert (
         f"{shown}, counting as theirs what a loss does on these data alone; counting that as nobody's, the two" in one
     )
+    assert "the loss has more" not in one
+    assert "; counting it as the loss's, the loss has more (what" in claimed(
+        "shown", part="H1a", beside_verdict="not shown", third_verdict="the other way"
+    )
     neither = claimed("shown", 0.3, -0.1, part="H1a")
     assert "Loss and data decide together" in neither
     assert shown not in neither
+
+
+@pytest.mark.parametrize(("at_equal_norm", "says"), [("the other way", True), ("not shown", True), ("shown", False)])
+def test_that_dpo_moves_behaviour_further_is_said_with_what_equal_norms_show(at_equal_norm, says):
+    row = {"model": "embedded", "says": "ratio", "value": 23.0, "low": 19.0, "high": 28.0, "unseen": 24.0,
+           "p": np.nan, "without_low": 15.0, "without_high": 33.0}  # fmt: skip
+    equal = {**row, "part": "H4, equal norm", "value": 3.0, "low": 2.4, "high": 4.0, "verdict": at_equal_norm}
+    (line,) = claims.claims([{**row, "part": "H4", "verdict": "shown"}, equal], page._number)
+    assert ("at equal norm they are not shown to be" in line) is says
+    assert "; ratio: 3.00, 95% 2.40 to 4.00" in line
+
+
+def test_no_difference_to_the_base_is_a_part_of_what_was_said_of_accuracies():
+    def judged(from_base):
+        held = Finding("holds", 1.0, 1.0, 1.0)
+        found = dict.fromkeys([*FINDINGS, TO_SFT], held)
+        found["F5"] = Finding("fails", -0.1, np.nan, np.nan, from_base)
+        rows = {one.part: one.verdict for one in verdicts._matchings({"equal steps, one rate": found})}
+        assert (rows["H6b"], rows["H6b, to SFT"], rows["H6d"]) == ("shown", "shown", "not shown")
+        return rows["H6e"]
+
+    assert (judged(False), judged(True)) == ("shown", "not shown")
 
 
 def test_every_primary_hypothesis_has_a_claim():
@@ -804,6 +863,7 @@ def test_the_page_is_made_from_the_results_alone(tmp_path):
         "H1c",
         "H2",
         "H2b",
+        "H2, two draws",
         "H3",
         "H3c",
         "H4",
@@ -812,7 +872,9 @@ def test_the_page_is_made_from_the_results_alone(tmp_path):
         "H5b",
     }
     assert judged == {
-        *(("embedded", part) for part in {*parts, "H3b", "H4b", "H6", "H6b", "H6c", "H6d", "H6e"}),
+        *(("embedded", part) for part in parts),
+        *(("embedded", part) for part in ("H3b", "H4b", "H4, equal norm")),
+        *(("embedded", part) for part in ("H6", "H6b", "H6b, to SFT", "H6c", "H6d", "H6e")),
         *(("smollm2", part) for part in parts),
     }
 

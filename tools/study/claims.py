@@ -14,7 +14,9 @@ from typing import Any
 
 from tools.study.verdicts import NOT_MEASURED, NOT_SHOWN, REVERSED, SHOWN
 
-BESIDE, AS_THE_LOSS = "H1, beside", "H1, as the loss's"
+BESIDE, AS_THE_LOSS, EQUAL_NORM = "H1, beside", "H1, as the loss's", "H4, equal norm"
+# Parts that are told with a primary one.
+ALSO = {"H1a": (BESIDE, AS_THE_LOSS), "H2": ("H2, two draws",), "H4": ("H4b", EQUAL_NORM)}
 _MODELS = {"embedded": "embedded model", "smollm2": "SmolLM2-135M"}
 
 
@@ -32,7 +34,8 @@ CLAIMS = {
         "A loss leaves a mark of its own, which other rollouts do not erase: its share is at least that of the data",
     ),
     "H2": Claim(
-        "What two losses share is decided before step 1: gradients at the start tell how alike the updates will be",
+        "What two losses share on the same rollouts can be foreseen: gradients before step 1 tell how alike the "
+        "updates will be",
         "Similarity is made during training: what gradients say before it accounts for less than 81% of the variance",
     ),
     "H3": Claim(
@@ -61,6 +64,7 @@ CLAIMS = {
 _UNTOLD = (
     "counting as theirs what a loss does on these data alone; counting that as nobody's, the two cannot be told apart"
 )
+_LOSS_HAS_MORE = "counting it as the loss's, the loss has more"
 _TOGETHER = "Loss and data decide together: the two ways of counting what only their combination explains disagree"
 
 
@@ -73,7 +77,7 @@ def claims(judged: Iterable[Mapping[str, Any]], number: Callable[[float], str]) 
     """
     rows = {(row["model"], row["part"]): row for row in judged}
     return [
-        _line(row, claim, [rows[model, other] for other in (BESIDE, AS_THE_LOSS) if part == "H1a"], number)
+        _line(row, claim, [rows[model, other] for other in ALSO.get(part, ()) if (model, other) in rows], number)
         for model in _MODELS
         for part, claim in CLAIMS.items()
         if (row := rows.get((model, part))) is not None
@@ -81,7 +85,7 @@ def claims(judged: Iterable[Mapping[str, Any]], number: Callable[[float], str]) 
 
 
 def _line(
-    row: Mapping[str, Any], claim: Claim, counts: Sequence[Mapping[str, Any]], number: Callable[[float], str]
+    row: Mapping[str, Any], claim: Claim, also: Sequence[Mapping[str, Any]], number: Callable[[float], str]
 ) -> str:
     verdict = row["verdict"]
     said = {
@@ -95,13 +99,17 @@ def _line(
         known += f"; without the runs that suggested it {number(row['unseen'])}"
     if not math.isnan(row["without_low"]):
         known += f"; without any one draw {number(row['without_low'])} to {number(row['without_high'])}"
-    if counts:
-        beside = counts[0]
+    others = {one["part"]: one for one in also}
+    if (beside := others.get(BESIDE)) is not None:
         if row["value"] * beside["value"] < 0:
             said, verdict = _TOGETHER, f"{verdict}, and not alone"
         elif beside["verdict"] != verdict:
             said = f"{said}, {_UNTOLD}"
-        known = "; ".join([known, *(_known(one, number) for one in counts)])
+        if others[AS_THE_LOSS]["verdict"] == REVERSED:
+            said = f"{said}; {_LOSS_HAS_MORE}"
+    if verdict == SHOWN and others.get(EQUAL_NORM, row)["verdict"] != SHOWN:
+        said = f"{said}, at the losses' own rates and norms; at equal norm they are not shown to be"
+    known = "; ".join([known, *(_known(one, number) for one in also)])
     rest = {SHOWN: claim.otherwise, REVERSED: claim.shown}.get(verdict)
     otherwise = f" *Had it gone the other way:* “{rest}.”" if rest else ""
     part = re.sub(r", (\w+)", r" (\1)", row["part"])

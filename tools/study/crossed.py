@@ -171,20 +171,53 @@ class Shares:
         return {field.name: float(getattr(self, field.name)) for field in fields(self)}
 
 
-def shares(same: Array, other: Array, losses: Sequence[int] | NDArray[np.int_] | None = None) -> Shares:
+@dataclass(frozen=True)
+class Sample:
+    """Losses that a statistic is computed of.
+
+    Attributes:
+        losses: Their numbers, shape (n,); in a resample one may occur several times.
+        pairs: Which two are a pair of losses, shape (n, n). Copies of a loss are none, nor are losses of two copies of
+            one group: that would count pairs of near twins more often than they occur.
+    """
+
+    losses: NDArray[np.int_]
+    pairs: NDArray[np.bool_]
+
+    @classmethod
+    def all(cls, count: int) -> Sample:
+        """Takes each loss once."""
+        return cls.drawn([np.arange(count)], [0])
+
+    @classmethod
+    def drawn(cls, groups: Sequence[NDArray[np.int_]], places: Sequence[int] | NDArray[np.int_]) -> Sample:
+        """Takes groups of losses, by their places, of which one may occur several times."""
+        sizes = [len(groups[place]) for place in places]
+        losses = np.concatenate([groups[place] for place in places])
+        group, copy = np.repeat(np.asarray(places), sizes), np.repeat(np.arange(len(sizes)), sizes)
+        alike = losses[:, None] == losses[None, :]
+        two_copies = (group[:, None] == group[None, :]) & (copy[:, None] != copy[None, :])
+        return cls(losses, ~alike & ~two_copies)
+
+
+# Computes a number of losses.
+Statistic = Callable[[Sample], float]
+
+
+def shares(same: Array, other: Array, sample: Sample | None = None) -> Shares:
     """Computes the shares of the updates of some losses, the analysis of variance of unit vectors.
 
     Args:
         same: Similarities of losses on one draw, shape (L, L); the diagonal is of one loss.
         other: The same on two draws.
-        losses: Which losses, perhaps one several times as in a bootstrap; None: all. Copies of one are no pair.
+        sample: Which losses; None: all.
     """
-    index = np.arange(len(same)) if losses is None else np.asarray(losses)
-    different = index[:, None] != index[None, :]
+    sample = sample or Sample.all(len(same))
+    index, chosen = sample.losses, np.ix_(sample.losses, sample.losses)
     one = known_mean(np.diag(same)[index])
     one_other = known_mean(np.diag(other)[index])
-    two = known_mean(same[np.ix_(index, index)][different])
-    two_other = known_mean(other[np.ix_(index, index)][different])
+    two = known_mean(same[chosen][sample.pairs])
+    two_other = known_mean(other[chosen][sample.pairs])
     return Shares(two_other, one_other - two_other, two - two_other, one - one_other - two + two_other, 1 - one)
 
 
@@ -210,32 +243,24 @@ class Estimate:
     p: float = float("nan")
 
 
-def over_losses(
-    statistic: Callable[[NDArray[np.int_]], float],
-    count: int,
-    resamples: int | None = None,
-    seed: int = 0,
-    families: Sequence[NDArray[np.int_]] | None = None,
+def bootstrap(
+    statistic: Statistic, groups: Sequence[NDArray[np.int_]], resamples: int | None = None, seed: int = 0
 ) -> Estimate:
-    """Estimates a statistic of losses with a percentile bootstrap that resamples losses (Efron 1979).
+    """Estimates a statistic of losses with a percentile bootstrap that resamples groups of them (Efron 1979).
 
     Args:
-        statistic: Computes it for losses by their numbers, of which one may occur several times.
-        count: Number of losses.
+        statistic: The statistic.
+        groups: Numbers of the losses that are drawn together.
         resamples: Number of resamples; None: `RESAMPLES`.
         seed: Seed of the resamples.
-        families: Losses that are drawn together, as many families as there are; None: each loss by itself.
     """
     rng = np.random.default_rng(seed)
-    units = [np.array([loss]) for loss in range(count)] if families is None else families
+    count = len(groups)
     drawn = np.array(
-        [
-            statistic(np.concatenate([units[unit] for unit in rng.integers(len(units), size=len(units))]))
-            for _ in range(resamples or RESAMPLES)
-        ]
+        [statistic(Sample.drawn(groups, rng.integers(count, size=count))) for _ in range(resamples or RESAMPLES)]
     )
     drawn = drawn[np.isfinite(drawn)]
-    value = statistic(np.arange(count))
+    value = statistic(Sample.all(sum(map(len, groups))))
     low, high = np.quantile(drawn, [0.025, 0.975]) if drawn.size else (np.nan, np.nan)
     # The observed sample counts as one resample, so that p is never 0.
     beyond = (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
@@ -267,11 +292,10 @@ def correlation(first: Array, second: Array) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if varied else float("nan")
 
 
-def pairs_of_losses(first: Array, second: Array, losses: NDArray[np.int_]) -> tuple[Array, Array]:
-    """Returns the entries of two (L, L) matrices for every two different losses of a resample."""
-    a, b = np.triu_indices(len(losses), 1)
-    different = losses[a] != losses[b]
-    rows, columns = losses[a][different], losses[b][different]
+def pairs_of_losses(first: Array, second: Array, sample: Sample) -> tuple[Array, Array]:
+    """Returns the entries of two symmetric (L, L) matrices for every pair of a sample."""
+    a, b = np.nonzero(np.triu(sample.pairs))
+    rows, columns = sample.losses[a], sample.losses[b]
     return first[rows, columns], second[rows, columns]
 
 

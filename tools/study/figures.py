@@ -134,6 +134,8 @@ def norm_in_disguise(runs: pd.DataFrame, explained: pd.DataFrame) -> Figure:
 def behaviour(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draws KL ÷ ‖ΔW‖² of each loss over the median of the pointwise losses (`hypotheses.behaviour_per_norm`).
 
+    Of several draws each is a dot beside their mean; of one draw there are intervals over orders.
+
     Args:
         tables: By what is held equal, such as "conventional rates".
     """
@@ -146,10 +148,19 @@ def behaviour(tables: Mapping[str, pd.DataFrame]) -> Figure:
     for (what, table), mark in zip(tables.items(), ("o", "D", "s"), strict=False):
         known = table[table["loss"].isin(losses)]
         at = [places[loss] for loss in known["loss"]]
-        around = np.abs(known[["low", "high"]].to_numpy().T - known["ratio"].to_numpy())
-        axes.errorbar(known["ratio"], at, xerr=np.nan_to_num(around), fmt=mark, color=ALONG if mark == "o" else INK,
-                      markersize=3, linewidth=0.8, label=what)  # fmt: skip
-        values += list(known["ratio"])
+        colour = ALONG if mark == "o" else INK
+        dots = [
+            (x, place) for place, own in zip(at, known["by_draw"], strict=True) for x in own.values() if len(own) > 1
+        ]
+        if dots:
+            axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=2, alpha=0.6)
+            around = None
+        else:
+            around = np.nan_to_num(np.abs(known[["low", "high"]].to_numpy().T - known["ratio"].to_numpy()))
+            values += list(known["low"].fillna(known["ratio"])) + list(known["high"].fillna(known["ratio"]))
+        axes.errorbar(known["ratio"], at, xerr=around, fmt=mark, color=colour, markersize=3, linewidth=0.8, label=what,
+                      markerfacecolor="white" if mark == "s" else colour)  # fmt: skip
+        values += [*known["ratio"], *(x for x, _ in dots)]
     rows(axes, [loss_title(loss) for loss in losses], list(places.values()))
     logarithmic(axes, "x", values)
     axes.axvline(1, color=MUTED, linewidth=0.6)
@@ -164,7 +175,7 @@ def matchings(judged: Mapping[str, Mapping[str, Finding]]) -> Figure:
     drawn = figure(PAGE, 0.6 + 0.3 * len(judged))
     axes = drawn.add_subplot()
     for row, found in enumerate(judged.values()):
-        for column, one in enumerate(found.values()):
+        for column, one in enumerate(found[name] for name in FINDINGS):
             colour = _VERDICTS[one.verdict]
             axes.add_patch(Rectangle((column - 0.48, row - 0.44), 0.96, 0.88, color=colour))
             ink = "white" if one.verdict == HOLDS else INK

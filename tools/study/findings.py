@@ -32,6 +32,8 @@ FINDINGS = {
     "F1": "SFT, RFT and RIFT are one cluster", "F2": "GRPO is farther from SFT than RFT is, DFT farther still",
     "F3": "DPO is orthogonal to all", "F4": "DPO's update is the smallest", "F5": "DPO is the most accurate",
 }  # fmt: skip
+# F3 of DPO and SFT alone.
+TO_SFT = "F3 to SFT"
 HOLDS, FAILS, CANNOT_TELL, BY_DESIGN = "holds", "fails", "cannot tell", "equal by design"
 
 
@@ -45,12 +47,14 @@ class Finding:
             its accuracy less that of the best other loss (F5).
         low: Lower end of the 95% interval over orders; NaN for F5, whose test is over problems.
         high: Upper end.
+        from_base: Whether DPO's accuracy is shown to differ from the base's (F5).
     """
 
     verdict: str
     value: float
     low: float
     high: float
+    from_base: bool = False
 
 
 def matched(results: Results, chosen: NDArray[np.bool_] | pd.Series) -> Results:
@@ -83,7 +87,7 @@ def at_best_rate(results: Results, chosen_on: str, order: str) -> Results:
 
 
 def findings(results: Results, correct: str = "correct", norm: str = "norm") -> dict[str, Finding]:
-    """Judges the five findings from the runs of six losses.
+    """Judges the five findings, and F3 as it was first written (`TO_SFT`), from the runs of six losses.
 
     Args:
         results: Runs that each have another order, from one draw and one start.
@@ -103,6 +107,7 @@ def findings(results: Results, correct: str = "correct", norm: str = "norm") -> 
     return {
         "F1": judged(_one_cluster), "F2": judged(_in_order), "F3": _all([judged(_within(loss)) for loss in NOT_DPO]),
         "F4": _smallest(results.runs, norm), "F5": _most_accurate(results.runs, correct),
+        TO_SFT: judged(_within("sft")),
     }  # fmt: skip
 
 
@@ -113,8 +118,14 @@ def _relatives(design: Crossed) -> dict[tuple[str, str], float]:
 
 
 def _one_cluster(cosines: Mapping[tuple[str, str], float]) -> float:
-    inside = np.min([cosines[a, b] for a in CLUSTER for b in CLUSTER if a != b])
-    return float(inside - np.max([cosines[a, b] for a in CLUSTER for b in OTHERS]))
+    return float(
+        np.min(
+            [
+                np.min([cosines[a, b] for b in CLUSTER if b != a]) - np.max([cosines[a, b] for b in OTHERS])
+                for a in CLUSTER
+            ]
+        )
+    )
 
 
 def _in_order(cosines: Mapping[tuple[str, str], float]) -> float:
@@ -167,4 +178,5 @@ def _most_accurate(runs: pd.DataFrame, correct: str) -> Finding:
     better, worse = (p <= LEVEL) & (differences > 0), (p <= LEVEL) & (differences < 0)
     is_loss = np.array([name != "base" for name in others])
     verdict = FAILS if worse.any() else HOLDS if better[is_loss].all() else CANNOT_TELL
-    return Finding(verdict, float(differences[is_loss].min()), float("nan"), float("nan"))
+    from_base = bool((better | worse)[~is_loss].any())
+    return Finding(verdict, float(differences[is_loss].min()), float("nan"), float("nan"), from_base)

@@ -14,11 +14,13 @@ from losslens.evaluation.statistics import jackknife_interval
 from tools.study.crossed import (
     Crossed,
     Estimate,
+    Sample,
     Shares,
+    Statistic,
+    bootstrap,
     correlation,
     known_mean,
     mantel,
-    over_losses,
     p_of_factor,
     pairs_of_losses,
     shares,
@@ -54,12 +56,17 @@ def families_of(losses: Sequence[str]) -> list[NDArray[np.int_]]:
     return [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
 
 
+def over_losses(statistic: Statistic, losses: Sequence[str]) -> Estimate:
+    """Estimates a statistic of losses with an interval that resamples their families."""
+    return bootstrap(statistic, families_of(losses))
+
+
 def share_table(design: Crossed) -> pd.DataFrame:
     """Computes the shares of an update with their intervals over losses, and the difference of H1.
 
     Returns:
         A row for each share, and for `data_less_loss`, `two_less_one` and `data_less_all_of_loss` (`Shares`): value,
-        low, high, p; `family_low` and `family_high` are of a bootstrap that resamples families of losses.
+        low, high, p.
     """
     same, other = design.between(same_draw=True), design.between(same_draw=False)
     statistics: dict[str, Callable[[Shares], float]] = {
@@ -73,14 +80,10 @@ def share_table(design: Crossed) -> pd.DataFrame:
         "data_less_all_of_loss": lambda found: found.data_less_all_of_loss,
     }
 
-    def row(of: Callable[[Shares], float]) -> dict[str, float]:
-        def statistic(chosen: NDArray[np.int_]) -> float:
-            return of(shares(same, other, chosen))
+    def estimate(of: Callable[[Shares], float]) -> Estimate:
+        return over_losses(lambda chosen: of(shares(same, other, chosen)), design.losses)
 
-        by_family = over_losses(statistic, len(same), families=families_of(design.losses))
-        return {**vars(over_losses(statistic, len(same))), "family_low": by_family.low, "family_high": by_family.high}
-
-    return pd.DataFrame([{"share": name, **row(of)} for name, of in statistics.items()])
+    return pd.DataFrame([{"share": name, **vars(estimate(of))} for name, of in statistics.items()])
 
 
 def within_rates(design: Crossed, runs: pd.DataFrame) -> pd.DataFrame:
@@ -153,11 +156,11 @@ def persisting(design: Crossed) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         related = same / np.outer(own, own) >= RELATED
 
-    def of(losses: NDArray[np.int_]) -> float:
-        is_related, is_less = pairs_of_losses(related.astype(float), (other < same / 2).astype(float), losses)
+    def of(sample: Sample) -> float:
+        is_related, is_less = pairs_of_losses(related.astype(float), (other < same / 2).astype(float), sample)
         return known_mean(is_less[is_related > 0])
 
-    return over_losses(of, len(design.losses))
+    return over_losses(of, design.losses)
 
 
 def likelihoods(design: Crossed) -> dict[str, Estimate]:
@@ -165,17 +168,16 @@ def likelihoods(design: Crossed) -> dict[str, Estimate]:
     chosen = design.only("loss", LIKELIHOODS)
     same, other = chosen.between(same_draw=True), chosen.between(same_draw=False)
 
-    def two(losses: NDArray[np.int_]) -> float:
-        return known_mean(pairs_of_losses(same, same, losses)[0])
+    def two(sample: Sample) -> float:
+        return known_mean(pairs_of_losses(same, same, sample)[0])
 
-    def one(losses: NDArray[np.int_]) -> float:
-        return known_mean(np.diag(other)[losses])
+    def one(sample: Sample) -> float:
+        return known_mean(np.diag(other)[sample.losses])
 
-    count = len(chosen.losses)
     return {
-        "two_losses_one_draw": over_losses(two, count),
-        "one_loss_two_draws": over_losses(one, count),
-        "difference": over_losses(lambda losses: two(losses) - one(losses), count),
+        "two_losses_one_draw": over_losses(two, chosen.losses),
+        "one_loss_two_draws": over_losses(one, chosen.losses),
+        "difference": over_losses(lambda sample: two(sample) - one(sample), chosen.losses),
     }
 
 
@@ -196,11 +198,10 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
 
     Returns:
         `r`, its interval and Mantel's p for gradients and ends on the same draw, averaged over draws and starts;
-        `r_by_family`, the same with an interval that resamples families of losses;
         `r_within`, the same of pairs of losses of one learning rate (mean over pairs of rates that at least five
         losses have); `r_of_means`, of the averages over draws and starts; the mean `gap` of these; `r_other`, of
         gradients of one draw and ends of another; the `difference` to it; and `r_across`, of two losses on two draws,
-        their gradients and their ends alike.
+        their gradients and their ends alike (None where there is one draw).
     """
     matrices = gradient_matrices(results, design.losses)
     starts, draws = design.levels["start"], design.levels["draw"]
@@ -210,9 +211,9 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
         for draw in draws
     }
 
-    def r(losses: NDArray[np.int_], *, same: bool) -> float:
+    def r(sample: Sample, *, same: bool) -> float:
         found = [
-            correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, end], losses))
+            correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, end], sample))
             for start in starts
             for draw in draws
             for end in draws
@@ -236,27 +237,33 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
     rates = rate_of.reindex(design.losses).to_numpy()
     groups = [group for rate in dict.fromkeys(rates) if len(group := np.flatnonzero(rates == rate)) > 4]
     within = [
-        (correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, draw], group)), len(group))
+        (
+            correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, draw], Sample.drawn([group], [0]))),
+            len(group),
+        )
         for group in groups
         for start, draw in both
     ]
     across = [
-        correlation(matrices[start, a, b][off], design.across(start, a, b)[off])
+        (matrices[start, a, b], design.across(start, a, b))
         for start in starts
         for a, b in permutations_of(draws, 2)
         if (start, a, b) in matrices
-        for off in [~np.eye(count, dtype=bool)]
     ]
+
+    def r_across(sample: Sample) -> float:
+        chosen, two = np.ix_(sample.losses, sample.losses), sample.pairs
+        return known_mean(np.array([correlation(first[chosen][two], last[chosen][two]) for first, last in across]))
+
     return {
-        "r": over_losses(lambda chosen: r(chosen, same=True), count),
-        "r_by_family": over_losses(lambda chosen: r(chosen, same=True), count, families=families_of(design.losses)),
+        "r": over_losses(lambda chosen: r(chosen, same=True), design.losses),
         "r_within": float(np.average([r for r, _ in within], weights=[n * (n - 1) for _, n in within]))
         if within
         else float("nan"),
         "r_of_means": correlation(gradients[upper], final[upper]),
-        "r_across": known_mean(np.array(across)),
-        "r_other": over_losses(lambda chosen: r(chosen, same=False), count) if len(draws) > 1 else None,
-        "difference": over_losses(lambda chosen: r(chosen, same=True) - r(chosen, same=False), count)
+        "r_across": over_losses(r_across, design.losses) if across else None,
+        "r_other": over_losses(lambda chosen: r(chosen, same=False), design.losses) if len(draws) > 1 else None,
+        "difference": over_losses(lambda chosen: r(chosen, same=True) - r(chosen, same=False), design.losses)
         if len(draws) > 1
         else None,
         "p": p,
@@ -307,7 +314,7 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
     for measure in (*MEASURES, "principal_left"):
         is_share = measure == "principal_left"
         raw = runs[measure].to_numpy(dtype=float)
-        estimate = over_losses(_r2(norms, np.log(raw) if measure in LOGARITHMIC else raw, places), len(names))
+        estimate = over_losses(_r2(norms, np.log(raw) if measure in LOGARITHMIC else raw, places), names)
         rows.append(
             {
                 "measure": measure, "r2_within": _within(runs, norms, np.log(raw) if measure in LOGARITHMIC else raw),
@@ -337,40 +344,58 @@ def _within(runs: pd.DataFrame, x: Array, y: Array) -> float:
     return correlation(deviations[:, 0], deviations[:, 1]) ** 2
 
 
-def _r2(x: Array, y: Array, places: Sequence[NDArray[np.int_]]) -> Callable[[NDArray[np.int_]], float]:
+def _r2(x: Array, y: Array, places: Sequence[NDArray[np.int_]]) -> Statistic:
     """Returns a function of losses that computes r² of x and y over their runs, which are at `places`."""
 
-    def of(losses: NDArray[np.int_]) -> float:
-        chosen = np.concatenate([places[loss] for loss in losses])
+    def of(sample: Sample) -> float:
+        chosen = np.concatenate([places[loss] for loss in sample.losses])
         return correlation(x[chosen], y[chosen]) ** 2
 
     return of
 
 
 def behaviour_per_norm(runs: pd.DataFrame) -> pd.DataFrame:
-    """Computes KL ÷ ‖ΔW‖² of each loss over the median of the pointwise losses (H4), with intervals over orders.
+    """Computes KL ÷ ‖ΔW‖² of each loss over the median of the pointwise losses on the same draw (H4).
 
-    Values are geometric means over draws and starts; `by_draw` has that of each draw.
+    Returns:
+        For each loss `ratio`, the geometric mean over draws; `low` and `high`, of the t interval of its logarithms over
+        draws if there are several, else those over orders; `order_low` and `order_high`, of the jackknife over orders;
+        and `by_draw`, the ratio on each draw.
     """
     values = runs.assign(log=np.log(runs["kl"] / runs["norm"] ** 2))
-    orders = list(dict.fromkeys(values["order"]))
+    draws, orders = (list(dict.fromkeys(values[factor])) for factor in ("draw", "order"))
 
-    def of(loss: str, chosen: pd.DataFrame) -> float:
-        means = chosen.groupby("loss")["log"].mean()
-        return float(means[loss] - np.median(means[[name for name in POINTWISE if name in means.index]]))
+    def logs(chosen: pd.DataFrame) -> pd.DataFrame:
+        """Returns the logarithm of the ratio of each loss (rows) on each draw (columns)."""
+        means = chosen.groupby(["loss", "draw"])["log"].mean().unstack()
+        return means - means.loc[[name for name in POINTWISE if name in means.index]].median()
 
+    found = logs(values)
+    left_out = [logs(values[values["order"] != order]) for order in orders]
     rows = []
     for loss in dict.fromkeys(values["loss"]):
-        ratio = of(loss, values)
-        left_out = [of(loss, values[values["order"] != order]) for order in orders]
-        low, high = jackknife(ratio, left_out)
-        by_draw = {
-            draw: float(np.exp(of(loss, own))) for draw, own in values.groupby("draw") if loss in set(own["loss"])
-        }
-        rows.append(
-            {"loss": loss, "ratio": np.exp(ratio), "low": np.exp(low), "high": np.exp(high), "by_draw": by_draw}
+        of_draws = found.loc[loss].dropna()
+        ratio = float(of_draws.mean())
+        over_orders = jackknife(
+            ratio, [float(logs_of.loc[loss].mean()) for logs_of in left_out if loss in logs_of.index]
         )
+        interval = t_interval(of_draws.to_numpy()) if len(of_draws) > 1 else over_orders
+        rows.append(
+            {
+                "loss": loss, "ratio": np.exp(ratio), "low": np.exp(interval[0]), "high": np.exp(interval[1]),
+                "order_low": np.exp(over_orders[0]), "order_high": np.exp(over_orders[1]),
+                "by_draw": {draw: float(np.exp(of_draws[draw])) for draw in draws if draw in of_draws},
+            }
+        )  # fmt: skip
     return pd.DataFrame(rows).sort_values("ratio", ascending=False, ignore_index=True)
+
+
+def t_interval(values: Array) -> tuple[float, float]:
+    """Computes Student's 95% interval of a mean."""
+    from scipy.stats import t  # slow to import
+
+    half = t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def function_less_weights(found: dict[str, Crossed]) -> dict[str, Estimate]:
@@ -390,11 +415,11 @@ def function_less_weights(found: dict[str, Crossed]) -> dict[str, Estimate]:
     if len(found["weights"].levels["start"]) > 1:
         function, weights = (diagonal(kind, same_draw=True, same_start=False) for kind in ("function", "weights"))
         estimates |= {"start": function - weights, "function_start": function, "weights_start": weights}
-    return {name: over_losses(_mean_of(values), len(values)) for name, values in estimates.items()}
+    return {name: over_losses(_mean_of(values), found["weights"].losses) for name, values in estimates.items()}
 
 
-def _mean_of(values: Array) -> Callable[[NDArray[np.int_]], float]:
-    return lambda chosen: known_mean(values[chosen])
+def _mean_of(values: Array) -> Statistic:
+    return lambda sample: known_mean(values[sample.losses])
 
 
 def p_of_factors(design: Crossed, permutations: int = 9_999) -> dict[str, float]:

@@ -24,6 +24,7 @@ from tools.study import claims, figures, findings, hypotheses, verdicts
 from tools.study.crossed import Crossed
 from tools.study.figures import KIND_TITLES, MEASURE_TITLES
 from tools.study.results import KINDS, Results
+from tools.study.verdicts import ONE_RATE
 
 # What suggested the hypotheses, and is left out of the tests on what nobody had seen.
 SEEN = {"start": "42", "draw": "0"}
@@ -53,9 +54,25 @@ def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
         name: findings.findings(results, correct, norm) for name, (results, correct, norm) in matchings(folder).items()
     }
     if (rates := available(folder, "study_rates")) is not None:
-        one_rate = rates.runs[rates.runs["rate"] == "x1.0"]
-        found["one_rate"] = {"kl_per_norm": hypotheses.behaviour_per_norm(one_rate)}
+        found["rates"] = {rate: _of_rate(rates, rate) for rate in sorted(set(rates.runs["rate"]), key=_factor)}
+    if (at_norm := available(folder, "study_rates-norm")) is not None:
+        found["equal_norm"] = {"kl_per_norm": hypotheses.behaviour_per_norm(at_norm.runs)}
     return found
+
+
+def _of_rate(results: Results, rate: str) -> dict[str, Any]:
+    """Computes how DPO compares with other losses at one rate for all."""
+    own = findings.matched(results, results.runs["rate"] == rate)
+    return {
+        "kl_per_norm": hypotheses.behaviour_per_norm(own.runs),
+        "norm": findings.findings(own)["F4"],
+        "accuracy": own.runs.groupby("loss")["accuracy"].mean().to_dict(),
+    }
+
+
+def _factor(rate: str) -> float:
+    """Returns the factor in the name of a rate: 0.03 of "x0.03"."""
+    return float(rate.removeprefix("x"))
 
 
 def _of_model(results: Results, permutations: int) -> dict[str, Any]:
@@ -124,7 +141,7 @@ def matchings(folder: Path) -> dict[str, tuple[Results, str, str]]:
         found["equal steps, conventional rates"] = (conventional, "correct", "norm")
     rates = available(folder, "study_rates")
     if rates is not None:
-        one = findings.matched(rates, rates.runs["rate"] == "x1.0")
+        one = findings.matched(rates, rates.runs["rate"] == ONE_RATE)
         found["equal steps, one rate"] = (one, "correct", "norm")
     if (epochs := available(folder, "study_epochs")) is not None:
         own = findings.matched(epochs, epochs.runs["rate"] == "conventional")
@@ -159,8 +176,9 @@ def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
             drawn["decided"] = figures.decided(before, weights.between(same_draw=True), model["decided"]["r_of_means"])
         if "geometry" in model:
             drawn["norm"] = figures.norm_in_disguise(results.runs, model["geometry"])
-        tables = {"conventional rates": model["kl_per_norm"]}
-        tables |= {"one rate": found["one_rate"]["kl_per_norm"]} if "one_rate" in found else {}
+        tables = {"conventional rates, each draw": model["kl_per_norm"]}
+        tables |= {"one rate": found["rates"][ONE_RATE]["kl_per_norm"]} if ONE_RATE in found.get("rates", {}) else {}
+        tables |= {"equal norm": found["equal_norm"]["kl_per_norm"]} if "equal_norm" in found else {}
         drawn["behaviour"] = figures.behaviour(tables)
         if found["matchings"]:
             drawn["matchings"] = figures.matchings(found["matchings"])
@@ -187,7 +205,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
         made[f"pairs {title}"] = ((*of_pairs, "persists", "two starts"), lines)
     if found.get("matchings"):
         rows = [
-            [matching, *(f"{one.verdict} ({_number(one.value)})" for one in judged.values())]
+            [matching, *(f"{judged[name].verdict} ({_number(judged[name].value)})" for name in findings.FINDINGS)]
             for matching, judged in found["matchings"].items()
         ]
         made["matchings"] = (("matching", *findings.FINDINGS), rows)

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from tools.study.crossed import Estimate
-from tools.study.findings import HOLDS, Finding
+from tools.study.findings import HOLDS, TO_SFT, Finding
 from tools.study.hypotheses import SUITE
 
 SHOWN, NOT_SHOWN, REVERSED, NOT_MEASURED = "shown", "not shown", "the other way", "not measured"
@@ -18,6 +18,8 @@ SHOWN, NOT_SHOWN, REVERSED, NOT_MEASURED = "shown", "not shown", "the other way"
 LEAST_DIFFERENCE = 0.1
 # Losses of pairs that are said to be on DPO's side (H4c).
 PAIR_LOSSES = ("ipo", "simpo", "cal_dpo")
+# The name of the rate that is one for all losses: 1e-3 on the embedded model.
+ONE_RATE = "x1.0"
 
 
 # Takes a number from those of a model.
@@ -45,6 +47,10 @@ class Rule:
         if value >= self.least and (low > self.beyond or not np.isfinite(low)):
             return SHOWN
         return REVERSED if self.reversed_below is not None and high < self.reversed_below else NOT_SHOWN
+
+
+# DPO moves behaviour further per squared norm (H4).
+DPO_FURTHER = Rule(8, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -92,10 +98,14 @@ def verdicts(found: Mapping[str, Any]) -> pd.DataFrame:
     geometry = found.get("full", {}).get("geometry")
     if geometry is not None:
         rows.append({"model": "embedded", **vars(_suite("H3b", geometry, None, 0.9, -np.inf, ratios=False))})
-    if "one_rate" in found:
-        ratio = _ratio(found["one_rate"]["kl_per_norm"], "dpo")
-        says = "KL ÷ ‖ΔW‖² of DPO over the median, one rate"
-        rows.append({"model": "embedded", **vars(_judged("H4b", says, ratio, None, Rule(2, 1)))})
+    says = "KL ÷ ‖ΔW‖² of DPO over the median"
+    if ONE_RATE in found.get("rates", {}):
+        ratio = _ratio(found["rates"][ONE_RATE]["kl_per_norm"], "dpo")
+        rows.append({"model": "embedded", **vars(_judged("H4b", f"{says}, one rate", ratio, None, Rule(2, 1)))})
+    if "equal_norm" in found:
+        ratio = _ratio(found["equal_norm"]["kl_per_norm"], "dpo")
+        one = _judged("H4, equal norm", f"{says}, equal norm", ratio, None, DPO_FURTHER)
+        rows.append({"model": "embedded", **vars(one)})
     rows += [{"model": "embedded", **vars(one)} for one in _matchings(found.get("matchings", {}))]
     columns = ["model", "part", "says", "value", "low", "high", "unseen", "p", "verdict", "without_low", "without_high"]
     return pd.DataFrame(rows, columns=columns)
@@ -126,14 +136,18 @@ def _of_model(found: Mapping[str, Any]) -> list[Verdict]:
         says, rule = "r of gradients before step 1 and ends", Rule(0.9, 0.8, 0.9)
         rows.append(judged("H2", says, lambda of: of["decided"]["r"], rule, p=found["decided"]["p"]))
         if found["decided"]["difference"] is not None:
-            rows.append(judged("H2b", "r on the same draw less r on another", _difference, Rule(0, 0, 0)))
+            says = "r of gradients and ends of two losses on two draws"
+            rows.append(judged("H2, two draws", says, _decided("r_across"), rule))
+            says = "r on the same draw less r on another"
+            rows.append(judged("H2b", says, _decided("difference"), Rule(0, 0, 0)))
     if "geometry" in found:
         of_unseen = unseen["geometry"] if unseen else None
         without = [of["geometry"] for of in found["without_draw"].values()]
         rows.append(_suite("H3", found["geometry"], of_unseen, 0.95, 0.9, ratios=True, without=without))
         rows.append(_principal(found["geometry"], of_unseen, without))
     says = "KL ÷ ‖ΔW‖² over the median of the pointwise losses"
-    rows.append(judged("H4", f"DPO's {says}", lambda of: _ratio(of["kl_per_norm"], "dpo"), Rule(8, 4, 8)))
+    over_draws = " (interval over draws)" if found["without_draw"] else ""
+    rows.append(judged("H4", f"DPO's {says}{over_draws}", lambda of: _ratio(of["kl_per_norm"], "dpo"), DPO_FURTHER))
     losses = [loss for loss in PAIR_LOSSES if loss in set(found["kl_per_norm"]["loss"])]
     if losses:
         rows.append(judged("H4c", f"least {says} of {', '.join(losses)}", _least_ratio(losses), Rule(4, 1)))
@@ -178,9 +192,8 @@ def _judged(
     return Verdict(part, says, one.value, one.low, one.high, value_unseen, p, verdict, float(least), float(largest))
 
 
-def _difference(found: Mapping[str, Any]) -> Estimate:
-    one: Estimate | None = found.get("decided", {}).get("difference")
-    return one or _UNKNOWN
+def _decided(name: str) -> Number:
+    return lambda found: found.get("decided", {}).get(name) or _UNKNOWN
 
 
 def _share(found: Mapping[str, Any], name: str) -> Estimate:
@@ -246,14 +259,17 @@ def _matchings(judged: Mapping[str, Mapping[str, Finding]]) -> list[Verdict]:
         ratio = one_rate["F4"]
         estimate = Estimate(ratio.value, ratio.low, ratio.high)
         rows.append(_judged("H6", "DPO's norm over SFT's at one rate", estimate, None, Rule(0.5, 0.5, 0.5)))
-    expected: dict[str, tuple[str, Callable[[int, int], bool]]] = {
-        "F3": ("H6b", lambda held, of: held == of), "F1": ("H6c", lambda held, of: held == of),
-        "F2": ("H6d", lambda held, of: held < of / 2), "F5": ("H6e", lambda held, _: held == 0),
-    }  # fmt: skip
-    for finding, (part, is_shown) in expected.items() if judged else ():
+    differs = sum(found["F5"].from_base for found in judged.values())
+    expected: list[tuple[str, str, Callable[[int, int], bool]]] = [
+        ("H6b", "F3", lambda held, of: held == of), ("H6b, to SFT", TO_SFT, lambda held, of: held == of),
+        ("H6c", "F1", lambda held, of: held == of), ("H6d", "F2", lambda held, of: held < of / 2),
+        ("H6e", "F5", lambda held, _: held == 0 and not differs),
+    ]  # fmt: skip
+    for part, finding, is_shown in expected if judged else ():
         held = sum(found[finding].verdict == HOLDS for found in judged.values())
         verdict = SHOWN if is_shown(held, len(judged)) else NOT_SHOWN
         says = f"matchings of {len(judged)} under which {finding} holds"
+        says += f" (DPO differs from the base under {differs})" * (finding == "F5")
         nan = float("nan")
         rows.append(Verdict(part, says, float(held), nan, nan, nan, nan, verdict))
     return rows
