@@ -38,6 +38,7 @@ from tools.study.hypotheses import (
     behaviour_per_norm,
     decided,
     explained_by_norm,
+    exponents,
     families_of,
     function_less_weights,
     gradient_matrices,
@@ -102,7 +103,7 @@ def test_losses_of_two_copies_of_a_family_are_no_pair():
     assert sample.losses.tolist() == [0, 1, 0, 1, 2]
     pairs = {(int(i), int(j)) for i, j in np.argwhere(np.triu(sample.pairs))}
     assert pairs == {(0, 1), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4)}
-    # So the mean over resamples of a mean of pairs is near that of all losses: with pairs of copies it is .103 instead of .053.
+    # So the mean over resamples of a mean of pairs is near that of all losses; with pairs of copies it is .104.
     families = [np.array([2 * i, 2 * i + 1]) for i in range(10)]
     same = np.kron(np.eye(10), np.ones((2, 2)))
     rng = np.random.default_rng(0)
@@ -567,6 +568,13 @@ def test_behaviour_per_norm_by_hand():
     assert row[["order_low", "order_high"]].tolist() == pytest.approx([8, 8])
 
 
+def test_exponents_are_those_of_power_laws():
+    norms = np.array([0.1, 0.3, 1.0] * 2)
+    runs = pd.DataFrame({"loss": ["sft"] * 3 + ["dpo"] * 3, "norm": norms})
+    runs["kl"] = 3 * norms ** np.where(runs["loss"] == "sft", 2.0, 1.5)
+    assert exponents(runs) == pytest.approx({"sft": 0, "dpo": -0.5}, abs=1e-9)
+
+
 def test_function_less_weights_by_hand():
     levels = list(product(("s", "t"), ("sft", "dpo"), ("d0", "d1"), ("o0", "o1")))
     runs = pd.DataFrame(levels, columns=list(FACTORS))
@@ -728,8 +736,8 @@ def claimed(verdict, value=0.3, beside=0.1, part="H2", beside_verdict=None, thir
 def test_a_claim_is_what_its_verdict_lets_one_say():
     shown, otherwise = claims.CLAIMS["H2"].shown, claims.CLAIMS["H2"].otherwise
     assert claimed("shown") == (
-        f"- **H2, embedded model: shown.** {shown} (what: .30, 95% .10 to .40, p = .013; without the runs that "
-        f"suggested it .20; without any one draw .25 to .35). *Had it gone the other way:* “{otherwise}.”"
+        f"- **H2, embedded model: shown.** {shown} (what: .30, 95% .10 to .40, p = .013; unseen .20; "
+        f"without a draw .25 to .35). *Had it gone the other way:* “{otherwise}.”"
     )
     assert f"** {otherwise} (" in claimed("the other way", -0.3)
     assert f"*Had it gone the other way:* “{shown}.”" in claimed("the other way", -0.3)

@@ -96,9 +96,9 @@ def _line(
     }[verdict]
     known = _known(row, number)
     if not math.isnan(row["unseen"]):
-        known += f"; without the runs that suggested it {number(row['unseen'])}"
+        known += f"; unseen {number(row['unseen'])}"
     if not math.isnan(row["without_low"]):
-        known += f"; without any one draw {number(row['without_low'])} to {number(row['without_high'])}"
+        known += f"; without a draw {number(row['without_low'])} to {number(row['without_high'])}"
     others = {one["part"]: one for one in also}
     if (beside := others.get(BESIDE)) is not None:
         if row["value"] * beside["value"] < 0:

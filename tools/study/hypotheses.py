@@ -390,6 +390,15 @@ def behaviour_per_norm(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("ratio", ascending=False, ignore_index=True)
 
 
+def exponents(runs: pd.DataFrame) -> dict[str, float]:
+    """Fits, for each loss, x of KL ÷ ‖ΔW‖² ∝ ‖ΔW‖ˣ over its runs at several rates; 0 if the quotient is a constant."""
+    logs = pd.DataFrame({"loss": runs["loss"], "norm": np.log(runs["norm"]), "kl": np.log(runs["kl"])})
+    return {
+        str(loss): float(np.polyfit(own["norm"], own["kl"] - 2 * own["norm"], 1)[0])
+        for loss, own in logs.groupby("loss")
+    }
+
+
 def t_interval(values: Array) -> tuple[float, float]:
     """Computes Student's 95% interval of a mean."""
     from scipy.stats import t  # slow to import

@@ -54,6 +54,7 @@ def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
         name: findings.findings(results, correct, norm) for name, (results, correct, norm) in matchings(folder).items()
     }
     if (rates := available(folder, "study_rates")) is not None:
+        found["kl_per_norm_exponents"] = hypotheses.exponents(rates.runs)
         found["rates"] = {rate: _of_rate(rates, rate) for rate in sorted(set(rates.runs["rate"]), key=_factor)}
     if (at_norm := available(folder, "study_rates-norm")) is not None:
         found["equal_norm"] = {"kl_per_norm": hypotheses.behaviour_per_norm(at_norm.runs)}
