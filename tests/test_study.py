@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from losslens.core.errors import InputError
 from losslens.measures.base_weights import principal
@@ -18,15 +19,17 @@ from losslens.measures.rotated import effects
 from losslens.report.figures.canvas import style
 from losslens.updates.lora import LoraUpdate
 from tools import reference
-from tools.study import claims, crossed, figures, page, verdicts
+from tools.study import claims, figures, page, verdicts
 from tools.study.crossed import (
+    CORRELATION,
     FACTORS,
+    PART,
+    R2,
     Crossed,
     Estimate,
-    Sample,
     Shares,
-    bootstrap,
     correlation,
+    jackknife_over,
     mantel,
     p_of_factor,
     pairs_of_losses,
@@ -56,11 +59,6 @@ pytestmark = pytest.mark.fast
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    monkeypatch.setattr(crossed, "RESAMPLES", 100)
-
-
 SIZES = ("common", "loss", "data", "loss_and_data", "order")
 
 
@@ -87,30 +85,14 @@ def test_shares_by_hand():
     assert found.of_data == pytest.approx(0.4)
 
 
-def test_copies_of_a_loss_are_no_pair_in_a_resample():
-    same, other = np.array([[0.9, 0.6], [0.6, 0.7]]), np.array([[0.5, 0.3], [0.3, 0.1]])
-    twice = Sample.drawn([np.array([0]), np.array([1])], [0, 0, 1])
-    assert shares(same, other, twice).common == pytest.approx(0.3)  # not (.3 + .3 + .5)/3
-    assert shares(same, other, twice).order == pytest.approx(1 - (0.9 + 0.9 + 0.7) / 3)
-    first, second = pairs_of_losses(same, other, twice)
-    assert first.tolist() == [0.6, 0.6]
-    assert second.tolist() == [0.3, 0.3]
-
-
-def test_losses_of_two_copies_of_a_family_are_no_pair():
-    # Twins 0 and 1, and 2. With the twins twice, pairs within are (0, 1) of each copy, not of both with each other.
-    sample = Sample.drawn([np.array([0, 1]), np.array([2])], [0, 0, 1])
-    assert sample.losses.tolist() == [0, 1, 0, 1, 2]
-    pairs = {(int(i), int(j)) for i, j in np.argwhere(np.triu(sample.pairs))}
-    assert pairs == {(0, 1), (2, 3), (0, 4), (1, 4), (2, 4), (3, 4)}
-    # So the mean over resamples of a mean of pairs is near that of all losses; with pairs of copies it is .104.
-    families = [np.array([2 * i, 2 * i + 1]) for i in range(10)]
-    same = np.kron(np.eye(10), np.ones((2, 2)))
-    rng = np.random.default_rng(0)
-    resampled = [shares(same, same, Sample.drawn(families, rng.integers(10, size=10))).common for _ in range(400)]
-    whole = shares(same, same).common
-    assert whole == pytest.approx(1 / 19)
-    assert np.mean(resampled) == pytest.approx(whole, rel=0.15)
+def test_shares_of_some_losses():
+    same = np.array([[0.9, 0.6, 0.1], [0.6, 0.7, 0.2], [0.1, 0.2, 0.5]])
+    other = np.array([[0.5, 0.3, 0.0], [0.3, 0.1, 0.0], [0.0, 0.0, 0.4]])
+    found = shares(same, other, [0, 1])
+    assert (found.common, found.order) == pytest.approx((0.3, 1 - (0.9 + 0.7) / 2))
+    assert (found.loss, found.data) == pytest.approx(((0.5 + 0.1) / 2 - 0.3, 0.6 - 0.3))
+    first, second = pairs_of_losses(same, other, np.array([0, 2]))
+    assert (first.tolist(), second.tolist()) == ([0.1], [0.0])
 
 
 def test_shares_are_those_that_the_runs_were_made_of():
@@ -186,45 +168,63 @@ def test_a_factor_is_found_where_it_is_and_not_where_it_is_not(factor):
     assert np.mean(np.array(absent) <= 0.1) < 0.3
 
 
-def test_the_interval_over_losses_is_that_of_a_mean():
-    values = np.random.default_rng(0).normal(1.0, 0.5, 400)
-    found = bootstrap(lambda sample: float(values[sample.losses].mean()), np.arange(len(values))[:, None], 2000)
-    error = values.std(ddof=1) / 20
-    assert found.value == pytest.approx(values.mean())
-    assert (found.low, found.high) == pytest.approx(
-        (values.mean() - 1.96 * error, values.mean() + 1.96 * error), abs=0.01
-    )
-    assert found.p == pytest.approx(2 / 2001)
-    assert bootstrap(lambda sample: 0.0, np.arange(3)[:, None], 10).p == 1
+def test_the_jackknife_of_a_mean_is_students_interval():
+    values = np.array([0.3, 0.1, 0.4, 0.15, 0.9, 0.26])
+    found = jackknife_over(lambda losses: float(values[losses].mean()), np.arange(6)[:, None])
+    low, high = stats.t.interval(0.95, 5, values.mean(), stats.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((values.mean(), low, high))
+    assert found.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    # Without one of two groups there is nothing to compare.
+    assert np.isnan(jackknife_over(lambda losses: float(values[losses].mean()), np.arange(2)[:, None]).low)
+    assert jackknife_over(lambda losses: 0.0, np.arange(3)[:, None]).p == 1
 
 
-def test_families_are_drawn_together():
-    # Two families of equal losses: a resample has one of them twice, or both, so that only three means occur.
-    values = np.array([0.0, 0.0, 0.0, 1.0])
-    groups = [np.array([0, 1, 2]), np.array([3])]
-    means = set()
-
-    def mean(sample):
-        means.add(float(values[sample.losses].mean()))
-        return float(values[sample.losses].mean())
-
-    found = bootstrap(mean, groups, 200)
-    assert means == {0.0, 0.25, 1.0}
-    assert (found.value, found.low, found.high) == (0.25, 0.0, 1.0)
-    losses = ["dpo", "sft", "ipo", "nft", "awr", "rft"]
-    assert [list(group) for group in families_of(losses)] == [[0, 2], [1, 4], [3], [5]]
+def test_families_are_left_out_together():
+    left = []
+    jackknife_over(lambda losses: left.append(losses.tolist()) or 0.0, families_of(["dpo", "sft", "ipo", "nft", "awr"]))
+    assert left == [[0, 1, 2, 3, 4], [1, 3, 4], [0, 2, 3], [0, 1, 2, 4]]
 
 
-def test_intervals_of_shares_resample_families():
+@pytest.mark.parametrize(("scale", "value"), [(CORRELATION, 0.97), (R2, 0.93), (PART, 0.96)])
+def test_intervals_stay_where_their_numbers_can_be(scale, value):
+    values = value + np.array([0.02, -0.02, 0.025, -0.025])
+    found = jackknife_over(lambda losses: float(values[losses].mean()), np.arange(4)[:, None], scale)
+    assert 0 <= found.low < found.value < found.high <= 1
+    assert scale.back(scale.to(0.4)) == pytest.approx(0.4)
+
+
+def test_r_squared_has_the_interval_of_its_correlation():
+    r = np.array([0.5, 0.7, 0.8, 0.6])
+    plain = jackknife_over(lambda losses: float(r[losses].mean()), np.arange(4)[:, None], CORRELATION)
+    squared = jackknife_over(lambda losses: float(r[losses].mean() ** 2), np.arange(4)[:, None], R2)
+    assert (squared.low, squared.high) == pytest.approx((plain.low**2, plain.high**2))
+
+
+def test_the_interval_over_families_covers_what_it_says():
+    """A mean over pairs of losses, whose families differ: 95% of the intervals should have its expectation, .3."""
+    rng = np.random.default_rng(0)
+    sizes = (3, 3, 3, 2, 5, 1, 1, 1, 1)
+    groups = np.split(np.arange(20), np.cumsum(sizes)[:-1])
+    covered = []
+    for _ in range(400):
+        one = np.repeat(rng.normal(0, 0.1, 9), sizes) + rng.normal(0, 0.05, 20)
+        same = 0.3 + (one[:, None] + one[None, :]) / 2
+        found = jackknife_over(lambda losses, same=same: float(pairs_of_losses(same, same, losses)[0].mean()), groups)
+        covered.append(found.low < 0.3 < found.high)
+    assert 0.91 < np.mean(covered) < 0.98
+
+
+def test_intervals_of_shares_leave_out_families():
     runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), np.random.default_rng(0), (1, 6, 2, 2), 2_000)
-
-    def row(names):
-        named = runs["loss"].map(dict(zip(sorted(set(runs["loss"])), names, strict=True)))
-        return share_table(Crossed.of(runs.assign(loss=named), matrix)).set_index("share").loc["data_less_loss"]
-
-    alone, related = row("abcdef"), row(["dpo", "ipo", "simpo", "cal_dpo", "sft", "awr"])
-    assert alone["value"] == related["value"]
-    assert (alone["low"], alone["high"]) != (related["low"], related["high"])
+    names = ["dpo", "ipo", "simpo", "cal_dpo", "sft", "nft"]
+    design = Crossed.of(
+        runs.assign(loss=runs["loss"].map(dict(zip(sorted(set(runs["loss"])), names, strict=True)))), matrix
+    )
+    row = share_table(design).set_index("share").loc["data_less_loss"]
+    same, other = design.between(same_draw=True), design.between(same_draw=False)
+    without = [shares(same, other, kept).data_less_loss for kept in ([4, 5], [0, 1, 2, 3, 5], [0, 1, 2, 3, 4])]
+    half = stats.t.ppf(0.975, 2) * np.sqrt(2 / 3 * np.sum((without - np.mean(without)) ** 2))
+    assert (row["low"], row["high"]) == pytest.approx((row["value"] - half, row["value"] + half))
 
 
 def test_mantel_counts_the_orders_that_reach_the_observed_one():
@@ -402,41 +402,86 @@ def test_results_are_read_as_they_were_written(tmp_path):
             Results.read(tmp_path, "study")
 
 
-def test_runs_that_were_measured_on_another_machine_are_kept():
+def measured_twice(tmp_path):
+    """Results of one design, and a function that measures some of its runs, with changes."""
     runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), np.random.default_rng(0), (2, 3, 2, 2), 50)
-    runs = runs.assign(run=[f"run{place}" for place in range(len(runs))], norm=1.0, base_correct=[[1, 0]] * len(runs))
+    runs = runs.assign(
+        run=[f"run{place}" for place in range(len(runs))], norm=1.0, kl=0.1, accuracy=0.5, base_accuracy=0.6
+    )
     gradients = pd.DataFrame(
-        [(start, "a0", "d0", "a1", "d0", cosine) for start, cosine in (("s0", 0.1), ("s1", 0.2))],
+        [(start, "a0", "d0", "a1", "d1", cosine) for start, cosine in (("s0", 0.1), ("s1", 0.2))],
         columns=["start", "loss_a", "draw_a", "loss_b", "draw_b", "cosine"],
     )
 
-    def part(chosen, **changes):
-        kept = matched(results_of(runs.assign(**changes), matrix, gradients), chosen)
-        return Results(kept.runs, kept.similarities, kept.gradients, {"run0": "diverged", "other": "diverged"})
+    def measure(chosen, left_out=(), similarities=matrix, **changes):
+        kept = matched(results_of(runs.assign(**changes), similarities, gradients), chosen)
+        results = Results(kept.runs, kept.similarities, kept.gradients, dict.fromkeys(left_out, "diverged"))
+        results.write(tmp_path, "study")
+        return Results.read(tmp_path, "study")
 
+    return runs, matrix, measure
+
+
+def test_runs_that_were_measured_on_another_machine_are_kept(tmp_path):
+    runs, matrix, measure = measured_twice(tmp_path)
     first = (runs["start"] == "s0").to_numpy()
     second = ~first | (runs["order"] == "o0").to_numpy()
-    joined = part(second, norm=1.0001).with_earlier(part(first))
+    now, earlier = measure(second, ["other"], norm=1.0001), measure(first, [runs["run"][second].iloc[-1]])
+    # Gradients whose second is now the first are the same two.
+    turned = {"loss_a": "loss_b", "draw_a": "draw_b", "loss_b": "loss_a", "draw_b": "draw_a"}
+    now.gradients.loc[now.gradients["start"] == "s0", "cosine"] = 0.3
+    joined = replace(now, gradients=now.gradients.rename(columns=turned)).with_earlier(earlier)
+    assert sorted(joined.gradients["cosine"]) == [0.2, 0.3]
     assert set(joined.runs["run"]) == set(runs["run"])
+    assert joined.left_out == {"other": "diverged"}
+    # What both have is taken from what was measured last; of runs that were never together nothing is known.
     places = joined.runs["run"].str[3:].astype(int).to_numpy()
+    assert joined.runs["norm"].tolist() == pytest.approx(np.where(second[places], 1.0001, 1.0))
     together = (first[places][:, None] & first[places]) | (second[places][:, None] & second[places])
     for found in joined.similarities.values():
-        np.testing.assert_array_equal(found, np.where(together, matrix[np.ix_(places, places)], np.nan))
-    # What both have is taken from what was measured last.
-    assert set(joined.runs["norm"][second[places]]) == {1.0001}
-    assert set(joined.runs["norm"][~second[places]]) == {1.0}
-    assert sorted(joined.gradients["cosine"]) == [0.1, 0.2]
-    assert joined.left_out == {"other": "diverged"}
-    # Statistics of what is there are those of the whole design.
+        np.testing.assert_allclose(found, np.where(together, matrix[np.ix_(places, places)], np.nan), atol=1e-6)
+    # Within starts statistics are those of the whole design; between starts those of the pairs that are known.
     whole, design = Crossed.of(runs, matrix), Crossed.of(joined.runs, joined.similarities["weights"])
     order = [design.losses.index(loss) for loss in whole.losses]
     for same_draw in (True, False):
         own = design.between(same_draw=same_draw)[np.ix_(order, order)]
-        np.testing.assert_allclose(own, whole.between(same_draw=same_draw))
-    with pytest.raises(InputError, match=r"run\d+: its norm is not that of the earlier results"):
-        part(second, norm=1.1).with_earlier(part(first))
-    with pytest.raises(InputError, match="their base answers otherwise"):
-        part(second, base_correct=[[1, 1]] * len(runs)).with_earlier(part(first))
+        np.testing.assert_allclose(own, whole.between(same_draw=same_draw), atol=1e-6)
+    known = Crossed.of(runs, np.where((first[:, None] & first) | (second[:, None] & second), matrix, np.nan))
+    across = design.between(same_draw=True, same_start=False)[np.ix_(order, order)]
+    np.testing.assert_allclose(across, known.between(same_draw=True, same_start=False), atol=1e-6)
+    assert np.isfinite(across).all()
+
+
+def test_results_of_other_runs_are_not_joined(tmp_path):
+    runs, _, measure = measured_twice(tmp_path)
+    first = (runs["start"] == "s0").to_numpy()
+    second = ~first | (runs["order"] == "o0").to_numpy()
+    earlier = measure(first)
+    for change in ({"norm": 1.1}, {"kl": 0.11}, {"accuracy": 0.4}, {"base_accuracy": 0.7}):
+        with pytest.raises(InputError, match=rf"run\d+: its {next(iter(change))} is not that of the earlier results"):
+            measure(second, **change).with_earlier(earlier)
+    with pytest.raises(InputError, match="similarities in weights are not those of the earlier results"):
+        measure(second, similarities=np.eye(len(runs))).with_earlier(earlier)
+    for other in (measure(~first), measure(second, more=1)):
+        with pytest.raises(InputError, match="no run that was measured again, or other columns"):
+            other.with_earlier(earlier)
+    # A run that diverged when it was trained again is none.
+    lost = runs["run"][first & ~second].iloc[0]
+    joined = measure(second, [lost]).with_earlier(earlier)
+    assert lost not in set(joined.runs["run"])
+    assert joined.left_out == {lost: "diverged"}
+
+
+def test_a_loss_that_lacks_a_cell_is_compared_within_the_same_starts():
+    runs, matrix = simulated(dict.fromkeys(SIZES, 0.2), np.random.default_rng(0), (2, 3, 2, 2), 2_000)
+    lacks = ((runs["start"] == "s1") & (runs["loss"] == "a1") & (runs["draw"] == "d1")).to_numpy()
+    design = Crossed.of(runs[~lacks].reset_index(drop=True), matrix[np.ix_(~lacks, ~lacks)])
+    # Of a1 there are two draws from the first start alone, so that one draw is taken from there, too.
+    whole = Crossed.of(runs, matrix).only("start", ["s0"])
+    for same_draw in (True, False):
+        found, expected = (one.between(same_draw=same_draw) for one in (design, whole))
+        assert found[1, 1] == pytest.approx(expected[1, 1])
+    assert design.between(same_draw=True)[0, 0] == pytest.approx(Crossed.of(runs, matrix).between(same_draw=True)[0, 0])
 
 
 def test_results_that_are_not_there_are_told_in_one_line(tmp_path):
@@ -749,12 +794,14 @@ def test_a_claim_is_what_its_verdict_lets_one_say():
 
 def test_that_the_data_decide_is_said_only_as_far_as_both_ways_of_counting_say_so():
     shown = claims.CLAIMS["H1a"].shown
+    agrees = claimed("not shown", part="H1a", beside_verdict="shown")
+    assert "cannot be told apart" not in agrees
     both = claimed("shown", part="H1a")
-    assert f"{shown} (what: .30" in both
+    assert f"{shown}, counting as theirs what a loss does on these data alone (what: .30" in both
     assert "; beside: .10, 95% .10 to .40, p = .013; third: .10, 95% .10 to .40, p ≤ .001)" in both
     one = claimed("shown", part="H1a", beside_verdict="not shown")
     assert (
-        f"{shown}, counting as theirs what a loss does on these data alone; counting that as nobody's, the two" in one
+        f"{shown}, counting as theirs what a loss does on these data alone; counting it as nobody's, the two" in one
     )
     assert "the loss has more" not in one
     assert "; counting it as the loss's, the loss has more (what" in claimed(
@@ -771,7 +818,7 @@ def test_that_dpo_moves_behaviour_further_is_said_with_what_equal_norms_show(at_
            "p": np.nan, "without_low": 15.0, "without_high": 33.0}  # fmt: skip
     equal = {**row, "part": "H4, equal norm", "value": 3.0, "low": 2.4, "high": 4.0, "verdict": at_equal_norm}
     (line,) = claims.claims([{**row, "part": "H4", "verdict": "shown"}, equal], page._number)
-    assert ("at equal norm they are not shown to be" in line) is says
+    assert ("but not at equal norm" in line) is says
     assert "; ratio: 3.00, 95% 2.40 to 4.00" in line
 
 

@@ -46,22 +46,20 @@ def measure(sweeps: list[str]) -> None:
     from tools.study.results import Results
     from tools.study.results import measure as measure_sweep
 
-    def write(results: Results, name: str) -> None:
-        if (RESULTS / name).is_dir():
-            results = results.with_earlier(Results.read(RESULTS, name))
-        results.write(RESULTS, name)
-
     # 17 minutes for 180 runs of `study`, measured beside other work.
     hours = sum(SWEEPS[sweep] for sweep in sweeps) / 5
     print(f"results: {', '.join(sweeps)}, {hours:.1f} hours; passes, gradients and scores are kept", flush=True)
     for sweep in sweeps:
         print(f"results: {sweep}", flush=True)
-        write(measure_sweep(sweep, ROOT / "outputs", with_geometry=sweep in WITH_GEOMETRY), sweep)
+        measured = measure_sweep(sweep, ROOT / "outputs", with_geometry=sweep in WITH_GEOMETRY)
+        if (RESULTS / sweep).is_dir():
+            measured = measured.with_earlier(Results.read(RESULTS, sweep))
+        measured.write(RESULTS, sweep)
         if sweep == "study_rates":
             at_end = measure_sweep(sweep, ROOT / "outputs", keep=is_conventional, equal_kl=True)
-            write(at_end, f"{sweep}-conventional")
+            at_end.write(RESULTS, f"{sweep}-conventional")
             at_norm = measure_sweep(sweep, ROOT / "outputs", keep=is_conventional, at="norm")
-            write(at_norm, f"{sweep}-norm")
+            at_norm.write(RESULTS, f"{sweep}-norm")
 
 
 def main() -> None:

@@ -61,9 +61,8 @@ CLAIMS = {
     ),
 }
 # What is said beside H1a: it counts what a loss does only on these data as the data's, `BESIDE` counts it as nobody's.
-_UNTOLD = (
-    "counting as theirs what a loss does on these data alone; counting that as nobody's, the two cannot be told apart"
-)
+_THEIRS = "counting as theirs what a loss does on these data alone"
+_UNTOLD = "counting it as nobody's, the two cannot be told apart"
 _LOSS_HAS_MORE = "counting it as the loss's, the loss has more"
 _TOGETHER = "Loss and data decide together: the two ways of counting what only their combination explains disagree"
 
@@ -103,12 +102,12 @@ def _line(
     if (beside := others.get(BESIDE)) is not None:
         if row["value"] * beside["value"] < 0:
             said, verdict = _TOGETHER, f"{verdict}, and not alone"
-        elif beside["verdict"] != verdict:
-            said = f"{said}, {_UNTOLD}"
-        if others[AS_THE_LOSS]["verdict"] == REVERSED:
-            said = f"{said}; {_LOSS_HAS_MORE}"
+        elif verdict == SHOWN:
+            also_said = [_UNTOLD] * (beside["verdict"] == NOT_SHOWN)
+            also_said += [_LOSS_HAS_MORE] * (others[AS_THE_LOSS]["verdict"] == REVERSED)
+            said = f"{said}, {'; '.join([_THEIRS, *also_said])}"
     if verdict == SHOWN and others.get(EQUAL_NORM, row)["verdict"] != SHOWN:
-        said = f"{said}, at the losses' own rates and norms; at equal norm they are not shown to be"
+        said = f"{said}, at the losses' own rates and norms, but not at equal norm"
     known = "; ".join([known, *(_known(one, number) for one in also)])
     rest = {SHOWN: claim.otherwise, REVERSED: claim.shown}.get(verdict)
     otherwise = f" *Had it gone the other way:* “{rest}.”" if rest else ""

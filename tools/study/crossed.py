@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from losslens.evaluation.statistics import jackknife_interval
+
 Array = NDArray[np.float64]
 
 PERMUTATIONS = 9_999
-RESAMPLES = 2_000
 FACTORS = ("start", "loss", "draw", "order")
 
 
@@ -70,8 +71,8 @@ class Crossed:
     def between(self, *, same_draw: bool, same_start: bool = True) -> Array:
         """Averages similarities of every two losses over pairs of runs of different orders, shape (L, L), symmetric.
 
-        Pairs of one start are averaged start by start, and only starts that have pairs of one draw and of two count (if
-        any do), so that what is compared is of the same starts.
+        Pairs of one start are averaged start by start. For each two losses only starts count that have their pairs of
+        one draw and of two (if any do), so that what is compared is of the same starts.
 
         Args:
             same_draw: Pairs of one draw of the data, or of two.
@@ -83,10 +84,8 @@ class Crossed:
             pairs: np.stack([self._mean(pairs, one) for one in _single(len(self.levels["start"]))])
             for pairs in (True, False)
         }
-        both = [np.isfinite(of_starts[True][s]).any() and np.isfinite(of_starts[False][s]).any() for s in
-                range(len(of_starts[True]))]  # fmt: skip
-        chosen = of_starts[same_draw][both] if any(both) else of_starts[same_draw]
-        return _nanmean(chosen, 0)
+        both = np.isfinite(of_starts[True]) & np.isfinite(of_starts[False])
+        return nanmean(np.where(both | ~both.any(axis=0), of_starts[same_draw], np.nan), 0)
 
     def across(self, start: str, first: str, second: str) -> Array:
         """Averages similarities of every loss on one draw with every loss on another, from one start, shape (L, L).
@@ -99,7 +98,7 @@ class Crossed:
         place = self.levels["start"].index(start)
         a, b = (self.levels["draw"].index(draw) for draw in (first, second))
         values = np.moveaxis(self.values[place, :, a, :, place, :, b, :], 2, 1)  # (L, L, O, O)
-        return _nanmean(values[:, :, ~np.eye(values.shape[-1], dtype=bool)], -1)
+        return nanmean(values[:, :, ~np.eye(values.shape[-1], dtype=bool)], -1)
 
     def _mean(self, same_draw: bool, starts: NDArray[np.bool_]) -> Array:
         """Averages over the pairs of starts that are chosen, shape (S, S)."""
@@ -109,7 +108,7 @@ class Crossed:
         chosen = chosen & ~orders[None, None, :, None, None, :]
         # Losses first: (L, L, S, D, O, S, D, O).
         values = np.moveaxis(self.values, (1, 5), (0, 1))
-        return _nanmean(values[:, :, chosen], -1)
+        return nanmean(values[:, :, chosen], -1)
 
 
 def _single(count: int) -> Iterator[NDArray[np.bool_]]:
@@ -120,7 +119,8 @@ def _single(count: int) -> Iterator[NDArray[np.bool_]]:
         yield chosen
 
 
-def _nanmean(values: Array, axis: int) -> Array:
+def nanmean(values: Array, axis: int) -> Array:
+    """Averages what is known along an axis; NaN where nothing is."""
     known = ~np.isnan(values)
     count = known.sum(axis)
     total = np.where(known, values, 0.0).sum(axis)
@@ -171,53 +171,18 @@ class Shares:
         return {field.name: float(getattr(self, field.name)) for field in fields(self)}
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Losses that a statistic is computed of.
-
-    Attributes:
-        losses: Their numbers, shape (n,); in a resample one may occur several times.
-        pairs: Which two are a pair of losses, shape (n, n). Copies of a loss are none, nor are losses of two copies of
-            one group: that would count pairs of near twins more often than they occur.
-    """
-
-    losses: NDArray[np.int_]
-    pairs: NDArray[np.bool_]
-
-    @classmethod
-    def all(cls, count: int) -> Sample:
-        """Takes each loss once."""
-        return cls.drawn([np.arange(count)], [0])
-
-    @classmethod
-    def drawn(cls, groups: Sequence[NDArray[np.int_]], places: Sequence[int] | NDArray[np.int_]) -> Sample:
-        """Takes groups of losses, by their places, of which one may occur several times."""
-        sizes = [len(groups[place]) for place in places]
-        losses = np.concatenate([groups[place] for place in places])
-        group, copy = np.repeat(np.asarray(places), sizes), np.repeat(np.arange(len(sizes)), sizes)
-        alike = losses[:, None] == losses[None, :]
-        two_copies = (group[:, None] == group[None, :]) & (copy[:, None] != copy[None, :])
-        return cls(losses, ~alike & ~two_copies)
-
-
-# Computes a number of losses.
-Statistic = Callable[[Sample], float]
-
-
-def shares(same: Array, other: Array, sample: Sample | None = None) -> Shares:
+def shares(same: Array, other: Array, losses: Sequence[int] | NDArray[np.int_] | None = None) -> Shares:
     """Computes the shares of the updates of some losses, the analysis of variance of unit vectors.
 
     Args:
         same: Similarities of losses on one draw, shape (L, L); the diagonal is of one loss.
         other: The same on two draws.
-        sample: Which losses; None: all.
+        losses: Which losses; None: all.
     """
-    sample = sample or Sample.all(len(same))
-    index, chosen = sample.losses, np.ix_(sample.losses, sample.losses)
+    index = np.arange(len(same)) if losses is None else np.asarray(losses)
     one = known_mean(np.diag(same)[index])
     one_other = known_mean(np.diag(other)[index])
-    two = known_mean(same[chosen][sample.pairs])
-    two_other = known_mean(other[chosen][sample.pairs])
+    two, two_other = (known_mean(values) for values in pairs_of_losses(same, other, index))
     return Shares(two_other, one_other - two_other, two - two_other, one - one_other - two + two_other, 1 - one)
 
 
@@ -232,9 +197,9 @@ class Estimate:
 
     Attributes:
         value: The estimate.
-        low: Lower end of the 95% interval.
+        low: Lower end of the 95% interval; NaN where there is none.
         high: Upper end.
-        p: Twice the share of resamples on the other side of 0, at most 1; NaN where it was not asked for.
+        p: p of a two-sided test against 0; NaN where there is none.
     """
 
     value: float
@@ -243,28 +208,60 @@ class Estimate:
     p: float = float("nan")
 
 
-def bootstrap(
-    statistic: Statistic, groups: Sequence[NDArray[np.int_]], resamples: int | None = None, seed: int = 0
-) -> Estimate:
-    """Estimates a statistic of losses with a percentile bootstrap that resamples groups of them (Efron 1979).
+@dataclass(frozen=True)
+class Scale:
+    """The scale on which a number has a symmetric interval.
+
+    Attributes:
+        to: Takes a number to the scale.
+        back: Takes it back.
+    """
+
+    to: Callable[[float], float]
+    back: Callable[[float], float]
+
+
+def _artanh(r: float) -> float:
+    # Short of ±1, where the scale ends.
+    return float(np.arctanh(np.clip(r, -1 + 1e-12, 1 - 1e-12)))
+
+
+PLAIN = Scale(lambda value: value, lambda value: value)
+# Fisher's z (1915), of a correlation and of its square; a part of a whole stays between 0 and 1.
+CORRELATION = Scale(_artanh, lambda z: float(np.tanh(z)))
+R2 = Scale(lambda r2: _artanh(np.sqrt(r2)), lambda z: float(np.tanh(max(z, 0.0)) ** 2))
+PART = Scale(PLAIN.to, lambda value: float(np.clip(value, 0, 1)))
+
+# Computes a number of losses, which are given by their numbers.
+Statistic = Callable[[NDArray[np.int_]], float]
+
+
+def jackknife_over(statistic: Statistic, groups: Sequence[NDArray[np.int_]], scale: Scale = PLAIN) -> Estimate:
+    """Estimates a statistic of losses with the jackknife that leaves out one group of them at a time (Tukey 1958).
+
+    A percentile bootstrap of so few groups covers less than it says, 50% with three and 82 to 94% with nine, where this
+    covers 94 to 96%.
 
     Args:
         statistic: The statistic.
-        groups: Numbers of the losses that are drawn together.
-        resamples: Number of resamples; None: `RESAMPLES`.
-        seed: Seed of the resamples.
+        groups: Numbers of the losses that are left out together.
+        scale: The scale on which the interval is symmetric.
     """
-    rng = np.random.default_rng(seed)
-    count = len(groups)
-    drawn = np.array(
-        [statistic(Sample.drawn(groups, rng.integers(count, size=count))) for _ in range(resamples or RESAMPLES)]
+    from scipy.stats import t  # slow to import
+
+    every = np.concatenate(groups)
+    value = statistic(np.sort(every))
+    without = [scale.to(statistic(np.sort(np.setdiff1d(every, group)))) for group in groups if len(every) > len(group)]
+    center = scale.to(value)
+    low, high = (
+        float(end[0]) for end in jackknife_interval(np.array([center]), np.array(without)[:, None], len(without))
     )
-    drawn = drawn[np.isfinite(drawn)]
-    value = statistic(Sample.all(sum(map(len, groups))))
-    low, high = np.quantile(drawn, [0.025, 0.975]) if drawn.size else (np.nan, np.nan)
-    # The observed sample counts as one resample, so that p is never 0.
-    beyond = (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))
-    return Estimate(value, float(low), float(high), float(min(1.0, 2 * beyond)))
+    if not np.isfinite([low, high]).all():
+        return Estimate(value, float("nan"), float("nan"))
+    degrees = len(without) - 1
+    error = (high - center) / t.ppf(0.975, degrees)
+    p = float(2 * t.sf(abs(center) / error, degrees)) if error > 0 else float(center == 0)
+    return Estimate(value, scale.back(low), scale.back(high), p)
 
 
 def mantel(first: Array, second: Array, permutations: int = PERMUTATIONS, seed: int = 0) -> tuple[float, float]:
@@ -292,10 +289,10 @@ def correlation(first: Array, second: Array) -> float:
     return float(np.corrcoef(a, b)[0, 1]) if varied else float("nan")
 
 
-def pairs_of_losses(first: Array, second: Array, sample: Sample) -> tuple[Array, Array]:
-    """Returns the entries of two symmetric (L, L) matrices for every pair of a sample."""
-    a, b = np.nonzero(np.triu(sample.pairs))
-    rows, columns = sample.losses[a], sample.losses[b]
+def pairs_of_losses(first: Array, second: Array, losses: NDArray[np.int_]) -> tuple[Array, Array]:
+    """Returns the entries of two symmetric (L, L) matrices for every two of some losses."""
+    a, b = np.triu_indices(len(losses), 1)
+    rows, columns = losses[a], losses[b]
     return first[rows, columns], second[rows, columns]
 
 

@@ -101,7 +101,7 @@ def decided(gradients: np.ndarray, ends: np.ndarray, r: float) -> Figure:
     axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
     axes.set_xlabel("cosine of gradients before step 1")
     axes.set_ylabel("cosine of updates at the end")
-    axes.set_title(f"r = {r:.3f} over {len(upper[0])} pairs", loc="left")
+    axes.set_title(f"r = {r:.3f} over {np.isfinite(gradients + ends)[upper].sum()} pairs", loc="left")
     return drawn
 
 

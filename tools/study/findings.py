@@ -105,10 +105,13 @@ def findings(results: Results, correct: str = "correct", norm: str = "norm") -> 
         return Finding(_side(low, high), value, low, high)
 
     return {
-        "F1": judged(_one_cluster), "F2": judged(_in_order), "F3": _all([judged(_within(loss)) for loss in NOT_DPO]),
-        "F4": _smallest(results.runs, norm), "F5": _most_accurate(results.runs, correct),
+        "F1": _all([judged(_closer_within(loss)) for loss in CLUSTER]),
+        "F2": judged(_in_order),
+        "F3": _all([judged(_within(loss)) for loss in NOT_DPO]),
+        "F4": _smallest(results.runs, norm),
+        "F5": _most_accurate(results.runs, correct),
         TO_SFT: judged(_within("sft")),
-    }  # fmt: skip
+    }
 
 
 def _relatives(design: Crossed) -> dict[tuple[str, str], float]:
@@ -117,14 +120,11 @@ def _relatives(design: Crossed) -> dict[tuple[str, str], float]:
     return {(a, b): relative(same, places[a], places[b]) for a in LOSSES for b in LOSSES if a != b}
 
 
-def _one_cluster(cosines: Mapping[tuple[str, str], float]) -> float:
-    return float(
-        np.min(
-            [
-                np.min([cosines[a, b] for b in CLUSTER if b != a]) - np.max([cosines[a, b] for b in OTHERS])
-                for a in CLUSTER
-            ]
-        )
+def _closer_within(loss: str) -> Callable[[Mapping[tuple[str, str], float]], float]:
+    """Returns by how much a loss of the cluster is closer to the other two than to any other loss."""
+    return lambda cosines: float(
+        np.min([cosines[loss, other] for other in CLUSTER if other != loss])
+        - np.max([cosines[loss, other] for other in OTHERS])
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import permutations as permutations_of
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,20 @@ from numpy.typing import NDArray
 
 from losslens.evaluation.statistics import jackknife_interval
 from tools.study.crossed import (
+    CORRELATION,
+    PART,
+    PLAIN,
+    R2,
     Crossed,
     Estimate,
-    Sample,
+    Scale,
     Shares,
     Statistic,
-    bootstrap,
     correlation,
+    jackknife_over,
     known_mean,
     mantel,
+    nanmean,
     p_of_factor,
     pairs_of_losses,
     shares,
@@ -56,9 +61,9 @@ def families_of(losses: Sequence[str]) -> list[NDArray[np.int_]]:
     return [np.flatnonzero(names == name) for name in dict.fromkeys(names)]
 
 
-def over_losses(statistic: Statistic, losses: Sequence[str]) -> Estimate:
-    """Estimates a statistic of losses with an interval that resamples their families."""
-    return bootstrap(statistic, families_of(losses))
+def over_losses(statistic: Statistic, losses: Sequence[str], scale: Scale = PLAIN) -> Estimate:
+    """Estimates a statistic of losses with the jackknife over their families."""
+    return jackknife_over(statistic, families_of(losses), scale)
 
 
 def share_table(design: Crossed) -> pd.DataFrame:
@@ -156,11 +161,13 @@ def persisting(design: Crossed) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         related = same / np.outer(own, own) >= RELATED
 
-    def of(sample: Sample) -> float:
-        is_related, is_less = pairs_of_losses(related.astype(float), (other < same / 2).astype(float), sample)
+    related &= np.isfinite(other)
+
+    def of(losses: NDArray[np.int_]) -> float:
+        is_related, is_less = pairs_of_losses(related.astype(float), (other < same / 2).astype(float), losses)
         return known_mean(is_less[is_related > 0])
 
-    return over_losses(of, design.losses)
+    return over_losses(of, design.losses, PART)
 
 
 def likelihoods(design: Crossed) -> dict[str, Estimate]:
@@ -168,16 +175,16 @@ def likelihoods(design: Crossed) -> dict[str, Estimate]:
     chosen = design.only("loss", LIKELIHOODS)
     same, other = chosen.between(same_draw=True), chosen.between(same_draw=False)
 
-    def two(sample: Sample) -> float:
-        return known_mean(pairs_of_losses(same, same, sample)[0])
+    def two(losses: NDArray[np.int_]) -> float:
+        return known_mean(pairs_of_losses(same, same, losses)[0])
 
-    def one(sample: Sample) -> float:
-        return known_mean(np.diag(other)[sample.losses])
+    def one(losses: NDArray[np.int_]) -> float:
+        return known_mean(np.diag(other)[losses])
 
     return {
         "two_losses_one_draw": over_losses(two, chosen.losses),
         "one_loss_two_draws": over_losses(one, chosen.losses),
-        "difference": over_losses(lambda sample: two(sample) - one(sample), chosen.losses),
+        "difference": over_losses(lambda losses: two(losses) - one(losses), chosen.losses),
     }
 
 
@@ -211,9 +218,9 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
         for draw in draws
     }
 
-    def r(sample: Sample, *, same: bool) -> float:
+    def r(losses: NDArray[np.int_], *, same: bool) -> float:
         found = [
-            correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, end], sample))
+            correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, end], losses))
             for start in starts
             for draw in draws
             for end in draws
@@ -229,42 +236,41 @@ def decided(results: Results, design: Crossed, permutations: int = 9_999) -> dic
         for draw in draws
         if np.isfinite(ends[start, draw]).any() and (start, draw, draw) in matrices
     ]
-    gradients = np.mean([matrices[start, draw, draw] for start, draw in both], axis=0)
-    final = np.mean([ends[start, draw] for start, draw in both], axis=0)
+    gradients = nanmean(np.stack([matrices[start, draw, draw] for start, draw in both]), 0)
+    final = nanmean(np.stack([ends[start, draw] for start, draw in both]), 0)
     upper = np.triu_indices(count, 1)
     _, p = mantel(gradients, final, permutations)
     rate_of = results.runs.drop_duplicates("loss").set_index("loss")["learning_rate"]
     rates = rate_of.reindex(design.losses).to_numpy()
     groups = [group for rate in dict.fromkeys(rates) if len(group := np.flatnonzero(rates == rate)) > 4]
-    within = [
-        (
-            correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, draw], Sample.drawn([group], [0]))),
-            len(group),
-        )
-        for group in groups
-        for start, draw in both
-    ]
+    of_groups = np.array(
+        [
+            [correlation(*pairs_of_losses(matrices[start, draw, draw], ends[start, draw], group)) for group in groups]
+            for start, draw in both
+        ]
+    )
+    # A group's r counts as often as it has pairs.
+    pairs = np.where(np.isfinite(of_groups), [len(group) * (len(group) - 1) for group in groups], 0)
     across = [
         (matrices[start, a, b], design.across(start, a, b))
         for start in starts
-        for a, b in permutations_of(draws, 2)
+        for a, b in combinations(draws, 2)
         if (start, a, b) in matrices
     ]
 
-    def r_across(sample: Sample) -> float:
-        chosen, two = np.ix_(sample.losses, sample.losses), sample.pairs
+    def r_across(losses: NDArray[np.int_]) -> float:
+        chosen, two = np.ix_(losses, losses), ~np.eye(len(losses), dtype=bool)
         return known_mean(np.array([correlation(first[chosen][two], last[chosen][two]) for first, last in across]))
 
+    several = len(draws) > 1
     return {
-        "r": over_losses(lambda chosen: r(chosen, same=True), design.losses),
-        "r_within": float(np.average([r for r, _ in within], weights=[n * (n - 1) for _, n in within]))
-        if within
-        else float("nan"),
+        "r": over_losses(lambda chosen: r(chosen, same=True), design.losses, CORRELATION),
+        "r_within": float(np.nansum(of_groups * pairs) / pairs.sum()) if pairs.any() else float("nan"),
         "r_of_means": correlation(gradients[upper], final[upper]),
-        "r_across": over_losses(r_across, design.losses) if across else None,
-        "r_other": over_losses(lambda chosen: r(chosen, same=False), design.losses) if len(draws) > 1 else None,
+        "r_across": over_losses(r_across, design.losses, CORRELATION) if across else None,
+        "r_other": over_losses(lambda chosen: r(chosen, same=False), design.losses, CORRELATION) if several else None,
         "difference": over_losses(lambda chosen: r(chosen, same=True) - r(chosen, same=False), design.losses)
-        if len(draws) > 1
+        if several
         else None,
         "p": p,
         "gap": known_mean(np.abs(gradients[upper] - final[upper])),
@@ -314,7 +320,7 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
     for measure in (*MEASURES, "principal_left"):
         is_share = measure == "principal_left"
         raw = runs[measure].to_numpy(dtype=float)
-        estimate = over_losses(_r2(norms, np.log(raw) if measure in LOGARITHMIC else raw, places), names)
+        estimate = over_losses(_r2(norms, np.log(raw) if measure in LOGARITHMIC else raw, places), names, R2)
         rows.append(
             {
                 "measure": measure, "r2_within": _within(runs, norms, np.log(raw) if measure in LOGARITHMIC else raw),
@@ -347,8 +353,8 @@ def _within(runs: pd.DataFrame, x: Array, y: Array) -> float:
 def _r2(x: Array, y: Array, places: Sequence[NDArray[np.int_]]) -> Statistic:
     """Returns a function of losses that computes r² of x and y over their runs, which are at `places`."""
 
-    def of(sample: Sample) -> float:
-        chosen = np.concatenate([places[loss] for loss in sample.losses])
+    def of(losses: NDArray[np.int_]) -> float:
+        chosen = np.concatenate([places[loss] for loss in losses])
         return correlation(x[chosen], y[chosen]) ** 2
 
     return of
@@ -428,7 +434,7 @@ def function_less_weights(found: dict[str, Crossed]) -> dict[str, Estimate]:
 
 
 def _mean_of(values: Array) -> Statistic:
-    return lambda sample: known_mean(values[sample.losses])
+    return lambda losses: known_mean(values[losses])
 
 
 def p_of_factors(design: Crossed, permutations: int = 9_999) -> dict[str, float]:

@@ -21,7 +21,7 @@ from losslens.report.paper_tables import escaped
 from losslens.tables.format import number
 from losslens.tables.style import loss_title
 from tools.study import claims, figures, findings, hypotheses, verdicts
-from tools.study.crossed import Crossed
+from tools.study.crossed import Crossed, nanmean
 from tools.study.figures import KIND_TITLES, MEASURE_TITLES
 from tools.study.results import KINDS, Results
 from tools.study.verdicts import ONE_RATE
@@ -131,8 +131,7 @@ def pairs_of_all_kinds(results: Results, designs: Mapping[str, Crossed]) -> pd.D
 def mean_before(results: Results, losses: Sequence[str]) -> NDArray[np.float64]:
     """Averages the cosines of gradients before step 1 over draws and starts, (L, L)."""
     matrices = hypotheses.gradient_matrices(results, losses)
-    found: NDArray[np.float64] = np.mean([matrix for (_, a, b), matrix in matrices.items() if a == b], axis=0)
-    return found
+    return nanmean(np.stack([matrix for (_, a, b), matrix in matrices.items() if a == b]), 0)
 
 
 def matchings(folder: Path) -> dict[str, tuple[Results, str, str]]:

@@ -58,8 +58,8 @@ CONF = Path(__file__).parents[2] / "conf"
 KINDS = ("weights", "inputs", "function", "kl", "activations", "behaviour")
 # Order of the runs. The first draw first: the probe set is of the problems of the first run.
 SORTED_BY = ("start", "draw", "order", "loss")
-# Relative difference of norms that rounding makes between machines.
-SAME_NORM = 1e-3
+# By how much rounding on another machine changes the measures of a run (relative) and its similarities.
+SAME = 1e-3
 
 
 @dataclass(frozen=True)
@@ -109,36 +109,57 @@ class Results:
         return cls(runs, matrices, gradients, read_object(folder / sweep / "left-out.json"))
 
     def with_earlier(self, earlier: Results) -> Results:
-        """Adds runs that were measured before, and are not here: a design is more than one machine trains in a day.
+        """Adds runs that were measured before, on another machine, and are not here.
 
-        Two runs that were never measured together have no similarity (NaN). What both have is taken from here.
+        Some runs must have been measured both times, and alike; they are taken from here. Two runs that were never
+        measured together have no similarity (NaN).
 
         Raises:
-            InputError: The earlier runs are not of this study: their base answers otherwise, or a run that both have
-                differs by more than rounding.
+            InputError: No run was measured both times, or one differs by more than rounding.
         """
-        first, other = self.runs.iloc[0], earlier.runs.iloc[0]
-        if list(first["base_correct"]) != list(other["base_correct"]):
-            raise InputError("earlier results: their base answers otherwise; remove them to measure the sweep anew")
-        both = self.runs.merge(earlier.runs, on="run", suffixes=("", "_earlier"))
-        differs = ~np.isclose(both["norm"], both["norm_earlier"], rtol=SAME_NORM)
-        if differs.any():
-            name = both["run"][differs].iloc[0]
-            raise InputError(f"{name}: its norm is not that of the earlier results; remove them to measure it anew")
-        new = earlier.runs[~earlier.runs["run"].isin(self.runs["run"])]
-        runs = pd.concat([self.runs, new], ignore_index=True).sort_values(list(SORTED_BY), ignore_index=True)
+        both = [run for run in self.runs["run"] if run in set(earlier.runs["run"])]
+        again = "remove the earlier results to measure the sweep anew"
+        if not both or set(self.runs) != set(earlier.runs) or set(self.similarities) != set(earlier.similarities):
+            raise InputError(f"the earlier results have no run that was measured again, or other columns; {again}")
+        now, before = (results.runs.set_index("run").loc[both] for results in (self, earlier))
+        for column in ("norm", "kl", "accuracy", "base_accuracy"):
+            differs = ~np.isclose(now[column], before[column], rtol=SAME, atol=0)
+            if differs.any():
+                raise InputError(f"{now.index[differs][0]}: its {column} is not that of the earlier results; {again}")
+        for kind, matrix in self.similarities.items():
+            new, old = (
+                own[np.ix_(places, places)]
+                for results, own in ((self, matrix), (earlier, earlier.similarities[kind]))
+                for places in [pd.Index(results.runs["run"]).get_indexer(both)]
+            )
+            if not np.allclose(new, old, rtol=0, atol=SAME, equal_nan=True):
+                raise InputError(f"similarities in {kind} are not those of the earlier results; {again}")
+        kept = ~earlier.runs["run"].isin([*self.runs["run"], *self.left_out])
+        runs = pd.concat([self.runs, earlier.runs[kept]], ignore_index=True)
+        runs = runs.sort_values(list(SORTED_BY), ignore_index=True)
         matrices = {}
         for kind, matrix in self.similarities.items():
             joined = np.full((len(runs), len(runs)), np.nan)
             for results, own in ((earlier, earlier.similarities[kind]), (self, matrix)):
-                places = runs.reset_index().set_index("run").loc[results.runs["run"], "index"].to_numpy()
-                joined[np.ix_(places, places)] = own
+                places = pd.Index(results.runs["run"]).get_indexer(runs["run"])
+                here = np.flatnonzero(places >= 0)
+                joined[np.ix_(here, here)] = own[np.ix_(places[here], places[here])]
             matrices[kind] = joined
-        gradients = pd.concat([self.gradients, earlier.gradients], ignore_index=True)
-        gradients = gradients.drop_duplicates(["start", "loss_a", "draw_a", "loss_b", "draw_b"], ignore_index=True)
-        left_out = {**earlier.left_out, **self.left_out}
-        known = set(runs["run"])
-        return Results(runs, matrices, gradients, {run: why for run, why in left_out.items() if run not in known})
+        gradients = pd.concat([table for table in (self.gradients, earlier.gradients) if len(table)], ignore_index=True)
+        left_out = {
+            run: why for run, why in {**earlier.left_out, **self.left_out}.items() if run not in set(runs["run"])
+        }
+        return Results(runs, matrices, gradients[~_pairs_of(gradients).duplicated()].reset_index(drop=True), left_out)
+
+
+def _pairs_of(gradients: pd.DataFrame) -> pd.Series:
+    """Names the two gradients of each row, whichever comes first."""
+    return pd.Series(
+        [
+            (row.start, *sorted([(row.loss_a, row.draw_a), (row.loss_b, row.draw_b)]))
+            for row in gradients.itertuples(index=False)
+        ]
+    )
 
 
 def measure(

@@ -44,7 +44,7 @@ class Rule:
         """Judges a number."""
         if not np.isfinite(value):
             return NOT_MEASURED
-        if value >= self.least and (low > self.beyond or not np.isfinite(low)):
+        if value >= self.least and (low > self.beyond or np.isneginf(self.beyond)):
             return SHOWN
         return REVERSED if self.reversed_below is not None and high < self.reversed_below else NOT_SHOWN
 
@@ -148,9 +148,14 @@ def _of_model(found: Mapping[str, Any]) -> list[Verdict]:
     says = "KL ÷ ‖ΔW‖² over the median of the pointwise losses"
     over_draws = " (interval over draws)" if found["without_draw"] else ""
     rows.append(judged("H4", f"DPO's {says}{over_draws}", lambda of: _ratio(of["kl_per_norm"], "dpo"), DPO_FURTHER))
-    losses = [loss for loss in PAIR_LOSSES if loss in set(found["kl_per_norm"]["loss"])]
-    if losses:
-        rows.append(judged("H4c", f"least {says} of {', '.join(losses)}", _least_ratio(losses), Rule(4, 1)))
+    pair_losses = [
+        judged("H4c", f"least {says} of {', '.join(PAIR_LOSSES)}", _ratio_of(loss), Rule(4, 1))
+        for loss in PAIR_LOSSES
+        if loss in set(found["kl_per_norm"]["loss"])
+    ]
+    if pair_losses:
+        # All must be shown.
+        rows.append(min(pair_losses, key=lambda one: (one.verdict == SHOWN, one.value)))
     differences = found["function_less_weights"]
     for name in ("draw", "start"):
         if name in differences:
@@ -201,8 +206,8 @@ def _share(found: Mapping[str, Any], name: str) -> Estimate:
     return Estimate(row["value"], row["low"], row["high"], row["p"])
 
 
-def _least_ratio(losses: Sequence[str]) -> Number:
-    return lambda found: min((_ratio(found["kl_per_norm"], loss) for loss in losses), key=lambda one: one.value)
+def _ratio_of(loss: str) -> Number:
+    return lambda found: _ratio(found["kl_per_norm"], loss)
 
 
 def _function_less_weights(name: str) -> Number:
@@ -238,12 +243,14 @@ def _suite(
 
 
 def _principal(table: pd.DataFrame, unseen: pd.DataFrame | None, without: Sequence[pd.DataFrame]) -> Verdict:
-    """Judges the share in W0's directions by its R² and its least ratio to chance alone, which have no bound beside."""
+    """Judges the share in W0's directions by its R², whose interval must lie below .7, and its least ratio to chance."""
     every = [
         of.set_index("measure").loc["principal_left"] for of in (table, *([] if unseen is None else [unseen]), *without)
     ]
-    is_shown = all(row["r2"] < 0.7 and row["least_ratio"] > 1 for row in every)
     row = every[0]
+    with_interval = every[: len(every) - len(without)]
+    is_shown = all(of["r2"] < 0.7 and of["least_ratio"] > 1 for of in every)
+    is_shown = is_shown and all(of["high"] < 0.7 for of in with_interval)
     says = f"R² of the share in W0's directions with log‖ΔW‖ (least ratio to chance {row['least_ratio']:.2f})"
     r2 = [one["r2"] for one in every]
     of_draws = r2[len(r2) - len(without) :] or [float("nan")]
