@@ -750,6 +750,14 @@ def test_a_verdict_needs_the_size_and_the_interval(numbers, says):
     assert verdicts.Rule(0.1, 0, 0).verdict(*numbers) == says
 
 
+def test_three_times_at_equal_norm_is_the_other_way():
+    # 8 times was said, and 4 must be left out; an interval below 8 says the opposite.
+    said = [
+        verdicts.DPO_FURTHER.verdict(*numbers) for numbers in ((10, 5, 20), (10, 3, 30), (6, 5, 7), (3.1, 2.4, 4.0))
+    ]
+    assert said == ["shown", "not shown", "the other way", "the other way"]
+
+
 def test_what_only_the_seen_runs_show_is_not_shown():
     rule, one = verdicts.Rule(0.1, 0, 0), Estimate(0.2, 0.1, 0.3)
     assert verdicts._judged("H1a", "", one, Estimate(0.2, 0.1, 0.3), rule).verdict == "shown"
@@ -800,9 +808,7 @@ def test_that_the_data_decide_is_said_only_as_far_as_both_ways_of_counting_say_s
     assert f"{shown}, counting as theirs what a loss does on these data alone (what: .30" in both
     assert "; beside: .10, 95% .10 to .40, p = .013; third: .10, 95% .10 to .40, p ≤ .001)" in both
     one = claimed("shown", part="H1a", beside_verdict="not shown")
-    assert (
-        f"{shown}, counting as theirs what a loss does on these data alone; counting it as nobody's, the two" in one
-    )
+    assert f"{shown}, counting as theirs what a loss does on these data alone; counting it as nobody's, the two" in one
     assert "the loss has more" not in one
     assert "; counting it as the loss's, the loss has more (what" in claimed(
         "shown", part="H1a", beside_verdict="not shown", third_verdict="the other way"
