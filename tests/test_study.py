@@ -840,6 +840,17 @@ def test_no_difference_to_the_base_is_a_part_of_what_was_said_of_accuracies():
     assert (judged(False), judged(True)) == ("shown", "not shown")
 
 
+def test_a_claim_says_what_another_model_shows():
+    row = {"part": "H2", "says": "r", "p": np.nan, "unseen": np.nan, "without_low": np.nan, "without_high": np.nan}
+    first = {**row, "model": "embedded", "value": 0.9, "low": 0.8, "high": 0.95, "verdict": "shown"}
+    second = {**row, "model": "smollm2", "value": 0.5, "low": 0.2, "high": 0.7, "verdict": "not shown"}
+    (line,) = claims.claims([second, first], page._number)
+    assert line.startswith("- **H2, embedded model: shown.**")
+    assert line.endswith("” On SmolLM2-135M: *not shown* (.50, 95% .20 to .70).")
+    (line,) = claims.claims([second], page._number)
+    assert line.startswith("- **H2, SmolLM2-135M: not shown.**")
+
+
 def test_every_primary_hypothesis_has_a_claim():
     text = (ROOT / "docs" / "studies" / "how_much_is_the_loss_hypotheses.md").read_text(encoding="utf-8")
     assert {part[:2] for part in claims.CLAIMS} == set(re.findall(r"\*\*(H\d)\.(?! \*\*)", text)) - {"H7"}

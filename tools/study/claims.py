@@ -68,19 +68,23 @@ _TOGETHER = "Loss and data decide together: the two ways of counting what only t
 
 
 def claims(judged: Iterable[Mapping[str, Any]], number: Callable[[float], str]) -> list[str]:
-    """Writes a line for each primary hypothesis and model.
+    """Writes a line for each primary hypothesis: what one may say of the first model, and what another one shows.
 
     Args:
         judged: Verdicts (`verdicts.verdicts`), as rows.
         number: Formats a number.
     """
     rows = {(row["model"], row["part"]): row for row in judged}
-    return [
-        _line(row, claim, [rows[model, other] for other in ALSO.get(part, ()) if (model, other) in rows], number)
-        for model in _MODELS
-        for part, claim in CLAIMS.items()
-        if (row := rows.get((model, part))) is not None
-    ]
+    lines = []
+    for part, claim in CLAIMS.items():
+        of_part = [rows[model, part] for model in _MODELS if (model, part) in rows]
+        if not of_part:
+            continue
+        first, *others = of_part
+        also = [rows[first["model"], other] for other in ALSO.get(part, ()) if (first["model"], other) in rows]
+        again = [f" On {_MODELS[row['model']]}: *{row['verdict']}* ({_value(row, number)})." for row in others]
+        lines.append(_line(first, claim, also, number) + "".join(again))
+    return lines
 
 
 def _line(
@@ -117,10 +121,14 @@ def _line(
 
 def _known(row: Mapping[str, Any], number: Callable[[float], str]) -> str:
     """Writes a number with its interval and p."""
-    known = f"{row['says']}: {number(row['value'])}"
-    if not math.isnan(row["low"]):
-        known += f", 95% {number(row['low'])} to {number(row['high'])}"
+    known = f"{row['says']}: {_value(row, number)}"
     if math.isnan(row["p"]):
         return known
     # No smaller p can be told from the resamples.
     return f"{known}, p ≤ .001" if row["p"] <= 0.001 else f"{known}, p = {row['p']:.2g}".replace("= 0.", "= .")
+
+
+def _value(row: Mapping[str, Any], number: Callable[[float], str]) -> str:
+    """Writes a number with its interval."""
+    known = number(row["value"])
+    return known if math.isnan(row["low"]) else f"{known}, 95% {number(row['low'])} to {number(row['high'])}"

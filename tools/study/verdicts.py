@@ -243,7 +243,7 @@ def _suite(
 
 
 def _principal(table: pd.DataFrame, unseen: pd.DataFrame | None, without: Sequence[pd.DataFrame]) -> Verdict:
-    """Judges the share in W0's directions by its R², whose interval must lie below .7, and its least ratio to chance."""
+    """Judges the share in W0's directions by its R², with its interval below .7, and its least ratio to chance."""
     every = [
         of.set_index("measure").loc["principal_left"] for of in (table, *([] if unseen is None else [unseen]), *without)
     ]
