@@ -806,7 +806,7 @@ def test_that_the_data_decide_is_said_only_as_far_as_both_ways_of_counting_say_s
     assert "cannot be told apart" not in agrees
     both = claimed("shown", part="H1a")
     assert f"{shown}, counting as theirs what a loss does on these data alone (what: .30" in both
-    assert "; beside: .10, 95% .10 to .40, p = .013; third: .10, 95% .10 to .40, p ≤ .001)" in both
+    assert "; given to nobody .10, 95% .10 to .40, p = .013; given to the loss .10, 95% .10 to .40, p ≤ .001)" in both
     one = claimed("shown", part="H1a", beside_verdict="not shown")
     assert f"{shown}, counting as theirs what a loss does on these data alone; counting it as nobody's, the two" in one
     assert "the loss has more" not in one
@@ -825,7 +825,7 @@ def test_that_dpo_moves_behaviour_further_is_said_with_what_equal_norms_show(at_
     equal = {**row, "part": "H4, equal norm", "value": 3.0, "low": 2.4, "high": 4.0, "verdict": at_equal_norm}
     (line,) = claims.claims([{**row, "part": "H4", "verdict": "shown"}, equal], page._number)
     assert ("but not at equal norm" in line) is says
-    assert "; ratio: 3.00, 95% 2.40 to 4.00" in line
+    assert "; at equal norm 3.00, 95% 2.40 to 4.00" in line
 
 
 def test_no_difference_to_the_base_is_a_part_of_what_was_said_of_accuracies():

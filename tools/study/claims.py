@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tools.study.verdicts import NOT_MEASURED, NOT_SHOWN, REVERSED, SHOWN
 
 BESIDE, AS_THE_LOSS, EQUAL_NORM = "H1, beside", "H1, as the loss's", "H4, equal norm"
-# Parts that are told with a primary one.
-ALSO = {"H1a": (BESIDE, AS_THE_LOSS), "H2": ("H2, two draws",), "H4": ("H4b", EQUAL_NORM)}
+# Parts that are told with a primary one, and in which words.
+ALSO = {
+    "H1a": {BESIDE: "given to nobody", AS_THE_LOSS: "given to the loss"},
+    "H2": {"H2, two draws": "two losses on two draws"},
+    "H4": {"H4b": "at one rate", EQUAL_NORM: "at equal norm"},
+}
 _MODELS = {"embedded": "embedded model", "smollm2": "SmolLM2-135M"}
 
 
@@ -81,14 +85,14 @@ def claims(judged: Iterable[Mapping[str, Any]], number: Callable[[float], str]) 
         if not of_part:
             continue
         first, *others = of_part
-        also = [rows[first["model"], other] for other in ALSO.get(part, ()) if (first["model"], other) in rows]
+        also = {other: one for other in ALSO.get(part, ()) if (one := rows.get((first["model"], other))) is not None}
         again = [f" On {_MODELS[row['model']]}: *{row['verdict']}* ({_value(row, number)})." for row in others]
         lines.append(_line(first, claim, also, number) + "".join(again))
     return lines
 
 
 def _line(
-    row: Mapping[str, Any], claim: Claim, also: Sequence[Mapping[str, Any]], number: Callable[[float], str]
+    row: Mapping[str, Any], claim: Claim, also: Mapping[str, Mapping[str, Any]], number: Callable[[float], str]
 ) -> str:
     verdict = row["verdict"]
     said = {
@@ -97,34 +101,33 @@ def _line(
         NOT_SHOWN: f"Neither “{claim.shown}” is shown nor “{claim.otherwise}”",
         NOT_MEASURED: f"“{claim.shown}” was not measured",
     }[verdict]
-    known = _known(row, number)
+    known = f"{row['says']}: {_known(row, number)}"
     if not math.isnan(row["unseen"]):
         known += f"; unseen {number(row['unseen'])}"
     if not math.isnan(row["without_low"]):
         known += f"; without a draw {number(row['without_low'])} to {number(row['without_high'])}"
-    others = {one["part"]: one for one in also}
-    if (beside := others.get(BESIDE)) is not None:
+    if (beside := also.get(BESIDE)) is not None:
         if row["value"] * beside["value"] < 0:
             said, verdict = _TOGETHER, f"{verdict}, and not alone"
         elif verdict == SHOWN:
             also_said = [_UNTOLD] * (beside["verdict"] == NOT_SHOWN)
-            also_said += [_LOSS_HAS_MORE] * (others[AS_THE_LOSS]["verdict"] == REVERSED)
+            also_said += [_LOSS_HAS_MORE] * (also[AS_THE_LOSS]["verdict"] == REVERSED)
             said = f"{said}, {'; '.join([_THEIRS, *also_said])}"
-    if verdict == SHOWN and others.get(EQUAL_NORM, row)["verdict"] != SHOWN:
+    if verdict == SHOWN and also.get(EQUAL_NORM, row)["verdict"] != SHOWN:
         said = f"{said}, at the losses' own rates and norms, but not at equal norm"
-    known = "; ".join([known, *(_known(one, number) for one in also)])
+    known = "; ".join([known, *(f"{ALSO[row['part']][part]} {_known(one, number)}" for part, one in also.items())])
     rest = {SHOWN: claim.otherwise, REVERSED: claim.shown}.get(verdict)
     otherwise = f" *Had it gone the other way:* “{rest}.”" if rest else ""
-    part = re.sub(r", (\w+)", r" (\1)", row["part"])
-    return f"- **{part}, {_MODELS[row['model']]}: {verdict}.** {said} ({known}).{otherwise}"
+    name = re.sub(r", (\w+)", r" (\1)", row["part"])
+    return f"- **{name}, {_MODELS[row['model']]}: {verdict}.** {said} ({known}).{otherwise}"
 
 
 def _known(row: Mapping[str, Any], number: Callable[[float], str]) -> str:
     """Writes a number with its interval and p."""
-    known = f"{row['says']}: {_value(row, number)}"
+    known = _value(row, number)
     if math.isnan(row["p"]):
         return known
-    # No smaller p can be told from the resamples.
+    # Smaller ones are not told apart.
     return f"{known}, p ≤ .001" if row["p"] <= 0.001 else f"{known}, p = {row['p']:.2g}".replace("= 0.", "= .")
 
 

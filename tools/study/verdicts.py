@@ -265,7 +265,7 @@ def _matchings(judged: Mapping[str, Mapping[str, Finding]]) -> list[Verdict]:
     if one_rate is not None:
         ratio = one_rate["F4"]
         estimate = Estimate(ratio.value, ratio.low, ratio.high)
-        rows.append(_judged("H6", "DPO's norm over SFT's at one rate", estimate, None, Rule(0.5, 0.5, 0.5)))
+        rows.append(_judged("H6", "DPO's norm over SFT's at one rate, one draw", estimate, None, Rule(0.5, 0.5, 0.5)))
     differs = sum(found["F5"].from_base for found in judged.values())
     expected: list[tuple[str, str, Callable[[int, int], bool]]] = [
         ("H6b", "F3", lambda held, of: held == of), ("H6b, to SFT", TO_SFT, lambda held, of: held == of),
