@@ -825,7 +825,7 @@ def test_that_dpo_moves_behaviour_further_is_said_with_what_equal_norms_show(at_
     equal = {**row, "part": "H4, equal norm", "value": 3.0, "low": 2.4, "high": 4.0, "verdict": at_equal_norm}
     (line,) = claims.claims([{**row, "part": "H4", "verdict": "shown"}, equal], page._number)
     assert ("but not at equal norm" in line) is says
-    assert "; at equal norm 3.00, 95% 2.40 to 4.00" in line
+    assert "; at equal norm, the others stopped early 3.00, 95% 2.40 to 4.00" in line
 
 
 def test_no_difference_to_the_base_is_a_part_of_what_was_said_of_accuracies():

@@ -19,7 +19,7 @@ BESIDE, AS_THE_LOSS, EQUAL_NORM = "H1, beside", "H1, as the loss's", "H4, equal 
 ALSO = {
     "H1a": {BESIDE: "given to nobody", AS_THE_LOSS: "given to the loss"},
     "H2": {"H2, two draws": "two losses on two draws"},
-    "H4": {"H4b": "at one rate", EQUAL_NORM: "at equal norm"},
+    "H4": {"H4b": "at one rate, one draw", EQUAL_NORM: "at equal norm, the others stopped early"},
 }
 _MODELS = {"embedded": "embedded model", "smollm2": "SmolLM2-135M"}
 
@@ -60,7 +60,8 @@ CLAIMS = {
         "Function is as much the start's as weights are",
     ),
     "H6": Claim(
-        "That DPO's update is the smallest is its learning rate: at one rate its norm is at least half of SFT's",
+        "That DPO's update is the smallest is its learning rate: at one rate and equal steps its norm is at least half "
+        "of SFT's",
         "At one rate, too, DPO's update is less than half as long as SFT's",
     ),
 }
