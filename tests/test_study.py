@@ -452,6 +452,20 @@ def test_runs_that_were_measured_on_another_machine_are_kept(tmp_path):
     assert np.isfinite(across).all()
 
 
+def test_results_are_measured_again_when_all_runs_are_there(tmp_path):
+    runs, matrix, measure = measured_twice(tmp_path)
+    first = (runs["start"] == "s0").to_numpy()
+    second = ~first | (runs["order"] == "o0").to_numpy()
+    joined = measure(second).with_earlier(measure(first))
+    # Pairs that were never compared are known now, without and with gradients (full fine-tuning has none).
+    for gradients in (joined.gradients, joined.gradients.iloc[:0]):
+        whole = replace(measure(first | second), gradients=gradients)
+        again = whole.with_earlier(replace(joined, gradients=gradients))
+        places = again.runs["run"].str[3:].astype(int).to_numpy()
+        np.testing.assert_allclose(again.similarities["weights"], matrix[np.ix_(places, places)], atol=1e-6)
+        assert len(again.gradients) == len(gradients)
+
+
 def test_results_of_other_runs_are_not_joined(tmp_path):
     runs, _, measure = measured_twice(tmp_path)
     first = (runs["start"] == "s0").to_numpy()

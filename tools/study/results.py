@@ -132,7 +132,8 @@ class Results:
                 for results, own in ((self, matrix), (earlier, earlier.similarities[kind]))
                 for places in [pd.Index(results.runs["run"]).get_indexer(both)]
             )
-            if not np.allclose(new, old, rtol=0, atol=SAME, equal_nan=True):
+            # What was not compared before may be compared now.
+            if (np.abs(new - old)[np.isfinite(new) & np.isfinite(old)] > SAME).any():
                 raise InputError(f"similarities in {kind} are not those of the earlier results; {again}")
         kept = ~earlier.runs["run"].isin([*self.runs["run"], *self.left_out])
         runs = pd.concat([self.runs, earlier.runs[kept]], ignore_index=True)
@@ -145,7 +146,8 @@ class Results:
                 here = np.flatnonzero(places >= 0)
                 joined[np.ix_(here, here)] = own[np.ix_(places[here], places[here])]
             matrices[kind] = joined
-        gradients = pd.concat([table for table in (self.gradients, earlier.gradients) if len(table)], ignore_index=True)
+        known_gradients = [table for table in (self.gradients, earlier.gradients) if len(table)]
+        gradients = pd.concat(known_gradients, ignore_index=True) if known_gradients else self.gradients
         left_out = {
             run: why for run, why in {**earlier.left_out, **self.left_out}.items() if run not in set(runs["run"])
         }
