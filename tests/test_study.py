@@ -38,6 +38,7 @@ from tools.study.crossed import (
 from tools.study.findings import FINDINGS, TO_SFT, Finding, at_best_rate, findings, matched
 from tools.study.geometry import MEASURES, geometry
 from tools.study.hypotheses import (
+    at_norms_of_dpo,
     behaviour_per_norm,
     decided,
     explained_by_norm,
@@ -46,6 +47,7 @@ from tools.study.hypotheses import (
     function_less_weights,
     gradient_matrices,
     likelihoods,
+    norm_over_sft,
     pair_table,
     persisting,
     sampling,
@@ -627,11 +629,36 @@ def test_behaviour_per_norm_by_hand():
     assert row[["order_low", "order_high"]].tolist() == pytest.approx([8, 8])
 
 
+def test_the_norm_over_sfts_by_hand():
+    # DPO has 1, 2 and 4 times SFT's norm on three draws: 2, or 5.5949 times more or less (as above).
+    rows = [(loss, draw, norm * size) for draw, norm in (("d0", 1.0), ("d1", 2.0), ("d2", 4.0))
+            for loss, sizes in (("sft", (0.5, 0.5)), ("dpo", (0.25, 1.0))) for size in
+            (np.array(sizes) / (norm if loss == "sft" else 1))]  # fmt: skip
+    found = norm_over_sft(pd.DataFrame(rows, columns=["loss", "draw", "norm"]))
+    assert found["by_draw"] == pytest.approx({"d0": 1, "d1": 2, "d2": 4})
+    ratio = found["ratio"]
+    assert [ratio.value, ratio.low, ratio.high] == pytest.approx([2, 2 / 5.5949, 2 * 5.5949], rel=1e-4)
+    row = verdicts._of_draws("H6", "ratio", ratio, found["by_draw"], verdicts.Rule(0.5, 0.5, 0.5))
+    # Without each draw: √8, 2, √2. The interval reaches below .5.
+    assert (row.verdict, row.without_low, row.without_high) == ("not shown", *map(pytest.approx, (2**0.5, 8**0.5)))
+    assert verdicts._of_draws("H6", "", ratio, found["by_draw"], verdicts.Rule(0.5, 0.3, 0.3)).verdict == "shown"
+
+
 def test_exponents_are_those_of_power_laws():
     norms = np.array([0.1, 0.3, 1.0] * 2)
     runs = pd.DataFrame({"loss": ["sft"] * 3 + ["dpo"] * 3, "norm": norms})
     runs["kl"] = 3 * norms ** np.where(runs["loss"] == "sft", 2.0, 1.5)
     assert exponents(runs) == pytest.approx({"sft": 0, "dpo": -0.5}, abs=1e-9)
+
+
+def test_dpo_at_the_norms_of_others_by_hand():
+    # KL is ‖ΔW‖ of the pointwise losses, and 5‖ΔW‖² of DPO: at .2 and .5 it has 1 and 2.5 times theirs; none has 4.
+    norms = {**dict.fromkeys(("sft", "rft", "dft", "rift", "grpo"), (0.1, 1.0, 2.0)), "dpo": (0.2, 0.5, 4.0)}
+    rows = [(loss, rate, order, norm) for loss, own in norms.items() for rate, norm in zip("abc", own, strict=True)
+            for order in "12"]  # fmt: skip
+    runs = pd.DataFrame(rows, columns=["loss", "rate", "order", "norm"])
+    runs["kl"] = np.where(runs["loss"] == "dpo", 5 * runs["norm"] ** 2, runs["norm"])
+    assert at_norms_of_dpo(runs) == pytest.approx({"a": 1, "b": 2.5, "c": np.nan}, nan_ok=True)
 
 
 def test_function_less_weights_by_hand():
@@ -782,10 +809,13 @@ def test_what_only_the_seen_runs_show_is_not_shown():
     assert verdicts._judged("H1a", "", opposite, Estimate(-0.2, -0.3, 0.1), rule).verdict == "not shown"
     # What cannot be computed without the seen runs is not shown; without any one draw the sign must stay.
     assert verdicts._judged("H1a", "", one, Estimate(np.nan, np.nan, np.nan), rule).verdict == "not shown"
-    kept = verdicts._judged("H1a", "", one, None, rule, without=[0.3, 0.1])
+    kept = verdicts._judged("H1a", "", one, one, rule, without=[0.3, 0.1])
     assert (kept.verdict, kept.without_low, kept.without_high) == ("shown", 0.1, 0.3)
-    assert verdicts._judged("H1a", "", one, None, rule, without=[0.3, -0.1]).verdict == "not shown"
-    assert verdicts._judged("H1a", "", opposite, None, rule, without=[0.2]).verdict == "not shown"
+    assert verdicts._judged("H1a", "", one, one, rule, without=[0.3, -0.1]).verdict == "not shown"
+    assert verdicts._judged("H1a", "", opposite, opposite, rule, without=[0.2]).verdict == "not shown"
+    # There are no others.
+    assert verdicts._judged("H1a", "", one, None, rule).verdict == "not shown"
+    assert verdicts._judged("H1a", "", opposite, None, rule).verdict == "not shown"
 
 
 def claimed(verdict, value=0.3, beside=0.1, part="H2", beside_verdict=None, third_verdict="not shown"):
@@ -803,8 +833,8 @@ def claimed(verdict, value=0.3, beside=0.1, part="H2", beside_verdict=None, thir
 def test_a_claim_is_what_its_verdict_lets_one_say():
     shown, otherwise = claims.CLAIMS["H2"].shown, claims.CLAIMS["H2"].otherwise
     assert claimed("shown") == (
-        f"- **H2, embedded model: shown.** {shown} (what: .30, 95% .10 to .40, p = .013; unseen .20; "
-        f"without a draw .25 to .35). *Had it gone the other way:* “{otherwise}.”"
+        f"- **H2, embedded model: shown.** {shown} (what: .30, 95% .10 to .40, p = .013). "
+        f"*Had it gone the other way:* “{otherwise}.”"
     )
     assert f"** {otherwise} (" in claimed("the other way", -0.3)
     assert f"*Had it gone the other way:* “{shown}.”" in claimed("the other way", -0.3)
@@ -842,16 +872,15 @@ def test_that_dpo_moves_behaviour_further_is_said_with_what_equal_norms_show(at_
     assert "; at equal norm, the others stopped early 3.00, 95% 2.40 to 4.00" in line
 
 
-def test_no_difference_to_the_base_is_a_part_of_what_was_said_of_accuracies():
-    def judged(from_base):
-        held = Finding("holds", 1.0, 1.0, 1.0)
-        found = dict.fromkeys([*FINDINGS, TO_SFT], held)
-        found["F5"] = Finding("fails", -0.1, np.nan, np.nan, from_base)
-        rows = {one.part: one.verdict for one in verdicts._matchings({"equal steps, one rate": found})}
-        assert (rows["H6b"], rows["H6b, to SFT"], rows["H6d"]) == ("shown", "shown", "not shown")
-        return rows["H6e"]
-
-    assert (judged(False), judged(True)) == ("shown", "not shown")
+def test_matchings_are_counted_and_show_nothing_of_seen_runs_alone():
+    found = dict.fromkeys([*FINDINGS, TO_SFT], Finding("holds", 1.0, 1.0, 1.0))
+    found["F5"] = Finding("fails", -0.1, np.nan, np.nan, from_base=True)
+    rows = {one.part: one for one in verdicts._matchings({"equal steps, one rate": found})}
+    assert {part: one.value for part, one in rows.items()} == {
+        "H6b": 1, "H6b, to SFT": 1, "H6c": 1, "H6d": 1, "H6e": 0
+    }  # fmt: skip
+    assert {one.verdict for one in rows.values()} == {"not shown"}
+    assert rows["H6e"].says == "matchings of 1 under which F5 holds (DPO differs from the base under 1)"
 
 
 def test_a_claim_says_what_another_model_shows():
@@ -922,6 +951,7 @@ def written(folder):
         one.write(folder, sweep)
     one.runs["rate"] = "conventional"
     one.write(folder, "study_epochs")
+    matched(results, runs["start"] == "1").write(folder, "study_one_rate")
 
 
 @pytest.mark.slow
@@ -932,7 +962,9 @@ def test_the_page_is_made_from_the_results_alone(tmp_path):
     tables = page.tables(found)
     assert list(tables) == ["shares", "pairs embedded", "pairs SmolLM2", "matchings", "geometry", "verdicts"]
     heads, rows = tables["matchings"]
-    assert len(rows) == 7
+    assert [row[0] for row in rows[7:]] == [
+        f"equal steps, {rate}, unseen" for rate in ("conventional rates", "one rate")
+    ]
     assert {len(row) for row in rows} == {len(heads)}
     assert len(tables["pairs embedded"][1]) == 15
     text = json.dumps(page._plain(found), allow_nan=False)
@@ -966,8 +998,8 @@ def test_the_page_is_made_from_the_results_alone(tmp_path):
 
 
 def test_a_page_without_results_says_nothing(tmp_path):
-    assert page.numbers(tmp_path) == {"matchings": {}}
-    assert page.draw(tmp_path, {"matchings": {}}) == {}
+    assert page.numbers(tmp_path) == {"matchings": {}, "matchings_unseen": {}}
+    assert page.draw(tmp_path, {"matchings": {}, "matchings_unseen": {}}) == {}
 
 
 def test_numbers_are_written_as_in_the_other_studies():

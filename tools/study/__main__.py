@@ -19,7 +19,10 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "studies" / "how_much_is_the_loss"
 
 # Sweeps in the order in which they are made, with hours on two cores.
-SWEEPS = {"study": 2.5, "study_rates": 0.9, "study_epochs": 0.2, "study_full": 0.4, "study_smollm2": 8.0}
+SWEEPS = {
+    "study": 2.5, "study_rates": 0.9, "study_one_rate": 0.1, "study_epochs": 0.2, "study_full": 0.4,
+    "study_smollm2": 8.0,
+}  # fmt: skip
 # Sweeps whose updates are compared with copies of themselves.
 WITH_GEOMETRY = ("study", "study_full")
 
@@ -41,6 +44,15 @@ def is_conventional(run: RunFacts) -> bool:
     return math.isclose(run.config.lr.factor or 0, run.conventional_lr_scale)
 
 
+def is_unseen_at_one_rate(run: RunFacts) -> bool:
+    """True for a run of the six losses at one rate from the start that suggested nothing."""
+    from tools.study.findings import LOSSES
+    from tools.study.page import SEEN
+
+    is_at_one_rate = run.config.lr.name == ("matched" if run.method == "dpo" else "conventional")
+    return run.method in LOSSES and is_at_one_rate and str(run.config.init_seed) != SEEN["start"]
+
+
 def measure(sweeps: list[str]) -> None:
     """Measures the finished runs; results of runs that are not on this machine are kept."""
     from tools.study.results import Results
@@ -51,14 +63,17 @@ def measure(sweeps: list[str]) -> None:
     print(f"results: {', '.join(sweeps)}, {hours:.1f} hours; passes, gradients and scores are kept", flush=True)
     for sweep in sweeps:
         print(f"results: {sweep}", flush=True)
-        measured = measure_sweep(sweep, ROOT / "outputs", with_geometry=sweep in WITH_GEOMETRY)
+        if sweep == "study_one_rate":
+            measured = measure_sweep(["study", sweep], ROOT / "outputs", keep=is_unseen_at_one_rate)
+        else:
+            measured = measure_sweep([sweep], ROOT / "outputs", with_geometry=sweep in WITH_GEOMETRY)
         if (RESULTS / sweep).is_dir():
             measured = measured.with_earlier(Results.read(RESULTS, sweep))
         measured.write(RESULTS, sweep)
         if sweep == "study_rates":
-            at_end = measure_sweep(sweep, ROOT / "outputs", keep=is_conventional, equal_kl=True)
+            at_end = measure_sweep([sweep], ROOT / "outputs", keep=is_conventional, equal_kl=True)
             at_end.write(RESULTS, f"{sweep}-conventional")
-            at_norm = measure_sweep(sweep, ROOT / "outputs", keep=is_conventional, at="norm")
+            at_norm = measure_sweep([sweep], ROOT / "outputs", keep=is_conventional, at="norm")
             at_norm.write(RESULTS, f"{sweep}-norm")
 
 

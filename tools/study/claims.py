@@ -1,7 +1,7 @@
 """Sentences of the abstract: what each primary hypothesis' verdict lets one say, and what it would have said otherwise.
 
-What is said otherwise was written before the results (docs/studies/how_much_is_the_loss_hypotheses.md). The verdict
-alone decides what is claimed.
+What is said otherwise is that of docs/studies/how_much_is_the_loss_hypotheses.md, where changes of it are dated. The
+verdict alone decides what is claimed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BESIDE, AS_THE_LOSS, EQUAL_NORM = "H1, beside", "H1, as the loss's", "H4, equal 
 ALSO = {
     "H1a": {BESIDE: "given to nobody", AS_THE_LOSS: "given to the loss"},
     "H2": {"H2, two draws": "two losses on two draws"},
-    "H4": {"H4b": "at one rate, one draw", EQUAL_NORM: "at equal norm, the others stopped early"},
+    "H4": {"H4b": "at one rate", EQUAL_NORM: "at equal norm, the others stopped early"},
 }
 _MODELS = {"embedded": "embedded model", "smollm2": "SmolLM2-135M"}
 
@@ -60,7 +60,7 @@ CLAIMS = {
         "Function is as much the start's as weights are",
     ),
     "H6": Claim(
-        "That DPO's update is the smallest is its learning rate: at one rate and equal steps its norm is at least half "
+        "At equal steps, that DPO's update is the smallest is its learning rate: at one rate its norm is at least half "
         "of SFT's",
         "At one rate, too, DPO's update is less than half as long as SFT's",
     ),
@@ -103,10 +103,6 @@ def _line(
         NOT_MEASURED: f"“{claim.shown}” was not measured",
     }[verdict]
     known = f"{row['says']}: {_known(row, number)}"
-    if not math.isnan(row["unseen"]):
-        known += f"; unseen {number(row['unseen'])}"
-    if not math.isnan(row["without_low"]):
-        known += f"; without a draw {number(row['without_low'])} to {number(row['without_high'])}"
     if (beside := also.get(BESIDE)) is not None:
         if row["value"] * beside["value"] < 0:
             said, verdict = _TOGETHER, f"{verdict}, and not alone"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -24,9 +25,9 @@ from losslens.report.figures.canvas import (
     style,
     write,
 )
-from losslens.tables.style import ALONG, PlotStyles, loss_title
+from losslens.tables.style import ALONG, loss_title
 from tools.study.findings import BY_DESIGN, CANNOT_TELL, FAILS, FINDINGS, HOLDS, Finding
-from tools.study.geometry import INTRUDER, TOP
+from tools.study.geometry import INTRUDER, TOP, UNCHANGED
 from tools.study.hypotheses import SUITE
 
 _SHARES = {
@@ -39,7 +40,8 @@ KIND_TITLES = {
     "activations": "activations", "behaviour": "answers that flip",
 }  # fmt: skip
 MEASURE_TITLES = {
-    "unchanged": "weights that bf16 does not see change", "spectral_shift": f"shift of the top {TOP} singular values",
+    "unchanged": f"bf16 sparsity (relative change below {UNCHANGED:g})",
+    "spectral_shift": f"shift of the top {TOP} singular values",
     "rotation": f"rotation of the top {TOP} directions, °", "small_overlap": "largest changes on smallest weights",
     "principal_left": f"share in W0's top {TOP} directions", "intruders": f"intruders (cosine below {INTRUDER})",
 }  # fmt: skip
@@ -66,7 +68,7 @@ def shares(tables: Mapping[str, pd.DataFrame]) -> Figure:
     rows(axes, [KIND_TITLES[kind] for kind in tables], list(places))
     axes.set_xlim(0, 1)
     axes.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
-    axes.set_xlabel("share of an update")
+    axes.set_xlabel("share of an update from one initial adapter")
     drawn.legend(loc="outside upper center", ncols=len(_SHARES))
     return drawn
 
@@ -101,7 +103,9 @@ def decided(gradients: np.ndarray, ends: np.ndarray, r: float) -> Figure:
     axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
     axes.set_xlabel("cosine of gradients before step 1")
     axes.set_ylabel("cosine of updates at the end")
-    axes.set_title(f"r = {r:.3f} over {np.isfinite(gradients + ends)[upper].sum()} pairs", loc="left")
+    axes.set_title(
+        f"{np.isfinite(gradients + ends)[upper].sum()} pairs, averages over draws and starts: r = {r:.3f}", loc="left"
+    )
     return drawn
 
 
@@ -110,13 +114,14 @@ def norm_in_disguise(runs: pd.DataFrame, explained: pd.DataFrame) -> Figure:
     measures = (*SUITE, "principal_left")
     drawn = figure(PAGE, 3.6)
     r2 = explained.set_index("measure")["r2"]
-    looks = PlotStyles((loss, loss) for loss in dict.fromkeys(runs["loss"]))
+    rates = sorted(set(runs["learning_rate"]))
+    colours = dict(zip(rates, colormaps["viridis"](np.linspace(0, 0.85, len(rates))), strict=True))
     for place, measure in enumerate(measures):
         axes = drawn.add_subplot(2, 3, place + 1)
         copies = "principal_left_chance" if measure == "principal_left" else f"{measure}_copies"
-        axes.plot(runs["norm"], runs[copies], "_", color=MUTED, markersize=4, markeredgewidth=0.6)
-        for loss, own in runs.groupby("loss"):
-            axes.plot(own["norm"], own[measure], "o", color=looks.of(str(loss), str(loss)).colour, markersize=2.2)
+        for rate, own in runs.groupby("learning_rate"):
+            axes.plot(own["norm"], own[measure], "o", color=colours[rate], markersize=2.2)
+        axes.plot(runs["norm"], runs[copies], "_", color=INK, markersize=4, markeredgewidth=0.5)
         logarithmic(axes, "x", runs["norm"])
         if measure in ("spectral_shift", "rotation"):
             logarithmic(axes, "y", pd.concat([runs[measure], runs[copies]]))
@@ -125,8 +130,9 @@ def norm_in_disguise(runs: pd.DataFrame, explained: pd.DataFrame) -> Figure:
             axes.set_xlabel("‖ΔW‖")
     axes = drawn.add_subplot(2, 3, 6)
     axes.axis("off")
-    axes.plot([], [], "o", color=INK, markersize=2.2, label="a run (colour: its loss)")
-    axes.plot([], [], "_", color=MUTED, label="its rotated copies, or chance")
+    for rate, colour in colours.items():
+        axes.plot([], [], "o", color=colour, markersize=2.2, label=f"a run at learning rate {rate:g}")
+    axes.plot([], [], "_", color=INK, markersize=4, markeredgewidth=0.5, label="its rotated copies, or chance")
     axes.legend(loc="center left")
     return drawn
 
@@ -134,7 +140,7 @@ def norm_in_disguise(runs: pd.DataFrame, explained: pd.DataFrame) -> Figure:
 def behaviour(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draws KL ÷ ‖ΔW‖² of each loss over the median of the pointwise losses (`hypotheses.behaviour_per_norm`).
 
-    Of several draws each is a dot beside their mean; of one draw there are intervals over orders.
+    Of several draws each is a dot, and the interval is over draws; of one draw it is over orders.
 
     Args:
         tables: By what is held equal, such as "conventional rates".
@@ -154,11 +160,9 @@ def behaviour(tables: Mapping[str, pd.DataFrame]) -> Figure:
         ]
         if dots:
             axes.plot(*zip(*dots, strict=True), ".", color=colour, markersize=2, alpha=0.6)
-            around = None
-        else:
-            around = np.nan_to_num(np.abs(known[["low", "high"]].to_numpy().T - known["ratio"].to_numpy()))
-            values += list(known["low"].fillna(known["ratio"])) + list(known["high"].fillna(known["ratio"]))
-        axes.errorbar(known["ratio"], at, xerr=around, fmt=mark, color=colour, markersize=3, linewidth=0.8, label=what,
+        around = np.nan_to_num(np.abs(known[["low", "high"]].to_numpy().T - known["ratio"].to_numpy()))
+        values += list(known["low"].fillna(known["ratio"])) + list(known["high"].fillna(known["ratio"]))
+        axes.errorbar(known["ratio"], at, xerr=around, fmt=mark, color=colour, markersize=3, linewidth=0.5, label=what,
                       markerfacecolor="white" if mark == "s" else colour)  # fmt: skip
         values += [*known["ratio"], *(x for x, _ in dots)]
     rows(axes, [loss_title(loss) for loss in losses], list(places.values()))
@@ -185,7 +189,7 @@ def matchings(judged: Mapping[str, Mapping[str, Finding]]) -> Figure:
     axes.grid(visible=False)
     axes.xaxis.tick_top()
     axes.tick_params(axis="x", length=0)
-    axes.set_xticks(range(len(FINDINGS)), [lines(text, 1.0) for text in FINDINGS.values()])
+    axes.set_xticks(range(len(FINDINGS)), [lines(f"{name}: {text}", 1.0) for name, text in FINDINGS.items()])
     for side in ("bottom", "top"):
         axes.spines[side].set_visible(False)
     return drawn

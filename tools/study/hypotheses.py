@@ -396,6 +396,22 @@ def behaviour_per_norm(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values("ratio", ascending=False, ignore_index=True)
 
 
+def norm_over_sft(runs: pd.DataFrame) -> dict[str, Any]:
+    """Computes DPO's ‖ΔW‖ over SFT's (H6).
+
+    Returns:
+        `ratio`, the geometric mean over draws, with Student's interval of its logarithms over draws, and `by_draw`.
+    """
+    logs = np.log(runs["norm"]).groupby([runs["draw"], runs["loss"]]).mean().unstack()
+    of_draws = (logs["dpo"] - logs["sft"]).dropna()
+    interval = t_interval(of_draws.to_numpy()) if len(of_draws) > 1 else (float("nan"), float("nan"))
+    ratio = np.exp([of_draws.mean(), *interval])
+    return {
+        "ratio": Estimate(*(float(value) for value in ratio)),
+        "by_draw": {str(draw): float(np.exp(value)) for draw, value in of_draws.items()},
+    }
+
+
 def exponents(runs: pd.DataFrame) -> dict[str, float]:
     """Fits, for each loss, x of KL ÷ ‖ΔW‖² ∝ ‖ΔW‖ˣ over its runs at several rates; 0 if the quotient is a constant."""
     logs = pd.DataFrame({"loss": runs["loss"], "norm": np.log(runs["norm"]), "kl": np.log(runs["kl"])})
@@ -403,6 +419,25 @@ def exponents(runs: pd.DataFrame) -> dict[str, float]:
         str(loss): float(np.polyfit(own["norm"], own["kl"] - 2 * own["norm"], 1)[0])
         for loss, own in logs.groupby("loss")
     }
+
+
+def at_norms_of_dpo(runs: pd.DataFrame) -> dict[str, float]:
+    """Computes DPO's KL over the median of the pointwise losses where these, too, end at DPO's norm.
+
+    Args:
+        runs: Runs at several rates. Between these the KL of a loss is interpolated over its norm, both in logarithms.
+
+    Returns:
+        The ratio by the name of DPO's rate; NaN where a pointwise loss has no rates on both sides of the norm.
+    """
+    values = runs.assign(log_norm=np.log(runs["norm"]), log_kl=np.log(runs["kl"]))
+    means = values.groupby(["loss", "rate"])[["log_norm", "log_kl"]].mean().sort_values("log_norm")
+    pointwise = [means.loc[loss] for loss in POINTWISE]
+    found = {}
+    for rate, norm, log_kl in means.loc["dpo"].itertuples():
+        others = [np.interp(norm, own["log_norm"], own["log_kl"], np.nan, np.nan) for own in pointwise]
+        found[str(rate)] = float(np.exp(log_kl - np.median(others)))
+    return found
 
 
 def t_interval(values: Array) -> tuple[float, float]:

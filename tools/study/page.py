@@ -55,9 +55,16 @@ def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
     }
     if (rates := available(folder, "study_rates")) is not None:
         found["kl_per_norm_exponents"] = hypotheses.exponents(rates.runs)
+        found["kl_at_norms_of_dpo"] = hypotheses.at_norms_of_dpo(rates.runs)
         found["rates"] = {rate: _of_rate(rates, rate) for rate in sorted(set(rates.runs["rate"]), key=_factor)}
     if (at_norm := available(folder, "study_rates-norm")) is not None:
         found["equal_norm"] = {"kl_per_norm": hypotheses.behaviour_per_norm(at_norm.runs)}
+    found["matchings_unseen"] = {name: findings.findings(results) for name, results in unseen_matchings(folder).items()}
+    if (one_rate := available(folder, "study_one_rate")) is not None:
+        found["one_rate"] = {
+            "kl_per_norm": hypotheses.behaviour_per_norm(one_rate.runs),
+            "norm": hypotheses.norm_over_sft(one_rate.runs),
+        }
     return found
 
 
@@ -160,6 +167,19 @@ def matchings(folder: Path) -> dict[str, tuple[Results, str, str]]:
     return found
 
 
+def unseen_matchings(folder: Path) -> dict[str, Results]:
+    """Returns the runs of six losses from the start that suggested nothing, for two of the matchings."""
+    found: dict[str, Results] = {}
+    if (study := available(folder, "study")) is not None:
+        runs = study.runs
+        own = findings.matched(study, (runs["start"] != SEEN["start"]) & runs["loss"].isin(findings.LOSSES))
+        if len(own.runs):
+            found["equal steps, conventional rates, unseen"] = own
+    if (one_rate := available(folder, "study_one_rate")) is not None:
+        found["equal steps, one rate, unseen"] = one_rate
+    return found
+
+
 def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
     """Draws the figures for which there are results."""
     drawn: dict[str, Any] = {}
@@ -177,11 +197,11 @@ def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         if "geometry" in model:
             drawn["norm"] = figures.norm_in_disguise(results.runs, model["geometry"])
         tables = {"conventional rates, each draw": model["kl_per_norm"]}
-        tables |= {"one rate": found["rates"][ONE_RATE]["kl_per_norm"]} if ONE_RATE in found.get("rates", {}) else {}
-        tables |= {"equal norm": found["equal_norm"]["kl_per_norm"]} if "equal_norm" in found else {}
+        tables |= {"one rate, each draw": found["one_rate"]["kl_per_norm"]} if "one_rate" in found else {}
+        tables |= {"equal norm, one draw": found["equal_norm"]["kl_per_norm"]} if "equal_norm" in found else {}
         drawn["behaviour"] = figures.behaviour(tables)
         if found["matchings"]:
-            drawn["matchings"] = figures.matchings(found["matchings"])
+            drawn["matchings"] = figures.matchings({**found["matchings"], **found["matchings_unseen"]})
     return drawn
 
 
@@ -206,7 +226,7 @@ def tables(found: Mapping[str, Any]) -> dict[str, tuple[Sequence[str], list[list
     if found.get("matchings"):
         rows = [
             [matching, *(f"{judged[name].verdict} ({_number(judged[name].value)})" for name in findings.FINDINGS)]
-            for matching, judged in found["matchings"].items()
+            for matching, judged in {**found["matchings"], **found["matchings_unseen"]}.items()
         ]
         made["matchings"] = (("matching", *findings.FINDINGS), rows)
     geometry = {"LoRA": found.get("embedded", {}).get("geometry"), "all weights": found.get("full", {}).get("geometry")}

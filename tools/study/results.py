@@ -7,7 +7,7 @@ gradients before step 1. `left-out.json` says what was not measured, and why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,7 +165,7 @@ def _pairs_of(gradients: pd.DataFrame) -> pd.Series:
 
 
 def measure(
-    sweep: str,
+    sweeps: Sequence[str],
     output_dir: Path,
     *,
     keep: Callable[[RunFacts], bool] = lambda _: True,
@@ -174,10 +174,10 @@ def measure(
     with_geometry: bool = False,
     copies: int = 4,
 ) -> Results:
-    """Measures the finished runs of a sweep.
+    """Measures the finished runs of sweeps.
 
     Args:
-        sweep: Its name.
+        sweeps: Their names.
         output_dir: The folder of the sweeps.
         keep: Which runs are measured.
         at: At their ends, or where each first has the largest norm that all reach.
@@ -185,7 +185,7 @@ def measure(
         with_geometry: Also measures what each update does to its base weights, beside rotated copies.
         copies: Number of rotated copies.
     """
-    config = _config(sweep, output_dir)
+    config = _config(sweeps, output_dir)
     contents = find_runs(config.output_dir, config.sweeps, config.allow_different)
     contents.members = [member for member in contents.members if member.facts and keep(member.facts)]
     contents.members.sort(key=lambda member: [_factors(member)[name] for name in SORTED_BY])
@@ -247,9 +247,9 @@ def measure(
     return Results(runs, similarities, gradients, {**contents.left_out, **cohort.left_out})
 
 
-def _config(sweep: str, output_dir: Path) -> AnalyzeConfig:
+def _config(sweeps: Sequence[str], output_dir: Path) -> AnalyzeConfig:
     interpolations.register()
-    overrides = [f"sweep={sweep}", f"output_dir={output_dir}", "allow_different=rollouts", "logger=none"]
+    overrides = [f"sweep=[{','.join(sweeps)}]", f"output_dir={output_dir}", "allow_different=rollouts", "logger=none"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return parse(AnalyzeConfig, compose("analyze", overrides))
 
