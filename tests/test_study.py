@@ -1035,3 +1035,9 @@ def test_a_table_of_a_sweep_that_was_not_run_says_so(tmp_path, monkeypatch):
     assert reference.written(marked.format("matchings")) == "<!-- study: matchings -->\nNot measured yet.\n<!-- end -->"
     assert reference.written(marked.format("claims")) == "<!-- study: claims -->\n- one\n<!-- end -->"
     assert "| a |\n| --- |\n| 1 |\n" in reference.written(marked.format("shares"))
+
+
+def test_the_runs_at_one_rate_are_those_that_suggested_nothing():
+    runs = page.available(ROOT / "docs" / "studies" / "how_much_is_the_loss", "study_one_rate").runs
+    assert (set(runs["start"]), set(runs["learning_rate"])) == ({"1"}, {1e-3})
+    assert runs.groupby(["loss", "draw", "order"]).size().tolist() == [1] * (6 * 3 * 3)
