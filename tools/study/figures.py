@@ -51,7 +51,7 @@ def shares(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draws the shares of an update for each kind of similarity, as stacked bars.
 
     Args:
-        tables: `hypotheses.share_table` of each kind.
+        tables: `hypotheses.share_table` by what it is of.
     """
     drawn = figure(PAGE, 0.5 + 0.32 * len(tables))
     axes = drawn.add_subplot()
@@ -65,7 +65,7 @@ def shares(tables: Mapping[str, pd.DataFrame]) -> Figure:
                 ink = "white" if name in ("loss", "data") else INK
                 axes.text(left + value / 2, place, f"{value:.0%}", ha="center", va="center", fontsize=7, color=ink)
         start = start + np.maximum(values, 0)
-    rows(axes, [KIND_TITLES[kind] for kind in tables], list(places))
+    rows(axes, list(tables), list(places))
     axes.set_xlim(0, 1)
     axes.set_xticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
     axes.set_xlabel("share of an update from one initial adapter")

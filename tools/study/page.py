@@ -189,7 +189,10 @@ def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         return drawn
     weights = hypotheses.designs(results)["weights"]
     with style():
-        drawn["shares"] = figures.shares(model["shares"])
+        kinds = {KIND_TITLES[kind]: table for kind, table in model["shares"].items()}
+        if (other := found.get("smollm2")) is not None:
+            kinds |= {f"SmolLM2: {KIND_TITLES[kind]}": table for kind, table in other["shares"].items()}
+        drawn["shares"] = figures.shares(kinds)
         drawn["persistence"] = figures.persistence(model["pairs"].query("kind == 'weights'"))
         if "decided" in model:
             before = mean_before(results, weights.losses)
