@@ -104,7 +104,7 @@ def decided(gradients: np.ndarray, ends: np.ndarray, r: float) -> Figure:
     axes.set_xlabel("cosine of gradients before step 1")
     axes.set_ylabel("cosine of updates at the end")
     axes.set_title(
-        f"{np.isfinite(gradients + ends)[upper].sum()} pairs, averages over draws and starts: r = {r:.3f}", loc="left"
+        f"{np.isfinite(gradients + ends)[upper].sum()} pairs, averages over draws and starts:\nr = {r:.3f}", loc="left"
     )
     return drawn
 
