@@ -20,6 +20,7 @@ from losslens.report.figures.canvas import style
 from losslens.updates.lora import LoraUpdate
 from tools import reference
 from tools.study import claims, figures, page, verdicts
+from tools.study.__main__ import is_unseen_at_one_rate
 from tools.study.crossed import (
     CORRELATION,
     FACTORS,
@@ -570,6 +571,10 @@ def test_gradients_that_are_the_ends_decide_all():
     assert told["halves"] == {"d0": 0.25, "d1": 0.25}
     own = gradients[(gradients["loss_a"] == gradients["loss_b"]) & (gradients["draw_a"] != gradients["draw_b"])]
     assert told["draws"] == {"d0-d1": pytest.approx(own["cosine"].mean())}
+    # Halves that agree by ¼ make wholes that agree by 2·¼/(1 + ¼) = .4; by ⅓ and below 0, √(.4·½) and 0.
+    assert told["predicted"] == {"d0-d1": pytest.approx(0.4)}
+    assert sampling(gradients.assign(halves_b=1 / 3))["predicted"] == {"d0-d1": pytest.approx(0.2**0.5)}
+    assert sampling(gradients.assign(halves_b=-0.2))["predicted"] == {"d0-d1": 0}
     # Runs that are left out take their gradients with them.
     kept = matched(results_of(runs, matrix, gradients), runs["draw"] == "d0")
     assert set(kept.gradients["draw_a"]) | set(kept.gradients["draw_b"]) == {"d0"}
@@ -652,12 +657,14 @@ def test_exponents_are_those_of_power_laws():
 
 
 def test_dpo_at_the_norms_of_others_by_hand():
-    # KL is ‖ΔW‖ of the pointwise losses, and 5‖ΔW‖² of DPO: at .2 and .5 it has 1 and 2.5 times theirs; none has 4.
+    # KL is ‖ΔW‖ of the pointwise losses, of DFT 9 times that, and 5‖ΔW‖² of DPO: at .2 and .5 it has 1 and 2.5 times
+    # the median; none of them reaches 4.
     norms = {**dict.fromkeys(("sft", "rft", "dft", "rift", "grpo"), (0.1, 1.0, 2.0)), "dpo": (0.2, 0.5, 4.0)}
     rows = [(loss, rate, order, norm) for loss, own in norms.items() for rate, norm in zip("abc", own, strict=True)
             for order in "12"]  # fmt: skip
     runs = pd.DataFrame(rows, columns=["loss", "rate", "order", "norm"])
     runs["kl"] = np.where(runs["loss"] == "dpo", 5 * runs["norm"] ** 2, runs["norm"])
+    runs.loc[runs["loss"] == "dft", "kl"] *= 9
     assert at_norms_of_dpo(runs) == pytest.approx({"a": 1, "b": 2.5, "c": np.nan}, nan_ok=True)
 
 
@@ -841,7 +848,7 @@ def test_a_claim_is_what_its_verdict_lets_one_say():
     assert "Had it gone" not in claimed("not shown")
     assert f"Neither “{shown}” is shown nor “{otherwise}”" in claimed("not shown")
     assert f"“{shown}” was not measured" in claimed("not measured")
-    assert claimed("shown", part="H5, draw").startswith("- **H5 (draw), embedded model: shown.**")
+    assert claimed("shown", part="H5, draw").startswith("- **half of H5 (draw), embedded model: shown.**")
 
 
 def test_that_the_data_decide_is_said_only_as_far_as_both_ways_of_counting_say_so():
@@ -1035,6 +1042,16 @@ def test_a_table_of_a_sweep_that_was_not_run_says_so(tmp_path, monkeypatch):
     assert reference.written(marked.format("matchings")) == "<!-- study: matchings -->\nNot measured yet.\n<!-- end -->"
     assert reference.written(marked.format("claims")) == "<!-- study: claims -->\n- one\n<!-- end -->"
     assert "| a |\n| --- |\n| 1 |\n" in reference.written(marked.format("shares"))
+
+
+@pytest.mark.parametrize(
+    ("method", "rate", "start", "kept"),
+    [("sft", "conventional", 1, True), ("dpo", "matched", 1, True), ("dpo", "conventional", 1, False),
+     ("sft", "conventional", 42, False), ("kto", "conventional", 1, False)],
+)  # fmt: skip
+def test_what_is_measured_at_one_rate_is_the_six_losses_from_the_unseen_start(method, rate, start, kept):
+    run = SimpleNamespace(method=method, config=SimpleNamespace(lr=SimpleNamespace(name=rate), init_seed=start))
+    assert is_unseen_at_one_rate(run) is kept
 
 
 def test_the_runs_at_one_rate_are_those_that_suggested_nothing():

@@ -115,7 +115,8 @@ def _line(
     known = "; ".join([known, *(f"{ALSO[row['part']][part]} {_known(one, number)}" for part, one in also.items())])
     rest = {SHOWN: claim.otherwise, REVERSED: claim.shown}.get(verdict)
     otherwise = f" *Had it gone the other way:* “{rest}.”" if rest else ""
-    name = re.sub(r", (\w+)", r" (\1)", row["part"])
+    # H5 as it was written is shown only if both halves are.
+    name = re.sub(r"^(H5), (\w+)", r"half of \1 (\2)", row["part"])
     return f"- **{name}, {_MODELS[row['model']]}: {verdict}.** {said} ({known}).{otherwise}"
 
 

@@ -30,7 +30,8 @@ _ROUNDING = 1e-3
 
 FINDINGS = {
     "F1": "SFT, RFT and RIFT are one cluster", "F2": "GRPO is farther from SFT than RFT is, DFT farther still",
-    "F3": "DPO is orthogonal to all", "F4": "DPO's update is the smallest", "F5": "DPO is the most accurate",
+    "F3": "DPO is orthogonal to all", "F4": "DPO's update is the smallest",
+    "F5": "DPO is the most accurate, and keeps what the base has",
 }  # fmt: skip
 # F3 of DPO and SFT alone.
 TO_SFT = "F3 to SFT"

@@ -292,15 +292,20 @@ def sampling(gradients: pd.DataFrame) -> dict[str, Any]:
     """Compares the gradients before step 1 of one loss on two draws with those on two halves of one draw.
 
     Returns:
-        Mean cosines over losses and starts: `halves` of each draw, and `draws` of each two.
+        Mean cosines over losses and starts: `halves` of each draw, `draws` of each two, and `predicted`, what these
+        would be if draws differed only by sampling: √(r_a·r_b) with r = 2h/(1 + h) of halves that agree by h
+        (Spearman and Brown, 1910), 0 where h is below 0.
     """
     own = gradients[gradients["loss_a"] == gradients["loss_b"]]
     same = own[own["draw_a"] == own["draw_b"]]
     other = own[own["draw_a"] != own["draw_b"]]
     pairs = ["-".join(sorted(pair)) for pair in zip(other["draw_a"], other["draw_b"], strict=True)]
+    halves = other[["halves_a", "halves_b"]].clip(lower=0).to_numpy()
+    predicted = np.sqrt((2 * halves / (1 + halves)).prod(axis=1))
     return {
         "halves": same.groupby("draw_a")["halves_a"].mean().to_dict(),
         "draws": other.groupby(pairs)["cosine"].mean().to_dict(),
+        "predicted": pd.Series(predicted, other.index).groupby(pairs).mean().to_dict(),
     }
 
 

@@ -189,10 +189,14 @@ def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
         return drawn
     weights = hypotheses.designs(results)["weights"]
     with style():
-        kinds = {KIND_TITLES[kind]: table for kind, table in model["shares"].items()}
-        if (other := found.get("smollm2")) is not None:
-            kinds |= {f"SmolLM2: {KIND_TITLES[kind]}": table for kind, table in other["shares"].items()}
-        drawn["shares"] = figures.shares(kinds)
+        models = {"embedded": model, "SmolLM2": found.get("smollm2", {"shares": {}})}
+        drawn["shares"] = figures.shares(
+            {
+                f"{title}: {KIND_TITLES[kind]}": table
+                for title, of in models.items()
+                for kind, table in of["shares"].items()
+            }
+        )
         drawn["persistence"] = figures.persistence(model["pairs"].query("kind == 'weights'"))
         if "decided" in model:
             before = mean_before(results, weights.losses)
