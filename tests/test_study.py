@@ -55,7 +55,7 @@ from tools.study.hypotheses import (
     share_table,
     within_rates,
 )
-from tools.study.results import KINDS, Results
+from tools.study.results import KINDS, Results, _config
 from tools.study.similarities import flip_products, gram, kl_products, normalised, weight_products
 
 pytestmark = pytest.mark.fast
@@ -1058,3 +1058,12 @@ def test_the_runs_at_one_rate_are_those_that_suggested_nothing():
     runs = page.available(ROOT / "docs" / "studies" / "how_much_is_the_loss", "study_one_rate").runs
     assert (set(runs["start"]), set(runs["learning_rate"])) == ({"1"}, {1e-3})
     assert runs.groupby(["loss", "draw", "order"]).size().tolist() == [1] * (6 * 3 * 3)
+
+
+def test_the_sweeps_that_are_measured_are_those_that_were_named(tmp_path):
+    config = _config(["study", "study_one_rate"], tmp_path)
+    assert (config.sweeps, config.output_dir, config.allow_different) == (
+        ["study", "study_one_rate"],
+        tmp_path,
+        "rollouts",
+    )
