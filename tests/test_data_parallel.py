@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from safetensors.torch import load_file
 
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
+from losslens.core import distributed
 from losslens.losses import builtin_losses
 from losslens.losses.pairs import mixed_pairs
 from losslens.losses.presentation import builtin_presentations
@@ -118,15 +120,19 @@ def torchrun(*line: str) -> list[str]:
 @contextlib.contextmanager
 def steps(*line: str, count: int = 2) -> Iterator[list[Started]]:
     """Processes that are told by their environment alone who they are, as a Slurm step tells them."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        # submitit's MASTER_PORT may be that of another process, as this one is.
+        taken = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        common = {
+            "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]),
+            distributed.PORT_FILE: f"{folder}/port",
+        }  # fmt: skip
         yield [
             stack.enter_context(start(*line, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}))
             for rank in range(count)
         ]
+        assert not list(Path(folder).iterdir())
 
 
 def ended(process: Started, status: int) -> tuple[str, str]:

@@ -16,12 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from losslens.core.errors import DivergedError, InputError, ProcessError, first_line
+from losslens.core.files import read_json, write_json
 from losslens.core.preemption import Preempted
 
 _REQUIRED_ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# Names the file through which the main process tells the others its port, instead of MASTER_PORT: a port that is chosen
+# before the main process listens on it may be taken meanwhile, by any connection of the machine.
+PORT_FILE = "LOSSLENS_PORT_FILE"
+_PATIENCE = 300.0  # seconds for which processes wait for each other to start; torch's own limit
 _FAILURE = "failure"
 # Raised by all processes at the same step, so they stay synchronised.
 _RAISED_BY_ALL = (DivergedError, Preempted)
@@ -58,15 +64,48 @@ class _State:
 
 @lru_cache(maxsize=1)
 def _store() -> Any:
-    missing = [name for name in _REQUIRED_ENV if not os.environ.get(name)]
-    if missing:
+    port_file = os.environ.get(PORT_FILE)
+    needed = [name for name in _REQUIRED_ENV if name != "MASTER_PORT" or not port_file]
+    if missing := [name for name in needed if not os.environ.get(name)]:
         raise InputError(
             f"WORLD_SIZE={world_size()}, but {', '.join(missing)} not set; start the processes with torchrun"
         )
     from torch.distributed import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
-    return PrefixStore("losslens", next(rendezvous("env://"))[0])
+    store = _store_on_free_port(Path(port_file)) if port_file else next(rendezvous("env://"))[0]
+    return PrefixStore("losslens", store)
+
+
+def _store_on_free_port(port_file: Path) -> Any:
+    """Returns a store on a port that the operating system gives the main process, once all processes use it.
+
+    Raises:
+        ProcessError: A process did not start.
+    """
+    from torch.distributed import TCPStore
+
+    address, others = os.environ["MASTER_ADDR"], [f"started/{number}" for number in range(1, world_size())]
+    if is_main():
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False)
+        write_json(port_file, {"port": store.port})
+        try:
+            store.wait(others, timedelta(seconds=_PATIENCE))
+        except RuntimeError as error:
+            missing = [name for name in others if not store.check([name])]
+            raise ProcessError(f"{len(missing)} of {world_size()} processes did not start") from error
+        finally:
+            port_file.unlink(missing_ok=True)
+    else:
+        deadline = time.monotonic() + _PATIENCE
+        while not port_file.exists():
+            if time.monotonic() > deadline:
+                raise ProcessError(f"{port_file}: the main process did not start")
+            time.sleep(0.05)
+        store = TCPStore(address, read_json(port_file)["port"])
+        store.set(f"started/{rank()}", "")
+    os.environ["MASTER_PORT"] = str(store.port)
+    return store
 
 
 def _publish(key: str, value: Any) -> None:

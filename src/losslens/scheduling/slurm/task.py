@@ -174,3 +174,7 @@ def _export_distributed_environment() -> None:
 
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         os.environ["MASTER_ADDR"] = "127.0.0.1"  # all processes are on one node, whose name may not resolve
+        # submitit's port follows from the job's number, whether it is free on this node or not.
+        del os.environ["MASTER_PORT"]
+        attempt, log = os.environ.get("SLURM_RESTART_COUNT", "0"), Path(os.environ[provenance.JOB_LOG])
+        os.environ[distributed.PORT_FILE] = str(log.parent / f"{os.environ['SLURM_JOB_ID']}-{attempt}.port")
