@@ -24,6 +24,7 @@ from tools.study import claims, figures, findings, hypotheses, verdicts
 from tools.study.crossed import Crossed, nanmean
 from tools.study.figures import KIND_TITLES, MEASURE_TITLES
 from tools.study.results import KINDS, Results
+from tools.study.shared_problems import shared_problems
 from tools.study.verdicts import ONE_RATE
 
 # What suggested the hypotheses, and is left out of the tests on what nobody had seen.
@@ -48,6 +49,7 @@ def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
     for model, sweep in (("embedded", "study"), ("smollm2", "study_smollm2")):
         if (results := available(folder, sweep)) is not None:
             found[model] = _of_model(results, permutations)
+            found[model]["shared_problems"] = shared_problems(sweep, sorted(results.runs["draw"].unique()))
     if (full := available(folder, "study_full")) is not None:
         found["full"] = {"geometry": hypotheses.explained_by_norm(full.runs)}
     found["matchings"] = {
