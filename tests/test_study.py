@@ -600,6 +600,7 @@ def test_a_measure_that_is_the_norm_is_explained_by_it():
         [0.25, 0.25]
     )
     assert table.loc["small_overlap", "r2"] < 0.99  # its logarithm is not taken
+    assert table.loc["small_overlap", "r2_of_logs"] == pytest.approx(1)
     assert table.loc["principal_left", "r2"] < 0.5
     assert np.isnan(table.loc["intruders", "r2"])
     # Of two groups of norms R² is large though within them it is not.
@@ -674,9 +675,11 @@ def test_function_less_weights_by_hand():
     runs = pd.DataFrame(levels, columns=list(FACTORS))
     weights = np.array([[0.1 if x[0] != y[0] else 0.4 if x[2] != y[2] else 0.8 for y in levels] for x in levels])
     function = np.array([[0.7 if x[0] != y[0] else 0.6 if x[2] != y[2] else 0.9 for y in levels] for x in levels])
-    found = function_less_weights({"weights": Crossed.of(runs, weights), "function": Crossed.of(runs, function)})
+    inputs = np.array([[0.3 if x[0] != y[0] else 0.9 for y in levels] for x in levels])
+    similarities = {"weights": weights, "function": function, "inputs": inputs}
+    found = function_less_weights({kind: Crossed.of(runs, matrix) for kind, matrix in similarities.items()})
     assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(
-        {"draw": 0.2, "start": 0.6, "function_start": 0.7, "weights_start": 0.1}
+        {"draw": 0.2, "start": 0.6, "start_by_inputs": 0.4, "function_start": 0.7, "weights_start": 0.1}
     )
     alone = Crossed.of(runs, weights).only("start", ["s"])
     assert list(function_less_weights({"weights": alone, "function": alone})) == ["draw"]
@@ -697,8 +700,8 @@ def test_every_figure_is_drawn(tmp_path):
     with style():
         drawn = {
             "shares": figures.shares({"weights": share_table(design)}),
-            "persistence": figures.persistence(pair_table(design)),
-            "decided": figures.decided(similar, similar, 1.0),
+            "persistence": figures.persistence(pair_table(design), "weights", ["dpo"]),
+            "decided": figures.decided(similar, similar, 1.0, "weights"),
             "norm": figures.norm_in_disguise(runs, explained_by_norm(runs)),
             "behaviour": figures.behaviour({"conventional rates": behaviour_per_norm(runs)}),
         }
@@ -706,7 +709,8 @@ def test_every_figure_is_drawn(tmp_path):
     assert bars == pytest.approx(share_table(design)["value"][:5].clip(lower=0).tolist())
     points = drawn["decided"].axes[0].lines[1].get_xydata()
     assert points.tolist() == [[similar[i, j]] * 2 for i, j in ((0, 1), (0, 2), (1, 2))]
-    assert "R² = 1.000" in drawn["norm"].axes[1].get_title(loc="left")
+    assert "R² = 1.000 (of logarithms)" in drawn["norm"].axes[1].get_title(loc="left")
+    assert [label.get_text() for label in drawn["persistence"].axes[0].texts] == ["DPO"]
     figures.save({"decided": drawn["decided"]}, tmp_path)
     assert {file.suffix for file in tmp_path.iterdir()} == {".pdf", ".png"}
 
@@ -857,10 +861,17 @@ def test_that_the_data_decide_is_said_only_as_far_as_both_ways_of_counting_say_s
     agrees = claimed("not shown", part="H1a", beside_verdict="shown")
     assert "cannot be told apart" not in agrees
     both = claimed("shown", part="H1a")
-    assert f"{shown}, counting as theirs what a loss does on these data alone (what: .30" in both
-    assert "; given to nobody .10, 95% .10 to .40, p = .013; given to the loss .10, 95% .10 to .40, p ≤ .001)" in both
+    condition = "Counting as the draw's what a loss does on one draw alone, the draw of the data"
+    assert shown.startswith("The draw of the data")
+    assert f"{condition}{shown.removeprefix('The draw of the data')} (what: .30" in both
+    assert (
+        "; given to nobody .10, 95% .10 to .40, p = .013; given to the loss .10, 95% .10 to .40, p ≤ .001, *not shown*)"
+        in both
+    )
     one = claimed("shown", part="H1a", beside_verdict="not shown")
-    assert f"{shown}, counting as theirs what a loss does on these data alone; counting it as nobody's, the two" in one
+    assert (
+        f"{shown.removeprefix('The draw of the data')}; counting it as nobody's, the two cannot be told apart (" in one
+    )
     assert "the loss has more" not in one
     assert "; counting it as the loss's, the loss has more (what" in claimed(
         "shown", part="H1a", beside_verdict="not shown", third_verdict="the other way"
@@ -995,6 +1006,7 @@ def test_the_page_is_made_from_the_results_alone(tmp_path):
         "H4",
         "H5, draw",
         "H5, start",
+        "H5, start, by inputs",
         "H5b",
     }
     assert judged == {

@@ -19,7 +19,8 @@ BESIDE, AS_THE_LOSS, EQUAL_NORM = "H1, beside", "H1, as the loss's", "H4, equal 
 ALSO = {
     "H1a": {BESIDE: "given to nobody", AS_THE_LOSS: "given to the loss"},
     "H2": {"H2, two draws": "two losses on two draws"},
-    "H4": {"H4b": "at one rate", EQUAL_NORM: "at equal norm, the others stopped early"},
+    "H4": {"H4b": "at one rate, where the rule is twice,", EQUAL_NORM: "at equal norm, the others stopped early"},
+    "H5, start": {"H5, start, by inputs": "less weights as inputs meet them"},
 }
 _MODELS = {"embedded": "embedded model", "smollm2": "SmolLM2-135M"}
 
@@ -34,12 +35,12 @@ class Claim:
 
 CLAIMS = {
     "H1a": Claim(
-        "The data decide more of an update than the loss does",
+        "The draw of the data (which problems, which rollouts) decides more of an update than the loss does",
         "A loss leaves a mark of its own, which other rollouts do not erase: its share is at least that of the data",
     ),
     "H2": Claim(
-        "What two losses share on the same rollouts can be foreseen: gradients before step 1 tell how alike the "
-        "updates will be",
+        "What two losses share on the same rollouts can be foreseen: gradients before step 1 tell which updates "
+        "will be more alike",
         "Similarity is made during training: what gradients say before it accounts for less than 81% of the variance",
     ),
     "H3": Claim(
@@ -49,7 +50,7 @@ CLAIMS = {
     ),
     "H4": Claim(
         "DPO's KL to the base per squared norm is at least eight times that of the pointwise losses",
-        "Equal norms are equal behaviour, within the factor that was found",
+        "Equal norms are equal behaviour within a factor of eight",
     ),
     "H5, draw": Claim(
         "Function depends less on the draw of the data than weights do",
@@ -65,8 +66,8 @@ CLAIMS = {
         "At one rate, too, DPO's update is less than half as long as SFT's",
     ),
 }
-# What is said beside H1a: it counts what a loss does only on these data as the data's, `BESIDE` counts it as nobody's.
-_THEIRS = "counting as theirs what a loss does on these data alone"
+# What is said beside H1a: it counts what a loss does only on one draw as the draw's, `BESIDE` counts it as nobody's.
+_ITS_OWN = "Counting as the draw's what a loss does on one draw alone"
 _UNTOLD = "counting it as nobody's, the two cannot be told apart"
 _LOSS_HAS_MORE = "counting it as the loss's, the loss has more"
 _TOGETHER = "Loss and data decide together: the two ways of counting what only their combination explains disagree"
@@ -109,10 +110,12 @@ def _line(
         elif verdict == SHOWN:
             also_said = [_UNTOLD] * (beside["verdict"] == NOT_SHOWN)
             also_said += [_LOSS_HAS_MORE] * (also[AS_THE_LOSS]["verdict"] == REVERSED)
-            said = f"{said}, {'; '.join([_THEIRS, *also_said])}"
+            said = "; ".join([f"{_ITS_OWN}, {said[0].lower()}{said[1:]}", *also_said])
     if verdict == SHOWN and also.get(EQUAL_NORM, row)["verdict"] != SHOWN:
         said = f"{said}, at the losses' own rates and norms, but not at equal norm"
-    known = "; ".join([known, *(f"{ALSO[row['part']][part]} {_known(one, number)}" for part, one in also.items())])
+    for other, one in also.items():
+        known += f"; {ALSO[row['part']][other]} {_known(one, number)}"
+        known += f", *{one['verdict']}*" * (one["verdict"] != row["verdict"])
     rest = {SHOWN: claim.otherwise, REVERSED: claim.shown}.get(verdict)
     otherwise = f" *Had it gone the other way:* “{rest}.”" if rest else ""
     # H5 as it was written is shown only if both halves are.

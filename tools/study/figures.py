@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from losslens.report.figures.canvas import (
 from losslens.tables.style import ALONG, loss_title
 from tools.study.findings import BY_DESIGN, CANNOT_TELL, FAILS, FINDINGS, HOLDS, Finding
 from tools.study.geometry import INTRUDER, TOP, UNCHANGED
-from tools.study.hypotheses import SUITE
+from tools.study.hypotheses import LOGARITHMIC, SUITE
 
 _SHARES = {
     "common": ("any loss, any data", "#9aa3ad"), "loss": ("the loss's", "#0072B2"), "data": ("the data's", "#D55E00"),
@@ -73,8 +73,14 @@ def shares(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return drawn
 
 
-def persistence(pairs: pd.DataFrame) -> Figure:
-    """Draws the similarity of every two losses on two draws of the data over that on one (`hypotheses.pair_table`)."""
+def persistence(pairs: pd.DataFrame, title: str, named: Collection[str] = ()) -> Figure:
+    """Draws the similarity of every two losses on two draws of the data over that on one (`hypotheses.pair_table`).
+
+    Args:
+        pairs: The pairs of losses.
+        title: What the similarities are of.
+        named: Losses whose similarity with themselves is labelled.
+    """
     drawn = figure(COLUMN, COLUMN)
     axes = drawn.add_subplot()
     one = pairs["loss_a"] == pairs["loss_b"]
@@ -84,28 +90,41 @@ def persistence(pairs: pd.DataFrame) -> Figure:
     axes.plot([-1, 1], [-0.5, 0.5], color=MUTED, linewidth=0.8, linestyle="--", label="half persists")
     axes.plot(pairs["same"][~one], pairs["other"][~one], "o", color=ALONG, markersize=2.5, label="two losses")
     axes.plot(pairs["same"][one], pairs["other"][one], "D", color="#D55E00", markersize=3.5, label="one loss")
+    for own in pairs[one & pairs["loss_a"].isin(named)].itertuples():
+        at, below = (own.same, own.other), (3, -7)
+        axes.annotate(loss_title(own.loss_a), at, below, textcoords="offset points", fontsize=SMALL, ha="center")
     low = min(-0.2, float(pairs[["same", "other"]].min().min()) - 0.05)
     axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
     axes.set_xlabel("cosine on one draw of the data")
     axes.set_ylabel("cosine on two draws")
+    axes.set_title(title, loc="left")
     axes.legend(loc="upper left")
     return drawn
 
 
-def decided(gradients: np.ndarray, ends: np.ndarray, r: float) -> Figure:
-    """Draws the final cosine of every two losses over that of their gradients before step 1, (L, L) each."""
+def decided(gradients: np.ndarray, ends: np.ndarray, r: float, title: str) -> Figure:
+    """Draws the final cosine of every two losses over that of their gradients before step 1, (L, L) each.
+
+    Args:
+        gradients: Cosines of gradients.
+        ends: Cosines of updates.
+        r: Their correlation.
+        title: What the similarities are of.
+    """
     drawn = figure(COLUMN, COLUMN)
     axes = drawn.add_subplot()
     upper = np.triu_indices(len(gradients), 1)
-    axes.plot([-1, 1], [-1, 1], color=MUTED, linewidth=0.8)
-    axes.plot(gradients[upper], ends[upper], "o", color=ALONG, markersize=2.5)
+    axes.plot([-1, 1], [-1, 1], color=MUTED, linewidth=0.8, label="equal")
+    axes.plot(gradients[upper], ends[upper], "o", color=ALONG, markersize=2.5, label="two losses")
     low = min(-0.2, float(np.nanmin([gradients[upper], ends[upper]])) - 0.05)
     axes.set(xlim=(low, 1.02), ylim=(low, 1.02), aspect="equal")
     axes.set_xlabel("cosine of gradients before step 1")
     axes.set_ylabel("cosine of updates at the end")
     axes.set_title(
-        f"{np.isfinite(gradients + ends)[upper].sum()} pairs, averages over draws and starts:\nr = {r:.3f}", loc="left"
+        f"{title}: {np.isfinite(gradients + ends)[upper].sum()} pairs,\naverages over draws and starts: r = {r:.3f}",
+        loc="left",
     )
+    axes.legend(loc="upper left")
     return drawn
 
 
@@ -123,11 +142,11 @@ def norm_in_disguise(runs: pd.DataFrame, explained: pd.DataFrame) -> Figure:
             axes.plot(own["norm"], own[measure], "o", color=colours[rate], markersize=2.2)
         axes.plot(runs["norm"], runs[copies], "_", color=INK, markersize=4, markeredgewidth=0.5)
         logarithmic(axes, "x", runs["norm"])
-        if measure in ("spectral_shift", "rotation"):
+        if measure in LOGARITHMIC:
             logarithmic(axes, "y", pd.concat([runs[measure], runs[copies]]))
-        axes.set_title(f"{MEASURE_TITLES[measure]}\nR² = {r2[measure]:.3f}", loc="left", fontsize=7)
-        if place > 1:
-            axes.set_xlabel("‖ΔW‖")
+        of_logs = " (of logarithms)" * (measure in LOGARITHMIC)
+        axes.set_title(f"{MEASURE_TITLES[measure]}\nR² = {r2[measure]:.3f}{of_logs}", loc="left", fontsize=7)
+        axes.set_xlabel("‖ΔW‖")
     axes = drawn.add_subplot(2, 3, 6)
     axes.axis("off")
     for rate, colour in colours.items():
@@ -140,20 +159,21 @@ def norm_in_disguise(runs: pd.DataFrame, explained: pd.DataFrame) -> Figure:
 def behaviour(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Draws KL ÷ ‖ΔW‖² of each loss over the median of the pointwise losses (`hypotheses.behaviour_per_norm`).
 
-    Of several draws each is a dot, and the interval is over draws; of one draw it is over orders.
+    Of several draws each is a dot, and the interval is over draws; of one draw it is over orders. The marks of a loss
+    stand one below the other.
 
     Args:
         tables: By what is held equal, such as "conventional rates".
     """
     first = next(iter(tables.values()))
     losses = list(first["loss"])
-    drawn = figure(COLUMN, 0.7 + 0.16 * len(losses))
+    drawn = figure(COLUMN, 1.2 + 0.19 * len(losses))
     axes = drawn.add_subplot()
     places = {loss: float(place) for place, loss in enumerate(losses)}
     values = []
-    for (what, table), mark in zip(tables.items(), ("o", "D", "s"), strict=False):
+    for (what, table), mark, below in zip(tables.items(), ("o", "D", "s"), (-0.22, 0.0, 0.22), strict=False):
         known = table[table["loss"].isin(losses)]
-        at = [places[loss] for loss in known["loss"]]
+        at = [places[loss] + below for loss in known["loss"]]
         colour = ALONG if mark == "o" else INK
         dots = [
             (x, place) for place, own in zip(at, known["by_draw"], strict=True) for x in own.values() if len(own) > 1
@@ -170,7 +190,7 @@ def behaviour(tables: Mapping[str, pd.DataFrame]) -> Figure:
     axes.axvline(1, color=MUTED, linewidth=0.6)
     axes.set_xlabel(lines("KL ÷ ‖ΔW‖², over the median of SFT, RFT, DFT, RIFT and GRPO", 2.5))
     if len(tables) > 1:
-        axes.legend(loc="lower right")
+        drawn.legend(loc="outside upper left")
     return drawn
 
 

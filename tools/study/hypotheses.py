@@ -313,10 +313,10 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
     """Regresses each measure of the geometry suite on log‖ΔW‖ (H3), with intervals over losses.
 
     Returns:
-        A row for each measure: `r2`, its interval, `r2_within` of deviations from the mean of all runs of the learning
-        rate (rates that several losses have), and the least and largest mean ratio of a loss to rotated copies
-        (`least_ratio`, `largest_ratio`), and to Gaussian matrices of the same norms (`least_ratio_to_noise`,
-        `largest_ratio_to_noise`).
+        A row for each measure: `r2`, its interval, `r2_of_logs` of the measure's logarithm (NaN if it is 0 in a run),
+        `r2_within` of deviations from the mean of all runs of the learning rate (rates that several losses have), and
+        the least and largest mean ratio of a loss to rotated copies (`least_ratio`, `largest_ratio`), and to Gaussian
+        matrices of the same norms (`least_ratio_to_noise`, `largest_ratio_to_noise`).
     """
     names = list(dict.fromkeys(runs["loss"]))
     places = [np.flatnonzero(runs["loss"] == name) for name in names]
@@ -330,6 +330,7 @@ def explained_by_norm(runs: pd.DataFrame) -> pd.DataFrame:
             {
                 "measure": measure, "r2_within": _within(runs, norms, np.log(raw) if measure in LOGARITHMIC else raw),
                 "r2": estimate.value, "low": estimate.low, "high": estimate.high,
+                "r2_of_logs": correlation(norms, np.log(raw)) ** 2 if (raw > 0).all() else float("nan"),
                 **_ratios(runs, measure, "principal_left_chance" if is_share else f"{measure}_copies", ""),
                 **_ratios(runs, measure, "principal_left_chance" if is_share else f"{measure}_noise", "_to_noise"),
             }
@@ -458,6 +459,7 @@ def function_less_weights(found: dict[str, Crossed]) -> dict[str, Estimate]:
 
     Returns:
         `draw`, `start`: mean similarity of one loss on two draws (from two starts) in function, minus that in weights;
+        `start_by_inputs`: minus that of weights as the module's inputs meet them, which a random A does not decide;
         `function_start`, `weights_start`: the similarity from two starts itself.
     """
 
@@ -468,8 +470,11 @@ def function_less_weights(found: dict[str, Crossed]) -> dict[str, Estimate]:
     draw = diagonal("function", same_draw=False) - diagonal("weights", same_draw=False)
     estimates = {"draw": draw}
     if len(found["weights"].levels["start"]) > 1:
-        function, weights = (diagonal(kind, same_draw=True, same_start=False) for kind in ("function", "weights"))
-        estimates |= {"start": function - weights, "function_start": function, "weights_start": weights}
+        function, weights, inputs = (
+            diagonal(kind, same_draw=True, same_start=False) for kind in ("function", "weights", "inputs")
+        )
+        estimates |= {"start": function - weights, "start_by_inputs": function - inputs}
+        estimates |= {"function_start": function, "weights_start": weights}
     return {name: over_losses(_mean_of(values), found["weights"].losses) for name, values in estimates.items()}
 
 

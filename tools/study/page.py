@@ -31,6 +31,8 @@ from tools.study.verdicts import ONE_RATE
 SEEN = {"start": "42", "draw": "0"}
 # The order whose runs choose the best rate of each loss.
 CHOOSING = "42"
+# What two of the figures are of, and the losses that the text names.
+TITLE, NAMED = "embedded model, weights", ("sft", "dft", "dpo", "nft")
 
 
 def available(folder: Path, sweep: str) -> Results | None:
@@ -66,6 +68,7 @@ def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
         found["one_rate"] = {
             "kl_per_norm": hypotheses.behaviour_per_norm(one_rate.runs),
             "norm": hypotheses.norm_over_sft(one_rate.runs),
+            "accuracy_of_dpo": one_rate.runs.query("loss == 'dpo'").groupby("draw")["accuracy"].mean().to_dict(),
         }
     return found
 
@@ -118,6 +121,7 @@ def _of_runs(results: Results, permutations: int) -> dict[str, Any]:
         "kl_per_norm": hypotheses.behaviour_per_norm(results.runs),
         "function_less_weights": hypotheses.function_less_weights(designs),
         "accuracy": results.runs.groupby("loss")["accuracy"].agg(["mean", "min", "max"]).reset_index(),
+        "accuracy_of_dpo": results.runs.query("loss == 'dpo'").groupby("draw")["accuracy"].mean().to_dict(),
         "base_accuracy": float(results.runs["base_accuracy"].iloc[0]),
     }
     if len(results.gradients):
@@ -199,15 +203,17 @@ def draw(folder: Path, found: Mapping[str, Any]) -> dict[str, Any]:
                 for kind, table in of["shares"].items()
             }
         )
-        drawn["persistence"] = figures.persistence(model["pairs"].query("kind == 'weights'"))
+        drawn["persistence"] = figures.persistence(model["pairs"].query("kind == 'weights'"), TITLE, NAMED)
         if "decided" in model:
             before = mean_before(results, weights.losses)
-            drawn["decided"] = figures.decided(before, weights.between(same_draw=True), model["decided"]["r_of_means"])
+            ends = weights.between(same_draw=True)
+            drawn["decided"] = figures.decided(before, ends, model["decided"]["r_of_means"], TITLE)
         if "geometry" in model:
             drawn["norm"] = figures.norm_in_disguise(results.runs, model["geometry"])
-        tables = {"conventional rates, each draw": model["kl_per_norm"]}
-        tables |= {"one rate, each draw": found["one_rate"]["kl_per_norm"]} if "one_rate" in found else {}
-        tables |= {"equal norm, one draw": found["equal_norm"]["kl_per_norm"]} if "equal_norm" in found else {}
+        tables = {"conventional rates (dots and interval: draws)": model["kl_per_norm"]}
+        tables |= {"one rate (the same)": found["one_rate"]["kl_per_norm"]} if "one_rate" in found else {}
+        at_norm = found.get("equal_norm")
+        tables |= {"equal norm (one draw; interval: orders)": at_norm["kl_per_norm"]} if at_norm else {}
         drawn["behaviour"] = figures.behaviour(tables)
         if found["matchings"]:
             drawn["matchings"] = figures.matchings({**found["matchings"], **found["matchings_unseen"]})

@@ -13,6 +13,11 @@ from tools.study.crossed import Estimate
 from tools.study.findings import HOLDS, TO_SFT, Finding
 from tools.study.hypotheses import SUITE
 
+# What the measures of the suite are called in a sentence.
+_MEASURES = {
+    "unchanged": "sparsity", "spectral_shift": "the shift", "rotation": "rotation", "small_overlap": "the overlap",
+}  # fmt: skip
+
 SHOWN, NOT_SHOWN, REVERSED, NOT_MEASURED = "shown", "not shown", "the other way", "not measured"
 # Least difference of H1a, since its interval takes the draws as given.
 LEAST_DIFFERENCE = 0.1
@@ -49,6 +54,7 @@ class Rule:
         return REVERSED if self.reversed_below is not None and high < self.reversed_below else NOT_SHOWN
 
 
+_EXTREMES = (("r2", "idxmin"), ("largest_ratio", "idxmax"))
 # DPO moves behaviour further per squared norm (H4).
 DPO_FURTHER = Rule(8, 4, 8)
 
@@ -165,6 +171,9 @@ def _of_model(found: Mapping[str, Any]) -> list[Verdict]:
         if name in differences:
             says = f"similarity of one loss on two {name}s, function less weights"
             rows.append(judged(f"H5, {name}", says, _function_less_weights(name), Rule(0, 0, 0)))
+    if "start_by_inputs" in differences:
+        says = "function of one loss on two starts less weights as inputs meet them"
+        rows.append(judged("H5, start, by inputs", says, _function_less_weights("start_by_inputs"), Rule(0, 0, 0)))
     if "function_start" in differences:
         function, weights_start = differences["function_start"], differences["weights_start"]
         holds = function.value >= 0.7 and weights_start.value <= 0.2
@@ -246,8 +255,10 @@ def _suite(
 
     own = table[table["measure"].isin(SUITE)]
     holds = not ratios or all(is_within(of) for of in (table, *([] if unseen is None else [unseen])))
-    says = "least R² of the suite with log‖ΔW‖"
-    says += f" (ratios to copies {own['least_ratio'].min():.2f} to {own['largest_ratio'].max():.2f})" * ratios
+    least_r2, largest = (_MEASURES[own.at[own[name].agg(which), "measure"]] for name, which in _EXTREMES)
+    says = f"least R² of the suite with log‖ΔW‖, of {least_r2}"
+    of_copies = f"{own['least_ratio'].min():.2f} to {own['largest_ratio'].max():.2f}, most of {largest}"
+    says += f" (ratios to copies {of_copies})" * ratios
     of_unseen = least_of(unseen) if unseen is not None else None
     values = [least_of(of).value for of in without]
     return _judged(part, says, least_of(table), of_unseen, Rule(least, beyond), holds=holds, without=values)
