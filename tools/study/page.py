@@ -68,9 +68,15 @@ def numbers(folder: Path, permutations: int = 9_999) -> dict[str, Any]:
         found["one_rate"] = {
             "kl_per_norm": hypotheses.behaviour_per_norm(one_rate.runs),
             "norm": hypotheses.norm_over_sft(one_rate.runs),
-            "accuracy_of_dpo": one_rate.runs.query("loss == 'dpo'").groupby("draw")["accuracy"].mean().to_dict(),
+            "accuracy_of_dpo": accuracy_by_draw(one_rate.runs, "dpo"),
         }
     return found
+
+
+def accuracy_by_draw(runs: pd.DataFrame, loss: str) -> dict[str, float]:
+    """Computes the mean accuracy of a loss on each draw of the data."""
+    accuracies = runs[runs["loss"] == loss].groupby("draw")["accuracy"].mean()
+    return {str(draw): float(accuracy) for draw, accuracy in accuracies.items()}
 
 
 def _of_rate(results: Results, rate: str) -> dict[str, Any]:
@@ -121,7 +127,7 @@ def _of_runs(results: Results, permutations: int) -> dict[str, Any]:
         "kl_per_norm": hypotheses.behaviour_per_norm(results.runs),
         "function_less_weights": hypotheses.function_less_weights(designs),
         "accuracy": results.runs.groupby("loss")["accuracy"].agg(["mean", "min", "max"]).reset_index(),
-        "accuracy_of_dpo": results.runs.query("loss == 'dpo'").groupby("draw")["accuracy"].mean().to_dict(),
+        "accuracy_of_dpo": accuracy_by_draw(results.runs, "dpo"),
         "base_accuracy": float(results.runs["base_accuracy"].iloc[0]),
     }
     if len(results.gradients):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
@@ -12,8 +11,7 @@ from losslens.config import interpolations
 from losslens.config.parse import parse
 from losslens.config.training import TrainConfig
 from losslens.rollouts.sample import problem_source
-
-CONF = Path(__file__).parents[2] / "conf"
+from tools.study.results import CONF
 
 
 def shared_problems(experiment: str, draws: Sequence[str]) -> dict[str, float]:

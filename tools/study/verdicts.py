@@ -54,7 +54,6 @@ class Rule:
         return REVERSED if self.reversed_below is not None and high < self.reversed_below else NOT_SHOWN
 
 
-_EXTREMES = (("r2", "idxmin"), ("largest_ratio", "idxmax"))
 # DPO moves behaviour further per squared norm (H4).
 DPO_FURTHER = Rule(8, 4, 8)
 
@@ -255,9 +254,10 @@ def _suite(
 
     own = table[table["measure"].isin(SUITE)]
     holds = not ratios or all(is_within(of) for of in (table, *([] if unseen is None else [unseen])))
-    least_r2, largest = (_MEASURES[own.at[own[name].agg(which), "measure"]] for name, which in _EXTREMES)
-    says = f"least R² of the suite with log‖ΔW‖, of {least_r2}"
-    of_copies = f"{own['least_ratio'].min():.2f} to {own['largest_ratio'].max():.2f}, most of {largest}"
+    of_measure = own.set_index("measure")
+    says = f"least R² of the suite with log‖ΔW‖, of {_MEASURES[of_measure['r2'].idxmin()]}"
+    most = _MEASURES[of_measure["largest_ratio"].idxmax()]
+    of_copies = f"{own['least_ratio'].min():.2f} to {own['largest_ratio'].max():.2f}, most of {most}"
     says += f" (ratios to copies {of_copies})" * ratios
     of_unseen = least_of(unseen) if unseen is not None else None
     values = [least_of(of).value for of in without]

@@ -65,7 +65,7 @@ class Task:
         os.environ[provenance.JOB_LOG] = str(submitit.JobEnvironment().paths.stdout)
         requeue = signal.getsignal(_TIMEOUT_SIGNAL)  # submitit's handler: pickles this task again and requeues the job
         assert callable(requeue)
-        _export_distributed_environment()
+        _export_distributed_environment(self.submitted)
         # Only the main process handles the signals; the others follow it.
         (preemption.install_handlers if distributed.is_main() else preemption.ignore)(_TIMEOUT_SIGNAL, signal.SIGTERM)
         try:
@@ -167,8 +167,12 @@ def _why_stopped() -> str:
     return cluster.why_stopped(provenance.slurm_job()["job"], int(os.environ.get("SLURM_RESTART_COUNT", "0")))
 
 
-def _export_distributed_environment() -> None:
-    """Sets torch.distributed's variables (rank, world size, …) if Slurm has started several processes."""
+def _export_distributed_environment(submitted: str) -> None:
+    """Sets torch.distributed's variables (rank, world size, …) if Slurm has started several processes.
+
+    Args:
+        submitted: When the job was submitted: another cluster may use its number again.
+    """
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         from submitit.helpers import TorchDistributedEnvironment
 
@@ -176,5 +180,7 @@ def _export_distributed_environment() -> None:
         os.environ["MASTER_ADDR"] = "127.0.0.1"  # all processes are on one node, whose name may not resolve
         # submitit's port follows from the job's number, whether it is free on this node or not.
         del os.environ["MASTER_PORT"]
-        attempt, log = os.environ.get("SLURM_RESTART_COUNT", "0"), Path(os.environ[provenance.JOB_LOG])
-        os.environ[distributed.PORT_FILE] = str(log.parent / f"{os.environ['SLURM_JOB_ID']}-{attempt}.port")
+        # Each attempt has a file of its own, so that none is left from one that was killed.
+        attempt = f"{os.environ['SLURM_JOB_ID']}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+        name = f"{attempt}-{submitted.replace(':', '')}.port"
+        os.environ[distributed.PORT_FILE] = str(Path(os.environ[provenance.JOB_LOG]).with_name(name))
