@@ -31,7 +31,6 @@ from losslens.models.tokens import (
     declare_ends,
     encode_completion,
     encode_prompt,
-    read_rollouts,
     read_server_completion,
     render_prompt,
     tokenizer_fingerprint,
@@ -40,6 +39,7 @@ from losslens.pipeline.preflight import require_fit
 from losslens.pipeline.train_job import Outcome, train_job
 from losslens.rollouts.frozen import SCHEMA, freeze, load_rollouts
 from losslens.rollouts.sample import frozen_rollouts, require_limits
+from losslens.rollouts.token_ids import read_rollouts
 from losslens.runs.spec import RunSpec
 from losslens.training import batches
 from losslens.training.batches import tokenise, tokenise_frozen

@@ -27,10 +27,10 @@ from losslens.config.evaluation import EvaluateConfig
 from losslens.config.parse import parse
 from losslens.core.errors import InputError, ServerStartError
 from losslens.evaluation.outcomes import engine_facts, read_outcomes
-from losslens.evaluation.score import evaluate_job
 from losslens.evaluation.served_weights import require_weights_in_use
 from losslens.models.loading import load_model, load_tokenizer
 from losslens.models.tokens import encode_prompt
+from losslens.pipeline.evaluate_job import evaluate_job
 from losslens.rollouts.sample import frozen_rollouts, held_out_problems
 from losslens.runs.run import Run, runs_of
 from losslens.sampling import supervised, vllm

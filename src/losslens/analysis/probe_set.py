@@ -14,10 +14,11 @@ from losslens.config.analysis import ProbeSet
 from losslens.config.data import RolloutConfig
 from losslens.core.errors import InputError, UnavailableError
 from losslens.measures.forward import Sequences
-from losslens.models.tokens import encode_completion, read_rollouts
+from losslens.models.tokens import encode_completion
 from losslens.problems.questions import templates_of
 from losslens.rollouts.frozen import FrozenRollouts, load_rollouts, seen_questions
 from losslens.rollouts.sample import held_out_rollouts
+from losslens.rollouts.token_ids import read_rollouts
 from losslens.runs.recorded import Trust, data_of, model_of, rollouts_of
 
 

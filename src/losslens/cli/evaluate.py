@@ -23,7 +23,7 @@ def load(devices: Sequence[Device] = ()) -> Tasks:
         from losslens.pipeline.parallel_scores import evaluate_in_parallel
 
         return partial(evaluate_in_parallel, devices=devices), lambda: 0
-    from losslens.evaluation.score import evaluate_job
+    from losslens.pipeline.evaluate_job import evaluate_job
 
     return evaluate_job, lambda: 0
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from losslens.config.evaluation import EvaluateConfig
 from losslens.config.parse import resolved
 from losslens.core.errors import InputError, ServerError, ServerStartError, WorkerDiedError, as_result
-from losslens.evaluation.score import SweepScores, evaluate_job
+from losslens.pipeline.evaluate_job import SweepScores, evaluate_job
 from losslens.scheduling.local.devices import Device
 from losslens.scheduling.local.live import printer
 from losslens.scheduling.local.pool import Pool, run_all, server_did_not_start

@@ -16,8 +16,8 @@ from losslens.config.training import TrainOn
 from losslens.core.errors import InputError
 from losslens.losses import Batch, Loss, Need
 from losslens.losses.pairs import mixed_pairs
-from losslens.models.tokens import read_rollouts
 from losslens.rollouts.frozen import LOGPS, FrozenRollouts
+from losslens.rollouts.token_ids import read_rollouts
 
 # Column of the rollouts that a need of a loss is read from.
 _SAMPLER_COLUMNS: dict[Need, str] = {"sampler": "sampler_logps", "sampler_raw": "sampler_raw_logps"}
