@@ -825,6 +825,10 @@ def test_what_only_the_seen_runs_show_is_not_shown():
     assert (kept.verdict, kept.without_low, kept.without_high) == ("shown", 0.1, 0.3)
     assert verdicts._judged("H1a", "", one, one, rule, without=[0.3, -0.1]).verdict == "not shown"
     assert verdicts._judged("H1a", "", opposite, opposite, rule, without=[0.2]).verdict == "not shown"
+    # Of two draws none can be left out of what compares them.
+    for number in (one, opposite):
+        alone = verdicts._judged("H1a", "", number, number, rule, without=[np.nan, np.nan])
+        assert (alone.verdict, alone.without_low) == ("not shown", pytest.approx(np.nan, nan_ok=True))
     # There are no others.
     assert verdicts._judged("H1a", "", one, None, rule).verdict == "not shown"
     assert verdicts._judged("H1a", "", opposite, None, rule).verdict == "not shown"

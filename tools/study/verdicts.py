@@ -198,13 +198,14 @@ def _judged(
     """Judges a number.
 
     Either way, what is said must also be so without the seen runs (`unseen`; None: there are no others, so that nothing
-    is shown), and the number must stay on its side without each draw.
+    is shown), and the number must stay on its side without each draw; if it cannot be computed then, nothing is shown.
     """
     verdict = rule.verdict(one.value, one.low, one.high)
-    known = np.array([value for value in without if np.isfinite(value)])
-    if verdict == SHOWN and not (holds and (known > rule.beyond).all()):
+    # NaN, of what compares two draws where there are no more, is on neither side.
+    left = np.array(without, dtype=float)
+    if verdict == SHOWN and not (holds and (left > rule.beyond).all()):
         verdict = NOT_SHOWN
-    if verdict == REVERSED and not (known < rule.least).all():
+    if verdict == REVERSED and not (left < rule.least).all():
         verdict = NOT_SHOWN
     if verdict in (SHOWN, REVERSED):
         again = None if unseen is None else rule.verdict(unseen.value, unseen.low, unseen.high)
@@ -212,6 +213,7 @@ def _judged(
     value_unseen = unseen.value if unseen is not None else float("nan")
     # The p of an estimate is against 0.
     p = one.p if np.isnan(p) and rule.beyond == 0 else p
+    known = left[np.isfinite(left)]
     least, largest = (known.min(), known.max()) if len(known) else (float("nan"), float("nan"))
     return Verdict(part, says, one.value, one.low, one.high, value_unseen, p, verdict, float(least), float(largest))
 
